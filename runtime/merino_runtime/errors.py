@@ -2,7 +2,7 @@
 
 
 class MerinoError(Exception):
-    """A request that cannot be met. The message says what, which value, what is allowed and what to do next.
+    """A request that cannot be met. The message names what failed, the value, what is allowed and what to do next.
 
     Each command-line entry catches it, prints it to stderr and exits with status 1.
     """

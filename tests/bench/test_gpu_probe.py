@@ -65,7 +65,7 @@ def test_without_a_driver_the_probe_says_so(tmp_path, monkeypatch):
 
 def test_a_jetson_with_tensorrt_is_probed_in_it_unless_asked_otherwise(monkeypatch):
     said = []
-    monkeypatch.delenv(choice.ASKED_FOR, raising=False)
+    monkeypatch.delenv(choice.BACKEND_VARIABLE, raising=False)
     assert backend_of_machine(None, said.append) == "onnxruntime" and not said
     put_in(Gpu(), "10.3.0", monkeypatch)
     monkeypatch.setattr(choice, "is_jetson", lambda: True)

@@ -32,7 +32,7 @@ from merino_bench.probe.timing import MOST_RUN_S, repeat_ms, row_of
 from merino_bench.sensors import environment
 from merino_bench.sensors.environment import cpu_moment, load_between
 from merino_bench.sensors.gpu import with_gpu
-from merino_runtime.backends.cuda import ON_DEVICE, TO_DEVICE, TO_HOST, Cuda, cuda_faults_told
+from merino_runtime.backends.cuda import ON_DEVICE, TO_DEVICE, TO_HOST, Cuda, raising_cuda_faults
 from merino_runtime.backends.engine_build import DECODE, WORKSPACE_MB, Build, build, builder_version
 from merino_runtime.backends.engine_file import EngineKey
 from merino_runtime.backends.gpu import Device, device_of, open_cuda
@@ -131,7 +131,7 @@ def probe_gpu(work: str, schema: int, tell: Tell) -> Dict[str, Any]:
     trt = open_tensorrt()
     cuda = open_cuda(version_tuple(trt.version))
     started, began, before = time.perf_counter(), cpu_moment(), with_gpu(environment.state())
-    with cuda_faults_told("measuring the GPU"):
+    with raising_cuda_faults("measuring the GPU"):
         device = device_of(cuda)
         rows, small = _chain_rows(trt, cuda, device, work, tell)
         tell("copies to the host")

@@ -1,7 +1,8 @@
-"""Which of ONNX Runtime's two kernels computes attention. Standard library only.
+"""Which of ONNX Runtime's two attention kernels runs. Standard library only.
 
-From 1.28 on it works in tiles. An environment variable, read when a session opens, brings back matrix multiplications
-of the whole, as before. Which is faster depends on the core and on the cache (docs/decisions/kv-cache.md).
+From 1.28 on attention is tiled (flash attention). An environment variable, read when a session opens, selects the
+earlier kernel: whole matrix multiplications. Which is faster depends on the core and on the cache
+(docs/decisions/kv-cache.md).
 """
 import contextlib
 import os
@@ -18,8 +19,8 @@ CORTEX_A53 = "0xd03"  # "CPU part" in /proc/cpuinfo
 
 @contextlib.contextmanager
 def faster_attention(bundle: Bundle) -> Iterator[None]:
-    """Around the opening of sessions: sets the variable where that is faster. A value of the user's stands."""
-    if SWITCH in os.environ or not is_faster_by_products(bundle):
+    """Around the opening of sessions: sets the variable where that is faster. A value that the user set is kept."""
+    if SWITCH in os.environ or not is_faster_untiled(bundle):
         yield
         return
     os.environ[SWITCH] = "1"
@@ -32,14 +33,14 @@ def faster_attention(bundle: Bundle) -> Iterator[None]:
 def attention_path(bundle: Bundle) -> str:
     """For people."""
     if SWITCH in os.environ:
-        return f"as {SWITCH}={os.environ[SWITCH]} says"
-    if is_faster_by_products(bundle):
+        return f"as {SWITCH}={os.environ[SWITCH]} requires"
+    if is_faster_untiled(bundle):
         return "by matrix multiplications, faster here"
     return "as onnxruntime does by default"
 
 
-def is_faster_by_products(bundle: Bundle) -> bool:
-    """On x86, measured, over a quantised cache; on Cortex-A53, by a model of the core, over one of floats."""
+def is_faster_untiled(bundle: Bundle) -> bool:
+    """On x86 over a quantised cache, by measurement; on Cortex-A53 over a float cache, by a model of the core."""
     quantised = quantised_cache(bundle) is not None
     here = platform.machine()
     if here in board.X86_MACHINES:

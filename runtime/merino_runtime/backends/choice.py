@@ -1,4 +1,4 @@
-"""Which backend runs a bundle on this machine: the one that was asked for, else TensorRT on a Jetson, else the first
+"""Which backend runs a bundle on this machine: the requested one, else TensorRT on a Jetson, else the first
 that the bundle lists. Nothing that a board may lack is imported, but TensorRT on a Jetson that has it.
 """
 import importlib.util
@@ -12,23 +12,23 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
 
 ONNXRUNTIME, TENSORRT = BACKENDS = ("onnxruntime", "tensorrt")
-ASKED_FOR = "MERINO_BACKEND"  # the environment's wish, where the command line has none
+BACKEND_VARIABLE = "MERINO_BACKEND"  # of the environment, where the command line names none
 Say = Callable[[str], None]
 
 
-def choose_backend(bundle: Bundle, asked: Optional[str] = None, say: Say = lambda _: None) -> str:
-    """The name of a backend. Raises MerinoError where the one asked for does not run this bundle, or none does.
+def choose_backend(bundle: Bundle, requested: Optional[str] = None, say: Say = lambda _: None) -> str:
+    """The name of a backend. Raises MerinoError where the requested one does not run this bundle, or none does.
 
     say: gets a note where the machine decides.
     """
-    asked = asked or os.environ.get(ASKED_FOR) or None
-    if asked:
-        check_name(asked)
-        if need_of(bundle, asked) is None:
-            raise MerinoError(f"bundle {bundle.name!r} ({bundle.dialect}, {bundle.precision}) does not run on {asked}: "
-                              f"it needs {backends_text(bundle)}. For TensorRT export it with --dialect portable, in "
-                              "--precision fp32 or fp16.")
-        return asked
+    requested = requested or os.environ.get(BACKEND_VARIABLE) or None
+    if requested:
+        check_name(requested)
+        if need_of(bundle, requested) is None:
+            raise MerinoError(f"bundle {bundle.name!r} ({bundle.dialect}, {bundle.precision}) does not run on "
+                              f"{requested}: it needs {backends_text(bundle)}. For TensorRT export it with --dialect "
+                              "portable, in --precision fp32 or fp16.")
+        return requested
     known = [need.name for need in bundle.backends if need.name in BACKENDS]
     if not known:
         named = " or ".join(repr(need.name) for need in bundle.backends)
@@ -39,15 +39,15 @@ def choose_backend(bundle: Bundle, asked: Optional[str] = None, say: Say = lambd
     return known[0]
 
 
-def backend_of_machine(asked: Optional[str] = None, say: Say = lambda _: None) -> str:
-    """The backend to measure this machine with, where no bundle has a say. MerinoError for one that is not known.
+def backend_of_machine(requested: Optional[str] = None, say: Say = lambda _: None) -> str:
+    """The backend to measure this machine with, where no bundle decides. MerinoError for one that is not known.
 
     say: gets a note where the machine decides.
     """
-    asked = asked or os.environ.get(ASKED_FOR) or None
-    if asked:
-        check_name(asked)
-        return asked
+    requested = requested or os.environ.get(BACKEND_VARIABLE) or None
+    if requested:
+        check_name(requested)
+        return requested
     return _of_jetson(ONNXRUNTIME, say) if is_jetson() and is_installed(TENSORRT) else ONNXRUNTIME
 
 

@@ -175,7 +175,7 @@ def cuda_fault(doing: str, error: CudaError) -> MerinoError:
 
 
 @contextlib.contextmanager
-def cuda_faults_told(doing: str) -> Iterator[None]:
+def raising_cuda_faults(doing: str) -> Iterator[None]:
     try:
         yield
     except CudaError as error:

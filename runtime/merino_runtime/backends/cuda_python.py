@@ -9,7 +9,7 @@ from typing import Any, Tuple
 from merino_runtime.backends.cuda import Cuda, CudaError
 
 MODULES = ("cuda.bindings.runtime", "cuda.cudart")  # from 12.6 on; before
-# Arguments that are members of an enumeration there: by the function, their place and the enumeration.
+# Arguments that are members of an enumeration there: by the function, their index and the enumeration.
 ENUMERATIONS = {"cudaMemcpyAsync": (3, "cudaMemcpyKind"), "cudaMemcpy2DAsync": (6, "cudaMemcpyKind"),
                 "cudaDeviceGetAttribute": (0, "cudaDeviceAttr"), "cudaStreamBeginCapture": (1, "cudaStreamCaptureMode")}
 
@@ -22,8 +22,8 @@ class CudaPython(Cuda):
     def _results(self, name: str, *arguments: Any) -> Tuple[Any, ...]:
         given = list(arguments)
         if name in ENUMERATIONS:
-            place, enumeration = ENUMERATIONS[name]
-            given[place] = getattr(self._module, enumeration)(given[place])
+            index, enumeration = ENUMERATIONS[name]
+            given[index] = getattr(self._module, enumeration)(given[index])
         status, *results = getattr(self._module, name)(*given)
         if int(status):
             self._module.cudaGetLastError()

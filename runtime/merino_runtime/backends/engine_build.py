@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set
 
-from merino_runtime.backends.cuda import MB, Cuda, cuda_faults_told
+from merino_runtime.backends.cuda import MB, Cuda, raising_cuda_faults
 from merino_runtime.backends.engine_file import (
     EngineKey,
     keep_engine,
@@ -32,13 +32,13 @@ from merino_runtime.io.memory import lack_of_memory
 
 DECODE, PREFILL = 0, 1  # numbers of the profiles
 PREFILL_CHUNK_IDS = 64  # where reading the weights takes about as long as computing with them, on the boards' GPUs
-WORKSPACE_MB = 128  # for a kernel beside its inputs: matrix products need little
-TOLD_EVERY_S = 15.0  # where TensorRT itself tells no progress
+WORKSPACE_MB = 128  # for a kernel beside its inputs: matrix multiplications need little
+REPORT_EVERY_S = 15.0  # where TensorRT itself reports no progress
 Tell = Callable[[str], None]
 
 
 class Build(NamedTuple):
-    """What a build was asked for, and needs."""
+    """The request of a build, and the memory that it needs."""
     key: EngineKey
     workspace_mb: int
     need_mb: float  # of this process: the graph's weights, TensorRT's copies of them, the plan, workspace, CUDA
@@ -67,7 +67,7 @@ def build_engine(bundle: Bundle, fp16: bool, workspace_mb: Optional[int], tell: 
     workspace = workspace_of(workspace_mb)
     trt = open_tensorrt()
     cuda = open_cuda(version_tuple(trt.version))
-    with cuda_faults_told("building the engine"):
+    with raising_cuda_faults("building the engine"):
         return ensure_engine(bundle, trt, cuda, "fp16" if fp16 else bundle.precision, tell, workspace)
 
 
@@ -90,19 +90,19 @@ def ensure_engine(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str, tel
         kept = None if anew else sound_path(bundle, key)  # by the process that held the lock
         if kept:
             return Made(kept, False)
-        wanted = Build(key, workspace_mb, check_memory(bundle, cuda, precision, workspace_mb, tell))
+        request = Build(key, workspace_mb, check_memory(bundle, cuda, precision, workspace_mb, tell))
         started = time.monotonic()
-        tell(f"building an engine for {key.gpu} (TensorRT {key.tensorrt}, {key.precision}, about {wanted.need_mb:.0f} "
+        tell(f"building an engine for {key.gpu} (TensorRT {key.tensorrt}, {key.precision}, about {request.need_mb:.0f} "
              "MB): this takes minutes, once per bundle. The same by NVIDIA's own tool, which keeps no engine for this "
-             f"program: {trtexec_command(bundle, wanted)}")
-        plan = build(bundle, trt, wanted, tell)
+             f"program: {trtexec_command(bundle, request)}")
+        plan = build(bundle, trt, request, tell)
         path = keep_engine(bundle, key, plan)
     tell(f"built in {time.monotonic() - started:.0f} s, {len(plan) / MB:.0f} MB: {path}")
     return Made(path, True)
 
 
 def check_memory(bundle: Bundle, cuda: Cuda, precision: str, workspace_mb: int, tell: Tell) -> float:
-    """MB that the build needs. Raises MerinoError where the machine has less in all, and tells where less is free."""
+    """MB that the build needs. Raises MerinoError where the machine has less in all, and reports where less is free."""
     weights_mb = bundle.weight_bytes / MB
     engine_mb = weights_mb / (2 if precision == "fp16" and bundle.precision == "fp32" else 1)
     need_mb = 2 * weights_mb + 2 * engine_mb + workspace_mb + board.CUDA_MB + board.PROCESS_MB
@@ -126,9 +126,9 @@ def check_memory(bundle: Bundle, cuda: Cuda, precision: str, workspace_mb: int, 
     return need_mb
 
 
-def build(bundle: Bundle, trt: TensorRt, wanted: Build, tell: Tell) -> memoryview:
-    """-> the plan. Raises MerinoError with what TensorRT said."""
-    module, key = trt.module, wanted.key
+def build(bundle: Bundle, trt: TensorRt, request: Build, tell: Tell) -> memoryview:
+    """-> the plan. Raises MerinoError with the errors of TensorRT."""
+    module, key = trt.module, request.key
     try:
         builder = module.Builder(trt.logger)
     except TypeError as error:  # "factory function returned nullptr": no GPU, or no memory for its context
@@ -138,7 +138,7 @@ def build(bundle: Bundle, trt: TensorRt, wanted: Build, tell: Tell) -> memoryvie
     network = builder.create_network(explicit)
     parse(bundle, trt, network)
     config = builder.create_builder_config()
-    limit_workspace(trt, config, wanted.workspace_mb * MB)
+    limit_workspace(trt, config, request.workspace_mb * MB)
     config.clear_flag(module.BuilderFlag.TF32)  # fp32 means float32: TF32 keeps 10 bits of a factor
     if key.precision == "fp16":
         for flag in fp16_flags(trt):
@@ -151,19 +151,20 @@ def build(bundle: Bundle, trt: TensorRt, wanted: Build, tell: Tell) -> memoryvie
     with _progress(trt, config, tell):
         plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise _build_failed(bundle, trt, wanted)
+        raise _build_failed(bundle, trt, request)
     keep_timing_cache(bundle, key, bytes(memoryview(config.get_timing_cache().serialize())))
     return memoryview(plan).cast("B")
 
 
-def _build_failed(bundle: Bundle, trt: TensorRt, wanted: Build) -> MerinoError:
+def _build_failed(bundle: Bundle, trt: TensorRt, request: Build) -> MerinoError:
     why = trt.why()
     failed = f"TensorRT {trt.version} cannot build an engine of {bundle.name!r}: {why}."
     if "memory" in why.lower() or lack_of_memory(MerinoError(why)) is not None:
-        return MerinoError(f"{failed} It ran out of memory (an estimate was {wanted.need_mb:.0f} MB). Stop other "
+        return MerinoError(f"{failed} It ran out of memory (an estimate was {request.need_mb:.0f} MB). Stop other "
                            "programs, add swap, make the workspace smaller (--workspace-mb), or export with "
                            "--precision fp16 or a shorter --context.")
-    return MerinoError(f"{failed} The same by NVIDIA's own tool, with its whole log: {trtexec_command(bundle, wanted)}")
+    return MerinoError(f"{failed} The same by NVIDIA's own tool, with its whole log: "
+                       f"{trtexec_command(bundle, request)}")
 
 
 def parse(bundle: Bundle, trt: TensorRt, network: Any) -> None:
@@ -171,9 +172,9 @@ def parse(bundle: Bundle, trt: TensorRt, network: Any) -> None:
     path = os.path.join(bundle.folder, "model.onnx")
     parser = trt.module.OnnxParser(network, trt.logger)
     if not parser.parse_from_file(path):
-        said = [f"node {parser.get_error(index).node()}: {' '.join(parser.get_error(index).desc().split())}"
+        reasons = [f"node {parser.get_error(index).node()}: {' '.join(parser.get_error(index).desc().split())}"
                 for index in range(min(parser.num_errors, 3))]
-        raise MerinoError(f"TensorRT {trt.version} does not take {path}: {'; '.join(said) or trt.why()}. Export the "
+        raise MerinoError(f"TensorRT {trt.version} does not take {path}: {'; '.join(reasons) or trt.why()}. Export the "
                           "bundle again with --dialect portable, or run it on the CPU: --backend onnxruntime.")
 
 
@@ -189,11 +190,11 @@ def _profile(builder: Any, network: Any, length: int) -> Any:
 
 
 def keep_norms_float32(trt: TensorRt, network: Any) -> int:
-    """Asks for float32 in the layers of each norm, from the square of its input to the division by its root -> how
+    """Requires float32 in the layers of each norm, from the square of its input to the division by its root -> how
     many layers.
 
-    A norm is known by its mean: it begins with the product that the mean is of, and ends with the next division. Other
-    parts of these graphs have no mean.
+    A norm is known by its mean: it begins with the multiplication whose mean is taken, and ends with the next division.
+    Other parts of these graphs have no mean.
     """
     module = trt.module
     layers = [network.get_layer(index) for index in range(network.num_layers)]
@@ -239,13 +240,13 @@ def _divides(trt: TensorRt, layer: Any) -> bool:
     return layer.op == trt.module.ElementWiseOperation.DIV
 
 
-def trtexec_command(bundle: Bundle, wanted: Build) -> str:
+def trtexec_command(bundle: Bundle, request: Build) -> str:
     """A build of the same graph with one profile for both lengths: to see what TensorRT does, and how fast it is."""
-    key = wanted.key
+    key = request.key
     ids = [port.name for port in bundle.inputs if "sequence" in port.shape]
     shapes = {length: ",".join(f"{name}:1x{length}" for name in ids) for length in (1, key.chunk)}
-    workspace = (f"--workspace={wanted.workspace_mb}" if key.tensorrt.startswith("8.") else
-                 f"--memPoolSize=workspace:{wanted.workspace_mb}M")
+    workspace = (f"--workspace={request.workspace_mb}" if key.tensorrt.startswith("8.") else
+                 f"--memPoolSize=workspace:{request.workspace_mb}M")
     fp16 = " --fp16" if key.precision == "fp16" else " --noTF32"
     return (f"/usr/src/tensorrt/bin/trtexec --onnx={os.path.join(bundle.folder, 'model.onnx')} "
             f"--minShapes={shapes[1]} --optShapes={shapes[key.chunk]} --maxShapes={shapes[key.chunk]} {workspace}"
@@ -254,16 +255,16 @@ def trtexec_command(bundle: Bundle, wanted: Build) -> str:
 
 @contextlib.contextmanager
 def _progress(trt: TensorRt, config: Any, tell: Tell) -> Iterator[None]:
-    """Around a build: tells the phases that TensorRT 10 names; for 8.2, which names none, how long it has taken."""
+    """Around a build: reports the phases that TensorRT 10 names; for 8.2, which names none, the time so far."""
     ended, started = threading.Event(), time.monotonic()
 
     def tell_time() -> None:
-        while not ended.wait(TOLD_EVERY_S):
+        while not ended.wait(REPORT_EVERY_S):
             tell(f"still building, {time.monotonic() - started:.0f} s")
 
     if hasattr(trt.module, "IProgressMonitor"):
         monitor = _monitor(trt.module, tell)
-        config.progress_monitor = monitor  # the builder keeps no reference: `monitor` is ours until the body's end
+        config.progress_monitor = monitor  # the builder keeps no reference: `monitor` lives until the body's end
         yield
         return
     thread = threading.Thread(target=tell_time, daemon=True)

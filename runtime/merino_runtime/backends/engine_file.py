@@ -127,7 +127,7 @@ def _header_of(start: bytes) -> Optional[Dict[str, Any]]:
 
 def keep_engine(bundle: Bundle, key: EngineKey, plan: Any) -> str:
     """Writes the plan, a buffer, whole or not at all -> its path. Engines of the same model and GPU in another
-    precision are removed: the last one that was asked for is the one that runs. MerinoError where the disk refuses."""
+    precision are removed: the last one that was requested is the one that runs. MerinoError where the disk refuses."""
     header = MAGIC + json.dumps({
         "schema": SCHEMA, "key": dict(key._asdict()), "plan_bytes": len(plan),
         "plan_sha256": hashlib.sha256(plan).hexdigest()}).encode("utf-8")

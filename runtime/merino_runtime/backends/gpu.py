@@ -1,6 +1,6 @@
-"""Finds the CUDA runtime of this machine, and says which GPU it has.
+"""Finds the CUDA runtime of this machine, and reads which GPU it has.
 
-Attributes are asked for one by one, since the layout of cudaDeviceProp differs between versions.
+Attributes are read one by one, since the layout of cudaDeviceProp differs between versions.
 """
 import contextlib
 import ctypes
@@ -79,7 +79,7 @@ def device_of(cuda: Cuda) -> Device:
 
 
 def _name_of(number: int) -> str:
-    """By the driver, since the runtime has no function for the name alone; `unknown GPU` where it does not say."""
+    """By the driver, since the runtime has no function for the name alone; `unknown GPU` where it gives none."""
     library = open_library(["libcuda.so.1", "libcuda.so"])
     if library is None:
         return "unknown GPU"

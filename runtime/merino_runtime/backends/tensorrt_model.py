@@ -7,7 +7,7 @@ import contextlib
 import threading
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
-from merino_runtime.backends.cuda import Cuda, CudaError, cuda_faults_told
+from merino_runtime.backends.cuda import Cuda, CudaError, raising_cuda_faults
 from merino_runtime.backends.engine_build import DECODE, PREFILL, Tell, chunk_ids, ensure_engine, key_of
 from merino_runtime.backends.engine_file import opened_plan
 from merino_runtime.backends.gpu import open_cuda
@@ -51,7 +51,7 @@ def open_model(bundle: Bundle, tell: Tell) -> Model:
     trt = open_tensorrt()
     cuda = open_cuda(version_tuple(trt.version))
     refused = None
-    with cuda_faults_told("opening the engine"):
+    with raising_cuda_faults("opening the engine"):
         for precision in sorted({"fp16", bundle.precision}):
             try:
                 model = _opened(bundle, trt, cuda, precision)
@@ -164,7 +164,7 @@ def released(free: Callable[[int], None], what: int) -> None:
 
 
 def check_tensors(bundle: Bundle, tensors: Dict[str, Tensor]) -> None:
-    """Raises MerinoError where the engine has other inputs or outputs than bundle.json says."""
+    """Raises MerinoError where the engine has other inputs or outputs than bundle.json lists."""
     ports: Dict[str, Port] = {port.name: port for port in (*bundle.inputs, *bundle.outputs)}
     wrong = sorted(set(ports) ^ set(tensors))
     wrong += [name for name, port in ports.items() if name in tensors and not _agrees(port, tensors[name])]

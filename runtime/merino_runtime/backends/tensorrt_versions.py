@@ -2,7 +2,7 @@
 
 8.2 (JetPack 4.6.1 and later, Python 3.6) addresses inputs and outputs by binding numbers, of which each optimisation
 profile has its own. 10.x (JetPack 6) addresses them by name. int64 inputs of a graph are int32 in an engine of 8.2:
-the types to write are always asked of the engine.
+the types to write are always read from the engine.
 """
 from typing import Any, Dict, List, NamedTuple, Tuple
 
@@ -23,17 +23,17 @@ class Tensor(NamedTuple):
 class TensorRt(NamedTuple):
     module: Any
     version: str
-    logger: Any  # with `said`: its last errors, the latest last
+    logger: Any  # with `errors`: the last ones, in order
 
     @property
     def is_82(self) -> bool:
         return version_tuple(self.version)[0] == 8
 
     def why(self) -> str:
-        """What TensorRT said last, for a message; then forgotten."""
-        said = "; ".join(self.logger.said) or "it gave no reason"
-        del self.logger.said[:]
-        return said
+        """TensorRT's last errors, for a message; then forgotten."""
+        reason = "; ".join(self.logger.errors) or "it gave no reason"
+        del self.logger.errors[:]
+        return reason
 
 
 def open_tensorrt() -> TensorRt:
@@ -61,12 +61,12 @@ def _logger(module: Any) -> Any:
     class Logger(module.ILogger):
         def __init__(self) -> None:
             module.ILogger.__init__(self)
-            self.said: List[str] = []
+            self.errors: List[str] = []
 
         def log(self, severity: Any, msg: str) -> None:
             if int(severity) <= int(module.ILogger.ERROR):
-                self.said.append(" ".join(msg.split())[:LONGEST_MESSAGE])
-                del self.said[:-KEPT_MESSAGES]
+                self.errors.append(" ".join(msg.split())[:LONGEST_MESSAGE])
+                del self.errors[:-KEPT_MESSAGES]
 
     return Logger()
 
@@ -148,5 +148,5 @@ class BoundEngine:
 
 
 def fp16_flags(trt: TensorRt) -> List[Any]:
-    """Of the builder: float16 kernels, with the layers kept float32 that ask for it."""
+    """Of the builder: float16 kernels, with float32 kept in the layers that require it."""
     return [trt.module.BuilderFlag.FP16, trt.module.BuilderFlag.OBEY_PRECISION_CONSTRAINTS]

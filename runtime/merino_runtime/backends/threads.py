@@ -12,7 +12,7 @@ MOST_DECODE_THREADS = 4  # decode is bound by memory reads, and four cores satur
 TWO_THREADS_BELOW_BYTES = 16 * 10 ** 6
 # Different counts take two sessions, which hold the weights twice: worth it where that is so little memory.
 TWO_SESSIONS_BELOW_BYTES = 32 * 10 ** 6
-MOST_PER_CORE = 4  # more only wait for each other, and tens of thousands end the process before it can say why
+MOST_PER_CORE = 4  # more only wait for each other, and tens of thousands end the process before it can report why
 
 
 class ThreadCounts(NamedTuple):

@@ -153,7 +153,7 @@ def bundle_of(folder: str, description: Any) -> Bundle:
         raise MerinoError(f"{path} holds {shown(description)}, not an object. Export the bundle again.")
     schema = description.get("schema")
     if "schema" in description and (schema != SCHEMA or isinstance(schema, (bool, float))):
-        # Said alone: under another schema the complaints about keys would mean nothing.
+        # Reported alone: under another schema, faults of keys would mean nothing.
         raise MerinoError(f"{path} has schema {shown(schema)}, this runtime reads schema {SCHEMA}. Use the "
                           "merino.pyz that came with the bundle, or export it again with this version.")
     problems = problems_of(description)
@@ -163,7 +163,7 @@ def bundle_of(folder: str, description: Any) -> Bundle:
 
 
 def need_of(bundle: Bundle, backend: str) -> Optional[BackendNeed]:
-    """What the bundle asks of a backend; None where that cannot run it."""
+    """What the bundle requires of a backend; None where that cannot run it."""
     return next((need for need in bundle.backends if need.name == backend), None)
 
 
@@ -245,14 +245,14 @@ def sha256_of(path: str) -> str:
 
 def _read_description(folder: str) -> Any:
     path = os.path.join(folder, "bundle.json")
-    wanted = "A bundle is the folder that `merino-edge export -o` writes, with bundle.json in it"
+    remedy = "A bundle is the folder that `merino-edge export -o` writes, with bundle.json in it"
     if not os.path.exists(folder):
-        raise MerinoError(f"no such bundle: {folder!r}. {wanted}.")
+        raise MerinoError(f"no such bundle: {folder!r}. {remedy}.")
     if not os.path.isdir(folder):
-        raise MerinoError(f"{folder!r} is a file. {wanted}; a packed one is installed first: "
+        raise MerinoError(f"{folder!r} is a file. {remedy}; a packed one is installed first: "
                           "python3 merino.pyz install NAME.merino")
     if not os.path.isfile(path):
-        raise MerinoError(f"{folder!r} is not a bundle: it has no bundle.json. {wanted}.")
+        raise MerinoError(f"{folder!r} is not a bundle: it has no bundle.json. {remedy}.")
     return read_json(path, "Copy or export the bundle again.")
 
 

@@ -1,6 +1,6 @@
 """Whether a bundle can run on this machine, what will make it slow there, and what memory it needs.
 
-Standard library only: it is asked before numpy or a backend is imported.
+Standard library only: it runs before numpy or a backend is imported.
 """
 import os
 from typing import List, Optional
@@ -108,7 +108,7 @@ def _check_kernels(bundle: Bundle, board: Board) -> None:
 
 
 def _core_notes(bundle: Bundle, board: Board) -> List[str]:
-    """What a graph for the other kind of Arm core costs here, where it costs anything."""
+    """The predicted slowdown of a graph that was built for the other Arm core type."""
     if not is_for_other_core(bundle, board):
         return []
     slowdowns = [each for each in bundle.slower_on if each.core == kind_of_core(board)]
@@ -121,11 +121,11 @@ def _core_notes(bundle: Bundle, board: Board) -> List[str]:
 
 def _missing_isa(bundle: Bundle, board: Board) -> List[str]:
     """Features of the other architecture (x86 on Arm, Arm on x86) are not counted as missing, nor is dotprod where
-    `core` tells of it."""
+    the note on `core` reports it."""
     on_x86 = board.architecture in X86_MACHINES
     foreign = set((ARM_FEATURES if on_x86 else X86_FEATURES).values())
-    told = {"dotprod"} if bundle.core else set()
-    return [name for name in bundle.isa if name not in board.isa and name not in foreign | told]
+    reported = {"dotprod"} if bundle.core else set()
+    return [name for name in bundle.isa if name not in board.isa and name not in foreign | reported]
 
 
 def out_of_memory(bundle: Bundle, doing: str, sessions: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""Imports the packages that a board must install, and says how to install them where one is absent."""
+"""Imports the packages that a board must install, and reports how to install them where one is absent."""
 import importlib
 import os
 import re
@@ -30,14 +30,14 @@ def require(name: str, requirements: Sequence[str] = PACKAGES) -> Any:
 def install_commands(requirements: Sequence[str] = PACKAGES) -> str:
     """Inside a virtual environment commands of pip alone. Outside they also make one: systems such as Raspberry Pi OS
     refuse pip there (PEP 668)."""
-    wanted = " ".join(f"'{each}'" if set(each) & set("<>!=,") else each for each in requirements)
+    packages = " ".join(f"'{each}'" if set(each) & set("<>!=,") else each for each in requirements)
     python, make, then = sys.executable or "python3", [], ""
     if sys.prefix == sys.base_prefix and _externally_managed():
         python = ENVIRONMENT + "/bin/python"
         make, then = [f"python3 -m venv {ENVIRONMENT}"], f" (and from then on {python} in place of python3)"
     # pip 18.1, which comes with Python 3.6, does not know the wheels of onnxruntime after 1.3.
     upgrade = [f"{python} -m pip install --upgrade pip"] if sys.version_info < (3, 7) else []
-    install = f"{python} -m pip install --only-binary=:all: {wanted}"
+    install = f"{python} -m pip install --only-binary=:all: {packages}"
     return f"Run: {' && '.join([*make, *upgrade, install])}{then}"
 
 

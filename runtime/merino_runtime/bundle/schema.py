@@ -104,9 +104,9 @@ def _cache_contradictions(description: Dict[str, Any], ports: Dict[str, Any]) ->
     """The inputs that hold keys and values are those of kv_layers and have kv_bytes: by these the memory is judged
     before it is allocated."""
     problems, total = [], 0
-    wanted = {f"past_key_values.{index}.{part}": layer
-              for index, layer in enumerate(description["kv_layers"]) for part in ("key", "value")}
-    for name, layer in wanted.items():
+    layer_of = {f"past_key_values.{index}.{part}": layer
+                for index, layer in enumerate(description["kv_layers"]) for part in ("key", "value")}
+    for name, layer in layer_of.items():
         dtype, size, held = CACHE_TYPES[layer["format"]]
         shape = [1, layer["heads"], description["context"], layer["head_size"] // held]
         port = ports.get(name)
@@ -117,7 +117,7 @@ def _cache_contradictions(description: Dict[str, Any], ports: Dict[str, Any]) ->
         else:
             total += shape[1] * shape[2] * shape[3] * size
     problems.extend(f"inputs has {shown(name)}, which is of no layer" for name in ports
-                    if name.startswith("past_key_values.") and name not in wanted)
+                    if name.startswith("past_key_values.") and name not in layer_of)
     if not problems and total != description["kv_bytes"]:
         problems.append(f"kv_bytes is {description['kv_bytes']}, the inputs hold {total}")
     return problems

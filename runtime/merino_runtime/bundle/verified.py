@@ -24,7 +24,7 @@ LEAST_AGE_NS = 3 * 10 ** 9
 
 
 def check_files_once(bundle: Bundle) -> None:
-    """Hashes the files unless the stamp says that they are as they were. MerinoError if one is missing or damaged."""
+    """Hashes the files unless the stamp shows that they are unchanged. MerinoError if one is missing or damaged."""
     check_files(bundle, hashes=False)
     state = _state(bundle)
     if all(_stamped(path) != state for path in (_path(bundle), _path_beside(bundle))):
@@ -43,7 +43,7 @@ def check_and_stamp(bundle: Bundle) -> None:
 
 
 def stamp_beside(bundle: Bundle) -> None:
-    """By who made the files, hashed what it wrote, and has let nobody else know of the folder: so no age is asked for.
+    """By who made the files, hashed what it wrote, and has let nobody else know of the folder: so no age is required.
     A rename of the folder changes nothing that a stamp holds."""
     write_output(_path_beside(bundle), _stamp(_state(bundle)), sync=False)
 

@@ -1,7 +1,7 @@
 """The agent: the board's end of what the workstation does over ssh. Runs programs, and receives files in pieces.
 
-It is sent as text to `python3 -c`, before anything of ours is on the board, so it imports nothing of ours. It reads
-one line of JSON from stdin, the request, and then what belongs to it. Its own answers are lines of JSON on stdout
+It is sent as text to `python3 -c`, before anything of this project is on the board, so it imports nothing of it. It
+reads one line of JSON from stdin, the request, and then what belongs to it. Its own answers are lines of JSON on stdout
 behind the line `BEGIN`: a login shell may have printed before. The workstation's end: `merino_edge.delivery.ssh`.
 """
 import contextlib
@@ -20,7 +20,7 @@ import threading
 from typing import Any, BinaryIO, Callable, Dict, List, Optional
 
 BEGIN = "merino: the answer begins"
-CACHE = "@cache"  # in an argument or folder: this user's cache folder of ours
+CACHE = "@cache"  # in an argument or folder: this project's cache folder of this user
 PYTHON = "@python"  # in an argument: the Python that runs this
 PIECE = 1 << 18  # bytes
 SYSTEM_ROOT = "/opt/merino"
@@ -32,7 +32,7 @@ SERVICE_ROOT = r"^Exec.* --root (/\S+)"  # in the unit
 MOST_KEYS, LARGEST_KEY, LARGEST_UNIT = 100, 4096, 65536  # files, bytes, bytes
 SILENCE_S = 60  # without a byte of a file: the workstation is gone, though nobody closed the connection
 KILL_AFTER_S = 5.0
-NOT_FOUND = 127  # as a shell says that there is no such program
+NOT_FOUND = 127  # as a shell reports that there is no such program
 
 
 def main() -> None:
@@ -176,7 +176,7 @@ def run(arguments: List[str], stdin_bytes: int) -> int:
 
 
 def begun(arguments: List[str]) -> Optional[subprocess.Popen]:
-    """The program, waiting for its stdin; None where it cannot be run, which stderr is told."""
+    """The program, waiting for its stdin; None where it cannot be run, which stderr reports."""
     try:
         return subprocess.Popen(list(map(placed, arguments)), stdin=subprocess.PIPE, start_new_session=True)
     except OSError as error:

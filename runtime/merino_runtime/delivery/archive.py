@@ -3,7 +3,7 @@
 It is a POSIX tar of one canonical form (docs/formats.md): regular files alone, each header the only one that its path
 and size can have. So the manifest gives every byte of the file but the contents, and a reader compares instead of
 interpreting: a link, a device, a second name or a size that lies is a header that differs. Nothing is compressed, so
-nothing grows. `tarfile` is not used: that of Python 3.6 follows what an archive says.
+nothing grows. `tarfile` is not used: that of Python 3.6 follows links and paths of an archive.
 """
 import base64
 import binascii
@@ -267,12 +267,12 @@ def _signature_at(file: BinaryIO, path: str, position: int) -> Optional[Signatur
 
 def _check_header(file: BinaryIO, path: str, position: int, entry: FileEntry) -> None:
     try:
-        wanted = header(entry.path, entry.bytes)
+        expected = header(entry.path, entry.bytes)
     except ValueError as error:
         raise MerinoError(f"{path}: {error}. {REMEDY}.") from error
     file.seek(position)
     block = file.read(BLOCK)
-    if block != wanted:
+    if block != expected:
         raise MerinoError(f"{path}: in place of {entry.path} with {entry.bytes:,} bytes stands {_described(block)}. "
                           f"{REMEDY}.")
 

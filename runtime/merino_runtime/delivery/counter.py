@@ -1,7 +1,7 @@
 """The counter of packed files: a board takes no signed file that is older than one that it has taken.
 
 `pack` writes a counter into the manifest. ROOT/counter.json has the highest that a signed file brought which passed its
-self-test here. A file without a signature could state any, so its counter is neither asked for nor kept.
+self-test here. A file without a signature could state any, so its counter is neither checked nor kept.
 """
 import os
 

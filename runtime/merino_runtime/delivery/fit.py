@@ -1,6 +1,6 @@
 """What of a packed file a machine takes: one bundle, and the wheels for its Python. Or why it takes nothing.
 
-Asked on the workstation before a file travels, and on the board before anything is unpacked or imported.
+Checked on the workstation before a file travels, and on the board before anything is unpacked or imported.
 """
 import re
 from typing import List, NamedTuple, Optional, Tuple
@@ -67,9 +67,9 @@ def packed_bundle(archive: Archive, path: str) -> Bundle:
 
 def check_board(manifest: Manifest, machine: Machine) -> None:
     """Raises MerinoError where the file is for other boards."""
-    wanted = [model for need in manifest.boards for model in need.device_tree_models]
+    models = [model for need in manifest.boards for model in need.device_tree_models]
     # In whole words: `Raspberry Pi 5` does not name a Raspberry Pi 500.
-    if manifest.boards and not any(re.match(re.escape(model) + r"(?!\w)", machine.model) for model in wanted):
+    if manifest.boards and not any(re.match(re.escape(model) + r"(?!\w)", machine.model) for model in models):
         here = repr(machine.model) if machine.model else f"a {machine.board.architecture} machine without a device tree"
         raise MerinoError(f"the file is for {', '.join(need.id for need in manifest.boards)}, this is {here}. Pack it "
                           "for this board (`merino-edge pack --device`), or install it all the same with --force.")

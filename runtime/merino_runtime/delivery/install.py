@@ -1,7 +1,7 @@
 """Installs a packed file: checks it before anything moves, unpacks, tests the release in place, then swaps `current`.
 
-What is there keeps running until the new release has generated the golden ids. `releases` says what lies where, `fit`
-what this machine takes of the file, `packages` makes the environment. Standard library only.
+What is there keeps running until the new release has generated the golden ids. `releases` defines what lies where,
+`fit` what this machine takes of the file, `packages` makes the environment. Standard library only.
 """
 import os
 import shlex
@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from merino_runtime.backends.choice import ASKED_FOR, TENSORRT
+from merino_runtime.backends.choice import BACKEND_VARIABLE, TENSORRT
 from merino_runtime.bundle import load_bundle, sha256_of
 from merino_runtime.bundle.verified import stamp_beside
 from merino_runtime.delivery import packages, probation, releases
@@ -61,12 +61,12 @@ class Checked(NamedTuple):
     archive: Archive
     choice: Choice
     notes: List[str]
-    asked_backend: Optional[str]  # on the command line
+    backend_option: Optional[str]  # on the command line
     keys: Tuple[NamedKey, ...]  # to be trusted from now on
 
     @property
     def withdrawn(self) -> List[bytes]:
-        """Keys that the file ends the trust in: only one that is signed has a say."""
+        """Keys that the file ends the trust in: only a signed one ends trust."""
         texts = self.archive.manifest.withdrawn if self.archive.signature else ()
         return [key_of_base64(each) or b"" for each in texts]
 
@@ -77,7 +77,7 @@ def install(path: str, root: str, keys: Sequence[str] = (), allow_unsigned: bool
     """Installs the packed file at `path` -> what `install --json` prints.
 
     root: the folder of releases, made where its parent is there. keys: public keys' files, trusted from now on. force:
-    and backend: as of `fit.choose`; a backend that was asked for is the release's from then on. tell: gets a line per
+    and backend: as of `fit.choose`; a backend that was named is the release's from then on. tell: gets a line per
     step. allow_downgrade: also a signed file that is older than one before. as_service: the service's user tests it.
     Raises MerinoError; what was installed before then stays as it was, and no key is trusted that was not before.
     """
@@ -128,7 +128,7 @@ def check(path: str, root: str, keys: Sequence[str], allow_unsigned: bool, force
 
 
 def _check_signer(root: str, archive: Archive, new: Sequence[NamedKey], allow_unsigned: bool, notes: List[str]) -> None:
-    """A trusted key signed the file, and one stays trusted when it is installed. Or no signature is asked for."""
+    """A trusted key signed the file, and one stays trusted when it is installed. Or no signature is required."""
     trusted = [key.key for key in trusted_keys(root)] + [key.key for key in new]
     if archive.signature and archive.signature.key in withdrawn_keys(root):
         raise MerinoError(f"{archive.path} is signed by the key {key_base64(archive.signature.key)}, which was "
@@ -265,8 +265,8 @@ def _write_own(partial: str, checked: Checked) -> None:
     """What a release holds beside the archive's files."""
     archive, bundle = checked.archive, checked.choice.bundle
     launcher = os.path.join(partial, releases.LAUNCHER)
-    asked = checked.asked_backend
-    setting = f"\nexport {ASKED_FOR}=${{{ASKED_FOR}:-{asked}}}" if asked else ""
+    backend = checked.backend_option
+    setting = f"\nexport {BACKEND_VARIABLE}=${{{BACKEND_VARIABLE}:-{backend}}}" if backend else ""
     write_output(launcher, LAUNCHER.format(python=shlex.quote(sys.executable or "python3"), setting=setting))
     if checked.choice.backend == TENSORRT:
         os.mkdir(os.path.join(partial, ENGINES))
@@ -285,7 +285,7 @@ def _choice_record(checked: Checked) -> Dict[str, Any]:
     wheels = checked.choice.wheels
     return {"bundle": checked.choice.path, "wheels": wheels.path if wheels else None,
             "interpreter": packages.base_python() if wheels else sys.executable,
-            "backend": checked.asked_backend}
+            "backend": checked.backend_option}
 
 
 def _test(root: str, checked: Checked, tell: Tell) -> None:

@@ -1,6 +1,6 @@
 """Facts about the machine that decide what of a packed file it takes: `board`'s, and its model, Python and C library.
 
-The workstation asks a board for them over ssh, as JSON, and reads the answer strictly: it may come from anything.
+The workstation requests them from a board over ssh, as JSON, and reads the answer strictly: it may come from anything.
 Standard library only, and nothing is imported that the board may lack.
 """
 import os
@@ -22,7 +22,7 @@ class Machine(NamedTuple):
     model: str  # of the device tree; empty where there is none, as on a PC
     python: str  # "3.11"
     glibc: str  # "2.36"; empty where the C library is another one
-    free_bytes: int  # on the disk of the folder that was asked about
+    free_bytes: int  # on the disk of the folder that was named
     managed: bool  # the system's Python refuses pip (PEP 668)
 
 

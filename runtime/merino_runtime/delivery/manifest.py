@@ -149,8 +149,8 @@ def _contradictions(description: Dict[str, Any]) -> List[str]:
 
 
 def _clashes(paths: Sequence[str]) -> List[str]:
-    """Files that would be one file, also where a file system does not tell upper from lower case, or of which one
-    would be a folder of the other."""
+    """Files that would be one file, also where a file system does not distinguish upper from lower case, or of which
+    one would be a folder of the other."""
     folded = [path.lower() for path in paths]
     problems = [f"{path} is listed twice, or in upper and lower case" for path in _twice(folded)]
     known = set(folded)

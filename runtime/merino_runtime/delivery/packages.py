@@ -80,19 +80,19 @@ def unpacked_bytes(archive: Archive, wheels: WheelSet) -> int:
 def make_environment(folder: str, archive: Archive, wheels: WheelSet, wheel_folder: str,
                      system_packages: bool = False) -> None:
     """Makes `folder`/env. wheel_folder: where the wheels lie unpacked. system_packages: the system's are seen too.
-    Raises MerinoError with what pip said."""
+    Raises MerinoError with the last line of pip's output."""
     environment, python = os.path.join(folder, ENVIRONMENT), python_of(folder)
     seen = ["--system-site-packages"] if system_packages else []
     _run([base_python(), "-m", "venv", "--without-pip", *seen, environment], "make a virtual environment")
     pip = os.path.join(wheel_folder, os.path.basename(_pip_wheel(archive, wheels).path), "pip")
     paths = [os.path.join(wheel_folder, os.path.basename(entry.path)) for entry in _installed(archive, wheels)]
-    # Without dependencies: the file holds what is needed, which is less than what packages ask for.
+    # Without dependencies: the file holds what is needed, which is less than what packages require.
     _run([python, pip, "--isolated", "--disable-pip-version-check", "--no-cache-dir", "install", "--quiet",
           "--no-index", "--no-deps", "--only-binary=:all:", "--no-warn-script-location", *paths],
          "install the file's wheels")
     _keep_interpreter(os.path.dirname(python))
     check_imports(folder, wheels)
-    os.sync()  # one call: thousands of files, each synced by itself, take minutes on a card
+    os.sync()  # one call: thousands of files, each synced separately, take minutes on a card
 
 
 def check_imports(folder: str, wheels: WheelSet) -> None:
@@ -144,8 +144,8 @@ def _run(command: Sequence[str], doing: str) -> None:
         raise MerinoError(f"cannot {doing}: no end after {TIMEOUT_S:g} s. Stop other programs, then install again."
                           ) from error
     if done.returncode:
-        said = [line.strip() for line in done.stdout.decode("utf-8", "replace").splitlines() if line.strip()]
-        reason = said[-1] if said else f"exit code {done.returncode}"
+        lines = [line.strip() for line in done.stdout.decode("utf-8", "replace").splitlines() if line.strip()]
+        reason = lines[-1] if lines else f"exit code {done.returncode}"
         raise MerinoError(f"cannot {doing}: {reason}. Free space or memory where it is short, and pack the file again "
                           "where a wheel is at fault; then install again.")
 

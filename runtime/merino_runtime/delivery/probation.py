@@ -61,13 +61,13 @@ def count_start(root: str, release_id: str) -> Probation:
 def mark_good(root: str, release_id: Optional[str] = None) -> str:
     """Ends the probation of a release, `current` where none is named -> its id. Needs the lock. MerinoError where there
     is none."""
-    wanted = release_id or releases.linked(root, releases.CURRENT)
-    if wanted is None or not os.path.isdir(releases.release_folder(root, wanted)):
+    current = release_id or releases.linked(root, releases.CURRENT)
+    if current is None or not os.path.isdir(releases.release_folder(root, current)):
         raise MerinoError(f"no release is installed in {root}. {releases.INSTALL_FIRST}")
-    probation = read_probation(root, wanted)
+    probation = read_probation(root, current)
     if not probation.good:
-        write_probation(root, wanted, probation._replace(good=True, gave_up=False, testing=False))
-    return wanted
+        write_probation(root, current, probation._replace(good=True, gave_up=False, testing=False))
+    return current
 
 
 def start_over(root: str, release_id: str) -> None:
@@ -89,8 +89,8 @@ def links_with(root: str, release_id: str) -> releases.Links:
 def rollback(root: str, gave_up: bool = False) -> releases.Links:
     """Exchanges `current` and `previous` -> the links now. Needs the lock. MerinoError where there is no previous one.
 
-    gave_up: the service does it by itself. It then never comes back to this release by itself. A person's rollback
-    gives the release that it goes to its starts again.
+    gave_up: the service rolls back automatically. It then never returns to this release automatically. A
+    person's rollback gives the release that it goes to its starts again.
     """
     now = releases.links(root)
     if now.previous is None:

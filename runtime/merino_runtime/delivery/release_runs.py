@@ -18,26 +18,26 @@ Tell = Callable[[str], None]
 
 
 def build_engine(folder: str, tell: Tell) -> None:
-    """Lets the release in `folder` build its TensorRT engine in a process of its own. MerinoError with what it said."""
+    """The release in `folder` builds its TensorRT engine in a separate process. MerinoError with its last line."""
     command = [os.path.join(folder, releases.LAUNCHER), "build-engine", releases.INSTALLED]
-    said = ""
+    last_line = ""
     try:
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
                               ) as process:
             for line in process.stderr or ():
-                said = re.sub("^merino: ", "", line.decode("utf-8", "replace").strip())
-                tell(said)
+                last_line = re.sub("^merino: ", "", line.decode("utf-8", "replace").strip())
+                tell(last_line)
     except OSError as error:
         raise machine_fault(f"start {command[0]}", error) from error
     if process.returncode:
-        raise MerinoError(f"no engine was built: {said or f'exit code {process.returncode}, and no word of why'}")
+        raise MerinoError(f"no engine was built: {last_line or f'exit code {process.returncode}, and no word of why'}")
 
 
 def selftest(folder: str, user: Optional[releases.User] = None) -> None:
-    """Lets the release in `folder` generate its golden ids in a process of its own, as this user where root names one.
-    MerinoError with what it said.
+    """The release in `folder` generates its golden ids in a separate process, as this user where root names one.
+    MerinoError with its last line.
 
-    However slow: a format that is slow here was refused before, or asked for with --force.
+    However slow: a format that is slow here was refused before, or allowed by --force.
     """
     command = [os.path.join(folder, releases.LAUNCHER), "selftest", releases.INSTALLED, "--allow-slow"]
     try:
@@ -48,8 +48,8 @@ def selftest(folder: str, user: Optional[releases.User] = None) -> None:
     except subprocess.TimeoutExpired as error:
         raise MerinoError(f"the self-test had no end after {SELFTEST_TIMEOUT_S:g} s.") from error
     if done.returncode or not done.stdout.startswith(PASSED):  # an empty application ends with exit code 0 too
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        reason = said[-1] if said else f"exit code {done.returncode}, and no word of why"
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        reason = lines[-1] if lines else f"exit code {done.returncode}, and no word of why"
         raise MerinoError(f"the self-test failed: {reason}")
 
 

@@ -22,7 +22,7 @@ from merino_runtime.delivery.keys import TRUSTED, NamedKey, key_base64, key_of_b
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import scratch
 from merino_runtime.io.json_file import read_json
-from merino_runtime.io.lock import faults_told, hold, in_use, locked
+from merino_runtime.io.lock import hold, in_use, locked, raising_machine_faults
 from merino_runtime.io.outputs import move_folder, replace_link, sync_folder, write_output
 
 SCHEMA = 1
@@ -178,7 +178,7 @@ def recover(root: str) -> None:
 
     `current` is renamed first. Where it is the new one the swap is completed; else the old one stays.
     """
-    with faults_told("repair " + root):
+    with raising_machine_faults("repair " + root):
         journal = _journal(root)
         if journal and journal.to.current == linked(root, CURRENT):
             _complete(root, journal)
@@ -234,7 +234,7 @@ def _restore_or_remove(path: str) -> None:
 def swap(root: str, to: Links, trusted: Sequence[NamedKey] = (), withdrawn: Sequence[bytes] = ()) -> None:
     """Changes both links, then the trust in keys. A reader of `current` finds the old release or the new. Cut short
     after `current` was changed, the next command completes it. Needs the lock."""
-    with faults_told("change the links in " + root):
+    with raising_machine_faults("change the links in " + root):
         write_json(os.path.join(root, JOURNAL), {
             "schema": SCHEMA, "from": links(root)._asdict(), "to": to._asdict(),
             "trust": [[each.name, key_base64(each.key), each.comment] for each in trusted],
@@ -247,7 +247,7 @@ def swap(root: str, to: Links, trusted: Sequence[NamedKey] = (), withdrawn: Sequ
 def place(root: str, release_id: str) -> None:
     """ID.partial becomes ID. A release that is there by that name, a damaged one, is moved aside and removed."""
     target = release_folder(root, release_id)
-    with faults_told("write " + target):
+    with raising_machine_faults("write " + target):
         if os.path.lexists(target):
             move_folder(target, target + OLD + PARTIAL)
         move_folder(target + PARTIAL, target)
@@ -258,7 +258,7 @@ def place(root: str, release_id: str) -> None:
 def remove_release(root: str, release_id: str) -> None:
     """By a rename first, so that no release is ever there in part."""
     path = release_folder(root, release_id)
-    with faults_told("remove " + path):
+    with raising_machine_faults("remove " + path):
         move_folder(path, path + PARTIAL)
         shutil.rmtree(path + PARTIAL)
 

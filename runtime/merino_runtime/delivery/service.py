@@ -19,7 +19,7 @@ from merino_runtime.delivery.manifest import APP, NAME, parse_manifest
 from merino_runtime.delivery.release_runs import selftest
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import value_of
-from merino_runtime.io.lock import faults_told, hold
+from merino_runtime.io.lock import hold, raising_machine_faults
 from merino_runtime.io.machine_faults import machine_fault
 from merino_runtime.io.outputs import write_output
 
@@ -118,7 +118,7 @@ WantedBy=multi-user.target
 def first_boot_unit(root: str, archive_name: str, allow_unsigned: bool = False) -> str:
     """merino-install.service: installs what lies in ROOT/incoming, after the file system has grown to its card. A
     failure is tried again, soon and at the next start of the board; `install --service` ends with disabling the unit.
-    The console shows what it says, then a few words that the release generates, by the service's user. They fail no
+    The console shows its output, then a few words that the release generates, by the service's user. They fail no
     install: a model may have no tokenizer."""
     unsigned = " --allow-unsigned" if allow_unsigned else ""
     return f"""[Unit]
@@ -229,23 +229,23 @@ def probe_once(root: str, tell: Tell) -> None:
 
 def keep_application(root: str, release_id: str) -> None:
     """ROOT/merino.pyz becomes the application of this release, which is good. It counts the starts, so it must be the
-    file of the release's manifest, and able to say what is installed. Nothing where it is so already."""
+    file of the release's manifest, and able to report what is installed. Nothing where it is so already."""
     folder = releases.release_folder(root, release_id)
     own = os.path.join(folder, APP)
-    with faults_told(f"read {folder}"):
+    with raising_machine_faults(f"read {folder}"):
         with open(os.path.join(folder, NAME), "rb") as file:
             manifest = parse_manifest(file.read(), folder)
-        wanted = next(entry.sha256 for entry in manifest.files if entry.path == APP)
+        expected = next(entry.sha256 for entry in manifest.files if entry.path == APP)
         kept = os.path.join(root, APP)
-        if os.path.exists(kept) and sha256_of(kept) == wanted:
+        if os.path.exists(kept) and sha256_of(kept) == expected:
             return
-        if sha256_of(own) != wanted or not _tells_status(own, root, release_id):
+        if sha256_of(own) != expected or not _reports_status(own, root, release_id):
             raise MerinoError(f"{own} is damaged, or cannot tell what is installed. Install the release again.")
         with open(own, "rb") as file:
             write_output(kept, file.read())
 
 
-def _tells_status(app: str, root: str, release_id: str) -> bool:
+def _reports_status(app: str, root: str, release_id: str) -> bool:
     command = [sys.executable or PYTHON, "-I", app, "status", "--root", root, "--json"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
@@ -286,7 +286,7 @@ def make_user(root: str) -> None:
         if groups:  # whoever builds and runs engines on a Jetson opens these
             _run(["usermod", "--append", "--groups", ",".join(groups), USER])
     user, state = pwd.getpwnam(USER), os.path.join(root, releases.STATE)
-    with faults_told(f"make {state}"):
+    with raising_machine_faults(f"make {state}"):
         if not os.path.lexists(state):
             os.mkdir(state, 0o755)
         handle = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -334,7 +334,7 @@ def _keep_running_application(root: str) -> None:
     counts the starts. Run from sources, the release's own is taken."""
     running = os.path.realpath(sys.argv[0] or os.curdir)
     if zipfile.is_zipfile(running):
-        with faults_told(f"read {running}"), open(running, "rb") as file:
+        with raising_machine_faults(f"read {running}"), open(running, "rb") as file:
             write_output(os.path.join(root, APP), file.read())
     else:
         keep_application(root, _current(root))
@@ -352,6 +352,6 @@ def _run(command: Sequence[str]) -> None:
     except OSError as error:
         raise machine_fault(f"start {command[0]}", error) from error
     if done.returncode:
-        said = done.stdout.decode("utf-8", "replace").strip().splitlines()
-        raise MerinoError(f"`{' '.join(command)}` failed: {said[-1] if said else done.returncode}. The release is "
+        lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
+        raise MerinoError(f"`{' '.join(command)}` failed: {lines[-1] if lines else done.returncode}. The release is "
                           "installed; mend this and run the same command again.")

@@ -115,7 +115,7 @@ def _arrays(file: BinaryIO, header: Dict[str, Any], path: str) -> Iterator[np.nd
         digest.update(data)
         yield np.frombuffer(data, dtype).reshape(array["shape"])
     if digest.hexdigest() != header["sha256"] or file.read(1):
-        raise _damaged(path, "its contents have another sha256 than its header says")
+        raise _damaged(path, "its contents have another sha256 than its header states")
 
 
 def _damaged(path: str, reason: str) -> MerinoError:

@@ -47,7 +47,7 @@ class PromptCut(NamedTuple):
 
 
 class Prefilled(NamedTuple):
-    """With `piece`: how far the prefill is. The first one tells what was found in the cache."""
+    """With `piece`: how far the prefill is. The first one counts the ids that the cache held."""
     ids: int  # of the prompt, in the cache
     total: int
 
@@ -55,12 +55,12 @@ class Prefilled(NamedTuple):
 class Likely(NamedTuple):
     """With `top`: follows its Token. Log-probabilities by the model's own logits, before any penalty or cut."""
     logprob: float  # of the token
-    top: Tuple[Tuple[int, float], ...]  # ids and theirs, likeliest first
+    top: Tuple[Tuple[int, float], ...]  # ids and their log-probabilities, likeliest first
 
 
 class Done(NamedTuple):
     tokens: int  # number of `Token`s before; an EOS counts, and has no text
-    prefill_tokens: int  # computed by the prefill: ids of the prompt without those found in the cache
+    prefill_tokens: int  # computed by the prefill: ids of the prompt without those in the cache
     prefill_ms: Optional[float]  # None if interrupted before the first token
     decode_ms_p50: Optional[float]  # None if the first token was the last
     tok_s: Optional[float]  # decode tokens per second of decode time; tokens up to the prefill's are not counted
@@ -159,7 +159,7 @@ def keep_shared(backend: Backend, ids: Sequence[int]) -> Sequence[int]:
 
 
 def likely_of(logits: np.ndarray, token_id: int, top: int) -> Likely:
-    """logits [vocab]; top: how many of the likeliest ids are told."""
+    """logits [vocab]; top: how many of the likeliest ids are returned."""
     logprobs = log_probabilities(logits)
     best = np.argsort(-logprobs, kind="stable")[:top]
     return Likely(float(logprobs[token_id]), tuple((int(each), float(logprobs[each])) for each in best))

@@ -26,7 +26,7 @@ def byte_table() -> Dict[str, int]:
 
 
 BYTE_OF = byte_table()
-LONGEST_TEXT_BYTES = 2 ** 20  # a word of so many takes 1 to 2 s on x86, and no context of ours holds so much text
+LONGEST_TEXT_BYTES = 2 ** 20  # a word of so many takes 1 to 2 s on x86, and no context holds so much text
 REMEDY = "Copy or export the bundle again."
 FIRST_WITH_BYTE_FALLBACK = (0, 13, 3)
 SPACE = "\u2581"  # in place of a space, in vocabularies as SentencePiece makes them
@@ -250,11 +250,11 @@ def _with_merges_as_strings(parsed: Dict[str, Any], description: str) -> str:
     if not isinstance(merges, list) or all(isinstance(merge, str) for merge in merges):
         return description
     if not all(isinstance(merge, list) and all(isinstance(part, str) for part in merge) for merge in merges):
-        return description  # wrong in another way, which tokenizers says
+        return description  # wrong in another way, which tokenizers reports
     model["merges"] = [" ".join(merge) for merge in merges]
     try:
         return json.dumps(parsed)
-    except RecursionError:  # nested deeper than tokenizers reads, which it says
+    except RecursionError:  # nested deeper than tokenizers reads, which it reports
         return description
 
 
@@ -276,7 +276,7 @@ def _tokenizer_of(description: str, source: str) -> Any:
             raise
         raise MerinoError(f"tokenizers {tokenizers.__version__} cannot read {source}: {error}. Install a "
                           "newer tokenizers, or export the bundle again.") from error
-    # A prompt is never cut or filled up silently, whatever the file says.
+    # A prompt is never cut or filled up silently, whatever the file requires.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

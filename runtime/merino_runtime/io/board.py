@@ -21,7 +21,7 @@ ARM_FEATURES = {"asimddp": "dotprod", "fphp": "fp16", "asimdhp": "fp16", "i8mm":
 X86_FEATURES = {name: name for name in (
     "sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16",
     "amx_int8")}
-VNNI = frozenset(("avx512_vnni", "avx_vnni"))  # products of 8 bits that add up in 32
+VNNI = frozenset(("avx512_vnni", "avx_vnni"))  # multiplications of 8 bits that add up in 32
 # Bits of the same Arm features in the auxiliary vector, entries AT_HWCAP and AT_HWCAP2 of getauxval(3).
 AT_HWCAP, AT_HWCAP2 = 16, 26
 ARM_HWCAP_BITS = {"fphp": 9, "asimdhp": 10, "asimddp": 20, "sve": 22}
@@ -76,11 +76,11 @@ def _auxiliary_value(entry: int) -> int:
     try:
         import ctypes  # some small builds of Python have none
 
-        ask = ctypes.CDLL(None).getauxval
+        getauxval = ctypes.CDLL(None).getauxval
     except (ImportError, OSError, AttributeError, TypeError):
         return 0
-    ask.argtypes, ask.restype = [ctypes.c_ulong], ctypes.c_ulong
-    return ask(entry)
+    getauxval.argtypes, getauxval.restype = [ctypes.c_ulong], ctypes.c_ulong
+    return getauxval(entry)
 
 
 def read_isa(cpuinfo: str) -> FrozenSet[str]:
@@ -131,7 +131,7 @@ def peak_rss_mb() -> float:
 
 
 def rss_mb() -> Optional[float]:
-    """Resident memory of this process now; None where the system does not tell."""
+    """Resident memory of this process now; None where the system does not report it."""
     match = re.search(r"^VmRSS:\s*(\d+) kB", read_text("/proc/self/status"), re.MULTILINE)
     return int(match.group(1)) * 1024 / MB if match else None
 

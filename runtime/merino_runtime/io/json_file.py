@@ -14,7 +14,7 @@ from merino_runtime.errors import MerinoError
 
 JSON = "JSON that can be read"
 LARGEST_BYTES = 64 * 2 ** 20  # the largest published tokenizer.json has 33 MB
-DEEPEST = 64  # lists and objects within each other; no file of ours has more than 8
+DEEPEST = 64  # lists and objects within each other; no file of this project has more than 8
 TOO_DEEP = f"its lists and objects are nested too deeply, allowed are {DEEPEST} levels"
 LONGEST_INTEGER = 4300  # digits, as Python 3.11 has it: earlier versions take quadratic time
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of a surrogate, of which UTF-8 has none
@@ -27,7 +27,7 @@ def read_text(path: str, kind: str, remedy: str, largest_bytes: int = LARGEST_BY
     """
     try:
         with open(path, "rb") as file:
-            # `read` allocates as much as it is asked for. A pipe, and what /proc shows, have the size 0.
+            # `read` allocates as much as is requested. A pipe, and what /proc shows, have the size 0.
             data = file.read(min(largest_bytes, os.fstat(file.fileno()).st_size or largest_bytes) + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         next_step = "Check the folder's permissions." if isinstance(error, PermissionError) else remedy

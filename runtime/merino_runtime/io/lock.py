@@ -28,11 +28,11 @@ def locked(root: str, doing: str, wait_s: float = 0.0) -> Iterator[None]:
     Raises MerinoError where another command holds it, or ROOT cannot be written.
     """
     path = os.path.join(root, LOCK)
-    with faults_told("lock " + root):
+    with raising_machine_faults("lock " + root):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         _take(handle, root, wait_s)
-        with faults_told("lock " + root):
+        with raising_machine_faults("lock " + root):
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()}, {doing}".encode("ascii"), 0)
         yield
@@ -76,7 +76,7 @@ def in_use(folder: str) -> bool:
 
 
 @contextlib.contextmanager
-def faults_told(doing: str) -> Iterator[None]:
+def raising_machine_faults(doing: str) -> Iterator[None]:
     """What the system refuses becomes a message. doing: what failed, as in `lock ROOT`."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""Faults of disks, file systems and pipes as one message: what was being done, what the system said, what to do.
+"""Faults of disks, file systems and pipes as one message: what was being done, the error of the system, what to do.
 
 The one place where an OSError becomes a MerinoError for the user. Memory that runs out: `memory`.
 """
@@ -25,5 +25,5 @@ REMEDIES = {
 
 def machine_fault(doing: str, error: OSError) -> MerinoError:
     """doing: what failed, as in `write out.json`."""
-    said = error.strerror or str(error) or type(error).__name__
-    return MerinoError(f"cannot {doing}: {said}. {REMEDIES.get(error.errno or 0, 'Name another path')}.")
+    reason = error.strerror or str(error) or type(error).__name__
+    return MerinoError(f"cannot {doing}: {reason}. {REMEDIES.get(error.errno or 0, 'Name another path')}.")

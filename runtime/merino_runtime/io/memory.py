@@ -18,12 +18,12 @@ LONGEST_CHAIN = 10  # of errors, each raised from the next
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Python, numpy, onnxruntime or the dynamic loader says that memory ran out."""
+    """Whether an error of Python, numpy, onnxruntime or the dynamic loader reports that memory ran out."""
     return isinstance(error, MemoryError) or bool(OUT_OF_MEMORY_WORDS.search(str(error)))
 
 
 def lack_of_memory(error: BaseException) -> Optional[BaseException]:
-    """The first of the errors behind this one, or itself, that says that memory ran out; None where none does.
+    """The first of the errors behind this one, or itself, that reports that memory ran out; None where none does.
 
     A reader makes "the file is damaged" of whatever a library raises, and of MemoryError too.
     """
@@ -40,8 +40,8 @@ def lack_of_memory(error: BaseException) -> Optional[BaseException]:
 
 def ran_out(error: BaseException, doing: str = "") -> str:
     """The message. doing: as in "importing numpy", nothing where it is not known."""
-    said = " ".join(str(error).split())[:200]
-    return (f"out of memory{' in ' + doing if doing else ''}{f' ({said})' if said else ''}{present()}. Stop other "
+    text = " ".join(str(error).split())[:200]
+    return (f"out of memory{' in ' + doing if doing else ''}{f' ({text})' if text else ''}{present()}. Stop other "
             "programs, raise the limit if there is one, or ask for less: a smaller model, a shorter context or a "
             "smaller batch.")
 

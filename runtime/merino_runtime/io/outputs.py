@@ -197,7 +197,7 @@ def target_of(path: str) -> Target:
     if kind not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFCHR):
         raise MerinoError(f"cannot write {path}: it is a disk or a socket. Name a file.")
     if kind == stat.S_IFREG:
-        os.close(os.open(path, os.O_WRONLY))  # whether this user may write it, which a rename would not ask
+        os.close(os.open(path, os.O_WRONLY))  # whether this user may write it, which a rename would not check
     return Target(os.path.realpath(path), special=kind != stat.S_IFREG, before=status)
 
 

@@ -16,8 +16,8 @@ COMPACT: Any = {"whitespace_flexible": False}
 
 
 def guided(trie: Trie, eos_ids: Sequence[int], source: Dict[str, Any], refusal: MerinoError) -> "Guided":
-    """source: {"schema": ...} or {"lark": text}. Raises the refusal of our own automaton, with what llguidance says, or
-    that it is not here."""
+    """source: {"schema": ...} or {"lark": text}. Raises the refusal of this package's automaton, with the
+    error of llguidance, or with a note that it is not installed."""
     llguidance: Any = None
     with contextlib.suppress(ImportError):
         import llguidance

@@ -144,15 +144,15 @@ class Reader:
 
     def _check_one(self, schemas: Sequence[Any], here: str) -> None:
         """oneOf means that no two match: shown by their types, or by a key that each requires with other values."""
-        seen = [self._told_by(each, f"{here}/{place}") for place, each in enumerate(schemas)]
+        seen = [self._features_of(each, f"{here}/{place}") for place, each in enumerate(schemas)]
         for place, one in enumerate(seen):
             for other in seen[:place]:
                 if not any(name in other and not values & other[name] for name, values in one.items()):
                     raise refused(here, "two of its schemas may match the same value. Write anyOf, or give each a "
                                         "required key with a const of its own")
 
-    def _told_by(self, schema: Any, where: str) -> Dict[str, frozenset]:
-        """What tells values of a schema from others: types under "", and values of required keys."""
+    def _features_of(self, schema: Any, where: str) -> Dict[str, frozenset]:
+        """What distinguishes values of a schema from others: types under "", and values of required keys."""
         for _ in range(DEEPEST_SCHEMA):
             if isinstance(schema, dict) and "$ref" in schema:
                 schema = self._target(schema["$ref"], where)
@@ -170,7 +170,7 @@ class Reader:
         if not isinstance(required, list) or not isinstance(properties, dict):
             return features
         for name in required:
-            inner = self._told_by(properties.get(name), where) if isinstance(name, str) else {}
+            inner = self._features_of(properties.get(name), where) if isinstance(name, str) else {}
             if "value" in inner:
                 features["key " + name] = inner["value"]
         return features
