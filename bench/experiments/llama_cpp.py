@@ -26,7 +26,7 @@ def open_model(path: Path, context: int, threads: int) -> Callable[[Sequence[int
     server = xllamacpp.Server(params)
 
     def losses(ids: Sequence[int]) -> list[float]:
-        return [loss_of(server, list(ids[:place]), ids[place]) for place in range(1, len(ids))]
+        return [loss_of(server, list(ids[:index]), ids[index]) for index in range(1, len(ids))]
 
     return losses
 

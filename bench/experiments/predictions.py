@@ -66,12 +66,12 @@ def take_turns(
     passes = json.loads(asked.out.read_text())["passes"] if asked.out.exists() else {}
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(0 if asked.only_table else asked.passes):
-            for place, (name, task) in enumerate(tasks.items()):
+            for index, (name, task) in enumerate(tasks.items()):
                 done = passes.setdefault(name, [])
                 if len(done) > number:
                     continue
-                print(f"pass {number + 1} of {asked.passes}, {place + 1} of {len(tasks)}: {name}", file=sys.stderr)
-                done.append(measure(task, Path(scratch) / str(place)))
+                print(f"pass {number + 1} of {asked.passes}, {index + 1} of {len(tasks)}: {name}", file=sys.stderr)
+                done.append(measure(task, Path(scratch) / str(index)))
                 write_record(asked.out, {**head, "passes": passes})
     rows = [{"name": name, **row_of(task, passes[name])} for name, task in tasks.items() if passes.get(name)]
     write_record(asked.out, {**head, "summary": summary(rows), "rows": rows, "passes": passes})

@@ -107,7 +107,7 @@ def costs(bundle, turns):
             Server(bundle, options=["--cache-mb", 0], threads=model.backend.threads) as server:  # fmt: skip
         vocab = model.backend.vocab
         for turn in range(turns):
-            ids = [(place * 31 + turn) % (vocab - 3) + 3 for place in range(BEHIND)]
+            ids = [(index * 31 + turn) % (vocab - 3) + 3 for index in range(BEHIND)]
             streamed(server.port, ids, 1)  # the first turn, which fills the caches
             direct(model, ids, 1)
             again = [*ids, *ids[:32]]
@@ -174,11 +174,11 @@ def is_ready(port):
 
 def tok_s(port, clients, turn):
     """Tokens a second of all clients together, the prefill of 64 ids each included."""
-    def one(place):
-        ids = [(at * 29 + 7 * place + turn) % 4000 + 64 for at in range(64)]
+    def one(index):
+        ids = [(at * 29 + 7 * index + turn) % 4000 + 64 for at in range(64)]
         streamed(port, ids, TOKENS)
 
-    threads = [threading.Thread(target=one, args=(place,)) for place in range(clients)]
+    threads = [threading.Thread(target=one, args=(index,)) for index in range(clients)]
     start = time.perf_counter()
     for thread in threads:
         thread.start()

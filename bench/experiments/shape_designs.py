@@ -94,8 +94,8 @@ def drawn(weights, layers, count, random):
     plain = [arch for arch in plain if abs(weights_of(arch) / weights - 1) <= NEAR][: (count + 1) // 2]
     tried = (uneven(weights, layers, random) for _ in range(100))
     others = sorted({arch.shape(): arch for arch in tried if arch and arch not in plain}.values(), key=mean_ratio)
-    places = np.linspace(0, len(others) - 1, count - len(plain)).round().astype(int).tolist() if others else []
-    return plain + [others[place] for place in dict.fromkeys(places)]
+    indices = np.linspace(0, len(others) - 1, count - len(plain)).round().astype(int).tolist() if others else []
+    return plain + [others[index] for index in dict.fromkeys(indices)]
 
 
 def set_a(random):

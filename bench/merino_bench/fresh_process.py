@@ -58,10 +58,10 @@ def reason_of(return_code: int, err: str) -> str:
     if return_code == -signal.SIGKILL:
         return f"killed by signal 9: most likely {OUT_OF_MEMORY}"
     if return_code < 0:
-        said = f"ended by signal {-return_code} ({signal.Signals(-return_code).name})"
-        return f"{OUT_OF_MEMORY}: {said}" if OUT_OF_MEMORY_WORDS.search(err) else said
+        reason = f"ended by signal {-return_code} ({signal.Signals(-return_code).name})"
+        return f"{OUT_OF_MEMORY}: {reason}" if OUT_OF_MEMORY_WORDS.search(err) else reason
     lines = [line.strip() for line in err.splitlines() if line.strip()]
-    return _with_memory_named(f"ended with code {return_code}: {lines[-1] if lines else 'it said nothing'}")
+    return _with_memory_named(f"ended with code {return_code}: {lines[-1] if lines else 'without a message'}")
 
 
 def _with_memory_named(reason: str) -> str:

@@ -1,9 +1,9 @@
 """The graphs that a board's probe times, built by the exporter's own dialects, as one archive beside the probe's code.
 
 Boards have no onnx package, so the graphs are built here and shipped: models without weights, and `index.json`, which
-says what each of them is (read by `merino_bench.probe.graphs`). Which sizes there are is said in `grid`.
+describes each of them (read by `merino_bench.probe.graphs`). `grid` lists the sizes.
 
-`cd bench && python -m probe_graphs.build` writes the file anew, after a change of a dialect, a family's graph builder
+`cd bench && python -m probe_graphs.build` rewrites the file after a change of a dialect, a family's graph builder
 or the grid. A maintainer's script: it is not installed.
 """
 
@@ -57,8 +57,8 @@ def linears(key: GraphKey) -> Layout:
 
 
 def chain(key: GraphKey) -> Layout:
-    """`count` square matrices in a row on x [1, T, columns], each of the product before it: for a GPU, which runs one
-    after the other and fuses none."""
+    """`count` square matrices in a row on x [1, T, columns], each applied to the result before it: for a GPU, which
+    runs one after the other and fuses none."""
     graph = layout(key, {f"w{index}": (key.rows, key.columns) for index in range(key.count)})
     last = graph.input("x", "float32", 1, "sequence", key.columns)
     for index in range(key.count):
@@ -188,7 +188,7 @@ def build_all(keys: Iterable[GraphKey]) -> list[ProbeGraph]:
 
 
 def index_entry(one: ProbeGraph) -> dict[str, Any]:
-    """One element of index.json; `merino_bench.probe.graphs.Kernel` says what its fields mean."""
+    """One element of index.json; `merino_bench.probe.graphs.Kernel` defines its fields."""
     key = asdict(one.key)
     dialect = key.pop("dialect")
     return {
@@ -212,7 +212,7 @@ def layer_bytes(key: GraphKey) -> int:
 
 def write_archive(path: Path, probe_graphs: Iterable[ProbeGraph]) -> None:
     """The same bytes for the same graphs. The archive is compressed as one stream, since the graphs are alike: a zip,
-    which compresses each by itself, is seven times as large."""
+    which compresses each separately, is seven times as large."""
     graphs = [(index_entry(one), one) for one in probe_graphs]
     with (
         open_output(str(path)) as file,

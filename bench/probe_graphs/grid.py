@@ -28,7 +28,7 @@ MOST_TABLE_BYTES = 160 * MB
 
 @dataclass(frozen=True)
 class GraphKey:
-    """What tells one shipped graph from another; names and meanings as in a row of probe.json (docs/formats.md)."""
+    """What distinguishes the shipped graphs; names and meanings as in a row of probe.json (docs/formats.md)."""
 
     dialect: str
     kind: str

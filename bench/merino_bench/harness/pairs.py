@@ -15,7 +15,7 @@ from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Op
 import numpy as np
 
 LEVEL = 0.95
-LEAST_PAIRS = 3  # of two pairs the interval would be 12.7 standard errors wide on each side, which says nothing
+LEAST_PAIRS = 3  # of two pairs the interval would be 12.7 standard errors wide on each side, which is of no use
 _T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)  # 1 to 10 degrees of freedom
 _Z_975 = 1.959964
 STEADY = ("throttled", "low-power")  # states that a machine can be in all the time
@@ -64,8 +64,8 @@ def chosen(*rows: Flags) -> Chosen:
 
     Undisturbed places count alone where there are three turns of them (or as many as were measured). A board that is
     throttled, or in a low power mode, on all sides of a comparison is in a state of its own: that is no disturbance
-    where too few places are without it. Where even then too few remain, all turns count and `flags` says what disturbed
-    them.
+    where too few places are without it. Where even then too few remain, all turns count and `flags` lists what
+    disturbed them.
     """
     common = sorted(set(rows[0]).intersection(*rows[1:]))
     turns = len({turn for turn, _ in common})

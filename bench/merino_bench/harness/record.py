@@ -31,7 +31,7 @@ RECORD_KEYS = (
     "kv",  # the cache's format where it is quantised; null: that of the activations, and of other engines
     "family", "architecture",  # of bundle.json
     "test", "prompt_tokens",  # ids of the timed prefill
-    "depth",  # cached tokens asked for (-d); a tg row of depth 0 starts behind prompt_tokens of them
+    "depth",  # cached tokens (-d); a tg row of depth 0 starts behind prompt_tokens of them
     "context",  # KV slots of the bundle
     "repetitions",  # that count: those of undisturbed processes, where enough of them remained
     "threads",  # of decode
@@ -171,8 +171,8 @@ def bytes_per_token(bundle: Bundle, case: Case) -> int:
 
 def flops_per_token(bundle: Bundle, case: Case) -> int:
     """Multiply-adds times 2, of a step (tg) or per id of the prompt (pp). bundle.json counts one step over an empty
-    cache; each cached entry adds one product with its key and one with its value. A prefill computes the head once, not
-    per id."""
+    cache; each cached entry adds a multiplication with its key and one with its value. A prefill computes the head
+    once, not per id."""
     per_entry = sum(4 * layer.heads * layer.head_size for layer in bundle.kv_layers)
     if case.steps:
         return round(bundle.flops_per_token + per_entry * (case.decode_start + (case.steps - 1) / 2))
@@ -205,8 +205,8 @@ def joined(processes: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
     for key in PHASES:
         result[key] = _strung(counting, key)
     for key in ("flags", "notes"):
-        said = _strung(counting, key)
-        result[key] = sorted(set(said), key=said.index)
+        names = _strung(counting, key)
+        result[key] = sorted(set(names), key=names.index)
     result["load_ms"] = median(one["load_ms"] for one in counting)
     result["peak_rss_mb"] = max(one["peak_rss_mb"] for one in counting)
     tokenize_ms = [one["tokenize_ms"] for one in counting if one.get("tokenize_ms") is not None]

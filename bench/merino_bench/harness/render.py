@@ -22,7 +22,7 @@ LEFT = ("bundle", "format", "weights", "engine", "test", "vs baseline", "ratio a
 BY_WORTH = ("tok/s", "vs baseline", "flags", "ratio at", "prefill ms", "ms p50", "p90", "p99", "TTFT ms", "MBU",
             "J/token", "RSS MB", "bundle MB", "params M", "load ms", "format", "weights", "threads", "engine")
 NESTED = ("rounds_ms", "processes", "environment", "energy", "architecture")  # not in CSV
-ASKED = ("format", "weights", "engine", "threads", "ratio at")
+REQUESTED = ("format", "weights", "engine", "threads", "ratio at")
 Columns = Dict[str, List[str]]  # a column's cells by its title, in the order of the table
 PAPER = ("paper (MeRino-64M against OPT-350M on a Jetson Nano): 4.9x faster, "
          "5.5x smaller")
@@ -68,15 +68,15 @@ def as_csv(records: Sequence[Dict[str, Any]]) -> str:
 
 def as_markdown(records: Sequence[Dict[str, Any]], width: Optional[int] = None) -> str:
     """An aligned table; within a width, in columns, several where one is too wide. Below: what failed, what has no
-    ratio and why, what the marks of ratios mean, our ratio beside the paper's."""
+    ratio and why, what the marks of ratios mean, the ratio here beside the paper's."""
     columns = columns_of(records)
     titles, alike = list(columns), []
     if width is not None and _table_width(columns, titles) > width:
         alike = alike_in_all_rows(columns)
         titles = [title for title in titles if title not in alike]
     tables = [titles] if width is None else titles_within(columns, titles, width)
-    said = "; ".join(f"{title} {columns[title][0]}" for title in alike)
-    below = (textwrap.wrap(f"all rows: {said}", width or 0) if alike else []) + [
+    common = "; ".join(f"{title} {columns[title][0]}" for title in alike)
+    below = (textwrap.wrap(f"all rows: {common}", width or 0) if alike else []) + [
         *failures(records), *without_ratio(records), *marks_explained(records), *beside_the_paper(records)]
     shown = "\n\n".join("\n".join(_table(columns, each)) for each in tables)
     return "\n".join([shown, *[""] * bool(below), *below]) + "\n"
@@ -89,20 +89,20 @@ def columns_of(records: Sequence[Dict[str, Any]]) -> Columns:
     titles = ["bundle", "format", "weights", "params M", "bundle MB", "engine", "threads", "test", "tok/s",
               "ms p50", "p90", "p99", "prefill ms", "TTFT ms", "load ms", "RSS MB", "MBU",
               *(["J/token"] if with_energy else []), *(["vs baseline", "ratio at"] if with_ratio else []), "flags"]
-    return {title: [row[place] for row in rows] for place, title in enumerate(titles)}
+    return {title: [row[index] for row in rows] for index, title in enumerate(titles)}
 
 
 def alike_in_all_rows(columns: Columns) -> List[str]:
-    """Titles of what was asked for and is the same in all rows."""
-    return [title for title in ASKED if title in columns and len(set(columns[title])) == 1]
+    """Titles of what was requested and is the same in all rows."""
+    return [title for title in REQUESTED if title in columns and len(set(columns[title])) == 1]
 
 
 def titles_within(columns: Columns, titles: Sequence[str], width: int) -> List[List[str]]:
     """The titles of each table: all in one, or in tables of at most `width` where that is possible. Each of several
-    begins with what tells the rows apart, and what matters most is in the first."""
+    begins with what distinguishes the rows, and what matters most is in the first."""
     if _table_width(columns, titles) <= width:
         return [list(titles)]
-    keys = telling_apart(columns)
+    keys = distinguishing(columns)
     tables: List[List[str]] = []
     for title in (one for one in BY_WORTH if one in titles and one not in keys):
         room = next((table for table in tables if _table_width(columns, [*table, title]) <= width), None)
@@ -113,7 +113,7 @@ def titles_within(columns: Columns, titles: Sequence[str], width: int) -> List[L
     return [[*keys, *(title for title in titles if title in table and title not in keys)] for table in tables]
 
 
-def telling_apart(columns: Columns) -> List[str]:
+def distinguishing(columns: Columns) -> List[str]:
     """The bundle and the test, and what else is needed so that no two rows look alike, if anything does."""
     keys = ["bundle", "test"]
     for title in ("format", "threads", "engine"):
@@ -132,26 +132,26 @@ def without_ratio(records: Sequence[Dict[str, Any]]) -> List[str]:
 def marks_explained(records: Sequence[Dict[str, Any]]) -> List[str]:
     """What brackets and marks of the ratios mean, as far as they occur."""
     rated = [record for record in records if record["ratio_turns"]]
-    said = []
+    notes = []
     if any(record["ratio_interval"] for record in rated):
-        said.append("[low, high]: 95 % interval over pairs of processes")
+        notes.append("[low, high]: 95 % interval over pairs of processes")
     if any(not record["ratio_interval"] for record in rated):
-        said.append("no interval: fewer than 3 pairs of processes, measure with -r 5")
+        notes.append("no interval: fewer than 3 pairs of processes, measure with -r 5")
     if any(record["ratio_flags"] for record in rated):
-        said.append("disturbed: fewer than 3 pairs were undisturbed, so all count; measure again on a quiet machine")
-    return said
+        notes.append("disturbed: fewer than 3 pairs were undisturbed, so all count; measure again on a quiet machine")
+    return notes
 
 
 def beside_the_paper(records: Sequence[Dict[str, Any]]) -> List[str]:
     """Lines with the decode ratio and the paper's own, where OPT-350M is the baseline."""
-    ours = [record for record in records
-            if (record.get("baseline") or "").startswith("opt-350m ") and record["bundle"] != "opt-350m"
-            and record["test"].startswith("tg") and record["ratio_to_baseline"] and record["params_ratio"]]
-    if not ours:
+    compared = [record for record in records
+                if (record.get("baseline") or "").startswith("opt-350m ") and record["bundle"] != "opt-350m"
+                and record["test"].startswith("tg") and record["ratio_to_baseline"] and record["params_ratio"]]
+    if not compared:
         return []
     return [f"here: {record['bundle']} {record['test']} {record['ratio_to_baseline']:.1f}x as fast at "
             f"{record['ratio_kind']}, {1 / record['params_ratio']:.1f}x smaller in parameters"
-            for record in ours] + [PAPER]
+            for record in compared] + [PAPER]
 
 
 def _json(record: Dict[str, Any]) -> str:
@@ -195,15 +195,15 @@ def ratio_words(ratio: float, interval: Optional[Sequence[float]], turns: Option
     turns None: of the baseline itself.
     """
     digits = ".2f" if ratio >= 0.1 else ".2g"
-    said = f"{ratio:{digits}}x"
+    text = f"{ratio:{digits}}x"
     if turns is None:
-        return said
-    said += f" [{interval[0]:{digits}}, {interval[1]:{digits}}]" if interval else " (no interval)"
+        return text
+    text += f" [{interval[0]:{digits}}, {interval[1]:{digits}}]" if interval else " (no interval)"
     if flags:
-        said += f" (disturbed: {', '.join(flags)})"
+        text += f" (disturbed: {', '.join(flags)})"
     elif turns[0] < turns[1]:
-        said += f" ({turns[0]} of {turns[1]} pairs)"
-    return said
+        text += f" ({turns[0]} of {turns[1]} pairs)"
+    return text
 
 
 def _number(value: Optional[float], digits: int) -> str:
@@ -266,7 +266,7 @@ def save(records: Sequence[Dict[str, Any]], path: str) -> None:
 
 
 def appends(path: str) -> bool:
-    """Whether records are appended to the file (JSON lines); any other is written anew."""
+    """Whether records are appended to the file (JSON lines); any other is rewritten."""
     return path.endswith(".jsonl")
 
 

@@ -64,7 +64,7 @@ def run_bench(bundle_paths: Sequence[str], request: BenchRequest = BenchRequest(
 
     All entrants of a case take turns, so that a drift of the machine affects all alike. more: models of other engines.
     keep: is called with the rows of each case as soon as they are complete. Raises MerinoError where nothing can be
-    measured as asked, Interrupted on ctrl-C.
+    measured as requested, Interrupted on ctrl-C.
     """
     check_timeout(timeout_s)
     entrants = [*bundle_entrants(bundle_paths, baselines, request.seed, request.backend), *more]

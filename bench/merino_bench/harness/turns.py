@@ -58,12 +58,12 @@ def bundle_entrants(bundle_paths: Sequence[str], baselines: Sequence[str], seed:
     """The bundles and the baselines, each folder once. One that cannot be read takes part too, with the reason."""
     if not bundle_paths:
         raise MerinoError("no bundle was given. Name at least one folder that `merino-edge export` wrote.")
-    baseline_places = {os.path.realpath(path) for path in baselines}
+    baseline_folders = {os.path.realpath(path) for path in baselines}
     entrants: Dict[str, Entrant] = {}
     for path in [*bundle_paths, *baselines]:
-        place = os.path.realpath(path)
-        if place not in entrants:
-            entrants[place] = bundle_entrant(path, place in baseline_places, seed, backend)
+        folder = os.path.realpath(path)
+        if folder not in entrants:
+            entrants[folder] = bundle_entrant(path, folder in baseline_folders, seed, backend)
     return list(entrants.values())
 
 
@@ -87,7 +87,7 @@ def bundle_entrant(path: str, is_baseline: bool, seed: int, backend: Optional[st
 
 def make_ready(path: str, bundle: Bundle, backend: Optional[str]) -> None:
     """Has the bundle's TensorRT engine built before anything is timed; nothing where it runs on the CPU. Raises
-    MerinoError where it does not run on the backend that was asked for, or no engine can be built."""
+    MerinoError where it does not run on the requested backend, or no engine can be built."""
     if choose_backend(bundle, backend, say) == TENSORRT:
         run_apart("merino_bench.harness.worker", json.dumps({"bundle_path": path}), BUILD_TIMEOUT_S)
 
@@ -121,41 +121,41 @@ class Turns:
         everyone, vain = range(len(self.entrants)), 0
         for turn in range(len(self._sizes)):
             order = everyone if turn % 2 == 0 else everyone[::-1]
-            for count, place in enumerate(order):
-                tell(turn * len(everyone) + count, self._title(place, turn))
-                self._measure(place, turn, 0)
+            for count, index in enumerate(order):
+                tell(turn * len(everyone) + count, self._title(index, turn))
+                self._measure(index, turn, 0)
             for attempt in range(1, MOST_ATTEMPTS if vain < MOST_VAIN else 1):
                 again = self._to_repeat(turn, attempt - 1)
-                for place in (order if attempt % 2 == 0 else order[::-1]):
-                    if place in again:
-                        tell((turn + 1) * len(everyone) - 1, self._title(place, turn) + ", again: it was disturbed")
-                        self._measure(place, turn, attempt)
+                for index in (order if attempt % 2 == 0 else order[::-1]):
+                    if index in again:
+                        tell((turn + 1) * len(everyone) - 1, self._title(index, turn) + ", again: it was disturbed")
+                        self._measure(index, turn, attempt)
             vain += bool(self._to_repeat(turn, MOST_ATTEMPTS - 1))
 
-    def _measure(self, place: int, turn: int, attempt: int) -> None:
+    def _measure(self, index: int, turn: int, attempt: int) -> None:
         """One process. A row that fails once is not measured again."""
-        if self.reasons[place]:
+        if self.reasons[index]:
             return
         began = time.perf_counter()
         try:
-            measured = self.entrants[place].measure(self.case, self._sizes[turn], not self.processes[place],
-                                                    self._left_s[place])
-            self.processes[place].append(dict(measured, turn=turn, attempt=attempt))
+            measured = self.entrants[index].measure(self.case, self._sizes[turn], not self.processes[index],
+                                                    self._left_s[index])
+            self.processes[index].append(dict(measured, turn=turn, attempt=attempt))
         except MerinoError as error:
-            self.reasons[place] = str(error)
+            self.reasons[index] = str(error)
         took_s = time.perf_counter() - began
-        self._left_s[place] = max(0.0, self._left_s[place] - took_s)
-        self._longest_s[place] = max(self._longest_s[place], took_s)
+        self._left_s[index] = max(0.0, self._left_s[index] - took_s)
+        self._longest_s[index] = max(self._longest_s[index], took_s)
 
     def _to_repeat(self, turn: int, attempt: int) -> List[int]:
         """Both sides of each comparison of which one was disturbed in this attempt. A row that may need its time for
         the turns still planned is left out."""
-        flags = {place: frozenset(one["flags"]) for place, processes in enumerate(self.processes)
+        flags = {index: frozenset(one["flags"]) for index, processes in enumerate(self.processes)
                  for one in processes if (one["turn"], one["attempt"]) == (turn, attempt)}
         disturbed: Set[int] = set()
-        for place in flags:
-            base = self.base_of[place]
-            pair = {place} if base is None else {place, base}
+        for index in flags:
+            base = self.base_of[index]
+            pair = {index} if base is None else {index, base}
             rows = [{(turn, attempt): flags[one]} for one in pair if one in flags]
             if unequal_flags(rows, (turn, attempt)):
                 disturbed |= pair
@@ -163,21 +163,21 @@ class Turns:
         return [one for one in sorted(disturbed) if not self.reasons[one]
                 and self._left_s[one] > 2 * (turns_left + 1) * self._longest_s[one]]
 
-    def _title(self, place: int, turn: int) -> str:
-        name = self.entrants[place].identity["bundle"]
+    def _title(self, index: int, turn: int) -> str:
+        name = self.entrants[index].identity["bundle"]
         return f"{name} {self.case.name} {turn + 1}/{len(self._sizes)}"
 
 
 def turn_sizes(repetitions: int) -> List[int]:
     """Repetitions of each turn: 7 -> 2, 2, 1, 1, 1."""
     turns = min(MOST_PROCESSES, repetitions)
-    return [repetitions // turns + (place < repetitions % turns) for place in range(turns)]
+    return [repetitions // turns + (turn < repetitions % turns) for turn in range(turns)]
 
 
 def base_places(entrants: Sequence[Entrant]) -> List[Optional[int]]:
     """For each entrant the place of the one that it is compared with; None for itself and without a baseline."""
     baselines = [entrant.identity for entrant in entrants if entrant.is_baseline]
-    places = {id(entrant.identity): place for place, entrant in enumerate(entrants)}
+    index_of = {id(entrant.identity): index for index, entrant in enumerate(entrants)}
     bases = [baseline_for(entrant.identity, baselines) for entrant in entrants]
-    return [None if base is None or base is entrant.identity else places[id(base)]
+    return [None if base is None or base is entrant.identity else index_of[id(base)]
             for entrant, base in zip(entrants, bases)]

@@ -2,7 +2,7 @@
 run has left nothing in its memory, its caches or its peak.
 
 `python -m merino_bench.harness.worker REQUEST` takes a JSON object and prints one; `turns` starts it. Without a case it
-has the bundle's TensorRT engine built, apart because a builder leaves memory held. A timed
+has the bundle's TensorRT engine built, in a separate process because a builder leaves memory held. A timed
 prefill begins with the case's depth cached and ends with the choice of the first token. A timed decode step is the time
 from one token to the next: one run of the model and the choice of the token, greedy, batch 1, also after an end-of-text
 token. The choice (argmax) is timed. Prompts are random ids; what tokenising the text of such a prompt takes is measured

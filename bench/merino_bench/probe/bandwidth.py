@@ -53,11 +53,11 @@ def touched_buffer(size: int) -> np.ndarray:
 
 def buffer_bytes() -> int:
     """Several times the last-level cache, at most a quarter of the free memory: 64 MB on a board of 512 MB."""
-    wanted = max(DEFAULT_BUFFER_MB * MB, 4 * last_level_cache_bytes())
+    size = max(DEFAULT_BUFFER_MB * MB, 4 * last_level_cache_bytes())
     free = available_bytes()
-    while free and wanted > LEAST_BUFFER_MB * MB and wanted > free // 4:
-        wanted //= 2
-    return wanted
+    while free and size > LEAST_BUFFER_MB * MB and size > free // 4:
+        size //= 2
+    return size
 
 
 def available_bytes() -> int:

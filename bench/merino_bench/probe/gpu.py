@@ -1,11 +1,11 @@
 """`merino probe --backend tensorrt`: what this machine's GPU can do, through TensorRT itself.
 
-Builds an engine of each chain of matrix products, in float32 and in float16, times it, and reads the memory of a fresh
-process. The result has the form of the CPU's probe. The builds take most of the time: minutes on a Jetson Nano.
+Builds an engine of each chain of matrix multiplications, in float32 and in float16, times it, and reads the memory of
+a fresh process. The result has the form of the CPU's probe. The builds take most of the time: minutes on a Jetson Nano.
 
-A product of a chain needs the one before it, so the GPU runs them one after the other, a kernel each. Two chains of
-small matrices tell a launch from what a run costs besides; one that no cache holds tells the read bandwidth, over one
-new position, and the rate of products, over many. A chain runs as the TensorRT backend runs a decoder: one copy in, the
+A multiplication of a chain needs the one before it, so the GPU runs them one after the other, a kernel each. Two chains
+of small matrices separate the cost of a launch from the other costs of a run. A chain that no cache holds gives the
+read bandwidth, over one new position, and the rate of multiplications, over many. A chain runs as the TensorRT backend runs a decoder: one copy in, the
 network, one copy back, replayed as a CUDA graph where it is a decode step; one strided copy on the device; one wait.
 
 `python -m merino_bench.probe.gpu PLAN` prints the memory that TensorRT takes before any model, as one JSON line.
@@ -171,7 +171,7 @@ def _chain_rows(trt: TensorRt, cuda: Cuda, device: Device, work: str, tell: Tell
         kernel = graphs.kernel_of("portable", "chain", "fp32", columns=side, count=count)
         folder = _written(work, kernel)
         for precision in PRECISIONS:
-            tell(f"{count} products of {side} x {side} in {precision}")
+            tell(f"{count} multiplications of {side} x {side} in {precision}")
             plan = _built(trt, device, folder, kernel, precision, tell)
             if side == COLUMNS and precision == "fp32":
                 with open(small, "wb") as file:

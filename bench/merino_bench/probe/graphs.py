@@ -1,7 +1,7 @@
 """The graphs that the probe times, out of `graphs.tar.xz`: models without weights, which the exporter built.
 
-The archive's `index.json` says what each graph is. All of them read their weights from one file of random bytes, which
-`write_weights` makes. Which graphs a machine times is said in `tasks`; how the archive is made, in
+The archive's `index.json` describes each graph. All of them read their weights from one file of random bytes, which
+`write_weights` makes. `tasks` lists which graphs a machine times; how the archive is made is in
 `bench/probe_graphs`, which is not installed.
 """
 import io
@@ -87,14 +87,14 @@ def kernel_of(dialect: str, kind: str, form: str, **fields: Union[int, str]) -> 
 
 
 def decoder_bundle(folder: str, kernel: Kernel) -> Bundle:
-    """What bundle.json would say of the decoder in `folder`, as far as a backend asks."""
+    """What bundle.json would state of the decoder in `folder`, as far as a backend reads it."""
     context = int(kernel.inputs[2].shape[2])  # of a cache [1, heads, context, head_size]
     layers = (kv_layer(kernel),) * (kernel.count * kernel.uses)
     return _bundle(folder, kernel, "fused", context, layers)
 
 
 def operators_bundle(folder: str, kernel: Kernel) -> Bundle:
-    """The same of operators that stand alone, as far as the choice of attention's kernel asks."""
+    """The same of operators that stand alone, as far as the choice of attention's kernel reads it."""
     return _bundle(folder, kernel, "fused", 0, (kv_layer(kernel),) * kernel.count if kernel.heads else ())
 
 
@@ -103,7 +103,7 @@ def kv_layer(kernel: Kernel) -> KvLayer:
 
 
 def chain_bundle(folder: str, kernel: Kernel) -> Bundle:
-    """The same of a graph without a cache, as far as the builder of engines asks."""
+    """The same of a graph without a cache, as far as the builder of engines reads it."""
     return _bundle(folder, kernel, "portable", 1, ())
 
 

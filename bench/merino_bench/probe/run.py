@@ -32,8 +32,8 @@ MOST_SECONDS = 55.0  # of one minute; starting, writing and memory take the rest
 MOST_LATE_SECONDS = 240.0  # more where the minute does not suffice for what a calibration needs
 READ_SHARE, RESIDENT_SHARE = 0.04, 0.2
 PASSES = 2
-SHARES = 2  # a graph may take twice its share of the time left, since small ones take less than theirs
-# The keys that tell two rows apart
+SHARES = 2  # a graph may take twice its share of the time left, since small ones take less than their share
+# The keys that distinguish two rows
 MEASURED = (
     "kind", "format", "rows", "columns", "heads", "kv_heads", "kv", "count", "uses", "threads", "past", "tokens")
 FIRST_FUSED, FIRST_BLOCKED, FIRST_NO_DOTPROD_BLOCKED, REFUSED = (1, 18), (1, 23), (1, 21), (1, 21, 0)
@@ -149,14 +149,14 @@ def timed_rows(onnxruntime: Any, machine: Machine, work: str, deadline: float,
     best: Dict[Tuple[Any, ...], Dict[str, Any]] = {}
     done: Set[Task] = set()
     written = 0
-    for place, task in enumerate(due):
+    for index, task in enumerate(due):
         now = time.perf_counter()
         late = now >= deadline
         if late and (now >= latest or task in done or task not in needed):
             continue
         left_s = max(0.0, deadline - now)
-        tell(f"{place + 1} of {len(due)}: {task_name(task)}")
-        seconds = SHARES * left_s / (len(due) - place) / (len(task.runs) + 1)
+        tell(f"{index + 1} of {len(due)}: {task_name(task)}")
+        seconds = SHARES * left_s / (len(due) - index) / (len(task.runs) + 1)
         kernel = plan.kernel_of(task, machine.dialect) if task.kind != "choose" else None
         written = kernels.write_weights(work, kernel.weight_bytes if kernel else 0, written)
         must_end = task in needed and task not in done

@@ -90,12 +90,12 @@ class Machine(NamedTuple):
 def tasks(machine: Machine) -> List[Task]:
     """One task of each thread count in turn, so that each count has its most informative ones first."""
     lists = [list(dict.fromkeys(tasks_of(machine, threads))) for threads in machine.threads]
-    return [one[place] for place in range(max(map(len, lists))) for one in lists if place < len(one)]
+    return [one[index] for index in range(max(map(len, lists))) for one in lists if index < len(one)]
 
 
 def needed_of(tasks: List[Task]) -> List[Task]:
     """What a calibration needs at least: on all cores, all tasks up to the first grouped-query attention.
-    Without it nothing tells what attention computes from what it reads."""
+    Without it the cost of computing attention cannot be separated from the cost of reading the cache."""
     most = max(task.threads for task in tasks)
     on_all_cores = [task for task in tasks if task.threads == most]
     return on_all_cores[:1 + [task.kind == "attention" and task.kv_heads > 0 for task in on_all_cores].index(True)]

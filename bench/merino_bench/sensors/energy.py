@@ -57,8 +57,8 @@ class Sampler:
 
 
 def idle_watts(sampler: Sampler, seconds: float = IDLE_S) -> Optional[float]:
-    """The mean power in W while nothing of ours runs, so it must be called before anything is started; None where too
-    few readings came."""
+    """The mean power in W while nothing of this project runs, so it must be called before anything is started; None
+    where too few readings came."""
     sampler.wait_past(time.perf_counter())
     start_s = time.perf_counter()
     time.sleep(seconds)
@@ -113,11 +113,11 @@ def inside(readings: Sequence[Reading], phases: Phases) -> int:
 def cumulative_j(readings: Sequence[Reading], counts_joules: bool) -> List[Tuple[float, float]]:
     """(time in s, joules since the first reading) for each reading; powers are integrated by the trapezoid rule."""
     curve: List[Tuple[float, float]] = []
-    for place, (time_s, value) in enumerate(readings):
+    for index, (time_s, value) in enumerate(readings):
         if counts_joules:
             joules = value - readings[0].value
-        elif place:
-            before = readings[place - 1]
+        elif index:
+            before = readings[index - 1]
             joules = curve[-1][1] + (time_s - before.time_s) * (value + before.value) / 2
         else:
             joules = 0.0
@@ -138,6 +138,6 @@ def between_j(curve: Sequence[Tuple[float, float]], start_s: float, end_s: float
     return _at(curve, last - 1, end_s) - _at(curve, first, start_s)
 
 
-def _at(curve: Sequence[Tuple[float, float]], place: int, time_s: float) -> float:
-    (before_s, before_j), (after_s, after_j) = curve[place:place + 2]
+def _at(curve: Sequence[Tuple[float, float]], index: int, time_s: float) -> float:
+    (before_s, before_j), (after_s, after_j) = curve[index:index + 2]
     return before_j + (after_j - before_j) * (time_s - before_s) / (after_s - before_s)

@@ -3,10 +3,10 @@
 A source that this machine lacks gives None. Parsers take text and readers take a root folder, so that both are tested
 on recorded boards. Instruction set and memory are in `merino_runtime.io.board`, power is in `power`.
 
-What other processes, and other guests of the host, took of the CPU is read between two moments. Clock ticks see what
-runs for 10 ms or longer. A shorter burst shows in two exact counters of the kernel: the time that runnable threads of
-this process waited for a core (schedstat), and the involuntary context switches. A source that this machine lacks gives
-None.
+The CPU time that other processes and other guests of the host took is the difference of two readings. Clock ticks see
+what runs for 10 ms or longer. A shorter burst shows in two exact counters of the kernel: the time that runnable threads
+of this process waited for a core (schedstat), and the involuntary context switches. A source that this machine lacks
+gives None.
 """
 
 import glob
@@ -27,7 +27,7 @@ NOW_BITS, SINCE_BOOT_BITS = 0xF, 0xF0000  # Raspberry Pi: under-voltage, capped,
 
 
 class CpuMoment(NamedTuple):
-    """Readings to subtract. Times in seconds; of this process where nothing else is said."""
+    """Readings to subtract. Times in seconds; of this process where nothing else is stated."""
     clock_s: float
     busy_s: Optional[float]  # of all processes on all cores, stolen time included
     stolen_s: Optional[float]  # by other guests of the host
@@ -37,7 +37,7 @@ class CpuMoment(NamedTuple):
 
 
 class Load(NamedTuple):
-    """Shares from 0 to 1; None where the source is missing or the time was too short to tell."""
+    """Shares from 0 to 1; None where the source is missing or the time was too short."""
     others_cpu_share: Optional[float]  # of all cores' time, that other processes and guests took
     steal_share: Optional[float]  # of all cores' time, that other guests took
     waiting_share: Optional[float]  # of the time that our threads were runnable, that they had no core

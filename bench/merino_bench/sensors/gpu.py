@@ -16,7 +16,7 @@ from merino_bench.fresh_process import run_apart
 from merino_bench.sensors.power import PROGRAM_INTERVAL_S, ina3221_rails, jtop_rails, rail_watts
 from merino_runtime.errors import MerinoError
 
-# By what the device tree's `compatible` says of the chip: name, and CUDA's compute capability.
+# By the chip in the device tree's `compatible`: name, and CUDA's compute capability.
 CHIPS = {
     "nvidia,tegra210": ("Tegra X1 GPU (Maxwell)", "5.3"), "nvidia,tegra186": ("Tegra X2 GPU (Pascal)", "6.2"),
     "nvidia,tegra194": ("Xavier GPU (Volta)", "7.2"), "nvidia,tegra234": ("Orin GPU (Ampere)", "8.7"),
@@ -66,7 +66,7 @@ def gpu_name(root: str = "/") -> Tuple[Optional[str], Optional[str]]:
 
 
 def jtop_facts() -> Optional[Dict[str, Any]]:
-    """Of jtop's service, asked in a process of its own: a client adds memory and a thread. None where there is no such
+    """Of jtop's service, read in a separate process: a client adds memory and a thread. None where there is no such
     service."""
     try:
         if find_spec("jtop") is None:
@@ -78,7 +78,7 @@ def jtop_facts() -> Optional[Dict[str, Any]]:
 
 
 def main() -> None:
-    """Prints {"facts": what jtop says}; null where it does not answer."""
+    """Prints {"facts": what jtop reports}; null where it does not answer."""
     facts, client = None, None  # type: Any, Any
     try:
         from jtop import jtop
@@ -110,7 +110,7 @@ def facts_of(client: Any) -> Dict[str, Any]:
 def _gpu_of(gpu: Any) -> Tuple[Optional[float], Optional[float], Optional[float]]:
     """jtop's `gpu` -> (MHz, highest MHz, load in percent).
 
-    4.x has an entry per GPU, in kHz. 3.x has one GPU: `frq` in kHz, `max_freq` in Hz whatever its documentation says.
+    4.x has an entry per GPU, in kHz. 3.x has one GPU: `frq` in kHz, `max_freq` in Hz unlike its documentation.
     """
     if "val" in gpu:
         return _scaled(gpu.get("frq"), KHZ_PER_MHZ), _scaled(gpu.get("max_freq"), HZ_PER_MHZ), float(gpu["val"])

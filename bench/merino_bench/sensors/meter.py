@@ -1,4 +1,4 @@
-"""Energy of what runs now, for a server: a sensor is read all the time, and asked for the energy of a past span."""
+"""Energy of what runs now, for a server: a sensor is read all the time, and gives the energy of a past span."""
 import time
 from typing import Optional
 
@@ -19,7 +19,7 @@ class Meter:
         """Between two times of time.perf_counter: the mean power of the readings within, times the span. None where
         fewer than LEAST_SAMPLES are."""
         readings = self._sampler.readings
-        old = next((place for place, one in enumerate(readings) if one.time_s > time.perf_counter() - KEPT_S), 0)
+        old = next((index for index, one in enumerate(readings) if one.time_s > time.perf_counter() - KEPT_S), 0)
         del readings[:old]
         within = [one for one in list(readings) if start_s <= one.time_s <= end_s]
         if len(within) < LEAST_SAMPLES:

@@ -19,7 +19,7 @@ SYSFS_INTERVAL_S, PROGRAM_INTERVAL_S = 0.1, 0.5
 
 
 class Source(NamedTuple):
-    """`read` gives watts, or joules since some moment where `counts_joules`; it raises OSError or ValueError when
+    """`read` gives watts, or joules since some time where `counts_joules`; it raises OSError or ValueError when
     the sensor does not answer."""
     name: str
     rail: str
@@ -190,10 +190,10 @@ def rapl_source(root: str) -> Source:
     total_uj = [0]
 
     def read() -> float:
-        for place, (_, path, range_uj) in enumerate(zones):
+        for index, (_, path, range_uj) in enumerate(zones):
             now_uj = _uj(path)
-            total_uj[0] += now_uj - last_uj[place] + (range_uj if now_uj < last_uj[place] else 0)
-            last_uj[place] = now_uj
+            total_uj[0] += now_uj - last_uj[index] + (range_uj if now_uj < last_uj[index] else 0)
+            last_uj[index] = now_uj
         return total_uj[0] / 1e6
 
     return Source("RAPL", " + ".join(name for name, _, _ in zones), SYSFS_INTERVAL_S, read, counts_joules=True)
@@ -203,12 +203,12 @@ def _rails_source(name: str, rails: Dict[str, Sequence[Any]]) -> Source:
     """rails: by name a path and the factor to W, or two such pairs whose product is W (volts, amperes)."""
     if not rails:
         raise MerinoError(f"{name}: no rail in /sys")
-    wanted: List[str] = [rail for rail in TOTAL_RAILS if rail in rails][:1] or sorted(rails)
+    counted: List[str] = [rail for rail in TOTAL_RAILS if rail in rails][:1] or sorted(rails)
 
     def read() -> float:
-        return sum(_product(rails[rail]) for rail in wanted)
+        return sum(_product(rails[rail]) for rail in counted)
 
-    return Source(name, wanted[0] if len(wanted) == 1 else f"sum of {' + '.join(wanted)}", SYSFS_INTERVAL_S, read)
+    return Source(name, counted[0] if len(counted) == 1 else f"sum of {' + '.join(counted)}", SYSFS_INTERVAL_S, read)
 
 
 def _product(readings: Sequence[Any]) -> float:

@@ -26,7 +26,7 @@ def width() -> int:
 
 
 class Thinking:
-    """Tells an answer's thinking from the rest, piece by piece. thinks: whether it begins within it."""
+    """Separates an answer's thinking from the rest, piece by piece. thinks: whether it begins within it."""
 
     def __init__(self, thinks: bool = False) -> None:
         self._thinks, self._held = thinks, ""

@@ -69,7 +69,7 @@ class Prompts:
         """Raises RefusedError where the template takes no such messages."""
         if self._chat is None:
             raise RefusedError(f"the model {self.bundle.name!r} has no chat template: it continues texts. Use "
-                          "/v1/completions or /api/generate with raw, or serve a model that was trained to talk.")
+                          "/v1/completions or /api/generate with raw, or serve a model that was trained to chat.")
         try:
             pieces = self._pieces(messages, tools, no_think)
         except RefusedError:
