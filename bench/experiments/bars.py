@@ -1,4 +1,4 @@
-"""The speed bars: ratios of our bundles to other engines' models and to OPT-350M, all measured by `bench --peers`.
+"""The speed bars: ratios of bundles to other engines' models and to OPT-350M, all measured by `bench --peers`.
 
     python bench/experiments/bars.py --cache DIR -o bench/results/bars-x86-2cores.json
     python bench/experiments/bars.py --cache DIR -o bench/results/real-model-speed-x86-2cores.json --model FILE.gguf
@@ -45,7 +45,7 @@ TITLES = ("test", "faster", "slower", "tok/s", "ratio", "95 %", "peak MB", "10^6
 TIMEOUT_S = 3600.0
 
 
-class Ours(NamedTuple):
+class Exported(NamedTuple):
     """A bundle. group_size: of all matrices, in place of the exporter's choice."""
 
     model: str
@@ -86,7 +86,7 @@ class Bar(NamedTuple):
 
 
 class Section(NamedTuple):
-    bundles: list[Ours]
+    bundles: list[Exported]
     bars: list[Bar]
     peers: str | None = None
     depths: tuple[int, ...] = (PROMPT,)
@@ -102,8 +102,8 @@ class Section(NamedTuple):
 
 def section_66m() -> Section:
     """14 layers of 640, vocabulary 50257, against llama.cpp."""
-    bundles = [Ours("66m", precision) for precision in FORMATS]
-    bundles += [Ours("66m", precision, group_size=32) for precision in ("int8", "int4")]
+    bundles = [Exported("66m", precision) for precision in FORMATS]
+    bundles += [Exported("66m", precision, group_size=32) for precision in ("int8", "int4")]
     least = {"fp32": 1.0, "66m": 1.5, "66m-groups-32": 1.2}
     bars = [
         Bar(Side(one.name, one.precision), Side("66m", FORMATS[one.precision], "llama.cpp"),
@@ -116,9 +116,9 @@ def section_66m() -> Section:
 def section_opt() -> Section:
     """OPT-350M against other engines; llama.cpp knows no embedding at half width: `equal` reads as many bytes."""
     engines = [
-        bar for mine, theirs in FORMATS.items() for bar in (
-            Bar(Side(OPT, mine), Side(f"{OPT}-equal", theirs, "llama.cpp"), 1.0),
-            Bar(Side(OPT, mine), Side(OPT, theirs, "llama.cpp")),
+        bar for form, llama_form in FORMATS.items() for bar in (
+            Bar(Side(OPT, form), Side(f"{OPT}-equal", llama_form, "llama.cpp"), 1.0),
+            Bar(Side(OPT, form), Side(OPT, llama_form, "llama.cpp")),
         )
     ]  # fmt: skip
     engines += [
@@ -126,34 +126,34 @@ def section_opt() -> Section:
         Bar(Side(OPT, "fp32"), Side(OPT, "fp32", "transformers")),
         Bar(Side(OPT, "int4"), Side(OPT, "fp32", "transformers"), 5.0),  # as shipped
     ]
-    bundles = [*(Ours(OPT, precision) for precision in FORMATS), Ours(f"{OPT}-equal", "fp32")]
+    bundles = [*(Exported(OPT, precision) for precision in FORMATS), Exported(f"{OPT}-equal", "fp32")]
     return Section(bundles, engines, f"{LLAMA},ctranslate2,transformers")
 
 
 def section_64m() -> Section:
     """A design of 5.5 times fewer parameters against OPT-350M, with both vocabularies cut, and with one of its own."""
     cut, own = f"-v{VOCAB_CUT}", f"-v{VOCAB_PREFERRED}"
-    names = [(f"64m{ours}", f"{OPT}{theirs}") for ours, theirs in (("", ""), (own, ""), (cut, cut))]
+    names = [(f"64m{suffix}", f"{OPT}{opt_suffix}") for suffix, opt_suffix in (("", ""), (own, ""), (cut, cut))]
     bars = [
         Bar(Side(small, precision), Side(large, precision), None if cut in small else 4.9)
         for precision in FORMATS for small, large in names
     ]  # fmt: skip
     models = dict.fromkeys(name for pair in names for name in pair)
-    return Section([Ours(model, precision) for precision in FORMATS for model in models], bars)
+    return Section([Exported(model, precision) for precision in FORMATS for model in models], bars)
 
 
 def section_timed() -> Section:
     """Designs whose budget is the time itself, on this machine, beside at most 60.2 M parameters."""
     bars = [Bar(Side(f"{TIMED}{precision}", precision), Side(OPT, precision), 4.9) for precision in FORMATS]
-    return Section([Ours(side.bundle, side.precision) for bar in bars for side in bar[:2]], bars)
+    return Section([Exported(side.bundle, side.precision) for bar in bars for side in bar[:2]], bars)
 
 
-def section_deep(model: str, theirs: str) -> Section:
-    """Decode behind a long cache, ours of float32 and, beside quantised weights, of int8. theirs: of equal bytes."""
-    bundles = [Ours(model, precision, kv, LONG_CONTEXT) for precision, kv in by_cache()]
-    bars = [Bar(Side(model, one.precision, kv=one.kv), Side(theirs, FORMATS[one.precision], "llama.cpp"))
+def section_deep(model: str, equal: str) -> Section:
+    """Decode behind a long cache: of float32 and, beside quantised weights, of int8. equal: a model of equal bytes."""
+    bundles = [Exported(model, precision, kv, LONG_CONTEXT) for precision, kv in by_cache()]
+    bars = [Bar(Side(model, one.precision, kv=one.kv), Side(equal, FORMATS[one.precision], "llama.cpp"))
             for one in bundles]  # fmt: skip
-    others = [] if model == theirs else [Ours(theirs, "fp32", None, LONG_CONTEXT)]
+    others = [] if model == equal else [Exported(equal, "fp32", None, LONG_CONTEXT)]
     return Section([*bundles, *others], bars, LLAMA, DEPTHS, None)
 
 
@@ -163,7 +163,7 @@ def section_file(file: Path, precision: str, cache: Path) -> Section:
 
     kind = {"fp32": "F32", "int8": "Q8_0", "int4": None}[precision]
     copy = write_copy(file, cache / f"{file.stem}.{kind}-{kind}.gguf", kind, kind) if kind else file
-    bundles = [Ours(str(file), precision, kv, LONG_CONTEXT) for form, kv in by_cache() if form == precision]
+    bundles = [Exported(str(file), precision, kv, LONG_CONTEXT) for form, kv in by_cache() if form == precision]
     name = file.stem
     bars = [Bar(Side(name, precision, kv=one.kv), Side(name, "", "llama.cpp"), 1.3, 1.3) for one in bundles]
     return Section(bundles, bars, LLAMA, DEPTHS, 512, copy)
@@ -179,36 +179,37 @@ SECTIONS = {
 }  # fmt: skip
 
 
-def bundle_of(ours: Ours, cache: Path, small: bool) -> str:
+def bundle_of(exported: Exported, cache: Path, small: bool) -> str:
     """Its folder; exported in a process of its own, whose memory is given back."""
-    parts = [Path(ours.name).stem, ours.precision, str(ours.context), *([f"kv-{ours.kv}"] if ours.kv else [])]
+    cache_form = [f"kv-{exported.kv}"] if exported.kv else []
+    parts = [Path(exported.name).stem, exported.precision, str(exported.context), *cache_form]
     folder = cache / "-".join(parts)
     if not (folder / "bundle.json").exists():
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            pool.submit(export_model, ours, folder, cache, small).result()
+            pool.submit(export_model, exported, folder, cache, small).result()
     return str(folder)
 
 
-def export_model(ours: Ours, folder: Path, cache: Path, small: bool) -> None:
+def export_model(exported: Exported, folder: Path, cache: Path, small: bool) -> None:
     from merino_edge.export.export import export
     from merino_edge.export.quantisation import groups
     from merino_edge.export.request import ExportRequest
 
-    if ours.group_size:
-        groups.GROUP_SIZES = (ours.group_size,)  # no option of the exporter: the choice per matrix is what users get
-    request = ExportRequest(precision=ours.precision, context=ours.context, kv=ours.kv)
-    export(source_of(ours, cache, small), folder, request)
+    if exported.group_size:
+        groups.GROUP_SIZES = (exported.group_size,)  # no option of the exporter: users get the choice per matrix
+    request = ExportRequest(precision=exported.precision, context=exported.context, kv=exported.kv)
+    export(source_of(exported, cache, small), folder, request)
 
 
-def source_of(ours: Ours, cache: Path, small: bool) -> Any:
+def source_of(exported: Exported, cache: Path, small: bool) -> Any:
     from merino_edge.benchmarking.engines import table_elements
     from merino_edge.export.source import load_source, random_source
     from merino_edge.families.designed import Architecture
     from merino_edge.families.zoo import model as published
 
-    if ours.model.endswith(".gguf"):
-        return load_source(ours.model)
-    base, _, cut = ours.model.partition("-v")
+    if exported.model.endswith(".gguf"):
+        return load_source(exported.model)
+    base, _, cut = exported.model.partition("-v")
     update = {"vocab": int(cut)} if cut else {}
     if base.startswith(OPT):
         opt = published(OPT).geometry
@@ -216,7 +217,7 @@ def source_of(ours: Ours, cache: Path, small: bool) -> Any:
         if base != OPT:  # a table of the layers' width with as many weights as the true table and its projections
             vocab = (table_elements(arch.operators) // arch.width + 2 * arch.embed_width) // 8 * 8
             arch = arch.model_copy(update={"embed_width": arch.width, "vocab": vocab})
-        return random_source(arch, ours.name)
+        return random_source(arch, exported.name)
     if small:
         architecture = TRY
     elif base == "66m":
@@ -224,7 +225,7 @@ def source_of(ours: Ours, cache: Path, small: bool) -> Any:
         architecture = {"blocks": [block], "vocab": 50257, "head_size": 64, "context": LONG_CONTEXT}
     else:
         architecture = designed(cache / f"design-{base}.json", base)
-    return random_source(Architecture.model_validate({**architecture, **update}), ours.name)
+    return random_source(Architecture.model_validate({**architecture, **update}), exported.name)
 
 
 def designed(path: Path, name: str) -> dict[str, Any]:

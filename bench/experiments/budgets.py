@@ -132,26 +132,26 @@ def summary(rows):
 
 
 def main():
-    asked = arguments(
+    options = arguments(
         __doc__, "bench/results/budgets-SCORE-x86-2cores.json", passes=1,
         more={
             "--score": {"choices": list(SCORES), "required": True}, "--count": {"type": int, "default": COUNT},
             "--prepare": {"action": "store_true"},
         },
     )
-    profile, scoring = board(asked.device), score_named(asked.score)
+    profile, scoring = board(options.device), score_named(options.score)
     tasks = {
         f"{each.ms:g} ms in {each.form}, vocabulary {each.vocab}, context {each.context}": cache(
             partial(prepared, profile, scoring, each)
         )
-        for each in random_budgets(asked.count)
+        for each in random_budgets(options.count)
     }
     FOLDER.mkdir(parents=True, exist_ok=True)
-    if asked.prepare:
+    if options.prepare:
         for name, make in tasks.items():
             print(name, make()[0].architecture.shape(), sep=": ", flush=True)
         return
-    rows = take_turns(asked, tasks, measure, row_of, summary)
+    rows = take_turns(options, tasks, measure, row_of, summary)
     least = min(row["reference_ms"] for row in rows)
     for row in rows:
         shares = (f"{key} {row[key]:+.1%}" if key == "error" else f"{key} {row[key]:.1%}" for key in ("use", "error"))

@@ -1,5 +1,5 @@
-"""What a constraint adds to a decode step: the masks of our automaton and of llguidance, the masked choice, against the
-step and the choice without it.
+"""What a constraint adds to a decode step: the masks of the built-in automaton and of llguidance, and masked sampling,
+against the step and sampling without it.
 
     python bench/experiments/constraint_cost.py BUNDLE -o bench/results/constraint-cost-x86-2cores.json
 

@@ -107,8 +107,8 @@ def main() -> None:
     out = parser.parse_args().o
     boards = [board.with_backend(name) for board in list_profiles() for name in board.backends]
     rows = [row for board in boards for row in board_rows(board)]
-    asked = {"decode_ms": DECODE_MS, "context": CONTEXT, "prompt": PROMPT, "vocab": VOCAB}
-    write_record(out, {"kind": "predicted", "budget": asked, "rows": rows})
+    budget = {"decode_ms": DECODE_MS, "context": CONTEXT, "prompt": PROMPT, "vocab": VOCAB}
+    write_record(out, {"kind": "predicted", "budget": budget, "rows": rows})
 
 
 if __name__ == "__main__":

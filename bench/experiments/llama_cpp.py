@@ -32,7 +32,7 @@ def open_model(path: Path, context: int, threads: int) -> Callable[[Sequence[int
 
 
 def loss_of(server: Any, before: list[int], token: int) -> float:
-    wanted = {
+    request = {
         "prompt": before, "n_predict": 1, "temperature": 0, "n_probs": 1, "logit_bias": [[token, BIAS]],
         "cache_prompt": True, "ignore_eos": False, "stream": False, "return_tokens": True,
     }  # fmt: skip
@@ -44,12 +44,12 @@ def loss_of(server: Any, before: list[int], token: int) -> float:
         ended.set()
         return False
 
-    server.handle_completions(wanted, take)
+    server.handle_completions(request, take)
     if not ended.wait(WAIT_S):
         raise RuntimeError(f"llama.cpp gave no answer behind {len(before)} ids")
     candidate = probability(answers[0])
     if candidate["id"] != token:
-        raise RuntimeError(f"llama.cpp chose {candidate['id']}, and {token} was asked for: {answers[0]}")
+        raise RuntimeError(f"llama.cpp chose {candidate['id']}, and {token} was requested: {answers[0]}")
     return -float(candidate["logprob"]) if math.isfinite(candidate["logprob"]) else math.inf
 
 

@@ -1,4 +1,4 @@
-"""What our runtime adds to ONNX Runtime: a decode step against a bare loop on the same graph, and the cost of sampling.
+"""What the runtime adds to ONNX Runtime: a decode step against a bare loop on the same graph, and the cost of sampling.
 
     python bench/experiments/overhead.py BUNDLE... -o bench/results/overhead-x86-2cores.json
 
@@ -63,16 +63,16 @@ class BareLoop:
 def measure(folder):
     bundle = load_bundle(folder)
     threads = thread_counts(bundle).decode
-    ours, bare = open_backend(bundle, threads), BareLoop(bundle, threads)
+    backend, bare = open_backend(bundle, threads), BareLoop(bundle, threads)
     ids = np.random.default_rng(0).integers(0, bundle.vocab, PROMPT + STEPS).tolist()
-    our_ms, bare_ms, sample_ms = [], [], []
+    step_ms, bare_ms, sample_ms = [], [], []
     for _ in range(ROUNDS + 1):
-        ours.truncate(0)
-        ours.prefill(ids[:PROMPT])
+        backend.truncate(0)
+        backend.prefill(ids[:PROMPT])
         for token in ids[PROMPT:]:
             start = time.perf_counter()
-            logits = ours.step(token)
-            our_ms.append(1e3 * (time.perf_counter() - start))
+            logits = backend.step(token)
+            step_ms.append(1e3 * (time.perf_counter() - start))
         for cached, token in enumerate(ids[:PROMPT]):
             bare.step(token, cached)
         for cached, token in enumerate(ids[PROMPT:], PROMPT):
@@ -85,12 +85,12 @@ def measure(folder):
             start = time.perf_counter()
             sampler.choose(logits)
             sample_ms.append(1e3 * (time.perf_counter() - start))
-    ours.close()
-    our, plain, sample = (statistics.median(values[STEPS:]) for values in (our_ms, bare_ms, sample_ms))
+    backend.close()
+    step, plain, sample = (statistics.median(values[STEPS:]) for values in (step_ms, bare_ms, sample_ms))
     return {
         "bundle": bundle.name, "precision": bundle.precision, "vocab": bundle.vocab, "threads": threads,
-        "step_ms": our, "bare_step_ms": plain, "overhead": our / plain - 1,
-        "sample_ms": sample, "sampling_share": sample / our,
+        "step_ms": step, "bare_step_ms": plain, "overhead": step / plain - 1,
+        "sample_ms": sample, "sampling_share": sample / step,
     }  # fmt: skip
 
 

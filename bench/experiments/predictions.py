@@ -54,27 +54,27 @@ def arguments(
 
 
 def take_turns(
-    asked: argparse.Namespace,
+    options: argparse.Namespace,
     tasks: dict[str, Any],
     measure: Callable[[Any, Path], dict[str, Any]],
     row_of: Callable[[Any, list[dict[str, Any]]], dict[str, Any]],
     summary: Callable[[list[dict[str, Any]]], Any],
 ) -> list[dict[str, Any]]:
     """`measure(task, folder for its bundle)` -> quantities and `flags`; `row_of(task, passes)` -> a row."""
-    coefficients = board(asked.device).performance.onnxruntime.coefficients
+    coefficients = board(options.device).performance.onnxruntime.coefficients
     head = {"times": coefficients.source if coefficients else None}
-    passes = json.loads(asked.out.read_text())["passes"] if asked.out.exists() else {}
+    passes = json.loads(options.out.read_text())["passes"] if options.out.exists() else {}
     with tempfile.TemporaryDirectory() as scratch:
-        for number in range(0 if asked.only_table else asked.passes):
+        for number in range(0 if options.only_table else options.passes):
             for index, (name, task) in enumerate(tasks.items()):
                 done = passes.setdefault(name, [])
                 if len(done) > number:
                     continue
-                print(f"pass {number + 1} of {asked.passes}, {index + 1} of {len(tasks)}: {name}", file=sys.stderr)
+                print(f"pass {number + 1} of {options.passes}, {index + 1} of {len(tasks)}: {name}", file=sys.stderr)
                 done.append(measure(task, Path(scratch) / str(index)))
-                write_record(asked.out, {**head, "passes": passes})
+                write_record(options.out, {**head, "passes": passes})
     rows = [{"name": name, **row_of(task, passes[name])} for name, task in tasks.items() if passes.get(name)]
-    write_record(asked.out, {**head, "summary": summary(rows), "rows": rows, "passes": passes})
+    write_record(options.out, {**head, "summary": summary(rows), "rows": rows, "passes": passes})
     return rows
 
 
@@ -142,10 +142,10 @@ def row_of(task, passes, profile):
     measured = over_passes(passes)
     best = predicted(task, profile)
     full = InferenceShape(form, CACHED + STEPS, CACHED)
-    told = {name: cost.decode_ms if name == "decode" else cost.prefill_ms for name, cost in best.items()}
-    told["memory"] = cost_model(profile, full).memory_mb(arch.operators)
+    predictions = {name: cost.decode_ms if name == "decode" else cost.prefill_ms for name, cost in best.items()}
+    predictions["memory"] = cost_model(profile, full).memory_mb(arch.operators)
     facts = {"precision": form, "params": params(arch.operators), "decode_threads": best["decode"].decode_threads}
-    return facts | {name: pair(told[name], measured[name]) for name in told}
+    return facts | {name: pair(predictions[name], measured[name]) for name in predictions}
 
 
 def pair(predicted, measured):
@@ -170,13 +170,13 @@ def summary(rows):
 
 
 def main():
-    asked = arguments(__doc__, "bench/results/predictions-x86-2cores.json")
-    profile = board(asked.device)
+    options = arguments(__doc__, "bench/results/predictions-x86-2cores.json")
+    profile = board(options.device)
     tasks = [(arch, form) for arch in random_designs(DESIGNS, SEED) for form in FORMATS]
     order = np.random.default_rng(SEED).permutation(len(tasks))  # so that a drift of the machine meets all sizes
     named = {f"{tasks[at][0].shape()} vocabulary {tasks[at][0].vocab} {tasks[at][1]}": tasks[at] for at in order}
     rows = take_turns(
-        asked, named, lambda task, folder: measure(task, folder, profile),
+        options, named, lambda task, folder: measure(task, folder, profile),
         lambda task, passes: row_of(task, passes, profile), summary,
     )  # fmt: skip
     for row in sorted(rows, key=lambda row: row["params"]):

@@ -3,10 +3,10 @@
     python bench/experiments/published.py docs/predictions.md
 
 Rewrites the table between the file's two marks. The published figures are llama.cpp's but for one (Q4_0, Q4_K_M: about
-4.5 bits a weight), ours are predicted for the fastest format of ONNX Runtime's own kernels: int4 with dotprod, int8
-without. So engines differ; what is asked is a factor of 1.5. Speeds of this project's kernels are published nowhere. A
-speed of a GPU is set beside the prediction for TensorRT in fp16. Its format is not said and its power mode is another,
-so a factor of 2 is asked.
+4.5 bits a weight); the predictions are for the fastest format of ONNX Runtime's own kernels: int4 with dotprod, int8
+without. So engines differ, and the bar is a factor of 1.5. Speeds of this project's kernels are published nowhere. A
+speed of a GPU is set beside the prediction for TensorRT in fp16. Its format is unknown and its power mode differs, so
+the bar is a factor of 2.
 """
 
 import sys
@@ -34,7 +34,7 @@ TITLES = (
 class Published(NamedTuple):
     board: str
     model: str  # of the catalogue
-    threads: int | None  # None: not said, ours is the best
+    threads: int | None  # None: not published; the prediction takes the best
     what: str  # decode or prefill
     tok_s: float
     note: str = ""
@@ -80,7 +80,7 @@ def predicted_tok_s(row: Published) -> float:
 
 
 def speed_in(profile: DeviceProfile, row: Published, precision: str) -> float:
-    # llama.cpp's head has few bits too, ours has 8 in int4.
+    # llama.cpp's head has few bits too, a bundle's has 8 in int4.
     operators = [
         replace(op, kind="linear", final=True) if op.kind == "head" and precision == "int4" else op
         for op in model(row.model.lower()).geometry.operators

@@ -5,11 +5,11 @@
     python bench/experiments/quality.py --model embedded --text tinystories_valid.txt --calibrate FILE --cache DIR \\
         --window 512 --only "transformers fp32" --only "ours fp32, int8 cache" --only "ours fp32, int4 cache" -o FILE
 
-llama.cpp needs the extra `peers` and a GGUF. The text is cut into windows; each begins with an empty cache. They are
-taken in an order that is shuffled once, so that more of them go on where fewer ended. Ours and llama.cpp's decode token
-by token, transformers' float32 weights see a window at once, and so does one entrant of ours, in a quarter of the time:
-each token's activations are rounded by themselves there too. DIR keeps bundles and files; a bundle that is there is not
-exported again. A window that is in the record is not computed again. `change`: from float32 weights by transformers.
+llama.cpp needs the extra `peers` and a GGUF. The text is cut into windows; each begins with an empty cache. Their order
+is shuffled once, so that a run with more windows continues one with fewer. Bundles and llama.cpp decode token by token.
+transformers' float32 weights see a window at once, and so does one variant of a bundle, in a quarter of the time: there
+too each token's activations are rounded separately. DIR keeps bundles and files; a bundle that is there is not exported
+again. A window that is in the record is not computed again. `change`: from float32 weights by transformers.
 """
 
 import argparse
@@ -46,10 +46,10 @@ LAST = "ints_-1"  # the constant by which a graph takes the last position
 Losses = Callable[[Sequence[int]], list[float]]  # ids [n] -> nats of each but the first [n - 1]
 
 
-class Entrant(NamedTuple):
-    """`form`: our precision, or llama.cpp's types of matrices and table. `blocks`: whether the file's own may be taken
-    over; without, the weights are rounded anew, as those of a folder are. `whole`: see a window at once. `kv`: format
-    of our cache."""
+class Variant(NamedTuple):
+    """`form`: the precision of a bundle, or llama.cpp's types of matrices and embedding. `blocks`: whether the file's
+    own may be taken over; without, the weights are rounded again, as those of a folder are. `whole`: see a window at
+    once. `kv`: format of a bundle's cache."""
 
     engine: str
     form: tuple[str, ...]
@@ -65,33 +65,33 @@ class Entrant(NamedTuple):
 
 
 FILE = ("as it is",)
-ENTRANTS = (
-    Entrant("transformers", ("fp32",)), Entrant("ours", ("fp32",)), Entrant("ours", ("int8",)),
-    Entrant("ours", ("int8",), whole=True),
-    Entrant("ours", ("int4",)), Entrant("ours", ("int4",), blocks=False),
-    *(Entrant("ours", (form,), kv=kv) for form in ("fp32", "int8") for kv in ("int8", "int4")),
-    Entrant("llama.cpp", FILE), Entrant("llama.cpp", ("Q8_0", "Q8_0")), Entrant("llama.cpp", ("Q4_0", "Q8_0")),
+VARIANTS = (
+    Variant("transformers", ("fp32",)), Variant("ours", ("fp32",)), Variant("ours", ("int8",)),
+    Variant("ours", ("int8",), whole=True),
+    Variant("ours", ("int4",)), Variant("ours", ("int4",), blocks=False),
+    *(Variant("ours", (form,), kv=kv) for form in ("fp32", "int8") for kv in ("int8", "int4")),
+    Variant("llama.cpp", FILE), Variant("llama.cpp", ("Q8_0", "Q8_0")), Variant("llama.cpp", ("Q4_0", "Q8_0")),
 )  # fmt: skip
 
 
-def opened(entrant: Entrant, given: argparse.Namespace, source: Source) -> tuple[Losses, int]:
+def opened(variant: Variant, given: argparse.Namespace, source: Source) -> tuple[Losses, int]:
     """Its losses, and the bytes of its file: weights and graph, or the GGUF."""
-    if entrant.engine == "transformers":
+    if variant.engine == "transformers":
         return lambda ids: torch_losses(source.model, ids), sum(4 * one.numel() for one in source.model.parameters())
-    if entrant.engine == "llama.cpp":
+    if variant.engine == "llama.cpp":
         file = Path(given.model)
-        if entrant.form != FILE:
-            file = write_copy(file, given.cache / f"{file.stem}.{'-'.join(entrant.form)}.gguf", *entrant.form)
+        if variant.form != FILE:
+            file = write_copy(file, given.cache / f"{file.stem}.{'-'.join(variant.form)}.gguf", *variant.form)
         return open_model(file, given.window, given.threads), file.stat().st_size
-    calibration = given.calibrate if entrant.kv else None
-    parts = [*entrant.form, *([] if entrant.blocks else ["anew"]), *([f"kv-{entrant.kv}"] if entrant.kv else [])]
+    calibration = given.calibrate if variant.kv else None
+    parts = [*variant.form, *([] if variant.blocks else ["anew"]), *([f"kv-{variant.kv}"] if variant.kv else [])]
     folder = given.cache / "-".join([*parts, *(["calibrated"] if calibration else [])])
     if not (folder / "bundle.json").exists():
-        weights = source if entrant.blocks else source._replace(blocks=None)
-        form = ExportRequest(precision=entrant.form[0], context=given.window, kv=entrant.kv, calibration=calibration)
+        weights = source if variant.blocks else source._replace(blocks=None)
+        form = ExportRequest(precision=variant.form[0], context=given.window, kv=variant.kv, calibration=calibration)
         export(weights, folder, form)
     size = sum((folder / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
-    return (whole_losses if entrant.whole else bundle_losses)(folder, given.threads), size
+    return (whole_losses if variant.whole else bundle_losses)(folder, given.threads), size
 
 
 @torch.no_grad()
@@ -149,7 +149,7 @@ def windows_of(text: Path, tokenizer: tokenizers.Tokenizer, window: int) -> tupl
 
 
 def rows_of(record: dict[str, Any], count: int) -> Iterator[dict[str, Any]]:
-    """Of the first `count` windows those that an entrant has. `standard_error`: of `change`, between windows."""
+    """Of the first `count` windows those that a variant has. `standard_error`: of `change`, between windows."""
     known = record["losses"].get(REFERENCE, {})
     for name, losses in record["losses"].items():
         taken = [number for number in map(str, record["order"][:count]) if number in losses and number in known]
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--window", type=int, default=1024, help="tokens; default %(default)s")
     parser.add_argument("--windows", type=int, default=8, help="default %(default)s")
-    parser.add_argument("--only", action="append", help="an entrant's name; may be repeated")
+    parser.add_argument("--only", action="append", help="a variant's name; may be repeated")
     parser.add_argument("-t", type=int, default=2, dest="threads", help="default %(default)s")
     parser.add_argument("-o", type=Path, dest="out", required=True)
     given = parser.parse_args()
@@ -192,15 +192,15 @@ def main() -> None:
         "schema": 1, "machine": machine(), "model": Path(given.model).name, "text": given.text.name,
         "window": given.window, "order": order, "rows": [], "bytes": {}, "losses": {},
     })  # fmt: skip
-    for entrant in ENTRANTS:
-        done = record["losses"].setdefault(entrant.name, {})
+    for variant in VARIANTS:
+        done = record["losses"].setdefault(variant.name, {})
         missing = [number for number in order[: given.windows] if str(number) not in done]
-        if not missing or (given.only and entrant.name not in given.only):
+        if not missing or (given.only and variant.name not in given.only):
             continue
-        losses, record["bytes"][entrant.name] = opened(entrant, given, source)
+        losses, record["bytes"][variant.name] = opened(variant, given, source)
         for number in missing:
             done[str(number)] = mean(losses(rows[number].tolist()))
-            print(f"{entrant.name}, window {number}: {done[str(number)]:.5f}", file=sys.stderr, flush=True)
+            print(f"{variant.name}, window {number}: {done[str(number)]:.5f}", file=sys.stderr, flush=True)
             record["rows"] = list(rows_of(record, given.windows))
             write_record(given.out, record)
     record["rows"] = list(rows_of(record, given.windows))

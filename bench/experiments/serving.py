@@ -139,11 +139,11 @@ def memory_mb(bundle, threads):
     command = [sys.executable, "-m", "merino_bench", "generate", bundle, "Once upon a time", "-n", str(TOKENS),
                "--json", "--ignore-eos", "-t", str(threads)]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'runtime'}:{ROOT / 'bench'}"}
-    said = subprocess.run(command, check=True, capture_output=True, env=environment).stdout
+    lines = subprocess.run(command, check=True, capture_output=True, env=environment).stdout
     with Server(bundle, options=["--cache-mb", 0], threads=threads) as server:
         server.post(TEXTS, prompt="Once upon a time", max_tokens=TOKENS, ignore_eos=True)
         served = server.call("GET", "/v1/stats")[1]["peak_rss_mb"]
-    return {"generate": json.loads(said.splitlines()[-1])["peak_rss_mb"], "server": served}
+    return {"generate": json.loads(lines.splitlines()[-1])["peak_rss_mb"], "server": served}
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ SIZES = 40_000, 400_000  # of set b
 DEPTHS = 1, 2, 3, 4, 5, 6, 8, 10, 12, 16
 WIDTHS = range(32, 385, 32)
 RATIOS = 0.5, 6.0
-STEP = 1 / 32  # of FFN ratios: a whole number of channels at each width
-NEAR = 0.01  # of the weights asked for
+STEP = 1 / 32  # of FFN ratios: an integer number of channels at each width
+NEAR = 0.01  # of the requested number of weights
 EACH = 4  # designs of set a for each depth; one layer has only three shapes, so three layers have five designs
 VOCAB, CONTEXT, HEAD = 512, 256, 16
 SHARED = (  # pairs: blocks, uses of each one's layer, width
@@ -120,7 +120,7 @@ def set_b(random):
 
 def sharing_pairs():
     """L uses of one layer, and L layers, at equal width and depth and, by L^sharing, equal effective weights: the law
-    says the same of both, so a difference is the exponent's. The shared layer has the wider FFN."""
+    predicts the same for both, so a difference is due to the exponent. The shared layer has the wider FFN."""
     for index, (blocks, uses, width) in enumerate(SHARED):
         small = Block(width=width, ffn_ratio=UNSHARED_RATIO, depth=uses)
         wide = ratio(layer(small) * uses ** (1 - MeasuredScoring().sharing), width)

@@ -5,7 +5,7 @@
     python bench/experiments/shape_rivals.py measure --list LIST --folder BUNDLES -o RECORD [-r 9]
 
 `list` searches; all rivals have the vocabulary, context and heads of `shape_designs.py`, and three seeds. --device also
-takes a calibrated profile, as `measure` needs of the machine that it runs on. `measure` wants a quiet machine.
+takes a calibrated profile, as `measure` needs of the machine that it runs on. `measure` requires a quiet machine.
 """
 
 import argparse
@@ -153,14 +153,14 @@ def main():
     command.add_argument("--folder", type=Path, required=True)
     command.add_argument("-r", type=int, default=9, dest="repetitions")
     command.add_argument("-o", type=Path, dest="out", required=True)
-    asked = parser.parse_args()
-    if asked.command == "list":
-        limits = {"decode_ms": asked.decode_ms, "memory_mb": asked.memory_mb}
-        write_text(asked.out, lines(listed(load_profile(asked.device), limits)))
+    options = parser.parse_args()
+    if options.command == "list":
+        limits = {"decode_ms": options.decode_ms, "memory_mb": options.memory_mb}
+        write_text(options.out, lines(listed(load_profile(options.device), limits)))
         return
-    content = json.loads(asked.list.read_text())
-    write_record(asked.out, {"device": content["device"], "limits": content["limits"],
-                             "rows": measured(content, asked.folder, asked.repetitions)})  # fmt: skip
+    content = json.loads(options.list.read_text())
+    write_record(options.out, {"device": content["device"], "limits": content["limits"],
+                               "rows": measured(content, options.folder, options.repetitions)})  # fmt: skip
 
 
 if __name__ == "__main__":

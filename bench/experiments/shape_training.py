@@ -5,7 +5,7 @@
     python bench/experiments/shape_training.py run --rate RATE --data TITLE=FILE... --held-out TITLE=FILE...
     python bench/experiments/shape_training.py analyse [-o RECORD] [--plot SVG]
 
-What is asked of it and what would change the default was written down before the first run:
+The question and what would change the default were written down before the first run:
 docs/decisions/shape-training.md. `plan` writes the list, `shape_designs.json`, from a seed. `run` takes days on one
 thread. It may be killed at any time: the same command goes on, within a run from at most a minute before. A run ends as
 a line of `runs.jsonl` in --folder.
@@ -114,7 +114,7 @@ def check_identity(identity, folder):
     elif (folder / IDENTITY).read_text() != text:
         kept = json.loads((folder / IDENTITY).read_text())
         parts = ", ".join(key for key in identity if json.loads(text)[key] != kept.get(key))
-        raise MerinoError(f"{folder} holds runs with other {parts}: give theirs, or choose another --folder")
+        raise MerinoError(f"{folder} holds runs with other {parts}: give the same ones, or choose another --folder")
 
 
 # --- one run
@@ -285,32 +285,32 @@ def report(listed, folder, out, plot):
 
 
 def main():
-    asked = parsed()
-    if asked.command == "plan":
+    options = parsed()
+    if options.command == "plan":
         write_text(LIST, lines(plan(SEED)))
         return
-    listed, recipe = json.loads(asked.list.read_text()), Recipe()
-    if asked.command == "analyse":
-        report(listed, asked.folder, asked.out, asked.plot)
+    listed, recipe = json.loads(options.list.read_text()), Recipe()
+    if options.command == "analyse":
+        report(listed, options.folder, options.out, options.plot)
         return
-    torch.set_num_threads(asked.threads)
-    asked.folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(options.threads)
+    options.folder.mkdir(parents=True, exist_ok=True)
     designs = {each["name"]: each for each in listed["designs"]}
     try:
-        with FileLock(asked.folder / f"{asked.command}.lock", timeout=0):
-            material = prepare(asked.data, asked.held_out, asked.folder, listed, recipe)
-            if asked.command == "pilot":
+        with FileLock(options.folder / f"{options.command}.lock", timeout=0):
+            material = prepare(options.data, options.held_out, options.folder, listed, recipe)
+            if options.command == "pilot":
                 runs = [(name, SEED, rate) for name in PILOT for rate in PILOT_RATES]
-                run_all(runs, designs, material, recipe, asked.folder, PILOTS, PILOT_SHARE)
+                run_all(runs, designs, material, recipe, options.folder, PILOTS, PILOT_SHARE)
                 return
-            recipe = recipe._replace(rate=asked.rate)
+            recipe = recipe._replace(rate=options.rate)
             material.identity["recipe"] = recipe._asdict()
-            check_identity(material.identity, asked.folder)
+            check_identity(material.identity, options.folder)
             runs = [(name, seed, recipe.rate) for name, seed in listed["runs"]
-                    if asked.only in (None, designs[name]["set"])]  # fmt: skip
-            run_all(runs, designs, material, recipe, asked.folder, RUNS)
+                    if options.only in (None, designs[name]["set"])]  # fmt: skip
+            run_all(runs, designs, material, recipe, options.folder, RUNS)
     except Timeout as error:
-        raise MerinoError(f"another process is at work in {asked.folder}: wait for its end") from error
+        raise MerinoError(f"another process is at work in {options.folder}: wait for its end") from error
 
 
 if __name__ == "__main__":

@@ -146,8 +146,8 @@ def main():
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("-o", type=Path, dest="out", required=True)
     parser.add_argument("--plot", type=Path)
-    asked = parser.parse_args()
-    rows = decoders(asked.data)
+    options = parser.parse_args()
+    rows = decoders(options.data)
     scores, losses = scores_of(rows), np.array([loss for *_, loss in rows])
     stored = scores["number of weights"] + TABLE * np.array([width for width, *_ in rows])
     group = (stored >= LOW) & (stored <= HIGH)
@@ -158,13 +158,13 @@ def main():
             {name: values[group] for name, values in scores.items()}, losses[group], random)},
         "constants": constant_rows(rows, random),
     }  # fmt: skip
-    write_record(asked.out, {"summary": summary, "rows": [
+    write_record(options.out, {"summary": summary, "rows": [
         {"width": width, "layers": layers, "loss": round(loss, 4), "weights": LAYER * width**2 * layers,
          "scores": {name: float(f"{values[index]:.6g}") for name, values in scores.items()}}
         for index, (width, layers, loss) in enumerate(rows)
     ]})  # fmt: skip
-    if asked.plot:
-        write_text(asked.plot, drawing([
+    if options.plot:
+        write_text(options.plot, drawing([
             (f"{name}: Spearman {summary['all'][name]['spearman']:.3f}",
              np.maximum(scores[name], scores[name].max() / 1e3), losses, group)
             for name in ("merino", "number of weights", "measured")

@@ -75,10 +75,10 @@ def first_token_ms(bundle, *options):
 
 def phases_here(bundle_path, started):
     """The same calls as `generate`'s. started: time.time() before this process."""
-    moments = [("python", started), ("", time.time())]  # each name is that of what begins there
+    times = [("python", started), ("", time.time())]  # each name is that of what begins there
 
     def begin(name):
-        moments.append((name, time.time()))
+        times.append((name, time.time()))
 
     begin("import merino_runtime")
     sys.path.insert(0, f"{bundle_path}/merino.pyz")
@@ -110,8 +110,8 @@ def phases_here(bundle_path, started):
 
     next(generate(backend, tokenizer.encode(PROMPT), max_new_tokens=1))
     begin("")
-    ends = [moment for _, moment in moments[1:]]
-    return {name: 1e3 * (end - start) for (name, start), end in zip(moments, ends, strict=False) if name}
+    ends = [time_s for _, time_s in times[1:]]
+    return {name: 1e3 * (end - start) for (name, start), end in zip(times, ends, strict=False) if name}
 
 
 def phases_apart(bundle):

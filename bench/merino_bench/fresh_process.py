@@ -1,4 +1,4 @@
-"""Runs one of our modules in a fresh process: a request in, one JSON object out.
+"""Runs one of this project's modules in a fresh process: a request in, one JSON object out.
 
 A failure becomes a MerinoError with the reason: out of memory, a process that dies, or one that takes too long.
 """

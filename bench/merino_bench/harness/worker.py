@@ -89,7 +89,7 @@ def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
             notes.append("decode steps were enqueued one by one: this TensorRT could not capture them")
         load = load_between(began, ended, here["cpus"] or 1)
         if max(threads or 1, prefill_threads or 1) > len(board.usable_cpus()):
-            load = load._replace(waiting_share=None)  # our threads wait for each other
+            load = load._replace(waiting_share=None)  # its own threads wait for each other
         tokenizing_ms = None
         if not case.steps:
             try:

@@ -5,8 +5,9 @@ a fresh process. The result has the form of the CPU's probe. The builds take mos
 
 A multiplication of a chain needs the one before it, so the GPU runs them one after the other, a kernel each. Two chains
 of small matrices separate the cost of a launch from the other costs of a run. A chain that no cache holds gives the
-read bandwidth, over one new position, and the rate of multiplications, over many. A chain runs as the TensorRT backend runs a decoder: one copy in, the
-network, one copy back, replayed as a CUDA graph where it is a decode step; one strided copy on the device; one wait.
+read bandwidth, over one new position, and the rate of multiplications, over many. A chain runs as the TensorRT backend
+runs a decoder: one copy in, the network, one copy back, replayed as a CUDA graph where it is a decode step; one strided
+copy on the device; one wait.
 
 `python -m merino_bench.probe.gpu PLAN` prints the memory that TensorRT takes before any model, as one JSON line.
 """

@@ -40,7 +40,7 @@ class Load(NamedTuple):
     """Shares from 0 to 1; None where the source is missing or the time was too short."""
     others_cpu_share: Optional[float]  # of all cores' time, that other processes and guests took
     steal_share: Optional[float]  # of all cores' time, that other guests took
-    waiting_share: Optional[float]  # of the time that our threads were runnable, that they had no core
+    waiting_share: Optional[float]  # of the time that this process's threads were runnable, that they had no core
     preemptions_per_s: Optional[float]
 
     @property

@@ -36,8 +36,8 @@ def check_threads(option: str, count: Optional[int]) -> None:
 
 def thread_counts(bundle: Bundle, threads: Optional[int] = None,
                   prefill_threads: Optional[int] = None) -> ThreadCounts:
-    """The caller's counts, else the bundle's, limited to this machine's cores, else our own choice. `threads` counts
-    for prefill too if `prefill_threads` is None. Raises MerinoError for a count that is not allowed."""
+    """The caller's counts, else the bundle's, limited to this machine's cores, else a choice by the machine. `threads`
+    holds for prefill too if `prefill_threads` is None. Raises MerinoError for a count that is not allowed."""
     check_threads("threads", threads)
     check_threads("prefill_threads", prefill_threads)
     cores = len(board.usable_cpus())

@@ -42,7 +42,7 @@ from merino_runtime.io.json_file import read_json
 from merino_runtime.io.machine_faults import machine_fault
 from merino_runtime.io.outputs import MB, write_output
 
-SPARE_BYTES = 2 * MB  # folders, links and small files of our own
+SPARE_BYTES = 2 * MB  # folders, links and small files of a release
 ENGINES = "engines"  # beside the bundle: where `engine_file` looks first
 WHEELS = "wheels"  # in ID.partial: unpacked, installed from, removed
 LAUNCHER = """#!/bin/sh

@@ -1,4 +1,4 @@
-"""llguidance, where it is installed, for what our own automaton cannot express: recursion, multipleOf and more.
+"""llguidance, where it is installed, for what the built-in automaton cannot express: recursion, multipleOf and more.
 
 Optional, for Python 3.9 and later (extra `serve`). Our own comes first, since what it takes it takes on every board.
 """
@@ -16,7 +16,7 @@ COMPACT: Any = {"whitespace_flexible": False}
 
 
 def guided(trie: Trie, eos_ids: Sequence[int], source: Dict[str, Any], refusal: MerinoError) -> "Guided":
-    """source: {"schema": ...} or {"lark": text}. Raises the refusal of this package's automaton, with the
+    """source: {"schema": ...} or {"lark": text}. Raises the refusal of the built-in automaton, with the
     error of llguidance, or with a note that it is not installed."""
     llguidance: Any = None
     with contextlib.suppress(ImportError):
