@@ -226,7 +226,7 @@ def measure_memory(path: str) -> Dict[str, float]:
     with opened(trt, cuda, plan, COLUMNS) as calls:
         calls[0][1]()
         open_mb, lost_mb = resident_mb(), free_mb - available_bytes() / board.MB
-    return {"imports_mb": imports_mb, "open_mb": open_mb, "peak_mb": resident_mb("VmHWM"),
+    return {"imports_mb": imports_mb, "open_mb": open_mb, "peak_mb": board.peak_rss_mb(),
             "gpu_mb": max(0.0, lost_mb - (open_mb - imports_mb))}
 
 

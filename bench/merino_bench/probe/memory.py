@@ -7,7 +7,6 @@ opened and run, and at the peak. MB are 2^20 bytes.
 import contextlib
 import json
 import os
-import re
 import sys
 import time
 from typing import Any, Dict, List
@@ -16,6 +15,7 @@ from merino_bench.fresh_process import run_apart
 from merino_bench.probe.graphs import Kernel, kernel_of, kernels_of, write_weights
 from merino_bench.probe.tasks import SQUARE, TABLE_FORMATS, Machine, beyond_bytes
 from merino_runtime.errors import MerinoError
+from merino_runtime.io import board
 
 TIMEOUT_S = 60
 MOST_BYTES = 48 * 2 ** 20
@@ -60,14 +60,9 @@ def _apart(path: str) -> Dict[str, float]:
         return {}
 
 
-def resident_mb(field: str = "VmRSS") -> float:
-    """VmRSS (now) or VmHWM (peak) of this process in MB; 0 on systems without /proc."""
-    try:
-        with open("/proc/self/status") as file:
-            match = re.search(r"^{}:\s*(\d+) kB".format(field), file.read(), re.MULTILINE)
-    except OSError:
-        match = None
-    return int(match.group(1)) / 1024 if match else 0.0
+def resident_mb() -> float:
+    """0 where the system does not report it."""
+    return board.rss_mb() or 0.0
 
 
 def measure_graph(path: str) -> Dict[str, float]:
@@ -86,7 +81,7 @@ def measure_graph(path: str) -> Dict[str, float]:
         session.run(None, {port.name: np.ones((1, 1), np.int64)})
     else:
         session.run(None, {"x": np.full((1, 1, port.shape[-1]), 0.5, np.float32)})
-    return {"imports_mb": imports_mb, "open_mb": resident_mb(), "peak_mb": resident_mb("VmHWM")}
+    return {"imports_mb": imports_mb, "open_mb": resident_mb(), "peak_mb": board.peak_rss_mb()}
 
 
 if __name__ == "__main__":

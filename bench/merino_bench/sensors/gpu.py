@@ -15,6 +15,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from merino_bench.fresh_process import run_apart
 from merino_bench.sensors.power import PROGRAM_INTERVAL_S, ina3221_rails, jtop_rails, rail_watts
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.board import read_text
 
 # By the chip in the device tree's `compatible`: name, and CUDA's compute capability.
 CHIPS = {
@@ -61,7 +62,7 @@ def _watts(mode: str) -> float:
 
 def gpu_name(root: str = "/") -> Tuple[Optional[str], Optional[str]]:
     """-> (name, compute capability), as far as the chip is a known one."""
-    chips = _read(os.path.join(root, "proc/device-tree/compatible")).split("\0")
+    chips = read_text(os.path.join(root, "proc/device-tree/compatible")).split("\0")
     return next((CHIPS[chip] for chip in chips if chip in CHIPS), (None, None))
 
 
@@ -129,7 +130,7 @@ def gpu_rail(rails: Mapping[str, float]) -> Optional[str]:
 def file_facts(root: str = "/") -> Dict[str, Any]:
     """The same of files: a frequency device in Hz, `load` in tenths of a percent, the INA3221, nvpmodel's own."""
     folder = next((path for path in sorted(glob.glob(os.path.join(root, "sys/class/devfreq/*")))
-                   if _read(os.path.join(path, "device/of_node/name")).strip("\0\n") in NODES
+                   if read_text(os.path.join(path, "device/of_node/name")).strip("\0\n") in NODES
                    or path.endswith(tuple("." + node for node in NODES))), "")
     clock, highest, load = (_number(os.path.join(folder, name)) if folder else None
                             for name in ("cur_freq", "max_freq", "device/load"))
@@ -145,8 +146,8 @@ def file_facts(root: str = "/") -> Dict[str, Any]:
 def nvpmodel_files(root: str = "/") -> Tuple[Optional[str], Optional[List[str]]]:
     """-> (`MAXN (0)`, names of all modes) from the state that nvpmodel keeps, and from its configuration."""
     names = {int(number): name for number, name in re.findall(
-        r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>", _read(os.path.join(root, "etc/nvpmodel.conf")))}
-    chosen = re.search(r"pmode:\s*(\d+)", _read(os.path.join(root, "var/lib/nvpmodel/status")))
+        r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>", read_text(os.path.join(root, "etc/nvpmodel.conf")))}
+    chosen = re.search(r"pmode:\s*(\d+)", read_text(os.path.join(root, "var/lib/nvpmodel/status")))
     number = int(chosen.group(1)) if chosen else None
     mode = f"{names[number]} ({number})" if number in names else None
     return mode, [names[each] for each in sorted(names)] or None
@@ -156,16 +157,8 @@ def _scaled(value: Optional[float], divisor: float) -> Optional[float]:
     return None if value is None else value / divisor
 
 
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
-
-
 def _number(path: str) -> Optional[int]:
-    text = _read(path).strip()
+    text = read_text(path).strip()
     return int(text) if re.match(r"\d+$", text) else None
 
 

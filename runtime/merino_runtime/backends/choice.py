@@ -21,9 +21,8 @@ def choose_backend(bundle: Bundle, requested: Optional[str] = None, say: Say = l
 
     say: gets a note where the machine decides.
     """
-    requested = requested or os.environ.get(BACKEND_VARIABLE) or None
+    requested = _checked(requested)
     if requested:
-        check_name(requested)
         if need_of(bundle, requested) is None:
             raise MerinoError(f"bundle {bundle.name!r} ({bundle.dialect}, {bundle.precision}) does not run on "
                               f"{requested}: it needs {backends_text(bundle)}. For TensorRT export it with --dialect "
@@ -44,16 +43,17 @@ def backend_of_machine(requested: Optional[str] = None, say: Say = lambda _: Non
 
     say: gets a note where the machine decides.
     """
-    requested = requested or os.environ.get(BACKEND_VARIABLE) or None
+    requested = _checked(requested)
     if requested:
-        check_name(requested)
         return requested
     return _of_jetson(ONNXRUNTIME, say) if is_jetson() and is_installed(TENSORRT) else ONNXRUNTIME
 
 
-def check_name(name: str) -> None:
-    if name not in BACKENDS:
+def _checked(requested: Optional[str]) -> Optional[str]:
+    name = requested or os.environ.get(BACKEND_VARIABLE) or None
+    if name and name not in BACKENDS:
         raise MerinoError(f"the backend is {name!r}, allowed: {', '.join(BACKENDS)}.")
+    return name
 
 
 def _of_jetson(otherwise: str, say: Say) -> str:

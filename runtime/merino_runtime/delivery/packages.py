@@ -19,7 +19,7 @@ from merino_runtime.delivery.archive import Archive
 from merino_runtime.delivery.manifest import FileEntry, WheelSet, files_under
 from merino_runtime.delivery.releases import ENVIRONMENT
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.machine_faults import last_line, machine_fault
 
 TIMEOUT_S = 1800.0  # of one command; a Pi Zero 2 W unpacks and compiles for minutes
 COMPILED = 2  # compiled modules take about as much as their sources, which are a part of what a wheel holds
@@ -144,10 +144,8 @@ def _run(command: Sequence[str], doing: str) -> None:
         raise MerinoError(f"cannot {doing}: no end after {TIMEOUT_S:g} s. Stop other programs, then install again."
                           ) from error
     if done.returncode:
-        lines = [line.strip() for line in done.stdout.decode("utf-8", "replace").splitlines() if line.strip()]
-        reason = lines[-1] if lines else f"exit code {done.returncode}"
-        raise MerinoError(f"cannot {doing}: {reason}. Free space or memory where it is short, and pack the file again "
-                          "where a wheel is at fault; then install again.")
+        raise MerinoError(f"cannot {doing}: {last_line(done.stdout, done.returncode)}. Free space or memory where it "
+                          "is short, and pack the file again where a wheel is at fault; then install again.")
 
 
 def _environment() -> Dict[str, str]:

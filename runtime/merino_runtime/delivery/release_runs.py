@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Optional
 
 from merino_runtime.delivery import releases
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.machine_faults import last_line, machine_fault
 
 SELFTEST_TIMEOUT_S = 1800.0  # a Pi Zero 2 W decodes a large model at less than a token per second
 PASSED = b"ok: "  # the first word of `selftest` on stdout
@@ -20,17 +20,17 @@ Tell = Callable[[str], None]
 def build_engine(folder: str, tell: Tell) -> None:
     """The release in `folder` builds its TensorRT engine in a separate process. MerinoError with its last line."""
     command = [os.path.join(folder, releases.LAUNCHER), "build-engine", releases.INSTALLED]
-    last_line = ""
+    latest = ""
     try:
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
                               ) as process:
             for line in process.stderr or ():
-                last_line = re.sub("^merino: ", "", line.decode("utf-8", "replace").strip())
-                tell(last_line)
+                latest = re.sub("^merino: ", "", line.decode("utf-8", "replace").strip())
+                tell(latest)
     except OSError as error:
         raise machine_fault(f"start {command[0]}", error) from error
     if process.returncode:
-        raise MerinoError(f"no engine was built: {last_line or f'exit code {process.returncode}, and no word of why'}")
+        raise MerinoError(f"no engine was built: {latest or f'exit code {process.returncode}'}")
 
 
 def selftest(folder: str, user: Optional[releases.User] = None) -> None:
@@ -48,9 +48,7 @@ def selftest(folder: str, user: Optional[releases.User] = None) -> None:
     except subprocess.TimeoutExpired as error:
         raise MerinoError(f"the self-test had no end after {SELFTEST_TIMEOUT_S:g} s.") from error
     if done.returncode or not done.stdout.startswith(PASSED):  # an empty application ends with exit code 0 too
-        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        reason = lines[-1] if lines else f"exit code {done.returncode}, and no word of why"
-        raise MerinoError(f"the self-test failed: {reason}")
+        raise MerinoError(f"the self-test failed: {last_line(done.stderr, done.returncode)}")
 
 
 def _as_user(user: Optional[releases.User]) -> Dict[str, Any]:

@@ -20,7 +20,7 @@ from merino_runtime.delivery.release_runs import selftest
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import value_of
 from merino_runtime.io.lock import hold, raising_machine_faults
-from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.machine_faults import last_line, machine_fault
 from merino_runtime.io.outputs import write_output
 
 USER = "merino"
@@ -352,6 +352,5 @@ def _run(command: Sequence[str]) -> None:
     except OSError as error:
         raise machine_fault(f"start {command[0]}", error) from error
     if done.returncode:
-        lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
-        raise MerinoError(f"`{' '.join(command)}` failed: {lines[-1] if lines else done.returncode}. The release is "
+        raise MerinoError(f"`{' '.join(command)}` failed: {last_line(done.stdout, done.returncode)}. The release is "
                           "installed; mend this and run the same command again.")

@@ -27,3 +27,9 @@ def machine_fault(doing: str, error: OSError) -> MerinoError:
     """doing: what failed, as in `write out.json`."""
     reason = error.strerror or str(error) or type(error).__name__
     return MerinoError(f"cannot {doing}: {reason}. {REMEDIES.get(error.errno or 0, 'Name another path')}.")
+
+
+def last_line(output: bytes, exit_code: int) -> str:
+    """The last line that a program printed; its exit code where it printed none."""
+    lines = output.decode("utf-8", "replace").strip().splitlines()
+    return lines[-1].strip() if lines else f"exit code {exit_code}"

@@ -21,20 +21,12 @@ STYLES = {
     "llama3": Style('{"name": ', ', "parameters": ', "}", "parameters"),
 }
 CHOICES = ("auto", "required", "none")
-NO_ARGUMENTS = {"type": "object", "properties": {}}
 
 
 class Tool(NamedTuple):
     name: str
     parameters: Optional[Dict[str, Any]]  # None: there are none
     place: str  # of the parameters, for messages
-
-
-def style_of(template: str) -> str:
-    """The name of the style that a chat template writes calls in."""
-    if "<tool_call>" in template:
-        return "hermes"
-    return "llama3" if re.search(r'"parameters\\?":', template) and "tool_call.arguments" in template else "json"
 
 
 def style_named(name: str) -> Style:
