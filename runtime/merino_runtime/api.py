@@ -15,7 +15,7 @@ from merino_runtime.sampling import Sampling
 
 if TYPE_CHECKING:
     from merino_runtime.backends.backend import Backend
-    from merino_runtime.chat.conversation import Conversation
+    from merino_runtime.chat.conversation import ChatSession
     from merino_runtime.generation.constraints import Compiled
     from merino_runtime.generation.generate import Done, Generation
     from merino_runtime.generation.selftest import Mismatch
@@ -109,12 +109,12 @@ class LanguageModel:
         """A dialogue whose earlier turns stay in the cache."""
         return Conversation(self)
 
-    def chat(self, **options: Any) -> "Conversation":
+    def chat(self, **options: Any) -> "ChatSession":
         """A conversation in the model's own chat template, whose earlier turns stay in the cache. options: those of
-        `merino_runtime.chat.conversation.Conversation`. MerinoError where the bundle has no template."""
-        from merino_runtime.chat.conversation import Conversation
+        `merino_runtime.chat.conversation.ChatSession`. MerinoError where the bundle has no template."""
+        from merino_runtime.chat.conversation import ChatSession
 
-        return Conversation(self.bundle, self.backend, self.tokenizer, **options)
+        return ChatSession(self.bundle, self.backend, self.tokenizer, **options)
 
     def fork(self) -> "LanguageModel":
         """A model with a copy of the cache over the same weights. Both are closed separately, in any order, and may run

@@ -42,7 +42,7 @@ class PastTurn(NamedTuple):
     opening: str  # the template's text before it
 
 
-class Conversation:
+class ChatSession:
     """One conversation over one model; its backend is used by nothing else meanwhile. Raises MerinoError where the
     bundle has no chat template, and for options that it does not know.
 

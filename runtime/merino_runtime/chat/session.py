@@ -1,6 +1,6 @@
 """The loop of a chat: reads messages and commands line by line, and shows answers on a terminal, a pipe, or as JSON.
 
-A conversation has one interface wherever it runs: `Conversation` here, or its twin on a board behind `--json`, which
+A conversation has one interface wherever it runs: `ChatSession` here, or its twin on a board behind `--json`, which
 the workstation's `chat --ssh` uses. For programs each line of stdin is a message or a command, and each line of stdout
 an event in JSON.
 """
@@ -21,7 +21,7 @@ STOP = "\x03"  # a line of this alone stops the answers to all lines before it
 
 
 def converse(conversation: Any, name: str, kept: Sequence[str] = ()) -> int:
-    """conversation: as `Conversation`. kept: files that /save may not replace. What cannot be done is reported and the
+    """conversation: as `ChatSession`. kept: files that /save may not replace. What cannot be done is reported and the
     conversation goes on; from a pipe the exit code is 1 then."""
     ways = Terminal() if is_terminal() else Pipe()
     record = Record(conversation.system, kept)
