@@ -43,17 +43,17 @@ class SessionMemory:
         self.logits_bytes = logits.size
         logits_at = aligned(max(each.size for each in fresh.values()))
         end, pinned_end = aligned(logits_at + logits.size), aligned(logits.size)
-        places: List[Tuple[int, int]] = []
+        starts: List[Tuple[int, int]] = []
         for length in model.lengths:
             size = aligned(laid_out(inputs[length]).size)
-            places.append((end, pinned_end))
+            starts.append((end, pinned_end))
             end, pinned_end = end + size, pinned_end + size
         self._resources = self._allocated(end, pinned_end)
         pinned = _bytes_at(self.pinned, pinned_end)
         self.logits = pinned[:logits.size].view(logits.dtype)  # [vocab]
         self.logits_at = self.base + logits_at
-        self.phases = [self._phase(length, inputs[length], fresh[length], place, pinned)
-                       for length, place in zip(model.lengths, places)]
+        self.phases = [self._phase(length, inputs[length], fresh[length], start, pinned)
+                       for length, start in zip(model.lengths, starts)]
 
     def _allocated(self, size: int, pinned_size: int) -> contextlib.ExitStack:
         cuda = self._cuda
@@ -68,9 +68,9 @@ class SessionMemory:
             cuda.synchronize(self._stream)
             return stack.pop_all()
 
-    def _phase(self, length: int, fields: Sequence[Field], fresh: Layout, place: Tuple[int, int],
+    def _phase(self, length: int, fields: Sequence[Field], fresh: Layout, start: Tuple[int, int],
                pinned: np.ndarray) -> Phase:
-        device, host = place
+        device, host = start
         inputs = laid_out(fields)
         arrays, addresses = {}, {"logits": self.logits_at}
         for field in fields:
@@ -133,8 +133,8 @@ def _inputs(model: Model, length: int) -> List[Field]:
 
 def _ordered_caches(tensors: Iterable[str]) -> List[str]:
     """Names of the inputs that hold keys and values, in the order of the layers, the key before the value."""
-    def place(name: str) -> Tuple[int, str]:
+    def order(name: str) -> Tuple[int, str]:
         _, layer, part = name.split(".")
         return int(layer), part
 
-    return sorted((name for name in tensors if name.startswith(PAST)), key=place)
+    return sorted((name for name in tensors if name.startswith(PAST)), key=order)

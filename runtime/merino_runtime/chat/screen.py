@@ -36,10 +36,10 @@ class Thinking:
         text, pieces = self._held + text, []
         while True:
             mark = THINK_END if self._thinks else THINK
-            place = text.find(mark)
-            if place < 0:
+            start = text.find(mark)
+            if start < 0:
                 break
-            end = place + (len(mark) if self._thinks else 0)
+            end = start + (len(mark) if self._thinks else 0)
             pieces.append((text[:end], self._thinks))
             text = text[end:]
             self._thinks = not self._thinks

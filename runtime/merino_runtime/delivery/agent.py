@@ -76,8 +76,8 @@ def ask(app_bytes: int, root: Optional[str], calls: List[List[str]], timeout_s: 
             break
     else:
         path = ""
-        with tempfile.TemporaryDirectory(prefix="merino-") as place:
-            sent = os.path.join(place, "merino.pyz")
+        with tempfile.TemporaryDirectory(prefix="merino-") as scratch:
+            sent = os.path.join(scratch, "merino.pyz")
             with open(sent, "wb") as file:
                 file.write(app)
             answers = [called(sent, call, timeout_s) for call in calls]
@@ -89,19 +89,19 @@ def ask(app_bytes: int, root: Optional[str], calls: List[List[str]], timeout_s: 
 def changeable(path: str) -> Optional[str]:
     """What another user than root and this one can change: the file or folder, or one on the way to it; None where
     nothing, or where it is not there. Whoever can could choose what this user runs from there."""
-    place = os.path.realpath(path)
+    ancestor = os.path.realpath(path)
     with contextlib.suppress(OSError):
         inside = True
         while True:
-            status = os.stat(place)
+            status = os.stat(ancestor)
             sticky = not inside and status.st_mode & stat.S_ISVTX  # as /tmp: what is this user's in it stays so
             writable = status.st_mode & stat.S_IWOTH or (
                 status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getegid()))
             if status.st_uid not in (0, os.geteuid()) or (writable and not sticky):
-                return place
-            if place == os.path.dirname(place):
+                return ancestor
+            if ancestor == os.path.dirname(ancestor):
                 break
-            place, inside = os.path.dirname(place), False
+            ancestor, inside = os.path.dirname(ancestor), False
     return None
 
 
@@ -224,8 +224,8 @@ def receive(folder: str, name: str, size: int, sha256: str, piece: int) -> int:
     the free bytes of the disk, and the SHA-256 of each whole `piece` of bytes in the part. Reads a line {offset}, at
     which the part is cut, and the bytes from there on. Answers {error}, empty where the file took its place.
     """
-    place = placed(folder)
-    path = os.path.join(place, name)
+    target = placed(folder)
+    path = os.path.join(target, name)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     with open(path + ".part", "ab+") as part:
         try:
@@ -236,7 +236,7 @@ def receive(folder: str, name: str, size: int, sha256: str, piece: int) -> int:
         done = os.path.isfile(path) and os.path.getsize(path) == size and hash_of(path) == sha256
         if done:
             os.unlink(path + ".part")
-        tell(json.dumps({"done": done, "free": shutil.disk_usage(place).free,
+        tell(json.dumps({"done": done, "free": shutil.disk_usage(target).free,
                          "pieces": [] if done else hashes_of(part, piece)}))
         if done:
             return 0
@@ -246,7 +246,7 @@ def receive(folder: str, name: str, size: int, sha256: str, piece: int) -> int:
             os.unlink(path + ".part")
         if not error:
             os.replace(path + ".part", path)
-            sync_folder(place)
+            sync_folder(target)
     tell(json.dumps({"error": error}))
     return 1 if error else 0
 

@@ -147,21 +147,21 @@ def check_owner(root: str) -> None:
     and so could choose what root reads and runs there."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return
-    place = os.path.realpath(root)
-    while not os.path.lexists(place):
-        place = os.path.dirname(place)
-    inside = place == os.path.realpath(root)
+    ancestor = os.path.realpath(root)
+    while not os.path.lexists(ancestor):
+        ancestor = os.path.dirname(ancestor)
+    inside = ancestor == os.path.realpath(root)
     while True:
-        status = os.lstat(place)
+        status = os.lstat(ancestor)
         sticky = not inside and status.st_mode & stat.S_ISVTX  # as /tmp: what is root's in it stays root's
         writable = status.st_mode & stat.S_IWOTH or status.st_mode & stat.S_IWGRP and status.st_gid != 0
         if status.st_uid != 0 or writable and not sticky:
-            raise MerinoError(f"{place} can be changed by another user than root (owner {status.st_uid}, mode "
+            raise MerinoError(f"{ancestor} can be changed by another user than root (owner {status.st_uid}, mode "
                               f"{stat.S_IMODE(status.st_mode):04o}), who could then choose what root runs from {root}. "
                               "Install as that user, or remove that folder, or choose another one with --root.")
-        if place == os.path.dirname(place):
+        if ancestor == os.path.dirname(ancestor):
             return
-        place, inside = os.path.dirname(place), False
+        ancestor, inside = os.path.dirname(ancestor), False
 
 
 def service_user(root: str) -> Optional[User]:
@@ -292,10 +292,10 @@ def write_json(path: str, value: object) -> None:
 
 def sync_folders(path: str) -> None:
     """The names in the folder of a release and below it: their files were synced when they were written."""
-    for place, folders, _ in os.walk(path):
+    for inner, folders, _ in os.walk(path):
         if ENVIRONMENT in folders:
             folders.remove(ENVIRONMENT)  # synced as a whole
-        sync_folder(place)
+        sync_folder(inner)
 
 
 def _link(root: str, name: str, release_id: Optional[str]) -> None:

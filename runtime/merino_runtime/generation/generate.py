@@ -151,7 +151,7 @@ def keep_shared(backend: Backend, ids: Sequence[int]) -> Sequence[int]:
     """Truncates the cache to the prefix that it shares with ids -> the other ids, to prefill. The last id is always
     among them, since only a prefill returns logits."""
     most = min(backend.length, len(ids) - 1)
-    shared = next((place for place in range(most) if backend.ids[place] != ids[place]), most)
+    shared = next((index for index in range(most) if backend.ids[index] != ids[index]), most)
     if not backend.extends_fast and 2 * shared < len(ids):
         shared = 0
     backend.truncate(shared)
@@ -167,7 +167,7 @@ def likely_of(logits: np.ndarray, token_id: int, top: int) -> Likely:
 
 def done(step_ms: Sequence[float], stop_reason: str, prefill_tokens: int, shifts: int = 0) -> Done:
     """step_ms: of each token; 0 for one that was forced, the first other one is the prefill."""
-    runs = [place for place, ms in enumerate(step_ms) if ms]
+    runs = [index for index, ms in enumerate(step_ms) if ms]
     behind = step_ms[runs[0] + 1:] if runs else []
     decode_ms = [ms for ms in behind if ms]
     return Done(tokens=len(step_ms), prefill_tokens=prefill_tokens, prefill_ms=step_ms[runs[0]] if runs else None,

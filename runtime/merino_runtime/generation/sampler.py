@@ -132,9 +132,9 @@ def _all_cuts_off(sampling: Sampling, vocab: int) -> bool:
 def _place(weights: np.ndarray, uniform: float) -> int:
     """Inverse transform sampling: weights [n] of any sum, uniform in [0, 1) -> an index."""
     sums = np.cumsum(weights)
-    place = int(np.searchsorted(sums, uniform * sums[-1], side="right"))
+    index = int(np.searchsorted(sums, uniform * sums[-1], side="right"))
     # By rounding the product may reach the last sum; the last index with a weight is meant then.
-    return place if place < len(sums) else int(np.flatnonzero(weights)[-1])
+    return index if index < len(sums) else int(np.flatnonzero(weights)[-1])
 
 
 def _weights(logits: np.ndarray, temperature: float) -> np.ndarray:

@@ -21,7 +21,7 @@ def byte_table() -> Dict[str, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(byte): byte for byte in printable}
     others = [byte for byte in range(256) if byte not in set(printable)]
-    table.update({chr(0x100 + place): byte for place, byte in enumerate(others)})
+    table.update({chr(0x100 + index): byte for index, byte in enumerate(others)})
     return table
 
 
@@ -199,8 +199,8 @@ def check_stops(stops: Sequence[str]) -> None:
 def _first_stop(text: str, stops: Sequence[str]) -> int:
     """Start of the stop string that *ends* first, -1 if there is none. The end decides, so that the result does not
     depend on where token boundaries lie."""
-    places = [(text.index(stop) + len(stop), text.index(stop)) for stop in stops if stop in text]
-    return min(places)[1] if places else -1
+    ends = [(text.index(stop) + len(stop), text.index(stop)) for stop in stops if stop in text]
+    return min(ends)[1] if ends else -1
 
 
 def tail_to_hold(text: str, stops: Sequence[str]) -> int:

@@ -58,8 +58,8 @@ def open_output(path: str, size_bytes: int = 0, sync: bool = True) -> Iterator[B
                 yield file
         else:
             _check_space(path, os.path.dirname(target.path), size_bytes)
-            with scratch_beside(target.path) as place:
-                made = os.path.join(place, NEW)
+            with scratch_beside(target.path) as scratch:
+                made = os.path.join(scratch, NEW)
                 with open(made, "xb") as file:
                     yield file
                     if sync:
@@ -75,8 +75,8 @@ def open_output(path: str, size_bytes: int = 0, sync: bool = True) -> Iterator[B
 def write_new(path: str, data: bytes, remedy: str, mode: int = 0o666) -> None:
     """Makes the file `path` with this content, where nothing is there: of two processes one gets it. MerinoError with
     `remedy` where something is, and where it cannot be written."""
-    with _faults_told(path), scratch_beside(os.path.abspath(path)) as place:
-        made = os.path.join(place, NEW)
+    with _faults_told(path), scratch_beside(os.path.abspath(path)) as scratch:
+        made = os.path.join(scratch, NEW)
         with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(data)
             file.flush()
@@ -123,20 +123,20 @@ def new_folder(path: str, size_bytes: int = 0) -> Iterator[str]:
     with _faults_told(path):
         target = os.path.realpath(path)
         _check_space(path, os.path.dirname(target), size_bytes)
-        with scratch_beside(target) as place:
-            made = os.path.join(place, NEW)
+        with scratch_beside(target) as scratch:
+            made = os.path.join(scratch, NEW)
             os.mkdir(made)
             yield made
             _sync_files(made)
-            replace_folder(made, target, place)
+            replace_folder(made, target, scratch)
             sync_folder(os.path.dirname(target))
 
 
 def replace_link(path: str, target: str) -> None:
     """Makes `path` a symbolic link with this target, in place of the link or file that is there: readers find the old
     or the new. Raises MerinoError where it cannot be made."""
-    with _faults_told(path), scratch_beside(os.path.abspath(path)) as place:
-        made = os.path.join(place, NEW)
+    with _faults_told(path), scratch_beside(os.path.abspath(path)) as scratch:
+        made = os.path.join(scratch, NEW)
         os.symlink(target, made)
         os.replace(made, path)
         sync_folder(os.path.dirname(os.path.abspath(path)))
@@ -155,8 +155,8 @@ def scratch_folder(path: str) -> Iterator[str]:
     """A folder beside `path` for what is needed meanwhile, removed at the end. MerinoError where none can be made."""
     with contextlib.ExitStack() as stack:
         with _faults_told(path):
-            place = stack.enter_context(scratch_beside(os.path.realpath(path)))
-        yield place
+            scratch = stack.enter_context(scratch_beside(os.path.realpath(path)))
+        yield scratch
 
 
 def check_output(path: str) -> None:
@@ -246,9 +246,9 @@ def _remove_empty(path: str) -> None:
 
 
 def _sync_files(folder: str) -> None:
-    for place, _, names in os.walk(folder):
+    for inner, _, names in os.walk(folder):
         for name in names:
-            with open(os.path.join(place, name), "rb+") as file:
+            with open(os.path.join(inner, name), "rb+") as file:
                 os.fsync(file.fileno())
 
 

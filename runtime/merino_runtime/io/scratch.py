@@ -25,23 +25,23 @@ LONGEST_STEM_BYTES = 200  # a name has at most 255
 def scratch_beside(path: str) -> Iterator[str]:
     """path: of the output, links followed. Raises OSError where its folder cannot be written."""
     sweep(path)
-    place, lock = _locked_folder(path)
+    scratch, lock = _locked_folder(path)
     try:
-        yield place
+        yield scratch
     finally:
-        _discard(place, path)
+        _discard(scratch, path)
         if lock is not None:
             os.close(lock)
 
 
-def replace_folder(made: str, path: str, place: str) -> None:
+def replace_folder(made: str, path: str, scratch: str) -> None:
     """Renames `made` to `path`, whose folder, if there is one, is moved into the scratch folder `place`.
 
     Between two renames there is no `path`. Where it ends there, by a fault, an interrupt or a kill, the old folder is
     put back when `place` is discarded.
     """
     if os.path.lexists(path):
-        os.rename(path, os.path.join(place, OLD))
+        os.rename(path, os.path.join(scratch, OLD))
     os.rename(made, path)
 
 
@@ -57,25 +57,25 @@ def sweep(path: str) -> None:
                 _remove_dead(os.path.join(folder, name), path)
 
 
-def _remove_dead(place: str, path: str) -> None:
+def _remove_dead(scratch: str, path: str) -> None:
     """Raises OSError where a living process holds the lock, or there are no locks."""
-    lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    lock = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _discard(place, path)
+        _discard(scratch, path)
     finally:
         os.close(lock)
 
 
-def _discard(place: str, path: str) -> None:
+def _discard(scratch: str, path: str) -> None:
     """Removes a scratch folder. An old folder in it whose `path` is empty is put back first, or kept with it."""
-    old = os.path.join(place, OLD)
+    old = os.path.join(scratch, OLD)
     if os.path.lexists(old) and not os.path.lexists(path):
         try:
             os.rename(old, path)
         except OSError:
             return
-    shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _locked_folder(path: str) -> Tuple[str, Optional[int]]:
@@ -84,20 +84,20 @@ def _locked_folder(path: str) -> Tuple[str, Optional[int]]:
     Another process may take it for a dead one's before it is locked. Then it is gone, and another is made.
     """
     while True:
-        place = tempfile.mkdtemp(SUFFIX, _stem(path), os.path.dirname(path))
+        scratch = tempfile.mkdtemp(SUFFIX, _stem(path), os.path.dirname(path))
         if fcntl is None:
-            return place, None
-        lock = _lock_of(place)
-        if lock is not None and os.path.isdir(place):
-            return place, lock
+            return scratch, None
+        lock = _lock_of(scratch)
+        if lock is not None and os.path.isdir(scratch):
+            return scratch, lock
         if lock is not None:
             os.close(lock)
 
 
-def _lock_of(place: str) -> Optional[int]:
+def _lock_of(scratch: str) -> Optional[int]:
     """Waits for the lock. None where the folder is gone."""
     try:
-        lock = os.open(place, os.O_RDONLY)
+        lock = os.open(scratch, os.O_RDONLY)
     except FileNotFoundError:
         return None
     with contextlib.suppress(OSError):  # a file system without locks: nothing is swept there

@@ -22,7 +22,7 @@ KEPT_GRAMMARS = 16  # of a tokenizer, with the masks that they have computed
 
 
 def compile_schema(schema: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int]) -> Compiled:
-    """JSON that a schema takes. MerinoError names the keyword that cannot be expressed, and its place."""
+    """JSON that a schema takes. MerinoError names the keyword that cannot be expressed, and its path."""
     return _grammar(("schema", _plain(schema, "the JSON schema")), tokenizer, eos_ids,
                     lambda make: schema_node(make, schema),
                     lambda: {"schema": schema} if isinstance(schema, dict) else {})
@@ -46,7 +46,7 @@ def compile_tools(tools: Any, tool_choice: Any, tokenizer: "Tokenizer", eos_ids:
     def made(make: Automaton) -> int:
         calls = []
         for tool in allowed:
-            arguments = make.lit(b"{}") if tool.parameters is None else schema_node(make, tool.parameters, tool.place)
+            arguments = make.lit(b"{}") if tool.parameters is None else schema_node(make, tool.parameters, tool.path)
             begin = form.before + json.dumps(tool.name) + form.between
             calls.append(make.seq(make.lit(begin.encode()), arguments, make.lit(form.after.encode())))
         if tool_choice == "auto":

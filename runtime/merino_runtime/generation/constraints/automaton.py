@@ -153,9 +153,9 @@ class Automaton:
         unknown = np.flatnonzero(states_after < 0)
         if unknown.size:
             keys = states[unknown].astype(np.int64) * 256 + columns[unknown]
-            places = unknown[np.unique(keys, return_index=True)[1]]
-            for place in places.tolist():
-                self.after(int(states[place]), int(data[place]))
+            first = unknown[np.unique(keys, return_index=True)[1]]
+            for index in first.tolist():
+                self.after(int(states[index]), int(data[index]))
             states_after = self._moves[states, columns]
         return states_after
 

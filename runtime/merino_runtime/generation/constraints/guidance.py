@@ -44,11 +44,11 @@ def guided(trie: Trie, eos_ids: Sequence[int], source: Dict[str, Any], refusal: 
 def tools_source(form: Style, tools: Sequence[Tool], or_text: bool) -> str:
     """Calls in llguidance's own language of grammars."""
     calls, rules = [], []
-    for place, tool in enumerate(tools):
+    for index, tool in enumerate(tools):
         parameters = dict(tool.parameters or {"type": "object", "additionalProperties": False})
-        rules.append(f"a{place}: %json {json.dumps(dict(parameters, **{'x-guidance': COMPACT}))}\n")
+        rules.append(f"a{index}: %json {json.dumps(dict(parameters, **{'x-guidance': COMPACT}))}\n")
         begin = form.before + json.dumps(tool.name) + form.between
-        calls.append(f"{json.dumps(begin)} a{place} {json.dumps(form.after)}")
+        calls.append(f"{json.dumps(begin)} a{index} {json.dumps(form.after)}")
     if or_text:
         calls.append(f"/[^{form.before[0]}](.|\\n)*/")
     return f"start: {' | '.join(calls)}\n" + "".join(rules)
@@ -60,11 +60,11 @@ class _Tokens:
     def __init__(self, trie: Trie, eos_ids: Sequence[int]) -> None:
         spellings = list(trie.spellings)
         spellings += [b""] * (max(eos_ids) + 1 - len(spellings))
-        self.special_token_ids = [place for place, data in enumerate(spellings) if not data]
-        self.tokens = [data or b"<|special %d|>" % place for place, data in enumerate(spellings)]
+        self.special_token_ids = [index for index, data in enumerate(spellings) if not data]
+        self.tokens = [data or b"<|special %d|>" % index for index, data in enumerate(spellings)]
         self.eos_token_id, self.bos_token_id = eos_ids[0], None
         self._trie = trie
-        self._of_byte = {data[0]: place for place, data in enumerate(trie.spellings) if len(data) == 1}
+        self._of_byte = {data[0]: index for index, data in enumerate(trie.spellings) if len(data) == 1}
 
     def __call__(self, data: bytes) -> List[int]:
         """Ids of exactly these bytes, since llguidance takes what it forces from here."""

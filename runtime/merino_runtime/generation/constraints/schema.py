@@ -1,5 +1,5 @@
 """A JSON schema as an expression of compact JSON: fixed keys in order, without spaces. What cannot be expressed is
-refused by the name of its keyword and the place of it; nothing is left out silently but what only describes.
+refused by its keyword and its path; nothing is left out silently but what only describes.
 
 Whatever matches is valid. Of what is valid these do not match: other spellings, keys in another order, keys that
 `properties` does not name beside those that it names, and numbers of more than 18 digits.
@@ -37,12 +37,12 @@ def refused(where: str, what: str) -> MerinoError:
     return MerinoError(f"the JSON schema cannot be a constraint: {where}: {what}.")
 
 
-def schema_node(automaton: Automaton, schema: Any, place: str = "") -> int:
-    """MerinoError for what cannot be expressed, and where nothing satisfies the schema. place: of the schema, for
+def schema_node(automaton: Automaton, schema: Any, path: str = "") -> int:
+    """MerinoError for what cannot be expressed, and where nothing satisfies the schema. path: of the schema, for
     messages."""
-    node = Reader(automaton, schema, place).node(schema, place + "#", 0)
+    node = Reader(automaton, schema, path).node(schema, path + "#", 0)
     if node == NOTHING:
-        raise refused(place + "#", "nothing satisfies it (or the tokenizer has no tokens to write it)")
+        raise refused(path + "#", "nothing satisfies it (or the tokenizer has no tokens to write it)")
     return node
 
 
@@ -51,10 +51,10 @@ def any_object(automaton: Automaton) -> int:
 
 
 class Reader:
-    """One schema. `where` is the place of a part, as in a $ref."""
+    """One schema. `where` is the path of a part, as in a $ref."""
 
-    def __init__(self, automaton: Automaton, root: Any, place: str) -> None:
-        self.make, self._root, self._place = automaton, root, place
+    def __init__(self, automaton: Automaton, root: Any, path: str) -> None:
+        self.make, self._root, self._path = automaton, root, path
         self._of_ref: Dict[str, int] = {}
         self._open: List[str] = []  # refs that lead here
         self._any: Dict[Tuple[str, int], int] = {}
@@ -116,7 +116,7 @@ class Reader:
             raise refused(here, "more than one schema in it is not supported")
         if keyword == "oneOf":
             self._check_one(value, here)
-        return self.make.alt(*[self.node(each, f"{here}/{place}", depth + 1) for place, each in enumerate(value)])
+        return self.make.alt(*[self.node(each, f"{here}/{index}", depth + 1) for index, each in enumerate(value)])
 
     def _ref(self, ref: Any, here: str, depth: int) -> int:
         target = self._target(ref, here)
@@ -124,7 +124,7 @@ class Reader:
             raise refused(here, f"{ref} contains itself, and recursion is not supported")
         if ref not in self._of_ref:
             self._open.append(ref)
-            self._of_ref[ref] = self.node(target, self._place + ref, depth + 1)
+            self._of_ref[ref] = self.node(target, self._path + ref, depth + 1)
             self._open.pop()
         return self._of_ref[ref]
 
@@ -144,9 +144,9 @@ class Reader:
 
     def _check_one(self, schemas: Sequence[Any], here: str) -> None:
         """oneOf means that no two match: shown by their types, or by a key that each requires with other values."""
-        seen = [self._features_of(each, f"{here}/{place}") for place, each in enumerate(schemas)]
-        for place, one in enumerate(seen):
-            for other in seen[:place]:
+        seen = [self._features_of(each, f"{here}/{index}") for index, each in enumerate(schemas)]
+        for index, one in enumerate(seen):
+            for other in seen[:index]:
                 if not any(name in other and not values & other[name] for name, values in one.items()):
                     raise refused(here, "two of its schemas may match the same value. Write anyOf, or give each a "
                                         "required key with a const of its own")
@@ -267,7 +267,7 @@ class Reader:
         begin = schema.get("prefixItems", [])
         if not isinstance(begin, list):
             raise refused(f"{where}/prefixItems", f"found {shown(begin)}, must be a list")
-        first = [self.node(each, f"{where}/prefixItems/{place}", depth + 1) for place, each in enumerate(begin)]
+        first = [self.node(each, f"{where}/prefixItems/{index}", depth + 1) for index, each in enumerate(begin)]
         items = self.node(schema.get("items", True), f"{where}/items", depth + 1)
         least, most = self._counts(schema, "minItems", "maxItems", where)
         node = self._listed(b"[]", first, items, least, most)
@@ -282,9 +282,9 @@ class Reader:
         left = max(most - len(begin), 0) if most >= 0 else -1
         more = make.rep(make.seq(comma, item), max(least - len(begin), 0), left)
         tail = make.seq(more, closing)
-        for place in range(len(begin) - 1, -1, -1):
-            part = make.seq(comma, begin[place], tail) if place else make.seq(begin[place], tail)
-            tail = make.alt(closing if place >= least else NOTHING, NOTHING if 0 <= most <= place else part)
+        for index in range(len(begin) - 1, -1, -1):
+            part = make.seq(comma, begin[index], tail) if index else make.seq(begin[index], tail)
+            tail = make.alt(closing if index >= least else NOTHING, NOTHING if 0 <= most <= index else part)
         return make.seq(make.lit(ends[:1]), tail)
 
     def any_of(self, kind: str, deepest: int) -> int:

@@ -57,17 +57,17 @@ class Trie:
         self.ends[nodes] = True
 
     def below(self, nodes: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-        """nodes [n] -> all their children [m], and the place in `nodes` of each one's parent [m]."""
+        """nodes [n] -> all their children [m], and the index in `nodes` of each one's parent [m]."""
         counts = self.children[nodes]
-        places = np.repeat(np.arange(len(nodes)), counts)
+        parents = np.repeat(np.arange(len(nodes)), counts)
         first = self.first_child[nodes] - (np.cumsum(counts) - counts)
-        return first[places] + np.arange(len(places)), places
+        return first[parents] + np.arange(len(parents)), parents
 
     def walk(self, automaton: Automaton, nodes: np.ndarray, states: np.ndarray, reached: np.ndarray) -> None:
         """From nodes [n] in states [n]: sets the nodes below in `reached` [nodes] whose bytes lead to no dead state."""
         while nodes.size:
-            nodes, places = self.below(nodes)
-            states = automaton.after_all(states[places], self.byte[nodes])
+            nodes, parents = self.below(nodes)
+            states = automaton.after_all(states[parents], self.byte[nodes])
             alive = np.flatnonzero(states != DEAD)
             nodes, states = nodes[alive], states[alive]
             reached[nodes] = True
@@ -78,10 +78,10 @@ class Trie:
         for byte in data:
             first = int(self.first_child[node])
             inside = self.byte[first:first + int(self.children[node])]
-            place = int(np.searchsorted(inside, byte))
-            if place == len(inside) or inside[place] != byte:
+            index = int(np.searchsorted(inside, byte))
+            if index == len(inside) or inside[index] != byte:
                 return 0
-            node = first + place
+            node = first + index
         return node
 
     def _count_characters(self) -> None:
@@ -94,9 +94,9 @@ class Trie:
         over = automaton.state_of([END])
         closed, before = [np.zeros(0, np.int64)], [np.zeros(0, np.int16)]
         while nodes.size:
-            nodes, places = self.below(nodes)
-            counted = counted[places] + (states[places] == between)
-            states = automaton.after_all(states[places], self.byte[nodes])
+            nodes, parents = self.below(nodes)
+            counted = counted[parents] + (states[parents] == between)
+            states = automaton.after_all(states[parents], self.byte[nodes])
             closed.append(nodes[states == over])
             before.append(counted[states == over] - 1)
             alive = np.flatnonzero((states != DEAD) & (states != over))
@@ -232,14 +232,14 @@ class State:
         """state: behind ids."""
         automaton, trie = self._grammar.automaton, self._grammar.trie
         kept, rest = list(ids), b""
-        for place in range(len(ids) - 1, -1, -1):
-            rest = trie.spellings[ids[place]] + rest
+        for index in range(len(ids) - 1, -1, -1):
+            rest = trie.spellings[ids[index]] + rest
             if len(rest) >= LONGEST_TOKEN_BYTES:
                 break
             node = trie.find(rest)
             first, count = int(trie.first_child[node]), int(trie.children[node])
             if node and any(automaton.after(state, byte) != DEAD for byte in trie.byte[first:first + count].tolist()):
-                kept = ids[:place]
+                kept = ids[:index]
         return kept
 
 

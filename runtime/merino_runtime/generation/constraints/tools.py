@@ -26,7 +26,7 @@ CHOICES = ("auto", "required", "none")
 class Tool(NamedTuple):
     name: str
     parameters: Optional[Dict[str, Any]]  # None: there are none
-    place: str  # of the parameters, for messages
+    path: str  # of the parameters, for messages
 
 
 def style_named(name: str) -> Style:
@@ -41,7 +41,7 @@ def tools_of(tools: Any, tool_choice: Any) -> List[Tool]:
         what = "an empty list" if tools == [] else shown(tools)
         raise MerinoError(f"tools are {what}, allowed is a list of at least one: "
                           '{"type": "function", "function": {"name": ..., "parameters": {...}}}.')
-    known = [_tool(each, f"tools[{place}]") for place, each in enumerate(tools)]
+    known = [_tool(each, f"tools[{index}]") for index, each in enumerate(tools)]
     names = [tool.name for tool in known]
     for name in names:
         if names.count(name) > 1:
@@ -58,19 +58,19 @@ def tools_of(tools: Any, tool_choice: Any) -> List[Tool]:
     return known
 
 
-def _tool(tool: Any, place: str) -> Tool:
+def _tool(tool: Any, path: str) -> Tool:
     function = tool.get("function") if isinstance(tool, dict) else None
     if not isinstance(function, dict) or tool.get("type", "function") != "function":
-        raise MerinoError(f'{place} is no function. Allowed: {{"type": "function", "function": {{"name": ..., '
+        raise MerinoError(f'{path} is no function. Allowed: {{"type": "function", "function": {{"name": ..., '
                           '"parameters": {...}}}.')
     name, parameters = function.get("name"), function.get("parameters")
     if not isinstance(name, str) or not re.match(r"[\w.:-]{1,64}\Z", name, re.ASCII):
-        raise MerinoError(f"{place}.function.name is {shown(name)}, allowed are 1 to 64 letters, digits and _ . : -")
+        raise MerinoError(f"{path}.function.name is {shown(name)}, allowed are 1 to 64 letters, digits and _ . : -")
     if parameters is not None and not isinstance(parameters, dict):
-        raise MerinoError(f"{place}.function.parameters is {shown(parameters)}, must be a JSON schema, an object.")
+        raise MerinoError(f"{path}.function.parameters is {shown(parameters)}, must be a JSON schema, an object.")
     none = not parameters or not (parameters.get("properties") or parameters.get("additionalProperties")
                                   or set(parameters) & {"$ref", "anyOf", "oneOf", "allOf", "enum", "const"})
-    return Tool(name, None if none else parameters, place + ".function.parameters")
+    return Tool(name, None if none else parameters, path + ".function.parameters")
 
 
 def read_call(text: str, style: str = "json") -> Optional[Tuple[str, str]]:
