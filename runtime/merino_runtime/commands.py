@@ -177,7 +177,7 @@ def _is_packed(path: str) -> bool:
 
 
 def run_verify(path: str, trust: Sequence[str] = (), as_json: bool = False) -> int:
-    """Of a bundle, or of a packed file: there `trust` names files of public keys, by one of which it must be signed."""
+    """Of a bundle, or of a packed file: there `trust` names files of public keys, one of which must have signed it."""
     if _is_packed(path):
         from merino_runtime.delivery import packed
 

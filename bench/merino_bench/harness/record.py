@@ -114,7 +114,7 @@ def record_of(identity: Dict[str, Any], bundle: Bundle, case: Case, processes: S
 
 
 def counting_rounds(record: Dict[str, Any], per_round: Sequence[Any]) -> List[Any]:
-    """Of what is listed per repetition of all processes, that of the processes that count."""
+    """The entries of a list with one per repetition, of the processes that count alone."""
     places = chosen(flags_by_place(record["processes"])).places
     return [one for place, rounds in rounds_by_place(record["processes"], per_round).items() if place in places
             for one in rounds]
@@ -191,9 +191,9 @@ def empty_record(identity: Dict[str, Any], case: Case, command: Optional[str] = 
 def joined(processes: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
     """One result from those of a row's processes, each with its `turn` and `attempt`.
 
-    `processes`, `prefill_ms` and `step_ms` are of all processes. All else is of those that count (`passes.chosen`):
-    `flags`, the median load time, the highest load and memory peak, the machine's state before the first and after the
-    last.
+    `processes`, `prefill_ms` and `step_ms` cover all processes. All else covers the processes that count
+    (`pairs.chosen`): `flags`, the median load time, the highest load and memory peak, the machine's state before the
+    first and after the last.
     """
     choice = chosen(flags_by_place(processes))
     counting = [one for one in processes if (one["turn"], one["attempt"]) in choice.places]

@@ -148,8 +148,8 @@ class Turns:
         self._longest_s[index] = max(self._longest_s[index], took_s)
 
     def _to_repeat(self, turn: int, attempt: int) -> List[int]:
-        """Both sides of each comparison of which one was disturbed in this attempt. A row that may need its time for
-        the turns still planned is left out."""
+        """Both sides of each comparison in which one side was disturbed in this attempt. A row that may need its time
+        for the turns still planned is left out."""
         flags = {index: frozenset(one["flags"]) for index, processes in enumerate(self.processes)
                  for one in processes if (one["turn"], one["attempt"]) == (turn, attempt)}
         disturbed: Set[int] = set()

@@ -19,7 +19,7 @@ _REDUCTIONS = (("float32", np.maximum.reduce), ("uint64", np.bitwise_or.reduce))
 
 
 def read_gb_s(threads: int, seconds: float = 0.5, buffer: Optional[np.ndarray] = None) -> float:
-    """Best read rate in GB/s (10**9 bytes) of so many threads, each reducing its own slice of a large buffer.
+    """Best read rate in GB/s (10**9 bytes). Each thread reduces its own slice of a large buffer.
 
     numpy releases the interpreter's lock inside a reduction, so Python threads do read at the same time.
     """

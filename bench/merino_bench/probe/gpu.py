@@ -47,8 +47,8 @@ from merino_runtime.io import board
 CHAINS: Tuple[Tuple[int, int], ...] = ((1024, 16), (64, 8), (64, 64))
 PRECISIONS = ("fp32", "fp16")
 TOKENS = 256  # where computing takes longer than reading the weights, on the boards' GPUs
-COPY_BYTES = (2 ** 16, 2 ** 22)  # to the host: the difference of their times is that of the bytes
-ENTRY_BYTES = 32  # width of the strided copy on the device, in place of that of new keys and values
+COPY_BYTES = (2 ** 16, 2 ** 22)  # to the host: two sizes, whose difference in time is the cost of the bytes
+ENTRY_BYTES = 32  # width of the strided copy on the device, which stands for new keys and values
 FLOAT_BYTES = 4  # of an engine's inputs and outputs, in each precision
 COLUMNS = 64  # of the small chain, whose engine the memory of a process is read with
 MEMORY_TIMEOUT_S = 120.0

@@ -19,7 +19,7 @@ SHARE_OF_FREE = 6  # a session holds its weights about twice while it opens
 ALONGSIDE = 12  # matrices of a graph whose prefill is timed, at most
 SQUARE, SMALL_SQUARE = (640, 640), (256, 256)  # (rows, columns) of matrices
 PREFILL_SHAPES = (SQUARE, SMALL_SQUARE, (1920, 640), (640, 1920), (576, 576))  # the last in blocks of 64
-SMALL_SHARE = 4  # of the bytes beyond the cache, so many times less in small matrices
+SMALL_SHARE = 4  # a graph of small matrices has a quarter of the bytes
 SWEEP_SIDES = (1024, 512, 256, 128, 64)
 CALL_WIDTH, NORM_WIDTH, ACTIVATION_WIDTH, IN_A_ROW = 64, 512, 1024, 16
 PREFILL_TOKENS = (16, 64, 256)
@@ -51,15 +51,15 @@ SWEPT_FORMATS = ("fp32", "int4")  # by version: the last format that ONNX Runtim
 LARGE_WIDTH, LARGE_HEADS, LARGE_DECODER = 768, 12, ((0, 1), (512, 1), (0, 64))
 DECODER_VOCAB, DECODER_CONTEXT = 4096, 1024
 NARROW_ATTENTION = ((0, 1), (1024, 1), (0, 64), (0, 256))
-# Attentions of designs: as many as leave no cache near the core, over so many KV heads
+# Attention layers of designs: enough to exceed the cache near a core
 CHOSEN_WIDTH, CHOSEN_HEADS, CHOSEN_KV_HEADS, CHOSEN_ATTENTIONS = 1024, 16, (1, 4), 8
 CHOSEN_ATTENTION = ((480, 1), (992, 1), (0, 64), (0, 256))
 GROUPED_ATTENTION = ((256, 1), (1024, 1), (2047, 1), (0, 64), (0, 256))
 
 
 class Task(NamedTuple):
-    """One graph on so many threads, run for each (cached, new) number of tokens. The fields are explained in
-    docs/formats.md, as those of a row of probe.json."""
+    """One graph on `threads` threads, run for each (cached, new) number of tokens. docs/formats.md explains the fields,
+    as keys of a row of probe.json."""
     kind: str
     format: str
     rows: int
@@ -155,7 +155,7 @@ def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
 
 
 def attention_of(kv_heads: int, kv: str, threads: int) -> Task:
-    """With so many KV heads, 0: as many as query heads, over a cache of format `kv`."""
+    """kv_heads 0: as many as query heads. kv: the format of the cache."""
     return Task("attention", "fp32", 0, ATTENTION_WIDTHS[0], ATTENTION_HEADS, ATTENTIONS, threads, GROUPED_ATTENTION,
                 kv_heads=kv_heads, kv=kv)
 
@@ -218,8 +218,8 @@ def decoder_sizes(form: str, width: int, ffn: int) -> Dict[int, int]:
 
 
 def nearest(sizes: Dict[int, int], wished: float, most: float = math.inf) -> int:
-    """The number whose size in bytes is nearest to `wished`, by their ratio, among those of at most `most` bytes; the
-    smallest where none is so small."""
+    """The number whose size in bytes is nearest to `wished`, by their ratio. Sizes above `most` bytes are left out; the
+    smallest where all are above."""
     fitting = [number for number, size in sizes.items() if size <= most] or [min(sizes, key=lambda one: sizes[one])]
     return min(fitting, key=lambda number: abs(math.log(sizes[number] / wished)))
 
@@ -239,7 +239,7 @@ def allowed_bytes(machine: Machine) -> int:
 
 
 def sweep_side(machine: Machine) -> int:
-    """Of the square matrices of which 10 to 40 fill the cache."""
+    """The side of square matrices of which 10 to 40 fill the cache."""
     return next((side for side in SWEEP_SIDES if 40 * side * side <= cache_bytes(machine)), SWEEP_SIDES[-1])
 
 

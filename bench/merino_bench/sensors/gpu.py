@@ -46,8 +46,8 @@ def mode_flags(before: Mapping[str, Any], after: Mapping[str, Any]) -> List[str]
 
 
 def is_low(mode: Optional[str], modes: Optional[Sequence[str]]) -> bool:
-    """mode: `MAXN (0)` and the like. Without a mode MAXN, as on an Orin Nano before its Super mode, the highest is that
-    of the most watts; without a list of modes MAXN alone is high."""
+    """mode: `MAXN (0)` and the like. Without a mode MAXN, as on an Orin Nano before its Super mode, the mode of
+    the most watts is the highest; without a list of modes MAXN alone is high."""
     name = (mode or "MAXN").split(" (")[0]
     if name.startswith("MAXN"):
         return False

@@ -77,7 +77,7 @@ BUNDLE_SHAPE: Dict[str, Any] = {
 
 
 def _contradictions(description: Dict[str, Any]) -> List[str]:
-    """Values that are valid by themselves and contradict each other."""
+    """Values that are each valid and contradict each other."""
     problems = []
     vocab, paths = description["vocab"], [file["path"] for file in description["files"]]
     ids = description["golden"]["prompt_ids"] + description["golden"]["greedy_ids"]

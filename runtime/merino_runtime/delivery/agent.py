@@ -208,7 +208,7 @@ def pass_lines_on(child: subprocess.Popen) -> None:
 
 
 def end_with_stdin(child: subprocess.Popen) -> None:
-    """Waits for the end of stdin, which is that of the connection; then the program and what it started are ended."""
+    """Waits for the end of stdin, that is, of the connection; then ends the program and what it started."""
     while sys.stdin.buffer.read(1):
         pass
     for number in (signal.SIGTERM, signal.SIGKILL):

@@ -162,8 +162,8 @@ def _have_tested(root: str, checked: Checked, before: releases.Links, tell: Tell
 
 
 def _make_root(root: str) -> None:
-    """The default folder with all above it. Another one needs its parent: that of a disk which is not mounted would
-    fill the system's card."""
+    """Makes the default folder with all above it. Any other folder needs its parent: below the mount point of a disk
+    that is not mounted, a release would fill the system's card."""
     try:
         if root == releases.default_root():
             os.makedirs(root, exist_ok=True)

@@ -85,7 +85,7 @@ def trusted_keys(root: str) -> List[PublicKey]:
     """The keys in ROOT/trusted and in the system's folder, sorted by the names of their files, each key once, without
     the withdrawn ones.
 
-    Raises MerinoError where one cannot be read: a key must not stop to count in silence.
+    Raises MerinoError where one cannot be read: a key must not lose its effect silently.
     """
     keys: List[PublicKey] = []
     withdrawn = withdrawn_keys(root)
@@ -127,8 +127,8 @@ def trust(root: str, new: NamedKey) -> None:
 
 
 def withdrawn_keys(root: str) -> List[bytes]:
-    """The keys in ROOT/withdrawn.json. Raises MerinoError where it is not such a file: a withdrawal must not stop to
-    count in silence."""
+    """The keys in ROOT/withdrawn.json. Raises MerinoError where it is not such a file: a withdrawal must not lose
+    its effect silently."""
     path = os.path.join(root, WITHDRAWN)
     if not os.path.lexists(path):
         return []

@@ -1,4 +1,4 @@
-"""Facts about the machine that decide what of a packed file it takes: `board`'s, and its model, Python and C library.
+"""Facts by which a machine takes parts of a packed file: those of `board`, and its model, Python and C library.
 
 The workstation requests them from a board over ssh, as JSON, and reads the answer strictly: it may come from anything.
 Standard library only, and nothing is imported that the board may lack.

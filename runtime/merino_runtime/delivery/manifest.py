@@ -130,7 +130,7 @@ def files_under(manifest: Manifest, folder: str) -> List[FileEntry]:
 
 
 def _contradictions(description: Dict[str, Any]) -> List[str]:
-    """Values that are valid by themselves and contradict each other, or the places where files may lie."""
+    """Values that are each valid and contradict each other, or the folders where files may lie."""
     paths = [file["path"] for file in description["files"]]
     bundles, wheels = description["bundles"], [wheels["path"] for wheels in description["wheels"]]
     problems = [f"the bundle {path} is not bundles/0, bundles/1 and so on" for number, path in enumerate(bundles)

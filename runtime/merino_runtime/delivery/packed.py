@@ -36,8 +36,8 @@ def run_info(path: str, as_json: bool = False) -> int:
 
 
 def run_verify(path: str, trust: Sequence[str] = (), as_json: bool = False) -> int:
-    """Hashes every file. trust: files of public keys, by one of which the file must be signed; none: a signature that
-    is there must be one, whoever made it."""
+    """Hashes every file. trust: files of public keys, one of which must have signed the file; none: a signature must be
+    valid where there is one, by any key."""
     keys = [read_public_key(each) for each in trust]
     archive = open_archive(path)
     check_itself(archive)

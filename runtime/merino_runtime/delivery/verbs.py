@@ -21,8 +21,8 @@ BUNDLE_ARGUMENTS = ("bundle", "bundles", "baselines")
 
 
 def with_installed(arguments: argparse.Namespace) -> argparse.Namespace:
-    """The one place where BUNDLE `installed` becomes a folder: once for each command, so that a swap meanwhile mixes no
-    two releases. MerinoError where none is installed."""
+    """BUNDLE `installed` becomes a folder here alone, once for each command, so that a swap meanwhile mixes no two
+    releases. MerinoError where none is installed."""
     resolved = vars(arguments)
     for name in BUNDLE_ARGUMENTS:
         value = resolved.get(name)

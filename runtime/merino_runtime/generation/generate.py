@@ -67,11 +67,11 @@ class Done(NamedTuple):
     peak_rss_mb: float  # of the process since its start
     stop_reason: str  # eos, stop (a stop string), length (max_new_tokens), context (the KV cache is full) or interrupt
     shifts: int = 0  # how often a full cache dropped its older half
-    forced: int = 0  # tokens that the constraint forced, without a step of their own
+    forced: int = 0  # tokens that the constraint forced: they took no step
 
 
 Event = Union[PromptCut, Prefilled, Token, Likely, Done]
-Piece = Callable[[int], int]  # how many ids the next piece of a prefill has, behind so many of the prompt
+Piece = Callable[[int], int]  # ids of the prompt so far -> number of ids in the next piece of its prefill
 
 
 def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int = 128,
@@ -81,7 +81,7 @@ def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int
     """Yields a Token per id, then one Done. The ids do not depend on what the cache held before.
 
     piece: the prefill is cut into pieces, with a Prefilled before each, so that a caller can do something else in
-    between, or stop. top: a Likely follows each Token, with so many of the likeliest ids; no token is forced then.
+    between, or stop. top: a Likely follows each Token, with `top` of the likeliest ids; no token is forced then.
 
     Any id of stop_ids ends the generation, as far as a constraint allows it. stream None: ids only, every text is
     empty. This call, not the first `next`, raises MerinoError for a wrong request. After closing the iterator early, or
@@ -100,7 +100,7 @@ def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int
 
 
 def check_request(prompt: int, max_new_tokens: int, context: int, overflow: str) -> None:
-    """Raises MerinoError if a prompt of so many ids and so many new tokens are not allowed in the context."""
+    """Raises MerinoError where the context does not allow a prompt of `prompt` ids and this number of new tokens."""
     if overflow not in OVERFLOWS:
         raise MerinoError(f"overflow is {overflow!r}, allowed: {', '.join(OVERFLOWS)}.")
     check_new_tokens(max_new_tokens)

@@ -23,7 +23,7 @@ LOCK = "lock"
 def locked(root: str, doing: str, wait_s: float = 0.0) -> Iterator[None]:
     """Holds the lock of an existing ROOT. doing: the verb, which another command's refusal names. wait_s: how long to
     wait for another command. The kernel gives the lock up when the process ends, however it ends. The file is this
-    user's alone, since whoever can open it can hold the lock; a link in its place is refused.
+    user's alone, since anyone who can open it can hold the lock; a link in its place is refused.
 
     Raises MerinoError where another command holds it, or ROOT cannot be written.
     """

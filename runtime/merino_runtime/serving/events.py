@@ -13,8 +13,8 @@ class LeftError(Exception):
 
 
 class Events:
-    """Of one answer. The first that comes wakes the task at once. Then it is left alone for `gather_s`, and what comes
-    meanwhile goes into one write: where a step has all the cores, each wake of the task holds one up."""
+    """Of one answer. The first event wakes the task at once. Then the task sleeps for `gather_s`, and the events of
+    that time go into one write: where a step has all the cores, each wake of the task delays a step."""
 
     def __init__(self, loop: Any) -> None:
         self.gather_s = STREAM_S

@@ -31,7 +31,7 @@ class GenerationRequest(NamedTuple):
     sampling: Sampling
     stops: Tuple[str, ...] = ()
     ignore_eos: bool = False
-    top: Optional[int] = None  # log-probabilities of so many of the likeliest tokens beside each token's own
+    top: Optional[int] = None  # number of likeliest tokens whose log-probabilities are returned beside each token's own
     begins: bool = False  # the text begins with the answer, as in a chat
     background: bool = False  # gives way to the requests of people
     watched: bool = False  # streamed: somebody reads along, and is likely to go on
@@ -57,8 +57,7 @@ class Piece(NamedTuple):
 
 
 class Used(NamedTuple):
-    """What an answer took. Milliseconds of prefill and decode are of its own computing: requests beside it do not
-    count."""
+    """What an answer took. Milliseconds of prefill and decode leave out the turns of other requests."""
     prompt_tokens: int
     cached_tokens: int  # of the prompt, held by the cache
     tokens: int

@@ -37,7 +37,7 @@ class Served:
 
     def __init__(self, slots: Slots, prefixes: Optional[PrefixCache] = None) -> None:
         self.slots, self.model, self.prefixes = slots, slots.model, prefixes
-        self._id_s = 0.0  # of one id in a prefill, lately
+        self._id_s = 0.0  # of one id in a prefill, as a moving average
 
     def piece(self) -> int:
         """How many ids take about TURN_S."""
@@ -58,7 +58,7 @@ class Job:
         self.answering: Optional[Answering] = None
         self.fault: Optional[Exception] = None  # of making its slot
         self.prefilled = -1  # ids of the prompt; -1: not begun
-        self.keep = 0  # so many ids of it are to be kept on disk
+        self.keep = 0  # number of its ids that the prefix cache keeps
         self.since: Optional[Moment] = None  # its beginning
         self.busy_s = 0.0
 

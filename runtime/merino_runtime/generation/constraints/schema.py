@@ -1,7 +1,7 @@
 """A JSON schema as an expression of compact JSON: fixed keys in order, without spaces. What cannot be expressed is
-refused by its keyword and its path; nothing is left out silently but what only describes.
+refused by its keyword and its path; only descriptions are left out silently.
 
-Whatever matches is valid. Of what is valid these do not match: other spellings, keys in another order, keys that
+All text that matches is valid. Valid text that does not match: other spellings, keys in another order, keys that
 `properties` does not name beside those that it names, and numbers of more than 18 digits.
 """
 import json

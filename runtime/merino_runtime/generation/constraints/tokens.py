@@ -1,8 +1,8 @@
 """Which tokens a constraint allows: a trie of a tokenizer's tokens, walked level by level beside an automaton.
 
-A mask is computed once for each state of the automaton and then kept. The rest of a JSON string takes most tokens of a
-vocabulary. How many characters each token has there is counted once for each tokenizer, so that such a mask is a
-comparison, and a walk over the few tokens that go on behind the closing quote.
+A mask is computed once for each state of the automaton and then kept. Inside a JSON string most tokens of a vocabulary
+are allowed. Their numbers of characters are counted once for each tokenizer, so that such a mask is a comparison, and a
+traversal of the few tokens that continue behind the closing quote.
 """
 import threading
 from typing import Any, Dict, Iterable, List, Sequence, Tuple
@@ -63,7 +63,7 @@ class Trie:
         first = self.first_child[nodes] - (np.cumsum(counts) - counts)
         return first[parents] + np.arange(len(parents)), parents
 
-    def walk(self, automaton: Automaton, nodes: np.ndarray, states: np.ndarray, reached: np.ndarray) -> None:
+    def reach(self, automaton: Automaton, nodes: np.ndarray, states: np.ndarray, reached: np.ndarray) -> None:
         """From nodes [n] in states [n]: sets the nodes below in `reached` [nodes] whose bytes lead to no dead state."""
         while nodes.size:
             nodes, parents = self.below(nodes)
@@ -141,9 +141,9 @@ class Grammar:
             allowed[:len(trie.characters)] |= trie.characters <= most
             closed = trie.closed[(low <= trie.closed_characters) & (trie.closed_characters <= most)]
             reached[closed] = True
-            trie.walk(automaton, closed, np.full(len(closed), automaton.state_of([below])), reached)
+            trie.reach(automaton, closed, np.full(len(closed), automaton.state_of([below])), reached)
         if others:
-            trie.walk(automaton, np.zeros(1, np.int64), np.array([automaton.state_of(others)]), reached)
+            trie.reach(automaton, np.zeros(1, np.int64), np.array([automaton.state_of(others)]), reached)
         allowed[:len(trie.node_of)] |= reached[trie.node_of]
         if len(self._masks) >= KEPT_MASKS:
             self._masks.clear()
