@@ -99,7 +99,7 @@ def _probe(arguments: argparse.Namespace) -> int:
     backend = backend_of_machine(arguments.backend, say)
     say("building small engines and timing them, for minutes; let nothing else run" if backend == TENSORRT else
         "measuring for at most a minute; let nothing else run")
-    probe = run_probe(arguments.path, tell=say if stderr_is_terminal() else None, backend=backend)
+    probe = run_probe(arguments.path, report=say if stderr_is_terminal() else None, backend=backend)
     state = f" The machine was {' and '.join(probe['flags'])} meanwhile: measure again." if probe["flags"] else ""
     left = f" {len(probe['left_out'])} graphs were left out for want of time." if probe["left_out"] else ""
     next_step = "" if is_stdout(arguments.path) else (

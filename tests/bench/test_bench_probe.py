@@ -128,7 +128,7 @@ def test_a_short_probe_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(bandwidth, "buffer_bytes", lambda: 64 * MB)  # four caches of a server take half the time
     told = []
     path = tmp_path / "probe.json"
-    found = board_probe.run_probe(str(path), seconds=8, tell=told.append)
+    found = board_probe.run_probe(str(path), seconds=8, report=told.append)
     assert json.loads(path.read_text()) == found
     assert os.listdir(str(tmp_path)) == ["probe.json"]
     assert found["schema"] == 7 and told

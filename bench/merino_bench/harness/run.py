@@ -71,12 +71,12 @@ def run_bench(bundle_paths: Sequence[str], request: BenchRequest = BenchRequest(
     cases = cases_for(request, [(one.bundle.name, one.bundle.context) for one in entrants if one.bundle])
     records: Records = []
     planned = len(turn_sizes(request.repetitions)) * len(entrants)  # processes of a case
-    tell = progress or unheard
+    report = progress or unheard
     total = 1 + len(cases) * planned
     source, why_none = find_source()
     sampler = Sampler(source) if source else None
     try:
-        tell(0, total, "power at rest and read bandwidth")
+        report(0, total, "power at rest and read bandwidth")
         power = f"{source.name}, {source.rail}" if source else f"none: {why_none}"
         conditions = Conditions(
             run=new_run_id(), idle_w=idle_watts(sampler) if sampler else None,
@@ -84,7 +84,7 @@ def run_bench(bundle_paths: Sequence[str], request: BenchRequest = BenchRequest(
             sampler=sampler, power_source=power, command=command_line())
         for number, case in enumerate(cases):
             turns = Turns(entrants, case, request.repetitions, timeout_s)
-            turns.measure(partial(_tell_turn, tell, 1 + number * planned, total))
+            turns.measure(partial(_report_turn, report, 1 + number * planned, total))
             rows = rows_of(turns, conditions)
             if baselines:
                 add_ratios(rows, [row for row, one in zip(rows, entrants) if one.is_baseline])
@@ -94,7 +94,7 @@ def run_bench(bundle_paths: Sequence[str], request: BenchRequest = BenchRequest(
     except KeyboardInterrupt:
         raise Interrupted(records) from None
     finally:
-        tell(total, total, "")
+        report(total, total, "")
         if sampler:
             sampler.close()
     return records
@@ -168,8 +168,8 @@ def unheard(done: int, total: int, what: str) -> None:  # noqa: ARG001
     """A `Progress` that shows nothing."""
 
 
-def _tell_turn(tell: Progress, begun: int, total: int, done: int, what: str) -> None:
-    tell(begun + done, total, what)
+def _report_turn(report: Progress, begun: int, total: int, done: int, what: str) -> None:
+    report(begun + done, total, what)
 
 
 def command_line() -> str:

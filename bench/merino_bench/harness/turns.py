@@ -27,7 +27,7 @@ TIME_OF_A_ROW = ", the time left to the row (--timeout)"
 MOST_PROCESSES = 5  # turns of a row, at most
 MOST_ATTEMPTS = 3  # of a turn
 MOST_VAIN = 2  # turns that stayed disturbed in all attempts: then it is the machine's state, and no burst
-Tell = Callable[[int, str], None]  # (processes of planned turns that are done, what comes next)
+Report = Callable[[int, str], None]  # (processes of planned turns that are done, what comes next)
 
 
 class Entrant(NamedTuple):
@@ -117,18 +117,18 @@ class Turns:
         self._left_s = [timeout_s] * len(entrants)
         self._longest_s = [0.0] * len(entrants)
 
-    def measure(self, tell: Tell) -> None:
+    def measure(self, report: Report) -> None:
         everyone, vain = range(len(self.entrants)), 0
         for turn in range(len(self._sizes)):
             order = everyone if turn % 2 == 0 else everyone[::-1]
             for count, index in enumerate(order):
-                tell(turn * len(everyone) + count, self._title(index, turn))
+                report(turn * len(everyone) + count, self._title(index, turn))
                 self._measure(index, turn, 0)
             for attempt in range(1, MOST_ATTEMPTS if vain < MOST_VAIN else 1):
                 again = self._to_repeat(turn, attempt - 1)
                 for index in (order if attempt % 2 == 0 else order[::-1]):
                     if index in again:
-                        tell((turn + 1) * len(everyone) - 1, self._title(index, turn) + ", again: it was disturbed")
+                        report((turn + 1) * len(everyone) - 1, self._title(index, turn) + ", again: it was disturbed")
                         self._measure(index, turn, attempt)
             vain += bool(self._to_repeat(turn, MOST_ATTEMPTS - 1))
 

@@ -52,7 +52,7 @@ ENTRY_BYTES = 32  # width of the strided copy on the device, which stands for ne
 FLOAT_BYTES = 4  # of an engine's inputs and outputs, in each precision
 COLUMNS = 64  # of the small chain, whose engine the memory of a process is read with
 MEMORY_TIMEOUT_S = 120.0
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @contextlib.contextmanager
@@ -126,7 +126,7 @@ def _allocated(stack: contextlib.ExitStack, allocate: Callable[[int], int], free
     return address
 
 
-def probe_gpu(work: str, schema: int, tell: Tell) -> Dict[str, Any]:
+def probe_gpu(work: str, schema: int, report: Report) -> Dict[str, Any]:
     """-> the content of probe.json. work: a folder for graphs and plans, 140 MB. Raises MerinoError where TensorRT or
     the GPU is not there, or fails."""
     trt = open_tensorrt()
@@ -134,13 +134,13 @@ def probe_gpu(work: str, schema: int, tell: Tell) -> Dict[str, Any]:
     started, began, before = time.perf_counter(), cpu_moment(), with_gpu(environment.state())
     with raising_cuda_faults("measuring the GPU"):
         device = device_of(cuda)
-        rows, small = _chain_rows(trt, cuda, device, work, tell)
-        tell("copies to the host")
+        rows, small = _chain_rows(trt, cuda, device, work, report)
+        report("copies to the host")
         rows += [row_of(Task("copy", "fp32", 0, 0, 0, 1, 1, ()), (0, 0), size, False, copy_ms(cuda, size, MOST_RUN_S))
                  for size in COPY_BYTES]
     after, ended = with_gpu(environment.state()), cpu_moment()
     load = load_between(began, ended, os.cpu_count() or 1)
-    tell("memory of a process")
+    report("memory of a process")
     here = board.this_board()
     return {
         "schema": schema,
@@ -164,7 +164,8 @@ def probe_gpu(work: str, schema: int, tell: Tell) -> Dict[str, Any]:
     }
 
 
-def _chain_rows(trt: TensorRt, cuda: Cuda, device: Device, work: str, tell: Tell) -> Tuple[List[Dict[str, Any]], str]:
+def _chain_rows(trt: TensorRt, cuda: Cuda, device: Device, work: str, report: Report
+                ) -> Tuple[List[Dict[str, Any]], str]:
     """Rows of all chains, and the path of the plan of a small one."""
     rows: List[Dict[str, Any]] = []
     small = os.path.join(work, "small.plan")
@@ -172,8 +173,8 @@ def _chain_rows(trt: TensorRt, cuda: Cuda, device: Device, work: str, tell: Tell
         kernel = graphs.kernel_of("portable", "chain", "fp32", columns=side, count=count)
         folder = _written(work, kernel)
         for precision in PRECISIONS:
-            tell(f"{count} multiplications of {side} x {side} in {precision}")
-            plan = _built(trt, device, folder, kernel, precision, tell)
+            report(f"{count} multiplications of {side} x {side} in {precision}")
+            plan = _built(trt, device, folder, kernel, precision, report)
             if side == COLUMNS and precision == "fp32":
                 with open(small, "wb") as file:
                     file.write(plan)
@@ -195,12 +196,12 @@ def _written(work: str, kernel: Kernel) -> str:
     return folder
 
 
-def _built(trt: TensorRt, device: Device, folder: str, kernel: Kernel, precision: str, tell: Tell) -> memoryview:
+def _built(trt: TensorRt, device: Device, folder: str, kernel: Kernel, precision: str, report: Report) -> memoryview:
     """-> the plan."""
     key = EngineKey(device.name, device.capability, trt.version, device.runtime, "", precision, 1, TOKENS,
                     builder_version())
     need_mb = 4 * kernel.weight_bytes / board.MB + WORKSPACE_MB + board.CUDA_MB + board.PROCESS_MB
-    return build(graphs.chain_bundle(folder, kernel), trt, Build(key, WORKSPACE_MB, need_mb), tell)
+    return build(graphs.chain_bundle(folder, kernel), trt, Build(key, WORKSPACE_MB, need_mb), report)
 
 
 def _resident_rows(plan: str) -> List[Dict[str, Any]]:

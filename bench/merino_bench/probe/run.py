@@ -45,7 +45,7 @@ class Result(NamedTuple):
 
 
 def run_probe(path: str, seconds: float = MOST_SECONDS,
-              tell: Optional[Callable[[str], None]] = None, backend: str = ONNXRUNTIME) -> Dict[str, Any]:
+              report: Optional[Callable[[str], None]] = None, backend: str = ONNXRUNTIME) -> Dict[str, Any]:
     """Measure this machine for about `seconds` and write probe.json -> its content. A slow machine takes longer, and so
     does a GPU (backend `tensorrt`), for which engines are built.
 
@@ -56,29 +56,29 @@ def run_probe(path: str, seconds: float = MOST_SECONDS,
     target = target_of(path)
     beside = os.path.join(tempfile.gettempdir(), "probe.json") if target.stream or target.special else target.path
     check_room(beside, os.path.dirname(beside), 2 * plan.MOST_BEYOND_BYTES)
-    tell = tell or (lambda _: None)
+    report = report or (lambda _: None)
     deadline = time.perf_counter() + seconds
     with scratch_folder(beside) as work:
-        probe = probe_gpu(work, SCHEMA, tell) if backend == TENSORRT else probe_machine(work, deadline, tell)
+        probe = probe_gpu(work, SCHEMA, report) if backend == TENSORRT else probe_machine(work, deadline, report)
     write_output(path, json.dumps(probe, indent=1) + "\n")
     return probe
 
 
-def probe_machine(work: str, deadline: float, tell: Callable[[str], None]) -> Dict[str, Any]:
+def probe_machine(work: str, deadline: float, report: Callable[[str], None]) -> Dict[str, Any]:
     """-> the content of probe.json. work: a folder for the graphs and their weights."""
     began, before = cpu_moment(), environment.state()
     onnxruntime = import_backend()
     machine = this_machine(version_tuple(onnxruntime.__version__))
     started = time.perf_counter()
     left_s = deadline - started
-    tell("read bandwidth")
+    report("read bandwidth")
     reads = read_rows(machine, left_s * READ_SHARE)
     resident_s = left_s * RESIDENT_SHARE
-    timed = timed_rows(onnxruntime, machine, work, deadline - resident_s, tell)
+    timed = timed_rows(onnxruntime, machine, work, deadline - resident_s, report)
     deadline = max(deadline, time.perf_counter() + resident_s)  # a slow machine has its time for memory too
     after, ended = environment.state(), cpu_moment()
     load = load_between(began, ended, os.cpu_count() or 1)
-    tell("memory of processes")
+    report("memory of processes")
     resident = resident_rows(work, machine, deadline)
     here = board.this_board()
     return {
@@ -136,7 +136,7 @@ def read_rows(machine: Machine, seconds: float) -> List[Dict[str, Any]]:
 
 
 def timed_rows(onnxruntime: Any, machine: Machine, work: str, deadline: float,
-               tell: Callable[[str], None]) -> Result:
+               report: Callable[[str], None]) -> Result:
     """Times every task in two passes, as far as the time goes: an interruption of seconds spoils one of them.
 
     Of each row the pass with the smaller `ms` counts, since whatever disturbs a run only adds time. What a calibration
@@ -155,7 +155,7 @@ def timed_rows(onnxruntime: Any, machine: Machine, work: str, deadline: float,
         if late and (now >= latest or task in done or task not in needed):
             continue
         left_s = max(0.0, deadline - now)
-        tell(f"{index + 1} of {len(due)}: {task_name(task)}")
+        report(f"{index + 1} of {len(due)}: {task_name(task)}")
         seconds = SHARES * left_s / (len(due) - index) / (len(task.runs) + 1)
         kernel = plan.kernel_of(task, machine.dialect) if task.kind != "choose" else None
         written = kernels.write_weights(work, kernel.weight_bytes if kernel else 0, written)

@@ -34,7 +34,7 @@ DECODE, PREFILL = 0, 1  # numbers of the profiles
 PREFILL_CHUNK_IDS = 64  # where reading the weights takes about as long as computing with them, on the boards' GPUs
 WORKSPACE_MB = 128  # for a kernel beside its inputs: matrix multiplications need little
 REPORT_EVERY_S = 15.0  # where TensorRT itself reports no progress
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 class Build(NamedTuple):
@@ -62,13 +62,13 @@ def builder_version() -> str:
     return hashlib.sha256(source or b"").hexdigest()[:16]
 
 
-def build_engine(bundle: Bundle, fp16: bool, workspace_mb: Optional[int], tell: Tell) -> "Made":
+def build_engine(bundle: Bundle, fp16: bool, workspace_mb: Optional[int], report: Report) -> "Made":
     """The verb `build-engine`. fp16: also where the bundle is float32. Raises MerinoError where it cannot be built."""
     workspace = workspace_of(workspace_mb)
     trt = open_tensorrt()
     cuda = open_cuda(version_tuple(trt.version))
     with raising_cuda_faults("building the engine"):
-        return ensure_engine(bundle, trt, cuda, "fp16" if fp16 else bundle.precision, tell, workspace)
+        return ensure_engine(bundle, trt, cuda, "fp16" if fp16 else bundle.precision, report, workspace)
 
 
 class Made(NamedTuple):
@@ -76,7 +76,7 @@ class Made(NamedTuple):
     built: bool  # False: it was there
 
 
-def ensure_engine(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str, tell: Tell,
+def ensure_engine(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str, report: Report,
                   workspace_mb: int = WORKSPACE_MB, anew: bool = False) -> Made:
     """Builds the engine unless it is there. One process of a machine builds at a time.
 
@@ -90,18 +90,18 @@ def ensure_engine(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str, tel
         kept = None if anew else sound_path(bundle, key)  # by the process that held the lock
         if kept:
             return Made(kept, False)
-        request = Build(key, workspace_mb, check_memory(bundle, cuda, precision, workspace_mb, tell))
+        request = Build(key, workspace_mb, check_memory(bundle, cuda, precision, workspace_mb, report))
         started = time.monotonic()
-        tell(f"building an engine for {key.gpu} (TensorRT {key.tensorrt}, {key.precision}, about {request.need_mb:.0f} "
-             "MB): this takes minutes, once per bundle. The same by NVIDIA's own tool, which keeps no engine for this "
-             f"program: {trtexec_command(bundle, request)}")
-        plan = build(bundle, trt, request, tell)
+        report(f"building an engine for {key.gpu} (TensorRT {key.tensorrt}, {key.precision}, about "
+               f"{request.need_mb:.0f} MB): this takes minutes, once per bundle. The same by NVIDIA's own tool, which "
+               f"keeps no engine for this program: {trtexec_command(bundle, request)}")
+        plan = build(bundle, trt, request, report)
         path = keep_engine(bundle, key, plan)
-    tell(f"built in {time.monotonic() - started:.0f} s, {len(plan) / MB:.0f} MB: {path}")
+    report(f"built in {time.monotonic() - started:.0f} s, {len(plan) / MB:.0f} MB: {path}")
     return Made(path, True)
 
 
-def check_memory(bundle: Bundle, cuda: Cuda, precision: str, workspace_mb: int, tell: Tell) -> float:
+def check_memory(bundle: Bundle, cuda: Cuda, precision: str, workspace_mb: int, report: Report) -> float:
     """MB that the build needs. Raises MerinoError where the machine has less in all, and reports where less is free."""
     weights_mb = bundle.weight_bytes / MB
     engine_mb = weights_mb / (2 if precision == "fp16" and bundle.precision == "fp32" else 1)
@@ -121,12 +121,12 @@ def check_memory(bundle: Bundle, cuda: Cuda, precision: str, workspace_mb: int, 
             raise MerinoError(f"building an engine of {bundle.name!r} needs {engine_mb:.0f} MB of GPU memory for "
                               f"weights and {workspace_mb} MB of workspace; {gpu_free_mb:.0f} MB are free. {remedy}.")
     if free_mb is not None and need_mb > free_mb:
-        tell(f"note: the build needs about {parts}; {free_mb:.0f} MB are available: it may swap or be killed. Stop "
-             "other programs first")
+        report(f"note: the build needs about {parts}; {free_mb:.0f} MB are available: it may swap or be killed. Stop "
+               "other programs first")
     return need_mb
 
 
-def build(bundle: Bundle, trt: TensorRt, request: Build, tell: Tell) -> memoryview:
+def build(bundle: Bundle, trt: TensorRt, request: Build, report: Report) -> memoryview:
     """-> the plan. Raises MerinoError with the errors of TensorRT."""
     module, key = trt.module, request.key
     try:
@@ -148,7 +148,7 @@ def build(bundle: Bundle, trt: TensorRt, request: Build, tell: Tell) -> memoryvi
         config.add_optimization_profile(_profile(builder, network, length))
     cache = config.create_timing_cache(timing_cache(bundle, key))
     config.set_timing_cache(cache, False)
-    with _progress(trt, config, tell):
+    with _progress(trt, config, report):
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _build_failed(bundle, trt, request)
@@ -254,20 +254,20 @@ def trtexec_command(bundle: Bundle, request: Build) -> str:
 
 
 @contextlib.contextmanager
-def _progress(trt: TensorRt, config: Any, tell: Tell) -> Iterator[None]:
+def _progress(trt: TensorRt, config: Any, report: Report) -> Iterator[None]:
     """Around a build: reports the phases that TensorRT 10 names; for 8.2, which names none, the time so far."""
     ended, started = threading.Event(), time.monotonic()
 
-    def tell_time() -> None:
+    def report_time() -> None:
         while not ended.wait(REPORT_EVERY_S):
-            tell(f"still building, {time.monotonic() - started:.0f} s")
+            report(f"still building, {time.monotonic() - started:.0f} s")
 
     if hasattr(trt.module, "IProgressMonitor"):
-        monitor = _monitor(trt.module, tell)
+        monitor = _monitor(trt.module, report)
         config.progress_monitor = monitor  # the builder keeps no reference: `monitor` lives until the body's end
         yield
         return
-    thread = threading.Thread(target=tell_time, daemon=True)
+    thread = threading.Thread(target=report_time, daemon=True)
     thread.start()
     try:
         yield
@@ -276,14 +276,14 @@ def _progress(trt: TensorRt, config: Any, tell: Tell) -> Iterator[None]:
         thread.join()
 
 
-def _monitor(module: Any, tell: Tell) -> Any:
+def _monitor(module: Any, report: Report) -> Any:
     class Monitor(module.IProgressMonitor):
         def __init__(self) -> None:
             module.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: Optional[str], num_steps: int) -> None:  # noqa: ARG002
             if not parent_phase:
-                tell(f"building: {phase_name}")
+                report(f"building: {phase_name}")
 
         def step_complete(self, phase_name: str, step: int) -> bool:  # noqa: ARG002
             return True  # go on

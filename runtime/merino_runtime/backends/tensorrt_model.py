@@ -8,7 +8,7 @@ import threading
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from merino_runtime.backends.cuda import Cuda, CudaError, raising_cuda_faults
-from merino_runtime.backends.engine_build import DECODE, PREFILL, Tell, chunk_ids, ensure_engine, key_of
+from merino_runtime.backends.engine_build import DECODE, PREFILL, Report, chunk_ids, ensure_engine, key_of
 from merino_runtime.backends.engine_file import opened_plan
 from merino_runtime.backends.gpu import open_cuda
 from merino_runtime.backends.tensorrt_versions import BoundEngine, Tensor, TensorRt, open_tensorrt, tensors_of
@@ -45,7 +45,7 @@ class Model:
                 self._resources.close()
 
 
-def open_model(bundle: Bundle, tell: Tell) -> Model:
+def open_model(bundle: Bundle, report: Report) -> Model:
     """Opens the engine that is kept for this bundle, of float16 kernels where `build-engine --fp16` left one; builds
     one first where none is sound. Raises MerinoError."""
     trt = open_tensorrt()
@@ -56,13 +56,13 @@ def open_model(bundle: Bundle, tell: Tell) -> Model:
             try:
                 model = _opened(bundle, trt, cuda, precision)
             except NotLoadedError as error:
-                tell(f"TensorRT does not load the engine ({error}): it is built again")
+                report(f"TensorRT does not load the engine ({error}): it is built again")
                 refused = precision
                 continue
             if model is not None:
                 return model
         precision = refused or bundle.precision
-        ensure_engine(bundle, trt, cuda, precision, tell, anew=refused is not None)
+        ensure_engine(bundle, trt, cuda, precision, report, anew=refused is not None)
         try:
             model = _opened(bundle, trt, cuda, precision)
         except NotLoadedError as error:

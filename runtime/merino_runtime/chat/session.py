@@ -25,7 +25,7 @@ def converse(conversation: Any, name: str, kept: Sequence[str] = ()) -> int:
     conversation goes on; from a pipe the exit code is 1 then."""
     ways = Terminal() if is_terminal() else Pipe()
     record = Record(conversation.system, kept)
-    ways.tell(f"{name}: /help lists commands, ctrl-C stops an answer, ctrl-D leaves", greeting=True)
+    ways.note(f"{name}: /help lists commands, ctrl-C stops an answer, ctrl-D leaves", greeting=True)
     while True:
         typed = ways.read()
         if typed is None:
@@ -36,7 +36,7 @@ def converse(conversation: Any, name: str, kept: Sequence[str] = ()) -> int:
             if line.command == "exit":
                 return ways.code
             if line.command:
-                ways.tell(obeyed(line, conversation, record))
+                ways.note(obeyed(line, conversation, record))
             elif line.text.strip():
                 _answered(line.text, conversation, record, ways)
         except MerinoError as error:
@@ -58,7 +58,7 @@ def _answered(text: str, conversation: Any, record: Record, ways: Any) -> None:
         if "begin" in event:
             begin.update(event)
             if event["dropped_turns"]:
-                ways.tell(f"the context is full: the oldest {event['dropped_turns']} turns are left out from here on")
+                ways.note(f"the context is full: the oldest {event['dropped_turns']} turns are left out from here on")
             ways.begin(event["thinks"])
         elif "done" in event:
             done.update(event)
@@ -78,11 +78,11 @@ def _answered(text: str, conversation: Any, record: Record, ways: Any) -> None:
         if begin:
             ways.end()
     if done.get("stop_reason") == "interrupt":
-        ways.tell("stopped")
+        ways.note("stopped")
     elif done.get("stop_reason") == "context":
-        ways.tell(f"the context of {done['context']} tokens is full, so the answer ends here: /reset begins anew")
+        ways.note(f"the context of {done['context']} tokens is full, so the answer ends here: /reset begins anew")
     elif done.get("stop_reason") == "length":
-        ways.tell(f"the answer ends after {done['tokens']} tokens, as -n asks for")
+        ways.note(f"the answer ends after {done['tokens']} tokens, as -n asks for")
 
 
 class Terminal:
@@ -109,7 +109,7 @@ class Terminal:
                 if self._interrupts > 1:
                     raise
                 write_out("\n")
-                self.tell("ctrl-C once more, or ctrl-D, leaves")
+                self.note("ctrl-C once more, or ctrl-D, leaves")
 
     def begin(self, thinks: bool) -> None:
         self._thinking = Thinking(thinks)
@@ -124,13 +124,13 @@ class Terminal:
             self._lines.push(piece, thinking)
         self._lines.finish()
 
-    def tell(self, text: str, greeting: bool = False) -> None:  # noqa: ARG002
+    def note(self, text: str, greeting: bool = False) -> None:  # noqa: ARG002
         lines = Wrapped(write_out, width(), takes_styles())
         lines.push(text, dim=True)
         lines.finish()
 
     def refuse(self, error: MerinoError) -> None:
-        self.tell(str(error))
+        self.note(str(error))
 
 
 class Pipe:
@@ -153,13 +153,13 @@ class Pipe:
     def end(self) -> None:
         write_out("\n")
 
-    def tell(self, text: str, greeting: bool = False) -> None:
+    def note(self, text: str, greeting: bool = False) -> None:
         if not greeting:
             for line in text.split("\n"):
                 say(line)
 
     def refuse(self, error: MerinoError) -> None:
-        self.tell(str(error))
+        self.note(str(error))
         self.code = 1
 
 

@@ -37,11 +37,11 @@ NOT_FOUND = 127  # as a shell reports that there is no such program
 
 def main() -> None:
     request = json.loads(sys.stdin.buffer.readline().decode("utf-8"))
-    tell(BEGIN)
+    report(BEGIN)
     os._exit(WAYS[request.pop("do")](**request))  # a thread may wait for stdin, which a plain exit would wait for
 
 
-def tell(line: str) -> None:
+def report(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
@@ -81,8 +81,8 @@ def ask(app_bytes: int, root: Optional[str], calls: List[List[str]], timeout_s: 
             with open(sent, "wb") as file:
                 file.write(app)
             answers = [called(sent, call, timeout_s) for call in calls]
-    tell(json.dumps({"root": folder, "app": path or None, "foreign": foreign, "service": service_root(),
-                     "keys": trusted_keys(folder), "calls": answers}))
+    report(json.dumps({"root": folder, "app": path or None, "foreign": foreign, "service": service_root(),
+                       "keys": trusted_keys(folder), "calls": answers}))
     return 0
 
 
@@ -154,9 +154,9 @@ def find_python(candidates: List[str], modules: List[str]) -> int:
         except OSError:
             continue
         if code == 0:
-            tell(json.dumps(candidate))
+            report(json.dumps(candidate))
             return 0
-    tell("null")
+    report("null")
     return 0
 
 
@@ -231,13 +231,13 @@ def receive(folder: str, name: str, size: int, sha256: str, piece: int) -> int:
         try:
             fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            tell(json.dumps({"busy": True}))
+            report(json.dumps({"busy": True}))
             return 1
         done = os.path.isfile(path) and os.path.getsize(path) == size and hash_of(path) == sha256
         if done:
             os.unlink(path + ".part")
-        tell(json.dumps({"done": done, "free": shutil.disk_usage(target).free,
-                         "pieces": [] if done else hashes_of(part, piece)}))
+        report(json.dumps({"done": done, "free": shutil.disk_usage(target).free,
+                           "pieces": [] if done else hashes_of(part, piece)}))
         if done:
             return 0
         error = take(part, size, json.loads(sys.stdin.buffer.readline().decode("utf-8"))["offset"])
@@ -247,7 +247,7 @@ def receive(folder: str, name: str, size: int, sha256: str, piece: int) -> int:
         if not error:
             os.replace(path + ".part", path)
             sync_folder(target)
-    tell(json.dumps({"error": error}))
+    report(json.dumps({"error": error}))
     return 1 if error else 0
 
 
@@ -307,7 +307,7 @@ def discard(paths: List[str]) -> int:
     for path in map(placed, paths):
         with contextlib.suppress(OSError):
             (os.rmdir if os.path.isdir(path) else os.unlink)(path)
-    tell("true")
+    report("true")
     return 0
 
 

@@ -151,11 +151,11 @@ def check_signature(archive: Archive, trusted: Sequence[bytes]) -> Optional[byte
     return signature.key
 
 
-def check_hashes(archive: Archive, tell: Callable[[str], None] = lambda _: None) -> None:
-    """Hashes every file in the archive. Raises MerinoError that names the first that differs. tell: gets each path."""
+def check_hashes(archive: Archive, report: Callable[[str], None] = lambda _: None) -> None:
+    """Hashes every file in the archive. MerinoError names the first that differs. report: gets each path."""
     with _opened(archive.path) as file:
         for entry in archive.manifest.files:
-            tell(entry.path)
+            report(entry.path)
             _copy(file, archive, entry, None)
 
 

@@ -53,7 +53,7 @@ python=$here/env/bin/python
 [ -x "$python" ] || python=python3
 exec "$python" "$here/merino.pyz" "$@"
 """
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 class Checked(NamedTuple):
@@ -72,16 +72,16 @@ class Checked(NamedTuple):
 
 
 def install(path: str, root: str, keys: Sequence[str] = (), allow_unsigned: bool = False, force: bool = False,
-            tell: Tell = lambda _: None, backend: Optional[str] = None, allow_downgrade: bool = False,
+            report: Report = lambda _: None, backend: Optional[str] = None, allow_downgrade: bool = False,
             as_service: bool = False) -> Dict[str, Any]:
     """Installs the packed file at `path` -> what `install --json` prints.
 
     root: the folder of releases, made where its parent is there. keys: public keys' files, trusted from now on. force:
-    and backend: as of `fit.choose`; a backend that was named is the release's from then on. tell: gets a line per
+    and backend: as of `fit.choose`; a backend that was named is the release's from then on. report: gets a line per
     step. allow_downgrade: also a signed file that is older than one before. as_service: the service's user tests it.
     Raises MerinoError; what was installed before then stays as it was, and no key is trusted that was not before.
     """
-    checked = check(path, root, keys, allow_unsigned, force, tell, backend, allow_downgrade)
+    checked = check(path, root, keys, allow_unsigned, force, report, backend, allow_downgrade)
     archive = checked.archive
     with releases.readable_by_all():
         _make_root(root)
@@ -92,7 +92,7 @@ def install(path: str, root: str, keys: Sequence[str] = (), allow_unsigned: bool
                 make_user(root)
             before = releases.links(root)
             releases.prune(root, keep=archive.id)
-            _have_tested(root, checked, before, tell)
+            _have_tested(root, checked, before, report)
             keep_counter(root, archive)
             to = before
             if before.current != archive.id:
@@ -105,7 +105,7 @@ def install(path: str, root: str, keys: Sequence[str] = (), allow_unsigned: bool
     return _result(root, checked, before.current if before.current != archive.id else None)
 
 
-def check(path: str, root: str, keys: Sequence[str], allow_unsigned: bool, force: bool, tell: Tell,
+def check(path: str, root: str, keys: Sequence[str], allow_unsigned: bool, force: bool, report: Report,
           backend: Optional[str] = None, allow_downgrade: bool = False) -> Checked:
     """All that can be refused before anything is written. Raises MerinoError."""
     releases.check_owner(root)
@@ -115,7 +115,7 @@ def check(path: str, root: str, keys: Sequence[str], allow_unsigned: bool, force
     _check_signer(root, archive, new, allow_unsigned, notes)
     if not allow_downgrade:
         check_counter(root, archive)
-    tell(f"hashing {archive.bytes / MB:.0f} MB")
+    report(f"hashing {archive.bytes / MB:.0f} MB")
     check_hashes(archive)
     choice = choose(archive, this_machine(os.path.abspath(root)), force, backend)
     if choice.backend == TENSORRT:
@@ -146,19 +146,19 @@ def _check_signer(root: str, archive: Archive, new: Sequence[NamedKey], allow_un
                           "there any more. Trust another key first: --trust NAME.pub")
 
 
-def _have_tested(root: str, checked: Checked, before: releases.Links, tell: Tell) -> None:
+def _have_tested(root: str, checked: Checked, before: releases.Links, report: Report) -> None:
     """The release is there and has passed its self-test. One that was there and fails is made again, once."""
     if _is_sound(root, checked):
         try:
-            _test(root, checked, tell)
+            _test(root, checked, report)
             checked.notes.append("this release was there already: every file of it was verified again")
             return
         except MerinoError as error:
-            tell(f"the release that is installed is damaged, and made again: {error}")
+            report(f"the release that is installed is damaged, and made again: {error}")
             checked.notes.append(f"the release was damaged and was made again: {error}")
     _check_space(root, checked)
-    _make_release(root, checked, tell)
-    _test_or_remove(root, checked, before, tell)
+    _make_release(root, checked, report)
+    _test_or_remove(root, checked, before, report)
 
 
 def _make_root(root: str) -> None:
@@ -211,19 +211,19 @@ def _is_sound(root: str, checked: Checked) -> bool:
         return False
 
 
-def _make_release(root: str, checked: Checked, tell: Tell) -> None:
+def _make_release(root: str, checked: Checked, report: Report) -> None:
     """ID.partial, then by a rename ID."""
     archive, choice = checked.archive, checked.choice
     folder = releases.release_folder(root, archive.id)
     partial = folder + releases.PARTIAL
     try:
-        tell(f"unpacking {archive.manifest.name} into {folder}")
+        report(f"unpacking {archive.manifest.name} into {folder}")
         os.mkdir(partial)
         for entry in _unpacked(checked):
             _unpack(archive, entry, os.path.join(partial, _place_of(checked, entry.path)))
         _check_same(checked)
         if choice.wheels:
-            _make_environment(partial, checked, tell)
+            _make_environment(partial, checked, report)
         _write_own(partial, checked)
         stamp_beside(load_bundle(os.path.join(partial, releases.BUNDLE), verify=False))
         releases.sync_folders(partial)
@@ -239,10 +239,10 @@ def _unpack(archive: Archive, entry: FileEntry, to: str) -> None:
     extract(archive, entry.path, to)
 
 
-def _make_environment(partial: str, checked: Checked, tell: Tell) -> None:
+def _make_environment(partial: str, checked: Checked, report: Report) -> None:
     archive, wheels = checked.archive, checked.choice.wheels
     assert wheels
-    tell("making the environment: " + ", ".join(map(" ".join, sorted(wheels.packages.items()))))
+    report("making the environment: " + ", ".join(map(" ".join, sorted(wheels.packages.items()))))
     unpacked = os.path.join(partial, WHEELS)
     for entry in files_under(archive.manifest, wheels.path):
         _unpack(archive, entry, os.path.join(unpacked, os.path.basename(entry.path)))
@@ -288,21 +288,21 @@ def _choice_record(checked: Checked) -> Dict[str, Any]:
             "backend": checked.backend_option}
 
 
-def _test(root: str, checked: Checked, tell: Tell) -> None:
+def _test(root: str, checked: Checked, report: Report) -> None:
     folder = releases.release_folder(root, checked.archive.id)
     if checked.choice.wheels:
         packages.check_imports(folder, checked.choice.wheels)
     if checked.choice.backend == TENSORRT:
-        build_engine(folder, tell)
-    tell("self-test: generating the bundle's golden ids")
+        build_engine(folder, report)
+    report("self-test: generating the bundle's golden ids")
     selftest(folder, releases.service_user(root))
 
 
-def _test_or_remove(root: str, checked: Checked, before: releases.Links, tell: Tell) -> None:
+def _test_or_remove(root: str, checked: Checked, before: releases.Links, report: Report) -> None:
     """A release that fails is removed, unless a link leads to it already."""
     release_id = checked.archive.id
     try:
-        _test(root, checked, tell)
+        _test(root, checked, report)
     except MerinoError as error:
         if release_id in before:
             launcher = os.path.join(root, releases.CURRENT, releases.LAUNCHER)

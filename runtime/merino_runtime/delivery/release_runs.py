@@ -14,10 +14,10 @@ from merino_runtime.io.machine_faults import last_line, machine_fault
 
 SELFTEST_TIMEOUT_S = 1800.0  # a Pi Zero 2 W decodes a large model at less than a token per second
 PASSED = b"ok: "  # the first word of `selftest` on stdout
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
-def build_engine(folder: str, tell: Tell) -> None:
+def build_engine(folder: str, report: Report) -> None:
     """The release in `folder` builds its TensorRT engine in a separate process. MerinoError with its last line."""
     command = [os.path.join(folder, releases.LAUNCHER), "build-engine", releases.INSTALLED]
     latest = ""
@@ -26,7 +26,7 @@ def build_engine(folder: str, tell: Tell) -> None:
                               ) as process:
             for line in process.stderr or ():
                 latest = re.sub("^merino: ", "", line.decode("utf-8", "replace").strip())
-                tell(latest)
+                report(latest)
     except OSError as error:
         raise machine_fault(f"start {command[0]}", error) from error
     if process.returncode:

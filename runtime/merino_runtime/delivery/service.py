@@ -36,7 +36,7 @@ WAIT_S = 1800.0  # for an install that runs when the board starts
 GROWING = ("systemd-repart.service", "systemd-growfs-root.service", "systemd-growfs@-.service", "cloud-init.service",
            "rpi-resize.service", "resize2fs_once.service", "nvresizefs.service", "nvfb.service")
 HIDDEN = ("/home", "/root", "/run", "/tmp")  # from a hardened service
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 def service_unit(root: str) -> str:
@@ -145,7 +145,7 @@ WantedBy=multi-user.target
 """  # noqa: E501
 
 
-def begin_start(root: str, tell: Tell) -> None:
+def begin_start(root: str, report: Report) -> None:
     """By root, before the release is tried: counts the start, and goes back to the release before where a new one has
     failed too often, or is gone. What cannot be written, as on a full disk, is no reason not to start."""
     try:
@@ -153,31 +153,31 @@ def begin_start(root: str, tell: Tell) -> None:
             now = releases.links(root)
             if now.current is None and now.previous is not None:
                 releases.swap(root, releases.Links(now.previous, None))
-                tell(f"the release in use is gone: back to {now.previous}")
+                report(f"the release in use is gone: back to {now.previous}")
             elif now.current is not None:
-                _count_or_go_back(root, now, tell)
+                _count_or_go_back(root, now, report)
     except MerinoError as error:
-        tell(f"this start is not counted: {error}")
+        report(f"this start is not counted: {error}")
 
 
-def _count_or_go_back(root: str, now: releases.Links, tell: Tell) -> None:
+def _count_or_go_back(root: str, now: releases.Links, report: Report) -> None:
     counted = probation.count_start(root, now.current or "")
     if not counted.good and counted.starts > probation.MOST_STARTS and _may_go_back(root, now):
         to = probation.rollback(root, gave_up=True)
-        tell(f"release {now.current} failed {probation.MOST_STARTS} starts: back to {to.current}")
+        report(f"release {now.current} failed {probation.MOST_STARTS} starts: back to {to.current}")
         probation.count_start(root, to.current or "")
 
 
-def try_release(root: str, tell: Tell) -> None:
+def try_release(root: str, report: Report) -> None:
     """By the service's user. Raises MerinoError where the release fails: systemd then starts all of it again."""
     current = _current(root)
     folder = releases.release_folder(root, current)
     hold(folder)
     selftest(folder)
-    tell(f"release {current} generates its golden ids")
+    report(f"release {current} generates its golden ids")
 
 
-def end_start(root: str, tell: Tell) -> None:
+def end_start(root: str, report: Report) -> None:
     """By root, when the test was passed: marks the release good, and keeps its application as the one that counts
     starts. Not a release that was installed while another one was tested."""
     with releases.changing(root, "service", WAIT_S):
@@ -185,13 +185,13 @@ def end_start(root: str, tell: Tell) -> None:
         state = probation.read_probation(root, current)
         if state.testing:
             probation.mark_good(root, current)
-            tell(f"release {current} is good")
+            report(f"release {current} is good")
             try:
                 keep_application(root, current)
             except MerinoError as error:
-                tell(f"starts are counted by the application of an earlier release: {error}")
+                report(f"starts are counted by the application of an earlier release: {error}")
         elif not state.good:
-            tell(f"release {current} was installed meanwhile: its own start will test it")
+            report(f"release {current} was installed meanwhile: its own start will test it")
 
 
 def _current(root: str) -> str:
@@ -206,7 +206,7 @@ def _may_go_back(root: str, now: releases.Links) -> bool:
     return now.previous is not None and not probation.read_probation(root, now.previous).gave_up
 
 
-def probe_once(root: str, tell: Tell) -> None:
+def probe_once(root: str, report: Report) -> None:
     """By the service's user, once for each release. Noted before it is measured: a board that dies of the load must
     not do it at each start. A probe that fails is no failure of the release."""
     current, state = _current(root), os.path.join(root, releases.STATE)
@@ -222,9 +222,9 @@ def probe_once(root: str, tell: Tell) -> None:
     try:
         code = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=PROBE_TIMEOUT_S).returncode
     except (OSError, subprocess.TimeoutExpired) as error:
-        tell(f"the probe failed: {error}")
+        report(f"the probe failed: {error}")
     else:
-        tell(f"the probe ended with exit code {code}" if code else f"the board was measured: {state}/{PROBE}")
+        report(f"the probe ended with exit code {code}" if code else f"the board was measured: {state}/{PROBE}")
 
 
 def keep_application(root: str, release_id: str) -> None:
@@ -240,7 +240,7 @@ def keep_application(root: str, release_id: str) -> None:
         if os.path.exists(kept) and sha256_of(kept) == expected:
             return
         if sha256_of(own) != expected or not _reports_status(own, root, release_id):
-            raise MerinoError(f"{own} is damaged, or cannot tell what is installed. Install the release again.")
+            raise MerinoError(f"{own} is damaged, or cannot report what is installed. Install the release again.")
         with open(own, "rb") as file:
             write_output(kept, file.read())
 

@@ -125,15 +125,15 @@ def show_line(line: str) -> None:
         sys.stderr.flush()
 
 
-def exit_code(run: Callable[[], int], tell: Callable[[str], None] = say) -> int:
-    """Runs a command: what a user or the machine can cause becomes one line of `tell` and an exit code.
+def exit_code(run: Callable[[], int], report: Callable[[str], None] = say) -> int:
+    """Runs a command: what a user or the machine can cause becomes one line of `report` and an exit code.
 
     A closed pipe on stdout ends the command without a word, as it does other tools of Unix.
     """
     if sys.stdout is None:
         sys.stdout = ClosedStdout()
     _take_any_text()
-    code = _code_of(run, tell)
+    code = _code_of(run, report)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -142,7 +142,7 @@ def exit_code(run: Callable[[], int], tell: Callable[[str], None] = say) -> int:
         drop_stdout()
     except OSError as error:
         if not code:
-            tell(str(machine_fault("write to stdout", error)))
+            report(str(machine_fault("write to stdout", error)))
         code = code or 1
         drop_stdout()
     try:
@@ -165,12 +165,12 @@ def _take_any_text() -> None:
                 reconfigure(errors="backslashreplace")
 
 
-def _code_of(run: Callable[[], int], tell: Callable[[str], None]) -> int:
+def _code_of(run: Callable[[], int], report: Callable[[str], None]) -> int:
     try:
         return run()
     except MerinoError as error:
         lack = None if str(error).startswith("out of memory") else lack_of_memory(error)
-        _tell_lack(lack, tell) if lack is not None else tell(str(error))
+        _report_lack(lack, report) if lack is not None else report(str(error))
         return 1
     except KeyboardInterrupt:
         say_line("")
@@ -181,19 +181,19 @@ def _code_of(run: Callable[[], int], tell: Callable[[str], None]) -> int:
     except Exception as error:
         lack = lack_of_memory(error)
         if lack is not None:
-            _tell_lack(lack, tell)
+            _report_lack(lack, report)
         elif isinstance(error, OSError):
-            tell(str(machine_fault(f"use {error.filename}" if error.filename else "write to stdout", error)))
+            report(str(machine_fault(f"use {error.filename}" if error.filename else "write to stdout", error)))
         else:
             raise
         return 1
 
 
-def _tell_lack(error: BaseException, tell: Callable[[str], None]) -> None:
+def _report_lack(error: BaseException, report: Callable[[str], None]) -> None:
     """Memory may not even suffice for the message with the figures."""
     error.__traceback__ = None  # it holds what the failed call had allocated
     try:
-        tell(ran_out(error))
+        report(ran_out(error))
     except MemoryError:
         with contextlib.suppress(OSError):
             os.write(2, b"out of memory\n")

@@ -107,7 +107,7 @@ class Scheduler:
         with self._changed:
             job.cancelled = True
             if self.waiting.remove(job):
-                self._tell(job, unanswered(job.request, "cancelled", job.arrived_s))
+                self._deliver(job, unanswered(job.request, "cancelled", job.arrived_s))
 
     def close(self) -> None:
         """`run` returns after the current turn; every request that is not over fails."""
@@ -130,13 +130,13 @@ class Scheduler:
         for job in [*self.running, *self.waiting.all()]:
             if job.answering is not None:
                 job.answering.close()
-            self._tell(job, Failed(RefusedError("the server was stopped.", UNAVAILABLE, retry_s=10)))
+            self._deliver(job, Failed(RefusedError("the server was stopped.", UNAVAILABLE, retry_s=10)))
 
     def _admit(self) -> None:
         for job in self.waiting.all():
             if job.late:
                 self.waiting.remove(job)
-                self._tell(job, unanswered(job.request, "time", job.arrived_s))
+                self._deliver(job, unanswered(job.request, "time", job.arrived_s))
         while True:
             job = self.waiting.next(self._takes_slot)
             if job is None:
@@ -183,7 +183,7 @@ class Scheduler:
         if isinstance(event, Ended):
             self._end(job, [event])
         else:
-            self._tell(job, event)
+            self._deliver(job, event)
 
     def _prefilled(self, job: Job, event: Progress, took_s: float) -> None:
         count = event.ids - job.prefilled
@@ -203,8 +203,8 @@ class Scheduler:
             if isinstance(event, Ended) and job.since is not None:
                 event = event._replace(used=event.used._replace(
                     energy=self.burden.energy(job.since, job.busy_s), thermal=self.burden.thermal(job.since)))
-            self._tell(job, event)
+            self._deliver(job, event)
 
-    def _tell(self, job: Job, event: Event) -> None:
+    def _deliver(self, job: Job, event: Event) -> None:
         self._watch(job, event)
         job.take(event)
