@@ -94,7 +94,7 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     _add_sampling(parser)
     parser.add_argument("--overflow", choices=("error", "shift"), default="error",
                         help="when the context is full: error refuses the message; shift drops the oldest turns and "
-                             "says so (default %(default)s)")
+                             "prints a note (default %(default)s)")
     _add_schema(parser)
     parser.add_argument("--json", action="store_true",
                         help="one JSON line per event; a line of stdin is a message or a command, one of U+0003 alone "

@@ -77,17 +77,17 @@ class Made(NamedTuple):
 
 
 def ensure_engine(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str, report: Report,
-                  workspace_mb: int = WORKSPACE_MB, anew: bool = False) -> Made:
+                  workspace_mb: int = WORKSPACE_MB, rebuild: bool = False) -> Made:
     """Builds the engine unless it is there. One process of a machine builds at a time.
 
-    anew: although it is there, for one that TensorRT would not load. Raises MerinoError where it cannot be built,
+    rebuild: although it is there, for one that TensorRT would not load. Raises MerinoError where it cannot be built,
     CudaError where the GPU does not answer."""
     key = key_of(bundle, trt, cuda, precision)
-    kept = None if anew else sound_path(bundle, key)
+    kept = None if rebuild else sound_path(bundle, key)
     if kept:
         return Made(kept, False)
     with one_builder(bundle):
-        kept = None if anew else sound_path(bundle, key)  # by the process that held the lock
+        kept = None if rebuild else sound_path(bundle, key)  # by the process that held the lock
         if kept:
             return Made(kept, False)
         request = Build(key, workspace_mb, check_memory(bundle, cuda, precision, workspace_mb, report))

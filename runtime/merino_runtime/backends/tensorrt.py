@@ -136,7 +136,7 @@ class TensorRtBackend(Backend):
                     position = self.length + len(ids) - 1
                     raise MerinoError(f"the model's logits at position {position} are not finite: the weights, their "
                                       f"format or the engine's ({model.precision}) overflow. Check with "
-                                      "`selftest`, build the engine anew in fp32 (`build-engine` without --fp16), or "
+                                      "`selftest`, build the engine again in fp32 (`build-engine` without --fp16), or "
                                       "run on the CPU: --backend onnxruntime.")
             self._ids.extend(ids)
         return self._logits

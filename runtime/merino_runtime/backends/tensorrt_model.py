@@ -62,7 +62,7 @@ def open_model(bundle: Bundle, report: Report) -> Model:
             if model is not None:
                 return model
         precision = refused or bundle.precision
-        ensure_engine(bundle, trt, cuda, precision, report, anew=refused is not None)
+        ensure_engine(bundle, trt, cuda, precision, report, rebuild=refused is not None)
         try:
             model = _opened(bundle, trt, cuda, precision)
         except NotLoadedError as error:

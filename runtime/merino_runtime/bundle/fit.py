@@ -90,8 +90,9 @@ def _check_products(bundle: Bundle, board: Board) -> None:
                           "weights with one scale per row overflow 16 bits, and the results are wrong. "
                           f"{again} with --precision fp32, or --dialect fused without --for.")
     if bundle.dialect == "portable" and bundle.core == "dotprod" and is_for_other_core(bundle, board):
-        raise MerinoError("this CPU lacks dotprod, and the bundle may hold weights of -128, whose products overflow "
-                          f"there: the results would be wrong. {again} with this version.")
+        raise MerinoError("this CPU lacks dotprod, and the bundle may hold weights of -128: without dotprod, integer "
+                          "matrix multiplications by these overflow 16 bits, and the results would be wrong. "
+                          f"{again} with this version.")
 
 
 def _check_kernels(bundle: Bundle, board: Board) -> None:

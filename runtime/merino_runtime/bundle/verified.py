@@ -67,7 +67,7 @@ def _state(bundle: Bundle) -> List[Dict[str, Any]]:
 
 def _stamped(path: str) -> Optional[List[Dict[str, Any]]]:
     try:
-        stamp = read_json(path, "It is written anew.")
+        stamp = read_json(path, "It is written again.")
     except MerinoError:
         return None
     return stamp.get("files") if isinstance(stamp, dict) and stamp.get("schema") == SCHEMA else None

@@ -115,7 +115,7 @@ def pieces_of(template: Render, chat: Chat, messages: Sequence[Dict[str, Any]], 
             if "".join(piece.text for piece in pieces) == text:
                 return pieces
     raise MerinoError("the model's chat template changes the texts of this conversation in a way of its own, so that "
-                      "they cannot be separated from the template's marks. /reset begins anew.")
+                      "they cannot be separated from the template's marks. /reset starts again.")
 
 
 def _interleaved(own: Sequence[str], taken: Sequence[str], turns: Sequence[Optional[int]]) -> List[Piece]:

@@ -12,7 +12,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
 
 COUNTER = "counter.json"
-REMEDY = "It is written anew."
+REMEDY = "It is written again."
 
 
 def check_counter(root: str, archive: Archive) -> None:

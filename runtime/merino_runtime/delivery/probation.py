@@ -30,7 +30,7 @@ def _path(root: str, release_id: str) -> str:
 def read_probation(root: str, release_id: str) -> Probation:
     """A file that is damaged or missing reads as the file of a new release."""
     try:
-        record = read_json(_path(root, release_id), "It is written anew.")
+        record = read_json(_path(root, release_id), "It is written again.")
         probation = Probation(*(record[name] for name in Probation._fields))
     except (MerinoError, KeyError, TypeError):
         return Probation()

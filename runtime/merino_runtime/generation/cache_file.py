@@ -66,7 +66,7 @@ def _own_header(bundle: Bundle, file: BinaryIO, path: str) -> Dict[str, Any]:
     header = _header(file, path)
     if header["bundle_sha256"] != identity(bundle):
         raise MerinoError(f"the cache {path} was written by another bundle than {bundle.name!r} in "
-                          f"{bundle.folder}. Name another file, or delete this one to have it written anew.")
+                          f"{bundle.folder}. Name another file, or delete this one to have it written again.")
     return header
 
 
@@ -86,7 +86,7 @@ def _header(file: BinaryIO, path: str) -> Dict[str, Any]:
     if not isinstance(header, dict) or header.get("schema") != SCHEMA:
         schema = header.get("schema") if isinstance(header, dict) else None
         raise MerinoError(f"the cache {path} has schema {shown(schema)}, this runtime reads schema {SCHEMA}. Delete it "
-                          "to have it written anew.")
+                          "to have it written again.")
     if set(header) != KEYS or not isinstance(header["ids"], list) or not isinstance(header["arrays"], list):
         raise _damaged(path, "its header has other keys than expected")
     return header
@@ -119,4 +119,4 @@ def _arrays(file: BinaryIO, header: Dict[str, Any], path: str) -> Iterator[np.nd
 
 
 def _damaged(path: str, reason: str) -> MerinoError:
-    return MerinoError(f"the cache {path} is damaged: {reason}. Delete it to have it written anew.")
+    return MerinoError(f"the cache {path} is damaged: {reason}. Delete it to have it written again.")

@@ -147,7 +147,7 @@ class Application:
             return refused(RefusedError(str(error)), error_of)
         except Exception:  # the fault of one request ends no other one
             traceback.print_exc(file=sys.stderr)
-            return refused(RefusedError("the server failed at this request; its log says how.", FAULT), error_of)
+            return refused(RefusedError("the server failed at this request. Look into its log.", FAULT), error_of)
 
     def _call_of(self, request: Request) -> Callable[..., Handled]:
         self._check_origin(request)

@@ -161,7 +161,7 @@ class Scheduler:
             self._end(job, [Failed(RefusedError(str(error), FAULT))])
         except Exception:  # the fault of one request ends no other one
             traceback.print_exc(file=sys.stderr)
-            self._end(job, [Failed(RefusedError("the server failed at this request; its log says how.", FAULT))])
+            self._end(job, [Failed(RefusedError("the server failed at this request. Look into its log.", FAULT))])
 
     def _turn(self, job: Job) -> None:
         if job.fault is not None:
