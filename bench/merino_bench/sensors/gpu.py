@@ -72,8 +72,7 @@ def jtop_facts() -> Optional[Dict[str, Any]]:
     try:
         if find_spec("jtop") is None:
             return None
-        facts: Optional[Dict[str, Any]] = run_apart("merino_bench.sensors.gpu", "", LONGEST_S)["facts"]
-        return facts
+        return run_apart("merino_bench.sensors.gpu", "", LONGEST_S)["facts"]
     except (ValueError, ImportError, MerinoError):  # ValueError: a module without a spec
         return None
 

@@ -121,8 +121,7 @@ class SessionMemory:
 
 def _bytes_at(address: int, size: int) -> np.ndarray:
     """Pinned memory as an array of bytes. It must not outlive that memory."""
-    data: np.ndarray = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
-    return data
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
 
 def _inputs(model: Model, length: int) -> List[Field]:

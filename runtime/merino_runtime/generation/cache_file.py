@@ -56,8 +56,7 @@ def cached_ids(bundle: Bundle, path: str) -> List[int]:
     """Of a file, by its header alone. MerinoError as `load_cache`."""
     try:
         with open(path, "rb") as file:
-            ids: List[int] = _own_header(bundle, file, path)["ids"]
-            return ids
+            return _own_header(bundle, file, path)["ids"]
     except OSError as error:
         raise MerinoError(f"cannot read the cache {path}: {error.strerror}. Check the file's permissions.") from error
 

@@ -3,6 +3,7 @@ import hmac
 import json
 import sys
 import traceback
+from functools import partial
 from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple, Union
 
 from merino_runtime import __version__
@@ -111,11 +112,13 @@ class Application:
         self._routes: Dict[str, Dict[str, Callable[..., Handled]]] = {
             "/health": {"GET": self._health}, "/v1/health": {"GET": self._health},
             "/v1/models": {"GET": self._listed},
-            "/v1/chat/completions": {"POST": self._chat}, "/v1/completions": {"POST": self._completions},
+            "/v1/chat/completions": {"POST": partial(self._openai, read=openai_requests.chat_of)},
+            "/v1/completions": {"POST": partial(self._openai, read=openai_requests.completions_of)},
             "/metrics": {"GET": self._metrics}, "/v1/stats": {"GET": self._stats},
             "/api/version": {"GET": lambda *_: _json({"version": __version__})}, "/api/tags": {"GET": self._tags},
             "/api/ps": {"GET": self._running}, "/api/show": {"POST": self._show}, "/api/pull": {"POST": self._pull},
-            "/api/chat": {"POST": self._ollama_chat}, "/api/generate": {"POST": self._ollama_generate},
+            "/api/chat": {"POST": partial(self._ollama, read=ollama.chat_of, given="messages")},
+            "/api/generate": {"POST": partial(self._ollama, read=ollama.generate_of, given="prompt")},
         }
         if page:
             self._routes["/"] = {"GET": lambda *_: page}
@@ -197,12 +200,6 @@ class Application:
     def _listed(self, *_: Any) -> Response:
         return _json({"object": "list", "data": models.listed(self.models)})
 
-    def _chat(self, request: Request, deliver: Deliver) -> Handled:
-        return self._openai(request, deliver, openai_requests.chat_of)
-
-    def _completions(self, request: Request, deliver: Deliver) -> Handled:
-        return self._openai(request, deliver, openai_requests.completions_of)
-
     def _openai(self, request: Request, deliver: Deliver, read: Callable[..., Any]) -> Handled:
         body = fields.body_of(request.body)
         model = models.model_of(self.models, fields.text(body, "model", ""))
@@ -228,12 +225,6 @@ class Application:
     def _named(self, body: fields.Body) -> Model:
         """Ollama's older clients call the field `name`."""
         return models.model_of(self.models, fields.text(body, "model") or fields.text(body, "name", ""))
-
-    def _ollama_chat(self, request: Request, deliver: Deliver) -> Handled:
-        return self._ollama(request, deliver, ollama.chat_of, "messages")
-
-    def _ollama_generate(self, request: Request, deliver: Deliver) -> Handled:
-        return self._ollama(request, deliver, ollama.generate_of, "prompt")
 
     def _ollama(self, request: Request, deliver: Deliver, read: Callable[..., Any], given: str) -> Handled:
         body = fields.body_of(request.body)

@@ -66,13 +66,11 @@ def text(body: Body, name: str, default: Optional[str] = None) -> Any:
 
 
 def an_object(body: Body, name: str) -> Body:
-    value: Body = _typed(body, name, dict, "an object", {})
-    return value
+    return _typed(body, name, dict, "an object", {})
 
 
 def a_list(body: Body, name: str) -> List[Any]:
-    value: List[Any] = _typed(body, name, list, "a list", [])
-    return value
+    return _typed(body, name, list, "a list", [])
 
 
 def _typed(body: Body, name: str, kind: type, allowed: str, default: Any) -> Any:
