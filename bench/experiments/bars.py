@@ -214,7 +214,7 @@ def source_of(exported: Exported, cache: Path, small: bool) -> Any:
     if base.startswith(OPT):
         opt = published(OPT).geometry
         arch = opt.model_validate({**opt.model_dump(), **(TRY_OPT if small else {}), **update})
-        if base != OPT:  # a table of the layers' width with as many weights as the true table and its projections
+        if base != OPT:  # an embedding of the layers' width with as many weights as the true one and its projections
             vocab = (table_elements(arch.operators) // arch.width + 2 * arch.embed_width) // 8 * 8
             arch = arch.model_copy(update={"embed_width": arch.width, "vocab": vocab})
         return random_source(arch, exported.name)

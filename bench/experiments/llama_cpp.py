@@ -13,7 +13,7 @@ from merino_edge.families.gguf.write import write_file
 
 BIAS = 1e5  # larger than any logit
 WAIT_S = 120.0
-TABLE = "token_embd.weight"
+EMBEDDING = "token_embd.weight"
 
 
 def open_model(path: Path, context: int, threads: int) -> Callable[[Sequence[int]], list[float]]:
@@ -59,8 +59,8 @@ def probability(answer: dict[str, Any]) -> dict[str, Any]:
     return dict(known[0])
 
 
-def write_copy(source: Path, out: Path, matrices: str, table: str) -> Path:
-    """`matrices` and `table` (the embedding): names of types such as Q8_0. A copy that is there is kept."""
+def write_copy(source: Path, out: Path, matrices: str, embedding: str) -> Path:
+    """`matrices` and `embedding`: names of types such as Q8_0. A copy that is there is kept."""
     if out.exists():
         return out
     reader = gguf.GGUFReader(source)
@@ -74,7 +74,7 @@ def write_copy(source: Path, out: Path, matrices: str, table: str) -> Path:
 
     tensors = (
         (tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type),
-         "F32" if len(tensor.shape) < 2 else table if tensor.name == TABLE else matrices)
+         "F32" if len(tensor.shape) < 2 else embedding if tensor.name == EMBEDDING else matrices)
         for tensor in reader.tensors
     )  # fmt: skip
     write_file(begun, reader.fields["general.architecture"].contents(), add_keys, tensors)

@@ -105,7 +105,7 @@ def table_shapes(dialect: str, form: str) -> Iterator[tuple[str, int, int]]:
     """(kind, rows, columns) of heads alone, and of embeddings that are the head too, of which memory is probed. int4
     bundles have both in int8."""
     kinds = [("head", plan.NARROW_COLUMNS), ("head", plan.HEAD_COLUMNS)] if form != "int4" else []
-    kinds += [("table", plan.TABLE_COLUMNS)] if form in plan.TABLE_FORMATS[dialect] else []
+    kinds += [("table", plan.EMBEDDING_COLUMNS)] if form in plan.EMBEDDING_FORMATS[dialect] else []
     for kind, columns in kinds:
         for rows in TABLE_ROWS:
             if stored_bytes(form, rows, columns) <= MOST_TABLE_BYTES:

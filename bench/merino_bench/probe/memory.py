@@ -13,7 +13,7 @@ from typing import Any, Dict, List
 
 from merino_bench.fresh_process import run_apart
 from merino_bench.probe.graphs import Kernel, kernel_of, kernels_of, write_weights
-from merino_bench.probe.tasks import SQUARE, TABLE_FORMATS, Machine, beyond_bytes
+from merino_bench.probe.tasks import EMBEDDING_FORMATS, SQUARE, Machine, beyond_bytes
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
 
@@ -27,7 +27,7 @@ def resident_rows(work: str, machine: Machine, deadline: float) -> List[Dict[str
     graphs = [kernel_of(machine.dialect, "call", "fp32")]
     for form in machine.formats:
         graphs.append(largest(machine, kernels_of(machine.dialect, "linear", form, rows=SQUARE[0], columns=SQUARE[1])))
-        if form in TABLE_FORMATS[machine.dialect]:
+        if form in EMBEDDING_FORMATS[machine.dialect]:
             graphs.append(largest(machine, kernels_of(machine.dialect, "table", form)))
     rows, written = [], 0
     for kernel in graphs:
