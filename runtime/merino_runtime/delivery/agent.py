@@ -161,7 +161,7 @@ def find_python(candidates: List[str], modules: List[str]) -> int:
 
 
 def run(arguments: List[str], stdin_bytes: int) -> int:
-    """Runs a program, whose stdin follows; its output is this one's. It is ended when the connection is."""
+    """Runs a program. Its stdin follows the request, and its output is the agent's. It ends with the connection."""
     data = sys.stdin.buffer.read(stdin_bytes)
     child = begun(arguments)
     if child is None:

@@ -1,9 +1,9 @@
 """Reads a packed file, NAME.merino, that anyone may have written: layout, signature, hashes, unpacking.
 
-It is a POSIX tar of one canonical form (docs/formats.md): regular files alone, each header the only one that its path
-and size can have. So the manifest gives every byte of the file but the contents, and a reader compares instead of
-interpreting: a link, a device, a second name or a size that lies is a header that differs. Nothing is compressed, so
-nothing grows. `tarfile` is not used: that of Python 3.6 follows links and paths of an archive.
+It is a POSIX tar of one canonical form (docs/formats.md): regular files alone, and each header follows from its path
+and size. So the manifest determines every byte of the file except the contents, and a reader compares headers instead
+of interpreting them: a link, a device, a second name or a false size makes a header that differs. Nothing is
+compressed, so nothing expands. `tarfile` is not used: that of Python 3.6 follows links and paths of an archive.
 """
 import base64
 import binascii
@@ -129,7 +129,7 @@ def signature_bytes(signature: Signature) -> bytes:
 
 
 def signed_bytes(manifest_data: bytes) -> bytes:
-    """What a signature is over."""
+    """The bytes that a signature covers."""
     return SIGNED + manifest_data
 
 

@@ -1,7 +1,8 @@
 """The counter of packed files: a board takes no signed file that is older than one that it has taken.
 
-`pack` writes a counter into the manifest. ROOT/counter.json has the highest that a signed file brought which passed its
-self-test here. A file without a signature could state any, so its counter is neither checked nor kept.
+`pack` writes a counter into the manifest. ROOT/counter.json has the highest counter of a signed file
+whose release passed its self-test here. A file without a signature could state any counter, so its counter is neither
+checked nor kept.
 """
 import os
 
@@ -16,8 +17,8 @@ REMEDY = "It is written again."
 
 
 def check_counter(root: str, archive: Archive) -> None:
-    """Raises MerinoError where the signed file is older than another one was that ROOT took. The release in use may be
-    installed again."""
+    """Raises MerinoError where ROOT has taken a signed file with a higher counter. The release in use may be installed
+    again."""
     highest, current = highest_counter(root), releases.linked(root, releases.CURRENT)
     if archive.signature and archive.manifest.counter < highest and archive.id != current:
         raise MerinoError(f"{archive.path} is older than what was installed in {root}: its counter is "
@@ -26,7 +27,7 @@ def check_counter(root: str, archive: Archive) -> None:
 
 
 def highest_counter(root: str) -> int:
-    """Of what was kept and what is installed: either may be lost."""
+    """The highest of the kept counter and those of installed releases: either may be lost."""
     linked = [each for each in releases.links(root) if each]
     return max([_kept(root), *(_counter_of(releases.release_folder(root, each)) for each in linked)])
 

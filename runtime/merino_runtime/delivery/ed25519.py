@@ -1,6 +1,6 @@
 """Verifies Ed25519 signatures (RFC 8032, section 5.1) in Python's integers, so that a board needs no package for it.
 
-All that goes in is public, so nothing must be kept from who measures the time. One verification takes 10 ms on x86, and
+All inputs are public, so timing reveals nothing secret. One verification takes 10 ms on x86, and
 an install makes one: a compiled verifier (PyNaCl, with cffi, for each Python and architecture) would save nothing that
 a user notices, and would have to be delivered before what it verifies.
 

@@ -128,7 +128,7 @@ def check(path: str, root: str, keys: Sequence[str], allow_unsigned: bool, force
 
 
 def _check_signer(root: str, archive: Archive, new: Sequence[NamedKey], allow_unsigned: bool, notes: List[str]) -> None:
-    """A trusted key signed the file, and one stays trusted when it is installed. Or no signature is required."""
+    """Raises MerinoError unless a trusted key signed the file and one stays trusted after it, or none is required."""
     trusted = [key.key for key in trusted_keys(root)] + [key.key for key in new]
     if archive.signature and archive.signature.key in withdrawn_keys(root):
         raise MerinoError(f"{archive.path} is signed by the key {key_base64(archive.signature.key)}, which was "

@@ -1,5 +1,5 @@
-"""The virtual environment of a release, made from the wheels that its file brought: without network, apart from the
-system's packages, and so also where the system's Python refuses pip (PEP 668). Standard library only.
+"""The virtual environment of a release, made from the wheels of its file: without network, separate from the system's
+packages, and so also where the system's Python refuses pip (PEP 668). Standard library only.
 
 pip is one of the wheels and runs from it: many boards have none, or one that does not know today's wheels.
 """
@@ -42,8 +42,8 @@ def check_tools(archive: Archive, wheels: WheelSet) -> None:
 
 
 def check_present(backends: Sequence[str]) -> None:
-    """Raises MerinoError where this Python lacks what a release without wheels uses, of the backends one. Imports
-    nothing."""
+    """Raises MerinoError where this Python lacks a package that a release without wheels uses, or every backend.
+    Imports nothing."""
     present = [name for name in backends if importlib.util.find_spec(name) is not None]
     needed = [*(name for name in PACKAGES if name != "onnxruntime"), (present or list(backends))[0]]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]

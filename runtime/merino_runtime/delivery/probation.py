@@ -1,7 +1,7 @@
-"""Probation: a new release is tried at starts of the service until it is marked good, or left for the one before it.
+"""Probation: each start of the service tests a new release, until it is marked good or the service rolls back.
 
 ROOT/probation/ID.json has a release's starts. It lies outside the release and is written by root, so that a release
-that is damaged in any way is counted too. What follows from it is here: rollback and mark-good. Standard library only.
+that is damaged in any way is counted too. Rollback and mark-good are here too. Standard library only.
 """
 import json
 import os
@@ -40,7 +40,7 @@ def read_probation(root: str, release_id: str) -> Probation:
 
 
 def write_probation(root: str, release_id: str, probation: Probation) -> None:
-    """Synced: it must outlive a power cut by what it counts."""
+    """Synced: the count must survive a power cut, which the counted start may cause."""
     folder = os.path.join(root, releases.PROBATION)
     try:
         os.makedirs(folder, exist_ok=True)
@@ -50,7 +50,7 @@ def write_probation(root: str, release_id: str, probation: Probation) -> None:
 
 
 def count_start(root: str, release_id: str) -> Probation:
-    """Before what is tried: a board that dies of it has counted it."""
+    """Called before the test: a board that the test crashes has counted the start."""
     probation = read_probation(root, release_id)
     if not probation.good:
         probation = probation._replace(starts=probation.starts + 1, testing=True)

@@ -1,4 +1,4 @@
-"""The folder of installed releases: what lies where, who may change it, and the swap of `current` that no kill tears.
+"""The folder of installed releases: what lies where, who may change it, and the atomic swap of `current`.
 
     ROOT/releases/ID/           one release, complete: it got this name by a rename
     ROOT/releases/ID.partial/   what is being made, or being removed

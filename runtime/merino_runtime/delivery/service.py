@@ -1,9 +1,9 @@
 """What systemd runs: the texts of the units, the verb `service`, and setting both up (`install --service`).
 
 A start has four steps. Root counts it and may go back to the release before; the service's user tests the release; root
-marks it good; the user probes the board, once for each release. A new release that fails three starts is left. All four
-are run by ROOT/merino.pyz, of a release that was good, so that no damage of the release under test stops them.
-Standard library only.
+marks it good; the user probes the board, once for each release. After three failed starts of a new release the service
+rolls back. All four are run by ROOT/merino.pyz, of a release that was good, so that no damage of the release under test
+stops them. Standard library only.
 """
 import contextlib
 import os
@@ -72,7 +72,7 @@ WantedBy=multi-user.target
 
 
 def hardened(root: str) -> str:
-    """What a process of the service's user may do, but for its sockets."""
+    """The limits of a process of the service's user, without those on sockets."""
     return f"""NoNewPrivileges=yes
 CapabilityBoundingSet=
 ProtectSystem=strict
@@ -274,7 +274,7 @@ def _plain(path: str) -> bool:
 
 
 def make_user(root: str) -> None:
-    """Makes the service's user and ROOT/state, its only folder. Nothing that is so already. Needs the lock."""
+    """Makes the service's user and ROOT/state, its only folder. What is there already is kept. Needs the lock."""
     import pwd  # here, because Windows has no such module, and the workstation writes units
 
     try:
