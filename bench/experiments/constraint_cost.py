@@ -72,7 +72,7 @@ def answer(grammar, ids, logits, sampler):
             forced += len(tokens)
             left = left[len(tokens) :]
             continue
-        sampler.choose(logits, state.allowed())
+        sampler.sample(logits, state.allowed())
         state.advance(left.pop(0))
         costs.append(1e3 * (time.perf_counter() - start))
     assert state.finished and not left
@@ -102,7 +102,7 @@ def measure(folder):
                     backend.prefill(ids)
                     step_ms += [ms_of(backend.step, ids[0])[1] for _ in range(STEPS)]
                     free = Sampler(sampling)
-                    choice_ms += [ms_of(free.choose, logits)[1] for _ in range(STEPS)]
+                    choice_ms += [ms_of(free.sample, logits)[1] for _ in range(STEPS)]
                     grammar, compile_ms = ms_of(made, trie, schema, eos_ids)
                     costs, forced = answer(grammar, ids, logits, Sampler(sampling))
                     first.append(statistics.mean(costs) + compile_ms / len(ids))

@@ -83,7 +83,7 @@ def measure(folder):
         sampler = Sampler(Sampling(seed=0), ids)
         for _ in range(STEPS):
             start = time.perf_counter()
-            sampler.choose(logits)
+            sampler.sample(logits)
             sample_ms.append(1e3 * (time.perf_counter() - start))
     backend.close()
     step, plain, sample = (statistics.median(values[STEPS:]) for values in (step_ms, bare_ms, sample_ms))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation import sampler as sampler_module
-from merino_runtime.generation.sampler import Sampler, _place, candidates, penalise
+from merino_runtime.generation.sampler import Sampler, _drawn, candidates, penalise
 from merino_runtime.sampling import Sampling, check_sampling
 
 FLAT = Sampling(1.0, top_k=0, top_p=1.0, min_p=0.0, seed=1)
@@ -58,31 +58,31 @@ def test_the_kept_tokens_are_those_of_the_naive_reference(logits, sampling):
 def test_greedy_is_argmax_whatever_the_other_values(logits, prompt_ids):
     prompt_ids = [token_id for token_id in prompt_ids if token_id < len(logits)]
     sampler = Sampler(Sampling(temperature=0, top_k=3, top_p=0.5, seed=1), prompt_ids)
-    assert sampler.choose(np.array(logits, dtype=np.float32)) == int(np.argmax(np.float32(logits)))
+    assert sampler.sample(np.array(logits, dtype=np.float32)) == int(np.argmax(np.float32(logits)))
 
 
 @given(LOGITS, SAMPLINGS)
 def test_the_same_seed_draws_the_same(logits, sampling):
     one, other = Sampler(sampling), Sampler(sampling)
     array = np.array(logits)
-    assert [one.choose(array) for _ in range(20)] == [other.choose(array) for _ in range(20)]
+    assert [one.sample(array) for _ in range(20)] == [other.sample(array) for _ in range(20)]
 
 
 def test_different_seeds_draw_differently():
     logits = np.zeros(1000)
     flat = Sampling(top_k=0, top_p=1.0, min_p=0.0)
-    assert len({Sampler(flat._replace(seed=seed)).choose(logits) for seed in range(20)}) > 10
+    assert len({Sampler(flat._replace(seed=seed)).sample(logits) for seed in range(20)}) > 10
 
 
 def test_no_seed_is_a_new_draw_each_time():
     logits, sampling = np.zeros(10 ** 6), Sampling(top_k=0, top_p=1.0, min_p=0.0)
-    assert Sampler(sampling).choose(logits) != Sampler(sampling).choose(logits)
+    assert Sampler(sampling).sample(logits) != Sampler(sampling).sample(logits)
 
 
 def test_the_frequencies_are_the_softmax_at_the_temperature():
     logits, temperature, draws = np.log([0.5, 0.3, 0.15, 0.05]), 0.7, 20000
     sampler = Sampler(Sampling(temperature, top_k=0, top_p=1.0, min_p=0.0, seed=7))
-    found = np.bincount([sampler.choose(logits) for _ in range(draws)], minlength=4) / draws
+    found = np.bincount([sampler.sample(logits) for _ in range(draws)], minlength=4) / draws
     expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
     np.testing.assert_allclose(found, expected, atol=0.015)  # four standard deviations
 
@@ -94,17 +94,17 @@ def test_without_cuts_nothing_is_sorted(sampling, monkeypatch):
 
     monkeypatch.setattr(sampler_module, "_likeliest", refuse)
     monkeypatch.setattr(sampler_module, "_enough", refuse)
-    assert 0 <= Sampler(sampling).choose(np.random.RandomState(1).randn(5000)) < 5000
+    assert 0 <= Sampler(sampling).sample(np.random.RandomState(1).randn(5000)) < 5000
 
 
 def test_a_draw_is_in_proportion_to_the_weights_and_never_past_the_last_one():
-    assert [_place(np.array([1.0, 0.0, 3.0, 0.0]), uniform) for uniform in (0, 0.2, 0.25, 0.9, 1 - 2 ** -53, 1.0)] == [
+    assert [_drawn(np.array([1.0, 0.0, 3.0, 0.0]), uniform) for uniform in (0, 0.2, 0.25, 0.9, 1 - 2 ** -53, 1.0)] == [
         0, 0, 2, 2, 2, 2]
 
 
 def test_a_cut_token_is_never_drawn():
     sampler = Sampler(Sampling(temperature=5.0, top_k=2, top_p=1.0, min_p=0.0, seed=3))
-    assert {sampler.choose(np.array([0.0, 3.0, 2.9, 2.8])) for _ in range(500)} == {1, 2}
+    assert {sampler.sample(np.array([0.0, 3.0, 2.9, 2.8])) for _ in range(500)} == {1, 2}
 
 
 def test_temperature_comes_before_top_p():
@@ -120,7 +120,7 @@ def test_temperature_comes_before_top_p():
 @pytest.mark.parametrize("temperature", [1e-300, 5e-324, 1e-30])
 def test_a_tiny_temperature_is_greedy_and_warns_of_nothing(temperature, recwarn):
     sampler = Sampler(Sampling(temperature=temperature, seed=0))
-    assert sampler.choose(np.array([1.0, 2.0, -1e30], dtype=np.float32)) == 1
+    assert sampler.sample(np.array([1.0, 2.0, -1e30], dtype=np.float32)) == 1
     assert not recwarn.list
 
 
@@ -139,22 +139,22 @@ def test_the_penalty_counts_prompt_and_output():
     greedy = Sampling(temperature=0, repetition_penalty=2.0)
     sampler = Sampler(greedy, prompt_ids=[0])
     logits = np.array([3.0, 2.5, 2.0])
-    assert [sampler.choose(logits) for _ in range(2)] == [1, 2]  # 1.5 2.5 2.0, then 1.5 1.25 2.0
+    assert [sampler.sample(logits) for _ in range(2)] == [1, 2]  # 1.5 2.5 2.0, then 1.5 1.25 2.0
 
 
 def test_presence_and_frequency_count_what_was_generated_and_the_bias_is_added():
     greedy = Sampling(temperature=0, presence_penalty=0.5, frequency_penalty=0.25)
     sampler = Sampler(greedy, prompt_ids=[0])  # which the prompt has, and which no penalty touches
     logits = np.array([3.0, 2.5, 2.0])
-    assert [sampler.choose(logits) for _ in range(5)] == [0, 1, 0, 0, 2]  # of 0: 3, 2.25, 2, 1.75
+    assert [sampler.sample(logits) for _ in range(5)] == [0, 1, 0, 0, 2]  # of 0: 3, 2.25, 2, 1.75
     assert logits.tolist() == [3.0, 2.5, 2.0]
-    assert Sampler(Sampling(temperature=0, logit_bias=((2, 1.5), (0, -100)))).choose(logits) == 2
+    assert Sampler(Sampling(temperature=0, logit_bias=((2, 1.5), (0, -100)))).sample(logits) == 2
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_logits_that_are_not_finite_are_an_error(bad):
     with pytest.raises(MerinoError, match="id 1"):
-        Sampler(Sampling(temperature=0)).choose(np.array([0.0, bad, 1.0]))
+        Sampler(Sampling(temperature=0)).sample(np.array([0.0, bad, 1.0]))
 
 
 def test_every_value_out_of_range_is_named_in_one_error():

@@ -222,7 +222,7 @@ class Generation(Iterator[Event]):
             forced = bool(tokens)
             if not forced:
                 logits, behind = self._logits(prompt_ids, behind), []
-                tokens = [self._sampler.choose(logits, state.allowed() if state else None)]
+                tokens = [self._sampler.sample(logits, state.allowed() if state else None)]
                 likely = None if self._top is None else likely_of(logits, tokens[0], self._top)
             for token_id in tokens:
                 behind.append(token_id)

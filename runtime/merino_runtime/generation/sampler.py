@@ -1,4 +1,4 @@
-"""Chooses the next token from logits, in numpy. Knows nothing of text, models or time.
+"""Samples the next token from logits, in numpy. Knows nothing of text, models or time.
 
 The order is repetition penalty, presence and frequency penalties, logit bias, temperature, top-k, top-p, min-p, as in
 transformers. Each cut works on what the one before kept. llama.cpp applies the temperature last, so its top-p and
@@ -66,7 +66,7 @@ class Sampler:
         self._bias_ids = np.array([each for each, _ in sampling.logit_bias], dtype=np.int64)
         self._bias = np.array([bias for _, bias in sampling.logit_bias], dtype=np.float64)
 
-    def choose(self, logits: np.ndarray, allowed: Optional[np.ndarray] = None) -> int:
+    def sample(self, logits: np.ndarray, allowed: Optional[np.ndarray] = None) -> int:
         """logits [vocab] -> an id, which counts as seen from then on. allowed: those ids alone, [n] of bool; ids from n
         on are not."""
         if not np.isfinite(logits).all():
@@ -86,7 +86,7 @@ class Sampler:
         return chosen
 
     def note(self, token_id: int) -> None:
-        """Counts an id as generated that was not chosen here."""
+        """Counts an id as generated that was not sampled here."""
         self._seen.add(token_id)
         self._chosen[token_id] += 1
 
@@ -105,9 +105,9 @@ class Sampler:
 
     def _draw(self, logits: np.ndarray) -> int:
         if _all_cuts_off(self._sampling, len(logits)):  # then the order does not matter, and nothing is sorted
-            return _place(_weights(logits, self._sampling.temperature), self._random.random_sample())
+            return _drawn(_weights(logits, self._sampling.temperature), self._random.random_sample())
         ids, probabilities = candidates(logits, self._sampling)
-        return int(ids[_place(probabilities, self._random.random_sample())])
+        return int(ids[_drawn(probabilities, self._random.random_sample())])
 
 
 def _only(logits: np.ndarray, allowed: np.ndarray) -> Tuple[np.ndarray, Optional[np.ndarray]]:
@@ -129,7 +129,7 @@ def _all_cuts_off(sampling: Sampling, vocab: int) -> bool:
     return not 0 < sampling.top_k < vocab and sampling.top_p == 1 and sampling.min_p == 0
 
 
-def _place(weights: np.ndarray, uniform: float) -> int:
+def _drawn(weights: np.ndarray, uniform: float) -> int:
     """Inverse transform sampling: weights [n] of any sum, uniform in [0, 1) -> an index."""
     sums = np.cumsum(weights)
     index = int(np.searchsorted(sums, uniform * sums[-1], side="right"))

@@ -35,10 +35,10 @@ def scratch_beside(path: str) -> Iterator[str]:
 
 
 def replace_folder(made: str, path: str, scratch: str) -> None:
-    """Renames `made` to `path`, whose folder, if there is one, is moved into the scratch folder `place`.
+    """Renames `made` to `path`, whose folder, if there is one, is moved into the scratch folder `scratch`.
 
     Between two renames there is no `path`. Where it ends there, by a fault, an interrupt or a kill, the old folder is
-    put back when `place` is discarded.
+    put back when `scratch` is discarded.
     """
     if os.path.lexists(path):
         os.rename(path, os.path.join(scratch, OLD))
