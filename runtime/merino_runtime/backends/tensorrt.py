@@ -71,14 +71,14 @@ class TensorRtBackend(Backend):
 
     def filled(self) -> Tuple[List[int], Dict[str, np.ndarray]]:
         model = self._opened_model()
-        with model.lock, self._faults_told("reading the KV cache"):
+        with model.lock, self._raising_faults("reading the KV cache"):
             return self._ids[:], {field.name: self._memory.read_cache(field)[:, :, :self.length].copy()
                                   for field in self._memory.caches}
 
     def fill(self, ids: Sequence[int], arrays: Iterable[np.ndarray]) -> None:
         model = self._opened_model()
         self.truncate(0)
-        with model.lock, self._faults_told("writing the KV cache"):
+        with model.lock, self._raising_faults("writing the KV cache"):
             left = list(self._memory.caches)
             for entries in arrays:  # [1, heads, len(ids), head_size]
                 field = left.pop(0)
@@ -96,7 +96,7 @@ class TensorRtBackend(Backend):
             model.close()
             raise
         try:
-            with model.lock, self._faults_told("copying the KV cache"):
+            with model.lock, self._raising_faults("copying the KV cache"):
                 memory = self._memory
                 self._cuda.memcpy(twin._memory.base, memory.base, memory.cache_bytes, ON_DEVICE, self._stream)
                 self._cuda.synchronize(self._stream)
@@ -125,7 +125,7 @@ class TensorRtBackend(Backend):
         other state follows from it, so the cache is valid after an interrupt at any line."""
         model, phase = self._opened_model(), self._memory.phases[number]
         doing = "a decode step" if number == DECODE else f"a prefill of {len(ids)} ids"
-        with model.lock, self._faults_told(doing):
+        with model.lock, self._raising_faults(doing):
             self.changes += 1
             self._write_inputs(phase, ids)
             self._compute(number, len(ids))
@@ -203,7 +203,7 @@ class TensorRtBackend(Backend):
         return self._model
 
     @contextlib.contextmanager
-    def _faults_told(self, doing: str) -> Iterator[None]:
+    def _raising_faults(self, doing: str) -> Iterator[None]:
         """Whatever ends the body, nothing is left on the stream that would still write."""
         try:
             yield

@@ -47,7 +47,7 @@ def open_output(path: str, size_bytes: int = 0, sync: bool = True) -> Iterator[B
     False for what can be made again. Raises MerinoError where it cannot be written, and BrokenPipeError where the
     reader of stdout has ended.
     """
-    with _faults_told(path):
+    with _raising_faults(path):
         target = target_of(path)
         if target.stream:
             collected = io.BytesIO()
@@ -75,7 +75,7 @@ def open_output(path: str, size_bytes: int = 0, sync: bool = True) -> Iterator[B
 def write_new(path: str, data: bytes, remedy: str, mode: int = 0o666) -> None:
     """Makes the file `path` with this content, where nothing is there: of two processes one gets it. MerinoError with
     `remedy` where something is, and where it cannot be written."""
-    with _faults_told(path), scratch_beside(os.path.abspath(path)) as scratch:
+    with _raising_faults(path), scratch_beside(os.path.abspath(path)) as scratch:
         made = os.path.join(scratch, NEW)
         with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(data)
@@ -97,7 +97,7 @@ def write_new(path: str, data: bytes, remedy: str, mode: int = 0o666) -> None:
 def append_output(path: str, text: str) -> None:
     """Appends whole lines and syncs the file. Where the last line there has no end, as a power cut leaves one, they
     start on a line of their own. Raises as `open_output`."""
-    with _faults_told(path):
+    with _raising_faults(path):
         target = target_of(path)
         if target.stream or target.special:
             write_output(path, text)
@@ -120,7 +120,7 @@ def append_output(path: str, text: str) -> None:
 def new_folder(path: str, size_bytes: int = 0) -> Iterator[str]:
     """An empty folder to fill. It takes the place of `path`, a folder or nothing, where the body succeeds; else `path`
     stays as it was. What may be replaced is the caller's to judge. Raises MerinoError where it cannot be written."""
-    with _faults_told(path):
+    with _raising_faults(path):
         target = os.path.realpath(path)
         _check_space(path, os.path.dirname(target), size_bytes)
         with scratch_beside(target) as scratch:
@@ -135,7 +135,7 @@ def new_folder(path: str, size_bytes: int = 0) -> Iterator[str]:
 def replace_link(path: str, target: str) -> None:
     """Makes `path` a symbolic link with this target, in place of the link or file that is there: readers find the old
     or the new. Raises MerinoError where it cannot be made."""
-    with _faults_told(path), scratch_beside(os.path.abspath(path)) as scratch:
+    with _raising_faults(path), scratch_beside(os.path.abspath(path)) as scratch:
         made = os.path.join(scratch, NEW)
         os.symlink(target, made)
         os.replace(made, path)
@@ -145,7 +145,7 @@ def replace_link(path: str, target: str) -> None:
 def move_folder(made: str, path: str) -> None:
     """Renames a folder to a path where nothing is, in the same file system. What is in it was synced by who wrote it.
     Raises MerinoError where that fails."""
-    with _faults_told(path):
+    with _raising_faults(path):
         os.rename(made, path)
         sync_folder(os.path.dirname(os.path.abspath(path)))
 
@@ -154,14 +154,14 @@ def move_folder(made: str, path: str) -> None:
 def scratch_folder(path: str) -> Iterator[str]:
     """A folder beside `path` for what is needed meanwhile, removed at the end. MerinoError where none can be made."""
     with contextlib.ExitStack() as stack:
-        with _faults_told(path):
+        with _raising_faults(path):
             scratch = stack.enter_context(scratch_beside(os.path.realpath(path)))
         yield scratch
 
 
 def check_output(path: str) -> None:
     """Raises MerinoError where the file `path` could not be written: for before the work whose result it takes."""
-    with _faults_told(path):
+    with _raising_faults(path):
         target = target_of(path)
         if target.special and not os.access(target.path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -171,7 +171,7 @@ def check_output(path: str) -> None:
 
 def check_room(path: str, folder: str, size_bytes: int = 0) -> None:
     """Raises MerinoError where nothing can be made in `folder`, or it has less space. path: what the message names."""
-    with _faults_told(path), scratch_beside(os.path.join(folder, os.path.basename(path))):
+    with _raising_faults(path), scratch_beside(os.path.join(folder, os.path.basename(path))):
         _check_space(path, folder, size_bytes)
 
 
@@ -215,7 +215,7 @@ def _stream_of(path: str) -> str:
 
 
 @contextlib.contextmanager
-def _faults_told(path: str) -> Iterator[None]:
+def _raising_faults(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
