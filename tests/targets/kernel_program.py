@@ -29,8 +29,14 @@ def why_not(*programs: str) -> str:
 
 
 @functools.cache
+def scratch() -> "tempfile.TemporaryDirectory[str]":
+    """For the programs of this process; removed at its end."""
+    return tempfile.TemporaryDirectory(prefix="merino-kernels-")
+
+
+@functools.cache
 def program(machine: str) -> Path:
-    path = Path(tempfile.mkdtemp(prefix="merino-kernels-")) / machine
+    path = Path(scratch().name) / machine
     compiler, *words = MACHINES[machine]
     subprocess.run([compiler, *ALWAYS, *words, *SOURCES, "-lm", "-pthread", "-o", path], check=True)
     return path
