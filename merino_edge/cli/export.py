@@ -20,7 +20,8 @@ def export(
     out: Annotated[Path, typer.Option("-o", help="folder of the bundle")],
     precision: Annotated[
         str | None, typer.Option(help="weight format: fp32, fp16, int8 or int4; default: the design's, else fp32; auto:"
-                                 " the fastest on the board of --for that keeps 95 % of the model's answers")
+                                 " the fastest on the board of --for that keeps 95 % of the model's answers; mixed:"
+                                 " int4, with 8 bits for the most sensitive matrices")
     ] = None,
     board_name: Annotated[
         str | None, typer.Option("--for", metavar="BOARD", help="target board: sets the dialect, and the kernels for"
@@ -49,6 +50,13 @@ def export(
         bool, typer.Option("--all-logits", help="return the logits of all positions: faster `eval`, slower prefill,"
                            " since the LM head runs for each token")
     ] = False,
+    file_mb: Annotated[
+        float | None, typer.Option(metavar="MB", help="mixed: most MB of all weights; default: the mean of int4"
+                                       " and int8")
+    ] = None,
+    decode_ms: Annotated[
+        float | None, typer.Option(metavar="MS", help="mixed: highest predicted decode latency on the board of --for")
+    ] = None,
     no_chat: Annotated[bool, typer.Option("--no-chat", help="leave out the model's chat template")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="list the quantisation error of each matrix")
@@ -63,7 +71,7 @@ def export(
     request = ExportRequest(
         precision=precision, board=board(board_name, say) if board_name else None, dialect=dialect, kv=kv,
         context=context, calibration=calibrate, text=text, chat=not no_chat, overwrite=overwrite,
-        all_logits=all_logits,
+        all_logits=all_logits, file_mb=file_mb, decode_ms=decode_ms,
     )  # fmt: skip
     with working(f"exporting {source}"):
         done = export_named(source, out, request, weights, say)

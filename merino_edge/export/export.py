@@ -8,15 +8,18 @@ from pathlib import Path
 from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.export.calibration_text import check_text
 from merino_edge.export.divergence import divergence_words, keeps
-from merino_edge.export.one_format import Exported, calibrate, write_export
+from merino_edge.export.mixed import eight_bits
+from merino_edge.export.one_format import Calibration, Exported, calibrate, write_export
 from merino_edge.export.request import (
     AUTO,
+    MIXED,
     PRECISIONS,
     ROUNDED,
     ExportRequest,
     board_for_auto,
     check_calibration,
     in_float32,
+    in_int4,
 )
 from merino_edge.export.resolved import ResolvedExport, resolve
 from merino_edge.export.source import Source
@@ -29,6 +32,7 @@ from merino_edge.storage.atomic import new_folder, parents_made, scratch_folder
 from merino_edge.storage.faults import one_line
 from merino_edge.text.perplexity import bundle_perplexity
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.board import MB
 
 DEFAULTS = ExportRequest()
 
@@ -49,11 +53,27 @@ def export(
     if request.precision == AUTO:
         made = export_fastest(source, out, request, say)
     else:
-        asked = resolve(request, source, out)
+        mixed = request.precision == MIXED
+        asked = resolve(in_int4(request) if mixed else request, source, out)
         if request.text:
             check_text(source, request.text, asked.form.context, "Export without --text")
-        made = write_export(source, out, asked, calibrate(source, asked), last_use)
+        measured = calibrate(source, asked)
+        if mixed:
+            asked = asked._replace(eight_bits=chosen_matrices(source, request, asked, measured, say))
+        made = write_export(source, out, asked, measured, last_use)
     return made._replace(perplexity=bundle_perplexity(out, request.text)) if request.text else made
+
+
+def chosen_matrices(
+    source: Source, request: ExportRequest, asked: ResolvedExport, measured: Calibration, say: Say
+) -> frozenset[str]:
+    """The matrices of an int4 export that get 8 bits within the request's limits."""
+    ms = (0.0, 0.0)
+    if request.board and request.decode_ms is not None:
+        found = predicted_ms(source.arch, request.board, ("int4", "int8"), asked.form.context, asked.form.kv)
+        ms = found["int4"], found["int8"]
+    most_bytes = None if request.file_mb is None else request.file_mb * MB
+    return eight_bits(source, asked.form, measured.answers, most_bytes, request.decode_ms, ms, say)
 
 
 def export_fastest(source: Source, out: Path, request: ExportRequest, say: Say) -> Exported:

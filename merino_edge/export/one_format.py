@@ -125,7 +125,7 @@ def write_export(
     if source is not given:
         last_use = True
         hessians = hessians_on(source, asked.calibration) if asked.calibration else None
-    graph = build_graph(source, form, hessians, scales, channel_sizes(source, asked, found))
+    graph = build_graph(source, form, hessians, scales, channel_sizes(source, asked, found), asked.eight_bits)
     graph.note = NOTE if source is not given else TWICE if graph.outliers else ""
     check_folder(out, is_bundle_alone, graph.weight_bytes)
     errors, stored, calibrated = graph.matrix_errors(), stored_blocks(source, graph), graph.calibrated

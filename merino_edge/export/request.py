@@ -28,7 +28,7 @@ from merino_runtime.errors import MerinoError
 
 RANDOM = Path("random")  # as --weights: no published ones
 LEAST_CONTEXT = 8
-AUTO = "auto"  # as a precision: see ExportRequest
+AUTO, MIXED = "auto", "mixed"  # as precisions: see ExportRequest
 ROUNDED = ("int8", "int4")  # weight formats
 PRECISIONS = {"fused": ("fp32", "fp16", "int8", "int4"), "portable": ("fp32", "fp16", "int8")}
 
@@ -37,8 +37,8 @@ class ExportRequest(NamedTuple):
     """How a model is to be exported. None leaves a choice to the defaults, which `chosen_format` resolves, once.
 
     Attributes:
-        precision: weight format; AUTO: the fastest on `board` that keeps the model's answers. By default the design's,
-            or fp32 without a design.
+        precision: weight format; AUTO: the fastest on `board` that keeps the model's answers; MIXED: int4, with 8 bits
+            for the matrices where they save most divergence. By default the design's, or fp32 without a design.
         board: the graph suits its runtime and its kind of core.
         dialect: by default that of the board and of the design's backend, else `fused`.
         core: the kind of Arm core that integer matmuls are written for; by default the board's, else `dotprod`.
@@ -50,6 +50,9 @@ class ExportRequest(NamedTuple):
         chat: whether the bundle has the source's chat template.
         all_logits: whether the graph returns the logits of all positions, so that one prefill scores a whole text.
         overwrite: whether random weights may replace trained ones.
+        file_mb: of MIXED, the most MB that all weights may take.
+        decode_ms: of MIXED, the most predicted milliseconds of a decode step on `board`. Without both limits the
+            weights take the mean of what int4 and int8 take.
     """
 
     precision: str | None = None
@@ -63,6 +66,8 @@ class ExportRequest(NamedTuple):
     chat: bool = True
     overwrite: bool = False
     all_logits: bool = False
+    file_mb: float | None = None
+    decode_ms: float | None = None
 
 
 class ChosenFormat(NamedTuple):
@@ -130,6 +135,16 @@ def board_for_auto(request: ExportRequest) -> DeviceProfile:
     return request.board
 
 
+def in_int4(request: ExportRequest) -> ExportRequest:
+    """What a request for MIXED begins with. Raises MerinoError for limits that are not possible."""
+    for option, limit in (("--file-mb", request.file_mb), ("--decode-ms", request.decode_ms)):
+        if limit is not None and not 0 < limit < float("inf"):
+            raise MerinoError(f"{option} {limit:g} is not allowed: give a number above 0")
+    if request.decode_ms is not None and request.board is None:
+        raise MerinoError("--decode-ms is predicted for a board: name it with --for")
+    return request._replace(precision="int4")
+
+
 def in_float32(request: ExportRequest) -> ExportRequest:
     """What a request for AUTO compares the other formats with."""
     return request._replace(precision="fp32", calibration=None)
@@ -159,11 +174,22 @@ def check_request(request: ExportRequest, what: str, weights: Path | None, out: 
     found = find_source(what, weights)
     check_source_tokenizer(found, weights)
     check_context(request.context, found)
-    auto = request.precision == AUTO
-    if auto:
+    if request.precision == AUTO:
         board_for_auto(request)
-    chosen_format(in_float32(request) if auto else request, design_of(found))
+        chosen_format(in_float32(request), design_of(found))
+    elif request.precision == MIXED:
+        chosen_format(in_int4(request), design_of(found))
+    else:
+        check_limits(request)
+        chosen_format(request, design_of(found))
     return published(found, weights)
+
+
+def check_limits(request: ExportRequest) -> None:
+    """Raises MerinoError for limits of MIXED beside another precision."""
+    for option, limit in (("--file-mb", request.file_mb), ("--decode-ms", request.decode_ms)):
+        if limit is not None:
+            raise MerinoError(f"{option} is a limit of --precision mixed: give that, or leave {option} out")
 
 
 def published(found: Model | HubModel | Plan | Path, weights: Path | None) -> HubModel | None:

@@ -29,12 +29,14 @@ class ResolvedExport(NamedTuple):
             the model generates.
         chat: what bundle.json has of the chat template; None: the bundle has none.
         template: the template's text; None: the bundle has none.
+        eight_bits: names of the matrices of an int4 export that get 8 bits.
     """
 
     form: GraphFormat
     calibration: Path | None
     chat: FoundChat | None
     template: str | None
+    eight_bits: frozenset[str] = frozenset()
 
     @property
     def uses_gptq(self) -> bool:

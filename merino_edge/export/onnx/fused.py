@@ -51,7 +51,10 @@ class Fused(Graph):
         return repacked(self.blocks, names, self.weights, bits, self.exact) if self.blocks else None
 
     def bits_of(self, name: str) -> int:
-        """8 for what a GGUF has in more than 4 bits: such a file has them where the model loses most by 4."""
+        """8 for what a GGUF has in more than 4 bits: such a file has them where the model loses most by 4. And for what
+        `--precision mixed` chose."""
+        if name in self.eight_bits:
+            return 8
         stored = self.blocks.bits(name) if self.blocks else None
         return 8 if stored and stored > self.form.bits else self.form.bits
 

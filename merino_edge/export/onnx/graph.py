@@ -58,6 +58,7 @@ class Graph:
         exact: names of matrices that are taken over from the source without a second rounding.
         cache_scales: of a quantised KV cache; None: the cache is of type `real`. Set before `begin_decoder`.
         all_logits: whether the graph returns the logits of all positions, and not of the last alone.
+        eight_bits: names of matrices that get 8 bits in place of 4.
         outliers: by the names of joined matrices, groups of which the input has a copy for its outlier channels.
         note: what is said for people in the model's file.
         own_kernels: whether there are operators of this project's library among the nodes.
@@ -89,6 +90,7 @@ class Graph:
         self.note = ""
         self.windowed = False
         self.all_logits = False
+        self.eight_bits: frozenset[str] = frozenset()
         self.outliers: dict[Names, list[Outliers]] = {}
         self.cache_scales: CacheScales | None = None
         self._rotary_names: dict[tuple[Rotary, int], tuple[str, str]] = {}
