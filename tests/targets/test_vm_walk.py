@@ -1,0 +1,79 @@
+"""A stranger's walk: the page of a board, pasted block by block, onto that board, emulated. `make test-vm`."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from emulated_machine import PARTS, boot, needs_machine, new_root
+
+from merino_runtime.delivery.archive import open_archive
+
+pytestmark = [pytest.mark.slow, needs_machine]
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE, CPU, HOST = ROOT / "docs" / "boards" / "raspberry-pi-4.md", "cortex-a72", "pi4.local"
+LEFT_OUT = {
+    "--image": "onto a card's image: test_vm_delivery.py",
+    "--baseline opt-350m": "copies 1.3 GB, which the emulated machine's memory does not hold",
+    "merino probe": "calibrate --ssh, further down the page, probes too",
+}
+SHORTER = {"-r 3": "-p 8 -n 4 -r 1"}  # emulated
+# OpenSSH takes the home of the account, not HOME. Its arguments are the page's.
+SCP = 'scp() { command scp -q -F "$HOME/.ssh/config" "$@"; }\n'
+
+
+def blocks():
+    """(heading, commands) of each block of the page that has commands left."""
+    heading, left_out = "", set()
+    for title, block in re.findall(r"^## ([^\n]*)$|^```bash\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S):
+        heading = title or heading
+        reasons = {line: next((word for word in LEFT_OUT if word in line), None) for line in block.splitlines()}
+        left_out |= set(reasons.values())
+        commands = "".join(f"{line}\n" for line, reason in reasons.items() if reason is None and line[:1] != "#")
+        for written, here in SHORTER.items():
+            commands = commands.replace(written, here)
+        if commands:
+            yield heading, commands
+    assert left_out >= set(LEFT_OUT), "the page has not all that is left out"
+
+
+def knows(machine):
+    """The machine under the page's name, for who comes as the page does."""
+    path = machine.home / ".ssh" / "config"
+    known = path.read_text()
+    named = known.replace("Host board", f"Host {HOST}").replace("  User root\n", "")
+    path.write_text(f"{known}\n{named}")
+
+
+def test_the_page_leads_from_nothing_to_text_and_a_design_for_the_board(tmp_path):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    pasted = list(blocks())
+    with boot(new_root(tmp_path / "root.img"), CPU, tmp_path) as machine:
+        knows(machine)
+        environment = {
+            **os.environ, "HOME": str(machine.home), "XDG_CACHE_HOME": str(PARTS.parent),  # wheels are kept there
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }  # fmt: skip
+        said = {}
+        for heading, commands in pasted:
+            if heading == "On the board":
+                said[heading] = machine.ssh(f"set -ex\n{commands}", user="pi", timeout_s=1800).stdout
+                continue
+            done = subprocess.run(
+                ["bash", "-ex"], input=SCP + commands, cwd=folder, env=environment, capture_output=True, text=True,
+                timeout=1800,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr[-3000:]
+            said[heading] = said.get(heading, "") + done.stdout
+    release = open_archive(str(folder / "story.merino")).id
+    assert "Once upon a time" in said["Onto the board"]
+    assert "Once upon a time" in said["On the board"] and "ok: 16 greedy ids" in said["On the board"]
+    assert re.search(rf"^current .*{release[:12]}", said["On the board"], re.M)
+    calibrated = tomllib.loads((folder / "my-pi4.toml").read_text())
+    assert calibrated["performance"]["onnxruntime"]["coefficients"]["kind"] == "calibrated"
+    assert (folder / "pi4-design.json").exists()
