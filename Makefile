@@ -51,10 +51,10 @@ house: .venv/ready
 	@examples/house/make.sh $(BIN)/python out/house
 
 # Remakes what follows from the code, and serves on http://127.0.0.1:8000: the search of a browser needs a server. The
-# built site lies in out/site after `.venv/bin/mkdocs build`.
+# built site lies in out/site after `.venv/bin/python -m mkdocs build`.
 docs: .venv/ready
 	$(BIN)/python docs/scripts/make.py
-	$(BIN)/mkdocs serve
+	$(BIN)/python -m mkdocs serve
 
 # Without what waits for processes, the machine or other interpreters; properties are tried on fewer examples.
 test-fast: lint
@@ -75,7 +75,8 @@ vm:
 # Neither in `make test` nor in CI: a clean machine would need more than 5 minutes for it.
 test-vm: .venv/ready vm
 	MERINO_VM_ROOT="$(VM_ROOT)" $(BIN)/python -m pytest \
-		tests/targets/test_vm.py tests/targets/test_vm_delivery.py tests/targets/test_vm_power.py
+		tests/targets/test_vm.py tests/targets/test_vm_delivery.py tests/targets/test_vm_power.py \
+		tests/targets/test_vm_walk.py
 
 # Keeps 225 MB of NVIDIA's packages in TENSORRT_ROOT, under NVIDIA's license; x86-64 Linux only. No GPU is needed.
 tensorrt: .venv/ready

@@ -10,6 +10,7 @@ sys.path[:0] = [str(Path(__file__).parent), *(str(ROOT / name) for name in ("", 
 
 import api  # noqa: E402
 import boards  # noqa: E402
+import charts  # noqa: E402
 import commands  # noqa: E402
 import errors  # noqa: E402
 import openapi  # noqa: E402
@@ -29,6 +30,8 @@ def between_marks(path: Path, name: str, text: str) -> str:
 
 MADE = {
     "pictures/demo.svg": lambda path: terminal.text(path.with_suffix(".cast")),
+    "pictures/predictions.svg": lambda _: charts.predictions(),
+    "pictures/behind-cache.svg": lambda _: charts.behind_cache(),
     "reference/command-line.md": lambda _: commands.workstation(),
     "reference/board-commands.md": lambda _: commands.on_the_board(),
     "reference/python-api.md": lambda _: api.text(),

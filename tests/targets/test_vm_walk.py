@@ -29,7 +29,8 @@ SCP = 'scp() { command scp -q -F "$HOME/.ssh/config" "$@"; }\n'
 def blocks():
     """(heading, commands) of each block of the page that has commands left."""
     heading, left_out = "", set()
-    for title, block in re.findall(r"^## ([^\n]*)$|^```bash\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S):
+    text = PAGE.read_text(encoding="utf-8")
+    for title, block in re.findall(r"^## ([^\n]*)$|^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         heading = title or heading
         reasons = {line: next((word for word in LEFT_OUT if word in line), None) for line in block.splitlines()}
         left_out |= set(reasons.values())
@@ -73,7 +74,7 @@ def test_the_page_leads_from_nothing_to_text_and_a_design_for_the_board(tmp_path
     release = open_archive(str(folder / "story.merino")).id
     assert "Once upon a time" in said["Onto the board"]
     assert "Once upon a time" in said["On the board"] and "ok: 16 greedy ids" in said["On the board"]
-    assert re.search(rf"^current .*{release[:12]}", said["On the board"], re.M)
+    assert re.search(rf"^current .*{release[:12]}", said["On the board"], re.MULTILINE)
     calibrated = tomllib.loads((folder / "my-pi4.toml").read_text())
     assert calibrated["performance"]["onnxruntime"]["coefficients"]["kind"] == "calibrated"
     assert (folder / "pi4-design.json").exists()
