@@ -1,9 +1,11 @@
 """The site: mkdocs builds it without a warning, llms.txt names each page, and made pages are current."""
 
+import json
 import logging
 import re
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -13,6 +15,8 @@ sys.path.insert(0, str(DOCS / "scripts"))
 PAGES = sorted(path for path in DOCS.rglob("*.md"))
 
 import make  # noqa: E402
+import record_terminal  # noqa: E402
+import terminal  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +72,16 @@ def test_what_is_made_from_the_code_is_as_the_code_says(name):
 
 def test_decisions_stay_few():
     assert len(list((DOCS / "decisions").glob("*.md"))) <= 26  # 25, and the list of them
+
+
+def test_a_recorded_run_becomes_a_picture_with_its_lines_in_their_order():
+    printed = ["a <b> & c", " 1.5x", "last"]
+    events = record_terminal.output_of(["printf", "\\n".join(printed) + "\\n"])
+    header = {"command": "printf"}
+    cast = "".join(f"{json.dumps(line)}\n" for line in [header, *([second, "o", text] for second, text in events)])
+    shown = ElementTree.fromstring(terminal.drawn(cast)).iter("{http://www.w3.org/2000/svg}text")
+    assert ["".join(each.itertext()) for each in shown] == ["$ printf", *printed]
+
+
+def test_pictures_are_small():
+    assert all(path.stat().st_size < 1e6 for path in (DOCS / "pictures").iterdir())
