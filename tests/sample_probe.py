@@ -13,7 +13,8 @@ from merino_edge.profiles.coefficients import AGAIN, MEMORY, LatencyError
 from merino_edge.profiles.reading import load_profile, parse_profile_text, profile_text
 
 BOARD = load_profile("raspberry-pi-5")
-MACHINE = Machine(2 * MB, 3000 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True, caches=("int8", "int4"))
+MACHINE = Machine(2 * MB, 3000 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True, caches=("int8", "int4"),
+                  library="kernels.so")
 
 
 def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None, seed=0):
@@ -21,7 +22,7 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None, seed=0):
     truth = truth or estimated(BOARD)
     random = np.random.default_rng(seed)
     probe = Probe.model_validate({
-        "schema": 7, "backend": "onnxruntime", "date": "2026-01-01", "seconds": 50, "cores": 4,
+        "schema": 8, "backend": "onnxruntime", "date": "2026-01-01", "seconds": 50, "cores": 4,
         "isa": ["neon", "dotprod"],
         "machine": {"board": "Test board", "arch": "aarch64", "versions": {"onnxruntime": "1.32.0"}},
         "last_level_cache_mb": 2.0, "memory_mb": 4000, "dialect": "fused" if machine.fused else "portable", "flags": [],
@@ -35,7 +36,7 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None, seed=0):
             one = Measurement.model_validate(row(
                 task.kind, format=task.format, rows=task.rows, columns=task.columns, heads=task.heads,
                 kv_heads=task.kv_heads or task.heads, kv=task.kv, count=task.count, uses=task.uses,
-                threads=task.threads, past=past, tokens=tokens,
+                by_groups=task.by_groups, threads=task.threads, past=past, tokens=tokens,
                 weight_bytes=kernel.weight_bytes if kernel else 0,
             ))  # fmt: skip
             if left_out and left_out(one):
@@ -55,8 +56,8 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None, seed=0):
 
 def row(kind, **keys):
     usual = {"format": "fp32", "rows": 0, "columns": 0, "heads": 0, "kv_heads": 0, "kv": "fp32", "count": 1, "uses": 1,
-             "threads": 1, "past": 0, "tokens": 1, "weight_bytes": 0, "cached": False, "ms": 1.0, "median_ms": 1.0,
-             "least_ms": 1.0, "repeats": 3}  # fmt: skip
+             "by_groups": False, "threads": 1, "past": 0, "tokens": 1, "weight_bytes": 0, "cached": False, "ms": 1.0,
+             "median_ms": 1.0, "least_ms": 1.0, "repeats": 3}  # fmt: skip
     return {**usual, "kind": kind, **keys}
 
 

@@ -1,4 +1,5 @@
-"""The graphs that a board's probe times, built by the exporter's own dialects, as one archive beside the probe's code.
+"""The graphs that a board's probe times, built by the exporter's own dialects, as one archive beside the probe's code,
+with the library of this project's kernels that some of them need.
 
 Boards have no onnx package, so the graphs are built here and shipped: models without weights, and `index.json`, which
 describes each of them (read by `merino_bench.probe.graphs`). `grid` lists the sizes.
@@ -23,6 +24,7 @@ from onnx import ModelProto
 import merino_bench.probe
 from merino_bench.probe import tasks as plan
 from merino_bench.probe.graphs import ARCHIVE, INDEX
+from merino_edge.bundles.kernels import MACHINES, library, library_file
 from merino_edge.calibration.probe import timed_decoder
 from merino_edge.export.graphs import geometry_graph
 from merino_edge.export.onnx.graph import Graph, Port
@@ -35,13 +37,27 @@ from merino_edge.families.operators import FORMATS
 from merino_edge.families.rotary import Rotary
 from merino_runtime.io.outputs import open_output
 from probe_graphs.grid import GraphKey, graph_keys
-from probe_graphs.layout import FusedLayout, NoDotprodLayout, PortableLayout, model_without_weights, unset
+from probe_graphs.layout import (
+    FusedLayout,
+    GroupsLayout,
+    NoDotprodLayout,
+    OwnKernelsLayout,
+    PortableLayout,
+    model_without_weights,
+    unset,
+)
 
 EPS, THETA = 1e-6, 10000.0  # of the graphs that are no whole decoders
 PRESET = 9 | lzma.PRESET_EXTREME  # 7 % smaller than preset 9
 
-Layout = FusedLayout | NoDotprodLayout | PortableLayout
+Layout = FusedLayout | GroupsLayout | NoDotprodLayout | PortableLayout
 LAYOUTS: dict[str, type[Layout]] = {"fused": FusedLayout, "no-dotprod": NoDotprodLayout, "portable": PortableLayout}
+
+
+def layout_of(key: GraphKey) -> type[Layout]:
+    if key.by_groups:
+        return GroupsLayout
+    return OwnKernelsLayout if (key.dialect, key.format) == ("no-dotprod", "int4") else LAYOUTS[key.dialect]
 
 
 def linears(key: GraphKey) -> Layout:
@@ -132,7 +148,7 @@ def decoder(key: GraphKey) -> Graph:
     arch = decoder_architecture(key)
     with torch.device("meta"):
         shapes = {name: tuple(value.shape) for name, value in build_model(arch).state_dict().items()}
-    return geometry_graph(LAYOUTS[key.dialect], arch, unset_all(shapes), arch.context, key.format)
+    return geometry_graph(layout_of(key), arch, unset_all(shapes), arch.context, key.format)
 
 
 def decoder_architecture(key: GraphKey) -> Architecture:
@@ -150,7 +166,7 @@ def unset_all(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 
 
 def layout(key: GraphKey, shapes: dict[str, tuple[int, ...]], context: int = 1) -> Layout:
-    return LAYOUTS[key.dialect](unset_all(shapes), context, key.format)
+    return layout_of(key)(unset_all(shapes), context, key.format)
 
 
 @dataclass(frozen=True)
@@ -164,6 +180,7 @@ class ProbeGraph:
     outputs: list[Port]
     model: ModelProto
     weight_bytes: int
+    own_kernels: bool
 
 
 def build(key: GraphKey) -> ProbeGraph:
@@ -171,7 +188,7 @@ def build(key: GraphKey) -> ProbeGraph:
     model, weight_bytes = model_without_weights(graph)
     both = key.dialect == "fused" and not FORMATS[key.format].grouped
     dialects = ("fused", "no-dotprod") if both else (key.dialect,)
-    return ProbeGraph(key, dialects, graph.inputs, graph.outputs, model, weight_bytes)
+    return ProbeGraph(key, dialects, graph.inputs, graph.outputs, model, weight_bytes, graph.own_kernels)
 
 
 def build_all(keys: Iterable[GraphKey]) -> list[ProbeGraph]:
@@ -200,6 +217,7 @@ def index_entry(one: ProbeGraph) -> dict[str, Any]:
         "weight_bytes": one.weight_bytes,
         "layer_bytes": layer_bytes(one.key) if one.key.kind == "decoder" else 0,
         "in_place": dialect != "portable",
+        "own_kernels": one.own_kernels,
     }
 
 
@@ -222,6 +240,8 @@ def write_archive(path: Path, probe_graphs: Iterable[ProbeGraph]) -> None:
         add_member(archive, INDEX, json.dumps([described for described, _ in graphs], separators=(",", ":")).encode())
         for described, one in graphs:
             add_member(archive, described["file"], one.model.SerializeToString(deterministic=True))
+        for machine in MACHINES:
+            add_member(archive, library_file(machine), library(machine).read_bytes())
 
 
 def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -40,6 +40,7 @@ class GraphKey:
     uses: int = 1
     kv_heads: int = 0  # 0: as many as `heads`
     kv: str = "fp32"
+    by_groups: bool = False
 
     @property
     def cached_heads(self) -> int:
@@ -75,6 +76,8 @@ def without_weights(dialect: str) -> Iterator[GraphKey]:
     for kv_heads in plan.CHOSEN_KV_HEADS if dialect == "fused" else ():
         yield GraphKey(dialect, "attention", "fp32", 0, plan.CHOSEN_WIDTH, plan.CHOSEN_HEADS, plan.CHOSEN_ATTENTIONS,
                        kv_heads=kv_heads)  # fmt: skip
+    for groups in plan.GROUPS if dialect == "fused" else ():
+        yield GraphKey(dialect, "attention", "fp32", 0, *groups)
     for kv in QUANTISED_CACHES if dialect == "fused" else ():
         for kv_heads in plan.QUANTISED_KV_HEADS:
             yield attention(dialect, plan.ATTENTION_WIDTHS[0], kv_heads, kv)

@@ -13,8 +13,10 @@ from merino_edge.export.onnx.external_data import INLINE_BYTES
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
+from merino_edge.export.onnx.own_kernels import GroupAttention, OwnKernels
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.quantisation.groups import Quantized
+from merino_edge.export.quantisation.tiles4 import GROUP_BYTES, GROUP_SIZE, TILE_ROWS
 from merino_edge.families.operators import largest_group
 
 
@@ -58,6 +60,21 @@ class NoDotprodLayout(WithoutValues, FusedNoDotprod):
 
     def group_of(self, columns: int, bits: int) -> int | None:
         return columns if bits == 8 else largest_group(columns)
+
+
+class GroupsLayout(WithoutValues, GroupAttention):
+    """Dialect `fused` with this project's attention by groups."""
+
+
+class OwnKernelsLayout(NoDotprodLayout, OwnKernels):
+    """Dialect `fused` in int4 for cores without dotprod."""
+
+    def minimums(self, found: Quantized) -> None:  # noqa: ARG002 - random weights have none
+        return None
+
+    def tiles(self, name: str, found: Quantized, minimums: np.ndarray | None) -> np.ndarray:  # noqa: ARG002
+        rows, columns = len(found.codes), found.codes.shape[1] * found.group_size
+        return unset((-(-rows // TILE_ROWS), columns // GROUP_SIZE, GROUP_BYTES), np.uint8)
 
 
 class PortableLayout(WithoutValues, Portable):

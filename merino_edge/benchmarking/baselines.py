@@ -62,7 +62,7 @@ def baseline_bundle(model: Model, say: Callable[[str], None], request: ExportReq
     Bundles of the same format that another exporter left in the cache are removed then. Raises MerinoError for a format
     that is not possible.
     """
-    precision, dialect, core, kv = chosen_format(request, None)
+    precision, dialect, core, kv, _ = chosen_format(request, None)
     form = f"{precision} {dialect}{' no-dotprod' if core == 'no-dotprod' else ''}{f' {kv} cache' if kv else ''}"
     stem = f"{model.id}-{form.replace(' ', '-')}"
     folder = cache_folder() / f"{stem}-{exporter_digest()}"

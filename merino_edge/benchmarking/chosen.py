@@ -23,7 +23,7 @@ from merino_edge.design.space import Space, spaced
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families.designed import Architecture
 from merino_edge.prediction.cost_model import cost_model
-from merino_edge.prediction.formats import core_of_board, formats_of
+from merino_edge.prediction.formats import attends_by_groups, core_of_board, formats_of
 from merino_edge.prediction.intervals import LEAST_CONFIDENCE
 from merino_edge.prediction.shape import InferenceShape, default_prompt
 from merino_edge.profiles.profile import DeviceProfile
@@ -58,11 +58,14 @@ def measured_designs(profile: DeviceProfile, number: int, bench: Bench, say: Say
         for place, each in enumerate(found):
             say(f"design {place + 1} of {len(found)}: {line(each)}")
             folders.append(scratch / f"design-{place + 1}")
-            write_random_bundle(each.architecture, each.precision, folders[-1], folders[-1].name, each, core)
+            write_random_bundle(
+                each.architecture, each.precision, folders[-1], folders[-1].name, each, core,
+                by_groups=attends_by_groups(profile, each.precision),
+            )  # fmt: skip
         rows = [row for pairs in by_context(found, folders) for row in measured_alike(pairs, bench, say)]
     if not rows:
         raise MerinoError("none of the designs could be measured: see above why, and calibrate again")
-    return rows
+    return [row.model_copy(update={"by_groups": attends_by_groups(profile, row.format)}) for row in rows]
 
 
 def requests(profile: DeviceProfile, number: int) -> list[Request]:

@@ -105,7 +105,9 @@ class ModelFacts(NamedTuple):
 
 class GraphFormat(NamedTuple):
     """How the model was exported. `context`: KV slots, in tokens. `core`: see `families.operators.core_of`. `kv`: the
-    format of the cache; None: that of the activations. `all_logits`: the graph returns those of all positions."""
+    format of the cache; None: that of the activations. `all_logits`: the graph returns those of all positions.
+    `by_groups`: attention of heads that share a KV head is this project's operator; in int4 for no-dotprod cores it is
+    anyway."""
 
     precision: str
     dialect: str
@@ -113,6 +115,7 @@ class GraphFormat(NamedTuple):
     core: Core | None = None
     kv: str | None = None
     all_logits: bool = False
+    by_groups: bool = False
 
     @property
     def min_version(self) -> str:
@@ -131,8 +134,10 @@ def describe(
     geometry = model.geometry
     operators, backends = geometry.operators, backends_of(form, graph.windowed)
     slower = (
-        slower_on(operators, form.precision, form.context, form.core, list_profiles(), form.kv) if form.core else ()
-    )
+        slower_on(
+            operators, form.precision, form.context, form.core, list_profiles(), form.kv, form.by_groups
+        ) if form.core else ()
+    )  # fmt: skip
     return Bundle(
         folder=str(folder),
         schema=SCHEMA,

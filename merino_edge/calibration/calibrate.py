@@ -18,7 +18,7 @@ from merino_edge.calibration.fit import DesignTime, Row, ThreadFit, fit_all
 from merino_edge.calibration.gpu_fit import fit_gpu
 from merino_edge.calibration.probe import Probe, Resident, joined
 from merino_edge.families.operators import packed_bytes
-from merino_edge.profiles.coefficients import FORMS, GENERAL, OF_FORMAT, PAIRS, LatencyError
+from merino_edge.profiles.coefficients import FORMS, GENERAL, GROUPS, OF_ATTENTION, OF_FORMAT, PAIRS, LatencyError
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.bundle import QUANTISED_CACHES
 from merino_runtime.errors import MerinoError
@@ -81,13 +81,29 @@ def calibrate(*probes: Probe) -> Fit:
         coefficients[f"{kv}_cache"] = {
             name: [rounded(fit.coefficients[f"{kv}.{name}"]) for fit in fits] for name in PAIRS
         }  # fmt: skip
+    if groups := measured_groups(probe, counts):
+        coefficients["groups"] = group_table(fits, "int8" in groups)
     return Fit(basic_figures(probe, coefficients) | {"coefficients": coefficients}, residual_table(fits))
 
 
 def measured_caches(probe: Probe, counts: Sequence[int]) -> list[str]:
     """The quantised formats whose attention was timed, over one query and over many, at each of the thread counts."""
-    seen = {(row.kv, row.threads, row.tokens > 1) for row in probe.measurements}
+    seen = {(row.kv, row.threads, row.tokens > 1) for row in probe.measurements if not row.by_groups}
     return [kv for kv in QUANTISED_CACHES if {(kv, count, many) for count in counts for many in (False, True)} <= seen]
+
+
+def measured_groups(probe: Probe, counts: Sequence[int]) -> list[str]:
+    """The formats of a cache over which attention by groups was timed, as of `measured_caches`; none without floats."""
+    seen = {(row.kv, row.threads, row.tokens > 1) for row in probe.measurements if row.by_groups}
+    found = [kv for kv in ("fp32", "int8") if {(kv, count, many) for count in counts for many in (False, True)} <= seen]
+    return found if "fp32" in found else []
+
+
+def group_table(fits: Sequence[ThreadFit], int8: bool) -> dict[str, Any]:
+    def values(prefix: str, names: Sequence[str]) -> dict[str, Any]:
+        return {name: [rounded(fit.coefficients[f"{GROUPS}.{prefix}{name}"]) for fit in fits] for name in names}
+
+    return values("", OF_ATTENTION) | ({"int8": values("int8.", PAIRS)} if int8 else {})
 
 
 def rounded(value: float) -> float:
@@ -169,7 +185,8 @@ def row_kind(row: Row) -> str:
         return f"{row.kind} {row.format} {'decode' if row.tokens == 1 else 'prefill'}"
     if row.kind != "attention":
         return row.kind
-    return f"attention over {row.kv} {'decode' if row.tokens == 1 else 'prefill'}"
+    groups = " by groups" if row.by_groups else ""
+    return f"attention{groups} over {row.kv} {'decode' if row.tokens == 1 else 'prefill'}"
 
 
 def check_same_machine(probe: Probe, profile: DeviceProfile) -> None:

@@ -19,7 +19,17 @@ from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import Operator, activation, attention, head, linear, norm
 from merino_edge.prediction.latency import Run, again_share, amounts, partly_share, total_us
 from merino_edge.prediction.onnxruntime_costs import prefill_pieces
-from merino_edge.profiles.coefficients import AGAIN, FORMS, GENERAL, MEMORY, OF_FORMAT, PAIRS, Dialect
+from merino_edge.profiles.coefficients import (
+    AGAIN,
+    FORMS,
+    GENERAL,
+    GROUPS,
+    MEMORY,
+    OF_ATTENTION,
+    OF_FORMAT,
+    PAIRS,
+    Dialect,
+)
 from merino_runtime.bundle import QUANTISED_CACHES
 from merino_runtime.io.board import MB
 
@@ -75,14 +85,18 @@ def amounts_of(row: Row, dialect: Dialect) -> dict[str, float]:
     """The amount of each term in one run of the row's graph, as if all that it reads came from memory."""
     if isinstance(row, DesignTime):
         operators = row.design.architecture.operators
-        return summed(amounts(op, row.format, new, past, dialect) for op in operators for new, past in row.runs)
+        groups = row.design.by_groups
+        return summed(
+            amounts(op, row.format, new, past, dialect, groups=groups) for op in operators for new, past in row.runs
+        )
     if row.kind == "choose":
         return {"choose_ns": row.rows * 1e-3}
     if row.kind == "call":
         return {"launch_us": 1.0, GRAPH: 1.0}
     if row.kind == "decoder":
-        return summed(amounts(op, row.format, row.tokens, row.past, dialect) for op in decoder_of(row))
-    one = amounts(operator_of(row), row.format, row.tokens, row.past, dialect, kv=row.kv)
+        groups = (dialect, row.format) == ("no-dotprod", "int4")
+        return summed(amounts(op, row.format, row.tokens, row.past, dialect, groups=groups) for op in decoder_of(row))
+    one = amounts(operator_of(row), row.format, row.tokens, row.past, dialect, kv=row.kv, groups=row.by_groups)
     if row.kind == "head":  # a graph of its own, and no token is chosen
         one = {name: amount for name, amount in one.items() if name not in ("choose_ns", "step_us")}
     return {name: amount * row.count for name, amount in one.items()} | {GRAPH: 1.0}
@@ -112,8 +126,9 @@ def summed(all_amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 GRAPH = "graph_us"  # one run of a graph that is no decoder; a decoder's run is step_us
 OF_CACHES = [f"{kv}.{name}" for kv in QUANTISED_CACHES for name in PAIRS]
+OF_GROUPS = [f"{GROUPS}.{name}" for name in (*OF_ATTENTION, *(f"int8.{name}" for name in PAIRS))]
 FITTED = [
-    *GENERAL, *OF_CACHES, GRAPH, *(f"{form}.{name}" for form in FORMS for name in OF_FORMAT)
+    *GENERAL, *OF_CACHES, *OF_GROUPS, GRAPH, *(f"{form}.{name}" for form in FORMS for name in OF_FORMAT)
 ]  # fmt: skip
 
 

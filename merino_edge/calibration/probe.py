@@ -47,6 +47,7 @@ class Measurement(Strict):
     kv: Literal["fp32", "int8", "int4"]
     count: Annotated[int, Field(ge=1)]
     uses: Annotated[int, Field(ge=1)]
+    by_groups: bool
     threads: Annotated[int, Field(ge=1)]
     past: Natural
     tokens: Natural
@@ -99,6 +100,7 @@ class MeasuredDesign(Strict):
     predicted_decode_ms: Positive
     predicted_prefill_ms: Positive
     flags: list[str]
+    by_groups: bool = False  # attention of heads that share a KV head was this project's
 
 
 class Probe(Strict):

@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from merino_edge.bundles.description import RUNTIME_CHOOSES, ModelFacts, write_bundle, write_description
+from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts, write_bundle, write_description
 from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.export.divergence import Answer, Divergence, answers_of, divergence
 from merino_edge.export.golden import GOLDEN_STEPS, clear_golden
-from merino_edge.export.graphs import build_graph, dialect_of
-from merino_edge.export.onnx.fused import Fused
+from merino_edge.export.graphs import build_graph
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.other_programs import files_for_others
 from merino_edge.export.parity import (
@@ -120,7 +119,7 @@ def write_export(
 ) -> Exported:
     """Write the bundle `out` as it was resolved. `last_use`, and MerinoError: see `export`."""
     form, scales, hessians, given = asked.form, found.cache.scales if found.cache else None, found.hessians, source
-    if form.precision == "int8" and dialect_of(form) is Fused:
+    if form.precision == "int8" and rounds_in_groups(form):
         source = smoothed(source, found.rows, in_place=last_use)
     if source is not given:
         last_use = True
@@ -160,10 +159,15 @@ def write_export(
     )  # fmt: skip
 
 
+def rounds_in_groups(form: GraphFormat) -> bool:
+    """Whether activations are rounded within onnxruntime's MatMulNBits."""
+    return form.dialect == "fused" and form.core != "no-dotprod"
+
+
 def channel_sizes(source: Source, asked: ResolvedExport, found: Calibration) -> dict[str, np.ndarray] | None:
     """Of the inputs behind norms, where groups with outliers among them are to be stored twice: in int4, since int8
     has SmoothQuant. None for random weights, which have none, and for families with a graph builder of their own."""
-    decoder, rounds = decoder_of(source.arch), asked.form.precision == "int4" and dialect_of(asked.form) is Fused
+    decoder, rounds = decoder_of(source.arch), asked.form.precision == "int4" and rounds_in_groups(asked.form)
     if decoder is None or not rounds or source.weights == "random":
         return None
     names = [linear.weights[0] for layer in decoder.layers for linear in (layer.qkv, layer.up)]

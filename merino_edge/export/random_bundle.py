@@ -12,12 +12,13 @@ import torch
 
 from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts, write_bundle
 from merino_edge.bundles.files import is_bundle_alone
+from merino_edge.bundles.kernels import MACHINES
 from merino_edge.design.design_file import Design
 from merino_edge.export.graphs import Dialect, dialect_of, geometry_graph
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
-from merino_edge.export.onnx.own_kernels import OwnKernels
+from merino_edge.export.onnx.own_kernels import GroupAttention, OwnKernels
 from merino_edge.export.quantisation.groups import Quantized
 from merino_edge.export.quantisation.kv_cache import BITS, CacheScales
 from merino_edge.families.geometry import Geometry
@@ -26,6 +27,7 @@ from merino_edge.families.operators import Core, core_of, largest_group
 from merino_edge.families.registry import family_of
 from merino_edge.storage.atomic import new_folder
 from merino_runtime.bundle import Bundle, Golden, Threads
+from merino_runtime.io.board import KERNELS_NEED, X86_MACHINES, this_board
 
 
 class Quick(Graph):
@@ -48,6 +50,10 @@ class QuickFused(Quick, Fused):
     """Dialect `fused`."""
 
 
+class QuickGroups(Quick, GroupAttention):
+    """The same with attention by groups."""
+
+
 class QuickNoDotprod(Quick, FusedNoDotprod):
     """The same in int8 for cores without dotprod, where no weight is -128."""
 
@@ -61,29 +67,37 @@ class QuickOwnKernels(QuickNoDotprod, OwnKernels):
     """The same in int4."""
 
 
-QUICK: dict[Dialect, type[Fused]] = {Fused: QuickFused, FusedNoDotprod: QuickNoDotprod, OwnKernels: QuickOwnKernels}
+QUICK: dict[Dialect, type[Fused]] = {
+    Fused: QuickFused, GroupAttention: QuickGroups, FusedNoDotprod: QuickNoDotprod, OwnKernels: QuickOwnKernels,
+}  # fmt: skip
 
 
 def write_random_bundle(
     arch: Geometry, precision: str, folder: Path, name: str, design: Design | None = None, core: Core = "dotprod",
-    kv: str | None = None,
+    kv: str | None = None, by_groups: bool | None = None,
 ) -> Bundle:  # fmt: skip
     """The bundle written into `folder`, with the design's thread counts. It has no golden ids: its weights mean
-    nothing. `core`: as of `export`."""
+    nothing. `core`: as of `export`. `by_groups`: see `GraphFormat`; None: where this machine has kernels for it."""
     with torch.device("meta"):
         model = build_model(arch)
     kv = design.kv if design else kv
     scales = even_scales(arch, kv) if kv else None
     written_for = core_of("fused", precision, core)
-    quick = QUICK[dialect_of(GraphFormat(precision, "fused", arch.context, written_for))]
+    groups = loads_kernels_here() if by_groups is None else by_groups
+    form = GraphFormat(precision, "fused", arch.context, written_for, kv=kv, by_groups=groups)
+    quick = QUICK[dialect_of(form)]
     graph = geometry_graph(quick, arch, random_weights(model), arch.context, precision, scales=scales)
     facts = ModelFacts(name, family_of(arch).name, arch, "random", "random, for timing")
     plan = design.predicted if design else None
     threads = Threads(plan.prefill_threads, plan.decode_threads) if plan else RUNTIME_CHOOSES
-    form = GraphFormat(precision, "fused", arch.context, written_for, kv=kv)
     with new_folder(folder, is_bundle_alone, graph.weight_bytes) as place:
         bundle = write_bundle(place, facts, graph, form, Golden((), ()), threads=threads)
     return bundle._replace(folder=str(folder))
+
+
+def loads_kernels_here() -> bool:
+    here = this_board()
+    return here.architecture in MACHINES and (here.architecture not in X86_MACHINES or here.isa >= KERNELS_NEED)
 
 
 def even_scales(arch: Geometry, kv: str) -> CacheScales:

@@ -15,6 +15,7 @@ from merino_edge.families.operators import Core, core_of
 from merino_edge.families.zoo import Model, exportable_models
 from merino_edge.prediction.formats import (
     EMPTY,
+    attends_by_groups,
     cache_needs,
     core_of_board,
     dialect_of,
@@ -39,7 +40,7 @@ class ExportRequest(NamedTuple):
     Attributes:
         precision: weight format; AUTO: the fastest on `board` that keeps the model's answers; MIXED: int4, with 8 bits
             for the matrices where they save most divergence. By default the design's, or fp32 without a design.
-        board: the graph suits its runtime and its kind of core.
+        board: the graph suits its runtime and its kind of core, and uses this project's kernels where it loads them.
         dialect: by default that of the board and of the design's backend, else `fused`.
         core: the kind of Arm core that integer matmuls are written for; by default the board's, else `dotprod`.
         kv: format of the KV cache; by default the design's, else that of the activations.
@@ -71,12 +72,14 @@ class ExportRequest(NamedTuple):
 
 
 class ChosenFormat(NamedTuple):
-    """What a request comes to with its defaults. `core`: see `core_of`. `kv`: None where the cache is not quantised."""
+    """What a request comes to with its defaults. `core`: see `core_of`. `kv`: None where the cache is not quantised.
+    `by_groups`: see `GraphFormat`."""
 
     precision: str
     dialect: str
     core: Core | None
     kv: str | None
+    by_groups: bool = False
 
 
 class Plan(NamedTuple):
@@ -125,7 +128,8 @@ def chosen_format(request: ExportRequest, design: Design | None) -> ChosenFormat
     kv = chosen_cache(request.kv, dialect, precision, design=design, board=board)
     check_calibration(precision, kv, request.calibration)
     core = request.core or (core_of_board(board) if board else "dotprod")
-    return ChosenFormat(precision, dialect, core_of(dialect, precision, core), kv)
+    groups = board is not None and dialect == "fused" and attends_by_groups(board, precision)
+    return ChosenFormat(precision, dialect, core_of(dialect, precision, core), kv, groups)
 
 
 def board_for_auto(request: ExportRequest) -> DeviceProfile:

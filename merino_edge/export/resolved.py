@@ -45,9 +45,9 @@ class ResolvedExport(NamedTuple):
 
 def resolve(request: ExportRequest, source: Source, out: Path) -> ResolvedExport:
     """`request` names one precision, or none. Raises MerinoError for a request that is not possible."""
-    precision, dialect, core, kv = chosen_format(request, source.design)
+    precision, dialect, core, kv, by_groups = chosen_format(request, source.design)
     context = chosen_context(source, request.context)
-    form = GraphFormat(precision, dialect, context, core, kv, request.all_logits)
+    form = GraphFormat(precision, dialect, context, core, kv, request.all_logits, by_groups)
     check_replaces(source, out, request.overwrite)
     check_readable(source)
     template = source.chat if request.chat else None

@@ -40,6 +40,7 @@ FORMATS = {
     "int4": WeightFormat(4, 8, True),
 }
 FUSED_HEAD_MULTIPLE = 8  # channels of a head in ONNX Runtime's fused attention; twice that with rotary positions
+LEAST_GROUP = 3  # query heads on a KV head, from which on this project's attention by groups is faster
 CPU_FORMATS = ("fp32", "int8", "int4")  # fp16 is for GPUs: CPUs without float16 arithmetic convert to float32
 # Arm cores with the dotprod instruction and without it: graphs for them have different integer matmuls.
 Core = Literal["dotprod", "no-dotprod"]
@@ -48,6 +49,11 @@ Core = Literal["dotprod", "no-dotprod"]
 def core_of(dialect: str, precision: str, core: Core) -> Core | None:
     """`core` where graphs of this dialect and format differ between cores, else None."""
     return core if dialect == "fused" and FORMATS[precision].grouped else None
+
+
+def by_groups(heads: int, kv_heads: int, kv_bits: int) -> bool:
+    """Whether a graph with this project's kernels computes such an attention by groups."""
+    return heads >= LEAST_GROUP * kv_heads and kv_bits != KV_BITS["int4"]
 
 
 def core_named(core: str | None) -> Core:

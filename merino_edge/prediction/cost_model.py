@@ -12,7 +12,7 @@ from functools import lru_cache
 from pydantic import BaseModel, ConfigDict
 
 from merino_edge.families.operators import Operator, flops, kv_bytes, params, weight_bytes
-from merino_edge.prediction.formats import core_of_board, formats_of, is_predicted
+from merino_edge.prediction.formats import attends_by_groups, formats_of, is_predicted
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, Factors, Interval, check_confidence
 from merino_edge.prediction.latency import Regime, Residency
 from merino_edge.prediction.limits import busy_watts, within
@@ -28,8 +28,8 @@ from merino_runtime.io.board import MB as BYTES_PER_MB
 OPERATOR_FILE_BYTES = 1200  # graph and bundle.json: 370 to 860 in dialect fused, up to 1200 in portable
 MATRIX_FILE_BYTES = 4096  # external data begins at whole pages
 ENTRY_FILE_BYTES = 72  # tokenizer.json, per entry of the vocabulary
-FIXED_FILE_BYTES = 480_000  # merino.pyz and the rest of bundle.json
-KERNELS_FILE_BYTES = 120_000  # runtime/kernels for both kinds of CPU, in int4 for boards without dotprod
+FIXED_FILE_BYTES = 550_000  # merino.pyz and the rest of bundle.json
+KERNELS_FILE_BYTES = 135_000  # runtime/kernels for both kinds of CPU
 FIXED_FILE_MB = FIXED_FILE_BYTES / BYTES_PER_MB
 
 
@@ -162,8 +162,8 @@ class CostModel:
         return added_file_mb(operators, self.shape.precision)
 
     def file_mb(self, operators: Sequence[Operator]) -> float:
-        own_kernels = self.shape.precision == "int4" and core_of_board(self.profile) == "no-dotprod"
-        return file_mb(operators, self.shape.precision) + (KERNELS_FILE_BYTES / BYTES_PER_MB if own_kernels else 0)
+        kernels = KERNELS_FILE_BYTES if attends_by_groups(self.profile, self.shape.precision) else 0
+        return file_mb(operators, self.shape.precision) + kernels / BYTES_PER_MB
 
     def joules(self, busy_ms: float) -> float | None:
         """Energy of `busy_ms` with all cores or the GPU busy, idle power included; None where the profile has no such

@@ -16,16 +16,17 @@ ONNX Runtime 1.32. They belong to small terms, which matter for narrow layers an
   kernels, is faster than fp32 by the ratio of their cycles; MatMulNBits computes int4 at fp32's rate. Without cycles
   int8 in blocks is written out in fp32 at each call, which moves it eight times.
 * Attention of one query takes the kernel's cycles per multiply-add where the profile has them, else ONE_QUERY times
-  as long as one of many. Keys and values that come from a cache are read meanwhile: whichever takes longer counts.
+  as long as one of many; by groups, of this project's kernels, as long as one of many. Keys and values that come from
+  a cache are read meanwhile: whichever takes longer counts.
 """
 
 import math
 from collections.abc import Sequence
 
 from merino_edge.families.operators import Core, Operator
-from merino_edge.prediction.formats import core_of_board, graph_dialect, has_cache
+from merino_edge.prediction.formats import attends_by_groups, core_of_board, graph_dialect, has_cache
 from merino_edge.prediction.latency import by_threads, latency
-from merino_edge.profiles.coefficients import Coefficients, Dialect, FormatCoefficients
+from merino_edge.profiles.coefficients import Coefficients, Dialect, FormatCoefficients, GroupCoefficients
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.bundle import Slower
 
@@ -42,6 +43,7 @@ MEMORY_FACTOR = {"fp32": 1.05, "int8": 1.15, "int4": 1.25}  # x86: bytes in RAM 
 PREPACKING_FACTOR = {"fp32": 0.65, "int8": 0.93, "int4": 0.93}  # x86: extra bytes per table byte while it is prepacked
 # x86: in multiply-adds of fp32
 NORM, ACTIVATION, SCORE, ENTRY, ROW, SCALE = 10, 60, 60, 30, 60, 8
+GROUP_SCORE = 8  # in lanes
 LAUNCH, ATTENTION, STEP = 1 / 3, 2.0, 4.0  # of op_overhead_us
 LEAST_TIMES = 1.1  # less is within what an estimate may be off by
 # By kind of core, the graphs that are written for it.
@@ -70,6 +72,7 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
     memory_ms = [(1 - CACHED_SHARE) * ms for ms in read_ms]
     overhead = [speed.op_overhead_us.value] * len(counts)
     query_ms = counted_ms(profile, "attention", counts) or multiplied(mac_ms, ONE_QUERY)
+    group_ms = counted_ms(profile, "group_attention", counts) or tuple(mac_ms)
     cache_mb = cache.value if cache else DEFAULT_CACHE_MB
     dialect = dialect or graph_dialect(profile)
 
@@ -107,15 +110,25 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
         step_us=multiplied(overhead, STEP), launch_us=multiplied(overhead, LAUNCH), product_us=tuple(overhead),
         attention_us=multiplied(overhead, ATTENTION), choose_ns=ns_of_macs(mac_ms[:1] * len(counts), 4),
         norm_ns=ns_of_macs(mac_ms, NORM), activation_ns=ns_of_macs(mac_ms, ACTIVATION),
-        kv_ms_gb=tuple(
-            max(0.0, CACHED_SHARE * read - GB_MACS["fp32"] * pair) for read, pair in zip(read_ms, query_ms, strict=True)
-        ),
+        kv_ms_gb=kv_ms_gb(read_ms, query_ms),
         attention_ms_per_gmac=tuple(mac_ms), decode_attention_ms_per_gmac=query_ms,
         score_ns=ns_of_macs(mac_ms, SCORE), decode_score_ns=ns_of_macs(mac_ms, SCORE),
         entry_ns=ns_of_macs(mac_ms, ENTRY),
         memory_ms_gb=tuple(memory_ms),
+        groups=GroupCoefficients(
+            attention_us=multiplied(overhead, ATTENTION), kv_ms_gb=kv_ms_gb(read_ms, group_ms),
+            attention_ms_per_gmac=tuple(mac_ms), decode_attention_ms_per_gmac=group_ms,
+            score_ns=ns_of_macs(mac_ms, SCORE), decode_score_ns=ns_of_macs(mac_ms, GROUP_SCORE),
+            entry_ns=ns_of_macs(mac_ms, ENTRY),
+        ),
         fp32=of_format("fp32"), int8=of_format("int8"), int4=of_format("int4"),
     )  # fmt: skip
+
+
+def kv_ms_gb(read_ms: list[float], pair_ms: Sequence[float]) -> tuple[float, ...]:
+    """What reading keys and values from the caches takes beyond their multiply-adds."""
+    pairs = zip(read_ms, pair_ms, strict=True)
+    return tuple(max(0.0, CACHED_SHARE * read - GB_MACS["fp32"] * pair) for read, pair in pairs)
 
 
 def counted_ms(profile: DeviceProfile, kernel: str, counts: list[int]) -> tuple[float, ...] | None:
@@ -171,19 +184,20 @@ def ns_of_macs(mac_ms: list[float], macs: float) -> tuple[float, ...]:
 
 def slower_on(
     operators: Sequence[Operator], precision: str, context: int, core: Core, profiles: Sequence[DeviceProfile],
-    kv: str | None = None,
+    kv: str | None = None, groups: bool = False,
 ) -> tuple[Slower, ...]:  # fmt: skip
     """The Arm boards on which a `fused` graph for `core` decodes slower than one for theirs, with how many times.
 
-    `kv`: the format of the cache, None: that of the activations. Boards whose runtime does not take it are left out: an
-    export for them is refused.
+    `groups`: whether it has attention by groups; in int4 for no-dotprod cores it has anyway. `kv`: the format of the
+    cache, None: that of the activations. Boards whose runtime does not take it are left out: an export for them is
+    refused.
     """
     found = []
     for profile in profiles:
         own = core_of_board(profile)
         if profile.arch == "aarch64" and own != core and has_cache(profile.with_backend("onnxruntime"), kv):
-            times = decode_ms(operators, precision, context, profile, core, kv)
-            times /= decode_ms(operators, precision, context, profile, own, kv)
+            times = decode_ms(operators, precision, context, profile, core, kv, groups)
+            times /= decode_ms(operators, precision, context, profile, own, kv, attends_by_groups(profile, precision))
             if times >= LEAST_TIMES:
                 found.append(Slower(profile.id, own, float(f"{times:.2g}")))
     return tuple(found)
@@ -191,11 +205,11 @@ def slower_on(
 
 def decode_ms(
     operators: Sequence[Operator], precision: str, context: int, profile: DeviceProfile, core: Core,
-    kv: str | None = None,
+    kv: str | None = None, groups: bool = False,
 ) -> float:  # fmt: skip
     """ms of a decode step at a full cache, at the best thread count, of a `fused` graph that was written for `core`."""
-    dialect = WRITTEN_FOR[core]
+    dialect, groups = WRITTEN_FOR[core], groups or (core == "no-dotprod" and precision == "int4")
     return min(
-        latency(operators, precision, [(1, context)], dialect, at, kv).streaming_ms
+        latency(operators, precision, [(1, context)], dialect, at, kv, groups).streaming_ms
         for at in by_threads(estimated(profile, dialect)).values()
     )

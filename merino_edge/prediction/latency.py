@@ -15,6 +15,7 @@ Quantities, by the names of their coefficients:
     attention_ms_per_gmac: 10^9 multiply-adds of attention of several queries at once, over a cache of floats
     decode_attention_ms_per_gmac: of one query, which has kernels of its own
     int8.attention_ms_per_gmac, int4.decode_attention_ms_per_gmac ...: over a quantised cache
+    groups.attention_us, groups.kv_ms_gb, groups.int8.attention_ms_per_gmac ...: of this project's attention by groups
     score_ns: scores; decode_score_ns: of one query
     entry_ns: elements of new keys, values, queries
     memory_ms_gb: GB (10^9 bytes) of weights, keys and values that a run reads for the first time; the extra latency
@@ -34,8 +35,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from merino_edge.families.operators import FORMATS, KV_BITS, Operator, largest_group
-from merino_edge.profiles.coefficients import AGAIN, MEMORY, PAIRS, Coefficients, Dialect
+from merino_edge.families.operators import FORMATS, KV_BITS, Operator, by_groups, largest_group
+from merino_edge.profiles.coefficients import AGAIN, GROUPS, MEMORY, OF_ATTENTION, PAIRS, Coefficients, Dialect
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
 # How weights, keys and values of a decode step meet the last-level cache: it holds all of them (resident); it holds a
@@ -49,6 +50,10 @@ CACHE_TIMES: Mapping[str, Mapping[str, float]] = {
     "aarch64": {"int8": 3.7 / 1.14, "int4": 7.0 / 1.14},
     "x86_64": {"int8": 1.0, "int4": 1.0},
 }
+
+# The same of this project's kernels; their integers become floats at two instructions more for eight of them.
+GROUPS_CACHE_TIMES = {"int8": 0.61 / 0.45}
+FEW, LANES = 4, 8  # queries of one position that share a KV head: up to FEW each counts, else whole tiles of LANES
 
 Run = tuple[int, int]  # (new tokens, cached tokens) of one run of the graph
 
@@ -139,12 +144,24 @@ def by_threads(
     )
     return {
         count: ThreadCoefficients(
-            {**over_caches(us_per_unit, cache_times), **us_per_unit}, resident, streaming, half * BYTES_PER_MB
+            with_defaults(us_per_unit, cache_times), resident, streaming, half * BYTES_PER_MB
         )
         for count, us_per_unit, (resident, streaming, half) in zip(
             coefficients.threads, coefficients.by_threads, edges, strict=True
         )
     }
+
+
+OF_INT8 = tuple(f"int8.{name}" for name in PAIRS)
+
+
+def with_defaults(us_per_unit: Mapping[str, float], cache_times: Mapping[str, float]) -> dict[str, float]:
+    """Coefficients with those of quantised caches and of attention by groups where these were not measured."""
+    caches = {**over_caches(us_per_unit, cache_times), **us_per_unit}
+    if f"{GROUPS}.{PAIRS[0]}" not in us_per_unit:
+        return caches | {f"{GROUPS}.{name}": caches[name] for name in (*OF_ATTENTION, *OF_INT8) if name in caches}
+    times = GROUPS_CACHE_TIMES["int8"]
+    return {f"{GROUPS}.int8.{name}": times * us_per_unit[f"{GROUPS}.{name}"] for name in PAIRS} | caches
 
 
 def over_caches(us_per_unit: Mapping[str, float], times: Mapping[str, float]) -> dict[str, float]:
@@ -154,12 +171,14 @@ def over_caches(us_per_unit: Mapping[str, float], times: Mapping[str, float]) ->
 
 def latency(
     operators: Sequence[Operator], precision: str, runs: Sequence[Run], dialect: Dialect, at: ThreadCoefficients,
-    kv: str | None = None,
+    kv: str | None = None, groups: bool = False,
 ) -> Latency:  # fmt: skip
-    """Latency of all `runs` of the operators together. `kv`: the cache's format; None: float32."""
+    """Latency of all `runs` of the operators together. `kv`: the cache's format; None: float32. `groups`: whether the
+    graph has this project's attention by groups."""
     asked = [
-        amounts(op, precision, new, cached, dialect, at.half_bytes, kv) for op in operators for new, cached in runs
-    ]
+        amounts(op, precision, new, cached, dialect, at.half_bytes, kv, groups)
+        for op in operators for new, cached in runs
+    ]  # fmt: skip
     unit_us = at.us_per_unit[MEMORY]
     memory_us = first_reads(asked) * unit_us
     cached_us = total_us(asked, at.us_per_unit) - memory_us
@@ -193,13 +212,12 @@ def matrix_format(op: Operator, precision: str) -> str:
 @lru_cache(maxsize=2**16)  # a search asks for the same few thousand again and again; callers must not change them
 def amounts(
     op: Operator, precision: str, tokens: int, past: int, dialect: Dialect = "fused", half: float = 0.0,
-    kv: str | None = None,
-) -> Mapping[str, float]:
+    kv: str | None = None, groups: bool = False,
+) -> Mapping[str, float]:  # fmt: skip
     """Amounts of one run over `tokens` new positions after `past` cached ones.
 
     First reads are counted as if nothing of the run before were cached. Of weights that this run reads again a part is
-    cached (`again_share`): half of them where `half` bytes were read in between. `kv`: the cache's format; None:
-    float32.
+    cached (`again_share`): half of them where `half` bytes were read in between. `kv`, `groups`: as of `latency`.
     """
     found: Amounts = defaultdict(float)
     nodes = NODES[dialect].get(op.kind, 0)
@@ -216,7 +234,11 @@ def amounts(
         found["step_us"] += 1
         found["choose_ns"] += op.matrix / op.columns
     if op.kind == "attention":
-        attention_amounts(found, op, tokens, past, kv or "fp32")
+        kv = kv or "fp32"
+        if groups and by_groups(op.query_width, op.width, KV_BITS[kv]):
+            group_amounts(found, op, tokens, past, kv)
+        else:
+            attention_amounts(found, op, tokens, past, kv)
     if op.kind in ("norm", "activation"):
         found[f"{op.kind}_ns"] += nodes * op.vectors * rows_out
     return {name: amount * US_PER_UNIT[name.rsplit("_", 1)[1]] for name, amount in found.items()}
@@ -262,6 +284,23 @@ def attention_amounts(found: Amounts, op: Operator, tokens: int, past: int, kv: 
     found[pairs if kv == "fp32" else f"{kv}.{pairs}"] += 2 * op.query_width * tokens * total
     found["decode_score_ns" if tokens == 1 else "score_ns"] += op.heads * tokens * total
     found["entry_ns"] += (op.query_width + 2 * op.width) * tokens
+
+
+def group_amounts(found: Amounts, op: Operator, tokens: int, past: int, kv: str) -> None:
+    """The same of this project's operator: keys that a query does not see are left out, and queries fill whole tiles
+    unless they are few."""
+    total, seen = past + tokens, past + (tokens + 1) / 2
+    size, group = 2 * op.width * total * KV_BITS[kv] // 8, op.query_width // op.width
+    filled = group if group <= FEW or tokens > 1 else -(-group // LANES) * LANES
+    pairs = "decode_attention_ms_per_gmac" if tokens == 1 else "attention_ms_per_gmac"
+    found[MEMORY] += size
+    for name, amount in (
+        ("attention_us", 1), ("kv_ms_gb", size), (pairs if kv == "fp32" else f"{kv}.{pairs}",
+         2 * op.width * filled * tokens * seen),
+        ("decode_score_ns" if tokens == 1 else "score_ns", op.heads * tokens * seen),
+        ("entry_ns", (op.query_width + 2 * op.width) * tokens),
+    ):  # fmt: skip
+        found[f"{GROUPS}.{name}"] += amount
 
 
 def total_us(amounts_of_all: Iterable[Mapping[str, float]], us_per_unit: Mapping[str, float]) -> float:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from merino_edge.families.operators import Operator, activation_bytes, packed_bytes
 from merino_edge.prediction import latency
 from merino_edge.prediction.default_coefficients import coefficients_for
+from merino_edge.prediction.formats import attends_by_groups
 from merino_edge.prediction.intervals import Factors, phase_factors, why_no_interval
 from merino_edge.prediction.latency import Latency, Regime, Residency, Run, ThreadCoefficients, matrix_format
 from merino_edge.prediction.shape import InferenceShape
@@ -35,6 +36,7 @@ class OnnxRuntimeCosts:
         prefill_runs: the pieces of the prefill as the runtime cuts it, each with a head of its own.
         runtime_mb: memory of Python and the backend before a model is loaded.
         arena_factor: memory of the backend's arena over the activations in it.
+        by_groups: whether exports for this board have this project's attention by groups.
         default_regime: streaming, at the thread counts of the profile.
     """
 
@@ -44,6 +46,7 @@ class OnnxRuntimeCosts:
     prefill_runs: tuple[Run, ...]
     runtime_figure: Figure
     arena_factor: float
+    by_groups: bool
     default_regime: Regime
 
     @property
@@ -64,8 +67,8 @@ class OnnxRuntimeCosts:
         return self._latency(operators, self.prefill_runs, threads)
 
     def _latency(self, operators: Sequence[Operator], runs: Sequence[Run], threads: int) -> Latency:
-        at = self.by_threads[threads]
-        return latency.latency(operators, self.shape.precision, runs, self.coefficients.dialect, at, self.shape.kv)
+        at, dialect = self.by_threads[threads], self.coefficients.dialect
+        return latency.latency(operators, self.shape.precision, runs, dialect, at, self.shape.kv, self.by_groups)
 
     def decode_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:
         """ms of one decode step. Adds up over operators."""
@@ -142,6 +145,7 @@ def onnxruntime_costs(profile: DeviceProfile, shape: InferenceShape) -> OnnxRunt
         ),
         runtime_figure=speed.runtime_mb,
         arena_factor=ARENA_FACTOR if profile.memory.ram_mb.value >= SMALL_BOARD_MB else 1.0,
+        by_groups=attends_by_groups(profile, shape.precision),
         default_regime=Regime(speed.decode_threads.value, speed.prefill_threads.value, "streaming"),
     )
 

@@ -20,6 +20,8 @@ GENERAL = (
 MEMORY, AGAIN = "memory_ms_gb", "reread_ms_per_gb"
 # Of many queries and of one; also of each quantised cache.
 PAIRS = ("attention_ms_per_gmac", "decode_attention_ms_per_gmac")
+OF_ATTENTION = ("attention_us", "kv_ms_gb", *PAIRS, "score_ns", "decode_score_ns", "entry_ns")
+GROUPS = "groups"  # before the name of a coefficient: of this project's attention by groups
 OF_FORMAT = ("load_ms_gb", "mac_ms_g", "scale_ns", "row_ns", "head_row_ns")
 
 Kind = Literal["calibrated", "published", "datasheet", "estimated"]
@@ -103,6 +105,17 @@ class CacheCoefficients(Facts):
     decode_attention_ms_per_gmac: Values
 
 
+class GroupCoefficients(CacheCoefficients):
+    """Of this project's attention by groups, over a cache of floats. `int8`: over one in int8."""
+
+    attention_us: Values
+    kv_ms_gb: Values
+    score_ns: Values
+    decode_score_ns: Values
+    entry_ns: Values
+    int8: CacheCoefficients | None = None
+
+
 class Coefficients(Facts):
     """Coefficients of the latency model, in time per unit of a term; entry i of each list is for `threads[i]` threads.
 
@@ -110,7 +123,8 @@ class Coefficients(Facts):
     (2^20 bytes), partial above, and streaming from memory from `cache_beyond_mb` on. Of weights that a step reads
     again, half are still resident where it read `cache_half_mb` in between.
 
-    `int8_cache`, `int4_cache`: None where they were not measured, for a backend that has no such caches too.
+    `int8_cache`, `int4_cache`: None where they were not measured, for a backend that has no such caches too. `groups`:
+    None where the library of kernels was not loaded; then attention by groups counts as onnxruntime's.
     """
 
     kind: Kind
@@ -136,6 +150,7 @@ class Coefficients(Facts):
     memory_ms_gb: Values
     int8_cache: CacheCoefficients | None = None
     int4_cache: CacheCoefficients | None = None
+    groups: GroupCoefficients | None = None
     fp32: FormatCoefficients
     int8: FormatCoefficients | None = None  # a backend that is too old has no such products
     int4: FormatCoefficients | None = None
@@ -147,7 +162,7 @@ class Coefficients(Facts):
             raise ValueError(f"threads must grow, found {list(self.threads)}")
         lists = {name: getattr(self, name) for name in (*EDGES, *GENERAL)}
         lists |= {f"{form}.{name}": getattr(getattr(self, form), name) for form in self.formats for name in OF_FORMAT}
-        lists |= self.of_caches
+        lists |= self.of_caches | self.of_groups
         wrong = [f"{name} has {len(values)}" for name, values in lists.items() if len(values) != count]
         if wrong:
             raise ValueError(f"each list has a value per thread count, {count}; {', '.join(wrong)}")
@@ -161,7 +176,7 @@ class Coefficients(Facts):
         return tuple(
             {name: getattr(self, name)[at] for name in GENERAL}
             | {AGAIN: getattr(self, MEMORY)[at]}
-            | {name: values[at] for name, values in self.of_caches.items()}
+            | {name: values[at] for name, values in (self.of_caches | self.of_groups).items()}
             | {f"{form}.{name}": getattr(getattr(self, form), name)[at] for form in self.formats for name in OF_FORMAT}
             for at in range(len(self.threads))
         )
@@ -171,6 +186,15 @@ class Coefficients(Facts):
         """The lists of the quantised caches that were measured, by the names of `prediction.latency`."""
         caches = {form: getattr(self, f"{form}_cache") for form in QUANTISED_CACHES}
         return {f"{form}.{name}": getattr(found, name) for form, found in caches.items() if found for name in PAIRS}
+
+    @property
+    def of_groups(self) -> dict[str, tuple[float, ...]]:
+        """The lists of attention by groups, where it was measured, by the names of `prediction.latency`."""
+        if self.groups is None:
+            return {}
+        found = {f"{GROUPS}.{name}": getattr(self.groups, name) for name in OF_ATTENTION}
+        int8 = self.groups.int8
+        return found | ({f"{GROUPS}.int8.{name}": getattr(int8, name) for name in PAIRS} if int8 else {})
 
     @property
     def formats(self) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ class CyclesPerWeight(Facts):
 
     `matmul`: float32. `matmulinteger`: signed weights of 8 bits, one scale per row. `matmulnbits_8`, `matmulnbits_4`:
     blocks, computed in float32. `matmul4`: 4 bits in this project's own kernels. `attention`: per multiply-add of one
-    query and float32 keys or values.
+    query and float32 keys or values; `group_attention`: the same by groups, in this project's kernels.
     """
 
     kind: Kind
@@ -44,6 +44,7 @@ class CyclesPerWeight(Facts):
     matmulnbits_4: Cycles | None = None
     matmul4: Cycles | None = None
     attention: Cycles | None = None
+    group_attention: Cycles | None = None
 
 
 class Cpu(Facts):

@@ -9,6 +9,8 @@
 #include "lanes.h"
 
 enum { KEYS = 64, AT_ONCE = 8, PIECE_ROWS = 32, MOST_TILES = PIECE_ROWS / 4, MOST_ROWS = 8, MOST_SHARES = 8, SHARE_KEYS = 128, ENOUGH_PIECES = 8 };
+enum { FEW = 4 }; /* queries of one position that share a KV head, up to which no tile is made */
+#define ALWAYS_INLINE static inline __attribute__((always_inline)) /* so that numbers of rows are constants */
 #define NEVER (-3e38f) /* the score of a key that a row does not see; finite, since inf - inf is no number */
 
 /* 2^x of x <= 0; 0 below -126, where float32 has no normal numbers. Relative error below 2e-7. Scores are in units of
@@ -185,6 +187,24 @@ static void put_position(const attention_work *work, int64_t position, float *ro
     }
 }
 
+static inline int is_few(const attention_work *work) { return work->count == 1 && group_of(work) <= FEW; }
+
+/* Queries [group][size] of the only position, scaled. */
+static void pack_few(const attention_work *work, int64_t kv_head, float *queries) {
+    int64_t group = group_of(work), size = work->size;
+    const float *scales = work->key_scales ? work->key_scales + kv_head * size : NULL;
+    const float scale = work->scale * 1.44269504f; /* 1 / log 2 */
+    for (int64_t row = 0; row < group; row++, queries += size) {
+        const float *query = work->qkv + (kv_head * group + row) * size;
+        if (work->cos)
+            rotate(work, query, 0, queries);
+        else
+            memcpy(queries, query, sizeof(float) * size);
+        for (int64_t at = 0; at < size; at++) queries[at] *= scale;
+        for (int64_t at = 0; scales && at < size; at++) queries[at] *= scales[at];
+    }
+}
+
 /* Queries [size][rows] of the tile whose first row is `row`, scaled; zeros behind the last row. */
 static void pack_queries(const attention_work *work, int64_t kv_head, int64_t row, int rows, float *queries,
                          float *rotated) {
@@ -258,24 +278,185 @@ static inline void score_tile(const attention_work *work, const tile *one, const
         hide(work, one, first, count);
 }
 
+/* A cache beyond the core's own is read the faster the earlier it is asked for: measured on x86, and on no Arm board. */
+ALWAYS_INLINE void fetch(const attention_work *work, const void *cache, int64_t slot, int64_t count) {
+    int64_t element = work->key_scales ? 1 : sizeof(float), bytes = count * work->size * element;
+    const char *at = (const char *)cache + slot * work->size * element;
+    for (int64_t line = 0; LANES == 8 && line < bytes; line += 64) __builtin_prefetch(at + line);
+}
+
 /* The tiles of a piece over the keys from `first` to `end`. */
 static inline void run_keys(const attention_work *work, const tile *tiles, int number, int64_t head, int64_t first,
                             int64_t end, float *room, const int parts) {
     for (; first < end; first += KEYS) {
         int64_t count = end - first < KEYS ? end - first : KEYS, size = work->size;
         float kept[MOST_TILES][MOST_ROWS];
+        int64_t slot = head * work->slots + first;
         const float *keys = entries(work, work->keys, head, first, count, room);
+        fetch(work, work->values, slot, count);
         for (int each = 0; each < number; each++) {
             const tile *one = tiles + each;
             score_tile(work, one, keys, first, count, parts);
             for (int at = 0; at < parts * LANES; at += LANES)
                 soften(one->scores + at, count, parts * LANES, one->largest + at, one->total + at, kept[each] + at);
         }
+        if (first + 2 * KEYS <= end) fetch(work, work->keys, slot + KEYS, KEYS);
         const float *values = entries(work, work->values, head, first, count, room);
         for (int each = 0; each < number; each++)
             for (int64_t at = 0; at < size; at += 8)
                 mix_values(tiles[each].scores, values, count, size, at, kept[each], parts, tiles[each].mixed);
     }
+}
+
+/* Few rows: one new position whose queries are at most FEW a KV head. A tile would be half empty, so lanes are channels:
+ * scores are dot products, of up to three rows with four keys at a time. Queries and scores are [row][...]. */
+ALWAYS_INLINE void load_entry(const void *entries, int64_t at, const int quantised, floats out[EIGHT]) {
+    if (quantised)
+        load_codes((const int8_t *)entries + at, out);
+    else
+        load_eight((const float *)entries + at, out);
+}
+
+/* Scores [rows][KEYS] of four keys, whose elements begin at `keys`, with queries [rows][size]. */
+ALWAYS_INLINE void dot_keys(const float *queries, const void *entries, const int64_t keys[4], int64_t size,
+                            const int rows, const int quantised, float *scores) {
+    floats sum[3][4][EIGHT];
+#pragma GCC unroll 3
+    for (int row = 0; row < rows; row++)
+#pragma GCC unroll 4
+        for (int key = 0; key < 4; key++)
+            for (int part = 0; part < EIGHT; part++) sum[row][key][part] = same(0);
+    for (int64_t at = 0; at < size; at += 8) {
+        floats query[3][EIGHT];
+#pragma GCC unroll 3
+        for (int row = 0; row < rows; row++) load_eight(queries + row * size + at, query[row]);
+#pragma GCC unroll 4
+        for (int key = 0; key < 4; key++) {
+            floats entry[EIGHT];
+            load_entry(entries, keys[key] + at, quantised, entry);
+#pragma GCC unroll 3
+            for (int row = 0; row < rows; row++)
+#pragma GCC unroll 2
+                for (int part = 0; part < EIGHT; part++)
+                    sum[row][key][part] = fused(query[row][part], entry[part], sum[row][key][part]);
+        }
+    }
+#pragma GCC unroll 3
+    for (int row = 0; row < rows; row++) store_sums((const floats(*)[EIGHT])sum[row], scores + row * KEYS);
+}
+
+/* rows x 8 * wide channels from `at` on of mixed [rows][size] = mixed * kept[row] + shares [rows][KEYS] x values */
+ALWAYS_INLINE void mix_few(const float *shares, const void *entries, int64_t values, int64_t count, int64_t size,
+                           int64_t at, const float *kept, const int rows, const int wide, const int quantised,
+                           float *mixed) {
+    floats sum[FEW][4][EIGHT];
+#pragma GCC unroll 4
+    for (int row = 0; row < rows; row++)
+#pragma GCC unroll 4
+        for (int eight = 0; eight < wide; eight++)
+            for (int part = 0; part < EIGHT; part++)
+                sum[row][eight][part] = load(mixed + row * size + at + eight * 8 + part * LANES) * same(kept[row]);
+    for (int64_t key = 0; key < count; key++) {
+        floats share[FEW];
+#pragma GCC unroll 4
+        for (int row = 0; row < rows; row++) share[row] = same(shares[row * KEYS + key]);
+#pragma GCC unroll 4
+        for (int eight = 0; eight < wide; eight++) {
+            floats value[EIGHT];
+            load_entry(entries, values + key * size + at + eight * 8, quantised, value);
+#pragma GCC unroll 4
+            for (int row = 0; row < rows; row++)
+#pragma GCC unroll 2
+                for (int part = 0; part < EIGHT; part++)
+                    sum[row][eight][part] = fused(value[part], share[row], sum[row][eight][part]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int row = 0; row < rows; row++)
+#pragma GCC unroll 4
+        for (int eight = 0; eight < wide; eight++)
+            for (int part = 0; part < EIGHT; part++)
+                store(mixed + row * size + at + eight * 8 + part * LANES, sum[row][eight][part]);
+}
+
+/* A row's scores [count], behind which there is room up to a multiple of eight, become 2^(score - largest). totals are
+ * those of eight lanes. -> what earlier sums are multiplied with */
+static __attribute__((noinline)) float soften_row(float *scores, int64_t count, float *largest, float totals[8]) {
+    floats most[EIGHT], sum[EIGHT];
+    for (int64_t at = count; at % 8; at++) scores[at] = NEVER;
+    load_eight(scores, most);
+    for (int64_t at = 8; at < count; at += 8)
+        for (int part = 0; part < EIGHT; part++) most[part] = larger(most[part], load(scores + at + part * LANES));
+    float lanes[8], before = *largest, top = before;
+    for (int part = 0; part < EIGHT; part++) store(lanes + part * LANES, most[part]);
+    for (int lane = 0; lane < 8; lane++) top = lanes[lane] > top ? lanes[lane] : top;
+    store(lanes, power_of_two(same(before - top)));
+    for (int part = 0; part < EIGHT; part++) sum[part] = load(totals + part * LANES) * same(lanes[0]);
+    for (int64_t at = 0; at < count; at += 8)
+        for (int part = 0; part < EIGHT; part++) {
+            floats share = power_of_two(load(scores + at + part * LANES) - same(top));
+            store(scores + at + part * LANES, share);
+            sum[part] += share;
+        }
+    for (int part = 0; part < EIGHT; part++) store(totals + part * LANES, sum[part]);
+    *largest = top;
+    return lanes[0];
+}
+
+ALWAYS_INLINE void run_few(const attention_work *work, const tile *one, int64_t head, int64_t first, int64_t end,
+                           const int rows, const int quantised) {
+    int64_t size = work->size, slot = head * work->slots;
+    const int wide = quantised || rows > 3 ? 2 : 4, pass = rows > 3 || (quantised && rows > 2) ? 2 : rows;
+    float totals[FEW][8], kept[FEW];
+    memset(totals, 0, sizeof totals);
+    for (; first < end; first += KEYS) {
+        int64_t count = end - first < KEYS ? end - first : KEYS, at = 0;
+        for (int64_t key = 0; key < count; key += 4) {
+            int64_t keys[4];
+            for (int each = 0; each < 4; each++)
+                keys[each] = (slot + first + (key + each < count ? key + each : count - 1)) * size;
+            fetch(work, work->values, slot + first + key, 4);
+            dot_keys(one->queries, work->keys, keys, size, pass, quantised, one->scores + key);
+            if (rows > pass) /* what is left, so that nothing is kept on the stack */
+                dot_keys(one->queries + pass * size, work->keys, keys, size, rows - pass, quantised,
+                         one->scores + pass * KEYS + key);
+        }
+        for (int row = 0; row < rows; row++)
+            kept[row] = soften_row(one->scores + row * KEYS, count, one->largest + row, totals[row]);
+        if (first + 2 * KEYS <= end) fetch(work, work->keys, slot + first + KEYS, KEYS);
+        int64_t values = (slot + first) * size;
+        for (; at + 8 * wide <= size; at += 8 * wide)
+            mix_few(one->scores, work->values, values, count, size, at, kept, rows, wide, quantised, one->mixed);
+        for (; at < size; at += 8)
+            mix_few(one->scores, work->values, values, count, size, at, kept, rows, 1, quantised, one->mixed);
+    }
+    for (int row = 0; row < rows; row++)
+        for (int lane = 0; lane < 8; lane++) one->total[row] += totals[row][lane];
+}
+
+#define RUN_FEW(rows)                                                                                             \
+    static void run_##rows(const attention_work *work, const tile *one, int64_t head, int64_t first, int64_t end) { \
+        if (work->key_scales)                                                                                     \
+            run_few(work, one, head, first, end, rows, 1);                                                        \
+        else                                                                                                      \
+            run_few(work, one, head, first, end, rows, 0);                                                        \
+    }
+RUN_FEW(1) RUN_FEW(2) RUN_FEW(3) RUN_FEW(4)
+static void (*const RUN[FEW])(const attention_work *, const tile *, int64_t, int64_t, int64_t) = {
+    run_1, run_2, run_3, run_4,
+};
+
+/* A piece of few rows; results lie as those of a tile. */
+static void run_few_piece(void *given, size_t task) {
+    const attention_work *work = given;
+    int64_t shares = shares_of(work), head = (int64_t)task / shares, size = work->size;
+    tile one = tile_at(work, work->scratch + (int64_t)task * piece_floats(work), 0, tile_rows(work), 0);
+    pack_few(work, head, one.queries);
+    memset(one.mixed, 0, sizeof(float) * group_of(work) * size);
+    for (int row = 0; row < group_of(work); row++) one.largest[row] = NEVER, one.total[row] = 0;
+    int64_t begin = first_key(work, 0), end = work->past + 1, each = (end - begin + shares - 1) / shares;
+    int64_t first = begin + (int64_t)task % shares * each;
+    RUN[group_of(work) - 1](work, &one, head, first, first + each < end ? first + each : end);
 }
 
 static void run_piece(void *given, size_t task) {
@@ -335,6 +516,6 @@ static void join_piece(void *given, size_t task) {
 void attention(const attention_work *work, threads on) {
     size_t pieces = (size_t)(work->kv_heads * row_pieces(work));
     for (int64_t position = 0; position < work->count; position++) put_position(work, position, work->scratch);
-    spread(on, run_piece, pieces * (size_t)shares_of(work), (void *)work);
+    spread(on, is_few(work) ? run_few_piece : run_piece, pieces * (size_t)shares_of(work), (void *)work);
     spread((threads){NULL, NULL}, join_piece, pieces, (void *)work);
 }

@@ -21,7 +21,8 @@ from merino_runtime.errors import MerinoError
 ZERO_2W = Machine(512 * 1024, 300 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True, no_dotprod=True)
 NANO = Machine(2 * MB, 3300 * MB, (1, 2, 4), ("fp32", "int8"), False)
 UNKNOWN = Machine(0, 0, (1,), ("fp32",), True)
-SERVER = Machine(256 * MB, 100000 * MB, (1, 2, 4, 64), ("fp32", "int8", "int4"), True, caches=("int8", "int4"))
+SERVER = Machine(256 * MB, 100000 * MB, (1, 2, 4, 64), ("fp32", "int8", "int4"), True, caches=("int8", "int4"),
+                 library="kernels.so")
 MACHINES = [ZERO_2W, NANO, UNKNOWN, SERVER]
 
 
@@ -39,6 +40,8 @@ def test_a_plan_fits_the_machine(machine):
             assert any(task.runs == plan.PREFILL for task in rows) and any(task.runs == plan.DECODE for task in rows)
         attentions = [task for task in mine if task.kind == "attention"]
         assert {task.kv for task in attentions} == {"fp32", *machine.caches}
+        by_groups = {(task.kv, task.kv_heads) for task in attentions if task.by_groups}
+        assert by_groups == ({("fp32", 1), ("fp32", 4), ("int8", 1)} if machine.library else set())
         for kv in {"fp32", *machine.caches}:
             assert {0, 1} <= {task.kv_heads for task in attentions if task.kv == kv}
     for task in tasks:
@@ -97,21 +100,23 @@ def test_the_nearest_size_is_that_of_the_least_ratio():
 
 def test_a_graph_of_each_kind_and_format_opens_and_runs(tmp_path):
     """In the operators that this machine's ONNX Runtime has: `portable` on the oldest boards."""
-    machine = board_probe.this_machine(version_tuple(onnxruntime.__version__))
+    library = probe_timing.loadable_library(onnxruntime, str(tmp_path))
+    machine = board_probe.this_machine(version_tuple(onnxruntime.__version__), library)
     written, ran = 0, set()
     kinds = ("call", "norm", "activation", "attention", "linear", "head", "table")
     for kind in kinds:
         for form in machine.formats:
             found = graphs.kernels_of(machine.dialect, kind, form)
             if kind == "attention":  # without weights, and all of them differ
-                smallest = [one for one in found if one.kv in ("fp32",) + machine.caches]
+                smallest = [one for one in found if one.kv in ("fp32",) + machine.caches
+                            and (library or not one.own_kernels)]
             else:
                 smallest = sorted(found, key=lambda one: one.weight_bytes)[:1]
             for kernel in smallest:
                 written = graphs.write_weights(str(tmp_path), kernel.weight_bytes, written)
                 path = tmp_path / "model.onnx"
                 path.write_bytes(kernel.model)
-                session = probe_timing.open_graph(onnxruntime, str(path), 1)
+                session = probe_timing.open_graph(onnxruntime, str(path), 1, library if kernel.own_kernels else "")
                 for cached, tokens in ((0, 1), (2047, 1), (0, 3)) if kind != "head" else ((0, 1),):
                     arrays, shared = probe_timing.bound(session, kernel, cached, tokens)()
                     for values in list(arrays.values()) + list(shared.values()):
@@ -131,7 +136,7 @@ def test_a_short_probe_of_this_machine(tmp_path, monkeypatch):
     found = board_probe.run_probe(str(path), seconds=8, report=told.append)
     assert json.loads(path.read_text()) == found
     assert os.listdir(str(tmp_path)) == ["probe.json"]
-    assert found["schema"] == 7 and told
+    assert found["schema"] == 8 and told
     assert found["cores"] >= 1 and found["machine"]["versions"]["onnxruntime"]
     kinds = {row["kind"] for row in found["measurements"]}
     assert {"read", "call"} <= kinds
@@ -164,7 +169,7 @@ def test_what_takes_no_file_and_a_disk_without_space_are_refused_before_the_minu
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are Unix's")
 def test_a_probe_goes_into_a_pipe_and_its_graphs_elsewhere(tmp_path, monkeypatch):
     works, read = [], []
-    monkeypatch.setattr(board_probe, "probe_machine", lambda work, *_: works.append(work) or {"schema": 7})
+    monkeypatch.setattr(board_probe, "probe_machine", lambda work, *_: works.append(work) or {"schema": 8})
     pipe = str(tmp_path / "pipe")
     os.mkfifo(pipe)
 
@@ -176,7 +181,7 @@ def test_a_probe_goes_into_a_pipe_and_its_graphs_elsewhere(tmp_path, monkeypatch
     reader.start()
     board_probe.run_probe(pipe)
     reader.join()
-    assert json.loads(read[0]) == {"schema": 7} and os.listdir(str(tmp_path)) == ["pipe"]
+    assert json.loads(read[0]) == {"schema": 8} and os.listdir(str(tmp_path)) == ["pipe"]
     assert not os.path.exists(works[0])
 
 

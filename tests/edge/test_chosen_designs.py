@@ -45,6 +45,7 @@ def taken(arch, form, noise=0.0, factor=1.0):
         "prompt": PROMPT, "decode_threads": found.decode_threads, "prefill_threads": found.prefill_threads,
         "decode_ms": factor * math.exp(noise) * found.decode_ms, "prefill_ms": math.exp(noise) * found.prefill_ms,
         "predicted_decode_ms": found.decode_ms, "predicted_prefill_ms": found.prefill_ms, "flags": [],
+        "by_groups": True,
     })  # fmt: skip
 
 

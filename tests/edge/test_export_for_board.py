@@ -60,8 +60,9 @@ def test_what_a_bundle_costs_elsewhere_is_said(tmp_path):
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_what_it_costs_elsewhere_counts_the_cache(precision):
-    """Attention costs the same in both graphs, whatever the cache: the weights alone make the difference. Boards whose
-    runtime takes no such cache are not named, since an export for them is refused."""
+    """Attention costs the same in both graphs, whatever the cache: the weights alone make the difference. Not in int4,
+    whose other graph has attention by groups, unless the cache is in int4. Boards whose runtime takes no such cache are
+    not named, since an export for them is refused."""
     operators = model("smollm2-135m").geometry.operators
     floats = {each.board: each for each in slower_on(operators, precision, 2048, "dotprod", list_profiles())}
     for kv in ("int8", "int4"):
@@ -72,7 +73,11 @@ def test_what_it_costs_elsewhere_counts_the_cache(precision):
             there, own = (decode_ms(operators, precision, 2048, board, core, kv) for core in ("dotprod", "no-dotprod"))
             assert each.times == float(f"{there / own:.2g}")
             before, mine = (decode_ms(operators, precision, 2048, board, core) for core in ("dotprod", "no-dotprod"))
-            assert there - own == pytest.approx(before - mine) and own != mine
+            assert own != mine
+            if precision == "int8":
+                assert there - own == pytest.approx(before - mine)
+            else:
+                assert (there - own > before - mine) == (kv == "int8")
 
 
 def test_what_packs_and_fits_judges_the_bundles_own_cache(tmp_path):

@@ -264,8 +264,8 @@ def test_a_design_for_tensorrt_is_exported_in_its_dialect(tmp_path):
     path.write_text(made.to_json())
     read = load_design(path)
     assert read == made
-    assert chosen_format(ExportRequest(), read) == ("fp16", "portable", None, None)
-    assert chosen_format(ExportRequest(), None) == ("fp32", "fused", None, None)
+    assert chosen_format(ExportRequest(), read) == ("fp16", "portable", None, None, False)
+    assert chosen_format(ExportRequest(), None) == ("fp32", "fused", None, None, False)
     cpu = NANO.with_backend("onnxruntime")
     on_cpu = design(cpu, {"decode_ms": 20}, space=replace(SMALL, blocks=1), context=64, prompt=32)
     assert chosen_format(ExportRequest(), on_cpu).dialect == "fused"

@@ -14,12 +14,13 @@ from sample_geometries import small
 
 from merino_edge.bundles.kernels import MACHINES, library_file
 from merino_edge.export.export import export
-from merino_edge.export.onnx.own_kernels import OwnKernels, in_halves
+from merino_edge.export.onnx.own_kernels import in_halves
 from merino_edge.export.quantisation.groups import dequantize, quantize_groups
 from merino_edge.export.quantisation.tiles4 import minimums_of
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
+from merino_edge.profiles.reading import load_profile
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.bundle.fit import check_bundle_fits
@@ -64,6 +65,23 @@ def test_the_graph_is_what_torch_computes(arch, kv, attentions, decoder, tmp_pat
     assert made.unrounded < {None: 1e-4, "int8": 0.03, "int4": 0.3}[kv]  # a cached value may fall on either code
     assert made.error < (0.3 if kv == "int4" else 0.05)  # of the activations, rounded in groups of 32
     assert made.bundle.backends[0].min_version == ("1.27" if kv else "1.18")
+
+
+@pytest.mark.parametrize(("precision", "kv"), [("fp32", None), ("int8", "int8"), ("int4", None)])
+def test_graphs_for_a_named_board_with_dotprod_attend_by_groups(precision, kv, decoder, tmp_path):
+    """Others are for any machine: they have onnxruntime's operators alone, which other programs open too."""
+    decoder(SHARED).save_pretrained(tmp_path / "checkpoint")
+    source = load_source(str(tmp_path / "checkpoint"))._replace(weights="random")
+    request = ExportRequest(precision=precision, kv=kv, board=load_profile("raspberry-pi-5"))
+    made = export(source, tmp_path / "bundle", request)
+    own = "GroupAttention8" if kv else "GroupAttention"
+    assert kinds(tmp_path / "bundle").count(own) == 2 and kinds(tmp_path / "bundle").count("GroupQueryAttention") == 1
+    assert [library.machine for library in made.bundle.kernels] == list(MACHINES)
+    old = this_board()._replace(architecture="x86_64", isa=frozenset(["avx", "avx2"]))
+    with pytest.raises(MerinoError, match=r"kernels that use f16c, fma, which this CPU lacks\. .*without --for"):
+        check_bundle_fits(made.bundle, old)
+    anywhere = export(source, tmp_path / "anywhere", request._replace(board=None))
+    assert not anywhere.bundle.kernels and "GroupAttention" not in "".join(kinds(anywhere.folder))
 
 
 def test_the_library_travels_with_the_bundle(folder):
@@ -146,4 +164,3 @@ def test_scales_and_minimums_are_those_of_the_quantised_matrix():
         assert np.abs(dequantize(found) - matrix).max() < 0.02 and minimums_of(found) is None
     with pytest.raises(MerinoError, match="w has groups whose scale is above 65504"):
         in_halves("w", quantize_groups(matrix * np.float32(1e9), 4, 32))
-    assert OwnKernels.own_kernels

@@ -14,7 +14,7 @@ on_arm = pytest.mark.skipif(why_not(CROSS, EMULATOR) != "", reason=why_not(CROSS
 CASES = [(1, 400), pytest.param(10**6, 20_000, marks=pytest.mark.nightly)]
 # The most instructions for a multiply-add, the whole kernel counted: what is rounded, packed and joined as well.
 MOST = {
-    "decode": 0.36, "decode-minimums": 0.38, "prefill": 0.30, "attention-8": 0.45, "attention-9-3": 0.70,
+    "decode": 0.36, "decode-minimums": 0.38, "prefill": 0.30, "attention-8": 0.45, "attention-9-3": 0.62,
     "attention-8-int8": 0.65,
 }  # fmt: skip
 
@@ -56,5 +56,6 @@ def test_a_board_prints_one_line_of_json():
 def test_no_inner_loop_keeps_a_value_on_the_stack():
     loops = [loop for loop in inner_loops(library("aarch64")) if loop.multiplications > 8]
     kinds = {loop.multiplications for loop in loops}
-    assert {34, 36, 136, 144, 64, 32, 16} == kinds, "matrices with and without minimums, scores, sums of values"
+    assert {34, 36, 136, 144} < kinds, "matrices with and without minimums"
+    assert {64, 32, 16} | {24, 12} == kinds - {34, 36, 136, 144}, "scores and sums of values, in tiles; of few rows"
     assert [loop for loop in loops if loop.on_stack] == []

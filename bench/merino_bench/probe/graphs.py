@@ -4,22 +4,25 @@ The archive's `index.json` describes each graph. All of them read their weights 
 `write_weights` makes. `tasks` lists which graphs a machine times; how the archive is made is in
 `bench/probe_graphs`, which is not installed.
 """
+import hashlib
 import io
 import json
 import os
 import pkgutil
+import platform
 import tarfile
 from functools import lru_cache
 from typing import Any, Dict, List, NamedTuple, Tuple, Union
 
 import numpy as np
 
-from merino_runtime.bundle import BackendNeed, Bundle, KvLayer, Port, Threads
+from merino_runtime.bundle import BackendNeed, Bundle, BundleFile, KernelLibrary, KvLayer, Port, Threads
 
 ARCHIVE, INDEX = "graphs.tar.xz", "index.json"
 WEIGHTS_FILE = "model.onnx.data"  # the name that the graphs refer to
 PAGE = 4096
 LIMIT = 0.05  # of the random weights, both signs
+FINITE_HALVES = np.uint32(0xFFFFBFFF)  # without the highest bit of the exponent of what would be a second float16
 
 
 class Kernel(NamedTuple):
@@ -36,10 +39,12 @@ class Kernel(NamedTuple):
     uses: int
     kv_heads: int
     kv: str
+    by_groups: bool
     inputs: Tuple[Port, ...]
     outputs: Tuple[Port, ...]
     weight_bytes: int  # of the weights' file that it reads
     layer_bytes: int  # of the matrices of one layer of a decoder, else 0
+    own_kernels: bool  # it needs the library
     in_place: bool  # outputs `present.*` are written to the memory of `past_key_values.*`
 
     @property
@@ -60,6 +65,18 @@ def members() -> Dict[str, bytes]:
             assert file is not None
             content_of[member.name] = file.read()
     return content_of
+
+
+def library_in(work: str) -> str:
+    """The path of this project's kernels for this kind of CPU, written into the folder; empty where there are none."""
+    name = "kernels-{}.so".format(platform.machine())
+    if name not in members():
+        return ""
+    path = os.path.join(work, name)
+    if not os.path.exists(path):  # a loaded library must not be written
+        with open(path, "wb") as file:
+            file.write(members()[name])
+    return path
 
 
 @lru_cache(maxsize=1)
@@ -109,6 +126,10 @@ def chain_bundle(folder: str, kernel: Kernel) -> Bundle:
 
 def _bundle(folder: str, kernel: Kernel, dialect: str, context: int, kv_layers: Tuple[KvLayer, ...]) -> Bundle:
     known = dict.fromkeys(Bundle._fields)  # type: Dict[str, Any]
+    if kernel.own_kernels:
+        name = os.path.basename(library_in(folder))
+        known.update(kernels=(KernelLibrary(platform.machine(), name),), files=(
+            BundleFile(name, len(members()[name]), hashlib.sha256(members()[name]).hexdigest()),))
     known.update(
         folder=folder, name="probe", precision=kernel.format, dialect=dialect,
         vocab=kernel.outputs[-1].shape[-1], context=context, kv_layers=kv_layers,
@@ -121,13 +142,14 @@ def _bundle(folder: str, kernel: Kernel, dialect: str, context: int, kv_layers: 
 def write_weights(work: str, size: int, written: int) -> int:
     """Append to the weights' file until it has `size` bytes; returns the bytes it has, `written` being those before.
 
-    Small random float32, which taken as bytes are random codes. All matrices differ: ONNX Runtime would hold equal
-    ones once.
+    Small random float32, which taken as bytes are random codes, and taken as float16 scales below 2. All matrices
+    differ: ONNX Runtime would hold equal ones once.
     """
     random = np.random.RandomState(written // PAGE)
     with open(os.path.join(work, WEIGHTS_FILE), "ab") as file:
         while written < size:
             piece = random.uniform(-LIMIT, LIMIT, 2 ** 18).astype(np.float32)
+            piece.view(np.uint32)[:] &= FINITE_HALVES
             file.write(piece.tobytes())
             written += piece.nbytes
     return written

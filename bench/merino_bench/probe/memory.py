@@ -38,7 +38,7 @@ def resident_rows(work: str, machine: Machine, deadline: float) -> List[Dict[str
         path = os.path.join(work, "resident.onnx")
         with open(path, "wb") as file:
             file.write(kernel.model)
-        row = _apart(path)
+        row = _apart(path, machine.library if kernel.own_kernels else "")
         if row:
             weights = 0 if kind == "call" else kernel.weight_bytes
             rows.append(dict(row, kind=kind, format=kernel.format, weight_bytes=weights))
@@ -52,10 +52,10 @@ def largest(machine: Machine, graphs: List[Kernel]) -> Kernel:
     return ([kernel for kernel in graphs if kernel.weight_bytes <= most] or graphs[:1])[-1]
 
 
-def _apart(path: str) -> Dict[str, float]:
+def _apart(path: str, library: str) -> Dict[str, float]:
     """What the process prints; empty if it fails."""
     try:
-        return run_apart("merino_bench.probe.memory", path, TIMEOUT_S)
+        return run_apart("merino_bench.probe.memory", json.dumps([path, library]), TIMEOUT_S)
     except MerinoError:
         return {}
 
@@ -65,17 +65,17 @@ def resident_mb() -> float:
     return board.rss_mb() or 0.0
 
 
-def measure_graph(path: str) -> Dict[str, float]:
+def measure_graph(path: str, library: str = "") -> Dict[str, float]:
+    """library: see `open_graph`."""
     import numpy as np
     import onnxruntime
 
-    from merino_runtime.backends.onnx_session import session_options
+    from merino_bench.probe.timing import open_graph
 
     with contextlib.suppress(ImportError):
         import tokenizers  # noqa: F401 - text needs it, so its memory counts
     imports_mb = resident_mb()
-    session = onnxruntime.InferenceSession(path, session_options(onnxruntime, 1),
-                                           providers=["CPUExecutionProvider"])
+    session = open_graph(onnxruntime, path, 1, library)
     port = session.get_inputs()[0]
     if port.name == "input_ids":
         session.run(None, {port.name: np.ones((1, 1), np.int64)})
@@ -85,4 +85,4 @@ def measure_graph(path: str) -> Dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure_graph(sys.argv[1])))
+    print(json.dumps(measure_graph(*json.loads(sys.argv[1]))))

@@ -17,7 +17,7 @@ from merino_bench.probe import tasks as plan
 from merino_bench.probe.gpu import probe_gpu
 from merino_bench.probe.memory import resident_rows
 from merino_bench.probe.tasks import Machine, Task
-from merino_bench.probe.timing import LEAST_RUN_S, MOST_RUN_S, row_of, time_task
+from merino_bench.probe.timing import LEAST_RUN_S, MOST_RUN_S, loadable_library, row_of, time_task
 from merino_bench.sensors import environment
 from merino_bench.sensors.environment import cpu_moment, load_between
 from merino_runtime.backends.choice import ONNXRUNTIME, TENSORRT
@@ -27,7 +27,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
 from merino_runtime.io.outputs import check_output, check_room, scratch_folder, target_of, write_output
 
-SCHEMA = 7
+SCHEMA = 8
 MOST_SECONDS = 55.0  # of one minute; starting, writing and memory take the rest
 MOST_LATE_SECONDS = 240.0  # more where the minute does not suffice for what a calibration needs
 READ_SHARE, RESIDENT_SHARE = 0.04, 0.2
@@ -35,8 +35,9 @@ PASSES = 2
 SHARES = 2  # a graph may take twice its share of the time left, since small ones take less than their share
 # The keys that distinguish two rows
 MEASURED = (
-    "kind", "format", "rows", "columns", "heads", "kv_heads", "kv", "count", "uses", "threads", "past", "tokens")
-FIRST_FUSED, FIRST_BLOCKED, FIRST_NO_DOTPROD_BLOCKED, REFUSED = (1, 18), (1, 23), (1, 21), (1, 21, 0)
+    "kind", "format", "rows", "columns", "heads", "kv_heads", "kv", "by_groups", "count", "uses", "threads", "past",
+    "tokens")
+FIRST_FUSED, FIRST_BLOCKED, REFUSED = (1, 18), (1, 23), (1, 21, 0)
 
 
 class Result(NamedTuple):
@@ -68,7 +69,8 @@ def probe_machine(work: str, deadline: float, report: Callable[[str], None]) -> 
     """-> the content of probe.json. work: a folder for the graphs and their weights."""
     began, before = cpu_moment(), environment.state()
     onnxruntime = import_backend()
-    machine = this_machine(version_tuple(onnxruntime.__version__))
+    version = version_tuple(onnxruntime.__version__)
+    machine = this_machine(version, loadable_library(onnxruntime, work) if version >= FIRST_FUSED else "")
     started = time.perf_counter()
     left_s = deadline - started
     report("read bandwidth")
@@ -107,17 +109,18 @@ def import_backend() -> Any:
     return onnxruntime
 
 
-def this_machine(version: Tuple[int, ...]) -> Machine:
-    """The facts that the tasks depend on. Formats whose operators this version of ONNX Runtime lacks are left out."""
+def this_machine(version: Tuple[int, ...], library: str = "") -> Machine:
+    """The facts that the tasks depend on. Formats whose operators this version of ONNX Runtime lacks are left out.
+    library: see `Machine`; int4 for no-dotprod cores is computed by it."""
     fused = version >= FIRST_FUSED
     no_dotprod = board.kind_of_core(board.this_board()) == "no-dotprod"
-    blocked = version >= (FIRST_NO_DOTPROD_BLOCKED if no_dotprod else FIRST_BLOCKED)
+    blocked = bool(library) if no_dotprod else version >= FIRST_BLOCKED
     formats = ("fp32", "int8", "int4") if blocked else ("fp32", "int8") if no_dotprod or not fused else ("fp32",)
     cores = board.physical_core_count()
     counts = sorted({count for count in (1, 2, 4) if count < cores} | {cores})
     caches = QUANTISED_CACHES if version >= version_tuple(FIRST_QUANTISED_CACHE) else ()
     return Machine(board.last_level_cache_bytes(), bandwidth.available_bytes(), tuple(counts), formats, fused,
-                   no_dotprod, caches)
+                   no_dotprod, caches, library)
 
 
 def read_rows(machine: Machine, seconds: float) -> List[Dict[str, Any]]:
@@ -172,6 +175,7 @@ def timed_rows(onnxruntime: Any, machine: Machine, work: str, deadline: float,
 
 def task_name(task: Task) -> str:
     shared = f" {task.kv_heads} kv heads" if task.kv_heads else ""
+    shared += " by groups" if task.by_groups else ""
     cache = f" {task.kv} cache" if task.kv != "fp32" else ""
     size = f"{task.rows}x{task.columns} x{task.count}{shared}{cache}"
     return f"{task.kind} {task.format} {size} on {task.threads} threads"

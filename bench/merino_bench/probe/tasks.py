@@ -54,6 +54,13 @@ NARROW_ATTENTION = ((0, 1), (1024, 1), (0, 64), (0, 256))
 # Attention layers of designs: enough to exceed the cache near a core
 CHOSEN_WIDTH, CHOSEN_HEADS, CHOSEN_KV_HEADS, CHOSEN_ATTENTIONS = 1024, 16, (1, 4), 8
 CHOSEN_ATTENTION = ((480, 1), (992, 1), (0, 64), (0, 256))
+# Of this project's kernels: (columns, heads, count, uses, KV heads, cache format, by groups)
+GROUPS = (
+    (CHOSEN_WIDTH, CHOSEN_HEADS, CHOSEN_ATTENTIONS, 1, 1, "fp32", True),
+    (CHOSEN_WIDTH, CHOSEN_HEADS, CHOSEN_ATTENTIONS, 1, 4, "fp32", True),
+    (ATTENTION_WIDTHS[0], ATTENTION_HEADS, ATTENTIONS, 1, 1, "fp32", True),
+    (ATTENTION_WIDTHS[0], ATTENTION_HEADS, ATTENTIONS, 1, 1, "int8", True),
+)
 GROUPED_ATTENTION = ((256, 1), (1024, 1), (2047, 1), (0, 64), (0, 256))
 
 
@@ -71,6 +78,7 @@ class Task(NamedTuple):
     uses: int = 1
     kv_heads: int = 0  # 0: as many as `heads`
     kv: str = "fp32"
+    by_groups: bool = False  # by this project's kernels
 
 
 class Machine(NamedTuple):
@@ -81,6 +89,7 @@ class Machine(NamedTuple):
     fused: bool  # whether ONNX Runtime has the operators of that dialect
     no_dotprod: bool = False  # an Arm core without dotprod, for which `fused` has other integer matmuls
     caches: Tuple[str, ...] = ()  # quantised formats of keys and values that ONNX Runtime takes
+    library: str = ""  # path of this project's kernels, empty: they cannot be loaded
 
     @property
     def dialect(self) -> str:
@@ -116,6 +125,9 @@ def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
     for kv_heads in CHOSEN_KV_HEADS if machine.fused else ():
         yield Task("attention", "fp32", 0, CHOSEN_WIDTH, CHOSEN_HEADS, CHOSEN_ATTENTIONS, threads, CHOSEN_ATTENTION,
                    kv_heads=kv_heads)
+    for width, heads, count, uses, kv_heads, kv, by_groups in GROUPS if machine.fused and machine.library else ():
+        yield Task("attention", "fp32", 0, width, heads, count, threads,
+                   CHOSEN_ATTENTION if width == CHOSEN_WIDTH else GROUPED_ATTENTION, uses, kv_heads, kv, by_groups)
     for width, ffn, layers, heads in DECODERS:
         for form in decoder_formats:
             yield Task("decoder", form, ffn, width, heads, layers, threads, DECODER)
@@ -246,4 +258,5 @@ def sweep_side(machine: Machine) -> int:
 def kernel_of(task: Task, dialect: str) -> Kernel:
     """The shipped graph of a task of any kind but `choose`, which has none."""
     return graphs.kernel_of(dialect, task.kind, task.format, rows=task.rows, columns=task.columns, heads=task.heads,
-                            count=task.count, uses=task.uses, kv_heads=task.kv_heads, kv=task.kv)
+                            count=task.count, uses=task.uses, kv_heads=task.kv_heads, kv=task.kv,
+                            by_groups=task.by_groups)

@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from merino_bench.probe import graphs
 from merino_bench.probe import tasks as plan
 from merino_bench.probe.graphs import Kernel, decoder_bundle, operators_bundle
 from merino_bench.probe.tasks import Task
@@ -34,7 +35,7 @@ def time_task(onnxruntime: Any, task: Task, kernel: Optional[Kernel], work: str,
     if task.kind == "decoder":
         return time_decoder(task, kernel, work, seconds, cache_bytes, deadline)
     with faster_attention(operators_bundle(work, kernel)):
-        session = open_graph(onnxruntime, path, task.threads)
+        session = open_graph(onnxruntime, path, task.threads, graphs.library_in(work) if kernel.own_kernels else "")
     rows: List[Dict[str, Any]] = []
     for cached_tokens, tokens in task.runs:
         if rows and time.perf_counter() > deadline:
@@ -45,10 +46,25 @@ def time_task(onnxruntime: Any, task: Task, kernel: Optional[Kernel], work: str,
     return rows
 
 
-def open_graph(onnxruntime: Any, path: str, threads: int) -> Any:
-    """A session as the runtime opens it."""
-    return onnxruntime.InferenceSession(path, session_options(onnxruntime, threads),
-                                        providers=["CPUExecutionProvider"])
+def open_graph(onnxruntime: Any, path: str, threads: int, library: str = "") -> Any:
+    """A session as the runtime opens it. library: of operators that the graph needs."""
+    options = session_options(onnxruntime, threads)
+    if library:
+        options.register_custom_ops_library(library)
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def loadable_library(onnxruntime: Any, work: str) -> str:
+    """The path of this project's kernels in the folder; empty where they cannot be loaded, as on a file system that is
+    mounted noexec."""
+    path = graphs.library_in(work)
+    if not path:
+        return ""
+    try:
+        onnxruntime.SessionOptions().register_custom_ops_library(path)
+    except Exception:  # onnxruntime's exceptions have no base of their own
+        return ""
+    return path
 
 
 def time_decoder(task: Task, kernel: Kernel, work: str, seconds: float, cache_bytes: int,
@@ -140,7 +156,7 @@ def row_of(task: Task, tokens: Tuple[int, int], weight_bytes: int, cached: bool,
     return {
         "kind": task.kind, "format": task.format, "rows": task.rows, "columns": task.columns,
         "heads": task.heads, "kv_heads": task.kv_heads or task.heads, "kv": task.kv, "count": task.count,
-        "uses": task.uses, "threads": task.threads, "past": tokens[0], "tokens": tokens[1],
+        "uses": task.uses, "by_groups": task.by_groups, "threads": task.threads, "past": tokens[0], "tokens": tokens[1],
         "weight_bytes": weight_bytes, "cached": cached,
         "ms": round(lower_decile_ms(samples_ms), 5), "median_ms": round(statistics.median(samples_ms), 5),
         "least_ms": round(min(samples_ms), 5), "repeats": len(samples_ms),

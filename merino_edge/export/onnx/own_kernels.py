@@ -1,30 +1,63 @@
-"""Dialect `fused` in int4 for Arm cores without dotprod, by this project's own operators (runtime/kernels).
+"""Dialect `fused` by this project's own operators (runtime/kernels).
 
-MatMulNBits spends 2.8 instructions on a weight there, MatMul4 0.34. Attention of several query heads that share a KV
-head is computed for all of them at once. Figures and choices: docs/decisions/kernels.md.
+Attention of several query heads that share a KV head is computed for all of them at once. In int4 for Arm cores without
+dotprod, MatMulNBits spends 2.8 instructions on a weight, MatMul4 0.34. Figures and choices: docs/decisions/kernels.md.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from merino_edge.export.onnx.fused import check_heads
+from merino_edge.export.onnx.fused import Fused, check_heads
 from merino_edge.export.onnx.graph import ports
 from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
 from merino_edge.export.quantisation.gptq import gptq
 from merino_edge.export.quantisation.groups import Quantized, group_sizes, quantize_groups
 from merino_edge.export.quantisation.tiles4 import GROUP_SIZE, halves, minimums_of, tiles4
 from merino_edge.families.graph_ops import Attention, KvLayer, Weights
+from merino_edge.families.operators import by_groups
 from merino_edge.families.weights import BlockSource
 
 DOMAIN = "merino"
-LEAST_GROUP = 3  # query heads that share a KV head, from which on attention by groups takes fewer instructions
 
 
-class OwnKernels(FusedNoDotprod):
-    opsets = {**FusedNoDotprod.opsets, DOMAIN: 1}
-    own_kernels = True
+class GroupAttention(Fused):
+    def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
+        """By groups where enough heads share a KV head. Over a cache in int4 by onnxruntime's operator."""
+        bits = self.cache_scales.bits if self.cache_scales else 32
+        if not by_groups(attention.heads, layer.heads, bits):
+            return super().attention(qkv, layer, attention)
+        check_heads(layer, attention)
+        if attention.query_norm and attention.key_norm:
+            query, key, value = self._parts(qkv, layer, attention)
+            normed = [
+                self._normed_heads(query, attention.heads, layer, attention.query_norm),
+                self._normed_heads(key, layer.heads, layer, attention.key_norm),
+            ]
+            qkv = self.node("Concat", [*normed, value], axis=-1)
+        none = self.constant("no_angles", np.zeros(1, np.float32))
+        angles = self.rotary_constants(attention.rotary, layer.head_size) if attention.rotary else (none, none)
+        windowed = attention.window and attention.window < self.context
+        mixed = f"attention.{layer.index}"
+        self.uses_own_kernels()
+        self.node_into(
+            "GroupAttention8" if bits == 8 else "GroupAttention",
+            [qkv, *ports("past_key_values", layer), self.last_index, *angles, *filter(None, self._scales(layer))],
+            [mixed, *ports("present", layer)],
+            domain=DOMAIN,
+            heads=attention.heads,
+            kv_heads=layer.heads,
+            window=attention.window if windowed else 0,
+            rotary=int(attention.rotary is not None),
+            scale=float(attention.scale),
+        )
+        return mixed
 
+    def uses_own_kernels(self) -> None:
+        self.own_kernels, self.opsets = True, {**self.opsets, DOMAIN: 1}
+
+
+class OwnKernels(GroupAttention, FusedNoDotprod):
     def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
         super().__init__(weights, context, precision, blocks)
         self._tiles: dict[str, np.ndarray] = {}
@@ -51,46 +84,23 @@ class OwnKernels(FusedNoDotprod):
             return super().quantize_gptq(name, matrix, bits, hessian)
         return in_halves(name, gptq(matrix, hessian, bits, group_sizes(name, matrix.shape[1])[-1]))
 
+    def minimums(self, found: Quantized) -> np.ndarray | None:
+        return minimums_of(found)
+
+    def tiles(self, name: str, found: Quantized, minimums: np.ndarray | None) -> np.ndarray:
+        return tiles4(name, found, minimums)
+
     def _grouped_matmul(self, x: str, name: str, found: Quantized) -> str:
-        minimums = minimums_of(found)
+        minimums = self.minimums(found)
         if name not in self._tiles:
-            self._tiles[name] = tiles4(name, found, minimums)
+            self._tiles[name] = self.tiles(name, found, minimums)
         weights = self.stored(f"{name}.tiles", self._tiles[name])
         columns = found.codes.shape[1] * found.group_size
+        self.uses_own_kernels()
         return self.node(
             "MatMul4", [x, weights], domain=DOMAIN, rows=len(found.codes), columns=columns,
             minimums=int(minimums is not None),
         )  # fmt: skip
-
-    def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
-        """By groups where enough heads share a KV head. Over a cache in int4 by onnxruntime's operator."""
-        bits = self.cache_scales.bits if self.cache_scales else 32
-        if attention.heads < LEAST_GROUP * layer.heads or bits == 4:
-            return super().attention(qkv, layer, attention)
-        check_heads(layer, attention)
-        if attention.query_norm and attention.key_norm:
-            query, key, value = self._parts(qkv, layer, attention)
-            normed = [
-                self._normed_heads(query, attention.heads, layer, attention.query_norm),
-                self._normed_heads(key, layer.heads, layer, attention.key_norm),
-            ]
-            qkv = self.node("Concat", [*normed, value], axis=-1)
-        none = self.constant("no_angles", np.zeros(1, np.float32))
-        angles = self.rotary_constants(attention.rotary, layer.head_size) if attention.rotary else (none, none)
-        windowed = attention.window and attention.window < self.context
-        mixed = f"attention.{layer.index}"
-        self.node_into(
-            "GroupAttention8" if bits == 8 else "GroupAttention",
-            [qkv, *ports("past_key_values", layer), self.last_index, *angles, *filter(None, self._scales(layer))],
-            [mixed, *ports("present", layer)],
-            domain=DOMAIN,
-            heads=attention.heads,
-            kv_heads=layer.heads,
-            window=attention.window if windowed else 0,
-            rotary=int(attention.rotary is not None),
-            scale=float(attention.scale),
-        )
-        return mixed
 
 
 def in_halves(name: str, found: Quantized) -> Quantized:

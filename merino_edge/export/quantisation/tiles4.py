@@ -6,7 +6,7 @@ import numpy as np
 from merino_edge.export.quantisation.groups import Quantized, dequantize
 from merino_runtime.errors import MerinoError
 
-TILE_ROWS, GROUP_SIZE = 8, 32
+TILE_ROWS, GROUP_SIZE, GROUP_BYTES = 8, 32, 144
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 

@@ -10,7 +10,7 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.backends.attention import faster_attention
 from merino_runtime.backends.threads import ThreadCounts, thread_counts
-from merino_runtime.bundle import Bundle, Port, kernel_library, need_of, older_graph, sha256_of
+from merino_runtime.bundle import Bundle, Port, kernel_library, need_of, older_graph, sha256_of, without_kernels
 from merino_runtime.bundle.fit import out_of_memory
 from merino_runtime.bundle.requirements import install_commands, require, version_tuple
 from merino_runtime.errors import MerinoError
@@ -103,8 +103,8 @@ def _register_kernels(options: Any, bundle: Bundle) -> None:
     name = kernel_library(bundle, platform.machine())
     file = next((each for each in bundle.files if each.path == name), None)
     if file is None:
-        raise MerinoError(f"bundle {bundle.name!r} has no kernels for {platform.machine()}. Export it again with "
-                          "--precision int8.")
+        raise MerinoError(f"bundle {bundle.name!r} has no kernels for {platform.machine()}. Export it again "
+                          f"{without_kernels(bundle)}.")
     path = os.path.join(bundle.folder, file.path)
     if sha256_of(path) != file.sha256:
         raise MerinoError(f"{path} is not the library that bundle.json lists: it is not loaded. Copy the bundle "
@@ -112,8 +112,8 @@ def _register_kernels(options: Any, bundle: Bundle) -> None:
     try:
         options.register_custom_ops_library(path)
     except Exception as error:  # onnxruntime's exceptions have no base of their own
-        raise MerinoError(f"{path} cannot be loaded: {first_line(error)}. Export the bundle with --precision int8, "
-                          "which needs no library.") from error
+        raise MerinoError(f"{path} cannot be loaded: {first_line(error)}. Export the bundle "
+                          f"{without_kernels(bundle)}, which needs no library.") from error
 
 
 def _check_ports(ports: Sequence[Port], nodes: List[Any], what: str) -> None:

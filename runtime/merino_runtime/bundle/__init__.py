@@ -192,6 +192,11 @@ def kernel_library(bundle: Bundle, machine: str) -> Optional[str]:
     return next((library.path for library in bundle.kernels if library.machine == machine), None)
 
 
+def without_kernels(bundle: Bundle) -> str:
+    """The option of `export`, or the one to leave out, that makes a graph of the same model without own kernels."""
+    return "with --precision int8" if bundle.core == "no-dotprod" else "without --for"
+
+
 def cache_formats(bundle: Bundle) -> str:
     """Of keys and values, for people: "int8", or several with commas between."""
     return ", ".join(sorted({layer.format for layer in bundle.kv_layers}))

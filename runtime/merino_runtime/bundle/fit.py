@@ -5,11 +5,12 @@ Standard library only: it runs before numpy or a backend is imported.
 import os
 from typing import List, Optional
 
-from merino_runtime.bundle import Bundle, kernel_library
+from merino_runtime.bundle import Bundle, kernel_library, without_kernels
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import (
     ARM_FEATURES,
     CUDA_MB,
+    KERNELS_NEED,
     MB,
     PROCESS_MB,
     VNNI,
@@ -99,10 +100,14 @@ def _check_kernels(bundle: Bundle, board: Board) -> None:
     """Raises MerinoError where the bundle's own library cannot be loaded here."""
     if not bundle.kernels:
         return
-    again = f"Export {bundle.name!r} again with --precision int8, or pack that beside it"
+    again = f"Export {bundle.name!r} again {without_kernels(bundle)}, or pack that beside it"
+    missing = KERNELS_NEED - board.isa if board.architecture in X86_MACHINES else ()
     if kernel_library(bundle, board.architecture) is None:
         held = ", ".join(library.machine for library in bundle.kernels)
         raise MerinoError(f"its graph needs kernels that are built for {held}, this is {board.architecture}. {again}.")
+    if missing:
+        raise MerinoError(f"its graph needs kernels that use {', '.join(sorted(missing))}, which this CPU lacks. "
+                          f"{again}.")
     if os.path.isdir(bundle.folder) and os.statvfs(bundle.folder).f_flag & os.ST_NOEXEC:
         raise MerinoError(f"{bundle.folder} is on a file system that was mounted noexec, and the graph needs kernels "
                           f"from a library in it. Copy the folder to another file system. Or: {again}.")

@@ -22,6 +22,7 @@ X86_FEATURES = {name: name for name in (
     "sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16",
     "amx_int8")}
 VNNI = frozenset(("avx512_vnni", "avx_vnni"))  # multiplications of 8 bits that add up in 32
+KERNELS_NEED = frozenset(("avx2", "fma", "f16c"))  # runtime/kernels on x86
 # Bits of the same Arm features in the auxiliary vector, entries AT_HWCAP and AT_HWCAP2 of getauxval(3).
 AT_HWCAP, AT_HWCAP2 = 16, 26
 ARM_HWCAP_BITS = {"fphp": 9, "asimdhp": 10, "asimddp": 20, "sve": 22}
