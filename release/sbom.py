@@ -44,11 +44,11 @@ def bill(wheels: list[Path], licences: str, epoch: int) -> str:
 
 
 def own_component(wheel: Path, rows: list[tuple[str, str, str]]) -> dict[str, Any]:
-    found = metadata(wheel)
-    name, version = found["Name"], found["Version"]
+    fields = metadata(wheel)
+    name, version = fields["Name"], fields["Version"]
     return {
         "type": "library", "bom-ref": f"pkg:pypi/{canonical(name)}@{version}", "name": name, "version": version,
-        "description": found["Summary"], "licenses": [{"license": {"id": "Apache-2.0"}}],
+        "description": fields["Summary"], "licenses": [{"license": {"id": "Apache-2.0"}}],
         "purl": f"pkg:pypi/{canonical(name)}@{version}", "hashes": hashes(wheel.read_bytes()),
         "components": [shipped_component(name, content, rows) for name, content in beside_the_source(wheel)],
     }  # fmt: skip
@@ -78,9 +78,9 @@ def matches(name: str, pattern: str) -> bool:
 def required_component(requirement: str) -> dict[str, Any]:
     """Of a line of Requires-Dist, such as `scipy>=1.11` or `peft>=0.18; extra == "train"`."""
     range_, _, marker = requirement.partition(";")
-    found = NAME.match(range_)
-    assert found, requirement
-    name = canonical(found[0])
+    match = NAME.match(range_)
+    assert match, requirement
+    name = canonical(match[0])
     return {
         "type": "library", "bom-ref": f"pkg:pypi/{name}", "name": name, "purl": f"pkg:pypi/{name}",
         "scope": "optional" if "extra ==" in marker else "required",

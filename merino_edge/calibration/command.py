@@ -85,12 +85,12 @@ def of_backend(collected: Sequence[Path], profile: DeviceProfile, say: Say) -> l
     """The collected probes of the profile's backend, of several dialects those of the newest probe's. Raises
     MerinoError where there is none: their board may have been measured with another backend."""
     read = sorted(map(read_probe, collected), key=lambda one: one.date)
-    found = [one for one in read if one.backend == profile.backend]
-    if not found:
+    own = [one for one in read if one.backend == profile.backend]
+    if not own:
         others = ", ".join(sorted({one.backend for one in read}))
         raise MerinoError(f"no probe of {profile.id} with {profile.backend} was collected, only with {others}: give"
                           " --backend, or --probe FILE of your own")  # fmt: skip
-    alike = [one for one in found if one.dialect == found[-1].dialect]
+    alike = [one for one in own if one.dialect == own[-1].dialect]
     say(f"collected probes of {profile.id}, of {alike[-1].dialect} graphs: {len(alike)}")
     return alike
 

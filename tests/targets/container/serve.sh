@@ -21,7 +21,7 @@ run add --quiet "$made" "$base" / > /dev/null
 run commit --quiet --rm "$made" localhost/base > /dev/null
 # shellcheck disable=SC2086
 run build --quiet --isolation chroot --network host --pull=never --format docker $architecture --file "$folder/Containerfile" \
-    --build-arg BASE=localhost/base --build-arg PIP_OPTIONS=--no-index --tag localhost/merino-server "$folder" > /dev/null
+    --build-arg BASE=localhost/base --build-arg PIP_OPTIONS="--no-index --no-compile" --tag localhost/merino-server "$folder" > /dev/null
 run inspect --type image localhost/merino-server > "$work/image.json"
 
 # What an engine does with it: ENTRYPOINT and CMD as USER, then HEALTHCHECK in the same container.
