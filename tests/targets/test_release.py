@@ -186,5 +186,5 @@ def test_the_extras_resolve(version, releases, tmp_path):
     report = tmp_path / "report.json"
     call = ["install", "--dry-run", "--quiet", "--prefer-binary", "--find-links", releases[0], "--report", report]
     run(*pip, *call, f"merino_edge[{','.join(extras)}]", "merino-runtime[onnxruntime,serve,templates]")
-    chosen = {each["metadata"]["name"].lower() for each in json.loads(report.read_text())["install"]}
+    chosen = {sbom.canonical(each["metadata"]["name"]) for each in json.loads(report.read_text())["install"]}
     assert {"merino-runtime", "torch", "lm-eval", "uvicorn", "asyncssh", "ctranslate2", "jetson-stats"} <= chosen
