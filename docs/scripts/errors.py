@@ -71,7 +71,7 @@ def text() -> str:
     lines = [
         "# Errors",
         "",
-        "Made from the code: how each message of a `MerinoError` begins, and what it tells to do. … stands for what is",
+        "Made from the code: how each message of a `MerinoError` begins, and its remedy. … stands for what is",
         "filled in, such as a path or a number. Messages that the code puts together in other ways are left out.",
         "A command then ends with exit code 1. The site's search finds words of a message.",
     ]
@@ -81,6 +81,6 @@ def text() -> str:
             rooms.setdefault(room_of(path, folder), set()).update(map(parts, raised(path)))
         for room, found in rooms.items():
             if found:
-                lines += ["", f"## {title}: {room}", "", "| message | what to do |", "| --- | --- |"]
+                lines += ["", f"## {title}: {room}", "", "| message | remedy |", "| --- | --- |"]
                 lines += [f"| {cell(shortened(what))} | {cell(remedy)} |" for what, remedy in sorted(found)]
     return "\n".join(lines) + "\n"

@@ -88,6 +88,15 @@ def test_the_steps_train_a_model_and_measure_that_one(pasted):
     assert "held-out loss" in printed and "trained weights" in printed
 
 
+def test_the_package_for_a_board_is_made_and_verified(pasted, shell):
+    """Left out: what needs an index (--wheels) or the board."""
+    (block,) = [block for block in blocks("docs/start.md") if "merino-edge pack " in block]
+    here = "\n".join(line for line in block.splitlines() if "--ssh" not in line and "my-zero.toml" not in line)
+    folder, _ = pasted
+    verify = "merino-edge verify zero.merino --trust fleet.pub"
+    assert "fleet" in shell(f"{shortened(here, {' --wheels': ''})}\n{verify}", folder)
+
+
 def test_what_the_pages_run_on_a_board_runs_on_that_bundle(pasted, shell):
     """Left out: installing, which needs an index (tests/targets/test_install_commands.py), the probe's minute, and what
     needs a GPU."""
