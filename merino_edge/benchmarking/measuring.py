@@ -1,4 +1,4 @@
-"""What designs take, with random weights: on this machine or over ssh on a board, by `bench` itself.
+"""Latency and memory of designs with random weights: on this machine or over ssh on a board, by `bench` itself.
 
 `design --measure` (`redesign`) and `calibrate` (`chosen`) both measure so.
 """
@@ -18,7 +18,7 @@ from merino_bench.probe.timing import lower_decile_ms
 from merino_edge.benchmarking.run import records_of
 from merino_edge.delivery.ssh.address import Address
 from merino_edge.delivery.ssh.connect import connected
-from merino_edge.delivery.ssh.programs import Told, bundle_there, program, remove_bundle
+from merino_edge.delivery.ssh.programs import Copied, bundle_there, program, remove_bundle
 from merino_runtime.errors import MerinoError
 
 STEPS, DECODE_REPETITIONS, PREFILL_REPETITIONS = 32, 4, 2  # few steps, so that the cache is as good as full
@@ -60,17 +60,17 @@ def bench_here(progress: Callable[[], AbstractContextManager[Progress | None]]) 
     """Measures on this machine."""
 
     def bench(folders: Sequence[Path], requests: Sequence[BenchRequest]) -> list[Sequence[Record]]:
-        found: list[Sequence[Record]] = []
+        records: list[Sequence[Record]] = []
         for request in requests:
             with progress() as tell:
-                found.append(run_bench([str(folder) for folder in folders], request, progress=tell))
-        return found
+                records.append(run_bench([str(folder) for folder in folders], request, progress=tell))
+        return records
 
     return bench
 
 
-def bench_on(address: Address, accept_new: bool, say: Say, told: Told) -> Bench:
-    """Measures on a board, where what is sent is removed again."""
+def bench_on(address: Address, accept_new: bool, say: Say, copied: Copied) -> Bench:
+    """Measures on a board; the bundles that are copied there are removed again."""
 
     async def work(bundles: Sequence[str], requests: Sequence[BenchRequest]) -> list[Sequence[Record]]:
         async with connected(address, accept_new, say) as board:
@@ -78,10 +78,9 @@ def bench_on(address: Address, accept_new: bool, say: Say, told: Told) -> Bench:
             places: dict[str, str] = {}
             try:
                 for bundle in bundles:
-                    places[bundle] = await bundle_there(there, bundle, told)
-                return [
-                    await records_of(there, list(places.values()), words_of(request), say, told) for request in requests
-                ]  # fmt: skip
+                    places[bundle] = await bundle_there(there, bundle, copied)
+                paths = list(places.values())
+                return [await records_of(there, paths, words_of(request), say, copied) for request in requests]
             finally:
                 for bundle, place in places.items():
                     with suppress(MerinoError):  # of a connection that is lost

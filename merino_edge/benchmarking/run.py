@@ -13,7 +13,7 @@ from merino_bench.harness.turns import check_baselines
 from merino_edge.benchmarking.engine_rows import check_peers, peers_beside
 from merino_edge.delivery.ssh.address import Address
 from merino_edge.delivery.ssh.connect import Board, connected
-from merino_edge.delivery.ssh.programs import INSTALLED, Program, Told, bundle_there, program
+from merino_edge.delivery.ssh.programs import INSTALLED, Copied, Program, bundle_there, program
 from merino_edge.export.request import PRECISIONS
 from merino_edge.families.names import bundle_path, resolve
 from merino_edge.families.zoo import Model, exportable_models
@@ -32,9 +32,9 @@ def run_benchmark(
     """Measure, and write the records to stdout in the form `output` and to the file `save`.
 
     Returns the exit code, 1 where a row failed. `timeout_s`: for all repetitions of a row. `say` gets a line for each
-    model that must be made first: a baseline, or another engine's. `peers_file`: a GGUF with the bundles' weights
-    for llama.cpp. Raises MerinoError for a request that is not
-    possible, and KeyboardInterrupt after the complete rows were written.
+    model that must be made first: a baseline, or another engine's. `peers_file`: a GGUF with the bundles' weights for
+    llama.cpp. Raises MerinoError for a request that is not possible, and KeyboardInterrupt after the complete rows were
+    written.
     """
     check_counts(request)
     check_timeout(timeout_s)
@@ -58,15 +58,15 @@ def check_baseline(baseline: str | None, precision: str | None) -> None:
         raise MerinoError("--baseline-precision is of a baseline by name: give --baseline opt-350m, or leave it out")
     if baseline is None:
         return
-    found = resolve(baseline)
-    if not isinstance(found, Model):
+    resolved = resolve(baseline)
+    if not isinstance(resolved, Model):
         if precision is not None:
             raise MerinoError(
                 f"--baseline-precision goes with {', '.join(exportable_models())}: {baseline!r} is taken for a bundle,"
                 " which has its own. Leave the option out, or name one of these"
             )
         try:
-            check_baselines([found])
+            check_baselines([resolved])
         except MerinoError as error:
             raise MerinoError(f"{error} Or name one: {', '.join(exportable_models())}") from error
 
@@ -77,8 +77,8 @@ MOST_S = 24 * 3600.0  # of all rows; each has its own limit on the board
 
 def bundles_of(names: Sequence[str], baseline: str | None, precision: str | None, say: Callable[[str], None]
                ) -> tuple[list[str], list[str]]:  # fmt: skip
-    """Folders of the bundles and of the baselines, which are made here where they are named; `installed` is the
-    board's. Raises MerinoError as `bench` does."""
+    """Folders of the bundles and of the baselines; a baseline by name is made here, `installed` is on the board. Raises
+    MerinoError as `bench` does."""
     folders = [name if name == INSTALLED else bundle_path(name) for name in names]
     check_baseline(None if baseline == INSTALLED else baseline, precision)
     if baseline is None or baseline == INSTALLED:
@@ -96,18 +96,18 @@ def bundles_of(names: Sequence[str], baseline: str | None, precision: str | None
 
 async def bench_over_ssh(
     address: Address, accept_new: bool, root: str | None, folders: Sequence[str], bases: Sequence[str],
-    options: Sequence[str], output: str, save_path: Path | None, say: Callable[[str], None], told: Told,
+    options: Sequence[str], output: str, save_path: Path | None, say: Callable[[str], None], copied: Copied,
 ) -> int:  # fmt: skip
     """Measures on the board, and writes the records here to stdout in the form `output` and to the file `save_path`.
 
-    root: the folder of releases there, None: that of its user. options: of `merino bench`, as words. Returns the exit
-    code, 1 where a row failed. Raises MerinoError.
+    root: the folder of releases there; None: its user's. options: of `merino bench`, as words. Returns the exit code, 1
+    where a row failed. Raises MerinoError.
     """
     render([], output)
     if save_path is not None:
         check_can_save(str(save_path))
     async with connected(address, accept_new, say) as board:
-        records = await _measured(board, root, folders, bases, options, say, told)
+        records = await _measured(board, root, folders, bases, options, say, copied)
     if save_path is not None:
         (append if appends(str(save_path)) else save)(records, str(save_path))
     write_out(render(records, output, terminal_width()))
@@ -119,25 +119,25 @@ async def bench_over_ssh(
 
 async def _measured(
     board: Board, root: str | None, folders: Sequence[str], bases: Sequence[str], options: Sequence[str],
-    say: Callable[[str], None], told: Told,
+    say: Callable[[str], None], copied: Copied,
 ) -> list[dict[str, Any]]:  # fmt: skip
     there = await program(board, root)
-    places = [await bundle_there(there, folder, told) for folder in folders]
+    places = [await bundle_there(there, folder, copied) for folder in folders]
     words = list(options)
     for base in bases:
-        words += ["--baseline", await bundle_there(there, base, told)]
-    return await records_of(there, places, words, say, told)
+        words += ["--baseline", await bundle_there(there, base, copied)]
+    return await records_of(there, places, words, say, copied)
 
 
 async def records_of(
-    there: Program, places: Sequence[str], words: Sequence[str], say: Callable[[str], None], told: Told
+    there: Program, places: Sequence[str], words: Sequence[str], say: Callable[[str], None], copied: Copied
 ) -> list[dict[str, Any]]:
-    """Of bundles that are on the board, as its `bench` with these options gives them. Raises MerinoError."""
-    told("measuring", 0, 0)
+    """The records that the board's `bench` gives of bundles there, with these options. Raises MerinoError."""
+    copied("measuring", 0, 0)
     arguments = ["bench", *places, *words, "-o", "jsonl"]
     ran = await there.run(arguments, doing="measure", timeout_s=MOST_S, most_bytes=MOST_BYTES, tell=say)
     rows, faults, cut = parse_records(ran.out)
     if faults or cut or not rows:
-        said = faults[0] if faults else ran.last_words or f"it ended with code {ran.code}"
-        raise MerinoError(f"{there.board.address.text}: cannot measure: {visible(said)}")
+        reason = faults[0] if faults else ran.last_words or f"it ended with code {ran.code}"
+        raise MerinoError(f"{there.board.address.text}: cannot measure: {visible(reason)}")
     return [cleaned(value_of(line)) for line in ran.out.splitlines() if line.strip()]

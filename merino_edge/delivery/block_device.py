@@ -1,8 +1,8 @@
 """Writes a finished image onto a disk or card, and reads it back. Linux only.
 
-The one place that writes to something other than a file, so everything that speaks against it is asked first. The
-kernel has the last word: a disk that is opened exclusively (O_EXCL) has no mounted partition, swap or volume on it, and
-gets none while it is open.
+This is the one place that writes to something other than a file, so every reason against it is checked first. The
+kernel makes the last check: a disk that is opened exclusively (O_EXCL) has no mounted partition, swap or volume on it,
+and gets none while it is open.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from merino_edge.delivery.first_boot_plan import MB
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.board import MB
 from merino_runtime.io.machine_faults import machine_fault
 
 AT_ONCE = 4 << 20
@@ -88,12 +88,12 @@ def unused_disk(node: Path, system: Path = Path("/")) -> Disk:
 
 def _kernel_name(node: Path) -> str:
     try:
-        found = os.stat(node)
+        status = os.stat(node)
     except OSError as error:
         raise MerinoError(f"cannot find {node}: {error.strerror}. `lsblk` lists the disks of this machine.") from error
-    if not stat.S_ISBLK(found.st_mode):
+    if not stat.S_ISBLK(status.st_mode):
         raise MerinoError(f"{node} is not a disk. `lsblk` lists the disks of this machine.")
-    number = f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+    number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
     link = Path(f"/sys/dev/block/{number}")
     if not link.exists():
         raise MerinoError(f"the kernel has no disk {number}, which {node} names. `lsblk` lists those it has.")
@@ -101,28 +101,28 @@ def _kernel_name(node: Path) -> str:
 
 
 def users_of(name: str, system: Path) -> list[str]:
-    """What uses a disk: its partitions and itself as file systems, as swap, or as parts of volumes."""
+    """The uses of a disk and its partitions: as mounted file systems, as swap, or as parts of volumes."""
     folder = system / "sys/class/block" / name
     names = [name, *sorted(path.parent.name for path in folder.glob("*/partition"))]
     numbers = {_text(system / "sys/class/block" / each / "dev"): each for each in names}
-    found = []
+    users = []
     for line in _text(system / "proc/self/mountinfo").splitlines():  # proc_pid_mountinfo(5)
         words = line.split()
         # btrfs and overlays have numbers of their own: there the source counts.
         source = words[words.index("-") + 2] if "-" in words else ""
         if words[2] in numbers or _base(source) in names:
-            found.append(f"{numbers.get(words[2]) or _base(source)} is mounted at {words[4]}")
+            users.append(f"{numbers.get(words[2]) or _base(source)} is mounted at {words[4]}")
     swaps = [_base(line.split()[0]) for line in _text(system / "proc/swaps").splitlines()[1:]]
-    found += [f"{swap} is swap" for swap in swaps if swap in names]
+    users += [f"{swap} is swap" for swap in swaps if swap in names]
     for each in names:
         holders = system / "sys/class/block" / each / "holders"
         held = sorted(os.listdir(holders)) if holders.is_dir() else []
-        found += [f"{each} is part of {holder}" for holder in held]
-    return found
+        users += [f"{each} is part of {holder}" for holder in held]
+    return users
 
 
 def _base(source: str) -> str:
-    """`sda1` of /dev/sda1, also behind a link as /dev/disk/by-uuid/X; nothing for what is no device."""
+    """`sda1` of /dev/sda1, also behind a link as /dev/disk/by-uuid/X; empty for a path that is no device."""
     return os.path.basename(os.path.realpath(source)) if source.startswith("/dev/") else ""
 
 
@@ -169,7 +169,7 @@ def _write(image: Path, device: int) -> str:
             while view:
                 view = view[os.write(device, view) :]
     os.fsync(device)
-    with contextlib.suppress(OSError):  # so that reading asks the card
+    with contextlib.suppress(OSError):  # so that the data is read from the card
         fcntl.ioctl(device, FORGET_BUFFERS)
     os.posix_fadvise(device, 0, 0, os.POSIX_FADV_DONTNEED)
     return digest.hexdigest()

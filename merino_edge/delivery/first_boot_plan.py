@@ -1,4 +1,4 @@
-"""What a flash will do to one root file system, judged before anything is written."""
+"""The changes that a flash makes to one root file system, judged before anything is written."""
 
 import re
 import stat
@@ -10,8 +10,8 @@ from merino_edge.delivery.root_tree import Entry, RootFacts, RootTree, check_fit
 from merino_edge.delivery.staged import CURRENT, INCOMING, ROOT, TRUSTED, Staged, first_boot
 from merino_runtime.delivery.archive import Archive
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.board import MB
 
-MB = 2**20
 BLOCK_BYTES = 4096
 SPARE_BYTES = MB  # folders and the maps of files
 LARGEST_KEY_BYTES = 4096
@@ -25,12 +25,12 @@ class Placed(NamedTuple):
 
     @property
     def is_done(self) -> bool:
-        """A link, a folder of the system's, or one of ours with its mode and owner: it is left as it is."""
+        """Whether it is left as it is: a link, a folder of the system, or this project's folder with mode and owner."""
         staged, before = self.staged, self.before
         if before is None or stat.S_ISREG(staged.mode):
             return False
-        ours = f"{staged.path}/".startswith(f"{ROOT}/")
-        return not ours or (before.mode, before.uid, before.gid) == (staged.mode, staged.uid, staged.gid)
+        own = f"{staged.path}/".startswith(f"{ROOT}/")
+        return not own or (before.mode, before.uid, before.gid) == (staged.mode, staged.uid, staged.gid)
 
 
 class Plan(NamedTuple):
@@ -59,12 +59,12 @@ def make_plan(tree: RootTree, archive: Archive, trust: Sequence[Path]) -> Plan:
 
 
 def resolve_last(tree: RootTree, path: str, staged: Staged | None = None) -> Placed:
-    """Where a path lies. The links of its folders are followed, a last one is kept: it would be replaced. A folder's
+    """The place of a path. The links of its folders are followed, a last one is kept: it would be replaced. A folder's
     last link is followed."""
     staged = staged or Staged(path, stat.S_IFLNK)
     if stat.S_ISDIR(staged.mode):
-        found = resolve(tree, path)
-        return Placed(staged, found.path, found.entry)
+        resolved = resolve(tree, path)
+        return Placed(staged, resolved.path, resolved.entry)
     folder, _, name = path.rpartition("/")
     parent = resolve(tree, folder)
     place = f"{parent.path.rstrip('/')}/{name}"
@@ -92,14 +92,14 @@ def steps_of(plan: Plan) -> list[str]:
 
 
 def _check_kind(tree: RootTree, placed: Placed) -> None:
-    """What stands in the place is of the same kind, and a link leads where ours would."""
+    """Raises MerinoError where the entry in the place is of another kind, or a link that leads to another target."""
     staged, before = placed.staged, placed.before
     if before is None:
         return
-    wanted, found = stat.S_IFMT(staged.mode), stat.S_IFMT(before.mode)
-    shown = KINDS.get(found, "a device or pipe")
-    if wanted != found:
-        raise MerinoError(f"{tree.name}: {placed.path} is {shown} in place of {KINDS[wanted]}. Move it away.")
+    required, present = stat.S_IFMT(staged.mode), stat.S_IFMT(before.mode)
+    shown = KINDS.get(present, "a device or pipe")
+    if required != present:
+        raise MerinoError(f"{tree.name}: {placed.path} is {shown} in place of {KINDS[required]}. Move it away.")
     if staged.link:
         unit = resolve(tree, f"{staged.path.rpartition('/')[0]}/{staged.link}").path
         target = tree.link(placed.path)
@@ -109,7 +109,7 @@ def _check_kind(tree: RootTree, placed: Placed) -> None:
 
 
 def _check_key(tree: RootTree, placed: Placed) -> None:
-    """A trusted key is not replaced by another one of its name: what it signed would be refused from then on."""
+    """A trusted key is not replaced by another key of its name, since files that it signed would then be refused."""
     is_key = placed.staged.path.startswith(f"{TRUSTED}/") and placed.before is not None
     if is_key and tree.read(placed.path, LARGEST_KEY_BYTES) != placed.staged.data:
         raise MerinoError(

@@ -19,8 +19,7 @@ Say = Callable[[str], None]
 def check_one_model(bundles: Sequence[Bundle], say: Say = lambda _: None) -> None:
     """Raises MerinoError where a bundle is of another model than the first, or is given twice.
 
-    Weights are not compared, since formats change them. Where they are said to come from different places, `say` is
-    told.
+    Weights are not compared, since formats change them. `say` gets a line where their `weights_source` differs.
     """
     first = bundles[0]
     for bundle in bundles[1:]:
@@ -48,29 +47,31 @@ def _identity(bundle: Bundle) -> dict[str, object]:
 
 
 def check_devices(bundles: Sequence[Bundle], devices: Sequence[DeviceProfile], say: Say = lambda _: None) -> None:
-    """Raises MerinoError where a device can run none of the bundles well. `say` is told of one that no device uses."""
+    """Raises MerinoError where a device can run none of the bundles well. `say` gets a line for a bundle that no device
+    uses."""
     reasons = [[why_not(bundle, profile) for bundle in bundles] for profile in devices]
-    for profile, found in zip(devices, reasons, strict=True):
-        if all(found):
-            raise MerinoError(f"{profile.id} can run none of the bundles: {'; '.join(each for each in found if each)}."
+    for profile, whys in zip(devices, reasons, strict=True):
+        if all(whys):
+            raise MerinoError(f"{profile.id} can run none of the bundles: {'; '.join(each for each in whys if each)}."
                               " Add a bundle that it can run, or leave out the device")  # fmt: skip
-    for profile, found in zip(devices, reasons, strict=True):
-        times = [times_slower(bundle, profile) for bundle, reason in zip(bundles, found, strict=True) if not reason]
+    for profile, whys in zip(devices, reasons, strict=True):
+        times = [times_slower(bundle, profile) for bundle, reason in zip(bundles, whys, strict=True) if not reason]
         if min(times) > 1:
             say(f"{profile.id} decodes {min(times):g} times slower than with an export for it (--for {profile.id})")
     for number, bundle in enumerate(bundles):
-        if devices and all(found[number] for found in reasons):
+        if devices and all(whys[number] for whys in reasons):
             say(f"{bundle.folder} is of no use to the named devices: {reasons[0][number]}")
 
 
 def times_slower(bundle: Bundle, profile: DeviceProfile) -> float:
-    """Than a graph for the device's kind of core; 1 where it is for that."""
+    """How many times slower the bundle's graph decodes than a graph for the device's kind of core; 1 where it is for
+    that kind."""
     if bundle.core is None:
         return 1.0
     operators = read_geometry(bundle.family, bundle.architecture).operators
     core, kv = core_named(bundle.core), quantised_cache(bundle)
-    found = slower_on(operators, bundle.precision, bundle.context, core, [profile], kv)
-    return found[0].times if found else 1.0
+    slower = slower_on(operators, bundle.precision, bundle.context, core, [profile], kv)
+    return slower[0].times if slower else 1.0
 
 
 def why_not(bundle: Bundle, profile: DeviceProfile) -> str:
@@ -88,7 +89,7 @@ def why_not(bundle: Bundle, profile: DeviceProfile) -> str:
 
 
 def why_not_on(need: BackendNeed, bundle: Bundle, profile: DeviceProfile) -> str:
-    """Why the profile's backend, of which the bundle needs this version, should not run it; empty where it can."""
+    """Why the profile's backend should not run the bundle, which needs this version of it; empty where it can."""
     has = getattr(profile.software, profile.backend) or "0"
     if version_tuple(has) < version_tuple(need.min_version):
         less = f" (an export with {older_graph(bundle)} needs less)" if bundle.dialect != "portable" else ""

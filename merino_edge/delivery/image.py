@@ -1,8 +1,8 @@
 """Writes a first boot into a disk image, as a system is published for a board: no mounting, no root.
 
-A copy of the image is changed by debugfs, checked and renamed over it at the end. A FAT partition is found and left
-alone: what Raspberry Pi OS reads there (userconf, ssh, the network) is its user's to set, and our unit needs nothing of
-it."""
+debugfs changes a copy of the image, which is checked and renamed over the image at the end. A FAT partition is left
+alone: what Raspberry Pi OS reads there (userconf, ssh, the network) is its user's to set, and the unit of this project
+does not need it."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from merino_edge.delivery.first_boot_plan import MB, Placed, Plan, make_plan, steps_of
+from merino_edge.delivery.first_boot_plan import Placed, Plan, make_plan, steps_of
 from merino_edge.delivery.root_tree import is_root
 from merino_edge.delivery.staged import checked_archive
 from merino_edge.delivery.system_tools import check_tools
@@ -36,6 +36,7 @@ from merino_runtime.bundle import sha256_of
 from merino_runtime.delivery.archive import COPIED_AT_ONCE
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import outputs
+from merino_runtime.io.board import MB
 
 PACKED = ".xz"
 ORIGINAL = "original"  # in the scratch folder: a link to the image
@@ -55,8 +56,8 @@ def flash_image(
 
     image: FILE.img, which is replaced when the new one is complete and its file system clean; or FILE.img.xz, which is
     kept: the unpacked FILE.img is made. trust: files of public keys, which become trusted on the board. dry_run:
-    nothing stays; an .xz is unpacked all the same, to see what is in it. tell: gets what is being done. Returns the
-    steps done, or that would be. Raises MerinoError where it cannot be done; the image is as it was then.
+    nothing stays; an .xz is unpacked all the same, to read it. tell: gets the step that begins. Returns the steps done,
+    or that would be. Raises MerinoError where a step fails; the image is then unchanged.
     """
     check_tools(("debugfs", "e2fsck", "sfdisk"))
     target = finished_image(image)
@@ -92,12 +93,12 @@ def flash_image(
 
 def _check_files(image: Path, target: Path) -> None:
     try:
-        found = os.stat(image)
+        status = os.stat(image)
     except OSError as error:
         raise MerinoError(f"cannot read {image}: {error.strerror}. Name FILE.img or FILE.img.xz.") from error
-    if stat.S_ISBLK(found.st_mode):
+    if stat.S_ISBLK(status.st_mode):
         raise MerinoError(f"{image} is a disk, not an image of one. Name an image, and the disk by --device-node.")
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise MerinoError(f"{image} is not a regular file. Name an image of a disk, FILE.img or FILE.img.xz.")
     if target != image and os.path.lexists(target):
         raise MerinoError(f"{target}, which {image} unpacks to, is there already. Name it instead, or remove it first.")
@@ -105,7 +106,7 @@ def _check_files(image: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _work_file(target: Path, size_bytes: int, dry_run: bool) -> Iterator[BinaryIO]:
-    """A file in a scratch folder beside `target`, whose place it takes at the end; not so in a dry run."""
+    """A file in a scratch folder beside `target`; it replaces `target` at the end, except in a dry run."""
     with contextlib.ExitStack() as stack:
         if dry_run:
             target = Path(stack.enter_context(outputs.scratch_folder(str(target)))) / "image"
@@ -114,20 +115,20 @@ def _work_file(target: Path, size_bytes: int, dry_run: bool) -> Iterator[BinaryI
 
 def _root_volume(folder: Path, name: str, parts: Sequence[Partition], image: Path) -> tuple[Volume, int]:
     """The one ext4 partition that holds a root file system, and its number."""
-    found = []
+    roots = []
     for part in (part for part in parts if part.holds == EXT):
         volume = Volume(folder, name, part.start_bytes, str(image))
         if is_root(Ext4Tree(volume)):
-            found.append((volume, part.number))
-    if len(found) == 1:
-        return found[0]
+            roots.append((volume, part.number))
+    if len(roots) == 1:
+        return roots[0]
     held = ", ".join(f"{part.number} {part.holds}" for part in parts) or "none"
-    if not found:
+    if not roots:
         raise MerinoError(
             f"{image} has no ext4 partition with a root file system (partitions: {held}). Name an image of the board's "
             "system, or mount it and give --rootfs DIR."
         )
-    numbers = " and ".join(str(number) for _, number in found)
+    numbers = " and ".join(str(number) for _, number in roots)
     raise MerinoError(
         f"{image} has root file systems in partitions {numbers}: which of them starts is not known. Mount the right "
         "one and give --rootfs DIR."
@@ -135,18 +136,18 @@ def _root_volume(folder: Path, name: str, parts: Sequence[Partition], image: Pat
 
 
 def _check_room(volume: Volume, plan: Plan, number: int, parts: Sequence[Partition], image: Path) -> None:
-    found = superblock(volume.folder / volume.name, volume.start_bytes)
-    if found.free_inodes < SPARE_INODES:
-        raise MerinoError(f"{image}: its file system takes {found.free_inodes} more files only. Remove some in it.")
-    missing = plan.need_bytes - found.free_bytes
+    fs = superblock(volume.folder / volume.name, volume.start_bytes)
+    if fs.free_inodes < SPARE_INODES:
+        raise MerinoError(f"{image}: its file system takes {fs.free_inodes} more files only. Remove some in it.")
+    missing = plan.need_bytes - fs.free_bytes
     if missing <= 0:
         return
     is_last = all(part.start_bytes <= volume.start_bytes for part in parts)
     where = str(finished_image(image))
     raise MerinoError(
         f"{image}: its file system is too small by {missing / MB:.1f} MB ({plan.need_bytes / MB:.1f} MB needed, "
-        f"{found.free_bytes / MB:.1f} MB free). "
-        + (f"Enlarge it: {enlarging(where, number, volume.start_bytes, found.size_bytes, missing)}" if is_last else
+        f"{fs.free_bytes / MB:.1f} MB free). "
+        + (f"Enlarge it: {enlarging(where, number, volume.start_bytes, fs.size_bytes, missing)}" if is_last else
            f"Partition {number} is not the last one: mount the image and enlarge it with a partition editor (gparted).")
     )  # fmt: skip
 
@@ -154,9 +155,9 @@ def _check_room(volume: Volume, plan: Plan, number: int, parts: Sequence[Partiti
 def _steps(
     image: Path, target: Path, parts: Sequence[Partition], volume: Volume, number: int, plan: Plan
 ) -> list[str]:
-    found = superblock(volume.folder / volume.name, volume.start_bytes)
+    fs = superblock(volume.folder / volume.name, volume.start_bytes)
     boot = [f"partition {part.number} (FAT) stays as it is" for part in parts if part.holds == FAT]
-    sizes = f"{found.size_bytes / MB:.0f} MB, {found.free_bytes / MB:.0f} MB free"
+    sizes = f"{fs.size_bytes / MB:.0f} MB, {fs.free_bytes / MB:.0f} MB free"
     root = f"partition {number} (ext4, {sizes}) takes the files"
     last = f"unpack {image} to {target}" if target != image else f"replace {image} when its copy is complete and clean"
     return [*boot, root, *steps_of(plan), last]
@@ -172,14 +173,14 @@ def write_plan(volume: Volume, plan: Plan) -> None:
 
 
 def check_written(volume: Volume, plan: Plan) -> None:
-    """Raises MerinoError where the volume is not clean, or does not hold what the plan says."""
+    """Raises MerinoError where the volume is not clean, or does not hold what the plan places."""
     check_clean(volume)
     tree = Ext4Tree(volume)
     for placed in plan.placed:
-        staged, found = placed.staged, tree.entry(placed.path)
-        same = found is not None and stat.S_IFMT(found.mode) == stat.S_IFMT(staged.mode)
+        staged, entry = placed.staged, tree.entry(placed.path)
+        same = entry is not None and stat.S_IFMT(entry.mode) == stat.S_IFMT(staged.mode)
         if same and not placed.is_done:
-            same = found is not None and found[:3] == (staged.mode, staged.uid, staged.gid)
+            same = entry is not None and entry[:3] == (staged.mode, staged.uid, staged.gid)
         if same and not placed.is_done and staged.link:
             same = tree.link(placed.path) == staged.link
         if same and stat.S_ISREG(staged.mode):
@@ -224,11 +225,10 @@ def _sha256(pieces: Iterator[bytes]) -> str:
 
 
 def copy_sparse(image: Path, to: BinaryIO) -> None:
-    """Copies what the file system has stored of `image`; its holes stay holes. Raises OSError, and MerinoError where
-    the copy then has another SHA-256 than the image.
+    """Copies `image`; its holes stay holes. Raises OSError, and MerinoError where the copy then has another SHA-256
+    than the image.
 
-    Holes are looked up by moving the file's position, which a buffered reader does not notice: so data is read by its
-    place.
+    Looking up holes moves the file's position, which a buffered reader does not notice, so data is read by offset.
     """
     with open(image, "rb", buffering=0) as source:
         handle, end = source.fileno(), 0

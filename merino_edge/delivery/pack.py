@@ -24,6 +24,7 @@ from merino_runtime.bundle import Bundle, load_bundle, sha256_of
 from merino_runtime.delivery.archive import (
     BLOCK,
     CHECKSUM,
+    COPIED_AT_ONCE,
     END,
     SIGNATURE,
     checksum_bytes,
@@ -52,12 +53,11 @@ from merino_runtime.io.outputs import is_stdout, open_output
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-COPIED_AT_ONCE = 1 << 20
-SERVER = ("uvicorn",)  # what `serve` needs beside the runtime
+SERVER = ("uvicorn",)  # that `serve` needs beside the runtime
 
 
 class Packed(NamedTuple):
-    """What was written. `id`: the release's, from its manifest."""
+    """The written file. `id`: the release's, from its manifest."""
 
     path: Path
     id: str
@@ -73,24 +73,24 @@ def pack(
     """Write `bundles`, the preferred one first, to `out`, for `devices` or, where none is named, any board.
 
     `with_wheels`: also the packages for each Python that the devices have. `key`: the private key that signs.
-    `counter`: see `counter_of`. `withdraw`: files of public keys that boards which install the file trust no more.
+    `counter`: see `counter_of`. `withdraw`: files of public keys; boards that install the file stop trusting them.
     Raises MerinoError where a bundle is damaged, they are of different models, a device could run none of them, or the
     file cannot be written.
     """
     check_request(bundles, out, devices, with_wheels, key)
     private = read_private_key(key) if key else None
     number, withdrawn = counter_of(counter), withdrawn_of(withdraw, private)
-    found = [load_bundle(str(folder)) for folder in bundles]
-    check_one_model(found, say)
-    check_devices(found, devices, say)
-    by_jinja = any(bundle.chat and bundle.chat.parts is None for bundle in found)
+    loaded = [load_bundle(str(folder)) for folder in bundles]
+    check_one_model(loaded, say)
+    check_devices(loaded, devices, say)
+    by_jinja = any(bundle.chat and bundle.chat.parts is None for bundle in loaded)
     more = [*SERVER, *(["jinja2"] if by_jinja else [])]
     wheels = wheels_of(devices, say, more) if with_wheels else []
     with scratch_folder(out) as scratch:
         app = scratch / APP
         write_board_app(app)
-        sources = dict(sources_of(found, app, wheels))
-        manifest = manifest_of(found, needs_of(devices, say), wheels, sources, number, withdrawn)
+        sources = dict(sources_of(loaded, app, wheels))
+        manifest = manifest_of(loaded, needs_of(devices, say), wheels, sources, number, withdrawn)
         size_bytes = write_archive(out, manifest, sources, private)
     return Packed(out, release_id(manifest_bytes(manifest)), size_bytes, manifest, bool(key))
 
@@ -98,7 +98,7 @@ def pack(
 def check_request(
     bundles: Sequence[Path], out: Path, devices: Sequence[DeviceProfile], with_wheels: bool, key: Path | None
 ) -> None:
-    """Raises MerinoError for what can be seen before anything is read."""
+    """Raises MerinoError for faults of the request that need no file to be read."""
     if is_stdout(str(out)):
         raise MerinoError(f"-o {out} is stdout, which a packed file is not written to: name a file")
     if with_wheels and not devices:
@@ -108,9 +108,9 @@ def check_request(
 
 
 def counter_of(counter: int | None) -> int:
-    """What boards order signed files by: as given, else SOURCE_DATE_EPOCH, else now; the latter two in seconds. Nothing
-    in a bundle says when it was made, so that the time of packing is the one order that needs no record elsewhere.
-    Raises MerinoError where it is no such number."""
+    """The number by which boards order signed files: as given, else SOURCE_DATE_EPOCH, else the time, both in seconds.
+    A bundle has no date, so the time of packing is the one order that needs no record elsewhere. Raises MerinoError
+    where it is no such number."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     if counter is None and epoch is not None and not re.fullmatch("[0-9]{1,16}", epoch):
         raise MerinoError(f"SOURCE_DATE_EPOCH is {epoch!r}, not a number of seconds. Correct or unset it.")
@@ -121,7 +121,7 @@ def counter_of(counter: int | None) -> int:
 
 
 def withdrawn_of(paths: Sequence[Path], private: "Ed25519PrivateKey | None") -> tuple[str, ...]:
-    """Raises MerinoError where nobody signs the list, or the key that signs it is on it: a board that trusts that key
+    """Raises MerinoError where no key signs the list, or the key that signs it is on it: a board that trusts that key
     alone could then install nothing any more."""
     keys = {key_base64(read_public_key(str(path)).key): path for path in paths}
     if keys and not private:
@@ -133,7 +133,7 @@ def withdrawn_of(paths: Sequence[Path], private: "Ed25519PrivateKey | None") -> 
 
 
 def needs_of(devices: Sequence[DeviceProfile], say: Say) -> tuple[BoardNeed, ...]:
-    """The boards that may install the file; none where one of them cannot be told by its device tree."""
+    """The boards that may install the file; none where one of them cannot be recognised by its device tree."""
     unknown = [profile.id for profile in devices if not profile.device_tree_models]
     if unknown:
         say(f"the profile of {', '.join(unknown)} has no device_tree_models: any board may install the file")
@@ -143,14 +143,14 @@ def needs_of(devices: Sequence[DeviceProfile], say: Say) -> tuple[BoardNeed, ...
 
 def wheels_of(devices: Sequence[DeviceProfile], say: Say, more: Sequence[str] = ()) -> list[Wheels]:
     """The sets of all devices, each once, in the order of their paths. `more`: packages beside the runtime's."""
-    found: dict[str, Wheels] = {}
+    sets: dict[str, Wheels] = {}
     for profile in devices:
         for target in targets_of(profile):
             wheels = wheels_for(profile.software, target, say, more)
-            if found.setdefault(wheels.path, wheels).packages != wheels.packages:
+            if sets.setdefault(wheels.path, wheels).packages != wheels.packages:
                 raise MerinoError(f"the devices have other versions of packages for the same Python ({wheels.path}):"
                                   " pack a file for each of them")  # fmt: skip
-    return [found[path] for path in sorted(found)]
+    return [sets[path] for path in sorted(sets)]
 
 
 def sources_of(bundles: Sequence[Bundle], app: Path, wheels: Sequence[Wheels]) -> Iterator[tuple[str, Path]]:

@@ -1,8 +1,8 @@
 """A board's root file system that is not running, in a folder here or in a disk image; and whether it can take a packed
 file: userland, Python, C library, systemd. Nothing of it is run.
 
-Paths are the board's, from its `/`, and links lead where they will lead on the board. So no link leads out of the
-folder: `/etc/x` in a link means the board's."""
+Paths are the board's, from its `/`, and links are resolved as on the board. So no link leads out of the folder:
+`/etc/x` in a link means the board's."""
 
 import os
 import re
@@ -47,7 +47,7 @@ class RootTree(Protocol):
         """The beginning of a regular file."""
 
     def free_bytes(self) -> int:
-        """What a file may take of it, the reserve of its administrator left alone."""
+        """Free space for a file, without the administrator's reserve."""
 
 
 class Resolved(NamedTuple):
@@ -58,8 +58,8 @@ class Resolved(NamedTuple):
 def resolve(tree: RootTree, path: str) -> Resolved:
     """Follows every link of `path` as the board's kernel would. What is missing is kept as it is written.
 
-    Raises MerinoError where links lead in a circle, or to something that is not there, as on a disk that is mounted at
-    start: what is written there would be hidden. Also where a file stands in place of a folder.
+    Raises MerinoError where links form a cycle or lead to a missing path, as on a disk that is mounted at start, which
+    would hide what is written there; and where a file stands in place of a folder.
     """
     waiting = [(part, "") for part in reversed(path.split("/"))]  # (part, the link that it is of)
     done: list[str] = []
@@ -112,12 +112,12 @@ class FolderTree:
 
     def entry(self, path: str) -> Entry | None:
         try:
-            found = os.lstat(self.here(path))
+            status = os.lstat(self.here(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise machine_fault(f"read {self.here(path)}", error) from error
-        return Entry(found.st_mode, found.st_uid, found.st_gid, found.st_size)
+        return Entry(status.st_mode, status.st_uid, status.st_gid, status.st_size)
 
     def names(self, folder: str) -> list[str]:
         try:
@@ -136,8 +136,8 @@ class FolderTree:
             raise machine_fault(f"read {self.here(path)}", error) from error
 
     def free_bytes(self) -> int:
-        found = os.statvfs(self.root)
-        return found.f_bavail * found.f_frsize
+        fs = os.statvfs(self.root)
+        return fs.f_bavail * fs.f_frsize
 
 
 OLDEST_PYTHON = (3, 6, 0)
@@ -183,7 +183,7 @@ def root_facts(tree: RootTree) -> RootFacts:
 def check_fits(tree: RootTree, facts: RootFacts, manifest: Manifest) -> list[str]:
     """Raises MerinoError where the packages in the file are for another system. Returns notes.
 
-    Which board it is, its CPU and its memory are asked on the board, before anything is installed.
+    The model, CPU and memory are checked on the board, before anything is installed.
     """
     board = Board(facts.architecture, 64, 1, 1, frozenset(), None, None)
     try:
@@ -195,19 +195,19 @@ def check_fits(tree: RootTree, facts: RootFacts, manifest: Manifest) -> list[str
 
 def _os_release(tree: RootTree) -> str | None:
     for path in OS_RELEASE:
-        found = _file(tree, path)
-        if found:
-            return tree.read(found, LARGEST_READ_BYTES).decode("utf-8", errors="replace")
+        file = _file(tree, path)
+        if file:
+            return tree.read(file, LARGEST_READ_BYTES).decode("utf-8", errors="replace")
     return None
 
 
 def _file(tree: RootTree, path: str) -> str | None:
     """The regular file that a path leads to; None where none is there."""
     try:
-        found = resolve(tree, path)
+        resolved = resolve(tree, path)
     except MerinoError:  # a link that leads nowhere
         return None
-    return found.path if found.entry and stat.S_ISREG(found.entry.mode) else None
+    return resolved.path if resolved.entry and stat.S_ISREG(resolved.entry.mode) else None
 
 
 def _architecture(tree: RootTree, path: str) -> str:
@@ -231,7 +231,7 @@ def _architecture(tree: RootTree, path: str) -> str:
 def _python(tree: RootTree, path: str) -> str:
     """From the program's name, since python3 is a link to it; else from the folder of its library."""
     names = [path, *(name for name in tree.names("/usr/lib") if "." not in path)]
-    versions = [found.group(1) for name in names if (found := re.search(r"(?:^|/)python(3\.\d+)$", name))]
+    versions = [match.group(1) for name in names if (match := re.search(r"(?:^|/)python(3\.\d+)$", name))]
     if not versions:
         raise MerinoError(f"{tree.name}: the version of {path} is not known. Make {PYTHON} a link to python3.N.")
     python = max(versions, key=version_tuple)
@@ -241,12 +241,12 @@ def _python(tree: RootTree, path: str) -> str:
 
 
 def _glibc(tree: RootTree, architecture: str) -> str:
-    """From what the library says of itself: since 2.34 its file's name has no version any more."""
+    """From the library's version text: since 2.34 its file's name has no version any more."""
     for folder in (f"/lib/{architecture}-linux-gnu", f"/usr/lib/{architecture}-linux-gnu", "/lib64", "/lib"):
         path = _file(tree, f"{folder}/libc.so.6")
-        said = path and re.search(
+        match = path and re.search(
             rb"GNU C Library [^\n\0]{0,200}version (\d+\.\d+)", tree.read(path, LARGEST_READ_BYTES)
         )
-        if said:
-            return said.group(1).decode()
+        if match:
+            return match.group(1).decode()
     return ""

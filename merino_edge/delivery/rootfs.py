@@ -12,11 +12,12 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from merino_edge.delivery.first_boot_plan import MB, Placed, make_plan, steps_of
+from merino_edge.delivery.first_boot_plan import Placed, make_plan, steps_of
 from merino_edge.delivery.root_tree import FolderTree, resolve
 from merino_edge.delivery.staged import INCOMING, checked_archive
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import outputs, scratch
+from merino_runtime.io.board import MB
 from merino_runtime.io.machine_faults import machine_fault
 
 
@@ -52,7 +53,7 @@ def flash_rootfs(
                 _place(tree, placed)
         _sweep(tree)
         for path in plan.stale:
-            with _told(tree.here(path)):
+            with _reported_faults(tree.here(path)):
                 os.unlink(tree.here(path))
     return steps
 
@@ -70,7 +71,7 @@ def _checked_root(rootfs: Path) -> Path:
 
 def _place(tree: FolderTree, placed: Placed) -> None:
     staged, place = placed.staged, tree.here(placed.path)
-    with _told(place):
+    with _reported_faults(place):
         if stat.S_ISLNK(staged.mode):
             os.symlink(staged.link, place)
         elif not stat.S_ISDIR(staged.mode):
@@ -88,7 +89,7 @@ def _place(tree: FolderTree, placed: Placed) -> None:
 
 
 def _sweep(tree: FolderTree) -> None:
-    """Removes what killed flashes of other packed files left beside ours."""
+    """Removes the scratch files that killed flashes of other packed files left."""
     folder = tree.here(resolve(tree, INCOMING).path)
     for name in os.listdir(folder):
         left = re.fullmatch(rf"\.(.+)\.[^.]+{re.escape(scratch.SUFFIX)}", name)
@@ -97,7 +98,7 @@ def _sweep(tree: FolderTree) -> None:
 
 
 @contextlib.contextmanager
-def _told(place: Path) -> Iterator[None]:
+def _reported_faults(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -1,6 +1,6 @@
 """The files of a first boot, for folder and image alike: the packed file, its keys, a unit that installs it.
 
-What the unit runs is this workstation's application, root's. The one in the packed file runs when it was verified.
+The unit runs this workstation's application as root. The application in the packed file runs once it is verified.
 
 The packed file's name holds its release id. So a later flash puts its file beside the one before, and the unit, which
 names one of them, changes from the old one to the new in one step.
@@ -84,7 +84,7 @@ def first_boot(archive: Archive, trust: Sequence[Path]) -> list[Staged]:
 
 
 def archive_name(archive: Archive) -> str:
-    """Of the packed file on the board: letters that neither systemd nor a shell reads in its own way."""
+    """The packed file's name on the board, without characters that are special to systemd or a shell."""
     return f"{re.sub(r'[^A-Za-z0-9._-]', '-', archive.manifest.name)[:LONGEST_NAME]}-{archive.id}.merino"
 
 

@@ -1,4 +1,4 @@
-"""Programs of the system that read and write disk images: where they are, and what they say."""
+"""Programs of the system that read and write disk images: their paths, their output and their errors."""
 
 import os
 import shutil
@@ -14,18 +14,18 @@ from merino_runtime.io.visible import visible_text
 DEBIAN_PACKAGES = {"debugfs": "e2fsprogs", "e2fsck": "e2fsprogs", "sfdisk": "fdisk"}
 SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not in the PATH of Debian's users
 READ_AT_ONCE = 1 << 20
-LONGEST_SAID = 500  # characters of a program's complaint that a message repeats
+LONGEST_COMPLAINT = 500  # characters of a program's stderr that a message repeats
 
 
 class Ran(NamedTuple):
     code: int  # negative: ended by that signal
     out: str
-    err: str  # without the line in which e2fsprogs says its version
+    err: str  # without e2fsprogs' line of its version
 
 
 def check_tools(names: Iterable[str]) -> None:
     """Raises MerinoError that names every program that is not here, and Debian's packages of them."""
-    missing = sorted(name for name in names if _found(name) is None)
+    missing = sorted(name for name in names if _path(name) is None)
     if missing:
         packages = " ".join(sorted({DEBIAN_PACKAGES[name] for name in missing}))
         raise MerinoError(
@@ -40,7 +40,7 @@ def run_tool(name: str, arguments: Sequence[str], folder: Path, stdin: str = "")
         [_checked(name), *arguments], input=stdin.encode(), capture_output=True, cwd=folder, env=_environment(),
         check=False,
     )  # fmt: skip
-    return Ran(done.returncode, _text(done.stdout), _said(name, done.stderr))
+    return Ran(done.returncode, _text(done.stdout), _errors(name, done.stderr))
 
 
 def tool_output(name: str, arguments: Sequence[str], folder: Path) -> Iterator[bytes]:
@@ -52,23 +52,25 @@ def tool_output(name: str, arguments: Sequence[str], folder: Path) -> Iterator[b
         assert process.stdout and process.stderr
         while piece := process.stdout.read(READ_AT_ONCE):
             yield piece
-        said = _said(name, process.stderr.read())
-    if process.returncode or said:
-        raise MerinoError(f"{name} cannot read the image: {complaint(said, process.returncode)}. Check its file system")
+        errors = _errors(name, process.stderr.read())
+    if process.returncode or errors:
+        raise MerinoError(
+            f"{name} cannot read the image: {complaint(errors, process.returncode)}. Check its file system"
+        )
 
 
-def complaint(said: str, code: int) -> str:
-    """What a program said, in one line; its exit status where it said nothing."""
-    return shortened("; ".join(said.split("\n")), LONGEST_SAID) if said else f"exit status {code}"
+def complaint(errors: str, code: int) -> str:
+    """A program's errors in one line; its exit status where it printed none."""
+    return shortened("; ".join(errors.split("\n")), LONGEST_COMPLAINT) if errors else f"exit status {code}"
 
 
 def _checked(name: str) -> str:
-    found = _found(name)
-    assert found is not None, f"check_tools comes before {name}"
-    return found
+    path = _path(name)
+    assert path is not None, f"check_tools comes before {name}"
+    return path
 
 
-def _found(name: str) -> str | None:
+def _path(name: str) -> str | None:
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), *SYSTEM_FOLDERS))
     return shutil.which(name, path=path)
 
@@ -77,7 +79,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "LC_ALL": "C", "DEBUGFS_PAGER": "__none__"}
 
 
-def _said(name: str, data: bytes) -> str:
+def _errors(name: str, data: bytes) -> str:
     lines = (" ".join(line.split()) for line in _text(data).splitlines())
     return "\n".join(line for line in lines if line and not line.startswith(f"{name} 1."))
 

@@ -1,7 +1,7 @@
 """The partitions of a disk image and an ext4 file system in one of them, by sfdisk and e2fsprogs: no mounting, no root.
 
-debugfs ends with 0 also where a command failed, so its stderr decides. The caller gives it a copy of the image: what
-was half done is thrown away with it."""
+debugfs ends with 0 also where a command failed, so its stderr decides. The caller gives it a copy of the image, which
+is discarded after a failure."""
 
 import json
 import re
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from merino_edge.delivery.root_tree import Entry
 from merino_edge.delivery.system_tools import complaint, run_tool, tool_output
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.board import MB
 
 EXT, FAT, OTHER = "ext4", "FAT", "other"
 FAT_SIGNS = ((54, b"FAT"), (82, b"FAT32"))  # offset in the first sector, of FAT12 and FAT16, and of FAT32
@@ -47,15 +48,15 @@ def partitions(folder: Path, name: str, shown: str) -> list[Partition]:
         )
     if any(kind == PROTECTIVE for _, _, _, kind in table):
         raise MerinoError(f"{shown}: its GPT is damaged or cut off. Fetch or unpack it again.")
-    found = []
+    parts = []
     for number, start_bytes, size_bytes, _ in table:
         if start_bytes + size_bytes > file_bytes:
             raise MerinoError(
                 f"{shown} was cut off: partition {number} ends at byte {start_bytes + size_bytes:,}, the file at "
                 f"{file_bytes:,}. Fetch or unpack it again."
             )
-        found.append(Partition(number, start_bytes, size_bytes, _content(path, start_bytes)))
-    return found
+        parts.append(Partition(number, start_bytes, size_bytes, _content(path, start_bytes)))
+    return parts
 
 
 def _table(text: str) -> list[tuple[int, int, int, str]] | None:
@@ -70,10 +71,10 @@ def _table(text: str) -> list[tuple[int, int, int, str]] | None:
 
 
 def _number(part: dict[str, Any]) -> int:
-    found = re.search(r"\d+$", part["node"])
-    if not found:
+    match = re.search(r"\d+$", part["node"])
+    if not match:
         raise ValueError(part["node"])
-    return int(found.group())
+    return int(match.group())
 
 
 def _content(path: Path, start_bytes: int) -> str:
@@ -94,12 +95,12 @@ WIDE_COUNTS = 0x80  # s_feature_incompat: 64 bits
 MOST_NAME_BYTES = 255
 # Inode, mode, uid, gid, name and size, which a folder has not. An inode of 0 is an empty slot.
 LISTED = r"^/(\d+)/(\d+)/(\d+)/(\d+)/([^/\n]+)/(\d*)/$"
-# What our requests to debugfs may name: no quotes, blanks or line ends, which would be read as commands.
+# Paths in requests to debugfs: no quotes, blanks or line ends, which would be read as commands.
 PLAIN_PATH = re.compile(r"/[A-Za-z0-9/._+@:=,~-]*")
 
 
 class Superblock(NamedTuple):
-    """What the kernel's Documentation/filesystems/ext4/super.rst says, of the fields that count here."""
+    """Fields of the superblock that count here; see the kernel's Documentation/filesystems/ext4/super.rst."""
 
     block_bytes: int
     size_bytes: int
@@ -150,15 +151,15 @@ def _raw_superblock(path: Path, start_bytes: int) -> bytes:
 
 def check_clean(volume: Volume) -> None:
     """Raises MerinoError where the file system must be repaired first. Changes nothing."""
-    found = superblock(volume.folder / volume.name, volume.start_bytes)
-    repair = repairing(volume.shown, volume.start_bytes, found.size_bytes)
-    if found.needs_recovery:
+    fs = superblock(volume.folder / volume.name, volume.start_bytes)
+    repair = repairing(volume.shown, volume.start_bytes, fs.size_bytes)
+    if fs.needs_recovery:
         raise MerinoError(
             f"{volume.shown} was not unmounted: its ext4 journal has changes that are not written back. Unmount it, or "
             f"write them back: {repair}"
         )
     ran = run_tool("e2fsck", ["-fn", volume.device], volume.folder)
-    if found.has_errors or ran.code:
+    if fs.has_errors or ran.code:
         reason = complaint(ran.err, ran.code) if ran.err else "e2fsck finds errors"
         raise MerinoError(f"{volume.shown}: its ext4 file system is not clean ({reason}). Repair it: {repair}")
 
@@ -185,14 +186,14 @@ class Ext4Tree:
 
     def link(self, path: str) -> str:
         """A short one lies in the inode, a longer one in a block."""
-        found = re.search(r'^Fast link dest: "(.*)"$', self._asked(f"stat {plain(path)}"), re.MULTILINE)
-        return found.group(1) if found else self.read(path, 4096).decode("utf-8", errors="backslashreplace")
+        match = re.search(r'^Fast link dest: "(.*)"$', self._debugfs(f"stat {plain(path)}"), re.MULTILINE)
+        return match.group(1) if match else self.read(path, 4096).decode("utf-8", errors="backslashreplace")
 
     def read(self, path: str, most_bytes: int) -> bytes:
-        found = bytearray()
+        data = bytearray()
         for piece in self.pieces(path):
-            found += piece[: most_bytes - len(found)]
-        return bytes(found)
+            data += piece[: most_bytes - len(data)]
+        return bytes(data)
 
     def pieces(self, path: str) -> Iterator[bytes]:
         """The content of a file, in pieces."""
@@ -203,14 +204,14 @@ class Ext4Tree:
 
     def _folder(self, path: str) -> dict[str, Entry]:
         if path not in self.known:
-            lines = re.findall(LISTED, self._asked(f"ls -p {plain(path)}"), re.MULTILINE)
+            lines = re.findall(LISTED, self._debugfs(f"ls -p {plain(path)}"), re.MULTILINE)
             self.known[path] = {
                 name: Entry(int(mode, 8), int(uid), int(gid), int(size or 0))
                 for inode, mode, uid, gid, name, size in lines if int(inode)
             }  # fmt: skip
         return self.known[path]
 
-    def _asked(self, request: str) -> str:
+    def _debugfs(self, request: str) -> str:
         ran = run_tool("debugfs", ["-R", request, self.volume.device], self.volume.folder)
         if ran.code or ran.err:
             raise MerinoError(
@@ -239,8 +240,6 @@ def change(volume: Volume, commands: Sequence[str]) -> None:
             "or install a newer e2fsprogs."
         )
 
-
-MB = 2**20
 
 
 def repairing(image: str, start_bytes: int, size_bytes: int) -> str:

@@ -1,7 +1,7 @@
-"""The packages that a board's Python needs, as wheels: found by pip for another Python, kept in the user's cache.
+"""The packages that a board's Python needs, as wheels: downloaded by pip for another Python, kept in the user's cache.
 
-pip evaluates the conditions of requirements for the Python that it runs in. So it is asked for single packages, and
-what each of them requires is read from its metadata and evaluated for the target here, until nothing is missing.
+pip evaluates the conditions of requirements for the Python that it runs in. So pip downloads single packages, and the
+requirements of each are read from its metadata and evaluated for the target here, until nothing is missing.
 Names and versions of Linux wheels: PEP 425 (tags), PEP 600 (manylinux_2_28 needs glibc 2.28 or later)."""
 
 import importlib.metadata
@@ -49,7 +49,7 @@ class Target(NamedTuple):
 
 
 def targets_of(profile: DeviceProfile) -> list[Target]:
-    """Of each system that the board may run. Raises MerinoError where the profile does not say what is needed."""
+    """One for each system that the board may run. Raises MerinoError where the profile lacks a version."""
     if profile.arch not in OLDEST_MINOR:
         raise MerinoError(
             f"--wheels: {profile.id} has the architecture {profile.arch!r}, for which no wheels are published;"
@@ -108,7 +108,7 @@ def _minor_of_platform(name: str) -> int:
 
 
 def marker_environment(target: Target) -> dict[str, str]:
-    """What a requirement's condition is evaluated with. The patch version of Python is not known."""
+    """The values for a requirement's condition. The patch version of Python is not known."""
     return {
         "implementation_name": "cpython", "implementation_version": f"{target.python}.0", "os_name": "posix",
         "platform_machine": target.architecture, "platform_python_implementation": "CPython", "platform_release": "",
@@ -119,7 +119,7 @@ def marker_environment(target: Target) -> dict[str, str]:
 
 INSTALLER = "pip"
 BACKEND = "onnxruntime"
-# Requirements that parts of a package have which the runtime does not use: downloads from the model hub, tools for the
+# Requirements of parts of a package that the runtime does not use: downloads from the model hub, tools for the
 # preparation of models. With them there would be 15 packages more, and minutes of installation on a small board.
 LEFT_OUT = {"tokenizers": {"huggingface-hub"}, BACKEND: {"sympy", "coloredlogs"}}
 MOST_ROUNDS = 10
@@ -146,9 +146,9 @@ def requirements_of(software: Software, more: Sequence[str] = ()) -> dict[str, S
     """The runtime's packages in the versions that the profile has for its board; pip, and `more`, in any."""
     refused = ",".join(f"!={version}" for version in REFUSED_VERSIONS)
     versions = {"numpy": software.numpy, "tokenizers": software.tokenizers, BACKEND: software.onnxruntime}
-    found = {name: SpecifierSet(f"=={version}.*") for name, version in versions.items()}
+    exact = {name: SpecifierSet(f"=={version}.*") for name, version in versions.items()}
     any_version = {name: SpecifierSet() for name in (INSTALLER, *more)}
-    return {**found, BACKEND: found[BACKEND] & SpecifierSet(refused), **any_version}
+    return {**exact, BACKEND: exact[BACKEND] & SpecifierSet(refused), **any_version}
 
 
 def wheels_for(
@@ -158,8 +158,8 @@ def wheels_for(
 
     Raises MerinoError where there are none.
     """
-    wanted = requirements_of(software, more)
-    key = sha256(repr(sorted((name, str(specifier)) for name, specifier in wanted.items())).encode()).hexdigest()[:16]
+    required = requirements_of(software, more)
+    key = sha256(repr(sorted((name, str(specifier)) for name, specifier in required.items())).encode()).hexdigest()[:16]
     place = cache_folder() / "wheels" / f"{target.name}-{key}"
     if kept_names(place) is None:
         say(
@@ -167,7 +167,7 @@ def wheels_for(
             f" about {USUAL_MB} MB, once"
         )
         with new_folder(place, lambda _: True) as folder:
-            fetch(wanted, target, folder)
+            fetch(required, target, folder)
             write_index(folder)
             size = sum(path.stat().st_size for path in folder.glob("*.whl"))
         say(f"fetched {size / 2**20:,.0f} MB into {place}")
@@ -194,9 +194,9 @@ def write_index(folder: Path) -> None:
     write_output(str(folder / INDEX_FILE), json.dumps({"schema": SCHEMA, "files": hashes}, indent=1) + "\n")
 
 
-def fetch(wanted: Requirements, target: Target, folder: Path) -> None:
-    """Fill `folder` with wheels that meet `wanted` and all that they require. Raises MerinoError where none do."""
-    needed = wanted
+def fetch(required: Requirements, target: Target, folder: Path) -> None:
+    """Fill `folder` with wheels that meet `required` and all that they require. Raises MerinoError where none do."""
+    needed = required
     for _ in range(MOST_ROUNDS):
         present = {str(parse_wheel_filename(path.name)[0]): path for path in folder.glob("*.whl")}
         lacking = []
@@ -210,31 +210,31 @@ def fetch(wanted: Requirements, target: Target, folder: Path) -> None:
         if not lacking:
             break
         download(lacking, target, folder)
-        needed = joined(wanted, (each for path in folder.glob("*.whl") for each in required_by(path, target)))
+        needed = joined(required, (each for path in folder.glob("*.whl") for each in required_by(path, target)))
     else:
         raise MerinoError(f"the packages for {target.name} contradict each other: {', '.join(lacking)} after"
                           f" {MOST_ROUNDS} rounds. Name other versions in the profile's [software]")  # fmt: skip
     least_glibc(folder.glob("*.whl"), target)  # each of them runs there
 
 
-def joined(wanted: Requirements, more: Iterable[Requirement]) -> dict[str, SpecifierSet]:
-    found = dict(wanted)
+def joined(required: Requirements, more: Iterable[Requirement]) -> dict[str, SpecifierSet]:
+    merged = dict(required)
     for each in more:
         name = canonicalize_name(each.name)
-        found[name] = found.get(name, SpecifierSet()) & each.specifier
-    return found
+        merged[name] = merged.get(name, SpecifierSet()) & each.specifier
+    return merged
 
 
 def required_by(wheel: Path, target: Target) -> list[Requirement]:
-    """What a wheel requires on the target, without what is left out."""
+    """The requirements of a wheel on the target, without LEFT_OUT."""
     name, version = parse_wheel_filename(wheel.name)[:2]
     with zipfile.ZipFile(wheel) as archive:
         inner = next(each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
         folder = zipfile.Path(archive, inner.removesuffix("METADATA"))
         requires = importlib.metadata.PathDistribution(folder).requires or []
     environment = marker_environment(target)
-    found = [Requirement(text) for text in requires]
-    needed = [each for each in found if each.marker is None or each.marker.evaluate(environment)]
+    requirements = [Requirement(text) for text in requires]
+    needed = [each for each in requirements if each.marker is None or each.marker.evaluate(environment)]
     return [each for each in needed if canonicalize_name(each.name) not in LEFT_OUT.get(str(name), ())]
 
 

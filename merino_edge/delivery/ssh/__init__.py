@@ -1,5 +1,5 @@
-"""Boards over ssh: connect, ask what they are, copy, install, measure. What a board answers is judged, not trusted."""
+"""Boards over ssh: connect, read their facts, copy, install, measure. A board's answer is checked, not trusted."""
 
 from merino_edge.delivery.extra import needed
 
-needed("asyncssh")  # all modules here do; without the extra the first import says what to install
+needed("asyncssh")  # by all modules here; without the extra the first import reports what to install

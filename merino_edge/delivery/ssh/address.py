@@ -1,4 +1,4 @@
-"""What `--ssh` names: [USER@]HOST[:PORT], the host a name, an alias of ~/.ssh/config, or an address."""
+"""The value of `--ssh`: [USER@]HOST[:PORT], the host a name, an alias of ~/.ssh/config, or an address."""
 
 import re
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ class Address:
 
 def parse_address(text: str) -> Address:
     """Raises MerinoError where it is not of that form."""
-    found = _ADDRESS.fullmatch(text)
-    port = int(found["port"]) if found and found["port"] else None
-    host = (found["six"] or found["host"]) if found else ""
-    user = found["user"] if found else None
+    match = _ADDRESS.fullmatch(text)
+    port = int(match["port"]) if match and match["port"] else None
+    host = (match["six"] or match["host"]) if match else ""
+    user = match["user"] if match else None
     if port is not None and not 0 < port < 65536:
         raise MerinoError(f"--ssh {visible(text)!r}: no host has a port {port}, allowed: 1 to 65535")
     if not host or host.startswith("-") or (user or "").startswith("-"):

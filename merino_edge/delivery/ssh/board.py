@@ -1,6 +1,6 @@
-"""What a board is and what it has installed, answered by the application that is installed there. Where there is none,
-this workstation's is sent over stdin and leaves nothing behind. That of a packed file is never run: nobody verified it.
-Neither is one that another user of the board can change.
+"""What a board is and what it has installed, reported by the application that is installed there. Where there is none,
+this workstation's is sent over stdin and leaves nothing behind. The application of a packed file is never run, because
+nobody verified it, nor one that another user of the board can change.
 """
 
 import shlex
@@ -31,10 +31,10 @@ ANSWER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Facts:
-    """`root`: the folder of releases that its install would use. `current`: the id of the release in use, or None.
-    `app`: the path of the application installed there, which answered, or None. `foreign`: what another user can change
-    there, so that nothing of it is run, or None. `service`: the folder of releases that merino.service uses, or None.
-    `keys`: what the board trusts, in base64, as far as its user can read it."""
+    """`root`: the folder of releases that its `install` would use. `current`: the id of the release in use, or None.
+    `app`: the path of the application installed there, which answered, or None. `foreign`: a path that another user can
+    change there, so that nothing of it is run, or None. `service`: the folder of releases that merino.service uses, or
+    None. `keys`: those that the board trusts, in base64, as far as its user can read them."""
 
     machine: Machine
     root: str
@@ -61,28 +61,27 @@ async def ask(board: Board, app: bytes, root: str | None = None) -> Facts:
     request = {"do": "ask", "app_bytes": len(app), "root": root, "calls": calls, "timeout_s": ASKED_S}
     async with started(board, doing, request, timeout_s=3 * ASKED_S) as session:
         give(session, app)
-        found = await answer(session, MOST_BYTES)
+        reply = await answer(session, MOST_BYTES)
         await ended(session)
-    problems = problems_in(found, ANSWER)
-    if problems or len(found["calls"]) != len(calls):
+    problems = problems_in(reply, ANSWER)
+    if problems or len(reply["calls"]) != len(calls):
         raise session.fault(f"its answer is wrong: {listed(problems) or 'another number of answers'}")
-    for one in found["calls"]:
+    for one in reply["calls"]:
         if one["code"]:
             raise session.fault(visible(one["err"].strip().rpartition("\n")[2]) or f"exit code {one['code']}")
-    machine, status = (json_of(board, doing, one["out"]) for one in found["calls"])
+    machine, status = (json_of(board, doing, one["out"]) for one in reply["calls"])
     try:
         facts = machine_of(machine, f"{board.address.text}: its answer")
-        current = _installed(board, found["root"], status)
+        current = _installed(board, reply["root"], status)
     except MerinoError as error:
-        raise MerinoError(f"{error}.{older_there(found['root'])}" if found["app"] else str(error)) from error
+        raise MerinoError(f"{error}.{older_there(reply['root'])}" if reply["app"] else str(error)) from error
     return Facts(
-        facts, found["root"], current, found["app"], found["foreign"], found["service"], frozenset(found["keys"])
+        facts, reply["root"], current, reply["app"], reply["foreign"], reply["service"], frozenset(reply["keys"])
     )
 
 
 def older_there(root: str) -> str:
-    """For the end of a message: what to do where the installed application does not know what this workstation's does.
-    """
+    """For the end of a message: what to do where the installed application is older than this workstation's."""
     return (
         " The application installed there may be older than this workstation's. Install once by this one: `python3 -m"
         " merino_edge.bundles.board_app merino.pyz` here, copy it and NAME.merino to the board, and there: python3"
@@ -104,10 +103,10 @@ def _installed(board: Board, root: str, status: Any) -> str | None:
 
 def profile_of(address: str, facts: Facts) -> DeviceProfile:
     """Raises MerinoError where no shipped profile names the board's model."""
-    found = facts.profile
-    if found is None:
+    profile = facts.profile
+    if profile is None:
         raise MerinoError(
             f"{address} is {visible(repr(facts.model))}, which no profile names; named are {', '.join(known_models())}."
             " Give --device in place of --ssh: the id of a board that is like it, or a profile of your own"
         )
-    return found
+    return profile

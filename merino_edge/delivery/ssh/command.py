@@ -14,20 +14,20 @@ from typing import Any
 
 import asyncssh
 
-from merino_edge.delivery.ssh.connect import Board, faults_told
+from merino_edge.delivery.ssh.connect import Board, reported_faults
 from merino_runtime.delivery import agent
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import value_of
 from merino_runtime.io.visible import visible, visible_text
 
 AGENT = Path(agent.__file__).read_bytes()
-# Short, and the same in every shell; what is to be done comes over stdin.
+# Short, and the same in every shell; the request comes over stdin.
 COMMAND = f"python3 -c 'import sys;exec(sys.stdin.buffer.read({len(AGENT)}))'"
 NOT_FOUND = 127  # of a shell
 SHORT_S = 60.0
 SHORT_BYTES = 64 * 1024
 BEFORE_BYTES = 64 * 1024  # of what a login shell prints
-TALK_BYTES = 1 << 20  # of stderr
+STDERR_BYTES = 1 << 20
 LONGEST_WORDS = 1200  # characters of one line of stderr: a refusal with long paths keeps its remedy
 PIECE = 1 << 16
 
@@ -36,13 +36,13 @@ Take = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Session:
-    """A request that the agent has begun to answer. `doing` completes "HOST: cannot ...". `talk`: the last line
-    of stderr, once that has ended."""
+    """A request that the agent has begun to answer. `doing` completes "HOST: cannot ...". `last_line`: of stderr, once
+    that has ended."""
 
     board: Board
     doing: str
     process: "asyncssh.SSHClientProcess[bytes]"
-    talk: "asyncio.Task[str]"
+    last_line: "asyncio.Task[str]"
 
     def fault(self, what: str) -> MerinoError:
         return MerinoError(f"{self.board.address.text}: cannot {self.doing}: {what}")
@@ -50,7 +50,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a program on the board left: its exit code, stdout, and the last line of stderr, fit for a terminal."""
+    """The result of a program on the board: exit code, stdout, and the last line of stderr, fit for a terminal."""
 
     code: int
     out: str
@@ -66,18 +66,18 @@ async def started(
     tell: gets each line of stderr. timeout_s: for the whole body; None: each step of it has its own. Raises MerinoError
     where no answer begins.
     """
-    with faults_told(board.address, doing):
+    with reported_faults(board.address, doing):
         async with asyncio.timeout(timeout_s):
             async with asyncio.timeout(SHORT_S):
                 process = await board.connection.create_process(COMMAND, encoding=None)
-            session = Session(board, doing, process, asyncio.ensure_future(_talk(process, tell)))
+            session = Session(board, doing, process, asyncio.ensure_future(_stderr(process, tell)))
             try:
                 give(session, AGENT + json.dumps(request).encode("ascii") + b"\n")
                 async with asyncio.timeout(SHORT_S):
                     await _beginning(session)
                 yield session
             finally:
-                session.talk.cancel()
+                session.last_line.cancel()
                 process.close()
 
 
@@ -87,7 +87,7 @@ async def finished(
 ) -> Finished:  # fmt: skip
     """Sends the request and `data`, and reads the answer to its end.
 
-    take: gets each piece of the answer, fit for a terminal, instead of its being collected. Raises MerinoError where
+    take: gets each piece of the answer, fit for a terminal; None: the pieces are collected. Raises MerinoError where
     the answer is longer than `most_bytes`, comes too late or not at all.
     """
     async with started(board, doing, request, tell, timeout_s) as session:
@@ -98,7 +98,7 @@ async def finished(
 
 
 def give(session: Session, data: bytes) -> None:
-    """To the program's stdin. One that has ended takes nothing more: its answer, which is read next, says why."""
+    """To the program's stdin. A program that has ended takes nothing more; its answer, which is read next, explains."""
     with suppress(BrokenPipeError):
         session.process.stdin.write(data)
 
@@ -132,7 +132,7 @@ async def ended(session: Session) -> tuple[int, str]:
     """Exit code, -1 where there is none, and the last line of stderr, once the program there has ended."""
     async with asyncio.timeout(SHORT_S):
         await session.process.wait_closed()
-        last_words = await session.talk
+        last_words = await session.last_line
     code = session.process.returncode
     return -1 if code is None else code, last_words
 
@@ -157,7 +157,7 @@ async def _beginning(session: Session) -> None:
 
 async def _rest(session: Session, most_bytes: int, take: Take | None) -> str:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    found, size = [], 0
+    pieces, size = [], 0
     while data := await session.process.stdout.read(PIECE):
         size += len(data)
         if size > most_bytes:
@@ -166,24 +166,24 @@ async def _rest(session: Session, most_bytes: int, take: Take | None) -> str:
         if take:
             take(visible_text(text))
         else:
-            found.append(text)
-    return "".join(found)
+            pieces.append(text)
+    return "".join(pieces)
 
 
-async def _talk(process: "asyncssh.SSHClientProcess[bytes]", tell: Take | None) -> str:
-    """Reads stderr to its end, `tell`s its lines, returns the last one. Beyond the limit it is read and dropped."""
+async def _stderr(process: "asyncssh.SSHClientProcess[bytes]", tell: Take | None) -> str:
+    """Reads stderr to its end, passes its lines to `tell`, returns the last one. What exceeds the limit is dropped."""
     last, kept, size = "", b"", 0
     while data := await process.stderr.read(PIECE):
         size += len(data)
-        if size > TALK_BYTES:
+        if size > STDERR_BYTES:
             continue
         *lines, kept = (kept + data).split(b"\n")
         for line in lines:
-            last = _told(line, tell) or last
-    return _told(kept, tell) or last
+            last = _line(line, tell) or last
+    return _line(kept, tell) or last
 
 
-def _told(line: bytes, tell: Take | None) -> str:
+def _line(line: bytes, tell: Take | None) -> str:
     text = visible(line.decode("utf-8", "replace"), LONGEST_WORDS)
     if text and tell:
         tell(text)

@@ -1,7 +1,7 @@
 """A connection to a board by asyncssh: host key, login by agent or key file, ~/.ssh/config; every fault in one line.
 
-What a hostile or broken server can do is bounded here: time to log in, what it may ask for (no agent, no X11, no
-password), and which exceptions of asyncssh become a MerinoError with the host's name.
+This module bounds what a hostile or broken server can do: the time to log in, its requests (no agent, no X11, no
+password), and the exceptions of asyncssh, which become a MerinoError with the host's name.
 """
 
 import asyncio
@@ -85,7 +85,7 @@ async def _login(
 
 
 async def _options(address: Address) -> asyncssh.SSHClientConnectionOptions:
-    """As ~/.ssh/config has them, but for what a board has no business with."""
+    """Those of ~/.ssh/config, without forwarding, passwords and environment, which no board needs."""
     given = {key: value for key, value in (("username", address.user), ("port", address.port)) if value is not None}
     return await asyncssh.SSHClientConnectionOptions.construct(
         config=(), host=address.host, agent_forwarding=False, x11_forwarding=False, password_auth=False,
@@ -96,8 +96,8 @@ async def _options(address: Address) -> asyncssh.SSHClientConnectionOptions:
 
 
 @contextmanager
-def faults_told(address: Address, doing: str) -> Iterator[None]:
-    """What the connection raises becomes a MerinoError: `doing` completes "HOST: cannot ..."."""
+def reported_faults(address: Address, doing: str) -> Iterator[None]:
+    """An error of the connection becomes a MerinoError: `doing` completes "HOST: cannot ..."."""
     try:
         yield
     except TimeoutError as error:
@@ -108,7 +108,7 @@ def faults_told(address: Address, doing: str) -> Iterator[None]:
 
 def _fault(address: Address, doing: str, error: BaseException) -> MerinoError:
     if isinstance(error, OSError) and not isinstance(error, asyncssh.Error):
-        # asyncio's own words for a refused connection do not say that it was refused.
+        # asyncio's own text for a refused connection does not mention the refusal.
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
     else:
         reason = getattr(error, "reason", "") or str(error) or type(error).__name__

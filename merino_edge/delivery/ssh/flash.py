@@ -1,8 +1,9 @@
-"""`flash --ssh`: one packed file onto boards. Each is asked, judged here, sent the file, installs it, and is measured.
+"""`flash --ssh`: one packed file onto boards. Each board reports its facts, is judged here, gets the file, installs it
+and is measured.
 
 The file is verified and installed by the board's installed application. Where there is none, as on first contact, this
-workstation's is sent. The one in the file runs only after that. What a board says of itself is judged before the
-gigabytes travel: by `fit.choose`, as the board does again. One board that fails keeps none of the others back.
+workstation's is sent. The application in the file runs only after that. `fit.choose` judges a board's facts before
+gigabytes are copied, and the board judges them again. A board that fails does not stop the others.
 """
 
 import asyncio
@@ -52,8 +53,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Package:
-    """What goes to every board: the checked file, and how it is to be installed. `app`: this workstation's application.
-    `keys`: the files of --trust; `trusted`: the same keys in base64. `root`: on the board; None: its default."""
+    """What every board gets: the checked file, and how to install it. `app`: this workstation's application. `keys`:
+    the files of --trust; `trusted`: the same keys in base64. `root`: on the board; None: its default."""
 
     archive: Archive
     whole: Source
@@ -70,7 +71,7 @@ class Package:
 
 @dataclass
 class Flashed:
-    """What became of one board. `error`: empty where all went well."""
+    """The result of one board. `error`: empty where all went well."""
 
     host: str
     error: str = ""
@@ -88,9 +89,9 @@ class Flashed:
 def package(path: Path, keys: Sequence[Path] = (), *, tell: Say = lambda _: None, **how: Any) -> Package:
     """Checks the packed file here: layout, signature, every hash. Raises MerinoError.
 
-    keys: public keys' files, by one of which the file must be signed, and which the boards will trust. Without any the
-    signature is still that of the file, and whether its key is trusted is each board's to judge. how: `root` and the
-    options of `install`, as in Package.
+    keys: files of public keys that the boards will trust; one of them must have signed the file. Without any, the
+    signature is still checked, and each board decides whether it trusts the key. how: `root` and the options of
+    `install`, as in Package.
     """
     archive = open_archive(str(path))
     read = [read_public_key(str(key)).key for key in keys]
@@ -119,12 +120,12 @@ async def flash_all(
     addresses: Sequence[Address], package: Package, *, at_once: int = 4, accept_new: bool = False,
     dry_run: bool = False, tell: Tell = lambda *_: None, say: Say = lambda _: None,
 ) -> list[Flashed]:  # fmt: skip
-    """At most `at_once` boards at a time -> what became of each, in the order of `addresses`."""
-    turn = asyncio.Semaphore(at_once)
+    """At most `at_once` boards at a time -> the result of each, in the order of `addresses`."""
+    slots = asyncio.Semaphore(at_once)
 
     async def one(address: Address) -> Flashed:
         done = Flashed(address.text)
-        async with turn:
+        async with slots:
             try:
                 await flash(address, package, done, accept_new, dry_run, tell, say)
             except MerinoError as error:
@@ -147,8 +148,8 @@ async def flash(
         done.facts = facts = await ask(board, package.app.data, package.root)
         done.notes += check_service(package, facts)
         if facts.foreign:
-            said = "can be changed by another user of the board: this workstation's application is used"
-            done.notes.append(f"{facts.foreign} {said}")
+            why = "can be changed by another user of the board: this workstation's application is used"
+            done.notes.append(f"{facts.foreign} {why}")
         check_signer(package, facts)
         choice = choose(package.archive, facts.machine, package.force)
         done.bundle, done.precision = choice.bundle.name, choice.bundle.precision
@@ -171,8 +172,8 @@ async def flash(
 
 
 def check_signer(package: Package, facts: Facts) -> None:
-    """Raises MerinoError where neither the board nor --trust names the key that signed the file. `install` there
-    decides; this keeps a file that it will refuse from being copied."""
+    """Raises MerinoError where neither the board nor --trust names the key that signed the file. The board's `install`
+    decides; this check saves copying a file that it will refuse."""
     signature = package.archive.signature
     if signature is None or in_base64(signature.key) in facts.keys | package.trusted:
         return
@@ -184,8 +185,8 @@ def check_signer(package: Package, facts: Facts) -> None:
 
 
 def check_service(package: Package, facts: Facts) -> list[str]:
-    """-> notes. Raises MerinoError where the default folder of releases is not that of the board's service: two
-    installations would stand side by side, and the service would keep the old one."""
+    """-> notes. Raises MerinoError where the default folder of releases is not the folder of the board's service: there
+    would be two installations, and the service would keep the old one."""
     if facts.service in (None, facts.root):
         return []
     if package.root is not None:
@@ -198,11 +199,11 @@ def check_service(package: Package, facts: Facts) -> list[str]:
 
 
 def missing(package: Package, facts: Facts) -> list[str]:
-    """What is asked for beside the release, and is not so on the board: keys to trust, the service."""
+    """What the user requires beside the release and the board lacks: keys to trust, the service."""
     keys = sorted(package.trusted - facts.keys)
-    found = [f"trust {len(keys)} new key{'s' * (len(keys) > 1)}"] * bool(keys)
-    found += ["set up merino.service"] * (package.service and facts.service != facts.root)
-    return found + ["set up merino-serve.service"] * package.serve
+    lacking = [f"trust {len(keys)} new key{'s' * (len(keys) > 1)}"] * bool(keys)
+    lacking += ["set up merino.service"] * (package.service and facts.service != facts.root)
+    return lacking + ["set up merino-serve.service"] * package.serve
 
 
 def plan_of(package: Package, facts: Facts, choice: Choice) -> list[str]:
@@ -241,11 +242,11 @@ async def _install(board: Board, package: Package, place: str, done: Flashed, fa
         arguments += ["--trust", key]
     ran = await finished(board, "install", _run(arguments), timeout_s=INSTALL_S)
     if ran.code:
-        said = _words(ran.last_words, ran.code)
-        older = facts.app and (ran.code == WRONG_USAGE or OTHER_SCHEMA in said)
-        raise MerinoError(f"{host}: not installed: {said}{older_there(facts.root) if older else ''}")
-    found = json_of(board, "install", ran.out)
-    own = {name: found[name] for name in INSTALLED if name in found} if isinstance(found, dict) else found
+        reason = _words(ran.last_words, ran.code)
+        older = facts.app and (ran.code == WRONG_USAGE or OTHER_SCHEMA in reason)
+        raise MerinoError(f"{host}: not installed: {reason}{older_there(facts.root) if older else ''}")
+    reply = json_of(board, "install", ran.out)
+    own = {name: reply[name] for name in INSTALLED if name in reply} if isinstance(reply, dict) else reply
     problems = problems_in(own, INSTALLED)
     if not problems and (own["id"] != package.archive.id or not own["launcher"].startswith("/")):
         problems = ["it is of another release"]
@@ -264,7 +265,7 @@ async def _selftest(board: Board, launcher: str) -> None:
 
 
 async def _measure(board: Board, launcher: str, done: Flashed) -> None:
-    """A benchmark that fails takes nothing back: the release is installed and tested."""
+    """A benchmark that fails is a note: the release is installed and tested."""
     try:
         ran = await finished(board, "measure", _run([launcher, *BENCH]), timeout_s=BENCH_S, most_bytes=BENCH_BYTES)
         rows, faults, _ = parse_records(ran.out)
@@ -280,5 +281,5 @@ def _run(arguments: list[str]) -> dict[str, Any]:
     return {"do": "run", "arguments": arguments, "stdin_bytes": 0}
 
 
-def _words(said: str, code: int) -> str:
-    return said.removeprefix("merino: ") or f"it ended with code {code} and said nothing"
+def _words(line: str, code: int) -> str:
+    return line.removeprefix("merino: ") or f"it ended with code {code} and said nothing"

@@ -1,4 +1,4 @@
-"""Which host keys are trusted: those of known_hosts, and with `--accept-new` that of a host of which none is known.
+"""Which host keys are trusted: those of known_hosts, and with `--accept-new` the key of a host of which none is known.
 
 As ssh's StrictHostKeyChecking=accept-new: a host with another key than the known one is refused in any case.
 """
@@ -30,35 +30,36 @@ class HostKeys(asyncssh.SSHClient):
     def trusted(self, host: str, addr: str, port: int | None) -> Any:
         """For asyncssh's `known_hosts`: the keys of the files for this host."""
         self.name = f"[{host}]:{port}" if port else host
-        found = asyncssh.read_known_hosts([str(path) for path in self.files if path.is_file()]).match(host, addr, port)
-        self.known = any(found)
-        return found
+        keys = asyncssh.read_known_hosts([str(path) for path in self.files if path.is_file()]).match(host, addr, port)
+        self.known = any(keys)
+        return keys
 
     def kinds(self, host: str, port: int | None) -> list[str]:
-        """Algorithms of host keys to ask for: those of the known keys first, as ssh has it, and then all others. With
-        those alone a host whose key is of another kind would hang up, and nobody would learn why."""
+        """Algorithms of host keys to request: those of the known keys first, as ssh does, then all others. Without the
+        others, a host whose key is of another kind would hang up without a reason."""
         keys, authorities, *_ = self.trusted(host, "", port)
         first = [kind for key in keys for kind in key.sig_algorithms]
-        found = [*(get_default_certificate_algs() if authorities else ()), *first, *get_default_public_key_algs()]
-        return [kind.decode("ascii") for kind in dict.fromkeys(found)]
+        algorithms = [*(get_default_certificate_algs() if authorities else ()), *first, *get_default_public_key_algs()]
+        return [kind.decode("ascii") for kind in dict.fromkeys(algorithms)]
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:  # noqa: ARG002
         self.offered = key
         return self.accept_new and not self.known
 
     def keep(self, write: bool = True) -> str:
-        """Writes a new key into the first file, once the host has proved that it has it -> a line that says so, or
-        nothing. write=False: says what it would do. Raises MerinoError where it cannot be written."""
+        """Writes a new key into the first file, once the host has proved that it has it -> a line that reports it,
+        empty where the key was known. write=False: the line reports what would be written. Raises MerinoError where it
+        cannot be written."""
         if self.offered is None or self.known:
             return ""
         path = self.files[0]
-        told = f"{self.address.text}: its host key {self.offered.get_fingerprint()} is new and"
+        line = f"{self.address.text}: its host key {self.offered.get_fingerprint()} is new and"
         if not write:
-            return f"{told} would be written into {path}"
+            return f"{line} would be written into {path}"
         make_parent(path)
         append_output(str(path), f"{self.name} {self.offered.export_public_key().decode('ascii').strip()}\n")
         self.known = True
-        return f"{told} now in {path}"
+        return f"{line} now in {path}"
 
     def refusal(self) -> MerinoError:
         """Why the host's key was not taken, and what to do."""

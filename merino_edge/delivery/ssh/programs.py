@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from merino_edge.bundles.board_app import board_app
+from merino_edge.bundles.files import DESCRIPTION_FILE
 from merino_edge.delivery.ssh.board import Facts, ask
 from merino_edge.delivery.ssh.command import SHORT_S, Finished, Session, Take, answer, ended, finished, started
 from merino_edge.delivery.ssh.connect import Board
@@ -19,12 +20,12 @@ from merino_runtime.delivery.agent import CACHE, PYTHON
 from merino_runtime.errors import MerinoError
 
 INSTALLED = "installed"  # as BUNDLE: the release in use there
-DESCRIPTION = "bundle.json"
+
 MODULES = ["numpy", "onnxruntime"]
 PROBE_S = 600.0
 PROBE_BYTES = 4 << 20
 
-Told = Callable[[str, int, int], None]  # a file's name, bytes that are copied, of how many
+Copied = Callable[[str, int, int], None]  # a file's name, bytes that are copied, of how many
 
 
 async def facts_of(board: Board, root: str | None = None) -> Facts:
@@ -67,44 +68,44 @@ class Program:
 
 
 async def program(board: Board, root: str | None = None) -> Program:
-    """Copies the application where it is not there yet. root: the folder of releases there; None: that which its user's
-    `install` takes. Raises MerinoError where no Python there has the packages."""
+    """Copies the application where it is not there yet. root: the folder of releases there; None: the folder that its
+    user's `install` takes. Raises MerinoError where no Python there has the packages."""
     app = board_app()
     facts = await ask(board, app, root)
     doing = "find a Python with numpy and onnxruntime"
     candidates = [PYTHON] if facts.foreign else [f"{facts.root}/current/env/bin/python", PYTHON]
     async with started(board, doing, {"do": "find_python", "candidates": candidates, "modules": MODULES}) as session:
-        found = await answer(session)
+        python = await answer(session)
         await ended(session)
-    if found not in candidates:
+    if python not in candidates:
         raise session.fault(
             "there is none. Install a packed file with its wheels (`merino-edge flash`), or on the board:"
             " python3 -m pip install numpy tokenizers onnxruntime"
         )
     source = source_of("merino.pyz", app)
     place = await send(board, f"{CACHE}/apps/{source.sha256[:16]}", source)
-    return Program(board, facts, [found, place], root)
+    return Program(board, facts, [python, place], root)
 
 
-async def bundle_there(there: Program, bundle: str, told: Told = lambda *_: None) -> str:
+async def bundle_there(there: Program, bundle: str, progress: Copied = lambda *_: None) -> str:
     """The bundle's folder on the board, for its command line; copied, where it is not there yet. Its description comes
     last, so that a folder with one is whole."""
     board = there.board
     if bundle == INSTALLED:
         return there.installed()
-    read = load_bundle(bundle, verify=False)
-    description = (Path(read.folder) / DESCRIPTION).read_bytes()
-    folder = f"{CACHE}/bundles/{source_of(DESCRIPTION, description).sha256}"
-    for file in read.files:
-        source = Source(file.path, Path(read.folder) / file.path, file.bytes, file.sha256)
-        await send(board, folder, source, partial(told, file.path))
-    await send(board, folder, source_of(DESCRIPTION, description))
+    loaded = load_bundle(bundle, verify=False)
+    description = source_of(DESCRIPTION_FILE, (Path(loaded.folder) / DESCRIPTION_FILE).read_bytes())
+    folder = f"{CACHE}/bundles/{description.sha256}"
+    for file in loaded.files:
+        source = Source(file.path, Path(loaded.folder) / file.path, file.bytes, file.sha256)
+        await send(board, folder, source, partial(progress, file.path))
+    await send(board, folder, description)
     return folder
 
 
 async def remove_bundle(there: Program, bundle: str, place: str) -> None:
-    """What `bundle_there` copied of the folder `bundle` to `place`."""
-    names = [DESCRIPTION, *(file.path for file in load_bundle(bundle, verify=False).files)]
+    """The files that `bundle_there` copied from the folder `bundle` to `place`."""
+    names = [DESCRIPTION_FILE, *(file.path for file in load_bundle(bundle, verify=False).files)]
     request = {"do": "discard", "paths": [*(f"{place}/{name}" for name in names), place]}
     await finished(there.board, "remove what was measured", request, timeout_s=SHORT_S)
 
@@ -119,6 +120,6 @@ async def probe(there: Program, backend: str, tell: Take) -> str:
         tell=tell,
     )  # fmt: skip
     if ran.code:
-        said = ran.last_words or f"it ended with code {ran.code}"
-        raise MerinoError(f"{there.board.address.text}: cannot probe: {said}")
+        reason = ran.last_words or f"it ended with code {ran.code}"
+        raise MerinoError(f"{there.board.address.text}: cannot probe: {reason}")
     return ran.out

@@ -1,4 +1,4 @@
-"""A talk with a model on a board, with the interface of `merino_runtime.chat.talk.Talk`.
+"""A chat with a model on a board, with the interface of `merino_runtime.chat.talk.Talk`.
 
 The board runs `chat --json`. The connection lives in a thread with its own event loop, so that ctrl-C interrupts
 whoever waits for an event here, and not the connection.
@@ -34,24 +34,24 @@ class Remote:
         """The board's next event. Raises MerinoError where there is none, and for what it refuses."""
         self._coming = self._coming or asyncio.run_coroutine_threadsafe(answer(self.session), self.loop)
         try:
-            found = self._coming.result()
+            event = self._coming.result()
         except KeyboardInterrupt:
             raise
         except BaseException:
             self._coming = None
             raise
         self._coming = None
-        if not isinstance(found, dict):
+        if not isinstance(event, dict):
             raise self.session.fault("the board answered with no event")
-        if "error" in found:
-            raise MerinoError(visible_text(str(found["error"])))
-        return found
+        if "error" in event:
+            raise MerinoError(visible_text(str(event["error"])))
+        return event
 
 
 @contextmanager
 def opened(work: Callable[[Serve], Any]) -> Iterator[Remote]:
-    """Runs `work` in a thread. It is given a function to await with its session, which lasts until the body has ended.
-    Raises MerinoError where no session comes about, and in the body where it breaks."""
+    """Runs `work` in a thread. `work` awaits its argument with the session, until the body has ended. Raises
+    MerinoError where no session comes about, and in the body where it breaks."""
     ready: queue.Queue[Remote | BaseException] = queue.Queue()
     over: list[asyncio.Event] = []
 
@@ -68,18 +68,18 @@ def opened(work: Callable[[Serve], Any]) -> Iterator[Remote]:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    found = ready.get()
-    if not isinstance(found, Remote):
-        raise found
+    remote = ready.get()
+    if not isinstance(remote, Remote):
+        raise remote
     try:
-        yield found
+        yield remote
     finally:
-        found.loop.call_soon_threadsafe(over[0].set)
+        remote.loop.call_soon_threadsafe(over[0].set)
         thread.join()
 
 
 class TalkThere:
-    """The talk on the other side. `greeting`: the first event, with the bundle's name."""
+    """The chat on the board. `greeting`: the first event, with the bundle's name."""
 
     def __init__(self, remote: Remote) -> None:
         self._remote = remote

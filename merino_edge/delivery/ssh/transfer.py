@@ -1,7 +1,7 @@
-"""Files onto a board, into the cache folder of its user: by hash, and going on where an earlier connection was cut.
+"""Files onto a board, into the cache folder of its user: by hash, and resumed where an earlier connection was cut.
 
-A file lies there as NAME.part until all of it has arrived and its hash agrees. The board tells the hash of each piece
-of the part; what does not agree is sent again.
+A file lies there as NAME.part until all of it has arrived and its hash agrees. The board reports the hash of each piece
+of the part; pieces that do not agree are sent again.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class Source:
 
     @property
     def data(self) -> bytes:
-        """Of a small one."""
+        """The content, of a small file."""
         return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
 
 
@@ -68,13 +68,13 @@ async def send(board: Board, folder: str, source: Source, sent: Sent = lambda *_
     }  # fmt: skip
     async with started(board, doing, request) as session:
         async with asyncio.timeout(STALL_S + source.size_bytes / LEAST_BYTES_S):
-            found = await answer(session, MOST_ANSWER_BYTES)
-        if not _there(session, found):
-            offset = await asyncio.to_thread(_agreeing, source, piece, found["pieces"])
+            reply = await answer(session, MOST_ANSWER_BYTES)
+        if not _there(session, reply):
+            offset = await asyncio.to_thread(_agreeing, source, piece, reply["pieces"])
             left = source.size_bytes - offset
-            if left > found["free"]:
+            if left > reply["free"]:
                 raise session.fault(
-                    f"{left / 2**20:,.1f} MB are needed and {found['free'] / 2**20:,.1f} MB are free there: free space"
+                    f"{left / 2**20:,.1f} MB are needed and {reply['free'] / 2**20:,.1f} MB are free there: free space"
                     " on the board"
                 )
             await _stream(session, source, offset, sent)
@@ -87,25 +87,25 @@ def piece_bytes(size_bytes: int) -> int:
     return max(LEAST_PIECE_BYTES, -(-size_bytes // MOST_PIECES))
 
 
-def _there(session: Session, found: Any) -> bool:
+def _there(session: Session, reply: Any) -> bool:
     """Whether the board has the whole file. Raises MerinoError where its answer makes no sense."""
-    if found == {"busy": True}:
+    if reply == {"busy": True}:
         raise session.fault("another copy of it is on its way there: wait for that one")
-    problems = problems_in(found, SHAPE)
-    if not problems and len(found["pieces"]) > MOST_PIECES:
+    problems = problems_in(reply, SHAPE)
+    if not problems and len(reply["pieces"]) > MOST_PIECES:
         problems = ["pieces has more entries than the file"]
     if problems:
         raise session.fault(f"the board's answer is wrong: {listed(problems)}")
-    return bool(found["done"])
+    return bool(reply["done"])
 
 
 def _agreeing(source: Source, piece: int, pieces: list[str]) -> int:
     """Bytes from the beginning that the board has already."""
     offset = 0
     with _opened(source) as read:
-        for theirs in pieces:
+        for digest in pieces:
             data = read(piece)
-            if len(data) < piece or hashlib.sha256(data).hexdigest() != theirs:
+            if len(data) < piece or hashlib.sha256(data).hexdigest() != digest:
                 break
             offset += piece
     return offset
@@ -124,13 +124,13 @@ async def _stream(session: Session, source: Source, offset: int, sent: Sent) -> 
                 async with asyncio.timeout(STALL_S):
                     await session.process.stdin.drain()
             if session.process.stdin.is_closing():
-                break  # its answer says why
+                break  # its answer explains
             position += len(data)
             sent(position, source.size_bytes)
     async with asyncio.timeout(STALL_S + source.size_bytes / LEAST_BYTES_S):
-        found = await answer(session)
+        reply = await answer(session)
         await ended(session)
-    error = found.get("error") if isinstance(found, dict) else None
+    error = reply.get("error") if isinstance(reply, dict) else None
     if error != "":
         raise session.fault(_words(error))
 
@@ -141,7 +141,7 @@ def _words(error: Any) -> str:
 
 @contextmanager
 def _opened(source: Source, offset: int = 0) -> Iterator[Callable[[int], bytes]]:
-    """A function that reads on. Raises MerinoError where the file here cannot be read."""
+    """A function that reads the next bytes. Raises MerinoError where the file here cannot be read."""
     if isinstance(source.content, bytes):
         file: BinaryIO = io.BytesIO(source.content)
     else:
