@@ -2,7 +2,6 @@
 float32.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -39,9 +38,9 @@ class Scored(NamedTuple):
 @contextmanager
 def opened(what: str, say: Say) -> Iterator[Scored]:
     """Raises MerinoError where `what` is no source, or has no tokenizer."""
-    found = find_source(what)
-    if isinstance(found, Path) and is_bundle(found):
-        with open_model(str(found), say=say) as model:
+    resolved = find_source(what)
+    if isinstance(resolved, Path) and is_bundle(resolved):
+        with open_model(str(resolved), say=say) as model:
             yield bundle_model(model, what)
     else:
         yield torch_model(what, say)
@@ -65,13 +64,14 @@ def bundle_model(model: LanguageModel, what: str) -> Scored:
 
 def torch_model(what: str, say: Say) -> Scored:
     from merino_edge.export.source import load_source
+    from merino_edge.families.hugging_face import weights_hash
 
     source = load_source(what, say=say)
     if source.tokenizer is None:
         raise no_tokenizer(what, source.weights)
     model = source.model.float().eval()
     facts = {
-        "model": source.name, "source": what, "sha256": weights_hash(source),
+        "model": source.name, "source": what, "sha256": weights_hash(source.model),
         "engine": f"torch {version('torch')} CPU", "precision": "fp32", "dialect": None, "kv": None,
         "weights": source.weights, "params": params(source.arch.operators), "context": source.arch.context,
     }  # fmt: skip
@@ -85,11 +85,3 @@ def torch_model(what: str, say: Say) -> Scored:
 def no_tokenizer(what: str, weights: str) -> MerinoError:
     return MerinoError(f"{what} has no tokenizer (weights: {weights}), so it cannot read a text: give a trained model")
 
-
-def weights_hash(source: Any) -> str:
-    """Over the values of the model's weights: whatever file they came from."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(source.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().contiguous().numpy().data)
-    return digest.hexdigest()

@@ -1,5 +1,5 @@
-"""What the decoders after GPT (Radford et al. 2018) share: equal layers with LayerNorm, as many KV heads as query
-heads, an FFN of two matrices, and biases. A family's class adds what it has besides.
+"""The common part of the decoders after GPT (Radford et al. 2018): equal layers with LayerNorm, as many KV heads as
+query heads, an FFN of two matrices, and biases. A family's class adds its own features.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from merino_edge.families.geometry import Biased, EqualLayers, UniformGeometry
 from merino_edge.families.graph_ops import GraphOps, Norm
-from merino_edge.families.pre_norm import Decoder, Layer, build_decoder
+from merino_edge.families.pre_norm import Decoder, Layer, Linear, build_decoder
 from merino_edge.families.rotary import Positive
 from merino_runtime.bundle.schema import LARGEST_LAYER, LARGEST_VOCAB, LONGEST_CONTEXT
 
@@ -68,8 +68,12 @@ class BiasedGeometry(EqualLayers):
         raise NotImplementedError
 
 
+def linear(at: str) -> Linear:
+    return Linear((f"{at}.weight",), (f"{at}.bias",))
+
+
 def transformer_decoder(arch: BiasedGeometry, layers: Sequence[Layer]) -> Decoder:
-    """The decoder whose tensors GPT-2 and GPT-Neo name alike: learned positions from 0, the head is the embedding."""
+    """The decoder of GPT-2 and GPT-Neo, by its tensors' names: learned positions from 0, the head is the embedding."""
     embedding = "transformer.wte.weight"
     return Decoder(
         embedding=embedding,

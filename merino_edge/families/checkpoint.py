@@ -88,7 +88,7 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def unknown_keys(content: Mapping[str, Any], known: Collection[str]) -> list[str]:
-    """`key is value`, for each key of config.json that is neither in `known` nor harmless. A null says nothing."""
+    """`key is value`, for each key of config.json that is neither in `known` nor harmless, and not null."""
     return [
         f"{shortened(key)} is {shortened(repr(value))}" for key, value in content.items()
         if value is not None and key not in known and key not in HARMLESS
@@ -96,19 +96,19 @@ def unknown_keys(content: Mapping[str, Any], known: Collection[str]) -> list[str
 
 
 def stop_ids_of(folder: Path, in_config: Any, vocab: int) -> tuple[int, ...]:
-    """Those of generation_config.json and then those of config.json, each once. A chat model's own end of turn often
-    stands in the first only.
+    """The ids of generation_config.json and then those of config.json, each once. The token that ends a chat model's
+    turn is often only in the first.
 
     `in_config`: the value of eos_token_id there. Raises MerinoError for a value that is no id of the vocabulary.
     """
-    found = [*ids_in(in_config, vocab, folder / CONFIG)]
+    ids = [*ids_in(in_config, vocab, folder / CONFIG)]
     path = folder / GENERATION_CONFIG
     if path.is_file():
         content = read_json(str(path), COPY_AGAIN)
         if not isinstance(content, dict):
             raise MerinoError(f"{path} is not an object. {COPY_AGAIN}")
-        found = [*ids_in(content.get("eos_token_id"), vocab, path), *found]
-    return tuple(dict.fromkeys(found))
+        ids = [*ids_in(content.get("eos_token_id"), vocab, path), *ids]
+    return tuple(dict.fromkeys(ids))
 
 
 def ids_in(given: Any, vocab: int, path: Path) -> Iterator[int]:
@@ -128,9 +128,9 @@ class ChatTemplate(NamedTuple):
 
 
 def read_chat_template(folder: Path) -> ChatTemplate | None:
-    """Of chat_template.jinja, or else of tokenizer_config.json; of several by name the one that is called `default`.
+    """From chat_template.jinja, or else from tokenizer_config.json, where `default` is the first choice of several.
 
-    None where the folder has none: the model was not trained to talk. Raises MerinoError for files that cannot be read.
+    None where the folder has none: the model is no chat model. Raises MerinoError for files that cannot be read.
     """
     config = _read(folder / TOKENIZER_CONFIG)
     tokens = special_tokens({**_read(folder / TOKENS_MAP), **config})
@@ -151,12 +151,12 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
 
 def special_tokens(config: dict[str, Any]) -> dict[str, str]:
     """By name, such as `bos_token`: each is a string, or an object with `content`."""
-    found = {}
+    tokens = {}
     for name, value in config.items():
         text = value.get("content") if isinstance(value, dict) else value
         if re.fullmatch("[a-z_]+_token", name) and isinstance(text, str):
-            found[name] = text
-    return dict(sorted(found.items()))
+            tokens[name] = text
+    return dict(sorted(tokens.items()))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Block(BaseModel):
 
 
 class Architecture(BaseModel):
-    """A decoder: its blocks, and all else that its graph depends on but the weights.
+    """A decoder: everything but the weights that its graph depends on.
 
     Attributes:
         width_change: how the residual stream gets another width, between blocks and before the head. `projection`: by
@@ -284,7 +284,7 @@ FAMILY = Family(
     module="merino_edge.families.designed_torch",
     config_name="MerinoConfig",
     model_name="MerinoForCausalLM",
-    supported={},  # MerinoConfig itself refuses what cannot be
+    supported={},  # MerinoConfig itself refuses other values
     keys=frozenset(KEYS.values()) | {
         "blocks", "hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings", "rope_parameters",
     },

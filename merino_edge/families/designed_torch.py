@@ -244,7 +244,7 @@ class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
         position_ids: Tensor | None = None,  # [B, T]
         cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,  # [B, T, E of the first block], in place of input_ids
-        labels: Tensor | None = None,  # [B, T], -100 where no loss is wanted; shifted here
+        labels: Tensor | None = None,  # [B, T], -100 where a token has no loss; shifted here
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,

@@ -1,4 +1,4 @@
-"""What a model family defines: one file beside this one each, with a `FAMILY` that the registry lists.
+"""The definition of a model family: each is one file beside this one, with a `FAMILY` that the registry lists.
 
 Importing a family loads neither torch nor transformers: its classes there are loaded when a model is built or read.
 """
@@ -14,7 +14,7 @@ from merino_edge.families.weights import KeyOrder, LayoutOf, alike
 
 
 class Loader(NamedTuple):
-    """A file beside the weights, for `from_pretrained(folder, trust_remote_code=True)` without an import of ours.
+    """A file beside the weights, for `from_pretrained(folder, trust_remote_code=True)` without importing merino_edge.
 
     `classes`: those that it defines, by transformers' auto class.
     """

@@ -1,5 +1,5 @@
-"""What the decoders after LLaMA (arXiv 2302.13971) share: equal layers with RMSNorm, rotary positions, fewer KV
-heads than query heads, and a gated FFN. A family's class adds what it has besides. The words of config.json that these
+"""The common part of the decoders after LLaMA (arXiv 2302.13971): equal layers with RMSNorm, rotary positions, fewer KV
+heads than query heads, and a gated FFN. A family's class adds its own features. Also the keys of config.json that these
 families share, both ways.
 """
 
@@ -127,7 +127,7 @@ def gated_words(geometry: GatedGeometry) -> dict[str, Any]:
 
 
 def shape_facts(config: Any) -> dict[str, Any]:
-    """Fields of the geometry that are named alike in all these families, but for the rotary ones."""
+    """Fields of the geometry that have the same names in all these families, without the rotary ones."""
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return {**facts_by(GATED, config), "head_size": head_size}
 
@@ -138,7 +138,7 @@ def gated_facts(config: Any) -> dict[str, Any]:
 
 
 def check_full_attention(config: Any) -> None:
-    """Raises MerinoError where a layer is anything but attention to all positions before."""
+    """Raises MerinoError where a layer's attention is not full attention."""
     other = sorted({kind for kind in config.layer_types or () if kind != "full_attention"})
     if other:
         raise MerinoError(f"layer_types has {', '.join(map(repr, other))}, known is 'full_attention'")
@@ -147,8 +147,8 @@ def check_full_attention(config: Any) -> None:
 def gated_family(
     name: str, geometry: type[GatedGeometry], classes: str, supported: Mapping[str, Any], *, layer_types: bool = False
 ) -> Family:
-    """A family with nothing beside what these share. `classes`: how the names of its classes in transformers begin;
-    `layer_types`: whether its config.json says of each layer what it attends to, which must be all positions."""
+    """A family of the common part only. `classes`: the beginning of the names of its classes in transformers;
+    `layer_types`: whether its config.json lists the attention of each layer, which must be full attention."""
 
     def geometry_of(config: Any) -> GatedGeometry:
         if layer_types:

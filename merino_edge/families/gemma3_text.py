@@ -1,7 +1,7 @@
 """Gemma 3 (arXiv 2503.19786), its decoder of text.
 
-LLaMA's form with four norms a layer, norms of heads, an embedding times the root of its width, and layers that look
-back a window only, of which the rotary frequencies have a base of their own.
+LLaMA's form with four norms a layer, norms of heads, an embedding times the root of its width, and layers of
+sliding-window attention, whose rotary frequencies have another base.
 """
 
 from dataclasses import replace
@@ -47,10 +47,10 @@ class Gemma3Architecture(GatedGeometry):
         return self
 
     def attention_of(self, layer: int) -> Attention:
-        found = replace(super().attention_of(layer), scale=self.attention_scale)
+        attention = replace(super().attention_of(layer), scale=self.attention_scale)
         if not self.windowed[layer]:
-            return found
-        return replace(found, rotary=Rotary(self.local_rope_theta, self.head_size), window=self.window)
+            return attention
+        return replace(attention, rotary=Rotary(self.local_rope_theta, self.head_size), window=self.window)
 
     def layer_of(self, layer: int) -> Layer:
         at = f"model.layers.{layer}"
@@ -66,7 +66,7 @@ class Gemma3Architecture(GatedGeometry):
 
 
 def layout(_geometry: Gemma3Architecture, name: str) -> Layout | None:
-    """The state dict has of each norm's factor what it is more than 1."""
+    """The state dict stores each norm's factor minus 1."""
     return ABOVE_ONE if name.endswith("norm.weight") else None
 
 
@@ -85,7 +85,7 @@ def config_words(geometry: Gemma3Architecture) -> dict[str, Any]:
 
 
 def whole(number: float) -> int | float:
-    """An integer where rounding alone keeps it from being one: transformers takes no other."""
+    """The number as an integer where only rounding keeps it from being one: transformers requires an integer."""
     return round(number) if abs(number - round(number)) < 1e-9 * number else number
 
 

@@ -1,7 +1,7 @@
-"""What the rest of the project may ask of a model's geometry, and the geometry of decoders whose layers are equal.
+"""The interface of a model's geometry, and the geometry of decoders whose layers are equal.
 
-One function counts the operators of all decoders of equal layers. For the counts they differ only in switches: biases,
-kinds of norm, learned or rotary positions, a gated FFN, fewer KV heads than query heads, a head with its own weights.
+One function counts the operators of all decoders of equal layers, which differ only in switches: biases, kinds of norm,
+learned or rotary positions, a gated FFN, fewer KV heads than query heads, a head with its own weights.
 """
 
 from collections.abc import Iterator, Mapping
@@ -133,7 +133,7 @@ class UniformGeometry(BaseModel):
 
 
 class EqualLayers(BaseModel):
-    """A family's own geometry, of equal layers: what is asked of any geometry follows from its counts."""
+    """A family's own geometry, of equal layers: it implements `Geometry` by its counts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -2,11 +2,11 @@
 
 from typing import Any, Literal
 
-from merino_edge.families.biased import BiasedGeometry, build_biased, transformer_decoder
+from merino_edge.families.biased import BiasedGeometry, build_biased, linear, transformer_decoder
 from merino_edge.families.family import Family
 from merino_edge.families.geometry import Keys, facts_by, words_by
 from merino_edge.families.graph_ops import KvLayer, plain_attention
-from merino_edge.families.pre_norm import Decoder, Layer, Linear
+from merino_edge.families.pre_norm import Decoder, Layer
 from merino_edge.families.weights import TRANSPOSED, Layout
 from merino_runtime.errors import MerinoError
 
@@ -49,9 +49,6 @@ class Gpt2Architecture(BiasedGeometry):
     def decoder(self) -> Decoder:
         return transformer_decoder(self, [self.layer_of(layer) for layer in range(self.layers)])
 
-
-def linear(at: str) -> Linear:
-    return Linear((f"{at}.weight",), (f"{at}.bias",))
 
 
 def layout(_geometry: Gpt2Architecture, name: str) -> Layout | None:

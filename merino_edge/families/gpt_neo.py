@@ -1,14 +1,14 @@
 """GPT-Neo (EleutherAI 2021), as TinyStories (arXiv 2305.07759) has it.
 
-GPT-2's form with layers that look back a window only. Queries, keys and values have no biases, and their products are
-not scaled.
+GPT-2's form with layers of sliding-window attention. Queries, keys and values have no biases, and the attention scores
+are not scaled.
 """
 
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from merino_edge.families.biased import BiasedGeometry, build_biased, transformer_decoder
+from merino_edge.families.biased import BiasedGeometry, build_biased, linear, transformer_decoder
 from merino_edge.families.family import Family
 from merino_edge.families.geometry import Biased, Keys, facts_by, words_by
 from merino_edge.families.graph_ops import Attention, KvLayer
@@ -49,10 +49,10 @@ class GptNeoArchitecture(BiasedGeometry):
             attention=Attention(self.heads, 1.0, None, self.window if self.windowed[layer] else None),
             attention_norm=self.layer_norm(f"{at}.ln_1"),
             qkv=Linear(tuple(f"{mixing}.{part}_proj.weight" for part in "qkv")),
-            out=Linear((f"{mixing}.out_proj.weight",), (f"{mixing}.out_proj.bias",)),
+            out=linear(f"{mixing}.out_proj"),
             ffn_norm=self.layer_norm(f"{at}.ln_2"),
-            up=Linear((f"{at}.mlp.c_fc.weight",), (f"{at}.mlp.c_fc.bias",)),
-            down=Linear((f"{at}.mlp.c_proj.weight",), (f"{at}.mlp.c_proj.bias",)),
+            up=linear(f"{at}.mlp.c_fc"),
+            down=linear(f"{at}.mlp.c_proj"),
             activation="gelu",
             gated=False,
         )

@@ -7,11 +7,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from merino_edge.families.biased import BiasedGeometry, build_biased
+from merino_edge.families.biased import BiasedGeometry, build_biased, linear
 from merino_edge.families.family import Family
 from merino_edge.families.geometry import Keys, facts_by, words_by
 from merino_edge.families.graph_ops import KvLayer, plain_attention
-from merino_edge.families.pre_norm import Decoder, Layer, Linear
+from merino_edge.families.pre_norm import Decoder, Layer
 from merino_edge.families.rotary import Positive, Rotary, plain_theta, rope_words
 from merino_edge.families.weights import Layout, permuted
 
@@ -76,9 +76,6 @@ class GptNeoxArchitecture(BiasedGeometry):
         )
 
 
-def linear(at: str) -> Linear:
-    return Linear((f"{at}.weight",), (f"{at}.bias",))
-
 
 def layout(geometry: GptNeoxArchitecture, name: str) -> Layout | None:
     """The state dict has query, key and value of a head side by side; the graph has all queries first."""
@@ -95,9 +92,9 @@ def qkv_order(geometry: GptNeoxArchitecture) -> np.ndarray:
 def key_order(geometry: GptNeoxArchitecture) -> np.ndarray:
     """Channels of a head of queries or keys in the graph's order, [head_size].
 
-    A channel is paired with the one half a head behind it. So of the channels that turn the second half goes behind
-    the middle of the head, and those that do not turn fill the rest of both halves: the same attention
-    scores, and rotary tables over whole heads, which the fused attention requires in multiples of 16.
+    The graph rotates a channel with the one half a head behind it. So the second half of the rotated channels goes
+    behind the middle of the head, and the other channels fill the rest of both halves. The attention scores are the
+    same, and the rotary tables cover whole heads, which the fused attention requires in multiples of 16.
     """
     size, half, pairs = geometry.head_size, geometry.head_size // 2, geometry.rotated // 2
     still = np.arange(geometry.rotated, size)

@@ -11,7 +11,7 @@ from merino_edge.families.gated import GATED_KEYS, build_gated, check_full_atten
 from merino_edge.families.granite import MULTIPLIER_KEYS, MultipliedGeometry, multiplied_facts, multiplied_words
 from merino_edge.families.pre_norm import Layer, Linear
 
-# Without Mamba layers and experts, what those would be is not read.
+# Keys of Mamba layers and experts, which such a model has not: not read.
 UNUSED = {
     "mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_head", "mamba_d_conv", "mamba_expand",
     "mamba_chunk_size", "mamba_conv_bias", "mamba_proj_bias", "time_step_limit", "num_experts_per_tok",

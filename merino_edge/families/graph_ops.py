@@ -1,5 +1,5 @@
-"""The operations that a graph builder may call. A family's graph builder defines what is computed; `GraphOps` defines
-with which ONNX operators.
+"""The operations that a graph builder may call. A family's graph builder defines the computation, an implementation of
+`GraphOps` the ONNX operators.
 
 Values are names of tensors in the graph. Hidden states have shape [1, T, width] for T new tokens.
 """
@@ -35,7 +35,7 @@ class KvLayer:
 
 @dataclass(frozen=True)
 class Attention:
-    """What an attention computes.
+    """The computation of an attention.
 
     Attributes:
         heads: query heads, a multiple of the cache's KV heads; `heads / KV heads` in a row share one.

@@ -10,16 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from merino_edge.storage.atomic import existing_parent
 from merino_edge.storage.faults import one_line
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.board import MB
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 WEIGHTS = "model*.safetensors"
-WANTED = (
+FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "chat_template.jinja", "model.safetensors.index.json", WEIGHTS,
 )  # fmt: skip
-MB = 2**20
 
 
 class HubModel(NamedTuple):
@@ -29,14 +30,14 @@ class HubModel(NamedTuple):
 
 
 def hub_name(text: str) -> HubModel | None:
-    """What `text` names on the hub; None where it has another form. A path that is there is none."""
+    """The model that `text` names on the hub; None where it has another form, or is a path that is there."""
     return HubModel(text) if NAME.fullmatch(text) and ".." not in text and not Path(text).exists() else None
 
 
 def fetch(model: HubModel, say: Callable[[str], None] = lambda _: None) -> Path:
-    """The folder of the model's files, in the cache; what is missing there is downloaded, after `say` said how much.
+    """The folder of the model's files, in the cache. Missing files are downloaded, after `say` reported their size.
 
-    Raises MerinoError where the model is not to be had, with what to do: no network, gated, unknown, no safetensors.
+    Raises MerinoError with the remedy where the model cannot be fetched: no network, gated, unknown, no safetensors.
     """
     import huggingface_hub
     from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationError
@@ -45,18 +46,18 @@ def fetch(model: HubModel, say: Callable[[str], None] = lambda _: None) -> Path:
     disable_progress_bars()  # the command line has a spinner of its own
     try:
         try:
-            files = huggingface_hub.snapshot_download(model.name, allow_patterns=list(WANTED), dry_run=True)
+            files = huggingface_hub.snapshot_download(model.name, allow_patterns=list(FILES), dry_run=True)
         except DryRunError as error:
             if isinstance(error.__cause__, HfHubHTTPError) and not is_cached(model):
                 raise error.__cause__ from None
         else:
             judge_files(model, files, say)
-        return Path(huggingface_hub.snapshot_download(model.name, allow_patterns=list(WANTED)))
+        return Path(huggingface_hub.snapshot_download(model.name, allow_patterns=list(FILES)))
     except MerinoError:
         raise
     except HFValidationError as error:
         raise MerinoError(f"{model.name!r} is no folder here and no name on the hub: {one_line(error)}") from error
-    except Exception as error:  # its HTTP library changes with its versions, and so do what it raises
+    except Exception as error:  # its HTTP library changes with its versions, and so do the errors
         raise MerinoError(fault(model, error)) from error
 
 
@@ -67,7 +68,7 @@ def is_cached(model: HubModel) -> bool:
 
 
 def judge_files(model: HubModel, files: list[Any], say: Callable[[str], None]) -> None:
-    """`files`: what huggingface_hub would download. Raises MerinoError where it is no model, or does not fit the
+    """`files`: those that huggingface_hub would download. Raises MerinoError where they are no model, or do not fit the
     disk."""
     from huggingface_hub import constants
 
@@ -82,7 +83,7 @@ def judge_files(model: HubModel, files: list[Any], say: Callable[[str], None]) -
     if not needed:
         return
     cache = Path(constants.HF_HUB_CACHE)
-    place = next(parent for parent in (cache, *cache.absolute().parents) if parent.exists())
+    place = existing_parent(cache / model.name)
     free = shutil.disk_usage(place).free
     if needed > free:
         raise MerinoError(
@@ -93,7 +94,7 @@ def judge_files(model: HubModel, files: list[Any], say: Callable[[str], None]) -
 
 
 def fault(model: HubModel, error: Exception) -> str:
-    """What happened, and what to do about it, for a person."""
+    """The fault and its remedy, for people."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if isinstance(error, GatedRepoError):

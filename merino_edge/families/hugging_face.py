@@ -3,6 +3,7 @@
 Importing this module registers the families that transformers does not have, so that `AutoModelForCausalLM` loads them.
 """
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,7 +126,8 @@ def read_config(folder: Path) -> Any:
 
 
 def made_config(path: Path, make: Callable[[], Any]) -> Any:
-    """What `make` gives, a configuration of transformers' from the file `path`. Raises MerinoError where it cannot."""
+    """The result of `make`, a configuration of transformers' from the file `path`. Raises MerinoError where it
+    fails."""
     try:
         return make()
     except MerinoError:
@@ -156,6 +158,15 @@ def check_tied(model: PreTrainedModel, folder: Path) -> None:
             f"the weights in {folder} do not fit its config.json: tie_word_embeddings is true, and lm_head.weight is"
             " not the embedding. Set it to false"
         )
+
+
+def weights_hash(model: PreTrainedModel) -> str:
+    """SHA-256 over all weights by name: the same for a model from a folder, a GGUF or a cache."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def read_tokenizer(folder: Path) -> Path | None:

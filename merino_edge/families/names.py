@@ -1,4 +1,4 @@
-"""What a name on the command line means: the packaged model, a model of the zoo, or a path.
+"""The meaning of a name on the command line: the packaged model, a model of the zoo, or a path.
 
 One rule for sources, bundles and baselines: a name that is also a file or folder here is refused, not guessed.
 """
@@ -30,10 +30,10 @@ def resolve(text: str) -> Model | str:
 
 def bundle_path(text: str) -> str:
     """The folder of a bundle. Raises MerinoError for a model of the zoo, which is not a bundle yet."""
-    found = resolve(text)
-    if isinstance(found, Model):
+    resolved = resolve(text)
+    if isinstance(resolved, Model):
         raise MerinoError(
-            f"{text!r} names {found.name}, which is no bundle yet: write one with"
+            f"{text!r} names {resolved.name}, which is no bundle yet: write one with"
             f" `merino-edge export {text} -o {text}-bundle`, and give {text}-bundle"
         )
-    return found
+    return resolved

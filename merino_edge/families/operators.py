@@ -57,7 +57,7 @@ def by_groups(heads: int, kv_heads: int, kv_bits: int) -> bool:
 
 
 def core_named(core: str | None) -> Core:
-    """A bundle's or a machine's kind of core; of what has none, that with dotprod."""
+    """A bundle's or a machine's kind of core; `dotprod` where it has none."""
     return "no-dotprod" if core == "no-dotprod" else "dotprod"
 
 
@@ -84,7 +84,7 @@ class Operator:
         heads: attention only, query heads.
         live: elements per token in memory while it runs: inputs, outputs and the residual.
         vectors: norm and activation only, elements per token.
-        final: whether it computes the last position only, as all does behind the last attention.
+        final: whether it computes the last position only, as all operators behind the last attention do.
         reread: for a repeated use of shared weights, the elements of all matrices that were read since the use before;
             else 0. The weights are still in the CPU's cache if it holds so many.
     """

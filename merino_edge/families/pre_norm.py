@@ -23,7 +23,7 @@ class Layer:
     Attributes:
         qkv: queries, keys and values, in that order.
         up: into the FFN; where it is `gated`, the matrix of the activated half stands first.
-        norm_behind_attention, norm_behind_ffn: on what is added to the residual; None where there is none.
+        norm_behind_attention, norm_behind_ffn: on the output that is added to the residual; None where there is none.
     """
 
     cache: KvLayer
@@ -45,7 +45,7 @@ class Decoder:
     """A whole one.
 
     Attributes:
-        head: the head's table, which may be the embedding.
+        head: the LM head's matrix, which may be the embedding.
         positions: the position embedding and the row of the first one; None for a family without.
         parallel: whether attention and FFN of a layer read the same residual, and are added to it together.
         embedding_factor, residual_factor, logit_factor: on the embedding, on each sublayer's output, on the logits.
@@ -65,9 +65,8 @@ class Decoder:
 def build_decoder(graph: GraphOps, decoder: Decoder) -> None:
     """Write the whole graph: ids to logits of the last position.
 
-    The sum of a sublayer's output `delta` and its residual `x` is not written where it arises, but by the norm that
-    follows, so that a dialect can fuse the two. Behind the last attention only the last position is computed: only its
-    logits are wanted.
+    The norm that follows writes the sum of a sublayer's output `delta` and its residual `x`, so that a dialect can fuse
+    the two. Behind the last attention only the last position is computed, since only its logits are needed.
     """
     x, delta = scaled(graph, graph.embed(decoder.embedding), decoder.embedding_factor), None
     if decoder.positions:

@@ -1,5 +1,5 @@
 """Rotary positions (RoFormer, arXiv 2104.09864): pairs of channels of a query or key, turned by angles that grow with
-the position. Channel i of a head is paired with i + head_size / 2. And their words in config.json, both ways.
+the position. Channel i of a head is paired with i + head_size / 2. Also their keys in config.json, both ways.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,8 @@ class RopeScaling(BaseModel):
 
 @dataclass(frozen=True)
 class Rotary:
-    """Which angles. `turned`: channels of a head that turn, an even number; the pairs beyond stay (angle 0)."""
+    """The parameters of the angles. `turned`: rotated channels of a head, an even number; the other pairs have angle 0.
+    """
 
     theta: float
     turned: int
@@ -50,9 +51,9 @@ class Rotary:
 def frequencies(rotary: Rotary, head_size: int) -> np.ndarray:
     """Angle per position of each pair, float32 [head_size / 2], computed as the torch models do."""
     steps = np.arange(0, rotary.turned, 2, dtype=np.float32) / rotary.turned
-    found = np.zeros(head_size // 2, np.float32)
-    found[: len(steps)] = scaled(np.float32(rotary.theta) ** -steps, rotary.scaling)
-    return found
+    angles = np.zeros(head_size // 2, np.float32)
+    angles[: len(steps)] = scaled(np.float32(rotary.theta) ** -steps, rotary.scaling)
+    return angles
 
 
 def rotary_tables(context: int, head_size: int, rotary: Rotary) -> tuple[np.ndarray, np.ndarray]:
@@ -61,14 +62,14 @@ def rotary_tables(context: int, head_size: int, rotary: Rotary) -> tuple[np.ndar
     return np.cos(angles), np.sin(angles)
 
 
-def scaled(found: np.ndarray, scaling: RopeScaling | None) -> np.ndarray:
+def scaled(angles: np.ndarray, scaling: RopeScaling | None) -> np.ndarray:
     """Frequencies after `scaling`."""
     if scaling is None:
-        return found
-    turns = scaling.original_context * found / (2 * np.pi)  # in the original context
+        return angles
+    turns = scaling.original_context * angles / (2 * np.pi)  # in the original context
     kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     kept = np.clip(kept, 0, 1)
-    return (found * (kept + (1 - kept) / scaling.factor)).astype(np.float32)
+    return (angles * (kept + (1 - kept) / scaling.factor)).astype(np.float32)
 
 
 def rope_words(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
@@ -84,13 +85,13 @@ def rope_facts(words: Mapping[str, Any]) -> dict[str, Any]:
     kind = words.get("rope_type", "default")
     if kind not in ROPE_KEYS:
         raise MerinoError(f"rope_scaling has the type {kind!r}, known are {', '.join(ROPE_KEYS)}")
-    wanted = ("rope_theta", *ROPE_KEYS[kind], *((ORIGINAL,) if ROPE_KEYS[kind] else ()))
-    unknown = {key for key, value in words.items() if value is not None} - {*wanted, "rope_type", "type"}
-    missing = [key for key in wanted if words.get(key) is None]
+    required = ("rope_theta", *ROPE_KEYS[kind], *((ORIGINAL,) if ROPE_KEYS[kind] else ()))
+    unknown = {key for key, value in words.items() if value is not None} - {*required, "rope_type", "type"}
+    missing = [key for key in required if words.get(key) is None]
     if unknown or missing:
-        said = [f"{key} is {words[key]!r}, which is not known" for key in sorted(unknown)]
-        said += [f"{key} is missing" for key in missing]
-        raise MerinoError(f"rope_scaling of type {kind!r}: {'; '.join(said)}")
+        faults = [f"{key} is {words[key]!r}, which is not known" for key in sorted(unknown)]
+        faults += [f"{key} is missing" for key in missing]
+        raise MerinoError(f"rope_scaling of type {kind!r}: {'; '.join(faults)}")
     scaling = {key: words[key] for key in ROPE_KEYS[kind]}
     return {
         "rope_theta": words["rope_theta"],

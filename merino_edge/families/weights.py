@@ -1,8 +1,8 @@
-"""Weights of a source as the graph takes them: how those of a state dict lie in the graph, and matrices that a source
-has stored in blocks, so that a graph of equal blocks can take them without a second rounding.
+"""Weights of a source as the graph takes them: the layout of a state dict's weights in the graph, and matrices that a
+source has stored in blocks, so that a graph of equal blocks can take them without a second rounding.
 
 A family may store weights in another order than the graph multiplies. A `Layout` has both directions: an exported graph
-can be read back, and torch gets what a quantised graph stands for.
+can be read back, and torch gets the dequantised weights of a quantised graph.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +24,7 @@ KeyOrder = Callable[[Any], np.ndarray | None]  # (the family's geometry) -> chan
 LayoutOf = Callable[[Any, str], Layout | None]  # (the family's geometry, a name) -> None where both are alike
 
 TRANSPOSED = Layout(np.transpose, np.transpose)  # [in, out] in the state dict
-ABOVE_ONE = Layout(lambda weight: 1 + weight, lambda weight: weight - 1)  # what a norm's factor is more than 1
+ABOVE_ONE = Layout(lambda weight: 1 + weight, lambda weight: weight - 1)  # a norm's factor, minus 1 in the state dict
 
 
 def alike(_geometry: Any, _name: str) -> Layout | None:
@@ -39,19 +39,19 @@ def permuted(order: np.ndarray) -> Layout:
 
 
 class GraphWeights(Mapping[str, np.ndarray]):
-    """The weights of a state dict as the graph has them; a matrix is laid out when it is asked for, and not kept."""
+    """The weights of a state dict as the graph has them; a matrix is laid out at each access, and not kept."""
 
     def __init__(self, state: Weights, layout: Callable[[str], Layout | None]):
         self._state, self._layout = state, layout
         self._vectors: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        found, layout = self._state[name], self._layout(name)
+        weight, layout = self._state[name], self._layout(name)
         if layout is None:
-            return found
-        if found.ndim > 1:
-            return layout.to_graph(found)
-        return self._vectors.setdefault(name, layout.to_graph(found))
+            return weight
+        if weight.ndim > 1:
+            return layout.to_graph(weight)
+        return self._vectors.setdefault(name, layout.to_graph(weight))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._state)
@@ -89,7 +89,7 @@ class Blocks(NamedTuple):
 
 
 class BlockSource(Protocol):
-    """Where the blocks come from, by the names of the state dict; matrices are [out, in] as the graph has them."""
+    """The source of blocks, by the names of the state dict; matrices are [out, in] as the graph has them."""
 
     def kind(self, name: str) -> str:
         """The type in which the source has it, for people."""

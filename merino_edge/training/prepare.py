@@ -1,5 +1,5 @@
-"""What a run trains on, made once and written down: its tokenizer, its tokens, a teacher's logits; and read again by
-each process, and where the run goes on."""
+"""The material of a run, made once and written down: its tokenizer, its tokens, a teacher's logits; read again by each
+process, and when the run is resumed."""
 
 import json
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from merino_edge.families.checkpoint import ChatTemplate, read_chat_template
 from merino_edge.families.geometry import Geometry
+from merino_edge.families.hugging_face import weights_hash
 from merino_edge.families.registry import family_of
 from merino_edge.storage.atomic import write_text
 from merino_edge.text.tokenizer import check_fits, load_tokenizer, tokenizer_hash, train_tokenizer
@@ -17,7 +18,7 @@ from merino_edge.training import processes
 from merino_edge.training.data.material import RunRows, Sources, bpe_text, run_rows
 from merino_edge.training.data.shards import Reading, Say
 from merino_edge.training.data.sources import data_sources, file_of
-from merino_edge.training.pretrained import Pretrained, weights_hash
+from merino_edge.training.pretrained import Pretrained
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.run_folder import (
     CHAT,
@@ -31,13 +32,13 @@ from merino_edge.training.run_folder import (
     clear_begun,
     kept_run,
 )
-from merino_edge.training.teacher import TaughtRows, Teacher, ask, logits_of
+from merino_edge.training.teacher import TaughtRows, Teacher, keep_logits, logits_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
 
 
 class Begins(NamedTuple):
-    """What a run begins from."""
+    """The start of a run."""
 
     name: str
     arch: Geometry
@@ -48,7 +49,7 @@ class Begins(NamedTuple):
 
 
 class Material(NamedTuple):
-    """What a run is, and the tokens that it trains on and is judged by."""
+    """A run's description, and the tokens for training and evaluation."""
 
     run: Run
     reading: Reading
@@ -78,19 +79,19 @@ def read(data: Sequence[str | Path], held_out: Sequence[str | Path]) -> Sources:
 
 
 def prepare(out: Path, run: Run, sources: Sources, begins: Begins, resume: bool, say: Say) -> None:
-    """A new run's tokenizer and what it is, written down in `out` when its tokens are made. Of a run that goes on, they
-    are judged."""
+    """A new run's tokenizer and description, written into `out` when its tokens are made. When a run is resumed, they
+    are checked."""
     check_out(out, resume)  # again: now no other process can change it
     if resume:
         kept, reading = kept_reading(out, begins.pretrained)
         check_same(kept, run, out)
-        ask_teacher(begins, kept, reading, tokens(kept, sources, reading, say), say)
+        run_teacher(begins, kept, reading, tokens(kept, sources, reading, say), say)
         return
     clear_begun(out)
     reading = reading_of(begins, sources, say)
     check_fits(reading.tokenizer, run.architecture.vocab)
     run = run.model_copy(update={"tokenizer_sha256": tokenizer_hash(reading.tokenizer)})
-    ask_teacher(begins, run, reading, tokens(run, sources, reading, say), say)
+    run_teacher(begins, run, reading, tokens(run, sources, reading, say), say)
     if reading.chat:
         chat = {**reading.chat._asdict(), "source": "the chat template"}
         write_text(out / STATE / CHAT, json.dumps(chat, indent=1) + "\n")
@@ -98,9 +99,9 @@ def prepare(out: Path, run: Run, sources: Sources, begins: Begins, resume: bool,
     write_text(out / STATE / RUN, run.model_dump_json(indent=1) + "\n")
 
 
-def ask_teacher(begins: Begins, run: Run, reading: Reading, rows: RunRows, say: Say) -> None:
+def run_teacher(begins: Begins, run: Run, reading: Reading, rows: RunRows, say: Say) -> None:
     if begins.teacher:
-        ask(begins.teacher, run, reading.tokenizer, rows.rows, say)
+        keep_logits(begins.teacher, run, reading.tokenizer, rows.rows, say)
 
 
 def reading_of(begins: Begins, sources: Sources, say: Say) -> Reading:
@@ -135,7 +136,7 @@ def tokens(run: Run, sources: Sources, reading: Reading, say: Say, **keys: Any) 
 
 
 def load(out: Path, sources: Sources, pretrained: Pretrained | None, rows: int) -> Material:
-    """What `prepare` has written down and made. `rows`: that a process computes at once."""
+    """The material that `prepare` has written and made. `rows`: those that a process computes at once."""
     run, reading = kept_reading(out, pretrained)
     multiple = rows * processes.count() if processes.count() > 1 else 1
     data = tokens(run, sources, reading, lambda _: None, multiple=multiple, verify=False)

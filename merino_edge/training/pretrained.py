@@ -1,6 +1,5 @@
-"""A trained model to go on from: its weights, tokenizer and chat template, and LoRA on it through peft."""
+"""A trained model to start from: its weights, tokenizer and chat template, and LoRA on it through peft."""
 
-import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +20,6 @@ class Pretrained(NamedTuple):
     chat: ChatTemplate | None = None
     stop_ids: tuple[int, ...] = ()
 
-
-def weights_hash(model: PreTrainedModel) -> str:
-    """SHA-256 over all weights by name: the same model from a folder, a GGUF or a cache is the same."""
-    found = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(weight.contiguous().numpy().tobytes())
-    return found.hexdigest()
 
 
 def with_lora(model: PreTrainedModel, rank: int) -> Any:

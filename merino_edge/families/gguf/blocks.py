@@ -1,4 +1,4 @@
-"""What the stored blocks of a GGUF's tensor stand for: weights in float32, or levels, scales and minimums as they are.
+"""The values of a GGUF's stored blocks: weights in float32, or levels, scales and minimums as they are.
 
 Dequantisation is the package gguf's. The levels are unpacked here, after the same layouts
 (https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h), so that a graph of equal blocks can take them
@@ -20,12 +20,12 @@ def weights_of(file: GgufFile, name: str) -> np.ndarray:
     """A tensor in float32, in its own shape. Raises MerinoError for a type that is not dequantised."""
     place = file.tensors[name]
     try:
-        found = dequantize(file.raw(name), place.kind)
+        weights = dequantize(file.raw(name), place.kind)
     except NotImplementedError:
         raise MerinoError(
             f"{file.path} has {name} in {place.kind.name}, which is not read: convert the model to F16, Q8_0 or Q4_K"
         ) from None
-    return found.astype(np.float32, copy=False).reshape(place.shape)
+    return weights.astype(np.float32, copy=False).reshape(place.shape)
 
 
 def blocks_of(file: GgufFile, name: str) -> Blocks | None:
@@ -45,7 +45,7 @@ def blocks_of(file: GgufFile, name: str) -> Blocks | None:
 
 
 def bits_of(kind: Kind) -> int | None:
-    """Bits of a level, which the type's name begins with; None for a type that is not unpacked here."""
+    """Bits of a level, from the type's name; None for a type that is not unpacked here."""
     return int(kind.name[1]) if kind in LAYOUTS else None
 
 

@@ -1,7 +1,7 @@
-"""A GGUF's metadata as the content of a config.json: what Hugging Face's file of the same model would say.
+"""A GGUF's metadata as the content of the config.json that Hugging Face has of the same model.
 
-So a GGUF is judged by the same reader as a folder, which refuses what a family does not know. Keys of the metadata:
-the page on GGUF in github.com/ggml-org/ggml and `gguf.constants`.
+So a GGUF is judged by the same reader as a folder, which refuses variants that a family does not know. Keys of the
+metadata: the page on GGUF in github.com/ggml-org/ggml and `gguf.constants`.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from merino_edge.families.gguf.blocks import weights_of
-from merino_edge.families.gguf.file import GgufFile, shown, wanted
+from merino_edge.families.gguf.file import GgufFile, checked_value, shown
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
 
@@ -24,8 +24,8 @@ SIZES = {  # by key of most families' config.json
     "max_position_embeddings": "context_length",
 }  # fmt: skip
 
-# Keys that change no token: by what may stand there, None for anything. A key of the architecture that is neither read
-# nor here, and is not 0, may change what is computed: the file is no model of the family as it is known.
+# Keys that change no token, and their allowed value; None: any. Another key of the architecture that is not read and is
+# not 0 may change the logits, so the file is refused.
 NEUTRAL: Mapping[str, Any] = {
     "vocab_size": None, "expert_used_count": None, "rope.scaling.finetuned": None,
     "rope.scaling.original_context_length": None, "attention.causal": True, "embedding_scale": 1, "residual_scale": 1,
@@ -34,7 +34,7 @@ NEUTRAL: Mapping[str, Any] = {
 
 
 class Metadata(NamedTuple):
-    """The keys of the file's architecture, without its name before them. `read`: those that were asked for."""
+    """The keys of the file's architecture, without its name before them. `read`: those that were read so far."""
 
     file: GgufFile
     architecture: str
@@ -45,16 +45,16 @@ class Metadata(NamedTuple):
         return self.file.metadata.get(f"{self.architecture}.{key}", default)
 
     def count(self, key: str, default: int | None = None) -> int:
-        return int(self._wanted(key, lambda v: type(v) is int and 0 < v < LARGEST, "an integer above 0", default))
+        return int(self._checked(key, lambda v: type(v) is int and 0 < v < LARGEST, "an integer above 0", default))
 
     def same_count(self, key: str, default: int | None = None) -> int:
         """A count that may be a list with an entry per layer, which then must be equal."""
-        found = self.value(key)
-        if isinstance(found, list | np.ndarray):
-            counts = found if isinstance(found, np.ndarray) and found.dtype.kind in "iu" else np.zeros(1)
+        stored = self.value(key)
+        if isinstance(stored, list | np.ndarray):
+            counts = stored if isinstance(stored, np.ndarray) and stored.dtype.kind in "iu" else np.zeros(1)
             if len(set(counts.tolist())) != 1 or counts[0] < 1:
                 raise MerinoError(
-                    f"{self.file.path}: {self.architecture}.{key} is {shown(found)}: exported are models of equal"
+                    f"{self.file.path}: {self.architecture}.{key} is {shown(stored)}: exported are models of equal"
                     " layers"
                 )
             return int(counts[0])
@@ -68,11 +68,11 @@ class Metadata(NamedTuple):
         def judge(value: Any) -> bool:
             return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e30
 
-        return rounded(float(self._wanted(key, judge, "a number above 0", default)))
+        return rounded(float(self._checked(key, judge, "a number above 0", default)))
 
-    def _wanted(self, key: str, judge: Callable[[Any], bool], allowed: str, default: Any) -> Any:
+    def _checked(self, key: str, judge: Callable[[Any], bool], allowed: str, default: Any) -> Any:
         self.read.add(key)
-        return wanted(self.file.metadata, f"{self.architecture}.{key}", judge, allowed, default)
+        return checked_value(self.file.metadata, f"{self.architecture}.{key}", judge, allowed, default)
 
     def tensor(self, name: str) -> bool:
         return name in self.file.tensors
@@ -80,9 +80,9 @@ class Metadata(NamedTuple):
     def refuse_others(self) -> None:
         """Raises MerinoError for keys that were not read and are not neutral, all at once."""
         begin = f"{self.architecture}."
-        mine = {key[len(begin) :]: value for key, value in self.file.metadata.items() if key.startswith(begin)}
+        own = {key[len(begin) :]: value for key, value in self.file.metadata.items() if key.startswith(begin)}
         wrong = [
-            f"{begin}{key} is {shown(value)}" for key, value in mine.items()
+            f"{begin}{key} is {shown(value)}" for key, value in own.items()
             if key not in self.read and not is_neutral(key, value)
         ]  # fmt: skip
         if wrong:
@@ -104,7 +104,8 @@ def rounded(value: float) -> float:
 
 def config_of(file: GgufFile) -> dict[str, Any]:
     """Raises MerinoError for an architecture that is not exported, and for values that are missing or cannot be."""
-    name = wanted(file.metadata, "general.architecture", lambda v: isinstance(v, str), "the name of an architecture")
+    key, allowed = "general.architecture", "the name of an architecture"
+    name = checked_value(file.metadata, key, lambda v: isinstance(v, str), allowed)
     if name not in ARCHITECTURES:
         raise MerinoError(
             f"{file.path} is a model of architecture {shortened(repr(name))}: exported from GGUF are"
@@ -122,13 +123,13 @@ def config_of(file: GgufFile) -> dict[str, Any]:
 
 
 def special_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
-    """The file's bos and eos; further end tokens are found by `stop_ids` of the tokenizer."""
+    """The file's bos and eos; `stop_ids` of the tokenizer has further end tokens."""
     keys = {"bos_token_id": "tokenizer.ggml.bos_token_id", "eos_token_id": "tokenizer.ggml.eos_token_id"}
-    return {ours: metadata[theirs] for ours, theirs in keys.items() if type(metadata.get(theirs)) is int}
+    return {word: metadata[key] for word, key in keys.items() if type(metadata.get(key)) is int}
 
 
 def vocabulary(metadata: Metadata) -> int:
-    """Rows of the embedding. The list of tokens may be shorter, where the table is padded."""
+    """Rows of the embedding. The list of tokens may be shorter, where the embedding is padded."""
     place = metadata.file.tensors.get("token_embd.weight")
     if place is None or len(place.shape) != 2:
         raise MerinoError(f"{metadata.file.path} has no token_embd.weight: it holds no model that generates text")
@@ -148,20 +149,20 @@ def rotary(metadata: Metadata, default: float = 10000.0) -> dict[str, Any]:
     factors = {key: metadata.value(key, 0) for key in ("rope.scaling.factor", "rope.scale_linear")}
     if kind != "none" and (kind != "linear" or any(value not in (0, 1) for value in factors.values())):
         stated = {"rope.scaling.type": kind, **factors}
-        said = [f"{metadata.architecture}.{key} is {shown(value)}" for key, value in stated.items() if value]
+        listed = [f"{metadata.architecture}.{key} is {shown(value)}" for key, value in stated.items() if value]
         raise MerinoError(
-            f"{metadata.file.path} scales its rotary frequencies by its metadata ({'; '.join(said)}): exported are"
+            f"{metadata.file.path} scales its rotary frequencies by its metadata ({'; '.join(listed)}): exported are"
             f" frequencies without scaling, or with Llama 3's in {ROPE_FACTORS}"
         )
-    found: dict[str, Any] = {"rope_type": "default", "rope_theta": metadata.real("rope.freq_base", default)}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": metadata.real("rope.freq_base", default)}
     if metadata.tensor(ROPE_FACTORS):
-        found |= llama3_scaling(metadata, found["rope_theta"])
-    return found
+        rope |= llama3_scaling(metadata, rope["rope_theta"])
+    return rope
 
 
 def llama3_scaling(metadata: Metadata, theta: float) -> dict[str, Any]:
-    """What gives the stored factors, by which llama.cpp divides the frequencies; of the published models all but
-    `factor` is the same."""
+    """The scaling that gives the stored factors, by which llama.cpp divides the frequencies. Published models differ
+    only in `factor`."""
     stored = weights_of(metadata.file, ROPE_FACTORS).reshape(-1)
     factor = rounded(float(stored.max()))
     if factor == 1:
@@ -177,17 +178,17 @@ def llama3_scaling(metadata: Metadata, theta: float) -> dict[str, Any]:
 
 
 def llama3_factors(size: int, theta: float, scaling: Mapping[str, float]) -> np.ndarray:
-    """float32 [size / 2] of Llama 3.1's rule: long waves are stretched by `factor`, short ones not, between them in
-    proportion."""
+    """float32 [size / 2] of Llama 3.1's rule: long waves are stretched by `factor`, short ones are not, those between
+    them in proportion."""
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     waves = 2 * np.pi * theta ** (np.arange(0, size, 2) / size)
     smooth = np.clip((scaling["original_max_position_embeddings"] / waves - low) / (high - low), 0, 1)
-    found: np.ndarray = (1 / ((1 - smooth) / scaling["factor"] + smooth)).astype(np.float32)
-    return found
+    factors: np.ndarray = (1 / ((1 - smooth) / scaling["factor"] + smooth)).astype(np.float32)
+    return factors
 
 
 def rms_decoder(metadata: Metadata, kind: str) -> dict[str, Any]:
-    """What llama and its kin share: RMSNorm, gated FFN, rotary positions over the whole head."""
+    """The keys that llama and its kin share: RMSNorm, gated FFN, rotary positions over the whole head."""
     width, heads = metadata.count("embedding_length"), metadata.same_count("attention.head_count")
     head_size = metadata.count("attention.key_length", max(1, width // heads))
     for key in ("attention.value_length", "rope.dimension_count"):
@@ -214,10 +215,10 @@ def llama(metadata: Metadata) -> dict[str, Any]:
 
 
 def qwen2(metadata: Metadata) -> dict[str, Any]:
-    found = rms_decoder(metadata, "qwen2")
-    if found.pop("head_dim") * found["num_attention_heads"] != found["hidden_size"]:
+    words = rms_decoder(metadata, "qwen2")
+    if words.pop("head_dim") * words["num_attention_heads"] != words["hidden_size"]:
         raise MerinoError(f"{metadata.file.path}: the heads of qwen2 are together as wide as the model")
-    return {**found, "use_sliding_window": False}
+    return {**words, "use_sliding_window": False}
 
 
 def qwen3(metadata: Metadata) -> dict[str, Any]:
@@ -225,12 +226,12 @@ def qwen3(metadata: Metadata) -> dict[str, Any]:
 
 
 def granite(metadata: Metadata) -> dict[str, Any]:
-    found = rms_decoder(metadata, "granite")
-    head_size = found.pop("head_dim")
-    if head_size * found["num_attention_heads"] != found["hidden_size"]:
+    words = rms_decoder(metadata, "granite")
+    head_size = words.pop("head_dim")
+    if head_size * words["num_attention_heads"] != words["hidden_size"]:
         raise MerinoError(f"{metadata.file.path}: the heads of granite are together as wide as the model")
     return {
-        **found,
+        **words,
         "attention_bias": False,
         "mlp_bias": False,
         "embedding_multiplier": metadata.real("embedding_scale", 1.0),
@@ -241,20 +242,19 @@ def granite(metadata: Metadata) -> dict[str, Any]:
 
 
 def gemma3(metadata: Metadata) -> dict[str, Any]:
-    """Every sixth layer looks back over all positions, the others over a window with rotary frequencies of their
-    own."""
-    found = rms_decoder(metadata, "gemma3_text")
-    del found["hidden_act"]
-    if not found["tie_word_embeddings"]:
+    """Every sixth layer attends to all positions, the others to a window with rotary frequencies of their own."""
+    words = rms_decoder(metadata, "gemma3_text")
+    del words["hidden_act"]
+    if not words["tie_word_embeddings"]:
         raise MerinoError(f"{metadata.file.path} has {HEAD}: the head of gemma3 is its embedding")
     period = metadata.count("attention.sliding_window_pattern", 6)
-    layers = found["num_hidden_layers"]
+    layers = words["num_hidden_layers"]
     everywhere = rotary(metadata, 1e6)
     return {
-        **found,
+        **words,
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": False,
-        "query_pre_attn_scalar": found["head_dim"],
+        "query_pre_attn_scalar": words["head_dim"],
         "sliding_window": metadata.count("attention.sliding_window"),
         "layer_types": [
             "sliding_attention" if (index + 1) % period else "full_attention" for index in range(layers)

@@ -1,8 +1,8 @@
 """The structure of a GGUF file: its metadata, and where each tensor lies. Every count, length and offset is checked.
 
-The package `gguf` has a reader too. It believes the counts in a file, so that one that is cut short or lies ends it
-in an error of numpy's, or keeps it busy for ever. What the blocks of a tensor mean is asked of that package
-(`blocks`). Format: the page on GGUF in github.com/ggml-org/ggml
+The package `gguf` has a reader too. It trusts the counts in a file, so a file that is cut short or forged ends it in an
+error of numpy's, or makes it loop for ever. That package dequantises the blocks of a tensor (`blocks`). Format: the
+page on GGUF in github.com/ggml-org/ggml
 """
 
 import math
@@ -20,7 +20,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.machine_faults import machine_fault
 
 VERSIONS = (2, 3)
-ALIGNMENT = 32  # of tensors, where the file says nothing else
+ALIGNMENT = 32  # of tensors, where the file has no other
 MOST_KEYS, MOST_TENSORS, MOST_AXES = 65_536, 65_536, 4
 LONGEST_KEY = 65_535  # bytes
 LONGEST_TEXT = 16 << 20  # bytes of a text in the metadata; chat templates have some thousand
@@ -50,16 +50,16 @@ class GgufFile(NamedTuple):
         """The stored bytes of a tensor, uint8 [rows, bytes of a row]; only these are read."""
         place = self.tensors[name]
         try:
-            found = np.fromfile(self.path, np.uint8, place.nbytes, offset=place.offset)
+            data = np.fromfile(self.path, np.uint8, place.nbytes, offset=place.offset)
         except OSError as error:
             raise machine_fault(f"read {self.path}", error) from error
-        if found.size != place.nbytes:
+        if data.size != place.nbytes:
             raise MerinoError(f"{self.path} became shorter while it was read: {AGAIN}")
-        return found.reshape(math.prod(place.shape[:-1]), -1)
+        return data.reshape(math.prod(place.shape[:-1]), -1)
 
 
 class _FaultError(ValueError):
-    """What is wrong with the file; `open_gguf` adds its path."""
+    """A fault of the file; `open_gguf` adds its path."""
 
 
 def open_gguf(path: Path) -> GgufFile:
@@ -81,7 +81,7 @@ def open_gguf(path: Path) -> GgufFile:
 
 
 class _Bytes:
-    """The header's bytes in order. They are read in pieces, as far as they are asked for."""
+    """The header's bytes in order. They are read in pieces, as far as they are needed."""
 
     def __init__(self, file: BinaryIO, size: int):
         self.file, self.size, self.data, self.at = file, size, b"", 0
@@ -184,10 +184,11 @@ def _tensor(read: _Bytes) -> tuple[str, tuple[int, ...], int, int]:
 
 
 def _alignment(metadata: Mapping[str, Any]) -> int:
-    found = metadata.get("general.alignment", ALIGNMENT)
-    if type(found) is not int or not 8 <= found <= 1 << 20 or found & (found - 1):
-        raise _FaultError(f"general.alignment is {shortened(repr(found))}, allowed is a power of 2 from 8 to {1 << 20}")
-    return found
+    alignment = metadata.get("general.alignment", ALIGNMENT)
+    if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
+        shown = shortened(repr(alignment))
+        raise _FaultError(f"general.alignment is {shown}, allowed is a power of 2 from 8 to {1 << 20}")
+    return alignment
 
 
 def _places(
@@ -206,10 +207,10 @@ def _places(
                 f"it is cut short: it has {size:,} bytes, and tensor {shortened(repr(place.name))} ends at {last:,}."
                 f" {AGAIN}"
             )
-    found = {place.name: place for place in places}
-    if len(found) != len(places):
+    by_name = {place.name: place for place in places}
+    if len(by_name) != len(places):
         raise _FaultError("two tensors have one name")
-    return found
+    return by_name
 
 
 def _place(info: tuple[str, tuple[int, ...], int, int], begin: int, alignment: int) -> TensorPlace:
@@ -229,7 +230,7 @@ def _place(info: tuple[str, tuple[int, ...], int, int], begin: int, alignment: i
     return TensorPlace(name, kind, shape, begin + offset, math.prod(shape) // block * nbytes)
 
 
-def wanted(
+def checked_value(
     metadata: Mapping[str, Any], key: str, judge: Callable[[Any], bool], allowed: str, default: Any = None
 ) -> Any:
     """A value of the metadata; `default`, where one is given, stands for a missing one.
@@ -238,11 +239,11 @@ def wanted(
     """
     if key not in metadata and default is not None:
         return default
-    found = metadata.get(key)
-    if found is None or not judge(found):
-        said = "is missing" if found is None else f"is {shown(found)}"
-        raise MerinoError(f"the GGUF's {key} {said}, allowed is {allowed}")
-    return found
+    value = metadata.get(key)
+    if value is None or not judge(value):
+        fault = "is missing" if value is None else f"is {shown(value)}"
+        raise MerinoError(f"the GGUF's {key} {fault}, allowed is {allowed}")
+    return value
 
 
 def shown(value: Any) -> str:

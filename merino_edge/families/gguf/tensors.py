@@ -1,8 +1,8 @@
 """A GGUF's tensors under the names, and in the layouts, of Hugging Face's class of the same model.
 
-Names are mapped by the package gguf. What llama.cpp's converter changes in the values is undone here: the order of the
-rows of queries and keys, the 1 that it adds to Gemma's norms, GPT-2's transposed matrices, GPT-NeoX's interleaved
-queries, keys and values.
+Names are mapped by the package gguf. This module undoes the changes of llama.cpp's converter: the order of the rows of
+queries and keys, the 1 that it adds to Gemma's norms, GPT-2's transposed matrices, GPT-NeoX's interleaved queries, keys
+and values.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,7 +25,7 @@ UNUSED = {ROPE_FACTORS}  # read into the configuration
 
 
 class Layout(NamedTuple):
-    """What differs from Hugging Face. `rows`: the row of the file that stands at each place, None where all do."""
+    """How a tensor differs from Hugging Face's. `rows`: the file's row for each row there; None: the same order."""
 
     stored: str  # the tensor's name in the file
     rows: np.ndarray | None = None
@@ -42,18 +42,18 @@ def layouts(file: GgufFile, config: Mapping[str, Any], names: Iterable[str]) -> 
     number = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
     layers = int(config.get("num_hidden_layers", config.get("n_layer", 0)))
     known = get_tensor_name_map(number, layers)
-    found = {}
+    by_name = {}
     for name in names:
         stored = known.get_name(name, (".weight", ".bias"))
         if stored is None or stored not in file.tensors:
             raise MerinoError(f"{file.path} lacks {shortened(repr(stored or name))}, which the model it describes has")
-        found[name] = layout(architecture, config, name, stored)
-    spare = sorted(set(file.tensors) - {each.stored for each in found.values()} - UNUSED)
+        by_name[name] = layout(architecture, config, name, stored)
+    spare = sorted(set(file.tensors) - {each.stored for each in by_name.values()} - UNUSED)
     if spare:
         raise MerinoError(
             f"{file.path} has tensors that the {architecture} it describes has not: {shortened(', '.join(spare), 200)}"
         )
-    return found
+    return by_name
 
 
 def layout(architecture: str, config: Mapping[str, Any], name: str, stored: str) -> Layout:
@@ -76,9 +76,9 @@ def halves_together(heads: int, size: int) -> np.ndarray:
     return np.arange(heads * size).reshape(heads, size // 2, 2).swapaxes(1, 2).reshape(-1)
 
 
-def tensors(file: GgufFile, found: Mapping[str, Layout]) -> Iterator[tuple[str, np.ndarray]]:
+def tensors(file: GgufFile, forms: Mapping[str, Layout]) -> Iterator[tuple[str, np.ndarray]]:
     """Name and value in float32 as Hugging Face has them, one at a time."""
-    for name, form in found.items():
+    for name, form in forms.items():
         value = weights_of(file, form.stored)
         if form.rows is not None:
             check_rows(file, form)
@@ -111,9 +111,9 @@ class StoredBlocks(NamedTuple):
     def blocks(self, name: str) -> Blocks | None:
         """None where the matrix is stored in float, or in blocks without equal steps. Reads that tensor again."""
         form = self.layouts[name]
-        found = blocks_of(self.file, form.stored)
-        if found is None or form.transposed:  # the graph transposes it back
-            return found
-        order = np.arange(len(found.levels)) if form.rows is None else form.rows
+        stored = blocks_of(self.file, form.stored)
+        if stored is None or form.transposed:  # the graph transposes it back
+            return stored
+        order = np.arange(len(stored.levels)) if form.rows is None else form.rows
         graph = self.in_graph(name)
-        return found.rows(graph.to_graph(order[:, None])[:, 0] if graph else order)
+        return stored.rows(graph.to_graph(order[:, None])[:, 0] if graph else order)

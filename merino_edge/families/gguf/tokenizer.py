@@ -1,8 +1,8 @@
 """A GGUF's tokenizer as the text of a tokenizer.json, and its end tokens.
 
 Two kinds are known. `gpt2` is byte-level BPE, cut into words by one of several expressions that `tokenizer.ggml.pre`
-names. `llama` is SentencePiece's BPE: scores say which pair is joined first, and bytes without a token of their own
-are spelled <0xNN>. What a name of `pre` means: src/llama-vocab.cpp of llama.cpp.
+names. `llama` is SentencePiece's BPE: the pair of the highest score is joined first, and bytes without a token of their
+own are spelled <0xNN>. The meaning of a name of `pre`: src/llama-vocab.cpp of llama.cpp.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from merino_edge.families.checkpoint import ChatTemplate
-from merino_edge.families.gguf.file import shown, wanted
+from merino_edge.families.gguf.file import checked_value, shown
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
 
@@ -34,7 +34,7 @@ class Words(NamedTuple):
 
     `expression`: None for GPT-2's own. `digits`: each digit is a word. `whole`: a word that is a token is taken as it
     is, whatever the merges. `normalizer`: None where the text stays as it is. `begins`: whether text begins with the
-    bos token where the file does not say.
+    bos token by default.
     """
 
     expression: str | None = None
@@ -68,7 +68,7 @@ class Tokens(NamedTuple):
 
     @property
     def added(self) -> list[dict[str, Any]]:
-        """Those that are found in a text as they are: special ones, and ones that a user defined."""
+        """The tokens that are matched in a text before BPE: special ones, and user-defined ones."""
         return [
             {
                 "id": index, "content": self.texts[index], "single_word": False, "lstrip": False, "rstrip": False,
@@ -80,24 +80,24 @@ class Tokens(NamedTuple):
 
     def id(self, name: str) -> int | None:
         """A special token by its name in the metadata, such as `bos`; None where there is none."""
-        found = self.metadata.get(f"tokenizer.ggml.{name}_token_id")
-        if found is None:
+        index = self.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if index is None:
             return None
-        if type(found) is not int or not 0 <= found < len(self.texts):
+        if type(index) is not int or not 0 <= index < len(self.texts):
             raise MerinoError(
-                f"the GGUF's tokenizer.ggml.{name}_token_id is {shown(found)}, allowed are 0 to {len(self.texts) - 1}"
+                f"the GGUF's tokenizer.ggml.{name}_token_id is {shown(index)}, allowed are 0 to {len(self.texts) - 1}"
             )
-        return found
+        return index
 
     def flag(self, name: str, default: bool) -> bool:
-        found = self.metadata.get(f"tokenizer.ggml.{name}")
-        return found if isinstance(found, bool) else default
+        value = self.metadata.get(f"tokenizer.ggml.{name}")
+        return value if isinstance(value, bool) else default
 
 
 def tokens_of(metadata: Mapping[str, Any]) -> Tokens:
     """Raises MerinoError where the file has no tokens, or lists that do not fit."""
     key = "tokenizer.ggml.tokens"
-    texts = wanted(metadata, key, of_strings, "a list of texts: a file without tokenizer cannot be exported")
+    texts = checked_value(metadata, key, of_strings, "a list of texts: a file without tokenizer cannot be exported")
     kinds = metadata.get("tokenizer.ggml.token_type", np.full(len(texts), NORMAL))
     if not isinstance(kinds, np.ndarray) or len(kinds) != len(texts):
         raise MerinoError(f"the GGUF has {len(texts):,} tokens, and tokenizer.ggml.token_type has no entry for each")
@@ -110,7 +110,7 @@ def of_strings(value: Any) -> bool:
 
 def tokenizer_json(metadata: Mapping[str, Any]) -> str:
     """The content of tokenizer.json. Raises MerinoError for a kind of tokenizer that is not known, by its name."""
-    kind = wanted(metadata, "tokenizer.ggml.model", lambda v: isinstance(v, str), f"one of {', '.join(MODELS)}")
+    kind = checked_value(metadata, "tokenizer.ggml.model", lambda v: isinstance(v, str), f"one of {', '.join(MODELS)}")
     if kind not in MODELS:
         raise MerinoError(
             f"the GGUF's tokenizer is {shortened(repr(kind))}, known are {', '.join(MODELS)}: export the model from its"
@@ -127,7 +127,7 @@ def byte_level(tokens: Tokens) -> dict[str, Any]:
             " into words is not known. Export the model from its Hugging Face folder"
         )
     words = WORDS[name]
-    merges = wanted(tokens.metadata, "tokenizer.ggml.merges", of_strings, "a list of texts")
+    merges = checked_value(tokens.metadata, "tokenizer.ggml.merges", of_strings, "a list of texts")
     return {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": tokens.added,
         "normalizer": {"type": words.normalizer} if words.normalizer else None,
@@ -189,27 +189,27 @@ def sentence_piece(tokens: Tokens) -> dict[str, Any]:
 def merges_of(tokens: Tokens, scores: Sequence[float]) -> list[list[str]]:
     """The pairs that make a token, of the highest score first: SentencePiece joins whichever pair gives it.
 
-    Spaces have become marks before anything is joined. Tokens with plain spaces, as Gemma's runs of them, are found in
-    the text as they are.
+    Spaces have become marks before anything is joined. Tokens with plain spaces, as Gemma's runs of them, are matched
+    in the text before.
     """
     joined = {
         text: index for index, text in enumerate(tokens.texts) if tokens.kinds[index] in JOINED and " " not in text
     }
-    found = [
+    pairs = [
         (-scores[index], index, text[:cut], text[cut:])
         for text, index in joined.items() for cut in range(1, len(text))
         if text[:cut] in joined and text[cut:] in joined
     ]  # fmt: skip
-    return [[left, right] for _, _, left, right in sorted(found)]
+    return [[left, right] for _, _, left, right in sorted(pairs)]
 
 
 def vocabulary(tokens: Tokens) -> dict[str, int]:
-    """By text. Raises MerinoError for a text that two tokens have, of which one could never be chosen."""
-    found = {text: index for index, text in enumerate(tokens.texts)}
-    if len(found) != len(tokens.texts):
-        twice = next(text for index, text in enumerate(tokens.texts) if found[text] != index)
+    """By text. Raises MerinoError where two tokens have the same text: one of them could never be chosen."""
+    ids = {text: index for index, text in enumerate(tokens.texts)}
+    if len(ids) != len(tokens.texts):
+        twice = next(text for index, text in enumerate(tokens.texts) if ids[text] != index)
         raise MerinoError(f"the GGUF has the token {shortened(repr(twice))} twice")
-    return found
+    return ids
 
 
 def beginning(tokens: Tokens, default: bool) -> dict[str, Any] | None:
@@ -230,7 +230,7 @@ MODELS: Mapping[str, Callable[[Tokens], dict[str, Any]]] = {"gpt2": byte_level, 
 
 
 def stop_ids(metadata: Mapping[str, Any]) -> list[int]:
-    """Ids that end an answer: those that the metadata names, then special tokens whose text says so."""
+    """Ids that end an answer: those that the metadata names, then special tokens with a text of END_TEXTS."""
     tokens = tokens_of(metadata)
     named = [tokens.id(name) for name in END_KEYS]
     by_text = [index for index, text in enumerate(tokens.texts) if text in END_TEXTS and tokens.kinds[index] != NORMAL]
@@ -238,11 +238,11 @@ def stop_ids(metadata: Mapping[str, Any]) -> list[int]:
 
 
 def chat_template(metadata: Mapping[str, Any], source: str) -> ChatTemplate | None:
-    """None for a file without one: the model was not trained to talk. `source`: the file, for messages."""
-    found = metadata.get("tokenizer.chat_template")
-    if not isinstance(found, str) or not found:
+    """None for a file without one, whose model is no chat model. `source`: the file, for messages."""
+    template = metadata.get("tokenizer.chat_template")
+    if not isinstance(template, str) or not template:
         return None
     tokens = tokens_of(metadata)
     ids = {f"{name}_token": tokens.id(metadata_name) for name, metadata_name in TEMPLATE_TOKENS.items()}
     spelled = {name: tokens.texts[index] for name, index in ids.items() if index is not None}
-    return ChatTemplate(found, spelled, f"tokenizer.chat_template in {source}")
+    return ChatTemplate(template, spelled, f"tokenizer.chat_template in {source}")

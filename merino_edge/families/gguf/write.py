@@ -1,7 +1,7 @@
 """Writes GGUF files: of any tensors, and of a Hugging Face model as llama.cpp's converter would, with made-up tokens.
 
-The directions of `config` and `tensors`, back: for llama.cpp beside this project on the same weights. A test runs the
-files in llama.cpp, so that a mistake which is made in both directions does not pass.
+The inverse of `config` and `tensors`, so that llama.cpp can run the same weights as this project. A test runs the files
+in llama.cpp, so that a mistake which is made in both directions does not pass.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +22,7 @@ ARCHITECTURES = {
     "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "granite": "granite", "gemma3_text": "gemma3", "gpt2": "gpt2",
     "gpt_neox": "gptneox",
 }  # fmt: skip
-TABLES = ("token_embd.weight", "output.weight")
+EMBEDDINGS = ("token_embd.weight", "output.weight")
 
 
 def write_file(
@@ -42,11 +42,11 @@ def write_file(
 
 
 def write_model(
-    path: Path, model: "PreTrainedModel", matrices: str, table: str,
+    path: Path, model: "PreTrainedModel", matrices: str, embedding: str,
     tokens: Callable[[gguf.GGUFWriter, int], None] | None = None, **keys: Any,
 ) -> None:  # fmt: skip
-    """`matrices`, `table`: names of types, as of `write_file`. `tokens`: adds a tokenizer of so many tokens, default:
-    made-up ones. `keys`: metadata that is added or replaces what is written; None: left out.
+    """`matrices`, `embedding`: names of types, as of `write_file`. `tokens`: adds a tokenizer of so many tokens,
+    default: made-up ones. `keys`: metadata that is added or replaces what is written; None: left out.
 
     Raises ValueError for a family that llama.cpp does not have, and for rows that no blocks divide.
     """
@@ -62,11 +62,11 @@ def write_model(
                 add_key(writer, key, value)
         (tokens or add_tokens)(writer, config.vocab_size)
 
-    write_file(path, architecture, add_keys, tensors_of(model, architecture, matrices, table))
+    write_file(path, architecture, add_keys, tensors_of(model, architecture, matrices, embedding))
 
 
 def tensors_of(
-    model: "PreTrainedModel", architecture: str, matrices: str, table: str
+    model: "PreTrainedModel", architecture: str, matrices: str, embedding: str
 ) -> Iterator[tuple[str, np.ndarray, str]]:
     """Vectors and learned positions stay in float32."""
     from merino_edge.families.gguf.checkpoint import stored_weights  # loads torch
@@ -77,9 +77,9 @@ def tensors_of(
     for name, value in stored_weights(model).items():
         stored = names.get_name(name, (".weight", ".bias"))
         assert stored is not None, name
-        found = as_stored(value.detach().float().numpy(), layout(architecture, words_of(config), name, stored))
-        whole = found.ndim == 1 or stored.startswith("position_embd")
-        yield stored, found, "F32" if whole else table if stored in TABLES else matrices
+        values = as_stored(value.detach().float().numpy(), layout(architecture, words_of(config), name, stored))
+        whole = values.ndim == 1 or stored.startswith("position_embd")
+        yield stored, values, "F32" if whole else embedding if stored in EMBEDDINGS else matrices
     rope = rope_of(config)
     if rope.get("rope_type") == "llama3":
         yield ROPE_FACTORS, llama3_factors(head_size_of(config), rope["rope_theta"], rope), "F32"
@@ -103,7 +103,7 @@ def add_key(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 
 def words_of(config: Any) -> dict[str, Any]:
-    """What `layout` asks for, by one name in all families."""
+    """The sizes that `layout` requires, by one name in all families."""
     return {
         "num_attention_heads": config.num_attention_heads, "hidden_size": config.hidden_size,
         "num_key_value_heads": getattr(config, "num_key_value_heads", config.num_attention_heads),
@@ -123,19 +123,19 @@ def rope_of(config: Any) -> dict[str, Any]:
 def facts(architecture: str, config: Any) -> dict[str, Any]:
     """The metadata by key, without the architecture's name before it."""
     head_size = head_size_of(config)
-    found = {key: getattr(config, word, None) for word, key in SIZES.items()}
-    found["feed_forward_length"] = found["feed_forward_length"] or config.n_inner or 4 * config.hidden_size
+    known = {key: getattr(config, word, None) for word, key in SIZES.items()}
+    known["feed_forward_length"] = known["feed_forward_length"] or config.n_inner or 4 * config.hidden_size
     if architecture == "gpt2":
-        return {**found, "attention.layer_norm_epsilon": float(config.layer_norm_epsilon)}
+        return {**known, "attention.layer_norm_epsilon": float(config.layer_norm_epsilon)}
     rope = rope_of(config)
-    found["rope.freq_base"] = float(rope["rope_theta"])
+    known["rope.freq_base"] = float(rope["rope_theta"])
     if architecture == "gptneox":
         turned = round(head_size * rope.get("partial_rotary_factor", 1.0))
         return {
-            **found, "attention.layer_norm_epsilon": float(config.layer_norm_eps), "rope.dimension_count": turned,
+            **known, "attention.layer_norm_epsilon": float(config.layer_norm_eps), "rope.dimension_count": turned,
             "use_parallel_residual": bool(config.use_parallel_residual),
         }  # fmt: skip
-    found |= {
+    known |= {
         "attention.head_count_kv": config.num_key_value_heads,
         "attention.key_length": head_size,
         "attention.value_length": head_size,
@@ -144,13 +144,13 @@ def facts(architecture: str, config: Any) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
     }
     if architecture == "gemma3":
-        found["attention.sliding_window"] = config.sliding_window
+        known["attention.sliding_window"] = config.sliding_window
     if architecture == "granite":
-        found |= {
+        known |= {
             "embedding_scale": float(config.embedding_multiplier), "residual_scale": float(config.residual_multiplier),
             "attention.scale": float(config.attention_multiplier), "logit_scale": float(config.logits_scaling),
         }  # fmt: skip
-    return found
+    return known
 
 
 def add_tokens(writer: gguf.GGUFWriter, vocab: int) -> None:
