@@ -19,13 +19,13 @@ def write_csv(folder: Path, history: History) -> None:
     """A row for each step at which anything was logged; a field that was not is empty."""
     rows: dict[int, dict[str, Any]] = {}
     for entry in history:
-        found = {column: entry[key] for key, column in COLUMNS.items() if key in entry}
-        if found:
-            rows.setdefault(entry["step"], {}).update(found)
+        values = {column: entry[key] for key, column in COLUMNS.items() if key in entry}
+        if values:
+            rows.setdefault(entry["step"], {}).update(values)
     text = io.StringIO()
     writer = csv.DictWriter(text, ["step", *COLUMNS.values()], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({"step": step, **found} for step, found in sorted(rows.items()))
+    writer.writerows({"step": step, **values} for step, values in sorted(rows.items()))
     write_text(folder / CSV, text.getvalue())
 
 

@@ -1,5 +1,5 @@
-"""What transformers' Trainer does not do: say how long it will take, stop on ctrl-C, refuse values that are not finite,
-and tell a whole saved state from a torn one."""
+"""Additions to transformers' Trainer: report the time to go, stop on ctrl-C, refuse values that are not finite, and
+mark whole saved states."""
 
 import math
 import signal
@@ -27,7 +27,7 @@ from merino_edge.training.run_folder import mark_whole
 from merino_edge.training.teacher import taught_loss
 from merino_runtime.errors import MerinoError
 
-BRANCHES = ("attention.out.weight", "down.weight")  # of a layer, what adds to the residual stream
+BRANCHES = ("attention.out.weight", "down.weight")  # of a layer: their outputs are added to the residual stream
 TIMED_STEPS = 3  # after the first one, which is slower
 Progress = Callable[[int, int, str], None]  # (steps done, of how many, what to show beside them)
 
@@ -37,7 +37,8 @@ def shrink_branches(model: PreTrainedModel) -> None:
     """Divide attention's output and the FFN's second matrix by the root of the number of such branches, twice that of
     layers (GPT-2: Radford et al. 2019, section 2.3).
 
-    Else the first layers drown the embedding, the more the wider they are. Figures: docs/decisions/training.md.
+    Otherwise the outputs of the first layers dominate the embedding, the more the wider they are. Figures:
+    docs/decisions/training.md.
     """
     uses = sum(block.depth for block in model.config.architecture.blocks)  # of layers, shared ones at each use
     for name, weight in model.named_parameters():
@@ -49,8 +50,8 @@ def shrink_branches(model: PreTrainedModel) -> None:
 
 
 class CheckedTrainer(Trainer):
-    """A Trainer that ends at a loss or gradient that is not finite, before it reaches a weight, and whose held-out loss
-    is the mean over tokens: transformers' is over rows, which differ in how many tokens of theirs are learned."""
+    """A Trainer that ends at a loss or gradient that is not finite, before it reaches a weight. Its held-out loss is
+    the mean over tokens; transformers' is over rows, which differ in their number of learned tokens."""
 
     def __init__(self, recipe: Recipe, **keys: Any):
         self.recipe = recipe
@@ -87,7 +88,8 @@ class CheckedTrainer(Trainer):
         return loss
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **keys: Any) -> Any:
-        """The loss of these rows is weighted by their tokens, so that its mean over all rows is that over tokens."""
+        """The loss of these rows is weighted by their tokens, so that its mean over all rows is the mean over
+        tokens."""
         rows, held_out = len(inputs["labels"]), self.eval_dataset
         assert isinstance(held_out, RowSet)
         learned = float(self._get_num_items_in_batch([inputs], self.args.device) or 0)  # in the rows of all processes
@@ -98,7 +100,7 @@ class CheckedTrainer(Trainer):
 
 
 def check_finite(what: str, value: float, step: int, learning_rate: float) -> None:
-    """Raises MerinoError where it is not: every weight would become like it."""
+    """Raises MerinoError where the value is not finite, since no weight would stay finite."""
     if not math.isfinite(value):
         raise MerinoError(
             f"the {what} is {value} at step {step}: training diverged. Begin a new run, with another -o and a"

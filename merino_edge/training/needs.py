@@ -3,8 +3,8 @@
 Counted are bytes on top of the process with its libraries:
 
 * weights, gradients and AdamW's two moments, 4 bytes each per parameter;
-* what the backward pass needs of each use of a layer: LAYER_TENSORS of its width and FFN_TENSORS of its FFN's width,
-  4 bytes per token; with bf16 a part of it takes half. Attention keeps no scores;
+* tensors for the backward pass, at each use of a layer: LAYER_TENSORS of its width and FFN_TENSORS of its FFN's width,
+  4 bytes per token; with bf16 a part of them takes half. Attention keeps no scores;
 * LOGIT_TENSORS of [batch, context, vocabulary], 4 bytes each: the logits, their log-softmax, its gradient.
 
 The three counts were fitted to measured peaks on a CPU: docs/decisions/training.md."""
@@ -22,8 +22,9 @@ import torch
 
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import params
+from merino_edge.storage.atomic import existing_parent
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.run_folder import remove_torn, saved_states
+from merino_edge.training.run_folder import STATE, remove_torn, saved_states
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import peak_rss_mb
 from merino_runtime.io.memory import is_out_of_memory
@@ -79,14 +80,14 @@ def need_of(arch: Geometry, recipe: Recipe, trained: int | None, batch: int | No
 
 
 def available_bytes() -> int:
-    """Of the memory that training runs in: the GPU's where torch has one, else the machine's."""
+    """Free bytes of the memory that training runs in: the GPU's where torch has one, else the machine's."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
     return psutil.virtual_memory().available
 
 
 def process_bytes() -> int:
-    """What this process holds of the memory that training runs in."""
+    """Bytes that this process holds in the memory that training runs in."""
     return torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
 
 
@@ -100,20 +101,20 @@ def held_mb() -> float:
 def check_memory(
     arch: Geometry, recipe: Recipe, *, ignore: bool, trained: int | None = None, rows: int | None = None
 ) -> str:
-    """A line on what the run needs and what there is. `rows`: that are computed at once; None: a batch.
+    """A line with the needed and the available memory. `rows`: those that are computed at once; None: a batch.
 
     Raises MerinoError where it does not fit, unless `ignore`.
     """
     need, there, now = need_of(arch, recipe, trained, rows), available_bytes(), process_bytes()
-    said = f"training needs about {size(now + need.total)}: {size(now)} that this process holds with its libraries, and"
-    said += f" {need}; {size(there)} are available for these"
+    line = f"training needs about {size(now + need.total)}: {size(now)} that this process holds with its libraries, and"
+    line += f" {need}; {size(there)} are available for these"
     if need.total > there and not ignore:
         raise MerinoError(
-            f"{said}. {largest_batch(arch, recipe, there, trained)}; --accumulate computes a"
+            f"{line}. {largest_batch(arch, recipe, there, trained)}; --accumulate computes a"
             " batch in parts. Shorter rows (--length) and a smaller vocabulary"
             " (`design --vocab`) need less too. --ignore-memory starts all the same"
         )
-    return said
+    return line
 
 
 def largest_batch(arch: Geometry, recipe: Recipe, there: int, trained: int | None = None) -> str:
@@ -124,7 +125,7 @@ def largest_batch(arch: Geometry, recipe: Recipe, there: int, trained: int | Non
 
 
 @contextmanager
-def memory_told(arch: Geometry, recipe: Recipe, trained: int | None = None) -> Iterator[None]:
+def reported_memory(arch: Geometry, recipe: Recipe, trained: int | None = None) -> Iterator[None]:
     """Raises MerinoError with the figures where memory runs out in the body."""
     try:
         yield
@@ -148,7 +149,7 @@ def check_disk(arch: Geometry, out: Path, resume: bool, trained: int | None = No
     exist."""
     count = params(arch.operators)
     need = (count if trained is None else trained) * STATE_BYTES * (1 if resume else STATES) + count * MODEL_BYTES
-    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
+    folder = existing_parent(out / STATE)
     check_room(str(out), str(folder))  # a read-only place has no bytes free either
     there = shutil.disk_usage(folder).free
     if need > there:
@@ -159,7 +160,7 @@ def check_disk(arch: Geometry, out: Path, resume: bool, trained: int | None = No
 
 
 @contextmanager
-def disk_told(folder: Path) -> Iterator[None]:
+def reported_disk(folder: Path) -> Iterator[None]:
     """Raises MerinoError where the disk is full in the body. The saved state that it cut short is removed."""
     try:
         yield

@@ -1,7 +1,6 @@
 """Muon for the matrices, AdamW for the rest, as one optimiser, so that a saved state has both.
 
-Muon (Jordan et al. 2024) orthogonalises each matrix's momentum. Embedding, head, norms and biases are not matrices in
-its sense: they stay with AdamW.
+Muon (Jordan et al. 2024) orthogonalises each matrix's momentum. Embedding, head, norms and biases stay with AdamW.
 """
 
 from collections.abc import Callable
@@ -43,9 +42,10 @@ class MuonBesideAdamW(torch.optim.Optimizer):
 
 def muon_for(model: Any, recipe: Recipe) -> MuonBesideAdamW:
     """At one rate for both: Muon's updates are scaled to the size of AdamW's (`match_rms_adamw`)."""
-    tables = {id(table.weight) for table in (model.get_input_embeddings(), model.get_output_embeddings()) if table}
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    embeddings = {id(embedding.weight) for embedding in ends if embedding}
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    matrices = [weight for weight in trained if weight.ndim == 2 and id(weight) not in tables]
+    matrices = [weight for weight in trained if weight.ndim == 2 and id(weight) not in embeddings]
     inside = set(map(id, matrices))
     others = [weight for weight in trained if id(weight) not in inside]
     shared = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}

@@ -30,16 +30,16 @@ def presets() -> dict[str, Preset]:
 def preset(name: str) -> Preset:
     known = presets()
     if name not in known:
-        choices = "; ".join(f"{each}: {found.about}" for each, found in known.items())
+        choices = "; ".join(f"{each}: {entry.about}" for each, entry in known.items())
         raise MerinoError(f"--preset {name} is not known. {choices}")
     return known[name]
 
 
-def needs_words(name: str, found: Preset, arch: Geometry, recipe: Recipe) -> str:
-    """A line on what a run by the preset needs."""
+def needs_words(name: str, chosen: Preset, arch: Geometry, recipe: Recipe) -> str:
+    """A line with the needs of a run by the preset."""
     tokens = recipe.steps * recipe.batch * (recipe.length or arch.context)
     flops = FLOPS_PER_TOKEN * params(arch.operators) * tokens
     return (
-        f"preset {name}: {found.about}. It needs {found.needs}: {tokens:,} tokens in {recipe.steps:,} steps of"
+        f"preset {name}: {chosen.about}. It needs {chosen.needs}: {tokens:,} tokens in {recipe.steps:,} steps of"
         f" {recipe.batch} rows, {flops:.1e} FLOPs for this model"
     )

@@ -1,6 +1,6 @@
-"""The processes of a run that torchrun started: which one this is, and what they do in step.
+"""The processes of a run that torchrun started: which one this is, and their common steps.
 
-Each rank computes its share of the rows. The first one alone writes, locks, tokenises and talks.
+Each rank computes its share of the rows. The first one alone writes, locks, tokenises and prints.
 """
 
 import os
@@ -40,7 +40,7 @@ def joined() -> Iterator[None]:
 
 
 def by_the_first(work: Callable[[], Result]) -> Result:
-    """What `work` gives in the first process, in all of them. Where it raises there, the others end without a word."""
+    """The first process's result of `work`, in all processes. Where it raises there, the others end silently."""
     if count() == 1:
         return work()
     shared: list[Any] = [None, False]
@@ -65,9 +65,9 @@ def any_of_them(here: bool) -> bool:
     """Whether it holds in any process."""
     if count() == 1:
         return here
-    found = torch.tensor(int(here), device="cuda" if torch.cuda.is_available() else "cpu")
-    distributed.all_reduce(found, distributed.ReduceOp.MAX)
-    return bool(found)
+    flag = torch.tensor(int(here), device="cuda" if torch.cuda.is_available() else "cpu")
+    distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+    return bool(flag)
 
 
 def part_of(batch: int, parts: int) -> int:

@@ -26,9 +26,9 @@ class Recipe:
         optimiser: `adamw`, or `muon`, which takes the matrices from it.
         schedule: of the rate behind the warm-up: `cosine`, or `wsd`, constant and then linearly down in DECAY_SHARE.
         z_loss: weight of the squared log-sum of the logits' exponentials in the loss.
-        teacher_weight: of the cross-entropy to a teacher, where there is one; the rest is that to the text.
-        temperature: at which both are compared.
-        lora: rank of the adapters that are trained in place of the weights; 0: the weights.
+        teacher_weight: of the cross-entropy to a teacher, where there is one; the cross-entropy to the text has the
+        rest. temperature: at which both are compared. lora: rank of the adapters that are trained in place of the
+        weights; 0: the weights.
     """
 
     steps: int = 1000

@@ -1,10 +1,11 @@
-"""The folder of a training run: what the run is, what may be done with it, its lock, its saved states. Loads no torch.
+"""The folder of a training run: its description, its lock, its saved states, and whether it may be resumed. Loads no
+torch.
 
 `OUT/trainer/` has all that an unfinished run needs: `run.json`, the tokenizer, a lock and the saved states. `OUT`
-itself is filled when the run ends; the record `training.json` comes last, and says that the run is finished.
+itself is filled when the run ends; the record `training.json` comes last, and marks the run as finished.
 
 transformers' Trainer writes the files of a state one after another. The list of their hashes is written after the last
-one, so a state that a full disk or a killed process cut short is told from a whole one, and so is a damaged one.
+one. It distinguishes a whole state from one that is damaged, or that a full disk or a killed process cut short.
 """
 
 import json
@@ -42,8 +43,8 @@ FINISHED = {"config.json", "model.safetensors", TOKENIZER, RECORD}
 
 def saved_states(folder: Path) -> list[Path]:
     """Folders `checkpoint-STEP` of transformers' Trainer, whole or not, the newest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and step_of(path) is not None]
-    return sorted(found, key=lambda path: step_of(path) or 0, reverse=True)
+    states = [path for path in folder.glob("checkpoint-*") if path.is_dir() and step_of(path) is not None]
+    return sorted(states, key=lambda path: step_of(path) or 0, reverse=True)
 
 
 def step_of(state: Path) -> int | None:
@@ -62,7 +63,7 @@ def mark_whole(state: Path) -> None:
 
 
 def fault_of(state: Path) -> str | None:
-    """What is wrong with a saved state; None where it is whole."""
+    """The fault of a saved state; None where it is whole."""
     try:
         files = read_json(str(state / WHOLE), "")
     except MerinoError:
@@ -80,7 +81,7 @@ def fault_of(state: Path) -> str | None:
 
 
 def newest_whole_state(folder: Path) -> tuple[Path, list[str]]:
-    """(the newest saved state that is whole, what is wrong with newer ones). The newer ones are removed.
+    """(the newest saved state that is whole, the faults of newer ones). The newer ones are removed.
 
     Raises MerinoError where none is whole; then nothing is removed.
     """
@@ -117,7 +118,7 @@ def dumped(geometry: Geometry) -> dict[str, Any]:
 
 
 class Run(BaseModel):
-    """What a run is: two runs that differ in one of these give different models. Only `name` is for people.
+    """The description of a run: two runs that differ in one field give different models. Only `name` is for people.
 
     `held_out`: files; none where the last documents of `data` are held out. `weights_sha256`: of the model that it
     began from; empty where its weights were drawn. `teacher_sha256`: empty where it had none.
@@ -151,13 +152,13 @@ def kept_run(out: Path) -> Run | None:
 
 
 def kept_recipe(out: Path, resume: bool) -> dict[str, Any]:
-    """The recipe of the run that goes on in `out`, or is finished there; empty for a new run."""
+    """The recipe of the run that is resumed in `out`, or is finished there; empty for a new run."""
     run = kept_run(out) if resume or is_finished(out) else None
     return asdict(run.recipe) if run else {}
 
 
 def trained_name(folder: Path) -> str | None:
-    """What was trained in a checkpoint's folder; None where the record does not say."""
+    """The name of the model that was trained into a checkpoint's folder; None where the record has none."""
     try:
         name = read_json(str(folder / RECORD), "")["name"]
     except (MerinoError, KeyError, TypeError):
@@ -182,7 +183,7 @@ def check_out(out: Path, resume: bool) -> None:
 
 
 def begun_only(out: Path) -> bool:
-    """Whether `out` holds nothing but what a run leaves that was stopped before its first saved state was whole."""
+    """Whether `out` holds only the files of a run that was stopped before its first saved state was whole."""
     if {path.name for path in out.iterdir()} - {STATE}:
         return False
     states = saved_states(out / STATE)
@@ -190,7 +191,7 @@ def begun_only(out: Path) -> bool:
 
 
 def clear_begun(out: Path) -> None:
-    """Remove what such a run left, but for the lock, which is held."""
+    """Remove the files of such a run, except the lock, which is held."""
     for path in (out / STATE).iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -200,25 +201,26 @@ def clear_begun(out: Path) -> None:
 
 def differences(kept: Run, asked: Run) -> list[str]:
     """The options in which `asked` is another run than `kept`, with both values."""
-    found = []
+    differing = []
     if kept.architecture != asked.architecture:
-        found.append(f"SOURCE is {shown(asked.architecture)}; the run's is {shown(kept.architecture)}")
+        differing.append(f"SOURCE is {shown(asked.architecture)}; the run's is {shown(kept.architecture)}")
     elif kept.weights_sha256 != asked.weights_sha256:
-        found.append(f"SOURCE has {weights_shown(asked)}; the run's has {weights_shown(kept)}")
-    for option, theirs, ours in (("--data", kept.data, asked.data), ("--held-out", kept.held_out, asked.held_out)):
-        if len(theirs) != len(ours) or not all(map(DataFile.same_data, theirs, ours)):
-            found.append(f"{option} is {listed(ours)}; the run's is {listed(theirs)}")
+        differing.append(f"SOURCE has {weights_shown(asked)}; the run's has {weights_shown(kept)}")
+    files = (("--data", kept.data, asked.data), ("--held-out", kept.held_out, asked.held_out))
+    for option, kept_files, asked_files in files:
+        if len(kept_files) != len(asked_files) or not all(map(DataFile.same_data, kept_files, asked_files)):
+            differing.append(f"{option} is {listed(asked_files)}; the run's is {listed(kept_files)}")
     if kept.teacher_sha256 != asked.teacher_sha256:
         first, second = (run.teacher_sha256[:8] or "none" for run in (kept, asked))
-        found.append(f"--teacher is {second}; the run's is {first}")
+        differing.append(f"--teacher is {second}; the run's is {first}")
     if asked.tokenizer_sha256 not in ("", kept.tokenizer_sha256):  # empty: none was given
-        found.append("--tokenizer is not the run's")
+        differing.append("--tokenizer is not the run's")
     recipes = asdict(kept.recipe), asdict(asked.recipe)
-    found += [
+    differing += [
         f"--{key.replace('_', '-')} is {recipes[1][key]}; the run's is {recipes[0][key]}"
         for key in recipes[0] if recipes[0][key] != recipes[1][key]
     ]  # fmt: skip
-    return found
+    return differing
 
 
 def shown(arch: Geometry) -> str:
@@ -234,11 +236,11 @@ def listed(files: list[DataFile]) -> str:
 
 
 def check_same(kept: Run, asked: Run, out: Path) -> None:
-    """Raises MerinoError where the run in `out` is not the one that is asked for."""
-    found = differences(kept, asked)
-    if found:
+    """Raises MerinoError where the run in `out` is not the requested one."""
+    differing = differences(kept, asked)
+    if differing:
         raise MerinoError(
-            f"{out} holds another run: {'; '.join(found)}. A run goes on as it began: give the run's own values, or"
+            f"{out} holds another run: {'; '.join(differing)}. A run goes on as it began: give the run's own values, or"
             " begin another run with another -o"
         )
 
@@ -247,7 +249,7 @@ def check_same(kept: Run, asked: Run, out: Path) -> None:
 def locked(out: Path) -> Iterator[None]:
     """Holds the run's lock, which the kernel frees when the process ends, however it ends.
 
-    What was made for the lock alone is removed again. Raises MerinoError where another process holds it.
+    Folders that were made for the lock alone are removed again. Raises MerinoError where another process holds it.
     """
     folder = out / STATE
     lock = FileLock(folder / LOCK, timeout=0)

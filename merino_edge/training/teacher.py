@@ -1,5 +1,5 @@
 """Distillation: the likeliest TOP tokens of a teacher and their logits at each place of the training rows, in a folder
-of the cache. The teacher runs once; what is there already, also of a run that was killed, is not computed again.
+of the cache. The teacher runs once; logits that are there, also those of a run that was killed, are not computed again.
 
 A file holds CHUNK_BYTES of rows: their ids [rows, length, TOP], in 2 bytes where they fit, then the logits in float16.
 """
@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer
 
 from merino_edge.families.geometry import Geometry
-from merino_edge.storage.atomic import cache_folder, parents_made
+from merino_edge.storage.atomic import cache_folder, existing_parent, parents_made
 from merino_edge.text.tokenizer import load_tokenizer
 from merino_edge.training.data.rows import Joined, Mixture, tensors
 from merino_edge.training.data.shards import dtype_of
@@ -50,7 +50,7 @@ class Teacher(NamedTuple):
 
 
 class Logits:
-    """Of all rows of the groups, in order; memory-mapped."""
+    """The logits of all rows of the groups, in order; memory-mapped."""
 
     def __init__(self, folder: Path, rows: int, length: int, dtype: str):
         self.folder, self.rows, self.length, self.dtype = folder, rows, length, np.dtype(dtype)
@@ -101,7 +101,7 @@ class TaughtRows(Mixture):
 
 
 def logits_of(teacher_sha256: str, run: Run, rows: Mixture) -> Logits:
-    """Where they are kept, whether they are there or not: by the rows and the teacher's hash."""
+    """The logits' place in the cache, by the rows and the teacher's hash, whether they are there or not."""
     length = run.recipe.length or run.architecture.context
     facts = [
         FORMAT, TOP, teacher_sha256, run.tokenizer_sha256, [file.sha256 for file in run.data],
@@ -112,9 +112,9 @@ def logits_of(teacher_sha256: str, run: Run, rows: Mixture) -> Logits:
     return Logits(cache_folder() / "teachers" / key, sum(map(len, rows.groups)), length, dtype)
 
 
-def ask(teacher: Teacher, run: Run, tokenizer: Tokenizer, rows: Mixture, say: Say) -> None:
-    """Compute the logits that are missing. Raises MerinoError for a teacher that does not go with the run, and where
-    the disk is full."""
+def keep_logits(teacher: Teacher, run: Run, tokenizer: Tokenizer, rows: Mixture, say: Say) -> None:
+    """Compute the missing logits. Raises MerinoError for a teacher that does not fit the run, and where the disk is
+    full."""
     logits = logits_of(teacher.sha256, run, rows)
     missing = logits.missing()
     if not missing:
@@ -125,11 +125,11 @@ def ask(teacher: Teacher, run: Run, tokenizer: Tokenizer, rows: Mixture, say: Sa
             f"note: the run takes {len(rows):,} of {logits.rows:,} rows, and {teacher.name} reads all: give less --data"
         )
     check_room(logits, len(missing))
-    found = teacher.load()
-    check_teacher(teacher.name, found, tokenizer, logits.length)
+    loaded = teacher.load()
+    check_teacher(teacher.name, loaded, tokenizer, logits.length)
     say(f"{teacher.name} reads {logits.rows:,} rows, once; its {TOP} likeliest tokens are kept in {logits.folder}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = found.model.to(device).eval()
+    model = loaded.model.to(device).eval()
     for done, number in enumerate(missing):
         if done * 10 // len(missing) != (done - 1) * 10 // len(missing):
             say(f"{teacher.name}: {100 * done // len(missing)} % read")
@@ -148,7 +148,7 @@ def ask(teacher: Teacher, run: Run, tokenizer: Tokenizer, rows: Mixture, say: Sa
 
 def check_room(logits: Logits, chunks: int) -> None:
     needed = chunks * logits.chunk * logits.row_bytes if chunks > 1 else logits.rows * logits.row_bytes
-    place = next(path for path in (logits.folder, *logits.folder.parents) if path.exists())
+    place = existing_parent(logits.folder)
     free = shutil.disk_usage(place).free
     if needed > free:
         raise MerinoError(
@@ -157,19 +157,19 @@ def check_room(logits: Logits, chunks: int) -> None:
         )
 
 
-def check_teacher(name: str, found: TaughtModel, tokenizer: Tokenizer, length: int) -> None:
-    if found.tokenizer is None:
+def check_teacher(name: str, loaded: TaughtModel, tokenizer: Tokenizer, length: int) -> None:
+    if loaded.tokenizer is None:
         raise MerinoError(f"the teacher {name} has no tokenizer, so it is not known whether it is the run's")
-    if load_tokenizer(found.tokenizer).get_vocab() != tokenizer.get_vocab():
+    if load_tokenizer(loaded.tokenizer).get_vocab() != tokenizer.get_vocab():
         raise MerinoError(
             f"the teacher {name} has another tokenizer than the run, so its logits are of other tokens. Give its"
             " tokenizer.json as --tokenizer, and design with its --vocab; or let it write text and train on that:"
             " `merino-edge export` it, then `merino-edge generate BUNDLE PROMPT --temperature 1 --seed N` for many N"
         )
-    if found.geometry.context < length:
+    if loaded.geometry.context < length:
         raise MerinoError(
-            f"the teacher {name} reads {found.geometry.context} tokens, and a row has {length}: give --length"
-            f" {found.geometry.context}"
+            f"the teacher {name} reads {loaded.geometry.context} tokens, and a row has {length}: give --length"
+            f" {loaded.geometry.context}"
         )
 
 
@@ -178,11 +178,11 @@ def chunk_of(
     model: Any, rows: Mixture, logits: Logits, number: int, vocab: int, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
     every = Joined(rows.groups)
-    wanted = [tensors(every.row(index), rows.apart) for index in logits.rows_of(number)]
+    inputs = [tensors(every.row(index), rows.apart) for index in logits.rows_of(number)]
     at_once = max(1, BATCH_TOKENS // logits.length)
     ids, values = [], []
-    for begin in range(0, len(wanted), at_once):
-        batch = wanted[begin : begin + at_once]
+    for begin in range(0, len(inputs), at_once):
+        batch = inputs[begin : begin + at_once]
         given = {key: torch.stack([each[key] for each in batch]).to(device) for key in batch[0] if key != "labels"}
         top = model(**given, use_cache=False).logits[..., :vocab].float().topk(TOP)
         ids.append(top.indices.cpu().numpy().astype(logits.dtype))
@@ -193,12 +193,12 @@ def chunk_of(
 def taught_loss(
     logits: torch.Tensor, labels: torch.Tensor, teacher_ids: torch.Tensor, teacher_logits: torch.Tensor, heat: float
 ) -> torch.Tensor:
-    """Sum over the learned tokens of the cross-entropy to the teacher, both at temperature `heat`, times its square, as
-    its gradient falls with that (Hinton et al. 2015). The teacher's TOP tokens share all of its probability.
+    """Sum over the learned tokens of the cross-entropy to the teacher, both at temperature `heat`, times heat^2, since
+    the gradient falls with 1 / heat^2 (Hinton et al. 2015). The teacher's TOP tokens share all of its probability.
 
     logits [B, T, V], labels [B, T], the teacher's [B, T, TOP]; row t predicts label t + 1.
     """
     student = (logits[:, :-1].float() / heat).log_softmax(-1).gather(-1, teacher_ids[:, :-1])
-    wanted = (teacher_logits[:, :-1] / heat).softmax(-1)
-    losses = -(wanted * student).sum(-1) * heat**2
+    target = (teacher_logits[:, :-1] / heat).softmax(-1)
+    losses = -(target * student).sum(-1) * heat**2
     return (losses * (labels[:, 1:] >= 0)).sum()

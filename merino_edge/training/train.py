@@ -28,7 +28,7 @@ from merino_edge.training.loop import (
     stop_on_ctrl_c,
     training_arguments,
 )
-from merino_edge.training.needs import check_disk, check_memory, disk_told, memory_told
+from merino_edge.training.needs import check_disk, check_memory, reported_disk, reported_memory
 from merino_edge.training.prepare import Begins, Material, load, prepare, read, run_of
 from merino_edge.training.pretrained import Pretrained, trained_count, with_lora
 from merino_edge.training.recipe import Recipe
@@ -79,14 +79,14 @@ def train(
     """Train, write the checkpoint into `out`, and return the record of the run. A finished run stays as it is.
 
     `data`, `held_out`: as `data_source` takes them; without `held_out` the last of each of `data` are held out.
-    `name`: what the model is called. `design`: written beside the weights. `pretrained`: a model of this geometry to go
-    on from, with its own tokenizer; None: weights are drawn. `teacher`: a model whose logits are learned beside the
-    text, with the run's tokenizer. `resume`: go on from the last whole saved
-    state in `out`. `parts`: in which a step's rows are computed. `say` takes lines for people.
+    `name`: the model's. `design`: written beside the weights. `pretrained`: a model of this geometry to start from,
+    with its own tokenizer; None: weights are drawn. `teacher`: a model whose logits are learned beside the text, with
+    the run's tokenizer. `resume`: start from the last whole saved state in `out`. `parts`: in which a step's rows are
+    computed. `say` takes lines for people.
 
     Under torchrun all processes call it: each computes its share of a step's rows, the first one does all else.
 
-    Raises MerinoError where `out` is in use or holds another run, for text or a tokenizer that does not do, where
+    Raises MerinoError where `out` is in use or holds another run, for text or a tokenizer that cannot be used, where
     memory or disk do not suffice, and where the loss is not finite. Raises KeyboardInterrupt after ctrl-C.
     """
     if not processes.is_first():
@@ -109,7 +109,7 @@ def train(
         if finished:
             return processes.by_the_first(lambda: finished_record(out, run, say))
         alone = locked(out) if processes.is_first() else nullcontext()
-        with alone, disk_told(out / STATE), memory_told(arch, recipe, trained):
+        with alone, reported_disk(out / STATE), reported_memory(arch, recipe, trained):
             if threads is not None:
                 torch.set_num_threads(threads)
             processes.by_the_first(lambda: prepare(out, run, sources, begins, resume, say))
@@ -119,7 +119,7 @@ def train(
 
 
 def check_start(arch: Geometry, recipe: Recipe, pretrained: Pretrained | None, tokenizer_file: Path | None) -> None:
-    """Raises MerinoError for options that do not go with what the run begins from."""
+    """Raises MerinoError for options that do not go with a run from a design, or from a trained model."""
     if pretrained and tokenizer_file:
         raise MerinoError("--tokenizer goes with a design: a trained model keeps its own, leave --tokenizer out")
     if recipe.lora and not pretrained:
@@ -137,7 +137,7 @@ def finished_record(out: Path, run: Run, say: Callable[[str], None]) -> dict[str
 
 
 def model_of(material: Material) -> Any:
-    """What is trained: drawn weights, those of a trained model, or adapters on them."""
+    """The model to train: drawn weights, a trained model's weights, or adapters on them."""
     run, pretrained = material.run, material.pretrained
     if pretrained is None:
         end = end_id(material.tokenizer)
@@ -206,14 +206,14 @@ def write_checkpoint(
         save_tokenizer(material, beside)
         write_csv(beside, trainer.state.log_history)
         write_picture(beside, trainer.state.log_history, run.name)
-        if design is not None:  # export asks it for the weight format and the threads
+        if design is not None:  # export reads its weight format and threads
             write_text(beside / DESIGN, design.to_json())
     write_text(out / RECORD, json.dumps(record, indent=1) + "\n")
     return record
 
 
 def finished_model(model: Any, material: Material, folder: Path) -> PreTrainedModel:
-    """With adapters merged, which are kept in `folder` too."""
+    """The model with adapters merged, which are kept in `folder` too."""
     if material.run.recipe.lora:
         model.save_pretrained(folder / ADAPTER)
         model = model.merge_and_unload()

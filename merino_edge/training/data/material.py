@@ -27,7 +27,7 @@ MOST_BPE_CHARACTERS = 200_000_000  # the BPE of a larger corpus is trained on th
 
 
 class Sources(NamedTuple):
-    """Hashed. `held_out`: none where the last of each of `data` are held out."""
+    """The sources and their hashed files. `held_out`: none where the last of each of `data` are held out."""
 
     data: list[DataSource]
     data_files: list[DataFile]
@@ -45,8 +45,7 @@ class RunRows(NamedTuple):
 
 
 def bpe_text(sources: Sources, vocab: int, say: Say) -> Iterator[str]:
-    """The text that a BPE is trained on: that of the training documents. Reads each source twice, in constant
-    memory."""
+    """The text of the training documents, for the training of a BPE. Reads each source twice, in constant memory."""
     sizes = [sized(source) for source in sources.data]
     total = sum(characters for _, characters in sizes)
     share = min(1.0, MOST_BPE_CHARACTERS / max(1, total))
@@ -84,10 +83,10 @@ def first_texts(pieces: Iterator[Piece], documents: int, characters: int) -> Ite
 def run_rows(
     sources: Sources, reading: Reading, recipe: Recipe, length: int, say: Say, *, multiple: int = 1, verify: bool = True
 ) -> RunRows:
-    """`multiple`: the held-out rows are filled up to one of it by rows without loss. `verify`: whether shards of the
-    cache are judged first.
+    """`multiple`: the held-out rows are filled up to a multiple of it by rows without loss. `verify`: whether shards of
+    the cache are checked first.
 
-    Raises MerinoError for text that does not do, too little of it, and a tokenizer that separates no documents.
+    Raises MerinoError for text that cannot be used, too little text, and a tokenizer that separates no documents.
     """
     given = zip(sources.data, sources.data_files, strict=True)
     shards = [shard_of(*each, reading, say, verify) for each in given]
@@ -106,7 +105,7 @@ def run_rows(
                     f"{what} gives {part.tokens} tokens, fewer than one sequence of {length}: {remedy}, or design with"
                     " a shorter --context"
                 )
-        tell_cut(samples, what, say)
+        report_cut(samples, what, say)
         return Joined([text, samples])
 
     weights = [source.weight for source in sources.data if source.weight is not None]
@@ -132,7 +131,7 @@ def run_rows(
     return RunRows(rows, judging, tokens, held_out.tokens_in_rows * judging.taken // len(held_out))
 
 
-def tell_cut(samples: SampleRows, what: str, say: Say) -> None:
+def report_cut(samples: SampleRows, what: str, say: Say) -> None:
     if samples.cut_samples or samples.dropped_samples:
         say(
             f"{what}: {samples.cut_samples:,} samples are cut at {samples.length} tokens, and"

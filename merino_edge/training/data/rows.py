@@ -24,7 +24,7 @@ ROUNDS = 4  # of the permutation
 
 
 class Span(NamedTuple):
-    """Documents or samples of a shard, from `first` to before `last`; of a single document the ids of `part` alone."""
+    """Documents or samples of a shard, from `first` to before `last`. `part`: ids of a single document; None: all."""
 
     shard: Shard
     first: int
@@ -217,22 +217,22 @@ class RowSet(Dataset):
 
 
 def tensors(row: Row, apart: bool) -> dict[str, torch.Tensor]:
-    found = {"input_ids": torch.from_numpy(row.ids), "labels": torch.from_numpy(row.labels)}
+    inputs = {"input_ids": torch.from_numpy(row.ids), "labels": torch.from_numpy(row.labels)}
     if apart:
-        found["position_ids"] = torch.from_numpy(row.positions)
-    return found
+        inputs["position_ids"] = torch.from_numpy(row.positions)
+    return inputs
 
 
 class Mixture(Dataset):
     """The rows of a whole run, in order: `count` of them, drawn from `groups` by their `shares`.
 
     Each PATTERN rows have each group's share of places, shuffled. A group's rows are drawn in passes, each of which
-    takes every row once, in an order of its own. Which row stands where depends on `seed` and the place alone.
+    takes every row once, in another order. The row at a place depends only on `seed` and the place.
     """
 
     def __init__(self, groups: Sequence[Joined], shares: Sequence[float], count: int, seed: int, apart: bool):
         self.groups, self.count, self.seed, self.apart = groups, count, seed, apart
-        self.places = whole_places(shares)
+        self.places = integer_places(shares)
 
     def __len__(self) -> int:
         return self.count
@@ -250,13 +250,14 @@ class Mixture(Dataset):
         return group, permuted(at, many, hash_of(self.seed, group, turn))
 
     def passes(self) -> list[float]:
-        """Of each group over its rows."""
+        """The number of passes of each group over its rows."""
         drawn = zip(self.places, self.groups, strict=True)
         return [self.count * places / PATTERN / len(group) for places, group in drawn]
 
 
-def whole_places(shares: Sequence[float]) -> tuple[int, ...]:
-    """Of PATTERN places, by the largest remainder. Raises MerinoError for a share that gets none."""
+def integer_places(shares: Sequence[float]) -> tuple[int, ...]:
+    """Each share's number of PATTERN places, by the largest remainder. Raises MerinoError for a share without a place.
+    """
     total = sum(shares)
     exact = [PATTERN * share / total for share in shares]
     places = [int(each) for each in exact]
@@ -275,16 +276,16 @@ def pattern(places: tuple[int, ...], seed: int, block: int) -> list[tuple[int, i
     if len(places) > 1:
         np.random.default_rng([seed, block]).shuffle(groups)
     count = [0] * len(places)
-    found = []
+    drawn = []
     for group in groups.tolist():
-        found.append((group, count[group]))
+        drawn.append((group, count[group]))
         count[group] += 1
-    return found
+    return drawn
 
 
 def permuted(index: int, count: int, key: int) -> int:
-    """Where a pseudorandom permutation of range(count) takes `index`: a Feistel network on the next power of four,
-    walked until it is within. It needs no table, which for a large corpus would take gigabytes."""
+    """The value of a pseudorandom permutation of range(count) at `index`: a Feistel network on the next power of four,
+    repeated until the value is in range. It needs no table, which for a large corpus would take gigabytes."""
     half = max(1, ((count - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
     while True:

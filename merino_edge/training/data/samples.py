@@ -1,7 +1,7 @@
 """Pieces of text to tokenise, of documents and of samples, and which of them are learned.
 
 A document of text is learned whole. A sample is a prompt with a completion, of which the completion is learned, several
-such turns behind each other, or the messages of a talk, of which the assistant's are.
+such turns in order, or the messages of a chat, of which the assistant's are learned.
 """
 
 import codecs
@@ -17,8 +17,8 @@ from merino_runtime.chat.template import compiled
 from merino_runtime.errors import MerinoError
 
 FIELDS = ("text", "prompt", "completion", "messages")
-DOCUMENTS, COMPLETIONS, TALKS = ("text",), ("prompt", "completion"), ("messages",)
-FORMS = (DOCUMENTS, COMPLETIONS, TALKS)
+DOCUMENTS, COMPLETIONS, CHATS = ("text",), ("prompt", "completion"), ("messages",)
+FORMS = (DOCUMENTS, COMPLETIONS, CHATS)
 KNOWN = "`text`, `prompt` with `completion`, or `messages`"
 READ_BYTES = 1 << 20
 PIECE = 1 << 16  # characters of a longer document that are encoded at once, beside others
@@ -45,23 +45,23 @@ class Pieces(NamedTuple):
         return self.form != DOCUMENTS
 
     @property
-    def talks(self) -> bool:
-        return self.form == TALKS
+    def chats(self) -> bool:
+        return self.form == CHATS
 
 
 def pieces_of(source: DataSource, chat: ChatTemplate | None) -> Pieces:
-    """Of a source, in its order. `chat`: the template of `messages`.
+    """The pieces of a source, in its order. `chat`: the template of `messages`.
 
-    Raises MerinoError, here or on the way, for text or a record that does not do, with its place.
+    Raises MerinoError, here or on the way, for text or a record that cannot be used, with its place.
     """
     if source.kind == "text":
         return Pieces(DOCUMENTS, text_pieces(source))
-    found = records(source, FIELDS)
-    where, record = next(found, ("", {}))
+    entries = records(source, FIELDS)
+    where, record = next(entries, ("", {}))
     if not where:
         raise MerinoError(f"no text in {source}: it has no records")
     form = form_of(where, record)
-    if form == TALKS and chat is None:
+    if form == CHATS and chat is None:
         raise MerinoError(
             f"{where}, has `messages`, and there is no chat template to write them in: give a --tokenizer with a"
             " chat_template.jinja beside it, or write the samples as `prompt` and `completion`"
@@ -70,7 +70,7 @@ def pieces_of(source: DataSource, chat: ChatTemplate | None) -> Pieces:
     def all_pieces() -> Iterator[Piece]:
         from_record = recorder(form, chat)
         yield from from_record(where, record)
-        for place, each in found:
+        for place, each in entries:
             other = form_of(place, each)
             if other != form:
                 raise MerinoError(
@@ -96,7 +96,7 @@ def quoted(fields: tuple[str, ...]) -> str:
 
 def recorder(form: tuple[str, ...], chat: ChatTemplate | None) -> Any:
     """A function: (where, record) -> its pieces."""
-    if form == TALKS:
+    if form == CHATS:
         assert chat is not None
         template = compiled(chat.text, chat.source)
         return lambda where, record: message_pieces(where, record["messages"], template, chat.tokens)
@@ -121,7 +121,7 @@ def completion_pieces(where: str, record: Mapping[str, Any]) -> Iterator[Piece]:
 
 
 def strings_of(where: str, record: Mapping[str, Any], name: str) -> list[str]:
-    """Of a field that is a string, or a list of at least one."""
+    """The strings of a field that is a string, or a list of at least one."""
     value = record[name]
     if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
         return value
@@ -136,7 +136,7 @@ def string_of(where: str, record: Mapping[str, Any], name: str) -> str:
 
 
 def message_pieces(where: str, messages: Any, template: Any, tokens: Mapping[str, str]) -> Iterator[Piece]:
-    """What the template writes for the assistant's turns is learned, up to what ends them."""
+    """The template's text of the assistant's turns is learned, up to the token that ends them."""
     if not (isinstance(messages, list) and all(isinstance(each, dict) and "role" in each for each in messages)):
         raise MerinoError(f"{where}, `messages` is {shortened(repr(messages))}, not a list of objects with `role`")
     turns = [number for number, each in enumerate(messages) if each["role"] == "assistant"]
@@ -145,9 +145,9 @@ def message_pieces(where: str, messages: Any, template: Any, tokens: Mapping[str
     ends = [0]
     texts = [""]
 
-    def up_to(count: int, asks: bool) -> None:
+    def up_to(count: int, prompted: bool) -> None:
         try:
-            text = template(messages=messages[:count], add_generation_prompt=asks, **tokens)
+            text = template(messages=messages[:count], add_generation_prompt=prompted, **tokens)
         except Exception as error:  # a template can raise whatever a program can
             raise MerinoError(f"{where}, the chat template raises: {shortened(str(error))}") from error
         if not text.startswith(texts[-1]):
@@ -166,8 +166,8 @@ def message_pieces(where: str, messages: Any, template: Any, tokens: Mapping[str
 
 
 def text_pieces(source: DataSource) -> Iterator[Piece]:
-    """Of the documents of a UTF-8 text file, which `<|endoftext|>` separates; spaces around each are dropped. Reads it
-    in constant memory."""
+    """The pieces of a UTF-8 text file's documents, which `<|endoftext|>` separates; spaces around each are dropped.
+    Reads it in constant memory."""
     waiting, first = "", True
     for more in decoded(source):
         *whole, waiting = (waiting + more).split(END_OF_TEXT)
@@ -185,7 +185,7 @@ def text_pieces(source: DataSource) -> Iterator[Piece]:
 
 
 def ended(rest: str, first: bool) -> Iterator[Piece]:
-    """Of the end of a document."""
+    """The pieces of the end of a document."""
     text = rest.strip() if first else rest.rstrip()
     if text or not first:
         yield from cut(text, first)
@@ -212,7 +212,7 @@ def cutting_place(text: str) -> int:
 
 
 def decoded(source: DataSource) -> Iterator[str]:
-    """Text of a file, bit by bit. Raises MerinoError for what is no UTF-8 text."""
+    """Text of a file, in pieces. Raises MerinoError for a file that is no UTF-8 text."""
     decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
     with source.path.open("rb") as file:
         while True:

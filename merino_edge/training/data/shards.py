@@ -30,12 +30,12 @@ IDS, ENDS, LEARNED, DESCRIPTION = "ids.bin", "ends.bin", "learned.bin", "shard.j
 # Characters that all cores encode at once: their Encodings take some 100 bytes per token.
 BATCH = (os.cpu_count() or 1) << 17
 MOST_PIECES = 4096  # of a batch
-TELL_SECONDS = 10
+REPORT_SECONDS = 10
 Say = Callable[[str], None]
 
 
 class Reading(NamedTuple):
-    """How text becomes ids: all that a shard depends on beside its source."""
+    """The parameters of tokenisation: all that a shard depends on beside its source."""
 
     tokenizer: Tokenizer
     chat: ChatTemplate | None = None
@@ -64,9 +64,9 @@ def shards_folder() -> Path:
 
 
 def shard_of(source: DataSource, file: DataFile, reading: Reading, say: Say, verify: bool = True) -> Shard:
-    """Of the cache, where it is made first if need be, and judged by its hashes if `verify`.
+    """A shard of the cache, which is made if it is missing, and checked by its hashes if `verify`.
 
-    Raises MerinoError for text that does not do, and where the disk is full.
+    Raises MerinoError for text that cannot be used, and where the disk is full.
     """
     facts = [FORMAT, source.kind, file.sha256, *reading.key]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
@@ -86,7 +86,7 @@ def opened(folder: Path, source: DataSource) -> Shard:
 
 
 def fault_of(folder: Path) -> str:
-    """What is wrong with a shard; empty where it is whole."""
+    """The fault of a shard; empty where it is whole."""
     try:
         files = read_json(str(folder / DESCRIPTION), "")["files"]
         for name, sha256 in files.items():
@@ -122,21 +122,21 @@ def make_shard(folder: Path, source: DataSource, reading: Reading, file: DataFil
 
 
 def dtype_of(vocab: int) -> str:
-    """Of ids in a file."""
+    """The type of ids in a file."""
     return "<u2" if vocab <= 1 << 16 else "<u4"
 
 
 def write_ids(folder: Path, source: DataSource, reading: Reading, say: Say) -> int:
-    """The number of ids."""
-    found = pieces_of(source, reading.chat)
-    before, after = around(reading.tokenizer) if not found.talks else ([], [])  # a template writes its own
-    if found.samples and not found.talks and not after:
+    """Writes a source's ids, ends and learned marks -> the number of ids."""
+    content = pieces_of(source, reading.chat)
+    before, after = around(reading.tokenizer) if not content.chats else ([], [])  # a template writes its own
+    if content.samples and not content.chats and not after:
         end = reading.end if reading.end is not None else end_id(reading.tokenizer)
         after = [] if end is None else [end]
     dtype = dtype_of(reading.tokenizer.get_vocab_size())
-    tokens, characters, told = 0, 0, time.perf_counter()
+    tokens, characters, reported = 0, 0, time.perf_counter()
     with (folder / IDS).open("xb") as ids, (folder / ENDS).open("xb") as ends, (folder / LEARNED).open("xb") as learned:
-        for pieces in batches(found.pieces):
+        for pieces in batches(content.pieces):
             encoded = reading.tokenizer.encode_batch_fast([each.text for each in pieces], add_special_tokens=False)
             places = []
             for piece, encoding in zip(pieces, encoded, strict=True):
@@ -144,15 +144,15 @@ def write_ids(folder: Path, source: DataSource, reading: Reading, say: Say) -> i
                 ids.write(np.array(row, dtype).tobytes())
                 tokens += len(row)
                 characters += len(piece.text)
-                if found.samples:
+                if content.samples:
                     learned.write(bytes([piece.learned]) * len(row))
                 if piece.last:
                     places.append(tokens)
             ends.write(np.array(places, np.int64).tobytes())
-            if time.perf_counter() - told > TELL_SECONDS:
-                told = time.perf_counter()
+            if time.perf_counter() - reported > REPORT_SECONDS:
+                reported = time.perf_counter()
                 say(f"{source.what}: {characters:,} characters tokenised")
-    if not found.samples:
+    if not content.samples:
         os.unlink(folder / LEARNED)
     if tokens == 0:
         raise MerinoError(f"no text in {source}")
@@ -160,7 +160,7 @@ def write_ids(folder: Path, source: DataSource, reading: Reading, say: Say) -> i
 
 
 def batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
-    """Of BATCH characters or one piece more, and of MOST_PIECES at most."""
+    """Lists of pieces: BATCH characters or one piece more, and at most MOST_PIECES pieces."""
     batch: list[Piece] = []
     size = 0
     for piece in pieces:

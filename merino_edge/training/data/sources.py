@@ -1,5 +1,5 @@
-"""What `--data` names: a file or folder of text or samples, or a data set of the hub; its weight, hash and records.
-Loads no torch: what is wrong with a path or a weight is said at once."""
+"""The sources of `--data`: a file or folder of text or samples, or a data set of the hub; its weight, hash and records.
+Loads no torch, so that a wrong path or weight is reported at once."""
 
 import hashlib
 import math
@@ -26,7 +26,7 @@ SPLIT = "train"  # of a data set with several
 
 
 class DataFile(TextFile):
-    """Of the data in the record of a run. `weight`: as given; files leave None out."""
+    """A data file in the record of a run. `weight`: as given; files leave None out."""
 
     weight: float | None = None
 
@@ -60,7 +60,8 @@ class DataSource(NamedTuple):
 
 
 def data_source(given: str | Path, option: str = "--data") -> DataSource:
-    """Of `PATH[:WEIGHT]`. Raises MerinoError for a path that is not there, and for a weight that is none."""
+    """The source of `PATH[:WEIGHT]`. Raises MerinoError for a path that is not there, and a weight that is no
+    number."""
     text = str(given)
     what, colon, weight = text.rpartition(":")
     if colon and not Path(text).exists() and (Path(what).exists() or hub_name(what)):
@@ -121,7 +122,7 @@ def file_of(source: DataSource) -> DataFile:
 
 
 def hashed_dataset(source: DataSource) -> DataFile:
-    """By its Arrow files and the fingerprint that datasets keeps of what was done to it."""
+    """The hash is over the Arrow files and the fingerprint that datasets keeps of all changes."""
     dataset = opened_dataset(source)
     files = sorted({each["filename"] for each in dataset.cache_files})
     content = hashlib.sha256(dataset._fingerprint.encode())
@@ -139,15 +140,15 @@ def opened_dataset(source: DataSource) -> Any:
     datasets.disable_progress_bars()
     try:
         load = datasets.load_from_disk if source.kind == "folder" else datasets.load_dataset
-        found = load(source.what)
+        dataset = load(source.what)
     except Exception as error:  # datasets raises whatever its readers and its network do
         where = "in that folder" if source.kind == "folder" else "on the hub or in its cache"
         raise MerinoError(f"no data set loads from {source} {where}: {one_line(error)}. Give {FORMS}") from error
-    if isinstance(found, dict):
-        if SPLIT not in found:
-            raise MerinoError(f"the data set of {source} has no split {SPLIT!r}, but {', '.join(found)}")
-        found = found[SPLIT]
-    return found
+    if isinstance(dataset, dict):
+        if SPLIT not in dataset:
+            raise MerinoError(f"the data set of {source} has no split {SPLIT!r}, but {', '.join(dataset)}")
+        dataset = dataset[SPLIT]
+    return dataset
 
 
 def needed(module: str, source: DataSource) -> Any:
@@ -160,19 +161,19 @@ def needed(module: str, source: DataSource) -> Any:
         raise MerinoError(f"{source} needs {package}: {INSTALL}") from error
 
 
-def records(source: DataSource, wanted: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where it stands, for messages; the fields of `wanted` that it has) of each record of a source that is not text.
+def records(source: DataSource, fields: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(its place, for messages; those of `fields` that it has) of each record of a source that is not text.
 
     Raises MerinoError for a line that is no object, and for a file that cannot be read.
     """
-    wanted = list(wanted)
+    fields = list(fields)
     if source.kind == "jsonl":
         yield from json_lines(source)
     elif source.kind == "parquet":
-        yield from parquet_rows(source, wanted)
+        yield from parquet_rows(source, fields)
     else:
         dataset = opened_dataset(source)
-        dataset = dataset.select_columns([name for name in wanted if name in dataset.column_names])
+        dataset = dataset.select_columns([name for name in fields if name in dataset.column_names])
         for number, record in enumerate(dataset, 1):
             yield f"{source}, row {number:,}", record
 
@@ -200,12 +201,12 @@ def json_lines(source: DataSource) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, record
 
 
-def parquet_rows(source: DataSource, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def parquet_rows(source: DataSource, fields: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     parquet = needed("pyarrow.parquet", source)
     number = 0
     try:
         with parquet.ParquetFile(source.what) as file:
-            columns = [name for name in wanted if name in file.schema_arrow.names]
+            columns = [name for name in fields if name in file.schema_arrow.names]
             for batch in file.iter_batches(batch_size=256, columns=columns):
                 for record in batch.to_pylist():
                     number += 1
