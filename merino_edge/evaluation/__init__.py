@@ -1,1 +1,1 @@
-"""What a model knows: tasks of lm-evaluation-harness, and perplexity on a text."""
+"""Evaluation of models: tasks of lm-evaluation-harness, and perplexity on a text."""

@@ -1,7 +1,7 @@
-"""Answers of a model, kept in a file as they come, so that an interrupted evaluation goes on where it was.
+"""Answers of a model, written to a file as they come, so that an interrupted evaluation can be resumed.
 
-An answer is kept under the hash of its request and of the model, and a resumed evaluation takes it from there: so its
-figures are those of one that was not interrupted.
+An answer is kept under the hash of its request and of the model, and a resumed evaluation takes it from there. So its
+figures are those of an evaluation that was not interrupted.
 """
 
 import json
@@ -17,7 +17,7 @@ from merino_runtime.errors import MerinoError
 EVERY_S = 2.0  # an interruption loses the answers of so many seconds at most
 
 _lm_eval = needed("lm_eval.api.model")
-Told = Callable[[], None]
+
 Begun = Callable[[list[Any]], None]
 
 
@@ -40,8 +40,8 @@ class Answers:
         return len(self._known)
 
     def get(self, model: str, request: str) -> Any:
-        found = self._known.get((model, request))
-        return tuple(found) if isinstance(found, list) else found
+        answer = self._known.get((model, request))
+        return tuple(answer) if isinstance(answer, list) else answer
 
     def keep(self, model: str, request: str, answer: Any) -> None:
         self._known[model, request] = answer
@@ -61,38 +61,39 @@ def begun(out: Path | None, resume: bool) -> Answers:
     if out is None:
         return Answers()
     path = out.with_name(f"{out.name}.partial")
-    found = Answers(path)
-    if len(found) and not resume:
+    answers = Answers(path)
+    if len(answers) and not resume:
         raise MerinoError(
-            f"{path} holds {len(found):,} answers of an evaluation that was interrupted: give --resume to go on with"
+            f"{path} holds {len(answers):,} answers of an evaluation that was interrupted: give --resume to go on with"
             " it, or remove that file"
         )
-    return found
+    return answers
 
 
 class _Hook:
-    """What lm-eval's models call with each answer."""
+    """lm-eval's models call it with each answer."""
 
-    def __init__(self, answers: Answers, model: str, told: Told) -> None:
-        self._answers, self._model, self._told = answers, model, told
+    def __init__(self, answers: Answers, model: str, answered: Callable[[], None]) -> None:
+        self._answers, self._model, self._answered = answers, model, answered
 
     def add_partial(self, kind: str, request: Sequence[Any], answer: Any) -> None:
         self._answers.keep(self._model, hashed(kind, request), answer)
-        self._told()
+        self._answered()
 
 
 class Resumed(_lm_eval.LM):  # type: ignore[name-defined]
-    """A model of lm-eval that is asked only for what is not among the answers.
+    """A model of lm-eval that computes only requests which have no answer yet.
 
-    `begun` is called with the requests that are to be asked, `told` at each answer.
+    `begun` is called with the requests to compute, `answered` at each answer.
     """
 
     def __init__(
-        self, lm: Any, answers: Answers, model: str, begun: Begun = lambda _: None, told: Told = lambda: None
-    ) -> None:
+        self, lm: Any, answers: Answers, model: str, begun: Begun = lambda _: None,
+        answered: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self._lm, self._answers, self._model, self._begun = lm, answers, model, begun
-        lm.set_cache_hook(_Hook(answers, model, told))
+        lm.set_cache_hook(_Hook(answers, model, answered))
 
     def loglikelihood(self, requests: list[Any]) -> list[Any]:
         return self._all("loglikelihood", requests)
@@ -105,14 +106,14 @@ class Resumed(_lm_eval.LM):  # type: ignore[name-defined]
 
     def _all(self, kind: str, requests: list[Any]) -> list[Any]:
         keys = [hashed(kind, request.args) for request in requests]
-        found = [self._answers.get(self._model, key) for key in keys]
-        missing = [place for place, answer in enumerate(found) if answer is None]
-        asked = [requests[place] for place in missing]
-        self._begun(asked)
-        given = getattr(self._lm, kind)(asked, disable_tqdm=True) if asked else []
+        answers = [self._answers.get(self._model, key) for key in keys]
+        missing = [place for place, answer in enumerate(answers) if answer is None]
+        requested = [requests[place] for place in missing]
+        self._begun(requested)
+        given = getattr(self._lm, kind)(requested, disable_tqdm=True) if requested else []
         for place, answer in zip(missing, given, strict=True):
-            found[place] = answer
-        return found
+            answers[place] = answer
+        return answers
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return str(self._lm.apply_chat_template(chat_history, add_generation_prompt))

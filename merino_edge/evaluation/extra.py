@@ -11,16 +11,16 @@ from merino_runtime.errors import MerinoError
 
 
 def needed(module: str) -> Any:
-    """The module of that name, of lm-evaluation-harness. MerinoError with the command that installs it where it cannot
-    be imported. What it prints and logs as it loads is dropped: its warnings are of features that are not used."""
+    """The module of that name, of lm-evaluation-harness. Raises MerinoError with the command that installs it where it
+    cannot be imported. Its output while it loads is dropped: the warnings concern features that are not used."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # progress is shown by our own means
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the command shows its own progress
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            found = importlib.import_module(module)
+            package = importlib.import_module(module)
     except ImportError as error:
         raise MerinoError(
             f"lm-evaluation-harness cannot be imported ({error}): python -m pip install 'lm-eval>=0.4.13'"
         ) from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return found
+    return package

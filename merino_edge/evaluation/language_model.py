@@ -1,9 +1,9 @@
-"""A bundle as a language model of lm-evaluation-harness, through the board's runtime: what is scored is what runs
-there.
+"""A bundle as a language model of lm-evaluation-harness, through the board's runtime, so that the scores are those of
+the board.
 
-Requests are scored in the order of their ids, so that what two of them begin with is computed once: the cache keeps
-it. A graph that returns the logits of all positions scores a request in one prefill, another graph takes a decode step
-for each token behind the first of an answer; the figures are the same.
+Requests are scored in the order of their ids, so that a common beginning is computed once: the cache keeps it. A graph
+that returns the logits of all positions scores a request in one prefill, another graph takes a decode step for each
+token behind the first of an answer; the figures are the same.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ class BundleLM(_lm_eval.TemplateLM):  # type: ignore[name-defined]
         return self.model.bundle.name
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """A text that begins with the first token's own text, as chat templates write it, gets none put before."""
+        """A text that begins with the first token's own text, as chat templates write it, gets no second one."""
         if add_special_tokens is None:
             add_special_tokens = not (self._prefix_text and string.startswith(self._prefix_text))
         return self.model.tokenizer.encode(string, begins=add_special_tokens)
@@ -79,14 +79,14 @@ class BundleLM(_lm_eval.TemplateLM):  # type: ignore[name-defined]
         return rendered(self._template[1], tokens, chat_history)
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], **_: Any) -> list[tuple[float, bool]]:
-        found: dict[int, tuple[float, bool]] = {}
+        scores: dict[int, tuple[float, bool]] = {}
         order = sorted(range(len(requests)), key=lambda place: requests[place][1] + requests[place][2])
         for place in order:
             key, context, continuation = requests[place]
-            found[place] = self._scored(context, continuation)
+            scores[place] = self._scored(context, continuation)
             if key is not None:
-                self.cache_hook.add_partial("loglikelihood", key, found[place])
-        return [found[place] for place in range(len(requests))]
+                self.cache_hook.add_partial("loglikelihood", key, scores[place])
+        return [scores[place] for place in range(len(requests))]
 
     def _scored(self, context: list[int], continuation: list[int]) -> tuple[float, bool]:
         """Log-likelihood of the continuation, and whether each of its tokens is the likeliest."""
@@ -102,30 +102,30 @@ class BundleLM(_lm_eval.TemplateLM):  # type: ignore[name-defined]
         return log_likelihood(rows, continuation)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
-        found = []
+        sums = []
         for (text,) in (request.args for request in requests):
             windows = _utils.get_rolling_token_windows(
                 token_list=self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length,
                 context_len=1,
             )  # fmt: skip
             pairs = [(None, *_utils.make_disjoint_window(window)) for window in windows]
-            found.append(sum(each for each, _ in self._loglikelihood_tokens(pairs)))
-            self.cache_hook.add_partial("loglikelihood_rolling", (text,), found[-1])
-        return found
+            sums.append(sum(each for each, _ in self._loglikelihood_tokens(pairs)))
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), sums[-1])
+        return sums
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002
         """Greedy. A context that leaves no room for the new tokens loses its beginning."""
-        found = []
-        for context, asked in (request.args for request in requests):
-            found.append(self._continued(context, _model_utils.normalize_gen_kwargs(dict(asked), MOST_NEW_TOKENS)))
-            self.cache_hook.add_partial("generate_until", (context, asked), found[-1])
-        return found
+        texts = []
+        for context, options in (request.args for request in requests):
+            texts.append(self._continued(context, _model_utils.normalize_gen_kwargs(dict(options), MOST_NEW_TOKENS)))
+            self.cache_hook.add_partial("generate_until", (context, options), texts[-1])
+        return texts
 
-    def _continued(self, context: str, asked: dict[str, Any]) -> str:
-        if asked.get("do_sample"):
+    def _continued(self, context: str, options: dict[str, Any]) -> str:
+        if options.get("do_sample"):
             raise MerinoError("a task samples its answers, and greedy ones alone are supported: leave that task out")
-        until = _model_utils.handle_stop_sequences(asked.get("until"), None)
-        new = asked["max_gen_toks"]
+        until = _model_utils.handle_stop_sequences(options.get("until"), None)
+        new = options["max_gen_toks"]
         room = self.max_length - new
         if room <= 0:
             raise MerinoError(

@@ -1,8 +1,8 @@
 """Perplexity of any source on a text: per token, per word and per byte, with an interval over its documents.
 
-Each document is scored from its first token on, behind the token that stands before a text. One that is longer than
-the context is read in windows that overlap by half the context, so that each token but those of the first window is
-predicted from at least half a context. Per word and per byte figures of models with different tokenizers compare.
+Each document is scored from its first token on, behind the token that stands before a text. A document longer than the
+context is scored in windows that overlap by half the context, so that each token behind the first window is predicted
+from at least half a context. Figures per word and per byte are comparable between models with different tokenizers.
 """
 
 import math
@@ -54,23 +54,23 @@ def evaluate_text(
                 note = slow_words(model.bundle, sum(map(len, ids)))
                 if note:
                     say(f"note: {note}")
-            found = []
+            scored = []
             try:
                 for number, (document, each) in enumerate(zip(chosen, ids, strict=True), 1):
                     loss = loss_of(model, each, answers)
-                    found.append(Document(loss, len(each), len(document.split()), len(document.encode())))
+                    scored.append(Document(loss, len(each), len(document.split()), len(document.encode())))
                     progress(number, len(chosen), f"documents, {model.name}")
             finally:
                 answers.write()
             yield Evaluation(
-                **model.facts, task=TASK, task_version=None, metrics=metrics_of(found), items=len(chosen),
-                of_items=len(documents), scored_tokens=sum(each.tokens for each in found), few_shot=0,
+                **model.facts, task=TASK, task_version=None, metrics=metrics_of(scored), items=len(chosen),
+                of_items=len(documents), scored_tokens=sum(each.tokens for each in scored), few_shot=0,
                 chat_template=False, truncated=0, seconds=round(time.monotonic() - start, 1), **circumstances(file),
             )  # fmt: skip
 
 
 def ids_of(model: Scored, document: str, number: int) -> list[int]:
-    """Raises MerinoError where the ids do not stand for the text, whose words and bytes are counted."""
+    """Raises MerinoError where the ids do not decode to the text, whose words and bytes are counted."""
     ids: list[int] = model.tokenizer.encode(document, add_special_tokens=False).ids
     back = model.tokenizer.decode(ids, skip_special_tokens=False)
     if back != document:
@@ -86,11 +86,11 @@ def ids_of(model: Scored, document: str, number: int) -> list[int]:
 
 def loss_of(model: Scored, ids: list[int], answers: Answers) -> float:
     key = hashed(TASK, [ids])
-    found = answers.get(model.facts["sha256"], key)
-    if found is None:
-        found = document_loss(logits_of(model), whole_ids(model, ids), model.context)
-        answers.keep(model.facts["sha256"], key, found)
-    return float(found)
+    loss = answers.get(model.facts["sha256"], key)
+    if loss is None:
+        loss = document_loss(logits_of(model), whole_ids(model, ids), model.context)
+        answers.keep(model.facts["sha256"], key, loss)
+    return float(loss)
 
 
 def whole_ids(model: Scored, ids: list[int]) -> list[int]:
@@ -111,7 +111,7 @@ def logits_of(model: Scored) -> Logits:
 
 
 def document_loss(logits: Logits, ids: list[int], context: int) -> float:
-    """Of all ids but the first, each predicted once."""
+    """Loss of all ids but the first, each predicted once."""
     total, done, stride = 0.0, 0, max(1, context // 2)
     targets = ids[1:]
     while done < len(targets):

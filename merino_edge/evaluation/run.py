@@ -1,4 +1,4 @@
-"""Evaluations by lm-evaluation-harness: each source on each task, a row of the record each."""
+"""Evaluations by lm-evaluation-harness: a row of the record for each source and task."""
 
 import contextlib
 import logging
@@ -39,7 +39,7 @@ def evaluate(
     sources: Sequence[str], request: TaskRequest, answers: Answers, progress: Progress = lambda *_: None,
     say: Say = lambda _: None,
 ) -> Iterator[Evaluation]:  # fmt: skip
-    """A row per source and task, as each is done. Raises MerinoError for a source or task that cannot be."""
+    """A row per source and task, as each is done. Raises MerinoError for a source or task that cannot be evaluated."""
     if not all(request.tasks):
         raise MerinoError("--tasks has an empty name: give names with commas between, such as hellaswag,arc_easy")
     with loaded_tasks(request.tasks, request.data) as tasks:
@@ -67,7 +67,7 @@ def evaluate_model(
 
 
 def language_model(model: Scored) -> Any:
-    """Ours for a bundle, else lm-eval's own `hf`."""
+    """`BundleLM` for a bundle, else lm-eval's `hf`."""
     if model.bundle is not None:
         from merino_edge.evaluation.language_model import BundleLM
 
@@ -98,32 +98,32 @@ def run_task(
 ) -> dict[str, Any]:
     evaluator = needed("lm_eval.evaluator")
     evaluator.eval_logger.setLevel(logging.ERROR)
-    told = Counted(each.name, progress)
-    asked = Resumed(
-        lm, answers, model.facts["sha256"], lambda requests: begin(lm, requests, told, say), told.more
+    counted = Counted(each.name, progress)
+    resumed = Resumed(
+        lm, answers, model.facts["sha256"], lambda requests: begin(lm, requests, counted, say), counted.more
     )  # fmt: skip
     with contextlib.redirect_stdout(sys.stderr):  # lm-eval prints there, between the lines of the record
-        found = evaluator.evaluate(
-            asked, {"tasks": {each.name: each.task}, "groups": {}}, limit=request.limit, bootstrap_iters=BOOTSTRAPS,
+        result = evaluator.evaluate(
+            resumed, {"tasks": {each.name: each.task}, "groups": {}}, limit=request.limit, bootstrap_iters=BOOTSTRAPS,
             log_samples=False, apply_chat_template=request.chat_template,
         )  # fmt: skip
-    counts = found["n-samples"][each.name]
+    counts = result["n-samples"][each.name]
     return {
-        "task": each.name, "task_version": str(found["versions"].get(each.name)),
-        "metrics": metrics_of(found["results"][each.name], found["higher_is_better"].get(each.name) or {}),
-        "items": counts["effective"], "of_items": counts["original"], "few_shot": found["n-shot"][each.name],
+        "task": each.name, "task_version": str(result["versions"].get(each.name)),
+        "metrics": metrics_of(result["results"][each.name], result["higher_is_better"].get(each.name) or {}),
+        "items": counts["effective"], "of_items": counts["original"], "few_shot": result["n-shot"][each.name],
         "chat_template": request.chat_template,
     }  # fmt: skip
 
 
-def begin(lm: Any, requests: Sequence[Any], told: "Counted", say: Say) -> None:
-    told.total += len(requests)
+def begin(lm: Any, requests: Sequence[Any], counted: "Counted", say: Say) -> None:
+    counted.total += len(requests)
     if hasattr(lm, "runtime"):
         from merino_edge.evaluation.language_model import steps_of
 
         words = slow_words(lm.model, steps_of(lm, requests))
         if words:
-            say(f"note: {told.name}: {words}")
+            say(f"note: {counted.name}: {words}")
 
 
 class Counted:
@@ -140,18 +140,18 @@ class Counted:
 
 def metrics_of(results: dict[str, Any], higher: dict[str, Any]) -> dict[str, Metric]:
     """lm-eval's `acc,none` and `acc_stderr,none` as one metric `acc`."""
-    found = {}
+    metrics = {}
     for key, value in results.items():
         name, _, filtered = key.partition(",")
         if not filtered or name.endswith("_stderr") or not isinstance(value, int | float):
             continue
         stderr = results.get(f"{name}_stderr,{filtered}")
         better = higher.get(name)
-        found[name if filtered == "none" else f"{name},{filtered}"] = Metric(
+        metrics[name if filtered == "none" else f"{name},{filtered}"] = Metric(
             value=float(value), stderr=float(stderr) if isinstance(stderr, int | float) and stderr == stderr else None,
             higher_is_better=name not in SHOWN if better is None else bool(better),
         )  # fmt: skip
-    return found
+    return metrics
 
 
 def cut_count(lm: Any) -> int:

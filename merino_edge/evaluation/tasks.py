@@ -1,7 +1,7 @@
 """Tasks of lm-evaluation-harness, over data of the hub or over local files.
 
-A task over a local file is a task file of its own that includes the stock one, so that prompts, answers and metrics
-are those that are published.
+A task over a local file is a separate task file that includes the stock one, so that prompts, answers and metrics are
+the published ones.
 """
 
 import difflib
@@ -138,14 +138,14 @@ def loaded_tasks(names: Sequence[str], folder: Path | None) -> Iterator[list[Loa
             known = manager()
             check_known(names, known.all_tasks)
             tasks = {name: from_hub(known, name) for name in names}
-        found = [
+        ready = [
             LoadedTask(each, task, data.get(name)) for name, loaded in tasks.items() for each, task in loaded.items()
         ]
-        for each in found:
+        for each in ready:
             if each.task.get_config("num_fewshot") is None:
                 each.task.set_config(key="num_fewshot", value=0)
             each.task.set_fewshot_seed(seed=SEED)
-        yield found
+        yield ready
 
 
 def task_file(name: str, folder: Path, place: Path) -> Path:
@@ -181,10 +181,10 @@ def near_names(name: str, known: Iterable[str]) -> str:
 
 def from_hub(known: Any, name: str) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = known.load([name])["tasks"]
+        loaded: dict[str, Any] = known.load([name])["tasks"]
     except Exception as error:  # of the network, the hub's library and `datasets`, which share no base
         offline = f" or give its file with --data DIR ({LOCAL_TASKS[name].file})" if name in LOCAL_TASKS else ""
         raise MerinoError(
             f"the data of the task {name} cannot be had: {one_line(error)}. Check the network{offline}"
         ) from error
-    return found
+    return loaded

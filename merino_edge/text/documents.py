@@ -1,4 +1,4 @@
-"""Text files, and the documents in them. Loads no torch: what is wrong with a file is said at once."""
+"""Text files, and the documents in them. Loads no torch, so that a file's faults are reported at once."""
 
 import hashlib
 from collections.abc import Sequence

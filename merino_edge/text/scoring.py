@@ -9,11 +9,11 @@ from merino_runtime.api import LanguageModel
 from merino_runtime.backends.backend import Backend
 from merino_runtime.bundle import returns_all_logits
 
-WORTH_TELLING_S = 10
+SLOW_S = 10
 
 
 def logits_behind(backend: Backend, ids: Sequence[int], first: int) -> Iterator[np.ndarray]:
-    """Logits [m, vocab] after each of `ids` from ids[first] on. What the cache has of them is not computed again."""
+    """Logits [m, vocab] after each of `ids` from ids[first] on. Ids that the cache holds are not computed again."""
     most = min(first, backend.length)
     shared = next((place for place in range(most) if backend.ids[place] != ids[place]), most)
     if not backend.extends_fast and 2 * shared < len(ids):
@@ -23,23 +23,23 @@ def logits_behind(backend: Backend, ids: Sequence[int], first: int) -> Iterator[
 
 
 def log_likelihood(rows: Iterator[np.ndarray], targets: Sequence[int]) -> tuple[float, bool]:
-    """Sum of the log-probabilities of `targets` by logits [m, vocab] that come in turn, and whether each target is the
+    """Sum of the log-probabilities of `targets` by consecutive logits [m, vocab], and whether each target is the
     likeliest."""
     total, greedy, place = 0.0, True, 0
     for logits in rows:
-        wanted = np.array(targets[place : place + len(logits)])
+        expected = np.array(targets[place : place + len(logits)])
         largest = logits.max(axis=1)
         sums = np.exp(logits - largest[:, None]).sum(axis=1, dtype=np.float64)
-        total += float((logits[np.arange(len(wanted)), wanted] - largest - np.log(sums)).sum())
-        greedy = greedy and bool((logits.argmax(axis=1) == wanted).all())
-        place += len(wanted)
+        total += float((logits[np.arange(len(expected)), expected] - largest - np.log(sums)).sum())
+        greedy = greedy and bool((logits.argmax(axis=1) == expected).all())
+        place += len(expected)
     assert place == len(targets), (place, len(targets))
     return total, greedy
 
 
 def slow_words(model: LanguageModel, steps: int) -> str:
-    """How slow a graph with the logits of the last position alone will be, of which so many tokens are asked for; empty
-    for one with all."""
+    """How long `steps` decode steps take of a graph that returns the logits of the last position alone; empty for a
+    graph with all logits."""
     if returns_all_logits(model.bundle) or not steps:
         return ""
     runtime, name = model.backend, model.bundle.name
@@ -48,7 +48,7 @@ def slow_words(model: LanguageModel, steps: int) -> str:
     start = time.perf_counter()
     runtime.step(0)
     seconds = time.perf_counter() - start
-    if steps * seconds < WORTH_TELLING_S:
+    if steps * seconds < SLOW_S:
         return ""
     return (
         f"{name} returns the logits of the last position alone, so {steps:,} tokens take a decode step each, of"

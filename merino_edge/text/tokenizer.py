@@ -49,11 +49,11 @@ def train_tokenizer(documents: Iterable[str], vocab: int) -> Tokenizer:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, 0)]
     )
-    found = tokenizer.get_vocab_size()
-    if found != vocab:
+    entries = tokenizer.get_vocab_size()
+    if entries != vocab:
         raise MerinoError(
             f"a vocabulary of {vocab} was asked for, and the text ({characters:,} characters) gives a BPE"
-            f" of {found} entries at most, one for each of its words: design with --vocab {found} or fewer, give"
+            f" of {entries} entries at most, one for each of its words: design with --vocab {entries} or fewer, give"
             f" more text, or give a --tokenizer that has its {vocab} entries from other text"
         )
     return tokenizer
@@ -66,13 +66,13 @@ def load_tokenizer(given: Path | str) -> Tokenizer:
     Raises MerinoError where it is none.
     """
     try:
-        found = Tokenizer.from_file(str(given)) if isinstance(given, Path) else Tokenizer.from_str(given)
+        tokenizer = Tokenizer.from_file(str(given)) if isinstance(given, Path) else Tokenizer.from_str(given)
     except Exception as error:  # `tokenizers` raises plain Exception, whatever is wrong
         named = given if isinstance(given, Path) else "the source's tokenizer"
         raise MerinoError(f"{named} is not a tokenizer.json: {error}") from error
-    found.no_truncation()
-    found.no_padding()
-    return found
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def end_id(tokenizer: Tokenizer) -> int | None:
@@ -91,9 +91,9 @@ def own_ids(tokenizer: Tokenizer) -> list[int]:
 
 def around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Ids before and behind each document: what the tokenizer itself puts around a text, else a separator before it."""
-    found = tokenizer.encode("a")
-    text = [place for place, special in enumerate(found.special_tokens_mask) if not special]
-    before, after = found.ids[: text[0]], found.ids[text[-1] + 1 :]
+    encoding = tokenizer.encode("a")
+    text = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
+    before, after = encoding.ids[: text[0]], encoding.ids[text[-1] + 1 :]
     return [*separator(tokenizer), *before], after
 
 
@@ -102,13 +102,13 @@ def prefix_id(name: str, tokenizer: Tokenizer, tokens: Mapping[str, str], stop_i
     else the model's token for the beginning of a text, else one at which texts end. `tokens`: the special tokens of
     its chat template. Raises MerinoError where there is none."""
     own, begin = own_ids(tokenizer), tokenizer.token_to_id(tokens.get("bos_token") or "")
-    found = next((each for each in (*own[:1], begin, *stop_ids, end_id(tokenizer)) if each is not None), None)
-    if found is None:
+    prefix = next((each for each in (*own[:1], begin, *stop_ids, end_id(tokenizer)) if each is not None), None)
+    if prefix is None:
         raise MerinoError(
             f"{name} has no token that stands before a text, so a text's first token cannot be scored: its tokenizer"
             f" puts none there and has none of {', '.join(END_TOKENS)}. Take a tokenizer with such a token"
         )
-    return found
+    return prefix
 
 
 def separator(tokenizer: Tokenizer) -> list[int]:
