@@ -37,13 +37,13 @@ def baseline_bundles(
     dialect and for the kind of core of the first measured bundle. Any other `what` is a bundle's folder, and has its
     own precision. Raises MerinoError where the dialect has no such precision.
     """
-    found = resolve(what)
-    if not isinstance(found, Model):
-        return [found]
+    resolved = resolve(what)
+    if not isinstance(resolved, Model):
+        return [resolved]
     requests = requests_of(measured) or [FLOAT32]
     if precision is not None:
         requests = [requests[0]._replace(precision=precision, kv=None)]
-    return [baseline_bundle(found, say, each) for each in requests]
+    return [baseline_bundle(resolved, say, each) for each in requests]
 
 
 def requests_of(folders: Sequence[str]) -> list[ExportRequest]:

@@ -1,9 +1,9 @@
-"""`calibrate` asks the search itself: it designs decoders for the machine whose profile was just fitted, and measures
-them there.
+"""For `calibrate`: the search designs decoders for the machine whose profile was just fitted, and they are measured
+there.
 
-A search picks what the latency model underrates, so errors of decoders that nobody chose say too little of it. What is
-picked depends on the score, so both kinds of score are asked. The board's own program, or that of this machine, times
-the designs with random weights, as `bench` does. What becomes of the times: `calibration`.
+A search picks decoders that the latency model underrates, so its errors there exceed those of other decoders. The pick
+depends on the score, so designs are made by both kinds of score. The board's own program, or that of this machine,
+times the designs with random weights, as `bench` does. `calibration` fits the model to the times.
 """
 
 import tempfile
@@ -32,14 +32,14 @@ from merino_runtime.errors import MerinoError
 
 DESIGNS = 6  # of a round: each format by each score
 RANGE = 12.0  # the board's own latency budget over the least that is designed for
-ABOVE_SMALLEST = 1.5  # times what the smallest decoder takes
+ABOVE_SMALLEST = 1.5  # times the latency of the smallest decoder
 VOCABS, CONTEXTS = (4096, 16384, 50257), (512, 1024)
 SCORES = (MEASURED, MERINO)
 BLOCKS, WIDTH_STEP = 4, 64
 
 
 class Request(NamedTuple):
-    """What one design is asked for."""
+    """The request for one design."""
 
     format: str
     decode_ms: float
@@ -49,55 +49,55 @@ class Request(NamedTuple):
 
 
 def measured_designs(profile: DeviceProfile, number: int, bench: Bench, say: Say) -> list[MeasuredDesign]:
-    """Those of round `number`, from 0, as the search chooses them by the profile, with what they took. `bench` measures
-    on the profile's machine. Raises MerinoError where none can be measured."""
-    found = [designed(profile, request) for request in requests(profile, number)]
+    """The designs of round `number`, from 0, that the search chooses by the profile, with their latencies. `bench`
+    measures on the profile's machine. Raises MerinoError where none can be measured."""
+    designs = [designed(profile, request) for request in requests(profile, number)]
     with scratch_folder(Path(tempfile.gettempdir()) / "merino-calibration") as scratch:
         folders = []
         core = core_of_board(profile)
-        for place, each in enumerate(found):
-            say(f"design {place + 1} of {len(found)}: {line(each)}")
-            folders.append(scratch / f"design-{place + 1}")
+        for index, each in enumerate(designs):
+            say(f"design {index + 1} of {len(designs)}: {line(each)}")
+            folders.append(scratch / f"design-{index + 1}")
             write_random_bundle(
                 each.architecture, each.precision, folders[-1], folders[-1].name, each, core,
                 by_groups=attends_by_groups(profile, each.precision),
             )  # fmt: skip
-        rows = [row for pairs in by_context(found, folders) for row in measured_alike(pairs, bench, say)]
+        rows = [row for pairs in by_context(designs, folders) for row in measured_alike(pairs, bench, say)]
     if not rows:
         raise MerinoError("none of the designs could be measured: see above why, and calibrate again")
     return [row.model_copy(update={"by_groups": attends_by_groups(profile, row.format)}) for row in rows]
 
 
 def requests(profile: DeviceProfile, number: int) -> list[Request]:
-    """Budgets spread evenly (log) over the board's range, with formats, vocabularies, contexts and scores in turn. The
-    second round has budgets between those of the first, and other formats and scores at them."""
+    """Budgets spread evenly (log) over the board's range, with formats, vocabularies, contexts and scores alternating.
+    The second round has budgets between those of the first, and other formats and scores at them."""
     own = profile.performance.onnxruntime.coefficients
     formats = own.formats if own else formats_of(profile)  # an older ONNX Runtime has not all of them
     most, context = profile.budget.decode_ms, profile.budget.context
-    found = []
-    for place in range(DESIGNS):
-        share = (place + 0.5 * (1 - number % 2)) / (DESIGNS - 0.5)
-        turn = place + number
+    listed = []
+    for index in range(DESIGNS):
+        share = (index + 0.5 * (1 - number % 2)) / (DESIGNS - 0.5)
+        offset = index + number
         request = Request(
-            formats[turn % len(formats)], most * RANGE ** (share - 1),
-            VOCABS[(turn + place // len(formats)) % len(VOCABS)], min(context, CONTEXTS[turn // 2 % len(CONTEXTS)]),
-            SCORES[turn % len(SCORES)],
+            formats[offset % len(formats)], most * RANGE ** (share - 1),
+            VOCABS[(offset + index // len(formats)) % len(VOCABS)], min(context, CONTEXTS[offset // 2 % len(CONTEXTS)]),
+            SCORES[offset % len(SCORES)],
         )  # fmt: skip
         least = ABOVE_SMALLEST * smallest_ms(profile, request)
-        found.append(request._replace(decode_ms=float(f"{max(least, request.decode_ms):.3g}")))
-    return found
+        listed.append(request._replace(decode_ms=float(f"{max(least, request.decode_ms):.3g}")))
+    return listed
 
 
 def smallest_ms(profile: DeviceProfile, request: Request) -> float:
-    """What a decode step of the smallest decoder of the space may take."""
+    """The upper bound of the decode latency of the smallest decoder of the space."""
     space, shape = space_of(request), InferenceShape(request.format, request.context, 1)
     smallest = Architecture(
         blocks=(space.smallest_block,) * space.blocks, vocab=space.vocab, head_size=space.head_size,
         context=request.context,
     )  # fmt: skip
-    found = cost_model(profile, shape).predict(smallest.operators).upper("decode_ms")
-    assert found is not None
-    return found
+    ms = cost_model(profile, shape).predict(smallest.operators).upper("decode_ms")
+    assert ms is not None
+    return ms
 
 
 def space_of(request: Request) -> Space:
@@ -106,7 +106,7 @@ def space_of(request: Request) -> Space:
 
 
 def designed(profile: DeviceProfile, request: Request) -> Design:
-    """Its prediction is near the budget, since hardly any error is allowed for."""
+    """The design for a request; its predicted latency is near the budget, since the confidence is the lowest."""
     limits = with_board_defaults({"decode_ms": request.decode_ms}, profile)
     return design(
         profile, limits, space=space_of(request), context=request.context,
@@ -121,14 +121,14 @@ def line(one: Design) -> str:
     return f"{shown}: predicted {one.predicted.decode_ms:.3g} ms"
 
 
-def by_context(found: Sequence[Design], folders: Sequence[Path]) -> list[list[tuple[Design, Path]]]:
-    """Designs of one context can be measured in the same cases, and so in turns."""
-    pairs = sorted(zip(found, folders, strict=True), key=lambda pair: pair[0].architecture.context)
+def by_context(designs: Sequence[Design], folders: Sequence[Path]) -> list[list[tuple[Design, Path]]]:
+    """Groups of designs of one context, which can be measured in the same cases, and so in interleaved runs."""
+    pairs = sorted(zip(designs, folders, strict=True), key=lambda pair: pair[0].architecture.context)
     return [list(group) for _, group in groupby(pairs, key=lambda pair: pair[0].architecture.context)]
 
 
 def measured_alike(pairs: Sequence[tuple[Design, Path]], bench: Bench, say: Say) -> list[MeasuredDesign]:
-    """Designs of one context and prompt, in turns. One that fails is told and left out."""
+    """Designs of one context and prompt, in interleaved runs. A design that fails is reported and left out."""
     first, folders = pairs[0][0], [folder for _, folder in pairs]
     context, prompt = first.architecture.context, first.prompt
     full = context - steps_of(context)

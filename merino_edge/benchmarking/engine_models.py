@@ -1,4 +1,4 @@
-"""Makes the files of one engine in a process of its own, so that making them leaves nothing in the measured process.
+"""Makes the files of one engine in a separate process, so that making them leaves nothing in the measured process.
 
 `python -m merino_edge.benchmarking.engine_models REQUEST`: a JSON object in, one JSON object out. A file gets its name
 when it is whole, so one that exists is kept. Weights are random where no checkpoint is named."""
@@ -17,9 +17,9 @@ from merino_runtime.errors import MerinoError
 
 
 def make(request: Mapping[str, Any]) -> dict[str, Any]:
-    """request: folder, artifact, precision, table, family, architecture.
+    """request: folder, artifact, precision, embedding, family, architecture.
 
-    -> path and size of the files, and in what their model differs from the bundle's. Raises ValueError or MerinoError
+    -> path and size of the files, and how their model differs from the bundle's. Raises ValueError or MerinoError
     where the engine has no such model.
     """
     folder, geometry = Path(request["folder"]), read_geometry(request["family"], request["architecture"])
@@ -28,24 +28,24 @@ def make(request: Mapping[str, Any]) -> dict[str, Any]:
         from merino_edge.families.gguf.checkpoint import geometry_of_gguf  # loads torch
 
         path = Path(request["given"])
-        found = geometry_of_gguf(path)
-        if found != geometry:
-            raise ValueError(f"{path} is no file of the bundle's weights: {found.shape()}, here {geometry.shape()}")
+        stored = geometry_of_gguf(path)
+        if stored != geometry:
+            raise ValueError(f"{path} is no file of the bundle's weights: {stored.shape()}, here {geometry.shape()}")
     elif request["artifact"] == "gguf" and request["checkpoint"]:
         from merino_edge.families.gguf.write import write_model
         from merino_edge.families.hugging_face import read_checkpoint
 
-        matrices, table, place = request["precision"], request["table"], Path(request["checkpoint"])
-        path = folder / f"weights-{matrices}-{table}.gguf"
-        read = read_checkpoint(place)
-        if read.geometry != geometry:
-            raise ValueError(f"{place} has other weights: {read.geometry.shape()}, the bundle {geometry.shape()}")
-        written(path, lambda beside: write_model(beside, read.model, matrices, table))
+        matrices, embedding, given = request["precision"], request["embedding"], Path(request["checkpoint"])
+        path = folder / f"weights-{matrices}-{embedding}.gguf"
+        source = read_checkpoint(given)
+        if source.geometry != geometry:
+            raise ValueError(f"{given} has other weights: {source.geometry.shape()}, the bundle {geometry.shape()}")
+        written(path, lambda beside: write_model(beside, source.model, matrices, embedding))
     elif request["artifact"] == "gguf":
         gpt2, notes = as_gpt2(geometry)
-        matrices, table = request["precision"], request["table"]
-        path = folder / f"{matrices}-{table}.gguf"
-        written(path, lambda beside: write_gguf(beside, gpt2, matrices, table))
+        matrices, embedding = request["precision"], request["embedding"]
+        path = folder / f"{matrices}-{embedding}.gguf"
+        written(path, lambda beside: write_gguf(beside, gpt2, matrices, embedding))
     else:
         path = checkpoint = folder / "checkpoint"
         written(checkpoint, lambda beside: write_checkpoint(beside, geometry))
@@ -102,18 +102,18 @@ def convert_for_ctranslate2(checkpoint: Path, path: Path, vocab: int, precision:
 SPARE_SLOTS = 64  # beyond the context: llama.cpp requires room for the token that is chosen last
 
 
-def write_gguf(path: Path, counts: UniformGeometry, matrices: str, table: str) -> None:
-    """A GPT-2 of random weights. `counts`: from `as_gpt2`; `matrices`, `table`: formats such as F32, Q8_0, Q4_0."""
+def write_gguf(path: Path, counts: UniformGeometry, matrices: str, embedding: str) -> None:
+    """A GPT-2 of random weights. `counts`: from `as_gpt2`; `matrices`, `embedding`: formats such as F32, Q8_0, Q4_0."""
     from merino_edge.families.gguf.write import write_model
     from merino_edge.families.hugging_face import random_model
 
     sizes = counts.model_dump(include={"width", "layers", "heads", "ffn_width", "vocab"})
     made = {**sizes, "context": counts.context + SPARE_SLOTS, "norm_eps": 1e-5, "activation": "gelu"}
-    write_model(path, random_model(read_geometry("gpt2", made)), matrices, table)
+    write_model(path, random_model(read_geometry("gpt2", made)), matrices, embedding)
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    """What `make` returns, or why it could not, as `error`."""
+    """The result of `make`, or as `error` the reason why there is none."""
     try:
         return make(request)
     except (MerinoError, ValueError, OSError, ImportError, RuntimeError) as error:

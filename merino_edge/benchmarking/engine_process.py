@@ -1,8 +1,8 @@
-"""Measures one engine at one case in this process, which should be a fresh one, by the protocol of our own worker.
+"""Measures one engine at one case in this process, which should be a fresh one, by the protocol of the harness' worker.
 
 `python -m merino_edge.benchmarking.engine_process REQUEST`: a JSON object in, one JSON object out with the worker's
-keys. Rounds in WARM_UP_S warm up and are not timed. `ids` (what was fed) and `chosen` (what came out) are for
-tests."""
+keys. Rounds in WARM_UP_S warm up and are not timed. `ids` (the prompt) and `chosen` (the generated ids) are for tests.
+"""
 
 import json
 import re
@@ -33,7 +33,7 @@ WARM_UP_STEPS = 8  # of a warm-up round
 
 
 def prompt_ids(vocab: int, count: int, seed: int) -> list[int]:
-    """The ids that our own worker feeds to a bundle of this vocabulary."""
+    """The ids that the harness' worker feeds to a bundle of this vocabulary."""
     return list(np.random.RandomState(seed).randint(0, vocab, count).tolist())
 
 
@@ -58,7 +58,7 @@ def measure_peer(request: dict[str, Any]) -> dict[str, Any]:
         "load_ms": round(load_ms, DIGITS), "verify_ms": None, "peak_rss_mb": peak_rss_mb,
         "prefill_ms": [round(prefill_ms, DIGITS) for prefill_ms, _, _ in rounds],
         "step_ms": [[round(one, DIGITS) for one in step_ms] for _, step_ms, _ in rounds],
-        "prefill_phases_s": [], "decode_phases_s": [],  # no energy: the parent takes ours only
+        "prefill_phases_s": [], "decode_phases_s": [],  # no energy: the parent measures bundles' only
         "environment": dict(here, before=before, after=after, **load.as_record()),
         "flags": environment.flags_of(before, after, load), "notes": notes,
         "ids": ids, "chosen": rounds[-1][2],
@@ -181,7 +181,7 @@ def open_wheel(request: dict[str, Any], notes: list[str]) -> Opened:
 
     def run_round(ids: Sequence[int], steps: int) -> tuple[float, list[float], list[int]]:
         """Its own clock: `predicted_ms` counts from the first token, so differences are the steps."""
-        wanted = {
+        body = {
             "prompt": list(ids), "n_predict": steps + 1, "temperature": 0, "ignore_eos": True, "cache_prompt": False,
             "stream": True, "timings_per_token": True, "return_tokens": True,
         }  # fmt: skip
@@ -189,13 +189,13 @@ def open_wheel(request: dict[str, Any], notes: list[str]) -> Opened:
         ended = threading.Event()
 
         def take(answer: Any) -> bool:
-            found = as_object(answer)
-            answers.append(found)
-            if "error" in found or any(choice.get("finish_reason") for choice in found.get("choices", ())):
+            reply: dict[str, Any] = json.loads(answer) if isinstance(answer, str) else answer
+            answers.append(reply)
+            if "error" in reply or any(choice.get("finish_reason") for choice in reply.get("choices", ())):
                 ended.set()
             return False
 
-        server.handle_completions(wanted, take)
+        server.handle_completions(body, take)
         if not ended.wait(timeout=60):
             raise RuntimeError(f"llama.cpp gave no end: {answers[-1:]}")
         timings = {one["predicted_n"]: one for answer in answers if (one := answer.get("timings"))}
@@ -212,10 +212,6 @@ def open_wheel(request: dict[str, Any], notes: list[str]) -> Opened:
 
     return f"{request['engine']} (xllamacpp {xllamacpp.__version__}) CPU", run_round, notes
 
-
-def as_object(answer: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(answer) if isinstance(answer, str) else answer
-    return found
 
 
 OPENERS = {"transformers": open_transformers, "ctranslate2": open_ctranslate2, "llama_cpp": open_llama_cpp}

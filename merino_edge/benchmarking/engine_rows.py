@@ -1,9 +1,8 @@
-"""`bench --peers`: other engines beside our bundles, in interleaved runs; their rows have the keys of ours.
+"""`bench --peers`: other engines beside bundles, in interleaved runs; their rows have the keys of a bundle's rows.
 
-Each engine runs in a fresh process of its own, with the same prompt ids, threads and lengths, on a model of equal
-geometry with random weights: speed does not depend on the values. `engine` and `precision` tell the rows apart. An
-engine that is missing, or has no such model, gives a failed row with the reason. The models live in a temporary folder,
-for one run."""
+Each engine runs in a fresh process, with the same prompt ids, threads and lengths, on a model of equal geometry with
+random weights: speed does not depend on the values. Rows differ in `engine` and `precision`. An engine that is missing,
+or has no such model, gives a failed row with the reason. The models are in a temporary folder, for one run."""
 
 import json
 import tempfile
@@ -38,18 +37,18 @@ from merino_runtime.backends.threads import thread_counts
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
 
-TABLE, HEAD = "token_embd.weight", "output.weight"
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 PROCESS, MODELS = "merino_edge.benchmarking.engine_process", "merino_edge.benchmarking.engine_models"
 TIMEOUT_S = 3600.0  # of making one model
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class GivenFile(NamedTuple):
-    """`matrices`, `table`: types of most of the matrices, and of the embedding."""
+    """`matrices`, `embedding`: types of most of the matrices, and of the embedding."""
 
     path: Path
     matrices: str
-    table: str
+    embedding: str
     decode_weight_bytes: int
 
 
@@ -65,7 +64,7 @@ class Peers(NamedTuple):
 
 
 def check_peers(engines: str | None, source: Path | None) -> None:
-    """Raises MerinoError for an unknown engine, and for a source that is of no use, before a model is made."""
+    """Raises MerinoError for an unknown engine, and for a source that no engine would use, before a model is made."""
     if engines is None and source is not None:
         raise MerinoError("--peers-file goes with --peers: name the engines, such as --peers llama.cpp")
     if engines is not None:
@@ -80,7 +79,7 @@ def peers_beside(
 ) -> Iterator[list[Entrant]]:
     """The entrants for `bench_command`; none where no engine is asked for.
 
-    A bundle that cannot be read is left out: it has a failed row of ours already.
+    A bundle that cannot be read is left out: the harness gives it a failed row already.
     `source`: a GGUF or a Hugging Face folder with the bundles' weights, for llama.cpp. Raises MerinoError for an
     unknown engine, and where that source is none.
     """
@@ -104,7 +103,7 @@ def peers_beside(
 
 
 class Made(NamedTuple):
-    """A peer's model on disk; `notes`: in what it differs from the bundle's."""
+    """A peer's model on disk; `notes`: how it differs from the bundle's."""
 
     path: str
     bytes: int
@@ -128,12 +127,12 @@ def peer_entrants(
 
 
 def peers_for(peers: Peers) -> list[Peer]:
-    """Of several formats of one engine only that of the given file, where there is one for it."""
-    found, given = peers_of(peers.engines), peers.source
+    """The engines in their formats; an engine that runs the given file has only the file's format."""
+    every, given = peers_of(peers.engines), peers.source
     if given is None:
-        return found
-    files = given_gguf(given.matrices, given.table)
-    others = [peer for peer in found if peer.engine not in {each.engine for each in files}]
+        return every
+    files = given_gguf(given.matrices, given.embedding)
+    others = [peer for peer in every if peer.engine not in {each.engine for each in files}]
     return others + [each for each in files if each.engine in peers.engines]
 
 
@@ -167,7 +166,7 @@ def peer_row(
     identity: dict[str, Any], seen: Bundle, notes: Sequence[str], case: Case, processes: Sequence[Measured],
     _read_gb_s: float | None, _energy: dict[str, Any] | None, command: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Without a share of the ceiling and without energy: both are of our own engine."""
+    """Without memory-bandwidth utilisation and energy, which are measured for bundles only."""
     row = record.record_of(identity, seen, case, processes, command=command)
     row["notes"] = [*notes, *row["notes"]]
     if any(note.startswith(GENERIC_BUILD) for note in row["notes"]):
@@ -179,11 +178,11 @@ def peer_row(
 
 
 def as_read_by(peer: Peer, bundle: Bundle, gpt2: bool = True) -> Bundle:
-    """The bundle with the bytes that this engine reads per token in place of ours. `gpt2`: llama.cpp's stand-in."""
+    """The bundle with the bytes that this engine reads per token. `gpt2`: of the GPT-2 that llama.cpp runs instead."""
     geometry = read_geometry(bundle.family, bundle.architecture)
     operators = as_gpt2(geometry)[0].operators if peer.artifact == "gguf" and gpt2 else geometry.operators
     return bundle._replace(
-        decode_weight_bytes=decode_weight_bytes(operators, peer.precision, peer.table),
+        decode_weight_bytes=decode_weight_bytes(operators, peer.precision, peer.embedding),
         kv_bytes=cache_bytes(peer, bundle),
         params=bundle.params if shares_layers(operators) else stored_params(operators),
     )
@@ -195,7 +194,7 @@ def as_stored(given: GivenFile, peer: Peer, bundle: Bundle) -> Bundle:
 
 
 def cache_bytes(peer: Peer, bundle: Bundle) -> int:
-    """Of keys and values at full context, whatever format the bundle's own cache has."""
+    """Bytes of keys and values at full context, whatever format the bundle's own cache has."""
     in_float32 = sum(4 * 2 * layer.heads * layer.head_size for layer in bundle.kv_layers) * bundle.context
     return int(in_float32 * peer.kv_share)
 
@@ -207,7 +206,7 @@ def make_apart(peers: Peers, peer: Peer, bundle: Bundle) -> Made:
         raise MerinoError(reason)
     request = {
         "folder": str(peers.folder / folder_name(bundle)), "artifact": peer.artifact, "precision": peer.precision,
-        "table": peer.table, "family": bundle.family, "architecture": bundle.architecture,
+        "embedding": peer.embedding, "family": bundle.family, "architecture": bundle.architecture,
         "given": str(peers.source.path) if peers.source else None,
         "checkpoint": str(peers.checkpoint) if peers.checkpoint else None,
     }  # fmt: skip
@@ -218,10 +217,10 @@ def measure_peer_apart(
     peers: Peers, peer: Peer, bundle: Bundle, path: str, case: Case, repetitions: int, seed: int,
     timeout_s: float = TIMEOUT_S,
 ) -> Measured:  # fmt: skip
-    """One peer measured in a fresh process; the keys are our own worker's. Raises MerinoError where it fails."""
+    """One peer measured in a fresh process; the keys are the harness' worker's. Raises MerinoError where it fails."""
     if case.untimed and not case.steps:
         raise MerinoError("other engines' prefills are measured into an empty cache only: leave -d out")
-    counts = thread_counts(bundle, case.threads)  # those of our own row
+    counts = thread_counts(bundle, case.threads)  # those of the bundle's row
     threads = counts.decode if case.steps else counts.prefill
     request = {
         "engine": peer.engine, "runner": peer.runner, "path": path, "precision": peer.precision, "threads": threads,
@@ -247,9 +246,9 @@ def given_file(path: Path) -> GivenFile:
     from merino_edge.families.gguf.file import open_gguf
 
     tensors = open_gguf(path).tensors
-    kinds = Counter(place.kind.name for name, place in tensors.items() if len(place.shape) == 2 and name != TABLE)
-    if TABLE not in tensors or not kinds:
-        raise MerinoError(f"{path} has no {TABLE} and matrices: it holds no model that generates text")
-    unread = tensors[TABLE].nbytes if HEAD in tensors else 0  # but for one row
+    kinds = Counter(place.kind.name for name, place in tensors.items() if len(place.shape) == 2 and name != EMBEDDING)
+    if EMBEDDING not in tensors or not kinds:
+        raise MerinoError(f"{path} has no {EMBEDDING} and matrices: it holds no model that generates text")
+    unread = tensors[EMBEDDING].nbytes if HEAD in tensors else 0  # but for one row
     read = sum(place.nbytes for place in tensors.values()) - unread
-    return GivenFile(path, kinds.most_common(1)[0][0], tensors[TABLE].kind.name, read)
+    return GivenFile(path, kinds.most_common(1)[0][0], tensors[EMBEDDING].kind.name, read)

@@ -1,5 +1,5 @@
-"""The engines of `bench --peers`: what each needs installed, what a name on the command line stands for, and the bytes
-of a model that each reads per token. For llama.cpp a model gets the GPT-2 of equal size.
+"""The engines of `bench --peers`: the packages that each needs, the engines behind a name on the command line, and the
+bytes of a model that each reads per token. llama.cpp runs a GPT-2 of equal size in place of a model.
 
 Counts are sums over the operators of the geometry, so they hold for every family."""
 
@@ -14,19 +14,19 @@ from merino_runtime.errors import MerinoError
 
 
 class Peer(NamedTuple):
-    """An engine at one weight format. `table` is the format of the embedding, which is the LM head too."""
+    """An engine at one weight format. `embedding`: the format of the embedding, which is the LM head too."""
 
     engine: str
     precision: str  # as the engine calls it
-    table: str
-    artifact: str  # what is made for it once: `checkpoint`, `ctranslate2` or `gguf`
+    embedding: str
+    artifact: str  # made for it once: `checkpoint`, `ctranslate2` or `gguf`
     runner: str  # key of `engine_process.OPENERS`
     needs: tuple[tuple[str, str], ...]  # (module to import, package to install)
-    kv_share: float = 1.0  # bytes of its KV cache, of those that ours has in float32
+    kv_share: float = 1.0  # bytes of its KV cache over those of a float32 cache
 
     @property
     def shown_precision(self) -> str:
-        return self.precision if self.table == self.precision else f"{self.precision}, table {self.table}"
+        return self.precision if self.embedding == self.precision else f"{self.precision}, table {self.embedding}"
 
 
 TORCH = (("torch", "torch"), ("transformers", "transformers"))
@@ -34,12 +34,12 @@ WITH_Q8_0_CACHE = "llama.cpp-q8_0-cache"
 LLAMA = (("xllamacpp", "xllamacpp"), ("gguf", "gguf"))
 
 
-# Of a cache in float32. Its default is float16; Q8_0 has a float16 scale for each 32 values.
+# Over the bytes of a float32 cache. llama.cpp's default is float16; Q8_0 has a float16 scale for each 32 values.
 LLAMA_KV_SHARES = {"llama.cpp": 16 / 32, WITH_Q8_0_CACHE: 8.5 / 32}
 
 
-def llama_cpp(precision: str, table: str, engine: str = "llama.cpp", artifact: str = "gguf") -> Peer:
-    return Peer(engine, precision, table, artifact, "llama_cpp", LLAMA, LLAMA_KV_SHARES[engine])
+def llama_cpp(precision: str, embedding: str, engine: str = "llama.cpp", artifact: str = "gguf") -> Peer:
+    return Peer(engine, precision, embedding, artifact, "llama_cpp", LLAMA, LLAMA_KV_SHARES[engine])
 
 
 PEERS = (
@@ -56,13 +56,13 @@ PEERS = (
 ENGINES = tuple(dict.fromkeys(peer.engine for peer in PEERS))
 
 
-def given_gguf(precision: str, table: str) -> list[Peer]:
+def given_gguf(precision: str, embedding: str) -> list[Peer]:
     """llama.cpp on a file of the user's, by either cache: types of its matrices and of its embedding."""
-    return [llama_cpp(precision, table, engine, "given") for engine in LLAMA_KV_SHARES]
+    return [llama_cpp(precision, embedding, engine, "given") for engine in LLAMA_KV_SHARES]
 
 
 def parse_engines(text: str) -> tuple[str, ...]:
-    """`all`, or names with commas between them -> names. Raises MerinoError with what is known."""
+    """`all`, or names with commas between them -> names. Raises MerinoError that lists the known names."""
     names = [word.strip() for word in text.split(",") if word.strip()]
     unknown = sorted(set(names) - {*ENGINES, "all"})
     if unknown or not names:
@@ -92,12 +92,12 @@ BITS = {  # per weight, the scales included; llama.cpp's blocks of 32 have a flo
 
 
 def matrix_elements(operators: Sequence[Operator]) -> int:
-    """Of all matrices that a decode step reads, without the table: shared ones at each use."""
+    """Elements of all matrices that a decode step reads, without the embedding; shared matrices count at each use."""
     return sum(op.matrix for op in operators if op.kind == "linear")
 
 
-def table_elements(operators: Sequence[Operator]) -> int:
-    """Of the table that the head reads."""
+def embedding_elements(operators: Sequence[Operator]) -> int:
+    """Elements of the embedding that the LM head reads."""
     return sum(op.matrix for op in operators if op.kind == "head")
 
 
@@ -106,18 +106,18 @@ def shares_layers(operators: Sequence[Operator]) -> bool:
     return any(op.kind == "linear" and not op.own for op in operators)
 
 
-def decode_weight_bytes(operators: Sequence[Operator], precision: str, table: str) -> int:
+def decode_weight_bytes(operators: Sequence[Operator], precision: str, embedding: str) -> int:
     """Bytes of matrices that one decode step reads; vectors are below a thousandth and left out."""
-    return round(matrix_elements(operators) * BITS[precision] / 8 + table_elements(operators) * BITS[table] / 8)
+    return round(matrix_elements(operators) * BITS[precision] / 8 + embedding_elements(operators) * BITS[embedding] / 8)
 
 
 def stored_params(operators: Sequence[Operator]) -> int:
-    """Matrices and table, without vectors; for models without shared layers."""
-    return matrix_elements(operators) + table_elements(operators)
+    """Matrices and embedding, without vectors; for models without shared layers."""
+    return matrix_elements(operators) + embedding_elements(operators)
 
 
 def as_gpt2(geometry: Geometry) -> tuple[UniformGeometry, list[str]]:
-    """The GPT-2 with the same layers, and in what it differs. Raises ValueError where there is none."""
+    """The GPT-2 with the same layers, and how it differs. Raises ValueError where there is none."""
     layers, operators = geometry.layer_shapes, geometry.operators
     if len(set(layers)) != 1:
         raise ValueError("llama.cpp's gpt2 has layers of one width and one FFN width, this model's differ")

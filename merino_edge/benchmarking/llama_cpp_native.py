@@ -1,8 +1,8 @@
-"""llama.cpp built for this machine, which `make peers-native` puts into the cache folder: its rounds, and what CPU
-features a build uses.
+"""llama.cpp built for this machine, which `make peers-native` puts into the cache folder: its rounds, and the CPU
+features that a build uses.
 
-The wheel on PyPI is built for AVX2, whatever the machine has. A ratio to llama.cpp is one to a build for the machine,
-or its row is flagged.
+The wheel on PyPI is built for AVX2, whatever the machine has. A row that llama.cpp ran in a build for another machine
+is flagged.
 """
 
 import re
@@ -50,8 +50,8 @@ def library(folder: Path) -> Any:
 
 
 def version(folder: Path) -> str:
-    found = re.search(r'__version__ = "([^"]+)"', (folder / "__init__.py").read_text())
-    return found[1] if found else "?"
+    match = re.search(r'__version__ = "([^"]+)"', (folder / "__init__.py").read_text())
+    return match[1] if match else "?"
 
 
 def described(folder: Path) -> str:
@@ -88,12 +88,12 @@ def open_native(folder: Path, request: dict[str, Any], q8_0_cache: bool) -> Roun
     def run_round(ids: Sequence[int], steps: int) -> tuple[float, list[float], list[int]]:
         _ = quiet  # llama.cpp calls it as long as there is a context
         llama.llama_memory_clear(llama.llama_get_memory(context), True)
-        moments, found = [perf_counter()], [chosen(ids)]
+        moments, generated = [perf_counter()], [chosen(ids)]
         moments.append(perf_counter())
         for _ in range(steps):
-            found.append(chosen(found[-1:]))
+            generated.append(chosen(generated[-1:]))
             moments.append(perf_counter())
         times_ms = [1e3 * (end - start) for start, end in zip(moments, moments[1:], strict=False)]
-        return times_ms[0], times_ms[1:], found
+        return times_ms[0], times_ms[1:], generated
 
     return run_round

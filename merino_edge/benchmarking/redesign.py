@@ -17,7 +17,7 @@ from merino_edge.storage.atomic import scratch_folder
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import kind_of_core, this_board
 
-MEASURABLE = [name for name in BUDGETS_BY_NAME if name in Measured.model_fields]  # what a measurement here can judge
+MEASURABLE = [name for name in BUDGETS_BY_NAME if name in Measured.model_fields]  # that a measurement here can judge
 MOST_DESIGNS = 3
 AIM, ENOUGH = 0.97, 0.93  # share of a budget: what a search after the first aims at, and the least that is used well
 
@@ -29,7 +29,7 @@ def redesign(
     budgets: Mapping[str, float], find: Find, measure: Callable[[Design], Measured],
     say: Callable[[str], None] = lambda _: None,
 ) -> Design:  # fmt: skip
-    """The best of at most three designs that measure within `budgets`, with what it measured.
+    """The best of at most three designs that measure within `budgets`, with its measurement.
 
     The first search has the budgets as they are. Each further one has them rescaled by predicted / measured of the
     design before; once one design took too much and another too little, the geometric mean of their limits.
@@ -42,35 +42,35 @@ def redesign(
     tried: list[Design] = []
     while len(tried) < MOST_DESIGNS:
         try:
-            found = find(limits, tried[0] if tried else None)
+            design = find(limits, tried[0] if tried else None)
         except MerinoError:
             if not tried:
                 raise
             break  # the rescaled limits are below the smallest decoder of the space
-        if any(found.architecture == one.architecture for one in tried):
+        if any(design.architecture == one.architecture for one in tried):
             break
-        found = found.model_copy(update={"budget": budget, "searched": limits, "measured": measure(found)})
-        tried.append(found)
-        say(trial_line(found))
-        share = largest_share(found)
+        design = design.model_copy(update={"budget": budget, "searched": limits, "measured": measure(design)})
+        tried.append(design)
+        say(trial_line(design))
+        share = largest_share(design)
         if ENOUGH <= share <= 1:
             break
         under, over = (limits, over) if share < ENOUGH else (under, limits)
-        limits = geometric_mean(under, over) if under and over else rescaled(found)
+        limits = geometric_mean(under, over) if under and over else rescaled(design)
     return best_of(tried)
 
 
 def upper(design: Design, name: str) -> float:
-    """What a search held against the limit: of an interval the upper end."""
-    found = design.predicted.upper(name)
-    assert found is not None, name
-    return found
+    """The value that a search compares with the limit: the upper bound where there is an interval."""
+    value = design.predicted.upper(name)
+    assert value is not None, name
+    return value
 
 
 def rescaled(design: Design) -> Limits:
     """The limits whose design should measure AIM of each measurable budget, if the prediction's error stays.
 
-    They are limits of a search, so of an interval its upper end is rescaled: its width cancels out.
+    They are limits of a search, so the upper bound of an interval is rescaled: its width cancels out.
     """
     factors = {name: AIM * upper(design, name) / getattr(design.measured, name) for name in MEASURABLE}
     return {name: limit * factors.get(name, 1.0) for name, limit in design.budget.items()}

@@ -334,7 +334,7 @@ def test_llama_cpp_runs_the_file_of_the_bundles_weights_where_it_is_named(tmp_pa
     peers = Peers(("llama.cpp",), kept, given)
     assert peers_for(Peers(("transformers",), kept, given)) == peers_of(["transformers"])
     (ours,) = peers_for(peers)
-    assert (ours.precision, ours.table) == ("Q8_0", "Q8_0") and ours.shown_precision == "Q8_0"
+    assert (ours.precision, ours.embedding) == ("Q8_0", "Q8_0") and ours.shown_precision == "Q8_0"
     same, other = peer_records(peers, [bundle, bundles["uniform"]], decode_case(4), SMALL)
     assert same["weights"] == "real" and same["weights_source"] == "file small.gguf" and same["tok_s"] > 0
     assert same["bundle_bytes"] == path.stat().st_size
