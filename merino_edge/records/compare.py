@@ -54,9 +54,9 @@ def row_ratio(row: Record, base: Record) -> Ratio:
         return independent_ratio(row.speeds, base.speeds, tuple(flags))
     choice = chosen(row.flags_by_place, base.flags_by_place)
     speeds, base_speeds = row.process_speeds, base.process_speeds
-    found = paired_ratio([speeds[place] for place in choice.places], [base_speeds[place] for place in choice.places])
-    low, high = found.interval or (None, None)
-    return Ratio(found.value, low, high, tuple(choice.flags), (len(choice.places), choice.turns))
+    ratio = paired_ratio([speeds[place] for place in choice.places], [base_speeds[place] for place in choice.places])
+    low, high = ratio.interval or (None, None)
+    return Ratio(ratio.value, low, high, tuple(choice.flags), (len(choice.places), choice.turns))
 
 
 def independent_ratio(speeds: Sequence[float], base: Sequence[float], flags: tuple[str, ...] = ()) -> Ratio:
@@ -242,9 +242,9 @@ def _undisturbed(rows: Sequence[Record]) -> list[Record]:
 
 def _disturbances(rows: Sequence[Record], others: Sequence[Record]) -> list[str]:
     """What disturbed one side; throttling and low power where the other side was not in that state."""
-    found = dict.fromkeys(flag for row in rows for flag in row.disturbances)
-    found.update(dict.fromkeys(flag for flag in STEADY if _has(rows, flag) and not _has(others, flag)))
-    return list(found)
+    flags = dict.fromkeys(flag for row in rows for flag in row.disturbances)
+    flags.update(dict.fromkeys(flag for flag in STEADY if _has(rows, flag) and not _has(others, flag)))
+    return list(flags)
 
 
 def _has(rows: Sequence[Record], flag: str) -> bool:
@@ -256,21 +256,21 @@ def _speeds(rows: Sequence[Record]) -> list[float]:
 
 
 def _titles(rows: Sequence[Record]) -> tuple[str, ...]:
-    said = (
+    titles = (
         f"{row.bundle} {row.precision or '-'}{f' {row.kv} cache' if row.kv else ''} {row.test}, {row.engine_name}, "
         f"{row.timed_threads or '-'} threads" + (f" ({row.flags[0]})" if row.failure else "")
         for row in rows
     )
-    return tuple(dict.fromkeys(said))
+    return tuple(dict.fromkeys(titles))
 
 
 def _notes(a: Sequence[Record], b: Sequence[Record]) -> tuple[str, ...]:
     """Differences between A and B that pairing ignores: the machine and the engine's version."""
     notes = []
     for what, of in (("machine", lambda row: row.board), ("engine", lambda row: row.engine)):
-        ours, theirs = ({of(row) for row in rows if not row.failure} for rows in (a, b))
-        if ours != theirs:
-            notes.append(f"A and B differ in {what}: {_joined(ours)} / {_joined(theirs)}")
+        in_a, in_b = ({of(row) for row in rows if not row.failure} for rows in (a, b))
+        if in_a != in_b:
+            notes.append(f"A and B differ in {what}: {_joined(in_a)} / {_joined(in_b)}")
     return tuple(notes)
 
 

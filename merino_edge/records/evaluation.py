@@ -1,26 +1,19 @@
-"""One record of an evaluation: what a model knows by one task, or by one text. `eval` writes a list of them; `report`
+"""One record of an evaluation: a model's metrics on one task, or on one text. `eval` writes a list of them; `report`
 shows them beside benchmark records of the same bundles.
 """
 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from merino_edge.records.schema import Count, Facts
 from merino_edge.storage.faults import fault_list
 from merino_edge.text.documents import TextFile
 from merino_runtime.errors import MerinoError
 
-Count = Annotated[int, Field(ge=0)]
 
-
-class _Facts(BaseModel):
-    """Frozen. Unknown keys and conversions between types are faults."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Metric(_Facts):
+class Metric(Facts):
     """`stderr`: lm-eval's standard error over items. `interval`: 95 %, over the documents of a text."""
 
     value: float
@@ -29,7 +22,7 @@ class Metric(_Facts):
     higher_is_better: bool
 
 
-class Evaluation(_Facts):
+class Evaluation(Facts):
     """One model, one task or text.
 
     Attributes:

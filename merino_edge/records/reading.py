@@ -1,4 +1,4 @@
-"""Files of benchmark records -> checked rows. The faults of all files are told in one message, with their rows.
+"""Files of benchmark records -> checked rows. One message reports the faults of all files, with their rows.
 
 A line that ends in the middle, as a power cut or a full disk leaves it, costs its row alone and is a note. The rows'
 types are `schema`'s; writing records is `merino_bench`'s, which runs on boards and has no pydantic.
@@ -80,14 +80,14 @@ def faults_by_row(details: Sequence[tuple[int | None, dict[str, Any]]]) -> list[
         inner = {**detail, "loc": detail["loc"][1:]}
         merged = MERGED_FAULTS.get(detail["type"], "")
         key = path_of(inner["loc"])
-        said = key if merged else fault(inner).removeprefix("the file: ")
-        rows.setdefault((merged, said), []).extend([] if index is None else [index + 1])
+        text = key if merged else fault(inner).removeprefix("the file: ")
+        rows.setdefault((merged, text), []).extend([] if index is None else [index + 1])
     lines: dict[str, list[str]] = {}  # beginning of the line -> keys, or nothing where it is the whole line
-    for (merged, said), numbers in rows.items():
+    for (merged, text), numbers in rows.items():
         if merged:
-            lines.setdefault(f"{_row_list(numbers)}{merged}: ", []).append(said)
+            lines.setdefault(f"{_row_list(numbers)}{merged}: ", []).append(text)
         else:
-            lines.setdefault(f"{_row_list(numbers)}{said}", [])
+            lines.setdefault(f"{_row_list(numbers)}{text}", [])
     return [start + ", ".join(keys) for start, keys in lines.items()]
 
 

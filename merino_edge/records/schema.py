@@ -40,14 +40,14 @@ def _numbers(raw: Any, loc: tuple[int | str, ...] = ()) -> Iterator[tuple[tuple[
         yield loc, raw
 
 
-class _Facts(BaseModel):
+class Facts(BaseModel):
     """Frozen. Unknown keys and conversions between types are faults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class _Seen(_Facts):
-    """What a machine reports. Boards report different things, so unknown keys are accepted and ignored."""
+class _Seen(Facts):
+    """Facts that a machine reports. Boards report different ones, so unknown keys are accepted and ignored."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -88,7 +88,7 @@ class Environment(_Seen):
     power_source: str | None = None  # or why there is none
 
 
-class Energy(_Facts):
+class Energy(Facts):
     """Joules over all repetitions, of prefill and of decode. `net` has the idle power subtracted; power in W."""
 
     source: str
@@ -102,7 +102,7 @@ class Energy(_Facts):
     decode_net_j: float | None
 
 
-class Process(_Facts):
+class Process(Facts):
     """A fresh process of a row: `repetitions` of `rounds_ms`. Rows of one run ran side by side where both agree."""
 
     turn: Count
@@ -111,7 +111,7 @@ class Process(_Facts):
     flags: Texts
 
 
-class Record(_Facts):
+class Record(Facts):
     """One row of `bench`: one bundle, one test. Keys and units: `merino_bench.harness.record`, docs/formats.md.
 
     A row that failed has None for all that was to be measured, and the reason in `flags`.
@@ -182,9 +182,9 @@ class Record(_Facts):
     @classmethod
     def _check_schema(cls, raw: Any) -> Any:
         """Another schema is one fault of the row, not a list of keys that it lacks; so is a figure of absurd size."""
-        found = raw.get("schema", SCHEMA) if isinstance(raw, dict) else SCHEMA
-        if found != SCHEMA:
-            raise ValueError(f"schema {found!r} is not read, only {SCHEMA}: measure again with this version's `bench`")
+        schema = raw.get("schema", SCHEMA) if isinstance(raw, dict) else SCHEMA
+        if schema != SCHEMA:
+            raise ValueError(f"schema {schema!r} is not read, only {SCHEMA}: measure again with this version's `bench`")
         large = [(loc, value) for loc, value in _numbers(raw) if abs(value) > LARGEST]
         absurd = [f"{path_of(loc)} ({shortened(repr(value), 20)})" for loc, value in large]
         if absurd:
@@ -224,15 +224,13 @@ class Record(_Facts):
 
     @property
     def timed_threads(self) -> int | None:
-        """Of what the row times: prefill and decode have their own number."""
+        """The number of threads of the phase that the row times: prefill or decode."""
         return self.threads if self.decodes else self.prefill_threads
 
     @property
     def tokens(self) -> int:
         """Timed tokens of one repetition: ids of the prompt, or decode steps."""
-        found = re.match(r"\D+(\d+)", self.test)
-        assert found is not None
-        return int(found.group(1))
+        return int(re.findall(r"\d+", self.test)[0])
 
     @property
     def cached(self) -> int:
@@ -292,12 +290,12 @@ class Record(_Facts):
 
     @property
     def backend(self) -> str | None:
-        """That of a profile whose figures the row is to be held against; None for an engine of others."""
+        """The backend of a profile whose figures the row is to be compared with; None for another project's engine."""
         return next((name for name in BACKENDS if (self.engine or "").startswith(name)), None)
 
     @property
     def engine_precision(self) -> str | None:
-        """Of the kernels, where it can differ from the bundle's: `tensorrt 8.2.1.8 fp16 GPU`."""
+        """The kernels' format, where it can differ from the bundle's: `tensorrt 8.2.1.8 fp16 GPU`."""
         words = (self.engine or "").split()
         return words[2] if self.backend == "tensorrt" and len(words) > 2 and words[2] in ("fp32", "fp16") else None
 

@@ -129,7 +129,7 @@ def draw_limit(svg: Element, front: Front, plot: Plot, at: float) -> Box:
 
 
 def taken(front: Front, shown: Design | ExistingModel) -> float:
-    """What is held against a limit: of an interval the upper bound."""
+    """The value that is compared with a limit: the upper bound where there is an interval."""
     return amount(BUDGETS_BY_NAME[front.against], shown.predicted)
 
 

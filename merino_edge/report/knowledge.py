@@ -1,4 +1,4 @@
-"""What a report shows of evaluations: a table of scores, and accuracy against the decode time of the same bundles."""
+"""Evaluations in a report: a table of scores, and accuracy against the decode time of the same bundles."""
 
 from collections.abc import Callable, Sequence
 from statistics import mean
@@ -11,7 +11,7 @@ from merino_edge.report.charts import Point, Titles
 from merino_edge.report.labels import Mark
 from merino_edge.report.series import Series
 from merino_edge.report.svg import Plot, add, drawing, linear, linear_ticks, marker, number, tip, x_axis, y_axis
-from merino_edge.report.tables import Cell, DataTable
+from merino_edge.report.tables import Cell, DataTable, text_cell
 
 COLUMNS = (
     ("model", False), ("format", False), ("engine", False), ("task", False), ("metric", False), ("value", True),
@@ -22,8 +22,8 @@ COLUMNS = (
 def scores_table(evaluations: Sequence[Evaluation]) -> DataTable:
     rows = tuple(
         (
-            text(each.model), text(format_words(each.precision, each.dialect, each.kv)), text(each.engine),
-            text(each.task), text(name), Cell(f"{metric.value:.4g}", metric.value), text(uncertainty(metric)),
+            *map(text_cell, (each.model, format_words(each.precision, each.dialect, each.kv), each.engine, each.task)),
+            text_cell(name), Cell(f"{metric.value:.4g}", metric.value), text_cell(uncertainty(metric)),
             Cell(f"{each.items:,} of {each.of_items:,}", each.items),
         )
         for each in evaluations for name, metric in each.metrics.items()
@@ -31,9 +31,6 @@ def scores_table(evaluations: Sequence[Evaluation]) -> DataTable:
     caption = "Scores of lm-evaluation-harness; bundles ran in the board's runtime. Uncertainty: standard error over"
     return DataTable("scores", f"{caption} items, or 95 % interval over documents.", COLUMNS, rows)
 
-
-def text(value: str) -> Cell:
-    return Cell(value, value)
 
 
 def uncertainty(metric: Metric) -> str:
@@ -45,8 +42,8 @@ def uncertainty(metric: Metric) -> str:
 def knowing(
     evaluations: Sequence[Evaluation], series: Sequence[Series]
 ) -> tuple[list[tuple[Series, float]], list[str]]:
-    """(series with a decode row and its mean accuracy, the tasks of that mean): those that all such bundles were scored
-    on."""
+    """(each series with a decode row and its mean accuracy, the tasks of that mean). The tasks are those on which all
+    such bundles were scored."""
     by_bundle = {one.records[0].bundle_sha256: one for one in series if one.decode and one.decode.ms_p50}
     scores: dict[str, dict[str, float]] = {}
     for each in evaluations:
@@ -54,17 +51,17 @@ def knowing(
         if each.sha256 in by_bundle and name in ("acc", "acc_norm"):
             scores.setdefault(each.sha256, {})[each.task] = metric.value
     tasks = sorted(set.intersection(*map(set, scores.values()))) if scores else []
-    found = [(by_bundle[bundle], mean(of[task] for task in tasks)) for bundle, of in scores.items()] if tasks else []
-    return found, tasks
+    scored = [(by_bundle[bundle], mean(of[task] for task in tasks)) for bundle, of in scores.items()] if tasks else []
+    return scored, tasks
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """Those that no other point beats in both, the fastest first."""
-    found: list[Point] = []
+    """The points that no other point beats in both, the fastest first."""
+    best: list[Point] = []
     for each in sorted(points, key=lambda point: (point.x, -point.y)):
-        if not found or each.y > found[-1].y:
-            found.append(each)
-    return found
+        if not best or each.y > best[-1].y:
+            best.append(each)
+    return best
 
 
 def draw_front(name: str, titles: Titles, points: Sequence[Point], width: int) -> Element:
@@ -86,11 +83,11 @@ def draw_front(name: str, titles: Titles, points: Sequence[Point], width: int) -
     return svg
 
 
-def front_points(found: Sequence[tuple[Series, float]], class_of: Callable[[Series], str]) -> list[Point]:
+def front_points(scored: Sequence[tuple[Series, float]], class_of: Callable[[Series], str]) -> list[Point]:
     return [
         Point(
             row.ms_p50 or 0, 100 * accuracy, one.label,
             f"{one.label}: {100 * accuracy:.1f} % at {number(row.ms_p50 or 0)} ms", one.precision, class_of(one),
         )
-        for one, accuracy in found if (row := one.decode)
+        for one, accuracy in scored if (row := one.decode)
     ]  # fmt: skip

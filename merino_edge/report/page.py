@@ -21,8 +21,8 @@ from merino_runtime.io.visible import harmless, visible
 
 
 def page(summary: Summary) -> str:
-    """The template's autoescape escapes text from records; in charts their element tree does. No
-    record's name changes the direction of what stands behind it."""
+    """The template's autoescape escapes text from records; in charts their element tree does. No record's name changes
+    the direction of the text behind it."""
     templates = Environment(
         loader=PackageLoader("merino_edge.report", "template"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -55,12 +55,12 @@ def _shapes(summary: Summary) -> list[tuple[str, Markup]]:
     names: dict[str, list[str]] = {}
     for precision in dict.fromkeys(one.precision for one in summary.series):
         names.setdefault(shape_of(precision), []).append(precision)
-    found = []
+    shapes = []
     for shape, precisions in names.items():
         svg = drawing(f"{shape}-marker", ", ".join(precisions), "marker", 14, 14)
         marker(svg, 7, 7, precisions[0], "mark plain", 4)
-        found.append((", ".join(precisions), Markup(as_markup(svg))))
-    return found
+        shapes.append((", ".join(precisions), Markup(as_markup(svg))))
+    return shapes
 
 
 SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#~"})

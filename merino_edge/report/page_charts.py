@@ -72,11 +72,11 @@ def speed_against_size(summary: Summary, colours: dict[str, str]) -> Chart | Non
 
 
 def decode_against_cache(summary: Summary, colours: dict[str, str]) -> Chart | None:
-    found = [(one, cache_points(one)) for one in summary.series]
-    spans = [points[-1][0] - points[0][0] if points else 0 for _, points in found]
+    curves = [(one, cache_points(one)) for one in summary.series]
+    spans = [points[-1][0] - points[0][0] if points else 0 for _, points in curves]
     drawn = [
         Line(points, one.label, one.precision, _class(one, colours))
-        for (one, points), span in zip(found, spans, strict=True) if span and span >= MIN_SPAN * max(spans)
+        for (one, points), span in zip(curves, spans, strict=True) if span and span >= MIN_SPAN * max(spans)
     ]  # fmt: skip
     titles = Titles("Decode time as the cache fills", _ends(drawn), "tokens in the cache", "ms per token")
     note = f"Medians: of each depth, or of slices of consecutive steps where there is one depth.{_cut(drawn)}"
@@ -142,8 +142,8 @@ def ceiling(summary: Summary, colours: dict[str, str]) -> Chart | None:
 
 
 def accuracy(summary: Summary, colours: dict[str, str]) -> Chart | None:
-    found, tasks = knowing(summary.evaluations, summary.series)
-    points = front_points(found, lambda one: _class(one, colours))
+    scored, tasks = knowing(summary.evaluations, summary.series)
+    points = front_points(scored, lambda one: _class(one, colours))
     listed = "; ".join(point.tip for point in points)
     titles = Titles("Accuracy against decode time", listed, "ms per token", "accuracy, %")
     note = f"Mean over {', '.join(tasks)}. The line joins what no other bundle beats in both."
@@ -152,13 +152,13 @@ def accuracy(summary: Summary, colours: dict[str, str]) -> Chart | None:
 
 def predicted_against_measured(summary: Summary, colours: dict[str, str]) -> list[Chart | None]:
     by_what = {"decode": "decode, per token", "prefill": "prefill", "memory": "peak memory"}
-    found = {title: [one for one in summary.predictions if one.what == what] for what, title in by_what.items()}
-    return [_predicted(summary.predicted_for, title, chosen, colours) for title, chosen in found.items() if chosen]
+    by_title = {title: [one for one in summary.predictions if one.what == what] for what, title in by_what.items()}
+    return [_predicted(summary.predicted_for, title, chosen, colours) for title, chosen in by_title.items() if chosen]
 
 
 def cache_points(series: Series) -> tuple[tuple[float, float], ...]:
     """(tokens in the cache, median ms) of each decode row; of a single row, of SLICES parts of its steps."""
-    found: dict[float, float] = {}
+    medians: dict[float, float] = {}
     rows = [row for row in series.records if row.decodes and row.rounds]
     for row in rows:
         steps = min(len(one) for one in row.rounds)
@@ -166,8 +166,8 @@ def cache_points(series: Series) -> tuple[tuple[float, float], ...]:
             edges = np.linspace(0, steps, (min(SLICES, steps) if len(rows) == 1 else 1) + 1).astype(int)
             for start, end in zip(edges, edges[1:], strict=False):
                 samples = [sample for one in row.rounds for sample in one[start:end]]
-                found[row.cached + (int(start) + int(end) - 1) / 2] = median(samples)
-    return tuple(sorted(found.items()))
+                medians[row.cached + (int(start) + int(end) - 1) / 2] = median(samples)
+    return tuple(sorted(medians.items()))
 
 
 def _predicted(board: str, title: str, chosen: Sequence[Prediction], colours: dict[str, str]) -> Chart | None:

@@ -103,10 +103,10 @@ def distinct_labels(rows: Sequence[Record]) -> list[str]:
     ]
     for more in (lambda row: row.dialect, _thread_words, lambda row: row.engine, lambda row: row.weights,
                  lambda row: row.board):  # fmt: skip
-        said: dict[str, set[object]] = {}
+        values: dict[str, set[object]] = {}
         for label, row in zip(labels, rows, strict=True):
-            said.setdefault(label, set()).add(more(row))
-        labels = [f"{label}, {more(row)}" if len(said[label]) > 1 else label
+            values.setdefault(label, set()).add(more(row))
+        labels = [f"{label}, {more(row)}" if len(values[label]) > 1 else label
                   for label, row in zip(labels, rows, strict=True)]  # fmt: skip
     return labels
 
@@ -129,11 +129,11 @@ PAPER = "MeRino (arXiv 2403.07921), against OPT-350M on a Jetson Nano; published
 class Against:
     """One row and the reference's for the same test on the same machine.
 
-    cached: tokens in the cache before the first timed one. params_ratio: the reference's parameters over ours.
+    cached: tokens in the cache before the first timed one. params_ratio: the reference's parameters over the model's.
     """
 
-    ours: Series
-    theirs: Series
+    model: Series
+    reference: Series
     test: str
     cached: int
     speed: Ratio
@@ -152,7 +152,7 @@ def equal_ratios(series: Sequence[Series]) -> list[Against]:
 def shipped_ratios(series: Sequence[Series]) -> list[Against]:
     """Ratios where engine or format differ, as for a user who runs the reference as published; highest first.
 
-    Each bundle is represented by its fastest form on our runtime on each machine, and that form by its
+    Each bundle is represented by its fastest form in this project's runtime on each machine, and that form by its
     representative decode row. It is compared with every other form of the reference.
     """
     fastest: dict[tuple[str, str], Series] = {}
@@ -161,36 +161,35 @@ def shipped_ratios(series: Sequence[Series]) -> list[Against]:
         if ships and _decode_tok_s(one) > _decode_tok_s(fastest.get((one.bundle, one.board))):
             fastest[one.bundle, one.board] = one
     references = [one for one in series if one.is_reference]
-    found = [
+    ratios = [
         each for each in _ratios([*fastest.values(), *references], equal=False)
-        if each.ours.decode and (each.test, each.cached) == (each.ours.decode.test, each.ours.decode.cached)
+        if each.model.decode and (each.test, each.cached) == (each.model.decode.test, each.model.decode.cached)
     ]  # fmt: skip
-    return sorted(found, key=lambda each: -each.speed.value)
+    return sorted(ratios, key=lambda each: -each.speed.value)
 
 
 def headline_ratio(ratios: Sequence[Against]) -> Against | None:
-    """The most cautious claim: of equal decode ratios an undisturbed one, in fp32, least cached, of the largest
-    model."""
+    """The most cautious of the equal decode ratios: an undisturbed one, in fp32, least cached, of the largest model."""
     def caution(one: Against) -> tuple[object, ...]:
-        return bool(one.speed.flags), one.ours.precision != "fp32", one.cached, -(one.ours.params or 0)
+        return bool(one.speed.flags), one.model.precision != "fp32", one.cached, -(one.model.params or 0)
 
     return min((each for each in ratios if each.decodes), key=caution, default=None)
 
 
 def _ratios(series: Sequence[Series], equal: bool) -> list[Against]:
     references = [one for one in series if one.is_reference]
-    found: dict[tuple[object, ...], Against] = {}
-    for ours in series:
-        if ours.is_reference:
+    ratios: dict[tuple[object, ...], Against] = {}
+    for candidate in series:
+        if candidate.is_reference:
             continue
-        for theirs in references:
-            alike = _form(ours) == _form(theirs)
-            if ours.board != theirs.board or alike != equal:
+        for reference in references:
+            alike = _form(candidate) == _form(reference)
+            if candidate.board != reference.board or alike != equal:
                 continue
-            for each in _against(ours, theirs):
-                key = id(ours), _form(theirs), each.test, each.cached
-                found[key] = min(found.get(key, each), each, key=_caution)
-    return list(found.values())
+            for each in _against(candidate, reference):
+                key = id(candidate), _form(reference), each.test, each.cached
+                ratios[key] = min(ratios.get(key, each), each, key=_caution)
+    return list(ratios.values())
 
 
 def _caution(one: Against) -> tuple[bool, float]:
@@ -207,11 +206,11 @@ def _form(series: Series) -> tuple[str, str, str, str | None]:
     return series.engine, series.precision, series.dialect, series.kv
 
 
-def _against(ours: Series, theirs: Series) -> list[Against]:
+def _against(model: Series, reference: Series) -> list[Against]:
     """Rows of the same test with equally many cached tokens."""
-    base = {(row.test, row.cached): row for row in theirs.records}
-    fewer = theirs.params / ours.params if theirs.params and ours.params else None
+    base = {(row.test, row.cached): row for row in reference.records}
+    fewer = reference.params / model.params if reference.params and model.params else None
     return [
-        Against(ours, theirs, row.test, row.cached, row_ratio(row, other), fewer, row.decodes)
-        for row in ours.records if (other := base.get((row.test, row.cached)))
+        Against(model, reference, row.test, row.cached, row_ratio(row, other), fewer, row.decodes)
+        for row in model.records if (other := base.get((row.test, row.cached)))
     ]  # fmt: skip

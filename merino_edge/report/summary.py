@@ -1,4 +1,4 @@
-"""All that a report says, as plain values: series, ratios, memory, predictions. HTML and Markdown only show them."""
+"""The content of a report as plain values: series, ratios, memory, predictions. HTML and Markdown only show them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,12 +45,13 @@ class Unpredicted:
 
 
 def predictions(series: Sequence[Series], profile: DeviceProfile) -> list[Prediction]:
-    """Of each series that the cost model covers, for decode, prefill and memory as far as they were measured."""
-    found: list[Prediction] = []
+    """Predictions for each series that the cost model covers: decode, prefill and memory as far as they were measured.
+    """
+    predicted: list[Prediction] = []
     for one in series:
         if not reason_against(one, profile):
-            found += _of(one, profile.with_backend(one.records[0].backend))
-    return found
+            predicted += _of(one, profile.with_backend(one.records[0].backend))
+    return predicted
 
 
 def unpredicted(series: Sequence[Series], profile: DeviceProfile) -> list[Unpredicted]:
@@ -83,7 +84,7 @@ def _of(series: Series, profile: DeviceProfile) -> list[Prediction]:
     operators, here = series.operators or [], is_board(profile, series.board)
     decode, prefill, on_gpu = series.decode, series.prefill, profile.backend == "tensorrt"
     precision = series.records[0].engine_precision or series.precision
-    found = []
+    predicted = []
 
     def predict(context: int, prompt: int) -> Predicted:
         whole = series.context if on_gpu else None  # an engine reads the whole cache, however little of it is filled
@@ -92,14 +93,14 @@ def _of(series: Series, profile: DeviceProfile) -> list[Prediction]:
     if decode and decode.ms_p50:
         mean_cached = decode.cached + decode.tokens // 2
         cost = predict(mean_cached, max(1, decode.cached))
-        found.append(_one(series, "decode_ms", decode, cost, decode.ms_p50, here))
+        predicted.append(_one(series, "decode_ms", decode, cost, decode.ms_p50, here))
     if prefill and prefill.ms_p50:
         cost = predict(prefill.tokens, prefill.tokens)
-        found.append(_one(series, "prefill_ms", prefill, cost, prefill.ms_p50, here))
+        predicted.append(_one(series, "prefill_ms", prefill, cost, prefill.ms_p50, here))
     if prefill and prefill.peak_rss_mb and series.context and not on_gpu:  # whose memory is no part of the process's
         cost = predict(series.context, prefill.tokens)
-        found.append(_one(series, "memory_mb", prefill, cost, prefill.peak_rss_mb, here))
-    return found
+        predicted.append(_one(series, "memory_mb", prefill, cost, prefill.peak_rss_mb, here))
+    return predicted
 
 
 def _one(series: Series, name: str, row: Record, cost: Predicted, measured: float, here: bool) -> Prediction:
@@ -178,8 +179,8 @@ class Summary:
 
     @property
     def predicted_for(self) -> str:
-        """The board's name, of one with several backends with that of the predictions. A report may be published, so
-        the machine at hand goes without its host name."""
+        """The board's name, with the backend where the board has several. A report may be published, so the machine at
+        hand goes without its host name."""
         if self.profile is None:
             return "no board"
         if self.profile.id == "host":
@@ -208,8 +209,9 @@ def summarise(
 def _places(records: Sequence[Record]) -> list[Place]:
     groups: dict[tuple[object, ...], list[Record]] = {}
     for row in records:
-        found = row.environment
-        if found is not None:
-            key = found.board, found.kernel, found.arch, found.cpus, tuple(sorted(found.versions.items(), key=str))
+        environment = row.environment
+        if environment is not None:
+            versions = tuple(sorted(environment.versions.items(), key=str))
+            key = environment.board, environment.kernel, environment.arch, environment.cpus, versions
             groups.setdefault(key, []).append(row)
     return [Place(rows[0].board, rows[0].environment or Environment(), tuple(rows)) for rows in groups.values()]

@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element
 
 TEXT_PX = 12
 CHARACTER_PX = 7.0  # width of a character at TEXT_PX, the largest average among system fonts
-SHAPES = (  # by the beginning of a format's name, ours or another engine's
+SHAPES = (  # by the beginning of a format's name, this project's or another engine's
     ("circle", ("fp32", "f32")), ("square", ("int8", "q8")), ("triangle", ("int4", "q4")), ("diamond", ("fp16", "f16")),
 )  # fmt: skip
 Scale = Callable[[float], float]
@@ -40,11 +40,11 @@ def drawing(name: str, title: str, description: str, width: int, height: float) 
 
 def add(parent: Element, tag: str, **attributes: object) -> Element:
     """Append an element. `class_` becomes class, underscores become hyphens, floats are rounded to 0.1 px."""
-    said = {
+    named = {
         key.rstrip("_").replace("_", "-"): f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else f"{value}"
         for key, value in attributes.items()
     }
-    return ElementTree.SubElement(parent, tag, said)
+    return ElementTree.SubElement(parent, tag, named)
 
 
 def write(parent: Element, x: float, y: float, text: str, class_: str = "", anchor: str = "start") -> Element:
@@ -143,5 +143,5 @@ def number(value: float) -> str:
     if value == 0:
         return "0"
     digits = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-9))
-    said = f"{value:,.{digits}f}"
-    return said.rstrip("0").rstrip(".") if "." in said else said
+    text = f"{value:,.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -32,10 +32,10 @@ def headline_details(summary: Summary) -> str:
     best = summary.headline
     if best is None:
         return f"These records hold no decode row of {REFERENCE} at an equal engine and format, so there is no ratio."
-    ours = best.ours
+    model = best.model
     return (
-        f"{ours.bundle} ({(ours.params or 0) / 1e6:,.1f} M parameters), decode {best.test}, {ours.precision} "
-        f"on {ours.engine} on both sides; {weights_words(ours, best.theirs)}. "
+        f"{model.bundle} ({(model.params or 0) / 1e6:,.1f} M parameters), decode {best.test}, {model.precision} "
+        f"on {model.engine} on both sides; {weights_words(model, best.reference)}. "
         f"{interval_words(best.speed)}; {summary.measured_on}."
     )
 
@@ -48,7 +48,7 @@ def tiles(summary: Summary) -> list[tuple[str, str, str]]:
     """(title, value, the reference's) of quantities of the headline's two bundles; none without a headline."""
     if summary.headline is None:
         return []
-    sides = summary.headline.ours, summary.headline.theirs
+    sides = summary.headline.model, summary.headline.reference
     prefill, decode = (f" ({row.test})" if row else "" for row in (sides[0].prefill, sides[0].decode))
     rows: list[tuple[str, list[float | None]]] = [
         (f"Decode{decode}, tokens/s", [one.decode.tok_s if one.decode else None for one in sides]),
@@ -56,7 +56,7 @@ def tiles(summary: Summary) -> list[tuple[str, str, str]]:
         ("Peak memory, MB", [one.peak_rss_mb for one in sides]),
         ("On disk, MB", [(one.records[0].bundle_bytes or 0) / BYTES_PER_MB for one in sides]),
     ]
-    return [(title, number(mine), number(other)) for title, (mine, other) in rows if mine and other]
+    return [(title, number(value), number(reference)) for title, (value, reference) in rows if value and reference]
 
 
 def weights_words(*series: Series) -> str:
@@ -92,13 +92,13 @@ def ratio_words(ratio: Ratio) -> str:
 
 def flags_words(summary: Summary) -> str:
     """Empty where all rows are undisturbed."""
-    said = []
+    parts = []
     if summary.disturbed:
         rows = f"{len(summary.disturbed)} of {len(summary.records)} rows"
-        said.append(f"{rows} had fewer than three undisturbed processes and are marked")
+        parts.append(f"{rows} had fewer than three undisturbed processes and are marked")
     if summary.failed:
-        said.append(f"{len(summary.failed)} failed")
-    return "; ".join(said)
+        parts.append(f"{len(summary.failed)} failed")
+    return "; ".join(parts)
 
 
 def unpredicted_words(summary: Summary) -> str:
@@ -139,14 +139,14 @@ def equal_table(summary: Summary, short: bool = False) -> DataTable:
     caption = "At equal engine and format: both sides run the same engine, version and weight format."
     shown = {(row.test, row.cached, id(one)) for one in summary.series for row in one.representatives}
     rows = tuple(_equal_cells(each) for each in summary.equal
-                 if not short or (each.test, each.cached, id(each.ours)) in shown)  # fmt: skip
+                 if not short or (each.test, each.cached, id(each.model)) in shown)  # fmt: skip
     return DataTable("equal", caption, EQUAL_COLUMNS, rows)
 
 
 def shipped_table(summary: Summary) -> DataTable:
     caption = "As shipped: engine or format differ, so a ratio includes the effect of model, format and engine."
     rows = tuple(
-        (*_equal_cells(each)[:-1], _cell_of(f"{each.theirs.bundle}: {form_words(each.theirs)}"))
+        (*_equal_cells(each)[:-1], text_cell(f"{each.reference.bundle}: {form_words(each.reference)}"))
         for each in summary.shipped
     )
     return DataTable("shipped", caption, (*EQUAL_COLUMNS[:-1], ("against", False)), rows)
@@ -164,7 +164,7 @@ def records_table(summary: Summary, short: bool = False) -> DataTable:
 
 def environment_rows(place: Place) -> list[tuple[str, str]]:
     """(name, value) of one machine, without facts that it does not report."""
-    found, rows = place.environment, place.rows
+    environment, rows = place.environment, place.rows
     states = [state for row in rows if row.environment for state in (row.environment.before, row.environment.after)]
     heat = [degrees for state in states for degrees in (state.temperatures_c or {}).values()]
     clocks = [clock for state in states for clock in state.clocks_mhz or ()]
@@ -173,8 +173,8 @@ def environment_rows(place: Place) -> list[tuple[str, str]]:
     others = [row.environment.others_cpu_share for row in rows if row.environment]
     shares = [share for share in others if share is not None]
     dates = sorted(row.date for row in rows if row.date)
-    said = [
-        ("CPUs", found.cpus), ("Architecture", found.arch), ("Kernel", found.kernel),
+    facts = [
+        ("CPUs", environment.cpus), ("Architecture", environment.arch), ("Kernel", environment.kernel),
         ("Governor", _all(state.governor for state in states)), ("Power mode", _all(s.power_mode for s in states)),
         ("Clocks", _span(clocks, "MHz")), ("GPU", _all(gpu.name for gpu in gpus)),
         ("GPU clock", _span([gpu.clock_mhz for gpu in gpus if gpu.clock_mhz is not None], "MHz")),
@@ -182,15 +182,15 @@ def environment_rows(place: Place) -> list[tuple[str, str]]:
         ("Temperatures", _span(heat, "°C")), ("Swap used", _span(swaps, "MB")),
         ("CPU share of other processes", f"at most {max(shares):.1%}" if shares else None),
         ("Engines", _all(row.engine for row in rows)), ("Threads", _all(row.threads for row in rows)),
-        ("Versions", ", ".join(f"{name} {version}" for name, version in found.versions.items() if version)),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in environment.versions.items() if version)),
         ("Read bandwidth, probed", _span([row.read_gb_s for row in rows if row.read_gb_s], "GB/s")),
-        ("Power source", found.power_source),
+        ("Power source", environment.power_source),
         ("Energy", _all(f"{row.energy.source}, {row.energy.rail or 'no rail named'}" for row in rows if row.energy)),
         ("Timed", _all(row.timed for row in rows)), ("Notes", _all(note for row in rows for note in row.notes)),
         ("Measured", " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else None),
         ("Command", _all(row.command for row in rows)),
     ]  # fmt: skip
-    return [(name, str(value)) for name, value in said if value]
+    return [(name, str(value)) for name, value in facts if value]
 
 
 @dataclass(frozen=True)
@@ -242,21 +242,21 @@ EQUAL_COLUMNS = (
 
 
 def _equal_cells(each: Against) -> tuple[Cell, ...]:
-    ours, theirs, fewer = each.ours, each.theirs, each.params_ratio
+    model, reference, fewer = each.model, each.reference, each.params_ratio
     return (
-        _cell_of(ours.bundle), _cell_of(each.test),
+        text_cell(model.bundle), text_cell(each.test),
         Cell(ratio_words(each.speed), each.speed.value), Cell("–" if fewer is None else multiple(fewer), fewer or -1.0),
-        _cell_of(_both(ours.weights, theirs.weights)), _cell_of(form_words(ours)),
-        _cell_of(_both(f"{ours.threads or '–'}", f"{theirs.threads or '–'}")),
+        text_cell(_both(model.weights, reference.weights)), text_cell(form_words(model)),
+        text_cell(_both(f"{model.threads or '–'}", f"{reference.threads or '–'}")),
     )  # fmt: skip
 
 
-def _cell_of(text: str) -> Cell:
+def text_cell(text: str) -> Cell:
     return Cell(text, text)
 
 
-def _both(ours: str, theirs: str) -> str:
-    return ours if ours == theirs else f"{ours} / {theirs}"
+def _both(one: str, other: str) -> str:
+    return one if one == other else f"{one} / {other}"
 
 
 def _all(values: Iterable[object]) -> str:

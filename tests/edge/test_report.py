@@ -67,23 +67,23 @@ def test_the_committed_page_is_the_one_of_the_committed_records():
 
 def test_the_reference_is_recognised_by_its_parameters_not_by_its_name():
     found = summary_of(record(10, bundle="opt-350m"), opt(50, bundle="renamed"))
-    assert found.headline.theirs.bundle == "renamed" and found.headline.ours.bundle == "opt-350m"
+    assert found.headline.reference.bundle == "renamed" and found.headline.model.bundle == "opt-350m"
 
 
 def test_equal_and_shipped_ratios_are_never_mixed():
     found = summary_of(*many())
     assert found.equal and found.shipped
     for each in found.equal:
-        assert (each.ours.engine, each.ours.precision, each.ours.dialect, each.ours.board) == (
-            each.theirs.engine, each.theirs.precision, each.theirs.dialect, each.theirs.board)  # fmt: skip
+        assert (each.model.engine, each.model.precision, each.model.dialect, each.model.board) == (
+            each.reference.engine, each.reference.precision, each.reference.dialect, each.reference.board)  # fmt: skip
     for each in found.shipped:
-        assert (each.ours.engine, each.ours.precision) != (each.theirs.engine, each.theirs.precision)
+        assert (each.model.engine, each.model.precision) != (each.reference.engine, each.reference.precision)
     for each in (*found.equal, *found.shipped):
         rows = [[row for row in side.records if (row.test, row.cached) == (each.test, each.cached)]
-                for side in (each.ours, each.theirs)]  # fmt: skip
+                for side in (each.model, each.reference)]  # fmt: skip
         ours, theirs = (geometric_mean(one[0].speeds) for one in rows)
         assert each.speed.value == pytest.approx(ours / theirs)
-    forms = {(each.ours.bundle, each.ours.precision) for each in found.shipped}
+    forms = {(each.model.bundle, each.model.precision) for each in found.shipped}
     assert forms == {("ours", "int4"), ("small", "fp32")}, "the fastest form of each bundle"
 
 
@@ -117,7 +117,7 @@ def test_an_undisturbed_ratio_is_the_headline_before_a_disturbed_one():
 def test_of_several_thread_counts_the_fastest_reference_counts():
     found = summary_of(record(10, 0), opt(60, 0, threads=1), opt(50, 0, threads=2))
     assert [each.speed.value for each in found.equal] == [pytest.approx(5)]
-    assert found.equal[0].theirs.threads == 2
+    assert found.equal[0].reference.threads == 2
 
 
 def test_rows_of_one_run_have_the_interval_of_their_pairs_and_the_count_of_dropped_ones():
@@ -160,9 +160,9 @@ def test_a_quantised_cache_is_a_series_of_its_own_with_its_own_predictions_and_b
     assert floats == pytest.approx(4 * whole)
     assert "int8 cache" in markdown(found).splitlines()[-3]
     (equal,) = summary_of(record(10), record(8, kv="int8"), opt(50)).equal
-    assert (equal.ours.kv, equal.speed.value) == (None, pytest.approx(5, rel=0.02))
+    assert (equal.model.kv, equal.speed.value) == (None, pytest.approx(5, rel=0.02))
     (equal,) = summary_of(record(10), record(8, kv="int8"), opt(40, kv="int8")).equal
-    assert (equal.ours.kv, equal.speed.value) == ("int8", pytest.approx(5, rel=0.02))
+    assert (equal.model.kv, equal.speed.value) == ("int8", pytest.approx(5, rel=0.02))
 
 
 @pytest.mark.parametrize(("changes", "reason"), [
