@@ -36,12 +36,12 @@ from merino_runtime.bundle import (
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.bundle.schema import BUNDLE_SHAPE, SCHEMA, problems_of
 
-# The oldest ONNX Runtime for (dialect, precision), 1.10 where none is named: operators with blocks of 8 bits, and
-# tables in blocks, are younger than the fused attention.
+# The oldest ONNX Runtime for (dialect, precision), 1.10 where none is named: operators on 8-bit groups, and on
+# embeddings in groups, are younger than the fused attention.
 MIN_VERSIONS = {
     ("fused", "fp32"): "1.18", ("fused", "fp16"): "1.20", ("fused", "int8"): "1.23", ("fused", "int4"): "1.23",
 }  # fmt: skip
-NO_DOTPROD_MIN_VERSION = "1.18"  # the fused attention's: no blocks of 8 bits, and those of 4 by kernels of our own
+NO_DOTPROD_MIN_VERSION = "1.18"  # the fused attention's: no 8-bit groups, and 4-bit groups by this project's kernels
 WINDOWED_VERSION = "1.24"  # before, the fused attention keeps a position more than the window has
 REFUSED_VERSIONS = ("1.21.0",)  # dies of an illegal instruction on Cortex-A53 and A72
 TENSORRT = BackendNeed("tensorrt", "8.2", ())  # JetPack 4.6's
@@ -90,8 +90,8 @@ class GraphFacts(Protocol):
 class ModelFacts(NamedTuple):
     """What was exported, whatever the weight format and the graph's dialect.
 
-    `weights` is `trained` or `random`; `weights_source` says for people where the values came from. Any of `stop_ids`
-    ends a text. `chat`: its template's file is in the folder.
+    `weights` is `trained` or `random`; `weights_source` tells people where the values came from. Any of `stop_ids` ends
+    a text. `chat`: its template's file is in the folder.
     """
 
     name: str
@@ -105,7 +105,7 @@ class ModelFacts(NamedTuple):
 
 class GraphFormat(NamedTuple):
     """How the model was exported. `context`: KV slots, in tokens. `core`: see `families.operators.core_of`. `kv`: the
-    format of the cache; None: that of the activations. `all_logits`: the graph returns those of all positions.
+    format of the cache; None: the activations' format. `all_logits`: the graph returns the logits of all positions.
     `by_groups`: attention of heads that share a KV head is this project's operator; in int4 for no-dotprod cores it is
     anyway."""
 

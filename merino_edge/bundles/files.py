@@ -1,4 +1,4 @@
-"""The files of a bundle's folder by name, size and hash. What they mean is said in `description`."""
+"""The files of a bundle's folder by name, size and hash. `description` documents their meaning."""
 
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,10 @@ def is_bundle_alone(folder: Path) -> bool:
 def described(folder: Path) -> dict[str, Any]:
     """bundle.json as it is, of any schema; nothing where it cannot be read."""
     try:
-        found = read_json(str(folder / DESCRIPTION_FILE), "")
+        description = read_json(str(folder / DESCRIPTION_FILE), "")
     except MerinoError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return description if isinstance(description, dict) else {}
 
 
 def list_files(folder: Path) -> tuple[BundleFile, ...]:

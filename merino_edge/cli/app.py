@@ -3,8 +3,8 @@
 The main path stands here, in its order. Commands have a module each, or one per group: `design`, `train`,
 `export`, `text`, `choose`, `records`, `deliver`.
 
-Data goes to stdout, talk to stderr. Exit 0 done, 1 the request cannot be met, 2 wrong usage. What loads torch is
-imported inside the commands, so that the others answer at once.
+Data goes to stdout, messages to stderr. Exit 0 done, 1 the request cannot be met, 2 wrong usage. What loads torch is
+imported inside the commands, so that the others start at once.
 """
 
 import atexit
@@ -85,8 +85,8 @@ def devices(
         raise MerinoError(f"--backend {backend} goes with one board: give its ID")
     profiles = [board(device, say, backend)] if device else list_profiles()
     if as_json:
-        found = [profile.model_dump(mode="json", by_alias=True, exclude_none=True) for profile in profiles]
-        print(json.dumps(found if device else [*found, facts()]))
+        figures = [profile.model_dump(mode="json", by_alias=True, exclude_none=True) for profile in profiles]
+        print(json.dumps(figures if device else [*figures, facts()]))
     else:
         show(device_table(profiles[0]) if device else devices_table(profiles))
 
@@ -121,13 +121,14 @@ def calibrate(
 
     if ssh is None:
         refuse_remote(accept_new=accept_new)
-    ask = None if ssh is None else partial(probe_there, ssh, accept_new)
-    found = recalibrate(device, probe or (), out, say, ask, backend, partial(choose_and_measure, ssh, accept_new))
+    measure = None if ssh is None else partial(probe_there, ssh, accept_new)
+    measure_designs = partial(choose_and_measure, ssh, accept_new)
+    calibrated = recalibrate(device, probe or (), out, say, measure, backend, measure_designs)
     if out is not None and is_stdout(str(out)):
         return
     if out:
         say(f"wrote {out}")
-    show(residual_table(found.residuals), interval_table(found.errors))
+    show(residual_table(calibrated.residuals), interval_table(calibrated.errors))
 
 
 app.command()(train)

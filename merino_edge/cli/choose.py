@@ -67,17 +67,17 @@ def recommend(
     profile = board(chosen, say, backend)
     longest, tokens = default_lengths(profile, context, prompt)
     with working(f"judging models for {profile.name}"):
-        found = find(
+        recommendation = find(
             profile, with_board_defaults(limits, profile), context=longest, prompt=tokens, confidence=share,
             named=chosen, kv=cache,
         )  # fmt: skip
     if as_json:
-        print(json.dumps(found.as_json(), indent=2))
+        print(json.dumps(recommendation.as_json(), indent=2))
     else:
-        put(budgets_line(found, profile))
-        show(recommendation_table(found, profile))
-        if found.command:
-            put(f"to export the first: {found.command}")
+        put(budgets_line(recommendation, profile))
+        show(recommendation_table(recommendation, profile))
+        if recommendation.command:
+            put(f"to export the first: {recommendation.command}")
 
 
 @with_budgets
@@ -124,18 +124,18 @@ def pareto(
     profile = board(device, say, backend)
     longest, tokens = default_lengths(profile, context, prompt)
     with solving_progress(points) as tell:
-        found = front(
+        pareto_front = front(
             profile, limits, against.name, points,
             space=replace(SEARCHED, vocab=vocab), context=longest, prompt=tokens, precision=precision, kv=cache,
             confidence=share,
             progress=lambda limit: tell(f"{against.value} {limit:g}"),
         )  # fmt: skip
     if plot:
-        save_front(found, plot)
+        save_front(pareto_front, plot)
         say(f"wrote {plot}")
-    free = save(out, found.to_json())
+    free = save(out, pareto_front.to_json())
     if as_json and free:
-        print(found.to_json(), end="")
+        print(pareto_front.to_json(), end="")
     elif free:
-        put(intervals_of(profile, found, [(found.precision, found.points[0].predicted)]))
-        show(front_table(found, profile))
+        put(intervals_of(profile, pareto_front, [(pareto_front.precision, pareto_front.points[0].predicted)]))
+        show(front_table(pareto_front, profile))

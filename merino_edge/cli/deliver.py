@@ -106,27 +106,27 @@ def check(
     from merino_runtime.bundle import load_bundle
 
     loaded = load_bundle(bundle_path(bundle))
-    found = check_bundle(loaded, tensorrt, chunk)
+    result = check_bundle(loaded, tensorrt, chunk)
     if as_json:
         print(json.dumps({
-            "schema": SCHEMA, "bundle": loaded.name, "tensorrt": found.version, "opset": found.opset,
-            "nodes": found.nodes, "lengths": found.lengths, "problems": [each._asdict() for each in found.problems],
+            "schema": SCHEMA, "bundle": loaded.name, "tensorrt": result.version, "opset": result.opset,
+            "nodes": result.nodes, "lengths": result.lengths, "problems": [each._asdict() for each in result.problems],
         }, indent=1))  # fmt: skip
-    elif not found.problems:
-        lengths = " and ".join(f"{length:,}" for length in found.lengths)
+    elif not result.problems:
+        lengths = " and ".join(f"{length:,}" for length in result.lengths)
         put(
-            f"{loaded.name}: the parser of TensorRT {found.version} takes its graph: {found.nodes:,} nodes of opset"
-            f" {found.opset}, {lengths} new tokens"
+            f"{loaded.name}: the parser of TensorRT {result.version} takes its graph: {result.nodes:,} nodes of opset"
+            f" {result.opset}, {lengths} new tokens"
         )
     else:
-        kinds = Counter((each.operator, each.what) for each in found.problems)
-        first = {(each.operator, each.what): each.node for each in reversed(found.problems)}
+        kinds = Counter((each.operator, each.what) for each in result.problems)
+        first = {(each.operator, each.what): each.node for each in reversed(result.problems)}
         for (operator, what), count in list(kinds.items())[:SHOWN]:
             more = f" and {count - 1} more" if count > 1 else ""
             put(f"{first[operator, what]}{more}{f' ({operator})' if operator else ''}: {what}")
         hidden = f"; {len(kinds) - SHOWN} more kinds of problems stand in --json" if len(kinds) > SHOWN else ""
         remedy = "" if loaded.dialect == "portable" and loaded.precision in ("fp32", "fp16") else (
             "; TensorRT takes graphs of `merino-edge export --dialect portable` in fp32 or fp16")  # fmt: skip
-        say(f"merino-edge: {loaded.name} is not for TensorRT {found.version}{hidden}{remedy}")
-    if found.problems:
+        say(f"merino-edge: {loaded.name} is not for TensorRT {result.version}{hidden}{remedy}")
+    if result.problems:
         raise typer.Exit(1)

@@ -42,13 +42,13 @@ REQUEST = BenchRequest(prompts=(128,), steps=(64,), repetitions=5)
 def run_demo(out: Path) -> None:
     """Minutes on two cores. Writes design.json, a bundle and the benchmark's records into `out`."""
     check_file(out / "design.json")
-    found = demo_design(out)
+    designed = demo_design(out)
     heading(2, "export to ONNX with KV cache, this design and OPT-350M by the same exporter")
     bundle, opt = demo_export(out)
     heading(3, "generate: the embedded model, trained on stories, by the file that a board runs")
     demo_generate()
     heading(4, "benchmark on this machine, each bundle in fresh processes")
-    demo_bench(out, bundle, opt, found)
+    demo_bench(out, bundle, opt, designed)
 
 
 def heading(number: int, text: str) -> None:
@@ -63,16 +63,16 @@ def demo_design(out: Path) -> Design:
     profile = load_profile(BOARD)
     budget = profile.budget
     heading(1, f"design a decoder for a {profile.name}")
-    found = design(
+    designed = design(
         profile,
         with_board_defaults({}, profile),
         space=SEARCHED,
         context=budget.context,
         prompt=default_prompt(budget.context),
     )
-    write_text(out / "design.json", found.to_json())
-    print_design(found, profile)
-    return found
+    write_text(out / "design.json", designed.to_json())
+    print_design(designed, profile)
+    return designed
 
 
 def demo_export(out: Path) -> tuple[Path, str]:
@@ -91,25 +91,25 @@ def demo_generate() -> None:
 
 
 def run_chat_demo(source: str, out: Path) -> None:
-    """A model that was trained to talk answers one question, in the first of CHAT_FORMATS that keeps its answers.
-    Writes its bundle into `out`.
+    """A chat model answers one question, in the first of CHAT_FORMATS that keeps its answers. Writes its bundle into
+    `out`.
 
     Raises MerinoError where `source` has no chat template.
     """
-    found = load_source(source)
-    if found.chat is None:
+    loaded = load_source(source)
+    if loaded.chat is None:
         raise MerinoError(f"{source} has no chat template: `make demo-chat` takes a model that was trained to talk")
-    context = min(found.arch.context, CHAT_CONTEXT)
+    context = min(loaded.arch.context, CHAT_CONTEXT)
     for precision in CHAT_FORMATS:
-        print(f"== 1/2  export {found.name} to {precision}", flush=True)
+        print(f"== 1/2  export {loaded.name} to {precision}", flush=True)
         request = ExportRequest(precision=precision, context=context)
-        made = export(found, out / f"talk-{precision}", request, last_use=True)
+        made = export(loaded, out / f"talk-{precision}", request, last_use=True)
         if made.divergence:
             print(divergence_words(made.divergence))
         if not made.divergence or keeps(made.divergence):
             break
         print(f"{precision} loses too many", flush=True)
-        found = load_source(source)  # the export used it up
+        loaded = load_source(source)  # the export used it up
     folder, params = made.folder, made.bundle.params / 1e6
     print(f"{folder}: {params:.0f} M parameters, {bundle_bytes(folder) / 2**20:.0f} MB, context {context}")
     print(f"\n== 2/2  talk, by the file that a board runs\n> {QUESTION}", flush=True)
@@ -117,7 +117,7 @@ def run_chat_demo(source: str, out: Path) -> None:
 
 
 def run_application(*words: str, typed: str = "") -> None:
-    """In a process of its own, as on a board: what it says of memory is the runtime's, without torch."""
+    """In a process of its own, as on a board, so that the memory that it prints is without torch's."""
     with tempfile.TemporaryDirectory() as folder:
         application = Path(folder) / APP_FILE
         write_board_app(application)
@@ -129,13 +129,13 @@ def run_application(*words: str, typed: str = "") -> None:
         raise MerinoError(f"the board's application ended with exit code {code}, for the reason that it gave")
 
 
-def demo_bench(out: Path, bundle: Path, opt: str, found: Design) -> None:
+def demo_bench(out: Path, bundle: Path, opt: str, designed: Design) -> None:
     with bench_progress() as progress:
         records = run_bench([str(bundle)], REQUEST, [opt], progress)
     save(records, str(out / "bench.json"))
     write_text(out / "bench.md", render(records, "md"))
     show(bench_table(records))
-    predicted = found.predicted
+    predicted = designed.predicted
     print(
         "Measured: speed, memory and size, on this machine (not on the board), with random weights in both models.\n"
         f"Predicted: on the {BOARD}, {predicted.decode_ms:.0f} ms per token with the cache full and"

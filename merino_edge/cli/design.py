@@ -98,7 +98,7 @@ def design(
         check_keeps(out, [Path(device)])
         check_file(out)
     profile = board(device, say, backend)
-    vocabs = whole_numbers("--vocab", vocab)
+    vocabs = integers("--vocab", vocab)
     asked = formats_of(profile)[0] if precision is None else precision
     precisions = fast_formats(profile) if precision == "any" else words(asked)
     usual = FULL if preset else GROUPED
@@ -113,51 +113,48 @@ def design(
     else:
         limits = PRESETS[preset].limits
 
-    def find(within: "Mapping[str, float]", like: Design | None = None) -> Design:
-        """`like`: a design whose vocabulary and format are taken."""
-        return best_design(
-            profile, within, space=space, context=longest, prompt=tokens,
-            kv=cache,
-            vocabs=[like.architecture.vocab] if like else vocabs, precisions=[like.precision] if like else precisions,
-            solver=solver, effort=Effort(steps, population, parents), seed=seed, scoring=scoring,
-            confidence=share,
-        )  # fmt: skip
-
     def search(within: "Mapping[str, float]", like: Design | None = None) -> Design:
+        """`like`: a design whose vocabulary and format are taken."""
         with working(f"searching for {profile.name}"):
-            return find(within, like)
+            return best_design(
+                profile, within, space=space, context=longest, prompt=tokens, kv=cache,
+                vocabs=[like.architecture.vocab] if like else vocabs,
+                precisions=[like.precision] if like else precisions, solver=solver,
+                effort=Effort(steps, population, parents), seed=seed, scoring=scoring, confidence=share,
+            )  # fmt: skip
 
-    found = tried(profile, limits, search) if measure else search(limits)
-    free = save(out, found.to_json())
+    best = tried(profile, limits, search) if measure else search(limits)
+    free = save(out, best.to_json())
     if as_json and free:
-        print(found.to_json(), end="")
+        print(best.to_json(), end="")
     elif free:
-        print_design(found, profile, device)
+        print_design(best, profile, device)
 
 
 def tried(
     profile: "DeviceProfile", limits: "Mapping[str, float]",
-    find: "Callable[[Mapping[str, float], Design | None], Design]",
+    search: "Callable[[Mapping[str, float], Design | None], Design]",
 ) -> "Design":
-    """Raises MerinoError where the profile is of another machine, which cannot be measured here."""
+    """The design that keeps `limits` when it is measured on this machine. Raises MerinoError for a profile of another
+    machine."""
     if profile.id != "host":
         raise MerinoError(f"--measure measures on this machine, not on a {profile.name}: give --device host with it")
     from merino_edge.benchmarking.measuring import bench_here
     from merino_edge.benchmarking.redesign import MOST_DESIGNS, measure_design, redesign  # loads torch
     from merino_edge.cli.terminal import bench_progress, say
 
-    def measure(found: "Design") -> "Measured":
-        say(f"measuring {found.architecture.shape()}; there are at most {MOST_DESIGNS} designs")
-        return measure_design(found, bench_here(bench_progress))
+    def measure(candidate: "Design") -> "Measured":
+        say(f"measuring {candidate.architecture.shape()}; there are at most {MOST_DESIGNS} designs")
+        return measure_design(candidate, bench_here(bench_progress))
 
-    return redesign(limits, find, measure, say)
+    return redesign(limits, search, measure, say)
 
 
 def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",")]
 
 
-def whole_numbers(option: str, text: str) -> list[int]:
+def integers(option: str, text: str) -> list[int]:
     try:
         return [int(word) for word in words(text)]
     except ValueError as error:

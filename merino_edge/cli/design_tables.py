@@ -40,7 +40,7 @@ LAW = (
 
 
 class ScoreTerms(NamedTuple):
-    """How a score is spoken of: in a sentence, in a row of a table, its amounts, what it means."""
+    """The words for a score: in a sentence, in a row of a table, its amounts, what it means."""
 
     name: str
     row: str
@@ -56,7 +56,8 @@ def score_terms(scoring: Scoring) -> ScoreTerms:
 
 
 def print_design(design: Design, profile: DeviceProfile, named: str | None = None) -> None:
-    """What was asked, the table, what was found and how. `named`: what the profile was read by, if not by its id."""
+    """The budgets, the table, the design and how it was found. `named`: how the user named the profile, if not by its
+    id."""
     costs = costs_of(design, profile)
     put(design_budgets(design, profile))
     put(interval_line([costs]))
@@ -68,12 +69,13 @@ def print_design(design: Design, profile: DeviceProfile, named: str | None = Non
     if design.loss_ratio:
         put(loss_line(design.loss_ratio))
     put(f"{heads_line(design.architecture)}; {solver_line(design)}")
-    if told := export_line(design, profile, named or profile.id):
-        put(told)
+    if hint := export_line(design, profile, named or profile.id):
+        put(hint)
 
 
 def export_line(design: Design, profile: DeviceProfile, named: str) -> str:
-    """Where `export` would write another graph than the costs are of: what it must be told. Else empty."""
+    """The options that `export` requires, where without them it would write another graph than the costs are of; else
+    empty."""
     own = graph_dialect(profile) == "portable" or FORMATS[design.precision].grouped
     options = graph_options(profile, named)
     if profile.backend != "onnxruntime" or not own or not options:
@@ -94,7 +96,7 @@ def design_budgets(design: Design, profile: DeviceProfile) -> str:
 
 
 def open_words(design: Design) -> str:
-    """What was left open, if anything, and how it was decided."""
+    """What the search was to choose, if anything, and by what it ranked the choices."""
     considered = design.considered
     if len(considered.vocab) * len(considered.precision) == 1:
         return ""
@@ -105,46 +107,44 @@ def open_words(design: Design) -> str:
 
 def design_table(design: Design, costs: CostModel) -> Table:
     """The design beside OPT-350M, by one cost model. The design has its own thread counts, OPT-350M the single one that
-    the runtime would choose, as in `recommend`. Of the design's latencies and energy the interval too.
+    the runtime would choose, as in `recommend`. The design's latencies and energy have intervals.
     """
     arch, profile = design.architecture, costs.profile
     reference = model("opt-350m").geometry
-    ours, theirs = design.predicted, costs.predict(reference.operators)
+    predicted, opt = design.predicted, costs.predict(reference.operators)
     rows = []
     for budget in BUDGETS_BY_NAME.values():
-        mine, other = budget.of(ours), budget.of(theirs)
-        if mine is not None and other is not None:
-            interval = interval_shown(ours.interval(budget.name), ours.confidence)
-            rows.append([budget.label, *ratio_cells(mine, other, budget.unit, interval)])
-    opt = existing_score(reference, len(arch.blocks), design.scoring)
-    assert opt is not None
+        value, opt_value = budget.of(predicted), budget.of(opt)
+        if value is not None and opt_value is not None:
+            interval = interval_shown(predicted.interval(budget.name), predicted.confidence)
+            rows.append([budget.label, *ratio_cells(value, opt_value, budget.unit, interval)])
+    opt_score = existing_score(reference, len(arch.blocks), design.scoring)
+    assert opt_score is not None
     terms = score_terms(design.scoring)
     rows += [
-        ["weights", *ratio_cells(ours.weight_bytes / BYTES_PER_MB, theirs.weight_bytes / BYTES_PER_MB, "MB")],
-        [
-            f"KV cache at {arch.context} tokens",
-            *ratio_cells(ours.kv_bytes / BYTES_PER_MB, theirs.kv_bytes / BYTES_PER_MB, "MB"),
-        ],
-        [terms.row, terms.amount(design.entropy), terms.amount(opt), f"{opt / design.entropy:.2f}x"],
+        ["weights", *ratio_cells(predicted.weight_bytes / BYTES_PER_MB, opt.weight_bytes / BYTES_PER_MB, "MB")],
+        [f"KV cache at {arch.context} tokens",
+         *ratio_cells(predicted.kv_bytes / BYTES_PER_MB, opt.kv_bytes / BYTES_PER_MB, "MB")],
+        [terms.row, terms.amount(design.entropy), terms.amount(opt_score), f"{opt_score / design.entropy:.2f}x"],
     ]
     return Table(
         columns=[Column("", left=True, wraps=True), Column("this design", wraps=True), Column("OPT-350M"),
                  Column("OPT-350M / design")],
         rows=rows,
-        title=f"Design for {on_backend(profile, profile.name)}, predicted from {ours.provenance} coefficients",
+        title=f"Design for {on_backend(profile, profile.name)}, predicted from {predicted.provenance} coefficients",
         below=[f"{arch.shape()}; vocabulary {arch.vocab}, {design.precision}", SHAPE, terms.meaning],
     )  # fmt: skip
 
 
-def loss_line(found: LossRatio) -> str:
+def loss_line(loss: LossRatio) -> str:
     """What the score means for the loss."""
     def words(ratio: Ratio) -> str:
         return f"{ratio.value:.4f} [{ratio.low:.4f}, {ratio.high:.4f}]"
 
-    uniform = "no plain uniform decoder keeps these budgets" if found.uniform is None else (
-        f"{words(found.uniform)} of the best plain uniform decoder's within the same budgets")  # fmt: skip
+    uniform = "no plain uniform decoder keeps these budgets" if loss.uniform is None else (
+        f"{words(loss.uniform)} of the best plain uniform decoder's within the same budgets")  # fmt: skip
     return (
-        f"predicted loss, equal training: {words(found.opt_350m)} of OPT-350M's geometry, {uniform}; in brackets"
+        f"predicted loss, equal training: {words(loss.opt_350m)} of OPT-350M's geometry, {uniform}; in brackets"
         " with the law's constants at the ends of their 95 % intervals"
     )
 
@@ -156,8 +156,8 @@ def measured_line(measured: Measured) -> str:
     return f"measured here with random weights: {latencies}, memory {measured.memory_mb:,.0f} MB{flags}{tried}"
 
 
-def ratio_cells(mine: float, other: float, unit: str, interval: str = "") -> list[str]:
-    return [f"{number(mine)} {unit}{interval}", f"{number(other)} {unit}", f"{other / mine:.2f}x"]
+def ratio_cells(value: float, reference: float, unit: str, interval: str = "") -> list[str]:
+    return [f"{number(value)} {unit}{interval}", f"{number(reference)} {unit}", f"{reference / value:.2f}x"]
 
 
 def number(value: float) -> str:
@@ -167,7 +167,7 @@ def number(value: float) -> str:
 
 def solver_line(design: Design) -> str:
     solver = design.solver
-    below = solver.gap / (1 + solver.gap)  # the gap is a share of what was found, and may be above 1
+    below = solver.gap / (1 + solver.gap)  # the gap is relative to the design's score, and may be above 1
     if solver.gap < 1e-6:
         most = "comparison score" if open_words(design) else score_terms(design.scoring).name
         rescaled = f"the rescaled budgets: {options_line(design.searched)}"
@@ -192,13 +192,16 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def recommendation_table(found: Recommendation, profile: DeviceProfile) -> Table:
-    """Our designs first, then every model of the zoo in the preferred format that fits, else the nearest."""
-    provenance = found.candidates[0].chosen.predicted.provenance
-    fitting = sum(candidate.fits for candidate in found.candidates)  # they come first
+def recommendation_table(recommendation: Recommendation, profile: DeviceProfile) -> Table:
+    """The designs first, then every model of the zoo in the preferred format that fits, else the nearest."""
+    provenance = recommendation.candidates[0].chosen.predicted.provenance
+    fitting = sum(candidate.fits for candidate in recommendation.candidates)  # they come first
     return Table(
         columns=COLUMNS,
-        rows=[*map(our_cells, found.ours), *(candidate_cells(candidate, found) for candidate in found.candidates)],
+        rows=[
+            *map(design_cells, recommendation.ours),
+            *(candidate_cells(candidate, recommendation) for candidate in recommendation.candidates),
+        ],
         title=f"Models for {on_backend(profile, profile.name)}, predicted from {provenance} coefficients",
         below=[
             f"{EFFECTIVE}: {LAW}",
@@ -206,16 +209,16 @@ def recommendation_table(found: Recommendation, profile: DeviceProfile) -> Table
             " sources are not quite comparable. Designs are untrained, so they have none.",
         ],
         dropped=["formats that fit", "params M", "prefill ms", EFFECTIVE],
-        lines_after=[len(found.ours) - 1, len(found.ours) + fitting - 1],
+        lines_after=[len(recommendation.ours) - 1, len(recommendation.ours) + fitting - 1],
     )  # fmt: skip
 
 
-def our_cells(our: Ours) -> list[str]:
-    if our.design is None:
-        return ["our design", our.precision, *["-"] * 6, "none", our.reason]
-    cost = our.design.predicted
-    score = f"{our.design.entropy / 1e6:,.1f}"
-    return ["our design", our.precision, *cost_columns(cost), score, "", our.precision, "fits"]
+def design_cells(row: Ours) -> list[str]:
+    if row.design is None:
+        return ["our design", row.precision, *["-"] * 6, "none", row.reason]
+    cost = row.design.predicted
+    score = f"{row.design.entropy / 1e6:,.1f}"
+    return ["our design", row.precision, *cost_columns(cost), score, "", row.precision, "fits"]
 
 
 def cost_columns(cost: Predicted) -> list[str]:
@@ -225,7 +228,7 @@ def cost_columns(cost: Predicted) -> list[str]:
     ]  # fmt: skip
 
 
-def candidate_cells(candidate: Candidate, found: Recommendation) -> list[str]:
+def candidate_cells(candidate: Candidate, recommendation: Recommendation) -> list[str]:
     model, verdict = candidate.model, candidate.chosen
     cost, score = verdict.predicted, model.ranking_score()
     fitting = [each.precision for each in candidate.verdicts if each.fits and candidate.long_enough]
@@ -236,58 +239,58 @@ def candidate_cells(candidate: Candidate, found: Recommendation) -> list[str]:
         "-" if candidate.entropy is None else f"{candidate.entropy / 1e6:,.1f}",
         "" if score is None else f"{score:.1f}",
         " ".join(fitting) or "none",
-        "fits" if candidate.fits else reasons(candidate, verdict, found),
+        "fits" if candidate.fits else reasons(candidate, verdict, recommendation),
     ]
 
 
-def reasons(candidate: Candidate, verdict: Verdict, found: Recommendation) -> str:
+def reasons(candidate: Candidate, verdict: Verdict, recommendation: Recommendation) -> str:
     """Each thing that fails and by how much, e.g. `decode 120 of 50 ms (2.4x)`."""
-    said = []
+    failing = []
     if not candidate.long_enough:
-        said.append(f"context {candidate.model.geometry.context} of {found.context}")
+        failing.append(f"context {candidate.model.geometry.context} of {recommendation.context}")
     for name, share in verdict.over.items():
         budget = BUDGETS_BY_NAME[name]
-        used, limit = amount(budget, verdict.predicted), found.budget[name]
+        used, limit = amount(budget, verdict.predicted), recommendation.budget[name]
         excess = f"{share:.1f}x" if share >= 1.1 else f"+{100 * (share - 1):.1f} %"
-        said.append(f"{budget.title} {used:,.4g} of {limit:,g} {budget.unit} ({excess})")
+        failing.append(f"{budget.title} {used:,.4g} of {limit:,g} {budget.unit} ({excess})")
     if verdict.refused:
-        said.append(verdict.refused)
-    return "; ".join(said)
+        failing.append(verdict.refused)
+    return "; ".join(failing)
 
 
-def budgets_line(found: Recommendation, profile: DeviceProfile) -> str:
-    """What was asked, and what the verdicts hold for."""
-    tokens = lengths_words(found.context, found.prompt, found.kv)
-    verdicts = found.candidates[0].verdicts
-    board = f"{on_backend(profile, found.device)}{other_backends(profile)}"
+def budgets_line(recommendation: Recommendation, profile: DeviceProfile) -> str:
+    """The budgets, and what the verdicts hold for."""
+    tokens = lengths_words(recommendation.context, recommendation.prompt, recommendation.kv)
+    verdicts = recommendation.candidates[0].verdicts
+    board = f"{on_backend(profile, recommendation.device)}{other_backends(profile)}"
     return (
-        f"budgets for {board}: {options_line(found.budget)}; {tokens}\n"
-        + intervals_of(profile, found, [(each.precision, each.predicted) for each in verdicts])
+        f"budgets for {board}: {options_line(recommendation.budget)}; {tokens}\n"
+        + intervals_of(profile, recommendation, [(each.precision, each.predicted) for each in verdicts])
     )
 
 
 def intervals_of(
-    profile: DeviceProfile, found: Recommendation | Front, predicted: Sequence[tuple[str, Predicted]]
+    profile: DeviceProfile, result: Recommendation | Front, predicted: Sequence[tuple[str, Predicted]]
 ) -> str:
     """predicted: one prediction in each format."""
     confidence = next((cost.confidence for _, cost in predicted if cost.confidence), DEFAULT_CONFIDENCE)
-    shapes = [InferenceShape(precision, found.context, found.prompt, found.kv) for precision, _ in predicted]
+    shapes = [InferenceShape(precision, result.context, result.prompt, result.kv) for precision, _ in predicted]
     return interval_line([cost_model(profile, shape, confidence) for shape in shapes])
 
 
-def front_table(found: Front, profile: DeviceProfile) -> Table:
+def front_table(front: Front, profile: DeviceProfile) -> Table:
     """A row per point of the front, then the models that exist."""
-    axis, provenance = BUDGETS_BY_NAME[found.against], found.points[0].predicted.provenance
-    board = on_backend(profile, found.device_name)
-    proved = all(point.solver.gap < 1e-6 for point in found.points)
+    axis, provenance = BUDGETS_BY_NAME[front.against], front.points[0].predicted.provenance
+    board = on_backend(profile, front.device_name)
+    proved = all(point.solver.gap < 1e-6 for point in front.points)
     points = [
         [
-            point.architecture.shape(), f"{point.budget[found.against]:,g}", *cost_cells(point.predicted),
+            point.architecture.shape(), f"{point.budget[front.against]:,g}", *cost_cells(point.predicted),
             f"{point.entropy / 1e6:,.1f}",
         ]
-        for point in found.points
+        for point in front.points
     ]  # fmt: skip
-    models = [[mark.name, "", *cost_cells(mark.predicted), f"{mark.entropy / 1e6:,.1f}"] for mark in found.models]
+    models = [[mark.name, "", *cost_cells(mark.predicted), f"{mark.entropy / 1e6:,.1f}"] for mark in front.models]
     return Table(
         columns=[
             Column("decoder", left=True, wraps=True), Column(f"limit, {axis.title} {axis.unit}"),
@@ -296,7 +299,7 @@ def front_table(found: Front, profile: DeviceProfile) -> Table:
         rows=[*points, *models],
         title=f"Most effective weights for {board} against {axis.option}, predicted from {provenance} coefficients",
         below=[
-            f"{found.precision}, vocabulary {found.vocab}, {lengths_words(found.context, found.prompt, found.kv)}",
+            f"{front.precision}, vocabulary {front.vocab}, {lengths_words(front.context, front.prompt, front.kv)}",
             *(["each point is proved: no decoder of the space scores more within its limit"] if proved else []),
             SHAPE, f"{EFFECTIVE}: {LAW}",
         ],

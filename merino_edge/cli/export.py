@@ -101,16 +101,17 @@ def print_export(done: "Exported", request: "ExportRequest", verbose: bool) -> N
     elif done.matrices:
         put(f"{matrices_line(done.matrices)}; --verbose lists them")
     if text and done.perplexity:
-        read = done.perplexity
-        put(f"perplexity {read.perplexity:.3f} over {read.tokens} tokens of {text.name}, in the board's runtime")
+        perplexity, tokens = done.perplexity.perplexity, done.perplexity.tokens
+        put(f"perplexity {perplexity:.3f} over {tokens} tokens of {text.name}, in the board's runtime")
 
 
 def lost_words(done: "Exported") -> str:
-    found = done.divergence
-    assert found is not None
+    divergence = done.divergence
+    assert divergence is not None
+    lost = divergence.answers - divergence.kept
     return (
-        f"warning: {done.bundle.precision} loses {found.answers - found.kept} of {found.answers} answers of"
-        f" {done.bundle.name}; {done.instead} does not"
+        f"warning: {done.bundle.precision} loses {lost} of {divergence.answers} answers of {done.bundle.name};"
+        f" {done.instead} does not"
     )
 
 

@@ -136,7 +136,7 @@ def asked_on_terminal(node: Path) -> Callable[[str], str]:
 
 
 def show_flashed(done: "list[Flashed]", dry_run: bool, as_json: bool) -> None:
-    """The summary on stdout, what boards had to say on stderr."""
+    """The summary on stdout, the boards' notes and errors on stderr."""
     from merino_edge.cli.record_tables import flashed_json, flashed_table
     from merino_edge.cli.tables import show
     from merino_runtime.io.visible import visible

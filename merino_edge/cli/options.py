@@ -102,7 +102,7 @@ def parse_confidence(text: str) -> float:
 
 def parse_percent(option: str, text: str, allowed: str) -> float:
     """"5%" -> 0.05, below 1. The sign is required: 0.05 could mean two things."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
-    if not found or not 0 <= float(found.group(1)) < 100:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
+    if not match or not 0 <= float(match.group(1)) < 100:
         raise typer.BadParameter(f"{text!r} is not allowed: choose {allowed}", param_hint=option)
-    return float(found.group(1)) / 100
+    return float(match.group(1)) / 100

@@ -87,7 +87,7 @@ def generate_there(
 def chat_there(
     host: str, accept_new: bool, root: str | None, bundle: str, options: Sequence[str], as_json: bool
 ) -> int:
-    """A talk with the model on the board; what is typed and shown is here -> the exit code."""
+    """A chat with the model on the board, typed and shown here -> the exit code."""
     from merino_edge.cli.terminal import say
     from merino_edge.delivery.ssh.programs import INSTALLED
     from merino_edge.delivery.ssh.talk import TalkThere, opened
@@ -163,8 +163,8 @@ def choose_and_measure(
     if host is None:
         return measured_designs(profile, number, bench_here(bench_progress), say)
     with boards_progress() as tell:
-        told = lambda name, done, total: tell(host, f"copying {name}" if total else name, done, total)  # noqa: E731
-        return measured_designs(profile, number, bench_on(parse_address(host), accept_new, say, told), say)
+        progress = lambda name, done, total: tell(host, f"copying {name}" if total else name, done, total)  # noqa: E731
+        return measured_designs(profile, number, bench_on(parse_address(host), accept_new, say, progress), say)
 
 
 def device_there(host: str, accept_new: bool) -> str:
@@ -176,9 +176,9 @@ def device_there(host: str, accept_new: bool) -> str:
         facts = on_board(host, accept_new, facts_of)
     from merino_edge.delivery.ssh.board import profile_of
 
-    found = profile_of(host, facts)
-    say(f"{host} is a {found.name}: --device {found.id}")
-    return found.id
+    profile = profile_of(host, facts)
+    say(f"{host} is a {profile.name}: --device {profile.id}")
+    return profile.id
 
 
 def chosen_device(device: str | None, ssh: str | None, accept_new: bool) -> str:

@@ -53,7 +53,7 @@ def joined_name(name: str) -> str:
 
 
 def bench_table(records: Sequence[dict[str, Any]]) -> Table:
-    """A row per figure, the bundles side by side: of each its prefill and its decode record."""
+    """A row per figure, a column per bundle, from the bundle's prefill record and its decode record."""
     names = list(dict.fromkeys(record["bundle"] for record in records))
     by_name = {name: [record for record in records if record["bundle"] == name] for name in names}
     rows = []
@@ -113,10 +113,11 @@ def compare_table(comparison: "Comparison") -> Table:
     for pair in comparison.pairs:
         ratio = pair.ratio
         interval = "-" if ratio is None or ratio.low is None else f"{ratio.low:.3f} .. {ratio.high:.3f}"
-        said = f"{pair.verdict} ({pair.reason})" if pair.reason else pair.verdict
+        verdict = f"{pair.verdict} ({pair.reason})" if pair.reason else pair.verdict
         rows.append([
             pair.bundle, pair.engine, pair.precision, pair.test, f"{pair.threads or '-'}",
-            _speed(pair.a_tok_s), _speed(pair.b_tok_s), "-" if ratio is None else f"{ratio.value:.3f}", interval, said,
+            _speed(pair.a_tok_s), _speed(pair.b_tok_s), "-" if ratio is None else f"{ratio.value:.3f}", interval,
+            verdict,
         ])  # fmt: skip
     limits = f"{LEVEL:.0%} interval over processes; below {SMALLEST_DIFFERENCE:.0%} is no difference"
     return Table(COLUMNS, rows, title="B against A", below=[limits], dropped=["threads", "engine", "A tok/s", "format"])
@@ -159,22 +160,22 @@ def flashed_json(one: "Flashed") -> dict[str, Any]:
 def measured_ms(one: "Flashed") -> dict[str, float]:
     from merino_edge.report.series import series_of
 
-    found = {}
+    medians = {}
     for series in series_of(one.records)[:1]:
         for what, row in (("prefill", series.prefill), ("decode", series.decode)):
             if row is not None and row.ms_p50 is not None:
-                found[what] = row.ms_p50
-    return found
+                medians[what] = row.ms_p50
+    return medians
 
 
 def predicted_ms(one: "Flashed") -> dict[str, float]:
-    """For the board's profile; nothing where no profile names it."""
+    """By the board's profile; empty where no profile names the board."""
     from merino_edge.report.series import series_of
     from merino_edge.report.summary import predictions
 
     profile = one.facts.profile if one.facts else None
-    found = predictions(series_of(one.records)[:1], profile) if profile else []
-    return {each.what: each.predicted for each in found if each.what in SPEEDS}
+    predicted = predictions(series_of(one.records)[:1], profile) if profile else []
+    return {each.what: each.predicted for each in predicted if each.what in SPEEDS}
 
 
 def _row(one: "Flashed") -> list[str]:

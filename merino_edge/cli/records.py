@@ -24,13 +24,13 @@ def compare(
     from merino_edge.records.compare import check_not_slower, compare_files
 
     share = None if fail_if_slower is None else parse_percent("--fail-if-slower", fail_if_slower, ALLOWED_LOSS)
-    found = compare_files(before, after, say)
+    comparison = compare_files(before, after, say)
     if as_json:
-        print(found.to_json(), end="")
+        print(comparison.to_json(), end="")
     else:
-        print_comparison(found)
+        print_comparison(comparison)
     if share is not None:
-        check_not_slower(found, share)
+        check_not_slower(comparison, share)
 
 
 def report(

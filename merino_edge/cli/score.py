@@ -1,4 +1,4 @@
-"""`merino-edge score`: what each score says of any decoder, and what it would cost on a board."""
+"""`merino-edge score`: every score of any decoder, and its predicted costs on a board."""
 
 import json
 from typing import TYPE_CHECKING, Annotated
@@ -38,9 +38,9 @@ def score(
     from merino_edge.export.geometry import describe
 
     names = list(SCORES) if score is None else [score_named(score).name]
-    found = [describe(source) for source in sources]
+    decoders = [describe(source) for source in sources]
     profile = board(device, say, backend) if device else None
-    costs = [costs_of(profile, each.geometry, context, prompt) if profile else {} for each in found]
+    costs = [costs_of(profile, each.geometry, context, prompt) if profile else {} for each in decoders]
     rows = [
         {
             "source": source, "name": each.name, "shape": each.geometry.shape(),
@@ -51,15 +51,15 @@ def score(
             },
             "predicted": {precision: predicted.model_dump() for precision, predicted in cost.items()},
         }
-        for source, each, cost in zip(sources, found, costs, strict=True)
+        for source, each, cost in zip(sources, decoders, costs, strict=True)
     ]  # fmt: skip
     if as_json:
-        device_said = {"device": profile.id, "backend": profile.backend} if profile else {}
-        print(json.dumps({"schema": SCHEMA, **device_said, "sources": rows}, indent=1))
+        target = {"device": profile.id, "backend": profile.backend} if profile else {}
+        print(json.dumps({"schema": SCHEMA, **target, "sources": rows}, indent=1))
         return
     show(score_table(rows, names))
     if profile:
-        show(cost_table([each.name for each in found], costs, profile))
+        show(cost_table([each.name for each in decoders], costs, profile))
 
 
 def costs_of(

@@ -1,8 +1,8 @@
 """How a table is laid out: aligned text for pipes and files; on a terminal within its width, words kept whole. And the
 tables of boards.
 
-What must not be cut never is: a column wraps only at spaces, and only where it is said to. Columns of lesser worth are
-left out before that is not enough, and a line says which."""
+No word is cut: a column wraps only at spaces, and only if its `wraps` is set. Where that is not enough, the table
+leaves out its `dropped` columns, and a line below names them."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -58,7 +58,7 @@ def show(*tables: Table) -> None:
 
 
 def shown(table: Table) -> Table:
-    """With names that steer no terminal: they come from files and boards."""
+    """The table without control characters: its names come from files and boards."""
     columns = [column._replace(title=visible_text(column.title)) for column in table.columns]
     rows = [[visible_text(cell) for cell in row] for row in table.rows]
     below = [visible_text(line) for line in table.below]
@@ -95,8 +95,8 @@ def fitted(table: Table, width: int) -> tuple[Table, list[int]]:
         while total(widths) > width and (wider := [place for place in group if widths[place] > floors[place]]):
             widths[max(wider, key=widths.__getitem__)] -= 1
     rows = [[row[place] for place in kept] for row in table.rows]
-    said = [f"no room for the columns {', '.join(missing)}: a pipe shows them all"] if missing else []
-    return table._replace(columns=columns, rows=rows, below=[*table.below, *said]), widths
+    note = [f"no room for the columns {', '.join(missing)}: a pipe shows them all"] if missing else []
+    return table._replace(columns=columns, rows=rows, below=[*table.below, *note]), widths
 
 
 def cells_of(table: Table, place: int) -> list[str]:
@@ -126,15 +126,15 @@ def drawn(table: Table, widths: Sequence[int]) -> "RichTable":
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    found = RichTable(
+    rich_table = RichTable(
         title=Text(table.title), title_justify="left", caption=Text("\n".join(table.below)) if table.below else None,
         caption_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0),
     )  # fmt: skip
     for column, width in zip(table.columns, widths, strict=True):
-        found.add_column(Text(column.title), justify="left" if column.left else "right", width=width)
+        rich_table.add_column(Text(column.title), justify="left" if column.left else "right", width=width)
     for number, row in enumerate(table.rows):
-        found.add_row(*map(Text, row), end_section=number in table.lines_after)
-    return found
+        rich_table.add_row(*map(Text, row), end_section=number in table.lines_after)
+    return rich_table
 
 
 SHAPE = (
@@ -149,24 +149,24 @@ def on_backend(profile: DeviceProfile, name: str) -> str:
 
 
 def other_backends(profile: DeviceProfile) -> str:
-    """How to ask for the costs in the board's other backends; nothing where it has one alone."""
+    """The options that give the costs in the board's other backends; empty where it has one backend."""
     others = [f"--backend {name}" for name in profile.backends if name != profile.backend]
     return f" ({', '.join(others)} for the other)" if others else ""
 
 
 def interval_line(costs: "Sequence[CostModel]") -> str:
-    """What the limits on latency and energy hold for, by one cost model per weight format."""
-    said = []
+    """How the limits on latency and energy are judged, by one cost model per weight format."""
+    notes = []
     if any(each.decode_factors or each.prefill_factors for each in costs):
         share = percent(costs[0].confidence)
-        said.append(f"the upper bound of each {share} prediction interval must meet its latency or energy budget")
+        notes.append(f"the upper bound of each {share} prediction interval must meet its latency or energy budget")
     for each in costs:
         factors = {"decode": each.decode_factors, "prefill": each.prefill_factors}
         without = [phase for phase, known in factors.items() if known is None]
         if without:
             which = "no interval" if len(without) == len(factors) else f"no {without[0]} interval"
-            said.append(f"{which}: {each.on.why_no_interval()}")
-    return "; ".join(dict.fromkeys(said))
+            notes.append(f"{which}: {each.on.why_no_interval()}")
+    return "; ".join(dict.fromkeys(notes))
 
 
 def interval_shown(interval: Interval | None, confidence: float | None = None) -> str:

@@ -1,6 +1,6 @@
-"""The workstation's terminal: talk and progress on stderr, tables on stdout.
+"""The workstation's terminal: messages and progress on stderr, tables on stdout.
 
-rich is imported when something is drawn, so that commands which draw nothing answer at once.
+rich is imported when something is drawn, so that commands which draw nothing start at once.
 """
 
 import sys
@@ -27,7 +27,7 @@ def say(text: str) -> None:
 
 
 def put(text: str) -> None:
-    """A result for people on stdout: names in it come from files and boards, and steer no terminal."""
+    """A result for people on stdout, without control characters: names in it come from files and boards."""
     print(wrapped(visible_text(text), sys.stdout))
 
 
@@ -105,7 +105,7 @@ def counting(auto_refresh: bool = True, ends: bool = True) -> "Iterator[Progress
 
 @contextmanager
 def solving_progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on stderr that moves by one each time it is told what comes next; nothing without a terminal."""
+    """A bar on stderr that moves by one at each call, which names what comes next; nothing without a terminal."""
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
@@ -118,7 +118,7 @@ def solving_progress(total: int) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def boards_progress() -> Iterator[Callable[[str, str, int, int], None]]:
-    """A bar per board, as `flash_all` tells them; without a terminal a line at each step."""
+    """A bar per board, as `flash_all` reports them; without a terminal a line at each step."""
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 

@@ -1,4 +1,4 @@
-"""The command `merino-edge train`. What is wrong with a path or a figure is said before torch is loaded."""
+"""The command `merino-edge train`. A wrong path or figure is reported before torch is loaded."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -167,18 +167,18 @@ def train(
 
 
 def plan_of(source: str) -> Begin | None:
-    """Of a file that describes a model to build; None for a model that is there, or on the hub. Loads no torch. Raises
-    MerinoError where it is neither."""
+    """The model that a design or an architecture describes; None for a source that has weights, here or on the hub.
+    Loads no torch. Raises MerinoError where it is neither."""
     from merino_edge.design.design_file import Design, model_name, read_plan
     from merino_edge.export.request import Plan, find_source
 
     path = Path(source)
-    found = Plan(path, read_plan(path)) if path.suffix == ".json" else find_source(source)
-    if not isinstance(found, Plan):
+    resolved = Plan(path, read_plan(path)) if path.suffix == ".json" else find_source(source)
+    if not isinstance(resolved, Plan):
         return None
-    design = found.content if isinstance(found.content, Design) else None
-    arch = design.architecture if design else found.content
-    return Begin(model_name(found.path, found.content), arch, design)
+    design = resolved.content if isinstance(resolved.content, Design) else None
+    arch = design.architecture if design else resolved.content
+    return Begin(model_name(resolved.path, resolved.content), arch, design)
 
 
 def pretrained_of(source: str, vocab: int | None) -> Begin:
@@ -186,20 +186,20 @@ def pretrained_of(source: str, vocab: int | None) -> Begin:
     from merino_edge.export.source import load_source
     from merino_edge.training.pretrained import Pretrained
 
-    found = load_source(source, say=say)
-    if found.tokenizer is None or found.weights != "trained":
+    loaded = load_source(source, say=say)
+    if loaded.tokenizer is None or loaded.weights != "trained":
         raise MerinoError(
-            f"{source} has {'no tokenizer' if found.tokenizer is None else 'random weights'}, so it cannot be"
+            f"{source} has {'no tokenizer' if loaded.tokenizer is None else 'random weights'}, so it cannot be"
             " fine-tuned: give the checkpoint that it was exported from, or train its design"
         )
-    if vocab is not None and vocab != found.arch.vocab:
-        raise MerinoError(f"--vocab {vocab} is not the model's, {found.arch.vocab}: leave it out")
-    pretrained = Pretrained(found.model, found.tokenizer, found.chat, found.stop_ids)
-    return Begin(found.name, found.arch, found.design, pretrained)
+    if vocab is not None and vocab != loaded.arch.vocab:
+        raise MerinoError(f"--vocab {vocab} is not the model's, {loaded.arch.vocab}: leave it out")
+    pretrained = Pretrained(loaded.model, loaded.tokenizer, loaded.chat, loaded.stop_ids)
+    return Begin(loaded.name, loaded.arch, loaded.design, pretrained)
 
 
 def teacher_of(what: str) -> "Teacher":
-    """Its files are hashed, its weights are not read yet. Raises MerinoError for what has none."""
+    """Its files are hashed, its weights are not read yet. Raises MerinoError for a design, which has none."""
     from merino_edge.bundles.files import is_bundle
     from merino_edge.export.request import Plan, find_source, published
     from merino_edge.export.source import load_source
@@ -208,14 +208,14 @@ def teacher_of(what: str) -> "Teacher":
     from merino_edge.training.teacher import TaughtModel, Teacher
     from merino_runtime.bundle import sha256_of
 
-    found = find_source(what)
-    if isinstance(found, Plan):
+    resolved = find_source(what)
+    if isinstance(resolved, Plan):
         raise MerinoError(f"--teacher {what} is a design, which has no weights: give a trained model")
-    model = published(found, None)
-    place = fetch(model, say) if model else found
-    assert isinstance(place, Path)
-    names = [CONFIG, *weight_files(place)] if place.is_dir() and not is_bundle(place) else []
-    files = [place / name for name in names] or [place / "bundle.json" if place.is_dir() else place]
+    model = published(resolved, None)
+    path = fetch(model, say) if model else resolved
+    assert isinstance(path, Path)
+    names = [CONFIG, *weight_files(path)] if path.is_dir() and not is_bundle(path) else []
+    files = [path / name for name in names] or [path / "bundle.json" if path.is_dir() else path]
     hashed = sha256(" ".join(sha256_of(str(file)) for file in files).encode()).hexdigest()
 
     def load() -> TaughtModel:

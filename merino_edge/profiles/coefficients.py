@@ -27,7 +27,7 @@ OF_FORMAT = ("load_ms_gb", "mac_ms_g", "scale_ns", "row_ns", "head_row_ns")
 Kind = Literal["calibrated", "published", "datasheet", "estimated"]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)  # strongest first
 Text = Annotated[str, Field(pattern=r"\S")]
-# Far above any board, and so small that no product or quotient of a few figures leaves the range of float64.
+# Far above any board, and so small that no quotient or product of a few figures leaves the range of float64.
 LEAST, MOST = 1e-6, 1e9
 MOST_THREADS = 1024
 ThreadCount = Annotated[int, Field(gt=0, le=MOST_THREADS)]
@@ -152,7 +152,7 @@ class Coefficients(Facts):
     int4_cache: CacheCoefficients | None = None
     groups: GroupCoefficients | None = None
     fp32: FormatCoefficients
-    int8: FormatCoefficients | None = None  # a backend that is too old has no such products
+    int8: FormatCoefficients | None = None  # a backend that is too old has no such matrix multiplications
     int4: FormatCoefficients | None = None
 
     @model_validator(mode="after")
@@ -185,7 +185,7 @@ class Coefficients(Facts):
     def of_caches(self) -> dict[str, tuple[float, ...]]:
         """The lists of the quantised caches that were measured, by the names of `prediction.latency`."""
         caches = {form: getattr(self, f"{form}_cache") for form in QUANTISED_CACHES}
-        return {f"{form}.{name}": getattr(found, name) for form, found in caches.items() if found for name in PAIRS}
+        return {f"{form}.{name}": getattr(cache, name) for form, cache in caches.items() if cache for name in PAIRS}
 
     @property
     def of_groups(self) -> dict[str, tuple[float, ...]]:
@@ -201,8 +201,8 @@ class Coefficients(Facts):
         return tuple(form for form in FORMS if getattr(self, form) is not None)
 
     def of_format(self, form: str) -> FormatCoefficients:
-        found: FormatCoefficients = getattr(self, form)
-        return found
+        coefficients: FormatCoefficients = getattr(self, form)
+        return coefficients
 
 
 FORMS = ("fp32", "int8", "int4")

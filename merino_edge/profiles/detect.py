@@ -1,4 +1,4 @@
-"""Which profile a board has, by the beginning of what its device tree calls it (`/proc/device-tree/model`)."""
+"""Which profile a board has, by the beginning of its device tree's model (`/proc/device-tree/model`)."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -28,5 +28,5 @@ def names_model(beginning: str, model: str) -> bool:
 
 def known_models(profiles: Sequence[DeviceProfile] | None = None) -> list[str]:
     """All beginnings that profiles name, for messages."""
-    found = list_profiles() if profiles is None else profiles
-    return [beginning for profile in found for beginning in profile.device_tree_models]
+    named = list_profiles() if profiles is None else profiles
+    return [beginning for profile in named for beginning in profile.device_tree_models]

@@ -1,4 +1,4 @@
-"""Faults of a device profile in words: the key's path, the value found, what is allowed, the key that was meant."""
+"""Faults of a device profile in words: the key's path, its value, what is allowed, the key that was meant."""
 
 import difflib
 import types
@@ -56,8 +56,8 @@ def _number(raw: Any, path: str) -> float | None:
     return number if usable else None
 
 
-def phrase(kind: str, loc: tuple[int | str, ...], found: Any, message: str) -> str:
-    """One of pydantic's errors in words: the key's path, the value found, what is allowed."""
+def phrase(kind: str, loc: tuple[int | str, ...], value: Any, message: str) -> str:
+    """One of pydantic's errors in words: the key's path, its value, what is allowed."""
     path = path_of(loc)
     if kind == "missing":
         return f"{missing(path)}, must be {_allowed(_at(loc))}"
@@ -67,10 +67,10 @@ def phrase(kind: str, loc: tuple[int | str, ...], found: Any, message: str) -> s
         hint = f" (did you mean {near[0]}?)" if near else ""
         return f"{unknown(path)}{hint}; allowed here: {', '.join(_keys(owner))}"
     if kind in ("model_type", "dict_type", "tuple_type"):
-        return wrong(path, found, f"must be {_allowed(_at(loc))}")
+        return wrong(path, value, f"must be {_allowed(_at(loc))}")
     if kind == "string_pattern_mismatch":
         message = "must be lowercase letters, digits and hyphens" if path == "id" else "must not be empty"
-    return wrong(path, found, in_words(message))
+    return wrong(path, value, in_words(message))
 
 
 def _at(loc: tuple[int | str, ...]) -> Any:

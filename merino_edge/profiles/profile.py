@@ -28,11 +28,11 @@ Cycles = Annotated[float, Field(ge=LEAST, le=MOST)]
 
 
 class CyclesPerWeight(Facts):
-    """Cycles of one core per weight in a product with one row, by the kernel, without the time to read the weights from
-    memory. None: not known.
+    """Cycles of one core per weight in a matrix multiplication with one row, by the kernel, without the time to read
+    the weights from memory. None: not known.
 
     `matmul`: float32. `matmulinteger`: signed weights of 8 bits, one scale per row. `matmulnbits_8`, `matmulnbits_4`:
-    blocks, computed in float32. `matmul4`: 4 bits in this project's own kernels. `attention`: per multiply-add of one
+    groups, computed in float32. `matmul4`: 4 bits in this project's own kernels. `attention`: per multiply-add of one
     query and float32 keys or values; `group_attention`: the same by groups, in this project's kernels.
     """
 
@@ -83,7 +83,7 @@ class OnnxRuntimePerformance(Facts):
 
 
 class TensorRtPerformance(Facts):
-    """Of TensorRT on the GPU, in one power mode. `prediction.tensorrt_costs` says what each figure multiplies."""
+    """Of TensorRT on the GPU, in one power mode. `prediction.tensorrt_costs` defines what each figure multiplies."""
 
     power_mode: Text  # one of power.modes
     read_gb_s: Figure  # weights, keys and values, by the GPU
@@ -144,7 +144,7 @@ class DeviceProfile(Facts):
     id: str = Field(pattern=r"^[a-z0-9-]+$")
     name: Text
     arch: Literal["aarch64", "x86_64", "other"]
-    # Beginnings, in whole words, of what /proc/device-tree/model says on such a board; none: it cannot be told.
+    # Beginnings, in whole words, of /proc/device-tree/model on such a board; none: the board cannot be recognised.
     device_tree_models: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     isa: Annotated[tuple[Isa, ...], Field(strict=False)]
     backend: Backend = Field(default="onnxruntime", alias="default_backend")
@@ -174,12 +174,12 @@ class DeviceProfile(Facts):
         return self.model_copy(update={"backend": name})
 
     def names_model(self, model: str) -> bool:
-        """Whether a board whose device tree says `model` is this one."""
+        """Whether a board with this model in its device tree is this one."""
         return any(re.match(re.escape(one) + r"(?!\w)", model) for one in self.device_tree_models)
 
     def figure(self, path: str) -> Figure | None:
         """The figure at a dotted path of the file; None where the profile has none there."""
-        found: Any = self
+        node: Any = self
         for key in path.split("."):
-            found = getattr(found, key, None)
-        return found if isinstance(found, Figure) else None
+            node = getattr(node, key, None)
+        return node if isinstance(node, Figure) else None

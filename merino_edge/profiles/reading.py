@@ -20,7 +20,7 @@ from merino_runtime.io.json_file import TOO_DEEP, check_depth, read_text
 
 TOML = "a TOML file"
 REMEDY = "Give the path of a device profile, a TOML file."
-LARGEST_BYTES = 2**20  # the longest profile of ours has 20 kB
+LARGEST_BYTES = 2**20  # the longest shipped profile has 20 kB
 
 
 def load_profile(id_or_path: str | Path) -> DeviceProfile:

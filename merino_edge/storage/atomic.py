@@ -1,6 +1,6 @@
 """Outputs of the workstation's commands, written by `merino_runtime.io.outputs`: missing folders are made, inputs kept.
 
-How an output takes its place, and what happens where it cannot be written, is said there.
+That module documents how an output takes its place, and what happens where it cannot be written.
 """
 
 import os

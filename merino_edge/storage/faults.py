@@ -18,11 +18,12 @@ def fault_list(error: ValidationError) -> str:
 
 
 def refuse_other_schema(raw: object, schema: int, origin: str, *again: str) -> None:
-    """Under another schema a list of wrong keys would mean nothing. again: the command that makes the file."""
-    found = raw.get("schema", schema) if isinstance(raw, dict) else schema
-    if isinstance(found, int) and found != schema:
+    """Raises MerinoError for a file of another schema, of which a list of wrong keys would mean nothing. again: the
+    command that makes the file."""
+    version = raw.get("schema", schema) if isinstance(raw, dict) else schema
+    if isinstance(version, int) and version != schema:
         raise MerinoError(
-            f"{origin} has schema {shortened(str(found))}, this version reads schema {schema}: make it again, "
+            f"{origin} has schema {shortened(str(version))}, this version reads schema {schema}: make it again, "
             f"`{shlex.join(again)}`"
         )
 
@@ -42,15 +43,15 @@ def fault(detail: object) -> str:
 
 
 def in_words(message: str) -> str:
-    """What pydantic says of a value, as `must be at least 1`."""
+    """Pydantic's message about a value, as `must be at least 1`."""
     message = message.removeprefix("Value error, ")
-    for theirs, words in WORDS:
-        message = message.replace(theirs, words)
+    for original, words in WORDS:
+        message = message.replace(original, words)
     return f"{message[0].lower()}{message[1:]}"
 
 
 def one_line(error: Exception) -> str:
-    """What another library's error says, without line breaks and not longer than a message may be."""
+    """Another library's error, without line breaks and not longer than a message may be."""
     return shortened(" ".join(str(error).split()) or type(error).__name__, 500)
 
 
