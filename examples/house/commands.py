@@ -36,14 +36,14 @@ class Sample:
 
 @cache
 def families() -> tuple[Family, ...]:
-    found = []
+    every = []
     for head, templates in blocks("commands").items():
         kind, tool, form, modes, *rest = head.split()
         domains, _, only = (rest[0] if rest else "").partition(":")
         listed = tuple(domains.split(",")) if domains else TOOLS[tool.partition("=")[0]][0]
         listed = tuple(domain for domain in listed if domain != "scene" or "s" in modes)
-        found.append(Family(kind.rstrip("!"), tool, form == "imp", modes, listed, only, templates, kind.endswith("!")))
-    return tuple(found)
+        every.append(Family(kind.rstrip("!"), tool, form == "imp", modes, listed, only, templates, kind.endswith("!")))
+    return tuple(every)
 
 
 def value(tool: str, rng: random.Random) -> tuple[str, dict[str, Any]]:

@@ -73,11 +73,11 @@ def judge(cases: list[Case], answer: Answer) -> tuple[Counter[str], Counter[str]
     right: Counter[str] = Counter()
     wrong = []
     for case in cases:
-        said = answer(case.house, case.sentence)
-        if is_right(case, said):
+        text = answer(case.house, case.sentence)
+        if is_right(case, text):
             right[case.kind] += 1
         else:
-            wrong.append({"sentence": case.sentence, "kind": case.kind, "answer": said, "right": case.actions[:3]})
+            wrong.append({"sentence": case.sentence, "kind": case.kind, "answer": text, "right": case.actions[:3]})
     return right, Counter(case.kind for case in cases), wrong
 
 

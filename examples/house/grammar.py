@@ -22,11 +22,11 @@ PIECE = re.compile(r"[()\[\]|;]|<[^>]*>|\{[^}]*\}|[^()\[\]|;<{]+")
 @cache
 def blocks(file: str) -> dict[str, tuple[str, ...]]:
     """The lines of a file of phrases by the head above them."""
-    found: dict[str, tuple[str, ...]] = {}
+    by_head: dict[str, tuple[str, ...]] = {}
     for block in (PHRASES / f"{file}.txt").read_text(encoding="utf-8").split("\n== ")[1:]:
         head, *lines = block.strip().splitlines()
-        found[head.strip()] = tuple(lines)
-    return found
+        by_head[head.strip()] = tuple(lines)
+    return by_head
 
 
 @cache
@@ -72,26 +72,26 @@ def expand(
     template: str, rng: random.Random, rules: Mapping[str, str], slots: Mapping[str, str | Callable[[], str]]
 ) -> str:
     """One sentence of a template. A slot is its text, or what makes it."""
-    found: list[str] = []
-    spell(parse(template), rng, rules, slots, found)
-    return " ".join("".join(found).split())
+    parts: list[str] = []
+    spell(parse(template), rng, rules, slots, parts)
+    return " ".join("".join(parts).split())
 
 
-def spell(node: Node, rng: random.Random, rules: Mapping[str, str], slots: Mapping[str, Any], found: list[str]) -> None:
+def spell(node: Node, rng: random.Random, rules: Mapping[str, str], slots: Mapping[str, Any], parts: list[str]) -> None:
     kind, held = node
     if kind == "text":
-        found.append(held)
+        parts.append(held)
     elif kind == "slot":
         value = slots[held]
-        found.append(value if isinstance(value, str) else value())
+        parts.append(value if isinstance(value, str) else value())
     elif kind == "rule":
-        spell(parse(rules[held]), rng, rules, slots, found)
+        spell(parse(rules[held]), rng, rules, slots, parts)
     elif kind == "one":
-        spell(rng.choice(held), rng, rules, slots, found)
+        spell(rng.choice(held), rng, rules, slots, parts)
     elif kind == "all":
         for inner in held:
-            spell(inner, rng, rules, slots, found)
+            spell(inner, rng, rules, slots, parts)
     else:
         for inner in rng.sample(held, len(held)):
-            found.append(" ")
-            spell(inner, rng, rules, slots, found)
+            parts.append(" ")
+            spell(inner, rng, rules, slots, parts)

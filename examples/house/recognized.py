@@ -76,7 +76,7 @@ def action_of(house: House, intent: str, slots: dict[str, Any]) -> Action | None
         return None
     area = slots.get("area")
     target = named.name if named else f"{area}/{domain}" if area else here_target(house, domain)
-    values = tuple((ours, slots[theirs]) for theirs, ours in VALUES.items() if theirs in slots)
+    values = tuple((argument, slots[slot]) for slot, argument in VALUES.items() if slot in slots)
     return Action(tool, (target,), values) if house.resolve(target) else None
 
 

@@ -137,7 +137,7 @@ def window(device: Device) -> bool:
 def called(name: str, domain: str) -> tuple[str, ...]:
     """What else a device may be called than its name: a part of it, or its kind. The name stands first."""
     parts = name.split()
-    found = [name]
+    names = [name]
     for start in range(1, len(parts)):
         tail = parts[start:]
         if (
@@ -146,16 +146,16 @@ def called(name: str, domain: str) -> tuple[str, ...]:
             or len(tail) > 1
             and tail[0] not in CORE
         ):
-            found.append(" ".join(tail))
-    found += known(name, domain).single
+            names.append(" ".join(tail))
+    names += known(name, domain).single
     owner = next((start + 1 for start, part in enumerate(parts) if part.endswith("'s")), 0)
     if owner:
-        found += [f"{' '.join(parts[:owner])} {kind}" for kind in known(name, domain).single]
+        names += [f"{' '.join(parts[:owner])} {kind}" for kind in known(name, domain).single]
     if domain == "light" and opaque(name):
-        found += [f"{name} light", f"{name} lamp"]
+        names += [f"{name} light", f"{name} lamp"]
     if domain == "media_player" and opaque(name):
-        found.append(f"{name} speaker")
-    return tuple(dict.fromkeys([name, *[part for part in found if part not in CORE]]))
+        names.append(f"{name} speaker")
+    return tuple(dict.fromkeys([name, *[part for part in names if part not in CORE]]))
 
 
 def meant(said: str, house: House, area: str | None = None) -> list[Device]:
@@ -375,11 +375,11 @@ def refer(house: House, domains: Sequence[str], mode: str, rng: random.Random) -
     device = rng.choice(devices)
     if mode == "n":
         how = rng.random()
-        found = one_of(house, device) if how < 0.06 else of_kind(house, device.domain, rng) if how < 0.16 else None
-        found = found or by_name(house, device, rng)
+        reference = one_of(house, device) if how < 0.06 else of_kind(house, device.domain, rng) if how < 0.16 else None
+        reference = reference or by_name(house, device, rng)
     else:
-        found = of_all(house, device.domain, mode, rng)
-    return found
+        reference = of_all(house, device.domain, mode, rng)
+    return reference
 
 
 def several(house: House, domains: Sequence[str], rng: random.Random) -> Reference | None:

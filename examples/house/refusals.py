@@ -54,8 +54,8 @@ def prose_slots(house: House, split: str, rng: random.Random) -> dict[str, str |
 
     def lights() -> str:
         domains = [each.domain for each in house.devices if each.domain not in ("scene", "media_player")] or ["light"]
-        found = refer(house, [rng.choice((*domains, "light"))], rng.choice("aag"), rng)
-        return found.whole if found else "the lights"
+        reference = refer(house, [rng.choice((*domains, "light"))], rng.choice("aag"), rng)
+        return reference.whole if reference else "the lights"
 
     return {
         "thing": thing,
@@ -309,9 +309,9 @@ def missing_domain(house: House, split: str, rng: random.Random) -> Sample | Non
 def negatives(count: int, seed: int) -> list[str]:
     """Distinct sentences that are no commands, from held-out templates and words."""
     rng = random.Random(seed)
-    found: dict[str, None] = {}
-    while len(found) < count:
+    sentences: dict[str, None] = {}
+    while len(sentences) < count:
         house = make_house(rng, "test")
         templates = rng.choice(list(kinds(True).values()))
-        found[expand(rng.choice(templates), rng, rules("test"), prose_slots(house, "test", rng))] = None
-    return list(found)
+        sentences[expand(rng.choice(templates), rng, rules("test"), prose_slots(house, "test", rng))] = None
+    return list(sentences)

@@ -37,12 +37,12 @@ def of_scene(house: House, split: str, rng: random.Random) -> Sample | None:
 def mood_scenes(house: House, keys: str) -> list[Device]:
     """Who goes to bed asks for "good night", not for "movie night"."""
     wanted = set(keys.split(","))
-    found = []
+    scenes = []
     for scene in (each for each in house.devices if each.domain == "scene"):
         spoken = set(scene.name.split())
         if wanted & (spoken if "good" in spoken or len(spoken) == 1 else spoken - {"night", "morning"}):
-            found.append(scene)
-    return found
+            scenes.append(scene)
+    return scenes
 
 
 def of_mood(house: House, _: str, rng: random.Random) -> Sample | None:
@@ -127,10 +127,10 @@ VERBS = (
 
 def of_ha(house: House, split: str, rng: random.Random) -> Sample | None:
     """By the templates of Home Assistant."""
-    found = ha_command(house, rng)
-    if found is None:
+    drawn = ha_command(house, rng)
+    if drawn is None:
         return None
-    sentence, action = found
+    sentence, action = drawn
     sentence, times = wrapped(sentence, sentence.split()[0] in VERBS.split(), action.tool, split, rng)
     return Sample(
         house, sentence, Action(action.tool, action.targets, (*action.values, *times.items())), "ha." + action.tool

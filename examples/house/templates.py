@@ -123,7 +123,7 @@ def tool_of(intent: str, domain: str, combination: str) -> str:
 @cache
 def commands() -> tuple[tuple[str, str, str, str], ...]:
     """(tool, domain, mode, template) of what can be mapped. Modes are those of `commands.txt`."""
-    found = []
+    usable = []
     for intent, base in INTENTS.items():
         for block in english()["intents"][intent]["data"]:
             combination = block["metadata"]["slot_combination"]
@@ -147,8 +147,8 @@ def commands() -> tuple[tuple[str, str, str, str], ...]:
                 kept = [
                     each for each in block["sentences"] if each != "[<the>] {name}" and "color_temperature" not in each
                 ]
-                found += [(tool, domain, mode, template) for template in kept]
-    return tuple(found)
+                usable += [(tool, domain, mode, template) for template in kept]
+    return tuple(usable)
 
 
 def ha_command(house: House, rng: random.Random) -> tuple[str, Action] | None:
@@ -237,7 +237,7 @@ def cover_class(devices: list[Device], rng: random.Random) -> str | None:
 
 @cache
 def questions() -> tuple[tuple[str, str], ...]:
-    found = []
+    pairs = []
     for intent in QUESTIONS:
         listed = [
             template
@@ -245,8 +245,8 @@ def questions() -> tuple[tuple[str, str], ...]:
             for template in block["sentences"]
             if "timer_command" not in template
         ]
-        found += [(intent, template) for template in listed]
-    return tuple(found)
+        pairs += [(intent, template) for template in listed]
+    return tuple(pairs)
 
 
 def ha_question(slots: Mapping[str, str | Callable[[], str]], rng: random.Random) -> str | None:
