@@ -74,16 +74,8 @@ def slots_for(ref: Reference, house: House, tool: str, said: str, rng: random.Ra
         "step": lambda: spelled(rng.choice((5, 10, 10, 15, 20, 20, 25, 30, 50)), rng),
         "deg": lambda: rng.choice(
             (
-                "a degree",
-                "one degree",
-                "two degrees",
-                "2 degrees",
-                "three degrees",
-                "3 degrees",
-                "a few degrees",
-                "a couple of degrees",
-                "5 degrees",
-                "some degrees",
+                "a degree", "one degree", "two degrees", "2 degrees", "three degrees", "3 degrees", "a few degrees",
+                "a couple of degrees", "5 degrees", "some degrees",
             )
         ),
         "half": lambda: rng.choice(("half way", "halfway", "half", "to half", "to the half", "to the middle")),
@@ -237,16 +229,7 @@ def said(family: Family, ref: Reference, house: House, split: str, rng: random.R
 
 # How a command begins that has no verb: "could you" does not go with it.
 NOMINAL = (
-    "lights ",
-    "light on",
-    "light off",
-    "light out",
-    "no ",
-    "more ",
-    "less ",
-    "brightness ",
-    "next",
-    "another ",
+    "lights ", "light on", "light off", "light out", "no ", "more ", "less ", "brightness ", "next", "another ",
     "louder",
 )
 
@@ -302,28 +285,9 @@ def when_said(rng: random.Random) -> tuple[str, dict[str, Any]]:
 
 
 WEIGHTS = {
-    "turn_on": 22,
-    "turn_off": 20,
-    "set_brightness": 7,
-    "brighten": 7,
-    "dim": 8,
-    "set_color": 7,
-    "open": 5,
-    "close": 5,
-    "set_position": 5,
-    "lock": 5,
-    "unlock": 4,
-    "set_temperature": 8,
-    "warmer": 5,
-    "cooler": 4,
-    "set_speed": 5,
-    "set_volume": 5,
-    "louder": 6,
-    "quieter": 6,
-    "play": 3,
-    "pause": 4,
-    "next": 3,
-    "start": 6,
+    "turn_on": 22, "turn_off": 20, "set_brightness": 7, "brighten": 7, "dim": 8, "set_color": 7, "open": 5,
+    "close": 5, "set_position": 5, "lock": 5, "unlock": 4, "set_temperature": 8, "warmer": 5, "cooler": 4,
+    "set_speed": 5, "set_volume": 5, "louder": 6, "quieter": 6, "play": 3, "pause": 4, "next": 3, "start": 6,
     "dock": 4,
 }
 

@@ -18,14 +18,7 @@ SPLITS = ("train", "test")
 LONGEST_LISTING = 265
 
 WEIGHTS = {
-    "light": 38,
-    "switch": 15,
-    "cover": 11,
-    "media_player": 12,
-    "climate": 8,
-    "fan": 6,
-    "lock": 5,
-    "vacuum": 4,
+    "light": 38, "switch": 15, "cover": 11, "media_player": 12, "climate": 8, "fan": 6, "lock": 5, "vacuum": 4,
     "scene": 6,
 }
 # The last word that a made-up name of a domain may have: "zorbo lamp".
@@ -61,34 +54,8 @@ def invented(rng: random.Random, split: str) -> str:
         pieces = [
             rng.choice(
                 [
-                    "b",
-                    "d",
-                    "f",
-                    "g",
-                    "h",
-                    "j",
-                    "k",
-                    "l",
-                    "m",
-                    "n",
-                    "p",
-                    "r",
-                    "s",
-                    "t",
-                    "v",
-                    "w",
-                    "z",
-                    "br",
-                    "dr",
-                    "fl",
-                    "gl",
-                    "kr",
-                    "pl",
-                    "sh",
-                    "st",
-                    "tr",
-                    "th",
-                    "qu",
+                    "b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "br", "dr",
+                    "fl", "gl", "kr", "pl", "sh", "st", "tr", "th", "qu",
                 ]
             )
             + rng.choice("aeiou")

@@ -26,18 +26,7 @@ GENERIC = {
 # Without an article of a single thing.
 MASS = {"heating", "heat", "lighting"}
 CORE = {
-    "light",
-    "lights",
-    "fan",
-    "fans",
-    "door",
-    "doors",
-    "lock",
-    "locks",
-    "switch",
-    "switches",
-    "heating",
-    "one",
+    "light", "lights", "fan", "fans", "door", "doors", "lock", "locks", "switch", "switches", "heating", "one",
     "maker",
 }
 COOLING = {"ac", "conditioner", "conditioning", "split", "pump"}
@@ -317,13 +306,8 @@ def of_all(house: House, domain: str, mode: str, rng: random.Random) -> Referenc
         return None
     place = rng.choice(
         (
-            "in the house",
-            "everywhere",
-            "in the whole house",
-            "in every room",
-            "in all rooms",
-            "throughout the house",
-            "in all the rooms",
+            "in the house", "everywhere", "in the whole house", "in every room", "in all rooms",
+            "throughout the house", "in all the rooms",
         )
     )
     det, noun, many = rng.choice(("all the", "all", "all of the", "every", "every single", "all my")), word[0], True

@@ -97,18 +97,8 @@ def missing(house: House, split: str, rng: random.Random) -> Sample | None:
     how = rng.random()
     domain = rng.choice(
         [
-            "light",
-            "light",
-            "light",
-            "switch",
-            "switch",
-            "fan",
-            "cover",
-            "lock",
-            "climate",
-            "media_player",
-            "media_player",
-            "vacuum",
+            "light", "light", "light", "switch", "switch", "fan", "cover", "lock", "climate", "media_player",
+            "media_player", "vacuum",
         ]
     )
     if how < 0.45:
@@ -150,22 +140,8 @@ def alike(house: House, ghost: Device) -> bool:
 
 # Words that do not tell two lights of a house apart for all speakers.
 SAME_THING = {
-    "ceiling",
-    "overhead",
-    "main",
-    "big",
-    "light",
-    "lights",
-    "lamp",
-    "wall",
-    "hanging",
-    "pendant",
-    "bed",
-    "bedside",
-    "night",
-    "reading",
-    "table",
-    "desk",
+    "ceiling", "overhead", "main", "big", "light", "lights", "lamp", "wall", "hanging", "pendant", "bed", "bedside",
+    "night", "reading", "table", "desk",
 }
 
 

@@ -138,12 +138,7 @@ def of_ha(house: House, split: str, rng: random.Random) -> Sample | None:
 
 
 MAKERS: Mapping[Callable[[House, str, random.Random], Sample | None], float] = {
-    of_family: 0.74,
-    of_ha: 0.08,
-    of_scene: 0.05,
-    of_mood: 0.03,
-    of_use: 0.05,
-    of_everything: 0.02,
+    of_family: 0.74, of_ha: 0.08, of_scene: 0.05, of_mood: 0.03, of_use: 0.05, of_everything: 0.02,
     of_correction: 0.03,
 }
 

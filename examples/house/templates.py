@@ -27,21 +27,11 @@ RULES = {
 }
 NAMED = {"name_only", "name_area", "name_brightness", "name_color", "name_temperature", "name_scene", "name_area_scene"}
 AREA = {
-    "area_domain",
-    "area_brightness",
-    "area_color",
-    "area_only",
-    "area_temperature",
-    "area_device_class",
+    "area_domain", "area_brightness", "area_color", "area_only", "area_temperature", "area_device_class",
     "area_device_class_cover",
 }
 HERE = {
-    "domain_only",
-    "default",
-    "brightness_only",
-    "color_only",
-    "temperature_only",
-    "device_class",
+    "domain_only", "default", "brightness_only", "color_only", "temperature_only", "device_class",
     "device_class_cover",
 }
 INTENTS = {
@@ -60,24 +50,10 @@ INTENTS = {
     "HassTurnOff": "",
 }
 QUESTIONS = [
-    "HassGetState",
-    "HassClimateGetTemperature",
-    "HassGetWeather",
-    "HassGetCurrentTime",
-    "HassGetCurrentDate",
-    "HassStartTimer",
-    "HassCancelTimer",
-    "HassIncreaseTimer",
-    "HassDecreaseTimer",
-    "HassPauseTimer",
-    "HassTimerStatus",
-    "HassShoppingListAddItem",
-    "HassListAddItem",
-    "HassNevermind",
-    "HassMediaPrevious",
-    "HassRespond",
-    "HassBroadcast",
-    "HassShoppingListCompleteItem",
+    "HassGetState", "HassClimateGetTemperature", "HassGetWeather", "HassGetCurrentTime", "HassGetCurrentDate",
+    "HassStartTimer", "HassCancelTimer", "HassIncreaseTimer", "HassDecreaseTimer", "HassPauseTimer",
+    "HassTimerStatus", "HassShoppingListAddItem", "HassListAddItem", "HassNevermind", "HassMediaPrevious",
+    "HassRespond", "HassBroadcast", "HassShoppingListCompleteItem",
 ]
 ASKING = ("is", "are", "what", "what's", "whats", "which", "how", "how's", "hows", "where", "where's", "tell")
 
