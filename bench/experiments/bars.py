@@ -202,7 +202,7 @@ def export_model(exported: Exported, folder: Path, cache: Path, small: bool) -> 
 
 
 def source_of(exported: Exported, cache: Path, small: bool) -> Any:
-    from merino_edge.benchmarking.engines import embedding_elements
+    from merino_edge.benchmarking.engines import elements
     from merino_edge.export.source import load_source, random_source
     from merino_edge.families.designed import Architecture
     from merino_edge.families.zoo import model as published
@@ -215,7 +215,7 @@ def source_of(exported: Exported, cache: Path, small: bool) -> Any:
         opt = published(OPT).geometry
         arch = opt.model_validate({**opt.model_dump(), **(TRY_OPT if small else {}), **update})
         if base != OPT:  # an embedding of the layers' width with as many weights as the true one and its projections
-            vocab = (embedding_elements(arch.operators) // arch.width + 2 * arch.embed_width) // 8 * 8
+            vocab = (elements(arch.operators, "head") // arch.width + 2 * arch.embed_width) // 8 * 8
             arch = arch.model_copy(update={"embed_width": arch.width, "vocab": vocab})
         return random_source(arch, exported.name)
     if small:

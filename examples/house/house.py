@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-DOMAINS = ("light", "switch", "fan", "cover", "lock", "climate", "media_player", "vacuum", "scene")
 EVERYWHERE = "house"
 MOST_TARGETS = 3
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "white", "warm white", "cold white")

@@ -23,8 +23,7 @@ GENERIC = {
     ),
     "scene": ((), ()),
 }
-# Without an article of a single thing.
-MASS = {"heating", "heat", "lighting"}
+
 CORE = {
     "light", "lights", "fan", "fans", "door", "doors", "lock", "locks", "switch", "switches", "heating", "one",
     "maker",

@@ -91,14 +91,9 @@ BITS = {  # per weight, the scales included; llama.cpp's blocks of 32 have a flo
 }  # fmt: skip
 
 
-def matrix_elements(operators: Sequence[Operator]) -> int:
-    """Elements of all matrices that a decode step reads, without the embedding; shared matrices count at each use."""
-    return sum(op.matrix for op in operators if op.kind == "linear")
-
-
-def embedding_elements(operators: Sequence[Operator]) -> int:
-    """Elements of the embedding that the LM head reads."""
-    return sum(op.matrix for op in operators if op.kind == "head")
+def elements(operators: Sequence[Operator], kind: str) -> int:
+    """Elements that a decode step reads of matrices (`linear`; shared ones count at each use), or of the `head`."""
+    return sum(op.matrix for op in operators if op.kind == kind)
 
 
 def shares_layers(operators: Sequence[Operator]) -> bool:
@@ -108,12 +103,12 @@ def shares_layers(operators: Sequence[Operator]) -> bool:
 
 def decode_weight_bytes(operators: Sequence[Operator], precision: str, embedding: str) -> int:
     """Bytes of matrices that one decode step reads; vectors are below a thousandth and left out."""
-    return round(matrix_elements(operators) * BITS[precision] / 8 + embedding_elements(operators) * BITS[embedding] / 8)
+    return round((elements(operators, "linear") * BITS[precision] + elements(operators, "head") * BITS[embedding]) / 8)
 
 
 def stored_params(operators: Sequence[Operator]) -> int:
     """Matrices and embedding, without vectors; for models without shared layers."""
-    return matrix_elements(operators) + embedding_elements(operators)
+    return elements(operators, "linear") + elements(operators, "head")
 
 
 def as_gpt2(geometry: Geometry) -> tuple[UniformGeometry, list[str]]:
@@ -131,7 +126,7 @@ def as_gpt2(geometry: Geometry) -> tuple[UniformGeometry, list[str]]:
         embed_width=width,
     )  # fmt: skip
     projected = 0 if geometry.embed_width == width else 2 * width * geometry.embed_width
-    if matrix_elements(operators) - projected != matrix_elements(made.operators):
+    if elements(operators, "linear") - projected != elements(made.operators, "linear"):
         raise ValueError("llama.cpp's gpt2 has an FFN of two matrices and as many KV heads as query heads only")
     notes = [f"gpt2 of {made.shape()}, vocabulary {made.vocab}"]
     if projected:

@@ -92,7 +92,7 @@ MAGIC = 0xEF53
 ERRORS_SEEN = 0x2  # s_state
 NEEDS_RECOVERY = 0x4  # s_feature_incompat
 WIDE_COUNTS = 0x80  # s_feature_incompat: 64 bits
-MOST_NAME_BYTES = 255
+
 # Inode, mode, uid, gid, name and size, which a folder has not. An inode of 0 is an empty slot.
 LISTED = r"^/(\d+)/(\d+)/(\d+)/(\d+)/([^/\n]+)/(\d*)/$"
 # Paths in requests to debugfs: no quotes, blanks or line ends, which would be read as commands.

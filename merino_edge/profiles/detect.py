@@ -1,9 +1,8 @@
 """Which profile a board has, by the beginning of its device tree's model (`/proc/device-tree/model`)."""
 
-import re
 from collections.abc import Iterable, Sequence
 
-from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.profiles.profile import DeviceProfile, names_model
 from merino_edge.profiles.reading import list_profiles
 
 
@@ -20,10 +19,6 @@ def profile_of_model(model: str, profiles: Iterable[DeviceProfile] | None = None
     ]
     return max(named, key=lambda each: each[0])[1] if named else None
 
-
-def names_model(beginning: str, model: str) -> bool:
-    """Whether `model` begins with these whole words: `Raspberry Pi 5` does not name a Raspberry Pi 500."""
-    return re.match(re.escape(beginning) + r"(?!\w)", model) is not None
 
 
 def known_models(profiles: Sequence[DeviceProfile] | None = None) -> list[str]:

@@ -136,6 +136,11 @@ class Power(Facts):
     stress_w: Figure | None = None
 
 
+def names_model(beginning: str, model: str) -> bool:
+    """Whether `model` begins with these whole words: `Raspberry Pi 5` does not name a Raspberry Pi 500."""
+    return re.match(re.escape(beginning) + r"(?!\w)", model) is not None
+
+
 class DeviceProfile(Facts):
     """A board. `backend`: what its predictions are of; in a file, `default_backend`, that of its usual software.
     `with_backend` takes another."""
@@ -175,7 +180,7 @@ class DeviceProfile(Facts):
 
     def names_model(self, model: str) -> bool:
         """Whether a board with this model in its device tree is this one."""
-        return any(re.match(re.escape(one) + r"(?!\w)", model) for one in self.device_tree_models)
+        return any(names_model(beginning, model) for beginning in self.device_tree_models)
 
     def figure(self, path: str) -> Figure | None:
         """The figure at a dotted path of the file; None where the profile has none there."""
