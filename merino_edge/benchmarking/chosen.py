@@ -2,8 +2,8 @@
 there.
 
 A search picks decoders that the latency model underrates, so its errors there exceed those of other decoders. The pick
-depends on the score, so designs are made by both kinds of score. The board's own program, or that of this machine,
-times the designs with random weights, as `bench` does. `calibration` fits the model to the times.
+depends on the score, so designs are made by both kinds of score. The board's own program, or this machine's, times
+the designs with random weights, as `bench` does. `calibration` fits the model to the times.
 """
 
 import tempfile

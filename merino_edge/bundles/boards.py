@@ -20,8 +20,8 @@ def fitting_boards(
     """Ids of the `profiles` (default: the shipped ones) that the bundle fits, a prompt of half the context included.
 
     `threads`: the bundle's, since counts that differ open two sessions, each with a copy of the weights. `backends`:
-    those that run the bundle's graph. `kv`: the format of the cache; None: that of the activations. `slower`: ids of
-    boards with the other kind of core, on whose CPUs the graph decodes slower than one for theirs: none of them.
+    those that run the bundle's graph. `kv`: the format of the cache; None: the activations'. `slower`: ids of boards
+    with the other kind of core, on which the graph decodes slower than a graph for that kind: these are left out.
     """
     shape = InferenceShape(precision, context, default_prompt(context), kv)
 

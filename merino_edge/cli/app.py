@@ -145,7 +145,7 @@ def bench(
         str | None, typer.Option(help="baseline of the ratios: opt-350m, opt-125m or a bundle folder")
     ] = None,
     baseline_precision: Annotated[
-        str | None, typer.Option(help="weight format of a baseline by name; default: that of each measured bundle")
+        str | None, typer.Option(help="weight format of a baseline by name; default: each measured bundle's")
     ] = None,
     prompts: Annotated[
         str | None, typer.Option("-p", help="prompt lengths; default: 512, or what fits the context")

@@ -98,7 +98,7 @@ def run_chat_demo(source: str, out: Path) -> None:
     """
     loaded = load_source(source)
     if loaded.chat is None:
-        raise MerinoError(f"{source} has no chat template: `make demo-chat` takes a model that was trained to talk")
+        raise MerinoError(f"{source} has no chat template: `make demo-chat` requires a chat model")
     context = min(loaded.arch.context, CHAT_CONTEXT)
     for precision in CHAT_FORMATS:
         print(f"== 1/2  export {loaded.name} to {precision}", flush=True)
@@ -112,7 +112,7 @@ def run_chat_demo(source: str, out: Path) -> None:
         loaded = load_source(source)  # the export used it up
     folder, params = made.folder, made.bundle.params / 1e6
     print(f"{folder}: {params:.0f} M parameters, {bundle_bytes(folder) / 2**20:.0f} MB, context {context}")
-    print(f"\n== 2/2  talk, by the file that a board runs\n> {QUESTION}", flush=True)
+    print(f"\n== 2/2  chat, by the file that a board runs\n> {QUESTION}", flush=True)
     run_application("chat", str(folder), "-n", "80", "--temperature", "0", typed=f"{QUESTION}\n/stats\n")
 
 

@@ -41,7 +41,7 @@ Prompt = Annotated[int | None, typer.Option(help="prompt length in tokens; defau
 
 
 def with_budgets(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with an option per budget in place of its parameter `limits`, a mapping of those that are given."""
+    """The command with an option per budget in place of its parameter `limits`, a mapping of the given ones."""
     options = {
         budget.name: (Annotated[float | None, typer.Option(budget.option, help=budget.help)], None)
         for budget in BUDGETS_BY_NAME.values()

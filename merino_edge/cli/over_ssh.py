@@ -184,7 +184,7 @@ def device_there(host: str, accept_new: bool) -> str:
 def chosen_device(device: str | None, ssh: str | None, accept_new: bool) -> str:
     """Of `--device` or `--ssh`, one of which is to be given."""
     if ssh is not None and device is not None:
-        raise typer.BadParameter("the board says what it is: give one of --ssh and --device", param_hint="--device")
+        raise typer.BadParameter("the board reports its model: give one of --ssh and --device", param_hint="--device")
     if ssh is not None:
         return device_there(ssh, accept_new)
     refuse_remote(accept_new=accept_new)

@@ -76,7 +76,7 @@ def bench_progress() -> "Iterator[Progress | None]":
 
 @contextmanager
 def counted_progress(unit: str = "step", *, again: bool = False) -> "Iterator[Progress]":
-    """A bar on stderr; without a terminal a line at each tenth of the units. `again`: several counts in turn."""
+    """A bar on stderr; without a terminal a line at each tenth of the units. `again`: several counts follow."""
     with counting(ends=not again) as tell:
         yield tell or partial(tenths, unit)
 

@@ -71,7 +71,7 @@ def generate(
 @with_sampling
 def chat(
     bundle: Annotated[str, typer.Argument(help="bundle folder")],
-    system: Annotated[str | None, typer.Option(help="system message; default: that of the chat template")] = None,
+    system: Annotated[str | None, typer.Option(help="system message; default: the chat template's")] = None,
     no_think: Annotated[
         bool, typer.Option("--no-think", help="disable thinking, where the chat template supports it")
     ] = False,

@@ -1,4 +1,4 @@
-"""The trained model that comes with the package; the README beside this file says how it was made."""
+"""The trained model that comes with the package; the README beside this file documents how it was made."""
 
 from pathlib import Path
 

@@ -11,7 +11,7 @@ from merino_runtime.errors import MerinoError
 
 
 def resolve(text: str) -> Model | str:
-    """A model of the zoo that can be exported, or a path (that of the packaged bundle for `embedded`).
+    """A model of the zoo that can be exported, or a path (for `embedded` the packaged bundle's).
 
     Raises MerinoError where `text` is a name and a path at once.
     """

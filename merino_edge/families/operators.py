@@ -180,7 +180,7 @@ def decode_weight_bytes(operators: Iterable[Operator], precision: str) -> int:
 
 
 def kv_format(precision: str, kv: str | None = None) -> str:
-    """The format of keys and values, a name in KV_BITS: `kv`, else that of the activations."""
+    """The format of keys and values, a name in KV_BITS: `kv`, else the activations' format."""
     return kv or ("fp16" if precision == "fp16" else "fp32")
 
 

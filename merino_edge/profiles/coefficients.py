@@ -1,6 +1,6 @@
 """Numbers of a device profile with their source: single figures, and the coefficients of the latency model.
 
-`prediction.latency` says which term each coefficient multiplies; `profile` has the profile as a whole.
+`prediction.latency` defines the term that each coefficient multiplies; `profile` has the profile as a whole.
 """
 
 import typing
@@ -210,5 +210,5 @@ EDGES = ("cache_within_mb", "cache_beyond_mb", "cache_half_mb")
 
 
 def weakest_kind(figures: Iterable[Figure | Coefficients]) -> Kind:
-    """The provenance of a prediction from these figures: that of the weakest of them."""
+    """The provenance of a prediction from these figures: the weakest of theirs."""
     return max((figure.kind for figure in figures), key=KINDS.index)

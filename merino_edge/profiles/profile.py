@@ -142,7 +142,7 @@ def names_model(beginning: str, model: str) -> bool:
 
 
 class DeviceProfile(Facts):
-    """A board. `backend`: what its predictions are of; in a file, `default_backend`, that of its usual software.
+    """A board. `backend`: the backend of its predictions; in a file, `default_backend`, its usual software's.
     `with_backend` takes another."""
 
     schema_version: Annotated[int, Field(alias="schema", ge=SCHEMA, le=SCHEMA)]

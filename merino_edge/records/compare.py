@@ -46,7 +46,7 @@ class Ratio:
 
 
 def row_ratio(row: Record, base: Record) -> Ratio:
-    """Speed of `row` over that of `base`, both measured: of pairs where the two were interleaved, else of independent
+    """Speed ratio of `row` to `base`, both measured: over pairs where their runs were interleaved, else of independent
     rows."""
     if row.run is None or row.run != base.run:
         unequal = ({*row.flags} ^ {*base.flags}) & {*STEADY}

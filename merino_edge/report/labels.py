@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element
 
 from merino_edge.report.svg import Plot, add, shortened, text_px, write
 
-LINE_PX = 15  # from one label's baseline to that of the next one below
+LINE_PX = 15  # between the baselines of two labels
 HALF_PX = 7  # of a label's height
 MARK_PX = 6  # half the side of the square that a mark keeps free
 GAP_PX = 10  # from a mark's centre to a label at its side

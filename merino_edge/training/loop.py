@@ -34,8 +34,8 @@ Progress = Callable[[int, int, str], None]  # (steps done, of how many, what to 
 
 @torch.no_grad()
 def shrink_branches(model: PreTrainedModel) -> None:
-    """Divide attention's output and the FFN's second matrix by the root of the number of such branches, twice that of
-    layers (GPT-2: Radford et al. 2019, section 2.3).
+    """Divide attention's output and the FFN's second matrix by the root of the number of such branches, two a layer
+    (GPT-2: Radford et al. 2019, section 2.3).
 
     Otherwise the outputs of the first layers dominate the embedding, the more the wider they are. Figures:
     docs/decisions/training.md.
@@ -110,8 +110,8 @@ def check_finite(what: str, value: float, step: int, learning_rate: float) -> No
 
 class Watch(TrainerCallback):
     """Progress, time and memory of a run; marks saved states as whole; ends the run after the step in which `stop` was
-    set in any process, with a saved state, and after `patience` evaluations without a lower held-out loss. `folder`:
-    that of the saved states."""
+    set in any process, with a saved state, and after `patience` evaluations without a lower held-out loss. `folder`: of
+    the saved states."""
 
     def __init__(
         self, folder: Path, stop: threading.Event, patience: int, say: Callable[[str], None], progress: Progress

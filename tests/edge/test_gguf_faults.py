@@ -73,8 +73,8 @@ def test_a_changed_file_is_read_or_refused_and_nothing_else(whole, tmp_path):
 @pytest.mark.parametrize("what, match", [
     ("big-endian", "it is big-endian, and little-endian files are read: convert it with gguf_convert_endian.py"),
     ("version 1", "its version is 1, known are 2 and 3"),
-    ("tensors", r"it says that it has 18,446,744,073,709,551,615 tensors, allowed are 65,536"),
-    ("keys", r"it says that it has 1,099,511,627,776 keys, allowed are 65,536"),
+    ("tensors", r"its header counts 18,446,744,073,709,551,615 tensors, allowed are 65,536"),
+    ("keys", r"its header counts 1,099,511,627,776 keys, allowed are 65,536"),
     ("type", "is of type 99, which the installed package gguf does not know"),
     ("offset", "ends at|lies over another|no multiple of 32"),
 ])  # fmt: skip

@@ -142,7 +142,7 @@ def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], list[tuple[str, 
     tensors, keys = read.number("Q"), read.number("Q")
     for count, most, what in ((tensors, MOST_TENSORS, "tensors"), (keys, MOST_KEYS, "keys")):
         if count > most:
-            raise _FaultError(f"it says that it has {count:,} {what}, allowed are {most:,}")
+            raise _FaultError(f"its header counts {count:,} {what}, allowed are {most:,}")
     metadata: dict[str, Any] = {}
     for _ in range(keys):
         name = read.text(LONGEST_KEY, "a key")

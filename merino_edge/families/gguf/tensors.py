@@ -90,7 +90,7 @@ def tensors(file: GgufFile, forms: Mapping[str, Layout]) -> Iterator[tuple[str, 
 def check_rows(file: GgufFile, form: Layout) -> None:
     rows = file.tensors[form.stored].shape[0]
     if form.rows is not None and len(form.rows) != rows:
-        raise MerinoError(f"{file.path}: {form.stored} has {rows} rows, its metadata says {len(form.rows)}")
+        raise MerinoError(f"{file.path}: {form.stored} has {rows} rows, its metadata describes {len(form.rows)}")
 
 
 class StoredBlocks(NamedTuple):

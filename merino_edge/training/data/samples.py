@@ -153,7 +153,7 @@ def message_pieces(where: str, messages: Any, template: Any, tokens: Mapping[str
         if not text.startswith(texts[-1]):
             raise MerinoError(
                 f"{where}, the chat template writes earlier messages anew at message {count}, so it is not known which"
-                " text is the assistant's: cut the talk into one sample for each answer"
+                " text is the assistant's: cut the chat into one sample for each answer"
             )
         texts.append(text)
         ends.append(len(text))
