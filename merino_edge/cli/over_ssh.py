@@ -195,18 +195,18 @@ def chosen_device(device: str | None, ssh: str | None, accept_new: bool) -> str:
 
 def refuse_local(**given: Any) -> None:
     """Raises MerinoError for options that make no sense on a board, where one was given."""
-    refuse(given, "is of this machine, and --ssh runs on the board: leave one of them out")
+    if wrong := options_in(given):
+        raise MerinoError(f"{wrong} is of this machine, and --ssh runs on the board: leave one of them out")
 
 
 def refuse_remote(**given: Any) -> None:
     """Raises MerinoError for options of a board over ssh, where one was given without --ssh."""
-    refuse(given, "goes with --ssh HOST, and this runs here: leave it out, or give --ssh")
+    if wrong := options_in(given):
+        raise MerinoError(f"{wrong} goes with --ssh HOST, and this runs here: leave it out, or give --ssh")
 
 
-def refuse(given: dict[str, Any], why: str) -> None:
-    wrong = [f"--{name.replace('_', '-')}" for name, value in given.items() if value not in (None, False)]
-    if wrong:
-        raise MerinoError(f"{', '.join(wrong)} {why}")
+def options_in(given: dict[str, Any]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name, value in given.items() if value not in (None, False))
 
 
 def words_of(**given: Any) -> list[str]:
