@@ -22,9 +22,8 @@ import torch
 
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import params
-from merino_edge.storage.atomic import existing_parent
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.run_folder import STATE, remove_torn, saved_states
+from merino_edge.training.run_folder import remove_torn, saved_states
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import peak_rss_mb
 from merino_runtime.io.memory import is_out_of_memory
@@ -149,7 +148,7 @@ def check_disk(arch: Geometry, out: Path, resume: bool, trained: int | None = No
     exist."""
     count = params(arch.operators)
     need = (count if trained is None else trained) * STATE_BYTES * (1 if resume else STATES) + count * MODEL_BYTES
-    folder = existing_parent(out / STATE)
+    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
     check_room(str(out), str(folder))  # a read-only place has no bytes free either
     there = shutil.disk_usage(folder).free
     if need > there:

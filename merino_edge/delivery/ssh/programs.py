@@ -20,7 +20,6 @@ from merino_runtime.delivery.agent import CACHE, PYTHON
 from merino_runtime.errors import MerinoError
 
 INSTALLED = "installed"  # as BUNDLE: the release in use there
-
 MODULES = ["numpy", "onnxruntime"]
 PROBE_S = 600.0
 PROBE_BYTES = 4 << 20
