@@ -1,4 +1,5 @@
 """Byte-level BPE through the real `tokenizers`: a stream gives back what was encoded, cut anywhere."""
+import ctypes
 import json
 
 import pytest
@@ -312,3 +313,22 @@ def test_thinking_is_text_though_its_marks_are_special():
              for place, mark in enumerate(["<think>", "</think>", "<|im_end|>"])]
     tokenizer = Tokenizer(json.dumps(tiny(added_tokens=added)))
     assert [tokenizer.bytes_of(EOS + place) for place in range(3)] == [b"<think>", b"</think>", b""]
+
+
+class Heap(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "used", "free", "keepcost")]
+
+
+def test_words_that_are_read_once_do_not_stay():
+    """Of 10,000 words of 40 ids: some 10 MB where the tokenizer keeps them all."""
+    look = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    tokenizer = Tokenizer(json.dumps(tiny()))
+    if look is None or not hasattr(tokenizer._tokenizer.model, "_resize_cache"):
+        pytest.skip("no glibc from 2.33 on, or a tokenizers whose cache has one size")
+    look.restype = Heap
+    before = look().used
+    for number in range(10000):
+        assert len(tokenizer.encode(f"{number:040}")) == 40
+    assert look().used - before < 3 * 2 ** 20

@@ -27,6 +27,7 @@ def byte_table() -> Dict[str, int]:
 
 BYTE_OF = byte_table()
 LONGEST_TEXT_BYTES = 2 ** 20  # a word of so many takes 1 to 2 s on x86, and no context holds so much text
+MOST_WORDS = 1000  # whose ids the tokenizer keeps; its own 10,000 are megabytes, which a server fills in days
 REMEDY = "Copy or export the bundle again."
 FIRST_WITH_BYTE_FALLBACK = (0, 13, 3)
 SPACE = "\u2581"  # in place of a space, in vocabularies as SentencePiece makes them
@@ -276,6 +277,8 @@ def _tokenizer_of(description: str, source: str) -> Any:
             raise
         raise MerinoError(f"tokenizers {tokenizers.__version__} cannot read {source}: {error}. Install a "
                           "newer tokenizers, or export the bundle again.") from error
+    if hasattr(tokenizer.model, "_resize_cache"):  # from tokenizers 0.21 on
+        tokenizer.model._resize_cache(MOST_WORDS)
     # A prompt is never cut or filled up silently, whatever the file requires.
     tokenizer.no_truncation()
     tokenizer.no_padding()
