@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from functools import lru_cache, partial
 
@@ -79,6 +80,17 @@ def pytest_collection_finish():
     if hasattr(gc, "freeze"):  # not in Python 3.6
         gc.collect()
         gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_answers():
+    """An export of this process compares 4 answers of the model with the bundle's, in place of 64, which take most of
+    its time. What they tell: test_divergence.py."""
+    module = sys.modules.get("merino_edge.export.one_format")  # of a file that has tests of exports
+    with pytest.MonkeyPatch.context() as patch:
+        if module is not None:
+            patch.setattr(module, "answers_of", partial(module.answers_of, count=4))
+        yield
 
 
 def on_a_workstation():
@@ -162,6 +174,18 @@ def probed_host():
 
     probe = synthetic(0.02, MACHINE._replace(threads=(1,)))
     write_text(cache_folder() / f"probe-{machine_key()}-of-the-tests.json", probe.model_dump_json(by_alias=True))
+
+
+@pytest.fixture
+def small_space(monkeypatch):
+    """`recommend` and `pareto` of this process search two blocks of up to 8 layers by default."""
+    from dataclasses import replace
+
+    from merino_edge.design import recommend, space
+
+    less = replace(space.SEARCHED, blocks=2, depths=(1, 2, 4, 6, 8))
+    monkeypatch.setattr(space, "SEARCHED", less)
+    monkeypatch.setitem(recommend.recommend.__kwdefaults__, "space", less)
 
 
 @pytest.fixture(scope="module")

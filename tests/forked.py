@@ -3,6 +3,7 @@
 
     run(words, cwd=..., first=CODE)     as subprocess.run does, with the command's output as text
     Forked(words, stdout=..., ...)      as subprocess.Popen does, on open file descriptors
+    program(path)                       a program `merino-edge` for the shells of a test
 
 Such a process has arguments, environment, folder, streams and signals of its own. Not tried here, but by the files that
 start Python itself: that a command imports what it needs and no more, and how Python ends.
@@ -22,6 +23,13 @@ import sys
 import tempfile
 import traceback
 
+HANDLE = "MERINO_TESTS_FORKED"  # of the socket, in what a shell of the tests starts
+PROGRAM = """#!{python} -S
+import sys
+sys.path.insert(0, {here!r})
+import forked
+sys.exit(forked.Forked(sys.argv[1:], stdin=0, stdout=1, stderr=2).wait())
+"""
 # What each process has loaded, and what those of one command have besides.
 ALL = ("merino_edge.cli.app", "merino_edge.cli.tables", "merino_runtime.api", "numpy")
 DESIGN = ("merino_edge.cli.design_tables", "merino_edge.design.recommend", "merino_edge.report.front", "scipy.optimize")
@@ -37,6 +45,8 @@ BY_COMMAND = {
 @functools.lru_cache(maxsize=1)
 def server():
     """A socket to the process that is forked; it ends with this one."""
+    if HANDLE in os.environ:
+        return socket.socket(fileno=int(os.environ[HANDLE]))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
     subprocess.Popen(
@@ -76,6 +86,13 @@ def run(words, **options):
         code = Forked(words, **{**{name: file.fileno() for name, file in files.items()}, **options}).wait()
         said = {name: b"" if file.seek(0) else file.read().decode() for name, file in files.items()}
     return subprocess.CompletedProcess(words, code, **said)
+
+
+def program(path):
+    """Writes it. -> what subprocess.run needs besides so that it works in what it starts."""
+    path.write_text(PROGRAM.format(python=sys.executable, here=os.path.dirname(os.path.abspath(__file__))))
+    path.chmod(0o755)
+    return {"pass_fds": [server().fileno()]}, {HANDLE: str(server().fileno())}
 
 
 def serve(handle):

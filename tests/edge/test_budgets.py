@@ -109,7 +109,7 @@ OPEN = st.tuples(
 @pytest.mark.slow
 @example({"params_m": 0.0}, ((257, 2000), ()))  # the final norm was not counted
 @given(st.dictionaries(st.sampled_from(NAMES), MAGNITUDES, max_size=5), OPEN)
-@examples(100, by_day=25)
+@examples(100, by_day=12)
 def test_whatever_is_asked_gives_a_design_within_it_or_names_what_would(budgets, opened):
     vocabs, precisions = opened
     for _ in range(3):  # first more memory than there is, then what is below the smallest
@@ -198,8 +198,9 @@ def test_energy_is_watts_times_the_time_of_a_step():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("dialect", "precision"),
-    [("fused", "fp32"), ("fused", "int8"), ("fused", "int4"), ("portable", "fp32"), ("portable", "int8")],
-)
+    [("fused", "fp32"), ("fused", "int4"), ("portable", "int8"),
+     *(pytest.param(*each, marks=pytest.mark.nightly) for each in (("fused", "int8"), ("portable", "fp32")))],
+)  # fmt: skip
 def test_a_bundles_folder_is_about_as_large_as_predicted_and_no_larger(dialect, precision, tmp_path):
     arch = asked({"params_m": 4, "decode_ms": 50}).architecture
     source = random_source(arch, "sized")

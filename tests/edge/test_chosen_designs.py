@@ -104,7 +104,7 @@ def small_space(request):
     return Space(widths=(64, 128), depths=(1, 2), blocks=1, vocab=request.vocab)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_designs_are_measured_as_bench_does(monkeypatch):
     """On this machine, whatever board the profile says."""
     for name, value in (("DESIGNS", 3), ("VOCABS", (512,)), ("CONTEXTS", (64, 96)), ("space_of", small_space)):
@@ -163,8 +163,10 @@ def lost():
     raise MerinoError("pi: connection lost")
 
 
-@pytest.mark.parametrize("at", [0, 1])
-@pytest.mark.parametrize("how", [interrupted, lost])
+@pytest.mark.parametrize(("how", "at"), [
+    (interrupted, 1), (lost, 0), pytest.param(interrupted, 0, marks=pytest.mark.nightly),
+    pytest.param(lost, 1, marks=pytest.mark.nightly),
+])  # fmt: skip
 def test_a_calibration_that_ends_early_leaves_the_former_profile(at, how, cache, tmp_path):
     before = contents(cache)
     with pytest.raises((KeyboardInterrupt, MerinoError)):

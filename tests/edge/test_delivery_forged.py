@@ -256,11 +256,13 @@ def current(root):
 
 
 @OVER_SSH
-def test_a_board_over_ssh_refuses_what_was_exchanged_after_it_was_checked_here(fleet, board):
-    """By its installed application; then by the one that is sent, where `older` and `withdrawn` are not known yet."""
+def test_a_board_over_ssh_refuses_what_was_exchanged_after_it_was_checked_here(fleet, board, nightly):
+    """By its installed application; then by the one that is sent, where `older` and `withdrawn` are not known yet. By
+    day three of the classes."""
     root, new = board.home / "installed", board.home / "new"
     fleet.provision(root)
-    for where, names, keys in ((root, fleet.classes, []), (new, STATELESS, [fleet.pubs["ours"]])):
+    installed, sent = (fleet.classes, STATELESS) if nightly else (("application", "withdrawn"), ("signer",))
+    for where, names, keys in ((root, installed, []), (new, sent, [fleet.pubs["ours"]])):
         checked = package(fleet.newer, keys, root=str(where))
         for name in names:
             data = fleet.file(name)
@@ -319,11 +321,11 @@ STEP = """
 """
 
 
+@pytest.mark.nightly
 @OVER_SSH
 @pytest.mark.skipif(not PLAYBOOK.exists(), reason="no ansible-core here: make .venv-ansible")
-def test_ansible_takes_what_is_verified_alone(fleet, board, workstation, nightly, tmp_path):
-    """First contact; each class on a board with a release; an older file; keys and the service. In one play, of which
-    the day sees a third."""
+def test_ansible_takes_what_is_verified_alone(fleet, board, workstation, tmp_path):
+    """First contact; each class on a board with a release; an older file; keys and the service. In one play."""
     play, root = playing(tmp_path, workstation, {"one": board}), board.home / "merino"
     trust = [str(fleet.pubs["ours"])]
     both = [*trust, str(fleet.pubs["others"])]
@@ -339,12 +341,9 @@ def test_ansible_takes_what_is_verified_alone(fleet, board, workstation, nightly
         ("ours", {"trust": both}, "", [first]), ("ours", {"trust": both}, "", [first]),
         ("ours", {"service": True}, "--service (needs|cannot)", [first]),
         ("newer", {}, "", ["ran", newer]),
-        ("older", {}, "older than what was installed", [newer if nightly else first]),
+        ("older", {}, "older than what was installed", [newer]),
         ("older", {"allow_downgrade": True}, "", ["ran", older]),
     ]  # fmt: skip
-    if not nightly:
-        names = ["signer", "ours", "application", "older"]
-        table = [next(row for row in table if row[0] == name) for name in names] + table[-1:]
     steps = [{"file": str(fleet.file(name)), **more} for name, more, _, _ in table]
     for name, text in (("book.yml", BOOK), ("step.yml", STEP)):
         text = text.replace("PLACE", str(tmp_path)).replace("MARKER", str(fleet.marker))
@@ -357,8 +356,6 @@ def test_ansible_takes_what_is_verified_alone(fleet, board, workstation, nightly
         said = re.sub(r"\s+", " ", failure)
         assert bool(said.strip()) == bool(says) and re.search(says, said), (name, more, said)
         assert found == after, (name, more, said)
-    if not nightly:
-        return
     kept, again = (differs for (_, more, *_), (*_, differs) in zip(table, became, strict=True)
                    if more.get("trust") == both)  # fmt: skip
     assert (kept, again) == (True, False) and (root / "trusted" / "others.pub").exists()

@@ -419,12 +419,13 @@ flash_image(Path(sys.argv[1]), Path(sys.argv[2]), allow_unsigned=True, tell=lamb
 
 
 @pytest.mark.slow
-def test_killed_at_any_point_the_image_is_the_old_one_or_the_new_one(made, packed, tmp_path):
-    """30 kills at random times, some of them while debugfs runs."""
+def test_killed_at_any_point_the_image_is_the_old_one_or_the_new_one(made, packed, tmp_path, nightly):
+    """Kills at random times, some of them while debugfs runs."""
+    kills = 30 if nightly else 12
     image = copied(made / "dos.img", tmp_path / "board.img")
     chance, original, finished = random.Random(2), digest(image), 0
     kept = copied(image, tmp_path / "kept")
-    for _ in range(30):
+    for _ in range(kills):
         process = subprocess.Popen([sys.executable, "-c", FLASH, packed, image], stdout=subprocess.PIPE)
         assert process.stdout.readline() == b"ready\n"
         time.sleep(chance.random() * 0.25)
@@ -435,14 +436,14 @@ def test_killed_at_any_point_the_image_is_the_old_one_or_the_new_one(made, packe
             check_flashed(image, packed)
             copied(kept, image)
             finished += 1
-    assert finished < 30
+    assert finished < kills
     flash_image(packed, image, allow_unsigned=True)
     check_flashed(image, packed)
     assert sorted(os.listdir(tmp_path)) == ["board.img", "kept"], "leavings are swept"
 
 
 @pytest.mark.slow
-@examples(60)
+@examples(60, by_day=20)
 @given(data=st.data())
 def test_garbage_in_the_tables_or_the_file_system_is_refused_or_harmless(data, made, tmp_path_factory):
     """Bytes of the partition table, the GPT's header and entries, or the first blocks of ext4 are drawn anew."""

@@ -144,6 +144,7 @@ def base(place):
     return place / "base.toml"
 
 
+@pytest.mark.nightly
 def test_a_probe_of_the_board_and_designs_that_ran_there_become_its_profile(board, place, base):
     kept = sorted((board.cache / "bundles").glob("*"))
     code, out, err = run(

@@ -151,15 +151,16 @@ def test_a_signed_file_needs_a_key_that_the_board_trusts(board, place):
     assert code == 1 and "not trusted here" in err and "asking" not in err, "refused here, before any board is asked"
 
 
-def test_a_connection_cut_anywhere_leaves_the_old_release_or_the_new_one(board, archive, place, monkeypatch, nightly):
+@pytest.mark.nightly
+def test_a_connection_cut_anywhere_leaves_the_old_release_or_the_new_one(board, archive, place, monkeypatch):
     """Upgrades whose connection is killed at random: in the copy at random bytes, later after random times. Each next
     try of the same file succeeds."""
     monkeypatch.setattr(flash_module, "BENCH", flash_module.BENCH + SHORT)
     rng = random.Random(17)
     root = board.home / "merino-cut"
     assert flash(archive, "--ssh", board.address, "--root", root)[0] == 0
-    cuts = dict.fromkeys(("copying", "installing", "measuring") if nightly else ("copying", "installing"), 0)
-    for number in range(12 if nightly else 2):
+    cuts = dict.fromkeys(("copying", "installing", "measuring"), 0)
+    for number in range(12):
         newer = packed(place / "cut.merino", name=f"cut-{number}")
         sent = package(newer, allow_unsigned=True, root=str(root))
         old, new = (root / "current").resolve().name, sent.archive.id

@@ -29,7 +29,10 @@ def small_design(**keys):
     return design(BOARD, {"decode_ms": 8, "memory_mb": 90}, **{**request, **keys})
 
 
-@pytest.mark.parametrize("board", profile_ids())  # the whole space
+@pytest.mark.parametrize("board", [  # the whole space
+    each if each in ("raspberry-pi-4", "jetson-nano") else pytest.param(each, marks=pytest.mark.nightly)
+    for each in profile_ids()
+])  # fmt: skip
 def test_a_boards_own_budgets_give_the_optimum_within_them(board):
     profile = load_profile(board)
     budgets = with_board_defaults({}, profile)

@@ -51,11 +51,13 @@ WRITES = [
 
 
 BY_NIGHT = ("recommend", "pareto", "train", "export", "calibrate", "demo")
+ALIKE = ("devices, closed", "generate, closed", "generate, full")  # as another command by day
 
 
 def by_command(*values, words, name):
-    """A parameter, marked where the command is one of BY_NIGHT."""
-    return pytest.param(*values, id=f"{words[0]}{name}", marks=pytest.mark.nightly if words[0] in BY_NIGHT else ())
+    """A parameter, marked where the command is one of BY_NIGHT, or it is one of ALIKE."""
+    by_night = words[0] in BY_NIGHT or words[0] + name in ALIKE
+    return pytest.param(*values, id=f"{words[0]}{name}", marks=pytest.mark.nightly if by_night else ())
 
 
 @pytest.fixture(scope="module")

@@ -140,7 +140,9 @@ TAKEN = [  # type, precision, bits and block of the graph, whether the codes are
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind, precision, bits, block, exact", TAKEN)
+@pytest.mark.parametrize("kind, precision, bits, block, exact", [
+    each if each[1] == "int4" or not each[-1] else pytest.param(*each, marks=pytest.mark.nightly) for each in TAKEN
+])  # fmt: skip
 def test_blocks_go_into_the_graph_as_they_are_where_it_has_such_blocks(
     tmp_path, kind, precision, bits, block, exact
 ):  # fmt: skip

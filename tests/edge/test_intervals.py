@@ -77,7 +77,7 @@ def fresh(seed):
                 yield found.interval(name), getattr(true, name) * math.exp(NOISE * random.normal())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_intervals_of_90_percent_cover_about_that_share_of_fresh_decoders():
     seen = [one for seed in range(10) for one in fresh(seed)]
     assert len(seen) == 10 * 8 * 3 * 2
@@ -178,7 +178,7 @@ def test_a_confidence_out_of_range_is_refused(confidence):
 
 @pytest.mark.slow
 @given(errors, confidences, st.sampled_from(TIMED), st.floats(0.05, 0.9), st.sampled_from(FORMATS))
-@examples(40)
+@examples(40, by_day=15)
 def test_a_design_keeps_the_upper_end_of_its_interval(error, confidence, name, share, form):
     board = with_errors(BOARD, **error.model_dump())
     keys = {**KEYS, "precision": form, "confidence": confidence}
@@ -251,7 +251,9 @@ def test_design_prints_and_writes_its_intervals(calibrated, tmp_path):
     assert code == 0 and re.search(r"to (3\.9\d|4\.00), 99%\)", shown)
 
 
-@pytest.mark.parametrize("command", ["design", "recommend", pytest.param("pareto", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("command", [
+    "recommend", *(pytest.param(each, marks=pytest.mark.nightly) for each in ("design", "pareto"))])  # fmt: skip
+@pytest.mark.usefixtures("small_space")
 def test_each_command_takes_a_confidence_and_says_why_there_is_no_interval(command, calibrated):
     words = ("--context", "64", *(("--vocab", "300") if command != "recommend" else ()))
     words += ("--points", "2") if command == "pareto" else ()

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from few_examples import examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -101,7 +102,7 @@ def problems(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@examples(60, by_day=25)
 @given(problems())
 def test_the_exact_solver_finds_what_enumeration_finds(problem):
     space, limits = problem
@@ -150,7 +151,10 @@ def test_no_layer_is_far_from_the_mean():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("board", profile_ids())
+@pytest.mark.parametrize("board", [
+    each if each in ("raspberry-pi-zero-2w", "jetson-nano") else pytest.param(each, marks=pytest.mark.nightly)
+    for each in profile_ids()
+])  # fmt: skip
 def test_a_boards_own_budgets_give_a_proved_decoder_of_near_equal_layers(board):
     profile = load_profile(board)
     space = Space(padded=True)

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import forked
@@ -278,10 +277,7 @@ def test_a_disk_that_fills_up_meanwhile_is_a_message_and_leaves_nothing(disk, ti
 
 PAUSED = """
 import sys
-from pathlib import Path
 from merino_edge.export import one_format
-from merino_edge.export.export import export
-from merino_edge.export.source import load_source
 write = one_format.write_bundle
 def write_and_wait(*arguments, **options):
     bundle = write(*arguments, **options)
@@ -289,30 +285,30 @@ def write_and_wait(*arguments, **options):
     sys.stdin.read()
     return bundle
 one_format.write_bundle = write_and_wait
-export(load_source(sys.argv[1]), Path(sys.argv[2]))
 """
+
+
+def paused_export(ending, source, out):
+    """An export that has written what it makes and waits: (process, its stdin)."""
+    (stdin, write), (read, stdout) = os.pipe(), os.pipe()
+    process = forked.Forked(["export", source, "-o", out], first=PAUSED, stdin=stdin, stdout=stdout)
+    for handle in (stdin, stdout):
+        os.close(handle)
+    told = ending.enter_context(os.fdopen(read))  # closed at the end: it prints its result
+    assert told.readline() == "written\n"
+    return process, ending.enter_context(os.fdopen(write, "w"))
 
 
 @pytest.mark.slow
 def test_a_killed_exports_leavings_are_swept_by_the_next_and_a_running_ones_are_not(tiny_checkpoint, tmp_path):
     out = tmp_path / "bundle"
     with contextlib.ExitStack() as ending:
-        dead, alive = (
-            subprocess.Popen(
-                [sys.executable, "-c", PAUSED, str(tiny_checkpoint), str(out)], stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-            for _ in range(2)
-        )  # fmt: skip
-        for process in (dead, alive):
-            ending.enter_context(process)
-            ending.callback(process.kill)
-            assert process.stdout.readline() == b"written\n"
-        dead.send_signal(signal.SIGKILL)
+        (dead, _), (alive, stdin) = (paused_export(ending, tiny_checkpoint, out) for _ in range(2))
+        os.kill(dead.pid, signal.SIGKILL)
         dead.wait()
         assert len(os.listdir(tmp_path)) == 2 and not out.exists()
         export(load_source(str(tiny_checkpoint)), out, ExportRequest(dialect="portable"))
         assert len(os.listdir(tmp_path)) == 2 and described(out)["dialect"] == "portable"
-        alive.communicate()
-        assert alive.returncode == 0
+        stdin.close()
+        assert alive.wait() == 0
     assert os.listdir(tmp_path) == ["bundle"] and described(out)["dialect"] == "fused"

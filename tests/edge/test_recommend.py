@@ -258,7 +258,7 @@ def run(*words):
     return result.exit_code, result.stdout, result.exception
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("small_space")
 def test_recommend_prints_json_with_sources_and_verdicts():
     code, out, _ = run("recommend", "--device", "raspberry-pi-5", "--decode-ms", "20", "--context", "512", "--json")
     found = json.loads(out)
@@ -274,6 +274,7 @@ def test_recommend_prints_json_with_sources_and_verdicts():
     assert [our["design"]["schema"] for our in found["designs"]] == [4, 4, 4]
 
 
+@pytest.mark.usefixtures("small_space")
 def test_recommend_shows_a_table_with_what_fails_and_by_how_much():
     code, out, _ = run("recommend", "--device", "raspberry-pi-4")
     assert code == 0
@@ -282,6 +283,7 @@ def test_recommend_shows_a_table_with_what_fails_and_by_how_much():
     assert re.search(r"OPT-350M .* decode [\d.]+ of 50 ms \([23]\.\dx\)", out)
 
 
+@pytest.mark.usefixtures("small_space")
 def test_pareto_writes_json_and_svg(tmp_path):
     out, plot = tmp_path / "pareto.json", tmp_path / "front.svg"
     words = ("--device", "raspberry-pi-zero-2w", "--against", "memory-mb", "--vocab", "2000", "--context", "128")

@@ -5,6 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from few_examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_probe import with_errors
@@ -33,7 +34,7 @@ def real(budgets):
 def ladder():
     """Optima of the space by rising decode time: what a search can answer, found once."""
     largest = real({"params_m": 100})
-    shares = np.geomspace(0.05, 1, 60)
+    shares = np.geomspace(0.05, 1, 30)
     found = {}
     for share in shares:
         with suppress(MerinoError):
@@ -72,6 +73,7 @@ def asked(decode=1.0, **keys):
 
 
 @given(st.floats(0.6, 1.6), st.floats(0.6, 1.6), st.floats(0.9, 1.1), st.floats(0.3, 0.9))
+@examples(100, by_day=20)
 def test_whatever_the_machine_is_off_by_the_design_keeps_its_budgets(decode, prefill, memory, share):
     largest = ladder()[-1].predicted
     budgets = asked(share, prefill_ms=largest.prefill_ms, memory_mb=largest.memory_mb)
@@ -185,6 +187,7 @@ def test_budgets_that_cannot_be_measured_take_one_design():
     assert redesign({"flops_g": 100}, find, measure).measured.designs == len(seen) == 1
 
 
+@pytest.mark.nightly
 def test_a_design_is_measured_as_bench_does():
     told = []
 

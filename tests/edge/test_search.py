@@ -130,7 +130,7 @@ def assert_within(space, program, budgets, choice):
 
 @pytest.mark.slow
 @given(problems())
-@examples(200)
+@examples(200, by_day=30)
 def test_the_exact_solver_finds_the_best_of_all_decoders(problem):
     space, budgets = problem
     program = encode(space, budgets, MODEL, MERINO)
@@ -149,7 +149,7 @@ def test_the_exact_solver_finds_the_best_of_all_decoders(problem):
 
 @pytest.mark.slow
 @given(problems(), st.floats(-0.1, 0.1), st.floats(0.01, 0.3), st.sampled_from([0.5, 0.9, 0.99]))
-@examples(60)
+@examples(60, by_day=20)
 def test_under_an_interval_the_exact_solver_finds_the_best_of_all_decoders(problem, centre, scale, confidence):
     """Latencies held against a limit are the point predictions times one factor: as if the limit were divided by it."""
     space, budgets = problem
@@ -268,7 +268,7 @@ def test_memory_is_bounded_while_the_backend_opens_too():
 
 
 @given(st.data())
-@examples(60)
+@examples(60, by_day=20)
 def test_a_programs_shares_are_the_costs_of_the_decoder_that_is_built(data):
     space = Space(
         blocks=data.draw(st.integers(1, 4)), head_size=data.draw(st.sampled_from([32, 64])),
@@ -296,7 +296,7 @@ def test_a_programs_shares_are_the_costs_of_the_decoder_that_is_built(data):
     problems(blocks=(1, 2)), st.lists(st.sampled_from([257, 1000, 8000]), min_size=1, max_size=2, unique=True),
     st.lists(st.sampled_from(FORMATS), min_size=1, max_size=2, unique=True),
 )
-@examples(30, by_day=8)
+@examples(30, by_day=4)
 def test_an_open_vocabulary_and_format_give_the_most_worth_of_all_decoders(problem, vocabs, precisions):
     """Every decoder of every combination, each within the budgets under some regime, by enumeration."""
     space, budgets = problem
@@ -397,7 +397,7 @@ def test_a_design_that_is_not_proved_says_so(monkeypatch):
 
 @pytest.mark.slow
 @given(problems(), st.floats(0.2, 1.5))
-@examples(60)
+@examples(60, by_day=20)
 def test_a_floor_hides_the_best_decoder_only_where_that_does_not_exceed_it(problem, share):
     space, budgets = problem
     program = encode(space, budgets, MODEL, MERINO)

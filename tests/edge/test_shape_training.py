@@ -3,10 +3,10 @@
 import json
 import math
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -25,7 +25,7 @@ import shape_training  # noqa: E402
 
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, {here!r})
+sys.path[:0] = [{here!r}, {tests!r}]
 import torch
 import test_shape_training as tests
 
@@ -52,8 +52,9 @@ def trained(folder):
 
 
 def test_a_run_that_is_killed_goes_on_to_the_same_losses(tmp_path):
-    code = KILLED.format(here=str(Path(__file__).parent), folder=str(tmp_path))
-    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    here = Path(__file__).parent
+    code = KILLED.format(here=str(here), tests=str(here.parent), folder=str(tmp_path))
+    assert forked.run(["train"], first=code).returncode == -signal.SIGKILL
     state, threads = tmp_path / "state.pt", torch.get_num_threads()
     assert torch.load(state, weights_only=True)["step"] == 17
     try:

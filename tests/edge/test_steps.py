@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 from merino_edge.records.reading import read_records
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 # As the pages have it: as it runs here.
-SHORTER = {"--points 8": "--points 2", "-n 40000": "-n 8000", "--steps 500": "--steps 4", "-r 3": "-r 1"}
+SHORTER = {"--points 8": "--points 2", "-n 40000": "-n 7000", "--steps 500": "--steps 4", "-r 3": "-r 1"}
 CLOSED_PORT = "http://127.0.0.1:9"  # as a proxy: whatever asks the network is refused
 OUTPUTS = {"-o", "--save", "--plot", ">"}
 
@@ -48,18 +49,23 @@ def outputs(block):
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory):
-    """A function that gives a block to one shell as a paste does, by stdin; the first command that fails ends it."""
-    home = tmp_path_factory.mktemp("home")
+    """A function that gives a block to one shell as a paste does, by stdin; the first command that fails ends it. Its
+    `merino-edge` is forked: how that one starts is test_start.py's."""
+    home, programs = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("programs")
     assert shutil.which("merino-edge", path=Path(sys.executable).parent), "merino-edge is not installed"
+    keys, more = forked.program(programs / "merino-edge")
+    path = map(str, (programs, Path(sys.executable).parent, os.environ["PATH"]))
     environment = {
+        **more,
         **os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "https_proxy": CLOSED_PORT,
-        "http_proxy": CLOSED_PORT, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "http_proxy": CLOSED_PORT, "PATH": os.pathsep.join(path),
     }  # fmt: skip
 
     def run(block, folder):
         done = subprocess.run(
-            ["bash", "-e", "-x"], input=block, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
-        )
+            ["bash", "-e", "-x"], input=block, cwd=folder, env=environment, capture_output=True, text=True, timeout=600,
+            **keys,
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 

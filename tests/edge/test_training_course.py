@@ -171,6 +171,7 @@ def free_port():
         return one.getsockname()[1]
 
 
+@pytest.mark.nightly
 def test_two_processes_compute_what_one_does_and_only_the_first_talks(whole, text, samples, tmp_path):
     process = torchrun(words_of(text, samples, tmp_path / "out", tmp_path), free_port())
     said = process.communicate(timeout=300)[0]

@@ -4,14 +4,15 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import random
 import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -28,7 +29,6 @@ from merino_runtime.errors import MerinoError
 pytestmark = pytest.mark.slow
 
 RECIPE = Recipe(steps=20, batch=2, learning_rate=3e-3)  # a saved state every second step
-COMMAND = [sys.executable, "-c", "from merino_edge.cli.app import main; main()", "train"]
 
 
 @pytest.fixture(scope="module")
@@ -203,39 +203,47 @@ def test_a_run_that_does_not_say_what_it_is_is_not_resumed(stopped, text):
         train(ARCH, [text], stopped, recipe=RECIPE, resume=True)
 
 
+def started(*words):
+    """`merino-edge train` in a process of its own: (process, its stderr)."""
+    read, write = os.pipe()
+    process = forked.Forked(["train", *words], stderr=write)
+    os.close(write)
+    return process, os.fdopen(read)
+
+
 def start(plan, text, out, *more):
-    """`merino-edge train` in a process of its own, once its first step is timed; (process, its lines so far)."""
+    """Once its first step is timed: (process, its stderr, the lines of that so far)."""
     recipe = ["--steps", "150", "--batch", "2", "--learning-rate", "3e-3"]
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, (plan, "--data", text, "-o", out)), *recipe, *more], stderr=subprocess.PIPE, text=True
-    )
+    process, stderr = started(plan, "--data", text, "-o", out, *recipe, *more)
     lines = []
-    for line in process.stderr:
+    for line in stderr:
         lines.append(line)
         if "s per step" in line:
-            return process, lines
+            return process, stderr, lines
     raise AssertionError("".join(lines))
 
 
 def test_ctrl_c_and_kill_of_a_process_and_a_second_process_in_its_folder(plan, text, tmp_path):
     out = tmp_path / "out"
     recipe = Recipe(steps=150, batch=2, learning_rate=3e-3)
-    process, lines = start(plan, text, out)
+    process, stderr, lines = start(plan, text, out)
     assert any("to go" in line and "MB held" in line for line in lines)
     with pytest.raises(MerinoError, match="another `train` is at work"):
         train(ARCH, [text], out, recipe=recipe)
-    process.send_signal(signal.SIGINT)
-    rest = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "same command and --resume" in rest and "Traceback" not in rest
+    os.kill(process.pid, signal.SIGINT)
+    with stderr:
+        rest = stderr.read()
+    assert process.wait() == 130 and "same command and --resume" in rest and "Traceback" not in rest
     assert states(out) and not (out / "training.json").exists()
 
-    process, _ = start(plan, text, out, "--resume")
+    process, stderr, _ = start(plan, text, out, "--resume")
     before = set(states(out))
     while not [path for path in (out / "trainer").glob("*/saved.json") if path.parent.name not in before]:
-        assert process.poll() is None
+        os.kill(process.pid, 0)  # it has not ended
         time.sleep(0.01)
-    process.kill()
-    process.communicate()
+    os.kill(process.pid, signal.SIGKILL)
+    with stderr:
+        assert process.wait() == -signal.SIGKILL
 
     train(ARCH, [text], out, recipe=recipe, resume=True)
     whole = tmp_path / "whole"
@@ -252,12 +260,14 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(kills, p
     for _ in range(kills):
         whole = [state for state in saved_states(out / "trainer") if fault_of(state) is None]
         resume = ["--resume"] if whole else []
-        words = [*COMMAND, *map(str, (plan, "--data", text, "-o", out, *options)), *resume]
-        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-        said = process.stderr.readline()
-        time.sleep(moments.uniform(0, 3))
-        process.kill()
-        said += process.communicate()[1]
+        process, stderr = started(plan, "--data", text, "-o", out, *options, *resume)
+        with stderr:
+            said = stderr.readline()
+            time.sleep(moments.uniform(0, 3))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+            said += stderr.read()
+        process.wait()
         assert "Traceback" not in said and "removed" not in said.replace("not saved to its end: removed", ""), said
         newest = [state for state in saved_states(out / "trainer") if (state / "saved.json").is_file()]
         assert not newest or fault_of(newest[0]) is None  # an older one may have been in removal

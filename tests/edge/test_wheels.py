@@ -33,6 +33,7 @@ from merino_runtime.errors import MerinoError
 
 ROOT = Path(__file__).resolve().parents[2]
 PI = Target("3.11", "aarch64", "2.36")
+DAILY = (("3.6", "jetson-nano"), ("3.11", "raspberry-pi-4"))
 SOFTWARE = Software(system="test", glibc="2.36", python="3.11", onnxruntime="1.32", numpy="2.4", tokenizers="0.23")
 
 
@@ -214,7 +215,7 @@ def online(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.usefixtures("online")
 @pytest.mark.parametrize("target, profile", [
-    pytest.param(target, profile, marks=() if target.python in ("3.6", "3.11") else pytest.mark.nightly)
+    pytest.param(target, profile, marks=() if (target.python, profile) in DAILY else pytest.mark.nightly)
     for target, profile in sorted({
         (target, profile.id) for profile in list_profiles() for target in targets_of(profile)
     })

@@ -146,7 +146,9 @@ def test_the_same_file_again_changes_nothing_and_verifies_it(install, root):
         path: data for path, data in before.items() if path != "lock"}
 
 
-@pytest.mark.parametrize("name", ["bundle/model.onnx.data", "merino.pyz", "bundle/bundle.json", "merino"])
+@pytest.mark.parametrize("name", [
+    "bundle/model.onnx.data", "merino",
+    *(pytest.param(each, marks=pytest.mark.nightly) for each in ("merino.pyz", "bundle/bundle.json"))])
 def test_the_same_file_again_mends_what_is_damaged(install, root, name):
     install("old")
     os.unlink(str(root / "current" / name))

@@ -157,14 +157,14 @@ DAILY = {("kill", "upgrade"), ("kill", "rollback"), ("full", "upgrade")}
 @pytest.mark.parametrize(("what", "step"), [
     pytest.param(*point, marks=() if point in DAILY else pytest.mark.nightly) for point in POINTS])
 def test_a_fault_at_each_operation_leaves_the_old_release_or_the_new(board, what, step, nightly):
-    """Each point is one operation on the file system of the command, by day each third; `steps` names what it began
+    """Each point is one operation on the file system of the command, by day each fifth; `steps` names what it began
     from."""
     before, argv, allowed, end = steps(board)[step]
     total = board.run(*argv, copy=before)["count"]
     assert total > 15 and releases.links(board.root).current == end
     whole = {releases.links(before), releases.links(board.root)}
     seen = set()
-    for at in range(0, total, 1 if nightly else 3):
+    for at in range(0, total, 1 if nightly else 5):
         found = board.run(*argv, copy=before, what=what, at=at)
         assert "Traceback" not in found["said"], found["said"]
         assert found["killed"] == (what == "kill"), (at, found)

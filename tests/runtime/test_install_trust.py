@@ -189,7 +189,8 @@ def test_without_one_that_is_good_previous_is_the_one_before(board):
     assert board.current("previous") == "two"
 
 
-@pytest.mark.parametrize("damage", ["bundle/model.onnx", "merino", "merino.pyz"])
+@pytest.mark.parametrize("damage", [
+    "merino", *(pytest.param(each, marks=pytest.mark.nightly) for each in ("bundle/model.onnx", "merino.pyz"))])
 def test_the_same_file_repairs_what_is_damaged(packs, tmp_path, damage):
     """The launcher is none of the manifest's files: only the self-test notices it."""
     board = RealBoard(None, packs, tmp_path / "root")

@@ -49,15 +49,18 @@ def build(folder, *lengths):
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
+DAILY = ("151,936 ids", "gemma3_text", "gpt_neox", "opt-125m")
+
 
 def all_built():
-    """By day float16, which the boards prefer, the published model in its smaller size; and a design in float32."""
+    """By day a design, and in float16, which the boards prefer, a family of each kind and the smaller published model.
+    """
     sizes = [("design", DESIGN, 128), ("151,936 ids", WIDE, 64), ("opt post-norm", OPT, 64)]
     sizes += [(family, small(family, context=128), 128) for family in SMALL]
     sizes += [(name, model(name).geometry, 256) for name in ("opt-125m", "opt-350m")]
     for name, arch, context in sizes:
         for precision in ("fp32", "fp16"):
-            by_day = name == "design" or (precision == "fp16" and name != "opt-350m")
+            by_day = name == "design" or (precision == "fp16" and name in DAILY)
             if (name, precision) != ("opt-350m", "fp32"):
                 marks = () if by_day else pytest.mark.nightly
                 yield pytest.param(arch, precision, context, marks=marks, id=f"{name} {precision}")
