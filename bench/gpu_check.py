@@ -2,7 +2,7 @@
 
     python bench/gpu_check.py [--fp16] [-o gpu-check.json] [BUNDLE]
 
-With TensorRT 8.2 or 10.x: builds the engine and runs the backend that boards run. Without it, and it says so: the same
+With TensorRT 8.2 or 10.x: builds the engine and runs the backend that boards run. Without it, with a note: the same
 graph by ONNX Runtime's CUDA provider. That proves the graph's mathematics on a GPU, and nothing about TensorRT. Also
 timed: ONNX Runtime on the CPU, and torch's own model, eager, on the GPU. Without BUNDLE: the embedded model. The record
 holds all samples. Exit code 1: no GPU, or a difference that is too large.
@@ -116,14 +116,14 @@ def torch_eager(bundle: Bundle, device: str) -> Runner:
 def gpu_runner(bundle: Bundle) -> tuple[str, Runner]:
     """(what runs the graph on the GPU, a runner): TensorRT where it is installed."""
     try:
-        backend = open_backend(bundle, backend="tensorrt", say=tell)
+        backend = open_backend(bundle, backend="tensorrt", say=report)
         return backend.engine, of_backend(backend)
     except MerinoError as error:
-        tell(f"TensorRT was NOT run: {error}")
+        report(f"TensorRT was NOT run: {error}")
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        tell("the graph runs on onnxruntime's CUDA provider in its place: this says nothing about TensorRT")
+        report("the graph runs on onnxruntime's CUDA provider in its place: this is no test of TensorRT")
         return f"onnxruntime {onnxruntime.__version__} CUDA", on_cuda_provider(bundle)
     raise MerinoError("neither TensorRT nor onnxruntime's CUDA provider can use the GPU here.")
 
@@ -177,7 +177,7 @@ def check(folder: str, gpu: str, fp16: bool) -> dict[str, Any]:
     if fp16 and bundle.precision != "fp16":
         from merino_runtime.backends.engine_build import build_engine
 
-        build_engine(bundle, True, None, tell)
+        build_engine(bundle, True, None, report)
     engine, on_gpu = gpu_runner(bundle)
     on_cpu = of_backend(open_backend(bundle, backend="onnxruntime"))
     count = max(1, min(128, bundle.context - STEPS - 1))
@@ -195,7 +195,7 @@ def check(folder: str, gpu: str, fp16: bool) -> dict[str, Any]:
     return record
 
 
-def tell(line: str) -> None:
+def report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -207,7 +207,7 @@ def main() -> int:
     arguments = parser.parse_args()
     gpu = gpu_name()
     if gpu is None:
-        tell("gpu_check: no NVIDIA GPU, or no driver, on this machine. Nothing was run, and no record was written.")
+        report("gpu_check: no NVIDIA GPU, or no driver, on this machine. Nothing was run, and no record was written.")
         return 1
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -216,13 +216,13 @@ def main() -> int:
             record = check(arguments.bundle or f"{folder}/bundle", gpu, arguments.fp16)
         write_output(arguments.path, json.dumps(record, indent=1) + "\n")
     except MerinoError as error:
-        tell(f"gpu_check: {error}")
+        report(f"gpu_check: {error}")
         return 1
     parity = record["parity"]
-    tell(f"{record['engine']}: logits differ by {parity['largest_difference']:.1e} of the largest, allowed "
+    report(f"{record['engine']}: logits differ by {parity['largest_difference']:.1e} of the largest, allowed "
          f"{parity['tolerance']:g}; {parity['same_choices']} of {parity['steps']} choices are the same")
     for name, speed in record["speed"].items():
-        tell(f"{name}: prefill {speed['prefill_tok_s']:.0f} tok/s, decode {speed['decode_tok_s']:.1f} tok/s")
+        report(f"{name}: prefill {speed['prefill_tok_s']:.0f} tok/s, decode {speed['decode_tok_s']:.1f} tok/s")
     return 0 if parity["ok"] else 1
 
 

@@ -5,7 +5,7 @@ speed beside llama.cpp's server on the same weights.
 
 Each figure is taken in turn with its counterpart, `--turns` times: median, lowest and highest. BUNDLE needs a context
 of 1,300 tokens. --llama: the same weights, for llama.cpp's server; no other part is run then. --llama-server: its
-program, built for this machine; else that of the package xllamacpp.
+program, built for this machine; else the server of the package xllamacpp.
 """
 
 import argparse

@@ -104,7 +104,7 @@ def law(designs, loss, random):
 
 
 def pairs(kind, designs, loss):
-    """(first design, second design, ln loss of the first less that of the second) of the pairs that are done: over the
+    """(first design, second design, difference of ln loss, first less second) of the pairs that are done: over the
     seeds that both have."""
     members = [each for each in designs.values() if each["set"] == kind]
     for one, two in zip(members[::2], members[1::2], strict=True):

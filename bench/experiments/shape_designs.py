@@ -139,7 +139,7 @@ def kv_pairs():
 
 
 def width_pairs():
-    """Padded, and projected, at equal weights, those of the projections counted."""
+    """Padded, and projected, at equal weights, including the weights of the projections."""
     for index, widths in enumerate(GROWING):
         paths = [*itertools.pairwise(widths), (widths[-1], widths[0])]
         projections = sum(before * after for before, after in paths if before != after)

@@ -94,7 +94,7 @@ def interval(values):
 
 
 def correlations(scores, losses, random):
-    """Spearman with minus the loss, its bootstrap interval, and that of its difference to counting weights."""
+    """Spearman with minus the loss, its bootstrap interval, and the interval of its difference to counting weights."""
     draws = [random.integers(0, len(losses), len(losses)) for _ in range(BOOTSTRAPS)]
     drawn = {name: np.array([spearmanr(values[draw], -losses[draw]).statistic for draw in draws])
              for name, values in scores.items()}  # fmt: skip

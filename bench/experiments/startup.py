@@ -4,7 +4,7 @@
 
 Without a bundle it exports the 66 M geometry of memory.py in int4. A bundle with random weights has no tokenizer:
 it gets a made-up byte-level BPE of its whole vocabulary, as slow to load as a real one of that size. The files are in
-the page cache, as after a first run. `first_token_ms` is seen from outside, by a pipe; the phases are those of the same
+the page cache, as after a first run. `first_token_ms` is seen from outside, by a pipe; the phases are of the same
 calls in the same order, in processes of their own.
 """
 
@@ -75,7 +75,7 @@ def first_token_ms(bundle, *options):
 
 def phases_here(bundle_path, started):
     """The same calls as `generate`'s. started: time.time() before this process."""
-    times = [("python", started), ("", time.time())]  # each name is that of what begins there
+    times = [("python", started), ("", time.time())]  # (what begins, when)
 
     def begin(name):
         times.append((name, time.time()))

@@ -82,7 +82,7 @@ def any_flags(rows: Sequence[Flags], place: Place) -> FrozenSet[str]:
 
 
 def unequal_flags(rows: Sequence[Flags], place: Place) -> FrozenSet[str]:
-    """All flags, without those of STEADY that every row has."""
+    """All flags, without the flags of STEADY that every row has."""
     return any_flags(rows, place) - frozenset(flag for flag in STEADY if all(flag in row[place] for row in rows))
 
 

@@ -28,12 +28,12 @@ PER_REPETITION = ("prefill_ms", "step_ms")
 PHASES = ("prefill_phases_s", "decode_phases_s")
 RECORD_KEYS = (
     "schema", "bundle", "bundle_sha256", "engine", "precision", "dialect", "weights", "weights_source",
-    "kv",  # the cache's format where it is quantised; null: that of the activations, and of other engines
+    "kv",  # the cache's format where it is quantised; null: the format of the activations, and other engines
     "family", "architecture",  # of bundle.json
     "test", "prompt_tokens",  # ids of the timed prefill
     "depth",  # cached tokens (-d); a tg row of depth 0 starts behind prompt_tokens of them
     "context",  # KV slots of the bundle
-    "repetitions",  # that count: those of undisturbed processes, where enough of them remained
+    "repetitions",  # that count: of undisturbed processes, where enough of them remained
     "threads",  # of decode
     "prefill_threads",
     "tok_s",  # mean over repetitions; tg: without the first token, which the prefill gives
@@ -54,7 +54,7 @@ RECORD_KEYS = (
     "energy",  # of `energy.energy_of`, null without a sensor
     "rounds_ms",  # samples of all processes, a list per repetition; pp: one sample, tg: one per step
     "processes",  # whose rounds these are, in order: {turn, attempt, repetitions, flags}
-    "run",  # rows of one run took turns: those of one turn and attempt ran side by side
+    "run",  # rows of one run took turns: rows of one turn and attempt ran side by side
     "ratio_interval",  # [low, high] of ratio_to_baseline, 95 %; null without one
     "ratio_turns",  # [that count, that were measured]
     "ratio_flags",  # what disturbed the ratio; empty where it is of undisturbed processes
@@ -189,7 +189,7 @@ def empty_record(identity: Dict[str, Any], case: Case, command: Optional[str] = 
 
 
 def joined(processes: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
-    """One result from those of a row's processes, each with its `turn` and `attempt`.
+    """One result from the results of a row's processes, each with its `turn` and `attempt`.
 
     `processes`, `prefill_ms` and `step_ms` cover all processes. All else covers the processes that count
     (`pairs.chosen`): `flags`, the median load time, the highest load and memory peak, the machine's state before the

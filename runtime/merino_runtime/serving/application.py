@@ -253,7 +253,7 @@ class Application:
         return Limits(bundle.context, bundle.vocab, self.settings.sampling, self.settings.limit_s)
 
     def _client(self, request: Request) -> str:
-        """Whose requests take turns with those of others: by its key, else by its address."""
+        """The client, whose requests take turns with other clients': by its key, else by its address."""
         return request.headers.get("authorization") or request.client
 
 
