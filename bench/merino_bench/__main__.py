@@ -48,7 +48,7 @@ def _checked(parse: Callable[[str], Tuple[int, ...]]) -> Callable[[str], Tuple[i
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.description = ("Lists and ranges: 128,512 or 1-4 or 128-512+128 or 128-2048*2. Repetitions are shared out "
-                          "to up to 5 fresh processes per row, in turn with those of the other bundles.")
+                          "to up to 5 fresh processes per row, interleaved with the other bundles.")
     parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="bundle folders")
     parser.add_argument("--baseline", metavar="BUNDLE", action="append", default=[], dest="baselines",
                         help="bundle folder of the baseline; repeat for more: a bundle is "

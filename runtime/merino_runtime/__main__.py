@@ -41,7 +41,7 @@ def _parser(all_verbs: Sequence[Verb]) -> argparse.ArgumentParser:
 
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE",
-                        help="bundle folder; `.` is the current one, `installed` that of the installed release")
+                        help="bundle folder; `.` is the current one, `installed` the bundle of the installed release")
 
 
 def _add_threads(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +87,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
-    parser.add_argument("--system", metavar="TEXT", help="system message; default: that of the chat template")
+    parser.add_argument("--system", metavar="TEXT", help="system message; default: the chat template's")
     parser.add_argument("--no-think", action="store_true", help="disable thinking, where the chat template supports it")
     parser.add_argument("-n", type=int, metavar="N", dest="max_new_tokens",
                         help="maximum number of tokens per answer; default: as many as the context holds")

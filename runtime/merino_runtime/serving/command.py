@@ -146,7 +146,7 @@ def _served(application: Any, server: Any, listener: Any, load: Callable[[Any], 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundles", nargs="+", metavar="BUNDLE",
-                        help="bundle folders; `.` is the current one, `installed` that of the installed release")
+                        help="bundle folders; `.` is the current one, `installed` the bundle of the installed release")
     for name, kind, text in OPTIONS:
         default = ServeRequest._field_defaults[name]
         parser.add_argument("--" + name.replace("_", "-"), type=kind, default=default,
