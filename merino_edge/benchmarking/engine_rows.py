@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from merino_bench.fresh_process import run_apart
 from merino_bench.harness import record
 from merino_bench.harness.cases import Case
-from merino_bench.harness.turns import TIME_OF_A_ROW, Entrant, Measured, never
+from merino_bench.harness.turns import TIME_OF_A_ROW, Engine, Measured, never
 from merino_edge.benchmarking.engines import (
     Peer,
     as_gpt2,
@@ -76,8 +76,8 @@ def check_peers(engines: str | None, source: Path | None) -> None:
 @contextmanager
 def peers_beside(
     engines: str | None, folders: Sequence[str], seed: int, say: Callable[[str], None], source: Path | None = None
-) -> Iterator[list[Entrant]]:
-    """The entrants for `bench_command`; none where no engine is asked for.
+) -> Iterator[list[Engine]]:
+    """The engines for `bench_command`; none where `engines` is None.
 
     A bundle that cannot be read is left out: the harness gives it a failed row already.
     `source`: a GGUF or a Hugging Face folder with the bundles' weights, for llama.cpp. Raises MerinoError for an
@@ -99,7 +99,7 @@ def peers_beside(
         except MerinoError:
             continue
     with scratch_folder(Path(tempfile.gettempdir()) / "merino-peers") as made:
-        yield peer_entrants(Peers(names, made, given, checkpoint), bundles, seed, say)
+        yield peer_engines(Peers(names, made, given, checkpoint), bundles, seed, say)
 
 
 class Made(NamedTuple):
@@ -110,10 +110,10 @@ class Made(NamedTuple):
     notes: list[str]
 
 
-def peer_entrants(
+def peer_engines(
     peers: Peers, bundles: Iterable[Bundle], seed: int, say: Callable[[str], None] = lambda _: None
-) -> list[Entrant]:
-    """An entrant per engine and geometry among the bundles; bundles of one model in several formats share it.
+) -> list[Engine]:
+    """One for each engine and geometry among the bundles; bundles of one model in several formats share it.
 
     Their models are made here, before anything is measured.
     """
@@ -121,7 +121,7 @@ def peer_entrants(
     for bundle in bundles:
         distinct.setdefault(geometry_key(bundle), bundle)
     return [
-        peer_entrant(peers, peer, bundle, seed, say)
+        peer_engine(peers, peer, bundle, seed, say)
         for bundle in distinct.values() for peer in peers_for(peers)
     ]  # fmt: skip
 
@@ -136,7 +136,7 @@ def peers_for(peers: Peers) -> list[Peer]:
     return others + [each for each in files if each.engine in peers.engines]
 
 
-def peer_entrant(peers: Peers, peer: Peer, bundle: Bundle, seed: int, say: Callable[[str], None]) -> Entrant:
+def peer_engine(peers: Peers, peer: Peer, bundle: Bundle, seed: int, say: Callable[[str], None]) -> Engine:
     identity = {
         "bundle": bundle.name, "precision": peer.shown_precision, "engine": peer.engine, "family": bundle.family,
         "architecture": bundle.architecture, "context": bundle.context, "weights": "random",
@@ -152,14 +152,14 @@ def peer_entrant(peers: Peers, peer: Peer, bundle: Bundle, seed: int, say: Calla
     try:
         made = make_apart(peers, peer, bundle)
     except MerinoError as error:
-        return Entrant(identity, False, None, str(error), never, never)
+        return Engine(identity, False, None, str(error), never, never)
     seen = as_stored(given, peer, bundle) if given else as_read_by(peer, bundle, gpt2=peers.checkpoint is None)
     identity |= {"bundle_bytes": made.bytes, "params": seen.params}
 
     def measure(case: Case, repetitions: int, _first: bool, timeout_s: float) -> Measured:
         return measure_peer_apart(peers, peer, bundle, made.path, case, repetitions, seed, timeout_s)
 
-    return Entrant(identity, False, None, "", measure, partial(peer_row, identity, seen, made.notes))
+    return Engine(identity, False, None, "", measure, partial(peer_row, identity, seen, made.notes))
 
 
 def peer_row(

@@ -21,7 +21,7 @@ from merino_bench.harness.cases import BenchRequest, decode_case
 from merino_bench.harness.pairs import chosen, flags_by_place
 from merino_bench.harness.record import RECORD_KEYS
 from merino_bench.harness.run import Interrupted, run_bench
-from merino_bench.harness.turns import bundle_entrant, measure_apart, turn_sizes
+from merino_bench.harness.turns import bundle_engine, measure_apart, turn_sizes
 from merino_bench.harness.worker import measure
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
@@ -209,8 +209,8 @@ class TestRun:
     def test_other_engines_take_turns_with_the_bundles(self, folder):
         order = []
 
-        def entrant(name, **changes):
-            real = bundle_entrant(folder, False, 0)
+        def engine(name, **changes):
+            real = bundle_engine(folder, False, 0)
 
             def measure(*asked):
                 order.append(name)
@@ -220,7 +220,7 @@ class TestRun:
 
         told = []
         found = run_bench([folder], SMALL._replace(prompts=(8,), repetitions=2), [folder],
-                          more=[entrant("a"), entrant("b")], progress=lambda _done, _total, what: told.append(what))
+                          more=[engine("a"), engine("b")], progress=lambda _done, _total, what: told.append(what))
         assert [row["test"] for row in found] == [test for test in ("pp8", "tg6") for _ in range(3)]
         assert all(set(row) == set(RECORD_KEYS) | RATIO_KEYS and row["ratio_to_baseline"] > 0 for row in found)
         first = [what.split()[0] for what in told if "pp8" in what]

@@ -1,12 +1,12 @@
-"""Which processes a disturbed turn is measured again in, on real entrants whose states of the machine are given.
+"""Which processes a disturbed turn is measured again in, on real engines whose states of the machine are given.
 
-Each entrant is measured in one real process, whose figures stand for those of its other processes.
+Each engine is measured in one real process, whose figures stand for those of its other processes.
 """
 import pytest
 
 from merino_bench.harness.cases import decode_case
 from merino_bench.harness.record import add_ratios
-from merino_bench.harness.turns import Turns, bundle_entrant
+from merino_bench.harness.turns import Turns, bundle_engine
 
 pytestmark = pytest.mark.slow
 
@@ -16,9 +16,9 @@ def folder(bundle_dirs):
     return bundle_dirs["portable"]
 
 
-def entrant(folder, name, is_baseline, flags_of_next, calls):
+def engine(folder, name, is_baseline, flags_of_next, calls):
     """Its processes are appended to `calls` by name, and have the flags that `flags_of_next` gives."""
-    real = bundle_entrant(folder, is_baseline, 0)
+    real = bundle_engine(folder, is_baseline, 0)
     measured = []
 
     def measure(*asked):
@@ -31,7 +31,7 @@ def entrant(folder, name, is_baseline, flags_of_next, calls):
 
 
 def rows_of_turns(turns):
-    rows = [one.row(turns.case, processes) for one, processes in zip(turns.entrants, turns.processes)]
+    rows = [one.row(turns.case, processes) for one, processes in zip(turns.engines, turns.processes)]
     add_ratios(rows, rows[1:])
     return rows
 
@@ -39,8 +39,8 @@ def rows_of_turns(turns):
 def test_what_was_disturbed_is_measured_again_with_its_partner(folder):
     """The second turn of one side is busy once, the third is busy always."""
     calls, flags = [], [[], ["busy"], [], ["busy"], ["swapping"], ["busy"]]
-    ours = entrant(folder, "ours", False, lambda: flags.pop(0) if flags else [], calls)
-    turns = Turns([ours, entrant(folder, "base", True, list, calls)], decode_case(2), 5, 100.0)
+    ours = engine(folder, "ours", False, lambda: flags.pop(0) if flags else [], calls)
+    turns = Turns([ours, engine(folder, "base", True, list, calls)], decode_case(2), 5, 100.0)
     turns.measure(lambda *_: None)
     a_b, b_a = ["ours", "base"], ["base", "ours"]
     assert calls == [*a_b, *b_a, *a_b, *a_b, *b_a, *a_b, *b_a, *a_b]
@@ -52,8 +52,8 @@ def test_what_was_disturbed_is_measured_again_with_its_partner(folder):
 
 
 def test_a_machine_that_is_always_busy_still_gives_a_number(folder):
-    entrants = [entrant(folder, name, name == "base", lambda: ["busy"], []) for name in ("ours", "base")]
-    turns = Turns(entrants, decode_case(2), 5, 100.0)
+    engines = [engine(folder, name, name == "base", lambda: ["busy"], []) for name in ("ours", "base")]
+    turns = Turns(engines, decode_case(2), 5, 100.0)
     turns.measure(lambda *_: None)
     assert [len(one) for one in turns.processes] == [2 * 3 + 3] * 2  # after two turns in vain no more attempts
     ours = rows_of_turns(turns)[0]

@@ -29,7 +29,7 @@ from merino_edge.benchmarking.engine_rows import (
     given_file,
     make_apart,
     measure_peer_apart,
-    peer_entrants,
+    peer_engines,
     peers_beside,
     peers_for,
 )
@@ -118,15 +118,15 @@ def kept(tmp_path_factory):
 
 def peer_records(peers, bundles, case, request):
     """A row per engine and geometry, measured in turn."""
-    return rows_of(peer_entrants(peers, bundles, request.seed), case, request)
+    return rows_of(peer_engines(peers, bundles, request.seed), case, request)
 
 
-def rows_of(entrants, case, request):
-    turns = Turns(entrants, case._replace(threads=request.threads[0]), request.repetitions, DEADLINE_S)
+def rows_of(engines, case, request):
+    turns = Turns(engines, case._replace(threads=request.threads[0]), request.repetitions, DEADLINE_S)
     turns.measure(lambda *_: None)
     return [
         failed_record(one.identity, case, reason) if reason else one.row(case, processes, None, None, None)
-        for one, processes, reason in zip(entrants, turns.processes, turns.reasons, strict=True)
+        for one, processes, reason in zip(engines, turns.processes, turns.reasons, strict=True)
     ]
 
 
@@ -217,8 +217,8 @@ def test_a_model_that_an_engine_does_not_know_is_a_row_with_the_reason(bundles, 
 def test_a_family_that_transformers_does_not_have_runs_in_it(bundles):
     skip_if_not_here(QUICK[0])
     told = []
-    with peers_beside("transformers", [bundles["growing"].folder, "no/such/bundle"], 0, told.append) as entrants:
-        row, = rows_of(entrants, decode_case(4), SMALL)
+    with peers_beside("transformers", [bundles["growing"].folder, "no/such/bundle"], 0, told.append) as engines:
+        row, = rows_of(engines, decode_case(4), SMALL)
     assert told == ["making the model of growing for transformers fp32"]
     assert row["tok_s"] > 0 and row["params"] == bundles["growing"].params
 

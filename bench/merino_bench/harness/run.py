@@ -1,7 +1,7 @@
 """Runs the benchmark: measures idle power and read bandwidth once, then every bundle in each case, in fresh processes
 that take turns.
 
-An entrant that fails gives rows that say why, and the others go on. `turns` measures one case, `worker` times in each
+An engine that fails gives rows with the reason, and the others go on. `turns` measures one case, `worker` times in each
 process, `record` derives the statistics and compares with baselines.
 """
 
@@ -16,7 +16,7 @@ from merino_bench.harness import record
 from merino_bench.harness.cases import BenchRequest, Case, cases_for
 from merino_bench.harness.record import add_ratios
 from merino_bench.harness.render import append, appends, check_can_save, render, save, terminal_width
-from merino_bench.harness.turns import Entrant, Measured, Turns, bundle_entrants, check_baselines, turn_sizes
+from merino_bench.harness.turns import Engine, Measured, Turns, bundle_engines, check_baselines, turn_sizes
 from merino_bench.probe.bandwidth import buffer_bytes, read_gb_s, thread_counts, touched_buffer
 from merino_bench.sensors.energy import Sampler, energy_of, idle_watts, why_no_energy
 from merino_bench.sensors.power import find_source
@@ -59,18 +59,18 @@ class Conditions(NamedTuple):
 
 def run_bench(bundle_paths: Sequence[str], request: BenchRequest = BenchRequest(),  # noqa: B008
               baselines: Sequence[str] = (), progress: Optional[Progress] = None, timeout_s: float = TIMEOUT_S,
-              more: Sequence[Entrant] = (), keep: Optional[Callable[[Records], None]] = None) -> Records:
-    """-> one record per case and entrant: by case, within it by bundle as given, then the baselines, then `more`.
+              more: Sequence[Engine] = (), keep: Optional[Callable[[Records], None]] = None) -> Records:
+    """-> one record per case and engine: by case, within it by bundle as given, then the baselines, then `more`.
 
-    All entrants of a case take turns, so that a drift of the machine affects all alike. more: models of other engines.
+    All engines of a case take turns, so that a drift of the machine affects all alike. more: models of other engines.
     keep: is called with the rows of each case as soon as they are complete. Raises MerinoError where nothing can be
     measured as requested, Interrupted on ctrl-C.
     """
     check_timeout(timeout_s)
-    entrants = [*bundle_entrants(bundle_paths, baselines, request.seed, request.backend), *more]
-    cases = cases_for(request, [(one.bundle.name, one.bundle.context) for one in entrants if one.bundle])
+    engines = [*bundle_engines(bundle_paths, baselines, request.seed, request.backend), *more]
+    cases = cases_for(request, [(one.bundle.name, one.bundle.context) for one in engines if one.bundle])
     records: Records = []
-    planned = len(turn_sizes(request.repetitions)) * len(entrants)  # processes of a case
+    planned = len(turn_sizes(request.repetitions)) * len(engines)  # processes of a case
     report = progress or unheard
     total = 1 + len(cases) * planned
     source, why_none = find_source()
@@ -80,14 +80,14 @@ def run_bench(bundle_paths: Sequence[str], request: BenchRequest = BenchRequest(
         power = f"{source.name}, {source.rail}" if source else f"none: {why_none}"
         conditions = Conditions(
             run=new_run_id(), idle_w=idle_watts(sampler) if sampler else None,
-            read_gb_s=best_read_gb_s() if any(one.bundle for one in entrants) else None,
+            read_gb_s=best_read_gb_s() if any(one.bundle for one in engines) else None,
             sampler=sampler, power_source=power, command=command_line())
         for number, case in enumerate(cases):
-            turns = Turns(entrants, case, request.repetitions, timeout_s)
+            turns = Turns(engines, case, request.repetitions, timeout_s)
             turns.measure(partial(_report_turn, report, 1 + number * planned, total))
             rows = rows_of(turns, conditions)
             if baselines:
-                add_ratios(rows, [row for row, one in zip(rows, entrants) if one.is_baseline])
+                add_ratios(rows, [row for row, one in zip(rows, engines) if one.is_baseline])
             records.extend(rows)
             if keep:
                 keep(rows)
@@ -102,7 +102,7 @@ def run_bench(bundle_paths: Sequence[str], request: BenchRequest = BenchRequest(
 
 def bench_command(bundle_paths: Sequence[str], request: BenchRequest, baselines: Sequence[str] = (),
                   output: str = "md", save_path: Optional[str] = None, timeout_s: float = TIMEOUT_S,
-                  progress: Optional[Progress] = None, more: Sequence[Entrant] = ()) -> int:
+                  progress: Optional[Progress] = None, more: Sequence[Engine] = ()) -> int:
     """The verb `bench` of both command lines: writes the records to stdout and to a file -> exit code, 1 where a row
     failed. On ctrl-C it writes what is complete and raises KeyboardInterrupt again. progress None: a plain line where
     stderr is a terminal."""
@@ -132,14 +132,14 @@ def check_timeout(timeout_s: float) -> None:
 
 
 def rows_of(turns: Turns, conditions: Conditions) -> Records:
-    """A record per entrant."""
-    rows = [record.failed_record(entrant.identity, turns.case, reason, conditions.command) if reason
-            else _row(entrant, turns.case, processes, conditions)
-            for entrant, processes, reason in zip(turns.entrants, turns.processes, turns.reasons)]
+    """A record per engine."""
+    rows = [record.failed_record(engine.identity, turns.case, reason, conditions.command) if reason
+            else _row(engine, turns.case, processes, conditions)
+            for engine, processes, reason in zip(turns.engines, turns.processes, turns.reasons)]
     return [dict(row, run=conditions.run) for row in rows]
 
 
-def _row(entrant: Entrant, case: Case, processes: Sequence[Measured], conditions: Conditions) -> Dict[str, Any]:
+def _row(engine: Engine, case: Case, processes: Sequence[Measured], conditions: Conditions) -> Dict[str, Any]:
     energy, notes = None, []  # type: Optional[Dict[str, Any]], List[str]
     if conditions.sampler:
         prefill, decode = record.counting_phases(processes)
@@ -147,7 +147,7 @@ def _row(entrant: Entrant, case: Case, processes: Sequence[Measured], conditions
         timed = decode if case.steps else prefill
         if timed and energy["decode_j" if case.steps else "prefill_j"] is None:
             notes = [why_no_energy(conditions.sampler, timed)]
-    row = entrant.row(case, processes, conditions.read_gb_s, energy, conditions.command)
+    row = engine.row(case, processes, conditions.read_gb_s, energy, conditions.command)
     row["environment"]["power_source"] = conditions.power_source
     row["notes"] = [*row["notes"], *notes]
     return row

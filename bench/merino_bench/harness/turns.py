@@ -1,4 +1,4 @@
-"""Measures the entrants of one case (bundles here, other engines' models elsewhere) in turn, each in fresh processes.
+"""Interleaved runs of the engines of one case, each in fresh processes.
 
 The order alternates (A B, B A, A B, ...), so that a steady drift of the machine meets both sides alike. Where a process
 was disturbed, it and the one it is compared with are measured again, up to twice.
@@ -30,8 +30,10 @@ MOST_VAIN = 2  # turns that stayed disturbed in all attempts: then it is the mac
 Report = Callable[[int, str], None]  # (processes of planned turns that are done, what comes next)
 
 
-class Entrant(NamedTuple):
-    """identity: the keys that all its rows share. reason: why it cannot be measured, empty where it can.
+class Engine(NamedTuple):
+    """A bundle in this project's runtime, or a model in another engine (`merino_edge`).
+
+    identity: the keys that all its rows share. reason: why it cannot be measured, empty where it can.
 
     measure: (case, repetitions, whether the row's first process, timeout in s) -> one process's result; raises
     MerinoError. row: (case, the row's processes, read bandwidth in GB/s, energy, command) -> a record.
@@ -53,36 +55,36 @@ def check_baselines(paths: Sequence[str]) -> None:
             raise MerinoError(f"--baseline {path} cannot be measured: {error}") from error
 
 
-def bundle_entrants(bundle_paths: Sequence[str], baselines: Sequence[str], seed: int,
-                    backend: Optional[str] = None) -> List[Entrant]:
+def bundle_engines(bundle_paths: Sequence[str], baselines: Sequence[str], seed: int,
+                   backend: Optional[str] = None) -> List[Engine]:
     """The bundles and the baselines, each folder once. One that cannot be read takes part too, with the reason."""
     if not bundle_paths:
         raise MerinoError("no bundle was given. Name at least one folder that `merino-edge export` wrote.")
     baseline_folders = {os.path.realpath(path) for path in baselines}
-    entrants: Dict[str, Entrant] = {}
+    engines: Dict[str, Engine] = {}
     for path in [*bundle_paths, *baselines]:
         folder = os.path.realpath(path)
-        if folder not in entrants:
-            entrants[folder] = bundle_entrant(path, folder in baseline_folders, seed, backend)
-    return list(entrants.values())
+        if folder not in engines:
+            engines[folder] = bundle_engine(path, folder in baseline_folders, seed, backend)
+    return list(engines.values())
 
 
-def bundle_entrant(path: str, is_baseline: bool, seed: int, backend: Optional[str] = None) -> Entrant:
+def bundle_engine(path: str, is_baseline: bool, seed: int, backend: Optional[str] = None) -> Engine:
     try:
         bundle = load_bundle(path, verify=False)
     except MerinoError as error:
-        return Entrant(record.identity_of(path, None), is_baseline, None, str(error), never, never)
+        return Engine(record.identity_of(path, None), is_baseline, None, str(error), never, never)
     identity = record.identity_of(path, bundle)
     try:
         make_ready(path, bundle, backend)
     except MerinoError as error:
-        return Entrant(identity, is_baseline, bundle, str(error), never, never)
+        return Engine(identity, is_baseline, bundle, str(error), never, never)
 
     def measure(case: Case, repetitions: int, first: bool, timeout_s: float) -> Measured:
         # Files are hashed once.
         return measure_apart(path, case, repetitions, seed, first, timeout_s, TIME_OF_A_ROW, backend)
 
-    return Entrant(identity, is_baseline, bundle, "", measure, partial(record.record_of, identity, bundle))
+    return Engine(identity, is_baseline, bundle, "", measure, partial(record.record_of, identity, bundle))
 
 
 def make_ready(path: str, bundle: Bundle, backend: Optional[str]) -> None:
@@ -101,24 +103,24 @@ def measure_apart(path: str, case: Case, repetitions: int, seed: int, verify: bo
 
 
 def never(*_: Any) -> Any:
-    """In place of `measure` and `row` of an entrant that cannot be measured."""
-    raise AssertionError("an entrant with a reason takes no turn")
+    """In place of `measure` and `row` of an engine that cannot be measured."""
+    raise AssertionError("an engine with a reason takes no turn")
 
 
 class Turns:
-    """The processes of each entrant at one case, and why an entrant has none. `measure` fills them."""
+    """The processes of each engine at one case, and why an engine has none. `measure` fills them."""
 
-    def __init__(self, entrants: Sequence[Entrant], case: Case, repetitions: int, timeout_s: float) -> None:
-        self.entrants, self.case = entrants, case
-        self.processes: List[List[Dict[str, Any]]] = [[] for _ in entrants]
-        self.reasons = [entrant.reason for entrant in entrants]
-        self.base_of = base_places(entrants)
+    def __init__(self, engines: Sequence[Engine], case: Case, repetitions: int, timeout_s: float) -> None:
+        self.engines, self.case = engines, case
+        self.processes: List[List[Dict[str, Any]]] = [[] for _ in engines]
+        self.reasons = [engine.reason for engine in engines]
+        self.base_of = base_indices(engines)
         self._sizes = turn_sizes(repetitions)
-        self._left_s = [timeout_s] * len(entrants)
-        self._longest_s = [0.0] * len(entrants)
+        self._left_s = [timeout_s] * len(engines)
+        self._longest_s = [0.0] * len(engines)
 
     def measure(self, report: Report) -> None:
-        everyone, vain = range(len(self.entrants)), 0
+        everyone, vain = range(len(self.engines)), 0
         for turn in range(len(self._sizes)):
             order = everyone if turn % 2 == 0 else everyone[::-1]
             for count, index in enumerate(order):
@@ -138,8 +140,8 @@ class Turns:
             return
         began = time.perf_counter()
         try:
-            measured = self.entrants[index].measure(self.case, self._sizes[turn], not self.processes[index],
-                                                    self._left_s[index])
+            measured = self.engines[index].measure(self.case, self._sizes[turn], not self.processes[index],
+                                                   self._left_s[index])
             self.processes[index].append(dict(measured, turn=turn, attempt=attempt))
         except MerinoError as error:
             self.reasons[index] = str(error)
@@ -164,7 +166,7 @@ class Turns:
                 and self._left_s[one] > 2 * (turns_left + 1) * self._longest_s[one]]
 
     def _title(self, index: int, turn: int) -> str:
-        name = self.entrants[index].identity["bundle"]
+        name = self.engines[index].identity["bundle"]
         return f"{name} {self.case.name} {turn + 1}/{len(self._sizes)}"
 
 
@@ -174,10 +176,10 @@ def turn_sizes(repetitions: int) -> List[int]:
     return [repetitions // turns + (turn < repetitions % turns) for turn in range(turns)]
 
 
-def base_places(entrants: Sequence[Entrant]) -> List[Optional[int]]:
-    """For each entrant the place of the one that it is compared with; None for itself and without a baseline."""
-    baselines = [entrant.identity for entrant in entrants if entrant.is_baseline]
-    index_of = {id(entrant.identity): index for index, entrant in enumerate(entrants)}
-    bases = [baseline_for(entrant.identity, baselines) for entrant in entrants]
-    return [None if base is None or base is entrant.identity else index_of[id(base)]
-            for entrant, base in zip(entrants, bases)]
+def base_indices(engines: Sequence[Engine]) -> List[Optional[int]]:
+    """For each engine the index of the one that it is compared with; None for itself and without a baseline."""
+    baselines = [engine.identity for engine in engines if engine.is_baseline]
+    index_of = {id(engine.identity): index for index, engine in enumerate(engines)}
+    bases = [baseline_for(engine.identity, baselines) for engine in engines]
+    return [None if base is None or base is engine.identity else index_of[id(base)]
+            for engine, base in zip(engines, bases)]
