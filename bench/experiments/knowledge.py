@@ -118,8 +118,8 @@ def main() -> None:
                     scored = rival_model(scored, given.gguf, given.threads or 2)
                 with loaded_tasks(request.tasks, request.data) as tasks:
                     for row in evaluate_model(scored, tasks, request, answers, lambda *_: None, print):
-                        found = row.model_dump(mode="json", by_alias=True, exclude={"command", "source", "versions"})
-                        record["rows"].append({"entrant": name, **found})
+                        fields = row.model_dump(mode="json", by_alias=True, exclude={"command", "source", "versions"})
+                        record["rows"].append({"entrant": name, **fields})
                         record.setdefault("versions", row.versions)
             write_record(given.out, record)
             print(shown(record["rows"][-1]), flush=True)
