@@ -416,6 +416,7 @@ class TestZip:
         assert code == 0, err
         assert json.loads(out)[0]["engine"].endswith("CPU of the zip")
 
+    @pytest.mark.nightly
     @pytest.mark.skipif(sys.version_info < (3, 7), reason="the test above is that one here")
     def test_it_measures_on_the_oldest_boards_python(self, old_python, folder, tmp_path):
         row = self.bench_from(old_python, folder, tmp_path)[0]

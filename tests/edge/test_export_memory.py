@@ -71,7 +71,8 @@ def test_what_was_loaded_is_refused_by_what_its_format_takes_more(tiny_arch, tmp
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a peak includes the parent's")
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_estimate_is_near_the_peak(tmp_path, precision):
     path = tmp_path / "architecture.json"
     plan = {"blocks": [{"width": 512, "ffn_ratio": 2.0, "depth": 6, "shared": False}], "vocab": 32000, "context": 256}

@@ -205,7 +205,9 @@ GOLDEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("board", "asked"), list(GOLDEN))
+@pytest.mark.parametrize(("board", "asked"), [
+    pytest.param(*each, marks=() if each[1] is None else pytest.mark.nightly) for each in GOLDEN
+])  # fmt: skip
 def test_the_design_for_a_jetsons_own_budget(board, asked):
     words = () if asked is None else ("--backend", asked)
     found = Design.model_validate_json(run("design", "--device", board, *words, "--json"))

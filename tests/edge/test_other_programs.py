@@ -289,7 +289,7 @@ def lines_of(*words, **options):
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_optimum_chooses_our_ids(bundles):
     if not OPTIMUM.exists():
         pytest.skip("no optimum here: make .venv-others")
