@@ -45,8 +45,24 @@ def test_each_page_of_decisions_is_linked_from_the_index():
 
 
 OTHERS = [
-    ROOT / each for each in ("CHANGELOG.md", "fleet/README.md", "bench/results/README.md", "runtime/kernels/README.md")
-]
+    ROOT / each
+    for each in (
+        "CHANGELOG.md", "CONTRIBUTING.md", "fleet/README.md", "bench/results/README.md", "runtime/kernels/README.md",
+    )
+]  # fmt: skip
+
+
+def slugs(path):
+    """The anchors of a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title.lower())).strip("-") for title in titles}
+
+
+@pytest.mark.parametrize("path", [DOCUMENTS[0], *OTHERS], ids=name)
+def test_each_anchor_that_a_page_outside_the_site_links_exists(path):
+    """Those of the site's pages are judged as it is built."""
+    links = re.findall(r"\]\(([^)\s#:]+\.md)#([^)\s]+)\)", path.read_text(encoding="utf-8"))
+    assert [link for link in links if link[1] not in slugs(path.parent / link[0])] == []
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, *OTHERS], ids=name)
