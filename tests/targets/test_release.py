@@ -181,7 +181,10 @@ def test_the_extras_resolve(version, releases, tmp_path):
         pytest.skip(f"no Python {version} on this machine")
     run(python, "-m", "venv", tmp_path / "venv")
     pip = [tmp_path / "venv" / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
-    run(*pip, "install", "--quiet", "--upgrade", "pip")  # that of Python 3.11 downloads what it only resolves
+    try:
+        run(*pip, "install", "--quiet", "--upgrade", "pip")  # that of Python 3.11 downloads what it only resolves
+    except AssertionError as error:
+        pytest.skip(f"no index to resolve with: {str(error)[-300:]}")
     extras = [name for name in settings(".")["options.extras_require"] if name != "dev"]
     report = tmp_path / "report.json"
     call = ["install", "--dry-run", "--quiet", "--prefer-binary", "--find-links", releases[0], "--report", report]
