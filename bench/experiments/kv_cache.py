@@ -45,7 +45,8 @@ def random_bundle(args: argparse.Namespace, kv: str) -> Path:
 
         known = load_source(bundle_path(EMBEDDED)).arch if args.geometry == EMBEDDED else model(args.geometry).geometry
         arch = known.model_copy(update={"context": args.context})
-        write_random_bundle(arch, args.precision, folder, args.geometry, kv=None if kv == "fp32" else kv)
+        cache = None if kv == "fp32" else kv  # the record is of onnxruntime's attention
+        write_random_bundle(arch, args.precision, folder, args.geometry, kv=cache, by_groups=False)
     return folder
 
 

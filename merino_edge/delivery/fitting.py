@@ -70,7 +70,7 @@ def times_slower(bundle: Bundle, profile: DeviceProfile) -> float:
         return 1.0
     operators = read_geometry(bundle.family, bundle.architecture).operators
     core, kv = core_named(bundle.core), quantised_cache(bundle)
-    slower = slower_on(operators, bundle.precision, bundle.context, core, [profile], kv)
+    slower = slower_on(operators, bundle.precision, bundle.context, core, [profile], kv, bool(bundle.kernels))
     return slower[0].times if slower else 1.0
 
 
