@@ -58,6 +58,9 @@ class LlamaCpp:
     def length(self) -> int:
         return len(self.ids)
 
+    def close(self) -> None:
+        """Its memory goes with the process."""
+
     def truncate(self, length: int) -> None:
         if length < len(self.ids):
             self.llama.llama_memory_seq_rm(self.llama.llama_get_memory(self._context), 0, length, -1)
