@@ -369,7 +369,7 @@ def test_design_takes_every_option_of_the_search(here, tmp_path):
     arguments = [
         "--device", "raspberry-pi-zero-2w", "--vocab", "300,1000", "--precision", "fp32,int8", "--context", "64",
         "--file-mb", "3", "--j-per-token", "0.02", "--width-step", "32", "--blocks", "2", "--solver", "evolution",
-        "--steps", "1500", "--population", "64", "--parents", "8", "--score", "merino-literal",
+        "--steps", "4000", "--population", "64", "--parents", "8", "--score", "merino-literal",
     ]  # fmt: skip
     path = tmp_path / "design.json"
     code, out, err = here("design", *arguments, "-o", path)

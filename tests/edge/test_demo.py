@@ -29,5 +29,5 @@ def test_a_model_that_talks_answers_a_question_in_int8(decoder, tmp_path, capfd)
 
 def test_a_model_that_does_not_talk_is_refused_before_the_export(tmp_path, capfd):
     code, _, err = run(capfd, "demo", "--chat", str(FOLDER), "-o", str(tmp_path / "out"))
-    assert code == 1 and "has no chat template: `make demo-chat` takes a model" in err
+    assert code == 1 and "has no chat template: `make demo-chat` requires a chat model" in err
     assert not (tmp_path / "out").exists()
