@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from merino_edge.cli.app import main
 from merino_edge.embedded import FOLDER
-from merino_edge.export.divergence import answers_of, divergence
+from merino_edge.export.divergence import divergence
 from merino_edge.export.export import export
 from merino_edge.export.mixed import Promotion, chosen, promotions
 from merino_edge.export.one_format import calibrate, write_export
@@ -57,7 +57,7 @@ def test_the_chosen_matrices_save_more_than_others_of_as_many_bytes(tmp_path):
     assert kl["mixed"] < 0.7 * kl["int4"] and kl["mixed"] < 0.8 * kl["others"], kl
     rise = sum(each.kl for each in candidates)  # of int4 over int8, predicted to second order
     assert 0.3 * kl["int4"] < rise < 3 * kl["int4"], (rise, kl)
-    assert divergence(made.bundle, answers_of(source, source.arch.context)).kl_mean == pytest.approx(kl["mixed"])
+    assert divergence(made.bundle, measured.answers).kl_mean == pytest.approx(kl["mixed"])
 
 
 @pytest.mark.parametrize(("options", "message"), [
