@@ -95,13 +95,12 @@ def parse_profile(raw: Mapping[str, Any], origin: str) -> DeviceProfile:
 
 
 def _folder() -> Path:
-    """Package data when installed; otherwise the checkout's folder, which an editable install cannot map."""
+    """The checkout's folder beside this package, otherwise package data. An editable install of another checkout may
+    answer for the second."""
     checkout = Path(__file__).resolve().parents[2] / "device_profiles"
-    try:
-        installed = Path(str(importlib.resources.files("merino_edge.device_profiles")))
-    except ModuleNotFoundError:
+    if any(checkout.glob("*.toml")):
         return checkout
-    return installed if any(installed.glob("*.toml")) else checkout
+    return Path(str(importlib.resources.files("merino_edge.device_profiles")))
 
 
 def _read(path: Path) -> DeviceProfile:
