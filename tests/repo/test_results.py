@@ -83,6 +83,12 @@ def test_a_record_names_the_code_that_made_it_and_some_page_rests_on_it(name):
     assert any(name == quoted for _, _, quoted in quotes())
 
 
+def test_no_record_names_a_path_of_the_machine_that_made_it():
+    """`command` is a row's own line: files in it stand without their folders."""
+    named = re.compile(r'["\s=](?:/root|/home|/tmp)/')
+    assert [path.name for path in RESULTS.glob("*.json") if named.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_the_commits_that_pages_name_are_there():
     found = [re.findall(r"\bat ([0-9a-f]{7})\b", page.read_text(encoding="utf-8")) for page in PAGES]
     named = sorted({commit for each in found for commit in each})
