@@ -12,7 +12,6 @@ import torch
 
 from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts, write_bundle
 from merino_edge.bundles.files import is_bundle_alone
-from merino_edge.bundles.kernels import MACHINES
 from merino_edge.design.design_file import Design
 from merino_edge.export.graphs import Dialect, dialect_of, geometry_graph
 from merino_edge.export.onnx.fused import Fused
@@ -27,7 +26,7 @@ from merino_edge.families.operators import Core, core_of, largest_group
 from merino_edge.families.registry import family_of
 from merino_edge.storage.atomic import new_folder
 from merino_runtime.bundle import Bundle, Golden, Threads
-from merino_runtime.io.board import KERNELS_NEED, X86_MACHINES, this_board
+from merino_runtime.io.board import runs_kernels, this_board
 
 
 class Quick(Graph):
@@ -83,7 +82,8 @@ def write_random_bundle(
     kv = design.kv if design else kv
     scales = even_scales(arch, kv) if kv else None
     written_for = core_of("fused", precision, core)
-    groups = loads_kernels_here() if by_groups is None else by_groups
+    here = this_board()
+    groups = runs_kernels(here.architecture, here.isa) if by_groups is None else by_groups
     form = GraphFormat(precision, "fused", arch.context, written_for, kv=kv, by_groups=groups)
     quick = QUICK[dialect_of(form)]
     graph = geometry_graph(quick, arch, random_weights(model), arch.context, precision, scales=scales)
@@ -93,11 +93,6 @@ def write_random_bundle(
     with new_folder(folder, is_bundle_alone, graph.weight_bytes) as place:
         bundle = write_bundle(place, facts, graph, form, Golden((), ()), threads=threads)
     return bundle._replace(folder=str(folder))
-
-
-def loads_kernels_here() -> bool:
-    here = this_board()
-    return here.architecture in MACHINES and (here.architecture not in X86_MACHINES or here.isa >= KERNELS_NEED)
 
 
 def even_scales(arch: Geometry, kv: str) -> CacheScales:

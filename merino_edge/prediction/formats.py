@@ -7,7 +7,7 @@ from merino_edge.profiles.profile import Backend, DeviceProfile
 from merino_runtime.bundle import FIRST_QUANTISED_CACHE, QUANTISED_CACHES
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.board import KERNELS_NEED, X86_FEATURES
+from merino_runtime.io.board import X86_FEATURES, runs_kernels
 
 FIRST_FUSED = (1, 18)  # of ONNX Runtime
 EMPTY = "''"  # as a shell writes a word without characters
@@ -70,16 +70,12 @@ def core_of_board(profile: DeviceProfile) -> Core:
     return "no-dotprod" if profile.arch == "aarch64" and "dotprod" not in profile.isa else "dotprod"
 
 
-def loads_kernels(profile: DeviceProfile) -> bool:
-    """Whether this project's library of kernels runs on the board's CPU."""
-    return profile.arch == "aarch64" or (profile.arch == "x86_64" and set(profile.isa) >= KERNELS_NEED)
-
-
 def attends_by_groups(profile: DeviceProfile, precision: str) -> bool:
     """Whether a `fused` graph for this board computes attention by groups. For cores without dotprod int4 alone: their
     other formats run where the library cannot be loaded."""
     formats = CPU_FORMATS if core_of_board(profile) == "dotprod" else ("int4",)
-    return dialect_of(profile) == "fused" and precision in formats and loads_kernels(profile)
+    loads = runs_kernels(profile.arch, frozenset(profile.isa))
+    return dialect_of(profile) == "fused" and precision in formats and loads
 
 
 def refused_words(profile: DeviceProfile, precision: str) -> str:

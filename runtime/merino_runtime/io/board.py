@@ -56,6 +56,11 @@ def kind_of_core(board: Board) -> Optional[str]:
     return "dotprod" if "dotprod" in board.isa else "no-dotprod"
 
 
+def runs_kernels(architecture: str, isa: FrozenSet[str]) -> bool:
+    """Whether a library of runtime/kernels runs on such a CPU: they are built for these two architectures."""
+    return architecture == "aarch64" or (architecture == "x86_64" and isa >= KERNELS_NEED)
+
+
 def this_isa() -> FrozenSet[str]:
     """On 64-bit Arm from the auxiliary vector, which the kernel gives to each process. /proc/cpuinfo is the fallback:
     a sandbox may hide it, and some emulators show the host's."""
