@@ -46,9 +46,9 @@ def export(
     """Write the bundle `out`, and measure its perplexity where the request names a text.
 
     `last_use`: the source's model is changed and then emptied, so that memory holds one copy of the weights at a time.
-    `say` gets a line for each format that AUTO tries. Raises MerinoError for a request that is not possible, for a chat
-    template that raises, for weights that give no finite logits, and where the graph differs from torch; then nothing
-    is written.
+    `say` gets a line for each format that AUTO tries, and one on what MIXED chose. Raises MerinoError for a request
+    that is not possible, for a chat template that raises, for weights that give no finite logits, and where the graph
+    differs from torch; then nothing is written.
     """
     if request.precision == AUTO:
         made = export_fastest(source, out, request, say)

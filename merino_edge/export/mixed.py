@@ -51,26 +51,25 @@ def promotions(
     four, eight = (build_graph(source, form._replace(precision=each)) for each in ("int4", "int8"))
     possible = [names for names, matrix in four.quantized.items() if matrix.bits == 4 and names in eight.quantized]
     saved = divergence_saved(source, answers, squared_errors(four, eight, possible))
-    weights = {names: four.joined(names).size for names in possible}
+    weights = {names: four.quantized[names].scales.size * four.quantized[names].group_size for names in possible}
     ms_per_weight = (ms[1] - ms[0]) / max(1, sum(weights.values()))
-    found = [
+    possibilities = [
         Promotion(
             names, sum(saved[name] for name in names), eight.quantized[names].nbytes - four.quantized[names].nbytes,
             ms_per_weight * weights[names],
         )
         for names in possible
     ]  # fmt: skip
-    return found, four.weight_bytes
+    return possibilities, four.weight_bytes
 
 
 def squared_errors(four: Graph, eight: Graph, possible: Sequence[Names]) -> dict[str, np.ndarray]:
     """By matrix, as the graph has it [out, in]: squared error of its weights in 4 bits less that in 8 bits."""
-    shapes = {name: four.weights[name].shape for names in possible for name in names}
     differences: dict[str, np.ndarray] = {}
     for names in possible:
         exact = four.joined(names)
         errors = [np.square(dequantize(graph.quantized[names]) - exact) for graph in (four, eight)]
-        ends = np.cumsum([shapes[name][0] for name in names])[:-1]
+        ends = np.cumsum([len(four.weights[name]) for name in names])[:-1]
         differences |= dict(zip(names, np.split(errors[0] - errors[1], ends), strict=True))
     return differences
 
@@ -102,20 +101,13 @@ def sampled_gradients(
     model = source.model
     parameters = dict(model.named_parameters(remove_duplicate=False))
     wanted = [parameters[name] for name in names]
-    for parameter in wanted:
-        parameter.requires_grad_(True)
-    try:
-        for answer in answers:
-            with torch.enable_grad():
-                ids = torch.tensor([[*answer.prompt, *answer.ids]])
-                logits = model(input_ids=ids, use_cache=False).logits[0, len(answer.prompt) - 1 : -1].float()
-                sampled = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
-                loss = torch.nn.functional.cross_entropy(logits, sampled, reduction="sum")
-                gradients = torch.autograd.grad(loss, wanted)
-            yield {name: each.numpy() for name, each in zip(names, gradients, strict=True)}
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(False)
+    for answer in answers:
+        ids = torch.tensor([[*answer.prompt, *answer.ids]])
+        logits = model(input_ids=ids, use_cache=False).logits[0, len(answer.prompt) - 1 : -1].float()
+        sampled = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+        loss = torch.nn.functional.cross_entropy(logits, sampled, reduction="sum")
+        gradients = torch.autograd.grad(loss, wanted)
+        yield {name: each.numpy() for name, each in zip(names, gradients, strict=True)}
 
 
 def chosen(candidates: Sequence[Promotion], most_bytes: float | None, most_ms: float | None) -> frozenset[str]:
@@ -155,8 +147,10 @@ def eight_bits(
     if most_bytes is None and most_ms is None:
         most_bytes = least + whole / 2
     if most_bytes is not None and most_bytes < least:
-        raise MerinoError(f"--file-mb is less than the {least / MB:.1f} MB that the weights of {source.name} take in"
-                          " int4: give more, or take int4 alone")  # fmt: skip
+        raise MerinoError(
+            f"--file-mb {most_bytes / MB:g} is less than the {least / MB:.1f} MB that the weights of {source.name} take"
+            " in int4: give more, or take int4 alone"
+        )
     if most_ms is not None and most_ms < ms[0]:
         raise MerinoError(f"--decode-ms {most_ms:g} is less than the {ms[0]:.2f} ms predicted in int4: give more, or"
                           " take int4 alone")  # fmt: skip

@@ -178,13 +178,14 @@ def check_request(request: ExportRequest, what: str, weights: Path | None, out: 
     found = find_source(what, weights)
     check_source_tokenizer(found, weights)
     check_context(request.context, found)
+    if request.precision != MIXED:
+        check_limits(request)
     if request.precision == AUTO:
         board_for_auto(request)
         chosen_format(in_float32(request), design_of(found))
     elif request.precision == MIXED:
         chosen_format(in_int4(request), design_of(found))
     else:
-        check_limits(request)
         chosen_format(request, design_of(found))
     return published(found, weights)
 

@@ -62,8 +62,10 @@ def test_the_chosen_matrices_save_more_than_others_of_as_many_bytes(tmp_path):
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--precision", "int4", "--file-mb", "3"], "--file-mb is a limit of --precision mixed"),
+    (["--precision", "auto", "--for", "raspberry-pi-5", "--decode-ms", "3"], "is a limit of --precision mixed"),
     (["--precision", "mixed", "--decode-ms", "3"], "name it with --for"),
     (["--precision", "mixed", "--file-mb", "-1"], "--file-mb -1 is not allowed"),
+    (["--precision", "mixed", "--file-mb", "0.1"], "--file-mb 0.1 is less than"),
     (["--precision", "mixed", "--file-mb", "0.1"], "take in int4: give more"),
     (["--precision", "mixed", "--for", "raspberry-pi-5", "--decode-ms", "0.001"], "predicted in int4: give more"),
     (["--precision", "mixed", "--dialect", "portable"], "not possible in dialect portable"),
