@@ -1,7 +1,6 @@
 """The table of docs/boards/index.md: what the shipped profiles predict of published models on each board."""
 
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from merino_edge.families.zoo import model
@@ -14,6 +13,7 @@ from merino_edge.profiles.reading import load_profile, profile_ids
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bench" / "experiments"))
 from published import ROWS, predicted_tok_s  # noqa: E402
+from write_record import table  # noqa: E402
 
 MODELS = ("smollm2-135m", "gemma-3-270m", "smollm2-360m", "qwen3-0.6b", "llama-3.2-1b")
 CONTEXT, PROMPT = 512, 256
@@ -21,14 +21,6 @@ CONTEXT, PROMPT = 512, 256
 PRICES = {
     "raspberry-pi-zero-2w": 15, "raspberry-pi-4": 55, "raspberry-pi-5": 60, "jetson-nano": 99, "jetson-orin-nano": 249,
 }  # fmt: skip
-
-
-def rows_of_boards() -> list[list[str]]:
-    """In the order of price. A board without a price is an error: add it to PRICES."""
-    profiles = [load_profile(one) for one in profile_ids()]
-    titles = ["board", "price", "memory", *(model(one).name for one in MODELS), "published / predicted"]
-    rows = [row(profile) for profile in sorted(profiles, key=lambda one: PRICES[one.id])]
-    return [titles, *rows]
 
 
 def row(profile: DeviceProfile) -> list[str]:
@@ -68,10 +60,8 @@ def confirmed(profile: DeviceProfile) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def markdown_table(rows: Iterable[Sequence[str]]) -> str:
-    titles, *others = rows
-    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, ["---"] * len(titles), *others))
-
-
 def text() -> str:
-    return markdown_table(rows_of_boards())
+    """In the order of price. A board without a price is an error: add it to PRICES."""
+    profiles = [load_profile(one) for one in profile_ids()]
+    titles = ["board", "price", "memory", *(model(one).name for one in MODELS), "published / predicted"]
+    return table(titles, [row(profile) for profile in sorted(profiles, key=lambda one: PRICES[one.id])])

@@ -349,61 +349,57 @@ def operation(what: str, given: str | None, answered: Schema, public: bool = Fal
     }
 
 
+def get(what: str, answered: Schema, public: bool = False, ollama: bool = False) -> Schema:
+    return {"get": operation(what, None, answered, public, ollama)}
+
+
+def post(what: str, given: str, answered: Schema, ollama: bool = False) -> Schema:
+    return {"post": operation(what, given, answered, ollama=ollama)}
+
+
 def streamed(whole: str, part: str, kind: str) -> Schema:
     return {"content": {"application/json": {"schema": ref(whole)}, kind: {"schema": ref(part)}}}
 
 
 EVENTS, LINES = "text/event-stream", "application/x-ndjson"
-HEALTH = {"get": operation("503 while a model is loaded, then 200", None, content(ref("Health")), public=True)}
+HEALTH = get("503 while a model is loaded, then 200", content(ref("Health")), public=True)
 PATHS: Schema = {
-    "/": {"get": operation("A page to talk with the model", None, content(TEXT, "text/html"), public=True)},
+    "/": get("A page to talk with the model", content(TEXT, "text/html"), public=True),
     "/health": HEALTH,
     "/v1/health": HEALTH,
-    "/v1/models": {"get": operation("The bundles by name", None, content(ref("Models")))},
-    "/v1/chat/completions": {
-        "post": operation(
-            "An answer to messages; with stream as events `data: ChatChunk`, the last one [DONE]",
-            "ChatRequest",
-            streamed("Chat", "ChatChunk", EVENTS),
-        )
-    },
-    "/v1/completions": {
-        "post": operation(
-            "Continues a text or token ids", "CompletionsRequest", streamed("Completions", "Completions", EVENTS)
-        )
-    },
-    "/metrics": {"get": operation("For Prometheus", None, content(TEXT, "text/plain"))},
-    "/v1/stats": {"get": operation("For people: speeds, memory, what each slot holds", None, content(ref("Stats")))},
-    "/api/chat": {
-        "post": operation(
-            "Ollama: an answer to messages, by default as lines of JSON",
-            "OllamaChatRequest",
-            streamed("OllamaChat", "OllamaChat", LINES),
-            ollama=True,
-        )
-    },
-    "/api/generate": {
-        "post": operation(
-            "Ollama: continues a prompt",
-            "OllamaGenerateRequest",
-            streamed("OllamaGenerate", "OllamaGenerate", LINES),
-            ollama=True,
-        )
-    },
-    "/api/show": {
-        "post": operation("Ollama: facts of a model", "OllamaNamed", content(ref("OllamaShown")), ollama=True)
-    },
-    "/api/pull": {
-        "post": operation(
-            "Ollama: success where the model is served; nothing is fetched",
-            "OllamaNamed",
-            content(answer(status=one_of("success"))),
-            ollama=True,
-        )
-    },
-    "/api/tags": {"get": operation("Ollama: the models", None, content(ref("OllamaTags")), ollama=True)},
-    "/api/ps": {"get": operation("Ollama: the loaded models", None, content(ref("OllamaRunning")), ollama=True)},
-    "/api/version": {"get": operation("The version", None, content(answer(version=TEXT)), ollama=True)},
+    "/v1/models": get("The bundles by name", content(ref("Models"))),
+    "/v1/chat/completions": post(
+        "An answer to messages; with stream as events `data: ChatChunk`, the last one [DONE]",
+        "ChatRequest",
+        streamed("Chat", "ChatChunk", EVENTS),
+    ),
+    "/v1/completions": post(
+        "Continues a text or token ids", "CompletionsRequest", streamed("Completions", "Completions", EVENTS)
+    ),
+    "/metrics": get("For Prometheus", content(TEXT, "text/plain")),
+    "/v1/stats": get("For people: speeds, memory, what each slot holds", content(ref("Stats"))),
+    "/api/chat": post(
+        "Ollama: an answer to messages, by default as lines of JSON",
+        "OllamaChatRequest",
+        streamed("OllamaChat", "OllamaChat", LINES),
+        ollama=True,
+    ),
+    "/api/generate": post(
+        "Ollama: continues a prompt",
+        "OllamaGenerateRequest",
+        streamed("OllamaGenerate", "OllamaGenerate", LINES),
+        ollama=True,
+    ),
+    "/api/show": post("Ollama: facts of a model", "OllamaNamed", content(ref("OllamaShown")), ollama=True),
+    "/api/pull": post(
+        "Ollama: success where the model is served; nothing is fetched",
+        "OllamaNamed",
+        content(answer(status=one_of("success"))),
+        ollama=True,
+    ),
+    "/api/tags": get("Ollama: the models", content(ref("OllamaTags")), ollama=True),
+    "/api/ps": get("Ollama: the loaded models", content(ref("OllamaRunning")), ollama=True),
+    "/api/version": get("The version", content(answer(version=TEXT)), ollama=True),
 }
 DOCUMENT: Schema = {
     "openapi": "3.1.0",
