@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from write_record import kept_record, table, write_record
 
-from merino_edge.benchmarking.llama_cpp_native import described, lacking, library, native_build, version
+from merino_edge.benchmarking.llama_cpp_native import described, lacking, library, loaded_model, native_build, version
 from merino_edge.evaluation.answers import begun
 from merino_edge.evaluation.models import Scored, bundle_model
 from merino_edge.evaluation.run import TaskRequest, evaluate_model
@@ -41,10 +41,7 @@ class LlamaCpp:
         if folder is None:
             raise SystemExit("no llama.cpp built for this machine: make peers-native")
         self.llama = llama = library(folder)
-        self._quiet = llama.llama_log_callback(lambda *_: None)
-        llama.llama_log_set(self._quiet, None)
-        llama.llama_backend_init()
-        self._model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
+        self._model, self._quiet = loaded_model(llama, str(path))
         options = llama.llama_context_default_params()
         options.n_ctx, options.n_batch, options.n_ubatch = context, 512, 512
         options.n_threads = options.n_threads_batch = threads

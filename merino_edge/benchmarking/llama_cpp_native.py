@@ -58,15 +58,21 @@ def described(folder: Path) -> str:
     return str(library(folder).llama_print_system_info().decode())
 
 
-def open_native(folder: Path, request: dict[str, Any], q8_0_cache: bool) -> Round:
-    """One prefill and greedy decode steps, each timed to the choice of its token."""
-    llama = library(folder)
+def loaded_model(llama: Any, path: str) -> tuple[Any, Any]:
+    """The model of a GGUF, and the silent log callback, which llama.cpp calls as long as there is a context."""
     quiet = llama.llama_log_callback(lambda *_: None)
     llama.llama_log_set(quiet, None)
     llama.llama_backend_init()
-    model = llama.llama_model_load_from_file(request["path"].encode(), llama.llama_model_default_params())
+    model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
     if not model:
-        raise RuntimeError(f"llama.cpp does not load {request['path']}")
+        raise RuntimeError(f"llama.cpp does not load {path}")
+    return model, quiet
+
+
+def open_native(folder: Path, request: dict[str, Any], q8_0_cache: bool) -> Round:
+    """One prefill and greedy decode steps, each timed to the choice of its token."""
+    llama = library(folder)
+    model, quiet = loaded_model(llama, request["path"])
     options = llama.llama_context_default_params()
     options.n_ctx = request["prompt"] + request["steps"] + 8
     options.n_batch = options.n_ubatch = max(512, request["prompt"])  # the prompt in one piece
