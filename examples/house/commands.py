@@ -61,6 +61,11 @@ def value(tool: str, rng: random.Random) -> tuple[str, dict[str, Any]]:
     return "", {}
 
 
+def fixed_value(fixed: str) -> dict[str, Any]:
+    """What a family always asks for: a share in percent, or any color, for which the answer has the first."""
+    return {"color": COLORS[0]} if fixed == "any" else {"percent": int(fixed)}
+
+
 def slots_for(ref: Reference, house: House, tool: str, said: str, rng: random.Random) -> Slots:
     area = ref.area if ref.area and ref.area != EVERYWHERE else None
     slots: Slots = {
@@ -215,7 +220,7 @@ def by_tool() -> dict[str, tuple[Family, ...]]:
 
 def said(family: Family, ref: Reference, house: House, split: str, rng: random.Random) -> Sample | None:
     tool, _, fixed = family.tool.partition("=")
-    text, values = ("", {"percent": int(fixed)}) if fixed else value(tool, rng)
+    text, values = ("", fixed_value(fixed)) if fixed else value(tool, rng)
     template = rng.choice(family.templates)
     if not names_target(template, ref, house):
         return None

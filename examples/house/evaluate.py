@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from grammar import blocks
 from house import REFUSE, Device, House, meaning, prompt, read_action, tools
 
 from merino_runtime.api import LanguageModel, open_model
@@ -29,6 +30,12 @@ class Case(NamedTuple):
     sentence: str
     actions: list[str]
     kind: str
+
+
+def new_wordings() -> set[str]:
+    """The kinds of sentences that no training sample is of."""
+    marked = [head.split()[0] for head in blocks("commands")] + ["no." + head for head in blocks("negatives")]
+    return {kind.removesuffix("!") for kind in marked if kind.endswith("!")}
 
 
 def generated(path: Path, most: int) -> Iterator[Case]:
@@ -109,7 +116,9 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
 def sets_of(given: argparse.Namespace) -> dict[str, list[Case]]:
     sets = {"utterances": list(utterances())}
     if given.generated:
-        sets["generated"] = list(generated(given.generated, given.most))
+        cases, new = list(generated(given.generated, given.most)), new_wordings()
+        sets["generated"] = [case for case in cases if case.kind not in new]
+        sets["generated, new wordings"] = [case for case in cases if case.kind in new]
     if given.negatives:
         sets["negatives"] = list(negatives(given.negatives))
     return sets

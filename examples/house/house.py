@@ -2,9 +2,8 @@
 
 The prompt names what the house has, so the model copies names and need not know them:
 
-    here: kitchen
-    kitchen: light ceiling light, light counter lamp, switch coffee maker
     bedroom: light bedside lamp, cover blinds
+    here, kitchen: light ceiling light, light counter lamp, switch coffee maker
     > turn off the lamp beside the bed
 
 The answer is one call, or a refusal: `{"name":"turn_off","arguments":{"targets":["bedside lamp"]}}`. A target is the
@@ -124,11 +123,14 @@ def meaning(action: Action, house: House) -> tuple[Any, ...]:
 
 
 def prompt(house: House, sentence: str) -> str:
-    listed = {
-        area: ", ".join(f"{each.domain} {each.name}" for each in house.devices if each.area == area)
-        for area in house.areas
-    }
-    return "".join(f"{head}: {rest}\n" for head, rest in {"here": house.here, **listed}.items()) + said(sentence)
+    """The area in which the sentence is spoken comes last: most sentences that name no area are about it."""
+    lines = []
+    for area in sorted(house.areas, key=lambda area: area == house.here):
+        listed = ", ".join(f"{each.domain} {each.name}" for each in house.devices if each.area == area)
+        lines.append(f"{'here, ' if area == house.here else ''}{area}: {listed}\n")
+    if house.here not in house.areas:
+        lines.append(f"here, {house.here}:\n")
+    return "".join(lines) + said(sentence)
 
 
 def said(sentence: str) -> str:
