@@ -8,12 +8,14 @@ import typer
 
 from merino_edge.cli.terminal import counted_progress, put, say
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.board import this_isa
 
 if TYPE_CHECKING:
     from merino_edge.training.pretrained import Pretrained
     from merino_edge.training.teacher import Teacher
 
 TUNING_RATE, LORA_RATE = 5e-5, 2e-4
+BF16 = frozenset(("avx512_bf16", "bf16"))  # instruction sets of CPUs with products in bfloat16
 LENGTH = 1024  # tokens of a row in fine-tuning, where the context is not shorter
 
 
@@ -79,6 +81,9 @@ def train(
             help="peak learning rate, after warm-up; default: 0.002, in fine-tuning 5e-05, with --lora 0.0002"
         ),
     ] = None,
+    prompt_weight: Annotated[
+        float | None, typer.Option(help="weight of a prompt's tokens in the loss, a completion's weigh 1; default: 0")
+    ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(metavar="SOURCE", help="learn this model's logits too; it must have the same tokenizer"),
@@ -92,7 +97,7 @@ def train(
         typer.Option(metavar="RANK", help="fine-tune adapters of this rank, merged at the end; default: all weights"),
     ] = None,
     bf16: Annotated[
-        bool | None, typer.Option(help="train in bfloat16; default: on a GPU that has it, and not on a CPU")
+        bool | None, typer.Option(help="train in bfloat16; default: where the GPU or CPU computes in it")
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write logs for TensorBoard too")] = False,
     seed: Annotated[int | None, typer.Option(help="random seed; default: 0")] = None,
@@ -124,7 +129,7 @@ def train(
     given = {
         "steps": steps, "batch": batch, "length": length, "cut_long": cut_long, "learning_rate": learning_rate,
         "seed": seed, "bf16": bf16, "lora": lora, "patience": patience, "evaluations": evaluations,
-        "teacher_weight": teacher_weight, "temperature": temperature,
+        "prompt_weight": prompt_weight, "teacher_weight": teacher_weight, "temperature": temperature,
     }  # fmt: skip
     asked = {key: value for key, value in given.items() if value is not None}
     kept = kept_recipe(out, resume)
@@ -135,7 +140,6 @@ def train(
     if not is_finished(out):
         check_out(out, resume)
 
-    import torch
     from transformers.utils import logging
 
     from merino_edge.training.processes import is_first
@@ -145,7 +149,7 @@ def train(
     logging.disable_progress_bar()  # one for each saved state
     begin = plan or pretrained_of(source, vocab)
     if not kept:
-        usual: dict[str, Any] = {"bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported()}
+        usual: dict[str, Any] = {"bf16": has_bf16()}
         if begin.pretrained:
             usual["learning_rate"] = LORA_RATE if lora else TUNING_RATE
             usual["length"] = min(begin.architecture.context, LENGTH)
@@ -164,6 +168,15 @@ def train(
         return
     put(f"held-out loss {record['held_out_loss']:.3f} nats per token, perplexity {record['held_out_perplexity']:.2f}")
     say(f"the checkpoint is {out}")
+
+
+def has_bf16() -> bool:
+    """Whether the GPU, or without one the CPU, multiplies in bfloat16."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return bool(this_isa() & BF16)
 
 
 def plan_of(source: str) -> Begin | None:

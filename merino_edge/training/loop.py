@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
 from transformers.integrations import TensorBoardCallback
@@ -51,10 +52,11 @@ def shrink_branches(model: PreTrainedModel) -> None:
 
 class CheckedTrainer(Trainer):
     """A Trainer that ends at a loss or gradient that is not finite, before it reaches a weight. Its held-out loss is
-    the mean over tokens; transformers' is over rows, which differ in their number of learned tokens."""
+    the mean over tokens; transformers' is over rows, which differ in their number of learned tokens. `pad`: the id
+    behind the last sample of a row."""
 
-    def __init__(self, recipe: Recipe, **keys: Any):
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, pad: int, **keys: Any):
+        self.recipe, self.pad = recipe, pad
         super().__init__(**keys)
 
     def create_optimizer(self, *arguments: Any, **keys: Any) -> torch.optim.Optimizer:
@@ -68,8 +70,9 @@ class CheckedTrainer(Trainer):
         ids, values = (inputs.pop(name, None) for name in ("teacher_ids", "teacher_logits"))
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         labels, logits = inputs["labels"], outputs["logits"]
-        z_loss = self.recipe.z_loss if model.training else 0.0
-        share = self.accelerator.num_processes / num_items_in_batch if ids is not None or z_loss else 0.0
+        z_loss, prompt_weight = (self.recipe.z_loss, self.recipe.prompt_weight) if model.training else (0.0, 0.0)
+        added = ids is not None or z_loss or prompt_weight
+        share = self.accelerator.num_processes / num_items_in_batch if added else 0.0
         if ids is not None:
             weight = self.recipe.teacher_weight
             loss = (1 - weight) * loss + weight * share * taught_loss(
@@ -78,6 +81,13 @@ class CheckedTrainer(Trainer):
         if z_loss:
             sums = logits[:, :-1].float().logsumexp(-1)
             loss = loss + z_loss * share * (sums.square() * (labels[:, 1:] != NOT_LEARNED)).sum()
+        if prompt_weight:
+            following = inputs["input_ids"][:, 1:]
+            learned = (labels[:, 1:] != NOT_LEARNED) | (following == self.pad)
+            prompts = following.masked_fill(learned, NOT_LEARNED).flatten()
+            loss = loss + prompt_weight * share * cross_entropy(
+                logits[:, :-1].float().flatten(0, 1), prompts, ignore_index=NOT_LEARNED, reduction="sum"
+            )
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: torch.nn.Module, *arguments: Any, **keys: Any) -> torch.Tensor:

@@ -164,6 +164,7 @@ def fit(
     model.config.use_cache = False  # with a cache transformers does not keep the samples of a row apart
     trainer = CheckedTrainer(
         run.recipe,
+        end_id(material.tokenizer) or 0,
         model=model,
         args=training_arguments(run.recipe, folder, parts),
         train_dataset=material.data.rows,

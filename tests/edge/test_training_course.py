@@ -19,6 +19,7 @@ from test_training_data import write_lines
 from test_training_runs import ctrl_c_at, main_ends, same_weights
 
 from merino_edge.families.hugging_face import build_model
+from merino_edge.text.tokenizer import load_tokenizer
 from merino_edge.training.optimiser import muon_for
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.run_folder import saved_states, step_of
@@ -138,9 +139,29 @@ def test_the_z_loss_is_the_mean_square_of_the_logits_log_sums(text, tmp_path):
     assert found[1][1] == pytest.approx(found[0][1], rel=1e-6)
 
 
-@pytest.mark.parametrize("keys", [{"optimiser": "sgd"}, {"schedule": "step"}, {"z_loss": -1.0}, {"patience": -1}])
+def test_prompts_count_by_their_weight(tmp_path):
+    """At a rate of nearly zero a token costs ln(vocab), in a completion and in a prompt, but not in the padding."""
+    records = [{"prompt": story(seed, 1), "completion": " yes."} for seed in range(400)]
+    samples, found = write_lines(tmp_path / "samples.jsonl", records), []
+    for weight in (0.0, 0.5):
+        recipe = Recipe(steps=1, batch=128, learning_rate=1e-12, prompt_weight=weight)
+        record = train(ARCH, [samples], tmp_path / str(weight), recipe=recipe)
+        found.append((losses(record)[0], record["held_out_loss"]))
+    tokenizer = load_tokenizer(tmp_path / "0.0" / "tokenizer.json")
+    prompt, completion = (
+        sum(len(tokenizer.encode(record[part], add_special_tokens=False).ids) for record in records)
+        for part in ("prompt", "completion")
+    )
+    expected = 0.5 * math.log(ARCH.vocab) * prompt / (completion + len(records))
+    assert found[1][0] - found[0][0] == pytest.approx(expected, rel=0.02)
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "keys", [{"optimiser": "sgd"}, {"schedule": "step"}, {"z_loss": -1.0}, {"prompt_weight": 2.0}, {"patience": -1}]
+)
 def test_a_recipe_that_cannot_be_is_refused(keys):
-    with pytest.raises(MerinoError, match="is not known|must be at least 0"):
+    with pytest.raises(MerinoError, match="is not known|must be at least 0|must lie from 0 to 1"):
         Recipe(**keys)
 
 
