@@ -12,80 +12,25 @@ default cache of float16. A task that is in the record is not scored again, nor 
 import argparse
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from llama_cpp import LlamaCpp
 from write_record import kept_record, table, write_record
 
-from merino_edge.benchmarking.llama_cpp_native import described, lacking, library, loaded_model, native_build, version
 from merino_edge.evaluation.answers import begun
 from merino_edge.evaluation.models import Scored, bundle_model
 from merino_edge.evaluation.run import TaskRequest, evaluate_model
 from merino_edge.evaluation.tasks import LOCAL_TASKS, loaded_tasks
 from merino_runtime.api import open_model
-from merino_runtime.io.board import this_isa
-
-
-class LlamaCpp:
-    """llama.cpp in the place of a bundle's backend, for one sequence.
-
-    Shapes: logits_from yields [m, vocab], a batch of ids at a time, all their logits.
-    """
-
-    extends_fast = True
-
-    def __init__(self, path: Path, context: int, threads: int) -> None:
-        folder = native_build()
-        if folder is None:
-            raise SystemExit("no llama.cpp built for this machine: make peers-native")
-        self.llama = llama = library(folder)
-        self._model, self._quiet = loaded_model(llama, str(path))
-        options = llama.llama_context_default_params()
-        options.n_ctx, options.n_batch, options.n_ubatch = context, 512, 512
-        options.n_threads = options.n_threads_batch = threads
-        self._context = llama.llama_init_from_model(self._model, options)
-        self.context, self.ids = context, list[int]()
-        self.vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
-        self.engine = f"llama.cpp (llama-cpp-python {version(folder)}) CPU"
-        self.lacking = lacking(described(folder), this_isa())
-
-    @property
-    def length(self) -> int:
-        return len(self.ids)
-
-    def close(self) -> None:
-        """Its memory goes with the process."""
-
-    def truncate(self, length: int) -> None:
-        if length < len(self.ids):
-            self.llama.llama_memory_seq_rm(self.llama.llama_get_memory(self._context), 0, length, -1)
-            del self.ids[length:]
-
-    def logits_from(self, first: int, ids: Sequence[int]) -> Iterator[np.ndarray]:
-        for start in range(0, len(ids), 512):
-            part = ids[start : start + 512]
-            batch = self.llama.llama_batch_init(len(part), 0, 1)
-            batch.n_tokens = len(part)
-            wanted = [start + place >= first for place in range(len(part))]
-            for place, token in enumerate(part):
-                batch.token[place], batch.pos[place] = token, len(self.ids) + place
-                batch.n_seq_id[place], batch.seq_id[place][0], batch.logits[place] = 1, 0, wanted[place]
-            if self.llama.llama_decode(self._context, batch):
-                raise RuntimeError(f"llama.cpp does not decode {len(part)} ids behind {len(self.ids)}")
-            self.llama.llama_batch_free(batch)
-            self.ids += part
-            if any(wanted):
-                yield np.ctypeslib.as_array(self.llama.llama_get_logits(self._context), (sum(wanted), self.vocab))
 
 
 def rival_model(mine: Scored, gguf: Path, threads: int) -> Scored:
     """llama.cpp behind the tokenizer and the beginning of our bundle `mine`, so that it sees the same ids."""
     assert mine.bundle is not None
     rival = LlamaCpp(gguf, mine.context, threads)
-    if rival.lacking:
-        raise SystemExit(f"this llama.cpp lacks {', '.join(rival.lacking)} of this machine: make peers-native")
     mine.bundle.backend.close()
     mine.bundle.backend = rival  # type: ignore[assignment]
     digest = hashlib.sha256(gguf.read_bytes()).hexdigest()

@@ -123,15 +123,19 @@ def cut(answer: Answer, stop_ids: Sequence[int]) -> Answer:
 def divergence(bundle: Bundle, answers: Sequence[Answer]) -> Divergence:
     backend = open_backend(bundle)
     try:
-        divergences: list[float] = []
-        same = kept = 0
-        for answer in answers:
-            steps = [compared(logits, answer, place) for place, logits in enumerate(logits_of(backend, answer))]
-            divergences += [kl for kl, _, _ in steps]
-            same += sum(equal for _, equal, _ in steps)
-            kept += all(tied for _, _, tied in steps[: parting(steps) + 1])
+        return divergence_of(backend, answers)
     finally:
         backend.close()
+
+
+def divergence_of(backend: Backend, answers: Sequence[Answer]) -> Divergence:
+    divergences: list[float] = []
+    same = kept = 0
+    for answer in answers:
+        steps = [compared(logits, answer, place) for place, logits in enumerate(logits_of(backend, answer))]
+        divergences += [kl for kl, _, _ in steps]
+        same += sum(equal for _, equal, _ in steps)
+        kept += all(tied for _, _, tied in steps[: parting(steps) + 1])
     return Divergence(
         float(np.mean(divergences)), float(np.quantile(divergences, 0.99)), same / len(divergences), kept, len(answers),
         len(divergences),
