@@ -30,7 +30,8 @@ def folder_mb(folder: Path) -> float:
 
 def measured(path: Path, formats: list[str], cache: Path, count: int, rows: list[dict[str, Any]]) -> None:
     """Appends a row for each format that has none."""
-    left = [each for each in (*formats, RIVAL) if (path.name, each) not in [(row["file"], row["format"]) for row in rows]]
+    known = {row["format"] for row in rows if row["file"] == path.name}
+    left = [each for each in (*formats, RIVAL) if each not in known]
     if not left:
         return
     source = load_source(str(path))
