@@ -14,9 +14,9 @@ from merino_runtime.errors import MerinoError
 
 
 def text_rows(source: Source, text: Path, length: int, tokens: int) -> torch.Tensor:
-    """Rows of ids [n, length], of `tokens` at most, evenly taken from the text.
+    """Rows of ids [n, length], `tokens` ids at most, sampled evenly from the text.
 
-    Raises MerinoError where the text cannot be read, is too short, or the source has no tokenizer to read it with.
+    Raises MerinoError where the text cannot be read, is too short, or the source has no tokenizer.
     """
     check_has_tokenizer(source, text, "--calibrate", "Export without --calibrate")
     return spread_rows(text, tokenizer_of(source), length, tokens, "--calibrate")
@@ -30,10 +30,10 @@ def check_text(source: Source, text: Path, context: int, remedy: str) -> None:
 
 def check_has_tokenizer(source: Source, text: Path, option: str, remedy: str) -> None:
     if source.tokenizer is None:
-        raise MerinoError(f"{option} {text}: {source.name} has no tokenizer to read it with. {remedy}")
+        raise MerinoError(f"{option} {text}: {source.name} has no tokenizer. {remedy}")
 
 
 def tokenizer_of(source: Source) -> Tokenizer:
-    """Of a source that has one."""
+    """The tokenizer of a source; the source must have one."""
     assert source.tokenizer is not None, source.name
     return load_tokenizer(source.tokenizer)

@@ -1,8 +1,8 @@
-"""A chat template as bundle.json has it: rendered into parts where that is exact, so that the board needs no Jinja.
+"""A chat template for bundle.json, split into fixed parts where that is exact, so that the board needs no Jinja.
 
-Conversations are rendered with marks in place of the messages' texts. What stands between the marks are the parts, if
-it is the same in each turn. Then conversations of up to three turns are rendered both ways, with texts that templates
-are known to treat in their own way: only parts that give the same text each time are kept.
+Conversations are rendered with marks in place of the messages' texts. The text between two marks is a part if it is the
+same in each turn. Then conversations of up to three turns are rendered by the template and from the parts, with texts
+that templates treat specially. Parts are kept only where both give the same text each time.
 """
 
 import re
@@ -25,22 +25,23 @@ WHOLE = MessageTexts("whole", "whole", "whole")
 
 
 class InexactError(Exception):
-    """Why a template cannot be rendered into parts."""
+    """Why a template cannot be split into parts."""
 
 
 class NoSystemError(Exception):
     """The template leaves the system message out."""
 
 
-class FoundChat(NamedTuple):
-    """`why_jinja`: why the template could not be rendered into parts; empty where it was."""
+class BundleChat(NamedTuple):
+    """`why_jinja`: why the template could not be split into parts; empty where it was."""
 
     chat: Chat
     why_jinja: str
 
 
-def chat_of(given: ChatTemplate) -> FoundChat:
-    """What bundle.json has of a template. Raises MerinoError for one that raises in a conversation of three turns."""
+def chat_of(given: ChatTemplate) -> BundleChat:
+    """The entry of bundle.json for a template. Raises MerinoError where the template raises in a conversation of three
+    turns."""
     try:
         template = compiled(given.text, given.source)
         for count in range(3):
@@ -53,12 +54,12 @@ def chat_of(given: ChatTemplate) -> FoundChat:
     try:
         parts = parts_of(template, given.tokens)
     except InexactError as why:
-        return FoundChat(Chat(TEMPLATE, given.tokens, None), str(why))
-    return FoundChat(Chat(TEMPLATE, given.tokens, parts), "")
+        return BundleChat(Chat(TEMPLATE, given.tokens, None), str(why))
+    return BundleChat(Chat(TEMPLATE, given.tokens, parts), "")
 
 
 def parts_of(template: Render, tokens: dict[str, str]) -> ChatParts:
-    """Raises InexactError where parts do not give what the template does."""
+    """Raises InexactError where the parts render another text than the template."""
     formats: list[str] = []
 
     def date(form: str) -> str:
@@ -66,7 +67,7 @@ def parts_of(template: Render, tokens: dict[str, str]) -> ChatParts:
         return DATE
 
     def own_texts(has_system: bool, no_think: bool = False) -> list[str]:
-        """What stands around the texts of a conversation of three turns."""
+        """The template's own text before, between and behind the messages of three turns."""
         marks = [f"{MARK}{index}{MARK_END}" for index in range(5 + has_system)]
         system, users, answers = marks[: int(has_system)], marks[has_system::2], marks[has_system + 1 :: 2]
         turns = [Turn(*pair) for pair in zip(users[:-1], answers, strict=True)]
@@ -84,7 +85,7 @@ def parts_of(template: Render, tokens: dict[str, str]) -> ChatParts:
     if rest[:2] != [answer, user]:
         raise InexactError("its turns differ")
     if without_thinking[:-1] != alone[:-1]:
-        raise InexactError("without thinking more differs than the beginning of the answer")
+        raise InexactError("without thinking, more than the beginning of the answer differs")
     system = system_parts(alone, own_texts)
     if len(set(formats)) > 1:
         raise InexactError("it gives the date in several forms")
@@ -108,15 +109,16 @@ def system_parts(alone: Sequence[str], own_texts: Callable[[bool], list[str]]) -
 
 
 def check_strings(parts: ChatParts) -> None:
-    found = [parts.begin, parts.answer, parts.user, parts.generation, parts.no_think or "", *(parts.system or ())]
-    if any(len(text) > LONGEST_PASSAGE for text in found):
+    strings = [parts.begin, parts.answer, parts.user, parts.generation, parts.no_think or "", *(parts.system or ())]
+    if any(len(text) > LONGEST_PASSAGE for text in strings):
         raise InexactError(f"it has more than {LONGEST_PASSAGE} characters of its own")
-    if parts.date_format is None and any(DATE in text for text in found):
+    if parts.date_format is None and any(DATE in text for text in strings):
         raise InexactError("it has a NUL in its text")
 
 
 def with_texts(template: Render, tokens: dict[str, str], parts: ChatParts) -> ChatParts:
-    """The parts with what the template takes of each role's text, once they give the same as the template."""
+    """The parts, with the rule by which the template trims each role's text. Raises InexactError where no rule gives
+    the template's text in every conversation."""
 
     def same(candidate: ChatParts, system: str | None, turns: Sequence[Turn], user: str) -> bool:
         for no_think in (False, True)[: 1 + (parts.no_think is not None)]:
@@ -134,7 +136,7 @@ def with_texts(template: Render, tokens: dict[str, str], parts: ChatParts) -> Ch
                 parts = candidate
                 break
         else:
-            raise InexactError(f"what it takes of a text of the {role} is no rule that is known")
+            raise InexactError(f"it changes texts of the {role} by no rule that is known")
     for system, turns, user in conversations(parts.system is not None):
         if not same(parts, system, turns, user):
             raise InexactError("the same parts do not fit every conversation")
@@ -151,8 +153,8 @@ def conversations(has_system: bool) -> Iterator[tuple[str | None, list[Turn], st
     """Conversations of one, two and three turns, each text beside each other one."""
     for first, text in enumerate(TEXTS):
         for step in range(len(TEXTS)):
-            said = [TEXTS[(first + step * place) % len(TEXTS)] for place in range(1, 5)]
-            turns = [Turn(text, said[0]), Turn(said[1], said[2])][: step % 3]
-            yield None, turns, said[3]
+            texts = [TEXTS[(first + step * place) % len(TEXTS)] for place in range(1, 5)]
+            turns = [Turn(text, texts[0]), Turn(texts[1], texts[2])][: step % 3]
+            yield None, turns, texts[3]
             if has_system:
-                yield text, turns, said[3]
+                yield text, turns, texts[3]

@@ -1,9 +1,9 @@
-"""What a bundle's format changes of the answers that its model gives in float32.
+"""KL divergence of a bundle from its model in float32, measured on the model's own answers.
 
-The model answers short questions greedily in torch, in float32 and with the weights as the source has them. Then the
-bundle reads each answer in the board's runtime, and its distribution at each token is compared with torch's. An answer
-is kept where the bundle would have written the same tokens. Where the two tokens at which they part are nearly tied in
-float32, it counts as kept too: there the choice says nothing about the format.
+The model answers short questions greedily in torch, in float32, with the weights of the source. Then the bundle
+prefills each answer in the board's runtime, and its distribution at each token is compared with torch's. An answer is
+kept where the bundle would have written the same tokens. It counts as kept too where the first token that differs is
+nearly tied in float32: there the argmax depends on more than the format.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ from merino_runtime.chat.template import compiled, messages_of, rendered
 
 QUESTIONS = 64  # that an export asks
 ANSWER_TOKENS = 12
-TOP = 512  # of a distribution so many tokens are compared singly, the others as one
+TOP = 512  # likeliest tokens of a distribution that are compared one by one; all others count as one token
 TIE = 0.1  # nats: float32 gives both tokens nearly the same probability
 BATCH = 16
 MOST_LOST = 0.05  # of the answers
@@ -57,38 +57,38 @@ class Divergence(NamedTuple):
         return 1 - self.kept / self.answers
 
 
-def keeps(found: Divergence) -> bool:
-    return found.lost <= MOST_LOST
+def keeps(measured: Divergence) -> bool:
+    return measured.lost <= MOST_LOST
 
 
-def divergence_words(found: Divergence) -> str:
+def divergence_words(measured: Divergence) -> str:
     return (
-        f"KL from float32 {found.kl_mean:.4f} (99th percentile {found.kl_p99:.3f}), {found.top1:.1%} same tokens,"
-        f" {found.kept} of {found.answers} answers kept"
+        f"KL from float32 {measured.kl_mean:.4f} (99th percentile {measured.kl_p99:.3f}),"
+        f" {measured.top1:.1%} same tokens, {measured.kept} of {measured.answers} answers kept"
     )
 
 
 def prompts_of(source: Source, count: int) -> list[list[int]]:
     """Questions in the source's chat template, where it has one."""
     tokenizer = tokenizer_of(source)
-    asked = questions(count)
+    texts = questions(count)
     if source.chat is None:
-        return [tokenizer.encode(each).ids for each in asked]
+        return [tokenizer.encode(each).ids for each in texts]
     template = compiled(source.chat.text, source.chat.source)
-    texts = [rendered(template, source.chat.tokens, messages_of(None, [], each)) for each in asked]
-    return [tokenizer.encode(each, add_special_tokens=False).ids for each in texts]
+    prompts = [rendered(template, source.chat.tokens, messages_of(None, [], each)) for each in texts]
+    return [tokenizer.encode(each, add_special_tokens=False).ids for each in prompts]
 
 
 def answers_of(source: Source, context: int, count: int = QUESTIONS, tokens: int = ANSWER_TOKENS) -> list[Answer]:
-    """By torch, prompts of one length at a time. Left out are prompts that leave no room in the context, and those of
-    which a tokenizer with few tokens knows no part."""
-    found: list[Answer] = []
+    """Greedy answers by torch, prompts of one length in a batch. Left out are prompts that leave no room in the
+    context, and prompts that a small tokenizer encodes to nothing."""
+    answers: list[Answer] = []
     prompts = sorted((each for each in prompts_of(source, count) if 0 < len(each) <= context - tokens), key=len)
     for _, alike in groupby(prompts, len):
         each = list(alike)
         for start in range(0, len(each), BATCH):
-            found += answered(source, each[start : start + BATCH], tokens)
-    return sorted(found, key=lambda answer: answer.prompt)
+            answers += answered(source, each[start : start + BATCH], tokens)
+    return sorted(answers, key=lambda answer: answer.prompt)
 
 
 @torch.no_grad()
@@ -98,13 +98,13 @@ def answered(source: Source, prompts: Sequence[Sequence[int]], count: int) -> li
     for _ in range(count):
         output = source.model(input_ids=given, cache=cache, use_cache=True, logits_to_keep=1)
         cache = output.cache
-        found = output.logits[:, -1].float().log_softmax(-1).topk(min(TOP, output.logits.shape[-1]))
-        if not found.values[:, 0].isfinite().all():
+        likeliest = output.logits[:, -1].float().log_softmax(-1).topk(min(TOP, output.logits.shape[-1]))
+        if not likeliest.values[:, 0].isfinite().all():
             raise not_finite(source.model, source.name)
-        given = found.indices[:, :1]
+        given = likeliest.indices[:, :1]
         ids.append(given[:, 0].tolist())
-        top.append(found.indices.int().numpy())
-        logprobs.append(found.values.numpy())
+        top.append(likeliest.indices.int().numpy())
+        logprobs.append(likeliest.values.numpy())
     return [
         cut(Answer(
             list(prompt), [step[place] for step in ids], np.stack([each[place] for each in top]),
@@ -115,7 +115,7 @@ def answered(source: Source, prompts: Sequence[Sequence[int]], count: int) -> li
 
 
 def cut(answer: Answer, stop_ids: Sequence[int]) -> Answer:
-    """Up to the token that ends it, that included."""
+    """The answer up to and with its first stop token."""
     end = next((place + 1 for place, each in enumerate(answer.ids) if each in stop_ids), len(answer.ids))
     return Answer(answer.prompt, answer.ids[:end], answer.tokens[:end], answer.logprobs[:end])
 
@@ -143,7 +143,7 @@ def divergence_of(backend: Backend, answers: Sequence[Answer]) -> Divergence:
 
 
 def parting(steps: Sequence[tuple[float, bool, bool]]) -> int:
-    """The first step at which another token is chosen; the last one where there is none."""
+    """The first step at which the likeliest token differs; the last step where none does."""
     return next((place for place, (_, equal, _) in enumerate(steps) if not equal), len(steps) - 1)
 
 
@@ -154,14 +154,14 @@ def logits_of(backend: Backend, answer: Answer) -> Iterator[np.ndarray]:
 
 
 def compared(logits: np.ndarray, answer: Answer, place: int) -> tuple[float, bool, bool]:
-    """(divergence, whether the likeliest token is the same, whether it is that or one nearly tied in float32)."""
+    """(KL divergence, whether the likeliest token is float32's, whether it is float32's or nearly tied with it)."""
     tokens, expected = answer.tokens[place], answer.logprobs[place].astype(np.float64)
     shifted = logits.astype(np.float64) - logits.max()
-    found = shifted - np.log(np.exp(shifted).sum())
-    chances, others = np.exp(expected), 1 - np.exp(expected).sum()
-    kl = float((chances * (expected - found[tokens])).sum())
+    logprobs = shifted - np.log(np.exp(shifted).sum())
+    probabilities, others = np.exp(expected), 1 - np.exp(expected).sum()
+    kl = float((probabilities * (expected - logprobs[tokens])).sum())
     if others > 1e-6:
-        kl += float(others * (np.log(others) - np.log(max(1e-12, 1 - np.exp(found[tokens]).sum()))))
+        kl += float(others * (np.log(others) - np.log(max(1e-12, 1 - np.exp(logprobs[tokens]).sum()))))
     chosen = int(logits.argmax())
     where = np.flatnonzero(tokens == chosen)
     near = bool(len(where)) and bool(expected[0] - expected[where[0]] < TIE)

@@ -1,5 +1,5 @@
-"""The export of a source by one request. With `--precision auto`: in the fastest weight format on a board that keeps
-the answers of the model in float32; what is written is the very bundle that was judged."""
+"""The export of a source by one request. `--precision auto` chooses the fastest weight format on a board that keeps
+the model's float32 answers, and writes the bundle that was measured."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -54,26 +54,26 @@ def export(
         made = export_fastest(source, out, request, say)
     else:
         mixed = request.precision == MIXED
-        asked = resolve(in_int4(request) if mixed else request, source, out)
+        resolved = resolve(in_int4(request) if mixed else request, source, out)
         if request.text:
-            check_text(source, request.text, asked.form.context, "Export without --text")
-        measured = calibrate(source, asked)
+            check_text(source, request.text, resolved.form.context, "Export without --text")
+        calibration = calibrate(source, resolved)
         if mixed:
-            asked = asked._replace(eight_bits=chosen_matrices(source, request, asked, measured, say))
-        made = write_export(source, out, asked, measured, last_use)
+            resolved = resolved._replace(eight_bits=chosen_matrices(source, request, resolved, calibration, say))
+        made = write_export(source, out, resolved, calibration, last_use)
     return made._replace(perplexity=bundle_perplexity(out, request.text)) if request.text else made
 
 
 def chosen_matrices(
-    source: Source, request: ExportRequest, asked: ResolvedExport, measured: Calibration, say: Say
+    source: Source, request: ExportRequest, resolved: ResolvedExport, calibration: Calibration, say: Say
 ) -> frozenset[str]:
     """The matrices of an int4 export that get 8 bits within the request's limits."""
     ms = (0.0, 0.0)
     if request.board and request.decode_ms is not None:
-        found = predicted_ms(source.arch, request.board, ("int4", "int8"), asked.form.context, asked.form.kv)
-        ms = found["int4"], found["int8"]
+        latencies = predicted_ms(source.arch, request.board, ("int4", "int8"), resolved.form.context, resolved.form.kv)
+        ms = latencies["int4"], latencies["int8"]
     most_bytes = None if request.file_mb is None else request.file_mb * MB
-    return eight_bits(source, asked.form, measured.answers, most_bytes, request.decode_ms, ms, say)
+    return eight_bits(source, resolved.form, calibration.answers, most_bytes, request.decode_ms, ms, say)
 
 
 def export_fastest(source: Source, out: Path, request: ExportRequest, say: Say) -> Exported:
@@ -108,8 +108,7 @@ def export_fastest(source: Source, out: Path, request: ExportRequest, say: Say) 
 
 
 def in_format(precision: str, request: ExportRequest, kv: str | None) -> ExportRequest:
-    """The request in one of the formats that AUTO tries: without a text for calibration where it would calibrate
-    nothing."""
+    """The request in one of the formats that AUTO tries, without calibration text where nothing is quantised."""
     calibrates = kv is not None or precision in ROUNDED
     return request._replace(precision=precision, calibration=request.calibration if calibrates else None)
 
@@ -117,12 +116,13 @@ def in_format(precision: str, request: ExportRequest, kv: str | None) -> ExportR
 def first_that_keeps(
     source: Source, formats: Mapping[str, ResolvedExport], place: Path, begins: Mapping[str, str], say: Say
 ) -> Exported:
-    """The bundle in `place` of the first format that keeps the model's answers; for random weights, of the first that
-    can be written. `begins`: how the line on a format begins. The last of `formats` is float32, which is not judged."""
-    found = calibrate(source, next(iter(formats.values())))
+    """The bundle in `place` of the first format that keeps the model's answers; for random weights, of the first format
+    that can be written. `begins`: the start of each format's report line. The last of `formats` is float32, which is
+    not compared."""
+    calibration = calibrate(source, next(iter(formats.values())))
     for precision in [each for each in formats if each != "fp32"]:
         try:
-            made = write_export(source, place / precision, formats[precision], found)
+            made = write_export(source, place / precision, formats[precision], calibration)
         except MerinoError as error:  # such as groups that do not divide a row
             say(f"{begins[precision]}, refused: {one_line(error)}")
             continue
@@ -134,13 +134,13 @@ def first_that_keeps(
         if verdict == "taken":
             return made
         shutil.rmtree(made.folder)
-    floats = write_export(source, place / "fp32", formats["fp32"], found)
+    floats = write_export(source, place / "fp32", formats["fp32"], calibration)
     say(f"{begins['fp32']}: taken")
     return floats
 
 
 def placed(made: Exported, out: Path) -> Exported:
-    """The bundle in the folder `out`. It lies beside, on the same disk."""
+    """Moves the bundle into the folder `out`, which is on the same disk."""
     with new_folder(out, is_bundle_alone) as folder:
         for file in made.folder.iterdir():
             file.rename(folder / file.name)
@@ -150,7 +150,8 @@ def placed(made: Exported, out: Path) -> Exported:
 def predicted_ms(
     arch: Geometry, board: DeviceProfile, formats: Sequence[str], context: int, kv: str | None = None
 ) -> dict[str, float]:
-    """Of a decode step at a full cache, in each format that CPUs have kernels for. `kv`: the format of the cache."""
+    """Predicted latency of a decode step at a full cache, in each format that CPUs have kernels for. `kv`: the format
+    of the cache."""
     on_cpu = board.with_backend("onnxruntime")
     shapes = [InferenceShape(each, context, default_prompt(context), kv) for each in formats if each in CPU_FORMATS]
     return {shape.precision: cost_model(on_cpu, shape).predict(arch.operators).decode_ms for shape in shapes}

@@ -20,28 +20,28 @@ class Described(NamedTuple):
 
 
 def describe(what: str) -> Described:
-    """Nothing is downloaded. Raises MerinoError where `what` is no source, or nothing here says its geometry."""
-    found = find_source(what)
-    if isinstance(found, Model):
-        return Described(found.id, found.geometry)
-    if isinstance(found, Plan):
-        plan = found.content
-        return Described(model_name(found.path, plan), plan.architecture if isinstance(plan, Design) else plan)
-    if isinstance(found, HubModel):
-        if not is_cached(found):
+    """Nothing is downloaded. Raises MerinoError where `what` is no source, or its geometry is not on this machine."""
+    source = find_source(what)
+    if isinstance(source, Model):
+        return Described(source.id, source.geometry)
+    if isinstance(source, Plan):
+        plan = source.content
+        return Described(model_name(source.path, plan), plan.architecture if isinstance(plan, Design) else plan)
+    if isinstance(source, HubModel):
+        if not is_cached(source):
             raise MerinoError(
-                f"{found.name} is not in the hub's cache here, so its config.json, which says its geometry, is missing:"
+                f"{source.name} is not in the hub's cache here, so its config.json with the geometry is missing:"
                 " download it, and give its folder"
             )
-        return Described(found.name, geometry_in(fetch(found)))
-    if is_bundle(found):
-        bundle = load_bundle(str(found))
+        return Described(source.name, geometry_in(fetch(source)))
+    if is_bundle(source):
+        bundle = load_bundle(str(source))
         return Described(bundle.name, read_geometry(bundle.family, bundle.architecture))
-    return Described(found.stem if found.is_file() else found.name, geometry_in(found))
+    return Described(source.stem if source.is_file() else source.name, geometry_in(source))
 
 
 def geometry_in(path: Path) -> Geometry:
-    """Of a GGUF file or a checkpoint's folder."""
+    """The geometry of a GGUF file or of a checkpoint's folder."""
     if path.is_file():
         from merino_edge.families.gguf.checkpoint import geometry_of_gguf
 

@@ -1,7 +1,7 @@
-"""The golden ids of a bundle: a greedy continuation by torch, of a prompt after which every choice is clear.
+"""The golden ids of a bundle: a greedy continuation by torch in which each argmax leads clearly.
 
-CPUs round differently, above all where activations are quantised to int8, and would choose differently between logits
-that are nearly equal.
+CPUs round differently, above all where activations are quantised to int8, so the argmax of nearly equal logits differs
+between them.
 """
 
 import math
@@ -23,7 +23,7 @@ CLEAR_LEAD = 0.15  # three times the error that quantised formats are allowed
 
 
 class Begun(NamedTuple):
-    """A continuation as far as it was followed. `rows`: its logits, each [vocab]; `rest`: those that come then."""
+    """A continuation as far as it was followed. `rows`: its logits, each [vocab]; `rest`: the logits that follow."""
 
     prompt_ids: list[int]
     rows: list[np.ndarray]
@@ -32,17 +32,18 @@ class Begun(NamedTuple):
 
 
 def clear_golden(model: PreTrainedModel, vocab: int, context: int, scales: CacheScales | None = None) -> Golden:
-    """The first greedy continuation whose every choice leads by CLEAR_LEAD; of GOLDEN_PROMPTS without one, the best.
+    """The first greedy continuation in which every argmax leads by CLEAR_LEAD; of GOLDEN_PROMPTS without one, the best.
 
-    A continuation is left where a choice leads by no more than the least of the best one: most are, in a few steps.
+    A continuation is given up at the first lead that is no larger than the best one's least lead: most are, in a few
+    steps.
     """
     best = Begun([], [], iter(()), -math.inf)
     for attempt in range(GOLDEN_PROMPTS):
         prompt_ids = golden_prompt(vocab, context, attempt)
         cache = RoundedCache(scales) if scales else None
         steps = min(GOLDEN_STEPS, context - len(prompt_ids))
-        found = begun(prompt_ids, greedy_rows(model, prompt_ids, cache), steps, best.least_lead)
-        best = found if not found.least_lead <= best.least_lead else best
+        followed = begun(prompt_ids, greedy_rows(model, prompt_ids, cache), steps, best.least_lead)
+        best = followed if not followed.least_lead <= best.least_lead else best
         if not best.least_lead < CLEAR_LEAD:
             break
     steps = min(PARITY_STEPS, context - len(best.prompt_ids))
@@ -50,8 +51,8 @@ def clear_golden(model: PreTrainedModel, vocab: int, context: int, scales: Cache
 
 
 def begun(prompt_ids: list[int], rows: Iterator[np.ndarray], steps: int, above: float) -> Begun:
-    """So many steps, or fewer where one leads by no more than `above`. `least_lead` is no number where a lead is none:
-    there the logits are not finite, or all the same."""
+    """`steps` steps, or fewer where one leads by no more than `above`. `least_lead` is NaN where the logits are not
+    finite or all equal."""
     followed, least = [], math.inf
     for row in islice(rows, steps):
         followed.append(row)
@@ -67,8 +68,7 @@ def golden_prompt(vocab: int, context: int, attempt: int) -> list[int]:
 
 
 def lead(logits: np.ndarray) -> float:
-    """The difference of the two largest of one step's logits [vocab], relative to their root mean square; no number
-    where that is 0."""
+    """The difference of the two largest of one step's logits [vocab], relative to their RMS; NaN where that is 0."""
     second, first = np.sort(logits)[-2:]
     with np.errstate(invalid="ignore"):
         return float((first - second) / np.sqrt(np.square(logits).mean()))

@@ -66,7 +66,7 @@ def geometry_graph(
 
 
 def read_by(graph: Graph, arch: Geometry, sizes: Sizes) -> Iterator[tuple[Names, Quantized, np.ndarray]]:
-    """The matrices that read inputs of known sizes: names, weights, and the sizes."""
+    """The matrices whose inputs have known sizes: names, weights, and the sizes."""
     decoder = decoder_of(arch)
     for layer in decoder.layers if decoder else ():
         for linear in (layer.qkv, layer.up):

@@ -7,10 +7,10 @@ from merino_edge.families.operators import params
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
-# Of peaks that were measured (docs/decisions/bounds.md), near the lower ones: what fits is not refused.
+# Near the lowest of the measured peaks (docs/decisions/bounds.md), so that no export that fits is refused.
 IMPORTS_MB = 450  # Python, torch, transformers and onnx
-COPIES = 2.5  # of the weights in float32: torch's, the graph's, and ONNX Runtime's packed ones while parity is shown
-QUANTISED_COPIES = 3.0  # and the dequantised ones for torch
+COPIES = 2.5  # float32 copies of the weights: torch's, the graph's, and ONNX Runtime's packed ones during parity
+QUANTISED_COPIES = 3.0  # and torch's dequantised copy
 
 
 def needed_mb(arch: Geometry, precision: str, calibrated: bool = False) -> float:
@@ -20,12 +20,12 @@ def needed_mb(arch: Geometry, precision: str, calibrated: bool = False) -> float
 
 
 def hessians_mb(arch: Geometry) -> float:
-    """Of the Hessian of each matrix's input in float32, at most: matrices that share an input share it."""
+    """Upper bound of the memory of all Hessians in float32: matrices that share an input share one."""
     return sum(4 * op.columns**2 for op in arch.operators if op.kind == "linear") / BYTES_PER_MB
 
 
 def weights_mb(arch: Geometry) -> float:
-    """Of one copy in float32."""
+    """One copy of the weights in float32."""
     return 4 * params(arch.operators) / BYTES_PER_MB
 
 
@@ -35,7 +35,7 @@ def check_memory(
 ) -> None:  # fmt: skip
     """Raises MerinoError where the export would need more memory than is available now.
 
-    held_mb: what this process has of it already. calibrated: whether GPTQ keeps Hessians.
+    held_mb: the part of it that this process holds already. calibrated: whether GPTQ keeps Hessians.
     """
     needed = needed_mb(arch, precision, calibrated)
     available = psutil.virtual_memory().available / BYTES_PER_MB + held_mb

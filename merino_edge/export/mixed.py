@@ -1,10 +1,10 @@
 """`--precision mixed`: which matrices of a 4-bit export get 8 bits, so that the bundle diverges least from float32
 within a budget of bytes and decode time.
 
-To second order an error e of the weights raises the KL divergence of the model's distribution by e'Fe / 2, with F its
-Fisher information. Of F the diagonal alone is taken (as in FIT, arXiv 2210.08502, recalled), so the rise is a sum over
-weights, and each matrix has a part of its own. The diagonal is measured on the answers that the model itself writes:
-mean squares of the gradients of the log-likelihood of tokens that are sampled from the model's distribution.
+To second order an error e of the weights raises the KL divergence of the model's distribution by e'Fe / 2, with F the
+Fisher information. Only the diagonal of F is used (as in FIT, arXiv 2210.08502, recalled), so the rise is a sum over
+weights, and each matrix has its own term. The diagonal is measured on the answers that the model itself writes: mean
+squares of the gradients of the log-likelihood of tokens that are sampled from the model's distribution.
 
 The choice is a knapsack: integer linear programming (scipy's HiGHS) solves it exactly. Rounding of activations is the
 same for both formats and is not counted.
@@ -32,8 +32,8 @@ SEED = 0
 
 
 class Promotion(NamedTuple):
-    """What 8 bits in place of 4 change of matrices that share one matmul: `kl` in nats per token, saved; `nbytes` and
-    `ms` of a decode step, spent."""
+    """8 bits in place of 4 for the matrices of one matmul: saves `kl` nats per token, costs `nbytes` and `ms` of a
+    decode step."""
 
     names: Names
     kl: float
@@ -44,7 +44,7 @@ class Promotion(NamedTuple):
 def promotions(
     source: Source, form: GraphFormat, answers: Sequence[Answer], ms: tuple[float, float]
 ) -> tuple[list[Promotion], int]:
-    """Those that are possible in an int4 export of this form, and the bytes of its weights without any.
+    """All possible promotions in an int4 export of this form, and the bytes of its weights without any.
 
     `ms`: predicted decode latency in int4 and in int8. The difference is spread over the weights.
     """
@@ -64,7 +64,7 @@ def promotions(
 
 
 def squared_errors(four: Graph, eight: Graph, possible: Sequence[Names]) -> dict[str, np.ndarray]:
-    """By matrix, as the graph has it [out, in]: squared error of its weights in 4 bits less that in 8 bits."""
+    """By matrix [out, in], as the graph has it: squared error of its weights in 4 bits, minus the one in 8 bits."""
     differences: dict[str, np.ndarray] = {}
     for names in possible:
         exact = four.joined(names)
@@ -100,19 +100,18 @@ def sampled_gradients(
     generator = torch.Generator().manual_seed(SEED)
     model = source.model
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    wanted = [parameters[name] for name in names]
+    matrices = [parameters[name] for name in names]
     for answer in answers:
         ids = torch.tensor([[*answer.prompt, *answer.ids]])
         logits = model(input_ids=ids, use_cache=False).logits[0, len(answer.prompt) - 1 : -1].float()
         sampled = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
         loss = torch.nn.functional.cross_entropy(logits, sampled, reduction="sum")
-        gradients = torch.autograd.grad(loss, wanted)
+        gradients = torch.autograd.grad(loss, matrices)
         yield {name: each.numpy() for name, each in zip(names, gradients, strict=True)}
 
 
 def chosen(candidates: Sequence[Promotion], most_bytes: float | None, most_ms: float | None) -> frozenset[str]:
-    """The matrices whose promotion saves most divergence, with at most so many bytes and milliseconds in all; None: no
-    limit."""
+    """The matrices whose promotion saves most divergence within `most_bytes` and `most_ms` in all; None: no limit."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     useful = [each for each in candidates if each.kl > 0]

@@ -1,4 +1,5 @@
-"""The export of what a SOURCE names: judged before torch is imported, then fetched, loaded and exported."""
+"""Export of a SOURCE by its name: the request is checked before torch is imported, then the model is fetched, loaded
+and exported."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,8 @@ Say = Callable[[str], None]
 
 
 def export_named(what: str, out: Path, request: ExportRequest, weights: Path | None, say: Say) -> "Exported":
-    """`weights`: see `find_source`. `say` gets what a download and AUTO report. Where the format loses too many of the
-    model's answers, one that keeps them is looked for. Raises MerinoError as `export` does."""
+    """`weights`: see `find_source`. `say` gets the progress of a download and of AUTO. Where the format loses too many
+    of the model's answers, other formats are tried until one keeps them. Raises MerinoError as `export` does."""
     hub_model = check_request(request, what, weights, out)
     if hub_model:
         fetch(hub_model, say)
@@ -30,7 +31,7 @@ def export_named(what: str, out: Path, request: ExportRequest, weights: Path | N
 
 
 def kept_by(what: str, weights: Path | None, out: Path, request: ExportRequest, made: "Exported", say: Say) -> str:
-    """The options of the nearest format that keeps the answers, as was tried. Float32 is what these are of."""
+    """The options of the nearest format that keeps the answers: each is exported and measured. Float32 always does."""
     from merino_edge.export.divergence import keeps
     from merino_edge.export.export import export
     from merino_edge.export.source import load_source
@@ -45,9 +46,9 @@ def kept_by(what: str, weights: Path | None, out: Path, request: ExportRequest, 
         options = f"--precision {precision}" + (f" --kv {kv}" if kv else "")
         say(f"{made.bundle.precision} loses answers: {options} is tried")
         calibration = request.calibration if precision in ("int8", "int4") else None
-        other = request._replace(precision=precision, kv=kv or request.kv, calibration=calibration, text=None)
+        changed = request._replace(precision=precision, kv=kv or request.kv, calibration=calibration, text=None)
         with scratch_folder(out) as place:
-            found = export(load_source(what, weights), place / "tried", other, last_use=True)
-        if found.divergence is None or keeps(found.divergence):
+            other = export(load_source(what, weights), place / "tried", changed, last_use=True)
+        if other.divergence is None or keeps(other.divergence):
             return options
     return "--precision fp32 --kv fp32" if quantised else "--precision fp32"

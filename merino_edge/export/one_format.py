@@ -1,4 +1,4 @@
-"""A source to a bundle in one resolved format: its graph, golden ids by torch, the folder, and parity with torch."""
+"""Export in one resolved format: graph, golden ids by torch, bundle folder, parity with torch."""
 
 from collections.abc import Callable
 from functools import cache
@@ -42,7 +42,7 @@ from merino_runtime.errors import MerinoError
 
 
 class Stored(NamedTuple):
-    """Matrices that the source has in one type: taken over as they are, and quantised again."""
+    """The source's matrices of one GGUF type: how many are taken over bit-exactly, and how many are quantised again."""
 
     kind: str
     exact: int
@@ -58,12 +58,12 @@ class Exported(NamedTuple):
         steps: decode steps behind the prefill that were compared.
         unrounded: maximum logit error of a quantised graph with float activations; None where nothing is quantised.
         matrices: the quantisation error of each; empty where nothing is quantised.
-        stored: what became of the source's quantised matrices; empty where it has none, or nothing is quantised.
+        stored: how the source's quantised matrices were taken over; empty where it has none, or nothing is quantised.
         why_jinja: why the board needs jinja2 for the chat template; empty where it does not.
         calibrated: number of matrices that GPTQ rounded.
-        cache_rise: by which share a quantised KV cache raises the perplexity of the text that its scales come from, in
-            torch; None without such a cache, or for random weights.
-        note: the graph's.
+        cache_rise: relative rise of the perplexity by a quantised KV cache, in torch, on the text that its scales are
+            fitted to; None without such a cache, or for random weights.
+        note: of the graph.
         divergence: from float32, on the model's own answers; None for random weights, for a model without a tokenizer,
             and where nothing is quantised.
         instead: where too many answers are lost, the options of a format that keeps them; set by `export_named`.
@@ -87,13 +87,13 @@ class Exported(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """What quantisation takes from a text, or without one from what the model generates.
+    """Statistics for quantisation, measured on a text, or without one on text that the model generates.
 
     Attributes:
         rows: gives the text's ids [rows, T], for SmoothQuant.
         hessians: of the inputs of the matrices, for GPTQ; None where no weight is rounded by it.
         cache: scales of a quantised KV cache; None where it is not quantised.
-        answers: of the model in float32, which the bundle's are compared with; empty where nothing is compared.
+        answers: of the model in float32, to compare the bundle with; empty where nothing is compared.
     """
 
     rows: Callable[[], np.ndarray]
@@ -102,11 +102,11 @@ class Calibration(NamedTuple):
     answers: list[Answer]
 
 
-def calibrate(source: Source, asked: ResolvedExport) -> Calibration:
+def calibrate(source: Source, resolved: ResolvedExport) -> Calibration:
     """Raises MerinoError where the text cannot be read, or the cache costs too much on it."""
-    form, text = asked.form, asked.calibration
+    form, text = resolved.form, resolved.calibration
     rows = cache(lambda: rows_to_read(source, form.context, text))
-    hessians = hessians_on(source, text) if text and asked.uses_gptq else None
+    hessians = hessians_on(source, text) if text and resolved.uses_gptq else None
     fitted = calibrated_cache(source, form.kv, form.context, text, None if text else rows()) if form.kv else None
     judged = source.weights == "trained" and source.tokenizer is not None
     rounds = form.kv is not None or form.precision in ROUNDED
@@ -115,16 +115,18 @@ def calibrate(source: Source, asked: ResolvedExport) -> Calibration:
 
 
 def write_export(
-    source: Source, out: Path, asked: ResolvedExport, found: Calibration, last_use: bool = False
+    source: Source, out: Path, resolved: ResolvedExport, calibration: Calibration, last_use: bool = False
 ) -> Exported:
     """Write the bundle `out` as it was resolved. `last_use`, and MerinoError: see `export`."""
-    form, scales, hessians, given = asked.form, found.cache.scales if found.cache else None, found.hessians, source
+    form, hessians, given = resolved.form, calibration.hessians, source
+    scales, rise = calibration.cache or (None, None)
     if form.precision == "int8" and rounds_in_groups(form):
-        source = smoothed(source, found.rows, in_place=last_use)
+        source = smoothed(source, calibration.rows, in_place=last_use)
     if source is not given:
         last_use = True
-        hessians = hessians_on(source, asked.calibration) if asked.calibration else None
-    graph = build_graph(source, form, hessians, scales, channel_sizes(source, asked, found), asked.eight_bits)
+        hessians = hessians_on(source, resolved.calibration) if resolved.calibration else None
+    sizes = channel_sizes(source, resolved, calibration)
+    graph = build_graph(source, form, hessians, scales, sizes, resolved.eight_bits)
     graph.note = NOTE if source is not given else TWICE if graph.outliers else ""
     check_folder(out, is_bundle_alone, graph.weight_bytes)
     errors, stored, calibrated = graph.matrix_errors(), stored_blocks(source, graph), graph.calibrated
@@ -134,28 +136,28 @@ def write_export(
         raise not_finite(source.model, source.name)
     model = ModelFacts(
         source.name, source.family, source.arch, source.weights, source.weights_source, source.stop_ids,
-        asked.chat.chat if asked.chat else None,
+        resolved.chat.chat if resolved.chat else None,
     )  # fmt: skip
     names = [port.name for port in graph.inputs]
-    # Other programs make caches of floats, and have no operators of ours.
+    # Other programs allocate float caches, and lack this project's operators.
     others = form.dialect == "fused" and form.kv is None and not graph.own_kernels
-    beside = files_for_others(model, names, form.context, source.tokenizer, asked.template) if others else {}
+    beside = files_for_others(model, names, form.context, source.tokenizer, resolved.template) if others else {}
     with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
         bundle = write_bundle(
             folder, model, graph, form,
             GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),
-            threads=planned_threads(source, form.precision), tokenizer=source.tokenizer, template=asked.template,
+            threads=planned_threads(source, form.precision), tokenizer=source.tokenizer, template=resolved.template,
             beside=beside,
         )  # fmt: skip
         if last_use:
             graph.forget()
             empty(source.model)
         bundle, error, unrounded = proved(load_bundle(str(folder)), golden, bool(errors), form.kv)
-        apart = divergence(bundle, found.answers) if found.answers and (errors or form.kv) else None
-    made, why_jinja = bundle._replace(folder=str(out)), asked.chat.why_jinja if asked.chat else ""
-    steps, rise = len(golden.logits) - 1, found.cache.rise if found.cache else None
+        diverges = divergence(bundle, calibration.answers) if calibration.answers and (errors or form.kv) else None
+    made, why_jinja = bundle._replace(folder=str(out)), resolved.chat.why_jinja if resolved.chat else ""
     return Exported(
-        out, made, error, steps, unrounded, errors, stored, why_jinja, calibrated, rise, graph.note, apart
+        out, made, error, len(golden.logits) - 1, unrounded, errors, stored, why_jinja, calibrated, rise, graph.note,
+        diverges,
     )  # fmt: skip
 
 
@@ -164,23 +166,24 @@ def rounds_in_groups(form: GraphFormat) -> bool:
     return form.dialect == "fused" and form.core != "no-dotprod"
 
 
-def channel_sizes(source: Source, asked: ResolvedExport, found: Calibration) -> dict[str, np.ndarray] | None:
-    """Of the inputs behind norms, where groups with outliers among them are to be stored twice: in int4, since int8
-    has SmoothQuant. None for random weights, which have none, and for families with a graph builder of their own."""
-    decoder, rounds = decoder_of(source.arch), asked.form.precision == "int4" and rounds_in_groups(asked.form)
+def channel_sizes(source: Source, resolved: ResolvedExport, calibration: Calibration) -> dict[str, np.ndarray] | None:
+    """Sizes of the channels behind norms, for int4, where groups with outlier channels are stored twice (int8 has
+    SmoothQuant). None for random weights, which have no outliers, and for families with a graph builder of their
+    own."""
+    decoder, rounds = decoder_of(source.arch), resolved.form.precision == "int4" and rounds_in_groups(resolved.form)
     if decoder is None or not rounds or source.weights == "random":
         return None
     names = [linear.weights[0] for layer in decoder.layers for linear in (layer.qkv, layer.up)]
-    return input_sizes(source.model, names, found.rows())
+    return input_sizes(source.model, names, calibration.rows())
 
 
 def proved(
     bundle: Bundle, golden: Golden, quantised: bool, kv: str | None = None
 ) -> tuple[Bundle, float, float | None]:
-    """The bundle, its error, and that with float activations (None if not `quantised`).
+    """The bundle, its error, and its error with float activations (None if not `quantised`).
 
-    Raises MerinoError where its graph differs from torch. A graph of quantised weights, or with the quantised cache
-    `kv`, carries the greedy ids that it itself chooses: rounded values may choose others than torch.
+    Raises MerinoError where the graph differs from torch. A bundle with quantised weights, or with the quantised cache
+    `kv`, carries its own greedy ids: after rounding, the argmax may differ from torch's.
     """
     unrounded = unrounded_error(bundle, golden) if quantised else None
     if unrounded is not None:
@@ -196,7 +199,7 @@ def proved(
 
 
 def check_error(bundle: Bundle, error: float, allowed: float, how: str = "") -> None:
-    """Raises MerinoError where it is above what is allowed, or no number."""
+    """Raises MerinoError where the error is above the allowed one, or NaN."""
     if not error <= allowed:
         raise MerinoError(
             f"the {bundle.dialect} graph{how} differs from torch by {error:.1e}, relative, allowed is {allowed:.0e}: a"
@@ -205,15 +208,14 @@ def check_error(bundle: Bundle, error: float, allowed: float, how: str = "") -> 
 
 
 def stored_blocks(source: Source, graph: Graph) -> list[Stored]:
-    """By type, in the order of the graph: how many matrices the graph has in the source's own blocks, and how many in
-    blocks that they were quantised into."""
+    """By GGUF type, in the order of the graph: matrices in the source's own blocks, and matrices quantised again."""
     if source.blocks is None:
         return []
     kinds = {name: source.blocks.kind(name) for names in graph.quantized for name in names}
     return [
         Stored(
             kind, sum(kinds[name] == kind for name in graph.exact),
-            sum(found == kind and name not in graph.exact for name, found in kinds.items()),
+            sum(each == kind and name not in graph.exact for name, each in kinds.items()),
         )
         for kind in dict.fromkeys(kinds.values())
     ]  # fmt: skip

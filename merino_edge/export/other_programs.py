@@ -1,7 +1,7 @@
 """Files of a `fused` bundle for other programs: onnxruntime-genai, transformers.js, optimum.
 
-Our runtime reads none of it. All of it follows from the geometry, the tokenizer and the chat template, so that a bundle
-has it whatever its source was. Which program takes which graph: docs/decisions/interoperability.md.
+merino_runtime does not read them. They follow from the geometry, the tokenizer and the chat template, so that a bundle
+has them whatever its source was. Which program takes which graph: docs/decisions/interoperability.md.
 """
 
 import json
@@ -23,14 +23,14 @@ def files_for_others(
     """Texts by the names of their files. `inputs`: names of the graph's; `context` in tokens; `tokenizer`: a
     tokenizer.json that the runtime can read, or the text of one; `template`: the chat template's text.
     """
-    found = {GENAI: genai_config(model, set(inputs), context)}
+    files = {GENAI: genai_config(model, set(inputs), context)}
     config = hugging_face_config(model, context)
     if config:
-        found[CONFIG] = config
+        files[CONFIG] = config
     if tokenizer:
         text = tokenizer if isinstance(tokenizer, str) else tokenizer.read_text(encoding="utf-8")
-        found[TOKENIZER_CONFIG] = tokenizer_config(model, text, context, template)
-    return {name: json.dumps(content, indent=1) + "\n" for name, content in found.items()}
+        files[TOKENIZER_CONFIG] = tokenizer_config(model, text, context, template)
+    return {name: json.dumps(content, indent=1) + "\n" for name, content in files.items()}
 
 
 def genai_config(model: ModelFacts, inputs: set[str], context: int) -> dict[str, Any]:
@@ -89,27 +89,27 @@ def hugging_face_config(model: ModelFacts, context: int) -> dict[str, Any] | Non
         architectures=[family.model_name],
     )  # fmt: skip
     config.max_position_embeddings = context
-    found = config.to_dict()
-    found.pop("transformers_version", None)
-    return dict(sorted(found.items()))
+    content = config.to_dict()
+    content.pop("transformers_version", None)
+    return dict(sorted(content.items()))
 
 
 def tokenizer_config(model: ModelFacts, tokenizer: str, context: int, template: str | None) -> dict[str, Any]:
-    """How tokenizer.json is to be used. The special tokens are those of the chat template, where there is one; else the
-    one that the tokenizer itself puts before a text, and the first at which a text ends."""
+    """tokenizer_config.json. Its special tokens are the chat template's; without a template, BOS is the token that the
+    tokenizer puts before a text, and EOS is the first stop token."""
     known = Tokenizer.from_str(tokenizer)
     known.no_truncation()
     known.no_padding()
     begun = known.encode("a")
     first = begun.ids[:1] if begun.special_tokens_mask[:1] == [1] else []
-    found: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context}
-    found["clean_up_tokenization_spaces"] = False
+    content: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context}
+    content["clean_up_tokenization_spaces"] = False
     for name, ids in (("bos_token", first), ("eos_token", model.stop_ids[:1])):
         if ids and known.id_to_token(ids[0]) is not None:
-            found[name] = known.id_to_token(ids[0])
+            content[name] = known.id_to_token(ids[0])
     if model.chat:
-        found |= model.chat.tokens
-        found |= {} if template is None else {"chat_template": template}
-    # genai's tokenizer does not read what else tokenizer.json says of a text's beginning.
-    found["add_bos_token"] = bool(first) and found.get("bos_token") == known.id_to_token(first[0])
-    return found
+        content |= model.chat.tokens
+        content |= {} if template is None else {"chat_template": template}
+    # genai's tokenizer does not read tokenizer.json's post-processor, which adds BOS.
+    content["add_bos_token"] = bool(first) and content.get("bos_token") == known.id_to_token(first[0])
+    return content

@@ -1,7 +1,5 @@
-"""Parity: does the bundle compute what the torch model computes?
-
-The bundle runs in the board's own runtime. The logits of one prefill and of each decode step are compared with torch's.
-"""
+"""Parity of a bundle with its torch model: logits of one prefill and of each decode step, the bundle's in the board's
+runtime."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,8 +43,8 @@ def torch_greedy(model: PreTrainedModel, prompt_ids: Sequence[int], steps: int) 
 def greedy_rows(
     model: PreTrainedModel, prompt_ids: Sequence[int], cache: DynamicCache | None = None
 ) -> Iterator[np.ndarray]:
-    """Logits [vocab] of one prefill, then of a decode step per id, the largest one's, for as long as they are asked
-    for. `cache`: an empty one; None: the model's own."""
+    """Endless greedy decoding: logits [vocab] of one prefill, then of each decode step. `cache`: an empty one; None:
+    the model's own."""
     inputs = torch.tensor([list(prompt_ids)])
     while True:
         with torch.no_grad():
@@ -74,18 +72,18 @@ def with_quantized(
         return model
     twin = model if in_place else copy.deepcopy(model)
     state = twin.state_dict()
-    for names, found in quantized.items():
-        rows = dequantize(found)  # [sum of the matrices' outputs, inputs]
+    for names, matrix in quantized.items():
+        rows = dequantize(matrix)  # [sum of the matrices' outputs, inputs]
         for name in names:
-            weight, there = state[name], layout(name)
+            weight, layout_of = state[name], layout(name)
             count = weight.numel() // rows.shape[1]
             part, rows = rows[:count], rows[count:]
-            weight.copy_(torch.from_numpy(np.ascontiguousarray(there.to_state(part) if there else part)))
+            weight.copy_(torch.from_numpy(np.ascontiguousarray(layout_of.to_state(part) if layout_of else part)))
     return twin
 
 
 def empty(model: PreTrainedModel) -> None:
-    """Give back the memory of a model that is not needed any more, whoever still refers to it."""
+    """Free the memory of a model that is not needed any more, even while references to it remain."""
     for parameter in model.parameters():
         parameter.data = torch.empty(0)
 
@@ -98,7 +96,7 @@ def bundle_error(bundle: Bundle, golden: Golden) -> float:
 def unrounded_error(bundle: Bundle, golden: Golden) -> float:
     """The maximum logit error of any step of a quantised graph with float activations.
 
-    While it is measured, the graph in the bundle's folder is that one.
+    During the measurement that graph replaces the one in the bundle's folder.
     """
     with replaced_model(Path(bundle.folder), with_float_activations):
         return largest_over_steps(bundle, golden, max_logit_error)
@@ -124,7 +122,7 @@ def allowed_error(bundle: Bundle) -> float:
 
 
 def allowed_unrounded(bundle: Bundle) -> float:
-    """Of the maximum logit error with float activations."""
+    """The largest allowed maximum logit error with float activations."""
     return max((MOST_LOGIT_ERROR_BY_CACHE[layer.format] for layer in bundle.kv_layers), default=MOST_LOGIT_ERROR)
 
 
@@ -140,9 +138,9 @@ def greedy_ids(bundle: Bundle, prompt_ids: Sequence[int], steps: int) -> list[in
         backend.close()
 
 
-def rms_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.sqrt(np.square(found - expected).mean() / np.square(expected).mean()))
+def rms_error(logits: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.sqrt(np.square(logits - expected).mean() / np.square(expected).mean()))
 
 
-def max_logit_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+def max_logit_error(logits: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(logits - expected).max() / np.abs(expected).max())

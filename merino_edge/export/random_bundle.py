@@ -1,8 +1,8 @@
-"""Bundles with random weights of a geometry, for timing alone: no torch model is filled or compared with.
+"""Bundles with random weights of a geometry, for timing only: there is no torch model and no parity.
 
-The graph is the exporter's own. Quantised codes are drawn at random in place of being quantised, in the block that the
-quantiser takes for normally distributed weights: the largest that divides the row. One scale per row where the core's
-products take no other.
+The graph is the exporter's own. Quantised codes are drawn at random, in the group_size that quantisation takes for
+normally distributed weights: the largest that divides the row. One scale per row where the core's integer matmul takes
+no other.
 """
 
 from pathlib import Path
@@ -36,13 +36,14 @@ class Quick(Graph):
         columns = matrix.shape[1]
         return self.random_codes(matrix, bits, largest_group(columns) or columns, 0)
 
-    def random_codes(self, matrix: np.ndarray, bits: int, block: int, lowest: int) -> Quantized:
-        """Bytes from `lowest` on."""
+    def random_codes(self, matrix: np.ndarray, bits: int, group_size: int, lowest: int) -> Quantized:
+        """`lowest`: of the bytes."""
         rows, columns = matrix.shape
         # A seed per matrix: ONNX Runtime stores equal matrices once.
         random = np.random.default_rng(len(self.quantized))
-        codes = random.integers(lowest, 256, (rows, columns // block, block * bits // 8), dtype=np.uint8)
-        return Quantized(codes, np.full((rows, columns // block), 0.02 / 2 ** (bits - 1), np.float32), bits, block)
+        groups = columns // group_size
+        codes = random.integers(lowest, 256, (rows, groups, group_size * bits // 8), dtype=np.uint8)
+        return Quantized(codes, np.full((rows, groups), 0.02 / 2 ** (bits - 1), np.float32), bits, group_size)
 
 
 class QuickFused(Quick, Fused):
@@ -75,8 +76,8 @@ def write_random_bundle(
     arch: Geometry, precision: str, folder: Path, name: str, design: Design | None = None, core: Core = "dotprod",
     kv: str | None = None, by_groups: bool | None = None,
 ) -> Bundle:  # fmt: skip
-    """The bundle written into `folder`, with the design's thread counts. It has no golden ids: its weights mean
-    nothing. `core`: as of `export`. `by_groups`: see `GraphFormat`; None: where this machine has kernels for it."""
+    """Write the bundle into `folder`, with the design's thread counts and without golden ids. `core`: as of `export`.
+    `by_groups`: see `GraphFormat`; None: where this machine has kernels for it."""
     with torch.device("meta"):
         model = build_model(arch)
     kv = design.kv if design else kv
@@ -96,7 +97,7 @@ def write_random_bundle(
 
 
 def even_scales(arch: Geometry, kv: str) -> CacheScales:
-    """Equal scales for a cache whose values mean nothing."""
+    """The same scale everywhere, since the cache holds random values."""
     layers = [np.full(layer, 0.1, np.float32) for layer in arch.kv_layers]  # [heads, head_size]
     return CacheScales(BITS[kv], tuple((one, one) for one in layers))
 

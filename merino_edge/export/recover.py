@@ -25,20 +25,20 @@ from merino_runtime.errors import MerinoError
 def recover_weights(
     bundle: Bundle, model: PreTrainedModel, layout: Callable[[str], Layout | None] = lambda _: None
 ) -> None:
-    """Fill `model`, of the bundle's geometry, with the weights in its graph. `layout`: how they lie there.
+    """Fill `model`, of the bundle's geometry, with the weights in its graph. `layout`: of each weight in the graph.
 
     Raises MerinoError where the bundle is not float32, or does not hold each weight of the model.
     """
     folder = bundle.folder
     if bundle.precision != "fp32":
         raise MerinoError(
-            f"{folder} has {bundle.precision} weights, and what they lost does not come back: export from a bundle in"
-            " fp32, or from the checkpoint"
+            f"{folder} has {bundle.precision} weights, from which float32 weights cannot be recovered: export from a"
+            " bundle in fp32, or from the checkpoint"
         )
     if quantised_cache(bundle):
         raise MerinoError(
-            f"{folder} has a cache of {quantised_cache(bundle)}, which hides whether its weights were read back right:"
-            " export from a bundle with --kv fp32, or from the checkpoint"
+            f"{folder} has a KV cache in {quantised_cache(bundle)}, so its weights cannot be checked against its golden"
+            " ids: export from a bundle with --kv fp32, or from the checkpoint"
         )
     state = model.state_dict()
     tied = {name for name in model.all_tied_weights_keys if name in state}
@@ -58,22 +58,21 @@ def recover_weights(
 
 
 def check_recovered(bundle: Bundle, model: PreTrainedModel) -> None:
-    """Whether `model` computes what the bundle does; a bundle without golden ids is not checked.
+    """Raises MerinoError where `model` and the bundle compute different logits, or other greedy ids than the golden
+    ones. A bundle without golden ids is not checked.
 
-    Weights that fit do not suffice: constants such as the base of the rotary frequencies come from bundle.json, and the
-    graph has its own copy. So torch's logits are compared with the graph's, over the golden prompt and each greedy step
-    after it, and the greedy ids with the golden ones.
-    Raises MerinoError where they differ.
+    Equal weights do not suffice: torch has constants such as the base of the rotary frequencies from bundle.json, and
+    the graph has its own copy.
     """
     golden = bundle.golden
     if not golden.prompt_ids or not golden.greedy_ids:
         return
-    found = torch_greedy(model, golden.prompt_ids, len(golden.greedy_ids))
-    error = bundle_error(bundle, found)
-    if found.greedy_ids != list(golden.greedy_ids) or not error <= MOST_LOGIT_ERROR:
+    decoded = torch_greedy(model, golden.prompt_ids, len(golden.greedy_ids))
+    error = bundle_error(bundle, decoded)
+    if decoded.greedy_ids != list(golden.greedy_ids) or not error <= MOST_LOGIT_ERROR:
         raise MerinoError(
             f"{bundle.folder}: bundle.json and the graph do not belong together. The model that bundle.json describes,"
-            f" with the graph's weights, decodes the golden prompt to {found.greedy_ids}; the golden ids are"
+            f" with the graph's weights, decodes the golden prompt to {decoded.greedy_ids}; the golden ids are"
             f" {list(golden.greedy_ids)}. Its logits differ from the graph's by {error:.1e}, relative, allowed is"
             f" {MOST_LOGIT_ERROR:.0e}. Export from the checkpoint instead"
         )
@@ -93,11 +92,11 @@ def graph_rows(weight: torch.Tensor, layout: Layout | None) -> int:
     return len(layout.to_graph(weight.numpy()) if layout else weight)
 
 
-def whole_tables(found: Iterable[tuple[str, np.ndarray]], names: set[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """The constants, and behind them the tables of which there are slices alone."""
+def whole_tables(constants: Iterable[tuple[str, np.ndarray]], names: set[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """The constants; slices of a table that is not a constant itself are joined, and come last."""
     slices: dict[str, dict[int, np.ndarray]] = {}
     whole = set()
-    for name, value in found:
+    for name, value in constants:
         table, _, row = name.rpartition(".")
         if table in names and row.isdecimal():
             slices.setdefault(table, {})[int(row)] = value
@@ -109,7 +108,7 @@ def whole_tables(found: Iterable[tuple[str, np.ndarray]], names: set[str]) -> It
 
 
 def split(name: str, value: np.ndarray, rows: dict[str, int]) -> Iterator[tuple[str, np.ndarray]]:
-    """The weights in a constant, by name: several where it is joined, none where it is no weight.
+    """The weights in a constant, by name: several where matrices are joined, none where it is no weight.
 
     `rows`: length of the first axis of each weight.
     """

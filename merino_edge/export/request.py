@@ -1,5 +1,5 @@
-"""An export as it is requested, and what can be judged of it before torch is loaded: what a SOURCE names, and which
-weight format, dialect and KV cache are possible."""
+"""The request for an export, and its checks that need no torch: which model a SOURCE names, and whether weight format,
+dialect and KV cache are possible together."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from merino_edge.storage.atomic import check_folder, check_keeps
 from merino_edge.text.documents import check_files, read_documents
 from merino_runtime.errors import MerinoError
 
-RANDOM = Path("random")  # as --weights: no published ones
+RANDOM = Path("random")  # value of --weights: random weights
 LEAST_CONTEXT = 8
 AUTO, MIXED = "auto", "mixed"  # as precisions: see ExportRequest
 ROUNDED = ("int8", "int4")  # weight formats
@@ -35,25 +35,26 @@ PRECISIONS = {"fused": ("fp32", "fp16", "int8", "int4"), "portable": ("fp32", "f
 
 
 class ExportRequest(NamedTuple):
-    """How a model is to be exported. None leaves a choice to the defaults, which `chosen_format` resolves, once.
+    """How to export a model. None is the default, which `chosen_format` resolves.
 
     Attributes:
         precision: weight format; AUTO: the fastest on `board` that keeps the model's answers; MIXED: int4, with 8 bits
             for the matrices where they save most divergence. By default the design's, or fp32 without a design.
-        board: the graph suits its runtime and its kind of core, and uses this project's kernels where it loads them.
+        board: the graph is written for its runtime and its kind of core, and uses this project's kernels where the
+            runtime loads them.
         dialect: by default that of the board and of the design's backend, else `fused`.
         core: the kind of Arm core that integer matmuls are written for; by default the board's, else `dotprod`.
         kv: format of the KV cache; by default the design's, else that of the activations.
         context: KV slots, in tokens; by default the model's context.
-        calibration: text for GPTQ and for the scales of a quantised cache. Without one no weight is rounded by GPTQ,
-            and the scales come from a text that the model generates.
-        text: the bundle's perplexity is measured on it.
+        calibration: text for GPTQ and for the scales of a quantised cache. Without it there is no GPTQ, and the scales
+            are fitted to a text that the model generates.
+        text: to measure the bundle's perplexity on.
         chat: whether the bundle has the source's chat template.
         all_logits: whether the graph returns the logits of all positions, so that one prefill scores a whole text.
         overwrite: whether random weights may replace trained ones.
-        file_mb: of MIXED, the most MB that all weights may take.
-        decode_ms: of MIXED, the most predicted milliseconds of a decode step on `board`. Without both limits the
-            weights take the mean of what int4 and int8 take.
+        file_mb: for MIXED, the largest size of all weights.
+        decode_ms: for MIXED, the largest predicted decode latency on `board`. Without either limit the weights take
+            the mean of their sizes in int4 and int8.
     """
 
     precision: str | None = None
@@ -72,7 +73,7 @@ class ExportRequest(NamedTuple):
 
 
 class ChosenFormat(NamedTuple):
-    """What a request comes to with its defaults. `core`: see `core_of`. `kv`: None where the cache is not quantised.
+    """A request with its defaults resolved. `core`: see `core_of`. `kv`: None where the cache is not quantised.
     `by_groups`: see `GraphFormat`."""
 
     precision: str
@@ -95,15 +96,15 @@ def find_source(what: str, weights: Path | None = None) -> Model | HubModel | Pl
     `weights`: for a model of the zoo a local Hugging Face folder, or RANDOM, in place of the published weights. Raises
     MerinoError where `what` is no source or is ambiguous, or where such a folder is none.
     """
-    found = resolve(what)
-    if isinstance(found, Model):
+    named = resolve(what)
+    if isinstance(named, Model):
         if weights and weights != RANDOM:
             check_checkpoint(weights)
-        return found
+        return named
     names = ", ".join(exportable_models())
     if weights:
         raise MerinoError(f"--weights goes with {names}; a checkpoint folder is exported by its own path")
-    path = Path(found)
+    path = Path(named)
     if path.is_file():
         return path if is_gguf(path) else Plan(path, read_plan(path))
     if not path.is_dir():
@@ -140,7 +141,7 @@ def board_for_auto(request: ExportRequest) -> DeviceProfile:
 
 
 def in_int4(request: ExportRequest) -> ExportRequest:
-    """What a request for MIXED begins with. Raises MerinoError for limits that are not possible."""
+    """The int4 request that MIXED begins with. Raises MerinoError for limits that are not possible."""
     for option, limit in (("--file-mb", request.file_mb), ("--decode-ms", request.decode_ms)):
         if limit is not None and not 0 < limit < float("inf"):
             raise MerinoError(f"{option} {limit:g} is not allowed: give a number above 0")
@@ -150,22 +151,23 @@ def in_int4(request: ExportRequest) -> ExportRequest:
 
 
 def in_float32(request: ExportRequest) -> ExportRequest:
-    """What a request for AUTO compares the other formats with."""
+    """The float32 request that AUTO compares the other formats with."""
     return request._replace(precision="fp32", calibration=None)
 
 
 def default_dialect(board: DeviceProfile | None, design: Design | None) -> str:
-    """`portable` where the board's ONNX Runtime has no other, or the design is for TensorRT, which builds its engines
-    from portable graphs alone."""
+    """`portable` where the board's ONNX Runtime runs no other, or the design is for TensorRT, which builds engines from
+    portable graphs only."""
     portable = (board and dialect_of(board) == "portable") or (design and design.backend == "tensorrt")
     return "portable" if portable else "fused"
 
 
 def check_request(request: ExportRequest, what: str, weights: Path | None, out: Path) -> HubModel | None:
-    """The model of the hub that is to be fetched for it, if any; see `find_source` for `what` and `weights`.
+    """Check the request without the model; returns the model of the hub to fetch for it, if any. See `find_source` for
+    `what` and `weights`.
 
-    Raises MerinoError for what is wrong already without the model: files that cannot be read, an output that would
-    replace an input, a source that is none, a combination that is not possible.
+    Raises MerinoError for files that cannot be read, an output that would replace an input, a SOURCE that names no
+    model, and a combination of options that is not possible.
     """
     texts = {"--text": request.text, "--calibrate": request.calibration}
     for option, file in texts.items():
@@ -175,38 +177,38 @@ def check_request(request: ExportRequest, what: str, weights: Path | None, out: 
     inputs = (weights, *texts.values(), resolve(what))
     check_keeps(out, [Path(each) for each in inputs if isinstance(each, str | Path)])
     check_folder(out, is_bundle_alone)
-    found = find_source(what, weights)
-    check_source_tokenizer(found, weights)
-    check_context(request.context, found)
+    source = find_source(what, weights)
+    check_source_tokenizer(source, weights)
+    check_context(request.context, source)
     if request.precision != MIXED:
         check_limits(request)
     if request.precision == AUTO:
         board_for_auto(request)
-        chosen_format(in_float32(request), design_of(found))
+        chosen_format(in_float32(request), design_of(source))
     elif request.precision == MIXED:
-        chosen_format(in_int4(request), design_of(found))
+        chosen_format(in_int4(request), design_of(source))
     else:
-        chosen_format(request, design_of(found))
-    return published(found, weights)
+        chosen_format(request, design_of(source))
+    return published(source, weights)
 
 
 def check_limits(request: ExportRequest) -> None:
-    """Raises MerinoError for limits of MIXED beside another precision."""
+    """Raises MerinoError for limits of MIXED with another precision."""
     for option, limit in (("--file-mb", request.file_mb), ("--decode-ms", request.decode_ms)):
         if limit is not None:
             raise MerinoError(f"{option} is a limit of --precision mixed: give that, or leave {option} out")
 
 
-def published(found: Model | HubModel | Plan | Path, weights: Path | None) -> HubModel | None:
-    """The model of the hub whose files the source consists of; None where nothing is taken from there."""
-    if isinstance(found, Model):
-        return None if weights else HubModel(found.hub)
-    return found if isinstance(found, HubModel) else None
+def published(source: Model | HubModel | Plan | Path, weights: Path | None) -> HubModel | None:
+    """The model of the hub that the source is loaded from; None for a local source."""
+    if isinstance(source, Model):
+        return None if weights else HubModel(source.hub)
+    return source if isinstance(source, HubModel) else None
 
 
-def check_source_tokenizer(found: Model | HubModel | Plan | Path, weights: Path | None) -> None:
+def check_source_tokenizer(source: Model | HubModel | Plan | Path, weights: Path | None) -> None:
     """Raises MerinoError where the source is a folder of published weights without a tokenizer."""
-    folder = found if isinstance(found, Path) else weights if isinstance(found, Model) else None
+    folder = source if isinstance(source, Path) else weights if isinstance(source, Model) else None
     if folder and folder.is_dir() and folder != RANDOM and not is_bundle(folder):
         check_tokenizer(folder)
 
@@ -216,28 +218,28 @@ def chosen_precision(dialect: str, precision: str | None, design: Design | None)
     or has no such format."""
     if dialect not in PRECISIONS:
         raise MerinoError(f"--dialect {dialect or EMPTY} is not known: choose one of {', '.join(PRECISIONS)}")
-    found = precision if precision is not None else design.precision if design else "fp32"
-    if found not in PRECISIONS[dialect]:
-        asked = f"the design's weight format, {found}," if precision is None else f"--precision {precision or EMPTY}"
+    chosen = precision if precision is not None else design.precision if design else "fp32"
+    if chosen not in PRECISIONS[dialect]:
+        origin = f"the design's weight format, {chosen}," if precision is None else f"--precision {precision or EMPTY}"
         choices = "; ".join(f"{name}: {', '.join(known)}" for name, known in PRECISIONS.items())
-        raise MerinoError(f"{asked} is not possible in dialect {dialect}: choose a --precision of {choices}")
-    return found
+        raise MerinoError(f"{origin} is not possible in dialect {dialect}: choose a --precision of {choices}")
+    return chosen
 
 
-def check_context(context: int | None, asked: Model | HubModel | Plan | Path) -> None:
-    """Raises MerinoError for a context that no model can have, or not this plan or model of the catalogue."""
+def check_context(context: int | None, source: Model | HubModel | Plan | Path) -> None:
+    """Raises MerinoError for a context that is too short for any model, or too long for this plan or zoo model."""
     longest = None
-    if isinstance(asked, Plan):
-        longest = (asked.content.architecture if isinstance(asked.content, Design) else asked.content).context
-    elif isinstance(asked, Model):
-        longest = asked.geometry.context
+    if isinstance(source, Plan):
+        longest = (source.content.architecture if isinstance(source.content, Design) else source.content).context
+    elif isinstance(source, Model):
+        longest = source.geometry.context
     if context is not None and (context < LEAST_CONTEXT or (longest is not None and context > longest)):
         most = f"to {longest} tokens" if longest else "tokens or more, up to the model's context"
         raise MerinoError(f"--context {context} is not allowed: choose {LEAST_CONTEXT} {most}")
 
 
 def check_calibration(precision: str, kv: str | None, text: Path | None) -> None:
-    """Raises MerinoError where neither weights nor the cache are rounded to few bits."""
+    """Raises MerinoError for a calibration text where neither weights nor the cache are quantised to integers."""
     if text and kv is None and precision not in ROUNDED:
         raise MerinoError(
             f"--calibrate {text} is for weights or a KV cache in int8 or int4, but the weights are {precision} and the"
@@ -245,33 +247,33 @@ def check_calibration(precision: str, kv: str | None, text: Path | None) -> None
         )
 
 
-def design_of(found: Model | HubModel | Plan | Path) -> Design | None:
-    """The design that the source is, or that its checkpoint was trained from."""
-    if isinstance(found, Plan):
-        return found.content if isinstance(found.content, Design) else None
-    path = found / DESIGN if isinstance(found, Path) else None
+def design_of(source: Model | HubModel | Plan | Path) -> Design | None:
+    """The design itself, or the one that the checkpoint was trained from."""
+    if isinstance(source, Plan):
+        return source.content if isinstance(source.content, Design) else None
+    path = source / DESIGN if isinstance(source, Path) else None
     return load_design(path) if path and path.is_file() else None
 
 
 def chosen_cache(
     kv: str | None, dialect: str, precision: str, *, design: Design | None = None, board: DeviceProfile | None = None
 ) -> str | None:
-    """The format of the cache where it is quantised, by default the design's; None: that of the activations.
+    """The format of a quantised cache, by default the design's; None: the cache has the type of the activations.
 
-    Raises MerinoError where the dialect, the weight format or the board's runtime takes no such cache.
+    Raises MerinoError where the dialect, the weight format or the board's runtime does not support it.
     """
-    found = quantised_kv(kv if kv is not None else design.kv if design else None)
-    if found is None:
+    chosen = quantised_kv(kv if kv is not None else design.kv if design else None)
+    if chosen is None:
         return None
-    asked = f"--kv {kv}" if kv else f"the design's cache, {found},"
-    if board and not has_cache(board.with_backend("onnxruntime"), found):
+    origin = f"--kv {kv}" if kv else f"the design's cache, {chosen},"
+    if board and not has_cache(board.with_backend("onnxruntime"), chosen):
         has = board.software.onnxruntime
-        raise MerinoError(f"{asked} needs {cache_needs()}, and a {board.name} has {has}: give --kv fp32")
+        raise MerinoError(f"{origin} needs {cache_needs()}, and a {board.name} has {has}: give --kv fp32")
     if dialect != "fused":
         raise MerinoError(
-            f"{asked} is not possible in dialect {dialect}, which TensorRT and older versions of ONNX Runtime run: its"
+            f"{origin} is not possible in dialect {dialect}, which TensorRT and older versions of ONNX Runtime run: its"
             f" cache has the type of the activations. Give --kv fp32, or --dialect fused"
         )
     if precision == "fp16":
-        raise MerinoError(f"{asked} is not possible with --precision fp16, which is for GPUs: give --kv fp32")
-    return found
+        raise MerinoError(f"{origin} is not possible with --precision fp16, which is for GPUs: give --kv fp32")
+    return chosen

@@ -1,7 +1,7 @@
-"""A request for an export resolved against its loaded source: defaults applied, impossible ones refused, before any
-work.
+"""A request for an export, resolved against its loaded source before any work: defaults applied, impossible requests
+refused.
 
-What can be judged without torch is judged in `request`, and is judged again here for callers from Python.
+`request` checks what needs no torch. The same checks run here for callers from Python.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ import tokenizers
 
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.bundles.files import described, is_bundle
-from merino_edge.export.chat import FoundChat, chat_of
+from merino_edge.export.chat import BundleChat, chat_of
 from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
 from merino_edge.export.request import LEAST_CONTEXT, ROUNDED, ExportRequest, chosen_format
 from merino_edge.export.source import Source
@@ -22,19 +22,19 @@ from merino_runtime.io.json_file import JSON, read_text
 
 
 class ResolvedExport(NamedTuple):
-    """Nothing in it is left to a default.
+    """A request without defaults.
 
     Attributes:
-        calibration: text for GPTQ and for the scales of a quantised cache; None: no GPTQ, and scales from a text that
-            the model generates.
-        chat: what bundle.json has of the chat template; None: the bundle has none.
+        calibration: text for GPTQ and for the scales of a quantised cache; None: no GPTQ, and scales fitted to a text
+            that the model generates.
+        chat: the chat template's entry in bundle.json; None: the bundle has none.
         template: the template's text; None: the bundle has none.
         eight_bits: names of the matrices of an int4 export that get 8 bits.
     """
 
     form: GraphFormat
     calibration: Path | None
-    chat: FoundChat | None
+    chat: BundleChat | None
     template: str | None
     eight_bits: frozenset[str] = frozenset()
 
@@ -51,11 +51,11 @@ def resolve(request: ExportRequest, source: Source, out: Path) -> ResolvedExport
     check_replaces(source, out, request.overwrite)
     check_readable(source)
     template = source.chat if request.chat else None
-    found = ResolvedExport(
+    resolved = ResolvedExport(
         form, request.calibration, chat_of(template) if template else None, template.text if template else None
     )
-    check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch), found.uses_gptq)
-    return found
+    check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch), resolved.uses_gptq)
+    return resolved
 
 
 def chosen_context(source: Source, context: int | None) -> int:
@@ -69,26 +69,26 @@ def chosen_context(source: Source, context: int | None) -> int:
 
 
 def check_readable(source: Source) -> None:
-    """Raises MerinoError where the board's runtime cannot read the source's tokenizer, or it has tokens that the model
-    has not."""
+    """Raises MerinoError where the board's runtime cannot read the source's tokenizer, or its largest id is outside the
+    model's vocabulary."""
     if source.tokenizer is None:
         return
     if isinstance(source.tokenizer, str):
-        said, text = f"the tokenizer of {source.name}", source.tokenizer
+        where, text = f"the tokenizer of {source.name}", source.tokenizer
     else:
-        said, text = str(source.tokenizer), read_text(str(source.tokenizer), JSON, "Copy the checkpoint again.")
-    Tokenizer(text, said)
+        where, text = str(source.tokenizer), read_text(str(source.tokenizer), JSON, "Copy the checkpoint again.")
+    Tokenizer(text, where)
     largest = max(tokenizers.Tokenizer.from_str(text).get_vocab().values(), default=0)
     if largest >= source.arch.vocab:
         raise MerinoError(
-            f"{said} has a token {largest}, and {source.name} has a vocabulary of {source.arch.vocab}: they do not"
+            f"{where} has a token {largest}, and {source.name} has a vocabulary of {source.arch.vocab}: they do not"
             " belong together. Copy both again from one place"
         )
 
 
 def check_replaces(source: Source, out: Path, overwrite: bool) -> None:
-    """Raises MerinoError where `out` may not be replaced: it is the source itself, or it holds weights that may be
-    trained, and the source's are random."""
+    """Raises MerinoError where `out` may not be replaced: it is the source itself, or random weights would replace ones
+    that may be trained."""
     check_keeps(out, [Path(source.bundle.folder)] if source.bundle else [])
     there = described(out)
     kind, origin = there.get("weights", "unknown"), there.get("weights_source", "bundle.json is damaged")

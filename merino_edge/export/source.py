@@ -1,8 +1,5 @@
-"""What a SOURCE can be: a checkpoint's folder, a GGUF, a design.json, an architecture's JSON, a float32 bundle, or a
-name, of the catalogue or the hub.
-
-Each becomes a `Source`: a geometry and a torch model, whatever the family.
-"""
+"""Loads a SOURCE: a checkpoint's folder, a GGUF, a design.json, an architecture's JSON, a float32 bundle, or a name of
+the zoo or the hub. Each becomes a `Source`: a geometry and a torch model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -51,23 +48,23 @@ class Source(NamedTuple):
 
 
 def load_source(what: str, weights: Path | None = None, say: Callable[[str], None] = lambda _: None) -> Source:
-    """`weights`: for a model of the catalogue, such as `opt-350m`, a local Hugging Face folder, or RANDOM. Without, the
-    published ones are taken from the hub, or from its cache; `say` gets a line on a download.
+    """`weights`: for a model of the zoo, such as `opt-350m`, a local Hugging Face folder, or RANDOM. By default the
+    published weights, from the hub or its cache; `say` gets a line on a download.
 
     Raises MerinoError where `what` is no source, is ambiguous, or does not load.
     """
-    found = find_source(what, weights)
-    if isinstance(found, Model) and weights:
-        return random_source(found.geometry, found.id) if weights == RANDOM else load_weights_of(found, weights)
-    if isinstance(found, Model):
-        return load_published(HubModel(found.hub), found.id, say)
-    if isinstance(found, HubModel):
-        return load_published(found, found.name.rpartition("/")[2], say)
-    if isinstance(found, Path) and found.is_file():
-        return load_gguf(found)
-    if isinstance(found, Path):
-        return load_bundle_again(found) if is_bundle(found) else load_checkpoint(found)
-    path, plan = found
+    source = find_source(what, weights)
+    if isinstance(source, Model) and weights:
+        return random_source(source.geometry, source.id) if weights == RANDOM else load_weights_of(source, weights)
+    if isinstance(source, Model):
+        return load_published(HubModel(source.hub), source.id, say)
+    if isinstance(source, HubModel):
+        return load_published(source, source.name.rpartition("/")[2], say)
+    if isinstance(source, Path) and source.is_file():
+        return load_gguf(source)
+    if isinstance(source, Path):
+        return load_bundle_again(source) if is_bundle(source) else load_checkpoint(source)
+    path, plan = source
     name = model_name(path, plan)
     if isinstance(plan, Design):
         return random_source(plan.architecture, name)._replace(design=plan)
@@ -83,7 +80,7 @@ def not_finite(model: PreTrainedModel, name: str) -> MerinoError:
             f"the weights of {name} hold values that are not finite, in {wrong[0]}{more}: copy or download them again,"
             " or, where they were trained here, train with a lower --learning-rate"
         )
-    return MerinoError(f"the logits of {name} are not finite although its weights are: nothing can be exported of it")
+    return MerinoError(f"the logits of {name} are not finite although its weights are: it cannot be exported")
 
 
 def random_source(arch: Geometry, name: str) -> Source:
@@ -99,45 +96,44 @@ def load_published(model: HubModel, name: str, say: Callable[[str], None]) -> So
 
 def load_weights_of(known: Model, folder: Path) -> Source:
     """A model of the zoo with its published weights, from a local Hugging Face folder."""
-    found = read_checkpoint(folder, lambda geometry: check_memory(geometry, known.id))
-    family = family_of(found.geometry).name
+    checkpoint = read_checkpoint(folder, lambda geometry: check_memory(geometry, known.id))
+    family = family_of(checkpoint.geometry).name
     if family != known.family:
         raise MerinoError(f"{folder} is a {family!r} model, {known.id} is {known.family!r}")
-    if found.geometry != known.geometry:
+    if checkpoint.geometry != known.geometry:
         raise MerinoError(
-            f"{folder} is not {known.id}: found {found.geometry.shape()}, {known.id} has {known.geometry.shape()}"
+            f"{folder} is not {known.id}: found {checkpoint.geometry.shape()}, {known.id} has {known.geometry.shape()}"
         )
-    said = f"local folder {folder.name}"
     return Source(
-        known.id, found.geometry, found.model, "trained", said, found.stop_ids, found.tokenizer, chat=found.chat
-    )
+        known.id, checkpoint.geometry, checkpoint.model, "trained", f"local folder {folder.name}", checkpoint.stop_ids,
+        checkpoint.tokenizer, chat=checkpoint.chat,
+    )  # fmt: skip
 
 
 def load_gguf(path: Path) -> Source:
-    """A GGUF file: its weights dequantised, and its blocks for a graph of the same ones."""
-    found = read_gguf(path, lambda geometry: check_memory(geometry, path.name))
+    """A GGUF file: its weights dequantised for torch, and its blocks for a graph that takes them over."""
+    gguf = read_gguf(path, lambda geometry: check_memory(geometry, path.name))
     return Source(
-        path.stem, found.geometry, found.model, "trained", f"file {path.name}", found.stop_ids, found.tokenizer,
-        chat=found.chat, blocks=found.blocks,
+        path.stem, gguf.geometry, gguf.model, "trained", f"file {path.name}", gguf.stop_ids, gguf.tokenizer,
+        chat=gguf.chat, blocks=gguf.blocks,
     )  # fmt: skip
 
 
 def load_checkpoint(folder: Path) -> Source:
-    """A trained checkpoint in Hugging Face's layout, with the name and the design that it was trained from."""
-    found = read_checkpoint(folder, lambda geometry: check_memory(geometry, folder.name))
-    said = f"checkpoint {folder.name}"
-    design = kept_design(folder, found.geometry)
-    name = trained_name(folder) or folder.name
+    """A trained checkpoint in Hugging Face's layout, with its name and the design that it was trained from."""
+    checkpoint = read_checkpoint(folder, lambda geometry: check_memory(geometry, folder.name))
     return Source(
-        name, found.geometry, found.model, "trained", said, found.stop_ids, found.tokenizer, design, chat=found.chat
-    )
+        trained_name(folder) or folder.name, checkpoint.geometry, checkpoint.model, "trained",
+        f"checkpoint {folder.name}", checkpoint.stop_ids, checkpoint.tokenizer,
+        kept_design(folder, checkpoint.geometry), chat=checkpoint.chat,
+    )  # fmt: skip
 
 
 def kept_design(folder: Path, arch: Geometry) -> Design | None:
-    """The design in a checkpoint's folder, if the checkpoint still has its geometry."""
+    """The design in a checkpoint's folder, if both have the same geometry."""
     path = folder / DESIGN
-    found = load_design(path) if path.is_file() else None
-    return found if found and found.architecture == arch else None
+    design = load_design(path) if path.is_file() else None
+    return design if design and design.architecture == arch else None
 
 
 def load_bundle_again(folder: Path) -> Source:

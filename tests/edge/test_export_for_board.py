@@ -165,7 +165,7 @@ def test_of_random_weights_nothing_is_measured_and_trained_ones_want_a_tokenizer
     assert (made.bundle.precision, quantised_cache(made.bundle)) == ("int4", "int8")
     assert len(said) == 1 and said[0].endswith("raspberry-pi-5: taken")
     drawn = source._replace(weights="random", tokenizer=None)
-    with pytest.raises(MerinoError, match="has no tokenizer to read it with. Export without --text"):
+    with pytest.raises(MerinoError, match="has no tokenizer. Export without --text"):
         export(drawn, tmp_path / "unread", FOR_PI_5._replace(text=text))
     assert not (tmp_path / "unread").exists()
     with pytest.raises(MerinoError, match="no tokenizer, .*raspberry-pi-5 it would be int4"):

@@ -1,7 +1,7 @@
-"""Where the values of an ONNX graph's constants lie: inside the model, or in the data file beside it.
+"""Storage of an ONNX graph's constants: small ones inside the model, large ones in the data file beside it.
 
-Each large constant begins at a page of the data file, so that it can be mapped. Constants that share memory (a table
-and its slices, one matrix under two shapes) share their bytes in the file too.
+Each large constant begins at a page of the data file, so that it can be mapped. Constants that share memory (an
+embedding and its slices, one matrix under two shapes) share their bytes in the file too.
 """
 
 import math
@@ -18,8 +18,7 @@ PIECE_BYTES = 64 << 10  # of the data file, written at once
 
 
 class DataFile(Protocol):
-    """What `store` needs of the data file: a file open for writing, or a counter of bytes where only the layout is
-    wanted."""
+    """A file open for writing, or a counter of bytes where only the layout is needed."""
 
     def tell(self) -> int: ...
 
@@ -27,7 +26,7 @@ class DataFile(Protocol):
 
 
 class Deferred(NamedTuple):
-    """A constant that is made when it is written, and not kept: of all of them one at a time is in memory."""
+    """A constant that is computed when it is written, and not kept: one at a time is in memory."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]

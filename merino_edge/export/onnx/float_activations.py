@@ -1,7 +1,7 @@
-"""A quantised graph without the rounding of activations: it then computes what torch does with the same weights.
+"""A quantised graph with float activations, which computes the same as torch with the dequantised weights.
 
-Quantised activations change real models' logits by up to a fourth, which would hide a wrong operator. So this form of
-the graph is compared closely with torch, and its own form only coarsely.
+Quantised activations change real models' logits by up to a fourth, which would hide a wrong operator. So this graph is
+compared with torch at a tight bound, and the exported graph at a loose one.
 """
 
 import numpy as np
@@ -14,17 +14,17 @@ ONE = "one"
 
 def with_float_activations(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with the same constants in the same file."""
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
-    nodes = [new for node in found.graph.node for new in in_floats(node)]
-    del found.graph.node[:]
-    found.graph.node.extend(nodes)
-    found.graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), ONE))
-    return found
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    nodes = [new for node in copied.graph.node for new in in_floats(node)]
+    del copied.graph.node[:]
+    copied.graph.node.extend(nodes)
+    copied.graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), ONE))
+    return copied
 
 
 def in_floats(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """The nodes that replace one: its matmul takes floats, and the scale of its input is 1."""
+    """The nodes that replace one node: a matmul of floats, whose input has the scale 1."""
     if node.op_type == "MatMulNBits":
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
@@ -51,7 +51,7 @@ def in_floats(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def floats_of_tiles(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """A MatMul by all rows of a matrix in tiles of 4 bits."""
+    """A float MatMul that dequantises all rows of a matrix in tiles of 4 bits."""
     (x, weights), (out,) = node.input, node.output
     rows = next(each.i for each in node.attribute if each.name == "rows")
     ids, floats, turned = (f"{out}.{part}" for part in ("ids", "floats", "turned"))

@@ -1,7 +1,7 @@
-"""Dialect `fused`: ONNX Runtime's own operators, for ONNX Runtime 1.18 and later.
+"""Dialect `fused`: ONNX Runtime's contrib operators, for ONNX Runtime 1.18 and later.
 
 The attention operator writes new keys and values in place: past and present of a layer are one buffer, which the
-runtime binds to both, so no part of the cache is copied. Inputs and outputs are described in docs/formats.md.
+runtime binds to both, so that the cache is never copied. Inputs and outputs are described in docs/formats.md.
 """
 
 from collections.abc import Sequence
@@ -51,25 +51,24 @@ class Fused(Graph):
         return repacked(self.blocks, names, self.weights, bits, self.exact) if self.blocks else None
 
     def bits_of(self, name: str) -> int:
-        """8 for what a GGUF has in more than 4 bits: such a file has them where the model loses most by 4. And for what
-        `--precision mixed` chose."""
+        """8 for the matrices that `--precision mixed` chose, and for those that a GGUF has in more than 4 bits: such
+        files spend them where 4 bits lose most."""
         if name in self.eight_bits:
             return 8
         stored = self.blocks.bits(name) if self.blocks else None
         return 8 if stored and stored > self.form.bits else self.form.bits
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
-        """In groups as large as a GGUF's blocks of another type: in larger groups, weights that have several scales
-        there would share one."""
-        found = [self.blocks.blocks(each) for each in name.split("+")] if self.blocks else []
-        sizes = [blocks.block for blocks in found if blocks]
+        """In groups no larger than a GGUF's blocks: in larger groups, weights of several blocks would share a scale."""
+        stored = [self.blocks.blocks(each) for each in name.split("+")] if self.blocks else []
+        sizes = [blocks.block for blocks in stored if blocks]
         if not sizes:
             return super().quantize(name, matrix, bits)
         return quantize_groups(matrix, bits, max(GROUP_SIZES[-1], min(sizes)))
 
     def begin_decoder(self, kv_layers: Sequence[KvLayer]) -> None:
-        """Add a decoder's inputs and outputs (the logits apart), and the nodes that derive from the mask how many
-        positions are filled."""
+        """Add a decoder's inputs, its outputs except the logits, and the nodes that count the filled positions in the
+        mask."""
         self.input("input_ids", "int64", 1, "sequence")
         mask = self.input("attention_mask", "int64", 1, "total")
         self.cache_ports(kv_layers, self.context)
@@ -79,14 +78,15 @@ class Fused(Graph):
         self.total_length = self.node("Cast", [total], to=TensorProto.INT32)  # scalar
 
     def begin_attention(self, kv_layers: Sequence[KvLayer]) -> None:
-        """Add the inputs and outputs of attentions that stand alone: the cache, and what `begin_decoder` derives."""
+        """Add the inputs and outputs of attention layers without a decoder: the cache, and the lengths that
+        `begin_decoder` derives."""
         self.last_index = self.input("last", "int32", 1)
         self.total_length = self.input("total", "int32")
         self.cache_ports(kv_layers, self.context)
 
     def declared(self, port: Port) -> tuple[int | str, ...]:
-        """The cache's length has a name in the file: other programs bind a buffer of their own length, or none at first
-        and what the graph returned afterwards. The runtime binds buffers of the description's shape."""
+        """The cache's length is symbolic in the file: other programs bind a buffer of another length, or first an empty
+        one and then the graph's output. The runtime binds buffers of the shape in bundle.json."""
         kind = port.name.partition(".")[0]
         if kind not in CACHE_LENGTHS:
             return port.shape
@@ -103,8 +103,8 @@ class Fused(Graph):
     def _rows(self, table: str, ids: str) -> str:
         if not self.form.grouped:
             return self.node("Gather", [self.table(table), ids])
-        found = self.quantized_table(table)
-        codes, scales = found.codes.reshape(len(found.codes), -1), found.scales
+        matrix = self.quantized_table(table)
+        codes, scales = matrix.codes.reshape(len(matrix.codes), -1), matrix.scales
         return self.node(
             "GatherBlockQuantized",
             [
@@ -113,8 +113,8 @@ class Fused(Graph):
                 self.stored(f"{table}.row_scales", scales, scales[0].nbytes),
             ],
             domain=CONTRIB,
-            bits=found.bits,
-            block_size=found.group_size,
+            bits=matrix.bits,
+            block_size=matrix.group_size,
             gather_axis=0,
             quantize_axis=1,
         )
@@ -133,15 +133,15 @@ class Fused(Graph):
     def _product(self, x: str, weights: list[str]) -> str:
         return self._grouped_matmul(x, "+".join(weights), self.quantized_matrix(weights))
 
-    def _grouped_matmul(self, x: str, name: str, found: Quantized) -> str:
+    def _grouped_matmul(self, x: str, name: str, matrix: Quantized) -> str:
         """x @ W with W in groups [out, in]; activations are quantised to int8 as well (see ACCURACY).
 
-        MatMulNBits takes minimums as float zero points too, but then multiplies in float32, fifty times slower.
+        MatMulNBits also takes minimums as float zero points, but then multiplies in float32, fifty times slower.
         """
         outliers = self.outliers.get(tuple(name.split("+")), [])
-        x = widened(self, x, name, found, outliers)
+        x = widened(self, x, name, matrix, outliers)
         if name not in self._wide:
-            wide = widened_matrix(found, outliers)
+            wide = widened_matrix(matrix, outliers)
             points = [] if wide.zero_points is None else [packed_points(wide.zero_points)]
             self._wide[name] = [wide.codes, wide.scales.reshape(-1), *points]
         parts = zip(("codes", "scales", "zero_points"), self._wide[name], strict=False)
@@ -149,10 +149,10 @@ class Fused(Graph):
             "MatMulNBits",
             [x, *(self.stored(f"{name}.{part}", value) for part, value in parts)],
             domain=CONTRIB,
-            K=self._wide[name][0].shape[1] * found.group_size,
-            N=len(found.codes),
-            bits=found.bits,
-            block_size=found.group_size,
+            K=self._wide[name][0].shape[1] * matrix.group_size,
+            N=len(matrix.codes),
+            bits=matrix.bits,
+            block_size=matrix.group_size,
             accuracy_level=self.accuracy,
         )
 
@@ -239,7 +239,7 @@ class Fused(Graph):
         return query, f"{query}.1", f"{query}.2"
 
     def _normed_heads(self, x: str, heads: int, layer: KvLayer, norm: Norm) -> str:
-        """Each head of x [1, T, heads * head_size] normed on its own; the same shape."""
+        """x [1, T, heads * head_size] with each head normed separately."""
         split = self.node("Reshape", [x, self.integers(1, -1, heads, layer.head_size)])
         return self.node("Reshape", [self.norm(split, norm), self.integers(1, -1, heads * layer.head_size)])
 
@@ -260,8 +260,8 @@ class Fused(Graph):
         not quantised.
 
         ONNX Runtime packs a copy of each matrix for its kernels, and frees the original if no other operator reads
-        it. The embedding reads the whole table, so the head has constants of its own over the same bytes of the file:
-        slices, of which one at a time is in memory twice.
+        it. The embedding reads the whole table. So the head has its own constants over the same bytes of the file:
+        slices, so that only one at a time is in memory twice.
         """
         rows = self.real_weight(table)  # [vocab, width]
         self.decode_weight_bytes += rows.nbytes

@@ -1,7 +1,6 @@
-"""An ONNX graph under construction: nodes, constants, inputs and outputs, and the files they are written to.
+"""An ONNX graph under construction, shared by both dialects: nodes, constants, inputs and outputs, and its files.
 
-What both dialects share. Which operators stand for a layer is each dialect's own (`fused`, `portable`); where constants
-lie in the data file is said in `external_data`.
+The operators of each layer are chosen by the dialects (`fused`, `portable`); `external_data` stores the constants.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -53,16 +52,16 @@ class Graph:
         real: the type of activations and of weights that are not quantised.
         blocks: quantised matrices as a GGUF source stores them; None for other sources.
         quantized: the quantised matrices, by the names of the matrices that were joined.
-        hessians: gives those of the matrices' inputs on a text; None without a text. Matrices that it has are
-            quantised by GPTQ, and counted in `calibrated`.
+        hessians: returns the Hessians of the matrices' inputs; None without calibration text. Matrices with a Hessian
+            are quantised by GPTQ, and counted in `calibrated`.
         exact: names of matrices that are taken over from the source without a second rounding.
         cache_scales: of a quantised KV cache; None: the cache is of type `real`. Set before `begin_decoder`.
         all_logits: whether the graph returns the logits of all positions, and not of the last alone.
         eight_bits: names of matrices that get 8 bits in place of 4.
-        outliers: by the names of joined matrices, groups of which the input has a copy for its outlier channels.
-        note: what is said for people in the model's file.
-        own_kernels: whether there are operators of this project's library among the nodes.
-        windowed: whether an attention operator has a window, which versions of ONNX Runtime count differently.
+        outliers: by the names of joined matrices, the groups that are stored twice for their outlier channels.
+        note: doc_string of the model's file.
+        own_kernels: whether the graph has operators of this project's kernels.
+        windowed: whether an attention operator has a window, whose length versions of ONNX Runtime count differently.
         decode_weight_bytes: bytes of weights that one decode step reads; a weight used twice counts twice.
     """
 
@@ -96,7 +95,7 @@ class Graph:
         self._rotary_names: dict[tuple[Rotary, int], tuple[str, str]] = {}
 
     def node(self, kind: str, inputs: Sequence[str], *, domain: str = "", outputs: int = 1, **attributes: Any) -> str:
-        """Add a node; returns its first output's name. Further outputs are named with `.1`, `.2`, ... behind it."""
+        """Add a node; returns the name of its first output. Further outputs append `.1`, `.2`, ... to it."""
         name = f"{kind}_{len(self._nodes)}"
         names = [name, *(f"{name}.{index}" for index in range(1, outputs))]
         self._nodes.append(helper.make_node(kind, inputs, names, name=name, domain=domain, **attributes))
@@ -105,7 +104,7 @@ class Graph:
     def node_into(
         self, kind: str, inputs: Sequence[str], outputs: Sequence[str], *, domain: str = "", **attributes: Any
     ) -> None:
-        """Add a node with outputs of given names; an empty name leaves an optional output out."""
+        """Add a node whose outputs have these names; an empty name leaves an optional output out."""
         name = f"{kind}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, domain=domain, **attributes))
 
@@ -115,11 +114,11 @@ class Graph:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all weights stored, each once. Rotary tables are constants but no weights."""
+        """Bytes of all stored weights, each counted once. Rotary tables are constants but not weights."""
         return sum(self._weight_bytes.values())
 
     def stored(self, name: str, value: np.ndarray | Deferred, read_bytes: int | None = None) -> str:
-        """A constant that holds weights, of which a decode step reads `read_bytes` (default: all)."""
+        """A constant of weights; a decode step reads `read_bytes` of it (default: all)."""
         self._weight_bytes[name if isinstance(value, Deferred) else value.ctypes.data] = value.nbytes
         self.decode_weight_bytes += value.nbytes if read_bytes is None else read_bytes
         return self.constant(name, value)
@@ -182,7 +181,7 @@ class Graph:
         return self.form.bits
 
     def runs(self, names: Sequence[str]) -> list[list[str]]:
-        """Matrices of one input, those together that have as many bits."""
+        """Matrices of one input in runs of the same bits."""
         return [list(run) for _, run in groupby(names, self.bits_of)]
 
     def _quantized(self, names: Sequence[str], bits: int) -> Quantized:
@@ -200,7 +199,7 @@ class Graph:
         return self.quantize_gptq(name, matrix, bits, hessian)
 
     def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:  # noqa: ARG002 - for dialects that can
-        """The matrices, joined, as their source has them quantised; None where this dialect has no such groups."""
+        """The joined matrices in the source's own blocks; None where this dialect cannot take them over."""
         return None
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
@@ -208,11 +207,11 @@ class Graph:
         return quantize(name, matrix, bits)
 
     def quantize_gptq(self, name: str, matrix: np.ndarray, bits: int, hessian: np.ndarray) -> Quantized:
-        """The same by GPTQ; Hessian [columns, columns] of the matrix's input."""
+        """The same by GPTQ; `hessian` [columns, columns] of the matrix's input."""
         return gptq(matrix, hessian, bits, group_sizes(name, matrix.shape[1])[-1])
 
     def matrix_errors(self) -> list[MatrixError]:
-        return [matrix_error("+".join(names), self.joined(names), found) for names, found in self.quantized.items()]
+        return [matrix_error("+".join(names), self.joined(names), matrix) for names, matrix in self.quantized.items()]
 
     def integers(self, *values: int) -> str:
         return self.constant("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
@@ -233,8 +232,7 @@ class Graph:
         return self.node("Pad", [x, self.integers(0, 0, 0, 0, 0, following - width)])
 
     def logits(self, x: str, vocab: int) -> None:
-        """Make x [1, 1 or T, vocab] the graph's output `logits`: float32 in every format, so that the host samples
-        from one type."""
+        """Make x [1, 1 or T, vocab] the graph's output `logits`, which is float32 in every format."""
         self.output("logits", "float32", 1, "sequence" if self.all_logits else 1, vocab)
         if self.real == "float32":
             self.node_into("Identity", [x], ["logits"])
@@ -263,8 +261,8 @@ class Graph:
         return self._rotary_names[key]
 
     def cache_ports(self, layers: Sequence[KvLayer], present_axis: int | str) -> None:
-        """An input for the cached keys and values of each layer [1, heads, context, head_size], and an output for
-        what the graph returns of them [1, heads, present_axis, head_size]. In 4 bits a byte holds two channels."""
+        """For each layer, inputs of the cached keys and values [1, heads, context, head_size], and outputs of the
+        present ones [1, heads, present_axis, head_size]. In 4 bits a byte holds two channels."""
         bits = self.cache_scales.bits if self.cache_scales else 0
         dtype = {0: self.real, 8: "int8", 4: "uint8"}[bits]
         for layer in layers:
@@ -278,7 +276,7 @@ class Graph:
         return port.shape
 
     def forget(self) -> None:
-        """Let go of all weights, once they are saved."""
+        """Free all weights after they are saved."""
         self.weights, self._real_weights, self.quantized = {}, {}, {}
         self._constants.clear()
 
@@ -310,7 +308,7 @@ class Graph:
 
 @contextmanager
 def replaced_model(folder: Path, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> Iterator[None]:
-    """`model.onnx` in a folder is another model over the same data file for a while, and then the same bytes again."""
+    """Replace `model.onnx` in a folder by `change` of it, over the same data file; it is restored afterwards."""
     path = folder / MODEL_FILE
     content = path.read_bytes()
     onnx.save_model(change(onnx.load_model_from_string(content)), str(path))
@@ -321,5 +319,6 @@ def replaced_model(folder: Path, change: Callable[[onnx.ModelProto], onnx.ModelP
 
 
 def ports(kind: str, layer: KvLayer) -> tuple[str, str]:
-    """Names of a layer's keys and values, as in Hugging Face's exports; `kind`: `past_key_values` or `present`."""
+    """Names of a layer's inputs or outputs of keys and values, as in Hugging Face's exports; `kind`: `past_key_values`
+    or `present`."""
     return f"{kind}.{layer.index}.key", f"{kind}.{layer.index}.value"

@@ -1,8 +1,8 @@
 """Dialect `fused` for Arm cores without the dotprod instruction (Cortex-A53, A57, A72).
 
-There MatMulNBits dequantises a matrix of 8 bits at each call, at 16 instructions for a weight; MatMulInteger takes 0.4.
-So matmuls of 8 bits, the head's in int4 too, use MatMulInteger's kernels. In 4 bits MatMulNBits computes in float32.
-Figures and choices: docs/decisions/formats-by-core.md.
+There MatMulNBits dequantises a matrix of 8 bits at each call, at 16 instructions per weight; MatMulInteger takes 0.4.
+So matmuls of 8 bits, and the head's in int4, use MatMulInteger. In 4 bits MatMulNBits computes in float32. Figures and
+choices: docs/decisions/formats-by-core.md.
 """
 
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ LEAST_LARGEST = 1e-30  # in place of the largest value of a row of zeros
 class FusedNoDotprod(SignedCodes, Fused):
     """Activations are quantised to int8 once for all matrices that read them.
 
-    DynamicQuantizeLinear has one scale for all rows: in a prompt, a row with an outlier leaves few codes to the others.
-    A gated FFN's elementwise product has the largest outliers, so there each row has its own scale: five more small
-    operators. Norms have made the rows of other inputs more alike.
+    DynamicQuantizeLinear has one scale for all rows: in a prefill, a row with an outlier leaves few codes to the
+    others. A gated FFN's elementwise product has the largest outliers, so there each row has its own scale, at the cost
+    of five small operators. Other inputs come from norms, which make rows alike.
     """
 
     accuracy = FLOAT_ACCURACY

@@ -1,7 +1,8 @@
-"""Dialect `fused` by this project's own operators (runtime/kernels).
+"""Dialect `fused` with this project's own operators (runtime/kernels).
 
-Attention of several query heads that share a KV head is computed for all of them at once. In int4 for Arm cores without
-dotprod, MatMulNBits spends 2.8 instructions on a weight, MatMul4 0.34. Figures and choices: docs/decisions/kernels.md.
+GroupAttention computes all query heads that share a KV head at once. MatMul4 multiplies int4 weights on Arm cores
+without dotprod: 0.34 instructions per weight, where MatMulNBits takes 2.8. Figures and choices:
+docs/decisions/kernels.md.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ DOMAIN = "merino"
 
 class GroupAttention(Fused):
     def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
-        """By groups where enough heads share a KV head. Over a cache in int4 by onnxruntime's operator."""
+        """GroupAttention where enough heads share a KV head. Over an int4 cache, onnxruntime's operator."""
         bits = self.cache_scales.bits if self.cache_scales else 32
         if not by_groups(attention.heads, layer.heads, bits):
             return super().attention(qkv, layer, attention)
@@ -67,12 +68,12 @@ class OwnKernels(GroupAttention, FusedNoDotprod):
         self._tiles.clear()
 
     def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:
-        """Blocks of 32 or multiples of it alone."""
-        found = super().repacked(names, bits)
-        if found is not None and found.group_size % GROUP_SIZE:
+        """Only blocks of a multiple of 32 weights."""
+        matrix = super().repacked(names, bits)
+        if matrix is not None and matrix.group_size % GROUP_SIZE:
             self.exact -= set(names)
             return None
-        return in_halves("+".join(names), found) if found is not None else None
+        return in_halves("+".join(names), matrix) if matrix is not None else None
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
         if bits != 4:
@@ -84,25 +85,25 @@ class OwnKernels(GroupAttention, FusedNoDotprod):
             return super().quantize_gptq(name, matrix, bits, hessian)
         return in_halves(name, gptq(matrix, hessian, bits, group_sizes(name, matrix.shape[1])[-1]))
 
-    def minimums(self, found: Quantized) -> np.ndarray | None:
-        return minimums_of(found)
+    def minimums(self, matrix: Quantized) -> np.ndarray | None:
+        return minimums_of(matrix)
 
-    def tiles(self, name: str, found: Quantized, minimums: np.ndarray | None) -> np.ndarray:
-        return tiles4(name, found, minimums)
+    def tiles(self, name: str, matrix: Quantized, minimums: np.ndarray | None) -> np.ndarray:
+        return tiles4(name, matrix, minimums)
 
-    def _grouped_matmul(self, x: str, name: str, found: Quantized) -> str:
-        minimums = self.minimums(found)
+    def _grouped_matmul(self, x: str, name: str, matrix: Quantized) -> str:
+        minimums = self.minimums(matrix)
         if name not in self._tiles:
-            self._tiles[name] = self.tiles(name, found, minimums)
+            self._tiles[name] = self.tiles(name, matrix, minimums)
         weights = self.stored(f"{name}.tiles", self._tiles[name])
-        columns = found.codes.shape[1] * found.group_size
+        columns = matrix.codes.shape[1] * matrix.group_size
         self.uses_own_kernels()
         return self.node(
-            "MatMul4", [x, weights], domain=DOMAIN, rows=len(found.codes), columns=columns,
+            "MatMul4", [x, weights], domain=DOMAIN, rows=len(matrix.codes), columns=columns,
             minimums=int(minimums is not None),
         )  # fmt: skip
 
 
-def in_halves(name: str, found: Quantized) -> Quantized:
-    """With scales that float16 holds."""
-    return found._replace(scales=halves(name, found.scales).astype(np.float32))
+def in_halves(name: str, matrix: Quantized) -> Quantized:
+    """The matrix with scales rounded to float16."""
+    return matrix._replace(scales=halves(name, matrix.scales).astype(np.float32))

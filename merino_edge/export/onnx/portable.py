@@ -33,7 +33,7 @@ class Portable(SignedCodes):
         self._rotary: dict[tuple[Rotary, int], tuple[str, str]] = {}  # cos and sin of the new positions
 
     def begin_decoder(self, kv_layers: Sequence[KvLayer]) -> None:
-        """Add a decoder's inputs and outputs (the logits apart), and the nodes that make both masks of them."""
+        """Add a decoder's inputs, its outputs except the logits, and the nodes that compute both masks."""
         self.input("input_ids", "int64", 1, "sequence")
         filled = self.input("attention_mask", "int64", 1, self.context)
         self.positions = self.input("position_ids", "int64", 1, "sequence")
@@ -45,7 +45,8 @@ class Portable(SignedCodes):
         self.new_mask = self._mask(self.node("Less", [query, key]), 1)  # [1, 1, T, T]
 
     def begin_attention(self, kv_layers: Sequence[KvLayer]) -> None:
-        """Add the inputs and outputs of attentions that stand alone: the cache, and what `begin_decoder` derives."""
+        """Add the inputs and outputs of attention layers without a decoder: the cache, and the masks that
+        `begin_decoder` derives."""
         self.positions = self.input("position_ids", "int64", 1, "sequence")
         self.cached_mask = self.input("cached_mask", self.real, 1, 1, 1, self.context)
         self.new_mask = self.input("new_mask", self.real, 1, 1, "sequence", "sequence")
@@ -57,7 +58,7 @@ class Portable(SignedCodes):
         return self.node("Unsqueeze", [mask, self.integers(*axes)])
 
     def _masks(self, window: int | None) -> tuple[str, str]:
-        """Of cached slots [1, 1, 1 or T, context] and of new positions [1, 1, T, T]; a slot holds its own position."""
+        """Masks of cached slots [1, 1, 1 or T, context] and of new positions [1, 1, T, T]. Slot n holds position n."""
         if window is None or window >= self.context:
             return self.cached_mask, self.new_mask
         if window not in self._window_masks:
@@ -175,16 +176,14 @@ class Portable(SignedCodes):
         return [self.node("Transpose", [self.node("Reshape", part)], perm=[0, 2, 1, 3]) for part in parts]
 
     def _grouped(self, x: str, layer: KvLayer, attention: Attention) -> str:
-        """x [1, heads, T, n] as [1, layer.heads, heads / layer.heads * T, n]: rows that meet the same keys or values.
-
-        So keys and values are not repeated for the query heads that share them.
-        """
+        """x [1, heads, T, n] as [1, KV heads, heads / KV heads * T, n]: query heads of one KV head are joined, so that
+        keys and values are not repeated."""
         if attention.heads == layer.heads:
             return x
         return self.node("Reshape", [x, self.integers(1, layer.heads, -1, 0)])
 
     def _ungrouped(self, x: str, layer: KvLayer, attention: Attention) -> str:
-        """The other way: [1, layer.heads, heads / layer.heads * T, n] as [1, heads, T, n]."""
+        """The inverse of `_grouped`: [1, KV heads, heads / KV heads * T, n] as [1, heads, T, n]."""
         if attention.heads == layer.heads:
             return x
         return self.node("Reshape", [x, self.integers(1, attention.heads, -1, 0)])
@@ -235,8 +234,8 @@ class Portable(SignedCodes):
         """Logits [1, T, vocab] of x [1, T, width], T = 1 without `all_logits`, against a table [vocab, width], the
         embedding's own constant.
 
-        One product over one constant: TensorRT's parser refuses constants that overlap in the data file and differ in
-        size, and version 8.2 copies each constant, so a second one would hold the table twice.
+        One matmul over one constant: TensorRT's parser refuses constants that overlap in the data file and differ in
+        size, and version 8.2 copies each constant, so that a second one would double the table's memory.
         """
         axis = self.integers(0 if self.all_logits else 1)
         row = self.node("Squeeze", [x, axis])  # [T, width]

@@ -1,6 +1,6 @@
 """Matrices in int8 codes around zero with one scale per row, as MatMulInteger takes them, for both dialects.
 
-No code is -128: the sum of two products of it overflows the 16 bits that no-dotprod Arm cores accumulate in.
+No code is -128: two products with it overflow the 16 bits in which no-dotprod Arm cores accumulate.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from merino_edge.families.weights import BlockSource
 
 
 class SignedCodes(Graph):
-    """A table is stored once, [vocab, width]: the embedding gathers rows of it, and the backend transposes it for the
-    head when it opens the graph."""
+    """A tied embedding is stored once, [vocab, width]: the graph gathers its rows, and the backend transposes it for
+    the head when it opens the graph."""
 
     def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
         super().__init__(weights, context, precision, blocks)
@@ -35,16 +35,16 @@ class SignedCodes(Graph):
         return gptq(matrix, hessian, bits, matrix.shape[1], both_signs=True)
 
     def _codes_and_scales(self, names: Sequence[str]) -> tuple[str, str]:
-        """Codes [columns, sum of rows] and scales [sum of rows] of matrices that are joined."""
+        """Codes [columns, sum of rows] and scales [sum of rows] of joined matrices."""
         joined = "+".join(names)
-        found = self.quantized_matrix(names)
-        codes = self.stored(f"{joined}.codes", self._signed(joined, found, transposed=True))
-        return codes, self.stored(f"{joined}.scales", found.scales[:, 0])
+        matrix = self.quantized_matrix(names)
+        codes = self.stored(f"{joined}.codes", self._signed(joined, matrix, transposed=True))
+        return codes, self.stored(f"{joined}.scales", matrix.scales[:, 0])
 
-    def _signed(self, name: str, found: Quantized, *, transposed: bool) -> np.ndarray:
+    def _signed(self, name: str, matrix: Quantized, *, transposed: bool) -> np.ndarray:
         """Codes as int8: [rows, columns], or [columns, rows] where `transposed`; the same array at each call."""
         if name not in self._signed_codes:
-            codes = self.signed(found.codes[:, 0])
+            codes = self.signed(matrix.codes[:, 0])
             self._signed_codes[name] = self.transposed(codes) if transposed else codes
         return self._signed_codes[name]
 
@@ -53,22 +53,22 @@ class SignedCodes(Graph):
         return (codes.astype(np.int16) - 128).astype(np.int8)
 
     def _signed_rows(self, table: str, ids: str) -> str:
-        """Rows of a table in float32; [1, T, columns]."""
+        """Rows of an embedding in float32; [1, T, columns]."""
         codes, scales = self._table(table)
         row = self.node("Cast", [self.node("Gather", [codes, ids])], to=TensorProto.FLOAT)
         return self.node("Mul", [row, self.node("Gather", [scales, ids])])
 
     def _table(self, name: str) -> tuple[str, str]:
         """Codes [rows, columns] and scales [rows, 1] of an embedding, of which a decode step reads one row."""
-        found = self.quantized_table(name)
-        codes, scales = self._signed(name, found, transposed=False), found.scales
+        table = self.quantized_table(name)
+        codes, scales = self._signed(name, table, transposed=False), table.scales
         return (
             self.stored(f"{name}.codes", codes, codes[0].nbytes),
             self.stored(f"{name}.scales", scales, scales[0].nbytes),
         )
 
     def _whole_table(self, name: str) -> tuple[str, str]:
-        """The same table as a head's codes [columns, rows] and scales [rows], transposed in the graph: stored once."""
+        """The embedding as a head: codes [columns, rows] and scales [rows], transposed in the graph."""
         codes, scales = self._table(name)
         self.decode_weight_bytes += self.quantized_table(name).nbytes
         return self.node("Transpose", [codes], perm=[1, 0]), self.node("Squeeze", [scales, self.integers(1)])

@@ -7,19 +7,19 @@ import numpy as np
 from merino_edge.export.quantisation.groups import Quantized, packed, quantize_rows
 
 DAMPING = 0.01  # share of the diagonal's mean that is added to it: a Hessian of few tokens is not of full rank
-Hessians = dict[str, np.ndarray]  # by the name of a matrix in the state dict: of its input x the mean of x x' [in, in]
+Hessians = dict[str, np.ndarray]  # by a matrix's name in the state dict: the mean of x x' [in, in] over its inputs x
 
 
 def gptq(
     matrix: np.ndarray, hessian: np.ndarray, bits: int, group_size: int, *, both_signs: bool = False
 ) -> Quantized:
-    """A matrix float32 [rows, columns] in groups of `group_size`. `hessian` [columns, columns]: of its input.
+    """Quantise a matrix float32 [rows, columns] in groups of `group_size`. `hessian` [columns, columns]: of its input.
 
-    A group's scales are those of least squared error when its turn comes, after the compensation of earlier columns.
-    `both_signs`: as in `quantize_groups`.
+    A group's scales minimise the squared error of its weights after the compensation of earlier columns. `both_signs`:
+    as in `quantize_groups`.
     """
     spread = spreading(hessian)
-    left = np.ascontiguousarray(matrix.T, np.float32)  # [columns, rows], as they are when their turn comes
+    left = np.ascontiguousarray(matrix.T, np.float32)  # [columns, rows], compensated for all quantised columns
     half = 2 ** (bits - 1)
     lowest = 1 - half if both_signs else -half
     codes = np.empty(left.shape, np.uint8)
@@ -44,7 +44,7 @@ def gptq(
 def spreading(hessian: np.ndarray) -> np.ndarray:
     """The upper triangle U with U' U the inverse of the damped Hessian, float32 [columns, columns].
 
-    U[i, j] / U[i, i] is by how much column j changes for a unit of error in column i.
+    Column j changes by U[i, j] / U[i, i] per unit of error in column i.
     """
     damped = hessian.astype(np.float64)
     mean = float(np.trace(damped)) / len(damped) or 1.0

@@ -1,12 +1,11 @@
 """Weight-only quantisation in groups, in the layout of ONNX Runtime's MatMulNBits and GatherBlockQuantized.
 
 A row of a matrix is cut into groups of `group_size` weights. A group has one float32 scale and an unsigned code of 4 or
-8 bits per weight: weight = (code - zero_point) * scale. Without zero points the code in the middle stands for zero.
+8 bits per weight: weight = (code - zero_point) * scale. Without zero points the middle code stands for zero.
 
-Matrices that a source has stored in blocks (GGUF's word for groups) are taken over with the same codes and scales,
-without a second rounding. Their blocks may have a minimum, which is added to each weight. The nearest zero point, an
-integer, takes over all but half a step of it. The rest of a row's minimums is stored in groups of 4 bits in turn, and
-what these lose in groups of 4 bits once more.
+Matrices in a source's blocks (GGUF's word for groups) are taken over with the same codes and scales, without a second
+rounding. A block may have a minimum, which is added to each weight. The nearest zero point, an integer, represents it
+to half a step. The rests of a row's minimums are quantised in groups of 4 bits, and the error of these once more.
 """
 
 from collections.abc import Sequence
@@ -21,11 +20,11 @@ from merino_edge.families.weights import Blocks, BlockSource
 from merino_runtime.errors import MerinoError
 
 ERROR_RATIO = {4: 1.25, 8: 2.0}  # by bits: allowed RMS error of a larger group, relative to the smallest group's
-# By bits: scales that are tried, relative to the scale at which the largest weight has the outermost code.
+# By bits: scales to try, relative to the scale at which the largest weight has the outermost code.
 SHRINKS = {4: np.linspace(0.7, 1.1, 9, dtype=np.float32), 8: np.linspace(1.0, 1.04, 5, dtype=np.float32)}
-PIECE = 2**17  # weights quantised at a time, so few that they stay in the CPU's cache
-WITH_MINIMUMS = 4  # bits: what 8 bits lose of the types with minimums is less than a fifteenth of what these lost
-RESTS = 2  # with one, what 4 bits lose of half a step raises the divergence of a model by a third
+PIECE = 2**17  # weights quantised at a time: they fit the CPU's cache
+WITH_MINIMUMS = 4  # bits; 8 bits lose less than a fifteenth of the error that GGUF types with minimums have
+RESTS = 2  # with one, the error of the rests raises a model's KL divergence by a third
 THREADS = 2  # numpy releases the interpreter's lock during its loops
 
 
@@ -37,8 +36,8 @@ class Quantized(NamedTuple):
     scales: np.ndarray  # float32 [rows, columns / group_size]
     bits: int
     group_size: int
-    zero_points: np.ndarray | None = None  # uint8 [rows, columns / group_size], in 4 bits alone; None: the middle
-    # Sums of these are added to the weights of each group: [rows, columns / group_size], the last group filled up.
+    zero_points: np.ndarray | None = None  # uint8 [rows, columns / group_size], for 4 bits; None: the middle code
+    # Their sum is added to the weights of each group: [rows, columns / group_size], padded to whole groups.
     rests: "tuple[Quantized, ...]" = ()
 
     @property
@@ -67,33 +66,31 @@ def quantize(name: str, matrix: np.ndarray, bits: int, fewest: int = GROUP_SIZES
     smallest = quantize_groups(matrix, bits, candidates[-1])
     allowed = ERROR_RATIO[bits] * rms(dequantize(smallest) - matrix)
     for group_size in candidates[:-1]:
-        found = quantize_groups(matrix, bits, group_size)
-        if rms(dequantize(found) - matrix) <= allowed:
-            return found
+        larger = quantize_groups(matrix, bits, group_size)
+        if rms(dequantize(larger) - matrix) <= allowed:
+            return larger
     return smallest
 
 
 def group_sizes(name: str, columns: int, fewest: int = GROUP_SIZES[-1]) -> list[int]:
-    """What rows of `columns` weights can be cut into, the largest first.
+    """The group sizes that divide rows of `columns` weights, the largest first.
 
-    `fewest`: weights in the smallest group that is wanted, where it divides the columns. Raises MerinoError if not even
-    the smallest of all divides them.
+    `fewest`: the smallest size, where one of at least that size divides the row. Raises MerinoError if none divides it.
     """
     dividing = [group_size for group_size in GROUP_SIZES if columns % group_size == 0]
-    found = [group_size for group_size in dividing if group_size >= fewest] or dividing
-    if not found:
+    sizes = [group_size for group_size in dividing if group_size >= fewest] or dividing
+    if not sizes:
         raise MerinoError(
             f"{name} has rows of {columns} weights, which groups of {GROUP_SIZES[-1]} do not divide: export with"
             " --precision fp32, or design with widths and FFN widths that are multiples of 32"
         )
-    return found
+    return sizes
 
 
 def quantize_groups(matrix: np.ndarray, bits: int, group_size: int, *, both_signs: bool = False) -> Quantized:
-    """Each group gets the scale of least squared error of a few that are tried; the matrix is float32
-    [rows, columns].
+    """Quantise a matrix float32 [rows, columns]: of a few scales, each group gets the one of least squared error.
 
-    `both_signs`: the codes are as many on either side of zero, so that none is -2^(bits - 1).
+    `both_signs`: the codes are symmetric around zero, so that none is -2^(bits - 1).
     """
     rows, columns = matrix.shape
     values = np.ascontiguousarray(matrix, np.float32).reshape(rows, columns // group_size, group_size)
@@ -110,13 +107,13 @@ def quantize_rows(values: np.ndarray, bits: int, both_signs: bool) -> tuple[np.n
     """Codes uint8 [rows, groups, group_size * bits / 8] and scales float32 [rows, groups] of values [rows, groups,
     group_size].
 
-    A trial rounds the values v to codes c by a trial scale, and then refits the scale to these codes: v.c / c.c has the
+    For each trial scale the values v are rounded to codes c. Then the scale is refitted to the codes: v.c / c.c has the
     least squared error.
     """
     half = 2 ** (bits - 1)
     largest = np.take_along_axis(values, np.abs(values).argmax(-1)[..., None], -1)[..., 0]  # with its sign
     lowest = 1 - half if both_signs else -half
-    full = np.where(largest == 0, 1, largest) / np.float32(lowest)  # of both signs, the negative may have one code more
+    full = np.where(largest == 0, 1, largest) / np.float32(lowest)  # the negative side may have one code more
     best_scale, best_error = full, np.full_like(full, np.inf)
     for shrink in SHRINKS[bits]:
         codes = rounded(values, full * shrink, lowest, half - 1)
@@ -134,7 +131,7 @@ def quantize_rows(values: np.ndarray, bits: int, both_signs: bool) -> tuple[np.n
 def as_zero_points(
     minimums: np.ndarray, scales: np.ndarray, group_size: int
 ) -> tuple[np.ndarray, tuple[Quantized, ...]]:
-    """Minimums float32 [rows, groups] of 4-bit codes with these scales, as zero points and the rests of them."""
+    """Minimums float32 [rows, groups] of 4-bit codes with these scales, as zero points and quantised rests."""
     points = np.clip(np.rint(-minimums / np.where(scales == 0, 1, scales)), -8, 7)
     rests, left = [], np.pad(minimums + points * scales, ((0, 0), (0, -minimums.shape[1] % group_size)))
     for _ in range(RESTS):
@@ -144,7 +141,7 @@ def as_zero_points(
 
 
 def packed_points(points: np.ndarray) -> np.ndarray:
-    """Zero points uint8 [rows, groups], two in a byte, as MatMulNBits takes them: each row is filled up to bytes."""
+    """Zero points uint8 [rows, groups] as MatMulNBits takes them: two in a byte, each row padded to whole bytes."""
     return packed(np.pad(points, ((0, 0), (0, points.shape[1] % 2)), constant_values=8), WITH_MINIMUMS).reshape(-1)
 
 
@@ -161,23 +158,23 @@ def rounded(values: np.ndarray, scale: np.ndarray, lowest: int, highest: int) ->
     return np.clip(codes, lowest, highest, out=codes)
 
 
-def dequantize(found: Quantized) -> np.ndarray:
-    """The weights that the codes stand for, float32 [rows, columns]."""
-    codes = found.codes
-    if found.bits == 4:
+def dequantize(matrix: Quantized) -> np.ndarray:
+    """The weights that the codes represent, float32 [rows, columns]."""
+    codes = matrix.codes
+    if matrix.bits == 4:
         codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:2], -1)
-    zero = 2 ** (found.bits - 1) if found.zero_points is None else found.zero_points[..., None].astype(np.float32)
-    values = (codes.astype(np.float32) - zero) * found.scales[..., None]
-    for rest in found.rests:
+    zero = 2 ** (matrix.bits - 1) if matrix.zero_points is None else matrix.zero_points[..., None].astype(np.float32)
+    values = (codes.astype(np.float32) - zero) * matrix.scales[..., None]
+    for rest in matrix.rests:
         values += dequantize(rest)[:, : values.shape[1], None]
     return values.reshape(len(codes), -1)
 
 
-def matrix_error(name: str, matrix: np.ndarray, found: Quantized) -> MatrixError:
-    difference = np.abs(dequantize(found) - matrix)
-    scale = rms(matrix) or 1.0
+def matrix_error(name: str, exact: np.ndarray, quantized: Quantized) -> MatrixError:
+    difference = np.abs(dequantize(quantized) - exact)
+    scale = rms(exact) or 1.0
     mean, worst = float(difference.mean()) / scale, float(difference.max()) / scale
-    return MatrixError(name, found.bits, found.group_size, found.nbytes, mean, worst)
+    return MatrixError(name, quantized.bits, quantized.group_size, quantized.nbytes, mean, worst)
 
 
 def rms(values: np.ndarray) -> float:
@@ -187,17 +184,18 @@ def rms(values: np.ndarray) -> float:
 def repacked(
     source: BlockSource, names: Sequence[str], weights: Weights, bits: int, exact: set[str]
 ) -> Quantized | None:
-    """The matrices `names` [out, in] joined along their outputs, in `bits`; None where none can be taken over.
+    """The matrices `names` [out, in] in the source's own blocks, joined along their outputs, in `bits`; None where no
+    matrix can be taken over.
 
-    One that cannot, beside one that can, is quantised into groups of the same size. `exact` grows by the names of
-    those that were taken over.
+    If only some can, the others are quantised in groups of the same size. The names of those taken over are added to
+    `exact`.
     """
-    found = {name: blocks for name in names if (blocks := source.blocks(name)) and fits(blocks, bits)}
-    if not found:
+    stored = {name: blocks for name in names if (blocks := source.blocks(name)) and fits(blocks, bits)}
+    if not stored:
         return None
-    exact |= set(found)
-    group_size = min(blocks.block for blocks in found.values())
-    cut = {name: blocks.cut(group_size) for name, blocks in found.items()}
+    exact |= set(stored)
+    group_size = min(blocks.block for blocks in stored.values())
+    cut = {name: blocks.cut(group_size) for name, blocks in stored.items()}
     parts = [
         as_codes(cut[name], bits) if name in cut else quantize_groups(weights[name], bits, group_size) for name in names
     ]
@@ -217,7 +215,7 @@ def as_codes(blocks: Blocks, bits: int) -> Quantized:
 
 
 def joined_minimums(minimums: Sequence[np.ndarray | None], parts: Sequence[Quantized]) -> np.ndarray | None:
-    """Those of the parts [rows, groups] one below the other; a part without has zeros."""
+    """The minimums of the parts [rows, groups], concatenated; zeros for a part without minimums."""
     if all(each is None for each in minimums):
         return None
     filled = [

@@ -1,7 +1,7 @@
-"""Hessians for GPTQ: the mean of x x' of each matrix's inputs x while the model reads a text.
+"""Hessians for GPTQ: the mean of x x' over each matrix's inputs x while the model prefills a text.
 
-They say which errors of weights matter. Of an error e of a row of a matrix, the mean square that it adds to the output
-is e' H e, with H the Hessian [in, in] of the matrix's input.
+They weigh the errors of weights: an error e of a row adds e' H e to the mean square of the output, with H the Hessian
+[in, in] of the matrix's input.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from merino_edge.export.calibration_text import text_rows
 from merino_edge.export.quantisation.gptq import Hessians
 from merino_edge.export.source import Source
 
-TOKENS = 16_384  # of the text at most, evenly taken from it
-ROW = 512  # tokens that the model sees together
+TOKENS = 16_384  # at most, sampled evenly from the text
+ROW = 512  # tokens in a sequence
 
 
 def hessians_on(source: Source, text: Path) -> Callable[[], Hessians]:
@@ -27,9 +27,9 @@ def hessians_on(source: Source, text: Path) -> Callable[[], Hessians]:
 
 @torch.no_grad()
 def input_hessians(model: PreTrainedModel, rows: torch.Tensor) -> Hessians:
-    """Means over all tokens of x x' for the input x of each matrix but the head's; rows: ids [n, T].
+    """The mean of x x' over all tokens, for the input x of each matrix except the head's; rows: ids [n, T].
 
-    Matrices that take the same tensor share one array.
+    Matrices with the same input share one array.
     """
     sums: dict[str, torch.Tensor] = {}
     owners: dict[str, str] = {}  # by the name of a matrix, the one whose Hessian it shares
@@ -59,8 +59,8 @@ def input_hessians(model: PreTrainedModel, rows: torch.Tensor) -> Hessians:
     finally:
         for each in hooks:
             each.remove()
-    found = {name: (total / rows.numel()).numpy() for name, total in sums.items()}
-    return {name: found[owner] for name, owner in owners.items()}
+    means = {name: (total / rows.numel()).numpy() for name, total in sums.items()}
+    return {name: means[owner] for name, owner in owners.items()}
 
 
 def is_matrix(module: torch.nn.Module) -> bool:

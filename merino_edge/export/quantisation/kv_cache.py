@@ -1,7 +1,7 @@
-"""A KV cache in 8 or 4 bits: its codes, and scales of least squared error on calibration values.
+"""Quantisation of a KV cache to 8 or 4 bits: codes, and scales of least squared error on calibration values.
 
-As ONNX Runtime's GroupQueryAttention stores them: code = round(value / scale), one float32 scale for each channel of
-each head, no zero points. Which text the values are of: `kv_calibration`.
+As in ONNX Runtime's GroupQueryAttention: code = round(value / scale), one float32 scale per channel of each KV head, no
+zero points. `kv_calibration` computes the calibration values.
 """
 
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ from typing import NamedTuple
 import numpy as np
 
 BITS = {"int8": 8, "int4": 4}
-SHARES = np.linspace(0.7, 1.0, 16)  # of a channel's largest value: what of it the largest code stands for
-LEAST_SCALE = 1e-8  # of a channel that was always 0
+SHARES = np.linspace(0.7, 1.0, 16)  # of a channel's largest value: trial values of the largest code
+LEAST_SCALE = 1e-8  # for a channel that is always 0
 
 
 class CacheScales(NamedTuple):
-    """`layers`: of each cache layer the scales of its keys and of its values, float32 [heads, head_size]."""
+    """`layers`: for each cache layer the scales of keys and of values, float32 [heads, head_size]."""
 
     bits: int
     layers: tuple[tuple[np.ndarray, np.ndarray], ...]
 
     def in_order(self, channels: np.ndarray | None) -> "CacheScales":
-        """With each head's channels of keys in another order; None: as they are."""
+        """The scales with each head's channels of keys reordered; None: unchanged."""
         if channels is None:
             return self
         moved = ((np.ascontiguousarray(keys[:, channels]), values) for keys, values in self.layers)
@@ -34,14 +34,14 @@ def largest_code(bits: int) -> int:
 
 
 def rounded(values: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
-    """What the codes of `values` [..., heads, tokens, head_size] stand for, with scales [heads, head_size]."""
+    """`values` [..., heads, tokens, head_size] quantised with scales [heads, head_size] and dequantised."""
     step, most = scales[:, None], largest_code(bits)
     return np.clip(np.rint(values / step), -most - 1, most) * step
 
 
 def fitted_scales(values: np.ndarray, bits: int) -> np.ndarray:
-    """Float32 [heads, head_size] for values [heads, tokens, head_size]: of the `SHARES` of each channel's largest value
-    the one of least square error. A smaller share rounds most values finer, and cuts the largest."""
+    """Scales float32 [heads, head_size] of values [heads, tokens, head_size]: for each channel the one of `SHARES` with
+    the least squared error. A smaller share rounds most values more finely, and clips the largest."""
     largest = np.abs(values).max(axis=1)  # [heads, head_size]
     best, least = np.zeros_like(largest), np.full_like(largest, np.inf)
     for share in SHARES:
@@ -53,5 +53,5 @@ def fitted_scales(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def scales_of(layers: Sequence[tuple[np.ndarray, np.ndarray]], bits: int) -> CacheScales:
-    """For (keys, values) of each layer, float32 [heads, tokens, head_size] each."""
+    """Scales fitted to (keys, values) of each layer, float32 [heads, tokens, head_size] each."""
     return CacheScales(bits, tuple((fitted_scales(keys, bits), fitted_scales(values, bits)) for keys, values in layers))

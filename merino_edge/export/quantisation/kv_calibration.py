@@ -19,16 +19,16 @@ from merino_edge.export.source import Source, not_finite
 from merino_runtime.errors import MerinoError
 
 SEED = 0
-LONGEST_ROW = 2048  # tokens that are read with one cache; at most the context
+LONGEST_ROW = 2048  # tokens prefilled into one cache; at most the context
 READ_TOKENS = 4096
-LONGEST_JUDGED = 1024  # tokens whose loss is judged at once
+LONGEST_JUDGED = 1024  # tokens whose loss is computed at once
 MOST_RISE = 0.02
-TEXTS, TEXT_TOKENS = 16, 128  # that the model writes: each step reads the weights once, for all texts
+TEXTS, TEXT_TOKENS = 16, 128  # that the model generates, as one batch: each step reads the weights once
 
 
 class RoundedCache(DynamicCache):
-    """torch's cache, holding what the codes of a quantised one stand for. `scales` are in the order of torch's
-    model."""
+    """torch's cache, with keys and values rounded as a quantised cache rounds them. `scales` are in the order of
+    torch's model."""
 
     def __init__(self, scales: CacheScales):
         super().__init__()
@@ -47,8 +47,8 @@ class RoundedCache(DynamicCache):
 
 
 class Calibrated(NamedTuple):
-    """`scales` are in the order of torch's model. `rise`: of the text's perplexity, over a cache in float32; None
-    for random weights."""
+    """`scales` are in the order of torch's model. `rise`: relative rise of the text's perplexity over a float32 cache;
+    None for random weights."""
 
     scales: CacheScales
     rise: float | None
@@ -57,9 +57,9 @@ class Calibrated(NamedTuple):
 def calibrated_cache(
     source: Source, kv: str, context: int, text: Path | None = None, rows: np.ndarray | None = None
 ) -> Calibrated:
-    """Scales of the source's model for `kv`, int8 or int4. `rows`: what the model wrote, where that is known.
+    """Scales of the source's model for `kv`, int8 or int4. `rows`: text that the model generated, if any.
 
-    Raises MerinoError where the text cannot be read, and where the cache costs more than MOST_RISE of its perplexity.
+    Raises MerinoError where the text cannot be read, and where the cache raises its perplexity by more than MOST_RISE.
     """
     length = min(context, LONGEST_ROW)
     if text:
@@ -72,16 +72,16 @@ def calibrated_cache(
     rise = rise_of(source.model, rows, scales)
     if rise > MOST_RISE:
         raise MerinoError(
-            f"--kv {kv} raises the perplexity of {source.name} by {rise:.1%} on {text or 'what it writes itself'},"
+            f"--kv {kv} raises the perplexity of {source.name} by {rise:.1%} on {text or 'text that it generates'},"
             f" allowed is {MOST_RISE:.0%}: give {'--kv int8 or ' if kv == 'int4' else ''}--kv fp32"
-            f"{'' if text else '. By another text, with --calibrate TEXT, it may cost less'}"
+            f"{'' if text else ', or fit the scales to a text of yours with --calibrate TEXT'}"
         )
     return Calibrated(scales, rise)
 
 
 def own_rows(source: Source, length: int) -> np.ndarray:
-    """What a trained model writes, cut into rows [rows, length]; of random weights drawn ids, since nothing they write
-    means anything."""
+    """Text that a trained model generates, cut into rows [rows, length]; random ids for random weights, whose text
+    means nothing."""
     vocab = source.arch.vocab
     count = max(1, TEXTS * TEXT_TOKENS // length)
     if source.weights == "random":
@@ -93,14 +93,14 @@ def own_rows(source: Source, length: int) -> np.ndarray:
 
 
 def first_id(source: Source) -> int:
-    """What stands before a text: the tokenizer's own, else an id at which texts end, else 0."""
+    """The first id of a text: the tokenizer's BOS, else a stop id, else 0."""
     begun = tokenizer_of(source).encode("").ids if source.tokenizer else []
     return int([*begun, *source.stop_ids, 0][0])
 
 
 @torch.no_grad()
 def written_by(model: PreTrainedModel, starts: Sequence[int], length: int) -> np.ndarray:
-    """Texts [len(starts), length] that the model continues these ids with, drawn from its own distribution."""
+    """Continuations [len(starts), length] of these ids, sampled from the model's distribution."""
     random = torch.Generator().manual_seed(SEED)
     ids = given = torch.tensor(starts)[:, None]
     cache = None
@@ -117,8 +117,8 @@ def written_by(model: PreTrainedModel, starts: Sequence[int], length: int) -> np
 
 @torch.no_grad()
 def filled_layers(model: PreTrainedModel, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(keys, values) of each layer, float32 [heads, all tokens of the rows, head_size]; each row has a cache of its
-    own."""
+    """(keys, values) of each layer, float32 [heads, all tokens of the rows, head_size]; each row is prefilled into its
+    own cache."""
     held: list[list[list[np.ndarray]]] = []  # of each row, of each layer
     for row in rows:
         output = model(input_ids=torch.from_numpy(row)[None].long(), use_cache=True, logits_to_keep=1)
@@ -131,8 +131,8 @@ def filled_layers(model: PreTrainedModel, rows: np.ndarray) -> list[tuple[np.nda
 
 @torch.no_grad()
 def rise_of(model: PreTrainedModel, rows: np.ndarray, scales: CacheScales) -> float:
-    """How much the perplexity of the rows rises by such a cache, as a share. In pieces: a row's logits take memory."""
-    apart = []
+    """Relative rise of the rows' perplexity by a quantised cache. In pieces, since a row's logits take memory."""
+    differences = []
     length = min(rows.shape[1], LONGEST_JUDGED)
     pieces = rows[:, : rows.shape[1] // length * length].reshape(-1, length)
     for row in torch.from_numpy(pieces).long():
@@ -142,5 +142,5 @@ def rise_of(model: PreTrainedModel, rows: np.ndarray, scales: CacheScales) -> fl
             ).item()
             for cache in (None, RoundedCache(scales))
         ]
-        apart.append(losses[1] - losses[0])
-    return math.exp(sum(apart) / len(apart)) - 1
+        differences.append(losses[1] - losses[0])
+    return math.exp(sum(differences) / len(differences)) - 1

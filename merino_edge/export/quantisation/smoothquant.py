@@ -1,10 +1,9 @@
 """SmoothQuant (arXiv 2211.10438) for groups of int8: outlier channels of activations are scaled down.
 
-An integer matmul rounds its input in groups of the weights' group_size, by the largest value of each. So a channel that
-is much larger than the others of its group costs these their precision. Here such a channel is divided by a factor
-where it arises, and the columns of the matrices that read it are multiplied by it. Only weights change: the model
-computes what it did, but for the rounding of float32, and a step costs nothing more. Figures:
-docs/decisions/quantisation.md.
+An integer matmul rounds its input in groups of the weights' group_size, by the largest value of each, so that a much
+larger channel costs the others of its group their precision. Such a channel is divided by a factor in the norm or
+matrix that computes it, and the columns of the matrices that read it are multiplied by the factor. Only weights change:
+the model computes the same up to float32 rounding, at the same latency. Figures: docs/decisions/quantisation.md.
 """
 
 import copy
@@ -28,15 +27,15 @@ from merino_edge.families.weights import Blocks, BlockSource, Layout
 
 BITS = 8
 TOKENS = 4096  # of a text
-NOTE = "activation channels rescaled by SmoothQuant"  # in the graph's file
-HEAD_EVERY = 8  # tokens: of one in so many the head's input is seen, since logits take memory
-LEAST = 1e-3  # of the mean size of channels: what a smaller one counts as
+NOTE = "activation channels rescaled by SmoothQuant"  # doc_string of the model's file
+HEAD_EVERY = 8  # the head's input is measured at every eighth token, since logits take memory
+LEAST = 1e-3  # smallest size of a channel, relative to the mean
 
 
 class Site(NamedTuple):
-    """An input of matrices: where its channels arise, and the matrices `after` that read it.
+    """An activation: `before` computes its channels, the matrices `after` read it.
 
-    `before`: a norm, or matrices whose last rows, once joined, give the channels.
+    `before`: a norm, or joined matrices whose last rows are the channels.
     """
 
     before: Norm | Linear
@@ -48,22 +47,22 @@ class Site(NamedTuple):
 
 
 class LaidWeights:
-    """The weights of a torch model as the graph has them, matrices [out, in]; what is set is set in the model."""
+    """The weights of a torch model in the graph's layout, matrices [out, in]; writes change the model."""
 
     def __init__(self, model: PreTrainedModel, layout: Callable[[str], Layout | None]):
         self._state, self._layout = model.state_dict(), layout
 
     def __getitem__(self, name: str) -> np.ndarray:
-        found, there = self._state[name].numpy(), self._layout(name)
-        return there.to_graph(found) if there else found
+        weight, layout = self._state[name].numpy(), self._layout(name)
+        return layout.to_graph(weight) if layout else weight
 
     def __setitem__(self, name: str, value: np.ndarray) -> None:
-        there = self._layout(name)
-        self._state[name].copy_(torch.from_numpy(np.ascontiguousarray(there.to_state(value) if there else value)))
+        layout = self._layout(name)
+        self._state[name].copy_(torch.from_numpy(np.ascontiguousarray(layout.to_state(value) if layout else value)))
 
 
 class OwnBlocks:
-    """The blocks of a source that a graph in int8 takes over. All others are cut into groups as suits the graph."""
+    """The source's blocks that an int8 graph takes over; all other matrices are quantised."""
 
     def __init__(self, blocks: BlockSource):
         self._blocks = blocks
@@ -75,16 +74,16 @@ class OwnBlocks:
         return self._blocks.bits(name)
 
     def blocks(self, name: str) -> Blocks | None:
-        found = self._blocks.blocks(name)
-        return found if found is not None and fits(found, BITS) else None
+        stored = self._blocks.blocks(name)
+        return stored if stored is not None and fits(stored, BITS) else None
 
 
 def smoothed(source: Source, rows: Callable[[], np.ndarray], *, in_place: bool = False) -> Source:
-    """The source with factors by how large its channels are when the model reads `rows()`, ids [rows, T].
+    """The source with channels rescaled by their sizes on `rows()`, ids [rows, T].
 
-    A copy of the model is changed, or the model itself `in_place`. Returns the source unchanged for random
-    weights, whose channels mean nothing, for families with a graph builder of their own, and where the graph takes over
-    the matrices in the source's blocks.
+    A copy of the model is changed, or the model itself `in_place`. Returns the source unchanged for random weights,
+    whose channels mean nothing, for families with a graph builder of their own, and where the graph takes over the
+    source's blocks.
     """
     decoder = decoder_of(source.arch)
     sites = [site for site in sites_of(decoder) if not is_kept(source.blocks, site)] if decoder else []
@@ -101,7 +100,7 @@ def smoothed(source: Source, rows: Callable[[], np.ndarray], *, in_place: bool =
 
 
 def rows_to_read(source: Source, context: int, text: Path | None) -> np.ndarray:
-    """Ids [rows, T] of the text, or of what the model itself writes. Raises MerinoError where the text cannot be
+    """Ids [rows, T] of the text, or of text that the model generates. Raises MerinoError where the text cannot be
     read."""
     if text:
         return text_rows(source, text, min(ROW, context), TOKENS).numpy()
@@ -109,10 +108,8 @@ def rows_to_read(source: Source, context: int, text: Path | None) -> np.ndarray:
 
 
 def sites_of(decoder: Decoder) -> Iterator[Site]:
-    """Where factors bring something and cost nothing.
-
-    Behind an activation only where a gate's other half is multiplied to it, before the head only where it is not the
-    embedding too. Behind attention they brought nothing.
+    """The activations where factors help at no cost: behind norms, and behind a gated FFN's elementwise product, whose
+    other half takes them. Before the head only if it is not tied to the embedding. Behind attention they did not help.
     """
     for layer in decoder.layers:
         yield Site(layer.attention_norm, layer.qkv)
@@ -124,13 +121,13 @@ def sites_of(decoder: Decoder) -> Iterator[Site]:
 
 
 def is_kept(blocks: BlockSource | None, site: Site) -> bool:
-    """Whether the graph takes over one of its matrices in the very blocks that the source has."""
-    found = [blocks.blocks(name) for name in site.matrices] if blocks else []
-    return any(one is not None and fits(one, BITS) for one in found)
+    """Whether the graph takes over the source's blocks of one of its matrices."""
+    stored = [blocks.blocks(name) for name in site.matrices] if blocks else []
+    return any(one is not None and fits(one, BITS) for one in stored)
 
 
 def move(weights: LaidWeights, site: Site, factors: np.ndarray) -> None:
-    """Channels are divided by `factors` where they arise, and columns multiplied by them where they are read."""
+    """Divide the channels by `factors` in `site.before`, and multiply the columns of `site.after` by them."""
     if isinstance(site.before, Norm):
         for name in (site.before.weight, site.before.bias):
             if name:
@@ -146,18 +143,18 @@ def move(weights: LaidWeights, site: Site, factors: np.ndarray) -> None:
 
 
 def factors_of(inputs: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Of the sizes of an input's channels, and of the matrix's columns [in], so that both become alike: each is
-    rounded in blocks, and the error of a product grows with the unevenness of either."""
+    """Factors from the sizes of an input's channels and of the matrix's columns, [in], that make both equally uneven:
+    each is rounded in groups, and the error of the matmul grows with the unevenness of either."""
     inputs, columns = (np.maximum(sizes, LEAST * sizes.mean() or 1) for sizes in (inputs, columns))
     factors = np.sqrt(inputs / columns)
-    found: np.ndarray = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
-    return found
+    normalised: np.ndarray = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
+    return normalised
 
 
 @torch.no_grad()
 def input_sizes(model: PreTrainedModel, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """By the name of a matrix, how large each channel of its input is, [in]: the geometric mean of its largest value
-    and its root mean square, of tokens that count alike however large they are."""
+    """By the name of a matrix, the size of each channel of its input, [in]: the geometric mean of maximum and RMS over
+    tokens, each token normalised to RMS 1."""
     squares: dict[str, list[torch.Tensor]] = {name: [] for name in names}  # of each row the mean
     largest: dict[str, list[torch.Tensor]] = {name: [] for name in names}
 

@@ -10,26 +10,26 @@ TILE_ROWS, GROUP_SIZE, GROUP_BYTES = 8, 32, 144
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
-def tiles4(name: str, found: Quantized, minimums: np.ndarray | None = None) -> np.ndarray:
-    """uint8 [tiles, columns / 32, 144], 160 with minimums float32 [rows, groups]; rows are filled up with zeros."""
-    assert found.bits == 4, found.bits
-    codes = np.stack([found.codes & 15, found.codes >> 4], -1).reshape(len(found.codes), -1, GROUP_SIZE)
+def tiles4(name: str, matrix: Quantized, minimums: np.ndarray | None = None) -> np.ndarray:
+    """uint8 [tiles, columns / 32, 144], or 160 with minimums float32 [rows, groups]; rows are padded with zeros."""
+    assert matrix.bits == 4, matrix.bits
+    codes = np.stack([matrix.codes & 15, matrix.codes >> 4], -1).reshape(len(matrix.codes), -1, GROUP_SIZE)
     low, high = codes[..., : GROUP_SIZE // 2], codes[..., GROUP_SIZE // 2 :]
-    factors = [found.scales, *([] if minimums is None else [minimums])]
-    of_32 = [np.repeat(values, found.group_size // GROUP_SIZE, 1) for values in factors]
+    factors = [matrix.scales, *([] if minimums is None else [minimums])]
+    of_32 = [np.repeat(values, matrix.group_size // GROUP_SIZE, 1) for values in factors]
     parts = [tiled(low | high << 4), *(tiled(halves(name, values)[..., None]) for values in of_32)]
     return np.ascontiguousarray(np.concatenate(parts, -1))
 
 
-def minimums_of(found: Quantized) -> np.ndarray | None:
-    """What is added to each weight of a group beside its code around 8, float32 [rows, groups]; None: nothing."""
-    first = dequantize(found).reshape(*found.scales.shape, -1)[..., 0]
-    minimums = first - ((found.codes[..., 0] & 15).astype(np.float32) - 8) * found.scales
+def minimums_of(matrix: Quantized) -> np.ndarray | None:
+    """GGUF minimums of the groups, float32 [rows, groups]: weight = (code - 8) * scale + minimum. None: all are 0."""
+    first = dequantize(matrix).reshape(*matrix.scales.shape, -1)[..., 0]
+    minimums = first - ((matrix.codes[..., 0] & 15).astype(np.float32) - 8) * matrix.scales
     return minimums if minimums.any() else None
 
 
 def halves(name: str, values: np.ndarray) -> np.ndarray:
-    """As float16. Raises MerinoError for values that it cannot hold."""
+    """The values in float16. Raises MerinoError for values beyond its range."""
     if np.abs(values).max(initial=0) > LARGEST_HALF:
         raise MerinoError(
             f"{name} has groups whose scale is above {LARGEST_HALF:.0f}, which float16 cannot hold: export with"

@@ -1,8 +1,8 @@
-"""Each thing in a bundle's graph that a version of TensorRT refuses, by its node: `merino-edge check`.
+"""Lists what a version of TensorRT refuses in a bundle's graph, by node: `merino-edge check`.
 
-The graph is judged from its description: the weights are not read. What is judged are operators, types, opset, ranks
-and shapes (`tensors`), constants and where they lie (`constants`), and inputs and outputs as the runtime binds them
-(`ports`). Speed and memory of an engine are not judged, and kernels are not: only a build on the board shows that.
+Checked are operators and opset, types, ranks and shapes (`tensors`), constants and their place in the data file
+(`constants`), and inputs and outputs as the runtime binds them (`ports`). Weights are not read. Not checked are the
+kernels, speed and memory of an engine: only a build on the board shows these.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from merino_runtime.errors import MerinoError
 
 
 class Checked(NamedTuple):
-    """`lengths`: the numbers of new tokens that the shapes were judged for; `opset`: None where the graph has none."""
+    """`lengths`: the numbers of new tokens that shapes were checked with; `opset`: None where the graph has none."""
 
     version: str
     lengths: tuple[int, ...]
@@ -76,7 +76,7 @@ def _opset_problems(model: onnx.ModelProto, support: Support) -> Iterator[Proble
 
 
 def _node_problems(model: onnx.ModelProto, support: Support) -> Iterator[Problem]:
-    """Operators that the parser has no importer for, and inputs that it wants as constants."""
+    """Operators that the parser has no importer for, and inputs that must be constants."""
     constants = {tensor.name for tensor in model.graph.initializer}
     constants |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
     for place, node in enumerate(model.graph.node):

@@ -25,7 +25,7 @@ class Place(NamedTuple):
 
 
 def constant_problems(graph: onnx.GraphProto, bundle: Bundle, support: Support) -> Iterator[Problem]:
-    """Of each constant. Values that lie in the data file are not read."""
+    """The problems of each constant. Values in the data file are not read."""
     limits: set[str] = set()
     others: set[str] = set()
     for node in graph.node:
@@ -72,13 +72,13 @@ def _place_problems(tensor: onnx.TensorProto, place: Place, bundle: Bundle) -> I
         yield Problem(tensor.name, "", f"its values lie in {location!r}, which is no file of the bundle")
     elif place.end > listed[location]:
         yield Problem(tensor.name, "", f"its values end at byte {place.end}; {location} has {listed[location]}")
-    wanted = place.elements * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    if wanted != place.end - place.offset:
-        yield Problem(tensor.name, "", f"its values have {place.end - place.offset} bytes, its shape needs {wanted}")
+    needed = place.elements * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    if needed != place.end - place.offset:
+        yield Problem(tensor.name, "", f"its values have {place.end - place.offset} bytes, its shape needs {needed}")
 
 
 def _value_problems(tensor: onnx.TensorProto, support: Support, clamped: bool) -> Iterator[Problem]:
-    """`clamped`: it is not only a limit of a Slice, so that another value would be another result."""
+    """`clamped`: clamping would change the result, since the value is not only a limit of a Slice."""
     try:
         value = numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as error:

@@ -1,8 +1,8 @@
-"""Inputs and outputs of a graph as the board's TensorRT backend binds them, and tables that are read by position.
+"""Checks inputs and outputs of a graph as the board's TensorRT backend binds them, and tables indexed by position.
 
-An engine has one profile for decode and one for prefill. They differ in the number of new tokens, so that is the one
-axis that may be left open. The parser accepts more new tokens than the context has, and positions beyond a table: on a
-GPU both read and write other memory. So they are judged here.
+An engine has one profile for decode and one for prefill. They differ in the number of new tokens, so this is the only
+axis that may be symbolic. The parser accepts more new tokens than the context has, and positions beyond a table. On a
+GPU both access foreign memory, so they are refused here.
 """
 
 from collections.abc import Iterator
@@ -33,12 +33,12 @@ def port_problems(graph: onnx.GraphProto, bundle: Bundle, support: Support, long
 
 
 def _port_problems(info: onnx.ValueInfoProto, port: Port | None, support: Support) -> Iterator[Problem]:
-    found = info.type.tensor_type
-    dtype = type_name(found.elem_type)
-    if not info.type.HasField("tensor_type") or not found.HasField("shape"):
+    tensor = info.type.tensor_type
+    dtype = type_name(tensor.elem_type)
+    if not info.type.HasField("tensor_type") or not tensor.HasField("shape"):
         yield Problem(info.name, "", "its rank is not known")
         return
-    shape = _shape(found)
+    shape = _shape(tensor)
     if support.held_as(dtype) not in support.types:
         yield Problem(info.name, "", f"it is {dtype}, which TensorRT {support.version} has not")
     if len(shape) > support.most_dims:
@@ -52,12 +52,12 @@ def _port_problems(info: onnx.ValueInfoProto, port: Port | None, support: Suppor
         yield Problem(info.name, "", f"it is {dtype} {list(shape)}; bundle.json says {port.dtype} {list(port.shape)}")
 
 
-def _shape(found: onnx.TypeProto.Tensor) -> Shape:
-    return tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in found.shape.dim)
+def _shape(tensor: onnx.TypeProto.Tensor) -> Shape:
+    return tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim)
 
 
 def _length_problems(graph: onnx.GraphProto, bundle: Bundle) -> Iterator[Problem]:
-    """A number of new tokens that is fixed, and is more than the context has."""
+    """A fixed number of new tokens above the context."""
     for info in graph.input:
         shape = _shape(info.type.tensor_type)
         fixed = shape[1] if info.name in ("input_ids", "position_ids") and len(shape) == 2 else 0
@@ -66,7 +66,7 @@ def _length_problems(graph: onnx.GraphProto, bundle: Bundle) -> Iterator[Problem
 
 
 def _table_problems(graph: onnx.GraphProto, bundle: Bundle) -> Iterator[Problem]:
-    """Tables with fewer rows than there are ids or positions."""
+    """Tables with fewer rows than ids or positions."""
     rows = {tensor.name: tensor.dims[0] for tensor in graph.initializer if tensor.dims}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     makers = {output: node for node in graph.node for output in node.output}
@@ -82,7 +82,7 @@ def _table_problems(graph: onnx.GraphProto, bundle: Bundle) -> Iterator[Problem]
 
 
 def _source(name: str, makers: dict[str, onnx.NodeProto], constants: dict[str, onnx.TensorProto]) -> tuple[str, int]:
-    """The input that indices come from, and what is added to it on the way."""
+    """The graph's input that indices come from, and the constant that is added to it on the way."""
     offset = 0
     for _ in range(len(makers)):  # a graph with a cycle ends too
         node = makers.get(name)

@@ -1,4 +1,4 @@
-"""One thing that TensorRT refuses, and the name of the node it is said of."""
+"""One thing that TensorRT refuses, with the name of its node."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import onnx
 
 
 class Problem(NamedTuple):
-    """`node`: the name of a node, an input, an output, a constant or the model's file; `operator`: empty for what is no
+    """`node`: the name of a node, an input, an output, a constant or the model's file; `operator`: empty except for a
     node."""
 
     node: str

@@ -35,14 +35,14 @@ class Support(NamedTuple):
 @cache
 def table() -> Mapping[str, Support]:
     text = files("merino_edge.export.tensorrt").joinpath("support.toml").read_text(encoding="utf-8")
-    found = {}
+    versions = {}
     for version, facts in tomllib.loads(text).items():
         operators = {name: frozenset(group["types"]) for group in facts["operators"] for name in group["names"]}
-        found[version] = Support(
+        versions[version] = Support(
             version, tuple(facts["opsets"]), frozenset(facts["types"]), facts["becomes"], facts["most_dims"],
             {name: tuple(places) for name, places in facts["constants"].items()}, operators,
         )  # fmt: skip
-    return found
+    return versions
 
 
 def support_of(version: str) -> Support:

@@ -51,13 +51,13 @@ def shape_problems(model: onnx.ModelProto, length: int) -> Iterator[Problem]:
         onnx.shape_inference.infer_shapes(fixed, check_type=True, strict_mode=True, data_prop=True)
     except FAULTS as error:
         text = " ".join(str(error).split())
-        found = re.search(r"op_type:(\w*), node name: ([^)]*)\): *(.*)", text)
-        kind, name, what = found.groups() if found else ("", "the graph", text)
+        match = re.search(r"op_type:(\w*), node name: ([^)]*)\): *(.*)", text)
+        kind, name, what = match.groups() if match else ("", "the graph", text)
         yield Problem(name, kind, f"with {length} new tokens its types or shapes do not fit: {what[:200]}")
 
 
 def tensor_problems(model: onnx.ModelProto, support: Support) -> Iterator[Problem]:
-    """`model`: of `with_shapes`. Types that the version has not, or not for this operator; ranks that are unknown."""
+    """Types that the version lacks, or lacks for this operator, and unknown ranks. `model`: from `with_shapes`."""
     infos = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     known = {info.name: info.type.tensor_type for info in infos}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -87,14 +87,14 @@ def _has_rank(known: dict[str, onnx.TypeProto.Tensor], tensor: str) -> bool:
 
 
 def _output_problems(
-    name: str, kind: str, tensor: str, found: onnx.TypeProto.Tensor | None, support: Support
+    name: str, kind: str, tensor: str, inferred: onnx.TypeProto.Tensor | None, support: Support
 ) -> Iterator[Problem]:
-    if found is None or not found.HasField("shape"):
+    if inferred is None or not inferred.HasField("shape"):
         yield Problem(name, kind, f"the rank of its output {tensor} is not known")
         return
-    dtype = type_name(found.elem_type)
+    dtype = type_name(inferred.elem_type)
     if support.held_as(dtype) not in support.types:
         yield Problem(name, kind, f"its output {tensor} is {dtype}, which TensorRT {support.version} has not")
-    if len(found.shape.dim) > support.most_dims:
-        dims = len(found.shape.dim)
+    if len(inferred.shape.dim) > support.most_dims:
+        dims = len(inferred.shape.dim)
         yield Problem(name, kind, f"its output {tensor} has {dims} dimensions; allowed are {support.most_dims}")
