@@ -20,7 +20,7 @@ from merino_edge.design.design_file import Design, LossRatio, Measured, Ratio
 from merino_edge.design.existing import existing_score
 from merino_edge.design.law import MeasuredScoring
 from merino_edge.design.pareto import Front
-from merino_edge.design.recommend import Candidate, Ours, Recommendation, Verdict, graph_options
+from merino_edge.design.recommend import Candidate, FormatDesign, Recommendation, Verdict, graph_options
 from merino_edge.design.score import Scoring
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import FORMATS
@@ -199,7 +199,7 @@ def recommendation_table(recommendation: Recommendation, profile: DeviceProfile)
     return Table(
         columns=COLUMNS,
         rows=[
-            *map(design_cells, recommendation.ours),
+            *map(design_cells, recommendation.designs),
             *(candidate_cells(candidate, recommendation) for candidate in recommendation.candidates),
         ],
         title=f"Models for {on_backend(profile, profile.name)}, predicted from {provenance} coefficients",
@@ -209,11 +209,11 @@ def recommendation_table(recommendation: Recommendation, profile: DeviceProfile)
             " sources are not quite comparable. Designs are untrained, so they have none.",
         ],
         dropped=["formats that fit", "params M", "prefill ms", EFFECTIVE],
-        lines_after=[len(recommendation.ours) - 1, len(recommendation.ours) + fitting - 1],
+        lines_after=[len(recommendation.designs) - 1, len(recommendation.designs) + fitting - 1],
     )  # fmt: skip
 
 
-def design_cells(row: Ours) -> list[str]:
+def design_cells(row: FormatDesign) -> list[str]:
     if row.design is None:
         return ["our design", row.precision, *["-"] * 6, "none", row.reason]
     cost = row.design.predicted

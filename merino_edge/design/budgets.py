@@ -1,6 +1,6 @@
-"""The one table of budgets: what a user may limit, how it is read off a prediction, and what a search sums up for it.
+"""The table of budgets: name and unit of each, its value in a prediction, and the cost terms that a search sums up.
 
-Command-line options, help, refusals, tables, axis labels and the constraints of both solvers are made of this table. A
+Command-line options, help, refusals, tables, axis labels and the constraints of both solvers follow from this table. A
 request is a mapping of budget names to limits.
 """
 
@@ -13,12 +13,12 @@ from merino_edge.families.operators import Operator, flops, params
 from merino_edge.prediction.limits import WATTS, positive, within
 from merino_runtime.errors import MerinoError
 
-if TYPE_CHECKING:  # the command line reads the table at its start, without numpy and pydantic
+if TYPE_CHECKING:  # the command line imports the table at its start, without numpy and pydantic
     from merino_edge.prediction.cost_model import CostModel, Predicted
     from merino_edge.prediction.latency import Regime
     from merino_edge.profiles.profile import DeviceProfile
 
-# `pareto` and `recommend` are refused in these words too, and have not all of these options.
+# `pareto` and `recommend` print this too, and lack some of these options.
 OTHERWISE = "or `design` with fewer --blocks, a smaller --vocab or a shorter --context"
 
 
@@ -28,9 +28,9 @@ class Term:
 
     Attributes:
         cost: (model, regime, operators) -> amount in the budget's unit; adds up over operators.
-        fixed: what any decoder takes.
-        has_peak: whether the activations of the worst block come on top.
-        applies: (model, regime, largest table of the space) -> whether this term can be the larger one.
+        fixed: amount of any decoder, however small.
+        has_peak: whether the activations of the worst block are added.
+        applies: (model, regime, largest embedding of the space) -> whether this term can be the larger one.
     """
 
     cost: Callable[["CostModel", "Regime", Sequence[Operator]], float]
@@ -41,18 +41,18 @@ class Term:
 
 @dataclass(frozen=True)
 class Budget:
-    """What can be limited.
+    """A quantity that can be limited.
 
     Attributes:
         name: key in files, its unit at the end.
         title: one word for table cells.
-        label: what is limited, without the unit.
-        of: reads it off a prediction, in `unit`; None where it cannot be predicted.
+        label: the quantity, without the unit.
+        of: its value in a prediction, in `unit`; None where it cannot be predicted.
         terms: max(a, b) <= limit is encoded as a <= limit and b <= limit, so a budget may have several.
-        phase: whose latency it depends on, hence which thread counts a search has to try.
+        phase: the phase whose latency it depends on, and so whose thread counts a search tries.
         default: the board's own limit.
-        most: the most that the board has. Such a budget always holds: a design that does not fit is no design.
-        needs: figure of the profile without which it cannot be predicted, by backend.
+        most: the physical maximum of the board. Such a budget is always applied.
+        needs: figure of the profile that its prediction needs, by backend.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Budget:
 
     @property
     def option(self) -> str:
-        """The command line's spelling."""
+        """The option's name on the command line."""
         return "--" + self.name.replace("_", "-")
 
     @property
@@ -81,7 +81,8 @@ class Budget:
 
 
 def decode_ms(model: "CostModel", regime: "Regime", operators: Sequence[Operator]) -> float:
-    """The upper bound of the interval, as all latencies that a limit bounds: one factor, so it adds up as well."""
+    """The upper bound of the prediction interval, as for all limited latencies. It is one factor, so it is additive
+    over operators too."""
     return model.upper_decode * model.decode_ms(operators, regime.decode_threads, regime.residency)
 
 
@@ -97,15 +98,15 @@ def joules(of_ms: Callable[["CostModel", "Regime", Sequence[Operator]], float]) 
     """The energy of a latency."""
 
     def energy(model: "CostModel", regime: "Regime", operators: Sequence[Operator]) -> float:
-        found = model.joules(of_ms(model, regime, operators))
-        assert found is not None, "require_predictable was asked before"
-        return found
+        energy_j = model.joules(of_ms(model, regime, operators))
+        assert energy_j is not None, "require_predictable comes first"
+        return energy_j
 
     return energy
 
 
 def is_partial(_model: "CostModel", regime: "Regime", _table: Operator) -> bool:
-    """In partial residency a step takes the larger of the line and the latency of a resident step."""
+    """In partial residency a step takes the larger of the linear latency and that of a resident step."""
     return regime.residency == "partial"
 
 
@@ -114,20 +115,20 @@ BUDGETS_BY_NAME: dict[str, Budget] = {
     for budget in (
         Budget(
             "decode_ms", "decode", "decode latency per token, the cache full", "ms",
-            of=lambda found: found.decode_ms,
+            of=lambda predicted: predicted.decode_ms,
             terms=(Term(decode_ms), Term(resident_decode_ms, applies=is_partial)),
             phase="decode",
             default=lambda profile: profile.budget.decode_ms,
         ),
         Budget(
             "prefill_ms", "prefill", "prefill latency of the whole prompt", "ms",
-            of=lambda found: found.prefill_ms,
+            of=lambda predicted: predicted.prefill_ms,
             terms=(Term(prefill_ms),),
             phase="prefill",
         ),
         Budget(
             "memory_mb", "memory", "memory of weights, KV cache, activations, Python and the backend", "MB",
-            of=lambda found: found.memory_mb,
+            of=lambda predicted: predicted.memory_mb,
             terms=(
                 Term(
                     lambda model, regime, ops: model.in_use_mb(ops, regime.sessions),
@@ -145,22 +146,22 @@ BUDGETS_BY_NAME: dict[str, Budget] = {
         ),
         Budget(
             "flops_g", "FLOPs", "FLOPs at 1024 tokens, without the LM head", "GFLOPs",
-            of=lambda found: found.flops_g,
+            of=lambda predicted: predicted.flops_g,
             terms=(Term(lambda _model, _regime, ops: flops(ops) / 1e9),),
         ),
         Budget(
             "params_m", "parameters", "stored parameters", "M",
-            of=lambda found: found.params / 1e6,
+            of=lambda predicted: predicted.params / 1e6,
             terms=(Term(lambda _model, _regime, ops: params(ops) / 1e6),),
         ),
         Budget(
             "file_mb", "folder", "bundle's folder: weights, graph, tokenizer, the board's application", "MB",
-            of=lambda found: found.file_mb,
+            of=lambda predicted: predicted.file_mb,
             terms=(Term(lambda model, _, ops: model.added_file_mb(ops), fixed=lambda model: model.file_mb(())),),
         ),
         Budget(
             "j_per_token", "energy", "energy per decoded token, the cache full, all cores busy", "J",
-            of=lambda found: found.j_per_token,
+            of=lambda predicted: predicted.j_per_token,
             terms=(Term(joules(decode_ms)), Term(joules(resident_decode_ms), applies=is_partial)),
             phase="decode",
             needs=WATTS,
@@ -178,8 +179,8 @@ def requested(limits: Mapping[str, float]) -> dict[str, float]:
     """The limits, in the table's order. Raises MerinoError for unknown names and for limits that are not positive."""
     bad = [f"{BUDGETS_BY_NAME[name].option} {limit:g}" for name, limit in known(limits).items() if not positive(limit)]
     if bad:
-        found = ", ".join(bad)
-        raise MerinoError(f"a budget must be a positive number, found {found}: give a larger value or leave it out")
+        listed = ", ".join(bad)
+        raise MerinoError(f"a budget must be a positive number, not {listed}: give a larger value or leave it out")
     return known(limits)
 
 
@@ -192,7 +193,7 @@ def known(limits: Mapping[str, float]) -> dict[str, float]:
 
 
 def with_board_defaults(limits: Mapping[str, float], profile: "DeviceProfile") -> dict[str, float]:
-    """The board's own limits where the user gave none at all, and its memory where the user gave no memory.
+    """The board's own limits where the user gave none, and its memory where the user gave no limit on memory.
 
     Raises MerinoError as `require_possible` does.
     """
@@ -206,7 +207,7 @@ def with_board_defaults(limits: Mapping[str, float], profile: "DeviceProfile") -
 
 
 def require_possible(limits: Mapping[str, float], profile: "DeviceProfile") -> None:
-    """Raises MerinoError for a limit above what the board has, and for what its profile cannot predict."""
+    """Raises MerinoError for a limit above the board's maximum, and for a budget that its profile cannot predict."""
     for budget in map(BUDGETS_BY_NAME.__getitem__, limits):
         limit = limits[budget.name]
         if budget.most and positive(limit) and limit > budget.most(profile):
@@ -229,69 +230,65 @@ def require_predictable(limits: Mapping[str, float], profile: "DeviceProfile") -
 
 
 def amount(budget: Budget, predicted: "Predicted") -> float:
-    """What a prediction takes of a budget that can be predicted: of an interval the upper bound."""
+    """The predicted value of a budget that can be predicted; with an interval, its upper bound."""
     interval = predicted.interval(budget.name)
-    found = interval[1] if interval else budget.of(predicted)
-    assert found is not None, budget.name
-    return found
+    value = interval[1] if interval else budget.of(predicted)
+    assert value is not None, budget.name
+    return value
 
 
 def shares_over(limits: Mapping[str, float], predicted: "Predicted") -> dict[str, float]:
-    """Predicted over allowed, for each budget that the prediction breaks."""
+    """Predicted value over limit, for each budget that the prediction exceeds."""
     amounts = {name: amount(BUDGETS_BY_NAME[name], predicted) for name in limits}
     return {name: amounts[name] / limit for name, limit in limits.items() if not within(amounts[name], limit)}
 
 
 def options_line(limits: Mapping[str, float]) -> str:
-    """The limits as they are typed: `--decode-ms 20, --memory-mb 512`."""
+    """The limits as options: `--decode-ms 20, --memory-mb 512`."""
     return ", ".join(f"{BUDGETS_BY_NAME[name].option} {limit:g}" for name, limit in limits.items())
 
 
-if TYPE_CHECKING:
-    from merino_edge.profiles.profile import DeviceProfile
-
-
 def broken(limits: Mapping[str, float], need: Mapping[str, float]) -> list[str]:
-    """Names of the budgets whose limit is below what is needed."""
+    """Names of the budgets whose limit is below the need."""
     return [name for name, limit in limits.items() if not within(need[name], limit)]
 
 
 def refusal(
     limits: Mapping[str, float], needs: Sequence[Mapping[str, float]], profile: "DeviceProfile | None" = None
 ) -> MerinoError:
-    """The error for limits that none of `needs` keeps. A limit that is the profile's own is called so: perhaps nobody
-    typed it.
+    """The error for limits that no decoder meets. A limit that is the board's own is named so, since the user may not
+    have given it.
 
-    `needs`: what the smallest decoder takes of each budget, one mapping for each combination of vocabulary, weight
-    format and regime. Within one combination the same decoder is smallest in every budget.
+    `needs`: the smallest decoder's value of each budget, one mapping per combination of vocabulary, weight format and
+    regime. Within one combination the same decoder is smallest in every budget.
     """
     failing = [broken(limits, need) for need in needs]
     fewest = min(len(names) for names in failing)
     nearest = [(names, need) for names, need in zip(failing, needs, strict=True) if len(names) == fewest]
-    if fewest > 1:  # no single budget is enough: tell the combination that asks for least
+    if fewest > 1:  # no single budget is enough: report the combination that needs least
         names, need = min(nearest, key=lambda pair: max(excess(limits[name], pair[1][name]) for name in pair[0]))
-        said = "; ".join(smallest(name, limits[name], need[name], profile) for name in names)
-        return MerinoError(f"no decoder of this space fits: {said}. Raise all of them together, {OTHERWISE}")
+        needed = "; ".join(smallest(name, limits[name], need[name], profile) for name in names)
+        return MerinoError(f"no decoder of this space fits: {needed}. Raise all of them together, {OTHERWISE}")
     least = {name: min(need[name] for names, need in nearest if names == [name]) for (name,), _ in nearest}
-    said = "; or ".join(smallest(name, limits[name], value, profile) for name, value in least.items())
+    needed = "; or ".join(smallest(name, limits[name], value, profile) for name, value in least.items())
     if len(least) == 1 and not math.isfinite(limits[next(iter(least))]):
-        return MerinoError(f"no decoder of this space fits: {said}. Give a number, or leave the option out")
+        return MerinoError(f"no decoder of this space fits: {needed}. Give a number, or leave the option out")
     if len(least) == 1:
-        return MerinoError(f"no decoder of this space fits: {said}. Raise that budget, {OTHERWISE}")
+        return MerinoError(f"no decoder of this space fits: {needed}. Raise that budget, {OTHERWISE}")
     together = " and ".join(BUDGETS_BY_NAME[name].option for name in least)
     return MerinoError(
-        f"no decoder of this space fits: {together} bind together, each could be kept alone. With all others as"
-        f" they are, {said}. Raise one of them, {OTHERWISE}"
+        f"no decoder of this space fits {together} together, but each of them alone. With the other limits unchanged,"
+        f" {needed}. Raise one of them, {OTHERWISE}"
     )
 
 
 def smallest(name: str, limit: float, need: float, profile: "DeviceProfile | None") -> str:
-    """`--decode-ms 1 is below 3.2, the smallest that would do (...)`."""
+    """`--decode-ms 1 is below 3.2, the smallest that any decoder needs (...)`."""
     budget = BUDGETS_BY_NAME[name]
     own = "the board's own " if profile and budget.default and budget.default(profile) == limit else ""
     fault = "is below" if positive(limit) else "is not a positive, finite number, and may not be below"
-    told = f"{ceil_digits(need):g}, the smallest that would do ({budget.label}, in {budget.unit})"
-    return f"{own}{budget.option} {limit:g} {fault} {told}"
+    least = f"{ceil_digits(need):g}, the smallest that any decoder needs ({budget.label}, in {budget.unit})"
+    return f"{own}{budget.option} {limit:g} {fault} {least}"
 
 
 def excess(limit: float, need: float) -> float:
@@ -299,6 +296,6 @@ def excess(limit: float, need: float) -> float:
 
 
 def ceil_digits(value: float, digits: int = 4) -> float:
-    """`value` rounded up to a few significant digits, so that the limit told is one that does."""
+    """`value` rounded up to a few significant digits, so that the printed limit can be met."""
     unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
     return math.ceil(value / unit) * unit

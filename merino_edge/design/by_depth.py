@@ -1,11 +1,12 @@
 """The best decoder under the measured law, with a proof: branch and bound over numbers of layers.
 
 For a fixed number of layers the law's score rises with the effective weights, which are a sum over the blocks. So the
-optimum of all is the best of at most 48 sums, one for each number of layers. Prices bound each (`prices`), and each
-level of the worst block's activations within it. Best bound first, the decoders near the bound are looked at
-(`pairing`), until one fits: no other has more weights. What is bounded below the best known score is never looked at.
+optimum is the best of at most 48 sums, one for each number of layers. A Lagrangian relaxation (`prices`) bounds each
+sum, and within it each level of the worst block's activations. In the order of falling bounds, the decoders just below
+the bound are enumerated (`pairing`) until one fits: no other has more weights. Nodes whose bound is below the best
+known score are pruned.
 
-That no layer is far from the mean one says which options a decoder of so many weights may have.
+Each layer must be near the mean layer, which limits the options of a decoder of a given number of weights.
 """
 
 import math
@@ -21,17 +22,17 @@ from merino_edge.design.prices import UNIT, Bound, Options, best_bound, bound_at
 from merino_edge.design.program import ROUNDING, Answer, Program, Solution, smallest_choice
 from merino_edge.design.uniform import uniform
 
-STEPS = 12  # to a good decoder to begin with
-WORK = 200_000_000  # halves and decoders that are looked at; where more were needed, nothing is proved
+STEPS = 12  # of the search for a good first decoder
+WORK = 200_000_000  # halves and decoders to enumerate at most; beyond it the result is not proved
 ENDS = 0.05  # of a decoder's weights
-TIGHTER = 0.002  # relative: a bound that falls by less is not sought again
-RANGE = 0.25  # of a bound's distance from what is sought
+TIGHTER = 0.002  # relative: a bound that falls by less is final
+RANGE = 0.25  # of a bound's distance from the weights to exceed
 
 
 @dataclass(frozen=True)
 class Node:
-    """Decoders of so many layers, of `most` weights at most, in millions. `first`: the first block's width, by index.
-    `level`: of the activations of their worst block. None: any. `refined`: whether these are the best prices for it."""
+    """Decoders of `layers` layers with at most `most` million weights. `first`: index of the first block's width;
+    `level`: of the worst block's activations; None: any. `refined`: whether the prices are optimised for it."""
 
     layers: int
     most: float
@@ -42,7 +43,7 @@ class Node:
 
 
 class Queue:
-    """Nodes by falling bounds on the score."""
+    """Nodes in the order of falling bounds on the score."""
 
     def __init__(self, program: Program) -> None:
         self.law = law_of(program)
@@ -54,7 +55,7 @@ class Queue:
             heappush(self.heap, (-law_score(node.most * UNIT, node.layers, self.law), next(self.order), node))
 
     def pop(self, known: float) -> Node | None:
-        """The node of highest bound; None where there is none of a higher bound than the known score."""
+        """The node of highest bound; None where no bound exceeds the known score."""
         return heappop(self.heap)[2] if self.bound > known * (1 + ROUNDING) else None
 
     @property
@@ -68,29 +69,29 @@ def law_of(program: Program) -> MeasuredScoring:
 
 
 def improve(program: Program, floor: float = -math.inf) -> Answer:
-    """The best decoder if it scores more than `floor`. Deterministic. The smallest decoder counts though its layers be
-    uneven, which only shared ones can be: where no other fits, it is the answer."""
+    """The best decoder if it scores more than `floor`. Deterministic. The smallest decoder counts even if its layers
+    are uneven (by sharing), so that there is an answer where no other decoder fits."""
     first = max(plain(program), key=lambda each: each.score)
     best, known = (first, first.score) if first.score > floor * (1 + ROUNDING) else (None, floor)
     everything, work = Options.of(program), 0
-    found, prices = soon(program, everything, first, known)
-    if found and found.score > known * (1 + ROUNDING):
-        best, known = found, found.score
+    solution, prices = soon(program, everything, first, known)
+    if solution and solution.score > known * (1 + ROUNDING):
+        best, known = solution, solution.score
     queue = roots(program, everything, prices, known)
     while work < WORK and (node := queue.pop(known)):
         parts, looked = examined(program, everything, node, known)
         work += looked.work
         if looked.choice:
-            found = program.solution(looked.choice)
-            if found.score > known * (1 + ROUNDING):
-                best, known = found, found.score
+            solution = program.solution(looked.choice)
+            if solution.score > known * (1 + ROUNDING):
+                best, known = solution, solution.score
         for part in parts:
             queue.push(part)
     return Answer(best, max(known, queue.bound))
 
 
 def examined(program: Program, everything: Options, node: Node, known: float) -> tuple[list[Node], Looked]:
-    """The node's parts that may hold a better decoder, or the best one that was found in it."""
+    """The node's parts that may hold a better decoder, or the best decoder in it."""
     law = law_of(program)
     least = weights_of(known, node.layers, law)
     if not node.refined:
@@ -107,7 +108,7 @@ def plain(program: Program) -> list[Solution]:
 
 
 def even_prices(program: Program, first: Solution) -> np.ndarray:
-    """As if each limit were worth as much of a decoder's weights, in millions."""
+    """Prices that make each limit worth the same share of a decoder's weights, in millions."""
     rows = len(program.constraints)
     return np.full(rows, float(program.score[list(first.choice)].sum()) / UNIT / max(1, rows))
 
@@ -115,7 +116,7 @@ def even_prices(program: Program, first: Solution) -> np.ndarray:
 def soon(
     program: Program, everything: Options, first: Solution, known: float
 ) -> tuple[Solution | None, np.ndarray]:
-    """A good decoder of as many layers as the first, and the best prices for so many layers."""
+    """A good decoder with as many layers as the first, and the best prices for that number of layers."""
     prices = even_prices(program, first)
     node = Node(int(program.layers[list(first.choice)].sum()), math.inf, prices)
     for step in range(STEPS):
@@ -130,7 +131,7 @@ def soon(
 
 
 def roots(program: Program, everything: Options, prices: np.ndarray, known: float) -> Queue:
-    """All decoders of each number of layers, with a bound by these prices."""
+    """A node for each number of layers, bounded by these prices."""
     queue = Queue(program)
     fewest, deepest = (program.blocks * int(each) for each in (program.layers.min(), program.layers.max()))
     for layers in range(fewest, deepest + 1):
@@ -141,25 +142,25 @@ def roots(program: Program, everything: Options, prices: np.ndarray, known: floa
 
 
 def weights_of(known: float, layers: int, law: MeasuredScoring) -> float:
-    """The weights, in millions, above which a decoder of so many layers scores more."""
+    """The weights, in millions, above which a decoder of `layers` layers scores more than `known`."""
     return least_weights(known * (1 + ROUNDING), layers, law) / UNIT if known > 0 else 0.0
 
 
 def near(program: Program, everything: Options, node: Node, least: float) -> Options:
-    """The options that a decoder of the node may have that has at least so many weights: no layer is far from the mean
-    one, the first width allows them, and the level holds their activations."""
+    """The options possible in a decoder of the node with at least `least` weights: near the mean layer, allowed by the
+    first width, and with activations within the level."""
     unit = everything.unit * node.layers
     keep = (unit >= EVEN * least * (1 - ROUNDING)) & (EVEN * unit <= node.most * (1 + ROUNDING))
     if node.first is not None:
         keep &= program.allowed[node.first, everything.width]
     if node.level is not None:
         keep &= everything.level <= node.level
-    found = replace(everything.some(keep), first=node.first)
-    return found if node.level is None else found.at_level(node.level)
+    options = replace(everything.some(keep), first=node.first)
+    return options if node.level is None else options.at_level(node.level)
 
 
 def refined(program: Program, everything: Options, node: Node, known: float) -> list[Node]:
-    """The node with better prices, or its parts, as far as they may hold a better decoder."""
+    """The node with optimised prices, or its parts; only those that may hold a better decoder."""
     least = weights_of(known, node.layers, law_of(program))
     node, bound, options = tightened(program, everything, node, least)
     if node.most <= least:
@@ -175,10 +176,10 @@ def refined(program: Program, everything: Options, node: Node, known: float) -> 
 
 
 def tightened(program: Program, everything: Options, node: Node, least: float) -> tuple[Node, Bound, Options]:
-    """The node with a lower bound, the prices of it, and the options that a decoder near it may have.
+    """The node with a lower bound and its prices, and the options possible near that bound.
 
-    Decoders of a small range of weights, just below the bound, have few options, since no layer is far from the mean
-    one. Where prices show that none is there, the bound is the range's lower end.
+    Decoders in a small range of weights just below the bound have few options, since each layer is near the mean one.
+    Where prices prove the range empty, the bound falls to its lower end.
     """
     start = least
     while True:
@@ -195,14 +196,14 @@ def tightened(program: Program, everything: Options, node: Node, least: float) -
 
 
 def ends_matter(options: Options, node: Node) -> bool:
-    """Whether embedding and head cost so differently by the first width that mixtures of widths loosen the bound."""
+    """Whether the costs of embedding and head differ so much by the first width that a mixture loosens the bound."""
     return float(np.ptp(node.prices @ options.ends[0])) > ENDS * node.most
 
 
 def by_first_width(program: Program, everything: Options, node: Node, least: float) -> list[Node]:
-    found = []
+    parts = []
     for width in range(len(program.allowed)):
         part = replace(node, first=width)
         bound = bound_at(near(program, everything, part, least), node.layers, node.prices)
-        found.append(replace(part, most=min(node.most, bound.weights)))
-    return [part for part in found if part.most > least]
+        parts.append(replace(part, most=min(node.most, bound.weights)))
+    return [part for part in parts if part.most > least]

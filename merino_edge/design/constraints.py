@@ -1,4 +1,4 @@
-"""Constraints of a search: one inequality for each term of each limited budget, and one that keeps the residency."""
+"""Constraints of a search: an inequality for each term of each limited budget, and one for the cache residency."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ READ = Term(lambda model, _, operators: model.read_mb(operators))
 class Constraint:
     """`fixed` + the sum of `term.cost` over a decoder's operators (+ peak) <= `limit`, in the budget's unit.
 
-    `budget` is None for the residency's ceiling on what a decode step reads, in MB: no user asked for it.
+    `budget` is None for the residency's ceiling on the MB that a decode step reads, which is no option.
     """
 
     term: Term
@@ -26,28 +26,28 @@ class Constraint:
 
     @property
     def room(self) -> float:
-        """What is left for the operators."""
+        """The part of the limit that is left for the operators."""
         return self.limit - self.fixed
 
 
 def constraints(
     limits: Mapping[str, float], model: CostModel, regime: Regime, largest_table: Operator
 ) -> tuple[Constraint, ...]:
-    """All that must hold for a decoder to keep `limits` under `regime`, in a space with this largest table."""
-    asked = [BUDGETS_BY_NAME[name] for name in limits]
-    found = [
+    """The constraints of `limits` under `regime`, in a space with this largest embedding."""
+    budgets = [BUDGETS_BY_NAME[name] for name in limits]
+    rows = [
         Constraint(term, term.fixed(model), limits[budget.name], budget)
-        for budget in asked for term in budget.terms if term.applies(model, regime, largest_table)
+        for budget in budgets for term in budget.terms if term.applies(model, regime, largest_table)
     ]  # fmt: skip
     ceiling_mb = model.ceiling_mb(regime)
-    if ceiling_mb is not None and any(budget.phase for budget in asked):
-        found.append(Constraint(READ, 0.0, ceiling_mb, None))
-    return tuple(found)
+    if ceiling_mb is not None and any(budget.phase for budget in budgets):
+        rows.append(Constraint(READ, 0.0, ceiling_mb, None))
+    return tuple(rows)
 
 
 def regimes(model: CostModel, limits: Mapping[str, float]) -> list[Regime]:
-    """The regimes that a search must try. Of regimes that the limits do not tell apart one is enough, that of least
-    memory: a single thread count, so a single session."""
+    """The regimes that a search must try. Of regimes that are equal under the limits, the one of least memory is
+    enough: one thread count, so one session."""
     phases = {BUDGETS_BY_NAME[name].phase for name in limits} - {None}
     single = [regime for regime in model.regimes() if regime.sessions == 1]
     if not phases:
@@ -55,23 +55,23 @@ def regimes(model: CostModel, limits: Mapping[str, float]) -> list[Regime]:
     return model.regimes() if len(phases) == 2 else single
 
 
-def needs(asked: Sequence[Constraint], amounts: Sequence[float]) -> dict[str, float]:
-    """What each budget must allow for these amounts: the largest of its terms."""
-    found: dict[str, float] = {}
-    for constraint, amount in zip(asked, amounts, strict=True):
+def needs(rows: Sequence[Constraint], amounts: Sequence[float]) -> dict[str, float]:
+    """The limit that each budget needs for these amounts: the largest of its terms."""
+    largest: dict[str, float] = {}
+    for constraint, amount in zip(rows, amounts, strict=True):
         if constraint.budget:
             name = constraint.budget.name
-            found[name] = max(amount, found.get(name, amount))
-    return found
+            largest[name] = max(amount, largest.get(name, amount))
+    return largest
 
 
-def leaves_residency(asked: Sequence[Constraint], amounts: Sequence[float]) -> bool:
+def leaves_residency(rows: Sequence[Constraint], amounts: Sequence[float]) -> bool:
     """Whether a decoder of these amounts reads more than its assumed residency allows."""
     return any(
         constraint.budget is None and not within(amount, constraint.limit)
-        for constraint, amount in zip(asked, amounts, strict=True)
+        for constraint, amount in zip(rows, amounts, strict=True)
     )
 
 
-def kept(asked: Sequence[Constraint], amounts: Sequence[float]) -> bool:
-    return all(within(amount, each.limit) for each, amount in zip(asked, amounts, strict=True))
+def kept(rows: Sequence[Constraint], amounts: Sequence[float]) -> bool:
+    return all(within(amount, each.limit) for each, amount in zip(rows, amounts, strict=True))

@@ -1,4 +1,4 @@
-"""design.json: what was asked, what was found and how. Reading one needs no solver."""
+"""design.json: the request, the design and how it was solved. Reading one needs no solver."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,16 +37,16 @@ class Strict(BaseModel):
 
 
 def kind_of_score(scoring: Any) -> str:
-    """Of a scoring in a file, or of one that was read: `measured`, or one of the paper's."""
+    """Discriminator of a scoring, raw or parsed: `measured`, or `merino` for all of the paper's."""
     name = scoring.get("name") if isinstance(scoring, dict) else getattr(scoring, "name", None)
     return "measured" if name == "measured" else "merino"
 
 
 class Solver(Strict):
-    """How it was found. `bound`: no decoder of the space has more entropy; `gap`: (bound - entropy) / entropy.
+    """How the design was solved. `bound`: upper bound of the score in the space; `gap`: (bound - score) / score.
 
-    Where vocabulary or format were open, the bound is on the comparison score of all combinations, in nats of the
-    chosen one.
+    Where vocabulary or format were searched, the bound is on the comparison score of all combinations, converted to a
+    score of the chosen one.
     """
 
     name: SolverName
@@ -57,15 +57,15 @@ class Solver(Strict):
 
 
 class Considered(Strict):
-    """The vocabularies and weight formats among which the design was chosen."""
+    """The vocabularies and weight formats that were searched."""
 
     vocab: list[int]
     precision: list[str]
 
 
 class Ratio(Strict):
-    """Predicted loss of the design over that of another decoder; low, high: the least and the most
-    with the law's constants anywhere at the ends of their 95 % intervals."""
+    """Predicted loss of the design relative to another decoder's; low, high: the extremes over the ends of the 95 %
+    intervals of the law's constants."""
 
     value: float
     low: float
@@ -73,15 +73,15 @@ class Ratio(Strict):
 
 
 class LossRatio(Strict):
-    """By the measured law. `uniform`: the best decoder of one width, FFN ratio and number of KV heads, without shared
-    weights, within the same limits; None where none fits."""
+    """By the measured law. `uniform`: relative to the best decoder of one width, FFN ratio and number of KV heads,
+    without shared weights, within the same limits; None where none fits."""
 
     opt_350m: Ratio
     uniform: Ratio | None
 
 
 class Measured(Strict):
-    """On the machine at hand, with random weights; `designs`: how many were measured to find this one."""
+    """Measured on this machine, with random weights; `designs`: number of designs measured in all."""
 
     decode_ms: float
     prefill_ms: float
@@ -95,13 +95,13 @@ class Design(Strict):
 
     schema_version: Annotated[int, Field(alias="schema", ge=SCHEMA, le=SCHEMA)] = SCHEMA
     device: str
-    backend: Backend  # that the costs are of
+    backend: Backend  # of the predicted costs
     architecture: Architecture
     precision: str
     kv: QuantisedCache | None = None  # the cache's format; None: that of the activations
     prompt: int
-    budget: dict[str, float]  # as asked
-    searched: dict[str, float]  # the limits that the proof holds for; other than `budget` only by --measure
+    budget: dict[str, float]  # as requested
+    searched: dict[str, float]  # the limits of the proof; they differ from `budget` only with --measure
     predicted: Predicted
     measured: Measured | None = None  # by `design --measure`
     entropy: float  # the score, in its unit
@@ -109,7 +109,7 @@ class Design(Strict):
         Annotated[MeasuredScoring, Tag("measured")] | Annotated[MerinoScoring, Tag("merino")],
         Discriminator(kind_of_score),
     ]
-    loss_ratio: LossRatio | None = None  # by the measured law alone
+    loss_ratio: LossRatio | None = None  # under the measured law only
     considered: Considered
     solver: Solver
 
@@ -118,10 +118,10 @@ class Design(Strict):
 
 
 def load_design(path: Path) -> Design:
-    """Raises MerinoError with all faults of the file at once. Another schema is said alone."""
-    raw, text = read_json_and_text(str(path), f"`merino-edge design -o {path}` writes one.")
-    device = raw.get("device", "ID") if isinstance(raw, dict) else "ID"
-    refuse_other_schema(raw, SCHEMA, str(path), "merino-edge", "design", "--device", str(device), "-o", str(path))
+    """Raises MerinoError with all faults of the file at once, or only for its schema where that is another."""
+    content, text = read_json_and_text(str(path), f"`merino-edge design -o {path}` writes one.")
+    device = content.get("device", "ID") if isinstance(content, dict) else "ID"
+    refuse_other_schema(content, SCHEMA, str(path), "merino-edge", "design", "--device", str(device), "-o", str(path))
     try:
         return Design.model_validate_json(text)
     except ValidationError as error:
@@ -140,8 +140,7 @@ def read_plan(path: Path) -> Design | Architecture:
 
 
 def model_name(path: Path, plan: Design | Architecture) -> str:
-    """What a model made from a file is called: the file's stem. `design.json` names nothing, so there the board's id
-    stands before it."""
+    """The name of a model made from a file: the file's stem; for a `design.json`, prefixed with the board's id."""
     if isinstance(plan, Design) and path.name == DESIGN:
         return f"{Path(plan.device).stem}-{path.stem}"
     return path.stem

@@ -1,4 +1,4 @@
-"""From a board and limits to a design: encode the space, solve it, predict what was found."""
+"""From a board and limits to a design: encode the space, solve it, predict the optimum."""
 
 import itertools
 import math
@@ -51,13 +51,12 @@ def design(
 ) -> Design:
     """The decoder of highest score in `space` within `limits` (`budgets`) on the board, at the costs of its backend.
 
-    Where the board was calibrated, the upper bound of each latency's interval at `confidence` keeps its limit.
+    On a calibrated board, the upper bound of each latency's prediction interval at `confidence` must meet its limit.
 
-    `precision`: by default the one that the backend prefers. `kv`: the format of the cache, by default that of the
-    activations. `vocabs` and `precisions`, where given, replace
-    `space.vocab` and `precision` by several; then the design of highest comparison score is chosen (`comparison`). The
-    exact solver also bounds what evolution finds, so that either reports its gap. Raises MerinoError where no decoder
-    fits, with the smallest limits that would do.
+    `precision`: by default the backend's preferred one. `kv`: the format of the cache, by default that of the
+    activations. `vocabs` and `precisions` replace `space.vocab` and `precision` by several; the design of highest
+    comparison score wins (`variants`). The exact solver bounds evolution's result too, so that either reports its gap.
+    Raises MerinoError where no decoder fits, with the smallest limits that would.
     """
     if isinstance(scoring, MeasuredScoring):  # its programs have no weights between two widths
         space = replace(space, padded=True)
@@ -72,14 +71,14 @@ def design(
     def evolve(program: Program, _: float) -> Answer:
         return Answer(evolution.evolve(program, seed=seed, effort=effort, progress=progress), math.inf)
 
-    found = best = search(variants, limits, scoring, exact.improve)
+    optimum = proof = search(variants, limits, scoring, exact.improve)
     if solver == "evolution":  # in the optimum's own vocabulary, format and regime
         started = time.perf_counter()
-        found = search([best.variant], limits, scoring, evolve)
+        optimum = search([proof.variant], limits, scoring, evolve)
     seconds = time.perf_counter() - started
-    entropy, variant = found.solution.score, found.variant
-    bound = best.solution.score if best.proved and best.variant == variant else variant.score_of(best.bound)
-    arch = architecture(variant.space, found.program, found.solution.choice, context)
+    entropy, variant = optimum.solution.score, optimum.variant
+    bound = proof.solution.score if proof.proved and proof.variant == variant else variant.score_of(proof.bound)
+    arch = architecture(variant.space, optimum.program, optimum.solution.choice, context)
     return Design(
         device=profile.id,
         backend=profile.backend,
@@ -105,7 +104,7 @@ def open_variants(
     profile: DeviceProfile, space: Space, context: int, prompt: int, vocabs: Sequence[int],
     precisions: Sequence[str], confidence: float, kv: str | None = None, scoring: Scoring = DEFAULT,
 ) -> list[Variant]:
-    """Every combination of what was left open, or one MerinoError about a request that cannot be met."""
+    """A variant per vocabulary and format. Raises MerinoError for a request that cannot be met."""
     for precision in precisions:
         for vocab in vocabs:
             check_request(profile, precision, context, prompt, vocab, kv)
@@ -123,26 +122,26 @@ def open_variants(
 def loss_ratio(
     arch: Architecture, variant: Variant, limits: Mapping[str, float], scoring: MeasuredScoring
 ) -> LossRatio:
-    """What a score of the measured law means: predicted loss beside other decoders'."""
+    """Predicted loss under the measured law, relative to OPT-350M and to the best uniform decoder."""
     ends = [[getattr(scoring, name), CONSTANTS[name].low, CONSTANTS[name].high] for name in FITTED]
     laws = [scoring.model_copy(update=dict(zip(FITTED, values, strict=True))) for values in itertools.product(*ends)]
 
     def ratio(other: Geometry) -> Ratio:
-        found = [(known_score(arch, law) / known_score(other, law)) ** -law.alpha for law in laws]
-        return Ratio(value=found[0], low=min(found), high=max(found))
+        ratios = [(known_score(arch, law) / known_score(other, law)) ** -law.alpha for law in laws]
+        return Ratio(value=ratios[0], low=min(ratios), high=max(ratios))
 
     plain = [
-        (found.score, architecture(variant.space, program, found.choice, arch.context))
-        for _, program in encode_all([replace(variant, regime=None)], limits, scoring) for found in uniform(program)
+        (even.score, architecture(variant.space, program, even.choice, arch.context))
+        for _, program in encode_all([replace(variant, regime=None)], limits, scoring) for even in uniform(program)
     ]  # fmt: skip
     best = max(plain, key=lambda pair: pair[0])[1] if plain else None
     return LossRatio(opt_350m=ratio(model("opt-350m").geometry), uniform=ratio(best) if best else None)
 
 
 def known_score(geometry: Geometry, scoring: MeasuredScoring) -> float:
-    found = existing_score(geometry, BLOCKS, scoring)
-    assert found is not None, "the measured law knows any matrices"
-    return found
+    score = existing_score(geometry, BLOCKS, scoring)
+    assert score is not None, "the measured law scores any matrices"
+    return score
 
 
 def relative_gap(score: float, bound: float) -> float:

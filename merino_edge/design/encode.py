@@ -1,6 +1,6 @@
-"""From a space and limits on a board to a `Program`: the tables of costs that constraints sum up.
+"""Encodes a space and limits on a board as a `Program`: cost tables that the constraints sum up.
 
-The tables do not depend on the limits, so a front and a refusal reuse them.
+The tables do not depend on the limits, so that a Pareto front and a refusal reuse them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ from merino_edge.prediction.cost_model import CostModel
 from merino_edge.prediction.latency import Regime
 from merino_runtime.errors import MerinoError
 
-TABLES = ("embed", "head")  # the operators whose size is the vocabulary's
+TABLES = ("embed", "head")  # the operators whose size depends on the vocabulary
 
 
 def encode(
@@ -51,13 +51,13 @@ def encode(
 def tabulate(
     space: Space, limits: Mapping[str, float], model: CostModel, scoring: Scoring, regime: Regime
 ) -> Program:
-    """The program in the budgets' units, whether or not a decoder fits."""
+    """The program in the budgets' units, feasible or not."""
     require_predictable(limits, model.profile)
-    asked = constraints(limits, model, regime, space.largest_table)
+    rows = constraints(limits, model, regime, space.largest_table)
     options, score, unit = scored_options(replace(space, vocab=2), scoring)
     law = scoring if isinstance(scoring, MeasuredScoring) else None
     position = {width: index for index, width in enumerate(space.widths)}
-    use, peak, step, ends = cost_tables(space, tuple(each.term for each in asked), model, regime)
+    use, peak, step, ends = cost_tables(space, tuple(each.term for each in rows), model, regime)
     widths = np.array(space.widths)
     return Program(
         options=options,
@@ -65,7 +65,7 @@ def tabulate(
         score=score,
         use=use, step=step, ends=ends, peak=peak,
         allowed=((law is not None) | (widths[:, None] <= widths)) & (widths <= space.growth * widths[:, None]),
-        constraints=asked,
+        constraints=rows,
         blocks=space.blocks,
         layers=np.array([block.depth for block in options]),
         shared=np.array([block.shared for block in options]),
@@ -75,7 +75,7 @@ def tabulate(
 
 
 def least(program: Program) -> list[float]:
-    """What the smallest decoder takes of each constraint, in its unit. [R]"""
+    """The smallest decoder's amount of each constraint, in its unit. [R]"""
     _, use = program.evaluate(smallest_choice(program))
     return [float(amount) + each.fixed for each, amount in zip(program.constraints, use, strict=True)]
 
@@ -83,7 +83,7 @@ def least(program: Program) -> list[float]:
 def cost_tables(
     space: Space, terms: tuple[Term, ...], model: CostModel, regime: Regime
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """`use`, `peak` [R, O], `step`, `ends` [R, W, W] in the budgets' units; 0 for widths that never meet."""
+    """`use`, `peak` [R, O], `step`, `ends` [R, W, W] in the budgets' units; 0 for pairs of widths not allowed."""
     use, peak, step, back = body_tables(replace(space, vocab=2), terms, model, regime)
     tables = [[op for op in end_operators(width, width, space.vocab) if op.kind in TABLES] for width in space.widths]
     table = np.array([[term.cost(model, regime, ops) for ops in tables] for term in terms])  # [R, W]
@@ -96,9 +96,9 @@ def body_tables(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Without embedding and head: `use`, `peak` [R, O], `step`, and the projection back from the last width [R, W, W].
 
-    A prefill's last layer computes one position after its attention. What that saves is taken off the projection back,
-    which knows the width and not the FFN ratio, so a decoder whose last FFN is not the narrowest is counted a little
-    high.
+    A prefill's last layer computes only one position after its attention. The saving is subtracted from the projection
+    back, whose table has the width but not the FFN ratio. It is the narrowest FFN's saving, so other decoders are
+    slightly overestimated.
     """
 
     def total(operators: list[Operator]) -> np.ndarray:  # [R]
@@ -122,7 +122,7 @@ def body_tables(
     peak = has_peak * np.array([model.activation_mb(ops) for ops in layers.first])[layers.of]
     step, back = np.zeros((2, len(terms), len(space.widths), len(space.widths)))
     savings = [saved(width) for width in space.widths]
-    if space.padded:  # a change of width costs so little that each block is counted with the dearest
+    if space.padded:  # a change of width costs so little that each block is charged the dearest one
         dearest = total(list(transition_operators(min(space.widths), max(space.widths), padded=True)))
         ends = np.array([ending(width, width) for width in space.widths])  # the way back is a change
         return use, peak, step, (space.blocks * dearest + ends - np.array(savings)).T[:, None, :] + back
@@ -138,8 +138,8 @@ class Layers(NamedTuple):
     """The different layers of a space, and which of them each option repeats.
 
     Attributes:
-        first, repeat: operators of a layer with weights of its own, and of a repeated use, which stores nothing.
-        of, more, shared: the options' layers, further uses of them, and whether these share weights. [O]
+        first, repeat: operators of a layer with its own weights, and of a repeated use, which stores none.
+        of, more, shared: index of each option's layer, its further uses, and whether these share weights. [O]
     """
 
     first: list[list[Operator]]
@@ -171,7 +171,7 @@ def layers_of(space: Space) -> Layers:
 
 @lru_cache(maxsize=8)
 def scored_options(space: Space, scoring: Scoring) -> tuple[tuple[Block, ...], np.ndarray, np.ndarray]:
-    """The options, their scores and those of one layer of each [O], which depend on no cost."""
+    """The options, their scores, and the score of one layer of each. [O]"""
     options = space.options()
     return (
         options,

@@ -1,7 +1,7 @@
-"""Subspace entropy of random matrices: by sampling, by a law for large matrices, and from a shipped table.
+"""Subspace entropy of random matrices: by sampling, by the Marchenko-Pastur law, and from a shipped table.
 
-Known (MeRino, arXiv 2403.07921): the entropy of the randomly initialised decoder measures what it can express, and is
-read from a lookup table. Ours: unit variance. What a search makes of it is the score's (`score`).
+Known (MeRino, arXiv 2403.07921): the entropy of the randomly initialised decoder measures its expressiveness, and comes
+from a lookup table. This project's choice: unit variance. `score` turns the entropy into a score.
 """
 
 import json
@@ -37,8 +37,8 @@ def sampled_entropy(inputs: int, outputs: int, *, eps: float = 1.0, seed: int = 
 def limit_entropy(inputs: int, outputs: int, *, eps: float = 1.0) -> float:
     """The same by the Marchenko-Pastur law, in closed form (Verdu and Shamai 1999, eq. 9).
 
-    The law alone is exact for large matrices. The last term is what a real matrix of finite size lacks (Bai and
-    Silverstein 2004): for this sum the logarithm of a geometric over an arithmetic mean.
+    The law is exact in the limit of large matrices. The last term corrects it for a finite size (Bai and Silverstein
+    2004): for this sum the logarithm of a geometric over an arithmetic mean.
     """
     small, large = sorted((inputs, outputs))
     ratio, snr = small / large, large / eps**2

@@ -45,12 +45,12 @@ def evolve(
     effort: Effort = Effort(),  # noqa: B008 - frozen
     progress: Callable[[int], None] | None = None,
 ) -> Solution:
-    """Maximise the score by mutation. Repeatable for a seed. Gives no bound.
+    """Maximise the score by mutation. Reproducible for a seed. It gives no bound.
 
     A child is its parent with another width, FFN ratio, depth, sharing or number of KV heads in one block. It
     joins the population if it keeps all constraints and its widths do not shrink. A full population is cut to its
     best parents. After PATIENCE x population mutations without a better decoder the search restarts from its
-    first decoders (ours: without restarts it ended up to 6 % below the optimum).
+    first decoders (this project's addition: without restarts it ended up to 6 % below the optimum).
     """
     random = Random(seed)
     score = fast_score(program)
@@ -82,16 +82,16 @@ def evolve(
 
 
 def first_decoders(program: Program) -> dict[Choice, float]:
-    """With their scores: the smallest; under the measured law also uniform ones, because there a mutation of one block
-    alone hardly ever leaves the smallest (its layers must stay near equal)."""
-    found = [program.solution(smallest_choice(program)), *(uniform(program) if program.law else ())]
-    return {tuple(each.choice): each.score for each in found}
+    """The first population, with scores: the smallest decoder; under the measured law also uniform ones, since there
+    layers must stay near equal, and a mutation of one block hardly ever leaves the smallest decoder."""
+    solutions = [program.solution(smallest_choice(program)), *(uniform(program) if program.law else ())]
+    return {tuple(each.choice): each.score for each in solutions}
 
 
 def mutations(program: Program) -> list[list[list[int]]]:
     """For each option the lists of options that differ in one of its five properties. [O][kind][...]
 
-    The most KV heads that a width has count as the same number at each width, so all heads stay all heads.
+    The largest number of KV heads counts as equal at each width, so that multi-head attention survives a new width.
     """
     most: dict[int, int] = {}
     for block in program.options:
@@ -104,15 +104,15 @@ def mutations(program: Program) -> list[list[list[int]]]:
     for index, key in enumerate(keys):
         for kind in range(5):
             buckets.setdefault((kind, *key[:kind], *key[kind + 1 :]), []).append(index)
-    found = []
+    moves = []
     for index, key in enumerate(keys):
         kinds = [buckets[(kind, *key[:kind], *key[kind + 1 :])] for kind in range(5)]
-        found.append([[other for other in kind if other != index] for kind in kinds if len(kind) > 1] or [[index]])
-    return found
+        moves.append([[other for other in kind if other != index] for kind in kinds if len(kind) > 1] or [[index]])
+    return moves
 
 
 def fast_score(program: Program) -> Callable[[Choice], float | None]:
-    """`Program.evaluate` on plain lists, several times faster for one decoder; None where a constraint is broken."""
+    """`Program.evaluate` on lists, several times faster for one decoder; None where a constraint is broken."""
     width, scores = program.width.tolist(), program.score.tolist()
     use, peak = program.use.T.tolist(), program.peak.T.tolist()  # [O][R]
     step, ends = program.step.tolist(), program.ends.tolist()  # [R][W][W]

@@ -1,9 +1,9 @@
-"""The best decoder of a space, with a proof: branch and bound over widths, integer programs on scipy's HiGHS below.
+"""The best decoder of a space, with a proof: branch and bound over widths, with integer programs on scipy's HiGHS.
 
-Widths that never shrink and grow by a limited factor are few (hundreds of sequences), so they are enumerated. A
+Widths never shrink and grow by a limited factor, so there are only hundreds of sequences, which are enumerated. A
 Lagrangian relaxation bounds the score of each sequence. In the order of falling bounds an integer program chooses
-ratio, depth and sharing of the blocks, until no bound left exceeds the best known score. Constraints are added lazily.
-Ours (the paper searches by evolution only).
+ratio, depth and sharing of the blocks, until no remaining bound exceeds the best known score. Constraints are added
+lazily. The paper searches by evolution only.
 """
 
 import math
@@ -17,16 +17,16 @@ from merino_edge.design import by_depth
 from merino_edge.design.program import ROUNDING, Answer, Program, Solution, SolverError, smallest_choice
 from merino_edge.prediction.limits import within
 
-SLACK = 2e-6  # twice HiGHS's feasibility tolerance: the limit is lowered by it where a solution oversteps the limit
-NEAR = 0.02  # of the highest bound: options that cost it less are tried first, for a good decoder to begin with
+SLACK = 2e-6  # twice HiGHS's feasibility tolerance: the limit is lowered by it where a solution exceeds the limit
+NEAR = 0.02  # of the highest bound: options that lower it by less are tried first, for a good first decoder
 OPTIMAL, INFEASIBLE = 0, 2  # milp's status; 1, 3 and 4 (a limit, unbounded, other) prove nothing
 
 
 def improve(program: Program, floor: float = -math.inf) -> Answer:
     """The best decoder if it scores more than `floor`. Deterministic. A high floor prunes most of the work.
 
-    Lazy constraints: solve without constraints, add the one that the result breaks most, repeat. What is optimal under
-    some constraints and keeps the others is optimal under all. Each constraint left out makes more options comparable
+    Lazy constraints: solve without constraints, add the one that the result breaks most, repeat. An optimum under some
+    constraints that meets the others is the optimum under all. With fewer constraints more options are dominated
     (`undominated`), so the programs stay small.
     """
     if program.law:
@@ -48,16 +48,16 @@ def improve(program: Program, floor: float = -math.inf) -> Answer:
 
 
 class Outlook(NamedTuple):
-    """Before a program is solved: `promise` is a score by which programs are solved in turn, the highest first; no
-    decoder scores more than `bound`."""
+    """An estimate before a program is solved: programs are solved in the order of falling `promise`; no decoder scores
+    more than `bound`."""
 
     promise: float
     bound: float
 
 
 def outlook(program: Program) -> Outlook:
-    """By the relaxation alone, a tenth of the time that the optimum takes. Under the measured law a program is solved
-    in hardly more time where a floor says what others have: what is promised is the best plain decoder."""
+    """By the relaxation only, in a tenth of the time of the optimum. Under the measured law solving with a floor takes
+    hardly more time, so `promise` is the score of the best uniform decoder."""
     if program.law:
         return Outlook(max(each.score for each in by_depth.plain(program)), math.inf)
     sequences = width_sequences(program)
@@ -82,16 +82,16 @@ def solve_rows(program: Program, limit: float, floor: float) -> Answer:
         if bounds[index] <= known * (1 + ROUNDING):
             break
         for share in (math.inf,) if rank else (NEAR, math.inf):
-            spare = bounds[index] - known * (1 + ROUNDING)  # an option that costs the bound more is in no better one
+            spare = bounds[index] - known * (1 + ROUNDING)  # no better decoder has an option of a larger loss
             options = np.flatnonzero(loss <= min(spare, share * bounds[index]))
             try:
                 picked, failed = solve_sequence(small, options, sequences[index], left[index], known), False
             except SolverError:
                 picked, failed = None, True
             if picked is not None:
-                found = program.solution([int(keep[option]) for option in picked])
-                if found.score > known * (1 + ROUNDING):  # HiGHS keeps its floor within a tolerance only
-                    best, known = found, found.score
+                solution = program.solution([int(keep[option]) for option in picked])
+                if solution.score > known * (1 + ROUNDING):  # HiGHS meets its floor within a tolerance only
+                    best, known = solution, solution.score
             if spare <= share * bounds[index]:
                 break
         unsolved = max(unsolved, float(bounds[index])) if failed else unsolved
@@ -99,7 +99,7 @@ def solve_rows(program: Program, limit: float, floor: float) -> Answer:
 
 
 def undominated(program: Program) -> np.ndarray:
-    """Options that no other of the same width equals or beats in score and in every constraint. [O']
+    """Options that no other of the same width dominates in score and every constraint. [O']
 
     Exact: neighbours depend on an option's width only, so the better one can always replace it.
     """
@@ -108,7 +108,7 @@ def undominated(program: Program) -> np.ndarray:
     for width in np.unique(program.width):
         members = np.flatnonzero(program.width == width)
         ordered = members[np.argsort(-program.score[members], kind="stable")]
-        kept, count = np.empty((len(ordered), len(costs))), 0  # costs of those kept so far
+        kept, count = np.empty((len(ordered), len(costs))), 0  # costs of the options kept so far
         for index, own in zip(ordered.tolist(), costs[:, ordered].T, strict=True):
             if not (kept[:count] <= own).all(axis=1).any():
                 kept[count], count = own, count + 1
@@ -118,15 +118,15 @@ def undominated(program: Program) -> np.ndarray:
 
 def width_sequences(program: Program) -> np.ndarray:
     """Every allowed sequence of width indices. [S, blocks]"""
-    found: list[tuple[int, ...]] = []
+    sequences: list[tuple[int, ...]] = []
     for first, allowed in enumerate(program.allowed):
         reachable = np.flatnonzero(allowed).tolist()
-        found += [(first, *rest) for rest in combinations_with_replacement(reachable, program.blocks - 1)]
-    return np.array(found)
+        sequences += [(first, *rest) for rest in combinations_with_replacement(reachable, program.blocks - 1)]
+    return np.array(sequences)
 
 
 def fixed_shares(program: Program, sequences: np.ndarray) -> np.ndarray:
-    """Shares taken by the widths alone: projections, embedding, head. [S, R]"""
+    """Shares that depend on the widths only: projections, embedding, head. [S, R]"""
     shares = program.ends[:, sequences[:, 0], sequences[:, -1]]  # [R, S]
     for before, after in zip(sequences.T, sequences.T[1:], strict=False):
         shares = shares + program.step[:, before, after]
@@ -136,9 +136,9 @@ def fixed_shares(program: Program, sequences: np.ndarray) -> np.ndarray:
 def upper_bounds(program: Program, sequences: np.ndarray, left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(bounds [S], loss [O]) by Lagrangian relaxation: constraints become prices.
 
-    No decoder of a sequence's widths scores more than its bound, and none that has a certain option more than the bound
-    less the option's loss. Any prices give a bound; Nelder-Mead looks for those that make the largest bound small. A
-    peak is relaxed to the mean over the blocks.
+    No decoder of a sequence's widths scores more than its bound, and no decoder with an option more than the bound
+    minus the option's loss. Any prices give a bound; Nelder-Mead minimises the largest one. A peak is relaxed to the
+    mean over the blocks.
     """
     use = program.use + program.peak / program.blocks  # [R, O]
     members = [np.flatnonzero(program.width == width) for width in range(len(program.allowed))]
@@ -146,23 +146,23 @@ def upper_bounds(program: Program, sequences: np.ndarray, left: np.ndarray) -> t
     def bounds(prices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         reduced = program.score - prices @ use  # [O]
         best = np.array([reduced[member].max(initial=-np.inf) for member in members])  # [W]
-        found = np.where((left >= 0).all(axis=1), best[sequences].sum(axis=1) + left @ prices, -np.inf)
-        return found, best[program.width] - reduced
+        most = np.where((left >= 0).all(axis=1), best[sequences].sum(axis=1) + left @ prices, -np.inf)
+        return most, best[program.width] - reduced
 
     if not program.constraints:
         return bounds(np.zeros(0))
     unit = float(program.score.max()) * program.blocks
     start = np.full(len(program.constraints), 0.5)
-    found = minimize(
+    optimised = minimize(
         lambda prices: bounds(np.abs(prices) * unit)[0].max(), start, method="Nelder-Mead", options={"maxiter": 400}
     )
-    return bounds(np.abs(found.x) * unit)
+    return bounds(np.abs(optimised.x) * unit)
 
 
 def solve_sequence(
     program: Program, among: np.ndarray, widths: np.ndarray, left: np.ndarray, known: float
 ) -> list[int] | None:
-    """The best options for given widths that score more than `known`, of those `among`; None where there are none.
+    """The best options out of `among` for given widths that score more than `known`; None where there are none.
 
     An integer program with one binary per block and option. Raises SolverError.
     """
@@ -197,7 +197,7 @@ def solve_sequence(
             options={"mip_rel_gap": 0.0, "presolve": presolve},
         )  # fmt: skip
 
-    # The linear relaxation first: it proves most sequences infeasible, much sooner than the integer program does.
+    # The linear relaxation first: it proves most sequences infeasible, much faster than the integer program.
     if run(None).status == INFEASIBLE:
         return None
     result = run(binary)

@@ -1,4 +1,4 @@
-"""The scores of decoders that exist, of any family's geometry."""
+"""The search's scores of existing decoders, of any family."""
 
 import math
 from typing import NamedTuple
@@ -8,12 +8,12 @@ from merino_edge.design.score import SCORES, Scoring, block_score, total_score
 from merino_edge.families.designed import Architecture
 from merino_edge.families.geometry import Geometry
 
-UNKNOWN = "the paper's entropy knows two matrices of an FFN, and attention as wide as its layer"
-BLOCKS = 4  # that a published model's equal layers are counted as: as many as `design` takes by default
+UNKNOWN = "the paper's entropy is defined for FFNs of two matrices, and for attention as wide as its layer"
+BLOCKS = 4  # into which a published model's equal layers are cut; the default of `design`
 
 
 class Score(NamedTuple):
-    """`value`: None where the score does not know the decoder's matrices, and then `reason` says which."""
+    """`value`: None where the score is not defined for the decoder's matrices; then `reason` explains it."""
 
     name: str
     value: float | None
@@ -21,20 +21,18 @@ class Score(NamedTuple):
 
 
 def every_score(geometry: Geometry, names: list[str]) -> list[Score]:
-    """The scores of these names."""
-    found = []
+    """The decoder's score by each of these names."""
+    scores = []
     for name in names:
         value = existing_score(geometry, BLOCKS, SCORES[name])
         reason = "" if value is not None else UNKNOWN
-        found.append(Score(name, value, reason))
-    return found
+        scores.append(Score(name, value, reason))
+    return scores
 
 
 def layers_weights(geometry: Geometry) -> int:
-    """Weights of the layers' matrices, without embedding, head, and what changes the width between layers.
-
-    Weights that several uses share count once for each.
-    """
+    """Weights of the layers' matrices, without embedding, head and projections between widths. Shared weights count
+    once per use."""
     if isinstance(geometry, Architecture):
         return sum(
             2 * block.depth * block.width * (block.width + block.kv_width(geometry.head_size) + block.ffn_width)
@@ -46,12 +44,11 @@ def layers_weights(geometry: Geometry) -> int:
 
 
 def existing_score(geometry: Geometry, blocks: int, scoring: Scoring) -> float | None:
-    """The search's score of a decoder; of the paper's score None where it has other matrices than ours.
+    """The search's score of a decoder; None where the paper's score is not defined for its matrices.
 
-    The measured law counts the weights of whatever matrices. The paper's score depends on blocks: equal layers are
-    counted as `blocks` blocks of equal depth, as many as our decoders have, of all ways to cut them the one of highest
-    score. Grouped heads have the entropy of narrower keys and values, as in our decoders. A gated FFN has a third
-    matrix, which that score does not know, and such layers have none.
+    The measured law counts the weights of any matrices. The paper's score depends on blocks: equal layers are cut into
+    `blocks` blocks of equal depth, which gives the highest score of all cuts. Grouped-query attention has the entropy
+    of narrower keys and values. The paper's score is not defined for gated FFNs, which have a third matrix.
     """
     if isinstance(geometry, Architecture):
         return total_score(geometry.blocks, geometry.head_size, scoring)

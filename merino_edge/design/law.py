@@ -1,14 +1,12 @@
-"""The measured law of shape: what a decoder's geometry says of its loss. Constants, each with its source.
+"""The measured law of shape: loss as a function of a decoder's geometry. Each constant has its source.
 
     ln loss = c - alpha ln N + kappa (a - a*)^2,   a = ln(E / D),   E = sqrt(N / 12 D)
 
-N: effective weights of the layers; D: layers in all; E: width of a uniform decoder of FFN ratio 4 with as many weights
-(12 E^2 per layer). The law is MeRino's product (arXiv 2403.07921) with both factors measured: for much noise, eps to
-infinity, log(1 + s^2 / eps^2) becomes s^2 / eps^2, so a matrix's entropy is its number of weights; the effectiveness is
-exp(-(kappa / alpha) (a - a*)^2), over the whole decoder. Their product N exp(...) is in effective weights: a decoder of
-twice the product has 2^-alpha times the loss.
-
-Left to others: which decoders are compared (`space`), the optimum (`by_depth`).
+N: effective weights of the layers; D: number of layers; E: width of a uniform decoder of FFN ratio 4 with N weights
+(12 E^2 per layer). The law is MeRino's product (arXiv 2403.07921) with both factors measured. As eps goes to infinity,
+log(1 + s^2 / eps^2) becomes s^2 / eps^2, so a matrix's entropy is its number of weights. The effectiveness is
+exp(-(kappa / alpha) (a - a*)^2), over the whole decoder. Their product N exp(...) is in effective weights: twice the
+product means 2^-alpha times the loss.
 """
 
 import math
@@ -21,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from merino_edge.prediction.limits import within
 
 LAYER_WEIGHTS = 12  # per width^2: four matrices of attention, two of an FFN of ratio 4
-EVEN = 0.75  # between this and its reciprocal of the mean layer's effective weights each layer has (ours)
+EVEN = 0.75  # a layer's effective weights, relative to the mean layer's, are within EVEN and 1 / EVEN (own choice)
 
 
 class Constant(NamedTuple):
@@ -45,13 +43,13 @@ CONSTANTS = {
     "kv_loss": Constant(
         0.001, None, None,
         "one KV head in place of eight: perplexity 29.9 to 30.2, 0.3 % of ln loss (Shazeer 2019, arXiv 1911.02150),"
-        " spread evenly over three halvings (ours)",
+        " spread evenly over three halvings (own choice)",
     ),
 }  # fmt: skip
 
 
 class MeasuredScoring(BaseModel):
-    """The constants of the law; they stand in design.json.
+    """The constants of the law, as stored in design.json.
 
     Attributes:
         alpha: ln loss falls by it per ln of effective weights.
@@ -72,16 +70,14 @@ class MeasuredScoring(BaseModel):
 
 
 def layer_weights(width: int, ffn_width: int, kv_width: int, scoring: MeasuredScoring) -> float:
-    """Effective weights of one layer: its matrices, less what fewer KV heads lose.
-
-    A loss of `kv_loss` per halving is as much as fewer weights by exp(-kv_loss / alpha).
-    """
+    """Effective weights of one layer: those of its matrices, times exp(-kv_loss / alpha) per halving of the KV heads,
+    which raises ln loss by `kv_loss`."""
     weights = 2 * width * (width + kv_width + ffn_width)
     return weights * math.exp(-scoring.kv_loss / scoring.alpha * math.log2(width / kv_width))
 
 
 def worth(depth: int, shared: bool, scoring: MeasuredScoring) -> float:
-    """Layers that `depth` uses are worth: L, of one layer's weights L^sharing."""
+    """Effective number of layers of a block of depth L: L, or L^sharing if its layers share weights."""
     return depth**scoring.sharing if shared else float(depth)
 
 
@@ -92,19 +88,19 @@ def effectiveness(weights: float, layers: float, scoring: MeasuredScoring) -> fl
 
 
 def law_score(weights: float, layers: float, scoring: MeasuredScoring) -> float:
-    """Effective weights times effectiveness. For fixed `layers` it rises with `weights`: the aspect ratio at which it
-    would begin to fall, a* + alpha / kappa, is e^17 times the best one."""
+    """Effective weights times effectiveness. For fixed `layers` it rises with `weights`: it would fall only beyond
+    a* + alpha / kappa, an aspect ratio e^17 times the best one."""
     return weights * effectiveness(weights, layers, scoring)
 
 
 def law_scores(weights: np.ndarray, layers: np.ndarray, scoring: MeasuredScoring) -> np.ndarray:
-    """`law_score` of many."""
+    """`law_score`, vectorised."""
     aspect = 0.5 * np.log(weights / (LAYER_WEIGHTS * layers)) - np.log(layers)
     return weights * np.exp(-scoring.kappa / scoring.alpha * (aspect - scoring.aspect) ** 2)
 
 
 def least_weights(score: float, layers: int, scoring: MeasuredScoring) -> float:
-    """The effective weights with which a decoder of so many layers has this score: the inverse of `law_score`.
+    """The effective weights at which a decoder of `layers` layers has this score: the inverse of `law_score`.
 
     ln score = x - k (x / 2 - b)^2 with x = ln weights is a quadratic; the root on its rising side.
     """
@@ -117,15 +113,15 @@ def least_weights(score: float, layers: int, scoring: MeasuredScoring) -> float:
 
 
 def even(weights: float, layers: float, units: Iterable[float]) -> bool:
-    """Whether each layer, of these effective weights, is near the mean layer: EVEN of it at least, 1 / EVEN at most.
+    """Whether the effective weights of each layer are within EVEN and 1 / EVEN of the mean.
 
-    The law was fitted on decoders of equal layers. Without this the optimum fills up its number of layers with layers
-    of hardly any weights, of which the law knows nothing.
+    The law was fitted on decoders of equal layers. Without this rule the optimum pads its depth with layers of hardly
+    any weights, which the law does not cover.
     """
     mean = weights / layers
     return all(within(EVEN * mean, unit) and within(EVEN * unit, mean) for unit in units)
 
 
 def loss_ratio(score: float, other: float, scoring: MeasuredScoring) -> float:
-    """Predicted loss of a decoder of `score` over that of one of `other`."""
+    """Predicted loss of a decoder of `score` relative to one of `other`."""
     return (score / other) ** -scoring.alpha

@@ -1,9 +1,8 @@
-"""The decoders of most weights below a bound: halves that may be in them, joined.
+"""Enumerates the decoders of most weights below a bound, meet in the middle: first and second halves are joined.
 
-At prices (`prices`) a decoder is worth at least its weights. So an option, or a part of a decoder, whose best
-completion is worth too little is in no decoder of the weights sought. Halves of decoders that are left are joined: to
-each first half those second halves with which the weights lie in the range that is sought. All that lies there is
-looked at, so finding none proves that there is none.
+At prices (`prices`) a decoder's value is at least its weights. So an option or a partial decoder is pruned if the value
+of its best completion is below the range of weights. Each remaining first half is joined with the second halves that
+bring the weights into the range. The enumeration is complete, so an empty result is a proof.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,10 +15,10 @@ from merino_edge.design.prices import Options, joined
 from merino_edge.design.program import Program
 from merino_edge.prediction.limits import most_within
 
-HALVES = 400_000  # first or second halves that are listed at a time
-MATCHES = 2_000_000  # decoders that are looked at at a time
+HALVES = 400_000  # first or second halves at a time
+MATCHES = 2_000_000  # decoders at a time
 CHUNK = 100_000
-NARROWER = 0.2  # the range of weights, where there are more
+NARROWER = 0.2  # factor on the range of weights where it has more
 NARROWEST = 1e-9  # relative
 
 
@@ -27,8 +26,8 @@ class Halves(NamedTuple):
     """First or second halves of decoders. H halves of B blocks.
 
     Attributes:
-        chosen: places of their options. [B, H]
-        layers, weights, value: summed. [H]
+        chosen: indices of their options. [B, H]
+        layers, weights, value: sums over the blocks. [H]
     """
 
     chosen: np.ndarray
@@ -41,8 +40,8 @@ class Halves(NamedTuple):
 
 
 class Looked(NamedTuple):
-    """The best decoder of more than `least` weights, in millions; None where there is none. `work`: halves and decoders
-    that were looked at."""
+    """The best decoder of more than `least` million weights; None where there is none. `work`: number of halves and
+    decoders enumerated."""
 
     choice: list[int] | None
     least: float
@@ -50,7 +49,7 @@ class Looked(NamedTuple):
 
 
 def look(program: Program, options: Options, layers: int, prices: np.ndarray, most: float, least: float) -> Looked:
-    """Looks at the decoders of at most `most` weights and at least `least`, or more than that where they are too many.
+    """Enumerate the decoders of `least` to `most` weights; `least` is raised where there are too many.
 
     `options`: of one level of activations.
     """
@@ -78,60 +77,60 @@ def halves(
     program: Program, options: Options, values: list[np.ndarray], tables: list[np.ndarray], roles: Sequence[int],
     layers: int, needed: float, cap: int | None,
 ) -> Halves | None:
-    """Those of these roles whose best completion is worth `needed`; None where there are more than `cap`."""
-    found = Halves(np.zeros((0, 1), int), np.zeros(1, int), np.zeros(1), np.zeros(1))
+    """Halves for these roles whose best completion has at least the value `needed`; None for more than `cap`."""
+    partial = Halves(np.zeros((0, 1), int), np.zeros(1, int), np.zeros(1), np.zeros(1))
     others = [table for role, table in enumerate(tables) if role not in roles]
     for role in roles:
         left = [tables[each] for each in roles if each > role] + others
         rest = joined(left)[:, 0] if left else np.zeros(1)
         alike = role > roles[0] and role > 1 and not (options.ends[role] - options.ends[role - 1]).any()
         parts, count = [], 0
-        for which, place in extensions(options, found, values[role], rest, layers, needed):
-            if len(found.chosen):
-                keep = canonical(program, options, found.chosen[-1][which], place, alike)
+        for which, place in extensions(options, partial, values[role], rest, layers, needed):
+            if len(partial.chosen):
+                keep = canonical(program, options, partial.chosen[-1][which], place, alike)
                 which, place = which[keep], place[keep]
             count += len(which)
             if cap is not None and count > cap:
                 return None
             parts.append(Halves(
-                np.concatenate([found.chosen[:, which], place[None]]), found.layers[which] + options.layers[place],
-                found.weights[which] + options.weights[place], found.value[which] + values[role][place],
+                np.concatenate([partial.chosen[:, which], place[None]]), partial.layers[which] + options.layers[place],
+                partial.weights[which] + options.weights[place], partial.value[which] + values[role][place],
             ))
         if not parts:
-            return found.some(np.zeros(0, int))._replace(chosen=np.zeros((len(roles), 0), int))
-        found = Halves(*(np.concatenate(each, axis=-1) for each in zip(*parts, strict=True)))
-    return found
+            return partial.some(np.zeros(0, int))._replace(chosen=np.zeros((len(roles), 0), int))
+        partial = Halves(*(np.concatenate(each, axis=-1) for each in zip(*parts, strict=True)))
+    return partial
 
 
 def extensions(
-    options: Options, found: Halves, value: np.ndarray, rest: np.ndarray, layers: int, needed: float
+    options: Options, partial: Halves, value: np.ndarray, rest: np.ndarray, layers: int, needed: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(parts, options) that together may be completed, by the layers of both."""
+    """(partial decoders, options) whose best completion has at least the value `needed`, grouped by layers."""
     order = np.lexsort((value, options.layers))
     edges = np.searchsorted(options.layers[order], np.arange(int(options.layers[-1]) + 2))
-    for before in np.unique(found.layers).tolist():
-        parts = np.flatnonzero(found.layers == before)
+    for before in np.unique(partial.layers).tolist():
+        parts = np.flatnonzero(partial.layers == before)
         for own, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
             left = layers - before - own
             if start == end or not 0 <= left < len(rest) or rest[left] == -np.inf:
                 continue
             members = order[start:end]
-            low = np.searchsorted(value[members], needed - rest[left] - found.value[parts])
+            low = np.searchsorted(value[members], needed - rest[left] - partial.value[parts])
             which, place = expanded(low, np.full(len(parts), end - start))
             if len(which):
                 yield parts[which], members[place]
 
 
 def expanded(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's number once for each number from its low to its high, and these numbers."""
+    """The pairs (row, n) with low[row] <= n < high[row], as two arrays."""
     count = np.maximum(high - low, 0)
     row = np.repeat(np.arange(len(count)), count)
     return row, np.arange(len(row)) + np.repeat(low - (np.cumsum(count) - count), count)
 
 
 def canonical(program: Program, options: Options, before: np.ndarray, after: np.ndarray, alike: bool) -> np.ndarray:
-    """Of decoders that are the same one way: equal layers in two blocks are cut in nearly equal parts, where the space
-    has every depth; blocks of roles that are `alike` stand in order."""
+    """Symmetry breaking: equal layers of two blocks are split in nearly equal parts, where the space has every depth;
+    blocks of `alike` roles stand in the order of their options."""
     first, second = options.index[before], options.index[after]
     same = (program.shape[first] == program.shape[second]) & ~program.shared[first] & ~program.shared[second]
     more = program.layers[first] - program.layers[second]
@@ -142,30 +141,30 @@ def canonical(program: Program, options: Options, before: np.ndarray, after: np.
 def matches(
     first: Halves, second: Halves, layers: int, most: float, least: float, needed: float, cap: int | None
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Halves that together have the layers, and weights in the range; None where there are more than `cap`."""
-    found, count = [], 0
+    """Pairs of halves with `layers` layers in all, and weights in the range; None for more than `cap`."""
+    pairs, count = [], 0
     for own in np.unique(first.layers).tolist():
-        mine, theirs = np.flatnonzero(first.layers == own), np.flatnonzero(second.layers == layers - own)
-        theirs = theirs[np.argsort(second.weights[theirs], kind="stable")]
-        low = np.searchsorted(second.weights[theirs], least - first.weights[mine], side="left")
-        high = np.searchsorted(second.weights[theirs], most * (1 + NARROWEST) - first.weights[mine], side="right")
+        left, right = np.flatnonzero(first.layers == own), np.flatnonzero(second.layers == layers - own)
+        right = right[np.argsort(second.weights[right], kind="stable")]
+        low = np.searchsorted(second.weights[right], least - first.weights[left], side="left")
+        high = np.searchsorted(second.weights[right], most * (1 + NARROWEST) - first.weights[left], side="right")
         count += int(np.maximum(high - low, 0).sum())
         if cap is not None and count > cap:
             return None
         row, place = expanded(low, high)
-        one, other = mine[row], theirs[place]
+        one, other = left[row], right[place]
         worth = first.value[one] + second.value[other] >= needed
-        found.append((one[worth], other[worth]))
-    if not found:
+        pairs.append((one[worth], other[worth]))
+    if not pairs:
         return np.zeros(0, int), np.zeros(0, int)
-    one, other = (np.concatenate(each) for each in zip(*found, strict=True))
+    one, other = (np.concatenate(each) for each in zip(*pairs, strict=True))
     return one, other
 
 
 def best_fitting(
     program: Program, options: Options, layers: int, first: Halves, second: Halves, pairs: tuple[np.ndarray, np.ndarray]
 ) -> list[int] | None:
-    """The decoder of most weights that keeps all limits, and whose layers are near equal."""
+    """The decoder of most weights that meets all limits and whose layers are nearly equal."""
     weights = first.weights[pairs[0]] + second.weights[pairs[1]]
     order = np.argsort(-weights, kind="stable")
     for part in np.split(order, range(CHUNK, len(order), CHUNK)):

@@ -1,7 +1,4 @@
-"""The front of the measured score against one budget of a board: a proved optimum at each of a series of limits.
-
-Left to others: the solver (`designer`), the picture (`report.front`).
-"""
+"""Pareto front of the measured score against one budget of a board: a proved optimum at each of a series of limits."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -39,11 +36,11 @@ from merino_runtime.errors import MerinoError
 SCHEMA = 3
 MARKED = ("opt-125m", "opt-350m", "gpt2", "pythia-70m", "pythia-160m")
 FEWEST, MOST = 2, 100  # points
-COUNTED = 1.03  # a search counts each block with the dearest change of width, up to so much above the prediction
+COUNTED = 1.03  # largest overestimate of a search, which charges each block the dearest change of width
 
 
 class Mark(Strict):
-    """An existing model beside the front, by the same score and the same predictions."""
+    """An existing model in the picture of the front, by the same score and predictions."""
 
     id: str
     name: str
@@ -87,14 +84,13 @@ def front(
     confidence: float = DEFAULT_CONFIDENCE,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Front:
-    """The optimum at `points` limits on the budget `against`, log-spaced from what the smallest decoder takes to where
-    a higher limit gives no better one.
+    """The optimum at `points` limits on the budget `against`, log-spaced from the smallest decoder's value to the limit
+    above which the optimum does not improve.
 
-    `limits` hold at every point, and the board's own limit on memory where none is given; where memory is the axis it
-    ends at all that the board has free. Of a latency with an interval the upper bound at `confidence` keeps the limit.
-    `precision`: by default the one that the profile's backend prefers. `kv`: the format of the cache, by default that
-    of the activations.
-    `progress` is told each limit before it is solved.
+    `limits` apply at every point, and by default the board's own limit on memory; a memory axis ends at the board's
+    free memory. The upper bound of a latency's prediction interval at `confidence` must meet the limit. `precision`: by
+    default the backend's preferred one. `kv`: the format of the cache, by default that of the activations. `progress`
+    gets each limit before it is solved.
     """
     precision = precision or formats_of(profile)[0]
     check_request(profile, precision, context, prompt, space.vocab, kv)
@@ -102,7 +98,7 @@ def front(
         raise MerinoError(f"--points {points} is not allowed: choose {FEWEST} to {MOST}")
     axis = BUDGETS_BY_NAME[against]
     if against in limits:
-        raise MerinoError(f"{axis.option} is what the front runs over: leave it out, or choose another --against")
+        raise MerinoError(f"{axis.option} is the axis of the front: leave it out, or choose another --against")
     if axis.default is None:
         raise MerinoError(f"{axis.option} is no axis of a front: profiles have no limit of their own on it")
     fixed = always(requested(limits), profile, axis)
@@ -119,10 +115,10 @@ def front(
     ))  # fmt: skip
     ceiling = axis.most(profile) if axis.most else None
     top = solve(fixed if ceiling is None else {**fixed, against: ceiling})
-    found = []
+    designs = []
     for limit in log_spaced(least, COUNTED * amount(axis, top.predicted), points, ceiling):
         progress(limit)
-        found.append(solve({**fixed, against: limit}))
+        designs.append(solve({**fixed, against: limit}))
     return Front(
         device=profile.id,
         device_name=profile.name,
@@ -135,13 +131,13 @@ def front(
         vocab=space.vocab,
         budget=fixed,
         default_limit=axis.default(profile),
-        points=tuple(found),
+        points=tuple(designs),
         models=marks(model, space.blocks),
     )
 
 
 def always(limits: Mapping[str, float], profile: DeviceProfile, axis: Budget) -> dict[str, float]:
-    """The limits at every point: the user's, and the board's own on what it physically has (memory)."""
+    """The limits at every point: the user's, and by default the board's own limit on memory."""
     own = {
         budget.name: budget.default(profile)
         for budget in board_defaults() if budget.default and budget.most and budget != axis
@@ -152,18 +148,18 @@ def always(limits: Mapping[str, float], profile: DeviceProfile, axis: Budget) ->
 
 
 def smallest_limit(name: str, variants: Sequence[Variant]) -> float:
-    """The smallest limit on a budget within which a search finds a decoder."""
-    found = []
+    """The smallest limit on a budget at which a decoder fits."""
+    smallest = []
     for variant in in_regimes(variants, {name: 1.0}):
         program = encoded(variant, {name: 1.0}, DEFAULT)
         amounts = encode.least(program)
         if not leaves_residency(program.constraints, amounts):
-            found.append(needs(program.constraints, amounts)[name])
-    return min(found)
+            smallest.append(needs(program.constraints, amounts)[name])
+    return min(smallest)
 
 
 def log_spaced(least: float, most: float, points: int, ceiling: float | None) -> list[float]:
-    """Rising limits of four digits, rounded up so that the decoder they stand for fits, and at most `ceiling`."""
+    """Rising limits of four digits, at most `ceiling`; rounded up, so that the first decoder fits."""
     up = Context(prec=4, rounding=ROUND_CEILING)
     limits = [float(up.create_decimal(float(value))) for value in np.geomspace(least, max(least, most), points)]
     return sorted({limit if ceiling is None else min(limit, ceiling) for limit in limits})
@@ -171,11 +167,11 @@ def log_spaced(least: float, most: float, points: int, ceiling: float | None) ->
 
 def marks(model: CostModel, blocks: int) -> tuple[Mark, ...]:
     """The models of MARKED whose context is long enough."""
-    found = []
+    models = []
     for each in map(zoo.model, MARKED):
         if each.geometry.context >= model.shape.context:
             predicted = model.predict(each.geometry.operators)
             entropy = existing_score(each.geometry, blocks, DEFAULT)
             assert entropy is not None, f"{each.id} has no score"
-            found.append(Mark(id=each.id, name=each.name, entropy=entropy, predicted=predicted))
-    return tuple(found)
+            models.append(Mark(id=each.id, name=each.name, entropy=entropy, predicted=predicted))
+    return tuple(models)

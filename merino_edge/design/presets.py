@@ -1,8 +1,7 @@
-"""The paper's three FLOPs budgets as named presets, and the table of what our search finds for them.
+"""The paper's three FLOPs budgets as presets, and a table of the optimal designs within them.
 
-`python -m merino_edge.design.presets` prints the table of docs/search.md; a test holds the two equal. FLOPs alone bind,
-so the result is the same on any board; a board is needed for predictions only. As many KV heads as query heads:
-grouped heads are not known of the paper.
+`python -m merino_edge.design.presets` prints the table of docs/search.md; a test holds the two equal. Only FLOPs are
+limited, so the result is the same on any board. The space has multi-head attention only, as far as known of the paper.
 """
 
 from typing import NamedTuple
@@ -20,7 +19,7 @@ CONTEXT = 1024
 
 
 class Preset(NamedTuple):
-    """`flops_g`: at 1024 tokens, without the LM head (recalled). `paper`: what is known of the paper's model."""
+    """`flops_g`: at 1024 tokens, without the LM head (recalled). `paper`: the paper's model, as far as known."""
 
     flops_g: float
     paper: str
@@ -46,13 +45,13 @@ def table() -> str:
     for name, preset in PRESETS.items():
         space, shape = Space(kv_heads=FULL), InferenceShape("fp32", CONTEXT, CONTEXT // 2)
         program = encode(space, preset.limits, cost_model(load_profile("raspberry-pi-4"), shape), MERINO)
-        found = exact.improve(program).solution
-        assert found is not None
-        arch = architecture(space, program, found.choice, CONTEXT)
+        optimum = exact.improve(program).solution
+        assert optimum is not None
+        arch = architecture(space, program, optimum.choice, CONTEXT)
         count, table_size = params(arch.operators), arch.vocab * arch.blocks[0].width
         lines.append(
             f"| `{name}` | {preset.flops_g:g} (recalled) | {arch.shape()} | {count / 1e6:.1f} M"
-            f" | {(count - table_size) / 1e6:.1f} M | {flops(arch.operators) / 1e9:.2f} | {found.score:,.0f}"
+            f" | {(count - table_size) / 1e6:.1f} M | {flops(arch.operators) / 1e9:.2f} | {optimum.score:,.0f}"
             f" | {preset.paper} |"
         )
     return "\n".join(lines)

@@ -1,10 +1,10 @@
-"""Bounds on the effective weights of decoders of D layers, by prices on the limits (a Lagrangian relaxation).
+"""Upper bounds on the effective weights of decoders of D layers by Lagrangian relaxation: prices on the limits.
 
     weights <= sum_i (w_i - prices use_i) + prices (1 - ends - peak)      for any prices >= 0 and each decoder that fits
 
-The right side's maximum over all decoders of D layers is exact and cheap: of the options of each number of layers the
-best one counts, and a dynamic programme over the blocks picks the numbers. A decoder's worst activations are one of a
-few levels, and at each level the options above it are left out. Left to others: which D, and decoders themselves.
+The maximum of the right side over all decoders of D layers is exact and cheap: for each number of layers only the best
+option matters, and dynamic programming over the blocks distributes the layers. A decoder's worst activations have one
+of a few levels; at each level the options above it are left out.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from scipy.optimize import linprog
 
 from merino_edge.design.program import Program
 
-UNIT = 1e6  # effective weights are counted in millions, so that HiGHS's tolerances fit
-ROUNDS = 40  # of better prices, for one number of layers
-CLOSE = 0.05  # of a bound's distance from what is sought: by so much it may be too high
+UNIT = 1e6  # effective weights are in millions, to suit HiGHS's tolerances
+ROUNDS = 40  # of cutting planes, for one number of layers
+CLOSE = 0.05  # of a bound's distance from the weights to exceed: allowed slack of a bound
 OPTIMAL = 0  # scipy's status
 
 
@@ -29,11 +29,11 @@ class Options:
 
     Attributes:
         index: in the program. [O]
-        layers, level, width: of each; its width by index. [O]
+        layers, level, width: number of layers, level of activations, index of the width. [O]
         unit, weights: of one layer, and of all; in millions. [O]
         use: share of each limit, the same for each role. [R, O]
-        ends: what embedding and head take on top, in each role: the first block, those between, the last one. [roles]
-        reserve: what each level of activations takes. [R, K]
+        ends: share of embedding and head in each role: the first block, the blocks between, the last block. [roles]
+        reserve: share of each level of activations. [R, K]
         first: index of the first block's width; None: any.
     """
 
@@ -50,11 +50,11 @@ class Options:
 
     @staticmethod
     def of(program: Program) -> "Options":
-        """All of them."""
+        """All options of a program."""
         _, representative, level = np.unique(program.peak.sum(axis=0), return_index=True, return_inverse=True)
         reserve = program.peak[:, representative]
         assert (np.diff(reserve, axis=1) >= 0).all(), "one amount is the peak of each limit that has one"
-        # ends[r, first, last] = first's part + last's part, which `encode` sees to
+        # `encode` makes ends[r, first, last] a sum of the first block's part and the last block's part
         first = program.ends[:, :, 0][:, program.width]
         last = (program.ends[:, 0, :] - program.ends[:, :1, 0])[:, program.width]
         between = [np.zeros_like(first)] * (program.blocks - 2)
@@ -66,7 +66,7 @@ class Options:
         ).some(order)  # fmt: skip
 
     def some(self, which: np.ndarray) -> "Options":
-        """Of these places, or where this mask is true."""
+        """The options at these indices, or of this mask."""
         return replace(
             self, index=self.index[which], layers=self.layers[which], level=self.level[which], width=self.width[which],
             unit=self.unit[which], weights=self.weights[which], use=self.use[:, which],
@@ -74,32 +74,32 @@ class Options:
         )  # fmt: skip
 
     def at_level(self, level: int) -> "Options":
-        """With this level of activations reserved, and no other."""
+        """The options with only this level of activations reserved."""
         return replace(self, level=np.zeros_like(self.level), reserve=self.reserve[:, level : level + 1])
 
     @cached_property
     def groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where options of equal layers and level begin, and which layers and level these are."""
+        """Runs of options of equal layers and level: their first indices, layers and levels."""
         starts = np.flatnonzero(np.diff(self.layers, prepend=-1) | np.diff(self.level, prepend=-1))
         return starts, self.layers[starts], self.level[starts]
 
     def values(self, prices: np.ndarray) -> list[np.ndarray]:
-        """What each is worth in each role at these prices. [roles][O]"""
+        """Value of each option in each role at these prices: weights minus the cost of its shares. [roles][O]"""
         value = self.weights - prices @ self.use
-        found = [value - prices @ ends for ends in self.ends]
+        values = [value - prices @ ends for ends in self.ends]
         if self.first is not None:
-            found[0] = np.where(self.width == self.first, found[0], -np.inf)
-        return found
+            values[0] = np.where(self.width == self.first, values[0], -np.inf)
+        return values
 
     def tables(self, values: list[np.ndarray]) -> list[np.ndarray]:
         """The best value of an option of each number of layers and of at most each level. [roles][L + 1, K]"""
         starts, layers, level = self.groups
-        found = []
+        tables = []
         for value in values:
             table = np.full((int(self.layers[-1]) + 1, self.reserve.shape[1]), -np.inf)
             table[layers, level] = np.maximum.reduceat(value, starts)
-            found.append(np.maximum.accumulate(table, axis=1))
-        return found
+            tables.append(np.maximum.accumulate(table, axis=1))
+        return tables
 
 
 class Bound(NamedTuple):
@@ -114,24 +114,24 @@ class Bound(NamedTuple):
 
 
 def sums(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The best sums of one row of each table, by the sum of their numbers."""
-    found = np.full((len(first) + len(second) - 1, first.shape[1]), -np.inf)
+    """Max-plus convolution: the best sum of one row of each table, by the sum of the rows' numbers."""
+    best = np.full((len(first) + len(second) - 1, first.shape[1]), -np.inf)
     for number in np.flatnonzero(first.max(axis=1) > -np.inf).tolist():
-        part = found[number : number + len(second)]
+        part = best[number : number + len(second)]
         np.maximum(part, first[number] + second, out=part)
-    return found
+    return best
 
 
 def joined(tables: Sequence[np.ndarray]) -> np.ndarray:
     """The best sums over all roles. [layers + 1, K]"""
-    found = tables[0]
+    best = tables[0]
     for table in tables[1:]:
-        found = sums(found, table)
-    return found
+        best = sums(best, table)
+    return best
 
 
 def bound_at(options: Options, layers: int, prices: np.ndarray) -> Bound:
-    """By these prices."""
+    """The bound at these prices."""
     if not len(options.index):
         return Bound(prices, np.full(options.reserve.shape[1], -np.inf))
     tables = options.tables(options.values(prices))
@@ -141,7 +141,7 @@ def bound_at(options: Options, layers: int, prices: np.ndarray) -> Bound:
 
 
 def best_of_layers(first: np.ndarray, second: np.ndarray | None, layers: int) -> np.ndarray:
-    """The best sum of so many layers. [K]"""
+    """The best sum for `layers` layers in all. [K]"""
     if second is None:
         return first[layers] if layers < len(first) else np.full(first.shape[1], -np.inf)
     low, high = max(0, layers - len(second) + 1), min(layers, len(first) - 1)
@@ -151,7 +151,7 @@ def best_of_layers(first: np.ndarray, second: np.ndarray | None, layers: int) ->
 
 
 def decoder_at(options: Options, layers: int, prices: np.ndarray, level: int) -> np.ndarray:
-    """The places of the options of the decoder that makes the bound. [roles]"""
+    """Indices of the options of the decoder that attains the bound. [roles]"""
     values = options.values(prices)
     tables = [table[:, level : level + 1] for table in options.tables(values)]
     allowed, chosen, left = options.level <= level, [], layers
@@ -168,21 +168,21 @@ def decoder_at(options: Options, layers: int, prices: np.ndarray, level: int) ->
 
 
 def best_bound(options: Options, layers: int, prices: np.ndarray, least: float) -> Bound:
-    """The lowest bound that prices give, from these prices on; one below `least` is low enough.
+    """The lowest bound over all prices, beginning at `prices`; stops at a bound below `least`.
 
-    Kelley's cutting planes: each decoder that makes a bound says what the bound is at least at any prices, and a linear
-    program finds the prices where all that are known say least.
+    Kelley's cutting planes: each decoder that attains a bound is a lower bound at any prices, linear in them, and a
+    linear program minimises the maximum of the known ones.
     """
     best = bound_at(options, layers, prices)
     if not np.isfinite(best.weights):
         return best
-    found, cuts, spare = best, [], []  # a decoder's weights, and what it leaves of each limit
+    latest, cuts, spare = best, [], []  # a decoder's weights, and the rest of each limit
     highest = 4 * best.weights
     for _ in range(ROUNDS):
         if best.weights < least:
             break
-        level = int(found.levels.argmax())
-        chosen = decoder_at(options, layers, found.prices, level)
+        level = int(latest.levels.argmax())
+        chosen = decoder_at(options, layers, latest.prices, level)
         ends = sum(options.ends[role][:, place] for role, place in enumerate(chosen.tolist()))
         cuts.append(float(options.weights[chosen].sum()))
         spare.append(1 - options.use[:, chosen].sum(axis=1) - ends - options.reserve[:, level])
@@ -191,7 +191,7 @@ def best_bound(options: Options, layers: int, prices: np.ndarray, least: float) 
         answer = linprog(np.append(np.zeros(len(prices)), 1.0), A_ub=rows, b_ub=-np.array(cuts), bounds=limits)
         if answer.status != OPTIMAL or best.weights - answer.fun <= CLOSE * (best.weights - least):
             break
-        found = bound_at(options, layers, np.maximum(answer.x[:-1], 0.0))
-        if found.weights < best.weights:
-            best = found
+        latest = bound_at(options, layers, np.maximum(answer.x[:-1], 0.0))
+        if latest.weights < best.weights:
+            best = latest
     return best

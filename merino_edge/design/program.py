@@ -1,8 +1,8 @@
-"""The encoding of a space under constraints that both solvers share.
+"""A space under constraints as arrays, for both solvers.
 
 A decoder is one option per block. Score and constraints are sums over the blocks, plus terms between neighbours (the
-projection where the width changes) and between the two ends (embedding, projection back, head). Peak activation memory
-is the one maximum. So a `Program` is a handful of arrays, and a solver knows nothing of models.
+projection where the width changes) and between the two ends (embedding, projection back, head). Only peak activation
+memory is a maximum.
 """
 
 from collections.abc import Sequence
@@ -18,30 +18,30 @@ from merino_edge.design.space import size
 from merino_edge.families.designed import Block
 from merino_edge.prediction.limits import within
 
-ROUNDING = 1e-9  # relative: a score this much above another is the same
+ROUNDING = 1e-9  # relative difference up to which scores count as equal
 
 
 @dataclass(frozen=True)
 class Program:
-    """What a solver sees. O options, R constraints, W widths. Amounts are shares of each constraint's room, so that the
-    limit is 1; before the constraints are known to be feasible (`encode.tabulate`) they are in the budgets' units.
+    """The solvers' input. O options, R constraints, W widths. Amounts are shares of each constraint's room, so that the
+    limit is 1; from `encode.tabulate` they are in the budgets' units.
 
     Attributes:
         options: one block each. [O]
         width: index of each option's width. [O]
         score: [O]
-        use: share that an option takes. [R, O]
-        step: share that a width change takes, from the row's width to the column's. [R, W, W]
-        ends: share that embedding and head take, by first and last width. [R, W, W]
+        use: share of an option. [R, O]
+        step: share of a width change, from the row's width to the column's. [R, W, W]
+        ends: share of embedding and head, by first and last width. [R, W, W]
         allowed: whether a decoder may begin with the row's width and end with the column's. [W, W]
-        peak: share that the worst block alone takes: activations, in a limit on memory. [R, O]
+        peak: share of an option's activations in a limit on memory; only the largest counts. [R, O]
         constraints: [R]
         blocks: options in one decoder.
         layers: of each option, repeated uses counted. [O]
         shared: whether an option's layers share their weights. [O]
         unit: score of one layer. [O]
-        law: where it is given, the score is the law's of the sums of `score` and `layers`, widths may shrink, and
-            `allowed` is asked of the first width and each other one.
+        law: if given, the score is the law's of the sums of `score` and `layers`, widths may shrink, and `allowed`
+            applies to the first width and each other one.
     """
 
     options: tuple[Block, ...]
@@ -61,7 +61,7 @@ class Program:
 
     @cached_property
     def shape(self) -> np.ndarray:
-        """A number for each width, FFN ratio and number of KV heads. [O]"""
+        """Each option's shape, numbered: width, FFN ratio and number of KV heads. [O]"""
         shapes: dict[tuple, int] = {}
         return np.array([
             shapes.setdefault((block.width, block.ffn_ratio, block.kv_heads), len(shapes)) for block in self.options
@@ -69,7 +69,7 @@ class Program:
 
     @cached_property
     def every_depth(self) -> bool:
-        """Whether a block may have each number of layers up to the most."""
+        """Whether a block may have each number of layers up to the largest."""
         return len(np.unique(self.layers)) == self.layers.max()
 
     @cached_property
@@ -90,7 +90,7 @@ class Program:
         return (law_score(amount, float(self.layers[picked].sum()), self.law) if self.law else amount), share
 
     def fits(self, choice: Sequence[int]) -> bool:
-        """Whether it keeps all constraints, as `Program` in shares knows them."""
+        """Whether the decoder meets all constraints of a program in shares."""
         return all(within(each, 1.0) for each in self.evaluate(choice)[1])
 
     def solution(self, choice: Sequence[int]) -> "Solution":
@@ -130,7 +130,7 @@ class Solution(NamedTuple):
 
 
 def smallest_choice(program: Program) -> tuple[int, ...]:
-    """The decoder that takes least of everything."""
+    """The decoder that is smallest in every constraint."""
     sizes = [size(block) for block in program.options]
     return (sizes.index(min(sizes)),) * program.blocks
 
@@ -148,15 +148,15 @@ def scaled(program: Program) -> Program:
 
 
 class SolverError(Exception):
-    """HiGHS neither found an optimum nor proved that there is none."""
+    """HiGHS neither solved the program nor proved it infeasible."""
 
 
 class Answer(NamedTuple):
-    """What a solver says of a program and a floor.
+    """A solver's result for a program and a floor.
 
     Attributes:
-        solution: the best decoder found that scores more than the floor; None where none was found.
-        bound: no decoder of the program scores more than this or the floor.
+        solution: the best known decoder that scores more than the floor; None where there is none.
+        bound: upper bound of the score, if above the floor.
     """
 
     solution: Solution | None

@@ -1,7 +1,6 @@
-"""Which models that exist already fit a board's budgets, at which weight format, beside what we would design for it.
+"""Published models that fit a board's budgets, each in its best weight format, and designs for the same budgets.
 
-Predictions assume our own exporter and runtime, for the same inference shape as the designs beside them. Left to
-others: the models themselves (`families.zoo`), tables for people (`cli`).
+All predictions assume this project's exporter and runtime, for the same inference shape.
 """
 
 import shlex
@@ -32,8 +31,8 @@ class Verdict:
     """One model in one weight format.
 
     Attributes:
-        over: predicted over allowed, for each broken budget.
-        refused: why the board's runtime refuses the format or does not have it; empty where it runs it.
+        over: predicted value over limit, for each budget that is exceeded.
+        refused: why the board's runtime does not run the format; empty where it does.
     """
 
     precision: str
@@ -47,17 +46,17 @@ class Verdict:
 
     @property
     def excess(self) -> tuple[bool, float]:
-        """Sort key: how far it is from fitting."""
+        """Sort key: distance from fitting."""
         return bool(self.refused), max(self.over.values(), default=1.0)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One existing model with a verdict per format, the backend's preferred one first."""
+    """A published model with a verdict per format, the backend's preferred one first."""
 
     model: Model
     entropy: float | None  # the search's score
-    long_enough: bool  # whether its context is what was asked for, or more
+    long_enough: bool  # whether its context reaches the requested one
     verdicts: tuple[Verdict, ...]
 
     @property
@@ -66,14 +65,14 @@ class Candidate:
 
     @property
     def chosen(self) -> Verdict:
-        """The first format that fits; where none does, the one that is nearest."""
+        """The first format that fits; where none does, the nearest to fitting."""
         fitting = [verdict for verdict in self.verdicts if verdict.fits]
         return fitting[0] if fitting else min(self.verdicts, key=lambda verdict: verdict.excess)
 
 
 @dataclass(frozen=True)
-class Ours:
-    """What we would design at one format; `reason` says why there is none."""
+class FormatDesign:
+    """The design in one weight format; `reason`: why there is none."""
 
     precision: str
     design: Design | None
@@ -88,13 +87,13 @@ class Recommendation:
     prompt: int
     budget: dict[str, float]
     candidates: tuple[Candidate, ...]  # the best first
-    ours: tuple[Ours, ...]
-    graph: str  # options of `export` that write a graph for the board, each with a blank before it
+    designs: tuple[FormatDesign, ...]
+    graph: str  # options of `export` for a graph that the board runs, each with a blank before it
     kv: str | None = None  # the cache's format; None: that of the activations
 
     @property
     def command(self) -> str | None:
-        """What exports the first model in its format; None where no model fits."""
+        """The command that exports the first model in its format; None where no model fits."""
         first = self.candidates[0]
         return export_command(first, self.context, self.graph, self.kv) if first.fits else None
 
@@ -112,11 +111,11 @@ class Recommendation:
             "models": [candidate_json(candidate) for candidate in self.candidates],
             "designs": [
                 {
-                    "precision": our.precision,
-                    "design": our.design.model_dump(mode="json", by_alias=True) if our.design else None,
-                    "reason": our.reason,
+                    "precision": each.precision,
+                    "design": each.design.model_dump(mode="json", by_alias=True) if each.design else None,
+                    "reason": each.reason,
                 }
-                for our in self.ours
+                for each in self.designs
             ],
         }
 
@@ -135,10 +134,10 @@ def recommend(
     """Every model of the zoo in every format of the profile's backend, judged by `limits`, and a design per format
     within the same limits.
 
-    A latency is judged by the upper bound of its interval at `confidence`. `named`: what the profile was read by, where
-    that is not its id. `kv`: the format of the cache, by default that of the activations.
+    A latency is judged by the upper bound of its prediction interval at `confidence`. `named`: how the user named the
+    profile, if not by its id. `kv`: the format of the cache, by default that of the activations.
 
-    Raises MerinoError for an inference shape or limits that cannot be.
+    Raises MerinoError for an impossible inference shape or limit.
     """
     formats = formats_of(profile)
     check_request(profile, formats[0], context, prompt, space.vocab, kv)
@@ -146,7 +145,7 @@ def recommend(
     require_predictable(limits, profile)
     costs = [cost_model(profile, InferenceShape(precision, context, prompt, kv), confidence) for precision in formats]
     candidates = [judge(model, costs, limits, space.blocks) for model in load_models()]
-    ours = [design_at(each, limits, space) for each in costs]
+    designs = [design_at(each, limits, space) for each in costs]
     return Recommendation(
         device=profile.id,
         backend=profile.backend,
@@ -154,14 +153,14 @@ def recommend(
         prompt=prompt,
         budget=limits,
         candidates=ranked(candidates),
-        ours=tuple(ours),
+        designs=tuple(designs),
         graph=graph_options(profile, named or profile.id),
         kv=kv,
     )
 
 
 def judge(model: Model, costs: Sequence[CostModel], limits: Mapping[str, float], blocks: int) -> Candidate:
-    """costs: of one inference in each format."""
+    """costs: one cost model per format."""
     verdicts = []
     for each in costs:
         predicted, precision = each.predict(model.geometry.operators), each.shape.precision
@@ -171,32 +170,32 @@ def judge(model: Model, costs: Sequence[CostModel], limits: Mapping[str, float],
     return Candidate(model, existing_score(model.geometry, blocks, DEFAULT), long_enough, tuple(verdicts))
 
 
-def design_at(costs: CostModel, limits: Mapping[str, float], space: Space) -> Ours:
+def design_at(costs: CostModel, limits: Mapping[str, float], space: Space) -> FormatDesign:
     shape, profile = costs.shape, costs.profile
     precision = shape.precision
     refused = refused_words(profile, precision)
     if refused:
-        return Ours(precision, None, refused)
+        return FormatDesign(precision, None, refused)
     try:
-        found = design(
+        optimum = design(
             profile, limits, space=space, context=shape.context, prompt=shape.prompt, precision=precision,
             kv=shape.kv, confidence=costs.confidence,
         )  # fmt: skip
     except MerinoError as error:
-        return Ours(precision, None, str(error))
-    return Ours(precision, found)
+        return FormatDesign(precision, None, str(error))
+    return FormatDesign(precision, optimum)
 
 
 def graph_options(profile: DeviceProfile, named: str) -> str:
-    """What `export` must be told, where another graph than its default one is for the board."""
+    """Options of `export` where the board needs another graph than the default one."""
     if profile.backend == "tensorrt":
         return " --dialect portable"
     return "" if graph_dialect(profile) == "fused" else f" --for {shlex.quote(named)}"
 
 
 def export_command(candidate: Candidate, context: int, graph: str, kv: str | None = None) -> str:
-    """The line for a shell. Heads that fused attention refuses take the other dialect, which has no int4, and no cache
-    but floats."""
+    """The shell command. Heads that fused attention refuses need the portable dialect, which has no int4 and only a
+    float cache."""
     name, precision = candidate.model.id, candidate.chosen.precision
     portable = any(size % FUSED_HEAD_MULTIPLE for _, size in candidate.model.geometry.kv_layers)
     if portable:
@@ -209,7 +208,8 @@ def export_command(candidate: Candidate, context: int, graph: str, kv: str | Non
 
 
 def ranked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """What fits, by published score, then without one by size; then what does not, the nearest to fitting first."""
+    """Models that fit by published score, then those without a score by size, then the others by distance from
+    fitting."""
 
     def rank(candidate: Candidate) -> tuple[Any, ...]:
         score = candidate.model.ranking_score()

@@ -2,8 +2,8 @@
 
 `measured` is the default. `merino`, `merino-literal` and `merino-off` are the paper's, in three readings of its gamma.
 Known (MeRino, arXiv 2403.07921): entropy is weighted between attention and FFN and multiplied by an effectiveness that
-depends on depth over width. Recalled, not confirmed: the formula of a layer, the weights 0.6 and 0.4, beta 1/16. Ours:
-eps 1, the reading `inverse` of the effectiveness, and the preference for unshared weights in a tie.
+depends on depth over width. Recalled, not confirmed: the formula of a layer, the weights 0.6 and 0.4, beta 1/16. This
+project's choices: eps 1, the reading `inverse` of the effectiveness, and the preference for unshared weights in a tie.
 """
 
 from collections.abc import Iterable
@@ -21,17 +21,17 @@ Weight = Annotated[float, Field(ge=0, le=1000)]
 
 
 class MerinoScoring(BaseModel):
-    """Parameters of the paper's score; they stand in design.json.
+    """Parameters of the paper's score, as stored in design.json.
 
     Attributes:
         name: of the parameter set.
         gamma: how depth over width lowers a block's score. `literal` is beta * L / E, under 0.01 at these sizes;
-            `inverse` is L / (beta * E) (ours); `off` is 0.
+            `inverse` is L / (beta * E) (own choice); `off` is 0.
         attention_weight, ffn_weight: a1 and a2 (recalled). Not both 0.
-        eps: noise scale in `log(1 + s^2 / eps^2)` (ours).
+        eps: noise scale in `log(1 + s^2 / eps^2)` (own choice).
         beta: 1/16 (known).
         shared_discount: relative loss of score for each repeated use of shared weights. Entropy counts each use in full
-            (recalled), so this decides ties only: weights are shared where a limit asks for it (ours).
+            (recalled), so this decides ties only: weights are shared where a limit requires it (own choice).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,7 +70,7 @@ def score_named(name: str) -> Scoring:
 
 
 def block_amount(block: Block, head_size: int, scoring: Scoring) -> float:
-    """What a block adds: to the score of the paper's, to the effective weights of the measured law."""
+    """A block's summand: of the paper's score, or of the measured law's effective weights."""
     if isinstance(scoring, MeasuredScoring):
         return worth(block.depth, block.shared, scoring) * layer_amount(block, head_size, scoring)
     return block_score(
@@ -79,7 +79,7 @@ def block_amount(block: Block, head_size: int, scoring: Scoring) -> float:
 
 
 def layer_amount(block: Block, head_size: int, scoring: Scoring) -> float:
-    """What one layer of a block adds by itself."""
+    """The summand of one layer of a block, without sharing."""
     if isinstance(scoring, MeasuredScoring):
         return layer_weights(block.width, block.ffn_width, block.kv_width(head_size), scoring)
     return block_score(block.width, block.ffn_width, 1, False, scoring, kv_width=block.kv_width(head_size))
@@ -95,7 +95,7 @@ def total_score(blocks: Iterable[Block], head_size: int, scoring: Scoring) -> fl
 
 
 def effectiveness_loss(width: int, depth: int, scoring: MerinoScoring) -> float:
-    """gamma in [0, 1]: the share of a block's entropy that its depth makes hard to train."""
+    """gamma in [0, 1]: the share of a block's entropy that is lost since depth makes it hard to train."""
     if scoring.gamma == "off":
         return 0.0
     if scoring.gamma == "literal":
@@ -108,8 +108,8 @@ def block_score(
 ) -> float:
     """(1 - gamma) L (a1 H_attention + a2 H_FFN), in weighted nats.
 
-    `kv_width`: channels of keys and of values; None: as many as the block has. With fewer, their two matrices have
-    fewer columns, and so less entropy (ours: docs/decisions/kv-heads.md).
+    `kv_width`: channels of keys and of values; None: the block's width. With fewer, their two matrices have fewer
+    columns and less entropy (own choice: docs/decisions/kv-heads.md).
     """
     keys_entropy = linear_entropy(width, width if kv_width is None else kv_width, scoring.eps)
     attention_entropy = 2 * linear_entropy(width, width, scoring.eps) + 2 * keys_entropy

@@ -1,5 +1,4 @@
-"""The space of decoders that a search chooses from: one option (width, FFN ratio, depth, shared, heads of
-keys) per block."""
+"""The search space of decoders: one option (width, FFN ratio, depth, sharing, KV heads) per block."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,17 +16,17 @@ GROUPED: tuple[int | None, ...] = (1, 2, 4, 8, 16, 32, None)
 class Space:
     """Widths in steps of 64, ratios in steps of 0.5, four blocks (recalled); at most twelve layers (recalled: ten).
 
-    Sharing is known. `blocks` is the exact number of blocks (ours): the effectiveness counts each block by itself, so a
-    search that may add blocks would always add as many as it can.
+    Sharing is known. Own choices: a fixed number of `blocks`, `growth`, `kv_heads`. The effectiveness is computed for
+    each block separately, so a search that may add blocks would always add as many as it can.
 
-    `growth` (ours): the last block is at most this many times as wide as the first. The embedding is as wide as the
-    first block and is the head too, so it caps the rank of the logits (the softmax bottleneck, Yang et al. 2018). The
-    score does not see that rank: without the cap a tight limit on latency gives an embedding of 64 channels.
-    `narrow_head_size`: head size where the result has a narrow block; None: `head_size` everywhere.
-    `kv_heads` (ours): KV heads that a block may have; None stands for as many as query heads. A
-    count that does not divide a block's heads is no option of it.
-    `padded`: a change of width pads or drops channels of the residual, which takes no weights, so widths may shrink
-    too, and `growth` bounds each width by the first. Else it is a learned projection, and widths never shrink.
+    `growth`: the last block is at most this many times as wide as the first. The embedding is as wide as the first
+    block and tied to the head, so it limits the rank of the logits (the softmax bottleneck, Yang et al. 2018). The
+    score ignores that rank: without this limit a tight latency budget gives an embedding of 64 channels.
+    `narrow_head_size`: head size if the result has a narrow block; None: `head_size` everywhere.
+    `kv_heads`: possible numbers of KV heads of a block, as far as they divide its query heads; None: as many as query
+    heads.
+    `padded`: a change of width pads or drops channels of the residual, without weights, so widths may shrink too, and
+    `growth` bounds each width by the first. Else it is a learned projection, and widths never shrink.
     """
 
     widths: tuple[int, ...] = tuple(range(64, 1025, 64))
@@ -42,11 +41,11 @@ class Space:
     padded: bool = False
 
     def options(self) -> tuple[Block, ...]:
-        """Every block of the space whose matrix rows can be cut into quantisation blocks."""
+        """Every block of the space whose rows can be cut into quantisation groups."""
         return every_block(replace(self, vocab=2))
 
     def kv_heads_of(self, width: int) -> list[int]:
-        """The numbers of KV heads that a block of this width may have, fewest first."""
+        """The possible numbers of KV heads of a block of this width, fewest first."""
         heads = width // self.head_size
         return sorted({heads if count is None else count for count in self.kv_heads if heads % (count or 1) == 0})
 
@@ -59,7 +58,7 @@ class Space:
         return embed(self.vocab, max(self.widths))
 
 
-@lru_cache(maxsize=8)  # a search asks for each regime of a board
+@lru_cache(maxsize=8)  # called for each regime of a board
 def every_block(space: Space) -> tuple[Block, ...]:
     return tuple(
         Block(width=width, ffn_ratio=ratio, depth=depth, shared=shared, kv_heads=kv_heads)
@@ -74,14 +73,14 @@ def every_block(space: Space) -> tuple[Block, ...]:
 
 
 def size(block: Block) -> tuple[float, ...]:
-    """Sort key: costs grow with width, ratio, depth and KV heads, and shrink by sharing."""
+    """Sort key: costs grow with width, ratio, depth and KV heads, and fall with sharing."""
     return block.width, block.ffn_ratio, block.depth, not block.shared, block.kv_heads or block.width
 
 
 def kv_heads_named(words: Sequence[str]) -> tuple[int | None, ...]:
-    """The choices of `Space.kv_heads` that a user names: numbers, and `full` for as many as query heads.
+    """`Space.kv_heads` from the user's words: numbers, and `full` for as many as query heads.
 
-    Raises MerinoError for a number that is no power of two: of other lists no decoder need be smallest in every budget.
+    Raises MerinoError for a number that is no power of two: then no decoder might be smallest in every budget.
     """
     known = {"full" if count is None else str(count): count for count in GROUPED}
     bad = [word for word in words if word not in known]
@@ -94,11 +93,10 @@ def spaced(
     step: int, blocks: int, vocab: int, head_size: int | None = None, kv_heads: tuple[int | None, ...] = GROUPED,
     padded: bool = False,
 ) -> Space:
-    """Widths from 64 to 1024 in steps of 64 or 32. Without a head size: 64 and 32 in turn, or 32 where steps need it.
+    """Widths from 64 to 1024 in steps of 64 or 32. Without a head size: 64, then 32 if the result is narrow; 32 for
+    steps of 32. `padded`: FFN ratios begin at 0.5.
 
-    `padded`: with it FFN ratios begin at 0.5.
-
-    Raises MerinoError where heads do not divide the widths.
+    Raises MerinoError where the head size does not divide the widths.
     """
     if head_size is not None and step % head_size:
         raise MerinoError(f"--head-size {head_size} does not divide widths in steps of {step}: take 32, or steps of 64")
@@ -110,4 +108,4 @@ def spaced(
     )  # fmt: skip
 
 
-SEARCHED = spaced(64, Space.blocks, Space.vocab, padded=True)  # by default, under the measured law
+SEARCHED = spaced(64, Space.blocks, Space.vocab, padded=True)  # the default, for the measured law

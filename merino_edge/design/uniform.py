@@ -1,5 +1,4 @@
-"""Uniform decoders: one width, FFN ratio and number of KV heads, no shared weights. What a search is compared with, and
-what it begins with."""
+"""Uniform decoders: one width, FFN ratio and number of KV heads, no shared weights. Baseline and start of a search."""
 
 from collections.abc import Iterator
 
@@ -10,7 +9,7 @@ from merino_edge.prediction.limits import most_within
 
 
 def uniform(program: Program) -> Iterator[Solution]:
-    """The best for each number of layers within the limits, in blocks of nearly equal depth."""
+    """The best uniform decoder of each number of layers within the limits, in blocks of nearly equal depth."""
     deepest = int(program.layers.max())
     options = np.full((int(program.shape.max()) + 1, deepest + 2), -1)  # of each shape and depth; -1: none
     for (shape, depth), option in program.place.items():

@@ -1,12 +1,10 @@
-"""What a user may leave open beside the decoder itself: vocabulary and weight format, one variant per combination.
+"""Search over vocabulary and weight format: one variant per combination, the highest comparison score wins.
 
-Each variant is a space and a cost model of its own and is solved by itself. The one of highest comparison score wins.
-
-The comparison score is score x bytes of text per token x equivalent share of parameters (ours). The score of a decoder
-sees neither vocabulary nor format, so under any limit the smallest vocabulary and the fewest bits would win. Measured
-facts stand against that: a step writes one token, and a token of a larger vocabulary is more text; a decoder of so many
-weights loses by a smaller embedding than the best one (under the measured law); a format of fewer bits raises the
-perplexity. `docs/search.md` has the measurements.
+Each variant has its own space and cost model and is solved separately. The comparison score is score x bytes of text
+per token x equivalent share of parameters (own choice). The score of a decoder ignores vocabulary and format, so under
+any limit the smallest vocabulary and the fewest bits would win. Three measured effects oppose that. A token of a larger
+vocabulary is more text. Under the measured law, an embedding smaller than the best one raises the loss. Fewer bits
+raise the perplexity. The measurements are in docs/search.md.
 """
 
 import math
@@ -32,10 +30,10 @@ from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
-NARROW = 256  # below this width a head has 32 channels, so that a layer keeps at least a few heads (ours)
+NARROW = 256  # below this width heads have 32 channels, so that a layer has more than a few (own choice)
 MOST_VARIANTS = 64
 
-Solve = Callable[[Program, float], Answer]  # a program, and a floor: a score that is to be exceeded
+Solve = Callable[[Program, float], Answer]  # of a program and a floor, the score to exceed
 # Bytes of held-out text per token: byte-level BPE trained on 13 MB of stories and novels, the mean over three texts
 # (bench/experiments/fertility.py, bench/results/fertility.json). 257 entries are the bytes and an end of text.
 BYTES_PER_TOKEN = {
@@ -51,10 +49,8 @@ BEST_EMBEDDING, OTHER_WEIGHTS, EMBEDDING_EXPONENT = 3.15e6, 33e6, 0.835
 
 
 def bytes_per_token(vocab: int) -> float:
-    """Bytes of text per token, linear in the logarithm of the vocabulary between the measured sizes.
-
-    Beyond the largest measured vocabulary nothing is gained.
-    """
+    """Bytes of text per token, linear in the logarithm of the vocabulary between the measured sizes, and constant
+    beyond the largest."""
     sizes = sorted(BYTES_PER_TOKEN)
     size = min(max(vocab, sizes[0]), sizes[-1])
     above = next(index for index, known in enumerate(sizes) if known >= size)
@@ -64,7 +60,7 @@ def bytes_per_token(vocab: int) -> float:
 
 
 def equivalent_parameters(precision: str, exponent: float = LOSS_EXPONENT) -> float:
-    """Share of its parameters with which a float32 model has the loss of this one in the format.
+    """Share of a model's parameters at which a float32 model has the same loss as the model in this format.
 
     0.997 for int8, 0.890 for int4; 1 for a format whose perplexity was not measured.
     """
@@ -73,16 +69,16 @@ def equivalent_parameters(precision: str, exponent: float = LOSS_EXPONENT) -> fl
 
 
 def comparison_factor(vocab: int, precision: str, exponent: float = LOSS_EXPONENT) -> float:
-    """Bytes of text per token, times the format's share. `exponent`: the measured law has its own."""
+    """Bytes of text per token, times the format's equivalent share. `exponent`: of the law of loss."""
     return bytes_per_token(vocab) * equivalent_parameters(precision, exponent)
 
 
 def embedding_share(vocab: int, weights: float, law: MeasuredScoring) -> float:
-    """Share of its effective weights with which a decoder of the best vocabulary has the loss of this one.
+    """Share of its effective weights at which a decoder of the best vocabulary has the same loss.
 
-    (n / n*)^(n* / N) for an embedding of n weights where n* are best, 1 above: the one power of n for which, at equal
-    weights in all, the optimum is the published n* (ours). The embedding is as wide as the law's best decoder of N
-    weights, so that the share depends on N alone.
+    (n / n*)^(n* / N) for an embedding of n weights where n* are best, 1 above n*: the only power of n whose optimum, at
+    equal total weights, is the published n* (own choice). The embedding is as wide as the law's best decoder of N
+    weights, so that the share depends on N only.
     """
     width = (weights * math.exp(law.aspect) / LAYER_WEIGHTS) ** (1 / 3)  # N = 12 E^2 D, E / D = e^a*
     best = BEST_EMBEDDING * (weights / OTHER_WEIGHTS) ** EMBEDDING_EXPONENT
@@ -91,7 +87,7 @@ def embedding_share(vocab: int, weights: float, law: MeasuredScoring) -> float:
 
 @dataclass(frozen=True)
 class Variant:
-    """One combination of what was left open. `regime`: under which its costs add up; a search tries all."""
+    """One vocabulary and weight format. `regime`: in which its costs are additive; a search tries all."""
 
     space: Space
     model: CostModel
@@ -103,7 +99,7 @@ class Variant:
         return self.model.shape.precision
 
     def compared(self, score: float) -> float:
-        """The comparison score, in which designs of all variants are compared; it rises with the score."""
+        """The comparison score of a score; it is monotonic."""
         if score <= 0:
             return 0.0
         exponent = self.law.alpha if self.law else LOSS_EXPONENT
@@ -111,7 +107,7 @@ class Variant:
         return score * comparison_factor(self.space.vocab, self.precision, exponent) * share
 
     def score_of(self, compared: float) -> float:
-        """The score of which this is the comparison score."""
+        """The inverse of `compared`."""
         low, high = 0.0, 1.0
         while self.compared(high) < compared:
             low, high = high, 2 * high
@@ -120,8 +116,8 @@ class Variant:
         return high
 
 
-class Found(NamedTuple):
-    """The decoder of highest comparison score. `bound`: no decoder of all the variants has a higher one."""
+class Optimum(NamedTuple):
+    """The decoder of highest comparison score. `bound`: upper bound of it over all variants."""
 
     variant: Variant
     program: Program
@@ -130,7 +126,7 @@ class Found(NamedTuple):
 
     @property
     def proved(self) -> bool:
-        """Whether no decoder of all the variants is better."""
+        """Whether it is the best of all variants."""
         return self.bound <= self.comparison_score
 
     @property
@@ -142,8 +138,8 @@ def combinations(
     space: Space, profile: DeviceProfile, shape: InferenceShape, vocabs: Sequence[int], precisions: Sequence[str],
     confidence: float, law: MeasuredScoring | None = None,
 ) -> list[Variant]:
-    """A variant per vocabulary and format; the largest vocabulary and the backend's preferred format first, since the
-    first wins a tie."""
+    """A variant per vocabulary and format, the largest vocabulary and the backend's preferred format first: the first
+    wins a tie."""
     if len(vocabs) * len(precisions) > MOST_VARIANTS:
         raise MerinoError(f"{len(vocabs)} vocabularies x {len(precisions)} formats: give at most {MOST_VARIANTS}")
     return [
@@ -156,13 +152,13 @@ def combinations(
     ]
 
 
-def search(variants: Sequence[Variant], limits: Mapping[str, float], scoring: Scoring, solve: Solve) -> Found:
+def search(variants: Sequence[Variant], limits: Mapping[str, float], scoring: Scoring, solve: Solve) -> Optimum:
     """The best decoder of all variants within `limits`. Raises MerinoError where none fits.
 
     Branch and bound over the variants: the most promising one is solved first, and one whose bound is not above the
     best known comparison score is not solved at all.
     """
-    best: Found | None = None
+    best: Optimum | None = None
     proved = 0.0  # no decoder of the solved variants has a higher comparison score than this or the best
     fitting = encode_all(variants, limits, scoring)
     outlooks = [exact.outlook(program) if len(fitting) > 1 else exact.Outlook(0, math.inf) for _, program in fitting]
@@ -171,11 +167,11 @@ def search(variants: Sequence[Variant], limits: Mapping[str, float], scoring: Sc
         if best and variant.compared(outlooks[index].bound) <= best.comparison_score:
             continue
         floor = variant.score_of(best.comparison_score) if best else -float("inf")
-        found = solve_variant(variant, program, limits, scoring, solve, floor)
-        proved = max(proved, variant.compared(found.answer.bound))
-        if found.answer.solution is None:
+        solved = solve_variant(variant, program, limits, scoring, solve, floor)
+        proved = max(proved, variant.compared(solved.answer.bound))
+        if solved.answer.solution is None:
             continue
-        candidate = Found(found.variant, found.program, found.answer.solution, 0.0)
+        candidate = Optimum(solved.variant, solved.program, solved.answer.solution, 0.0)
         if best is None or candidate.comparison_score > best.comparison_score:
             best = candidate
     assert best is not None
@@ -186,8 +182,8 @@ def search(variants: Sequence[Variant], limits: Mapping[str, float], scoring: Sc
 def encode_all(
     variants: Sequence[Variant], limits: Mapping[str, float], scoring: Scoring
 ) -> list[tuple[Variant, Program]]:
-    """The programs of all variants and regimes whose smallest decoder fits, without regimes in which each decoder costs
-    as much as in another one or more. Raises MerinoError where there is none."""
+    """The programs of all variants and regimes whose smallest decoder fits, without dominated regimes, in which no
+    decoder costs less than in another. Raises MerinoError where there is none."""
     needed: list[dict[str, float]] = []
     fitting: list[tuple[Variant, Program]] = []
     for variant in in_regimes(variants, limits):
@@ -195,7 +191,7 @@ def encode_all(
         amounts = least(program)
         if kept(program.constraints, amounts):
             fitting.append((variant, scaled(program)))
-        if not leaves_residency(program.constraints, amounts):  # else it is counted in another regime
+        if not leaves_residency(program.constraints, amounts):  # else another regime covers it
             needed.append(needs(program.constraints, amounts))
     if not fitting:
         raise refusal(limits, needed, variants[0].model.profile)
@@ -210,15 +206,15 @@ def encode_all(
 
 
 def same_decoders(one: Variant, other: Variant) -> bool:
-    """Whether they differ in their regime alone."""
+    """Whether they differ in the regime only."""
     return (one.space, one.precision) == (other.space, other.precision)
 
 
 def no_cheaper(program: Program, other: Program) -> bool:
-    """Whether each decoder takes as much of each limit as in the other program, or more: then the other is enough."""
-    limits, others = ([(each.budget, each.limit) for each in which.constraints] for which in (program, other))
-    return limits == others and all(
-        bool((mine >= theirs).all()) for mine, theirs in zip(costs(program), costs(other), strict=True)
+    """Whether each decoder takes at least as much of each limit as in the other program: then the other is enough."""
+    first, second = ([(each.budget, each.limit) for each in which.constraints] for which in (program, other))
+    return first == second and all(
+        bool((one >= two).all()) for one, two in zip(costs(program), costs(other), strict=True)
     )
 
 
@@ -227,7 +223,7 @@ def costs(program: Program) -> tuple[np.ndarray, ...]:
 
 
 def in_regimes(variants: Sequence[Variant], limits: Mapping[str, float]) -> list[Variant]:
-    """Each variant once for each regime to try."""
+    """Each variant in each regime to try."""
     return [
         replace(variant, regime=regime)
         for variant in variants
@@ -236,13 +232,13 @@ def in_regimes(variants: Sequence[Variant], limits: Mapping[str, float]) -> list
 
 
 def encoded(variant: Variant, limits: Mapping[str, float], scoring: Scoring) -> Program:
-    """The variant's program in the budgets' units, whether or not a decoder fits."""
+    """The variant's program in the budgets' units, feasible or not."""
     assert variant.regime is not None
     return tabulate(variant.space, limits, variant.model, scoring, variant.regime)
 
 
 class Solved(NamedTuple):
-    """What `solve` answered for a variant, and which program it is an answer to."""
+    """The answer of `solve` for a variant, and the program that was solved."""
 
     variant: Variant
     program: Program
@@ -252,19 +248,19 @@ class Solved(NamedTuple):
 def solve_variant(
     variant: Variant, program: Program, limits: Mapping[str, float], scoring: Scoring, solve: Solve, floor: float
 ) -> Solved:
-    """Solve as it stands. Where the result has narrow blocks, solve again with smaller heads if a decoder then fits."""
-    found = Solved(variant, program, solve(program, floor))
+    """Solve the program. If the result has narrow blocks, solve again with smaller heads, if a decoder then fits."""
+    solved = Solved(variant, program, solve(program, floor))
     size = variant.space.narrow_head_size
-    if found.answer.solution is None or size is None or size == variant.space.head_size:
-        return found
-    if min(program.options[index].width for index in found.answer.solution.choice) >= NARROW:
-        return found
+    if solved.answer.solution is None or size is None or size == variant.space.head_size:
+        return solved
+    if min(program.options[index].width for index in solved.answer.solution.choice) >= NARROW:
+        return solved
     smaller = replace(variant, space=replace(variant.space, head_size=size))
     program = encoded(smaller, limits, scoring)
     if not kept(program.constraints, least(program)):  # more heads have more scores to hold
-        return found
+        return solved
     program = scaled(program)
     answer = solve(program, floor)
-    if not found.answer.proved:  # with the true optimum the heads might have stayed as they were
-        answer = answer._replace(bound=max(answer.bound, found.answer.bound))
+    if not solved.answer.proved:  # with the true optimum the heads might have stayed as they were
+        answer = answer._replace(bound=max(answer.bound, solved.answer.bound))
     return Solved(smaller, program, answer)

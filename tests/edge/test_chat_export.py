@@ -103,9 +103,9 @@ def test_what_cannot_be_rendered_is_left_to_jinja_and_it_says_why(name):
 @pytest.mark.parametrize(("template", "why"), [
     ("{{ strftime_now('%d') }}{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}|{% endfor %}", "date"),
     ("{% for m in messages %}{{ m.content }}{{ '\\x00' }}{% endfor %}", "NUL"),
-    ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "text of the"),
+    ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "texts of the"),
     ("{% for m in messages %}{{ m.content }}{% endfor %}{{ 'x' * 200000 }}", "characters of its own"),
-    ("{% for m in messages %}{% if m.content != 'x' %}-{% endif %}{{ m.content }}|{% endfor %}", "text of the"),
+    ("{% for m in messages %}{% if m.content != 'x' %}-{% endif %}{{ m.content }}|{% endfor %}", "texts of the"),
     ("{% for m in messages %}{{ m.content }}{{ enable_thinking is defined }}{% endfor %}", "without thinking"),
     ("{% for m in messages %}{{ m.content }}{{ messages[0].role }}{% endfor %}", "system message"),
 ])  # fmt: skip

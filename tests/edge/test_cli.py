@@ -200,7 +200,7 @@ def test_a_board_that_holds_only_the_bundle_tells_the_same_story(tmp_path):
 
 MISTAKES = [
     (["devices", "raspberry-pi-9"], "raspberry-pi-5"),
-    (["design", "--device", "raspberry-pi-4", "--decode-ms", "0.1"], "the smallest that would do"),
+    (["design", "--device", "raspberry-pi-4", "--decode-ms", "0.1"], "the smallest that any decoder needs"),
     (["design", "--device", "raspberry-pi-4", "--decode-ms", "-1"], "positive"),
     (["design", "--device", "raspberry-pi-4", "--vocab", "0"], "--vocab 0"),
     (["design", "--device", "raspberry-pi-4", "--precision", "fp7"], "fp32"),

@@ -189,7 +189,7 @@ def test_a_design_keeps_the_upper_end_of_its_interval(error, confidence, name, s
     except MerinoError as refused:  # the value told works at this confidence, and none below it does
         told = float(re.search(r"is below (\S+), the smallest", str(refused))[1])
         assert design(board, {name: told}, **keys).predicted.upper(name) <= told
-        with pytest.raises(MerinoError, match="the smallest that would do"):
+        with pytest.raises(MerinoError, match="the smallest that any decoder needs"):
             design(board, {name: told * 0.99}, **keys)
         return
     assert found.solver.gap < 1e-8 and found.budget == {name: limit}

@@ -84,13 +84,13 @@ def test_what_fits_comes_first_by_score_and_in_the_format_of_most_bits():
             assert f"({least:.1f}x)" in reasons(candidate, candidate.chosen, found) or least < 1.1
 
 
-def test_our_designs_keep_the_same_budgets():
+def test_designs_meet_the_same_budgets():
     found = recommended(decode_ms=8, params_m=1.5, file_mb=4.5, j_per_token=0.05)
-    assert [our.precision for our in found.ours] == list(CPU_FORMATS)
-    for our in found.ours:
-        assert our.design is not None and our.design.budget == found.budget
-        assert our.design.precision == our.precision
-        assert not shares_over(found.budget, our.design.predicted)
+    assert [each.precision for each in found.designs] == list(CPU_FORMATS)
+    for each in found.designs:
+        assert each.design is not None and each.design.budget == found.budget
+        assert each.design.precision == each.precision
+        assert not shares_over(found.budget, each.design.predicted)
 
 
 def test_a_format_that_the_runtime_refuses_on_a_board_does_not_fit_it():
@@ -99,8 +99,8 @@ def test_a_format_that_the_runtime_refuses_on_a_board_does_not_fit_it():
     found = recommended(NANO, 256)
     for candidate in found.candidates:
         assert not any(verdict.fits for verdict in candidate.verdicts if verdict.precision == "int4")
-    ours = found.ours
-    assert ours[0].design and ours[1].design and not ours[2].design and "has no int4" in ours[2].reason
+    fp32, int8, int4 = found.designs
+    assert fp32.design and int8.design and not int4.design and "has no int4" in int4.reason
 
 
 def test_a_model_whose_context_is_too_short_does_not_fit_however_small():
@@ -114,8 +114,8 @@ def test_a_model_whose_context_is_too_short_does_not_fit_however_small():
 def test_where_no_design_fits_the_reason_is_given():
     found = recommended(decode_ms=0.01)
     assert not any(candidate.fits for candidate in found.candidates)
-    assert [our.design for our in found.ours] == [None] * len(CPU_FORMATS)
-    assert all("--decode-ms" in our.reason for our in found.ours)
+    assert [each.design for each in found.designs] == [None] * len(CPU_FORMATS)
+    assert all("--decode-ms" in each.reason for each in found.designs)
 
 
 @pytest.mark.parametrize("name", MARKED)
@@ -205,7 +205,7 @@ def test_a_front_rises_and_each_point_is_the_optimum_within_its_limit(found_fron
 def test_a_front_runs_from_the_smallest_decoder_to_where_more_gives_nothing(found_front):
     axis, first, last = found_front.against, found_front.points[0], found_front.points[-1]
     assert {block.width for block in first.architecture.blocks} == {64}
-    with pytest.raises(MerinoError, match="the smallest that would do"):
+    with pytest.raises(MerinoError, match="the smallest that any decoder needs"):
         least = getattr(first.predicted, axis) * 0.99
         design(ZERO, {**first.budget, axis: least}, space=SMALL, context=256, prompt=128)
     free = {"memory_mb": ZERO.memory.free_mb.value}
@@ -315,7 +315,7 @@ def test_pareto_writes_json_and_svg(tmp_path):
         (("pareto", "--device", "jetson-nano", *ON_CPU, "--kv", "int8"), "1.27 or later, and a "),
         (("pareto", "--device", "raspberry-pi-4", "--points", "0"), "--points 0 is not allowed: choose 2 to 100"),
         (("pareto", "--device", "raspberry-pi-4", "--points", "101"), "--points 101"),
-        (("pareto", "--device", "raspberry-pi-4", "--decode-ms", "20"), "--decode-ms is what the front runs over"),
+        (("pareto", "--device", "raspberry-pi-4", "--decode-ms", "20"), "--decode-ms is the axis of the front"),
         (("pareto", "--device", "raspberry-pi-4", "--params-m", "0.001"), "--params-m 0.001 is below"),
         (("pareto", "--device", "raspberry-pi-4", "--precision", "fp7"), "fp7"),
         (("pareto", "--device", "raspberry-pi-4", "--plot", "front.png"), "such as --plot front.svg"),
