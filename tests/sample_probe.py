@@ -8,8 +8,8 @@ from merino_edge.calibration import fit as fitting
 from merino_edge.calibration.calibrate import calibrate, calibrated_toml
 from merino_edge.calibration.probe import Measurement, Probe, joined
 from merino_edge.prediction.default_coefficients import estimated
-from merino_edge.prediction.latency import again_share, by_threads, partly_share
-from merino_edge.profiles.coefficients import AGAIN, MEMORY, LatencyError
+from merino_edge.prediction.latency import by_threads, memory_share, reread_share
+from merino_edge.profiles.coefficients import MEMORY, REREAD, LatencyError
 from merino_edge.profiles.reading import load_profile, parse_profile_text, profile_text
 
 BOARD = load_profile("raspberry-pi-5")
@@ -22,7 +22,7 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None, seed=0):
     truth = truth or estimated(BOARD)
     random = np.random.default_rng(seed)
     probe = Probe.model_validate({
-        "schema": 8, "backend": "onnxruntime", "date": "2026-01-01", "seconds": 50, "cores": 4,
+        "schema": 9, "backend": "onnxruntime", "date": "2026-01-01", "seconds": 50, "cores": 4,
         "isa": ["neon", "dotprod"],
         "machine": {"board": "Test board", "arch": "aarch64", "versions": {"onnxruntime": "1.32.0"}},
         "last_level_cache_mb": 2.0, "memory_mb": 4000, "dialect": "fused" if machine.fused else "portable", "flags": [],
@@ -31,7 +31,7 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None, seed=0):
     })  # fmt: skip
     rows = list(probe.measurements)
     for task in plan.tasks(machine):
-        kernel = plan.kernel_of(task, machine.dialect) if task.kind != "choose" else None
+        kernel = plan.kernel_of(task, machine.dialect) if task.kind != "argmax" else None
         for past, tokens in task.runs:
             one = Measurement.model_validate(row(
                 task.kind, format=task.format, rows=task.rows, columns=task.columns, heads=task.heads,
@@ -45,9 +45,9 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None, seed=0):
             asked = fitting.amounts_of(one, probe.dialect)
             first_mb = asked.get(MEMORY, 0.0) * 1e6 / MB
             edges = truth.cache_within_mb[at], truth.cache_beyond_mb[at]
-            asked[MEMORY] = asked.get(MEMORY, 0.0) * float(partly_share(max(first_mb, 1e-9), *edges))
+            asked[MEMORY] = asked.get(MEMORY, 0.0) * float(memory_share(max(first_mb, 1e-9), *edges))
             half = truth.cache_half_mb[at] * MB
-            asked[AGAIN] = sum(size / 1e6 * again_share(between, half) for between, size in fitting.rereads_of(one))
+            asked[REREAD] = sum(size / 1e6 * reread_share(between, half) for between, size in fitting.rereads_of(one))
             unit = {**by_threads(truth)[task.threads].us_per_unit, fitting.GRAPH: truth.step_us[at]}
             us = sum(amount * unit[name] for name, amount in asked.items())
             rows.append(one.model_copy(update={"ms": us / 1e3 * float(np.exp(noise * random.normal()))}))

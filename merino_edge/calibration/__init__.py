@@ -1,1 +1,1 @@
-"""From a board's probe.json to measured coefficients in its profile; the machine at hand."""
+"""Fits the coefficients of a board's profile to its probe.json; profile of this machine."""

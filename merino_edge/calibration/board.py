@@ -1,4 +1,4 @@
-"""The board that `--device` names: a shipped profile, a TOML file, or `host`, the machine at hand."""
+"""The board that `--device` names: a shipped profile, a TOML file, or `host`, this machine."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +11,8 @@ from merino_runtime.errors import MerinoError
 def board(
     id_or_path: str | Path, say: Callable[[str], None] = lambda _: None, backend: str | None = None
 ) -> DeviceProfile:
-    """The profile of `--device`, with predictions of `--backend`, by default of the board's own. `host` without a kept
-    probe is measured first, which takes a minute and is told by `say`.
+    """The profile of `--device`, with predictions of `--backend`, by default the board's own. `host` without a stored
+    probe is measured first, which takes a minute; `say` reports it.
 
     Raises MerinoError where there is no such board or it has no such backend, or its file is not valid.
     """

@@ -1,9 +1,6 @@
-"""From a probe to the measured part of a profile: coefficients of the latency model with the errors of what they
-predict, basic figures, and residuals.
-
-The rows of a probe are the model's operators in known numbers, so that `fit` can invert the model. `prediction`
-predicts with the result; `host` is the machine at hand.
-"""
+"""From a probe to the measured part of a profile: coefficients of the latency model, errors of its predictions, basic
+figures, and residuals. The rows of a probe are the model's operators in known numbers, so that `fit` can invert the
+model."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +15,15 @@ from merino_edge.calibration.fit import DesignTime, Row, ThreadFit, fit_all
 from merino_edge.calibration.gpu_fit import fit_gpu
 from merino_edge.calibration.probe import Probe, Resident, joined
 from merino_edge.families.operators import packed_bytes
-from merino_edge.profiles.coefficients import FORMS, GENERAL, GROUPS, OF_ATTENTION, OF_FORMAT, PAIRS, LatencyError
+from merino_edge.profiles.coefficients import (
+    ATTENTION_MACS,
+    FORMS,
+    GENERAL,
+    GROUPS,
+    OF_ATTENTION,
+    OF_FORMAT,
+    LatencyError,
+)
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.bundle import QUANTISED_CACHES
 from merino_runtime.errors import MerinoError
@@ -26,7 +31,7 @@ from merino_runtime.io.board import MB
 
 
 class Residual(NamedTuple):
-    """How far the fitted model is from the measurements of one kind, relative: |predicted / measured - 1|."""
+    """Relative error of the fitted model on the measurements of one kind: |predicted / measured - 1|."""
 
     kind: str
     rows: int
@@ -42,7 +47,7 @@ class Fit(NamedTuple):
 
     @property
     def errors(self) -> dict[str, LatencyError]:
-        """By weight format and phase (`int8 decode`): how far predictions of unseen decoders are off."""
+        """Errors of predictions of unseen decoders, by weight format and phase (`int8 decode`)."""
         tables = {form: self.performance.get("coefficients", {}).get(form, {}) for form in FORMS}
         return {
             f"{form} {phase}": LatencyError(**table[f"{phase}_error"])
@@ -51,15 +56,14 @@ class Fit(NamedTuple):
 
 
 def calibrate(*probes: Probe) -> Fit:
-    """The fit to one probe of a machine, or to several of one backend, joined. Raises MerinoError where too little was
-    measured."""
+    """The fit to one or several probes of a machine and backend. Raises MerinoError where too little was measured."""
     probe = joined(probes)
     if probe.backend == "tensorrt":
         gpu = fit_gpu(probe)
         return Fit(gpu.performance, residuals_of(gpu.errors))
     counts = probe.threads
     if not counts:
-        raise MerinoError("the probe finished no thread count: run `merino probe` again, with nothing beside it")
+        raise MerinoError("the probe finished no thread count: run `merino probe` again, with no other load")
     by_threads = fit_all(probe)
     fits = list(by_threads.values())
     general = {name: [rounded(fit.coefficients[name]) for fit in fits] for name in GENERAL}
@@ -79,7 +83,7 @@ def calibrate(*probes: Probe) -> Fit:
         }
     for kv in measured_caches(probe, counts):
         coefficients[f"{kv}_cache"] = {
-            name: [rounded(fit.coefficients[f"{kv}.{name}"]) for fit in fits] for name in PAIRS
+            name: [rounded(fit.coefficients[f"{kv}.{name}"]) for fit in fits] for name in ATTENTION_MACS
         }  # fmt: skip
     if groups := measured_groups(probe, counts):
         coefficients["groups"] = group_table(fits, "int8" in groups)
@@ -87,23 +91,24 @@ def calibrate(*probes: Probe) -> Fit:
 
 
 def measured_caches(probe: Probe, counts: Sequence[int]) -> list[str]:
-    """The quantised formats whose attention was timed, over one query and over many, at each of the thread counts."""
+    """The quantised cache formats whose attention was timed at each thread count, for one query and for many."""
     seen = {(row.kv, row.threads, row.tokens > 1) for row in probe.measurements if not row.by_groups}
     return [kv for kv in QUANTISED_CACHES if {(kv, count, many) for count in counts for many in (False, True)} <= seen]
 
 
 def measured_groups(probe: Probe, counts: Sequence[int]) -> list[str]:
-    """The formats of a cache over which attention by groups was timed, as of `measured_caches`; none without floats."""
+    """The cache formats over which GroupAttention was timed, as in `measured_caches`; none without float32."""
     seen = {(row.kv, row.threads, row.tokens > 1) for row in probe.measurements if row.by_groups}
-    found = [kv for kv in ("fp32", "int8") if {(kv, count, many) for count in counts for many in (False, True)} <= seen]
-    return found if "fp32" in found else []
+    cases = [(count, many) for count in counts for many in (False, True)]
+    formats = [kv for kv in ("fp32", "int8") if {(kv, *case) for case in cases} <= seen]
+    return formats if "fp32" in formats else []
 
 
 def group_table(fits: Sequence[ThreadFit], int8: bool) -> dict[str, Any]:
     def values(prefix: str, names: Sequence[str]) -> dict[str, Any]:
         return {name: [rounded(fit.coefficients[f"{GROUPS}.{prefix}{name}"]) for fit in fits] for name in names}
 
-    return values("", OF_ATTENTION) | ({"int8": values("int8.", PAIRS)} if int8 else {})
+    return values("", OF_ATTENTION) | ({"int8": values("int8.", ATTENTION_MACS)} if int8 else {})
 
 
 def rounded(value: float) -> float:
@@ -112,11 +117,11 @@ def rounded(value: float) -> float:
 
 
 def resident_factors(probe: Probe, form: str) -> dict[str, float]:
-    """Resident bytes per weight byte: of matrices, and of an embedding that is the head too.
+    """Resident bytes per weight byte: of matrices, and of a tied embedding.
 
     `table_opening`: extra resident bytes per byte of the embedding's pieces during prepacking, when the original and
-    the packed copy of a piece coexist. Each factor is the median over the rows of its kind, which differ in size where
-    several probes were joined.
+    the packed copy of a piece coexist. Each factor is the median over the rows of its kind, whose sizes differ between
+    joined probes.
     """
     base = [row.open_mb for row in probe.resident if (row.kind, row.format) == ("call", "fp32")]
 
@@ -124,8 +129,8 @@ def resident_factors(probe: Probe, form: str) -> dict[str, float]:
         return [row for row in probe.resident if (row.kind, row.format) == (kind, form) and row.weight_bytes]
 
     def factor(kind: str) -> float | None:
-        found = [(row.open_mb - median(base)) * MB / row.weight_bytes for row in rows(kind)] if base else []
-        return max(0.1, median(found)) if found else None
+        factors = [(row.open_mb - median(base)) * MB / row.weight_bytes for row in rows(kind)] if base else []
+        return max(0.1, median(factors)) if factors else None
 
     pieces = [(row, packed_bytes(row.weight_bytes, form)) for row in rows("head")]
     opening = [(row.peak_mb - row.open_mb) * MB / piece for row, piece in pieces if piece]
@@ -137,7 +142,7 @@ def resident_factors(probe: Probe, form: str) -> dict[str, float]:
 
 
 def basic_figures(probe: Probe, coefficients: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a profile's `performance.onnxruntime` beside the coefficients."""
+    """The figures of a profile's `performance.onnxruntime` without the coefficients."""
     rows = probe.measurements
     rates = {row.threads: row.weight_bytes / row.ms / 1e6 for row in rows if row.kind == "read" and not row.cached}
     speeds: dict[int, float] = {}
@@ -145,35 +150,35 @@ def basic_figures(probe: Probe, coefficients: Mapping[str, Any]) -> dict[str, An
         if (row.kind, row.format) == ("linear", "fp32") and row.tokens > 1:
             flops = 2e-6 * row.rows * row.columns * row.count * row.tokens / row.ms
             speeds[row.threads] = max(speeds.get(row.threads, 0.0), flops)
-    overhead_us = np.mean([np.mean(coefficients[name]) for name in ("launch_us", "product_us")])
+    overhead_us = np.mean([np.mean(coefficients[name]) for name in ("launch_us", "matmul_us")])
 
     def figure(value: float, how: str) -> dict[str, Any]:
         return {"value": value, "kind": "calibrated", "source": f"{probe.source}: {how}"}
 
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     if rates:
         best = max(rates, key=lambda count: rates[count])
-        found["read_gb_s"] = figure(rounded(rates[best]), f"reduction over a large buffer, {best} threads")
-        found["decode_threads"] = figure(best, "the count that read fastest")
+        figures["read_gb_s"] = figure(rounded(rates[best]), f"reduction over a large buffer, {best} threads")
+        figures["decode_threads"] = figure(best, "the fastest count in reading")
     if speeds:
         best = max(speeds, key=lambda count: speeds[count])
-        found["fp32_gflops"] = figure(rounded(speeds[best]), f"products in the backend, {best} threads")
-        found["prefill_threads"] = figure(best, "the count that multiplied fastest")
-    found["op_overhead_us"] = figure(max(0.01, rounded(float(overhead_us))), "of an operator, mean of two kinds")
+        figures["fp32_gflops"] = figure(rounded(speeds[best]), f"matmuls in the backend, {best} threads")
+        figures["prefill_threads"] = figure(best, "the fastest count in matmuls")
+    figures["op_overhead_us"] = figure(max(0.01, rounded(float(overhead_us))), "of an operator, mean of two kinds")
     open_mb = [row.open_mb for row in probe.resident if row.kind == "call"]
     if open_mb:
-        found["runtime_mb"] = figure(rounded(open_mb[0]), "a fresh process with a graph of one operator")
-    return found
+        figures["runtime_mb"] = figure(rounded(open_mb[0]), "a fresh process with a graph of one operator")
+    return figures
 
 
 def residual_table(fits: Sequence[ThreadFit]) -> list[Residual]:
-    """Residuals by kind of row; the last is of all rows."""
+    """Residuals by kind of row; the last one is over all rows."""
     rows = [each for fit in fits for each in fit.rows]
     return residuals_of([(row, error) for row, error in rows if not (isinstance(row, DesignTime) and row.moved)])
 
 
 def residuals_of(rows: Sequence[tuple[Row, float]]) -> list[Residual]:
-    """rows: each with predicted / measured - 1."""
+    """rows: pairs of a row and predicted / measured - 1."""
     errors = [(row_kind(row), abs(error)) for row, error in rows]
     by_kind = {kind: [error for each, error in errors if each == kind] for kind in sorted({kind for kind, _ in errors})}
     by_kind["all"] = [error for _, error in errors]
@@ -190,17 +195,17 @@ def row_kind(row: Row) -> str:
 
 
 def check_same_machine(probe: Probe, profile: DeviceProfile) -> None:
-    """Raises MerinoError where the probe cannot be of this board, or is of a backend that it does not have."""
+    """Raises MerinoError where the probe cannot be of this board, or its backend is none of the board's."""
     if probe.backend not in profile.backends:
         raise MerinoError(
-            f"the probe was made with {probe.backend}, and {profile.name} has {' and '.join(profile.backends)} alone:"
+            f"the probe was made with {probe.backend}, but {profile.name} has only {' and '.join(profile.backends)}:"
             " give the profile of the probed board, or a probe of another backend"
         )
     check_machine(probe.machine.get("arch"), str(probe.machine.get("board")), probe.backend, profile)
 
 
 def check_machine(arch: str | None, model: str, backend: str, profile: DeviceProfile) -> None:
-    """Raises MerinoError where a machine, which a probe of `backend` is of, cannot be the profile's board."""
+    """Raises MerinoError where a machine probed with `backend` cannot be the profile's board."""
     if arch != profile.arch:
         raise MerinoError(
             f"the probed machine is {arch}, the profile is of {profile.arch}: run `merino probe` on the board itself"
@@ -213,10 +218,10 @@ def check_machine(arch: str | None, model: str, backend: str, profile: DevicePro
 
 
 def mode_of(probe: Probe, profile: DeviceProfile) -> str | None:
-    """The profile's name of the power mode that the probe of a GPU was made in; None where it is not known. Raises
-    MerinoError for one that the profile does not have.
+    """The profile's name of the power mode of a GPU's probe; None where it is not known. Raises MerinoError for a mode
+    that the profile lacks.
 
-    Where a board names its modes by watts, nvpmodel may still call the highest MAXN, as the Jetson Nano's does.
+    Where a profile names modes by watts, nvpmodel may still call the highest MAXN, as on the Jetson Nano.
     """
     name, modes = (probe.power_mode or "").split(" (")[0], profile.power.modes
     if not name:
@@ -232,14 +237,14 @@ def mode_of(probe: Probe, profile: DeviceProfile) -> str | None:
 
 
 def watts_of(mode: str) -> float:
-    """Of a mode's name; 0 where it names none."""
-    found = re.search(r"(\d+(?:\.\d+)?)W", mode)
-    return float(found.group(1)) if found else 0.0
+    """Watts in a mode's name; 0 where there are none."""
+    match = re.search(r"(\d+(?:\.\d+)?)W", mode)
+    return float(match.group(1)) if match else 0.0
 
 
 def calibrated_toml(base: str, probe: Probe, fit: Fit, power_mode: str | None = None) -> str:
-    """A profile's TOML with the measured values of the probe's backend in place of its own. What was not measured stays
-    with its comments, other backends too. power_mode: of a GPU's figures, where it is known."""
+    """A profile's TOML with the measured values of the probe's backend in place of its own. All else stays, comments
+    and other backends too. power_mode: of a GPU's figures, where it is known."""
     document = tomlkit.parse(base)
     measured = tomlkit.table()
     measured.comment(f"calibrated: {probe.source}")

@@ -1,7 +1,8 @@
-"""`merino-edge calibrate`: a board's own measurements into its profile, or this machine's, measured again.
+"""`merino-edge calibrate`: fits a board's profile to its probes, or this machine's to a new probe.
 
-A first fit is to the probe. What a search chooses by it is measured and joins the fit, twice at most: what the second
-round was predicted before it joined says what the next search can rely on. Nothing is written before all is measured.
+The first fit is to the probe. Designs that a search chooses by this fit are measured and added to the fit, in at most
+two rounds. The errors of the second round's predictions show how far the next search's can be trusted. Nothing is
+written before all is measured.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,40 +24,43 @@ Choose = Callable[[DeviceProfile, int], list[MeasuredDesign]]  # by the fitted p
 
 def recalibrate(
     device: str, probes: Sequence[Path], out: Path | None, say: Say = lambda _: None,
-    ask: Callable[[DeviceProfile], Probe] | None = None, backend: str | None = None, choose: Choose | None = None,
+    probe_board: Callable[[DeviceProfile], Probe] | None = None, backend: str | None = None,
+    choose: Choose | None = None,
 ) -> Fit:  # fmt: skip
-    """Write the profile `out` from the board's profile and its probes; for `host` make and keep one more probe. Without
-    `probes` and `ask` those count that were collected of the board.
+    """Write the profile `out` from the board's profile and its probes; for `host`, measure and store one more probe.
+    Without `probes` and `probe_board`, the collected probes of the board are used. Returns the fit.
 
-    ask: makes a probe of the profile's board with its backend, in place of `probes`; called when all else is known to
-    be right.
-    choose: measures designs that a search chooses, of which the machine must be at hand; None: none are.
-    backend: what is to be measured; None: what the probes are of, else the board's default. Returns the fit.
-    Raises MerinoError for what the user asked wrongly; nothing is written then.
+    probe_board: probes the profile's board with its backend, in place of `probes`; called after all checks.
+    choose: measures designs that a search chooses, on the probed machine; None: no designs are measured.
+    backend: of the probes; None: theirs, else the board's default.
+    Raises MerinoError for a wrong request; nothing is written then.
     """
     if device == "host":
-        if probes or out or ask or backend not in (None, "onnxruntime"):
+        if probes or out or probe_board or backend not in (None, "onnxruntime"):
             raise MerinoError(
                 "--device host takes no --probe, --ssh, -o or --backend tensorrt: it measures this machine's CPU and"
                 " keeps the result"
             )
         return recalibrate_host(say, choose)
-    collected = [] if probes or ask else collected_probes(device)
-    if not (probes or ask or collected) or out is None:
+    collected = [] if probes or probe_board else collected_probes(device)
+    if not (probes or probe_board or collected) or out is None:
         raise MerinoError(
             f"--device {device} needs --probe FILE, which `merino probe` makes on it, or --ssh HOST, and -o FILE"
         )
-    if probes and ask:
+    if probes and probe_board:
         raise MerinoError("--probe is a probe that was made before, --ssh makes one: give one of the two")
     check_keeps(out, [*probes, Path(device)])
     check_file(out)
     base = profile_text(device)
     profile = parse_profile_text(base, device).with_backend(backend)
-    read = [read_probe(path) for path in probes] or ([ask(profile)] if ask else of_backend(collected, profile, say))
+    if probe_board:
+        read = [probe_board(profile)]
+    else:
+        read = [read_probe(path) for path in probes] or of_backend(collected, profile, say)
     for one in read:
         check_same_machine(one, profile)
         if backend and one.backend != backend:
-            raise MerinoError(f"the probe was made with {one.backend}, and --backend asks for {backend}: leave it out")
+            raise MerinoError(f"the probe was made with {one.backend}, not with --backend {backend}: leave it out")
     boards = sorted({f"{one.machine.get('board')}, {one.backend}, {one.dialect}" for one in read})
     if len(boards) > 1 and not collected:
         raise MerinoError(
@@ -72,18 +76,18 @@ def recalibrate(
     def fitted(all_probes: Sequence[Probe]) -> DeviceProfile:
         return parse_profile_text(text_of(all_probes, calibrate(*all_probes)), origin).with_backend(backend)
 
-    if ask and choose:
+    if probe_board and choose:
         read = [with_designs(read[0], lambda probe: fitted([probe]), choose, say)]
-    found = calibrate(*read)
-    text = text_of(read, found)
+    fit = calibrate(*read)
+    text = text_of(read, fit)
     parse_profile_text(text, origin)
     write_text(out, text)
-    return found
+    return fit
 
 
 def of_backend(collected: Sequence[Path], profile: DeviceProfile, say: Say) -> list[Probe]:
-    """The collected probes of the profile's backend, of several dialects those of the newest probe's. Raises
-    MerinoError where there is none: their board may have been measured with another backend."""
+    """The collected probes of the profile's backend, and of the newest one's dialect. Raises MerinoError where there is
+    none, since all were made with another backend."""
     read = sorted(map(read_probe, collected), key=lambda one: one.date)
     own = [one for one in read if one.backend == profile.backend]
     if not own:
@@ -96,7 +100,7 @@ def of_backend(collected: Sequence[Path], profile: DeviceProfile, say: Say) -> l
 
 
 def recalibrate_host(say: Say, choose: Choose | None) -> Fit:
-    """One more probe of this machine, kept when it is whole."""
+    """Measure one more probe of this machine, and store it when it is complete."""
     kept = kept_probes()
 
     def fitted(probe: Probe) -> DeviceProfile:
@@ -112,7 +116,7 @@ def recalibrate_host(say: Say, choose: Choose | None) -> Fit:
 
 
 def with_designs(probe: Probe, fitted: Callable[[Probe], DeviceProfile], choose: Choose, say: Say) -> Probe:
-    """The probe with the designs of each round, chosen by the fit to it and to the rounds before."""
+    """The probe with measured designs. Each round's designs are chosen by the fit to the probe and earlier rounds."""
     if probe.backend != "onnxruntime" or probe.dialect == "portable":
         say("no designs are measured: they are of graphs for ONNX Runtime 1.18 and later on a CPU")
         return probe
@@ -125,11 +129,11 @@ def with_designs(probe: Probe, fitted: Callable[[Probe], DeviceProfile], choose:
 
 
 def round_line(number: int, designs: Sequence[MeasuredDesign]) -> str:
-    """How far designs were off the predictions that they were chosen by."""
+    """Report of a round: errors of the predictions by which its designs were chosen."""
     decode = [one.predicted_decode_ms / one.decode_ms - 1 for one in designs]
     prefill = [one.predicted_prefill_ms / one.prefill_ms - 1 for one in designs]
-    told = (
+    phases = (
         f"{phase} {median(errors):+.1%} in the median ({min(errors):+.1%} to {max(errors):+.1%})"
         for phase, errors in (("decode", decode), ("prefill", prefill))
     )
-    return f"round {number + 1}: {len(designs)} measured, predicted over measured: {', '.join(told)}; now in the fit"
+    return f"round {number + 1}: {len(designs)} measured, predicted over measured: {', '.join(phases)}; now in the fit"

@@ -1,13 +1,13 @@
-"""How far predictions of decoders are off that the fit has not seen, as a distribution per weight format and phase.
+"""Errors of predictions of unseen decoders, as a distribution per weight format and phase.
 
-A search chooses what is predicted too fast, so decoders that a search chose say how far its next ones are off; the
-probe's own count where too few of those were measured.
+A search prefers decoders that are predicted too fast. So the errors of decoders that a search chose are used, and the
+probe's own decoders only where too few of those were measured.
 
 log(measured / predicted) = centre + scale x Student's t, fitted by maximum likelihood
-(Lange, Little and Taylor, "Robust statistical modeling using the t distribution", JASA 84, 1989). Its tails take up
-rows that another program disturbed, which would widen a normal distribution for all. Formats with few decoders share
-the scale. Scale and degrees of freedom are those of a prediction interval (Hahn and Meeker, "Statistical
-Intervals", 1991). They count decoders, because rows of one decoder are not independent.
+(Lange, Little and Taylor, "Robust statistical modeling using the t distribution", JASA 84, 1989). Its tails absorb rows
+that another program disturbed, which would widen a normal distribution for all. Formats with few decoders share the
+scale. Scale and degrees of freedom are those of a prediction interval (Hahn and Meeker, "Statistical Intervals", 1991).
+The sample size is the number of decoders, since rows of one decoder are not independent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from merino_edge.profiles.coefficients import FORMS
 PHASES = ("decode", "prefill")
 LEAST_DECODERS = 3  # of one format; fewer give no distribution
 LEAST_FOR_SCALE = 7  # decoders of one format for a scale of its own
-TAILS = (3.0, 4.0, 6.0, 9.0, 15.0, 30.0)  # degrees of freedom that are tried
+TAILS = (3.0, 4.0, 6.0, 9.0, 15.0, 30.0)  # degrees of freedom to try
 TURNS = 100  # of expectation maximisation
 LEAST_SCALE = 1e-4  # coefficients have four digits
 
@@ -41,12 +41,12 @@ class Student(NamedTuple):
 
 
 def latency_errors(fits: Mapping[int, ThreadFit], probes: Sequence[Probe]) -> dict[str, dict[str, dict[str, Any]]]:
-    """format -> `decode_error`, `prefill_error` -> keys of `LatencyError`; only those that could be fitted.
+    """format -> `decode_error`, `prefill_error` -> keys of `LatencyError`, where it could be fitted.
 
-    fits: of each thread count, to all the probes joined. A row that several probes have gives an error for each of
-    them, so that the difference between probes widens the interval.
+    fits: of each thread count, to the joined probes. A row of several probes gives one error per probe, so that
+    differences between probes widen the interval.
     """
-    found: dict[str, dict[str, dict[str, Any]]] = {form: {} for form in FORMS}
+    errors: dict[str, dict[str, dict[str, Any]]] = {form: {} for form in FORMS}
     measured_ms = times_of(probes)
     own = [(row, error + log(ms / row.ms)) for row, error in at_best_threads(fits) for ms in measured_ms[facts(row)]]
     designs = [each for fit in fits.values() for each in fit.unseen if is_measured_design(each[0])]
@@ -55,8 +55,8 @@ def latency_errors(fits: Mapping[int, ThreadFit], probes: Sequence[Probe]) -> di
             by_format = errors_by_format(rows, phase)
             for form, distribution in distributions(by_format).items():
                 count = len(by_format[form])
-                found[form][f"{phase}_error"] = {**distribution, "of": of, "decoders": count}
-    return found
+                errors[form][f"{phase}_error"] = {**distribution, "of": of, "decoders": count}
+    return errors
 
 
 def is_measured_design(row: Row) -> bool:
@@ -64,54 +64,57 @@ def is_measured_design(row: Row) -> bool:
 
 
 def errors_by_format(rows: Sequence[tuple[Row, float]], phase: str) -> dict[str, Errors]:
-    found: dict[str, Errors] = {}
+    by_format: dict[str, Errors] = {}
     for row, error in rows:
         if (row.tokens == 1) == (phase == "decode"):
-            found.setdefault(row.format, {}).setdefault(shape_of(row), []).append(error)
-    return found
+            by_format.setdefault(row.format, {}).setdefault(shape_of(row), []).append(error)
+    return by_format
 
 
 def at_best_threads(fits: Mapping[int, ThreadFit]) -> list[tuple[Measurement, float]]:
-    """The unseen rows of each decoder that a prediction is like: prefills, and decode steps with the cache as full as
-    the probe had it, at the thread count that a prediction would choose, that of the least decode latency."""
+    """The unseen rows of each decoder that resemble a prediction: prefills, and decode steps at the probe's fullest
+    cache, at the thread count that a prediction chooses: the one of least decode latency."""
     fullest: dict[tuple[str, Decoder], tuple[int, float, int]] = {}
     for threads, fit in fits.items():
         for row, error in fit.rows:
             if isinstance(row, Measurement) and row.kind == "decoder" and row.tokens == 1:
                 key, rank = (row.format, shape_of(row)), (-row.past, row.ms * (1 + error), threads)
                 fullest[key] = min(rank, fullest.get(key, rank))
-    found = []
+    unseen = []
     for threads, fit in fits.items():
         for row, error in fit.unseen:
             if isinstance(row, DesignTime):
                 continue
             past, _, best = fullest.get((row.format, shape_of(row)), (0, 0.0, 0))
             if threads == best and (row.tokens > 1 or row.past == -past):
-                found.append((row, error))
-    return found
+                unseen.append((row, error))
+    return unseen
 
 
 def times_of(probes: Sequence[Probe]) -> dict[tuple[Any, ...], list[float]]:
-    """ms of each row of a decoder in each probe that has it."""
-    found: dict[tuple[Any, ...], list[float]] = {}
+    """ms of each row of a whole decoder, one per probe."""
+    times: dict[tuple[Any, ...], list[float]] = {}
     for row in (row for probe in probes for row in probe.measurements if row.kind == "decoder"):
-        found.setdefault(facts(row), []).append(row.ms)
-    return found
+        times.setdefault(facts(row), []).append(row.ms)
+    return times
 
 
 def distributions(by_format: Mapping[str, Errors]) -> dict[str, dict[str, float]]:
-    """format -> keys of `LatencyError`, of the formats with enough decoders."""
+    """format -> keys of `LatencyError`, for formats with enough decoders."""
     known = {form: errors for form, errors in by_format.items() if len(errors) >= LEAST_DECODERS}
     alone = {form: errors for form, errors in known.items() if len(errors) >= LEAST_FOR_SCALE}
     together = {form: errors for form, errors in known.items() if form not in alone}
-    found = [with_one_scale({form: errors}) for form, errors in alone.items()]
-    found += [with_one_scale(together)] if together else []
-    return {form: each[form] for form in known for each in found if form in each}
+    fitted = [with_one_scale({form: errors}) for form, errors in alone.items()]
+    fitted += [with_one_scale(together)] if together else []
+    return {form: each[form] for form in known for each in fitted if form in each}
 
 
 def with_one_scale(by_format: Mapping[str, Errors]) -> dict[str, dict[str, float]]:
-    """The maximum-likelihood scale is too small for a prediction in two ways, both corrected as for a normal
-    distribution: the centres were fitted to the same errors, and they are known with an error of their own."""
+    """The errors' distributions with a common scale.
+
+    The maximum-likelihood scale is too small for a prediction for two reasons, both corrected as for a normal
+    distribution: the centres are fitted to the same errors, and have an uncertainty of their own.
+    """
     decoders = sum(len(errors) for errors in by_format.values())
     left = decoders - len(by_format)
     flat = [[error for errors in each.values() for error in errors] for each in by_format.values()]

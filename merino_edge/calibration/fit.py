@@ -1,9 +1,8 @@
 """Coefficients of the latency model and cache edges of one thread count, fitted to the rows of a probe.
 
-Alternating minimisation over the coefficients (non-negative least squares) and the cache edges (grid search), with
-three starts because it has local minima, and from the best of them steps to neighbouring edges, each with coefficients
-of its own. The model's terms are `prediction.latency`'; `calibrate` writes the
-result into a profile.
+Alternating minimisation over the coefficients (non-negative least squares) and the cache edges (grid search), from
+three starts because of local minima. From the best result the edges move to neighbours on the grid, each with its own
+coefficients. The terms of the model are in `prediction.latency`; `calibrate` writes the result into a profile.
 """
 
 import itertools
@@ -17,31 +16,31 @@ from scipy.optimize import nnls
 from merino_edge.calibration.probe import MeasuredDesign, Measurement, Probe, timed_decoder
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import Operator, activation, attention, head, linear, norm
-from merino_edge.prediction.latency import Run, again_share, amounts, partly_share, total_us
+from merino_edge.prediction.latency import Run, amounts, memory_share, reread_share, total_us
 from merino_edge.prediction.onnxruntime_costs import prefill_pieces
 from merino_edge.profiles.coefficients import (
-    AGAIN,
+    ATTENTION_MACS,
     FORMS,
     GENERAL,
     GROUPS,
     MEMORY,
     OF_ATTENTION,
     OF_FORMAT,
-    PAIRS,
+    REREAD,
     Dialect,
 )
 from merino_runtime.bundle import QUANTISED_CACHES
 from merino_runtime.io.board import MB
 
 REWEIGHTINGS, HUBER_ERROR = 8, 0.1  # relative error above which Huber's loss grows linearly
-DECODER_WEIGHT = 10.0  # of a row with a whole decoder, in rows with one operator
-DESIGN_WEIGHTS = (30.0, 10.0, 100.0, 300.0, 1000.0)  # of a design that a search chose: that which predicts others best
-LEAST_US = 1e-3  # a shorter time counts as this, since errors are relative
+DECODER_WEIGHT = 10.0  # of a row of a whole decoder, relative to a row of one operator
+DESIGN_WEIGHTS = (30.0, 10.0, 100.0, 300.0, 1000.0)  # of a design: the weight that predicts left-out designs best
+LEAST_US = 1e-3  # lower bound of a measured time, since errors are relative
 
 
 class DesignTime(NamedTuple):
-    """One phase of a measured design, as a row beside the probe's. `moved`: to a thread count that it was not measured
-    with."""
+    """One phase of a measured design, as a row of the fit. `moved`: extrapolated to a thread count that it was not
+    measured with."""
 
     design: MeasuredDesign
     phase: Literal["decode", "prefill"]
@@ -67,7 +66,7 @@ class DesignTime(NamedTuple):
 
 
 Row = Measurement | DesignTime
-Decoder = tuple[int, ...] | Architecture  # what tells one decoder from another, in whatever format
+Decoder = tuple[int, ...] | Architecture  # identifies a decoder, independently of its format
 
 
 def operator_of(row: Measurement) -> Operator:
@@ -82,28 +81,28 @@ def operator_of(row: Measurement) -> Operator:
 
 
 def amounts_of(row: Row, dialect: Dialect) -> dict[str, float]:
-    """The amount of each term in one run of the row's graph, as if all that it reads came from memory."""
+    """The amount of each term in one run of the row's graph, if all reads come from memory."""
     if isinstance(row, DesignTime):
         operators = row.design.architecture.operators
         groups = row.design.by_groups
         return summed(
             amounts(op, row.format, new, past, dialect, groups=groups) for op in operators for new, past in row.runs
         )
-    if row.kind == "choose":
-        return {"choose_ns": row.rows * 1e-3}
+    if row.kind == "argmax":
+        return {"argmax_ns": row.rows * 1e-3}
     if row.kind == "call":
         return {"launch_us": 1.0, GRAPH: 1.0}
     if row.kind == "decoder":
         groups = (dialect, row.format) == ("no-dotprod", "int4")
         return summed(amounts(op, row.format, row.tokens, row.past, dialect, groups=groups) for op in decoder_of(row))
     one = amounts(operator_of(row), row.format, row.tokens, row.past, dialect, kv=row.kv, groups=row.by_groups)
-    if row.kind == "head":  # a graph of its own, and no token is chosen
-        one = {name: amount for name, amount in one.items() if name not in ("choose_ns", "step_us")}
+    if row.kind == "head":  # timed as a separate graph, without the argmax
+        one = {name: amount for name, amount in one.items() if name not in ("argmax_ns", "step_us")}
     return {name: amount * row.count for name, amount in one.items()} | {GRAPH: 1.0}
 
 
 def decoder_of(row: Row) -> list[Operator]:
-    """Of a row with a whole decoder; of others none."""
+    """The operators of a row's whole decoder; none for other rows."""
     if isinstance(row, DesignTime):
         return row.design.architecture.operators
     if row.kind != "decoder":
@@ -117,27 +116,27 @@ def timed_operators(width: int, ffn_width: int, layers: int, uses: int, heads: i
 
 
 def summed(all_amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    found: dict[str, float] = {}
+    totals: dict[str, float] = {}
     for one in all_amounts:
         for name, amount in one.items():
-            found[name] = found.get(name, 0.0) + amount
-    return found
+            totals[name] = totals.get(name, 0.0) + amount
+    return totals
 
 
 GRAPH = "graph_us"  # one run of a graph that is no decoder; a decoder's run is step_us
-OF_CACHES = [f"{kv}.{name}" for kv in QUANTISED_CACHES for name in PAIRS]
-OF_GROUPS = [f"{GROUPS}.{name}" for name in (*OF_ATTENTION, *(f"int8.{name}" for name in PAIRS))]
+OF_CACHES = [f"{kv}.{name}" for kv in QUANTISED_CACHES for name in ATTENTION_MACS]
+OF_GROUPS = [f"{GROUPS}.{name}" for name in (*OF_ATTENTION, *(f"int8.{name}" for name in ATTENTION_MACS))]
 FITTED = [
     *GENERAL, *OF_CACHES, *OF_GROUPS, GRAPH, *(f"{form}.{name}" for form in FORMS for name in OF_FORMAT)
 ]  # fmt: skip
 
 
 class ThreadFit(NamedTuple):
-    """Coefficients and cache edges of one thread count, and how far they are from the rows.
+    """Coefficients and cache edges of one thread count, and their errors.
 
     Attributes:
-        rows: each with its predicted / measured - 1.
-        unseen: each row of a whole decoder with log(measured / predicted), predicted without any row of that decoder.
+        rows: each row with predicted / measured - 1.
+        unseen: each row of a whole decoder with log(measured / predicted), from a fit without that decoder's rows.
     """
 
     coefficients: dict[str, float]
@@ -147,7 +146,7 @@ class ThreadFit(NamedTuple):
 
 
 class Edges(NamedTuple):
-    """Where weights stop being resident in the last-level cache: see `profiles.coefficients.Coefficients`."""
+    """Sizes at which weights leave the last-level cache: see `profiles.coefficients.Coefficients`."""
 
     within: float
     beyond: float
@@ -157,24 +156,24 @@ class Edges(NamedTuple):
 class Table(NamedTuple):
     """The rows of one thread count as arrays [rows]. Sizes are in units of the last-level cache."""
 
-    amounts: list[dict[str, float]]  # of every term but the reads from memory
-    first: np.ndarray  # GB read for the first time in a run, in the unit of `memory_ms_gb`'s amount
-    again: np.ndarray  # the same of what was read before in the run, by what is read between. [rows, sizes]
+    amounts: list[dict[str, float]]  # of every term except the reads from memory
+    first: np.ndarray  # first reads of a run, in the unit of `memory_ms_gb`'s amount
+    again: np.ndarray  # repeated reads, by the size of the reads in between. [rows, sizes]
     first_sizes: np.ndarray
-    between_sizes: np.ndarray  # of what is read between two uses of a matrix. [rows, sizes]
+    between_sizes: np.ndarray  # of the reads between two uses of a matrix. [rows, sizes]
     us: np.ndarray  # measured
     weight: np.ndarray  # of the row in the loss
 
     def from_memory(self, edges: Edges) -> np.ndarray:
-        """The amount of `memory_ms_gb` in each row [rows], where the cache has these edges."""
+        """The amount of `memory_ms_gb` in each row [rows], for a cache with these edges."""
         sizes = np.maximum(self.first_sizes, TINY)
-        first = self.first * partly_share(sizes, edges.within, edges.beyond)
-        return first + np.sum(self.again * again_share(self.between_sizes, edges.half), axis=1)
+        first = self.first * memory_share(sizes, edges.within, edges.beyond)
+        return first + np.sum(self.again * reread_share(self.between_sizes, edges.half), axis=1)
 
 
 def fit_all(probe: Probe) -> dict[int, ThreadFit]:
-    """By thread count. A design is measured with one; at the others it is taken to be off a fit to the probe alone by
-    the same factor. Else the next search would choose a thread count that no design has corrected."""
+    """The fit of each thread count. A design is measured at one count. For the other counts it is extrapolated with the
+    same factor over the fit to the probe alone: else the next search would choose a count without corrections."""
     alone = {count: fit_threads(probe, count) for count in probe.threads}
     times = [time for design in probe.designs for time in times_of(design) if time.threads in alone]
     if not times:
@@ -194,7 +193,7 @@ def moved(time: DesignTime, count: int, alone: Mapping[int, ThreadFit], probe: P
         return time
 
     def share(threads: int) -> float:
-        """Predicted by the fit of so many threads over measured."""
+        """Predicted latency by the fit of `threads` threads, relative to the measured one."""
         fit, table = alone[threads], table_of([time], probe)
         edges = Edges(*(edge * MB / cache_bytes(probe) for edge in fit.edges))
         return 1 + float(errors_of(table, fit.coefficients, edges)[0])
@@ -203,48 +202,48 @@ def moved(time: DesignTime, count: int, alone: Mapping[int, ThreadFit], probe: P
 
 
 def fit_threads(probe: Probe, threads: int, designs: Sequence[DesignTime] = ()) -> ThreadFit:
-    """The fit of least loss over the three starts, and the edges near it."""
+    """The fit of least loss over the three starts and neighbouring edges."""
     rows: list[Row] = [row for row in probe.measurements if row.threads == threads and row.kind != "read"]
     rows += designs
     table = table_of(rows, probe)
     from_memory = np.stack([table.from_memory(edges) for edges in GRID])  # [edges of the grid, rows]
     fits = (alternate(table, from_memory, start) for start in STARTS)
-    coefficients, edges = descend(table, *min(fits, key=lambda found: loss_of(table, *found)))
+    coefficients, edges = descend(table, *min(fits, key=lambda fit: loss_of(table, *fit)))
     unseen = unseen_errors(rows, table, edges)
     if designs:
         tried = [(each, unseen_errors(rows, each, edges)) for each in weighted(rows, table)]
-        table, unseen = min(tried, key=lambda found: error_of_designs(found[1]))
+        table, unseen = min(tried, key=lambda fit: error_of_designs(fit[1]))
         coefficients = fit_coefficients(table, edges)
     errors = errors_of(table, coefficients, edges).tolist()
-    if all(is_operator(row) for row in rows):  # a portable probe has none: a decoder's run counts as any graph's
+    if all(is_operator(row) for row in rows):  # a portable probe has no decoders: a decoder's run costs as any graph's
         coefficients["step_us"] = coefficients[GRAPH]
     edges_mb = Edges(*(edge * cache_bytes(probe) / MB for edge in edges))
     return ThreadFit(coefficients, edges_mb, list(zip(rows, errors, strict=True)), unseen)
 
 
 def weighted(rows: Sequence[Row], table: Table) -> Iterator[Table]:
-    """The table with each weight that a design's row may have. Designs may contradict the probe's rows, where the model
-    has no term for what a search exploits; how much they should outweigh them depends on the machine."""
+    """The table with each of DESIGN_WEIGHTS. Designs may contradict the probe's rows where a search exploits an effect
+    that the model has no term for; their best weight depends on the machine."""
     designs = np.array([isinstance(row, DesignTime) for row in rows])
     for weight in DESIGN_WEIGHTS:
         yield table._replace(weight=np.where(designs, weight, table.weight))
 
 
 def error_of_designs(unseen: Sequence[tuple[Row, float]]) -> float:
-    """The mean size of the errors of designs that were left out, of those measured with this thread count if any."""
+    """Mean absolute error of left-out designs; only of those measured at this thread count, if any."""
     errors = [(row.moved, abs(error)) for row, error in unseen if isinstance(row, DesignTime)]
     least = min(is_moved for is_moved, _ in errors)
     return float(np.mean([error for is_moved, error in errors if is_moved == least]))
 
 
 def is_operator(row: Row) -> bool:
-    """Whether its graph is no whole decoder."""
+    """Whether the row's graph is not a whole decoder."""
     return row.kind not in ("decoder", "design")
 
 
 def table_of(rows: Sequence[Row], probe: Probe) -> Table:
     terms = [amounts_of(row, probe.dialect) for row in rows]
-    first, _ = (np.array([one.pop(name, 0.0) for one in terms]) for name in (MEMORY, AGAIN))
+    first, _ = (np.array([one.pop(name, 0.0) for one in terms]) for name in (MEMORY, REREAD))
     again = [rereads_of(row) for row in rows]
     sizes = range(max(map(len, again), default=0))
     filled = [[*pairs, *[(0.0, 0.0)] * (len(sizes) - len(pairs))] for pairs in again]
@@ -269,11 +268,10 @@ def alternate(table: Table, from_memory: np.ndarray, edges: Edges) -> tuple[dict
 
 
 def descend(table: Table, coefficients: dict[str, float], edges: Edges) -> tuple[dict[str, float], Edges]:
-    """Moves to the best of the neighbouring edges while one of them fits better. Alternation cannot, since coefficients
-    fit the edges that they were found with."""
+    """Hill climbing over neighbouring edges. Alternation gets stuck here, since its coefficients fit the old edges."""
     for _ in range(MOST_MOVES):
         tried = [(fit_coefficients(table, near), near) for near in neighbours(edges)]
-        best = min(tried, key=lambda found: loss_of(table, *found))
+        best = min(tried, key=lambda fit: loss_of(table, *fit))
         if loss_of(table, *best) >= loss_of(table, coefficients, edges):
             break
         coefficients, edges = best
@@ -281,32 +279,32 @@ def descend(table: Table, coefficients: dict[str, float], edges: Edges) -> tuple
 
 
 def neighbours(edges: Edges) -> list[Edges]:
-    """Those of the grid that differ by one place in one or both of the first two edges."""
+    """Edges of the grid that differ by one step in one or both of the first two."""
     place, other = (
         int(np.abs(np.array(axis) - edge).argmin()) for axis, edge in ((WITHIN, edges.within), (BEYOND, edges.beyond))
     )  # fmt: skip
-    found = [
+    return [
         Edges(float(within), float(beyond), edges.half)
         for within in WITHIN[max(0, place - 1) : place + 2] for beyond in BEYOND[max(0, other - 1) : other + 2]
+        if within < beyond
     ]  # fmt: skip
-    return [near for near in found if near.within < near.beyond]
 
 
 def fit_coefficients(table: Table, edges: Edges) -> dict[str, float]:
     """Non-negative least squares of the relative errors, by iterative reweighting with Huber's loss.
 
-    The loss grows linearly above HUBER_ERROR, because another program on the board disturbs a few rows much. Whole
-    decoders weigh more, because they are what is predicted: an operator takes some 10 % longer beside others than
-    among its like.
+    The loss grows linearly above HUBER_ERROR, because another program on the board may disturb a few rows strongly.
+    Whole decoders weigh more, because they are predicted: an operator is some 10 % slower in a decoder than in a graph
+    of equal operators.
     """
     matrix = time_shares(table, edges)
     largest = np.maximum(matrix.max(axis=0), 1e-30)  # every column of the scaled matrix has 1 as its largest value
-    found, _ = reweighted(matrix / largest, table.weight)
-    return dict(zip(FITTED, (found / largest).tolist(), strict=True))
+    scaled, _ = reweighted(matrix / largest, table.weight)
+    return dict(zip(FITTED, (scaled / largest).tolist(), strict=True))
 
 
 def time_shares(table: Table, edges: Edges) -> np.ndarray:
-    """Share of each row's measured time that a unit of each coefficient takes. [rows, coefficients]"""
+    """Share of each row's measured time per unit of each coefficient. [rows, coefficients]"""
     matrix = np.array([[one.get(name, 0.0) for name in FITTED] for one in table.amounts]) / table.us[:, None]
     matrix[:, FITTED.index(MEMORY)] = table.from_memory(edges) / table.us
     return matrix
@@ -316,41 +314,40 @@ def reweighted(matrix: np.ndarray, row_weight: np.ndarray) -> tuple[np.ndarray, 
     """The coefficients of least loss, and the weights of the rows in the last least squares. [coefficients], [rows]"""
     weight = row_weight
     for _ in range(REWEIGHTINGS):
-        found = weighted_nnls(matrix, weight)
-        errors = np.maximum(np.abs(matrix @ found - 1), 1e-9)
+        coefficients = weighted_nnls(matrix, weight)
+        errors = np.maximum(np.abs(matrix @ coefficients - 1), 1e-9)
         used, weight = weight, row_weight * np.minimum(1, HUBER_ERROR / errors)
-    return found, used
+    return coefficients, used
 
 
 def weighted_nnls(matrix: np.ndarray, weight: np.ndarray) -> np.ndarray:
     root = np.sqrt(weight)
-    found, _ = nnls(matrix * root[:, None], root, maxiter=100 * matrix.shape[1])
-    return np.asarray(found)
+    coefficients, _ = nnls(matrix * root[:, None], root, maxiter=100 * matrix.shape[1])
+    return np.asarray(coefficients)
 
 
 def unseen_errors(rows: Sequence[Row], table: Table, edges: Edges) -> list[tuple[Row, float]]:
-    """Leave-one-out cross-validation: log(measured / predicted) of each row of a whole decoder, where the coefficients
-    are fitted to all rows but those of that decoder, in any format.
+    """Leave-one-out cross-validation: log(measured / predicted) of each row of a whole decoder, with coefficients
+    fitted to all rows except those of that decoder, in any format.
 
-    Edges and the weights of Huber's loss stay as all rows gave them, so that one left-out decoder costs a single least
-    squares.
+    Edges and the weights of Huber's loss stay those of all rows, so that a left-out decoder costs one least squares.
     """
     matrix = time_shares(table, edges)
     matrix = matrix / np.maximum(matrix.max(axis=0), 1e-30)
     _, weight = reweighted(matrix, table.weight)
     shapes = [None if is_operator(row) else shape_of(row) for row in rows]
-    found: list[tuple[Row, float]] = []
+    errors: list[tuple[Row, float]] = []
     for shape in dict.fromkeys(shape for shape in shapes if shape):
         held = [at for at, each in enumerate(shapes) if each == shape]
         others = weight.copy()
         others[held] = 0
         shares = matrix[held] @ weighted_nnls(matrix, others)  # predicted / measured
-        found += zip((rows[at] for at in held), (-np.log(np.maximum(shares, TINY))).tolist(), strict=True)
-    return found
+        errors += zip((rows[at] for at in held), (-np.log(np.maximum(shares, TINY))).tolist(), strict=True)
+    return errors
 
 
 def shape_of(row: Row) -> Decoder:
-    """Which decoder a row is of, whatever its format."""
+    """The decoder of a row, independently of its format."""
     if isinstance(row, DesignTime):
         return row.design.architecture
     return row.columns, row.rows, row.count, row.uses, row.heads, row.kv_heads
@@ -363,7 +360,7 @@ def fit_edges(table: Table, from_memory: np.ndarray, coefficients: Mapping[str, 
 
 
 def cached_us(table: Table, coefficients: Mapping[str, float]) -> np.ndarray:
-    """Predicted time of each row in us [rows], as if nothing were read from memory."""
+    """Predicted time of each row in us [rows], with all reads from the cache."""
     return np.array([total_us([one], coefficients) for one in table.amounts])
 
 
@@ -384,18 +381,18 @@ def loss_of(table: Table, coefficients: Mapping[str, float], edges: Edges) -> fl
 
 
 def rereads_of(row: Row) -> list[tuple[float, float]]:
-    """(bytes of weights that are read between two uses of a matrix, bytes that are read again behind so many); none
-    where each matrix is used once. Each piece of a prefill reads all."""
-    found: dict[float, float] = {}
+    """(bytes read between two uses of a matrix, bytes read again after them); none where each matrix is used once. Each
+    chunk of a prefill reads all."""
+    rereads: dict[float, float] = {}
     for op in decoder_of(row):
         if op.reread:
             between = op.reread * op.bytes_per_weight(row.format)
-            found[between] = found.get(between, 0.0) + op.read_bytes(row.format)
+            rereads[between] = rereads.get(between, 0.0) + op.read_bytes(row.format)
     pieces = len(row.runs) if isinstance(row, DesignTime) else 1
-    return [(between, pieces * size) for between, size in found.items()]
+    return [(between, pieces * size) for between, size in rereads.items()]
 
 
-HEAD_WEIGHT = 10.0  # of a head alone: a format has two, and what they say holds for vocabularies that no decoder has
+HEAD_WEIGHT = 10.0  # of a head: a format has two rows, which stand for vocabularies that no timed decoder has
 WEIGHTS = {"decoder": DECODER_WEIGHT, "design": DESIGN_WEIGHTS[0], "head": HEAD_WEIGHT}
 MOST_MOVES = 10  # to neighbouring edges
 STARTS, MOST_TURNS = [Edges(within, 3.0, 1.0) for within in (0.4, 0.6, 0.8)], 6
@@ -403,7 +400,7 @@ STARTS, MOST_TURNS = [Edges(within, 3.0, 1.0) for within in (0.4, 0.6, 0.8)], 6
 WITHIN, BEYOND = np.arange(0.1, 1.25, 0.05), (0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 HALF = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
 GRID = [Edges(*map(float, edges)) for edges in itertools.product(WITHIN, BEYOND, HALF) if edges[0] < edges[1]]
-TINY = 1e-9  # in place of a size of 0, which has no share
+TINY = 1e-9  # in place of a size of 0
 
 
 def cache_bytes(probe: Probe) -> float:

@@ -1,7 +1,7 @@
-"""The profile of the machine at hand: its facts (`this_machine`), and coefficients from the probe that boards run.
+"""The profile of this machine: its facts (`this_machine`), and coefficients from the probe that boards run.
 
-The probe takes most of a minute, so it is kept in the user's cache folder, by CPU, cores and ONNX Runtime; one made on
-a busy machine is kept only on request. Does not judge the profile: reading it does.
+The probe takes most of a minute, so it is stored in the user's cache folder, by CPU, cores and ONNX Runtime; a probe of
+a busy machine is stored only on request.
 """
 
 import hashlib
@@ -27,22 +27,22 @@ Say = Callable[[str], None]
 
 
 def silent(text: str) -> None:  # noqa: ARG001
-    """A `say` where nobody listens."""
+    """A `say` that prints nothing."""
 
 
 def host_profile(say: Say = silent) -> dict[str, Any]:
-    """A profile's keys and values, as a TOML file would hold them; measures the machine where no probe is kept."""
+    """A profile's keys and values, as in a TOML file; measures the machine where no probe is stored."""
     return profile_from(host_probes(say))
 
 
 def profile_from(probes: Sequence[Probe]) -> dict[str, Any]:
-    """The same by these probes."""
+    """The same from these probes."""
     return facts() | {"performance": {"onnxruntime": _performance(probes)}}
 
 
 def host_probes(say: Say = silent) -> list[Probe]:
-    """The kept probes of this machine; where none is kept, one is made first. With flags (the machine was busy,
-    throttled or swapping) it is not kept: later runs would take its slow rows for the machine's."""
+    """The stored probes of this machine, or else a new one. A probe with flags (the machine was busy, throttled or
+    swapping) is not stored: its slow rows would be taken for the machine's in later runs."""
     return kept_probes() or [new_probe(say)]
 
 
@@ -55,14 +55,14 @@ def kept_probes() -> list[Probe]:
 
 
 def new_probe(say: Say, more: Callable[[Probe], Probe] | None = None) -> Probe:
-    """Measures this machine and keeps the probe.
+    """Measure this machine and store the probe.
 
-    more: what is measured besides; then the probe is kept whatever its flags, since its user asked for it. There is no
-    file of it until all is measured.
+    more: further measurements; then the user requested the probe, and it is stored whatever its flags. The file is
+    written after all measurements.
     """
     path = cache_folder() / f"probe-{machine_key()}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     say(f"measuring this machine, for at most {PROBE_SECONDS + 10:.0f} s")
-    with scratch_folder(path.with_name("probe")) as scratch:  # one name, so that what a killed run left is found
+    with scratch_folder(path.with_name("probe")) as scratch:  # a fixed name, so that a killed run's rest is removed
         made = scratch / path.name
         run_probe(str(made), PROBE_SECONDS)
         probe = read_probe(made)
@@ -80,7 +80,7 @@ def new_probe(say: Say, more: Callable[[Probe], Probe] | None = None) -> Probe:
 
 
 def machine_key() -> str:
-    """A hash of what a probe depends on: CPU, cores, cache, ONNX Runtime, schema."""
+    """A hash of the facts that a probe depends on: CPU, cores, cache, ONNX Runtime, schema."""
     facts = [core_name(), len(board.usable_cpus()), last_level_cache_bytes(), version_of("onnxruntime"), PROBE_SCHEMA]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 

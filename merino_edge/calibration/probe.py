@@ -1,7 +1,4 @@
-"""probe.json, as `merino probe` writes it on a board (docs/formats.md): its types, reading, and joining of several.
-
-What the rows mean for a model: `calibrate`.
-"""
+"""probe.json, as `merino probe` writes it on a board (docs/formats.md): types, reading, and joining of several."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +33,7 @@ class Measurement(Strict):
     """One row of the probe; see docs/formats.md."""
 
     kind: Literal[
-        "read", "linear", "head", "attention", "norm", "activation", "call", "choose", "decoder",
+        "read", "linear", "head", "attention", "norm", "activation", "call", "argmax", "decoder",
         "chain", "copy",  # of a GPU
     ]  # fmt: skip
     format: Literal["fp32", "fp16", "int8", "int4"]
@@ -83,8 +80,8 @@ class Resident(Strict):
 class MeasuredDesign(Strict):
     """A decoder that a search chose for the probed machine, measured there by the benchmark with random weights.
 
-    A decode step is behind `past` cached tokens on average, with which the cache is full; a prefill is of `prompt`
-    tokens. `predicted_*`: by the fit that the search was given, before this design was in it.
+    Decode steps have `past` cached tokens on average, up to a full cache; a prefill has `prompt` tokens. `predicted_*`:
+    by the fit that the search used, without this design.
     """
 
     architecture: Architecture
@@ -100,7 +97,7 @@ class MeasuredDesign(Strict):
     predicted_decode_ms: Positive
     predicted_prefill_ms: Positive
     flags: list[str]
-    by_groups: bool = False  # attention of heads that share a KV head was this project's
+    by_groups: bool = False  # whether attention was this project's GroupAttention
 
 
 class Probe(Strict):
@@ -127,7 +124,7 @@ class Probe(Strict):
 
     @property
     def threads(self) -> list[int]:
-        """Thread counts that enough was measured for: matrix multiplications, and grouped-query attention."""
+        """Thread counts with enough measurements: of matmuls and of grouped-query attention."""
         counts = sorted({row.threads for row in self.measurements})
         return [count for count in counts if {("linear", False), ("attention", True)} <= {
             (row.kind, row.kv_heads < row.heads) for row in self.measurements if row.threads == count}]
@@ -162,7 +159,7 @@ def read_probe(path: Path) -> Probe:
 
 
 def parse_probe(text: str, origin: str) -> Probe:
-    """The probe in the text of a probe.json. Raises MerinoError with all its faults; `origin`: whose it is."""
+    """The probe in the text of a probe.json. Raises MerinoError with all its faults; `origin`: the text's name."""
     try:
         return Probe.model_validate_json(text)
     except ValidationError as error:
@@ -170,9 +167,9 @@ def parse_probe(text: str, origin: str) -> Probe:
 
 
 def joined(probes: Sequence[Probe]) -> Probe:
-    """The last of several probes of one machine, with the median over all of them in each row, and all their designs.
+    """Several probes of one machine as one: the last, with each row's median over all of them, and with all designs.
 
-    A machine that others share is slower at some times of the day, so several probes say more than one.
+    A shared machine is slower at some times of the day, so several probes are more reliable than one.
     """
     measurements = medians([row for probe in probes for row in probe.measurements], ("ms",), TIMES)
     resident = medians([row for probe in probes for row in probe.resident], MEMORY_MB, MEMORY_MB)
@@ -181,12 +178,12 @@ def joined(probes: Sequence[Probe]) -> Probe:
 
 
 def facts(row: Strict, measured: Sequence[str] = TIMES) -> tuple[Any, ...]:
-    """What was measured in a row: all but the `measured` fields."""
+    """Key of a row: all fields except the `measured` ones."""
     return tuple(row.model_dump(exclude=set(measured)).values())
 
 
 def medians(rows: Sequence[Row], names: Sequence[str], measured: Sequence[str]) -> list[Row]:
-    """One row for all that differ in the `measured` fields alone: the last, with medians in the fields of `names`."""
+    """Joins rows that differ only in the `measured` fields: the last one, with medians in the fields `names`."""
     alike: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         alike.setdefault(facts(row, measured), []).append(row)

@@ -1,6 +1,6 @@
-"""Facts about the machine at hand, read from the system in no time: what `host` is before it is measured.
+"""Facts about this machine from the system, without measurements: the part of `host` that needs no probe.
 
-Works without /proc and /sys (macOS, Windows), with fewer facts. Its measurements: `host`.
+Works without /proc and /sys (macOS, Windows), with fewer facts.
 """
 
 import importlib.metadata
@@ -20,7 +20,7 @@ ARCHITECTURES = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aar
 
 
 def facts() -> dict[str, Any]:
-    """A profile's keys and values but `performance`, as a TOML file would hold them."""
+    """A profile's keys and values except `performance`, as in a TOML file."""
     cores = len(board.usable_cpus())
     arch = ARCHITECTURES.get(platform.machine().lower(), "other")
     memory = psutil.virtual_memory()
@@ -44,7 +44,7 @@ def facts() -> dict[str, Any]:
 
 
 def isa_features(arch: str) -> list[str]:
-    """The known features that /proc/cpuinfo names; without it, those that the architecture guarantees."""
+    """The known features in /proc/cpuinfo; without it, those that the architecture guarantees."""
     text = CPUINFO.read_text(errors="replace") if CPUINFO.exists() else ""
     return sorted({"neon"} | board.read_isa(text) if arch == "aarch64" else board.read_isa(text))
 
@@ -83,7 +83,7 @@ def version_of(package: str) -> str:
 
 
 def _cpu_facts() -> list[tuple[str, str]]:
-    """Keys and values of /proc/cpuinfo, none where it lacks."""
+    """Keys and values of /proc/cpuinfo; none where there is no such file."""
     try:
         lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,1 +1,1 @@
-"""What an inference costs on a board: latency, memory, files, energy."""
+"""Predicted costs of an inference on a board: latency, memory, files, energy."""

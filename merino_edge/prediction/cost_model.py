@@ -1,8 +1,8 @@
 """Costs of a decoder on a board: latency, memory, file size and energy, resolved for one inference shape.
 
-`cost_model(profile, shape)` looks up once what the profile's backend costs (`onnxruntime_costs`, `tensorrt_costs`). Its
-functions take operators. Under a `Regime` all but activation memory add up over operators, which the searches need;
-`predict` finds the regime of a whole decoder.
+`cost_model(profile, shape)` binds the costs of the profile's backend (`onnxruntime_costs`, `tensorrt_costs`). Its
+functions take operators. Under a `Regime` all costs except activation memory are additive over operators, as searches
+require; `predict` determines the regime of a whole decoder.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
-# What the folder holds beside the weights, measured on exports of 11 to 291 operators and rounded up.
+# Sizes in the folder other than weights, measured on exports of 11 to 291 operators and rounded up.
 OPERATOR_FILE_BYTES = 1200  # graph and bundle.json: 370 to 860 in dialect fused, up to 1200 in portable
 MATRIX_FILE_BYTES = 4096  # external data begins at whole pages
 ENTRY_FILE_BYTES = 72  # tokenizer.json, per entry of the vocabulary
@@ -34,14 +34,12 @@ FIXED_FILE_MB = FIXED_FILE_BYTES / BYTES_PER_MB
 
 
 class Predicted(BaseModel):
-    """The predicted costs of one decoder on one board, as design.json, pareto.json and `recommend --json` hold them.
+    """The predicted costs of one decoder on one board, as in design.json, pareto.json and `recommend --json`.
 
-    Latency is of the KV cache when full and of the whole prompt. MB are 2^20 bytes, GFLOPs are at 1024 tokens.
-
-    `j_per_token` is None where the profile has no watts of the busy board. `provenance` is the kind of the weakest
-    coefficient used; the watts are not counted in it. The latencies hold for `decode_threads` and `prefill_threads`,
-    which are None on a GPU.
-    An interval (low, high) holds the measured value with probability `confidence`; None where no errors are known.
+    Decode latency is at a full KV cache, prefill latency of the whole prompt. MB are 2^20 bytes, GFLOPs are at 1024
+    tokens. `j_per_token` is None where the profile lacks the busy board's watts. `provenance` is the kind of the
+    weakest coefficient used, except the watts. The latencies are at `decode_threads` and `prefill_threads`, which are
+    None on a GPU. A prediction interval (low, high) has the probability `confidence`; None where no errors are known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -64,27 +62,27 @@ class Predicted(BaseModel):
     prefill_threads: ThreadCount | None
 
     def interval(self, name: str) -> Interval | None:
-        """Of the field of this name."""
-        found: Interval | None = getattr(self, f"{name}_interval", None)
-        return found
+        """The prediction interval of the field `name`."""
+        bounds: Interval | None = getattr(self, f"{name}_interval", None)
+        return bounds
 
     def upper(self, name: str) -> float | None:
-        """The upper bound of the field's interval, the field where it has none; None where there is no such field."""
+        """The upper bound of the field's interval, or the field without one; None where there is no such field."""
         interval = self.interval(name)
         return interval[1] if interval else getattr(self, name, None)
 
 
 @dataclass(frozen=True, eq=False)
 class CostModel:
-    """All that costs on one board depend on, for one inference shape. Made by `cost_model`, compared by identity.
+    """Costs on one board for one inference shape. Made by `cost_model`, compared by identity.
 
-    Latencies and energy are the most likely ones; `upper_decode` and `upper_prefill` times that is the upper bound of
-    their intervals.
+    Latencies and energy are the most likely ones. Multiplied by `upper_decode` or `upper_prefill` they are the upper
+    bounds of their prediction intervals.
 
     Attributes:
         on: latency and memory in the profile's backend.
-        decode_factors, prefill_factors: the interval of measured over predicted latency at `confidence`; None where
-            the errors of predictions are not known.
+        decode_factors, prefill_factors: interval of measured / predicted latency at `confidence`; None where the errors
+            of predictions are not known.
     """
 
     profile: DeviceProfile
@@ -108,13 +106,13 @@ class CostModel:
         return self.on.runtime_mb
 
     def decode_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:
-        """ms of one decode step, batch 1, the KV cache full. Adds up over operators. Raises MerinoError for a format
+        """ms of one decode step, batch 1, at a full KV cache. Additive over operators. Raises MerinoError for a format
         that the backend has no figures of."""
         self._require_predicted()
         return self.on.decode_ms(operators, threads, residency)
 
     def prefill_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:
-        """ms of the whole prompt into an empty KV cache. Otherwise as `decode_ms`."""
+        """ms of prefilling the whole prompt into an empty KV cache. Otherwise as `decode_ms`."""
         self._require_predicted()
         return self.on.prefill_ms(operators, threads, residency)
 
@@ -127,29 +125,29 @@ class CostModel:
             )
 
     def read_mb(self, operators: Sequence[Operator]) -> float:
-        """MB that a decode step reads for the first time: it decides the residency. Adds up over operators."""
+        """MB of a decode step's first reads, which decide the residency. Additive over operators."""
         return self.on.read_mb(operators)
 
     def kv_bytes(self, operators: Sequence[Operator]) -> int:
-        """Bytes of a full KV cache. Adds up over operators."""
+        """Bytes of a full KV cache. Additive over operators."""
         return kv_bytes(operators, self.shape.context, self.shape.precision, self.shape.kv)
 
     def in_use_mb(self, operators: Sequence[Operator], sessions: int = 1) -> float:
-        """MB of weights in all sessions and of a full KV cache. Adds up over operators."""
+        """MB of weights in all sessions and of a full KV cache. Additive over operators."""
         cache = self.kv_bytes(operators) / BYTES_PER_MB
         return sessions * self.on.weights_mb(operators, opening=False) + cache
 
     def opening_mb(self, operators: Sequence[Operator], sessions: int = 1) -> float:
-        """MB of weights while the last session opens, before there is a KV cache. Adds up over operators."""
+        """MB of weights while the last session opens, before there is a KV cache. Additive over operators."""
         others = (sessions - 1) * self.on.weights_mb(operators, opening=False)
         return others + self.on.weights_mb(operators, opening=True)
 
     def opening_can_peak(self, table: Operator) -> bool:
-        """Whether a decoder with a table of this size can take most memory while it opens."""
+        """Whether a decoder with an embedding of this size can have its peak memory while it opens."""
         return self.on.opening_can_peak(table)
 
     def activation_mb(self, operators: Sequence[Operator]) -> float:
-        """MB of the operator that needs most: a maximum over operators, not a sum."""
+        """MB of the largest operator's activations: a maximum, not a sum."""
         return self.on.activation_mb(operators)
 
     def memory_mb(self, operators: Sequence[Operator], sessions: int = 1) -> float:
@@ -158,7 +156,7 @@ class CostModel:
         return max(in_use, self.opening_mb(operators, sessions)) + self.runtime_mb
 
     def added_file_mb(self, operators: Sequence[Operator]) -> float:
-        """MB that the operators add to the bundle's folder. Adds up over operators."""
+        """MB that the operators add to the bundle's folder. Additive over operators."""
         return added_file_mb(operators, self.shape.precision)
 
     def file_mb(self, operators: Sequence[Operator]) -> float:
@@ -166,11 +164,8 @@ class CostModel:
         return file_mb(operators, self.shape.precision) + kernels / BYTES_PER_MB
 
     def joules(self, busy_ms: float) -> float | None:
-        """Energy of `busy_ms` with all cores or the GPU busy, idle power included; None where the profile has no such
-        watts.
-
-        An upper estimate where decoding uses fewer threads than there are cores, or less than the power mode allows.
-        """
+        """Energy of `busy_ms` with all cores or the GPU busy, idle power included; None where the profile lacks these
+        watts. An upper estimate where decoding uses fewer threads than cores, or less power than the mode allows."""
         watts = busy_watts(self.profile)
         return None if watts is None else watts.value * busy_ms / 1e3
 
@@ -182,19 +177,19 @@ class CostModel:
         return self.on.default_regime
 
     def ceiling_mb(self, regime: Regime) -> float | None:
-        """The most that `read_mb` may be under the regime; None: any amount."""
+        """Upper limit of `read_mb` in the regime; None: no limit."""
         return self.on.ceiling_mb(regime)
 
     def predict(self, operators: Sequence[Operator], limits: Mapping[str, float] | None = None) -> Predicted:
         """Costs of a whole decoder, at the thread counts of least decode latency, then of least prefill latency.
 
-        Without limits decode and prefill have one thread count, as the runtime chooses by itself, since two counts take
-        more memory. With limits, by the names of Predicted's fields, the counts may differ where that keeps them;
-        where no counts keep them all, they are one again. Raises MerinoError for a format without coefficients.
+        Without limits decode and prefill have the same thread count, the runtime's default, since two counts take more
+        memory. With limits, by the names of Predicted's fields, the counts may differ if that meets the limits. Raises
+        MerinoError for a format without coefficients.
         """
-        found = self.predict_each(operators)
-        single = [one for one in found if one.decode_threads == one.prefill_threads]
-        fitting = single if limits is None else [one for one in found if keeps(one, limits)]
+        predicted = self.predict_each(operators)
+        single = [one for one in predicted if one.decode_threads == one.prefill_threads]
+        fitting = single if limits is None else [one for one in predicted if keeps(one, limits)]
         return min(fitting or single, key=lambda one: (one.decode_ms, one.prefill_ms))
 
     def predict_each(self, operators: Sequence[Operator]) -> list[Predicted]:
@@ -233,8 +228,8 @@ class CostModel:
 
 
 def keeps(predicted: Predicted, limits: Mapping[str, float]) -> bool:
-    """Whether the predicted fields that have a limit are within it, of an interval the upper bound; other names do not
-    depend on thread counts."""
+    """Whether the predicted fields meet their limits; with an interval, its upper bound. Other names do not depend on
+    thread counts."""
     amounts = {name: predicted.upper(name) for name in limits}
     return all(amount is None or within(amount, limits[name]) for name, amount in amounts.items())
 
@@ -245,9 +240,9 @@ def interval(predicted: float | None, factors: Factors | None) -> Interval | Non
 
 @lru_cache(maxsize=64)
 def cost_model(profile: DeviceProfile, shape: InferenceShape, confidence: float = DEFAULT_CONFIDENCE) -> CostModel:
-    """The costs of this inference on this board, with intervals of `confidence` where the board was calibrated.
+    """The costs of this inference on this board, with intervals of `confidence` if the board was calibrated.
 
-    Formats that the backend does not compute have memory and file size only. Raises MerinoError for a confidence out of
+    Formats that the backend does not run have only memory and file size. Raises MerinoError for a confidence outside
     its range.
     """
     on = (tensorrt_costs if profile.backend == "tensorrt" else onnxruntime_costs)(profile, shape)
@@ -257,7 +252,7 @@ def cost_model(profile: DeviceProfile, shape: InferenceShape, confidence: float 
 
 
 def added_file_mb(operators: Iterable[Operator], precision: str) -> float:
-    """MB (2^20 bytes) that these operators add to the bundle's folder. Adds up over operators."""
+    """MB (2^20 bytes) that these operators add to the bundle's folder. Additive over operators."""
     total = 0.0
     for op in operators:
         total += OPERATOR_FILE_BYTES
@@ -269,6 +264,5 @@ def added_file_mb(operators: Iterable[Operator], precision: str) -> float:
 
 
 def file_mb(operators: Iterable[Operator], precision: str) -> float:
-    """MB (2^20 bytes) of the whole folder, a little more than the export will write: weights, graph, tokenizer,
-    application."""
+    """MB (2^20 bytes) of the whole folder, rounded up: weights, graph, tokenizer, application."""
     return added_file_mb(operators, precision) + FIXED_FILE_MB

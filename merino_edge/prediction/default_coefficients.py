@@ -1,23 +1,22 @@
-"""Coefficients of the latency model for a board that nobody has probed, derived from its profile's basic figures.
+"""Coefficients of the latency model for a board without a probe, estimated from its profile's basic figures. And the
+predicted slowdown of a graph built for the other Arm core type.
 
-And with them, what a graph costs on boards whose kind of core it was not written for, against one that was.
+The rules are assumptions, so the result is `estimated`. Ratios marked x86 were measured on one x86 server core
+(AVX-512) with ONNX Runtime 1.32. They belong to small terms, which matter for narrow layers and long contexts.
 
-The rules are ours, so the result is `estimated`. Ratios marked x86 were measured on one x86 server core (AVX-512) with
-ONNX Runtime 1.32. They belong to small terms, which matter for narrow layers and long contexts.
-
-* Bandwidth holds at `decode_threads`. Each doubling or halving of the thread count divides it by 2^(1/4) (published for
-  the Pi 5 at 2 against 4 threads: 0.85). Arithmetic grows with the threads up to `prefill_threads`.
-* Decoding in fp32 is bound by reading at `read_gb_s` or by computing at `fp32_gflops`, whichever takes longer. Weights
-  found in the cache take a third of the reading time.
-* With dot products of 8 bits (`dotprod` on Arm, `avx2` on x86) int8 and int4 multiply 3.5 times as fast as fp32: the
+* Bandwidth is highest at `decode_threads`. Each doubling or halving of the thread count divides it by 2^(1/4)
+  (published for the Pi 5 at 2 against 4 threads: 0.85). Arithmetic scales with the threads up to `prefill_threads`.
+* Decoding in fp32 takes the longer of reading at `read_gb_s` and computing at `fp32_gflops`. Cached weights take a
+  third of the reading time.
+* With 8-bit dot products (`dotprod` on Arm, `avx2` on x86) int8 and int4 multiply 3.5 times as fast as fp32: the
   instructions' ratio is 4, published prefills of the Pi 5 are 3 to 4 times its fp32 estimate.
-* Where the profile has a kernel's cycles per weight, decoding takes the time to read and these cycles, one after the
-  other, since published runs on cores without dotprod lie at the sum. In prefill int8, and int4 in this project's own
-  kernels, is faster than fp32 by the ratio of their cycles; MatMulNBits computes int4 at fp32's rate. Without cycles
-  int8 in blocks is written out in fp32 at each call, which moves it eight times.
-* Attention of one query takes the kernel's cycles per multiply-add where the profile has them, else ONE_QUERY times
-  as long as one of many; by groups, of this project's kernels, as long as one of many. Keys and values that come from
-  a cache are read meanwhile: whichever takes longer counts.
+* If the profile has a kernel's cycles per weight, decoding takes the sum of reading and these cycles, as published runs
+  on cores without dotprod do. In prefill int8, and int4 in this project's kernels, is faster than fp32 by the ratio of
+  their cycles; MatMulNBits computes int4 at fp32's rate. Without cycles, int8 in groups is dequantised to fp32 at each
+  call, which moves it eight times.
+* Attention of one query takes the kernel's cycles per multiply-add if the profile has them, else ONE_QUERY times the
+  time of a query among many; GroupAttention takes the time of a query among many. Keys and values in the cache are
+  read at the same time: the longer of both counts.
 """
 
 import math
@@ -34,24 +33,24 @@ DEFAULT_CACHE_MB = 1.0
 RESIDENT_EDGE, STREAMING_EDGE, HALF_EDGE = 0.5, 2.0, 1.0  # x86, in sizes of the last-level cache
 BANDWIDTH_EXPONENT = 0.25  # of the ratio of two thread counts
 CACHED_SHARE = 1 / 3  # of the time to read from memory
-TILES_BYTES = 0.5625 / 0.53125  # of tiles of 4 bits over those of groups of 128, which `Operator` counts
+TILES_BYTES = 0.5625 / 0.53125  # bytes per weight in tiles of 4 bits over groups of 128, which `Operator` assumes
 GB_MACS = {"fp32": 0.25, "int8": 1.0, "int4": 2.0}  # 10^9 multiply-adds of a decode step per GB of weights
 ONE_QUERY = 3.0  # Arm: 1.1 to 1.9 instructions per multiply-add of one query, 0.3 to 0.4 of many
 FAST_INT = 1 / 3.5  # time of an int8 multiply-add over that of fp32, with dot products
-MOVES = 8.0  # bytes moved per byte of int8 weights that are written out in fp32 and read again
+MOVES = 8.0  # bytes moved per byte of int8 weights that are dequantised to fp32 and read again
 MEMORY_FACTOR = {"fp32": 1.05, "int8": 1.15, "int4": 1.25}  # x86: bytes in RAM per byte of weights
 PREPACKING_FACTOR = {"fp32": 0.65, "int8": 0.93, "int4": 0.93}  # x86: extra bytes per table byte while it is prepacked
 # x86: in multiply-adds of fp32
 NORM, ACTIVATION, SCORE, ENTRY, ROW, SCALE = 10, 60, 60, 30, 60, 8
 GROUP_SCORE = 8  # in lanes
 LAUNCH, ATTENTION, STEP = 1 / 3, 2.0, 4.0  # of op_overhead_us
-LEAST_TIMES = 1.1  # less is within what an estimate may be off by
+LEAST_TIMES = 1.1  # a smaller slowdown is within the error of an estimate
 # By kind of core, the graphs that are written for it.
 WRITTEN_FOR: dict[Core, Dialect] = {"dotprod": "fused", "no-dotprod": "no-dotprod"}
 
 
 def coefficients_for(profile: DeviceProfile, forms: tuple[str, ...] = ("fp32",)) -> Coefficients:
-    """The profile's own coefficients where it has them for all these formats; else `estimated`."""
+    """The profile's own coefficients if it has them for all these formats, else estimated ones."""
     own = profile.performance.onnxruntime.coefficients
     if own is not None and set(forms) <= set(own.formats):
         return own
@@ -59,9 +58,9 @@ def coefficients_for(profile: DeviceProfile, forms: tuple[str, ...] = ("fp32",))
 
 
 def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coefficients:
-    """Coefficients for 1, 2, 4 and all cores, and for the two thread counts that the profile names.
+    """Coefficients for 1, 2, 4 and all cores, and for the profile's two thread counts.
 
-    `dialect`: of the graphs; None: of those for this board.
+    `dialect`: of the graphs; by default the board's.
     """
     speed = profile.performance.onnxruntime
     cores, cache = profile.cpu.cores.value, profile.cpu.last_level_cache_mb
@@ -107,8 +106,8 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
         cache_within_mb=(RESIDENT_EDGE * cache_mb,) * len(counts),
         cache_beyond_mb=(STREAMING_EDGE * cache_mb,) * len(counts),
         cache_half_mb=(HALF_EDGE * cache_mb,) * len(counts),
-        step_us=multiplied(overhead, STEP), launch_us=multiplied(overhead, LAUNCH), product_us=tuple(overhead),
-        attention_us=multiplied(overhead, ATTENTION), choose_ns=ns_of_macs(mac_ms[:1] * len(counts), 4),
+        step_us=multiplied(overhead, STEP), launch_us=multiplied(overhead, LAUNCH), matmul_us=tuple(overhead),
+        attention_us=multiplied(overhead, ATTENTION), argmax_ns=ns_of_macs(mac_ms[:1] * len(counts), 4),
         norm_ns=ns_of_macs(mac_ms, NORM), activation_ns=ns_of_macs(mac_ms, ACTIVATION),
         kv_ms_gb=kv_ms_gb(read_ms, query_ms),
         attention_ms_per_gmac=tuple(mac_ms), decode_attention_ms_per_gmac=query_ms,
@@ -126,21 +125,21 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
 
 
 def kv_ms_gb(read_ms: list[float], pair_ms: Sequence[float]) -> tuple[float, ...]:
-    """What reading keys and values from the caches takes beyond their multiply-adds."""
+    """Time of reading keys and values from the caches beyond their multiply-adds."""
     pairs = zip(read_ms, pair_ms, strict=True)
     return tuple(max(0.0, CACHED_SHARE * read - GB_MACS["fp32"] * pair) for read, pair in pairs)
 
 
 def counted_ms(profile: DeviceProfile, kernel: str, counts: list[int]) -> tuple[float, ...] | None:
-    """ms per 10^9 multiply-adds of a kernel by its cycles, at each thread count; None where cycles or clock are not
+    """ms per 10^9 multiply-adds from a kernel's cycles, at each thread count; None where cycles or clock are not
     known."""
     cycles, clock = cycles_of(profile, kernel), profile.cpu.clock_ghz
     return tuple(1e3 * cycles / (clock.value * count) for count in counts) if cycles and clock else None
 
 
 def kernel_of(profile: DeviceProfile, form: str, dialect: Dialect) -> str:
-    """ONNX Runtime's kernel for matrices of this format, by `CyclesPerWeight`'s names; `dots`: of blocks, by dot
-    products of 8 bits, which have no cycles there."""
+    """ONNX Runtime's kernel for matrices of this format, by `CyclesPerWeight`'s names; `dots`: MatMulNBits with 8-bit
+    dot products, which has no cycles there."""
     if form == "fp32":
         return "matmul"
     if dialect == "fused":
@@ -151,7 +150,7 @@ def kernel_of(profile: DeviceProfile, form: str, dialect: Dialect) -> str:
 
 
 def mac_share(profile: DeviceProfile, kernel: str) -> float:
-    """Time of a multiply-add among many rows over that of fp32."""
+    """Time of a multiply-add in a prefill, relative to fp32."""
     rows, floats = cycles_of(profile, kernel), cycles_of(profile, "matmul")
     if kernel in ("matmulinteger", "matmul4") and rows and floats:
         return rows / floats
@@ -159,17 +158,17 @@ def mac_share(profile: DeviceProfile, kernel: str) -> float:
 
 
 def cycles_of(profile: DeviceProfile, kernel: str) -> float | None:
-    found: float | None = getattr(profile.cpu.cycles_per_weight, kernel, None)
-    return found
+    cycles: float | None = getattr(profile.cpu.cycles_per_weight, kernel, None)
+    return cycles
 
 
 def multiplies_bytes(profile: DeviceProfile) -> bool:
-    """Whether the CPU has dot products of 8 bits."""
+    """Whether the CPU has 8-bit dot products."""
     return bool({"dotprod", "avx2"} & set(profile.isa))
 
 
 def bandwidth_share(count: int, best: int) -> float:
-    """Bandwidth at `count` threads over that at the best count."""
+    """Bandwidth at `count` threads, relative to the best count."""
     return float(2 ** (-BANDWIDTH_EXPONENT * abs(math.log2(count / best))))
 
 
@@ -186,28 +185,28 @@ def slower_on(
     operators: Sequence[Operator], precision: str, context: int, core: Core, profiles: Sequence[DeviceProfile],
     kv: str | None = None, groups: bool = False,
 ) -> tuple[Slower, ...]:  # fmt: skip
-    """The Arm boards on which a `fused` graph for `core` decodes slower than one for theirs, with how many times.
+    """Predicted slowdown of a `fused` graph for `core` on Arm boards of the other core type, where it is LEAST_TIMES or
+    more.
 
-    `groups`: whether it has attention by groups; in int4 for no-dotprod cores it has anyway. `kv`: the format of the
-    cache, None: that of the activations. Boards whose runtime does not take it are left out: an export for them is
-    refused.
+    `groups`: whether the graph has GroupAttention; in int4 for no-dotprod cores it always has. `kv`: the format of the
+    cache; None: that of the activations. Boards whose runtime does not support it are left out.
     """
-    found = []
+    slower = []
     for profile in profiles:
         own = core_of_board(profile)
         if profile.arch == "aarch64" and own != core and has_cache(profile.with_backend("onnxruntime"), kv):
             times = decode_ms(operators, precision, context, profile, core, kv, groups)
             times /= decode_ms(operators, precision, context, profile, own, kv, attends_by_groups(profile, precision))
             if times >= LEAST_TIMES:
-                found.append(Slower(profile.id, own, float(f"{times:.2g}")))
-    return tuple(found)
+                slower.append(Slower(profile.id, own, float(f"{times:.2g}")))
+    return tuple(slower)
 
 
 def decode_ms(
     operators: Sequence[Operator], precision: str, context: int, profile: DeviceProfile, core: Core,
     kv: str | None = None, groups: bool = False,
 ) -> float:  # fmt: skip
-    """ms of a decode step at a full cache, at the best thread count, of a `fused` graph that was written for `core`."""
+    """ms of a decode step at a full cache, at the best thread count, of a `fused` graph for `core`."""
     dialect, groups = WRITTEN_FOR[core], groups or (core == "no-dotprod" and precision == "int4")
     return min(
         latency(operators, precision, [(1, context)], dialect, at, kv, groups).streaming_ms

@@ -1,5 +1,4 @@
-"""Which graphs suit a board: the dialect of its runtime, the kind of its core, and the weight formats that its backend
-computes fast."""
+"""Graphs for a board: the dialect of its runtime, the kind of its core, and its backend's fast weight formats."""
 
 from merino_edge.families.operators import CPU_FORMATS, Core, fast_isa
 from merino_edge.profiles.coefficients import Dialect
@@ -10,20 +9,20 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import X86_FEATURES, runs_kernels
 
 FIRST_FUSED = (1, 18)  # of ONNX Runtime
-EMPTY = "''"  # as a shell writes a word without characters
-KV_FORMATS = ("fp32", *QUANTISED_CACHES)  # that a user may name
+EMPTY = "''"  # an empty word in a shell
+KV_FORMATS = ("fp32", *QUANTISED_CACHES)  # values of --kv
 PORTABLE_FORMATS = ("fp32", "int8")  # of ONNX Runtime, in order of preference
 # In order of preference: on a CPU most bits, on a GPU the format of its arithmetic.
 BACKEND_FORMATS: dict[Backend, tuple[str, ...]] = {"onnxruntime": CPU_FORMATS, "tensorrt": ("fp16", "fp32")}
 
 
 def formats_of(profile: DeviceProfile) -> tuple[str, ...]:
-    """The formats that the profile's backend computes and whose latency is predicted, the preferred one first."""
+    """The formats that the profile's backend runs and whose latency is predicted, the preferred one first."""
     return BACKEND_FORMATS[profile.backend]
 
 
 def fast_formats(profile: DeviceProfile) -> list[str]:
-    """Those that the board's own version has and does not refuse as slow."""
+    """The formats that the board's version supports and does not refuse as slow."""
     return [precision for precision in formats_of(profile) if not refused_words(profile, precision)]
 
 
@@ -36,15 +35,15 @@ def has_cache(profile: DeviceProfile, kv: str | None) -> bool:
 
 
 def quantised_kv(kv: str | None) -> str | None:
-    """What --kv names where it is not the format of the activations anyway, else None. Raises MerinoError for a format
-    that no cache has."""
+    """The quantised format of --kv; None for the format of the activations. Raises MerinoError for a format that no
+    cache has."""
     if kv is not None and kv not in KV_FORMATS:
         raise MerinoError(f"--kv {kv or EMPTY} is not known: choose one of {', '.join(KV_FORMATS)}")
     return kv if kv in QUANTISED_CACHES else None
 
 
 def cache_needs() -> str:
-    """What takes a quantised cache, in words."""
+    """The requirement of a quantised cache, for messages."""
     return f"onnxruntime {FIRST_QUANTISED_CACHE} or later"
 
 
@@ -59,19 +58,19 @@ def dialect_of(profile: DeviceProfile) -> str:
 
 
 def graph_dialect(profile: DeviceProfile) -> Dialect:
-    """Of the graphs for this board's ONNX Runtime, as the latency model tells them apart."""
+    """The dialect of graphs for this board's ONNX Runtime, as the latency model distinguishes them."""
     if dialect_of(profile) == "portable":
         return "portable"
     return "no-dotprod" if core_of_board(profile) == "no-dotprod" else "fused"
 
 
 def core_of_board(profile: DeviceProfile) -> Core:
-    """The kind of core that graphs for this board are written for; x86 takes those with dotprod."""
+    """The kind of core that graphs for this board are written for; x86 runs the graphs for dotprod."""
     return "no-dotprod" if profile.arch == "aarch64" and "dotprod" not in profile.isa else "dotprod"
 
 
 def attends_by_groups(profile: DeviceProfile, precision: str) -> bool:
-    """Whether a `fused` graph for this board computes attention by groups. For cores without dotprod int4 alone: their
+    """Whether a `fused` graph for this board uses GroupAttention. For cores without dotprod only in int4, so that their
     other formats run where the library cannot be loaded."""
     formats = CPU_FORMATS if core_of_board(profile) == "dotprod" else ("int4",)
     loads = runs_kernels(profile.arch, frozenset(profile.isa))
@@ -79,7 +78,7 @@ def attends_by_groups(profile: DeviceProfile, precision: str) -> bool:
 
 
 def refused_words(profile: DeviceProfile, precision: str) -> str:
-    """Why the board's runtime refuses the format or does not have it; empty where it runs it."""
+    """Why the board's runtime does not run the format; empty where it does."""
     if profile.backend != "onnxruntime":
         return ""
     if dialect_of(profile) == "portable" and precision not in PORTABLE_FORMATS:
@@ -89,8 +88,8 @@ def refused_words(profile: DeviceProfile, precision: str) -> str:
 
 
 def missing_isa(profile: DeviceProfile, precision: str) -> tuple[str, ...]:
-    """x86 instructions that `precision` needs and the board lacks; the runtime refuses the format where there are
-    any. For each kind of Arm core there are graphs of its own, and a GPU's products need none."""
+    """x86 instructions that `precision` needs and the board lacks; if there are any, the runtime refuses the format.
+    Each kind of Arm core has its own graphs, and a GPU needs no such instructions."""
     if profile.backend != "onnxruntime" or profile.arch != "x86_64" or precision not in ("int8", "int4"):
         return ()
     return tuple(name for name in fast_isa("dotprod") if name in X86_FEATURES and name not in profile.isa)

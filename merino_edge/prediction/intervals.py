@@ -1,8 +1,7 @@
-"""Prediction intervals: within which factors of a predicted latency a measurement lies, at a confidence.
+"""Prediction intervals of latencies: the range of a measurement, at a confidence.
 
-The distribution of the errors stands in the profile (`profiles.coefficients.LatencyError`), the confidence is chosen
-for each request. Fitting the distribution is `calibration.errors`'. Loads no pydantic, since the command line reads the
-default of the confidence and its range at its start.
+The profile has the distribution of the errors (`profiles.coefficients.LatencyError`, fitted by `calibration.errors`).
+Imports no pydantic, since the command line imports the default and the range of the confidence at its start.
 """
 
 import math
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from merino_edge.profiles.coefficients import Coefficients, LatencyError
 
 DEFAULT_CONFIDENCE = 0.9
-LEAST_CONFIDENCE, MOST_CONFIDENCE = 0.5, 0.999  # a probe's few decoders say nothing of rarer errors
+LEAST_CONFIDENCE, MOST_CONFIDENCE = 0.5, 0.999  # a probe has too few decoders to estimate rarer errors
 PROBE = "run `merino.pyz probe` on the board and `merino-edge calibrate` here"
 
 Interval = tuple[float, float]  # (low, high)
@@ -28,13 +27,13 @@ ALLOWED = f"{percent(LEAST_CONFIDENCE)} to {percent(MOST_CONFIDENCE)}, such as {
 
 
 def check_confidence(confidence: float) -> None:
-    """Raises MerinoError for a confidence that no interval is made for."""
+    """Raises MerinoError for a confidence outside the range."""
     if not LEAST_CONFIDENCE <= confidence <= MOST_CONFIDENCE:
         raise MerinoError(f"--confidence {percent(confidence)} is not allowed: choose {ALLOWED}")
 
 
 class Factors(NamedTuple):
-    """Measured over predicted lies between these, with equal probability below and above."""
+    """Prediction interval of measured / predicted latency, with equal probability below and above."""
 
     low: float
     high: float
@@ -57,14 +56,14 @@ def factors(error: "LatencyError | None", confidence: float) -> Factors | None:
 def phase_factors(
     coefficients: "Coefficients", precision: str, confidence: float
 ) -> tuple[Factors | None, Factors | None]:
-    """(decode's, prefill's); None where the coefficients come without errors."""
+    """Factors of decode and prefill; None where the coefficients have no errors."""
     known = coefficients.of_format(precision) if precision in coefficients.formats else None
     errors = (known.decode_error, known.prefill_error) if known else (None, None)
     return factors(errors[0], confidence), factors(errors[1], confidence)
 
 
 def why_no_interval(coefficients: "Coefficients", precision: str) -> str:
-    """Why a latency of this weight format has none, and what gives it one."""
+    """Why a latency of this weight format has no interval, and how to get one."""
     if coefficients.dialect == "portable":
         return "a probe below ONNX Runtime 1.18 times no whole decoders"
     if coefficients.kind == "estimated":

@@ -1,6 +1,5 @@
-"""When a predicted amount keeps a limit: the one rule that searches, refusals, verdicts and predictions share. And the
-figure of a profile that a limit on energy needs. Loads no pydantic, since the command line reads it at its start.
-"""
+"""Whether a predicted amount meets a limit: one rule for searches, refusals, verdicts and predictions. And the figure
+of a profile that a limit on energy needs. Imports no pydantic, since the command line imports it at its start."""
 
 import math
 from typing import TYPE_CHECKING
@@ -14,17 +13,17 @@ WATTS = {"onnxruntime": "power.stress_w", "tensorrt": "performance.tensorrt.busy
 
 
 def positive(limit: float) -> bool:
-    """Whether a limit can be kept at all: neither NaN, infinite, zero nor negative."""
+    """Whether a limit can be met at all: not NaN, infinite, zero or negative."""
     return math.isfinite(limit) and limit > 0
 
 
 def most_within(limit: float) -> float:
-    """The largest amount that keeps `limit`."""
+    """The largest amount that meets `limit`."""
     return limit * (1 + TOLERANCE)
 
 
 def within(amount: float, limit: float) -> bool:
-    """Whether `amount` keeps `limit`; nothing keeps a limit that is not positive."""
+    """Whether `amount` meets `limit`; no amount meets a limit that is not positive."""
     return positive(limit) and amount <= most_within(limit)
 
 

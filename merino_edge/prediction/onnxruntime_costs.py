@@ -1,9 +1,7 @@
-"""Latency and memory of operators in ONNX Runtime on a board's CPU, resolved for one inference shape.
+"""Latency and memory of operators in ONNX Runtime on a board's CPU, resolved for one inference shape. The same
+interface as `tensorrt_costs`.
 
-The same functions as `tensorrt_costs` has, so that `cost_model` need not know which backend it asks.
-
-ONNX Runtime prepacks matrices into the layout of its kernels, so weights take more in RAM than in the file. How many
-sessions there are, and what Python and the backend take, is the cost model's.
+ONNX Runtime prepacks matrices into the layout of its kernels, so weights are larger in RAM than in the file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,20 +21,20 @@ from merino_runtime.backends.onnx_session import SMALL_BOARD_MB
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
 FORMATS_USED = {"int8": ("fp32", "int8"), "int4": ("fp32", "int8", "int4")}  # int4 models have a head of 8 bits
-HEAP_BYTES = 32 << 20  # glibc keeps freed blocks up to this size, so the original of so small a packed table stays
+HEAP_BYTES = 32 << 20  # glibc keeps freed blocks up to this size, so the original of a smaller packed table stays
 ARENA_FACTOR = 2.0  # ONNX Runtime's arena grows by doubling and returns nothing; small boards run without it
 
 
 @dataclass(frozen=True, eq=False)
 class OnnxRuntimeCosts:
-    """What the costs depend on.
+    """Costs in ONNX Runtime.
 
     Attributes:
         by_threads: coefficients of the latency model for each known thread count, ascending.
-        prefill_runs: the pieces of the prefill as the runtime cuts it, each with a head of its own.
+        prefill_runs: the runtime's chunks of the prefill, each of which computes the head.
         runtime_mb: memory of Python and the backend before a model is loaded.
-        arena_factor: memory of the backend's arena over the activations in it.
-        by_groups: whether exports for this board have this project's attention by groups.
+        arena_factor: memory of the backend's arena, relative to the activations in it.
+        by_groups: whether exports for this board use GroupAttention.
         default_regime: streaming, at the thread counts of the profile.
     """
 
@@ -55,15 +53,15 @@ class OnnxRuntimeCosts:
 
     @property
     def figures(self) -> Sequence[Figure | Coefficients]:
-        """What the predictions are made of."""
+        """The figures that the predictions depend on."""
         return self.coefficients, self.runtime_figure
 
     def decode_latency(self, operators: Sequence[Operator], threads: int) -> Latency:
-        """Of one decode step, batch 1, the KV cache full."""
+        """Latency of one decode step, batch 1, at a full KV cache."""
         return self._latency(operators, [(1, self.shape.context)], threads)
 
     def prefill_latency(self, operators: Sequence[Operator], threads: int) -> Latency:
-        """Of the whole prompt into an empty KV cache."""
+        """Latency of prefilling the whole prompt into an empty KV cache."""
         return self._latency(operators, self.prefill_runs, threads)
 
     def _latency(self, operators: Sequence[Operator], runs: Sequence[Run], threads: int) -> Latency:
@@ -71,30 +69,30 @@ class OnnxRuntimeCosts:
         return latency.latency(operators, self.shape.precision, runs, dialect, at, self.shape.kv, self.by_groups)
 
     def decode_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:
-        """ms of one decode step. Adds up over operators."""
+        """ms of one decode step. Additive over operators."""
         assert threads is not None
-        found = self.decode_latency(operators, threads)
-        return {"resident": found.cached_ms, "partial": found.line_ms, "streaming": found.streaming_ms}[residency]
+        step = self.decode_latency(operators, threads)
+        return {"resident": step.cached_ms, "partial": step.partial_ms, "streaming": step.streaming_ms}[residency]
 
     def prefill_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:
-        """ms of the prefill; only a resident decoder is found in the caches. Adds up over operators."""
+        """ms of the prefill; only resident weights come from the caches. Additive over operators."""
         assert threads is not None
-        found = self.prefill_latency(operators, threads)
-        return found.cached_ms if residency == "resident" else found.streaming_ms
+        prefill = self.prefill_latency(operators, threads)
+        return prefill.cached_ms if residency == "resident" else prefill.streaming_ms
 
     def by_thread_counts(self, operators: Sequence[Operator]) -> dict[int | None, tuple[float, float]]:
-        """(decode, prefill) in ms of a whole decoder, in the residency that it has, for each thread count."""
-        found: dict[int | None, tuple[float, float]] = {}
+        """(decode, prefill) in ms of a whole decoder, in its residency, for each thread count."""
+        latencies: dict[int | None, tuple[float, float]] = {}
         read_mb = self.read_mb(operators)
         for count, at in self.by_threads.items():
             missed = at.missed_share(read_mb)
             step, prompt = self.decode_latency(operators, count), self.prefill_latency(operators, count)
             decode_ms = step.cached_ms + missed * step.memory_ms
-            found[count] = decode_ms, prompt.streaming_ms if missed else prompt.cached_ms
-        return found
+            latencies[count] = decode_ms, prompt.streaming_ms if missed else prompt.cached_ms
+        return latencies
 
     def read_mb(self, operators: Sequence[Operator]) -> float:
-        """MB that a decode step reads for the first time: it decides the residency. Adds up over operators."""
+        """MB of a decode step's first reads, which decide the residency. Additive over operators."""
         shape = self.shape
         return latency.read_mb(operators, shape.precision, shape.context, self.coefficients.dialect, shape.kv)
 
@@ -107,35 +105,35 @@ class OnnxRuntimeCosts:
         ]  # fmt: skip
 
     def ceiling_mb(self, regime: Regime) -> float | None:
-        """The most that `read_mb` may be under the regime; None: any amount."""
+        """Upper limit of `read_mb` in the regime; None: no limit."""
         assert regime.decode_threads is not None
         return self.by_threads[regime.decode_threads].ceiling_mb(regime.residency)
 
     def weights_mb(self, operators: Sequence[Operator], *, opening: bool) -> float:
-        """MB of weights in one session; while it opens, with the copies of prepacking. Adds up over operators."""
+        """MB of weights in one session; while it opens, with the copies of prepacking. Additive over operators."""
         return weights_mb(operators, self.coefficients, self.shape.precision, prepacking=opening)
 
     def opening_can_peak(self, table: Operator) -> bool:
-        """Whether a table of this size can take more while it is prepacked than after."""
+        """Whether an embedding of this size can take more memory during prepacking than after it."""
         return prepacking_peaks(table, self.shape.precision)
 
     def activation_mb(self, operators: Sequence[Operator]) -> float:
-        """MB of the operator that needs most: a maximum over operators, not a sum."""
+        """MB of the largest operator's activations: a maximum, not a sum."""
         return activation_mb(operators, self.shape, self.arena_factor)
 
     def factors(self, confidence: float) -> tuple[Factors | None, Factors | None]:
-        """(decode's, prefill's) prediction intervals."""
+        """Prediction intervals of decode and prefill."""
         return phase_factors(self.coefficients, self.shape.precision, confidence)
 
     def why_no_interval(self) -> str:
-        """Why a latency has none, and what gives it one."""
+        """Why a latency has no interval, and how to get one."""
         return why_no_interval(self.coefficients, self.shape.precision)
 
 
 def onnxruntime_costs(profile: DeviceProfile, shape: InferenceShape) -> OnnxRuntimeCosts:
     speed = profile.performance.onnxruntime
     coefficients = coefficients_for(profile, FORMATS_USED.get(shape.precision, ("fp32",)))
-    portable = coefficients.dialect == "portable"  # its graphs attend to all of the KV cache, however little is filled
+    portable = coefficients.dialect == "portable"  # its graphs attend to the whole KV cache, however little is filled
     return OnnxRuntimeCosts(
         shape=shape,
         coefficients=coefficients,
@@ -151,14 +149,14 @@ def onnxruntime_costs(profile: DeviceProfile, shape: InferenceShape) -> OnnxRunt
 
 
 def prefill_pieces(prompt: int) -> list[Run]:
-    """The pieces of a prefill of `prompt` tokens into an empty cache, as the runtime cuts it."""
+    """The runtime's chunks of a prefill of `prompt` tokens into an empty cache."""
     return [(min(PREFILL_CHUNK_IDS, prompt - start), start) for start in range(0, prompt, PREFILL_CHUNK_IDS)]
 
 
 def weights_mb(
     operators: Sequence[Operator], coefficients: Coefficients, precision: str, *, prepacking: bool
 ) -> float:
-    """MB of weights in one session, during prepacking of the table or after it. Adds up over operators."""
+    """MB of weights in one session, during prepacking of the embedding or after it. Additive over operators."""
     held = sum(held_bytes(op, coefficients, precision, prepacking) for op in operators if op.own)
     return held / BYTES_PER_MB
 
@@ -177,16 +175,16 @@ def held_bytes(op: Operator, coefficients: Coefficients, precision: str, prepack
 
 
 def prepacked_bytes(op: Operator, precision: str) -> float:
-    """Bytes of a table that the backend prepacks at once; original and packed copy coexist meanwhile."""
+    """Bytes of an embedding that the backend prepacks at once, while original and packed copy coexist."""
     return packed_bytes(op.stored_bytes(precision), matrix_format(op, precision))
 
 
 def prepacking_peaks(table: Operator, precision: str) -> bool:
-    """Whether a table can take more RAM during prepacking than after it: the heap does not keep so large a block."""
+    """Whether an embedding can take more RAM during prepacking than after it: the heap frees such a large block."""
     return prepacked_bytes(table, precision) > HEAP_BYTES
 
 
 def activation_mb(operators: Sequence[Operator], shape: InferenceShape, arena_factor: float) -> float:
-    """MB of the worst operator in the last piece of the prefill, which attends to the whole prompt. A maximum."""
+    """MB of the largest operator in the last chunk of the prefill, which attends to the whole prompt. A maximum."""
     tokens = min(PREFILL_CHUNK_IDS, shape.prompt)
     return arena_factor * activation_bytes(operators, tokens, shape.prompt) / BYTES_PER_MB

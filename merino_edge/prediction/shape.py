@@ -19,16 +19,16 @@ class InferenceShape:
 
 
 def lengths_words(context: int, prompt: int, kv: str | None) -> str:
-    """The shape for people, without the weight format."""
+    """The shape in words, without the weight format."""
     return f"context {context}, prompt {prompt} tokens" + (f", a cache of {kv}" if kv else "")
 
 
 def default_prompt(context: int) -> int:
-    """Tokens of the prompt where the user names none: half the context, at most 512."""
+    """The default number of prompt tokens: half the context, at most 512."""
     return min(LONGEST_DEFAULT_PROMPT, max(1, context // 2))
 
 
 def default_lengths(profile: DeviceProfile, context: int | None, prompt: int | None) -> tuple[int, int]:
-    """(context, prompt) in tokens; None is replaced by the board's context and by `default_prompt`."""
+    """(context, prompt) in tokens; by default the board's context and `default_prompt`."""
     longest = profile.budget.context if context is None else context
     return longest, default_prompt(longest) if prompt is None else prompt

@@ -1,12 +1,12 @@
 """Latency and memory of operators in TensorRT on a board's GPU, resolved for one inference shape.
 
-An engine runs one kernel after the other, so an operator takes its launches x `launch_us`, plus the longer of reading
-and writing its bytes at `read_gb_s` and computing at the format's rate. This adds up over operators, as the exact
-search needs. The engine is built from the `portable` graph, which has a cost of its own: each run reads the whole cache
-of fixed shape, however little of it is filled.
+An engine runs one kernel after the other, so an operator takes its launches x `launch_us`, plus the longer of moving
+its bytes at `read_gb_s` and computing at the format's rate. This is additive over operators, as the exact search
+requires. The engine is built from the `portable` graph, in which each run reads the whole cache of fixed shape, however
+little of it is filled.
 
-No engine was timed on a board yet. Counts of kernels are by reading the graph: a chain of elementwise nodes is one
-kernel, as TensorRT fuses them; its matrix products, softmax and changes of layout are one each.
+No engine was timed on a board yet. Kernels are counted in the graph: a chain of elementwise nodes is one kernel, as
+TensorRT fuses them; each matmul, softmax and change of layout is one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from merino_runtime.backends.engine_build import PREFILL_CHUNK_IDS
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
 LAUNCHES: Mapping[str, int] = {
-    "embed": 6,  # the row, and of each run: both masks, angles of the rotary positions
+    "embed": 6,  # the row; both masks and rotary angles of a run
     "linear": 1,
     "norm": 3,  # the residual's sum and the squares; their mean; the scaling
     "activation": 1,
@@ -34,13 +34,13 @@ LAUNCHES: Mapping[str, int] = {
 }
 NORM_PASSES, ACTIVATION_PASSES, SCORE_PASSES = 6, 2, 8  # reads and writes of each element
 LOGIT_COPIES = 2  # to the host, and there by the sampler
-OPENING_COPIES = 2  # of the engine: the plan that was read from the file, and the weights made of it
+OPENING_COPIES = 2  # of the engine: the plan from the file, and its weights
 ONLY_REGIME = Regime(None, None, "streaming")  # a GPU's cache is a fraction of any decoder
 
 
 @dataclass(frozen=True, eq=False)
 class TensorRtCosts:
-    """What the costs depend on: the shape, and the GPU's figures.
+    """Costs in TensorRT, from the shape and the GPU's figures.
 
     Attributes:
         chunk: tokens in one run of the prefill.
@@ -59,7 +59,7 @@ class TensorRtCosts:
 
     @property
     def figures(self) -> Sequence[Figure]:
-        """What the predictions are made of."""
+        """The figures that the predictions depend on."""
         speed = self.speed
         return (
             speed.read_gb_s, self._rate, speed.launch_us, speed.step_us, speed.host_copy_gb_s, speed.runtime_mb,
@@ -71,11 +71,11 @@ class TensorRtCosts:
         return self.speed.fp16_gflops if self.shape.precision == "fp16" else self.speed.fp32_gflops
 
     def decode_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:  # noqa: ARG002
-        """ms of one decode step. Adds up over operators."""
+        """ms of one decode step. Additive over operators."""
         return self._run_ms(operators, 1)
 
     def prefill_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:  # noqa: ARG002
-        """ms of the whole prompt, in runs of `chunk` tokens. Adds up over operators."""
+        """ms of the whole prompt, in runs of `chunk` tokens. Additive over operators."""
         return -(-self.shape.prompt // self.chunk) * self._run_ms(operators, self.chunk)
 
     def by_thread_counts(self, operators: Sequence[Operator]) -> dict[int | None, tuple[float, float]]:
@@ -91,14 +91,14 @@ class TensorRtCosts:
         launches = LAUNCHES[op.kind] + bool(op.vector and op.kind == "linear")  # a bias
         moving_us = self._moved_bytes(op, tokens) / speed.read_gb_s.value / 1e3
         computing_us = self._run_flops(op, tokens) / self._rate.value / 1e3
-        found = launches * speed.launch_us.value + max(moving_us, computing_us)
+        total_us = launches * speed.launch_us.value + max(moving_us, computing_us)
         if op.kind == "head":  # of which a run has one
             logits_bytes = LOGIT_COPIES * 4 * op.matrix / op.columns
-            found += speed.step_us.value + logits_bytes / speed.host_copy_gb_s.value / 1e3
-        return found
+            total_us += speed.step_us.value + logits_bytes / speed.host_copy_gb_s.value / 1e3
+        return total_us
 
     def _moved_bytes(self, op: Operator, tokens: int) -> float:
-        """Bytes that one run reads and writes. Weights that layers share are read at each use."""
+        """Bytes that one run reads and writes. Shared weights are read at each use."""
         size = FORMATS[self.shape.precision].element_bytes
         rows = 1 if op.kind == "head" or op.final else tokens
         if op.kind == "attention":
@@ -118,21 +118,21 @@ class TensorRtCosts:
         return 2 * op.macs * rows + 4 * op.query_width * tokens * (self.shape.context + tokens)
 
     def read_mb(self, operators: Sequence[Operator]) -> float:
-        """MB that a decode step reads and writes. Adds up over operators."""
+        """MB that a decode step reads and writes. Additive over operators."""
         return sum(self._moved_bytes(op, 1) for op in operators) / BYTES_PER_MB
 
     def regimes(self) -> list[Regime]:
         return [self.default_regime]
 
     def ceiling_mb(self, regime: Regime) -> float | None:  # noqa: ARG002
-        """None: any amount may be read."""
+        """None: no limit."""
         return None
 
     def weights_mb(self, operators: Sequence[Operator], *, opening: bool) -> float:
-        """MB of the engine's weights; while it opens, with the plan that it is made of. Adds up over operators.
+        """MB of the engine's weights; while it opens, with the plan. Additive over operators.
 
-        Each use of a matrix counts, that of the embedding as the head too: TensorRT lays a matrix out for its kernel,
-        and whether two kernels then share one was not measured.
+        Each use of a matrix counts, a tied embedding twice: TensorRT lays out a matrix for each kernel, and it was not
+        measured whether two kernels share one.
         """
         engine = sum(op.stored_bytes(self.shape.precision) for op in operators) / BYTES_PER_MB
         return OPENING_COPIES * engine if opening else engine
@@ -141,7 +141,7 @@ class TensorRtCosts:
         return True
 
     def activation_mb(self, operators: Sequence[Operator]) -> float:
-        """MB of the execution context: the operator that needs most in a run of the prefill. A maximum."""
+        """MB of the execution context: the largest operator in a run of the prefill. A maximum."""
         return activation_bytes(operators, self.chunk, self.shape.context + self.chunk) / BYTES_PER_MB
 
     def factors(self, confidence: float) -> tuple[Factors | None, Factors | None]:  # noqa: ARG002

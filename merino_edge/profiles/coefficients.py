@@ -14,13 +14,13 @@ from merino_runtime.bundle import QUANTISED_CACHES
 
 Dialect = Literal["fused", "portable", "no-dotprod"]  # of the timed graphs; no-dotprod: fused, for Arm cores without it
 GENERAL = (
-    "step_us", "launch_us", "product_us", "attention_us", "choose_ns", "norm_ns", "activation_ns", "kv_ms_gb",
+    "step_us", "launch_us", "matmul_us", "attention_us", "argmax_ns", "norm_ns", "activation_ns", "kv_ms_gb",
     "attention_ms_per_gmac", "decode_attention_ms_per_gmac", "score_ns", "decode_score_ns", "entry_ns", "memory_ms_gb",
 )  # fmt: skip
-MEMORY, AGAIN = "memory_ms_gb", "reread_ms_per_gb"
+MEMORY, REREAD = "memory_ms_gb", "reread_ms_per_gb"
 # Of many queries and of one; also of each quantised cache.
-PAIRS = ("attention_ms_per_gmac", "decode_attention_ms_per_gmac")
-OF_ATTENTION = ("attention_us", "kv_ms_gb", *PAIRS, "score_ns", "decode_score_ns", "entry_ns")
+ATTENTION_MACS = ("attention_ms_per_gmac", "decode_attention_ms_per_gmac")
+OF_ATTENTION = ("attention_us", "kv_ms_gb", *ATTENTION_MACS, "score_ns", "decode_score_ns", "entry_ns")
 GROUPS = "groups"  # before the name of a coefficient: of this project's attention by groups
 OF_FORMAT = ("load_ms_gb", "mac_ms_g", "scale_ns", "row_ns", "head_row_ns")
 
@@ -136,9 +136,9 @@ class Coefficients(Facts):
     cache_half_mb: Values
     step_us: Values
     launch_us: Values
-    product_us: Values
+    matmul_us: Values
     attention_us: Values
-    choose_ns: Values
+    argmax_ns: Values
     norm_ns: Values
     activation_ns: Values
     kv_ms_gb: Values
@@ -175,7 +175,7 @@ class Coefficients(Facts):
         """All coefficients of each thread count, by the names of `prediction.latency`."""
         return tuple(
             {name: getattr(self, name)[at] for name in GENERAL}
-            | {AGAIN: getattr(self, MEMORY)[at]}
+            | {REREAD: getattr(self, MEMORY)[at]}
             | {name: values[at] for name, values in (self.of_caches | self.of_groups).items()}
             | {f"{form}.{name}": getattr(getattr(self, form), name)[at] for form in self.formats for name in OF_FORMAT}
             for at in range(len(self.threads))
@@ -185,7 +185,10 @@ class Coefficients(Facts):
     def of_caches(self) -> dict[str, tuple[float, ...]]:
         """The lists of the quantised caches that were measured, by the names of `prediction.latency`."""
         caches = {form: getattr(self, f"{form}_cache") for form in QUANTISED_CACHES}
-        return {f"{form}.{name}": getattr(cache, name) for form, cache in caches.items() if cache for name in PAIRS}
+        return {
+            f"{form}.{name}": getattr(cache, name)
+            for form, cache in caches.items() if cache for name in ATTENTION_MACS
+        }  # fmt: skip
 
     @property
     def of_groups(self) -> dict[str, tuple[float, ...]]:
@@ -194,7 +197,7 @@ class Coefficients(Facts):
             return {}
         found = {f"{GROUPS}.{name}": getattr(self.groups, name) for name in OF_ATTENTION}
         int8 = self.groups.int8
-        return found | ({f"{GROUPS}.int8.{name}": getattr(int8, name) for name in PAIRS} if int8 else {})
+        return found | ({f"{GROUPS}.int8.{name}": getattr(int8, name) for name in ATTENTION_MACS} if int8 else {})
 
     @property
     def formats(self) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ def test_a_plan_fits_the_machine(machine):
     for threads in machine.threads:
         mine = [task for task in tasks if task.threads == threads]
         assert {task.kind for task in mine} == {
-            "linear", "head", "attention", "norm", "activation", "call", "choose", *["decoder"] * machine.fused}
+            "linear", "head", "attention", "norm", "activation", "call", "argmax", *["decoder"] * machine.fused}
         for form in machine.formats:
             rows = [task for task in mine if (task.kind, task.format) == ("linear", form)]
             assert any(task.runs == plan.PREFILL for task in rows) and any(task.runs == plan.DECODE for task in rows)
@@ -65,7 +65,7 @@ def test_the_first_figures_of_each_thread_count_come_before_the_last_of_any():
 @pytest.mark.parametrize("machine", MACHINES)
 def test_what_a_plan_asks_for_is_shipped(machine):
     for task in plan.tasks(machine):
-        if task.kind != "choose":
+        if task.kind != "argmax":
             kernel = plan.kernel_of(task, machine.dialect)
             assert kernel.model and machine.dialect in kernel.dialects
             assert len(kernel.inputs) >= 1 and len(kernel.outputs) >= (task.count if task.kind == "linear" else 1)
@@ -136,7 +136,7 @@ def test_a_short_probe_of_this_machine(tmp_path, monkeypatch):
     found = board_probe.run_probe(str(path), seconds=8, report=told.append)
     assert json.loads(path.read_text()) == found
     assert os.listdir(str(tmp_path)) == ["probe.json"]
-    assert found["schema"] == 8 and told
+    assert found["schema"] == 9 and told
     assert found["cores"] >= 1 and found["machine"]["versions"]["onnxruntime"]
     kinds = {row["kind"] for row in found["measurements"]}
     assert {"read", "call"} <= kinds
@@ -169,7 +169,7 @@ def test_what_takes_no_file_and_a_disk_without_space_are_refused_before_the_minu
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are Unix's")
 def test_a_probe_goes_into_a_pipe_and_its_graphs_elsewhere(tmp_path, monkeypatch):
     works, read = [], []
-    monkeypatch.setattr(board_probe, "probe_machine", lambda work, *_: works.append(work) or {"schema": 8})
+    monkeypatch.setattr(board_probe, "probe_machine", lambda work, *_: works.append(work) or {"schema": 9})
     pipe = str(tmp_path / "pipe")
     os.mkfifo(pipe)
 
@@ -181,7 +181,7 @@ def test_a_probe_goes_into_a_pipe_and_its_graphs_elsewhere(tmp_path, monkeypatch
     reader.start()
     board_probe.run_probe(pipe)
     reader.join()
-    assert json.loads(read[0]) == {"schema": 8} and os.listdir(str(tmp_path)) == ["pipe"]
+    assert json.loads(read[0]) == {"schema": 9} and os.listdir(str(tmp_path)) == ["pipe"]
     assert not os.path.exists(works[0])
 
 

@@ -176,7 +176,7 @@ def test_a_calibration_that_ends_early_leaves_the_former_profile(at, how, cache,
     out = tmp_path / "mine.toml"
     out.write_text(profile_text("raspberry-pi-5"))
     with pytest.raises((KeyboardInterrupt, MerinoError)):
-        recalibrate("raspberry-pi-5", [], out, ask=lambda _: synthetic(), choose=ending(at, how))
+        recalibrate("raspberry-pi-5", [], out, probe_board=lambda _: synthetic(), choose=ending(at, how))
     assert out.read_text() == profile_text("raspberry-pi-5")
     said = []
     recalibrate("host", [], None, said.append, choose=lambda *_: designs())

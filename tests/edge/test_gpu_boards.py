@@ -313,7 +313,7 @@ def test_calibrating_the_cpu_leaves_the_gpu_as_it_was():
     assert "# Nothing here was measured on the board" in text
     work = InferenceShape("fp16", 256, 64)
     assert cost_model(after, work).predict(OPT_350M.operators) == cost_model(NANO, work).predict(OPT_350M.operators)
-    with pytest.raises(MerinoError, match="lacks chains of products"):
+    with pytest.raises(MerinoError, match="lacks chains of matmuls"):
         calibrate(probe.model_copy(update={"backend": "tensorrt"}))
 
 

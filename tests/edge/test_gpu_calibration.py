@@ -71,7 +71,7 @@ def test_any_device_that_computes_longer_than_it_reads_comes_back(read, flops_a_
     memory = {"imports_mb": 40, "open_mb": 300, "peak_mb": 310, "gpu_mb": 170, "kind": "call", "format": "fp32",
               "weight_bytes": 0}  # fmt: skip
     probe = Probe.model_validate({
-        "schema": 8, "backend": "tensorrt", "date": "2026-01-01", "seconds": 50, "cores": 4, "isa": [],
+        "schema": 9, "backend": "tensorrt", "date": "2026-01-01", "seconds": 50, "cores": 4, "isa": [],
         "machine": {"board": MODEL, "arch": "aarch64"}, "last_level_cache_mb": 2.0, "memory_mb": 4000,
         "dialect": "portable", "flags": [], "others_cpu_share": 0.0, "left_out": [], "resident": [memory],
         "measurements": rows,
@@ -86,7 +86,7 @@ def test_a_probe_of_another_backend_board_or_mode_is_refused_by_name(nano, tmp_p
     gpu, out = written(tmp_path, nano), tmp_path / "x.toml"
     refused = [
         ("raspberry-pi-4", gpu, None, "made with tensorrt, and Raspberry Pi 4.* has onnxruntime alone"),
-        ("jetson-nano", gpu, "onnxruntime", "made with tensorrt, and --backend asks for onnxruntime"),
+        ("jetson-nano", gpu, "onnxruntime", "made with tensorrt, not with --backend onnxruntime"),
         ("raspberry-pi-4", gpu, "tensorrt", "no performance.tensorrt: choose onnxruntime"),
         ("jetson-orin-nano", gpu, None, f"the probed machine is '{MODEL}', the profile is of NVIDIA Jetson Orin Nano"),
     ]
@@ -119,7 +119,7 @@ def test_a_board_over_ssh_is_asked_for_the_backend_of_its_profile(nano, tmp_path
         asked.append(profile.backend)
         return Probe.model_validate(nano)
 
-    recalibrate("jetson-nano", [], tmp_path / "mine.toml", ask=ask)
-    with pytest.raises(MerinoError, match="--backend asks for onnxruntime"):
-        recalibrate("jetson-nano", [], tmp_path / "other.toml", ask=ask, backend="onnxruntime")
+    recalibrate("jetson-nano", [], tmp_path / "mine.toml", probe_board=ask)
+    with pytest.raises(MerinoError, match="not with --backend onnxruntime"):
+        recalibrate("jetson-nano", [], tmp_path / "other.toml", probe_board=ask, backend="onnxruntime")
     assert asked == ["tensorrt", "onnxruntime"]

@@ -27,7 +27,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
 from merino_runtime.io.outputs import check_output, check_room, scratch_folder, target_of, write_output
 
-SCHEMA = 8
+SCHEMA = 9
 MOST_SECONDS = 55.0  # of one minute; starting, writing and memory take the rest
 MOST_LATE_SECONDS = 240.0  # more where the minute does not suffice for what a calibration needs
 READ_SHARE, RESIDENT_SHARE = 0.04, 0.2
@@ -160,7 +160,7 @@ def timed_rows(onnxruntime: Any, machine: Machine, work: str, deadline: float,
         left_s = max(0.0, deadline - now)
         report(f"{index + 1} of {len(due)}: {task_name(task)}")
         seconds = SHARES * left_s / (len(due) - index) / (len(task.runs) + 1)
-        kernel = plan.kernel_of(task, machine.dialect) if task.kind != "choose" else None
+        kernel = plan.kernel_of(task, machine.dialect) if task.kind != "argmax" else None
         written = kernels.write_weights(work, kernel.weight_bytes if kernel else 0, written)
         must_end = task in needed and task not in done
         rows = time_task(onnxruntime, task, kernel, work, min(MOST_RUN_S, max(LEAST_RUN_S, seconds)),

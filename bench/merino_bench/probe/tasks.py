@@ -113,7 +113,7 @@ def needed_of(tasks: List[Task]) -> List[Task]:
 def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
     cache, decoder_formats = cache_bytes(machine), machine.formats if machine.fused else ()
     yield Task("call", "fp32", 0, CALL_WIDTH, 0, 1, threads, DECODE)
-    yield Task("choose", "fp32", CHOICES, 0, 0, 1, threads, DECODE)
+    yield Task("argmax", "fp32", CHOICES, 0, 0, 1, threads, DECODE)
     yield Task("norm", "fp32", 0, NORM_WIDTH, 0, IN_A_ROW, threads, PREFILL)
     yield Task("activation", "fp32", 0, ACTIVATION_WIDTH, 0, IN_A_ROW, threads, PREFILL)
     for form in machine.formats:
@@ -256,7 +256,7 @@ def sweep_side(machine: Machine) -> int:
 
 
 def kernel_of(task: Task, dialect: str) -> Kernel:
-    """The shipped graph of a task of any kind but `choose`, which has none."""
+    """The shipped graph of a task of any kind but `argmax`, which has none."""
     return graphs.kernel_of(dialect, task.kind, task.format, rows=task.rows, columns=task.columns, heads=task.heads,
                             count=task.count, uses=task.uses, kv_heads=task.kv_heads, kv=task.kv,
                             by_groups=task.by_groups)
