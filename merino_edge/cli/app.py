@@ -113,7 +113,7 @@ def calibrate(
         str | None, typer.Option(help="backend: onnxruntime or tensorrt; default: the probe's or the board's")
     ] = None,
 ) -> None:
-    """Calibrate a board's profile by measurements. `--device host` measures this machine again and keeps the result."""
+    """Fit a board's profile to its measurements. `--device host` measures this machine and stores the result."""
     from merino_edge.calibration.command import recalibrate
     from merino_edge.cli.over_ssh import choose_and_measure, probe_there, refuse_remote
     from merino_edge.cli.tables import interval_table, residual_table, show
@@ -140,7 +140,7 @@ app.command()(serve)
 
 @app.command()
 def bench(
-    bundles: Annotated[list[str], typer.Argument(metavar="BUNDLE...", help="bundle folders, or `embedded`")],
+    bundles: Annotated[list[str], typer.Argument(metavar="BUNDLE", help="bundle folders, or `embedded`")],
     baseline: Annotated[
         str | None, typer.Option(help="baseline of the ratios: opt-350m, opt-125m or a bundle folder")
     ] = None,

@@ -50,7 +50,7 @@ def recommend(
     confidence: Confidence = CONFIDENCE,
     as_json: Json = False,
 ) -> None:
-    """List the published models and formats that meet a board's budgets, beside a designed decoder."""
+    """List the published models and formats that meet a board's budgets, and a design for the same budgets."""
     from merino_edge.calibration.board import board
     from merino_edge.cli.design_tables import budgets_line, recommendation_table
     from merino_edge.cli.over_ssh import chosen_device

@@ -25,7 +25,7 @@ def keygen(
 
 def pack(
     bundles: Annotated[
-        list[str], typer.Argument(metavar="BUNDLE...", help="one model in one or more formats, the preferred one first")
+        list[str], typer.Argument(metavar="BUNDLE", help="one model in one or more formats, the preferred one first")
     ],
     out: Annotated[Path, typer.Option("-o", metavar="NAME.merino", help="output path of the package")],
     device: Annotated[
@@ -37,7 +37,7 @@ def pack(
     sign: Annotated[Path | None, typer.Option(metavar="NAME.key", help="private key that signs the package")] = None,
     counter: Annotated[
         int | None,
-        typer.Option(help="boards refuse a signed file with a lower counter than they have seen; default: the time"),
+        typer.Option(help="rollback counter: boards refuse a signed package with a lower one; default: the time"),
     ] = None,
     withdraw: Annotated[
         list[Path] | None, typer.Option(metavar="NAME.pub", help="boards stop trusting this key; repeat for more")

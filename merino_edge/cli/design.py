@@ -33,13 +33,14 @@ def design(
     limits: dict[str, float],
     backend: Backend = None,
     preset: Annotated[Literal["merino-52m", "merino-61m", "merino-64m"] | None, typer.Option(
-        metavar="NAME", help="the paper's FLOPs budget alone: merino-52m, merino-61m or merino-64m; 60, 110, 160 GFLOPs"
+        metavar="NAME", help="the paper's FLOPs budget: merino-52m (60 GFLOPs), merino-61m (110) or merino-64m (160)"
     )] = None,
     context: Context = None,
     prompt: Prompt = None,
     vocab: Annotated[str, typer.Option(help="vocabulary size, or a list to search: 4096,16384")] = "50257",
     precision: Annotated[
-        str | None, typer.Option(help="weight format, a list to search, or `any` fast; default: fp32, on a GPU fp16")
+        str | None,
+        typer.Option(help="weight format, a list to search, or any: all fast ones; default: fp32, on a GPU fp16"),
     ] = None,
     kv: Kv = None,
     blocks: Annotated[int, typer.Option(min=1, max=6, help="number of blocks")] = 4,
@@ -50,7 +51,10 @@ def design(
         Literal["32", "64"] | None, typer.Option(help="attention head size; default: 64, or 32 where a block is narrow")
     ] = None,
     kv_heads: Annotated[
-        str | None, typer.Option(help="KV heads per block: full, or a list: 1,2,4; default: any, with --preset full")
+        str | None,
+        typer.Option(
+            help="numbers of KV heads to search: 1,2,4; full: as many as query heads; default: all, with --preset full"
+        ),
     ] = None,
     solver: Annotated[
         Literal["exact", "evolution"], typer.Option(help="exact (MILP, proves the optimum) or evolution (heuristic)")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="bundles, which run in the board's runtime; or checkpoint"
+        list[str], typer.Argument(metavar="SOURCE", help="bundles, which run in the board's runtime; or checkpoint"
                                   " folders, GGUF files and names, which run in torch")
     ],
     tasks: Annotated[
@@ -26,7 +26,9 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="the tasks' data: docs/benchmark.md; default: the hub")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="first items of each task, or documents of the text")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="only the first N items of each task, or documents of the text")
+    ] = None,
     chat_template: Annotated[
         bool, typer.Option("--chat-template", help="put each question in the model's chat template")
     ] = False,

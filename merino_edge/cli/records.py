@@ -34,7 +34,7 @@ def compare(
 
 
 def report(
-    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="records of `bench` or `eval`")],
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT", help="records of `bench` or `eval`")],
     out: Annotated[Path | None, typer.Option("-o", help="output path of one self-contained HTML file")] = None,
     md: Annotated[bool, typer.Option("--md", help="print a Markdown summary, for a pull request")] = False,
     device: Annotated[str | None, typer.Option(help="board to show predictions for, beside the measurements")] = None,

@@ -21,7 +21,7 @@ def with_serving(command: Callable[..., None]) -> Callable[..., None]:
 
 @with_serving
 def serve(
-    bundles: Annotated[list[str], typer.Argument(metavar="BUNDLE...", help="bundle folders, or `embedded`")],
+    bundles: Annotated[list[str], typer.Argument(metavar="BUNDLE", help="bundle folders, or `embedded`")],
     serving: dict[str, Any] = {},  # noqa: B006, by the decorator
     threads: Threads = None,
     prefill_threads: PrefillThreads = None,

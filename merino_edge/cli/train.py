@@ -61,19 +61,19 @@ def train(
     accumulate: Annotated[
         int | None,
         typer.Option(
-            metavar="PARTS", min=1, help="compute a step's batch in so many parts, to save memory; default: 1"
+            metavar="N", min=1, help="gradient accumulation: micro-batches per step, to save memory; default: 1"
         ),
     ] = None,
-    evaluations: Annotated[int | None, typer.Option(help="evaluations and saved states in a run; default: 10")] = None,
+    evaluations: Annotated[int | None, typer.Option(help="evaluations and checkpoints per run; default: 10")] = None,
     patience: Annotated[
         int | None,
-        typer.Option(help="end after so many evaluations without a lower held-out loss, with the best weights"),
+        typer.Option(help="early stopping: evaluations without a lower held-out loss; keeps the best weights"),
     ] = None,
     length: Annotated[
-        int | None, typer.Option(help="tokens of a row; default: the context, in fine-tuning 1024 at most")
+        int | None, typer.Option(help="sequence length in tokens; default: the context, in fine-tuning at most 1024")
     ] = None,
     cut_long: Annotated[
-        bool | None, typer.Option("--cut-long", help="cut samples longer than a row; default: refuse them")
+        bool | None, typer.Option("--cut-long", help="truncate samples longer than --length; default: refuse them")
     ] = None,
     learning_rate: Annotated[
         float | None,
@@ -86,18 +86,18 @@ def train(
     ] = None,
     teacher: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="learn this model's logits too; it must have the same tokenizer"),
+        typer.Option(metavar="SOURCE", help="distil from this model's logits; it must have the same tokenizer"),
     ] = None,
-    teacher_weight: Annotated[float | None, typer.Option(help="the teacher's share of the loss; default: 0.5")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="temperature at which student and teacher are compared; default: 1")
+    teacher_weight: Annotated[
+        float | None, typer.Option(help="weight of the distillation loss, 0 to 1; default: 0.5")
     ] = None,
+    temperature: Annotated[float | None, typer.Option(help="distillation temperature; default: 1")] = None,
     lora: Annotated[
         int | None,
         typer.Option(metavar="RANK", help="fine-tune adapters of this rank, merged at the end; default: all weights"),
     ] = None,
     bf16: Annotated[
-        bool | None, typer.Option(help="train in bfloat16; default: where the GPU or CPU computes in it")
+        bool | None, typer.Option(help="train in bfloat16; default: where the GPU or CPU supports it")
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write logs for TensorBoard too")] = False,
     seed: Annotated[int | None, typer.Option(help="random seed; default: 0")] = None,
@@ -111,7 +111,7 @@ def train(
         bool, typer.Option("--ignore-memory", help="start even if the memory estimate exceeds the free memory")
     ] = False,
 ) -> None:
-    """Train a design, or fine-tune a model, on text or samples; prints the loss on held-out ones."""
+    """Train a design, or fine-tune a model, on text or samples; prints the held-out loss."""
     from merino_edge.text.documents import check_files
     from merino_edge.training import presets
     from merino_edge.training.data.sources import data_sources

@@ -80,8 +80,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tools", metavar="FILE",
                         help="constrain the text to a call of one of the tools in this JSON file (OpenAI's list)")
     parser.add_argument("--cache", metavar="FILE",
-                        help="keep the KV cache after the prompt: written if FILE does not exist; else read, and a "
-                             "prompt that begins the same computes only its rest")
+                        help="file of the prompt's KV cache: written if FILE does not exist; else read, and only the "
+                             "rest of a prompt with the same beginning is prefilled")
     _add_opening(parser)
 
 
@@ -97,8 +97,8 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
                              "prints a note (default %(default)s)")
     _add_schema(parser)
     parser.add_argument("--json", action="store_true",
-                        help="one JSON line per event; a line of stdin is a message or a command, one of U+0003 alone "
-                             "stops the answers to the lines before it")
+                        help="print one JSON line per event; stdin has a message or command per line, and a line of "
+                             "U+0003 stops the pending answers")
     _add_opening(parser)
 
 

@@ -171,7 +171,7 @@ def _untrust(arguments: argparse.Namespace) -> int:
 
 def _add_service(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("step", choices=("begin", "test", "end", "probe"),
-                        help="begin: count the start, go back where a release keeps failing; test: the self-test; end: "
+                        help="begin: count the boot, roll back a release that keeps failing; test: the self-test; end: "
                              "mark the release good; probe: measure the board once")
     _add_root(parser)
 
