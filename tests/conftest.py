@@ -178,14 +178,10 @@ def probed_host():
 
 @pytest.fixture
 def small_space(monkeypatch):
-    """`recommend` and `pareto` of this process search two blocks of up to 8 layers by default."""
-    from dataclasses import replace
+    """`recommend` and `pareto` of this process search little."""
+    from forked import search_less
 
-    from merino_edge.design import recommend, space
-
-    less = replace(space.SEARCHED, blocks=2, depths=(1, 2, 4, 6, 8))
-    monkeypatch.setattr(space, "SEARCHED", less)
-    monkeypatch.setitem(recommend.recommend.__kwdefaults__, "space", less)
+    search_less(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Commands of `merino-edge` in processes of their own, forked from one that has loaded what they import: `design` takes
 0.3 s of CPU in place of 1.5, `export` 1 s in place of 6.
 
-    run(words, cwd=..., first=CODE)     as subprocess.run does, with the command's output as text
+    run(words, cwd=..., first=CODE)     as subprocess.run does, with the command's output as text; CODE may be SMALL
     Forked(words, stdout=..., ...)      as subprocess.Popen does, on open file descriptors
     program(path)                       a program `merino-edge` for the shells of a test
 
@@ -11,6 +11,7 @@ start Python itself: that a command imports what it needs and no more, and how P
 
 import atexit
 import contextlib
+import dataclasses
 import functools
 import gc
 import importlib
@@ -40,6 +41,17 @@ BY_COMMAND = {
     "design": DESIGN, "pareto": DESIGN, "recommend": DESIGN, "flash": SSH, "calibrate": (*SSH, *DESIGN),
     "generate": (*RUN, *SSH), "export": (*DESIGN, *RUN, *TORCH), "train": (*TORCH, "merino_edge.training.train"),
 }  # fmt: skip
+
+SMALL = "import forked; forked.search_less()"
+
+
+def search_less(put=setattr):
+    """`recommend` and `pareto` of this process search two blocks of up to 8 layers by default. put: as setattr."""
+    from merino_edge.design import recommend, space
+
+    less = dataclasses.replace(space.SEARCHED, blocks=2, depths=(1, 2, 4, 6, 8))
+    put(space, "SEARCHED", less)
+    put(recommend.recommend, "__kwdefaults__", {**recommend.recommend.__kwdefaults__, "space": less})
 
 
 @functools.lru_cache(maxsize=1)

@@ -92,7 +92,7 @@ def test_another_suffix_is_refused_with_what_to_do(found, tmp_path, name):
 @pytest.mark.parametrize(("name", "code"), [("front.svg", 0), ("front.SVG", 0), ("front.png", 1), ("front", 1)])
 def test_the_command_draws_an_svg_and_refuses_another_name_before_it_solves(name, code, tmp_path):
     small = ["--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64", "--points", "3"]
-    done = forked.run(["pareto", *small, "--plot", name, "-o", "front.json"], cwd=tmp_path)
+    done = forked.run(["pareto", *small, "--plot", name, "-o", "front.json"], cwd=tmp_path, first=forked.SMALL)
     assert done.returncode == code, done.stderr
     if code:
         assert "drawn as SVG only" in done.stderr and done.stdout == "" and list(tmp_path.iterdir()) == []

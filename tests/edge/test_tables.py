@@ -79,11 +79,11 @@ def test_plain_text_holds_every_cell_and_no_space_too_many(table):
     assert max(map(len, lines)) <= total(widths)
 
 
-command_on_a_terminal = partial(on_a_terminal, start=forked.Forked)
+command_on_a_terminal = partial(on_a_terminal, start=partial(forked.Forked, first=forked.SMALL))
 
 
 def piped(*arguments):
-    done = forked.run(arguments, env={**os.environ, "COLUMNS": "80"})
+    done = forked.run(arguments, env={**os.environ, "COLUMNS": "80"}, first=forked.SMALL)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
