@@ -178,7 +178,7 @@ def probed_host():
 
 @pytest.fixture
 def small_space(monkeypatch):
-    """`recommend` and `pareto` of this process search little."""
+    """`recommend` and `pareto` of this process search few decoders by default."""
     from forked import search_less
 
     search_less(monkeypatch.setattr)

@@ -3,7 +3,7 @@
 
     run(words, cwd=..., first=CODE)     as subprocess.run does, with the command's output as text; CODE may be SMALL
     Forked(words, stdout=..., ...)      as subprocess.Popen does, on open file descriptors
-    program(path)                       a program `merino-edge` for the shells of a test
+    program(path, first=CODE)           a program `merino-edge` for the shells of a test
 
 Such a process has arguments, environment, folder, streams and signals of its own. Not tried here, but by the files that
 start Python itself: that a command imports what it needs and no more, and how Python ends.
@@ -29,7 +29,7 @@ PROGRAM = """#!{python} -S
 import sys
 sys.path.insert(0, {here!r})
 import forked
-sys.exit(forked.Forked(sys.argv[1:], stdin=0, stdout=1, stderr=2).wait())
+sys.exit(forked.Forked(sys.argv[1:], stdin=0, stdout=1, stderr=2, first={first!r}).wait())
 """
 # What each process has loaded, and what those of one command have besides.
 ALL = ("merino_edge.cli.app", "merino_edge.cli.tables", "merino_runtime.api", "numpy")
@@ -46,10 +46,13 @@ SMALL = "import forked; forked.search_less()"
 
 
 def search_less(put=setattr):
-    """`recommend` and `pareto` of this process search two blocks of up to 8 layers by default. put: as setattr."""
+    """`recommend` and `pareto` of this process search few decoders by default. put: as setattr."""
     from merino_edge.design import recommend, space
 
-    less = dataclasses.replace(space.SEARCHED, blocks=2, depths=(1, 2, 4, 6, 8))
+    less = dataclasses.replace(
+        space.SEARCHED, blocks=2, depths=(1, 2, 4, 8), widths=(64, 128, 256, 512, 1024),
+        ffn_ratios=(0.5, 1.0, 2.0, 4.0), kv_heads=(1, 4, None),
+    )  # fmt: skip
     put(space, "SEARCHED", less)
     put(recommend.recommend, "__kwdefaults__", {**recommend.recommend.__kwdefaults__, "space": less})
 
@@ -100,9 +103,9 @@ def run(words, **options):
     return subprocess.CompletedProcess(words, code, **said)
 
 
-def program(path):
+def program(path, first=""):
     """Writes it. -> what subprocess.run needs besides so that it works in what it starts."""
-    path.write_text(PROGRAM.format(python=sys.executable, here=os.path.dirname(os.path.abspath(__file__))))
+    path.write_text(PROGRAM.format(python=sys.executable, here=os.path.dirname(os.path.abspath(__file__)), first=first))
     path.chmod(0o755)
     return {"pass_fds": [server().fileno()]}, {HANDLE: str(server().fileno())}
 

@@ -29,11 +29,13 @@ class Term:
     Attributes:
         cost: (model, regime, operators) -> amount in the budget's unit; adds up over operators.
         fixed: amount of any decoder, however small.
+        depends: names of the regime's attributes that the cost depends on.
         has_peak: whether the activations of the worst block are added.
         applies: (model, regime, largest embedding of the space) -> whether this term can be the larger one.
     """
 
     cost: Callable[["CostModel", "Regime", Sequence[Operator]], float]
+    depends: tuple[str, ...] = ()
     fixed: Callable[["CostModel"], float] = lambda _: 0.0
     has_peak: bool = False
     applies: Callable[["CostModel", "Regime", Operator], bool] = lambda _model, _regime, _table: True
@@ -110,20 +112,21 @@ def is_partial(_model: "CostModel", regime: "Regime", _table: Operator) -> bool:
     return regime.residency == "partial"
 
 
+IN_DECODE = ("decode_threads", "residency")
 BUDGETS_BY_NAME: dict[str, Budget] = {
     budget.name: budget
     for budget in (
         Budget(
             "decode_ms", "decode", "decode latency per token, the cache full", "ms",
             of=lambda predicted: predicted.decode_ms,
-            terms=(Term(decode_ms), Term(resident_decode_ms, applies=is_partial)),
+            terms=(Term(decode_ms, IN_DECODE), Term(resident_decode_ms, IN_DECODE, applies=is_partial)),
             phase="decode",
             default=lambda profile: profile.budget.decode_ms,
         ),
         Budget(
             "prefill_ms", "prefill", "prefill latency of the whole prompt", "ms",
             of=lambda predicted: predicted.prefill_ms,
-            terms=(Term(prefill_ms),),
+            terms=(Term(prefill_ms, ("prefill_threads", "residency")),),
             phase="prefill",
         ),
         Budget(
@@ -131,12 +134,12 @@ BUDGETS_BY_NAME: dict[str, Budget] = {
             of=lambda predicted: predicted.memory_mb,
             terms=(
                 Term(
-                    lambda model, regime, ops: model.in_use_mb(ops, regime.sessions),
+                    lambda model, regime, ops: model.in_use_mb(ops, regime.sessions), ("sessions",),
                     fixed=lambda model: model.runtime_mb,
                     has_peak=True,
                 ),
                 Term(
-                    lambda model, regime, ops: model.opening_mb(ops, regime.sessions),
+                    lambda model, regime, ops: model.opening_mb(ops, regime.sessions), ("sessions",),
                     fixed=lambda model: model.runtime_mb,
                     applies=lambda model, _, table: model.opening_can_peak(table),
                 ),
@@ -162,7 +165,9 @@ BUDGETS_BY_NAME: dict[str, Budget] = {
         Budget(
             "j_per_token", "energy", "energy per decoded token, the cache full, all cores busy", "J",
             of=lambda predicted: predicted.j_per_token,
-            terms=(Term(joules(decode_ms)), Term(joules(resident_decode_ms), applies=is_partial)),
+            terms=(
+                Term(joules(decode_ms), IN_DECODE), Term(joules(resident_decode_ms), IN_DECODE, applies=is_partial)
+            ),
             phase="decode",
             needs=WATTS,
         ),

@@ -84,53 +84,61 @@ def cost_tables(
     space: Space, terms: tuple[Term, ...], model: CostModel, regime: Regime
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """`use`, `peak` [R, O], `step`, `ends` [R, W, W] in the budgets' units; 0 for pairs of widths not allowed."""
-    use, peak, step, back = body_tables(replace(space, vocab=2), terms, model, regime)
+    options, widths = len(space.options()), len(space.widths)
+    use, peak = np.zeros((2, len(terms), options))
+    step, ends = np.zeros((2, len(terms), widths, widths))
     tables = [[op for op in end_operators(width, width, space.vocab) if op.kind in TABLES] for width in space.widths]
-    table = np.array([[term.cost(model, regime, ops) for ops in tables] for term in terms])  # [R, W]
-    return use, peak, step, table.reshape(len(terms), len(space.widths))[:, :, None] + back
+    for row, term in enumerate(terms):
+        same = alike(term, model, regime)
+        use[row], peak[row], step[row], back = term_tables(replace(space, vocab=2), term, model, same)
+        ends[row] = np.array([term.cost(model, same, ops) for ops in tables])[:, None] + back
+    return use, peak, step, ends
 
 
-@lru_cache(maxsize=64)
-def body_tables(
-    space: Space, terms: tuple[Term, ...], model: CostModel, regime: Regime
+def alike(term: Term, model: CostModel, regime: Regime) -> Regime:
+    """The first regime in which the term costs the same."""
+    same = (each for each in model.regimes() if all(getattr(each, n) == getattr(regime, n) for n in term.depends))
+    return next(same, regime)
+
+
+@lru_cache(maxsize=256)
+def term_tables(
+    space: Space, term: Term, model: CostModel, regime: Regime
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Without embedding and head: `use`, `peak` [R, O], `step`, and the projection back from the last width [R, W, W].
+    """`use`, `peak` [O] and `step` of one term, and the projection back from the last width [W, W].
 
     A prefill's last layer computes only one position after its attention. The saving is subtracted from the projection
     back, whose table has the width but not the FFN ratio. It is the narrowest FFN's saving, so other decoders are
     slightly overestimated.
     """
 
-    def total(operators: list[Operator]) -> np.ndarray:  # [R]
-        return np.array([term.cost(model, regime, operators) for term in terms]).reshape(len(terms))
+    def total(operators: list[Operator]) -> float:
+        return term.cost(model, regime, operators)
 
-    def saved(width: int) -> np.ndarray:  # [R]
+    def saved(width: int) -> float:
         block = Block(width=width, ffn_ratio=min(space.ffn_ratios), depth=1)
         whole, last = (list(block_operators(block, space.head_size, last=last)) for last in (False, True))
         return total(whole) - total(last)
 
-    def ending(first: int, last: int) -> np.ndarray:  # [R]
+    def ending(first: int, last: int) -> float:
         """The final norm and the projection back."""
         return total([op for op in end_operators(first, last, 2) if op.kind not in TABLES])
 
     layers = layers_of(space)
-    first, repeat = (
-        np.stack([total(ops) for ops in uses], axis=1)[:, layers.of] for uses in (layers.first, layers.repeat)
-    )  # [R, O]
+    first, repeat = (np.array([total(ops) for ops in uses])[layers.of] for uses in (layers.first, layers.repeat))  # [O]
     use = first + layers.more * np.where(layers.shared, repeat, first)
-    has_peak = np.array([[float(term.has_peak)] for term in terms]).reshape(len(terms), 1)
-    peak = has_peak * np.array([model.activation_mb(ops) for ops in layers.first])[layers.of]
-    step, back = np.zeros((2, len(terms), len(space.widths), len(space.widths)))
-    savings = [saved(width) for width in space.widths]
+    peak = np.array([model.activation_mb(ops) if term.has_peak else 0.0 for ops in layers.first])[layers.of]
+    step, back = np.zeros((2, len(space.widths), len(space.widths)))
+    savings = np.array([saved(width) for width in space.widths])
     if space.padded:  # a change of width costs so little that each block is charged the dearest one
         dearest = total(list(transition_operators(min(space.widths), max(space.widths), padded=True)))
         ends = np.array([ending(width, width) for width in space.widths])  # the way back is a change
-        return use, peak, step, (space.blocks * dearest + ends - np.array(savings)).T[:, None, :] + back
+        return use, peak, step, back + (space.blocks * dearest + ends - savings)
     for row, low in enumerate(space.widths):
         for column, high in enumerate(space.widths):
             if low <= high <= space.growth * low:
-                step[:, row, column] = total(list(transition_operators(low, high)))
-                back[:, row, column] = ending(low, high) - savings[column]
+                step[row, column] = total(list(transition_operators(low, high)))
+                back[row, column] = ending(low, high) - savings[column]
     return use, peak, step, back
 
 

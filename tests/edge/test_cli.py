@@ -440,7 +440,7 @@ def test_lines_are_broken_between_words_on_a_terminal(tmp_path):
     code, shown = on_a_terminal(["compare", record, record], 60, start=forked.Forked)
     assert code == 1 and "\\u202egnp.nosj" in shown and "\u202e" not in shown
     name = "raspberry-pi-zero-2w"
-    words = ["design", "--device", name, "--vocab", "300", "--context", "64"]
+    words = ["design", "--device", name, "--vocab", "300", "--context", "64", "--kv-heads", "full"]
     code, shown = on_a_terminal(words, 60, start=forked.Forked)
     assert code == 0 and max(len(line) for line in shown.splitlines()) <= 60
     code, out, _ = run(*words)
@@ -456,7 +456,8 @@ def test_names_in_files_steer_no_terminal_and_turn_no_line(here, tmp_path):
     (tmp_path / "p.toml").write_text(profile_text("raspberry-pi-4").replace('name = "', 'name = "\\u202e\\u001b', 1))
     for words in (
         ["compare", "r.json", "r.json"], ["report", "r.json", "--md"], ["report", "r.json", "-o", "out.html"],
-        ["devices", "p.toml"], ["design", "--device", "p.toml", "--vocab", "300", "--context", "64"],
+        ["devices", "p.toml"],
+        ["design", "--device", "p.toml", "--vocab", "300", "--context", "64", "--kv-heads", "full"],
     ):  # fmt: skip
         code, out, err = here(*words, cwd=tmp_path)
         assert code == 0, err

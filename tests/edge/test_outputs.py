@@ -21,7 +21,7 @@ from merino_edge.storage.atomic import check_keeps
 from merino_runtime.errors import MerinoError
 
 SMALL = ["--device", "raspberry-pi-zero-2w", "--decode-ms", "4", "--vocab", "300", "--context", "64"]
-DESIGN = ["design", *SMALL]
+DESIGN = ["design", *SMALL, "--kv-heads", "full"]
 BY_NIGHT = pytest.mark.nightly
 FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
 

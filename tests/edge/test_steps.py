@@ -16,8 +16,8 @@ from merino_edge.records.reading import read_records
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-# As the pages have it: as it runs here.
-SHORTER = {"--points 8": "--points 2", "-n 40000": "-n 7000", "--steps 500": "--steps 4", "-r 3": "-r 1"}
+# As the pages have it: as it runs here, by `make test` with a small search of decoders besides.
+SHORTER = {"--points 8": "--points 2", "-n 40000": "-n 4000", "--steps 500": "--steps 4", "-r 3": "-r 1"}
 CLOSED_PORT = "http://127.0.0.1:9"  # as a proxy: whatever asks the network is refused
 OUTPUTS = {"-o", "--save", "--plot", ">"}
 
@@ -48,12 +48,12 @@ def outputs(block):
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory):
+def shell(tmp_path_factory, nightly):
     """A function that gives a block to one shell as a paste does, by stdin; the first command that fails ends it. Its
     `merino-edge` is forked: how that one starts is test_start.py's."""
     home, programs = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("programs")
     assert shutil.which("merino-edge", path=Path(sys.executable).parent), "merino-edge is not installed"
-    keys, more = forked.program(programs / "merino-edge")
+    keys, more = forked.program(programs / "merino-edge", "" if nightly else forked.SMALL)
     path = map(str, (programs, Path(sys.executable).parent, os.environ["PATH"]))
     environment = {
         **more,
