@@ -85,7 +85,7 @@ def test_any_device_that_computes_longer_than_it_reads_comes_back(read, flops_a_
 def test_a_probe_of_another_backend_board_or_mode_is_refused_by_name(nano, tmp_path):
     gpu, out = written(tmp_path, nano), tmp_path / "x.toml"
     refused = [
-        ("raspberry-pi-4", gpu, None, "made with tensorrt, and Raspberry Pi 4.* has onnxruntime alone"),
+        ("raspberry-pi-4", gpu, None, "made with tensorrt, but Raspberry Pi 4.* has only onnxruntime"),
         ("jetson-nano", gpu, "onnxruntime", "made with tensorrt, not with --backend onnxruntime"),
         ("raspberry-pi-4", gpu, "tensorrt", "no performance.tensorrt: choose onnxruntime"),
         ("jetson-orin-nano", gpu, None, f"the probed machine is '{MODEL}', the profile is of NVIDIA Jetson Orin Nano"),
