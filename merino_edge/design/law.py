@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterable
 from typing import Annotated, Literal, NamedTuple
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from merino_edge.prediction.limits import within
@@ -91,12 +90,6 @@ def law_score(weights: float, layers: float, scoring: MeasuredScoring) -> float:
     """Effective weights times effectiveness. For fixed `layers` it rises with `weights`: it would fall only beyond
     a* + alpha / kappa, an aspect ratio e^17 times the best one."""
     return weights * effectiveness(weights, layers, scoring)
-
-
-def law_scores(weights: np.ndarray, layers: np.ndarray, scoring: MeasuredScoring) -> np.ndarray:
-    """`law_score`, vectorised."""
-    aspect = 0.5 * np.log(weights / (LAYER_WEIGHTS * layers)) - np.log(layers)
-    return weights * np.exp(-scoring.kappa / scoring.alpha * (aspect - scoring.aspect) ** 2)
 
 
 def least_weights(score: float, layers: int, scoring: MeasuredScoring) -> float:

@@ -15,7 +15,7 @@ from merino_edge.design.constraints import regimes
 from merino_edge.design.designer import design
 from merino_edge.design.encode import encode, least, tabulate
 from merino_edge.design.evolution import Effort, evolve
-from merino_edge.design.law import CONSTANTS, EVEN, MeasuredScoring, even, law_score, law_scores, least_weights
+from merino_edge.design.law import CONSTANTS, EVEN, LAYER_WEIGHTS, MeasuredScoring, even, law_score, least_weights
 from merino_edge.design.program import smallest_choice
 from merino_edge.design.score import MEASURED, total_score
 from merino_edge.design.space import FULL, GROUPED, Space, spaced
@@ -59,6 +59,12 @@ def test_sharing_and_few_kv_heads_cost_what_the_table_says():
     assert total_score([block.model_copy(update={"depth": 1, "kv_heads": 1})], 64, MeasuredScoring(kappa=0)) == (
         pytest.approx(weights * math.exp(-3 * CONSTANTS["kv_loss"].value / CONSTANTS["alpha"].value))
     )
+
+
+def law_scores(weights, layers, scoring):
+    """`law_score` of arrays."""
+    aspect = 0.5 * np.log(weights / (LAYER_WEIGHTS * layers)) - np.log(layers)
+    return weights * np.exp(-scoring.kappa / scoring.alpha * (aspect - scoring.aspect) ** 2)
 
 
 def best_of_all(program):
