@@ -2,9 +2,9 @@
  *
  *   MatMul4          x float [..., columns], weights uint8 (matmul4.h)               -> float [..., rows]
  *   Rows4            weights uint8, ids int64 [...]                                  -> float [..., columns]
- *   GroupAttention   qkv float [1, T, (heads + 2 kv_heads) * size], past_key, past_value float [1, kv_heads, slots,
- *                    size], last int32 [1] (position of the last new id), cos, sin float [positions, size / 2]
- *                                                   -> float [1, T, heads * size], present_key, present_value
+ *   GroupAttention   qkv float [B, T, (heads + 2 kv_heads) * size], past_key, past_value float [B, kv_heads, slots,
+ *                    size], last int32 [B] (position of each one's last new id), cos, sin float [positions, size / 2]
+ *                                                   -> float [B, T, heads * size], present_key, present_value
  *   GroupAttention8  the same over a cache in int8; two inputs more: its scales float [1, kv_heads, 1, size]
  *
  * Past and present may be one buffer; where they are not, the past is copied. What is wrong becomes a status. ONNX
@@ -20,7 +20,7 @@
 #include "ort.h"
 
 #define EXPORTED __attribute__((visibility("default")))
-enum { MOST_AXES = 8, SPARES = 4 };
+enum { MOST_AXES = 8, SPARES = 4, MOST_SEQUENCES = 256 };
 
 static OrtTable ort;
 static int ort_minor;
@@ -155,26 +155,28 @@ static OrtStatus *compute_rows(const kernel *one, OrtContext *context) {
     return NULL;
 }
 
-/* The output that a cache becomes, holding the past. */
-static OrtStatus *present(OrtContext *context, size_t index, const tensor *past, int64_t filled, int64_t slots,
+/* The output that a cache becomes, holding each sequence's past. */
+static OrtStatus *present(OrtContext *context, size_t index, const tensor *past, const int64_t *filled, int64_t slots,
                           size_t element, void **data) {
-    int64_t lengths[4] = {1, past->lengths[1], slots, past->lengths[3]};
+    int64_t lengths[4] = {past->lengths[0], past->lengths[1], slots, past->lengths[3]};
     TRY(output(context, index, lengths, 4, data));
     if (*data == past->data) return NULL;
     size_t entry = element * (size_t)past->lengths[3];
-    for (int64_t head = 0; head < past->lengths[1]; head++)
+    for (int64_t head = 0; head < past->lengths[0] * past->lengths[1]; head++)
         memcpy((char *)*data + (size_t)(head * slots) * entry,
-               (const char *)past->data + (size_t)(head * past->lengths[2]) * entry, (size_t)filled * entry);
+               (const char *)past->data + (size_t)(head * past->lengths[2]) * entry,
+               (size_t)filled[head / past->lengths[1]] * entry);
     return NULL;
 }
 
-static OrtStatus *attention_inputs(const kernel *one, const OrtContext *context, attention_work *work, tensor past[2]) {
+static OrtStatus *attention_inputs(const kernel *one, const OrtContext *context, attention_work *work, tensor past[2],
+                                   int64_t filled[MOST_SEQUENCES]) {
     tensor qkv, last, cos, sin, scales[2];
     TRY(input(context, 0, &qkv));
     for (size_t each = 0; each < 2; each++) {
         TRY(input(context, 1 + each, &past[each]));
-        if (past[each].axes != 4 || past[each].lengths[0] != 1 || past[each].lengths[1] != one->kv_heads)
-            WRONG("a cache is not [1, kv_heads, slots, size]");
+        if (past[each].axes != 4 || past[each].lengths[1] != one->kv_heads)
+            WRONG("a cache is not [B, kv_heads, slots, size]");
     }
     if (memcmp(past[0].lengths, past[1].lengths, sizeof(int64_t) * 4)) WRONG("keys and values differ in shape");
     TRY(input(context, 3, &last));
@@ -182,15 +184,21 @@ static OrtStatus *attention_inputs(const kernel *one, const OrtContext *context,
     TRY(input(context, 5, &sin));
     work->size = past[0].lengths[3];
     if (work->size < 8 || work->size % 8 || work->size > 65536) WRONG("heads are of a multiple of 8 channels");
-    if (qkv.axes != 3 || qkv.lengths[0] != 1 ||
+    if (qkv.axes != 3 || qkv.lengths[0] != past[0].lengths[0] ||
         qkv.lengths[2] != (one->heads + 2 * one->kv_heads) * work->size)
-        WRONG("qkv is not [1, T, (heads + 2 kv_heads) * size]");
-    if (last.elements != 1) WRONG("last is not one integer");
+        WRONG("qkv is not [B, T, (heads + 2 kv_heads) * size]");
+    if (last.elements != qkv.lengths[0]) WRONG("last is not one integer for each sequence");
+    if (last.elements > MOST_SEQUENCES) WRONG("there are more than 256 sequences");
     work->qkv = qkv.data, work->count = qkv.lengths[1];
-    work->past = (int64_t) * (const int32_t *)last.data + 1 - work->count;
-    if (work->past < 0 || work->past > past[0].lengths[2]) WRONG("fewer entries are cached than `last` says");
+    int64_t most = 0;
+    for (int64_t each = 0; each < last.elements; each++) {
+        filled[each] = (int64_t)((const int32_t *)last.data)[each] + 1 - work->count;
+        if (filled[each] < 0 || filled[each] > past[0].lengths[2]) WRONG("fewer entries are cached than `last` says");
+        if (filled[each] + work->count > most) most = filled[each] + work->count;
+    }
+    work->slots = most > past[0].lengths[2] ? most : past[0].lengths[2];
     if (one->rotary) {
-        int64_t least = (work->past + work->count) * (work->size / 2);
+        int64_t least = most * (work->size / 2);
         if (cos.elements < least || sin.elements < least) WRONG("there are more positions than angles");
         work->cos = cos.data, work->sin = sin.data;
     }
@@ -207,19 +215,26 @@ static OrtStatus *compute_attention(const kernel *one, OrtContext *context) {
     attention_work work = {.heads = one->heads, .kv_heads = one->kv_heads, .window = one->window, .scale = one->scale};
     tensor past[2];
     void *out;
-    TRY(attention_inputs(one, context, &work, past));
-    int64_t slots = past[0].lengths[2], lengths[3] = {1, work.count, one->heads * work.size};
-    work.slots = work.past + work.count > slots ? work.past + work.count : slots;
+    int64_t filled[MOST_SEQUENCES];
+    TRY(attention_inputs(one, context, &work, past, filled));
+    int64_t sequences = past[0].lengths[0], lengths[3] = {sequences, work.count, one->heads * work.size};
     size_t element = work.key_scales ? sizeof(int8_t) : sizeof(float);
+    size_t cache = element * (size_t)(one->kv_heads * work.slots * work.size);
     TRY(output(context, 0, lengths, 3, &out));
-    TRY(present(context, 1, &past[0], work.past, work.slots, element, &work.keys));
-    TRY(present(context, 2, &past[1], work.past, work.slots, element, &work.values));
+    TRY(present(context, 1, &past[0], filled, work.slots, element, &work.keys));
+    TRY(present(context, 2, &past[1], filled, work.slots, element, &work.values));
     if (!work.count) return NULL;
     work.out = out;
-    work.scratch = take_room((size_t)attention_scratch(&work) * sizeof(float));
-    if (!work.scratch) return status(FAILED, "merino kernels: out of memory");
-    attention(&work, (threads){run_parallel, context});
-    give_room(work.scratch);
+    for (int64_t each = 0; each < sequences; each++) {
+        work.past = filled[each];
+        work.scratch = take_room((size_t)attention_scratch(&work) * sizeof(float));
+        if (!work.scratch) return status(FAILED, "merino kernels: out of memory");
+        attention(&work, (threads){run_parallel, context});
+        give_room(work.scratch);
+        work.qkv += work.count * (one->heads + 2 * one->kv_heads) * work.size;
+        work.out += work.count * one->heads * work.size;
+        work.keys = (char *)work.keys + cache, work.values = (char *)work.values + cache;
+    }
     return NULL;
 }
 

@@ -108,7 +108,8 @@ def test_inputs_and_outputs_are_the_documented_ones(folder, dialect):
     description = described(folder)
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     types = {onnx.TensorProto.INT64: "int64", onnx.TensorProto.FLOAT: "float32"}
-    lengths = {"past_sequence_length": 64, "total_sequence_length": 64}  # names in the graph, what the runtime binds
+    # Names in the graph, and what the runtime binds for one sequence.
+    lengths = {"past_sequence_length": 64, "total_sequence_length": 64, "batch_size": 1}
     for key, infos in (("inputs", model.graph.input), ("outputs", model.graph.output)):
         tensors = [(info.name, info.type.tensor_type) for info in infos]
         assert description[key] == [
@@ -119,6 +120,8 @@ def test_inputs_and_outputs_are_the_documented_ones(folder, dialect):
             }
             for name, tensor in tensors
         ]
+    batches = [info.type.tensor_type.shape.dim[0] for info in (*model.graph.input, *model.graph.output)]
+    assert {axis.dim_param or axis.dim_value for axis in batches} == ({"batch_size"} if dialect == "fused" else {1})
     shapes = {port["name"]: port["shape"] for port in description["inputs"] + description["outputs"]}
     assert shapes["input_ids"] == [1, "sequence"]
     assert shapes["logits"] == [1, 1, 300]

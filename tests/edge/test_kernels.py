@@ -220,6 +220,25 @@ def test_a_shared_buffer_is_written_in_place():
     np.testing.assert_array_equal(arrays["past_key"][:, :, :21], keys[:, :, :21])
 
 
+@pytest.mark.parametrize("int8", [False, True])
+def test_each_sequence_of_a_batch_is_as_alone(int8):
+    heads, kv_heads, size, pasts = 9, 3, 64, (300, 0, 41)
+    cases = [attention_case(heads, kv_heads, size, past, 2, 0, int8) for past in pasts]
+    slots = cases[0]["past_key"].shape[2]
+    for case in cases:
+        for name in ("past_key", "past_value"):
+            case[name] = np.pad(case[name], ((0, 0), (0, 0), (0, slots - case[name].shape[2]), (0, 0)))
+        case |= {name: value for name, value in cases[0].items() if name in ("cos", "sin") or "scale" in name}
+    alone = [own_attention(case, heads, kv_heads, size, 0)[1] for case in cases]
+    each = ("qkv", "past_key", "past_value", "last")
+    batch = cases[0] | {name: np.concatenate([case[name] for case in cases]) for name in each}
+    mixed, keys, values = own_attention(batch, heads, kv_heads, size, 0)[1]
+    for row, (past, right) in enumerate(zip(pasts, alone, strict=True)):
+        np.testing.assert_array_equal(mixed[row], right[0][0])
+        for found, expected in ((keys, right[1]), (values, right[2])):
+            np.testing.assert_array_equal(found[row, :, : past + 2], expected[0, :, : past + 2])
+
+
 def test_threads_change_no_bit():
     arrays = attention_case(16, 1, 64, 900, 1, 0, False)
     one, three = (own_attention(arrays, 16, 1, 64, 0, threads)[1][0] for threads in (1, 3))
@@ -228,9 +247,9 @@ def test_threads_change_no_bit():
 
 @pytest.mark.parametrize(("change", "said"), [
     ({"last": np.array([40], np.int32)}, "fewer entries are cached"),
-    ({"last": np.array([-5], np.int32)}, "fewer entries"),
+    ({"last": np.array([-5], np.int32)}, "fewer entries"), ({"last": np.array([20, 20], np.int32)}, "for each sequence"),
     ({"cos": np.zeros((3, 16), np.float32)}, "more positions than angles"),
-    ({"qkv": np.zeros((1, 1, 64), np.float32)}, "qkv is not"),
+    ({"qkv": np.zeros((1, 1, 64), np.float32)}, "qkv is not"), ({"qkv": np.zeros((2, 1, 320), np.float32)}, "qkv is"),
     ({"past_value": np.zeros((1, 2, 9, 32), np.float32)}, "differ in shape"),
     ({"past_key": np.zeros((2, 32), np.float32)}, "a cache is not"),
 ])  # fmt: skip

@@ -163,6 +163,21 @@ def test_the_graph_agrees_at_every_step(bundles, reference, dialect):
     backend.close()
 
 
+def test_sequences_of_several_lengths_that_are_decoded_together_agree(bundles, reference):
+    ids, expected = reference
+    origin = open_backend(bundles["fused"])
+    rows = origin.rows(4)
+    for row, more in zip(rows, (0, 11, STEPS - 5, 3), strict=True):  # the third is full first, and then lies between
+        row.prefill(ids[: PROMPT + more])
+    while going := [row for row in rows if row.length < CONTEXT]:
+        computed = going[0].step_ahead([(row, ids[row.length]) for row in going])
+        assert computed == {4: 4, 3: 2, 2: 0, 1: 0}[len(going)]
+        for row in going:
+            assert_same(row.step(ids[row.length]), expected[row.length - PROMPT], row.length)
+    for backend in (origin, *rows):
+        backend.close()
+
+
 def test_a_cache_that_grows_by_what_the_graph_returns_agrees(bundles, reference):
     """As other programs run a graph: an empty cache at first, and then the outputs `present.*` as they come."""
     ids, expected = reference

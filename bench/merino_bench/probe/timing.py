@@ -14,7 +14,8 @@ from merino_bench.probe.graphs import Kernel, decoder_bundle, operators_bundle
 from merino_bench.probe.tasks import Task
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.attention import faster_attention
-from merino_runtime.backends.onnx import OnnxBackend, element_type
+from merino_runtime.backends.onnx import OnnxBackend
+from merino_runtime.backends.onnx_binding import element_type
 from merino_runtime.backends.onnx_session import session_options
 from merino_runtime.bundle import Port
 

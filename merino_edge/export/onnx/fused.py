@@ -21,6 +21,7 @@ from merino_runtime.errors import MerinoError
 CONTRIB = "com.microsoft"
 ACCURACY = 4  # MatMulNBits quantises activations to int8 and multiplies in int8
 CACHE_LENGTHS = {"past_key_values": "past_sequence_length", "present": "total_sequence_length"}
+BATCH = "batch_size"
 
 
 def check_heads(layer: KvLayer, attention: Attention) -> None:
@@ -74,7 +75,7 @@ class Fused(Graph):
         self.cache_ports(kv_layers, self.context)
         last = self.node("Sub", [self.node("ReduceSum", [mask, self.integers(1)], keepdims=0), self.integers(1)])
         total = self.node("Gather", [self.node("Shape", [mask]), self.integer(1)])
-        self.last_index = self.node("Cast", [last], to=TensorProto.INT32)  # [1]
+        self.last_index = self.node("Cast", [last], to=TensorProto.INT32)  # [B]
         self.total_length = self.node("Cast", [total], to=TensorProto.INT32)  # scalar
 
     def begin_attention(self, kv_layers: Sequence[KvLayer]) -> None:
@@ -85,13 +86,21 @@ class Fused(Graph):
         self.cache_ports(kv_layers, self.context)
 
     def declared(self, port: Port) -> tuple[int | str, ...]:
-        """The cache's length is symbolic in the file: other programs bind a buffer of another length, or first an empty
-        one and then the graph's output. The runtime binds buffers of the shape in bundle.json."""
+        """The lengths of batch and cache are symbolic in the file: a server decodes several sequences in one run, and
+        other programs bind a buffer of another length, or first an empty one and then the graph's output. The runtime
+        binds buffers of the shape in bundle.json."""
+        shape = list(port.shape)
+        if self.takes_batch and shape[:1] == [1]:
+            shape[0] = BATCH
         kind = port.name.partition(".")[0]
-        if kind not in CACHE_LENGTHS:
-            return port.shape
-        batch, heads, _, head_size = port.shape
-        return batch, heads, CACHE_LENGTHS[kind], head_size
+        if kind in CACHE_LENGTHS:
+            shape[2] = CACHE_LENGTHS[kind]
+        return tuple(shape)
+
+    @property
+    def takes_batch(self) -> bool:
+        """Whether several sequences can be decoded in one run, and none changes the result of another."""
+        return self.form.grouped or not self.all_logits
 
     def embed(self, table: str) -> str:
         return self._rows(table, "input_ids")
@@ -233,15 +242,15 @@ class Fused(Graph):
         }  # fmt: skip
 
     def _parts(self, qkv: str, layer: KvLayer, attention: Attention) -> tuple[str, str, str]:
-        """Queries [1, T, heads * head_size], keys and values [1, T, layer.heads * head_size]."""
+        """Queries [B, T, heads * head_size], keys and values [B, T, layer.heads * head_size]."""
         sizes = [heads * layer.head_size for heads in (attention.heads, layer.heads, layer.heads)]
         query = self.node("Split", [qkv, self.integers(*sizes)], outputs=3, axis=-1)
         return query, f"{query}.1", f"{query}.2"
 
     def _normed_heads(self, x: str, heads: int, layer: KvLayer, norm: Norm) -> str:
-        """x [1, T, heads * head_size] with each head normed separately."""
-        split = self.node("Reshape", [x, self.integers(1, -1, heads, layer.head_size)])
-        return self.node("Reshape", [self.norm(split, norm), self.integers(1, -1, heads * layer.head_size)])
+        """x [B, T, heads * head_size] with each head normed separately."""
+        split = self.node("Reshape", [x, self.integers(0, -1, heads, layer.head_size)])
+        return self.node("Reshape", [self.norm(split, norm), self.integers(0, -1, heads * layer.head_size)])
 
     def last(self, x: str) -> str:
         if self.all_logits:
@@ -256,8 +265,8 @@ class Fused(Graph):
         self.logits(logits, self.weights[table].shape[0])
 
     def _sliced_head(self, x: str, table: str) -> str:
-        """Logits [1, T, vocab] of x [1, T, width], T = 1 without `all_logits`, against a table [vocab, width] that is
-        not quantised.
+        """Logits [B, 1, vocab] of x [B, 1, width], or with `all_logits` [1, T, vocab] of x [1, T, width], against a
+        table [vocab, width] that is not quantised.
 
         ONNX Runtime packs a copy of each matrix for its kernels, and frees the original if no other operator reads
         it. The embedding reads the whole table. So the head has its own constants over the same bytes of the file:
@@ -268,10 +277,10 @@ class Fused(Graph):
         unit = PAGE // 4  # rows that fill whole pages, whatever the width
         count = max(1, HEAD_SLICE_BYTES // rows[0].nbytes // unit) * unit
         axis = self.integers(0 if self.all_logits else 1)
-        row = self.node("Squeeze", [x, axis])  # [T, width]
+        row = self.node("Squeeze", [x, axis])  # [B or T, width]
         parts = []
         for start in range(0, len(rows), count):
             piece = self.constant(f"{table}.{start}", rows[start : start + count])
-            logits = self.node("Gemm", [row, piece], transB=1)  # [T, count]
+            logits = self.node("Gemm", [row, piece], transB=1)  # [B or T, count]
             parts.append(self.node("Unsqueeze", [logits, axis]))
         return self.node("Concat", parts, axis=2) if len(parts) > 1 else parts[0]

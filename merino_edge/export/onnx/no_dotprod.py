@@ -30,11 +30,15 @@ class FusedNoDotprod(SignedCodes, Fused):
     """
 
     accuracy = FLOAT_ACCURACY
-
     def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
         super().__init__(weights, context, precision, blocks)
         self._rounded: dict[str, tuple[str, str | None]] = {}  # by input: codes, and the rows' largest value
         self._uneven: set[str] = set()  # inputs whose rows have a scale each
+
+    @property
+    def takes_batch(self) -> bool:
+        """With one scale for all rows, a sequence's logits would depend on the others."""
+        return False
 
     def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:
         """In 4 bits alone: MatMulInteger takes one scale per row, and a source's blocks have one each."""

@@ -65,6 +65,25 @@ class Backend:
         the copy is the state before or after a run, never between."""
         raise NotImplementedError
 
+    def rows(self, count: int) -> List["Backend"]:
+        """Backends with empty caches over the same weights, each closed by itself. All are used by one thread. Where
+        the graph takes a batch, they decode together: see `step_ahead`."""
+        rows = [self.fork() for _ in range(count)]
+        for row in rows:
+            row.truncate(0)
+        return rows
+
+    def step_ahead(self, steps: Sequence[Tuple["Backend", int]]) -> int:
+        """Computes the decode steps of several `rows` with an id each, this backend among them, in one run of the
+        graph. What the caches hold stays as it is: `step` of a row with its id returns at once, if nothing has changed
+        its cache meanwhile. Returns how many steps were computed; 0 where the graph takes no batch."""
+        return 0
+
+    def copy_prefix(self, source: "Backend", length: int) -> None:
+        """Replaces the cache by the first ids of another backend over the same weights."""
+        ids, arrays = source.filled()
+        self.fill(ids[:length], [entries[:, :, :length] for entries in arrays.values()])
+
     def close(self) -> None:
         """Frees the cache, and the weights with the last fork. Every other call raises MerinoError afterwards."""
         raise NotImplementedError

@@ -11,8 +11,10 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tupl
 import numpy as np
 
 from merino_runtime.backends.backend import Backend, check_prefill, check_step, check_truncate, closed
+from merino_runtime.backends.onnx_binding import bind_input, bind_output, caches
+from merino_runtime.backends.onnx_rows import Rows, takes_batch
 from merino_runtime.backends.onnx_session import Model, first_line
-from merino_runtime.bundle import Port, returns_all_logits
+from merino_runtime.bundle import returns_all_logits
 from merino_runtime.bundle.fit import out_of_memory
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.memory import is_out_of_memory
@@ -22,7 +24,10 @@ FIRST_CHUNKED_GQA = (1, 20)  # earlier versions of GroupQueryAttention take seve
 
 
 class OnnxBackend(Backend):
-    def __init__(self, model: Model) -> None:
+    """cache: arrays to use, by the name of the input that reads them; None: new ones. rows: those it is one of."""
+
+    def __init__(self, model: Model, cache: Optional[Dict[str, np.ndarray]] = None, rows: Optional[Rows] = None
+                 ) -> None:
         bundle = model.bundle
         self.context, self.vocab = bundle.context, bundle.vocab
         self.prefill_threads, self.decode_threads = model.threads
@@ -36,10 +41,11 @@ class OnnxBackend(Backend):
         self._lock = threading.Lock()  # held while ids and cache disagree, so that a fork copies a state that agrees
         try:
             # [1, heads, context, head_size] each, by the name of the input that reads it
-            self.cache = {port.name: _array_for(port) for port in bundle.inputs
-                          if port.name.startswith("past_key_values.")}
+            self.cache = caches(bundle, 1) if cache is None else cache
         except MemoryError as error:
             raise MerinoError(out_of_memory(bundle, "allocating the KV cache", model.threads.sessions)) from error
+        self._rows = rows
+        self._ahead: Optional[Tuple[int, int, np.ndarray]] = None  # `changes`, an id, its logits [vocab]
         self._logits = np.zeros((1, 1, bundle.vocab), dtype=self._ports["logits"].dtype)
         self._finite = np.zeros(self._logits.shape, dtype=bool)  # [1, 1, vocab]
         self._all_logits = returns_all_logits(bundle)
@@ -109,10 +115,16 @@ class OnnxBackend(Backend):
     def step(self, token_id: int) -> np.ndarray:
         self._open_model()
         check_step(self, token_id)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[:2] == (self.changes, token_id):
+            with self._lock:
+                self.changes += 1
+                self._ids.append(token_id)
+            return ahead[2]
         self._decode_id[0, 0] = token_id
         self._decode_position[0, 0] = self.length
         if self._fused:
-            self._bind_input(self._decode_binding, "attention_mask", self._mask, (1, self.length + 1))
+            bind_input(self._decode_binding, "attention_mask", self._mask, (1, self.length + 1))
         return self._run(self._decode_session, self._decode_binding, self._decode_new, self._decode_id, self._logits)[0]
 
     def truncate(self, length: int) -> None:
@@ -144,7 +156,36 @@ class OnnxBackend(Backend):
                 twin.cache[name][:, :, :twin.length] = cache[:, :, :twin.length]
         return twin
 
+    def rows(self, count: int) -> List[Backend]:
+        model = self._open_model()
+        if not takes_batch(model):
+            return super().rows(count)
+        try:
+            rows = Rows(model, count)
+        except MemoryError as error:
+            raise MerinoError(out_of_memory(model.bundle, f"allocating {count} KV caches", model.threads.sessions)
+                              ) from error
+        rows.backends = [OnnxBackend(model, rows.row(index), rows) for index in range(count)]
+        return rows.backends
+
+    def step_ahead(self, steps: Sequence[Tuple[Backend, int]]) -> int:
+        self._open_model()
+        return self._rows.step(steps) if self._rows is not None else 0
+
+    def computed_ahead(self, token_id: int, logits: np.ndarray) -> None:
+        """Takes the logits [vocab] of a step that `Rows` computed: `step` returns them if it is the next call."""
+        self._ahead = self.changes, token_id, logits
+
+    def copy_prefix(self, source: Backend, length: int) -> None:
+        assert isinstance(source, OnnxBackend)
+        self.truncate(0)
+        with self._lock:
+            for name, cache in self.cache.items():  # [1, heads, context, head_size]
+                cache[:, :, :length] = source.cache[name][:, :, :length]
+            self._ids.extend(source.ids[:length])
+
     def close(self) -> None:
+        self._rows = self._ahead = None
         self._model = self._prefill_session = self._decode_session = self._decode_binding = None
         self.cache, self._decode_new, self._ids = {}, {}, []
 
@@ -216,42 +257,23 @@ class OnnxBackend(Backend):
         positions and logits alive, since they are bound by pointer."""
         count = ids.shape[1]
         binding, new = session.io_binding(), {}
-        self._bind_input(binding, "input_ids", ids)
+        bind_input(binding, "input_ids", ids)
         mask_length = self.length + count if self._fused else self.context
-        self._bind_input(binding, "attention_mask", self._mask, (1, mask_length))
+        bind_input(binding, "attention_mask", self._mask, (1, mask_length))
         if "position_ids" in self._ports:
-            self._bind_input(binding, "position_ids", positions)
-        self._bind_output(binding, "logits", logits)
+            bind_input(binding, "position_ids", positions)
+        bind_output(binding, "logits", logits)
         for name, cache in self.cache.items():
-            self._bind_input(binding, name, cache)
+            bind_input(binding, name, cache)
             present = name.replace("past_key_values", "present")
             if self._fused:
-                self._bind_output(binding, present, cache)
+                bind_output(binding, present, cache)
             else:
                 new[name] = np.zeros((1, cache.shape[1], count, cache.shape[3]), dtype=cache.dtype)
-                self._bind_output(binding, present, new[name])
+                bind_output(binding, present, new[name])
         return binding, new
 
-    def _bind_input(self, binding: Any, name: str, array: np.ndarray, shape: Sequence[int] = ()) -> None:
-        shape = list(shape or array.shape)
-        binding.bind_input(name, "cpu", 0, element_type(array), shape, array.ctypes.data)
-
-    def _bind_output(self, binding: Any, name: str, array: np.ndarray) -> None:
-        binding.bind_output(name, "cpu", 0, element_type(array), list(array.shape), array.ctypes.data)
-
-
-def _array_for(port: Port) -> np.ndarray:
-    shape = [axis for axis in port.shape if isinstance(axis, int)]
-    if len(shape) != len(port.shape):
-        raise MerinoError(f"bundle.json gives {port.name} the shape {list(port.shape)}, expected lengths "
-                          "only. Export the bundle again.")
-    return np.zeros(shape, dtype=port.dtype)
 
 
 def _finite(values: np.ndarray) -> bool:
     return bool(np.isfinite(values).all())
-
-
-def element_type(array: np.ndarray) -> Any:
-    """onnxruntime 1.10 knows int64 only as `long long`; later versions know both names."""
-    return np.longlong if array.dtype == np.int64 else array.dtype.type

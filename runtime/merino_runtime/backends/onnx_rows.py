@@ -1,0 +1,95 @@
+"""Sequences that decode together: their KV caches are rows of one buffer, and one run of the graph computes a step of
+each. A step reads all weights once, whatever the number of rows.
+
+A run takes rows that lie side by side. An idle row between two others gets an id too: its entry goes into the first
+free slot of its cache, which the next entry of its own overwrites.
+"""
+from typing import Any, Dict, List, Sequence, Tuple
+
+import numpy as np
+
+from merino_runtime.backends.backend import Backend, check_step
+from merino_runtime.backends.onnx_binding import bind_input, bind_output, caches
+from merino_runtime.backends.onnx_session import Model, first_line
+from merino_runtime.errors import MerinoError
+
+MOST_IDLE = 3  # rows between two others: a run of the graph for more rows takes less time than a second run
+
+
+def takes_batch(model: Model) -> bool:
+    """Whether the file has a name in place of the batch's length. Other graphs have a batch of one."""
+    ids = next(port for port in model.decode_session.get_inputs() if port.name == "input_ids")
+    return not isinstance(ids.shape[0], int)
+
+
+class Rows:
+    """backends: one for each row, which the caller makes of `row`."""
+
+    def __init__(self, model: Model, count: int) -> None:
+        bundle, self._session = model.bundle, model.decode_session
+        self._context, ports = bundle.context, {port.name: port for port in bundle.inputs}
+        self.backends: List[Any] = []
+        self._caches = caches(bundle, count)
+        self._ids = np.zeros((count, 1), ports["input_ids"].dtype)
+        self._positions = np.zeros((count, 1), np.int64)
+        self._has_positions = "position_ids" in ports
+        self._mask = np.zeros(count * bundle.context, ports["attention_mask"].dtype)
+        self._logits = np.zeros((count, 1, bundle.vocab), np.float32)
+        self._bindings: Dict[Tuple[int, int], Any] = {}  # by the first row and the one behind the last
+
+    def row(self, index: int) -> Dict[str, np.ndarray]:
+        """The cache of one row, [1, heads, context, head_size] each: contiguous, as a graph with a batch of one takes
+        it."""
+        return {name: cache[index:index + 1] for name, cache in self._caches.items()}
+
+    def step(self, steps: Sequence[Tuple[Backend, int]]) -> int:
+        """As `Backend.step_ahead`. A row without another one near it is left to its own `step`."""
+        wanted = {}
+        for backend, token_id in steps:
+            check_step(backend, token_id)
+            wanted[self.backends.index(backend)] = token_id
+        runs = [run for run in self._runs(sorted(wanted)) if len(run) > 1]
+        for run in runs:
+            self._run(run[0], run[-1] + 1, wanted)
+        return sum(map(len, runs))
+
+    def _runs(self, rows: Sequence[int]) -> List[List[int]]:
+        """Rows in order, cut where too many idle ones lie between, or one that is full."""
+        runs = [[rows[0]]]
+        for row in rows[1:]:
+            idle = self.backends[runs[-1][-1] + 1:row]
+            if len(idle) > MOST_IDLE or any(each.length == self._context for each in idle):
+                runs.append([])
+            runs[-1].append(row)
+        return runs
+
+    def _run(self, first: int, end: int, wanted: Dict[int, int]) -> None:
+        lengths = np.array([each.length for each in self.backends[first:end]])
+        count, total = end - first, int(lengths.max()) + 1
+        self._ids[first:end, 0] = [wanted.get(row, 0) for row in range(first, end)]
+        self._positions[first:end, 0] = lengths
+        mask = self._mask[:count * total].reshape(count, total)
+        mask[:] = np.arange(total) <= lengths[:, None]
+        binding = self._binding(first, end)
+        bind_input(binding, "attention_mask", mask)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime's exceptions have no base of their own
+            raise MerinoError(f"onnxruntime failed on a step of {count} sequences: {first_line(error)}.") from error
+        for row in range(first, end):
+            # Where logits are not finite, the row's own `step` says what is wrong.
+            if row in wanted and np.isfinite(self._logits[row]).all():
+                self.backends[row].computed_ahead(wanted[row], self._logits[row, 0])
+
+    def _binding(self, first: int, end: int) -> Any:
+        """Of all inputs and outputs but the mask."""
+        if (first, end) not in self._bindings:
+            binding = self._bindings[first, end] = self._session.io_binding()
+            bind_input(binding, "input_ids", self._ids[first:end])
+            if self._has_positions:
+                bind_input(binding, "position_ids", self._positions[first:end])
+            bind_output(binding, "logits", self._logits[first:end])
+            for name, cache in self._caches.items():
+                bind_input(binding, name, cache[first:end])
+                bind_output(binding, name.replace("past_key_values", "present"), cache[first:end])
+        return self._bindings[first, end]
