@@ -171,7 +171,7 @@ def test_sequences_of_several_lengths_that_are_decoded_together_agree(bundles, r
         row.prefill(ids[: PROMPT + more])
     while going := [row for row in rows if row.length < CONTEXT]:
         computed = going[0].step_ahead([(row, ids[row.length]) for row in going])
-        assert computed == {4: 4, 3: 2, 2: 0, 1: 0}[len(going)]
+        assert len(computed) == {4: 4, 3: 2, 2: 0, 1: 0}[len(going)]
         for row in going:
             assert_same(row.step(ids[row.length]), expected[row.length - PROMPT], row.length)
     for backend in (origin, *rows):

@@ -48,7 +48,7 @@ def prompt(seed, count):
 def stepped(rows, ids, together=True):
     """Logits [rows, vocab] of a step of each."""
     if together:
-        assert rows[0].step_ahead(list(zip(rows, ids, strict=True))) == len(rows)
+        assert rows[0].step_ahead(list(zip(rows, ids, strict=True))) == rows
     return np.stack([row.step(token) for row, token in zip(rows, ids, strict=True)])
 
 
@@ -88,7 +88,7 @@ def test_graphs_whose_rows_would_depend_on_each_other_decode_in_turn(opened, kin
     origin = opened(DESIGNED, NOT_FOR_ROWS[kind])
     rows = origin.rows(2)
     filled(rows, (1, 2), (5, 9))
-    assert rows[0].step_ahead([(row, 3) for row in rows]) == 0
+    assert rows[0].step_ahead([(row, 3) for row in rows]) == []
     expected = stepped(rows, (3, 4), together=False)
     filled(rows, (1, 2), (5, 9))
     np.testing.assert_array_equal(stepped(rows, (3, 4), together=False), expected)
@@ -102,7 +102,7 @@ def test_what_was_computed_ahead_counts_for_the_cache_that_it_was_computed_for(o
     for row in rows:
         row.truncate(5)
     most = 1e-5 * np.abs(alone).max()
-    assert rows[0].step_ahead([(rows[0], 0), (rows[3], 3), (rows[1], 1)]) == 3
+    assert rows[0].step_ahead([(rows[0], 0), (rows[3], 3), (rows[1], 1)]) == [rows[0], rows[1], rows[3]]
     np.testing.assert_allclose(rows[0].step(0), alone[0], atol=most)
     rows[3].truncate(4)
     rows[3].step(7)  # in place of the id behind which it was computed
@@ -113,7 +113,7 @@ def test_what_was_computed_ahead_counts_for_the_cache_that_it_was_computed_for(o
     np.testing.assert_array_equal(rows[1].step(2), other)
     assert rows[2].ids == prompt(2, 5)
     np.testing.assert_array_equal(rows[2].step(2), alone[2])  # it was idle in between
-    assert rows[0].step_ahead([(rows[0], 1), (rows[5], 2)]) == 0  # too far from each other
+    assert rows[0].step_ahead([(rows[0], 1), (rows[5], 2)]) == []  # too far from each other
     with pytest.raises(MerinoError, match="token id 311"):
         rows[0].step_ahead([(rows[0], 1), (rows[1], VOCAB)])
     rows[1].close()

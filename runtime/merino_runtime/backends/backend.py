@@ -73,11 +73,11 @@ class Backend:
             row.truncate(0)
         return rows
 
-    def step_ahead(self, steps: Sequence[Tuple["Backend", int]]) -> int:
+    def step_ahead(self, steps: Sequence[Tuple["Backend", int]]) -> List["Backend"]:
         """Computes the decode steps of several `rows` with an id each, this backend among them, in one run of the
         graph. What the caches hold stays as it is: `step` of a row with its id returns at once, if nothing has changed
-        its cache meanwhile. Returns how many steps were computed; 0 where the graph takes no batch."""
-        return 0
+        its cache meanwhile. Returns those whose step was computed; none where the graph takes no batch."""
+        return []
 
     def copy_prefix(self, source: "Backend", length: int) -> None:
         """Replaces the cache by the first ids of another backend over the same weights."""

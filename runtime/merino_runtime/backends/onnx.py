@@ -168,9 +168,9 @@ class OnnxBackend(Backend):
         rows.backends = [OnnxBackend(model, rows.row(index), rows) for index in range(count)]
         return rows.backends
 
-    def step_ahead(self, steps: Sequence[Tuple[Backend, int]]) -> int:
+    def step_ahead(self, steps: Sequence[Tuple[Backend, int]]) -> List[Backend]:
         self._open_model()
-        return self._rows.step(steps) if self._rows is not None else 0
+        return self._rows.step(steps) if self._rows is not None else []
 
     def computed_ahead(self, token_id: int, logits: np.ndarray) -> None:
         """Takes the logits [vocab] of a step that `Rows` computed: `step` returns them if it is the next call."""

@@ -42,7 +42,7 @@ class Rows:
         it."""
         return {name: cache[index:index + 1] for name, cache in self._caches.items()}
 
-    def step(self, steps: Sequence[Tuple[Backend, int]]) -> int:
+    def step(self, steps: Sequence[Tuple[Backend, int]]) -> List[Backend]:
         """As `Backend.step_ahead`. A row without another one near it is left to its own `step`."""
         wanted = {}
         for backend, token_id in steps:
@@ -51,7 +51,7 @@ class Rows:
         runs = [run for run in self._runs(sorted(wanted)) if len(run) > 1]
         for run in runs:
             self._run(run[0], run[-1] + 1, wanted)
-        return sum(map(len, runs))
+        return [self.backends[row] for run in runs for row in run]
 
     def _runs(self, rows: Sequence[int]) -> List[List[int]]:
         """Rows in order, cut where too many idle ones lie between, or one that is full."""

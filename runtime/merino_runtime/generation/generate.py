@@ -188,7 +188,8 @@ class Generation(Iterator[Event]):
         self._sampler = Sampler(sampling, kept)
         self._piece, self._top = piece, top
         self._rest: Optional[Sequence[int]] = None  # of the prompt: what is not in the cache yet
-        self._pieces_ms = 0.0  # of the prefill's pieces and of forced tokens so far
+        self._behind: List[int] = []  # ids behind the prompt that are not in the cache
+        self._pieces_ms = 0.0  # of the next token so far: the prefill's pieces, forced tokens, a step computed ahead
         self._state = constraint.start() if constraint else None
         self._step_ms: List[float] = []  # of each token: the prefill, then each decode step; 0 where it was forced
         self._runs = 0  # of the graph, behind the whole prompt
@@ -203,6 +204,18 @@ class Generation(Iterator[Event]):
         """Ends the generation. The backend can be used again."""
         self._events.close()
 
+    @property
+    def next_id(self) -> Optional[int]:
+        """The id of the decode step with which the next event begins; None where it begins otherwise. So its caller can
+        compute the steps of several generations together (`Backend.step_ahead`)."""
+        if not self._runs or len(self._behind) != 1 or self._backend.length >= self._backend.context:
+            return None
+        return None if self._forced() else self._behind[0]
+
+    def computed_ahead(self, ms: float) -> None:
+        """Counts the time of a decode step that was computed ahead."""
+        self._pieces_ms += ms
+
     def measured(self, stop_reason: str = "interrupt") -> Done:
         """The measurements of the tokens so far, for a generation that did not come to its own `Done`."""
         return done(self._step_ms[:self._tokens], stop_reason, self._prefill_tokens, self._shifts)
@@ -214,18 +227,17 @@ class Generation(Iterator[Event]):
         if self._piece:
             yield from self._in_pieces(prompt_ids, self._piece)
         stop_reason, stream, state = "", self._stream, self._state
-        behind: List[int] = []  # ids behind the prompt that are not in the cache
         while not stop_reason:
             start = time.perf_counter()
             likely = None
-            tokens = state.forced() if state and self._top is None else []
+            tokens = self._forced()
             forced = bool(tokens)
             if not forced:
-                logits, behind = self._logits(prompt_ids, behind), []
+                logits, self._behind = self._logits(prompt_ids, self._behind), []
                 tokens = [self._sampler.sample(logits, state.allowed() if state else None)]
                 likely = None if self._top is None else likely_of(logits, tokens[0], self._top)
             for token_id in tokens:
-                behind.append(token_id)
+                self._behind.append(token_id)
                 if forced:
                     self._sampler.note(token_id)
                 if state:
@@ -236,8 +248,9 @@ class Generation(Iterator[Event]):
                 self._step_ms.append(0.0 if forced else self._pieces_ms)
                 self._pieces_ms = self._pieces_ms if forced else 0.0
                 stop_reason = self._stop_reason(is_eos, len(prompt_ids), max_new_tokens, shifting)
-                if stop_reason and stream:
-                    text += stream.finish()
+                if stop_reason:
+                    self._behind = []
+                    text += stream.finish() if stream else ""
                 self._tokens += 1
                 yield Token(token_id, text)
                 if likely:
@@ -246,6 +259,9 @@ class Generation(Iterator[Event]):
                     break
                 start = time.perf_counter()
         yield self.measured(stop_reason)
+
+    def _forced(self) -> List[int]:
+        return self._state.forced() if self._state and self._top is None else []
 
     def _stop_reason(self, is_eos: bool, prompt: int, max_new_tokens: int, shifting: bool) -> str:
         """Empty: the generation goes on."""

@@ -33,6 +33,15 @@ class Answering(Iterator[Event]):
     def close(self) -> None:
         self._events.close()
 
+    @property
+    def next_id(self) -> Optional[int]:
+        """As of `Generation`."""
+        return None if self._generation is None else self._generation.next_id
+
+    def computed_ahead(self, ms: float) -> None:
+        assert self._generation is not None
+        self._generation.computed_ahead(ms)
+
     def leave(self, reason: str) -> List[Event]:
         """Ends it early: the text that was withheld, and the Ended."""
         self.close()

@@ -107,7 +107,8 @@ class Application:
                  page: Optional[Response] = None) -> None:
         self.models, self.settings = known, settings
         self.metrics = metrics.Metrics()
-        self.scheduler = Scheduler(settings.most_waiting, Burden(sensors, settings.ceiling_c), self.metrics.watch)
+        self.scheduler = Scheduler(settings.most_waiting, Burden(sensors, settings.ceiling_c), self.metrics.watch,
+                                   self.metrics.batched)
         self.ready, self._sensors = False, sensors
         self._routes: Dict[str, Dict[str, Callable[..., Handled]]] = {
             "/health": {"GET": self._health}, "/v1/health": {"GET": self._health},

@@ -40,6 +40,8 @@ COUNTERS = (
     Counted("llamacpp:prompt_seconds_total", "counter", "Prompt process time."),
     Counted("llamacpp:tokens_predicted_total", "counter", "Number of generation tokens processed."),
     Counted("llamacpp:tokens_predicted_seconds_total", "counter", "Predict process time."),
+    Counted("merino:batches_total", "counter", "Runs of the graph that computed the decode steps of several requests."),
+    Counted("merino:tokens_batched_total", "counter", "Generation tokens whose decode steps these runs computed."),
     Counted("merino:prompt_tokens_cached_total", "counter", "Prompt tokens that a slot held already."),
     Counted("merino:requests_total", "counter", "Answers that ended by themselves or by a limit."),
     Counted("merino:requests_cancelled_total", "counter", "Answers whose client left."),
@@ -69,6 +71,11 @@ class Metrics:
             elif isinstance(event, Failed):
                 self._latest.pop(id(job), None)
                 self.counts["merino:requests_failed_total"] += 1
+
+    def batched(self, steps: int) -> None:
+        with self._lock:
+            self.counts["merino:batches_total"] += 1
+            self.counts["merino:tokens_batched_total"] += steps
 
     def _end(self, job: Any, event: Ended) -> None:
         self._latest.pop(id(job), None)

@@ -1,7 +1,8 @@
 """Runs the answers of all models on one thread, in turns: one piece of a prefill or one token each.
 
-One thread, since a step has all the cores already (docs/decisions/serving.md). Between two turns a request can begin,
-be cancelled or run out of its time. Background requests have a turn only where no request of a person runs.
+One thread, since a step has all the cores already (docs/decisions/serving.md). Where several requests to one model have
+a decode step next, one run of the graph computes them all before their turns. Between two turns a request can begin, be
+cancelled or run out of its time. Background requests have a turn only where no request of a person runs.
 """
 import sys
 import threading
@@ -37,6 +38,7 @@ class Served:
 
     def __init__(self, slots: Slots, prefixes: Optional[PrefixCache] = None) -> None:
         self.slots, self.model, self.prefixes = slots, slots.model, prefixes
+        self.together = True  # whether steps of several requests are computed in one run
         self._id_s = 0.0  # of one id in a prefill, as a moving average
 
     def piece(self) -> int:
@@ -73,11 +75,12 @@ class Job:
 
 
 class Scheduler:
-    """most_waiting: requests beyond those that have a slot; more are refused. watch: gets each event."""
+    """most_waiting: requests beyond those that have a slot; more are refused. watch: gets each event. batched: gets the
+    number of steps of each run of the graph that computed several."""
 
-    def __init__(self, most_waiting: int, burden: Burden, watch: Callable[[Job, Event], None] = lambda *_: None
-                 ) -> None:
-        self.most_waiting, self.burden, self._watch = most_waiting, burden, watch
+    def __init__(self, most_waiting: int, burden: Burden, watch: Callable[[Job, Event], None] = lambda *_: None,
+                 batched: Callable[[int], None] = lambda _: None) -> None:
+        self.most_waiting, self.burden, self._watch, self._batched = most_waiting, burden, watch, batched
         self.waiting = Waiting()
         self.running: List[Job] = []
         self._changed = threading.Condition()
@@ -124,8 +127,12 @@ class Scheduler:
                     break
                 self._admit()
             persons = [job for job in self.running if not job.request.background]
+            jobs = persons or list(self.running)
             self.burden.cool()
-            for job in persons or list(self.running):
+            for served in {id(job.served): job.served for job in jobs}.values():
+                if served.together:
+                    self._step_ahead(served, [job for job in jobs if job.served is served])
+            for job in jobs:
                 self._guarded_turn(job)
         for job in [*self.running, *self.waiting.all()]:
             if job.answering is not None:
@@ -153,6 +160,32 @@ class Scheduler:
         except Exception as error:  # such as of memory: this request fails with it
             job.fault = error
         return job.slot is not None or job.fault is not None
+
+    def _step_ahead(self, served: Served, jobs: Sequence[Job]) -> None:
+        """Computes the decode steps of requests to one model in one run of the graph, for those that have one next."""
+        by_backend = {job.slot.backend: job for job in jobs
+                      if job.slot is not None and job.answering is not None and not (job.cancelled or job.late)}
+        next_ids = [(backend, job.answering.next_id) for backend, job in by_backend.items() if job.answering]
+        steps = [(backend, next_id) for backend, next_id in next_ids if next_id is not None]
+        if len(steps) < 2:
+            return
+        start = time.perf_counter()
+        try:
+            computed = steps[0][0].step_ahead(steps)
+        except MerinoError as error:  # such as of memory: a step alone needs less
+            served.together = False
+            print(f"steps of several requests are computed one by one from now on: {error}", file=sys.stderr)
+            return
+        if not computed:
+            return
+        took_s = time.perf_counter() - start
+        self.burden.busy_s += took_s
+        self._batched(len(computed))
+        for backend in computed:
+            job = by_backend[backend]
+            job.busy_s += took_s / len(computed)
+            if job.answering is not None:
+                job.answering.computed_ahead(1000 * took_s)
 
     def _guarded_turn(self, job: Job) -> None:
         try:

@@ -28,33 +28,24 @@ class Slot:
 
 
 class Slots:
-    """Of one model, used by one thread. count: for requests of people; one more is made for background requests."""
+    """Of one model, used by one thread. count: for requests of people; one more is for background requests."""
 
     def __init__(self, model: LanguageModel, count: int) -> None:
         self.model, self.count = model, count
-        self.persons = [Slot(model.backend)]
-        self.background: List[Slot] = []
+        *persons, background = model.backend.rows(count + 1)
+        self.persons, self.background = [Slot(each) for each in persons], [Slot(background)]
+        model.backend.close()
 
     def take(self, ids: Sequence[int], background: bool, watched: bool = False) -> Optional[Slot]:
         """A slot for a prompt, busy from now on; None where all are."""
-        own, most = (self.background, 1) if background else (self.persons, self.count)
-        free = [slot for slot in own if not slot.busy]
-        slot = max(free, key=lambda each: shared(each.ids, ids), default=None)
-        if slot is None or not _goes_on(slot, ids):
-            slot = next((each for each in free if not each.ids), None)
-            if slot is None and len(own) < most:
-                slot = self._another()
-                own.append(slot)
-            slot = slot or min(free, key=_turn, default=None)
-            if slot is None:
-                return None
+        free = [slot for slot in (self.background if background else self.persons) if not slot.busy]
+        if not free:
+            return None
+        slot = max(free, key=lambda each: shared(each.ids, ids))
+        if not _goes_on(slot, ids):
+            slot = next((each for each in free if not each.ids), None) or min(free, key=_turn)
             self._copy_prefix(slot, ids)
         slot.busy, slot.watched, slot.used_s = True, watched, time.monotonic()
-        return slot
-
-    def _another(self) -> Slot:
-        slot = Slot(self.persons[0].backend.fork())
-        slot.backend.truncate(0)
         return slot
 
     def _copy_prefix(self, slot: Slot, ids: Sequence[int]) -> None:
@@ -63,11 +54,7 @@ class Slots:
         source = max(others, key=lambda other: shared(other.ids, ids), default=None)
         if source is None or shared(source.ids, ids) < shared(slot.ids, ids) + WORTH_A_COPY:
             return
-        count = shared(source.ids, ids)
-        copy = source.backend.fork()  # may fail, and then the slot is as it was
-        slot.backend.close()
-        slot.backend = copy
-        copy.truncate(count)
+        slot.backend.copy_prefix(source.backend, shared(source.ids, ids))
 
     def give(self, slot: Slot) -> None:
         slot.busy, slot.used_s = False, time.monotonic()
