@@ -1,5 +1,5 @@
-"""What the server costs over the runtime it serves, whether two steps side by side are faster than in turn, and its
-speed beside llama.cpp's server on the same weights.
+"""What the server costs over the runtime it serves, whether two steps are faster side by side or in one run of the
+graph than in turn, and its speed beside llama.cpp's server on the same weights.
 
     python bench/experiments/serving.py BUNDLE -o bench/results/serving-x86-2cores.json [--llama FILE.gguf] [--turns 8]
 
@@ -33,12 +33,12 @@ from merino_runtime.generation.generate import Done, Token, generate  # noqa: E4
 from merino_runtime.generation.text import TextStream  # noqa: E402
 from merino_runtime.sampling import GREEDY  # noqa: E402
 
-TOKENS, BEHIND, CLIENTS, WAIT_S = 128, 1000, (1, 4), 60
+TOKENS, BEHIND, CLIENTS, WAIT_S = 128, 1000, (1, 2, 4, 8), 60
 TEXTS = "/v1/completions"
 LLAMA = """
 import sys, time, xllamacpp
 given = xllamacpp.CommonParams()
-given.model.path, given.n_ctx, given.n_parallel, given.verbosity = sys.argv[1], 8192, 4, -1
+given.model.path, given.n_ctx, given.n_parallel, given.verbosity = sys.argv[1], 8192, int(sys.argv[4]), -1
 given.cpuparams.n_threads = given.cpuparams_batch.n_threads = int(sys.argv[2])
 given.port = int(sys.argv[3])
 server = xllamacpp.Server(given)
@@ -78,27 +78,29 @@ def direct(model, ids, count):
     return times[0], (times[-1] - times[0]) / max(1, count - 1)
 
 
-def steps_s(models, together):
-    """Steps a second of all models, TOKENS each: one thread in turns, or a thread for each."""
-    def run(model):
+def steps_s(backends, how):
+    """Steps a second of all backends, TOKENS each: in turn, with a thread for each, or computed in one run."""
+    def run(backend):
         for _ in range(TOKENS):
-            model.backend.step(5)
+            backend.step(5)
 
-    for model in models:
-        model.backend.truncate(0)
-        model.backend.prefill([1, 2, 3])
+    for backend in backends:
+        backend.truncate(0)
+        backend.prefill([1, 2, 3])
     start = time.perf_counter()
-    if together:
-        threads = [threading.Thread(target=run, args=(model,)) for model in models]
+    if how == "side by side":
+        threads = [threading.Thread(target=run, args=(backend,)) for backend in backends]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     else:
         for _ in range(TOKENS):
-            for model in models:
-                model.backend.step(5)
-    return len(models) * TOKENS / (time.perf_counter() - start)
+            if how == "in one run":
+                assert len(backends[0].step_ahead([(backend, 5) for backend in backends])) == len(backends)
+            for backend in backends:
+                backend.step(5)
+    return len(backends) * TOKENS / (time.perf_counter() - start)
 
 
 def costs(bundle, turns):
@@ -123,15 +125,15 @@ def costs(bundle, turns):
         }  # fmt: skip
 
 
-def side_by_side(bundle, turns):
-    """Two requests: both threads for each step in turn, or a thread of its own for each."""
-    times_s = {"in turn": [], "side by side": []}
-    with open_model(bundle, threads=2) as both, both.fork() as twin, \
-            open_model(bundle, threads=1) as one, one.fork() as other:  # fmt: skip
+def two_steps(bundle, turns):
+    """Two requests: both threads for the steps in turn or in one run, or a thread of its own for each."""
+    speeds = {"in turn": [], "side by side": [], "in one run": []}
+    with open_model(bundle, threads=2) as both, open_model(bundle, threads=1) as one:
+        rows, apart = both.backend.rows(2), [one.backend, one.backend.fork()]
         for _ in range(turns):
-            times_s["in turn"].append(steps_s([both, twin], together=False))
-            times_s["side by side"].append(steps_s([one, other], together=True))
-    return {name: summary(values) for name, values in times_s.items()}
+            for how, values in speeds.items():
+                values.append(steps_s(apart if how == "side by side" else rows, how))
+    return {name: summary(values) for name, values in speeds.items()}
 
 
 def memory_mb(bundle, threads):
@@ -150,8 +152,9 @@ def memory_mb(bundle, threads):
 def llama_server(program, path, threads):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    own = [sys.executable, "-c", LLAMA, path, str(threads), str(port)]
-    given = [program, "-m", path, "-c", "8192", "-np", "4", "-t", str(threads), "--port", str(port)]
+    count = str(max(CLIENTS))
+    own = [sys.executable, "-c", LLAMA, path, str(threads), str(port), count]
+    given = [program, "-m", path, "-c", "8192", "-np", count, "-t", str(threads), "--port", str(port)]
     process = subprocess.Popen(given if program else own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + WAIT_S
@@ -219,7 +222,7 @@ def main():
                          "disturbed": given.disturbed}  # fmt: skip
     else:
         kept["costs"] = {**costs(given.bundle, given.turns), "disturbed": given.disturbed}
-        kept["steps_s"] = side_by_side(given.bundle, given.turns)
+        kept["steps_s"] = two_steps(given.bundle, given.turns)
         kept["peak_rss_mb"] = memory_mb(given.bundle, kept["costs"]["threads"])
     write_record(given.o, record)
     print(json.dumps(kept, indent=1))

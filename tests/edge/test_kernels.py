@@ -247,7 +247,8 @@ def test_threads_change_no_bit():
 
 @pytest.mark.parametrize(("change", "said"), [
     ({"last": np.array([40], np.int32)}, "fewer entries are cached"),
-    ({"last": np.array([-5], np.int32)}, "fewer entries"), ({"last": np.array([20, 20], np.int32)}, "for each sequence"),
+    ({"last": np.array([-5], np.int32)}, "fewer entries"),
+    ({"last": np.array([20, 20], np.int32)}, "for each sequence"),
     ({"cos": np.zeros((3, 16), np.float32)}, "more positions than angles"),
     ({"qkv": np.zeros((1, 1, 64), np.float32)}, "qkv is not"), ({"qkv": np.zeros((2, 1, 320), np.float32)}, "qkv is"),
     ({"past_value": np.zeros((1, 2, 9, 32), np.float32)}, "differ in shape"),

@@ -1,5 +1,5 @@
-"""Sequences that are decoded in one run: in each format a row's logits are its own, to the bit, and those of a step alone
-but for rounding; what a row computed ahead counts for nothing once its cache has changed."""
+"""Sequences that are decoded in one run: in each format a row's logits are its own, to the bit, and those of a step
+alone but for rounding; what was computed ahead counts for nothing once a cache has changed."""
 
 import numpy as np
 import pytest

@@ -65,7 +65,8 @@ def machine_of(origin):
     class Machine(RuleBasedStateMachine):
         def __init__(self):
             super().__init__()
-            self.all = [[origin.fork(), []]]  # [backend, the ids it should hold]
+            self.rows = origin.rows(3)
+            self.all = [[row, []] for row in self.rows]  # [backend, the ids it should hold]
 
         def teardown(self):
             for backend, _ in self.all:
@@ -105,6 +106,18 @@ def machine_of(origin):
                 self.check(place, logits)
 
         @rule(data=st.data())
+        def step_together(self, data):
+            steps = [(place, data.draw(st.integers(0, origin.vocab - 1))) for place, (backend, held)
+                     in enumerate(self.all) if backend in self.rows and len(held) < origin.context]
+            if steps:
+                self.all[steps[0][0]][0].step_ahead([(self.all[place][0], token_id) for place, token_id in steps])
+            for place, token_id in steps:
+                if data.draw(st.booleans()):  # else it was computed for nothing
+                    logits = self.all[place][0].step(token_id)
+                    self.all[place][1].append(token_id)
+                    self.check(place, logits)
+
+        @rule(data=st.data())
         def truncate(self, data):
             place = self.any(data)
             backend, held = self.all[place]
@@ -133,12 +146,21 @@ def machine_of(origin):
             held += ids[:added]
             self.check(place)
 
-        @precondition(lambda self: len(self.all) < 4)
+        @precondition(lambda self: len(self.all) < 6)
         @rule(data=st.data())
         def fork(self, data):
             backend, held = self.all[self.any(data)]
             self.all.append([backend.fork(), held[:]])
             self.check(len(self.all) - 1)
+
+        @rule(data=st.data())
+        def copy_prefix(self, data):
+            source, target = self.any(data), self.any(data)
+            if source != target:
+                length = data.draw(st.integers(0, len(self.all[source][1])))
+                self.all[target][0].copy_prefix(self.all[source][0], length)
+                self.all[target][1][:] = self.all[source][1][:length]
+                self.check(target)
 
         @rule(data=st.data())
         def save_and_fill(self, data):

@@ -38,7 +38,7 @@ def server(bundle):
     """Of a model that talks, and one that continues texts."""
     from merino_edge.embedded import FOLDER
 
-    with Server(bundle, FOLDER, options=["--cache-mb", 0, "--queue", 0]) as running:
+    with Server(bundle, FOLDER, options=["--cache-mb", 0, "--queue", 0, "--slots", 2]) as running:
         yield running
 
 

@@ -1,10 +1,17 @@
-"""Parts of the server by themselves: whose turn it is among waiting requests, and what heat does."""
+"""Parts of the server by themselves: whose turn it is among waiting requests, what heat does, who pays for a run."""
+import time
 from collections import namedtuple
 
 import pytest
 
+from merino_runtime.api import open_model
+from merino_runtime.sampling import GREEDY
 from merino_runtime.serving.burden import Burden, Sensors
 from merino_runtime.serving.choice import Call, Calls, TextDelta
+from merino_runtime.serving.requests import Ended, GenerationRequest, Piece
+from merino_runtime.serving.scheduler import Job as RunningJob
+from merino_runtime.serving.scheduler import Scheduler, Served
+from merino_runtime.serving.slots import Slots
 from merino_runtime.serving.waiting import Waiting
 
 Job = namedtuple("Job", "name request")
@@ -67,3 +74,45 @@ def test_calls_are_told_from_the_text_wherever_it_is_cut(size):
     assert [(each.name, each.arguments) for each in found if isinstance(each, Call)] == [("lamp", {"on": True})] * 2
     said = "".join(each.text for each in found if isinstance(each, TextDelta))
     assert said.replace(" ", "") == "So:<tool_call>nonsense</tool_call>a<b<tool"
+
+
+def test_a_run_for_several_requests_is_shared_out_and_one_that_fails_is_made_up_for(bundle_dirs, capsys, monkeypatch):
+    if "fused" not in bundle_dirs:
+        pytest.skip("no fused bundle for this Python's onnxruntime")
+    slots = Slots(open_model(str(bundle_dirs["fused"]), threads=1), 3)
+    served, row, batched, runs_s, told = Served(slots), slots.persons[0].backend, [], [], []
+    request, computed = GenerationRequest((1, 2, 3), 20, GREEDY, ignore_eos=True), type(row).step_ahead
+
+    def timed(backend, steps):
+        start = time.perf_counter()
+        try:
+            return computed(backend, steps)
+        finally:
+            runs_s.append(time.perf_counter() - start)
+
+    def answers():
+        scheduler, ended = Scheduler(9, Burden(Sensors(), None), batched=batched.append), []
+        del told[:], runs_s[:]
+
+        def take(event):
+            told.append(event.id if isinstance(event, Piece) else None)
+            if isinstance(event, Ended):
+                ended.append(event.used)
+                if len(ended) == 3:
+                    scheduler.close()
+
+        jobs = [RunningJob(request._replace(ids=(1, 2, 3 + each)), served, take) for each in range(3)]
+        scheduler.submit(jobs)
+        scheduler.run()
+        assert sum(each.busy_s for each in jobs) == pytest.approx(scheduler.burden.busy_s)
+        assert [each.tokens for each in ended] == [20] * 3
+        return ended
+
+    monkeypatch.setattr(type(row), "step_ahead", timed)
+    for used in answers():
+        assert used.decode_ms >= 1000 * sum(runs_s)  # each waits for the whole of a run
+    assert batched == [3] * 19 and not capsys.readouterr().err
+    first, row._rows._session = told[:], None
+    answers()
+    assert told == first and len(batched) == 19 and "one by one from now on" in capsys.readouterr().err
+    slots.close()

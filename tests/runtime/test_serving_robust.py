@@ -15,6 +15,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("torch")  # of the workstation, whose runtime takes the packaged bundle
 pytestmark = pytest.mark.slow
 
+from chat_bundle import make_bundle  # noqa: E402
 from served import Server  # noqa: E402
 
 CHAT, TEXTS = "/v1/chat/completions", "/v1/completions"
@@ -82,12 +83,51 @@ def connected(server):
     return contextlib.closing(socket.create_connection(("127.0.0.1", server.port), timeout=60))
 
 
+def mean_batch(server):
+    """Requests whose decode steps one run of the graph computed, in the mean of such runs; 0 before the first one."""
+    stats = server.call("GET", "/v1/stats")[1]
+    return stats["tokens_batched_total"] / max(1, stats["batches_total"])
+
+
 def test_a_hundred_clients_at_once_hear_what_each_hears_alone(server):
     alone = [whole(server, number) for number in range(CLIENTS)]
-    assert len(set(alone)) > CLIENTS // 2
+    assert len(set(alone)) > CLIENTS // 2 and mean_batch(server) == 0
     calls = [lambda number=number: (streamed if number % 2 else whole)(server, number) for number in range(CLIENTS)]
     together = all_at_once(calls)
     assert [number for number in range(CLIENTS) if together[number] != alone[number]] == []
+    assert mean_batch(server) > 2
+
+
+SCHEMA = {"type": "object", "properties": {"lamp": {"enum": ["on", "off"]}, "level": {"type": "integer"}},
+          "required": ["lamp", "level"], "additionalProperties": False}
+ANY = {"temperature": 50, "top_k": 0, "min_p": 0, "top_p": 1, "ignore_eos": True}  # a random model repeats itself
+ASKED = [
+    {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}, "temperature": 1.0},
+    dict(ANY, top_logprobs=2, seed=1), dict(ANY, presence_penalty=2, repetition_penalty=1.5, seed=1),
+    {"logit_bias": {"65": 100, "66": 100}, "temperature": 50, "top_k": 2, "stop": ["bab", "aba"], "max_tokens": 60},
+    dict(ANY, priority="background", seed=2),
+]
+
+
+def said_to(server, body):
+    """The bytes of an answer's tokens, why it ended, and its log-probabilities."""
+    talk = [{"role": "user", "content": "The mill"}]
+    body = dict({"max_tokens": 40, "seed": 5, "logprobs": True}, messages=talk, **body)
+    (choice,) = server.post(CHAT, **body)["choices"]
+    entries = choice["logprobs"]["content"]
+    return [each["bytes"] for each in entries], choice["finish_reason"], [each["logprob"] for each in entries]
+
+
+def test_requests_that_are_decoded_together_keep_sampler_constraint_and_ends(decoder, tmp_path):
+    folder = make_bundle(tmp_path / "chat", decoder, dialect="fused", context=512)
+    with Server(folder, options=["--slots", 4, "--cache-mb", 0]) as server:
+        alone = [said_to(server, body) for body in ASKED]
+        assert mean_batch(server) == 0 and len({str(each[0]) for each in alone}) == len(ASKED)
+        together = all_at_once([lambda body=body: said_to(server, body) for body in ASKED * 4])
+        assert mean_batch(server) > 1.5
+    for found, expected in zip(together, alone * 4, strict=True):
+        assert found[:2] == expected[:2]
+        assert found[2] == pytest.approx(expected[2], abs=1e-3)
 
 
 def test_a_stop_string_across_tokens_ends_a_stream_and_a_whole_answer_alike(server):

@@ -73,7 +73,7 @@ class Backend:
             row.truncate(0)
         return rows
 
-    def step_ahead(self, steps: Sequence[Tuple["Backend", int]]) -> List["Backend"]:
+    def step_ahead(self, steps: Sequence[Tuple["Backend", int]]) -> List["Backend"]:  # noqa: ARG002
         """Computes the decode steps of several `rows` with an id each, this backend among them, in one run of the
         graph. What the caches hold stays as it is: `step` of a row with its id returns at once, if nothing has changed
         its cache meanwhile. Returns those whose step was computed; none where the graph takes no batch."""

@@ -11,7 +11,7 @@ from merino_runtime.serving.requests import NOT_FOUND, RefusedError
 from merino_runtime.serving.scheduler import Served
 from merino_runtime.serving.slots import Slots
 
-SLOTS = 2  # for requests of people, where memory allows
+SLOTS = 4  # for requests of people, where memory allows
 SHARE = 0.5  # of the memory that is available when the server starts
 
 
