@@ -15,6 +15,8 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.memory import OUT_OF_MEMORY_WORDS
 
 OUT_OF_MEMORY = "out of memory"
+LESS = "stop other programs"
+
 
 def run_apart(module: str, request: str, timeout_s: float, variables: Optional[Dict[str, str]] = None,
               remedy: str = "") -> Dict[str, Any]:
@@ -56,13 +58,15 @@ def child_environment() -> Dict[str, str]:
 def reason_of(return_code: int, err: str) -> str:
     """Why a process ended without a result."""
     if return_code == -signal.SIGKILL:
-        return f"killed by signal 9: most likely {OUT_OF_MEMORY}"
+        return f"killed by signal 9, most likely {OUT_OF_MEMORY}: {LESS}"
     if return_code < 0:
         reason = f"ended by signal {-return_code} ({signal.Signals(-return_code).name})"
-        return f"{OUT_OF_MEMORY}: {reason}" if OUT_OF_MEMORY_WORDS.search(err) else reason
+        if OUT_OF_MEMORY_WORDS.search(err):
+            return f"{OUT_OF_MEMORY} ({reason}): {LESS}"
+        return f"{reason}: try again, or with another version of the backend"
     lines = [line.strip() for line in err.splitlines() if line.strip()]
     return _with_memory_named(f"ended with code {return_code}: {lines[-1] if lines else 'without a message'}")
 
 
 def _with_memory_named(reason: str) -> str:
-    return f"{OUT_OF_MEMORY}: {reason}" if OUT_OF_MEMORY_WORDS.search(reason) else reason
+    return f"{OUT_OF_MEMORY} ({reason}): {LESS}" if OUT_OF_MEMORY_WORDS.search(reason) else reason

@@ -248,7 +248,7 @@ def given_file(path: Path) -> GivenFile:
     tensors = open_gguf(path).tensors
     kinds = Counter(place.kind.name for name, place in tensors.items() if len(place.shape) == 2 and name != EMBEDDING)
     if EMBEDDING not in tensors or not kinds:
-        raise MerinoError(f"{path} has no {EMBEDDING} and matrices: it holds no model that generates text")
+        raise MerinoError(f"{path} has no {EMBEDDING} and matrices: give a GGUF of a model that generates text")
     unread = tensors[EMBEDDING].nbytes if HEAD in tensors else 0  # but for one row
     read = sum(place.nbytes for place in tensors.values()) - unread
     return GivenFile(path, kinds.most_common(1)[0][0], tensors[EMBEDDING].kind.name, read)

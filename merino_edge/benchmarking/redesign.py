@@ -120,7 +120,7 @@ def measure_design(design: Design, bench: Bench) -> Measured:
         write_random_bundle(design.architecture, design.precision, folder, "redesign", design, core_here())
         (decode,), (prefill,) = bench([folder], requests_for(design.architecture.context, design.prompt))
     if fault := fault_of(decode, prefill):
-        raise MerinoError(f"{design.architecture.shape()} cannot be measured: {fault}")
+        raise MerinoError(f"{design.architecture.shape()} cannot be measured: {fault}. Give smaller budgets")
     return Measured(
         decode_ms=typical_ms(decode), prefill_ms=typical_ms(prefill), memory_mb=decode["peak_rss_mb"],
         flags=sorted({*decode["flags"], *prefill["flags"]}), designs=1,

@@ -67,8 +67,8 @@ def check_baseline(baseline: str | None, precision: str | None) -> None:
             )
         try:
             check_baselines([resolved])
-        except MerinoError as error:
-            raise MerinoError(f"{error} Or name one: {', '.join(exportable_models())}") from error
+        except MerinoError as refusal:
+            raise MerinoError(f"{refusal} Or name one: {', '.join(exportable_models())}") from refusal
 
 
 MOST_BYTES = 64 << 20  # of records
@@ -138,6 +138,6 @@ async def records_of(
     ran = await there.run(arguments, doing="measure", timeout_s=MOST_S, most_bytes=MOST_BYTES, tell=say)
     rows, faults, cut = parse_records(ran.out)
     if faults or cut or not rows:
-        reason = faults[0] if faults else ran.last_words or f"it ended with code {ran.code}"
-        raise MerinoError(f"{there.board.address.text}: cannot measure: {visible(reason)}")
+        refusal = faults[0] if faults else ran.last_words or f"it ended with code {ran.code}"
+        raise MerinoError(f"{there.board.address.text}: cannot measure: {visible(refusal)}")
     return [cleaned(value_of(line)) for line in ran.out.splitlines() if line.strip()]

@@ -163,7 +163,9 @@ def parse_probe(text: str, origin: str) -> Probe:
     try:
         return Probe.model_validate_json(text)
     except ValidationError as error:
-        raise MerinoError(f"{origin} is not a probe.json: {fault_list(error)}") from error
+        raise MerinoError(
+            f"{origin} is not a probe.json: {fault_list(error)}. Make it again by `merino probe`"
+        ) from error
 
 
 def joined(probes: Sequence[Probe]) -> Probe:

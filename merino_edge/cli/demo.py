@@ -126,7 +126,7 @@ def run_application(*words: str, typed: str = "") -> None:
     if code == CLOSED_PIPE:
         raise BrokenPipeError
     if code:
-        raise MerinoError(f"the board's application ended with exit code {code}, for the reason that it gave")
+        raise MerinoError(f"the board's application ended with exit code {code}: see above why")
 
 
 def demo_bench(out: Path, bundle: Path, opt: str, designed: Design) -> None:

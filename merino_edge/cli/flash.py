@@ -56,7 +56,7 @@ def flash(
     places = {"--ssh": bool(ssh), "--rootfs": rootfs, "--image": image}
     given = [name for name, value in places.items() if value]
     if len(given) != 1:
-        raise MerinoError(f"flash needs one of {', '.join(places)}; given: {', '.join(given) or 'none'}")
+        raise MerinoError(f"flash has {' and '.join(given) or 'no place'}: give one of {', '.join(places)}")
     if given != ["--image"] and (device_node or yes):
         raise MerinoError("--device-node and --yes go with --image: name the image that is written to the disk")
     if ssh:

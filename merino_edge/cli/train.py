@@ -136,7 +136,7 @@ def train(
     chosen = presets.preset(preset) if preset else None
     recipe = Recipe(**{**(chosen.recipe if chosen else {}), **kept, **asked})
     if (teacher_weight or temperature) and not teacher:
-        raise MerinoError("--teacher-weight and --temperature go with a --teacher")
+        raise MerinoError("--teacher-weight and --temperature go with a --teacher: give one, or leave them out")
     if not is_finished(out):
         check_out(out, resume)
 

@@ -125,7 +125,9 @@ def withdrawn_of(paths: Sequence[Path], private: "Ed25519PrivateKey | None") -> 
     alone could then install nothing any more."""
     keys = {key_base64(read_public_key(str(path)).key): path for path in paths}
     if keys and not private:
-        raise MerinoError("--withdraw needs --sign: boards end the trust in a key only where a trusted key signed that")
+        raise MerinoError(
+            "--withdraw needs --sign: give it, since boards end the trust in a key only where a trusted key signed that"
+        )
     own = key_base64(private.public_key().public_bytes_raw()) if private else ""
     if own in keys:
         raise MerinoError(f"--withdraw {keys[own]} is the key that signs the file. Sign with another that boards trust")

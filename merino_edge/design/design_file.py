@@ -125,7 +125,7 @@ def load_design(path: Path) -> Design:
     try:
         return Design.model_validate_json(text)
     except ValidationError as error:
-        raise MerinoError(f"{path} is not a design.json: {fault_list(error)}") from error
+        raise MerinoError(f"{path} is not a design.json: {fault_list(error)}. Correct it") from error
 
 
 def read_plan(path: Path) -> Design | Architecture:
@@ -136,7 +136,9 @@ def read_plan(path: Path) -> Design | Architecture:
     try:
         return Architecture.model_validate(content)
     except ValidationError as error:
-        raise MerinoError(f"{path} is neither a design.json nor an architecture: {fault_list(error)}") from error
+        raise MerinoError(
+            f"{path} is neither a design.json nor an architecture: {fault_list(error)}. Correct it"
+        ) from error
 
 
 def model_name(path: Path, plan: Design | Architecture) -> str:

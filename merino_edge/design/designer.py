@@ -113,7 +113,7 @@ def open_variants(
         raise MerinoError(f"heads of {space.head_size} do not divide widths of {odd[0]}: take heads of 32")
     if not space.options():
         counts = ", ".join(str(count) for count in space.kv_heads)
-        raise MerinoError(f"--kv-heads {counts}: no block has a multiple of so many heads, give fewer, or heads of 32")
+        raise MerinoError(f"--kv-heads {counts}: no block has a multiple of so many heads. Give fewer, or heads of 32")
     shape = InferenceShape(precisions[0], context, prompt, kv)
     law = scoring if isinstance(scoring, MeasuredScoring) else None
     return combinations(space, profile, shape, vocabs, precisions, confidence, law)

@@ -100,7 +100,9 @@ def front(
     if against in limits:
         raise MerinoError(f"{axis.option} is the axis of the front: leave it out, or choose another --against")
     if axis.default is None:
-        raise MerinoError(f"{axis.option} is no axis of a front: profiles have no limit of their own on it")
+        raise MerinoError(
+            f"{axis.option} is no axis of a front, since profiles have no limit on it: choose another --against"
+        )
     fixed = always(requested(limits), profile, axis)
 
     def solve(ceilings: Mapping[str, float]) -> Design:

@@ -116,11 +116,11 @@ def check_data(local: LocalTask, name: str, folder: Path) -> TextFile:
         lacking = [field for field in local.fields if not isinstance(row, dict) or row.get(field) is None]
         if lacking:
             raise MerinoError(
-                f"{path}, line {number} lacks {', '.join(lacking)}: the task {name} needs {', '.join(local.fields)} in"
-                " each line"
+                f"{path}, line {number} lacks {', '.join(lacking)}: give each line {', '.join(local.fields)}, which the"
+                f" task {name} needs"
             )
     if not rows:
-        raise MerinoError(f"{path} is empty: the task {name} needs lines of JSON with {', '.join(local.fields)}")
+        raise MerinoError(f"{path} is empty: copy it again, with {', '.join(local.fields)} in each line")
     return file
 
 

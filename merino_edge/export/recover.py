@@ -21,6 +21,8 @@ from merino_edge.families.weights import Layout
 from merino_runtime.bundle import Bundle, quantised_cache
 from merino_runtime.errors import MerinoError
 
+AGAIN = "Export it again"
+
 
 def recover_weights(
     bundle: Bundle, model: PreTrainedModel, layout: Callable[[str], Layout | None] = lambda _: None
@@ -50,11 +52,15 @@ def recover_weights(
                 there = layout(part_name)
                 part = there.to_state(laid) if there else laid
                 if tuple(part.shape) != tuple(state[part_name].shape):
-                    raise MerinoError(f"{folder} does not hold the model it describes: {part_name} is {part.shape}")
+                    raise MerinoError(
+                        f"{folder} does not hold the model it describes: {part_name} is {part.shape}. {AGAIN}"
+                    )
                 state[part_name].copy_(torch.from_numpy(np.array(part)))
                 missing.discard(part_name)
     if missing:
-        raise MerinoError(f"{folder} lacks weights of the model it describes: {', '.join(sorted(missing)[:5])}")
+        raise MerinoError(
+            f"{folder} lacks weights of the model it describes: {', '.join(sorted(missing)[:5])}. {AGAIN}"
+        )
 
 
 def check_recovered(bundle: Bundle, model: PreTrainedModel) -> None:

@@ -103,7 +103,7 @@ def find_source(what: str, weights: Path | None = None) -> Model | HubModel | Pl
         return named
     names = ", ".join(exportable_models())
     if weights:
-        raise MerinoError(f"--weights goes with {names}; a checkpoint folder is exported by its own path")
+        raise MerinoError(f"--weights goes with {names}: give a checkpoint folder by its own path")
     path = Path(named)
     if path.is_file():
         return path if is_gguf(path) else Plan(path, read_plan(path))

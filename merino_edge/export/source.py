@@ -80,7 +80,7 @@ def not_finite(model: PreTrainedModel, name: str) -> MerinoError:
             f"the weights of {name} hold values that are not finite, in {wrong[0]}{more}: copy or download them again,"
             " or, where they were trained here, train with a lower --learning-rate"
         )
-    return MerinoError(f"the logits of {name} are not finite although its weights are: it cannot be exported")
+    return MerinoError(f"the logits of {name} are not finite although its weights are: export another model")
 
 
 def random_source(arch: Geometry, name: str) -> Source:
@@ -97,12 +97,14 @@ def load_published(model: HubModel, name: str, say: Callable[[str], None]) -> So
 def load_weights_of(known: Model, folder: Path) -> Source:
     """A model of the zoo with its published weights, from a local Hugging Face folder."""
     checkpoint = read_checkpoint(folder, lambda geometry: check_memory(geometry, known.id))
+    remedy = f"Give --weights with a folder of {known.id}"
     family = family_of(checkpoint.geometry).name
     if family != known.family:
-        raise MerinoError(f"{folder} is a {family!r} model, {known.id} is {known.family!r}")
+        raise MerinoError(f"{folder} is a {family!r} model, {known.id} is {known.family!r}. {remedy}")
     if checkpoint.geometry != known.geometry:
         raise MerinoError(
-            f"{folder} is not {known.id}: found {checkpoint.geometry.shape()}, {known.id} has {known.geometry.shape()}"
+            f"{folder} is not {known.id}: found {checkpoint.geometry.shape()}, {known.id} has {known.geometry.shape()}."
+            f" {remedy}"
         )
     return Source(
         known.id, checkpoint.geometry, checkpoint.model, "trained", f"local folder {folder.name}", checkpoint.stop_ids,

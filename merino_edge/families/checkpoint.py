@@ -15,6 +15,7 @@ CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 TOKENIZER = "tokenizer.json"
 WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 COPY_AGAIN = "Copy the checkpoint again."
+CHOOSE = "Choose a model that `merino-edge recommend --device ID` lists"
 TEMPLATE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENS_MAP = "special_tokens_map.json"
@@ -70,7 +71,9 @@ def shards(folder: Path) -> Iterator[str]:
         raise MerinoError(f"{path} has no weight_map. {COPY_AGAIN}")
     for name in names.values():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise MerinoError(f"{path} names {shortened(repr(name))}, which is no safetensors file beside it")
+            raise MerinoError(
+                f"{path} names {shortened(repr(name))}, which is no safetensors file beside it. {COPY_AGAIN}"
+            )
         yield name
 
 

@@ -92,7 +92,9 @@ class MerinoConfig(PreTrainedConfig):
         try:
             return geometry_of(self)
         except ValidationError as error:
-            raise MerinoError(f"this configuration is not a decoder: {fault_list(error)}") from error
+            raise MerinoError(
+                f"this configuration is not a decoder: {fault_list(error)}. Correct config.json"
+            ) from error
 
 
 class Attention(nn.Module):

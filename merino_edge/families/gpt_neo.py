@@ -70,7 +70,9 @@ def config_words(geometry: GptNeoArchitecture) -> dict[str, Any]:
 def geometry_of(config: Any) -> GptNeoArchitecture:
     listed = config.expand_attention_types_params(config.attention_types)
     if listed != config.attention_layers:
-        raise MerinoError(f"attention_types lists {listed}, and attention_layers is {config.attention_layers}")
+        raise MerinoError(
+            f"attention_types lists {listed}, and attention_layers is {config.attention_layers}: correct one"
+        )
     windowed = tuple(kind == "local" for kind in config.attention_layers)  # transformers knows these two only
     ffn_width = config.intermediate_size or 4 * config.hidden_size
     return GptNeoArchitecture(**facts_by(KEYS, config), ffn_width=ffn_width, windowed=windowed)

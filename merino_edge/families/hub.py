@@ -56,7 +56,9 @@ def fetch(model: HubModel, say: Callable[[str], None] = lambda _: None) -> Path:
     except MerinoError:
         raise
     except HFValidationError as error:
-        raise MerinoError(f"{model.name!r} is no folder here and no name on the hub: {one_line(error)}") from error
+        raise MerinoError(
+            f"{model.name!r} is no folder here and no name on the hub: {one_line(error)}. Correct it"
+        ) from error
     except Exception as error:  # its HTTP library changes with its versions, and so do the errors
         raise MerinoError(fault(model, error)) from error
 

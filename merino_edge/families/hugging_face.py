@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, set_seed
 
 from merino_edge.families.checkpoint import (
+    CHOOSE,
     CONFIG,
     COPY_AGAIN,
     TOKENIZER,
@@ -96,13 +97,17 @@ def checked_geometry(config: Any, folder: Path) -> Geometry:
         for key, value in family.supported.items() if getattr(config, key, value) != value
     ]  # fmt: skip
     if faults:
-        raise MerinoError(f"{folder} is a variant of {config.model_type} that is not exported: {'; '.join(faults)}")
+        raise MerinoError(
+            f"{folder} is a variant of {config.model_type} that is not exported: {'; '.join(faults)}. {CHOOSE}"
+        )
     try:
         return family.geometry_of(config)
     except ValidationError as error:
-        raise MerinoError(f"{folder} is a {config.model_type} that is not exported: {fault_list(error)}") from error
-    except MerinoError as error:
-        raise MerinoError(f"{folder} is a variant of {config.model_type} that is not exported: {error}") from error
+        raise MerinoError(
+            f"{folder} is a {config.model_type} that is not exported: {fault_list(error)}. {CHOOSE}"
+        ) from error
+    except MerinoError as refusal:
+        raise MerinoError(f"{folder} is a variant of {config.model_type} that is not exported: {refusal}") from refusal
 
 
 def read_config(folder: Path) -> Any:
@@ -133,7 +138,7 @@ def made_config(path: Path, make: Callable[[], Any]) -> Any:
     except MerinoError:
         raise
     except Exception as error:  # transformers checks few values, and raises whatever a wrong one leads to
-        raise MerinoError(f"{path} does not load: {one_line(error)}") from error
+        raise MerinoError(f"{path} does not load: {one_line(error)}. {COPY_AGAIN}") from error
 
 
 def read_weights(kind: Any, folder: Path) -> PreTrainedModel:
@@ -141,10 +146,12 @@ def read_weights(kind: Any, folder: Path) -> PreTrainedModel:
     try:
         model, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except (ValueError, OSError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise MerinoError(f"the weights in {folder} do not load: {one_line(error)}") from error
+        raise MerinoError(f"the weights in {folder} do not load: {one_line(error)}. {COPY_AGAIN}") from error
     wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
     if wrong or info["mismatched_keys"]:
-        raise MerinoError(f"the weights in {folder} do not fit its config.json: {', '.join(wrong[:5])} ...")
+        raise MerinoError(
+            f"the weights in {folder} do not fit its config.json: {', '.join(wrong[:5])} ... {COPY_AGAIN}"
+        )
     loaded: PreTrainedModel = model.eval()
     check_tied(loaded, folder)
     return loaded

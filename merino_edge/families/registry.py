@@ -70,4 +70,6 @@ def read_geometry(name: str, architecture: Mapping[str, Any]) -> Geometry:
     try:
         return FAMILIES[name].geometry.model_validate(architecture)
     except ValidationError as error:
-        raise MerinoError(f"the architecture is none of family {name}: {fault_list(error)}") from error
+        raise MerinoError(
+            f"the architecture is none of family {name}: {fault_list(error)}. Correct it, or export again"
+        ) from error

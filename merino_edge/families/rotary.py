@@ -91,7 +91,7 @@ def rope_facts(words: Mapping[str, Any]) -> dict[str, Any]:
     if unknown or missing:
         faults = [f"{key} is {words[key]!r}, which is not known" for key in sorted(unknown)]
         faults += [f"{key} is missing" for key in missing]
-        raise MerinoError(f"rope_scaling of type {kind!r}: {'; '.join(faults)}")
+        raise MerinoError(f"rope_scaling of type {kind!r}: {'; '.join(faults)}. Correct it")
     scaling = {key: words[key] for key in ROPE_KEYS[kind]}
     return {
         "rope_theta": words["rope_theta"],

@@ -97,9 +97,9 @@ def parse_zoo(text: str) -> tuple[Model, ...]:
         models = [_with_family_switches(raw, each) for each in raw.get("models", [])]
         return Zoo.model_validate({"schema": raw.get("schema"), "models": models}).models
     except tomllib.TOMLDecodeError as error:
-        raise MerinoError(f"{FILE} is not a TOML file: {error}") from error
+        raise MerinoError(f"{FILE} is not a TOML file: {error}. Correct it") from error
     except ValidationError as error:
-        raise MerinoError(f"{FILE} is not valid: {fault_list(error)}") from error
+        raise MerinoError(f"{FILE} is not valid: {fault_list(error)}. Correct it") from error
 
 
 def model(name: str) -> Model:

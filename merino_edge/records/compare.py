@@ -174,10 +174,10 @@ def check_not_slower(comparison: Comparison, share: float) -> None:
         if pair.verdict == "slower" and pair.ratio and pair.ratio.value < 1 - share
     ]  # fmt: skip
     if slower:
-        raise MerinoError(f"slower by more than {100 * share:g} %: {'; '.join(slower)}")
+        raise MerinoError(f"slower by more than {100 * share:g} %: {'; '.join(slower)}. Make B faster, or allow more")
     broken = [pair for pair in comparison.pairs if pair.a_tok_s is not None and pair.b_tok_s is None]
     if broken:
-        raise MerinoError(f"measured in A, not in B: {_reasons(broken)}")
+        raise MerinoError(f"measured in A, not in B: {_reasons(broken)}. Measure it in B too")
     unjudged = [pair for pair in comparison.pairs if pair.verdict == NOT_JUDGED]
     if unjudged:
         raise MerinoError(f"not judged: {_reasons(unjudged)}. Measure again on a quiet machine")

@@ -45,7 +45,9 @@ def read_records(paths: Iterable[Path], say: Callable[[str], None] = lambda _: N
         more = [f"and {len(faults) - MAX_LISTED_FAULTS} more"] if len(faults) > MAX_LISTED_FAULTS else []
         shown = faults[:MAX_LISTED_FAULTS] + more
         listed = f" {shown[0]}" if len(shown) == 1 else "".join(f"\n  {each}" for each in shown)
-        raise MerinoError(f"these are not benchmark records (`bench --save FILE` writes some), correct them:{listed}")
+        raise MerinoError(
+            f"these are not benchmark records: correct them, or give what `bench --save FILE` wrote:{listed}"
+        )
     return records
 
 

@@ -33,7 +33,7 @@ def bundle_perplexity(folder: Path, text: Path, most_tokens: int = MOST_TOKENS) 
     bundle = load_bundle(str(folder), verify=False)
     tokenizer_file = file_path(bundle, "tokenizer.json")
     if tokenizer_file is None:
-        raise MerinoError(f"{folder} has no tokenizer.json, so no text can be read with it: its weights are random")
+        raise MerinoError(f"{folder} has no tokenizer.json, so no text can be read with it: export a trained model")
     tokenizer = load_tokenizer(Path(tokenizer_file))
     rows = first_rows(text, tokenizer, bundle.context, most_tokens, "--text")
     backend = open_backend(bundle)

@@ -25,7 +25,9 @@ def train_tokenizer(documents: Iterable[str], vocab: int) -> Tokenizer:
     """
     least = len(pre_tokenizers.ByteLevel.alphabet()) + 1
     if vocab < least:
-        raise MerinoError(f"a vocabulary of {vocab} is too small: 256 bytes and {END_OF_TEXT} need {least}")
+        raise MerinoError(
+            f"a vocabulary of {vocab} is too small, allowed: {least}, for 256 bytes and {END_OF_TEXT}, or more"
+        )
     tokenizer = Tokenizer(models.BPE())
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(LONGEST_WORD_BYTES)])
@@ -69,7 +71,7 @@ def load_tokenizer(given: Path | str) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(given)) if isinstance(given, Path) else Tokenizer.from_str(given)
     except Exception as error:  # `tokenizers` raises plain Exception, whatever is wrong
         named = given if isinstance(given, Path) else "the source's tokenizer"
-        raise MerinoError(f"{named} is not a tokenizer.json: {error}") from error
+        raise MerinoError(f"{named} is not a tokenizer.json: {error}. Copy it again, or give another") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

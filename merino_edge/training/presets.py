@@ -31,7 +31,7 @@ def preset(name: str) -> Preset:
     known = presets()
     if name not in known:
         choices = "; ".join(f"{each}: {entry.about}" for each, entry in known.items())
-        raise MerinoError(f"--preset {name} is not known. {choices}")
+        raise MerinoError(f"--preset {name} is not known. Choose from: {choices}")
     return known[name]
 
 

@@ -142,7 +142,7 @@ def keep_logits(teacher: Teacher, run: Run, tokenizer: Tokenizer, rows: Mixture,
         except MerinoError as error:
             raise MerinoError(
                 f"the teacher's logits cannot be kept: {error} They are kept in {logits.folder.parent}, which may be"
-                " emptied; XDG_CACHE_HOME names another disk"
+                " emptied; let XDG_CACHE_HOME name another disk"
             ) from None
 
 
@@ -159,7 +159,8 @@ def check_room(logits: Logits, chunks: int) -> None:
 
 def check_teacher(name: str, loaded: TaughtModel, tokenizer: Tokenizer, length: int) -> None:
     if loaded.tokenizer is None:
-        raise MerinoError(f"the teacher {name} has no tokenizer, so it is not known whether it is the run's")
+        raise MerinoError(f"the teacher {name} has no tokenizer, so it is not known whether it is the run's: give"
+                          " another --teacher")
     if load_tokenizer(loaded.tokenizer).get_vocab() != tokenizer.get_vocab():
         raise MerinoError(
             f"the teacher {name} has another tokenizer than the run, so its logits are of other tokens. Give its"

@@ -123,9 +123,11 @@ def check_start(arch: Geometry, recipe: Recipe, pretrained: Pretrained | None, t
     if pretrained and tokenizer_file:
         raise MerinoError("--tokenizer goes with a design: a trained model keeps its own, leave --tokenizer out")
     if recipe.lora and not pretrained:
-        raise MerinoError("--lora goes with a trained model: a design has no weights that adapters could stand beside")
+        raise MerinoError(
+            "--lora goes with a trained model: leave it out, a design has no weights that adapters could stand beside"
+        )
     if recipe.length is not None and recipe.length > arch.context:
-        raise MerinoError(f"--length {recipe.length} is more than the model's context, {arch.context}")
+        raise MerinoError(f"--length {recipe.length} is more than the model's context, {arch.context}: give less")
 
 
 def finished_record(out: Path, run: Run, say: Callable[[str], None]) -> dict[str, Any]:

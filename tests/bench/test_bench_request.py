@@ -87,7 +87,7 @@ def test_a_range_without_its_step_is_caught():
 
 def test_depths_keep_their_zero_and_threads_have_none():
     assert parse_depths("0,512") == (0, 512) and parse_threads("1-4") == (1, 2, 3, 4)
-    with pytest.raises(MerinoError, match="threads are '0-2', 0 is below the least allowed, 1"):
+    with pytest.raises(MerinoError, match="threads are '0-2', 0 is too small, allowed: 1"):
         parse_threads("0-2")
 
 

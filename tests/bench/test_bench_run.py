@@ -291,7 +291,7 @@ class TestFailure:
         assert good["tok_s"] > 0
 
     @pytest.mark.parametrize("script, reason", [
-        ("kill -9 $$", "killed by signal 9: most likely out of memory"),
+        ("kill -9 $$", "killed by signal 9, most likely out of memory"),
         ("kill -ILL $$", r"signal 4 \(SIGILL\)"),
         ("echo oops >&2; exit 3", "ended with code 3: oops"), ("echo no json", "ended with code 0")])
     def test_a_process_that_dies_says_how(self, folder, tmp_path, monkeypatch, script, reason):

@@ -176,7 +176,7 @@ def test_an_architecture_and_a_tokenizer_that_are_not_there(tmp_path):
     refused(written(tmp_path, tokenizer=lambda *_: None), "tokenizer.ggml.model is missing, allowed is one of gpt2")
     data = (tmp_path / "tiny.gguf").read_bytes()
     (tmp_path / "other.gguf").write_bytes(data.replace(b"llama", b"mamba", 1))
-    refused(tmp_path / "other.gguf", "of architecture 'mamba': exported from GGUF are llama, qwen2")
+    refused(tmp_path / "other.gguf", "of architecture 'mamba': exported are llama, qwen2")
     (tmp_path / "text.gguf").write_bytes(b"no model at all")
     refused(tmp_path / "text.gguf", "it does not begin with GGUF")
 

@@ -67,7 +67,7 @@ def parse_numbers(text: str, what: str, least: int = 0) -> Tuple[int, ...]:
                               "128-2048+128 or 128-2048*2.")
     wrong = [value for value in values if value < least]
     if wrong:
-        raise MerinoError(f"{what} are {text!r}, {wrong[0]} is below the least allowed, {least}.")
+        raise MerinoError(f"{what} are {text!r}, {wrong[0]} is too small, allowed: {least} or more.")
     return tuple(sorted(set(values), key=values.index))
 
 
@@ -152,6 +152,7 @@ def check_counts(request: BenchRequest) -> None:
     rules.extend(("threads", threads, 1) for threads in request.threads)
     rules.extend(("depth", depth, 0) for depth in request.depths)
     rules.extend(("length", length, 1) for length in (request.prompts or ()) + (request.steps or ()))
-    wrong = [f"{name} is {value}, allowed: {least} or more" for name, value, least in rules if value < least]
-    if wrong or not request.depths:
-        raise MerinoError(f"the benchmark cannot be run so: {'; '.join(wrong) or 'no depth is given'}.")
+    refusals = [f"{name} is {value}, allowed: {least} or more" for name, value, least in rules if value < least]
+    if refusals or not request.depths:
+        refusals = refusals or ["no depth is given: give one"]
+        raise MerinoError(f"the benchmark cannot be run so: {'; '.join(refusals)}.")

@@ -51,8 +51,8 @@ def check_baselines(paths: Sequence[str]) -> None:
     for path in paths:
         try:
             load_bundle(path, verify=False)
-        except MerinoError as error:
-            raise MerinoError(f"--baseline {path} cannot be measured: {error}") from error
+        except MerinoError as refusal:
+            raise MerinoError(f"--baseline {path} cannot be measured: {refusal}") from refusal
 
 
 def bundle_engines(bundle_paths: Sequence[str], baselines: Sequence[str], seed: int,

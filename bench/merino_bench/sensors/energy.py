@@ -11,7 +11,6 @@ from contextlib import suppress
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_bench.sensors.power import Source
-from merino_runtime.errors import MerinoError
 
 IDLE_S = 3.0
 LEAST_SAMPLES = 3  # inside the phases; fewer say nothing about them
@@ -49,7 +48,7 @@ class Sampler:
     def _run(self) -> None:
         while not self._stop.is_set():
             start_s = time.perf_counter()
-            with suppress(OSError, ValueError, MerinoError):
+            with suppress(OSError, ValueError):
                 value = self.source.read()
                 # The time at the end: jtop waits for the sensor's next value, for up to an interval.
                 self.readings.append(Reading(time.perf_counter(), value))

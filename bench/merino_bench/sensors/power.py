@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_bench.sensors.environment import output_of
-from merino_runtime.errors import MerinoError
 
 # The rail that supplies the whole board; without one of these, the sum of all rails is taken.
 TOTAL_RAILS = ("POM_5V_IN", "VDD_IN")
@@ -40,7 +39,7 @@ def find_source(root: str = "/") -> Tuple[Optional[Source], str]:
             if not (watts > 0 or source.counts_joules):
                 raise ValueError(f"{source.name}: {source.rail} reads {watts:g} W")
             return source, "; ".join(reasons)
-        except (MerinoError, OSError, ValueError) as error:
+        except (OSError, ValueError) as error:
             reasons.append(str(error))
             if source is not None:
                 source.close()
@@ -51,16 +50,16 @@ def jtop_source(root: str) -> Source:
     """jetson-stats, where it is installed and its service runs; it is AGPL, so we import it and never ship it. `power`
     is the reading in mW; its `avg` is not a mean. The service sets the interval."""
     if root != "/":
-        raise MerinoError("jtop: a recorded board has no service")
+        raise OSError("jtop: a recorded board has no service")
     try:
         from jtop import jtop
     except ImportError as error:
-        raise MerinoError("jtop: not installed") from error
+        raise OSError("jtop: not installed") from error
     client: Any = jtop(interval=PROGRAM_INTERVAL_S)
     try:
         client.start()
     except Exception as error:  # JtopException has no base of its own, and the service may be missing
-        raise MerinoError(f"jtop: {error}") from error
+        raise OSError(f"jtop: {error}") from error
 
     def read() -> float:
         if not client.ok():  # waits for the next reading
@@ -85,7 +84,7 @@ def jtop_watts(power: Any) -> Tuple[float, str]:
         total = power.get("tot") or {}
         watts, name = total.get("power"), total.get("name") or sum_of
     if watts is None:
-        raise MerinoError("jtop: it knows no power on this board")
+        raise OSError("jtop: it knows no power on this board")
     return watts / 1000, name or "the board's input"
 
 
@@ -156,7 +155,7 @@ def _hwmon_rails(root: str) -> Dict[str, Sequence[Any]]:
 def pmic_source(root: str) -> Source:
     """Raspberry Pi 5: an estimate, since the PMIC measures its own rails and not what USB and HATs draw from 5 V."""
     if root != "/":
-        raise MerinoError("vcgencmd: a recorded board has no firmware")
+        raise OSError("vcgencmd: a recorded board has no firmware")
 
     def read() -> float:
         return pmic_watts(output_of("vcgencmd", "pmic_read_adc"))[0]
@@ -185,7 +184,7 @@ def rapl_source(root: str) -> Source:
         if re.match(r"package-\d+$", name) or name == "dram":
             zones.append((name, folder + "energy_uj", int(_word(folder + "max_energy_range_uj"))))
     if not zones:
-        raise MerinoError("RAPL: no package in /sys/class/powercap")
+        raise OSError("RAPL: no package in /sys/class/powercap")
     last_uj = [_uj(path) for _, path, _ in zones]  # raises where this user may not read
     total_uj = [0]
 
@@ -202,7 +201,7 @@ def rapl_source(root: str) -> Source:
 def _rails_source(name: str, rails: Dict[str, Sequence[Any]]) -> Source:
     """rails: by name a path and the factor to W, or two such pairs whose product is W (volts, amperes)."""
     if not rails:
-        raise MerinoError(f"{name}: no rail in /sys")
+        raise OSError(f"{name}: no rail in /sys")
     counted: List[str] = [rail for rail in TOTAL_RAILS if rail in rails][:1] or sorted(rails)
 
     def read() -> float:
@@ -222,7 +221,7 @@ def _uj(path: str) -> int:
     try:
         return int(_word(path))
     except PermissionError as error:
-        raise MerinoError(f"RAPL: this user may not read {path} (root may)") from error
+        raise OSError(f"RAPL: this user may not read {path} (root may)") from error
 
 
 def _word(path: str) -> str:

@@ -19,6 +19,7 @@ from merino_runtime.io.visible import visible
 
 ASKED_S = 60.0
 MOST_BYTES = 1 << 18
+LOOK = "See `merino.pyz status` there"
 CALLED: dict[str, Any] = {
     "code": integer(-255, 255), "out": lambda value: None if isinstance(value, str) else "a string",
     "err": lambda value: None if isinstance(value, str) else "a string",
@@ -96,7 +97,9 @@ def _installed(board: Board, root: str, status: Any) -> str | None:
     release = current.get("id") if isinstance(current, dict) else None
     known = release is None or (isinstance(release, str) and ID.match(release))
     if not same or not known:
-        raise MerinoError(f"{board.address.text}: its answer to `status` is wrong: {visible(repr(status), 200)}")
+        raise MerinoError(
+            f"{board.address.text}: its answer to `status` is wrong: {visible(repr(status), 200)}. {LOOK}"
+        )
     sound = isinstance(current, dict) and "problem" not in current
     return release if sound else None
 

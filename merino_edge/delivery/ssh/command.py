@@ -124,7 +124,7 @@ def json_of(board: Board, doing: str, text: str) -> Any:
     except ValueError as error:
         raise MerinoError(
             f"{board.address.text}: cannot {doing}: the board answered {visible(text, 80)!r}, which is not JSON:"
-            f" {visible(str(error))}"
+            f" {visible(str(error))}. Try the same on the board itself"
         ) from error
 
 

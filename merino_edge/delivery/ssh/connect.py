@@ -77,7 +77,9 @@ async def _login(
             f" board (`ssh-copy-id {user}{address.host}`), or load it into the agent (`ssh-add`)"
         ) from error
     except TimeoutError as error:
-        raise MerinoError(f"{address.text}: no login within {LOGIN_S:g} s. Is it up, at that address?") from error
+        raise MerinoError(
+            f"{address.text}: no login within {LOGIN_S:g} s. Check that it is up, at that address"
+        ) from error
     except FAULTS as error:
         raise _fault(address, "log in", error) from error
     _say(say, keys.keep(keep_key))
@@ -101,7 +103,9 @@ def reported_faults(address: Address, doing: str) -> Iterator[None]:
     try:
         yield
     except TimeoutError as error:
-        raise MerinoError(f"{address.text}: the board took too long to {doing}: is it up, and not too busy?") from error
+        raise MerinoError(
+            f"{address.text}: the board took too long to {doing}: check that it is up, and not too busy"
+        ) from error
     except FAULTS as error:
         raise _fault(address, doing, error) from error
 

@@ -18,7 +18,7 @@ from typing import Any
 from merino_edge.bundles.board_app import board_app
 from merino_edge.delivery.ssh import transfer
 from merino_edge.delivery.ssh.address import Address
-from merino_edge.delivery.ssh.board import Facts, ask, older_there
+from merino_edge.delivery.ssh.board import LOOK, Facts, ask, older_there
 from merino_edge.delivery.ssh.command import finished, json_of
 from merino_edge.delivery.ssh.connect import Board, connected
 from merino_edge.delivery.ssh.transfer import INCOMING, Source, check_name, send, source_of
@@ -242,16 +242,16 @@ async def _install(board: Board, package: Package, place: str, done: Flashed, fa
         arguments += ["--trust", key]
     ran = await finished(board, "install", _run(arguments), timeout_s=INSTALL_S)
     if ran.code:
-        reason = _words(ran.last_words, ran.code)
-        older = facts.app and (ran.code == WRONG_USAGE or OTHER_SCHEMA in reason)
-        raise MerinoError(f"{host}: not installed: {reason}{older_there(facts.root) if older else ''}")
+        refusal = _words(ran.last_words, ran.code)
+        older = facts.app and (ran.code == WRONG_USAGE or OTHER_SCHEMA in refusal)
+        raise MerinoError(f"{host}: not installed: {refusal}{older_there(facts.root) if older else ''}")
     reply = json_of(board, "install", ran.out)
     own = {name: reply[name] for name in INSTALLED if name in reply} if isinstance(reply, dict) else reply
     problems = problems_in(own, INSTALLED)
     if not problems and (own["id"] != package.archive.id or not own["launcher"].startswith("/")):
         problems = ["it is of another release"]
     if problems:
-        raise MerinoError(f"{host}: its answer to `install` is wrong: {listed(problems)}")
+        raise MerinoError(f"{host}: its answer to `install` is wrong: {listed(problems)}. {LOOK}")
     done.replaced = own["replaced"]
     done.notes += [note for note in own["notes"] if note not in done.notes]
     await finished(board, "clear up", {"do": "discard", "paths": [place, f"{INCOMING}/{package.app.name}", *keys]})

@@ -119,6 +119,6 @@ async def probe(there: Program, backend: str, tell: Take) -> str:
         tell=tell,
     )  # fmt: skip
     if ran.code:
-        reason = ran.last_words or f"it ended with code {ran.code}"
-        raise MerinoError(f"{there.board.address.text}: cannot probe: {reason}")
+        refusal = ran.last_words or f"it ended with code {ran.code}"
+        raise MerinoError(f"{there.board.address.text}: cannot probe: {refusal}")
     return ran.out

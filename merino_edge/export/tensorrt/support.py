@@ -48,5 +48,5 @@ def table() -> Mapping[str, Support]:
 def support_of(version: str) -> Support:
     """Raises MerinoError for a version without a table."""
     if version not in table():
-        raise MerinoError(f"--tensorrt {version} is not allowed: the versions known are {' and '.join(table())}")
+        raise MerinoError(f"--tensorrt {version} is not allowed: choose {' or '.join(table())}")
     return table()[version]

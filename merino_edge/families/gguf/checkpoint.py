@@ -12,7 +12,7 @@ from transformers.initialization import no_init_weights
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.gguf.config import config_of
-from merino_edge.families.gguf.file import GgufFile, open_gguf
+from merino_edge.families.gguf.file import AGAIN, GgufFile, open_gguf
 from merino_edge.families.gguf.tensors import Layout, StoredBlocks, layouts, tensors
 from merino_edge.families.gguf.tokenizer import chat_template, stop_ids, tokenizer_json
 from merino_edge.families.hugging_face import checked_geometry, made_config
@@ -71,7 +71,8 @@ def filled(file: GgufFile, words: Mapping[str, Any], config: Any) -> tuple[PreTr
         shape = file.tensors[place.stored].shape
         if (shape[::-1] if place.transposed else shape) != shapes[name]:
             raise MerinoError(
-                f"{file.path}: {place.stored} has the shape {list(shape)}, its metadata describes {list(shapes[name])}"
+                f"{file.path}: {place.stored} has the shape {list(shape)}, its metadata describes {list(shapes[name])}."
+                f" {AGAIN}"
             )
     with no_init_weights():
         model = kind(config)

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from merino_edge.families.checkpoint import CHOOSE
 from merino_edge.families.gguf.blocks import weights_of
-from merino_edge.families.gguf.file import GgufFile, checked_value, shown
+from merino_edge.families.gguf.file import AGAIN, GgufFile, checked_value, shown
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
 
@@ -87,7 +88,8 @@ class Metadata(NamedTuple):
         ]  # fmt: skip
         if wrong:
             raise MerinoError(
-                f"{self.file.path} is a variant of {self.architecture} that is not exported: {'; '.join(wrong)}"
+                f"{self.file.path} is a variant of {self.architecture} that is not exported: {'; '.join(wrong)}."
+                f" {CHOOSE}"
             )
 
 
@@ -108,7 +110,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     name = checked_value(file.metadata, key, lambda v: isinstance(v, str), allowed)
     if name not in ARCHITECTURES:
         raise MerinoError(
-            f"{file.path} is a model of architecture {shortened(repr(name))}: exported from GGUF are"
+            f"{file.path} is a model of architecture {shortened(repr(name))}: exported are"
             f" {', '.join(ARCHITECTURES)}"
         )
     if "split.count" in file.metadata and file.metadata["split.count"] != 1:
@@ -116,7 +118,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     metadata = Metadata(file, name, set())
     layers = metadata.count("block_count")
     if layers > len(file.tensors):
-        raise MerinoError(f"{file.path} describes {layers:,} layers and has {len(file.tensors):,} tensors")
+        raise MerinoError(f"{file.path} describes {layers:,} layers and has {len(file.tensors):,} tensors. {AGAIN}")
     config = ARCHITECTURES[name](metadata)
     metadata.refuse_others()
     return {**config, **special_ids(file.metadata), "vocab_size": vocabulary(metadata)}
@@ -132,11 +134,11 @@ def vocabulary(metadata: Metadata) -> int:
     """Rows of the embedding. The list of tokens may be shorter, where the embedding is padded."""
     place = metadata.file.tensors.get("token_embd.weight")
     if place is None or len(place.shape) != 2:
-        raise MerinoError(f"{metadata.file.path} has no token_embd.weight: it holds no model that generates text")
+        raise MerinoError(f"{metadata.file.path} has no token_embd.weight: give a model that generates text")
     rows = place.shape[0]
     tokens = metadata.file.metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list) and len(tokens) > rows:
-        raise MerinoError(f"{metadata.file.path} has {len(tokens):,} tokens and an embedding of {rows:,} rows")
+        raise MerinoError(f"{metadata.file.path} has {len(tokens):,} tokens and an embedding of {rows:,} rows. {AGAIN}")
     return rows
 
 
@@ -217,7 +219,7 @@ def llama(metadata: Metadata) -> dict[str, Any]:
 def qwen2(metadata: Metadata) -> dict[str, Any]:
     words = rms_decoder(metadata, "qwen2")
     if words.pop("head_dim") * words["num_attention_heads"] != words["hidden_size"]:
-        raise MerinoError(f"{metadata.file.path}: the heads of qwen2 are together as wide as the model")
+        raise MerinoError(f"{metadata.file.path}: the heads of qwen2 must together be as wide as the model")
     return {**words, "use_sliding_window": False}
 
 
@@ -229,7 +231,7 @@ def granite(metadata: Metadata) -> dict[str, Any]:
     words = rms_decoder(metadata, "granite")
     head_size = words.pop("head_dim")
     if head_size * words["num_attention_heads"] != words["hidden_size"]:
-        raise MerinoError(f"{metadata.file.path}: the heads of granite are together as wide as the model")
+        raise MerinoError(f"{metadata.file.path}: the heads of granite must together be as wide as the model")
     return {
         **words,
         "attention_bias": False,
@@ -246,7 +248,7 @@ def gemma3(metadata: Metadata) -> dict[str, Any]:
     words = rms_decoder(metadata, "gemma3_text")
     del words["hidden_act"]
     if not words["tie_word_embeddings"]:
-        raise MerinoError(f"{metadata.file.path} has {HEAD}: the head of gemma3 is its embedding")
+        raise MerinoError(f"{metadata.file.path} has {HEAD}, supported is a gemma3 whose head is its embedding")
     period = metadata.count("attention.sliding_window_pattern", 6)
     layers = words["num_hidden_layers"]
     everywhere = rotary(metadata, 1e6)

@@ -28,7 +28,7 @@ MOST_ENTRIES = 1 << 22  # of all lists in the metadata; published files have 260
 LARGEST_HEADER = 256 << 20  # bytes before the first tensor; vocabularies and merges of published files take 15 MB
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
-AGAIN = "Download it again"
+AGAIN = "Download or convert it again"
 
 
 class TensorPlace(NamedTuple):
@@ -74,7 +74,7 @@ def open_gguf(path: Path) -> GgufFile:
             metadata, infos, end = _header(file, size)
             tensors = _places(infos, end, size, _alignment(metadata))
     except _FaultError as error:
-        raise MerinoError(f"{path} is no GGUF file that can be read: {error}") from error
+        raise MerinoError(f"{path} is no GGUF file that can be read: {error}. {AGAIN}") from error
     except OSError as error:
         raise machine_fault(f"read {path}", error) from error
     return GgufFile(path, metadata, tensors)
@@ -92,14 +92,14 @@ class _Bytes:
         start, self.at = self.at, self.at + count
         if self.at > min(self.size, LARGEST_HEADER):
             raise _FaultError(
-                f"it is cut short: it has {self.size:,} bytes, and its header ends beyond. {AGAIN}"
+                f"it is cut short: it has {self.size:,} bytes, and its header ends beyond"
                 if self.at > self.size else f"its header has more than {LARGEST_HEADER >> 20} MB"
             )  # fmt: skip
         if self.at > len(self.data):
             more = max(self.at - len(self.data), min(self.size - len(self.data), max(1 << 16, len(self.data))))
             self.data += self.file.read(more)
             if self.at > len(self.data):
-                raise _FaultError(f"it became shorter while it was read. {AGAIN}")
+                raise _FaultError("it became shorter while it was read")
         return start
 
     def number(self, code: str) -> Any:
@@ -136,7 +136,7 @@ def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], list[tuple[str, 
     if version not in VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
         raise _FaultError(
-            "it is big-endian, and little-endian files are read: convert it with gguf_convert_endian.py of llama.cpp"
+            "it is big-endian, and little-endian files are read, as gguf_convert_endian.py of llama.cpp writes"
             if swapped in VERSIONS else f"its version is {version}, known are 2 and 3"
         )  # fmt: skip
     tensors, keys = read.number("Q"), read.number("Q")
@@ -204,8 +204,7 @@ def _places(
         last = place.offset + place.nbytes
         if last > size:
             raise _FaultError(
-                f"it is cut short: it has {size:,} bytes, and tensor {shortened(repr(place.name))} ends at {last:,}."
-                f" {AGAIN}"
+                f"it is cut short: it has {size:,} bytes, and tensor {shortened(repr(place.name))} ends at {last:,}"
             )
     by_name = {place.name: place for place in places}
     if len(by_name) != len(places):

@@ -13,7 +13,7 @@ from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
 from merino_edge.families.gguf.blocks import bits_of, blocks_of, weights_of
 from merino_edge.families.gguf.config import ROPE_FACTORS
-from merino_edge.families.gguf.file import GgufFile
+from merino_edge.families.gguf.file import AGAIN, GgufFile
 from merino_edge.families.weights import Blocks
 from merino_edge.families.weights import Layout as GraphLayout
 from merino_edge.storage.faults import shortened
@@ -46,12 +46,15 @@ def layouts(file: GgufFile, config: Mapping[str, Any], names: Iterable[str]) -> 
     for name in names:
         stored = known.get_name(name, (".weight", ".bias"))
         if stored is None or stored not in file.tensors:
-            raise MerinoError(f"{file.path} lacks {shortened(repr(stored or name))}, which the model it describes has")
+            raise MerinoError(
+                f"{file.path} lacks {shortened(repr(stored or name))}, which the model it describes has. {AGAIN}"
+            )
         by_name[name] = layout(architecture, config, name, stored)
     spare = sorted(set(file.tensors) - {each.stored for each in by_name.values()} - UNUSED)
     if spare:
         raise MerinoError(
-            f"{file.path} has tensors that the {architecture} it describes has not: {shortened(', '.join(spare), 200)}"
+            f"{file.path} has tensors that the {architecture} it describes has not: {shortened(', '.join(spare), 200)}."
+            f" {AGAIN}"
         )
     return by_name
 
@@ -90,7 +93,9 @@ def tensors(file: GgufFile, forms: Mapping[str, Layout]) -> Iterator[tuple[str, 
 def check_rows(file: GgufFile, form: Layout) -> None:
     rows = file.tensors[form.stored].shape[0]
     if form.rows is not None and len(form.rows) != rows:
-        raise MerinoError(f"{file.path}: {form.stored} has {rows} rows, its metadata describes {len(form.rows)}")
+        raise MerinoError(
+            f"{file.path}: {form.stored} has {rows} rows, its metadata describes {len(form.rows)}. {AGAIN}"
+        )
 
 
 class StoredBlocks(NamedTuple):

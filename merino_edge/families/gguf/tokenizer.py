@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from merino_edge.families.checkpoint import ChatTemplate
-from merino_edge.families.gguf.file import checked_value, shown
+from merino_edge.families.gguf.file import AGAIN, checked_value, shown
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
 
@@ -100,7 +100,9 @@ def tokens_of(metadata: Mapping[str, Any]) -> Tokens:
     texts = checked_value(metadata, key, of_strings, "a list of texts: a file without tokenizer cannot be exported")
     kinds = metadata.get("tokenizer.ggml.token_type", np.full(len(texts), NORMAL))
     if not isinstance(kinds, np.ndarray) or len(kinds) != len(texts):
-        raise MerinoError(f"the GGUF has {len(texts):,} tokens, and tokenizer.ggml.token_type has no entry for each")
+        raise MerinoError(
+            f"the GGUF has {len(texts):,} tokens, and tokenizer.ggml.token_type has no entry for each. {AGAIN}"
+        )
     return Tokens(texts, kinds.tolist(), metadata)
 
 
@@ -160,7 +162,9 @@ def word_cutter(words: Words) -> dict[str, Any]:
 def sentence_piece(tokens: Tokens) -> dict[str, Any]:
     scores = tokens.metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, np.ndarray) or len(scores) != len(tokens.texts) or scores.dtype.kind != "f":
-        raise MerinoError(f"the GGUF has {len(tokens.texts):,} tokens, and tokenizer.ggml.scores has none for each")
+        raise MerinoError(
+            f"the GGUF has {len(tokens.texts):,} tokens, and tokenizer.ggml.scores has none for each. {AGAIN}"
+        )
     unknown = tokens.id("unknown")
     spaced = tokens.flag("add_space_prefix", True)
     to_marks = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
@@ -208,7 +212,7 @@ def vocabulary(tokens: Tokens) -> dict[str, int]:
     ids = {text: index for index, text in enumerate(tokens.texts)}
     if len(ids) != len(tokens.texts):
         twice = next(text for index, text in enumerate(tokens.texts) if ids[text] != index)
-        raise MerinoError(f"the GGUF has the token {shortened(repr(twice))} twice")
+        raise MerinoError(f"the GGUF has the token {shortened(repr(twice))} twice. {AGAIN}")
     return ids
 
 

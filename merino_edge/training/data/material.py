@@ -18,7 +18,7 @@ from merino_edge.training.data.rows import (
 )
 from merino_edge.training.data.samples import Piece, pieces_of
 from merino_edge.training.data.shards import Reading, Say, shard_of
-from merino_edge.training.data.sources import DataFile, DataSource
+from merino_edge.training.data.sources import GIVE_TEXT, DataFile, DataSource
 from merino_edge.training.recipe import Recipe
 from merino_runtime.errors import MerinoError
 
@@ -66,7 +66,7 @@ def sized(source: DataSource) -> tuple[int, int]:
         documents += piece.first
         characters += len(piece.text)
     if not characters:
-        raise MerinoError(f"no text in {source}")
+        raise MerinoError(f"no text in {source}: {GIVE_TEXT}")
     return documents, characters
 
 

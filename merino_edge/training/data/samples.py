@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.storage.faults import shortened
 from merino_edge.text.documents import END_OF_TEXT
-from merino_edge.training.data.sources import DataSource, records
+from merino_edge.training.data.sources import GIVE_TEXT, DataSource, records
 from merino_runtime.chat.template import compiled
 from merino_runtime.errors import MerinoError
 
@@ -59,7 +59,7 @@ def pieces_of(source: DataSource, chat: ChatTemplate | None) -> Pieces:
     entries = records(source, FIELDS)
     where, record = next(entries, ("", {}))
     if not where:
-        raise MerinoError(f"no text in {source}: it has no records")
+        raise MerinoError(f"no text in {source}: {GIVE_TEXT}")
     form = form_of(where, record)
     if form == CHATS and chat is None:
         raise MerinoError(
@@ -86,7 +86,7 @@ def form_of(where: str, record: Mapping[str, Any]) -> tuple[str, ...]:
     fields = tuple(name for name in FIELDS if record.get(name) is not None)
     if fields not in FORMS:
         has = quoted(fields) if fields else f"none of these fields, but {shortened(', '.join(record)) or 'nothing'}"
-        raise MerinoError(f"{where}, has {has}: a record has {KNOWN}")
+        raise MerinoError(f"{where}, has {has}, expected: {KNOWN}")
     return fields
 
 
@@ -112,9 +112,9 @@ def document_piece(where: str, record: Mapping[str, Any]) -> Iterator[Piece]:
 def completion_pieces(where: str, record: Mapping[str, Any]) -> Iterator[Piece]:
     prompts, completions = (strings_of(where, record, name) for name in ("prompt", "completion"))
     if len(prompts) != len(completions):
-        raise MerinoError(f"{where}, has {len(prompts)} prompts and {len(completions)} completions: each has its own")
+        raise MerinoError(f"{where}, has {len(prompts)} prompts and {len(completions)} completions: give each its own")
     if not all(completions):
-        raise MerinoError(f"{where}, has an empty `completion`: there is nothing to learn")
+        raise MerinoError(f"{where}, has an empty `completion`: leave it out, there is nothing to learn")
     for turn, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         yield Piece(prompt, learned=False, first=turn == 0, last=False)
         yield Piece(completion, first=False, last=turn == len(prompts) - 1, ends=True)
@@ -131,17 +131,17 @@ def strings_of(where: str, record: Mapping[str, Any], name: str) -> list[str]:
 def string_of(where: str, record: Mapping[str, Any], name: str) -> str:
     value = record[name]
     if not isinstance(value, str):
-        raise MerinoError(f"{where}, `{name}` is {shortened(repr(value))}, not a string")
+        raise MerinoError(f"{where}, `{name}` is {shortened(repr(value))}, must be a string")
     return value
 
 
 def message_pieces(where: str, messages: Any, template: Any, tokens: Mapping[str, str]) -> Iterator[Piece]:
     """The template's text of the assistant's turns is learned, up to the token that ends them."""
     if not (isinstance(messages, list) and all(isinstance(each, dict) and "role" in each for each in messages)):
-        raise MerinoError(f"{where}, `messages` is {shortened(repr(messages))}, not a list of objects with `role`")
+        raise MerinoError(f"{where}, `messages` is {shortened(repr(messages))}, must be a list of objects with `role`")
     turns = [number for number, each in enumerate(messages) if each["role"] == "assistant"]
     if not turns:
-        raise MerinoError(f"{where}, has no message of the assistant: there is nothing to learn")
+        raise MerinoError(f"{where}, has no message of the assistant: leave it out, there is nothing to learn")
     ends = [0]
     texts = [""]
 
@@ -149,7 +149,9 @@ def message_pieces(where: str, messages: Any, template: Any, tokens: Mapping[str
         try:
             text = template(messages=messages[:count], add_generation_prompt=prompted, **tokens)
         except Exception as error:  # a template can raise whatever a program can
-            raise MerinoError(f"{where}, the chat template raises: {shortened(str(error))}") from error
+            raise MerinoError(
+                f"{where}, the chat template raises: {shortened(str(error))}. Correct the messages"
+            ) from error
         if not text.startswith(texts[-1]):
             raise MerinoError(
                 f"{where}, the chat template writes earlier messages anew at message {count}, so it is not known which"
@@ -225,7 +227,9 @@ def decoded(source: DataSource) -> Iterator[str]:
                     f"{source} is not UTF-8 text (byte {read - pending + error.start:,}): convert it first"
                 ) from error
             if "\0" in text:
-                raise MerinoError(f"{source} is not text: it has a NUL byte in its first {read + len(content):,} bytes")
+                raise MerinoError(
+                    f"{source} is not text, with a NUL byte in its first {read + len(content):,}: convert it first"
+                )
             if not content:
                 return
             read += len(content)

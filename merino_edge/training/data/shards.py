@@ -20,7 +20,7 @@ from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.storage.atomic import cache_folder, new_folder
 from merino_edge.text.tokenizer import around, end_id, tokenizer_hash
 from merino_edge.training.data.samples import Piece, pieces_of
-from merino_edge.training.data.sources import DataFile, DataSource
+from merino_edge.training.data.sources import GIVE_TEXT, DataFile, DataSource
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
@@ -116,7 +116,7 @@ def make_shard(folder: Path, source: DataSource, reading: Reading, file: DataFil
             raise
         raise MerinoError(
             f"the tokens of {source} cannot be kept: {error} They are kept in {shards_folder()}, which may be"
-            " emptied; XDG_CACHE_HOME names another disk"
+            " emptied; let XDG_CACHE_HOME name another disk"
         ) from None
     say(f"{source.what}: {tokens:,} tokens in {time.perf_counter() - started:.1f} s, kept for later runs in {folder}")
 
@@ -155,7 +155,7 @@ def write_ids(folder: Path, source: DataSource, reading: Reading, say: Say) -> i
     if not content.samples:
         os.unlink(folder / LEARNED)
     if tokens == 0:
-        raise MerinoError(f"no text in {source}")
+        raise MerinoError(f"no text in {source}: {GIVE_TEXT}")
     return tokens
 
 

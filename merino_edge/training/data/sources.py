@@ -15,6 +15,7 @@ from merino_edge.storage.faults import one_line, shortened
 from merino_edge.text.documents import TextFile
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.machine_faults import machine_fault
 
 Kind = Literal["text", "jsonl", "parquet", "folder", "hub"]
 SUFFIXES: dict[str, Kind] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -22,6 +23,7 @@ FORMS = (
     "text, JSONL (.jsonl), Parquet (.parquet), a folder of datasets' save_to_disk, or the name of a data set on the hub"
 )
 INSTALL = "pip install 'merino_edge[train]'"
+GIVE_TEXT = "give a source with text"
 SPLIT = "train"  # of a data set with several
 
 
@@ -77,7 +79,7 @@ def weight_of(given: str, text: str) -> float:
     except ValueError:
         weight = math.nan
     if not (math.isfinite(weight) and weight >= 0):
-        raise MerinoError(f"--data {text}: the weight {shortened(repr(given))} is no number of at least 0, such as 0.3")
+        raise MerinoError(f"--data {text}: the weight {shortened(repr(given))} must be 0 or more, such as 0.3")
     return weight
 
 
@@ -115,9 +117,9 @@ def file_of(source: DataSource) -> DataFile:
             return hashed_dataset(source)
         size, sha256 = source.path.stat().st_size, sha256_of(str(source.path))
     except OSError as error:
-        raise MerinoError(f"cannot read {source}: {error.strerror or error}") from error
+        raise machine_fault(f"read {source}", error) from error
     if size == 0:
-        raise MerinoError(f"no text in {source}: the file is empty")
+        raise MerinoError(f"no text in {source}: {GIVE_TEXT}")
     return DataFile(name=source.path.name, bytes=size, sha256=sha256, weight=source.weight)
 
 
@@ -146,7 +148,8 @@ def opened_dataset(source: DataSource) -> Any:
         raise MerinoError(f"no data set loads from {source} {where}: {one_line(error)}. Give {FORMS}") from error
     if isinstance(dataset, dict):
         if SPLIT not in dataset:
-            raise MerinoError(f"the data set of {source} has no split {SPLIT!r}, but {', '.join(dataset)}")
+            raise MerinoError(f"the data set of {source} has no split {SPLIT!r}, but {', '.join(dataset)}:"
+                              " save one of these to a folder and name that")
         dataset = dataset[SPLIT]
     return dataset
 
@@ -189,15 +192,17 @@ def json_lines(source: DataSource) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 record = json.loads(line.decode("utf-8"))
             except UnicodeDecodeError as error:
-                raise MerinoError(f"{where}, is not UTF-8 text (byte {error.start} of the line)") from error
+                raise MerinoError(
+                    f"{where}, is not UTF-8 text (byte {error.start} of the line): convert it first"
+                ) from error
             except json.JSONDecodeError as error:
                 raise MerinoError(
-                    f"{where}, is not JSON: {error.msg} at column {error.colno}. A JSONL file has one object a line"
+                    f"{where}, is not JSON: {error.msg} at column {error.colno}. Write one object a line"
                 ) from error
             except RecursionError as error:
-                raise MerinoError(f"{where}, is nested too deeply") from error
+                raise MerinoError(f"{where}, is nested too deeply: leave that out") from error
             if not isinstance(record, dict):
-                raise MerinoError(f"{where}, is {shortened(repr(record))}, not an object")
+                raise MerinoError(f"{where}, is {shortened(repr(record))}, must be an object")
             yield where, record
 
 
@@ -212,4 +217,4 @@ def parquet_rows(source: DataSource, fields: Sequence[str]) -> Iterator[tuple[st
                     number += 1
                     yield f"{source}, row {number:,}", record
     except (OSError, ValueError) as error:  # pyarrow's own errors are both
-        raise MerinoError(f"{source} is not a Parquet file, or is damaged: {one_line(error)}") from error
+        raise MerinoError(f"{source} is not a Parquet file, or is damaged: {one_line(error)}. Copy it again") from error

@@ -95,8 +95,8 @@ def tensors_of(trt: TensorRt, engine: Any) -> Dict[str, Tensor]:
 def _dtype(trt: TensorRt, dtype: Any) -> str:
     known = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64"}
     if dtype.name not in known:
-        raise MerinoError(f"an input or output of the engine is {dtype.name}, expected {', '.join(sorted(known))}. "
-                          f"TensorRT {trt.version} made another graph of it than this runtime binds.")
+        raise MerinoError(f"TensorRT {trt.version} made an engine with an input or output of {dtype.name}, expected "
+                          f"{', '.join(sorted(known))}: report this.")
     return known[dtype.name]
 
 

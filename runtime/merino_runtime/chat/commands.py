@@ -28,10 +28,10 @@ def line_of(text: str) -> Line:
     name, _, rest = text.partition(" ")
     known = [form.split()[0] for form, _ in COMMANDS]
     if name not in known:
-        raise MerinoError(f"there is no command {name}: {', '.join(known)}. A message that begins with / is written "
+        raise MerinoError(f"there is no command {name}: {', '.join(known)}. Write a message that begins with / "
                           "with //.")
     if rest.strip() and name not in ("/system", "/save"):
-        raise MerinoError(f"{name} takes nothing after it.")
+        raise MerinoError(f"{name} takes nothing after it: leave the rest out.")
     if name == "/save" and not rest.strip():
         raise MerinoError("/save needs a file: /save chat.json")
     return Line(name[1:], rest.strip())

@@ -138,7 +138,8 @@ def rendered(template: Render, tokens: Dict[str, str], messages: Sequence[Dict[s
     except MemoryError:
         raise
     except Exception as error:  # a template can raise whatever a program can
-        raise MerinoError(f"the chat template raises: {_shown(error)}") from error
+        raise MerinoError(f"the chat template raises: {_shown(error)}. Change the messages, or leave out the system "
+                          "prompt") from error
 
 
 def compiled(text: str, source: str) -> Render:
@@ -163,7 +164,8 @@ def compiled(text: str, source: str) -> Render:
     try:
         return environment.from_string(text).render
     except (jinja2.exceptions.TemplateError, RecursionError) as error:
-        raise MerinoError(f"{source} is not a chat template: {_shown(error)}") from error
+        raise MerinoError(f"{source} is not a chat template: {_shown(error)}. Correct it, or export with "
+                          "--no-chat.") from error
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,

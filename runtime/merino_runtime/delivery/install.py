@@ -303,14 +303,14 @@ def _test_or_remove(root: str, checked: Checked, before: releases.Links, report:
     release_id = checked.archive.id
     try:
         _test(root, checked, report)
-    except MerinoError as error:
+    except MerinoError as refusal:
         if release_id in before:
             launcher = os.path.join(root, releases.CURRENT, releases.LAUNCHER)
-            raise MerinoError(f"{error} It was installed before and stays. To go back to the release before it: "
-                              f"{launcher} rollback --root {root}") from error
+            raise MerinoError(f"{refusal} It was installed before and stays. To go back to the release before it: "
+                              f"{launcher} rollback --root {root}") from refusal
         releases.remove_release(root, release_id)
         kept = f"{before.current} stays in use" if before.current else "nothing is installed"
-        raise MerinoError(f"{error} The new release was removed; {kept}.") from error
+        raise MerinoError(f"{refusal} The new release was removed; {kept}.") from refusal
 
 
 def _result(root: str, checked: Checked, replaced: Optional[str]) -> Dict[str, Any]:

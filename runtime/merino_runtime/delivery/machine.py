@@ -76,6 +76,7 @@ def machine_of(values: Any, where: str) -> Machine:
     """The machine that `machine_values` describes. Raises MerinoError with every fault. where: for messages."""
     problems = problems_in(values, SHAPE)
     if problems:
-        raise MerinoError(f"{where} does not describe a machine: {listed(problems)}.")
+        raise MerinoError(f"{where} does not describe a machine: {listed(problems)}. Install by one version on both "
+                          "sides.")
     facts = dict(values["board"], isa=frozenset(values["board"]["isa"]))
     return Machine(board.Board(**facts), *(values[name] for name in Machine._fields[1:]))

@@ -30,7 +30,8 @@ def build_engine(folder: str, report: Report) -> None:
     except OSError as error:
         raise machine_fault(f"start {command[0]}", error) from error
     if process.returncode:
-        raise MerinoError(f"no engine was built: {latest or f'exit code {process.returncode}'}")
+        refusal = latest or f"exit code {process.returncode}"
+        raise MerinoError(f"no engine was built: {refusal}")
 
 
 def selftest(folder: str, user: Optional[releases.User] = None) -> None:
@@ -46,9 +47,11 @@ def selftest(folder: str, user: Optional[releases.User] = None) -> None:
     except OSError as error:
         raise machine_fault(f"start {command[0]}", error) from error
     except subprocess.TimeoutExpired as error:
-        raise MerinoError(f"the self-test had no end after {SELFTEST_TIMEOUT_S:g} s.") from error
+        raise MerinoError(f"the self-test had no end after {SELFTEST_TIMEOUT_S:g} s: install a smaller "
+                          "model.") from error
     if done.returncode or not done.stdout.startswith(PASSED):  # an empty application ends with exit code 0 too
-        raise MerinoError(f"the self-test failed: {last_line(done.stderr, done.returncode)}")
+        refusal = last_line(done.stderr, done.returncode)
+        raise MerinoError(f"the self-test failed: {refusal}")
 
 
 def _as_user(user: Optional[releases.User]) -> Dict[str, Any]:

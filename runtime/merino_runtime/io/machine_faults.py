@@ -26,7 +26,8 @@ REMEDIES = {
 def machine_fault(doing: str, error: OSError) -> MerinoError:
     """doing: what failed, as in `write out.json`."""
     reason = error.strerror or str(error) or type(error).__name__
-    return MerinoError(f"cannot {doing}: {reason}. {REMEDIES.get(error.errno or 0, 'Name another path')}.")
+    remedy = REMEDIES.get(error.errno or 0, "Name another path")
+    return MerinoError(f"cannot {doing}: {reason}. {remedy}.")
 
 
 def last_line(output: bytes, exit_code: int) -> str:

@@ -163,7 +163,8 @@ class Application:
             raise RefusedError(f"there is no {request.path[:80]} here, there is: {', '.join(self._routes)}.", NOT_FOUND)
         call = methods.get("GET" if request.method == "HEAD" else request.method)
         if call is None:
-            raise RefusedError(f"{path} takes {' or '.join(methods)}, not {request.method[:20]}.", WRONG_METHOD)
+            raise RefusedError(f"{path} does not take {request.method[:20]}, allowed: {', '.join(methods)}.",
+                               WRONG_METHOD)
         return call
 
     def _check_key(self, request: Request) -> None:

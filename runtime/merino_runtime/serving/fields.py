@@ -19,9 +19,9 @@ def body_of(data: bytes) -> Body:
     try:
         value = value_of(data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise RefusedError(f"the body is not UTF-8: byte {error.start}.") from error
+        raise RefusedError(f"the body is not UTF-8 (byte {error.start}): convert it.") from error
     except ValueError as error:
-        raise RefusedError(f"the body is not JSON that can be read: {error}.") from error
+        raise RefusedError(f"the body is not JSON that can be read: {error}. Correct it.") from error
     if not isinstance(value, dict):
         raise RefusedError(f"the body is {kind_of(value)}, it must be a JSON object.")
     return value
@@ -110,7 +110,7 @@ def texts_of(content: Any, name: str) -> str:
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("text", "input_text") or not isinstance(part.get("text"), str):
-            raise RefusedError(f"{name} has a part of type {json.dumps(kind)[:40]}; this model reads text alone, as "
+            raise RefusedError(f"{name} has a part of type {json.dumps(kind)[:40]}: give text alone, as "
                           '{"type": "text", "text": ...}.', param=name)
         texts.append(part["text"])
     return "".join(texts)

@@ -126,7 +126,7 @@ async def _part(receive: Receive, end_s: float) -> Tuple[bytes, bool]:
     try:
         message = await asyncio.wait_for(receive(), max(0.001, end_s - asyncio.get_event_loop().time()))
     except asyncio.TimeoutError:
-        raise RefusedError(f"the body did not arrive within {BODY_S:g} s.", TOO_SLOW) from None
+        raise RefusedError(f"the body did not arrive within {BODY_S:g} s. Send it again.", TOO_SLOW) from None
     if message["type"] == "http.disconnect":
         raise LeftError
     return message.get("body", b""), not message.get("more_body")

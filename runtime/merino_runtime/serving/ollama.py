@@ -83,7 +83,7 @@ def _request_of(body: Body, ids: Tuple[int, ...], limits: Limits, client: str, *
 def _with_ids(message: Any) -> Any:
     """Ollama's messages name the tool, not the call."""
     if isinstance(message, dict) and message.get("images"):
-        raise RefusedError("messages have images; this model reads text alone.", param="messages")
+        raise RefusedError("messages have images: leave them out, this model reads text alone.", param="messages")
     return message
 
 

@@ -73,12 +73,12 @@ def request_of(body: Body, ids: Sequence[int], limits: Limits, client: str, most
                            f"most {limits.context - 1}. Shorten the messages, or leave out the oldest.",
                            param="messages", code="context_length_exceeded")
     if ids and max(ids) >= limits.vocab:
-        raise RefusedError(f"the prompt has the token id {max(ids)}, the model has 0 to {limits.vocab - 1}.",
+        raise RefusedError(f"the prompt has the token id {max(ids)}, allowed are 0 to {limits.vocab - 1}.",
                            param="prompt")
     sampling = sampling_of(body, limits.sampling)
     unknown = [token_id for token_id, _ in sampling.logit_bias if token_id >= limits.vocab]
     if unknown:
-        raise RefusedError(f"logit_bias has the token id {unknown[0]}, the model has 0 to {limits.vocab - 1}.",
+        raise RefusedError(f"logit_bias has the token id {unknown[0]}, allowed are 0 to {limits.vocab - 1}.",
                            param="logit_bias")
     if more.get("grammar") is not None and fields.flag(body, "ignore_eos"):
         raise RefusedError("ignore_eos is set, and the answer ends where its JSON does. Leave one out.",
@@ -194,7 +194,7 @@ def _call(call: Any, name: str) -> Dict[str, Any]:
         try:
             arguments = fields.body_of(arguments.encode("utf-8"))
         except RefusedError as error:
-            raise RefusedError(f"{name}: the arguments of {function['name']} are not a JSON object.",
+            raise RefusedError(f"{name}: the arguments of {function['name']} must be a JSON object.",
                                param=name) from error
     if not isinstance(arguments, dict):
         raise RefusedError(f"{name}: the arguments of {function['name']} must be an object.", param=name)

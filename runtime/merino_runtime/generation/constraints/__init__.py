@@ -67,7 +67,7 @@ def _plain(value: Any, what: str) -> str:
         text = json.dumps(value)
         value_of(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise MerinoError(f"{what} is not JSON: {error}.") from error
+        raise MerinoError(f"{what} is not JSON: {error}. Give values that JSON has.") from error
     return text
 
 

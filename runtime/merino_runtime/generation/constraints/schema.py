@@ -34,7 +34,7 @@ def compact(value: Any) -> bytes:
 
 
 def refused(where: str, what: str) -> MerinoError:
-    return MerinoError(f"the JSON schema cannot be a constraint: {where}: {what}.")
+    return MerinoError(f"the JSON schema cannot be a constraint: {where}: {what}. Change that part.")
 
 
 def schema_node(automaton: Automaton, schema: Any, path: str = "") -> int:
