@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import matplotlib
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -14,6 +15,7 @@ DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS / "scripts"))
 PAGES = sorted(path for path in DOCS.rglob("*.md"))
 
+import errors  # noqa: E402
 import make  # noqa: E402
 import record_terminal  # noqa: E402
 import terminal  # noqa: E402
@@ -67,7 +69,39 @@ def test_each_page_has_one_line_in_llms_txt():
 @pytest.mark.parametrize("name", make.MADE)
 def test_what_is_made_from_the_code_is_as_the_code_says(name):
     path = DOCS / name
-    assert make.MADE[name](path) == path.read_text(encoding="utf-8"), "remake it: python docs/scripts/make.py"
+    kept = path.read_text(encoding="utf-8")
+    drawn_by = re.search(r"Matplotlib v([\d.]+)", kept)
+    if drawn_by and drawn_by[1] != matplotlib.__version__:
+        pytest.skip(f"drawn by matplotlib {drawn_by[1]}, here is {matplotlib.__version__}")
+    assert make.MADE[name](path) == kept, "remake it: python docs/scripts/make.py"
+
+
+def test_each_error_ends_with_what_to_do_or_with_what_is_allowed():
+    found = errors.table()
+    assert {"Workstation: delivery", "Board: io", "Benchmark: harness"} <= set(found)
+    assert [(heading, what) for heading, rows in found.items() for what, remedy in rows if not remedy] == []
+
+
+def test_errors_name_options_that_there_are():
+    others = {"--local-dir", "--merge", "--onnx", "--minShapes", "--optShapes", "--maxShapes"}  # hf, llama.cpp, trtexec
+    named, *there = (
+        set(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", (DOCS / "reference" / f"{name}.md").read_text(encoding="utf-8")))
+        for name in ("errors", "command-line", "board-commands")
+    )
+    assert named - others - set.union(*there) == set()
+
+
+@pytest.mark.parametrize(
+    "message, what, remedy",
+    [
+        ("--slots is …, allowed: 1 or more", "--slots is …", "Allowed: 1 or more"),
+        ("… is full. If yours, use it: run `a: b`.", "… is full", "If yours, use it: run `a: b`"),
+        ("… cannot be measured: <refusal>", "… cannot be measured", errors.IN_THE_MESSAGE),
+        ("… is damaged: its header ends beyond", "… is damaged: its header ends beyond", ""),
+    ],
+)
+def test_a_remedy_begins_with_what_to_do(message, what, remedy):
+    assert errors.parts(message) == (what, remedy)
 
 
 def test_decisions_stay_few():
