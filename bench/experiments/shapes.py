@@ -1,6 +1,6 @@
 """Which score orders decoders as training does? Against 22 published ones of many shapes and sizes.
 
-    python bench/experiments/shapes.py --data FOLDER -o bench/results/shapes.json --plot docs/pictures/shapes.svg
+    python bench/experiments/shapes.py --data FOLDER -o bench/results/shapes.json
 
 FOLDER: `gem_hot_100b+.jsonl` and `gem_hot.jsonl` of the repository mcleish7/gemstone-scaling-laws (MIT), a line per
 evaluation. Each decoder counts by its loss nearest to 100 billion tokens. Its layers have grouped attention (3 E^2
@@ -19,7 +19,6 @@ from merino_edge.design.entropy import linear_entropy
 from merino_edge.design.existing import BLOCKS
 from merino_edge.design.law import law_score
 from merino_edge.design.score import MEASURED, MERINO, SCORES, effectiveness_loss
-from merino_edge.storage.atomic import write_text
 
 TOKENS, NEAR = 100e9, 5e9
 LAYER = 15  # weights per width^2
@@ -122,30 +121,10 @@ def constant_rows(rows, random):
     }  # fmt: skip
 
 
-def drawing(panels, caption):
-    """An SVG: loss against each score, its logarithm across. panels: (title, scores, losses, in the group)."""
-    side, gap = 300, 46
-    wide = len(panels) * (side + gap) + gap
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{side + 84}"'
-             ' font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>']  # fmt: skip
-    for index, (title, values, losses, group) in enumerate(panels):
-        across, down = np.log(values), np.log(losses)
-        left = gap + index * (side + gap)
-        x = left + 8 + (across - across.min()) / np.ptp(across) * (side - 16)
-        y = 38 + (down.max() - down) / np.ptp(down) * (side - 16)
-        parts.append(f'<rect x="{left}" y="30" width="{side}" height="{side}" fill="none" stroke="#888"/>'
-                     f'<text x="{left}" y="20">{title}</text>')  # fmt: skip
-        parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="{"#c2410c" if near else "#1d4ed8"}"/>'
-                  for a, b, near in zip(x, y, group, strict=True)]  # fmt: skip
-    parts.append(f'<text x="{gap}" y="{side + 52}">{caption}</text></svg>')
-    return "\n".join(parts) + "\n"
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("-o", type=Path, dest="out", required=True)
-    parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     rows = decoders(options.data)
     scores, losses = scores_of(rows), np.array([loss for *_, loss in rows])
@@ -163,13 +142,6 @@ def main():
          "scores": {name: float(f"{values[index]:.6g}") for name, values in scores.items()}}
         for index, (width, layers, loss) in enumerate(rows)
     ]})  # fmt: skip
-    if options.plot:
-        write_text(options.plot, drawing([
-            (f"{name}: Spearman {summary['all'][name]['spearman']:.3f}",
-             np.maximum(scores[name], scores[name].max() / 1e3), losses, group)
-            for name in ("merino", "number of weights", "measured")
-        ], "down: ln loss after 100 billion tokens, lowest at the bottom; across: ln score, highest to the right."
-           " Red: about 100 M weights."))  # fmt: skip
     print(json.dumps(summary, indent=1))
 
 

@@ -1,4 +1,5 @@
-"""The pictures of docs/evidence.md from the records: predictions beside measurements, and decoding behind a cache."""
+"""The pictures of docs/evidence.md from the records: losses beside scores, predictions beside measurements, decoding
+behind a cache."""
 
 import json
 from io import StringIO
@@ -25,6 +26,30 @@ def drawing(figure: Figure, title: str) -> str:
     out = StringIO()
     figure.savefig(out, format="svg", metadata={"Title": title, "Date": None})
     return out.getvalue()
+
+
+TABLES = 2 * 50304  # rows of the embedding and the head of the published decoders
+SCORES = {"merino": "MeRino's score", "number of weights": "number of weights", "measured": "measured score"}
+
+
+@matplotlib.rc_context(STYLE)
+def shapes() -> str:
+    """A point per published decoder: its loss against each of three scores."""
+    record = read("shapes.json")
+    ranks, rows = record["summary"]["all"], record["rows"]
+    figure = Figure(figsize=(9.5, 3.5), layout="constrained")
+    for axes, (score, title) in zip(figure.subplots(1, len(SCORES), sharey=True), SCORES.items(), strict=True):
+        best = max(row["scores"][score] for row in rows)
+        for name, colour, near in (("about 100 M weights", "#c2410c", True), ("other sizes", "#1664b5", False)):
+            points = [
+                (max(row["scores"][score], best / 1e3), row["loss"]) for row in rows
+                if (90e6 <= row["weights"] + TABLES * row["width"] <= 120e6) == near
+            ]  # fmt: skip
+            axes.scatter(*zip(*points, strict=True), s=18, color=colour, linewidths=0, label=name)
+        axes.set(xscale="log", xlabel=f"{title} (Spearman {ranks[score]['spearman']:.3f})")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    figure.axes[0].set(ylabel="loss after 100 billion tokens")
+    return drawing(figure, "Loss against three scores")
 
 
 @matplotlib.rc_context(STYLE)

@@ -30,6 +30,7 @@ def between_marks(path: Path, name: str, text: str) -> str:
 
 MADE = {
     "pictures/demo.svg": lambda path: terminal.text(path.with_suffix(".cast")),
+    "pictures/shapes.svg": lambda _: charts.shapes(),
     "pictures/predictions.svg": lambda _: charts.predictions(),
     "pictures/behind-cache.svg": lambda _: charts.behind_cache(),
     "reference/command-line.md": lambda _: commands.workstation(),
