@@ -342,7 +342,7 @@ class TestCommand:
     @pytest.mark.parametrize("arguments, code, words", [
         (["-p", "100"], 1, "does not fit the context"), (["-p", "0", "-n", "0"], 1, "nothing is left"),
         (["-r", "0"], 1, "repetitions is 0"), (["-p", "many"], 2, "expected numbers"),
-        (["-t", "0"], 2, "least allowed, 1"), (["-t", "1,100000"], 2, "threads is 100000, allowed: 1 to"),
+        (["-t", "0"], 2, "too small, allowed: 1"), (["-t", "1,100000"], 2, "threads is 100000, allowed: 1 to"),
         (["-d", "64"], 1, "does not fit the context"), (["--timeout", "0"], 1, "timeout is 0 s"),
         (["-o", "xml"], 2, "invalid choice"), (["--save", "/no/such/folder/x"], 1, "cannot write")])
     def test_a_request_that_cannot_be_met_says_so(self, folder, arguments, code, words):

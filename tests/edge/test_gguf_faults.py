@@ -71,7 +71,7 @@ def test_a_changed_file_is_read_or_refused_and_nothing_else(whole, tmp_path):
 
 
 @pytest.mark.parametrize("what, match", [
-    ("big-endian", "it is big-endian, and little-endian files are read: convert it with gguf_convert_endian.py"),
+    ("big-endian", "it is big-endian, and little-endian files are read, as gguf_convert_endian.py"),
     ("version 1", "its version is 1, known are 2 and 3"),
     ("tensors", r"its header counts 18,446,744,073,709,551,615 tensors, allowed are 65,536"),
     ("keys", r"its header counts 1,099,511,627,776 keys, allowed are 65,536"),
