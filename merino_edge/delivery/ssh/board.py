@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from merino_edge.delivery.ssh.command import answer, ended, give, json_of, started
+from merino_edge.delivery.ssh.command import TRY_THERE, answer, ended, give, json_of, started
 from merino_edge.delivery.ssh.connect import Board
 from merino_edge.profiles.detect import known_models, profile_of_model
 from merino_edge.profiles.profile import DeviceProfile
@@ -66,7 +66,7 @@ async def ask(board: Board, app: bytes, root: str | None = None) -> Facts:
         await ended(session)
     problems = problems_in(reply, ANSWER)
     if problems or len(reply["calls"]) != len(calls):
-        raise session.fault(f"its answer is wrong: {listed(problems) or 'another number of answers'}")
+        raise session.fault(f"its answer is wrong: {listed(problems) or 'another number of answers'}. {TRY_THERE}")
     for one in reply["calls"]:
         if one["code"]:
             raise session.fault(visible(one["err"].strip().rpartition("\n")[2]) or f"exit code {one['code']}")

@@ -25,6 +25,7 @@ AGENT = Path(agent.__file__).read_bytes()
 COMMAND = f"python3 -c 'import sys;exec(sys.stdin.buffer.read({len(AGENT)}))'"
 NOT_FOUND = 127  # of a shell
 SHORT_S = 60.0
+TRY_THERE = "Try the same on the board itself"
 SHORT_BYTES = 64 * 1024
 BEFORE_BYTES = 64 * 1024  # of what a login shell prints
 STDERR_BYTES = 1 << 20
@@ -44,8 +45,8 @@ class Session:
     process: "asyncssh.SSHClientProcess[bytes]"
     last_line: "asyncio.Task[str]"
 
-    def fault(self, what: str) -> MerinoError:
-        return MerinoError(f"{self.board.address.text}: cannot {self.doing}: {what}")
+    def fault(self, refusal: str) -> MerinoError:
+        return MerinoError(f"{self.board.address.text}: cannot {self.doing}: {refusal}")
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,9 @@ async def answer(session: Session, most_bytes: int = SHORT_BYTES) -> Any:
         line = error.partial
         if len(line) <= most_bytes:
             _, last_words = await ended(session)
-            raise session.fault(last_words or "the board ended without an answer") from error
+            raise session.fault(last_words or f"the board ended without an answer. {TRY_THERE}") from error
     if len(line) > most_bytes:
-        raise session.fault(f"the board answered with more than {most_bytes:,} bytes")
+        raise session.fault(f"the board answered with more than {most_bytes:,} bytes. {TRY_THERE}")
     return json_of(session.board, session.doing, line.decode("utf-8", "replace"))
 
 
@@ -124,7 +125,7 @@ def json_of(board: Board, doing: str, text: str) -> Any:
     except ValueError as error:
         raise MerinoError(
             f"{board.address.text}: cannot {doing}: the board answered {visible(text, 80)!r}, which is not JSON:"
-            f" {visible(str(error))}. Try the same on the board itself"
+            f" {visible(str(error))}. {TRY_THERE}"
         ) from error
 
 
@@ -148,7 +149,8 @@ async def _beginning(session: Session) -> None:
             code, last_words = await ended(session)
             if code == NOT_FOUND:
                 raise session.fault("it has no python3. On Debian and its kin: sudo apt install python3") from error
-            raise session.fault(last_words or f"python3 there ended with code {code} and said nothing") from error
+            silent = f"python3 there ended with code {code} and said nothing. {TRY_THERE}"
+            raise session.fault(last_words or silent) from error
         if line.strip() == agent.BEGIN.encode("ascii"):
             return
         dropped += len(line)
@@ -161,7 +163,7 @@ async def _rest(session: Session, most_bytes: int, take: Take | None) -> str:
     while data := await session.process.stdout.read(PIECE):
         size += len(data)
         if size > most_bytes:
-            raise session.fault(f"the board answered with more than {most_bytes:,} bytes")
+            raise session.fault(f"the board answered with more than {most_bytes:,} bytes. {TRY_THERE}")
         text = decoder.decode(data)
         if take:
             take(visible_text(text))

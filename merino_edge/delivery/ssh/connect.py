@@ -116,7 +116,7 @@ def _fault(address: Address, doing: str, error: BaseException) -> MerinoError:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
     else:
         reason = getattr(error, "reason", "") or str(error) or type(error).__name__
-    return MerinoError(f"{address.text}: cannot {doing}: {visible(str(reason))}")
+    return MerinoError(f"{address.text}: cannot {doing}: {visible(str(reason))}. Check that it is up and reachable")
 
 
 def _say(say: Callable[[str], None], line: str) -> None:

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
-from merino_edge.delivery.ssh.command import Session, answer, give
+from merino_edge.delivery.ssh.command import TRY_THERE, Session, answer, give
 from merino_runtime.chat.session import STOP
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.visible import visible_text
@@ -42,7 +42,7 @@ class Remote:
             raise
         self._coming = None
         if not isinstance(event, dict):
-            raise self.session.fault("the board answered with no event")
+            raise self.session.fault(f"the board answered with no event. {TRY_THERE}")
         if "error" in event:
             raise MerinoError(visible_text(str(event["error"])))
         return event

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from merino_edge.delivery.ssh.command import Session, answer, ended, give, started
+from merino_edge.delivery.ssh.command import TRY_THERE, Session, answer, ended, give, started
 from merino_edge.delivery.ssh.connect import Board
 from merino_runtime.delivery.agent import CACHE
 from merino_runtime.errors import MerinoError
@@ -95,7 +95,7 @@ def _there(session: Session, reply: Any) -> bool:
     if not problems and len(reply["pieces"]) > MOST_PIECES:
         problems = ["pieces has more entries than the file"]
     if problems:
-        raise session.fault(f"the board's answer is wrong: {listed(problems)}")
+        raise session.fault(f"the board's answer is wrong: {listed(problems)}. {TRY_THERE}")
     return bool(reply["done"])
 
 
