@@ -149,7 +149,7 @@ FAULTS = {
     "mixed.jsonl": (b'{"text": "a"}\n{"prompt": "a", "completion": "b"}\n', "line 2, has `prompt` and `completion`, .*"
                     "before it `text`: one file has one form"),
     "mute.jsonl": (b'{"messages": [{"role": "user", "content": "a"}]}', "line 1, has no message of the assistant"),
-    "string.jsonl": (b'{"messages": "a"}', "line 1, `messages` is 'a', not a list"),
+    "string.jsonl": (b'{"messages": "a"}', "line 1, `messages` is 'a', must be a list"),
     "torn.parquet": (b"PAR1xxxx", "torn.parquet is not a Parquet file"),
 }  # fmt: skip
 FAULTS["latin.txt"] = (FAULTS["latin.txt"], r"latin.txt is not UTF-8 text \(byte 3,003\)")
@@ -171,7 +171,7 @@ def test_what_is_wrong_is_said_with_its_place_and_leaves_nothing(name, tmp_path,
 def test_sources_and_weights_that_do_not_do_are_refused(tmp_path):
     text = write_stories(tmp_path / "a.txt")
     for data, says in (
-        ([f"{text}:x"], "the weight 'x' is no number"), ([f"{text}:-1"], "the weight '-1'"),
+        ([f"{text}:x"], "the weight 'x' must be 0 or more"), ([f"{text}:-1"], "the weight '-1'"),
         ([f"{text}:nan"], "the weight 'nan'"), ([f"{text}:0"], "sum to 0"),
         ([f"{text}:1", text], "a.txt has no weight and others have one"), ([tmp_path], "is a folder that"),
         ([tmp_path / "absent"], "absent does not exist"), (["absent.jsonl"], "absent.jsonl does not exist"),
