@@ -75,7 +75,8 @@ class Rows:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's exceptions have no base of their own
-            raise MerinoError(f"onnxruntime failed on a step of {count} sequences: {first_line(error)}.") from error
+            raise MerinoError(f"onnxruntime failed on a step of {count} sequences: {first_line(error)}. Check the "
+                              "bundle with `verify` and `selftest`, or export it again.") from error
         for row in range(first, end):
             # Where logits are not finite, the row's own `step` says what is wrong.
             if row in wanted and np.isfinite(self._logits[row]).all():
