@@ -69,11 +69,11 @@ class GroupsLayout(WithoutValues, GroupAttention):
 class OwnKernelsLayout(NoDotprodLayout, OwnKernels):
     """Dialect `fused` in int4 for cores without dotprod."""
 
-    def minimums(self, found: Quantized) -> None:  # noqa: ARG002 - random weights have none
+    def minimums(self, matrix: Quantized) -> None:  # noqa: ARG002 - random weights have none
         return None
 
-    def tiles(self, name: str, found: Quantized, minimums: np.ndarray | None) -> np.ndarray:  # noqa: ARG002
-        rows, columns = len(found.codes), found.codes.shape[1] * found.group_size
+    def tiles(self, name: str, matrix: Quantized, minimums: np.ndarray | None) -> np.ndarray:  # noqa: ARG002
+        rows, columns = len(matrix.codes), matrix.codes.shape[1] * matrix.group_size
         return unset((-(-rows // TILE_ROWS), columns // GROUP_SIZE, GROUP_BYTES), np.uint8)
 
 

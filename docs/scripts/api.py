@@ -69,5 +69,5 @@ def fields_of(one: Any) -> list[str]:
 
 
 def paragraphs(one: Any) -> str:
-    found = (inspect.getdoc(one) or "").replace("<", "&lt;")
-    return "" if found.startswith(getattr(one, "__name__", " ") + "(") else found
+    doc = (inspect.getdoc(one) or "").replace("<", "&lt;")
+    return "" if doc.startswith(getattr(one, "__name__", " ") + "(") else doc

@@ -43,12 +43,12 @@ def fastest(profile: DeviceProfile, name: str) -> str:
 
 def speeds_of(profile: DeviceProfile, name: str) -> dict[str, float]:
     """{format: tokens per second}, where the runtime takes the format and the free memory holds the model."""
-    found = {}
+    ms = {}
     for precision in formats_of(profile):
         costs = cost_model(profile, InferenceShape(precision, CONTEXT, PROMPT)).predict(model(name).geometry.operators)
         if costs.memory_mb <= profile.memory.free_mb.value and not refused_words(profile, precision):
-            found[precision] = 1e3 / costs.decode_ms
-    return found
+            ms[precision] = 1e3 / costs.decode_ms
+    return ms
 
 
 def confirmed(profile: DeviceProfile) -> str:

@@ -20,7 +20,7 @@ def integer(low: int, high: int, what: str = "") -> Schema:
     return number(low, high, what, "integer")
 
 
-def said(what: str, schema: Schema) -> Schema:
+def described(what: str, schema: Schema) -> Schema:
     return {**schema, "description": what}
 
 
@@ -87,17 +87,17 @@ STOP = {
 ANSWERING = {
     **SAMPLING,
     "stop": STOP,
-    "ignore_eos": said("goes on after an end-of-text token", FLAG),
-    "priority": said("background gives way to people, token by token", one_of("normal", "background")),
+    "ignore_eos": described("goes on after an end-of-text token", FLAG),
+    "priority": described("background gives way to people, token by token", one_of("normal", "background")),
     "max_seconds": number(0, LONGEST_S, "the answer ends after this time, the wait included"),
 }
 STREAMING = {
-    "model": said("a name of /v1/models; absent: the first", TEXT),
+    "model": described("a name of /v1/models; absent: the first", TEXT),
     "stream": FLAG,
     "n": integer(1, 1),
     "best_of": integer(1, 1),
     "stream_options": request(include_usage=FLAG),
-    "timings_per_token": said("each chunk of a stream has the number of tokens so far", FLAG),
+    "timings_per_token": described("each chunk of a stream has the number of tokens so far", FLAG),
 }
 RESPONSE_FORMAT = request(
     type=one_of(*grammars.FORMATS), json_schema=request(("schema",), schema=ANY, name=TEXT, strict=FLAG)
@@ -115,7 +115,7 @@ CHAT = request(
     tool_choice={"anyOf": [one_of("none", "auto", "required"), CALL]},
     response_format=RESPONSE_FORMAT,
     chat_template_kwargs=request(enable_thinking=FLAG),
-    reasoning_effort=said("none: no thinking", TEXT),
+    reasoning_effort=described("none: no thinking", TEXT),
 )
 IDS = a_list({"type": "integer", "minimum": 0})
 COMPLETIONS = request(
@@ -128,7 +128,7 @@ COMPLETIONS = request(
     logprobs=integer(0, MOST_TOP),
 )
 OPTIONS = request(
-    num_predict=said("-1, -2: as many as fit", {"type": "integer", "maximum": LARGEST}),
+    num_predict=described("-1, -2: as many as fit", {"type": "integer", "maximum": LARGEST}),
     repeat_penalty=SAMPLING["repetition_penalty"],
     stop=STOP,
     ignore_eos=FLAG,
@@ -136,10 +136,10 @@ OPTIONS = request(
 )
 OLLAMA = {
     "model": TEXT,
-    "name": said("as model, of older clients", TEXT),
-    "stream": said("by default true", FLAG),
+    "name": described("as model, of older clients", TEXT),
+    "stream": described("by default true", FLAG),
     "think": ANY,
-    "format": said('"json", or a JSON schema', ANY),
+    "format": described('"json", or a JSON schema', ANY),
     "options": OPTIONS,
     "priority": ANSWERING["priority"],
     "max_seconds": ANSWERING["max_seconds"],
@@ -161,8 +161,8 @@ TIMINGS = answer(
 USAGE = answer(
     prompt_tokens=COUNT, completion_tokens=COUNT, total_tokens=COUNT, prompt_tokens_details=answer(cached_tokens=COUNT)
 )
-ENERGY = said("where the board has a power sensor", answer(joules=NUMBER, sensor=TEXT))
-THERMAL = said("with --max-temperature", answer(ceiling_c=NUMBER, hottest_c=or_null(NUMBER), paused_ms=NUMBER))
+ENERGY = described("where the board has a power sensor", answer(joules=NUMBER, sensor=TEXT))
+THERMAL = described("with --max-temperature", answer(ceiling_c=NUMBER, hottest_c=or_null(NUMBER), paused_ms=NUMBER))
 TOKEN = {"token": TEXT, "logprob": NUMBER, "bytes": a_list(COUNT)}
 CHAT_LOGPROBS = answer(content=a_list(answer(**TOKEN, top_logprobs=a_list(answer(**TOKEN)))), refusal={"type": "null"})
 TEXT_LOGPROBS = answer(
@@ -319,7 +319,9 @@ SCHEMAS = {
     "Timings": TIMINGS,
     "OllamaChatRequest": request(**OLLAMA, messages=CHAT["properties"]["messages"], tools=CHAT["properties"]["tools"]),
     "OllamaChat": OLLAMA_CHAT,
-    "OllamaGenerateRequest": request(**OLLAMA, prompt=TEXT, system=TEXT, raw=said("without the chat template", FLAG)),
+    "OllamaGenerateRequest": request(
+        **OLLAMA, prompt=TEXT, system=TEXT, raw=described("without the chat template", FLAG)
+    ),
     "OllamaGenerate": OLLAMA_GENERATE,
     "OllamaError": answer(error=TEXT),
     "OllamaNamed": request(model=TEXT, name=TEXT),

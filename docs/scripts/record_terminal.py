@@ -22,20 +22,20 @@ COLUMNS, ROWS = 100, 30
 
 def output_of(command: list[str]) -> list[tuple[float, str]]:
     """(second, text) of each output of a command that ran without an error."""
-    ours, its = pty.openpty()
-    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+    reader, tty = pty.openpty()
+    fcntl.ioctl(tty, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     environment = {**os.environ, "TERM": "dumb", "COLUMNS": str(COLUMNS), "LINES": str(ROWS)}
     began, events = time.monotonic(), []
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=its, stderr=its, env=environment, cwd=ROOT)
-    os.close(its)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=tty, stderr=tty, env=environment, cwd=ROOT)
+    os.close(tty)
     while True:
         try:
-            found = os.read(ours, 1 << 16)
+            chunk = os.read(reader, 1 << 16)
         except OSError:  # Linux: the other end was closed
             break
-        if not found:
+        if not chunk:
             break
-        text = found.decode("utf-8", "replace").replace(str(Path.home()), "~")
+        text = chunk.decode("utf-8", "replace").replace(str(Path.home()), "~")
         events.append((round(time.monotonic() - began, 3), text))
     if child.wait():
         sys.exit(f"{command[0]} ended with exit code {child.returncode}")

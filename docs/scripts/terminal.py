@@ -25,7 +25,7 @@ text { fill: #d6deeb; white-space: pre }
 def lines_of(cast: str) -> list[tuple[float, str]]:
     """(second, line) of each line of the run, when its first character came; long lines are cut into several."""
     header, *events = (json.loads(line) for line in cast.splitlines())
-    found = [(0.0, f"$ {header['command']}")]
+    lines = [(0.0, f"$ {header['command']}")]
     text, began = "", None
     for second, _, more in events:
         for character in more.replace("\r\n", "\n"):
@@ -33,9 +33,9 @@ def lines_of(cast: str) -> list[tuple[float, str]]:
             if character != "\n":
                 text += character
                 continue
-            found += [(began, part) for part in folded(text.rstrip())]
+            lines += [(began, part) for part in folded(text.rstrip())]
             text, began = "", None
-    return found
+    return lines
 
 
 def folded(line: str) -> list[str]:

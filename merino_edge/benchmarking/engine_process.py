@@ -138,7 +138,7 @@ def open_ctranslate2(request: dict[str, Any]) -> Opened:
         )  # fmt: skip
         times_ms = [1e3 * (end - start) for start, end in zip(moments, moments[1:], strict=False)]
         if len(times_ms) != steps + 1:
-            raise RuntimeError(f"CTranslate2 gave {len(times_ms)} tokens, {steps + 1} were asked for")
+            raise RuntimeError(f"CTranslate2 gave {len(times_ms)} tokens, {steps + 1} were requested")
         return times_ms[0], times_ms[1:], chosen
 
     note = f"computes in {generator.compute_type}; end of text is masked until the last step"
@@ -200,7 +200,7 @@ def open_wheel(request: dict[str, Any], notes: list[str]) -> Opened:
             raise RuntimeError(f"llama.cpp gave no end: {answers[-1:]}")
         timings = {one["predicted_n"]: one for answer in answers if (one := answer.get("timings"))}
         if not {1, steps + 1} <= set(timings) or timings[1]["prompt_n"] != len(ids):
-            raise RuntimeError(f"llama.cpp gave {len(timings)} tokens for {len(ids)} ids, {steps + 1} were asked for")
+            raise RuntimeError(f"llama.cpp gave {len(timings)} tokens for {len(ids)} ids, {steps + 1} were requested")
         # Tokens that end inside a character come with the next one: their time lies between those beside them.
         known = sorted(timings)
         ends = np.interp(range(1, steps + 2), known, [timings[number]["predicted_ms"] for number in known])

@@ -227,7 +227,7 @@ def measure_peer_apart(
         "prompt": case.decode_start, "steps": case.steps, "repetitions": repetitions, "seed": seed,
         "vocab": bundle.vocab,
     }  # fmt: skip
-    pinned = dict.fromkeys(THREAD_VARIABLES, str(threads))  # no pool of an engine starts more than were asked for
+    pinned = dict.fromkeys(THREAD_VARIABLES, str(threads))  # no pool of an engine starts more than were requested
     kept = {"TORCHINDUCTOR_CACHE_DIR": str(peers.folder / "inductor")}
     return run_apart(PROCESS, json.dumps(request), timeout_s, {**pinned, **kept}, TIME_OF_A_ROW)
 

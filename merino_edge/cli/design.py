@@ -103,8 +103,8 @@ def design(
         check_file(out)
     profile = board(device, say, backend)
     vocabs = integers("--vocab", vocab)
-    asked = formats_of(profile)[0] if precision is None else precision
-    precisions = fast_formats(profile) if precision == "any" else words(asked)
+    named = formats_of(profile)[0] if precision is None else precision
+    precisions = fast_formats(profile) if precision == "any" else words(named)
     usual = FULL if preset else GROUPED
     scoring = score_named(score or ("merino" if preset else DEFAULT.name))
     space = spaced(

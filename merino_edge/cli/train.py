@@ -131,10 +131,10 @@ def train(
         "seed": seed, "bf16": bf16, "lora": lora, "patience": patience, "evaluations": evaluations,
         "prompt_weight": prompt_weight, "teacher_weight": teacher_weight, "temperature": temperature,
     }  # fmt: skip
-    asked = {key: value for key, value in given.items() if value is not None}
+    options = {key: value for key, value in given.items() if value is not None}
     kept = kept_recipe(out, resume)
     chosen = presets.preset(preset) if preset else None
-    recipe = Recipe(**{**(chosen.recipe if chosen else {}), **kept, **asked})
+    recipe = Recipe(**{**(chosen.recipe if chosen else {}), **kept, **options})
     if (teacher_weight or temperature) and not teacher:
         raise MerinoError("--teacher-weight and --temperature go with a --teacher: give one, or leave them out")
     if not is_finished(out):
@@ -153,7 +153,7 @@ def train(
         if begin.pretrained:
             usual["learning_rate"] = LORA_RATE if lora else TUNING_RATE
             usual["length"] = min(begin.architecture.context, LENGTH)
-        recipe = Recipe(**{**usual, **(chosen.recipe if chosen else {}), **asked})
+        recipe = Recipe(**{**usual, **(chosen.recipe if chosen else {}), **options})
     if chosen and preset and is_first():
         say(presets.needs_words(preset, chosen, begin.architecture, recipe))
     parts = accumulate or (chosen.accumulate if chosen else 1)

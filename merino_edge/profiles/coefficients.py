@@ -195,9 +195,9 @@ class Coefficients(Facts):
         """The lists of attention by groups, where it was measured, by the names of `prediction.latency`."""
         if self.groups is None:
             return {}
-        found = {f"{GROUPS}.{name}": getattr(self.groups, name) for name in OF_ATTENTION}
+        named = {f"{GROUPS}.{name}": getattr(self.groups, name) for name in OF_ATTENTION}
         int8 = self.groups.int8
-        return found | ({f"{GROUPS}.int8.{name}": getattr(int8, name) for name in ATTENTION_MACS} if int8 else {})
+        return named | ({f"{GROUPS}.int8.{name}": getattr(int8, name) for name in ATTENTION_MACS} if int8 else {})
 
     @property
     def formats(self) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ def train_tokenizer(documents: Iterable[str], vocab: int) -> Tokenizer:
     entries = tokenizer.get_vocab_size()
     if entries != vocab:
         raise MerinoError(
-            f"a vocabulary of {vocab} was asked for, and the text ({characters:,} characters) gives a BPE"
+            f"a vocabulary of {vocab} was requested, and the text ({characters:,} characters) gives a BPE"
             f" of {entries} entries at most, one for each of its words: design with --vocab {entries} or fewer, give"
             f" more text, or give a --tokenizer that has its {vocab} entries from other text"
         )

@@ -199,23 +199,23 @@ def clear_begun(out: Path) -> None:
             path.unlink()
 
 
-def differences(kept: Run, asked: Run) -> list[str]:
-    """The options in which `asked` is another run than `kept`, with both values."""
+def differences(kept: Run, requested: Run) -> list[str]:
+    """The options in which `requested` is another run than `kept`, with both values."""
     differing = []
-    if kept.architecture != asked.architecture:
-        differing.append(f"SOURCE is {shown(asked.architecture)}; the run's is {shown(kept.architecture)}")
-    elif kept.weights_sha256 != asked.weights_sha256:
-        differing.append(f"SOURCE has {weights_shown(asked)}; the run's has {weights_shown(kept)}")
-    files = (("--data", kept.data, asked.data), ("--held-out", kept.held_out, asked.held_out))
+    if kept.architecture != requested.architecture:
+        differing.append(f"SOURCE is {shown(requested.architecture)}; the run's is {shown(kept.architecture)}")
+    elif kept.weights_sha256 != requested.weights_sha256:
+        differing.append(f"SOURCE has {weights_shown(requested)}; the run's has {weights_shown(kept)}")
+    files = (("--data", kept.data, requested.data), ("--held-out", kept.held_out, requested.held_out))
     for option, kept_files, asked_files in files:
         if len(kept_files) != len(asked_files) or not all(map(DataFile.same_data, kept_files, asked_files)):
             differing.append(f"{option} is {listed(asked_files)}; the run's is {listed(kept_files)}")
-    if kept.teacher_sha256 != asked.teacher_sha256:
-        first, second = (run.teacher_sha256[:8] or "none" for run in (kept, asked))
+    if kept.teacher_sha256 != requested.teacher_sha256:
+        first, second = (run.teacher_sha256[:8] or "none" for run in (kept, requested))
         differing.append(f"--teacher is {second}; the run's is {first}")
-    if asked.tokenizer_sha256 not in ("", kept.tokenizer_sha256):  # empty: none was given
+    if requested.tokenizer_sha256 not in ("", kept.tokenizer_sha256):  # empty: none was given
         differing.append("--tokenizer is not the run's")
-    recipes = asdict(kept.recipe), asdict(asked.recipe)
+    recipes = asdict(kept.recipe), asdict(requested.recipe)
     differing += [
         f"--{key.replace('_', '-')} is {recipes[1][key]}; the run's is {recipes[0][key]}"
         for key in recipes[0] if recipes[0][key] != recipes[1][key]
@@ -235,9 +235,9 @@ def listed(files: list[DataFile]) -> str:
     return ", ".join(map(str, files)) or "not given"
 
 
-def check_same(kept: Run, asked: Run, out: Path) -> None:
+def check_same(kept: Run, requested: Run, out: Path) -> None:
     """Raises MerinoError where the run in `out` is not the requested one."""
-    differing = differences(kept, asked)
+    differing = differences(kept, requested)
     if differing:
         raise MerinoError(
             f"{out} holds another run: {'; '.join(differing)}. A run goes on as it began: give the run's own values, or"

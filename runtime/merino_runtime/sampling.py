@@ -62,7 +62,7 @@ def check_sampling(sampling: Sampling) -> None:
 def check_new_tokens(count: int) -> None:
     """Raises MerinoError for a number of new tokens that cannot be."""
     if not _is_integer(count) or count < 1:
-        raise MerinoError(f"{count!r} new tokens were asked for, allowed: an integer, 1 or more.")
+        raise MerinoError(f"{count!r} new tokens were requested, allowed: an integer, 1 or more.")
 
 
 def _within(value: float, low: float, high: float) -> bool:

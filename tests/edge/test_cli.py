@@ -271,9 +271,9 @@ REFUSED_WITHOUT_TORCH = [
     (["bench", "embedded", "--baseline", "opt-350m", "--peers", "all", "--peers-file", "x"], "--peers-file x does not"),
     (["export", "opt-350m", "--context", "9000", "-o", "out"], "--context 9000 is not allowed: choose 8 to 2048"),
     (["export", "embedded", "--context", "0", "-o", "out"], "--context 0 is not allowed: choose 8 tokens or more"),
-    (["generate", "embedded", "Once", "-n", "0"], "0 new tokens were asked for, allowed: an integer, 1 or more"),
+    (["generate", "embedded", "Once", "-n", "0"], "0 new tokens were requested, allowed: an integer, 1 or more"),
     (["generate", "embedded", "Once", "--top-p", "3"], "top_p is 3.0, allowed: above 0, up to 1"),
-    (["chat", "embedded", "-n", "0"], "0 new tokens were asked for, allowed: an integer, 1 or more"),
+    (["chat", "embedded", "-n", "0"], "0 new tokens were requested, allowed: an integer, 1 or more"),
     (["chat", "embedded", "--seed", "-1", "--ssh", "nowhere"], "seed is -1, allowed: an integer from 0"),
     (["keygen", "-o", ""], "-o '.' names a folder or nothing: give a name, such as -o fleet"),
 ]

@@ -315,7 +315,7 @@ AFTER_LOGIN = {
 
 # A part of what is said of each.
 WORDS = {
-    "never answers": "took too long", "nothing to say": "said nothing", "dies": "code -11",
+    "never answers": "took too long", "nothing to say": "printed nothing", "dies": "code -11",
     "endless login": "login shell", "endless line": "login shell", "endless answer": "more than 262,144 bytes",
     "endless talk": "took too long", "talk that steers": "it was us", "closes the connection": "lost",
     "drips": "took too long", "closes in mid-transfer": "copy merino-", "takes nothing": "too long to copy",

@@ -95,7 +95,7 @@ def test_after_with_the_model_is_closed_and_says_so(folder):
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"max_new_tokens": 0}, "0 new tokens"), ({"max_new_tokens": "9"}, "'9' new tokens were asked for"),
+    ({"max_new_tokens": 0}, "0 new tokens"), ({"max_new_tokens": "9"}, "'9' new tokens were requested"),
     ({"sampling": 0.0}, "sampling is 0.0, allowed is a Sampling"), ({"stops": "end"}, "stops are 'end'"),
     ({"stops": 5}, "stops are 5"), ({"sampling": Sampling(top_p=7.0)}, "top_p is 7.0"),
     ({"stops": [""]}, "stop string"), ({"overflow": "wrap"}, "'wrap', allowed")])

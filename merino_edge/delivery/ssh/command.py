@@ -149,7 +149,7 @@ async def _beginning(session: Session) -> None:
             code, last_words = await ended(session)
             if code == NOT_FOUND:
                 raise session.fault("it has no python3. On Debian and its kin: sudo apt install python3") from error
-            silent = f"python3 there ended with code {code} and said nothing. {TRY_THERE}"
+            silent = f"python3 there ended with code {code} and printed nothing. {TRY_THERE}"
             raise session.fault(last_words or silent) from error
         if line.strip() == agent.BEGIN.encode("ascii"):
             return

@@ -282,4 +282,4 @@ def _run(arguments: list[str]) -> dict[str, Any]:
 
 
 def _words(line: str, code: int) -> str:
-    return line.removeprefix("merino: ") or f"it ended with code {code} and said nothing"
+    return line.removeprefix("merino: ") or f"it ended with code {code} and printed nothing"

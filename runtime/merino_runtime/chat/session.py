@@ -82,7 +82,7 @@ def _answered(text: str, conversation: Any, record: Record, ways: Any) -> None:
     elif done.get("stop_reason") == "context":
         ways.note(f"the context of {done['context']} tokens is full, so the answer ends here: /reset starts again")
     elif done.get("stop_reason") == "length":
-        ways.note(f"the answer ends after {done['tokens']} tokens, as -n asks for")
+        ways.note(f"the answer ends after {done['tokens']} tokens, as set by -n")
 
 
 class Terminal:
