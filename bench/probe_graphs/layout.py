@@ -13,10 +13,9 @@ from merino_edge.export.onnx.external_data import INLINE_BYTES
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
-from merino_edge.export.onnx.own_kernels import GroupAttention, OwnKernels
+from merino_edge.export.onnx.own_kernels import GROUP_BYTES, GROUP_SIZE, TILE_ROWS, GroupAttention, OwnKernels
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.quantisation.groups import Quantized
-from merino_edge.export.quantisation.tiles4 import GROUP_BYTES, GROUP_SIZE, TILE_ROWS
 from merino_edge.families.operators import largest_group
 
 

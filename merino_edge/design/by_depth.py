@@ -19,8 +19,7 @@ import numpy as np
 from merino_edge.design.law import EVEN, MeasuredScoring, law_score, least_weights
 from merino_edge.design.pairing import Looked, look
 from merino_edge.design.prices import UNIT, Bound, Options, best_bound, bound_at
-from merino_edge.design.program import ROUNDING, Answer, Program, Solution, smallest_choice
-from merino_edge.design.uniform import uniform
+from merino_edge.design.program import ROUNDING, Answer, Program, Solution, smallest_choice, uniform
 
 STEPS = 12  # of the search for a good first decoder
 WORK = 200_000_000  # halves and decoders to enumerate at most; beyond it the result is not proved

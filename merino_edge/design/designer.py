@@ -14,10 +14,9 @@ from merino_edge.design.evolution import Effort
 from merino_edge.design.exact import Answer
 from merino_edge.design.existing import BLOCKS, existing_score
 from merino_edge.design.law import CONSTANTS, MeasuredScoring
-from merino_edge.design.program import Program
+from merino_edge.design.program import Program, uniform
 from merino_edge.design.score import DEFAULT, Scoring
 from merino_edge.design.space import Space
-from merino_edge.design.uniform import uniform
 from merino_edge.design.variants import Variant, combinations, encode_all, search
 from merino_edge.families.designed import Architecture
 from merino_edge.families.geometry import Geometry

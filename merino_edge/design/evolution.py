@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from random import Random
 
 from merino_edge.design.law import even, law_score
-from merino_edge.design.program import Program, Solution, smallest_choice
-from merino_edge.design.uniform import uniform
+from merino_edge.design.program import Program, Solution, smallest_choice, uniform
 from merino_edge.prediction.limits import most_within
 from merino_runtime.errors import MerinoError
 

@@ -5,7 +5,7 @@ projection where the width changes) and between the two ends (embedding, project
 memory is a maximum.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from merino_edge.design.constraints import Constraint
 from merino_edge.design.law import MeasuredScoring, law_score
 from merino_edge.design.space import size
 from merino_edge.families.designed import Block
-from merino_edge.prediction.limits import within
+from merino_edge.prediction.limits import most_within, within
 
 ROUNDING = 1e-9  # relative difference up to which scores count as equal
 
@@ -133,6 +133,25 @@ def smallest_choice(program: Program) -> tuple[int, ...]:
     """The decoder that is smallest in every constraint."""
     sizes = [size(block) for block in program.options]
     return (sizes.index(min(sizes)),) * program.blocks
+
+
+def uniform(program: Program) -> Iterator[Solution]:
+    """The best uniform decoder of each number of layers within the limits, in blocks of nearly equal depth. Uniform:
+    one width, FFN ratio and number of KV heads, no shared weights. Baseline and start of a search."""
+    deepest = int(program.layers.max())
+    options = np.full((int(program.shape.max()) + 1, deepest + 2), -1)  # of each shape and depth; -1: none
+    for (shape, depth), option in program.place.items():
+        options[shape, depth] = option
+    for layers in range(program.blocks, program.blocks * deepest + 1):
+        depth, more = divmod(layers, program.blocks)
+        chosen = options[:, [depth + (block < more) for block in range(program.blocks)]]  # [shapes, blocks]
+        chosen = chosen[(chosen >= 0).all(axis=1)]
+        width = program.width[chosen[:, 0]]
+        share = program.use[:, chosen].sum(axis=2) + program.peak[:, chosen].max(axis=2)
+        share = share + program.ends[:, width, width] + (program.blocks - 1) * program.step[:, width, width]
+        chosen = chosen[(share <= most_within(1.0)).all(axis=0)]
+        if len(chosen):  # for a fixed number of layers the score rises with the weights
+            yield program.solution(chosen[program.score[chosen].sum(axis=1).argmax()].tolist())
 
 
 def scaled(program: Program) -> Program:

@@ -13,9 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from merino_edge.export.calibration_text import tokenizer_of
 from merino_edge.export.questions import questions
-from merino_edge.export.source import Source, not_finite
+from merino_edge.export.source import Source, not_finite, tokenizer_of
 from merino_edge.text.scoring import logits_behind
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.backend import Backend

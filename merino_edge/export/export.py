@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from merino_edge.bundles.files import is_bundle_alone
-from merino_edge.export.calibration_text import check_text
 from merino_edge.export.divergence import divergence_words, keeps
 from merino_edge.export.mixed import eight_bits
 from merino_edge.export.one_format import Calibration, Exported, calibrate, write_export
@@ -22,7 +21,7 @@ from merino_edge.export.request import (
     in_int4,
 )
 from merino_edge.export.resolved import ResolvedExport, resolve
-from merino_edge.export.source import Source
+from merino_edge.export.source import Source, check_text
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.prediction.cost_model import cost_model

@@ -1,11 +1,13 @@
 """Loads a SOURCE: a checkpoint's folder, a GGUF, a design.json, an architecture's JSON, a float32 bundle, or a name of
-the zoo or the hub. Each becomes a `Source`: a geometry and a torch model."""
+the zoo or the hub. Each becomes a `Source`: a geometry and a torch model. And tokenizes texts with its tokenizer, for
+`--calibrate` and `--text`."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from merino_edge.bundles.files import is_bundle
@@ -21,6 +23,9 @@ from merino_edge.families.hugging_face import SEED, TOKENIZER, random_model, rea
 from merino_edge.families.registry import family_of, layout_of, read_geometry
 from merino_edge.families.weights import BlockSource
 from merino_edge.families.zoo import Model
+from merino_edge.text.perplexity import MOST_TOKENS
+from merino_edge.text.rows import first_rows, spread_rows
+from merino_edge.text.tokenizer import load_tokenizer
 from merino_edge.training.run_folder import trained_name
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
@@ -158,3 +163,29 @@ def template_in(bundle: Bundle) -> ChatTemplate | None:
     path = str(Path(bundle.folder) / bundle.chat.template)
     text = read_text(path, "a chat template", "Copy or export the bundle again.")
     return ChatTemplate(text, bundle.chat.tokens, path)
+
+
+def text_rows(source: Source, text: Path, length: int, tokens: int) -> torch.Tensor:
+    """Rows of ids [n, length], `tokens` ids at most, sampled evenly from the text.
+
+    Raises MerinoError where the text cannot be read, is too short, or the source has no tokenizer.
+    """
+    check_has_tokenizer(source, text, "--calibrate", "Export without --calibrate")
+    return spread_rows(text, tokenizer_of(source), length, tokens, "--calibrate")
+
+
+def check_text(source: Source, text: Path, context: int, remedy: str) -> None:
+    """Raises MerinoError where the perplexity of a bundle of this context could not be measured on the text."""
+    check_has_tokenizer(source, text, "--text", remedy)
+    first_rows(text, tokenizer_of(source), context, MOST_TOKENS, "--text")
+
+
+def check_has_tokenizer(source: Source, text: Path, option: str, remedy: str) -> None:
+    if source.tokenizer is None:
+        raise MerinoError(f"{option} {text}: {source.name} has no tokenizer. {remedy}")
+
+
+def tokenizer_of(source: Source) -> Tokenizer:
+    """The tokenizer of a source; the source must have one."""
+    assert source.tokenizer is not None, source.name
+    return load_tokenizer(source.tokenizer)

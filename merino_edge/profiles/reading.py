@@ -6,14 +6,14 @@ All faults of a file come in one message (`faults`). Reading imports neither sci
 import difflib
 import importlib.resources
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from merino_edge.profiles.faults import contradictions, phrase
-from merino_edge.profiles.profile import SCHEMA, DeviceProfile
+from merino_edge.profiles.profile import SCHEMA, DeviceProfile, names_model
 from merino_edge.storage.faults import refuse_other_schema
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import TOO_DEEP, check_depth, read_text
@@ -109,3 +109,23 @@ def _read(path: Path) -> DeviceProfile:
 
 def _text(path: Path) -> str:
     return read_text(str(path), TOML, f"{REMEDY[:-1]} or one of: {', '.join(profile_ids())}, host.", LARGEST_BYTES)
+
+
+def profile_of_model(model: str, profiles: Iterable[DeviceProfile] | None = None) -> DeviceProfile | None:
+    """The profile, of the shipped ones or of `profiles`, that names a device tree's model; None where none does.
+
+    The longest beginning decides, so that a variant may have a profile of its own beside the board's.
+    """
+    named = [
+        (len(beginning), profile)
+        for profile in (list_profiles() if profiles is None else profiles)
+        for beginning in profile.device_tree_models
+        if names_model(beginning, model)
+    ]
+    return max(named, key=lambda each: each[0])[1] if named else None
+
+
+def known_models(profiles: Sequence[DeviceProfile] | None = None) -> list[str]:
+    """All beginnings that profiles name, for messages."""
+    named = list_profiles() if profiles is None else profiles
+    return [beginning for profile in named for beginning in profile.device_tree_models]

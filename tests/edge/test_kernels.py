@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from merino_edge.bundles.kernels import library
+from merino_edge.export.onnx.own_kernels import tiles4
 from merino_edge.export.quantisation.groups import Quantized, dequantize, quantize_groups
-from merino_edge.export.quantisation.tiles4 import tiles4
 
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "runtime" / "kernels"

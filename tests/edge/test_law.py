@@ -16,10 +16,9 @@ from merino_edge.design.designer import design
 from merino_edge.design.encode import encode, least, tabulate
 from merino_edge.design.evolution import Effort, evolve
 from merino_edge.design.law import CONSTANTS, EVEN, LAYER_WEIGHTS, MeasuredScoring, even, law_score, least_weights
-from merino_edge.design.program import smallest_choice
+from merino_edge.design.program import smallest_choice, uniform
 from merino_edge.design.score import MEASURED, total_score
 from merino_edge.design.space import FULL, GROUPED, Space, spaced
-from merino_edge.design.uniform import uniform
 from merino_edge.families.designed import Block
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.shape import InferenceShape

@@ -14,9 +14,8 @@ from sample_geometries import small
 
 from merino_edge.bundles.kernels import MACHINES, library_file
 from merino_edge.export.export import export
-from merino_edge.export.onnx.own_kernels import in_halves
+from merino_edge.export.onnx.own_kernels import in_halves, minimums_of
 from merino_edge.export.quantisation.groups import dequantize, quantize_groups
-from merino_edge.export.quantisation.tiles4 import minimums_of
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture

@@ -14,8 +14,15 @@ from merino_bench.probe import bandwidth as probe
 from merino_edge.calibration import host, this_machine
 from merino_edge.calibration.board import board as named_board
 from merino_edge.profiles.coefficients import KINDS, Figure, weakest_kind
-from merino_edge.profiles.detect import known_models, names_model, profile_of_model
-from merino_edge.profiles.reading import list_profiles, load_profile, parse_profile, profile_ids
+from merino_edge.profiles.reading import (
+    known_models,
+    list_profiles,
+    load_profile,
+    names_model,
+    parse_profile,
+    profile_ids,
+    profile_of_model,
+)
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
 

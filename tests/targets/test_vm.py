@@ -8,7 +8,7 @@ from emulated_board import CPUS
 from emulated_machine import MODELS, boot, needs_machine, new_root
 
 from merino_edge.bundles.board_app import write_board_app
-from merino_edge.profiles.detect import profile_of_model
+from merino_edge.profiles.reading import profile_of_model
 
 pytestmark = [pytest.mark.slow, needs_machine]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from merino_edge.delivery.ssh.command import TRY_THERE, answer, ended, give, json_of, started
 from merino_edge.delivery.ssh.connect import Board
-from merino_edge.profiles.detect import known_models, profile_of_model
 from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.profiles.reading import known_models, profile_of_model
 from merino_runtime.delivery.machine import Machine, machine_of
 from merino_runtime.delivery.releases import ID
 from merino_runtime.errors import MerinoError

@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from merino_edge.export.calibration_text import text_rows
 from merino_edge.export.quantisation.gptq import Hessians
-from merino_edge.export.source import Source
+from merino_edge.export.source import Source, text_rows
 
 TOKENS = 16_384  # at most, sampled evenly from the text
 ROW = 512  # tokens in a sequence

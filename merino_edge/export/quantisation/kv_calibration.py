@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from merino_edge.export.calibration_text import text_rows, tokenizer_of
 from merino_edge.export.quantisation.kv_cache import BITS, CacheScales, largest_code, scales_of
-from merino_edge.export.source import Source, not_finite
+from merino_edge.export.source import Source, not_finite, text_rows, tokenizer_of
 from merino_runtime.errors import MerinoError
 
 SEED = 0

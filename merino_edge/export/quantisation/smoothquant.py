@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from merino_edge.export.calibration_text import text_rows
 from merino_edge.export.quantisation.groups import fits
 from merino_edge.export.quantisation.hessians import ROW
 from merino_edge.export.quantisation.kv_calibration import LONGEST_ROW, own_rows
-from merino_edge.export.source import Source
+from merino_edge.export.source import Source, text_rows
 from merino_edge.families.graph_ops import Norm
 from merino_edge.families.pre_norm import Decoder, Linear
 from merino_edge.families.registry import decoder_of, layout_of

@@ -15,8 +15,7 @@ from google.protobuf.message import DecodeError  # what a damaged file ends in
 from merino_edge.export.onnx.graph import MODEL_FILE
 from merino_edge.export.tensorrt.constants import constant_problems
 from merino_edge.export.tensorrt.ports import port_problems
-from merino_edge.export.tensorrt.problem import Problem, label
-from merino_edge.export.tensorrt.support import Support, support_of
+from merino_edge.export.tensorrt.support import Problem, Support, label, support_of
 from merino_edge.export.tensorrt.tensors import shape_problems, tensor_problems, with_shapes
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError

@@ -8,8 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from merino_edge.export.tensorrt.problem import Problem
-from merino_edge.export.tensorrt.support import Support
+from merino_edge.export.tensorrt.support import Problem, Support
 from merino_edge.export.tensorrt.tensors import type_name
 from merino_runtime.bundle import Bundle
 

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 
 import onnx
 
-from merino_edge.export.tensorrt.problem import Problem, label
-from merino_edge.export.tensorrt.support import Support
+from merino_edge.export.tensorrt.support import Problem, Support, label
 from merino_edge.export.tensorrt.tensors import LENGTH, type_name
 from merino_runtime.bundle import Bundle, Port
 

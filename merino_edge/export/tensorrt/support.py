@@ -1,10 +1,13 @@
-"""What the parser of each TensorRT takes, read from `support.toml`, which says where each fact comes from."""
+"""The operators, types and constants that each TensorRT's parser supports, read from `support.toml` with the source of
+each fact; and the problems that a graph has with them."""
 
 import tomllib
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
+
+import onnx
 
 from merino_runtime.errors import MerinoError
 
@@ -50,3 +53,17 @@ def support_of(version: str) -> Support:
     if version not in table():
         raise MerinoError(f"--tensorrt {version} is not allowed: choose {' or '.join(table())}")
     return table()[version]
+
+
+class Problem(NamedTuple):
+    """`node`: the name of a node, an input, an output, a constant or the model's file; `operator`: empty except for a
+    node."""
+
+    node: str
+    operator: str
+    what: str
+
+
+def label(node: onnx.NodeProto, place: int) -> str:
+    """A node's name; the first output of one without, as NVIDIA's tools call it; else its place in the graph."""
+    return node.name or next(iter(node.output), "") or f"node {place}"

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 import onnx
 from onnx import TensorProto, helper
 
-from merino_edge.export.tensorrt.problem import Problem, label
-from merino_edge.export.tensorrt.support import Support
+from merino_edge.export.tensorrt.support import Problem, Support, label
 
 # Positions of inputs that are no values of the operator: indices, shapes, scales. ONNX says which types they have.
 BESIDES = {
