@@ -11,6 +11,7 @@ import merino_edge
 from merino_edge.cli.options import with_budgets
 from merino_edge.design.budgets import BUDGETS_BY_NAME, Budget, Term, shares_over
 from merino_edge.design.designer import design
+from merino_edge.design.evolution import Effort
 from merino_edge.design.space import Space
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.errors import MerinoError
@@ -55,7 +56,7 @@ def test_a_budget_added_to_the_table_binds_both_solvers_and_is_named_by_a_refusa
     tight = asked(kv_mb=0.6 * free.predicted.kv_bytes / 2**20)
     assert tight.predicted.kv_bytes <= 0.6 * free.predicted.kv_bytes and tight.entropy < free.entropy
     assert tight.solver.gap < 1e-6
-    paper = asked(kv_mb=0.6 * free.predicted.kv_bytes / 2**20, solver="evolution")
+    paper = asked(kv_mb=0.6 * free.predicted.kv_bytes / 2**20, solver="evolution", effort=Effort(steps=20_000))
     assert paper.predicted.kv_bytes <= 0.6 * free.predicted.kv_bytes
     with pytest.raises(MerinoError, match=rf"{cache_budget.option} 0.001 is below \S+, .* \(the whole KV"):
         asked(kv_mb=0.001)

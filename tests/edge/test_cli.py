@@ -398,7 +398,7 @@ measuring.DECODE_REPETITIONS = measuring.PREFILL_REPETITIONS = 1
 def test_a_design_is_measured_on_this_machine_and_on_no_other(tmp_path):
     path = tmp_path / "design.json"
     budgets = ["--memory-mb", 400, "--decode-ms", 500, "--params-m", 1]
-    small = ["--blocks", 1, "--vocab", 512, "--context", 64, *budgets]
+    small = ["--blocks", 1, "--kv-heads", "full", "--vocab", 512, "--context", 64, *budgets]
     code, out, err = run("design", "--device", "host", "--measure", *small, "-o", path, first=TWO_PROCESSES)
     assert code == 0 and "measured here with random weights: decode" in out and "of decode_ms 500" in err, err
     assert re.search("measuring .*; there are at most 3 designs", err)

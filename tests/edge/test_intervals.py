@@ -240,6 +240,7 @@ def run(*words):
 
 def test_design_prints_and_writes_its_intervals(calibrated, tmp_path):
     words = ("design", "--device", calibrated, "--decode-ms", "4", "--vocab", "2000", "--context", "128")
+    words += ("--blocks", "2", "--kv-heads", "full")
     code, shown, _ = run(*words, "-o", tmp_path / "design.json")
     assert code == 0
     assert "the upper bound of each 90% prediction interval must meet its latency or energy budget" in shown
