@@ -194,8 +194,11 @@ recalibrate("host", [], None, choose=ending({at}, lambda: os.kill(os.getpid(), s
 
 
 @pytest.mark.parametrize(("at", "probe"), [
-    (1, "quick_probe"), (0, "lambda path, _: (quick_probe(path), os.kill(os.getpid(), signal.SIGKILL))"),
-])  # fmt: skip
+    (1, "quick_probe"),
+    pytest.param(
+        0, "lambda path, _: (quick_probe(path), os.kill(os.getpid(), signal.SIGKILL))", marks=pytest.mark.nightly
+    ),
+])
 def test_a_killed_calibration_leaves_the_former_profile(at, probe, cache):
     before = host.kept_probes()
     here = Path(__file__).parent

@@ -122,6 +122,7 @@ class Interrupted(training.CheckedTrainer):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # by day: test_training_runs.py kills a run at a random moment
 def test_an_interrupted_run_ends_as_if_it_had_not_been_interrupted(finished, text, tmp_path, monkeypatch):
     folder, record = finished[0], dict(finished[1])
     out = tmp_path / "checkpoint"

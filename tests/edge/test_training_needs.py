@@ -75,6 +75,7 @@ print(model.num_parameters())
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_transformers_loads_a_checkpoint_without_an_import_of_ours(trained, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", BY_TRANSFORMERS_ALONE, trained[0]], capture_output=True, text=True, check=False,
@@ -265,6 +266,7 @@ main(sys.argv[1:])
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_memory_that_runs_out_all_the_same_is_a_message_with_the_figures(tmp_path):
     (tmp_path / "tiny.json").write_text(ARCH.model_dump_json())
     text = write_stories(tmp_path / "many.txt", range(600))
