@@ -214,10 +214,10 @@ def test_a_front_runs_from_the_smallest_decoder_to_where_more_gives_nothing(foun
 
 @pytest.mark.slow
 def test_other_budgets_hold_at_every_point():
-    found = front(ZERO, {"params_m": 1, "prefill_ms": 60}, "decode_ms", 4, space=SMALL, context=256, prompt=128)
+    found = front(ZERO, {"params_m": 1, "prefill_ms": 60}, "decode_ms", 2, space=SMALL, context=256, prompt=128)
     assert found.budget == {"params_m": 1, "prefill_ms": 60, "memory_mb": ZERO.budget.memory_mb}
     assert all(point.predicted.params <= 1e6 and point.predicted.prefill_ms <= 60 for point in found.points)
-    loose = front(ZERO, {}, "decode_ms", 4, space=SMALL, context=256, prompt=128)
+    loose = front(ZERO, {}, "decode_ms", 2, space=SMALL, context=256, prompt=128)
     assert found.points[-1].entropy < loose.points[-1].entropy
 
 
