@@ -1,7 +1,7 @@
 """The image of the board's server and the add-on around it: their files by what is documented; by night built and run.
 
-The image is built by buildah from a root file system that mmdebstrap makes, since no registry is asked: for this
-machine and for arm64 under emulation. Where a tool is missing the reason is told.
+The images are built by buildah from a root file system that mmdebstrap makes, since no registry is asked: for this
+machine, and the server's for arm64 under emulation too. Where a tool is missing the reason is told.
 """
 
 import json
@@ -169,33 +169,57 @@ def in_namespaces(call):
     for kind in ("uid", "gid"):
         Path(f"/proc/{process.pid}/{kind}_map").write_text("0 0 65536\n")
     try:
-        out, err = process.communicate("mapped\n", timeout=590)
+        out, err = process.communicate("mapped\n", timeout=1200)  # emulated, beside other tests
     finally:
         process.kill()
     return process.returncode, out, err
 
 
+KEY = "a-key-for-the-test"
+
+
+def volumes_of_the_server(folder):
+    """Of docs/container.md's `podman run`."""
+    (folder / "keys").write_text(f"{KEY}\n")
+    (folder / "keys").chmod(0o644)
+    return [f"{folder}/bundle:/bundle:ro", f"{folder}/keys:/keys:ro"]
+
+
+def volumes_of_the_addon(folder):
+    """What the Supervisor gives it: /data with the options, readable by root alone, and /share."""
+    (folder / "share" / "merino").mkdir(parents=True)
+    (folder / "bundle").rename(folder / "share" / "merino" / "bundle")
+    (folder / "data").mkdir()
+    (folder / "data" / "options.json").write_text(json.dumps({**CONFIG["options"], "api_key": KEY}))
+    (folder / "data" / "options.json").chmod(0o600)
+    return [f"{folder}/data:/data:rw", f"{folder}/share:/share:ro"]
+
+
 @pytest.mark.nightly
-@pytest.mark.parametrize("architecture", PLATFORMS)
-def test_the_image_is_built_serves_and_is_healthy(architecture, tmp_path):
+@pytest.mark.parametrize(
+    "image, volumes, architecture",
+    [
+        (IMAGES[0], volumes_of_the_server, "amd64"), (IMAGES[0], volumes_of_the_server, "arm64"),
+        (IMAGES[1], volumes_of_the_addon, "amd64"),
+    ],
+    ids=["server-amd64", "server-arm64", "addon-amd64"],
+)  # fmt: skip
+def test_the_image_is_built_serves_and_is_healthy(image, volumes, architecture, tmp_path):
     lacking = [name for name in TOOLS if shutil.which(name) is None]
     if lacking or os.getuid():
         pytest.skip(f"the image is built by root with {', '.join(lacking or TOOLS)}: not here")
-    base = tmp_path / "base.tar"
+    base, context = tmp_path / "base.tar", tmp_path / "context"
     subprocess.run([SCRIPTS / "base.sh", architecture, base], check=True)
-    shutil.copy(FOLDER / "Containerfile", tmp_path)
-    context = tmp_path / "context"
-    context.mkdir()
+    shutil.copytree(image.parent, context, ignore=shutil.ignore_patterns("home-assistant"))
     wheels_into(context, architecture)
-    shutil.copy(FOLDER / "Containerfile", context)
-    bundle = tmp_path / "bundle"
-    shutil.copytree(ROOT / "merino_edge" / "embedded" / "bundle", bundle)
+    shutil.copytree(ROOT / "merino_edge" / "embedded" / "bundle", tmp_path / "bundle")
     tmp_path.chmod(0o755)
     emulated = "yes" if architecture == "arm64" else "no"
-    code, out, err = in_namespaces([SCRIPTS / "serve.sh", base, context, bundle, tmp_path / "work", emulated])
+    call = [SCRIPTS / "serve.sh", base, context, image.name, tmp_path / "work", emulated, KEY, *volumes(tmp_path)]
+    code, out, err = in_namespaces(call)
     log = tmp_path / "work" / "server.log"
     assert code == 0, f"{out}\n{err[-3000:]}\n{log.read_text() if log.exists() else ''}"
-    user, state, text = out.splitlines()[0], out.splitlines()[1], "\n".join(out.splitlines()[2:])
-    assert (user, state) == ("10001", "healthy") and "little girl" in text
-    image = json.loads((tmp_path / "work" / "image.json").read_text())
-    assert image["OCIv1"]["architecture"] == architecture
+    user, state, *text = out.splitlines()
+    assert (user, state) == ("10001", "healthy") and "little girl" in "\n".join(text)
+    built = json.loads((tmp_path / "work" / "image.json").read_text())
+    assert built["OCIv1"]["architecture"] == architecture

@@ -15,5 +15,5 @@ else:
         config = json.load(file)["Docker"]["config"]
     health = config["Healthcheck"]["Test"]
     assert health[0] == "CMD", health
-    words = health[1:] if sys.argv[2] == "health" else [*config["Entrypoint"], *config["Cmd"]]
+    words = health[1:] if sys.argv[2] == "health" else [*(config.get("Entrypoint") or []), *config["Cmd"]]
     print(shlex.join(words))
