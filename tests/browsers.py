@@ -12,10 +12,10 @@ QUIET = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 @contextmanager
 def headless():
     driven = pytest.importorskip("playwright.sync_api").sync_playwright
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    path = next((result for name in BROWSERS if (result := shutil.which(name))), None)
     if path is None:
         pytest.skip(f"no browser here: none of {', '.join(BROWSERS)}; on Debian: apt-get install chromium")
     with driven() as driver:
-        found = driver.chromium.launch(executable_path=path, args=list(QUIET))
-        yield found
-        found.close()
+        result = driver.chromium.launch(executable_path=path, args=list(QUIET))
+        yield result
+        result.close()

@@ -62,14 +62,14 @@ def server():
     """A socket to the process that is forked; it ends with this one."""
     if HANDLE in os.environ:
         return socket.socket(fileno=int(os.environ[HANDLE]))
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
     subprocess.Popen(
-        [sys.executable, "-c", f"import forked; forked.serve({theirs.fileno()})"], pass_fds=[theirs.fileno()],
+        [sys.executable, "-c", f"import forked; forked.serve({other.fileno()})"], pass_fds=[other.fileno()],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
-    theirs.close()
-    return ours
+    other.close()
+    return own
 
 
 class Forked:
@@ -99,8 +99,8 @@ def run(words, **options):
     with contextlib.ExitStack() as opened:
         files = {name: opened.enter_context(tempfile.TemporaryFile()) for name in ("stdout", "stderr")}
         code = Forked(words, **{**{name: file.fileno() for name, file in files.items()}, **options}).wait()
-        said = {name: b"" if file.seek(0) else file.read().decode() for name, file in files.items()}
-    return subprocess.CompletedProcess(words, code, **said)
+        output = {name: b"" if file.seek(0) else file.read().decode() for name, file in files.items()}
+    return subprocess.CompletedProcess(words, code, **output)
 
 
 def program(path, first=""):
@@ -112,12 +112,12 @@ def program(path, first=""):
 
 def serve(handle):
     """Forks for each request until nobody asks any more."""
-    asked = socket.socket(fileno=handle)
+    requested = socket.socket(fileno=handle)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a ctrl-C at the terminal is for the tests
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whose end nobody waits for
     load(ALL)
     while True:
-        message, handles, *_ = socket.recv_fds(asked, 16, 5)
+        message, handles, *_ = socket.recv_fds(requested, 16, 5)
         if not message:
             return
         with os.fdopen(handles[0], "rb") as file:
@@ -125,7 +125,7 @@ def serve(handle):
             request = json.load(file)
         load(BY_COMMAND.get(request["words"][0] if request["words"] else "", ()))
         if os.fork() == 0:
-            asked.close()
+            requested.close()
             watch(request, *handles[1:])
         for each in handles[1:]:
             os.close(each)

@@ -169,11 +169,11 @@ NUMBERS = [-1, 1.5, True, "1280", None, 2 ** 60, 10 ** 400, [], 8 ** 11]
 
 def kinds():
     """All kinds, unsigned but where the signature is what is wrong."""
-    found = [Kind("path " + name, renamed(path), r"manifest\.json .*files\[2\]\.path|half of a surrogate")
+    results = [Kind("path " + name, renamed(path), r"manifest\.json .*files\[2\]\.path|half of a surrogate")
              for name, path in PATHS]
-    found += [Kind(f"bytes {number}", of_file(bytes=value), r"files\[2\]\.bytes|too large|model\.onnx has .* allowed")
+    results += [Kind(f"bytes {number}", of_file(bytes=value), r"files\[2\]\.bytes|too large|model\.onnx has .* allowed")
               for number, value in enumerate(NUMBERS)]
-    return found + _manifests() + _places() + _headers() + _sizes() + _layouts() + _signatures() + _wrappings()
+    return results + _manifests() + _places() + _headers() + _sizes() + _layouts() + _signatures() + _wrappings()
 
 
 def kinds_with(app):
@@ -256,7 +256,7 @@ def _headers():
              "pipe": b"6", "contiguous file": b"7", "old regular file": b"\0", "sparse file": b"S", "pax header": b"x",
              "global pax header": b"g", "GNU long name": b"L", "GNU long link": b"K", "GNU volume": b"V",
              "multi-volume": b"M", "unknown type": b"Z"}
-    found = [Kind(name, changed(member(MODEL, data, type=type_, link=b"/etc/passwd")), r"in place of " + MODEL)
+    results = [Kind(name, changed(member(MODEL, data, type=type_, link=b"/etc/passwd")), r"in place of " + MODEL)
              for name, type_ in types.items()]
     fields = {
         "set-uid mode": {"mode": b"0004755\0"}, "mode 0755": {"mode": b"0000755\0"}, "owner": {"uid": b"0001750\0"},
@@ -267,11 +267,11 @@ def _headers():
         "prefix": {"prefix": b"/etc"}, "name with more": {"name": MODEL.encode("ascii") + b"\0evil"},
         "other name": {"name": b"bundles/0/evil"}, "name that leads out": {"name": b"../../evil"},
         "split name": {"prefix": b"bundles/0", "name": b"model.onnx"}}
-    found += [Kind("header: " + name, changed(member(MODEL, data, **values)), r"in place of " + MODEL)
+    results += [Kind("header: " + name, changed(member(MODEL, data, **values)), r"in place of " + MODEL)
               for name, values in fields.items()]
     for name, value in {"zero": b"000000\0 ", "spaces": b"        ", "7 digits": b"0012345 "}.items():
-        found.append(Kind("checksum " + name, changed(member(MODEL, data, checksum=value)), r"in place of " + MODEL))
-    return found + [
+        results.append(Kind("checksum " + name, changed(member(MODEL, data, checksum=value)), r"in place of " + MODEL))
+    return results + [
         Kind("long name before", changed(member("././@LongLink", b"/etc/passwd\0", type=b"L") + member(MODEL, data)),
              r"in place of " + MODEL),
         Kind("pax path before", changed(member("x", b"20 path=/etc/passwd\n", type=b"x") + member(MODEL, data)),
@@ -287,9 +287,9 @@ def _sizes():
         "negative": b"\xff" * 12, "base-256 of 10 TB": b"\x80" + (10 ** 13).to_bytes(11, "big"),
         "signed": b"-0000002400\0", "spaces": b"       2400\0", "12 digits": b"000000002400", "hexadecimal": b"0x500\0",
         "empty": b""}
-    found = [Kind("size " + name, changed(member(MODEL, data, size=value)), r"in place of " + MODEL)
+    results = [Kind("size " + name, changed(member(MODEL, data, size=value)), r"in place of " + MODEL)
              for name, value in words.items()]
-    found += [Kind("content " + name, changed(head(MODEL, len(data)) + content + padding(content)), says)
+    results += [Kind("content " + name, changed(head(MODEL, len(data)) + content + padding(content)), says)
               for name, content, says in (
                   ("shorter by blocks", data[:100], "in place of bundles/0/tokenizer|bytes, its manifest"),
                   ("longer by blocks", data * 2, "in place of bundles/0/tokenizer"),
@@ -300,9 +300,9 @@ def _sizes():
         value = description()
         value["files"][2]["bytes"] = size
         field = b"%011o\0" % size if size < 8 ** 11 else b"\x80" + size.to_bytes(11, "big")
-        found.append(Kind(f"{size} bytes promised",
+        results.append(Kind(f"{size} bytes promised",
                           archive(canonical(value), **{MODEL: member(MODEL, data, size=field)}), says))
-    return found
+    return results
 
 
 def _layouts():

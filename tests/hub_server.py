@@ -53,16 +53,16 @@ def hub(repositories, gated=(), cut=()):
                 return self.refuse(401, "RepoNotFound", body)
             files = repositories.get(name, {})
             if rest[:1] == ["tree"]:
-                found = [
+                results = [
                     {"type": "file", "oid": git_sha(data), "size": len(data), "path": path,
                      **({"lfs": {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}}
                         if path.endswith(".safetensors") else {})}
                     for path, data in files.items()
                 ]  # fmt: skip
-                return self.send(200, json.dumps(found).encode(), {"Content-Type": "application/json"}, body)
-            found = {"id": name, "modelId": name, "sha": COMMIT, "private": False, "gated": "manual" if name in gated
+                return self.send(200, json.dumps(results).encode(), {"Content-Type": "application/json"}, body)
+            results = {"id": name, "modelId": name, "sha": COMMIT, "private": False, "gated": "manual" if name in gated
                      else False, "siblings": [{"rfilename": path} for path in files]}  # fmt: skip
-            return self.send(200, json.dumps(found).encode(), {"Content-Type": "application/json"}, body)
+            return self.send(200, json.dumps(results).encode(), {"Content-Type": "application/json"}, body)
 
         def file(self, path, data, body):
             large = path.endswith(".safetensors")

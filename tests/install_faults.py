@@ -152,12 +152,12 @@ def answer(request):
         os._exit(code)
     os.close(writer)
     with os.fdopen(reader, "rb") as file:
-        said = file.read().decode("utf-8", "replace")
+        output = file.read().decode("utf-8", "replace")
     _, status = os.waitpid(pid, 0)
     killed = os.WIFSIGNALED(status)
-    said, _, count = said.rpartition("\noperations") if "\noperations" in said else (said, None, None)
+    output, _, count = output.rpartition("\noperations") if "\noperations" in output else (output, None, None)
     return {"code": None if killed else os.WEXITSTATUS(status), "killed": killed, "count": count and int(count),
-            "said": said}
+            "said": output}
 
 
 def serve():

@@ -55,23 +55,23 @@ def tokenizers_of_both_kinds():
 
 def merges_for(vocab):
     """Each token from two others, where there are such."""
-    found = []
+    results = []
     for token in sorted(vocab, key=len):
         cut = next((cut for cut in range(1, len(token)) if token[:cut] in vocab and token[cut:] in vocab), 0)
         if cut and not token.startswith("<"):
-            found.append(token[:cut] + " " + token[cut:])
-    return found
+            results.append(token[:cut] + " " + token[cut:])
+    return results
 
 
 def bounds(low, high, kinds):
     def pair(values):
         (first, second), (left, right) = sorted(values[:2]), values[2:]
-        found = {}
+        results = {}
         if left:
-            found[kinds[0]] = first
+            results[kinds[0]] = first
         if right:
-            found[kinds[1]] = second
-        return found
+            results[kinds[1]] = second
+        return results
 
     value = st.integers(low, high)
     return st.tuples(value, value, st.booleans(), st.booleans()).map(pair)

@@ -52,9 +52,9 @@ def taken(read, *arguments):
     try:
         return read(*arguments)
     except MerinoError as error:
-        said = str(error)
-        assert said and len(said) < LONGEST_MESSAGE, said[:1000]
-        said.encode("utf-8")
+        output = str(error)
+        assert output and len(output) < LONGEST_MESSAGE, output[:1000]
+        output.encode("utf-8")
         return None
 
 

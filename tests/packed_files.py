@@ -70,18 +70,18 @@ def renamed(files, name):
 
 def tree(folder):
     """Path -> content or link target of all that lies in a folder, to compare what a command left."""
-    found = {}
+    results = {}
     for place, folders, names in os.walk(str(folder)):
         for name in names + folders:
             path = os.path.join(place, name)
             inner = os.path.relpath(path, str(folder))
             if os.path.islink(path):
-                found[inner] = "-> " + os.readlink(path)
+                results[inner] = "-> " + os.readlink(path)
             elif os.path.isdir(path):
-                found[inner + "/"] = None
+                results[inner + "/"] = None
             else:
-                found[inner] = read(place, name)
-    return found
+                results[inner] = read(place, name)
+    return results
 
 
 __all__ = ["WheelSet", "app_bytes", "bundle_files", "changed_golden", "packed_bytes", "read", "renamed", "tree"]

@@ -16,14 +16,14 @@ def on_a_terminal(call, width=80, typed=b"", both=True, start=subprocess.Popen, 
     variables = dict(os.environ, TERM="xterm", **environment)
     for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
         variables.pop(name, None)
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+    own, other = pty.openpty()
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
     with open(os.devnull, "wb") as null:
-        process = start([str(word) for word in call], stdin=theirs, stdout=theirs,
-                        stderr=theirs if both else null.fileno(), env=variables)
-    os.close(theirs)
-    os.write(ours, typed)
-    text = read_until_closed(ours).decode("utf-8").replace("\r\n", "\n")
+        process = start([str(word) for word in call], stdin=other, stdout=other,
+                        stderr=other if both else null.fileno(), env=variables)
+    os.close(other)
+    os.write(own, typed)
+    text = read_until_closed(own).decode("utf-8").replace("\r\n", "\n")
     return process.wait(), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 

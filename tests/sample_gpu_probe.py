@@ -29,7 +29,7 @@ def probed(version, path, monkeypatch, speeds=SPEEDS):
         monkeypatch.setenv(name, value)  # of the process whose memory is read
     monkeypatch.setattr(timing, "time", StandInClock(gpu))
     monkeypatch.setattr(gpu_probe, "MOST_RUN_S", 0.03)  # its times do not vary
-    found = run.run_probe(str(path), backend="tensorrt")
+    result = run.run_probe(str(path), backend="tensorrt")
     gc.collect()
     assert gpu.violations == [] and gpu.left() == []
-    return found
+    return result

@@ -42,14 +42,14 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None, seed=0):
             if left_out and left_out(one):
                 continue
             at = truth.threads.index(task.threads)
-            asked = fitting.amounts_of(one, probe.dialect)
-            first_mb = asked.get(MEMORY, 0.0) * 1e6 / MB
+            request = fitting.amounts_of(one, probe.dialect)
+            first_mb = request.get(MEMORY, 0.0) * 1e6 / MB
             edges = truth.cache_within_mb[at], truth.cache_beyond_mb[at]
-            asked[MEMORY] = asked.get(MEMORY, 0.0) * float(memory_share(max(first_mb, 1e-9), *edges))
+            request[MEMORY] = request.get(MEMORY, 0.0) * float(memory_share(max(first_mb, 1e-9), *edges))
             half = truth.cache_half_mb[at] * MB
-            asked[REREAD] = sum(size / 1e6 * reread_share(between, half) for between, size in fitting.rereads_of(one))
+            request[REREAD] = sum(size / 1e6 * reread_share(between, half) for between, size in fitting.rereads_of(one))
             unit = {**by_threads(truth)[task.threads].us_per_unit, fitting.GRAPH: truth.step_us[at]}
-            us = sum(amount * unit[name] for name, amount in asked.items())
+            us = sum(amount * unit[name] for name, amount in request.items())
             rows.append(one.model_copy(update={"ms": us / 1e3 * float(np.exp(noise * random.normal()))}))
     return joined([probe.model_copy(update={"measurements": rows})])  # which has each row once, as a board's has
 

@@ -42,7 +42,7 @@ def record(step_ms=10.0, spread=0.02, seed=0, disturbed=(), **keys):
     flags = [*disturbed, *[[]] * (len(rounds) - len(disturbed))]
     if "flags" in keys:  # of all processes
         flags = [list(keys["flags"])] * len(rounds)
-    processes = [{"turn": turn, "attempt": 0, "repetitions": 1, "flags": found} for turn, found in enumerate(flags)]
+    processes = [{"turn": turn, "attempt": 0, "repetitions": 1, "flags": result} for turn, result in enumerate(flags)]
     samples = sorted(sample for one in rounds for sample in one)
     speeds = [1000 * tokens / sum(one) for one in rounds]
     if row["depth"] or kind == "pp":

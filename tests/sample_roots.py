@@ -50,8 +50,8 @@ def make_root(folder, python="3.11", glibc="2.36", machine=183, bits=64):
     (folder / f"usr/bin/python{python}").write_bytes(elf(machine, bits))
     (folder / "usr/bin/python3").symlink_to(f"python{python}")
     (folder / "usr/lib/systemd/systemd").write_bytes(elf(machine, bits))
-    said = f"\0GNU C Library (Debian GLIBC {glibc}-9+deb12u8) stable release version {glibc}.\n".encode()
-    (folder / "usr/lib/aarch64-linux-gnu/libc.so.6").write_bytes(elf(machine, bits) + said)
+    output = f"\0GNU C Library (Debian GLIBC {glibc}-9+deb12u8) stable release version {glibc}.\n".encode()
+    (folder / "usr/lib/aarch64-linux-gnu/libc.so.6").write_bytes(elf(machine, bits) + output)
     return folder
 
 
@@ -110,8 +110,8 @@ def fill_ext4(path, root, start_bytes, size_mb, options=()):
 def ask_debugfs(image, request, start_bytes=ROOT_AT):
     command = [tool("debugfs"), "-R", request, f"{image}?offset={start_bytes}"]
     done = subprocess.run(command, capture_output=True, check=True)
-    said = [line for line in done.stderr.decode().splitlines() if not line.startswith("debugfs 1.")]
-    assert not said, said
+    output = [line for line in done.stderr.decode().splitlines() if not line.startswith("debugfs 1.")]
+    assert not output, output
     return done.stdout
 
 

@@ -45,9 +45,9 @@ class Server:
     def _told(self, pattern):
         end = time.time() + WAIT_S
         while time.time() < end and self.process.poll() is None:
-            found = re.search(pattern, self.said())
-            if found:
-                return found.group(1)
+            match = re.search(pattern, self.said())
+            if match:
+                return match.group(1)
             time.sleep(0.02)
         raise AssertionError("the server did not start: " + self.said())
 

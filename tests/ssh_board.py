@@ -50,28 +50,28 @@ class SshBoard:
 
 def children_of(pid):
     """Their processes, and in turn theirs, the nearest first."""
-    found = []
+    results = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append(int(folder.name))
-    return [*found, *(inner for child in found for inner in children_of(child))]
+                results.append(int(folder.name))
+    return [*results, *(inner for child in results for inner in children_of(child))]
 
 
 def programs_on(board):
     """Command lines of our programs that run on the board."""
-    found = []
+    results = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if f"{board.cache}/apps".encode() in path.read_bytes():
-                found.append(path)
-    return found
+                results.append(path)
+    return results
 
 
 def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as connection:
+        connection.bind(("127.0.0.1", 0))
+        return connection.getsockname()[1]
 
 
 @contextlib.contextmanager

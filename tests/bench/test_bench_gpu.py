@@ -27,10 +27,10 @@ class Recorded:
 
     def __init__(self, name):
         with open(os.path.join(RECORDINGS, name + ".json")) as file:
-            found = json.load(file)
-        self.gpu = found["gpu"]
-        self.power = tuple(found["power"]) if isinstance(found["power"], list) else found["power"]
-        self.nvpmodel = type("NVPModel", (), found["nvpmodel"])
+            result = json.load(file)
+        self.gpu = result["gpu"]
+        self.power = tuple(result["power"]) if isinstance(result["power"], list) else result["power"]
+        self.nvpmodel = type("NVPModel", (), result["nvpmodel"])
 
 
 def write(root, path, text):
@@ -137,10 +137,10 @@ def test_a_part_that_is_missing_is_none(lost, nano):
         for name in names:
             os.remove(os.path.join(folder, name))
     state = gpu.with_gpu({}, nano)
-    found = state["gpu"]
-    assert (found["name"] is None) == (lost == "proc")
-    assert (found["clock_mhz"] is None) == (found["load_percent"] is None) == (lost == "sys/class/devfreq")
-    assert (found["power_w"] is None) == (lost == "sys/bus")
+    result = state["gpu"]
+    assert (result["name"] is None) == (lost == "proc")
+    assert (result["clock_mhz"] is None) == (result["load_percent"] is None) == (lost == "sys/class/devfreq")
+    assert (result["power_w"] is None) == (lost == "sys/bus")
     assert (state["power_mode"] is None) == (lost in ("etc", "var"))
     assert (state["power_modes"] is None) == (lost == "etc")
 
@@ -148,8 +148,8 @@ def test_a_part_that_is_missing_is_none(lost, nano):
 def test_a_file_without_a_number_is_no_clock(nano):
     write(nano, "sys/class/devfreq/57000000.gpu/cur_freq", "<unsupported>")
     write(nano, "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0/in_power1_input", "")
-    found = gpu.with_gpu({}, nano)["gpu"]
-    assert found["clock_mhz"] is None and found["clock_max_mhz"] == 921.6 and found["power_w"] is None
+    result = gpu.with_gpu({}, nano)["gpu"]
+    assert result["clock_mhz"] is None and result["clock_max_mhz"] == 921.6 and result["power_w"] is None
 
 
 def test_a_machine_without_such_a_gpu_has_none(tmp_path):
@@ -185,8 +185,8 @@ def test_jtop_is_asked_in_a_process_of_its_own(name, body, clock_mhz, tmp_path, 
     module_of(tmp_path, name, body)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    found = gpu.jtop_facts()
-    assert (found and found["clock_mhz"]) == clock_mhz
+    result = gpu.jtop_facts()
+    assert (result and result["clock_mhz"]) == clock_mhz
     assert "jtop" not in sys.modules
 
 
@@ -210,6 +210,6 @@ def test_a_row_of_tensorrt_names_backend_gpu_clocks_mode_and_power(nano, bundle_
     assert row["engine"] == "tensorrt 8.2.1.8 fp32 NVIDIA Tegra X1" and row["ceiling_share"] is None
     assert row["environment"]["versions"]["tensorrt"] == "8.2.1.8" and "low-power" in row["flags"]
     for state in (row["environment"]["before"], row["environment"]["after"]):
-        found = state["gpu"]
-        assert (found["name"], found["clock_mhz"], found["power_w"]) == ("Tegra X1 GPU (Maxwell)", 921.6, 1.206)
+        result = state["gpu"]
+        assert (result["name"], result["clock_mhz"], result["power_w"]) == ("Tegra X1 GPU (Maxwell)", 921.6, 1.206)
         assert state["power_mode"] == "5W (1)"

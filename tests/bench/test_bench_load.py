@@ -52,8 +52,8 @@ def test_ticks_say_nothing_of_a_short_time_and_a_missing_source_is_none():
 
 
 def test_a_machine_without_proc_has_no_readings(tmp_path):
-    found = cpu_moment(str(tmp_path))
-    assert found.busy_s is None and found.stolen_s is None and found.waited_s is None and found.own_s > 0
+    result = cpu_moment(str(tmp_path))
+    assert result.busy_s is None and result.stolen_s is None and result.waited_s is None and result.own_s > 0
 
 
 @pytest.mark.parametrize("others, waiting, busy", [

@@ -206,8 +206,8 @@ def test_a_rail_without_a_number_or_with_0_is_no_source(nano, reads, reason):
 def test_a_counter_that_stands_still_gives_no_energy():
     """As in some virtual machines. A record with 0 J could not be read."""
     still = Recorded([(second, 100) for second in range(9)], counts_joules=True, interval_s=1.0)
-    found = energy_of(still, None, [[1.5, 5.5]], [[5.6, 7.9]])
-    assert found["prefill_j"] is None and found["decode_j"] is None
+    result = energy_of(still, None, [[1.5, 5.5]], [[5.6, 7.9]])
+    assert result["prefill_j"] is None and result["decode_j"] is None
 
 
 # ---- integration
@@ -253,8 +253,8 @@ def test_a_sensor_that_falls_silent_gives_no_energy():
 
 
 def test_prefill_and_decode_apart_in_all_and_above_idle():
-    found = energy_of(ramp(), 0.5, prefill=[[0.0, 1.5]], decode=[[1.5, 3.5]])
-    assert found == {
+    result = energy_of(ramp(), 0.5, prefill=[[0.0, 1.5]], decode=[[1.5, 3.5]])
+    assert result == {
         "source": "recorded", "rail": "VDD_IN", "interval_s": 0.5, "samples": 8, "idle_w": 0.5,
         "prefill_j": pytest.approx(2.625), "decode_j": pytest.approx(7.0),
         "prefill_net_j": pytest.approx(2.625 - 0.75), "decode_net_j": pytest.approx(6.0)}
@@ -281,17 +281,17 @@ def sampled(root, seconds, change=lambda: None):
 
 @pytest.mark.slow
 def test_a_constant_power_gives_its_time_times_itself(nano):
-    found, seconds = sampled(nano, 0.6)
-    assert found["idle_w"] == pytest.approx(2.979)
-    assert found["prefill_j"] == pytest.approx(2.979 * seconds)
-    assert found["prefill_net_j"] == pytest.approx(0, abs=1e-6) and found["samples"] >= 3
+    result, seconds = sampled(nano, 0.6)
+    assert result["idle_w"] == pytest.approx(2.979)
+    assert result["prefill_j"] == pytest.approx(2.979 * seconds)
+    assert result["prefill_net_j"] == pytest.approx(0, abs=1e-6) and result["samples"] >= 3
 
 
 @pytest.mark.slow
 def test_a_sensor_that_vanishes_in_the_middle_gives_none_and_no_crash(nano):
-    found, _ = sampled(nano, 0.6, change=lambda: shutil.rmtree(str(nano / "sys")))
-    assert found["idle_w"] == pytest.approx(2.979) and found["samples"] > 0
-    assert found["prefill_j"] is None and found["prefill_net_j"] is None
+    result, _ = sampled(nano, 0.6, change=lambda: shutil.rmtree(str(nano / "sys")))
+    assert result["idle_w"] == pytest.approx(2.979) and result["samples"] > 0
+    assert result["prefill_j"] is None and result["prefill_net_j"] is None
 
 
 def test_a_recorded_jtop_is_read_and_closed(tmp_path, monkeypatch):

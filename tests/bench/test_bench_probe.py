@@ -106,12 +106,12 @@ def test_a_graph_of_each_kind_and_format_opens_and_runs(tmp_path):
     kinds = ("call", "norm", "activation", "attention", "linear", "head", "table")
     for kind in kinds:
         for form in machine.formats:
-            found = graphs.kernels_of(machine.dialect, kind, form)
+            result = graphs.kernels_of(machine.dialect, kind, form)
             if kind == "attention":  # without weights, and all of them differ
-                smallest = [one for one in found if one.kv in ("fp32",) + machine.caches
+                smallest = [one for one in result if one.kv in ("fp32",) + machine.caches
                             and (library or not one.own_kernels)]
             else:
-                smallest = sorted(found, key=lambda one: one.weight_bytes)[:1]
+                smallest = sorted(result, key=lambda one: one.weight_bytes)[:1]
             for kernel in smallest:
                 written = graphs.write_weights(str(tmp_path), kernel.weight_bytes, written)
                 path = tmp_path / "model.onnx"
@@ -131,20 +131,20 @@ def test_a_graph_of_each_kind_and_format_opens_and_runs(tmp_path):
 @pytest.mark.slow
 def test_a_short_probe_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(bandwidth, "buffer_bytes", lambda: 64 * MB)  # four caches of a server take half the time
-    told = []
+    messages = []
     path = tmp_path / "probe.json"
-    found = board_probe.run_probe(str(path), seconds=8, report=told.append)
-    assert json.loads(path.read_text()) == found
+    result = board_probe.run_probe(str(path), seconds=8, report=messages.append)
+    assert json.loads(path.read_text()) == result
     assert os.listdir(str(tmp_path)) == ["probe.json"]
-    assert found["schema"] == 9 and told
-    assert found["cores"] >= 1 and found["machine"]["versions"]["onnxruntime"]
-    kinds = {row["kind"] for row in found["measurements"]}
+    assert result["schema"] == 9 and messages
+    assert result["cores"] >= 1 and result["machine"]["versions"]["onnxruntime"]
+    kinds = {row["kind"] for row in result["measurements"]}
     assert {"read", "call"} <= kinds
-    for row in found["measurements"]:
+    for row in result["measurements"]:
         assert row["median_ms"] >= row["ms"] >= row["least_ms"] > 0 and row["repeats"] >= 1, row
     graphs = len(plan.tasks(board_probe.this_machine((1, 99, 0))))
-    assert len(found["left_out"]) < graphs
-    nothing = [row for row in found["resident"] if row["kind"] == "call"]
+    assert len(result["left_out"]) < graphs
+    nothing = [row for row in result["resident"] if row["kind"] == "call"]
     assert nothing and 10 < nothing[0]["imports_mb"] <= nothing[0]["open_mb"] <= nothing[0]["peak_mb"] + 1
 
 
@@ -201,17 +201,17 @@ def test_on_a_slow_machine_what_a_calibration_needs_is_timed_after_the_minute(tm
     def time_task(_, task, *_rest):
         timed.append((task, clock[0]))
         clock[0] += 7
-        said = {"kind": task.kind, "rows": task.rows, "threads": task.threads, "ms": 1}
-        return [{**dict.fromkeys(board_probe.MEASURED, 0), **said}] * len(task.runs)
+        output = {"kind": task.kind, "rows": task.rows, "threads": task.threads, "ms": 1}
+        return [{**dict.fromkeys(board_probe.MEASURED, 0), **output}] * len(task.runs)
 
     monkeypatch.setattr(board_probe, "time_task", time_task)
     monkeypatch.setattr(board_probe, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    found = board_probe.timed_rows(None, machine, str(tmp_path), 55.0, lambda _: None)
+    result = board_probe.timed_rows(None, machine, str(tmp_path), 55.0, lambda _: None)
     late = [task for task, at in timed if at >= 55]
     assert late and {task.threads for task in late} == {4} and len(set(timed)) == len({task for task, _ in timed})
-    assert {"linear", "attention"} <= {row["kind"] for row in found.rows if row["threads"] == 4}
+    assert {"linear", "attention"} <= {row["kind"] for row in result.rows if row["threads"] == 4}
     assert clock[0] < 55 + board_probe.MOST_LATE_SECONDS
-    assert len(found.left_out) == len(plan.tasks(machine)) - len(timed)
+    assert len(result.left_out) == len(plan.tasks(machine)) - len(timed)
     timed.clear()
     board_probe.timed_rows(None, machine, str(tmp_path), clock[0] - board_probe.MOST_LATE_SECONDS + 15, lambda _: None)
     assert len(timed) == 3, "no task begins later than that"
@@ -241,10 +241,10 @@ def test_what_the_deadline_cuts_is_not_done(tmp_path, monkeypatch):
     for deadline in range(1, 80):
         clock[0] = 0.0
         rows_of.clear()
-        found = board_probe.timed_rows(None, machine, str(tmp_path), deadline, lambda _: None)
+        result = board_probe.timed_rows(None, machine, str(tmp_path), deadline, lambda _: None)
         assert all(rows_of[task] == len(task.runs) for task in needed), deadline
         cut = {board_probe.task_name(task) for task in tasks if rows_of.get(task, 0) < len(task.runs)}
-        assert set(found.left_out) == cut, deadline
+        assert set(result.left_out) == cut, deadline
 
 
 def passes_of(monkeypatch, tmp_path, pass_ms, seconds=60.0):
@@ -260,21 +260,21 @@ def passes_of(monkeypatch, tmp_path, pass_ms, seconds=60.0):
 
     monkeypatch.setattr(board_probe, "time_task", time_task)
     deadline = time.perf_counter() + seconds
-    found = board_probe.timed_rows(None, machine, str(tmp_path), deadline, lambda _: None)
-    return found, timed, plan.tasks(machine)
+    result = board_probe.timed_rows(None, machine, str(tmp_path), deadline, lambda _: None)
+    return result, timed, plan.tasks(machine)
 
 
 @pytest.mark.parametrize("pass_ms", [(2.0, 1.0), (1.0, 2.0)])
 def test_of_two_passes_the_quicker_counts(pass_ms, tmp_path, monkeypatch):
-    found, timed, tasks = passes_of(monkeypatch, tmp_path, pass_ms)
-    assert timed == tasks + tasks and found.left_out == []
-    assert {(row["ms"], row["median_ms"], row["least_ms"]) for row in found.rows} == {(1.0, 1.1, 0.9)}
+    result, timed, tasks = passes_of(monkeypatch, tmp_path, pass_ms)
+    assert timed == tasks + tasks and result.left_out == []
+    assert {(row["ms"], row["median_ms"], row["least_ms"]) for row in result.rows} == {(1.0, 1.1, 0.9)}
 
 
 def test_what_the_time_does_not_suffice_for_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(board_probe, "MOST_LATE_SECONDS", 0.0)
-    found, timed, tasks = passes_of(monkeypatch, tmp_path, (1.0, 1.0), seconds=-1)
-    assert timed == found.rows == [] and len(found.left_out) == len(tasks)
+    result, timed, tasks = passes_of(monkeypatch, tmp_path, (1.0, 1.0), seconds=-1)
+    assert timed == result.rows == [] and len(result.left_out) == len(tasks)
 
 
 def test_a_graph_is_run_until_there_are_enough_samples_or_no_time(monkeypatch):

@@ -18,17 +18,17 @@ def row(name, rounds_ms=(10.0, 12.0, 11.0), precision="fp32", dialect="fused", p
                           prefill_case(100))
     flags = [*flags_by_turn, *[[]] * (len(rounds_ms) - len(flags_by_turn))]
     record.update(rounds_ms=[[one] for one in rounds_ms], repetitions=len(rounds_ms),
-                  processes=[{"turn": turn, "attempt": 0, "repetitions": 1, "flags": found}
-                             for turn, found in enumerate(flags)], **values)
+                  processes=[{"turn": turn, "attempt": 0, "repetitions": 1, "flags": result}
+                             for turn, result in enumerate(flags)], **values)
     return record
 
 
 def test_a_ratio_is_this_row_over_the_baseline():
-    ours, base = row("ours", (10.0, 10.0, 10.0), params=50), row("base", (30.0, 30.0, 30.0), params=200)
-    add_ratios([ours, base], [base])
-    assert ours["ratio_to_baseline"] == pytest.approx(3.0) and ours["params_ratio"] == 0.25
-    assert ours["ratio_interval"] == pytest.approx([3.0, 3.0]) and ours["baseline"] == "base fp32 fused"
-    assert ours["ratio_turns"] == [3, 3] and ours["ratio_flags"] == [] and ours["notes"] == []
+    own, base = row("ours", (10.0, 10.0, 10.0), params=50), row("base", (30.0, 30.0, 30.0), params=200)
+    add_ratios([own, base], [base])
+    assert own["ratio_to_baseline"] == pytest.approx(3.0) and own["params_ratio"] == 0.25
+    assert own["ratio_interval"] == pytest.approx([3.0, 3.0]) and own["baseline"] == "base fp32 fused"
+    assert own["ratio_turns"] == [3, 3] and own["ratio_flags"] == [] and own["notes"] == []
     assert base["ratio_to_baseline"] == 1.0 and base["ratio_interval"] is None and base["params_ratio"] == 1.0
 
 
@@ -46,37 +46,37 @@ def test_equal_format_and_as_shipped_are_told_apart():
 
 def test_a_row_is_compared_with_the_baseline_of_its_own_format_or_with_the_first():
     first, second = row("base", (20.0,) * 3), row("base", (40.0,) * 3, precision="int4")
-    ours = [row("ours", (10.0,) * 3, precision=name) for name in ("fp32", "int4", "int8")]
-    add_ratios([*ours, first, second], [first, second])
-    assert [one["ratio_to_baseline"] for one in ours] == pytest.approx([2.0, 4.0, 2.0])
-    assert [one["ratio_kind"] for one in ours] == ["equal format", "equal format", "as shipped"]
+    own = [row("ours", (10.0,) * 3, precision=name) for name in ("fp32", "int4", "int8")]
+    add_ratios([*own, first, second], [first, second])
+    assert [one["ratio_to_baseline"] for one in own] == pytest.approx([2.0, 4.0, 2.0])
+    assert [one["ratio_kind"] for one in own] == ["equal format", "equal format", "as shipped"]
     assert second["ratio_to_baseline"] == 1.0
 
 
 def test_a_disturbed_pair_is_dropped_where_three_remain():
-    ours = row("ours", (10.0, 99.0, 10.0, 10.0, 10.0), flags_by_turn=[[], ["busy"]])
+    own = row("ours", (10.0, 99.0, 10.0, 10.0, 10.0), flags_by_turn=[[], ["busy"]])
     base = row("base", (20.0, 20.0, 20.0, 20.0, 70.0), flags_by_turn=[[], [], [], [], ["swapping"]])
-    add_ratios([ours, base], [base])
-    assert ours["ratio_to_baseline"] == pytest.approx(2.0) and ours["ratio_turns"] == [3, 5]
-    assert ours["ratio_interval"] == pytest.approx([2.0, 2.0]) and ours["ratio_flags"] == []
+    add_ratios([own, base], [base])
+    assert own["ratio_to_baseline"] == pytest.approx(2.0) and own["ratio_turns"] == [3, 5]
+    assert own["ratio_interval"] == pytest.approx([2.0, 2.0]) and own["ratio_flags"] == []
 
 
 def test_where_fewer_than_three_remain_the_ratio_is_there_and_marked():
-    ours = row("ours", (10.0,) * 5, flags_by_turn=[["busy"]] * 3)
+    own = row("ours", (10.0,) * 5, flags_by_turn=[["busy"]] * 3)
     base = row("base", (20.0,) * 5, flags_by_turn=[[], [], [], ["swapping"]])
-    add_ratios([ours, base], [base])
-    assert ours["ratio_to_baseline"] == pytest.approx(2.0) and ours["ratio_turns"] == [5, 5]
-    assert ours["ratio_flags"] == ["busy", "swapping"] and ours["notes"] == []
+    add_ratios([own, base], [base])
+    assert own["ratio_to_baseline"] == pytest.approx(2.0) and own["ratio_turns"] == [5, 5]
+    assert own["ratio_flags"] == ["busy", "swapping"] and own["notes"] == []
 
 
 def test_throttling_of_both_sides_is_a_condition_and_of_one_side_a_disturbance():
     both = [["throttled"]] * 5
-    ours, base = row("ours", (10.0,) * 5, flags_by_turn=both), row("base", (20.0,) * 5, flags_by_turn=both)
-    add_ratios([ours, base], [base])
-    assert ours["ratio_turns"] == [5, 5] and ours["ratio_flags"] == []
-    ours, base = row("ours", (10.0,) * 5, flags_by_turn=both), row("base", (20.0,) * 5)
-    add_ratios([ours, base], [base])
-    assert ours["ratio_to_baseline"] == pytest.approx(2.0) and ours["ratio_flags"] == ["throttled"]
+    own, base = row("ours", (10.0,) * 5, flags_by_turn=both), row("base", (20.0,) * 5, flags_by_turn=both)
+    add_ratios([own, base], [base])
+    assert own["ratio_turns"] == [5, 5] and own["ratio_flags"] == []
+    own, base = row("ours", (10.0,) * 5, flags_by_turn=both), row("base", (20.0,) * 5)
+    add_ratios([own, base], [base])
+    assert own["ratio_to_baseline"] == pytest.approx(2.0) and own["ratio_flags"] == ["throttled"]
 
 
 @pytest.mark.parametrize("rows, places, turns, flags", [
@@ -97,37 +97,37 @@ def test_which_processes_count(rows, places, turns, flags):
 @pytest.mark.parametrize("flags, base_flags, reason", [
     (["failed: gone"], [], "no ratio: this row failed"), ([], ["failed: gone"], "no ratio: the baseline base failed")])
 def test_a_row_that_failed_has_no_ratio_and_says_why(flags, base_flags, reason):
-    ours, base = row("ours", flags=flags), row("base", flags=base_flags)
-    add_ratios([ours, base], [base])
-    assert ours["ratio_to_baseline"] is None and ours["ratio_interval"] is None and ours["notes"] == [reason]
-    assert ours["params_ratio"] == 1.0  # nothing was timed for it
+    own, base = row("ours", flags=flags), row("base", flags=base_flags)
+    add_ratios([own, base], [base])
+    assert own["ratio_to_baseline"] is None and own["ratio_interval"] is None and own["notes"] == [reason]
+    assert own["params_ratio"] == 1.0  # nothing was timed for it
 
 
 def test_without_a_baseline_row_there_is_nothing_to_compare():
-    ours = row("ours")
-    add_ratios([ours], [])
-    assert ours["ratio_to_baseline"] is None and ours["baseline"] is None and ours["ratio_kind"] is None
+    own = row("ours")
+    add_ratios([own], [])
+    assert own["ratio_to_baseline"] is None and own["baseline"] is None and own["ratio_kind"] is None
 
 
 def test_processes_of_a_turn_are_paired_so_that_a_drift_cancels():
     drift = np.array([1.0, 1.2, 1.5, 2.0, 3.0])  # the machine gets slower all the time
-    ours, base = row("ours", 10.0 * drift), row("base", 20.0 * drift)
-    add_ratios([ours, base], [base])
-    assert ours["ratio_interval"] == pytest.approx([2.0, 2.0])
+    own, base = row("ours", 10.0 * drift), row("base", 20.0 * drift)
+    add_ratios([own, base], [base])
+    assert own["ratio_interval"] == pytest.approx([2.0, 2.0])
 
 
 def test_an_interval_by_hand():
     """Logs of the ratios: 0, 0.1 and 0.2, so their mean is 0.1 and their deviation 0.1; t(2) is 4.3027."""
-    found = paired_ratio([1.0, math.exp(0.1), math.exp(0.2)], [1.0, 1.0, 1.0])
+    result = paired_ratio([1.0, math.exp(0.1), math.exp(0.2)], [1.0, 1.0, 1.0])
     half = 4.3027 * 0.1 / math.sqrt(3)
-    assert found.value == pytest.approx(math.exp(0.1))
-    assert found.interval == pytest.approx([math.exp(0.1 - half), math.exp(0.1 + half)])
+    assert result.value == pytest.approx(math.exp(0.1))
+    assert result.interval == pytest.approx([math.exp(0.1 - half), math.exp(0.1 + half)])
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_below_three_processes_there_is_no_interval(count):
-    found = paired_ratio([2.0] * count, [1.0] * count)
-    assert found.value == pytest.approx(2.0) and found.interval is None
+    result = paired_ratio([2.0] * count, [1.0] * count)
+    assert result.value == pytest.approx(2.0) and result.interval is None
 
 
 @pytest.mark.parametrize("freedom, quantile", [(1, 12.7062), (4, 2.7764), (10, 2.2281), (11, 2.2010), (30, 2.0423),

@@ -120,8 +120,8 @@ def test_flops_grow_with_the_cache_and_a_prefill_has_one_head():
 def test_quantiles_are_those_of_all_samples():
     given = measured(step_ms=[[float(one) for one in range(1, 101)], [float(one) for one in range(101, 201)]])
     row = record_of(IDENTITY, bundle(), decode_case(100), given, None)
-    found = [row[key] for key in ("ms_p50", "ms_p90", "ms_p95", "ms_p99")]
-    assert found == pytest.approx([100.5, 180.1, 190.05, 198.01])
+    results = [row[key] for key in ("ms_p50", "ms_p90", "ms_p95", "ms_p99")]
+    assert results == pytest.approx([100.5, 180.1, 190.05, 198.01])
 
 
 @pytest.mark.parametrize("case, key, joules", [
@@ -243,9 +243,9 @@ def test_the_papers_figures_stand_beside_ours_where_opt_350m_is_the_baseline():
     def against(name):
         base = record_of(dict(IDENTITY, params=1000000, bundle=name), bundle(), decode_case(1),
                          measured(step_ms=[[6.0]]), None)
-        ours = record_of(IDENTITY, bundle(), decode_case(1), measured(step_ms=[[2.0]]), None)
-        add_ratios([ours, base], [base])
-        return as_markdown([ours, base])
+        own = record_of(IDENTITY, bundle(), decode_case(1), measured(step_ms=[[2.0]]), None)
+        add_ratios([own, base], [base])
+        return as_markdown([own, base])
 
     below = against("opt-350m").splitlines()[-2:]
     assert below[0] == "here: a|b tg1 3.0x as fast at equal format, 4.0x smaller in parameters"

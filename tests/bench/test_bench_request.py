@@ -92,9 +92,9 @@ def test_depths_keep_their_zero_and_threads_have_none():
 
 
 def test_cases_come_by_threads_then_depth():
-    asked = BenchRequest((32,), (16,), threads=(1, 2), depths=(0, 64))
+    requested = BenchRequest((32,), (16,), threads=(1, 2), depths=(0, 64))
     names = ["pp32", "tg16", "pp32 @ d64", "tg16 @ d64"]
-    assert [(case.name, case.threads) for case in cases_for(asked, [("a", 128)])] == [
+    assert [(case.name, case.threads) for case in cases_for(requested, [("a", 128)])] == [
         (name, threads) for threads in (1, 2) for name in names]
 
 

@@ -170,10 +170,10 @@ class TestRun:
                 assert record["ratio_to_baseline"] == pytest.approx(speeds[0] / speeds[1], rel=0.5)
 
     def test_each_row_is_told_before_it_begins(self, folder):
-        told = []
-        run_bench([folder, folder], SMALL._replace(repetitions=2), progress=lambda *one: told.append(one))
-        assert [(done, total) for done, total, _ in told] == [(done, 7) for done in range(8)]
-        tests = [what.split()[1:] for _, _, what in told[1:-1]]  # one folder counts once
+        messages = []
+        run_bench([folder, folder], SMALL._replace(repetitions=2), progress=lambda *one: messages.append(one))
+        assert [(done, total) for done, total, _ in messages] == [(done, 7) for done in range(8)]
+        tests = [what.split()[1:] for _, _, what in messages[1:-1]]  # one folder counts once
         assert tests == [[test, turn] for test in ("pp8", "pp16", "tg6") for turn in ("1/2", "2/2")]
 
     def test_bundles_take_turns_and_each_block_is_a_process_of_its_own(self, folder, tmp_path, monkeypatch):
@@ -218,14 +218,14 @@ class TestRun:
 
             return real._replace(measure=measure, identity=dict(real.identity, bundle=name), **changes)
 
-        told = []
-        found = run_bench([folder], SMALL._replace(prompts=(8,), repetitions=2), [folder],
-                          more=[engine("a"), engine("b")], progress=lambda _done, _total, what: told.append(what))
-        assert [row["test"] for row in found] == [test for test in ("pp8", "tg6") for _ in range(3)]
-        assert all(set(row) == set(RECORD_KEYS) | RATIO_KEYS and row["ratio_to_baseline"] > 0 for row in found)
-        first = [what.split()[0] for what in told if "pp8" in what]
-        name = found[0]["bundle"]
-        assert first == [name, "a", "b", "b", "a", name] and len({row["run"] for row in found}) == 1
+        messages = []
+        result = run_bench([folder], SMALL._replace(prompts=(8,), repetitions=2), [folder],
+                          more=[engine("a"), engine("b")], progress=lambda _done, _total, what: messages.append(what))
+        assert [row["test"] for row in result] == [test for test in ("pp8", "tg6") for _ in range(3)]
+        assert all(set(row) == set(RECORD_KEYS) | RATIO_KEYS and row["ratio_to_baseline"] > 0 for row in result)
+        first = [what.split()[0] for what in messages if "pp8" in what]
+        name = result[0]["bundle"]
+        assert first == [name, "a", "b", "b", "a", name] and len({row["run"] for row in result}) == 1
         assert order[:2] == ["a", "b"]
 
     def test_depths_and_threads_are_rows(self, folder):
@@ -237,10 +237,10 @@ class TestRun:
         assert by_test["tg4 @ d40"] > by_test["tg4"]
 
     def test_a_request_beyond_the_context_runs_nothing(self, folder):
-        told = []
+        messages = []
         with pytest.raises(MerinoError, match="pp65 does not fit the context"):
-            run_bench([folder], SMALL._replace(prompts=(65,)), progress=lambda *one: told.append(one))
-        assert not told
+            run_bench([folder], SMALL._replace(prompts=(65,)), progress=lambda *one: messages.append(one))
+        assert not messages
 
     def test_the_context_can_be_filled_to_the_last_slot(self, folder):
         rows = run_bench([folder], BenchRequest((64,), (56,), repetitions=2))
@@ -346,8 +346,8 @@ class TestCommand:
         (["-d", "64"], 1, "does not fit the context"), (["--timeout", "0"], 1, "timeout is 0 s"),
         (["-o", "xml"], 2, "invalid choice"), (["--save", "/no/such/folder/x"], 1, "cannot write")])
     def test_a_request_that_cannot_be_met_says_so(self, folder, arguments, code, words):
-        found, out, err = run("bench", folder, *arguments)
-        assert found == code and out == "" and words in err
+        result, out, err = run("bench", folder, *arguments)
+        assert result == code and out == "" and words in err
 
     def test_json_lines_grow(self, folder, tmp_path):
         saved = tmp_path / "results.jsonl"
@@ -358,12 +358,12 @@ class TestCommand:
         assert rows[0]["command"] == f"merino_bench bench {folder} -p 8 -n 0 -r 1 --save {saved}"
 
     def test_a_terminal_sees_progress_on_one_line(self, folder):
-        ours, theirs = os.openpty()
+        own, other = os.openpty()
         process = subprocess.Popen([*quick_bench.CALL, "bench", folder, *PP_ONLY],
-                                   stdout=subprocess.PIPE, stderr=theirs, env=dict(os.environ, PYTHONPATH=ROOTS))
-        os.close(theirs)
+                                   stdout=subprocess.PIPE, stderr=other, env=dict(os.environ, PYTHONPATH=ROOTS))
+        os.close(other)
         assert process.communicate()[0].startswith(b"| bundle")
-        seen = read_until_closed(ours)
+        seen = read_until_closed(own)
         lines = seen.split(b"\r\x1b[K")
         assert lines[0] == b"" and lines[1].startswith(b"merino: 0/2 power at rest") and b"\n" not in seen
         assert lines[2].startswith(b"merino: 1/2 ") and lines[2].endswith(b" pp8 1/1") and lines[3:] == [b""]
@@ -426,22 +426,22 @@ class TestZip:
 def wait_for(condition):
     deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
+        result = condition()
+        if result:
+            return result
         time.sleep(0.02)
     raise AssertionError("nothing came")
 
 
 def children_of(pid):
     """Those that run `merino_bench.harness.worker`, not only a fork of the parent yet."""
-    found = []
+    results = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{entry}/stat") as stat, open(f"/proc/{entry}/cmdline") as line:
                 parent = int(stat.read().rsplit(")", 1)[1].split()[1])
                 if parent == pid and "merino_bench.harness.worker" in line.read():
-                    found.append(int(entry))
+                    results.append(int(entry))
         except OSError:
             continue
-    return found
+    return results

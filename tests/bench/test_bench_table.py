@@ -79,8 +79,8 @@ def test_no_line_of_a_table_is_wider_than_the_terminal(folder, width):
     heads = " ".join(line for line in tables if "| test" in line)
     for title in ("tok/s", "vs baseline", "flags", "RSS MB", "MBU", "bundle MB", "load ms"):
         assert title in heads
-    said = " ".join(lines)
-    assert "all rows: format fp32 portable; weights real; engine onnxruntime" in said
+    output = " ".join(lines)
+    assert "all rows: format fp32 portable; weights real; engine onnxruntime" in output
 
 
 @pytest.mark.slow

@@ -39,16 +39,16 @@ def rows_of_turns(turns):
 def test_what_was_disturbed_is_measured_again_with_its_partner(folder):
     """The second turn of one side is busy once, the third is busy always."""
     calls, flags = [], [[], ["busy"], [], ["busy"], ["swapping"], ["busy"]]
-    ours = engine(folder, "ours", False, lambda: flags.pop(0) if flags else [], calls)
-    turns = Turns([ours, engine(folder, "base", True, list, calls)], decode_case(2), 5, 100.0)
+    own = engine(folder, "ours", False, lambda: flags.pop(0) if flags else [], calls)
+    turns = Turns([own, engine(folder, "base", True, list, calls)], decode_case(2), 5, 100.0)
     turns.measure(lambda *_: None)
     a_b, b_a = ["ours", "base"], ["base", "ours"]
     assert calls == [*a_b, *b_a, *a_b, *a_b, *b_a, *a_b, *b_a, *a_b]
     places = [(one["turn"], one["attempt"]) for one in turns.processes[0]]
     assert places == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 0), (4, 0)]
-    ours = rows_of_turns(turns)[0]
-    assert ours["ratio_turns"] == [4, 5] and ours["ratio_flags"] == [] and ours["flags"] == []
-    assert ours["ratio_interval"] is not None
+    own = rows_of_turns(turns)[0]
+    assert own["ratio_turns"] == [4, 5] and own["ratio_flags"] == [] and own["flags"] == []
+    assert own["ratio_interval"] is not None
 
 
 def test_a_machine_that_is_always_busy_still_gives_a_number(folder):
@@ -56,5 +56,5 @@ def test_a_machine_that_is_always_busy_still_gives_a_number(folder):
     turns = Turns(engines, decode_case(2), 5, 100.0)
     turns.measure(lambda *_: None)
     assert [len(one) for one in turns.processes] == [2 * 3 + 3] * 2  # after two turns in vain no more attempts
-    ours = rows_of_turns(turns)[0]
-    assert ours["ratio_to_baseline"] > 0 and ours["ratio_flags"] == ["busy"] == ours["flags"]
+    own = rows_of_turns(turns)[0]
+    assert own["ratio_to_baseline"] > 0 and own["ratio_flags"] == ["busy"] == own["flags"]

@@ -18,13 +18,13 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_each_chain_takes_the_devices_own_time(version, tmp_path, monkeypatch):
     path = tmp_path / "probe.json"
-    found = probed(version, path, monkeypatch)
-    assert json.loads(path.read_text()) == found and os.listdir(str(tmp_path)) == ["probe.json", "probe.json.cache"]
-    assert (found["backend"], found["dialect"], found["left_out"]) == ("tensorrt", "portable", [])
-    assert found["gpu"]["name"] == "NVIDIA Stand-In X1" and found["gpu"]["compute_capability"] == "5.3"
-    assert found["machine"]["versions"]["tensorrt"] == version
+    result = probed(version, path, monkeypatch)
+    assert json.loads(path.read_text()) == result and os.listdir(str(tmp_path)) == ["probe.json", "probe.json.cache"]
+    assert (result["backend"], result["dialect"], result["left_out"]) == ("tensorrt", "portable", [])
+    assert result["gpu"]["name"] == "NVIDIA Stand-In X1" and result["gpu"]["compute_capability"] == "5.3"
+    assert result["machine"]["versions"]["tensorrt"] == version
     chains = {(row["format"], row["rows"], row["count"], row["tokens"]): row
-              for row in found["measurements"] if row["kind"] == "chain"}
+              for row in result["measurements"] if row["kind"] == "chain"}
     assert set(chains) == {(form, side, count, tokens) for form in gpu.PRECISIONS
                            for side, count in gpu.CHAINS for tokens in (1, gpu.TOKENS)}
     for (form, side, count, tokens), row in chains.items():
@@ -33,7 +33,7 @@ def test_each_chain_takes_the_devices_own_time(version, tmp_path, monkeypatch):
         plan = {"flags": ["FP16"] if half else [], "weight_bytes": 4 * side * side * count, "products": count}
         truth_ms = 1e3 * (SPEEDS.run_s(plan, tokens) + SPEEDS.copy_s(4 * side))
         assert row["ms"] == pytest.approx(truth_ms, rel=1e-4, abs=2e-5) and row["repeats"] >= 3
-    (memory,) = found["resident"]
+    (memory,) = result["resident"]
     assert 0 < memory["imports_mb"] < memory["open_mb"] < memory["peak_mb"] + 1 and memory["gpu_mb"] >= 0
 
 
@@ -64,13 +64,13 @@ def test_without_a_driver_the_probe_says_so(tmp_path, monkeypatch):
 
 
 def test_a_jetson_with_tensorrt_is_probed_in_it_unless_asked_otherwise(monkeypatch):
-    said = []
+    messages = []
     monkeypatch.delenv(choice.BACKEND_VARIABLE, raising=False)
-    assert backend_of_machine(None, said.append) == "onnxruntime" and not said
+    assert backend_of_machine(None, messages.append) == "onnxruntime" and not messages
     put_in(Gpu(), "10.3.0", monkeypatch)
     monkeypatch.setattr(choice, "is_jetson", lambda: True)
     monkeypatch.setattr(choice, "is_installed", lambda _: True)
-    assert backend_of_machine(None, said.append) == "tensorrt" and "--backend onnxruntime" in said[0]
+    assert backend_of_machine(None, messages.append) == "tensorrt" and "--backend onnxruntime" in messages[0]
     assert backend_of_machine("onnxruntime") == "onnxruntime"
     with pytest.raises(MerinoError, match="allowed: onnxruntime, tensorrt"):
         backend_of_machine("cuda")

@@ -105,8 +105,8 @@ def test_a_decoder_has_the_weights_that_its_operators_say(form):
 @pytest.mark.parametrize(("dialect", "form"), DECODER_FORMATS)
 def test_a_decoder_is_the_exported_model_of_its_geometry(dialect, form, uses, kv_heads):
     """Its values that are stored inside the model are norms, which begin as ones in a new model."""
-    found = graphs.kernels_of(dialect, "decoder", form, uses=uses, kv_heads=kv_heads)
-    kernel = next(one for one in found if kv_heads or one.columns == 256)
+    result = graphs.kernels_of(dialect, "decoder", form, uses=uses, kv_heads=kv_heads)
+    kernel = next(one for one in result if kv_heads or one.columns == 256)
     arch = build.decoder_architecture(GraphKey(dialect, *kernel[2:11]))
     core = "no-dotprod" if dialect == "no-dotprod" else "dotprod"
     exported = build_graph(random_source(arch, "probed"), GraphFormat(form, "fused", plan.DECODER_CONTEXT, core))
@@ -166,22 +166,22 @@ def test_linears_are_products_with_weights_of_their_own(run, dialect):
 def test_a_quantised_linear_is_the_product_with_its_dequantised_weights(run, form):
     rows, columns, bits = 512, 256, FORMATS[form].bits
     x = np.random.default_rng(0).normal(size=(1, 2, columns)).astype(np.float32)
-    (found,) = built_and_run(run, GraphKey("fused", "linear", form, rows, columns, 0, 1), {"x": x})
+    (result,) = built_and_run(run, GraphKey("fused", "linear", form, rows, columns, 0, 1), {"x": x})
     raw = random_weights(2**18).tobytes()
     size = rows * columns * bits // 8
     codes = np.frombuffer(raw[:size], np.uint8).reshape(rows, 2, 128 * bits // 8)
     scales = np.frombuffer(raw[size : size + 4 * rows * 2], np.float32).reshape(rows, 2)
     expected = x @ dequantize(Quantized(codes, scales, bits, 128)).T
-    assert np.sqrt(np.square(found - expected).mean()) < 0.05 * np.sqrt(np.square(expected).mean())
+    assert np.sqrt(np.square(result - expected).mean()) < 0.05 * np.sqrt(np.square(expected).mean())
 
 
 def test_an_embedding_that_is_the_head_too_is_one_table(run, monkeypatch):
     rows, columns = 2500, 16
     monkeypatch.setattr("merino_edge.export.onnx.fused.HEAD_SLICE_BYTES", 1)  # slices of 1024 rows
     key = GraphKey("fused", "table", "fp32", rows, columns, 0, 1)
-    (found,) = built_and_run(run, key, {"input_ids": np.array([[3, 7]])})
+    (result,) = built_and_run(run, key, {"input_ids": np.array([[3, 7]])})
     table = random_weights(rows * columns).reshape(rows, columns)
-    np.testing.assert_allclose(found[0, 0], table @ table[7], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(result[0, 0], table @ table[7], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("by_groups", [False, True])
@@ -193,9 +193,9 @@ def test_an_attention_over_equal_values_gives_that_value(by_groups, run):
     feeds = {port.name: np.zeros(port.shape, np.float32) for port in kernel.inputs if "past" in port.name}
     feeds |= {"x": np.zeros((1, 4, 640), np.float32), "last": np.array([3], np.int32), "total": np.array(4, np.int32)}
     feeds["x"][..., 576:] = 0.75
-    found = run(kernel.model, kernel.weight_bytes, feeds)
-    assert len(found) == kernel.count
-    for one in found:
+    result = run(kernel.model, kernel.weight_bytes, feeds)
+    assert len(result) == kernel.count
+    for one in result:
         np.testing.assert_allclose(one, 0.75, rtol=1e-5)
 
 

@@ -33,11 +33,11 @@ def cache_budget(monkeypatch):
 
 
 def test_a_budget_added_to_the_table_is_an_option_with_help(cache_budget):
-    told = {}
+    message = {}
 
     @with_budgets
     def command(limits: dict[str, float], device: str = "x") -> None:
-        told.update(limits, device=device)
+        message.update(limits, device=device)
 
     app = typer.Typer()
     app.command()(command)
@@ -45,7 +45,7 @@ def test_a_budget_added_to_the_table_is_an_option_with_help(cache_budget):
     assert all(budget.option in shown for budget in BUDGETS_BY_NAME.values())
     assert cache_budget.help == "budget in MB: the whole KV cache" and cache_budget.help in shown
     assert CliRunner().invoke(app, ["--kv-mb", "3", "--decode-ms", "5"]).exit_code == 0
-    assert told == {"kv_mb": 3, "decode_ms": 5, "device": "x"}
+    assert message == {"kv_mb": 3, "decode_ms": 5, "device": "x"}
 
 
 def test_a_budget_added_to_the_table_binds_both_solvers_and_is_named_by_a_refusal(cache_budget):
@@ -78,16 +78,16 @@ def spelled(tree):
 def test_no_other_module_spells_the_budgets_again():
     names = {*BUDGETS_BY_NAME, *(budget.option for budget in BUDGETS_BY_NAME.values())}
     wrong = {
-        str(path.relative_to(ROOT)): sorted(found & names)
+        str(path.relative_to(ROOT)): sorted(result & names)
         for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "design/budgets.py"
-        for found in spelled(ast.parse(path.read_text())) if len(found & names) > 2
+        for result in spelled(ast.parse(path.read_text())) if len(result & names) > 2
     }
     assert wrong == {}
 
 
 def test_a_verdict_has_the_tolerance_of_the_solvers():
     """An optimum fills its limit up to the rounding of sums; it must not be told that it breaks it."""
-    found = design(BOARD, {"decode_ms": 4}, space=SPACE, context=64, prompt=32).predicted
-    assert shares_over({"decode_ms": found.decode_ms * (1 - 1e-14)}, found) == {}
-    over = shares_over({"decode_ms": found.decode_ms / 1.5, "memory_mb": 1e6}, found)
+    result = design(BOARD, {"decode_ms": 4}, space=SPACE, context=64, prompt=32).predicted
+    assert shares_over({"decode_ms": result.decode_ms * (1 - 1e-14)}, result) == {}
+    over = shares_over({"decode_ms": result.decode_ms / 1.5, "memory_mb": 1e6}, result)
     assert over == {"decode_ms": pytest.approx(1.5)}

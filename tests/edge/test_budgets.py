@@ -114,24 +114,24 @@ def test_whatever_is_asked_gives_a_design_within_it_or_names_what_would(budgets,
     vocabs, precisions = opened
     for _ in range(3):  # first more memory than there is, then what is below the smallest
         try:
-            found = asked(budgets, board=TWO_CORES, space=TINY, vocabs=vocabs, precisions=precisions)
+            result = asked(budgets, board=TWO_CORES, space=TINY, vocabs=vocabs, precisions=precisions)
             break
         except MerinoError as error:
             message = str(error)
         more = re.search(r"--memory-mb \S+ is more than .* has free, (\S+):", message)
-        told = {"--memory-mb": float(more[1])} if more else named(message)
-        assert told, message
-        raised = {name: told[option(name)] for name in NAMES if option(name) in told}
-        assert len(raised) == len(told), message
+        printed = {"--memory-mb": float(more[1])} if more else named(message)
+        assert printed, message
+        raised = {name: printed[option(name)] for name in NAMES if option(name) in printed}
+        assert len(raised) == len(printed), message
         budgets = {**budgets, **raised}
     else:
         pytest.fail(f"{budgets}: {message}")
-    used = spent(found, TWO_CORES)
-    for name, limit in found.budget.items():
+    used = spent(result, TWO_CORES)
+    for name, limit in result.budget.items():
         assert used[name] <= limit * (1 + 1e-12), name
-    assert {name: found.budget[name] for name in budgets} == budgets
-    assert found.architecture.vocab in (vocabs or (TINY.vocab,))
-    assert found.precision in (precisions or ("fp32",))
+    assert {name: result.budget[name] for name in budgets} == budgets
+    assert result.architecture.vocab in (vocabs or (TINY.vocab,))
+    assert result.precision in (precisions or ("fp32",))
 
 
 def test_the_error_for_budgets_that_bind_together_names_each_remedy():
@@ -160,14 +160,14 @@ def test_the_values_told_for_any_needs_do(data):
 
     assume(not fits(given_))
     message = str(refusal(given_, needs))
-    told = {name: named(message)[option(name)] for name in names if option(name) in named(message)}
-    assert told, message
+    printed = {name: named(message)[option(name)] for name in names if option(name) in named(message)}
+    assert printed, message
     if "together" in message and "; or " not in message:
-        assert fits({**given_, **told})
+        assert fits({**given_, **printed})
         assert not any(fits({**given_, name: math.inf}) for name in names)
-    for name in told if "; or " in message or len(told) == 1 else ():
-        assert fits({**given_, name: told[name]})
-        assert not fits({**given_, name: told[name] * 0.998})
+    for name in printed if "; or " in message or len(printed) == 1 else ():
+        assert fits({**given_, name: printed[name]})
+        assert not fits({**given_, name: printed[name] * 0.998})
 
 
 @given(st.floats(1e-300, 1e300))
@@ -183,16 +183,16 @@ def test_energy_is_refused_where_the_profile_knows_no_watts():
         design(nano, {"j_per_token": 1}, space=SPACE, context=64, prompt=32)
     assert design(nano, {"decode_ms": 20}, space=SPACE, context=64, prompt=32).predicted.j_per_token is None
     gpu = load_profile("jetson-nano")  # its power mode's limit is known
-    found = design(gpu, with_board_defaults({"j_per_token": 0.05}, gpu), space=SPACE, context=64, prompt=32)
-    assert 0 < found.predicted.j_per_token <= 0.05
+    designed = design(gpu, with_board_defaults({"j_per_token": 0.05}, gpu), space=SPACE, context=64, prompt=32)
+    assert 0 < designed.predicted.j_per_token <= 0.05
 
 
 def test_energy_is_watts_times_the_time_of_a_step():
-    found = asked({"j_per_token": 0.01})
-    assert found.predicted.j_per_token == pytest.approx(
-        BOARD.power.stress_w.value * found.predicted.decode_ms / 1e3, rel=1e-12
+    result = asked({"j_per_token": 0.01})
+    assert result.predicted.j_per_token == pytest.approx(
+        BOARD.power.stress_w.value * result.predicted.decode_ms / 1e3, rel=1e-12
     )
-    assert 0.8 * 0.01 < found.predicted.j_per_token <= 0.01
+    assert 0.8 * 0.01 < result.predicted.j_per_token <= 0.01
 
 
 @pytest.mark.slow
@@ -215,8 +215,8 @@ def test_the_embedded_bundle_is_as_large_as_predicted(tmp_path):
     from merino_edge.embedded import FOLDER
 
     write_board_app(tmp_path / "merino.pyz")
-    found = bundle_bytes(tmp_path) + sum(path.stat().st_size for path in FOLDER.iterdir() if path.suffix != ".pyz")
-    assert 0.95 < found / (file_mb(load_source(str(FOLDER)).arch.operators, "fp32") * MB) <= 1
+    result = bundle_bytes(tmp_path) + sum(path.stat().st_size for path in FOLDER.iterdir() if path.suffix != ".pyz")
+    assert 0.95 < result / (file_mb(load_source(str(FOLDER)).arch.operators, "fp32") * MB) <= 1
 
 
 def test_every_budget_can_bind_alone():
@@ -230,5 +230,5 @@ def test_a_pair_of_budgets_is_kept_by_both_solvers():
     for pair in itertools.combinations(NAMES, 2):
         free = spent(asked({"decode_ms": 1e6}))
         ceilings = {name: 0.6 * free[name] for name in pair}
-        found = design(BOARD, ceilings, space=replace(SPACE, blocks=2), context=512, prompt=512)
-        assert all(spent(found)[name] <= limit for name, limit in ceilings.items())
+        designed = design(BOARD, ceilings, space=replace(SPACE, blocks=2), context=512, prompt=512)
+        assert all(spent(designed)[name] <= limit for name, limit in ceilings.items())

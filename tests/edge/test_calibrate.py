@@ -35,10 +35,10 @@ MATRICES = arrays.arrays(np.float32, (3, 64), elements=st.floats(-4, 4, width=32
 @given(MATRICES, st.sampled_from([4, 8]), st.sampled_from([32, 64]), st.booleans(), st.sampled_from([0, 1e-6, 7]))
 @examples(100)
 def test_inputs_that_do_not_hang_together_leave_rounding_as_it_is(matrix, bits, block, both_signs, power):
-    found = gptq(matrix, power * np.eye(64, dtype=np.float32), bits, block, both_signs=both_signs)
+    result = gptq(matrix, power * np.eye(64, dtype=np.float32), bits, block, both_signs=both_signs)
     plain = quantize_groups(matrix, bits, block, both_signs=both_signs)
-    assert found.bits == bits and found.group_size == block
-    assert np.array_equal(found.codes, plain.codes) and np.array_equal(found.scales, plain.scales)
+    assert result.bits == bits and result.group_size == block
+    assert np.array_equal(result.codes, plain.codes) and np.array_equal(result.scales, plain.scales)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -50,12 +50,12 @@ def test_the_output_loses_less_where_inputs_hang_together(bits, seed):
     mixed = random.standard_normal((24, 96))
     x = random.standard_normal((64 if seed == 0 else 2000, 24)) @ mixed + 0.1 * random.standard_normal(96)
     x = x.astype(np.float32)
-    found = gptq(matrix, x.T @ x / len(x), bits, 32)
+    result = gptq(matrix, x.T @ x / len(x), bits, 32)
     lost, plainly = (
-        np.square(x @ (dequantize(one) - matrix).T).mean() for one in (found, quantize_groups(matrix, bits, 32))
+        np.square(x @ (dequantize(one) - matrix).T).mean() for one in (result, quantize_groups(matrix, bits, 32))
     )
     assert lost < 0.5 * plainly
-    assert found.codes.min() >= 0 and np.isfinite(found.scales).all()
+    assert result.codes.min() >= 0 and np.isfinite(result.scales).all()
 
 
 @pytest.mark.parametrize("family", SMALL)
@@ -64,12 +64,12 @@ def test_moments_of_each_family_are_those_of_what_its_matrices_multiply(family, 
     arch = small(family, context=48)
     model = decoder(arch, 3)
     rows = torch.from_numpy(np.random.default_rng(0).integers(0, arch.vocab, (3, 40)))
-    found = input_hessians(model, rows)
+    result = input_hessians(model, rows)
     source = Source(family, arch, model, "trained", "drawn", (), None)
     graph = build_graph(source, GraphFormat("int4", "fused", 48))
     tables = {name for names in graph.quantized for name in names if any(part in name for part in TABLES)}
     matrices = {name for names in graph.quantized for name in names} - tables
-    assert set(found) == matrices
+    assert set(result) == matrices
     outputs: dict[str, list[torch.Tensor]] = {name: [] for name in matrices}
     hooks = [
         model.get_submodule(name.removesuffix(".weight")).register_forward_hook(
@@ -87,7 +87,7 @@ def test_moments_of_each_family_are_those_of_what_its_matrices_multiply(family, 
         state, there = model.state_dict()[name].numpy(), layout(name)
         weights = there.to_graph(state) if there else state
         power = torch.cat([out.reshape(-1, out.shape[-1]) for out in outputs[name]]).square().mean(0).sum().item()
-        assert np.einsum("oi,ij,oj", weights, found[name], weights, optimize=True) == pytest.approx(power, rel=1e-4)
+        assert np.einsum("oi,ij,oj", weights, result[name], weights, optimize=True) == pytest.approx(power, rel=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_each_quantised_graph_takes_the_rounding(dialect, core, precision, tales
     assert done.calibrated > 0 and done.unrounded is not None and done.unrounded < 1e-4
     plain = build_graph(source, GraphFormat(precision, dialect, 512, core))
     blocks = {row.name: row.group_size for row in done.matrices}
-    widths = {"+".join(names): found.codes.shape[1] * found.group_size for names, found in plain.quantized.items()}
+    widths = {"+".join(names): result.codes.shape[1] * result.group_size for names, result in plain.quantized.items()}
     if core == "no-dotprod" and precision == "int4":
         assert {block for name, block in blocks.items() if "embed" not in name} == {32}
     elif dialect == "portable" or core == "no-dotprod":

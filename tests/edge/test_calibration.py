@@ -33,12 +33,12 @@ def test_the_fit_predicts_what_the_true_coefficients_do(precision):
     """Quantities that no row tells apart may differ, their sums may not."""
     profile = calibrated_board(synthetic())
     work = InferenceShape(precision, 512, 128)
-    found = cost_model(profile, work).predict(DECODER.operators)
+    result = cost_model(profile, work).predict(DECODER.operators)
     expected = cost_model(BOARD, work).predict(DECODER.operators)
-    assert found.decode_ms == pytest.approx(expected.decode_ms, rel=0.02)
-    assert found.prefill_ms == pytest.approx(expected.prefill_ms, rel=0.02)
-    assert (found.decode_threads, found.prefill_threads) == (expected.decode_threads, expected.prefill_threads)
-    assert (found.provenance, expected.provenance) == ("calibrated", "estimated")
+    assert result.decode_ms == pytest.approx(expected.decode_ms, rel=0.02)
+    assert result.prefill_ms == pytest.approx(expected.prefill_ms, rel=0.02)
+    assert (result.decode_threads, result.prefill_threads) == (expected.decode_threads, expected.prefill_threads)
+    assert (result.provenance, expected.provenance) == ("calibrated", "estimated")
 
 
 def test_the_residuals_of_a_probe_without_noise_are_nothing():
@@ -54,17 +54,17 @@ def test_noise_goes_into_the_residuals_and_hardly_into_predictions():
     fit = calibrate(synthetic(noise=0.05))
     assert 0.01 < fit.residuals[-1].median < 0.06
     work = InferenceShape("int8", 512, 128)
-    found = cost_model(calibrated_board(synthetic(noise=0.05)), work).predict(DECODER.operators)
-    assert found.decode_ms == pytest.approx(cost_model(BOARD, work).predict(DECODER.operators).decode_ms, rel=0.08)
+    result = cost_model(calibrated_board(synthetic(noise=0.05)), work).predict(DECODER.operators)
+    assert result.decode_ms == pytest.approx(cost_model(BOARD, work).predict(DECODER.operators).decode_ms, rel=0.08)
 
 
 def test_memory_factors_are_what_processes_held():
-    found = calibrated_board(synthetic()).performance.onnxruntime.coefficients
-    assert found is not None and found.fp32.resident == pytest.approx(1.25)
-    assert (found.fp32.table_resident, found.fp32.table_opening) == (pytest.approx(1), pytest.approx(0.5))
-    assert found.int8 is not None and found.int4 is not None
-    assert (found.int8.table_resident, found.int8.table_opening) == (pytest.approx(1), pytest.approx(1))
-    assert found.int4.table_resident == pytest.approx(1.25), "not measured: as its matrices"
+    result = calibrated_board(synthetic()).performance.onnxruntime.coefficients
+    assert result is not None and result.fp32.resident == pytest.approx(1.25)
+    assert (result.fp32.table_resident, result.fp32.table_opening) == (pytest.approx(1), pytest.approx(0.5))
+    assert result.int8 is not None and result.int4 is not None
+    assert (result.int8.table_resident, result.int8.table_opening) == (pytest.approx(1), pytest.approx(1))
+    assert result.int4.table_resident == pytest.approx(1.25), "not measured: as its matrices"
 
 
 def test_a_format_that_was_not_measured_stays_estimated():
@@ -80,10 +80,10 @@ def test_a_format_that_was_not_measured_stays_estimated():
 def test_a_portable_probe_is_fitted_too():
     truth = estimated(load_profile("jetson-nano"))
     probe = synthetic(machine=MACHINE._replace(formats=("fp32", "int8"), fused=False), truth=truth)
-    found = calibrate(probe)
-    assert found.performance["coefficients"]["dialect"] == "portable"
-    assert found.performance["coefficients"]["step_us"] == pytest.approx(list(truth.step_us), rel=0.02)
-    assert found.residuals[-1].median < 0.01
+    result = calibrate(probe)
+    assert result.performance["coefficients"]["dialect"] == "portable"
+    assert result.performance["coefficients"]["step_us"] == pytest.approx(list(truth.step_us), rel=0.02)
+    assert result.residuals[-1].median < 0.01
 
 
 def test_a_calibrated_profile_keeps_what_was_not_measured():
@@ -183,22 +183,22 @@ def test_attention_of_one_query_and_of_each_cache_comes_back_from_a_probe():
 @pytest.mark.slow
 def test_this_machine_is_measured_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    runs, said = [], []
+    runs, output = [], []
 
     def short(path, seconds):
-        found = board_probe.run_probe(path, min(seconds, 12)) | {"flags": []}
-        runs.append(Path(path).write_text(json.dumps(found)))
+        result = board_probe.run_probe(path, min(seconds, 12)) | {"flags": []}
+        runs.append(Path(path).write_text(json.dumps(result)))
 
     monkeypatch.setattr(host, "run_probe", short)
     monkeypatch.setattr(bandwidth, "buffer_bytes", lambda: 64 * MB)  # four caches of a server take half the time
-    first, again = board("host", said.append), board("host", said.append)
+    first, again = board("host", output.append), board("host", output.append)
     assert len(runs) == 1
     assert first.performance == again.performance
     own = first.performance.onnxruntime.coefficients
     assert own is not None and own.kind == "calibrated"
-    assert len(said) == 3 and "measuring this machine" in said[0] and "kept in" in said[2]
-    found = cost_model(first, InferenceShape("fp32", 128, 64)).predict(DECODER.operators)
-    assert found.decode_ms > 0.1 and found.provenance == "calibrated"
+    assert len(output) == 3 and "measuring this machine" in output[0] and "kept in" in output[2]
+    result = cost_model(first, InferenceShape("fp32", 128, 64)).predict(DECODER.operators)
+    assert result.decode_ms > 0.1 and result.provenance == "calibrated"
 
 
 @pytest.fixture
@@ -221,11 +221,11 @@ def kept(tmp_path):
 
 def test_this_machine_measured_again_counts_by_the_median(recorded, tmp_path):
     recorded([timed(1.2), timed(7.0), timed(1.0)])
-    said = []
+    messages = []
     first = host.host_probes()
     assert host.host_probes() == first == [timed(1.2)]
-    recalibrate("host", [], None, said.append)
-    assert "median of 2 probes" in said[-1]
+    recalibrate("host", [], None, messages.append)
+    assert "median of 2 probes" in messages[-1]
     recalibrate("host", [], None)
     assert joined(host.host_probes()).measurements == timed(1.2).measurements
     assert len(kept(tmp_path)) == 3, "nothing is lost"
@@ -234,19 +234,19 @@ def test_this_machine_measured_again_counts_by_the_median(recorded, tmp_path):
 def test_a_probe_of_a_busy_machine_is_used_once_and_not_kept(recorded, tmp_path):
     busy = timed(3.0).model_copy(update={"flags": ["busy"]})
     recorded([busy, timed(1.0)])
-    said = []
-    assert host.host_probes(said.append) == [busy] and kept(tmp_path) == []
-    assert "busy" in said[-2] and "does not keep it" in said[-1] and "calibrate --device host" in said[-1]
+    messages = []
+    assert host.host_probes(messages.append) == [busy] and kept(tmp_path) == []
+    assert "busy" in messages[-2] and "does not keep it" in messages[-1] and "calibrate --device host" in messages[-1]
     assert host.host_probes() == [timed(1.0)] and len(kept(tmp_path)) == 1
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == kept(tmp_path), "nothing else is left behind"
 
 
 def test_calibrate_keeps_the_probe_of_a_busy_machine_and_says_how_to_undo_that(recorded, tmp_path):
     recorded([timed(3.0).model_copy(update={"flags": ["busy", "throttled"]})])
-    said = []
-    recalibrate("host", [], None, said.append)
+    messages = []
+    recalibrate("host", [], None, messages.append)
     (path,) = kept(tmp_path)
-    assert "busy and throttled" in said[-2] and f"remove {path}" in said[-1]
+    assert "busy and throttled" in messages[-2] and f"remove {path}" in messages[-1]
 
 
 def test_nothing_is_printed_without_a_listener(recorded, capsys):
@@ -286,10 +286,10 @@ def test_memory_of_joined_probes_is_the_median_of_all(sizes_mb):
     factors = [factor * size_mb / 40 for factor, size_mb in zip((1.0, 1.1, 3.0), sizes_mb, strict=True)]
     probes = [held(factor, size_mb * MB) for factor, size_mb in zip(factors, sizes_mb, strict=True)]
     expected = calibrate(held(1.1, 40 * MB)).performance["coefficients"]
-    found = calibrate(joined(probes)).performance["coefficients"]
+    result = calibrate(joined(probes)).performance["coefficients"]
     for form, names in (("fp32", FACTORS[:2]), ("int8", FACTORS)):
         for name in names:
-            assert found[form][name] == pytest.approx(expected[form][name], rel=1e-3), (form, name)
+            assert result[form][name] == pytest.approx(expected[form][name], rel=1e-3), (form, name)
 
 
 def test_several_probes_of_one_board_are_fitted_together(tmp_path):

@@ -36,24 +36,24 @@ class Terminal:
         import struct
         import termios
 
-        self.ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+        self.ours, other = pty.openpty()
+        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
         environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
         self.process = subprocess.Popen(
-            [str(word) for word in call], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+            [str(word) for word in call], stdin=other, stdout=other, stderr=other, start_new_session=True,
             env={**environment, "TERM": "xterm"}, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )  # fmt: skip
-        os.close(theirs)
+        os.close(other)
         self.shown = b""
 
     def wait_for(self, pattern):
         """Until the pattern is shown in what has come since the last wait."""
-        found = re.search(pattern, self.shown)
-        while not found and select.select([self.ours], [], [], PATIENCE_S)[0]:
+        match = re.search(pattern, self.shown)
+        while not match and select.select([self.ours], [], [], PATIENCE_S)[0]:
             self.shown += os.read(self.ours, 4096)
-            found = re.search(pattern, self.shown)
-        assert found, (pattern, self.shown[-300:])
-        self.shown = self.shown[found.end() :]
+            match = re.search(pattern, self.shown)
+        assert match, (pattern, self.shown[-300:])
+        self.shown = self.shown[match.end() :]
 
     def type(self, text):
         """As a person does, some time after what was shown: Python loses a ctrl-C that comes between the prompt and its
@@ -109,10 +109,10 @@ needs_sshd = pytest.mark.skipif(not ssh_board.SSHD, reason=ssh_board.REASON)
 def board(tmp_path_factory):
     place = tmp_path_factory.mktemp("ssh")
     workstation = ssh_board.make_workstation(place / "home")
-    with ssh_board.running(place / "board", workstation.key) as found:
-        workstation.trusts(found)
-        found.users_home = workstation.home
-        yield found
+    with ssh_board.running(place / "board", workstation.key) as started:
+        workstation.trusts(started)
+        started.users_home = workstation.home
+        yield started
 
 
 @pytest.fixture
@@ -140,9 +140,9 @@ def test_over_ssh_it_is_the_same_talk(board, home, chat_dir, tmp_path):  # noqa:
     there = piped("--ssh", board.address, *options, "--json", typed="Hello\n/no\n/stats\n")
     events = [json.loads(line) for line in there.stdout.splitlines()]
     assert there.returncode == 1 and events[0]["context"] == 256 and events[0]["system"] == "Be kind."
-    done, told = [event for event in events if event.get("done")]
+    done, message = [event for event in events if event.get("done")]
     assert done["tokens"] == 9 and "/no" in [event for event in events if "error" in event][0]["error"]
-    assert "computed" in told["said"]
+    assert "computed" in message["said"]
 
 
 @needs_sshd

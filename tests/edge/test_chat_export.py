@@ -48,9 +48,9 @@ def transformers_text(template, system, turns, user, **options):
 
 @pytest.mark.parametrize("name", chat_templates.EXACT)
 def test_parts_give_what_transformers_renders_for_any_texts(name):
-    template, found = found_for(name)
-    parts = found.chat.parts
-    assert found.why_jinja == "" and parts is not None
+    template, result = found_for(name)
+    parts = result.chat.parts
+    assert result.why_jinja == "" and parts is not None
     by_board = compiled(template, name)
 
     @examples(60)
@@ -60,7 +60,7 @@ def test_parts_give_what_transformers_renders_for_any_texts(name):
         no_think = no_think and parts.no_think is not None
         expected = transformers_text(template, system, turns, user, **({"enable_thinking": False} if no_think else {}))
         assert "".join(piece.text for piece in by_parts(parts, system, turns, user, no_think)) == expected
-        pieces = by_jinja(by_board, found.chat, system, turns, user, no_think)
+        pieces = by_jinja(by_board, result.chat, system, turns, user, no_think)
         assert "".join(piece.text for piece in pieces) == expected
 
     check()
@@ -86,18 +86,18 @@ def test_the_parts_that_the_boards_tests_use_are_what_is_exported():
 
 
 def test_the_date_is_the_days_on_which_it_is_rendered(monkeypatch):
-    _, found = found_for("llama3.2")
+    _, result = found_for("llama3.2")
     monkeypatch.setattr(time, "strftime", lambda form: f"tomorrow as {form}")
-    assert "Today Date: tomorrow as %d %b %Y\n" in by_parts(found.chat.parts, None, (), "x", False)[0].text
+    assert "Today Date: tomorrow as %d %b %Y\n" in by_parts(result.chat.parts, None, (), "x", False)[0].text
 
 
 @pytest.mark.parametrize("name", chat_templates.INEXACT)
 def test_what_cannot_be_rendered_is_left_to_jinja_and_it_says_why(name):
-    template, found = found_for(name)
-    assert found.chat.parts is None and found.why_jinja
-    talk = ("S", [Turn("a ", " b"), Turn("c", "d")], "e")
-    pieces = by_jinja(compiled(template, name), found.chat, *talk, no_think=False)
-    assert "".join(piece.text for piece in pieces) == transformers_text(template, *talk)
+    template, result = found_for(name)
+    assert result.chat.parts is None and result.why_jinja
+    conversation = ("S", [Turn("a ", " b"), Turn("c", "d")], "e")
+    pieces = by_jinja(compiled(template, name), result.chat, *conversation, no_think=False)
+    assert "".join(piece.text for piece in pieces) == transformers_text(template, *conversation)
 
 
 @pytest.mark.parametrize(("template", "why"), [
@@ -110,8 +110,8 @@ def test_what_cannot_be_rendered_is_left_to_jinja_and_it_says_why(name):
     ("{% for m in messages %}{{ m.content }}{{ messages[0].role }}{% endfor %}", "system message"),
 ])  # fmt: skip
 def test_each_reason_for_jinja(template, why):
-    found = chat_of(ChatTemplate(template, {}, "it"))
-    assert found.chat.parts is None and why in found.why_jinja
+    result = chat_of(ChatTemplate(template, {}, "it"))
+    assert result.chat.parts is None and why in result.why_jinja
 
 
 @pytest.fixture(scope="module")
@@ -212,8 +212,8 @@ def test_a_gguf_file_has_its_template_and_the_texts_of_its_tokens():
         "tokenizer.ggml.tokens": ["<s>", "</s>", "a"], "tokenizer.ggml.token_type": np.array([3, 3, 1]),
         "tokenizer.ggml.eos_token_id": 1, "tokenizer.chat_template": chat_templates.CHATML,
     }  # fmt: skip
-    found = chat_template(metadata, "x.gguf")
-    assert found == ChatTemplate(chat_templates.CHATML, {"eos_token": "</s>"}, "tokenizer.chat_template in x.gguf")
+    result = chat_template(metadata, "x.gguf")
+    assert result == ChatTemplate(chat_templates.CHATML, {"eos_token": "</s>"}, "tokenizer.chat_template in x.gguf")
     for none in (None, "", 7):
         assert chat_template({**metadata, "tokenizer.chat_template": none}, "x.gguf") is None
 

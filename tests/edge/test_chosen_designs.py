@@ -39,12 +39,12 @@ def one_kv_head(width, depth):
 
 def taken(arch, form, noise=0.0, factor=1.0):
     """What a design takes of a board of known coefficients, times `factor` in decode."""
-    found = cost_model(BOARD, InferenceShape(form, CONTEXT - STEPS // 2, PROMPT)).predict(arch.operators)
+    result = cost_model(BOARD, InferenceShape(form, CONTEXT - STEPS // 2, PROMPT)).predict(arch.operators)
     return MeasuredDesign.model_validate({
         "architecture": arch, "format": form, "score": "measured", "budget_ms": 10.0, "past": CONTEXT - STEPS // 2,
-        "prompt": PROMPT, "decode_threads": found.decode_threads, "prefill_threads": found.prefill_threads,
-        "decode_ms": factor * math.exp(noise) * found.decode_ms, "prefill_ms": math.exp(noise) * found.prefill_ms,
-        "predicted_decode_ms": found.decode_ms, "predicted_prefill_ms": found.prefill_ms, "flags": [],
+        "prompt": PROMPT, "decode_threads": result.decode_threads, "prefill_threads": result.prefill_threads,
+        "decode_ms": factor * math.exp(noise) * result.decode_ms, "prefill_ms": math.exp(noise) * result.prefill_ms,
+        "predicted_decode_ms": result.decode_ms, "predicted_prefill_ms": result.prefill_ms, "flags": [],
         "by_groups": True,
     })  # fmt: skip
 
@@ -58,10 +58,10 @@ def designs(factor=1.0, noise=0.0):
 def test_intervals_are_of_the_designs_that_a_search_chose_and_the_profile_says_so():
     probe = synthetic(noise=0.01)
     chosen_ones = probe.model_copy(update={"designs": designs(noise=0.15)})
-    own, found = (calibrated_board(one).performance.onnxruntime.coefficients for one in (probe, chosen_ones))
+    own, result = (calibrated_board(one).performance.onnxruntime.coefficients for one in (probe, chosen_ones))
     for form in FORMATS:
         for name in ("decode_error", "prefill_error"):
-            before, after = getattr(own.of_format(form), name), getattr(found.of_format(form), name)
+            before, after = getattr(own.of_format(form), name), getattr(result.of_format(form), name)
             assert (before.of, after.of, after.decoders) == ("probe", "designs", 4) and before.decoders > 4
             assert after.scale > 3 * before.scale
     kinds = {residual.kind: residual.rows for residual in calibrate(chosen_ones).residuals}
@@ -91,13 +91,13 @@ def test_a_head_alone_is_fitted_though_designs_take_longer():
 
 
 def test_designs_of_both_scores_span_the_range_of_the_board_and_its_formats():
-    asked = [chosen.requests(BOARD, number) for number in (0, 1)]
+    requested = [chosen.requests(BOARD, number) for number in (0, 1)]
     most = BOARD.budget.decode_ms
-    for requests in asked:
+    for requests in requested:
         assert {(one.format, one.scoring.name) for one in requests} == set(itertools.product(FORMATS, NAMES))
         assert {one.context for one in requests} == set(chosen.CONTEXTS)
         assert max(one.decode_ms for one in requests) > most / 2 and min(one.decode_ms for one in requests) < most / 5
-    pairs = [(one.format, one.decode_ms) for requests in asked for one in requests]
+    pairs = [(one.format, one.decode_ms) for requests in requested for one in requests]
     assert len(set(pairs)) == len(pairs) == 12
 
 
@@ -113,16 +113,16 @@ def test_designs_are_measured_as_bench_does(monkeypatch):
     monkeypatch.setattr(measuring, "DECODE_REPETITIONS", 1)
     monkeypatch.setattr(measuring, "PREFILL_REPETITIONS", 1)
     board = BOARD.model_copy(update={"budget": BOARD.budget.model_copy(update={"decode_ms": 1.0})})
-    said = []
-    found = chosen.measured_designs(board, 0, bench_here(lambda: contextlib.nullcontext(None)), said.append)
-    assert [(one.architecture.context, one.past, one.prompt) for one in found] == [
+    messages = []
+    result = chosen.measured_designs(board, 0, bench_here(lambda: contextlib.nullcontext(None)), messages.append)
+    assert [(one.architecture.context, one.past, one.prompt) for one in result] == [
         (64, 48, 32), (64, 48, 32), (96, 80, 48)
     ]  # fmt: skip
-    assert {one.score for one in found} == set(NAMES)
-    for one in found:
+    assert {one.score for one in result} == set(NAMES)
+    for one in result:
         assert 0 < one.decode_ms < one.prefill_ms < 1000 and one.predicted_decode_ms <= one.budget_ms
-    assert len(said) == 5 and found[0].architecture.shape() in said[0]
-    assert said[3] == "measuring design-1, design-2: steps behind 32 tokens, prefills of 32"
+    assert len(messages) == 5 and result[0].architecture.shape() in messages[0]
+    assert messages[3] == "measuring design-1, design-2: steps behind 32 tokens, prefills of 32"
 
 
 @pytest.fixture
@@ -178,10 +178,10 @@ def test_a_calibration_that_ends_early_leaves_the_former_profile(at, how, cache,
     with pytest.raises((KeyboardInterrupt, MerinoError)):
         recalibrate("raspberry-pi-5", [], out, probe_board=lambda _: synthetic(), choose=ending(at, how))
     assert out.read_text() == profile_text("raspberry-pi-5")
-    said = []
-    recalibrate("host", [], None, said.append, choose=lambda *_: designs())
+    messages = []
+    recalibrate("host", [], None, messages.append, choose=lambda *_: designs())
     assert len(contents(cache)) == 2 and len(host.kept_probes()[-1].designs) == 24
-    assert [line for line in said if line.startswith("round 2: 12 measured, predicted over measured: decode ")]
+    assert [line for line in messages if line.startswith("round 2: 12 measured, predicted over measured: decode ")]
 
 
 KILLED = """

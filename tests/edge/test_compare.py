@@ -58,9 +58,9 @@ def test_a_slowdown_of_a_fifth_is_found(step_ms, spread, repetitions):
 
 def test_rows_over_another_cache_are_no_partners():
     floats, whole = record(10), record(8, kv="int8")
-    found = compare(rows(floats, whole), rows(floats))
-    assert len(found.pairs) == 1 and found.pairs[0].ratio.value == 1
-    assert found.only_a == ("ours fp32 int8 cache tg32, onnxruntime CPU, 2 threads",)
+    result = compare(rows(floats, whole), rows(floats))
+    assert len(result.pairs) == 1 and result.pairs[0].ratio.value == 1
+    assert result.only_a == ("ours fp32 int8 cache tg32, onnxruntime CPU, 2 threads",)
 
 
 @examples(60)
@@ -78,15 +78,15 @@ def test_two_runs_are_independent_samples_of_process_means():
     covered = 0
     for _ in range(2000):
         sides = [speed * np.exp(random.normal(0, 0.03, 5) + random.normal(0, 0.01 / 2**0.5, 5)) for speed in (3, 1)]
-        found = independent_ratio(*(side.tolist() for side in sides))
-        covered += found.low <= 3 <= found.high
+        result = independent_ratio(*(side.tolist() for side in sides))
+        covered += result.low <= 3 <= result.high
     assert 0.935 < covered / 2000 < 0.97
 
 
 def test_rows_of_one_run_pair_and_rows_of_two_runs_do_not():
     drift = [[10.0], [12.0], [15.0], [20.0], [30.0]]
-    ours, theirs = record(test="pp8", rounds_ms=drift), record(test="pp8", rounds_ms=[[2 * ms] for (ms,) in drift])
-    first, second = rows({**ours, "run": "one"}, {**theirs, "run": "one"})
+    own, other = record(test="pp8", rounds_ms=drift), record(test="pp8", rounds_ms=[[2 * ms] for (ms,) in drift])
+    first, second = rows({**own, "run": "one"}, {**other, "run": "one"})
     paired, apart = row_ratio(first, second), row_ratio(first, second.model_copy(update={"run": "two"}))
     assert paired.value == pytest.approx(2) and apart.value == pytest.approx(2)
     assert (paired.low, paired.high, paired.turns) == (pytest.approx(2), pytest.approx(2), (5, 5))
@@ -122,21 +122,21 @@ def test_fewer_than_three_processes_are_not_judged(repetitions):
 def test_an_interval_that_reaches_far_on_both_sides_of_one_is_undecided():
     wide = record(test="pp8", rounds_ms=[[10.0], [30.0], [90.0]])
     other = record(test="pp8", rounds_ms=[[12.0], [30.0], [80.0]])
-    found = compare(rows(wide), rows(other))
-    assert found.pairs[0].verdict == UNDECIDED
+    result = compare(rows(wide), rows(other))
+    assert result.pairs[0].verdict == UNDECIDED
     with pytest.raises(MerinoError, match="undecided whether slower by more than 5 %: ours fp32 pp8"):
-        check_not_slower(found, 0.05)
+        check_not_slower(result, 0.05)
 
 
 def test_a_smaller_loss_passes_only_where_the_interval_rules_out_the_larger():
     quick, slow = ([[ms] for ms in step] for step in ((10.0, 10.0, 10.0), (10.3, 10.4, 10.5)))
-    found = compare(rows(record(test="pp8", rounds_ms=quick)), rows(record(test="pp8", rounds_ms=slow)))
-    assert found.pairs[0].verdict == "slower"
-    check_not_slower(found, 0.1)
+    result = compare(rows(record(test="pp8", rounds_ms=quick)), rows(record(test="pp8", rounds_ms=slow)))
+    assert result.pairs[0].verdict == "slower"
+    check_not_slower(result, 0.1)
     with pytest.raises(MerinoError, match="slower by more than 3 %"):
-        check_not_slower(found, 0.03)
+        check_not_slower(result, 0.03)
     with pytest.raises(MerinoError, match="undecided whether slower by more than 5 %"):
-        check_not_slower(found, 0.05)
+        check_not_slower(result, 0.05)
 
 
 def test_throttling_of_both_sides_is_a_condition_and_of_one_side_a_disturbance():
@@ -159,16 +159,16 @@ def test_a_disturbed_row_is_shown_and_not_judged(flag):
 
 
 def test_an_undisturbed_run_beside_a_disturbed_one_is_judged_alone():
-    found = compare(rows(record(10)), rows(record(90, flags=["busy"]), record(10, seed=3)))
-    assert [pair.verdict for pair in found.pairs] == [NO_DIFFERENCE]
+    result = compare(rows(record(10)), rows(record(90, flags=["busy"]), record(10, seed=3)))
+    assert [pair.verdict for pair in result.pairs] == [NO_DIFFERENCE]
 
 
 def test_a_row_that_failed_in_b_is_shown_and_fails_the_check():
-    found = compare(rows(record(10), opt()), rows(failed(precision="fp32", depth=0), opt()))
-    assert [pair.verdict for pair in found.pairs] == [NO_DIFFERENCE, NOT_JUDGED]
-    assert found.pairs[1].reason == "B: failed: out of memory" and not found.only_a and not found.only_b
+    result = compare(rows(record(10), opt()), rows(failed(precision="fp32", depth=0), opt()))
+    assert [pair.verdict for pair in result.pairs] == [NO_DIFFERENCE, NOT_JUDGED]
+    assert result.pairs[1].reason == "B: failed: out of memory" and not result.only_a and not result.only_b
     with pytest.raises(MerinoError, match="measured in A, not in B: ours fp32 tg32"):
-        check_not_slower(found, 0.5)
+        check_not_slower(result, 0.5)
 
 
 @pytest.mark.parametrize("changes", [
@@ -179,8 +179,8 @@ def test_unequal_conditions_never_pair(changes):
     before = record(test="pp32") if "prefill_threads" in changes else record()
     with pytest.raises(MerinoError, match="no row in common"):
         compare(rows(before), rows(record(**changes)))
-    found = compare(rows(before, opt()), rows(record(**changes), opt()))
-    assert [pair.bundle for pair in found.pairs] == ["opt-350m"] and len(found.only_a) == len(found.only_b) == 1
+    result = compare(rows(before, opt()), rows(record(**changes), opt()))
+    assert [pair.bundle for pair in result.pairs] == ["opt-350m"] and len(result.only_a) == len(result.only_b) == 1
 
 
 def test_a_row_pairs_by_the_threads_of_what_it_times_alone():
@@ -191,9 +191,9 @@ def test_a_row_pairs_by_the_threads_of_what_it_times_alone():
 
 
 def test_another_name_pairs_by_geometry_and_another_engine_version_by_name():
-    found = compare(rows(record(10)), rows(record(10, bundle="renamed", engine="onnxruntime 1.30.0 CPU")))
-    assert found.pairs[0].bundle == "ours / renamed" and found.pairs[0].verdict == NO_DIFFERENCE
-    assert found.notes == ("A and B differ in engine: onnxruntime 1.32.0 CPU / onnxruntime 1.30.0 CPU",)
+    result = compare(rows(record(10)), rows(record(10, bundle="renamed", engine="onnxruntime 1.30.0 CPU")))
+    assert result.pairs[0].bundle == "ours / renamed" and result.pairs[0].verdict == NO_DIFFERENCE
+    assert result.notes == ("A and B differ in engine: onnxruntime 1.32.0 CPU / onnxruntime 1.30.0 CPU",)
     with pytest.raises(MerinoError, match="no row in common"):
         compare(rows(record()), rows(record(bundle="renamed", architecture=None)))
 
@@ -211,11 +211,11 @@ def test_what_is_no_percent(text):
 
 @pytest.fixture
 def files(tmp_path):
-    found = {}
+    results = {}
     for name, step_ms, flags in (("before", 10, []), ("after", 13, []), ("busy", 13, ["busy"])):
-        found[name] = str(tmp_path / f"{name}.json")
+        results[name] = str(tmp_path / f"{name}.json")
         (tmp_path / f"{name}.json").write_text(json.dumps([record(step_ms, flags=flags), opt()]))
-    return found
+    return results
 
 
 @pytest.fixture
@@ -225,8 +225,8 @@ def run(capsys):
     def call(*argv):
         with pytest.raises(SystemExit) as done:
             main(list(argv))
-        said = capsys.readouterr()
-        return done.value.code, said.out, said.err
+        output = capsys.readouterr()
+        return done.value.code, output.out, output.err
 
     return call
 
@@ -252,7 +252,7 @@ def test_where_nothing_can_be_judged_the_check_fails(files, run, tmp_path):
 
 def test_json_has_ratio_interval_and_verdict(files, run):
     code, out, _ = run("compare", files["before"], files["after"], "--json")
-    found = json.loads(out)
-    ours = next(pair for pair in found["pairs"] if pair["bundle"] == "ours")
-    assert code == 0 and ours["verdict"] == "slower" and found["schema"] == 2
-    assert ours["ratio"]["low"] < ours["ratio"]["value"] < ours["ratio"]["high"] < 1
+    data = json.loads(out)
+    own = next(pair for pair in data["pairs"] if pair["bundle"] == "ours")
+    assert code == 0 and own["verdict"] == "slower" and data["schema"] == 2
+    assert own["ratio"]["low"] < own["ratio"]["value"] < own["ratio"]["high"] < 1

@@ -66,7 +66,7 @@ def test_costs_add_up_under_each_regime(arch, model, data):
 @given(decoders(), models)
 def test_a_prediction_is_never_above_any_regime_that_holds(arch, model):
     """So a decoder that keeps a limit under a regime keeps it as predicted; and one regime is no looser than that."""
-    found = model.predict(arch.operators)
+    result = model.predict(arch.operators)
     holds = []
     for regime in model.regimes():
         ceiling = model.ceiling_mb(regime)
@@ -75,10 +75,10 @@ def test_a_prediction_is_never_above_any_regime_that_holds(arch, model):
             if regime.residency == "partial":  # whose line runs below the truth where the caches hold all
                 lines.append(model.decode_ms(arch.operators, regime.decode_threads, "resident"))
             holds.append(max(lines))
-    assert found.decode_ms == pytest.approx(min(holds), rel=1e-9)  # all reads of these boards have one rate
-    assert 0 < found.decode_ms < 1e6 and 0 < found.prefill_ms < 1e7
-    assert found.memory_mb > model.runtime_mb
-    assert found.provenance == "estimated"
+    assert result.decode_ms == pytest.approx(min(holds), rel=1e-9)  # all reads of these boards have one rate
+    assert 0 < result.decode_ms < 1e6 and 0 < result.prefill_ms < 1e7
+    assert result.memory_mb > model.runtime_mb
+    assert result.provenance == "estimated"
 
 
 @given(decoders(), shapes, st.floats(0.05, 20))
@@ -111,8 +111,8 @@ def test_two_sessions_hold_prepacked_weights_twice():
     one, two = (model.memory_mb(operators, sessions) for sessions in (1, 2))
     cache_mb = 24 * 512 * 2 * 1024 * 4 / 2**20
     assert two - one == pytest.approx(model.in_use_mb(operators) - cache_mb)
-    for found in model.predict_each(operators):
-        assert found.memory_mb == (one if found.decode_threads == found.prefill_threads else two)
+    for result in model.predict_each(operators):
+        assert result.memory_mb == (one if result.decode_threads == result.prefill_threads else two)
     tight = model.predict(operators, {"memory_mb": one + 1})
     assert tight.decode_threads == tight.prefill_threads
     alone = model.predict(operators)  # as the runtime opens a bundle without a plan of threads
@@ -131,8 +131,8 @@ def test_nothing_gets_cheaper_by_growing(arch, model):
         (arch, wider),
     ]
     for other, its_model in larger:
-        found = its_model.predict(other.operators)
-        assert found.decode_ms >= small.decode_ms * (1 - 1e-9)
+        result = its_model.predict(other.operators)
+        assert result.decode_ms >= small.decode_ms * (1 - 1e-9)
         assert its_model.memory_mb(other.operators) >= model.memory_mb(arch.operators)
     longer = cost_model(model.profile, replace(shape, prompt=shape.prompt + 64)).predict(arch.operators)
     assert longer.prefill_ms > small.prefill_ms
@@ -210,16 +210,16 @@ def test_estimates_without_dotprod_are_those_of_the_cycles(board):
     product = linear(13_500, 10_000)
     for form, (low, high) in TIMES[board].items():
         coefficients = estimated(profile)
-        found = [
+        results = [
             latency([product], form, [(1, 0)], coefficients.dialect, at).streaming_ms
             for at in by_threads(coefficients).values()
         ]
-        assert 0.95 * low < min(found) < 1.25 * high, (form, found)
+        assert 0.95 * low < min(results) < 1.25 * high, (form, results)
 
 
 def test_decode_and_prefill_choose_their_own_thread_counts():
-    found = model_of("raspberry-pi-5", "fp32", 512, 256).predict(OPT_350M.operators, {})
-    assert (found.decode_threads, found.prefill_threads) == (2, 4)  # as published for this board
+    result = model_of("raspberry-pi-5", "fp32", 512, 256).predict(OPT_350M.operators, {})
+    assert (result.decode_threads, result.prefill_threads) == (2, 4)  # as published for this board
 
 
 @given(decoders(), st.integers(0, 900))

@@ -76,15 +76,15 @@ def loop(path, size_bytes, *options):
 def test_an_image_is_written_after_the_disk_is_named_and_read_back(image, tmp_path):
     backing = tmp_path / "card"
     backing.write_bytes(os.urandom(6 * MB))
-    asked = []
+    calls = []
     with loop(backing, 6 * MB) as node:
         rest = backing.read_bytes()[image.stat().st_size :]
         before = digest(backing)
         assert flash_device(image, node, ask=None, dry_run=True)[0].startswith("write 4 MB to ")
         for answer in ("yes", "", node.name, f"{node}x"):
             with pytest.raises(MerinoError, match="nothing was written"):
-                flash_device(image, node, ask=lambda text, answer=answer: asked.append(text) or answer)
-        assert digest(backing) == before and f"Type {node} to go on" in asked[0]
+                flash_device(image, node, ask=lambda text, answer=answer: calls.append(text) or answer)
+        assert digest(backing) == before and f"Type {node} to go on" in calls[0]
         flash_device(image, node, ask=lambda text: f"{node}\n" if "6 MB" in text else "")
     assert backing.read_bytes() == image.read_bytes() + rest
 

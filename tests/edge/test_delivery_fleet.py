@@ -81,7 +81,7 @@ def test_a_fleet_is_installed_once_and_stops_where_a_release_fails(fleet, nightl
     """Upgrades: test_delivery_forged.py."""
     play, boards, place = fleet
     archive = packed(place / "sample.merino")
-    found = open_archive(str(archive)).id
+    result = open_archive(str(archive)).id
 
     if nightly:
         code, out, recap = play(archive, "--check")
@@ -90,7 +90,7 @@ def test_a_fleet_is_installed_once_and_stops_where_a_release_fails(fleet, nightl
 
     code, out, recap = play(archive)
     assert code == 0, out
-    assert [current(board) for board in boards] == [found, found]
+    assert [current(board) for board in boards] == [result, result]
     assert all(changed for changed, _ in recap.values()) and set(recap) == {"one", "two"}
 
     code, out, recap = play(archive)
@@ -100,4 +100,4 @@ def test_a_fleet_is_installed_once_and_stops_where_a_release_fails(fleet, nightl
     code, out, recap = play(bad)
     assert code != 0 and "self-test" in out
     assert set(recap) == {"one"} and recap["one"][1] == 1, "the second batch was not begun"
-    assert [current(board) for board in boards] == [found, found]
+    assert [current(board) for board in boards] == [result, result]

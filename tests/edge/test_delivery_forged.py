@@ -83,9 +83,9 @@ class Forged(NamedTuple):
             pytest.skip(f"nothing can be mounted here: {done.stderr}")
         rows = [json.loads(line) for line in done.stdout.splitlines()]
         assert len(rows) == len(calls), done.stderr
-        for path, (code, said) in zip(self.says, rows, strict=True):
-            assert code == 1 and said.splitlines()[-1].startswith("merino: "), (path, said)
-            self.refused(path, said.splitlines()[-1], or_says)
+        for path, (code, output) in zip(self.says, rows, strict=True):
+            assert code == 1 and output.splitlines()[-1].startswith("merino: "), (path, output)
+            self.refused(path, output.splitlines()[-1], or_says)
 
 
 def marking(marker):
@@ -242,9 +242,9 @@ def board(tmp_path, workstation, monkeypatch):
     monkeypatch.setenv("HOME", str(workstation.home))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     monkeypatch.setattr("merino_edge.delivery.ssh.flash.BENCH", (*BENCH, "-r", "1", "-p", "8", "-n", "4"))
-    with ssh_board.running(tmp_path, workstation.key, more=SFTP) as found:
-        workstation.trusts(found)
-        yield found
+    with ssh_board.running(tmp_path, workstation.key, more=SFTP) as started:
+        workstation.trusts(started)
+        yield started
 
 
 def flashed(board, package):
@@ -352,10 +352,10 @@ def test_ansible_takes_what_is_verified_alone(fleet, board, workstation, tmp_pat
     assert code == 0, out
     became = json.loads((tmp_path / "became.json").read_text())
     assert len(became) == len(table)
-    for (name, more, says, after), (failure, found, _) in zip(table, became, strict=True):
-        said = re.sub(r"\s+", " ", failure)
-        assert bool(said.strip()) == bool(says) and re.search(says, said), (name, more, said)
-        assert found == after, (name, more, said)
+    for (name, more, says, after), (failure, result, _) in zip(table, became, strict=True):
+        output = re.sub(r"\s+", " ", failure)
+        assert bool(output.strip()) == bool(says) and re.search(says, output), (name, more, output)
+        assert result == after, (name, more, output)
     kept, again = (differs for (_, more, *_), (*_, differs) in zip(table, became, strict=True)
                    if more.get("trust") == both)  # fmt: skip
     assert (kept, again) == (True, False) and (root / "trusted" / "others.pub").exists()

@@ -230,8 +230,8 @@ def carry_out(commands):
 def test_a_small_file_system_is_refused_and_the_commands_given_enlarge_it(label, tmp_path):
     image = make_image(tmp_path / "a board's.img", make_root(tmp_path / "root"), label, root_mb=8)
     packed = make_packed(tmp_path / "big.merino", size_bytes=40 << 20)
-    said = flashed_and_refused(packed, image, r"is too small by 3\d\.\d MB \(41\.\d MB needed, \d\.\d MB free\)")
-    commands = said.partition("Enlarge it: ")[2]
+    output = flashed_and_refused(packed, image, r"is too small by 3\d\.\d MB \(41\.\d MB needed, \d\.\d MB free\)")
+    commands = output.partition("Enlarge it: ")[2]
     carry_out(commands)
     assert e2fsck(image) == 0
     flash_image(packed, image, allow_unsigned=True)
@@ -314,10 +314,10 @@ def test_an_image_whose_links_hold_commands_is_refused(image, packed):
 
 def test_disks_and_what_is_no_file_are_refused(packed, tmp_path):
     disks = [path for path in Path("/dev").iterdir() if path.is_block_device()]
-    for path, said in ((tmp_path, "not a regular file"), (tmp_path / "none.img", "cannot read"), *(
+    for path, output in ((tmp_path, "not a regular file"), (tmp_path / "none.img", "cannot read"), *(
         (disk, "a disk, not an image of one") for disk in disks[:1]
     )):
-        with pytest.raises(MerinoError, match=said):
+        with pytest.raises(MerinoError, match=output):
             flash_image(packed, path, allow_unsigned=True, dry_run=True)
 
 

@@ -44,12 +44,12 @@ def packed(tmp_path):
 
 def contents(folder):
     """(mode, owner, link or digest) of everything below a folder."""
-    found = {}
+    results = {}
     for path in sorted(folder.rglob("*")):
         seen = path.lstat()
         held = os.readlink(path) if path.is_symlink() else digest(path) if path.is_file() else ""
-        found[str(path.relative_to(folder))] = (oct(seen.st_mode), seen.st_uid, seen.st_gid, held)
-    return found
+        results[str(path.relative_to(folder))] = (oct(seen.st_mode), seen.st_uid, seen.st_gid, held)
+    return results
 
 
 def armed(root):
@@ -150,7 +150,7 @@ def test_an_absolute_link_that_leads_to_a_folder_here_does_not_lead_out(root, pa
 
 
 def spoil(root, how):
-    unit, wanted, incoming = root / UNIT, root / WANTED, root / INCOMING
+    unit, expected, incoming = root / UNIT, root / WANTED, root / INCOMING
     unit.parent.mkdir(parents=True)
     incoming.mkdir(parents=True)
     python, libc = root / "usr/bin/python3.11", root / "usr/lib/aarch64-linux-gnu/libc.so.6"
@@ -172,7 +172,7 @@ def spoil(root, how):
         "a circle": lambda: incoming.rmdir() or incoming.symlink_to("incoming"),
         "a file for a folder": lambda: incoming.rmdir() or incoming.write_text(""),
         "a pipe": lambda: os.mkfifo(incoming / "merino.pyz"),
-        "a wanted unit of another": lambda: wanted.parent.mkdir() or wanted.symlink_to("/etc/x.service"),
+        "a wanted unit of another": lambda: expected.parent.mkdir() or expected.symlink_to("/etc/x.service"),
     }  # fmt: skip
     actions[how]()
 
@@ -233,16 +233,16 @@ def test_this_machine_and_what_is_no_folder_are_refused(there, said, packed):
 
 
 def test_signatures_are_asked_for_before_anything_is_written(root, packed, tmp_path):
-    ours, others = make_key(tmp_path / "ours.pub"), make_key(tmp_path / "others.pub")
-    signed = make_packed(tmp_path / "signed.merino", key=ours)
+    own, others = make_key(tmp_path / "ours.pub"), make_key(tmp_path / "others.pub")
+    signed = make_packed(tmp_path / "signed.merino", key=own)
     assert others
-    for file, options, said in (
+    for file, options, output in (
         (packed, {}, "is not signed"),
         (signed, {}, "not trusted here"),
         (signed, {"trust": [tmp_path / "others.pub"]}, "not trusted here"),
         (signed, {"allow_unsigned": True}, "not trusted here"),
     ):
-        with pytest.raises(MerinoError, match=said):
+        with pytest.raises(MerinoError, match=output):
             flash_rootfs(file, root, dry_run=True, **options)
     damaged = bytearray(packed.read_bytes())
     damaged[-2000] ^= 1
@@ -303,7 +303,7 @@ def test_killed_at_any_point_the_first_boot_installs_the_old_file_or_the_new_one
     files = [make_packed(tmp_path / f"{seed}.merino", seed=seed, size_bytes=5 << 20) for seed in range(2)]
     digests = {digest(file) for file in files}
     flash_rootfs(files[0], root, allow_unsigned=True)
-    chance, ends, found = random.Random(1), set(), []
+    chance, ends, result = random.Random(1), set(), []
     for turn in range(40 if nightly else 20):
         process = subprocess.Popen([sys.executable, "-c", FLASH, files[(turn + 1) % 2], root], stdout=subprocess.PIPE)
         *_, last = itertools.islice(process.stdout, 3 + turn % 5 if turn % 5 < 4 else None)
@@ -312,8 +312,8 @@ def test_killed_at_any_point_the_first_boot_installs_the_old_file_or_the_new_one
         process.wait()
         process.stdout.close()
         ends.add(last)
-        found.append(digest(armed(root)))
-    assert set(found) == digests, "both the old and the new were met"
+        result.append(digest(armed(root)))
+    assert set(result) == digests, "both the old and the new were met"
     assert len(ends) >= 5
     flash_rootfs(files[0], root, allow_unsigned=True)
     assert digest(armed(root)) == digest(files[0])
@@ -370,11 +370,11 @@ def test_paths_lead_where_the_kernel_says_that_they_lead_in_a_root(forest, paths
             continue  # what is missing has no parent either: the kernel ends there, a plan never asks
         if expected is None:
             try:
-                found = resolve(FolderTree(root), f"/{path}")
+                result = resolve(FolderTree(root), f"/{path}")
             except MerinoError:
                 continue
-            assert fault == errno.ENOENT and found.entry is None, (path, fault, found)
+            assert fault == errno.ENOENT and result.entry is None, (path, fault, result)
         else:
-            found = resolve(FolderTree(root), f"/{path}")
-            assert found.path == os.path.normpath(expected)
-            assert stat.S_IFMT(found.entry.mode) == stat.S_IFMT(os.lstat(root / expected.lstrip("/")).st_mode)
+            result = resolve(FolderTree(root), f"/{path}")
+            assert result.path == os.path.normpath(expected)
+            assert stat.S_IFMT(result.entry.mode) == stat.S_IFMT(os.lstat(root / expected.lstrip("/")).st_mode)

@@ -72,9 +72,9 @@ def home(workstation, monkeypatch):
 
 @pytest.fixture(scope="module")
 def board(place, workstation):
-    with ssh_board.running(place / "board", workstation.key) as found:
-        workstation.trusts(found)
-        yield found
+    with ssh_board.running(place / "board", workstation.key) as started:
+        workstation.trusts(started)
+        yield started
 
 
 def test_text_is_the_same_there_as_here_and_the_bundle_travels_once(board):
@@ -172,17 +172,17 @@ def test_a_connection_that_is_lost_while_designs_are_measured_leaves_the_former_
         [sys.executable, "-c", code, *map(str, words)], stderr=subprocess.PIPE, text=True,
         env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
-    said = []
+    messages = []
     for line in process.stderr:
-        said.append(line)
+        messages.append(line)
         if ": measuring" in line:
             board.cut()
-    assert process.wait(60) == 1 and board.address in said[-1], said
+    assert process.wait(60) == 1 and board.address in messages[-1], messages
     assert out.read_text() == "# the former profile\n"
 
 
 def test_a_probe_is_asked_for_only_where_its_result_can_be_used(board, place):
-    for arguments, said in (
+    for arguments, output in (
         (["--device", "raspberry-pi-5"], "-o FILE"),
         (["--device", "host"], "--device host"),
         (["--device", "none", "-o", place / "x.toml"], "No device profile"),
@@ -190,7 +190,7 @@ def test_a_probe_is_asked_for_only_where_its_result_can_be_used(board, place):
         (["--device", "raspberry-pi-5", "-o", place], "it is a folder"),
     ):
         code, _, err = run("calibrate", "--ssh", board.address, *arguments)
-        assert code == 1 and said in err.splitlines()[-1], err
+        assert code == 1 and output in err.splitlines()[-1], err
         assert "measures itself" not in err
     if platform.machine() == "aarch64":
         return  # the profile's board and this one are alike
@@ -214,9 +214,9 @@ def test_a_board_without_the_packages_is_told_how_to_get_them(place, workstation
     bare.mkdir()
     (bare / "python3").write_text('#!/bin/sh\nexec /usr/bin/python3 -S "$@"\n')
     (bare / "python3").chmod(0o755)
-    path, said = f"{bare}:/usr/bin:/bin", "pip install numpy tokenizers onnxruntime"
+    path, output = f"{bare}:/usr/bin:/bin", "pip install numpy tokenizers onnxruntime"
     with (
-        ssh_board.running(place / "bare-board", workstation.key, path) as found,
-        pytest.raises(MerinoError, match=said),
+        ssh_board.running(place / "bare-board", workstation.key, path) as started,
+        pytest.raises(MerinoError, match=output),
     ):
-        on_board(found.address, True, program)
+        on_board(started.address, True, program)

@@ -27,25 +27,25 @@ def login_key():
 
 @pytest.fixture(scope="module")
 def board(login_key, tmp_path_factory):
-    with ssh_board.running(tmp_path_factory.mktemp("board"), login_key) as found:
-        yield found
+    with ssh_board.running(tmp_path_factory.mktemp("board"), login_key) as started:
+        yield started
 
 
 @pytest.fixture
 def workstation(login_key, tmp_path, monkeypatch):
-    found = ssh_board.make_workstation(tmp_path / "home")
-    login_key.write_private_key(found.home / ".ssh" / "id_ed25519")
-    monkeypatch.setenv("HOME", str(found.home))
+    result = ssh_board.make_workstation(tmp_path / "home")
+    login_key.write_private_key(result.home / ".ssh" / "id_ed25519")
+    monkeypatch.setenv("HOME", str(result.home))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    return found
+    return result
 
 
 def hello(address, accept_new=False, said=None):
     """What `echo` says there."""
 
     async def ask():
-        async with connected(parse_address(address), accept_new, (said if said is not None else []).append) as found:
-            return await finished(found, "greet", {"do": "run", "arguments": ["echo", "hello"], "stdin_bytes": 0})
+        async with connected(parse_address(address), accept_new, (said if said is not None else []).append) as session:
+            return await finished(session, "greet", {"do": "run", "arguments": ["echo", "hello"], "stdin_bytes": 0})
 
     done = asyncio.run(ask())
     assert done.code == 0
@@ -67,18 +67,18 @@ def test_a_known_host_is_greeted(board, workstation):
 
 @with_sshd
 def test_an_unknown_host_is_refused_and_the_message_names_its_fingerprint(board, workstation):
-    said = refused(board.address)
-    assert board.host_key.get_fingerprint() in said and "--accept-new" in said and board.address in said
+    output = refused(board.address)
+    assert board.host_key.get_fingerprint() in output and "--accept-new" in output and board.address in output
     assert not workstation.known_hosts.exists()
 
 
 @with_sshd
 def test_accept_new_keeps_the_key_as_ssh_writes_it_and_only_once(board, workstation):
-    said = []
+    messages = []
     for _ in range(2):
-        assert hello(board.address, accept_new=True, said=said) == "hello\n"
+        assert hello(board.address, accept_new=True, said=messages) == "hello\n"
     assert workstation.known_hosts.read_text() == board.known_hosts_line
-    assert len(said) == 1 and board.host_key.get_fingerprint() in said[0]
+    assert len(messages) == 1 and board.host_key.get_fingerprint() in messages[0]
     assert hello(board.address) == "hello\n"
 
 
@@ -89,8 +89,8 @@ def test_another_key_than_the_known_one_is_refused_in_any_case(board, workstatio
     other = asyncssh.generate_private_key(kind).export_public_key().decode()
     before = f"[127.0.0.1]:{board.port} {other}"
     workstation.known_hosts.write_text(before)
-    said = refused(board.address, accept_new=accept_new)
-    assert "set up anew" in said and "ssh-keygen -f" in said and f"[127.0.0.1]:{board.port}" in said
+    output = refused(board.address, accept_new=accept_new)
+    assert "set up anew" in output and "ssh-keygen -f" in output and f"[127.0.0.1]:{board.port}" in output
     assert workstation.known_hosts.read_text() == before
 
 
@@ -107,8 +107,8 @@ def test_the_printed_remedy_for_another_key_works(board, workstation):
 def test_a_key_that_is_not_accepted_there_says_how_to_bring_it(board, workstation):
     workstation.trusts(board)
     (workstation.home / ".ssh" / "id_ed25519").unlink()
-    said = refused(f"nobody@{board.address}")
-    assert "ssh-copy-id nobody@127.0.0.1" in said and "ssh-add" in said
+    output = refused(f"nobody@{board.address}")
+    assert "ssh-copy-id nobody@127.0.0.1" in output and "ssh-add" in output
 
 
 @with_sshd
@@ -156,12 +156,12 @@ def test_nobody_listens_there():
 
 
 def test_addresses():
-    found = parse_address("pi@192.168.1.7:2222")
-    assert (found.user, found.host, found.port) == ("pi", "192.168.1.7", 2222)
-    found = parse_address("[fe80::1%eth0]:22")
-    assert (found.user, found.host, found.port) == (None, "fe80::1%eth0", 22)
-    found = parse_address("my-pi")
-    assert (found.user, found.host, found.port) == (None, "my-pi", None)
+    result = parse_address("pi@192.168.1.7:2222")
+    assert (result.user, result.host, result.port) == ("pi", "192.168.1.7", 2222)
+    result = parse_address("[fe80::1%eth0]:22")
+    assert (result.user, result.host, result.port) == (None, "fe80::1%eth0", 22)
+    result = parse_address("my-pi")
+    assert (result.user, result.host, result.port) == (None, "my-pi", None)
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,9 @@ def home(workstation, monkeypatch):
 
 @pytest.fixture(scope="module")
 def board(place, workstation):
-    with ssh_board.running(place / "board", workstation.key) as found:
-        workstation.trusts(found)
-        yield found
+    with ssh_board.running(place / "board", workstation.key) as started:
+        workstation.trusts(started)
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +169,9 @@ def test_a_connection_cut_anywhere_leaves_the_old_release_or_the_new_one(board, 
         cuts[step] += bool(done.error) or done.notes != []
         now = (root / "current").resolve()
         assert now.name in (old, new)
-        said = subprocess.run([now / "merino", "generate", "installed", "Once", "-n", "3"], capture_output=True,
+        output = subprocess.run([now / "merino", "generate", "installed", "Once", "-n", "3"], capture_output=True,
                               env=board_environment(board), check=False)  # fmt: skip
-        assert said.returncode == 0, said.stderr
+        assert output.returncode == 0, output.stderr
         (again,) = asyncio.run(flash_all([parse_address(board.address)], sent))
         assert again.error == "" and (root / "current").resolve().name == new
     assert min(cuts.values()) >= 1, cuts
@@ -206,7 +206,7 @@ def test_another_board_is_refused_before_anything_travels(board, place):
 
 
 def test_what_is_refused_here(archive, place, board):
-    for arguments, said in (
+    for arguments, output in (
         ([archive, "--ssh", board.address], "--allow-unsigned"),
         ([archive, "--allow-unsigned"], "one of --ssh, --rootfs, --image"),
         ([archive, "--ssh", "a", "--rootfs", place], "given: --ssh, --rootfs"),
@@ -217,4 +217,4 @@ def test_what_is_refused_here(archive, place, board):
         ([place / "none.merino", "--ssh", "a"], "cannot read"),
     ):
         code, _, err = run("flash", *arguments)
-        assert code == 1 and said in err.splitlines()[-1]
+        assert code == 1 and output in err.splitlines()[-1]

@@ -34,10 +34,10 @@ def impatient(monkeypatch):
 
 @pytest.fixture
 def workstation(tmp_path, monkeypatch):
-    found = ssh_board.make_workstation(tmp_path / "home")
-    monkeypatch.setenv("HOME", str(found.home))
+    result = ssh_board.make_workstation(tmp_path / "home")
+    monkeypatch.setenv("HOME", str(result.home))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    return found
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +154,9 @@ async def endless(writer, data):
 def test_a_server_that_is_no_ssh_server(behave, package, workstation):
     with a_loop() as loop:
         server = loop.run_until_complete(asyncio.start_server(behave, "127.0.0.1", 0))
-        said = judged(*flashed(server.sockets[0].getsockname()[1], package, workstation))
+        output = judged(*flashed(server.sockets[0].getsockname()[1], package, workstation))
         server.close()
-    assert "log" in said
+    assert "log" in output
     assert not workstation.known_hosts.exists(), "it has shown no key"
 
 
@@ -196,9 +196,9 @@ def liar(**answers):
 
     async def behave(process):
         request = await request_of(process)
-        found = answers.get(request["do"], ANSWERS.get(request["do"]))
-        found = found(request) if callable(found) else found
-        process.stdout.write(BEGUN + (found if isinstance(found, bytes) else json.dumps(found).encode() + b"\n"))
+        result = answers.get(request["do"], ANSWERS.get(request["do"]))
+        result = result(request) if callable(result) else result
+        process.stdout.write(BEGUN + (result if isinstance(result, bytes) else json.dumps(result).encode() + b"\n"))
         process.exit(0)
 
     return behave
@@ -345,9 +345,9 @@ def test_a_board_that_lets_us_in(kind, package, workstation):
                 process_factory=AFTER_LOGIN[kind], encoding=None,
             )  # fmt: skip
         )
-        said = judged(*flashed(server.get_port(), package, workstation))
+        output = judged(*flashed(server.get_port(), package, workstation))
         server.close()
-    assert WORDS[kind] in said
+    assert WORDS[kind] in output
 
 
 class Banners(asyncssh.SSHServer):

@@ -29,8 +29,8 @@ def facts(model):
 def flashed(model="Raspberry Pi 5 Model B Rev 1.0", **changes):
     rows, faults, _ = parse_records(json.dumps(ROWS))
     assert faults == []
-    found = Flashed("pi", facts=facts(model), bundle="ours", precision="fp32", tested=True, records=rows)
-    return replace(found, **changes)
+    result = Flashed("pi", facts=facts(model), bundle="ours", precision="fp32", tested=True, records=rows)
+    return replace(result, **changes)
 
 
 def test_what_was_measured_stands_beside_the_prediction_for_the_boards_profile():

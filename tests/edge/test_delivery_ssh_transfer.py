@@ -28,9 +28,9 @@ def board(tmp_path, monkeypatch):
     workstation = ssh_board.make_workstation(tmp_path / "home")
     monkeypatch.setenv("HOME", str(workstation.home))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    with ssh_board.running(tmp_path / "board", workstation.key) as found:
-        workstation.trusts(found)
-        yield found
+    with ssh_board.running(tmp_path / "board", workstation.key) as started:
+        workstation.trusts(started)
+        yield started
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def content():
 @pytest.fixture
 def source(content, tmp_path):
     (tmp_path / "model").write_bytes(content)
-    found = source_of("model", content)
-    return Source(found.name, tmp_path / "model", found.size_bytes, found.sha256)
+    result = source_of("model", content)
+    return Source(result.name, tmp_path / "model", result.size_bytes, result.sha256)
 
 
 def copied(board, source, sent=lambda *_: None):
@@ -152,9 +152,9 @@ def test_a_second_copy_of_the_same_file_waits_for_none(board, source):
             finally:
                 first.cancel()
 
-    found = asyncio.run(both())
-    assert found[0] == f"{INCOMING}/model"
-    assert found[1] == found[0] or "another copy" in str(found[1])
+    result = asyncio.run(both())
+    assert result[0] == f"{INCOMING}/model"
+    assert result[1] == result[0] or "another copy" in str(result[1])
 
 
 def test_a_full_disk_is_told_before_anything_is_sent(board, source):
@@ -188,12 +188,12 @@ def test_what_runs_there_ends_with_the_connection(board):
 
 
 def sleepers():
-    found = []
+    results = []
     for path in ssh_board.Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             if path.read_bytes() == f"sleep\0{SECONDS}\0".encode():
-                found.append(path.parent.name)
-    return found
+                results.append(path.parent.name)
+    return results
 
 
 def test_the_prompt_goes_in_and_a_code_comes_out(board):

@@ -91,9 +91,9 @@ class Place:
         return done.returncode, done.stderr
 
     def ran(self):
-        found = self.marker.exists()
+        result = self.marker.exists()
         self.marker.unlink(missing_ok=True)
-        return found
+        return result
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +113,9 @@ def workstation(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def board(tmp_path_factory, workstation):
-    with ssh_board.running(tmp_path_factory.mktemp("board"), workstation.key, more=SFTP) as found:
-        workstation.trusts(found)
-        yield found
+    with ssh_board.running(tmp_path_factory.mktemp("board"), workstation.key, more=SFTP) as started:
+        workstation.trusts(started)
+        yield started
 
 
 @pytest.fixture
@@ -138,8 +138,8 @@ def current(root):
 def test_local(place, tmp_path):
     root = tmp_path / "root"
     assert place.installed(root)[0] == 0
-    code, said = place.install(root / "current" / "merino.pyz", place.forged, root)
-    assert code == 1 and "not trusted here" in said.splitlines()[-1]
+    code, output = place.install(root / "current" / "merino.pyz", place.forged, root)
+    assert code == 1 and "not trusted here" in output.splitlines()[-1]
     assert current(root) == open_archive(str(place.ours)).id and not place.ran()
     assert place.install(root / "current" / "merino.pyz", place.newer, root)[0] == 0
     assert place.ran(), "a verified release tests itself: the sign that a marker would be seen"
@@ -155,10 +155,10 @@ def test_over_ssh_nothing_of_the_file_runs_before_it_is_verified(place, board):
         assert code == 1 and "the board trusts no key yet" in row["error"] and "--trust" in row["error"]
         assert "copying" not in err and not place.ran() and not root.exists()
     assert place.installed(root)[0] == 0
-    for more, said in (((), "the board trusts 1 other keys"), (("--dry-run",), "other keys"),
+    for more, output in (((), "the board trusts 1 other keys"), (("--dry-run",), "other keys"),
                        (("--force",), "other keys"), (("--trust", place.pub), "not trusted here")):  # fmt: skip
         code, row, _ = flash(place.forged, *where, *more)
-        assert code == 1 and said in row["error"] and "\n" not in row["error"]
+        assert code == 1 and output in row["error"] and "\n" not in row["error"]
         assert not place.ran() and current(root) == open_archive(str(place.ours)).id
     # A board whose answer names a key that it does not trust: `install` there is asked all the same.
     (root / "trusted" / "ours.pub").write_text((root / "trusted" / "ours.pub").read_text().replace("merino-", "x-"))
@@ -204,9 +204,9 @@ def test_over_ssh_the_service_is_set_up_where_the_release_is_current(place, work
     if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/opt"], check=False).returncode:
         pytest.skip("nothing can be mounted here")
     app = tmp_path / "stand-in.pyz"
-    with zipfile.ZipFile(app, "w") as made, zipfile.ZipFile(io.BytesIO(board_app())) as ours:
-        for name in ours.namelist():
-            made.writestr(name, (STAND_IN if name == "__main__.py" else b"") + ours.read(name))
+    with zipfile.ZipFile(app, "w") as made, zipfile.ZipFile(io.BytesIO(board_app())) as own:
+        for name in own.namelist():
+            made.writestr(name, (STAND_IN if name == "__main__.py" else b"") + own.read(name))
     archive = tmp_path / "stand-in.merino"
     archive.write_bytes(packed_bytes(app.read_bytes(), [bundle_files(FOLDER)], sign=signed_by(OURS)))
     inside = WITH_RELEASE.replace("APP", str(place.app)).replace("PUB", str(place.pub))
@@ -242,8 +242,8 @@ def test_over_ssh_nothing_runs_that_another_user_of_the_board_can_change(place, 
     where = ("--ssh", board.address, "--root", root)
     code, row, _ = flash(place.ours, *where)
     assert code == 1 and "can be changed by another user than root" in row["error"], row
-    said = f"{root} can be changed by another user of the board: this workstation's application is used"
-    assert row["notes"] == [said]
+    output = f"{root} can be changed by another user of the board: this workstation's application is used"
+    assert row["notes"] == [output]
     run("generate", "installed", "a", "-n", "1", *where)
     assert not place.ran()
     os.chown(root, 0, 0)

@@ -36,17 +36,17 @@ def small_design(**keys):
 def test_a_boards_own_budgets_give_the_optimum_within_them(board):
     profile = load_profile(board)
     budgets = with_board_defaults({}, profile)
-    found = design(profile, budgets, space=Space(), context=profile.budget.context, prompt=256)
-    predicted = found.predicted
-    assert found.device == board
-    assert found.budget == budgets
+    designed = design(profile, budgets, space=Space(), context=profile.budget.context, prompt=256)
+    predicted = designed.predicted
+    assert designed.device == board
+    assert designed.budget == budgets
     assert predicted.decode_ms <= profile.budget.decode_ms
     assert predicted.memory_mb <= profile.budget.memory_mb
-    assert found.solver.bound >= found.entropy
-    assert 0 <= found.solver.gap < 1e-6
+    assert designed.solver.bound >= designed.entropy
+    assert 0 <= designed.solver.gap < 1e-6
     nothing_wasted = max(predicted.decode_ms / profile.budget.decode_ms, predicted.memory_mb / profile.budget.memory_mb)
     assert nothing_wasted > 0.97
-    arch = found.architecture
+    arch = designed.architecture
     assert arch.context == profile.budget.context
     assert arch.vocab == Space().vocab
     assert arch.blocks[-1].width <= Space().growth * arch.blocks[0].width
@@ -62,11 +62,11 @@ def test_a_larger_budget_never_gives_a_worse_decoder():
 
 
 def test_design_json_is_read_as_it_was_written(tmp_path):
-    found = small_design()
+    result = small_design()
     path = tmp_path / "design.json"
-    path.write_text(found.to_json())
-    assert load_design(path) == found
-    content = json.loads(found.to_json())
+    path.write_text(result.to_json())
+    assert load_design(path) == result
+    content = json.loads(result.to_json())
     assert content["schema"] == 4
     assert set(content) == {
         "schema", "device", "backend", "architecture", "precision", "kv", "prompt", "budget", "searched",
@@ -104,16 +104,16 @@ def test_another_schema_is_refused_with_the_command_that_makes_the_file_again(re
 @pytest.mark.slow
 def test_evolution_reports_its_steps_repeats_for_a_seed_and_is_measured_against_the_bound():
     steps, effort = [], Effort(20_000)
-    found = small_design(solver="evolution", seed=5, effort=effort, progress=steps.append)
+    result = small_design(solver="evolution", seed=5, effort=effort, progress=steps.append)
     again = small_design(solver="evolution", seed=5, effort=effort)
     assert len(steps) >= 10 and steps == sorted(steps), steps
     exact = small_design()
-    assert found.architecture == again.architecture
-    assert (found.solver.name, found.solver.seed) == ("evolution", 5)
+    assert result.architecture == again.architecture
+    assert (result.solver.name, result.solver.seed) == ("evolution", 5)
     rounding = 1 + 1e-12  # the same decoder's blocks may be added up in another order
-    assert found.entropy <= exact.entropy * rounding and exact.entropy <= found.solver.bound * rounding
-    assert found.solver.gap == pytest.approx(found.solver.bound / found.entropy - 1, abs=1e-12)
-    assert found.solver.bound == pytest.approx(exact.solver.bound, rel=1e-9)
+    assert result.entropy <= exact.entropy * rounding and exact.entropy <= result.solver.bound * rounding
+    assert result.solver.gap == pytest.approx(result.solver.bound / result.entropy - 1, abs=1e-12)
+    assert result.solver.bound == pytest.approx(exact.solver.bound, rel=1e-9)
     assert exact.architecture == small_design().architecture
 
 
@@ -159,19 +159,19 @@ def test_a_design_is_read_without_torch_and_scipy():
 
 @pytest.mark.parametrize("name", SCORES)
 def test_a_design_keeps_the_named_parameters_of_its_score(name):
-    found = small_design(scoring=SCORES[name])
-    assert json.loads(found.to_json())["scoring"] == SCORES[name].model_dump()
-    assert (found.loss_ratio is None) == (name != "measured")
+    result = small_design(scoring=SCORES[name])
+    assert json.loads(result.to_json())["scoring"] == SCORES[name].model_dump()
+    assert (result.loss_ratio is None) == (name != "measured")
 
 
 def test_a_loss_ratio_is_of_the_scores_and_its_interval_of_the_laws_constants():
-    found = small_design(scoring=MEASURED)
-    opt = found.loss_ratio.opt_350m
-    theirs = existing_score(model("opt-350m").geometry, 4, MEASURED)
-    assert opt.value == pytest.approx((found.entropy / theirs) ** -MEASURED.alpha)
-    assert opt.low < opt.value < opt.high and found.loss_ratio.uniform.value < 1
+    result = small_design(scoring=MEASURED)
+    opt = result.loss_ratio.opt_350m
+    other = existing_score(model("opt-350m").geometry, 4, MEASURED)
+    assert opt.value == pytest.approx((result.entropy / other) ** -MEASURED.alpha)
+    assert opt.low < opt.value < opt.high and result.loss_ratio.uniform.value < 1
     steep = MEASURED.model_copy(update={"alpha": CONSTANTS["alpha"].high})
-    ratio = existing_score(found.architecture, 4, steep) / existing_score(model("opt-350m").geometry, 4, steep)
+    ratio = existing_score(result.architecture, 4, steep) / existing_score(model("opt-350m").geometry, 4, steep)
     assert opt.low <= ratio**-steep.alpha <= opt.high
 
 

@@ -52,20 +52,20 @@ def test_a_bundle_is_compared_with_every_token_and_float32_keeps_all(source, ans
     same = divergence(load_bundle(str(embedded_bundles["fused", "fp32"])), answers)
     assert same.kl_mean < 1e-6 and same.top1 == 1 and same.kept == same.answers == 24 and keeps(same)
     bundle = load_bundle(str(embedded_bundles["fused", "int4"]))
-    found = divergence(bundle, answers)
+    result = divergence(bundle, answers)
     expected = []
     backend = open_backend(bundle)
     for each in answers:
         backend.truncate(0)
         rows = [backend.prefill(each.prompt).copy(), *(backend.step(one).copy() for one in each.ids[:-1])]
-        ours = torch.tensor(np.stack(rows)).log_softmax(-1)
+        own = torch.tensor(np.stack(rows)).log_softmax(-1)
         with torch.no_grad():
-            theirs = source.model(input_ids=torch.tensor([each.prompt + each.ids])).logits[0, len(each.prompt) - 1 : -1]
-        theirs = theirs.log_softmax(-1)
-        expected += (theirs.exp() * (theirs - ours)).sum(-1).tolist()
+            other = source.model(input_ids=torch.tensor([each.prompt + each.ids])).logits[0, len(each.prompt) - 1 : -1]
+        other = other.log_softmax(-1)
+        expected += (other.exp() * (other - own)).sum(-1).tolist()
     backend.close()
-    assert found.kl_mean == pytest.approx(np.mean(expected), rel=0.05) and found.kl_mean > 1e-4
-    assert found.kl_p99 == pytest.approx(np.quantile(expected, 0.99), rel=0.05) and found.tokens == len(expected)
+    assert result.kl_mean == pytest.approx(np.mean(expected), rel=0.05) and result.kl_mean > 1e-4
+    assert result.kl_p99 == pytest.approx(np.quantile(expected, 0.99), rel=0.05) and result.tokens == len(expected)
 
 
 def test_what_is_kept_is_what_the_bundle_would_write(answers, embedded_bundles, monkeypatch):
@@ -77,8 +77,8 @@ def test_what_is_kept_is_what_the_bundle_would_write(answers, embedded_bundles, 
         events = generate(backend, each.prompt, max_new_tokens=len(each.ids), sampling=GREEDY)
         same += [event.id for event in events if isinstance(event, Token)] == each.ids
     backend.close()
-    found = divergence(bundle, answers)
-    assert found.kept == same < found.answers == 24
+    result = divergence(bundle, answers)
+    assert result.kept == same < result.answers == 24
 
 
 def test_a_near_tie_costs_no_answer():
@@ -106,11 +106,11 @@ def test_an_export_says_what_is_lost_and_names_a_format_that_keeps_it(named, tmp
     monkeypatch.setattr(measured, "MOST_LOST", bar)
     with pytest.raises(SystemExit):
         main(["export", "embedded", "--precision", "int4", "-o", str(tmp_path / "bundle")])
-    told = capsys.readouterr()
-    assert "KL from float32 0." in told.out and "of 20 answers kept" in told.out
+    message = capsys.readouterr()
+    assert "KL from float32 0." in message.out and "of 20 answers kept" in message.out
     if named:
-        assert f"answers of embedded; --precision {named} does not" in told.err.replace("\n", " ")
+        assert f"answers of embedded; --precision {named} does not" in message.err.replace("\n", " ")
     else:
-        assert "warning" not in told.err
+        assert "warning" not in message.err
     left = ["bundle", "int4", "int8"] if named == "int8" else ["bundle"]
     assert sorted(path.name for path in tmp_path.iterdir()) == left

@@ -42,9 +42,9 @@ def test_its_readme_quotes_the_record():
 @pytest.mark.skipif(not DATA, reason="MERINO_DATA names no folder with tinystories_valid.txt")
 def test_the_boards_runtime_reaches_the_perplexity_of_training():
     """Step by step over held-out stories: the exported graph and its cache lose nothing."""
-    found = bundle_perplexity(FOLDER, Path(DATA) / "tinystories_valid.txt")
-    assert found.tokens > 19_000
-    assert found.loss == pytest.approx(RECORD["held_out_loss"], rel=0.03)
+    result = bundle_perplexity(FOLDER, Path(DATA) / "tinystories_valid.txt")
+    assert result.tokens > 19_000
+    assert result.loss == pytest.approx(RECORD["held_out_loss"], rel=0.03)
 
 
 def test_its_description_is_what_todays_exporter_writes():

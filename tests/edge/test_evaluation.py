@@ -86,10 +86,10 @@ def test_a_bundle_scores_as_lm_evals_own_model(graph, bundles, stock):
     with opened(bundles[graph], print) as model:
         lm = language_model(model)
         requests = asked("loglikelihood", *pairs)
-        found, expected = (each.loglikelihood(requests, disable_tqdm=True) for each in (lm, stock))
+        result, expected = (each.loglikelihood(requests, disable_tqdm=True) for each in (lm, stock))
         assert lm.truncated >= 2
-        for (ours, greedy), (theirs, also) in zip(found, expected, strict=True):
-            assert ours == pytest.approx(theirs, abs=1e-3) and greedy == also
+        for (own, greedy), (other, also) in zip(result, expected, strict=True):
+            assert own == pytest.approx(other, abs=1e-3) and greedy == also
         texts = asked("loglikelihood_rolling", (MILL * 3,), ("a",), (MILL,))
         assert lm.loglikelihood_rolling(texts) == pytest.approx(stock.loglikelihood_rolling(texts, True), abs=1e-3)
         prompts = asked(
@@ -106,11 +106,11 @@ def test_lm_evals_onnxruntime_model_scores_the_same(chat_dir, tmp_path):
 
     export(load_source(chat_dir), tmp_path / "all", ExportRequest(all_logits=True))
     pairs = asked("loglikelihood", ("Who are", " you?"), ("Who are", " they there?"), ("A", " word"))
-    theirs = ONNXRuntimeLM(pretrained=str(tmp_path / "all"), execution_provider="cpu").loglikelihood(pairs, True)
+    other = ONNXRuntimeLM(pretrained=str(tmp_path / "all"), execution_provider="cpu").loglikelihood(pairs, True)
     with opened(str(tmp_path / "all"), print) as model:
-        ours = language_model(model).loglikelihood(pairs, True)
-    assert [each for each, _ in ours] == pytest.approx([each for each, _ in theirs], abs=1e-3)
-    assert [each for _, each in ours] == [each for _, each in theirs]
+        own = language_model(model).loglikelihood(pairs, True)
+    assert [each for each, _ in own] == pytest.approx([each for each, _ in other], abs=1e-3)
+    assert [each for _, each in own] == [each for _, each in other]
 
 
 def test_a_chat_template_is_written_as_lm_evals_own_model_writes_it(chat_dir):
@@ -143,8 +143,8 @@ def test_every_task_reads_its_file_and_an_interruption_changes_no_figure(bundles
     again = list(evaluate(sources, request, kept, lambda *told: asked_again.append(told[-1])))
     assert before > 20 and asked_again.count("piqa") < 16 and "hellaswag" not in asked_again[:1]
     assert [row.metrics for row in again] == [row.metrics for row in whole]
-    for ours, theirs in zip(whole, whole[len(ROWS) :], strict=False):
-        assert ours.main[1].value == pytest.approx(theirs.main[1].value, rel=1e-4)
+    for own, other in zip(whole, whole[len(ROWS) :], strict=False):
+        assert own.main[1].value == pytest.approx(other.main[1].value, rel=1e-4)
     assert parse_evaluations(to_json(whole), out) == whole
 
 
@@ -210,13 +210,13 @@ def test_perplexity_is_strided_and_has_an_interval_over_documents(bundles, tiny_
         lambda each: len(ids[documents.index(each)]) - 1, lambda each: len(each.split()), len
     ))  # fmt: skip
     for row in rows:
-        found = {name: metric.value for name, metric in row.metrics.items()}
+        results = {name: metric.value for name, metric in row.metrics.items()}
         assert row.scored_tokens == tokens and row.items == 6
-        assert found["perplexity"] == pytest.approx(math.exp(sum(losses) / tokens), rel=1e-4)
-        assert found["word_perplexity"] == pytest.approx(math.exp(sum(losses) / words), rel=1e-3)
-        assert found["bits_per_byte"] == pytest.approx(sum(losses) / length / math.log(2), rel=1e-4)
+        assert results["perplexity"] == pytest.approx(math.exp(sum(losses) / tokens), rel=1e-4)
+        assert results["word_perplexity"] == pytest.approx(math.exp(sum(losses) / words), rel=1e-3)
+        assert results["bits_per_byte"] == pytest.approx(sum(losses) / length / math.log(2), rel=1e-4)
         low, high = row.metrics["bits_per_byte"].interval
-        assert low < found["bits_per_byte"] < high
+        assert low < results["bits_per_byte"] < high
     (one,) = evaluate_text([bundles["all"]], text, 2, Answers())
     assert one.items == 2 and one.of_items == 6 and one.metrics["perplexity"].interval is None
 

@@ -45,17 +45,17 @@ def described(folder):
 ])  # fmt: skip
 def test_a_bundle_for_a_board_has_its_dialect_and_core(board, dialect, core, tmp_path):
     exported("embedded", "--precision", "int8", "--for", board, "-o", tmp_path / "bundle")
-    found = described(tmp_path / "bundle")
-    assert (found["dialect"], found["core"]) == (dialect, core) and board in found["boards"]
-    assert board not in [each["board"] for each in found["slower_on"]]
+    result = described(tmp_path / "bundle")
+    assert (result["dialect"], result["core"]) == (dialect, core) and board in result["boards"]
+    assert board not in [each["board"] for each in result["slower_on"]]
 
 
 def test_what_a_bundle_costs_elsewhere_is_said(tmp_path):
-    said = exported("embedded", "--precision", "int8", "-o", tmp_path / "bundle")
+    output = exported("embedded", "--precision", "int8", "-o", tmp_path / "bundle")
     slower = {each["board"]: each["times"] for each in described(tmp_path / "bundle")["slower_on"]}
     assert set(slower) == {"raspberry-pi-4", "raspberry-pi-zero-2w", "jetson-nano"}
     for board, times in slower.items():
-        assert f"on {board} {times:g} times slower than an export with --for {board}" in said
+        assert f"on {board} {times:g} times slower than an export with --for {board}" in output
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
@@ -66,9 +66,9 @@ def test_what_it_costs_elsewhere_counts_the_cache(precision):
     operators = model("smollm2-135m").geometry.operators
     floats = {each.board: each for each in slower_on(operators, precision, 2048, "dotprod", list_profiles())}
     for kv in ("int8", "int4"):
-        found = slower_on(operators, precision, 2048, "dotprod", list_profiles(), kv)
-        assert {each.board for each in found} == {name for name in floats if has_cache(load_profile(name), kv)} != set()
-        for each in found:
+        got = slower_on(operators, precision, 2048, "dotprod", list_profiles(), kv)
+        assert {each.board for each in got} == {name for name in floats if has_cache(load_profile(name), kv)} != set()
+        for each in got:
             board = load_profile(each.board)
             there, own = (decode_ms(operators, precision, 2048, board, core, kv) for core in ("dotprod", "no-dotprod"))
             assert each.times == float(f"{there / own:.2g}")
@@ -91,9 +91,9 @@ def test_what_packs_and_fits_judges_the_bundles_own_cache(tmp_path):
 
 
 def test_a_design_says_how_it_is_exported_for_its_board_and_keeps_its_cache(tmp_path):
-    asked = ["--decode-ms", "0.8", "--vocab", "300", "--context", "64", "--precision", "int8", "--kv", "int8"]
+    calls = ["--decode-ms", "0.8", "--vocab", "300", "--context", "64", "--precision", "int8", "--kv", "int8"]
     place = str(tmp_path / "tiny.json")
-    done = CliRunner().invoke(app, ["design", "--device", "raspberry-pi-4", *asked, "-o", place])
+    done = CliRunner().invoke(app, ["design", "--device", "raspberry-pi-4", *calls, "-o", place])
     assert done.exit_code == 0, (done.output, done.exception)
     [options] = re.findall(r"^export it, .*, with (.*): ", done.output, re.MULTILINE)
     exported(place, *options.split(), "-o", tmp_path / "bundle")
@@ -116,14 +116,14 @@ FOR_PI_5 = ExportRequest(precision="auto", board=PI_5)
 @pytest.fixture(scope="module")
 def wide(tiny_checkpoint, tiny_arch, decoder, tmp_path_factory):
     """Folders of checkpoints so wide that float32 is the slowest: blocks of 32 divide the FFN of one alone."""
-    found = {}
+    results = {}
     for name, ratio in (("even", 2.0), ("odd", 2.0625)):
         block = {"width": 256, "ffn_ratio": ratio, "depth": 2, "kv_heads": 1}
         arch = Architecture(blocks=[block], vocab=tiny_arch.vocab, head_size=64, context=64)
-        found[name] = tmp_path_factory.mktemp("wide") / name
-        decoder(arch, 3, bos_token_id=0, eos_token_id=0).save_pretrained(found[name])
-        shutil.copy(tiny_checkpoint / "tokenizer.json", found[name])
-    return found
+        results[name] = tmp_path_factory.mktemp("wide") / name
+        decoder(arch, 3, bos_token_id=0, eos_token_id=0).save_pretrained(results[name])
+        shutil.copy(tiny_checkpoint / "tokenizer.json", results[name])
+    return results
 
 
 @pytest.mark.parametrize("allowed, kv", [(1.0, "int8"), (-1.0, None)])
@@ -132,13 +132,13 @@ def test_the_fastest_format_that_keeps_its_bar_is_written_as_it_was_judged(
 ):
     """With weights rounded for a text and the cache asked for, as an export in that format by name has them."""
     monkeypatch.setattr(divergence, "MOST_LOST", allowed)
-    source, said, given = load_source(str(wide["even"])), [], {"kv": kv, "calibration": text}
-    made = export(source, tmp_path / "bundle", FOR_PI_4._replace(text=text, **given), say=said.append)
+    source, output, given = load_source(str(wide["even"])), [], {"kv": kv, "calibration": text}
+    made = export(source, tmp_path / "bundle", FOR_PI_4._replace(text=text, **given), say=output.append)
     times = predicted_ms(source.arch, PI_4, ("fp32", "fp16", "int8", "int4"), 64, kv)
     assert set(times) == {"fp32", "int8", "int4"}  # nothing predicts fp16 on a CPU
     order = sorted(times, key=times.get)
-    assert [line.split(":")[0] for line in said] == order[: len(said)] and not any("\n" in line for line in said)
-    assert [line.split(": ")[-1] for line in said] == ["refused"] * (len(said) - 1) + ["taken"]
+    assert [line.split(":")[0] for line in output] == order[: len(output)] and not any("\n" in line for line in output)
+    assert [line.split(": ")[-1] for line in output] == ["refused"] * (len(output) - 1) + ["taken"]
     precision = order[0] if allowed > 0 else "fp32"
     assert (made.bundle.precision, quantised_cache(made.bundle)) == (precision, kv)
     assert load_bundle(str(tmp_path / "bundle")) == made.bundle and bool(made.calibrated) == (precision != "fp32")
@@ -148,42 +148,42 @@ def test_the_fastest_format_that_keeps_its_bar_is_written_as_it_was_judged(
     assert named.bundle.files == made.bundle.files and named.bundle.golden == made.bundle.golden
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "named", "text.txt"]
     if precision != "fp32":
-        assert divergence.divergence_words(made.divergence) in said[-1] and made.divergence == named.divergence
+        assert divergence.divergence_words(made.divergence) in output[-1] and made.divergence == named.divergence
 
 
 @pytest.mark.parametrize("weights", ["trained", "random"])
 def test_a_format_that_cannot_be_written_is_left_out_in_a_line(weights, wide, text, tmp_path):
-    source, said = load_source(str(wide["odd"]))._replace(weights=weights), []
-    made = export(source, tmp_path / "bundle", FOR_PI_5._replace(text=text), say=said.append)
-    assert made.bundle.precision == "fp32" and len(said) == 3 and said[-1].endswith(": taken")
-    assert all("refused: " in line and "rows of 528 weights" in line and "\n" not in line for line in said[:-1])
+    source, output = load_source(str(wide["odd"]))._replace(weights=weights), []
+    made = export(source, tmp_path / "bundle", FOR_PI_5._replace(text=text), say=output.append)
+    assert made.bundle.precision == "fp32" and len(output) == 3 and output[-1].endswith(": taken")
+    assert all("refused: " in line and "rows of 528 weights" in line and "\n" not in line for line in output[:-1])
 
 
 def test_of_random_weights_nothing_is_measured_and_trained_ones_want_a_tokenizer(wide, text, tmp_path):
-    source, out, said = load_source(str(wide["even"])), tmp_path / "bundle", []
-    made = export(source._replace(weights="random"), out, FOR_PI_5._replace(kv="int8"), say=said.append)
+    source, out, output = load_source(str(wide["even"])), tmp_path / "bundle", []
+    made = export(source._replace(weights="random"), out, FOR_PI_5._replace(kv="int8"), say=output.append)
     assert (made.bundle.precision, quantised_cache(made.bundle)) == ("int4", "int8")
-    assert len(said) == 1 and said[0].endswith("raspberry-pi-5: taken")
+    assert len(output) == 1 and output[0].endswith("raspberry-pi-5: taken")
     drawn = source._replace(weights="random", tokenizer=None)
     with pytest.raises(MerinoError, match="has no tokenizer. Export without --text"):
         export(drawn, tmp_path / "unread", FOR_PI_5._replace(text=text))
     assert not (tmp_path / "unread").exists()
     with pytest.raises(MerinoError, match="no tokenizer, .*raspberry-pi-5 it would be int4"):
-        export(source._replace(tokenizer=None), out, FOR_PI_5, say=said.append)
+        export(source._replace(tokenizer=None), out, FOR_PI_5, say=output.append)
     done = CliRunner().invoke(app, ["export", str(wide["even"]), "--precision", "auto", "-o", str(tmp_path / "b")])
     assert done.exit_code and "name it with --for" in str(done.exception)
 
 
 def test_where_float32_is_the_fastest_nothing_is_read(tiny_checkpoint, text, tmp_path):
-    source, said = load_source(str(tiny_checkpoint)), []
+    source, output = load_source(str(tiny_checkpoint)), []
     slow = PI_4.cpu.cycles_per_weight.model_copy(update={"matmulinteger": 20.0, "matmul4": 20.0})
     board = PI_4.model_copy(update={"cpu": PI_4.cpu.model_copy(update={"cycles_per_weight": slow})})
     request = FOR_PI_4._replace(board=board, calibration=text)
     with pytest.raises(MerinoError, match="the weights are fp32 and the cache is not quantised"):
-        export(source, tmp_path / "bundle", request, say=said.append)
+        export(source, tmp_path / "bundle", request, say=output.append)
     request = request._replace(kv="int8")
-    made = export(source, tmp_path / "bundle", request, say=said.append)
-    assert (made.bundle.precision, quantised_cache(made.bundle), said) == ("fp32", "int8", [])
+    made = export(source, tmp_path / "bundle", request, say=output.append)
+    assert (made.bundle.precision, quantised_cache(made.bundle), output) == ("fp32", "int8", [])
 
 
 @pytest.mark.usefixtures("text")
@@ -201,8 +201,8 @@ def test_what_cannot_be_is_refused_before_a_format_is_tried(words, said, wide, t
     (tmp_path / "short.txt").write_text("The river.")
     usual = {"--precision": "auto", "--for": "raspberry-pi-4", "--text": "text.txt"}
     given = {**usual, **dict(zip(words[::2], words[1::2], strict=True))}
-    asked = [word for pair in given.items() for word in pair]
-    done = CliRunner().invoke(app, ["export", str(wide["even"]), *asked, "-o", "bundle"])
+    requested = [word for pair in given.items() for word in pair]
+    done = CliRunner().invoke(app, ["export", str(wide["even"]), *requested, "-o", "bundle"])
     assert done.exit_code == 1 and isinstance(done.exception, MerinoError) and said in str(done.exception)
     assert "predicted on" not in done.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["short.txt", "text.txt"]
@@ -220,8 +220,8 @@ def test_an_outlier_in_a_prompt_leaves_the_other_rows_as_exact_as_alone(tmp_path
     rows = random.standard_normal((1, 3, 128)).astype(np.float32)
     rows[0, 1] *= 100
     rows[0, 2] = 0
-    [found] = session.run(None, {"x": rows})
+    [result] = session.run(None, {"x": rows})
     right = (np.maximum(rows[..., :64], 0) * rows[..., 64:]) @ weights["w"].T
     for row in (0, 1):
-        assert np.abs(found[0, row] - right[0, row]).max() < 0.02 * np.abs(right[0, row]).max()
-    assert (found[0, 2] == 0).all()
+        assert np.abs(result[0, row] - right[0, row]).max() < 0.02 * np.abs(right[0, row]).max()
+    assert (result[0, 2] == 0).all()

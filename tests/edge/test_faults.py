@@ -94,12 +94,12 @@ def run(inputs, tmp_path):
     ],
 )  # fmt: skip
 def test_a_stream_that_takes_nothing(words, kept, streams, reader, expected, run):
-    code, lines, found = run(words, streams=streams, reader=reader)
+    code, lines, result = run(words, streams=streams, reader=reader)
     own = [line for line in lines if line.startswith("merino-edge: ")]
-    told = expected == 1 and "2>&-" not in streams
-    assert len(own) == told and all("cannot write to stdout: No space left" in line for line in own), lines
+    message = expected == 1 and "2>&-" not in streams
+    assert len(own) == message and all("cannot write to stdout: No space left" in line for line in own), lines
     assert code == (2 if words == ["fly"] else expected)
-    assert found == kept
+    assert result == kept
 
 
 @pytest.mark.parametrize("words", [by_command(words, words=words, name=f" {words[-2]}") for words in WRITES])
@@ -108,9 +108,9 @@ def test_a_disk_that_takes_nothing(words, no_room, run):
     if words[0] == "demo" and kind == "full":
         pytest.skip("its first step writes as `design` does")
     before = os.listdir(folder)
-    code, lines, found = run(words)
+    code, lines, result = run(words)
     (own,) = [line for line in lines if line.startswith("merino-edge: ")]
     reason = {"read-only": "Read-only file system", "full": "No space left on device"}[kind]
     assert code == 1 and "disk/out" in own, lines
     assert reason in own or " free" in own, own
-    assert os.listdir(folder) == before and found == []
+    assert os.listdir(folder) == before and result == []

@@ -57,8 +57,8 @@ def folder_of(decoder, tmp_path):
 
 
 def pretrained(folder):
-    found = load_source(str(folder))
-    return found, Pretrained(found.model, found.tokenizer, found.chat, found.stop_ids)
+    result = load_source(str(folder))
+    return result, Pretrained(result.model, result.tokenizer, result.chat, result.stop_ids)
 
 
 @pytest.mark.parametrize("family", sorted(set(SMALL) - {"granitemoehybrid"}))  # whose masks know no positions
@@ -101,8 +101,8 @@ def test_a_family_learns_and_is_exported(family, lora, folder_of, tmp_path):
 
 
 def embedding(model):
-    wanted = model.get_input_embeddings().weight
-    return next(name for name, weight in model.state_dict().items() if weight.data_ptr() == wanted.data_ptr())
+    expected = model.get_input_embeddings().weight
+    return next(name for name, weight in model.state_dict().items() if weight.data_ptr() == expected.data_ptr())
 
 
 def test_a_lora_run_goes_on_as_it_began(folder_of, tmp_path):

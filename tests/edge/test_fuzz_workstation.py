@@ -99,8 +99,8 @@ def used_records(path, data):
     if rows:
         summary = taken(summarise, rows, None)
         assert summary is None or (page(summary) and markdown(summary))
-        found = taken(compare_files, path, path)
-        assert found is None or found.to_json()
+        result = taken(compare_files, path, path)
+        assert result is None or result.to_json()
     return rows
 
 

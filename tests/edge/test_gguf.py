@@ -39,13 +39,13 @@ WIDE = {"hidden_size": 256, "intermediate_size": 256, "vocab_size": 512}  # K ty
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """(path, the model in transformers) of an architecture, made once."""
-    folder, found = tmp_path_factory.mktemp("gguf"), {}
+    folder, result = tmp_path_factory.mktemp("gguf"), {}
 
     def make(name):
-        if name not in found:
+        if name not in result:
             model = sample.random_model(name, strength={"granite": 40, "gpt2": 12}.get(name, 5))
-            found[name] = sample.write_gguf(folder / f"{name}.gguf", model), model
-        return found[name]
+            result[name] = sample.write_gguf(folder / f"{name}.gguf", model), model
+        return result[name]
 
     return make
 
@@ -65,10 +65,10 @@ def test_metadata_and_tensors_are_those_of_hugging_face(made, name):
     assert differing == {}
     state = model.state_dict()
     names = [key for key in state if key != "lm_head.weight" or not model.config.tie_word_embeddings]
-    found = dict(tensors(file, layouts(file, words, names)))
-    assert set(found) == set(names)
+    result = dict(tensors(file, layouts(file, words, names)))
+    assert set(result) == set(names)
     for key in names:
-        np.testing.assert_allclose(found[key], state[key].numpy(), rtol=0, atol=2e-7 if name == "gemma3" else 0)
+        np.testing.assert_allclose(result[key], state[key].numpy(), rtol=0, atol=2e-7 if name == "gemma3" else 0)
 
 
 def close(one, other):
@@ -115,9 +115,9 @@ def test_levels_scales_and_minimums_are_what_the_blocks_stand_for(kind, seed):
     levels, scales, minimums, bits = unpack(raw.reshape(2, 512 // weights, -1))
     levels, scales = levels.reshape(2, -1, levels.shape[-1]), scales.reshape(2, -1, 1)
     assert -(2 ** (bits - 1)) <= levels.min() and levels.max() < 2 ** (bits - 1)
-    found = levels.astype(np.float32) * scales + (0 if minimums is None else minimums.reshape(2, -1, 1))
+    result = levels.astype(np.float32) * scales + (0 if minimums is None else minimums.reshape(2, -1, 1))
     # A minimum is moved by half the levels; in float32 that rounds.
-    np.testing.assert_allclose(found.reshape(2, -1), expected, rtol=1e-6, atol=np.abs(expected).max() * 1e-6)
+    np.testing.assert_allclose(result.reshape(2, -1), expected, rtol=1e-6, atol=np.abs(expected).max() * 1e-6)
 
 
 def random_blocks(kind, rows, columns, seed):
@@ -154,15 +154,15 @@ def test_blocks_go_into_the_graph_as_they_are_where_it_has_such_blocks(
     table = "model.embed_tokens.weight"
     assert graph.exact == (set(names) if exact else {table}), "the table is Q8_0, and has 8 bits in each format"
     state = source.model.state_dict()
-    for joined, found in graph.quantized.items():
+    for joined, result in graph.quantized.items():
         if joined == (table,):
-            assert (found.bits, found.group_size) == (8, 32)
+            assert (result.bits, result.group_size) == (8, 32)
             continue
-        assert found.bits == bits and found.group_size == (block or found.group_size)
+        assert result.bits == bits and result.group_size == (block or result.group_size)
         weights = torch.cat([state[name] for name in joined]).numpy()
-        error = np.abs(graph_weights(found) - weights).max() / np.abs(weights).max()
+        error = np.abs(graph_weights(result) - weights).max() / np.abs(weights).max()
         # What zero points leave of minimums has 4 bits twice, and none is larger than twice a weight.
-        assert error < (1 / 254 if found.rests else 1e-6) if exact else 1e-4 < error < 0.5
+        assert error < (1 / 254 if result.rests else 1e-6) if exact else 1e-4 < error < 0.5
     done = export(
         source, tmp_path / "bundle", ExportRequest(precision=precision, context=64)
     )  # its logits are compared with torch's
@@ -224,23 +224,23 @@ def test_matrices_of_several_types_that_are_joined_share_one_size_of_block(tmp_p
 
     graph = build_graph(source._replace(blocks=Mixed()), GraphFormat("int8", "fused", 64))
     joined = next(names for names in graph.quantized if any("k_proj" in name for name in names))
-    found = graph.quantized[joined]
-    assert found.group_size == 16 and {name for name in joined if name in graph.exact} == {
+    result = graph.quantized[joined]
+    assert result.group_size == 16 and {name for name in joined if name in graph.exact} == {
         name for name in joined if "k_proj" not in name
     }
     state = source.model.state_dict()
     weights = torch.cat([state[name] for name in joined]).numpy()
-    np.testing.assert_allclose(graph_weights(found), weights, atol=0.01 * np.abs(weights).max())
+    np.testing.assert_allclose(graph_weights(result), weights, atol=0.01 * np.abs(weights).max())
 
 
 def write_mixed(path, monkeypatch):
     """As Q4_K_M has them, of types that the package gguf can quantise: values and every second layer's FFN in more than
     4 bits."""
-    found = tensors_of
+    result = tensors_of
 
     def mixed(*asked):
         more = {"blk.0.attn_v.weight": "Q8_0", "blk.1.ffn_up.weight": "Q5_0", "blk.1.ffn_down.weight": "Q5_0"}
-        for name, values, kind in found(*asked):
+        for name, values, kind in result(*asked):
             yield name, values, more.get(name, kind)
 
     monkeypatch.setattr("merino_edge.families.gguf.write.tensors_of", mixed)
@@ -286,7 +286,7 @@ def test_an_export_computes_what_transformers_computes(made, tmp_path, name, dia
     backend = open_backend(bundle)
     with torch.no_grad():
         expected = model(torch.tensor([[5, 9, 200, 31, 7]])).logits[0, -1].numpy()
-    found = backend.prefill([5, 9, 200, 31, 7])
+    result = backend.prefill([5, 9, 200, 31, 7])
     backend.close()
-    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+    assert np.abs(result - expected).max() < 1e-3 * np.abs(expected).max()
     assert done.stored == []

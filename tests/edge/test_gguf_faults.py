@@ -31,9 +31,9 @@ def written(tmp_path, **keys):
 
 
 def refused(path, match):
-    with pytest.raises(MerinoError, match=match) as found:
+    with pytest.raises(MerinoError, match=match) as raised:
         read_gguf(path)
-    assert "\n" not in str(found.value) and len(str(found.value)) < 1000
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 1000
 
 
 def test_a_file_that_is_cut_short_is_refused_wherever_it_ends(whole, tmp_path):
@@ -188,8 +188,8 @@ def test_weights_larger_than_the_memory_are_refused_before_they_are_read(whole, 
     with pytest.raises(SystemExit) as ended:
         main(["export", str(whole), "-o", str(tmp_path / "out")])
     assert ended.value.code == 1 and not (tmp_path / "out").exists()
-    said = capsys.readouterr().err
-    assert "exporting tiny.gguf in fp32 needs about" in said and "2 MB are available" in said
+    output = capsys.readouterr().err
+    assert "exporting tiny.gguf in fp32 needs about" in output and "2 MB are available" in output
 
 
 def test_the_command_says_one_line_and_leaves_nothing(whole, tmp_path, capsys):

@@ -105,9 +105,9 @@ def llama_cpp(path):
     server = xllamacpp.Server(params)
 
     def ids(text):
-        asked = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
+        requested = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
         request = urllib.request.Request(
-            f"{server.listening_address}/tokenize", asked, {"Content-Type": "application/json"}
+            f"{server.listening_address}/tokenize", requested, {"Content-Type": "application/json"}
         )
         return json.load(urllib.request.urlopen(request))["tokens"]
 
@@ -125,9 +125,9 @@ def texts(count):
 @pytest.mark.parametrize("pre", [name for name in WORDS if name not in OURS_ALONE])
 def test_words_are_cut_as_llama_cpp_cuts_them(tmp_path, pre):
     path = written(tmp_path, byte_level_tokens(pre))
-    ours = tokenizers.Tokenizer.from_str(made_json(open_gguf(path).metadata))
-    with llama_cpp(path) as theirs:
-        assert [text for text in texts(60) if ours.encode(text).ids != theirs(text)] == []
+    own = tokenizers.Tokenizer.from_str(made_json(open_gguf(path).metadata))
+    with llama_cpp(path) as other:
+        assert [text for text in texts(60) if own.encode(text).ids != other(text)] == []
 
 
 GEMMA = (*(" " * count for count in range(2, 32)), "\n\n\n\n", "\n\n\n\n\n", "\t\t", "<table>", "</table>")
@@ -146,12 +146,12 @@ def test_runs_of_spaces_that_a_user_defined_are_tokens_as_in_gemma_3(tmp_path):
     """They are no merges, which a tokenizer.json separates by a space."""
     path = written(tmp_path, sentence_piece_tokens(False, GEMMA))
     described = made_json(open_gguf(path).metadata)
-    ours, board = tokenizers.Tokenizer.from_str(described), Tokenizer(described)
-    with llama_cpp(path) as theirs:
-        assert [text for text in spaced(80) if ours.encode(text).ids != theirs(text)] == []
+    own, board = tokenizers.Tokenizer.from_str(described), Tokenizer(described)
+    with llama_cpp(path) as other:
+        assert [text for text in spaced(80) if own.encode(text).ids != other(text)] == []
     for text in spaced(80):
         ids = board.encode(text)
-        assert ids == ours.encode(text).ids and b"".join(map(board.bytes_of, ids)).decode() == text
+        assert ids == own.encode(text).ids and b"".join(map(board.bytes_of, ids)).decode() == text
 
 
 def test_gemma_3s_runs_of_spaces_are_read_by_the_board(tmp_path):
@@ -179,11 +179,11 @@ def test_qwens_texts_are_composed_as_its_own_tokenizer_composes_them(tmp_path):
 @pytest.mark.parametrize("first_space", [True, False])
 def test_sentence_piece_gives_the_ids_of_llama_cpp(tmp_path, first_space):
     path = written(tmp_path, sentence_piece_tokens(first_space))
-    ours = tokenizers.Tokenizer.from_str(made_json(open_gguf(path).metadata))
+    own = tokenizers.Tokenizer.from_str(made_json(open_gguf(path).metadata))
     plain = [text.replace("▁", "").replace("<|im_end|>", "") for text in texts(60)]
-    with llama_cpp(path) as theirs:
-        assert [text for text in plain if text and ours.encode(text).ids != theirs(text)] == []
-    assert {ours.decode(ours.encode(text).ids) == text for text in plain if not text.startswith(" ")} == {True}
+    with llama_cpp(path) as other:
+        assert [text for text in plain if text and own.encode(text).ids != other(text)] == []
+    assert {own.decode(own.encode(text).ids) == text for text in plain if not text.startswith(" ")} == {True}
 
 
 @pytest.mark.parametrize("pre", WORDS)

@@ -12,8 +12,8 @@ from tests.sample_geometries import small
 def followed(model, vocab, context, attempt):
     """(its least lead, the continuation of this prompt)"""
     prompt = golden_prompt(vocab, context, attempt)
-    found = torch_greedy(model, prompt, min(32, context - len(prompt)))
-    return min(map(lead, found.logits[:GOLDEN_STEPS])), found
+    result = torch_greedy(model, prompt, min(32, context - len(prompt)))
+    return min(map(lead, result.logits[:GOLDEN_STEPS])), result
 
 
 @pytest.mark.parametrize("seed, context", [(1, 48), (2, 48), (3, 12)])
@@ -25,9 +25,9 @@ def test_the_first_clear_one_is_taken_or_the_clearest(seed, context, decoder, mo
         monkeypatch.setattr(golden, "CLEAR_LEAD", enough)
         clear = [each for each in all_of_them if each[0] >= enough]
         _, expected = clear[0] if clear else max(all_of_them, key=lambda each: each[0])
-        found = clear_golden(model, 300, context)
-        assert (found.prompt_ids, found.greedy_ids) == (expected.prompt_ids, expected.greedy_ids)
-        assert np.array_equal(found.logits, expected.logits)
+        result = clear_golden(model, 300, context)
+        assert (result.prompt_ids, result.greedy_ids) == (expected.prompt_ids, expected.greedy_ids)
+        assert np.array_equal(result.logits, expected.logits)
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])
@@ -35,6 +35,6 @@ def test_logits_that_lead_nowhere_are_given_back_as_they_are(value, decoder):
     """All the same, or none a number: the export decides."""
     model = decoder(small("llama", vocab=300, context=48), 1)
     model.get_output_embeddings().weight.data.fill_(value)
-    found = clear_golden(model, 300, 48)
-    assert found.prompt_ids == golden_prompt(300, 48, 0) and len(found.greedy_ids) == 32
-    assert np.array_equal(found.logits, np.full_like(found.logits, value), equal_nan=True)
+    result = clear_golden(model, 300, 48)
+    assert result.prompt_ids == golden_prompt(300, 48, 0) and len(result.greedy_ids) == 32
+    assert np.array_equal(result.logits, np.full_like(result.logits, value), equal_nan=True)

@@ -86,22 +86,22 @@ def test_a_better_gpu_is_never_slower_and_each_figure_counts(arch, board, shape,
 def test_a_step_takes_no_less_than_its_reads_and_its_launches(arch, board, context):
     """The portable graph reads all slots of the cache, so the length of the context costs and not what is filled."""
     speed, shape = board.performance.tensorrt, InferenceShape("fp16", context, 1)
-    found, longer = (
+    result, longer = (
         cost_model(board, replace(shape, context=length)).predict(arch.operators) for length in (context, 2 * context)
     )
-    read_ms = 1e-6 * (found.weight_bytes - 2 * arch.vocab * arch.blocks[0].width) / speed.read_gb_s.value
-    assert found.decode_ms > read_ms + 1e-3 * len(arch.operators) * speed.launch_us.value
-    assert longer.decode_ms - found.decode_ms > 1e-6 * found.kv_bytes / speed.read_gb_s.value
+    read_ms = 1e-6 * (result.weight_bytes - 2 * arch.vocab * arch.blocks[0].width) / speed.read_gb_s.value
+    assert result.decode_ms > read_ms + 1e-3 * len(arch.operators) * speed.launch_us.value
+    assert longer.decode_ms - result.decode_ms > 1e-6 * result.kv_bytes / speed.read_gb_s.value
 
 
 @given(decoders(), GPUS, shapes)
 def test_memory_holds_the_engine_the_cache_and_the_context(arch, board, shape):
-    found, model = cost_model(board, shape).predict(arch.operators), cost_model(board, shape)
+    result, model = cost_model(board, shape).predict(arch.operators), cost_model(board, shape)
     speed = board.performance.tensorrt
     fixed = speed.runtime_mb.value + speed.cuda_context_mb.value
-    held_mb = (found.weight_bytes + found.kv_bytes) / 2**20
-    assert found.memory_mb >= fixed + held_mb
-    assert found.memory_mb >= fixed + model.opening_mb(arch.operators) >= fixed + 2 * found.weight_bytes / 2**20
+    held_mb = (result.weight_bytes + result.kv_bytes) / 2**20
+    assert result.memory_mb >= fixed + held_mb
+    assert result.memory_mb >= fixed + model.opening_mb(arch.operators) >= fixed + 2 * result.weight_bytes / 2**20
 
 
 def test_a_gpu_computes_fp16_first_and_no_integers():
@@ -132,7 +132,7 @@ def enumerated(program):
 
 def limits_between(board, shape, share, names):
     """Limits at a share of the way from the smallest decoder's costs to the largest's."""
-    found = [
+    results = [
         cost_model(board, shape).predict(
             Architecture(blocks=(block,) * SMALL.blocks, vocab=SMALL.vocab, context=shape.context).operators
         )
@@ -140,7 +140,7 @@ def limits_between(board, shape, share, names):
             Block(width=128, ffn_ratio=1, depth=2, shared=True), Block(width=512, ffn_ratio=3, depth=6, shared=False)
         )
     ]  # fmt: skip
-    least, most = ([getattr(one, name) for name in names] for one in found)
+    least, most = ([getattr(one, name) for name in names] for one in results)
     return {name: low + share * (high - low) for name, low, high in zip(names, least, most, strict=True)}
 
 
@@ -154,8 +154,8 @@ def test_the_search_on_a_gpu_is_exact_and_its_design_keeps_the_budgets(board, sh
     program = encode(SMALL, limits, model, MERINO)
     answer = exact.improve(program)
     assert answer.proved and answer.solution.score == pytest.approx(enumerated(program), rel=1e-9)
-    found = model.predict(architecture(SMALL, program, answer.solution.choice, shape.context).operators)
-    assert shares_over(limits, found) == {}
+    result = model.predict(architecture(SMALL, program, answer.solution.choice, shape.context).operators)
+    assert shares_over(limits, result) == {}
 
 
 @given(GPUS, st.sampled_from((*FASTER, *SLOWER, *LARGER)), st.floats(1, 4))
@@ -180,7 +180,7 @@ def test_bandwidth_drives_the_design():
     assert (slow.precision, slow.backend) == ("fp16", "tensorrt")
     launches = design(with_gpu(NANO, launch_us=3), limits, space=Space(vocab=8000), context=256, prompt=64)
     normal = design(NANO, limits, space=Space(vocab=8000), context=256, prompt=64)
-    depth = [sum(block.depth for block in found.architecture.blocks) for found in (launches, normal)]
+    depth = [sum(block.depth for block in result.architecture.blocks) for result in (launches, normal)]
     assert depth[0] < depth[1], "where a launch costs more, a design has fewer layers"
 
 
@@ -210,20 +210,20 @@ GOLDEN = {
 ])  # fmt: skip
 def test_the_design_for_a_jetsons_own_budget(board, asked):
     words = () if asked is None else ("--backend", asked)
-    found = Design.model_validate_json(run("design", "--device", board, *words, "--json"))
-    cost = found.predicted
+    result = Design.model_validate_json(run("design", "--device", board, *words, "--json"))
+    cost = result.predicted
     assert (
-        found.backend, found.precision, found.architecture.shape(),
+        result.backend, result.precision, result.architecture.shape(),
         *(round(value) for value in (cost.decode_ms, cost.prefill_ms, cost.memory_mb)),
     ) == GOLDEN[board, asked]  # fmt: skip
-    assert found.solver.gap < 1e-6
+    assert result.solver.gap < 1e-6
 
 
 def test_what_the_commands_say_of_a_boards_backends():
-    said = run("design", "--device", "jetson-nano", "--vocab", "2000", "--context", "64", "--blocks", "1")
-    assert "budgets for jetson-nano on tensorrt (--backend onnxruntime for the other): --decode-ms 50" in said
-    assert "Design for NVIDIA Jetson Nano (4 GB) on tensorrt, predicted from estimated coefficients" in said
-    assert "no interval: the errors of predictions for TensorRT were not measured yet" in said
+    output = run("design", "--device", "jetson-nano", "--vocab", "2000", "--context", "64", "--blocks", "1")
+    assert "budgets for jetson-nano on tensorrt (--backend onnxruntime for the other): --decode-ms 50" in output
+    assert "Design for NVIDIA Jetson Nano (4 GB) on tensorrt, predicted from estimated coefficients" in output
+    assert "no interval: the errors of predictions for TensorRT were not measured yet" in output
     on_cpu = run("design", "--device", "jetson-nano", "--vocab", "2000", "--context", "64", "--blocks", "1",
                  "--backend", "onnxruntime")  # fmt: skip
     assert "budgets for jetson-nano on onnxruntime (--backend tensorrt for the other)" in on_cpu
@@ -250,14 +250,14 @@ def test_the_figures_of_a_board_are_those_of_its_backend():
 
 def test_recommend_judges_the_formats_of_the_backend():
     space = replace(SMALL, blocks=1)
-    found = recommend(ORIN, {"decode_ms": 40, "memory_mb": 4096}, context=256, prompt=64, space=space).as_json()
-    assert (found["schema"], found["backend"]) == (4, "tensorrt")
-    assert {tuple(each["precision"] for each in one["formats"]) for one in found["models"]} == {("fp16", "fp32")}
-    assert [each["precision"] for each in found["designs"]] == ["fp16", "fp32"]
-    assert all(each["design"]["backend"] == "tensorrt" for each in found["designs"])
-    fitting = [one for one in found["models"] if one["fits"]]
+    result = recommend(ORIN, {"decode_ms": 40, "memory_mb": 4096}, context=256, prompt=64, space=space).as_json()
+    assert (result["schema"], result["backend"]) == (4, "tensorrt")
+    assert {tuple(each["precision"] for each in one["formats"]) for one in result["models"]} == {("fp16", "fp32")}
+    assert [each["precision"] for each in result["designs"]] == ["fp16", "fp32"]
+    assert all(each["design"]["backend"] == "tensorrt" for each in result["designs"])
+    fitting = [one for one in result["models"] if one["fits"]]
     assert fitting and {one["precision"] for one in fitting} == {"fp16"}
-    assert not any(each["refused"] for one in found["models"] for each in one["formats"])
+    assert not any(each["refused"] for one in result["models"] for each in one["formats"])
 
 
 def test_a_design_for_tensorrt_is_exported_in_its_dialect(tmp_path):

@@ -76,10 +76,10 @@ def test_any_device_that_computes_longer_than_it_reads_comes_back(read, flops_a_
         "dialect": "portable", "flags": [], "others_cpu_share": 0.0, "left_out": [], "resident": [memory],
         "measurements": rows,
     })  # fmt: skip
-    found = {name: figure["value"] for name, figure in fit_gpu(probe).performance.items()}
+    results = {name: figure["value"] for name, figure in fit_gpu(probe).performance.items()}
     for name, truth in speeds._asdict().items():
-        assert found[name] == pytest.approx(truth, rel=0.01), name
-    assert (found["runtime_mb"], found["cuda_context_mb"]) == (300, 170)
+        assert results[name] == pytest.approx(truth, rel=0.01), name
+    assert (results["runtime_mb"], results["cuda_context_mb"]) == (300, 170)
 
 
 def test_a_probe_of_another_backend_board_or_mode_is_refused_by_name(nano, tmp_path):
@@ -97,7 +97,7 @@ def test_a_probe_of_another_backend_board_or_mode_is_refused_by_name(nano, tmp_p
         "memory": (nano | {"resident": []}, "lacks copies to the host or the memory"),
         "time": (nano | {"measurements": [one | {"ms": 1} for one in nano["measurements"]]}, "took no longer"),
     }
-    refused += [("jetson-nano", written(tmp_path, found, name), None, text) for name, (found, text) in changes.items()]
+    refused += [("jetson-nano", written(tmp_path, got, name), None, text) for name, (got, text) in changes.items()]
     for device, path, backend, text in refused:
         with pytest.raises(MerinoError, match=text):
             recalibrate(device, [path], out, backend=backend)
@@ -113,13 +113,13 @@ def test_a_mode_that_the_profile_has_stands_in_the_file(nano, tmp_path):
 
 
 def test_a_board_over_ssh_is_asked_for_the_backend_of_its_profile(nano, tmp_path):
-    asked = []
+    calls = []
 
     def ask(profile):
-        asked.append(profile.backend)
+        calls.append(profile.backend)
         return Probe.model_validate(nano)
 
     recalibrate("jetson-nano", [], tmp_path / "mine.toml", probe_board=ask)
     with pytest.raises(MerinoError, match="not with --backend onnxruntime"):
         recalibrate("jetson-nano", [], tmp_path / "other.toml", probe_board=ask, backend="onnxruntime")
-    assert asked == ["tensorrt", "onnxruntime"]
+    assert calls == ["tensorrt", "onnxruntime"]

@@ -41,8 +41,8 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path, gpu_check, monkey
 
 def test_torchs_own_model_gives_the_graphs_logits(gpu_check, bundle):
     expected, ids = gpu_check.greedy(gpu_check.of_backend(open_backend(bundle)), [5, 6, 7, 8], 12)
-    found, own = gpu_check.greedy(gpu_check.torch_eager(bundle, "cpu"), [5, 6, 7, 8], 12, ids)
-    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max() and own == ids
+    result, own = gpu_check.greedy(gpu_check.torch_eager(bundle, "cpu"), [5, 6, 7, 8], 12, ids)
+    assert np.abs(result - expected).max() < 1e-4 * np.abs(expected).max() and own == ids
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -63,5 +63,5 @@ def test_the_whole_check_over_the_stand_in(gpu_check, bundle, version, monkeypat
 def test_a_difference_fails_the_check(gpu_check, bundle):
     right = gpu_check.of_backend(open_backend(bundle))
     wrong = gpu_check.of_backend(open_backend(bundle))
-    found = gpu_check.compare(lambda ids: 1.01 * wrong(ids), right, [5, 6, 7], "fp32")
-    assert not found["ok"] and found["largest_difference"] == pytest.approx(0.01, rel=0.2)
+    result = gpu_check.compare(lambda ids: 1.01 * wrong(ids), right, [5, 6, 7], "fp32")
+    assert not result["ok"] and result["largest_difference"] == pytest.approx(0.01, rel=0.2)

@@ -75,7 +75,7 @@ def test_torch_and_both_dialects_compute_what_repeated_keys_give(decoder, tmp_pa
     ids = np.random.default_rng(seed).integers(0, VOCAB, CONTEXT).tolist()
     with torch.no_grad():
         expected = with_repeated_keys(model, decoder)(input_ids=torch.tensor([ids])).logits[0].numpy()  # [T, V]
-        found = {"torch": model(input_ids=torch.tensor([ids])).logits[0, PROMPT - 1 :].numpy()}
+        results = {"torch": model(input_ids=torch.tensor([ids])).logits[0, PROMPT - 1 :].numpy()}
     for dialect in ("fused", "portable"):
         bundle = export(
             source_of(arch, model), tmp_path_factory.mktemp("grouped") / "bundle", ExportRequest(dialect=dialect)
@@ -83,9 +83,9 @@ def test_torch_and_both_dialects_compute_what_repeated_keys_give(decoder, tmp_pa
         assert [(layer.heads, layer.head_size) for layer in bundle.kv_layers] == arch.kv_layers
         backend = open_backend(bundle)
         rows = [backend.prefill(ids[:PROMPT]).copy(), *(backend.step(token).copy() for token in ids[PROMPT:])]
-        found[dialect] = np.stack(rows)
+        results[dialect] = np.stack(rows)
         backend.close()
-    for name, logits in found.items():
+    for name, logits in results.items():
         assert np.abs(logits - expected[PROMPT - 1 :]).max() <= 2e-5 * np.abs(expected).max(), name
 
 

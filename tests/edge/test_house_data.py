@@ -29,11 +29,11 @@ COUNT = 1500
 @pytest.fixture(scope="module")
 def samples():
     """Of each split some, by seed."""
-    found = {}
+    results = {}
     for split in SPLITS:
         rng = random.Random(7)
-        found[split] = [make_sample(rng, split) for _ in range(COUNT)]
-    return found
+        results[split] = [make_sample(rng, split) for _ in range(COUNT)]
+    return results
 
 
 def test_a_sample_is_a_call_that_the_tools_of_its_house_allow(samples):
@@ -47,8 +47,8 @@ def test_a_sample_is_a_call_that_the_tools_of_its_house_allow(samples):
 
 def test_each_tool_and_both_refusals_are_asked_for(samples):
     for split in SPLITS:
-        asked = {sample.action.tool for sample in samples[split]}
-        assert asked == {family.tool.partition("=")[0] for family in families()} | {REFUSE}
+        requested = {sample.action.tool for sample in samples[split]}
+        assert requested == {family.tool.partition("=")[0] for family in families()} | {REFUSE}
         refused = [sample for sample in samples[split] if sample.action.tool == REFUSE]
         assert {dict(sample.action.values)["reason"] for sample in refused} == {"no command", "no such device"}
         assert 0.17 < len(refused) / COUNT < 0.3
@@ -96,8 +96,8 @@ def test_equal_arguments_write_equal_data_whatever_the_number_of_processes(tmp_p
 
 
 def test_negatives_are_distinct_and_of_held_out_templates():
-    found = negatives(200, 1)
-    assert len(set(found)) == 200
+    result = negatives(200, 1)
+    assert len(set(result)) == 200
 
 
 def test_a_name_means_what_is_here_before_what_is_elsewhere():
@@ -115,8 +115,8 @@ def test_a_name_means_what_is_here_before_what_is_elsewhere():
 @pytest.mark.parametrize("template", ["a (b|c [d])", "(x;y)", "[on|off] {s} <r>"])
 def test_a_template_is_expanded_to_what_it_may_say(template):
     rng = random.Random(0)
-    said = {expand(template, rng, {"r": "(1|2)"}, {"s": "w"}) for _ in range(200)}
-    assert said == {
+    output = {expand(template, rng, {"r": "(1|2)"}, {"s": "w"}) for _ in range(200)}
+    assert output == {
         "a (b|c [d])": {"a b", "a c", "a c d"}, "(x;y)": {"x y", "y x"},
         "[on|off] {s} <r>": {f"{before}w {end}" for before in ("", "on ", "off ") for end in "12"},
     }[template]  # fmt: skip
@@ -125,7 +125,7 @@ def test_a_template_is_expanded_to_what_it_may_say(template):
 def test_numbers_and_times_mean_what_they_say():
     rng = random.Random(1)
     shares, spans, clocks = (dict(make(rng) for _ in range(6000)) for make in (share, duration, at_time))
-    times = {said: values["at"] for said, values in clocks.items()}
+    times = {output: values["at"] for output, values in clocks.items()}
     assert shares["half"] == 50 and shares["maximum"] == 100 and shares["forty percent"] == 40 and shares["20%"] == 20
     assert spans["half an hour"] == 30 and spans["an hour and a half"] == 90 and spans["ten minutes"] == 10
     assert times["at midnight"] == "00:00" and times["at half past seven in the evening"] == "19:30"
@@ -134,8 +134,8 @@ def test_numbers_and_times_mean_what_they_say():
 
 def test_a_sentence_tells_the_area_of_its_target_unless_it_is_here():
     rng = random.Random(11)
-    told = 0
-    while told < 800:
+    message = 0
+    while message < 800:
         house = make_house(rng, "train")
         sample = of_family(house, "train", rng)
         if sample is None or "/" not in sample.action.targets[0]:
@@ -150,4 +150,4 @@ def test_a_sentence_tells_the_area_of_its_target_unless_it_is_here():
             same = next((names for names in SAME_AREA if area in names), (area,))
             kind = any(word in sample.sentence for each in devices for word in known(each.name, domain).plural)
             assert kind or any(name in sample.sentence for name in same), sample
-        told += 1
+        message += 1

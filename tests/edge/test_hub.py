@@ -30,8 +30,8 @@ def folder(tmp_path_factory, tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def files(folder):
-    found = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return {**found, "pytorch_model.bin": b"a pickle", "onnx/model.onnx": b"another program's"}
+    results = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {**results, "pytorch_model.bin": b"a pickle", "onnx/model.onnx": b"another program's"}
 
 
 def exported(source, out, home, address="http://127.0.0.1:9", **variables):
@@ -47,15 +47,15 @@ def exported(source, out, home, address="http://127.0.0.1:9", **variables):
 @pytest.mark.slow
 def test_a_model_is_fetched_once_and_then_comes_from_the_cache(files, tmp_path):
     with hub({NAME: files}) as (address, requests):
-        code, out, said = exported(NAME, tmp_path / "bundle", tmp_path / "home", address)
-        assert code == 0, said
+        code, out, output = exported(NAME, tmp_path / "bundle", tmp_path / "home", address)
+        assert code == 0, output
         assert "Tiny-Instruct, fused fp32" in out and "trained weights" in out
-        assert "downloading 8 files of Org/Tiny-Instruct, " in said or "downloading" in said
+        assert "downloading 8 files of Org/Tiny-Instruct, " in output or "downloading" in output
         fetched = [path.rpartition("/")[2] for kind, path in requests if kind == "GET" and "/resolve/" in path]
         assert "pytorch_model.bin" not in fetched and "model.onnx" not in fetched
         assert len(set(fetched)) == len(fetched), "each file once"
-    code, _, said = exported(NAME, tmp_path / "again", tmp_path / "home", HF_HUB_OFFLINE="1")
-    assert code == 0 and "downloading" not in said, said
+    code, _, output = exported(NAME, tmp_path / "again", tmp_path / "home", HF_HUB_OFFLINE="1")
+    assert code == 0 and "downloading" not in output, output
     assert (tmp_path / "again" / "model.onnx.data").read_bytes() == (
         tmp_path / "bundle" / "model.onnx.data"
     ).read_bytes()
@@ -68,10 +68,10 @@ def test_a_model_is_fetched_once_and_then_comes_from_the_cache(files, tmp_path):
     ("smollm2-135m", {"HF_HUB_OFFLINE": "1"}, ["HF_HUB_OFFLINE is set", "hf download HuggingFaceTB/SmolLM2-135M "]),
 ])  # fmt: skip
 def test_without_network_it_says_what_to_fetch_and_where_to_put_it(tmp_path, source, variables, match):
-    code, out, said = exported(source, tmp_path / "bundle", tmp_path / "home", **variables)
-    assert code == 1 and out == "" and said.startswith("merino-edge: ")
-    assert [words for words in match if words not in said] == []
-    assert len(said.strip().splitlines()) == 1 and not (tmp_path / "bundle").exists()
+    code, out, output = exported(source, tmp_path / "bundle", tmp_path / "home", **variables)
+    assert code == 1 and out == "" and output.startswith("merino-edge: ")
+    assert [words for words in match if words not in output] == []
+    assert len(output.strip().splitlines()) == 1 and not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.slow
@@ -86,8 +86,8 @@ def test_models_that_cannot_be_had_are_refused_each_in_its_words(files, tmp_path
             ("Org/None", "'Org/None' is no folder here, and the hub has no such model that may be seen"),
             (NAME, "is not whole in the cache"),
         ):
-            code, out, said = exported(source, tmp_path / "bundle", tmp_path / "home", address)
-            assert code == 1 and out == "" and words in said, said
+            code, out, output = exported(source, tmp_path / "bundle", tmp_path / "home", address)
+            assert code == 1 and out == "" and words in output, output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home"]
 
 

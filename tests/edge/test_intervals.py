@@ -67,14 +67,14 @@ def fresh(seed):
     for decoder in random_decoders(random, 8):
         for form in FORMATS:
             shape = InferenceShape(form, 512, 256)
-            found = cost_model(board, shape).predict(decoder.operators)
-            threads = found.decode_threads, found.prefill_threads
+            result = cost_model(board, shape).predict(decoder.operators)
+            threads = result.decode_threads, result.prefill_threads
             true = next(
                 one for one in cost_model(BOARD, shape).predict_each(decoder.operators)
                 if (one.decode_threads, one.prefill_threads) == threads
             )  # fmt: skip
             for name in TIMED[:2]:
-                yield found.interval(name), getattr(true, name) * math.exp(NOISE * random.normal())
+                yield result.interval(name), getattr(true, name) * math.exp(NOISE * random.normal())
 
 
 @pytest.mark.nightly
@@ -164,9 +164,9 @@ def test_an_interval_grows_with_its_confidence(error, one, other):
 ))], ids=["estimated", "portable"])  # fmt: skip
 def test_where_errors_are_not_known_there_is_no_interval(profile):
     costs = cost_model(profile, InferenceShape("fp32", 256, 64))
-    found = costs.predict(SMALL)
-    assert [found.interval(name) for name in TIMED] == [None] * 3 and found.confidence is None
-    assert all(found.upper(name) == getattr(found, name) for name in (*TIMED, "memory_mb"))
+    result = costs.predict(SMALL)
+    assert [result.interval(name) for name in TIMED] == [None] * 3 and result.confidence is None
+    assert all(result.upper(name) == getattr(result, name) for name in (*TIMED, "memory_mb"))
     assert costs.on.why_no_interval()
 
 
@@ -185,19 +185,19 @@ def test_a_design_keeps_the_upper_end_of_its_interval(error, confidence, name, s
     free = design(board, {"params_m": 100}, **keys).predicted
     limit = share * free.upper(name)
     try:
-        found = design(board, {name: limit}, **keys)
+        designed = design(board, {name: limit}, **keys)
     except MerinoError as refused:  # the value told works at this confidence, and none below it does
-        told = float(re.search(r"is below (\S+), the smallest", str(refused))[1])
-        assert design(board, {name: told}, **keys).predicted.upper(name) <= told
+        message = float(re.search(r"is below (\S+), the smallest", str(refused))[1])
+        assert design(board, {name: message}, **keys).predicted.upper(name) <= message
         with pytest.raises(MerinoError, match="the smallest that any decoder needs"):
-            design(board, {name: told * 0.99}, **keys)
+            design(board, {name: message * 0.99}, **keys)
         return
-    assert found.solver.gap < 1e-8 and found.budget == {name: limit}
-    low, high = found.predicted.interval(name)
+    assert designed.solver.gap < 1e-8 and designed.budget == {name: limit}
+    low, high = designed.predicted.interval(name)
     assert low < high <= limit * (1 + 1e-12)
     expected = factors(error, confidence)
-    assert (low, high) == pytest.approx(tuple(each * getattr(found.predicted, name) for each in expected))
-    assert found.predicted.confidence == confidence
+    assert (low, high) == pytest.approx(tuple(each * getattr(designed.predicted, name) for each in expected))
+    assert designed.predicted.confidence == confidence
 
 
 def test_more_confidence_never_gives_a_better_decoder():
@@ -208,11 +208,11 @@ def test_more_confidence_never_gives_a_better_decoder():
 
 
 def test_every_point_of_a_front_and_every_verdict_keep_the_upper_end():
-    found = front(KNOWN, {}, "decode_ms", 4, space=SPACE, context=256, prompt=64, confidence=0.95)
-    for point in found.points:
+    result = front(KNOWN, {}, "decode_ms", 4, space=SPACE, context=256, prompt=64, confidence=0.95)
+    for point in result.points:
         assert point.predicted.decode_ms < point.predicted.decode_ms_interval[1] <= point.budget["decode_ms"]
         assert point.predicted.confidence == 0.95
-    assert "upper bounds of 95% prediction intervals" in " ".join(front_svg(found).split())
+    assert "upper bounds of 95% prediction intervals" in " ".join(front_svg(result).split())
     verdicts = [
         verdict
         for one in recommend(KNOWN, {"decode_ms": 20}, context=256, prompt=64, space=SPACE).candidates
@@ -244,9 +244,9 @@ def test_design_prints_and_writes_its_intervals(calibrated, tmp_path):
     code, shown, _ = run(*words, "-o", tmp_path / "design.json")
     assert code == 0
     assert "the upper bound of each 90% prediction interval must meet its latency or energy budget" in shown
-    found = json.loads((tmp_path / "design.json").read_text())["predicted"]
-    (low, high), predicted = found["decode_ms_interval"], found["decode_ms"]
-    assert low < predicted < high <= 4 and found["confidence"] == 0.9 and found["prefill_ms_interval"]
+    result = json.loads((tmp_path / "design.json").read_text())["predicted"]
+    (low, high), predicted = result["decode_ms_interval"], result["decode_ms"]
+    assert low < predicted < high <= 4 and result["confidence"] == 0.9 and result["prefill_ms_interval"]
     assert f"{predicted:.1f} ms ({low:.2f} to {high:.2f}, 90%)" in shown
     code, shown, _ = run(*words, "--confidence", "99%")
     assert code == 0 and re.search(r"to (3\.9\d|4\.00), 99%\)", shown)

@@ -67,10 +67,10 @@ def rounded_rows(x):
 
 def random_matrix(rng, rows, columns, with_minimums, spread=1.0):
     matrix = (rng.standard_normal((rows, columns)) * spread).astype(np.float32)
-    found = quantize_groups(matrix, 4, 32)
-    scales = found.scales.astype(np.float16).astype(np.float32)
+    result = quantize_groups(matrix, 4, 32)
+    scales = result.scales.astype(np.float16).astype(np.float32)
     lowest = rng.standard_normal(scales.shape).astype(np.float16).astype(np.float32) if with_minimums else None
-    return found._replace(scales=scales), lowest
+    return result._replace(scales=scales), lowest
 
 
 @given(
@@ -80,47 +80,47 @@ def random_matrix(rng, rows, columns, with_minimums, spread=1.0):
 )  # fmt: skip
 def test_a_product_in_4_bits_is_that_of_its_rounded_input(rows, columns, count, with_minimums, threads, size, seed):
     rng = np.random.default_rng(seed)
-    found, lowest = random_matrix(rng, rows, columns, with_minimums)
+    result, lowest = random_matrix(rng, rows, columns, with_minimums)
     x = (rng.standard_normal((count, columns)) * size).astype(np.float32)
     x[0, rng.integers(columns)] *= 1000  # an outlier, and a group of zeros
     x[-1, :32] = 0
     codes, steps = rounded_rows(x)
-    expected = (codes * steps).reshape(x.shape).astype(np.float64) @ dequantize(found).T.astype(np.float64)
+    expected = (codes * steps).reshape(x.shape).astype(np.float64) @ dequantize(result).T.astype(np.float64)
     if with_minimums:
         expected += x.reshape(count, -1, 32).sum(-1, dtype=np.float64) @ lowest.T.astype(np.float64)
-    got = matmul4(x, tiles4("w", found, lowest), rows, columns, with_minimums, threads)
+    got = matmul4(x, tiles4("w", result, lowest), rows, columns, with_minimums, threads)
     assert got.shape == (count, rows)
-    unit = np.abs(x).max(-1, keepdims=True) * columns * np.abs(found.scales).max() * 8
+    unit = np.abs(x).max(-1, keepdims=True) * columns * np.abs(result.scales).max() * 8
     assert (np.abs(got - expected) <= 1e-6 * (unit + np.abs(expected))).all()
 
 
 def test_the_largest_sums_do_not_overflow():
     """Codes of -8 against 127 in each column: 32 * 8 * 127 in 16 bits."""
     codes = np.zeros((8, 4, 16), np.uint8)
-    found = Quantized(codes, np.ones((8, 4), np.float32), 4, 32)
+    result = Quantized(codes, np.ones((8, 4), np.float32), 4, 32)
     for sign in (1, -1):
         x = np.full((1, 128), sign * 127, np.float32)
-        assert (matmul4(x, tiles4("w", found), 8, 128, False) == sign * -8 * 127 * 128).all()
+        assert (matmul4(x, tiles4("w", result), 8, 128, False) == sign * -8 * 127 * 128).all()
 
 
 def test_rows_are_the_weights_themselves():
     rng = np.random.default_rng(1)
     for with_minimums in (False, True):
-        found, lowest = random_matrix(rng, 21, 96, with_minimums)
+        result, lowest = random_matrix(rng, 21, 96, with_minimums)
         ids = np.array([[0, 20, 7, 8]], np.int64)
         session = session_of("Rows4", {"w": U8, "ids": I64}, {"y": F}, rows=21, columns=96, minimums=with_minimums)
-        expected = dequantize(found) + (0 if lowest is None else np.repeat(lowest, 32, 1))
+        expected = dequantize(result) + (0 if lowest is None else np.repeat(lowest, 32, 1))
         np.testing.assert_array_equal(
-            session.run(None, {"w": tiles4("w", found, lowest), "ids": ids})[0], expected[ids].astype(np.float32)
+            session.run(None, {"w": tiles4("w", result, lowest), "ids": ids})[0], expected[ids].astype(np.float32)
         )
 
 
 def test_what_is_not_finite_stays_so():
-    found, _ = random_matrix(np.random.default_rng(2), 8, 64, False)
+    result, _ = random_matrix(np.random.default_rng(2), 8, 64, False)
     for value in (np.nan, np.inf, -np.inf):
         x = np.ones((5, 64), np.float32)
         x[3, 40] = value
-        finite = np.isfinite(matmul4(x, tiles4("w", found), 8, 64, False))
+        finite = np.isfinite(matmul4(x, tiles4("w", result), 8, 64, False))
         assert not finite[3].any() and finite[[0, 1, 2, 4]].all()
 
 
@@ -197,11 +197,11 @@ def test_attention_by_groups_is_attention(shape):
     mixed, keys, values = expected_attention(arrays, *shape)
     _, (got, got_keys, got_values) = own_attention(arrays, heads, kv_heads, size, window)
     np.testing.assert_allclose(got, mixed, atol=3e-6)
-    for found, right in ((got_keys[0], keys), (got_values[0], values)):
+    for result, right in ((got_keys[0], keys), (got_values[0], values)):
         if int8:  # a rotated key between two codes may fall on either side
-            assert np.abs(found[:, : past + new].astype(int) - right[:, : past + new]).max() <= 1
+            assert np.abs(result[:, : past + new].astype(int) - right[:, : past + new]).max() <= 1
         else:
-            np.testing.assert_allclose(found[:, : past + new], right[:, : past + new], atol=1e-6)
+            np.testing.assert_allclose(result[:, : past + new], right[:, : past + new], atol=1e-6)
 
 
 def test_a_shared_buffer_is_written_in_place():
@@ -235,8 +235,8 @@ def test_each_sequence_of_a_batch_is_as_alone(int8):
     mixed, keys, values = own_attention(batch, heads, kv_heads, size, 0)[1]
     for row, (past, right) in enumerate(zip(pasts, alone, strict=True)):
         np.testing.assert_array_equal(mixed[row], right[0][0])
-        for found, expected in ((keys, right[1]), (values, right[2])):
-            np.testing.assert_array_equal(found[row, :, : past + 2], expected[0, :, : past + 2])
+        for result, expected in ((keys, right[1]), (values, right[2])):
+            np.testing.assert_array_equal(result[row, :, : past + 2], expected[0, :, : past + 2])
 
 
 def test_threads_change_no_bit():
@@ -313,8 +313,8 @@ def test_older_versions_of_onnxruntime_run_the_library(python, version, tmp_path
 @functools.cache
 def release_of(compiler):
     """Of the compiler, without the revision of its package; "" where it is not installed."""
-    found = shutil.which(compiler)
-    return subprocess.run([found, "-dumpfullversion"], capture_output=True, text=True).stdout.strip() if found else ""
+    result = shutil.which(compiler)
+    return subprocess.run([result, "-dumpfullversion"], capture_output=True, text=True).stdout.strip() if result else ""
 
 
 @pytest.mark.parametrize(("machine", "compiler"), [("aarch64", "aarch64-linux-gnu-gcc"), ("x86_64", "gcc-14")])

@@ -26,21 +26,21 @@ def test_labels_beside_marks_cover_nothing_and_stay_in_the_plot(plot, points, co
     marks = marks_in(plot, points)
     lines = along([(corner.x, corner.y) for corner in marks_in(plot, corners)])
     text = Box(plot.left + 20, plot.top, plot.left + 120, plot.top + 18)
-    found = beside(plot, marks, lines, [text])
-    assert not any(one.box.overlaps(other.box) for one, other in combinations(found, 2))
-    for label in found:
+    result = beside(plot, marks, lines, [text])
+    assert not any(one.box.overlaps(other.box) for one, other in combinations(result, 2))
+    for label in result:
         assert label.box.inside(plot) and not label.box.overlaps(text)
         assert not any(label.box.overlaps(around(mark.x, mark.y, 5.9)) for mark in marks)
         assert label.box.right - label.box.left >= text_px(label.text) - 1e-6
     groups = merged(marks, SHARED_WIDTH * (plot.right - plot.left))
-    assert not Counter(label.text for label in found) - Counter(one.name for one in groups), "one label a group"
+    assert not Counter(label.text for label in result) - Counter(one.name for one in groups), "one label a group"
 
 
 @given(PLOTS, st.lists(st.tuples(SHARES, SHARES), min_size=2, max_size=24))
 def test_a_reader_sees_whose_label_each_is(plot, places):
     marks = {f"mark {index}": mark for index, mark in enumerate(marks_in(plot, [(x, y, "") for x, y in places]))}
-    found = beside(plot, [Mark(mark.x, mark.y, name) for name, mark in marks.items()])
-    for label in found:
+    result = beside(plot, [Mark(mark.x, mark.y, name) for name, mark in marks.items()])
+    for label in result:
         own = marks[label.text.split(", ")[0]]
         others = [mark for mark in marks.values() if max(abs(mark.x - own.x), abs(mark.y - own.y)) >= 6]
         if label.leader is None:
@@ -50,19 +50,19 @@ def test_a_reader_sees_whose_label_each_is(plot, places):
             line = along([label.leader[:2], label.leader[2:]], 0.5)
             assert math.hypot(label.leader[0] - own.x, label.leader[1] - own.y) < 6.1
             assert not any(piece.overlaps(around(mark.x, mark.y, 4)) for piece in line for mark in others)
-            assert not any(piece.overlaps(other.box) for piece in line for other in found if other is not label)
+            assert not any(piece.overlaps(other.box) for piece in line for other in result if other is not label)
 
 
 @given(PLOTS, st.lists(st.tuples(SHARES, NAMES), min_size=1, max_size=14))
 def test_labels_of_a_column_cover_nothing_stay_in_the_plot_and_keep_the_order_of_their_lines(plot, ends):
     marks = marks_in(plot, [(1, y, name) for y, name in ends])
-    found = column(plot, marks, plot.right + 7, 90)
-    assert len(found) == len(marks)
-    assert not any(one.box.overlaps(other.box) for one, other in combinations(found, 2))
-    for label in found:
+    result = column(plot, marks, plot.right + 7, 90)
+    assert len(result) == len(marks)
+    assert not any(one.box.overlaps(other.box) for one, other in combinations(result, 2))
+    for label in result:
         assert label.box.right <= plot.right + 7 + 90 + 7
         assert plot.top <= label.box.bottom - 7 + 1e-6 and label.box.bottom - 7 <= plot.bottom + 1e-6
-    for (one, label), (other, lower) in combinations(zip(marks, found, strict=True), 2):
+    for (one, label), (other, lower) in combinations(zip(marks, result, strict=True), 2):
         if one.y < other.y:
             assert label.box.top < lower.box.top
 
@@ -77,8 +77,8 @@ def test_a_join_keeps_every_name_and_no_label_is_wider_than_asked(plot, points):
 
 def test_coinciding_marks_share_a_label_and_distant_ones_do_not():
     plot = Plot(0, 0, 800, 500)
-    found = beside(plot, [Mark(100, 100, "GPT-2"), Mark(102, 101, "OPT-125M"), Mark(300, 100, "SmolLM")])
-    assert sorted(label.text for label in found) == ["GPT-2, OPT-125M", "SmolLM"]
+    result = beside(plot, [Mark(100, 100, "GPT-2"), Mark(102, 101, "OPT-125M"), Mark(300, 100, "SmolLM")])
+    assert sorted(label.text for label in result) == ["GPT-2, OPT-125M", "SmolLM"]
     narrow = beside(Plot(0, 0, 200, 500), [Mark(100, 100, "GPT-2"), Mark(102, 101, "OPT-125M")])
     assert sorted(label.text for label in narrow) == ["GPT-2", "OPT-125M"]
 

@@ -127,9 +127,9 @@ def test_the_exact_solver_finds_what_enumeration_finds(problem):
 def test_evolution_keeps_the_same_rules(problem, seed):
     space, limits = problem
     program = encode(space, limits, MODEL, MEASURED, REGIME)
-    found = evolve(program, seed=seed, effort=Effort(3000, 64, 8))
-    assert found.score <= exact.improve(program).solution.score * (1 + 1e-9)
-    assert program.fits(found.choice)
+    result = evolve(program, seed=seed, effort=Effort(3000, 64, 8))
+    assert result.score <= exact.improve(program).solution.score * (1 + 1e-9)
+    assert program.fits(result.choice)
 
 
 @given(problems())
@@ -144,8 +144,8 @@ def test_the_best_uniform_decoder_is_the_best_of_its_number_of_layers(problem):
         alike = len({(block.width, block.ffn_ratio, block.kv_heads, block.shared) for block in blocks}) == 1
         if alike and not blocks[0].shared and max(depths) - min(depths) <= 1 and program.fits(choice):
             best[sum(depths)] = max(best.get(sum(depths), 0.0), program.evaluate(choice)[0])
-    found = [solution.score for solution in uniform(program)]
-    assert found == pytest.approx([best[layers] for layers in sorted(best)])
+    results = [solution.score for solution in uniform(program)]
+    assert results == pytest.approx([best[layers] for layers in sorted(best)])
 
 
 def test_no_layer_is_far_from_the_mean():
@@ -163,12 +163,12 @@ def test_no_layer_is_far_from_the_mean():
 def test_a_boards_own_budgets_give_a_proved_decoder_of_near_equal_layers(board):
     profile = load_profile(board)
     space = Space(padded=True)
-    found = design(profile, with_board_defaults({}, profile), space=space, context=1024, prompt=256, scoring=MEASURED)
-    assert found.solver.gap == 0
-    assert found.architecture.width_change == "padding"
-    arch = found.architecture
-    assert found.entropy == pytest.approx(total_score(arch.blocks, arch.head_size, MEASURED))
-    assert found.predicted.decode_ms <= profile.budget.decode_ms
+    result = design(profile, with_board_defaults({}, profile), space=space, context=1024, prompt=256, scoring=MEASURED)
+    assert result.solver.gap == 0
+    assert result.architecture.width_change == "padding"
+    arch = result.architecture
+    assert result.entropy == pytest.approx(total_score(arch.blocks, arch.head_size, MEASURED))
+    assert result.predicted.decode_ms <= profile.budget.decode_ms
 
 
 
@@ -179,10 +179,10 @@ def test_a_boards_own_budgets_give_a_proved_decoder_of_near_equal_layers(board):
 ])  # fmt: skip
 def test_a_very_small_and_a_very_large_vocabulary_are_proved_too(board, limits, vocab, context):
     profile, space = load_profile(board).with_backend("onnxruntime"), spaced(64, 4, vocab, padded=True)
-    found = design(
+    designed = design(
         profile, limits, space=space, context=context, prompt=32, precision="int4", scoring=MEASURED
     )  # fmt: skip
-    assert found.solver.gap == 0
+    assert designed.solver.gap == 0
 
 
 def test_the_best_uniform_decoder_in_a_boards_whole_space():
@@ -190,11 +190,11 @@ def test_the_best_uniform_decoder_in_a_boards_whole_space():
     model = cost_model(profile, InferenceShape("int8", 1024, 256))
     limits = with_board_defaults({}, profile)
     program = encode(Space(padded=True), limits, model, MEASURED, regimes(model, limits)[-1])
-    (one,) = [found for found in uniform(program) if program.layers[list(found.choice)].sum() == 4]
+    (one,) = [result for result in uniform(program) if program.layers[list(result.choice)].sum() == 4]
     single = np.flatnonzero((program.layers == 1) & ~program.shared)
     assert one.score == max(program.evaluate([x] * 4)[0] for x in single.tolist() if program.fits([x] * 4))
-    deep = [found for found in uniform(program) if program.layers[list(found.choice)].sum() == 40]
+    deep = [result for result in uniform(program) if program.layers[list(result.choice)].sum() == 40]
     tens = np.flatnonzero((program.layers == 10) & ~program.shared)
-    assert [found.score for found in deep] == [
+    assert [result.score for result in deep] == [
         max(program.evaluate([x] * 4)[0] for x in tens.tolist() if program.fits([x] * 4))
     ]

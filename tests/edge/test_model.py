@@ -168,11 +168,11 @@ def test_gradients_reach_every_parameter_and_the_loss_is_the_next_tokens(model):
 def test_eager_and_sdpa_attention_agree(model):
     mask = torch.ones_like(IDS)
     mask[0, :3] = 0
-    found = {}
+    results = {}
     for kind in ("eager", "sdpa"):
         model.set_attn_implementation(kind)
-        found[kind] = logits(model, IDS), logits(model, IDS, attention_mask=mask)[:, 3:]
-    for eager, sdpa in zip(*found.values(), strict=True):
+        results[kind] = logits(model, IDS), logits(model, IDS, attention_mask=mask)[:, 3:]
+    for eager, sdpa in zip(*results.values(), strict=True):
         assert_close(sdpa, eager)
 
 

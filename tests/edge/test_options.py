@@ -170,12 +170,12 @@ VERBS = [*RUNTIME_VERBS, *BENCH_VERBS, *DELIVERY_VERBS]
 def read_by(function, seen=()):
     """Names of the parsed arguments that a function, and those which it gives all of them, read."""
     source = inspect.getsource(function)
-    found = set(re.findall(r"\barguments\.(\w+)", source))
+    result = set(re.findall(r"\barguments\.(\w+)", source))
     for name in re.findall(r"(\w+)\(arguments\)", source):
         inner = function.__globals__.get(name)
         if inner is not None and name not in seen:
-            found |= read_by(inner, (*seen, name))
-    return found
+            result |= read_by(inner, (*seen, name))
+    return result
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)

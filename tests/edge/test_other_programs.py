@@ -89,15 +89,15 @@ def greedy(bundle, steps=STEPS):
     """(prompt, the ids that our runtime chooses after it). No choice is near another, and they are not all the same."""
     prompt = np.random.default_rng(3).integers(3, bundle.vocab, 9).tolist()
     backend = open_backend(bundle, 1)
-    logits, found = backend.prefill(prompt), []
+    logits, result = backend.prefill(prompt), []
     for _ in range(steps):
         second, first = np.sort(logits.ravel())[-2:]
         assert first - second > 1e-3 * np.abs(logits).max()
-        found.append(int(logits.argmax()))
-        logits = backend.step(found[-1])
+        result.append(int(logits.argmax()))
+        logits = backend.step(result[-1])
     backend.close()
-    assert len(set(found)) > 3 and not set(found) & set(bundle.stop_ids)
-    return prompt, found
+    assert len(set(result)) > 3 and not set(result) & set(bundle.stop_ids)
+    return prompt, result
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +166,8 @@ def test_genai_and_transformers_read_the_chat_template(genai, bundles):
     expected += "<|im_start|>assistant\n"
     tokenizer = genai.Tokenizer(genai.Model(bundle.folder))
     assert tokenizer.apply_chat_template(json.dumps(messages), add_generation_prompt=True) == expected
-    ours = AutoTokenizer.from_pretrained(bundle.folder)
-    assert ours.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == expected
+    own = AutoTokenizer.from_pretrained(bundle.folder)
+    assert own.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == expected
     kept = json.loads((Path(bundle.folder) / "tokenizer_config.json").read_text())
     assert kept["chat_template"] == chat_templates.CHATML  # transformers.js looks nowhere else
 
@@ -295,9 +295,9 @@ def test_optimum_chooses_our_ids(bundles):
         pytest.skip("no optimum here: make .venv-others")
     known = {bundles[key].folder: greedy(bundles[key]) for key in bundles if key[0] != "design"}
     for prompt in {tuple(prompt) for prompt, _ in known.values()}:
-        found = lines_of(OPTIMUM, "-c", OPTIMUM_RUN, json.dumps([prompt, STEPS, list(known)]))
-        assert len(found) == 2 * len(known)
-        for folder, bound, ids in found:
+        result = lines_of(OPTIMUM, "-c", OPTIMUM_RUN, json.dumps([prompt, STEPS, list(known)]))
+        assert len(result) == 2 * len(known)
+        for folder, bound, ids in result:
             assert ids == [*prompt, *known[folder][1]], (folder, bound)
 
 
@@ -322,9 +322,9 @@ def test_onnxruntime_web_runs_designs_of_several_widths_as_a_browser_does(bundle
 def test_transformers_js_chooses_our_ids_and_reads_tokenizer_and_template(bundles, tmp_path):
     known = {bundles[key].folder: greedy(bundles[key]) for key in bundles if key[0] != "design"}
     prompt, text = next(iter(known.values()))[0], "The river runs past the old mill."
-    found = in_node(NODE_RUN, tmp_path, [prompt, STEPS, text, list(known)])
-    assert len(found) == len(known)
-    for folder, ids, encoded, asked in found:
+    result = in_node(NODE_RUN, tmp_path, [prompt, STEPS, text, list(known)])
+    assert len(result) == len(known)
+    for folder, ids, encoded, requested in result:
         assert ids == prompt + known[folder][1], folder
         assert encoded == open_tokenizer(load_bundle(folder)).encode(text)
-        assert asked.endswith(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
+        assert requested.endswith(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")

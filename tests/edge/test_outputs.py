@@ -106,8 +106,8 @@ def test_stdout_as_the_output_holds_the_data_alone(name, into, tmp_path):
     with open(tmp_path / "file", "wb") as file:
         code, out, err = apart(*DESIGN, "-o", name, cwd=tmp_path, **({"stdout": file} if into == "file" else {}))
     assert code == 0 and "wrote" not in err
-    found = json.loads(out if into == "pipe" else (tmp_path / "file").read_text())
-    assert found["device"] == "raspberry-pi-zero-2w" and (tmp_path / "stdout").is_symlink()
+    data = json.loads(out if into == "pipe" else (tmp_path / "file").read_text())
+    assert data["device"] == "raspberry-pi-zero-2w" and (tmp_path / "stdout").is_symlink()
 
 
 def closed_pipe():
@@ -294,8 +294,8 @@ def paused_export(ending, source, out):
     process = forked.Forked(["export", source, "-o", out], first=PAUSED, stdin=stdin, stdout=stdout)
     for handle in (stdin, stdout):
         os.close(handle)
-    told = ending.enter_context(os.fdopen(read))  # closed at the end: it prints its result
-    assert told.readline() == "written\n"
+    message = ending.enter_context(os.fdopen(read))  # closed at the end: it prints its result
+    assert message.readline() == "written\n"
     return process, ending.enter_context(os.fdopen(write, "w"))
 
 

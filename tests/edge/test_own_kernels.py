@@ -58,9 +58,9 @@ def test_the_graph_is_what_torch_computes(arch, kv, attentions, decoder, tmp_pat
     decoder(arch).save_pretrained(tmp_path / "checkpoint")
     source = load_source(str(tmp_path / "checkpoint"))._replace(weights="random")
     made = export(source, tmp_path / "bundle", FOR_NO_DOTPROD._replace(kv=kv))
-    found = kinds(tmp_path / "bundle")
-    assert {kind: found.count(kind) for kind in attentions} == attentions
-    assert found.count("MatMul4") >= 4 * len(arch.kv_layers) - 1 and "MatMulNBits" not in found
+    result = kinds(tmp_path / "bundle")
+    assert {kind: result.count(kind) for kind in attentions} == attentions
+    assert result.count("MatMul4") >= 4 * len(arch.kv_layers) - 1 and "MatMulNBits" not in result
     assert made.unrounded < {None: 1e-4, "int8": 0.03, "int4": 0.3}[kv]  # a cached value may fall on either code
     assert made.error < (0.3 if kv == "int4" else 0.05)  # of the activations, rounded in groups of 32
     assert made.bundle.backends[0].min_version == ("1.27" if kv else "1.18")
@@ -159,7 +159,7 @@ def test_versions_of_onnxruntime_choose_the_golden_ids(python, folder):
 def test_scales_and_minimums_are_those_of_the_quantised_matrix():
     matrix = np.random.default_rng(0).standard_normal((5, 128)).astype(np.float32) * 0.02
     for size in (32, 64, 128):
-        found = in_halves("w", quantize_groups(matrix, 4, size))
-        assert np.abs(dequantize(found) - matrix).max() < 0.02 and minimums_of(found) is None
+        result = in_halves("w", quantize_groups(matrix, 4, size))
+        assert np.abs(dequantize(result) - matrix).max() < 0.02 and minimums_of(result) is None
     with pytest.raises(MerinoError, match="w has groups whose scale is above 65504"):
         in_halves("w", quantize_groups(matrix * np.float32(1e9), 4, 32))

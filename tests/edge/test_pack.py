@@ -200,20 +200,20 @@ def test_a_name_that_the_archive_cannot_hold_is_refused(formats, tmp_path):
 
 
 def test_bundles_of_other_models_are_refused(formats, bundle_dirs):
-    ours, other = load_bundle(str(formats[0])), load_bundle(bundle_dirs["fused"])
-    check_one_model([ours, load_bundle(str(formats[1]))])
+    own, other = load_bundle(str(formats[0])), load_bundle(bundle_dirs["fused"])
+    check_one_model([own, load_bundle(str(formats[1]))])
     with pytest.raises(MerinoError, match="another model .*architecture and the vocabulary"):
-        check_one_model([ours, other])
+        check_one_model([own, other])
     tokens = tuple(
-        FileEntry(file.path, file.bytes, "0" * 64) if file.path == "tokenizer.json" else file for file in ours.files
+        FileEntry(file.path, file.bytes, "0" * 64) if file.path == "tokenizer.json" else file for file in own.files
     )
     with pytest.raises(MerinoError, match="the tokenizer differs"):
-        check_one_model([ours, ours._replace(files=tokens)])
+        check_one_model([own, own._replace(files=tokens)])
     with pytest.raises(MerinoError, match="the same bundle"):
-        check_one_model([ours, ours._replace(folder="elsewhere")])
-    said = []
-    check_one_model([ours, ours._replace(precision="int8", weights_source="checkpoint other")], said.append)
-    assert len(said) == 1 and "checkpoint other" in said[0]
+        check_one_model([own, own._replace(folder="elsewhere")])
+    messages = []
+    check_one_model([own, own._replace(precision="int8", weights_source="checkpoint other")], messages.append)
+    assert len(messages) == 1 and "checkpoint other" in messages[0]
 
 
 def test_a_device_is_asked_for_each_backend_that_the_bundle_names(formats):
@@ -255,9 +255,9 @@ def test_each_device_must_be_able_to_run_one_of_the_bundles(formats):
         update={"free_mb": new.memory.free_mb.model_copy(update={"value": 20})})})  # fmt: skip
     with pytest.raises(MerinoError, match="more memory than it has free"):
         check_devices([int4, fp32], [small])
-    said = []
-    check_devices([int4, fp32], [nano], said.append)
-    assert len(said) == 1 and said[0].startswith(f"{formats[0]} is of no use")
+    messages = []
+    check_devices([int4, fp32], [nano], messages.append)
+    assert len(messages) == 1 and messages[0].startswith(f"{formats[0]} is of no use")
 
 
 @pytest.mark.parametrize("isa", [("dotprod", "fp16"), ()])
@@ -268,16 +268,16 @@ def test_a_board_takes_the_bundle_for_its_kind_of_core(isa, embedded_bundles, tm
     machine = here._replace(board=here.board._replace(architecture="aarch64", isa=frozenset(isa)))
     for order in (kinds, kinds[::-1]):
         pack(order, tmp_path / "a.merino")
-        found = choose(open_archive(str(tmp_path / "a.merino")), machine)
-        assert found.bundle.core == ("dotprod" if isa else "no-dotprod")
-        assert not any("times slower" in note for note in found.notes)
+        result = choose(open_archive(str(tmp_path / "a.merino")), machine)
+        assert result.bundle.core == ("dotprod" if isa else "no-dotprod")
+        assert not any("times slower" in note for note in result.notes)
 
 
 def test_a_device_without_a_device_tree_opens_the_file_to_all_and_says_so(formats, tmp_path):
     own = load_profile("raspberry-pi-5").model_copy(update={"id": "own", "device_tree_models": ()})
-    said = []
-    made = pack(formats, tmp_path / "a.merino", [load_profile("raspberry-pi-5"), own], say=said.append)
-    assert made.manifest.boards == () and [line for line in said if "own" in line and "any board" in line]
+    messages = []
+    made = pack(formats, tmp_path / "a.merino", [load_profile("raspberry-pi-5"), own], say=messages.append)
+    assert made.manifest.boards == () and [line for line in messages if "own" in line and "any board" in line]
 
 
 @pytest.mark.parametrize("words, reason", [
@@ -306,10 +306,10 @@ def test_the_commands_from_a_key_to_a_verified_file(tmp_path):
     options = ("--device", "raspberry-pi-5", "--sign", "fleet.key", "--json")
     made = json.loads(run("pack", "embedded", "-o", "a.merino", *options))
     verified = json.loads(run("verify", "a.merino", "--trust", "other.pub", "--trust", "fleet.pub", "--json"))
-    told = json.loads(run("info", "a.merino", "--json"))
-    assert made["id"] == verified["id"] == told["id"] and told["bundles"][0]["precision"] == "fp32"
-    assert told["signature"]["key"] in (tmp_path / "fleet.pub").read_text()
-    assert told["takes"] is None and "raspberry-pi-5" in told["refusal"]
+    data = json.loads(run("info", "a.merino", "--json"))
+    assert made["id"] == verified["id"] == data["id"] and data["bundles"][0]["precision"] == "fp32"
+    assert data["signature"]["key"] in (tmp_path / "fleet.pub").read_text()
+    assert data["takes"] is None and "raspberry-pi-5" in data["refusal"]
     assert f"release         {made['id']}" in run("info", "a.merino")
     done = merino_edge(["verify", "a.merino", "--trust", "other.pub"], tmp_path)
     assert done.returncode == 1 and "not trusted here" in done.stderr

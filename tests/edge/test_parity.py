@@ -193,9 +193,9 @@ def test_a_cache_that_grows_by_what_the_graph_returns_agrees(bundles, reference)
         feeds |= {"input_ids": np.array([given]), "attention_mask": np.ones((1, length), np.int64)}
         if "position_ids" in [port.name for port in bundle.inputs]:
             feeds["position_ids"] = np.arange(length - len(given), length)[None]
-        found = dict(zip(names, session.run(None, feeds), strict=True))
-        assert_same(found["logits"][0, 0], row, step)
-        feeds |= {name: found[name.replace("past_key_values", "present")] for name in caches}
+        result = dict(zip(names, session.run(None, feeds), strict=True))
+        assert_same(result["logits"][0, 0], row, step)
+        feeds |= {name: result[name.replace("past_key_values", "present")] for name in caches}
         assert {value.shape[2] for name, value in feeds.items() if name in caches} == {length}
         given = ids[length : length + 1]
 
@@ -243,9 +243,9 @@ def test_the_golden_ids_are_torchs_greedy_ids(model, bundles, dialect):
     ids = list(golden.prompt_ids)
     with torch.no_grad():
         for expected in golden.greedy_ids:
-            found = int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
-            assert found == expected
-            ids.append(found)
+            result = int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+            assert result == expected
+            ids.append(result)
 
 
 @pytest.mark.nightly

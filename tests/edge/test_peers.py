@@ -93,10 +93,10 @@ def making_here():
     def run(module, request, *more):
         if module != engine_models.__name__:
             return run_apart(module, request, *more)
-        found = engine_models.answer(json.loads(request))
-        if "error" in found:
-            raise MerinoError(found["error"])
-        return found
+        result = engine_models.answer(json.loads(request))
+        if "error" in result:
+            raise MerinoError(result["error"])
+        return result
 
     run_apart = engine_rows.run_apart
     with pytest.MonkeyPatch.context() as patch:
@@ -160,17 +160,17 @@ def test_each_engine_gets_the_ids_and_lengths_of_our_rows(peer, bundles, kept):
     bundle, case = bundles["opt"], decode_case(6)._replace(threads=1)
     peers = Peers((peer.engine,), kept)
     made = make_apart(peers, peer, bundle)
-    found = measure_peer_apart(peers, peer, bundle, made.path, case, 2, 3)
+    result = measure_peer_apart(peers, peer, bundle, made.path, case, 2, 3)
     fed = []
     backend = open_backend(bundle, 1)
     prefill = backend.prefill
     backend.prefill = lambda ids: (fed.append(list(ids)), prefill(ids))[1]
     timed_rounds(backend, case, 1, 3)
     backend.close()
-    assert found["ids"] == fed[-1] and len(found["ids"]) == case.prompt
-    assert len(found["chosen"]) == case.steps + 1 and all(0 <= token < bundle.vocab for token in found["chosen"])
-    assert [len(one) for one in found["step_ms"]] == [6, 6] and len(found["prefill_ms"]) == 2
-    assert min(found["prefill_ms"]) > 0 and found["threads"] == 1
+    assert result["ids"] == fed[-1] and len(result["ids"]) == case.prompt
+    assert len(result["chosen"]) == case.steps + 1 and all(0 <= token < bundle.vocab for token in result["chosen"])
+    assert [len(one) for one in result["step_ms"]] == [6, 6] and len(result["prefill_ms"]) == 2
+    assert min(result["prefill_ms"]) > 0 and result["threads"] == 1
 
 
 def assert_measured(row, peer):
@@ -216,10 +216,10 @@ def test_a_model_that_an_engine_does_not_know_is_a_row_with_the_reason(bundles, 
 @pytest.mark.nightly
 def test_a_family_that_transformers_does_not_have_runs_in_it(bundles):
     skip_if_not_here(QUICK[0])
-    told = []
-    with peers_beside("transformers", [bundles["growing"].folder, "no/such/bundle"], 0, told.append) as engines:
+    messages = []
+    with peers_beside("transformers", [bundles["growing"].folder, "no/such/bundle"], 0, messages.append) as engines:
         row, = rows_of(engines, decode_case(4), SMALL)
-    assert told == ["making the model of growing for transformers fp32"]
+    assert messages == ["making the model of growing for transformers fp32"]
     assert row["tok_s"] > 0 and row["params"] == bundles["growing"].params
 
 
@@ -244,11 +244,11 @@ def test_its_tokens_are_those_of_torch_without_a_cache(peer, varied, kept):
     skip_if_not_here(peer)
     bundle, path, model = varied
     case = decode_case(8)._replace(threads=1)
-    found = measure_peer_apart(Peers((peer.engine,), kept), peer, bundle, path, case, 2, 3)
-    ids = found["ids"][:]
+    result = measure_peer_apart(Peers((peer.engine,), kept), peer, bundle, path, case, 2, 3)
+    ids = result["ids"][:]
     for _ in range(9):
         ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-    assert found["chosen"] == ids[-9:] and len(set(ids[-9:])) > 4
+    assert result["chosen"] == ids[-9:] and len(set(ids[-9:])) > 4
 
 
 def test_bytes_and_parameters_are_those_of_the_operators():
@@ -262,8 +262,8 @@ def test_bytes_and_parameters_are_those_of_the_operators():
 def test_opt_as_gpt2_says_what_it_reads_more():
     made, notes = as_gpt2(OPT_350M)
     more = 50272 * 512 - 2 * 512 * 1024
-    read, ours = (decode_weight_bytes(each.operators, "fp32", "fp32") for each in (made, OPT_350M))
-    assert read - ours == 4 * more
+    read, own = (decode_weight_bytes(each.operators, "fp32", "fp32") for each in (made, OPT_350M))
+    assert read - own == 4 * more
     assert f"{more:,} more weights" in notes[1]
     with pytest.raises(ValueError, match="layers of one width"):
         as_gpt2(GROWING)
@@ -334,8 +334,8 @@ def test_llama_cpp_runs_the_file_of_the_bundles_weights_where_it_is_named(tmp_pa
     given = given_file(path)
     peers = Peers(("llama.cpp",), kept, given)
     assert peers_for(Peers(("transformers",), kept, given)) == peers_of(["transformers"])
-    (ours,) = peers_for(peers)
-    assert (ours.precision, ours.embedding) == ("Q8_0", "Q8_0") and ours.shown_precision == "Q8_0"
+    (own,) = peers_for(peers)
+    assert (own.precision, own.embedding) == ("Q8_0", "Q8_0") and own.shown_precision == "Q8_0"
     same, other = peer_records(peers, [bundle, bundles["uniform"]], decode_case(4), SMALL)
     assert same["weights"] == "real" and same["weights_source"] == "file small.gguf" and same["tok_s"] > 0
     assert same["bundle_bytes"] == path.stat().st_size
@@ -369,8 +369,8 @@ def test_llama_cpp_built_for_this_machine_runs_in_place_of_the_wheel(tmp_path, k
     assert "built for this machine" in row["engine"] and row["tok_s"] > 0
     assert GENERIC_BUILD not in row["flags"] and any(note.startswith("built with") for note in row["notes"])
     (peer,) = peers_for(peers)
-    found = measure_peer_apart(peers, peer, bundle, str(path), decode_case(6)._replace(threads=1), 1, 3)
-    ids = found["ids"][:]
+    result = measure_peer_apart(peers, peer, bundle, str(path), decode_case(6)._replace(threads=1), 1, 3)
+    ids = result["ids"][:]
     for _ in range(7):
         ids.append(int(small(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-    assert found["chosen"] == ids[-len(found["chosen"]) :] and len(set(found["chosen"])) > 2
+    assert result["chosen"] == ids[-len(result["chosen"]) :] and len(set(result["chosen"])) > 2

@@ -57,9 +57,9 @@ def test_shipped_profiles_load_and_are_named_after_their_files():
 
 @pytest.mark.parametrize("board", BOARDS)
 def test_every_figure_says_how_it_is_known(board):
-    found = dict(figures(load_profile(board)))
-    assert len(found) >= 11
-    for name, figure in found.items():
+    result = dict(figures(load_profile(board)))
+    assert len(result) >= 11
+    for name, figure in result.items():
         assert figure.kind in KINDS, name
         assert len(figure.source) > 5, name
         assert figure.kind != "calibrated", f"{name}: no shipped figure was measured by us"
@@ -83,8 +83,8 @@ def test_every_figure_says_how_it_is_known(board):
     ],
 )
 def test_a_board_is_known_by_its_device_tree(model, board):
-    found = profile_of_model(model)
-    assert (found.id if found else None) == board
+    result = profile_of_model(model)
+    assert (result.id if result else None) == board
 
 
 def test_the_longest_beginning_decides_and_no_shipped_one_begins_another():
@@ -95,8 +95,8 @@ def test_the_longest_beginning_decides_and_no_shipped_one_begins_another():
         update={"id": "my-pi", "device_tree_models": ("Raspberry Pi 5 Model B Rev 1.1",)}
     )
     for profiles in ([*list_profiles(), own], [own, *list_profiles()]):
-        found = [profile_of_model(f"Raspberry Pi 5 Model B Rev 1.{minor}", profiles) for minor in (0, 1)]
-        assert [profile.id for profile in found if profile] == ["raspberry-pi-5", "my-pi"]
+        results = [profile_of_model(f"Raspberry Pi 5 Model B Rev 1.{minor}", profiles) for minor in (0, 1)]
+        assert [profile.id for profile in results if profile] == ["raspberry-pi-5", "my-pi"]
 
 
 def test_default_budgets_admit_a_model():

@@ -98,8 +98,8 @@ def whole(array):
 def codes_in(cache, scales, order):
     """The same in torch's cache, keys and values of each layer, in the graph's order."""
     for held, (keys, values) in zip(cache.layers, scales.layers, strict=True):
-        found = np.rint(held.keys.numpy() / keys[:, None])
-        yield found if order is None else found[..., order]
+        result = np.rint(held.keys.numpy() / keys[:, None])
+        yield result if order is None else result[..., order]
         yield np.rint(held.values.numpy() / values[:, None])
 
 
@@ -116,14 +116,14 @@ def test_the_graph_is_torch_with_a_cache_of_the_same_codes(source, bundle):
         logits = backend.step(now[0]) if len(now) == 1 else backend.prefill(now)
         errors.append(np.abs(logits - expected).max() / np.abs(expected).max())
         now = ids[length : length + 1]
-    found = [whole(array) for array in backend.filled()[1].values()]
+    results = [whole(array) for array in backend.filled()[1].values()]
     backend.close()
-    apart = [np.abs(ours - torchs) for ours, torchs in zip(
-        found, codes_in(cache, scales, key_order_of(source.arch)), strict=True)]  # fmt: skip
+    apart = [np.abs(own - torchs) for own, torchs in zip(
+        results, codes_in(cache, scales, key_order_of(source.arch)), strict=True)]  # fmt: skip
     assert max(each.max() for each in apart) <= 1
-    assert sum(each.sum() for each in apart) <= TIES * sum(each.size for each in found)
+    assert sum(each.sum() for each in apart) <= TIES * sum(each.size for each in results)
     assert max(errors) <= AFTER_A_TIE[form] and np.quantile(errors, 0.2) <= TOLERANCE, errors
-    assert all(np.ptp(each) > 0 and len(np.unique(each)) > 4 for each in found)  # codes that mean something
+    assert all(np.ptp(each) > 0 and len(np.unique(each)) > 4 for each in results)  # codes that mean something
 
 
 def test_a_bundle_says_what_its_cache_is_and_the_runtime_makes_it(source, bundle):
@@ -185,9 +185,9 @@ def test_a_cache_that_costs_too_much_is_not_offered(decoder, monkeypatch):
 def test_weights_and_cache_are_quantised_together(decoder, tmp_path):
     arch = MODELS["grouped heads"]
     source = Source("both", arch, decoder(arch, 7), "random", "drawn", (), None)
-    found = export(source, tmp_path / "bundle", ExportRequest(precision="int8", kv="int8"))
-    assert found.unrounded is not None and found.bundle.precision == "int8"
-    assert found.bundle.backends[0].min_version == "1.27"
+    exported = export(source, tmp_path / "bundle", ExportRequest(precision="int8", kv="int8"))
+    assert exported.unrounded is not None and exported.bundle.precision == "int8"
+    assert exported.bundle.backends[0].min_version == "1.27"
 
 
 @examples(40)
@@ -213,12 +213,12 @@ def test_costs_know_the_cache():
     board, arch = load_profile("raspberry-pi-4"), model("smollm2-135m").geometry
     shapes = {kv: InferenceShape("int8", 2048, 512, kv) for kv in (None, "int8", "int4")}
     costs = {kv: cost_model(board, shape) for kv, shape in shapes.items()}
-    found = {kv: each.predict(arch.operators) for kv, each in costs.items()}
-    floats = found[None].kv_bytes
-    assert [found[kv].kv_bytes * 8 // floats for kv in ("int8", "int4")] == [2, 1]
+    results = {kv: each.predict(arch.operators) for kv, each in costs.items()}
+    floats = results[None].kv_bytes
+    assert [results[kv].kv_bytes * 8 // floats for kv in ("int8", "int4")] == [2, 1]
     for kv in ("int8", "int4"):
-        spared_mb = (floats - found[kv].kv_bytes) / 2**20
-        assert found[None].memory_mb - found[kv].memory_mb == pytest.approx(spared_mb)
+        spared_mb = (floats - results[kv].kv_bytes) / 2**20
+        assert results[None].memory_mb - results[kv].memory_mb == pytest.approx(spared_mb)
         spared_reads = costs[None].read_mb(arch.operators) - costs[kv].read_mb(arch.operators)
         assert spared_reads == pytest.approx(spared_mb, rel=0.01)
     pairs = {kv: each.on.by_threads[1].us_per_unit[f"{kv}.attention_ms_per_gmac"] for kv, each in costs.items() if kv}
@@ -229,22 +229,22 @@ def test_costs_know_the_cache():
 def test_a_design_keeps_its_cache_to_the_bundle(tmp_path):
     board = load_profile("raspberry-pi-4")
     space = Space(vocab=256, blocks=1)
-    found = design(board, {"params_m": 0.2}, space=space, context=64, prompt=16, kv="int8")
-    (tmp_path / "design.json").write_text(found.to_json())
+    designed = design(board, {"params_m": 0.2}, space=space, context=64, prompt=16, kv="int8")
+    (tmp_path / "design.json").write_text(designed.to_json())
     assert load_design(tmp_path / "design.json").kv == "int8"
     made = export(load_source(str(tmp_path / "design.json")), tmp_path / "bundle").bundle
-    assert made.kv_bytes == found.predicted.kv_bytes and made.kv_layers[0].format == "int8"
-    timed = write_random_bundle(found.architecture, "fp32", tmp_path / "timed", "timed", found)
+    assert made.kv_bytes == designed.predicted.kv_bytes and made.kv_layers[0].format == "int8"
+    timed = write_random_bundle(designed.architecture, "fp32", tmp_path / "timed", "timed", designed)
     assert timed.kv_layers == made.kv_layers
 
 
 def test_a_checkpoint_keeps_its_designs_cache(tiny_checkpoint, tiny_arch, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_checkpoint, "checkpoint")
-    found = design(load_profile("raspberry-pi-4"), {"params_m": 0.2}, space=Space(vocab=256, blocks=1), context=64,
+    designed = design(load_profile("raspberry-pi-4"), {"params_m": 0.2}, space=Space(vocab=256, blocks=1), context=64,
                    prompt=16, kv="int8")  # fmt: skip
-    found = found.model_copy(update={"architecture": tiny_arch})
-    Path("checkpoint/design.json").write_text(found.to_json())
+    designed = designed.model_copy(update={"architecture": tiny_arch})
+    Path("checkpoint/design.json").write_text(designed.to_json())
     Path("text.txt").write_text("The river runs past the old mill. " * 40)
 
     def exported(*words):
@@ -253,7 +253,7 @@ def test_a_checkpoint_keeps_its_designs_cache(tiny_checkpoint, tiny_arch, tmp_pa
     assert "KV cache in int8" in exported().output and quantised_cache(load_bundle("bundle")) == "int8"
     assert "the design's cache, int8, needs" in str(exported("--for", "jetson-orin-nano").exception)
     assert "cache is not quantised" in str(exported("--kv", "fp32").exception)
-    Path("checkpoint/design.json").write_text(found.to_json().replace('"kv": "int8"', '"kv": "int2"'))
+    Path("checkpoint/design.json").write_text(designed.to_json().replace('"kv": "int8"', '"kv": "int2"'))
     assert "must be int8 or int4" in str(exported().exception)
 
 

@@ -37,11 +37,11 @@ def test_a_list_and_lines_give_the_same_records_whatever_the_file_is_called(tmp_
 @pytest.mark.usefixtures("quick_benchmarks")
 def test_what_the_harness_writes_is_read(bundle_dirs, tmp_path):
     rows = run_bench([bundle_dirs["fused"], str(tmp_path / "gone")], BenchRequest((4,), (3,), repetitions=2))
-    found = read_records([written(tmp_path, as_json(rows))])
-    assert [row.test for row in found if row.failure is None] == ["pp4", "tg3"]
-    failed = [row for row in found if row.failure is not None]
+    result = read_records([written(tmp_path, as_json(rows))])
+    assert [row.test for row in result if row.failure is None] == ["pp4", "tg3"]
+    failed = [row for row in result if row.failure is not None]
     assert len(failed) == 2 and all(row.bundle == "gone" and "gone" in row.failure for row in failed)
-    for row in found:
+    for row in result:
         if row.failure is None:
             assert row.speeds and sum(row.speeds) / len(row.speeds) == pytest.approx(row.tok_s)
             assert row.geometry is not None and row.geometry.context == 64
@@ -82,14 +82,14 @@ def test_all_faults_of_all_files_are_reported_at_once(tmp_path):
     ]  # fmt: skip
     with pytest.raises(MerinoError) as caught:
         read_records(paths)
-    said = str(caught.value)
+    output = str(caught.value)
     for part in (
         "a.json: row 2, 3: missing: depth", "a.json: row 2, 3: unknown keys, remove them: tok_sec",
         "a.json: row 2, 3: threads: ", "a.json: row 3: tok_s: ", "b.jsonl: row 2: ", "c.json: holds no record",
         "d.json: holds no record", f"cannot read {tmp_path}/e.json", "f.json: row 1: ms_p50: ",
     ):  # fmt: skip
-        assert part in said, said
-    assert said.count("\n") == 9, said
+        assert part in output, output
+    assert output.count("\n") == 9, output
 
 
 @pytest.mark.parametrize(("changes", "said"), [
@@ -125,10 +125,10 @@ def test_a_line_cut_anywhere_costs_its_row_alone_and_is_one_note(place, left, ag
     records_file.write_text("".join(before) + cut)
     if again:
         append([ROWS[place]], str(records_file))
-    said = []
-    found = read_records([records_file], said.append)
-    assert found == [Record.model_validate_json(line) for line in before + [LINES[place]] * again]
-    assert said == [f"note: {records_file}: row 3: cut off, as by a power cut or a full disk, and left out"]
+    messages = []
+    result = read_records([records_file], messages.append)
+    assert result == [Record.model_validate_json(line) for line in before + [LINES[place]] * again]
+    assert messages == [f"note: {records_file}: row 3: cut off, as by a power cut or a full disk, and left out"]
 
 
 def test_a_file_of_whole_lines_and_one_whose_end_of_line_is_missing_have_no_note(records_file):

@@ -59,9 +59,9 @@ def test_a_bundle_gives_its_weights_back_bit_by_bit(source, dialect, tmp_path):
     export(source, tmp_path / "bundle", ExportRequest(dialect=dialect))
     again = load_source(str(tmp_path / "bundle"))
     assert (again.name, again.family, again.arch, again.weights) == ("model", source.family, source.arch, "trained")
-    expected, found = source.model.state_dict(), again.model.state_dict()
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    expected, result = source.model.state_dict(), again.model.state_dict()
+    assert expected.keys() == result.keys()
+    assert all(torch.equal(expected[name], result[name]) for name in expected)
     ids = torch.arange(PROMPT)[None]
     with torch.no_grad():
         assert torch.equal(source.model(ids).logits, again.model(ids).logits)
@@ -116,10 +116,10 @@ def test_float16_agrees_with_torch_at_every_step(source, dialect, tmp_path):
     with torch.no_grad():
         expected = source.model(torch.tensor([ids.tolist()])).logits[0].numpy()
     backend = open_backend(load_bundle(str(tmp_path / "bundle")))
-    found = [backend.prefill(ids[:PROMPT].tolist()).copy()]
-    found += [backend.step(int(token)).copy() for token in ids[PROMPT:]]
+    results = [backend.prefill(ids[:PROMPT].tolist()).copy()]
+    results += [backend.step(int(token)).copy() for token in ids[PROMPT:]]
     backend.close()
-    errors = [rms_error(one, row) for one, row in zip(found, expected[PROMPT - 1 :], strict=True)]
+    errors = [rms_error(one, row) for one, row in zip(results, expected[PROMPT - 1 :], strict=True)]
     assert len(errors) == STEPS + 1
     assert 1e-5 < max(errors) < 0.01  # above: float16 it is, and not float32 by another name
 

@@ -35,13 +35,13 @@ def ladder():
     """Optima of the space by rising decode time: what a search can answer, found once."""
     largest = real({"params_m": 100})
     shares = np.geomspace(0.05, 1, 30)
-    found = {}
+    results = {}
     for share in shares:
         with suppress(MerinoError):
             one = real({"decode_ms": share * largest.predicted.decode_ms})
-            found[one.architecture] = one
-    assert len(found) > 20
-    return list(found.values())
+            results[one.architecture] = one
+    assert len(results) > 20
+    return list(results.values())
 
 
 def find(budgets, _=None):
@@ -60,9 +60,9 @@ def machine(decode=1.0, prefill=1.0, memory=1.0):
 
     def measure(found):
         seen.append(found)
-        told = found.predicted
-        return Measured(decode_ms=decode * told.decode_ms, prefill_ms=prefill * told.prefill_ms,
-                        memory_mb=memory * told.memory_mb, flags=[], designs=1)  # fmt: skip
+        message = found.predicted
+        return Measured(decode_ms=decode * message.decode_ms, prefill_ms=prefill * message.prefill_ms,
+                        memory_mb=memory * message.memory_mb, flags=[], designs=1)  # fmt: skip
 
     return measure, seen
 
@@ -78,13 +78,13 @@ def test_whatever_the_machine_is_off_by_the_design_keeps_its_budgets(decode, pre
     largest = ladder()[-1].predicted
     budgets = asked(share, prefill_ms=largest.prefill_ms, memory_mb=largest.memory_mb)
     measure, seen = machine(decode, prefill, memory)
-    found = redesign(budgets, find, measure)
-    assert found.measured.decode_ms == pytest.approx(decode * found.predicted.decode_ms)
-    assert found.budget == budgets and found.measured.designs == len(seen) <= MOST_DESIGNS
-    assert all(getattr(found.measured, name) <= limit for name, limit in found.budget.items())
+    result = redesign(budgets, find, measure)
+    assert result.measured.decode_ms == pytest.approx(decode * result.predicted.decode_ms)
+    assert result.budget == budgets and result.measured.designs == len(seen) <= MOST_DESIGNS
+    assert all(getattr(result.measured, name) <= limit for name, limit in result.budget.items())
     first = largest_share(seen[0].model_copy(update={"budget": budgets, "measured": measure(seen[0])}))
     if ENOUGH <= first <= 1:
-        assert found.measured.designs == 1, "what keeps its budgets and uses them is not designed again"
+        assert result.measured.designs == 1, "what keeps its budgets and uses them is not designed again"
 
 
 def by_turns(*factors):
@@ -132,42 +132,42 @@ def test_of_an_interval_the_upper_end_is_rescaled():
 
 def test_after_one_that_took_too_much_and_one_that_took_too_little_the_geometric_mean_is_asked_for():
     measure, seen = by_turns(1.2, 0.5, 1.0)
-    found = redesign(asked(0.5), find, measure)
-    assert len(seen) == 3 and found.architecture == seen[2].architecture
+    result = redesign(asked(0.5), find, measure)
+    assert len(seen) == 3 and result.architecture == seen[2].architecture
     limit = asked(0.5)["decode_ms"]
-    assert found.searched["decode_ms"] == pytest.approx(limit * (AIM / 1.2) ** 0.5)
+    assert result.searched["decode_ms"] == pytest.approx(limit * (AIM / 1.2) ** 0.5)
 
 
 def test_the_record_says_which_limits_the_search_and_its_proof_are_for():
     """Its decoder, its bound and its thread counts are those of a search for `searched`, not for `budget`."""
-    found = redesign(asked(0.5), find, machine(decode=1.25)[0])
-    assert found.budget == asked(0.5) != found.searched
-    again = find(found.searched)
+    result = redesign(asked(0.5), find, machine(decode=1.25)[0])
+    assert result.budget == asked(0.5) != result.searched
+    again = find(result.searched)
     for part in ("architecture", "entropy", "solver", "predicted"):
-        assert getattr(found, part) == getattr(again, part), part
-    assert found.solver.bound < find(asked(0.5)).solver.bound, "the proof for what was asked is another one"
-    assert f"rescaled budgets: {options_line(found.searched)}" in solver_line(found)
+        assert getattr(result, part) == getattr(again, part), part
+    assert result.solver.bound < find(asked(0.5)).solver.bound, "the proof for what was asked is another one"
+    assert f"rescaled budgets: {options_line(result.searched)}" in solver_line(result)
 
 
 def test_a_design_that_keeps_its_budgets_at_once_is_proved_for_them():
-    found = redesign(asked(0.5), find, machine()[0])
-    assert found.searched == found.budget == asked(0.5)
-    assert solver_line(found).endswith("within these budgets")
+    result = redesign(asked(0.5), find, machine()[0])
+    assert result.searched == result.budget == asked(0.5)
+    assert solver_line(result).endswith("within these budgets")
 
 
 def test_of_those_that_kept_the_budget_the_one_of_most_entropy_is_chosen():
     """The first breaks it, the second uses too little of it, the third breaks it."""
     measure, seen = by_turns(1.2, 0.9, 1.4)
-    said = []
-    found = redesign(asked(0.5), find, measure, said.append)
-    assert len(seen) == len(said) == 3 and found.architecture == seen[1].architecture
-    assert found.measured.designs == 3 and "of decode_ms" in said[0]
+    messages = []
+    result = redesign(asked(0.5), find, measure, messages.append)
+    assert len(seen) == len(messages) == 3 and result.architecture == seen[1].architecture
+    assert result.measured.designs == 3 and "of decode_ms" in messages[0]
 
 
 def test_a_design_that_comes_again_is_not_measured_again():
     measure, seen = machine(0.5)
-    found = redesign(asked(1.2), find, measure)
-    assert [one.architecture for one in seen] == [ladder()[-1].architecture] == [found.architecture]
+    result = redesign(asked(1.2), find, measure)
+    assert [one.architecture for one in seen] == [ladder()[-1].architecture] == [result.architecture]
 
 
 def test_what_no_design_keeps_is_said_with_what_each_took():
@@ -189,14 +189,14 @@ def test_budgets_that_cannot_be_measured_take_one_design():
 
 @pytest.mark.nightly
 def test_a_design_is_measured_as_bench_does():
-    told = []
+    messages = []
 
     @contextmanager
     def progress():
-        yield lambda *each: told.append(each)
+        yield lambda *each: messages.append(each)
 
-    found = real({"params_m": 0.5})
-    measured = measure_design(found, bench_here(progress))
+    result = real({"params_m": 0.5})
+    measured = measure_design(result, bench_here(progress))
     assert 0 < measured.decode_ms < 1000 and 0 < measured.prefill_ms < 10_000
     assert 30 < measured.memory_mb < 1000
-    assert any("tg32 @ d96" in what for *_, what in told) and any("pp64" in what for *_, what in told)
+    assert any("tg32 @ d96" in what for *_, what in messages) and any("pp64" in what for *_, what in messages)

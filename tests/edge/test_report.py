@@ -39,22 +39,22 @@ def summary_of(*raw, board=None):
 def test_the_headline_of_the_committed_records():
     """Its figures are worked out from the rows, and README's table shows the same."""
     path = ROOT / "bench" / "results" / "demo-x86-2cores.json"
-    ours, theirs = (next(row for row in json.loads(path.read_text(encoding="utf-8"))
+    own, other = (next(row for row in json.loads(path.read_text(encoding="utf-8"))
                          if row["test"].startswith("tg") and row["bundle"].startswith(name)) for name in ("pi4", "opt"))
     step_ms = []
-    for row in (ours, theirs):
+    for row in (own, other):
         last = {process["turn"]: np.mean(rounds)
                 for process, rounds in zip(row["processes"], row["rounds_ms"], strict=True)}
         step_ms.append(geometric_mean(last.values()))
-    speed, fewer = step_ms[1] / step_ms[0], theirs["params"] / ours["params"]
-    found = summarise(read_records([path]))
-    assert words.headline(found) == f"{speed:.1f}× as fast as OPT-350M with {fewer:.1f}× fewer parameters"
-    assert all(said in words.paper_words() for said in ("4.9×", "5.5×", "published, not measured here"))
-    low, high = ours["ratio_interval"]
-    details = words.headline_details(found)
+    speed, fewer = step_ms[1] / step_ms[0], other["params"] / own["params"]
+    result = summarise(read_records([path]))
+    assert words.headline(result) == f"{speed:.1f}× as fast as OPT-350M with {fewer:.1f}× fewer parameters"
+    assert all(output in words.paper_words() for output in ("4.9×", "5.5×", "published, not measured here"))
+    low, high = own["ratio_interval"]
+    details = words.headline_details(result)
     assert "random weights" in details and f"95 % interval {low:.2f} to {high:.2f}; measured on AMD EPYC" in details
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"{found.headline.speed.value:.2f}x [{low:.2f}, {high:.2f}]" in readme
+    assert f"{result.headline.speed.value:.2f}x [{low:.2f}, {high:.2f}]" in readme
 
 
 def test_the_committed_page_is_the_one_of_the_committed_records():
@@ -66,24 +66,24 @@ def test_the_committed_page_is_the_one_of_the_committed_records():
 
 
 def test_the_reference_is_recognised_by_its_parameters_not_by_its_name():
-    found = summary_of(record(10, bundle="opt-350m"), opt(50, bundle="renamed"))
-    assert found.headline.reference.bundle == "renamed" and found.headline.model.bundle == "opt-350m"
+    result = summary_of(record(10, bundle="opt-350m"), opt(50, bundle="renamed"))
+    assert result.headline.reference.bundle == "renamed" and result.headline.model.bundle == "opt-350m"
 
 
 def test_equal_and_shipped_ratios_are_never_mixed():
-    found = summary_of(*many())
-    assert found.equal and found.shipped
-    for each in found.equal:
+    result = summary_of(*many())
+    assert result.equal and result.shipped
+    for each in result.equal:
         assert (each.model.engine, each.model.precision, each.model.dialect, each.model.board) == (
             each.reference.engine, each.reference.precision, each.reference.dialect, each.reference.board)  # fmt: skip
-    for each in found.shipped:
+    for each in result.shipped:
         assert (each.model.engine, each.model.precision) != (each.reference.engine, each.reference.precision)
-    for each in (*found.equal, *found.shipped):
+    for each in (*result.equal, *result.shipped):
         rows = [[row for row in side.records if (row.test, row.cached) == (each.test, each.cached)]
                 for side in (each.model, each.reference)]  # fmt: skip
-        ours, theirs = (geometric_mean(one[0].speeds) for one in rows)
-        assert each.speed.value == pytest.approx(ours / theirs)
-    forms = {(each.model.bundle, each.model.precision) for each in found.shipped}
+        own, other = (geometric_mean(one[0].speeds) for one in rows)
+        assert each.speed.value == pytest.approx(own / other)
+    forms = {(each.model.bundle, each.model.precision) for each in result.shipped}
     assert forms == {("ours", "int4"), ("small", "fp32")}, "the fastest form of each bundle"
 
 
@@ -100,38 +100,38 @@ def test_failed_and_foreign_rows_are_in_no_ratio():
 ])  # fmt: skip
 @pytest.mark.parametrize("run", [None, "one"])
 def test_a_disturbed_ratio_is_shown_and_marked(ours, theirs, flags, run):
-    found = summary_of(record(10, run=run, **ours), opt(run=run, **theirs))
-    assert found.headline.speed.value == pytest.approx(5, rel=0.02) and found.headline.speed.flags == flags
-    shown = page(found) + markdown(found)
-    assert ("disturbed: " in shown) == bool(flags) and words.headline(found).startswith("5.0× as fast")
+    result = summary_of(record(10, run=run, **ours), opt(run=run, **theirs))
+    assert result.headline.speed.value == pytest.approx(5, rel=0.02) and result.headline.speed.flags == flags
+    shown = page(result) + markdown(result)
+    assert ("disturbed: " in shown) == bool(flags) and words.headline(result).startswith("5.0× as fast")
 
 
 def test_an_undisturbed_ratio_is_the_headline_before_a_disturbed_one():
-    found = summary_of(record(10, flags=["busy"]), opt(), record(9, depth=512), opt(45, depth=512))
-    assert found.headline.cached == 512 and len(found.equal) == 2
+    result = summary_of(record(10, flags=["busy"]), opt(), record(9, depth=512), opt(45, depth=512))
+    assert result.headline.cached == 512 and len(result.equal) == 2
     lone = summary_of(record(10, flags=["busy"]))
     assert "1 of 1 rows had fewer than three undisturbed processes" in words.flags_words(lone)
     assert words.headline(lone).endswith("tokens per second")
 
 
 def test_of_several_thread_counts_the_fastest_reference_counts():
-    found = summary_of(record(10, 0), opt(60, 0, threads=1), opt(50, 0, threads=2))
-    assert [each.speed.value for each in found.equal] == [pytest.approx(5)]
-    assert found.equal[0].reference.threads == 2
+    result = summary_of(record(10, 0), opt(60, 0, threads=1), opt(50, 0, threads=2))
+    assert [each.speed.value for each in result.equal] == [pytest.approx(5)]
+    assert result.equal[0].reference.threads == 2
 
 
 def test_rows_of_one_run_have_the_interval_of_their_pairs_and_the_count_of_dropped_ones():
-    ours, theirs = record(10, 0.2, run="one", disturbed=[["busy"]]), opt(50, 0.2, run="one")
-    theirs["rounds_ms"] = [[5 * ms for ms in one] for one in ours["rounds_ms"]]
-    (each,) = summary_of(ours, theirs).equal
+    own, other = record(10, 0.2, run="one", disturbed=[["busy"]]), opt(50, 0.2, run="one")
+    other["rounds_ms"] = [[5 * ms for ms in one] for one in own["rounds_ms"]]
+    (each,) = summary_of(own, other).equal
     assert (each.speed.low, each.speed.high) == (pytest.approx(5), pytest.approx(5)) and each.speed.turns == (4, 5)
     assert "(5.00 to 5.00, 4 of 5 pairs)" in words.ratio_words(each.speed)
 
 
 def test_predictions_are_the_cost_models_and_name_the_machine_of_the_measurement():
-    found = summary_of(record(10), record(30, test="pp64"), opt(), record(9, engine="llama.cpp 1", dialect=None),
+    result = summary_of(record(10), record(30, test="pp64"), opt(), record(9, engine="llama.cpp 1", dialect=None),
                        board="raspberry-pi-4")  # fmt: skip
-    by_what = {one.what: one for one in found.predictions if one.series.bundle == "ours"}
+    by_what = {one.what: one for one in result.predictions if one.series.bundle == "ours"}
 
     def predict(context, prompt):
         return cost_model(profile, InferenceShape("fp32", context, prompt)).predict(operators)
@@ -140,8 +140,8 @@ def test_predictions_are_the_cost_models_and_name_the_machine_of_the_measurement
     assert by_what["decode"].predicted == predict(8 + 16, 8).decode_ms
     assert by_what["prefill"].predicted == predict(64, 64).prefill_ms
     assert by_what["memory"].predicted == predict(2048, 64).memory_mb
-    assert not any(one.here for one in found.predictions)
-    assert {one.series.engine for one in found.predictions} == {"onnxruntime 1.32.0 CPU"}
+    assert not any(one.here for one in result.predictions)
+    assert {one.series.engine for one in result.predictions} == {"onnxruntime 1.32.0 CPU"}
     on_pi = {**record()["environment"], "board": "Raspberry Pi 4 Model B Rev 1.4"}
     there = summary_of(record(10, environment=on_pi), board="raspberry-pi-4")
     assert all(one.here for one in there.predictions) and there.predictions
@@ -149,16 +149,16 @@ def test_predictions_are_the_cost_models_and_name_the_machine_of_the_measurement
 
 def test_a_quantised_cache_is_a_series_of_its_own_with_its_own_predictions_and_bytes():
     rows = [record(10), record(30, test="pp64"), record(8, kv="int8"), record(20, test="pp64", kv="int8")]
-    found = summary_of(*rows, board="raspberry-pi-4")
-    assert [one.label for one in found.series] == ["ours fp32", "ours fp32 int8 cache"]
+    result = summary_of(*rows, board="raspberry-pi-4")
+    assert [one.label for one in result.series] == ["ours fp32", "ours fp32 int8 cache"]
     operators, board = Architecture.model_validate(OURS).operators, load_profile("raspberry-pi-4")
-    for one in found.predictions:
+    for one in result.predictions:
         if one.what == "memory":
             shape = InferenceShape("fp32", 2048, 64, one.series.kv)
             assert one.predicted == cost_model(board, shape).predict(operators).memory_mb
-    floats, whole = (parts.kv_mb for parts in found.memory)
+    floats, whole = (parts.kv_mb for parts in result.memory)
     assert floats == pytest.approx(4 * whole)
-    assert "int8 cache" in markdown(found).splitlines()[-3]
+    assert "int8 cache" in markdown(result).splitlines()[-3]
     (equal,) = summary_of(record(10), record(8, kv="int8"), opt(50)).equal
     assert (equal.model.kv, equal.speed.value) == (None, pytest.approx(5, rel=0.02))
     (equal,) = summary_of(record(10), record(8, kv="int8"), opt(40, kv="int8")).equal
@@ -173,21 +173,21 @@ def test_a_quantised_cache_is_a_series_of_its_own_with_its_own_predictions_and_b
 ])  # fmt: skip
 def test_a_report_says_which_rows_have_no_prediction_and_why(changes, reason):
     rows = record(10), record(30, test="pp64"), record(8, bundle="other", **changes)
-    found = summary_of(*rows, board="raspberry-pi-4")
-    assert {one.series.bundle for one in found.predictions} == {"ours"}
-    assert [(one.series.bundle, one.reason) for one in found.unpredicted] == [("other", reason)]
-    said = f"No prediction for {found.unpredicted[0].series.label}: {reason}."
-    assert said in page(found) and said in markdown(found).replace("\\", "")
+    result = summary_of(*rows, board="raspberry-pi-4")
+    assert {one.series.bundle for one in result.predictions} == {"ours"}
+    assert [(one.series.bundle, one.reason) for one in result.unpredicted] == [("other", reason)]
+    output = f"No prediction for {result.unpredicted[0].series.label}: {reason}."
+    assert output in page(result) and output in markdown(result).replace("\\", "")
     without_board = summary_of(*rows)
     assert not without_board.unpredicted and "No prediction" not in page(without_board) + markdown(without_board)
 
 
 def test_rows_of_a_gpu_are_held_against_its_own_figures():
     gpu = {"engine": "tensorrt 8.2.1.8 fp16 NVIDIA Tegra X1", "dialect": "portable", "bundle": "gpu"}
-    found = summary_of(record(10), record(10, **gpu), record(30, test="pp64", **gpu), board="jetson-nano")
-    by_bundle = {(one.series.bundle, one.what): one.predicted for one in found.predictions}
-    assert {what for bundle, what in by_bundle if bundle == "gpu"} == {"decode", "prefill"} and not found.unpredicted
-    series = next(one.series for one in found.predictions if one.series.bundle == "gpu")
+    result = summary_of(record(10), record(10, **gpu), record(30, test="pp64", **gpu), board="jetson-nano")
+    by_bundle = {(one.series.bundle, one.what): one.predicted for one in result.predictions}
+    assert {what for bundle, what in by_bundle if bundle == "gpu"} == {"decode", "prefill"} and not result.unpredicted
+    series = next(one.series for one in result.predictions if one.series.bundle == "gpu")
     board, row = load_profile("jetson-nano"), series.decode
     costs = cost_model(board, InferenceShape("fp16", series.context, max(1, row.cached)))
     assert by_bundle["gpu", "decode"] == costs.predict(series.operators).decode_ms != by_bundle["ours", "decode"]
@@ -269,9 +269,9 @@ def test_a_measurement_is_held_against_the_interval_where_the_board_has_one():
 
 
 def test_records_without_the_reference_make_a_report_without_ratios():
-    found = summary_of(record(10), record(4, precision="int8"))
-    assert words.headline(found) == f"ours decodes {number(found.series[1].decode.tok_s)} tokens per second"
-    assert "Against OPT-350M" not in page(found) and "so there is no ratio" in page(found)
+    result = summary_of(record(10), record(4, precision="int8"))
+    assert words.headline(result) == f"ours decodes {number(result.series[1].decode.tok_s)} tokens per second"
+    assert "Against OPT-350M" not in page(result) and "so there is no ratio" in page(result)
     only_failed = summary_of(failed())
     assert "out of memory" in page(only_failed) and "out of memory" in markdown(only_failed)
 
@@ -328,8 +328,8 @@ def test_the_command_writes_the_page_and_prints_the_markdown(tmp_path, capsys):
     with pytest.raises(SystemExit) as done:
         main(["report", str(results), "-o", str(out), "--md", "--device", "raspberry-pi-5"])
     assert done.value.code == 0
-    said = capsys.readouterr()
-    assert said.out.startswith("### 6.8×") and f"wrote {out}" in said.err
+    output = capsys.readouterr()
+    assert output.out.startswith("### 6.8×") and f"wrote {out}" in output.err
     assert "Raspberry Pi 5" in out.read_text(encoding="utf-8")
     for wrong, code in ((["report", str(results)], 2), (["report", str(tmp_path / "no.json"), "--md"], 1),
                         (["report", str(results), "--md", "--device", "pi"], 1)):  # fmt: skip

@@ -21,8 +21,8 @@ EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.ha
 
 @pytest.fixture(scope="module")
 def browser():
-    with headless() as found:
-        yield found
+    with headless() as driver:
+        yield driver
 
 
 def written(folder, results, *options):
@@ -46,13 +46,13 @@ def reports(tmp_path_factory):
 @pytest.fixture
 def opened(browser):
     """A function: (file, width, scheme) -> the page; what it said and asked for is judged when the test ends."""
-    pages, said, asked = [], [], []
+    pages, output, requested = [], [], []
 
     def open_page(path, width=1280, scheme="light"):
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: output.append(message.text))
+        page.on("pageerror", lambda error: output.append(str(error)))
+        page.on("request", lambda request: requested.append(request.url))
         page.goto(path.as_uri())
         pages.append(page)
         return page
@@ -60,9 +60,9 @@ def opened(browser):
     yield open_page
     for page in pages:
         page.close()
-    assert said == [] and [url for url in asked if not url.startswith("data:")] == [
-        url for url in asked if url.startswith("file:") and url.endswith("/report.html")]  # fmt: skip
-    assert len([url for url in asked if url.startswith("file:")]) == len(pages)
+    assert output == [] and [url for url in requested if not url.startswith("data:")] == [
+        url for url in requested if url.startswith("file:") and url.endswith("/report.html")]  # fmt: skip
+    assert len([url for url in requested if url.startswith("file:")]) == len(pages)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -165,8 +165,8 @@ def test_a_script_in_a_name_does_not_run(opened, tmp_path):
 def test_the_policy_forbids_what_the_page_does_not_need(browser, reports):
     """The control: were the page to ask for something, these listeners would tell, and nothing would leave."""
     page = browser.new_page()
-    said, failed = [], []
-    page.on("console", lambda message: said.append(message.text))
+    output, failed = [], []
+    page.on("console", lambda message: output.append(message.text))
     page.on("requestfailed", lambda request: failed.append(request.url))
     page.goto(reports["committed"].as_uri())
     page.evaluate("""() => {
@@ -176,5 +176,5 @@ def test_the_policy_forbids_what_the_page_does_not_need(browser, reports):
     }""")
     page.wait_for_timeout(200)
     assert page.evaluate("typeof window.hacked") == "undefined"
-    assert len([text for text in said if "Content Security Policy" in text]) == 2, said
+    assert len([text for text in output if "Content Security Policy" in text]) == 2, output
     page.close()

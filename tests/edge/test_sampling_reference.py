@@ -93,5 +93,5 @@ def test_draws_have_the_frequencies_of_transformers_probabilities():
     logits, draws = np.log([0.5, 0.3, 0.15, 0.05]).tolist(), 20000
     for sampling in (UNCUT._replace(temperature=0.7, seed=7), Sampling(top_k=3, seed=7)):
         sampler = Sampler(sampling)
-        found = np.bincount([sampler.sample(np.array(logits)) for _ in range(draws)], minlength=4) / draws
-        np.testing.assert_allclose(found, warped(logits, sampling), atol=0.015)  # four standard deviations
+        result = np.bincount([sampler.sample(np.array(logits)) for _ in range(draws)], minlength=4) / draws
+        np.testing.assert_allclose(result, warped(logits, sampling), atol=0.015)  # four standard deviations

@@ -20,10 +20,10 @@ ARCH = Architecture(blocks=BLOCKS, vocab=300, head_size=32, context=64)
 
 
 def scored(*arguments):
-    found = CliRunner().invoke(app, ["score", "--json", *map(str, arguments)])
-    if found.exception and not isinstance(found.exception, SystemExit):
-        raise found.exception
-    return json.loads(found.output)
+    result = CliRunner().invoke(app, ["score", "--json", *map(str, arguments)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return json.loads(result.output)
 
 
 def test_a_source_scores_the_same_in_each_form_and_no_weights_are_read(tmp_path):
@@ -32,8 +32,8 @@ def test_a_source_scores_the_same_in_each_form_and_no_weights_are_read(tmp_path)
     torch.manual_seed(0)
     save_model(build_model(ARCH), folder)
     (folder / "model.safetensors").write_bytes(b"damaged")
-    found = scored(plan, folder, "--device", "raspberry-pi-4")
-    one, other = found["sources"]
+    result = scored(plan, folder, "--device", "raspberry-pi-4")
+    one, other = result["sources"]
     assert one["scores"] == other["scores"] and list(one["scores"]) == list(SCORES)
     assert one["weights"] == other["weights"] == 2 * 2 * 64 * 192 + 2 * 128 * (128 + 128 + 256)
     assert set(one["predicted"]) == {"fp32", "int8", "int4"} and one["predicted"] == other["predicted"]

@@ -134,14 +134,14 @@ def assert_within(space, program, budgets, choice):
 def test_the_exact_solver_finds_the_best_of_all_decoders(problem):
     space, budgets = problem
     program = encode(space, budgets, MODEL, MERINO)
-    found, bound = exact.improve(program)
+    result, bound = exact.improve(program)
     best = enumerated(program)
-    assert found.score == pytest.approx(best, rel=1e-9)
-    assert found.score == pytest.approx(program.evaluate(found.choice)[0], rel=1e-12)
-    assert bound >= found.score
+    assert result.score == pytest.approx(best, rel=1e-9)
+    assert result.score == pytest.approx(program.evaluate(result.choice)[0], rel=1e-12)
+    assert bound >= result.score
     assert bound == pytest.approx(best, rel=1e-6)
-    assert_within(space, program, budgets, found.choice)
-    spent = predicted(architecture(space, program, found.choice, CONTEXT), space)
+    assert_within(space, program, budgets, result.choice)
+    spent = predicted(architecture(space, program, result.choice, CONTEXT), space)
     just = {name: spent[name] * (1 + 1e-9) for name in budgets}
     again = optimum(encode(space, just, MODEL, MERINO))
     assert again.score == pytest.approx(best, rel=1e-9)  # asked for no more than it takes
@@ -175,15 +175,15 @@ def reachable(program, fits):
         return [other for other, key in enumerate(named) if sum(map(ne, key, named[option])) == 1]
 
     start = (keys.index(min(keys)),) * program.blocks
-    found, waiting = {start}, [start]
+    result, waiting = {start}, [start]
     while waiting:
         at = waiting.pop()
         for block, index in enumerate(at):
             for child in ((*at[:block], other, *at[block + 1 :]) for other in near(index)):
-                if child not in found and fits(child):
-                    found.add(child)
+                if child not in result and fits(child):
+                    result.add(child)
                     waiting.append(child)
-    return found
+    return result
 
 
 @given(problems(blocks=(2,)), st.integers(0, 2**32))
@@ -198,11 +198,11 @@ def test_evolution_finds_the_best_of_a_few_decoders(problem, seed):
         allowed = program.allowed[widths[0], widths[-1]]
         return widths == sorted(widths) and allowed and (program.evaluate(choice)[1] <= 1 + 1e-12).all()
 
-    found = evolve(program, seed=seed, effort=Effort(6000, 10_000))
+    result = evolve(program, seed=seed, effort=Effort(6000, 10_000))
     best = max(program.evaluate(choice)[0] for choice in reachable(program, fits))
-    assert found.score == pytest.approx(best, rel=1e-12)
-    assert found.score <= enumerated(program) * (1 + 1e-12)
-    assert_within(space, program, budgets, found.choice)
+    assert result.score == pytest.approx(best, rel=1e-12)
+    assert result.score <= enumerated(program) * (1 + 1e-12)
+    assert_within(space, program, budgets, result.choice)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -212,12 +212,12 @@ def test_evolution_is_repeatable_within_budgets_and_under_the_bound(seed):
     budgets = between(space, share, share)
     program = encode(space, budgets, MODEL, MERINO)
     reported = []
-    found = evolve(program, seed=seed, effort=Effort(5000), progress=reported.append)
-    assert found == evolve(program, seed=seed, effort=Effort(5000))
+    result = evolve(program, seed=seed, effort=Effort(5000), progress=reported.append)
+    assert result == evolve(program, seed=seed, effort=Effort(5000))
     assert reported == sorted(reported)
     assert 0 < reported[0] <= reported[-1] <= 5000
-    assert found.score <= exact.improve(program).bound
-    assert_within(space, program, budgets, found.choice)
+    assert result.score <= exact.improve(program).bound
+    assert_within(space, program, budgets, result.choice)
     assert len({evolve(program, seed=other, effort=Effort(300)).choice for other in range(5)}) > 1
 
 
@@ -236,9 +236,9 @@ def test_a_space_of_shared_blocks_alone_is_not_refused():
     space = Space(widths=(64, 128), depths=(3,), ffn_ratios=(1.0,), blocks=2, vocab=257)
     budgets = between(space, {"memory_mb": 0.01, "params_m": 0.01}, ("memory_mb", "params_m"))
     program = encode(space, budgets, MODEL, MERINO)
-    found = optimum(program)
-    assert found.score == pytest.approx(enumerated(program), rel=1e-9)
-    assert_within(space, program, budgets, found.choice)
+    result = optimum(program)
+    assert result.score == pytest.approx(enumerated(program), rel=1e-9)
+    assert_within(space, program, budgets, result.choice)
 
 
 def test_a_space_whose_smallest_decoder_is_worth_nothing_is_solved():
@@ -250,8 +250,8 @@ def test_a_space_whose_smallest_decoder_is_worth_nothing_is_solved():
 
 def test_a_space_in_which_nothing_is_worth_anything_has_a_best_decoder():
     space = Space(widths=(64,), depths=(4, 5), ffn_ratios=(1.0,), blocks=2, vocab=257)
-    found, bound = exact.improve(encode(space, WIDE, MODEL, MERINO))
-    assert (found.score, bound) == (0, 0)
+    result, bound = exact.improve(encode(space, WIDE, MODEL, MERINO))
+    assert (result.score, bound) == (0, 0)
 
 
 def test_memory_is_bounded_while_the_backend_opens_too():
@@ -259,10 +259,10 @@ def test_memory_is_bounded_while_the_backend_opens_too():
     profile, budgets = load_profile("raspberry-pi-5"), {"memory_mb": 150}
     model = cost_model(profile, InferenceShape("int8", 64, 16))
     space = Space(widths=(704, 768), depths=(1, 2, 3), ffn_ratios=(1.0, 2.0), blocks=2, vocab=50257)
-    found = design(profile, budgets, space=space, context=64, prompt=16, precision="int8")
-    ops = found.architecture.operators
+    designed = design(profile, budgets, space=space, context=64, prompt=16, precision="int8")
+    ops = designed.architecture.operators
     opens = model.opening_mb(ops) + model.runtime_mb
-    assert found.predicted.memory_mb == pytest.approx(opens)
+    assert designed.predicted.memory_mb == pytest.approx(opens)
     assert opens > 10 + model.in_use_mb(ops) + model.runtime_mb
     assert 0.95 * 150 < opens <= 150
 
@@ -316,20 +316,20 @@ def test_an_open_vocabulary_and_format_give_the_most_worth_of_all_decoders(probl
         with pytest.raises(MerinoError, match="no decoder of this space fits"):
             design(TWO_CORES, budgets, **keys)
         return
-    found = design(TWO_CORES, budgets, **keys)
-    chosen = found.architecture.vocab, found.precision
-    assert comparison_factor(*chosen) * found.entropy == pytest.approx(max(scores.values()), rel=1e-8)
-    assert found.entropy == pytest.approx(found.solver.bound, rel=1e-8)
-    assert found.solver.gap < 1e-8
-    spent = {**found.predicted.model_dump(), "params_m": found.predicted.params / 1e6}
+    designed = design(TWO_CORES, budgets, **keys)
+    chosen = designed.architecture.vocab, designed.precision
+    assert comparison_factor(*chosen) * designed.entropy == pytest.approx(max(scores.values()), rel=1e-8)
+    assert designed.entropy == pytest.approx(designed.solver.bound, rel=1e-8)
+    assert designed.solver.gap < 1e-8
+    spent = {**designed.predicted.model_dump(), "params_m": designed.predicted.params / 1e6}
     assert all(spent[name] <= limit * (1 + 1e-12) for name, limit in budgets.items())
     paper = design(TWO_CORES, budgets, **keys, solver="evolution", effort=Effort(300, 64, 8))
     chosen = paper.architecture.vocab, paper.precision
     assert comparison_factor(*chosen) * paper.entropy <= max(scores.values()) * (1 + 1e-9)
     reached = comparison_factor(*chosen) * paper.entropy * (1 + paper.solver.gap)
     assert reached == pytest.approx(max(scores.values()), rel=1e-8)
-    assert paper.considered == found.considered
-    assert found.considered.vocab == sorted(vocabs)
+    assert paper.considered == designed.considered
+    assert designed.considered.vocab == sorted(vocabs)
 
 
 def test_one_vocabulary_and_format_in_a_list_are_the_same_as_given_alone():
@@ -388,11 +388,11 @@ def test_a_design_that_is_not_proved_says_so(monkeypatch):
     proved = design(BOARD, {"decode_ms": 4}, **keys)
     assert "proved: no decoder of the space has more" in solver_line(proved)
     failing_milp(monkeypatch, 4, without_presolve=True)
-    found = design(BOARD, {"decode_ms": 4}, **keys)
-    factors = [comparison_factor(one.architecture.vocab, one.precision) for one in (found, proved)]
-    assert found.solver.bound * factors[0] >= proved.entropy * factors[1] > found.entropy * factors[0]
-    assert found.solver.gap == pytest.approx(found.solver.bound / found.entropy - 1)
-    assert "not proved" in solver_line(found) and "HiGHS gave only a bound" in solver_line(found)
+    designed = design(BOARD, {"decode_ms": 4}, **keys)
+    factors = [comparison_factor(one.architecture.vocab, one.precision) for one in (designed, proved)]
+    assert designed.solver.bound * factors[0] >= proved.entropy * factors[1] > designed.entropy * factors[0]
+    assert designed.solver.gap == pytest.approx(designed.solver.bound / designed.entropy - 1)
+    assert "not proved" in solver_line(designed) and "HiGHS gave only a bound" in solver_line(designed)
 
 
 @pytest.mark.slow
@@ -402,10 +402,10 @@ def test_a_floor_hides_the_best_decoder_only_where_that_does_not_exceed_it(probl
     space, budgets = problem
     program = encode(space, budgets, MODEL, MERINO)
     best = optimum(program)
-    found, bound = exact.improve(program, share * best.score)
+    result, bound = exact.improve(program, share * best.score)
     assert bound == pytest.approx(max(1, share) * best.score, rel=1e-9)
-    assert (found is None) == (share * best.score >= best.score * (1 - 1e-9))
-    assert found is None or found.score == pytest.approx(best.score, rel=1e-9)
+    assert (result is None) == (share * best.score >= best.score * (1 - 1e-9))
+    assert result is None or result.score == pytest.approx(best.score, rel=1e-9)
     assert exact.outlook(program).bound >= best.score * (1 - 1e-9)
 
 

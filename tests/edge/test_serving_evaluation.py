@@ -29,6 +29,6 @@ def test_local_completions_is_equal_to_eval(bundle_dirs, tiny_checkpoint, tmp_pa
             tokenizer=str(tiny_checkpoint), max_length=64, num_concurrent=1, max_retries=1,
             add_bos_token=True,  # as `eval` has it
         )  # fmt: skip
-        found = client.loglikelihood(requests, disable_tqdm=True)
-    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
-    assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-3)
+        result = client.loglikelihood(requests, disable_tqdm=True)
+    assert [greedy for _, greedy in result] == [greedy for _, greedy in expected]
+    assert [score for score, _ in result] == pytest.approx([score for score, _ in expected], abs=1e-3)

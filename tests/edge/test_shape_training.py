@@ -125,24 +125,24 @@ def made_up(designs, alpha=0.1, sharing=0.7, kv=0.004, padded=-0.01, aspect=3.0,
 
 def test_the_analysis_finds_the_constants_that_the_losses_were_made_with():
     rows = made_up(LISTED["designs"], noise=1e-4)
-    found = shape_analysis.analyse(LISTED, rows)
-    assert found["runs"] == {"done": 248, "of": len(LISTED["runs"])}
-    assert found["sharing_exponent"]["value"] == pytest.approx(0.7, abs=0.01)
-    assert found["kv_loss_per_halving"]["value"] == pytest.approx(0.004, abs=3e-4)
-    assert found["padded_less_projected"]["interval"][1] < -0.008
-    assert found["law"]["alpha"]["value"] == pytest.approx(0.1, abs=2e-3)
-    assert found["law"]["aspect"]["value"] == pytest.approx(3.0, abs=0.1)
-    assert found["noise"]["rho_between_seeds"] > 0.99 and found["set_a"]["rho"]["measured"]["value"] > 0.7
+    result = shape_analysis.analyse(LISTED, rows)
+    assert result["runs"] == {"done": 248, "of": len(LISTED["runs"])}
+    assert result["sharing_exponent"]["value"] == pytest.approx(0.7, abs=0.01)
+    assert result["kv_loss_per_halving"]["value"] == pytest.approx(0.004, abs=3e-4)
+    assert result["padded_less_projected"]["interval"][1] < -0.008
+    assert result["law"]["alpha"]["value"] == pytest.approx(0.1, abs=2e-3)
+    assert result["law"]["aspect"]["value"] == pytest.approx(3.0, abs=0.1)
+    assert result["noise"]["rho_between_seeds"] > 0.99 and result["set_a"]["rho"]["measured"]["value"] > 0.7
     assert shape_analysis.picture(LISTED, rows).startswith("<svg")
     assert len(shape_analysis.table(LISTED, rows)) == 124
 
 
 def test_the_analysis_says_what_the_first_runs_do_not_yet_tell():
     rows = [row for row in made_up(LISTED["designs"]) if row["name"] in ("a-d01-1", "kv-5x", "kv-5y")][::2]
-    found = shape_analysis.analyse(LISTED, rows)
-    assert found["runs"]["done"] == 3 and found["designs"]["a"] == {"done": 1, "of": 40}
-    assert found["set_a"] is found["law"] is found["sharing_exponent"]["value"] is None
-    assert found["kv_loss_per_halving"]["pairs"] == 1
+    result = shape_analysis.analyse(LISTED, rows)
+    assert result["runs"]["done"] == 3 and result["designs"]["a"] == {"done": 1, "of": 40}
+    assert result["set_a"] is result["law"] is result["sharing_exponent"]["value"] is None
+    assert result["kv_loss_per_halving"]["pairs"] == 1
     assert shape_analysis.analyse(LISTED, [])["runs"]["done"] == 0
 
 
@@ -152,15 +152,15 @@ def test_rivals_keep_the_limits_and_are_compared_by_seed(monkeypatch):
         narrow_head_size=None, kv_heads=(1, None),
     ))  # fmt: skip
     limits = {"decode_ms": 0.6, "memory_mb": 67.1}
-    found = json.loads(shape_training.lines(shape_rivals.listed(load_profile("raspberry-pi-4"), limits)))
-    names = [each["name"] for each in found["designs"]]
-    assert len(names) == 6 and len(found["runs"]) == 18
-    for each in found["designs"]:
+    data = json.loads(shape_training.lines(shape_rivals.listed(load_profile("raspberry-pi-4"), limits)))
+    names = [each["name"] for each in data["designs"]]
+    assert len(names) == 6 and len(data["runs"]) == 18
+    for each in data["designs"]:
         assert each["decode_ms"] <= limits["decode_ms"] * 1.001 and each["memory_mb"] <= limits["memory_mb"] * 1.001
-    weights = {each["name"]: each["weights"] for each in found["designs"]}
+    weights = {each["name"]: each["weights"] for each in data["designs"]}
     assert weights["uniform-most-weights"] >= max(weights["gpt2-like"], weights["mobilellm-like"])
     rows = [{"name": name, "seed": seed, "bits_per_byte": {"1": {"x": 2 * (1.01 + 0.01 * seed) ** (name == "random")}}}
             for name in names for seed in (0, 1)]  # fmt: skip
-    compared = shape_analysis.against(found, rows)
+    compared = shape_analysis.against(data, rows)
     assert compared["random"]["value"] == pytest.approx(math.log(1.01 * 1.02) / 2, abs=1e-5)
     assert compared["measured"]["value"] == 0

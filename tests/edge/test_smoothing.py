@@ -90,9 +90,9 @@ def test_blocks_that_the_graph_takes_over_stay_as_they_are(tmp_path):
         path = tmp_path / f"{kind}.gguf"
         write_in_blocks(path, "llama", kind, "Q8_0", num_hidden_layers=1, **WIDE)
         source = load_source(str(path))
-        found = smoothed(source, lambda: ROWS)
-        assert (found is not source) == changed
-        graph = build_graph(found, GraphFormat("int8", "fused", 64))
+        result = smoothed(source, lambda: ROWS)
+        assert (result is not source) == changed
+        graph = build_graph(result, GraphFormat("int8", "fused", 64))
         tables = {source.arch.decoder().embedding, source.arch.decoder().head}
         assert graph.exact == {name for names in graph.quantized for name in names if name in tables or not changed}
 

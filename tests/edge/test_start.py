@@ -41,13 +41,13 @@ def programs(tmp_path_factory):
         setup = configparser.ConfigParser()
         setup.read(ROOT / project / "setup.cfg")
         lines += setup["options.entry_points"]["console_scripts"].split("\n")
-    found = {}
+    results = {}
     for name, entry in (line.split(" = ") for line in lines if line):
         module, function = entry.split(":")
-        found[name] = folder / f"{name}.py"
-        found[name].write_text(f"import sys\nfrom {module} import {function}\nsys.exit({function}())\n")
+        results[name] = folder / f"{name}.py"
+        results[name].write_text(f"import sys\nfrom {module} import {function}\nsys.exit({function}())\n")
     write_board_app(folder / "merino.pyz")
-    return {**found, "merino.pyz": folder / "merino.pyz"}
+    return {**results, "merino.pyz": folder / "merino.pyz"}
 
 
 @pytest.mark.parametrize(("program", "module", "verb"), [

@@ -39,33 +39,33 @@ def tables(draw):
 
 @given(tables(), st.integers(10, 120))
 def test_a_table_is_fitted_by_wrapping_and_by_leaving_out_and_never_by_cutting(table, width):
-    found, widths = fitted(table, width)
-    missing = len(table.columns) - len(found.columns)
+    result, widths = fitted(table, width)
+    missing = len(table.columns) - len(result.columns)
     gone = set(table.dropped[:missing])
-    assert [column.title for column in found.columns] == [
+    assert [column.title for column in result.columns] == [
         column.title for column in table.columns if column.title not in gone
     ]
-    floors = [floor(column, [row[place] for row in found.rows]) for place, column in enumerate(found.columns)]
-    wanted = [natural(column, [row[place] for row in found.rows]) for place, column in enumerate(found.columns)]
-    assert all(low <= each <= high for low, each, high in zip(floors, widths, wanted, strict=True))
+    floors = [floor(column, [row[place] for row in result.rows]) for place, column in enumerate(result.columns)]
+    expected = [natural(column, [row[place] for row in result.rows]) for place, column in enumerate(result.columns)]
+    assert all(low <= each <= high for low, each, high in zip(floors, widths, expected, strict=True))
     assert total(widths) <= width or (widths == floors and missing == len(table.dropped))
-    assert total(widths) >= min(width, total(wanted)), "room is used"
-    for place, column in enumerate(found.columns):
-        for row in found.rows:
+    assert total(widths) >= min(width, total(expected)), "room is used"
+    for place, column in enumerate(result.columns):
+        for row in result.rows:
             words = row[place].split() if column.wraps else [row[place]]
             assert max(map(len, words)) <= widths[place]
 
 
 @given(tables(), st.integers(10, 120))
 def test_what_is_drawn_is_as_wide_as_was_fitted_and_holds_every_cell(table, width):
-    found, widths = fitted(table, width)
+    result, widths = fitted(table, width)
     screen = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=max(width, total(widths)))
-    screen.print(drawn(found, widths))
+    screen.print(drawn(result, widths))
     lines = screen.file.getvalue().splitlines()
     assert all(len(line.rstrip()) <= max(total(widths), width) for line in lines)
     text = "\n".join(lines)
-    for place, column in enumerate(found.columns):
-        for row in found.rows:
+    for place, column in enumerate(result.columns):
+        for row in result.rows:
             assert all(word in text for word in (row[place].split() if column.wraps else [row[place]]))
 
 

@@ -133,10 +133,10 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been_interrupted(finished, tex
     with pytest.raises(MerinoError, match="--resume"):
         train(ARCH, [text], out, recipe=RECIPE)
     again = train(ARCH, [text], out, recipe=RECIPE, resume=True)
-    expected, found = load_file(folder / "model.safetensors"), load_file(out / "model.safetensors")
-    assert found.keys() == expected.keys()
+    expected, result = load_file(folder / "model.safetensors"), load_file(out / "model.safetensors")
+    assert result.keys() == expected.keys()
     for name in expected:
-        assert torch.equal(found[name], expected[name]), name
+        assert torch.equal(result[name], expected[name]), name
     assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
     del record["seconds_of_last_run"], again["seconds_of_last_run"]
     assert curve(again.pop("losses")) == curve(record.pop("losses"))
@@ -149,12 +149,12 @@ def curve(losses):
 
 
 def test_another_seed_gives_another_model(text, tmp_path):
-    found = []
+    results = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(ARCH, [text], tmp_path / name, recipe=Recipe(steps=2, batch=2, seed=seed))
-        found.append(load_file(tmp_path / name / "model.safetensors"))
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-    assert not torch.equal(found[0]["embed_tokens.weight"], found[2]["embed_tokens.weight"])
+        results.append(load_file(tmp_path / name / "model.safetensors"))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+    assert not torch.equal(results[0]["embed_tokens.weight"], results[2]["embed_tokens.weight"])
 
 
 def test_held_out_files_take_the_place_of_the_split(text, tmp_path):
@@ -240,20 +240,20 @@ def test_a_tokenizer_of_the_hub_through_training_and_perplexity(text, tmp_path, 
     measured = []
     for without in ({}, {"limits": False}):
         content = hub_file(bundle / "tokenizer.json", "GPT-2", **without).read_bytes()
-        said = json.loads((bundle / "bundle.json").read_text())
-        (file,) = (each for each in said["files"] if each["path"] == "tokenizer.json")
+        output = json.loads((bundle / "bundle.json").read_text())
+        (file,) = (each for each in output["files"] if each["path"] == "tokenizer.json")
         file.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-        (bundle / "bundle.json").write_text(json.dumps(said))
+        (bundle / "bundle.json").write_text(json.dumps(output))
         measured.append(bundle_perplexity(bundle, text, 200))
     assert measured[0] == measured[1] and measured[0].tokens > 100
 
 
 def test_documents_that_no_token_would_separate_are_refused(text, tmp_path):
     tokenizer = train_tokenizer([story(1)], 290)
-    found = json.loads(tokenizer.to_str())
-    found["added_tokens"], found["post_processor"] = [], None
-    del found["model"]["vocab"][END_OF_TEXT]
-    (tmp_path / "tokenizer.json").write_text(json.dumps(found))
+    data = json.loads(tokenizer.to_str())
+    data["added_tokens"], data["post_processor"] = [], None
+    del data["model"]["vocab"][END_OF_TEXT]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(MerinoError, match="60 documents|58 documents|59 documents"):
         train(ARCH, [text], tmp_path / "out", recipe=SMALL, tokenizer_file=tmp_path / "tokenizer.json")
 

@@ -70,11 +70,11 @@ def test_a_batch_in_parts_is_the_same_batch(whole, text, samples, tmp_path):
 
 def test_the_held_out_loss_is_the_mean_over_learned_tokens_however_rows_are_batched(samples, tmp_path):
     few = write_lines(tmp_path / "few.jsonl", map(json.loads, samples.read_text().splitlines()[:40]))
-    found = []
+    results = []
     for batch in (1, 8):
         recipe = dataclasses.replace(RECIPE, steps=1, batch=batch, learning_rate=1e-12)
-        found.append(train(ARCH, [samples], tmp_path / str(batch), recipe=recipe, held_out=[few])["held_out_loss"])
-    assert found[0] == pytest.approx(found[1], rel=1e-6)
+        results.append(train(ARCH, [samples], tmp_path / str(batch), recipe=recipe, held_out=[few])["held_out_loss"])
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
 
 
 def test_a_run_ends_early_with_the_weights_of_its_best_evaluation(text, tmp_path):
@@ -130,31 +130,31 @@ def test_muon_takes_the_matrices_of_the_layers_and_resumes_exactly(text, tmp_pat
 
 def test_the_z_loss_is_the_mean_square_of_the_logits_log_sums(text, tmp_path):
     """At a rate of nearly zero the loss is higher by that."""
-    found = []
+    results = []
     for weight in (0.0, 0.5):
         recipe = Recipe(steps=1, batch=4, learning_rate=1e-12, z_loss=weight)
         record = train(ARCH, [text], tmp_path / str(weight), recipe=recipe)
-        found.append((losses(record)[0], record["held_out_loss"]))
-    assert found[1][0] - found[0][0] == pytest.approx(0.5 * math.log(ARCH.vocab) ** 2, rel=0.02)
-    assert found[1][1] == pytest.approx(found[0][1], rel=1e-6)
+        results.append((losses(record)[0], record["held_out_loss"]))
+    assert results[1][0] - results[0][0] == pytest.approx(0.5 * math.log(ARCH.vocab) ** 2, rel=0.02)
+    assert results[1][1] == pytest.approx(results[0][1], rel=1e-6)
 
 
 def test_prompts_count_by_their_weight(tmp_path):
     """At a rate of nearly zero a token costs ln(vocab), in a completion and in a prompt, but not in the padding."""
     records = [{"prompt": story(seed, 1), "completion": " yes."} for seed in range(400)]
-    samples, found = write_lines(tmp_path / "samples.jsonl", records), []
+    samples, result = write_lines(tmp_path / "samples.jsonl", records), []
     for weight in (0.0, 0.5):
         recipe = Recipe(steps=1, batch=128, learning_rate=1e-12, prompt_weight=weight)
         record = train(ARCH, [samples], tmp_path / str(weight), recipe=recipe)
-        found.append((losses(record)[0], record["held_out_loss"]))
+        result.append((losses(record)[0], record["held_out_loss"]))
     tokenizer = load_tokenizer(tmp_path / "0.0" / "tokenizer.json")
     prompt, completion = (
         sum(len(tokenizer.encode(record[part], add_special_tokens=False).ids) for record in records)
         for part in ("prompt", "completion")
     )
     expected = 0.5 * math.log(ARCH.vocab) * prompt / (completion + len(records))
-    assert found[1][0] - found[0][0] == pytest.approx(expected, rel=0.02)
-    assert found[1][1] == pytest.approx(found[0][1], rel=1e-6)
+    assert result[1][0] - result[0][0] == pytest.approx(expected, rel=0.02)
+    assert result[1][1] == pytest.approx(result[0][1], rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -195,21 +195,21 @@ def free_port():
 @pytest.mark.nightly
 def test_two_processes_compute_what_one_does_and_only_the_first_talks(whole, text, samples, tmp_path):
     process = torchrun(words_of(text, samples, tmp_path / "out", tmp_path), free_port())
-    said = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, said
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     assert losses(record) == pytest.approx(losses(whole[1]), rel=1e-3)
     assert losses(record, "eval_loss") == pytest.approx(losses(whole[1], "eval_loss"), rel=1e-3)
     assert alike(tmp_path / "out", whole[0]) and record["seen_tokens"] == whole[1]["seen_tokens"]
-    assert said.count("held-out loss") == said.count("the checkpoint is") == said.count("training needs") == 1
+    assert output.count("held-out loss") == output.count("the checkpoint is") == output.count("training needs") == 1
 
 
 @pytest.mark.nightly
 def test_several_processes_refuse_with_one_voice(whole, text, samples, tmp_path):
     shutil.copytree(whole[0], tmp_path / "out")
     refused = torchrun(words_of(text, samples, tmp_path / "out", tmp_path, "--seed", 3), free_port())
-    said = refused.communicate(timeout=300)[0]
-    assert refused.returncode != 0 and said.count("--seed is 3; the run's is 0") == 1
+    output = refused.communicate(timeout=300)[0]
+    assert refused.returncode != 0 and output.count("--seed is 3; the run's is 0") == 1
 
 
 @pytest.mark.nightly

@@ -76,39 +76,39 @@ def write_all_forms(folder):
 def test_every_format_gives_the_ids_of_its_documents(tmp_path):
     expected = [token for text in STORIES for token in TOKENIZER.encode(text).ids]
     for path in write_all_forms(tmp_path):
-        found = shard(path)
-        assert found.ids.tolist() == expected and found.ids.dtype == np.uint16, path
-        assert found.learned is None and len(found.ends) == len(STORIES) and found.ends[-1] == len(expected)
+        result = shard(path)
+        assert result.ids.tolist() == expected and result.ids.dtype == np.uint16, path
+        assert result.learned is None and len(result.ends) == len(STORIES) and result.ends[-1] == len(expected)
 
 
 def test_the_loss_of_a_completion_counts_and_that_of_its_prompt_does_not(tmp_path):
     records = [{"prompt": "the baker", "completion": " sells bread."}, {"prompt": "", "completion": "x"}]
-    found = shard(write_lines(tmp_path / "a.jsonl", records))
+    result = shard(write_lines(tmp_path / "a.jsonl", records))
     begin, prompt, completion = [0], TOKENIZER.encode("the baker", add_special_tokens=False).ids, None
     completion = [*TOKENIZER.encode(" sells bread.", add_special_tokens=False).ids, 0]
     second = [0, *TOKENIZER.encode("x", add_special_tokens=False).ids, 0]
-    assert found.ids.tolist() == [*begin, *prompt, *completion, *second]
-    assert found.learned.tolist() == [0] * (1 + len(prompt)) + [1] * len(completion) + [0] + [1] * (len(second) - 1)
-    assert found.ends.tolist() == [1 + len(prompt) + len(completion), len(found.ids)]
+    assert result.ids.tolist() == [*begin, *prompt, *completion, *second]
+    assert result.learned.tolist() == [0] * (1 + len(prompt)) + [1] * len(completion) + [0] + [1] * (len(second) - 1)
+    assert result.ends.tolist() == [1 + len(prompt) + len(completion), len(result.ids)]
 
 
 def test_turns_of_one_sample_each_end_and_are_learned(tmp_path):
     """As the model will be asked: the first prompt behind what begins a text, each answer up to its end."""
-    asked, said = ["the house\n> a\n", "> b\n"], ["x", "y"]
-    found = shard(write_lines(tmp_path / "a.jsonl", [{"prompt": asked, "completion": said}]))
-    prompts, answers = (TOKENIZER.encode_batch_fast(each, add_special_tokens=False) for each in (asked, said))
+    requested, output = ["the house\n> a\n", "> b\n"], ["x", "y"]
+    result = shard(write_lines(tmp_path / "a.jsonl", [{"prompt": requested, "completion": output}]))
+    prompts, answers = (TOKENIZER.encode_batch_fast(each, add_special_tokens=False) for each in (requested, output))
     turns = [[*prompt.ids, *answer.ids, 0] for prompt, answer in zip(prompts, answers, strict=True)]
     counts = zip(prompts, answers, strict=True)
     learned = [[0] * len(prompt.ids) + [1] * (len(answer.ids) + 1) for prompt, answer in counts]
-    assert found.ids.tolist() == [0, *turns[0], *turns[1]] and found.ends.tolist() == [len(found.ids)]
-    assert found.learned.tolist() == [0, *learned[0], *learned[1]]
+    assert result.ids.tolist() == [0, *turns[0], *turns[1]] and result.ends.tolist() == [len(result.ids)]
+    assert result.learned.tolist() == [0, *learned[0], *learned[1]]
 
 
 def test_of_messages_the_assistants_turns_are_learned_up_to_their_end(tmp_path):
-    found = shard(write_lines(tmp_path / "talk.jsonl", [{"messages": TALK}]))
+    result = shard(write_lines(tmp_path / "talk.jsonl", [{"messages": TALK}]))
     text = "<user>user 0</>\n<assistant>assistant 0</>\n<user>user 1</>\n<assistant>assistant 1</>\n"
-    assert TOKENIZER.decode(found.ids.tolist(), skip_special_tokens=False) == text
-    learned = TOKENIZER.decode([int(each) for each, counts in zip(found.ids, found.learned, strict=True) if counts])
+    assert TOKENIZER.decode(result.ids.tolist(), skip_special_tokens=False) == text
+    learned = TOKENIZER.decode([int(each) for each, counts in zip(result.ids, result.learned, strict=True) if counts])
     assert learned == "assistant 0</>\nassistant 1</>\n"
 
 
@@ -125,9 +125,9 @@ def test_documents_longer_than_a_piece_are_the_same_documents(tmp_path, monkeypa
         pieces = list(samples.text_pieces(data_source(path)))
         assert len(pieces) > 10 if piece < 2000 else len(pieces) >= 3
         for form in (path, write_lines(tmp_path / "long.jsonl", records)):
-            found = samples.pieces_of(data_source(form), None).pieces
+            result = samples.pieces_of(data_source(form), None).pieces
             ids = []
-            for each in found:
+            for each in result:
                 ids += [0] * each.first + TOKENIZER.encode(each.text, add_special_tokens=False).ids
             assert ids == expected, (piece, read, form)
 
@@ -187,25 +187,25 @@ def test_sources_and_weights_that_do_not_do_are_refused(tmp_path):
 
 
 def test_messages_without_a_template_and_samples_longer_than_a_row(tmp_path):
-    talk = write_lines(tmp_path / "talk.jsonl", [{"messages": TALK}] * 9)
+    conversation = write_lines(tmp_path / "talk.jsonl", [{"messages": TALK}] * 9)
     with pytest.raises(MerinoError, match="talk.jsonl, line 1, has `messages`, and there is no chat template"):
-        train(ARCH, [talk], tmp_path / "out", recipe=Recipe(steps=1))
+        train(ARCH, [conversation], tmp_path / "out", recipe=Recipe(steps=1))
     long = {"prompt": "the " * 5, "completion": "miller " * 40}
     lost = {"prompt": "the miller " * 40, "completion": "x"}
     records = [{"prompt": story(seed, 1), "completion": " yes"} for seed in range(60)]
     path = write_lines(tmp_path / "long.jsonl", [*records, long, lost, *records])
     with pytest.raises(MerinoError, match="2 of 120 samples .* longer than a row of 32 .* the first is sample 61"):
         train(ARCH, [path], tmp_path / "out", recipe=Recipe(steps=1))
-    said = []
-    train(ARCH, [path], tmp_path / "out", recipe=Recipe(steps=1, batch=2, cut_long=True), say=said.append)
-    assert any("1 samples are cut at 32 tokens, and 1 are left out" in line for line in said)
+    messages = []
+    train(ARCH, [path], tmp_path / "out", recipe=Recipe(steps=1, batch=2, cut_long=True), say=messages.append)
+    assert any("1 samples are cut at 32 tokens, and 1 are left out" in line for line in messages)
 
 
 def test_samples_are_packed_whole_and_see_only_themselves(tmp_path):
     """The logits of each sample in a row are those that it has alone."""
     records = [{"prompt": story(seed, 1)[: 9 + seed % 7], "completion": " yes"} for seed in range(40)]
-    found = shard(write_lines(tmp_path / "a.jsonl", records))
-    rows = SampleRows([whole(found)], 32, 0, False)
+    result = shard(write_lines(tmp_path / "a.jsonl", records))
+    rows = SampleRows([whole(result)], 32, 0, False)
     assert len(rows) < 40
     torch.manual_seed(0)
     model = build_model(ARCH).eval()
@@ -222,27 +222,27 @@ def test_samples_are_packed_whole_and_see_only_themselves(tmp_path):
         for begin, end in zip(begins[:-1], begins[1:], strict=True):
             if (row.labels[begin:end] != -100).any():
                 sample = row.ids[begin:end].tolist()
-                assert sample == found.ids[found.begin(seen) : found.ends[seen]].tolist()
+                assert sample == result.ids[result.begin(seen) : result.ends[seen]].tolist()
                 seen += 1
     assert seen == 40
 
 
 def test_shards_are_made_once_and_a_damaged_one_is_made_again(tmp_path, cache):
     text = write_stories(tmp_path / "a.txt")
-    said = []
-    first = shard(text, said=said).ids.tolist()
+    messages = []
+    first = shard(text, said=messages).ids.tolist()
     (folder,) = cache.iterdir()
     (tmp_path / "moved.txt").write_bytes(text.read_bytes())
-    assert shard(tmp_path / "moved.txt", said=said).ids.tolist() == first
-    assert len(said) == 1 and "tokens in" in said[0]
+    assert shard(tmp_path / "moved.txt", said=messages).ids.tolist() == first
+    assert len(messages) == 1 and "tokens in" in messages[0]
     for name, damage in (("ids.bin", b"\7"), ("ends.bin", b""), ("shard.json", b"["), ("ids.bin", None)):
         if damage is None:
             (folder / name).unlink()
         else:
             (folder / name).write_bytes(damage + (folder / name).read_bytes()[1:])
-        said.clear()
-        assert shard(text, said=said).ids.tolist() == first
-        assert "are damaged" in said[0] and "made again" in said[0] and len(said) == 2, name
+        messages.clear()
+        assert shard(text, said=messages).ids.tolist() == first
+        assert "are damaged" in messages[0] and "made again" in messages[0] and len(messages) == 2, name
     text.write_text(text.read_text() + " and more")
     shard(text)
     shard(text, Reading(train_tokenizer(STORIES, 280)))
@@ -296,8 +296,8 @@ def test_the_last_of_each_source_is_held_out_and_never_trained_on(tmp_path):
     last = [split(shard(path))[1] for path in (*paths, one)]
     held_out = np.concatenate([span.shard.ids[slice(*span.bounds)] for span in last])
     rows = made.held_out
-    found = np.concatenate([rows[index]["input_ids"].numpy() for index in range(len(rows))])
-    assert found.tolist() == held_out[: len(found)].tolist() and len(held_out) - len(found) < 32
+    result = np.concatenate([rows[index]["input_ids"].numpy() for index in range(len(rows))])
+    assert result.tolist() == held_out[: len(result)].tolist() and len(held_out) - len(result) < 32
     last = [TOKENIZER.encode(story(number * 100 + 59)).ids for number in range(2)]
     assert held_out[: len(last[0]) + len(last[1])].tolist() == [*last[0], *last[1]]
     trained = {tuple(made.rows[place]["input_ids"].tolist()) for place in range(len(made.rows))}
@@ -308,12 +308,12 @@ def test_the_last_of_each_source_is_held_out_and_never_trained_on(tmp_path):
 
 def test_of_much_held_out_text_rows_from_all_of_it_are_evaluated(tmp_path, monkeypatch):
     monkeypatch.setattr("merino_edge.training.data.material.MOST_HELD_OUT", 320)
-    path, said = write_stories(tmp_path / "a.txt", range(1500)), []
+    path, output = write_stories(tmp_path / "a.txt", range(1500)), []
     sources = data_sources([path])
     given = Sources(sources, list(map(file_of, sources)), [], [])
-    made = run_rows(given, Reading(TOKENIZER), Recipe(), 32, said.append)
+    made = run_rows(given, Reading(TOKENIZER), Recipe(), 32, output.append)
     assert len(made.held_out) == 10 and made.held_out_tokens == 320 and made.held_out.learned == 310
-    assert any("10 of them, evenly spread, are evaluated" in line for line in said)
+    assert any("10 of them, evenly spread, are evaluated" in line for line in output)
     last = split(shard(path))[1]
     ids = last.shard.ids[slice(*last.bounds)]
     places = [ids.tobytes().find(row["input_ids"].numpy().astype(np.uint16).tobytes()) // 64 for row in made.held_out]

@@ -33,14 +33,14 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(text, tmp_path_factory):
     """(folder, lines it said, progress as (done, total, text))"""
-    out, said, progress = tmp_path_factory.mktemp("trained") / "checkpoint", [], []
-    train(ARCH, [text], out, recipe=RECIPE, name="tiny", say=said.append, progress=lambda *at: progress.append(at))
-    return out, said, progress
+    out, output, progress = tmp_path_factory.mktemp("trained") / "checkpoint", [], []
+    train(ARCH, [text], out, recipe=RECIPE, name="tiny", say=output.append, progress=lambda *at: progress.append(at))
+    return out, output, progress
 
 
 def test_time_and_memory_are_said_after_a_few_steps_and_progress_is_shown(trained):
-    _, said, progress = trained
-    timed = [line for line in said if "s per step" in line]
+    _, output, progress = trained
+    timed = [line for line in output if "s per step" in line]
     assert len(timed) == 1 and "to go" in timed[0] and "MB held" in timed[0]
     assert [done for done, _, _ in progress] == list(range(1, 9)) and {total for _, total, _ in progress} == {8}
     assert all("loss" in what for _, _, what in progress)
@@ -52,8 +52,8 @@ def test_a_bundle_has_the_name_of_what_was_trained(trained):
 
 def test_the_tokenizer_can_pad(trained):
     tokenizer = AutoTokenizer.from_pretrained(trained[0])
-    found = tokenizer(["the miller", "the miller counts flour."], padding=True)
-    first, second = found["input_ids"]
+    result = tokenizer(["the miller", "the miller counts flour."], padding=True)
+    first, second = result["input_ids"]
     assert len(first) == len(second) and tokenizer.pad_token_id == json.loads(
         (trained[0] / "config.json").read_text()
     )["pad_token_id"]  # fmt: skip
@@ -118,8 +118,8 @@ def test_typos_are_refused_before_torch_is_loaded(text, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
-    for said, expected in zip(lines[::2], lines[1::2], strict=True):
-        assert expected in said
+    for output, expected in zip(lines[::2], lines[1::2], strict=True):
+        assert expected in output
     assert {path.name for path in tmp_path.iterdir()} == {"tiny.json", "taken"}
 
 
@@ -194,11 +194,11 @@ def test_memory_may_be_ignored(text, tmp_path, monkeypatch):
     with pytest.raises(MerinoError, match="Not even --batch 1 fits"):
         train(ARCH, [text], tmp_path / "out", recipe=RECIPE)
     train(ARCH, [text], tmp_path / "out", recipe=RECIPE, ignore_memory=True)
-    said = check_memory(ARCH, RECIPE, ignore=True)
-    assert "1 MB are available" in said
-    figures = re.findall(r"([\d.]+) ([GM])B", said)[:3]
+    output = check_memory(ARCH, RECIPE, ignore=True)
+    assert "1 MB are available" in output
+    figures = re.findall(r"([\d.]+) ([GM])B", output)[:3]
     total, held, need = (float(figure) * (1024 if unit == "G" else 1) for figure, unit in figures)
-    rounding_mb = 103 if "GB" in said else 1  # figures from 1 GB on have one digit after the point
+    rounding_mb = 103 if "GB" in output else 1  # figures from 1 GB on have one digit after the point
     assert abs(total - held - need) <= rounding_mb
     assert 0.9 < held / (psutil.Process().memory_info().rss / 2**20) < 1.1
 
@@ -243,9 +243,9 @@ def test_the_estimate_of_memory_is_within_a_quarter_of_the_measured_peak():
     for (width, ffn_ratio, depth), vocab, context, batch, bf16 in MEASURED_RUNS:
         blocks = [{"width": width, "ffn_ratio": ffn_ratio, "depth": depth}]
         runs.append((Architecture(blocks=blocks, vocab=vocab, head_size=32, context=context), batch, bf16))
-    asked = json.dumps([(arch.model_dump(mode="json"), batch, bf16) for arch, batch, bf16 in runs])
+    requested = json.dumps([(arch.model_dump(mode="json"), batch, bf16) for arch, batch, bf16 in runs])
     done = subprocess.run(
-        [sys.executable, "-c", MEASURED, asked], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", MEASURED, requested], capture_output=True, text=True, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -152,8 +152,8 @@ def test_a_finished_run_stays_finished(finished, text, plan, capfd, tmp_path):
     for more in ((), ("--resume",)):
         before = content(out)
         main_ends(0, "train", plan, "--data", text, *arguments, *more)
-        said = capfd.readouterr()
-        assert "this run is finished" in said.err and "held-out loss" in said.out
+        output = capfd.readouterr()
+        assert "this run is finished" in output.err and "held-out loss" in output.out
         assert content(out) == before
     shutil.rmtree(out / "trainer")  # it may be deleted afterwards
     main_ends(0, "train", plan, "--data", text, *arguments)
@@ -182,9 +182,9 @@ def flip(path):
 )
 def test_a_damaged_newest_state_falls_back_to_the_one_before(damage, says, stopped, finished, text):
     damage(stopped / "trainer" / "checkpoint-7")
-    said = []
-    train(ARCH, [text], stopped, recipe=RECIPE, resume=True, say=said.append)
-    assert any(f"checkpoint-7: {says}" in line for line in said) and "going on from checkpoint-6" in said
+    messages = []
+    train(ARCH, [text], stopped, recipe=RECIPE, resume=True, say=messages.append)
+    assert any(f"checkpoint-7: {says}" in line for line in messages) and "going on from checkpoint-6" in messages
     assert same_weights(stopped, finished)
 
 

@@ -64,9 +64,9 @@ def test_the_loss_is_the_cross_entropy_to_the_teachers_tokens():
         for row in range(2):
             for place in range(4):
                 if labels[row, place + 1] >= 0:
-                    wanted = torch.softmax(top.values[row, place] / heat, -1)
-                    found = torch.log_softmax(logits[row, place] / heat, -1)[top.indices[row, place]]
-                    expected -= heat**2 * float((wanted * found).sum())
+                    needed = torch.softmax(top.values[row, place] / heat, -1)
+                    result = torch.log_softmax(logits[row, place] / heat, -1)[top.indices[row, place]]
+                    expected -= heat**2 * float((needed * result).sum())
         assert float(taught_loss(logits, labels, top.indices, top.values, heat)) == pytest.approx(expected, rel=1e-5)
 
 
@@ -89,10 +89,10 @@ def test_a_teacher_runs_once_and_what_it_knows_is_learned(tmp_path, tokenizer_fi
     )  # the least that it can be: the entropy of the teacher's tokens, nearly uniform, times 2^2
     assert losses[0] > alike + 5 and losses[-1] < alike + 0.6 * (losses[0] - alike)
     calls = counted.calls
-    said = []
+    messages = []
     other = dataclasses.replace(recipe, seed=4, steps=3)
-    train(ARCH, [text, samples], tmp_path / "second", recipe=other, say=said.append, **keys)
-    assert counted.calls == calls and any("does not run again" in line for line in said)
+    train(ARCH, [text, samples], tmp_path / "second", recipe=other, say=messages.append, **keys)
+    assert counted.calls == calls and any("does not run again" in line for line in messages)
     (folder / "000001.bin").write_bytes(b"torn")
     train(ARCH, [text, samples], tmp_path / "third", recipe=other, **keys)
     assert calls < counted.calls < calls + calls and same_weights(tmp_path / "second", tmp_path / "third")

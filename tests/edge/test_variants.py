@@ -95,9 +95,9 @@ def test_a_variant_is_refused_with_its_key_its_value_and_what_is_known(changed, 
 def test_a_config_in_the_words_of_older_transformers_is_read(changed):
     """Published ones have `rope_theta` and `rope_scaling` side by side, and keys of other programs."""
     keys = {"rope_theta": 500_000.0, "rope_scaling": OLD_SCALING, "is_llama_config": True, "torch_dtype": "bfloat16"}
-    found = read_checkpoint(changed("llama", keys, without=("rope_parameters", "dtype"))).geometry
-    assert found.rope_theta == 500_000.0 and found.rope_scaling.factor == 32.0
-    assert found.rope_scaling.original_context == 8
+    result = read_checkpoint(changed("llama", keys, without=("rope_parameters", "dtype"))).geometry
+    assert result.rope_theta == 500_000.0 and result.rope_scaling.factor == 32.0
+    assert result.rope_scaling.original_context == 8
 
 
 @pytest.mark.parametrize(
@@ -151,9 +151,9 @@ def test_published_words_of_pythia_are_read(changed):
     assert not any("embed_out" in name for name in tensors) or "lm_head.weight" not in tensors
     tensors = {name.replace("lm_head", "embed_out"): tensor for name, tensor in tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    found = read_checkpoint(folder)
-    assert (found.geometry.rotated, found.geometry.rope_theta) == (4, 10_000.0)
-    assert torch.equal(found.model.state_dict()["lm_head.weight"], tensors["embed_out.weight"])
+    result = read_checkpoint(folder)
+    assert (result.geometry.rotated, result.geometry.rope_theta) == (4, 10_000.0)
+    assert torch.equal(result.model.state_dict()["lm_head.weight"], tensors["embed_out.weight"])
 
 
 @pytest.mark.parametrize(("family", "heads", "size"), [("llama", 8, 8), ("gpt2", 16, 4), ("gpt_neox", 8, 8)])

@@ -126,8 +126,8 @@ def test_what_a_package_requires_is_judged_for_the_target_and_not_for_this_machi
           'Requires-Dist: extra; extra == "gpu"')  # fmt: skip
     for name in ("always", "arm"):
         index(name, "1.0")
-    found = fetched(tmp_path / "new")
-    assert found == ["always-1.0", "arm-1.0", "numpy-2.4.1", "onnxruntime-1.32.1", "pip-26.0", "tokenizers-0.23.0"]
+    result = fetched(tmp_path / "new")
+    assert result == ["always-1.0", "arm-1.0", "numpy-2.4.1", "onnxruntime-1.32.1", "pip-26.0", "tokenizers-0.23.0"]
     assert marker_environment(Target("3.6", "aarch64", "2.27"))["python_version"] == "3.6"
 
 
@@ -146,8 +146,8 @@ def test_a_requirement_found_late_replaces_what_was_fetched_before(index, tmp_pa
     index("shared", "2.0", "Requires-Dist: nowhere-to-be-found<0; python_version < '3'")
     index("shared", "1.0", "Requires-Dist: last")
     index("last", "1.0")
-    found = [each for each in fetched(tmp_path / "new") if each.startswith(("sh", "la"))]
-    assert found == ["last-1.0", "late-1.0", "later-1.0", "shared-1.0"]
+    results = [each for each in fetched(tmp_path / "new") if each.startswith(("sh", "la"))]
+    assert results == ["last-1.0", "late-1.0", "later-1.0", "shared-1.0"]
 
 
 def test_packages_that_contradict_each_other_are_named(index, tmp_path):
@@ -167,18 +167,18 @@ def test_a_refused_version_is_never_taken_and_one_for_another_machine_neither(in
     with pytest.raises(MerinoError, match="requirement onnxruntime"):
         fetched(tmp_path / "two", requirements_of(software))
     index("onnxruntime", "1.21.2", tag="cp311-cp311-manylinux_2_28_aarch64")
-    found = fetched(tmp_path / "three", requirements_of(software))
-    assert "onnxruntime-1.21.2-cp311-cp311-manylinux_2_28_aarch64.whl" in found
+    result = fetched(tmp_path / "three", requirements_of(software))
+    assert "onnxruntime-1.21.2-cp311-cp311-manylinux_2_28_aarch64.whl" in result
 
 
 def test_what_was_fetched_once_is_kept_and_whole(index, monkeypatch):
-    said = []
-    first = wheels_for(SOFTWARE, PI, said.append)
-    assert len(said) == 2 and first.target.glibc == "2.17" and first.path == "wheels/cp311-aarch64-glibc2.17"
+    messages = []
+    first = wheels_for(SOFTWARE, PI, messages.append)
+    assert len(messages) == 2 and first.target.glibc == "2.17" and first.path == "wheels/cp311-aarch64-glibc2.17"
     assert first.packages == {"numpy": "2.4.1", "tokenizers": "0.23.0", "pip": "26.0", "onnxruntime": "1.32.0"}
     index("numpy", "2.4.2")  # newer ones do not change what was packed before
     monkeypatch.setattr(wheels, "download", None)
-    assert wheels_for(SOFTWARE, PI, said.append) == first and len(said) == 2
+    assert wheels_for(SOFTWARE, PI, messages.append) == first and len(messages) == 2
 
 
 @pytest.mark.usefixtures("index")
@@ -187,8 +187,8 @@ def test_what_was_kept_and_is_damaged_is_fetched_again():
     data = first.files[0].read_bytes()
     for damage in (lambda path: path.write_bytes(data[:-1] + b"x"), Path.unlink):
         damage(first.files[0])
-        said = []
-        assert wheels_for(SOFTWARE, PI, said.append) == first and len(said) == 2
+        messages = []
+        assert wheels_for(SOFTWARE, PI, messages.append) == first and len(messages) == 2
         assert first.files[0].read_bytes() == data
     (first.files[0].parent / "wheels.json").write_text("[]")
     assert wheels_for(SOFTWARE, PI) == first
@@ -222,23 +222,23 @@ def online(tmp_path_factory):
 ], ids=lambda each: each if isinstance(each, str) else each.name)  # fmt: skip
 def test_the_real_packages_of_each_board_are_a_closed_set(target, profile):
     software = load_profile(profile).software
-    found = wheels_for(software, target)
-    assert found.packages.keys() >= {"numpy", "tokenizers", "onnxruntime", "pip"}
-    assert found.packages["onnxruntime"] != "1.21.0" and found.packages["onnxruntime"].startswith(software.onnxruntime)
-    assert found.packages["pip"] == "21.3.1" or target.python != "3.6"
-    assert not {"huggingface-hub", "sympy"} & found.packages.keys()
-    missing = [each for file in found.files for each in required_by(file, target) if each.name not in found.packages]
+    got = wheels_for(software, target)
+    assert got.packages.keys() >= {"numpy", "tokenizers", "onnxruntime", "pip"}
+    assert got.packages["onnxruntime"] != "1.21.0" and got.packages["onnxruntime"].startswith(software.onnxruntime)
+    assert got.packages["pip"] == "21.3.1" or target.python != "3.6"
+    assert not {"huggingface-hub", "sympy"} & got.packages.keys()
+    missing = [each for file in got.files for each in required_by(file, target) if each.name not in got.packages]
     assert missing == []
-    assert [int(part) for part in found.target.glibc.split(".")] <= [int(part) for part in target.glibc.split(".")]
+    assert [int(part) for part in got.target.glibc.split(".")] <= [int(part) for part in target.glibc.split(".")]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("online")
 def test_a_template_that_only_jinja_renders_brings_it_for_python_3_6_too():
     old = SOFTWARE.model_copy(update={"python": "3.6", "onnxruntime": "1.10.0", "numpy": "1.19", "tokenizers": "0.12"})
-    found = wheels_for(old, Target("3.6", "aarch64", "2.27"), more=["jinja2", "uvicorn"])
-    assert found.packages["jinja2"] == "3.0.3" and "markupsafe" in found.packages
-    assert found.packages["uvicorn"] == "0.16.0" and {"h11", "click", "asgiref", "dataclasses"} <= set(found.packages)
+    result = wheels_for(old, Target("3.6", "aarch64", "2.27"), more=["jinja2", "uvicorn"])
+    assert result.packages["jinja2"] == "3.0.3" and "markupsafe" in result.packages
+    assert result.packages["uvicorn"] == "0.16.0" and {"h11", "click", "asgiref", "dataclasses"} <= set(result.packages)
 
 
 # onnxruntime, numpy, tokenizers: of the boards' systems, and of Python 3.8 with the glibc of a Jetson Nano.
@@ -264,7 +264,7 @@ def test_pip_from_its_wheel_installs_the_set_offline_and_a_bundle_runs(version, 
     machine = os.uname().machine
     onnxruntime, numpy, tokenizers = PYTHONS[version]
     software = Software(system="x", python=version, onnxruntime=onnxruntime, numpy=numpy, tokenizers=tokenizers)
-    found = wheels_for(software, Target(version, machine, "2.28"))
+    result = wheels_for(software, Target(version, machine, "2.28"))
 
     def run(*words):
         environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PIP_NO_INDEX": "1"}
@@ -273,12 +273,12 @@ def test_pip_from_its_wheel_installs_the_set_offline_and_a_bundle_runs(version, 
         return done.stdout
 
     run(python, "-m", "venv", "--without-pip", "env")
-    pip = next(file for file in found.files if file.name.startswith("pip-"))
-    rest = [str(file) for file in found.files if file != pip]
+    pip = next(file for file in result.files if file.name.startswith("pip-"))
+    rest = [str(file) for file in result.files if file != pip]
     run("env/bin/python", f"{pip}/pip", "install", "--quiet", "--no-index", "--no-deps", "--only-binary=:all:", *rest)
     listed = json.loads(run("env/bin/python", f"{pip}/pip", "--disable-pip-version-check", "list", "--format", "json"))
     assert {each["name"].lower(): each["version"] for each in listed} == {
-        name: installed for name, installed in found.packages.items() if name != "pip"
+        name: installed for name, installed in result.packages.items() if name != "pip"
     }
     bundle = embedded_bundles["portable", "fp32"]
     app = str(Path(bundle) / "merino.pyz")

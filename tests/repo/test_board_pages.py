@@ -56,9 +56,9 @@ def test_each_command_says_where_it_ran(page):
 
 @of_each_page
 def test_each_command_for_the_board_is_one_of_the_application(page):
-    found = [match[1] for _, command in marked_commands(page) if (match := APPLICATION.fullmatch(command))]
+    results = [match[1] for _, command in marked_commands(page) if (match := APPLICATION.fullmatch(command))]
     parser = _parser([*VERBS, *BENCH_VERBS, *DELIVERY_VERBS])
-    parsed = [parser.parse_args(shlex.split(words)) for words in found]
+    parsed = [parser.parse_args(shlex.split(words)) for words in results]
     assert {"board", "install", "generate", "selftest", "status", "bench", "probe"} <= {each.verb for each in parsed}
 
 

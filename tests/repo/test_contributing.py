@@ -154,8 +154,8 @@ def test_an_issue_form_is_one_that_github_documents_and_asks_for_what_is_needed(
         assert set(each.get("validations", {})) <= {"required"} and each["type"] != "markdown" or "id" not in each
         if each["type"] == "checkboxes":
             assert all(set(option) <= {"label", "required"} for option in each["attributes"]["options"])
-    told = path.read_text(encoding="utf-8")
-    verbs = set(re.findall(r"merino\.pyz (\w+)", told))
+    message = path.read_text(encoding="utf-8")
+    verbs = set(re.findall(r"merino\.pyz (\w+)", message))
     assert verbs >= {"info", "probe"} and verbs <= {verb.name for verb in VERBS} | {"probe"}
 
 
@@ -166,17 +166,17 @@ WORDS = re.compile(r"[\w .,:;()+%x-]*")
 
 def faults_of(path):
     """What keeps a collected probe out; its schema is judged by the reader."""
-    probe, found = read_probe(path), []
+    probe, result = read_probe(path), []
     check_same_machine(probe, load_profile(path.parent.name))
     raw = json.loads(path.read_text(encoding="utf-8"))
     if raw["flags"]:
-        found.append(f"flags: {', '.join(raw['flags'])}")
+        result.append(f"flags: {', '.join(raw['flags'])}")
     more = set(raw["machine"]) - MACHINE | set(raw["machine"].get("versions", {})) - VERSIONS
-    found += [f"machine has {name}" for name in sorted(more)]
-    found += [f"{text!r} may be private" for text in strings(raw) if not WORDS.fullmatch(text)]
+    result += [f"machine has {name}" for name in sorted(more)]
+    result += [f"{text!r} may be private" for text in strings(raw) if not WORDS.fullmatch(text)]
     if not re.fullmatch(r"\d{4}-\d\d-\d\d-\d+\.json", path.name):
-        found.append("its name is not DATE-N.json")
-    return found
+        result.append("its name is not DATE-N.json")
+    return result
 
 
 def strings(value):

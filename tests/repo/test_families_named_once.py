@@ -80,9 +80,9 @@ def test_nothing_imports_a_familys_file(trees):
 
 def test_nothing_holds_a_familys_name(trees):
     """Experiments are left out: "opt" is a section of their tables."""
-    found = {
+    results = {
         (str(path.relative_to(ROOT)), text)
         for path, tree in trees.items() if EXPERIMENTS not in path.parents
         for text in strings(tree) if text in FAMILIES
     }  # fmt: skip
-    assert {each for each in found if each[0] not in PROGRAM} == OTHER_NAMES
+    assert {each for each in results if each[0] not in PROGRAM} == OTHER_NAMES

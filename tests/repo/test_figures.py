@@ -24,8 +24,8 @@ def sections(page):
 
 
 def section(page, title):
-    (found,) = [each for each in sections(page) if each.lstrip("# ").startswith(title)]
-    return found
+    (result,) = [each for each in sections(page) if each.lstrip("# ").startswith(title)]
+    return result
 
 
 def rows(text):
@@ -53,16 +53,16 @@ def content(record):
 def processes(record, disturbed=True):
     """{(step or prefill, section, test, engine): {round: ms}}: the median of the means of a process's repetitions. A
     round in which every attempt was disturbed counts as its last one, or not at all."""
-    found = {}
+    results = {}
     for run in sorted(content(record)["runs"], key=lambda run: not run.get("flags")):
         if run.get("flags") and not disturbed:
             continue
         for kind in ("step_ms", "prefill_ms"):
             samples = [mean(each) if isinstance(each, list) else each for each in run.get(kind) or [] if each]
             if samples:
-                engine = found.setdefault((kind, run["section"], run["test"], run["entrant"]), {})
+                engine = results.setdefault((kind, run["section"], run["test"], run["entrant"]), {})
                 engine[run["round"]] = median(samples)
-    return found
+    return results
 
 
 def middle(record, *key):
@@ -91,14 +91,14 @@ PAIRS = {
 
 
 def test_the_first_table_of_speed_is_the_record():
-    found = rows(sections("docs/speed.md")[0])
-    assert len(found) == len(PAIRS)
-    for label, *cells in found:
+    result = rows(sections("docs/speed.md")[0])
+    assert len(result) == len(PAIRS)
+    for label, *cells in result:
         (pairs,) = [each for start, each in PAIRS.items() if label.startswith(start)]
         for kind, cell in zip(("step_ms", "prefill_ms"), cells, strict=True):
             figures = NUMBER.findall(cell)
-            ratios = [middle("bars-x86-2cores.json", kind, part, "tg64", theirs)
-                      / middle("bars-x86-2cores.json", kind, part, "tg64", ours) for part, ours, theirs in pairs]
+            ratios = [middle("bars-x86-2cores.json", kind, part, "tg64", other)
+                      / middle("bars-x86-2cores.json", kind, part, "tg64", own) for part, own, other in pairs]
             assert not figures or figures == [
                 written(each, decimals(figures[0])) for each in ratios
             ], f"{label}, {kind}"
@@ -110,8 +110,8 @@ LLAMA_CPP = ("llama.cpp", "llama.cpp-q8_0-cache")  # its two caches
 def ratio_of(ours, theirs):
     """With the ends of its interval, as written."""
     both = sorted(set(ours) & set(theirs))
-    found = paired_ratio([1 / ours[each] for each in both], [1 / theirs[each] for each in both])
-    return [written(found.value, 2), *(written(each, 2) for each in found.interval)]
+    result = paired_ratio([1 / ours[each] for each in both], [1 / theirs[each] for each in both])
+    return [written(result.value, 2), *(written(each, 2) for each in result.interval)]
 
 
 def test_the_table_behind_a_long_cache_is_the_record():
@@ -139,11 +139,11 @@ CACHES = {"float32": "fp32", "int8": "int8"}
 
 def test_the_table_of_a_published_model_is_the_record():
     record = content("real-model-speed-x86-2cores.json")["rows"]
-    found = {(row["ours"], row["our_cache"], row["test"]): row for row in record}
-    told = rows(section("docs/speed.md", "A published model"))
-    assert len(told) == len(found)
-    for weights, kv, test, *cells in told:
-        row = found[weights, CACHES[kv], TESTS[test]]
+    results = {(row["ours"], row["our_cache"], row["test"]): row for row in record}
+    message = rows(section("docs/speed.md", "A published model"))
+    assert len(message) == len(results)
+    for weights, kv, test, *cells in message:
+        row = results[weights, CACHES[kv], TESTS[test]]
         expected = [
             f"{row['our_tok_s']:.1f}", f"{row['their_tok_s']:.1f}", f"{row['ratio']:.2f}",
             "{:.2f} to {:.2f}".format(*row["interval"]),
@@ -163,13 +163,13 @@ def test_the_demos_figures_are_those_of_its_recorded_run_and_its_record():
     head, *_ = (DOCS / "pictures" / "demo.cast").read_text(encoding="utf-8").splitlines()
     record = content("demo-x86-2cores.json")
     decode = [row for row in record if row["test"].startswith("tg")]
-    (ours,) = [row for row in decode if row["bundle"] == "pi4-design"]
+    (own,) = [row for row in decode if row["bundle"] == "pi4-design"]
     peaks = {}
     for row in record:
         peaks[row["bundle"]] = max(row["peak_rss_mb"], peaks.get(row["bundle"], 0))
     measured = {
         *(f"{row['tok_s']:.1f}" for row in decode), *(f"{each:,.0f}" for each in peaks.values()),
-        *(f"{each:.2f}" for each in (ours["ratio_to_baseline"], *ours["ratio_interval"])),
+        *(f"{each:.2f}" for each in (own["ratio_to_baseline"], *own["ratio_interval"])),
     }  # fmt: skip
     assert measured <= printed_by_the_demo()
     commit = json.loads(head)["commit"]
@@ -203,8 +203,8 @@ def claims(page):
         for paragraph in re.split(r"\n\s*\n|\n(?=[*-] )", text):
             line = " ".join(paragraph.split())
             named = named or bool(SOURCE.search(line))
-            told = [one for one in re.split(r"(?<=[.;]) ", line) if CLAIM.search(f"{one} ") and MEASURED.search(one)]
-            if [one for one in told if not NO_CLAIM.search(one)] and not line.startswith("|"):
+            message = [one for one in re.split(r"(?<=[.;]) ", line) if CLAIM.search(f"{one} ") and MEASURED.search(one)]
+            if [one for one in message if not NO_CLAIM.search(one)] and not line.startswith("|"):
                 yield line, named
 
 
@@ -215,6 +215,6 @@ def test_measurements_are_claimed():
     assert sum(map(len, CLAIMS.values())) >= 40
 
 
-@pytest.mark.parametrize("page", [page for page, found in CLAIMS.items() if found])
+@pytest.mark.parametrize("page", [page for page, result in CLAIMS.items() if result])
 def test_what_claims_a_measurement_names_its_record_or_its_commit(page):
     assert [line[:200] for line, named in CLAIMS[page] if not named] == []

@@ -37,8 +37,8 @@ IGNORED = {".venv", "build", "dist", "tests"}
 
 def sources():
     """Every Python file of the repository but tests, by path."""
-    found = (path for path in sorted(ROOT.rglob("*.py")) if not set(path.relative_to(ROOT).parts) & IGNORED)
-    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)]
+    result = (path for path in sorted(ROOT.rglob("*.py")) if not set(path.relative_to(ROOT).parts) & IGNORED)
+    return [path for path in result if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)]
 
 
 def module_name(path):
@@ -65,12 +65,12 @@ def imported(path):
 
 def own_imports(name):
     """Modules of ours that a module imports: the longest that exists, so `from a.b import c` may be a.b.c or a.b."""
-    found = set()
+    result = set()
     for full in imported(MODULES[name]):
         while full and full not in MODULES:
             full = full.rpartition(".")[0]
-        found |= {full} - {"", name}
-    return found
+        result |= {full} - {"", name}
+    return result
 
 
 GRAPH = {name: own_imports(name) for name in MODULES}
@@ -130,9 +130,9 @@ APART = {
 
 @pytest.mark.parametrize(("room", "other"), APART.items())
 def test_rooms_that_have_nothing_in_common_stay_apart(room, other):
-    found = [(name, target) for name, targets in GRAPH.items() if name.startswith(f"{room}.") for target in targets]
-    assert found and any(name.startswith(f"{other}.") for name in MODULES)
-    assert [(name, target) for name, target in found if f"{target}.".startswith(f"{other}.")] == []
+    results = [(name, target) for name, targets in GRAPH.items() if name.startswith(f"{room}.") for target in targets]
+    assert results and any(name.startswith(f"{other}.") for name in MODULES)
+    assert [(name, target) for name, target in results if f"{target}.".startswith(f"{other}.")] == []
 
 
 def is_program(node):
@@ -204,30 +204,30 @@ def is_write(call):
 
 def test_outputs_are_written_by_one_module():
     """docs/decisions/outputs.md"""
-    found = {
+    results = {
         name for name, path in MODULES.items()
         if any(isinstance(node, ast.Call) and is_write(node) for node in ast.walk(ast.parse(path.read_text("utf-8"))))
     }
-    assert found - FILLERS - WRITERS == set()
-    assert found >= WRITERS and found >= FILLERS, "a module that writes nothing any more is not listed"
+    assert results - FILLERS - WRITERS == set()
+    assert results >= WRITERS and results >= FILLERS, "a module that writes nothing any more is not listed"
 
 
 @pytest.mark.parametrize("package", ["merino_edge", "merino_runtime"])
 def test_a_package_holds_its_rooms_and_nothing_else(package):
-    found = {path.name.removesuffix(".py") for path in PACKAGES[package].iterdir() if path.name != "__pycache__"}
-    assert found == {*ROOMS[package], "__init__", "__main__"}
+    results = {path.name.removesuffix(".py") for path in PACKAGES[package].iterdir() if path.name != "__pycache__"}
+    assert results == {*ROOMS[package], "__init__", "__main__"}
 
 
 def cycles():
     """Groups of modules that import each other, imports inside functions included."""
 
     def reachable(start):
-        found, waiting = set(), [start]
+        result, waiting = set(), [start]
         while waiting:
-            for target in GRAPH[waiting.pop()] - found:
-                found.add(target)
+            for target in GRAPH[waiting.pop()] - result:
+                result.add(target)
                 waiting.append(target)
-        return found
+        return result
 
     reach = {name: reachable(name) for name in GRAPH}
     groups = {

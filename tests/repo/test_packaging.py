@@ -18,9 +18,9 @@ MADE = {"merino.pyz"}  # at run time
 
 
 def config(project):
-    found = ConfigParser()
-    found.read(ROOT / project / "setup.cfg")
-    return found
+    result = ConfigParser()
+    result.read(ROOT / project / "setup.cfg")
+    return result
 
 
 def package_of(folder, name, path):
@@ -30,12 +30,12 @@ def package_of(folder, name, path):
 @pytest.mark.parametrize("project", PROJECTS)
 def test_every_package_is_named(project):
     folders, more = PROJECTS[project]
-    found = {
+    results = {
         package_of(folder, name, path.parent)
         for name, folder in folders.items() for path in (ROOT / folder).rglob("__init__.py")
     }  # fmt: skip
-    assert found & {"merino_edge.families.gguf", "merino_runtime.serving"}
-    assert set(config(project)["options"]["packages"].split()) == found | more
+    assert results & {"merino_edge.families.gguf", "merino_runtime.serving"}
+    assert set(config(project)["options"]["packages"].split()) == results | more
 
 
 @pytest.mark.parametrize("project", PROJECTS)

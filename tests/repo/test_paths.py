@@ -19,13 +19,13 @@ def module_of(station):
 
 
 def imports_of(station):
-    found = set()
+    result = set()
     for node in ast.walk(ast.parse((ROOT / station).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            result |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            result |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return result
 
 
 def test_there_are_three_paths_through_the_rooms():

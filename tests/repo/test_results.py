@@ -40,8 +40,8 @@ def commit_of(name):
     """The oldest code in a record."""
     if name in ADDED:  # a picture, or a list of rows, which has no room for it
         return ADDED[name]
-    found = json.loads((RESULTS / name).read_text())
-    return found.get("added_by_commit") or found["commits"][0].removesuffix("-dirty")
+    data = json.loads((RESULTS / name).read_text())
+    return data.get("added_by_commit") or data["commits"][0].removesuffix("-dirty")
 
 
 def git(*words):
@@ -90,8 +90,8 @@ def test_no_record_names_a_path_of_the_machine_that_made_it():
 
 
 def test_the_commits_that_pages_name_are_there():
-    found = [re.findall(r"\bat ([0-9a-f]{7})\b", page.read_text(encoding="utf-8")) for page in PAGES]
-    named = sorted({commit for each in found for commit in each})
+    results = [re.findall(r"\bat ([0-9a-f]{7})\b", page.read_text(encoding="utf-8")) for page in PAGES]
+    named = sorted({commit for each in results for commit in each})
     assert named and [commit for commit in named if git("merge-base", "--is-ancestor", commit, "HEAD").returncode] == []
 
 

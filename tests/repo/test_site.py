@@ -77,9 +77,9 @@ def test_what_is_made_from_the_code_is_as_the_code_says(name):
 
 
 def test_each_error_ends_with_what_to_do_or_with_what_is_allowed():
-    found = errors.table()
-    assert {"Workstation: delivery", "Board: io", "Benchmark: harness"} <= set(found)
-    assert [(heading, what) for heading, rows in found.items() for what, remedy in rows if not remedy] == []
+    result = errors.table()
+    assert {"Workstation: delivery", "Board: io", "Benchmark: harness"} <= set(result)
+    assert [(heading, what) for heading, rows in result.items() for what, remedy in rows if not remedy] == []
 
 
 def test_errors_name_options_that_there_are():

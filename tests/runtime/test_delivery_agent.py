@@ -47,12 +47,12 @@ def place(tmp_path):
 
 
 def test_a_file_is_received_and_known_again(tmp_path, place):
-    code, (found, end) = receive(tmp_path, DATA)
-    assert (code, found["done"], found["pieces"], end) == (0, False, [], {"error": ""})
+    code, (result, end) = receive(tmp_path, DATA)
+    assert (code, result["done"], result["pieces"], end) == (0, False, [], {"error": ""})
     assert (place / "model").read_bytes() == DATA and os.listdir(str(place)) == ["model"]
     assert os.stat(str(place)).st_mode & 0o777 == 0o700
-    code, (found,) = receive(tmp_path, b"")
-    assert (code, found["done"]) == (0, True)
+    code, (result,) = receive(tmp_path, b"")
+    assert (code, result["done"]) == (0, True)
 
 
 @pytest.mark.parametrize("arrived", [0, 1, PIECE - 1, PIECE, 2 * PIECE + 5, len(DATA) - 1])
@@ -61,8 +61,8 @@ def test_a_part_stays_where_the_connection_ends_and_goes_on(tmp_path, place, arr
     assert code == 1 and "connection ended" in end["error"]
     assert (place / "model.part").read_bytes() == DATA[:arrived] and not (place / "model").exists()
     whole = arrived // PIECE
-    code, (found, end) = receive(tmp_path, DATA[whole * PIECE:], whole * PIECE)
-    assert found["pieces"] == [hashlib.sha256(DATA[at * PIECE:(at + 1) * PIECE]).hexdigest() for at in range(whole)]
+    code, (result, end) = receive(tmp_path, DATA[whole * PIECE:], whole * PIECE)
+    assert result["pieces"] == [hashlib.sha256(DATA[at * PIECE:(at + 1) * PIECE]).hexdigest() for at in range(whole)]
     assert (code, end) == (0, {"error": ""})
     assert (place / "model").read_bytes() == DATA
 
@@ -121,11 +121,11 @@ def questions(home, root, *codes):
 
 
 def test_questions_leave_nothing_behind(tmp_path):
-    found = questions(tmp_path, tmp_path / "root", 0, 3)
+    result = questions(tmp_path, tmp_path / "root", 0, 3)
     root = str(tmp_path / "root")
-    assert [(one["code"], one["out"]) for one in found.pop("calls")] == [
+    assert [(one["code"], one["out"]) for one in result.pop("calls")] == [
         (code, "{}\n".format(["x", str(code), "--root", root])) for code in (0, 3)]
-    assert (found["root"], found["app"], found["keys"]) == (root, None, [])
+    assert (result["root"], result["app"], result["keys"]) == (root, None, [])
     assert os.listdir(str(tmp_path)) == []
 
 
@@ -139,8 +139,8 @@ def test_the_installed_application_answers_where_it_runs(tmp_path):
         for path, text in ((current, app), (kept, kept_app)):
             with open(path, "w") as file:
                 file.write(text)
-        found = questions(tmp_path, root, 0)
-        assert found["app"] == answered and found["calls"][0]["out"].startswith("{" if answered else "[")
+        result = questions(tmp_path, root, 0)
+        assert result["app"] == answered and result["calls"][0]["out"].startswith("{" if answered else "[")
 
 
 def given_away(path):
@@ -163,9 +163,9 @@ def test_an_application_that_another_user_can_change_is_not_run(change, place, t
     os.symlink("releases/one", str(root / "current"))
     assert questions(tmp_path, root, 0)["app"] == str(root / "current" / "merino.pyz")
     change(root / place)
-    found = questions(tmp_path, root, 0)
-    assert (found["app"], found["foreign"]) == (None, os.path.normpath(str(root / place)))
-    assert found["calls"][0]["out"].startswith("['x'"), "the one that was sent"
+    result = questions(tmp_path, root, 0)
+    assert (result["app"], result["foreign"]) == (None, os.path.normpath(str(root / place)))
+    assert result["calls"][0]["out"].startswith("['x'"), "the one that was sent"
 
 
 def test_keys_are_read_from_whatever_lies_there(tmp_path):
@@ -189,10 +189,10 @@ def test_the_agent_and_the_installer_mean_the_same_places():
 
 
 def test_a_python_is_found_by_its_modules(tmp_path):
-    for candidates, modules, found in ((["/no/python", agent.PYTHON], ["json", "os"], agent.PYTHON),
+    for candidates, modules, result in ((["/no/python", agent.PYTHON], ["json", "os"], agent.PYTHON),
                                        ([agent.PYTHON], ["json", "no_such_module"], None)):
         request = {"do": "find_python", "candidates": candidates, "modules": modules}
-        assert asked(tmp_path, request)[1] == [json.dumps(found)]
+        assert asked(tmp_path, request)[1] == [json.dumps(result)]
 
 
 def test_only_files_that_are_named_are_removed(tmp_path, place):

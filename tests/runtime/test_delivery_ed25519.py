@@ -153,6 +153,6 @@ def test_the_r_of_a_signature_has_one_encoding():
 
 
 def test_half_of_all_numbers_are_the_y_of_no_point():
-    found = [is_public_key(y.to_bytes(32, "little")) for y in range(2, 200)]
-    assert found == [point_of(y) is not None for y in range(2, 200)]
-    assert 60 < sum(found) < 140
+    results = [is_public_key(y.to_bytes(32, "little")) for y in range(2, 200)]
+    assert results == [point_of(y) is not None for y in range(2, 200)]
+    assert 60 < sum(results) < 140

@@ -21,11 +21,11 @@ KEY = ed25519_signer.public_key_of(SEED)
 def files(bundle_dirs):
     """The contents of a packed file with a bundle that runs on this machine, by path."""
     bundle = sorted(bundle_dirs.values())[-1]
-    found = collections.OrderedDict([("merino.pyz", b"app")])
+    result = collections.OrderedDict([("merino.pyz", b"app")])
     for name in sorted(set(os.listdir(bundle)) - {"merino.pyz"}):
         with open(os.path.join(bundle, name), "rb") as file:
-            found["bundles/0/" + name] = file.read()
-    return found
+            result["bundles/0/" + name] = file.read()
+    return result
 
 
 @pytest.fixture
@@ -47,14 +47,14 @@ def test_verify_tells_who_signed_and_whether_that_was_asked_for(packed, files, t
     assert main(["verify", packed(), "--trust", other, "--trust", good]) == 0
     assert f"{len(files)} files" in capsys.readouterr().out
     assert main(["verify", packed(), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["signature"] == {"algorithm": "ed25519", "key": text64(KEY)} and told["files"] == len(files)
+    data = json.loads(capsys.readouterr().out)
+    assert data["signature"] == {"algorithm": "ed25519", "key": text64(KEY)} and data["files"] == len(files)
     assert main(["verify", packed()]) == 0 and "not compared with a trusted key" in capsys.readouterr().out
     assert main(["verify", packed(None)]) == 0 and "not signed" in capsys.readouterr().out
     for seed, trust, reason in ((SEED, other, "not trusted here"), (None, good, "is not signed")):
         assert main(["verify", packed(seed), "--trust", trust]) == 1
-        said = capsys.readouterr()
-        assert reason in said.err and said.out == "" and said.err.count("\n") == 1
+        output = capsys.readouterr()
+        assert reason in output.err and output.out == "" and output.err.count("\n") == 1
 
 
 def test_verify_and_info_of_what_is_no_packed_file_are_one_line(bundle_dirs, tmp_path, capsys):
@@ -62,19 +62,19 @@ def test_verify_and_info_of_what_is_no_packed_file_are_one_line(bundle_dirs, tmp
     for words in (["verify", str(tmp_path / "text")], ["info", str(tmp_path / "text")],
                   ["verify", sorted(bundle_dirs.values())[-1], "--trust", "a.pub"], ["info", str(tmp_path / "absent")]):
         assert main(words) == 1
-        said = capsys.readouterr()
-        assert said.out == "" and said.err.count("\n") == 1
+        output = capsys.readouterr()
+        assert output.out == "" and output.err.count("\n") == 1
 
 
 def test_info_tells_what_is_in_it_and_what_this_machine_takes(packed, capsys):
     assert main(["info", packed(), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["takes"] == "bundles/0" and told["refusal"] is None and told["id"] == open_archive(packed()).id
-    assert [bundle["path"] for bundle in told["bundles"]] == ["bundles/0"] and told["manifest"]["name"] == "sample"
+    data = json.loads(capsys.readouterr().out)
+    assert data["takes"] == "bundles/0" and data["refusal"] is None and data["id"] == open_archive(packed()).id
+    assert [bundle["path"] for bundle in data["bundles"]] == ["bundles/0"] and data["manifest"]["name"] == "sample"
     path = packed(boards=[{"id": "some-board", "device_tree_models": ["Some Board"]}])
     assert main(["info", path, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["takes"] is None and "some-board" in told["refusal"]
+    data = json.loads(capsys.readouterr().out)
+    assert data["takes"] is None and "some-board" in data["refusal"]
     assert main(["info", path]) == 0
     out = capsys.readouterr().out
     assert text64(KEY) in out and "takes nothing: the file is for some-board" in out
@@ -88,9 +88,9 @@ def test_a_bundle_that_is_not_what_its_description_lists_is_named(change, packed
     else:
         files["bundles/0/" + ("evil" if change == "more" else "tokenizer.json")] = b"{}"
     assert main(["verify", packed()]) == 1
-    said = capsys.readouterr().err
-    assert "bundles/0/bundle.json does not list what is packed" in said
-    assert ("bundles/0/evil" if change == "more" else "bundles/0/tokenizer.json") in said
+    output = capsys.readouterr().err
+    assert "bundles/0/bundle.json does not list what is packed" in output
+    assert ("bundles/0/evil" if change == "more" else "bundles/0/tokenizer.json") in output
 
 
 @pytest.mark.parametrize("model, fits", [

@@ -84,7 +84,7 @@ for name in json.loads(sys.stdin.read()):
 
 def snapshot(folder):
     """Every path below a folder with what a write would change, links not followed."""
-    found = {}
+    results = {}
     for place, folders, files in os.walk(str(folder)):
         for name in folders + files:
             path = os.path.join(place, name)
@@ -93,8 +93,8 @@ def snapshot(folder):
             if stat.S_ISREG(status.st_mode):
                 with open(path, "rb") as file:
                     content = hashlib.sha256(file.read()).hexdigest()
-            found[os.path.relpath(path, str(folder))] = (status.st_mode, content)
-    return found
+            results[os.path.relpath(path, str(folder))] = (status.st_mode, content)
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -114,14 +114,14 @@ def refusals(tmp_path_factory):
         input=json.dumps(list(names)).encode("ascii"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path), HOME=str(folder / "home")))
     assert done.returncode == 0, done.stderr.decode()[-3000:]
-    found = {names[said.pop("name")].name: said for said in map(json.loads, done.stdout.decode().splitlines())}
-    assert set(found) == {kind.name for kind in KINDS}
+    results = {names[output.pop("name")].name: output for output in map(json.loads, done.stdout.decode().splitlines())}
+    assert set(results) == {kind.name for kind in KINDS}
     after = snapshot(around)
     inside = os.path.join("a", "b", "out")
     assert {path: each for path, each in after.items() if not path.startswith(inside)} == before
     written = {path[len(inside) + 1:] for path in after if path.startswith(inside + os.sep)}
     assert all(re.match(r"\w+(/\d+\.merino)?\Z|extract_all/\d+\.merino/\d\Z", path) for path in written), written
-    return found
+    return results
 
 
 def test_there_are_many_kinds_and_the_good_one_is_taken(tmp_path):
@@ -136,9 +136,9 @@ def test_there_are_many_kinds_and_the_good_one_is_taken(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS, ids=[re.sub(r"\W+", "-", kind.name) for kind in KINDS])
 def test_each_kind_is_refused_in_one_line_that_names_the_entry(kind, refusals):
-    said = refusals[kind.name]
-    assert set(said) == {"unpack", "extract_all", "install_it"}
-    for message in said.values():
+    output = refusals[kind.name]
+    assert set(output) == {"unpack", "extract_all", "install_it"}
+    for message in output.values():
         assert re.search(kind.says, message), message
         assert message.isprintable() and len(message) < LONGEST_MESSAGE
         assert message.endswith((".", "--trust NAME.pub"))
@@ -289,8 +289,8 @@ def test_wheels_that_would_fill_the_disk_are_refused_before_anything_is_unpacked
 @pytest.mark.parametrize("data", [b"", b"PK", b"nonsense" * 100, wheel({"a": b"x"})[:-5]], ids=range(4))
 def test_what_is_no_wheel_is_named(data, with_wheels):
     pip = {"pip-1.0-py3-none-any.whl": wheel({"pip/__main__.py": b""})}
-    said = with_wheels(dict(pip, **{"evil-1.0-py3-none-any.whl": data}))
-    assert "wheels/of-this-machine/evil-1.0-py3-none-any.whl is not a wheel" in said
+    output = with_wheels(dict(pip, **{"evil-1.0-py3-none-any.whl": data}))
+    assert "wheels/of-this-machine/evil-1.0-py3-none-any.whl is not a wheel" in output
 
 
 def test_a_wheel_whose_list_of_contents_would_fill_the_memory_is_refused(with_wheels):
@@ -299,8 +299,8 @@ def test_a_wheel_whose_list_of_contents_would_fill_the_memory_is_refused(with_wh
     data = entry * 200000
     end = b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, 0xFFFF, 0xFFFF, len(data), 0, 0)
     pip = {"pip-1.0-py3-none-any.whl": wheel({"pip/__main__.py": b""})}
-    said = with_wheels(dict(pip, **{"evil-1.0-py3-none-any.whl": data + end}))
-    assert "evil-1.0-py3-none-any.whl is not a wheel" in said
+    output = with_wheels(dict(pip, **{"evil-1.0-py3-none-any.whl": data + end}))
+    assert "evil-1.0-py3-none-any.whl is not a wheel" in output
 
 
 @pytest.mark.parametrize("name", [
@@ -308,8 +308,8 @@ def test_a_wheel_whose_list_of_contents_would_fill_the_memory_is_refused(with_wh
 def test_a_wheel_that_leads_out_of_the_environment_is_refused(name, with_wheels):
     """By us: pip 18.1, which comes with Python 3.6, writes where such a wheel says, and the file brings its own pip."""
     pip = {"pip-1.0-py3-none-any.whl": wheel({"pip/__main__.py": b"raise SystemExit('run')"})}
-    said = with_wheels(dict(pip, **{"evil-1.0-py3-none-any.whl": wheel({"evil.py": b"", name: b"evil"})}))
-    assert "evil-1.0-py3-none-any.whl" in said and "leads out of it" in said
+    output = with_wheels(dict(pip, **{"evil-1.0-py3-none-any.whl": wheel({"evil.py": b"", name: b"evil"})}))
+    assert "evil-1.0-py3-none-any.whl" in output and "leads out of it" in output
 
 
 def test_a_wheel_may_have_dots_in_names(with_wheels):

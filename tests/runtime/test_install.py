@@ -82,16 +82,16 @@ def sound(root, name):
     folder = os.path.join(str(root), os.readlink(os.path.join(str(root), name)))
     listed = json.loads(read(folder, "manifest.json"))["files"]
     hashes = {file["path"].replace("bundles/0/", "bundle/"): file["sha256"] for file in listed}
-    return all(hashlib.sha256(read(folder, path)).hexdigest() == wanted for path, wanted in hashes.items())
+    return all(hashlib.sha256(read(folder, path)).hexdigest() == expected for path, expected in hashes.items())
 
 
 def test_from_a_file_to_text(install, packs, root):
-    found = install("old")
-    assert found["id"] == id_of(packs, "old") and found["replaced"] is None and found["selftest"] == "ok"
-    assert found["root"] == str(root) and found["bundle"] == "old" and "no signature" in found["notes"][0]
-    code, out, err = run([found["launcher"], "generate", "installed", "The river", "-n", "4", "--temperature", "0"])
+    result = install("old")
+    assert result["id"] == id_of(packs, "old") and result["replaced"] is None and result["selftest"] == "ok"
+    assert result["root"] == str(root) and result["bundle"] == "old" and "no signature" in result["notes"][0]
+    code, out, err = run([result["launcher"], "generate", "installed", "The river", "-n", "4", "--temperature", "0"])
     assert code == 0 and len(out) > 1, err
-    code, out, _ = run([found["launcher"], "verify", "installed"])
+    code, out, _ = run([result["launcher"], "verify", "installed"])
     assert code == 0 and "every sha256 as expected" in out and sound(root, "current")
     assert sorted(os.listdir(str(root))) == ["current", "lock", "releases"]
     assert sorted(os.listdir(str(root / "current"))) == [
@@ -101,9 +101,9 @@ def test_from_a_file_to_text(install, packs, root):
 def test_what_is_slow_here_is_installed_with_force_alone(install, merino, packs, root):
     code, _, err = merino("install", packs / "slow.merino", "--allow-unsigned")
     assert code == 1 and "this CPU lacks a_better_cpu" in err and not root.exists()
-    found = install("slow", "--force")
-    assert found["selftest"] == "ok" and "this CPU lacks a_better_cpu" in " ".join(found["notes"])
-    generate = [found["launcher"], "generate", "installed", "The river", "-n", "2"]
+    result = install("slow", "--force")
+    assert result["selftest"] == "ok" and "this CPU lacks a_better_cpu" in " ".join(result["notes"])
+    generate = [result["launcher"], "generate", "installed", "The river", "-n", "2"]
     assert run(generate)[0] == 1 and run([*generate, "--allow-slow"])[0] == 0
 
 
@@ -197,9 +197,9 @@ def test_rollback_without_a_release_before(install, merino):
 
 
 def test_mark_good_is_told_by_status(install, merino):
-    found = install("old")["id"]
+    result = install("old")["id"]
     assert not json.loads(merino("status", "--json")[1])["current"]["good"]
-    assert merino("mark-good")[1] == f"{found} is good\n"
+    assert merino("mark-good")[1] == f"{result} is good\n"
     assert json.loads(merino("status", "--json")[1])["current"]["good"]
     assert "good" in merino("status")[1]
 

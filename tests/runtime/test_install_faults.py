@@ -44,9 +44,9 @@ class Board:
         return self.driver.run([*argv, "--root", self.root], to=self.root, **request)
 
     def install(self, name, **request):
-        found = self.run("install", self.packs[name], *self.options, **request)
-        assert "Traceback" not in found["said"], found["said"]
-        return found
+        result = self.run("install", self.packs[name], *self.options, **request)
+        assert "Traceback" not in result["said"], result["said"]
+        return result
 
     def state(self, name):
         """A copy of what is there now, to begin from."""
@@ -62,8 +62,8 @@ class Board:
         if now is None:
             return
         folder = releases.release_folder(self.root, now)
-        found, wanted = tree(folder), self.contents[now]
-        assert {path: found.get(path) for path in wanted} == wanted
+        result, expected = tree(folder), self.contents[now]
+        assert {path: result.get(path) for path in expected} == expected
 
     def links_when_repaired(self, step):
         """As the next command finds them, on a copy: what it does itself is tried apart."""
@@ -89,10 +89,10 @@ class Board:
     def learn(self, release_id):
         """What a release holds that was installed without a fault, but for what differs by time and place."""
         self.contents = getattr(self, "contents", {})
-        found = tree(releases.release_folder(self.root, release_id))
+        result = tree(releases.release_folder(self.root, release_id))
         for name in ("release.json", "verified.json"):
-            found.pop(name)
-        self.contents[release_id] = found
+            result.pop(name)
+        self.contents[release_id] = result
 
 
 def signed_by_a(data):
@@ -119,8 +119,8 @@ def board(bundle_dirs, tmp_path_factory):
             shutil.copy(str(folder / (name + ".pub")), os.path.join(board.root, "trusted"))
         board.empty = board.state("empty")
         for name in ("old", "new"):
-            found = board.install(name) if name == "new" else board.run("install", board.packs[name])
-            assert found["code"] == 0, found["said"]
+            result = board.install(name) if name == "new" else board.run("install", board.packs[name])
+            assert result["code"] == 0, result["said"]
             if name == "old":
                 assert board.run("mark-good")["code"] == 0
             board.learn(board.ids[name])
@@ -165,19 +165,19 @@ def test_a_fault_at_each_operation_leaves_the_old_release_or_the_new(board, what
     whole = {releases.links(before), releases.links(board.root)}
     seen = set()
     for at in range(0, total, 1 if nightly else 5):
-        found = board.run(*argv, copy=before, what=what, at=at)
-        assert "Traceback" not in found["said"], found["said"]
-        assert found["killed"] == (what == "kill"), (at, found)
+        result = board.run(*argv, copy=before, what=what, at=at)
+        assert "Traceback" not in result["said"], result["said"]
+        assert result["killed"] == (what == "kill"), (at, result)
         if what != "kill":  # a fault that a step can do without, such as of a sync, is none
-            assert found["code"] in ((0, 1) if step != "failing" else (1,)), (at, found)
+            assert result["code"] in ((0, 1) if step != "failing" else (1,)), (at, result)
         board.check_complete(allowed)
-        assert board.links_when_repaired(step) in whole, (at, found)
+        assert board.links_when_repaired(step) in whole, (at, result)
         board.check_keys(step, board.root)
         state = (releases.links(board.root), tuple(releases.partials(board.root)))
         if state not in seen or at % 9 == 0:  # the next install tests the release, which costs most of the time
             seen.add(state)
             again = board.install("new")
-            assert again["code"] == 0, (at, found, again)
+            assert again["code"] == 0, (at, result, again)
             board.check_complete({board.ids["new"]})
             left = set(os.listdir(board.root)) - EXPECTED
             assert not left and releases.partials(board.root) == [], (at, left)
@@ -222,8 +222,8 @@ def test_a_real_command_killed_at_a_random_moment(board, seed):
 def test_a_clock_in_1970(board, step):
     before, argv, _, end = steps(board)[step]
     for clock in (0.0, 1.0, -1.0, 2.0 ** 33):
-        found = board.run(*argv, copy=before, clock=clock)
-        assert found["code"] == 0, found
+        result = board.run(*argv, copy=before, clock=clock)
+        assert result["code"] == 0, result
         board.check_complete({end})
 
 
@@ -292,8 +292,8 @@ def test_a_damaged_file_is_refused_by_the_command(board, tmp_path):
     for changed in (data[:-1], data[:len(data) // 2], data[:-2000] + b"\1" + data[-1999:], b"", data + b"\0"):
         with open(path, "wb") as file:
             file.write(changed)
-        found = board.run("install", path, *board.options, copy=board.after["old"])
-        assert found["code"] == 1 and path in found["said"] and "Traceback" not in found["said"]
+        result = board.run("install", path, *board.options, copy=board.after["old"])
+        assert result["code"] == 1 and path in result["said"] and "Traceback" not in result["said"]
         board.check_complete({board.ids["old"]})
 
 

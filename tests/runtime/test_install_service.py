@@ -59,13 +59,13 @@ def step(root, name):
 
 def start(root):
     """One start of the unit, of four steps of which one that fails ends it -> (exit code, what they said)."""
-    said = ""
+    output = ""
     for name in re.findall("service ([a-z]+) --root", service_unit(str(root))):
         code, out = step(root, name)
-        said += out
+        output += out
         if code:
             break
-    return code, said
+    return code, output
 
 
 def probation_of(root, release_id):
@@ -75,8 +75,8 @@ def probation_of(root, release_id):
 def test_a_release_that_passes_is_good_and_probed_once(root):
     folder = add(root, OLD)
     for _ in range(2):
-        code, said = start(root)
-        assert code == 0 and f"release {OLD} generates its golden ids" in said
+        code, output = start(root)
+        assert code == 0 and f"release {OLD} generates its golden ids" in output
     assert probation_of(root, OLD) == probation.Probation(1, good=True)
     assert (root / "state" / "probe.json").exists()
     assert (folder / "calls").read_text().split() == ["selftest", "probe", "selftest"]
@@ -85,7 +85,7 @@ def test_a_release_that_passes_is_good_and_probed_once(root):
 def test_a_probe_that_fails_fails_nothing(root):
     (add(root, OLD) / "no-probe").write_text("")
     for _ in range(2):
-        code, said = start(root)
+        code, output = start(root)
         assert code == 0
     assert probation_of(root, OLD).good and not (root / "state" / "probe.json").exists()
 
@@ -95,11 +95,11 @@ def test_three_failed_starts_go_back_to_the_release_before(root):
     assert start(root)[0] == 0
     (add(root, NEW) / "fails").write_text("")
     for number in (1, 2, 3):
-        code, said = start(root)
-        assert code == 1 and "broken" in said and probation_of(root, NEW).starts == number
+        code, output = start(root)
+        assert code == 1 and "broken" in output and probation_of(root, NEW).starts == number
         assert releases.links(str(root)) == releases.Links(NEW, OLD)
-    code, said = start(root)
-    assert code == 0 and f"back to {OLD}" in said and f"release {OLD} generates" in said
+    code, output = start(root)
+    assert code == 0 and f"back to {OLD}" in output and f"release {OLD} generates" in output
     assert releases.links(str(root)) == releases.Links(OLD, NEW) and probation_of(root, NEW).gave_up
 
 
@@ -180,19 +180,19 @@ def test_a_real_release_that_fails_in_service(tmp_path, bundle_dirs):
     ids = []
     for name in ("old", "new"):
         (tmp_path / name).write_bytes(packed_bytes(app, [renamed(files, name)], name))
-        found = install(str(tmp_path / name), root, allow_unsigned=True)
+        result = install(str(tmp_path / name), root, allow_unsigned=True)
         os.makedirs(os.path.join(root, "state"), exist_ok=True)
-        ids.append(found["id"])
+        ids.append(result["id"])
         write_output(os.path.join(root, "state", "probed"), "\n".join(ids))  # the probe takes a minute
         if name == "old":
             assert start(tmp_path / "root")[0] == 0
             assert (tmp_path / "root" / "merino.pyz").read_bytes() == app, "it counts the starts from now on"
     (tmp_path / "root" / "current" / "bundle" / "model.onnx").write_bytes(b"")
     for _ in range(3):
-        code, said = start(tmp_path / "root")
-        assert code == 1 and "model.onnx" in said
-    code, said = start(tmp_path / "root")
-    assert code == 0 and "generates its" in said and probation.status(root)["current"]["bundle"] == "old"
+        code, output = start(tmp_path / "root")
+        assert code == 1 and "model.onnx" in output
+    code, output = start(tmp_path / "root")
+    assert code == 0 and "generates its" in output and probation.status(root)["current"]["bundle"] == "old"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")

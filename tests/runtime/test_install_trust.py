@@ -59,31 +59,31 @@ class Board:
 
     def run(self, *words):
         """-> (exit code, stdout and stderr)"""
-        found = self.driver.run([*map(str, words), "--root", str(self.root)])
-        assert "Traceback" not in found["said"], found
-        return found["code"], found["said"]
+        result = self.driver.run([*map(str, words), "--root", str(self.root)])
+        assert "Traceback" not in result["said"], result
+        return result["code"], result["said"]
 
     def install(self, name, *options):
         trust = [word for option in options if option in KEYS for word in ("--trust", self.packs / (option + ".pub"))]
         return self.run("install", self.packs / (name + ".merino"), *trust, *(o for o in options if o not in KEYS))
 
     def taken(self, name, *options):
-        code, said = self.install(name, *options)
-        assert code == 0 and self.current() == name, said
-        return said
+        code, output = self.install(name, *options)
+        assert code == 0 and self.current() == name, output
+        return output
 
     def refused(self, name, reason, *options):
         before = self.current(), self.trusted()
-        code, said = self.install(name, *options)
-        assert code == 1 and reason in said, said
+        code, output = self.install(name, *options)
+        assert code == 1 and reason in output, output
         assert (self.current(), self.trusted()) == before
 
     def facts(self, link="current"):
         return json.loads(self.run("status", "--json")[1])[link]
 
     def current(self, link="current"):
-        found = self.facts(link)
-        return found and found["name"]
+        result = self.facts(link)
+        return result and result["name"]
 
     def trusted(self):
         return sorted(os.listdir(str(self.root / "trusted"))) if (self.root / "trusted").exists() else []
@@ -140,8 +140,8 @@ def test_a_signed_list_withdraws_keys_once_its_release_is_installed(board):
     board.taken("one", "fleet")
     board.refused("withdraws", "not trusted here")
     board.refused("withdraws-all", "withdraws every key", "second")
-    said = board.taken("unsigned", "--allow-unsigned")
-    assert "nobody signed that" in said and board.trusted() == ["fleet.pub"]
+    output = board.taken("unsigned", "--allow-unsigned")
+    assert "nobody signed that" in output and board.trusted() == ["fleet.pub"]
     board.taken("withdraws", "second")
     assert board.trusted() == ["second.pub"]
     board.refused("one", "was withdrawn here", "--allow-downgrade")
@@ -154,8 +154,8 @@ def test_a_signed_list_withdraws_keys_once_its_release_is_installed(board):
 def test_untrust(board, packs, name):
     board.taken("one", "fleet", "second")
     named = {"path": packs / "fleet.pub", "base64": TEXTS["fleet"]}.get(name, name)
-    code, said = board.run("untrust", named)
-    assert code == 0 and TEXTS["fleet"] in said and "1 key is" in said
+    code, output = board.run("untrust", named)
+    assert code == 0 and TEXTS["fleet"] in output and "1 key is" in output
     assert board.trusted() == ["second.pub"]
     board.refused("two", "was withdrawn here")
     assert "needs --trust" in board.run("untrust", "second")[1] or board.trusted() == ["second.pub"]

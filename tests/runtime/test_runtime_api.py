@@ -71,18 +71,18 @@ def test_a_reply_that_was_not_read_to_its_end_counts_as_far_as_it_was_read(model
 
 
 def test_forks_stream_in_two_threads(model):
-    prompts, found = ["the river", "warm bread"], {}
+    prompts, result = ["the river", "warm bread"], {}
     expected = {prompt: "".join(model.stream(prompt, **OPTIONS)) for prompt in prompts}
     with model.fork() as other:
         def work(one, prompt):
-            found[prompt] = "".join(one.stream(prompt, **OPTIONS))
+            result[prompt] = "".join(one.stream(prompt, **OPTIONS))
 
         threads = [threading.Thread(target=work, args=pair) for pair in [(model, prompts[0]), (other, prompts[1])]]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert found == expected
+    assert result == expected
 
 
 def test_after_with_the_model_is_closed_and_says_so(folder):
@@ -156,16 +156,16 @@ def test_of_two_generations_in_turn_the_later_one_goes_on_as_if_alone(model):
     expected = [token.id for token in list(model.generate("in the morning", **OPTIONS))[:-1]]
     first, second = (model.generate(text, **OPTIONS) for text in ("the river", "in the morning"))
     next(first)
-    found = [next(second).id]
+    results = [next(second).id]
     with pytest.raises(MerinoError, match="changed by something else"):
         next(first)
-    assert found + [token.id for token in list(second)[:-1]] == expected
+    assert results + [token.id for token in list(second)[:-1]] == expected
 
 
 def test_a_fork_beside_a_generation_does_not_disturb_it(model):
     expected = [token.id for token in list(model.generate("the river", **OPTIONS))[:-1]]
     first = model.generate("the river", **OPTIONS)
-    found = [next(first).id]
+    results = [next(first).id]
     with model.fork() as other:
         list(other.generate("in the morning", **OPTIONS))
-    assert found + [token.id for token in list(first)[:-1]] == expected
+    assert results + [token.id for token in list(first)[:-1]] == expected

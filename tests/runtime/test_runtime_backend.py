@@ -260,10 +260,10 @@ def test_interleaved_generations_of_forks_give_the_ids_of_each_alone(bundle, bac
     forks = [backend, backend.fork(), backend.fork()]
     runs = [generate(fork, prompt_ids, max_new_tokens=12, sampling=GREEDY)
             for fork, prompt_ids in zip(forks, prompts)]  # noqa: B905, not in 3.6
-    found = [[next(run).id for run in runs] for _ in range(12)]  # [steps][forks]
+    results = [[next(run).id for run in runs] for _ in range(12)]  # [steps][forks]
     for fork in forks[1:]:
         fork.close()
-    assert [[row[place] for row in found] for place in range(3)] == [
+    assert [[row[place] for row in results] for place in range(3)] == [
         fresh_greedy_ids(bundle, prompt_ids) for prompt_ids in prompts]
 
 
@@ -349,10 +349,10 @@ def test_forks_share_the_weights_and_nothing_that_a_run_writes(backend):
 def test_forks_run_in_two_threads(bundle, backend):
     prompts = [IDS, IDS[::-1]]
     twins = [backend, backend.fork()]
-    found = [None, None]
+    results = [None, None]
 
     def work(place):
-        found[place] = greedy_ids(twins[place], prompts[place], 40)[0]
+        results[place] = greedy_ids(twins[place], prompts[place], 40)[0]
 
     threads = [threading.Thread(target=work, args=(place,)) for place in range(2)]
     for thread in threads:
@@ -360,7 +360,7 @@ def test_forks_run_in_two_threads(bundle, backend):
     for thread in threads:
         thread.join()
     twins[1].close()
-    assert [ids[:12] for ids in found] == [fresh_greedy_ids(bundle, prompt_ids) for prompt_ids in prompts]
+    assert [ids[:12] for ids in results] == [fresh_greedy_ids(bundle, prompt_ids) for prompt_ids in prompts]
 
 
 def test_threads_do_not_change_the_ids(bundle):
@@ -400,10 +400,10 @@ def test_a_decode_step_allocates_and_moves_no_array(backend):
 
 def recorded_prefills(backend, monkeypatch):
     """(ids, a copy of the logits) of each prefill of several ids or into an empty cache, as a list that grows."""
-    found, prefill = [], backend.prefill
+    result, prefill = [], backend.prefill
     monkeypatch.setattr(backend, "prefill", lambda ids: (
-        lambda logits: (found.append((backend.ids[:], logits.copy())), logits)[1])(prefill(ids)))
-    return found
+        lambda logits: (result.append((backend.ids[:], logits.copy())), logits)[1])(prefill(ids)))
+    return result
 
 
 def test_after_a_shift_the_logits_are_those_of_a_fresh_cache_with_the_kept_ids(bundle, backend, monkeypatch):

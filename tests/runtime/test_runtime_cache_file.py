@@ -126,5 +126,5 @@ def test_the_command_line_computes_a_prompt_once(folder, tmp_path):
     longer, rest = generated("the river runs past the mill")
     assert (tmp_path / "cache").read_bytes() == content  # a file that is there is read only
     path = str(tmp_path / "another")
-    found, alone = generated("the river runs past the mill")
-    assert found == longer and alone - rest >= computed - 1  # the last token may end otherwise before more text
+    result, alone = generated("the river runs past the mill")
+    assert result == longer and alone - rest >= computed - 1  # the last token may end otherwise before more text

@@ -166,8 +166,8 @@ def answers(monkeypatch, talk, typed, interrupts_at=()):
 def test_ctrl_c_stops_the_answer_and_not_the_talk_wherever_it_comes(monkeypatch):
     whole = None
     for at in range(3, 40):
-        talk = talk_of("one two three four<|im_end|>")
-        code, shown = answers(monkeypatch, talk, ["a", "b"], interrupts_at=[at] if at < 39 else [])
+        conversation = talk_of("one two three four<|im_end|>")
+        code, shown = answers(monkeypatch, conversation, ["a", "b"], interrupts_at=[at] if at < 39 else [])
         assert code == 0
         whole = shown if at == 39 else whole
         assert shown.count("one two three four") in (1, 2)
@@ -182,8 +182,8 @@ def test_ctrl_c_at_the_prompt_leaves_where_it_comes_twice(monkeypatch):
 
 
 def test_thinking_is_dimmed_and_nothing_that_steers_is_shown(monkeypatch):
-    talk = talk_of("<think>hm</think>Yes\x1b[2J<|im_end|>")
-    _, shown = answers(monkeypatch, talk, ["a"])
+    conversation = talk_of("<think>hm</think>Yes\x1b[2J<|im_end|>")
+    _, shown = answers(monkeypatch, conversation, ["a"])
     assert "\x1b[2m<think>hm</think>\x1b[22mYes\\x1b[2J\n" in shown
 
 
@@ -204,14 +204,14 @@ def test_lines_are_no_longer_than_the_screen_and_no_text_is_lost(text, columns, 
     lines.push(text[:cut])
     lines.push(text[cut:])
     lines.finish()
-    found = "".join(shown)
-    assert all(sum(map(columns_of, line)) <= columns for line in found.split("\n"))
-    assert re.sub(r"\s", "", found) == re.sub(r"\s", "", harmless(text)) and "\x1b" not in found
+    result = "".join(shown)
+    assert all(sum(map(columns_of, line)) <= columns for line in result.split("\n"))
+    assert re.sub(r"\s", "", result) == re.sub(r"\s", "", harmless(text)) and "\x1b" not in result
     whole = []
     once = Wrapped(whole.append, columns)
     once.push(text)
     once.finish()
-    assert "".join(whole) == found
+    assert "".join(whole) == result
 
 
 def test_words_are_kept_whole_and_an_indent_stays():
@@ -229,12 +229,12 @@ def test_thinking_is_told_wherever_the_text_is_cut(text, thinks, data):
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=5)) | {0, len(text)})
 
     def told(pieces):
-        thinking, found = Thinking(thinks), []
+        thinking, result = Thinking(thinks), []
         for piece in pieces:
-            found += thinking.push(piece)
-        found += thinking.finish()
-        return "".join(("T" if dim else "-") * len(piece) + piece for piece, dim in found), [
-            dim for piece, dim in found for _ in piece], "".join(piece for piece, _ in found)
+            result += thinking.push(piece)
+        result += thinking.finish()
+        return "".join(("T" if dim else "-") * len(piece) + piece for piece, dim in result), [
+            dim for piece, dim in result for _ in piece], "".join(piece for piece, _ in result)
 
     parts = [text[start:end] for start, end in zip(cuts, cuts[1:])]  # noqa: B905, not in 3.6
     assert told(parts)[1:] == told([text])[1:] and told(parts)[2] == text

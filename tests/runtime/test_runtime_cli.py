@@ -98,13 +98,13 @@ def test_on_a_terminal_a_forgotten_prompt_is_wrong_usage_and_a_dash_reads_what_i
 
 
 def test_text_that_goes_to_a_file_is_counted_on_the_terminal(folder, tmp_path):
-    ours, theirs = pty.openpty()
+    own, other = pty.openpty()
     with open(str(tmp_path / "text"), "wb") as out:
         process = subprocess.Popen(
             [*CALL, "generate", folder, "the river", "-n", "1500", "--overflow", "shift", "--ignore-eos"], stdout=out,
-            stderr=theirs, env=dict(os.environ, PYTHONPATH=ROOT))
-        os.close(theirs)
-        shown = read_until_closed(ours).decode()
+            stderr=other, env=dict(os.environ, PYTHONPATH=ROOT))
+        os.close(other)
+        shown = read_until_closed(own).decode()
         assert process.wait() == 0
     first, line, *_, figures, end = shown.split("\r\x1b[K")
     assert (first, line, end) == ("", "merino: 0 of at most 1,500 tokens", "")

@@ -201,12 +201,12 @@ def test_a_prefill_in_pieces_tells_how_far_it_is_and_can_be_left_between_them():
     backend = Script(spelled("hi"))
     backend.prefill(list(range(4)))
     prompt = [*range(4), *range(10, 20)]
-    asked = []
-    events = generate(backend, prompt, max_new_tokens=2, sampling=GREEDY, piece=lambda at: asked.append(at) or 4)
+    calls = []
+    events = generate(backend, prompt, max_new_tokens=2, sampling=GREEDY, piece=lambda at: calls.append(at) or 4)
     assert [next(events) for _ in range(3)] == [Prefilled(4, 14), Prefilled(8, 14), Prefilled(12, 14)]
     *tokens, last = events
     assert [token.id for token in tokens] == spelled("hi") and backend.ids == [*prompt, *spelled("h")]
-    assert last.prefill_tokens == 10 and asked == [4, 8, 12]
+    assert last.prefill_tokens == 10 and calls == [4, 8, 12]
     left = generate(backend, [*range(30, 40)], piece=lambda _: 4)
     assert [next(left), next(left)] == [Prefilled(0, 10), Prefilled(4, 10)]
     left.close()

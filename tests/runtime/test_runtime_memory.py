@@ -70,11 +70,11 @@ def bundle(request, bundle_dirs):
 def test_a_process_whose_memory_ends_while_opening_says_what_is_needed_and_what_there_is(bundle, what, doing):
     call = [sys.executable, "-c", LIMITED, bundle.folder, what]
     out = subprocess.check_output(call, env=dict(os.environ, PYTHONPATH=ROOT, OPENBLAS_NUM_THREADS="1"))
-    said = out.decode("utf-8")
-    assert said.startswith(f"out of memory in {doing}: bundle {bundle.name!r} needs ")
-    assert "MB of weights" in said and "MB of KV cache" in said and "Stop other programs" in said
-    assert "--context" in said and "--precision" in said and "again" not in said
-    assert what != "a cache" or "MB are available. Stop" in said  # else there may be too little memory to look
+    output = out.decode("utf-8")
+    assert output.startswith(f"out of memory in {doing}: bundle {bundle.name!r} needs ")
+    assert "MB of weights" in output and "MB of KV cache" in output and "Stop other programs" in output
+    assert "--context" in output and "--precision" in output and "again" not in output
+    assert what != "a cache" or "MB are available. Stop" in output  # else there may be too little memory to look
 
 
 @pytest.mark.parametrize("error", WORDS, ids=lambda error: type(error).__name__)

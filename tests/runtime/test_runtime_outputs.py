@@ -44,10 +44,10 @@ class Faults:
             self.left -= 1
             if hit and not self.behind:
                 self.happen()
-            found = call(*arguments, **options)
+            result = call(*arguments, **options)
             if hit and self.behind:
                 self.happen()
-            return found
+            return result
         return run
 
     def opened(self, path, mode):
@@ -285,9 +285,9 @@ def test_mode_and_owner_of_the_old_file_are_kept_and_a_new_one_has_the_users(tmp
     if os.geteuid() == 0:
         os.chown(str(path), 1234, 2345)
     write_output(str(path), "new")
-    found = path.stat()
-    assert stat.S_IMODE(found.st_mode) == 0o604
-    assert os.geteuid() != 0 or (found.st_uid, found.st_gid) == (1234, 2345)
+    result = path.stat()
+    assert stat.S_IMODE(result.st_mode) == 0o604
+    assert os.geteuid() != 0 or (result.st_uid, result.st_gid) == (1234, 2345)
 
 
 def test_a_name_as_long_as_the_system_takes(tmp_path):
@@ -427,9 +427,9 @@ def disk(tmp_path):
 
     def mount(*options):
         done = subprocess.Popen(["mount", *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        said = done.communicate()[0].decode()
+        output = done.communicate()[0].decode()
         if done.returncode:
-            pytest.skip(f"nothing can be mounted here: {said}")
+            pytest.skip(f"nothing can be mounted here: {output}")
 
     try:
         mount("-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder))

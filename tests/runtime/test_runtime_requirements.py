@@ -35,9 +35,9 @@ def test_every_verb_without_a_package_says_how_to_install_it(package, verb, argu
     process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                env=dict(os.environ, PYTHONPATH=PATH))
     out, err = process.communicate()
-    said = err.decode().splitlines()[-1]
+    output = err.decode().splitlines()[-1]
     assert process.returncode == 1 and out == b"" and "Traceback" not in err.decode()
-    assert said.startswith(f"merino: {absent} cannot be imported") and "-m pip install --only-binary=:all: " in said
+    assert output.startswith(f"merino: {absent} cannot be imported") and "-m pip install --only-binary=:all: " in output
 
 
 @pytest.fixture

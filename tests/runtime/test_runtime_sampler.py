@@ -82,9 +82,9 @@ def test_no_seed_is_a_new_draw_each_time():
 def test_the_frequencies_are_the_softmax_at_the_temperature():
     logits, temperature, draws = np.log([0.5, 0.3, 0.15, 0.05]), 0.7, 20000
     sampler = Sampler(Sampling(temperature, top_k=0, top_p=1.0, min_p=0.0, seed=7))
-    found = np.bincount([sampler.sample(logits) for _ in range(draws)], minlength=4) / draws
+    result = np.bincount([sampler.sample(logits) for _ in range(draws)], minlength=4) / draws
     expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
-    np.testing.assert_allclose(found, expected, atol=0.015)  # four standard deviations
+    np.testing.assert_allclose(result, expected, atol=0.015)  # four standard deviations
 
 
 @pytest.mark.parametrize("sampling", [FLAT, FLAT._replace(top_k=5000), FLAT._replace(temperature=0.3)])

@@ -35,12 +35,12 @@ def test_parts_and_jinja_give_the_same_text_and_the_same_pieces(template, descri
     @examples(100)
     @given(TALK, st.booleans())
     def check(talk, no_think):
-        ours = by_parts(parts, *talk, no_think=no_think and parts.no_think is not None)
-        assert joined(ours) == rendered(render, chat.tokens, messages_of(*talk), no_think)
-        theirs = by_jinja(render, chat, *talk, no_think=no_think)
-        assert joined(theirs) == joined(ours)
-        assert [piece for piece in theirs if not piece.own] == [piece for piece in ours if not piece.own]
-        assert [piece.turn for piece in ours if piece.turn is not None] == list(range(len(talk[1])))
+        own = by_parts(parts, *talk, no_think=no_think and parts.no_think is not None)
+        assert joined(own) == rendered(render, chat.tokens, messages_of(*talk), no_think)
+        other = by_jinja(render, chat, *talk, no_think=no_think)
+        assert joined(other) == joined(own)
+        assert [piece for piece in other if not piece.own] == [piece for piece in own if not piece.own]
+        assert [piece.turn for piece in own if piece.turn is not None] == list(range(len(talk[1])))
 
     check()
 
@@ -52,8 +52,8 @@ def test_where_no_parts_fit_jinja_still_tells_the_texts(talk):
     pieces = by_jinja(render, chat, *talk, no_think=False)
     assert joined(pieces) == rendered(render, chat.tokens, messages_of(*talk))
     assert [piece.text for piece in pieces if piece.turn is not None] == [turn.answer.strip() for turn in talk[1]]
-    said = [turn.user for turn in talk[1]] + [talk[2]] + [talk[0]] * (talk[0] is not None)
-    assert sorted(piece.text for piece in pieces if not piece.own and piece.turn is None) == sorted(said)
+    output = [turn.user for turn in talk[1]] + [talk[2]] + [talk[0]] * (talk[0] is not None)
+    assert sorted(piece.text for piece in pieces if not piece.own and piece.turn is None) == sorted(output)
 
 
 @pytest.mark.parametrize("kind, expected", [
@@ -97,10 +97,10 @@ def test_what_a_template_raises_or_may_not_do_is_one_line(template):
 def test_no_format_leads_out_of_the_sandbox():
     """Newer versions of jinja2 format within the sandbox; in the old one `format` is refused."""
     try:
-        found = rendered(compiled("{{ '{0.__class__}'.format(messages) }}", "it"), {}, messages_of(None, (), "x"))
+        result = rendered(compiled("{{ '{0.__class__}'.format(messages) }}", "it"), {}, messages_of(None, (), "x"))
     except MerinoError:
         return
-    assert "class" not in found
+    assert "class" not in result
 
 
 @pytest.mark.parametrize("template", ["{% for %}", "{{ x", "{% generation %}", "{{ x | no_such_filter }}"])
@@ -112,5 +112,5 @@ def test_what_is_no_template_is_told(template):
 def test_tags_and_filters_of_transformers_are_known():
     text = ("{% generation %}{{ messages | tojson }}{% endgeneration %}{% for m in messages %}{% break %}{% endfor %}"
             "{{ strftime_now('%Y') }}")
-    found = rendered(compiled(text, "it"), {}, messages_of(None, (), "<é>"))
-    assert found == '[{"role": "user", "content": "<é>"}]' + time.strftime("%Y")
+    result = rendered(compiled(text, "it"), {}, messages_of(None, (), "<é>"))
+    assert result == '[{"role": "user", "content": "<é>"}]' + time.strftime("%Y")

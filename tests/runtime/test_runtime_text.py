@@ -303,9 +303,9 @@ def test_any_bytes_come_out_as_python_decodes_them_from_byte_tokens_too(data):
 def test_special_tokens_in_a_users_text_are_letters_there_too():
     needs_byte_fallback()
     tokenizer = Tokenizer(json.dumps(of_characters()))
-    found = tokenizer.encode_pieces([("<s>", True), ("</s><s>", False), ("</s>", True)])
-    assert [token_id for token_id in found if token_id < 3] == [1, 2]
-    assert b"".join(map(tokenizer.bytes_of, found)).decode("utf-8").replace(" ", "") == "</s><s>"
+    result = tokenizer.encode_pieces([("<s>", True), ("</s><s>", False), ("</s>", True)])
+    assert [token_id for token_id in result if token_id < 3] == [1, 2]
+    assert b"".join(map(tokenizer.bytes_of, result)).decode("utf-8").replace(" ", "") == "</s><s>"
 
 
 def test_thinking_is_text_though_its_marks_are_special():

@@ -82,10 +82,10 @@ def test_a_character_of_several_tokens_comes_whole_in_a_stream(server, chat_dir)
 
 
 def test_a_turn_computes_what_it_adds_and_the_answer_before_is_not_read_again(server):
-    talk = said("What is flour?")
-    first = server.post(CHAT, messages=talk, **GREEDY)
-    talk += [{"role": "assistant", "content": first["choices"][0]["message"]["content"]}, *said("And bread?")]
-    second = server.post(CHAT, messages=talk, **GREEDY)["usage"]
+    conversation = said("What is flour?")
+    first = server.post(CHAT, messages=conversation, **GREEDY)
+    conversation += [{"role": "assistant", "content": first["choices"][0]["message"]["content"]}, *said("And bread?")]
+    second = server.post(CHAT, messages=conversation, **GREEDY)["usage"]
     used = first["usage"]
     assert second["prompt_tokens_details"]["cached_tokens"] >= used["prompt_tokens"]
     assert second["prompt_tokens"] > used["total_tokens"]
@@ -139,8 +139,8 @@ def test_what_the_sampler_is_told(server):
     (b" " * (10 * 2 ** 20), 413, "more than 4,194,304 bytes"),
     (b'{"messages": [' + b"[]," * 300000 + b"0]}", 413, "values")])
 def test_a_wrong_body_is_refused_by_its_name(server, body, status, words):
-    found, error = server.call("POST", CHAT, body)
-    assert found == status and words in error["error"]["message"], error
+    result, error = server.call("POST", CHAT, body)
+    assert result == status and words in error["error"]["message"], error
     assert set(error["error"]) == {"message", "type", "param", "code"}
     assert server.post(CHAT, messages=said("x"), **GREEDY)
 
@@ -185,12 +185,12 @@ def raw(server, *parts, wait_s=0.0):
         for part in parts:
             client.sendall(part)
             time.sleep(wait_s)
-        found = b""
+        result = b""
         while True:
             data = client.recv(65536)
-            found += data
-            if not data or b"}" in found:
-                return found
+            result += data
+            if not data or b"}" in result:
+                return result
 
 
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
@@ -213,8 +213,8 @@ http.BODY_S, connections.HEADER_S, connections.IDLE_S, connections.WRITE_S = 0.5
 
 def test_what_arrives_too_slowly_is_ended(chat_dir):
     with Server(chat_dir, before=LIMITS, options=["--cache-mb", 0]) as server:
-        found = raw(server, POST + b"Content-Length: 9\r\n\r\n{")
-        assert found.startswith(b"HTTP/1.1 408") and b"within 0.5 s" in found
+        result = raw(server, POST + b"Content-Length: 9\r\n\r\n{")
+        assert result.startswith(b"HTTP/1.1 408") and b"within 0.5 s" in result
         for begun in (b"", POST):  # of the first request, and of a second one
             assert raw(server, begun) == b""
         get = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -264,8 +264,8 @@ def test_keys(chat_dir, tmp_path):
             assert (status, error["error"]["code"]) == (401, "invalid_api_key")
         while not server.ready():
             time.sleep(0.01)
-        found = raw(server, POST + b"Content-Length: 4000000\r\n\r\n")  # refused before its body is awaited
-        assert found.startswith(b"HTTP/1.1 401")
+        result = raw(server, POST + b"Content-Length: 4000000\r\n\r\n")  # refused before its body is awaited
+        assert result.startswith(b"HTTP/1.1 401")
         server.key = "open-sesame-2"
         assert server.call("GET", "/v1/models", headers={"Host": "board.local", "Origin": "http://ui"})[0] == 200
         assert server.post(CHAT, messages=said("x"), **GREEDY)
@@ -294,11 +294,11 @@ def test_what_cannot_be_served_is_refused_before_it_begins(chat_dir, server, tmp
 def test_too_many_requests_are_told_when_to_come_again(chat_dir):
     with Server(chat_dir, options=["--slots", 1, "--queue", 1]) as server:
         long = {"messages": said("x"), "temperature": 0, "ignore_eos": True, "max_tokens": 200}
-        found = []
+        results = []
 
         def one():
             connection, response = server.open("POST", CHAT, long)
-            found.append((response.status, response.getheader("Retry-After"), response.read()))
+            results.append((response.status, response.getheader("Retry-After"), response.read()))
             connection.close()
 
         threads = [threading.Thread(target=one) for _ in range(12)]
@@ -306,10 +306,10 @@ def test_too_many_requests_are_told_when_to_come_again(chat_dir):
             thread.start()
         for thread in threads:
             thread.join()
-        refusals = [each for each in found if each[0] == 429]
-        assert {each[0] for each in found} == {200, 429} and all(int(each[1]) >= 1 for each in refusals)
+        refusals = [each for each in results if each[0] == 429]
+        assert {each[0] for each in results} == {200, 429} and all(int(each[1]) >= 1 for each in refusals)
         assert len({json.loads(each[2].decode())["choices"][0]["message"]["content"]
-                    for each in found if each[0] == 200}) == 1
+                    for each in results if each[0] == 200}) == 1
 
 
 HOUSE = "You keep a house. " + "The lamp of the kitchen is off. " * 3
@@ -357,25 +357,25 @@ def test_a_background_request_never_costs_a_person_a_slot(chat_dir):
 def test_a_signal_ends_what_is_under_way_with_an_error(chat_dir):
     with Server(chat_dir, options=["--slots", 1, "--queue", 100]) as server:
         long = {"messages": said("x"), "temperature": 0, "ignore_eos": True, "max_tokens": 200}
-        found = []
+        results = []
 
         def one(streams):
             with contextlib.suppress(OSError):
                 connection, response = server.open("POST", CHAT, dict(long, stream=streams))
-                found.append((response.status, response.read()))
+                results.append((response.status, response.read()))
                 connection.close()
 
         threads = [threading.Thread(target=one, args=(each % 2 == 1,)) for each in range(80)]
         for thread in threads:
             thread.start()
-        while not found:
+        while not results:
             time.sleep(0.001)
         server.process.terminate()
         for thread in threads:
             thread.join()
         assert server.process.wait(60) == 0 and "stopped" in server.said()
-    assert {status for status, _ in found} == {200, 503}
-    assert any(status == 200 and b"the server was stopped" in data for status, data in found)
+    assert {status for status, _ in results} == {200, 503}
+    assert any(status == 200 and b"the server was stopped" in data for status, data in results)
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server(chat_dir, tmp_path):
@@ -394,16 +394,16 @@ ROOM = {"temperature": 1.0, "max_tokens": 100}
 
 
 def test_an_answer_follows_the_schema_that_it_is_given(server):
-    asked = {"type": "json_schema", "json_schema": {"name": "lamp", "strict": True, "schema": SCHEMA}}
+    requested = {"type": "json_schema", "json_schema": {"name": "lamp", "strict": True, "schema": SCHEMA}}
     for seed in range(5):
-        choice = server.post(CHAT, messages=said("x"), response_format=asked, seed=seed, **ROOM)["choices"][0]
+        choice = server.post(CHAT, messages=said("x"), response_format=requested, seed=seed, **ROOM)["choices"][0]
         assert choice["finish_reason"] == "length" or set(json.loads(choice["message"]["content"])) == {"lamp", "level"}
     free = server.post(CHAT, messages=said("x"), response_format={"type": "json_object"}, **ROOM)["choices"][0]
     assert free["message"]["content"].lstrip().startswith("{")
     status, error = server.call("POST", CHAT, {"messages": said("x"), "response_format": dict(
-        asked, json_schema={"schema": {"type": "object", "not": {}}})})
+        requested, json_schema={"schema": {"type": "object", "not": {}}})})
     assert status == 400 and error["error"]["param"] == "response_format" and "not" in error["error"]["message"]
-    assert server.call("POST", CHAT, {"messages": said("x"), "response_format": asked, "tools": [TOOL]})[0] == 400
+    assert server.call("POST", CHAT, {"messages": said("x"), "response_format": requested, "tools": [TOOL]})[0] == 400
 
 
 def test_a_tool_that_must_be_called_is_called_in_a_stream_too(long_server):

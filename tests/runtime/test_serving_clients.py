@@ -34,8 +34,8 @@ def server(decoder, tmp_path_factory):
 
 @pytest.fixture
 def client(server):
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="dummy", max_retries=0) as found:
-        yield found
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="dummy", max_retries=0) as result:
+        yield result
 
 
 def test_the_openai_client(client):
@@ -66,11 +66,11 @@ def test_the_calls_of_home_assistant(client):
     setup = {"model": model, "messages": TALK, "tools": [empty], "max_tokens": 3}
     assert client.chat.completions.create(**setup).choices
     assert list(client.chat.completions.create(**setup, stream=True))
-    talk = [*TALK, {"role": "assistant", "content": None, "tool_calls": [
+    dialogue = [*TALK, {"role": "assistant", "content": None, "tool_calls": [
         {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}]},
         {"role": "tool", "tool_call_id": "call_1", "content": '{"sky": "grey"}'}]
     chunks = list(client.chat.completions.create(
-        model=model, messages=talk, tools=[WEATHER], max_tokens=3000, temperature=1.0, top_p=1.0, user="kitchen",
+        model=model, messages=dialogue, tools=[WEATHER], max_tokens=3000, temperature=1.0, top_p=1.0, user="kitchen",
         stream=True, stream_options={"include_usage": True}))
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-2].choices[0].finish_reason in ("stop", "length", "tool_calls")
@@ -84,26 +84,26 @@ TASK = "### Task:\nGenerate {}.\n### Chat History:\n<chat_history>\nUSER: {}\nAS
 def test_the_calls_of_open_webui_leave_the_conversation_in_its_slot(server, client):
     """A stream, then a title, tags and follow-ups, none of which is one; then the next turn."""
     model = client.models.list().data[0].id
-    talk = [{"role": "user", "content": "What does the miller do in the evening, and who buys his flour? " * 4}]
+    conversation = [{"role": "user", "content": "What does the miller do in the evening, and who buys his flour? " * 4}]
     usual = {"model": model, "temperature": 0}
-    parts = list(client.chat.completions.create(messages=talk, stream=True, max_tokens=20, **usual,
+    parts = list(client.chat.completions.create(messages=conversation, stream=True, max_tokens=20, **usual,
                                                 stream_options={"include_usage": True}))
     answer = "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
-    for wanted in ("a concise title with an emoji", "1-3 broad tags", "3-5 relevant follow-up questions"):
-        task = [{"role": "user", "content": TASK.format(wanted, talk[0]["content"], answer)}]
+    for expected in ("a concise title with an emoji", "1-3 broad tags", "3-5 relevant follow-up questions"):
+        task = [{"role": "user", "content": TASK.format(expected, conversation[0]["content"], answer)}]
         assert client.chat.completions.create(messages=task, stream=False, max_completion_tokens=30, **usual).choices
-    talk += [{"role": "assistant", "content": answer}, {"role": "user", "content": "And in the morning?"}]
-    parts = list(client.chat.completions.create(messages=talk, stream=True, max_tokens=5, **usual,
+    conversation += [{"role": "assistant", "content": answer}, {"role": "user", "content": "And in the morning?"}]
+    parts = list(client.chat.completions.create(messages=conversation, stream=True, max_tokens=5, **usual,
                                                 stream_options={"include_usage": True}))
-    first = server.post("/v1/chat/completions", messages=talk[:1], max_tokens=1)["usage"]["prompt_tokens"]
+    first = server.post("/v1/chat/completions", messages=conversation[:1], max_tokens=1)["usage"]["prompt_tokens"]
     assert parts[-1].usage.prompt_tokens_details.cached_tokens >= first > 60
 
 
 def programs(name, language):
     """The programs of a page of the documentation, each whole."""
-    found = re.findall(rf"```{language}\n(.*?)```", (PAGES / f"{name}.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert found
-    return found
+    result = re.findall(rf"```{language}\n(.*?)```", (PAGES / f"{name}.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert result
+    return result
 
 
 def run_on(server, text, *command, cwd=None):
@@ -126,8 +126,8 @@ def test_the_programs_of_the_pages_run(server, page, needs):
 def test_the_commands_of_the_page_for_curl_run(server):
     strict = 'set -eu; curl() { command curl --fail "$@"; echo; }\n'
     printed = "".join(run_on(server, strict + text, "bash", "-c") for text in programs("curl", "bash"))
-    wanted = ("chat.completion", "data: [DONE]", "text_completion", "num_requests_running", "brightness", "eval_count")
-    assert [each for each in wanted if each not in printed] == []
+    needed = ("chat.completion", "data: [DONE]", "text_completion", "num_requests_running", "brightness", "eval_count")
+    assert [each for each in needed if each not in printed] == []
 
 
 def test_langchain(server):

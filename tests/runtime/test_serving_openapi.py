@@ -58,9 +58,9 @@ def names_read(module):
 
 def names_documented(schema):
     """Of objects inside of it too."""
-    found = set(schema.get("properties", {}))
+    result = set(schema.get("properties", {}))
     inner = list(schema.values())
-    return found.union(*(names_documented(each) for each in inner if isinstance(each, dict)),
+    return result.union(*(names_documented(each) for each in inner if isinstance(each, dict)),
                        *(names_documented(each) for part in inner if isinstance(part, list)
                          for each in part if isinstance(each, dict)))
 
@@ -81,12 +81,12 @@ def test_each_field_that_is_read_is_documented(module, requests):
 ])
 def test_each_bound_is_the_servers(server, path, request_name, body):
     """One beyond a bound is refused by the field's name, and the schema refuses it too."""
-    found = SCHEMAS[request_name]["properties"]
+    result = SCHEMAS[request_name]["properties"]
     steps = (("minimum", -1), ("maximum", 1))
-    bounded = [(name, *each) for name, schema in found.items() for each in steps if each[0] in schema]
+    bounded = [(name, *each) for name, schema in result.items() for each in steps if each[0] in schema]
     assert bounded
     for name, bound, step in bounded:
-        beyond = found[name][bound] + step
+        beyond = result[name][bound] + step
         if abs(beyond) > 2 ** 62:
             continue  # JSON's numbers are not exact there
         wrong = dict(body, **{name: beyond})
@@ -124,9 +124,9 @@ def test_a_tools_call_is_as_documented(tmp_path_factory, request):
     tool = {"type": "function", "function": {"name": "grind", "parameters": {
         "type": "object", "properties": {"sacks": {"enum": [1, 2]}}, "required": ["sacks"]}}}
     with Server(folder, options=["--cache-mb", 0]) as running:
-        asked = {"messages": ASKED["messages"], "tools": [tool], "tool_choice": "required"}
-        validator_of(SCHEMAS["ChatRequest"]).validate(asked)
-        whole = running.post(CHAT, **asked)
+        requested = {"messages": ASKED["messages"], "tools": [tool], "tool_choice": "required"}
+        validator_of(SCHEMAS["ChatRequest"]).validate(requested)
+        whole = running.post(CHAT, **requested)
         assert whole["choices"][0]["message"]["tool_calls"]
         check(CHAT, whole)
         called = running.post("/api/chat", stream=False, messages=ASKED["messages"], tools=[tool])

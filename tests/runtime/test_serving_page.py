@@ -24,8 +24,8 @@ EVIL = "<img src=x onerror='window.hacked = 1'><script>window.hacked = 1</script
 
 @pytest.fixture(scope="module")
 def browser():
-    with headless() as found:
-        yield found
+    with headless() as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +45,15 @@ def server(bundle):
 @pytest.fixture
 def opened(browser):
     """A function: (server, width, scheme) -> its page. What the page said and asked for is judged at the end."""
-    contexts, said, asked = [], [], []
+    contexts, output, requested = [], [], []
 
     def open_page(server, width=1280, scheme="light", height=800, talks=True):
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append((server.url, request.url)))
+        page.on("console", lambda message: output.append(message.text))
+        page.on("pageerror", lambda error: output.append(str(error)))
+        page.on("request", lambda request: requested.append((server.url, request.url)))
         page.goto(server.url)
         if talks:
             until(page, SHOWS_MEMORY)
@@ -62,8 +62,8 @@ def opened(browser):
     yield open_page
     for context in contexts:
         context.close()
-    assert [text for text in said if "Failed to load resource" not in text] == []  # a refusal, which the page words
-    assert [url for own, url in asked if not url.startswith((own, "data:"))] == []
+    assert [text for text in output if "Failed to load resource" not in text] == []  # a refusal, which the page words
+    assert [url for own, url in requested if not url.startswith((own, "data:"))] == []
 
 
 SHOWS_MEMORY = "document.getElementById('memory').textContent !== '–'"
@@ -107,9 +107,9 @@ def finished(page):
 
 def bodies(page):
     """What the page sends from now on."""
-    found = []
-    page.on("request", lambda request: found.append(request.post_data_json) if request.method == "POST" else None)
-    return found
+    results = []
+    page.on("request", lambda request: results.append(request.post_data_json) if request.method == "POST" else None)
+    return results
 
 
 def never_ending(page):
@@ -277,8 +277,8 @@ def test_the_policy_lets_nothing_else_run_and_the_application_has_the_page(serve
     connection.close()
     assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
     page = browser.new_page()
-    said = []
-    page.on("console", lambda message: said.append(message.text))
+    messages = []
+    page.on("console", lambda message: messages.append(message.text))
     page.goto(server.url)
     page.evaluate("""() => {
         const script = document.createElement('script'), image = document.createElement('img');
@@ -287,7 +287,7 @@ def test_the_policy_lets_nothing_else_run_and_the_application_has_the_page(serve
     }""")
     page.wait_for_timeout(200)
     assert page.evaluate("typeof window.hacked") == "undefined"
-    assert len([each for each in said if "Content Security Policy" in each]) == 2, said
+    assert len([each for each in messages if "Content Security Policy" in each]) == 2, messages
     page.close()
     from merino_edge.bundles.board_app import write_board_app
 

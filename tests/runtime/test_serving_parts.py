@@ -40,10 +40,10 @@ def test_a_ceiling_pauses_between_tokens_and_the_answer_says_so():
     burden = Burden(Sensors(lambda: {"cpu": next(degrees), "gpu": 40.0}), 78.0)
     since = burden.moment()
     burden.cool()
-    told = burden.thermal(since)
-    assert told["ceiling_c"] == 78 and told["hottest_c"] == 75 and told["paused_ms"] >= 200
+    message = burden.thermal(since)
+    assert message["ceiling_c"] == 78 and message["hottest_c"] == 75 and message["paused_ms"] >= 200
     burden.cool()  # it was looked at within the second
-    assert burden.thermal(since) == told
+    assert burden.thermal(since) == message
     assert Burden(Sensors(), None).thermal(since) is None
 
 
@@ -67,20 +67,20 @@ CALL = '<tool_call>\n{"name": "lamp", "arguments": {"on": true}}\n</tool_call>'
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_calls_are_told_from_the_text_wherever_it_is_cut(size):
     text = "So: " + CALL + "\n" + CALL + " <tool_call>nonsense</tool_call> a < b <tool"
-    calls, found = Calls(), []
+    calls, result = Calls(), []
     for place in range(0, len(text), size):
-        found += calls.push(text[place:place + size])
-    found += calls.finish()
-    assert [(each.name, each.arguments) for each in found if isinstance(each, Call)] == [("lamp", {"on": True})] * 2
-    said = "".join(each.text for each in found if isinstance(each, TextDelta))
-    assert said.replace(" ", "") == "So:<tool_call>nonsense</tool_call>a<b<tool"
+        result += calls.push(text[place:place + size])
+    result += calls.finish()
+    assert [(each.name, each.arguments) for each in result if isinstance(each, Call)] == [("lamp", {"on": True})] * 2
+    output = "".join(each.text for each in result if isinstance(each, TextDelta))
+    assert output.replace(" ", "") == "So:<tool_call>nonsense</tool_call>a<b<tool"
 
 
 def test_a_run_for_several_requests_is_shared_out_and_one_that_fails_is_made_up_for(bundle_dirs, capsys, monkeypatch):
     if "fused" not in bundle_dirs:
         pytest.skip("no fused bundle for this Python's onnxruntime")
     slots = Slots(open_model(str(bundle_dirs["fused"]), threads=1), 3)
-    served, row, batched, runs_s, told = Served(slots), slots.persons[0].backend, [], [], []
+    served, row, batched, runs_s, message = Served(slots), slots.persons[0].backend, [], [], []
     request, computed = GenerationRequest((1, 2, 3), 20, GREEDY, ignore_eos=True), type(row).step_ahead
 
     def timed(backend, steps):
@@ -92,10 +92,10 @@ def test_a_run_for_several_requests_is_shared_out_and_one_that_fails_is_made_up_
 
     def answers():
         scheduler, ended = Scheduler(9, Burden(Sensors(), None), batched=batched.append), []
-        del told[:], runs_s[:]
+        del message[:], runs_s[:]
 
         def take(event):
-            told.append(event.id if isinstance(event, Piece) else None)
+            message.append(event.id if isinstance(event, Piece) else None)
             if isinstance(event, Ended):
                 ended.append(event.used)
                 if len(ended) == 3:
@@ -112,7 +112,7 @@ def test_a_run_for_several_requests_is_shared_out_and_one_that_fails_is_made_up_
     for used in answers():
         assert used.decode_ms >= 1000 * sum(runs_s)  # each waits for the whole of a run
     assert batched == [3] * 19 and not capsys.readouterr().err
-    first, row._rows._session = told[:], None
+    first, row._rows._session = message[:], None
     answers()
-    assert told == first and len(batched) == 19 and "one by one from now on" in capsys.readouterr().err
+    assert message == first and len(batched) == 19 and "one by one from now on" in capsys.readouterr().err
     slots.close()

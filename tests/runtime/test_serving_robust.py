@@ -42,20 +42,20 @@ def streamed(server, number):
 
 def all_at_once(calls):
     """What each call returned, or raised, in its own thread."""
-    found = [None] * len(calls)
+    result = [None] * len(calls)
 
     def run(place):
         try:
-            found[place] = calls[place]()
+            result[place] = calls[place]()
         except Exception as error:
-            found[place] = error
+            result[place] = error
 
     threads = [threading.Thread(target=run, args=(place,)) for place in range(len(calls))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return found
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +111,8 @@ ASKED = [
 
 def said_to(server, body):
     """The bytes of an answer's tokens, why it ended, and its log-probabilities."""
-    talk = [{"role": "user", "content": "The mill"}]
-    body = dict({"max_tokens": 40, "seed": 5, "logprobs": True}, messages=talk, **body)
+    conversation = [{"role": "user", "content": "The mill"}]
+    body = dict({"max_tokens": 40, "seed": 5, "logprobs": True}, messages=conversation, **body)
     (choice,) = server.post(CHAT, **body)["choices"]
     entries = choice["logprobs"]["content"]
     return [each["bytes"] for each in entries], choice["finish_reason"], [each["logprob"] for each in entries]
@@ -125,9 +125,9 @@ def test_requests_that_are_decoded_together_keep_sampler_constraint_and_ends(dec
         assert mean_batch(server) == 0 and len({str(each[0]) for each in alone}) == len(ASKED)
         together = all_at_once([lambda body=body: said_to(server, body) for body in ASKED * 4])
         assert mean_batch(server) > 1.5
-    for found, expected in zip(together, alone * 4, strict=True):
-        assert found[:2] == expected[:2]
-        assert found[2] == pytest.approx(expected[2], abs=1e-3)
+    for result, expected in zip(together, alone * 4, strict=True):
+        assert result[:2] == expected[:2]
+        assert result[2] == pytest.approx(expected[2], abs=1e-3)
 
 
 def test_a_stop_string_across_tokens_ends_a_stream_and_a_whole_answer_alike(server):
@@ -215,12 +215,12 @@ def test_a_kill_leaves_errors_or_whole_answers_and_nothing_in_the_way(bundle, tm
         killer = threading.Timer(0.05, lambda: os.kill(server.process.pid, signal.SIGKILL))
         killer.start()
         calls = [lambda number=number: (streamed if number % 2 else whole)(server, number % 20) for number in range(60)]
-        found = all_at_once(calls)
+        result = all_at_once(calls)
         killer.join()
         assert server.process.wait(60) == -signal.SIGKILL
-    whole_answers = [number for number, text in enumerate(found) if isinstance(text, str)]
-    assert all(found[number] == expected[number % 20] for number in whole_answers) and len(whole_answers) < 60
-    errors = [each for each in found if not isinstance(each, str)]
+    whole_answers = [number for number, text in enumerate(result) if isinstance(text, str)]
+    assert all(result[number] == expected[number % 20] for number in whole_answers) and len(whole_answers) < 60
+    errors = [each for each in result if not isinstance(each, str)]
     assert all(isinstance(each, (OSError, http.client.HTTPException, AssertionError)) for each in errors), errors
     with Server(bundle, options=[*options, "--port", server.port]) as server:  # as the unit starts it again
         assert whole(server, 3) == expected[3]

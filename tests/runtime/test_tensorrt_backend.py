@@ -162,10 +162,10 @@ def test_a_saved_cache_is_read_by_either_backend(bundle, backend, truth, tmp_pat
 
 def test_what_does_not_fit_is_refused_and_changes_nothing(bundle, backend, truth):
     backend.prefill(IDS)
-    for call, said in ((lambda: backend.prefill([1] * bundle.context), "does not fit"),
+    for call, output in ((lambda: backend.prefill([1] * bundle.context), "does not fit"),
                        (lambda: backend.prefill([]), "at least 1 id"), (lambda: backend.step(bundle.vocab), "does not"),
                        (lambda: backend.prefill([-1]), "the model has"), (lambda: backend.truncate(99), "holds 8")):
-        with pytest.raises(MerinoError, match=said):
+        with pytest.raises(MerinoError, match=output):
             call()
     assert backend.ids == IDS
     backend.prefill([7] * (bundle.context - len(IDS)))
@@ -228,18 +228,18 @@ def session(bundle):
     opened = open_backend(bundle, backend="tensorrt")
     try:
         logits = opened.prefill(IDS)
-        found = []
+        results = []
         for _ in range(4):
-            found.append(int(logits.argmax()))
-            logits = opened.step(found[-1])
+            results.append(int(logits.argmax()))
+            logits = opened.step(results[-1])
         twin = opened.fork()
         try:
-            found.append(int(twin.step(found[-1]).argmax()))
+            results.append(int(twin.step(results[-1]).argmax()))
         finally:
             twin.close()
         opened.truncate(3)
-        found.append(int(opened.prefill(IDS[3:]).argmax()))
-        return found
+        results.append(int(opened.prefill(IDS[3:]).argmax()))
+        return results
     finally:
         opened.close()
 
@@ -348,5 +348,5 @@ def test_no_tensorrt_is_refused_with_what_to_do(bundle, monkeypatch):
 def test_each_fault_has_a_message_with_its_number():
     from merino_runtime.backends.cuda import CudaError
 
-    for code, said in ((2, "out of GPU memory"), (35, "driver"), (100, "no GPU"), (719, "lost"), (1, "failed")):
-        assert said in str(cuda_fault("a decode step", CudaError("cudaX", code))) and code
+    for code, output in ((2, "out of GPU memory"), (35, "driver"), (100, "no GPU"), (719, "lost"), (1, "failed")):
+        assert output in str(cuda_fault("a decode step", CudaError("cudaX", code))) and code

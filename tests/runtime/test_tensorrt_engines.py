@@ -55,9 +55,9 @@ def plan_of(path):
 
 
 def built(bundle, fp16=False, workspace_mb=None):
-    said = []
-    made = build_engine(bundle, fp16, workspace_mb, said.append)
-    return made, said
+    messages = []
+    made = build_engine(bundle, fp16, workspace_mb, messages.append)
+    return made, messages
 
 
 def test_an_engine_is_built_once_and_then_loaded(bundle, gpu, cache):
@@ -150,11 +150,11 @@ def test_random_damage_is_never_loaded(bundle, gpu, cache, monkeypatch):
 
 def recorded_loads(monkeypatch):
     """The plans that TensorRT is given, as a list that grows."""
-    runtime, found = sys.modules["tensorrt"].Runtime, []
+    runtime, result = sys.modules["tensorrt"].Runtime, []
     load = runtime.deserialize_cuda_engine
     monkeypatch.setattr(runtime, "deserialize_cuda_engine",
-                        lambda self, plan: (found.append(bytes(plan)), load(self, plan))[1])
-    return found
+                        lambda self, plan: (result.append(bytes(plan)), load(self, plan))[1])
+    return result
 
 
 def test_another_engine_under_this_ones_name_is_not_loaded(bundle, gpu, cache, monkeypatch):
@@ -176,9 +176,9 @@ def test_an_engine_that_tensorrt_does_not_load_is_built_again_once(bundle, gpu, 
     load, refusals = runtime.deserialize_cuda_engine, [True, False]
     monkeypatch.setattr(runtime, "deserialize_cuda_engine",
                         lambda self, plan: None if refusals.pop(0) else load(self, plan))
-    said = []
-    open_backend(bundle, backend="tensorrt", say=said.append).close()
-    assert gpu.builds == 2 and "built again" in said[0]
+    messages = []
+    open_backend(bundle, backend="tensorrt", say=messages.append).close()
+    assert gpu.builds == 2 and "built again" in messages[0]
     refusals[:] = [True, True]
     with pytest.raises(MerinoError, match="does not load the engine that it built"):
         open_backend(bundle, backend="tensorrt")
@@ -303,16 +303,16 @@ def child(bundle, version, seconds, how="whole"):
 
 def test_of_two_builders_one_builds_and_the_other_waits(bundle, cache):
     both = [child(bundle, VERSIONS[0], 1) for _ in range(2)]
-    said = [each.communicate(timeout=60) for each in both]
-    assert [each.returncode for each in both] == [0, 0], said
-    assert sorted(out.split() for out, _ in said) == [[b"building", b"built"], [b"found"]]
+    output = [each.communicate(timeout=60) for each in both]
+    assert [each.returncode for each in both] == [0, 0], output
+    assert sorted(out.split() for out, _ in output) == [[b"building", b"built"], [b"found"]]
     assert len(engines(cache)) == 1
 
 
 def test_a_builder_that_is_killed_leaves_no_engine_and_no_lock(bundle, cache, gpu):
-    for how, said in (("whole", b"building"), ("stopped", b"writing")):
+    for how, output in (("whole", b"building"), ("stopped", b"writing")):
         process = child(bundle, gpu.version, 60 if how == "whole" else 0, how)
-        while process.stdout.readline().strip() not in (said, b""):
+        while process.stdout.readline().strip() not in (output, b""):
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()

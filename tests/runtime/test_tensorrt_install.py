@@ -82,15 +82,15 @@ def test_the_command_line_chooses_then_the_environment_then_the_bundle(bundle, m
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_jetson_that_has_tensorrt_takes_it_and_says_so(bundle, monkeypatch, version):
-    said = []
+    messages = []
     monkeypatch.setattr(choice, "is_installed", lambda name: True)
     put_in(Gpu(), version, monkeypatch)
-    assert choose_backend(bundle, None, said.append) == "onnxruntime" and said == []
+    assert choose_backend(bundle, None, messages.append) == "onnxruntime" and messages == []
     models = {"/proc/device-tree/model": "NVIDIA Jetson Nano Developer Kit\0"}
     monkeypatch.setattr(choice.board, "read_text", lambda path: models.get(path, ""))
-    assert choose_backend(bundle, None, said.append) == "tensorrt"
-    assert version in said[0] and "--backend onnxruntime runs on the CPU" in said[0]
-    assert choose_backend(bundle._replace(backends=bundle.backends[:1]), None, said.append) == "onnxruntime"
+    assert choose_backend(bundle, None, messages.append) == "tensorrt"
+    assert version in messages[0] and "--backend onnxruntime runs on the CPU" in messages[0]
+    assert choose_backend(bundle._replace(backends=bundle.backends[:1]), None, messages.append) == "onnxruntime"
     put_in(Gpu(), "8.0.1.6", monkeypatch)  # JetPack 4.6.0
-    assert choose_backend(bundle, None, said.append) == "onnxruntime"
-    assert "TensorRT is 8.0.1.6" in said[-1] and "onnxruntime is taken" in said[-1]
+    assert choose_backend(bundle, None, messages.append) == "onnxruntime"
+    assert "TensorRT is 8.0.1.6" in messages[-1] and "onnxruntime is taken" in messages[-1]

@@ -108,10 +108,10 @@ def shared_cache(monkeypatch):
     make = tensorrt_session.SessionMemory._phase
 
     def phase(self, *arguments):
-        found = make(self, *arguments)
+        result = make(self, *arguments)
         name = self.caches[0].name
-        found.addresses[name.replace("past_key_values", "present")] = found.addresses[name]
-        return found
+        result.addresses[name.replace("past_key_values", "present")] = result.addresses[name]
+        return result
 
     monkeypatch.setattr(tensorrt_session.SessionMemory, "_phase", phase)
 
@@ -120,9 +120,9 @@ def unset_address(monkeypatch):
     make = tensorrt_session.SessionMemory._phase
 
     def phase(self, *arguments):
-        found = make(self, *arguments)
-        found.addresses["logits"] = 0
-        return found
+        result = make(self, *arguments)
+        result.addresses["logits"] = 0
+        return result
 
     monkeypatch.setattr(tensorrt_session.SessionMemory, "_phase", phase)
 

@@ -267,7 +267,7 @@ def building_classes(gpu, module, old):
                 if -1 in tensor.shape and shapes is None:
                     return "{}: dynamic input is missing dimensions in profile".format(tensor.name)
                 for shape in shapes or ():
-                    if any(axis not in (-1, found) for axis, found in zip(tensor.shape, shape)):
+                    if any(axis not in (-1, result) for axis, result in zip(tensor.shape, shape)):
                         return "{}: a static dimension differs in profile".format(tensor.name)
         return None if profiles else "network has dynamic inputs, but no optimization profile has been defined"
 

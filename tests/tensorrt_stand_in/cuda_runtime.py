@@ -30,9 +30,9 @@ class Library:
     def __getattr__(self, name):
         if name not in self._kept:
             raise AttributeError("undefined symbol: " + name)
-        found = _Foreign(ctypes.cast(self._kept[name], c_void_p).value)
-        setattr(self, name, found)
-        return found
+        result = _Foreign(ctypes.cast(self._kept[name], c_void_p).value)
+        setattr(self, name, result)
+        return result
 
 
 TEXTS = ("cudaGetErrorName", "cudaGetErrorString")

@@ -81,8 +81,8 @@ class Gpu:
 
     def left(self):
         """What was allocated, and nobody tried to free."""
-        found = ["{} {}".format(block.kind, block.size) for block in self.blocks.values() if not block.free_tried]
-        return found + [name for name, kind in (("stream", self.streams), ("graph", self.graphs),
+        results = ["{} {}".format(block.kind, block.size) for block in self.blocks.values() if not block.free_tried]
+        return results + [name for name, kind in (("stream", self.streams), ("graph", self.graphs),
                                                 ("executable", self.executables)) for _ in kind]
 
     def violate(self, text):

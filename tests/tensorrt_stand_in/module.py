@@ -27,8 +27,8 @@ def tensorrt_module(gpu, version):
         module.MemoryPoolType = enum.Enum("MemoryPoolType", "WORKSPACE DLA_MANAGED_SRAM")
         module.IProgressMonitor = IProgressMonitor
     module.ILogger = type("ILogger", (ILogger,), {each.name: each for each in module.Severity})
-    for found in (*building_classes(gpu, module, old), *running_classes(gpu, module, old)):
-        setattr(module, found.__name__, found)
+    for result in (*building_classes(gpu, module, old), *running_classes(gpu, module, old)):
+        setattr(module, result.__name__, result)
     return module
 
 

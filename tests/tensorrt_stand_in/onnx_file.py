@@ -7,17 +7,17 @@ MODEL_GRAPH, MODEL_OPSET, GRAPH_NODE = 7, 8, 1
 
 def nodes_of(data):
     """-> (nodes, opset of the standard operators). ValueError where it is no model."""
-    found, opset = [], None
+    results, opset = [], None
     for number, value in _fields(data):
         if number == MODEL_OPSET:
             domain = [text for field, text in _fields(value) if field == 1]
             if not domain or not domain[0]:
                 opset = next(each for field, each in _fields(value) if field == 2)
         if number == MODEL_GRAPH:
-            found = [_node(inner) for field, inner in _fields(value) if field == GRAPH_NODE]
-    if not found or opset is None:
+            results = [_node(inner) for field, inner in _fields(value) if field == GRAPH_NODE]
+    if not results or opset is None:
         raise ValueError("it holds no graph")
-    return found, opset
+    return results, opset
 
 
 def _node(data):

@@ -201,7 +201,7 @@ def running_classes(gpu, module, old):
         def _regions(self, addresses):
             """(view, shape, type, is_input) of each port's memory."""
             scratch = gpu.view(self.device_memory or 0, self._engine.device_memory_size, "device", "scratch memory")
-            found = {"": (scratch, scratch.shape, np.dtype("uint8"), False)}
+            results = {"": (scratch, scratch.shape, np.dtype("uint8"), False)}
             for name, (dtype, _, is_input) in self._engine.ports.items():
                 address = addresses.get(name)
                 if not address:
@@ -210,13 +210,13 @@ def running_classes(gpu, module, old):
                     gpu.violate("{} lies at {:#x}, which is not aligned".format(name, address))
                 shape, kind = self._shape_of(name), numpy_type(dtype.name)
                 size = int(np.prod(shape)) * kind.itemsize
-                found[name] = (gpu.view(address, size, "device", name), shape, kind, is_input)
-            written = [name for name, region in found.items() if not region[3]]
+                results[name] = (gpu.view(address, size, "device", name), shape, kind, is_input)
+            written = [name for name, region in results.items() if not region[3]]
             for name in written:
-                for other, region in found.items():
-                    if other != name and np.shares_memory(region[0], found[name][0]):
+                for other, region in results.items():
+                    if other != name and np.shares_memory(region[0], results[name][0]):
                         gpu.violate("{} and {} share memory".format(name or "scratch", other or "scratch"))
-            return found
+            return results
 
         def _execute(self, regions):
             session = session_of(self._engine.plan["path"])
