@@ -7,13 +7,13 @@
  *   check time THREADS      larger shapes than caches hold, in JSON: ms of the fastest call and of the median one
  */
 #include <math.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include "attention.h"
 #include "matmul4.h"
+#include "pool.h"
 
 static uint64_t state;
 
@@ -62,6 +62,16 @@ static void backwards(const void *context, each_task *each, size_t count, void *
     while (count--) each(work, count);
 }
 
+static void pooled(const void *context, each_task *each, size_t count, void *work) {
+    (void)context;
+    pool_run(each, count, work);
+}
+
+static threads any_threads(void) {
+    void (*runs[])(const void *, each_task *, size_t, void *) = {NULL, backwards, pooled};
+    return (threads){runs[below(3)], NULL};
+}
+
 static uint8_t *matrix(int64_t rows, int64_t columns, int minimums) {
     int64_t bytes = minimums ? GROUP_BYTES_WITH_MINIMUMS : GROUP_BYTES;
     int64_t groups = (rows + TILE_ROWS - 1) / TILE_ROWS * (columns / GROUP);
@@ -90,7 +100,7 @@ static uint64_t fuzz_product(void) {
     int64_t rows = 1 + below(40), columns = GROUP * (1 + below(6)), count = 1 + below(below(2) ? 40 : 3);
     int minimums = (int)below(2), extreme = !below(3);
     matmul4_work work = product(count, rows, columns, minimums, extreme);
-    matmul4(&work, (threads){below(2) ? backwards : NULL, NULL});
+    matmul4(&work, any_threads());
     uint64_t hash = hash_floats(0, work.y, count * rows);
     float *row = room(columns * (int64_t)sizeof(float));
     matmul4_row(work.weights, columns, work.minimums, below(rows), row);
@@ -135,7 +145,7 @@ static uint64_t fuzz_attention(void) {
     attention_work work = case_of(heads, kv_heads, size, past, count, window, int8, extreme);
     const float *cos = work.cos;
     if (!below(4)) work.cos = NULL;
-    attention(&work, (threads){below(2) ? backwards : NULL, NULL});
+    attention(&work, any_threads());
     uint64_t hash = hash_floats(0, work.out, count * heads * size);
     int64_t entries = kv_heads * work.slots * size;
     if (work.key_scales)
@@ -164,32 +174,7 @@ static int run_attention(int64_t heads, int64_t kv_heads, int64_t past, int int8
     return 0;
 }
 
-enum { MOST_THREADS = 64, TIMED_CALLS = 15 };
-
-typedef struct {
-    each_task *each;
-    void *work;
-    size_t begin, end;
-} some_tasks;
-
-static void *run_some(void *given) {
-    some_tasks *some = given;
-    for (size_t task = some->begin; task < some->end; task++) some->each(some->work, task);
-    return NULL;
-}
-
-/* Tasks in equal parts, one for each of *context threads, which are started for the call. */
-static void in_threads(const void *context, each_task *each, size_t count, void *work) {
-    size_t number = (size_t) * (const int *)context;
-    pthread_t started[MOST_THREADS];
-    some_tasks some[MOST_THREADS];
-    for (size_t at = 0; at < number; at++) {
-        some[at] = (some_tasks){each, work, count * at / number, count * (at + 1) / number};
-        if (at && pthread_create(&started[at], NULL, run_some, &some[at])) exit(1);
-    }
-    run_some(&some[0]);
-    for (size_t at = 1; at < number; at++) pthread_join(started[at], NULL);
-}
+enum { TIMED_CALLS = 15 };
 
 static double now_ms(void) {
     struct timespec now;
@@ -236,8 +221,9 @@ static void time_attention(const char *name, int64_t heads, int int8, threads on
 }
 
 static int time_all(int number) {
-    if (number < 1 || number > MOST_THREADS) return 2;
-    threads on = {in_threads, &number};
+    if (number < 1) return 2;
+    threads on = {pooled, NULL};
+    pool_threads(number);
     printf("{\"threads\": %d, ", number);
     time_product("decode", 1, 65536, on);
     time_product("prefill", 64, 4096, on);
@@ -249,6 +235,7 @@ static int time_all(int number) {
 int main(int count, char **words) {
     if (count == 3 && !strcmp(words[1], "time")) return time_all(atoi(words[2]));
     if (count == 4 && !strcmp(words[1], "fuzz")) {
+        pool_threads(3);
         for (int64_t at = 0; at < atoll(words[3]); at++) {
             state = (uint64_t)(atoll(words[2]) + at);
             printf("%016llx\n", (unsigned long long)(below(2) ? fuzz_product() : fuzz_attention()));

@@ -18,6 +18,7 @@
 #include "attention.h"
 #include "matmul4.h"
 #include "ort.h"
+#include "pool.h"
 
 #define EXPORTED __attribute__((visibility("default")))
 enum { MOST_AXES = 8, SPARES = 4, MOST_SEQUENCES = 256 };
@@ -64,9 +65,14 @@ static void run_parallel(const void *context, each_task *each, size_t count, voi
         OrtStatus *failed = PARALLEL_FOR(ort)(context, each, count, 0, work);
         if (!failed) return;
         RELEASE_STATUS(ort)(failed);
+        for (size_t task = 0; task < count; task++) each(work, task);
+        return;
     }
-    for (size_t task = 0; task < count; task++) each(work, task);
+    pool_run(each, count, work);
 }
+
+/* Of the calls of ONNX Runtime before 1.17; later ones use its threads. */
+EXPORTED void merino_threads(int count) { pool_threads(count); }
 
 typedef struct {
     void *data;

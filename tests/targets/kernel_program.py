@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 KERNELS = Path(__file__).parents[2] / "runtime" / "kernels"
-SOURCES = [KERNELS / name for name in ("check.c", "matmul4.c", "attention.c")]
+SOURCES = [KERNELS / name for name in ("check.c", "matmul4.c", "attention.c", "pool.c")]
 CROSS, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 MACHINES = {  # with the words of build.sh
     "aarch64": [CROSS, "-O3", "-mtune=cortex-a53", "-mno-outline-atomics", "-frename-registers", "-static"],
     "x86_64": ["cc", "-O3", "-march=x86-64-v3"],
+    "races": ["cc", "-g", "-O1", "-march=x86-64-v3", "-fsanitize=thread"],
     "sanitized": ["cc", "-g", "-O1", "-march=x86-64-v3", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
 }
 ALWAYS = ["-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fwrapv", "-Wall", "-Wextra", "-Werror"]
@@ -43,7 +44,7 @@ def program(machine: str) -> Path:
 
 
 def printed(machine: str, *words: object, cpu: str = "cortex-a53", flags: tuple[object, ...] = ()) -> str:
-    before = [EMULATOR, "-cpu", cpu, *flags] if machine == "aarch64" else []
+    before = {"aarch64": [EMULATOR, "-cpu", cpu, *flags], "races": ["setarch", "-R"]}.get(machine, [])
     call = [*before, program(machine), *words]
     done = subprocess.run([str(word) for word in call], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -23,8 +23,12 @@ MOST = {
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 @pytest.mark.parametrize(("seed", "cases"), CASES)
 def test_random_shapes_and_extreme_values_make_no_memory_error(seed, cases):
-    """Under AddressSanitizer and UndefinedBehaviorSanitizer; the results are those of the optimised build."""
-    assert printed("sanitized", "fuzz", seed, cases) == printed("x86_64", "fuzz", seed, cases)
+    """Under AddressSanitizer and UndefinedBehaviorSanitizer, in part ThreadSanitizer; the results are those of the
+    optimised build."""
+    expected = printed("x86_64", "fuzz", seed, cases)
+    assert printed("sanitized", "fuzz", seed, cases) == expected
+    some = min(cases, 1000)
+    assert printed("races", "fuzz", seed, some).split() == expected.split()[:some]
 
 
 @on_arm

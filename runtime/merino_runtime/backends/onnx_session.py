@@ -4,6 +4,7 @@ A session has one thread pool. If prefill and decode have different thread count
 same mapped file. Each session packs the weights for its kernels, so packed weights are then in memory twice
 (docs/decisions/speed.md). `onnx` runs the sessions.
 """
+import ctypes
 import os
 import platform
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
@@ -18,6 +19,7 @@ from merino_runtime.io import board
 from merino_runtime.io.memory import is_out_of_memory
 
 SMALL_BOARD_MB = 2000
+FIRST_LENDING_THREADS = (1, 17)  # to a library's operators; before, the library has its own threads
 
 
 class Model(NamedTuple):
@@ -86,7 +88,10 @@ def session_options(onnxruntime: Any, threads: int) -> Any:
 def open_session(onnxruntime: Any, bundle: Bundle, threads: int) -> Any:
     options = session_options(onnxruntime, threads)
     if bundle.kernels:
-        _register_kernels(options, bundle)
+        path = _register_kernels(options, bundle)
+        if version_tuple(onnxruntime.__version__) < FIRST_LENDING_THREADS:
+            ctypes.CDLL(path).merino_threads(threads)
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     path = os.path.join(bundle.folder, "model.onnx")
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -98,8 +103,8 @@ def open_session(onnxruntime: Any, bundle: Bundle, threads: int) -> Any:
     return session
 
 
-def _register_kernels(options: Any, bundle: Bundle) -> None:
-    """Loads the bundle's library of operators, once its hash was found right: it is code."""
+def _register_kernels(options: Any, bundle: Bundle) -> str:
+    """Loads the bundle's library of operators, once its hash was found right: it is code. Returns its path."""
     name = kernel_library(bundle, platform.machine())
     file = next((each for each in bundle.files if each.path == name), None)
     if file is None:
@@ -114,6 +119,7 @@ def _register_kernels(options: Any, bundle: Bundle) -> None:
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         raise MerinoError(f"{path} cannot be loaded: {first_line(error)}. Export the bundle "
                           f"{without_kernels(bundle)}, which needs no library.") from error
+    return path
 
 
 def _check_ports(ports: Sequence[Port], nodes: List[Any], what: str) -> None:
