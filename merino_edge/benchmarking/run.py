@@ -51,7 +51,7 @@ def run_benchmark(
 def check_baseline(baseline: str | None, precision: str | None) -> None:
     """Raises MerinoError where `baseline` is no name and no bundle, or has no such precision, before torch is loaded or
     a model is made."""
-    known = PRECISIONS["fused"]
+    known = PRECISIONS
     if precision is not None and precision not in known:
         raise MerinoError(f"--baseline-precision {precision} is not known: choose one of {', '.join(known)}")
     if precision is not None and baseline is None:

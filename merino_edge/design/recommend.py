@@ -194,12 +194,9 @@ def graph_options(profile: DeviceProfile, named: str) -> str:
 
 
 def export_command(candidate: Candidate, context: int, graph: str, kv: str | None = None) -> str:
-    """The shell command. Heads that fused attention refuses need the portable dialect, which has no int4 and only a
-    float cache."""
+    """The shell command. Heads that fused attention refuses need the portable dialect, which has only a float cache."""
     name, precision = candidate.model.id, candidate.chosen.precision
     portable = any(size % FUSED_HEAD_MULTIPLE for _, size in candidate.model.geometry.kv_layers)
-    if portable:
-        precision = "int8" if precision == "int4" else precision
     if portable and "--dialect" not in graph:
         graph += " --dialect portable"
     if kv and "portable" not in graph:

@@ -86,7 +86,7 @@ def export_fastest(source: Source, out: Path, request: ExportRequest, say: Say) 
     """
     board = board_for_auto(request)
     form = resolve(in_float32(request), source, out).form
-    times = predicted_ms(source.arch, board, PRECISIONS[form.dialect], form.context, form.kv)
+    times = predicted_ms(source.arch, board, PRECISIONS, form.context, form.kv)
     order = sorted(times, key=lambda precision: times[precision])
     order = order[: order.index("fp32") + 1]  # no slower one is tried
     if order == ["fp32"]:

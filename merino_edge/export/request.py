@@ -31,7 +31,8 @@ RANDOM = Path("random")  # value of --weights: random weights
 LEAST_CONTEXT = 8
 AUTO, MIXED = "auto", "mixed"  # as precisions: see ExportRequest
 ROUNDED = ("int8", "int4")  # weight formats
-PRECISIONS = {"fused": ("fp32", "fp16", "int8", "int4"), "portable": ("fp32", "fp16", "int8")}
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+DIALECTS = ("fused", "portable")
 
 
 class ExportRequest(NamedTuple):
@@ -125,7 +126,9 @@ def chosen_format(request: ExportRequest, design: Design | None) -> ChosenFormat
     """Raises MerinoError for a combination that is not possible."""
     board = request.board
     dialect = request.dialect if request.dialect is not None else default_dialect(board, design)
-    precision = chosen_precision(dialect, request.precision, design)
+    if dialect not in DIALECTS:
+        raise MerinoError(f"--dialect {dialect or EMPTY} is not known: choose one of {', '.join(DIALECTS)}")
+    precision = chosen_precision(request.precision, design)
     kv = chosen_cache(request.kv, dialect, precision, design=design, board=board)
     check_calibration(precision, kv, request.calibration)
     core = request.core or (core_of_board(board) if board else "dotprod")
@@ -213,16 +216,12 @@ def check_source_tokenizer(source: Model | HubModel | Plan | Path, weights: Path
         check_tokenizer(folder)
 
 
-def chosen_precision(dialect: str, precision: str | None, design: Design | None) -> str:
-    """The weight format: `precision`, else the design's, else fp32. Raises MerinoError where the dialect is not known
-    or has no such format."""
-    if dialect not in PRECISIONS:
-        raise MerinoError(f"--dialect {dialect or EMPTY} is not known: choose one of {', '.join(PRECISIONS)}")
+def chosen_precision(precision: str | None, design: Design | None) -> str:
+    """The weight format: `precision`, else the design's, else fp32. Raises MerinoError for one that is not known."""
     chosen = precision if precision is not None else design.precision if design else "fp32"
-    if chosen not in PRECISIONS[dialect]:
+    if chosen not in PRECISIONS:
         origin = f"the design's weight format, {chosen}," if precision is None else f"--precision {precision or EMPTY}"
-        choices = "; ".join(f"{name}: {', '.join(known)}" for name, known in PRECISIONS.items())
-        raise MerinoError(f"{origin} is not possible in dialect {dialect}: choose a --precision of {choices}")
+        raise MerinoError(f"{origin} is not known: choose one of {', '.join(PRECISIONS)}")
     return chosen
 
 

@@ -146,7 +146,7 @@ def kernel_of(profile: DeviceProfile, form: str, dialect: Dialect) -> str:
         return "dots" if multiplies_bytes(profile) else f"matmulnbits_{8 if form == 'int8' else 4}"
     if form == "int8":
         return "matmulinteger"
-    return "matmul4" if dialect == "no-dotprod" and cycles_of(profile, "matmul4") else "matmulnbits_4"
+    return "matmul4" if cycles_of(profile, "matmul4") else "matmulnbits_4"
 
 
 def mac_share(profile: DeviceProfile, kernel: str) -> float:

@@ -11,7 +11,6 @@ from merino_runtime.io.board import X86_FEATURES, runs_kernels
 FIRST_FUSED = (1, 18)  # of ONNX Runtime
 EMPTY = "''"  # an empty word in a shell
 KV_FORMATS = ("fp32", *QUANTISED_CACHES)  # values of --kv
-PORTABLE_FORMATS = ("fp32", "int8")  # of ONNX Runtime, in order of preference
 # In order of preference: on a CPU most bits, on a GPU the format of its arithmetic.
 BACKEND_FORMATS: dict[Backend, tuple[str, ...]] = {"onnxruntime": CPU_FORMATS, "tensorrt": ("fp16", "fp32")}
 
@@ -73,16 +72,19 @@ def attends_by_groups(profile: DeviceProfile, precision: str) -> bool:
     """Whether a `fused` graph for this board uses GroupAttention. For cores without dotprod only in int4, so that their
     other formats run where the library cannot be loaded."""
     formats = CPU_FORMATS if core_of_board(profile) == "dotprod" else ("int4",)
-    loads = runs_kernels(profile.arch, frozenset(profile.isa))
-    return dialect_of(profile) == "fused" and precision in formats and loads
+    return dialect_of(profile) == "fused" and precision in formats and loads_kernels(profile)
+
+
+def loads_kernels(profile: DeviceProfile) -> bool:
+    return runs_kernels(profile.arch, frozenset(profile.isa))
 
 
 def refused_words(profile: DeviceProfile, precision: str) -> str:
     """Why the board's runtime does not run the format; empty where it does."""
     if profile.backend != "onnxruntime":
         return ""
-    if dialect_of(profile) == "portable" and precision not in PORTABLE_FORMATS:
-        return f"not there: onnxruntime {profile.software.onnxruntime} has no {precision}"
+    if dialect_of(profile) == "portable" and precision == "int4" and not loads_kernels(profile):
+        return f"not there: onnxruntime {profile.software.onnxruntime} has no int4, and this CPU no kernels"
     missing = missing_isa(profile, precision)
     return f"slow here: the CPU has no {', '.join(missing)}" if missing else ""
 

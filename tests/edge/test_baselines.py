@@ -107,8 +107,3 @@ def test_a_folder_is_taken_as_it_is_and_has_its_own_precision(bundle_dirs):
     assert baseline_bundles(folder, [folder], None, print) == [folder]
     with pytest.raises(MerinoError, match="--baseline-precision goes with opt-125m, opt-350m"):
         check_baseline(folder, "int8")
-
-
-def test_a_precision_that_the_dialect_lacks_is_refused_in_words(bundle_dirs):
-    with pytest.raises(MerinoError, match="--precision int4 is not possible in dialect portable"):
-        baseline_bundles("opt-350m", [bundle_dirs["portable"]], "int4", lambda _: None)

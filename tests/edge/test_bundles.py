@@ -190,12 +190,12 @@ def test_by_default_the_boards_are_the_shipped_ones(tiny_arch):
 
 
 def test_a_board_fits_the_formats_of_each_of_its_backends(tiny_arch):
-    """The Nano's CPU has int8, and its GPU has none but float16."""
+    """The Nano's CPU has int8 and int4, its GPU float16."""
     nano = [load_profile("jetson-nano")]
     backends = {form: [need.name for need in backends_of(GraphFormat(form, "portable", 64))] for form in FORMATS}
-    fits = [form for form in ("fp32", "fp16", "int8")  # `portable` has no int4
+    fits = [form for form in FORMATS
             if fitting_boards(tiny_arch.operators, form, 64, RUNTIME_CHOOSES, backends[form], nano)]  # fmt: skip
-    assert fits == ["fp32", "fp16", "int8"]
+    assert fits == ["fp32", "fp16", "int8", "int4"]
 
 
 def test_an_engine_must_fit_beside_the_cuda_context(tiny_arch):

@@ -71,7 +71,7 @@ def test_fewer_bits_lower_the_comparison_score():
 
 
 def test_any_format_means_those_that_the_board_is_fast_at():
-    assert fast_formats(load_profile("jetson-nano").with_backend("onnxruntime")) == ["fp32", "int8"]
+    assert fast_formats(load_profile("jetson-nano").with_backend("onnxruntime")) == ["fp32", "int8", "int4"]
     assert fast_formats(load_profile("raspberry-pi-4")) == ["fp32", "int8", "int4"]
 
 

@@ -68,7 +68,6 @@ def test_the_chosen_matrices_save_more_than_others_of_as_many_bytes(tmp_path):
     (["--precision", "mixed", "--file-mb", "0.1"], "--file-mb 0.1 is less than"),
     (["--precision", "mixed", "--file-mb", "0.1"], "take in int4: give more"),
     (["--precision", "mixed", "--for", "raspberry-pi-5", "--decode-ms", "0.001"], "predicted in int4: give more"),
-    (["--precision", "mixed", "--dialect", "portable"], "not possible in dialect portable"),
 ])  # fmt: skip
 def test_limits_that_are_not_possible_are_refused(options, message, tmp_path, capsys):
     with pytest.raises(SystemExit, match="1"):

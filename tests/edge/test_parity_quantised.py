@@ -27,7 +27,7 @@ from tests.sample_geometries import LLAMA3, SMALL, small
 SCALED = ("fused", "int8", "dotprod")  # its channels are scaled first
 KINDS = [
     SCALED, ("fused", "int4", "no-dotprod"), ("portable", "int8", "dotprod"), ("fused", "int4", "dotprod"),
-    ("fused", "int8", "no-dotprod"),
+    ("fused", "int8", "no-dotprod"), ("portable", "int4", "dotprod"),
 ]  # fmt: skip
 DAILY = ("llama", "gemma3_text", "gpt_neo", "gpt_neox")  # in two kinds beside SCALED, which every family is exported in
 CLOSE = 1e-5  # of the largest logit

@@ -25,7 +25,7 @@ from merino_runtime.errors import MerinoError
 
 FORMATS = [
     ("fused", "int8", "dotprod"), ("fused", "int4", "dotprod"), ("fused", "int8", "no-dotprod"),
-    ("fused", "int4", "no-dotprod"), ("portable", "int8", "dotprod"),
+    ("fused", "int4", "no-dotprod"), ("portable", "int8", "dotprod"), ("portable", "int4", "dotprod"),
 ]  # fmt: skip
 PROMPT, STEPS = 9, 32
 MATRICES = arrays.arrays(np.float32, (3, 64), elements=st.floats(-4, 4, width=32, allow_subnormal=False))

@@ -95,8 +95,10 @@ def test_designs_meet_the_same_budgets():
 
 def test_a_format_that_the_runtime_refuses_on_a_board_does_not_fit_it():
     assert {refused_words(board, precision) for board in (ZERO, PI5) for precision in CPU_FORMATS} == {""}
-    assert refused_words(NANO, "int4") == "not there: onnxruntime 1.10.0 has no int4"
-    found = recommended(NANO, 256)
+    old = NANO.model_copy(update={"arch": "x86_64", "isa": ("avx2",)})
+    assert refused_words(NANO, "int4") == ""
+    assert refused_words(old, "int4") == "not there: onnxruntime 1.10.0 has no int4, and this CPU no kernels"
+    found = recommended(old, 256)
     for candidate in found.candidates:
         assert not any(verdict.fits for verdict in candidate.verdicts if verdict.precision == "int4")
     fp32, int8, int4 = found.designs

@@ -90,6 +90,7 @@ def test_no_published_family_is_refused(family, precision, tmp_path):
     ("fused", "fp32", {"GroupQueryAttention"}), ("fused", "fp16", {"GroupQueryAttention"}),
     ("fused", "int8", {"GroupQueryAttention", "MatMulNBits", "GatherBlockQuantized"}),
     ("fused", "int4", {"MatMulNBits"}), ("portable", "int8", {"DynamicQuantizeLinear", "MatMulInteger"}),
+    ("portable", "int4", {"MatMul4", "MatMulInteger"}),
 ])  # fmt: skip
 def test_other_formats_are_refused_by_each_of_their_nodes(arch, dialect, precision, operators, tmp_path):
     bundle = graph_bundle(tmp_path / "bundle", arch, dialect, precision)

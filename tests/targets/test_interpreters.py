@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 LOGITS = ROOT / "tests" / "targets" / "boards" / "logits.py"
 README = ROOT / "merino_edge" / "embedded" / "README.md"
-PORTABLE = [("portable", "fp32"), ("portable", "int8")]
+PORTABLE = [("portable", "fp32"), ("portable", "int8"), ("portable", "int4")]
 FP32 = [("fused", "fp32"), *PORTABLE]
 ALL = [("fused", "int8"), ("fused", "int4"), *FP32]
 

@@ -51,14 +51,6 @@ class Fused(Graph):
     def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:
         return repacked(self.blocks, names, self.weights, bits, self.exact) if self.blocks else None
 
-    def bits_of(self, name: str) -> int:
-        """8 for the matrices that `--precision mixed` chose, and for those that a GGUF has in more than 4 bits: such
-        files spend them where 4 bits lose most."""
-        if name in self.eight_bits:
-            return 8
-        stored = self.blocks.bits(name) if self.blocks else None
-        return 8 if stored and stored > self.form.bits else self.form.bits
-
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
         """In groups no larger than a GGUF's blocks: in larger groups, weights of several blocks would share a scale."""
         stored = [self.blocks.blocks(each) for each in name.split("+")] if self.blocks else []

@@ -176,9 +176,13 @@ class Graph:
         """One or several matrices of the state dict, joined along their outputs, in groups; [sum of out, in]."""
         return self._quantized(names, self.bits_of(names[0]))
 
-    def bits_of(self, name: str) -> int:  # noqa: ARG002 - for dialects that mix them
-        """Bits of a matrix's codes."""
-        return self.form.bits
+    def bits_of(self, name: str) -> int:
+        """Bits of a matrix's codes: 8 for the matrices that `--precision mixed` chose, and for those that a GGUF has in
+        more than 4 bits: such files spend them where 4 bits lose most."""
+        if name in self.eight_bits:
+            return 8
+        stored = self.blocks.bits(name) if self.blocks else None
+        return 8 if stored and stored > self.form.bits else self.form.bits
 
     def runs(self, names: Sequence[str]) -> list[list[str]]:
         """Matrices of one input in runs of the same bits."""

@@ -5,19 +5,13 @@ So matmuls of 8 bits, and the head's in int4, use MatMulInteger. In 4 bits MatMu
 choices: docs/decisions/formats-by-core.md.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from merino_edge.export.onnx.fused import CONTRIB, Fused
 from merino_edge.export.onnx.signed import SignedCodes
-from merino_edge.export.quantisation.gptq import gptq
-from merino_edge.export.quantisation.groups import Quantized, group_sizes, quantize
 from merino_edge.families.graph_ops import Weights
 from merino_edge.families.weights import BlockSource
 
-FLOAT_ACCURACY = 1  # MatMulNBits computes in float32
-LEAST_GROUP_SIZE = 64  # each group of 4 bits costs instructions
 LEAST_LARGEST = 1e-30  # in place of the largest value of a row of zeros
 
 
@@ -29,7 +23,6 @@ class FusedNoDotprod(SignedCodes, Fused):
     of five small operators. Other inputs come from norms, which make rows alike.
     """
 
-    accuracy = FLOAT_ACCURACY
     def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
         super().__init__(weights, context, precision, blocks)
         self._rounded: dict[str, tuple[str, str | None]] = {}  # by input: codes, and the rows' largest value
@@ -40,26 +33,8 @@ class FusedNoDotprod(SignedCodes, Fused):
         """With one scale for all rows, a sequence's logits would depend on the others."""
         return False
 
-    def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:
-        """In 4 bits alone: MatMulInteger takes one scale per row, and a source's blocks have one each."""
-        return super().repacked(names, bits) if bits == 4 else None
-
-    def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
-        return super().quantize(name, matrix, bits) if bits == 8 else quantize(name, matrix, bits, LEAST_GROUP_SIZE)
-
-    def quantize_gptq(self, name: str, matrix: np.ndarray, bits: int, hessian: np.ndarray) -> Quantized:
-        if bits == 8:
-            return super().quantize_gptq(name, matrix, bits, hessian)
-        size = group_sizes(name, matrix.shape[1], LEAST_GROUP_SIZE)[-1]
-        return gptq(matrix, hessian, bits, size)
-
     def _rows(self, table: str, ids: str) -> str:
         return self._signed_rows(table, ids)
-
-    def _product(self, x: str, weights: list[str]) -> str:
-        if self.bits_of(weights[0]) != 8:
-            return super()._product(x, weights)
-        return self._integer_matmul(x, *self._codes_and_scales(weights))
 
     def _integer_matmul(self, x: str, codes: str, scales: str) -> str:
         """x @ codes * scales; codes [in, out], scales [out]."""

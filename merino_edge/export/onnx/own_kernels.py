@@ -10,10 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from merino_edge.export.onnx.fused import Fused, check_heads
-from merino_edge.export.onnx.graph import ports
+from merino_edge.export.onnx.graph import Graph, ports
 from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
+from merino_edge.export.onnx.portable import Portable
+from merino_edge.export.onnx.signed import SignedCodes
 from merino_edge.export.quantisation.gptq import gptq
-from merino_edge.export.quantisation.groups import Quantized, dequantize, group_sizes, quantize_groups
+from merino_edge.export.quantisation.groups import Quantized, dequantize, group_sizes, quantize_groups, repacked
 from merino_edge.families.graph_ops import Attention, KvLayer, Weights
 from merino_edge.families.operators import by_groups
 from merino_edge.families.weights import BlockSource
@@ -42,7 +44,7 @@ class GroupAttention(Fused):
         angles = self.rotary_constants(attention.rotary, layer.head_size) if attention.rotary else (none, none)
         windowed = attention.window and attention.window < self.context
         mixed = f"attention.{layer.index}"
-        self.uses_own_kernels()
+        use_own_kernels(self)
         self.node_into(
             "GroupAttention8" if bits == 8 else "GroupAttention",
             [qkv, *ports("past_key_values", layer), self.last_index, *angles, *filter(None, self._scales(layer))],
@@ -56,11 +58,10 @@ class GroupAttention(Fused):
         )
         return mixed
 
-    def uses_own_kernels(self) -> None:
-        self.own_kernels, self.opsets = True, {**self.opsets, DOMAIN: 1}
 
+class Tiles4(SignedCodes):
+    """Matrices of 4 bits for MatMul4, in tiles. Those of 8 bits, embedding and head are the dialect's own."""
 
-class OwnKernels(GroupAttention, FusedNoDotprod):
     def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
         super().__init__(weights, context, precision, blocks)
         self._tiles: dict[str, np.ndarray] = {}
@@ -70,8 +71,10 @@ class OwnKernels(GroupAttention, FusedNoDotprod):
         self._tiles.clear()
 
     def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:
-        """Only blocks of a multiple of 32 weights."""
-        matrix = super().repacked(names, bits)
+        """Only in 4 bits, and only blocks of a multiple of 32 weights."""
+        if bits != 4 or not self.blocks:
+            return None
+        matrix = repacked(self.blocks, names, self.weights, bits, self.exact)
         if matrix is not None and matrix.group_size % GROUP_SIZE:
             self.exact -= set(names)
             return None
@@ -93,17 +96,32 @@ class OwnKernels(GroupAttention, FusedNoDotprod):
     def tiles(self, name: str, matrix: Quantized, minimums: np.ndarray | None) -> np.ndarray:
         return tiles4(name, matrix, minimums)
 
-    def _grouped_matmul(self, x: str, name: str, matrix: Quantized) -> str:
+    def _product(self, x: str, weights: list[str]) -> str:
+        if self.bits_of(weights[0]) != 4:
+            return super()._product(x, weights)
+        name, matrix = "+".join(weights), self.quantized_matrix(weights)
         minimums = self.minimums(matrix)
         if name not in self._tiles:
             self._tiles[name] = self.tiles(name, matrix, minimums)
-        weights = self.stored(f"{name}.tiles", self._tiles[name])
+        tiles = self.stored(f"{name}.tiles", self._tiles[name])
         columns = matrix.codes.shape[1] * matrix.group_size
-        self.uses_own_kernels()
+        use_own_kernels(self)
         return self.node(
-            "MatMul4", [x, weights], domain=DOMAIN, rows=len(matrix.codes), columns=columns,
+            "MatMul4", [x, tiles], domain=DOMAIN, rows=len(matrix.codes), columns=columns,
             minimums=int(minimums is not None),
         )  # fmt: skip
+
+
+class OwnKernels(Tiles4, GroupAttention, FusedNoDotprod):
+    """Dialect `fused` in int4 for Arm cores without dotprod."""
+
+
+class PortableTiles(Tiles4, Portable):
+    """Dialect `portable` in int4, for ONNX Runtime from 1.10 on."""
+
+
+def use_own_kernels(graph: Graph) -> None:
+    graph.own_kernels, graph.opsets = True, {**graph.opsets, DOMAIN: 1}
 
 
 def in_halves(name: str, matrix: Quantized) -> Quantized:

@@ -94,7 +94,8 @@ class Portable(SignedCodes):
 
     def packed_linear(self, x: str, weights: list[str], biases: list[str] | None = None) -> str:
         if self.form.grouped:
-            product = self._integer_matmul(x, *self._codes_and_scales(weights))
+            products = [self._product(x, run) for run in self.runs(weights)]
+            product = self.node("Concat", products, axis=-1) if len(products) > 1 else products[0]
         else:
             product = self.node("MatMul", [x, self.matrix(weights)])
         return self.node("Add", [product, self.vector(biases)]) if biases else product

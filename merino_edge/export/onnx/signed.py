@@ -27,12 +27,24 @@ class SignedCodes(Graph):
         super().forget()
         self._signed_codes.clear()
 
+    def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:  # noqa: ARG002 - as in Graph
+        """None: a source's blocks have a scale each."""
+        return None
+
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:  # noqa: ARG002 - as in Graph
         """Each row is one group, since MatMulInteger has one scale per row."""
         return quantize_groups(matrix, bits, matrix.shape[1], both_signs=True)
 
     def quantize_gptq(self, name: str, matrix: np.ndarray, bits: int, hessian: np.ndarray) -> Quantized:  # noqa: ARG002
         return gptq(matrix, hessian, bits, matrix.shape[1], both_signs=True)
+
+    def _product(self, x: str, weights: list[str]) -> str:
+        """x @ W of matrices that are joined."""
+        return self._integer_matmul(x, *self._codes_and_scales(weights))
+
+    def _integer_matmul(self, x: str, codes: str, scales: str) -> str:
+        """x @ codes * scales; codes [in, out], scales [out]."""
+        raise NotImplementedError
 
     def _codes_and_scales(self, names: Sequence[str]) -> tuple[str, str]:
         """Codes [columns, sum of rows] and scales [sum of rows] of joined matrices."""

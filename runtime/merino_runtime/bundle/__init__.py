@@ -194,7 +194,8 @@ def kernel_library(bundle: Bundle, machine: str) -> Optional[str]:
 
 def without_kernels(bundle: Bundle) -> str:
     """The option of `export`, or the one to leave out, that makes a graph of the same model without own kernels."""
-    return "with --precision int8" if bundle.core == "no-dotprod" else "without --for"
+    fixed = bundle.core == "no-dotprod" or bundle.dialect == "portable"
+    return "with --precision int8" if fixed else "without --for"
 
 
 def cache_formats(bundle: Bundle) -> str:
