@@ -9,7 +9,7 @@ mkdir -p "$out"
 
 "$python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt"
 [ -e "$out/train.jsonl" ] || {
-    "$python" "$here/make_data.py" "$out/begun" --turns 6 --samples "${HOUSE_SAMPLES:-50000}" --seed 1
+    "$python" "$here/make_data.py" "$out/begun" --turns 6 --samples "${HOUSE_SAMPLES:-150000}" --seed 1
     mv "$out/begun" "$out/train.jsonl"
 }
 "$python" "$here/make_data.py" "$out/test.jsonl" --split test --samples 1000 --seed 2
@@ -19,8 +19,8 @@ mkdir -p "$out"
     --context 256 --prompt 128 --vocab 1536 --precision int8 -o "$out/design.json"
 resume=
 [ ! -e "$out/checkpoint/state" ] || resume=--resume
-merino train "$out/design.json" --data "$out/train.jsonl" --steps "${HOUSE_STEPS:-3000}" \
-    --preset laptop-hour --cut-long $resume -o "$out/checkpoint"
+merino train "$out/design.json" --data "$out/train.jsonl" --steps "${HOUSE_STEPS:-5500}" --evaluations 6 \
+    --preset laptop-hour --prompt-weight 0.3 --cut-long $resume -o "$out/checkpoint"
 
 for precision in fp32 int8 int4; do
     [ -e "$out/house-$precision" ] || merino export "$out/checkpoint" --precision "$precision" -o "$out/house-$precision"
