@@ -159,7 +159,7 @@ def section_deep(model: str, equal: str) -> Section:
 
 def section_file(file: Path, precision: str, cache: Path) -> Section:
     """A published model in one format."""
-    from llama_cpp import write_copy
+    from llama_cpp_peer import write_copy
 
     kind = {"fp32": "F32", "int8": "Q8_0", "int4": None}[precision]
     copy = write_copy(file, cache / f"{file.stem}.{kind}-{kind}.gguf", kind, kind) if kind else file

@@ -8,10 +8,11 @@ bundles. What is in the record is not measured again.
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llama_cpp import LlamaCpp
+from llama_cpp_peer import LlamaCpp
 from write_record import kept_record, table, write_record
 
 from merino_edge.export.divergence import QUESTIONS, Divergence, answers_of, divergence, divergence_of
@@ -28,23 +29,18 @@ def folder_mb(folder: Path) -> float:
     return sum(file.stat().st_size for file in folder.iterdir()) / 1e6
 
 
-def measured(path: Path, formats: list[str], cache: Path, count: int, rows: list[dict[str, Any]]) -> None:
-    """Appends a row for each format that has none."""
-    known = {row["format"] for row in rows if row["file"] == path.name}
-    left = [each for each in (*formats, RIVAL) if each not in known]
-    if not left:
-        return
+def measured(path: Path, formats: list[str], cache: Path, count: int) -> Iterator[dict[str, Any]]:
     source = load_source(str(path))
     answers = answers_of(source, CONTEXT, count)
-    for each in left:
+    for each in formats:
         if each == RIVAL:
             rival = LlamaCpp(path, CONTEXT, THREADS)
-            rows.append(row_of(path, each, divergence_of(rival, answers), path.stat().st_size / 1e6))  # type: ignore[arg-type]
+            yield row_of(path, each, divergence_of(rival, answers), path.stat().st_size / 1e6)  # type: ignore[arg-type]
             continue
         out = cache / f"{path.stem}-{each}"
         if not (out / "bundle.json").exists():
             export(source, out, ExportRequest(precision=each, context=CONTEXT))
-        rows.append(row_of(path, each, divergence(load_bundle(str(out)), answers), folder_mb(out)))
+        yield row_of(path, each, divergence(load_bundle(str(out)), answers), folder_mb(out))
 
 
 def row_of(path: Path, name: str, found: Divergence, mb: float) -> dict[str, Any]:
@@ -63,8 +59,11 @@ def main() -> None:
     given = parser.parse_args()
     record = kept_record(given.out, {"schema": 1, "about": __doc__.split("\n\n")[0], "rows": []})
     for path in given.files:
-        measured(path, given.formats.split(","), given.cache, given.questions, record["rows"])
-        write_record(given.out, record)
+        known = {row["format"] for row in record["rows"] if row["file"] == path.name}
+        left = [each for each in (*given.formats.split(","), RIVAL) if each not in known]
+        for row in measured(path, left, given.cache, given.questions) if left else ():
+            record["rows"].append(row)
+            write_record(given.out, record)
     fields = ("file", "format", "mb", "kl_mean", "kl_p99", "top1", "kept", "answers")
     print(table(fields, [[str(row[field]) for field in fields] for row in record["rows"]]))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_cpp import LlamaCpp
+from llama_cpp_peer import LlamaCpp
 from write_record import kept_record, table, write_record
 
 from merino_edge.evaluation.answers import begun

@@ -26,7 +26,7 @@ import onnx
 import onnxruntime
 import tokenizers
 import torch
-from llama_cpp import open_model, write_copy
+from llama_cpp_peer import open_model, write_copy
 from write_record import kept_record, table, write_record
 
 from merino_bench.sensors.environment import machine
