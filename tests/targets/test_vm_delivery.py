@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from emulated_machine import MODELS, PARTS, boot, copied, needs_machine, new_root
+from emulated_machine import EDGE, MODELS, PARTS, boot, copied, needs_machine, new_root
 from sample_roots import FAT_AT, FAT_BYTES, ROOT_AT, SECTOR, e2fsck, ran
 
 from merino_runtime.delivery.archive import open_archive
@@ -52,7 +52,7 @@ def edge_ok(machine, *arguments):
     """`merino-edge` for a user whose ~/.ssh knows the machine as `board` -> stdout"""
     home = {} if machine is None else {"HOME": str(machine.home)}
     done = subprocess.run(
-        [sys.executable, "-c", "from merino_edge.cli.app import main; main()", *map(str, arguments)],
+        [sys.executable, "-c", EDGE, *map(str, arguments)],
         capture_output=True, text=True, timeout=1200, env={**os.environ, "COLUMNS": "200", **home},
     )  # fmt: skip
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from emulated_machine import PARTS, boot, needs_machine, new_root
+from emulated_machine import EDGE, PARTS, boot, needs_machine, new_root
 
 from merino_runtime.delivery.archive import open_archive
 
@@ -23,7 +23,7 @@ LEFT_OUT = {
 }
 SHORTER = {"-r 3": "-p 8 -n 4 -r 1"}  # emulated
 # OpenSSH takes the home of the account, not HOME. Its arguments are the page's.
-SCP = 'scp() { command scp -q -F "$HOME/.ssh/config" "$@"; }\n'
+SHELL = "PS4='+ $SECONDS s: '\n" 'scp() { command scp -q -F "$HOME/.ssh/config" "$@"; }\n'
 
 
 def blocks():
@@ -50,26 +50,36 @@ def knows(machine):
     path.write_text(f"{known}\n{named}")
 
 
+def programs(tmp_path):
+    """A folder with `merino-edge`."""
+    path = tmp_path / "programs" / "merino-edge"
+    path.parent.mkdir()
+    path.write_text(f"#!{sys.executable}\n{EDGE}")
+    path.chmod(0o755)
+    return path.parent
+
+
 def test_the_page_leads_from_nothing_to_text_and_a_design_for_the_board(tmp_path):
     folder = tmp_path / "empty"
     folder.mkdir()
-    pasted = list(blocks())
+    pasted, log = list(blocks()), tmp_path / "log"  # of what took how long
     with boot(new_root(tmp_path / "root.img"), CPU, tmp_path) as machine:
         knows(machine)
         environment = {
             **os.environ, "HOME": str(machine.home), "XDG_CACHE_HOME": str(PARTS.parent),  # wheels are kept there
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join(map(str, (programs(tmp_path), Path(sys.executable).parent, os.environ["PATH"]))),
         }  # fmt: skip
         said = {}
         for heading, commands in pasted:
             if heading == "On the board":
-                said[heading] = machine.ssh(f"set -ex\n{commands}", user="pi", timeout_s=1800).stdout
+                said[heading] = machine.ssh(f"set -ex\n{commands}", user="pi", timeout_s=3600).stdout
                 continue
-            done = subprocess.run(
-                ["bash", "-ex"], input=SCP + commands, cwd=folder, env=environment, capture_output=True, text=True,
-                timeout=1800,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr[-3000:]
+            with log.open("a") as errors:
+                done = subprocess.run(
+                    ["bash", "-ex"], input=SHELL + commands, cwd=folder, env=environment, stdout=subprocess.PIPE,
+                    stderr=errors, text=True, timeout=3600,
+                )  # fmt: skip
+            assert done.returncode == 0, log.read_text()[-3000:]
             said.setdefault(heading, done.stdout)  # of the first block under it
     release = open_archive(str(folder / "story.merino")).id
     before, _, after = said["On the board"].partition("ok: 16 greedy ids as expected\n")
