@@ -54,7 +54,7 @@ def main() -> None:
     for task in given.tasks.split(","):
         for path in [*given.bundles, *([None] if given.gguf else [])]:
             name = path.name if path else "llama.cpp"
-            if any((row["entrant"], row["task"]) == (name, task) for row in record["rows"]):
+            if any((row["name"], row["task"]) == (name, task) for row in record["rows"]):
                 continue
             request = TaskRequest((task,), given.data, given.limit)
             with open_model(str(path or given.bundles[0]), threads=given.threads) as model:
@@ -64,7 +64,7 @@ def main() -> None:
                 with loaded_tasks(request.tasks, request.data) as tasks:
                     for row in evaluate_model(scored, tasks, request, answers, lambda *_: None, print):
                         fields = row.model_dump(mode="json", by_alias=True, exclude={"command", "source", "versions"})
-                        record["rows"].append({"entrant": name, **fields})
+                        record["rows"].append({"name": name, **fields})
                         record.setdefault("versions", row.versions)
             write_record(given.out, record)
             print(shown(record["rows"][-1]), flush=True)
@@ -74,14 +74,14 @@ def main() -> None:
 def shown(row: dict[str, Any]) -> str:
     metrics = [f"{name} {each['value']:.4f}" + (f" ± {each['stderr']:.4f}" if each["stderr"] else "")
                for name, each in row["metrics"].items()]  # fmt: skip
-    return f"{row['task']}, {row['entrant']}: {'; '.join(metrics)} ({row['items']} of {row['of_items']} items)"
+    return f"{row['task']}, {row['name']}: {'; '.join(metrics)} ({row['items']} of {row['of_items']} items)"
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:
-    """Accuracy in percent of each task and entrant, in Markdown, and the mean over tasks that all have."""
-    names = list(dict.fromkeys(row["entrant"] for row in rows))
+    """Accuracy in percent of each task and name, in Markdown, and the mean over tasks that all have."""
+    names = list(dict.fromkeys(row["name"] for row in rows))
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    value = {(row["entrant"], row["task"]): main_metric(row) for row in rows}
+    value = {(row["name"], row["task"]): main_metric(row) for row in rows}
     lines = [[task, *(cell(value.get((name, task), math.nan), task) for name in names)] for task in tasks]
     whole = [task for task in tasks if task != "wikitext" and all((name, task) in value for name in names)]
     means = [f"{100 * float(np.mean([value[name, task] for task in whole])):.1f}" for name in names] if whole else []

@@ -159,7 +159,7 @@ def rows_of(record: dict[str, Any], count: int) -> Iterator[dict[str, Any]]:
         change = math.exp(mean(differences)) - 1
         error = stdev(differences) / math.sqrt(len(taken)) if len(taken) > 1 else None
         yield {
-            "entrant": name, "bytes": record["bytes"][name], "windows": len(taken),
+            "name": name, "bytes": record["bytes"][name], "windows": len(taken),
             "perplexity": math.exp(mean(losses[number] for number in taken)), "change": change, "standard_error": error,
         }  # fmt: skip
 
@@ -167,7 +167,7 @@ def rows_of(record: dict[str, Any], count: int) -> Iterator[dict[str, Any]]:
 def cells(row: dict[str, Any]) -> list[str]:
     error = "" if row["standard_error"] is None else f" ± {100 * row['standard_error']:.2f}"
     change = f"{100 * row['change']:+.2f}{error} %"
-    return [row["entrant"], f"{row['bytes'] / 1e6:.1f}", f"{row['windows']}", f"{row['perplexity']:.3f}", change]
+    return [row["name"], f"{row['bytes'] / 1e6:.1f}", f"{row['windows']}", f"{row['perplexity']:.3f}", change]
 
 
 def main() -> None:
@@ -205,7 +205,7 @@ def main() -> None:
             write_record(given.out, record)
     record["rows"] = list(rows_of(record, given.windows))
     write_record(given.out, record)
-    print(table(["entrant", "10^6 bytes", "windows", "perplexity", "change"], map(cells, record["rows"])))
+    print(table(["name", "10^6 bytes", "windows", "perplexity", "change"], map(cells, record["rows"])))
 
 
 if __name__ == "__main__":

@@ -98,6 +98,6 @@ def behind_cache() -> str:
 def step_ms(runs: list[dict[str, Any]], engine: str, depth: int) -> float:
     rounds = {}
     for run in sorted(runs, key=lambda run: not run["flags"]):  # an undisturbed attempt of a round counts
-        if run["entrant"] == engine and run["test"] == f"tg32 @ d{depth}":
+        if run["name"] == engine and run["test"] == f"tg32 @ d{depth}":
             rounds[run["round"]] = median(mean(each) for each in run["step_ms"])
     return median(rounds.values())

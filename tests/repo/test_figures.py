@@ -60,7 +60,7 @@ def processes(record, disturbed=True):
         for kind in ("step_ms", "prefill_ms"):
             samples = [mean(each) if isinstance(each, list) else each for each in run.get(kind) or [] if each]
             if samples:
-                engine = results.setdefault((kind, run["section"], run["test"], run["entrant"]), {})
+                engine = results.setdefault((kind, run["section"], run["test"], run["name"]), {})
                 engine[run["round"]] = median(samples)
     return results
 
