@@ -33,7 +33,7 @@ from merino_runtime.generation.generate import Done, Token, generate  # noqa: E4
 from merino_runtime.generation.text import TextStream  # noqa: E402
 from merino_runtime.sampling import GREEDY  # noqa: E402
 
-TOKENS, BEHIND, CLIENTS, WAIT_S = 128, 1000, (1, 2, 4, 8), 60
+TOKENS, BEHIND, CLIENTS, WAIT_S = 128, 1000, (1, 2, 4), 60
 TEXTS = "/v1/completions"
 LLAMA = """
 import sys, time, xllamacpp
