@@ -2,10 +2,12 @@
 
 import math
 from collections import defaultdict
+from io import StringIO
 
 import numpy as np
+from matplotlib.figure import Figure
 from scipy import stats
-from shapes import constants, drawing, fitted
+from shapes import constants, fitted
 
 from merino_edge.design.law import CONSTANTS, LAYER_WEIGHTS
 from merino_edge.design.score import MEASURED, MERINO, block_amount, total_score
@@ -209,8 +211,20 @@ def picture(listed, rows):
         values = np.exp([loss[each["name"]] for each in chosen])
         panels += [(f"set {kind}: {name}", np.maximum(values_of[name], values_of[name].max() / 1e3), values, uneven)
                    for name in names]  # fmt: skip
-    return drawing(panels, "down: ln bits per byte, lowest at the bottom; across: ln score, highest to the right."
-                   " Red: layers of unequal shape.") if panels else None  # fmt: skip
+    caption = "ln score; upward: ln bits per byte. Red: layers of unequal shape"
+    return drawing(panels, caption) if panels else None
+
+
+def drawing(panels, caption):
+    """An SVG: loss against each score. panels: (title, scores, losses, whether the layers are of unequal shape)."""
+    figure, out = Figure(figsize=(3.5 * len(panels), 4), layout="constrained"), StringIO()
+    row = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, values, losses, uneven) in zip(row, panels, strict=True):
+        axes.scatter(np.log(values), np.log(losses), c=["#c2410c" if each else "#1d4ed8" for each in uneven])
+        axes.set_title(title)
+    figure.supxlabel(caption)
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
 
 
 def table(listed, rows):

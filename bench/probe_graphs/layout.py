@@ -49,6 +49,12 @@ class WithoutValues(Graph):
     def signed(self, codes: np.ndarray) -> np.ndarray:
         return unset(codes.shape, np.int8)
 
+    @property
+    def takes_batch(self) -> bool:
+        """Of whole decoders, as exported. A single operator is timed for one sequence, and its graph shared with the
+        other dialects."""
+        return any(port.name == "input_ids" for port in self.inputs) and super().takes_batch  # type: ignore[misc]
+
 
 class FusedLayout(WithoutValues, Fused):
     """Dialect `fused`."""

@@ -255,7 +255,6 @@ REFUSED_WITHOUT_TORCH = [
     (["export", "embedded", "--text", "nope.txt", "-o", "out"], "--text nope.txt does not exist"),
     (["export", "embedded", "--text", "/dev/null", "-o", "out"], "--text /dev/null is a device or a pipe: give"),
     (["export", "embedded", "--text", "empty.txt", "-o", "out"], "no text in empty.txt"),
-    (["export", "int4.json", "--dialect", "portable", "-o", "out"], "the design's weight format, int4, is not"),
     (["export", "threads.json", "-o", "out"], "threads.json is not a design.json: predicted.prefill_threads: "),
     (["export", "broken.json", "-o", "out"], "broken.json is not JSON"),
     (["bench", "embedded", "--baseline", "nope"], "--baseline nope cannot be measured: no such bundle: 'nope'"),

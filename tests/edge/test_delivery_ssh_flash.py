@@ -209,7 +209,7 @@ def test_what_is_refused_here(archive, place, board):
     for arguments, output in (
         ([archive, "--ssh", board.address], "--allow-unsigned"),
         ([archive, "--allow-unsigned"], "one of --ssh, --rootfs, --image"),
-        ([archive, "--ssh", "a", "--rootfs", place], "given: --ssh, --rootfs"),
+        ([archive, "--ssh", "a", "--rootfs", place], "flash has --ssh and --rootfs: give one of"),
         ([archive, "--ssh", "a", "--device-node", "/dev/null"], "go with --image"),
         ([archive, "--rootfs", place, "--force"], "go with --ssh"),
         ([archive, "--image", place / "x.img", "--device-node", "/dev/null", "--allow-unsigned"], "/dev/null"),

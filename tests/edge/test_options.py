@@ -36,7 +36,7 @@ CALLS = [
     ("design", PI, ["merino_edge.design.designer.design"]),
     ("calibrate", [*PI, "--probe", "p.json", "-o", "p.toml"], ["merino_edge.calibration.command.recalibrate"]),
     ("calibrate", [*PI, *SSH, "-o", "p.toml"], ["merino_edge.calibration.command.recalibrate"]),
-    ("train", ["arch.json", "--data", "text.txt", "-o", "out"], ["merino_edge.training.train.train"]),
+    ("train", ["arch.json", "--data", "text.txt", "-o", "out", "--no-bf16"], ["merino_edge.training.train.train"]),
     ("export", ["arch.json", "-o", "out"], ["merino_edge.export.export.export"]),
     ("generate", ["embedded", "Once"], ["merino_runtime.commands.run_generate", OVER_SSH + "generate_there"]),
     ("generate", ["embedded", "Once", *SSH], [OVER_SSH + "generate_there"]),

@@ -138,7 +138,7 @@ def test_a_file_of_whole_lines_and_one_whose_end_of_line_is_missing_have_no_note
 
 
 def test_a_file_with_nothing_but_a_cut_row_holds_no_record(tmp_path):
-    with pytest.raises(MerinoError, match=r"correct them: .*a\.jsonl: holds no complete record$"):
+    with pytest.raises(MerinoError, match=r"not benchmark records: .*: .*a\.jsonl: holds no complete record$"):
         read_records([written(tmp_path, LINES[0][:100], "a.jsonl")])
 
 
@@ -149,7 +149,7 @@ def test_a_list_cut_anywhere_is_one_line(left, records_file):
     with pytest.raises(MerinoError) as caught:
         read_records([records_file])
     assert str(caught.value).endswith(
-        f"correct them: {records_file}: is a JSON list that is cut off before its end: copy it again"
+        f": {records_file}: is a JSON list that is cut off before its end: copy it again"
     )
     assert "\n" not in str(caught.value)
 

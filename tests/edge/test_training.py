@@ -286,7 +286,7 @@ def test_text_that_is_none_is_refused(tmp_path):
 def test_a_vocabulary_that_cannot_be_is_refused(finished, text, tmp_path):
     small, large = (ARCH.model_copy(update={"vocab": vocab}) for vocab in (256, 5000))
     refused("256 is too small, allowed: 257", [text], tmp_path / "a", arch=small)
-    refused("5000 was asked.*--vocab 3.. or fewer", [text], tmp_path / "b", arch=large)
+    refused("5000 was requested.*--vocab 3.. or fewer", [text], tmp_path / "b", arch=large)
     less = ARCH.model_copy(update={"vocab": 270})
     given = finished[0] / "tokenizer.json"
     refused("290 entries, the design's vocabulary 270.*--vocab 290", [text], tmp_path / "c", less, tokenizer_file=given)

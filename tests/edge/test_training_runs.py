@@ -213,7 +213,7 @@ def started(*words):
 
 def start(plan, text, out, *more):
     """Once its first step is timed: (process, its stderr, the lines of that so far)."""
-    recipe = ["--steps", "150", "--batch", "2", "--learning-rate", "3e-3"]
+    recipe = ["--steps", "150", "--batch", "2", "--learning-rate", "3e-3", "--no-bf16"]
     process, stderr = started(plan, "--data", text, "-o", out, *recipe, *more)
     lines = []
     for line in stderr:
@@ -257,6 +257,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(kills, p
     moments, out = random.Random(kills), tmp_path / "out"
     recipe = Recipe(steps=100 * kills, batch=2, learning_rate=3e-3, evaluations=20 * kills)
     options = ["--steps", recipe.steps, "--batch", 2, "--learning-rate", 3e-3, "--evaluations", recipe.evaluations]
+    options += ["--no-bf16"]
     for _ in range(kills):
         whole = [state for state in saved_states(out / "trainer") if fault_of(state) is None]
         resume = ["--resume"] if whole else []
