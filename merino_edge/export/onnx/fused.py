@@ -11,7 +11,8 @@ from onnx import TensorProto
 
 from merino_edge.export.onnx.columns import widened, widened_matrix
 from merino_edge.export.onnx.external_data import PAGE
-from merino_edge.export.onnx.graph import Graph, Port, ports
+from merino_edge.export.onnx.graph import Port, ports
+from merino_edge.export.onnx.operations import Operations
 from merino_edge.export.quantisation.groups import Quantized, packed_points, quantize_groups, repacked
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
 from merino_edge.families.operators import FUSED_HEAD_MULTIPLE, GROUP_SIZES, HEAD_SLICE_BYTES
@@ -35,9 +36,8 @@ def check_heads(layer: KvLayer, attention: Attention) -> None:
         )
 
 
-class Fused(Graph):
+class Fused(Operations):
     opsets = {"": 17, CONTRIB: 1}
-    accuracy = ACCURACY
 
     def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
         super().__init__(weights, context, precision, blocks)
@@ -120,17 +120,6 @@ class Fused(Graph):
             quantize_axis=1,
         )
 
-    def linear(self, x: str, weight: str, bias: str | None = None) -> str:
-        return self.packed_linear(x, [weight], [bias] if bias else None)
-
-    def packed_linear(self, x: str, weights: list[str], biases: list[str] | None = None) -> str:
-        if self.form.grouped:
-            products = [self._product(x, run) for run in self.runs(weights)]
-            product = self.node("Concat", products, axis=-1) if len(products) > 1 else products[0]
-        else:
-            product = self.node("MatMul", [x, self.matrix(weights)])
-        return self.node("Add", [product, self.vector(biases)]) if biases else product
-
     def _product(self, x: str, weights: list[str]) -> str:
         return self._grouped_matmul(x, "+".join(weights), self.quantized_matrix(weights))
 
@@ -154,11 +143,8 @@ class Fused(Graph):
             N=len(matrix.codes),
             bits=matrix.bits,
             block_size=matrix.group_size,
-            accuracy_level=self.accuracy,
+            accuracy_level=ACCURACY,
         )
-
-    def add(self, x: str, y: str) -> str:
-        return self.node("Add", [x, y])
 
     def norm(self, x: str, norm: Norm) -> str:
         if norm.bias is None:
@@ -172,19 +158,12 @@ class Fused(Graph):
         normed = self.node(kind, inputs, domain=CONTRIB, outputs=4, epsilon=norm.eps)
         return normed, f"{normed}.3"
 
-    def scale(self, x: str, factor: float) -> str:
-        return self.node("Mul", [x, self.scalar(factor)])
-
     def activation(self, x: str, kind: str) -> str:
         if kind == "relu":
             return self.node("Relu", [x])
         if kind == "silu":
             return self.node("QuickGelu", [x], domain=CONTRIB, alpha=1.0)  # x * sigmoid(alpha * x)
         return self.node({"gelu": "FastGelu", "gelu_erf": "Gelu"}[kind], [x], domain=CONTRIB)
-
-    def gated(self, x: str, kind: str) -> str:
-        gate = self.node("Split", [x], outputs=2, axis=-1)
-        return self.node("Mul", [self.activation(gate, kind), f"{gate}.1"])
 
     def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
         check_heads(layer, attention)

@@ -230,11 +230,6 @@ class Graph:
         """Cast to type `real`."""
         return self.node("Cast", [x], to=TYPES[self.real])
 
-    def resize(self, x: str, width: int, following: int) -> str:
-        if following < width:
-            return self.node("Slice", [x, self.integers(0), self.integers(following), self.integers(-1)])
-        return self.node("Pad", [x, self.integers(0, 0, 0, 0, 0, following - width)])
-
     def logits(self, x: str, vocab: int) -> None:
         """Make x [1, 1 or T, vocab] the graph's output `logits`, which is float32 in every format."""
         self.output("logits", "float32", 1, "sequence" if self.all_logits else 1, vocab)

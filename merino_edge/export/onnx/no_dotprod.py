@@ -1,8 +1,8 @@
 """Dialect `fused` for Arm cores without the dotprod instruction (Cortex-A53, A57, A72).
 
 There MatMulNBits dequantises a matrix of 8 bits at each call, at 16 instructions per weight; MatMulInteger takes 0.4.
-So matmuls of 8 bits, and the head's in int4, use MatMulInteger. In 4 bits MatMulNBits computes in float32. Figures and
-choices: docs/decisions/formats-by-core.md.
+So matmuls of 8 bits, and the head's in int4, use MatMulInteger. Those of 4 bits: `own_kernels`. Figures and choices:
+docs/decisions/formats-by-core.md.
 """
 
 import numpy as np

@@ -89,20 +89,6 @@ class Portable(SignedCodes):
         scale = self.node("Mul", [f"{quantized}.1", scales])
         return self.node("Mul", [self.node("Cast", [product], to=TensorProto.FLOAT), scale])
 
-    def linear(self, x: str, weight: str, bias: str | None = None) -> str:
-        return self.packed_linear(x, [weight], [bias] if bias else None)
-
-    def packed_linear(self, x: str, weights: list[str], biases: list[str] | None = None) -> str:
-        if self.form.grouped:
-            products = [self._product(x, run) for run in self.runs(weights)]
-            product = self.node("Concat", products, axis=-1) if len(products) > 1 else products[0]
-        else:
-            product = self.node("MatMul", [x, self.matrix(weights)])
-        return self.node("Add", [product, self.vector(biases)]) if biases else product
-
-    def add(self, x: str, y: str) -> str:
-        return self.node("Add", [x, y])
-
     def norm(self, x: str, norm: Norm) -> str:
         """Computed in float32 in every format, since squares of activations overflow float16."""
         half = self.real == "float16"
@@ -123,9 +109,6 @@ class Portable(SignedCodes):
         total = self.add(x, residual)
         return self.norm(total, norm), total
 
-    def scale(self, x: str, factor: float) -> str:
-        return self.node("Mul", [x, self.scalar(factor)])
-
     def activation(self, x: str, kind: str) -> str:
         if kind == "relu":
             return self.node("Relu", [x])
@@ -139,10 +122,6 @@ class Portable(SignedCodes):
         tanh = self.node("Tanh", [self.node("Mul", [inner, self.scalar(math.sqrt(2 / math.pi))])])
         half = self.node("Mul", [x, self.scalar(0.5)])
         return self.node("Mul", [half, self.add(tanh, self.scalar(1.0))])
-
-    def gated(self, x: str, kind: str) -> str:
-        gate = self.node("Split", [x], outputs=2, axis=-1)
-        return self.node("Mul", [self.activation(gate, kind), f"{gate}.1"])
 
     def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
         query, key, value = self._heads(qkv, layer, attention)  # [1, heads, T, head_size]

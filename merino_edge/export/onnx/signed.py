@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
-from merino_edge.export.onnx.graph import Graph
+from merino_edge.export.onnx.operations import Operations
 from merino_edge.export.quantisation.gptq import gptq
 from merino_edge.export.quantisation.groups import Quantized, quantize_groups
 from merino_edge.families.graph_ops import Weights
 from merino_edge.families.weights import BlockSource
 
 
-class SignedCodes(Graph):
+class SignedCodes(Operations):
     """A tied embedding is stored once, [vocab, width]: the graph gathers its rows, and the backend transposes it for
     the head when it opens the graph."""
 
@@ -39,7 +39,6 @@ class SignedCodes(Graph):
         return gptq(matrix, hessian, bits, matrix.shape[1], both_signs=True)
 
     def _product(self, x: str, weights: list[str]) -> str:
-        """x @ W of matrices that are joined."""
         return self._integer_matmul(x, *self._codes_and_scales(weights))
 
     def _integer_matmul(self, x: str, codes: str, scales: str) -> str:
