@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tupl
 import numpy as np
 
 from merino_runtime.backends.backend import Backend, check_prefill, check_step, check_truncate, closed
-from merino_runtime.backends.onnx_binding import bind_input, bind_output, caches
+from merino_runtime.backends.onnx_binding import bind_caches, bind_input, bind_output, caches
 from merino_runtime.backends.onnx_rows import Rows, takes_batch
 from merino_runtime.backends.onnx_session import Model, first_line
 from merino_runtime.bundle import returns_all_logits
@@ -151,9 +151,7 @@ class OnnxBackend(Backend):
     def fork(self) -> "OnnxBackend":
         twin = OnnxBackend(self._open_model())
         with self._lock:
-            twin._ids.extend(self._ids)
-            for name, cache in self.cache.items():  # [1, heads, context, head_size]
-                twin.cache[name][:, :, :twin.length] = cache[:, :, :twin.length]
+            twin.copy_prefix(self, self.length)
         return twin
 
     def rows(self, count: int) -> List[Backend]:
@@ -180,8 +178,8 @@ class OnnxBackend(Backend):
         assert isinstance(source, OnnxBackend)
         self.truncate(0)
         with self._lock:
-            for name, cache in self.cache.items():  # [1, heads, context, head_size]
-                cache[:, :, :length] = source.cache[name][:, :, :length]
+            for name, cache in source.cache.items():  # [1, heads, context, head_size]
+                self.cache[name][:, :, :length] = cache[:, :, :length]
             self._ids.extend(source.ids[:length])
 
     def close(self) -> None:
@@ -256,23 +254,18 @@ class OnnxBackend(Backend):
         arrays of new entries by the name of their cache (none if the graph writes the cache). The caller keeps ids,
         positions and logits alive, since they are bound by pointer."""
         count = ids.shape[1]
-        binding, new = session.io_binding(), {}
+        binding = session.io_binding()
+        new = {} if self._fused else {
+            name: np.zeros((1, cache.shape[1], count, cache.shape[3]), dtype=cache.dtype)
+            for name, cache in self.cache.items()}
         bind_input(binding, "input_ids", ids)
         mask_length = self.length + count if self._fused else self.context
         bind_input(binding, "attention_mask", self._mask, (1, mask_length))
         if "position_ids" in self._ports:
             bind_input(binding, "position_ids", positions)
         bind_output(binding, "logits", logits)
-        for name, cache in self.cache.items():
-            bind_input(binding, name, cache)
-            present = name.replace("past_key_values", "present")
-            if self._fused:
-                bind_output(binding, present, cache)
-            else:
-                new[name] = np.zeros((1, cache.shape[1], count, cache.shape[3]), dtype=cache.dtype)
-                bind_output(binding, present, new[name])
+        bind_caches(binding, self.cache, self.cache if self._fused else new)
         return binding, new
-
 
 
 def _finite(values: np.ndarray) -> bool:

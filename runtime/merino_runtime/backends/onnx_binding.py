@@ -16,6 +16,13 @@ def bind_output(binding: Any, name: str, array: np.ndarray) -> None:
     binding.bind_output(name, "cpu", 0, element_type(array), list(array.shape), array.ctypes.data)
 
 
+def bind_caches(binding: Any, past: Dict[str, np.ndarray], present: Dict[str, np.ndarray]) -> None:
+    """Both by the name of the input that reads the past; the same arrays where the graph writes the cache in place."""
+    for name, cache in past.items():
+        bind_input(binding, name, cache)
+        bind_output(binding, name.replace("past_key_values", "present"), present[name])
+
+
 def caches(bundle: Bundle, count: int) -> Dict[str, np.ndarray]:
     """Empty KV caches [count, heads, context, head_size], by the name of the input that reads each."""
     return {port.name: np.zeros((count, *_lengths(port)[1:]), dtype=port.dtype) for port in bundle.inputs

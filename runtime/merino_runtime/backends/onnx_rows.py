@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 import numpy as np
 
 from merino_runtime.backends.backend import Backend, check_step
-from merino_runtime.backends.onnx_binding import bind_input, bind_output, caches
+from merino_runtime.backends.onnx_binding import bind_caches, bind_input, bind_output, caches
 from merino_runtime.backends.onnx_session import Model, first_line
 from merino_runtime.errors import MerinoError
 
@@ -90,7 +90,6 @@ class Rows:
             if self._has_positions:
                 bind_input(binding, "position_ids", self._positions[first:end])
             bind_output(binding, "logits", self._logits[first:end])
-            for name, cache in self._caches.items():
-                bind_input(binding, name, cache[first:end])
-                bind_output(binding, name.replace("past_key_values", "present"), cache[first:end])
+            rows = {name: cache[first:end] for name, cache in self._caches.items()}
+            bind_caches(binding, rows, rows)
         return self._bindings[first, end]

@@ -163,9 +163,9 @@ class Scheduler:
 
     def _step_ahead(self, served: Served, jobs: Sequence[Job]) -> None:
         """Computes the decode steps of requests to one model in one run of the graph, for those that have one next."""
-        by_backend = {job.slot.backend: job for job in jobs
+        by_backend = {job.slot.backend: (job, job.answering) for job in jobs
                       if job.slot is not None and job.answering is not None and not (job.cancelled or job.late)}
-        next_ids = [(backend, job.answering.next_id) for backend, job in by_backend.items() if job.answering]
+        next_ids = [(backend, answering.next_id) for backend, (_, answering) in by_backend.items()]
         steps = [(backend, next_id) for backend, next_id in next_ids if next_id is not None]
         if len(steps) < 2:
             return
@@ -182,10 +182,9 @@ class Scheduler:
         self.burden.busy_s += took_s
         self._batched(len(computed))
         for backend in computed:
-            job = by_backend[backend]
+            job, answering = by_backend[backend]
             job.busy_s += took_s / len(computed)
-            if job.answering is not None:
-                job.answering.computed_ahead(1000 * took_s)
+            answering.computed_ahead(1000 * took_s)
 
     def _guarded_turn(self, job: Job) -> None:
         try:
