@@ -15,6 +15,7 @@ from typing import Any
 from llama_cpp_peer import LlamaCpp
 from write_record import kept_record, table, write_record
 
+from merino_edge.bundles.files import bundle_bytes
 from merino_edge.export.divergence import QUESTIONS, Divergence, answers_of, divergence, divergence_of
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
@@ -23,10 +24,6 @@ from merino_runtime.bundle import load_bundle
 
 CONTEXT, THREADS = 512, 2
 RIVAL = "llama.cpp"
-
-
-def folder_mb(folder: Path) -> float:
-    return sum(file.stat().st_size for file in folder.iterdir()) / 1e6
 
 
 def measured(path: Path, formats: list[str], cache: Path, count: int) -> Iterator[dict[str, Any]]:
@@ -40,7 +37,7 @@ def measured(path: Path, formats: list[str], cache: Path, count: int) -> Iterato
         out = cache / f"{path.stem}-{each}"
         if not (out / "bundle.json").exists():
             export(source, out, ExportRequest(precision=each, context=CONTEXT))
-        yield row_of(path, each, divergence(load_bundle(str(out)), answers), folder_mb(out))
+        yield row_of(path, each, divergence(load_bundle(str(out)), answers), bundle_bytes(out) / 1e6)
 
 
 def row_of(path: Path, name: str, found: Divergence, mb: float) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grammar import blocks
 from house import REFUSE, Device, House, meaning, prompt, read_action, tools
+from refusals import new_wordings
 
 from merino_runtime.api import LanguageModel, open_model
 
@@ -30,12 +30,6 @@ class Case(NamedTuple):
     sentence: str
     actions: list[str]
     kind: str
-
-
-def new_wordings() -> set[str]:
-    """The kinds of sentences that no training sample is of."""
-    marked = [head.split()[0] for head in blocks("commands")] + ["no." + head for head in blocks("negatives")]
-    return {kind.removesuffix("!") for kind in marked if kind.endswith("!")}
 
 
 def generated(path: Path, most: int) -> Iterator[Case]:

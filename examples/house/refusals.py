@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from functools import cache
 
-from commands import Sample, by_tool, of_family, pick, said, target_of
+from commands import Sample, by_tool, families, of_family, pick, said, target_of
 from grammar import blocks, expand, rules
 from house import REFUSE, TOOLS, Action, Device, House
 from houses import area_name, device_name, make_house, near, words
@@ -27,6 +27,11 @@ def refusal(house: House, split: str, rng: random.Random) -> Sample:
 @cache
 def kinds(held_out: bool) -> dict[str, tuple[str, ...]]:
     return {kind.rstrip("!"): lines for kind, lines in blocks("negatives").items() if kind.endswith("!") == held_out}
+
+
+def new_wordings() -> set[str]:
+    """The kinds of samples that no training sample is of."""
+    return {family.kind for family in families() if family.held_out} | {"no." + kind for kind in kinds(held_out=True)}
 
 
 def no_command(house: House, split: str, rng: random.Random) -> Sample | None:
