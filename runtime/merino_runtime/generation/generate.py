@@ -191,6 +191,7 @@ class Generation(Iterator[Event]):
         self._behind: List[int] = []  # ids behind the prompt that are not in the cache
         self._pieces_ms = 0.0  # of the next token so far: the prefill's pieces, forced tokens, a step computed ahead
         self._state = constraint.start() if constraint else None
+        self._forced_next: Optional[List[int]] = None  # ids that the constraint forces next; None: not computed yet
         self._step_ms: List[float] = []  # of each token: the prefill, then each decode step; 0 where it was forced
         self._runs = 0  # of the graph, behind the whole prompt
         self._tokens = self._prefill_tokens = self._shifts = 0
@@ -242,6 +243,7 @@ class Generation(Iterator[Event]):
                     self._sampler.note(token_id)
                 if state:
                     state.advance(token_id)
+                    self._forced_next = None
                 is_eos = token_id in self._stop_ids
                 text = stream.push(token_id) if stream and not is_eos else ""
                 self._pieces_ms += 1000 * (time.perf_counter() - start)
@@ -261,7 +263,10 @@ class Generation(Iterator[Event]):
         yield self.measured(stop_reason)
 
     def _forced(self) -> List[int]:
-        return self._state.forced() if self._state and self._top is None else []
+        """Computed once per token: `next_id` needs it too."""
+        if self._forced_next is None:
+            self._forced_next = self._state.forced() if self._state and self._top is None else []
+        return self._forced_next
 
     def _stop_reason(self, is_eos: bool, prompt: int, max_new_tokens: int, shifting: bool) -> str:
         """Empty: the generation goes on."""
