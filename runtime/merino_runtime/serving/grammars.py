@@ -40,10 +40,7 @@ def schema_of_format(body: Body) -> Any:
 def grammar_of(prompts: Prompts, schema: Any, tools: Sequence[Dict[str, Any]] = (), choice: Any = "auto",
                thinks: bool = False) -> Optional[Any]:
     """None where the answer is free. thinks: whether it may begin with its thinking: then only a call that is required
-    is one. Raises RefusedError for what cannot be expressed."""
-    if schema is not None and tools:
-        raise RefusedError("response_format and tools are given: an answer follows one of them. Leave one out, or set "
-                           "tool_choice to none.", param="response_format")
+    is one. With both the answer is a call, or JSON. Raises RefusedError for what cannot be expressed."""
     if schema is None and (not tools or (choice == "auto" and thinks)):
         return None
     from merino_runtime.generation import constraints
@@ -53,7 +50,8 @@ def grammar_of(prompts: Prompts, schema: Any, tools: Sequence[Dict[str, Any]] = 
         with _compiling:
             if tools:
                 described = [{"type": "function", "function": tool["function"]} for tool in tools]
-                return constraints.compile_tools(described, choice, tokenizer, stop_ids, STYLE)
+                return constraints.compile_tools(described, choice, tokenizer, stop_ids, STYLE,
+                                                 {"type": "object"} if schema is True else schema)
             if schema is True:
                 return constraints.compile_json(tokenizer, stop_ids)
             return constraints.compile_schema(schema, tokenizer, stop_ids)

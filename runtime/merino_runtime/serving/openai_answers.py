@@ -27,6 +27,7 @@ class Answer:
         self.form, self.stream, self._tokenizer = form, form.stream, tokenizer
         self.choices = [Choice(form.chat, form.thinks, form.tools) for _ in range(count)]
         self._begun = [False] * count
+        self._offsets = [0] * count  # of the next token in the text, where each token has one
 
     @property
     def over(self) -> bool:
@@ -102,7 +103,7 @@ class Answer:
         if not text and not (self.form.logprobs and isinstance(event, Piece)):
             return []
         pieces = [event] if isinstance(event, Piece) and event.id is not None else []
-        logprobs = self._text_logprobs(pieces) if self.form.logprobs else None
+        logprobs = self._text_logprobs(index, pieces) if self.form.logprobs else None
         return [self._chunk({"index": index, "text": text, "logprobs": logprobs, "finish_reason": None})]
 
     def _last_chunks(self, index: int) -> List[Json]:
@@ -128,7 +129,7 @@ class Answer:
 
     def _text_choice(self, index: int) -> Json:
         choice = self.choices[index]
-        logprobs = self._text_logprobs(choice.pieces) if self.form.logprobs else None
+        logprobs = self._text_logprobs(index, choice.pieces) if self.form.logprobs else None
         return {"index": index, "text": self._echo(index) + choice.content, "logprobs": logprobs,
                 "finish_reason": self._reason(index)}
 
@@ -157,9 +158,8 @@ class Answer:
                 entries.append(dict(entry(piece.id, piece.likely.logprob), top_logprobs=tops))
         return {"content": entries, "refusal": None}
 
-    def _text_logprobs(self, pieces: List[Piece]) -> Json:
+    def _text_logprobs(self, index: int, pieces: List[Piece]) -> Json:
         logprobs: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-        offset = 0
         for piece in pieces:
             likely: Optional[Likely] = piece.likely
             text = self._token(piece.id or 0)[0]
@@ -167,8 +167,8 @@ class Answer:
             logprobs["token_logprobs"].append(None if likely is None else likely.logprob)
             logprobs["top_logprobs"].append(
                 None if likely is None else {self._token(each)[0]: value for each, value in reversed(likely.top)})
-            logprobs["text_offset"].append(offset)
-            offset += len(text)
+            logprobs["text_offset"].append(self._offsets[index])
+            self._offsets[index] += len(text)
         return logprobs
 
     def _usage(self) -> Json:

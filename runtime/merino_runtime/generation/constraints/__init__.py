@@ -33,15 +33,17 @@ def compile_json(tokenizer: "Tokenizer", eos_ids: Iterable[int]) -> Compiled:
     return _grammar(("json",), tokenizer, eos_ids, any_object, dict)
 
 
-def compile_tools(tools: Any, tool_choice: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int], style: str = "json"
-                  ) -> Compiled:
+def compile_tools(tools: Any, tool_choice: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int], style: str = "json",
+                  or_schema: Any = None) -> Compiled:
     """A call of one of the tools. tool_choice: `required`, a tool, or `auto`, where the answer may be a text too that
-    does not begin as a call does. style: of tools.STYLES; `tools.read_call` reads the call."""
+    does not begin as a call does; with or_schema, JSON that this schema takes. style: of tools.STYLES;
+    `tools.read_call` reads the call."""
     form, allowed = style_named(style), tools_of(tools, tool_choice)
     if tool_choice == "none":
         raise MerinoError("tool_choice is none: no call is allowed, so there is nothing to constrain an answer to. "
                           "Leave the tools out.")
-    key = ("tools", _plain(tools, "the list of tools"), json.dumps(tool_choice, sort_keys=True), style)
+    key = ("tools", _plain(tools, "the list of tools"), json.dumps(tool_choice, sort_keys=True), style,
+           _plain(or_schema, "the JSON schema"))
 
     def made(make: Automaton) -> int:
         calls = []
@@ -49,7 +51,9 @@ def compile_tools(tools: Any, tool_choice: Any, tokenizer: "Tokenizer", eos_ids:
             arguments = make.lit(b"{}") if tool.parameters is None else schema_node(make, tool.parameters, tool.path)
             begin = form.before + json.dumps(tool.name) + form.between
             calls.append(make.seq(make.lit(begin.encode()), arguments, make.lit(form.after.encode())))
-        if tool_choice == "auto":
+        if tool_choice == "auto" and or_schema is not None:
+            calls.append(schema_node(make, or_schema))
+        elif tool_choice == "auto":
             first = ord(form.before[0])
             any_char = make.alt(make.code_points(0, 0xD7FF), make.code_points(0xE000, 0x10FFFF))
             other = make.alt(make.code_points(0, first - 1), make.code_points(first + 1, 0xD7FF),
@@ -58,7 +62,7 @@ def compile_tools(tools: Any, tool_choice: Any, tokenizer: "Tokenizer", eos_ids:
         return make.alt(*calls)
 
     return _grammar(key, tokenizer, eos_ids, made,
-                    lambda: {"lark": tools_source(form, allowed, tool_choice == "auto")})
+                    lambda: {"lark": tools_source(form, allowed, tool_choice == "auto", or_schema)})
 
 
 def _plain(value: Any, what: str) -> str:

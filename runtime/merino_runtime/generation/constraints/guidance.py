@@ -41,17 +41,24 @@ def guided(trie: Trie, eos_ids: Sequence[int], source: Dict[str, Any], refusal: 
     return constraint
 
 
-def tools_source(form: Style, tools: Sequence[Tool], or_text: bool) -> str:
-    """Calls in llguidance's own language of grammars."""
+def tools_source(form: Style, tools: Sequence[Tool], or_other: bool, schema: Optional[Dict[str, Any]] = None) -> str:
+    """Calls in llguidance's own language of grammars. or_other: or JSON that the schema takes, without one any text."""
     calls, rules = [], []
     for index, tool in enumerate(tools):
         parameters = dict(tool.parameters or {"type": "object", "additionalProperties": False})
-        rules.append(f"a{index}: %json {json.dumps(dict(parameters, **{'x-guidance': COMPACT}))}\n")
+        rules.append(_json_rule(f"a{index}", parameters))
         begin = form.before + json.dumps(tool.name) + form.between
         calls.append(f"{json.dumps(begin)} a{index} {json.dumps(form.after)}")
-    if or_text:
+    if or_other and schema is not None:
+        calls.append("other")
+        rules.append(_json_rule("other", schema))
+    elif or_other:
         calls.append(f"/[^{form.before[0]}](.|\\n)*/")
     return f"start: {' | '.join(calls)}\n" + "".join(rules)
+
+
+def _json_rule(name: str, schema: Dict[str, Any]) -> str:
+    return f"{name}: %json {json.dumps(dict(schema, **{'x-guidance': COMPACT}))}\n"
 
 
 class _Tokens:
