@@ -1,4 +1,5 @@
 """Answers that must parse: what a schema takes is what the automaton takes, token by token, however it is tokenised."""
+import itertools
 import json
 import random
 import sys
@@ -136,6 +137,10 @@ def test_an_answer_with_tools_is_a_call_or_with_auto_a_text():
     for text, choice in (("It", "required"), ('{"name":"turn', named), (call.replace("100", "101"), "auto")):
         with pytest.raises(MerinoError, match="not allowed here"):
             state_after(text, choice)
+    report = {"type": "object", "properties": {"done": {"type": "boolean"}}, "required": ["done"]}
+    either = compile_tools(TOOLS, "auto", tokenizer, (eos,), "hermes", report)
+    assert spells(either, hermes) and spells(either, '{"done":true}') and not spells(either, "It is warm.")
+    assert not spells(compile_tools(TOOLS, "required", tokenizer, (eos,), "hermes", report), '{"done":true}')
 
 
 @pytest.mark.parametrize("schema, expected", [
@@ -153,6 +158,10 @@ def test_an_answer_with_tools_is_a_call_or_with_auto_a_text():
     ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "Write anyOf"), ({"format": "hostname"}, "#/format"),
     ({"type": "number", "maxLength": 2}, "#/maxLength: this keyword is not of type number"),
     ({"const": float("nan")}, "not JSON"), ({"const": {1, 2}}, "not JSON"),
+    ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, "#/uniqueItems: it is supported for items"),
+    ({"type": "array", "items": {"enum": [1]}, "uniqueItems": True, "minItems": 2}, "#: no list satisfies it"),
+    ({"allOf": [{"minimum": 1}, {"minimum": 2}]}, "#/allOf/1/minimum: another schema"),
+    ({"allOf": [{"properties": {"a": True}}, {"additionalProperties": False}]}, "#/allOf/1/additionalProperties"),
 ])
 def test_what_cannot_be_expressed_is_refused_by_its_name_and_place(schema, expected, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
@@ -160,6 +169,39 @@ def test_what_cannot_be_expressed_is_refused_by_its_name_and_place(schema, expec
     with pytest.raises(MerinoError) as caught:
         compile_schema(schema, tokenizer, (eos,))
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("schema, taken, other", [  # as Home Assistant makes them of its tools and of AI tasks
+    ({"type": "string", "format": "entity_id"}, '"light.hall"', "1"),
+    ({"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3, "format": "RGB"}, "[1,2,3]", "[1,2]"),
+    ({"nullable": True, "anyOf": [{"type": "integer"}, {"type": "string", "format": "lower"}]}, '"a"', "null"),
+    ({"allOf": [{"type": "string", "format": "lower"}, {"type": "string", "maxLength": 1}]}, '"a"', '"ab"'),
+    ({"allOf": [{"type": "integer"}, {"minimum": 5}, {"maximum": 10, "nullable": True}]}, "5", "4"),
+    ({"type": "array", "items": {"type": "string", "enum": ["a", "b"]}, "uniqueItems": True}, '["b"]', '["b","b"]'),
+    ({"type": "object", "additionalProperties": True, "uniqueItems": False}, '{"a":1}', "[]"),
+])
+def test_what_only_describes_is_left_out_and_several_schemas_are_one(schema, taken, other, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    tokenizer, eos = BOTH["bytes"]
+    assert spells(compile_schema(schema, tokenizer, (eos,)), taken)
+    assert not spells(compile_schema(schema, tokenizer, (eos,)), other)
+
+
+def spells(grammar, text):
+    """Whether a whole answer may be this text."""
+    state = grammar.automaton.run(grammar.start()._number, text.encode("utf-8"))
+    return state != DEAD and grammar.automaton.accepts(state)
+
+
+@pytest.mark.parametrize("least, most", [(0, None), (2, None), (0, 2), (1, 1), (2, 3), (0, 0)])
+def test_a_list_of_different_values_is_in_the_order_of_its_enum(least, most):
+    tokenizer, eos = BOTH["bytes"]
+    schema = {"type": "array", "uniqueItems": True, "minItems": least, "items": {"enum": [2, 4, 6]}}
+    grammar = compile_schema(dict(schema, **({} if most is None else {"maxItems": most})), tokenizer, (eos,))
+    for count in range(5):
+        for found in itertools.product([2, 4, 6], repeat=count):
+            right = list(found) == sorted(set(found)) and least <= count <= (3 if most is None else most)
+            assert spells(grammar, json.dumps(found, separators=(",", ":"))) == right, found
 
 
 @pytest.mark.parametrize("tools, choice, expected", [
@@ -262,12 +304,14 @@ def test_llguidance_takes_what_our_automaton_refuses():
     assert state.ended and state.allowed()[eos] and state.forced() == []
     even = [{"type": "function", "function": {"name": "turn", "parameters": {
         "type": "object", "properties": {"by": {"type": "integer", "multipleOf": 90}}, "required": ["by"]}}}]
-    for choice, texts in (("required", ['{"name":"turn","arguments":{"by":180}}']), ("auto", ["Hello", "{"])):
+    call = '{"name":"turn","arguments":{"by":180}}'
+    for choice, schema, texts in (("required", None, [call]), ("auto", None, ["Hello", "{"]),
+                                  ("auto", {"enum": ["yes"]}, [call, '"yes"', '"'])):
         for text in texts:
-            state = compile_tools(even, choice, tokenizer, (eos,)).start()
+            state = compile_tools(even, choice, tokenizer, (eos,), "json", schema).start()
             for token in tokenizer.encode(text):
                 state.advance(token)
-            assert state.finished == (text != "{")
+            assert state.finished == (text not in ("{", '"'))
     with pytest.raises(MerinoError, match="not allowed here"):
         for token in tokenizer.encode('{"name":"turn","arguments":{"by":45'):
             state.advance(token)

@@ -15,10 +15,13 @@ from merino_runtime.generation.constraints.pattern import FORMATS, pattern
 from merino_runtime.io.json_shape import shown
 
 DESCRIBING = {"title", "description", "default", "examples", "$schema", "$id", "$comment", "$anchor", "deprecated",
-              "readOnly", "writeOnly", "$defs", "definitions"}
+              "readOnly", "writeOnly", "$defs", "definitions", "nullable"}  # OpenAPI's: null is never written then
+# Of JSON schema: texts that are of none are refused. A name that it does not know, such as entity_id, only describes.
+OTHER_FORMATS = {"duration", "hostname", "idn-hostname", "idn-email", "ipv6", "uri", "uri-reference", "uri-template",
+                 "iri", "iri-reference", "json-pointer", "relative-json-pointer", "regex"}
 BY_TYPE: Dict[str, Tuple[str, ...]] = {
     "object": ("properties", "required", "additionalProperties", "minProperties", "maxProperties"),
-    "array": ("items", "prefixItems", "minItems", "maxItems"),
+    "array": ("items", "prefixItems", "minItems", "maxItems", "uniqueItems"),
     "string": ("minLength", "maxLength", "pattern", "format"),
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
     "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), "boolean": (), "null": (),
@@ -27,6 +30,7 @@ WHOLE = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")  # stand alone, or 
 KNOWN = {"type", *WHOLE, *(keyword for keywords in BY_TYPE.values() for keyword in keywords)}
 DEEPEST = 16  # levels of lists and objects where any JSON may stand
 DEEPEST_SCHEMA = 64
+MOST_UNIQUE = 64
 
 
 def compact(value: Any) -> bytes:
@@ -68,7 +72,7 @@ class Reader:
             raise refused(where, f"found {shown(schema)}, a schema is an object, true or false")
         if depth > DEEPEST_SCHEMA:
             raise refused(where, f"it is nested more than {DEEPEST_SCHEMA} levels")
-        keywords = [keyword for keyword in schema if keyword not in DESCRIBING]
+        keywords = [keyword for keyword in schema if not _describes(keyword, schema)]
         for keyword in keywords:
             if keyword not in KNOWN:
                 raise refused(f"{where}/{keyword}", "this keyword is not supported")
@@ -113,7 +117,7 @@ class Reader:
                 raise refused(here, f"no value of it is of type {' or '.join(kinds)}")
             return self.make.alt(*[self.make.lit(compact(each)) for each in fitting])
         if keyword == "allOf" and len(value) > 1:
-            raise refused(here, "more than one schema in it is not supported")
+            return self.node(_as_one(value, here), here, depth + 1)
         if keyword == "oneOf":
             self._check_one(value, here)
         return self.make.alt(*[self.node(each, f"{here}/{index}", depth + 1) for index, each in enumerate(value)])
@@ -210,11 +214,12 @@ class Reader:
 
     def _string(self, schema: Dict[str, Any], where: str) -> int:
         make, limits = self.make, self._counts(schema, "minLength", "maxLength", where)
-        given = [keyword for keyword in ("pattern", "format") if keyword in schema]
+        given = [keyword for keyword in ("pattern", "format") if keyword in schema and not _describes(keyword, schema)]
         if not given:
             return make.seq(make.lit(b'"'), make.text(*limits))
         keyword, value = given[0], schema[given[0]]
-        beside = [each for each in ("format", "minLength", "maxLength") if each in schema and each != keyword]
+        beside = [each for each in ("format", "minLength", "maxLength")
+                  if each in schema and each != keyword and not _describes(each, schema)]
         if beside:
             raise refused(f"{where}/{beside[0]}", f"this keyword beside {keyword} is not supported")
         if not isinstance(value, str):
@@ -270,10 +275,31 @@ class Reader:
         first = [self.node(each, f"{where}/prefixItems/{index}", depth + 1) for index, each in enumerate(begin)]
         items = self.node(schema.get("items", True), f"{where}/items", depth + 1)
         least, most = self._counts(schema, "minItems", "maxItems", where)
-        node = self._listed(b"[]", first, items, least, most)
+        if schema.get("uniqueItems") and not 0 <= most <= 1:
+            node = self._unique(schema, least, most, where)
+        else:
+            node = self._listed(b"[]", first, items, least, most)
         if node == NOTHING:
             raise refused(where, "no list satisfies it")
         return node
+
+    def _unique(self, schema: Dict[str, Any], least: int, most: int, where: str) -> int:
+        """A list of different values of an enum, in its order."""
+        items: Any = schema.get("items")
+        values = items.get("enum") if isinstance(items, dict) and "prefixItems" not in schema else None
+        if not isinstance(values, list) or len(values) > MOST_UNIQUE:
+            raise refused(f"{where}/uniqueItems",
+                          f"it is supported for items with an enum of up to {MOST_UNIQUE} values")
+        different = [each for index, each in enumerate(values) if each not in values[:index]]
+        parts = [self.node(dict(items, enum=[each]), f"{where}/items", 0) for each in different]
+        counted = most if most >= 0 else max(least, 1)  # more are not told apart
+        make = self.make
+        tails = [make.lit(b"]") if count >= least else NOTHING for count in range(counted + 1)]  # by values before it
+        for part in reversed(parts):
+            longer = [*tails[1:], tails[-1] if most < 0 else NOTHING]
+            tails = [make.alt(tail, make.seq(make.lit(b"," if count else b""), part, more))
+                     for count, (tail, more) in enumerate(zip(tails, longer))]  # noqa: B905, not in 3.6
+        return make.seq(make.lit(b"["), tails[0])
 
     def _listed(self, ends: bytes, first: Sequence[int], item: int, least: int, most: int) -> int:
         """A list of least to most parts that begins with `first`, then items; most -1: without limit."""
@@ -310,6 +336,29 @@ class Reader:
         value = self.any_of("any", deepest - 1)
         return self._listed(b"{}" if kind == "object" else b"[]", [],
                             make.seq(self._key(), value) if kind == "object" else value, 0, -1)
+
+
+def _describes(keyword: str, schema: Dict[str, Any]) -> bool:
+    """Whether a keyword says nothing of which values are valid."""
+    value = schema.get(keyword)
+    return keyword in DESCRIBING or keyword == "uniqueItems" and value is False or (
+        keyword == "format" and isinstance(value, str) and value not in FORMATS and value not in OTHER_FORMATS)
+
+
+def _as_one(schemas: Sequence[Any], here: str) -> Dict[str, Any]:
+    """The schemas of an allOf, where no keyword has two values, and one alone says what is in an object or a list."""
+    merged: Dict[str, Any] = {}
+    inside: Dict[str, int] = {}
+    for index, schema in enumerate(schemas):
+        if not isinstance(schema, dict):
+            raise refused(f"{here}/{index}", f"found {shown(schema)}, beside others it must be an object")
+        for keyword in [each for each in schema if not _describes(each, schema)]:
+            kind = next((kind for kind in ("object", "array") if keyword in BY_TYPE[kind]), "")
+            if merged.setdefault(keyword, schema[keyword]) != schema[keyword] or kind and inside.setdefault(
+                    kind, index) != index:
+                raise refused(f"{here}/{index}/{keyword}", "another schema beside it has this keyword, or one that it "
+                                                           "depends on, which is not supported")
+    return merged
 
 
 def is_a(kind: str, value: Any) -> bool:
