@@ -60,6 +60,15 @@ def test_no_page_of_the_site_fetches_from_elsewhere(site):
         assert tags and not [tag for tag in tags if re.search(r"(?:src|href)=\"(?:https?:)?//", tag)], path.name
 
 
+def test_a_block_is_no_wider_than_its_page():
+    """112 characters are seen at once where a window has 1,250 pixels."""
+    blocks = {page: re.findall(r"^```\w*\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+              for page in PAGES}  # fmt: skip
+    wide = [(page.name, line) for page in PAGES for block in blocks[page] for line in block.splitlines()
+            if len(line) > 112]  # fmt: skip
+    assert wide == [] and sum(map(len, blocks.values())) > 60
+
+
 def test_each_page_has_one_line_in_llms_txt():
     text = (DOCS / "llms.txt").read_text(encoding="utf-8")
     lines = re.findall(r"^- \[[^\]]+\]\(([^)]+)\): .{20,}$", text, re.MULTILINE)
