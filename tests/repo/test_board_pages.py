@@ -14,7 +14,7 @@ from merino_runtime.delivery.verbs import VERBS as DELIVERY_VERBS
 ROOT = Path(__file__).resolve().parents[2]
 INDEX = ROOT / "docs" / "boards" / "index.md"
 PAGES = [path for path in sorted(INDEX.parent.glob("*.md")) if path != INDEX]
-APPLICATION = re.compile(r"(?:python3 merino\.pyz|\S+/current/merino) (.*)")
+APPLICATION = re.compile(r"(?:sudo )?(?:python3 merino\.pyz|\S+/current/merino) (.*)")
 
 of_each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 

@@ -101,7 +101,7 @@ def boot(image, cpu, folder, partition="", log=None):
     `folder` gets its console and the keys. `partition` is the one of the image that is the root, "2" for the second.
     `log` is a file that gets what is written to the image (disk_log.py).
     """
-    home = _client(folder / "home", port := _free_port())
+    home = _client(folder / "home", port := free_port())
     network = f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22"
     call = [
         *_hardware(cpu), "-dtb", _device_tree(cpu, folder), "-kernel", PARTS / "kernel", "-initrd", PARTS / "initrd",
@@ -145,7 +145,7 @@ def _device_tree(cpu, folder):
     return path
 
 
-def _free_port():
+def free_port():
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
 
