@@ -15,6 +15,8 @@ pytest.importorskip("uvicorn")
 
 from served import ROOT, Server  # noqa: E402
 
+from merino_runtime.generation.text import byte_table  # noqa: E402
+
 CHAT, TEXTS = "/v1/chat/completions", "/v1/completions"
 GREEDY = {"temperature": 0, "max_tokens": 12}
 
@@ -79,6 +81,22 @@ def test_a_character_of_several_tokens_comes_whole_in_a_stream(server, chat_dir)
     chunks, _ = server.stream(CHAT, **body)
     assert set(text) == {"\u00e9", "\ufffd"}  # of both in any order
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == text
+
+
+def test_no_character_of_an_answer_ends_a_line_for_python(server, chat_dir):
+    """httpx, and so the client of Ollama, ends lines where `splitlines` does: at U+0085 too."""
+    with open(os.path.join(str(chat_dir), "tokenizer.json"), encoding="utf-8") as file:
+        vocab = json.load(file)["model"]["vocab"]
+    halves = [vocab[spelled] for spelled, byte in byte_table().items() if byte in "\x85".encode()]
+    sampled = {"logit_bias": {str(each): 100 for each in halves}, "seed": 3, "temperature": 50, "top_k": 2}
+    for path, body in (("/api/chat", {"options": dict(sampled, num_predict=40)}), (CHAT, dict(sampled, max_tokens=40))):
+        connection, response = server.open("POST", path, dict(body, messages=said("x"), stream=True))
+        with contextlib.closing(connection):
+            lines = response.read().decode("utf-8").splitlines()
+        values = [json.loads(line.replace("data: ", "", 1)) for line in lines if "{" in line]
+        texts = [value["message"]["content"] if "message" in value else
+                 value["choices"][0]["delta"].get("content", "") for value in values]
+        assert "\x85" in "".join(texts) and len(values) >= 2
 
 
 def test_a_turn_computes_what_it_adds_and_the_answer_before_is_not_read_again(server):

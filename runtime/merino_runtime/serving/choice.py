@@ -145,5 +145,13 @@ def call_of(text: str) -> Optional[Call]:
     return Call(f"call_{uuid.uuid4().hex[:24]}", value["name"], arguments) if isinstance(arguments, dict) else None
 
 
+def one_line(value: Any) -> bytes:
+    """JSON for a stream of lines. Clients in Python end lines at these characters too, which JSON leaves as they are."""
+    text = json.dumps(value, ensure_ascii=False)
+    for character in "\x85\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text.encode("utf-8", "replace")
+
+
 def arguments_text(call: Call) -> str:
     return json.dumps(call.arguments, ensure_ascii=False)

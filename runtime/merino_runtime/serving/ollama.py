@@ -2,11 +2,10 @@
 tools are objects, and its times are nanoseconds."""
 import datetime
 import hashlib
-import json
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from merino_runtime.serving import fields, grammars
-from merino_runtime.serving.choice import Call, Choice, TextDelta
+from merino_runtime.serving.choice import Call, Choice, TextDelta, one_line
 from merino_runtime.serving.fields import Body
 from merino_runtime.serving.models import Model
 from merino_runtime.serving.openai_requests import LARGEST, Limits, messages_of, request_of, tools_of
@@ -204,4 +203,4 @@ def _ns(milliseconds: float) -> int:
 
 
 def _line(value: Json) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode("utf-8") + b"\n"
+    return one_line(value) + b"\n"

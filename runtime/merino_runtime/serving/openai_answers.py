@@ -1,11 +1,10 @@
 """Answers in the form of OpenAI's chat completions and completions, whole and in chunks."""
-import json
 from typing import Any, Dict, List, Optional, Tuple
 
 from merino_runtime import __version__
 from merino_runtime.generation.generate import Likely
 from merino_runtime.generation.text import Tokenizer
-from merino_runtime.serving.choice import Call, Choice, Delta, arguments_text
+from merino_runtime.serving.choice import Call, Choice, Delta, arguments_text, one_line
 from merino_runtime.serving.openai_requests import AnswerForm
 from merino_runtime.serving.requests import Event, Piece, Progress, RefusedError, Used
 
@@ -193,7 +192,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def _data(value: Json) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode("utf-8") + b"\n\n"
+    return b"data: " + one_line(value) + b"\n\n"
 
 
 def _call(call: Call, **index: int) -> Json:
