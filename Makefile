@@ -19,12 +19,13 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/merino_edge
 BOARD_ROOT := $(CACHE)/boards/bookworm
 VM_ROOT := $(CACHE)/vm/bookworm
 TENSORRT_ROOT := $(CACHE)/tensorrt
+HOME_ASSISTANT_ROOT := $(CACHE)/home-assistant
 
 MODELS := $(CACHE)/models
 
 RUNTIME := release/merino-runtime
 
-.PHONY: release demo demo-chat house docs test daily test-nightly test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-models models kernels peers-native lint clean
+.PHONY: release demo demo-chat house docs test daily test-nightly test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-home-assistant home-assistant test-models models kernels peers-native lint clean
 
 demo: .venv/ready
 	$(BIN)/merino-edge demo
@@ -84,6 +85,13 @@ tensorrt: .venv/ready
 
 test-tensorrt: tensorrt
 	MERINO_TENSORRT_ROOT="$(TENSORRT_ROOT)" $(BIN)/python -m pytest tests/targets/test_tensorrt_builder.py
+
+# Home Assistant itself, with both of its integrations: as root on Debian, keeps 1.7 GB in HOME_ASSISTANT_ROOT.
+home-assistant:
+	@tests/targets/home_assistant/build.sh "$(HOME_ASSISTANT_ROOT)"
+
+test-home-assistant: .venv/ready home-assistant
+	MERINO_HOME_ASSISTANT_ROOT="$(HOME_ASSISTANT_ROOT)" $(BIN)/python -m pytest tests/targets/test_home_assistant.py
 
 # A published model with its weights: 98 MB, once. `make test` takes its tests too where it is there.
 models: .venv/ready
