@@ -146,7 +146,7 @@ def call_of(text: str) -> Optional[Call]:
 
 
 def one_line(value: Any) -> bytes:
-    """JSON for a stream of lines. Clients in Python end lines at these characters too, which JSON leaves as they are."""
+    """JSON for a stream of lines. Clients in Python end lines at these characters too, which JSON does not escape."""
     text = json.dumps(value, ensure_ascii=False)
     for character in "\x85\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
