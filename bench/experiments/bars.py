@@ -162,7 +162,7 @@ def section_file(file: Path, precision: str, cache: Path) -> Section:
     from llama_cpp_peer import write_copy
 
     kind = {"fp32": "F32", "int8": "Q8_0", "int4": None}[precision]
-    copy = write_copy(file, cache / f"{file.stem}.{kind}-{kind}.gguf", kind, kind) if kind else file
+    copy = write_copy(file, cache / f"{file.stem}.{kind}.gguf", kind) if kind else file
     bundles = [Exported(str(file), precision, kv, LONG_CONTEXT) for form, kv in by_cache() if form == precision]
     name = file.stem
     bars = [Bar(Side(name, precision, kv=one.kv), Side(name, "", "llama.cpp"), 1.3, 1.3) for one in bundles]

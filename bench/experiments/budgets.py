@@ -23,7 +23,7 @@ import numpy as np
 from predictions import VOCABS, arguments, over_passes, take_turns
 
 from merino_bench.harness.cases import decode_case
-from merino_bench.harness.turns import measure_apart
+from merino_bench.harness.turns import measure_separately
 from merino_bench.probe.timing import lower_decile_ms
 from merino_edge.calibration.board import board
 from merino_edge.design.budgets import with_board_defaults
@@ -71,7 +71,7 @@ def designed(profile, scoring, budget):
 
 def step_ms(folder, context):
     """One process's, and its flags."""
-    run = measure_apart(str(folder), decode_case(STEPS, context - STEPS), REPETITIONS, SEED, False, TIMEOUT_S)
+    run = measure_separately(str(folder), decode_case(STEPS, context - STEPS), REPETITIONS, SEED, False, TIMEOUT_S)
     return lower_decile_ms(sum(run["step_ms"], [])), run["flags"]
 
 

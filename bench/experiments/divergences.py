@@ -40,8 +40,8 @@ def measured(path: Path, formats: list[str], cache: Path, count: int) -> Iterato
         yield row_of(path, each, divergence(load_bundle(str(out)), answers), bundle_bytes(out) / 1e6)
 
 
-def row_of(path: Path, name: str, found: Divergence, mb: float) -> dict[str, Any]:
-    row = {"file": path.name, "format": name, "mb": round(mb, 1), **found._asdict()}
+def row_of(path: Path, name: str, measured: Divergence, mb: float) -> dict[str, Any]:
+    row = {"file": path.name, "format": name, "mb": round(mb, 1), **measured._asdict()}
     print(row, flush=True)
     return row
 

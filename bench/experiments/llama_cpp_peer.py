@@ -1,12 +1,7 @@
-"""llama.cpp beside a published model: its logits, the losses of a text by its server, and copies of a GGUF in other
-types."""
+"""llama.cpp beside a published model: its logits, and copies of a GGUF in other types."""
 
-import json
-import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -14,10 +9,6 @@ import numpy as np
 from merino_edge.benchmarking.llama_cpp_native import described, lacking, library, loaded_model, native_build, version
 from merino_edge.families.gguf.write import write_file
 from merino_runtime.io.board import this_isa
-
-BIAS = 1e5  # larger than any logit
-WAIT_S = 120.0
-EMBEDDING = "token_embd.weight"
 
 
 class LlamaCpp:
@@ -62,63 +53,20 @@ class LlamaCpp:
             part = ids[start : start + 512]
             batch = self.llama.llama_batch_init(len(part), 0, 1)
             batch.n_tokens = len(part)
-            wanted = [start + place >= first for place in range(len(part))]
+            returned = [start + place >= first for place in range(len(part))]
             for place, token in enumerate(part):
                 batch.token[place], batch.pos[place] = token, len(self.ids) + place
-                batch.n_seq_id[place], batch.seq_id[place][0], batch.logits[place] = 1, 0, wanted[place]
+                batch.n_seq_id[place], batch.seq_id[place][0], batch.logits[place] = 1, 0, returned[place]
             if self.llama.llama_decode(self._context, batch):
                 raise RuntimeError(f"llama.cpp does not decode {len(part)} ids behind {len(self.ids)}")
             self.llama.llama_batch_free(batch)
             self.ids += part
-            if any(wanted):
-                yield np.ctypeslib.as_array(self.llama.llama_get_logits(self._context), (sum(wanted), self.vocab))
+            if any(returned):
+                yield np.ctypeslib.as_array(self.llama.llama_get_logits(self._context), (sum(returned), self.vocab))
 
 
-def open_model(path: Path, context: int, threads: int) -> Callable[[Sequence[int]], list[float]]:
-    """A function of ids [n] -> losses [n - 1] in nats, of each id behind those before it."""
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel, params.verbosity = str(path), context + 8, 1, -1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    server = xllamacpp.Server(params)
-
-    def losses(ids: Sequence[int]) -> list[float]:
-        return [loss_of(server, list(ids[:index]), ids[index]) for index in range(1, len(ids))]
-
-    return losses
-
-
-def loss_of(server: Any, before: list[int], token: int) -> float:
-    request = {
-        "prompt": before, "n_predict": 1, "temperature": 0, "n_probs": 1, "logit_bias": [[token, BIAS]],
-        "cache_prompt": True, "ignore_eos": False, "stream": False, "return_tokens": True,
-    }  # fmt: skip
-    answers: list[Any] = []
-    ended = threading.Event()
-
-    def take(answer: Any) -> bool:
-        answers.append(json.loads(answer) if isinstance(answer, str) else answer)
-        ended.set()
-        return False
-
-    server.handle_completions(request, take)
-    if not ended.wait(WAIT_S):
-        raise RuntimeError(f"llama.cpp gave no answer behind {len(before)} ids")
-    candidate = probability(answers[0])
-    if candidate["id"] != token:
-        raise RuntimeError(f"llama.cpp chose {candidate['id']}, and {token} was requested: {answers[0]}")
-    return -float(candidate["logprob"]) if math.isfinite(candidate["logprob"]) else math.inf
-
-
-def probability(answer: dict[str, Any]) -> dict[str, Any]:
-    """Of the one token: `id` and `logprob`."""
-    known = answer.get("completion_probabilities") or answer["choices"][0]["logprobs"]["content"]
-    return dict(known[0])
-
-
-def write_copy(source: Path, out: Path, matrices: str, embedding: str) -> Path:
-    """`matrices` and `embedding`: names of types such as Q8_0. A copy that is there is kept."""
+def write_copy(source: Path, out: Path, kind: str) -> Path:
+    """A copy whose matrices are of a type such as Q8_0. One that is there is kept."""
     if out.exists():
         return out
     reader = gguf.GGUFReader(source)
@@ -132,7 +80,7 @@ def write_copy(source: Path, out: Path, matrices: str, embedding: str) -> Path:
 
     tensors = (
         (tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type),
-         "F32" if len(tensor.shape) < 2 else embedding if tensor.name == EMBEDDING else matrices)
+         "F32" if len(tensor.shape) < 2 else kind)
         for tensor in reader.tensors
     )  # fmt: skip
     write_file(begun, reader.fields["general.architecture"].contents(), add_keys, tensors)

@@ -22,7 +22,7 @@ import numpy as np
 from write_record import write_record
 
 from merino_bench.harness.cases import Case
-from merino_bench.harness.turns import measure_apart
+from merino_bench.harness.turns import measure_separately
 from merino_bench.probe.timing import lower_decile_ms
 from merino_edge.calibration.board import board
 from merino_edge.export.random_bundle import write_random_bundle
@@ -127,7 +127,7 @@ def measure(task, folder, profile):
         decode = name == "decode"
         threads = best[name].decode_threads if decode else best[name].prefill_threads
         case = Case("tg", CACHED, STEPS, 0, threads) if decode else Case("pp", shape.prompt, 0, 0, threads)
-        run = measure_apart(str(folder), case, REPETITIONS, SEED, False, TIMEOUT_S)
+        run = measure_separately(str(folder), case, REPETITIONS, SEED, False, TIMEOUT_S)
         flags += run["flags"]
         samples = sum(run["step_ms"], []) if decode else run["prefill_ms"]
         measured[name] = lower_decile_ms(samples)

@@ -38,11 +38,11 @@ FLOPS_G = (60, 110, 160)
 VOCABS = (4096, 8192, 16384, 32768, 50257)
 FORMATS = ("fp32", "int8", "int4")
 SEEDS = range(5)
-SPACES = {"full": Space(kv_heads=FULL), "any": Space(kv_heads=GROUPED)}  # heads of keys
+SPACES = {"full": Space(kv_heads=FULL), "any": Space(kv_heads=GROUPED)}  # KV heads
 
 
 def tasks():
-    """(name, heads of keys, profile, budgets): the paper's FLOPs alone, and what each board gets by default."""
+    """(name, KV heads, profile, budgets): the paper's FLOPs alone, and what each board gets by default."""
     for heads in SPACES:
         for flops_g in FLOPS_G:
             yield f"{flops_g} GFLOPs", heads, load_profile("raspberry-pi-4"), {"flops_g": flops_g}
