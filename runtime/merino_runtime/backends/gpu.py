@@ -11,7 +11,6 @@ from ctypes import POINTER, c_char_p, c_int, c_uint
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.backends.cuda import INSUFFICIENT_DRIVER, Cuda, CudaError, c_function, cuda_fault
-from merino_runtime.backends.cuda_python import CudaPython, installed_module
 from merino_runtime.errors import MerinoError
 
 CAPABILITY_MAJOR, CAPABILITY_MINOR, INTEGRATED = 75, 76, 18  # cudaDeviceAttr
@@ -59,12 +58,9 @@ def open_cuda(tensorrt_version: Tuple[int, ...]) -> Cuda:
 
 
 def _cuda(tensorrt_version: Tuple[int, ...]) -> Cuda:
-    module = installed_module()
-    if module is not None:
-        return CudaPython(module)
     library = open_library(library_names(tensorrt_version))
     if library is None:
-        raise MerinoError("TensorRT is installed and the CUDA runtime (libcudart.so) was not found. On a Jetson: sudo "
+        raise MerinoError("TensorRT is installed and the CUDA runtime (libcudart.so) is not. On a Jetson: sudo "
                           "apt-get install nvidia-jetpack. Elsewhere: python3 -m pip install nvidia-cuda-runtime-cu12. "
                           "Or run on the CPU: --backend onnxruntime.")
     return Cuda(library)
