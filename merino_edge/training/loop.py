@@ -70,17 +70,14 @@ class CheckedTrainer(Trainer):
         ids, values = (inputs.pop(name, None) for name in ("teacher_ids", "teacher_logits"))
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         labels, logits = inputs["labels"], outputs["logits"]
-        z_loss, prompt_weight = (self.recipe.z_loss, self.recipe.prompt_weight) if model.training else (0.0, 0.0)
-        added = ids is not None or z_loss or prompt_weight
+        prompt_weight = self.recipe.prompt_weight if model.training else 0.0
+        added = ids is not None or prompt_weight
         share = self.accelerator.num_processes / num_items_in_batch if added else 0.0
         if ids is not None:
             weight = self.recipe.teacher_weight
             loss = (1 - weight) * loss + weight * share * taught_loss(
                 logits, labels, ids, values, self.recipe.temperature
             )
-        if z_loss:
-            sums = logits[:, :-1].float().logsumexp(-1)
-            loss = loss + z_loss * share * (sums.square() * (labels[:, 1:] != NOT_LEARNED)).sum()
         if prompt_weight:
             following = inputs["input_ids"][:, 1:]
             learned = (labels[:, 1:] != NOT_LEARNED) | (following == self.pad)

@@ -26,7 +26,6 @@ class Recipe:
         optimiser: `adamw`, or `muon`, which takes the matrices from it.
         schedule: of the rate behind the warm-up: `cosine`, or `wsd`, constant and then linearly down in DECAY_SHARE.
         prompt_weight: of a prompt's tokens in the loss, where those of a completion weigh 1.
-        z_loss: weight of the squared log-sum of the logits' exponentials in the loss.
         teacher_weight: of the cross-entropy to a teacher, where there is one; the cross-entropy to the text has the
         rest. temperature: at which both are compared. lora: rank of the adapters that are trained in place of the
         weights; 0: the weights.
@@ -48,7 +47,6 @@ class Recipe:
     evaluations: int = 10
     optimiser: str = "adamw"
     schedule: str = "cosine"
-    z_loss: float = 0.0
     prompt_weight: float = 0.0
 
     def __post_init__(self) -> None:
@@ -67,8 +65,6 @@ class Recipe:
                 raise MerinoError(f"{option} {value!r} is not known: known are {', '.join(known)}")
         if not 0 <= self.prompt_weight <= 1:
             raise MerinoError(f"--prompt-weight {self.prompt_weight:g} must lie from 0 to 1")
-        if not (math.isfinite(self.z_loss) and self.z_loss >= 0):
-            raise MerinoError(f"z_loss {self.z_loss:g} must be at least 0")
         if not (0 < self.teacher_weight <= 1 and math.isfinite(self.temperature) and self.temperature > 0):
             raise MerinoError(
                 f"--teacher-weight {self.teacher_weight:g} must lie above 0 and at most at 1, --temperature"

@@ -117,7 +117,7 @@ def test_muon_takes_the_matrices_of_the_layers_and_resumes_exactly(text, tmp_pat
     left = {names[id(weight)] for weight in adamw["params"]}
     assert taken | left == set(names.values()) and taken & left == set()
     assert left == {name for name in names.values() if "norm" in name or name == "embed_tokens.weight"}
-    recipe = dataclasses.replace(RECIPE, optimiser="muon", schedule="wsd", z_loss=1e-3)
+    recipe = dataclasses.replace(RECIPE, optimiser="muon", schedule="wsd")
     record = train(ARCH, [text], tmp_path / "whole", recipe=recipe)
     with pytest.raises(KeyboardInterrupt):
         train(ARCH, [text], tmp_path / "out", recipe=recipe, progress=ctrl_c_at(9))
@@ -126,17 +126,6 @@ def test_muon_takes_the_matrices_of_the_layers_and_resumes_exactly(text, tmp_pat
     rates = [float(row["learning_rate"]) for row in csv.DictReader((tmp_path / "whole" / "losses.csv").open())]
     assert rates[2:15] == [3e-3] * 13 and rates[-4:] == sorted(rates[-4:], reverse=True) and rates[-1] < 1e-3
     assert losses(record)[-1] < losses(record)[0] - 0.5
-
-
-def test_the_z_loss_is_the_mean_square_of_the_logits_log_sums(text, tmp_path):
-    """At a rate of nearly zero the loss is higher by that."""
-    results = []
-    for weight in (0.0, 0.5):
-        recipe = Recipe(steps=1, batch=4, learning_rate=1e-12, z_loss=weight)
-        record = train(ARCH, [text], tmp_path / str(weight), recipe=recipe)
-        results.append((losses(record)[0], record["held_out_loss"]))
-    assert results[1][0] - results[0][0] == pytest.approx(0.5 * math.log(ARCH.vocab) ** 2, rel=0.02)
-    assert results[1][1] == pytest.approx(results[0][1], rel=1e-6)
 
 
 def test_prompts_count_by_their_weight(tmp_path):
@@ -158,7 +147,7 @@ def test_prompts_count_by_their_weight(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "keys", [{"optimiser": "sgd"}, {"schedule": "step"}, {"z_loss": -1.0}, {"prompt_weight": 2.0}, {"patience": -1}]
+    "keys", [{"optimiser": "sgd"}, {"schedule": "step"}, {"prompt_weight": 2.0}, {"patience": -1}]
 )
 def test_a_recipe_that_cannot_be_is_refused(keys):
     with pytest.raises(MerinoError, match="is not known|must be at least 0|must lie from 0 to 1"):
