@@ -39,7 +39,6 @@ def export(
         Path | None, typer.Option(help="weights for a catalogue name: a Hugging Face folder, or random; default: the"
                                   " published ones")
     ] = None,
-    text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text file")] = None,
     calibrate: Annotated[
         Path | None, typer.Option(metavar="TEXT", help="calibration text for GPTQ, SmoothQuant and the scales of --kv")
     ] = None,
@@ -70,7 +69,7 @@ def export(
 
     request = ExportRequest(
         precision=precision, board=board(board_name, say) if board_name else None, dialect=dialect, kv=kv,
-        context=context, calibration=calibrate, text=text, chat=not no_chat, overwrite=overwrite,
+        context=context, calibration=calibrate, chat=not no_chat, overwrite=overwrite,
         all_logits=all_logits, file_mb=file_mb, decode_ms=decode_ms,
     )  # fmt: skip
     with working(f"exporting {source}"):
@@ -84,7 +83,7 @@ def print_export(done: "Exported", request: "ExportRequest", verbose: bool) -> N
     from merino_edge.cli.tables import show
     from merino_edge.export.divergence import divergence_words, keeps
 
-    made, text = done.bundle, request.text
+    made = done.bundle
     put(summary_line(done))
     for slower in made.slower_on:
         put(f"on {slower.board} {slower.times:g} times slower than an export with --for {slower.board}")
@@ -100,9 +99,6 @@ def print_export(done: "Exported", request: "ExportRequest", verbose: bool) -> N
         show(matrix_table(done.matrices))
     elif done.matrices:
         put(f"{matrices_line(done.matrices)}; --verbose lists them")
-    if text and done.perplexity:
-        perplexity, tokens = done.perplexity.perplexity, done.perplexity.tokens
-        put(f"perplexity {perplexity:.3f} over {tokens} tokens of {text.name}, in the board's runtime")
 
 
 def lost_words(done: "Exported") -> str:

@@ -21,7 +21,7 @@ from merino_edge.export.request import (
     in_int4,
 )
 from merino_edge.export.resolved import ResolvedExport, resolve
-from merino_edge.export.source import Source, check_text
+from merino_edge.export.source import Source
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.prediction.cost_model import cost_model
@@ -29,7 +29,6 @@ from merino_edge.prediction.shape import InferenceShape, default_prompt
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.storage.atomic import new_folder, parents_made, scratch_folder
 from merino_edge.storage.faults import one_line
-from merino_edge.text.perplexity import bundle_perplexity
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import MB
 
@@ -42,7 +41,7 @@ def export(
     source: Source, out: Path, request: ExportRequest = DEFAULTS, *, last_use: bool = False,
     say: Say = lambda _: None,
 ) -> Exported:  # fmt: skip
-    """Write the bundle `out`, and measure its perplexity where the request names a text.
+    """Write the bundle `out`.
 
     `last_use`: the source's model is changed and then emptied, so that memory holds one copy of the weights at a time.
     `say` gets a line for each format that AUTO tries, and one on what MIXED chose. Raises MerinoError for a request
@@ -50,17 +49,13 @@ def export(
     differs from torch; then nothing is written.
     """
     if request.precision == AUTO:
-        made = export_fastest(source, out, request, say)
-    else:
-        mixed = request.precision == MIXED
-        resolved = resolve(in_int4(request) if mixed else request, source, out)
-        if request.text:
-            check_text(source, request.text, resolved.form.context, "Export without --text")
-        calibration = calibrate(source, resolved)
-        if mixed:
-            resolved = resolved._replace(eight_bits=chosen_matrices(source, request, resolved, calibration, say))
-        made = write_export(source, out, resolved, calibration, last_use)
-    return made._replace(perplexity=bundle_perplexity(out, request.text)) if request.text else made
+        return export_fastest(source, out, request, say)
+    mixed = request.precision == MIXED
+    resolved = resolve(in_int4(request) if mixed else request, source, out)
+    calibration = calibrate(source, resolved)
+    if mixed:
+        resolved = resolved._replace(eight_bits=chosen_matrices(source, request, resolved, calibration, say))
+    return write_export(source, out, resolved, calibration, last_use)
 
 
 def chosen_matrices(
@@ -92,8 +87,6 @@ def export_fastest(source: Source, out: Path, request: ExportRequest, say: Say) 
     if order == ["fp32"]:
         check_calibration("fp32", form.kv, request.calibration)
     formats = {each: resolve(in_format(each, request, form.kv), source, out) for each in order}
-    if request.text:
-        check_text(source, request.text, form.context, "Export without --text")
     if order == ["fp32"]:
         return write_export(source, out, formats["fp32"], calibrate(source, formats["fp32"]), last_use=True)
     if source.weights == "trained" and source.tokenizer is None:

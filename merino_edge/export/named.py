@@ -46,7 +46,7 @@ def kept_by(what: str, weights: Path | None, out: Path, request: ExportRequest, 
         options = f"--precision {precision}" + (f" --kv {kv}" if kv else "")
         say(f"{made.bundle.precision} loses answers: {options} is tried")
         calibration = request.calibration if precision in ("int8", "int4") else None
-        changed = request._replace(precision=precision, kv=kv or request.kv, calibration=calibration, text=None)
+        changed = request._replace(precision=precision, kv=kv or request.kv, calibration=calibration)
         with scratch_folder(out) as place:
             other = export(load_source(what, weights), place / "tried", changed, last_use=True)
         if other.divergence is None or keeps(other.divergence):

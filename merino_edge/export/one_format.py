@@ -35,7 +35,6 @@ from merino_edge.export.resolved import ResolvedExport
 from merino_edge.export.source import Source, not_finite
 from merino_edge.families.registry import decoder_of, layout_of
 from merino_edge.storage.atomic import check_folder, new_folder
-from merino_edge.text.perplexity import Perplexity
 from merino_runtime.bundle import Bundle, Threads, load_bundle
 from merino_runtime.bundle import Golden as GoldenIds
 from merino_runtime.errors import MerinoError
@@ -67,7 +66,6 @@ class Exported(NamedTuple):
         divergence: from float32, on the model's own answers; None for random weights, for a model without a tokenizer,
             and where nothing is quantised.
         instead: where too many answers are lost, the options of a format that keeps them; set by `export_named`.
-        perplexity: of the bundle on the request's text; None where none was given.
     """
 
     folder: Path
@@ -83,7 +81,6 @@ class Exported(NamedTuple):
     note: str = ""
     divergence: Divergence | None = None
     instead: str = ""
-    perplexity: Perplexity | None = None
 
 
 class Calibration(NamedTuple):

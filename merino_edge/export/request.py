@@ -49,7 +49,6 @@ class ExportRequest(NamedTuple):
         context: KV slots, in tokens; by default the model's context.
         calibration: text for GPTQ and for the scales of a quantised cache. Without it there is no GPTQ, and the scales
             are fitted to a text that the model generates.
-        text: to measure the bundle's perplexity on.
         chat: whether the bundle has the source's chat template.
         all_logits: whether the graph returns the logits of all positions, so that one prefill scores a whole text.
         overwrite: whether random weights may replace trained ones.
@@ -65,7 +64,6 @@ class ExportRequest(NamedTuple):
     kv: str | None = None
     context: int | None = None
     calibration: Path | None = None
-    text: Path | None = None
     chat: bool = True
     overwrite: bool = False
     all_logits: bool = False
@@ -172,12 +170,11 @@ def check_request(request: ExportRequest, what: str, weights: Path | None, out: 
     Raises MerinoError for files that cannot be read, an output that would replace an input, a SOURCE that names no
     model, and a combination of options that is not possible.
     """
-    texts = {"--text": request.text, "--calibrate": request.calibration}
-    for option, file in texts.items():
-        if file:
-            check_files([file], option)
-            read_documents([file], option)
-    inputs = (weights, *texts.values(), resolve(what))
+    text = request.calibration
+    if text:
+        check_files([text], "--calibrate")
+        read_documents([text], "--calibrate")
+    inputs = (weights, text, resolve(what))
     check_keeps(out, [Path(each) for each in inputs if isinstance(each, str | Path)])
     check_folder(out, is_bundle_alone)
     source = find_source(what, weights)

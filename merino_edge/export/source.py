@@ -1,6 +1,6 @@
 """Loads a SOURCE: a checkpoint's folder, a GGUF, a design.json, an architecture's JSON, a float32 bundle, or a name of
-the zoo or the hub. Each becomes a `Source`: a geometry and a torch model. And tokenizes texts with its tokenizer, for
-`--calibrate` and `--text`."""
+the zoo or the hub. Each becomes a `Source`: a geometry and a torch model. And tokenizes the text of `--calibrate` with
+its tokenizer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +23,7 @@ from merino_edge.families.hugging_face import SEED, TOKENIZER, random_model, rea
 from merino_edge.families.registry import family_of, layout_of, read_geometry
 from merino_edge.families.weights import BlockSource
 from merino_edge.families.zoo import Model
-from merino_edge.text.perplexity import MOST_TOKENS
-from merino_edge.text.rows import first_rows, spread_rows
+from merino_edge.text.rows import spread_rows
 from merino_edge.text.tokenizer import load_tokenizer
 from merino_edge.training.run_folder import trained_name
 from merino_runtime.bundle import Bundle, load_bundle
@@ -108,8 +107,8 @@ def load_weights_of(known: Model, folder: Path) -> Source:
         raise MerinoError(f"{folder} is a {family!r} model, {known.id} is {known.family!r}. {remedy}")
     if checkpoint.geometry != known.geometry:
         raise MerinoError(
-            f"{folder} is not {known.id}: found {checkpoint.geometry.shape()}, {known.id} has {known.geometry.shape()}."
-            f" {remedy}"
+            f"{folder} is not {known.id}: it has {checkpoint.geometry.shape()}, {known.id} has"
+            f" {known.geometry.shape()}. {remedy}"
         )
     return Source(
         known.id, checkpoint.geometry, checkpoint.model, "trained", f"local folder {folder.name}", checkpoint.stop_ids,
@@ -170,19 +169,9 @@ def text_rows(source: Source, text: Path, length: int, tokens: int) -> torch.Ten
 
     Raises MerinoError where the text cannot be read, is too short, or the source has no tokenizer.
     """
-    check_has_tokenizer(source, text, "--calibrate", "Export without --calibrate")
-    return spread_rows(text, tokenizer_of(source), length, tokens, "--calibrate")
-
-
-def check_text(source: Source, text: Path, context: int, remedy: str) -> None:
-    """Raises MerinoError where the perplexity of a bundle of this context could not be measured on the text."""
-    check_has_tokenizer(source, text, "--text", remedy)
-    first_rows(text, tokenizer_of(source), context, MOST_TOKENS, "--text")
-
-
-def check_has_tokenizer(source: Source, text: Path, option: str, remedy: str) -> None:
     if source.tokenizer is None:
-        raise MerinoError(f"{option} {text}: {source.name} has no tokenizer. {remedy}")
+        raise MerinoError(f"--calibrate {text}: {source.name} has no tokenizer. Export without --calibrate")
+    return spread_rows(text, tokenizer_of(source), length, tokens, "--calibrate")
 
 
 def tokenizer_of(source: Source) -> Tokenizer:

@@ -1,1 +1,1 @@
-"""Text: files of it, tokenizers, rows of token ids, and the perplexity that a bundle has on them."""
+"""Text: files of it, tokenizers, rows of token ids, and the log-likelihoods that a bundle gives them."""

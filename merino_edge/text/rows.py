@@ -1,4 +1,4 @@
-"""Text as token ids, packed into rows of equal length: training samples, windows of a perplexity."""
+"""Text as token ids, packed into rows of equal length: training samples, windows of a calibration."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,15 +54,9 @@ class PackedTokens(Dataset):
         return self.rows.numel()
 
 
-def first_rows(text: Path, tokenizer: Tokenizer, length: int, most_tokens: int, option: str) -> np.ndarray:
-    """The text's first ids [rows, length]. Raises MerinoError where it cannot be read, or is shorter than one row."""
-    rows: np.ndarray = PackedTokens(read_documents([text], option), tokenizer, length, f"{option} {text}").rows.numpy()
-    return rows[: max(1, most_tokens // length)]
-
-
 def spread_rows(text: Path, tokenizer: Tokenizer, length: int, most_tokens: int, option: str) -> torch.Tensor:
-    """Rows of ids [n, length], of `most_tokens` at most, evenly taken from the text. Raises MerinoError as
-    `first_rows`."""
+    """Rows of ids [n, length], of `most_tokens` at most, evenly taken from the text. Raises MerinoError where it cannot
+    be read, or is shorter than one row."""
     rows = PackedTokens(read_documents([text], option), tokenizer, length, f"{option} {text}").rows
     most = max(1, most_tokens // length)
     return rows[np.linspace(0, len(rows) - 1, most).round().astype(int)] if len(rows) > most else rows

@@ -124,7 +124,7 @@ def check_separates(tokenizer: Tokenizer, documents: int) -> None:
     if documents > 1 and end_id(tokenizer) is None:
         raise MerinoError(
             f"the tokenizer has no token that ends a text ({', '.join(END_TOKENS)}), so {documents:,} documents"
-            " cannot be told apart, and the model would learn no end: give a tokenizer that has one of these"
+            " cannot be distinguished, and the model would learn no end: give a tokenizer that has one of these"
         )
 
 

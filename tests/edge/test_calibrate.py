@@ -22,10 +22,10 @@ from merino_edge.export.quantisation.hessians import input_hessians
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.registry import layout_of
-from merino_edge.text.perplexity import bundle_perplexity
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
+from tests.bundle_loss import mean_loss
 from tests.sample_geometries import SMALL, small
 
 TABLES = ("embed", "wte", "wpe", "head")  # in the names of what is gathered from, and of the head
@@ -117,10 +117,10 @@ def tales(tmp_path_factory):
 def test_an_int4_export_loses_less_on_text_of_the_kind_that_was_read(tales, tmp_path):
     read, held_out = tales
     source = load_source(str(FOLDER))
-    losses = {"fp32": bundle_perplexity(FOLDER, held_out).loss}
+    losses = {"fp32": mean_loss(FOLDER, held_out)[0]}
     for name, text in (("plain", None), ("calibrated", read)):
         done = export(source, tmp_path / name, ExportRequest(precision="int4", calibration=text))
-        losses[name] = bundle_perplexity(done.folder, held_out).loss
+        losses[name] = mean_loss(done.folder, held_out)[0]
         tables = 1
         assert done.calibrated == (sum(len(row.name.split("+")) for row in done.matrices) - tables if text else 0)
     assert losses["calibrated"] - losses["fp32"] < 0.7 * (losses["plain"] - losses["fp32"])

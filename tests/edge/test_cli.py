@@ -75,17 +75,17 @@ def design_file(tmp_path_factory):
 
 
 def test_design_json_has_the_fields_of_the_contract(design_file):
-    found = json.loads(design_file.read_text())
-    assert {"schema", "device", "architecture", "precision", "budget", "predicted", "entropy", "solver"} <= set(found)
+    design = json.loads(design_file.read_text())
+    assert {"schema", "device", "architecture", "precision", "budget", "predicted", "entropy", "solver"} <= set(design)
     constants = {"rope_theta", "rms_norm_eps", "width_change"}
-    assert set(found["architecture"]) == {"blocks", "vocab", "head_size", "context"} | constants
-    assert set(found["architecture"]["blocks"][0]) == {"width", "ffn_ratio", "depth", "shared", "kv_heads"}
+    assert set(design["architecture"]) == {"blocks", "vocab", "head_size", "context"} | constants
+    assert set(design["architecture"]["blocks"][0]) == {"width", "ffn_ratio", "depth", "shared", "kv_heads"}
     predicted = {"decode_ms", "prefill_ms", "memory_mb", "flops_g", "params", "weight_bytes", "kv_bytes", "provenance"}
-    assert set(found["predicted"]) == predicted | {"file_mb", "j_per_token", "decode_threads", "prefill_threads"} | {
+    assert set(design["predicted"]) == predicted | {"file_mb", "j_per_token", "decode_threads", "prefill_threads"} | {
         "decode_ms_interval", "prefill_ms_interval", "j_per_token_interval", "confidence"
     }
-    assert set(found["solver"]) == {"name", "gap", "bound", "seconds", "seed"}
-    assert 0.9 * 4 < found["predicted"]["decode_ms"] <= 4
+    assert set(design["solver"]) == {"name", "gap", "bound", "seconds", "seed"}
+    assert 0.9 * 4 < design["predicted"]["decode_ms"] <= 4
 
 
 def test_design_shows_a_table_beside_opt(here):
@@ -106,11 +106,11 @@ def test_design_says_of_a_format_what_recommend_says_and_of_opt_the_same_figures
     _, out, _ = here("design", *words, "--precision", "int4")
     assert f"int4 is {missing}" in out
     _, said, _ = here("recommend", *words, "--json")
-    found = json.loads(said)
-    assert [each["reason"] for each in found["designs"] if each["reason"]] == [missing]
+    recommended = json.loads(said)
+    assert [each["reason"] for each in recommended["designs"] if each["reason"]] == [missing]
     _, table, _ = here("design", *words)
     assert missing not in table
-    opt = next(one for one in found["models"] if one["id"] == "opt-350m")["formats"][0]["predicted"]
+    opt = next(one for one in recommended["models"] if one["id"] == "opt-350m")["formats"][0]["predicted"]
     for amount in (f"{opt['decode_ms']:,.1f} ms", f"{opt['prefill_ms']:,.1f} ms", f"{opt['memory_mb']:,.1f} MB"):
         assert amount in table
 
@@ -212,8 +212,8 @@ MISTAKES = [
     (["train", "nothing.json", "--data", "nothing.txt", "-o", "out"], "nothing.json"),
     (["export", "nothing", "-o", "out"], "nothing"),
     (["export", "opt-350m", "--weights", "nothing", "-o", "out"], "nothing"),
-    (["export", "embedded", "--text", "nothing.txt", "-o", "out"], "--text nothing.txt does not exist"),
-    (["export", "embedded", "--text", "/proc/self/comm", "-o", "out"], "/proc/self/comm gives"),  # before the export
+    (["export", "embedded", "--calibrate", "nothing.txt", "-o", "out"], "--calibrate nothing.txt does not exist"),
+    (["export", "embedded", "--calibrate", "/proc/self/comm", "--kv", "int8", "-o", "out"], "/proc/self/comm gives"),
     (["generate", "nothing", "Once"], "no such bundle"),
     (["generate", "embedded", ""], "empty"),
     (["generate", "embedded", "Once " * 600], "context"),
@@ -252,10 +252,10 @@ REFUSED_WITHOUT_TORCH = [
     (["export", "opt-350m", "--weights", "nothing", "-o", "out"], "nothing is no checkpoint: it has no config.json"),
     (["export", "embedded", "--dialect", "portabel", "-o", "out"], "--dialect portabel is not known: choose one of"),
     (["export", "embedded", "--precision", "int5", "-o", "out"], "--precision int5 is not known: choose one"),
-    (["export", "embedded", "--text", "nope.txt", "-o", "out"], "--text nope.txt does not exist"),
-    (["export", "embedded", "--text", "/dev/null", "-o", "out"], "--text /dev/null is a device or a pipe: give"),
-    (["export", "embedded", "--text", "empty.txt", "-o", "out"], "no text in empty.txt"),
-    (["export", "threads.json", "-o", "out"], "threads.json is not a design.json: predicted.prefill_threads: "),
+    (["export", "embedded", "--calibrate", "nope.txt", "-o", "out"], "--calibrate nope.txt does not exist"),
+    (["export", "embedded", "--calibrate", "/dev/null", "-o", "out"], "--calibrate /dev/null is a device or a pipe"),
+    (["export", "embedded", "--calibrate", "empty.txt", "-o", "out"], "no text in empty.txt"),
+    (["export", "threads.json", "-o", "out"], "threads.json is not a design.json: predicted.prefill_threads is "),
     (["export", "broken.json", "-o", "out"], "broken.json is not JSON"),
     (["bench", "embedded", "--baseline", "nope"], "--baseline nope cannot be measured: no such bundle: 'nope'"),
     (["bench", "embedded", "--baseline", "nope", "--peers", "all"], "Or name one: opt-"),
@@ -311,10 +311,10 @@ for number, words in enumerate(refused):
 def test_a_typo_is_refused_where_torch_cannot_be_loaded(design_file, tmp_path):
     (folder := tmp_path / "here").mkdir()
     (said := tmp_path / "said").mkdir()
-    found = json.loads(design_file.read_text())
-    (folder / "int4.json").write_text(json.dumps({**found, "precision": "int4"}))
+    design = json.loads(design_file.read_text())
+    (folder / "int4.json").write_text(json.dumps({**design, "precision": "int4"}))
     (folder / "threads.json").write_text(
-        json.dumps({**found, "predicted": {**found["predicted"], "prefill_threads": -1}})
+        json.dumps({**design, "predicted": {**design["predicted"], "prefill_threads": -1}})
     )
     (folder / "broken.json").write_text("{")
     (folder / "empty.txt").write_text("")
@@ -376,16 +376,16 @@ def test_design_takes_every_option_of_the_search(here, tmp_path):
     path = tmp_path / "design.json"
     code, out, err = here("design", *arguments, "-o", path)
     assert code == 0, err
-    found = json.loads(path.read_text())
-    assert found["architecture"]["vocab"] in (300, 1000) and found["precision"] in ("fp32", "int8")
-    assert found["considered"] == {"vocab": [300, 1000], "precision": ["fp32", "int8"]}
-    assert found["predicted"]["file_mb"] <= 3 and found["predicted"]["j_per_token"] <= 0.02
-    assert found["architecture"]["head_size"] == 32 and len(found["architecture"]["blocks"]) == 2
-    assert found["scoring"] == {
+    design = json.loads(path.read_text())
+    assert design["architecture"]["vocab"] in (300, 1000) and design["precision"] in ("fp32", "int8")
+    assert design["considered"] == {"vocab": [300, 1000], "precision": ["fp32", "int8"]}
+    assert design["predicted"]["file_mb"] <= 3 and design["predicted"]["j_per_token"] <= 0.02
+    assert design["architecture"]["head_size"] == 32 and len(design["architecture"]["blocks"]) == 2
+    assert design["scoring"] == {
         "name": "merino-literal", "gamma": "literal", "attention_weight": 0.6, "ffn_weight": 0.4, "eps": 1,
         "beta": 1 / 16, "shared_discount": 1e-4,
     }  # fmt: skip
-    assert 0 <= found["solver"]["gap"] < 0.2
+    assert 0 <= design["solver"]["gap"] < 0.2
     assert "open: vocabulary 300, 1000; format fp32, int8" in out and "bundle's folder" in out
 
 
@@ -404,9 +404,9 @@ def test_a_design_is_measured_on_this_machine_and_on_no_other(tmp_path):
     code, out, err = run("design", "--device", "host", "--measure", *small, "-o", path, first=TWO_PROCESSES)
     assert code == 0 and "measured here with random weights: decode" in out and "of decode_ms 500" in err, err
     assert re.search("measuring .*; there are at most 3 designs", err)
-    found = json.loads(path.read_text())
-    assert found["budget"] == {"decode_ms": 500, "memory_mb": 400, "params_m": 1}
-    assert found["measured"]["decode_ms"] < 500 and found["measured"]["memory_mb"] < 400
+    design = json.loads(path.read_text())
+    assert design["budget"] == {"decode_ms": 500, "memory_mb": 400, "params_m": 1}
+    assert design["measured"]["decode_ms"] < 500 and design["measured"]["memory_mb"] < 400
     code, _, err = run("design", "--device", "raspberry-pi-5", "--measure")
     assert code == 1 and "give --device host with it" in err
 

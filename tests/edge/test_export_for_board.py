@@ -133,7 +133,7 @@ def test_the_fastest_format_that_keeps_its_bar_is_written_as_it_was_judged(
     """With weights rounded for a text and the cache asked for, as an export in that format by name has them."""
     monkeypatch.setattr(divergence, "MOST_LOST", allowed)
     source, output, given = load_source(str(wide["even"])), [], {"kv": kv, "calibration": text}
-    made = export(source, tmp_path / "bundle", FOR_PI_4._replace(text=text, **given), say=output.append)
+    made = export(source, tmp_path / "bundle", FOR_PI_4._replace(**given), say=output.append)
     times = predicted_ms(source.arch, PI_4, ("fp32", "fp16", "int8", "int4"), 64, kv)
     assert set(times) == {"fp32", "int8", "int4"}  # nothing predicts fp16 on a CPU
     order = sorted(times, key=times.get)
@@ -152,9 +152,9 @@ def test_the_fastest_format_that_keeps_its_bar_is_written_as_it_was_judged(
 
 
 @pytest.mark.parametrize("weights", ["trained", "random"])
-def test_a_format_that_cannot_be_written_is_left_out_in_a_line(weights, wide, text, tmp_path):
+def test_a_format_that_cannot_be_written_is_left_out_in_a_line(weights, wide, tmp_path):
     source, output = load_source(str(wide["odd"]))._replace(weights=weights), []
-    made = export(source, tmp_path / "bundle", FOR_PI_5._replace(text=text), say=output.append)
+    made = export(source, tmp_path / "bundle", FOR_PI_5, say=output.append)
     assert made.bundle.precision == "fp32" and len(output) == 3 and output[-1].endswith(": taken")
     assert all("refused: " in line and "rows of 528 weights" in line and "\n" not in line for line in output[:-1])
 
@@ -165,8 +165,8 @@ def test_of_random_weights_nothing_is_measured_and_trained_ones_want_a_tokenizer
     assert (made.bundle.precision, quantised_cache(made.bundle)) == ("int4", "int8")
     assert len(output) == 1 and output[0].endswith("raspberry-pi-5: taken")
     drawn = source._replace(weights="random", tokenizer=None)
-    with pytest.raises(MerinoError, match="has no tokenizer. Export without --text"):
-        export(drawn, tmp_path / "unread", FOR_PI_5._replace(text=text))
+    with pytest.raises(MerinoError, match="has no tokenizer. Export without --calibrate"):
+        export(drawn, tmp_path / "unread", FOR_PI_5._replace(calibration=text))
     assert not (tmp_path / "unread").exists()
     with pytest.raises(MerinoError, match="no tokenizer, .*raspberry-pi-5 it would be int4"):
         export(source._replace(tokenizer=None), out, FOR_PI_5, say=output.append)
@@ -194,12 +194,11 @@ def test_where_float32_is_the_fastest_nothing_is_read(tiny_checkpoint, text, tmp
     (("--kv", "int8", "--for", "jetson-orin-nano"), "has 1.23.2: give --kv fp32"),
     (("--context", "65"), "--context 65 is not allowed"),
     (("--calibrate", "short.txt"), "--calibrate short.txt"),
-    (("--text", "short.txt"), "--text short.txt"),
 ], ids=str)  # fmt: skip
 def test_what_cannot_be_is_refused_before_a_format_is_tried(words, said, wide, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "short.txt").write_text("The river.")
-    usual = {"--precision": "auto", "--for": "raspberry-pi-4", "--text": "text.txt"}
+    usual = {"--precision": "auto", "--for": "raspberry-pi-4"}
     given = {**usual, **dict(zip(words[::2], words[1::2], strict=True))}
     requested = [word for pair in given.items() for word in pair]
     done = CliRunner().invoke(app, ["export", str(wide["even"]), *requested, "-o", "bundle"])

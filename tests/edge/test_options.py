@@ -1,4 +1,4 @@
-"""Every option of every command reaches what it names: one that is accepted and ignored is found here.
+"""Every option of every command reaches what it names: one that is accepted and ignored fails here.
 
 The workstation's commands are run up to the function that does the work, once as they are and once with each option at
 another value: what that function gets, or what is refused, must be different. Options are read off the commands, so a
@@ -67,7 +67,7 @@ VALUES = {
     "--kv-heads": "1", "--precision": "int8", "--score": "merino-off", "--against": "prefill-ms", "-p": "8", "-d": "8",
     "--for": "raspberry-pi-4", "--dialect": "portable", "--fail-if-slower": "5%", "--tensorrt": "10.3",
     "--baseline": "opt-350m", ("bench", "-t"): "1", "--peers": "all", "--device": "raspberry-pi-5", "-o": "other",
-    "--plot": "p.svg", "--data": "more.txt", "--held-out": "text.txt", "--tokenizer": "text.txt", "--text": "text.txt",
+    "--plot": "p.svg", "--data": "more.txt", "--held-out": "text.txt", "--tokenizer": "text.txt",
     "--calibrate": "text.txt", "--weights": "folder", "--context": "64", "--prompt": "32",
     ("bench", "-n"): "8", ("bench", "-o"): "json", ("train", "--vocab"): "400", ("demo", "--chat"): "embedded",
     ("flash", "--device-node"): "/dev/null", ("report", "-o"): "out.html",
@@ -77,7 +77,7 @@ DRIVEN_BY = {
     ("recommend", "--json"): "test_recommend.py", ("pareto", "--json"): "test_recommend.py",
     ("pareto", "-o"): "test_recommend.py", ("pareto", "--plot"): "test_recommend.py",
     ("design", "--json"): "test_cli.py", ("design", "-o"): "test_cli.py", ("design", "--measure"): "test_cli.py",
-    ("export", "--verbose"): "test_cli.py", ("export", "--text"): "test_export_for_board.py",
+    ("export", "--verbose"): "test_cli.py",
     ("check", "--json"): "test_tensorrt_check.py", ("compare", "--json"): "test_compare.py",
     ("compare", "--fail-if-slower"): "test_compare.py", ("pack", "--json"): "test_pack.py",
     ("flash", "--json"): "test_delivery_ssh_flash.py", ("report", "--device"): "test_report.py",
@@ -113,8 +113,8 @@ def outcome(monkeypatch, tmp_path):
             monkeypatch.setattr(path, reached(path))
         try:
             COMMANDS[command].main(words, standalone_mode=False)
-        except Reached as found:
-            return re.sub(r" at 0x[0-9a-f]+", "", str(found))  # addresses of functions
+        except Reached as reason:
+            return re.sub(r" at 0x[0-9a-f]+", "", str(reason))  # addresses of functions
         except (MerinoError, WRONG_USAGE) as refused:
             return f"refused: {refused}"
         return "ended"

@@ -162,7 +162,7 @@ def test_an_export_never_replaces_its_input(way, run, bundle_dirs, tmp_path):
         "by a link": ["bundle", "-o", "link"],
         "a file in it": [inside, "-o", "bundle"],
         "as weights": ["opt-350m", "--weights", "bundle", "-o", "bundle"],
-        "as text": ["embedded", "--text", inside, "-o", "bundle"],
+        "as text": ["embedded", "--calibrate", inside, "-o", "bundle"],
     }[way]  # fmt: skip
     code, out, err = run("export", *words)
     assert (code, out) == (1, "") and "would replace the input" in err and "choose another -o" in err
