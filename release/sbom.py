@@ -20,13 +20,13 @@ NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 def bill(wheels: list[Path], licences: str, epoch: int) -> str:
     """licences: the text of LICENSES.md. Raises ValueError for a file that it does not name once."""
-    ours = [own_component(wheel, ROW.findall(licences)) for wheel in wheels]
+    own = [own_component(wheel, ROW.findall(licences)) for wheel in wheels]
     required: dict[str, dict[str, Any]] = {}
     dependencies = []
-    for wheel, component in zip(wheels, ours, strict=True):
+    for wheel, component in zip(wheels, own, strict=True):
         lines = metadata(wheel).get_all("Requires-Dist", [])
         needed = [required_component(text) for text in lines if 'extra == "dev"' not in text]  # to work on the project
-        named = {canonical(component["name"]): component for component in ours}
+        named = {canonical(component["name"]): component for component in own}
         for each in needed:
             if each["name"] not in named:
                 kept = required.setdefault(each["name"], each)
@@ -37,7 +37,7 @@ def bill(wheels: list[Path], licences: str, epoch: int) -> str:
     document = {
         "bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1,
         "metadata": {"timestamp": datetime.fromtimestamp(epoch, UTC).isoformat().replace("+00:00", "Z")},
-        "components": [*ours, *(required[name] for name in sorted(required))],
+        "components": [*own, *(required[name] for name in sorted(required))],
         "dependencies": dependencies,
     }  # fmt: skip
     return json.dumps(document, indent=1) + "\n"

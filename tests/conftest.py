@@ -262,13 +262,13 @@ def embedded_bundles():
 
     # In another order in each process, so that they make different ones at a time.
     shuffled = random.sample(kinds, len(kinds))
-    found = {kind: made_once("embedded-" + "-".join(kind), partial(make, kind)) for kind in shuffled}
-    return {kind: Path(found[kind]) for kind in kinds}
+    made = {kind: made_once("embedded-" + "-".join(kind), partial(make, kind)) for kind in shuffled}
+    return {kind: Path(made[kind]) for kind in kinds}
 
 
 @pytest.fixture(scope="session")
 def assert_same_choices():
-    """A function: logits found and expected [n, vocab] are near by the precision's measure, and so are the choices.
+    """A function: logits computed and expected [n, vocab] are near by the precision's measure, and so are the choices.
 
     float32 is compared by the largest logit, and every argmax must agree. Kernels of quantised weights differ by a
     few percent of the root mean square from one CPU class or version to the next: there an argmax must agree where
@@ -276,9 +276,9 @@ def assert_same_choices():
     """
     import numpy as np
 
-    def check(found, expected, precision):
-        assert found.shape == expected.shape and np.isfinite(found).all()
-        off = found - expected
+    def check(computed, expected, precision):
+        assert computed.shape == expected.shape and np.isfinite(computed).all()
+        off = computed - expected
         if precision == "fp32":
             assert (np.abs(off).max(1) < 1e-4 * np.abs(expected).max(1)).all()
             clear = np.full(len(expected), True)
@@ -287,7 +287,7 @@ def assert_same_choices():
             first, second = np.sort(expected)[:, ::-1].T[:2]
             clear = first - second > 3 * 2 ** 0.5 * np.sqrt((off ** 2).mean(1))
         assert clear.mean() > 0.5, clear
-        assert (found.argmax(1) == expected.argmax(1))[clear].all(), clear
+        assert (computed.argmax(1) == expected.argmax(1))[clear].all(), clear
 
     return check
 
@@ -317,6 +317,6 @@ def given_bundles():
     if not folder:
         pytest.skip("no merino_edge here to make a bundle, and MERINO_TEST_BUNDLE names no folder of them")
     paths = {dialect: os.path.join(folder, dialect) for dialect in DIALECTS}
-    found = {dialect: path for dialect, path in paths.items() if os.path.isdir(path)}
-    assert found, "MERINO_TEST_BUNDLE is {!r}, which holds neither {}".format(folder, " nor ".join(DIALECTS))
-    return found
+    bundles = {dialect: path for dialect, path in paths.items() if os.path.isdir(path)}
+    assert bundles, "MERINO_TEST_BUNDLE is {!r}, which holds neither {}".format(folder, " nor ".join(DIALECTS))
+    return bundles

@@ -244,8 +244,8 @@ def _manifests():
         Kind("no line end", text(plain[:-1]), r"canonical form"),
         Kind("upper-case hash", of_file(sha256=value["files"][2]["sha256"].upper()), r"files\[2\]\.sha256"),
         Kind("another hash", of_file(sha256="0" * 64), r"in place of bundles/0/model\.onnx|model\.onnx is damaged"),
-        Kind("name with an escape", given(name="\x1b[2J"), r"name: found .*control characters"),
-        Kind("name of a million", given(name="a" * 10 ** 6), r"name: found|at most"),
+        Kind("name with an escape", given(name="\x1b[2J"), r"name is .*control characters"),
+        Kind("name of a million", given(name="a" * 10 ** 6), r"name is|at most"),
         Kind("a manifest of 2 MB", text(b" " * 2 ** 21), r"manifest\.json of at most")]
 
 

@@ -89,7 +89,7 @@ values = st.recursive(
 leaves = st.one_of(
     st.just({"type": "boolean"}), st.just({"type": "null"}),
     values.map(lambda value: {"const": value}),
-    st.lists(values, min_size=1, max_size=3).map(lambda found: {"enum": found}),
+    st.lists(values, min_size=1, max_size=3).map(lambda chosen: {"enum": chosen}),
     typed("integer", bounds(-1200, 1200, ("minimum", "maximum"))),
     typed("number", bounds(-30, 1200, ("minimum", "maximum"))),
     typed("string", bounds(0, 6, ("minLength", "maxLength"))),
@@ -99,13 +99,13 @@ leaves = st.one_of(
 
 def composed(inner):
     names = st.lists(st.text(LETTERS, max_size=3), min_size=1, max_size=3, unique=True)
-    objects = names.flatmap(lambda found: st.fixed_dictionaries({
-        "type": st.just("object"), "properties": st.fixed_dictionaries(dict.fromkeys(found, inner)),
-        "required": st.lists(st.sampled_from(found), unique=True), "additionalProperties": st.just(False),
+    objects = names.flatmap(lambda keys: st.fixed_dictionaries({
+        "type": st.just("object"), "properties": st.fixed_dictionaries(dict.fromkeys(keys, inner)),
+        "required": st.lists(st.sampled_from(keys), unique=True), "additionalProperties": st.just(False),
     }))  # fmt: skip
     lists = st.tuples(inner, bounds(0, 3, ("minItems", "maxItems"))).map(
-        lambda found: dict(found[1], type="array", items=found[0]))  # fmt: skip
-    return objects | lists | st.lists(inner, min_size=1, max_size=3).map(lambda found: {"anyOf": found})
+        lambda drawn: dict(drawn[1], type="array", items=drawn[0]))  # fmt: skip
+    return objects | lists | st.lists(inner, min_size=1, max_size=3).map(lambda choices: {"anyOf": choices})
 
 
 schemas = st.recursive(leaves, composed, max_leaves=6)
@@ -135,14 +135,14 @@ def instances(schema):
     inner = {name: instances(each) for name, each in schema["properties"].items()}
     needed = schema["required"]
 
-    def in_order(found):
-        return {name: found[name] for name in inner if name in found}
+    def in_order(members):
+        return {name: members[name] for name in inner if name in members}
 
     required = {name: inner[name] for name in inner if name in needed}
-    return st.fixed_dictionaries(required).flatmap(lambda found: st.lists(
+    return st.fixed_dictionaries(required).flatmap(lambda members: st.lists(
         st.sampled_from([name for name in inner if name not in needed] or [None]), unique=True, max_size=3
     ).flatmap(lambda extra: st.fixed_dictionaries({name: inner[name] for name in extra if name is not None}).map(
-        lambda others: in_order(dict(found, **others)))))  # fmt: skip
+        lambda others: in_order(dict(members, **others)))))  # fmt: skip
 
 
 def compact(value):

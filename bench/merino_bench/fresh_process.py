@@ -18,8 +18,8 @@ OUT_OF_MEMORY = "out of memory"
 LESS = "stop other programs"
 
 
-def run_apart(module: str, request: str, timeout_s: float, variables: Optional[Dict[str, str]] = None,
-              remedy: str = "") -> Dict[str, Any]:
+def run_separately(module: str, request: str, timeout_s: float, variables: Optional[Dict[str, str]] = None,
+                   remedy: str = "") -> Dict[str, Any]:
     """`python -m MODULE REQUEST` -> the JSON object in the last line that it prints.
 
     variables: of the environment, added to this process's. remedy: what a user can do where the time does not suffice.

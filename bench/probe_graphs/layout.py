@@ -61,7 +61,7 @@ class FusedLayout(WithoutValues, Fused):
 
 
 class NoDotprodLayout(WithoutValues, FusedNoDotprod):
-    """Dialect `fused` for cores without dotprod."""
+    """Dialect `fused` for no-dotprod cores."""
 
     def group_of(self, columns: int, bits: int) -> int | None:
         return columns if bits == 8 else largest_group(columns)
@@ -72,7 +72,7 @@ class GroupsLayout(WithoutValues, GroupAttention):
 
 
 class OwnKernelsLayout(NoDotprodLayout, OwnKernels):
-    """Dialect `fused` in int4 for cores without dotprod."""
+    """Dialect `fused` in int4 for no-dotprod cores."""
 
     def minimums(self, matrix: Quantized) -> None:  # noqa: ARG002 - random weights have none
         return None

@@ -55,7 +55,7 @@ def confirmed(profile: DeviceProfile) -> str:
     """How far published decode speeds lie from the predictions for the same models."""
     ratios = [one.tok_s / predicted_tok_s(one) for one in ROWS if one.board == profile.id and one.what == "decode"]
     if not ratios:
-        return "none found"
+        return "none"
     low, high = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
     return low if low == high else f"{low} to {high}"
 

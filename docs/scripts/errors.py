@@ -20,10 +20,10 @@ IN_THE_MESSAGE = "The message ends with it"
 LATER = "Try again, after the seconds in Retry-After"  # of an answer of the server with `retry_s`
 # How a remedy begins: by what to do, by a command, or by what is allowed.
 VERBS = """
-accept add ask begin change check choose compare connect convert copy correct cut decode delete design download enlarge
-export fetch finish flash free give insert install join leave let look make measure mend mount move must name omit open
-pack pass put raise read remove rename repair report restart run save search see send serve set shorten sign slide start
-stop take train trust try type unmount use wait write
+accept add allow begin change check choose compare connect convert copy correct cut decode delete design download
+enlarge export fetch finish flash free give insert install join leave let look make measure mend mount move must name
+omit open pack pass put raise read remove rename repair report request restart run save search see send serve set
+shorten sign slide start stop take train trust try type unmount use wait write
 """
 ALLOWED = "allowed|expected|there is:|(?:known|supported|exported) (?:is|are)"
 WORDS = rf"(?:or |{GAP})?(?:{'|'.join(VERBS.split())}|{ALLOWED})(?![\w/-])"
@@ -84,9 +84,9 @@ def literals(node: ast.expr | None, place: Place, depth: int = 0) -> list[str]:
     if carried and not (isinstance(node, ast.Name) and node.id == "remedy"):  # which may be a text in its function
         return [f"<{carried.pop()}>"]
     if isinstance(node, ast.Name | ast.Attribute | ast.Call) and depth < 4:
-        found = [text for value, there in values(node, place) for text in literals(value, there, depth + 1)]
-        if any(re.search(r"\w{3}", text) for text in found):
-            return found
+        texts = [text for value, there in values(node, place) for text in literals(value, there, depth + 1)]
+        if any(re.search(r"\w{3}", text) for text in texts):
+            return texts
     return [f"<{carried.pop()}>" if carried else GAP]
 
 
@@ -127,7 +127,7 @@ def source_of(module: str, path: Path) -> Path | None:
 
 
 def file_of(module: str) -> Path | None:
-    """The file of ours of a module."""
+    """The project's file of a module."""
     first, *rest = module.split(".")
     folder = next((ROOT / each for each in PACKAGES.values() if Path(each).name == first), None)
     places = [folder.joinpath(*rest).with_suffix(".py"), folder.joinpath(*rest, "__init__.py")] if folder else []
@@ -174,11 +174,11 @@ def room_of(path: Path, folder: str) -> str:
 
 def table() -> dict[str, list[tuple[str, str]]]:
     """What is wrong and what to do, by heading."""
-    found: dict[str, set[tuple[str, str]]] = {}
+    rows_of: dict[str, set[tuple[str, str]]] = {}
     for title, folder in PACKAGES.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
-            found.setdefault(f"{title}: {room_of(path, folder)}", set()).update(raised(path))
-    return {heading: sorted(rows) for heading, rows in found.items() if rows}
+            rows_of.setdefault(f"{title}: {room_of(path, folder)}", set()).update(raised(path))
+    return {heading: sorted(rows) for heading, rows in rows_of.items() if rows}
 
 
 def text() -> str:

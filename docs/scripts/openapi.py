@@ -410,7 +410,7 @@ DOCUMENT: Schema = {
     "info": {
         "title": "merino serve",
         "version": __version__,
-        "description": "Fields of a request that are not named are ignored. Paths of /v1 are also found without it.",
+        "description": "Fields of a request that are not named are ignored. Paths of /v1 are also served without it.",
     },
     "servers": [{"url": "http://127.0.0.1:8080"}],
     "security": [{}, {"key": []}],

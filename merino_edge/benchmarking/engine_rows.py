@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merino_bench.fresh_process import run_apart
+from merino_bench.fresh_process import run_separately
 from merino_bench.harness import record
 from merino_bench.harness.cases import Case
 from merino_bench.harness.turns import TIME_OF_A_ROW, Engine, Measured, never
@@ -150,14 +150,14 @@ def peer_engine(peers: Peers, peer: Peer, bundle: Bundle, seed: int, say: Callab
             identity |= {"weights": "trained", "weights_source": f"checkpoint {peers.checkpoint.name}"}
         say(f"making the model of {bundle.name} for {peer.engine} {peer.shown_precision}")
     try:
-        made = make_apart(peers, peer, bundle)
+        made = make_separately(peers, peer, bundle)
     except MerinoError as error:
         return Engine(identity, False, None, str(error), never, never)
     seen = as_stored(given, peer, bundle) if given else as_read_by(peer, bundle, gpt2=peers.checkpoint is None)
     identity |= {"bundle_bytes": made.bytes, "params": seen.params}
 
     def measure(case: Case, repetitions: int, _first: bool, timeout_s: float) -> Measured:
-        return measure_peer_apart(peers, peer, bundle, made.path, case, repetitions, seed, timeout_s)
+        return measure_peer_separately(peers, peer, bundle, made.path, case, repetitions, seed, timeout_s)
 
     return Engine(identity, False, None, "", measure, partial(peer_row, identity, seen, made.notes))
 
@@ -199,7 +199,7 @@ def cache_bytes(peer: Peer, bundle: Bundle) -> int:
     return int(in_float32 * peer.kv_share)
 
 
-def make_apart(peers: Peers, peer: Peer, bundle: Bundle) -> Made:
+def make_separately(peers: Peers, peer: Peer, bundle: Bundle) -> Made:
     """The peer's model, made unless it exists. Raises MerinoError with the reason where it cannot be made."""
     reason = missing(peer)
     if reason:
@@ -210,10 +210,10 @@ def make_apart(peers: Peers, peer: Peer, bundle: Bundle) -> Made:
         "given": str(peers.source.path) if peers.source else None,
         "checkpoint": str(peers.checkpoint) if peers.checkpoint else None,
     }  # fmt: skip
-    return Made(**run_apart(MODELS, json.dumps(request), TIMEOUT_S))
+    return Made(**run_separately(MODELS, json.dumps(request), TIMEOUT_S))
 
 
-def measure_peer_apart(
+def measure_peer_separately(
     peers: Peers, peer: Peer, bundle: Bundle, path: str, case: Case, repetitions: int, seed: int,
     timeout_s: float = TIMEOUT_S,
 ) -> Measured:  # fmt: skip
@@ -229,7 +229,7 @@ def measure_peer_apart(
     }  # fmt: skip
     pinned = dict.fromkeys(THREAD_VARIABLES, str(threads))  # no pool of an engine starts more than were requested
     kept = {"TORCHINDUCTOR_CACHE_DIR": str(peers.folder / "inductor")}
-    return run_apart(PROCESS, json.dumps(request), timeout_s, {**pinned, **kept}, TIME_OF_A_ROW)
+    return run_separately(PROCESS, json.dumps(request), timeout_s, {**pinned, **kept}, TIME_OF_A_ROW)
 
 
 def geometry_key(bundle: Bundle) -> str:

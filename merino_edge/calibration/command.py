@@ -32,7 +32,7 @@ def recalibrate(
 
     probe_board: probes the profile's board with its backend, in place of `probes`; called after all checks.
     choose: measures designs that a search chooses, on the probed machine; None: no designs are measured.
-    backend: of the probes; None: theirs, else the board's default.
+    backend: of the probes; None: that of the probes, else the board's default.
     Raises MerinoError for a wrong request; nothing is written then.
     """
     if device == "host":

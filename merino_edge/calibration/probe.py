@@ -59,9 +59,9 @@ class Measurement(Strict):
     def _has_heads(self) -> Self:
         attends = self.kind in ("attention", "decoder")
         if attends and not (1 <= self.kv_heads <= self.heads and self.heads % self.kv_heads == 0):
-            raise ValueError(f"kv_heads must divide heads, found {self.kv_heads} and {self.heads}")
+            raise ValueError(f"kv_heads is {self.kv_heads}, must divide heads, {self.heads}")
         if attends and self.columns % self.heads:
-            raise ValueError(f"heads must divide columns, found {self.heads} and {self.columns}")
+            raise ValueError(f"heads is {self.heads}, must divide columns, {self.columns}")
         return self
 
 

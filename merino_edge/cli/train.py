@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from merino_edge.training.teacher import Teacher
 
 TUNING_RATE, LORA_RATE = 5e-5, 2e-4
-BF16 = frozenset(("avx512_bf16", "bf16"))  # instruction sets of CPUs with products in bfloat16
+BF16 = frozenset(("avx512_bf16", "bf16"))  # instruction sets of CPUs that multiply in bfloat16
 LENGTH = 1024  # tokens of a row in fine-tuning, where the context is not shorter
 
 

@@ -75,7 +75,7 @@ def steps_of(plan: Plan) -> list[str]:
     """One line for each change, and for what is left as it is."""
     facts = plan.facts
     glibc = f"glibc {facts.glibc}" if facts.glibc else "no glibc"
-    lines = [f"found {facts.system}: {facts.architecture}, Python {facts.python}, {glibc}", *plan.notes]
+    lines = [f"system {facts.system}: {facts.architecture}, Python {facts.python}, {glibc}", *plan.notes]
     for each in plan.placed:
         staged = each.staged
         owner = f"mode {stat.S_IMODE(staged.mode):04o}, owner {staged.uid}:{staged.gid}"

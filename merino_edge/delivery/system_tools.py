@@ -29,7 +29,7 @@ def check_tools(names: Iterable[str]) -> None:
     if missing:
         packages = " ".join(sorted({DEBIAN_PACKAGES[name] for name in missing}))
         raise MerinoError(
-            f"an image is changed by {' and '.join(missing)}, not found here. Install it (Debian: apt-get install "
+            f"an image is changed by {' and '.join(missing)}, not installed here. Install it (Debian: apt-get install "
             f"{packages}), or write into a mounted root file system: --rootfs DIR"
         )
 

@@ -21,7 +21,7 @@ from merino_runtime.backends.backend import Backend
 from merino_runtime.bundle import Bundle
 from merino_runtime.chat.template import compiled, messages_of, rendered
 
-QUESTIONS = 64  # that an export asks
+QUESTIONS = 64  # of an export
 ANSWER_TOKENS = 12
 TOP = 512  # likeliest tokens of a distribution that are compared one by one; all others count as one token
 TIE = 0.1  # nats: float32 gives both tokens nearly the same probability

@@ -55,7 +55,7 @@ class QuickGroups(Quick, GroupAttention):
 
 
 class QuickNoDotprod(Quick, FusedNoDotprod):
-    """The same in int8 for cores without dotprod, where no weight is -128."""
+    """The same in int8 for no-dotprod cores, where no weight is -128."""
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
         if bits == 8:

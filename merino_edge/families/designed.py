@@ -94,14 +94,14 @@ class Architecture(BaseModel):
     def _fits(self) -> Self:
         widths = [block.width for block in self.blocks]
         if self.width_change == "projection" and widths != sorted(widths):
-            raise ValueError(f"widths must not shrink from block to block by a projection, found {widths}")
+            raise ValueError(f"widths are {widths}, must not shrink from block to block by a projection")
         bad = [width for width in widths if width % self.head_size]
         if bad:
-            raise ValueError(f"each width must be a multiple of head_size {self.head_size}, found {bad}")
+            raise ValueError(f"widths {bad} must be multiples of head_size {self.head_size}")
         odd = [block.kv_heads for block in self.blocks if block.width % block.kv_width(self.head_size)]
         if odd:
             heads = [width // self.head_size for width in widths]
-            raise ValueError(f"kv_heads must divide the blocks' heads, {heads}, found {odd}")
+            raise ValueError(f"kv_heads {odd} must divide the blocks' heads, {heads}")
         return self
 
     @model_serializer(mode="wrap")

@@ -80,7 +80,7 @@ class Zoo(_Facts):
         ids = [model.id for model in self.models]
         repeated = sorted({name for name in ids if ids.count(name) > 1})
         if repeated:
-            raise ValueError(f"each id stands for one model, found twice: {', '.join(repeated)}")
+            raise ValueError(f"each id stands for one model, and occurs twice: {', '.join(repeated)}")
         return self
 
 

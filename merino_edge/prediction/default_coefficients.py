@@ -11,7 +11,7 @@ The rules are assumptions, so the result is `estimated`. Ratios marked x86 were 
 * With 8-bit dot products (`dotprod` on Arm, `avx2` on x86) int8 and int4 multiply 3.5 times as fast as fp32: the
   instructions' ratio is 4, published prefills of the Pi 5 are 3 to 4 times its fp32 estimate.
 * If the profile has a kernel's cycles per weight, decoding takes the sum of reading and these cycles, as published runs
-  on cores without dotprod do. In prefill int8, and int4 in this project's kernels, is faster than fp32 by the ratio of
+  on no-dotprod cores do. In prefill int8, and int4 in this project's kernels, is faster than fp32 by the ratio of
   their cycles; MatMulNBits computes int4 at fp32's rate. Without cycles, int8 in groups is dequantised to fp32 at each
   call, which moves it eight times.
 * Attention of one query takes the kernel's cycles per multiply-add if the profile has them, else ONE_QUERY times the

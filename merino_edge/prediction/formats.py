@@ -69,7 +69,7 @@ def core_of_board(profile: DeviceProfile) -> Core:
 
 
 def attends_by_groups(profile: DeviceProfile, precision: str) -> bool:
-    """Whether a `fused` graph for this board uses GroupAttention. For cores without dotprod only in int4, so that their
+    """Whether a `fused` graph for this board uses GroupAttention. For no-dotprod cores only in int4, so that their
     other formats run where the library cannot be loaded."""
     formats = CPU_FORMATS if core_of_board(profile) == "dotprod" else ("int4",)
     return dialect_of(profile) == "fused" and precision in formats and loads_kernels(profile)

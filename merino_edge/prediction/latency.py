@@ -76,7 +76,7 @@ NODES: Mapping[Dialect, Mapping[str, int]] = {
     "portable": {"embed": 12, "norm": 6, "activation": 9, "head": 2, "attention": 30},
 }
 INTEGER_NODES = 4  # of a portable 8-bit matmul: quantise its input, rescale its output
-NO_DOTPROD_NODES = 1  # the same for cores without dotprod, whose matmul rescales its output
+NO_DOTPROD_NODES = 1  # the same for no-dotprod cores, whose matmul rescales its output
 
 Amounts = dict[str, float]
 

@@ -159,7 +159,7 @@ class Coefficients(Facts):
     def _fits(self) -> Self:
         count = len(self.threads)
         if list(self.threads) != sorted(set(self.threads)):
-            raise ValueError(f"threads must grow, found {list(self.threads)}")
+            raise ValueError(f"threads are {list(self.threads)}, must grow")
         lists = {name: getattr(self, name) for name in (*EDGES, *GENERAL)}
         lists |= {f"{form}.{name}": getattr(getattr(self, form), name) for form in self.formats for name in OF_FORMAT}
         lists |= self.of_caches | self.of_groups
@@ -213,5 +213,5 @@ EDGES = ("cache_within_mb", "cache_beyond_mb", "cache_half_mb")
 
 
 def weakest_kind(figures: Iterable[Figure | Coefficients]) -> Kind:
-    """The provenance of a prediction from these figures: the weakest of theirs."""
+    """The provenance of a prediction from these figures: the weakest of the figures'."""
     return max((figure.kind for figure in figures), key=KINDS.index)

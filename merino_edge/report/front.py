@@ -39,7 +39,7 @@ from merino_runtime.errors import MerinoError
 WIDTH, HEIGHT = 800, 560  # px; the footnote stands below
 FOOTNOTE_LINE_PX = 17
 FOOTNOTE_COLUMNS = 122  # characters
-# Okabe and Ito's blue and vermilion, which people with any common colour blindness tell apart.
+# Okabe and Ito's blue and vermilion, which people with any common colour blindness distinguish.
 STYLE = """
 text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", Arial, sans-serif; fill: #1b1d1f; }
 text.heading { font-size: 18px; font-weight: 600; }

@@ -71,7 +71,7 @@ def run_generate(bundle_path: str, prompt: Optional[str], max_new_tokens: int = 
             for event in _counted(generation, max_new_tokens):
                 _write_event(event, as_json)
                 if (schema_path or tools_path) and getattr(event, "stop_reason", "eos") != "eos":
-                    say_note(f"the text was cut by {event.stop_reason} and is not complete JSON: ask for more tokens "
+                    say_note(f"the text was cut by {event.stop_reason} and is not complete JSON: allow more tokens "
                              "with -n, or limit the schema's strings and lists by maxLength and maxItems")
                 if cache_path and not restored and isinstance(event, Token):  # the first one: the prefill is done
                     model.save_cache(cache_path)

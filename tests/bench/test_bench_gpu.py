@@ -169,9 +169,9 @@ def module_of(folder, name, body):
     """jtop's interface: what was recorded, or a service that fails."""
     recorded = os.path.join(RECORDINGS, name + ".json")
     with open(os.path.join(str(folder), "jtop.py"), "w") as file:
-        file.write(f"import json\nwith open({recorded!r}) as file:\n    found = json.load(file)\n"
-                   "class jtop:\n    gpu, power = found['gpu'], found['power']\n"
-                   "    nvpmodel = type('NVPModel', (), found['nvpmodel'])\n"
+        file.write(f"import json\nwith open({recorded!r}) as file:\n    states = json.load(file)\n"
+                   "class jtop:\n    gpu, power = states['gpu'], states['power']\n"
+                   "    nvpmodel = type('NVPModel', (), states['nvpmodel'])\n"
                    "    def __init__(self, interval):\n        assert interval == 0.5\n"
                    f"    def start(self):\n        {body}\n    def ok(self):\n        return True\n"
                    "    def close(self):\n        raise OSError('closed before')\n")
@@ -191,7 +191,7 @@ def test_jtop_is_asked_in_a_process_of_its_own(name, body, clock_mhz, tmp_path, 
 
 
 def test_without_jtop_no_process_is_started(monkeypatch):
-    monkeypatch.setattr(gpu, "run_apart", None)
+    monkeypatch.setattr(gpu, "run_separately", None)
     monkeypatch.setitem(sys.modules, "jtop", None)
     assert gpu.jtop_facts() is None
 

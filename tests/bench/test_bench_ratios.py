@@ -32,7 +32,7 @@ def test_a_ratio_is_this_row_over_the_baseline():
     assert base["ratio_to_baseline"] == 1.0 and base["ratio_interval"] is None and base["params_ratio"] == 1.0
 
 
-def test_equal_format_and_as_shipped_are_told_apart():
+def test_equal_format_and_as_shipped_are_distinguished():
     fp32, int4, peer = row("base"), row("ours", precision="int4"), row("peer", dialect=None)
     portable, cached = row("plain", dialect="portable"), row("ours", kv="int8")
     rows = [fp32, int4, peer, portable, cached]

@@ -21,7 +21,7 @@ from merino_bench.harness.cases import BenchRequest, decode_case
 from merino_bench.harness.pairs import chosen, flags_by_place
 from merino_bench.harness.record import RECORD_KEYS
 from merino_bench.harness.run import Interrupted, run_bench
-from merino_bench.harness.turns import bundle_engine, measure_apart, turn_sizes
+from merino_bench.harness.turns import bundle_engine, measure_separately, turn_sizes
 from merino_bench.harness.worker import measure
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
@@ -272,7 +272,7 @@ class TestFailure:
         row, = run_bench([folder], BenchRequest((), (8,), 10 ** 7), timeout_s=1)
         assert row["flags"] == ["failed: no result within 1 s, the time left to the row (--timeout)"]
         with pytest.raises(MerinoError, match="^no result within 0.01 s$"):  # --timeout is an option of `bench`
-            measure_apart(folder, decode_case(4), 1, 0, True, 0.01)
+            measure_separately(folder, decode_case(4), 1, 0, True, 0.01)
 
     @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
     def test_what_runs_out_of_memory_is_a_row_that_says_so(self, folder, tmp_path, monkeypatch):
@@ -300,7 +300,7 @@ class TestFailure:
         stand_in.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(stand_in))
         with pytest.raises(MerinoError, match=reason):
-            measure_apart(folder, decode_case(4), 1, 0, True, DEADLINE_S)
+            measure_separately(folder, decode_case(4), 1, 0, True, DEADLINE_S)
 
     def test_ctrl_c_keeps_what_is_complete(self, folder):
         def stop_at_the_second(_done, _total, what):

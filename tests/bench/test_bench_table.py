@@ -28,20 +28,20 @@ def columns(draw):
     return {title: draw(st.lists(cell, min_size=rows, max_size=rows)) for title in TITLES}
 
 
-def width_of(found, titles):
-    return sum(max([3, len(title)] + [len(cell) for cell in found[title]]) + 3 for title in titles) + 1
+def width_of(columns, titles):
+    return sum(max([3, len(title)] + [len(cell) for cell in columns[title]]) + 3 for title in titles) + 1
 
 
-def different(found, titles):
+def different(columns, titles):
     """The number of rows that differ in these columns."""
-    return len({tuple(found[title][row] for title in titles) for row in range(len(found["test"]))})
+    return len({tuple(columns[title][row] for title in titles) for row in range(len(columns["test"]))})
 
 
 @given(columns(), st.integers(40, 300))
-def test_every_column_is_in_a_table_and_no_table_is_wider_where_it_can_be_narrower(found, width):
-    tables = titles_within(found, TITLES, width)
+def test_every_column_is_in_a_table_and_no_table_is_wider_where_it_can_be_narrower(columns, width):
+    tables = titles_within(columns, TITLES, width)
     assert {title for table in tables for title in table} == set(TITLES)
-    if width_of(found, TITLES) <= width:
+    if width_of(columns, TITLES) <= width:
         assert tables == [TITLES]
         return
     keys = [title for title in tables[0] if all(title in table for table in tables)]
@@ -49,14 +49,14 @@ def test_every_column_is_in_a_table_and_no_table_is_wider_where_it_can_be_narrow
     others = [title for table in tables for title in table if title not in keys]
     assert len(others) == len(set(others))
     for table in tables:
-        assert width_of(found, table) <= width or len(table) <= len(keys) + 1
-    assert different(found, keys) == different(found, KEYS), "rows are told apart as well as they can be"
+        assert width_of(columns, table) <= width or len(table) <= len(keys) + 1
+    assert different(columns, keys) == different(columns, KEYS), "rows are told apart as well as they can be"
 
 
 @given(columns())
-def test_what_is_said_once_for_all_rows_is_the_same_in_all(found):
+def test_what_is_said_once_for_all_rows_is_the_same_in_all(columns):
     for title in REQUESTED:
-        assert (title in alike_in_all_rows(found)) == (len(set(found[title])) == 1)
+        assert (title in alike_in_all_rows(columns)) == (len(set(columns[title])) == 1)
 
 
 @pytest.fixture

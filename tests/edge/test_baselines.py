@@ -35,9 +35,9 @@ def formats(folders):
 def test_there_is_one_per_measured_format_and_it_is_exported_once(bundle_dirs):
     said = []
     measured = [bundle_dirs["fused"], bundle_dirs["portable"], bundle_dirs["fused"]]
-    found = baseline_bundles("opt-350m", measured, None, said.append)
-    assert formats(found) == [("fp32", "fused"), ("fp32", "portable")] and len(said) == 2
-    assert baseline_bundles("opt-350m", measured[::-1], None, said.append) == found and len(said) == 2
+    folders = baseline_bundles("opt-350m", measured, None, said.append)
+    assert formats(folders) == [("fp32", "fused"), ("fp32", "portable")] and len(said) == 2
+    assert baseline_bundles("opt-350m", measured[::-1], None, said.append) == folders and len(said) == 2
 
 
 def test_a_baseline_of_another_exporter_is_exported_again_and_the_old_one_removed(bundle_dirs, monkeypatch):
@@ -58,18 +58,18 @@ def test_a_baseline_of_another_exporter_is_exported_again_and_the_old_one_remove
 def test_the_exporters_digest_is_of_its_sources(tmp_path):
     """It changes with each byte and each name of a source, and with nothing else."""
     shutil.copytree(Path(baselines.__file__).parents[1] / "export", tmp_path / "export")
-    found = {digest_of([tmp_path / "export"])}
+    digests = {digest_of([tmp_path / "export"])}
     for change in (
         lambda: (tmp_path / "export" / "parity.py").open("a").write("#"),
         lambda: (tmp_path / "export" / "onnx" / "fused.py").rename(tmp_path / "export" / "onnx" / "other.py"),
         lambda: (tmp_path / "export" / "onnx" / "new.toml").write_text(""),
     ):
         change()
-        assert digest_of([tmp_path / "export"]) not in found
-        found.add(digest_of([tmp_path / "export"]))
+        assert digest_of([tmp_path / "export"]) not in digests
+        digests.add(digest_of([tmp_path / "export"]))
     (tmp_path / "export" / "__pycache__").mkdir(exist_ok=True)
     (tmp_path / "export" / "__pycache__" / "parity.pyc").write_text("?")
-    assert digest_of([tmp_path / "export"]) in found
+    assert digest_of([tmp_path / "export"]) in digests
     rooms = [Path(baselines.__file__).parents[1] / room for room in EXPORTER_ROOMS]
     assert exporter_digest() == digest_of(rooms) and all((room / "__init__.py").is_file() for room in rooms)
 
@@ -79,23 +79,23 @@ def test_it_is_for_the_measured_bundles_kind_of_core(tiny_arch, tmp_path):
     measured = [tmp_path / core for core in ("no-dotprod", "dotprod")]
     for folder in measured:
         write_random_bundle(tiny_arch, "int8", folder, "timed", core=folder.name)
-    found = baseline_bundles("opt-350m", list(map(str, measured)), None, lambda _: None)
-    assert [load_bundle(folder).core for folder in found] == ["no-dotprod", "dotprod"] and len(set(found)) == 2
-    assert baseline_bundles("opt-350m", [str(measured[0])], "int8", print) == found[:1]
+    folders = baseline_bundles("opt-350m", list(map(str, measured)), None, lambda _: None)
+    assert [load_bundle(folder).core for folder in folders] == ["no-dotprod", "dotprod"] and len(set(folders)) == 2
+    assert baseline_bundles("opt-350m", [str(measured[0])], "int8", print) == folders[:1]
 
 
 def test_it_has_the_measured_bundles_cache(tiny_arch, tmp_path):
     measured = [str(tmp_path / str(kv)) for kv in (None, "int8")]
     for folder, kv in zip(measured, (None, "int8"), strict=True):
         write_random_bundle(tiny_arch, "fp32", Path(folder), "timed", kv=kv)
-    found = baseline_bundles("opt-350m", measured, None, lambda _: None)
-    assert [quantised_cache(load_bundle(folder)) for folder in found] == [None, "int8"]
-    assert baseline_bundles("opt-350m", measured[1:], "fp32", print) == found[:1]  # as shipped
+    folders = baseline_bundles("opt-350m", measured, None, lambda _: None)
+    assert [quantised_cache(load_bundle(folder)) for folder in folders] == [None, "int8"]
+    assert baseline_bundles("opt-350m", measured[1:], "fp32", print) == folders[:1]  # as shipped
 
 
 def test_the_precision_can_be_fixed(bundle_dirs):
-    found = baseline_bundles("opt-350m", [bundle_dirs["portable"], bundle_dirs["fused"]], "int8", lambda _: None)
-    assert formats(found) == [("int8", "portable")]
+    folders = baseline_bundles("opt-350m", [bundle_dirs["portable"], bundle_dirs["fused"]], "int8", lambda _: None)
+    assert formats(folders) == [("int8", "portable")]
 
 
 def test_without_a_readable_bundle_it_is_the_plain_one(tmp_path):

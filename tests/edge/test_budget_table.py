@@ -25,7 +25,7 @@ ROOT = Path(merino_edge.__file__).parent
 def cache_budget(monkeypatch):
     """A table with one more row: the KV cache in MB."""
     row = Budget(
-        "kv_mb", "cache", "the whole KV cache", "MB", of=lambda found: found.kv_bytes / 2**20,
+        "kv_mb", "cache", "the whole KV cache", "MB", of=lambda predicted: predicted.kv_bytes / 2**20,
         terms=(Term(lambda model, _, ops: sum(2 * op.width for op in ops) * model.shape.context * 4 / 2**20),),
     )
     monkeypatch.setitem(BUDGETS_BY_NAME, row.name, row)

@@ -50,11 +50,11 @@ def named(message):
     return {name: float(value) for name, value in re.findall(r"(--[a-z-]+) \S+ is [^;]*?below (\S+),", message)}
 
 
-def spent(found, board=BOARD):
+def spent(designed, board=BOARD):
     """What a design takes of each budget, counted and predicted anew."""
-    arch = found.architecture
-    model = cost_model(board, InferenceShape(found.precision, arch.context, found.prompt))
-    cost = model.predict(arch.operators, found.budget).model_dump()
+    arch = designed.architecture
+    model = cost_model(board, InferenceShape(designed.precision, arch.context, designed.prompt))
+    cost = model.predict(arch.operators, designed.budget).model_dump()
     return {**{name: cost.get(name) for name in NAMES}, "params_m": cost["params"] / 1e6}
 
 

@@ -173,14 +173,14 @@ def test_an_x86_board_is_judged_by_its_own_instructions(tiny_arch):
 
 
 def test_by_default_the_boards_are_the_shipped_ones(tiny_arch):
-    def found(precision, *backends):
+    def boards(precision, *backends):
         return fitting_boards(tiny_arch.operators, precision, 64, RUNTIME_CHOOSES, backends)
 
     with_gpu = tuple(board.id for board in list_profiles() if board.gpu)
-    assert found("fp32", "onnxruntime", "tensorrt") == found("fp32", "onnxruntime") == tuple(profile_ids())
-    assert found("fp16", "onnxruntime", "tensorrt") == with_gpu == found("fp32", "tensorrt")
-    assert found("fp16", "onnxruntime") == ()  # of no use on a CPU
-    assert found("int8", "onnxruntime") == tuple(profile_ids())
+    assert boards("fp32", "onnxruntime", "tensorrt") == boards("fp32", "onnxruntime") == tuple(profile_ids())
+    assert boards("fp16", "onnxruntime", "tensorrt") == with_gpu == boards("fp32", "tensorrt")
+    assert boards("fp16", "onnxruntime") == ()  # of no use on a CPU
+    assert boards("int8", "onnxruntime") == tuple(profile_ids())
     larger = published("smollm2-135m").geometry.operators  # a step of the tiny one is launches, whatever the core
     for core in ("dotprod", "no-dotprod"):  # what is for no-dotprod cores is about as fast on the others
         slower = [each.board for each in slower_on(larger, "int4", 64, core, list_profiles())]

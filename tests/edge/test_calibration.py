@@ -120,10 +120,10 @@ def test_all_faults_of_a_probe_come_in_one_message(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"kv_heads": 3}, "kv_heads must divide heads, found 3 and 8"),
-        ({"kv_heads": 0}, "kv_heads must divide heads, found 0 and 8"),
-        ({"heads": 0, "kv_heads": 0}, "kv_heads must divide heads"),
-        ({"columns": 513}, "heads must divide columns, found 8 and 513"),
+        ({"kv_heads": 3}, "kv_heads is 3, must divide heads, 8"),
+        ({"kv_heads": 0}, "kv_heads is 0, must divide heads, 8"),
+        ({"heads": 0, "kv_heads": 0}, "kv_heads is 0, must divide heads, 0"),
+        ({"columns": 513}, "heads is 8, must divide columns, 513"),
     ],
 )
 def test_a_row_of_attention_whose_heads_do_not_fit_is_refused(change, said, tmp_path):

@@ -218,15 +218,15 @@ def test_a_gguf_file_has_its_template_and_the_texts_of_its_tokens():
         assert chat_template({**metadata, "tokenizer.chat_template": none}, "x.gguf") is None
 
 
-@pytest.mark.parametrize(("in_file", "in_config", "found"), [
+@pytest.mark.parametrize(("in_file", "in_config", "expected"), [
     ([5, 7], 7, (5, 7)), (5, [7, 5], (5, 7)), (None, 7, (7,)), ([], None, ()), ("absent", [1, 2], (1, 2)),
     (99, 7, None), ([5, "7"], 7, None), (5, -1, None), (True, 7, None),
 ])  # fmt: skip
-def test_stop_ids_are_those_of_both_files(in_file, in_config, found, tmp_path):
+def test_stop_ids_are_those_of_both_files(in_file, in_config, expected, tmp_path):
     if in_file != "absent":
         (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": in_file}))
-    if found is None:
+    if expected is None:
         with pytest.raises(MerinoError, match="eos_token_id is .*allowed: 0 to 49"):
             stop_ids_of(tmp_path, in_config, 50)
     else:
-        assert stop_ids_of(tmp_path, in_config, 50) == found
+        assert stop_ids_of(tmp_path, in_config, 50) == expected

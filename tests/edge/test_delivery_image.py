@@ -406,7 +406,7 @@ def test_a_debugfs_that_lies_leaves_the_image(lie, image, packed, tmp_path, monk
 def test_missing_programs_are_named_with_their_packages(image, packed, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(system_tools, "SYSTEM_FOLDERS", ())
-    flashed_and_refused(packed, image, "debugfs and e2fsck and sfdisk, not found here.*apt-get install e2fsprogs fdisk")
+    flashed_and_refused(packed, image, "debugfs and e2fsck and sfdisk, not installed.*apt-get install e2fsprogs fdisk")
 
 
 FLASH = """

@@ -263,7 +263,7 @@ def test_another_key_of_a_trusted_name_is_not_replaced(root, tmp_path):
 
 
 @pytest.mark.parametrize(("python", "glibc"), [("3.6", "2.27"), ("3.10", "2.35"), ("3.13", "2.41")])
-def test_the_systems_of_boards_are_told_apart(python, glibc, tmp_path, packed):
+def test_the_systems_of_boards_are_distinguished(python, glibc, tmp_path, packed):
     root = make_root(tmp_path / "other", python, glibc)
     steps = flash_rootfs(packed, root, allow_unsigned=True, dry_run=True)
     assert f"aarch64, Python {python}, glibc {glibc}" in steps[0]

@@ -22,11 +22,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not ssh_board.SSHD, reason=ss
 # opt-125m with a small geometry: what is copied and compared does not depend on its 500 MB.
 SMALL_OPT = """
 from merino_edge.families import zoo
-found = {each.id: each for each in zoo.load_models()}
+models = {each.id: each for each in zoo.load_models()}
 less = {"width": 64, "layers": 1, "heads": 2, "ffn_width": 64, "embed_width": 64, "vocab": 64, "context": 32}
-opt = found["opt-125m"]
-found["opt-125m"] = opt.model_copy(update={"geometry": opt.geometry.model_copy(update=less)})
-zoo.load_models = lambda: tuple(found.values())
+opt = models["opt-125m"]
+models["opt-125m"] = opt.model_copy(update={"geometry": opt.geometry.model_copy(update=less)})
+zoo.load_models = lambda: tuple(models.values())
 """
 QUICK_BENCH = """
 from merino_edge.bundles import board_app

@@ -130,16 +130,16 @@ def test_all_faults_of_a_design_come_in_one_message(tmp_path):
         load_design(path)
     message = str(caught.value)
     assert "design.json" in message
-    for key in ("device: missing", "colour: unknown key", "solver.name: ", "blocks[0].width: found 33", "params: "):
+    for key in ("device: missing", "colour: unknown key", "solver.name is ", "blocks[0].width is 33", "params is "):
         assert key in message, key
 
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"eps": 0}, "scoring.merino.eps: "),
+        ({"eps": 0}, "scoring.merino.eps is "),
         ({"attention_weight": 0, "ffn_weight": 0}, "scoring.merino: .*make every score 0"),
-        ({"gamma": "none"}, "scoring.merino.gamma: "),
+        ({"gamma": "none"}, "scoring.merino.gamma is "),
         ({"colour": 1}, "scoring.merino.colour: unknown key"),
     ],
 )

@@ -95,13 +95,13 @@ def test_bundle_json_says_what_the_model_is(folder, dialect, tiny_arch):
 
 def test_every_file_of_the_model_is_listed_with_its_size_and_hash(folder, dialect):
     listed = {entry["path"]: (entry["bytes"], entry["sha256"]) for entry in described(folder)["files"]}
-    found = {
+    expected = {
         name: (len(data), hashlib.sha256(data).hexdigest())
         for name, data in contents(folder).items() if name not in ("bundle.json", "merino.pyz")
     }
-    assert listed == found
+    assert listed == expected
     others = {"genai_config.json", "tokenizer_config.json"} if dialect == "fused" else set()
-    assert set(found) == {"model.onnx", "model.onnx.data", "tokenizer.json", *others}
+    assert set(expected) == {"model.onnx", "model.onnx.data", "tokenizer.json", *others}
 
 
 def test_inputs_and_outputs_are_the_documented_ones(folder, dialect):
@@ -311,7 +311,7 @@ def test_what_is_nothing_to_export_is_refused(tmp_path, tiny_checkpoint):
 
 def test_weights_that_do_not_fit_are_refused(tiny_checkpoint, decoder, tmp_path):
     decoder(OPT).save_pretrained(tmp_path / "opt")
-    with pytest.raises(MerinoError, match="is not opt-350m: found 2 layers of 64.*24 layers of 1024"):
+    with pytest.raises(MerinoError, match="is not opt-350m: it has 2 layers of 64.*24 layers of 1024"):
         load_source("opt-350m", weights=tmp_path / "opt")
     broken = tmp_path / "broken"
     shutil.copytree(tiny_checkpoint, broken)
@@ -341,13 +341,13 @@ def test_variants_of_opt_that_the_graph_builder_does_not_know_are_refused(decode
 
 
 def test_a_design_and_a_bare_architecture_are_exported_with_random_weights(tmp_path, tiny_arch):
-    found = design(
+    designed = design(
         load_profile("raspberry-pi-zero-2w"), {"decode_ms": 3}, context=64, prompt=32,
         space=Space(widths=(64, 128), depths=(1, 2), ffn_ratios=(1.0,), blocks=2, vocab=300),
     )
     for name, text, arch, called in (
-        ("design.json", found.to_json(), found.architecture, "raspberry-pi-zero-2w-design"),
-        ("mine.json", found.to_json(), found.architecture, "mine"),
+        ("design.json", designed.to_json(), designed.architecture, "raspberry-pi-zero-2w-design"),
+        ("mine.json", designed.to_json(), designed.architecture, "mine"),
         ("arch.json", tiny_arch.model_dump_json(), tiny_arch, "arch"),
     ):
         source = load_source(written(tmp_path / name, text))
@@ -481,13 +481,13 @@ def test_a_source_says_where_its_weights_come_from(tiny_checkpoint):
 def test_a_bundle_has_the_format_and_the_threads_that_its_design_planned_for(tmp_path):
     space = Space(widths=(64, 128), depths=(1, 2), ffn_ratios=(1.0,), blocks=2, vocab=300)
     board = load_profile("raspberry-pi-5")
-    found = design(board, {"decode_ms": 2}, space=space, context=32, prompt=16, precision="int8")
+    designed = design(board, {"decode_ms": 2}, space=space, context=32, prompt=16, precision="int8")
     path = tmp_path / "design.json"
-    path.write_text(found.to_json())
+    path.write_text(designed.to_json())
     planned = export(load_source(str(path)), tmp_path / "planned").bundle
     assert planned.precision == "int8"
     assert planned.threads == Threads(
-        decode=found.predicted.decode_threads, prefill=found.predicted.prefill_threads
+        decode=designed.predicted.decode_threads, prefill=designed.predicted.prefill_threads
     )
     other = export(load_source(str(path)), tmp_path / "other", ExportRequest(precision="fp32")).bundle
     assert (other.precision, other.threads) == ("fp32", Threads(None, None))

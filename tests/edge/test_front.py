@@ -19,7 +19,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture(scope="module", params=["decode_ms", "memory_mb"])
-def found(request):
+def pareto(request):
     board = load_profile("raspberry-pi-zero-2w")
     return front(board, {}, request.param, 4, space=SPACE, context=256, prompt=128)
 
@@ -35,10 +35,10 @@ def span(text):
     return left, left + wide, float(text.get("y"))
 
 
-def test_it_names_every_model_and_no_text_covers_another(found):
-    svg = ElementTree.fromstring(front_svg(found))
+def test_it_names_every_model_and_no_text_covers_another(pareto):
+    svg = ElementTree.fromstring(front_svg(pareto))
     names = [name for text in texts_of(svg, "label") for name in text.text.split(", ")]
-    assert sorted(names) == sorted(model.name for model in found.models)
+    assert sorted(names) == sorted(model.name for model in pareto.models)
     spans = [span(text) for text in texts_of(svg, "label", "limit")]
     assert not any(a[0] < b[1] and b[0] < a[1] and abs(a[2] - b[2]) < 13 for a, b in combinations(spans, 2))
     width, height = (float(svg.get(key)) for key in ("width", "height"))
@@ -46,23 +46,23 @@ def test_it_names_every_model_and_no_text_covers_another(found):
         assert left >= 0 and right <= width and baseline <= height
 
 
-def test_its_marks_are_the_fronts_points_models_and_default_budget(found):
-    svg = ElementTree.fromstring(front_svg(found))
+def test_its_marks_are_the_fronts_points_models_and_default_budget(pareto):
+    svg = ElementTree.fromstring(front_svg(pareto))
     tips = [each.text for each in svg.iter(f"{SVG}title")]
-    assert sum(tip.startswith("design: ") for tip in tips) == len(found.points)
-    assert len(next(svg.iter(f"{SVG}polyline")).get("points").split()) == len(found.points)
-    assert all(any(tip.startswith(f"{model.name}: ") for tip in tips) for model in found.models)
+    assert sum(tip.startswith("design: ") for tip in tips) == len(pareto.points)
+    assert len(next(svg.iter(f"{SVG}polyline")).get("points").split()) == len(pareto.points)
+    assert all(any(tip.startswith(f"{model.name}: ") for tip in tips) for model in pareto.models)
     axis = " ".join(text.text for text in texts_of(svg, "axis"))
-    unit = "ms" if found.against == "decode_ms" else "MB"
+    unit = "ms" if pareto.against == "decode_ms" else "MB"
     assert f"{unit} (log scale)" in axis and "effective weights x effectiveness, millions" in axis
     (limit,) = texts_of(svg, "limit")
     assert limit.text.startswith("the board's default budget") and limit.text.endswith(unit)
     ticks = [float(text.text.replace(",", "")) for text in texts_of(svg, "tick") if text.get("text-anchor") == "end"]
-    assert ticks[0] == 0 and ticks[-1] >= max(each.entropy for each in (*found.points, *found.models)) / 1e6
+    assert ticks[0] == 0 and ticks[-1] >= max(each.entropy for each in (*pareto.points, *pareto.models)) / 1e6
 
 
-def test_it_is_one_file_that_loads_nothing_and_has_its_own_style(found):
-    text = front_svg(found)
+def test_it_is_one_file_that_loads_nothing_and_has_its_own_style(pareto):
+    text = front_svg(pareto)
     svg = ElementTree.fromstring(text)
     assert svg.tag == f"{SVG}svg" and svg.get("viewBox") == f"0 0 {svg.get('width')} {svg.get('height')}"
     assert re.findall(r"https?:[^\"]*", text) == ["http://www.w3.org/2000/svg"]
@@ -72,19 +72,19 @@ def test_it_is_one_file_that_loads_nothing_and_has_its_own_style(found):
     assert used - set(re.findall(r"\.([\w-]+)", style)) == set()
 
 
-def test_a_failed_write_leaves_what_was_there(found, tmp_path):
+def test_a_failed_write_leaves_what_was_there(pareto, tmp_path):
     folder = tmp_path / "front.svg"
     folder.mkdir()  # a folder stands where the file would be
     (folder / "kept").write_text("")
     with pytest.raises(MerinoError, match="cannot write"):
-        save_front(found, folder)
+        save_front(pareto, folder)
     assert (folder / "kept").exists()
 
 
 @pytest.mark.parametrize("name", ["front.png", "front", "front.svg.pdf"])
-def test_another_suffix_is_refused_with_what_to_do(found, tmp_path, name):
+def test_another_suffix_is_refused_with_what_to_do(pareto, tmp_path, name):
     with pytest.raises(MerinoError, match=r"SVG only.*such as --plot front"):
-        save_front(found, tmp_path / name)
+        save_front(pareto, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 

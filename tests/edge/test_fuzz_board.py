@@ -89,7 +89,7 @@ def test_a_stamp_of_hashes(folder):
     def use(data):
         path.write_bytes(data)
         stamp = taken(read_json, str(path), "")
-        check_files_once(bundle)  # whatever the stamp says, a whole bundle is found whole
+        check_files_once(bundle)  # whatever the stamp has, a whole bundle passes
         return stamp
 
     fuzz(mutated_json(written), use)

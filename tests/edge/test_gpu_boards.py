@@ -278,13 +278,13 @@ def raw_profile(board="jetson-nano"):
 
 
 @pytest.mark.parametrize(("path", "value", "said"), [
-    ("default_backend", "cuda", 'default_backend: found "cuda", must be \'onnxruntime\' or \'tensorrt\''),
-    ("performance.tensorrt", None, 'default_backend: found "tensorrt", and there is no performance.tensorrt'),
+    ("default_backend", "cuda", 'default_backend is "cuda", must be \'onnxruntime\' or \'tensorrt\''),
+    ("performance.tensorrt", None, 'default_backend is "tensorrt", and there is no performance.tensorrt'),
     ("performance.onnxruntime", None, "performance.onnxruntime: missing, must be a table of read_gb_s, fp32_gflops"),
     ("performance.read_gb_s", 5, "performance.read_gb_s: unknown key"),
-    ("performance.tensorrt.power_mode", "MAXN", 'power_mode: found "MAXN", must be one of power.modes, 10W, 5W'),
-    ("performance.tensorrt.read_gb_s.value", 26, "found 26, must be at most memory.peak_gb_s, which is 25.6"),
-    ("performance.tensorrt.runtime_mb.value", 2049, "found 2049, must be at most budget.memory_mb, which is 2048"),
+    ("performance.tensorrt.power_mode", "MAXN", 'power_mode is "MAXN", must be one of power.modes, 10W, 5W'),
+    ("performance.tensorrt.read_gb_s.value", 26, "is 26, must be at most memory.peak_gb_s, which is 25.6"),
+    ("performance.tensorrt.runtime_mb.value", 2049, "is 2049, must be at most budget.memory_mb, which is 2048"),
     ("performance.tensorrt.launch_us", None, "performance.tensorrt.launch_us: missing, must be { value = a positive"),
     ("performance.tensorrt.launchs_us", 3, "unknown key (did you mean launch_us?)"),
 ])  # fmt: skip

@@ -20,14 +20,14 @@ from tests.tensorrt_stand_in import VERSIONS, Speeds
 MODEL = "NVIDIA Jetson Nano Developer Kit"
 
 
-def as_of(found, model=MODEL, mode="MAXN (0)", **changes):
+def as_of(probe, model=MODEL, mode="MAXN (0)", **changes):
     """The probe as the board would have written it."""
-    return found | {"machine": found["machine"] | {"arch": "aarch64", "board": model}, "power_mode": mode} | changes
+    return probe | {"machine": probe["machine"] | {"arch": "aarch64", "board": model}, "power_mode": mode} | changes
 
 
-def written(folder, found, name="probe.json"):
+def written(folder, probe, name="probe.json"):
     path = folder / name
-    path.write_text(json.dumps(found))
+    path.write_text(json.dumps(probe))
     return path
 
 

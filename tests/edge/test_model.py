@@ -35,8 +35,8 @@ def logits(model, ids, **keys):
         return model(input_ids=ids, **keys).logits
 
 
-def assert_close(found, expected):
-    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+def assert_close(computed, expected):
+    assert (computed - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_a_change_of_width_keeps_the_size_of_the_stream(arch):
@@ -196,7 +196,7 @@ def test_random_weights_start_near_a_uniform_guess(arch):
 
 BAD = {
     "shrinking": ({"blocks": [BLOCKS[1], BLOCKS[0]]}, "must not shrink"),
-    "heads": ({"head_size": 64}, "multiple of head_size 64"),
+    "heads": ({"head_size": 64}, "multiples of head_size 64"),
     "fraction": ({"blocks": [{"width": 32, "ffn_ratio": 1.51, "depth": 1}]}, "ffn_ratio 1.51"),
     "depth": ({"blocks": [{"width": 32, "ffn_ratio": 1.0, "depth": 0}]}, "depth"),
     "key": ({"blocks": [{**BLOCKS[0], "colour": 1}]}, "colour"),

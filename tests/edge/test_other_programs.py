@@ -233,8 +233,8 @@ for folder in folders:
     for bound in (False, True):
         model = ORTModelForCausalLM.from_pretrained(folder, use_io_binding=bound)
         ids = torch.tensor([prompt])
-        found = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=steps, do_sample=False)
-        print(json.dumps([folder, bound, found[0].tolist()]))
+        generated = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=steps, do_sample=False)
+        print(json.dumps([folder, bound, generated[0].tolist()]))
 """
 NODE_RUN = """
 import { AutoModelForCausalLM, AutoTokenizer, Tensor, env } from '@huggingface/transformers';
@@ -246,10 +246,10 @@ for (const folder of folders) {
   const model = await AutoModelForCausalLM.from_pretrained(
     folder, {subfolder: '', model_file_name: 'model', dtype: 'fp32'});
   const inputs = {input_ids: row(prompt), attention_mask: row(prompt.map(() => 1))};
-  const found = await model.generate({...inputs, max_new_tokens: steps, do_sample: false});
+  const generated = await model.generate({...inputs, max_new_tokens: steps, do_sample: false});
   const tokenizer = await AutoTokenizer.from_pretrained(folder);
   const messages = [{role: 'user', content: text}];
-  console.log(JSON.stringify([folder, Array.from(found.data).map(Number), tokenizer.encode(text),
+  console.log(JSON.stringify([folder, Array.from(generated.data).map(Number), tokenizer.encode(text),
     tokenizer.apply_chat_template(messages, {tokenize: false, add_generation_prompt: true})]));
 }
 """
@@ -269,16 +269,16 @@ for (const folder of folders) {
   for (const [layer, {heads, head_size}] of JSON.parse(fs.readFileSync(`${folder}/bundle.json`)).kv_layers.entries())
     for (const part of ['key', 'value'])
       cache[`${layer}.${part}`] = new ort.Tensor('float32', new Float32Array(0), [1, heads, 0, head_size]);
-  const found = [...prompt];
-  for (let given = prompt; found.length < prompt.length + steps; given = found.slice(-1)) {
-    const feeds = {input_ids: ids(given), attention_mask: ids(found.map(() => 1))};
+  const generated = [...prompt];
+  for (let given = prompt; generated.length < prompt.length + steps; given = generated.slice(-1)) {
+    const feeds = {input_ids: ids(given), attention_mask: ids(generated.map(() => 1))};
     for (const name in cache) feeds[`past_key_values.${name}`] = cache[name];
     const outputs = await session.run(feeds);
     const logits = outputs.logits.data;
-    found.push(logits.indexOf(logits.reduce((a, b) => Math.max(a, b))));
+    generated.push(logits.indexOf(logits.reduce((a, b) => Math.max(a, b))));
     for (const name in cache) cache[name] = outputs[`present.${name}`];
   }
-  console.log(JSON.stringify([folder, found]));
+  console.log(JSON.stringify([folder, generated]));
 }
 """
 

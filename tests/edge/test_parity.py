@@ -126,10 +126,10 @@ def reference(model):
     return ids, np.stack(rows)
 
 
-def assert_same(found, expected, step):
-    error = np.abs(found - expected).max() / np.abs(expected).max()
+def assert_same(computed, expected, step):
+    error = np.abs(computed - expected).max() / np.abs(expected).max()
     assert error <= TOLERANCE, (step, error)
-    assert found.argmax() == expected.argmax(), step
+    assert computed.argmax() == expected.argmax(), step
 
 
 def test_the_reference_is_worth_comparing_with(reference):

@@ -50,20 +50,20 @@ def source(request, decoder):
 def test_codes_and_torchs_weights_compute_the_same(source, kind, tmp_path):
     """A window (Gemma 3, GPT-Neo) wants a later ONNX Runtime than the format does, but not in attention by groups."""
     dialect, precision, core = kind
-    found = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, core=core))
+    exported = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, core=core))
     if kind == SCALED:
         source = smoothed(source, partial(rows_to_read, source, 48, None))
     graph = build_graph(source, GraphFormat(precision, dialect, 48, core))
-    oldest = found.bundle.backends[0].min_version
+    oldest = exported.bundle.backends[0].min_version
     by_groups = kind == ("fused", "int4", "no-dotprod") and source.arch.heads >= 3 * source.arch.kv_layers[0][0]
     windowed = any(getattr(source.arch, "windowed", ())) and not by_groups
     assert (oldest == "1.24") == (dialect == "fused" and windowed)
     twin = with_quantized(source.model, graph.quantized, layout_of(source.arch))
     ids = np.random.default_rng(1).integers(0, source.arch.vocab, 9).tolist()
-    assert unrounded_error(found.bundle, torch_greedy(twin, ids, PARITY_STEPS)) <= CLOSE
-    assert 1e-4 < found.error < 0.1  # rounded, and not by much
-    backend = open_backend(found.bundle)
-    assert selftest(found.bundle, backend) is None
+    assert unrounded_error(exported.bundle, torch_greedy(twin, ids, PARITY_STEPS)) <= CLOSE
+    assert 1e-4 < exported.error < 0.1  # rounded, and not by much
+    backend = open_backend(exported.bundle)
+    assert selftest(exported.bundle, backend) is None
     backend.close()
 
 
@@ -74,9 +74,9 @@ def test_a_graph_of_float16_has_nothing_to_prove_that_way(source, dialect, tmp_p
 
 @pytest.mark.parametrize("dialect", ["fused", pytest.param("portable", marks=pytest.mark.nightly)])
 def test_a_float32_bundle_gives_back_the_weights_of_any_family(source, dialect, tmp_path):
-    found = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect))
-    assert found.error <= 1e-5
-    folder = found.folder
+    exported = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect))
+    assert exported.error <= 1e-5
+    folder = exported.folder
     again = load_source(str(folder))
     for name, weight in source.model.state_dict().items():
         assert np.abs(again.model.state_dict()[name] - weight).max() <= 1e-6, name

@@ -27,8 +27,8 @@ from merino_edge.benchmarking.engine_rows import (
     Peers,
     folder_name,
     given_file,
-    make_apart,
-    measure_peer_apart,
+    make_separately,
+    measure_peer_separately,
     peer_engines,
     peers_beside,
     peers_for,
@@ -71,7 +71,7 @@ OPT_350M = model("opt-350m").geometry
 ONE_LAYER = UNIFORM.model_copy(update={"blocks": (UNIFORM.blocks[0].model_copy(update={"depth": 1}),)})
 SMALL = BenchRequest(repetitions=1, threads=(1,))
 DEADLINE_S = 600.0  # of what should take seconds
-WITHOUT_WHEEL = Path(sys.prefix) / "peers"  # `make .venv/peers` writes the packages that it found no wheel of
+WITHOUT_WHEEL = Path(sys.prefix) / "peers"  # `make .venv/peers` writes the packages that have no wheel
 QUICK = tuple(peer for peer in PEERS if peer.engine != "torch.compile")
 
 
@@ -92,15 +92,15 @@ def making_here():
 
     def run(module, request, *more):
         if module != engine_models.__name__:
-            return run_apart(module, request, *more)
+            return run_separately(module, request, *more)
         result = engine_models.answer(json.loads(request))
         if "error" in result:
             raise MerinoError(result["error"])
         return result
 
-    run_apart = engine_rows.run_apart
+    run_separately = engine_rows.run_separately
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_rows, "run_apart", run)
+        patch.setattr(engine_rows, "run_separately", run)
         yield patch
 
 
@@ -159,8 +159,8 @@ def test_each_engine_gets_the_ids_and_lengths_of_our_rows(peer, bundles, kept):
     skip_if_not_here(peer)
     bundle, case = bundles["opt"], decode_case(6)._replace(threads=1)
     peers = Peers((peer.engine,), kept)
-    made = make_apart(peers, peer, bundle)
-    result = measure_peer_apart(peers, peer, bundle, made.path, case, 2, 3)
+    made = make_separately(peers, peer, bundle)
+    result = measure_peer_separately(peers, peer, bundle, made.path, case, 2, 3)
     fed = []
     backend = open_backend(bundle, 1)
     prefill = backend.prefill
@@ -228,7 +228,7 @@ def varied(bundles, kept, randomize):
     """(bundle, its peers' checkpoint, its model) with weights whose greedy ids vary: as made, it repeats one id."""
     bundle, peer = bundles["one layer"], PEERS[0]
     with making_here():
-        path = make_apart(Peers((peer.engine,), kept), peer, bundle).path
+        path = make_separately(Peers((peer.engine,), kept), peer, bundle).path
     model = randomize(AutoModelForCausalLM.from_pretrained(path), 6)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(0.02)  # else a tied table answers with the last id
@@ -244,7 +244,7 @@ def test_its_tokens_are_those_of_torch_without_a_cache(peer, varied, kept):
     skip_if_not_here(peer)
     bundle, path, model = varied
     case = decode_case(8)._replace(threads=1)
-    result = measure_peer_apart(Peers((peer.engine,), kept), peer, bundle, path, case, 2, 3)
+    result = measure_peer_separately(Peers((peer.engine,), kept), peer, bundle, path, case, 2, 3)
     ids = result["ids"][:]
     for _ in range(9):
         ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
@@ -369,7 +369,7 @@ def test_llama_cpp_built_for_this_machine_runs_in_place_of_the_wheel(tmp_path, k
     assert "built for this machine" in row["engine"] and row["tok_s"] > 0
     assert GENERIC_BUILD not in row["flags"] and any(note.startswith("built with") for note in row["notes"])
     (peer,) = peers_for(peers)
-    result = measure_peer_apart(peers, peer, bundle, str(path), decode_case(6)._replace(threads=1), 1, 3)
+    result = measure_peer_separately(peers, peer, bundle, str(path), decode_case(6)._replace(threads=1), 1, 3)
     ids = result["ids"][:]
     for _ in range(7):
         ids.append(int(small(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))

@@ -43,10 +43,10 @@ def plain(matrix, bits, block):
 @given(MATRICES, st.sampled_from([4, 8]), st.sampled_from([32, 64]))
 @examples(100)
 def test_values_come_back_and_no_worse_than_by_the_largest_value(matrix, bits, block):
-    found = quantize_groups(matrix, bits, block)
-    assert found.codes.shape == (3, 64 // block, block * bits // 8) and found.codes.dtype == np.uint8
-    assert found.scales.shape == (3, 64 // block)
-    back = dequantize(found)
+    quantized = quantize_groups(matrix, bits, block)
+    assert quantized.codes.shape == (3, 64 // block, block * bits // 8) and quantized.codes.dtype == np.uint8
+    assert quantized.scales.shape == (3, 64 // block)
+    back = dequantize(quantized)
     largest = np.repeat(np.abs(matrix).reshape(3, -1, block).max(-1), block, axis=1)
     # In 4 bits the largest value may lose 0.3 of itself and the refit's part, where that lets the others come nearer.
     bound = {4: 0.4, 8: 4.4 / 2**8}[bits]
@@ -65,10 +65,10 @@ def test_what_codes_can_say_is_said_exactly(codes, scale):
 @given(MATRICES)
 @examples(50)
 def test_codes_of_both_signs_have_no_minus_128_and_are_hardly_worse(matrix):
-    found = quantize_groups(matrix, 8, 64, both_signs=True)
-    assert found.codes.min() >= 1  # 128 stands for zero
+    quantized = quantize_groups(matrix, 8, 64, both_signs=True)
+    assert quantized.codes.min() >= 1  # 128 stands for zero
     largest = np.abs(matrix).max(1, keepdims=True)
-    assert (np.abs(dequantize(found) - matrix) <= largest * 4.4 / 2**8 + 1e-6).all()
+    assert (np.abs(dequantize(quantized) - matrix) <= largest * 4.4 / 2**8 + 1e-6).all()
 
 
 def test_zeros_stay_zeros():
@@ -91,8 +91,8 @@ def test_the_block_is_the_largest_of_near_the_least_error():
 
 def test_errors_are_told_relative_to_the_matrix():
     matrix = np.full((1, 32), 2, np.float32)
-    found = quantize_groups(matrix, 8, 32)
-    error = matrix_error("m", matrix * 1.1, found)
+    quantized = quantize_groups(matrix, 8, 32)
+    error = matrix_error("m", matrix * 1.1, quantized)
     assert (error.name, error.bits, error.group_size, error.nbytes) == ("m", 8, 32, 36)
     assert error.mean == error.worst == pytest.approx(0.1 / 1.1, rel=1e-4)
 
@@ -134,10 +134,10 @@ def test_the_graph_computes_what_the_codes_stand_for(source, dialect, precision,
     with torch.no_grad():
         expected = model(torch.tensor([ids.tolist()])).logits[0].numpy()
     backend = open_backend(load_bundle(str(tmp_path / "bundle")))
-    found = [backend.prefill(ids[:PROMPT].tolist()).copy()]
-    found += [backend.step(int(token)).copy() for token in ids[PROMPT:]]
+    rows = [backend.prefill(ids[:PROMPT].tolist()).copy()]
+    rows += [backend.step(int(token)).copy() for token in ids[PROMPT:]]
     backend.close()
-    errors = [rms_error(one, row) for one, row in zip(found, expected[PROMPT - 1 :], strict=True)]
+    errors = [rms_error(one, row) for one, row in zip(rows, expected[PROMPT - 1 :], strict=True)]
     assert len(errors) == STEPS + 1
     assert max(errors) < 0.05
     assert max(errors) > 1e-4  # the comparison is with other arithmetic, not with itself

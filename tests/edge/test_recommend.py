@@ -48,11 +48,11 @@ def predicted(existing, profile, precision, context):
 def test_every_verdict_is_a_direct_prediction_held_against_the_budgets():
     asked = {"decode_ms": 25, "prefill_ms": 400, "params_m": 150, "file_mb": 300, "j_per_token": 0.2}
     budgets = with_board_defaults(asked, PI5)
-    found = recommend(PI5, budgets, context=1024, prompt=128, space=SMALL)
-    assert {candidate.model.id for candidate in found.candidates} == {each.id for each in load_models()}
-    assert found.budget == budgets and "memory_mb" in found.budget
+    recommendation = recommend(PI5, budgets, context=1024, prompt=128, space=SMALL)
+    assert {candidate.model.id for candidate in recommendation.candidates} == {each.id for each in load_models()}
+    assert recommendation.budget == budgets and "memory_mb" in recommendation.budget
     kinds = set()
-    for candidate in found.candidates:
+    for candidate in recommendation.candidates:
         assert [verdict.precision for verdict in candidate.verdicts] == list(CPU_FORMATS)
         for verdict in candidate.verdicts:
             cost = predicted(candidate.model, PI5, verdict.precision, 1024)
@@ -61,7 +61,7 @@ def test_every_verdict_is_a_direct_prediction_held_against_the_budgets():
                 "decode_ms": cost.decode_ms, "prefill_ms": cost.prefill_ms, "memory_mb": cost.memory_mb,
                 "params_m": cost.params / 1e6, "file_mb": cost.file_mb, "j_per_token": cost.j_per_token,
             }  # fmt: skip
-            assert verdict.over == {name: used[name] / limit for name, limit in found.budget.items()
+            assert verdict.over == {name: used[name] / limit for name, limit in recommendation.budget.items()
                                     if used[name] > limit}
             assert verdict.fits == (not verdict.over)
             kinds |= {verdict.fits, *verdict.over}
@@ -69,28 +69,28 @@ def test_every_verdict_is_a_direct_prediction_held_against_the_budgets():
 
 
 def test_what_fits_comes_first_by_score_and_in_the_format_of_most_bits():
-    found = recommended(decode_ms=25)
-    fits = [candidate.fits for candidate in found.candidates]
+    recommendation = recommended(decode_ms=25)
+    fits = [candidate.fits for candidate in recommendation.candidates]
     assert fits == sorted(fits, reverse=True) and len(set(fits)) == 2
-    scores = [score for each in found.candidates if each.fits and (score := each.model.ranking_score())]
+    scores = [score for each in recommendation.candidates if each.fits and (score := each.model.ranking_score())]
     assert scores == sorted(scores, reverse=True) and len(scores) > 3
-    for candidate in found.candidates:
+    for candidate in recommendation.candidates:
         fitting = [verdict for verdict in candidate.verdicts if verdict.fits]
         if fitting:
             assert candidate.chosen == fitting[0]
         else:
             least = min(max(verdict.over.values()) for verdict in candidate.verdicts)
             assert max(candidate.chosen.over.values()) == least > 1
-            assert f"({least:.1f}x)" in reasons(candidate, candidate.chosen, found) or least < 1.1
+            assert f"({least:.1f}x)" in reasons(candidate, candidate.chosen, recommendation) or least < 1.1
 
 
 def test_designs_meet_the_same_budgets():
-    found = recommended(decode_ms=8, params_m=1.5, file_mb=4.5, j_per_token=0.05)
-    assert [each.precision for each in found.designs] == list(CPU_FORMATS)
-    for each in found.designs:
-        assert each.design is not None and each.design.budget == found.budget
+    recommendation = recommended(decode_ms=8, params_m=1.5, file_mb=4.5, j_per_token=0.05)
+    assert [each.precision for each in recommendation.designs] == list(CPU_FORMATS)
+    for each in recommendation.designs:
+        assert each.design is not None and each.design.budget == recommendation.budget
         assert each.design.precision == each.precision
-        assert not shares_over(found.budget, each.design.predicted)
+        assert not shares_over(recommendation.budget, each.design.predicted)
 
 
 def test_a_format_that_the_runtime_refuses_on_a_board_does_not_fit_it():
@@ -98,26 +98,26 @@ def test_a_format_that_the_runtime_refuses_on_a_board_does_not_fit_it():
     old = NANO.model_copy(update={"arch": "x86_64", "isa": ("avx2",)})
     assert refused_words(NANO, "int4") == ""
     assert refused_words(old, "int4") == "not there: onnxruntime 1.10.0 has no int4, and this CPU no kernels"
-    found = recommended(old, 256)
-    for candidate in found.candidates:
+    recommendation = recommended(old, 256)
+    for candidate in recommendation.candidates:
         assert not any(verdict.fits for verdict in candidate.verdicts if verdict.precision == "int4")
-    fp32, int8, int4 = found.designs
+    fp32, int8, int4 = recommendation.designs
     assert fp32.design and int8.design and not int4.design and "has no int4" in int4.reason
 
 
 def test_a_model_whose_context_is_too_short_does_not_fit_however_small():
-    found = recommended(context=4096, decode_ms=1000)
-    short = next(each for each in found.candidates if each.model.id == "tinystories-1m")
+    recommendation = recommended(context=4096, decode_ms=1000)
+    short = next(each for each in recommendation.candidates if each.model.id == "tinystories-1m")
     assert not short.fits and all(verdict.fits for verdict in short.verdicts)
-    assert "context 2048 of 4096" in reasons(short, short.chosen, found)
-    assert any(each.fits for each in found.candidates if each.model.geometry.context >= 4096)
+    assert "context 2048 of 4096" in reasons(short, short.chosen, recommendation)
+    assert any(each.fits for each in recommendation.candidates if each.model.geometry.context >= 4096)
 
 
 def test_where_no_design_fits_the_reason_is_given():
-    found = recommended(decode_ms=0.01)
-    assert not any(candidate.fits for candidate in found.candidates)
-    assert [each.design for each in found.designs] == [None] * len(CPU_FORMATS)
-    assert all("--decode-ms" in each.reason for each in found.designs)
+    recommendation = recommended(decode_ms=0.01)
+    assert not any(candidate.fits for candidate in recommendation.candidates)
+    assert [each.design for each in recommendation.designs] == [None] * len(CPU_FORMATS)
+    assert all("--decode-ms" in each.reason for each in recommendation.designs)
 
 
 @pytest.mark.parametrize("name", MARKED)
@@ -142,10 +142,10 @@ def test_a_models_grouped_heads_count_as_ours_do():
 
 
 def test_models_with_gates_have_no_entropy():
-    found = {each.id: existing_score(each.geometry, 3, MERINO) for each in load_models()}
-    kinds = {each.family for each in load_models() if found[each.id] is None}
+    scores = {each.id: existing_score(each.geometry, 3, MERINO) for each in load_models()}
+    kinds = {each.family for each in load_models() if scores[each.id] is None}
     assert kinds == {"llama", "qwen2", "qwen3", "granitemoehybrid", "gemma3_text"}
-    assert {each.id for each in load_models() if each.family not in kinds} == {name for name in found if found[name]}
+    assert {each.id for each in load_models() if each.family not in kinds} == {name for name in scores if scores[name]}
 
 
 @pytest.mark.parametrize(("board", "graph", "core"), [
@@ -157,14 +157,14 @@ def test_models_with_gates_have_no_entropy():
 def test_it_ends_with_the_command_that_exports_the_first_for_the_board(board, graph, core, tmp_path, monkeypatch):
     """Random weights take the place of those that it fetches from the hub. The file has no room for float32."""
     budget = {} if board.backend == "tensorrt" else {"file_mb": 20}
-    found = recommended(board, context=128, params_m=10, decode_ms=1e5, **budget)
-    first = found.candidates[0]
-    assert first.fits and found.as_json()["command"] == found.command
-    assert f"export {first.model.id} --precision {first.chosen.precision}{graph} " in found.command
+    recommendation = recommended(board, context=128, params_m=10, decode_ms=1e5, **budget)
+    first = recommendation.candidates[0]
+    assert first.fits and recommendation.as_json()["command"] == recommendation.command
+    assert f"export {first.model.id} --precision {first.chosen.precision}{graph} " in recommendation.command
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(app, [*found.command.split()[1:], "--weights", "random"])
+    done = CliRunner().invoke(app, [*recommendation.command.split()[1:], "--weights", "random"])
     assert done.exit_code == 0, done.output
-    made = load_bundle(found.command.split()[-1])
+    made = load_bundle(recommendation.command.split()[-1])
     assert (made.precision, made.core, made.context) == (first.chosen.precision, core, 128)
     assert board.backend in [need.name for need in made.backends]
 
@@ -173,14 +173,14 @@ def test_a_board_of_a_file_is_exported_for_by_the_file(tmp_path):
     path = tmp_path / "my pi.toml"
     path.write_text(profile_text("raspberry-pi-4").replace('id = "raspberry-pi-4"', 'id = "mine"'))
     budgets = with_board_defaults({}, load_profile(path))
-    found = recommend(load_profile(path), budgets, context=256, prompt=128, space=SMALL, named=str(path))
-    assert shlex.split(found.command)[5:7] == ["--for", str(path)]
+    recommendation = recommend(load_profile(path), budgets, context=256, prompt=128, space=SMALL, named=str(path))
+    assert shlex.split(recommendation.command)[5:7] == ["--for", str(path)]
     assert recommended(decode_ms=0.01).command is None
 
 
 def test_heads_that_fused_attention_refuses_take_the_other_dialect():
-    found = recommended(ZERO, context=128, params_m=4, decode_ms=1e5)
-    assert found.candidates[0].model.id == "tinystories-1m" and "--dialect portable" in found.command
+    recommendation = recommended(ZERO, context=128, params_m=4, decode_ms=1e5)
+    assert recommendation.candidates[0].model.id == "tinystories-1m" and "--dialect portable" in recommendation.command
 
 
 @pytest.fixture(scope="module", params=["decode_ms", "memory_mb"])
@@ -216,11 +216,11 @@ def test_a_front_runs_from_the_smallest_decoder_to_where_more_gives_nothing(foun
 
 @pytest.mark.slow
 def test_other_budgets_hold_at_every_point():
-    found = front(ZERO, {"params_m": 1, "prefill_ms": 60}, "decode_ms", 2, space=SMALL, context=256, prompt=128)
-    assert found.budget == {"params_m": 1, "prefill_ms": 60, "memory_mb": ZERO.budget.memory_mb}
-    assert all(point.predicted.params <= 1e6 and point.predicted.prefill_ms <= 60 for point in found.points)
+    pareto = front(ZERO, {"params_m": 1, "prefill_ms": 60}, "decode_ms", 2, space=SMALL, context=256, prompt=128)
+    assert pareto.budget == {"params_m": 1, "prefill_ms": 60, "memory_mb": ZERO.budget.memory_mb}
+    assert all(point.predicted.params <= 1e6 and point.predicted.prefill_ms <= 60 for point in pareto.points)
     loose = front(ZERO, {}, "decode_ms", 2, space=SMALL, context=256, prompt=128)
-    assert found.points[-1].entropy < loose.points[-1].entropy
+    assert pareto.points[-1].entropy < loose.points[-1].entropy
 
 
 def test_pareto_json_is_read_as_it_was_written(found_front):
@@ -237,22 +237,22 @@ def test_pareto_json_is_read_as_it_was_written(found_front):
 
 
 def test_a_front_over_a_quantised_cache_is_of_designs_and_models_with_one():
-    found = front(PI5, {}, "memory_mb", 3, space=SMALL, context=2048, prompt=128, kv="int8")
-    assert found.kv == "int8" and {point.kv for point in found.points} == {"int8"}
-    again = design(PI5, found.points[1].budget, space=SMALL, context=2048, prompt=128, kv="int8")
-    assert again.architecture == found.points[1].architecture
-    for mark in found.models:
+    pareto = front(PI5, {}, "memory_mb", 3, space=SMALL, context=2048, prompt=128, kv="int8")
+    assert pareto.kv == "int8" and {point.kv for point in pareto.points} == {"int8"}
+    again = design(PI5, pareto.points[1].budget, space=SMALL, context=2048, prompt=128, kv="int8")
+    assert again.architecture == pareto.points[1].architecture
+    for mark in pareto.models:
         shape = InferenceShape("fp32", 2048, 128, "int8")
         assert mark.predicted == cost_model(PI5, shape).predict(model(mark.id).geometry.operators)
-    svg, table = front_svg(found), front_table(found, PI5)
+    svg, table = front_svg(pareto), front_table(pareto, PI5)
     assert "a cache of int8" in svg and any("prompt 128 tokens, a cache of int8" in line for line in table.below)
     with pytest.raises(ValidationError, match="must be int8 or int4"):
-        Front.model_validate_json(found.to_json().replace('"kv": "int8"', '"kv": "int2"', 1))
+        Front.model_validate_json(pareto.to_json().replace('"kv": "int8"', '"kv": "int2"', 1))
 
 
 def test_a_mark_whose_context_is_too_short_is_left_out():
-    found = front(PI5, {}, "decode_ms", 2, space=SMALL, context=2048, prompt=128)
-    assert [mark.id for mark in found.models] == [name for name in MARKED if name != "gpt2"]
+    pareto = front(PI5, {}, "decode_ms", 2, space=SMALL, context=2048, prompt=128)
+    assert [mark.id for mark in pareto.models] == [name for name in MARKED if name != "gpt2"]
 
 
 def run(*words):
@@ -263,17 +263,17 @@ def run(*words):
 @pytest.mark.usefixtures("small_space")
 def test_recommend_prints_json_with_sources_and_verdicts():
     code, out, _ = run("recommend", "--device", "raspberry-pi-5", "--decode-ms", "20", "--context", "512", "--json")
-    found = json.loads(out)
-    assert code == 0 and (found["schema"], found["backend"]) == (4, "onnxruntime")
-    assert found["budget"] == {"decode_ms": 20, "memory_mb": 1024}
-    assert (found["context"], found["prompt"]) == (512, 256)
-    smol = next(each for each in found["models"] if each["id"] == "smollm2-135m")
+    printed = json.loads(out)
+    assert code == 0 and (printed["schema"], printed["backend"]) == (4, "onnxruntime")
+    assert printed["budget"] == {"decode_ms": 20, "memory_mb": 1024}
+    assert (printed["context"], printed["prompt"]) == (512, 256)
+    smol = next(each for each in printed["models"] if each["id"] == "smollm2-135m")
     assert smol["scores"]["percent"]["piqa"] == 68.4 and "lighteval" in smol["scores"]["source"]
     assert [form["precision"] for form in smol["formats"]] == list(CPU_FORMATS)
     broken = [form for form in smol["formats"] if not form["fits"]]
     assert broken and all(form["over"] for form in broken)
     assert all(form["predicted"]["provenance"] for form in smol["formats"])
-    assert [our["design"]["schema"] for our in found["designs"]] == [4, 4, 4]
+    assert [our["design"]["schema"] for our in printed["designs"]] == [4, 4, 4]
 
 
 @pytest.mark.usefixtures("small_space")
@@ -291,9 +291,10 @@ def test_pareto_writes_json_and_svg(tmp_path):
     words = ("--device", "raspberry-pi-zero-2w", "--against", "memory-mb", "--vocab", "2000", "--context", "128")
     words += ("--kv", "int8")
     code, shown, _ = run("pareto", *words, "--points", "3", "-o", str(out), "--plot", str(plot))
-    found = Front.model_validate_json(out.read_text())
-    assert code == 0 and len(found.points) == 3 and plot.read_text() == front_svg(found)
-    assert (found.against, found.vocab, found.context, found.prompt, found.kv) == ("memory_mb", 2000, 128, 64, "int8")
+    pareto = Front.model_validate_json(out.read_text())
+    assert code == 0 and len(pareto.points) == 3 and plot.read_text() == front_svg(pareto)
+    assert (pareto.against, pareto.vocab, pareto.kv) == ("memory_mb", 2000, "int8")
+    assert (pareto.context, pareto.prompt) == (128, 64)
     assert "each point is proved" in shown and "Pythia-160M" in shown
 
 

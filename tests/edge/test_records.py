@@ -48,13 +48,13 @@ def test_what_the_harness_writes_is_read(bundle_dirs, tmp_path):
             assert row.cached == (8 if row.decodes else 0)
 
 
-@pytest.mark.parametrize("found", [1, SCHEMA + 1, "two", None])
-def test_another_schema_is_one_fault_with_what_to_do_and_no_list_of_keys(tmp_path, found):
-    old = {"schema": found, "bundle": "ours", "unknown": 1}
+@pytest.mark.parametrize("schema", [1, SCHEMA + 1, "two", None])
+def test_another_schema_is_one_fault_with_what_to_do_and_no_list_of_keys(tmp_path, schema):
+    old = {"schema": schema, "bundle": "ours", "unknown": 1}
     with pytest.raises(MerinoError) as caught:
         read_records([written(tmp_path, json.dumps([record(), old]))])
     (line,) = str(caught.value).splitlines()
-    assert line.endswith(f"row 2: schema {found!r} is not read, only {SCHEMA}: measure again with this version's"
+    assert line.endswith(f"row 2: schema {schema!r} is not read, only {SCHEMA}: measure again with this version's"
                          " `bench`")  # fmt: skip
 
 
@@ -85,8 +85,8 @@ def test_all_faults_of_all_files_are_reported_at_once(tmp_path):
     output = str(caught.value)
     for part in (
         "a.json: row 2, 3: missing: depth", "a.json: row 2, 3: unknown keys, remove them: tok_sec",
-        "a.json: row 2, 3: threads: ", "a.json: row 3: tok_s: ", "b.jsonl: row 2: ", "c.json: holds no record",
-        "d.json: holds no record", f"cannot read {tmp_path}/e.json", "f.json: row 1: ms_p50: ",
+        "a.json: row 2, 3: threads is ", "a.json: row 3: tok_s is ", "b.jsonl: row 2: ", "c.json: holds no record",
+        "d.json: holds no record", f"cannot read {tmp_path}/e.json", "f.json: row 1: ms_p50 is ",
     ):  # fmt: skip
         assert part in output, output
     assert output.count("\n") == 9, output

@@ -32,7 +32,7 @@ def real(budgets):
 
 @cache
 def ladder():
-    """Optima of the space by rising decode time: what a search can answer, found once."""
+    """Optima of the space by rising decode time: what a search can answer, computed once."""
     largest = real({"params_m": 100})
     shares = np.geomspace(0.05, 1, 30)
     results = {}
@@ -58,9 +58,9 @@ def machine(decode=1.0, prefill=1.0, memory=1.0):
     """A measurement that is so many times what is predicted."""
     seen = []
 
-    def measure(found):
-        seen.append(found)
-        message = found.predicted
+    def measure(design):
+        seen.append(design)
+        message = design.predicted
         return Measured(decode_ms=decode * message.decode_ms, prefill_ms=prefill * message.prefill_ms,
                         memory_mb=memory * message.memory_mb, flags=[], designs=1)  # fmt: skip
 
@@ -91,9 +91,9 @@ def by_turns(*factors):
     """A machine off by another factor for each design; by the last one from then on."""
     left, seen = list(factors), []
 
-    def measure(found):
-        seen.append(found)
-        return machine(left.pop(0) if len(left) > 1 else left[0])[0](found)
+    def measure(design):
+        seen.append(design)
+        return machine(left.pop(0) if len(left) > 1 else left[0])[0](design)
 
     return measure, seen
 

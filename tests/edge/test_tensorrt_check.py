@@ -59,8 +59,8 @@ designs = st.builds(
 def test_no_design_is_refused(arch, precision, tmp_path_factory):
     bundle = graph_bundle(tmp_path_factory.mktemp("design") / "bundle", arch, precision=precision)
     for version in VERSIONS:
-        found = check_bundle(bundle, version)
-        assert found.problems == () and found.opset == 13 and found.lengths == (1, arch.context)
+        checked = check_bundle(bundle, version)
+        assert checked.problems == () and checked.opset == 13 and checked.lengths == (1, arch.context)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -377,8 +377,8 @@ def test_a_description_that_says_otherwise_is_refused(tmp_path):
     bundle = graph_bundle(tmp_path / "bundle", TINY)
     wrong = Port("attention_mask", "int32", (1, 64))
     inputs = tuple(wrong if port.name == wrong.name else port for port in bundle.inputs)
-    found = problems_of(bundle._replace(inputs=inputs))
-    assert [each.node for each in found] == ["attention_mask"] and "bundle.json says int32" in found[0].what
+    problems = problems_of(bundle._replace(inputs=inputs))
+    assert [each.node for each in problems] == ["attention_mask"] and "bundle.json has int32" in problems[0].what
 
 
 @pytest.mark.more
@@ -388,8 +388,8 @@ def test_a_damaged_graph_ends_in_problems_or_in_one_message(tmp_path):
 
     def use(data):
         path.write_bytes(data)
-        found = taken(problems_of, bundle)
-        return True if found == () else None
+        problems = taken(problems_of, bundle)
+        return True if problems == () else None
 
     whole = path.read_bytes()
     fuzz(lambda chance: mutated_bytes(chance, whole), use)
@@ -420,8 +420,8 @@ def test_the_command_says_it_in_words_and_in_json(tmp_path):
     code, out, err = run("embedded", "--tensorrt", "10.3")
     assert code == 1 and "GroupQueryAttention_" in out and "--dialect portable" in err
     code, out, _ = run("embedded", "--tensorrt", "10.3", "--json")
-    found = json.loads(out)
-    assert code == 1 and found["tensorrt"] == "10.3" and found["opset"] == 17 and found["lengths"] == [1, 512]
-    assert {"node", "operator", "what"} == set(found["problems"][0])
+    checked = json.loads(out)
+    assert code == 1 and checked["tensorrt"] == "10.3" and checked["opset"] == 17 and checked["lengths"] == [1, 512]
+    assert {"node", "operator", "what"} == set(checked["problems"][0])
     code, out, err = run(str(portable), "--tensorrt", "9.1")
     assert code == 1 and out == "" and "8.2 or 10.3" in err

@@ -104,7 +104,7 @@ def test_every_score_names_its_source():
         ("heads = 12", "heads = 13", "kv_heads"),
         ('source = "cerebras"', 'source = "nobody"', "source"),
         ("layers = 12", "layers = 0", "layers"),
-        ('id = "gpt2-medium"', 'id = "gpt2"', "found twice: gpt2"),
+        ('id = "gpt2-medium"', 'id = "gpt2"', "occurs twice: gpt2"),
         ("hellaswag = ", "helaswag = ", "helaswag"),
         ("schema = 1", "schema = 2", "schema"),
         ("schema = 1", "schema = ", "TOML"),

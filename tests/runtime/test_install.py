@@ -108,7 +108,7 @@ def test_what_is_slow_here_is_installed_with_force_alone(install, merino, packs,
 
 
 def test_the_first_start_hashes_nothing(install, root, tmp_path):
-    """What `install` hashed while it wrote is stamped. A changed byte is found all the same."""
+    """What `install` hashed while it wrote is stamped. A changed byte is detected all the same."""
     launcher = install("old")["launcher"]
     data = os.path.join(str(root), "current", "bundle", "model.onnx.data")
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}

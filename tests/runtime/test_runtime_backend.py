@@ -41,8 +41,8 @@ def fresh(bundle, ids):
     return logits
 
 
-def assert_close(found, expected):
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * float(np.abs(expected).max()))
+def assert_close(computed, expected):
+    np.testing.assert_allclose(computed, expected, rtol=1e-3, atol=1e-4 * float(np.abs(expected).max()))
 
 
 def test_logits_are_one_row_of_the_vocabulary(bundle, backend):

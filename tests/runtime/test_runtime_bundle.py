@@ -124,10 +124,10 @@ def test_unknown_missing_and_wrong_keys_are_named_together(folder):
     del described["golden"]
     rewrite(folder, described)
     message = refusal(folder)
-    for part in ("colour: unknown key", 'context: found "64"', "vocab: found true",
-                 "kv_layers: found an object, must be a list",
-                 "isa[0]: found 1", "stop_ids[0]: found -1", "params: found 1.0", "inputs[0].shape[1]: found 0",
-                 "files[0].note: unknown key", "threads.decode: found 0", "golden: missing"):
+    for part in ("colour: unknown key", 'context is "64"', "vocab is true",
+                 "kv_layers is an object, must be a list",
+                 "isa[0] is 1", "stop_ids[0] is -1", "params is 1.0", "inputs[0].shape[1] is 0",
+                 "files[0].note: unknown key", "threads.decode is 0", "golden: missing"):
         assert part in message, part
 
 

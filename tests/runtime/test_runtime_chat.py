@@ -240,15 +240,15 @@ def test_thinking_is_told_wherever_the_text_is_cut(text, thinks, data):
     assert told(parts)[1:] == told([text])[1:] and told(parts)[2] == text
 
 
-@pytest.mark.parametrize("typed, found", [
+@pytest.mark.parametrize("typed, expected", [
     ("hi", ("", "hi")), ("//x", ("", "/x")), ("/reset", ("reset", "")), ("/system  Be brief ", ("system", "Be brief")),
     ("/save a b", ("save", "a b")), (" /reset", ("", " /reset")), ("/", None), ("/Reset", None), ("/exit now", None)])
-def test_lines_and_commands(typed, found):
-    if found is None:
+def test_lines_and_commands(typed, expected):
+    if expected is None:
         with pytest.raises(MerinoError):
             line_of(typed)
     else:
-        assert line_of(typed) == found
+        assert line_of(typed) == expected
 
 
 def test_what_was_dropped_or_not_answered_is_not_saved(tmp_path):

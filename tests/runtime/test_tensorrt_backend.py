@@ -59,9 +59,9 @@ def truth(bundle):
     other.close()
 
 
-def assert_close(found, expected):
-    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
-    assert found.argmax() == expected.argmax()
+def assert_close(computed, expected):
+    assert np.abs(computed - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert computed.argmax() == expected.argmax()
 
 
 def test_the_golden_ids_come_out(bundle, backend):

@@ -47,8 +47,8 @@ def plugin() -> Path:
 
 def count(cpu: str, bundle: Path, prompt: int = 8, steps: int = 5) -> Counted:
     """Of the bundle on one emulated core."""
-    found = marks(cpu, [SCRIPTS / "counted.py", bundle, str(prompt), str(steps)])
-    between = [after - before for before, after in zip(found, found[1:], strict=False)]
+    counts = marks(cpu, [SCRIPTS / "counted.py", bundle, str(prompt), str(steps)])
+    between = [after - before for before, after in zip(counts, counts[1:], strict=False)]
     return Counted(between[1], int(median(between[2:])))
 
 

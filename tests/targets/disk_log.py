@@ -27,7 +27,7 @@ class Entry(NamedTuple):
 
 def read_log(path):
     """The entries, up to the one that was cut short."""
-    found, end = [], path.stat().st_size
+    entries, end = [], path.stat().st_size
     with open(path, "rb") as file:
         magic, version, _, sector = START.unpack(file.read(START.size))
         assert (magic, version) == (MAGIC, 1)
@@ -41,8 +41,8 @@ def read_log(path):
                 place += length
             if place > end or not (flags or length):
                 break
-            found.append(Entry(bool(flags & FLUSH), first * sector, length, data_at))
-    return found
+            entries.append(Entry(bool(flags & FLUSH), first * sector, length, data_at))
+    return entries
 
 
 def write(disk, entry, log):

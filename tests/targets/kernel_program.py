@@ -80,10 +80,10 @@ class Loop(NamedTuple):
 def inner_loops(library: Path) -> list[Loop]:
     listed = subprocess.run(["aarch64-linux-gnu-objdump", "-d", "--no-show-raw-insn", library], capture_output=True,
                             text=True, check=True)  # fmt: skip
-    found = re.findall(r"^\s*([0-9a-f]+):\t(\S+)[ \t]*(.*)$", listed.stdout, re.MULTILINE)
-    place = {int(address, 16): index for index, (address, _, _) in enumerate(found)}
+    instructions = re.findall(r"^\s*([0-9a-f]+):\t(\S+)[ \t]*(.*)$", listed.stdout, re.MULTILINE)
+    place = {int(address, 16): index for index, (address, _, _) in enumerate(instructions)}
     loops = []
-    for index, (_, name, words) in enumerate(found):
+    for index, (_, name, words) in enumerate(instructions):
         target = re.search(r"([0-9a-f]+) <", words)
         jumps = target and (name == "b" or name.startswith(("b.", "cb", "tb")))
         begin = place.get(int(target[1], 16)) if jumps else None
@@ -92,8 +92,8 @@ def inner_loops(library: Path) -> list[Loop]:
     inner = [(a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)]
     return [
         Loop(
-            sum(name.startswith(("smull", "smlal", "fmla")) for _, name, _ in found[a : b + 1]),
-            sum("[sp" in words for _, _, words in found[a : b + 1]),
+            sum(name.startswith(("smull", "smlal", "fmla")) for _, name, _ in instructions[a : b + 1]),
+            sum("[sp" in words for _, _, words in instructions[a : b + 1]),
         )
         for a, b in inner
     ]

@@ -19,12 +19,12 @@ def main(root: str, model: str, *lengths: str) -> None:
     builder = trt.Builder(logger)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, logger)
-    found = {"version": trt.__version__, "parsed": parser.parse_from_file(model), "errors": [], "plan_bytes": 0}
+    result = {"version": trt.__version__, "parsed": parser.parse_from_file(model), "errors": [], "plan_bytes": 0}
     errors = (parser.get_error(index) for index in range(parser.num_errors))
-    found["errors"] = [[error.node_operator(), error.desc()] for error in errors]
-    if found["parsed"]:
+    result["errors"] = [[error.node_operator(), error.desc()] for error in errors]
+    if result["parsed"]:
         inputs = [network.get_input(index) for index in range(network.num_inputs)]
-        found["inputs"] = [[each.name, str(each.dtype).split(".")[-1], list(each.shape)] for each in inputs]
+        result["inputs"] = [[each.name, str(each.dtype).split(".")[-1], list(each.shape)] for each in inputs]
         config = builder.create_builder_config()
         for length in map(int, lengths):
             profile = builder.create_optimization_profile()
@@ -34,8 +34,8 @@ def main(root: str, model: str, *lengths: str) -> None:
                     profile.set_shape(each.name, shape, shape, shape)
             config.add_optimization_profile(profile)
         plan = builder.build_serialized_network(network, config)
-        found["plan_bytes"] = plan.nbytes if plan else 0
-    print(json.dumps(found))
+        result["plan_bytes"] = plan.nbytes if plan else 0
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -187,10 +187,10 @@ def test_weights_of_minus_128_overflow_where_dotprod_lacks(cpu, tmp_path):
         graph = helper.make_graph(nodes, "product", ports[:2], ports[2:], [numpy_helper.from_array(matrix, "w")])
         opset = [helper.make_opsetid("", 13)]
         onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / f"{lowest}.onnx")
-    found = json.loads(output(on_board(cpu, OVERFLOW, tmp_path, "-128", "-127")))
+    outputs = json.loads(output(on_board(cpu, OVERFLOW, tmp_path, "-128", "-127")))
     right = {str(lowest): 64 * -128 * lowest for lowest in weights}  # of inputs 0, around a zero of 128
-    assert found["-127"] == right["-127"]
-    assert (found["-128"] == right["-128"]) == (cpu in WITH_DOTPROD)
+    assert outputs["-127"] == right["-127"]
+    assert (outputs["-128"] == right["-128"]) == (cpu in WITH_DOTPROD)
 
 
 @pytest.fixture(scope="module")
@@ -200,10 +200,10 @@ def server_packages(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("site")
     for name in ("uvicorn", "h11", "click"):
-        found = find_spec(name)
-        if found is None:
+        spec = find_spec(name)
+        if spec is None:
             pytest.skip(f"no {name} here")
-        shutil.copytree(found.submodule_search_locations[0], folder / name)
+        shutil.copytree(spec.submodule_search_locations[0], folder / name)
     return folder
 
 
@@ -244,13 +244,13 @@ def test_info_finds_the_profiles_instructions(cpu, device, packaged):
 
 @pytest.mark.parametrize("cpu", [*OF_EACH_KIND, "max"])
 def test_the_instructions_found_are_those_that_execute(cpu, tmp_path):
-    """Found without /proc/cpuinfo, which an emulator writes too; executed one by one."""
+    """Detected without /proc/cpuinfo, which an emulator writes too; executed one by one."""
     executes = json.loads(output(on_board(cpu, INSTRUCTIONS)))
     assert executes.pop("none") and set(executes) == set(ARM_FEATURES.values())
     write_board_app(tmp_path / "merino.pyz")
     script = "from merino_runtime.io import board; board.read_text = lambda path: ''; print(*board.this_isa())"
-    found = output(on_board(cpu, "-c", script, path=tmp_path / "merino.pyz")).split()
-    assert set(found) == {name for name, ran in executes.items() if ran}
+    executed = output(on_board(cpu, "-c", script, path=tmp_path / "merino.pyz")).split()
+    assert set(executed) == {name for name, ran in executes.items() if ran}
     assert cpu != "max" or all(executes.values())
 
 

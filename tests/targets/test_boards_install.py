@@ -105,9 +105,9 @@ def documented(cpu):
     text = (PAGES / f"{CPUS[cpu]}.md").read_text(encoding="utf-8")
     groups = re.findall(r"^# run: (.*)\n((?:(?!#|```).*\n)+)", text, re.MULTILINE)
     core = cpu.title()  # Cortex-A53
-    found = [line for mark, lines in groups if f"emulated {core}" in mark for line in lines.splitlines()]
-    assert [words for words in found if " install " in words] and len(found) >= 5, f"{CPUS[cpu]}: {found}"
-    return found
+    commands = [line for mark, lines in groups if f"emulated {core}" in mark for line in lines.splitlines()]
+    assert [words for words in commands if " install " in words] and len(commands) >= 5, f"{CPUS[cpu]}: {commands}"
+    return commands
 
 
 def install(cpu, folder, *arguments, environment=(), model=None):
@@ -126,8 +126,8 @@ def ids(out):
 
 def release(folder):
     """(its folder, what it says of itself)."""
-    found = folder / "root" / os.readlink(folder / "root" / "current")
-    return found, json.loads((found / "release.json").read_text())
+    place = folder / "root" / os.readlink(folder / "root" / "current")
+    return place, json.loads((place / "release.json").read_text())
 
 
 def test_the_pages_commands_install_what_the_cpu_runs_and_it_generates_the_golden_ids(installed):
@@ -143,8 +143,8 @@ def test_what_is_installed_uses_the_packages_of_the_file(installed):
     cpu, folder, _ = installed
     python = release(folder)[0] / "env" / "bin" / "python"
     script = "import numpy, onnxruntime, tokenizers; print(numpy.__file__, onnxruntime.__file__, tokenizers.__file__)"
-    found = output(on_board_with_children(cpu, python, "-c", script, cwd=folder)).split()
-    assert len(found) == 3 and all(path.startswith(str(python.parents[1])) for path in found), found
+    paths = output(on_board_with_children(cpu, python, "-c", script, cwd=folder)).split()
+    assert len(paths) == 3 and all(path.startswith(str(python.parents[1])) for path in paths), paths
 
 
 def test_each_board_generates_what_this_machine_generates(installed, formats):

@@ -65,18 +65,18 @@ def test_the_addon_says_what_home_assistant_documents():
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
 def test_an_image_is_of_the_runtime_alone_and_says_whether_it_is_well(path):
-    found = instructions(path)
+    lines = instructions(path)
     known = {"ARG", "FROM", "COPY", "RUN", "USER", "ENV", "EXPOSE", "HEALTHCHECK", "STOPSIGNAL", "ENTRYPOINT", "CMD"}
-    assert {word for word, _ in found} <= known
-    (base,) = [rest.partition("=")[2] for word, rest in found if word == "ARG" and "slim" in rest]
+    assert {word for word, _ in lines} <= known
+    (base,) = [rest.partition("=")[2] for word, rest in lines if word == "ARG" and "slim" in rest]
     assert re.fullmatch(r"python:3\.\d+-slim-\w+", base)
-    (health,) = [rest for word, rest in found if word == "HEALTHCHECK"]
+    (health,) = [rest for word, rest in lines if word == "HEALTHCHECK"]
     assert "/health" in health and "8080" in health
     assert "merino-runtime[onnxruntime,serve,templates]" in path.read_text() and "merino_edge" not in path.read_text()
     if path.name == "Containerfile":
-        (user,) = [rest for word, rest in found if word == "USER"]
+        (user,) = [rest for word, rest in lines if word == "USER"]
         assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
-        first = [word for word, _ in found]
+        first = [word for word, _ in lines]
         assert first.index("USER") > len(first) - 1 - first[::-1].index("RUN"), "nothing is run as root behind it"
 
 

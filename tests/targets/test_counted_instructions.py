@@ -17,9 +17,9 @@ FORMATS = [("fused", "fp32", None), ("no-dotprod", "int8", "no-dotprod"), ("no-d
 def test_a_token_takes_as_many_instructions_as_recorded(key, precision, core, embedded_bundles):
     """Within a tenth per weight: more is another path through ONNX Runtime, or another graph."""
     row = ROWS["embedded", precision, core, "cortex-a72"]
-    found = count("cortex-a72", embedded_bundles[key, precision], row["prompt"])
-    assert found.decode == pytest.approx(row["decode"], rel=0.1)
-    assert found.prefill == pytest.approx(row["prefill"], rel=0.1)
+    counted = count("cortex-a72", embedded_bundles[key, precision], row["prompt"])
+    assert counted.decode == pytest.approx(row["decode"], rel=0.1)
+    assert counted.prefill == pytest.approx(row["prefill"], rel=0.1)
 
 
 @pytest.mark.parametrize("model", ["embedded", "design-35m"])

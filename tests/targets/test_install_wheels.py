@@ -66,13 +66,13 @@ def pack(bundle_dirs, tmp_path_factory):
             software = Software(system="sample", glibc=glibc, python=version, onnxruntime=onnxruntime, numpy=numpy,
                                 tokenizers=tokenizers)  # fmt: skip
             try:
-                found = wheels_for(software, Target(version, platform.machine(), glibc))
+                wheels = wheels_for(software, Target(version, platform.machine(), glibc))
             except MerinoError as error:
                 pytest.skip(f"no index to fetch wheels from: {error}")
             folder = tmp_path_factory.mktemp("packs")
             app, files = app_bytes(folder / "merino.pyz"), bundle_files(bundle_dirs["portable"])
-            wheel_set = WheelSet(found.path, version, platform.machine(), found.target.glibc, found.packages)
-            members = {path.name: path.read_bytes() for path in found.files}
+            wheel_set = WheelSet(wheels.path, version, platform.machine(), wheels.target.glibc, wheels.packages)
+            members = {path.name: path.read_bytes() for path in wheels.files}
             for name in ("old", "new"):
                 data = packed_bytes(app, [renamed(files, name)], name, wheels=[(wheel_set, members)])
                 (folder / f"{name}.merino").write_bytes(data)

@@ -130,15 +130,15 @@ def play(python, bundle, ids, steps, out, *code):
 @pytest.fixture(scope="module")
 def expected(embedded_bundles, story):
     """By kind: the logits after each beginning that STEPS asks for, each from an empty cache, on this machine."""
-    found = {}
+    arrays = {}
     for kind, folder in embedded_bundles.items():
         backend, rows = open_backend(load_bundle(str(folder))), []
         for end in [end for verb, end, _ in STEPS if verb != "truncate"]:
             backend.truncate(0)
             rows.append(backend.prefill(story[:end]).copy())
         backend.close()
-        found[kind] = np.array(rows)
-    return found
+        arrays[kind] = np.array(rows)
+    return arrays
 
 
 @pytest.mark.parametrize(("version", "dialect", "precision"), marked(RUN))
@@ -148,12 +148,12 @@ def test_a_prompt_goes_on_from_what_the_cache_holds(
     """With the beginning shared, cut, and longer than a piece: the logits are those of an empty cache."""
     python, bundle = python_of(version), embedded_bundles[dialect, precision]
     steps = STEPS_BEFORE_1_20 if (version, dialect) == ("3.8", "fused") else STEPS
-    report, found = play(python, bundle, story, steps, tmp_path / "found.npy")
+    report, logits = play(python, bundle, story, steps, tmp_path / "logits.npy")
     assert report["onnxruntime"] == INTERPRETERS[version].onnxruntime
     assert version == "this" or report["python"].startswith(version + ".")
     assert report["computed"] == [count for _, _, count in steps if count]
     assert report["ids"] == story
-    assert_same_choices(found, expected[dialect, precision], precision)
+    assert_same_choices(logits, expected[dialect, precision], precision)
 
 
 CARELESS = """
@@ -169,6 +169,6 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_without_its_care_for_the_old_attention_the_logits_would_be_wrong(embedded_bundles, story, expected, tmp_path):
     """Else the test above would not show that several ids behind a filled cache are fed one by one before 1.20."""
     bundle, right = embedded_bundles["fused", "fp32"], expected["fused", "fp32"]
-    report, found = play(python_of("3.8"), bundle, story, STEPS, tmp_path / "found.npy", "-c", CARELESS, LOGITS)
+    report, logits = play(python_of("3.8"), bundle, story, STEPS, tmp_path / "logits.npy", "-c", CARELESS, LOGITS)
     assert report["computed"] == [count for _, _, count in STEPS if count]
-    assert np.abs(found - right).max() > 0.1 * np.abs(right).max()
+    assert np.abs(logits - right).max() > 0.1 * np.abs(right).max()

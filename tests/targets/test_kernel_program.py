@@ -45,8 +45,8 @@ def test_arm_and_x86_agree_to_the_bit(cpu, seed, cases):
     each if each in DAILY else pytest.param(each, marks=pytest.mark.nightly) for each in MOST
 ])  # fmt: skip
 def test_instructions_for_a_multiply_add(name):
-    found = instructions_per_mac(name)
-    assert MOST[name] * 0.8 < found <= MOST[name], "far below: set a lower bound"
+    per_mac = instructions_per_mac(name)
+    assert MOST[name] * 0.8 < per_mac <= MOST[name], "far below: set a lower bound"
 
 
 @pytest.mark.nightly

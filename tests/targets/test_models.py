@@ -79,13 +79,13 @@ def asked(question):
 
 def greedy(backend, ids, stop_ids, steps=STEPS):
     backend.truncate(0)
-    found, logits = [], backend.prefill(ids)
-    while len(found) < steps:
-        found.append(int(np.argmax(logits)))
-        if found[-1] in stop_ids:
+    chosen, logits = [], backend.prefill(ids)
+    while len(chosen) < steps:
+        chosen.append(int(np.argmax(logits)))
+        if chosen[-1] in stop_ids:
             break
-        logits = backend.step(found[-1])
-    return found
+        logits = backend.step(chosen[-1])
+    return chosen
 
 
 @pytest.mark.nightly
@@ -97,10 +97,10 @@ def test_float32_computes_what_transformers_computes(source, tokenizer, bundle, 
         expected = source.model(torch.tensor([ids])).logits[0].numpy()
     backend = open_backend(done.bundle)
     cut = len(ids) // 2
-    found = [(cut - 1, backend.prefill(ids[:cut]).copy())]  # a backend returns one buffer, again and again
-    found += [(at, backend.step(ids[at]).copy()) for at in range(cut, cut + 16)]
+    rows = [(cut - 1, backend.prefill(ids[:cut]).copy())]  # a backend returns one buffer, again and again
+    rows += [(at, backend.step(ids[at]).copy()) for at in range(cut, cut + 16)]
     backend.close()
-    for at, logits in found:
+    for at, logits in rows:
         assert np.abs(logits - expected[at]).max() < 1e-3 * np.abs(expected[at]).max()
 
 
@@ -161,8 +161,8 @@ TOOLS = [
 def test_an_answer_follows_a_schema_or_calls_a_tool(bundle):
     with open_model(bundle("fused", "int4").bundle.folder) as model:
         *tokens, done = model.generate(asked("Describe Paris as JSON."), json_schema=SCHEMA, sampling=GREEDY)
-        found = json.loads("".join(token.text for token in tokens))
-        assert done.stop_reason == "eos" and found["city"] == "Paris" and found["country"] == "France"
+        answer = json.loads("".join(token.text for token in tokens))
+        assert done.stop_reason == "eos" and answer["city"] == "Paris" and answer["country"] == "France"
         assert done.forced > done.tokens / 3
         prompt = asked("Tools: turn_on_light(room), get_time(). Turn on the light in the kitchen, please.")
         *tokens, done = model.generate(prompt, tools=TOOLS, sampling=GREEDY)
@@ -208,8 +208,8 @@ def test_the_tokenizer_gives_the_ids_of_llama_cpp(tokenizer):
 
 @pytest.mark.nightly
 def test_int4_keeps_what_the_model_answers_to_200_questions(source, bundle):
-    found = divergence(bundle("fused", "int4").bundle, answers_of(source, CONTEXT, count=200))
-    assert found.answers == 200 and found.lost <= 0.06 and found.kl_mean < 0.0025 and found.top1 > 0.96, found
+    measured = divergence(bundle("fused", "int4").bundle, answers_of(source, CONTEXT, count=200))
+    assert measured.answers == 200 and measured.lost <= 0.06 and measured.kl_mean < 0.0025 and measured.top1 > 0.96
 
 
 @pytest.mark.nightly
@@ -226,11 +226,11 @@ def test_items_of_four_tasks_are_scored_as_by_lm_evals_own_model(source, tmp_pat
     request = TaskRequest(tuple(counts), Path(published) if published else tmp_path, limit)
     answers = Answers(tmp_path / "answers")
     ours, theirs = (list(evaluate([each], request, answers)) for each in (str(tmp_path / "bundle"), str(GGUF)))
-    found: dict[str, dict[str, list[float]]] = {}
+    by_model: dict[str, dict[str, list[float]]] = {}
     for line in (tmp_path / "answers").read_text().splitlines():
         model, asked_for, answer = json.loads(line)
-        found.setdefault(model, {})[asked_for] = answer
-    one, other = found.values()
+        by_model.setdefault(model, {})[asked_for] = answer
+    one, other = by_model.values()
     assert one.keys() == other.keys() and len(one) > 2.5 * limit * 4
     assert max(abs(one[key][0] - other[key][0]) for key in one) < 1e-3
     for mine, his in zip(ours, theirs, strict=True):
@@ -246,10 +246,10 @@ def test_a_published_model_learns_a_persons_own_answer(tmp_path):
     talk = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     path = tmp_path / "talk.jsonl"
     path.write_text((json.dumps({"messages": talk}) + "\n") * 40)
-    found = load_source(str(GGUF))
-    begin = Pretrained(found.model, found.tokenizer, found.chat, found.stop_ids)
+    source = load_source(str(GGUF))
+    begin = Pretrained(source.model, source.tokenizer, source.chat, source.stop_ids)
     recipe = Recipe(steps=20, batch=1, length=128, lora=8, learning_rate=2e-3, evaluations=1)
-    train(found.arch, [path], tmp_path / "tuned", recipe=recipe, name="tuned", pretrained=begin)
+    train(source.arch, [path], tmp_path / "tuned", recipe=recipe, name="tuned", pretrained=begin)
     export(load_source(str(tmp_path / "tuned")), tmp_path / "bundle", ExportRequest(context=CONTEXT))
     with open_model(str(tmp_path / "bundle")) as model:
         assert answer in "".join(model.stream(asked(question), max_new_tokens=2 * STEPS, sampling=GREEDY))

@@ -46,8 +46,8 @@ def check_board_side(version, patterns, marks, dialects, bundle_dirs, chat_dir, 
     python = ROOT / f".venv{version.replace('.', '')}" / "bin" / "python"
     if not python.exists():
         pytest.skip(f"no Python {version} on this machine (make test sets it up where there is one)")
-    found = (path for pattern in patterns for path in sorted((ROOT / "tests").glob(pattern)))
-    files = [path for path in found if path.name not in WORKSTATIONS]
+    paths = (path for pattern in patterns for path in sorted((ROOT / "tests").glob(pattern)))
+    files = [path for path in paths if path.name not in WORKSTATIONS]
     assert files
     for dialect in dialects:
         shutil.copytree(bundle_dirs[dialect], tmp_path / dialect)

@@ -36,9 +36,9 @@ demo.run_demo(Path("out"))
 
 
 def settings(folder):
-    found = ConfigParser()
-    found.read(ROOT / folder / "setup.cfg")
-    return found
+    config = ConfigParser()
+    config.read(ROOT / folder / "setup.cfg")
+    return config
 
 
 def run(*call, cwd=None, **variables):
@@ -67,9 +67,9 @@ def test_each_file_that_is_shipped_beside_the_source_has_one_licence():
             inside = package.replace(".", "/")
             folder = folders.get(package, ROOT / (project if project != "." else "") / inside)
             for pattern in patterns.split(","):
-                found = [path for path in folder.glob(pattern.strip()) if path.name != "merino.pyz"]
-                assert found or "probes" in pattern, f"{package}: nothing is {pattern}"
-                shipped |= {f"{inside}/{path.relative_to(folder).as_posix()}" for path in found}
+                files = [path for path in folder.glob(pattern.strip()) if path.name != "merino.pyz"]
+                assert files or "probes" in pattern, f"{package}: nothing is {pattern}"
+                shipped |= {f"{inside}/{path.relative_to(folder).as_posix()}" for path in files}
     assert {"merino_edge/bundles/native/kernels-aarch64.so", sbom.MODEL, "merino_bench/probe/graphs.tar.xz"} <= shipped
     named = {name: [row for row in ROWS if sbom.matches(name, row[0])] for name in shipped}
     assert {name: len(rows) for name, rows in named.items() if len(rows) != 1} == {}

@@ -45,8 +45,8 @@ DUMP = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 import tensorrt_bindings
-print(json.dumps({name: {member: (getattr(getattr(found, member), "__doc__", "") or "")[:3000] for member in dir(found)}
-                  for name, found in vars(tensorrt_bindings).items() if isinstance(found, type)}))
+print(json.dumps({name: {member: (getattr(getattr(each, member), "__doc__", "") or "")[:3000] for member in dir(each)}
+                  for name, each in vars(tensorrt_bindings).items() if isinstance(each, type)}))
 """
 
 
@@ -120,16 +120,16 @@ def pair(request, tmp_path_factory):
 
 
 def classes(module):
-    return {name: found for name, found in vars(module).items() if isinstance(found, type)}
+    return {name: each for name, each in vars(module).items() if isinstance(each, type)}
 
 
 def signatures(name, doc):
     """Names of the parameters behind `self`, of each overload that a docstring lists."""
-    found = []
+    overloads = []
     for arguments in re.findall(rf"(?m)^(?:\d+\. )?{name}\((.*)\) -> ", doc):
         names = re.findall(r"(?:^|, )(\w+): ", re.sub(r"\[[^\]]*\]|<[^>]*>", "", arguments))
-        found.append(names[1:] if names[:1] == ["self"] else names)
-    return found
+        overloads.append(names[1:] if names[:1] == ["self"] else names)
+    return overloads
 
 
 def test_every_class_is_a_real_one(pair):
@@ -141,9 +141,9 @@ def test_every_class_is_a_real_one(pair):
 def test_every_method_has_the_real_ones_parameters(pair):
     module, real, _ = pair
     checked = 0
-    for name, found in classes(module).items():
-        for member, value in vars(found).items():
-            if member.startswith("_") or not inspect.isfunction(value) or issubclass(found, int):
+    for name, each in classes(module).items():
+        for member, value in vars(each).items():
+            if member.startswith("_") or not inspect.isfunction(value) or issubclass(each, int):
                 continue
             assert member in real[name], f"{name}.{member} does not exist"
             mine = list(inspect.signature(value).parameters)[1:]
@@ -154,9 +154,9 @@ def test_every_method_has_the_real_ones_parameters(pair):
 
 def test_every_property_and_member_of_an_enumeration_is_a_real_one(pair):
     module, real, version = pair
-    for name, found in classes(module).items():
-        members = [member for member, value in vars(found).items() if isinstance(value, property)]
-        members += list(getattr(found, "__members__", ())) if name != "Severity" else []
+    for name, each in classes(module).items():
+        members = [member for member, value in vars(each).items() if isinstance(value, property)]
+        members += list(getattr(each, "__members__", ())) if name != "Severity" else []
         members += PROPERTIES.get(name, ())
         assert [member for member in members if member not in real[name]] == [], name
     assert {each.name for each in module.Severity} <= set(real["ILogger"])
@@ -167,5 +167,5 @@ def test_what_8_2_lacks_the_stand_in_of_8_2_lacks(pair):
     module, _, version = pair
     if not version.startswith("8."):
         pytest.skip("of 8.2")
-    held = set(vars(module)).union(*(dir(found) for found in classes(module).values()))
+    held = set(vars(module)).union(*(dir(each) for each in classes(module).values()))
     assert held & AFTER_82 == set()

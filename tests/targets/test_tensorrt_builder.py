@@ -69,15 +69,15 @@ def all_built():
 @pytest.mark.parametrize(("arch", "precision", "context"), list(all_built()))
 def test_a_plan_is_built_for_decode_and_prefill(arch, precision, context, tmp_path):
     bundle = graph_bundle(tmp_path / "bundle", arch, precision=precision, context=context)
-    found = build(bundle.folder, 1, CHUNK)
-    assert found["parsed"] and found["errors"] == [], found
+    built = build(bundle.folder, 1, CHUNK)
+    assert built["parsed"] and built["errors"] == [], built
     codes = {"int64": "INT64", "float32": "FLOAT", "float16": "HALF"}
     open_axes = [[-1 if axis == "sequence" else axis for axis in port.shape] for port in bundle.inputs]
-    assert found["inputs"] == [
+    assert built["inputs"] == [
         [port.name, codes[port.dtype], shape] for port, shape in zip(bundle.inputs, open_axes, strict=True)
     ]
     # It holds the weights, each once for a profile at the most, or less where zeros are stored as such.
-    assert found["plan_bytes"] > 100_000
+    assert built["plan_bytes"] > 100_000
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_a_plan_is_built_for_decode_and_prefill(arch, precision, context, tmp_pa
 )  # fmt: skip
 def test_what_the_check_refuses_nvidias_parser_refuses(dialect, precision, named, tmp_path):
     bundle = graph_bundle(tmp_path / "bundle", TINY, dialect, precision)
-    found = build(bundle.folder, 1, CHUNK)
-    assert not found["parsed"] and found["plan_bytes"] == 0 and named in {name for name, _ in found["errors"]}
+    built = build(bundle.folder, 1, CHUNK)
+    assert not built["parsed"] and built["plan_bytes"] == 0 and named in {name for name, _ in built["errors"]}
     operators = {each.operator for each in check_bundle(bundle, "10.3").problems}
     assert named in operators
 
@@ -109,9 +109,9 @@ def test_a_slice_over_the_bytes_of_the_table_is_refused(tmp_path):
     head.input[1] = "part"
     del graph.graph.output[0].type.tensor_type.shape.dim[:]
     onnx.save_model(graph, path)
-    found = build(bundle.folder, 1, CHUNK)
-    assert not found["parsed"] and [name for name, _ in found["errors"]] == ["Gemm"], found
-    assert "different counts" in found["errors"][0][1]
+    built = build(bundle.folder, 1, CHUNK)
+    assert not built["parsed"] and [name for name, _ in built["errors"]] == ["Gemm"], built
+    assert "different counts" in built["errors"][0][1]
     assert "part" in {each.node for each in check_bundle(bundle, "10.3").problems}
 
 

@@ -91,16 +91,16 @@ def add_record(path, kept):
 
 @contextmanager
 def step(record, name):
-    """Notes how the body ended and how long it took. Yields a dict for what it found."""
+    """Notes how the body ended and how long it took. Yields a dict for its results."""
     began = time.monotonic()
-    found = {"step": name, "date": datetime.date.today().isoformat(), "outcome": "failed"}
-    record["steps"].append(found)
+    entry = {"step": name, "date": datetime.date.today().isoformat(), "outcome": "failed"}
+    record["steps"].append(entry)
     try:
-        yield found
-        if found["outcome"] == "failed":
-            found["outcome"] = "ok"
+        yield entry
+        if entry["outcome"] == "failed":
+            entry["outcome"] = "ok"
     finally:
-        found["seconds"] = round(time.monotonic() - began, 1)
+        entry["seconds"] = round(time.monotonic() - began, 1)
 
 
 def note_system(record, machine):
@@ -125,9 +125,9 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(place):
     """The ids that this machine generates."""
-    found = ids(edge_ok(None, "generate", place / "first", PROMPT, *GENERATE))
-    assert len(found) == 12
-    return found
+    tokens = ids(edge_ok(None, "generate", place / "first", PROMPT, *GENERATE))
+    assert len(tokens) == 12
+    return tokens
 
 
 def generated_there(machine):
@@ -139,13 +139,13 @@ def current(machine):
 
 
 def flash(record, machine, place, name):
-    with step(record, f"flash --ssh {name}") as found:
+    with step(record, f"flash --ssh {name}") as entry:
         out = edge_ok(machine, "flash", place / f"{name}.merino", "--ssh", "board", "--trust", place / "fleet.pub",
                       "--json")  # fmt: skip
         (row,) = json.loads(out)
         assert (row["error"], row["selftest"], row["was_there"]) == (None, "ok", False)
         assert row["measured"] and row["measured"]["decode_ms"] > 0, row
-        found["measured"] = row["measured"]
+        entry["measured"] = row["measured"]
     assert current(machine) == open_archive(str(place / f"{name}.merino")).id
     return row
 
@@ -214,11 +214,11 @@ def test_the_service_serves_and_comes_back_after_a_kill_under_load(place, record
 
 
 def measured(record, machine, place):
-    with step(record, "bench --ssh") as found:
+    with step(record, "bench --ssh") as entry:
         out = edge_ok(machine, "bench", place / "first", *BENCH, "--ssh", "board")
         rows = [json.loads(line) for line in out.splitlines()]
         assert rows and all(row["tok_s"] > 0 and row["environment"]["board"] == MODELS[CPU] for row in rows)
-        found["tests"] = [row["test"] for row in rows]
+        entry["tests"] = [row["test"] for row in rows]
 
 
 def calibrated(record, machine, profile):
@@ -233,12 +233,12 @@ def test_a_flashed_image_installs_at_its_first_start_and_says_its_text_on_the_co
         edge_ok(None, "flash", place / "first.merino", "--image", image, "--trust", place / "fleet.pub")
     assert e2fsck(image) == 0
     text = edge_ok(None, "generate", place / "first", *shlex.split(" ".join(FIRST_WORDS[1:])))
-    with step(record, "first start of the image") as found, boot(image, CPU, tmp_path, partition="2") as machine:
+    with step(record, "first start of the image") as entry, boot(image, CPU, tmp_path, partition="2") as machine:
         machine.ssh(UNTIL_SAID, timeout_s=1200)
         console = machine.console.read_text(errors="replace")
         assert f"release {open_archive(str(place / 'first.merino')).id}" in console
         assert text.strip() and all(line in console for line in text.splitlines()), console[-3000:]
-        found["console"] = [line for line in console.splitlines() if "runuser[" in line][0]
+        entry["console"] = [line for line in console.splitlines() if "runuser[" in line][0]
         machine.shut_down()
     with boot(image, CPU, tmp_path, partition="2") as machine:
         assert machine.ssh("systemctl is-enabled merino-install.service", check=False).stdout == "disabled\n"

@@ -44,8 +44,8 @@ def place(tmp_path_factory):
     shutil.copy(folder / "second" / "merino.pyz", folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(PARTS.parent))  # wheels stay beside the machine
-        found = wheels_for(load_profile("raspberry-pi-4").software, Target("3.11", "aarch64", "2.36"))
-    for wheel in found.files:
+        wheels = wheels_for(load_profile("raspberry-pi-4").software, Target("3.11", "aarch64", "2.36"))
+    for wheel in wheels.files:
         with zipfile.ZipFile(wheel) as file:
             file.extractall(folder / "site")
     yield folder
@@ -62,8 +62,8 @@ def expected(place):
 def images(place, tmp_path_factory):
     """Disks by what is installed: none; first, good; second, good, with first before it. Nobody writes to them."""
     folder = tmp_path_factory.mktemp("images")
-    found = {"none": new_root(folder / "none.img")}
-    with boot(found["none"], CPU, folder) as machine:
+    made = {"none": new_root(folder / "none.img")}
+    with boot(made["none"], CPU, folder) as machine:
         machine.ssh("mkdir /opt/site")
         with subprocess.Popen(["tar", "c", "-C", place / "site", "."], stdout=subprocess.PIPE) as packages:
             machine.ssh("tar x -C /opt/site", stdin=packages.stdout, timeout_s=1200)
@@ -72,13 +72,13 @@ def images(place, tmp_path_factory):
         machine.send(files, "/root")
         machine.shut_down()
     for name, before in (("first", "none"), ("second", "first")):
-        found[name] = folder / f"{name}.img"
-        copied(found[before], found[name])
-        with boot(found[name], CPU, folder) as machine:
+        made[name] = folder / f"{name}.img"
+        copied(made[before], made[name])
+        with boot(made[name], CPU, folder) as machine:
             machine.ssh(INSTALL.format(name), timeout_s=1200)
             machine.ssh(UNTIL_GOOD, timeout_s=1200)
             machine.shut_down()
-    yield found
+    yield made
     shutil.rmtree(folder)
 
 
@@ -89,9 +89,9 @@ INSTALL = "python3 merino.pyz install {}.merino --trust fleet.pub --service"
 def whole(images, place, tmp_path_factory):
     """By id: the files of a release that was installed without a fault."""
     with dumped(images["second"], tmp_path_factory.mktemp("whole")) as root:
-        found = {id_of(place, name): files_of(root, id_of(place, name)) for name in ("first", "second")}
-    assert all(len(files) > 5 for files in found.values())
-    return found
+        releases = {id_of(place, name): files_of(root, id_of(place, name)) for name in ("first", "second")}
+    assert all(len(files) > 5 for files in releases.values())
+    return releases
 
 
 def id_of(place, name):
@@ -128,8 +128,8 @@ def check_state(root, allowed, whole):
         now = releases.links(str(root))
         assert now.current in allowed, now
         for each in {*now} - {None}:
-            found = files_of(root, each)
-            assert {path: found.get(path) for path in whole[each]} == whole[each], each
+            files = files_of(root, each)
+            assert {path: files.get(path) for path in whole[each]} == whole[each], each
     return now
 
 
@@ -152,12 +152,12 @@ def cut_everywhere(image, command, allowed, whole, tmp_path, start_bytes=0, part
     for number, (name, state) in enumerate(states(base, log, first, tmp_path, start_bytes)):
         try:
             with dumped(state, tmp_path) as root:
-                found = check_state(root, allowed, whole)
+                outcome = check_state(root, allowed, whole)
         except AssertionError as error:
             raise AssertionError(f"{name}: {error}") from error
-        if found not in seen or random.Random(number).random() < 0.02:
+        if outcome not in seen or random.Random(number).random() < 0.02:
             kept.append(copied(state, tmp_path / f"kept-{number}.img"))
-        seen[found] = name
+        seen[outcome] = name
     log.unlink()
     disk.unlink()
     assert number > 20 and len(seen) > 1, "too few flushes to show anything"
@@ -171,8 +171,8 @@ def check_answers(image, tmp_path, expected, installed=True):
             assert machine.ssh(f"test -e {INSTALLED}", check=False).returncode == 1
             machine.ssh(INSTALL.format("second"), timeout_s=1200)
         machine.ssh(UNTIL_GOOD, timeout_s=1200)
-        found = json.loads(machine.ssh(f"{INSTALLED} status --json").stdout)
-        assert found["current"]["good"] and found["partial"] == [] and not found["swap_unfinished"], found
+        status = json.loads(machine.ssh(f"{INSTALLED} status --json").stdout)
+        assert status["current"]["good"] and status["partial"] == [] and not status["swap_unfinished"], status
         assert ids(machine.ssh(f"{INSTALLED} generate installed '{PROMPT}' {' '.join(GENERATE)}").stdout) == expected
     image.unlink()
 
@@ -232,9 +232,9 @@ def test_a_new_release_that_lost_half_of_its_application_is_left_and_can_be_inst
         machine.cut_power()
     with boot(image, CPU, tmp_path) as machine:
         machine.ssh(UNTIL_GOOD, timeout_s=1200)
-        found = json.loads(machine.ssh(f"{INSTALLED} status --json").stdout)
-        assert (found["current"]["id"], found["previous"]["id"]) == (first, second)
-        assert found["previous"]["gave_up"] and not found["previous"]["good"]
+        status = json.loads(machine.ssh(f"{INSTALLED} status --json").stdout)
+        assert (status["current"]["id"], status["previous"]["id"]) == (first, second)
+        assert status["previous"]["gave_up"] and not status["previous"]["good"]
         assert f"back to {first}" in machine.ssh("journalctl -u merino.service -o cat").stdout
         machine.ssh(INSTALL.format("second"), timeout_s=1200)
         machine.ssh(UNTIL_GOOD, timeout_s=1200)

@@ -118,7 +118,7 @@ def cases_for(request: BenchRequest, contexts: Sequence[Tuple[str, int]]) -> Tup
             f"{', '.join(sorted(set(too_long), key=too_long.index))} does not fit the context of {name!r}, "
             f"which is {context}: allowed are -d and -p up to {context} together, and -n up to "
             f"{max(0, context - (deepest or START_PROMPT))} (decoding starts behind "
-            f"{deepest or START_PROMPT} cached tokens). Ask for less, or export with a longer --context.")
+            f"{deepest or START_PROMPT} cached tokens). Request less, or export with a longer --context.")
     return cases
 
 

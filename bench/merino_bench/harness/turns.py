@@ -10,7 +10,7 @@ import time
 from functools import partial
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set
 
-from merino_bench.fresh_process import run_apart
+from merino_bench.fresh_process import run_separately
 from merino_bench.harness import record
 from merino_bench.harness.cases import Case
 from merino_bench.harness.pairs import unequal_flags
@@ -82,7 +82,7 @@ def bundle_engine(path: str, is_baseline: bool, seed: int, backend: Optional[str
 
     def measure(case: Case, repetitions: int, first: bool, timeout_s: float) -> Measured:
         # Files are hashed once.
-        return measure_apart(path, case, repetitions, seed, first, timeout_s, TIME_OF_A_ROW, backend)
+        return measure_separately(path, case, repetitions, seed, first, timeout_s, TIME_OF_A_ROW, backend)
 
     return Engine(identity, is_baseline, bundle, "", measure, partial(record.record_of, identity, bundle))
 
@@ -91,15 +91,15 @@ def make_ready(path: str, bundle: Bundle, backend: Optional[str]) -> None:
     """Has the bundle's TensorRT engine built before anything is timed; nothing where it runs on the CPU. Raises
     MerinoError where it does not run on the requested backend, or no engine can be built."""
     if choose_backend(bundle, backend, say) == TENSORRT:
-        run_apart("merino_bench.harness.worker", json.dumps({"bundle_path": path}), BUILD_TIMEOUT_S)
+        run_separately("merino_bench.harness.worker", json.dumps({"bundle_path": path}), BUILD_TIMEOUT_S)
 
 
-def measure_apart(path: str, case: Case, repetitions: int, seed: int, verify: bool,
-                  timeout_s: float, remedy: str = "", backend: Optional[str] = None) -> Dict[str, Any]:
+def measure_separately(path: str, case: Case, repetitions: int, seed: int, verify: bool,
+                       timeout_s: float, remedy: str = "", backend: Optional[str] = None) -> Dict[str, Any]:
     """`worker.measure` in a fresh process. Raises MerinoError with the reason where it gives no result. remedy: as of
-    `run_apart`."""
+    `run_separately`."""
     request = request_of(path, case, repetitions, seed, verify, backend)
-    return run_apart("merino_bench.harness.worker", request, timeout_s, remedy=remedy)
+    return run_separately("merino_bench.harness.worker", request, timeout_s, remedy=remedy)
 
 
 def never(*_: Any) -> Any:

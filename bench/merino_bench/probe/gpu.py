@@ -23,7 +23,7 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import numpy as np
 
-from merino_bench.fresh_process import run_apart
+from merino_bench.fresh_process import run_separately
 from merino_bench.probe import graphs
 from merino_bench.probe.bandwidth import available_bytes
 from merino_bench.probe.graphs import Kernel
@@ -207,7 +207,7 @@ def _built(trt: TensorRt, device: Device, folder: str, kernel: Kernel, precision
 def _resident_rows(plan: str) -> List[Dict[str, Any]]:
     """One row; none where the process fails."""
     try:
-        row = run_apart("merino_bench.probe.gpu", plan, MEMORY_TIMEOUT_S)
+        row = run_separately("merino_bench.probe.gpu", plan, MEMORY_TIMEOUT_S)
     except MerinoError:
         return []
     return [dict(row, kind="call", format="fp32", weight_bytes=0)]

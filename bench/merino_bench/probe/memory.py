@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any, Dict, List
 
-from merino_bench.fresh_process import run_apart
+from merino_bench.fresh_process import run_separately
 from merino_bench.probe.graphs import Kernel, kernel_of, kernels_of, write_weights
 from merino_bench.probe.tasks import EMBEDDING_FORMATS, SQUARE, Machine, beyond_bytes
 from merino_runtime.errors import MerinoError
@@ -38,7 +38,7 @@ def resident_rows(work: str, machine: Machine, deadline: float) -> List[Dict[str
         path = os.path.join(work, "resident.onnx")
         with open(path, "wb") as file:
             file.write(kernel.model)
-        row = _apart(path, machine.library if kernel.own_kernels else "")
+        row = _separately(path, machine.library if kernel.own_kernels else "")
         if row:
             weights = 0 if kind == "call" else kernel.weight_bytes
             rows.append(dict(row, kind=kind, format=kernel.format, weight_bytes=weights))
@@ -52,10 +52,10 @@ def largest(machine: Machine, graphs: List[Kernel]) -> Kernel:
     return ([kernel for kernel in graphs if kernel.weight_bytes <= most] or graphs[:1])[-1]
 
 
-def _apart(path: str, library: str) -> Dict[str, float]:
+def _separately(path: str, library: str) -> Dict[str, float]:
     """What the process prints; empty if it fails."""
     try:
-        return run_apart("merino_bench.probe.memory", json.dumps([path, library]), TIMEOUT_S)
+        return run_separately("merino_bench.probe.memory", json.dumps([path, library]), TIMEOUT_S)
     except MerinoError:
         return {}
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from merino_bench.fresh_process import run_apart
+from merino_bench.fresh_process import run_separately
 from merino_bench.sensors.power import PROGRAM_INTERVAL_S, ina3221_rails, jtop_rails, rail_watts
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import read_text
@@ -72,7 +72,7 @@ def jtop_facts() -> Optional[Dict[str, Any]]:
     try:
         if find_spec("jtop") is None:
             return None
-        return run_apart("merino_bench.sensors.gpu", "", LONGEST_S)["facts"]
+        return run_separately("merino_bench.sensors.gpu", "", LONGEST_S)["facts"]
     except (ValueError, ImportError, MerinoError):  # ValueError: a module without a spec
         return None
 

@@ -113,7 +113,7 @@ class Tiles4(SignedCodes):
 
 
 class OwnKernels(Tiles4, GroupAttention, FusedNoDotprod):
-    """Dialect `fused` in int4 for Arm cores without dotprod."""
+    """Dialect `fused` in int4 for no-dotprod Arm cores."""
 
 
 class PortableTiles(Tiles4, Portable):

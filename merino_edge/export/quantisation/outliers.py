@@ -3,7 +3,7 @@
 An integer matmul rounds its input in groups, by the largest value of each, so that a much larger channel costs the
 others of its group their precision. SmoothQuant scales it down and changes the weights, but a GGUF's codes must stay.
 Here the input has the group twice: once with the outliers zeroed, once with all others zeroed. Codes and scales are the
-same, and the two products add up to the whole. Figures: docs/decisions/quantisation.md.
+same, and the two multiplications add up to the whole. Figures: docs/decisions/quantisation.md.
 """
 
 from collections.abc import Iterable

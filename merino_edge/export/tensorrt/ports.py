@@ -48,7 +48,7 @@ def _port_problems(info: onnx.ValueInfoProto, port: Port | None, support: Suppor
     if port is None:
         yield Problem(info.name, "", "bundle.json does not list it")
     elif (dtype, shape) != (port.dtype, tuple(port.shape)):
-        yield Problem(info.name, "", f"it is {dtype} {list(shape)}; bundle.json says {port.dtype} {list(port.shape)}")
+        yield Problem(info.name, "", f"it is {dtype} {list(shape)}; bundle.json has {port.dtype} {list(port.shape)}")
 
 
 def _shape(tensor: onnx.TypeProto.Tensor) -> Shape:

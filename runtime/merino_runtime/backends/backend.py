@@ -66,7 +66,7 @@ class Backend:
         raise NotImplementedError
 
     def rows(self, count: int) -> List["Backend"]:
-        """Backends with empty caches over the same weights, each closed by itself. All are used by one thread. Where
+        """Backends with empty caches over the same weights, each closed on its own. All are used by one thread. Where
         the graph takes a batch, they decode together: see `step_ahead`."""
         rows = [self.fork() for _ in range(count)]
         for row in rows:
@@ -108,7 +108,7 @@ def check_step(backend: Backend, token_id: int) -> None:
         raise MerinoError(f"token id {token_id} does not exist, the model has 0 to {backend.vocab - 1}. Use ids of "
                           "this model's tokenizer.")
     if backend.length >= backend.context:
-        raise MerinoError(f"the KV cache is full: all {backend.context} slots are filled. Ask for fewer "
+        raise MerinoError(f"the KV cache is full: all {backend.context} slots are filled. Request fewer "
                           "tokens, or export with a longer --context.")
 
 

@@ -104,7 +104,7 @@ def open_session(onnxruntime: Any, bundle: Bundle, threads: int) -> Any:
 
 
 def _register_kernels(options: Any, bundle: Bundle) -> str:
-    """Loads the bundle's library of operators, once its hash was found right: it is code. Returns its path."""
+    """Loads the bundle's library of operators, once its hash is verified: it is code. Returns its path."""
     name = kernel_library(bundle, platform.machine())
     file = next((each for each in bundle.files if each.path == name), None)
     if file is None:
@@ -126,7 +126,7 @@ def _check_ports(ports: Sequence[Port], nodes: List[Any], what: str) -> None:
     described, present = {port.name for port in ports}, {node.name for node in nodes}
     if described != present:
         raise MerinoError(f"model.onnx and bundle.json disagree about {what}: "
-                          f"{', '.join(sorted(described ^ present))}: found in one of them only. "
+                          f"{', '.join(sorted(described ^ present))}: in one of them only. "
                           "Export the bundle again.")
 
 

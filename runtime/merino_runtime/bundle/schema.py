@@ -1,6 +1,6 @@
 """The schema of bundle.json: its keys, and what each value must be. Standard library only.
 
-All problems of a file are found at once; `bundle` raises them as one error. What the keys mean: docs/formats.md.
+All problems of a file are reported at once; `bundle` raises them as one error. What the keys mean: docs/formats.md.
 """
 from typing import Any, Dict, List, Optional
 

@@ -112,7 +112,7 @@ def check_request(prompt: int, max_new_tokens: int, context: int, overflow: str)
                           f"a token can follow. Shorten the prompt, {remedy}")
     if prompt + max_new_tokens > context and overflow == "error":
         raise MerinoError(f"the prompt has {prompt} ids and {max_new_tokens} new tokens were requested: together "
-                          f"{prompt + max_new_tokens}, and the context is {context}. Ask for {context - prompt} or "
+                          f"{prompt + max_new_tokens}, and the context is {context}. Request {context - prompt} or "
                           f"fewer, shorten the prompt, {remedy}")
 
 

@@ -137,7 +137,7 @@ def unknown(path: str) -> str:
 
 def wrong(path: str, value: Any, what: str) -> str:
     """what: as in "must be a list"."""
-    return f"{path or 'the file'}: found {shown(value)}, {what}"
+    return f"{path or 'the file'} is {shown(value)}, {what}"
 
 
 def path_of(parts: Iterable[Union[int, str]]) -> str:

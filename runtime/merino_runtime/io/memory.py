@@ -42,7 +42,7 @@ def ran_out(error: BaseException, doing: str = "") -> str:
     """The message. doing: as in "importing numpy", nothing where it is not known."""
     text = " ".join(str(error).split())[:200]
     return (f"out of memory{' in ' + doing if doing else ''}{f' ({text})' if text else ''}{present()}. Stop other "
-            "programs, raise the limit if there is one, or ask for less: a smaller model, a shorter context or a "
+            "programs, raise the limit if there is one, or run less: a smaller model, a shorter context or a "
             "smaller batch.")
 
 

@@ -61,11 +61,11 @@ def slots_of(bundles: Sequence[Bundle], count: Optional[int], memory_mb: Optiona
     most = int(memory_mb / kv_mb) - 1 if kv_mb else SLOTS
     if count is not None and count > max(most, 0):
         raise MerinoError(f"{count} slots and one for background requests need {(count + 1) * kv_mb:,.0f} MB of KV "
-                          f"cache, {memory_mb:,.0f} MB are allowed: {max(most, 0)} slots. Ask for fewer --slots, for "
+                          f"cache, {memory_mb:,.0f} MB are allowed: {max(most, 0)} slots. Give fewer --slots, "
                           "more --memory-mb, or export with a shorter --context.")
     if most < 1:
         raise MerinoError(f"a slot and one for background requests need {2 * kv_mb:,.0f} MB of KV cache, "
-                          f"{memory_mb:,.0f} MB are allowed. Stop other programs, ask for more --memory-mb, or export "
+                          f"{memory_mb:,.0f} MB are allowed. Stop other programs, give more --memory-mb, or export "
                           "with a shorter --context.")
     return min(most, SLOTS) if count is None else count
 

@@ -122,7 +122,7 @@ def completions_of(body: Body, prompts: Prompts, limits: Limits, client: str
     top = fields.integer(body, "logprobs", None, 0, MOST_TOP)
     most = fields.integer(body, "max_tokens", 16, 0, LARGEST)
     if not most and not echo:
-        raise RefusedError("max_tokens is 0, which is allowed with echo alone. Ask for 1 or more.", param="max_tokens")
+        raise RefusedError("max_tokens is 0, which is allowed with echo alone. Request 1 or more.", param="max_tokens")
     prompts_given = prompts_of(body)
     requests = [request_of(body, each if isinstance(each, tuple) else prompts.of_text(each), limits, client, most,
                            top=top, echo=echo and top is not None, watched=fields.flag(body, "stream"))

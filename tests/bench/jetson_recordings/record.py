@@ -108,5 +108,5 @@ if __name__ == "__main__":
     import jtop
 
     with tempfile.TemporaryDirectory() as work:
-        found = {"jetson_stats": jtop.__version__, **{"nano": nano, "orin": orin}[sys.argv[1]](work)}
-    print(json.dumps(found, indent=1))
+        recorded = {"jetson_stats": jtop.__version__, **{"nano": nano, "orin": orin}[sys.argv[1]](work)}
+    print(json.dumps(recorded, indent=1))

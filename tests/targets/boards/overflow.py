@@ -12,9 +12,9 @@ import onnxruntime
 
 def product(path):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    found = session.run(None, {"x": np.zeros((1, 64), np.uint8), "zero": np.array(128, np.uint8)})[0]
-    assert (found == found[0, 0]).all()
-    return int(found[0, 0])
+    outputs = session.run(None, {"x": np.zeros((1, 64), np.uint8), "zero": np.array(128, np.uint8)})[0]
+    assert (outputs == outputs[0, 0]).all()
+    return int(outputs[0, 0])
 
 
 print(json.dumps({name: product(os.path.join(sys.argv[1], name + ".onnx")) for name in sys.argv[2:]}))

@@ -69,7 +69,7 @@ class Reader:
         if schema is True:
             return self.any_of("any", DEEPEST)
         if not isinstance(schema, dict):
-            raise refused(where, f"found {shown(schema)}, a schema is an object, true or false")
+            raise refused(where, f"it is {shown(schema)}, a schema is an object, true or false")
         if depth > DEEPEST_SCHEMA:
             raise refused(where, f"it is nested more than {DEEPEST_SCHEMA} levels")
         keywords = [keyword for keyword in schema if not _describes(keyword, schema)]
@@ -98,7 +98,7 @@ class Reader:
             return [kind for kind in ("object", "array", "string", "number") if set(BY_TYPE[kind]) & set(keywords)]
         kinds: List[Any] = given if isinstance(given, list) else [given]
         if not kinds or any(not isinstance(kind, str) or kind not in BY_TYPE for kind in kinds):
-            raise refused(f"{where}/type", f"found {shown(given)}, allowed: {', '.join(BY_TYPE)}, or a list of them")
+            raise refused(f"{where}/type", f"it is {shown(given)}, allowed: {', '.join(BY_TYPE)}, or a list of them")
         return [kind for kind in kinds if not (kind == "integer" and "number" in kinds)]
 
     def _whole(self, keyword: str, schema: Dict[str, Any], where: str, depth: int) -> int:
@@ -109,7 +109,7 @@ class Reader:
             value = [value]
         if not isinstance(value, list) or not value:
             what = "an empty list" if value == [] else shown(value)
-            raise refused(here, f"found {what}, must be a list of at least one")
+            raise refused(here, f"it is {what}, must be a list of at least one")
         if keyword in ("enum", "const"):
             kinds = self._types(schema, where, ()) if "type" in schema else list(BY_TYPE)
             fitting = [each for each in value if any(is_a(kind, each) for kind in kinds)]
@@ -134,7 +134,7 @@ class Reader:
 
     def _target(self, ref: Any, here: str) -> Any:
         if not isinstance(ref, str) or not re.match("#(/|\\Z)", ref):
-            raise refused(here, f"found {shown(ref)}, supported are references inside the schema, as #/$defs/name")
+            raise refused(here, f"it is {shown(ref)}, supported are references inside the schema, as #/$defs/name")
         target = self._root
         for part in ref.split("/")[1:]:
             part = part.replace("~1", "/").replace("~0", "~")
@@ -198,7 +198,7 @@ class Reader:
     def _bound(self, schema: Dict[str, Any], keyword: str, where: str) -> Any:
         value = schema.get(keyword)
         if keyword in schema and not is_a("number", value):
-            raise refused(f"{where}/{keyword}", f"found {shown(value)}, must be a number")
+            raise refused(f"{where}/{keyword}", f"it is {shown(value)}, must be a number")
         return value
 
     def _counts(self, schema: Dict[str, Any], low: str, high: str, where: str) -> Tuple[int, int]:
@@ -206,7 +206,7 @@ class Reader:
         for keyword in (low, high):
             value = schema.get(keyword, 0)
             if not is_a("integer", value) or value < 0:
-                raise refused(f"{where}/{keyword}", f"found {shown(value)}, must be an integer, 0 or more")
+                raise refused(f"{where}/{keyword}", f"it is {shown(value)}, must be an integer, 0 or more")
         least, most = int(schema.get(low, 0)), int(schema.get(high, -1))
         if 0 <= most < least:
             raise refused(f"{where}/{high}", f"nothing satisfies it: it is {most}, and {low} is {least}")
@@ -223,7 +223,7 @@ class Reader:
         if beside:
             raise refused(f"{where}/{beside[0]}", f"this keyword beside {keyword} is not supported")
         if not isinstance(value, str):
-            raise refused(f"{where}/{keyword}", f"found {shown(value)}, must be a string")
+            raise refused(f"{where}/{keyword}", f"it is {shown(value)}, must be a string")
         if keyword == "format" and value not in FORMATS:
             raise refused(f"{where}/format", f"{shown(value)} is not supported, but {', '.join(sorted(FORMATS))} are")
         text = FORMATS[value] if keyword == "format" else value
@@ -232,9 +232,9 @@ class Reader:
     def _object(self, schema: Dict[str, Any], where: str, depth: int) -> int:
         make, properties, required = self.make, schema.get("properties", {}), schema.get("required", [])
         if not isinstance(properties, dict):
-            raise refused(f"{where}/properties", f"found {shown(properties)}, must be an object")
+            raise refused(f"{where}/properties", f"it is {shown(properties)}, must be an object")
         if not isinstance(required, list) or any(not isinstance(name, str) for name in required):
-            raise refused(f"{where}/required", f"found {shown(required)}, must be a list of strings")
+            raise refused(f"{where}/required", f"it is {shown(required)}, must be a list of strings")
         others = schema.get("additionalProperties", True)
         least, most = self._counts(schema, "minProperties", "maxProperties", where)
         if not properties and not required:
@@ -271,7 +271,7 @@ class Reader:
     def _array(self, schema: Dict[str, Any], where: str, depth: int) -> int:
         begin = schema.get("prefixItems", [])
         if not isinstance(begin, list):
-            raise refused(f"{where}/prefixItems", f"found {shown(begin)}, must be a list")
+            raise refused(f"{where}/prefixItems", f"it is {shown(begin)}, must be a list")
         first = [self.node(each, f"{where}/prefixItems/{index}", depth + 1) for index, each in enumerate(begin)]
         items = self.node(schema.get("items", True), f"{where}/items", depth + 1)
         least, most = self._counts(schema, "minItems", "maxItems", where)
