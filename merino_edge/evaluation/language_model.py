@@ -6,11 +6,12 @@ that returns the logits of all positions scores a request in one prefill, anothe
 token behind the first of an answer; the figures are the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from merino_edge.bundles.files import TOKENIZER_FILE
+from merino_edge.evaluation.answers import Answers, hashed
 from merino_edge.evaluation.extra import needed
 from merino_edge.text.scoring import log_likelihood, logits_behind
 from merino_edge.text.tokenizer import load_tokenizer, prefix_id
@@ -161,3 +162,56 @@ def template_of(model: LanguageModel) -> tuple[str, Any] | None:
     path = f"{model.bundle.folder}/{chat.template}"
     text = read_text(path, "a chat template", "Copy or export the bundle again.")
     return text, compiled(text, path)
+
+
+class _Hook:
+    """lm-eval's models call it with each answer."""
+
+    def __init__(self, answers: Answers, model: str, answered: Callable[[], None]) -> None:
+        self._answers, self._model, self._answered = answers, model, answered
+
+    def add_partial(self, kind: str, request: Sequence[Any], answer: Any) -> None:
+        self._answers.keep(self._model, hashed(kind, request), answer)
+        self._answered()
+
+
+class Resumed(_lm_eval.LM):  # type: ignore[name-defined]
+    """A model of lm-eval that computes only requests which have no answer yet.
+
+    `begun` is called with the requests to compute, `answered` at each answer.
+    """
+
+    def __init__(
+        self, lm: Any, answers: Answers, model: str, begun: Callable[[list[Any]], None] = lambda _: None,
+        answered: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self._lm, self._answers, self._model, self._begun = lm, answers, model, begun
+        lm.set_cache_hook(_Hook(answers, model, answered))
+
+    def loglikelihood(self, requests: list[Any]) -> list[Any]:
+        return self._all("loglikelihood", requests)
+
+    def loglikelihood_rolling(self, requests: list[Any]) -> list[Any]:
+        return self._all("loglikelihood_rolling", requests)
+
+    def generate_until(self, requests: list[Any]) -> list[Any]:
+        return self._all("generate_until", requests)
+
+    def _all(self, kind: str, requests: list[Any]) -> list[Any]:
+        keys = [hashed(kind, request.args) for request in requests]
+        answers = [self._answers.get(self._model, key) for key in keys]
+        missing = [place for place, answer in enumerate(answers) if answer is None]
+        requested = [requests[place] for place in missing]
+        self._begun(requested)
+        given = getattr(self._lm, kind)(requested, disable_tqdm=True) if requested else []
+        for place, answer in zip(missing, given, strict=True):
+            answers[place] = answer
+        return answers
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return str(self._lm.apply_chat_template(chat_history, add_generation_prompt))
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self._lm.tokenizer_name)

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merino_edge.evaluation.answers import Answers, Resumed
+from merino_edge.evaluation.answers import Answers
 from merino_edge.evaluation.extra import needed
 from merino_edge.evaluation.models import Scored, opened
 from merino_edge.evaluation.tasks import LoadedTask, loaded_tasks
@@ -22,7 +22,7 @@ from merino_runtime.errors import MerinoError
 Progress = Callable[[int, int, str], None]
 Say = Callable[[str], None]
 BOOTSTRAPS = 1000  # for standard errors of metrics that are no means
-PACKAGES = ("merino_edge", "lm_eval", "onnxruntime", "torch", "transformers", "tokenizers")
+PACKAGES = ("merino_edge", "onnxruntime", "torch", "transformers", "tokenizers")
 SHOWN = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"}  # metrics of which less is better
 
 
@@ -62,7 +62,7 @@ def evaluate_model(
             answers.write()
         yield Evaluation(
             **model.facts, **row, truncated=cut_count(lm) - cut, seconds=round(time.monotonic() - start, 1),
-            **circumstances(each.data),
+            **circumstances(each.data, "lm_eval"),
         )  # fmt: skip
 
 
@@ -96,6 +96,8 @@ def hugging_face_model(model: Scored) -> Any:
 def run_task(
     lm: Any, model: Scored, each: LoadedTask, request: TaskRequest, answers: Answers, progress: Progress, say: Say
 ) -> dict[str, Any]:
+    from merino_edge.evaluation.language_model import Resumed
+
     evaluator = needed("lm_eval.evaluator")
     evaluator.eval_logger.setLevel(logging.ERROR)
     counted = Counted(each.name, progress)
@@ -158,8 +160,9 @@ def cut_count(lm: Any) -> int:
     return int(getattr(lm, "truncated", 0))
 
 
-def circumstances(data: Any) -> dict[str, Any]:
+def circumstances(data: Any, *more: str) -> dict[str, Any]:
+    """`more`: packages whose versions count."""
     return {
-        "data": data, "versions": {each: version(each) for each in PACKAGES},
+        "data": data, "versions": {each: version(each) for each in (*PACKAGES, *more)},
         "date": datetime.now(UTC).isoformat(timespec="seconds"), "command": shlex.join(["merino-edge", *sys.argv[1:]]),
     }  # fmt: skip

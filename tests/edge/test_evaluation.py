@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -221,6 +223,14 @@ def test_perplexity_is_strided_and_has_an_interval_over_documents(bundles, tiny_
     assert one.items == 2 and one.of_items == 6 and one.metrics["perplexity"].interval is None
 
 
+def test_perplexity_is_measured_without_lm_eval(bundles, tmp_path):
+    (tmp_path / "text.txt").write_text(MILL)
+    code = "import sys; sys.modules['lm_eval'] = None; from merino_edge.cli.app import main; main()"
+    words = [sys.executable, "-c", code, "eval", bundles["all"], "--perplexity", str(tmp_path / "text.txt")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "bits_per_byte" in done.stdout, done.stderr
+
+
 def test_a_tokenizer_that_does_not_give_back_the_text_is_named(tiny_checkpoint):
     with opened(str(tiny_checkpoint), print) as model:
         model.tokenizer.normalizer = normalizers.Lowercase()
@@ -230,9 +240,6 @@ def test_a_tokenizer_that_does_not_give_back_the_text_is_named(tiny_checkpoint):
 
 @pytest.mark.nightly
 def test_without_a_network_the_local_file_is_named(bundles, tmp_path, monkeypatch):
-    import subprocess
-    import sys
-
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     words = [sys.executable, "-m", "merino_edge", "eval", bundles["all"], "--tasks"]
