@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from merino_edge import __version__
+from merino_runtime.sampling import RANGES
 from merino_runtime.serving import fields, grammars, openai_requests
 from merino_runtime.serving.openai_requests import LARGEST, LONGEST_S, MOST_TOP
 
@@ -65,18 +66,18 @@ TOOL = request(
     ("function",), type=one_of("function"), function=request(("name",), name=TEXT, description=TEXT, parameters=ANY)
 )
 SAMPLING = {
-    "temperature": number(0, 100, "0: greedy"),
+    "temperature": number(*RANGES["temperature"], "0: greedy"),
     "top_k": integer(-1, LARGEST, "0 or -1: off"),
-    "top_p": number(0, 1, "1: off"),
-    "min_p": number(0, 1, "0: off"),
-    "repetition_penalty": number(0.01, 100, "1: off"),
+    "top_p": number(*RANGES["top_p"], "1: off"),
+    "min_p": number(*RANGES["min_p"], "0: off"),
+    "repetition_penalty": number(*RANGES["repetition_penalty"], "1: off"),
     "seed": integer(-(2**63), 2**63),
-    "presence_penalty": number(-2, 2),
-    "frequency_penalty": number(-2, 2),
+    "presence_penalty": number(*RANGES["presence_penalty"]),
+    "frequency_penalty": number(*RANGES["frequency_penalty"]),
     "logit_bias": {
         "type": "object",
         "maxProperties": fields.MOST_BIASES,
-        "additionalProperties": number(-100, 100),
+        "additionalProperties": number(*RANGES["logit_bias"]),
         "description": "by token id",
     },
 }

@@ -6,7 +6,6 @@ at every moment the board would install nothing, the file of the flash before, o
 
 import contextlib
 import os
-import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +15,10 @@ from merino_edge.delivery.first_boot_plan import Placed, make_plan, steps_of
 from merino_edge.delivery.root_tree import FolderTree, resolve
 from merino_edge.delivery.staged import INCOMING, checked_archive
 from merino_runtime.errors import MerinoError
-from merino_runtime.io import outputs, scratch
+from merino_runtime.io import outputs
 from merino_runtime.io.board import MB
 from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.scratch import sweep_folder
 
 
 def flash_rootfs(
@@ -51,7 +51,7 @@ def flash_rootfs(
             if not placed.is_done:
                 tell(f"writing {placed.path}")
                 _place(tree, placed)
-        _sweep(tree)
+        sweep_folder(str(tree.here(resolve(tree, INCOMING).path)))  # of killed flashes of other packed files
         for path in plan.stale:
             with _reported_faults(tree.here(path)):
                 os.unlink(tree.here(path))
@@ -86,15 +86,6 @@ def _place(tree: FolderTree, placed: Placed) -> None:
         os.chown(place, staged.uid, staged.gid, follow_symlinks=False)
         if not stat.S_ISLNK(staged.mode):
             os.chmod(place, stat.S_IMODE(staged.mode))  # a new file's was subject to the umask, an old one's is kept
-
-
-def _sweep(tree: FolderTree) -> None:
-    """Removes the scratch files that killed flashes of other packed files left."""
-    folder = tree.here(resolve(tree, INCOMING).path)
-    for name in os.listdir(folder):
-        left = re.fullmatch(rf"\.(.+)\.[^.]+{re.escape(scratch.SUFFIX)}", name)
-        if left:
-            scratch.sweep(str(folder / left.group(1)))
 
 
 @contextlib.contextmanager

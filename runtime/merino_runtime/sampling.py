@@ -20,6 +20,10 @@ class Sampling(NamedTuple):
 
 
 GREEDY = Sampling(temperature=0.0)
+# Lowest and highest value; the server and its OpenAPI document have them from here.
+RANGES: Dict[str, Tuple[float, float]] = {
+    "temperature": (0, 100), "top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (0.01, 100),
+    "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2), "logit_bias": (-100, 100)}
 # What the board's command line and the workstation's declare: name, type, help.
 OPTIONS: Tuple[Tuple[str, type, str], ...] = (
     ("temperature", float, "sampling temperature; 0: greedy"),
@@ -41,16 +45,17 @@ def check_sampling(sampling: Sampling) -> None:
     if not isinstance(sampling, Sampling):
         raise MerinoError(f"sampling is {sampling!r:.80}, allowed is a Sampling, as Sampling(temperature=0.5).")
     rules = [
-        ("temperature", _within(sampling.temperature, 0, 100), "0 (greedy) to 100"),
+        ("temperature", _within(sampling.temperature, *RANGES["temperature"]), "0 (greedy) to 100"),
         ("top_k", _is_integer(sampling.top_k) and sampling.top_k >= 0, "an integer, 0 (off) or more"),
-        ("top_p", _within(sampling.top_p, 0, 1) and sampling.top_p > 0, "above 0, up to 1 (off)"),
-        ("min_p", _within(sampling.min_p, 0, 1), "0 (off) to 1"),
-        ("repetition_penalty", _within(sampling.repetition_penalty, 0.01, 100), "0.01 to 100, 1 is off"),
+        ("top_p", _within(sampling.top_p, *RANGES["top_p"]) and sampling.top_p > 0, "above 0, up to 1 (off)"),
+        ("min_p", _within(sampling.min_p, *RANGES["min_p"]), "0 (off) to 1"),
+        ("repetition_penalty", _within(sampling.repetition_penalty, *RANGES["repetition_penalty"]),
+         "0.01 to 100, 1 is off"),
         ("seed", sampling.seed is None or (_is_integer(sampling.seed) and 0 <= sampling.seed < 2 ** 32),
          "an integer from 0 to 2**32 - 1, or none"),
-        ("presence_penalty", _within(sampling.presence_penalty, -2, 2), "-2 to 2, 0 is off"),
-        ("frequency_penalty", _within(sampling.frequency_penalty, -2, 2), "-2 to 2, 0 is off"),
-        ("logit_bias", all(_is_integer(each) and each >= 0 and _within(bias, -100, 100)
+        ("presence_penalty", _within(sampling.presence_penalty, *RANGES["presence_penalty"]), "-2 to 2, 0 is off"),
+        ("frequency_penalty", _within(sampling.frequency_penalty, *RANGES["frequency_penalty"]), "-2 to 2, 0 is off"),
+        ("logit_bias", all(_is_integer(each) and each >= 0 and _within(bias, *RANGES["logit_bias"])
                            for each, bias in sampling.logit_bias), "-100 to 100 for each token id"),
     ]
     wrong = [f"{name} is {getattr(sampling, name)!r}, allowed: {allowed}" for name, good, allowed in rules

@@ -20,10 +20,10 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.delivery.keys import TRUSTED, NamedKey, key_base64, key_of_base64, trust, withdraw
 from merino_runtime.errors import MerinoError
-from merino_runtime.io import scratch
 from merino_runtime.io.json_file import read_json
 from merino_runtime.io.lock import hold, in_use, locked, raising_machine_faults
 from merino_runtime.io.outputs import move_folder, replace_link, sync_folder, write_output
+from merino_runtime.io.scratch import sweep_folder
 
 SCHEMA = 1
 SYSTEM_ROOT = "/opt/merino"
@@ -186,16 +186,7 @@ def recover(root: str) -> None:
         for name in partials(root):
             _restore_or_remove(os.path.join(root, RELEASES, name))
         for folder in (root, os.path.join(root, PROBATION), os.path.join(root, TRUSTED)):
-            _sweep(os.path.realpath(folder))
-
-
-def _sweep(folder: str) -> None:
-    """Removes what killed commands left beside what they wrote in the folder."""
-    with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(folder):
-            left = re.match(r"\.(.+)\.[^.]+" + re.escape(scratch.SUFFIX) + r"\Z", name)
-            if left:
-                scratch.sweep(os.path.join(folder, left.group(1)))
+            sweep_folder(os.path.realpath(folder))
 
 
 def _complete(root: str, journal: Swap) -> None:

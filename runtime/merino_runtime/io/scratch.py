@@ -57,6 +57,15 @@ def sweep(path: str) -> None:
                 _remove_dead(os.path.join(folder, name), path)
 
 
+def sweep_folder(folder: str) -> None:
+    """The same for all that was being written in the folder."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(folder):
+            left = re.match(r"\.(.+)\.[^.]+" + re.escape(SUFFIX) + r"\Z", name)
+            if left:
+                sweep(os.path.join(folder, left.group(1)))
+
+
 def _remove_dead(scratch: str, path: str) -> None:
     """Raises OSError where a living process holds the lock, or there are no locks."""
     lock = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -3,6 +3,7 @@ import json
 from typing import Any, Dict, List, Optional, Tuple
 
 from merino_runtime.io.json_file import value_of
+from merino_runtime.sampling import RANGES
 from merino_runtime.serving.requests import TOO_LARGE, RefusedError
 
 Body = Dict[str, Any]
@@ -97,7 +98,7 @@ def logit_bias(body: Body) -> Tuple[Tuple[int, float], ...]:
     for token_id in biases:
         if not (token_id.isdigit() and len(token_id) < 10):
             raise wrong("logit_bias", token_id, "an object of token ids and numbers")
-    return tuple((int(token_id), float(number(biases, token_id, 0, -100, 100))) for token_id in biases)
+    return tuple((int(token_id), float(number(biases, token_id, 0, *RANGES["logit_bias"]))) for token_id in biases)
 
 
 def texts_of(content: Any, name: str) -> str:

@@ -3,7 +3,7 @@ import time
 import uuid
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from merino_runtime.sampling import Sampling
+from merino_runtime.sampling import RANGES, Sampling
 from merino_runtime.serving import fields, grammars
 from merino_runtime.serving.fields import Body
 from merino_runtime.serving.prompts import Message, Prompts
@@ -45,16 +45,12 @@ class AnswerForm(NamedTuple):
 
 def sampling_of(body: Body, default: Sampling) -> Sampling:
     seed = fields.integer(body, "seed", default.seed, -(2 ** 63), 2 ** 63)
-    return Sampling(
-        temperature=fields.number(body, "temperature", default.temperature, 0, 100),
-        top_k=max(0, fields.integer(body, "top_k", default.top_k, -1, LARGEST)),
-        top_p=max(1e-6, fields.number(body, "top_p", default.top_p, 0, 1)),
-        min_p=fields.number(body, "min_p", default.min_p, 0, 1),
-        repetition_penalty=fields.number(body, "repetition_penalty", default.repetition_penalty, 0.01, 100),
-        seed=None if seed is None else seed % SAME_SEED,
-        presence_penalty=fields.number(body, "presence_penalty", 0, -2, 2),
-        frequency_penalty=fields.number(body, "frequency_penalty", 0, -2, 2),
-        logit_bias=fields.logit_bias(body))
+    numbers = {name: fields.number(body, name, getattr(default, name), low, high)
+               for name, (low, high) in RANGES.items() if name != "logit_bias"}
+    return default._replace(**dict(
+        numbers, top_k=max(0, fields.integer(body, "top_k", default.top_k, -1, LARGEST)),
+        top_p=max(1e-6, numbers["top_p"]), seed=None if seed is None else seed % SAME_SEED,
+        logit_bias=fields.logit_bias(body)))
 
 
 def check_one_choice(body: Body) -> None:
