@@ -122,7 +122,8 @@ def _add_opening(parser: argparse.ArgumentParser) -> None:
 
 
 def _sampling(arguments: argparse.Namespace) -> Sampling:
-    return Sampling(**{name: getattr(arguments, name) for name, _, _ in OPTIONS})
+    return Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p,
+                    arguments.repetition_penalty, arguments.seed)
 
 
 def _chat(arguments: argparse.Namespace) -> int:

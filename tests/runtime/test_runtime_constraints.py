@@ -199,9 +199,9 @@ def test_a_list_of_different_values_is_in_the_order_of_its_enum(least, most):
     schema = {"type": "array", "uniqueItems": True, "minItems": least, "items": {"enum": [2, 4, 6]}}
     grammar = compile_schema(dict(schema, **({} if most is None else {"maxItems": most})), tokenizer, (eos,))
     for count in range(5):
-        for found in itertools.product([2, 4, 6], repeat=count):
-            right = list(found) == sorted(set(found)) and least <= count <= (3 if most is None else most)
-            assert spells(grammar, json.dumps(found, separators=(",", ":"))) == right, found
+        for numbers in itertools.product([2, 4, 6], repeat=count):
+            right = list(numbers) == sorted(set(numbers)) and least <= count <= (3 if most is None else most)
+            assert spells(grammar, json.dumps(numbers, separators=(",", ":"))) == right, numbers
 
 
 @pytest.mark.parametrize("tools, choice, expected", [

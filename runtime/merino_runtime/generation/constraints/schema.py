@@ -351,7 +351,7 @@ def _as_one(schemas: Sequence[Any], here: str) -> Dict[str, Any]:
     inside: Dict[str, int] = {}
     for index, schema in enumerate(schemas):
         if not isinstance(schema, dict):
-            raise refused(f"{here}/{index}", f"found {shown(schema)}, beside others it must be an object")
+            raise refused(f"{here}/{index}", f"it is {shown(schema)}, beside others it must be an object")
         for keyword in [each for each in schema if not _describes(each, schema)]:
             kind = next((kind for kind in ("object", "array") if keyword in BY_TYPE[kind]), "")
             if merged.setdefault(keyword, schema[keyword]) != schema[keyword] or kind and inside.setdefault(
