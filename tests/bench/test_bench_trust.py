@@ -85,10 +85,12 @@ def test_decode_figures_are_the_delays(measured, test, start):
     noted = [[ms for kind, _, _, ms in calls if kind == "step"][-12:] for calls in processes]
     cached = [[length for kind, length, _, _ in calls if kind == "step"][-12:] for calls in processes]
     assert cached == [list(range(start, start + 12))] * 3
-    medians = [statistics.median(samples) for samples in row["rounds_ms"]]
+    # A process that loses its core between two calls takes longer than what was noted: the median step does not.
+    rounds = row["rounds_ms"]
+    medians = [statistics.median(samples) for samples in rounds]
     assert medians == pytest.approx([statistics.median(really) for really in noted], rel=0.03)
-    assert row["tok_s"] == pytest.approx(statistics.mean(12000 / sum(one) for one in noted), rel=0.03)
-    assert row["tpot_ms"] == pytest.approx(statistics.mean(sum(noted, [])), rel=0.03)
+    assert row["tok_s"] == pytest.approx(statistics.mean(12000 / sum(samples) for samples in rounds), rel=1e-3)
+    assert row["tpot_ms"] == pytest.approx(statistics.mean(sum(rounds, [])), rel=1e-3)
     # What the undisturbed call takes is the delay that was asked for.
     requested = [1000 * (STEP_S + CACHED_S * length) for length in cached[0]]
     ratios = [samples[place] / requested[place] for samples in row["rounds_ms"] for place in range(12)]
