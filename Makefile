@@ -25,7 +25,7 @@ MODELS := $(CACHE)/models
 
 RUNTIME := release/merino-runtime
 
-.PHONY: release demo demo-chat house docs test daily test-nightly test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-home-assistant home-assistant test-models models kernels peers-native lint clean
+.PHONY: release demo demo-chat house docs test daily test-nightly test-fast test-boards boards boards-older test-vm vm test-tensorrt tensorrt test-home-assistant home-assistant test-models models kernels peers-native lint clean
 
 demo: .venv/ready
 	$(BIN)/merino-edge demo
@@ -64,6 +64,10 @@ test-fast: lint
 # On Debian, the first time as root: installs qemu-user and mmdebstrap, keeps 250 MB in BOARD_ROOT.
 boards: .venv/ready
 	@tests/targets/boards/rootfs.sh "$(BOARD_ROOT)" $(BIN)/python
+
+# Earlier versions of ONNX Runtime there, for test-nightly: another 320 MB.
+boards-older: boards
+	@tests/targets/boards/older.sh "$(BOARD_ROOT)" $(BIN)/python
 
 test-boards: boards
 	MERINO_BOARD_ROOT="$(BOARD_ROOT)" $(BIN)/python -m pytest \

@@ -25,7 +25,10 @@ ON_EACH = [pytest.param(cpu.values[0], CPUS[cpu.values[0]], marks=cpu.marks) for
 GIVEN = os.environ.get("MERINO_BOARD_ROOT")
 BOARD_ROOT = Path(GIVEN or Path(os.environ["MERINO_USERS_CACHE"]) / "merino_edge" / "boards" / "bookworm")
 SITE = BOARD_ROOT / "opt" / "site"
-PYTHON = BOARD_ROOT / "usr" / "bin" / "python3.11"
+PYTHON = BOARD_ROOT / "usr" / "bin" / "python3"
+OLDER = {  # root file systems by the version of ONNX Runtime in their folder opt
+    "1.10.0": BOARD_ROOT.with_name("bullseye"), "1.16.3": BOARD_ROOT, "1.19.2": BOARD_ROOT, "1.23.2": BOARD_ROOT,
+}  # fmt: skip
 SCRIPTS = Path(__file__).parent / "boards"
 INSTRUCTIONS = SCRIPTS / "instructions.py"
 # What enter.sh needs of a kernel: user namespaces, and in them formats of executables (Linux 6.7) and layers.
@@ -51,15 +54,24 @@ def output(done):
     return done.stdout
 
 
-def on_board(cpu, *arguments, cwd=None, path=SITE):
+def on_board(cpu, *arguments, cwd=None, path=SITE, root=BOARD_ROOT):
     """Runs the board's Python on an emulated CPU. It can fork; what it executes is this machine's."""
-    return run(*python_words(cpu, path), *arguments, cwd=cwd)
+    return run(*python_words(cpu, path, root), *arguments, cwd=cwd)
 
 
-def python_words(cpu, path=SITE):
+def python_words(cpu, path=SITE, root=BOARD_ROOT):
     """The words of a command that runs the board's Python on an emulated CPU."""
     settings = ("-E", f"PYTHONPATH={path}", "-E", "PYTHONNOUSERSITE=1")
-    return ["qemu-aarch64", "-L", str(BOARD_ROOT), "-cpu", cpu, *settings, str(PYTHON)]
+    return ["qemu-aarch64", "-L", str(root), "-cpu", cpu, *settings, str(root / "usr" / "bin" / "python3")]
+
+
+def under(version):
+    """Keywords of `on_board` for this version of ONNX Runtime."""
+    root = OLDER[version]
+    own = root / "opt" / f"onnxruntime-{version}"
+    if not own.exists():
+        pytest.skip(f"no onnxruntime {version} for the emulated boards (make boards-older sets it up)")
+    return {"path": own if root != BOARD_ROOT else f"{own}:{SITE}", "root": root}
 
 
 @functools.cache

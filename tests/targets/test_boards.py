@@ -20,6 +20,7 @@ from emulated_board import (
     CPUS,
     INSTRUCTIONS,
     OF_EACH_KIND,
+    OLDER,
     ON_EACH,
     ON_THE_OLDER,
     SCRIPTS,
@@ -30,14 +31,17 @@ from emulated_board import (
     output,
     python_words,
     run,
+    under,
 )
 from onnx import TensorProto, helper, numpy_helper
 from served import ROOT, Server
 
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.embedded import FOLDER as PACKAGED
+from merino_edge.prediction.formats import FIRST_FUSED
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.bundle import load_bundle
+from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.generation.text import open_tokenizer
 from merino_runtime.io.board import ARM_FEATURES
 
@@ -147,6 +151,19 @@ def test_quantised_weights_choose_as_on_this_machine(cpu, quantised, chosen):
 @pytest.mark.parametrize("cpu", BY_DEFAULT)
 def test_the_selftest_of_quantised_weights_passes(cpu, quantised):
     assert output(on_board(cpu, "merino.pyz", "selftest", ".", cwd=quantised[0])).startswith("ok: ")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("version", OLDER)
+@pytest.mark.parametrize("cpu", [each for each in CPUS if each not in WITH_DOTPROD])
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_greedy_ids_are_the_same_under_earlier_versions(cpu, version, precision, embedded_bundles):
+    """Up to 1.16 an operator gets no threads of ONNX Runtime: there the kernels have a pool of their own."""
+    dialect = "portable" if version_tuple(version) < FIRST_FUSED else "no-dotprod" if precision == "int4" else "fused"
+    folder = embedded_bundles[dialect, precision]
+    here = greedy_ids(output(run(sys.executable, *GENERATE, cwd=folder)))
+    assert greedy_ids(output(on_board(cpu, *GENERATE, "--threads", 2, cwd=folder, **under(version)))) == here
+    assert len(set(here)) > 5
 
 
 @pytest.fixture(scope="module")
