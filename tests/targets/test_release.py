@@ -19,6 +19,7 @@ import merino_runtime
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "release"))
 import sbom  # noqa: E402
+import version as release_version  # noqa: E402
 
 LICENCES = (ROOT / "LICENSES.md").read_text(encoding="utf-8")
 ROWS = sbom.ROW.findall(LICENCES)
@@ -50,12 +51,23 @@ def run(*call, cwd=None, **variables):
 
 
 def test_one_version():
-    config = settings(".")
-    version = config["metadata"]["version"]
+    version = merino_runtime.__version__
     assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[1] == version
-    assert (merino_edge.__version__, merino_runtime.__version__) == (version, version)
-    assert f"merino-runtime=={version}" in config["options"]["install_requires"].split()
+    assert merino_edge.__version__ == version and release_version.versions(ROOT) == [version] * 4
+    assert f"merino-runtime=={version}" in settings(".")["options"]["install_requires"].split()
     assert settings("release/merino-runtime")["metadata"]["version"] == "attr: merino_runtime.__version__"
+
+
+def test_one_command_sets_it_and_changes_nothing_else(tmp_path):
+    files = sorted({name for name, _ in release_version.PLACES})
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    release_version.set_version(tmp_path, "19.28.37")
+    assert release_version.versions(tmp_path) == ["19.28.37"] * 4
+    for name in files:
+        changed = (tmp_path / name).read_text().replace("19.28.37", merino_runtime.__version__)
+        assert changed == (ROOT / name).read_text(), name
 
 
 def test_each_file_that_is_shipped_beside_the_source_has_one_licence():
