@@ -152,6 +152,54 @@ def test_the_table_of_a_published_model_is_the_record():
         assert cells == expected, (weights, kv, test)
 
 
+def by_columns(page, title, columns):
+    return [cells for cells in rows(section(page, title)) if len(cells) == columns]
+
+
+def test_the_table_of_what_formats_know_is_the_record():
+    message = by_columns("docs/benchmark.md", "What the formats know", 6)
+    values = {
+        (row["task"], row["name"]): 100 * row["metrics"].get("acc_norm", row["metrics"]["acc"])["value"]
+        for row in content("knowledge-smollm2.json")["rows"]
+    }  # fmt: skip
+    tasks, names = {task for task, _ in values}, ("fp32", "int8", "int4", "int8-kv8", "llama.cpp")
+    expected = [[task, *(written(values[task, name], 0) for name in names)] for task in tasks]
+    means = [written(mean(values[task, name] for task in tasks), 1) for name in names]
+    assert sorted(message) == sorted([*expected, ["mean of twelve", *means]]) and len(tasks) == 12
+
+
+def test_the_table_of_divergences_is_the_record():
+    message = {(re.sub(r"\W", "", label.lower()), form): cells
+               for label, form, *cells in by_columns("docs/benchmark.md", "What the formats know", 7)}  # fmt: skip
+    assert message == {
+        (re.sub(r"\W|gguf$", "", row["file"].lower()), row["format"]): [
+            written(row["mb"], 0), written(row["kl_mean"], 4), written(row["kl_p99"], 3),
+            f"{100 * row['top1']:.1f} %", f"{row['kept']} of {row['answers']}",
+        ]
+        for row in content("divergences.json")["rows"]
+    }  # fmt: skip
+
+
+def test_the_table_of_the_house_is_the_record():
+    record = content("house-x86-2cores.json")
+    columns = [*(record["formats"][name] for name in ("int8", "fp32", "int4")),
+               record["formats_of_others"]["hassil, Home Assistant's sentences"]]  # fmt: skip
+
+    def right(name, *kinds):
+        """(right, of how many) of each column; of all kinds where none is named."""
+        return [[sum(each) for each in zip(*(one[name][kind] for kind in kinds or one[name]), strict=True)]
+                for one in columns]  # fmt: skip
+
+    actions = (right("generated"), right("generated, new wordings"), right("utterances", "asks"))
+    expected = [(each[0][1], [f"{100 * good / most:.1f} %" for good, most in each]) for each in actions]
+    nothing, negatives = right("utterances", "asks for nothing"), right("negatives")
+    expected.append((nothing[0][1], [str(good) for good, _ in nothing]))
+    acted = [100 * (most - good) / most for good, most in negatives]
+    expected.append((negatives[0][1], [f"{share:.1f} %" if share else "0 %" for share in acted]))
+    message = by_columns("docs/house.md", "A model for one job", 6)
+    assert [(int(label.split()[0]), cells[:4]) for label, *cells in message] == expected
+
+
 def printed_by_the_demo():
     """The numbers that the recorded run of README's picture printed."""
     events = (DOCS / "pictures" / "demo.cast").read_text(encoding="utf-8").splitlines()[1:]
