@@ -20,12 +20,13 @@ BOARD_ROOT := $(CACHE)/boards/bookworm
 VM_ROOT := $(CACHE)/vm/bookworm
 TENSORRT_ROOT := $(CACHE)/tensorrt
 HOME_ASSISTANT_ROOT := $(CACHE)/home-assistant
+OPEN_WEBUI_ROOT := $(CACHE)/open-webui
 
 MODELS := $(CACHE)/models
 
 RUNTIME := release/merino-runtime
 
-.PHONY: release demo demo-chat house docs test daily test-nightly test-fast test-boards boards boards-older test-vm vm test-tensorrt tensorrt test-home-assistant home-assistant test-models models kernels peers-native lint clean
+.PHONY: release demo demo-chat house docs test daily test-nightly test-fast test-boards boards boards-older test-vm vm test-tensorrt tensorrt test-home-assistant home-assistant test-open-webui test-models models kernels peers-native lint clean
 
 demo: .venv/ready
 	$(BIN)/merino-edge demo
@@ -96,6 +97,11 @@ home-assistant:
 
 test-home-assistant: .venv/ready home-assistant
 	MERINO_HOME_ASSISTANT_ROOT="$(HOME_ASSISTANT_ROOT)" $(BIN)/python -m pytest tests/targets/test_home_assistant.py
+
+# Open WebUI itself, without torch: keeps 1.2 GB in OPEN_WEBUI_ROOT. Needs Python 3.11 or 3.12.
+test-open-webui: .venv/ready
+	@tests/targets/open_webui.sh "$(OPEN_WEBUI_ROOT)" $(PYTHON)
+	MERINO_OPEN_WEBUI="$(OPEN_WEBUI_ROOT)" $(BIN)/python -m pytest tests/targets/test_open_webui.py
 
 # A published model with its weights: 98 MB, once. `make test` takes its tests too where it is there.
 models: .venv/ready

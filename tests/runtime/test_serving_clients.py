@@ -147,7 +147,9 @@ def test_langchain(server):
 def test_the_ollama_client(server):
     client = pytest.importorskip("ollama").Client(host=server.url)
     (model,) = client.list().models
-    assert model.digest and client.show(model.model).modelinfo and client.ps().models[0].context_length == 2048
+    shown = client.show(model.model)
+    assert shown.modelinfo and shown.capabilities == ["completion", "tools"]
+    assert model.digest and client.ps().models[0].context_length == 2048
     usual = {"model": f"{model.model}:latest", "options": {"num_predict": 6, "temperature": 0, "num_ctx": 8192},
              "keep_alive": -1}
     whole = client.chat(messages=TALK, **usual)

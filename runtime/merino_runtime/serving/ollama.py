@@ -176,7 +176,7 @@ def details_of(model: Model) -> Json:
 def shown(model: Model) -> Json:
     """As /api/show has it."""
     bundle = model.bundle
-    able = ["completion"] + (["tools"] if bundle.chat else [])
+    able = ["completion"] + (["tools"] if bundle.chat else []) + (["thinking"] if model.prompts.thinking else [])
     return {"details": details_of(model), "capabilities": able, "template": "", "parameters": "", "license": "",
             "modelfile": "", "modified_at": tag_of(model)["modified_at"],
             "model_info": {"general.architecture": bundle.family, "general.parameter_count": bundle.params,

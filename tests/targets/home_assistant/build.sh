@@ -48,10 +48,9 @@ chroot "$new" /ha/bin/uv pip install --quiet --python /ha/bin/python --no-deps "
 pins=$site/homeassistant/package_constraints.txt
 # shellcheck disable=SC2086  # a list of words
 needed=$(chroot "$new" /ha/bin/python - $integrations <<'END'
-import json, pathlib, sys
-import homeassistant
+import importlib.util, json, pathlib, sys
 
-folder = pathlib.Path(homeassistant.__file__).parent / "components"
+folder = pathlib.Path(importlib.util.find_spec("homeassistant").origin).parent / "components"  # it cannot be imported yet
 manifests = [json.loads((folder / name / "manifest.json").read_text()) for name in sys.argv[1:]]
 print(*sorted({each for manifest in manifests for each in manifest.get("requirements", [])}))
 END
