@@ -11,6 +11,7 @@ import json
 import shutil
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
@@ -238,6 +239,10 @@ def test_the_server_says_there_what_generate_says_here(cpu, packaged, server_pac
         assert server.post("/v1/completions", **asked)["choices"][0]["text"] == text
         chunks, _ = server.stream("/v1/completions", **asked)
         assert "".join(each["choices"][0]["text"] for each in chunks) == text
+        with ThreadPoolExecutor(3) as clients:
+            together = clients.map(lambda _: server.post("/v1/completions", **asked)["choices"][0]["text"], range(3))
+            assert set(together) == {text}
+        assert server.call("GET", "/v1/stats")[1]["batches_total"] > 0
         formed = server.post("/api/generate", prompt=PROMPT, format=SCHEMA, stream=False, options={"temperature": 0})
         assert json.loads(formed["response"])["lamp"] in ("on", "off")
         connection, response = server.open("GET", "/")
