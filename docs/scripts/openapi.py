@@ -342,7 +342,7 @@ def content(schema: Schema, kind: str = "application/json") -> Schema:
 def operation(what: str, given: str | None, answered: Schema, public: bool = False, ollama: bool = False) -> Schema:
     body = {"requestBody": {"required": True, **content(ref(given))}} if given else {}
     error = {
-        "description": "refused, with a message that says what is allowed",
+        "description": "refused, with a message that names what is allowed",
         **content(ref("OllamaError" if ollama else "Error")),
     }
     security: Schema = {"security": []} if public else {}

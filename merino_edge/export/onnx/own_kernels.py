@@ -1,7 +1,7 @@
 """Dialect `fused` with this project's own operators (runtime/kernels).
 
-GroupAttention computes all query heads that share a KV head at once. MatMul4 multiplies int4 weights on Arm cores
-without dotprod: 0.34 instructions per weight, where MatMulNBits takes 2.8. Figures and choices:
+GroupAttention computes all query heads that share a KV head at once. MatMul4 multiplies int4 weights on no-dotprod
+Arm cores: 0.34 instructions per weight, where MatMulNBits takes 2.8. Figures and choices:
 docs/decisions/kernels.md.
 """
 

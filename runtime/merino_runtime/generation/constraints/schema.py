@@ -292,7 +292,7 @@ class Reader:
                           f"it is supported for items with an enum of up to {MOST_UNIQUE} values")
         different = [each for index, each in enumerate(values) if each not in values[:index]]
         parts = [self.node(dict(items, enum=[each]), f"{where}/items", 0) for each in different]
-        counted = most if most >= 0 else max(least, 1)  # more are not told apart
+        counted = most if most >= 0 else max(least, 1)  # more are not distinguished
         make = self.make
         tails = [make.lit(b"]") if count >= least else NOTHING for count in range(counted + 1)]  # by values before it
         for part in reversed(parts):
@@ -339,7 +339,7 @@ class Reader:
 
 
 def _describes(keyword: str, schema: Dict[str, Any]) -> bool:
-    """Whether a keyword says nothing of which values are valid."""
+    """Whether a keyword states nothing of which values are valid."""
     value = schema.get(keyword)
     return keyword in DESCRIBING or keyword == "uniqueItems" and value is False or (
         keyword == "format" and isinstance(value, str) and value not in FORMATS and value not in OTHER_FORMATS)
