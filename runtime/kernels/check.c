@@ -33,15 +33,15 @@ static float value(int extreme) {
 }
 
 static void *room(int64_t bytes) {
-    void *found = malloc(bytes ? (size_t)bytes : 1);
-    if (!found) exit(1);
-    return found;
+    void *memory = malloc(bytes ? (size_t)bytes : 1);
+    if (!memory) exit(1);
+    return memory;
 }
 
 static float *values(int64_t count, int extreme) {
-    float *found = room(count * (int64_t)sizeof(float));
-    for (int64_t at = 0; at < count; at++) found[at] = value(extreme);
-    return found;
+    float *floats = room(count * (int64_t)sizeof(float));
+    for (int64_t at = 0; at < count; at++) floats[at] = value(extreme);
+    return floats;
 }
 
 static uint64_t hash_of(uint64_t hash, const void *data, int64_t bytes) {
@@ -75,12 +75,12 @@ static threads any_threads(void) {
 static uint8_t *matrix(int64_t rows, int64_t columns, int minimums) {
     int64_t bytes = minimums ? GROUP_BYTES_WITH_MINIMUMS : GROUP_BYTES;
     int64_t groups = (rows + TILE_ROWS - 1) / TILE_ROWS * (columns / GROUP);
-    uint8_t *found = room(groups * bytes);
+    uint8_t *weights = room(groups * bytes);
     for (int64_t at = 0; at < groups * bytes; at++) {
-        found[at] = (uint8_t)number();
-        if (at % bytes >= CODE_BYTES && at % 2) found[at] &= 0xbb; /* float16 below 2, and none that is no number */
+        weights[at] = (uint8_t)number();
+        if (at % bytes >= CODE_BYTES && at % 2) weights[at] &= 0xbb; /* float16 below 2, and none that is no number */
     }
-    return found;
+    return weights;
 }
 
 static matmul4_work product(int64_t count, int64_t rows, int64_t columns, int minimums, int extreme) {

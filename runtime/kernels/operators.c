@@ -43,15 +43,15 @@ typedef struct {
 static _Atomic(room *) spares[SPARES];
 
 static void *take_room(size_t bytes) {
-    room *found = NULL;
-    for (int at = 0; at < SPARES && !found; at++) found = atomic_exchange(&spares[at], NULL);
-    if (found && found->bytes >= bytes) return found + 1;
-    free(found);
+    room *spare = NULL;
+    for (int at = 0; at < SPARES && !spare; at++) spare = atomic_exchange(&spares[at], NULL);
+    if (spare && spare->bytes >= bytes) return spare + 1;
+    free(spare);
     if (bytes > SIZE_MAX / 2) return NULL;
-    found = aligned_alloc(64, (sizeof(room) + bytes + 63) / 64 * 64);
-    if (!found) return NULL;
-    found->bytes = bytes;
-    return found + 1;
+    spare = aligned_alloc(64, (sizeof(room) + bytes + 63) / 64 * 64);
+    if (!spare) return NULL;
+    spare->bytes = bytes;
+    return spare + 1;
 }
 
 static void give_room(void *memory) {
