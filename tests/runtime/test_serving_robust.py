@@ -4,10 +4,12 @@ import http.client
 import json
 import os
 import random
+import re
 import signal
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,7 @@ from served import Server  # noqa: E402
 
 CHAT, TEXTS = "/v1/chat/completions", "/v1/completions"
 CLIENTS = 100
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 MOST_GROWN = 1.02  # of resident memory
 WORDS = ("Lily", "Tom", "the dog", "a bird", "went", "to the park", "was happy", "and", "found a ball", "one day")
 
@@ -157,6 +160,16 @@ def test_clients_that_read_slowly_or_leave_keep_nobody_waiting(server):
     while stats["running"] or stats["waiting"]:
         time.sleep(0.05)
         stats = server.call("GET", "/v1/stats")[1]
+
+
+@pytest.mark.skipif(not HUGE.exists() or "[madvise]" not in HUGE.read_text(), reason="no huge pages on request here")
+def test_a_cache_takes_memory_as_far_as_it_is_filled(decoder, tmp_path):
+    folder = make_bundle(tmp_path / "chat", decoder, dialect="fused", context=16384)  # 8 MB for a slot
+    with Server(folder, options=["--cache-mb", 0]) as server:
+        whole(server, 1)
+        with open(f"/proc/{server.process.pid}/smaps_rollup") as file:
+            huge = re.search(r"AnonHugePages:\s*(\d+) kB", file.read())
+        assert huge and int(huge.group(1)) == 0
 
 
 def nonsense(chance):

@@ -1,5 +1,6 @@
 """Memory of a process with several threads that runs for months: glibc's heap, and Python's search for cycles."""
 import gc
+import os
 
 ARENA_MAX, MMAP_THRESHOLD = -8, -3  # of mallopt
 LARGE_BYTES = 2 ** 20
@@ -17,6 +18,12 @@ def keep_one_heap() -> None:
         return
     mallopt(ARENA_MAX, 1)
     mallopt(MMAP_THRESHOLD, LARGE_BYTES)
+
+
+def keep_small_pages() -> None:
+    """Call before numpy is imported, which asks the system for pages of 2 MB for its large arrays: the first token in a
+    KV cache would then make all of it resident, and parts of its neighbours' beside it."""
+    os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
 
 
 def leave_out_what_is_loaded() -> None:

@@ -81,9 +81,10 @@ def run_serve(request: ServeRequest, sensors: Any = None) -> int:
     if request.slots is not None and request.slots < 1:
         raise MerinoError(f"--slots is {request.slots}, allowed: 1 or more.")
     from merino_runtime.bundle.requirements import require
-    from merino_runtime.io.heap import keep_one_heap
+    from merino_runtime.io.heap import keep_one_heap, keep_small_pages
 
     keep_one_heap()
+    keep_small_pages()
     require("numpy")
     from merino_runtime.serving import models
     from merino_runtime.serving.application import Application, Settings
