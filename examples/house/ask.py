@@ -8,8 +8,8 @@ import json
 import time
 from pathlib import Path
 
-from evaluate import MOST_TOKENS, read_house
-from house import House, prompt, tools
+from evaluate import answered, read_house
+from house import House
 
 from merino_runtime.api import open_model
 
@@ -26,8 +26,8 @@ def main() -> None:
     with open_model(str(given.bundle)) as model:
         for sentence in given.sentence:
             began = time.perf_counter()
-            stream = model.stream(prompt(house, sentence), tools=tools(house), max_new_tokens=MOST_TOKENS)
-            print("".join(stream), f"  ({1000 * (time.perf_counter() - began):.0f} ms)")
+            answer = answered(model, house, sentence)
+            print(answer, f"  ({1000 * (time.perf_counter() - began):.0f} ms)")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from house import REFUSE, Device, House, meaning, prompt, read_action, tools
 from refusals import new_wordings
 
 from merino_runtime.api import LanguageModel, open_model
+from merino_runtime.sampling import GREEDY
 
 HERE = Path(__file__).parent
 MOST_TOKENS = 64
@@ -88,10 +89,16 @@ def show(name: str, right: Counter[str], count: Counter[str]) -> None:
         print(f"  {kind}: {right[kind]} of {count[kind]}, {right[kind] / count[kind]:.1%}")
 
 
+def answered(model: LanguageModel, house: House, sentence: str) -> str:
+    """Greedy, and constrained to the tools of the house."""
+    stream = model.stream(prompt(house, sentence), tools=tools(house), max_new_tokens=MOST_TOKENS, sampling=GREEDY)
+    return "".join(stream)
+
+
 def model_answers(model: LanguageModel, seconds: list[float]) -> Answer:
     def answer(house: House, sentence: str) -> str:
         began = time.perf_counter()
-        text = "".join(model.stream(prompt(house, sentence), tools=tools(house), max_new_tokens=MOST_TOKENS))
+        text = answered(model, house, sentence)
         seconds.append(time.perf_counter() - began)
         return text
 
