@@ -13,23 +13,26 @@ class LeftError(Exception):
 
 
 class Events:
-    """Of one answer. The first event wakes the task at once. Then the task sleeps for `gather_s`, and the events of
-    that time go into one write: where a step has all the cores, each wake of the task delays a step."""
+    """Of one answer. The first event and the first token wake the task at once. Then it sleeps for `gather_s`, and the
+    events of that time go into one write: where a step has all the cores, each wake of the task delays a step."""
 
     def __init__(self, loop: Any) -> None:
         self.gather_s = STREAM_S
         self._loop, self._left, self._late = loop, False, False
         self._called = False  # to wake the task
         self._gathers = False  # a timer will wake it
-        self._ends = False  # what is there ends a choice, and goes out at once
+        self._begun = False  # there was a token
+        self._at_once = False  # what is there is the first token or ends a choice, and goes out at once
         self._queue: Deque[Tuple[int, Event]] = collections.deque()
         self._waiter: Any = None
 
     def put(self, index: int, event: Event) -> None:
         """From another thread."""
         self._queue.append((index, event))
-        self._ends = self._ends or isinstance(event, (Ended, Failed))
-        if self._ends or not self._gathers:
+        first = isinstance(event, Piece) and not self._begun
+        self._begun = self._begun or first
+        self._at_once = self._at_once or first or isinstance(event, (Ended, Failed))
+        if self._at_once or not self._gathers:
             self._call()
 
     def _call(self) -> None:
@@ -59,7 +62,7 @@ class Events:
 
     def take(self) -> List[Tuple[int, Event]]:
         """Those that there are now. More may come as fast as they are taken, and other connections wait."""
-        self._ends = False
+        self._at_once = False
         events: List[Tuple[int, Event]] = []
         for _ in range(len(self._queue)):
             index, event = self._queue.popleft()
@@ -78,7 +81,7 @@ class Events:
         """Until there is something to write, or for so long. Raises LeftError."""
         self._late = False
         timer = None if timeout_s is None else self._loop.call_later(timeout_s, self._end_wait)
-        while not (self._left or self._late or self._queue and (self._ends or not self._gathers)):
+        while not (self._left or self._late or self._queue and (self._at_once or not self._gathers)):
             self._waiter = self._loop.create_future()
             await self._waiter
         if timer is not None:
