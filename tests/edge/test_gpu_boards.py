@@ -200,7 +200,7 @@ GOLDEN = {
         "tensorrt", "fp16", "832x4x1 1024x4x8k2 1024x4x10k4 1024x4x12k2", 25, 444, 2191,
     ),
     ("jetson-orin-nano", "onnxruntime"): (
-        "onnxruntime", "fp32", "384x4x1 576x3.5x1k1 448x4x4k1 512x4x6k1", 25, 544, 504,
+        "onnxruntime", "fp32", "384x4x1 512x2.5x1k1 448x4x5k1 512x4x7k1", 25, 583, 534,
     ),
 }  # fmt: skip
 

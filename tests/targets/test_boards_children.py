@@ -66,7 +66,8 @@ def test_only_the_given_folder_is_written(tmp_path):
     script = "mkdir -p /opt/merino && echo kept >kept && echo lost >/opt/merino/lost && cat /opt/merino/lost"
     assert output(on_board_with_children("cortex-a72", "sh", "-c", script, cwd=tmp_path)) == "lost\n"
     assert (tmp_path / "kept").read_text() == "kept\n"
-    assert sorted(path.name for path in (BOARD_ROOT / "opt").iterdir()) == before == ["site"]
+    assert sorted(path.name for path in (BOARD_ROOT / "opt").iterdir()) == before
+    assert "site" in before and "merino" not in before
     assert not os.path.ismount(BOARD_ROOT / "tmp")
 
 
