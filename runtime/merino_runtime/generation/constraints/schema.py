@@ -273,17 +273,17 @@ class Reader:
         if not isinstance(begin, list):
             raise refused(f"{where}/prefixItems", f"it is {shown(begin)}, must be a list")
         first = [self.node(each, f"{where}/prefixItems/{index}", depth + 1) for index, each in enumerate(begin)]
-        items = self.node(schema.get("items", True), f"{where}/items", depth + 1)
         least, most = self._counts(schema, "minItems", "maxItems", where)
         if schema.get("uniqueItems") and not 0 <= most <= 1:
-            node = self._unique(schema, least, most, where)
+            node = self._unique(schema, least, most, where, depth)
         else:
+            items = self.node(schema.get("items", True), f"{where}/items", depth + 1)
             node = self._listed(b"[]", first, items, least, most)
         if node == NOTHING:
             raise refused(where, "no list satisfies it")
         return node
 
-    def _unique(self, schema: Dict[str, Any], least: int, most: int, where: str) -> int:
+    def _unique(self, schema: Dict[str, Any], least: int, most: int, where: str, depth: int) -> int:
         """A list of different values of an enum, in its order."""
         items: Any = schema.get("items")
         values = items.get("enum") if isinstance(items, dict) and "prefixItems" not in schema else None
@@ -291,7 +291,7 @@ class Reader:
             raise refused(f"{where}/uniqueItems",
                           f"it is supported for items with an enum of up to {MOST_UNIQUE} values")
         different = [each for index, each in enumerate(values) if each not in values[:index]]
-        parts = [self.node(dict(items, enum=[each]), f"{where}/items", 0) for each in different]
+        parts = [self.node(dict(items, enum=[each]), f"{where}/items", depth + 1) for each in different]
         counted = most if most >= 0 else max(least, 1)  # more are not distinguished
         make = self.make
         tails = [make.lit(b"]") if count >= least else NOTHING for count in range(counted + 1)]  # by values before it
