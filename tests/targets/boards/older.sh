@@ -11,13 +11,11 @@ older=$(dirname "$root")/bullseye
 # wheels FOLDER PYTHON_VERSION WHEEL...: built beside its place and then moved there
 wheels() {
     [ ! -d "$1" ] || return 0
-    target=$1 version=$2
+    folder=$1 version=$2
     shift 2
-    rm -rf "$target.new"
-    "$python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --target "$target.new" \
-        --implementation cp --python-version "$version" --platform manylinux_2_28_aarch64 \
-        --platform manylinux_2_27_aarch64 --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 "$@"
-    mv "$target.new" "$target"
+    rm -rf "$folder.new"
+    "$(dirname "$0")/wheels.sh" "$python" "$version" "$folder.new" "$@"
+    mv "$folder.new" "$folder"
 }
 
 wheels "$root/opt/onnxruntime-1.23.2" 3.11 onnxruntime==1.23.2
@@ -30,10 +28,9 @@ if [ ! -d "$older" ]; then
     trap 'rm -rf "$work" "$new"' EXIT
     rm -rf "$new"
     # Debian 11 gets no updates for arm64 any more: the main archive alone.
-    "$(dirname "$0")/sources.sh" bullseye |
-        sed '/security.*bullseye/d; /^deb.*bullseye-updates/d; s/ bullseye-updates//' |
+    "$(dirname "$0")/sources.sh" bullseye "$work/all"
+    sed '/security.*bullseye/d; /^deb.*bullseye-updates/d; s/ bullseye-updates//' "$work/all" |
         awk -v RS= -v ORS='\n\n' '!/-security/' >"$work/sources"
-    [ -s "$work/sources" ] || { echo "boards: no apt source in /etc/apt to take bullseye from" >&2; exit 1; }
     mmdebstrap --quiet --mode=root --arch=arm64 --variant=extract --include=python3,libstdc++6,libgomp1 bullseye "$new" \
         "$work/sources"
     mv "$new" "$older"

@@ -37,15 +37,12 @@ mkdir -p "$(dirname "$root")"
 work=$(mktemp -d)
 trap 'rm -rf "$work" "$new"' EXIT
 
-"$(dirname "$0")/sources.sh" "$suite" >"$work/sources"
-[ -s "$work/sources" ] || stop "no apt source of this suite in /etc/apt to take $suite from"
+"$(dirname "$0")/sources.sh" "$suite" "$work/sources"
 
 mmdebstrap --quiet --mode=root --arch=arm64 --variant=extract --include="$packages" "$suite" "$new" "$work/sources"
 
 # shellcheck disable=SC2086  # a list of words
-"$python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --target "$new/opt/site" \
-    --implementation cp --python-version 3.11 --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
-    --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 $wheels
+"$(dirname "$0")/wheels.sh" "$python" 3.11 "$new/opt/site" $wheels
 
 echo "$recipe" >"$new/recipe"
 rm -rf "$root"
