@@ -14,6 +14,7 @@ from pathlib import Path
 
 import asyncssh
 import pytest
+from served import free_port
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 REASON = "no sshd here: apt-get install openssh-server"
@@ -66,12 +67,6 @@ def programs_on(board):
             if f"{board.cache}/apps".encode() in path.read_bytes():
                 results.append(path)
     return results
-
-
-def free_port():
-    with socket.socket() as connection:
-        connection.bind(("127.0.0.1", 0))
-        return connection.getsockname()[1]
 
 
 @contextlib.contextmanager

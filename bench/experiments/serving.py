@@ -26,7 +26,7 @@ from write_record import kept_record, write_record
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "runtime"), str(ROOT / "bench")]
 
-from served import Server  # noqa: E402
+from served import Server, free_port  # noqa: E402
 
 from merino_runtime.api import open_model  # noqa: E402
 from merino_runtime.generation.generate import Done, Token, generate  # noqa: E402
@@ -150,8 +150,7 @@ def memory_mb(bundle, threads):
 
 @contextlib.contextmanager
 def llama_server(program, path, threads):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     count = str(max(CLIENTS))
     own = [sys.executable, "-c", LLAMA, path, str(threads), str(port), count]
     given = [program, "-m", path, "-c", "8192", "-np", count, "-t", str(threads), "--port", str(port)]

@@ -10,6 +10,7 @@ import pytest
 import ssh_board
 from hypothesis import given
 from hypothesis import strategies as st
+from served import free_port
 
 from merino_edge.delivery.ssh.address import parse_address, parse_addresses
 from merino_edge.delivery.ssh.command import finished
@@ -152,7 +153,7 @@ def test_a_login_key_may_come_from_an_agent(board, workstation, tmp_path, monkey
 
 @pytest.mark.usefixtures("workstation")
 def test_nobody_listens_there():
-    assert "refused" in refused(f"127.0.0.1:{ssh_board.free_port()}").lower()
+    assert "refused" in refused(f"127.0.0.1:{free_port()}").lower()
 
 
 def test_addresses():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import ssh_board
 from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes
+from served import free_port
 from test_cli import run
 
 from merino_edge.delivery.ssh import flash as flash_module
@@ -98,7 +99,7 @@ def test_from_nothing_to_text_then_again_without_a_copy(board, archive, workstat
 
 @pytest.mark.nightly
 def test_one_board_that_fails_keeps_no_other_back(board, archive):
-    nobody = f"127.0.0.1:{ssh_board.free_port()}"
+    nobody = f"127.0.0.1:{free_port()}"
     root = board.home / "merino-of-two"
     code, out, err = flash(archive, "--ssh", nobody, "--ssh", board.address, "--root", root, "--at-once", "2", "--json")
     assert code == 1

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sample_training import ARCH, story, write_stories
+from served import free_port
 from test_training_data import write_lines
 from test_training_runs import ctrl_c_at, main_ends, same_weights
 
@@ -171,14 +172,6 @@ def words_of(text, samples, out, tmp_path, *more):
     (tmp_path / "arch.json").write_text(ARCH.model_dump_json())
     data = ["--data", f"{text}:1", "--data", f"{samples}:1", "--steps", 20, "--batch", 4, "--learning-rate", 3e-3]
     return [tmp_path / "arch.json", *data, "-o", out, *more]
-
-
-def free_port():
-    import socket
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @pytest.mark.nightly

@@ -6,7 +6,6 @@ It has no other network. What it wrote is in its image, so a second `boot` of th
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from served import free_port
 
 # What the device tree of a board with this CPU calls it.
 MODELS = {
@@ -143,11 +143,6 @@ def _device_tree(cpu, folder):
     subprocess.run([dump, *rest, "-M", f"dumpdtb={path}"], check=True, capture_output=True)
     subprocess.run(["fdtput", "--type", "s", path, "/", "model", MODELS[cpu]], check=True)
     return path
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def _client(home, port):

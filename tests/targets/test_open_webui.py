@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import time
 import urllib.request
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from chat_bundle import make_bundle
-from served import Server
+from served import Server, free_port
 
 ROOT = Path(os.environ.get("MERINO_OPEN_WEBUI", "none"))
 START_S = 180
@@ -32,8 +31,7 @@ def bundle(decoder, tmp_path_factory):
 @contextlib.contextmanager
 def program(folder, **settings):
     """A function: (path, field=value, ...) -> what it answers."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     usual = {"DATA_DIR": str(folder), "WEBUI_SECRET_KEY": "grinds-at-night", "RAG_EMBEDDING_ENGINE": "openai",
              "OFFLINE_MODE": "true", "HF_HUB_OFFLINE": "1", "ANONYMIZED_TELEMETRY": "false"}  # fmt: skip
     headers = {"Content-Type": "application/json"}

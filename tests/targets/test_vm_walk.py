@@ -9,7 +9,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from emulated_machine import EDGE, PARTS, boot, free_port, needs_machine, new_root
+from emulated_machine import EDGE, PARTS, boot, needs_machine, new_root
+from served import free_port
 
 from merino_runtime.delivery.archive import open_archive
 
