@@ -43,6 +43,7 @@ from probe_graphs.layout import (
     NoDotprodLayout,
     OwnKernelsLayout,
     PortableLayout,
+    PortableTilesLayout,
     model_without_weights,
     unset,
 )
@@ -50,14 +51,15 @@ from probe_graphs.layout import (
 EPS, THETA = 1e-6, 10000.0  # of the graphs that are no whole decoders
 PRESET = 9 | lzma.PRESET_EXTREME  # 7 % smaller than preset 9
 
-Layout = FusedLayout | GroupsLayout | NoDotprodLayout | PortableLayout
+Layout = FusedLayout | GroupsLayout | NoDotprodLayout | PortableLayout | PortableTilesLayout
 LAYOUTS: dict[str, type[Layout]] = {"fused": FusedLayout, "no-dotprod": NoDotprodLayout, "portable": PortableLayout}
+IN_TILES: dict[str, type[Layout]] = {"no-dotprod": OwnKernelsLayout, "portable": PortableTilesLayout}  # int4
 
 
 def layout_of(key: GraphKey) -> type[Layout]:
     if key.by_groups:
         return GroupsLayout
-    return OwnKernelsLayout if (key.dialect, key.format) == ("no-dotprod", "int4") else LAYOUTS[key.dialect]
+    return IN_TILES.get(key.dialect, FusedLayout) if key.format == "int4" else LAYOUTS[key.dialect]
 
 
 def linears(key: GraphKey) -> Layout:

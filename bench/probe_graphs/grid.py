@@ -15,7 +15,7 @@ from merino_runtime.bundle import QUANTISED_CACHES
 
 MB = 2**20
 # Of `no-dotprod` those that differ from `fused`, whose other graphs serve it too.
-FORMATS = {"fused": ("fp32", "int8", "int4"), "no-dotprod": ("int8", "int4"), "portable": ("fp32", "int8")}
+FORMATS = {"fused": ("fp32", "int8", "int4"), "no-dotprod": ("int8", "int4"), "portable": ("fp32", "int8", "int4")}
 BEYOND_BYTES = tuple(size * MB for size in (16, 32, 64, 128))  # of matrices beyond the cache
 MOST_MATRICES, MOST_SMALL = 320, 128  # of one graph, which keeps the file small
 FEW = (1, 2, 4, 8, 12)  # matrices of a graph whose prefill is timed

@@ -13,7 +13,15 @@ from merino_edge.export.onnx.external_data import INLINE_BYTES
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
-from merino_edge.export.onnx.own_kernels import GROUP_BYTES, GROUP_SIZE, TILE_ROWS, GroupAttention, OwnKernels
+from merino_edge.export.onnx.own_kernels import (
+    GROUP_BYTES,
+    GROUP_SIZE,
+    TILE_ROWS,
+    GroupAttention,
+    OwnKernels,
+    PortableTiles,
+    Tiles4,
+)
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.quantisation.groups import Quantized
 from merino_edge.families.operators import largest_group
@@ -71,8 +79,8 @@ class GroupsLayout(WithoutValues, GroupAttention):
     """Dialect `fused` with this project's attention by groups."""
 
 
-class OwnKernelsLayout(NoDotprodLayout, OwnKernels):
-    """Dialect `fused` in int4 for no-dotprod cores."""
+class TilesLayout(WithoutValues, Tiles4):
+    """Matrices of 4 bits in tiles, without minimums."""
 
     def minimums(self, matrix: Quantized) -> None:  # noqa: ARG002 - random weights have none
         return None
@@ -82,11 +90,22 @@ class OwnKernelsLayout(NoDotprodLayout, OwnKernels):
         return unset((-(-rows // TILE_ROWS), columns // GROUP_SIZE, GROUP_BYTES), np.uint8)
 
 
+class OwnKernelsLayout(NoDotprodLayout, TilesLayout, OwnKernels):
+    """Dialect `fused` in int4 for no-dotprod cores."""
+
+
 class PortableLayout(WithoutValues, Portable):
     """Dialect `portable`."""
 
     def group_of(self, columns: int, bits: int) -> int:  # noqa: ARG002
         return columns
+
+
+class PortableTilesLayout(TilesLayout, PortableTiles):
+    """Dialect `portable` in int4."""
+
+    def group_of(self, columns: int, bits: int) -> int | None:
+        return columns if bits == 8 else largest_group(columns)
 
 
 class ByteCounter:

@@ -19,7 +19,7 @@ from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
 
 ZERO_2W = Machine(512 * 1024, 300 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True, no_dotprod=True)
-NANO = Machine(2 * MB, 3300 * MB, (1, 2, 4), ("fp32", "int8"), False)
+NANO = Machine(2 * MB, 3300 * MB, (1, 2, 4), ("fp32", "int8", "int4"), False, library="kernels.so")
 UNKNOWN = Machine(0, 0, (1,), ("fp32",), True)
 SERVER = Machine(256 * MB, 100000 * MB, (1, 2, 4, 64), ("fp32", "int8", "int4"), True, caches=("int8", "int4"),
                  library="kernels.so")
@@ -41,7 +41,7 @@ def test_a_plan_fits_the_machine(machine):
         attentions = [task for task in mine if task.kind == "attention"]
         assert {task.kv for task in attentions} == {"fp32", *machine.caches}
         by_groups = {(task.kv, task.kv_heads) for task in attentions if task.by_groups}
-        assert by_groups == ({("fp32", 1), ("fp32", 4), ("int8", 1)} if machine.library else set())
+        assert by_groups == ({("fp32", 1), ("fp32", 4), ("int8", 1)} if machine.library and machine.fused else set())
         for kv in {"fp32", *machine.caches}:
             assert {0, 1} <= {task.kv_heads for task in attentions if task.kv == kv}
     for task in tasks:
@@ -76,7 +76,7 @@ def test_what_a_plan_asks_for_is_shipped(machine):
 def test_the_grid_of_sizes_suits_caches_from_half_a_megabyte_to_64(cache_bytes, fused):
     """Matrices for prefill lie within the cache or are the fewest that are shipped; those for decode lie beyond it as
     far as the shipped sizes go; the sweep has sizes on both sides of a full cache."""
-    machine = Machine(cache_bytes, 8000 * MB, (1,), ("fp32", "int8", "int4") if fused else ("fp32", "int8"), fused)
+    machine = Machine(cache_bytes, 8000 * MB, (1,), ("fp32", "int8", "int4"), fused)
     swept = []
     for task in plan.tasks(machine):
         if task.kind == "linear":
@@ -187,6 +187,7 @@ def test_a_probe_goes_into_a_pipe_and_its_graphs_elsewhere(tmp_path, monkeypatch
 
 def test_formats_follow_the_version_of_onnxruntime():
     assert board_probe.this_machine((1, 10, 0)).formats == ("fp32", "int8")
+    assert board_probe.this_machine((1, 10, 0), "kernels.so").formats == ("fp32", "int8", "int4")
     assert not board_probe.this_machine((1, 10, 0)).fused
     assert board_probe.this_machine((1, 19, 2)).formats == ("fp32",)
     assert board_probe.this_machine((1, 23, 2)).formats == ("fp32", "int8", "int4")

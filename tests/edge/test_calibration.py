@@ -79,10 +79,11 @@ def test_a_format_that_was_not_measured_stays_estimated():
 
 def test_a_portable_probe_is_fitted_too():
     truth = estimated(load_profile("jetson-nano"))
-    probe = synthetic(machine=MACHINE._replace(formats=("fp32", "int8"), fused=False), truth=truth)
+    probe = synthetic(machine=MACHINE._replace(fused=False), truth=truth)
     result = calibrate(probe)
     assert result.performance["coefficients"]["dialect"] == "portable"
     assert result.performance["coefficients"]["step_us"] == pytest.approx(list(truth.step_us), rel=0.02)
+    assert result.performance["coefficients"]["int4"]["mac_ms_g"] == pytest.approx(list(truth.int4.mac_ms_g), rel=0.02)
     assert result.residuals[-1].median < 0.01
 
 

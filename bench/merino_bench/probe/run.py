@@ -70,7 +70,7 @@ def probe_machine(work: str, deadline: float, report: Callable[[str], None]) -> 
     began, before = cpu_moment(), environment.state()
     onnxruntime = import_backend()
     version = version_tuple(onnxruntime.__version__)
-    machine = this_machine(version, loadable_library(onnxruntime, work) if version >= FIRST_FUSED else "")
+    machine = this_machine(version, loadable_library(onnxruntime, work))
     started = time.perf_counter()
     left_s = deadline - started
     report("read bandwidth")
@@ -111,10 +111,10 @@ def import_backend() -> Any:
 
 def this_machine(version: Tuple[int, ...], library: str = "") -> Machine:
     """The facts that the tasks depend on. Formats whose operators this version of ONNX Runtime lacks are left out.
-    library: see `Machine`; int4 for no-dotprod cores is computed by it."""
+    library: see `Machine`; it computes int4 for no-dotprod cores and in dialect `portable`."""
     fused = version >= FIRST_FUSED
     no_dotprod = board.kind_of_core(board.this_board()) == "no-dotprod"
-    blocked = bool(library) if no_dotprod else version >= FIRST_BLOCKED
+    blocked = bool(library) if no_dotprod or not fused else version >= FIRST_BLOCKED
     formats = ("fp32", "int8", "int4") if blocked else ("fp32", "int8") if no_dotprod or not fused else ("fp32",)
     cores = board.physical_core_count()
     counts = sorted({count for count in (1, 2, 4) if count < cores} | {cores})

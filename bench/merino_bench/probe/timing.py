@@ -16,7 +16,7 @@ from merino_runtime.backends import open_backend
 from merino_runtime.backends.attention import faster_attention
 from merino_runtime.backends.onnx import OnnxBackend
 from merino_runtime.backends.onnx_binding import element_type
-from merino_runtime.backends.onnx_session import session_options
+from merino_runtime.backends.onnx_session import session_options, set_kernel_threads
 from merino_runtime.bundle import Port
 
 WARM_UP_RUNS, WARM_UP_S, LEAST_RUN_S, MOST_RUN_S = 12, 0.03, 0.01, 0.3
@@ -52,6 +52,7 @@ def open_graph(onnxruntime: Any, path: str, threads: int, library: str = "") -> 
     options = session_options(onnxruntime, threads)
     if library:
         options.register_custom_ops_library(library)
+        set_kernel_threads(onnxruntime, options, library, threads)
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

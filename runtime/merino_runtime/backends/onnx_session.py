@@ -88,10 +88,7 @@ def session_options(onnxruntime: Any, threads: int) -> Any:
 def open_session(onnxruntime: Any, bundle: Bundle, threads: int) -> Any:
     options = session_options(onnxruntime, threads)
     if bundle.kernels:
-        path = _register_kernels(options, bundle)
-        if version_tuple(onnxruntime.__version__) < FIRST_LENDING_THREADS:
-            ctypes.CDLL(path).merino_threads(threads)
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        set_kernel_threads(onnxruntime, options, _register_kernels(options, bundle), threads)
     path = os.path.join(bundle.folder, "model.onnx")
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -101,6 +98,14 @@ def open_session(onnxruntime: Any, bundle: Bundle, threads: int) -> Any:
     _check_ports(bundle.inputs, session.get_inputs(), "inputs")
     _check_ports(bundle.outputs, session.get_outputs(), "outputs")
     return session
+
+
+def set_kernel_threads(onnxruntime: Any, options: Any, path: str, threads: int) -> None:
+    """Gives the library of operators at `path` threads of its own where onnxruntime lends it none. onnxruntime's then
+    do not spin, which would take the cores from them."""
+    if version_tuple(onnxruntime.__version__) < FIRST_LENDING_THREADS:
+        ctypes.CDLL(path).merino_threads(threads)
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
 
 def _register_kernels(options: Any, bundle: Bundle) -> str:
