@@ -99,6 +99,10 @@ def train(
     bf16: Annotated[
         bool | None, typer.Option(help="train in bfloat16; default: where the GPU or CPU supports it")
     ] = None,
+    compile_model: Annotated[
+        bool | None,
+        typer.Option("--compile", help="use torch.compile: a shorter step after a minute's compilation, needs g++"),
+    ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write logs for TensorBoard too")] = False,
     seed: Annotated[int | None, typer.Option(help="random seed; default: 0")] = None,
     threads: Annotated[
@@ -128,8 +132,9 @@ def train(
     check_files([tokenizer] if tokenizer else (), "--tokenizer")
     given = {
         "steps": steps, "batch": batch, "length": length, "cut_long": cut_long, "learning_rate": learning_rate,
-        "seed": seed, "bf16": bf16, "lora": lora, "patience": patience, "evaluations": evaluations,
-        "prompt_weight": prompt_weight, "teacher_weight": teacher_weight, "temperature": temperature,
+        "seed": seed, "bf16": bf16, "compile": compile_model, "lora": lora, "patience": patience,
+        "evaluations": evaluations, "prompt_weight": prompt_weight, "teacher_weight": teacher_weight,
+        "temperature": temperature,
     }  # fmt: skip
     options = {key: value for key, value in given.items() if value is not None}
     kept = kept_recipe(out, resume)

@@ -230,6 +230,7 @@ def training_arguments(recipe: Recipe, folder: Path, parts: int = 1) -> Argument
         adam_beta2=BETA2,
         max_grad_norm=1.0,
         bf16=recipe.bf16,
+        torch_compile=recipe.compile,
         use_cpu=not torch.cuda.is_available(),
         eval_strategy="steps",
         eval_steps=between,

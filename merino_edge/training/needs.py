@@ -4,7 +4,8 @@ Counted are bytes on top of the process with its libraries:
 
 * weights, gradients and AdamW's two moments, 4 bytes each per parameter;
 * tensors for the backward pass, at each use of a layer: LAYER_TENSORS of its width and FFN_TENSORS of its FFN's width,
-  4 bytes per token; with bf16 a part of them takes half. Attention keeps no scores;
+  4 bytes per token; with bf16 a part of them takes half;
+* attention's scores only where `keeps_scores` says so: SCORE_BYTES for each head, of [batch, length, length];
 * LOGIT_TENSORS of [batch, context, vocabulary], 4 bytes each: the logits, their log-softmax, its gradient.
 
 The three counts were fitted to measured peaks on a CPU: docs/decisions/training.md."""
@@ -33,6 +34,8 @@ LAYER_TENSORS = 16
 FFN_TENSORS = 2
 LOGIT_TENSORS = 3
 BF16_SHARE = 0.75  # of what layers keep
+SCORE_BYTES = 6  # in bfloat16 and in float32
+MOST_EAGER = 512  # tokens of a row: scores grow with their square
 FIXED_BYTES = 25 << 20
 TORCH_WORDS = re.compile(r"can't allocate memory|out of memory", re.ASCII)
 STATES = 3  # two are kept while one is written
@@ -61,21 +64,35 @@ class Need(NamedTuple):
 
 
 def training_need(
-    arch: Geometry, batch: int, bf16: bool, length: int | None = None, trained: int | None = None
+    arch: Geometry,
+    batch: int,
+    bf16: bool,
+    length: int | None = None,
+    trained: int | None = None,
+    scores: bool = False,
 ) -> Need:
     """`batch`: rows that are computed at once, of `length` tokens; None: the context. `trained`: the number of weights
-    that are trained of a model that the process holds already; None: all of one that it does not hold."""
-    tokens = batch * (length or arch.context)
+    that are trained of a model that the process holds already; None: all of one that it does not hold. `scores`:
+    whether attention keeps its scores."""
+    row = length or arch.context
+    tokens = batch * row
     kept = sum(LAYER_TENSORS * layer.width + FFN_TENSORS * layer.ffn_width for layer in arch.layer_shapes)
+    heads = sum(layer.heads for layer in arch.layer_shapes) if scores else 0
     return Need(
         state=16 * params(arch.operators) if trained is None else 12 * trained,
-        layers=round(4 * tokens * kept * (BF16_SHARE if bf16 else 1.0)),
+        layers=round(4 * tokens * kept * (BF16_SHARE if bf16 else 1.0)) + SCORE_BYTES * tokens * row * heads,
         logits=4 * LOGIT_TENSORS * tokens * arch.vocab,
     )
 
 
 def need_of(arch: Geometry, recipe: Recipe, trained: int | None, batch: int | None = None) -> Need:
-    return training_need(arch, batch or recipe.batch, recipe.bf16, recipe.length, trained)
+    scores = keeps_scores(recipe, arch)
+    return training_need(arch, batch or recipe.batch, recipe.bf16, recipe.length, trained, scores)
+
+
+def keeps_scores(recipe: Recipe, arch: Geometry) -> bool:
+    """Whether attention is written out: on a CPU torch.compile makes short rows faster so than its own operator is."""
+    return recipe.compile and (recipe.length or arch.context) <= MOST_EAGER and not torch.cuda.is_available()
 
 
 def available_bytes() -> int:

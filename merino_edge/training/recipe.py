@@ -25,6 +25,7 @@ class Recipe:
         evaluations: of the held-out loss, and saved states, in a whole run.
         optimiser: `adamw`, or `muon`, which takes the matrices from it.
         schedule: of the rate behind the warm-up: `cosine`, or `wsd`, constant and then linearly down in DECAY_SHARE.
+        compile: whether torch.compile makes one program of each part of a step.
         prompt_weight: of a prompt's tokens in the loss, where those of a completion weigh 1.
         teacher_weight: of the cross-entropy to a teacher, where there is one; the cross-entropy to the text has the
         rest. temperature: at which both are compared. lora: rank of the adapters that are trained in place of the
@@ -38,6 +39,7 @@ class Recipe:
     weight_decay: float = 0.1
     seed: int = 0
     bf16: bool = False
+    compile: bool = False
     length: int | None = None
     cut_long: bool = False
     lora: int = 0

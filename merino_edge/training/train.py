@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -28,7 +30,7 @@ from merino_edge.training.loop import (
     stop_on_ctrl_c,
     training_arguments,
 )
-from merino_edge.training.needs import check_disk, check_memory, reported_disk, reported_memory
+from merino_edge.training.needs import check_disk, check_memory, keeps_scores, reported_disk, reported_memory
 from merino_edge.training.prepare import Begins, Material, load, prepare, read, run_of
 from merino_edge.training.pretrained import Pretrained, trained_count, with_lora
 from merino_edge.training.recipe import Recipe
@@ -126,6 +128,12 @@ def check_start(arch: Geometry, recipe: Recipe, pretrained: Pretrained | None, t
         raise MerinoError(
             "--lora goes with a trained model: leave it out, a design has no weights that adapters could stand beside"
         )
+    compiler = os.environ.get("CXX", "g++")
+    if recipe.compile and not torch.cuda.is_available() and not shutil.which(compiler):
+        raise MerinoError(
+            f"--compile needs a C++ compiler, and there is no {compiler}: install one (on Debian by apt install g++),"
+            " or leave --compile out"
+        )
     if recipe.length is not None and recipe.length > arch.context:
         raise MerinoError(f"--length {recipe.length} is more than the model's context, {arch.context}: give less")
 
@@ -163,6 +171,8 @@ def fit(
         say(f"going on from {state.name}")
     set_seed(run.recipe.seed)
     model = model_of(material)
+    if keeps_scores(run.recipe, run.architecture):
+        model.set_attn_implementation("eager")
     model.config.use_cache = False  # with a cache transformers does not keep the samples of a row apart
     trainer = CheckedTrainer(
         run.recipe,

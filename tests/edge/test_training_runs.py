@@ -97,6 +97,31 @@ def test_ctrl_c_saves_and_the_resumed_run_ends_as_if_nothing_had_happened(stoppe
     assert same_weights(stopped, finished)
 
 
+@pytest.mark.nightly
+def test_a_compiled_run_has_the_losses_of_another_and_is_resumed(text, tmp_path):
+    """Attention is written out there, and each document sees itself alone."""
+    if not shutil.which("g++"):
+        pytest.skip("no g++ here")
+    recipe = dataclasses.replace(RECIPE, compile=True)
+    records = [
+        train(ARCH, [text], tmp_path / "plain", recipe=RECIPE),
+        train(ARCH, [text], tmp_path / "out", recipe=recipe),
+    ]
+    plain, compiled = ([entry.get("loss", entry.get("eval_loss")) for entry in record["losses"]] for record in records)
+    assert compiled == pytest.approx(plain, rel=1e-3)
+    with pytest.raises(KeyboardInterrupt):
+        train(ARCH, [text], tmp_path / "stopped", recipe=recipe, progress=ctrl_c_at(6))
+    train(ARCH, [text], tmp_path / "stopped", recipe=recipe, resume=True)
+    assert same_weights(tmp_path / "stopped", tmp_path / "out")
+
+
+def test_compilation_without_a_compiler_is_refused_before_anything_is_written(text, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(MerinoError, match="no no-such-compiler: install one"):
+        train(ARCH, [text], tmp_path / "out", recipe=dataclasses.replace(RECIPE, compile=True))
+    assert not (tmp_path / "out").exists()
+
+
 def other_text(tmp_path):
     return write_stories(tmp_path / "other.txt", range(60, 120))
 
@@ -112,6 +137,7 @@ CHANGES = {
     "--batch": lambda _: {"recipe": dataclasses.replace(RECIPE, batch=3)},
     "--learning-rate": lambda _: {"recipe": dataclasses.replace(RECIPE, learning_rate=1e-3)},
     "--seed": lambda _: {"recipe": dataclasses.replace(RECIPE, seed=1)},
+    "--compile": lambda _: {"recipe": dataclasses.replace(RECIPE, compile=True)},
     "--bf16": lambda _: {"recipe": dataclasses.replace(RECIPE, bf16=True)},
     "--data": lambda tmp_path: {"data": [other_text(tmp_path)]},
     "--held-out": lambda tmp_path: {"held_out": [other_text(tmp_path)]},
