@@ -4,6 +4,7 @@
 
 Counted under user-mode emulation (`tests/targets/counted_instructions.py`): the embedded model on two cores, and a
 design of 35 M weights on a Cortex-A72. MERINO_QEMU_PLUGINS names a qemu-aarch64 that was built with plugins.
+`decode_on_boards.py` has whole steps beside llama.cpp.
 """
 
 import argparse

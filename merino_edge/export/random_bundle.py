@@ -17,7 +17,7 @@ from merino_edge.export.graphs import Dialect, dialect_of, geometry_graph
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
-from merino_edge.export.onnx.own_kernels import GroupAttention, OwnKernels
+from merino_edge.export.onnx.own_kernels import GroupAttention, OwnKernels, PortableTiles
 from merino_edge.export.quantisation.groups import Quantized
 from merino_edge.export.quantisation.kv_cache import BITS, CacheScales
 from merino_edge.families.geometry import Geometry
@@ -67,25 +67,35 @@ class QuickOwnKernels(QuickNoDotprod, OwnKernels):
     """The same in int4."""
 
 
-QUICK: dict[Dialect, type[Fused]] = {
+class QuickPortable(Quick, PortableTiles):
+    """Dialect `portable` in int4."""
+
+    def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
+        if bits == 8:
+            return self.random_codes(matrix, bits, matrix.shape[1], 1)
+        return super().quantize(name, matrix, bits)
+
+
+QUICK: dict[Dialect, Dialect] = {
     Fused: QuickFused, GroupAttention: QuickGroups, FusedNoDotprod: QuickNoDotprod, OwnKernels: QuickOwnKernels,
+    PortableTiles: QuickPortable,
 }  # fmt: skip
 
 
 def write_random_bundle(
     arch: Geometry, precision: str, folder: Path, name: str, design: Design | None = None, core: Core = "dotprod",
-    kv: str | None = None, by_groups: bool | None = None,
+    kv: str | None = None, by_groups: bool | None = None, dialect: str = "fused",
 ) -> Bundle:  # fmt: skip
     """Write the bundle into `folder`, with the design's thread counts and without golden ids. `core`: as of `export`.
-    `by_groups`: see `GraphFormat`; None: where this machine has kernels for it."""
+    `by_groups`: see `GraphFormat`; None: where this machine has kernels for it. `dialect`: `portable` in int4 alone."""
     with torch.device("meta"):
         model = build_model(arch)
     kv = design.kv if design else kv
     scales = even_scales(arch, kv) if kv else None
-    written_for = core_of("fused", precision, core)
+    written_for = core_of(dialect, precision, core)
     here = this_board()
     groups = runs_kernels(here.architecture, here.isa) if by_groups is None else by_groups
-    form = GraphFormat(precision, "fused", arch.context, written_for, kv=kv, by_groups=groups)
+    form = GraphFormat(precision, dialect, arch.context, written_for, kv=kv, by_groups=groups)
     quick = QUICK[dialect_of(form)]
     graph = geometry_graph(quick, arch, random_weights(model), arch.context, precision, scales=scales)
     facts = ModelFacts(name, family_of(arch).name, arch, "random", "random, for timing")
