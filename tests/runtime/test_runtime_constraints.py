@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 from few_examples import examples
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from json_schemas import compact, instances, schemas, tokenizers_of_both_kinds, walked
 
@@ -284,8 +284,14 @@ def test_what_is_forced_is_computed_once_for_each_token(model, monkeypatch):
     assert len(places) == len(set(places)) > steps
 
 
+# SentencePiece's mark of a space as a key: the tokenizer encodes it as a space, so it is written by its bytes.
+SPACE_MARK = {"type": "object", "properties": {"\u2581": {"type": "boolean"}}, "required": ["\u2581"],
+              "additionalProperties": False}  # fmt: skip
+
+
 @examples(40)
 @given(schemas, kinds, st.integers(0, 2 ** 32))
+@example(SPACE_MARK, "pieces", 0)
 def test_llguidances_answers_validate_as_well(schema, kind, seed):
     pytest.importorskip("llguidance", reason="llguidance is not installed (serve)")
     tokenizer, eos = BOTH[kind]

@@ -3,6 +3,7 @@
 Optional, for Python 3.9 and later (extra `serve`). Our own comes first, since what it takes it takes on every board.
 """
 import contextlib
+import itertools
 import json
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -74,8 +75,22 @@ class _Tokens:
         self._of_byte = {data[0]: index for index, data in enumerate(trie.spellings) if len(data) == 1}
 
     def __call__(self, data: bytes) -> List[int]:
-        """Ids of exactly these bytes, since llguidance takes what it forces from here."""
-        return spelled(self._trie, b"", data) or [self._of_byte[byte] for byte in data if byte in self._of_byte]
+        """Ids of exactly these bytes, since llguidance takes what it forces from here.
+
+        The tokenizer may change a character, as SentencePiece makes a space of U+2581. Its bytes are tokens, and the
+        text beside it is encoded as usual: behind each token llguidance encodes the rest again, and allows only what
+        it then gets.
+        """
+        ids = spelled(self._trie, b"", data)
+        if ids:
+            return ids
+        parts = itertools.groupby(data.decode("utf-8"), lambda char: bool(spelled(self._trie, b"", char.encode())))
+        return [one for kept, chars in parts for one in self._part("".join(chars).encode("utf-8"), kept)]
+
+    def _part(self, data: bytes, kept: bool) -> List[int]:
+        """kept: the tokenizer changes no character of it."""
+        ids = spelled(self._trie, b"", data) if kept else []
+        return ids or [self._of_byte[byte] for byte in data if byte in self._of_byte]
 
 
 class Guided:
