@@ -44,19 +44,23 @@ def check_sampling(sampling: Sampling) -> None:
     """Raises one MerinoError that names all values out of range."""
     if not isinstance(sampling, Sampling):
         raise MerinoError(f"sampling is {sampling!r:.80}, allowed is a Sampling, as Sampling(temperature=0.5).")
+
+    def ranged(name: str, meaning: str) -> Tuple[str, bool, str]:
+        return name, _within(getattr(sampling, name), *RANGES[name]), f"{_range(name)}, {meaning}"
+
     rules = [
-        ("temperature", _within(sampling.temperature, *RANGES["temperature"]), "0 (greedy) to 100"),
+        ranged("temperature", "0 is greedy"),
         ("top_k", _is_integer(sampling.top_k) and sampling.top_k >= 0, "an integer, 0 (off) or more"),
-        ("top_p", _within(sampling.top_p, *RANGES["top_p"]) and sampling.top_p > 0, "above 0, up to 1 (off)"),
-        ("min_p", _within(sampling.min_p, *RANGES["min_p"]), "0 (off) to 1"),
-        ("repetition_penalty", _within(sampling.repetition_penalty, *RANGES["repetition_penalty"]),
-         "0.01 to 100, 1 is off"),
+        ("top_p", _within(sampling.top_p, *RANGES["top_p"]) and sampling.top_p > 0,
+         "above {:g}, up to {:g} (off)".format(*RANGES["top_p"])),
+        ranged("min_p", "0 is off"),
+        ranged("repetition_penalty", "1 is off"),
         ("seed", sampling.seed is None or (_is_integer(sampling.seed) and 0 <= sampling.seed < 2 ** 32),
          "an integer from 0 to 2**32 - 1, or none"),
-        ("presence_penalty", _within(sampling.presence_penalty, *RANGES["presence_penalty"]), "-2 to 2, 0 is off"),
-        ("frequency_penalty", _within(sampling.frequency_penalty, *RANGES["frequency_penalty"]), "-2 to 2, 0 is off"),
+        ranged("presence_penalty", "0 is off"),
+        ranged("frequency_penalty", "0 is off"),
         ("logit_bias", all(_is_integer(each) and each >= 0 and _within(bias, *RANGES["logit_bias"])
-                           for each, bias in sampling.logit_bias), "-100 to 100 for each token id"),
+                           for each, bias in sampling.logit_bias), f"{_range('logit_bias')} for each token id"),
     ]
     wrong = [f"{name} is {getattr(sampling, name)!r}, allowed: {allowed}" for name, good, allowed in rules
              if not good]
@@ -68,6 +72,10 @@ def check_new_tokens(count: int) -> None:
     """Raises MerinoError for a number of new tokens that cannot be."""
     if not _is_integer(count) or count < 1:
         raise MerinoError(f"{count!r} new tokens were requested, allowed: an integer, 1 or more.")
+
+
+def _range(name: str) -> str:
+    return "{:g} to {:g}".format(*RANGES[name])
 
 
 def _within(value: float, low: float, high: float) -> bool:
