@@ -75,7 +75,7 @@ def devices(
     backend: Backend = None,
     as_json: Json = False,
 ) -> None:
-    """List the boards, or print every figure of one board with its source (one backend; with --json all)."""
+    """List the boards, or print every figure of one board with its source: of one backend, with --json of all."""
     from merino_edge.calibration.board import board
     from merino_edge.calibration.this_machine import facts
     from merino_edge.cli.tables import device_table, devices_table, show
@@ -145,7 +145,7 @@ def bench(
         str | None, typer.Option(help="baseline of the ratios: opt-350m, opt-125m or a bundle folder")
     ] = None,
     baseline_precision: Annotated[
-        str | None, typer.Option(help="weight format of a baseline by name; default: each measured bundle's")
+        str | None, typer.Option(help="weight format of baseline opt-350m or opt-125m; default: as each bundle")
     ] = None,
     prompts: Annotated[
         str | None, typer.Option("-p", help="prompt lengths; default: 512, or what fits the context")

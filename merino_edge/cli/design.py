@@ -53,7 +53,8 @@ def design(
     kv_heads: Annotated[
         str | None,
         typer.Option(
-            help="numbers of KV heads to search: 1,2,4; full: as many as query heads; default: all, with --preset full"
+            help="numbers of KV heads to search, such as 1,2,4; full: as many as query heads; default: all;"
+            " with --preset: full"
         ),
     ] = None,
     solver: Annotated[
@@ -67,13 +68,14 @@ def design(
     score: Annotated[
         str | None, typer.Option(
             help="measured (law of published losses); merino, merino-literal or merino-off (entropy); default:"
-            " measured, with --preset merino"
+            " measured; with --preset: merino"
         )
     ] = None,
     confidence: Confidence = CONFIDENCE,
     seed: Seed = 0,
     measure: Annotated[
-        bool, typer.Option("--measure", help="measure the design here and redesign by the error, at most 3 times")
+        bool, typer.Option("--measure", help="measure the design on this machine, correct the budgets by the error and"
+                           " search again: at most 3 designs")
     ] = False,
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option("-o", help="output path of design.json")] = None,

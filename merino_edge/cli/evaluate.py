@@ -24,7 +24,7 @@ def evaluate(
                                   " documents")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="the tasks' data: docs/benchmark.md; default: the hub")
+        Path | None, typer.Option(metavar="DIR", help="folder of the tasks' data (docs/benchmark.md); default: the hub")
     ] = None,
     limit: Annotated[
         int | None, typer.Option(help="only the first N items of each task, or documents of the text")

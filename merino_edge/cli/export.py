@@ -50,11 +50,12 @@ def export(
                            " since the LM head runs for each token")
     ] = False,
     file_mb: Annotated[
-        float | None, typer.Option(metavar="MB", help="mixed: most MB of all weights; default: the mean of int4"
-                                       " and int8")
+        float | None, typer.Option(metavar="MB", help="with --precision mixed: limit of all weights in MB;"
+                                       " default: the mean of int4 and int8")
     ] = None,
     decode_ms: Annotated[
-        float | None, typer.Option(metavar="MS", help="mixed: highest predicted decode latency on the board of --for")
+        float | None, typer.Option(metavar="MS", help="with --precision mixed: limit of the predicted decode latency"
+                                   " on the board of --for, in ms")
     ] = None,
     no_chat: Annotated[bool, typer.Option("--no-chat", help="leave out the model's chat template")] = False,
     verbose: Annotated[

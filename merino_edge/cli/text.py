@@ -75,7 +75,9 @@ def chat(
     no_think: Annotated[
         bool, typer.Option("--no-think", help="disable thinking, where the chat template supports it")
     ] = False,
-    max_new_tokens: Annotated[int | None, typer.Option("-n", help="maximum number of tokens per answer")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("-n", help="maximum number of tokens per answer; default: what the context holds")
+    ] = None,
     sampling: Sampling = Sampling(),  # noqa: B008, by the decorator
     allow_slow: Annotated[bool, typer.Option("--allow-slow", help="run a format that is slow on this CPU")] = False,
     overflow: Annotated[

@@ -82,7 +82,7 @@ def train(
         ),
     ] = None,
     prompt_weight: Annotated[
-        float | None, typer.Option(help="weight of a prompt's tokens in the loss, a completion's weigh 1; default: 0")
+        float | None, typer.Option(help="weight of prompt tokens in the loss; completion tokens have 1; default: 0")
     ] = None,
     teacher: Annotated[
         str | None,

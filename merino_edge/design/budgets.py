@@ -158,7 +158,7 @@ BUDGETS_BY_NAME: dict[str, Budget] = {
             terms=(Term(lambda _model, _regime, ops: params(ops) / 1e6),),
         ),
         Budget(
-            "file_mb", "folder", "bundle's folder: weights, graph, tokenizer, the board's application", "MB",
+            "file_mb", "folder", "size of the bundle's folder: weights, graph, tokenizer, application", "MB",
             of=lambda predicted: predicted.file_mb,
             terms=(Term(lambda model, _, ops: model.added_file_mb(ops), fixed=lambda model: model.file_mb(())),),
         ),

@@ -90,7 +90,7 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="system message; default: the chat template's")
     parser.add_argument("--no-think", action="store_true", help="disable thinking, where the chat template supports it")
     parser.add_argument("-n", type=int, metavar="N", dest="max_new_tokens",
-                        help="maximum number of tokens per answer; default: as many as the context holds")
+                        help="maximum number of tokens per answer; default: what the context holds")
     _add_sampling(parser)
     parser.add_argument("--overflow", choices=("error", "shift"), default="error",
                         help="when the context is full: error refuses the message; shift drops the oldest turns and "

@@ -38,7 +38,7 @@ OPTIONS: Tuple[Tuple[str, type, str], ...] = (
     ("port", int, "port to serve on; 0: any free one"),
     ("api_key_file", str, "file with the API keys that are accepted, one per line"),
     ("slots", int, "number of KV caches for requests side by side; default: 4, or what memory allows"),
-    ("memory_mb", float, "memory of all KV caches in MB; default: half of what is available"),
+    ("memory_mb", float, "memory of all KV caches in MB; default: half of the available memory"),
     ("queue", int, "number of requests that may wait; more get status 429"),
     ("max_seconds", float, "wall-clock limit of a request, the wait included; default: none"),
     ("max_temperature", float, "degrees Celsius of the hottest sensor above which generation pauses; default: none"),
