@@ -242,7 +242,7 @@ def made_once(name, make):
 @pytest.fixture(scope="session")
 def embedded_bundles():
     """Folders of the packaged model's bundles by (dialect, precision), exported by today's code: all CPU formats.
-    `no-dotprod` are those of `fused` for Arm cores without dotprod."""
+    `no-dotprod` are those of `fused` for no-dotprod Arm cores."""
     from pathlib import Path
 
     from merino_edge.embedded import FOLDER
@@ -271,7 +271,7 @@ def assert_same_choices():
     """A function: logits computed and expected [n, vocab] are near by the precision's measure, and so are the choices.
 
     float32 is compared by the largest logit, and every argmax must agree. Kernels of quantised weights differ by a
-    few percent of the root mean square from one CPU class or version to the next: there an argmax must agree where
+    few percent of the RMS from one CPU class or version to the next: there an argmax must agree where
     it leads by more than three times what the difference of two logits is off by, and such rows must be the most.
     """
     import numpy as np

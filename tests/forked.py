@@ -34,7 +34,7 @@ sys.exit(forked.Forked(sys.argv[1:], stdin=0, stdout=1, stderr=2, first={first!r
 # What each process has loaded, and what those of one command have besides.
 ALL = ("merino_edge.cli.app", "merino_edge.cli.tables", "merino_runtime.api", "numpy")
 DESIGN = ("merino_edge.cli.design_tables", "merino_edge.design.recommend", "merino_edge.report.front", "scipy.optimize")
-SSH = ("merino_edge.cli.over_ssh", "merino_edge.delivery.ssh.flash", "merino_edge.delivery.ssh.talk")
+SSH = ("merino_edge.cli.over_ssh", "merino_edge.delivery.ssh.flash", "merino_edge.delivery.ssh.remote_chat")
 RUN = ("merino_runtime.backends.onnx", "merino_runtime.chat.session", "onnxruntime", "tokenizers")
 TORCH = ("merino_edge.export.named", "merino_edge.export.export", "merino_edge.export.source")
 BY_COMMAND = {
@@ -141,17 +141,17 @@ def load(names):
         gc.freeze()
 
 
-def watch(request, told, *streams):
-    """Starts the command and tells its id and how it ended."""
+def watch(request, pipe, *streams):
+    """Starts the command, and writes its id and its exit code to the pipe."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if pid == 0:
-        os.close(told)
+        os.close(pipe)
         become(request, streams)
     for each in streams:
         os.close(each)
-    os.write(told, b"%d\n" % pid)
-    os.write(told, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    os.write(pipe, b"%d\n" % pid)
+    os.write(pipe, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     os._exit(0)
 
 

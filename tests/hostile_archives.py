@@ -23,7 +23,7 @@ FILES = collections.OrderedDict([
     ("bundles/0/tokenizer.json", b"{}"), ("bundles/0/whole_blocks", b"w" * 2 * BLOCK), ("bundles/0/empty", b"")])
 MODEL = "bundles/0/model.onnx"
 TARGET = "wheels/cp311-aarch64-glibc2.28"
-Kind = collections.namedtuple("Kind", "name data says")  # says: a pattern that the refusal must have
+Kind = collections.namedtuple("Kind", "name data refusal")  # refusal: a pattern of its message
 
 # Offset and length of a header's fields (POSIX ustar).
 FIELDS = {"name": (0, 100), "mode": (100, 8), "uid": (108, 8), "gid": (116, 8), "size": (124, 12), "mtime": (136, 12),
@@ -289,19 +289,19 @@ def _sizes():
         "empty": b""}
     results = [Kind("size " + name, changed(member(MODEL, data, size=value)), r"in place of " + MODEL)
              for name, value in words.items()]
-    results += [Kind("content " + name, changed(head(MODEL, len(data)) + content + padding(content)), says)
-              for name, content, says in (
+    results += [Kind("content " + name, changed(head(MODEL, len(data)) + content + padding(content)), refusal)
+              for name, content, refusal in (
                   ("shorter by blocks", data[:100], "in place of bundles/0/tokenizer|bytes, its manifest"),
                   ("longer by blocks", data * 2, "in place of bundles/0/tokenizer"),
                   ("of another byte", b"x" + data[1:], "model.onnx is damaged"),
                   ("with more in the padding", data + b"evil", "model.onnx is damaged"))]
     huge = [(2 ** 40, r"bytes, allowed are"), (8 ** 11 - 1, r"in place of bundles/0/tokenizer\.json")]
-    for size, says in huge:  # manifest and header agree, and promise more than there is
+    for size, refusal in huge:  # manifest and header agree, and promise more than there is
         value = description()
         value["files"][2]["bytes"] = size
         field = b"%011o\0" % size if size < 8 ** 11 else b"\x80" + size.to_bytes(11, "big")
         results.append(Kind(f"{size} bytes promised",
-                          archive(canonical(value), **{MODEL: member(MODEL, data, size=field)}), says))
+                          archive(canonical(value), **{MODEL: member(MODEL, data, size=field)}), refusal))
     return results
 
 

@@ -157,7 +157,7 @@ def answer(request):
     killed = os.WIFSIGNALED(status)
     output, _, count = output.rpartition("\noperations") if "\noperations" in output else (output, None, None)
     return {"code": None if killed else os.WEXITSTATUS(status), "killed": killed, "count": count and int(count),
-            "said": output}
+            "output": output}
 
 
 def serve():

@@ -27,12 +27,12 @@ def on_a_terminal(call, width=80, typed=b"", both=True, start=subprocess.Popen, 
     return process.wait(), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
-def read_until_closed(ours):
-    """The bytes that a terminal got until its other end was closed. ours: its file descriptor, closed here."""
+def read_until_closed(fd):
+    """The bytes that a terminal got until its other end was closed. fd: its file descriptor, closed here."""
     shown = b""
     while True:
         try:
-            shown += os.read(ours, 4096)
+            shown += os.read(fd, 4096)
         except OSError:  # the other end is closed
-            os.close(ours)
+            os.close(fd)
             return shown

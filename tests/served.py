@@ -35,7 +35,7 @@ class Server:
                    *map(str, options)]
         self.process = subprocess.Popen(command, stderr=self.log, stdout=self.log,
                                         env=dict(os.environ, PYTHONPATH=paths, **environment))
-        self.port = int(self._told(r"on http://\S+:(\d+)"))
+        self.port = int(self._match_in_log(r"on http://\S+:(\d+)"))
         self.key = None
         while wait and not self.ready():
             time.sleep(0.05)
@@ -44,20 +44,20 @@ class Server:
         try:
             return self.call("GET", "/health")[0] == 200
         except OSError as error:
-            raise AssertionError("the server has ended: " + self.said()) from error
+            raise AssertionError("the server has ended: " + self.printed()) from error
 
-    def said(self):
+    def printed(self):
         self.log.seek(0)
         return self.log.read().decode("utf-8", "replace")
 
-    def _told(self, pattern):
+    def _match_in_log(self, pattern):
         end = time.time() + WAIT_S
         while time.time() < end and self.process.poll() is None:
-            match = re.search(pattern, self.said())
+            match = re.search(pattern, self.printed())
             if match:
                 return match.group(1)
             time.sleep(0.02)
-        raise AssertionError("the server did not start: " + self.said())
+        raise AssertionError("the server did not start: " + self.printed())
 
     @property
     def url(self):

@@ -42,7 +42,7 @@ class Published(NamedTuple):
 
     @property
     def how(self) -> str:
-        return self.backend if self.gpu else f"{self.backend}, {self.threads or 'not said'}"
+        return self.backend if self.gpu else f"{self.backend}, {self.threads or 'not stated'}"
 
     @property
     def backend(self) -> str:
@@ -64,7 +64,7 @@ ROWS = (
     Published("jetson-nano", "Qwen3-0.6B", None, "prefill", 37.7, "Q4_K_M"),
     Published("jetson-orin-nano", "SmolLM-135M", None, "decode", 84.2, f"{SHORT}; Super mode"),
     Published(
-        "jetson-orin-nano", "SmolLM2-135M", None, "decode", 165, "25 W mode, all layers on the GPU, format not said",
+        "jetson-orin-nano", "SmolLM2-135M", None, "decode", 165, "25 W mode, all layers on the GPU, format not stated",
         gpu=True,
     ),
     Published("raspberry-pi-4", "SmolLM-135M", None, "decode", 28.8, SHORT),

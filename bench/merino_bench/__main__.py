@@ -101,7 +101,7 @@ def _probe(arguments: argparse.Namespace) -> int:
         "measuring for at most a minute; let nothing else run")
     probe = run_probe(arguments.path, report=say if stderr_is_terminal() else None, backend=backend)
     state = f" The machine was {' and '.join(probe['flags'])} meanwhile: measure again." if probe["flags"] else ""
-    left = f" {len(probe['left_out'])} graphs were left out for want of time." if probe["left_out"] else ""
+    left = f" {len(probe['left_out'])} graphs were left out, since the time was up." if probe["left_out"] else ""
     next_step = "" if is_stdout(arguments.path) else (
         f" On the workstation: merino-edge calibrate --probe {arguments.path} --device ID -o profile.toml")
     say(f"wrote {arguments.path} after {probe['seconds']:.0f} s.{state}{left}{next_step}")

@@ -132,7 +132,7 @@ def as_gpt2(geometry: Geometry) -> tuple[UniformGeometry, list[str]]:
     if projected:
         more = stored_params(made.operators) - stored_params(operators)
         notes.append(
-            f"its table is {width} wide, the bundle's {geometry.embed_width} with a projection before and behind:"
+            f"its embedding is {width} wide, the bundle's {geometry.embed_width} with a projection before and behind:"
             f" {more:,} more weights are read per token ({4 * more / 1e6:.1f} MB in float32)"
         )
     return made, notes

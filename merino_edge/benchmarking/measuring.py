@@ -62,8 +62,8 @@ def bench_here(progress: Callable[[], AbstractContextManager[Progress | None]]) 
     def bench(folders: Sequence[Path], requests: Sequence[BenchRequest]) -> list[Sequence[Record]]:
         records: list[Sequence[Record]] = []
         for request in requests:
-            with progress() as tell:
-                records.append(run_bench([str(folder) for folder in folders], request, progress=tell))
+            with progress() as report:
+                records.append(run_bench([str(folder) for folder in folders], request, progress=report))
         return records
 
     return bench

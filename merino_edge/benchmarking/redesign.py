@@ -51,7 +51,7 @@ def redesign(
             break
         design = design.model_copy(update={"budget": budget, "searched": limits, "measured": measure(design)})
         tried.append(design)
-        say(trial_line(design))
+        say(measured_line(design))
         share = largest_share(design)
         if ENOUGH <= share <= 1:
             break
@@ -85,8 +85,8 @@ def best_of(tried: list[Design]) -> Design:
     kept = [design for design in tried if largest_share(design) <= 1]
     if not kept:
         raise MerinoError(
-            f"none of {len(tried)} designs kept its budgets when measured: {'; '.join(map(trial_line, tried))}. Give "
-            "larger budgets, or try again while nothing else runs on this machine"
+            f"none of {len(tried)} designs kept its budgets when measured: {'; '.join(map(measured_line, tried))}. "
+            "Give larger budgets, or try again while nothing else runs on this machine"
         )
     best = max(kept, key=lambda design: design.entropy)
     assert best.measured is not None
@@ -103,7 +103,7 @@ def largest_share(design: Design) -> float:
     return max(shares(design).values(), default=1.0)
 
 
-def trial_line(design: Design) -> str:
+def measured_line(design: Design) -> str:
     taken = ", ".join(f"{share:.1%} of {name} {design.budget[name]:g}" for name, share in shares(design).items())
     return f"{design.architecture.shape()} takes {taken or 'no budget that can be measured'}"
 

@@ -113,7 +113,7 @@ async def bench_over_ssh(
     write_out(render(records, output, terminal_width()))
     failed = failures(records)
     if failed:
-        say(f"{len(failed)} of {len(records)} rows failed, their flags say why. First: {failed[0]}")
+        say(f"{len(failed)} of {len(records)} rows failed, the reason is in their flags. First: {failed[0]}")
     return 1 if failed else 0
 
 
@@ -135,7 +135,7 @@ async def records_of(
     """The records that the board's `bench` gives of bundles there, with these options. Raises MerinoError."""
     copied("measuring", 0, 0)
     arguments = ["bench", *places, *words, "-o", "jsonl"]
-    ran = await there.run(arguments, doing="measure", timeout_s=MOST_S, most_bytes=MOST_BYTES, tell=say)
+    ran = await there.run(arguments, doing="measure", timeout_s=MOST_S, most_bytes=MOST_BYTES, report=say)
     rows, faults, cut = parse_records(ran.out)
     if faults or cut or not rows:
         refusal = faults[0] if faults else ran.last_words or f"it ended with code {ran.code}"

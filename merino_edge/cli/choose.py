@@ -123,12 +123,12 @@ def pareto(
     share = parse_confidence(confidence)
     profile = board(device, say, backend)
     longest, tokens = default_lengths(profile, context, prompt)
-    with solving_progress(points) as tell:
+    with solving_progress(points) as report:
         pareto_front = front(
             profile, limits, against.name, points,
             space=replace(SEARCHED, vocab=vocab), context=longest, prompt=tokens, precision=precision, kv=cache,
             confidence=share,
-            progress=lambda limit: tell(f"{against.value} {limit:g}"),
+            progress=lambda limit: report(f"{against.value} {limit:g}"),
         )  # fmt: skip
     if plot:
         save_front(pareto_front, plot)

@@ -103,7 +103,7 @@ def run_chat_demo(source: str, out: Path) -> None:
     for precision in CHAT_FORMATS:
         print(f"== 1/2  export {loaded.name} to {precision}", flush=True)
         request = ExportRequest(precision=precision, context=context)
-        made = export(loaded, out / f"talk-{precision}", request, last_use=True)
+        made = export(loaded, out / f"chat-{precision}", request, last_use=True)
         if made.divergence:
             print(divergence_words(made.divergence))
         if not made.divergence or keeps(made.divergence):

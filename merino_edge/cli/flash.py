@@ -92,10 +92,12 @@ def flash_boards(
 
     addresses = parse_addresses(ssh)
     with working(f"checking {file}"):
-        checked = package(file, trust, tell=say, **how)
-    with boards_progress() as tell:
+        checked = package(file, trust, report=say, **how)
+    with boards_progress() as report:
         return asyncio.run(
-            flash_all(addresses, checked, at_once=at_once, accept_new=accept_new, dry_run=dry_run, tell=tell, say=say)
+            flash_all(
+                addresses, checked, at_once=at_once, accept_new=accept_new, dry_run=dry_run, report=report, say=say
+            )
         )
 
 
@@ -109,30 +111,30 @@ def flash_card(
     from merino_edge.delivery.rootfs import flash_rootfs
 
     if rootfs:
-        return flash_rootfs(file, rootfs, trust=trust, allow_unsigned=allow_unsigned, dry_run=dry_run, tell=say)
+        return flash_rootfs(file, rootfs, trust=trust, allow_unsigned=allow_unsigned, dry_run=dry_run, report=say)
     assert image
     if node:
         unused_disk(node)  # before the minutes that an image takes
-        ask = None if yes or dry_run else asked_on_terminal(node)
+        confirm = None if yes or dry_run else confirmation_on_terminal(node)
     steps = flash_image(image=image, archive_path=file, trust=trust, allow_unsigned=allow_unsigned, dry_run=dry_run,
-                        tell=say)  # fmt: skip
+                        report=say)  # fmt: skip
     if node and finished_image(image).is_file():
-        steps += flash_device(finished_image(image), node, ask=ask, dry_run=dry_run, tell=say)
+        steps += flash_device(finished_image(image), node, confirm=confirm, dry_run=dry_run, report=say)
     elif node:
         steps.append(f"write {finished_image(image)} to {node}, read it back and compare")
     return steps
 
 
-def asked_on_terminal(node: Path) -> Callable[[str], str]:
+def confirmation_on_terminal(node: Path) -> Callable[[str], str]:
     """Raises MerinoError where nobody could answer."""
     if sys.stdin is None or not sys.stdin.isatty():
         raise MerinoError(f"nobody can confirm here that {node} is overwritten: give --yes, or run this on a terminal")
 
-    def ask(question: str) -> str:
+    def confirm(question: str) -> str:
         print(question, end="", file=sys.stderr, flush=True)
         return sys.stdin.readline()
 
-    return ask
+    return confirm
 
 
 def show_flashed(done: "list[Flashed]", dry_run: bool, as_json: bool) -> None:

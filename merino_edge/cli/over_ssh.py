@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from merino_edge.calibration.probe import MeasuredDesign, Probe
     from merino_edge.delivery.ssh.connect import Board
     from merino_edge.delivery.ssh.programs import Program
-    from merino_edge.delivery.ssh.talk import Serve
+    from merino_edge.delivery.ssh.remote_chat import Serve
     from merino_edge.profiles.profile import DeviceProfile
 
 GENERATED_BYTES = 64 << 20
@@ -46,8 +46,8 @@ async def with_bundle(board: "Board", root: str | None, folder: str) -> "tuple[P
     from merino_edge.delivery.ssh.programs import bundle_there, program
 
     host, there = board.address.text, await program(board, root)
-    with boards_progress() as tell:
-        copied = lambda name, done, total: tell(host, f"copying {name}", done, total)  # noqa: E731
+    with boards_progress() as report:
+        copied = lambda name, done, total: report(host, f"copying {name}", done, total)  # noqa: E731
         return there, await bundle_there(there, folder, copied)
 
 
@@ -74,7 +74,7 @@ def generate_there(
         there, place = await with_bundle(board, root, folder)
         ran = await there.run(
             ["generate", place, "-", *options], (text + "\n").encode("utf-8", "surrogateescape"), doing="generate",
-            timeout_s=GENERATED_S, most_bytes=GENERATED_BYTES, tell=say, take=take,
+            timeout_s=GENERATED_S, most_bytes=GENERATED_BYTES, report=say, take=take,
         )  # fmt: skip
         return ran.code
 
@@ -90,7 +90,7 @@ def chat_there(
     """A chat with the model on the board, typed and shown here -> the exit code."""
     from merino_edge.cli.terminal import say
     from merino_edge.delivery.ssh.programs import INSTALLED
-    from merino_edge.delivery.ssh.talk import TalkThere, opened
+    from merino_edge.delivery.ssh.remote_chat import RemoteChat, opened
     from merino_edge.families.names import bundle_path
     from merino_runtime.bundle import load_bundle, own_files
     from merino_runtime.chat.session import converse, converse_in_json, write_json
@@ -100,15 +100,15 @@ def chat_there(
 
     async def work(board: "Board", serve: "Serve") -> None:
         there, place = await with_bundle(board, root, folder)
-        async with there.talking(["chat", place, "--json", *options], say) as session:
+        async with there.interactive(["chat", place, "--json", *options], say) as session:
             await serve(session)
 
     with opened(lambda serve: on_board(host, accept_new, lambda board: work(board, serve))) as remote:
-        talk = TalkThere(remote)
+        remote_chat = RemoteChat(remote)
         if as_json:
-            write_json(talk.greeting)
-            return converse_in_json(talk, kept)
-        return converse(talk, f"{talk.greeting['chat']} on {host}", kept)
+            write_json(remote_chat.greeting)
+            return converse_in_json(remote_chat, kept)
+        return converse(remote_chat, f"{remote_chat.greeting['chat']} on {host}", kept)
 
 
 def bench_there(
@@ -122,11 +122,11 @@ def bench_there(
 
     address = parse_address(host)
     folders, bases = bundles_of(bundles, baseline, precision, say)
-    with boards_progress() as tell:
+    with boards_progress() as report:
         return asyncio.run(
             bench_over_ssh(
                 address, accept_new, root, folders, bases, options, output, save, say,
-                lambda name, done, total: tell(host, f"copying {name}" if total else name, done, total),
+                lambda name, done, total: report(host, f"copying {name}" if total else name, done, total),
             )  # fmt: skip
         )
 
@@ -162,8 +162,8 @@ def choose_and_measure(
 
     if host is None:
         return measured_designs(profile, number, bench_here(bench_progress), say)
-    with boards_progress() as tell:
-        progress = lambda name, done, total: tell(host, f"copying {name}" if total else name, done, total)  # noqa: E731
+    with boards_progress() as report:
+        progress = lambda name, done, total: report(host, f"copying {name}" if total else name, done, total)  # noqa: E731
         return measured_designs(profile, number, bench_on(parse_address(host), accept_new, say, progress), say)
 
 
@@ -189,7 +189,7 @@ def chosen_device(device: str | None, ssh: str | None, accept_new: bool) -> str:
         return device_there(ssh, accept_new)
     refuse_remote(accept_new=accept_new)
     if device is None:
-        raise typer.BadParameter("give a board: --device ID, or --ssh HOST to ask it", param_hint="--device")
+        raise typer.BadParameter("give a board: --device ID, or --ssh HOST to query it", param_hint="--device")
     return device
 
 

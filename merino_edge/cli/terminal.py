@@ -70,15 +70,15 @@ def working(on: str) -> Iterator[None]:
 @contextmanager
 def bench_progress() -> "Iterator[Progress | None]":
     """A bar, as `run_bench` takes it; None without a terminal. Redrawn only between processes, to disturb none."""
-    with counting(auto_refresh=False) as tell:
-        yield tell
+    with counting(auto_refresh=False) as report:
+        yield report
 
 
 @contextmanager
 def counted_progress(unit: str = "step", *, again: bool = False) -> "Iterator[Progress]":
     """A bar on stderr; without a terminal a line at each tenth of the units. `again`: several counts follow."""
-    with counting(ends=not again) as tell:
-        yield tell or partial(tenths, unit)
+    with counting(ends=not again) as report:
+        yield report or partial(tenths, unit)
 
 
 @contextmanager
@@ -95,12 +95,12 @@ def counting(auto_refresh: bool = True, ends: bool = True) -> "Iterator[Progress
     with Bar(*columns, console=stderr, transient=True, auto_refresh=auto_refresh, redirect_stdout=False) as bar:
         task = bar.add_task("")
 
-        def tell(done: int, total: int, what: str) -> None:
+        def report(done: int, total: int, what: str) -> None:
             bar.update(task, completed=done, total=total, description=what, refresh=not auto_refresh)
             if ends and done >= total:
                 bar.stop()  # results are printed next
 
-        yield tell
+        yield report
 
 
 @contextmanager
@@ -138,13 +138,13 @@ def boards_progress() -> Iterator[Callable[[str, str, int, int], None]]:
     with Bar(*columns, console=stderr, transient=True, redirect_stdout=False) as bar:
         tasks: dict[str, TaskID] = {}
 
-        def tell(host: str, doing: str, done: int, total: int) -> None:
+        def report(host: str, doing: str, done: int, total: int) -> None:
             if host not in tasks:
                 tasks[host] = bar.add_task(doing, host=host, total=None)
             size = f" {done / 2**20:,.0f} of {total / 2**20:,.0f} MB" if total else ""
             bar.update(tasks[host], description=doing + size, completed=done, total=total or None)
 
-        yield tell
+        yield report
 
 
 def tenths(unit: str, done: int, total: int, what: str) -> None:

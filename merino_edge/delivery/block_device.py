@@ -32,12 +32,12 @@ class Disk(NamedTuple):
 
 
 def flash_device(
-    image: Path, node: Path, *, ask: Callable[[str], str] | None, dry_run: bool = False,
-    tell: Callable[[str], None] = lambda _: None,
+    image: Path, node: Path, *, confirm: Callable[[str], str] | None, dry_run: bool = False,
+    report: Callable[[str], None] = lambda _: None,
 ) -> list[str]:  # fmt: skip
     """Writes `image`, as `flash_image` leaves it, onto the whole disk `node`; all that was on it is lost.
 
-    ask: shows a question and returns what was typed, which must be `node`; None: confirmed beforehand. Returns the
+    confirm: shows a question and returns what was typed, which must be `node`; None: confirmed beforehand. Returns the
     steps done, or that would be. Raises MerinoError where the node is no disk, is in use or too small, where the answer
     is another, and where what is read back differs.
     """
@@ -53,9 +53,9 @@ def flash_device(
     steps = [write, f"read {node} back and compare"]
     if dry_run:
         return steps
-    if ask and ask(f"All data on {described(disk)} will be lost. Type {node} to go on: ").strip() != str(node):
+    if confirm and confirm(f"All data on {described(disk)} will be lost. Type {node} to go on: ").strip() != str(node):
         raise MerinoError(f"nothing was written to {node}: its name was not typed. Type it as it is, or give --yes.")
-    _copy_and_compare(image, disk, tell)
+    _copy_and_compare(image, disk, report)
     return steps
 
 
@@ -133,7 +133,7 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _copy_and_compare(image: Path, disk: Disk, tell: Callable[[str], None]) -> None:
+def _copy_and_compare(image: Path, disk: Disk, report: Callable[[str], None]) -> None:
     """Writes all of the image, its holes too, syncs, and reads it back. The disk is held meanwhile, so that no desktop
     mounts it between the two. Raises MerinoError."""
     doing = f"open {disk.node}"
@@ -145,10 +145,10 @@ def _copy_and_compare(image: Path, disk: Disk, tell: Callable[[str], None]) -> N
             if f"{os.major(number)}:{os.minor(number)}" != _text(Path("/sys/class/block", disk.name, "dev")):
                 raise MerinoError(f"{disk.node} became another device; nothing was written. Run the command again.")
             doing = f"write {disk.node}"
-            tell(f"writing {disk.node}")
+            report(f"writing {disk.node}")
             written = _write(image, device)
             doing = f"read {disk.node}"
-            tell(f"reading {disk.node} back")
+            report(f"reading {disk.node} back")
             if _sha256_of(device, image.stat().st_size) != written:
                 raise MerinoError(
                     f"{disk.node} does not hold what was written to it: the card or its reader is faulty. Take another."

@@ -50,29 +50,29 @@ def finished_image(image: Path) -> Path:
 
 def flash_image(
     archive_path: Path, image: Path, *, trust: Sequence[Path] = (), allow_unsigned: bool = False, dry_run: bool = False,
-    tell: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> list[str]:  # fmt: skip
     """Puts the packed file, its keys and a unit that installs them into the root file system in a disk image.
 
     image: FILE.img, which is replaced when the new one is complete and its file system clean; or FILE.img.xz, which is
     kept: the unpacked FILE.img is made. trust: files of public keys, which become trusted on the board. dry_run:
-    nothing stays; an .xz is unpacked all the same, to read it. tell: gets the step that begins. Returns the steps done,
-    or that would be. Raises MerinoError where a step fails; the image is then unchanged.
+    nothing stays; an .xz is unpacked all the same, to read it. report: gets the step that begins. Returns the steps
+    done, or that would be. Raises MerinoError where a step fails; the image is then unchanged.
     """
     check_tools(("debugfs", "e2fsck", "sfdisk"))
     target = finished_image(image)
     _check_files(image, target)
-    archive = checked_archive(archive_path, trust, allow_unsigned, lambda path: tell(f"hashing {path}"))
+    archive = checked_archive(archive_path, trust, allow_unsigned, lambda path: report(f"hashing {path}"))
     size_bytes = archive.bytes if dry_run else archive.bytes + 512 * image.stat().st_blocks
     with _work_file(target, size_bytes, dry_run) as file:
         folder, name = Path(file.name).parent, ORIGINAL
         if target != image:
-            tell(f"unpacking {image}")
+            report(f"unpacking {image}")
             unpack_xz(image, file)
             name = Path(file.name).name
         else:
             os.symlink(os.path.abspath(image), folder / ORIGINAL)
-        tell("reading the image")
+        report("reading the image")
         parts = partitions(folder, name, str(image))
         volume, number = _root_volume(folder, name, parts, image)
         check_clean(volume)
@@ -81,12 +81,12 @@ def flash_image(
         steps = _steps(image, target, parts, volume, number, plan)
         if not dry_run:
             if target == image:
-                tell(f"copying {image}")
+                report(f"copying {image}")
                 copy_sparse(image, file)
             copy = volume._replace(name=Path(file.name).name)
-            tell("writing the files")
+            report("writing the files")
             write_plan(copy, plan)
-            tell("checking the new image")
+            report("checking the new image")
             check_written(copy, plan)
     return steps
 

@@ -23,11 +23,11 @@ from merino_runtime.io.scratch import sweep_folder
 
 def flash_rootfs(
     archive_path: Path, rootfs: Path, *, trust: Sequence[Path] = (), allow_unsigned: bool = False,
-    dry_run: bool = False, tell: Callable[[str], None] = lambda _: None,
+    dry_run: bool = False, report: Callable[[str], None] = lambda _: None,
 ) -> list[str]:  # fmt: skip
     """Puts the packed file, its keys and a unit that installs them into the root file system in the folder `rootfs`.
 
-    trust: files of public keys, which become trusted on the board. dry_run: nothing is written. tell: gets what is
+    trust: files of public keys, which become trusted on the board. dry_run: nothing is written. report: gets what is
     being done. Returns the steps done, or that would be. Raises MerinoError where it cannot be done; nothing has been
     written then, except where the disk itself fails.
     """
@@ -37,7 +37,7 @@ def flash_rootfs(
             "with sudo, or write into an image: --image FILE"
         )
     tree = FolderTree(_checked_root(rootfs))
-    archive = checked_archive(archive_path, trust, allow_unsigned, lambda path: tell(f"hashing {path}"))
+    archive = checked_archive(archive_path, trust, allow_unsigned, lambda path: report(f"hashing {path}"))
     plan = make_plan(tree, archive, trust)
     free = tree.free_bytes()
     if free < plan.need_bytes:
@@ -49,7 +49,7 @@ def flash_rootfs(
     if not dry_run:
         for placed in plan.placed:
             if not placed.is_done:
-                tell(f"writing {placed.path}")
+                report(f"writing {placed.path}")
                 _place(tree, placed)
         sweep_folder(str(tree.here(resolve(tree, INCOMING).path)))  # of killed flashes of other packed files
         for path in plan.stale:

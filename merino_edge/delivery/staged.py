@@ -48,11 +48,11 @@ class Staged(NamedTuple):
 
 
 def checked_archive(
-    path: Path, trust: Sequence[Path], allow_unsigned: bool, tell: Callable[[str], None] = lambda _: None
+    path: Path, trust: Sequence[Path], allow_unsigned: bool, report: Callable[[str], None] = lambda _: None
 ) -> Archive:
     """The packed file, its layout, signature and every hash checked, as the board will check them.
 
-    trust: files of public keys. tell: gets the path of each file in it that is hashed. Raises MerinoError.
+    trust: files of public keys. report: gets the path of each file in it that is hashed. Raises MerinoError.
     """
     archive = open_archive(str(path))
     signer = check_signature(archive, [read_public_key(str(key)).key for key in trust])
@@ -60,7 +60,7 @@ def checked_archive(
         raise MerinoError(
             f"{path} is not signed. Pack it with --sign KEY and give --trust KEY.pub, or give --allow-unsigned."
         )
-    check_hashes(archive, tell)
+    check_hashes(archive, report)
     return archive
 
 

@@ -207,9 +207,9 @@ def differences(kept: Run, requested: Run) -> list[str]:
     elif kept.weights_sha256 != requested.weights_sha256:
         differing.append(f"SOURCE has {weights_shown(requested)}; the run's has {weights_shown(kept)}")
     files = (("--data", kept.data, requested.data), ("--held-out", kept.held_out, requested.held_out))
-    for option, kept_files, asked_files in files:
-        if len(kept_files) != len(asked_files) or not all(map(DataFile.same_data, kept_files, asked_files)):
-            differing.append(f"{option} is {listed(asked_files)}; the run's is {listed(kept_files)}")
+    for option, kept_files, requested_files in files:
+        if len(kept_files) != len(requested_files) or not all(map(DataFile.same_data, kept_files, requested_files)):
+            differing.append(f"{option} is {listed(requested_files)}; the run's is {listed(kept_files)}")
     if kept.teacher_sha256 != requested.teacher_sha256:
         first, second = (run.teacher_sha256[:8] or "none" for run in (kept, requested))
         differing.append(f"--teacher is {second}; the run's is {first}")

@@ -40,7 +40,7 @@ def run(words, bundle, cwd, **options):
     return code, out, err
 
 
-def told(err):
+def messages(err):
     """The lines that are no notes and not the summary of a generation."""
     usual = ("merino: note: ", "merino: measuring for", "merino: wrote ")
     return [line for line in err.splitlines() if not line.startswith(usual) and ", stopped by " not in line]
@@ -52,7 +52,7 @@ def told(err):
     for words in VERBS for stream in STREAMS])
 def test_a_stream_that_takes_nothing(words, streams, reader, expected, bundle, tmp_path):
     code, _, err = run(words, bundle, tmp_path, streams=streams, reader=reader)
-    lines = told(err)
+    lines = messages(err)
     assert len(lines) == (expected == 1) and all("cannot write to stdout: " in line for line in lines), err
     assert code == expected
     kept = [word for word in words if word == "kept.json"]
@@ -70,7 +70,7 @@ def test_a_disk_that_takes_nothing(words, no_room, bundle, tmp_path):
     folder, kind = no_room
     before = os.listdir(str(folder))
     code, out, err = run(words, bundle, tmp_path)
-    line, = told(err)
+    line, = messages(err)
     assert code == 1 and line.startswith("merino: cannot write ") and "disk/kept" in line, err
     reason = {"read-only": "Read-only file system", "full": "No space left on device"}[kind]
     assert reason in line or " MB are free there" in line

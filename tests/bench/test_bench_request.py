@@ -64,14 +64,14 @@ def test_one_asked_for_leaves_the_other_usual():
     assert [case.name for case in cases_for(BenchRequest(prompts=(16,)), [("a", 64)])] == ["pp16", "tg56"]
 
 
-@pytest.mark.parametrize("asked, words", [
+@pytest.mark.parametrize("run_request, words", [
     (BenchRequest(repetitions=0), "repetitions is 0"), (BenchRequest(threads=(2, 0)), "threads is 0"),
     (BenchRequest(seed=-1), "seed is -1"), (BenchRequest(prompts=(-4,)), "length is -4"),
     (BenchRequest((), ()), "nothing is left"), (BenchRequest(depths=(-1,)), "depth is -1"),
     (BenchRequest(depths=()), "no depth")])
-def test_impossible_counts_are_refused(asked, words):
+def test_impossible_counts_are_refused(run_request, words):
     with pytest.raises(MerinoError, match=words):
-        cases_for(asked, [("a", 64)])
+        cases_for(run_request, [("a", 64)])
 
 
 @pytest.mark.parametrize("text", ["8-4", "4-8+0", "4-8*1", "0-8*2"])

@@ -212,9 +212,9 @@ class TestRun:
         def engine(name, **changes):
             real = bundle_engine(folder, False, 0)
 
-            def measure(*asked):
+            def measure(*positional):
                 order.append(name)
-                return real.measure(*asked)
+                return real.measure(*positional)
 
             return real._replace(measure=measure, identity=dict(real.identity, bundle=name), **changes)
 

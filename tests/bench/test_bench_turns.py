@@ -21,9 +21,9 @@ def engine(folder, name, is_baseline, flags_of_next, calls):
     real = bundle_engine(folder, is_baseline, 0)
     measured = []
 
-    def measure(*asked):
+    def measure(*arguments):
         if not measured:
-            measured.append(real.measure(*asked))
+            measured.append(real.measure(*arguments))
         calls.append(name)
         return dict(measured[0], flags=flags_of_next())
 

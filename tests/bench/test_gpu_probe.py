@@ -30,7 +30,7 @@ def test_each_chain_takes_the_devices_own_time(version, tmp_path, monkeypatch):
     for (form, side, count, tokens), row in chains.items():
         half = form == "fp16"
         assert row["weight_bytes"] == 4 * side * side * count // (2 if half else 1)
-        plan = {"flags": ["FP16"] if half else [], "weight_bytes": 4 * side * side * count, "products": count}
+        plan = {"flags": ["FP16"] if half else [], "weight_bytes": 4 * side * side * count, "matmuls": count}
         truth_ms = 1e3 * (SPEEDS.run_s(plan, tokens) + SPEEDS.copy_s(4 * side))
         assert row["ms"] == pytest.approx(truth_ms, rel=1e-4, abs=2e-5) and row["repeats"] >= 3
     (memory,) = result["resident"]

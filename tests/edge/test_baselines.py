@@ -33,25 +33,25 @@ def formats(folders):
 
 
 def test_there_is_one_per_measured_format_and_it_is_exported_once(bundle_dirs):
-    said = []
+    notes = []
     measured = [bundle_dirs["fused"], bundle_dirs["portable"], bundle_dirs["fused"]]
-    folders = baseline_bundles("opt-350m", measured, None, said.append)
-    assert formats(folders) == [("fp32", "fused"), ("fp32", "portable")] and len(said) == 2
-    assert baseline_bundles("opt-350m", measured[::-1], None, said.append) == folders and len(said) == 2
+    folders = baseline_bundles("opt-350m", measured, None, notes.append)
+    assert formats(folders) == [("fp32", "fused"), ("fp32", "portable")] and len(notes) == 2
+    assert baseline_bundles("opt-350m", measured[::-1], None, notes.append) == folders and len(notes) == 2
 
 
 def test_a_baseline_of_another_exporter_is_exported_again_and_the_old_one_removed(bundle_dirs, monkeypatch):
-    said = []
+    notes = []
     measured = [bundle_dirs["fused"], bundle_dirs["portable"]]
-    old_fused, portable = (Path(folder) for folder in baseline_bundles("opt-350m", measured, None, said.append))
+    old_fused, portable = (Path(folder) for folder in baseline_bundles("opt-350m", measured, None, notes.append))
     undigested = old_fused.with_name("opt-350m-fp32-fused")  # as they were named before there were digests
     mine = old_fused.with_name("opt-350m-fp32-fused-of-mine")
     for folder in (undigested, mine):
         shutil.copytree(old_fused, folder)
     monkeypatch.setattr(baselines, "exporter_digest", lambda: "0123456789ab")
-    (new,) = baseline_bundles("opt-350m", measured[:1], None, said.append)
+    (new,) = baseline_bundles("opt-350m", measured[:1], None, notes.append)
     assert Path(new) != old_fused and formats([new]) == [("fp32", "fused")]
-    assert sum("exporting" in line for line in said) == 3
+    assert sum("exporting" in line for line in notes) == 3
     assert sorted(old_fused.parent.iterdir()) == sorted([Path(new), portable, mine])
 
 

@@ -49,17 +49,17 @@ def test_a_budget_added_to_the_table_is_an_option_with_help(cache_budget):
 
 
 def test_a_budget_added_to_the_table_binds_both_solvers_and_is_named_by_a_refusal(cache_budget):
-    def asked(**keys):
+    def designed(**keys):
         return design(BOARD, {"kv_mb": keys.pop("kv_mb")}, space=SPACE, context=256, prompt=64, **keys)
 
-    free = asked(kv_mb=1e6)
-    tight = asked(kv_mb=0.6 * free.predicted.kv_bytes / 2**20)
+    free = designed(kv_mb=1e6)
+    tight = designed(kv_mb=0.6 * free.predicted.kv_bytes / 2**20)
     assert tight.predicted.kv_bytes <= 0.6 * free.predicted.kv_bytes and tight.entropy < free.entropy
     assert tight.solver.gap < 1e-6
-    paper = asked(kv_mb=0.6 * free.predicted.kv_bytes / 2**20, solver="evolution", effort=Effort(steps=20_000))
+    paper = designed(kv_mb=0.6 * free.predicted.kv_bytes / 2**20, solver="evolution", effort=Effort(steps=20_000))
     assert paper.predicted.kv_bytes <= 0.6 * free.predicted.kv_bytes
     with pytest.raises(MerinoError, match=rf"{cache_budget.option} 0.001 is below \S+, .* \(the whole KV"):
-        asked(kv_mb=0.001)
+        designed(kv_mb=0.001)
 
 
 def spelled(tree):

@@ -37,7 +37,7 @@ def option(name):
     return BUDGETS_BY_NAME[name].option
 
 
-def asked(budgets, *, board=BOARD, space=SPACE, vocabs=(), precisions=(), **keys):
+def solved(budgets, *, board=BOARD, space=SPACE, vocabs=(), precisions=(), **keys):
     """As the command does it: the budgets as given, the board's own beside them, the design."""
     limits = with_board_defaults(budgets, board)
     return design(
@@ -63,20 +63,20 @@ def test_an_impossible_budget_is_named_with_a_value_that_does(name):
     plenty = {other: 250 for other in NAMES if other != name} | {"prefill_ms": 1e5, "decode_ms": 1e3}
     plenty.pop(name, None)
     with pytest.raises(MerinoError) as caught:
-        asked({**plenty, name: 1e-3})
+        solved({**plenty, name: 1e-3})
     (least,) = named(str(caught.value)).items()
     assert least[0] == option(name)
-    assert spent(asked({**plenty, name: least[1]}))[name] <= least[1]
+    assert spent(solved({**plenty, name: least[1]}))[name] <= least[1]
     with pytest.raises(MerinoError, match=option(name)):
-        asked({**plenty, name: least[1] * 0.99})
+        solved({**plenty, name: least[1] * 0.99})
 
 
 def test_all_impossible_budgets_are_named_at_once():
     with pytest.raises(MerinoError, match="--vocab") as caught:
-        asked(dict.fromkeys(NAMES, 1e-3))
+        solved(dict.fromkeys(NAMES, 1e-3))
     least = named(str(caught.value))
     assert set(least) == {option(name) for name in NAMES}
-    assert asked({name: least[option(name)] for name in NAMES}).entropy > 0
+    assert solved({name: least[option(name)] for name in NAMES}).entropy > 0
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, -math.inf])
@@ -85,8 +85,8 @@ def test_a_budget_that_is_no_positive_number_is_refused_with_one_that_does(name,
     with pytest.raises(MerinoError, match=f"{option(name)} {value:g}"):
         requested({name: value})
     with pytest.raises(MerinoError, match=f"{option(name)} {value:g} is not a positive, finite number") as caught:
-        asked({name: value})
-    assert spent(asked({name: named(str(caught.value))[option(name)]}))[name] > 0
+        solved({name: value})
+    assert spent(solved({name: named(str(caught.value))[option(name)]}))[name] > 0
 
 
 def test_a_boards_own_budgets_fill_what_was_not_named():
@@ -114,7 +114,7 @@ def test_whatever_is_asked_gives_a_design_within_it_or_names_what_would(budgets,
     vocabs, precisions = opened
     for _ in range(3):  # first more memory than there is, then what is below the smallest
         try:
-            result = asked(budgets, board=TWO_CORES, space=TINY, vocabs=vocabs, precisions=precisions)
+            result = solved(budgets, board=TWO_CORES, space=TINY, vocabs=vocabs, precisions=precisions)
             break
         except MerinoError as error:
             message = str(error)
@@ -188,7 +188,7 @@ def test_energy_is_refused_where_the_profile_knows_no_watts():
 
 
 def test_energy_is_watts_times_the_time_of_a_step():
-    result = asked({"j_per_token": 0.01})
+    result = solved({"j_per_token": 0.01})
     assert result.predicted.j_per_token == pytest.approx(
         BOARD.power.stress_w.value * result.predicted.decode_ms / 1e3, rel=1e-12
     )
@@ -202,7 +202,7 @@ def test_energy_is_watts_times_the_time_of_a_step():
      *(pytest.param(*each, marks=pytest.mark.nightly) for each in (("fused", "int8"), ("portable", "fp32")))],
 )  # fmt: skip
 def test_a_bundles_folder_is_about_as_large_as_predicted_and_no_larger(dialect, precision, tmp_path):
-    arch = asked({"params_m": 4, "decode_ms": 50}).architecture
+    arch = solved({"params_m": 4, "decode_ms": 50}).architecture
     source = random_source(arch, "sized")
     export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision))
     entries = ENTRY_FILE_BYTES * arch.vocab  # random weights have no tokenizer
@@ -221,14 +221,14 @@ def test_the_embedded_bundle_is_as_large_as_predicted(tmp_path):
 
 def test_every_budget_can_bind_alone():
     for name in NAMES:
-        free = asked({name: 250.0 if name == "memory_mb" else 1e6})
-        tight = asked({name: 0.5 * (spent(free)[name] if name != "memory_mb" else 250)})
+        free = solved({name: 250.0 if name == "memory_mb" else 1e6})
+        tight = solved({name: 0.5 * (spent(free)[name] if name != "memory_mb" else 250)})
         assert tight.entropy < free.entropy, name
 
 
 def test_a_pair_of_budgets_is_kept_by_both_solvers():
     for pair in itertools.combinations(NAMES, 2):
-        free = spent(asked({"decode_ms": 1e6}))
+        free = spent(solved({"decode_ms": 1e6}))
         ceilings = {name: 0.6 * free[name] for name in pair}
         designed = design(BOARD, ceilings, space=replace(SPACE, blocks=2), context=512, prompt=512)
         assert all(spent(designed)[name] <= limit for name, limit in ceilings.items())

@@ -1,4 +1,4 @@
-"""Weights rounded for a text: the feedback by itself, the moments that it goes by, and exports that keep more of a
+"""GPTQ: the quantisation alone, the Hessian that it uses, and exports that keep more of a
 model."""
 
 import numpy as np

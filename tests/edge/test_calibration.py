@@ -119,7 +119,7 @@ def test_all_faults_of_a_probe_come_in_one_message(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"kv_heads": 3}, "kv_heads is 3, must divide heads, 8"),
         ({"kv_heads": 0}, "kv_heads is 0, must divide heads, 8"),
@@ -127,13 +127,13 @@ def test_all_faults_of_a_probe_come_in_one_message(tmp_path):
         ({"columns": 513}, "heads is 8, must divide columns, 513"),
     ],
 )
-def test_a_row_of_attention_whose_heads_do_not_fit_is_refused(change, said, tmp_path):
+def test_a_row_of_attention_whose_heads_do_not_fit_is_refused(change, message, tmp_path):
     content = json.loads(synthetic().model_dump_json(by_alias=True))
     place, row = next((place, row) for place, row in enumerate(content["measurements"]) if row["kind"] == "attention")
     row.update(change)
     path = tmp_path / "probe.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(MerinoError, match=f"measurements.{place}.*{said}"):
+    with pytest.raises(MerinoError, match=f"measurements.{place}.*{message}"):
         read_probe(path)
 
 
@@ -153,7 +153,7 @@ def test_what_is_no_probe_is_refused(text, tmp_path):
         lambda row: row.kind == "linear",
         lambda row: row.kind == "attention" and row.kv_heads < row.heads,
     ],
-    ids=["products", "attention with shared heads"],
+    ids=["matmuls", "attention with shared heads"],
 )
 def test_a_probe_that_never_got_to_what_a_calibration_needs_is_refused(left_out):
     with pytest.raises(MerinoError, match="run `merino probe` again"):
@@ -316,13 +316,13 @@ def test_calibrate_writes_a_profile_that_devices_takes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("device", "probe", "out", "says"),
+    ("device", "probe", "out", "message"),
     [("host", "probe.json", None, "takes no --probe"), ("raspberry-pi-5", None, "out.toml", "needs --probe FILE"),
      ("raspberry-pi-5", "probe.json", None, "-o FILE"), ("pi-9", "probe.json", "out.toml", "No device profile")],
 )  # fmt: skip
-def test_what_calibrate_cannot_do_is_said(device, probe, out, says, tmp_path):
+def test_what_calibrate_cannot_do_is_said(device, probe, out, message, tmp_path):
     (tmp_path / "probe.json").write_text(synthetic().model_dump_json(by_alias=True))
     probes = [tmp_path / probe] if probe else []
-    with pytest.raises(MerinoError, match=says):
+    with pytest.raises(MerinoError, match=message):
         recalibrate(device, probes, tmp_path / out if out else None)
     assert not (tmp_path / "out.toml").exists()

@@ -36,7 +36,7 @@ class Terminal:
         import struct
         import termios
 
-        self.ours, other = pty.openpty()
+        self.terminal_fd, other = pty.openpty()
         fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
         environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
         self.process = subprocess.Popen(
@@ -49,8 +49,8 @@ class Terminal:
     def wait_for(self, pattern):
         """Until the pattern is shown in what has come since the last wait."""
         match = re.search(pattern, self.shown)
-        while not match and select.select([self.ours], [], [], PATIENCE_S)[0]:
-            self.shown += os.read(self.ours, 4096)
+        while not match and select.select([self.terminal_fd], [], [], PATIENCE_S)[0]:
+            self.shown += os.read(self.terminal_fd, 4096)
             match = re.search(pattern, self.shown)
         assert match, (pattern, self.shown[-300:])
         self.shown = self.shown[match.end() :]
@@ -59,14 +59,14 @@ class Terminal:
         """As a person does, some time after what was shown: Python loses a ctrl-C that comes between the prompt and its
         wait for keys until the next key."""
         time.sleep(0.3)
-        os.write(self.ours, text)
+        os.write(self.terminal_fd, text)
 
     def ended(self):
-        self.shown += read_until_closed(self.ours)
+        self.shown += read_until_closed(self.terminal_fd)
         return self.process.wait()
 
 
-def talk_and_interrupt(call):
+def chat_and_interrupt(call):
     """Stops an answer, asks on, and leaves by ctrl-C twice; the rest of what was shown."""
     terminal = Terminal(call)
     terminal.wait_for(b"> ")
@@ -87,7 +87,7 @@ def talk_and_interrupt(call):
 
 
 def test_ctrl_c_stops_the_answer_then_leaves(endless):
-    talk_and_interrupt([*CHAT, endless, *GREEDY])
+    chat_and_interrupt([*CHAT, endless, *GREEDY])
 
 
 def test_ctrl_c_ends_a_talk_from_a_pipe(endless):
@@ -142,12 +142,12 @@ def test_over_ssh_it_is_the_same_talk(board, home, chat_dir, tmp_path):  # noqa:
     assert there.returncode == 1 and events[0]["context"] == 256 and events[0]["system"] == "Be kind."
     done, message = [event for event in events if event.get("done")]
     assert done["tokens"] == 9 and "/no" in [event for event in events if "error" in event][0]["error"]
-    assert "computed" in message["said"]
+    assert "computed" in message["output"]
 
 
 @needs_sshd
 def test_over_ssh_ctrl_c_stops_the_answer_then_leaves_and_nothing_runs_on(board, home, endless):  # noqa: ARG001
-    talk_and_interrupt([*CHAT, "--ssh", board.address, endless, *GREEDY])
+    chat_and_interrupt([*CHAT, "--ssh", board.address, endless, *GREEDY])
     for _ in range(400):
         if not ssh_board.programs_on(board):
             return

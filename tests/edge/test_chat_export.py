@@ -33,7 +33,7 @@ TEXTS = st.text(max_size=12).filter(lambda text: not set(text) & {"\ue000", "\ue
 TURNS = st.lists(st.builds(Turn, TEXTS, TEXTS), max_size=3)
 
 
-def found_for(name):
+def exported_template(name):
     template = {**chat_templates.EXACT, **chat_templates.INEXACT}[name]
     return template, chat_of(ChatTemplate(template, chat_templates.TOKENS, name))
 
@@ -48,7 +48,7 @@ def transformers_text(template, system, turns, user, **options):
 
 @pytest.mark.parametrize("name", chat_templates.EXACT)
 def test_parts_give_what_transformers_renders_for_any_texts(name):
-    template, result = found_for(name)
+    template, result = exported_template(name)
     parts = result.chat.parts
     assert result.why_jinja == "" and parts is not None
     by_board = compiled(template, name)
@@ -66,8 +66,8 @@ def test_parts_give_what_transformers_renders_for_any_texts(name):
     check()
 
 
-def test_what_each_template_is_found_to_do():
-    parts = {name: found_for(name)[1].chat.parts for name in chat_templates.EXACT}
+def test_what_each_template_does():
+    parts = {name: exported_template(name)[1].chat.parts for name in chat_templates.EXACT}
     assert {name for name, each in parts.items() if each.system is None} == {"gemma2"}
     assert {name for name, each in parts.items() if each.no_think} == {"qwen3"}
     assert {name: each.date_format for name, each in parts.items() if each.date_format} == {
@@ -81,19 +81,19 @@ def test_what_each_template_is_found_to_do():
 
 def test_the_parts_that_the_boards_tests_use_are_what_is_exported():
     for name, described in (("chatml", chat_templates.CHATML_PARTS), ("qwen3", chat_templates.QWEN3_PARTS)):
-        parts = found_for(name)[1].chat.parts
+        parts = exported_template(name)[1].chat.parts
         assert {**parts._asdict(), "system": parts.system._asdict(), "texts": parts.texts._asdict()} == described
 
 
 def test_the_date_is_the_days_on_which_it_is_rendered(monkeypatch):
-    _, result = found_for("llama3.2")
+    _, result = exported_template("llama3.2")
     monkeypatch.setattr(time, "strftime", lambda form: f"tomorrow as {form}")
     assert "Today Date: tomorrow as %d %b %Y\n" in by_parts(result.chat.parts, None, (), "x", False)[0].text
 
 
 @pytest.mark.parametrize("name", chat_templates.INEXACT)
 def test_what_cannot_be_rendered_is_left_to_jinja_and_it_says_why(name):
-    template, result = found_for(name)
+    template, result = exported_template(name)
     assert result.chat.parts is None and result.why_jinja
     conversation = ("S", [Turn("a ", " b"), Turn("c", "d")], "e")
     pieces = by_jinja(compiled(template, name), result.chat, *conversation, no_think=False)
@@ -170,13 +170,13 @@ def test_a_hubs_tokenizer_json_gives_the_same_text_through_generate_and_chat(che
     assert heard["hub"] == ([begin, *heard["plain"][0]], heard["plain"][1]) and len(heard["plain"][0]) > 4
 
 
-@pytest.mark.parametrize(("template", "said"), [
+@pytest.mark.parametrize(("template", "message"), [
     (chat_templates.RAISING, "raises: This model takes no more than tools"), ("{% for %}", "is not a chat template"),
 ])  # fmt: skip
-def test_a_template_that_raises_ends_the_export_and_nothing_is_written(checkpoint, template, said, tmp_path, here):  # noqa: F811
+def test_a_template_that_raises_ends_the_export_and_nothing_is_written(checkpoint, template, message, tmp_path, here):  # noqa: F811
     broken = chat_bundle.copied_checkpoint(checkpoint, tmp_path / "broken", template)
     code, out, err = here("export", broken, "-o", tmp_path / "bundle")
-    assert (code, out) == (1, "") and said in err and "--no-chat" in err and "\x1b" not in err
+    assert (code, out) == (1, "") and message in err and "--no-chat" in err and "\x1b" not in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
     code, out, err = here("export", broken, "-o", tmp_path / "bundle", "--context", "64", "--no-chat")
     assert code == 0 and "chat template included" not in out, err

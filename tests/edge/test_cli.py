@@ -105,8 +105,8 @@ def test_design_says_of_a_format_what_recommend_says_and_of_opt_the_same_figures
     missing = "not there: onnxruntime 1.10.0 has no int4, and this CPU no kernels"
     _, out, _ = here("design", *words, "--precision", "int4")
     assert f"int4 is {missing}" in out
-    _, said, _ = here("recommend", *words, "--json")
-    recommended = json.loads(said)
+    _, out, _ = here("recommend", *words, "--json")
+    recommended = json.loads(out)
     assert [each["reason"] for each in recommended["designs"] if each["reason"]] == [missing]
     _, table, _ = here("design", *words)
     assert missing not in table
@@ -221,11 +221,11 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "says"), MISTAKES, ids=[" ".join(words)[:40] for words, _ in MISTAKES])
-def test_a_users_mistake_is_one_message_and_exit_1(arguments, says, here, tmp_path):
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(words)[:40] for words, _ in MISTAKES])
+def test_a_users_mistake_is_one_message_and_exit_1(arguments, message, here, tmp_path):
     code, out, err = here(*arguments, cwd=tmp_path)
     assert code == 1 and out == ""
-    assert says in err
+    assert message in err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -234,8 +234,8 @@ def test_a_refused_budget_names_options_that_exist(command, here):
     """`design --blocks` was named by `pareto`, which has no such option."""
     code, out, err = here(command, "--device", "raspberry-pi-4", "--memory-mb", "1")
     assert (code, out) == (1, "")
-    told, options = re.search(r"or `(\w+)` with (.*)", err).groups()
-    there = {option for parameter in get_command(app).commands[told].params for option in parameter.opts}
+    other, options = re.search(r"or `(\w+)` with (.*)", err).groups()
+    there = {option for parameter in get_command(app).commands[other].params for option in parameter.opts}
     named = set(re.findall(r"--[\w-]+", options))
     assert named == {"--blocks", "--vocab", "--context"} and named <= there
 
@@ -300,7 +300,7 @@ for words in {each[0]: each for each in refused}.values():
 for number, words in enumerate(refused):
     if os.fork() == 0:
         for stream, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"../said/{number}.{name}", os.O_CREAT | os.O_WRONLY), stream)
+            os.dup2(os.open(f"../streams/{number}.{name}", os.O_CREAT | os.O_WRONLY), stream)
         code = run(words)
         sys.stdout.flush()
         os._exit(code)  # at once: what is loaded takes half a second to be taken apart
@@ -310,7 +310,7 @@ for number, words in enumerate(refused):
 
 def test_a_typo_is_refused_where_torch_cannot_be_loaded(design_file, tmp_path):
     (folder := tmp_path / "here").mkdir()
-    (said := tmp_path / "said").mkdir()
+    (streams := tmp_path / "streams").mkdir()
     design = json.loads(design_file.read_text())
     (folder / "int4.json").write_text(json.dumps({**design, "precision": "int4"}))
     (folder / "threads.json").write_text(
@@ -324,10 +324,10 @@ def test_a_typo_is_refused_where_torch_cannot_be_loaded(design_file, tmp_path):
         [sys.executable, "-u", "-c", WITHOUT_TORCH, words], capture_output=True, text=True, cwd=folder, timeout=300
     )
     assert done.stdout.split() == ["1"] * len(REFUSED_WITHOUT_TORCH), done
-    for number, (arguments, says) in enumerate(REFUSED_WITHOUT_TORCH):
-        told = (said / f"{number}.err").read_text()
-        assert (said / f"{number}.out").read_text() == "", arguments
-        assert says in told and told.count("\n") == 1, (arguments, told)
+    for number, (arguments, message) in enumerate(REFUSED_WITHOUT_TORCH):
+        printed = (streams / f"{number}.err").read_text()
+        assert (streams / f"{number}.out").read_text() == "", arguments
+        assert message in printed and printed.count("\n") == 1, (arguments, printed)
     assert sorted(folder.iterdir()) == before
 
 
@@ -358,13 +358,13 @@ def test_training_needs_no_more_than_a_text(design_file, here, tmp_path):
     text.write_text("<|endoftext|>".join(lines))
     out = tmp_path / "checkpoint"
     arguments = ["train", design_file, "--data", text, "--vocab", "300", "--steps", "3", "--batch", "2", "-o", out]
-    code, said, err = here(*arguments)
+    code, printed, err = here(*arguments)
     assert code == 0, err
-    assert "held-out loss" in said and "perplexity" in said
-    code, said, err = here(*arguments)
+    assert "held-out loss" in printed and "perplexity" in printed
+    code, printed, err = here(*arguments)
     assert code == 0 and "this run is finished" in err
-    code, said, err = here("export", out, "-o", tmp_path / "bundle")
-    assert code == 0 and "trained weights" in said and "raspberry-pi-zero-2w-design, fused" in said, err
+    code, printed, err = here("export", out, "-o", tmp_path / "bundle")
+    assert code == 0 and "trained weights" in printed and "raspberry-pi-zero-2w-design, fused" in printed, err
 
 
 def test_design_takes_every_option_of_the_search(here, tmp_path):
@@ -431,9 +431,9 @@ def test_help_breaks_no_word_at_80_columns(name, monkeypatch):
         lines = shown.getvalue().splitlines()
         assert max(map(len, lines)) <= 80
         options = [name for one in words.params for name in one.opts if name.startswith("-")]
-        asked = options + " ".join(getattr(one, "help", None) or "" for one in words.params).split()
+        expected = options + " ".join(getattr(one, "help", None) or "" for one in words.params).split()
         whole = set(" ".join(lines).split())
-        assert [word for word in asked if word not in whole] == [] and "\u2026" not in shown.getvalue()
+        assert [word for word in expected if word not in whole] == [] and "\u2026" not in shown.getvalue()
 
 
 def test_lines_are_broken_between_words_on_a_terminal(tmp_path):
@@ -478,7 +478,7 @@ def test_a_preset_is_the_papers_flops_and_nothing_else(here):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "exit_code", "says"),
+    ("arguments", "exit_code", "message"),
     [
         (("--decode-ms", "nan"), 1, "--decode-ms nan is not a positive, finite number, and may not be below"),
         (("--memory-mb=-3",), 1, "--memory-mb -3 is not"),
@@ -495,7 +495,7 @@ def test_a_preset_is_the_papers_flops_and_nothing_else(here):
         (("--vocab", ",".join(map(str, range(300, 400)))), 1, "give at most"),
     ],
 )
-def test_a_design_that_cannot_be_is_refused(arguments, exit_code, says, here):
+def test_a_design_that_cannot_be_is_refused(arguments, exit_code, message, here):
     code, out, err = here("design", "--device", "raspberry-pi-4", *arguments)
     assert (code, out) == (exit_code, "")
-    assert says in " ".join(err.replace("│", " ").split())
+    assert message in " ".join(err.replace("│", " ").split())

@@ -168,9 +168,9 @@ def test_a_format_without_coefficients_has_memory_and_no_latency():
     model, operators = model_of("jetson-nano", "fp16", 512, 256), OPT_350M.operators
     assert not is_predicted(model.profile, "fp16") and all(is_predicted(model.profile, form) for form in FORMATS)
     assert model.on.weights_mb(operators, opening=True) == pytest.approx(weight_bytes(operators, "fp16") / 2**20)
-    for ask in (model.predict, lambda ops: model.decode_ms(ops, 1, "streaming")):
+    for predicted_cost in (model.predict, lambda ops: model.decode_ms(ops, 1, "streaming")):
         with pytest.raises(MerinoError, match="latency of fp16 cannot be predicted.* fp32, int8, int4"):
-            ask(operators)
+            predicted_cost(operators)
 
 
 def test_the_last_layer_of_a_prefill_computes_one_position():
@@ -207,11 +207,11 @@ TIMES = {
 def test_estimates_without_dotprod_are_those_of_the_cycles(board):
     """Of one matrix, so that launches and rows do not count; at the bandwidth of two threads, which is a fifth more."""
     profile = BOARDS[board]
-    product = linear(13_500, 10_000)
+    matmul = linear(13_500, 10_000)
     for form, (low, high) in TIMES[board].items():
         coefficients = estimated(profile)
         results = [
-            latency([product], form, [(1, 0)], coefficients.dialect, at).streaming_ms
+            latency([matmul], form, [(1, 0)], coefficients.dialect, at).streaming_ms
             for at in by_threads(coefficients).values()
         ]
         assert 0.95 * low < min(results) < 1.25 * high, (form, results)

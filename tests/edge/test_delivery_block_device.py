@@ -30,9 +30,9 @@ def disks_in_use():
     return sorted({source for source in sources if source.startswith("/dev/") and Path(source).is_block_device()})
 
 
-def refused(image, node, said):
-    with pytest.raises(MerinoError, match=said) as caught:
-        flash_device(image, Path(node), ask=None, dry_run=True)
+def refused(image, node, message):
+    with pytest.raises(MerinoError, match=message) as caught:
+        flash_device(image, Path(node), confirm=None, dry_run=True)
     assert "\n" not in str(caught.value)
 
 
@@ -42,11 +42,11 @@ def test_the_disks_that_this_machine_runs_on_are_refused(image):
         refused(image, node, "is in use|is a partition of a disk|is made of other disks")
 
 
-@pytest.mark.parametrize(("node", "said"), [
+@pytest.mark.parametrize(("node", "message"), [
     ("/dev/null", "is not a disk"), ("/dev/no-such-disk", "cannot find"), ("/dev", "is not a disk"),
 ])  # fmt: skip
-def test_what_is_no_disk_is_refused(node, said, image):
-    refused(image, node, said)
+def test_what_is_no_disk_is_refused(node, message, image):
+    refused(image, node, message)
 
 
 def test_a_file_is_no_disk_and_a_folder_no_image(image, tmp_path):
@@ -80,12 +80,12 @@ def test_an_image_is_written_after_the_disk_is_named_and_read_back(image, tmp_pa
     with loop(backing, 6 * MB) as node:
         rest = backing.read_bytes()[image.stat().st_size :]
         before = digest(backing)
-        assert flash_device(image, node, ask=None, dry_run=True)[0].startswith("write 4 MB to ")
+        assert flash_device(image, node, confirm=None, dry_run=True)[0].startswith("write 4 MB to ")
         for answer in ("yes", "", node.name, f"{node}x"):
             with pytest.raises(MerinoError, match="nothing was written"):
-                flash_device(image, node, ask=lambda text, answer=answer: calls.append(text) or answer)
+                flash_device(image, node, confirm=lambda text, answer=answer: calls.append(text) or answer)
         assert digest(backing) == before and f"Type {node} to go on" in calls[0]
-        flash_device(image, node, ask=lambda text: f"{node}\n" if "6 MB" in text else "")
+        flash_device(image, node, confirm=lambda text: f"{node}\n" if "6 MB" in text else "")
     assert backing.read_bytes() == image.read_bytes() + rest
 
 
@@ -106,7 +106,7 @@ def test_a_disk_that_is_opened_exclusively_is_left_to_its_holder(image, tmp_path
         holder = os.open(node, os.O_RDONLY | os.O_EXCL)
         try:
             with pytest.raises(MerinoError, match="cannot open .* busy"):
-                flash_device(image, node, ask=None)
+                flash_device(image, node, confirm=None)
         finally:
             os.close(holder)
         assert digest(tmp_path / "card") == before
@@ -182,6 +182,6 @@ def test_a_card_that_turns_a_bit_is_found_out(image, tmp_path):
                     file.write(bytes([byte ^ 1]))
 
         with pytest.raises(MerinoError, match="does not hold what was written"):
-            flash_device(image, node, ask=None, tell=turn)
-        flash_device(image, node, ask=None)
+            flash_device(image, node, confirm=None, report=turn)
+        flash_device(image, node, confirm=None)
         assert unused_disk(node).size_bytes == 6 * MB

@@ -20,7 +20,7 @@ import ssh_board
 from packed_files import bundle_files, packed_bytes, renamed, tree
 from sample_roots import MISSING, WHY, digest, make_image, make_root
 from test_delivery_fleet import PLAYBOOK, SFTP, playing
-from test_delivery_trust import AS_ROOT, OTHERS, OURS, OVER_SSH, marking_app_bytes, public_key_file, signed_by
+from test_delivery_trust import AS_ROOT, FLEET, OTHERS, OVER_SSH, marking_app_bytes, public_key_file, signed_by
 
 from merino_edge.bundles.board_app import board_app
 from merino_edge.delivery.image import flash_image
@@ -64,28 +64,28 @@ class Forged(NamedTuple):
     app: Path  # this workstation's
     pub: Path
     marker: Path
-    says: dict[Path, str]
+    refusal: dict[Path, str]
 
-    def refused(self, path: Path, said: str, or_says: str = "") -> None:
-        """`said`: the message alone."""
-        fits = re.search(self.says[path], said) or (or_says and or_says in said)
-        assert fits and "\n" not in said and "Traceback" not in said, (path, said)
+    def refused(self, path: Path, message: str, or_refusal: str = "") -> None:
+        """`message`: all that was printed."""
+        fits = re.search(self.refusal[path], message) or (or_refusal and or_refusal in message)
+        assert fits and "\n" not in message and "Traceback" not in message, (path, message)
         assert not self.marker.exists(), path
 
     def by_application(
-        self, *arguments: object, or_says: str = "", inside: Callable[[list[str]], list[str]] = list
+        self, *arguments: object, or_refusal: str = "", inside: Callable[[list[str]], list[str]] = list
     ) -> None:
         """Each file by the application; `arguments`: a call, in which None stands for the file."""
-        calls = [[str(path if each is None else each) for each in arguments] for path in self.says]
+        calls = [[str(path if each is None else each) for each in arguments] for path in self.refusal]
         command = inside([sys.executable, "-c", DRIVER, str(self.app)])
         done = subprocess.run(command, input=json.dumps(calls), capture_output=True, text=True, check=False)
         if "unshare" in done.stderr or "mount:" in done.stderr:
             pytest.skip(f"nothing can be mounted here: {done.stderr}")
         rows = [json.loads(line) for line in done.stdout.splitlines()]
         assert len(rows) == len(calls), done.stderr
-        for path, (code, output) in zip(self.says, rows, strict=True):
+        for path, (code, output) in zip(self.refusal, rows, strict=True):
             assert code == 1 and output.splitlines()[-1].startswith("merino: "), (path, output)
-            self.refused(path, output.splitlines()[-1], or_says)
+            self.refused(path, output.splitlines()[-1], or_refusal)
 
 
 def marking(marker):
@@ -97,20 +97,20 @@ def marking(marker):
 def forged(tmp_path_factory):
     folder = tmp_path_factory.mktemp("forged")
     marker = folder / "the sender's application ran"
-    says = {}
+    refusal = {}
     for number, kind in enumerate(kinds_with(marking(marker))):
         path = folder / f"{number:03}.merino"
         path.write_bytes(kind.data)
-        says[path] = kind.says
+        refusal[path] = kind.refusal
     (app := folder / "merino.pyz").write_bytes(board_app())
-    return Forged(folder, app, public_key_file(folder / "ours.pub", SEED), marker, says)
+    return Forged(folder, app, public_key_file(folder / "ours.pub", SEED), marker, refusal)
 
 
-def each_refused(forged, act, or_says=""):
-    for path in forged.says:
+def each_refused(forged, act, or_refusal=""):
+    for path in forged.refusal:
         with pytest.raises(MerinoError) as caught:
             act(path)
-        forged.refused(path, str(caught.value), or_says)
+        forged.refused(path, str(caught.value), or_refusal)
 
 
 @pytest.mark.parametrize("trust", [True, False], ids=["with --trust", "without --trust"])
@@ -156,10 +156,10 @@ def test_by_a_boards_installed_application_and_by_the_one_that_is_sent(forged, t
 
 def test_on_ansibles_controller(forged):
     """With `merino_trust`; with `merino_allow_unsigned`, where the role compares the signer with the board's keys."""
-    forged.by_application("verify", None, "--json", "--trust", forged.pub, or_says="is not signed")
-    others = {path: says for path, says in forged.says.items() if "not trusted here" not in says}
-    assert len(others) == len(forged.says) - 1
-    forged._replace(says=others).by_application("verify", None, "--json")
+    forged.by_application("verify", None, "--json", "--trust", forged.pub, or_refusal="is not signed")
+    others = {path: refusal for path, refusal in forged.refusal.items() if "not trusted here" not in refusal}
+    assert len(others) == len(forged.refusal) - 1
+    forged._replace(refusal=others).by_application("verify", None, "--json")
 
 
 @AS_ROOT
@@ -188,10 +188,10 @@ class Fleet:
     def __init__(self, folder: Path) -> None:
         self.folder, self.marker = folder, folder / "the sender's application ran"
         self.pubs = {name: public_key_file(folder / f"{name}.pub", seed)
-                     for name, seed in (("ours", OURS), ("others", OTHERS), ("gone", GONE))}  # fmt: skip
+                     for name, seed in (("ours", FLEET), ("others", OTHERS), ("gone", GONE))}  # fmt: skip
         self.app = folder / "merino.pyz"
         self.app.write_bytes(board_app())
-        self.ours, self.newer = self.packed("ours", OURS, 5, board_app()), self.packed("newer", OURS, 6)
+        self.ours, self.newer = self.packed("ours", FLEET, 5, board_app()), self.packed("newer", FLEET, 6)
         signed = self.newer.read_bytes()
         (altered := bytearray(signed))[open_archive(str(self.newer)).offsets["merino.pyz"] + 20] ^= 1
         sig = signed.index(b'"signature":"') + 20
@@ -204,7 +204,7 @@ class Fleet:
             "manifest": (signed.replace(b'"name":"newer"', b'"name":"never"', 1), "manifest.sha256 is not that"),
             "path": (dot_dot, "path"),
             "unsigned": (self.packed("unsigned", None, 8).read_bytes(), "(has no signature|is not signed)"),
-            "older": (self.packed("older", OURS, 4).read_bytes(), "older than what was installed"),
+            "older": (self.packed("older", FLEET, 4).read_bytes(), "older than what was installed"),
             "withdrawn": (self.packed("withdrawn", GONE, 9).read_bytes(), "withdrawn here|is not trusted"),
         }  # fmt: skip
         for name, (data, _) in self.classes.items():
@@ -335,8 +335,8 @@ def test_ansible_takes_what_is_verified_alone(fleet, board, workstation, tmp_pat
     table = [
         ("signer", {}, unknown, ["none"]), ("signer", {"trust": trust}, "not trusted here", ["none"]),
         ("signer", {"allow_unsigned": True}, unknown, ["none"]), ("ours", {"trust": trust}, "", [first]),
-        *((name, {}, says if name not in ("signer", "withdrawn") else unknown, [first])
-          for name, (_, says) in fleet.classes.items() if name != "unsigned"),
+        *((name, {}, refusal if name not in ("signer", "withdrawn") else unknown, [first])
+          for name, (_, refusal) in fleet.classes.items() if name != "unsigned"),
         ("unsigned", {}, "is not signed", [first]),
         ("ours", {"trust": both}, "", [first]), ("ours", {"trust": both}, "", [first]),
         ("ours", {"service": True}, "--service (needs|cannot)", [first]),
@@ -352,9 +352,9 @@ def test_ansible_takes_what_is_verified_alone(fleet, board, workstation, tmp_pat
     assert code == 0, out
     became = json.loads((tmp_path / "became.json").read_text())
     assert len(became) == len(table)
-    for (name, more, says, after), (failure, result, _) in zip(table, became, strict=True):
+    for (name, more, refusal, after), (failure, result, _) in zip(table, became, strict=True):
         output = re.sub(r"\s+", " ", failure)
-        assert bool(output.strip()) == bool(says) and re.search(says, output), (name, more, output)
+        assert bool(output.strip()) == bool(refusal) and re.search(refusal, output), (name, more, output)
         assert result == after, (name, more, output)
     kept, again = (differs for (_, more, *_), (*_, differs) in zip(table, became, strict=True)
                    if more.get("trust") == both)  # fmt: skip

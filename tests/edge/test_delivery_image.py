@@ -210,10 +210,10 @@ def test_a_copy_that_differs_from_the_image_is_refused(tmp_path):
         copy_sparse(tmp_path / "image", file)
 
 
-def flashed_and_refused(packed, image, said, **options):
+def flashed_and_refused(packed, image, message, **options):
     """The message; the image is as it was, and nothing lies beside it."""
     before, beside = digest(image), sorted(os.listdir(image.parent))
-    with pytest.raises(MerinoError, match=said) as caught:
+    with pytest.raises(MerinoError, match=message) as caught:
         flash_image(packed, image, allow_unsigned=True, **options)
     assert digest(image) == before and sorted(os.listdir(image.parent)) == beside
     assert "\n" not in str(caught.value)
@@ -272,13 +272,13 @@ def unclean(image):
     edited(image, "sif /usr/bin/python3.11 links_count 7")
 
 
-@pytest.mark.parametrize(("spoil", "said"), [
+@pytest.mark.parametrize(("spoil", "message"), [
     (needs_recovery, "was not unmounted: its ext4 journal has changes"),
     (unclean, "is not clean"),
 ])  # fmt: skip
-def test_a_file_system_that_needs_repair_is_refused_and_the_command_given_repairs_it(spoil, said, image, packed):
+def test_a_file_system_that_needs_repair_is_refused_and_the_command_given_repairs_it(spoil, message, image, packed):
     spoil(image)
-    carry_out(flashed_and_refused(packed, image, said).rpartition(": ")[2])
+    carry_out(flashed_and_refused(packed, image, message).rpartition(": ")[2])
     assert os.listdir(image.parent) == ["board.img"] and e2fsck(image) == 0
     flash_image(packed, image, allow_unsigned=True)
     check_flashed(image, packed)
@@ -294,7 +294,7 @@ def two_roots(image):
     poke(image, second_at, image.read_bytes()[ROOT_AT:second_at])
 
 
-@pytest.mark.parametrize(("spoil", "said"), [
+@pytest.mark.parametrize(("spoil", "message"), [
     (lambda image: os.truncate(image, ROOT_AT + (9 << 20)), "cut off"),
     (lambda image: poke(image, 0, bytes(FAT_AT)), "cannot be read as a disk image"),
     (lambda image: os.truncate(image, 0), "cannot be read as a disk image"),
@@ -302,9 +302,9 @@ def two_roots(image):
     (lambda image: edited(image, "rm /usr/lib/os-release"), "no ext4 partition"),
     (two_roots, "root file systems in partitions 2 and 3"),
 ])  # fmt: skip
-def test_what_is_no_image_of_a_board_is_refused(spoil, said, image, packed):
+def test_what_is_no_image_of_a_board_is_refused(spoil, message, image, packed):
     spoil(image)
-    flashed_and_refused(packed, image, said)
+    flashed_and_refused(packed, image, message)
 
 
 def test_an_image_whose_links_hold_commands_is_refused(image, packed):
@@ -363,11 +363,11 @@ def test_a_disk_that_is_full_at_any_moment_leaves_the_image(moment, image, tmp_p
 
         before = digest(inner)
         if moment == "checking":  # everything has its place by then
-            flash_image(packed, inner, allow_unsigned=True, tell=fill)
+            flash_image(packed, inner, allow_unsigned=True, report=fill)
             check_flashed(inner, packed)
             return
         with pytest.raises(MerinoError):
-            flash_image(packed, inner, allow_unsigned=True, tell=fill)
+            flash_image(packed, inner, allow_unsigned=True, report=fill)
         assert digest(inner) == before and sorted(os.listdir(disk)) == ["board.img", "filler"]
         (disk / "filler").unlink()
         flash_image(packed, inner, allow_unsigned=True)
@@ -414,7 +414,7 @@ import sys
 from pathlib import Path
 from merino_edge.delivery.image import flash_image
 print("ready", flush=True)
-flash_image(Path(sys.argv[1]), Path(sys.argv[2]), allow_unsigned=True, tell=lambda text: print(text, flush=True))
+flash_image(Path(sys.argv[1]), Path(sys.argv[2]), allow_unsigned=True, report=lambda text: print(text, flush=True))
 """
 
 

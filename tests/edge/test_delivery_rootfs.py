@@ -182,7 +182,7 @@ def relink(root, target):
     (root / "usr/bin/python3").symlink_to(target)
 
 
-@pytest.mark.parametrize(("how", "said"), [
+@pytest.mark.parametrize(("how", "message"), [
     ("no os-release", "is not a root file system"),
     ("no systemd", "has no systemd"),
     ("no Python", "has no /usr/bin/python3"),
@@ -202,13 +202,13 @@ def relink(root, target):
     ("a pipe", "is a device or pipe in place of a file"),
     ("a wanted unit of another", "leads to '/etc/x.service'"),
 ])  # fmt: skip
-def test_what_cannot_boot_it_is_refused_in_one_line_before_anything_is_written(how, said, root, tmp_path):
+def test_what_cannot_boot_it_is_refused_in_one_line_before_anything_is_written(how, message, root, tmp_path):
     packed = make_packed(tmp_path / "sample.merino", wheels=[WHEELS])
     spoil(root, how)
     before = contents_of_links(root)
     with pytest.raises(MerinoError) as caught:
         flash_rootfs(packed, root, allow_unsigned=True, dry_run=os.geteuid() != 0)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
     assert contents_of_links(root) == before
 
 
@@ -226,9 +226,9 @@ def test_removing_the_link_of_the_installed_release_is_the_remedy(root, packed):
     assert armed(root)
 
 
-@pytest.mark.parametrize(("there", "said"), [("/", "root file system of this machine"), ("missing", "is not a folder")])
-def test_this_machine_and_what_is_no_folder_are_refused(there, said, packed):
-    with pytest.raises(MerinoError, match=said):
+@pytest.mark.parametrize("there, message", [("/", "root file system of this machine"), ("missing", "is not a folder")])
+def test_this_machine_and_what_is_no_folder_are_refused(there, message, packed):
+    with pytest.raises(MerinoError, match=message):
         flash_rootfs(packed, Path(there), allow_unsigned=True, dry_run=True)
 
 
@@ -292,7 +292,7 @@ import os, signal, sys
 from pathlib import Path
 from merino_edge.delivery.rootfs import flash_rootfs
 print("ready", flush=True)
-flash_rootfs(Path(sys.argv[1]), Path(sys.argv[2]), allow_unsigned=True, tell=lambda text: print(text, flush=True))
+flash_rootfs(Path(sys.argv[1]), Path(sys.argv[2]), allow_unsigned=True, report=lambda text: print(text, flush=True))
 """
 
 

@@ -41,14 +41,14 @@ def workstation(login_key, tmp_path, monkeypatch):
     return result
 
 
-def hello(address, accept_new=False, said=None):
+def hello(address, accept_new=False, note=lambda _: None):
     """What `echo` says there."""
 
-    async def ask():
-        async with connected(parse_address(address), accept_new, (said if said is not None else []).append) as session:
+    async def greet():
+        async with connected(parse_address(address), accept_new, note) as session:
             return await finished(session, "greet", {"do": "run", "arguments": ["echo", "hello"], "stdin_bytes": 0})
 
-    done = asyncio.run(ask())
+    done = asyncio.run(greet())
     assert done.code == 0
     return done.out
 
@@ -77,7 +77,7 @@ def test_an_unknown_host_is_refused_and_the_message_names_its_fingerprint(board,
 def test_accept_new_keeps_the_key_as_ssh_writes_it_and_only_once(board, workstation):
     messages = []
     for _ in range(2):
-        assert hello(board.address, accept_new=True, said=messages) == "hello\n"
+        assert hello(board.address, accept_new=True, note=messages.append) == "hello\n"
     assert workstation.known_hosts.read_text() == board.known_hosts_line
     assert len(messages) == 1 and board.host_key.get_fingerprint() in messages[0]
     assert hello(board.address) == "hello\n"

@@ -182,13 +182,13 @@ async def cut_at(board, package, step, rng):
     at = rng.randrange(package.whole.size_bytes)
     loop = asyncio.get_running_loop()
 
-    def tell(_, doing, sent, total):
+    def report(_, doing, sent, total):
         if doing == step == "copying" and total == package.whole.size_bytes and sent >= at:
             board.cut()
         elif doing == step != "copying":
             loop.call_later(rng.uniform(0.05, 1.0), board.cut)
 
-    (done,) = await flash_all([parse_address(board.address)], package, tell=tell)
+    (done,) = await flash_all([parse_address(board.address)], package, report=report)
     return done
 
 

@@ -27,7 +27,7 @@ SHORT_S = 2.0  # in place of a minute
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    for module, name in ((connect, "LOGIN_S"), (command, "SHORT_S"), (board, "ASKED_S"), (transfer, "STALL_S"),
+    for module, name in ((connect, "LOGIN_S"), (command, "SHORT_S"), (board, "FACTS_S"), (transfer, "STALL_S"),
                          (flash, "INSTALL_S"), (flash, "BENCH_S")):  # fmt: skip
         monkeypatch.setattr(module, name, SHORT_S)
 
@@ -164,7 +164,7 @@ def test_a_server_that_is_no_ssh_server(behave, package, workstation):
 
 
 async def request_of(process):
-    """What the workstation asks; behind it in stdin comes what belongs to it."""
+    """The workstation's request; behind it in stdin comes what belongs to it."""
     await process.stdin.readexactly(len(command.AGENT))
     return json.loads(await process.stdin.readuntil(b"\n"))
 
@@ -177,14 +177,14 @@ def machine(**changes):
 
 
 def called(*values, **changes):
-    """The agent's answer to `ask`."""
+    """The agent's answer to `describe`."""
     calls = [{"code": 0, "out": json.dumps(value), "err": ""} for value in values]
     return {"root": "/opt/merino", "app": None, "foreign": None, "service": None, "keys": [], "calls": calls, **changes}
 
 
 STATUS = {"schema": 1, "root": "/opt/merino", "current": None, "previous": None, "partial": []}
 ANSWERS = {
-    "ask": lambda _: called(machine(), STATUS),
+    "describe": lambda _: called(machine(), STATUS),
     "receive": lambda _: {"done": True, "free": 10**12, "pieces": []},
     "run": lambda _: {"no": "answer"},
     "discard": lambda _: True,
@@ -286,21 +286,21 @@ AFTER_LOGIN = {
     "endless line": endless_line, "endless answer": endless_answer, "endless talk": endless_talk,
     "talk that steers": talk_that_steers, "closes the connection": closes_the_connection, "drips": slow_drip,
     "closes in mid-transfer": closes_in_mid_transfer, "takes nothing": takes_nothing,
-    "not JSON": liar(ask=ANSI.encode() + b"\n"), "deep": liar(ask=DEEP), "not UTF-8": liar(ask=b'"\xff\xfe"\n'),
-    "a number of a million digits": liar(ask=b"[" + b"9" * 10**5 + b"]\n"),
-    "another shape": liar(ask={"code": 0}), "too few answers": liar(ask=called(machine())),
-    "its own error": liar(ask=called(calls=[{"code": 1, "out": "", "err": f"{ANSI}\n{ANSI}sudo rm -rf /\n"}] * 2)),
-    "a machine of nonsense": liar(ask=called({"schema": 1, "board": ANSI}, STATUS)),
-    "a model that steers": liar(ask=called(machine(model=ANSI), STATUS)),
-    "32-bit": liar(ask=called(machine(board={**machine()["board"], "pointer_bits": 32}), STATUS)),
-    "no memory": liar(ask=called(machine(board={**machine()["board"], "memory_total_mb": 1.0}), STATUS)),
-    "a root that steers": liar(ask=called(machine(), STATUS, root=f"/opt/{ANSI}")),
-    "a root that is no path": liar(ask=called(machine(), {**STATUS, "root": "~/../x"}, root="~/../x")),
-    "a root that its application does not know": liar(ask=called(machine(), {**STATUS, "root": "/elsewhere"})),
-    "a service that steers": liar(ask=called(machine(), STATUS, service=f"/opt/{ANSI}")),
-    "another root for the service": liar(ask=called(machine(), STATUS, service="/srv/$(reboot)")),
-    "keys that are none": liar(ask=called(machine(), STATUS, keys=[1])),
-    "a release that is a path": liar(ask=called(machine(), {**STATUS, "current": {"id": "../../etc"}})),
+    "not JSON": liar(describe=ANSI.encode() + b"\n"), "deep": liar(ask=DEEP), "not UTF-8": liar(ask=b'"\xff\xfe"\n'),
+    "a number of a million digits": liar(describe=b"[" + b"9" * 10**5 + b"]\n"),
+    "another shape": liar(describe={"code": 0}), "too few answers": liar(ask=called(machine())),
+    "its own error": liar(describe=called(calls=[{"code": 1, "out": "", "err": f"{ANSI}\n{ANSI}sudo rm -rf /\n"}] * 2)),
+    "a machine of nonsense": liar(describe=called({"schema": 1, "board": ANSI}, STATUS)),
+    "a model that steers": liar(describe=called(machine(model=ANSI), STATUS)),
+    "32-bit": liar(describe=called(machine(board={**machine()["board"], "pointer_bits": 32}), STATUS)),
+    "no memory": liar(describe=called(machine(board={**machine()["board"], "memory_total_mb": 1.0}), STATUS)),
+    "a root that steers": liar(describe=called(machine(), STATUS, root=f"/opt/{ANSI}")),
+    "a root that is no path": liar(describe=called(machine(), {**STATUS, "root": "~/../x"}, root="~/../x")),
+    "a root that its application does not know": liar(describe=called(machine(), {**STATUS, "root": "/elsewhere"})),
+    "a service that steers": liar(describe=called(machine(), STATUS, service=f"/opt/{ANSI}")),
+    "another root for the service": liar(describe=called(machine(), STATUS, service="/srv/$(reboot)")),
+    "keys that are none": liar(describe=called(machine(), STATUS, keys=[1])),
+    "a release that is a path": liar(describe=called(machine(), {**STATUS, "current": {"id": "../../etc"}})),
     "pieces that are no hashes": liar(receive={"done": False, "free": 10**12, "pieces": ["../x"]}),
     "a million pieces": liar(receive={"done": False, "free": 10**12, "pieces": ["0" * 64] * 10**5}),
     "no space": liar(receive={"done": False, "free": 0, "pieces": []}),

@@ -31,7 +31,7 @@ from merino_runtime.delivery.service import first_boot_unit, service_unit
 from merino_runtime.errors import MerinoError
 from tests import ed25519_signer
 
-OURS, OTHERS = b"the key that boards trust".ljust(32), b"the key of another sender".ljust(32)
+FLEET, OTHERS = b"the key that boards trust".ljust(32), b"the key of another sender".ljust(32)
 OVER_SSH = pytest.mark.skipif(not ssh_board.SSHD, reason=ssh_board.REASON)
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount, and write a board's files")
 pytestmark = pytest.mark.slow
@@ -66,10 +66,10 @@ class Place:
 
     def __init__(self, folder):
         self.folder, self.marker = folder, folder / "the sender's application ran"
-        self.ours = self.packed("ours", OURS, board_app())
-        self.newer = self.packed("newer", OURS)
+        self.ours = self.packed("ours", FLEET, board_app())
+        self.newer = self.packed("newer", FLEET)
         self.forged = self.packed("forged", OTHERS)
-        self.pub = public_key_file(folder / "ours.pub", OURS)
+        self.pub = public_key_file(folder / "ours.pub", FLEET)
         self.others_pub = public_key_file(folder / "others.pub", OTHERS)
         self.app = folder / "merino.pyz"
         self.app.write_bytes(board_app())
@@ -208,7 +208,7 @@ def test_over_ssh_the_service_is_set_up_where_the_release_is_current(place, work
         for name in own.namelist():
             made.writestr(name, (STAND_IN if name == "__main__.py" else b"") + own.read(name))
     archive = tmp_path / "stand-in.merino"
-    archive.write_bytes(packed_bytes(app.read_bytes(), [bundle_files(FOLDER)], sign=signed_by(OURS)))
+    archive.write_bytes(packed_bytes(app.read_bytes(), [bundle_files(FOLDER)], sign=signed_by(FLEET)))
     inside = WITH_RELEASE.replace("APP", str(place.app)).replace("PUB", str(place.pub))
     with ssh_board.running(tmp_path, workstation.key, "/usr/bin:/bin:/usr/sbin:/sbin", inside=inside,
                            home="/opt/home") as board:  # fmt: skip

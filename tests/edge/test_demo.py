@@ -1,4 +1,4 @@
-"""The demo's talk, with a small model in place of the published one (tests/targets/test_models.py has that)."""
+"""The demo's conversation, with a small model in place of the published one (tests/targets/test_models.py has that)."""
 
 import chat_bundle
 import pytest
@@ -15,15 +15,15 @@ def run(capfd, *words):
 
 
 def test_a_model_that_talks_answers_a_question_in_int8(decoder, tmp_path, capfd):
-    folder = tmp_path / "talks"
+    folder = tmp_path / "chats"
     folder.mkdir()
     chat_bundle.make_checkpoint(folder, decoder)
     code, out, err = run(capfd, "demo", "--chat", str(folder), "-o", str(tmp_path / "out"))
     assert code == 0, err
-    bundle = load_bundle(str(tmp_path / "out" / "talk-int8"))
+    bundle = load_bundle(str(tmp_path / "out" / "chat-int8"))
     assert (bundle.precision, bundle.context, bundle.chat is None) == ("int8", 1024, False)
     question, answer = out.split("> What is gravity?")
-    assert "export talks to int8" in question and "answers kept" in question and len(answer.strip()) > 3
+    assert "export chats to int8" in question and "answers kept" in question and len(answer.strip()) > 3
     assert "tok/s" in err and "peak RSS" in err
 
 

@@ -135,7 +135,7 @@ def test_all_faults_of_a_design_come_in_one_message(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "expected"),
     [
         ({"eps": 0}, "scoring.merino.eps is "),
         ({"attention_weight": 0, "ffn_weight": 0}, "scoring.merino: .*make every score 0"),
@@ -143,12 +143,12 @@ def test_all_faults_of_a_design_come_in_one_message(tmp_path):
         ({"colour": 1}, "scoring.merino.colour: unknown key"),
     ],
 )
-def test_a_bad_scoring_block_is_told_with_the_file(wrong, says, tmp_path):
+def test_a_bad_scoring_block_is_told_with_the_file(wrong, expected, tmp_path):
     content = json.loads(small_design(scoring=MERINO).to_json())
     content["scoring"].update(wrong)
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(MerinoError, match=rf"mine\.json is not a design\.json: .*{says}"):
+    with pytest.raises(MerinoError, match=rf"mine\.json is not a design\.json: .*{expected}"):
         load_design(path)
 
 
@@ -189,7 +189,7 @@ def test_an_absent_design_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("request_", "says"),
+    ("request_", "expected"),
     [
         ({"precision": "int3"}, "--precision int3"),
         ({"context": 1, "prompt": 1}, "--context 1 "),
@@ -198,6 +198,6 @@ def test_an_absent_design_is_refused(tmp_path):
         ({"prompt": 0}, "--prompt 0 "),
     ],
 )
-def test_a_request_that_cannot_be_met_is_refused(request_, says):
-    with pytest.raises(MerinoError, match=says):
+def test_a_request_that_cannot_be_met_is_refused(request_, expected):
+    with pytest.raises(MerinoError, match=expected):
         small_design(**request_)

@@ -74,7 +74,7 @@ def data(tmp_path_factory):
     return folder
 
 
-def asked(kind, *arguments):
+def requests_of(kind, *arguments):
     return [instance(kind, {}, each, index) for index, each in enumerate(arguments)]
 
 
@@ -87,14 +87,14 @@ def test_a_bundle_scores_as_lm_evals_own_model(graph, bundles, stock):
     ]  # fmt: skip
     with opened(bundles[graph], print) as model:
         lm = language_model(model)
-        requests = asked("loglikelihood", *pairs)
+        requests = requests_of("loglikelihood", *pairs)
         result, expected = (each.loglikelihood(requests, disable_tqdm=True) for each in (lm, stock))
         assert lm.truncated >= 2
         for (own, greedy), (other, also) in zip(result, expected, strict=True):
             assert own == pytest.approx(other, abs=1e-3) and greedy == also
-        texts = asked("loglikelihood_rolling", (MILL * 3,), ("a",), (MILL,))
+        texts = requests_of("loglikelihood_rolling", (MILL * 3,), ("a",), (MILL,))
         assert lm.loglikelihood_rolling(texts) == pytest.approx(stock.loglikelihood_rolling(texts, True), abs=1e-3)
-        prompts = asked(
+        prompts = requests_of(
             "generate_until",
             *[(prompt, {"until": until, "max_gen_toks": 12}) for prompt in ("The miller", MILL * 3)
               for until in ([], ["e", "th"], ["\n"])],
@@ -107,7 +107,7 @@ def test_lm_evals_onnxruntime_model_scores_the_same(chat_dir, tmp_path):
     from lm_eval.models.onnxruntime_ort import ONNXRuntimeLM
 
     export(load_source(chat_dir), tmp_path / "all", ExportRequest(all_logits=True))
-    pairs = asked("loglikelihood", ("Who are", " you?"), ("Who are", " they there?"), ("A", " word"))
+    pairs = requests_of("loglikelihood", ("Who are", " you?"), ("Who are", " they there?"), ("A", " word"))
     other = ONNXRuntimeLM(pretrained=str(tmp_path / "all"), execution_provider="cpu").loglikelihood(pairs, True)
     with opened(str(tmp_path / "all"), print) as model:
         own = language_model(model).loglikelihood(pairs, True)
@@ -131,8 +131,8 @@ def test_every_task_reads_its_file_and_an_interruption_changes_no_figure(bundles
     whole = list(evaluate(sources, request, Answers()))
     assert [row.task for row in whole] == 2 * list(ROWS) and all(row.items == row.of_items == 2 for row in whole)
 
-    def interrupts(*told):
-        if told[-1] == "piqa":
+    def interrupts(*progress):
+        if progress[-1] == "piqa":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -141,9 +141,9 @@ def test_every_task_reads_its_file_and_an_interruption_changes_no_figure(bundles
         begun(out, resume=False)
     (tmp_path / "scores.json.partial").open("a").write('["cut')
     kept = begun(out, resume=True)
-    before, asked_again = len(kept), []
-    again = list(evaluate(sources, request, kept, lambda *told: asked_again.append(told[-1])))
-    assert before > 20 and asked_again.count("piqa") < 16 and "hellaswag" not in asked_again[:1]
+    before, evaluated_again = len(kept), []
+    again = list(evaluate(sources, request, kept, lambda *progress: evaluated_again.append(progress[-1])))
+    assert before > 20 and evaluated_again.count("piqa") < 16 and "hellaswag" not in evaluated_again[:1]
     assert [row.metrics for row in again] == [row.metrics for row in whole]
     for own, other in zip(whole, whole[len(ROWS) :], strict=False):
         assert own.main[1].value == pytest.approx(other.main[1].value, rel=1e-4)

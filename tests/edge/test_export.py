@@ -196,7 +196,7 @@ def test_a_large_fused_head_reads_the_stored_table_in_slices(tmp_path, monkeypat
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_no_constants_of_a_portable_graph_overlap(precision, tmp_path):
-    """TensorRT's parser refuses them: the head is one product over the embedding's own constant."""
+    """TensorRT's parser refuses them: the head is one matmul over the embedding's own constant."""
     bundle = export(
         random_source(WIDE, "wide"), tmp_path / "wide", ExportRequest(dialect="portable", precision=precision)
     ).folder
@@ -209,9 +209,9 @@ def test_no_constants_of_a_portable_graph_overlap(precision, tmp_path):
     assert len(places) > 4
     assert all(offset + length <= after for (offset, length), (after, _) in itertools.pairwise(places))
     if precision != "int8":
-        (product,) = (node for node in graph.node if node.op_type == "Gemm")
+        (matmul,) = (node for node in graph.node if node.op_type == "Gemm")
         (gather,) = (node for node in graph.node if node.op_type == "Gather" and node.input[1] == "input_ids")
-        assert product.input[1] == gather.input[0]
+        assert matmul.input[1] == gather.input[0]
 
 
 @pytest.mark.parametrize("source", ["tiny", "opt"])
@@ -260,7 +260,7 @@ def test_a_decoder_of_a_very_short_context_is_exported(tmp_path, context):
 
 
 @pytest.mark.parametrize(
-    ("keys", "says"),
+    ("keys", "message"),
     [
         ({"context": 65}, "--context 65 .* 8 to 64"),
         ({"context": 7}, "--context 7 .* 8 to 64"),
@@ -271,8 +271,8 @@ def test_a_decoder_of_a_very_short_context_is_exported(tmp_path, context):
         ({"precision": "int4"}, "rows of 48.*--precision fp32"),
     ],
 )
-def test_a_request_that_cannot_be_met_is_refused_before_anything_is_written(tiny_checkpoint, tmp_path, keys, says):
-    with pytest.raises(MerinoError, match=says):
+def test_a_request_that_cannot_be_met_is_refused_before_anything_is_written(tiny_checkpoint, tmp_path, keys, message):
+    with pytest.raises(MerinoError, match=message):
         export(load_source(str(tiny_checkpoint)), tmp_path / "bundle", ExportRequest(**keys))
     assert list(tmp_path.iterdir()) == []
 
@@ -300,8 +300,8 @@ def test_what_is_nothing_to_export_is_refused(tmp_path, tiny_checkpoint):
         written(tmp_path / "list.json", "[1]"): "neither a design.json nor an architecture",
         written(tmp_path / "half.json", '{"architecture": {}}'): "half.json is not a design.json: .*device: missing",
     }
-    for what, says in bad.items():
-        with pytest.raises(MerinoError, match=says):
+    for what, message in bad.items():
+        with pytest.raises(MerinoError, match=message):
             load_source(what)
     with pytest.raises(MerinoError, match="--weights goes with opt-125m, opt-350m"):
         load_source(str(tiny_checkpoint), weights=tmp_path)

@@ -187,7 +187,7 @@ def test_where_float32_is_the_fastest_nothing_is_read(tiny_checkpoint, text, tmp
 
 
 @pytest.mark.usefixtures("text")
-@pytest.mark.parametrize("words, said", [
+@pytest.mark.parametrize("words, message", [
     (("--dialect", "onnx"), "--dialect onnx is not known"),
     (("--kv", "int2"), "--kv int2 is not known"),
     (("--kv", "int8", "--dialect", "portable"), "not possible in dialect portable"),
@@ -195,14 +195,14 @@ def test_where_float32_is_the_fastest_nothing_is_read(tiny_checkpoint, text, tmp
     (("--context", "65"), "--context 65 is not allowed"),
     (("--calibrate", "short.txt"), "--calibrate short.txt"),
 ], ids=str)  # fmt: skip
-def test_what_cannot_be_is_refused_before_a_format_is_tried(words, said, wide, tmp_path, monkeypatch):
+def test_what_cannot_be_is_refused_before_a_format_is_tried(words, message, wide, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "short.txt").write_text("The river.")
     usual = {"--precision": "auto", "--for": "raspberry-pi-4"}
     given = {**usual, **dict(zip(words[::2], words[1::2], strict=True))}
     requested = [word for pair in given.items() for word in pair]
     done = CliRunner().invoke(app, ["export", str(wide["even"]), *requested, "-o", "bundle"])
-    assert done.exit_code == 1 and isinstance(done.exception, MerinoError) and said in str(done.exception)
+    assert done.exit_code == 1 and isinstance(done.exception, MerinoError) and message in str(done.exception)
     assert "predicted on" not in done.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["short.txt", "text.txt"]
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from sample_geometries import SMALL, small
 from sample_training import ARCH, story, write_stories
-from test_training_data import TALK, write_lines
+from test_training_data import CONVERSATION, write_lines
 from test_training_runs import ctrl_c_at, main_ends, same_weights
 from transformers import PreTrainedTokenizerFast
 
@@ -128,15 +128,15 @@ def test_a_lora_run_goes_on_as_it_began(folder_of, tmp_path):
 
 def test_the_command_fine_tunes_a_folder_with_its_own_template_and_defaults(folder_of, tmp_path, capfd):
     folder = folder_of("llama")
-    talk = write_lines(tmp_path / "talk.jsonl", [{"messages": TALK[:2]}] * 40)
-    main_ends(0, "train", folder, "--data", talk, "--steps", 2, "--batch", 2, "-o", tmp_path / "out")
+    conversation = write_lines(tmp_path / "talk.jsonl", [{"messages": CONVERSATION[:2]}] * 40)
+    main_ends(0, "train", folder, "--data", conversation, "--steps", 2, "--batch", 2, "-o", tmp_path / "out")
     assert "held-out loss" in capfd.readouterr().out
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     assert record["recipe"]["learning_rate"] == 5e-5 and record["recipe"]["length"] == 64
     assert record["name"] == "llama"
-    main_ends(0, "train", folder, "--data", talk, "--steps", 2, "--batch", 2, "-o", tmp_path / "out")  # it is finished
+    main_ends(0, "train", folder, "--data", conversation, "--steps", 2, "--batch", 2, "-o", tmp_path / "out")
     assert "this run is finished" in capfd.readouterr().err
-    main_ends(0, "train", tmp_path / "out", "--data", talk, "--steps", 1, "--lora", 2, "-o", tmp_path / "again")
+    main_ends(0, "train", tmp_path / "out", "--data", conversation, "--steps", 1, "--lora", 2, "-o", tmp_path / "again")
     assert json.loads((tmp_path / "again" / "training.json").read_text())["recipe"]["learning_rate"] == 2e-4
     assert json.loads((tmp_path / "again" / "training.json").read_text())["weights_sha256"] != record["weights_sha256"]
 
@@ -147,7 +147,7 @@ def test_what_does_not_go_with_a_model_is_refused(folder_of, decoder, tmp_path, 
     (tmp_path / "arch.json").write_text(ARCH.model_dump_json())
     bare = tmp_path / "bare"
     decoder(geometry("llama")).save_pretrained(bare)
-    for words, says in (
+    for words, message in (
         ([folder, "--tokenizer", folder / "tokenizer.json"], "--tokenizer goes with a design"),
         ([folder, "--vocab", 300], "--vocab 300 is not the model's, 290"),
         ([folder, "--length", 65], "--length 65 is more than the model's context, 64"),
@@ -157,7 +157,7 @@ def test_what_does_not_go_with_a_model_is_refused(folder_of, decoder, tmp_path, 
         (["opt-12"], "'opt-12' names no model"),
     ):
         main_ends(1, "train", *words, "--data", text, "-o", tmp_path / "out")
-        assert says in " ".join(capfd.readouterr().err.split()), says
+        assert message in " ".join(capfd.readouterr().err.split()), message
         assert not (tmp_path / "out").exists()
     source, begin = pretrained(folder)
     train(source.arch, [text], tmp_path / "out", recipe=Recipe(steps=1, batch=1), pretrained=begin)

@@ -152,7 +152,7 @@ def test_blocks_go_into_the_graph_as_they_are_where_it_has_such_blocks(
     graph = build_graph(source, GraphFormat(precision, "fused", 64))
     names = [name for names in graph.quantized for name in names]
     table = "model.embed_tokens.weight"
-    assert graph.exact == (set(names) if exact else {table}), "the table is Q8_0, and has 8 bits in each format"
+    assert graph.exact == (set(names) if exact else {table}), "the embedding is Q8_0, and has 8 bits in each format"
     state = source.model.state_dict()
     for joined, result in graph.quantized.items():
         if joined == (table,):
@@ -199,7 +199,7 @@ def write_in_blocks(path, name, kind, table, **changes):
 
 def around_zero(raw):
     """Blocks of Q4_K with each minimum 7.5 of the block's scales below zero, as those of weights are: sums of blocks
-    that outweigh the products would be all that the rounding of activations is judged by."""
+    that outweigh the matmuls would be all that the rounding of activations is judged by."""
     raw = raw.reshape(len(raw), -1, GGML_QUANT_SIZES[Kind.Q4_K][1])
     scales = np.abs(raw[..., 0:2].copy().view(np.float16)).astype(np.float16)
     raw[..., 0:2], raw[..., 2:4] = scales.view(np.uint8), (7.5 * scales).astype(np.float16).view(np.uint8)
@@ -238,9 +238,9 @@ def write_mixed(path, monkeypatch):
     4 bits."""
     result = tensors_of
 
-    def mixed(*asked):
+    def mixed(*arguments):
         more = {"blk.0.attn_v.weight": "Q8_0", "blk.1.ffn_up.weight": "Q5_0", "blk.1.ffn_down.weight": "Q5_0"}
-        for name, values, kind in result(*asked):
+        for name, values, kind in result(*arguments):
             yield name, values, more.get(name, kind)
 
     monkeypatch.setattr("merino_edge.families.gguf.write.tensors_of", mixed)
@@ -265,7 +265,7 @@ def test_int4_keeps_in_8_bits_what_a_mixed_file_has_in_more_than_4(tmp_path, mon
 def test_for_a_core_without_dotprod_blocks_of_8_bits_are_quantised_again_and_the_export_says_so(
     tmp_path, precision, exact
 ):  # fmt: skip
-    """One scale per row is all that its products of 8 bits take. Those of 4 bits are in the file's blocks."""
+    """One scale per row is all that its matmuls of 8 bits take. Those of 4 bits are in the file's blocks."""
     write_in_blocks(tmp_path / "model.gguf", "llama", "Q4_0", "Q8_0", num_hidden_layers=1, **WIDE)
     words = ["export", tmp_path / "model.gguf", "--for", "raspberry-pi-4", "--precision", precision]
     done = CliRunner().invoke(app, [*map(str, words), "--context", "64", "-o", str(tmp_path / "bundle")])

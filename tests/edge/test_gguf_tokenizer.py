@@ -36,7 +36,7 @@ PIECES = (
     "Ω", "हिन्दी", "$5",
     "<|im_end|>", "\ufffd", "▁", " ",
 )  # fmt: skip
-OURS_ALONE = {"gpt-neox", "llama3", "llama-v3"}  # names that not every llama.cpp knows
+NOT_IN_LLAMA_CPP = {"gpt-neox", "llama3", "llama-v3"}  # names that not every llama.cpp knows
 
 
 def byte_level_tokens(pre):
@@ -122,7 +122,7 @@ def texts(count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pre", [name for name in WORDS if name not in OURS_ALONE])
+@pytest.mark.parametrize("pre", [name for name in WORDS if name not in NOT_IN_LLAMA_CPP])
 def test_words_are_cut_as_llama_cpp_cuts_them(tmp_path, pre):
     path = written(tmp_path, byte_level_tokens(pre))
     own = tokenizers.Tokenizer.from_str(made_json(open_gguf(path).metadata))

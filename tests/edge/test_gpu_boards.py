@@ -205,17 +205,17 @@ GOLDEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("board", "asked"), [
+@pytest.mark.parametrize(("board", "requested"), [
     pytest.param(*each, marks=() if each[1] is None else pytest.mark.nightly) for each in GOLDEN
 ])  # fmt: skip
-def test_the_design_for_a_jetsons_own_budget(board, asked):
-    words = () if asked is None else ("--backend", asked)
+def test_the_design_for_a_jetsons_own_budget(board, requested):
+    words = () if requested is None else ("--backend", requested)
     result = Design.model_validate_json(run("design", "--device", board, *words, "--json"))
     cost = result.predicted
     assert (
         result.backend, result.precision, result.architecture.shape(),
         *(round(value) for value in (cost.decode_ms, cost.prefill_ms, cost.memory_mb)),
-    ) == GOLDEN[board, asked]  # fmt: skip
+    ) == GOLDEN[board, requested]  # fmt: skip
     assert result.solver.gap < 1e-6
 
 
@@ -277,7 +277,7 @@ def raw_profile(board="jetson-nano"):
     return tomllib.loads(profile_text(board))
 
 
-@pytest.mark.parametrize(("path", "value", "said"), [
+@pytest.mark.parametrize(("path", "value", "message"), [
     ("default_backend", "cuda", 'default_backend is "cuda", must be \'onnxruntime\' or \'tensorrt\''),
     ("performance.tensorrt", None, 'default_backend is "tensorrt", and there is no performance.tensorrt'),
     ("performance.onnxruntime", None, "performance.onnxruntime: missing, must be a table of read_gb_s, fp32_gflops"),
@@ -288,7 +288,7 @@ def raw_profile(board="jetson-nano"):
     ("performance.tensorrt.launch_us", None, "performance.tensorrt.launch_us: missing, must be { value = a positive"),
     ("performance.tensorrt.launchs_us", 3, "unknown key (did you mean launch_us?)"),
 ])  # fmt: skip
-def test_faults_of_a_profile_with_a_gpu(path, value, said):
+def test_faults_of_a_profile_with_a_gpu(path, value, message):
     raw = raw_profile()
     *tables, key = path.split(".")
     at = raw
@@ -300,7 +300,7 @@ def test_faults_of_a_profile_with_a_gpu(path, value, said):
         at[key] = value
     with pytest.raises(MerinoError) as caught:
         parse_profile(raw, "bad.toml")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_calibrating_the_cpu_leaves_the_gpu_as_it_was():

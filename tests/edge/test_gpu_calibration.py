@@ -63,7 +63,7 @@ def test_any_device_that_computes_longer_than_it_reads_comes_back(read, flops_a_
     for side, count in ((1024, 16), (64, 8), (64, 64)):
         for form in ("fp32", "fp16"):
             size = 4 * side * side * count
-            plan = {"flags": ["FP16"] if form == "fp16" else [], "weight_bytes": size, "products": count}
+            plan = {"flags": ["FP16"] if form == "fp16" else [], "weight_bytes": size, "matmuls": count}
             rows += [row("chain", format=form, rows=side, columns=side, count=count, tokens=tokens,
                          weight_bytes=size // (2 if form == "fp16" else 1), ms=1e3 * speeds.run_s(plan, tokens))
                      for tokens in (1, 256)]  # fmt: skip
@@ -115,11 +115,11 @@ def test_a_mode_that_the_profile_has_stands_in_the_file(nano, tmp_path):
 def test_a_board_over_ssh_is_asked_for_the_backend_of_its_profile(nano, tmp_path):
     calls = []
 
-    def ask(profile):
+    def search(profile):
         calls.append(profile.backend)
         return Probe.model_validate(nano)
 
-    recalibrate("jetson-nano", [], tmp_path / "mine.toml", probe_board=ask)
+    recalibrate("jetson-nano", [], tmp_path / "mine.toml", probe_board=search)
     with pytest.raises(MerinoError, match="not with --backend onnxruntime"):
-        recalibrate("jetson-nano", [], tmp_path / "other.toml", probe_board=ask, backend="onnxruntime")
+        recalibrate("jetson-nano", [], tmp_path / "other.toml", probe_board=search, backend="onnxruntime")
     assert calls == ["tensorrt", "onnxruntime"]

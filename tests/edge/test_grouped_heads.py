@@ -1,5 +1,4 @@
-"""Heads of keys and values that several query heads share, by block: from the search to each format of a bundle.
-"""
+"""KV heads that several query heads share, by block: from the search to each format of a bundle."""
 
 import json
 from math import prod
@@ -111,7 +110,7 @@ def test_every_format_is_exported_and_its_cache_has_the_bytes_that_are_counted(g
         backend = open_backend(done.bundle)
         assert selftest(done.bundle, backend) is None
         backend.close()
-    if dialect == "portable" and precision != "int8":  # whose products TensorRT does not have
+    if dialect == "portable" and precision != "int8":  # whose matmuls TensorRT does not have
         assert not check_bundle(done.bundle, "8.2").problems
 
 

@@ -245,7 +245,7 @@ def test_threads_change_no_bit():
     np.testing.assert_array_equal(one, three)
 
 
-@pytest.mark.parametrize(("change", "said"), [
+@pytest.mark.parametrize(("change", "message"), [
     ({"last": np.array([40], np.int32)}, "fewer entries are cached"),
     ({"last": np.array([-5], np.int32)}, "fewer entries"),
     ({"last": np.array([20, 20], np.int32)}, "for each sequence"),
@@ -254,10 +254,10 @@ def test_threads_change_no_bit():
     ({"past_value": np.zeros((1, 2, 9, 32), np.float32)}, "differ in shape"),
     ({"past_key": np.zeros((2, 32), np.float32)}, "a cache is not"),
 ])  # fmt: skip
-def test_wrong_shapes_are_an_error_and_no_crash(change, said):
+def test_wrong_shapes_are_an_error_and_no_crash(change, message):
     arrays = attention_case(6, 2, 32, 20, 1, 0, False)
     session, _ = own_attention(arrays, 6, 2, 32, 0)
-    with pytest.raises(Exception, match=said):
+    with pytest.raises(Exception, match=message):
         session.run(None, arrays | change)
     with pytest.raises(Exception, match="columns"):
         matmul4(np.zeros((1, 64), np.float32), np.zeros(144, np.uint8), 8, 32, False)

@@ -41,9 +41,9 @@ def test_the_chosen_matrices_save_more_than_others_of_as_many_bytes(tmp_path):
     made = export(source, tmp_path / "mixed", ExportRequest(precision="mixed"), say=lines.append)
     assert made.bundle.precision == "int4" and len(lines) == 1 and "MB more than int4" in lines[0]
     bits = {each.name: each.bits for each in made.matrices}
-    asked = resolve(ExportRequest(precision="int4"), source, tmp_path / "int4")
-    measured = calibrate(source, asked)
-    candidates, least = promotions(source, asked.form, measured.answers, UNUSED)
+    resolved_int4 = resolve(ExportRequest(precision="int4"), source, tmp_path / "int4")
+    measured = calibrate(source, resolved_int4)
+    candidates, least = promotions(source, resolved_int4.form, measured.answers, UNUSED)
     eight = {name for each in candidates if bits["+".join(each.names)] == 8 for name in each.names}
     spare = sum(each.nbytes for each in candidates) / 2
     spent = sum(each.nbytes for each in candidates if each.names[0] in eight)
@@ -52,7 +52,7 @@ def test_the_chosen_matrices_save_more_than_others_of_as_many_bytes(tmp_path):
     kl = {"mixed": made.divergence.kl_mean}
     for name, matrices in {"int4": frozenset(), "others": others}.items():
         kl[name] = write_export(
-            source, tmp_path / name, asked._replace(eight_bits=matrices), measured
+            source, tmp_path / name, resolved_int4._replace(eight_bits=matrices), measured
         ).divergence.kl_mean  # fmt: skip
     assert kl["mixed"] < 0.7 * kl["int4"] and kl["mixed"] < 0.8 * kl["others"], kl
     rise = sum(each.kl for each in candidates)  # of int4 over int8, predicted to second order

@@ -208,14 +208,14 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("change", "says"), BAD.values(), ids=BAD)
-def test_a_configuration_that_is_no_decoder_is_refused(change, says, model, tmp_path):
+@pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
+def test_a_configuration_that_is_no_decoder_is_refused(change, message, model, tmp_path):
     model.save_pretrained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**content, **change}))
-    with pytest.raises(MerinoError, match=says):
+    with pytest.raises(MerinoError, match=message):
         MerinoConfig(**{"blocks": BLOCKS, **change})
-    with pytest.raises(MerinoError, match=says):
+    with pytest.raises(MerinoError, match=message):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 

@@ -82,7 +82,7 @@ def check_kv(model, arch):
 
 @torch.no_grad()
 def check_flops(model, arch):
-    """`eager` attention: torch counts its two products like any other."""
+    """`eager` attention: torch counts its two matmuls like any other."""
     model.set_attn_implementation("eager")
     head = 2 * model.lm_head.weight.numel()
     with FlopCounterMode(display=False) as counter:

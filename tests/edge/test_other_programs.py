@@ -301,13 +301,13 @@ def test_optimum_chooses_our_ids(bundles):
             assert ids == [*prompt, *known[folder][1]], (folder, bound)
 
 
-def in_node(script, folder, asked):
+def in_node(script, folder, job):
     """What a script of JavaScript prints. Skips where there is no transformers.js."""
     if not (NODE / "node_modules").exists():
         pytest.skip("no transformers.js here: make .venv-others")
     (folder / "run.mjs").write_text(script)
     (folder / "node_modules").symlink_to(NODE / "node_modules")
-    return lines_of("node", str(folder / "run.mjs"), json.dumps(asked), cwd=folder)
+    return lines_of("node", str(folder / "run.mjs"), json.dumps(job), cwd=folder)
 
 
 @pytest.mark.slow

@@ -147,7 +147,7 @@ def test_path_loads(tmp_path):
     assert load_profile(path) == load_profile(str(path)) == load_profile("raspberry-pi-5")
 
 
-@pytest.mark.parametrize(("old", "new", "said"), [
+@pytest.mark.parametrize(("old", "new", "expected"), [
     ("cores = { value = 4,", "cores = { value = 4_000_000_000,", "cpu.cores.value is 4000000000, must be at most"),
     ("read_gb_s = { value = 11.8,", "read_gb_s = { value = 1e308,", f"{ONNX}.read_gb_s.value is 1e+308, must"),
     ("read_gb_s = { value = 11.8,", "read_gb_s = { value = 1e-308,", f"{ONNX}.read_gb_s.value is 1e-308, must"),
@@ -158,13 +158,13 @@ def test_path_loads(tmp_path):
     ("name = ", f"name = {'[' * 100000} # ", "not a TOML file: its lists and objects are nested too deeply"),
     ("name = ", f"name = {'[' * 100}{']' * 100} # ", "not a TOML file: its lists and objects are nested too deeply"),
 ])  # fmt: skip
-def test_figures_beyond_any_board_are_refused_by_their_bounds(tmp_path, old, new, said):
+def test_figures_beyond_any_board_are_refused_by_their_bounds(tmp_path, old, new, expected):
     text = (FOLDER / "raspberry-pi-5.toml").read_text()
     assert old in text
     (tmp_path / "mine.toml").write_text(text.replace(old, new, 1))
     with pytest.raises(MerinoError) as caught:
         load_profile(tmp_path / "mine.toml")
-    assert said in str(caught.value) and len(str(caught.value)) < 1000
+    assert expected in str(caught.value) and len(str(caught.value)) < 1000
 
 
 def test_unreadable_paths_say_so(tmp_path):
@@ -215,12 +215,12 @@ def altered(path, value, raw):
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault[0])
 def test_a_fault_names_its_key_the_value_and_what_is_allowed(fault):
-    path, value, begins, says = fault
+    path, value, begins, expected = fault
     raw = raw_profile()
     altered(path, value, raw)
     message = faults_of(raw)
     (line,) = [line for line in message.splitlines() if line.strip().startswith(begins)]
-    assert says in line
+    assert expected in line
     assert "bad.toml" in message
 
 
@@ -230,8 +230,8 @@ def test_all_faults_come_in_one_message(faults):
     for path, value, _, _ in faults:
         altered(path, value, raw)
     message = faults_of(raw)
-    for _, _, begins, says in faults:
-        assert any(line.strip().startswith(begins) and says in line for line in message.splitlines()), begins
+    for _, _, begins, expected in faults:
+        assert any(line.strip().startswith(begins) and expected in line for line in message.splitlines()), begins
 
 
 def test_reading_faster_than_the_memory_is_a_fault():

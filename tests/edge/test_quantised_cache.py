@@ -268,16 +268,16 @@ def test_what_the_model_writes_is_its_own_and_the_same_each_time(decoder):
 ORIN = load_profile("jetson-orin-nano")
 
 
-@pytest.mark.parametrize("asked, said", [
+@pytest.mark.parametrize("options, message", [
     ({"kv": "int8", "dialect": "portable"}, "--kv int8 is not possible in dialect portable"),
     ({"kv": "int4", "precision": "fp16"}, "not possible with --precision fp16"),
     ({"kv": "int2"}, "not known: choose one of fp32, int8, int4"),
     ({"kv": "int8", "board": ORIN}, "1.27 or later, and a .* has 1.23.2: give --kv fp32"),
     ({"kv": None, "dialect": "portable", "design": SimpleNamespace(kv="int8")}, "cache, int8.*Give --kv fp32"),
 ], ids=str)  # fmt: skip
-def test_what_takes_no_such_cache_is_refused(asked, said):
-    with pytest.raises(MerinoError, match=said):
-        chosen_cache(**{"dialect": "fused", "precision": "fp32", **asked})
+def test_what_takes_no_such_cache_is_refused(options, message):
+    with pytest.raises(MerinoError, match=message):
+        chosen_cache(**{"dialect": "fused", "precision": "fp32", **options})
 
 
 def test_a_wish_goes_before_the_designs_cache():
@@ -310,13 +310,13 @@ def test_it_is_not_exported_again(bundle):
         load_source(bundle.folder)
 
 
-@pytest.mark.parametrize("change, said", [
+@pytest.mark.parametrize("change, message", [
     ({"format": "int2"}, "kv_layers\\[0\\].format"),
     ({"format": "fp32"}, "its layer's is float32"),
 ])  # fmt: skip
-def test_a_cache_of_another_format_than_the_graph_has_is_refused(talking, tmp_path, change, said):
+def test_a_cache_of_another_format_than_the_graph_has_is_refused(talking, tmp_path, change, message):
     described = json.loads((Path(talking.folder) / "bundle.json").read_text(encoding="utf-8"))
     described["kv_layers"][0].update(change)
     (tmp_path / "bundle.json").write_text(json.dumps(described), encoding="utf-8")
-    with pytest.raises(MerinoError, match=said):
+    with pytest.raises(MerinoError, match=message):
         load_bundle(str(tmp_path))

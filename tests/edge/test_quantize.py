@@ -1,4 +1,4 @@
-"""Block quantisation: the codes and scales by themselves, and the exported graphs that compute with them."""
+"""Block quantisation: the codes and scales alone, and the exported graphs that compute with them."""
 
 import json
 

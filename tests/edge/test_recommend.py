@@ -46,8 +46,8 @@ def predicted(existing, profile, precision, context):
 
 @pytest.mark.slow
 def test_every_verdict_is_a_direct_prediction_held_against_the_budgets():
-    asked = {"decode_ms": 25, "prefill_ms": 400, "params_m": 150, "file_mb": 300, "j_per_token": 0.2}
-    budgets = with_board_defaults(asked, PI5)
+    given = {"decode_ms": 25, "prefill_ms": 400, "params_m": 150, "file_mb": 300, "j_per_token": 0.2}
+    budgets = with_board_defaults(given, PI5)
     recommendation = recommend(PI5, budgets, context=1024, prompt=128, space=SMALL)
     assert {candidate.model.id for candidate in recommendation.candidates} == {each.id for each in load_models()}
     assert recommendation.budget == budgets and "memory_mb" in recommendation.budget
@@ -133,12 +133,12 @@ def test_layers_are_counted_as_blocks_cut_to_their_best(name):
     assert existing_score(geometry, 1, MERINO) == pytest.approx(score([geometry.layers]))
 
 
-def test_a_models_grouped_heads_count_as_ours_do():
+def test_a_models_grouped_heads_count_as_a_designs():
     """A gated FFN does not: the score would count two matrices of three."""
     block = {"width": 128, "ffn_ratio": 2.0, "kv_heads": 1}
-    ours = Architecture(blocks=[{**block, "depth": 3}, {**block, "depth": 2}], vocab=300, head_size=32, context=64)
+    designed = Architecture(blocks=[{**block, "depth": 3}, {**block, "depth": 2}], vocab=300, head_size=32, context=64)
     scores = [block_score(128, 256, depth, False, MERINO, kv_width=32) for depth in (3, 2)]
-    assert existing_score(ours, 2, MERINO) == pytest.approx(sum(scores))
+    assert existing_score(designed, 2, MERINO) == pytest.approx(sum(scores))
 
 
 def test_models_with_gates_have_no_entropy():
@@ -184,19 +184,19 @@ def test_heads_that_fused_attention_refuses_take_the_other_dialect():
 
 
 @pytest.fixture(scope="module", params=["decode_ms", "memory_mb"])
-def found_front(request):
+def computed_front(request):
     return front(ZERO, {}, request.param, 6, space=SMALL, context=256, prompt=128)
 
 
-def test_a_front_rises_and_each_point_is_the_optimum_within_its_limit(found_front):
-    axis, points = found_front.against, found_front.points
+def test_a_front_rises_and_each_point_is_the_optimum_within_its_limit(computed_front):
+    axis, points = computed_front.against, computed_front.points
     limits = [point.budget[axis] for point in points]
     assert limits == sorted(set(limits)) and len(limits) == 6
     entropies = [point.entropy for point in points]
     assert entropies == sorted(entropies) and entropies[0] < entropies[-1]
     for point in points:
         assert getattr(point.predicted, axis) <= point.budget[axis]
-        assert point.budget == {**found_front.budget, axis: point.budget[axis]}
+        assert point.budget == {**computed_front.budget, axis: point.budget[axis]}
         assert point.solver.gap < 1e-9 and point.solver.name == "exact"
     again = design(ZERO, points[2].budget, space=SMALL, context=256, prompt=128)
     assert again.architecture == points[2].architecture and again.entropy == points[2].entropy
@@ -204,8 +204,8 @@ def test_a_front_rises_and_each_point_is_the_optimum_within_its_limit(found_fron
     assert max(ratios) / min(ratios) < 1.02  # log-spaced, to four digits
 
 
-def test_a_front_runs_from_the_smallest_decoder_to_where_more_gives_nothing(found_front):
-    axis, first, last = found_front.against, found_front.points[0], found_front.points[-1]
+def test_a_front_runs_from_the_smallest_decoder_to_where_more_gives_nothing(computed_front):
+    axis, first, last = computed_front.against, computed_front.points[0], computed_front.points[-1]
     assert {block.width for block in first.architecture.blocks} == {64}
     with pytest.raises(MerinoError, match="the smallest that any decoder needs"):
         least = getattr(first.predicted, axis) * 0.99
@@ -223,15 +223,15 @@ def test_other_budgets_hold_at_every_point():
     assert pareto.points[-1].entropy < loose.points[-1].entropy
 
 
-def test_pareto_json_is_read_as_it_was_written(found_front):
-    assert Front.model_validate_json(found_front.to_json()) == found_front
-    content = json.loads(found_front.to_json())
+def test_pareto_json_is_read_as_it_was_written(computed_front):
+    assert Front.model_validate_json(computed_front.to_json()) == computed_front
+    content = json.loads(computed_front.to_json())
     assert set(content) == {
         "schema", "device", "device_name", "backend", "against", "precision", "kv", "context", "prompt", "vocab",
         "budget", "default_limit", "points", "models",
     }  # fmt: skip
     assert [mark["id"] for mark in content["models"]] == list(MARKED)
-    for mark in found_front.models:
+    for mark in computed_front.models:
         cost = predicted(model(mark.id), ZERO, "fp32", 256)
         assert mark.predicted == cost
 
@@ -299,7 +299,7 @@ def test_pareto_writes_json_and_svg(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (("recommend", "--device", "raspberry-pi-9"), "No device profile"),
         (("recommend", "--device", "raspberry-pi-4", "--decode-ms", "-1"), "positive"),
@@ -327,10 +327,10 @@ def test_pareto_writes_json_and_svg(tmp_path):
         (("pareto", "--device", "raspberry-pi-4", "--vocab", "300", "--points", "2", "--plot", "/proc/a.svg"), "write"),
     ],
 )
-def test_a_users_mistake_is_one_clear_error(words, says):
+def test_a_users_mistake_is_one_clear_error(words, message):
     code, out, error = run(*words)
     assert code == 1 and out == "" and isinstance(error, MerinoError)
-    assert says in str(error)
+    assert message in str(error)
 
 
 def test_a_board_that_has_too_little_memory_for_any_decoder_says_so():

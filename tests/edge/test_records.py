@@ -92,7 +92,7 @@ def test_all_faults_of_all_files_are_reported_at_once(tmp_path):
     assert output.count("\n") == 9, output
 
 
-@pytest.mark.parametrize(("changes", "said"), [
+@pytest.mark.parametrize(("changes", "message"), [
     ({"test": "warmup"}, "test"),
     ({"flags": None}, "flags"),
     ({"processes": None, "rounds_ms": None}, "must have rounds_ms, processes"),
@@ -102,8 +102,8 @@ def test_all_faults_of_all_files_are_reported_at_once(tmp_path):
     ({"architecture": {"blocks": []}}, "architecture"),
     ({"ratio_interval": [1.0]}, "ratio_interval"),
 ])  # fmt: skip
-def test_a_contradiction_is_a_fault(tmp_path, changes, said):
-    with pytest.raises(MerinoError, match=said):
+def test_a_contradiction_is_a_fault(tmp_path, changes, message):
+    with pytest.raises(MerinoError, match=message):
         read_records([written(tmp_path, json.dumps([{**record(), **changes}]))])
 
 

@@ -67,7 +67,7 @@ def machine(decode=1.0, prefill=1.0, memory=1.0):
     return measure, seen
 
 
-def asked(decode=1.0, **keys):
+def requested(decode=1.0, **keys):
     """Budgets, decode time as a share of the largest decoder's."""
     return {"decode_ms": decode * ladder()[-1].predicted.decode_ms, **keys}
 
@@ -76,7 +76,7 @@ def asked(decode=1.0, **keys):
 @examples(100, by_day=20)
 def test_whatever_the_machine_is_off_by_the_design_keeps_its_budgets(decode, prefill, memory, share):
     largest = ladder()[-1].predicted
-    budgets = asked(share, prefill_ms=largest.prefill_ms, memory_mb=largest.memory_mb)
+    budgets = requested(share, prefill_ms=largest.prefill_ms, memory_mb=largest.memory_mb)
     measure, seen = machine(decode, prefill, memory)
     result = redesign(budgets, find, measure)
     assert result.measured.decode_ms == pytest.approx(decode * result.predicted.decode_ms)
@@ -105,9 +105,9 @@ def test_a_budget_is_rescaled_by_predicted_over_measured():
         requests.append(budgets)
         return find(budgets, like)
 
-    redesign(asked(0.5, flops_g=100), spying, machine(decode=1.25)[0])
+    redesign(requested(0.5, flops_g=100), spying, machine(decode=1.25)[0])
     first, second = requests[:2]
-    assert first == asked(0.5, flops_g=100)
+    assert first == requested(0.5, flops_g=100)
     assert second == {"decode_ms": pytest.approx(AIM / 1.25 * first["decode_ms"]), "flops_g": 100}
 
 
@@ -120,7 +120,7 @@ def test_of_an_interval_the_upper_end_is_rescaled():
         made.append(design(board, budgets, space=SPACE, context=128, prompt=64))
         return made[-1]
 
-    budget = asked(0.5)
+    budget = requested(0.5)
     redesign(budget, searching, machine(decode=0.8)[0])
     first, second = made[:2]
     assert first.predicted.decode_ms < first.predicted.decode_ms_interval[1] <= budget["decode_ms"]
@@ -132,26 +132,26 @@ def test_of_an_interval_the_upper_end_is_rescaled():
 
 def test_after_one_that_took_too_much_and_one_that_took_too_little_the_geometric_mean_is_asked_for():
     measure, seen = by_turns(1.2, 0.5, 1.0)
-    result = redesign(asked(0.5), find, measure)
+    result = redesign(requested(0.5), find, measure)
     assert len(seen) == 3 and result.architecture == seen[2].architecture
-    limit = asked(0.5)["decode_ms"]
+    limit = requested(0.5)["decode_ms"]
     assert result.searched["decode_ms"] == pytest.approx(limit * (AIM / 1.2) ** 0.5)
 
 
 def test_the_record_says_which_limits_the_search_and_its_proof_are_for():
     """Its decoder, its bound and its thread counts are those of a search for `searched`, not for `budget`."""
-    result = redesign(asked(0.5), find, machine(decode=1.25)[0])
-    assert result.budget == asked(0.5) != result.searched
+    result = redesign(requested(0.5), find, machine(decode=1.25)[0])
+    assert result.budget == requested(0.5) != result.searched
     again = find(result.searched)
     for part in ("architecture", "entropy", "solver", "predicted"):
         assert getattr(result, part) == getattr(again, part), part
-    assert result.solver.bound < find(asked(0.5)).solver.bound, "the proof for what was asked is another one"
+    assert result.solver.bound < find(requested(0.5)).solver.bound, "the proof for what was asked is another one"
     assert f"rescaled budgets: {options_line(result.searched)}" in solver_line(result)
 
 
 def test_a_design_that_keeps_its_budgets_at_once_is_proved_for_them():
-    result = redesign(asked(0.5), find, machine()[0])
-    assert result.searched == result.budget == asked(0.5)
+    result = redesign(requested(0.5), find, machine()[0])
+    assert result.searched == result.budget == requested(0.5)
     assert solver_line(result).endswith("within these budgets")
 
 
@@ -159,14 +159,14 @@ def test_of_those_that_kept_the_budget_the_one_of_most_entropy_is_chosen():
     """The first breaks it, the second uses too little of it, the third breaks it."""
     measure, seen = by_turns(1.2, 0.9, 1.4)
     messages = []
-    result = redesign(asked(0.5), find, measure, messages.append)
+    result = redesign(requested(0.5), find, measure, messages.append)
     assert len(seen) == len(messages) == 3 and result.architecture == seen[1].architecture
     assert result.measured.designs == 3 and "of decode_ms" in messages[0]
 
 
 def test_a_design_that_comes_again_is_not_measured_again():
     measure, seen = machine(0.5)
-    result = redesign(asked(1.2), find, measure)
+    result = redesign(requested(1.2), find, measure)
     assert [one.architecture for one in seen] == [ladder()[-1].architecture] == [result.architecture]
 
 

@@ -93,14 +93,14 @@ def test_failed_and_foreign_rows_are_in_no_ratio():
     assert summary_of(record(10, environment=elsewhere), opt()).equal == ()
 
 
-@pytest.mark.parametrize(("ours", "theirs", "flags"), [
+@pytest.mark.parametrize(("design_flags", "opt_flags", "flags"), [
     ({"flags": ["busy"]}, {}, ("busy",)), ({}, {"flags": ["swapping"]}, ("swapping",)),
     ({}, {"flags": ["throttled"]}, ("throttled",)), ({"flags": ["throttled"]}, {"flags": ["throttled"]}, ()),
     ({"disturbed": [["busy"], ["busy"]]}, {}, ()),
 ])  # fmt: skip
 @pytest.mark.parametrize("run", [None, "one"])
-def test_a_disturbed_ratio_is_shown_and_marked(ours, theirs, flags, run):
-    result = summary_of(record(10, run=run, **ours), opt(run=run, **theirs))
+def test_a_disturbed_ratio_is_shown_and_marked(design_flags, opt_flags, flags, run):
+    result = summary_of(record(10, run=run, **design_flags), opt(run=run, **opt_flags))
     assert result.headline.speed.value == pytest.approx(5, rel=0.02) and result.headline.speed.flags == flags
     shown = page(result) + markdown(result)
     assert ("disturbed: " in shown) == bool(flags) and words.headline(result).startswith("5.0× as fast")
@@ -193,9 +193,9 @@ def test_rows_of_a_gpu_are_held_against_its_own_figures():
     assert by_bundle["gpu", "decode"] == costs.predict(series.operators).decode_ms != by_bundle["ours", "decode"]
 
 
-@pytest.mark.parametrize(("share", "said"), [(0.7, False), (1.0, False), (1.2, True)])
-def test_a_share_above_the_ceiling_is_explained_where_there_is_one(share, said):
-    assert ("Above 100 %: the weights stayed in" in page(summary_of(record(10, ceiling_share=share)))) == said
+@pytest.mark.parametrize(("share", "explained"), [(0.7, False), (1.0, False), (1.2, True)])
+def test_a_share_above_the_ceiling_is_explained_where_there_is_one(share, explained):
+    assert ("Above 100 %: the weights stayed in" in page(summary_of(record(10, ceiling_share=share)))) == explained
 
 
 def test_memory_parts_add_up_and_kv_is_separate_only_with_a_known_architecture():

@@ -43,7 +43,7 @@ def warped(logits, sampling, order=("temperature", "top_k", "top_p", "min_p")):
     return scores.softmax(-1)[0].numpy()
 
 
-def ours(logits, sampling):
+def sampled(logits, sampling):
     ids, kept = candidates(np.array(logits), sampling)
     probabilities = np.zeros(len(logits))
     probabilities[ids] = kept
@@ -57,8 +57,8 @@ def ours(logits, sampling):
 ])  # fmt: skip
 def test_the_order_is_that_of_transformers_generate(sampling, other_order, kept, kept_otherwise):
     logits = np.log([0.4, 0.3, 0.15, 0.102, 0.048]).tolist()
-    np.testing.assert_allclose(ours(logits, sampling), warped(logits, sampling))
-    assert (ours(logits, sampling) > 0).sum() == kept
+    np.testing.assert_allclose(sampled(logits, sampling), warped(logits, sampling))
+    assert (sampled(logits, sampling) > 0).sum() == kept
     assert (warped(logits, sampling, other_order) > 0).sum() == kept_otherwise
 
 
@@ -70,7 +70,7 @@ def test_the_kept_tokens_and_their_probabilities_are_those_of_transformers(logit
     assume(all(((share > 0) == (expected > 0)).all() for share in shares))  # rounding decides at the very boundary
     relative = np.exp((np.array(logits) - max(logits)) / sampling.temperature)
     assume(not (np.abs(relative - sampling.min_p) < 1e-12).any())
-    np.testing.assert_allclose(ours(logits, sampling), expected, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(sampled(logits, sampling), expected, rtol=1e-9, atol=1e-15)
 
 
 @pytest.mark.parametrize("sampling", [
@@ -80,13 +80,13 @@ def test_the_kept_tokens_and_their_probabilities_are_those_of_transformers(logit
 ])  # fmt: skip
 @pytest.mark.parametrize("logits", [[0.0], [2.0, 1.0, 0.5], [-1e4, 3.0, 2.9, -30.0], [1e4, 0.0, -1e4]])
 def test_edge_cases(logits, sampling):
-    np.testing.assert_allclose(ours(logits, sampling), warped(logits, sampling), rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(sampled(logits, sampling), warped(logits, sampling), rtol=1e-9, atol=1e-15)
 
 
 def test_equal_logits_differ_as_documented():
     """transformers keeps all tokens that equal the k-th, we keep k."""
     logits, sampling = [1.0, 1.0, 1.0, 0.0], UNCUT._replace(top_k=2)
-    assert (warped(logits, sampling) > 0).sum() == 3 and (ours(logits, sampling) > 0).sum() == 2
+    assert (warped(logits, sampling) > 0).sum() == 3 and (sampled(logits, sampling) > 0).sum() == 2
 
 
 def test_draws_have_the_frequencies_of_transformers_probabilities():

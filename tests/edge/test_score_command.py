@@ -57,13 +57,13 @@ def test_opt_350m_has_nearly_the_best_aspect_ratio():
     assert CONSTANTS["aspect"].low < 3.754 < CONSTANTS["aspect"].high
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
+@pytest.mark.parametrize(("arguments", "message"), [
     (("opt-125m", "--score", "best"), "--score best is not known: choose one of measured, merino, merino-literal"),
     (("nothing-here",), "'nothing-here' names no model"),
     (("someone/something",), "not in the hub's cache here, so its config.json with the geometry is missing"),
     (("opt-125m", "--device", "raspberry-pi-4", "--context", "4096"), "takes 2 to 2048 tokens"),
 ])  # fmt: skip
-def test_what_cannot_be_scored_says_why(arguments, says):
+def test_what_cannot_be_scored_says_why(arguments, message):
     with pytest.raises(MerinoError) as refused:
         scored(*arguments)
-    assert says in str(refused.value)
+    assert message in str(refused.value)

@@ -1,4 +1,4 @@
-"""Channels at other scales for int8: every published family computes what it did, and its activations lose less."""
+"""SmoothQuant for int8: every published family computes what it did, and its activations lose less."""
 
 import numpy as np
 import onnx

@@ -267,8 +267,8 @@ def test_a_tokenizer_has_exactly_the_entries_asked_for_and_spells_any_text(vocab
     assert tokenizer.decode(tokenizer.encode(odd).ids) == odd
 
 
-def refused(says, data, out, arch=ARCH, **keys):
-    with pytest.raises(MerinoError, match=says):
+def refused(message, data, out, arch=ARCH, **keys):
+    with pytest.raises(MerinoError, match=message):
         train(arch, data, out, recipe=SMALL, **keys)
 
 
@@ -342,7 +342,7 @@ def test_a_folder_in_use_and_a_run_that_is_none_are_refused(text, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("keys", "says"),
+    ("keys", "message"),
     [
         ({"steps": 0}, "--steps 0"),
         ({"batch": 0}, "--batch 0"),
@@ -350,6 +350,6 @@ def test_a_folder_in_use_and_a_run_that_is_none_are_refused(text, tmp_path):
         ({"learning_rate": math.nan}, "--learning-rate nan"),
     ],
 )
-def test_a_recipe_that_cannot_be_is_refused(keys, says):
-    with pytest.raises(MerinoError, match=says):
+def test_a_recipe_that_cannot_be_is_refused(keys, message):
+    with pytest.raises(MerinoError, match=message):
         Recipe(**keys)

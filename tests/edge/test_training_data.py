@@ -37,7 +37,7 @@ CHAT = ChatTemplate(
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>\n{% endfor %}{% if add_generation_prompt %}<assistant>"
     "{% endif %}", {}, "the template",
 )  # fmt: skip
-TALK = [{"role": role, "content": f"{role} {number}"} for number in range(2) for role in ("user", "assistant")]
+CONVERSATION = [{"role": role, "content": f"{role} {number}"} for number in range(2) for role in ("user", "assistant")]
 
 
 @pytest.fixture(autouse=True)
@@ -50,9 +50,9 @@ def cache(tmp_path, monkeypatch):
 READING = Reading(TOKENIZER, CHAT)
 
 
-def shard(path, reading=READING, said=None):
+def shard(path, reading=READING, notes=None):
     source = data_source(path)
-    return shard_of(source, file_of(source), reading, (said if said is not None else []).append)
+    return shard_of(source, file_of(source), reading, (notes if notes is not None else []).append)
 
 
 def write_lines(path, records):
@@ -105,7 +105,7 @@ def test_turns_of_one_sample_each_end_and_are_learned(tmp_path):
 
 
 def test_of_messages_the_assistants_turns_are_learned_up_to_their_end(tmp_path):
-    result = shard(write_lines(tmp_path / "talk.jsonl", [{"messages": TALK}]))
+    result = shard(write_lines(tmp_path / "talk.jsonl", [{"messages": CONVERSATION}]))
     text = "<user>user 0</>\n<assistant>assistant 0</>\n<user>user 1</>\n<assistant>assistant 1</>\n"
     assert TOKENIZER.decode(result.ids.tolist(), skip_special_tokens=False) == text
     learned = TOKENIZER.decode([int(each) for each, counts in zip(result.ids, result.learned, strict=True) if counts])
@@ -157,27 +157,27 @@ FAULTS["latin.txt"] = (FAULTS["latin.txt"], r"latin.txt is not UTF-8 text \(byte
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_is_wrong_is_said_with_its_place_and_leaves_nothing(name, tmp_path, cache):
-    content, says = FAULTS[name]
+    content, message = FAULTS[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(MerinoError, match=says):
+    with pytest.raises(MerinoError, match=message):
         shard(tmp_path / name)
     assert not cache.exists() or list(cache.iterdir()) == []
     if name not in ("mute.jsonl", "string.jsonl"):  # a template would be missing first
-        with pytest.raises(MerinoError, match=says):
+        with pytest.raises(MerinoError, match=message):
             train(ARCH, [tmp_path / name], tmp_path / "out", recipe=Recipe(steps=1))
         assert not (tmp_path / "out").exists()
 
 
 def test_sources_and_weights_that_do_not_do_are_refused(tmp_path):
     text = write_stories(tmp_path / "a.txt")
-    for data, says in (
+    for data, message in (
         ([f"{text}:x"], "the weight 'x' must be 0 or more"), ([f"{text}:-1"], "the weight '-1'"),
         ([f"{text}:nan"], "the weight 'nan'"), ([f"{text}:0"], "sum to 0"),
         ([f"{text}:1", text], "a.txt has no weight and others have one"), ([tmp_path], "is a folder that"),
         ([tmp_path / "absent"], "absent does not exist"), (["absent.jsonl"], "absent.jsonl does not exist"),
         (["/dev/null"], "is a device"), ([f"{text}:0.0001", f"{text}:1"], "0.0001 of 1.0001 is less than a row"),
     ):  # fmt: skip
-        with pytest.raises(MerinoError, match=says):
+        with pytest.raises(MerinoError, match=message):
             train(ARCH, data, tmp_path / "out", recipe=Recipe(steps=1))
     with pytest.raises(MerinoError, match="--held-out .* takes no weight"):
         data_sources([f"{text}:1"], "--held-out")
@@ -187,7 +187,7 @@ def test_sources_and_weights_that_do_not_do_are_refused(tmp_path):
 
 
 def test_messages_without_a_template_and_samples_longer_than_a_row(tmp_path):
-    conversation = write_lines(tmp_path / "talk.jsonl", [{"messages": TALK}] * 9)
+    conversation = write_lines(tmp_path / "talk.jsonl", [{"messages": CONVERSATION}] * 9)
     with pytest.raises(MerinoError, match="talk.jsonl, line 1, has `messages`, and there is no chat template"):
         train(ARCH, [conversation], tmp_path / "out", recipe=Recipe(steps=1))
     long = {"prompt": "the " * 5, "completion": "miller " * 40}
@@ -230,10 +230,10 @@ def test_samples_are_packed_whole_and_see_only_themselves(tmp_path):
 def test_shards_are_made_once_and_a_damaged_one_is_made_again(tmp_path, cache):
     text = write_stories(tmp_path / "a.txt")
     messages = []
-    first = shard(text, said=messages).ids.tolist()
+    first = shard(text, notes=messages).ids.tolist()
     (folder,) = cache.iterdir()
     (tmp_path / "moved.txt").write_bytes(text.read_bytes())
-    assert shard(tmp_path / "moved.txt", said=messages).ids.tolist() == first
+    assert shard(tmp_path / "moved.txt", notes=messages).ids.tolist() == first
     assert len(messages) == 1 and "tokens in" in messages[0]
     for name, damage in (("ids.bin", b"\7"), ("ends.bin", b""), ("shard.json", b"["), ("ids.bin", None)):
         if damage is None:
@@ -241,7 +241,7 @@ def test_shards_are_made_once_and_a_damaged_one_is_made_again(tmp_path, cache):
         else:
             (folder / name).write_bytes(damage + (folder / name).read_bytes()[1:])
         messages.clear()
-        assert shard(text, said=messages).ids.tolist() == first
+        assert shard(text, notes=messages).ids.tolist() == first
         assert "are damaged" in messages[0] and "made again" in messages[0] and len(messages) == 2, name
     text.write_text(text.read_text() + " and more")
     shard(text)

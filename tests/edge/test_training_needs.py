@@ -127,12 +127,12 @@ def test_the_option_that_the_user_gave_is_blamed(text, tmp_path):
     latin, short = tmp_path / "latin.txt", tmp_path / "short.txt"
     latin.write_bytes("caf\u00e9".encode("latin-1"))
     short.write_text("the miller")
-    for data, held_out, says in (
+    for data, held_out, message in (
         ([latin], [], "--data .*latin.txt is not UTF-8"),
         ([text], [latin], "--held-out .*latin.txt is not UTF-8"),
         ([text], [short], "the text of --held-out gives .* fewer than one sequence of 32: give more text"),
     ):
-        with pytest.raises(MerinoError, match=says):
+        with pytest.raises(MerinoError, match=message):
             train(ARCH, data, tmp_path / "out", recipe=RECIPE, held_out=held_out)
     some = write_stories(tmp_path / "some.txt", range(8))
     long = ARCH.model_copy(update={"context": 256})

@@ -52,11 +52,11 @@ def finished(text, tmp_path_factory):
 
 
 def ctrl_c_at(step):
-    def tell(done, _total, _what):
+    def on_progress(done, _total, _what):
         if done == step:
             signal.raise_signal(signal.SIGINT)
 
-    return tell
+    return on_progress
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def flip(path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (lambda state: cut(state / "optimizer.pt"), "optimizer.pt is damaged"),
         (lambda state: flip(state / "model.safetensors"), "model.safetensors is damaged"),
@@ -206,11 +206,11 @@ def flip(path):
         (lambda state: cut(state / "saved.json"), "it was not saved to its end"),
     ],
 )
-def test_a_damaged_newest_state_falls_back_to_the_one_before(damage, says, stopped, finished, text):
+def test_a_damaged_newest_state_falls_back_to_the_one_before(damage, message, stopped, finished, text):
     damage(stopped / "trainer" / "checkpoint-7")
     messages = []
     train(ARCH, [text], stopped, recipe=RECIPE, resume=True, say=messages.append)
-    assert any(f"checkpoint-7: {says}" in line for line in messages) and "going on from checkpoint-6" in messages
+    assert any(f"checkpoint-7: {message}" in line for line in messages) and "going on from checkpoint-6" in messages
     assert same_weights(stopped, finished)
 
 
@@ -289,13 +289,14 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(kills, p
         resume = ["--resume"] if whole else []
         process, stderr = started(plan, "--data", text, "-o", out, *options, *resume)
         with stderr:
-            said = stderr.readline()
+            printed = stderr.readline()
             time.sleep(moments.uniform(0, 3))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
-            said += stderr.read()
+            printed += stderr.read()
         process.wait()
-        assert "Traceback" not in said and "removed" not in said.replace("not saved to its end: removed", ""), said
+        assert "Traceback" not in printed, printed
+        assert "removed" not in printed.replace("not saved to its end: removed", ""), printed
         newest = [state for state in saved_states(out / "trainer") if (state / "saved.json").is_file()]
         assert not newest or fault_of(newest[0]) is None  # an older one may have been in removal
         assert not whole or step_of(newest[0]) >= max(map(step_of, whole))

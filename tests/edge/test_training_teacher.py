@@ -121,14 +121,14 @@ def test_a_teacher_that_was_stopped_goes_on_and_so_does_its_student(tmp_path, to
 def test_a_teacher_that_does_not_go_with_the_run_is_refused(tmp_path, tokenizer_file):
     text = write_stories(tmp_path / "a.txt")
     short = ARCH.model_copy(update={"context": 16})
-    for counted, says in (
+    for counted, message in (
         (
             Counted(train_tokenizer(["other text " * 99, story(1)], 280).to_str()),
             "another tokenizer .*--tokenizer.*generate",
         ),
         (Counted(arch=short), "reads 16 tokens, and a row has 32: give --length 16"),
     ):
-        with pytest.raises(MerinoError, match=says):
+        with pytest.raises(MerinoError, match=message):
             train(ARCH, [text], tmp_path / "out", recipe=RECIPE, tokenizer_file=tokenizer_file, teacher=counted.teacher)
         assert counted.calls == 0 and not (tmp_path / "out").exists()
     for keys in ({"teacher_weight": 0}, {"teacher_weight": 1.5}, {"temperature": 0}, {"temperature": math.nan}):
@@ -150,12 +150,12 @@ def test_the_command_takes_a_checkpoint_or_a_gguf_as_teacher(tmp_path, tokenizer
     assert (
         record["teacher_sha256"] and record["recipe"]["temperature"] == 3 and record["recipe"]["teacher_weight"] == 0.5
     )
-    for more, says in (
+    for more, message in (
         (["--teacher", tmp_path / "arch.json"], "is a design, which has no weights"),
         (["--temperature", 2], "go with a --teacher"),
         (["--teacher", "nobody"], "'nobody' names no model"),
     ):
         main_ends(1, "train", *words, *more, "-o", tmp_path / "other")
-        assert says in " ".join(capfd.readouterr().err.split())
+        assert message in " ".join(capfd.readouterr().err.split())
     ids = np.fromfile(next(path for path in next(cache.iterdir()).iterdir()), "<u2", 5)
     assert (ids < ARCH.vocab).all()

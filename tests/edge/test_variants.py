@@ -1,4 +1,4 @@
-"""Published checkpoints that are not what a walk knows: each is refused with the key and its value, before any work."""
+"""Published checkpoints that no graph builder supports: each is refused with the key and its value, before any work."""
 
 import json
 
@@ -84,12 +84,12 @@ def changed(checkpoints, tmp_path):
     return copy
 
 
-@pytest.mark.parametrize(("family", "keys", "says"), VARIANTS, ids=lambda value: str(value)[:40])
-def test_a_variant_is_refused_with_its_key_its_value_and_what_is_known(changed, family, keys, says):
+@pytest.mark.parametrize(("family", "keys", "message"), VARIANTS, ids=lambda value: str(value)[:40])
+def test_a_variant_is_refused_with_its_key_its_value_and_what_is_known(changed, family, keys, message):
     folder = changed(family, keys, without=("rope_parameters",) if "rope_scaling" in keys else ())
     with pytest.raises(MerinoError) as caught:
         read_checkpoint(folder)
-    assert says in str(caught.value) and str(folder) in str(caught.value)
+    assert message in str(caught.value) and str(folder) in str(caught.value)
 
 
 def test_a_config_in_the_words_of_older_transformers_is_read(changed):
@@ -101,7 +101,7 @@ def test_a_config_in_the_words_of_older_transformers_is_read(changed):
 
 
 @pytest.mark.parametrize(
-    ("keys", "says"),
+    ("keys", "message"),
     [
         ({"hidden_size": 96, "head_dim": 16}, "do not"), ({"num_hidden_layers": 3}, "layers.2"),
         ({"num_hidden_layers": 1}, "layers.1"), ({"vocab_size": 97}, "do not"),
@@ -109,10 +109,10 @@ def test_a_config_in_the_words_of_older_transformers_is_read(changed):
     ],
     ids=str,
 )  # fmt: skip
-def test_a_config_that_lies_about_its_weights_is_refused(changed, keys, says):
+def test_a_config_that_lies_about_its_weights_is_refused(changed, keys, message):
     with pytest.raises(MerinoError, match="the weights in .* do not") as caught:
         read_checkpoint(changed("llama", keys))
-    assert says in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["missing", "more"])

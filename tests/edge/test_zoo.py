@@ -99,7 +99,7 @@ def test_every_score_names_its_source():
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "says"),
+    ("old", "new", "message"),
     [
         ("heads = 12", "heads = 13", "kv_heads"),
         ('source = "cerebras"', 'source = "nobody"', "source"),
@@ -110,14 +110,14 @@ def test_every_score_names_its_source():
         ("schema = 1", "schema = ", "TOML"),
     ],
 )
-def test_a_fault_of_the_zoo_is_named(old, new, says):
+def test_a_fault_of_the_zoo_is_named(old, new, message):
     text = (files("merino_edge.families") / FILE).read_text(encoding="utf-8")
-    if "kv_heads" in says:
+    if "kv_heads" in message:
         new = "heads = 13, kv_heads = 2"
     assert old in text
     with pytest.raises(MerinoError, match="^zoo.toml is not") as caught:
         parse_zoo(text.replace(old, new))
-    assert says in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_the_file_says_nothing_that_is_not_read():

@@ -107,16 +107,16 @@ def test_the_first_table_of_speed_is_the_record():
 LLAMA_CPP = ("llama.cpp", "llama.cpp-q8_0-cache")  # its two caches
 
 
-def ratio_of(ours, theirs):
+def ratio_of(first, second):
     """With the ends of its interval, as written."""
-    both = sorted(set(ours) & set(theirs))
-    result = paired_ratio([1 / ours[each] for each in both], [1 / theirs[each] for each in both])
+    both = sorted(set(first) & set(second))
+    result = paired_ratio([1 / first[each] for each in both], [1 / second[each] for each in both])
     return [written(result.value, 2), *(written(each, 2) for each in result.interval)]
 
 
 def test_the_table_behind_a_long_cache_is_the_record():
     record = "depth-x86-2cores.json"
-    for tokens, weights, kv, ours_ms, theirs_ms, ratio in rows(section("docs/speed.md", "Behind a long cache")):
+    for tokens, weights, kv, own_ms, other_ms, ratio in rows(section("docs/speed.md", "Behind a long cache")):
         test = f"tg32 @ d{tokens.replace(',', '')}"
 
         def steps(engine, disturbed, test=test):
@@ -125,8 +125,8 @@ def test_the_table_behind_a_long_cache_is_the_record():
         own = f"ours 66m {weights}{' (int8 cache)' if kv == 'int8' else ''}"
         peers = [name for engine in LLAMA_CPP if steps(name := f"{engine} 66m {GGUF[weights]}", True)]
         fastest = min(median(steps(each, True).values()) for each in peers)
-        assert ours_ms == written(median(steps(own, True).values()), decimals(ours_ms)), test
-        assert theirs_ms == written(fastest, decimals(theirs_ms)), test
+        assert own_ms == written(median(steps(own, True).values()), decimals(own_ms)), test
+        assert other_ms == written(fastest, decimals(other_ms)), test
         assert NUMBER.findall(ratio) in [ratio_of(steps(own, False), steps(each, False)) for each in peers], (test, own)
 
 

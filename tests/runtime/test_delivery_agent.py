@@ -17,7 +17,7 @@ DATA = bytes(range(256)) * 5000
 PIECE = 1 << 18
 
 
-def asked(home, request, data=b""):
+def agent_answer(home, request, data=b""):
     """(exit code, the lines of the answer, stderr)"""
     process = subprocess.Popen([sys.executable, "-S", "-c", LOADER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, cwd=str(home),
@@ -37,7 +37,7 @@ def asked(home, request, data=b""):
 def receive(home, data, offset=0, **changes):
     request = dict({"do": "receive", "folder": "@cache/incoming", "name": "model", "size": len(DATA),
                     "sha256": hashlib.sha256(DATA).hexdigest(), "piece": PIECE}, **changes)
-    code, lines, _ = asked(home, request, b'{"offset": %d}\n' % offset + data)
+    code, lines, _ = agent_answer(home, request, b'{"offset": %d}\n' % offset + data)
     return code, [json.loads(line) for line in lines]
 
 
@@ -84,15 +84,15 @@ def test_a_file_that_another_connection_writes_is_left_alone(tmp_path, place):
 def test_a_program_runs_with_what_it_is_given_and_its_code_comes_back(tmp_path):
     program = "import sys; data = sys.stdin.buffer.read(); print(len(data), sys.argv[1:]); sys.exit(7)"
     arguments = [agent.PYTHON, "-c", program, "@cache/x", "@other"]
-    code, lines, _ = asked(tmp_path, {"do": "run", "arguments": arguments, "stdin_bytes": 3}, b"abc")
+    code, lines, _ = agent_answer(tmp_path, {"do": "run", "arguments": arguments, "stdin_bytes": 3}, b"abc")
     assert (code, lines) == (7, [f"3 ['{tmp_path}/.cache/merino/x', '@other']"])
-    code, lines, err = asked(tmp_path, {"do": "run", "arguments": ["/no/program"], "stdin_bytes": 0})
+    code, lines, err = agent_answer(tmp_path, {"do": "run", "arguments": ["/no/program"], "stdin_bytes": 0})
     assert (code, lines) == (127, []) and "No such file" in err
 
 
 def test_a_program_is_talked_with_line_by_line_and_ends_with_the_connection(tmp_path):
     echo = "import sys\nfor line in sys.stdin:\n    print(line.strip()[::-1], flush=True)\nsys.exit(3)"
-    request = {"do": "talk", "arguments": ["@python", "-c", echo]}
+    request = {"do": "interact", "arguments": ["@python", "-c", echo]}
     process = subprocess.Popen([sys.executable, "-S", "-c", LOADER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                cwd=str(tmp_path), env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]})
     process.stdin.write(TEXT + json.dumps(request).encode("ascii") + b"\n")
@@ -105,7 +105,7 @@ def test_a_program_is_talked_with_line_by_line_and_ends_with_the_connection(tmp_
     process.stdin.close()
     assert process.wait(60) == 3
     process.stdout.close()
-    code, lines, err = asked(tmp_path, {"do": "talk", "arguments": ["/no/program"]})
+    code, lines, err = agent_answer(tmp_path, {"do": "interact", "arguments": ["/no/program"]})
     assert (code, lines) == (127, []) and "cannot run /no/program: No such file" in err
 
 
@@ -113,9 +113,9 @@ APP = b"import sys\nprint(sys.argv[1:])\nsys.exit(int(sys.argv[2]))\n"
 
 
 def questions(home, root, *codes):
-    request = {"do": "ask", "app_bytes": len(APP), "root": root and str(root), "timeout_s": 30,
+    request = {"do": "describe", "app_bytes": len(APP), "root": root and str(root), "timeout_s": 30,
                "calls": [["x", str(code)] for code in codes]}
-    code, (line,), _ = asked(home, request, APP)
+    code, (line,), _ = agent_answer(home, request, APP)
     assert code == 0
     return json.loads(line)
 
@@ -192,7 +192,7 @@ def test_a_python_is_found_by_its_modules(tmp_path):
     for candidates, modules, result in ((["/no/python", agent.PYTHON], ["json", "os"], agent.PYTHON),
                                        ([agent.PYTHON], ["json", "no_such_module"], None)):
         request = {"do": "find_python", "candidates": candidates, "modules": modules}
-        assert asked(tmp_path, request)[1] == [json.dumps(result)]
+        assert agent_answer(tmp_path, request)[1] == [json.dumps(result)]
 
 
 def test_only_files_that_are_named_are_removed(tmp_path, place):
@@ -200,5 +200,5 @@ def test_only_files_that_are_named_are_removed(tmp_path, place):
     for name in ("a", "b"):
         (place / name).write_bytes(b"x")
     request = {"do": "discard", "paths": ["@cache/incoming/a", "@cache/incoming/none"]}
-    assert asked(tmp_path, request)[:2] == (0, ["true"])
+    assert agent_answer(tmp_path, request)[:2] == (0, ["true"])
     assert os.listdir(str(place)) == ["b"]

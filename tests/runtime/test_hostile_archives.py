@@ -139,7 +139,7 @@ def test_each_kind_is_refused_in_one_line_that_names_the_entry(kind, refusals):
     output = refusals[kind.name]
     assert set(output) == {"unpack", "extract_all", "install_it"}
     for message in output.values():
-        assert re.search(kind.says, message), message
+        assert re.search(kind.refusal, message), message
         assert message.isprintable() and len(message) < LONGEST_MESSAGE
         assert message.endswith((".", "--trust NAME.pub"))
 
@@ -205,17 +205,17 @@ def test_without_a_signature_only_with_a_word_and_by_a_trusted_key_only(tmp_path
     assert not (tmp_path / "root").exists()
 
 
-@pytest.mark.parametrize("make, says", [
+@pytest.mark.parametrize("make, expected", [
     (lambda path: path.mkdir(), "not a regular file|directory"),
     (lambda path: os.mkfifo(str(path)), "not a regular file"),
     (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
     (lambda path: path.symlink_to("/dev/null"), "not a regular file"),
     (lambda path: path.symlink_to(path), "cannot read"), (str, "No such file")],
     ids=["folder", "pipe", "zeros", "null", "circle", "absent"])
-def test_what_is_no_file_is_refused_at_once(make, says, tmp_path):
+def test_what_is_no_file_is_refused_at_once(make, expected, tmp_path):
     path = tmp_path / "a.merino"
     make(path)
-    with pytest.raises(MerinoError, match=says) as caught:
+    with pytest.raises(MerinoError, match=expected) as caught:
         open_archive(str(path))
     assert "a.merino" in str(caught.value) and "\n" not in str(caught.value)
 

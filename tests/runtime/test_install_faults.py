@@ -45,7 +45,7 @@ class Board:
 
     def install(self, name, **request):
         result = self.run("install", self.packs[name], *self.options, **request)
-        assert "Traceback" not in result["said"], result["said"]
+        assert "Traceback" not in result["output"], result["output"]
         return result
 
     def state(self, name):
@@ -120,7 +120,7 @@ def board(bundle_dirs, tmp_path_factory):
         board.empty = board.state("empty")
         for name in ("old", "new"):
             result = board.install(name) if name == "new" else board.run("install", board.packs[name])
-            assert result["code"] == 0, result["said"]
+            assert result["code"] == 0, result["output"]
             if name == "old":
                 assert board.run("mark-good")["code"] == 0
             board.learn(board.ids[name])
@@ -166,7 +166,7 @@ def test_a_fault_at_each_operation_leaves_the_old_release_or_the_new(board, what
     seen = set()
     for at in range(0, total, 1 if nightly else 5):
         result = board.run(*argv, copy=before, what=what, at=at)
-        assert "Traceback" not in result["said"], result["said"]
+        assert "Traceback" not in result["output"], result["output"]
         assert result["killed"] == (what == "kill"), (at, result)
         if what != "kill":  # a fault that a step can do without, such as of a sync, is none
             assert result["code"] in ((0, 1) if step != "failing" else (1,)), (at, result)
@@ -293,7 +293,7 @@ def test_a_damaged_file_is_refused_by_the_command(board, tmp_path):
         with open(path, "wb") as file:
             file.write(changed)
         result = board.run("install", path, *board.options, copy=board.after["old"])
-        assert result["code"] == 1 and path in result["said"] and "Traceback" not in result["said"]
+        assert result["code"] == 1 and path in result["output"] and "Traceback" not in result["output"]
         board.check_complete({board.ids["old"]})
 
 

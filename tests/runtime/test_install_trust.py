@@ -60,8 +60,8 @@ class Board:
     def run(self, *words):
         """-> (exit code, stdout and stderr)"""
         result = self.driver.run([*map(str, words), "--root", str(self.root)])
-        assert "Traceback" not in result["said"], result
-        return result["code"], result["said"]
+        assert "Traceback" not in result["output"], result
+        return result["code"], result["output"]
 
     def install(self, name, *options):
         trust = [word for option in options if option in KEYS for word in ("--trust", self.packs / (option + ".pub"))]

@@ -18,18 +18,18 @@ class Cached:
         self.kv_layers = (KvLayer(2, 32, form),)
 
 
-@pytest.mark.parametrize("machine, cpuinfo, form, asked", [
+@pytest.mark.parametrize("machine, cpuinfo, form, switch", [
     ("x86_64", "", "int8", "1"), ("x86_64", "", "int4", "1"), ("x86_64", "", "fp32", None),
     ("aarch64", A53, "fp32", "1"), ("aarch64", BOTH, "fp32", "1"), ("aarch64", A53, "int8", None),
     ("aarch64", A72, "fp32", None), ("aarch64", "", "fp32", None), ("riscv64", A53, "fp32", None)])
-def test_the_kernel_that_is_faster_is_asked_for(monkeypatch, machine, cpuinfo, form, asked):
+def test_the_kernel_that_is_faster_is_asked_for(monkeypatch, machine, cpuinfo, form, switch):
     monkeypatch.delenv(SWITCH, raising=False)
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(board, "read_text", lambda path: cpuinfo if path == "/proc/cpuinfo" else "")
     bundle = Cached(form)
-    assert ("faster here" in attention_path(bundle)) == (asked is not None)
+    assert ("faster here" in attention_path(bundle)) == (switch is not None)
     with pytest.raises(KeyError), faster_attention(bundle):
-        assert os.environ.get(SWITCH) == asked
+        assert os.environ.get(SWITCH) == switch
         raise KeyError
     assert SWITCH not in os.environ
 

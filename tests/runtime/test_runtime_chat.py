@@ -11,7 +11,7 @@ from few_examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from pseudo_terminal import on_a_terminal
-from test_runtime_conversation import talk_of
+from test_runtime_conversation import conversation_of
 
 import merino_runtime
 from merino_runtime.chat import session
@@ -57,21 +57,21 @@ def test_json_is_a_line_per_event_and_what_cannot_be_done_ends_nothing(chat_dir)
     assert [event["error"][:25] for event in events if "error" in event] == ["there is no command /what"]
     assert first["prefill_tokens"] == first["prompt_tokens"] and second["turns"] == 2
     assert second["prefill_tokens"] <= second["prompt_tokens"] - first["context_used"] + 1
-    assert stats["command"] == "stats" and "computed" in stats["said"] and reset["command"] == "reset"
+    assert stats["command"] == "stats" and "computed" in stats["output"] and reset["command"] == "reset"
     assert (third["answer"], third["turns"]) == (first["answer"], 1)
     texts = [event["text"] for event in events if "text" in event]
     assert "".join(texts[:first["tokens"]]) == (first["thinking"] or "") + first["answer"]
 
 
-@pytest.mark.parametrize("typed, said", [
+@pytest.mark.parametrize("typed, message", [
     (b"a\n\xff\xfe\n", "line 2 of stdin is not UTF-8"), (b"x" * (2 ** 20 + 1), "line 1 of stdin is longer than"),
     (b"/save\n", "/save needs a file"), (b"/reset now\n", "/reset takes nothing"), (b"/save /no/such/x\n", "/no/such"),
     ("y" * 300 + "\n", "Shorten it")], ids=range(6))
-def test_what_cannot_be_done_is_said_and_in_the_exit_code(chat_dir, typed, said):
+def test_what_cannot_be_done_is_said_and_in_the_exit_code(chat_dir, typed, message):
     code, _, err = run(chat_dir, "-n", "2", typed=typed)
-    assert code == 1 and said in err.splitlines()[-1]
+    assert code == 1 and message in err.splitlines()[-1]
     code, out, err = run(chat_dir, "-n", "2", "--json", typed=typed)
-    assert code == 1 and said in json.loads(out.splitlines()[-1])["error"] and err == ""
+    assert code == 1 and message in json.loads(out.splitlines()[-1])["error"] and err == ""
 
 
 def test_from_a_pipe_the_lines_behind_a_wrong_one_are_answered(chat_dir):
@@ -135,7 +135,7 @@ def test_a_terminal_of_40_columns_shows_whole_lines(chat_dir):
         assert line in typed_lines or sum(map(columns_of, line)) <= 40, line
 
 
-def answers(monkeypatch, talk, typed, interrupts_at=()):
+def answers(monkeypatch, chat_session, typed, interrupts_at=()):
     """What `converse` shows on a terminal of 40 columns. typed: lines, or exceptions at the prompt.
     interrupts_at: writes at which ctrl-C comes."""
     shown, left = [], iter(typed)
@@ -157,7 +157,7 @@ def answers(monkeypatch, talk, typed, interrupts_at=()):
     monkeypatch.setattr(session, "width", lambda: 40)
     monkeypatch.setattr(session, "takes_styles", lambda: True)
     try:
-        code = converse(talk, "it")
+        code = converse(chat_session, "it")
     except KeyboardInterrupt:
         code = "interrupt"
     return code, "".join(shown)
@@ -166,7 +166,7 @@ def answers(monkeypatch, talk, typed, interrupts_at=()):
 def test_ctrl_c_stops_the_answer_and_not_the_talk_wherever_it_comes(monkeypatch):
     whole = None
     for at in range(3, 40):
-        conversation = talk_of("one two three four<|im_end|>")
+        conversation = conversation_of("one two three four<|im_end|>")
         code, shown = answers(monkeypatch, conversation, ["a", "b"], interrupts_at=[at] if at < 39 else [])
         assert code == 0
         whole = shown if at == 39 else whole
@@ -176,22 +176,22 @@ def test_ctrl_c_stops_the_answer_and_not_the_talk_wherever_it_comes(monkeypatch)
 
 def test_ctrl_c_at_the_prompt_leaves_where_it_comes_twice(monkeypatch):
     stop = KeyboardInterrupt()
-    code, shown = answers(monkeypatch, talk_of("ok<|im_end|>"), [stop, "a", stop, "b", stop, stop, "never"])
+    code, shown = answers(monkeypatch, conversation_of("ok<|im_end|>"), [stop, "a", stop, "b", stop, stop, "never"])
     assert code == "interrupt" and shown.count("ok\n") == 2 and shown.count("once more") == 3
-    assert answers(monkeypatch, talk_of("ok<|im_end|>"), ["/exit", "a"])[0] == 0
+    assert answers(monkeypatch, conversation_of("ok<|im_end|>"), ["/exit", "a"])[0] == 0
 
 
 def test_thinking_is_dimmed_and_nothing_that_steers_is_shown(monkeypatch):
-    conversation = talk_of("<think>hm</think>Yes\x1b[2J<|im_end|>")
+    conversation = conversation_of("<think>hm</think>Yes\x1b[2J<|im_end|>")
     _, shown = answers(monkeypatch, conversation, ["a"])
     assert "\x1b[2m<think>hm</think>\x1b[22mYes\\x1b[2J\n" in shown
 
 
 def test_the_context_is_told_of(monkeypatch):
-    _, shown = answers(monkeypatch, talk_of("x ", context=120), ["a", "b", "/reset", "c" * 120])
+    _, shown = answers(monkeypatch, conversation_of("x ", context=120), ["a", "b", "/reset", "c" * 120])
     plain = re.sub(r"\x1b\[\d+m|\n", " ", shown)
     assert "context of 120 tokens is full" in plain and "the conversation has" in plain and "Shorten it" in plain
-    _, shown = answers(monkeypatch, talk_of("ok<|im_end|>", {"overflow": "shift"}, context=120), list("abcd"))
+    _, shown = answers(monkeypatch, conversation_of("ok<|im_end|>", {"overflow": "shift"}, context=120), list("abcd"))
     assert "the oldest 2 turns are left out" in re.sub(r"\x1b\[\d+m|\n", " ", shown).replace("  ", " ")
 
 
@@ -228,7 +228,7 @@ def test_thinking_is_told_wherever_the_text_is_cut(text, thinks, data):
     text = text.replace("a", "<think>").replace("b", "</think>")
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=5)) | {0, len(text)})
 
-    def told(pieces):
+    def events_of(pieces):
         thinking, result = Thinking(thinks), []
         for piece in pieces:
             result += thinking.push(piece)
@@ -237,7 +237,7 @@ def test_thinking_is_told_wherever_the_text_is_cut(text, thinks, data):
             dim for piece, dim in result for _ in piece], "".join(piece for piece, _ in result)
 
     parts = [text[start:end] for start, end in zip(cuts, cuts[1:])]  # noqa: B905, not in 3.6
-    assert told(parts)[1:] == told([text])[1:] and told(parts)[2] == text
+    assert events_of(parts)[1:] == events_of([text])[1:] and events_of(parts)[2] == text
 
 
 @pytest.mark.parametrize("typed, expected", [

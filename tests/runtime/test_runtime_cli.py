@@ -81,12 +81,12 @@ def test_a_prompt_on_stdin_is_one_on_the_command_line(folder, text, same_as, giv
 
 
 @pytest.mark.parametrize("given", [["-"], []])
-@pytest.mark.parametrize("text, says", [(b"", "stdin is empty"), (b"\n", "stdin is empty"), (b"a\xff", "(byte 1)"),
+@pytest.mark.parametrize("text, expected", [(b"", "stdin is empty"), (b"\n", "stdin is empty"), (b"a\xff", "(byte 1)"),
                                         pytest.param(b"a" * 3000000, "longer than 1,048,576 bytes", id="3 MB")])
-def test_stdin_without_a_prompt_is_one_line_and_exit_1(folder, given, text, says):
+def test_stdin_without_a_prompt_is_one_line_and_exit_1(folder, given, text, expected):
     code, out, err = piped(text, "generate", folder, *given)
     assert code == 1 and out == "" and err.startswith("merino: the prompt on stdin is ") and err.count("\n") == 1
-    assert says in err
+    assert expected in err
 
 
 def test_on_a_terminal_a_forgotten_prompt_is_wrong_usage_and_a_dash_reads_what_is_typed(folder):

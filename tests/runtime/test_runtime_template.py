@@ -1,4 +1,4 @@
-"""Talks as text: parts and Jinja give the same, and the template's own text is told from what people say."""
+"""Conversations as text: parts and Jinja give the same, and the template's own text is distinguished from a user's."""
 import time
 
 import chat_templates
@@ -15,7 +15,7 @@ pytest.importorskip("jinja2")
 
 TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\ue000\ue001"), max_size=12)
 TEXT = TEXT | st.sampled_from(["<|im_end|>", " a\n", "<think>\nhm\n</think>\n\nyes", "</think>", "{{ x }}", ""])
-TALK = st.tuples(st.none() | TEXT, st.lists(st.builds(Turn, TEXT, TEXT), max_size=3), TEXT)
+CONVERSATION = st.tuples(st.none() | TEXT, st.lists(st.builds(Turn, TEXT, TEXT), max_size=3), TEXT)
 
 
 def parts_of(described):
@@ -33,26 +33,27 @@ def test_parts_and_jinja_give_the_same_text_and_the_same_pieces(template, descri
     render, chat, parts = compiled(template, "it"), Chat("it", chat_templates.TOKENS, None), parts_of(described)
 
     @examples(100)
-    @given(TALK, st.booleans())
-    def check(talk, no_think):
-        own = by_parts(parts, *talk, no_think=no_think and parts.no_think is not None)
-        assert joined(own) == rendered(render, chat.tokens, messages_of(*talk), no_think)
-        other = by_jinja(render, chat, *talk, no_think=no_think)
+    @given(CONVERSATION, st.booleans())
+    def check(conversation, no_think):
+        own = by_parts(parts, *conversation, no_think=no_think and parts.no_think is not None)
+        assert joined(own) == rendered(render, chat.tokens, messages_of(*conversation), no_think)
+        other = by_jinja(render, chat, *conversation, no_think=no_think)
         assert joined(other) == joined(own)
         assert [piece for piece in other if not piece.own] == [piece for piece in own if not piece.own]
-        assert [piece.turn for piece in own if piece.turn is not None] == list(range(len(talk[1])))
+        assert [piece.turn for piece in own if piece.turn is not None] == list(range(len(conversation[1])))
 
     check()
 
 
 @examples(100)
-@given(TALK)
-def test_where_no_parts_fit_jinja_still_tells_the_texts(talk):
+@given(CONVERSATION)
+def test_where_no_parts_fit_jinja_still_tells_the_texts(conversation):
+    system, turns, user = conversation
     render, chat = compiled(chat_templates.MISTRAL, "it"), Chat("it", chat_templates.TOKENS, None)
-    pieces = by_jinja(render, chat, *talk, no_think=False)
-    assert joined(pieces) == rendered(render, chat.tokens, messages_of(*talk))
-    assert [piece.text for piece in pieces if piece.turn is not None] == [turn.answer.strip() for turn in talk[1]]
-    output = [turn.user for turn in talk[1]] + [talk[2]] + [talk[0]] * (talk[0] is not None)
+    pieces = by_jinja(render, chat, *conversation, no_think=False)
+    assert joined(pieces) == rendered(render, chat.tokens, messages_of(*conversation))
+    assert [piece.text for piece in pieces if piece.turn is not None] == [turn.answer.strip() for turn in turns]
+    output = [turn.user for turn in turns] + [user] + [system] * (system is not None)
     assert sorted(piece.text for piece in pieces if not piece.own and piece.turn is None) == sorted(output)
 
 

@@ -21,7 +21,7 @@ CHAT, TEXTS = "/v1/chat/completions", "/v1/completions"
 GREEDY = {"temperature": 0, "max_tokens": 12}
 
 
-def said(text, role="user"):
+def turn(text, role="user"):
     return [{"role": role, "content": text}]
 
 
@@ -53,10 +53,10 @@ def name(server):
 
 
 def test_a_stream_says_the_same_as_a_whole_answer(server, name):
-    whole = server.post(CHAT, messages=said("The miller counts"), model=name, **GREEDY)
+    whole = server.post(CHAT, messages=turn("The miller counts"), model=name, **GREEDY)
     choice = whole["choices"][0]
     usage = {"include_usage": True}
-    chunks, _ = server.stream(CHAT, messages=said("The miller counts"), stream_options=usage, timings_per_token=True,
+    chunks, _ = server.stream(CHAT, messages=turn("The miller counts"), stream_options=usage, timings_per_token=True,
                               **GREEDY)
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     texts = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks if chunk["choices"]]
@@ -75,7 +75,7 @@ def test_a_character_of_several_tokens_comes_whole_in_a_stream(server, chat_dir)
     with open(os.path.join(str(chat_dir), "tokenizer.json"), encoding="utf-8") as file:
         vocab = json.load(file)["model"]["vocab"]
     halves = [vocab["\u00c3"], vocab["\u00a9"]]  # of \u00e9, as byte-level BPE spells bytes
-    body = {"messages": said("x"), "logit_bias": {str(each): 100 for each in halves}, "seed": 3, "max_tokens": 40,
+    body = {"messages": turn("x"), "logit_bias": {str(each): 100 for each in halves}, "seed": 3, "max_tokens": 40,
             "temperature": 50, "top_k": 2}
     text = server.post(CHAT, **body)["choices"][0]["message"]["content"]
     chunks, _ = server.stream(CHAT, **body)
@@ -90,7 +90,7 @@ def test_no_character_of_an_answer_ends_a_line_for_python(server, chat_dir):
     halves = [vocab[spelled] for spelled, byte in byte_table().items() if byte in "\x85".encode()]
     sampled = {"logit_bias": {str(each): 100 for each in halves}, "seed": 3, "temperature": 50, "top_k": 2}
     for path, body in (("/api/chat", {"options": dict(sampled, num_predict=40)}), (CHAT, dict(sampled, max_tokens=40))):
-        connection, response = server.open("POST", path, dict(body, messages=said("x"), stream=True))
+        connection, response = server.open("POST", path, dict(body, messages=turn("x"), stream=True))
         with contextlib.closing(connection):
             lines = response.read().decode("utf-8").splitlines()
         values = [json.loads(line.replace("data: ", "", 1)) for line in lines if "{" in line]
@@ -100,9 +100,9 @@ def test_no_character_of_an_answer_ends_a_line_for_python(server, chat_dir):
 
 
 def test_a_turn_computes_what_it_adds_and_the_answer_before_is_not_read_again(server):
-    conversation = said("What is flour?")
+    conversation = turn("What is flour?")
     first = server.post(CHAT, messages=conversation, **GREEDY)
-    conversation += [{"role": "assistant", "content": first["choices"][0]["message"]["content"]}, *said("And bread?")]
+    conversation += [{"role": "assistant", "content": first["choices"][0]["message"]["content"]}, *turn("And bread?")]
     second = server.post(CHAT, messages=conversation, **GREEDY)["usage"]
     used = first["usage"]
     assert second["prompt_tokens_details"]["cached_tokens"] >= used["prompt_tokens"]
@@ -111,9 +111,9 @@ def test_a_turn_computes_what_it_adds_and_the_answer_before_is_not_read_again(se
 
 def test_completions_take_texts_and_ids_and_echo_what_the_model_thinks_of_them(server):
     ids = [30, 31, 32, 33, 34, 35]
-    asked = {"prompt": [ids, ids[:3]], "echo": True, "logprobs": 2, "max_tokens": 1, "temperature": 0}
-    scored = server.post(TEXTS, **asked)
-    chunks, _ = server.stream(TEXTS, **asked)
+    scored_request = {"prompt": [ids, ids[:3]], "echo": True, "logprobs": 2, "max_tokens": 1, "temperature": 0}
+    scored = server.post(TEXTS, **scored_request)
+    chunks, _ = server.stream(TEXTS, **scored_request)
     for choice in scored["choices"]:
         assert choice["logprobs"]["text_offset"][:2] == [0, len(choice["logprobs"]["tokens"][0])]
         streamed = [each["logprobs"] for chunk in chunks for each in chunk["choices"] if each["logprobs"]
@@ -135,44 +135,44 @@ def test_completions_take_texts_and_ids_and_echo_what_the_model_thinks_of_them(s
 
 
 def test_what_the_sampler_is_told(server):
-    plain = server.post(CHAT, messages=said("x"), logprobs=True, top_logprobs=2, **GREEDY)["choices"][0]
+    plain = server.post(CHAT, messages=turn("x"), logprobs=True, top_logprobs=2, **GREEDY)["choices"][0]
     entries = plain["logprobs"]["content"]
     assert len(entries) == 12 and all(each["top_logprobs"][0]["logprob"] == each["logprob"] for each in entries)
     text = b"".join(map(bytes, bytes_of({"choices": [plain]}))).decode("utf-8", "replace")
     assert text == plain["message"]["content"]
-    one = server.post(CHAT, messages=said("x"), logit_bias={"65": 100}, **GREEDY)["choices"][0]["message"]["content"]
+    one = server.post(CHAT, messages=turn("x"), logit_bias={"65": 100}, **GREEDY)["choices"][0]["message"]["content"]
     assert len(set(one)) == 1
-    drawn = [bytes_of(server.post(CHAT, messages=said("x"), max_tokens=12, temperature=50, top_k=0, min_p=0, top_p=1,
+    drawn = [bytes_of(server.post(CHAT, messages=turn("x"), max_tokens=12, temperature=50, top_k=0, min_p=0, top_p=1,
                                   seed=seed, logprobs=True)) for seed in (1, 1, -5)]
     assert drawn[0] == drawn[1] != drawn[2]
-    cut = server.post(CHAT, messages=said("x"), logit_bias={"65": 100}, stop=one[0], **GREEDY)["choices"][0]
+    cut = server.post(CHAT, messages=turn("x"), logit_bias={"65": 100}, stop=one[0], **GREEDY)["choices"][0]
     assert cut["message"]["content"] == "" and cut["finish_reason"] == "stop"
-    clamped = server.post(CHAT, messages=said("x"), max_completion_tokens=10 ** 6, temperature=0, ignore_eos=True)
+    clamped = server.post(CHAT, messages=turn("x"), max_completion_tokens=10 ** 6, temperature=0, ignore_eos=True)
     assert clamped["usage"]["total_tokens"] == 256 and clamped["choices"][0]["finish_reason"] == "length"
 
 
 @pytest.mark.parametrize("body, status, words", [
     (b"{", 400, "not JSON"), (b'{"messages": [{"role": "user", "content": "\xff"}]}', 400, "UTF-8"),
     (b"[" * 100000, 400, "nested"), (b"[]", 400, "a list"), ({}, 400, "messages"),
-    ({"messages": said("x", "king")}, 400, "messages[0].role"),
+    ({"messages": turn("x", "king")}, 400, "messages[0].role"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "image_url"),
-    ({"messages": said("x"), "temperature": "hot"}, 400, "temperature"),
-    ({"messages": said("x"), "temperature": float("nan")}, 400, "NaN"),
-    ({"messages": said("x"), "n": 2}, 400, "n is 2"), ({"messages": said("x"), "model": "gpt-9"}, 404, "gpt-9"),
-    ({"messages": said("x"), "max_tokens": 0}, 400, "max_tokens"),
-    ({"messages": said("x"), "logit_bias": {"99999": 1}}, 400, "99999"),
-    ({"messages": said("word " * 300)}, 400, "at most 255"),
+    ({"messages": turn("x"), "temperature": "hot"}, 400, "temperature"),
+    ({"messages": turn("x"), "temperature": float("nan")}, 400, "NaN"),
+    ({"messages": turn("x"), "n": 2}, 400, "n is 2"), ({"messages": turn("x"), "model": "gpt-9"}, 404, "gpt-9"),
+    ({"messages": turn("x"), "max_tokens": 0}, 400, "max_tokens"),
+    ({"messages": turn("x"), "logit_bias": {"99999": 1}}, 400, "99999"),
+    ({"messages": turn("word " * 300)}, 400, "at most 255"),
     (b" " * (10 * 2 ** 20), 413, "more than 4,194,304 bytes"),
     (b'{"messages": [' + b"[]," * 300000 + b"0]}", 413, "values")])
 def test_a_wrong_body_is_refused_by_its_name(server, body, status, words):
     result, error = server.call("POST", CHAT, body)
     assert result == status and words in error["error"]["message"], error
     assert set(error["error"]) == {"message", "type", "param", "code"}
-    assert server.post(CHAT, messages=said("x"), **GREEDY)
+    assert server.post(CHAT, messages=turn("x"), **GREEDY)
 
 
 def test_unknown_fields_are_ignored_and_unknown_paths_are_not(server):
-    parts = said([{"type": "text", "text": "x"}])
+    parts = turn([{"type": "text", "text": "x"}])
     assert server.post(CHAT, messages=parts, user="me", store=False, metadata={}, **GREEDY)
     assert server.call("GET", "/v1/nothing")[0] == 404 and server.call("GET", CHAT)[0] == 405
     assert server.call("GET", "/models")[0] == 200
@@ -182,7 +182,7 @@ def test_unknown_fields_are_ignored_and_unknown_paths_are_not(server):
 
 
 def test_a_page_of_the_web_cannot_use_a_server_without_a_key(server):
-    body = {"messages": said("x"), **GREEDY}
+    body = {"messages": turn("x"), **GREEDY}
     assert server.call("POST", CHAT, body, {"Host": "evil.example"})[0] == 403
     assert server.call("POST", CHAT, body, {"Origin": "http://evil.example"})[0] == 403
     assert server.call("POST", CHAT, body, {"Origin": "null"})[0] == 403  # of a frame without an origin
@@ -191,17 +191,17 @@ def test_a_page_of_the_web_cannot_use_a_server_without_a_key(server):
 
 
 def test_a_client_that_leaves_ends_its_answer(server):
-    forever = {"messages": said("x"), "stream": True, "temperature": 0, "ignore_eos": True}
+    forever = {"messages": turn("x"), "stream": True, "temperature": 0, "ignore_eos": True}
     for _ in range(20):  # none of which is read
         with contextlib.closing(socket.create_connection(("127.0.0.1", server.port))) as left:
             body = json.dumps(forever).encode("utf-8")
             left.sendall(b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s"
                          % (CHAT.encode("ascii"), len(body), body))
-    assert server.post(CHAT, messages=said("x"), **GREEDY)
+    assert server.post(CHAT, messages=turn("x"), **GREEDY)
 
 
 def test_an_answer_ends_at_its_time(server):
-    used = server.post(CHAT, messages=said("x"), temperature=0, ignore_eos=True, max_seconds=0)
+    used = server.post(CHAT, messages=turn("x"), temperature=0, ignore_eos=True, max_seconds=0)
     assert used["stop_reason"] == "time" and used["choices"][0]["finish_reason"] == "length"
 
 
@@ -228,7 +228,7 @@ def test_a_request_that_two_readers_would_cut_in_two_ways_is_refused(server):
     for wrong in (b"Content-Length: 4\r\nContent-Length: 5\r\n\r\n", b"Content-Length: -1\r\n\r\n",
                   b"Host: evil\r\n\r\n", b"X: " + b"y" * 70000 + b"\r\n\r\n"):
         assert raw(server, POST + wrong)[:10] in (b"HTTP/1.1 4", b"")  # uvicorn 0.16 closes the connection
-    assert server.post(CHAT, messages=said("x"), **GREEDY)
+    assert server.post(CHAT, messages=turn("x"), **GREEDY)
 
 
 LIMITS = """
@@ -248,7 +248,7 @@ def test_what_arrives_too_slowly_is_ended(chat_dir):
             client.sendall(get + get[:9])
             while client.recv(65536):
                 pass
-        assert server.post(CHAT, messages=said("x"), **GREEDY)
+        assert server.post(CHAT, messages=turn("x"), **GREEDY)
 
 
 def test_a_client_that_takes_nothing_is_dropped(chat_dir):
@@ -261,20 +261,20 @@ def test_a_client_that_takes_nothing_is_dropped(chat_dir):
         client.sendall(POST.replace(b"chat/", b"") + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
         while not server.call("GET", "/v1/stats")[1]["requests_cancelled_total"]:
             time.sleep(0.05)
-        assert server.post(CHAT, messages=said("x"), **GREEDY)
+        assert server.post(CHAT, messages=turn("x"), **GREEDY)
 
 
 def test_a_long_prompt_is_told_in_comments_and_a_wait_too(long_server, chat_dir):
     text = "word " * 150
-    chunks, comments = long_server.stream(CHAT, messages=said(text), **GREEDY)
+    chunks, comments = long_server.stream(CHAT, messages=turn(text), **GREEDY)
     read = [list(map(int, re.match(r": (\d+) of (\d+) tokens", each).groups())) for each in comments]
     total = read[0][1]
     assert len(read) > 2 and [each[0] for each in read] == sorted({each[0] for each in read})
     assert {each[1] for each in read} == {total} and total == long_server.post(
-        CHAT, messages=said(text), **GREEDY)["usage"]["prompt_tokens"]
+        CHAT, messages=turn(text), **GREEDY)["usage"]["prompt_tokens"]
     quiet = "import merino_runtime.serving.http as http; http.QUIET_S = 0.01"
     with Server(chat_dir, before=quiet, options=["--cache-mb", 0, "--slots", 1]) as server:
-        long = {"messages": said("x"), "temperature": 0, "ignore_eos": True, "max_tokens": 200}
+        long = {"messages": turn("x"), "temperature": 0, "ignore_eos": True, "max_tokens": 200}
         with contextlib.closing(server.open("POST", CHAT, dict(long, stream=True))[0]):
             assert ": waiting" in server.stream(CHAT, **long)[1]
 
@@ -294,8 +294,8 @@ def test_keys(chat_dir, tmp_path):
         assert result.startswith(b"HTTP/1.1 401")
         server.key = "open-sesame-2"
         assert server.call("GET", "/v1/models", headers={"Host": "board.local", "Origin": "http://ui"})[0] == 200
-        assert server.post(CHAT, messages=said("x"), **GREEDY)
-        assert "sesame" not in server.said()
+        assert server.post(CHAT, messages=turn("x"), **GREEDY)
+        assert "sesame" not in server.printed()
 
 
 def refused(*options):
@@ -319,7 +319,7 @@ def test_what_cannot_be_served_is_refused_before_it_begins(chat_dir, server, tmp
 
 def test_too_many_requests_are_told_when_to_come_again(chat_dir):
     with Server(chat_dir, options=["--slots", 1, "--queue", 1]) as server:
-        long = {"messages": said("x"), "temperature": 0, "ignore_eos": True, "max_tokens": 200}
+        long = {"messages": turn("x"), "temperature": 0, "ignore_eos": True, "max_tokens": 200}
         results = []
 
         def one():
@@ -342,7 +342,7 @@ HOUSE = "You keep a house. " + "The lamp of the kitchen is off. " * 3
 
 
 def cached(server, text, system=HOUSE, **more):
-    answer = server.post(CHAT, messages=[*said(system, "system"), *said(text)], **dict(GREEDY, max_tokens=2, **more))
+    answer = server.post(CHAT, messages=[*turn(system, "system"), *turn(text)], **dict(GREEDY, max_tokens=2, **more))
     return answer["usage"]["prompt_tokens_details"]["cached_tokens"], answer["choices"][0]["message"]["content"]
 
 
@@ -359,11 +359,11 @@ def test_a_beginning_that_came_twice_outlives_a_restart(chat_dir, tmp_path):
         assert cached(server, "Or not?") == (shared, answer)
     file.write_bytes(file.read_bytes()[:-1] + b"!")
     with Server(chat_dir, options=options) as server:
-        assert cached(server, "Or not?") == (0, answer) and "deleted" in server.said()
+        assert cached(server, "Or not?") == (0, answer) and "deleted" in server.printed()
     assert not file.exists()
     file.parent.chmod(0o750)
     with Server(chat_dir, options=options) as server:
-        assert "chmod 700" in server.said() and cached(server, "Or not?") == (0, answer)
+        assert "chmod 700" in server.printed() and cached(server, "Or not?") == (0, answer)
 
 
 def test_a_background_request_never_costs_a_person_a_slot(chat_dir):
@@ -382,7 +382,7 @@ def test_a_background_request_never_costs_a_person_a_slot(chat_dir):
 
 def test_a_signal_ends_what_is_under_way_with_an_error(chat_dir):
     with Server(chat_dir, options=["--slots", 1, "--queue", 100]) as server:
-        long = {"messages": said("x"), "temperature": 0, "ignore_eos": True, "max_tokens": 200}
+        long = {"messages": turn("x"), "temperature": 0, "ignore_eos": True, "max_tokens": 200}
         results = []
 
         def one(streams):
@@ -399,7 +399,7 @@ def test_a_signal_ends_what_is_under_way_with_an_error(chat_dir):
         server.process.terminate()
         for thread in threads:
             thread.join()
-        assert server.process.wait(60) == 0 and "stopped" in server.said()
+        assert server.process.wait(60) == 0 and "stopped" in server.printed()
     assert {status for status, _ in results} == {200, 503}
     assert any(status == 200 and b"the server was stopped" in data for status, data in results)
 
@@ -422,17 +422,17 @@ ROOM = {"temperature": 1.0, "max_tokens": 100}
 def test_an_answer_follows_the_schema_that_it_is_given(server):
     requested = {"type": "json_schema", "json_schema": {"name": "lamp", "strict": True, "schema": SCHEMA}}
     for seed in range(5):
-        choice = server.post(CHAT, messages=said("x"), response_format=requested, seed=seed, **ROOM)["choices"][0]
+        choice = server.post(CHAT, messages=turn("x"), response_format=requested, seed=seed, **ROOM)["choices"][0]
         assert choice["finish_reason"] == "length" or set(json.loads(choice["message"]["content"])) == {"lamp", "level"}
-    free = server.post(CHAT, messages=said("x"), response_format={"type": "json_object"}, **ROOM)["choices"][0]
+    free = server.post(CHAT, messages=turn("x"), response_format={"type": "json_object"}, **ROOM)["choices"][0]
     assert free["message"]["content"].lstrip().startswith("{")
-    status, error = server.call("POST", CHAT, {"messages": said("x"), "response_format": dict(
+    status, error = server.call("POST", CHAT, {"messages": turn("x"), "response_format": dict(
         requested, json_schema={"schema": {"type": "object", "not": {}}})})
     assert status == 400 and error["error"]["param"] == "response_format" and "not" in error["error"]["message"]
 
 
 def test_a_tool_that_must_be_called_is_called_in_a_stream_too(long_server):
-    body = {"messages": said("x"), "tools": [TOOL], "seed": 1, **ROOM}
+    body = {"messages": turn("x"), "tools": [TOOL], "seed": 1, **ROOM}
     (whole,) = long_server.post(CHAT, tool_choice="required", **body)["choices"]
     assert whole["finish_reason"] == "tool_calls" and whole["message"]["content"] is None
     (call,) = whole["message"]["tool_calls"]
@@ -443,11 +443,11 @@ def test_a_tool_that_must_be_called_is_called_in_a_stream_too(long_server):
     (delta,) = [each for chunk in chunks for each in chunk["choices"][0]["delta"].get("tool_calls", ())]
     assert delta["index"] == 0 and delta["function"]["arguments"] == call["function"]["arguments"]
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
-    talk = [*said("x"), {"role": "assistant", "tool_calls": [call]},
+    past = [*turn("x"), {"role": "assistant", "tool_calls": [call]},
             {"role": "tool", "tool_call_id": call["id"], "content": "done <|im_end|>"}]
-    used = long_server.post(CHAT, messages=talk, tools=[TOOL], tool_choice="auto", temperature=0, max_tokens=3)["usage"]
+    used = long_server.post(CHAT, messages=past, tools=[TOOL], tool_choice="auto", temperature=0, max_tokens=3)["usage"]
     assert used["prompt_tokens_details"]["cached_tokens"] > 100
-    none = long_server.post(CHAT, messages=said("x"), tools=[TOOL], tool_choice="none", temperature=0, max_tokens=3)
+    none = long_server.post(CHAT, messages=turn("x"), tools=[TOOL], tool_choice="none", temperature=0, max_tokens=3)
     assert none["usage"]["prompt_tokens"] < 60
     form = {"type": "json_schema", "json_schema": {"schema": {"type": "object", "required": ["done"], "properties": {
         "done": {"type": "boolean"}}}}}
@@ -457,12 +457,12 @@ def test_a_tool_that_must_be_called_is_called_in_a_stream_too(long_server):
     assert all(set(json.loads(each["message"]["content"])) == {"done"} for each in answers
                if each["finish_reason"] == "stop")
     for choice, words in (("never", "never"), ({"function": {"name": "fly"}}, "fly")):
-        body = {"messages": said("x"), "tools": [TOOL], "tool_choice": choice}
+        body = {"messages": turn("x"), "tools": [TOOL], "tool_choice": choice}
         status, error = long_server.call("POST", CHAT, body)
         assert status == 400 and words in error["error"]["message"]
 
 
 def test_a_call_takes_the_form_of_ollama(long_server):
-    body = {"messages": said("x"), "options": {"temperature": 0, "num_predict": 60}, "stream": False}
+    body = {"messages": turn("x"), "options": {"temperature": 0, "num_predict": 60}, "stream": False}
     content = long_server.post("/api/chat", format=SCHEMA, **body)["message"]["content"]
     assert set(json.loads(content)) == {"lamp", "level"}

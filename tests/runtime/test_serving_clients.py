@@ -17,7 +17,7 @@ from served import Server  # noqa: E402
 
 pytestmark = pytest.mark.slow
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "clients"
-TALK = [{"role": "system", "content": "You count sacks."}, {"role": "user", "content": "How many are there?"}]
+MESSAGES = [{"role": "system", "content": "You count sacks."}, {"role": "user", "content": "How many are there?"}]
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {
     "type": "object", "properties": {"city": {"type": "string"}}}}}
 
@@ -40,10 +40,10 @@ def client(server):
 
 def test_the_openai_client(client):
     (model,) = client.models.list().data
-    answer = client.chat.completions.create(model=model.id, messages=TALK, max_completion_tokens=8, temperature=0)
+    answer = client.chat.completions.create(model=model.id, messages=MESSAGES, max_completion_tokens=8, temperature=0)
     assert answer.choices[0].message.content and answer.usage.completion_tokens <= 8
     chunks = list(client.chat.completions.create(
-        model=model.id, messages=TALK, max_tokens=8, temperature=0, stream=True,
+        model=model.id, messages=MESSAGES, max_tokens=8, temperature=0, stream=True,
         stream_options={"include_usage": True}))
     assert chunks[0].choices[0].delta.role == "assistant" and chunks[-1].usage.prompt_tokens_details.cached_tokens > 0
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == \
@@ -51,11 +51,11 @@ def test_the_openai_client(client):
     scored = client.completions.create(model=model.id, prompt=[[40, 41, 42]], echo=True, logprobs=1, max_tokens=1)
     assert len(scored.choices[0].logprobs.token_logprobs) == 4
     with pytest.raises(openai.NotFoundError, match="no model 'gpt-9'"):
-        client.chat.completions.create(model="gpt-9", messages=TALK)
+        client.chat.completions.create(model="gpt-9", messages=MESSAGES)
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=model.id, messages=[])
     assert caught.value.param == "messages"
-    with client.chat.completions.create(model=model.id, messages=TALK, stream=True) as left:
+    with client.chat.completions.create(model=model.id, messages=MESSAGES, stream=True) as left:
         next(iter(left))
 
 
@@ -63,10 +63,10 @@ def test_the_calls_of_home_assistant(client):
     """As its integration for OpenAI-compatible servers makes them: set-up, then a talk with tools in a stream."""
     model = client.with_options(timeout=10.0).models.list().data[0].id
     empty = {"type": "function", "function": {"name": "probe", "parameters": {"type": "object", "properties": {}}}}
-    setup = {"model": model, "messages": TALK, "tools": [empty], "max_tokens": 3}
+    setup = {"model": model, "messages": MESSAGES, "tools": [empty], "max_tokens": 3}
     assert client.chat.completions.create(**setup).choices
     assert list(client.chat.completions.create(**setup, stream=True))
-    dialogue = [*TALK, {"role": "assistant", "content": None, "tool_calls": [
+    dialogue = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [
         {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}]},
         {"role": "tool", "tool_call_id": "call_1", "content": '{"sky": "grey"}'}]
     chunks = list(client.chat.completions.create(
@@ -152,27 +152,28 @@ def test_the_ollama_client(server):
     assert model.digest and client.ps().models[0].context_length == 2048
     usual = {"model": f"{model.model}:latest", "options": {"num_predict": 6, "temperature": 0, "num_ctx": 8192},
              "keep_alive": -1}
-    whole = client.chat(messages=TALK, **usual)
+    whole = client.chat(messages=MESSAGES, **usual)
     assert whole.done and whole.eval_count <= 6 and whole.prompt_eval_count > 0
-    parts = list(client.chat(messages=TALK, stream=True, **usual))
+    parts = list(client.chat(messages=MESSAGES, stream=True, **usual))
     assert "".join(part.message.content for part in parts) == whole.message.content
     assert [part.done for part in parts[-2:]] == [False, True]
     call = {"function": {"name": "weather", "arguments": {"city": "Ulm"}}}
-    again = [*TALK, {"role": "assistant", "tool_calls": [call]},
+    again = [*MESSAGES, {"role": "assistant", "tool_calls": [call]},
              {"role": "tool", "content": "grey", "tool_name": "weather"}]
     assert client.chat(messages=again, tools=[WEATHER], **usual).done
     options = {"temperature": 0, "num_predict": 60}
-    assert set(json.loads(client.chat(model=model.model, messages=TALK, format=LAMP, options=options).message.content))
+    answer = client.chat(model=model.model, messages=MESSAGES, format=LAMP, options=options)
+    assert set(json.loads(answer.message.content))
     assert client.generate(prompt="The mill", raw=True, **usual).response
     assert client.generate(prompt="How many?", system="You count.", think=False, **usual).done
     assert client.generate(model=model.model).done_reason == "load"
     with pytest.raises(pytest.importorskip("ollama").ResponseError, match="no model"):
-        client.chat(model="llama9", messages=TALK)
+        client.chat(model="llama9", messages=MESSAGES)
 
 
 def test_prometheus_reads_the_metrics_and_people_the_stats(server):
     parse = pytest.importorskip("prometheus_client.parser").text_string_to_metric_families
-    server.post("/v1/chat/completions", messages=TALK, max_tokens=4, temperature=0, ignore_eos=True)
+    server.post("/v1/chat/completions", messages=MESSAGES, max_tokens=4, temperature=0, ignore_eos=True)
     connection, response = server.open("GET", "/metrics")
     families = {family.name: family for family in parse(response.read().decode())}
     connection.close()

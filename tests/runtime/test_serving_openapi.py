@@ -21,7 +21,7 @@ with open(FILE, encoding="utf-8") as opened:
     DOCUMENT = json.load(opened)
 SCHEMAS = DOCUMENT["components"]["schemas"]
 CHAT, TEXTS = "/v1/chat/completions", "/v1/completions"
-ASKED = {"messages": [{"role": "user", "content": "The miller counts"}], "max_tokens": 4}
+REQUEST = {"messages": [{"role": "user", "content": "The miller counts"}], "max_tokens": 4}
 
 
 def validator_of(schema):
@@ -76,8 +76,8 @@ def test_each_field_that_is_read_is_documented(module, requests):
 
 
 @pytest.mark.parametrize(("path", "request_name", "body"), [
-    (CHAT, "ChatRequest", ASKED), (TEXTS, "CompletionsRequest", {"prompt": "The mill"}),
-    ("/api/chat", "OllamaChatRequest", ASKED),
+    (CHAT, "ChatRequest", REQUEST), (TEXTS, "CompletionsRequest", {"prompt": "The mill"}),
+    ("/api/chat", "OllamaChatRequest", REQUEST),
 ])
 def test_each_bound_is_the_servers(server, path, request_name, body):
     """One beyond a bound is refused by the field's name, and the schema refuses it too."""
@@ -97,9 +97,9 @@ def test_each_bound_is_the_servers(server, path, request_name, body):
 
 
 def test_answers_are_as_documented(server):
-    check(CHAT, server.post(CHAT, **ASKED))
-    check(CHAT, server.post(CHAT, logprobs=True, top_logprobs=2, **ASKED))
-    chunks, _ = server.stream(CHAT, stream_options={"include_usage": True}, timings_per_token=True, **ASKED)
+    check(CHAT, server.post(CHAT, **REQUEST))
+    check(CHAT, server.post(CHAT, logprobs=True, top_logprobs=2, **REQUEST))
+    chunks, _ = server.stream(CHAT, stream_options={"include_usage": True}, timings_per_token=True, **REQUEST)
     for chunk in chunks:
         check(CHAT, chunk, kind="text/event-stream")
     check(TEXTS, server.post(TEXTS, prompt="The mill", echo=True, logprobs=2, max_tokens=2))
@@ -110,7 +110,7 @@ def test_answers_are_as_documented(server):
     name = server.call("GET", "/v1/models")[1]["data"][0]["id"]
     for path in ("/api/show", "/api/pull"):
         check(path, server.post(path, model=name))
-    check("/api/chat", server.post("/api/chat", model=name, stream=False, messages=ASKED["messages"],
+    check("/api/chat", server.post("/api/chat", model=name, stream=False, messages=REQUEST["messages"],
                                    options={"num_predict": 3}))
     check("/api/generate", server.post("/api/generate", model=name, stream=False, prompt="Flour",
                                        options={"num_predict": 3}))
@@ -124,12 +124,12 @@ def test_a_tools_call_is_as_documented(tmp_path_factory, request):
     tool = {"type": "function", "function": {"name": "grind", "parameters": {
         "type": "object", "properties": {"sacks": {"enum": [1, 2]}}, "required": ["sacks"]}}}
     with Server(folder, options=["--cache-mb", 0]) as running:
-        requested = {"messages": ASKED["messages"], "tools": [tool], "tool_choice": "required"}
+        requested = {"messages": REQUEST["messages"], "tools": [tool], "tool_choice": "required"}
         validator_of(SCHEMAS["ChatRequest"]).validate(requested)
         whole = running.post(CHAT, **requested)
         assert whole["choices"][0]["message"]["tool_calls"]
         check(CHAT, whole)
-        called = running.post("/api/chat", stream=False, messages=ASKED["messages"], tools=[tool])
+        called = running.post("/api/chat", stream=False, messages=REQUEST["messages"], tools=[tool])
         check("/api/chat", called)
 
 

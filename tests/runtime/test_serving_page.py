@@ -47,7 +47,7 @@ def opened(browser):
     """A function: (server, width, scheme) -> its page. What the page said and asked for is judged at the end."""
     contexts, output, requested = [], [], []
 
-    def open_page(server, width=1280, scheme="light", height=800, talks=True):
+    def open_page(server, width=1280, scheme="light", height=800, has_template=True):
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
@@ -55,7 +55,7 @@ def opened(browser):
         page.on("pageerror", lambda error: output.append(str(error)))
         page.on("request", lambda request: requested.append((server.url, request.url)))
         page.goto(server.url)
-        if talks:
+        if has_template:
             until(page, SHOWS_MEMORY)
         return page
 
@@ -95,7 +95,7 @@ def setting(page, name, value):
     page.locator("#" + name).fill(str(value))
 
 
-def told(page, text):
+def send(page, text):
     page.get_by_label("Message", exact=True).fill(text)
     page.keyboard.press("Enter")
 
@@ -123,7 +123,7 @@ def test_a_conversation_with_settings_that_outlives_a_reload(server, opened):
     sent = bodies(page)
     for name, value in (("system", "You count."), ("temperature", 0), ("max_tokens", 9), ("seed", 7), ("top_p", 0.5)):
         setting(page, name, value)
-    told(page, "How many " + EVIL)
+    send(page, "How many " + EVIL)
     first = finished(page)
     whole = server.post("/v1/chat/completions", **dict(sent[0], stream=False))
     assert first.strip() == whole["choices"][0]["message"]["content"].strip() != ""
@@ -132,7 +132,7 @@ def test_a_conversation_with_settings_that_outlives_a_reload(server, opened):
     assert "Cut after 9 tokens" in page.locator("li.assistant .note").inner_text()
     assert re.fullmatch(r"[\d.]+ tokens/s", page.locator("#speed").inner_text())
     assert re.fullmatch(r"\d+ MB", page.locator("#memory").inner_text())
-    told(page, "And now?")
+    send(page, "And now?")
     page.locator("li.assistant").nth(1).wait_for()
     finished(page)
     assert [each["role"] for each in sent[1]["messages"]] == ["system", "user", "assistant", "user"]
@@ -151,7 +151,7 @@ def test_tokens_appear_as_they_come_and_stop_ends_them_by_key_and_by_button(serv
     page = opened(server, 390, height=700)
     never_ending(page)
     for stop in (lambda: page.keyboard.press("Escape"), lambda: page.get_by_role("button", name="Stop").click()):
-        told(page, "Go on")
+        send(page, "Go on")
         text = page.locator("li.assistant .text").last
         lengths = []
         for _ in range(3):
@@ -174,13 +174,13 @@ def test_a_model_that_does_not_talk_continues_the_text(server, opened):
     page.get_by_label("Model").select_option(names[1])
     setting(page, "max_tokens", 8)
     setting(page, "temperature", 0)
-    told(page, "Once upon a time")
+    send(page, "Once upon a time")
     text = finished(page)
     assert sent[0]["prompt"] == "Once upon a time" and sent[0]["model"] == names[1] and "messages" not in sent[0]
     page.reload()
     page.get_by_label("Model").locator("option").nth(1).wait_for(state="attached")  # the models come after the page
     assert page.get_by_label("Model").input_value() == names[1]
-    told(page, " Then")
+    send(page, " Then")
     page.locator("li.assistant").nth(1).wait_for()
     finished(page)
     assert sent[1]["prompt"].startswith("Once upon a time") and sent[1]["prompt"].endswith(text.rstrip()[-5:] + " Then")
@@ -197,7 +197,7 @@ def test_what_a_full_server_says_and_the_words_are_not_lost(server, opened):
             holder.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s"
                            % (len(body), body))
         counted(server, running=2, waiting=1)
-        told(page, "Hello")
+        send(page, "Hello")
         alert = page.get_by_role("alert")
         alert.filter(has_text="busy").wait_for()
         assert re.search(r"Send again in \d+ s", alert.inner_text())
@@ -209,7 +209,7 @@ def test_a_key_is_asked_for_and_a_server_that_stops_is_told(bundle, opened, tmp_
     with Server(bundle, options=["--api-key-file", tmp_path / "keys", "--cache-mb", 0], wait=False) as server:
         while not server.ready():
             time.sleep(0.01)
-        page = opened(server, talks=False)
+        page = opened(server, has_template=False)
         alert = page.get_by_role("alert")
         alert.filter(has_text="needs an API key").wait_for()
         assert page.evaluate("document.activeElement.id") == "key"
@@ -218,11 +218,11 @@ def test_a_key_is_asked_for_and_a_server_that_stops_is_told(bundle, opened, tmp_
         until(page, SHOWS_MEMORY)
         assert alert.is_hidden()
         never_ending(page)
-        told(page, "Hello")
+        send(page, "Hello")
         until(page, LENGTH + " > 50")
         server.close()
         page.locator("li.assistant .note").filter(has_text="the server was stopped").wait_for()
-        told(page, "And now?")
+        send(page, "And now?")
         alert.filter(has_text="does not answer").wait_for()
         assert page.get_by_label("Message", exact=True).input_value() == "And now?"
         stored = page.evaluate("JSON.stringify([{...localStorage}])")
@@ -243,7 +243,7 @@ PALE = """() => {
 SMALL = """[...document.querySelectorAll('button, select, input, textarea')].filter((node) => node.checkVisibility()
   && node.getBoundingClientRect().height < (node.closest('li') ? 30 : 44)).map((node) => node.id)"""
 UNNAMED = "[...document.querySelectorAll('select, input, textarea')].filter((one) => !one.labels.length).length"
-TALK = [{"role": "user", "content": "What is flour made of?"},
+CONVERSATION = [{"role": "user", "content": "What is flour made of?"},
         {"role": "assistant", "model": "SmolLM2", "content": "Flour is made of grain. " * 12, "thinking": "Bread?"},
         {"role": "user", "content": "w" * 300}, {"role": "assistant", "content": "x" * 300, "note": "Stopped."}]
 
@@ -252,7 +252,7 @@ TALK = [{"role": "user", "content": "What is flour made of?"},
 @pytest.mark.parametrize("width", [320, 390, 1280])
 def test_it_fits_and_can_be_read(server, opened, width, scheme, tmp_path):
     page = opened(server, width, scheme, 760)
-    page.evaluate("value => sessionStorage.setItem('merino.conversation', JSON.stringify(value))", TALK)
+    page.evaluate("value => sessionStorage.setItem('merino.conversation', JSON.stringify(value))", CONVERSATION)
     page.reload()
     until(page, SHOWS_MEMORY)
     pictures = os.environ.get("MERINO_PICTURES", str(tmp_path))

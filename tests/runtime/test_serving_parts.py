@@ -1,4 +1,4 @@
-"""Parts of the server by themselves: whose turn it is among waiting requests, what heat does, who pays for a run."""
+"""Parts of the server alone: whose turn it is among waiting requests, what heat does, who pays for a run."""
 import asyncio
 import time
 from collections import namedtuple

@@ -104,7 +104,7 @@ def test_a_hundred_clients_at_once_hear_what_each_hears_alone(server):
 SCHEMA = {"type": "object", "properties": {"lamp": {"enum": ["on", "off"]}, "level": {"type": "integer"}},
           "required": ["lamp", "level"], "additionalProperties": False}
 ANY = {"temperature": 50, "top_k": 0, "min_p": 0, "top_p": 1, "ignore_eos": True}  # a random model repeats itself
-ASKED = [
+REQUESTS = [
     {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}, "temperature": 1.0},
     dict(ANY, top_logprobs=2, seed=1), dict(ANY, presence_penalty=2, repetition_penalty=1.5, seed=1),
     {"logit_bias": {"65": 100, "66": 100}, "temperature": 50, "top_k": 2, "stop": ["bab", "aba"], "max_tokens": 60},
@@ -112,7 +112,7 @@ ASKED = [
 ]
 
 
-def said_to(server, body):
+def answer_to(server, body):
     """The bytes of an answer's tokens, why it ended, and its log-probabilities."""
     conversation = [{"role": "user", "content": "The mill"}]
     body = dict({"max_tokens": 40, "seed": 5, "logprobs": True}, messages=conversation, **body)
@@ -124,9 +124,9 @@ def said_to(server, body):
 def test_requests_that_are_decoded_together_keep_sampler_constraint_and_ends(decoder, tmp_path):
     folder = make_bundle(tmp_path / "chat", decoder, dialect="fused", context=512)
     with Server(folder, options=["--slots", 4, "--cache-mb", 0]) as server:
-        alone = [said_to(server, body) for body in ASKED]
-        assert mean_batch(server) == 0 and len({str(each[0]) for each in alone}) == len(ASKED)
-        together = all_at_once([lambda body=body: said_to(server, body) for body in ASKED * 4])
+        alone = [answer_to(server, body) for body in REQUESTS]
+        assert mean_batch(server) == 0 and len({str(each[0]) for each in alone}) == len(REQUESTS)
+        together = all_at_once([lambda body=body: answer_to(server, body) for body in REQUESTS * 4])
         assert mean_batch(server) > 1.5
     for result, expected in zip(together, alone * 4, strict=True):
         assert result[:2] == expected[:2]
@@ -218,7 +218,7 @@ def test_nonsense_ends_nothing_and_memory_stays_as_it_is(server, seconds):
     all_at_once([lambda number=number: whole(server, number) for number in range(20)])
     assert whole(server, 2) == before and server.process.poll() is None
     assert server.rss_kb() <= MOST_GROWN * held
-    assert "Traceback" not in server.said()
+    assert "Traceback" not in server.printed()
 
 
 def test_a_kill_leaves_errors_or_whole_answers_and_nothing_in_the_way(bundle, tmp_path):

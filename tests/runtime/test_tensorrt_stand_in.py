@@ -69,7 +69,7 @@ def test_addresses_reach_the_library_whole(gpu, cuda):
     assert len(bare.violations) == 1 and "no device memory" in bare.violations[0]
 
 
-@pytest.mark.parametrize("misuse, said", [
+@pytest.mark.parametrize("misuse, message", [
     (lambda cuda, stream, device, pinned: cuda.memcpy(device, PAGEABLE.ctypes.data, 64, TO_DEVICE, stream),
      "not in pinned memory"),
     (lambda cuda, stream, device, pinned: cuda.memcpy(device, pinned, 65, TO_DEVICE, stream), "65 bytes"),
@@ -81,13 +81,13 @@ def test_addresses_reach_the_library_whole(gpu, cuda):
     (lambda cuda, stream, device, pinned: (cuda.begin_capture(stream), cuda.malloc(8)), "within a capture"),
     (lambda cuda, stream, device, pinned: cuda.launch(123, stream), "not there"),
 ])
-def test_misuse_of_cuda_is_found(gpu, cuda, misuse, said):
+def test_misuse_of_cuda_is_found(gpu, cuda, misuse, message):
     stream, device, pinned = cuda.stream_create(), cuda.malloc(64), cuda.host_alloc(64)
     try:
         misuse(cuda, stream, device, pinned)
     except CudaError:
         pass
-    assert any(said in violation for violation in gpu.violations), gpu.violations
+    assert any(message in violation for violation in gpu.violations), gpu.violations
 
 
 def test_a_wait_within_a_capture_breaks_it(gpu, cuda):
@@ -142,11 +142,11 @@ def long_chunk(monkeypatch):
                         lambda bound, tensors, length: bound.set_shape("input_ids", (1, length + 1)))
 
 
-@pytest.mark.parametrize("fault, said", [
+@pytest.mark.parametrize("fault, message", [
     (shared_cache, "share memory"), (early_capture, "a capture before a run"), (broken_layout, "not aligned|refused"),
     (unset_address, "refused|no address"), (long_chunk, "outside of profile"),
 ])
-def test_a_backend_with_a_fault_is_found(gpu, bundle, monkeypatch, fault, said):
+def test_a_backend_with_a_fault_is_found(gpu, bundle, monkeypatch, fault, message):
     import re
 
     fault(monkeypatch)
@@ -160,7 +160,7 @@ def test_a_backend_with_a_fault_is_found(gpu, bundle, monkeypatch, fault, said):
     except MerinoError as error:
         errors.append(str(error))
     gc.collect()
-    assert re.search(said, " ".join(gpu.violations + errors)), (gpu.violations, errors)
+    assert re.search(message, " ".join(gpu.violations + errors)), (gpu.violations, errors)
 
 
 def test_without_the_wait_the_logits_are_garbage(gpu, bundle, monkeypatch):

@@ -81,8 +81,8 @@ def why_no_children():
         return "the emulated board has no shell (make boards makes it anew)"
     call = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "sh", "-c", NAMESPACES]
     tried = subprocess.run(call, capture_output=True, text=True, timeout=60)
-    said = tried.stderr.strip().splitlines()
-    return f"no namespaces to emulate a board's children in: {said[-1:]}" if tried.returncode else ""
+    messages = tried.stderr.strip().splitlines()
+    return f"no namespaces to emulate a board's children in: {messages[-1:]}" if tried.returncode else ""
 
 
 def call_with_children(cpu, *command, cwd):

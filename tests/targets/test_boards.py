@@ -233,14 +233,14 @@ SCHEMA = {"type": "object", "required": ["lamp"], "properties": {"lamp": {"enum"
 def test_the_server_says_there_what_generate_says_here(cpu, packaged, server_packages, tmp_path):
     here = output(run(sys.executable, *GENERATE, cwd=packaged))
     text = "".join(json.loads(line).get("text", "") for line in here.splitlines())
-    asked = {"prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
+    body = {"prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
     path = f"{SITE}:{server_packages}:{ROOT}/runtime:{ROOT}/bench"
     with Server(packaged, python=python_words(cpu, path), options=["--cache-dir", tmp_path]) as server:
-        assert server.post("/v1/completions", **asked)["choices"][0]["text"] == text
-        chunks, _ = server.stream("/v1/completions", **asked)
+        assert server.post("/v1/completions", **body)["choices"][0]["text"] == text
+        chunks, _ = server.stream("/v1/completions", **body)
         assert "".join(each["choices"][0]["text"] for each in chunks) == text
         with ThreadPoolExecutor(3) as clients:
-            together = clients.map(lambda _: server.post("/v1/completions", **asked)["choices"][0]["text"], range(3))
+            together = clients.map(lambda _: server.post("/v1/completions", **body)["choices"][0]["text"], range(3))
             assert set(together) == {text}
         assert server.call("GET", "/v1/stats")[1]["batches_total"] > 0
         formed = server.post("/api/generate", prompt=PROMPT, format=SCHEMA, stream=False, options={"temperature": 0})

@@ -46,7 +46,7 @@ PAGES = Path(__file__).resolve().parents[2] / "docs" / "boards"
 # The folder of releases, root's here and a user's in the pages, is one that outlives the namespaces.
 OWN_FOLDER = 'mkdir -p "$root" ~/.local/share; ln -s "$root" /opt/merino; ln -s "$root" ~/.local/share/merino'
 
-# In each of these steps the first choice leads by 17 % of the logits' root mean square or more, in int4 too. CPUs
+# In each of these steps the first choice leads by 17 % of the logits' RMS or more, in int4 too. CPUs
 # differ by 1.5 %, by 6 % in single steps: so int4 is compared exactly as well.
 PROMPT, TOKENS = "Once upon a time", 13
 GENERATE = [PROMPT, "-n", TOKENS, "--temperature", 0, "--ignore-eos", "--json"]
@@ -132,11 +132,11 @@ def release(folder):
 
 def test_the_pages_commands_install_what_the_cpu_runs_and_it_generates_the_golden_ids(installed):
     cpu, folder, printed = installed
-    place, said = release(folder)
-    assert (said["precision"], said["python"]) == ("int4" if cpu in WITH_DOTPROD else "fp32", "3.11")
-    assert place.name == said["id"] == open_archive(str(folder / "story.merino")).id
-    assert MODELS[cpu] in printed and f"installed embedded (embedded, {said['precision']})" in printed
-    assert "\nok: 16 greedy ids as expected\n" in printed and f"current   {said['id']}" in printed
+    place, facts = release(folder)
+    assert (facts["precision"], facts["python"]) == ("int4" if cpu in WITH_DOTPROD else "fp32", "3.11")
+    assert place.name == facts["id"] == open_archive(str(folder / "story.merino")).id
+    assert MODELS[cpu] in printed and f"installed embedded (embedded, {facts['precision']})" in printed
+    assert "\nok: 16 greedy ids as expected\n" in printed and f"current   {facts['id']}" in printed
 
 
 def test_what_is_installed_uses_the_packages_of_the_file(installed):

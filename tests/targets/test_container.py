@@ -112,8 +112,8 @@ def test_the_addon_serves_by_its_options_and_ends_by_sigterm(addon):
     shutil.copytree(ROOT / "merino_edge" / "embedded" / "bundle", addon / "share" / "merino" / "bundle")
     process = start(addon, max_seconds=60)
     try:
-        said = [process.stdout.readline()]
-        port = re.search(r"http://127\.0\.0\.1:(\d+)", said[0])[1]
+        printed = [process.stdout.readline()]
+        port = re.search(r"http://127\.0\.0\.1:(\d+)", printed[0])[1]
         assert health(port) == 200
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=30)

@@ -140,8 +140,8 @@ def agents_of(running, server):
     running.set_up("llama_cpp", {"base_url": server.url + "/v1"}, {"chat_model": model})
     entry = running.set_up("ollama", {"url": server.url})["result"]["entry_id"]
     usual = {"model": model, "num_ctx": 8192, "max_history": 20, "keep_alive": -1, "think": False}
-    talk = dict(usual, name="Talk", llm_hass_api=["assist"])
-    running.set_up([entry, "conversation"], talk, kind="subentries/flow")
+    conversation = dict(usual, name="Talk", llm_hass_api=["assist"])
+    running.set_up([entry, "conversation"], conversation, kind="subentries/flow")
     while len(running.states("conversation")) < 2:  # the integration is loaded again with each agent
         time.sleep(0.2)
     running.set_up([entry, "ai_task_data"], dict(usual, name="Task"), kind="subentries/flow")

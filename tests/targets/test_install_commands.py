@@ -62,8 +62,8 @@ def test_the_documented_commands_install_what_a_bundle_needs(board, embedded_bun
 def test_the_commands_of_the_message_install_what_a_bundle_needs(board, embedded_bundles):
     folder = embedded_bundles["portable", "fp32"]
     assert board("python3 -m venv ~/merino").returncode == 0
-    said = board("~/merino/bin/python merino.pyz selftest .", cwd=folder).stderr
-    commands = re.search(r" Run: (.*)", said).group(1)
+    messages = board("~/merino/bin/python merino.pyz selftest .", cwd=folder).stderr
+    commands = re.search(r" Run: (.*)", messages).group(1)
     done = board(commands, cwd=folder)
     assert done.returncode == 0, done.stderr
     check_a_bundle_runs(board, folder)

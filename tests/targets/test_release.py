@@ -139,8 +139,8 @@ def test_the_bill_of_materials_is_valid_and_whole(releases):
 def environment(folder, python, packages, wheels, *distributions):
     """A new environment's python with our wheels, from a folder alone; other packages are those of `packages`."""
     run(python, "-m", "venv", folder)
-    ours = ["--no-index", "--find-links", wheels, "--no-deps", "--disable-pip-version-check"]
-    run(folder / "bin" / "python", "-m", "pip", "install", *ours, *distributions)
+    options = ["--no-index", "--find-links", wheels, "--no-deps", "--disable-pip-version-check"]
+    run(folder / "bin" / "python", "-m", "pip", "install", *options, *distributions)
     site = run(folder / "bin" / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     Path(site, "third_party.pth").write_text(f"{packages}\n")
     return folder / "bin" / "python"

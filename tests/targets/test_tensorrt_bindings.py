@@ -56,11 +56,11 @@ def python_of(version):
     named += sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
     for path in filter(None, named):
         try:
-            asked = [path, "-c", "import sys; print(sys.version_info[:2])"]
-            said = subprocess.run(asked, capture_output=True, text=True)
+            command = [path, "-c", "import sys; print(sys.version_info[:2])"]
+            printed = subprocess.run(command, capture_output=True, text=True)
         except OSError:
             continue
-        if said.stdout.strip() == f"({version.replace('.', ', ')})":
+        if printed.stdout.strip() == f"({version.replace('.', ', ')})":
             return str(path)
     return None
 

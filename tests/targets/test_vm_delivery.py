@@ -42,7 +42,7 @@ for turn in $(seq 600); do
 done
 systemctl status merino.service; exit 1
 """
-UNTIL_SAID = """
+UNTIL_INSTALLED = """
 systemctl start merino-install.service  # waits for the install that is under way
 until systemctl show --property SubState merino-install.service | grep -q exited; do sleep 1; done
 """
@@ -104,8 +104,8 @@ def step(record, name):
 
 
 def note_system(record, machine):
-    said = machine.ssh(f"uname -r; python3 -V; /opt/merino/current/env/bin/python -c '{VERSIONS}'").stdout
-    kernel, python, packages = said.splitlines()
+    printed = machine.ssh(f"uname -r; python3 -V; /opt/merino/current/env/bin/python -c '{VERSIONS}'").stdout
+    kernel, python, packages = printed.splitlines()
     record["machine"].update(kernel=kernel, python=python.split()[1], **json.loads(packages))
 
 
@@ -172,7 +172,7 @@ def test_from_nothing_to_text_then_upgraded_rolled_back_and_measured(place, expe
         calibrated(record, machine, tmp_path / "pi.toml")
 
 
-ASK = """
+COMPLETION = """
 import json, sys, urllib.request
 body = {"prompt": "Once upon a time", "max_tokens": int(sys.argv[1]), "temperature": 0, "ignore_eos": True}
 request = urllib.request.Request("http://127.0.0.1:8080/v1/completions", json.dumps(body).encode())
@@ -204,7 +204,7 @@ def test_the_service_serves_and_comes_back_after_a_kill_under_load(place, record
             assert row["error"] is None and any("merino-serve.service is enabled" in note for note in row["notes"])
             machine.ssh(UNTIL_SERVED, timeout_s=1200)
         with step(record, "the service is killed under load"):
-            machine.ssh("cat >ask.py", input=ASK)
+            machine.ssh("cat >ask.py", input=COMPLETION)
             assert machine.ssh("python3 ask.py 24").stdout.strip() == text
             whole = machine.ssh(KILLED_UNDER_LOAD, timeout_s=600).stdout.strip()
             assert whole.replace(text, "").strip() == "", "an answer that is none"
@@ -234,7 +234,7 @@ def test_a_flashed_image_installs_at_its_first_start_and_says_its_text_on_the_co
     assert e2fsck(image) == 0
     text = edge_ok(None, "generate", place / "first", *shlex.split(" ".join(FIRST_WORDS[1:])))
     with step(record, "first start of the image") as entry, boot(image, CPU, tmp_path, partition="2") as machine:
-        machine.ssh(UNTIL_SAID, timeout_s=1200)
+        machine.ssh(UNTIL_INSTALLED, timeout_s=1200)
         console = machine.console.read_text(errors="replace")
         assert f"release {open_archive(str(place / 'first.merino')).id}" in console
         assert text.strip() and all(line in console for line in text.splitlines()), console[-3000:]

@@ -81,7 +81,7 @@ def test_the_page_leads_from_nothing_to_text_a_design_for_the_board_and_a_server
             **os.environ, "HOME": str(machine.home), "XDG_CACHE_HOME": str(PARTS.parent),  # wheels are kept there
             "PATH": os.pathsep.join(map(str, (programs(tmp_path), Path(sys.executable).parent, os.environ["PATH"]))),
         }  # fmt: skip
-        said = {}
+        outputs = {}
         for heading, commands in pasted:
             user = "root" if "sudo " in commands else "pi" if heading == "On the board" else None
             if user:
@@ -95,12 +95,12 @@ def test_the_page_leads_from_nothing_to_text_a_design_for_the_board_and_a_server
                     )  # fmt: skip
                 assert done.returncode == 0, log.read_text()[-3000:]
                 out = done.stdout
-            said[heading] = said.get(heading, "") + out
+            outputs[heading] = outputs.get(heading, "") + out
     release = open_archive(str(folder / "story.merino")).id
-    before, _, after = said["On the board"].partition("ok: 16 greedy ids as expected\n")
+    before, _, after = outputs["On the board"].partition("ok: 16 greedy ids as expected\n")
     assert after, "the self-test"
-    answer = json.loads(said["A server at each start"].splitlines()[-1])["choices"][0]["text"]
-    for text in (said["Onto the board"], before, answer):  # ends with a generated one
+    answer = json.loads(outputs["A server at each start"].splitlines()[-1])["choices"][0]["text"]
+    for text in (outputs["Onto the board"], before, answer):  # ends with a generated one
         assert len(" ".join(text.rstrip().splitlines()[-3:]).split()) >= 15
     assert re.search(rf"^current .*{release[:12]}", after, re.MULTILINE)
     calibrated = tomllib.loads((folder / "my-pi4.toml").read_text())

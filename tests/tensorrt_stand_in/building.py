@@ -253,7 +253,7 @@ def building_classes(gpu, module, old):
                       if layer.precision_is_set and layer.output_type == module.float32]
             plan = {"gpu": gpu.name, "version": module.__version__, "path": network.path, "pinned": pinned,
                     "flags": sorted(flag.name for flag in config.flags_set), "workspace": workspace,
-                    "products": sum(layer.type.name == "MATRIX_MULTIPLY" for layer in network.layers),
+                    "matmuls": sum(layer.type.name == "MATRIX_MULTIPLY" for layer in network.layers),
                     "weight_bytes": network.weight_bytes, "scratch": SCRATCH_BYTES,
                     "profiles": [profile.shapes for profile in config.profiles],
                     "inputs": [[each.name, each.dtype.name, list(each.shape)] for each in network.inputs],

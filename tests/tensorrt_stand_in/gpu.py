@@ -34,7 +34,7 @@ class Stream:
 
 
 class Speeds(NamedTuple):
-    """A device of known times, for graphs whose only operators are products with square matrices."""
+    """A device of known times, for graphs whose only operators are matmuls with square matrices."""
     read_gb_s: float
     fp32_gflops: float
     fp16_gflops: float
@@ -48,7 +48,7 @@ class Speeds(NamedTuple):
         rate = self.fp16_gflops if half else self.fp32_gflops
         reading = plan["weight_bytes"] / (2 if half else 1) / self.read_gb_s
         computing = 2 * plan["weight_bytes"] / 4 * tokens / rate
-        return 1e-9 * max(reading, computing) + 1e-6 * (self.step_us + plan["products"] * self.launch_us)
+        return 1e-9 * max(reading, computing) + 1e-6 * (self.step_us + plan["matmuls"] * self.launch_us)
 
     def copy_s(self, size):
         """Seconds of a copy to the host, and of the sampler's from there."""

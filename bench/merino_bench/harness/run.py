@@ -122,7 +122,7 @@ def bench_command(bundle_paths: Sequence[str], request: BenchRequest, baselines:
         raise unsaved[0]
     failed = record.failures(records)
     if failed:
-        say(f"{len(failed)} of {len(records)} rows failed, their flags say why. First: {failed[0]}")
+        say(f"{len(failed)} of {len(records)} rows failed, the reason is in their flags. First: {failed[0]}")
     return 1 if failed else 0
 
 

@@ -116,7 +116,7 @@ def rail_watts(rails: Dict[str, Sequence[Any]]) -> Dict[str, float]:
     watts = {}
     for rail, readings in rails.items():
         with suppress(OSError, ValueError):
-            watts[rail] = _product(readings)
+            watts[rail] = _power_of_pair(readings)
     return watts
 
 
@@ -205,12 +205,12 @@ def _rails_source(name: str, rails: Dict[str, Sequence[Any]]) -> Source:
     counted: List[str] = [rail for rail in TOTAL_RAILS if rail in rails][:1] or sorted(rails)
 
     def read() -> float:
-        return sum(_product(rails[rail]) for rail in counted)
+        return sum(_power_of_pair(rails[rail]) for rail in counted)
 
     return Source(name, counted[0] if len(counted) == 1 else f"sum of {' + '.join(counted)}", SYSFS_INTERVAL_S, read)
 
 
-def _product(readings: Sequence[Any]) -> float:
+def _power_of_pair(readings: Sequence[Any]) -> float:
     value = 1.0
     for path, factor in zip(readings[::2], readings[1::2]):
         value *= float(_word(path)) * factor

@@ -17,7 +17,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_shape import integer, listed, or_null, problems_in, text
 from merino_runtime.io.visible import visible
 
-ASKED_S = 60.0
+FACTS_S = 60.0
 MOST_BYTES = 1 << 18
 LOOK = "See `merino.pyz status` there"
 CALLED: dict[str, Any] = {
@@ -54,13 +54,13 @@ class Facts:
         return self.machine.model or f"{self.machine.board.architecture}, no device tree"
 
 
-async def ask(board: Board, app: bytes, root: str | None = None) -> Facts:
+async def described(board: Board, app: bytes, root: str | None = None) -> Facts:
     """`app`: this workstation's application. Raises MerinoError where the board does not answer as one that can run it.
     """
-    doing = "tell what the board is"
+    doing = "describe the board"
     calls = [["board", "--json"], ["status", "--json"]]
-    request = {"do": "ask", "app_bytes": len(app), "root": root, "calls": calls, "timeout_s": ASKED_S}
-    async with started(board, doing, request, timeout_s=3 * ASKED_S) as session:
+    request = {"do": "describe", "app_bytes": len(app), "root": root, "calls": calls, "timeout_s": FACTS_S}
+    async with started(board, doing, request, timeout_s=3 * FACTS_S) as session:
         give(session, app)
         reply = await answer(session, MOST_BYTES)
         await ended(session)

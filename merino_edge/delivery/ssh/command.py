@@ -60,18 +60,18 @@ class Finished:
 
 @asynccontextmanager
 async def started(
-    board: Board, doing: str, request: dict[str, Any], tell: Take | None = None, timeout_s: float | None = None
+    board: Board, doing: str, request: dict[str, Any], report: Take | None = None, timeout_s: float | None = None
 ) -> AsyncIterator[Session]:
     """Sends the request, and waits for the beginning of its answer. The program there is ended with the body.
 
-    tell: gets each line of stderr. timeout_s: for the whole body; None: each step of it has its own. Raises MerinoError
-    where no answer begins.
+    report: gets each line of stderr. timeout_s: for the whole body; None: each step of it has its own. Raises
+    MerinoError where no answer begins.
     """
     with reported_faults(board.address, doing):
         async with asyncio.timeout(timeout_s):
             async with asyncio.timeout(SHORT_S):
                 process = await board.connection.create_process(COMMAND, encoding=None)
-            session = Session(board, doing, process, asyncio.ensure_future(_stderr(process, tell)))
+            session = Session(board, doing, process, asyncio.ensure_future(_stderr(process, report)))
             try:
                 give(session, AGENT + json.dumps(request).encode("ascii") + b"\n")
                 async with asyncio.timeout(SHORT_S):
@@ -84,14 +84,14 @@ async def started(
 
 async def finished(
     board: Board, doing: str, request: dict[str, Any], data: bytes = b"", *, timeout_s: float = SHORT_S,
-    most_bytes: int = SHORT_BYTES, tell: Take | None = None, take: Take | None = None,
+    most_bytes: int = SHORT_BYTES, report: Take | None = None, take: Take | None = None,
 ) -> Finished:  # fmt: skip
     """Sends the request and `data`, and reads the answer to its end.
 
     take: gets each piece of the answer, fit for a terminal; None: the pieces are collected. Raises MerinoError where
     the answer is longer than `most_bytes`, comes too late or not at all.
     """
-    async with started(board, doing, request, tell, timeout_s) as session:
+    async with started(board, doing, request, report, timeout_s) as session:
         give(session, data)
         out = await _rest(session, most_bytes, take)
         code, last_words = await ended(session)
@@ -172,8 +172,8 @@ async def _rest(session: Session, most_bytes: int, take: Take | None) -> str:
     return "".join(pieces)
 
 
-async def _stderr(process: "asyncssh.SSHClientProcess[bytes]", tell: Take | None) -> str:
-    """Reads stderr to its end, passes its lines to `tell`, returns the last one. What exceeds the limit is dropped."""
+async def _stderr(process: "asyncssh.SSHClientProcess[bytes]", report: Take | None) -> str:
+    """Reads stderr to its end, passes its lines to `report`, returns the last one. Drops what exceeds the limit."""
     last, kept, size = "", b"", 0
     while data := await process.stderr.read(PIECE):
         size += len(data)
@@ -181,12 +181,12 @@ async def _stderr(process: "asyncssh.SSHClientProcess[bytes]", tell: Take | None
             continue
         *lines, kept = (kept + data).split(b"\n")
         for line in lines:
-            last = _line(line, tell) or last
-    return _line(kept, tell) or last
+            last = _line(line, report) or last
+    return _line(kept, report) or last
 
 
-def _line(line: bytes, tell: Take | None) -> str:
+def _line(line: bytes, report: Take | None) -> str:
     text = visible(line.decode("utf-8", "replace"), LONGEST_WORDS)
-    if text and tell:
-        tell(text)
+    if text and report:
+        report(text)
     return text

@@ -18,7 +18,7 @@ from typing import Any
 from merino_edge.bundles.board_app import board_app
 from merino_edge.delivery.ssh import transfer
 from merino_edge.delivery.ssh.address import Address
-from merino_edge.delivery.ssh.board import LOOK, Facts, ask, older_there
+from merino_edge.delivery.ssh.board import LOOK, Facts, described, older_there
 from merino_edge.delivery.ssh.command import finished, json_of
 from merino_edge.delivery.ssh.connect import Board, connected
 from merino_edge.delivery.ssh.transfer import INCOMING, Source, check_name, send, source_of
@@ -47,7 +47,7 @@ INSTALLED: dict[str, Any] = {
 }  # fmt: skip
 
 # (host as given, what is being done, bytes that are copied, of how many; 0 of 0 for the rest)
-Tell = Callable[[str, str, int, int], None]
+Report = Callable[[str, str, int, int], None]
 Say = Callable[[str], None]
 
 
@@ -86,7 +86,7 @@ class Flashed:
     plan: list[str] = field(default_factory=list)  # of a dry run
 
 
-def package(path: Path, keys: Sequence[Path] = (), *, tell: Say = lambda _: None, **how: Any) -> Package:
+def package(path: Path, keys: Sequence[Path] = (), *, report: Say = lambda _: None, **how: Any) -> Package:
     """Checks the packed file here: layout, signature, every hash. Raises MerinoError.
 
     keys: files of public keys that the boards will trust; one of them must have signed the file. Without any, the
@@ -101,7 +101,7 @@ def package(path: Path, keys: Sequence[Path] = (), *, tell: Say = lambda _: None
         )
     if archive.signature is not None:
         check_signature(archive, read or [archive.signature.key])
-    tell(f"hashing {archive.bytes / 2**20:,.0f} MB")
+    report(f"hashing {archive.bytes / 2**20:,.0f} MB")
     check_hashes(archive)
     app = board_app()
     return Package(
@@ -118,7 +118,7 @@ def in_base64(key: bytes) -> str:
 
 async def flash_all(
     addresses: Sequence[Address], package: Package, *, at_once: int = 4, accept_new: bool = False,
-    dry_run: bool = False, tell: Tell = lambda *_: None, say: Say = lambda _: None,
+    dry_run: bool = False, report: Report = lambda *_: None, say: Say = lambda _: None,
 ) -> list[Flashed]:  # fmt: skip
     """At most `at_once` boards at a time -> the result of each, in the order of `addresses`."""
     slots = asyncio.Semaphore(at_once)
@@ -127,25 +127,25 @@ async def flash_all(
         done = Flashed(address.text)
         async with slots:
             try:
-                await flash(address, package, done, accept_new, dry_run, tell, say)
+                await flash(address, package, done, accept_new, dry_run, report, say)
             except MerinoError as error:
                 done.error = visible(str(error).removeprefix(f"{address.text}: "), LONGEST_ERROR)
         done.notes = [visible(note) for note in done.notes]
-        tell(address.text, "failed" if done.error else "done", 0, 0)
+        report(address.text, "failed" if done.error else "done", 0, 0)
         return done
 
     return list(await asyncio.gather(*map(one, addresses)))
 
 
 async def flash(
-    address: Address, package: Package, done: Flashed, accept_new: bool, dry_run: bool, tell: Tell, say: Say
+    address: Address, package: Package, done: Flashed, accept_new: bool, dry_run: bool, report: Report, say: Say
 ) -> None:
     """Fills in `done` as far as it comes. Raises MerinoError."""
     host = address.text
-    tell(host, STEPS[0], 0, 0)
+    report(host, STEPS[0], 0, 0)
     async with connected(address, accept_new, say, keep_key=not dry_run) as board:
-        tell(host, STEPS[1], 0, 0)
-        done.facts = facts = await ask(board, package.app.data, package.root)
+        report(host, STEPS[1], 0, 0)
+        done.facts = facts = await described(board, package.app.data, package.root)
         done.notes += check_service(package, facts)
         if facts.foreign:
             why = "can be changed by another user of the board: this workstation's application is used"
@@ -160,14 +160,14 @@ async def flash(
             return
         launcher = f"{facts.root}/current/merino"
         if done.was_there and facts.app and not missing(package, facts):
-            tell(host, STEPS[3], 0, 0)
+            report(host, STEPS[3], 0, 0)
             await _selftest(board, launcher)
         else:
-            place = await _copy(board, package, facts, lambda sent, total: tell(host, STEPS[2], sent, total))
-            tell(host, STEPS[3], 0, 0)
+            place = await _copy(board, package, facts, lambda sent, total: report(host, STEPS[2], sent, total))
+            report(host, STEPS[3], 0, 0)
             launcher = await _install(board, package, place, done, facts)
         done.tested = True
-        tell(host, STEPS[4], 0, 0)
+        report(host, STEPS[4], 0, 0)
         await _measure(board, launcher, done)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from merino_edge.bundles.board_app import board_app
 from merino_edge.bundles.files import DESCRIPTION_FILE
-from merino_edge.delivery.ssh.board import Facts, ask
+from merino_edge.delivery.ssh.board import Facts, described
 from merino_edge.delivery.ssh.command import SHORT_S, Finished, Session, Take, answer, ended, finished, started
 from merino_edge.delivery.ssh.connect import Board
 from merino_edge.delivery.ssh.transfer import Source, send, source_of
@@ -28,7 +28,7 @@ Copied = Callable[[str, int, int], None]  # a file's name, bytes that are copied
 
 
 async def facts_of(board: Board, root: str | None = None) -> Facts:
-    return await ask(board, board_app(), root)
+    return await described(board, board_app(), root)
 
 
 class Program:
@@ -50,19 +50,19 @@ class Program:
 
     async def run(
         self, arguments: list[str], data: bytes = b"", *, doing: str, timeout_s: float, most_bytes: int,
-        tell: Take | None = None, take: Take | None = None,
+        report: Take | None = None, take: Take | None = None,
     ) -> Finished:  # fmt: skip
         """Raises MerinoError where the program's answer is too long or too late. Its exit code is the caller's."""
         request = {"do": "run", "arguments": [*self.command, *arguments], "stdin_bytes": len(data)}
         return await finished(
-            self.board, doing, request, data, timeout_s=timeout_s, most_bytes=most_bytes, tell=tell, take=take
+            self.board, doing, request, data, timeout_s=timeout_s, most_bytes=most_bytes, report=report, take=take
         )
 
     @asynccontextmanager
-    async def talking(self, arguments: list[str], tell: Take) -> AsyncIterator[Session]:
+    async def interactive(self, arguments: list[str], report: Take) -> AsyncIterator[Session]:
         """The program with an open stdin, for as long as the body takes."""
-        request = {"do": "talk", "arguments": [*self.command, *arguments]}
-        async with started(self.board, "talk", request, tell) as session:
+        request = {"do": "interact", "arguments": [*self.command, *arguments]}
+        async with started(self.board, "chat", request, report) as session:
             yield session
 
 
@@ -70,7 +70,7 @@ async def program(board: Board, root: str | None = None) -> Program:
     """Copies the application where it is not there yet. root: the folder of releases there; None: the folder that its
     user's `install` takes. Raises MerinoError where no Python there has the packages."""
     app = board_app()
-    facts = await ask(board, app, root)
+    facts = await described(board, app, root)
     doing = "find a Python with numpy and onnxruntime"
     candidates = [PYTHON] if facts.foreign else [f"{facts.root}/current/env/bin/python", PYTHON]
     async with started(board, doing, {"do": "find_python", "candidates": candidates, "modules": MODULES}) as session:
@@ -109,14 +109,14 @@ async def remove_bundle(there: Program, bundle: str, place: str) -> None:
     await finished(there.board, "remove what was measured", request, timeout_s=SHORT_S)
 
 
-async def probe(there: Program, backend: str, tell: Take) -> str:
+async def probe(there: Program, backend: str, report: Take) -> str:
     """Probes the board in this backend, which takes one to five minutes -> the text of its probe.json.
 
     Raises MerinoError.
     """
     ran = await there.run(
         ["probe", "-o", "-", f"--backend={backend}"], doing="probe", timeout_s=PROBE_S, most_bytes=PROBE_BYTES,
-        tell=tell,
+        report=report,
     )  # fmt: skip
     if ran.code:
         refusal = ran.last_words or f"it ended with code {ran.code}"

@@ -1,4 +1,4 @@
-"""A chat with a model on a board, with the interface of `merino_runtime.chat.talk.Talk`.
+"""A chat with a model on a board, with the interface of `merino_runtime.chat.conversation.ChatSession`.
 
 The board runs `chat --json`. The connection lives in a thread with its own event loop, so that ctrl-C interrupts
 whoever waits for an event here, and not the connection.
@@ -78,7 +78,7 @@ def opened(work: Callable[[Serve], Any]) -> Iterator[Remote]:
         thread.join()
 
 
-class TalkThere:
+class RemoteChat:
     """The chat on the board. `greeting`: the first event, with the bundle's name."""
 
     def __init__(self, remote: Remote) -> None:
@@ -102,11 +102,11 @@ class TalkThere:
         return self._events(stopped)
 
     def _events(self, stopped: Callable[[], bool]) -> Iterator[dict[str, Any]]:
-        asked = False
+        stop_sent = False
         while self._answering:
-            if stopped() and not asked:
+            if stopped() and not stop_sent:
                 self._remote.send(STOP)
-                asked = True
+                stop_sent = True
             yield self._next()
 
     def _next(self) -> dict[str, Any]:

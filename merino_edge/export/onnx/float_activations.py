@@ -41,11 +41,11 @@ def in_floats(node: onnx.NodeProto) -> list[onnx.NodeProto]:
             helper.make_node("MatMul", [node.input[0], weights], [node.output[0]]),
         ]
     elif node.op_type == "MatMulIntegerToFloat":
-        weights, product = (f"{node.output[0]}.{part}" for part in ("weights", "product"))
+        weights, matmul = (f"{node.output[0]}.{part}" for part in ("weights", "product"))
         return [
             helper.make_node("Cast", [node.input[1]], [weights], to=onnx.TensorProto.FLOAT),
-            helper.make_node("MatMul", [node.input[0], weights], [product]),
-            helper.make_node("Mul", [product, node.input[3]], [node.output[0]]),  # by the scales of the weights
+            helper.make_node("MatMul", [node.input[0], weights], [matmul]),
+            helper.make_node("Mul", [matmul, node.input[3]], [node.output[0]]),  # by the scales of the weights
         ]
     return [node]
 

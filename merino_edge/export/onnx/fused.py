@@ -120,7 +120,7 @@ class Fused(Operations):
             quantize_axis=1,
         )
 
-    def _product(self, x: str, weights: list[str]) -> str:
+    def _matmul(self, x: str, weights: list[str]) -> str:
         return self._grouped_matmul(x, "+".join(weights), self.quantized_matrix(weights))
 
     def _grouped_matmul(self, x: str, name: str, matrix: Quantized) -> str:

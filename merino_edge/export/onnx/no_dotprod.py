@@ -42,8 +42,8 @@ class FusedNoDotprod(SignedCodes, Fused):
             self._rounded[x] = self._rounded_rows(x) if x in self._uneven else (self._whole(x), None)
         whole, largest = self._rounded[x]
         inputs = [whole, codes, f"{whole}.1", scales, f"{whole}.2"]
-        product = self.node("MatMulIntegerToFloat", inputs, domain=CONTRIB)
-        return self.node("Mul", [product, largest]) if largest else product
+        matmul = self.node("MatMulIntegerToFloat", inputs, domain=CONTRIB)
+        return self.node("Mul", [matmul, largest]) if largest else matmul
 
     def _whole(self, x: str) -> str:
         return self.node("DynamicQuantizeLinear", [x], outputs=3)

@@ -9,13 +9,13 @@ class Operations(Graph):
 
     def packed_linear(self, x: str, weights: list[str], biases: list[str] | None = None) -> str:
         if self.form.grouped:
-            products = [self._product(x, run) for run in self.runs(weights)]
-            product = self.node("Concat", products, axis=-1) if len(products) > 1 else products[0]
+            parts = [self._matmul(x, run) for run in self.runs(weights)]
+            matmul = self.node("Concat", parts, axis=-1) if len(parts) > 1 else parts[0]
         else:
-            product = self.node("MatMul", [x, self.matrix(weights)])
-        return self.node("Add", [product, self.vector(biases)]) if biases else product
+            matmul = self.node("MatMul", [x, self.matrix(weights)])
+        return self.node("Add", [matmul, self.vector(biases)]) if biases else matmul
 
-    def _product(self, x: str, weights: list[str]) -> str:
+    def _matmul(self, x: str, weights: list[str]) -> str:
         """x @ W of matrices that are joined, all of the same bits."""
         raise NotImplementedError
 

@@ -96,9 +96,9 @@ class Tiles4(SignedCodes):
     def tiles(self, name: str, matrix: Quantized, minimums: np.ndarray | None) -> np.ndarray:
         return tiles4(name, matrix, minimums)
 
-    def _product(self, x: str, weights: list[str]) -> str:
+    def _matmul(self, x: str, weights: list[str]) -> str:
         if self.bits_of(weights[0]) != 4:
-            return super()._product(x, weights)
+            return super()._matmul(x, weights)
         name, matrix = "+".join(weights), self.quantized_matrix(weights)
         minimums = self.minimums(matrix)
         if name not in self._tiles:

@@ -85,9 +85,9 @@ class Portable(SignedCodes):
     def _integer_matmul(self, x: str, codes: str, scales: str) -> str:
         """x @ codes * scales with x quantised to uint8 over its range; codes [in, out], scales [out]."""
         quantized = self.node("DynamicQuantizeLinear", [x], outputs=3)
-        product = self.node("MatMulInteger", [quantized, codes, f"{quantized}.2"])
+        matmul = self.node("MatMulInteger", [quantized, codes, f"{quantized}.2"])
         scale = self.node("Mul", [f"{quantized}.1", scales])
-        return self.node("Mul", [self.node("Cast", [product], to=TensorProto.FLOAT), scale])
+        return self.node("Mul", [self.node("Cast", [matmul], to=TensorProto.FLOAT), scale])
 
     def norm(self, x: str, norm: Norm) -> str:
         """Computed in float32 in every format, since squares of activations overflow float16."""

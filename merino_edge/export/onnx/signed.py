@@ -1,6 +1,6 @@
 """Matrices in int8 codes around zero with one scale per row, as MatMulInteger takes them, for both dialects.
 
-No code is -128: two products with it overflow the 16 bits in which no-dotprod Arm cores accumulate.
+No code is -128: two multiplications by it overflow the 16 bits in which no-dotprod Arm cores accumulate.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class SignedCodes(Operations):
     def quantize_gptq(self, name: str, matrix: np.ndarray, bits: int, hessian: np.ndarray) -> Quantized:  # noqa: ARG002
         return gptq(matrix, hessian, bits, matrix.shape[1], both_signs=True)
 
-    def _product(self, x: str, weights: list[str]) -> str:
+    def _matmul(self, x: str, weights: list[str]) -> str:
         return self._integer_matmul(x, *self._codes_and_scales(weights))
 
     def _integer_matmul(self, x: str, codes: str, scales: str) -> str:

@@ -54,7 +54,7 @@ def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow:
         return notes
     if bundle.precision == "fp16":
         notes.append("float16 weights are for GPUs: a CPU computes them in float32, no faster than --precision fp32")
-    _check_products(bundle, board)
+    _check_overflow(bundle, board)
     _check_kernels(bundle, board)
     notes += _core_notes(bundle, board)
     missing = _missing_isa(bundle, board)
@@ -82,7 +82,7 @@ def is_for_other_core(bundle: Bundle, board: Board) -> bool:
     return here is not None and bundle.core not in (None, here)
 
 
-def _check_products(bundle: Bundle, board: Board) -> None:
+def _check_overflow(bundle: Bundle, board: Board) -> None:
     """Raises MerinoError where 8-bit matrix multiplications would overflow the 16 bits in which the CPU adds up."""
     again = f"Export {bundle.name!r} again"
     by_rows = bundle.core == "no-dotprod" or bundle.dialect == "portable" and bundle.precision in ("int8", "int4")
@@ -121,8 +121,7 @@ def _core_notes(bundle: Bundle, board: Board) -> List[str]:
     costs = ", or ".join(f"{each.times:g} times slower here than `--for {each.board}`" for each in slowdowns)
     if not slowdowns and bundle.core == "dotprod":
         costs = "an export with `--for BOARD` is faster here"
-    with_it = "with" if bundle.core == "dotprod" else "without"
-    return [f"its matrix multiplications are for Arm cores {with_it} dotprod: {costs}"] if costs else []
+    return [f"its matrix multiplications are for {bundle.core} Arm cores: {costs}"] if costs else []
 
 
 def _missing_isa(bundle: Bundle, board: Board) -> List[str]:

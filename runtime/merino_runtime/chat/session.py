@@ -183,7 +183,7 @@ def converse_in_json(conversation: Any, kept: Sequence[str] = ()) -> int:
             if line.command == "exit":
                 return code
             if line.command:
-                write_json({"done": True, "command": line.command, "said": obeyed(line, conversation, record)})
+                write_json({"done": True, "command": line.command, "output": obeyed(line, conversation, record)})
             elif line.text.strip():
                 _answered_in_json(line.text, conversation, record, stopped)
         except MerinoError as error:

@@ -58,7 +58,7 @@ def placed(text: str) -> str:
     return cache_folder() + text[len(CACHE):] if text.startswith(CACHE + "/") else text
 
 
-def ask(app_bytes: int, root: Optional[str], calls: List[List[str]], timeout_s: float) -> int:
+def describe(app_bytes: int, root: Optional[str], calls: List[List[str]], timeout_s: float) -> int:
     """Runs the application with each of the lists of arguments: the one that is installed in the folder of releases,
     else the workstation's, whose bytes follow and which is removed again. An installed one that does not run counts as
     none, and so does one that another user can change. Answers {root, app, foreign, service, keys, calls}: the folder
@@ -185,7 +185,7 @@ def begun(arguments: List[str]) -> Optional[subprocess.Popen]:
         return None
 
 
-def talk(arguments: List[str]) -> int:
+def interact(arguments: List[str]) -> int:
     """Runs a program that is given this one's stdin line by line, and ends with it."""
     child = begun(arguments)
     if child is None:
@@ -312,7 +312,8 @@ def discard(paths: List[str]) -> int:
 
 
 WAYS: Dict[str, Callable[..., int]] = {
-    "ask": ask, "find_python": find_python, "run": run, "talk": talk, "receive": receive, "discard": discard}
+    "describe": describe, "find_python": find_python, "run": run, "interact": interact, "receive": receive,
+    "discard": discard}
 
 if __name__ == "__main__":
     main()

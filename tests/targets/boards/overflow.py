@@ -10,11 +10,11 @@ import numpy as np
 import onnxruntime
 
 
-def product(path):
+def matmul(path):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     outputs = session.run(None, {"x": np.zeros((1, 64), np.uint8), "zero": np.array(128, np.uint8)})[0]
     assert (outputs == outputs[0, 0]).all()
     return int(outputs[0, 0])
 
 
-print(json.dumps({name: product(os.path.join(sys.argv[1], name + ".onnx")) for name in sys.argv[2:]}))
+print(json.dumps({name: matmul(os.path.join(sys.argv[1], name + ".onnx")) for name in sys.argv[2:]}))
