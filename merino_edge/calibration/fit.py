@@ -338,11 +338,11 @@ def unseen_errors(rows: Sequence[Row], table: Table, edges: Edges) -> list[tuple
     shapes = [None if is_operator(row) else shape_of(row) for row in rows]
     errors: list[tuple[Row, float]] = []
     for shape in dict.fromkeys(shape for shape in shapes if shape):
-        held = [at for at, each in enumerate(shapes) if each == shape]
+        same = [at for at, each in enumerate(shapes) if each == shape]
         others = weight.copy()
-        others[held] = 0
-        shares = matrix[held] @ weighted_nnls(matrix, others)  # predicted / measured
-        errors += zip((rows[at] for at in held), (-np.log(np.maximum(shares, TINY))).tolist(), strict=True)
+        others[same] = 0
+        shares = matrix[same] @ weighted_nnls(matrix, others)  # predicted / measured
+        errors += zip((rows[at] for at in same), (-np.log(np.maximum(shares, TINY))).tolist(), strict=True)
     return errors
 
 

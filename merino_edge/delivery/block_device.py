@@ -116,8 +116,8 @@ def users_of(name: str, system: Path) -> list[str]:
     users += [f"{swap} is swap" for swap in swaps if swap in names]
     for each in names:
         holders = system / "sys/class/block" / each / "holders"
-        held = sorted(os.listdir(holders)) if holders.is_dir() else []
-        users += [f"{each} is part of {holder}" for holder in held]
+        dependents = sorted(os.listdir(holders)) if holders.is_dir() else []
+        users += [f"{each} is part of {holder}" for holder in dependents]
     return users
 
 

@@ -122,10 +122,10 @@ def _root_volume(folder: Path, name: str, parts: Sequence[Partition], image: Pat
             roots.append((volume, part.number))
     if len(roots) == 1:
         return roots[0]
-    held = ", ".join(f"{part.number} {part.holds}" for part in parts) or "none"
+    text = ", ".join(f"{part.number} {part.holds}" for part in parts) or "none"
     if not roots:
         raise MerinoError(
-            f"{image} has no ext4 partition with a root file system (partitions: {held}). Name an image of the board's "
+            f"{image} has no ext4 partition with a root file system (partitions: {text}). Name an image of the board's "
             "system, or mount it and give --rootfs DIR."
         )
     numbers = " and ".join(str(number) for _, number in roots)

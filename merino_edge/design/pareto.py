@@ -144,9 +144,9 @@ def always(limits: Mapping[str, float], profile: DeviceProfile, axis: Budget) ->
         budget.name: budget.default(profile)
         for budget in board_defaults() if budget.default and budget.most and budget != axis
     }  # fmt: skip
-    held = known({**own, **limits})
-    require_possible(held, profile)
-    return held
+    complete = known({**own, **limits})
+    require_possible(complete, profile)
+    return complete
 
 
 def smallest_limit(name: str, variants: Sequence[Variant]) -> float:

@@ -15,8 +15,8 @@ QUANTISED_COPIES = 3.0  # and torch's dequantised copy
 
 def needed_mb(arch: Geometry, precision: str, calibrated: bool = False) -> float:
     """Peak MB (2^20 bytes) of the process. The KV cache is left out: next to none of its pages is touched."""
-    held = hessians_mb(arch) if calibrated else 0.0
-    return IMPORTS_MB + (COPIES if precision == "fp32" else QUANTISED_COPIES) * weights_mb(arch) + held
+    hessians = hessians_mb(arch) if calibrated else 0.0
+    return IMPORTS_MB + (COPIES if precision == "fp32" else QUANTISED_COPIES) * weights_mb(arch) + hessians
 
 
 def hessians_mb(arch: Geometry) -> float:
@@ -30,15 +30,15 @@ def weights_mb(arch: Geometry) -> float:
 
 
 def check_memory(
-    arch: Geometry, name: str, precision: str = "fp32", held_mb: float = 0.0,
+    arch: Geometry, name: str, precision: str = "fp32", used_mb: float = 0.0,
     calibrated: bool = False,
 ) -> None:  # fmt: skip
     """Raises MerinoError where the export would need more memory than is available now.
 
-    held_mb: the part of it that this process holds already. calibrated: whether GPTQ keeps Hessians.
+    used_mb: the part of it that this process uses already. calibrated: whether GPTQ keeps Hessians.
     """
     needed = needed_mb(arch, precision, calibrated)
-    available = psutil.virtual_memory().available / BYTES_PER_MB + held_mb
+    available = psutil.virtual_memory().available / BYTES_PER_MB + used_mb
     if needed > available:
         raise MerinoError(
             f"exporting {name} in {precision} needs about {needed:,.0f} MB, for copies of {weights_mb(arch):,.0f} MB of"

@@ -155,13 +155,13 @@ def layer_operators(
     """
     cached = width if kv_width is None else kv_width
     yield norm(width, own=own)
-    yield linear(width, width + 2 * cached, own=own, held=width)
-    yield attention(width, heads, kv_width=cached, held=width)
-    yield linear(width, width, own=own, held=width, final=final)
-    yield norm(width, own=own, held=width, final=final)
-    yield linear(width, ffn_width, own=own, held=width, final=final)
-    yield activation(ffn_width, held=width, final=final)
-    yield linear(ffn_width, width, own=own, held=width, final=final)
+    yield linear(width, width + 2 * cached, own=own, also_live=width)
+    yield attention(width, heads, kv_width=cached, also_live=width)
+    yield linear(width, width, own=own, also_live=width, final=final)
+    yield norm(width, own=own, also_live=width, final=final)
+    yield linear(width, ffn_width, own=own, also_live=width, final=final)
+    yield activation(ffn_width, also_live=width, final=final)
+    yield linear(ffn_width, width, own=own, also_live=width, final=final)
 
 
 def block_operators(block: Block, head_size: int, *, last: bool = False) -> Iterator[Operator]:

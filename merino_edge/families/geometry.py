@@ -179,22 +179,22 @@ def layer_operators(geometry: UniformGeometry, final: bool = False) -> Iterator[
     width, queries, cached, ffn = geometry.width, geometry.query_width, geometry.kv_width, geometry.ffn_width
     affine = 2 if geometry.norm == "layer" else 1
     yield norm(width, affine=affine)
-    yield linear(width, queries + 2 * cached, bias="qkv" in geometry.biases, held=width)
+    yield linear(width, queries + 2 * cached, bias="qkv" in geometry.biases, also_live=width)
     if geometry.query_key_norm:
         for normed in (queries, cached):
             live = queries + 2 * cached + normed + width
             yield Operator("norm", vector=geometry.head_size, live=live, vectors=normed)
-    yield attention(queries, geometry.heads, kv_width=cached, held=width)
-    yield linear(queries, width, bias="out" in geometry.biases, held=width, final=final)
+    yield attention(queries, geometry.heads, kv_width=cached, also_live=width)
+    yield linear(queries, width, bias="out" in geometry.biases, also_live=width, final=final)
     if geometry.norms_behind:
-        yield norm(width, affine=affine, held=width, final=final)
-    yield norm(width, affine=affine, held=width, final=final)
+        yield norm(width, affine=affine, also_live=width, final=final)
+    yield norm(width, affine=affine, also_live=width, final=final)
     biased = "ffn" in geometry.biases
-    yield linear(width, 2 * ffn if geometry.gated else ffn, bias=biased, held=width, final=final)
-    yield activation(ffn, held=width + ffn if geometry.gated else width, final=final)
-    yield linear(ffn, width, bias=biased, held=width, final=final)
+    yield linear(width, 2 * ffn if geometry.gated else ffn, bias=biased, also_live=width, final=final)
+    yield activation(ffn, also_live=width + ffn if geometry.gated else width, final=final)
+    yield linear(ffn, width, bias=biased, also_live=width, final=final)
     if geometry.norms_behind:
-        yield norm(width, affine=affine, held=width, final=final)
+        yield norm(width, affine=affine, also_live=width, final=final)
 
 
 def decoder_operators(geometry: UniformGeometry) -> Iterator[Operator]:
@@ -203,7 +203,7 @@ def decoder_operators(geometry: UniformGeometry) -> Iterator[Operator]:
     if embedded != width:
         yield linear(embedded, width)
     if geometry.positions == "learned":
-        yield embed(geometry.context + geometry.position_offset, width, held=width)
+        yield embed(geometry.context + geometry.position_offset, width, also_live=width)
     for layer in range(geometry.layers):
         yield from layer_operators(geometry, final=geometry.last_alone and layer == geometry.layers - 1)
     if geometry.final_norm:

@@ -126,33 +126,33 @@ def largest_group(columns: int) -> int | None:
 
 
 def linear(
-    inputs: int, outputs: int, *, bias: bool = False, own: bool = True, held: int = 0, final: bool = False
+    inputs: int, outputs: int, *, bias: bool = False, own: bool = True, also_live: int = 0, final: bool = False
 ) -> Operator:
-    """A matrix [outputs, inputs]. `held`: elements per token in memory besides its input and output."""
+    """A matrix [outputs, inputs]. `also_live`: elements per token in memory besides its input and output."""
     size = inputs * outputs
     vector = outputs if bias else 0
-    return Operator("linear", size, vector, inputs, own, macs=size, live=inputs + outputs + held, final=final)
+    return Operator("linear", size, vector, inputs, own, macs=size, live=inputs + outputs + also_live, final=final)
 
 
-def norm(width: int, *, affine: int = 1, own: bool = True, held: int = 0, final: bool = False) -> Operator:
+def norm(width: int, *, affine: int = 1, own: bool = True, also_live: int = 0, final: bool = False) -> Operator:
     """RMSNorm has one parameter per channel (`affine=1`), LayerNorm two."""
-    return Operator("norm", vector=affine * width, own=own, live=2 * width + held, vectors=width, final=final)
+    return Operator("norm", vector=affine * width, own=own, live=2 * width + also_live, vectors=width, final=final)
 
 
-def attention(width: int, heads: int, *, kv_width: int | None = None, held: int = 0) -> Operator:
+def attention(width: int, heads: int, *, kv_width: int | None = None, also_live: int = 0) -> Operator:
     """Queries of `width` = heads * head_size; keys and values as wide, or of `kv_width` each."""
     cached = width if kv_width is None else kv_width
-    live = 2 * width + 2 * cached + held
+    live = 2 * width + 2 * cached + also_live
     return Operator("attention", width=cached, query_width=width, heads=heads, live=live)
 
 
-def activation(width: int, *, held: int = 0, final: bool = False) -> Operator:
-    return Operator("activation", live=2 * width + held, vectors=width, final=final)
+def activation(width: int, *, also_live: int = 0, final: bool = False) -> Operator:
+    return Operator("activation", live=2 * width + also_live, vectors=width, final=final)
 
 
-def embed(rows: int, width: int, *, held: int = 0) -> Operator:
+def embed(rows: int, width: int, *, also_live: int = 0) -> Operator:
     """An embedding [rows, width]; one row is read per token."""
-    return Operator("embed", rows * width, columns=width, row_only=True, live=width + held)
+    return Operator("embed", rows * width, columns=width, row_only=True, live=width + also_live)
 
 
 def head(width: int, vocab: int, *, own: bool = False) -> Operator:

@@ -157,11 +157,11 @@ def weights_mb(
     operators: Sequence[Operator], coefficients: Coefficients, precision: str, *, prepacking: bool
 ) -> float:
     """MB of weights in one session, during prepacking of the embedding or after it. Additive over operators."""
-    held = sum(held_bytes(op, coefficients, precision, prepacking) for op in operators if op.own)
-    return held / BYTES_PER_MB
+    total_bytes = sum(resident_bytes(op, coefficients, precision, prepacking) for op in operators if op.own)
+    return total_bytes / BYTES_PER_MB
 
 
-def held_bytes(op: Operator, coefficients: Coefficients, precision: str, prepacking: bool) -> float:
+def resident_bytes(op: Operator, coefficients: Coefficients, precision: str, prepacking: bool) -> float:
     """Bytes of one operator's weights in RAM. A format without CPU kernels (fp16) is not prepacked."""
     form, size = matrix_format(op, precision), op.stored_bytes(precision)
     if form not in coefficients.formats:

@@ -149,14 +149,15 @@ def described(front: Front) -> str:
 
 def footnote(front: Front) -> list[str]:
     """Lines of text: what the drawing shows, and what the score means."""
-    held = options_line(front.budget)
+    limits = options_line(front.budget)
+    within = f", within {limits}" if limits else ""
     first = front.points[0].predicted
     ends = ""
     if first.confidence and first.interval(front.against):
         ends = f" Latencies are upper bounds of {percent(first.confidence)} prediction intervals."
     paragraphs = (
         f"Blue: the proved optimum at each limit, {front.precision}, vocabulary {front.vocab:,},"
-        f" {lengths_words(front.context, front.prompt, front.kv)}{', within ' + held if held else ''}; predicted from"
+        f" {lengths_words(front.context, front.prompt, front.kv)}{within}; predicted from"
         f" {first.provenance} coefficients.{ends} It ends at the largest decoder of the search space or at the board's"
         " free memory.",
         "Orange: existing models by the same score and cost model.",

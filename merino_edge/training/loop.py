@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 from merino_edge.training.data.rows import NOT_LEARNED, RowSet
 from merino_edge.training.data.sources import INSTALL
 from merino_edge.training.logs import write_csv
-from merino_edge.training.needs import held_mb
+from merino_edge.training.needs import peak_mb
 from merino_edge.training.optimiser import muon_for
 from merino_edge.training.processes import any_of_them, part_of, wait_for_all
 from merino_edge.training.recipe import BETA2, DECAY_SHARE, Recipe
@@ -135,7 +135,7 @@ class Watch(TrainerCallback):
         if not self.first:
             self.first = state.global_step
         elif state.global_step == self.first + TIMED_STEPS and state.global_step < state.max_steps:
-            self.say(f"{self.step_seconds(state):.2g} s per step, {self.to_go(state)}; {held_mb():,.0f} MB held")
+            self.say(f"{self.step_seconds(state):.2g} s per step, {self.to_go(state)}; peak memory {peak_mb():,.0f} MB")
         if any_of_them(self.stop.is_set()) and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
 

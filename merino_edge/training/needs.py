@@ -107,7 +107,7 @@ def process_bytes() -> int:
     return torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
 
 
-def held_mb() -> float:
+def peak_mb() -> float:
     """The peak since the process began, on the GPU where torch has one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
@@ -151,7 +151,7 @@ def reported_memory(arch: Geometry, recipe: Recipe, trained: int | None = None) 
         need = need_of(arch, recipe, trained)
         raise MerinoError(
             f"out of memory in training with --batch {recipe.batch}. About {need} were expected on top of the process,"
-            f" which has held up to {held_mb():,.0f} MB; {size(available_bytes())} are available. Close other programs,"
+            f" which has held up to {peak_mb():,.0f} MB; {size(available_bytes())} are available. Close other programs,"
             " lower --batch or --length (a new run, with another -o), or design with a smaller --vocab"
         ) from error
 

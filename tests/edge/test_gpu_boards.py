@@ -99,8 +99,8 @@ def test_memory_holds_the_engine_the_cache_and_the_context(arch, board, shape):
     result, model = cost_model(board, shape).predict(arch.operators), cost_model(board, shape)
     speed = board.performance.tensorrt
     fixed = speed.runtime_mb.value + speed.cuda_context_mb.value
-    held_mb = (result.weight_bytes + result.kv_bytes) / 2**20
-    assert result.memory_mb >= fixed + held_mb
+    stored_mb = (result.weight_bytes + result.kv_bytes) / 2**20
+    assert result.memory_mb >= fixed + stored_mb
     assert result.memory_mb >= fixed + model.opening_mb(arch.operators) >= fixed + 2 * result.weight_bytes / 2**20
 
 

@@ -401,7 +401,7 @@ def test_the_table_has_what_tells_the_versions_apart():
     assert {"Trilu", "LayerNormalization", "Mod", "OneHot"} <= set(new.operators)
     assert {"GroupQueryAttention", "MatMulNBits", "DynamicQuantizeLinear", "MatMulInteger", "Attention",
             "RotaryEmbedding"} & (set(old.operators) | set(new.operators)) == set()  # fmt: skip
-    assert (old.held_as("int64"), new.held_as("int64")) == ("int32", "int64")
+    assert (old.stored_as("int64"), new.stored_as("int64")) == ("int32", "int64")
     for support in (old, new):
         assert all(types <= support.types for types in support.operators.values())
         assert set(support.constants) <= set(support.operators)

@@ -41,7 +41,7 @@ def trained(text, tmp_path_factory):
 def test_time_and_memory_are_said_after_a_few_steps_and_progress_is_shown(trained):
     _, output, progress = trained
     timed = [line for line in output if "s per step" in line]
-    assert len(timed) == 1 and "to go" in timed[0] and "MB held" in timed[0]
+    assert len(timed) == 1 and "to go" in timed[0] and "peak memory" in timed[0]
     assert [done for done, _, _ in progress] == list(range(1, 9)) and {total for _, total, _ in progress} == {8}
     assert all("loss" in what for _, _, what in progress)
 

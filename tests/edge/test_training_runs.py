@@ -253,7 +253,7 @@ def test_ctrl_c_and_kill_of_a_process_and_a_second_process_in_its_folder(plan, t
     out = tmp_path / "out"
     recipe = Recipe(steps=150, batch=2, learning_rate=3e-3)
     process, stderr, lines = start(plan, text, out)
-    assert any("to go" in line and "MB held" in line for line in lines)
+    assert any("to go" in line and "peak memory" in line for line in lines)
     with pytest.raises(MerinoError, match="another `train` is at work"):
         train(ARCH, [text], out, recipe=recipe)
     os.kill(process.pid, signal.SIGINT)

@@ -75,40 +75,40 @@ def machine_of(origin):
         def any(self, data):
             return data.draw(st.sampled_from(range(len(self.all))))
 
-        def ids(self, data, held):
-            free = origin.context - len(held)
+        def ids(self, data, mirror):
+            free = origin.context - len(mirror)
             return data.draw(st.lists(st.integers(0, origin.vocab - 1), min_size=1, max_size=min(free, 11)))
 
         def check(self, place, logits=None):
-            backend, held = self.all[place]
-            assert backend.ids == held
+            backend, mirror = self.all[place]
+            assert backend.ids == mirror
             if logits is not None:
-                assert_as_fresh(origin, held, logits)
+                assert_as_fresh(origin, mirror, logits)
 
         @rule(data=st.data())
         def prefill(self, data):
             place = self.any(data)
-            backend, held = self.all[place]
-            if len(held) < backend.context:
-                ids = self.ids(data, held)
+            backend, mirror = self.all[place]
+            if len(mirror) < backend.context:
+                ids = self.ids(data, mirror)
                 logits = backend.prefill(ids)
-                held += ids
+                mirror += ids
                 self.check(place, logits)
 
         @rule(data=st.data())
         def step(self, data):
             place = self.any(data)
-            backend, held = self.all[place]
-            if len(held) < backend.context:
+            backend, mirror = self.all[place]
+            if len(mirror) < backend.context:
                 token_id = data.draw(st.integers(0, backend.vocab - 1))
                 logits = backend.step(token_id)
-                held.append(token_id)
+                mirror.append(token_id)
                 self.check(place, logits)
 
         @rule(data=st.data())
         def step_together(self, data):
-            steps = [(place, data.draw(st.integers(0, origin.vocab - 1))) for place, (backend, held)
-                     in enumerate(self.all) if backend in self.rows and len(held) < origin.context]
+            steps = [(place, data.draw(st.integers(0, origin.vocab - 1))) for place, (backend, mirror)
+                     in enumerate(self.all) if backend in self.rows and len(mirror) < origin.context]
             if steps:
                 self.all[steps[0][0]][0].step_ahead([(self.all[place][0], token_id) for place, token_id in steps])
             for place, token_id in steps:
@@ -120,37 +120,37 @@ def machine_of(origin):
         @rule(data=st.data())
         def truncate(self, data):
             place = self.any(data)
-            backend, held = self.all[place]
-            length = data.draw(st.integers(0, len(held)))
+            backend, mirror = self.all[place]
+            length = data.draw(st.integers(0, len(mirror)))
             backend.truncate(length)
-            del held[length:]
+            del mirror[length:]
             self.check(place)
 
         @rule(data=st.data(), after=st.integers(0, 2), before_run=st.booleans())
         def interrupted(self, data, after, before_run):
             place = self.any(data)
-            backend, held = self.all[place]
-            if len(held) == backend.context:
+            backend, mirror = self.all[place]
+            if len(mirror) == backend.context:
                 return
-            ids = self.ids(data, held)
+            ids = self.ids(data, mirror)
             sessions = backend._prefill_session, backend._decode_session
             backend._prefill_session = backend._decode_session = Interrupting(sessions[0], after, before_run)
             try:
                 backend.prefill(ids)
             except KeyboardInterrupt:
-                added = len(backend.ids) - len(held)
+                added = len(backend.ids) - len(mirror)
                 assert added <= after * CHUNK
             else:
                 added = len(ids)
             backend._prefill_session, backend._decode_session = sessions
-            held += ids[:added]
+            mirror += ids[:added]
             self.check(place)
 
         @precondition(lambda self: len(self.all) < 6)
         @rule(data=st.data())
         def fork(self, data):
-            backend, held = self.all[self.any(data)]
-            self.all.append([backend.fork(), held[:]])
+            backend, mirror = self.all[self.any(data)]
+            self.all.append([backend.fork(), mirror[:]])
             self.check(len(self.all) - 1)
 
         @rule(data=st.data())
@@ -198,11 +198,11 @@ def test_a_real_sigint_at_any_moment_leaves_the_backend_fit(origin):
                     for token_id in ids[20:]:
                         backend.step(token_id)
             except KeyboardInterrupt:
-                held = backend.ids[:]
+                mirror = backend.ids[:]
             timer.join()
-            assert held == ids[:len(held)]
-            assert_as_fresh(origin, [*held, 7], backend.step(7))
-            backend.truncate(len(held))
+            assert mirror == ids[:len(mirror)]
+            assert_as_fresh(origin, [*mirror, 7], backend.step(7))
+            backend.truncate(len(mirror))
     finally:
         signal.signal(signal.SIGINT, handler)
         backend.close()

@@ -38,11 +38,11 @@ class RoundedCache(DynamicCache):
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [1, heads, T, head_size]."""
-        held = [
+        kept = [
             torch.clamp(torch.round(part / step), -self._most - 1, self._most) * step
             for part, step in zip((key_states, value_states), self._steps[layer_idx], strict=True)
         ]
-        return super().update(held[0], held[1], layer_idx, *args, **kwargs)
+        return super().update(kept[0], kept[1], layer_idx, *args, **kwargs)
 
 
 class Calibrated(NamedTuple):
@@ -118,13 +118,13 @@ def written_by(model: PreTrainedModel, starts: Sequence[int], length: int) -> np
 def filled_layers(model: PreTrainedModel, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """(keys, values) of each layer, float32 [heads, all tokens of the rows, head_size]; each row is prefilled into its
     own cache."""
-    held: list[list[list[np.ndarray]]] = []  # of each row, of each layer
+    kept: list[list[list[np.ndarray]]] = []  # of each row, of each layer
     for row in rows:
         output = model(input_ids=torch.from_numpy(row)[None].long(), use_cache=True, logits_to_keep=1)
-        held.append([[part[0].float().numpy() for part in (one.keys, one.values)] for one in output.cache.layers])
+        kept.append([[part[0].float().numpy() for part in (one.keys, one.values)] for one in output.cache.layers])
     return [
         (np.concatenate([keys for keys, _ in layer], axis=1), np.concatenate([values for _, values in layer], axis=1))
-        for layer in zip(*held, strict=True)
+        for layer in zip(*kept, strict=True)
     ]
 
 

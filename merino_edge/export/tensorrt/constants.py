@@ -33,7 +33,7 @@ def constant_problems(graph: onnx.GraphProto, bundle: Bundle, support: Support) 
     places = []
     for tensor in graph.initializer:
         dtype = type_name(tensor.data_type)
-        if support.held_as(dtype) not in support.types:
+        if support.stored_as(dtype) not in support.types:
             yield Problem(tensor.name, "", f"a constant of {dtype}, which TensorRT {support.version} has not")
         elif tensor.data_location == onnx.TensorProto.EXTERNAL:
             place = _place(tensor)
@@ -83,7 +83,7 @@ def _value_problems(tensor: onnx.TensorProto, support: Support, clamped: bool) -
     except (ValueError, TypeError) as error:
         yield Problem(tensor.name, "", f"its values cannot be read: {error}")
         return
-    if value.dtype == np.int64 and support.held_as("int64") == "int32" and clamped:
+    if value.dtype == np.int64 and support.stored_as("int64") == "int32" and clamped:
         beyond = value[(value < INT32.min) | (value > INT32.max)]
         if beyond.size:
             yield Problem(tensor.name, "", f"{beyond.flat[0]} does not fit into the 32 bits that its integers become")

@@ -38,7 +38,7 @@ def _port_problems(info: onnx.ValueInfoProto, port: Port | None, support: Suppor
         yield Problem(info.name, "", "its rank is not known")
         return
     shape = _shape(tensor)
-    if support.held_as(dtype) not in support.types:
+    if support.stored_as(dtype) not in support.types:
         yield Problem(info.name, "", f"it is {dtype}, which TensorRT {support.version} has not")
     if len(shape) > support.most_dims:
         yield Problem(info.name, "", f"it has {len(shape)} dimensions; allowed are {support.most_dims}")

@@ -30,7 +30,7 @@ class Support(NamedTuple):
     constants: Mapping[str, tuple[int, ...]]
     operators: Mapping[str, frozenset[str]]
 
-    def held_as(self, dtype: str) -> str:
+    def stored_as(self, dtype: str) -> str:
         """The type that TensorRT has for a tensor of this ONNX type; the same where it has it itself."""
         return self.becomes.get(dtype, dtype)
 

@@ -67,10 +67,10 @@ def tensor_problems(model: onnx.ModelProto, support: Support) -> Iterator[Proble
         for index, tensor in enumerate(node.input):
             code = constants[tensor].data_type if tensor in constants else _code(known, tensor)
             dtype = "" if code is None else type_name(code)
-            held = support.held_as(dtype)
-            if dtype and held not in support.types:
+            stored = support.stored_as(dtype)
+            if dtype and stored not in support.types:
                 yield Problem(name, node.op_type, f"{tensor} is {dtype}, which TensorRT {support.version} has not")
-            elif dtype and held not in allowed and index not in BESIDES.get(node.op_type, ()):
+            elif dtype and stored not in allowed and index not in BESIDES.get(node.op_type, ()):
                 yield Problem(name, node.op_type, f"{tensor} is {dtype}; allowed is {', '.join(sorted(allowed))}")
         if all(tensor in constants or _has_rank(known, tensor) for tensor in filter(None, node.input)):
             for tensor in filter(None, node.output):
@@ -92,7 +92,7 @@ def _output_problems(
         yield Problem(name, kind, f"the rank of its output {tensor} is not known")
         return
     dtype = type_name(inferred.elem_type)
-    if support.held_as(dtype) not in support.types:
+    if support.stored_as(dtype) not in support.types:
         yield Problem(name, kind, f"its output {tensor} is {dtype}, which TensorRT {support.version} has not")
     if len(inferred.shape.dim) > support.most_dims:
         dims = len(inferred.shape.dim)

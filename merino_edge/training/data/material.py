@@ -52,11 +52,11 @@ def bpe_text(sources: Sources, vocab: int, say: Say) -> Iterator[str]:
     of = "" if share == 1.0 else f" of {total:,}, the first ones of each source"
     say(f"training a BPE of {vocab:,} entries on {round(total * share):,} characters{of}")
     for source, (documents, characters) in zip(sources.data, sizes, strict=True):
-        held = 0 if sources.held_out else max(1, round(documents * HELD_OUT_SHARE))
+        reserved = 0 if sources.held_out else max(1, round(documents * HELD_OUT_SHARE))
         most = characters * share
-        if documents == 1 and held:
-            held, most = 0, min(most, characters - max(1, round(characters * HELD_OUT_SHARE)))
-        yield from first_texts(pieces_of(source, None).pieces, documents - held, round(most))
+        if documents == 1 and reserved:
+            reserved, most = 0, min(most, characters - max(1, round(characters * HELD_OUT_SHARE)))
+        yield from first_texts(pieces_of(source, None).pieces, documents - reserved, round(most))
 
 
 def sized(source: DataSource) -> tuple[int, int]:

@@ -104,12 +104,12 @@ class Loaded(NamedTuple):
 def engine_of(stack: contextlib.ExitStack, trt: TensorRt, plan: Any) -> Any:
     """The engine of a plan, a buffer that is needed meanwhile; freed with `stack`. Raises NotLoadedError."""
     runtime = trt.module.Runtime(trt.logger)
-    held: List[Any] = [runtime]  # in the order of their making: freed from the end
-    stack.callback(_freed_from_the_end, held)
-    held.append(runtime.deserialize_cuda_engine(plan))
-    if held[-1] is None:
+    objects: List[Any] = [runtime]  # in the order of their making: freed from the end
+    stack.callback(_freed_from_the_end, objects)
+    objects.append(runtime.deserialize_cuda_engine(plan))
+    if objects[-1] is None:
         raise NotLoadedError(trt.why())
-    return held[-1]
+    return objects[-1]
 
 
 def bind(stack: contextlib.ExitStack, trt: TensorRt, cuda: Cuda, engine: Any, chunk: int) -> Loaded:
@@ -152,9 +152,9 @@ def _set_shapes(bound: BoundEngine, tensors: Dict[str, Tensor], length: int) -> 
             bound.set_shape(name, tuple(length if axis < 0 else axis for axis in tensor.shape))
 
 
-def _freed_from_the_end(held: List[Any]) -> None:
-    while held:
-        held.pop()
+def _freed_from_the_end(objects: List[Any]) -> None:
+    while objects:
+        objects.pop()
 
 
 def released(free: Callable[[int], None], what: int) -> None:

@@ -103,8 +103,8 @@ def _check_kernels(bundle: Bundle, board: Board) -> None:
     again = f"Export {bundle.name!r} again {without_kernels(bundle)}, or pack that beside it"
     missing = KERNELS_NEED - board.isa if board.architecture in X86_MACHINES else ()
     if kernel_library(bundle, board.architecture) is None:
-        held = ", ".join(library.machine for library in bundle.kernels)
-        raise MerinoError(f"its graph needs kernels that are built for {held}, this is {board.architecture}. {again}.")
+        cpus = ", ".join(library.machine for library in bundle.kernels)
+        raise MerinoError(f"its graph needs kernels that are built for {cpus}, this is {board.architecture}. {again}.")
     if missing:
         raise MerinoError(f"its graph needs kernels that use {', '.join(sorted(missing))}, which this CPU lacks. "
                           f"{again}.")

@@ -107,12 +107,12 @@ def _cache_contradictions(description: Dict[str, Any], ports: Dict[str, Any]) ->
     layer_of = {f"past_key_values.{index}.{part}": layer
                 for index, layer in enumerate(description["kv_layers"]) for part in ("key", "value")}
     for name, layer in layer_of.items():
-        dtype, size, held = CACHE_TYPES[layer["format"]]
-        shape = [1, layer["heads"], description["context"], layer["head_size"] // held]
+        dtype, size, per_byte = CACHE_TYPES[layer["format"]]
+        shape = [1, layer["heads"], description["context"], layer["head_size"] // per_byte]
         port = ports.get(name)
         if port is None:
             problems.append(f"inputs has no {name}")
-        elif port["shape"] != shape or port["dtype"] != dtype or layer["head_size"] % held:
+        elif port["shape"] != shape or port["dtype"] != dtype or layer["head_size"] % per_byte:
             problems.append(f"{name} is {port['dtype']} {port['shape']}, its layer's is {dtype} {shape}")
         else:
             total += shape[1] * shape[2] * shape[3] * size

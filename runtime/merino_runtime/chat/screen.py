@@ -29,11 +29,11 @@ class Thinking:
     """Separates an answer's thinking from the rest, piece by piece. thinks: whether it begins within it."""
 
     def __init__(self, thinks: bool = False) -> None:
-        self._thinks, self._held = thinks, ""
+        self._thinks, self._withheld = thinks, ""
 
     def push(self, text: str) -> List[Tuple[str, bool]]:
         """Pieces of text, and whether they are thinking: the marks around it are a part of it."""
-        text, pieces = self._held + text, []
+        text, pieces = self._withheld + text, []
         while True:
             mark = THINK_END if self._thinks else THINK
             start = text.find(mark)
@@ -45,11 +45,11 @@ class Thinking:
             self._thinks = not self._thinks
         sure = len(text) - tail_to_hold(text, [THINK_END if self._thinks else THINK])
         pieces.append((text[:sure], self._thinks))
-        self._held = text[sure:]
+        self._withheld = text[sure:]
         return [piece for piece in pieces if piece[0]]
 
     def finish(self) -> List[Tuple[str, bool]]:
-        text, self._held = self._held, ""
+        text, self._withheld = self._withheld, ""
         return [(text, self._thinks)] if text else []
 
 

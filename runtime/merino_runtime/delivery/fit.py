@@ -84,9 +84,9 @@ def fitting_wheels(manifest: Manifest, machine: Machine) -> Optional[WheelSet]:
                and machine.board.pointer_bits == 64 and machine.glibc
                and version_tuple(wheels.glibc) <= version_tuple(machine.glibc)]
     if not fitting:
-        held = "; ".join(f"Python {wheels.python} on {wheels.architecture} with glibc {wheels.glibc} or later"
-                         for wheels in manifest.wheels)
-        raise MerinoError(f"the file's wheels are for {held}; this is Python {machine.python}, "
+        targets = "; ".join(f"Python {wheels.python} on {wheels.architecture} with glibc {wheels.glibc} or later"
+                            for wheels in manifest.wheels)
+        raise MerinoError(f"the file's wheels are for {targets}; this is Python {machine.python}, "
                           f"{machine.board.pointer_bits}-bit, on {machine.board.architecture} with "
                           f"{'glibc ' + machine.glibc if machine.glibc else 'another C library'}. Pack it with "
                           "--wheels for this board, or without, and install the packages on the board.")
@@ -97,9 +97,9 @@ def _check_version(bundle: Bundle, wheels: Optional[WheelSet]) -> None:
     """Raises MerinoError where the wheels hold no backend of a version that the bundle can use."""
     if not wheels:
         return
-    held = {need.name: wheels.packages.get(need.name, "0") for need in bundle.backends}
-    if not any(_takes(need, held[need.name]) for need in bundle.backends):
-        versions = ", ".join(version for version in held.values() if version != "0") or "none"
+    packed = {need.name: wheels.packages.get(need.name, "0") for need in bundle.backends}
+    if not any(_takes(need, packed[need.name]) for need in bundle.backends):
+        versions = ", ".join(version for version in packed.values() if version != "0") or "none"
         raise MerinoError(f"{bundle.name!r} ({bundle.dialect}, {bundle.precision}) needs {backends_text(bundle)}, the "
                           f"file's wheels for this Python hold {versions}. Pack a bundle that was exported with "
                           f"{older_graph(bundle)}.")

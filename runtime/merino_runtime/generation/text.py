@@ -162,7 +162,7 @@ class TextStream:
         self._tokenizer = tokenizer
         self._stops = tuple(stops)
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._held = ""  # withheld: the beginning of a possible stop string
+        self._withheld = ""  # withheld: the beginning of a possible stop string
         self.stopped = False
 
     def push(self, token_id: int) -> str:
@@ -177,17 +177,17 @@ class TextStream:
         text = self._give(self._utf8.decode(b"", final=True))
         if self.stopped:
             return text
-        text, self._held = text + self._held, ""
+        text, self._withheld = text + self._withheld, ""
         return text
 
     def _give(self, text: str) -> str:
         if self.stopped:
             return ""
-        text = self._held + text
+        text = self._withheld + text
         stop = _first_stop(text, self._stops)
         self.stopped = stop >= 0
         sure = stop if self.stopped else len(text) - tail_to_hold(text, self._stops)
-        self._held = "" if self.stopped else text[sure:]
+        self._withheld = "" if self.stopped else text[sure:]
         return text[:sure]
 
 

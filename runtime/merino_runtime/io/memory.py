@@ -49,10 +49,10 @@ def ran_out(error: BaseException, doing: str = "") -> str:
 def present() -> str:
     """What the process holds, may hold and the machine has; nothing if memory does not suffice to read that."""
     try:
-        held, mb = board.peak_rss_mb(), board.read_memory_mb(board.read_text("/proc/meminfo"))
+        peak_mb, mb = board.peak_rss_mb(), board.read_memory_mb(board.read_text("/proc/meminfo"))
     except MemoryError:
         return ""
-    there = f"; this process has held up to {held:.0f} MB"
+    there = f"; this process has held up to {peak_mb:.0f} MB"
     if "MemAvailable" in mb:
         there += f", {mb['MemAvailable']:.0f} of this machine's {mb['MemTotal']:.0f} MB are available"
     return there

@@ -62,11 +62,11 @@ class Answering(Iterator[Event]):
             self._backend, request.ids, max_new_tokens=request.max_new_tokens, sampling=request.sampling,
             stop_ids=() if request.ignore_eos else self._model.bundle.stop_ids, stream=self._stream,
             piece=self._piece, top=request.top, constraint=request.grammar)
-        begun, held = False, None  # a token whose log-probabilities follow it, unless it was forced
+        begun, pending = False, None  # a token whose log-probabilities follow it, unless it was forced
         for event in generation:
-            if held is not None:
-                yield Piece(held.id, held.text, event if isinstance(event, Likely) else None)
-                held = None
+            if pending is not None:
+                yield Piece(pending.id, pending.text, event if isinstance(event, Likely) else None)
+                pending = None
             if isinstance(event, Prefilled):
                 self.cached, begun = self.cached if begun or request.echo else event.ids, True
                 yield Progress(event.ids, event.total)
@@ -75,7 +75,7 @@ class Answering(Iterator[Event]):
                 if request.top is None:
                     yield Piece(event.id, event.text)
                 else:
-                    held = event
+                    pending = event
             elif isinstance(event, Done):
                 yield self._ended(REASONS.get(event.stop_reason, event.stop_reason), event)
 

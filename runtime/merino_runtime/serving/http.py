@@ -15,7 +15,7 @@ from merino_runtime.serving.events import WHOLE_S, Events, LeftError
 from merino_runtime.serving.requests import TOO_LARGE, TOO_SLOW, UNAVAILABLE, RefusedError
 
 LARGEST_BODY = 4 * 2 ** 20
-MOST_HELD = 32 * 2 ** 20  # of all bodies that are arriving
+MOST_ARRIVING = 32 * 2 ** 20  # of all bodies that are arriving
 MOST_DROPPED = 64 * 2 ** 20  # of a body that is too large: a client that still writes would not read the refusal
 BODY_S = 30.0  # for a body to arrive
 MOST_CONNECTIONS = 512  # more get status 503
@@ -33,7 +33,7 @@ class Site:
     def __init__(self, application: Application) -> None:
         self._application = application
         self._handlers = concurrent.futures.ThreadPoolExecutor(HANDLERS)
-        self._held = 0  # bytes of bodies that are arriving
+        self._arriving = 0  # bytes of bodies that are arriving
 
     async def __call__(self, scope: Dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,18 +81,18 @@ class Site:
                 part, ends = await _part(receive, end_s)
                 size += len(part)
                 if size > LARGEST_BODY:
-                    self._held -= sum(map(len, parts))
+                    self._arriving -= sum(map(len, parts))
                     parts.clear()
                     if ends or size > MOST_DROPPED:
                         raise RefusedError(f"the body has more than {LARGEST_BODY:,} bytes. Send less.", TOO_LARGE)
                 else:
-                    self._held += len(part)
+                    self._arriving += len(part)
                     parts.append(part)
-                if self._held > MOST_HELD:
+                if self._arriving > MOST_ARRIVING:
                     raise RefusedError("too many bodies arrive at once. Try again.", UNAVAILABLE, retry_s=1)
             return b"".join(parts)
         finally:
-            self._held -= sum(map(len, parts))
+            self._arriving -= sum(map(len, parts))
 
 
 async def _stream(send: Send, handled: UnderWay, events: Events) -> None:
