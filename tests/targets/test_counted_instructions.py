@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from counted_instructions import count, why_not
 
-RECORD = json.loads((Path(__file__).parents[2] / "bench" / "results" / "instructions-arm64.json").read_text())
+RESULTS = Path(__file__).parents[2] / "bench" / "results"
+RECORD = json.loads((RESULTS / "instructions-arm64.json").read_text())
+STEPS = json.loads((RESULTS / "decode-on-boards.json").read_text())["rows"]
 ROWS = {(row["model"], row["precision"], row["core"], row["cpu"]): row for row in RECORD["rows"]}
 FORMATS = [("fused", "fp32", None), ("no-dotprod", "int8", "no-dotprod"), ("no-dotprod", "int4", "no-dotprod")]
 
@@ -29,3 +31,17 @@ def test_int8_without_dotprod_takes_about_as_many_instructions_as_float32_and_a_
     assert ints["decode_weight_bytes"] < 0.27 * floats["decode_weight_bytes"]
     in_blocks = ROWS[model, "int8", "dotprod", "cortex-a72"]
     assert in_blocks["decode"] > 3 * ints["decode"]  # what the other kind of core's graph costs here
+
+
+@pytest.mark.parametrize("depth", [64, 1024])
+@pytest.mark.parametrize("model", ["smollm2-135m", "design-35m"])
+def test_int4_with_an_int8_cache_is_predicted_at_least_as_fast_as_llama_cpp_on_boards_without_dotprod(model, depth):
+    rows = [row for row in STEPS if (row["model"], row["depth"]) == (model, depth) and row.get("dialect") != "portable"]
+    for board in ("raspberry-pi-zero-2w", "jetson-nano", "raspberry-pi-4"):
+        times = {
+            row["kv"]: predicted for row in rows for predicted in row["predicted"] if predicted["board"] == board
+        }
+        for bound in ("max_ms", "sum_ms"):
+            assert times["int8"][bound] <= min(times["f16"][bound], times["q8_0"][bound])
+    ours = next(row for row in rows if (row["kv"], row["cpu"]) == ("fp32", "cortex-a53"))
+    assert ours["matmul4"] < 0.4 * next(row for row in rows if row["kv"] == "f16")["q4_0"]
