@@ -1,17 +1,21 @@
 """Invented houses: what a house may have, and one of them by a seed.
 
 Names stand in lists, `phrases/names.txt`: a part is held out, so a test asks for names that no training house had.
-Words without a meaning are spelled from syllables; one in eight of them is held out, by its hash.
+Words without a meaning are spelled from syllables; one in eight of them is held out, by its hash. In training a third of
+the names have a word of the dictionary in place of one of theirs, any word: names are to be copied, and a decoder that
+saw the same 400 words in all houses would know them instead.
 """
 
 import random
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from grammar import blocks
-from house import Device, House
+from house import COLORS, Device, House
+from wonderwords import RandomWord
 
 SPLITS = ("train", "test")
 # The listing of a house in characters: about 90 tokens, so a sentence fits beside it in 128.
@@ -66,7 +70,48 @@ def invented(rng: random.Random, split: str) -> str:
             return word
 
 
+@cache
+def dictionary() -> tuple[str, ...]:
+    """Nouns and adjectives that may stand in any name: none that is held out, or that commands are made of."""
+    listed = RandomWord().filter(include_categories=["noun", "adjective"], regex="[a-z]{3,12}")
+    excluded = {word for name in held_out_names() for word in name.split()} | command_words()
+    return tuple(sorted(set(listed) - excluded))
+
+
+@cache
+def command_words() -> frozenset[str]:
+    files = ("commands", "moods", "uses", "verbs", "wraps", "heard", "rules")
+    lines = [line for file in files for listed in blocks(file).values() for line in listed]
+    kinds = [*HEADS, *(head for heads in HEADS.values() for head in heads), *COLORS]
+    return frozenset(re.findall("[a-z]+", " ".join([*lines, *kinds])))
+
+
+def strange(rng: random.Random) -> str:
+    """Of a training house: a word of the dictionary, or one in ways of spelling that `invented` has not."""
+    if rng.random() < 0.7:
+        return rng.choice(dictionary())
+    onsets = "b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p pl pr qu r s sc sh sl sm sn sp st str sw t th tr w z"
+    vowels, codas = "a e i o u a e i o u ai ea ee oo ou ow ay", "n r l m s t p ck nd st rd ng lt mp"
+    syllables = [
+        rng.choice(onsets.split()) + rng.choice(vowels.split()) + rng.choice(["", "", "", *codas.split()])
+        for _ in range(rng.choice((1, 2, 2)))
+    ]
+    word = "".join(syllables) + rng.choice(("", "", "er", "y", "le", "ing", "ton", "ette", "o"))
+    return word if zlib.crc32(word.encode()) % 8 else strange(rng)
+
+
+def with_strange(name: str, rng: random.Random, heads: Sequence[str]) -> str:
+    """A name with a strange word in place of one of its words, or of all."""
+    word, parts = strange(rng), name.split()
+    forms = [word, f"{word} {rng.choice(heads)}", f"{word} {rng.choice(heads)}", f"{word} {parts[-1]}", f"{word}'s {name}"]
+    if len(parts) > 1:
+        forms += [f"{parts[0]} {word}", f"{word} {strange(rng)}"]
+    return rng.choice(forms)
+
+
 def area_name(rng: random.Random, split: str) -> str:
+    if split == "train" and rng.random() < 0.25:
+        return with_strange(rng.choice(words("areas", split)), rng, ("room", "room", "corner", "house"))
     how = rng.random()
     # Half of a test's areas are usual ones: a house of none but strange ones would be another task.
     listed = "train" if split == "train" or rng.random() < 0.5 else "test"
@@ -78,6 +123,8 @@ def area_name(rng: random.Random, split: str) -> str:
 
 
 def device_name(rng: random.Random, domain: str, area: str, split: str) -> str:
+    if split == "train" and rng.random() < 0.35:
+        return with_strange(rng.choice(words(domain, split)), rng, HEADS[domain])
     how, listed = rng.random(), "train" if split == "train" or rng.random() < 0.4 else "test"
     base = rng.choice(words(domain, listed))
     if domain == "scene":

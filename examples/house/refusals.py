@@ -14,6 +14,8 @@ from templates import ha_question
 
 NO_COMMAND = Action(REFUSE, (), (("reason", "no command"),))
 NO_DEVICE = Action(REFUSE, (), (("reason", "no such device"),))
+# Kinds of negatives that share most of their words with commands.
+HARD = ("negated", "hypothetical", "past", "state", "about", "tricky")
 
 
 def refusal(house: House, split: str, rng: random.Random) -> Sample:
@@ -46,7 +48,8 @@ def no_command(house: House, split: str, rng: random.Random) -> Sample | None:
         return half(house, rng)
     held = split == "test" and rng.random() < 0.3
     listed = kinds(held)
-    kind = rng.choices(list(listed), [len(templates) ** 0.6 for templates in listed.values()])[0]
+    weights = [len(templates) ** 0.6 * (3 if kind in HARD else 1) for kind, templates in listed.items()]
+    kind = rng.choices(list(listed), weights)[0]
     sentence = expand(rng.choice(listed[kind]), rng, rules(split), prose_slots(house, split, rng))
     return Sample(house, sentence, NO_COMMAND, "no." + kind)
 

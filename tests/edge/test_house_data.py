@@ -11,13 +11,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples" / "house"))
 
-pytest.importorskip("home_assistant_intents", reason="examples/house/requirements.txt")
-
 import make_data  # noqa: E402
 from commands import families, of_family  # noqa: E402
 from grammar import blocks, expand  # noqa: E402
 from house import REFUSE, House, read_action, tools  # noqa: E402
-from houses import SPLITS, held_out_names, known, make_house, words  # noqa: E402
+from houses import SPLITS, command_words, dictionary, held_out_names, known, make_house, words  # noqa: E402
 from refer import SAME_AREA, meant  # noqa: E402
 from refusals import negatives  # noqa: E402
 from sentences import make_sample  # noqa: E402
@@ -67,6 +65,18 @@ def test_what_is_held_out_is_in_no_training_sample(samples):
     assert not kinds & {sample.kind for sample in samples["train"]}
     assert kinds & {sample.kind for sample in samples["test"]}
     assert held & {device.name for sample in samples["test"] for device in sample.house.devices}
+
+
+def test_words_of_the_dictionary_are_neither_held_out_nor_of_commands():
+    held = {word for name in held_out_names() for word in name.split()}
+    assert len(dictionary()) > 5000 and not set(dictionary()) & (held | command_words())
+    rng = random.Random(13)
+    strange = 0
+    for _ in range(200):
+        house = make_house(rng, "train")
+        named = {word for each in house.devices for word in each.name.split()}
+        strange += bool(named & set(dictionary()))
+    assert strange > 100
 
 
 def test_names_of_a_house_differ_and_its_listing_leaves_room_for_a_sentence():
