@@ -1,9 +1,9 @@
 """Invented houses: what a house may have, and one of them by a seed.
 
 Names stand in lists, `phrases/names.txt`: a part is held out, so a test asks for names that no training house had.
-Words without a meaning are spelled from syllables; one in eight of them is held out, by its hash. In training a third of
-the names have a word of the dictionary in place of one of theirs, any word: names are to be copied, and a decoder that
-saw the same 400 words in all houses would know them instead.
+Words without a meaning are spelled from syllables; one in eight of them is held out, by its hash. In training a
+third of the names have a word of the dictionary in place of one of theirs, any word: names are to be copied, and a
+decoder that saw the same 400 words in all houses would know them instead.
 """
 
 import random
@@ -90,7 +90,7 @@ def strange(rng: random.Random) -> str:
     """Of a training house: a word of the dictionary, or one in ways of spelling that `invented` has not."""
     if rng.random() < 0.7:
         return rng.choice(dictionary())
-    onsets = "b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p pl pr qu r s sc sh sl sm sn sp st str sw t th tr w z"
+    onsets = "b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p pl pr qu r s sc sh sl sn sp st str sw t th tr w z"
     vowels, codas = "a e i o u a e i o u ai ea ee oo ou ow ay", "n r l m s t p ck nd st rd ng lt mp"
     syllables = [
         rng.choice(onsets.split()) + rng.choice(vowels.split()) + rng.choice(["", "", "", *codas.split()])
@@ -103,7 +103,8 @@ def strange(rng: random.Random) -> str:
 def with_strange(name: str, rng: random.Random, heads: Sequence[str]) -> str:
     """A name with a strange word in place of one of its words, or of all."""
     word, parts = strange(rng), name.split()
-    forms = [word, f"{word} {rng.choice(heads)}", f"{word} {rng.choice(heads)}", f"{word} {parts[-1]}", f"{word}'s {name}"]
+    made = f"{word} {rng.choice(heads)}"
+    forms = [word, made, made, f"{word} {parts[-1]}", f"{word}'s {name}"]
     if len(parts) > 1:
         forms += [f"{parts[0]} {word}", f"{word} {strange(rng)}"]
     return rng.choice(forms)

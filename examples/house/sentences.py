@@ -149,13 +149,15 @@ def unclear(sample: Sample) -> bool:
         return True
     meant_devices = {each for target in sample.action.targets for each in sample.house.resolve(target)}
     text = sample.sentence
-    for name in sorted((each.name for each in meant_devices), key=len, reverse=True):
-        text = re.sub(rf"\b{re.escape(name)}\b", "#", text)
-    for area in sorted(sample.house.areas, key=len, reverse=True):
-        text = re.sub(rf"\b{re.escape(area)}\b", "#", text)
-    return any(
-        re.search(rf"\b{re.escape(each.name)}\b", text) for each in sample.house.devices if each not in meant_devices
-    )
+    longest_first = {"key": len, "reverse": True}
+    for name in (
+        *sorted((each.name for each in meant_devices), **longest_first),
+        *sorted(sample.house.areas, **longest_first),
+    ):
+        if name in text:
+            text = re.sub(rf"\b{re.escape(name)}\b", "#", text)
+    others = [each.name for each in sample.house.devices if each not in meant_devices]
+    return any(name in text and re.search(rf"\b{re.escape(name)}\b", text) for name in others)
 
 
 def command(house: House, split: str, rng: random.Random) -> Sample:
