@@ -17,10 +17,13 @@ mkdir -p "$out"
 
 [ -e "$out/design.json" ] || merino design --device raspberry-pi-zero-2w --decode-ms 4 --prefill-ms 150 --memory-mb 80 \
     --context 256 --prompt 128 --vocab 1536 --precision int8 -o "$out/design.json"
-resume=
-[ ! -e "$out/checkpoint/state" ] || resume=--resume
-merino train "$out/design.json" --data "$out/train.jsonl" --steps "${HOUSE_STEPS:-5500}" --evaluations 6 \
-    --preset laptop-hour --prompt-weight 0.3 --cut-long $resume -o "$out/checkpoint"
+resume= compile=
+for saved in "$out"/checkpoint/trainer/checkpoint-*/saved.json; do
+    [ ! -e "$saved" ] || resume=--resume
+done
+! command -v "${CXX:-g++}" > /dev/null || compile=--compile
+merino train "$out/design.json" --data "$out/train.jsonl" --steps "${HOUSE_STEPS:-7500}" --evaluations 6 \
+    --preset laptop-hour --prompt-weight 0.3 --cut-long $compile $resume -o "$out/checkpoint"
 
 for precision in fp32 int8 int4; do
     [ -e "$out/house-$precision" ] || merino export "$out/checkpoint" --precision "$precision" -o "$out/house-$precision"

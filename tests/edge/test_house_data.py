@@ -1,8 +1,12 @@
 """The data of examples/house: a house can obey each of its samples; no training sample has what is held out."""
 
 import json
+import os
 import random
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -161,3 +165,24 @@ def test_a_sentence_tells_the_area_of_its_target_unless_it_is_here():
             kind = any(word in sample.sentence for each in devices for word in known(each.name, domain).plural)
             assert kind or any(name in sample.sentence for name in same), sample
         message += 1
+
+
+@pytest.mark.nightly
+def test_the_whole_path_goes_on_where_it_was_stopped(tmp_path):
+    """With few samples and steps: stopped in training, called again, and called once more when all is there."""
+    out = tmp_path / "house"
+    environment = {**os.environ, "HOUSE_SAMPLES": "400", "HOUSE_STEPS": "40", "CXX": "no-such-compiler"}
+    command = ["sh", str(ROOT / "examples" / "house" / "make.sh"), sys.executable, str(out)]
+    with subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True) as process:
+        while process.poll() is None and not list(out.glob("checkpoint/trainer/checkpoint-*/saved.json")):
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (out / "checkpoint" / "training.json").exists()
+    subprocess.run(command, env=environment, cwd=ROOT, check=True)
+    record = json.loads((out / "checkpoint" / "training.json").read_text())
+    results = json.loads((out / "int8.json").read_text())
+    assert record["steps_taken"] == 40 and sum(count for _, count in results["sets"]["negatives"].values()) == 500
+    made = {path: path.stat().st_mtime_ns for path in (out / "checkpoint").glob("*")} | {out / "house.merino": None}
+    subprocess.run(command, env=environment, cwd=ROOT, check=True)
+    assert all(path.stat().st_mtime_ns == changed for path, changed in made.items() if changed)
+    assert (out / "house.merino").is_file()
