@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from functools import cache
 
-from commands import Sample, by_tool, families, of_family, pick, said, target_of
+from command_families import Sample, by_tool, families, of_family, pick, said, target_of
 from grammar import blocks, expand, rules
 from house import REFUSE, TOOLS, Action, Device, House
 from houses import area_name, device_name, make_house, near, words

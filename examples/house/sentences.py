@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Callable, Mapping
 
-from commands import Sample, families, of_family, pick, wrapped
+from command_families import Sample, families, of_family, pick, wrapped
 from grammar import blocks, expand, rules
 from house import EVERYWHERE, MOST_TARGETS, REFUSE, TOOLS, Action, Device, House
 from houses import make_house

@@ -91,7 +91,8 @@ def need_of(arch: Geometry, recipe: Recipe, trained: int | None, batch: int | No
 
 
 def keeps_scores(recipe: Recipe, arch: Geometry) -> bool:
-    """Whether attention is written out: on a CPU torch.compile makes short rows faster so than its own operator is."""
+    """Whether attention is computed by separate operators, which in short rows are faster than the fused one where
+    they are compiled for a CPU."""
     return recipe.compile and (recipe.length or arch.context) <= MOST_EAGER and not torch.cuda.is_available()
 
 

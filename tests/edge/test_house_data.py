@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples" / "house"))
 
 import make_data  # noqa: E402
-from commands import families, of_family  # noqa: E402
+from command_families import families, of_family  # noqa: E402
 from grammar import blocks, expand  # noqa: E402
 from house import REFUSE, House, read_action, tools  # noqa: E402
 from houses import SPLITS, command_words, dictionary, held_out_names, known, make_house, words  # noqa: E402

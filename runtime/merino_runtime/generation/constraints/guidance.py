@@ -13,6 +13,8 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.generation.constraints.tokens import Trie, spelled
 from merino_runtime.generation.constraints.tools import Style, Tool
 
+CUT = ("utf-8", "surrogateescape")  # what is forced may end within a character
+
 COMPACT: Any = {"whitespace_flexible": False}
 
 
@@ -84,8 +86,8 @@ class _Tokens:
         ids = spelled(self._trie, b"", data)
         if ids:
             return ids
-        parts = itertools.groupby(data.decode("utf-8"), lambda char: bool(spelled(self._trie, b"", char.encode())))
-        return [one for kept, chars in parts for one in self._part("".join(chars).encode("utf-8"), kept)]
+        parts = itertools.groupby(data.decode(*CUT), lambda char: bool(spelled(self._trie, b"", char.encode(*CUT))))
+        return [one for kept, chars in parts for one in self._part("".join(chars).encode(*CUT), kept)]
 
     def _part(self, data: bytes, kept: bool) -> List[int]:
         """kept: the tokenizer changes no character of it."""
