@@ -166,16 +166,14 @@ def entry(name, kind, arch):
 
 
 def plan(seed):
-    """Designs, and runs (name, seed) in their order: set a takes turns with the pairs, then set b, then other seeds."""
+    """Designs, and runs (name, seed) in their order: the pairs, set a, set b, then other seeds."""
     random = np.random.default_rng(seed)
     first, second = set_a(random), set_b(random)
     pairs = [*sharing_pairs(), *kv_pairs(), *width_pairs()]
     couples = [[one["name"], two["name"]] for one, two in zip(pairs[::2], pairs[1::2], strict=True)]
     names = random.permutation([each["name"] for each in first]).tolist()
-    turns = [[name] for name in names], [couples[index] for index in random.permutation(len(couples))]
-    mixed = [name for both in itertools.zip_longest(*turns, fillvalue=[]) for turn in both for name in turn]
+    paired = [name for index in random.permutation(len(couples)) for name in couples[index]]
     sized = random.permutation([each["name"] for each in second]).tolist()
-    again = [name for name in mixed if name in names] + [name for name in mixed if name not in names]
-    runs = [(name, 0) for name in mixed + sized] + [(name, 1) for name in again]
+    runs = [(name, 0) for name in paired + names + sized] + [(name, 1) for name in names + paired]
     runs += [(name, seed) for seed in range(2, SEEDS) for name in REPEATED] + [(name, 1) for name in sized]
     return {"seed": seed, "designs": first + second + pairs, "runs": runs}

@@ -6,9 +6,10 @@
     python bench/experiments/shape_training.py analyse [-o RECORD] [--plot SVG]
 
 The question and what would change the default were written down before the first run:
-docs/decisions/shape-training.md. `plan` writes the list, `shape_designs.json`, from a seed. `run` takes days on one
-thread. It may be killed at any time: the same command goes on, within a run from at most a minute before. A run ends as
-a line of `runs.jsonl` in --folder.
+docs/decisions/shape-training.md. `plan` writes the list, `shape_designs.json`, from a seed. `run` takes half a day of
+one thread, and several processes share its runs. It may be killed at any time: the same command goes on, within a run
+from at most a minute before. A run ends as a line of `runs.jsonl` in --folder. A new folder begins with the runs of
+the record, where texts, tokenizer, designs and recipe are its own.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.outputs import open_output
 
 LIST = Path(__file__).with_name("shape_designs.json")
+RECORD = Path(__file__).parents[1] / "results" / "shape-training-x86-2cores.json"
 SEED = 0  # of the list
 SAVE_SECONDS = 60
 PILOT_RATES, PILOT_SHARE = (2e-3, 4e-3, 8e-3), 0.1
@@ -115,6 +117,14 @@ def check_identity(identity, folder):
         kept = json.loads((folder / IDENTITY).read_text())
         parts = ", ".join(key for key in identity if json.loads(text)[key] != kept.get(key))
         raise MerinoError(f"{folder} holds runs with other {parts}: give the same ones, or choose another --folder")
+
+
+def begin_with(record, identity, folder):
+    """The record's runs in a folder that holds none, where they are of this experiment."""
+    if record.exists() and not (folder / RUNS).exists():
+        kept = json.loads(record.read_text())
+        if kept["identity"] == json.loads(json.dumps(identity)):
+            write_text(folder / RUNS, "".join(json.dumps(row) + "\n" for row in kept["runs"]))
 
 
 # --- one run
@@ -224,20 +234,26 @@ def finished(path):
 
 def add_line(path, row):
     """The file with one line more, or as it was."""
-    write_text(path, "".join(json.dumps(each) + "\n" for each in [*finished(path), row]))
+    with FileLock(path.with_suffix(".lock")):
+        write_text(path, "".join(json.dumps(each) + "\n" for each in [*finished(path), row]))
 
 
 def run_all(runs, designs, material, recipe, folder, file, share=1.0):
-    """Each (name, seed, rate) that `file` does not hold yet, in this order."""
+    """Each (name, seed, rate) that `file` does not hold yet and no other process is at, in this order."""
     for number, (name, seed, rate) in enumerate(runs, 1):
-        if any((row["name"], row["seed"], row["rate"]) == (name, seed, rate) for row in finished(folder / file)):
+        state = folder / f"{name}-{seed}-{rate:g}.pt"
+        try:
+            with FileLock(state.with_suffix(".lock"), timeout=0):
+                done = finished(folder / file)
+                if any((row["name"], row["seed"], row["rate"]) == (name, seed, rate) for row in done):
+                    continue
+                arch = Architecture.model_validate(designs[name]["architecture"])
+                steps = round(share * recipe.tokens) // (recipe.batch * arch.context)
+                losses, seconds = train(arch, seed, material, recipe._replace(rate=rate), state, steps)
+                add_line(folder / file, {"name": name, "seed": seed, "rate": rate, "bits_per_byte": losses,
+                                         "cpu_seconds": round(seconds, 1), "commit": with_this([])[0]})  # fmt: skip
+        except Timeout:
             continue
-        arch = Architecture.model_validate(designs[name]["architecture"])
-        own = recipe._replace(rate=rate)
-        steps = round(share * recipe.tokens) // (recipe.batch * arch.context)
-        losses, seconds = train(arch, seed, material, own, folder / f"{name}-{seed}-{rate:g}.pt", steps)
-        add_line(folder / file, {"name": name, "seed": seed, "rate": rate, "bits_per_byte": losses,
-                                 "cpu_seconds": round(seconds, 1), "commit": with_this([])[0]})  # fmt: skip
         last = losses[max(losses, key=float)]
         print(f"{time.strftime('%H:%M')} {number}/{len(runs)} {name} seed {seed} rate {rate:g}:"
               f" {sum(last.values()) / len(last):.4f} bits per byte, {seconds:.0f} s of CPU", flush=True)  # fmt: skip
@@ -267,7 +283,7 @@ def parsed():
         command.add_argument("--threads", type=int, default=1)
         if name == "run":
             command.add_argument("--rate", type=float, required=True, help="the base rate that the pilot chose")
-            command.add_argument("--only", help="of one set: a, b, sharing, kv, width")
+            command.add_argument("--only", nargs="+", help="of these sets: a, b, sharing, kv, width", metavar="SET")
     return parser.parse_args()
 
 
@@ -278,7 +294,7 @@ def report(listed, folder, out, plot):
     if out:
         write_record(out, {
             "commits": sorted({row["commit"] for row in rows}), "identity": json.loads((folder / IDENTITY).read_text()),
-            "summary": summary, "pilot": finished(folder / PILOTS), "rows": table(listed, rows),
+            "summary": summary, "pilot": finished(folder / PILOTS), "rows": table(listed, rows), "runs": rows,
         })  # fmt: skip
     if plot and (drawn := picture(listed, rows)):
         write_text(plot, drawn)
@@ -296,21 +312,20 @@ def main():
     torch.set_num_threads(options.threads)
     options.folder.mkdir(parents=True, exist_ok=True)
     designs = {each["name"]: each for each in listed["designs"]}
-    try:
-        with FileLock(options.folder / f"{options.command}.lock", timeout=0):
-            material = prepare(options.data, options.held_out, options.folder, listed, recipe)
-            if options.command == "pilot":
-                runs = [(name, SEED, rate) for name in PILOT for rate in PILOT_RATES]
-                run_all(runs, designs, material, recipe, options.folder, PILOTS, PILOT_SHARE)
-                return
+    with FileLock(options.folder / "material.lock"):
+        material = prepare(options.data, options.held_out, options.folder, listed, recipe)
+        if options.command == "run":
             recipe = recipe._replace(rate=options.rate)
             material.identity["recipe"] = recipe._asdict()
             check_identity(material.identity, options.folder)
-            runs = [(name, seed, recipe.rate) for name, seed in listed["runs"]
-                    if options.only in (None, designs[name]["set"])]  # fmt: skip
-            run_all(runs, designs, material, recipe, options.folder, RUNS)
-    except Timeout as error:
-        raise MerinoError(f"another process is at work in {options.folder}: wait for its end") from error
+            begin_with(RECORD, material.identity, options.folder)
+    if options.command == "pilot":
+        runs = [(name, SEED, rate) for name in PILOT for rate in PILOT_RATES]
+        run_all(runs, designs, material, recipe, options.folder, PILOTS, PILOT_SHARE)
+        return
+    runs = [(name, seed, recipe.rate) for name, seed in listed["runs"]
+            if options.only is None or designs[name]["set"] in options.only]  # fmt: skip
+    run_all(runs, designs, material, recipe, options.folder, RUNS)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,18 @@ def test_a_run_that_is_killed_goes_on_to_the_same_losses(tmp_path):
         torch.set_num_threads(threads)
 
 
+def test_a_folder_begins_with_the_runs_of_a_record_of_the_same_experiment(tmp_path):
+    record, identity, row = tmp_path / "record.json", {"recipe": {"shares": (0.5, 1.0)}}, {"name": "a", "seed": 0}
+    record.write_text(json.dumps({"identity": identity, "runs": [row]}))
+    for name, texts, begun in (("other", {"tokenizer": "x"}, []), ("same", identity, [row])):
+        (tmp_path / name).mkdir()
+        shape_training.begin_with(record, texts, tmp_path / name)
+        assert shape_training.finished(tmp_path / name / shape_training.RUNS) == begun
+    shape_training.add_line(tmp_path / "same" / shape_training.RUNS, {"name": "b"})
+    shape_training.begin_with(record, identity, tmp_path / "same")
+    assert shape_training.finished(tmp_path / "same" / shape_training.RUNS) == [row, {"name": "b"}]
+
+
 def test_initial_weights_and_rates_go_by_inputs_and_layers():
     arch = Architecture(blocks=(Block(width=128, ffn_ratio=4, depth=3),), vocab=64, head_size=16, context=32)
     recipe = shape_training.Recipe()
