@@ -17,7 +17,7 @@ RECORD = {
     "dialect": "fused", "weights": "random", "weights_source": "random, seed 0", "test": "tg32", "prompt_tokens": 8,
     "repetitions": 5, "threads": 2, "tok_s": 1.0, "tok_s_sd": 0.5, "ms_p50": 1.0, "ms_p90": 1.1, "prefill_ms": 20.0,
     "load_ms": 100.0, "verify_ms": 50.0, "peak_rss_mb": 420.0, "bundle_bytes": 200_000_000, "params": 50_000_000,
-    "bytes_per_token": 190_000_000, "ceiling_share": 0.7, "read_gb_s": 35.0, "timed": "all",
+    "bytes_per_token": 190_000_000, "mbu": 0.7, "read_gb_s": 35.0, "timed": "all",
     "environment": ENVIRONMENT, "flags": [], "notes": [], "depth": 0, "context": 2048, "ms_mean": 1.0, "ms_sd": 0.1,
     "ms_p95": 1.2, "ms_p99": 1.3, "tpot_ms": 1.0, "flops_per_token": 100_000_000, "prefill_threads": 2,
     "rounds_ms": None, "processes": None, "run": None, "tokenize_ms": None, "ttft_ms": None, "j_per_token": None,
@@ -78,9 +78,9 @@ def many():
             rows.append(record((7 + depth / 400) / faster ** (1 - depth / 6000), 0.06, depth=depth, **size))
             rows.append(opt((48 + depth / 60) / faster ** (1 - depth / 9000), 0.06, depth=depth, **large))
         for tokens in (64, 256, 1024):
-            rows.append(record(tokens * 0.28 / faster**0.3, test=f"pp{tokens}", ceiling_share=None, **size))
-            rows.append(opt(tokens * 3.1 / faster**0.3, test=f"pp{tokens}", ceiling_share=None, **large))
-    peer = {"dialect": None, "load_ms": None, "verify_ms": None, "ceiling_share": None}
+            rows.append(record(tokens * 0.28 / faster**0.3, test=f"pp{tokens}", mbu=None, **size))
+            rows.append(opt(tokens * 3.1 / faster**0.3, test=f"pp{tokens}", mbu=None, **large))
+    peer = {"dialect": None, "load_ms": None, "verify_ms": None, "mbu": None}
     for precision, step_ms in (("F32", 50.9), ("Q4_0, table Q8_0", 10.7)):
         rows.append(record(step_ms / 6.3, engine="llama.cpp 2026.10", precision=precision, **peer))
         rows.append(opt(step_ms, engine="llama.cpp 2026.10", precision=precision, **peer))

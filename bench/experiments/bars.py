@@ -277,7 +277,7 @@ def ratios(section: Section, rows: list[Record]) -> Iterator[dict[str, Any]]:
 
 def facts(row: Record) -> dict[str, Any]:
     kept = ("bundle", "engine", "precision", "kv", "threads", "tok_s", "peak_rss_mb", "bytes_per_token", "read_gb_s",
-            "ceiling_share", "notes")  # fmt: skip
+            "mbu", "notes")  # fmt: skip
     return {key: getattr(row, key) for key in kept} | {"processes": list(row.process_speeds.values())}
 
 

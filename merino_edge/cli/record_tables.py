@@ -71,7 +71,7 @@ BENCH_ROWS = (
     ("  against OPT-350M", "pp", "ratio", "{}"),
     ("decode tok/s", "tg", "tok_s", "{:,.1f}"),
     ("  against OPT-350M", "tg", "ratio", "{}"),
-    ("  memory-bandwidth utilisation (MBU)", "tg", "ceiling_share", "{:.0%}"),
+    ("  memory-bandwidth utilisation (MBU)", "tg", "mbu", "{:.0%}"),
     ("prefill of the prompt, ms", "pp", "prefill_ms", "{:,.0f}"),
     ("peak RSS, MB", "pp", "peak_rss_mb", "{:,.0f}"),
     ("size on disk, MB", "tg", "bundle_mb", "{:,.0f}"),

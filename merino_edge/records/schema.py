@@ -142,7 +142,7 @@ class Record(Facts):
     bundle_bytes: Count | None
     params: Count | None
     bytes_per_token: Count | None
-    ceiling_share: Positive | None
+    mbu: Positive | None
     read_gb_s: Positive | None
     timed: str | None
     environment: Environment | None

@@ -49,7 +49,7 @@ def charts_of(summary: Summary) -> list[Chart]:
     made = (
         speed_against_size(summary, colours), decode_against_cache(summary, colours),
         prefill_against_prompt(summary, colours), latency(summary, colours), memory(summary, colours),
-        ceiling(summary, colours), accuracy(summary, colours), *predicted_against_measured(summary, colours),
+        bandwidth(summary, colours), accuracy(summary, colours), *predicted_against_measured(summary, colours),
     )  # fmt: skip
     return [chart for chart in made if chart is not None]
 
@@ -127,18 +127,18 @@ def memory(summary: Summary, colours: dict[str, str]) -> Chart | None:
     return _chart("memory", titles, note, summary.measured_on, bars, rows, None)
 
 
-def ceiling(summary: Summary, colours: dict[str, str]) -> Chart | None:
-    chosen = [(one, row) for one in summary.series if (row := one.decode) and row.ceiling_share]
+def bandwidth(summary: Summary, colours: dict[str, str]) -> Chart | None:
+    chosen = [(one, row) for one in summary.series if (row := one.decode) and row.mbu]
     rows = [
-        Bar(_label(one, row), f"{100 * (row.ceiling_share or 0):.0f} % of {number(row.read_gb_s or 0)} GB/s",
-            (Part(100 * (row.ceiling_share or 0), row.test, f"bar {_class(one, colours)}"),))
+        Bar(_label(one, row), f"{100 * (row.mbu or 0):.0f} % of {number(row.read_gb_s or 0)} GB/s",
+            (Part(100 * (row.mbu or 0), row.test, f"bar {_class(one, colours)}"),))
         for one, row in chosen
     ]  # fmt: skip
     titles = Titles("Memory-bandwidth utilisation (MBU)", "; ".join(f"{row.label}: {row.note}" for row in rows), "%")
     note = "Bytes of weights and KV that a decode step must read, over its time, over the probed read bandwidth."
-    if any((row.ceiling_share or 0) > 1 for _, row in chosen):
+    if any((row.mbu or 0) > 1 for _, row in chosen):
         note += " Above 100 %: the weights stayed in the CPU's cache, or memory was slower while it was probed."
-    return _chart("ceiling", titles, note, summary.measured_on, bars, rows, 100)
+    return _chart("bandwidth", titles, note, summary.measured_on, bars, rows, 100)
 
 
 def accuracy(summary: Summary, colours: dict[str, str]) -> Chart | None:

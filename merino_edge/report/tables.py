@@ -221,7 +221,7 @@ COLUMNS = (
     Column("peak MB", True, lambda row: row.peak_rss_mb),
     Column("on disk MB", True, lambda row: None if row.bundle_bytes is None else row.bundle_bytes / BYTES_PER_MB),
     Column("parameters M", True, lambda row: None if row.params is None else row.params / 1e6),
-    Column("MBU", True, lambda row: row.ceiling_share, lambda share: f"{share:.0%}"),
+    Column("MBU", True, lambda row: row.mbu, lambda share: f"{share:.0%}"),
     Column("J/token", True, lambda row: row.j_per_token),
     Column("flags", False, lambda row: ", ".join(row.flags) or None),
     Column("machine", False, lambda row: row.board if row.environment else None),

@@ -207,7 +207,7 @@ def test_a_row_of_tensorrt_names_backend_gpu_clocks_mode_and_power(nano, bundle_
     measured = worker.measure(folder, case, 1, backend_name="tensorrt")
     bundle = load_bundle(folder)
     row = record_of(identity_of(folder, bundle), bundle, case, [dict(measured, turn=0, attempt=0)], read_gb_s=10.0)
-    assert row["engine"] == "tensorrt 8.2.1.8 fp32 NVIDIA Tegra X1" and row["ceiling_share"] is None
+    assert row["engine"] == "tensorrt 8.2.1.8 fp32 NVIDIA Tegra X1" and row["mbu"] is None
     assert row["environment"]["versions"]["tensorrt"] == "8.2.1.8" and "low-power" in row["flags"]
     for state in (row["environment"]["before"], row["environment"]["after"]):
         result = state["gpu"]

@@ -80,7 +80,7 @@ def test_a_prefill_row():
     assert row["tok_s_sd"] == pytest.approx(1000)
     assert row["ms_p50"] == 20.0 and row["ms_p90"] == pytest.approx(28.0) and row["prefill_ms"] == 20.0
     assert row["tokenize_ms"] == 0.5 and row["ttft_ms"] == 20.5  # what a user waits for
-    assert row["bytes_per_token"] == 1000000 and row["ceiling_share"] is None and row["read_gb_s"] == 25.0
+    assert row["bytes_per_token"] == 1000000 and row["mbu"] is None and row["read_gb_s"] == 25.0
     assert row["load_ms"] == 40.5 and row["peak_rss_mb"] == 66.25 and row["threads"] == 2
     assert row["prefill_threads"] == 4
     assert row["prompt_tokens"] == 60 and row["repetitions"] == 3 and row["flags"] == ["busy"]
@@ -98,7 +98,7 @@ def test_a_decode_row_leaves_the_prefill_out():
     assert row["ms_sd"] == pytest.approx(0.516398)
     # A slot is 512 bytes; the steps find 8, 9 and 10 of them filled.
     assert row["bytes_per_token"] == 1000000 + 9 * 512
-    assert row["ceiling_share"] == pytest.approx(1004608 * 625 / 1e9)
+    assert row["mbu"] == pytest.approx(1004608 * 625 / 1e9)
 
 
 def test_kv_bytes_are_those_of_the_mean_step():
@@ -137,7 +137,7 @@ def test_joules_are_per_token_of_all_repetitions(case, key, joules):
 def test_one_repetition_has_no_deviation_and_no_bandwidth_no_share():
     given = measured(step_ms=[[4.0, 4.0]], prefill_ms=[9.0])
     row = record_of(IDENTITY, bundle(), decode_case(2), given, None)
-    assert row["tok_s"] == 250.0 and row["tok_s_sd"] is None and row["ceiling_share"] is None
+    assert row["tok_s"] == 250.0 and row["tok_s_sd"] is None and row["mbu"] is None
 
 
 def test_identity_comes_from_the_folder(tmp_path):

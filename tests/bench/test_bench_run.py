@@ -115,10 +115,10 @@ def check_figures(record):
     assert record["tok_s_sd"] == pytest.approx(statistics.stdev(speeds))
     assert min(samples) <= record["ms_p50"] <= record["ms_p90"] <= max(samples)
     if steps:
-        assert record["ceiling_share"] == pytest.approx(
+        assert record["mbu"] == pytest.approx(
             record["bytes_per_token"] * record["tok_s"] / record["read_gb_s"] / 1e9)
     else:
-        assert record["ceiling_share"] is None and record["prefill_ms"] == pytest.approx(record["ms_p50"])
+        assert record["mbu"] is None and record["prefill_ms"] == pytest.approx(record["ms_p50"])
         assert record["ttft_ms"] == pytest.approx(record["tokenize_ms"] + record["prefill_ms"])
     assert record["peak_rss_mb"] > record["bundle_bytes"] / 2 ** 20
     assert record["prefill_ms"] > 0 and record["load_ms"] > 0 and record["verify_ms"] > 0

@@ -19,7 +19,7 @@ from merino_edge.records.reading import parse_records
 from merino_runtime.delivery.machine import this_machine
 from merino_runtime.errors import MerinoError
 
-ROWS = [record(20.0), record(300.0, test="pp64", ceiling_share=None)]
+ROWS = [record(20.0), record(300.0, test="pp64", mbu=None)]
 
 
 def facts(model):

@@ -194,8 +194,8 @@ def test_rows_of_a_gpu_are_held_against_its_own_figures():
 
 
 @pytest.mark.parametrize(("share", "explained"), [(0.7, False), (1.0, False), (1.2, True)])
-def test_a_share_above_the_ceiling_is_explained_where_there_is_one(share, explained):
-    assert ("Above 100 %: the weights stayed in" in page(summary_of(record(10, ceiling_share=share)))) == explained
+def test_a_utilisation_above_one_is_explained_where_there_is_one(share, explained):
+    assert ("Above 100 %: the weights stayed in" in page(summary_of(record(10, mbu=share)))) == explained
 
 
 def test_memory_parts_add_up_and_kv_is_separate_only_with_a_known_architecture():

@@ -48,7 +48,7 @@ RECORD_KEYS = (
     "bundle_bytes", "params",
     "flops_per_token",  # tg: of a step at the mean cache length, the head included; pp: per id of the prompt
     "bytes_per_token",  # tg: weights and KV read by a step at the mean cache length; pp: weights, per prefill
-    "ceiling_share",  # of read_gb_s. Above 1 where the weights stay in the CPU's cache; null for pp, and on a GPU
+    "mbu",  # of read_gb_s. Above 1 where the weights stay in the CPU's cache; null for pp, and on a GPU
     "read_gb_s",  # probed on this machine, 10**9 bytes
     "j_per_token",  # pp: per id of the prompt; tg: per step; idle included; null without a sensor
     "energy",  # of `energy.energy_of`, null without a sensor
@@ -106,7 +106,7 @@ def record_of(identity: Dict[str, Any], bundle: Bundle, case: Case, processes: S
     if case.steps:
         record["tpot_ms"] = record["ms_mean"]  # rounds are of equal length
         if read_gb_s and not record["engine"].startswith(TENSORRT):  # read_gb_s is the CPU's
-            record["ceiling_share"] = record["bytes_per_token"] * record["tok_s"] / (read_gb_s * 1e9)
+            record["mbu"] = record["bytes_per_token"] * record["tok_s"] / (read_gb_s * 1e9)
     joules = (energy or {}).get("decode_j" if case.steps else "prefill_j")
     if joules is not None:
         record["j_per_token"] = joules / ((case.steps or case.prompt) * len(rounds_ms))

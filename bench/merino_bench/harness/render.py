@@ -162,7 +162,7 @@ def _cells(record: Dict[str, Any], with_ratio: bool, with_energy: bool) -> List[
     speed = _number(record["tok_s"], 1)
     if record["tok_s_sd"] is not None:
         speed += f" ± {record['tok_s_sd']:.1f}"
-    params, size, share = record["params"], record["bundle_bytes"], record["ceiling_share"]
+    params, size, share = record["params"], record["bundle_bytes"], record["mbu"]
     threads = record["threads" if record["test"].startswith("tg") else "prefill_threads"]
     cells = [
         record["bundle"], format_words(record["precision"], record["dialect"], record.get("kv")) or "-",
