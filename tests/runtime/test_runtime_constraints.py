@@ -21,7 +21,7 @@ from merino_runtime.api import open_model
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.constraints import compile_json, compile_schema, compile_tools
 from merino_runtime.generation.constraints.automaton import DEAD
-from merino_runtime.generation.constraints.guidance import guided
+from merino_runtime.generation.constraints.guidance import _Tokens, guided
 from merino_runtime.generation.constraints.tokens import State
 from merino_runtime.generation.constraints.tools import read_call
 from merino_runtime.generation.generate import Done, generate
@@ -303,6 +303,17 @@ def test_llguidances_answers_validate_as_well(schema, kind, seed):
         return
     data = walked(grammar.start(), tokenizer.spellings(), eos, random.Random(seed))
     validate(schema, json.loads(data.decode("utf-8")))
+
+
+@pytest.mark.parametrize("kind", sorted(BOTH))
+@pytest.mark.parametrize("data", ["mill \u2581".encode(), "\u2581".encode()[:2], b"ab" + "\u00e9".encode()[:1],
+                                  "\u2581ab".encode()[1:]])  # fmt: skip
+def test_llguidance_gets_the_tokens_of_exactly_its_bytes(kind, data):
+    """It may force bytes that end within a character, as where two keys begin with the same byte."""
+    tokenizer, eos = BOTH[kind]
+    spellings = tokenizer.spellings()
+    tokens = _Tokens(compile_schema({"type": "null"}, tokenizer, (eos,)).trie, (eos,))(data)
+    assert b"".join(spellings[token] for token in tokens) == data
 
 
 def test_llguidance_takes_what_our_automaton_refuses():

@@ -13,7 +13,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.generation.constraints.tokens import Trie, spelled
 from merino_runtime.generation.constraints.tools import Style, Tool
 
-CUT = ("utf-8", "surrogateescape")  # what is forced may end within a character
+BYTES = ("utf-8", "surrogateescape")  # a byte of no whole character becomes a character of its own
 
 COMPACT: Any = {"whitespace_flexible": False}
 
@@ -79,20 +79,26 @@ class _Tokens:
     def __call__(self, data: bytes) -> List[int]:
         """Ids of exactly these bytes, since llguidance takes what it forces from here.
 
-        The tokenizer may change a character, as SentencePiece makes a space of U+2581. Its bytes are tokens, and the
-        text beside it is encoded as usual: behind each token llguidance encodes the rest again, and allows only what
-        it then gets.
+        What it forces may begin and end within a character, and the tokenizer may change a character, as SentencePiece
+        makes a space of U+2581. Such bytes are tokens, and the text beside them is encoded as usual: behind each token
+        llguidance encodes the rest again, and allows only what it then gets.
         """
-        ids = spelled(self._trie, b"", data)
+        text = data.decode(*BYTES)
+        ids = self._encoded(text)
         if ids:
             return ids
-        parts = itertools.groupby(data.decode(*CUT), lambda char: bool(spelled(self._trie, b"", char.encode(*CUT))))
-        return [one for kept, chars in parts for one in self._part("".join(chars).encode(*CUT), kept)]
+        parts = itertools.groupby(text, lambda char: bool(self._encoded(char)))
+        return [one for kept, chars in parts for one in self._part("".join(chars), kept)]
 
-    def _part(self, data: bytes, kept: bool) -> List[int]:
+    def _part(self, text: str, kept: bool) -> List[int]:
         """kept: the tokenizer changes no character of it."""
-        ids = spelled(self._trie, b"", data) if kept else []
-        return ids or [self._of_byte[byte] for byte in data if byte in self._of_byte]
+        ids = self._encoded(text) if kept else []
+        return ids or [self._of_byte[byte] for byte in text.encode(*BYTES) if byte in self._of_byte]
+
+    def _encoded(self, text: str) -> List[int]:
+        """[]: it has bytes of no whole character, or is not what the tokenizer makes of it."""
+        whole = text.encode("utf-8", "ignore")
+        return spelled(self._trie, b"", whole) if whole == text.encode(*BYTES) else []
 
 
 class Guided:
