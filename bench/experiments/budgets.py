@@ -3,6 +3,7 @@
     merino-edge calibrate --device host
     python bench/experiments/budgets.py --score measured --prepare -o bench/results/budgets-measured-x86-2cores.json
     python bench/experiments/budgets.py --score measured -o bench/results/budgets-measured-x86-2cores.json
+    python bench/experiments/budgets.py --score measured --measure -o bench/results/budgets-redesigned-x86-2cores.json
 
 Budgets of 1.5 to 9 ms (log-evenly), formats in turn, vocabularies of 4,096 to 50,257, contexts of 512 and 1,024: the
 same for each score and each calibration. Designs are made as `merino-edge design` makes them, at its default
@@ -16,6 +17,7 @@ measured again, whatever the calibration is by now.
 import hashlib
 import json
 import statistics
+from contextlib import nullcontext
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -25,6 +27,8 @@ from predictions import VOCABS, arguments, over_passes, take_turns
 from merino_bench.harness.cases import decode_case
 from merino_bench.harness.turns import measure_separately
 from merino_bench.probe.timing import lower_decile_ms
+from merino_edge.benchmarking.measuring import bench_here
+from merino_edge.benchmarking.redesign import measure_design, redesign
 from merino_edge.calibration.board import board
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.design_file import Design
@@ -60,13 +64,18 @@ def random_budgets(count=COUNT):
         yield Budget(FORMATS[index % len(FORMATS)], ms, vocab, context)
 
 
-def designed(profile, scoring, budget):
+def designed(profile, scoring, budget, measured):
     space = spaced(64, 4, budget.vocab, padded=isinstance(scoring, MeasuredScoring))
+
+    def search(limits, _=None):
+        return design(
+            profile, limits, space=space, context=budget.context, prompt=default_prompt(budget.context),
+            precision=budget.form, scoring=scoring,
+        )  # fmt: skip
+
     limits = with_board_defaults({"decode_ms": budget.ms}, profile)
-    return design(
-        profile, limits, space=space, context=budget.context, prompt=default_prompt(budget.context),
-        precision=budget.form, scoring=scoring,
-    )  # fmt: skip
+    bench = bench_here(nullcontext)
+    return redesign(limits, search, lambda each: measure_design(each, bench)) if measured else search(limits)
 
 
 def step_ms(folder, context):
@@ -75,13 +84,13 @@ def step_ms(folder, context):
     return lower_decile_ms(sum(run["step_ms"], [])), run["flags"]
 
 
-def prepared(profile, scoring, budget):
+def prepared(profile, scoring, budget, measured):
     """The design for a budget by this calibration, and its bundle, made once."""
     source = profile.performance.onnxruntime.coefficients.source
-    key = hashlib.sha256(repr((budget, scoring, source)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((budget, scoring, source, measured)).encode()).hexdigest()[:16]
     kept, folder = FOLDER / f"{key}.json", FOLDER / key
     if not kept.exists():
-        chosen = designed(profile, scoring, budget)
+        chosen = designed(profile, scoring, budget, measured)
         write_random_bundle(chosen.architecture, chosen.precision, folder, "budget", chosen)
         kept.write_text(chosen.to_json())
     return Design.model_validate_json(kept.read_text()), folder
@@ -136,13 +145,13 @@ def main():
         __doc__, "bench/results/budgets-SCORE-x86-2cores.json", passes=1,
         more={
             "--score": {"choices": list(SCORES), "required": True}, "--count": {"type": int, "default": COUNT},
-            "--prepare": {"action": "store_true"},
+            "--measure": {"action": "store_true"}, "--prepare": {"action": "store_true"},
         },
     )
     profile, scoring = board(options.device), score_named(options.score)
     tasks = {
         f"{each.ms:g} ms in {each.form}, vocabulary {each.vocab}, context {each.context}": cache(
-            partial(prepared, profile, scoring, each)
+            partial(prepared, profile, scoring, each, options.measure)
         )
         for each in random_budgets(options.count)
     }
