@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 from merino_edge.calibration.probe import MeasuredDesign, Measurement, Probe, timed_decoder
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import Operator, activation, attention, head, linear, norm
-from merino_edge.prediction.latency import Run, amounts, memory_share, reread_share, total_us
+from merino_edge.prediction.latency import Run, amounts, memory_share, reread_share
 from merino_edge.prediction.onnxruntime_costs import prefill_pieces
 from merino_edge.profiles.coefficients import (
     ATTENTION_MACS,
@@ -156,7 +156,7 @@ class Edges(NamedTuple):
 class Table(NamedTuple):
     """The rows of one thread count as arrays [rows]. Sizes are in units of the last-level cache."""
 
-    amounts: list[dict[str, float]]  # of every term except the reads from memory
+    amounts: np.ndarray  # of each of FITTED, 0 for the reads from memory. [rows, coefficients]
     first: np.ndarray  # first reads of a run, in the unit of `memory_ms_gb`'s amount
     again: np.ndarray  # repeated reads, by the size of the reads in between. [rows, sizes]
     first_sizes: np.ndarray
@@ -248,8 +248,9 @@ def table_of(rows: Sequence[Row], probe: Probe) -> Table:
     sizes = range(max(map(len, again), default=0))
     filled = [[*pairs, *[(0.0, 0.0)] * (len(sizes) - len(pairs))] for pairs in again]
     pairs = np.array(filled).reshape(len(rows), len(sizes), 2)
+    of_terms = np.array([[one.get(name, 0.0) for name in FITTED] for one in terms])
     return Table(
-        terms, first, pairs[..., 1] / 1e6, 1e6 * first / cache_bytes(probe), pairs[..., 0] / cache_bytes(probe),
+        of_terms, first, pairs[..., 1] / 1e6, 1e6 * first / cache_bytes(probe), pairs[..., 0] / cache_bytes(probe),
         np.array([max(1e3 * row.ms, LEAST_US) for row in rows]),
         np.array([WEIGHTS.get(row.kind, 1.0) for row in rows]),
     )  # fmt: skip
@@ -305,7 +306,7 @@ def fit_coefficients(table: Table, edges: Edges) -> dict[str, float]:
 
 def time_shares(table: Table, edges: Edges) -> np.ndarray:
     """Share of each row's measured time per unit of each coefficient. [rows, coefficients]"""
-    matrix = np.array([[one.get(name, 0.0) for name in FITTED] for one in table.amounts]) / table.us[:, None]
+    matrix = table.amounts / table.us[:, None]
     matrix[:, FITTED.index(MEMORY)] = table.from_memory(edges) / table.us
     return matrix
 
@@ -361,7 +362,7 @@ def fit_edges(table: Table, from_memory: np.ndarray, coefficients: Mapping[str, 
 
 def cached_us(table: Table, coefficients: Mapping[str, float]) -> np.ndarray:
     """Predicted time of each row in us [rows], with all reads from the cache."""
-    return np.array([total_us([one], coefficients) for one in table.amounts])
+    return np.asarray(table.amounts @ [coefficients[name] for name in FITTED])
 
 
 def errors_of(table: Table, coefficients: Mapping[str, float], edges: Edges) -> np.ndarray:
