@@ -26,7 +26,7 @@ from write_record import write_record  # noqa: E402
 
 from merino_edge.design.budgets import with_board_defaults  # noqa: E402
 from merino_edge.design.designer import design  # noqa: E402
-from merino_edge.design.encode import body_tables, layers_of, scored_options  # noqa: E402
+from merino_edge.design.encode import layers_of, scored_options, term_tables  # noqa: E402
 from merino_edge.design.score import MEASURED, MERINO  # noqa: E402
 from merino_edge.design.space import FULL, GROUPED, SEARCHED, Space, every_block  # noqa: E402
 from merino_edge.prediction.cost_model import cost_model  # noqa: E402
@@ -53,7 +53,7 @@ def tasks():
 
 def solved(space, profile, budgets, scoring=MERINO, context=None, **keys):
     context = context or profile.budget.context
-    for cached in (cost_model, body_tables, layers_of, scored_options, every_block):
+    for cached in (cost_model, term_tables, layers_of, scored_options, every_block):
         cached.cache_clear()
     started = time.process_time()  # of one thread: a busy machine does not change it
     solution = design(

@@ -1,7 +1,10 @@
 """Records name the code that made them, and a page that quotes one that is older than the code it judges says so."""
 
+import ast
+import importlib
 import importlib.util
 import json
+import pkgutil
 import re
 import subprocess
 from functools import cache
@@ -18,6 +21,8 @@ AREAS = {
     "calibration": ("merino_edge/calibration", "bench/merino_bench/probe"), "training": ("merino_edge/training",),
     "delivery": ("merino_edge/delivery", "runtime/merino_runtime/delivery"),
 }  # fmt: skip
+PACKAGES = "merino_edge", "merino_runtime", "merino_bench"
+EXPERIMENTS = sorted((ROOT / "bench" / "experiments").glob("*.py"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -87,6 +92,16 @@ def test_no_record_names_a_path_of_the_machine_that_made_it():
     """`command` is a row's own line: files in it stand without their folders."""
     named = re.compile(r'["\s=](?:/root|/home|/tmp)/')
     assert [path.name for path in RESULTS.glob("*.json") if named.search(path.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.parametrize("script", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_imports_what_there_is(script):
+    """A record can be measured again. Most scripts run for hours, so no test runs them."""
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in PACKAGES:
+            module = importlib.import_module(node.module)
+            submodules = {each.name for each in pkgutil.iter_modules(getattr(module, "__path__", ()))}
+            assert {each.name for each in node.names} <= set(dir(module)) | submodules, node.module
 
 
 def test_the_commits_that_pages_name_are_there():
