@@ -30,7 +30,7 @@ MATRIX_FILE_BYTES = 4096  # external data begins at whole pages
 ENTRY_FILE_BYTES = 72  # tokenizer.json, per entry of the vocabulary
 FIXED_FILE_BYTES = 550_000  # merino.pyz and the rest of bundle.json
 KERNELS_FILE_BYTES = 135_000  # runtime/kernels for both kinds of CPU
-FIXED_FILE_MB = FIXED_FILE_BYTES / BYTES_PER_MB
+POSITION_FILE_BYTES = 256  # of the context: cosines and sines of rotary positions, heads of 64 channels
 
 
 class Predicted(BaseModel):
@@ -161,7 +161,7 @@ class CostModel:
 
     def file_mb(self, operators: Sequence[Operator]) -> float:
         kernels = KERNELS_FILE_BYTES if attends_by_groups(self.profile, self.shape.precision) else 0
-        return file_mb(operators, self.shape.precision) + kernels / BYTES_PER_MB
+        return file_mb(operators, self.shape.precision, self.shape.context) + kernels / BYTES_PER_MB
 
     def joules(self, busy_ms: float) -> float | None:
         """Energy of `busy_ms` with all cores or the GPU busy, idle power included; None where the profile lacks these
@@ -263,6 +263,6 @@ def added_file_mb(operators: Iterable[Operator], precision: str) -> float:
     return total / BYTES_PER_MB
 
 
-def file_mb(operators: Iterable[Operator], precision: str) -> float:
+def file_mb(operators: Iterable[Operator], precision: str, context: int) -> float:
     """MB (2^20 bytes) of the whole folder, rounded up: weights, graph, tokenizer, application."""
-    return added_file_mb(operators, precision) + FIXED_FILE_MB
+    return added_file_mb(operators, precision) + (FIXED_FILE_BYTES + POSITION_FILE_BYTES * context) / BYTES_PER_MB

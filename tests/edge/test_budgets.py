@@ -206,7 +206,7 @@ def test_a_bundles_folder_is_about_as_large_as_predicted_and_no_larger(dialect, 
     source = random_source(arch, "sized")
     export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision))
     entries = ENTRY_FILE_BYTES * arch.vocab  # random weights have no tokenizer
-    predicted = file_mb(arch.operators, precision) * MB - entries
+    predicted = file_mb(arch.operators, precision, arch.context) * MB - entries
     assert 0.8 * predicted < bundle_bytes(tmp_path / "bundle") <= predicted
 
 
@@ -215,8 +215,9 @@ def test_the_embedded_bundle_is_as_large_as_predicted(tmp_path):
     from merino_edge.embedded import FOLDER
 
     write_board_app(tmp_path / "merino.pyz")
+    arch = load_source(str(FOLDER)).arch
     result = bundle_bytes(tmp_path) + sum(path.stat().st_size for path in FOLDER.iterdir() if path.suffix != ".pyz")
-    assert 0.95 < result / (file_mb(load_source(str(FOLDER)).arch.operators, "fp32") * MB) <= 1
+    assert 0.95 < result / (file_mb(arch.operators, "fp32", arch.context) * MB) <= 1
 
 
 def test_every_budget_can_bind_alone():
