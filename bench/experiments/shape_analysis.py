@@ -32,9 +32,9 @@ def layers(arch):
     return sum(block.depth for block in arch.blocks)
 
 
-def effective(arch):
+def effective(arch, scoring=MEASURED):
     """Effective weights by the measured law."""
-    return sum(block_amount(block, arch.head_size, MEASURED) for block in arch.blocks)
+    return sum(block_amount(block, arch.head_size, scoring) for block in arch.blocks)
 
 
 def scores(designs):

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from merino_edge.design.law import EVEN, MeasuredScoring
+from merino_edge.design.law import EVEN
 from merino_edge.families.designed import Architecture, Block
 
 WEIGHTS = 128_000  # of the layers, in set a and in pairs
@@ -20,6 +20,7 @@ SHARED = (  # pairs: blocks, uses of each one's layer, width
     (1, 2, 96), (1, 3, 96), (1, 4, 64), (1, 6, 64), (2, 2, 64), (2, 3, 64), (3, 2, 64), (2, 4, 32),
 )  # fmt: skip
 UNSHARED_RATIO = 0.75
+PRIOR = 0.46  # L uses of a layer are worth L^PRIOR layers: the law's constant when the list was made
 GROUPED = (1, 160), (1, 128), (2, 96), (2, 64), (3, 64), (4, 64), (5, 64), (6, 64)  # pairs: layers, width
 GROWING = (64, 96), (64, 128), (32, 96), (64, 64, 96), (32, 64, 96), (32, 32, 64, 64, 64)
 REPEATED = "a-d01-0", "a-d02-0", "a-d04-0", "a-d06-0", "a-d10-0", "a-d16-0"  # these with five seeds
@@ -119,11 +120,11 @@ def set_b(random):
 
 
 def sharing_pairs():
-    """L uses of one layer, and L layers, at equal width and depth and, by L^sharing, equal effective weights: the law
+    """L uses of one layer, and L layers, at equal width and depth and, by L^PRIOR, equal effective weights: that law
     predicts the same for both, so a difference is due to the exponent. The shared layer has the wider FFN."""
     for index, (blocks, uses, width) in enumerate(SHARED):
         small = Block(width=width, ffn_ratio=UNSHARED_RATIO, depth=uses)
-        wide = ratio(layer(small) * uses ** (1 - MeasuredScoring().sharing), width)
+        wide = ratio(layer(small) * uses ** (1 - PRIOR), width)
         large = Block(width=width, ffn_ratio=wide, depth=uses, shared=True)
         yield from pair("sharing", index, architecture([large] * blocks), architecture([small] * blocks))
 

@@ -27,7 +27,7 @@ from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
-FITTED = ("alpha", "kappa", "aspect")  # constants of the law that have an interval
+FITTED = ("alpha", "kappa", "aspect", "sharing")  # constants of the law that have an interval
 
 
 def design(

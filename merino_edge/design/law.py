@@ -38,7 +38,11 @@ CONSTANTS = {
     "alpha": Constant(0.0625, 0.0605, 0.0654, GEMSTONES),
     "kappa": Constant(0.0036, 0.0025, 0.0057, GEMSTONES),
     "aspect": Constant(3.76, 3.51, 4.16, GEMSTONES),
-    "sharing": Constant(0.46, None, None, "116 training runs of repeated layers, arXiv 2604.21106"),
+    "sharing": Constant(
+        0.14, 0.06, 0.22,
+        "eight pairs of 0.02 to 0.14 M weights, one seed (bench/experiments/shape_training.py); of larger decoders 116"
+        " training runs of repeated layers give 0.46 (arXiv 2604.21106)",
+    ),
     "kv_loss": Constant(
         0.001, None, None,
         "one KV head in place of eight: perplexity 29.9 to 30.2, 0.3 % of ln loss (Shazeer 2019, arXiv 1911.02150),"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from merino_edge.design.law import MeasuredScoring
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.hugging_face import build_model
 from merino_edge.profiles.reading import load_profile
@@ -106,8 +107,9 @@ def test_the_list_is_what_the_page_says():
         if each["set"] in ("a", "kv"):
             assert each["weights"] == pytest.approx(128_000, rel=0.01)
     members = [each for each in designs.values() if each["set"] == "sharing"]
+    prior = MeasuredScoring(sharing=shape_designs.PRIOR)
     for one, two in zip(members[::2], members[1::2], strict=True):
-        left, right = (shape_analysis.effective(archs[each["name"]]) for each in (one, two))
+        left, right = (shape_analysis.effective(archs[each["name"]], prior) for each in (one, two))
         assert left == pytest.approx(right, rel=0.01)
     sizes = [build_model(archs[name], bos_token_id=0, eos_token_id=0, pad_token_id=0).num_parameters()
              for name, each in designs.items() if each["set"] == "width"]  # fmt: skip
