@@ -74,8 +74,10 @@ def designed(profile, scoring, budget, measured):
         )  # fmt: skip
 
     limits = with_board_defaults({"decode_ms": budget.ms}, profile)
+    if not measured:
+        return search(limits)
     bench = bench_here(nullcontext)
-    return redesign(limits, search, lambda each: measure_design(each, bench)) if measured else search(limits)
+    return redesign(limits, search, lambda each: measure_design(each, bench))
 
 
 def step_ms(folder, context):

@@ -119,12 +119,12 @@ def check_identity(identity, folder):
         raise MerinoError(f"{folder} holds runs with other {parts}: give the same ones, or choose another --folder")
 
 
-def begin_with(record, identity, folder):
-    """The record's runs in a folder that holds none, where they are of this experiment."""
+def begin_with(record, folder):
+    """The record's runs in a folder that holds none, where they are of the folder's experiment."""
     if record.exists() and not (folder / RUNS).exists():
         kept = json.loads(record.read_text())
-        if kept["identity"] == json.loads(json.dumps(identity)):
-            write_text(folder / RUNS, "".join(json.dumps(row) + "\n" for row in kept["runs"]))
+        if kept["identity"] == json.loads((folder / IDENTITY).read_text()):
+            write_rows(folder / RUNS, kept["runs"])
 
 
 # --- one run
@@ -235,7 +235,11 @@ def finished(path):
 def add_line(path, row):
     """The file with one line more, or as it was."""
     with FileLock(path.with_suffix(".lock")):
-        write_text(path, "".join(json.dumps(each) + "\n" for each in [*finished(path), row]))
+        write_rows(path, [*finished(path), row])
+
+
+def write_rows(path, rows):
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def run_all(runs, designs, material, recipe, folder, file, share=1.0):
@@ -318,7 +322,7 @@ def main():
             recipe = recipe._replace(rate=options.rate)
             material.identity["recipe"] = recipe._asdict()
             check_identity(material.identity, options.folder)
-            begin_with(RECORD, material.identity, options.folder)
+            begin_with(RECORD, options.folder)
     if options.command == "pilot":
         runs = [(name, SEED, rate) for name in PILOT for rate in PILOT_RATES]
         run_all(runs, designs, material, recipe, options.folder, PILOTS, PILOT_SHARE)

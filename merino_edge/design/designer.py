@@ -27,7 +27,7 @@ from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
-FITTED = ("alpha", "kappa", "aspect", "sharing")  # constants of the law that have an interval
+MEASURED_CONSTANTS = [name for name, each in CONSTANTS.items() if each.low is not None]
 
 
 def design(
@@ -122,8 +122,10 @@ def loss_ratio(
     arch: Architecture, variant: Variant, limits: Mapping[str, float], scoring: MeasuredScoring
 ) -> LossRatio:
     """Predicted loss under the measured law, relative to OPT-350M and to the best uniform decoder."""
-    ends = [[getattr(scoring, name), CONSTANTS[name].low, CONSTANTS[name].high] for name in FITTED]
-    laws = [scoring.model_copy(update=dict(zip(FITTED, values, strict=True))) for values in itertools.product(*ends)]
+    shares = any(block.shared for block in arch.blocks)
+    varied = [name for name in MEASURED_CONSTANTS if shares or name != "sharing"]
+    ends = [[getattr(scoring, name), CONSTANTS[name].low, CONSTANTS[name].high] for name in varied]
+    laws = [scoring.model_copy(update=dict(zip(varied, values, strict=True))) for values in itertools.product(*ends)]
 
     def ratio(other: Geometry) -> Ratio:
         ratios = [(known_score(arch, law) / known_score(other, law)) ** -law.alpha for law in laws]

@@ -72,10 +72,11 @@ def test_a_folder_begins_with_the_runs_of_a_record_of_the_same_experiment(tmp_pa
     record.write_text(json.dumps({"identity": identity, "runs": [row]}))
     for name, texts, begun in (("other", {"tokenizer": "x"}, []), ("same", identity, [row])):
         (tmp_path / name).mkdir()
-        shape_training.begin_with(record, texts, tmp_path / name)
+        shape_training.check_identity(texts, tmp_path / name)
+        shape_training.begin_with(record, tmp_path / name)
         assert shape_training.finished(tmp_path / name / shape_training.RUNS) == begun
     shape_training.add_line(tmp_path / "same" / shape_training.RUNS, {"name": "b"})
-    shape_training.begin_with(record, identity, tmp_path / "same")
+    shape_training.begin_with(record, tmp_path / "same")
     assert shape_training.finished(tmp_path / "same" / shape_training.RUNS) == [row, {"name": "b"}]
 
 
