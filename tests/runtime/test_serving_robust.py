@@ -208,15 +208,15 @@ def send_nonsense(server, seconds, seed=1):
 
 @pytest.mark.parametrize("seconds", [3, pytest.param(600, marks=pytest.mark.nightly)])
 def test_nonsense_ends_nothing_and_memory_stays_as_it_is(server, seconds):
-    """Memory rises in steps to what the most connections at one time take, on a busy machine for minutes: so the first
-    half of the nonsense is for that, and the second is judged."""
-    before, half = whole(server, 2), max(2, seconds / 2)
+    """Memory rises in steps to what the most connections at one time take, on a busy machine for minutes: so half as
+    much nonsense comes before what is judged."""
+    before = whole(server, 2)
     full = {"prompt": "Lily and Tom " * 100, "ignore_eos": True, "max_tokens": 10 ** 6}
     all_at_once([lambda: server.post(TEXTS, **full)] * 4)  # each slot is filled once
-    send_nonsense(server, half)
+    send_nonsense(server, max(2, seconds / 2))
     all_at_once([lambda number=number: whole(server, number) for number in range(20)])
     held = server.rss_kb()
-    assert send_nonsense(server, half, seed=2) > 10 * half
+    assert send_nonsense(server, seconds, seed=2) > 10 * seconds
     all_at_once([lambda number=number: whole(server, number) for number in range(20)])
     assert whole(server, 2) == before and server.process.poll() is None
     assert server.rss_kb() <= MOST_GROWN * held
