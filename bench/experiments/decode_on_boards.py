@@ -207,9 +207,9 @@ def fill_cache(file: Path, state: Path, cache_type: int, depth: int) -> None:
 
 def predicted(row: Row, board: str) -> Row:
     """ms of reading and of computing on a board."""
-    profile, ours = load_profile(board), row["engine"] != "llama.cpp"
+    profile, own = load_profile(board), row["engine"] != "llama.cpp"
     at = 2 if BOARDS[board] == "cortex-a53" else 1
-    if ours:
+    if own:
         attention = "attention" if row["dialect"] == "portable" else "group_attention"
         kernels = {"matmul4": "matmul4", "attention": attention, "head": "matmulinteger"}
         cycles = {
@@ -221,7 +221,7 @@ def predicted(row: Row, board: str) -> Row:
     other = row["other"] * OTHER_CYCLES[BOARDS[board]]
     gb = (row["weight_bytes"] + row["cache_bytes"]) / 1e9
     read = 1e3 * gb / profile.performance.onnxruntime.read_gb_s.value
-    compute = (shared / CORES + other / (1 if ours else CORES)) * 1e-3 / profile.cpu.clock_ghz.value
+    compute = (shared / CORES + other / (1 if own else CORES)) * 1e-3 / profile.cpu.clock_ghz.value
     return {"board": board, "read_ms": read, "compute_ms": compute, "max_ms": max(read, compute),
             "sum_ms": read + compute}  # fmt: skip
 

@@ -5,7 +5,7 @@ Counted are bytes on top of the process with its libraries:
 * weights, gradients and AdamW's two moments, 4 bytes each per parameter;
 * tensors for the backward pass, at each use of a layer: LAYER_TENSORS of its width and FFN_TENSORS of its FFN's width,
   4 bytes per token; with bf16 a part of them takes half;
-* attention's scores only where `keeps_scores` says so: SCORE_BYTES for each head, of [batch, length, length];
+* attention's scores only where `keeps_scores` is true: SCORE_BYTES for each head, of [batch, length, length];
 * LOGIT_TENSORS of [batch, context, vocabulary], 4 bytes each: the logits, their log-softmax, its gradient.
 
 The three counts were fitted to measured peaks on a CPU: docs/decisions/training.md."""

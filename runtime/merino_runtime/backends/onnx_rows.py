@@ -78,7 +78,7 @@ class Rows:
             raise MerinoError(f"onnxruntime failed on a step of {count} sequences: {first_line(error)}. Check the "
                               "bundle with `verify` and `selftest`, or export it again.") from error
         for row in range(first, end):
-            # Where logits are not finite, the row's own `step` says what is wrong.
+            # Where logits are not finite, the row's own `step` raises the error.
             if row in wanted and np.isfinite(self._logits[row]).all():
                 self.backends[row].computed_ahead(wanted[row], self._logits[row, 0])
 

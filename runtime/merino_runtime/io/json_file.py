@@ -58,7 +58,7 @@ def value_of(text: str, any_depth: bool = False) -> Any:
     """The value of a JSON text. ValueError, with the reason in one line, where it is not JSON, has a key twice, NaN, a
     number that is too large, half of a surrogate pair, or more than DEEPEST levels.
 
-    any_depth: only what Python's own parser cannot take is too deep; spares a walk over all values.
+    any_depth: only what Python's own parser cannot take is too deep; spares a pass over all values.
     """
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite,

@@ -173,7 +173,7 @@ class Application:
             return
         kind, _, given = request.headers.get("authorization", "").partition(" ")
         given = given.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key", "")
-        # All are compared, and each in constant time, so that how long it takes says nothing of any.
+        # All are compared, and each in constant time, so that the time reveals none of them.
         if sum(hmac.compare_digest(given.encode("utf-8", "replace"), key.encode("utf-8")) for key in keys) == 0:
             raise RefusedError("the API key is missing or wrong. Send it as `Authorization: Bearer KEY`.", UNKNOWN_KEY,
                           code="invalid_api_key")

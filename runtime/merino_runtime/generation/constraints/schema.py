@@ -346,7 +346,8 @@ def _describes(keyword: str, schema: Dict[str, Any]) -> bool:
 
 
 def _as_one(schemas: Sequence[Any], here: str) -> Dict[str, Any]:
-    """The schemas of an allOf, where no keyword has two values, and one alone says what is in an object or a list."""
+    """The schemas of an allOf, where no keyword has two values, and one alone describes what an object or a list
+    holds."""
     merged: Dict[str, Any] = {}
     inside: Dict[str, int] = {}
     for index, schema in enumerate(schemas):
