@@ -66,13 +66,23 @@ def nightly(request):
     return hypothesis is not None and request.config.getoption("--hypothesis-profile") in ("nightly", "long")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--part", metavar="K/N", help="of N parts of the nightly files, that of number K modulo N")
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m is judged
-def pytest_collection_modifyitems(items):
-    """Marks what runs with more examples or more cases in `make test-nightly`."""
+def pytest_collection_modifyitems(config, items):
+    """Marks what runs with more examples or more cases in `make test-nightly`, and keeps the files of --part."""
     for item in items:
         counted = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
         if counted or "nightly" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.more)
+    if config.getoption("--part"):
+        number, parts = (int(word) for word in config.getoption("--part").split("/"))
+        nightly = (item for item in items if item.get_closest_marker("nightly") or item.get_closest_marker("more"))
+        part = set(sorted({item.fspath for item in nightly})[number % parts :: parts])
+        config.hook.pytest_deselected(items=[item for item in items if item.fspath not in part])
+        items[:] = [item for item in items if item.fspath in part]
 
 
 def pytest_collection_finish():

@@ -52,8 +52,15 @@ def collected(folder, options):
 
 
 def test_what_leaves_the_daily_run_is_in_the_nightly_one(tmp_path):
-    """By the options of the Makefile. What has more examples or cases is in both."""
+    """By the options of the Makefile. What has more examples or cases is in both. Each nightly file is in one part."""
     day, night, _ = re.findall(r"^\t\$\(PYTEST\) (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     (tmp_path / "test_sample.py").write_text(SAMPLE)
     assert collected(tmp_path, day) == {"test_by_day", "test_property", "test_fixture"}
+    night, _, part = night.partition(" $(if $(PART),")
     assert collected(tmp_path, night) == {"test_by_night", "test_property", "test_fixture"}
+    (tmp_path / "test_other.py").write_text(SAMPLE.replace("def test_", "def test_other_"))
+    parts = [collected(tmp_path, f"{night} {part.strip(')').replace('$(PART', f'{number}/2')}") for number in (4, 7)]
+    assert parts == [
+        {"test_other_by_night", "test_other_property", "test_other_fixture"},
+        {"test_by_night", "test_property", "test_fixture"},
+    ]
