@@ -161,6 +161,12 @@ def near(program: Program, everything: Options, node: Node, least: float) -> Opt
 def refined(program: Program, everything: Options, node: Node, known: float) -> list[Node]:
     """The node with optimised prices, or its parts; only those that may hold a better decoder."""
     least = weights_of(known, node.layers, law_of(program))
+    if node.first is None and node.level is None:  # tightened only where it is not divided by the first width
+        options = near(program, everything, node, least)
+        bound = best_bound(options, node.layers, node.prices, least)
+        node = replace(node, most=min(node.most, bound.weights), prices=bound.prices)
+        if node.most > least and ends_matter(options, node):
+            return by_first_width(program, everything, node, least)
     node, bound, options = tightened(program, everything, node, least)
     if node.most <= least:
         return []
