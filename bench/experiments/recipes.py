@@ -1,0 +1,182 @@
+"""What helps a small decoder to learn? Optimisers, schedules, changes of the decoder, one at a time, at equal tokens.
+
+    python bench/experiments/recipes.py run --data TITLE=FILE... --held-out TITLE=FILE...
+    python bench/experiments/recipes.py analyse -o bench/results/recipes-x86-2cores.json
+
+The decoder: four layers of 64 channels, 0.2 M weights beside the embedding, 20 tokens for each. Each variant changes
+one thing of the base (AdamW, cosine, the rate that is best of three) or of Muon at its best rate. Texts, tokenizer and
+folder are those of `shape_training.py`. `run` may be killed at any time and goes on from the last whole run; several
+processes share the runs. The result: docs/decisions/training.md.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import shape_training
+import torch
+from filelock import FileLock, Timeout
+from shape_designs import CONTEXT, HEAD, VOCAB
+from shape_training import Recipe, add_line, batch_of, bits_per_byte, finished, initial, prepare
+from write_record import with_this, write_record
+
+from merino_edge.families import designed_torch
+from merino_edge.families.designed import Architecture, Block
+from merino_edge.storage.atomic import cache_folder
+from merino_edge.training.optimiser import muon_for
+from merino_edge.training.recipe import BETA2, DECAY_SHARE
+
+TOKENS = 3_932_160  # 1,920 steps of 8 rows of 256: 20 for each weight
+WIDTH, LAYERS = 64, 4
+BATCH, WARMUP_SHARE, WEIGHT_DECAY = 8, 0.05, 0.1
+SEEDS = 2
+RUNS = "recipes.jsonl"
+
+
+class Variant(NamedTuple):
+    optimiser: str = "adamw"
+    rate: float = 4e-3
+    schedule: str = "cosine"
+    z_loss: float = 0.0  # weight of the squared logarithm of the softmax's denominator (PaLM, arXiv 2204.02311)
+    qk_norm: bool = False  # queries and keys of each head in RMS 1, without weights (arXiv 2010.04245)
+    squared_relu: bool = False  # in place of GELU (Primer, arXiv 2109.08668)
+
+
+ADAMW, MUON = Variant(), Variant("muon", rate=2e-2)
+VARIANTS = {
+    "AdamW, 2e-3": ADAMW._replace(rate=2e-3),
+    "AdamW, 4e-3": ADAMW,
+    "AdamW, 8e-3": ADAMW._replace(rate=8e-3),
+    "Muon, 1e-2": MUON._replace(rate=1e-2),
+    "Muon, 2e-2": MUON,
+    "Muon, 4e-2": MUON._replace(rate=4e-2),
+    "Muon, warm-down in the last fifth": MUON._replace(schedule="wsd"),
+    "Muon, z-loss 1e-4": MUON._replace(z_loss=1e-4),
+    "Muon, QK norm": MUON._replace(qk_norm=True),
+    "Muon, squared ReLU": MUON._replace(squared_relu=True),
+}
+
+
+def optimiser_of(model, variant):
+    if variant.optimiser == "muon":
+        return muon_for(model, SimpleNamespace(learning_rate=variant.rate, weight_decay=WEIGHT_DECAY))
+    groups = [
+        {"params": [weight], "weight_decay": WEIGHT_DECAY * (weight.ndim == 2)} for weight in model.parameters()
+    ]
+    return torch.optim.AdamW(groups, lr=variant.rate, betas=(0.9, BETA2), fused=True)
+
+
+def share_of_rate(variant, share):
+    """Of the rate, behind `share` of the steps."""
+    warm = min(1.0, share / WARMUP_SHARE)
+    if variant.schedule == "wsd":
+        return warm * min(1.0, (1 - share) / DECAY_SHARE)
+    return warm * (1 + math.cos(math.pi * max(0.0, (share - WARMUP_SHARE) / (1 - WARMUP_SHARE)))) / 2
+
+
+def changed(variant):
+    """The decoder's forward pass with the variant's changes, which no product code has."""
+    rotate, gelu = ORIGINAL
+    normal, relu = torch.nn.functional.rms_norm, torch.nn.functional.relu
+    designed_torch.rotate = (lambda x, rotary: rotate(normal(x, x.shape[-1:]), rotary)) if variant.qk_norm else rotate
+    torch.nn.functional.gelu = (lambda x, **_: relu(x).square()) if variant.squared_relu else gelu
+
+
+ORIGINAL = designed_torch.rotate, torch.nn.functional.gelu
+
+
+def loss_of(model, ids, z_loss):
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten())
+    return loss + z_loss * torch.logsumexp(logits, -1).square().mean() if z_loss else loss
+
+
+def train(variant, seed, material):
+    """{title: bits per byte}, and seconds of CPU of all steps."""
+    changed(variant)
+    arch = Architecture(
+        blocks=(Block(width=WIDTH, ffn_ratio=4.0, depth=LAYERS),), vocab=VOCAB, context=CONTEXT, head_size=HEAD
+    )
+    model = initial(arch, seed, Recipe())
+    optimiser = optimiser_of(model, variant)
+    peaks = [group["lr"] for group in optimiser.param_groups]
+    steps, began = TOKENS // (BATCH * CONTEXT), time.process_time()
+    for step in range(steps):
+        for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+            group["lr"] = peak * share_of_rate(variant, (step + 1) / steps)
+        loss_of(model, batch_of(material.rows, step, BATCH, seed), variant.z_loss).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+    seconds = time.process_time() - began
+    return bits_per_byte(model, material.held_out), seconds
+
+
+def run_all(material, folder):
+    for seed in range(SEEDS):
+        for name, variant in VARIANTS.items():
+            try:
+                with FileLock(folder / f"recipe-{name}-{seed}.lock", timeout=0):
+                    if any((row["name"], row["seed"]) == (name, seed) for row in finished(folder / RUNS)):
+                        continue
+                    losses, seconds = train(variant, seed, material)
+                    add_line(folder / RUNS, {"name": name, "seed": seed, "bits_per_byte": losses,
+                                             "cpu_seconds": round(seconds, 1), "commit": with_this([])[0]})  # fmt: skip
+            except Timeout:
+                continue
+            print(f"{time.strftime('%H:%M')} {name}, seed {seed}: {sum(losses.values()) / len(losses):.4f} bits per"
+                  f" byte, {seconds:.0f} s of CPU", flush=True)  # fmt: skip
+
+
+def log_loss(row):
+    """The mean over the texts of the loss's logarithm."""
+    return sum(map(math.log, row["bits_per_byte"].values())) / len(row["bits_per_byte"])
+
+
+def against(rows, name, base):
+    """ln loss less that of `base`, paired by seed."""
+    losses = {(row["name"], row["seed"]): log_loss(row) for row in rows}
+    pairs = [losses[name, seed] - losses[base, seed] for seed in range(SEEDS)
+             if (name, seed) in losses and (base, seed) in losses]  # fmt: skip
+    if not pairs:
+        return None
+    return {"mean": round(sum(pairs) / len(pairs), 5), "each": [round(pair, 5) for pair in pairs]}
+
+
+def analysed(rows):
+    return {
+        name: {
+            "variant": variant._asdict(),
+            "less_adamw": against(rows, name, "AdamW, 4e-3"),
+            "less_muon": against(rows, name, "Muon, 2e-2"),
+            "cpu_seconds": [row["cpu_seconds"] for row in rows if row["name"] == name],
+        }
+        for name, variant in VARIANTS.items()
+    }  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run, analyse = commands.add_parser("run"), commands.add_parser("analyse")
+    for command in (run, analyse):
+        command.add_argument("--folder", type=Path, default=cache_folder() / "experiments" / "shape-training")
+    run.add_argument("--data", nargs="+", required=True, metavar="TITLE=FILE")
+    run.add_argument("--held-out", nargs="+", required=True, metavar="TITLE=FILE")
+    analyse.add_argument("-o", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.command == "run":
+        listed = shape_training.json.loads(shape_training.LIST.read_text())
+        material = prepare(options.data, options.held_out, options.folder, listed, Recipe())
+        run_all(material, options.folder)
+    else:
+        rows = finished(options.folder / RUNS)
+        write_record(options.o, {"tokens": TOKENS, "variants": analysed(rows), "runs": rows})
+
+
+if __name__ == "__main__":
+    main()
