@@ -49,14 +49,15 @@ def test_the_best_aspect_ratio_is_the_constants():
     assert abs(math.log(width_over_depth(best)) - CONSTANTS["aspect"].value) < 1.5 * math.log((best + 1) / best)
 
 
-def test_sharing_and_few_kv_heads_cost_what_the_table_says():
+def test_sharing_and_few_kv_heads_cost_what_the_constants_say():
     block = Block(width=512, ffn_ratio=4, depth=6)
     alone = total_score([block.model_copy(update={"depth": 1})], 64, MeasuredScoring(kappa=0))
     shared = total_score([block.model_copy(update={"shared": True})], 64, MeasuredScoring(kappa=0))
     assert shared == pytest.approx(alone * 6 ** CONSTANTS["sharing"].value)
     weights = 2 * 512 * (512 + 64 + 2048)  # one KV head of eight
-    assert total_score([block.model_copy(update={"depth": 1, "kv_heads": 1})], 64, MeasuredScoring(kappa=0)) == (
-        pytest.approx(weights * math.exp(-3 * CONSTANTS["kv_loss"].value / CONSTANTS["alpha"].value))
+    one_head = [block.model_copy(update={"depth": 1, "kv_heads": 1})]
+    assert total_score(one_head, 64, MeasuredScoring(kappa=0, kv_loss=0.002)) == (
+        pytest.approx(weights * math.exp(-3 * 0.002 / CONSTANTS["alpha"].value))
     )
 
 
