@@ -1,6 +1,8 @@
 """GPTQ: the quantisation alone, the Hessian that it uses, and exports that keep more of a
 model."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tokenizers
@@ -16,7 +18,7 @@ from merino_edge.cli.app import app
 from merino_edge.embedded import FOLDER
 from merino_edge.export.export import export
 from merino_edge.export.graphs import build_graph
-from merino_edge.export.quantisation.gptq import gptq
+from merino_edge.export.quantisation.gptq import compensated, damped_hessian, descended, fitted_scales, gptq
 from merino_edge.export.quantisation.groups import dequantize, quantize_groups
 from merino_edge.export.quantisation.hessians import input_hessians
 from merino_edge.export.request import ExportRequest
@@ -34,11 +36,39 @@ MATRICES = arrays.arrays(np.float32, (3, 64), elements=st.floats(-4, 4, width=32
 
 @given(MATRICES, st.sampled_from([4, 8]), st.sampled_from([32, 64]), st.booleans(), st.sampled_from([0, 1e-6, 7]))
 @examples(100)
-def test_inputs_that_do_not_hang_together_leave_rounding_as_it_is(matrix, bits, block, both_signs, power):
+def test_inputs_that_do_not_hang_together_lose_no_more_than_by_rounding(matrix, bits, block, both_signs, power):
     result = gptq(matrix, power * np.eye(64, dtype=np.float32), bits, block, both_signs=both_signs)
     plain = quantize_groups(matrix, bits, block, both_signs=both_signs)
     assert result.bits == bits and result.group_size == block
-    assert np.array_equal(result.codes, plain.codes) and np.array_equal(result.scales, plain.scales)
+    lost, plainly = (np.square(dequantize(each) - matrix).sum(1) for each in (result, plain))
+    assert (lost <= plainly * (1 + 1e-4) + 1e-10).all()
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([4, 8]), st.sampled_from([32, 96]), st.integers(8, 300))
+@examples(60)
+def test_no_step_behind_gptq_raises_the_error(seed, bits, size, tokens):
+    """Of any row, on inputs of which some are the same, some larger, and some always 0."""
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((tokens, 96)) * random.choice([0, 0.1, 1, 30], 96)
+    x[:, 50] = x[:, 3]
+    damped = damped_hessian((x.T @ x / tokens).astype(np.float32))
+    weights = random.standard_normal((96, 20)).astype(np.float32)
+    weights[:32, 4] = 0
+    codes, scales = compensated(weights, damped, bits, size, False)
+
+    def error():
+        lost = weights - codes * np.repeat(scales, size, 0)
+        return np.einsum("cr,cd,dr->r", lost, damped, lost)
+
+    errors = [error()]
+    for _ in range(2):
+        scales = fitted_scales(weights, codes, scales, damped.astype(np.float32))
+        errors.append(error())
+        codes = descended(weights, codes, scales, damped.astype(np.float32), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        errors.append(error())
+    for before, after in itertools.pairwise(errors):
+        assert (after <= before * (1 + 1e-3) + 1e-9 * damped.trace()).all()
+    assert (errors[-1] < errors[0]).any()
 
 
 @pytest.mark.parametrize("bits", [4, 8])

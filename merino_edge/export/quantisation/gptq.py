@@ -1,5 +1,7 @@
 """GPTQ (arXiv 2210.17323): the columns of a matrix are quantised one after the other, and the error of each is
 compensated in the columns that are not quantised yet, so that the output changes least on inputs of the given Hessian.
+Then scales and codes are improved in turns, codes by coordinate descent (CDQuant, arXiv 2406.17542). Figures:
+docs/decisions/quantisation.md.
 """
 
 import numpy as np
@@ -7,6 +9,10 @@ import numpy as np
 from merino_edge.export.quantisation.groups import Quantized, packed, quantize_rows
 
 DAMPING = 0.01  # share of the diagonal's mean that is added to it: a Hessian of few tokens is not of full rank
+SWEEPS = 2  # of new scales and coordinate descent
+RIDGE = 1e-6  # of the mean diagonal: a group of zeros keeps its scale
+ROWS = 256  # that are improved at once: they do not depend on each other
+BLOCK = 64  # columns whose changes reach the gradient of the others in one product
 Hessians = dict[str, np.ndarray]  # by a matrix's name in the state dict: the mean of x x' [in, in] over its inputs x
 
 
@@ -15,15 +21,43 @@ def gptq(
 ) -> Quantized:
     """Quantise a matrix float32 [rows, columns] in groups of `group_size`. `hessian` [columns, columns]: of its input.
 
-    A group's scales minimise the squared error of its weights after the compensation of earlier columns. `both_signs`:
-    as in `quantize_groups`.
+    `both_signs`: as in `quantize_groups`.
     """
-    spread = spreading(hessian)
-    left = np.ascontiguousarray(matrix.T, np.float32)  # [columns, rows], compensated for all quantised columns
+    weights, damped = np.ascontiguousarray(matrix.T, np.float32), damped_hessian(hessian)
     half = 2 ** (bits - 1)
     lowest = 1 - half if both_signs else -half
-    codes = np.empty(left.shape, np.uint8)
-    scales = np.empty((len(left) // group_size, left.shape[1]), np.float32)
+    codes, scales = compensated(weights, damped, bits, group_size, both_signs)
+    damped = damped.astype(np.float32)
+    for start in range(0, len(matrix), ROWS):
+        rows = slice(start, start + ROWS)
+        part, own_codes, own_scales = (np.ascontiguousarray(each[:, rows]) for each in (weights, codes, scales))
+        for _ in range(SWEEPS):
+            own_scales = fitted_scales(part, own_codes, own_scales, damped)
+            own_codes = descended(part, own_codes, own_scales, damped, lowest, half - 1)
+        codes[:, rows], scales[:, rows] = own_codes, own_scales
+    cut = (codes + half).astype(np.uint8).T.reshape(matrix.shape[0], -1, group_size)
+    return Quantized(packed(cut, bits), np.ascontiguousarray(scales.T), bits, group_size)
+
+
+def damped_hessian(hessian: np.ndarray) -> np.ndarray:
+    """float64 [columns, columns]"""
+    damped = hessian.astype(np.float64)
+    damped[np.diag_indices_from(damped)] += DAMPING * (float(np.trace(damped)) / len(damped) or 1.0)
+    return damped
+
+
+def compensated(
+    weights: np.ndarray, damped: np.ndarray, bits: int, group_size: int, both_signs: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """GPTQ's codes [columns, rows], from -2^(bits - 1), and scales [groups, rows], of weights [columns, rows].
+
+    A group's scales minimise the squared error of its weights after the compensation of earlier columns.
+    """
+    # U with U' U the inverse: column j changes by U[i, j] / U[i, i] per unit of error in column i
+    spread = np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
+    left, half = weights.copy(), 2 ** (bits - 1)  # compensated for all quantised columns
+    lowest = 1 - half if both_signs else -half
+    codes, scales = np.empty_like(left), np.empty((len(left) // group_size, left.shape[1]), np.float32)
     for index, start in enumerate(range(0, len(left), group_size)):
         end = start + group_size
         values = np.ascontiguousarray(left[start:end].T)[:, None]  # [rows, 1, group_size]
@@ -31,22 +65,46 @@ def gptq(
         divisor = np.where(scale == 0, 1, scale)
         errors = np.empty((group_size, left.shape[1]), np.float32)
         for column in range(start, end):
-            code = np.clip(np.rint(left[column] / divisor), lowest, half - 1)
-            codes[column] = code + half
-            errors[column - start] = error = (left[column] - code * scale) / spread[column, column]
+            codes[column] = np.clip(np.rint(left[column] / divisor), lowest, half - 1)
+            errors[column - start] = error = (left[column] - codes[column] * scale) / spread[column, column]
             left[column + 1 : end] -= np.outer(spread[column, column + 1 : end], error)
         left[end:] -= spread[start:end, end:].T @ errors
         scales[index] = scale
-    cut = codes.T.reshape(matrix.shape[0], -1, group_size)
-    return Quantized(packed(cut, bits), np.ascontiguousarray(scales.T), bits, group_size)
+    return codes, scales
 
 
-def spreading(hessian: np.ndarray) -> np.ndarray:
-    """The upper triangle U with U' U the inverse of the damped Hessian, float32 [columns, columns].
+def fitted_scales(weights: np.ndarray, codes: np.ndarray, scales: np.ndarray, damped: np.ndarray) -> np.ndarray:
+    """The scales [groups, rows] of least error for these codes: least squares over all groups of a row at once."""
+    groups, rows = scales.shape
+    size = len(weights) // groups
+    rest = weights - codes * np.repeat(scales, size, 0)  # [columns, rows]
+    normal, right = np.empty((rows, groups, groups)), np.empty((rows, groups))
+    for group in range(groups):
+        here = slice(group * size, (group + 1) * size)
+        image = damped[:, here] @ codes[here]  # [columns, rows]
+        normal[:, group] = (image * codes).reshape(groups, size, rows).sum(1).T
+        right[:, group] = (image * rest).sum(0)
+    diagonal = np.einsum("rgg->rg", normal)
+    normal[:, range(groups), range(groups)] += RIDGE * diagonal.mean(1, keepdims=True) + np.finfo(np.float32).tiny
+    return scales + np.linalg.solve(normal, right[..., None])[..., 0].T.astype(np.float32)
 
-    Column j changes by U[i, j] / U[i, i] per unit of error in column i.
-    """
-    damped = hessian.astype(np.float64)
-    mean = float(np.trace(damped)) / len(damped) or 1.0
-    damped[np.diag_indices_from(damped)] += DAMPING * mean
-    return np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
+
+def descended(
+    weights: np.ndarray, codes: np.ndarray, scales: np.ndarray, damped: np.ndarray, lowest: int, highest: int
+) -> np.ndarray:
+    """Codes [columns, rows] after one sweep of coordinate descent: each column in turn takes the codes of least error
+    beside those of all others."""
+    codes, steps = codes.copy(), np.repeat(scales, len(weights) // len(scales), 0)  # [columns, rows]
+    divisor = np.where(steps == 0, 1, steps)
+    gradient = damped @ (weights - codes * steps)  # of half the error, towards larger codes
+    for start in range(0, len(weights), BLOCK):
+        end = min(start + BLOCK, len(weights))
+        here, changes = gradient[start:end].copy(), np.empty_like(weights[start:end])
+        for column in range(start, end):
+            best = codes[column] + here[column - start] / (damped[column, column] * divisor[column])
+            best = np.clip(np.rint(best), lowest, highest)
+            changes[column - start] = change = (best - codes[column]) * steps[column]
+            here -= np.outer(damped[start:end, column], change)
+            codes[column] = best
+        gradient -= damped[:, start:end] @ changes
+    return codes

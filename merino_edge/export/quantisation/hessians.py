@@ -13,14 +13,17 @@ from transformers import PreTrainedModel
 
 from merino_edge.export.quantisation.gptq import Hessians
 from merino_edge.export.source import Source, text_rows
+from merino_edge.families.operators import params
 
-TOKENS = 16_384  # at most, sampled evenly from the text
+LEAST_TOKENS, MOST_TOKENS = 16_384, 131_072  # of the text, sampled evenly
+WORK = LEAST_TOKENS * 135_000_000  # tokens times weights that are read where that lies between
 ROW = 512  # tokens in a sequence
 
 
 def hessians_on(source: Source, text: Path) -> Callable[[], Hessians]:
     """The Hessians on a text, computed at the first call. Raises MerinoError at once where the text cannot be read."""
-    rows = text_rows(source, text, min(ROW, source.arch.context), TOKENS)
+    tokens = min(max(WORK // params(source.arch.operators), LEAST_TOKENS), MOST_TOKENS)
+    rows = text_rows(source, text, min(ROW, source.arch.context), tokens)
     return cache(lambda: input_hessians(source.model, rows))
 
 
