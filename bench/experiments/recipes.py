@@ -11,7 +11,9 @@ processes share the runs. The result: docs/decisions/training.md.
 
 import argparse
 import math
+import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -23,7 +25,6 @@ from shape_designs import CONTEXT, HEAD, VOCAB
 from shape_training import Recipe, add_line, batch_of, bits_per_byte, finished, initial, prepare
 from write_record import with_this, write_record
 
-from merino_edge.families import designed_torch
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.storage.atomic import cache_folder
 from merino_edge.training.optimiser import muon_for
@@ -77,15 +78,19 @@ def share_of_rate(variant, share):
     return warm * (1 + math.cos(math.pi * max(0.0, (share - WARMUP_SHARE) / (1 - WARMUP_SHARE)))) / 2
 
 
-def changed(variant):
+@contextmanager
+def changed(model, variant):
     """The decoder's forward pass with the variant's changes, which no product code has."""
-    rotate, gelu = ORIGINAL
-    normal, relu = torch.nn.functional.rms_norm, torch.nn.functional.relu
-    designed_torch.rotate = (lambda x, rotary: rotate(normal(x, x.shape[-1:]), rotary)) if variant.qk_norm else rotate
-    torch.nn.functional.gelu = (lambda x, **_: relu(x).square()) if variant.squared_relu else gelu
-
-
-ORIGINAL = designed_torch.rotate, torch.nn.functional.gelu
+    decoder, normal, relu = sys.modules[type(model).__module__], torch.nn.functional.rms_norm, torch.nn.functional.relu
+    rotate, gelu = decoder.rotate, torch.nn.functional.gelu
+    if variant.qk_norm:
+        decoder.rotate = lambda x, rotary: rotate(normal(x, x.shape[-1:]), rotary)
+    if variant.squared_relu:
+        torch.nn.functional.gelu = lambda x, **_: relu(x).square()
+    try:
+        yield
+    finally:
+        decoder.rotate, torch.nn.functional.gelu = rotate, gelu
 
 
 def loss_of(model, ids, z_loss):
@@ -96,23 +101,28 @@ def loss_of(model, ids, z_loss):
 
 def train(variant, seed, material):
     """{title: bits per byte}, and seconds of CPU of all steps."""
-    changed(variant)
     arch = Architecture(
         blocks=(Block(width=WIDTH, ffn_ratio=4.0, depth=LAYERS),), vocab=VOCAB, context=CONTEXT, head_size=HEAD
     )
     model = initial(arch, seed, Recipe())
+    with changed(model, variant):
+        seconds = learn(model, variant, seed, material.rows)
+        return bits_per_byte(model, material.held_out), seconds
+
+
+def learn(model, variant, seed, rows):
+    """Seconds of CPU of all steps."""
     optimiser = optimiser_of(model, variant)
     peaks = [group["lr"] for group in optimiser.param_groups]
     steps, began = TOKENS // (BATCH * CONTEXT), time.process_time()
     for step in range(steps):
         for group, peak in zip(optimiser.param_groups, peaks, strict=True):
             group["lr"] = peak * share_of_rate(variant, (step + 1) / steps)
-        loss_of(model, batch_of(material.rows, step, BATCH, seed), variant.z_loss).backward()
+        loss_of(model, batch_of(rows, step, BATCH, seed), variant.z_loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-    seconds = time.process_time() - began
-    return bits_per_byte(model, material.held_out), seconds
+    return time.process_time() - began
 
 
 def run_all(material, folder):
