@@ -141,5 +141,6 @@ def print_calibration(done: "Exported", request: "ExportRequest") -> None:
         say(f"{each.kind}: {each.exact} matrices taken over exactly, {each.requantised} requantised")
     if done.note:
         say(f"{done.note}, calibrated on {on}; in float32 the model is the same")
-    if text and done.bundle.precision in ROUNDED:
-        say(f"{done.calibrated} matrices quantised by GPTQ on {text.name}; those taken over are unchanged")
+    if done.calibrated or text and done.bundle.precision in ROUNDED:
+        name = text.name if text else on
+        say(f"{done.calibrated} matrices quantised by GPTQ on {name}; those taken over are unchanged")

@@ -27,15 +27,16 @@ Sizes = Mapping[str, np.ndarray]
 def build_graph(
     source: Source, form: GraphFormat, hessians: Callable[[], Hessians] | None = None,
     scales: CacheScales | None = None, sizes: Sizes | None = None, eight_bits: frozenset[str] = frozenset(),
+    finest: bool = False,
 ) -> Graph:  # fmt: skip
-    """The graph of the source's model, with its weights in float32 or quantised. `hessians`, `eight_bits`: see `Graph`.
-    `scales`: of a quantised cache, in the order of torch's model. `sizes`: of the channels of inputs, by the first
-    matrix that reads them; groups with outliers among them are stored twice."""
+    """The graph of the source's model, with its weights in float32 or quantised. `hessians`, `eight_bits`, `finest`:
+    see `Graph`. `scales`: of a quantised cache, in the order of torch's model. `sizes`: of the channels of inputs, by
+    the first matrix that reads them; groups with outliers among them are stored twice."""
     weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
     scales = scales.in_order(key_order_of(source.arch)) if scales else None
     return geometry_graph(
         dialect_of(form), source.arch, weights, form.context, form.precision, source.blocks, hessians, scales,
-        form.all_logits, sizes, eight_bits,
+        form.all_logits, sizes, eight_bits, finest,
     )  # fmt: skip
 
 
@@ -51,13 +52,13 @@ def geometry_graph(
     dialect: Dialect, arch: Geometry, weights: Weights, context: int, precision: str,
     blocks: BlockSource | None = None, hessians: Callable[[], Hessians] | None = None,
     scales: CacheScales | None = None, all_logits: bool = False, sizes: Sizes | None = None,
-    eight_bits: frozenset[str] = frozenset(),
+    eight_bits: frozenset[str] = frozenset(), finest: bool = False,
 ) -> Graph:  # fmt: skip
     """The graph of a geometry by its family's graph builder. `weights`: the state dict of its torch model."""
     kv_layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)]
     graph = dialect(GraphWeights(weights, layout_of(arch)), context, precision, blocks)
     graph.hessians, graph.cache_scales, graph.all_logits = hessians, scales, all_logits
-    graph.eight_bits = eight_bits
+    graph.eight_bits, graph.finest = eight_bits, finest
     if sizes:
         graph.outliers = outlier_groups(read_by(graph, arch, sizes))
     graph.begin_decoder(kv_layers)

@@ -26,7 +26,7 @@ from merino_edge.export.parity import (
 )
 from merino_edge.export.quantisation.gptq import Hessians
 from merino_edge.export.quantisation.groups import MatrixError
-from merino_edge.export.quantisation.hessians import hessians_on
+from merino_edge.export.quantisation.hessians import hessians_on, input_hessians
 from merino_edge.export.quantisation.kv_calibration import Calibrated, calibrated_cache
 from merino_edge.export.quantisation.outliers import TWICE
 from merino_edge.export.quantisation.smoothquant import NOTE, input_sizes, rows_to_read, smoothed
@@ -87,7 +87,7 @@ class Calibration(NamedTuple):
     """Statistics for quantisation, measured on a text, or without one on text that the model generates.
 
     Attributes:
-        rows: gives the text's ids [rows, T], for SmoothQuant.
+        rows: gives the text's ids [rows, T], for SmoothQuant, and for GPTQ without a text from the user.
         hessians: of the inputs of the matrices, for GPTQ; None where no weight is rounded by it.
         cache: scales of a quantised KV cache; None where it is not quantised.
         answers: of the model in float32, to compare the bundle with; empty where nothing is compared.
@@ -103,7 +103,9 @@ def calibrate(source: Source, resolved: ResolvedExport) -> Calibration:
     """Raises MerinoError where the text cannot be read, or the cache costs too much on it."""
     form, text = resolved.form, resolved.calibration
     rows = cache(lambda: rows_to_read(source, form.context, text))
-    hessians = hessians_on(source, text) if text and resolved.uses_gptq else None
+    hessians = None
+    if resolved.gptq:
+        hessians = hessians_on(source, text) if text else cache(lambda: input_hessians(source.model, rows()))
     fitted = calibrated_cache(source, form.kv, form.context, text, None if text else rows()) if form.kv else None
     judged = source.weights == "trained" and source.tokenizer is not None
     rounds = form.kv is not None or form.precision in ROUNDED
@@ -115,15 +117,15 @@ def write_export(
     source: Source, out: Path, resolved: ResolvedExport, calibration: Calibration, last_use: bool = False
 ) -> Exported:
     """Write the bundle `out` as it was resolved. `last_use`, and MerinoError: see `export`."""
-    form, hessians, given = resolved.form, calibration.hessians, source
+    form, text, hessians, given = resolved.form, resolved.calibration, calibration.hessians, source
     scales, rise = calibration.cache or (None, None)
     if form.precision == "int8" and rounds_in_groups(form):
         source = smoothed(source, calibration.rows, in_place=last_use)
     if source is not given:
         last_use = True
-        hessians = hessians_on(source, resolved.calibration) if resolved.calibration else None
+        hessians = hessians_on(source, text) if text else None
     sizes = channel_sizes(source, resolved, calibration)
-    graph = build_graph(source, form, hessians, scales, sizes, resolved.eight_bits)
+    graph = build_graph(source, form, hessians, scales, sizes, resolved.eight_bits, text is not None)
     graph.note = NOTE if source is not given else TWICE if graph.outliers else ""
     check_folder(out, is_bundle_alone, graph.weight_bytes)
     errors, stored, calibrated = graph.matrix_errors(), stored_blocks(source, graph), graph.calibrated

@@ -20,13 +20,15 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.generation.text import Tokenizer
 from merino_runtime.io.json_file import JSON, read_text
 
+MOST_WORK = 10**11  # of GPTQ without a text from the user: sum of weights times columns, that of 135 M weights
+
 
 class ResolvedExport(NamedTuple):
     """A request without defaults.
 
     Attributes:
-        calibration: text for GPTQ and for the scales of a quantised cache; None: no GPTQ, and scales fitted to a text
-            that the model generates.
+        calibration: text for GPTQ and for the scales of a quantised cache; None: text that the model generates.
+        gptq: whether weights are rounded by GPTQ.
         chat: the chat template's entry in bundle.json; None: the bundle has none.
         template: the template's text; None: the bundle has none.
         eight_bits: names of the matrices of an int4 export that get 8 bits.
@@ -36,11 +38,8 @@ class ResolvedExport(NamedTuple):
     calibration: Path | None
     chat: BundleChat | None
     template: str | None
+    gptq: bool
     eight_bits: frozenset[str] = frozenset()
-
-    @property
-    def uses_gptq(self) -> bool:
-        return self.calibration is not None and self.form.precision in ROUNDED
 
 
 def resolve(request: ExportRequest, source: Source, out: Path) -> ResolvedExport:
@@ -52,10 +51,17 @@ def resolve(request: ExportRequest, source: Source, out: Path) -> ResolvedExport
     check_readable(source)
     template = source.chat if request.chat else None
     resolved = ResolvedExport(
-        form, request.calibration, chat_of(template) if template else None, template.text if template else None
-    )
-    check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch), resolved.uses_gptq)
+        form, request.calibration, chat_of(template) if template else None, template.text if template else None,
+        precision in ROUNDED and request.calibration is not None or precision == "int4" and gptq_pays(source),
+    )  # fmt: skip
+    check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch), resolved.gptq)
     return resolved
+
+
+def gptq_pays(source: Source) -> bool:
+    """Whether int4 is rounded by GPTQ without a text from the user: trained float weights, few enough for minutes."""
+    work = sum(op.matrix * op.columns for op in source.arch.operators if op.kind == "linear" and op.own)
+    return source.weights == "trained" and source.blocks is None and work <= MOST_WORK
 
 
 def chosen_context(source: Source, context: int | None) -> int:

@@ -52,8 +52,8 @@ class Graph:
         real: the type of activations and of weights that are not quantised.
         blocks: quantised matrices as a GGUF source stores them; None for other sources.
         quantized: the quantised matrices, by the names of the matrices that were joined.
-        hessians: returns the Hessians of the matrices' inputs; None without calibration text. Matrices with a Hessian
-            are quantised by GPTQ, and counted in `calibrated`.
+        hessians: returns the Hessians of the matrices' inputs; None: no GPTQ. Matrices with a Hessian are quantised by
+            GPTQ, and counted in `calibrated`. finest: whether in the smallest groups, or in those of plain rounding.
         exact: names of matrices that are taken over from the source without a second rounding.
         cache_scales: of a quantised KV cache; None: the cache is of type `real`. Set before `begin_decoder`.
         all_logits: whether the graph returns the logits of all positions, and not of the last alone.
@@ -78,6 +78,7 @@ class Graph:
         self.real = "float16" if precision == "fp16" else "float32"
         self.quantized: dict[tuple[str, ...], Quantized] = {}
         self.hessians: Callable[[], Hessians] | None = None
+        self.finest = False
         self.calibrated = 0
         self.decode_weight_bytes = 0
         self.inputs: list[Port] = []
@@ -212,7 +213,8 @@ class Graph:
 
     def quantize_gptq(self, name: str, matrix: np.ndarray, bits: int, hessian: np.ndarray) -> Quantized:
         """The same by GPTQ; `hessian` [columns, columns] of the matrix's input."""
-        return gptq(matrix, hessian, bits, group_sizes(name, matrix.shape[1])[-1])
+        finest = group_sizes(name, matrix.shape[1])[-1]
+        return gptq(matrix, hessian, bits, finest if self.finest else self.quantize(name, matrix, bits).group_size)
 
     def matrix_errors(self) -> list[MatrixError]:
         return [matrix_error("+".join(names), self.joined(names), matrix) for names, matrix in self.quantized.items()]

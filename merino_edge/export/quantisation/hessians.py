@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -24,11 +25,11 @@ def hessians_on(source: Source, text: Path) -> Callable[[], Hessians]:
     """The Hessians on a text, computed at the first call. Raises MerinoError at once where the text cannot be read."""
     tokens = min(max(WORK // params(source.arch.operators), LEAST_TOKENS), MOST_TOKENS)
     rows = text_rows(source, text, min(ROW, source.arch.context), tokens)
-    return cache(lambda: input_hessians(source.model, rows))
+    return cache(lambda: input_hessians(source.model, rows.numpy()))
 
 
 @torch.no_grad()
-def input_hessians(model: PreTrainedModel, rows: torch.Tensor) -> Hessians:
+def input_hessians(model: PreTrainedModel, rows: np.ndarray) -> Hessians:
     """The mean of x x' over all tokens, for the input x of each matrix except the head's; rows: ids [n, T].
 
     Matrices with the same input share one array.
@@ -56,12 +57,12 @@ def input_hessians(model: PreTrainedModel, rows: torch.Tensor) -> Hessians:
     ]  # fmt: skip
     try:
         for row in rows:
-            model.base_model(input_ids=row[None].long())
+            model.base_model(input_ids=torch.from_numpy(row)[None].long())
             seen.clear()
     finally:
         for each in hooks:
             each.remove()
-    means = {name: (total / rows.numel()).numpy() for name, total in sums.items()}
+    means = {name: (total / rows.size).numpy() for name, total in sums.items()}
     return {name: means[owner] for name, owner in owners.items()}
 
 
