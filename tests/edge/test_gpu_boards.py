@@ -192,15 +192,15 @@ def run(*words):
 
 GOLDEN = {
     # (board, backend asked for): backend, format, shape, decode ms, prefill ms, memory MB of the board's own budget
-    ("jetson-nano", None): ("tensorrt", "fp16", "832x4x1 1024x4x4k2 1024x4x9k4 1024x4x9k4", 50, 1752, 1771),
+    ("jetson-nano", None): ("tensorrt", "fp16", "832x4x1 1024x4x5k1 1024x4x6k2 1024x4x12k1", 50, 1790, 1785),
     ("jetson-nano", "onnxruntime"): (
         "onnxruntime", "fp32", "384x4x1 576x3.5x1k1 512x4x5k1 448x4x6k1", 50, 3860, 297,
     ),
     ("jetson-orin-nano", None): (
-        "tensorrt", "fp16", "832x4x1 1024x4x8k2 1024x4x10k4 1024x4x12k2", 25, 444, 2191,
+        "tensorrt", "fp16", "832x4x1 1024x4x7k1 1024x4x12k1 1024x4x12k2", 25, 451, 2212,
     ),
     ("jetson-orin-nano", "onnxruntime"): (
-        "onnxruntime", "fp32", "384x4x1 512x2.5x1k1 448x4x5k1 512x4x7k1", 25, 583, 534,
+        "onnxruntime", "fp32", "384x4x1 512x4x5k1 512x3.5x3k1 448x4x5k1", 25, 590, 534,
     ),
 }  # fmt: skip
 

@@ -50,7 +50,8 @@ def source(request, decoder):
 def test_codes_and_torchs_weights_compute_the_same(source, kind, tmp_path):
     """A window (Gemma 3, GPT-Neo) wants a later ONNX Runtime than the format does, but not in attention by groups."""
     dialect, precision, core = kind
-    exported = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, core=core))
+    given = source if kind == SCALED else source._replace(weights="random")  # rounded without GPTQ
+    exported = export(given, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, core=core))
     if kind == SCALED:
         source = smoothed(source, partial(rows_to_read, source, 48, None))
     graph = build_graph(source, GraphFormat(precision, dialect, 48, core))
