@@ -28,9 +28,9 @@ class ResolvedExport(NamedTuple):
 
     Attributes:
         calibration: text for GPTQ and for the scales of a quantised cache; None: text that the model generates.
-        gptq: whether weights are rounded by GPTQ.
         chat: the chat template's entry in bundle.json; None: the bundle has none.
         template: the template's text; None: the bundle has none.
+        gptq: whether weights are rounded by GPTQ.
         eight_bits: names of the matrices of an int4 export that get 8 bits.
     """
 

@@ -53,7 +53,8 @@ class Graph:
         blocks: quantised matrices as a GGUF source stores them; None for other sources.
         quantized: the quantised matrices, by the names of the matrices that were joined.
         hessians: returns the Hessians of the matrices' inputs; None: no GPTQ. Matrices with a Hessian are quantised by
-            GPTQ, and counted in `calibrated`. finest: whether in the smallest groups, or in those of plain rounding.
+            GPTQ, and counted in `calibrated`.
+        finest: whether GPTQ takes the smallest groups; else those of plain rounding.
         exact: names of matrices that are taken over from the source without a second rounding.
         cache_scales: of a quantised KV cache; None: the cache is of type `real`. Set before `begin_decoder`.
         all_logits: whether the graph returns the logits of all positions, and not of the last alone.
