@@ -161,18 +161,12 @@ def near(program: Program, everything: Options, node: Node, least: float) -> Opt
 def refined(program: Program, everything: Options, node: Node, known: float) -> list[Node]:
     """The node with optimised prices, or its parts; only those that may hold a better decoder."""
     least = weights_of(known, node.layers, law_of(program))
-    if node.first is None and node.level is None:  # tightened only where it is not divided by the first width
-        options = near(program, everything, node, least)
-        bound = best_bound(options, node.layers, node.prices, least)
-        node = replace(node, most=min(node.most, bound.weights), prices=bound.prices)
-        if node.most > least and ends_matter(options, node):
-            return by_first_width(program, everything, node, least)
     node, bound, options = tightened(program, everything, node, least)
     if node.most <= least:
         return []
     if node.level is not None:
         return [replace(node, refined=True)]
-    if node.first is None and ends_matter(options, node):
+    if to_divide(options, node):
         return by_first_width(program, everything, node, least)
     return [
         replace(node, level=level, most=min(node.most, float(bound.levels[level])))
@@ -193,15 +187,17 @@ def tightened(program: Program, everything: Options, node: Node, least: float) -
         lower = min(node.most, max(bound.weights, start))
         falls = lower <= node.most * (1 - TIGHTER)
         node = replace(node, most=lower, prices=bound.prices)
-        if lower <= least or not falls and start > least:
+        if lower <= least or not falls and start > least or to_divide(options, node):
             return node, bound, options
         start = max(least, min(lower - RANGE * (lower - least), lower * (1 - RANGE / 10)))
         if not falls and start == least:
             return node, bound, options
 
 
-def ends_matter(options: Options, node: Node) -> bool:
+def to_divide(options: Options, node: Node) -> bool:
     """Whether the costs of embedding and head differ so much by the first width that a mixture loosens the bound."""
+    if node.first is not None or node.level is not None or not len(options.index):
+        return False
     return float(np.ptp(node.prices @ options.ends[0])) > ENDS * node.most
 
 
