@@ -4,12 +4,13 @@
     python bench/experiments/recipes.py analyse -o bench/results/recipes-x86-2cores.json
 
 The decoder: four layers of 64 channels, 0.2 M weights beside the embedding, 20 tokens for each. Each variant changes
-one thing of the base (AdamW, cosine, the rate that is best of three) or of Muon at its best rate. Texts, tokenizer and
-folder are those of `shape_training.py`. `run` may be killed at any time and goes on from the last whole run; several
-processes share the runs. The result: docs/decisions/training.md.
+one thing of AdamW at 4e-3 or of Muon at 2e-2, both with a cosine. Texts, tokenizer and folder are those of
+`shape_training.py`. `run` may be killed at any time and goes on from the last whole run; several processes share the
+runs. No result is recorded yet.
 """
 
 import argparse
+import json
 import math
 import sys
 import time
@@ -18,12 +19,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-import shape_training
 import torch
-from filelock import FileLock, Timeout
+from shape_analysis import losses, over_pairs
 from shape_designs import CONTEXT, HEAD, VOCAB
-from shape_training import Recipe, add_line, batch_of, bits_per_byte, finished, initial, prepare
-from write_record import with_this, write_record
+from shape_training import LIST, Recipe, batch_of, bits_per_byte, finished, initial, prepare, run_all
+from write_record import write_record
 
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.storage.atomic import cache_folder
@@ -46,6 +46,7 @@ class Variant(NamedTuple):
     squared_relu: bool = False  # in place of GELU (Primer, arXiv 2109.08668)
 
 
+BASES = "AdamW, 4e-3", "Muon, 2e-2"
 ADAMW, MUON = Variant(), Variant("muon", rate=2e-2)
 VARIANTS = {
     "AdamW, 2e-3": ADAMW._replace(rate=2e-3),
@@ -100,14 +101,14 @@ def loss_of(model, ids, z_loss):
 
 
 def train(variant, seed, material):
-    """{title: bits per byte}, and seconds of CPU of all steps."""
+    """{"1": {title: bits per byte}}, and seconds of CPU of all steps."""
     arch = Architecture(
         blocks=(Block(width=WIDTH, ffn_ratio=4.0, depth=LAYERS),), vocab=VOCAB, context=CONTEXT, head_size=HEAD
     )
     model = initial(arch, seed, Recipe())
     with changed(model, variant):
         seconds = learn(model, variant, seed, material.rows)
-        return bits_per_byte(model, material.held_out), seconds
+        return {"1": bits_per_byte(model, material.held_out)}, seconds
 
 
 def learn(model, variant, seed, rows):
@@ -125,46 +126,19 @@ def learn(model, variant, seed, rows):
     return time.process_time() - began
 
 
-def run_all(material, folder):
-    for seed in range(SEEDS):
-        for name, variant in VARIANTS.items():
-            try:
-                with FileLock(folder / f"recipe-{name}-{seed}.lock", timeout=0):
-                    if any((row["name"], row["seed"]) == (name, seed) for row in finished(folder / RUNS)):
-                        continue
-                    losses, seconds = train(variant, seed, material)
-                    add_line(folder / RUNS, {"name": name, "seed": seed, "bits_per_byte": losses,
-                                             "cpu_seconds": round(seconds, 1), "commit": with_this([])[0]})  # fmt: skip
-            except Timeout:
-                continue
-            print(f"{time.strftime('%H:%M')} {name}, seed {seed}: {sum(losses.values()) / len(losses):.4f} bits per"
-                  f" byte, {seconds:.0f} s of CPU", flush=True)  # fmt: skip
-
-
-def log_loss(row):
-    """The mean over the texts of the loss's logarithm."""
-    return sum(map(math.log, row["bits_per_byte"].values())) / len(row["bits_per_byte"])
-
-
-def against(rows, name, base):
-    """ln loss less that of `base`, paired by seed."""
-    losses = {(row["name"], row["seed"]): log_loss(row) for row in rows}
-    pairs = [losses[name, seed] - losses[base, seed] for seed in range(SEEDS)
-             if (name, seed) in losses and (base, seed) in losses]  # fmt: skip
-    if not pairs:
-        return None
-    return {"mean": round(sum(pairs) / len(pairs), 5), "each": [round(pair, 5) for pair in pairs]}
-
-
 def analysed(rows):
+    loss = losses(rows)
+
+    def less(name, base):
+        return over_pairs(loss[name][seed] - loss[base][seed] for seed in sorted(loss[name].keys() & loss[base].keys()))
+
     return {
         name: {
-            "variant": variant._asdict(),
-            "less_adamw": against(rows, name, "AdamW, 4e-3"),
-            "less_muon": against(rows, name, "Muon, 2e-2"),
+            "variant": VARIANTS[name]._asdict(),
+            "less_than": {base: less(name, base) for base in BASES if base in loss},
             "cpu_seconds": [row["cpu_seconds"] for row in rows if row["name"] == name],
         }
-        for name, variant in VARIANTS.items()
+        for name in VARIANTS if name in loss
     }  # fmt: skip
 
 
@@ -180,9 +154,10 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.command == "run":
-        listed = shape_training.json.loads(shape_training.LIST.read_text())
+        listed = json.loads(LIST.read_text())
         material = prepare(options.data, options.held_out, options.folder, listed, Recipe())
-        run_all(material, options.folder)
+        runs = [(name, seed, variant.rate) for seed in range(SEEDS) for name, variant in VARIANTS.items()]
+        run_all(runs, lambda name, seed, *_: train(VARIANTS[name], seed, material), options.folder, RUNS)
     else:
         rows = finished(options.folder / RUNS)
         write_record(options.o, {"tokens": TOKENS, "variants": analysed(rows), "runs": rows})

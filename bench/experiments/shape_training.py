@@ -242,8 +242,18 @@ def write_rows(path, rows):
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def run_all(runs, designs, material, recipe, folder, file, share=1.0):
-    """Each (name, seed, rate) that `file` does not hold yet and no other process is at, in this order."""
+def run_designs(runs, designs, material, recipe, folder, file, share=1.0):
+    def run(name, seed, rate, state):
+        arch = Architecture.model_validate(designs[name]["architecture"])
+        steps = round(share * recipe.tokens) // (recipe.batch * arch.context)
+        return train(arch, seed, material, recipe._replace(rate=rate), state, steps)
+
+    run_all(runs, run, folder, file)
+
+
+def run_all(runs, run, folder, file):
+    """`run(name, seed, rate, state file)` for each that `file` does not hold yet and no other process is at, in this
+    order. It returns {share of the tokens: {title: bits per byte}}, and seconds of CPU."""
     for number, (name, seed, rate) in enumerate(runs, 1):
         state = folder / f"{name}-{seed}-{rate:g}.pt"
         try:
@@ -251,9 +261,7 @@ def run_all(runs, designs, material, recipe, folder, file, share=1.0):
                 done = finished(folder / file)
                 if any((row["name"], row["seed"], row["rate"]) == (name, seed, rate) for row in done):
                     continue
-                arch = Architecture.model_validate(designs[name]["architecture"])
-                steps = round(share * recipe.tokens) // (recipe.batch * arch.context)
-                losses, seconds = train(arch, seed, material, recipe._replace(rate=rate), state, steps)
+                losses, seconds = run(name, seed, rate, state)
                 add_line(folder / file, {"name": name, "seed": seed, "rate": rate, "bits_per_byte": losses,
                                          "cpu_seconds": round(seconds, 1), "commit": with_this([])[0]})  # fmt: skip
         except Timeout:
@@ -325,11 +333,11 @@ def main():
             begin_with(RECORD, options.folder)
     if options.command == "pilot":
         runs = [(name, SEED, rate) for name in PILOT for rate in PILOT_RATES]
-        run_all(runs, designs, material, recipe, options.folder, PILOTS, PILOT_SHARE)
+        run_designs(runs, designs, material, recipe, options.folder, PILOTS, PILOT_SHARE)
         return
     runs = [(name, seed, recipe.rate) for name, seed in listed["runs"]
             if options.only is None or designs[name]["set"] in options.only]  # fmt: skip
-    run_all(runs, designs, material, recipe, options.folder, RUNS)
+    run_designs(runs, designs, material, recipe, options.folder, RUNS)
 
 
 if __name__ == "__main__":
