@@ -198,8 +198,9 @@ def test_evolution_finds_the_best_of_a_few_decoders(problem, seed):
         allowed = program.allowed[widths[0], widths[-1]]
         return widths == sorted(widths) and allowed and (program.evaluate(choice)[1] <= 1 + 1e-12).all()
 
-    result = evolve(program, seed=seed, effort=Effort(6000, 10_000))
-    best = max(program.evaluate(choice)[0] for choice in reachable(program, fits))
+    near = reachable(program, fits)
+    result = evolve(program, seed=seed, effort=Effort(2000 + 30 * len(near), 10_000))  # so that all are come to
+    best = max(program.evaluate(choice)[0] for choice in near)
     assert result.score == pytest.approx(best, rel=1e-12)
     assert result.score <= enumerated(program) * (1 + 1e-12)
     assert_within(space, program, budgets, result.choice)
