@@ -27,11 +27,11 @@ from write_record import write_record
 
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.storage.atomic import cache_folder
-from merino_edge.training.optimiser import muon_for
-from merino_edge.training.recipe import BETA2, DECAY_SHARE
+from merino_edge.training.optimiser import optimiser_for
+from merino_edge.training.recipe import DECAY_SHARE
 
 TOKENS = 3_932_160  # 1,920 steps of 8 rows of 256: 20 for each weight
-WIDTH, LAYERS = 64, 4
+LAYERS = 4
 BATCH, WARMUP_SHARE, WEIGHT_DECAY = 8, 0.05, 0.1
 SEEDS = 2
 RUNS = "recipes.jsonl"
@@ -44,6 +44,10 @@ class Variant(NamedTuple):
     z_loss: float = 0.0  # weight of the squared logarithm of the softmax's denominator (PaLM, arXiv 2204.02311)
     qk_norm: bool = False  # queries and keys of each head in RMS 1, without weights (arXiv 2010.04245)
     squared_relu: bool = False  # in place of GELU (Primer, arXiv 2109.08668)
+    std: float = 0.0  # of the layers' matrices at the start; 0: 1/sqrt(inputs)
+    by_width: bool = False  # rates by the inputs of each matrix
+    width: int = 64
+    share: float = 1.0  # of the tokens
 
 
 BASES = "AdamW, 4e-3", "Muon, 2e-2"
@@ -59,16 +63,14 @@ VARIANTS = {
     "Muon, z-loss 1e-4": MUON._replace(z_loss=1e-4),
     "Muon, QK norm": MUON._replace(qk_norm=True),
     "Muon, squared ReLU": MUON._replace(squared_relu=True),
+    "AdamW, matrices begin at 0.02": ADAMW._replace(std=0.02),
+    "Muon, matrices begin at 0.02": MUON._replace(std=0.02),
+    "Muon, 3e-3, matrices begin at 0.02": MUON._replace(rate=3e-3, std=0.02),
+} | {
+    f"Muon, {rate:g}{', by width' if by_width else ''}, {width} channels":
+    MUON._replace(rate=rate, by_width=by_width, width=width, share=1 / 4)
+    for width in (32, 256) for rate in (5e-3, 2e-2, 8e-2) for by_width in (True, False)
 }
-
-
-def optimiser_of(model, variant):
-    if variant.optimiser == "muon":
-        return muon_for(model, SimpleNamespace(learning_rate=variant.rate, weight_decay=WEIGHT_DECAY))
-    groups = [
-        {"params": [weight], "weight_decay": WEIGHT_DECAY * (weight.ndim == 2)} for weight in model.parameters()
-    ]
-    return torch.optim.AdamW(groups, lr=variant.rate, betas=(0.9, BETA2), fused=True)
 
 
 def share_of_rate(variant, share):
@@ -103,9 +105,14 @@ def loss_of(model, ids, z_loss):
 def train(variant, seed, material):
     """{"1": {title: bits per byte}}, and seconds of CPU of all steps."""
     arch = Architecture(
-        blocks=(Block(width=WIDTH, ffn_ratio=4.0, depth=LAYERS),), vocab=VOCAB, context=CONTEXT, head_size=HEAD
+        blocks=(Block(width=variant.width, ffn_ratio=4.0, depth=LAYERS),), vocab=VOCAB, context=CONTEXT, head_size=HEAD
     )
     model = initial(arch, seed, Recipe())
+    if variant.std:
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if weight.ndim == 2 and name != "embed_tokens.weight":
+                    weight.mul_(variant.std * weight.shape[1] ** 0.5)
     with changed(model, variant):
         seconds = learn(model, variant, seed, material.rows)
         return {"1": bits_per_byte(model, material.held_out)}, seconds
@@ -113,9 +120,10 @@ def train(variant, seed, material):
 
 def learn(model, variant, seed, rows):
     """Seconds of CPU of all steps."""
-    optimiser = optimiser_of(model, variant)
+    recipe = SimpleNamespace(optimiser=variant.optimiser, learning_rate=variant.rate, weight_decay=WEIGHT_DECAY)
+    optimiser = optimiser_for(model, recipe, variant.by_width)
     peaks = [group["lr"] for group in optimiser.param_groups]
-    steps, began = TOKENS // (BATCH * CONTEXT), time.process_time()
+    steps, began = round(variant.share * TOKENS) // (BATCH * CONTEXT), time.process_time()
     for step in range(steps):
         for group, peak in zip(optimiser.param_groups, peaks, strict=True):
             group["lr"] = peak * share_of_rate(variant, (step + 1) / steps)
@@ -156,7 +164,10 @@ def main():
     if options.command == "run":
         listed = json.loads(LIST.read_text())
         material = prepare(options.data, options.held_out, options.folder, listed, Recipe())
-        runs = [(name, seed, variant.rate) for seed in range(SEEDS) for name, variant in VARIANTS.items()]
+        runs = [
+            (name, seed, variant.rate)
+            for seed in range(SEEDS) for name, variant in VARIANTS.items() if seed == 0 or variant.share == 1
+        ]  # fmt: skip
         run_all(runs, lambda name, seed, *_: train(VARIANTS[name], seed, material), options.folder, RUNS)
     else:
         rows = finished(options.folder / RUNS)

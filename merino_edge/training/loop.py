@@ -21,7 +21,7 @@ from merino_edge.training.data.rows import NOT_LEARNED, RowSet
 from merino_edge.training.data.sources import INSTALL
 from merino_edge.training.logs import write_csv
 from merino_edge.training.needs import peak_mb
-from merino_edge.training.optimiser import muon_for
+from merino_edge.training.optimiser import optimiser_for
 from merino_edge.training.processes import any_of_them, part_of, wait_for_all
 from merino_edge.training.recipe import BETA2, DECAY_SHARE, Recipe
 from merino_edge.training.run_folder import mark_whole
@@ -53,15 +53,15 @@ def shrink_branches(model: PreTrainedModel) -> None:
 class CheckedTrainer(Trainer):
     """A Trainer that ends at a loss or gradient that is not finite, before it reaches a weight. Its held-out loss is
     the mean over tokens; transformers' is over rows, which differ in their number of learned tokens. `pad`: the id
-    behind the last sample of a row."""
+    behind the last sample of a row. `by_width`: whether rates follow the widths."""
 
-    def __init__(self, recipe: Recipe, pad: int, **keys: Any):
-        self.recipe, self.pad = recipe, pad
+    def __init__(self, recipe: Recipe, pad: int, by_width: bool, **keys: Any):
+        self.recipe, self.pad, self.by_width = recipe, pad, by_width
         super().__init__(**keys)
 
     def create_optimizer(self, *arguments: Any, **keys: Any) -> torch.optim.Optimizer:
-        if self.recipe.optimiser == "muon" and self.optimizer is None:
-            self.optimizer = muon_for(self.model, self.recipe)
+        if self.optimizer is None and (self.by_width or self.recipe.optimiser == "muon"):
+            self.optimizer = optimiser_for(self.model, self.recipe, self.by_width)
         return super().create_optimizer(*arguments, **keys)
 
     def compute_loss(

@@ -1,4 +1,4 @@
-"""Muon for the matrices, AdamW for the rest, as one optimiser, so that a saved state has both.
+"""AdamW, or Muon for the matrices of the layers beside it, at rates by the inputs of each matrix.
 
 Muon (Jordan et al. 2024) orthogonalises each matrix's momentum. Embedding, head, norms and biases stay with AdamW.
 """
@@ -10,15 +10,16 @@ import torch
 
 from merino_edge.training.recipe import BETA2, Recipe
 
+BASE_INPUTS = 128  # a matrix of so many inputs takes the recipe's rate
+
 
 class MuonBesideAdamW(torch.optim.Optimizer):
-    """torch.optim.Muon and torch.optim.AdamW over the groups of this one, whose rates a scheduler sets."""
+    """torch.optim.AdamW and torch.optim.Muon over the groups of this one, whose rates a scheduler sets."""
 
-    def __init__(
-        self, matrices: list[torch.Tensor], others: list[torch.Tensor], muon: dict[str, Any], adamw: dict[str, Any]
-    ):
-        super().__init__([{"params": matrices, **muon}, {"params": others, **adamw}], {})
-        self.parts = [torch.optim.Muon(matrices, **muon), torch.optim.AdamW(others, **adamw)]
+    def __init__(self, others: list[dict[str, Any]], matrices: list[dict[str, Any]]):
+        super().__init__([*others, *matrices], {})
+        # Muon's updates are scaled to the size of AdamW's, so that one rate suits both.
+        self.parts = [adamw(others), torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw")]
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -40,15 +41,35 @@ class MuonBesideAdamW(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-def muon_for(model: Any, recipe: Recipe) -> MuonBesideAdamW:
-    """At one rate for both: Muon's updates are scaled to the size of AdamW's (`match_rms_adamw`)."""
+def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, betas=(0.9, BETA2), fused=True)
+
+
+def optimiser_for(model: Any, recipe: Recipe, by_width: bool) -> torch.optim.Optimizer:
+    """The recipe's optimiser over the weights that are trained; embedding and head first, at the recipe's rate.
+
+    by_width: a matrix of the layers takes the rate times BASE_INPUTS / its inputs (muP: Yang et al., arXiv 2203.03466),
+    under Muon the root of that, so that one rate suits decoders of all widths; its weight decay is divided by the same.
+    """
+    muon = recipe.optimiser == "muon"
+
+    def group(weights: list[torch.Tensor], decay: float, factor: float = 1.0) -> dict[str, Any]:
+        return {"params": weights, "lr": recipe.learning_rate * factor, "weight_decay": decay / factor}
+
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     embeddings = {id(embedding.weight) for embedding in ends if embedding}
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    matrices = [weight for weight in trained if weight.ndim == 2 and id(weight) not in embeddings]
-    inside = set(map(id, matrices))
-    others = [weight for weight in trained if id(weight) not in inside]
-    shared = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
-    return MuonBesideAdamW(
-        matrices, others, {**shared, "adjust_lr_fn": "match_rms_adamw"}, {**shared, "betas": (0.9, BETA2)}
-    )
+    by_inputs: dict[int, list[torch.Tensor]] = {}
+    for weight in trained:
+        if weight.ndim == 2 and id(weight) not in embeddings:
+            by_inputs.setdefault(weight.shape[1] if by_width else BASE_INPUTS, []).append(weight)
+    others = [
+        group([weight for weight in trained if id(weight) in embeddings], recipe.weight_decay),
+        group([weight for weight in trained if weight.ndim != 2], 0.0),
+    ]
+    matrices = [
+        group(weights, recipe.weight_decay, (BASE_INPUTS / inputs) ** (0.5 if muon else 1.0))
+        for inputs, weights in by_inputs.items()
+    ]
+    others = [each for each in others if each["params"]]
+    return MuonBesideAdamW(others, matrices) if muon else adamw([*others, *matrices])

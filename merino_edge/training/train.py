@@ -177,6 +177,7 @@ def fit(
     trainer = CheckedTrainer(
         run.recipe,
         end_id(material.tokenizer) or 0,
+        by_width=material.pretrained is None,
         model=model,
         args=training_arguments(run.recipe, folder, parts),
         train_dataset=material.data.rows,

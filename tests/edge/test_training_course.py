@@ -21,7 +21,7 @@ from test_training_runs import ctrl_c_at, main_ends, same_weights
 
 from merino_edge.families.hugging_face import build_model
 from merino_edge.text.tokenizer import load_tokenizer
-from merino_edge.training.optimiser import muon_for
+from merino_edge.training.optimiser import optimiser_for
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.run_folder import saved_states, step_of
 from merino_edge.training.train import train
@@ -111,14 +111,13 @@ def test_the_logs_have_every_loss_of_the_record(text, tmp_path):
 
 
 def test_muon_takes_the_matrices_of_the_layers_and_resumes_exactly(text, tmp_path):
-    model = build_model(ARCH)
-    muon, adamw = muon_for(model, RECIPE).param_groups
-    names = {id(weight): name for name, weight in model.named_parameters()}
-    taken = {names[id(weight)] for weight in muon["params"]}
-    left = {names[id(weight)] for weight in adamw["params"]}
-    assert taken | left == set(names.values()) and taken & left == set()
-    assert left == {name for name in names.values() if "norm" in name or name == "embed_tokens.weight"}
     recipe = dataclasses.replace(RECIPE, optimiser="muon", schedule="wsd")
+    model = build_model(ARCH)
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    adamw, muon = ({names[id(weight)] for group in part.param_groups for weight in group["params"]}
+                   for part in optimiser_for(model, recipe, by_width=True).parts)  # fmt: skip
+    assert adamw | muon == set(names.values()) and adamw & muon == set()
+    assert adamw == {name for name in names.values() if "norm" in name or name == "embed_tokens.weight"}
     record = train(ARCH, [text], tmp_path / "whole", recipe=recipe)
     with pytest.raises(KeyboardInterrupt):
         train(ARCH, [text], tmp_path / "out", recipe=recipe, progress=ctrl_c_at(9))
