@@ -45,6 +45,7 @@ class Variant(NamedTuple):
     qk_norm: bool = False  # queries and keys of each head in RMS 1, without weights (arXiv 2010.04245)
     squared_relu: bool = False  # in place of GELU (Primer, arXiv 2109.08668)
     std: float = 0.0  # of the layers' matrices at the start; 0: 1/sqrt(inputs)
+    embedding_std: float = Recipe().embedding_std
     by_width: bool = False  # rates by the inputs of each matrix
     width: int = 64
     share: float = 1.0  # of the tokens
@@ -66,6 +67,7 @@ VARIANTS = {
     "AdamW, matrices begin at 0.02": ADAMW._replace(std=0.02),
     "Muon, matrices begin at 0.02": MUON._replace(std=0.02),
     "Muon, 3e-3, matrices begin at 0.02": MUON._replace(rate=3e-3, std=0.02),
+    "Muon, embedding begins at 0.02": MUON._replace(embedding_std=0.02),
 } | {
     f"Muon, {rate:g}{', by width' if by_width else ''}, {width} channels":
     MUON._replace(rate=rate, by_width=by_width, width=width, share=1 / 4)
@@ -107,7 +109,7 @@ def train(variant, seed, material):
     arch = Architecture(
         blocks=(Block(width=variant.width, ffn_ratio=4.0, depth=LAYERS),), vocab=VOCAB, context=CONTEXT, head_size=HEAD
     )
-    model = initial(arch, seed, Recipe())
+    model = initial(arch, seed, Recipe(embedding_std=variant.embedding_std))
     if variant.std:
         with torch.no_grad():
             for name, weight in model.named_parameters():
