@@ -34,7 +34,7 @@ from merino_edge.storage.atomic import cache_folder, write_text
 from merino_edge.text.documents import read_texts
 from merino_edge.text.rows import PackedTokens, spread_rows
 from merino_edge.text.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
-from merino_edge.training.loop import shrink_branches
+from merino_edge.training.loop import draw_matrices
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.outputs import open_output
 
@@ -131,15 +131,10 @@ def begin_with(record, folder):
 
 
 def initial(arch, seed, recipe):
-    """1/sqrt(inputs) for each matrix, what adds to the residual stream divided by the root of twice the layers."""
     torch.manual_seed(seed)
     model = build_model(arch, bos_token_id=0, eos_token_id=0, pad_token_id=0)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim == 2:
-                embedding = name == "embed_tokens.weight"
-                weight.normal_(std=recipe.embedding_std if embedding else weight.shape[1] ** -0.5)
-    shrink_branches(model)
+    draw_matrices(model)
+    torch.nn.init.normal_(model.embed_tokens.weight, std=recipe.embedding_std)
     return model.train()
 
 

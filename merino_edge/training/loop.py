@@ -34,15 +34,19 @@ Progress = Callable[[int, int, str], None]  # (steps done, of how many, what to 
 
 
 @torch.no_grad()
-def shrink_branches(model: PreTrainedModel) -> None:
-    """Divide attention's output and the FFN's second matrix by the root of the number of such branches, two a layer
-    (GPT-2: Radford et al. 2019, section 2.3).
+def draw_matrices(model: PreTrainedModel) -> None:
+    """The layers' matrices anew, with a standard deviation of 1/sqrt(inputs), so that outputs are as large as inputs at
+    each width (muP: Yang et al., arXiv 2203.03466).
 
-    Otherwise the outputs of the first layers dominate the embedding, the more the wider they are. Figures:
-    docs/decisions/training.md.
+    Attention's output and the FFN's second matrix are divided by the root of the number of such branches, two a layer
+    (GPT-2: Radford et al. 2019, section 2.3). Otherwise the outputs of the first layers dominate the embedding.
+    Figures: docs/decisions/training.md.
     """
     uses = sum(block.depth for block in model.config.architecture.blocks)  # of layers, shared ones at each use
+    embedding = model.get_input_embeddings().weight
     for name, weight in model.named_parameters():
+        if weight.ndim == 2 and weight is not embedding:
+            weight.normal_(std=weight.shape[1] ** -0.5)
         if name.endswith(BRANCHES):
             weight.div_((2 * uses) ** 0.5)
 

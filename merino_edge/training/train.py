@@ -26,7 +26,7 @@ from merino_edge.training.loop import (
     Progress,
     Watch,
     add_watch,
-    shrink_branches,
+    draw_matrices,
     stop_on_ctrl_c,
     training_arguments,
 )
@@ -152,7 +152,7 @@ def model_of(material: Material) -> Any:
     if pretrained is None:
         end = end_id(material.tokenizer)
         drawn = build_model(run.architecture, bos_token_id=end, eos_token_id=end, pad_token_id=end)
-        shrink_branches(drawn)
+        draw_matrices(drawn)
         return drawn
     return with_lora(pretrained.model, run.recipe.lora) if run.recipe.lora else pretrained.model
 

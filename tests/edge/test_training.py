@@ -19,7 +19,8 @@ from merino_edge.text.documents import END_OF_TEXT, read_documents
 from merino_edge.text.rows import PackedTokens
 from merino_edge.text.tokenizer import end_id, load_tokenizer, train_tokenizer
 from merino_edge.training import train as training
-from merino_edge.training.loop import shrink_branches
+from merino_edge.training.loop import draw_matrices
+from merino_edge.training.optimiser import optimiser_for
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
 from merino_runtime.errors import MerinoError
@@ -29,19 +30,46 @@ RECIPE = Recipe(steps=300, batch=4, learning_rate=3e-3)
 SMALL = Recipe(steps=1, batch=2)
 
 
-def test_what_adds_to_the_stream_begins_smaller_by_the_number_of_branches():
-    """Shared layers count at each use, and all else begins as it did."""
-    blocks = ({"width": 32, "ffn_ratio": 2, "depth": 3, "shared": True}, {"width": 64, "ffn_ratio": 1, "depth": 5})
+def test_matrices_begin_by_their_inputs_and_what_adds_to_the_stream_smaller_by_the_number_of_branches():
+    """Shared layers count at each use; norms and embedding begin as they did."""
+    blocks = ({"width": 64, "ffn_ratio": 2, "depth": 3, "shared": True}, {"width": 128, "ffn_ratio": 1, "depth": 5})
     arch = Architecture.model_validate({"blocks": blocks, "vocab": 300, "head_size": 16, "context": 32})
+    model = build_model(arch)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    draw_matrices(model)
+    for name, weight in model.named_parameters():
+        if weight.ndim != 2 or name == "embed_tokens.weight":
+            assert torch.equal(weight, before[name])
+            continue
+        branches = 2 * 8 if name.endswith(("attention.out.weight", "down.weight")) else 1
+        assert float(weight.detach().std() * (branches * weight.shape[1]) ** 0.5) == pytest.approx(1, abs=0.1), name
+
+
+@pytest.mark.parametrize(("optimiser", "rate"), [("adamw", 4e-3), ("muon", 1e-2)])
+def test_steps_at_one_rate_change_what_layers_give_by_as_much_at_every_width(optimiser, rate):
+    """The coordinate check of muP (arXiv 2203.03466, appendix D.1). With rates that do not follow the widths the change
+    grows with them, by AdamW fivefold."""
+    least, *_, most = sorted(change_of_layers(width, optimiser, rate, by_width=True) for width in (64, 128, 256, 512))
+    assert most < 1.3 * least
+    narrow, wide = (change_of_layers(width, optimiser, rate, by_width=False) for width in (64, 512))
+    assert wide > 1.5 * narrow
+
+
+def change_of_layers(width, optimiser, rate, by_width):
+    """RMS of what four steps change in the last layer's output."""
     torch.manual_seed(0)
-    before = build_model(arch)
-    torch.manual_seed(0)
-    after = build_model(arch)
-    shrink_branches(after)
-    shrunk = [name for name, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[name])]
-    assert len(shrunk) == 2 * (1 + 5) and all(name.endswith(("attention.out.weight", "down.weight")) for name in shrunk)
-    for name in shrunk:
-        assert torch.allclose(after.state_dict()[name], before.state_dict()[name] / 4), "2 * 8 branches"
+    block = {"width": width, "ffn_ratio": 2, "depth": 3}
+    arch = Architecture.model_validate({"blocks": [block], "vocab": 300, "head_size": 32, "context": 64})
+    model, ids, given = build_model(arch), torch.randint(300, (8, 64)), []
+    draw_matrices(model)
+    steps = optimiser_for(model, Recipe(optimiser=optimiser, learning_rate=rate), by_width)
+    model.norm.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].detach()))
+    for _ in range(5):
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+        torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()).backward()
+        steps.step()
+        steps.zero_grad()
+    return float((given[-1] - given[0]).square().mean().sqrt())
 
 
 @pytest.fixture(scope="module")
