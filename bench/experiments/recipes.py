@@ -28,11 +28,11 @@ from write_record import write_record
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.storage.atomic import cache_folder
 from merino_edge.training.optimiser import optimiser_for
-from merino_edge.training.recipe import DECAY_SHARE
 
 TOKENS = 3_932_160  # 1,920 steps of 8 rows of 256: 20 for each weight
 LAYERS = 4
 BATCH, WARMUP_SHARE, WEIGHT_DECAY = 8, 0.05, 0.1
+DECAY_SHARE = 0.2  # of the steps, in which `wsd` lowers the rate to 0
 SEEDS = 2
 RUNS = "recipes.jsonl"
 

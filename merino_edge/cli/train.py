@@ -8,14 +8,12 @@ import typer
 
 from merino_edge.cli.terminal import counted_progress, put, say
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.board import this_isa
 
 if TYPE_CHECKING:
     from merino_edge.training.pretrained import Pretrained
     from merino_edge.training.teacher import Teacher
 
 TUNING_RATE, LORA_RATE = 5e-5, 2e-4
-BF16 = frozenset(("avx512_bf16", "bf16"))  # instruction sets of CPUs that multiply in bfloat16
 LENGTH = 1024  # tokens of a row in fine-tuning, where the context is not shorter
 
 
@@ -78,7 +76,7 @@ def train(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="peak learning rate, after warm-up; default: 0.002, in fine-tuning 5e-05, with --lora 0.0002"
+            help="peak learning rate, after warm-up; default: 0.01, in fine-tuning 5e-05, with --lora 0.0002"
         ),
     ] = None,
     prompt_weight: Annotated[
@@ -147,6 +145,7 @@ def train(
 
     from transformers.utils import logging
 
+    from merino_edge.training.optimiser import has_bf16
     from merino_edge.training.processes import is_first
     from merino_edge.training.train import train as run
 
@@ -155,10 +154,11 @@ def train(
     begin = plan or pretrained_of(source, vocab)
     if not kept:
         usual: dict[str, Any] = {"bf16": has_bf16()}
+        tuning: dict[str, Any] = {}
         if begin.pretrained:
-            usual["learning_rate"] = LORA_RATE if lora else TUNING_RATE
             usual["length"] = min(begin.architecture.context, LENGTH)
-        recipe = Recipe(**{**usual, **(chosen.recipe if chosen else {}), **options})
+            tuning = {"optimiser": "adamw", "learning_rate": LORA_RATE if lora else TUNING_RATE}
+        recipe = Recipe(**{**usual, **(chosen.recipe if chosen else {}), **tuning, **options})
     if chosen and preset and is_first():
         say(presets.needs_words(preset, chosen, begin.architecture, recipe))
     parts = accumulate or (chosen.accumulate if chosen else 1)
@@ -173,15 +173,6 @@ def train(
         return
     put(f"held-out loss {record['held_out_loss']:.3f} nats per token, perplexity {record['held_out_perplexity']:.2f}")
     say(f"the checkpoint is {out}")
-
-
-def has_bf16() -> bool:
-    """Whether the GPU, or without one the CPU, multiplies in bfloat16."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return bool(this_isa() & BF16)
 
 
 def plan_of(source: str) -> Begin | None:

@@ -23,7 +23,7 @@ from merino_edge.training.logs import write_csv
 from merino_edge.training.needs import peak_mb
 from merino_edge.training.optimiser import optimiser_for
 from merino_edge.training.processes import any_of_them, part_of, wait_for_all
-from merino_edge.training.recipe import BETA2, DECAY_SHARE, Recipe
+from merino_edge.training.recipe import BETA2, Recipe
 from merino_edge.training.run_folder import mark_whole
 from merino_edge.training.teacher import taught_loss
 from merino_runtime.errors import MerinoError
@@ -217,7 +217,6 @@ def training_arguments(recipe: Recipe, folder: Path, parts: int = 1) -> Argument
     patience the best one. `parts`: in which a process computes its rows of a step, to save memory."""
     between = max(1, recipe.steps // recipe.evaluations)
     rows = part_of(recipe.batch, parts)
-    wsd = recipe.schedule == "wsd"
     return Arguments(
         output_dir=str(folder),
         max_steps=recipe.steps,
@@ -225,10 +224,7 @@ def training_arguments(recipe: Recipe, folder: Path, parts: int = 1) -> Argument
         per_device_eval_batch_size=rows,
         gradient_accumulation_steps=parts,
         learning_rate=recipe.learning_rate,
-        lr_scheduler_type="warmup_stable_decay" if wsd else "cosine",
-        lr_scheduler_kwargs={"num_decay_steps": round(recipe.steps * DECAY_SHARE), "decay_type": "linear"}
-        if wsd
-        else {},
+        lr_scheduler_type="cosine",
         warmup_steps=max(1, round(recipe.steps * recipe.warmup_share)),
         weight_decay=recipe.weight_decay,
         adam_beta2=BETA2,

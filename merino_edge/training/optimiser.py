@@ -9,17 +9,64 @@ from typing import Any
 import torch
 
 from merino_edge.training.recipe import BETA2, Recipe
+from merino_runtime.io.board import this_isa
 
+BF16 = frozenset(("avx512_bf16", "bf16"))  # instruction sets of CPUs that multiply in bfloat16
 BASE_INPUTS = 128  # a matrix of so many inputs takes the recipe's rate
 
 
+def has_bf16() -> bool:
+    """Whether the GPU, or without one the CPU, multiplies in bfloat16."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return bool(this_isa() & BF16)
+
+
+@torch.no_grad()
+def orthogonal(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """U V' of the singular value decomposition of [rows, columns], by five steps of Newton and Schulz (Jordan et al.
+    2024), which leave singular values between 0.7 and 1.2."""
+    x = matrix.to(dtype)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.T if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """torch.optim.Muon with `match_rms_adamw`, which sizes its updates as AdamW's are; but in float32 where the machine
+    has no instructions for bfloat16: there torch's takes 35 to 50 times as long (docs/decisions/training.md)."""
+
+    def __init__(self, groups: list[dict[str, Any]]):
+        super().__init__(groups, {"momentum": 0.95})
+        self.dtype = torch.bfloat16 if has_bf16() else torch.float32
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = closure() if closure else None
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(weight)
+                mean = state["momentum_buffer"].lerp_(weight.grad, 1 - group["momentum"])
+                update = orthogonal(weight.grad.lerp(mean, group["momentum"]), self.dtype)
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(update, alpha=-group["lr"] * 0.2 * max(weight.shape) ** 0.5)
+        return loss
+
+
 class MuonBesideAdamW(torch.optim.Optimizer):
-    """torch.optim.AdamW and torch.optim.Muon over the groups of this one, whose rates a scheduler sets."""
+    """AdamW and Muon over the groups of this one, whose rates a scheduler sets."""
 
     def __init__(self, others: list[dict[str, Any]], matrices: list[dict[str, Any]]):
         super().__init__([*others, *matrices], {})
-        # Muon's updates are scaled to the size of AdamW's, so that one rate suits both.
-        self.parts = [adamw(others), torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw")]
+        self.parts = [adamw(others), Muon(matrices)]
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

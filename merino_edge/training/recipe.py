@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 from merino_runtime.errors import MerinoError
 
-OPTIMISERS, SCHEDULES = ("adamw", "muon"), ("cosine", "wsd")
+OPTIMISERS = "adamw", "muon"
 BETA2 = 0.95  # of AdamW
-DECAY_SHARE = 0.2  # of the steps, in which `wsd` lowers the rate to 0
 MOST_SEEDS = 2**32  # numpy's generator takes no other
 
 
@@ -18,13 +17,13 @@ class Recipe:
     Attributes:
         steps: optimiser steps.
         batch: rows of a step.
+        learning_rate: where weights are drawn, of a matrix with 128 inputs; others have it by their inputs.
         length: tokens of a row; None: the model's context.
         cut_long: whether samples longer than a row lose their ends, instead of being refused.
         patience: evaluations without a lower held-out loss after which the run ends, with the weights of the best one;
             0: it takes all steps.
         evaluations: of the held-out loss, and saved states, in a whole run.
         optimiser: `adamw`, or `muon`, which takes the matrices from it.
-        schedule: of the rate behind the warm-up: `cosine`, or `wsd`, constant and then linearly down in DECAY_SHARE.
         compile: whether torch.compile makes one program of each part of a step.
         prompt_weight: of a prompt's tokens in the loss, where those of a completion weigh 1.
         teacher_weight: of the cross-entropy to a teacher, where there is one; the cross-entropy to the text has the
@@ -34,7 +33,7 @@ class Recipe:
 
     steps: int = 1000
     batch: int = 16
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-2
     warmup_share: float = 0.05
     weight_decay: float = 0.1
     seed: int = 0
@@ -47,8 +46,7 @@ class Recipe:
     temperature: float = 1.0
     patience: int = 0
     evaluations: int = 10
-    optimiser: str = "adamw"
-    schedule: str = "cosine"
+    optimiser: str = "muon"
     prompt_weight: float = 0.0
 
     def __post_init__(self) -> None:
@@ -60,11 +58,8 @@ class Recipe:
             raise MerinoError(
                 f"--patience {self.patience} must be at least 0, --evaluations {self.evaluations} at least 1"
             )
-        for option, value, known in (
-            ("optimiser", self.optimiser, OPTIMISERS), ("schedule", self.schedule, SCHEDULES)
-        ):  # fmt: skip
-            if value not in known:
-                raise MerinoError(f"{option} {value!r} is not known: known are {', '.join(known)}")
+        if self.optimiser not in OPTIMISERS:
+            raise MerinoError(f"optimiser {self.optimiser!r} is not known: known are {', '.join(OPTIMISERS)}")
         if not 0 <= self.prompt_weight <= 1:
             raise MerinoError(f"--prompt-weight {self.prompt_weight:g} must lie from 0 to 1")
         if not (0 < self.teacher_weight <= 1 and math.isfinite(self.temperature) and self.temperature > 0):

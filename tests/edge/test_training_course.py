@@ -1,4 +1,4 @@
-"""The course of a run: parts of a batch, evaluation and early stop, logs, optimiser and schedule, several processes."""
+"""The course of a run: parts of a batch, evaluation and early stop, logs, optimiser, several processes."""
 
 import csv
 import dataclasses
@@ -21,7 +21,7 @@ from test_training_runs import ctrl_c_at, main_ends, same_weights
 
 from merino_edge.families.hugging_face import build_model
 from merino_edge.text.tokenizer import load_tokenizer
-from merino_edge.training.optimiser import optimiser_for
+from merino_edge.training.optimiser import Muon, optimiser_for
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.run_folder import saved_states, step_of
 from merino_edge.training.train import train
@@ -111,7 +111,7 @@ def test_the_logs_have_every_loss_of_the_record(text, tmp_path):
 
 
 def test_muon_takes_the_matrices_of_the_layers_and_resumes_exactly(text, tmp_path):
-    recipe = dataclasses.replace(RECIPE, optimiser="muon", schedule="wsd")
+    recipe = dataclasses.replace(RECIPE, optimiser="muon")
     model = build_model(ARCH)
     names = {id(weight): name for name, weight in model.named_parameters()}
     adamw, muon = ({names[id(weight)] for group in part.param_groups for weight in group["params"]}
@@ -123,9 +123,27 @@ def test_muon_takes_the_matrices_of_the_layers_and_resumes_exactly(text, tmp_pat
         train(ARCH, [text], tmp_path / "out", recipe=recipe, progress=ctrl_c_at(9))
     train(ARCH, [text], tmp_path / "out", recipe=recipe, resume=True)
     assert same_weights(tmp_path / "whole", tmp_path / "out")
-    rates = [float(row["learning_rate"]) for row in csv.DictReader((tmp_path / "whole" / "losses.csv").open())]
-    assert rates[2:15] == [3e-3] * 13 and rates[-4:] == sorted(rates[-4:], reverse=True) and rates[-1] < 1e-3
     assert losses(record)[-1] < losses(record)[0] - 0.5
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_muon_takes_the_steps_of_torchs(dtype):
+    """In bfloat16 exactly; in float32 its updates differ by the rounding alone."""
+    torch.manual_seed(0)
+    ours, theirs = ([torch.nn.Parameter(weight.clone()) for weight in drawn]
+                    for drawn in [[torch.randn(shape) for shape in ((24, 24), (16, 48), (48, 16))]] * 2)  # fmt: skip
+    mine = Muon([{"params": ours, "lr": 0.02, "weight_decay": 0.1}])
+    mine.dtype = dtype
+    torchs = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(5):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        mine.step()
+        torchs.step()
+    off = max(float((one - other).detach().abs().max()) for one, other in zip(ours, theirs, strict=True))
+    assert off == 0 if dtype is torch.bfloat16 else 0 < off < 2e-3
 
 
 def test_prompts_count_by_their_weight(tmp_path):
@@ -147,7 +165,7 @@ def test_prompts_count_by_their_weight(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "keys", [{"optimiser": "sgd"}, {"schedule": "step"}, {"prompt_weight": 2.0}, {"patience": -1}]
+    "keys", [{"optimiser": "sgd"}, {"prompt_weight": 2.0}, {"patience": -1}]
 )
 def test_a_recipe_that_cannot_be_is_refused(keys):
     with pytest.raises(MerinoError, match="is not known|must be at least 0|must lie from 0 to 1"):
