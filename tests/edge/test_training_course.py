@@ -28,7 +28,7 @@ from merino_edge.training.train import train
 from merino_runtime.errors import MerinoError
 
 pytestmark = pytest.mark.slow
-RECIPE = Recipe(steps=20, batch=4, learning_rate=3e-3)
+RECIPE = Recipe(steps=20, batch=4, learning_rate=3e-3, optimiser="adamw")  # Muon in bfloat16 makes more of a rounding
 
 
 @pytest.fixture(scope="module")
