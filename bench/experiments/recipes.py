@@ -68,6 +68,8 @@ VARIANTS = {
     "Muon, matrices begin at 0.02": MUON._replace(std=0.02),
     "Muon, 3e-3, matrices begin at 0.02": MUON._replace(rate=3e-3, std=0.02),
     "Muon, embedding begins at 0.02": MUON._replace(embedding_std=0.02),
+    "Muon, 5e-3": MUON._replace(rate=5e-3),
+    "Muon, 5e-3, warm-down in the last fifth": MUON._replace(rate=5e-3, schedule="wsd"),
 } | {
     f"Muon, {rate:g}{', by width' if by_width else ''}, {width} channels":
     MUON._replace(rate=rate, by_width=by_width, width=width, share=1 / 4)
