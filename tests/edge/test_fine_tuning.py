@@ -82,7 +82,7 @@ def test_a_family_learns_and_is_exported(family, lora, folder_of, tmp_path):
     source, begin = pretrained(folder_of(family))
     before = {name: weight.clone() for name, weight in source.model.state_dict().items()}
     path, out = write_lines(tmp_path / "questions.jsonl", QUESTIONS), tmp_path / "out"
-    recipe = Recipe(steps=120 if not lora else 4, batch=8, learning_rate=5e-3, lora=lora)
+    recipe = Recipe(steps=120 if not lora else 4, batch=8, learning_rate=5e-3, lora=lora, optimiser="adamw")
     record = train(source.arch, [path], out, recipe=recipe, name="tuned", pretrained=begin)
     assert record["family"] == family and len(record["weights_sha256"]) == 64
     again = load_source(str(out))
@@ -108,7 +108,7 @@ def embedding(model):
 def test_a_lora_run_goes_on_as_it_began(folder_of, tmp_path):
     folder = folder_of("llama")
     text = write_stories(tmp_path / "a.txt")
-    keys = {"recipe": Recipe(steps=8, batch=2, lora=4, learning_rate=1e-2)}
+    keys = {"recipe": Recipe(steps=8, batch=2, lora=4, learning_rate=1e-2, optimiser="adamw")}
 
     def run(out, **more):
         source, begin = pretrained(folder)
@@ -121,7 +121,7 @@ def test_a_lora_run_goes_on_as_it_began(folder_of, tmp_path):
     assert same_weights(tmp_path / "out", tmp_path / "whole")
     other = load_file(folder / "model.safetensors")
     assert load_file(tmp_path / "out" / "model.safetensors").keys() == other.keys()
-    keys["recipe"] = Recipe(steps=8, batch=2, lora=8, learning_rate=1e-2)
+    keys["recipe"] = Recipe(steps=8, batch=2, lora=8, learning_rate=1e-2, optimiser="adamw")
     with pytest.raises(MerinoError, match="--lora is 8; the run's is 4"):
         run(tmp_path / "whole")
 
