@@ -72,8 +72,8 @@ VARIANTS = {
     "Muon, 5e-3, warm-down in the last fifth": MUON._replace(rate=5e-3, schedule="wsd"),
 } | {
     f"Muon, {rate:g}{', by width' if by_width else ''}, {width} channels":
-    MUON._replace(rate=rate, by_width=by_width, width=width, share=1 / 4)
-    for width in (32, 256) for rate in (5e-3, 2e-2, 8e-2) for by_width in (True, False)
+    MUON._replace(rate=rate, embedding_std=0.02, by_width=by_width, width=width, share=1 / 4)
+    for by_width in (True, False) for width in (32, 256) for rate in (2.5e-3, 1e-2, 4e-2)
 }
 
 

@@ -93,30 +93,27 @@ def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
 
 
 def optimiser_for(model: Any, recipe: Recipe, by_width: bool) -> torch.optim.Optimizer:
-    """The recipe's optimiser over the weights that are trained; embedding and head first, at the recipe's rate.
+    """The recipe's optimiser over the weights that are trained; the embedding first.
 
-    by_width: a matrix of the layers takes the rate times BASE_INPUTS / its inputs (muP: Yang et al., arXiv 2203.03466),
-    under Muon the root of that, so that one rate suits decoders of all widths; its weight decay is divided by the same.
+    by_width: a matrix takes the recipe's rate times BASE_INPUTS / its inputs (muP: Yang et al., arXiv 2203.03466), one
+    of Muon's the root of that, so that one rate suits decoders of all widths. The embedding, which is the head too,
+    counts by its channels. Weight decay is divided by the same factor.
     """
     muon = recipe.optimiser == "muon"
-
-    def group(weights: list[torch.Tensor], decay: float, factor: float = 1.0) -> dict[str, Any]:
-        return {"params": weights, "lr": recipe.learning_rate * factor, "weight_decay": decay / factor}
-
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     embeddings = {id(embedding.weight) for embedding in ends if embedding}
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    by_inputs: dict[int, list[torch.Tensor]] = {}
-    for weight in trained:
-        if weight.ndim == 2 and id(weight) not in embeddings:
-            by_inputs.setdefault(weight.shape[1] if by_width else BASE_INPUTS, []).append(weight)
-    others = [
-        group([weight for weight in trained if id(weight) in embeddings], recipe.weight_decay),
-        group([weight for weight in trained if weight.ndim != 2], 0.0),
-    ]
-    matrices = [
-        group(weights, recipe.weight_decay, (BASE_INPUTS / inputs) ** (0.5 if muon else 1.0))
-        for inputs, weights in by_inputs.items()
-    ]
-    others = [each for each in others if each["params"]]
-    return MuonBesideAdamW(others, matrices) if muon else adamw([*others, *matrices])
+    kinds: dict[tuple[int, int | None], list[torch.Tensor]] = {}
+    for weight in model.parameters():
+        if weight.requires_grad:
+            order = 1 if weight.ndim != 2 else 0 if id(weight) in embeddings else 2
+            kinds.setdefault((order, weight.shape[1] if by_width and order != 1 else None), []).append(weight)
+
+    def group(order: int, inputs: int | None, weights: list[torch.Tensor]) -> dict[str, Any]:
+        factor = (BASE_INPUTS / inputs) ** (0.5 if muon and order == 2 else 1.0) if inputs else 1.0
+        decay = 0.0 if order == 1 else recipe.weight_decay / factor
+        return {"params": weights, "lr": recipe.learning_rate * factor, "weight_decay": decay}
+
+    groups = {key: group(*key, weights) for key, weights in sorted(kinds.items(), key=lambda each: each[0][0])}
+    others = [each for (order, _), each in groups.items() if order < 2 or not muon]
+    matrices = [each for (order, _), each in groups.items() if order == 2 and muon]
+    return MuonBesideAdamW(others, matrices) if muon else adamw(others)

@@ -46,30 +46,31 @@ def test_matrices_begin_by_their_inputs_and_what_adds_to_the_stream_smaller_by_t
 
 
 @pytest.mark.parametrize(("optimiser", "rate"), [("adamw", 4e-3), ("muon", 1e-2)])
-def test_steps_at_one_rate_change_what_layers_give_by_as_much_at_every_width(optimiser, rate):
-    """The coordinate check of muP (arXiv 2203.03466, appendix D.1). With rates that do not follow the widths the change
-    grows with them, by AdamW fivefold."""
-    least, *_, most = sorted(change_of_layers(width, optimiser, rate, by_width=True) for width in (64, 128, 256, 512))
-    assert most < 1.3 * least
-    narrow, wide = (change_of_layers(width, optimiser, rate, by_width=False) for width in (64, 512))
-    assert wide > 1.5 * narrow
+def test_steps_at_one_rate_change_what_a_decoder_computes_by_as_much_at_every_width(optimiser, rate):
+    """The coordinate check of muP (arXiv 2203.03466, appendix D.1), of the last layer's output and of the logits. With
+    rates that do not follow the widths both grow with them."""
+    for by_width in (True, False):
+        narrow, wide = (changed_by_steps(width, optimiser, rate, by_width) for width in (64, 512))
+        grown = [one / other for one, other in zip(wide, narrow, strict=True)]
+        assert all(1 / 1.5 < each < 1.5 if by_width else each > 1.5 for each in grown)
 
 
-def change_of_layers(width, optimiser, rate, by_width):
-    """RMS of what four steps change in the last layer's output."""
+def changed_by_steps(width, optimiser, rate, by_width):
+    """RMS of what four steps change in the last layer's output, and in the logits."""
     torch.manual_seed(0)
     block = {"width": width, "ffn_ratio": 2, "depth": 3}
     arch = Architecture.model_validate({"blocks": [block], "vocab": 300, "head_size": 32, "context": 64})
     model, ids, given = build_model(arch), torch.randint(300, (8, 64)), []
     draw_matrices(model)
     steps = optimiser_for(model, Recipe(optimiser=optimiser, learning_rate=rate), by_width)
-    model.norm.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].detach()))
+    model.norm.register_forward_pre_hook(lambda _, inputs: given.append([inputs[0].detach()]))
     for _ in range(5):
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
-        torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()).backward()
+        logits = model(input_ids=ids, use_cache=False).logits
+        given[-1].append(logits.detach())
+        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
         steps.step()
         steps.zero_grad()
-    return float((given[-1] - given[0]).square().mean().sqrt())
+    return [float((after - before).square().mean().sqrt()) for before, after in zip(given[0], given[-1], strict=True)]
 
 
 @pytest.fixture(scope="module")
