@@ -65,6 +65,8 @@ VARIANTS = {
     "Muon, QK norm": MUON._replace(qk_norm=True),
     "Muon, squared ReLU": MUON._replace(squared_relu=True),
     "AdamW, matrices begin at 0.02": ADAMW._replace(std=0.02),
+    "AdamW, 2e-3, matrices begin at 0.02": ADAMW._replace(rate=2e-3, std=0.02, embedding_std=0.02),
+    "Muon, 1e-2, warm-down in the last fifth": MUON._replace(rate=1e-2, schedule="wsd"),
     "Muon, matrices begin at 0.02": MUON._replace(std=0.02),
     "Muon, 3e-3, matrices begin at 0.02": MUON._replace(rate=3e-3, std=0.02),
     "Muon, embedding begins at 0.02": MUON._replace(embedding_std=0.02),
