@@ -11,7 +11,7 @@ from pathlib import Path
 
 from write_record import write_record
 
-from merino_edge.evaluation.answers import begun
+from merino_edge.evaluation.answers import Answers
 from merino_edge.evaluation.perplexity import evaluate_text
 from merino_runtime.api import open_model
 from merino_runtime.sampling import Sampling
@@ -37,10 +37,11 @@ def main():
     parser.add_argument("-o", type=Path, required=True)
     given = parser.parse_args()
     rows = []
-    for row in evaluate_text(given.bundles, given.held_out, LIMIT, begun(given.o, resume=False)):
-        found = {"distinct_3grams": round(distinct_share(row.source), 4)}
-        rows.append({**row.model_dump(mode="json"), **found})
-        print(row.source, {name: metric.value for name, metric in row.metrics.items()}, found, flush=True)
+    for row in evaluate_text(given.bundles, given.held_out, LIMIT, Answers()):
+        share = round(distinct_share(row.source), 4)
+        rows.append({**row.model_dump(mode="json", exclude={"command"}), "source": Path(row.source).name,
+                     "distinct_3grams": share})  # fmt: skip
+        print(row.source, row.metrics["bits_per_byte"].value, share, flush=True)
     write_record(given.o, {"schema": 1, "about": __doc__.split("\n\n")[0], "temperature": TEMPERATURE, "rows": rows})
 
 
