@@ -6,7 +6,7 @@
 The decoder: four layers of 64 channels, 0.2 M weights beside the embedding, 20 tokens for each. Each variant changes
 one thing of AdamW at 4e-3 or of Muon at 2e-2, both with a cosine. Texts, tokenizer and folder are those of
 `shape_training.py`. `run` may be killed at any time and goes on from the last whole run; several processes share the
-runs. No result is recorded yet.
+runs. Results: docs/decisions/training.md.
 """
 
 import argparse

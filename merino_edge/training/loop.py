@@ -23,7 +23,7 @@ from merino_edge.training.logs import write_csv
 from merino_edge.training.needs import peak_mb
 from merino_edge.training.optimiser import optimiser_for
 from merino_edge.training.processes import any_of_them, part_of, wait_for_all
-from merino_edge.training.recipe import BETA2, Recipe
+from merino_edge.training.recipe import Recipe
 from merino_edge.training.run_folder import mark_whole
 from merino_edge.training.teacher import taught_loss
 from merino_runtime.errors import MerinoError
@@ -64,7 +64,7 @@ class CheckedTrainer(Trainer):
         super().__init__(**keys)
 
     def create_optimizer(self, *arguments: Any, **keys: Any) -> torch.optim.Optimizer:
-        if self.optimizer is None and (self.by_width or self.recipe.optimiser == "muon"):
+        if self.optimizer is None:
             self.optimizer = optimiser_for(self.model, self.recipe, self.by_width)
         return super().create_optimizer(*arguments, **keys)
 
@@ -213,7 +213,7 @@ def add_watch(trainer: Trainer, watch: Watch, tensorboard: bool) -> None:
 
 
 def training_arguments(recipe: Recipe, folder: Path, parts: int = 1) -> Arguments:
-    """AdamW, linear warm-up, cosine decay, gradients clipped at norm 1. The last two saved states are kept, and with
+    """Linear warm-up, cosine decay, gradients clipped at norm 1. The last two saved states are kept, and with
     patience the best one. `parts`: in which a process computes its rows of a step, to save memory."""
     between = max(1, recipe.steps // recipe.evaluations)
     rows = part_of(recipe.batch, parts)
@@ -226,8 +226,6 @@ def training_arguments(recipe: Recipe, folder: Path, parts: int = 1) -> Argument
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=max(1, round(recipe.steps * recipe.warmup_share)),
-        weight_decay=recipe.weight_decay,
-        adam_beta2=BETA2,
         max_grad_norm=1.0,
         bf16=recipe.bf16,
         torch_compile=recipe.compile,

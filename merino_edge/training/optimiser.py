@@ -45,8 +45,7 @@ class Muon(torch.optim.Optimizer):
         self.dtype = torch.bfloat16 if has_bf16() else torch.float32
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = closure() if closure else None
+    def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
@@ -58,7 +57,6 @@ class Muon(torch.optim.Optimizer):
                 update = orthogonal(weight.grad.lerp(mean, group["momentum"]), self.dtype)
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.add_(update, alpha=-group["lr"] * 0.2 * max(weight.shape) ** 0.5)
-        return loss
 
 
 class MuonBesideAdamW(torch.optim.Optimizer):
