@@ -23,7 +23,7 @@ import torch
 from shape_analysis import losses, over_pairs
 from shape_designs import CONTEXT, HEAD, VOCAB
 from shape_training import LIST, Recipe, batch_of, bits_per_byte, finished, initial, prepare, run_all
-from write_record import write_record
+from write_record import commits_of, write_record
 
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.storage.atomic import cache_folder
@@ -177,7 +177,7 @@ def main():
         run_all(runs, lambda name, seed, *_: train(VARIANTS[name], seed, material), options.folder, RUNS)
     else:
         rows = finished(options.folder / RUNS)
-        write_record(options.o, {"tokens": TOKENS, "variants": analysed(rows), "runs": rows})
+        write_record(options.o, {"commits": commits_of(rows), "tokens": TOKENS, "variants": analysed(rows), "runs": rows})
 
 
 if __name__ == "__main__":

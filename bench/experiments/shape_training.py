@@ -26,7 +26,7 @@ import torch
 from filelock import FileLock, Timeout
 from shape_analysis import against, analyse, layers, picture, table
 from shape_designs import plan
-from write_record import with_this, write_record
+from write_record import commits_of, with_this, write_record
 
 from merino_edge.families.designed import Architecture
 from merino_edge.families.hugging_face import build_model
@@ -300,7 +300,7 @@ def report(listed, folder, out, plot):
     print(json.dumps(summary, indent=1))
     if out:
         write_record(out, {
-            "commits": sorted({row["commit"] for row in rows}), "identity": json.loads((folder / IDENTITY).read_text()),
+            "commits": commits_of(rows), "identity": json.loads((folder / IDENTITY).read_text()),
             "summary": summary, "pilot": finished(folder / PILOTS), "rows": table(listed, rows), "runs": rows,
         })  # fmt: skip
     if plot and (drawn := picture(listed, rows)):

@@ -24,6 +24,11 @@ def write_record(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps({**head, **content}, indent=1) + "\n")
 
 
+def commits_of(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """That the rows of an experiment name, in which each new one was appended: the oldest first."""
+    return list(dict.fromkeys(row["commit"] for row in rows))
+
+
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """In Markdown."""
     return "\n".join(f"| {' | '.join(line)} |" for line in (titles, ["---"] * len(titles), *rows))

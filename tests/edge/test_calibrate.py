@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 import torch
 from few_examples import examples
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -37,6 +37,7 @@ MATRICES = arrays.arrays(np.float32, (3, 64), elements=st.floats(-4, 4, width=32
 
 
 @given(MATRICES, st.sampled_from([4, 8]), st.sampled_from([32, 64]), st.booleans(), st.sampled_from([0, 1e-6, 7]))
+@example(np.full((3, 64), np.finfo(np.float32).tiny, np.float32), 8, 32, False, 1e-6)
 @examples(100)
 def test_inputs_that_do_not_hang_together_lose_no_more_than_by_rounding(matrix, bits, block, both_signs, power):
     result = gptq(matrix, power * np.eye(64, dtype=np.float32), bits, block, both_signs=both_signs)

@@ -101,7 +101,7 @@ def descended(
         end = min(start + BLOCK, len(weights))
         here, changes = gradient[start:end].copy(), np.empty_like(weights[start:end])
         for column in range(start, end):
-            best = codes[column] + here[column - start] / (damped[column, column] * divisor[column])
+            best = codes[column] + here[column - start] / damped[column, column] / divisor[column]
             best = np.clip(np.rint(best), lowest, highest)
             changes[column - start] = change = (best - codes[column]) * steps[column]
             here -= np.outer(damped[start:end, column], change)
