@@ -177,7 +177,8 @@ def main():
         run_all(runs, lambda name, seed, *_: train(VARIANTS[name], seed, material), options.folder, RUNS)
     else:
         rows = finished(options.folder / RUNS)
-        write_record(options.o, {"commits": commits_of(rows), "tokens": TOKENS, "variants": analysed(rows), "runs": rows})
+        record = {"commits": commits_of(rows), "tokens": TOKENS, "variants": analysed(rows), "runs": rows}
+        write_record(options.o, record)
 
 
 if __name__ == "__main__":
