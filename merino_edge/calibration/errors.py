@@ -5,9 +5,9 @@ probe's own decoders only where too few of those were measured.
 
 log(measured / predicted) = centre + scale x Student's t, fitted by maximum likelihood
 (Lange, Little and Taylor, "Robust statistical modeling using the t distribution", JASA 84, 1989). Its tails absorb rows
-that another program disturbed, which would widen a normal distribution for all. Formats with few decoders share the
-scale. Scale and degrees of freedom are those of a prediction interval (Hahn and Meeker, "Statistical Intervals", 1991).
-The sample size is the number of decoders, since rows of one decoder are not independent.
+that another program disturbed, which would widen a normal distribution for all. Formats with few decoders share one
+distribution. Scale and degrees of freedom are those of a prediction interval (Hahn and Meeker, "Statistical Intervals",
+1991). The sample size is the number of decoders, since rows of one decoder are not independent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from merino_edge.profiles.coefficients import FORMS
 
 PHASES = ("decode", "prefill")
 LEAST_DECODERS = 3  # of one format; fewer give no distribution
-LEAST_FOR_SCALE = 7  # decoders of one format for a scale of its own
+LEAST_ALONE = 7  # decoders of one format for a distribution of its own
 TAILS = (3.0, 4.0, 6.0, 9.0, 15.0, 30.0)  # degrees of freedom to try
 TURNS = 100  # of expectation maximisation
 LEAST_SCALE = 1e-4  # coefficients have four digits
@@ -32,9 +32,7 @@ Errors = dict[Decoder, list[float]]  # log(measured / predicted) by decoder
 
 
 class Student(NamedTuple):
-    """Student's t with a centre per group. centres [groups]."""
-
-    centres: np.ndarray
+    centre: float
     scale: float
     degrees_of_freedom: float
     likelihood: float  # its logarithm
@@ -101,47 +99,36 @@ def times_of(probes: Sequence[Probe]) -> dict[tuple[Any, ...], list[float]]:
 
 def distributions(by_format: Mapping[str, Errors]) -> dict[str, dict[str, float]]:
     """format -> keys of `LatencyError`, for formats with enough decoders."""
-    known = {form: errors for form, errors in by_format.items() if len(errors) >= LEAST_DECODERS}
-    alone = {form: errors for form, errors in known.items() if len(errors) >= LEAST_FOR_SCALE}
-    together = {form: errors for form, errors in known.items() if form not in alone}
-    fitted = [with_one_scale({form: errors}) for form, errors in alone.items()]
-    fitted += [with_one_scale(together)] if together else []
-    return {form: each[form] for form in known for each in fitted if form in each}
+    known = {form: list(errors.values()) for form, errors in by_format.items() if len(errors) >= LEAST_DECODERS}
+    alone = {form: distribution(errors) for form, errors in known.items() if len(errors) >= LEAST_ALONE}
+    together = [errors for form, each in known.items() if form not in alone for errors in each]
+    return dict.fromkeys(known, distribution(together) if together else {}) | alone
 
 
-def with_one_scale(by_format: Mapping[str, Errors]) -> dict[str, dict[str, float]]:
-    """The errors' distributions with a common scale.
+def distribution(decoders: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Keys of `LatencyError`, from the errors of each decoder.
 
     The maximum-likelihood scale is too small for a prediction for two reasons, both corrected as for a normal
-    distribution: the centres are fitted to the same errors, and have an uncertainty of their own.
+    distribution: the centre is fitted to the same errors, and has an uncertainty of its own.
     """
-    decoders = sum(len(errors) for errors in by_format.values())
-    left = decoders - len(by_format)
-    flat = [[error for errors in each.values() for error in errors] for each in by_format.values()]
-    group = np.repeat(np.arange(len(by_format)), [len(errors) for errors in flat])
-    errors = np.concatenate(flat)
-    tails = [*(tail for tail in TAILS if tail < left), float(left)]
-    best = max((student(errors, group, tail) for tail in tails), key=lambda fit: fit.likelihood)
-    scale = best.scale * (decoders / left) ** 0.5
+    count, errors = len(decoders), np.concatenate(decoders)
+    tails = [*(tail for tail in TAILS if tail < count - 1), float(count - 1)]
+    best = max((student(errors, tail) for tail in tails), key=lambda fit: fit.likelihood)
     return {
-        form: {
-            "centre": float(centre), "scale": float(scale * (1 + 1 / len(by_format[form])) ** 0.5),
-            "degrees_of_freedom": best.degrees_of_freedom,
-        }
-        for form, centre in zip(by_format, best.centres, strict=True)
+        "centre": best.centre, "scale": best.scale * (count / (count - 1) * (1 + 1 / count)) ** 0.5,
+        "degrees_of_freedom": best.degrees_of_freedom,
     }  # fmt: skip
 
 
-def student(errors: np.ndarray, group: np.ndarray, tail: float) -> Student:
-    """The most likely centres and scale for these degrees of freedom, by expectation maximisation. errors, group [n]"""
-    groups = range(int(group.max()) + 1)
-    centres = np.array([np.median(errors[group == one]) for one in groups])
-    scale = max(float(np.std(errors - centres[group])), LEAST_SCALE)
+def student(errors: np.ndarray, tail: float) -> Student:
+    """The most likely centre and scale for these degrees of freedom, by expectation maximisation. errors [n]"""
+    centre = float(np.median(errors))
+    scale = max(float(np.std(errors - centre)), LEAST_SCALE)
     for _ in range(TURNS):
-        weight = (tail + 1) / (tail + ((errors - centres[group]) / scale) ** 2)
-        centres = np.array([np.average(errors[group == one], weights=weight[group == one]) for one in groups])
-        scale = max(float(np.sqrt(np.mean(weight * (errors - centres[group]) ** 2))), LEAST_SCALE)
-    squares = ((errors - centres[group]) / scale) ** 2
+        weight = (tail + 1) / (tail + ((errors - centre) / scale) ** 2)
+        centre = float(np.average(errors, weights=weight))
+        scale = max(float(np.sqrt(np.mean(weight * (errors - centre) ** 2))), LEAST_SCALE)
+    squares = ((errors - centre) / scale) ** 2
     constant = gammaln((tail + 1) / 2) - gammaln(tail / 2) - 0.5 * log(tail * np.pi) - log(scale)
     likelihood = float(np.sum(constant - (tail + 1) / 2 * np.log1p(squares / tail)))
-    return Student(centres, scale, tail, likelihood)
+    return Student(centre, scale, tail, likelihood)

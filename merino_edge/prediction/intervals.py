@@ -12,7 +12,7 @@ from merino_runtime.errors import MerinoError
 if TYPE_CHECKING:
     from merino_edge.profiles.coefficients import Coefficients, LatencyError
 
-DEFAULT_CONFIDENCE = 0.9
+DEFAULT_CONFIDENCE = 0.8  # a tenth of the latencies lies above the upper bound, so nine budgets of ten are kept
 LEAST_CONFIDENCE, MOST_CONFIDENCE = 0.5, 0.999  # a probe has too few decoders to estimate rarer errors
 PROBE = "run `merino.pyz probe` on the board and `merino-edge calibrate` here"
 
