@@ -1,8 +1,8 @@
 """Invented houses: what a house may have, and one of them by a seed.
 
 Names stand in lists, `phrases/names.txt`: a part is held out, so a test asks for names that no training house had.
-Words without a meaning are spelled from syllables; one in eight of them is held out, by its hash. In training a
-third of the names have a word of the dictionary in place of one of theirs, any word: names are to be copied, and a
+Words without a meaning are spelled from syllables; one in eight of them is held out, by its hash. In training half
+of the names have a word of the dictionary in place of one of theirs, any word: names are to be copied, and a
 decoder that saw the same 400 words in all houses would know them instead.
 """
 
@@ -111,7 +111,7 @@ def with_strange(name: str, rng: random.Random, heads: Sequence[str]) -> str:
 
 
 def area_name(rng: random.Random, split: str) -> str:
-    if split == "train" and rng.random() < 0.25:
+    if split == "train" and rng.random() < 0.4:
         return with_strange(rng.choice(words("areas", split)), rng, ("room", "room", "corner", "house"))
     how = rng.random()
     # Half of a test's areas are usual ones: a house of none but strange ones would be another task.
@@ -124,7 +124,7 @@ def area_name(rng: random.Random, split: str) -> str:
 
 
 def device_name(rng: random.Random, domain: str, area: str, split: str) -> str:
-    if split == "train" and rng.random() < 0.35:
+    if split == "train" and rng.random() < 0.55:
         return with_strange(rng.choice(words(domain, split)), rng, HEADS[domain])
     how, listed = rng.random(), "train" if split == "train" or rng.random() < 0.4 else "test"
     base = rng.choice(words(domain, listed))
