@@ -21,8 +21,8 @@ HARD = ("negated", "hypothetical", "past", "state", "about", "tricky", "judged")
 
 def refusal(house: House, split: str, rng: random.Random) -> Sample:
     while True:
-        how = rng.random()
-        sample = missing(house, split, rng) if how < (0.38 if split == "train" else 0.33) else no_command(house, split, rng)
+        absent = rng.random() < (0.38 if split == "train" else 0.33)
+        sample = missing(house, split, rng) if absent else no_command(house, split, rng)
         if sample is not None:
             return sample
 
@@ -80,8 +80,8 @@ def prose_slots(house: House, split: str, rng: random.Random) -> dict[str, str |
 
 
 def plain_command(house: House, rng: random.Random) -> str:
-    """An imperative for what must not be obeyed: 'don't ...'. The house could obey it, unless it is one of a few devices
-    that no command names unmistakably."""
+    """An imperative for what must not be obeyed: 'don't ...'. The house could obey it, unless no command names one of
+    its devices unmistakably."""
     for _ in range(TRIES):
         tool = rng.choice(
             [tool for tool in blocks("verbs") if any(each.domain in TOOLS[tool][0] for each in house.devices)]

@@ -32,6 +32,12 @@ def joined() -> Iterator[None]:
     if count() == 1 or distributed.is_initialized():
         yield
         return
+    if not torch.cuda.is_available():
+        from torch import _dynamo  # takes a second
+
+        # torch.compile cuts the model where DistributedDataParallel's gradient buckets end, so that gradients are sent
+        # while others are computed. On a CPU the first gradients of such parts were not finite (torch 2.13).
+        _dynamo.config.optimize_ddp = False
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield

@@ -134,11 +134,6 @@ def check_start(arch: Geometry, recipe: Recipe, pretrained: Pretrained | None, t
             f"--compile needs a C++ compiler, and there is no {compiler}: install one (on Debian by apt install g++),"
             " or leave --compile out"
         )
-    if recipe.compile and not torch.cuda.is_available() and processes.count() > 1:
-        raise MerinoError(
-            "--compile goes with one process on CPUs: several computed gradients that are not finite. Leave --compile"
-            " or torchrun out"
-        )
     if recipe.length is not None and recipe.length > arch.context:
         raise MerinoError(f"--length {recipe.length} is more than the model's context, {arch.context}: give less")
 

@@ -19,6 +19,7 @@ from served import free_port
 from test_training_data import write_lines
 from test_training_runs import ctrl_c_at, main_ends, same_weights
 
+from merino_edge.families.designed import Block
 from merino_edge.families.hugging_face import build_model
 from merino_edge.text.tokenizer import load_tokenizer
 from merino_edge.training.optimiser import Muon, optimiser_for
@@ -204,6 +205,20 @@ def test_two_processes_compute_what_one_does_and_only_the_first_talks(whole, tex
     assert losses(record, "eval_loss") == pytest.approx(losses(whole[1], "eval_loss"), rel=1e-3)
     assert alike(tmp_path / "out", whole[0]) and record["seen_tokens"] == whole[1]["seen_tokens"]
     assert output.count("held-out loss") == output.count("the checkpoint is") == output.count("training needs") == 1
+
+
+@pytest.mark.nightly
+def test_two_processes_compile_a_design_of_several_gradient_buckets(text, tmp_path):
+    """In bfloat16, parts of a graph that torch.compile cut at the buckets had gradients that were not finite."""
+    arch = ARCH.model_copy(update={"blocks": tuple(Block(width=width, ffn_ratio=2, depth=1) for width in (192, 256))})
+    (tmp_path / "arch.json").write_text(arch.model_dump_json())
+    words = [tmp_path / "arch.json", "--data", text, "--steps", 3, "--batch", 4, "--evaluations", 1, "--bf16"]
+    process = torchrun([*words, "--compile", "-o", tmp_path / "two"], free_port())
+    output = process.communicate(timeout=400)[0]
+    assert process.returncode == 0, output
+    main_ends(0, "train", *words, "-o", tmp_path / "one")
+    two, one = (losses(json.loads((tmp_path / name / "training.json").read_text())) for name in ("two", "one"))
+    assert len(two) == 3 and two == pytest.approx(one, rel=5e-3)
 
 
 @pytest.mark.nightly

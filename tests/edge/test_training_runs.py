@@ -10,7 +10,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import forked
@@ -24,7 +23,7 @@ from merino_edge.text.tokenizer import train_tokenizer
 from merino_edge.training import train as training
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.run_folder import fault_of, saved_states, step_of
-from merino_edge.training.train import check_start, train
+from merino_edge.training.train import train
 from merino_runtime.errors import MerinoError
 
 pytestmark = pytest.mark.slow
@@ -122,15 +121,6 @@ def test_compilation_without_a_compiler_is_refused_before_anything_is_written(te
     with pytest.raises(MerinoError, match="no no-such-compiler: install one"):
         train(ARCH, [text], tmp_path / "out", recipe=dataclasses.replace(RECIPE, compile=True))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="it may go with several on GPUs")
-def test_compilation_in_several_processes_is_refused_on_a_cpu(monkeypatch):
-    monkeypatch.setenv("CXX", sys.executable)
-    check_start(ARCH, dataclasses.replace(RECIPE, compile=True), None, None)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(MerinoError, match="--compile goes with one process on CPUs"):
-        check_start(ARCH, dataclasses.replace(RECIPE, compile=True), None, None)
 
 
 def other_text(tmp_path):
