@@ -260,46 +260,50 @@ def of_all(house: House, domain: str, mode: str, rng: random.Random) -> Referenc
     """A group by a word for its domain: `g` what is here, `a` in an area, `h` in the house."""
     fit = [each for each in house.devices if each.domain == domain]
     if mode == "g":
-        target = here_target(house, domain)
-        has_here = any(each.area == house.here for each in fit)
-        word = generic_word(house, domain, sorted(house.resolve(target), key=str), rng)
-        if not word:
+        return of_all_here(house, domain, fit, rng)
+    return of_all_in_area(house, domain, fit, rng) if mode == "a" else of_all_in_house(house, domain, fit, rng)
+
+
+def of_all_here(house: House, domain: str, fit: list[Device], rng: random.Random) -> Reference | None:
+    target = here_target(house, domain)
+    meant = house.resolve(target)
+    has_here = any(each.area == house.here for each in fit)
+    word = generic_word(house, domain, sorted(meant, key=str), rng)
+    if not word:
+        return None
+    noun, many = word
+    place = (
+        rng.choice(("", "", "", "in here", "here", "in this room", "in the room", "around here")) if has_here else ""
+    )
+    det = "the" if rng.random() < 0.85 or many is False else rng.choice(("", "all the", "all")) if place else ""
+    if len(meant) == 2 and noun == "lights" and has_here and rng.random() < 0.08:
+        det = "both"
+    return Reference((target,), det, noun, place, many, house.here if has_here else "")
+
+
+def of_all_in_area(house: House, domain: str, fit: list[Device], rng: random.Random) -> Reference | None:
+    area = rng.choice([each.area for each in fit])
+    word = generic_word(house, domain, [each for each in fit if each.area == area], rng)
+    if not word:
+        return None
+    noun, many = word
+    spoken, det = area_words(area, rng, house), "the"
+    if many and rng.random() >= 0.75:
+        det = rng.choice(("all the", "all of the", "every", "all", "each", ""))
+    if det in ("every", "each"):
+        if domain != "light":
             return None
-        place = (
-            rng.choice(("", "", "", "in here", "here", "in this room", "in the room", "around here"))
-            if has_here
-            else ""
-        )
-        det = "the" if rng.random() < 0.85 or word[1] is False else rng.choice(("", "all the", "all")) if place else ""
-        det = (
-            "both"
-            if len(house.resolve(target)) == 2 and word[0] == "lights" and has_here and rng.random() < 0.08
-            else det
-        )
-        return Reference((target,), det, word[0], place, word[1], house.here if has_here else "")
-    if mode == "a":
-        area = rng.choice([each.area for each in fit])
-        devices = [each for each in fit if each.area == area]
-        word = generic_word(house, domain, devices, rng)
-        if not word:
-            return None
-        spoken = area_words(area, rng, house)
-        det = (
-            "the"
-            if not word[1] or rng.random() < 0.75
-            else rng.choice(("all the", "all of the", "every", "all", "each", ""))
-        )
-        noun, many = word
-        if det in ("every", "each"):
-            if domain != "light":
-                return None
-            noun, many = "light", False
-        if rng.random() < 0.5:
-            if any(each.name in (f"{spoken} {noun}", f"{spoken} {noun}s") for each in house.devices):
-                return None
-            det = det.replace("the", "").replace("all of", "all").strip() if "'s " in spoken else det
-            return Reference((f"{area}/{domain}",), det, f"{spoken} {noun}", "", many, area)
+        noun, many = "light", False
+    if rng.random() >= 0.5:
         return Reference((f"{area}/{domain}",), det, noun, in_area(area, rng, spoken), many, area)
+    if any(each.name in (f"{spoken} {noun}", f"{spoken} {noun}s") for each in house.devices):
+        return None
+    if "'s " in spoken:
+        det = det.replace("the", "").replace("all of", "all").strip()
+    return Reference((f"{area}/{domain}",), det, f"{spoken} {noun}", "", many, area)
+
+
+def of_all_in_house(house: House, domain: str, fit: list[Device], rng: random.Random) -> Reference | None:
     word = generic_word(house, domain, fit, rng)
     if not word or not word[1] and domain != "light" or len(fit) < 2:
         return None
@@ -318,10 +322,8 @@ def of_all(house: House, domain: str, mode: str, rng: random.Random) -> Referenc
         noun = "lights"
     if rng.random() < 0.5:
         place = rng.choice(("", "in the house", "in the apartment", "in my house", "everywhere"))
-    elif not det.startswith("every"):
-        det = "the" if many else det
-    if not many and not det.startswith("every"):
-        return None
+    elif many:
+        det = "the"
     return Reference((f"{EVERYWHERE}/{domain}",), det, noun, place, many, "")
 
 

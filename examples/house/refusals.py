@@ -179,73 +179,63 @@ def missing_name(house: House, domain: str, split: str, rng: random.Random) -> S
 
 
 def missing_area(house: House, domain: str, split: str, rng: random.Random) -> Sample | None:
-    """An area that the house has not, or one that has no such device."""
+    """A command for an area that the house has not, or for one that has no such device."""
     if domain in ("climate", "vacuum", "switch", "lock"):
         return None
-    named = " ".join(each.name for each in house.devices)
-    if rng.random() < 0.55:
-        area = area_name(rng, split)
-        last = area.split()[-1]
-        if (
-            any(area in other or other in area for other in house.areas)
-            or area in near(house.areas)
-            or last in named.split()
-            or area in named
-        ):
-            return None
-        if (
-            last in ("room", "bedroom", "bathroom")
-            and any(last in other for other in house.areas)
-            and "'s" not in area
-            and rng.random() < 0.5
-        ):
-            return None
-    else:
-        area = rng.choice(house.areas)
-        if (
-            any(each.domain == domain and (each.area == area or area in each.name) for each in house.devices)
-            or area in named
-        ):
-            return None
+    area = area_it_has_not(house, split, rng) if rng.random() < 0.55 else area_without(house, domain, rng)
+    if area is None:
+        return None
     if domain == "cover":
-        ghost = Device("blinds" if rng.random() < 0.6 else "curtains", domain, area)
-        if any("gate" not in each.name and each.domain == "cover" and each.area == area for each in house.devices):
-            return None
-        larger = House((*house.devices, ghost), area)
-        place = in_area(area, rng)
-        ref = (
-            Reference((f"{area}/cover",), "the", ghost.name, place, True, area)
-            if rng.random() < 0.5
-            else Reference((f"{area}/cover",), "" if "'s " in area else "the", f"{area} {ghost.name}", "", True, area)
-        )
-        tool = rng.choice(("open", "close", "set_position"))
-        sample = said(
-            pick(
-                [
-                    each
-                    for each in by_tool()[tool]
-                    if "sun" not in each.kind and "view" not in each.kind and "glare" not in each.kind
-                ],
-                split,
-                rng,
-            ),
-            ref,
-            larger,
-            split,
-            rng,
-        )
-        return Sample(house, sample.sentence, NO_DEVICE, "missing.area") if sample else None
+        return missing_covers(house, area, split, rng)
+    ghost = Device("qqq", domain, area)
     if domain == "media_player":
-        ghost = Device("qqq", domain, area)
         lonely = House((*[each for each in house.devices if each.domain != domain], ghost), house.here)
         tool = rng.choice(("louder", "quieter", "pause", "play", "next", "set_volume"))
         sample = of_family(lonely, split, rng, tool)
         if sample is None or sample.action.targets[0] != f"{area}/{domain}":
             return None
         return Sample(house, sample.sentence, NO_DEVICE, "missing.area")
-    ghost = Device("qqq", domain, area)
     sample = ask(house, ghost, "a", split, rng, "missing.area")
     return sample if sample and area in sample.sentence else None
+
+
+def area_it_has_not(house: House, split: str, rng: random.Random) -> str | None:
+    area, named = area_name(rng, split), names_of(house)
+    last = area.split()[-1]
+    known = any(area in other or other in area for other in house.areas) or area in near(house.areas)
+    if known or last in named.split() or area in named:
+        return None
+    same_kind = last in ("room", "bedroom", "bathroom") and any(last in other for other in house.areas)
+    if same_kind and "'s" not in area and rng.random() < 0.5:
+        return None
+    return area
+
+
+def area_without(house: House, domain: str, rng: random.Random) -> str | None:
+    """An area of the house that has no device of this domain."""
+    area = rng.choice(house.areas)
+    has = any(each.domain == domain and (each.area == area or area in each.name) for each in house.devices)
+    return None if has or area in names_of(house) else area
+
+
+def names_of(house: House) -> str:
+    return " ".join(each.name for each in house.devices)
+
+
+def missing_covers(house: House, area: str, split: str, rng: random.Random) -> Sample | None:
+    ghost = Device("blinds" if rng.random() < 0.6 else "curtains", "cover", area)
+    if any("gate" not in each.name and each.domain == "cover" and each.area == area for each in house.devices):
+        return None
+    larger = House((*house.devices, ghost), area)
+    place = in_area(area, rng)
+    if rng.random() < 0.5:
+        ref = Reference((f"{area}/cover",), "the", ghost.name, place, True, area)
+    else:
+        ref = Reference((f"{area}/cover",), "" if "'s " in area else "the", f"{area} {ghost.name}", "", True, area)
+    tool = rng.choice(("open", "close", "set_position"))
+    listed = [each for each in by_tool()[tool] if not any(word in each.kind for word in ("sun", "view", "glare"))]
+    sample = said(pick(listed, split, rng), ref, larger, split, rng)
+    return Sample(house, sample.sentence, NO_DEVICE, "missing.area") if sample else None
 
 
 def missing_domain(house: House, split: str, rng: random.Random) -> Sample | None:
