@@ -151,13 +151,14 @@ def against(listed, rows, base="uniform-most-weights"):
 
 def noise(loss, names):
     """Between the first two seeds, over the designs that have both."""
-    both = np.array([[loss[name][0], loss[name][1]] for name in names if {0, 1} <= loss[name].keys()])
-    if len(both) < FEWEST:
-        return {"designs_with_two_seeds": len(both)}
-    rho = float(spearman(both[None, :, 0], both[None, :, 1])[0])
-    spread = float(np.sqrt(np.mean((both[:, 0] - both[:, 1]) ** 2) / 2))
-    return {"designs_with_two_seeds": len(both), "rho_between_seeds": round(rho, 3),
-            "ceiling": round(math.sqrt(max(0.0, rho)), 3), "sd_of_ln_loss_by_seed": round(spread, 5)}  # fmt: skip
+    both = np.array([[loss[name][0], loss[name][1]] for name in names if {0, 1} <= loss[name].keys()]).reshape(-1, 2)
+    found = {"designs_with_two_seeds": len(both)}
+    if len(both):
+        found["sd_of_ln_loss_by_seed"] = round(float(np.sqrt(np.mean((both[:, 0] - both[:, 1]) ** 2) / 2)), 5)
+    if len(both) >= FEWEST:
+        rho = float(spearman(both[None, :, 0], both[None, :, 1])[0])
+        found |= {"rho_between_seeds": round(rho, 3), "ceiling": round(math.sqrt(max(0.0, rho)), 3)}
+    return found
 
 
 def analyse(listed, rows):
