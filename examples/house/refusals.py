@@ -14,15 +14,15 @@ from templates import ha_question
 
 NO_COMMAND = Action(REFUSE, (), (("reason", "no command"),))
 NO_DEVICE = Action(REFUSE, (), (("reason", "no such device"),))
-TRIES = 300  # of a command for one house
 # Kinds of negatives that share most of their words with commands.
 HARD = ("negated", "hypothetical", "past", "state", "about", "tricky", "judged")
+ABSENT = {"train": 0.38, "test": 0.33}  # share of the refusals that ask for what the house has not
+TRIES = 300  # of a command for one house
 
 
 def refusal(house: House, split: str, rng: random.Random) -> Sample:
     while True:
-        absent = rng.random() < (0.38 if split == "train" else 0.33)
-        sample = missing(house, split, rng) if absent else no_command(house, split, rng)
+        sample = missing(house, split, rng) if rng.random() < ABSENT[split] else no_command(house, split, rng)
         if sample is not None:
             return sample
 

@@ -53,7 +53,7 @@ def test_each_tool_and_both_refusals_are_asked_for(samples):
         assert requested == {family.tool.partition("=")[0] for family in families()} | {REFUSE}
         refused = [sample for sample in samples[split] if sample.action.tool == REFUSE]
         assert {dict(sample.action.values)["reason"] for sample in refused} == {"no command", "no such device"}
-        assert 0.17 < len(refused) / COUNT < 0.37
+        assert 0.17 < len(refused) / COUNT < (0.37 if split == "train" else 0.3)
 
 
 def test_what_is_held_out_is_in_no_training_sample(samples):
