@@ -115,7 +115,7 @@ def distribution(decoders: Sequence[Sequence[float]]) -> dict[str, float]:
     tails = [*(tail for tail in TAILS if tail < count - 1), float(count - 1)]
     best = max((student(errors, tail) for tail in tails), key=lambda fit: fit.likelihood)
     return {
-        "centre": best.centre, "scale": best.scale * (count / (count - 1) * (1 + 1 / count)) ** 0.5,
+        "centre": best.centre, "scale": best.scale * ((count + 1) / (count - 1)) ** 0.5,
         "degrees_of_freedom": best.degrees_of_freedom,
     }  # fmt: skip
 

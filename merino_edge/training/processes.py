@@ -33,7 +33,7 @@ def joined() -> Iterator[None]:
         yield
         return
     if not torch.cuda.is_available():
-        from torch import _dynamo  # takes a second
+        from torch import _dynamo  # which the trainer loads anyway
 
         # torch.compile cuts the model where DistributedDataParallel's gradient buckets end, so that gradients are sent
         # while others are computed. On a CPU the first gradients of such parts were not finite (torch 2.13).
