@@ -64,7 +64,8 @@ class MuonBesideAdamW(torch.optim.Optimizer):
 
     def __init__(self, others: list[dict[str, Any]], matrices: list[dict[str, Any]]):
         super().__init__([*others, *matrices], {})
-        self.parts = [adamw(others), Muon(matrices)]
+        kinds = ((adamw, others), (Muon, matrices))
+        self.parts = [kind(groups) for kind, groups in kinds if groups]  # LoRA's adapters are all matrices
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -18,7 +18,7 @@ from merino_edge.export.source import load_source
 from merino_edge.text.documents import END_OF_TEXT
 from merino_edge.text.tokenizer import train_tokenizer
 from merino_edge.training.pretrained import Pretrained
-from merino_edge.training.recipe import Recipe
+from merino_edge.training.recipe import OPTIMISERS, Recipe
 from merino_edge.training.train import train
 from merino_runtime.api import open_model
 from merino_runtime.errors import MerinoError
@@ -105,10 +105,11 @@ def embedding(model):
     return next(name for name, weight in model.state_dict().items() if weight.data_ptr() == expected.data_ptr())
 
 
-def test_a_lora_run_goes_on_as_it_began(folder_of, tmp_path):
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_a_lora_run_goes_on_as_it_began(optimiser, folder_of, tmp_path):
     folder = folder_of("llama")
     text = write_stories(tmp_path / "a.txt")
-    keys = {"recipe": Recipe(steps=8, batch=2, lora=4, learning_rate=1e-2, optimiser="adamw")}
+    keys = {"recipe": Recipe(steps=8, batch=2, lora=4, learning_rate=1e-2, optimiser=optimiser)}
 
     def run(out, **more):
         source, begin = pretrained(folder)
@@ -121,7 +122,7 @@ def test_a_lora_run_goes_on_as_it_began(folder_of, tmp_path):
     assert same_weights(tmp_path / "out", tmp_path / "whole")
     other = load_file(folder / "model.safetensors")
     assert load_file(tmp_path / "out" / "model.safetensors").keys() == other.keys()
-    keys["recipe"] = Recipe(steps=8, batch=2, lora=8, learning_rate=1e-2, optimiser="adamw")
+    keys["recipe"] = Recipe(steps=8, batch=2, lora=8, learning_rate=1e-2, optimiser=optimiser)
     with pytest.raises(MerinoError, match="--lora is 8; the run's is 4"):
         run(tmp_path / "whole")
 

@@ -248,7 +248,7 @@ def test_a_published_model_learns_a_persons_own_answer(tmp_path):
     path.write_text((json.dumps({"messages": conversation}) + "\n") * 40)
     source = load_source(str(GGUF))
     begin = Pretrained(source.model, source.tokenizer, source.chat, source.stop_ids)
-    recipe = Recipe(steps=20, batch=1, length=128, lora=8, learning_rate=2e-3, evaluations=1)
+    recipe = Recipe(steps=20, batch=1, length=128, lora=8, learning_rate=2e-3, evaluations=1, optimiser="adamw")
     train(source.arch, [path], tmp_path / "tuned", recipe=recipe, name="tuned", pretrained=begin)
     export(load_source(str(tmp_path / "tuned")), tmp_path / "bundle", ExportRequest(context=CONTEXT))
     with open_model(str(tmp_path / "bundle")) as model:
