@@ -61,6 +61,7 @@ class CheckedTrainer(Trainer):
 
     def __init__(self, recipe: Recipe, pad: int, by_width: bool, **keys: Any):
         self.recipe, self.pad, self.by_width = recipe, pad, by_width
+        self.sum_of_losses = torch.compile(weighted_loss) if recipe.compile else weighted_loss
         super().__init__(**keys)
 
     def create_optimizer(self, *arguments: Any, **keys: Any) -> torch.optim.Optimizer:
@@ -72,22 +73,20 @@ class CheckedTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         ids, values = (inputs.pop(name, None) for name in ("teacher_ids", "teacher_logits"))
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        labels, logits = inputs["labels"], outputs["logits"]
+        taught = 0.0 if ids is None else self.recipe.teacher_weight
         prompt_weight = self.recipe.prompt_weight if model.training else 0.0
-        added = ids is not None or prompt_weight
-        share = self.accelerator.num_processes / num_items_in_batch if added else 0.0
-        if ids is not None:
-            weight = self.recipe.teacher_weight
-            loss = (1 - weight) * loss + weight * share * taught_loss(
-                logits, labels, ids, values, self.recipe.temperature
-            )
+        labels = inputs["labels"]
+        share = self.accelerator.num_processes / num_items_in_batch if taught or prompt_weight else 0.0
         if prompt_weight:
-            following = inputs["input_ids"][:, 1:]
-            learned = (labels[:, 1:] != NOT_LEARNED) | (following == self.pad)
-            prompts = following.masked_fill(learned, NOT_LEARNED).flatten()
-            loss = loss + prompt_weight * share * cross_entropy(
-                logits[:, :-1].float().flatten(0, 1), prompts, ignore_index=NOT_LEARNED, reduction="sum"
+            outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+            weights = token_weights(inputs["input_ids"], labels, self.pad, 1 - taught, prompt_weight)
+            loss = share * self.sum_of_losses(outputs["logits"], inputs["input_ids"], weights)
+        else:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            loss = (1 - taught) * loss
+        if ids is not None:
+            loss = loss + taught * share * taught_loss(
+                outputs["logits"], labels, ids, values, self.recipe.temperature
             )
         return (loss, outputs) if return_outputs else loss
 
@@ -108,6 +107,21 @@ class CheckedTrainer(Trainer):
         assert loss is not None
         share = learned / self.accelerator.num_processes * len(held_out) / (held_out.learned * rows)
         return loss * share if learned else torch.zeros_like(loss), logits, labels
+
+
+def token_weights(
+    ids: torch.Tensor, labels: torch.Tensor, pad: int, learned_weight: float, prompt_weight: float
+) -> torch.Tensor:
+    """What each position's next token counts in the loss, 0 for padding: ids and labels [B, T] -> [B, T]."""
+    learned = labels[:, 1:] != NOT_LEARNED
+    prompts = ~learned & (ids[:, 1:] != pad)
+    return torch.nn.functional.pad(learned_weight * learned + prompt_weight * prompts, (0, 1))
+
+
+def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sum of the cross-entropies of the next tokens by their weights. [B, T, V], [B, T], [B, T] -> []"""
+    losses = cross_entropy(logits.float().flatten(0, 1), ids.roll(-1, 1).flatten(), reduction="none")
+    return losses @ weights.flatten()
 
 
 def check_finite(what: str, value: float, step: int, learning_rate: float) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sample_training import ARCH, story, write_stories
+from test_training_data import write_lines
 
 from merino_edge.cli.app import main
 from merino_edge.text.tokenizer import train_tokenizer
@@ -98,11 +99,14 @@ def test_ctrl_c_saves_and_the_resumed_run_ends_as_if_nothing_had_happened(stoppe
 
 
 @pytest.mark.nightly
-def test_a_compiled_run_has_the_losses_of_another_and_is_resumed(text, tmp_path):
-    """Attention is written out there, and each document sees itself alone."""
+@pytest.mark.parametrize("prompt_weight", [0.0, 0.5])
+def test_a_compiled_run_has_the_losses_of_another_and_is_resumed(prompt_weight, text, tmp_path):
+    """Attention is written out there, and each document or sample sees itself alone."""
     if not shutil.which("g++"):
         pytest.skip("no g++ here")
-    base = dataclasses.replace(RECIPE, optimiser="adamw")  # Muon in bfloat16 makes more of a rounding
+    if prompt_weight:
+        text = write_lines(tmp_path / "a.jsonl", [{"prompt": story(i, 1), "completion": " yes."} for i in range(400)])
+    base = dataclasses.replace(RECIPE, optimiser="adamw", prompt_weight=prompt_weight)  # Muon in bfloat16 rounds more
     recipe = dataclasses.replace(base, compile=True)
     records = [
         train(ARCH, [text], tmp_path / "plain", recipe=base),
