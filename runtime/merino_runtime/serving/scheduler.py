@@ -11,6 +11,7 @@ import traceback
 from typing import Callable, List, Optional, Sequence
 
 from merino_runtime.errors import MerinoError
+from merino_runtime.io import heap
 from merino_runtime.serving.answering import Answering, unanswered
 from merino_runtime.serving.burden import Burden, Moment
 from merino_runtime.serving.prefix_cache import PrefixCache
@@ -31,6 +32,7 @@ from merino_runtime.serving.waiting import Waiting
 TURN_S = 0.25  # how long one piece of a prefill may keep the others waiting
 FIRST_PIECE, LEAST_PIECE, MOST_PIECE = 64, 16, 256  # ids
 LONGEST_RETRY_S = 60
+QUIET_S = 1.0  # without a request, before free memory is given back
 
 
 class Served:
@@ -121,8 +123,7 @@ class Scheduler:
     def run(self) -> None:
         while True:
             with self._changed:
-                while not (len(self.waiting) or self.running or self._closing):
-                    self._changed.wait()
+                self._wait_for_work()
                 if self._closing:
                     break
                 self._admit()
@@ -138,6 +139,13 @@ class Scheduler:
             if job.answering is not None:
                 job.answering.close()
             self._deliver(job, Failed(RefusedError("the server was stopped.", UNAVAILABLE, retry_s=10)))
+
+    def _wait_for_work(self) -> None:
+        quiet_s: Optional[float] = QUIET_S
+        while not (len(self.waiting) or self.running or self._closing):
+            if not self._changed.wait(quiet_s):
+                heap.give_back_free_pages()
+                quiet_s = None
 
     def _admit(self) -> None:
         for job in self.waiting.all():
