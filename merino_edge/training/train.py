@@ -200,7 +200,7 @@ def write_checkpoint(
 ) -> dict[str, Any]:
     """The finished model in `out`, its record last."""
     run = material.run
-    loss = float(trainer.evaluate()["eval_loss"])
+    loss = held_out_loss(trainer)
     record = {
         "schema": SCHEMA,
         **run.model_dump(mode="json"),
@@ -224,6 +224,13 @@ def write_checkpoint(
             write_text(beside / DESIGN, design.to_json())
     write_text(out / RECORD, json.dumps(record, indent=1) + "\n")
     return record
+
+
+def held_out_loss(trainer: CheckedTrainer) -> float:
+    """That of the last step's evaluation, where it had one and its weights are the ones that are kept."""
+    step = trainer.state.global_step
+    known = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry and entry["step"] == step]
+    return float(known[-1] if known and not trainer.recipe.patience else trainer.evaluate()["eval_loss"])
 
 
 def finished_model(model: Any, material: Material, folder: Path) -> PreTrainedModel:
