@@ -158,7 +158,8 @@ def mask_and_rotary(
 ) -> tuple[Tensor | None, Rotary]:
     """What all layers share: transformers' causal mask, and the rotary table in the type of `x` [B, T, E].
 
-    Not compiled: torch.compile's CPU kernels would compute both again in each layer, for each head and element.
+    Not compiled: with the rotary table in torch.compile's graph gradients were NaN in bfloat16 on a CPU
+    (docs/decisions/training.md).
     """
     mask = create_causal_mask(
         config=config, inputs_embeds=x, attention_mask=attention_mask, cache=cache, position_ids=positions

@@ -16,6 +16,7 @@ from merino_runtime.errors import MerinoError
 
 Result = TypeVar("Result")
 PATIENCE = timedelta(days=2)  # of the others, while the first one tokenises
+KEPT_GROUPS: list[Any] = []  # until the process ends
 
 
 def count() -> int:
@@ -32,13 +33,10 @@ def joined() -> Iterator[None]:
     if count() == 1 or distributed.is_initialized():
         yield
         return
-    if not torch.cuda.is_available():
-        from torch import _dynamo  # which the trainer loads anyway
-
-        # torch.compile cuts the model where DistributedDataParallel's gradient buckets end, so that gradients are sent
-        # while others are computed. On a CPU the first gradients of such parts were not finite (torch 2.13).
-        _dynamo.config.optimize_ddp = False
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    # A group that ended with the trainer, its last owner, could wait forever: it joins gloo's threads while it holds
+    # Python's lock, which such a thread takes to free the tensors of the last collective (torch 2.13).
+    KEPT_GROUPS.append(distributed.group.WORLD)
     try:
         yield
     finally:

@@ -228,8 +228,9 @@ def write_checkpoint(
 
 def held_out_loss(trainer: CheckedTrainer) -> float:
     """That of the last step's evaluation, where it had one and its weights are the ones that are kept."""
-    step = trainer.state.global_step
-    known = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry and entry["step"] == step]
+    state = trainer.state
+    last = [entry for entry in state.log_history if entry["step"] == state.global_step]
+    known = [entry["eval_loss"] for entry in last if "eval_loss" in entry]
     return float(known[-1] if known and not trainer.recipe.patience else trainer.evaluate()["eval_loss"])
 
 
