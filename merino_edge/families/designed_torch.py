@@ -144,28 +144,13 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
+@torch.compiler.disable  # in its graph gradients were NaN in bfloat16 on a CPU (docs/decisions/training.md)
 def rotary_table(positions: Tensor, head_size: int, theta: float) -> Rotary:
     """cos and sin for `positions` [B, T], in float32; [B, T, D]."""
     steps = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32)
     angles = positions[..., None].float() * theta ** (-steps / head_size)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
-
-
-@torch.compiler.disable
-def mask_and_rotary(
-    config: MerinoConfig, x: Tensor, attention_mask: Tensor | None, cache: Cache | None, positions: Tensor
-) -> tuple[Tensor | None, Rotary]:
-    """What all layers share: transformers' causal mask, and the rotary table in the type of `x` [B, T, E].
-
-    Not compiled: with the rotary table in torch.compile's graph gradients were NaN in bfloat16 on a CPU
-    (docs/decisions/training.md).
-    """
-    mask = create_causal_mask(
-        config=config, inputs_embeds=x, attention_mask=attention_mask, cache=cache, position_ids=positions
-    )
-    cos, sin = rotary_table(positions, config.head_size, config.rope_theta)
-    return mask, (cos.to(x.dtype), sin.to(x.dtype))
 
 
 class Layer(nn.Module):
@@ -277,7 +262,11 @@ class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
         if position_ids is None:
             cached = cache.get_seq_length() if cache is not None else 0
             position_ids = torch.arange(cached, cached + x.shape[1], device=x.device)[None]
-        mask, rotary = mask_and_rotary(self.config, x, attention_mask, cache, position_ids)
+        mask = create_causal_mask(
+            config=self.config, inputs_embeds=x, attention_mask=attention_mask, cache=cache, position_ids=position_ids
+        )
+        cos, sin = rotary_table(position_ids, self.config.head_size, self.config.rope_theta)
+        rotary = cos.to(x.dtype), sin.to(x.dtype)
         x = self.decode_blocks(x, rotary, mask, cache)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(self.leave(self.norm(x[:, keep])))
