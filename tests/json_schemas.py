@@ -105,7 +105,15 @@ def composed(inner):
     }))  # fmt: skip
     lists = st.tuples(inner, bounds(0, 3, ("minItems", "maxItems"))).map(
         lambda drawn: dict(drawn[1], type="array", items=drawn[0]))  # fmt: skip
-    return objects | lists | st.lists(inner, min_size=1, max_size=3).map(lambda choices: {"anyOf": choices})
+    choices = st.lists(inner, min_size=1, max_size=3).map(lambda choices: {"anyOf": choices})
+    return objects | lists | lists_of_different() | choices
+
+
+@st.composite
+def lists_of_different(draw):
+    kept = draw(st.lists(st.sampled_from([0, 10, "a", "ab", "b", "", None, [1]]), min_size=1, unique_by=repr))
+    limits = draw(bounds(0, len(kept), ("minItems", "maxItems")))
+    return dict(limits, type="array", items={"enum": kept}, uniqueItems=True)
 
 
 schemas = st.recursive(leaves, composed, max_leaves=6)
@@ -130,8 +138,12 @@ def instances(schema):
         least = schema.get("minLength", 0)
         return st.text(LETTERS, min_size=least, max_size=max(least, schema.get("maxLength", 9)))
     if kind == "array":
-        least = schema.get("minItems", 0)
-        return st.lists(instances(schema["items"]), min_size=least, max_size=max(least, schema.get("maxItems", 4)))
+        least, most = schema.get("minItems", 0), schema.get("maxItems", 4)
+        if "uniqueItems" in schema:
+            kept = schema["items"]["enum"]
+            counts = st.integers(least, min(len(kept), max(least, most)))
+            return st.tuples(st.permutations(kept), counts).map(lambda drawn: drawn[0][: drawn[1]])
+        return st.lists(instances(schema["items"]), min_size=least, max_size=max(least, most))
     inner = {name: instances(each) for name, each in schema["properties"].items()}
     needed = schema["required"]
 

@@ -194,13 +194,13 @@ def spells(grammar, text):
 
 
 @pytest.mark.parametrize("least, most", [(0, None), (2, None), (0, 2), (1, 1), (2, 3), (0, 0)])
-def test_a_list_of_different_values_is_in_the_order_of_its_enum(least, most):
+def test_a_list_of_different_values_has_them_in_any_order(least, most):
     tokenizer, eos = BOTH["bytes"]
-    schema = {"type": "array", "uniqueItems": True, "minItems": least, "items": {"enum": [2, 4, 6]}}
+    schema = {"type": "array", "uniqueItems": True, "minItems": least, "items": {"enum": [2, 24, 4]}}
     grammar = compile_schema(dict(schema, **({} if most is None else {"maxItems": most})), tokenizer, (eos,))
     for count in range(5):
-        for numbers in itertools.product([2, 4, 6], repeat=count):
-            right = list(numbers) == sorted(set(numbers)) and least <= count <= (3 if most is None else most)
+        for numbers in itertools.product([2, 24, 4], repeat=count):
+            right = len(set(numbers)) == count and least <= count <= (3 if most is None else most)
             assert spells(grammar, json.dumps(numbers, separators=(",", ":"))) == right, numbers
 
 

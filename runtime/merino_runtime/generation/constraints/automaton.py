@@ -13,7 +13,7 @@ from merino_runtime.errors import MerinoError
 
 NOTHING = -1
 DEAD, END = 0, 0  # a state, a stack
-SET, LIT, SEQ, ALT, REP, TEXT = range(6)
+SET, LIT, SEQ, ALT, REP, TEXT, DIFFERENT = range(7)
 PLAIN = frozenset(range(0x20, 0x7F)) - {0x22, 0x5C}  # characters of a string, each one byte
 MOST_NODES = 100000  # a schema that needs more is refused before it fills the memory
 
@@ -67,6 +67,17 @@ class Automaton:
     def text(self, low: int = 0, high: int = -1) -> int:
         """A JSON string of low to high characters, from behind its first quote to its last one."""
         return NOTHING if 0 <= high < low else self._node(TEXT, low, high)
+
+    def different(self, parts: Sequence[int], low: int, high: int, between: int) -> int:
+        """low to high of the parts in any order, none of them twice, and `between` them that. Which are left is a
+        set of bits, and a node for it is made when a state is opened, so that no order is spelled out."""
+        parts = tuple(part for part in parts if part != NOTHING)
+        high = min(high, len(parts))
+        return NOTHING if high < low else self._different(parts, (1 << len(parts)) - 1, low, high, self.seq(), between)
+
+    def _different(self, parts: Tuple[int, ...], left: int, low: int, high: int, first: int, between: int) -> int:
+        """first: what stands before the next part."""
+        return self._node(DIFFERENT, parts, left, low, high, first, between) if high else self.seq()
 
     def _node(self, *made: object) -> int:
         number = self._node_of.get(made)
@@ -247,6 +258,14 @@ class Automaton:
             return [below]
         if made[0] == ALT:
             return [self._stack(choice, below) for choice in made[1]]
+        if made[0] == DIFFERENT:
+            parts, left, low, high, first, between = made[1:]
+            stacks = [below] * (low == 0)
+            for index, part in enumerate(parts):
+                if left >> index & 1:
+                    rest = self._different(parts, left & ~(1 << index), max(low - 1, 0), high - 1, between, between)
+                    stacks.append(self._stack(self.seq(first, part, rest), below))
+            return stacks
         if made[0] in (REP, TEXT):
             one, low, high = made[1:] if made[0] == REP else (self.char, *made[1:])
             fewer = (max(low - 1, 0), high - 1 if high > 0 else high)

@@ -30,7 +30,7 @@ WHOLE = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")  # stand alone, or 
 KNOWN = {"type", *WHOLE, *(keyword for keywords in BY_TYPE.values() for keyword in keywords)}
 DEEPEST = 16  # levels of lists and objects where any JSON may stand
 DEEPEST_SCHEMA = 64
-MOST_UNIQUE = 64
+MOST_UNIQUE = 256
 
 
 def compact(value: Any) -> bytes:
@@ -284,22 +284,17 @@ class Reader:
         return node
 
     def _unique(self, schema: Dict[str, Any], least: int, most: int, where: str, depth: int) -> int:
-        """A list of different values of an enum, in its order."""
+        """A list of different values of an enum."""
         items: Any = schema.get("items")
         values = items.get("enum") if isinstance(items, dict) and "prefixItems" not in schema else None
         if not isinstance(values, list) or len(values) > MOST_UNIQUE:
             raise refused(f"{where}/uniqueItems",
                           f"it is supported for items with an enum of up to {MOST_UNIQUE} values")
-        different = [each for index, each in enumerate(values) if each not in values[:index]]
+        different = {compact(each): each for each in values}.values()
         parts = [self.node(dict(items, enum=[each]), f"{where}/items", depth + 1) for each in different]
-        counted = most if most >= 0 else max(least, 1)  # more are not distinguished
         make = self.make
-        tails = [make.lit(b"]") if count >= least else NOTHING for count in range(counted + 1)]  # by values before it
-        for part in reversed(parts):
-            longer = [*tails[1:], tails[-1] if most < 0 else NOTHING]
-            tails = [make.alt(tail, make.seq(make.lit(b"," if count else b""), part, more))
-                     for count, (tail, more) in enumerate(zip(tails, longer))]  # noqa: B905, not in 3.6
-        return make.seq(make.lit(b"["), tails[0])
+        listed = make.different(parts, least, most if most >= 0 else len(parts), make.lit(b","))
+        return make.seq(make.lit(b"["), listed, make.lit(b"]"))
 
     def _listed(self, ends: bytes, first: Sequence[int], item: int, least: int, most: int) -> int:
         """A list of least to most parts that begins with `first`, then items; most -1: without limit."""
