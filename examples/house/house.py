@@ -148,7 +148,8 @@ def device_tools(house: House) -> Iterator[dict[str, Any]]:
     for name, (domains, values) in TOOLS.items():
         targets = house.targets(domains)
         if targets:
-            listed = {"type": "array", "items": {"enum": targets}, "minItems": 1, "maxItems": MOST_TARGETS}
+            counts = {"minItems": 1, "maxItems": MOST_TARGETS, "uniqueItems": True}
+            listed = {"type": "array", "items": {"enum": targets}, **counts}
             yield tool(name, {"targets": listed, **values, **TIMES}, ["targets", *values])
 
 
