@@ -134,8 +134,9 @@ def prompt(house: House, sentence: str) -> str:
 
 
 def said(sentence: str) -> str:
-    """What is said behind a house, or behind an earlier answer."""
-    return f"> {sentence}\n"
+    """What is said behind a house, or behind an earlier answer; in small letters, since recognisers of speech differ in
+    their capitals."""
+    return f"> {sentence.lower()}\n"
 
 
 def tools(house: House) -> list[dict[str, Any]]:

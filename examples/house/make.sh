@@ -12,6 +12,7 @@ mkdir -p "$out"
     "$python" "$here/make_data.py" "$out/begun" --turns 6 --samples "${HOUSE_SAMPLES:-150000}" --seed 1
     mv "$out/begun" "$out/train.jsonl"
 }
+[ -e "$out/tokenizer.json" ] || "$python" "$here/make_tokenizer.py" "$out/train.jsonl" "$out/tokenizer.json" --vocab 1536
 "$python" "$here/make_data.py" "$out/test.jsonl" --split test --samples 1000 --seed 2
 "$python" "$here/make_data.py" "$out/negatives.txt" --negatives --samples 500 --seed 3
 
@@ -22,8 +23,9 @@ for saved in "$out"/checkpoint/trainer/checkpoint-*/saved.json; do
     [ ! -e "$saved" ] || resume=--resume
 done
 ! command -v "${CXX:-g++}" > /dev/null || compile=--compile
-merino train "$out/design.json" --data "$out/train.jsonl" --steps "${HOUSE_STEPS:-7500}" --evaluations 6 \
-    --preset laptop-hour --prompt-weight 0.3 --cut-long $compile $resume -o "$out/checkpoint"
+merino train "$out/design.json" --data "$out/train.jsonl" --tokenizer "$out/tokenizer.json" \
+    --steps "${HOUSE_STEPS:-7500}" --evaluations 6 --preset laptop-hour --prompt-weight 0.3 --cut-long \
+    $compile $resume -o "$out/checkpoint"
 
 for precision in fp32 int8 int4; do
     [ -e "$out/house-$precision" ] || merino export "$out/checkpoint" --precision "$precision" -o "$out/house-$precision"

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from merino_edge.text.documents import END_OF_TEXT
 from merino_runtime.errors import MerinoError
@@ -17,8 +17,9 @@ LONGEST_WORD_BYTES = 1000
 END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # as published tokenizers call it
 
 
-def train_tokenizer(documents: Iterable[str], vocab: int) -> Tokenizer:
-    """A byte-level BPE, as GPT-2's, of exactly `vocab` entries. `<|endoftext|>` is id 0 and is put before each text.
+def train_tokenizer(documents: Iterable[str], vocab: int, words: str | None = None) -> Tokenizer:
+    """A byte-level BPE of exactly `vocab` entries. `<|endoftext|>` is id 0 and is put before each text. `words`: the
+    regular expression of what is a word, from which no token reaches into the next one; by default GPT-2's.
 
     Words longer than LONGEST_WORD_BYTES are cut for training, and only there. Raises MerinoError where `vocab` is less
     than 257, or more than the text has pieces for.
@@ -29,8 +30,11 @@ def train_tokenizer(documents: Iterable[str], vocab: int) -> Tokenizer:
             f"a vocabulary of {vocab} is too small, allowed: {least}, for 256 bytes and {END_OF_TEXT}, or more"
         )
     tokenizer = Tokenizer(models.BPE())
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(LONGEST_WORD_BYTES)])
+    cut: pre_tokenizers.PreTokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if words:
+        split = pre_tokenizers.Split(Regex(words), "isolated")
+        cut = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.FixedLength(LONGEST_WORD_BYTES)])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
@@ -47,7 +51,7 @@ def train_tokenizer(documents: Iterable[str], vocab: int) -> Tokenizer:
             yield document
 
     tokenizer.train_from_iterator(counted(), trainer)
-    tokenizer.pre_tokenizer = words
+    tokenizer.pre_tokenizer = cut
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, 0)]
     )

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples" / "house"))
 
 import make_data  # noqa: E402
+import make_tokenizer  # noqa: E402
 from command_families import families, of_family  # noqa: E402
 from grammar import blocks, expand  # noqa: E402
 from house import REFUSE, House, read_action, tools  # noqa: E402
@@ -24,6 +25,8 @@ from refer import SAME_AREA, meant  # noqa: E402
 from refusals import negatives  # noqa: E402
 from sentences import make_sample  # noqa: E402
 from spoken import at_time, duration, share  # noqa: E402
+
+from merino_edge.text.tokenizer import train_tokenizer  # noqa: E402
 
 COUNT = 1500
 
@@ -45,6 +48,25 @@ def test_a_sample_is_a_call_that_the_tools_of_its_house_allow(samples):
         schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools(sample.house)}
         jsonschema.validate(call["arguments"], schemas[call["name"]])
         assert all(sample.house.resolve(target) for target in sample.action.targets)
+
+
+def test_a_name_begins_with_the_same_tokens_wherever_it_stands(samples, tmp_path):
+    rows = list(map(make_data.row, samples["train"][:400]))
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = train_tokenizer(make_tokenizer.texts(data), 600, make_tokenizer.WORDS)
+    for row in map(make_data.row, samples["test"]):
+        for text in (row["prompt"], row["completion"], row["sentence"]):
+            assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    for sample in samples["test"]:
+        for name in (device.name for device in sample.house.devices):
+            alone, *others = (
+                tokenizer.encode(text, add_special_tokens=False).tokens
+                for text in (f"{name}\n", f"light {name}, fan", f'["{name}"]', f"> dim the {name} please\n")
+            )
+            begun = len(tokenizer.encode(name.rpartition(" ")[0] + " ", add_special_tokens=False)) if " " in name else 0
+            for tokens in others if begun else ():
+                assert any(tokens[place : place + begun] == alone[:begun] for place in range(len(tokens))), tokens
 
 
 def test_each_tool_and_both_refusals_are_asked_for(samples):
@@ -106,7 +128,7 @@ def test_equal_arguments_write_equal_data_whatever_the_number_of_processes(tmp_p
     assert written[0] == written[1]
     rows = [json.loads(line) for line in written[0].splitlines()]
     assert len(rows) == 50
-    assert all(row["prompt"].endswith(f"> {row['sentence']}\n") and read_action(row["completion"]) for row in rows)
+    assert all(row["prompt"].endswith(f"> {row['sentence'].lower()}\n") and read_action(row["completion"]) for row in rows)
 
 
 def test_negatives_are_distinct_and_of_held_out_templates():
