@@ -208,7 +208,7 @@ def pick(listed: Sequence[Family], split: str, rng: random.Random) -> Family:
     usual = [family for family in listed if not family.held_out]
     if split == "test" and held and rng.random() < 0.3:
         return rng.choice(held)
-    return rng.choices(usual, [len(family.templates) ** 0.7 for family in usual])[0]
+    return rng.choices(usual, [len(family.templates) ** 0.85 for family in usual])[0]
 
 
 @cache
@@ -228,7 +228,8 @@ def said(family: Family, ref: Reference, house: House, split: str, rng: random.R
         values = {"percent": 50}
     sentence = expand(template, rng, rules(), slots_for(ref, house, tool, text, rng))
     imperative = family.imperative and not sentence.startswith(NOMINAL)
-    sentence, times = wrapped(sentence, imperative, tool, split, rng)
+    timed = imperative or template.startswith(("{b}", "{n}"))
+    sentence, times = wrapped(sentence, imperative, tool, split, rng, timed)
     return Sample(house, sentence, Action(tool, ref.targets, (*values.items(), *times.items())), family.kind)
 
 
@@ -256,10 +257,14 @@ def names_target(template: str, ref: Reference, house: House) -> bool:
     )
 
 
-def wrapped(sentence: str, imperative: bool, tool: str, split: str, rng: random.Random) -> tuple[str, dict[str, Any]]:
-    """The sentence with when, why and how politely; and the time that it names."""
+def wrapped(
+    sentence: str, imperative: bool, tool: str, split: str, rng: random.Random, timed: bool | None = None
+) -> tuple[str, dict[str, Any]]:
+    """The sentence with when, why and how politely; and the time that it names. `timed`: whether a time may stand
+    beside it, by default beside an imperative."""
     times: dict[str, Any] = {}
-    if imperative and tool not in ("next", "louder", "quieter") and rng.random() < 0.1:
+    timed = imperative if timed is None else timed
+    if timed and tool not in ("next", "louder", "quieter") and rng.random() < 0.1:
         when, times = when_said(rng)
         sentence = f"{sentence} {when}" if rng.random() < 0.75 else f"{when} {sentence}"
     elif imperative and tool in ("turn_on", "turn_off", "play") and rng.random() < 0.006:
@@ -271,7 +276,7 @@ def wrapped(sentence: str, imperative: bool, tool: str, split: str, rng: random.
         wrap = rng.choice(wraps)
         if not (times and ("now" in wrap or "immediately" in wrap)):
             sentence = wrap.replace("{c}", sentence)
-    if imperative and rng.random() < 0.07:
+    if rng.random() < (0.12 if imperative else 0.07):
         reason = rng.choice(blocks("reasons")[tool])
         first = rng.random() < 0.55
         sentence = (

@@ -15,11 +15,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples" / "house"))
 
+import evaluate  # noqa: E402
 import make_data  # noqa: E402
 import make_tokenizer  # noqa: E402
 from command_families import families, of_family  # noqa: E402
 from grammar import blocks, expand  # noqa: E402
-from house import REFUSE, House, read_action, tools  # noqa: E402
+from house import REFUSE, House, read_action, said, tools  # noqa: E402
 from houses import SPLITS, command_words, dictionary, held_out_names, known, make_house, words  # noqa: E402
 from refer import SAME_AREA, meant  # noqa: E402
 from refusals import negatives  # noqa: E402
@@ -48,6 +49,16 @@ def test_a_sample_is_a_call_that_the_tools_of_its_house_allow(samples):
         schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools(sample.house)}
         jsonschema.validate(call["arguments"], schemas[call["name"]])
         assert all(sample.house.resolve(target) for target in sample.action.targets)
+
+
+@pytest.mark.parametrize("name", ["slurp", "seen", "written"])
+def test_the_actions_of_what_people_say_are_those_of_their_house(name):
+    cases = list(evaluate.utterances(ROOT / "examples" / "house" / f"{name}.json"))
+    assert len({case.sentence for case in cases}) > 0.9 * len(cases) > 100
+    for case in cases:
+        for text in case.actions:
+            make_data.check(case.house, read_action(text))
+        assert bool(case.actions) == (case.kind in ("asks", "command")) and case.sentence == case.sentence.lower()
 
 
 def test_a_name_begins_with_the_same_tokens_wherever_it_stands(samples, tmp_path):
@@ -128,7 +139,7 @@ def test_equal_arguments_write_equal_data_whatever_the_number_of_processes(tmp_p
     assert written[0] == written[1]
     rows = [json.loads(line) for line in written[0].splitlines()]
     assert len(rows) == 50
-    assert all(row["prompt"].endswith(f"> {row['sentence'].lower()}\n") and read_action(row["completion"]) for row in rows)
+    assert all(row["prompt"].endswith(said(row["sentence"])) and read_action(row["completion"]) for row in rows)
 
 
 def test_negatives_are_distinct_and_of_held_out_templates():
