@@ -186,21 +186,26 @@ def test_the_table_of_divergences_is_the_record():
 
 def test_the_table_of_the_house_is_the_record():
     record = content("house-x86-2cores.json")
-    others = ("the model before, int8 (trained at caf7090)", "hassil, Home Assistant's sentences")
+    others = ("the model before, int8 (trained at 7c840a3)", "hassil, Home Assistant's sentences")
     columns = [*(record["formats"][name] for name in ("int8", "fp32", "int4")),
                *(record["formats_of_others"][name] for name in others)]  # fmt: skip
 
-    def right(name, *kinds):
-        """(right, of how many) of each column; of all kinds where none is named."""
-        return [[sum(each) for each in zip(*(one[name][kind] for kind in kinds or one[name]), strict=True)]
-                for one in columns]  # fmt: skip
+    def row(name, kind=None, write=lambda good, most: share(good / most)):
+        """(how many, the cell of each column); of all kinds where none is named."""
+        kinds = [[one[name][kind]] if kind else one[name].values() for one in columns]
+        counts = [[sum(each) for each in zip(*one, strict=True)] for one in kinds]
+        return counts[0][1], [write(*each) for each in counts]
 
-    actions = (right("generated"), right("generated, new wordings"), right("utterances", "asks"))
-    expected = [(each[0][1], [f"{100 * good / most:.1f} %" for good, most in each]) for each in actions]
-    nothing, negatives = right("utterances", "asks for nothing"), right("negatives")
-    expected.append((nothing[0][1], [str(good) for good, _ in nothing]))
-    acted = [100 * (most - good) / most for good, most in negatives]
-    expected.append((negatives[0][1], [f"{share:.1f} %" if share else "0 %" for share in acted]))
+    def share(part):
+        return f"{100 * part:.1f} %" if part else "0 %"
+
+    written = [row(name, kind) for name in ("written", "written, then seen")
+               for kind in ("command", "missing", "no command")]  # fmt: skip
+    expected = [
+        row("generated"), row("generated, new wordings"), row("utterances", "asks"),
+        row("utterances", "asks for nothing", lambda good, _: str(good)),
+        row("negatives", write=lambda good, most: share(1 - good / most)), *written,
+    ]  # fmt: skip
     message = by_columns("docs/house.md", "A model for one job", 7)
     assert [(int(label.split()[0]), cells[:5]) for label, *cells in message] == expected
 
