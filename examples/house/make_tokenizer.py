@@ -7,24 +7,21 @@ the word before it, so each name begins with the same tokens wherever it stands.
 """
 
 import argparse
-import json
-from collections.abc import Iterator
-from itertools import islice
+import sys
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from merino_edge.text.tokenizer import train_tokenizer
+from merino_edge.training.data.material import bpe_text
+from merino_edge.training.prepare import read
 
 WORDS = r"'s ?|\p{L}+ ?|\p{N} ?|[^\s\p{L}\p{N}]+ ?|\s"
-MOST_SAMPLES = 30_000
 
 
-def texts(data: Path) -> Iterator[str]:
-    """Of samples of make_data.py, with one sentence or several."""
-    with data.open(encoding="utf-8") as lines:
-        for line in islice(lines, MOST_SAMPLES):
-            sample = json.loads(line)
-            for part in (sample["prompt"], sample["completion"]):
-                yield from [part] if isinstance(part, str) else part
+def trained(data: Path, vocab: int) -> Tokenizer:
+    """On the text that `merino-edge train` would train a tokenizer on."""
+    return train_tokenizer(bpe_text(read([data], []), vocab, lambda line: print(line, file=sys.stderr)), vocab, WORDS)
 
 
 def main() -> None:
@@ -33,7 +30,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--vocab", type=int, required=True)
     given = parser.parse_args()
-    train_tokenizer(texts(given.data), given.vocab, WORDS).save(str(given.out))
+    trained(given.data, given.vocab).save(str(given.out))
 
 
 if __name__ == "__main__":

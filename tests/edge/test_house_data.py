@@ -27,8 +27,6 @@ from refusals import negatives  # noqa: E402
 from sentences import make_sample  # noqa: E402
 from spoken import at_time, duration, share  # noqa: E402
 
-from merino_edge.text.tokenizer import train_tokenizer  # noqa: E402
-
 COUNT = 1500
 
 
@@ -65,7 +63,7 @@ def test_a_name_begins_with_the_same_tokens_wherever_it_stands(samples, tmp_path
     rows = list(map(make_data.row, samples["train"][:400]))
     data = tmp_path / "train.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tokenizer = train_tokenizer(make_tokenizer.texts(data), 600, make_tokenizer.WORDS)
+    tokenizer = make_tokenizer.trained(data, 600)
     for row in map(make_data.row, samples["test"]):
         for text in (row["prompt"], row["completion"], row["sentence"]):
             assert tokenizer.decode(tokenizer.encode(text).ids) == text
