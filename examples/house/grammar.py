@@ -21,10 +21,12 @@ PIECE = re.compile(r"[()\[\]|;]|<[^>]*>|\{[^}]*\}|[^()\[\]|;<{]+")
 
 @cache
 def blocks(file: str) -> dict[str, tuple[str, ...]]:
-    """The lines of a file of phrases by the head above them."""
+    """The lines of a file of phrases by the head above them. ValueError for a head that stands twice."""
     by_head: dict[str, tuple[str, ...]] = {}
     for block in (PHRASES / f"{file}.txt").read_text(encoding="utf-8").split("\n== ")[1:]:
         head, *lines = block.strip().splitlines()
+        if head.strip() in by_head:
+            raise ValueError(f"{file}.txt has == {head.strip()} twice")
         by_head[head.strip()] = tuple(lines)
     return by_head
 
