@@ -228,9 +228,16 @@ def said(family: Family, ref: Reference, house: House, split: str, rng: random.R
         values = {"percent": 50}
     sentence = expand(template, rng, rules(), slots_for(ref, house, tool, text, rng))
     imperative = family.imperative and not sentence.startswith(NOMINAL)
-    timed = imperative or template.startswith(("{b}", "{n}"))
+    timed = template.startswith(("{b}", "{n}"))
     sentence, times = wrapped(sentence, imperative, tool, split, rng, timed)
     return Sample(house, sentence, Action(tool, ref.targets, (*values.items(), *times.items())), family.kind)
+
+
+def scene_said(name: str, split: str, rng: random.Random) -> tuple[str, dict[str, Any], str]:
+    """A sentence that asks for a scene, the time that it names, and its family."""
+    family = pick([family for family in families() if family.modes == "s"], split, rng)
+    sentence = expand(rng.choice(family.templates), rng, rules(), {"s": name})
+    return (*wrapped(sentence, family.imperative, "turn_on", split, rng), family.kind)
 
 
 # How a command begins that has no verb: "could you" does not go with it.
@@ -258,13 +265,12 @@ def names_target(template: str, ref: Reference, house: House) -> bool:
 
 
 def wrapped(
-    sentence: str, imperative: bool, tool: str, split: str, rng: random.Random, timed: bool | None = None
+    sentence: str, imperative: bool, tool: str, split: str, rng: random.Random, timed: bool = False
 ) -> tuple[str, dict[str, Any]]:
     """The sentence with when, why and how politely; and the time that it names. `timed`: whether a time may stand
-    beside it, by default beside an imperative."""
+    beside it though it is no imperative."""
     times: dict[str, Any] = {}
-    timed = imperative if timed is None else timed
-    if timed and tool not in ("next", "louder", "quieter") and rng.random() < 0.1:
+    if (imperative or timed) and tool not in ("next", "louder", "quieter") and rng.random() < 0.1:
         when, times = when_said(rng)
         sentence = f"{sentence} {when}" if rng.random() < 0.75 else f"{when} {sentence}"
     elif imperative and tool in ("turn_on", "turn_off", "play") and rng.random() < 0.006:

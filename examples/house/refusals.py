@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from command_families import Sample, by_tool, families, of_family, pick, said, target_of, wrapped
+from command_families import Sample, by_tool, families, of_family, pick, said, scene_said, target_of
 from grammar import blocks, expand, rules
 from house import REFUSE, TOOLS, Action, Device, House
 from houses import area_name, device_name, make_house, near, words
@@ -137,8 +137,6 @@ def ask(house: House, ghost: Device, mode: str, split: str, rng: random.Random, 
 def alike(house: House, ghost: Device) -> bool:
     """Whether a speaker who names the ghost could mean a device of the house."""
     spoken = set(ghost.name.split())
-    if ghost.domain == "lock" and told_apart(ghost, [each for each in house.devices if each.domain == "lock"]):
-        return any(area in ghost.name for area in house.areas)
     for each in house.devices:
         names = called(each.name, each.domain)
         own = set(each.name.split())
@@ -173,9 +171,7 @@ def missing_name(house: House, split: str, rng: random.Random) -> Sample | None:
     if domain in ("climate", "vacuum") and others or domain == "lock" and not told_apart(ghost, others):
         return None
     singles, plurals = GENERIC[domain]
-    if ghost.name in (*singles, *plurals, "lamp", "plug", "socket", "outlet") and any(
-        each.domain == domain for each in house.devices
-    ):
+    if others and ghost.name in (*singles, *plurals, "lamp", "plug", "socket", "outlet"):
         return None
     sample = ask(house, ghost, "n", split, rng, "missing.name")
     # Said by a part or by a word for its kind it could be another's.
@@ -193,9 +189,7 @@ def missing_scene(house: House, split: str, rng: random.Random) -> Sample | None
     name = device_name(rng, "scene", house.here, split)
     if {word for each in house.devices for word in each.name.split()} & set(name.split()) or name in house.areas:
         return None
-    family = pick([family for family in families() if family.modes == "s"], split, rng)
-    sentence = expand(rng.choice(family.templates), rng, rules(), {"s": name})
-    sentence, _ = wrapped(sentence, family.imperative, "turn_on", split, rng)
+    sentence, *_ = scene_said(name, split, rng)
     return Sample(house, sentence, NO_DEVICE, "missing.scene")
 
 

@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Callable, Mapping
 
-from command_families import Sample, families, of_family, pick, wrapped
+from command_families import Sample, families, of_family, scene_said, wrapped
 from grammar import blocks, expand, rules
 from house import EVERYWHERE, MOST_TARGETS, REFUSE, TOOLS, Action, Device, House
 from houses import make_house
@@ -28,10 +28,8 @@ def of_scene(house: House, split: str, rng: random.Random) -> Sample | None:
     scene = rng.choice(scenes)
     if meant(scene.name, house) != [scene] or any(scene.name in each.name for each in house.devices if each != scene):
         return None
-    family = pick([family for family in families() if family.modes == "s"], split, rng)
-    sentence = expand(rng.choice(family.templates), rng, rules(), {"s": scene.name})
-    sentence, times = wrapped(sentence, family.imperative, "turn_on", split, rng)
-    return Sample(house, sentence, Action("turn_on", (scene.name,), tuple(times.items())), family.kind)
+    sentence, times, kind = scene_said(scene.name, split, rng)
+    return Sample(house, sentence, Action("turn_on", (scene.name,), tuple(times.items())), kind)
 
 
 def mood_scenes(house: House, keys: str) -> list[Device]:
