@@ -134,8 +134,8 @@ def prompt(house: House, sentence: str) -> str:
 
 
 def said(sentence: str) -> str:
-    """What is said behind a house, or behind an earlier answer; in small letters, since recognisers of speech differ in
-    their capitals."""
+    """What is said behind a house, or behind an earlier answer; in lower case, since speech recognisers differ in their
+    capitals."""
     return f"> {sentence.lower()}\n"
 
 
