@@ -24,7 +24,7 @@ from merino_edge.training.needs import peak_mb
 from merino_edge.training.optimiser import optimiser_for
 from merino_edge.training.processes import any_of_them, part_of, wait_for_all
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.run_folder import mark_whole
+from merino_edge.training.run_folder import mark_whole, remove_older
 from merino_edge.training.teacher import taught_loss
 from merino_runtime.errors import MerinoError
 
@@ -178,6 +178,7 @@ class Watch(TrainerCallback):
         wait_for_all()  # each process writes the state of its generators
         if state.is_world_process_zero:
             mark_whole(self.folder / f"checkpoint-{state.global_step}")
+            remove_older(self.folder, state.best_model_checkpoint if self.patience else None)
 
     def step_seconds(self, state: TrainerState) -> float:
         return (time.perf_counter() - self.began) / (state.global_step - self.first)
@@ -227,8 +228,8 @@ def add_watch(trainer: Trainer, watch: Watch, tensorboard: bool) -> None:
 
 
 def training_arguments(recipe: Recipe, folder: Path, parts: int = 1) -> Arguments:
-    """Linear warm-up, cosine decay, gradients clipped at norm 1. The last two saved states are kept, and with
-    patience the best one. `parts`: in which a process computes its rows of a step, to save memory."""
+    """Linear warm-up, cosine decay, gradients clipped at norm 1. `parts`: in which a process computes its rows of a
+    step, to save memory."""
     between = max(1, recipe.steps // recipe.evaluations)
     rows = part_of(recipe.batch, parts)
     return Arguments(
@@ -247,7 +248,7 @@ def training_arguments(recipe: Recipe, folder: Path, parts: int = 1) -> Argument
         eval_strategy="steps",
         eval_steps=between,
         save_steps=between,
-        save_total_limit=2,
+        save_total_limit=None,  # transformers would remove a whole state before the new one is marked whole
         load_best_model_at_end=recipe.patience > 0,
         metric_for_best_model="eval_loss",
         logging_steps=max(1, recipe.steps // 100),

@@ -98,6 +98,13 @@ def newest_whole_state(folder: Path) -> tuple[Path, list[str]]:
     raise MerinoError(f"no saved state in {folder} is whole ({'; '.join(faults)}): begin the run again with another -o")
 
 
+def remove_older(folder: Path, best: str | None) -> None:
+    """Remove all saved states but the newest two and `best`, the one of the lowest held-out loss."""
+    for state in saved_states(folder)[2:]:
+        if best is None or state.name != Path(best).name:
+            shutil.rmtree(state)
+
+
 def remove_torn(folder: Path) -> None:
     """Remove the states that were not saved to their end."""
     for state in saved_states(folder):

@@ -23,9 +23,10 @@ from merino_edge.cli.app import main
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.hugging_face import build_model
 from merino_edge.text.tokenizer import train_tokenizer
+from merino_edge.training import loop
 from merino_edge.training import train as training
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.run_folder import fault_of, saved_states, step_of
+from merino_edge.training.run_folder import fault_of, mark_whole, saved_states, step_of
 from merino_edge.training.train import train
 from merino_runtime.errors import MerinoError
 
@@ -340,6 +341,28 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(kills, p
     held_out = [[(each["step"], each["eval_loss"]) for each in losses if "eval_loss" in each]
                 for losses in (record["losses"], expected["losses"])]  # fmt: skip
     assert held_out[0] == held_out[1] != []
+
+
+@pytest.mark.parametrize("patience", [0, 30])
+def test_a_state_stays_until_the_next_one_is_whole(patience, text, tmp_path, monkeypatch):
+    """Also where an older one has the lowest held-out loss: with patience it is kept beside the newest two."""
+    whole = [0]
+
+    def marked(state):
+        before = saved_states(state.parent)[1:]
+        assert [step_of(each) for each in before[:1]] == [each for each in whole[-1:] if each]
+        assert all(fault_of(each) is None for each in before)
+        mark_whole(state)
+        whole.append(step_of(state))
+
+    monkeypatch.setattr(loop, "mark_whole", marked)
+    recipe = Recipe(steps=20, batch=2, learning_rate=1.0, patience=patience)  # the loss rises
+    record = train(ARCH, [text], tmp_path / "out", recipe=recipe)
+    losses = {each["step"]: each["eval_loss"] for each in record["losses"] if "eval_loss" in each}
+    best = min(losses, key=losses.__getitem__)
+    assert best < 18, "its losses try nothing: the lowest is that of the newest two"
+    kept = [20, 18, best] if patience else [20, 18]
+    assert [step_of(state) for state in saved_states(tmp_path / "out" / "trainer")] == kept
 
 
 @contextlib.contextmanager
