@@ -38,7 +38,7 @@ SCORE_BYTES = 6  # in bfloat16 and in float32
 MOST_EAGER = 512  # tokens of a row: scores grow with their square
 FIXED_BYTES = 25 << 20
 TORCH_WORDS = re.compile(r"can't allocate memory|out of memory", re.ASCII)
-STATES = 3  # two are kept while one is written
+STATES = 3  # two are kept while one is written; with patience the best one too
 STATE_BYTES, MODEL_BYTES = 12, 4  # per parameter: weights and AdamW's two moments; weights
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Of safetensors (Rust) and of torch's archive writer, which raise errors of their own.
@@ -161,11 +161,12 @@ def size(count: float) -> str:
     return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"
 
 
-def check_disk(arch: Geometry, out: Path, resume: bool, trained: int | None = None) -> None:
+def check_disk(arch: Geometry, out: Path, resume: bool, patience: int = 0, trained: int | None = None) -> None:
     """Raises MerinoError where nothing can be written, or the saved states and the model would not fit. `out` need not
     exist."""
     count = params(arch.operators)
-    need = (count if trained is None else trained) * STATE_BYTES * (1 if resume else STATES) + count * MODEL_BYTES
+    states = 1 if resume else STATES + (patience > 0)
+    need = (count if trained is None else trained) * STATE_BYTES * states + count * MODEL_BYTES
     folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
     check_room(str(out), str(folder))  # a read-only place has no bytes free either
     there = shutil.disk_usage(folder).free

@@ -102,7 +102,7 @@ def train(
         if not is_finished(out):
             check_out(out, resume)
             say(check_memory(arch, recipe, ignore=ignore_memory, trained=trained, rows=rows))
-            check_disk(arch, out, resume, trained)
+            check_disk(arch, out, resume, recipe.patience, trained)
         sources = read(data, held_out)
         return run_of(begins, sources), sources, is_finished(out)
 
