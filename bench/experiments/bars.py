@@ -3,7 +3,7 @@
     python bench/experiments/bars.py --cache DIR -o bench/results/bars-x86-2cores.json
     python bench/experiments/bars.py --cache DIR -o bench/results/real-model-speed-x86-2cores.json --model FILE.gguf
 
-Needs the extra `peers`, and a machine on which nothing else runs. DIR keeps bundles and the records of each section (12
+Needs the extra `peers`, `make peers-native`, and a machine on which nothing else runs. Bundles are for it (`--for host`). DIR keeps bundles and the records of each section (12
 GB); what is there is not made or measured again. Weights are random, but for those of a file: it is measured in each
 format beside llama.cpp on the same weights (a copy of the file in F32 or Q8_0, the file as it is for int4). Where
 several rows of an engine match, as with llama.cpp's caches of float16 and Q8_0, the fastest counts. `--try` runs
@@ -191,13 +191,14 @@ def bundle_of(exported: Exported, cache: Path, small: bool) -> str:
 
 
 def export_model(exported: Exported, folder: Path, cache: Path, small: bool) -> None:
+    from merino_edge.calibration.board import board
     from merino_edge.export.export import export
     from merino_edge.export.quantisation import groups
     from merino_edge.export.request import ExportRequest
 
     if exported.group_size:
         groups.GROUP_SIZES = (exported.group_size,)  # no option of the exporter: users get the choice per matrix
-    request = ExportRequest(precision=exported.precision, context=exported.context, kv=exported.kv)
+    request = ExportRequest(exported.precision, board("host"), context=exported.context, kv=exported.kv)
     export(source_of(exported, cache, small), folder, request)
 
 
