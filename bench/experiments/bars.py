@@ -3,11 +3,11 @@
     python bench/experiments/bars.py --cache DIR -o bench/results/bars-x86-2cores.json
     python bench/experiments/bars.py --cache DIR -o bench/results/real-model-speed-x86-2cores.json --model FILE.gguf
 
-Needs the extra `peers`, `make peers-native`, and a machine on which nothing else runs. Bundles are for it (`--for host`). DIR keeps bundles and the records of each section (12
-GB); what is there is not made or measured again. Weights are random, but for those of a file: it is measured in each
-format beside llama.cpp on the same weights (a copy of the file in F32 or Q8_0, the file as it is for int4). Where
-several rows of an engine match, as with llama.cpp's caches of float16 and Q8_0, the fastest counts. `--try` runs
-everything on tiny models, in minutes.
+Needs the extra `peers`, `make peers-native`, and a machine on which nothing else runs. Bundles are for it (`--for
+host`). DIR keeps bundles and the records of each section (12 GB); what is there is not made or measured again. Weights
+are random, but for those of a file: it is measured in each format beside llama.cpp on the same weights (a copy of the
+file in F32 or Q8_0, the file as it is for int4). Where several rows of an engine match, as with llama.cpp's caches of
+float16 and Q8_0, the fastest counts. `--try` runs everything on tiny models, in minutes.
 """
 
 import argparse
