@@ -148,6 +148,7 @@ def train(
     from merino_edge.training.optimiser import has_bf16
     from merino_edge.training.processes import is_first
     from merino_edge.training.train import train as run
+    from merino_runtime.io.heap import keep_free_pages
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # one for each saved state
@@ -162,6 +163,7 @@ def train(
     if chosen and preset and is_first():
         say(presets.needs_words(preset, chosen, begin.architecture, recipe))
     parts = accumulate or (chosen.accumulate if chosen else 1)
+    keep_free_pages()
     with counted_progress() as progress:
         record = run(
             begin.architecture, data, out, recipe=recipe, name=begin.name, design=begin.design,

@@ -162,3 +162,30 @@ def test_a_small_file_takes_little_memory_to_read(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2 ** 20
+
+
+REPEATED = """
+import resource, sys
+from merino_runtime.io.heap import keep_free_pages
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+if sys.argv[1:]:
+    keep_free_pages()
+bytearray(64 << 20)
+before = faults()
+for _ in range(8):
+    bytearray(64 << 20)
+print(faults() - before)
+"""
+
+
+def test_pages_of_large_blocks_are_kept_for_the_next_one():
+    def faults(*kept):
+        command = [sys.executable, "-c", REPEATED, *kept]
+        return int(subprocess.check_output(command, env=dict(os.environ, PYTHONPATH=ROOT)))
+
+    pages = 8 * (64 << 20) // os.sysconf("SC_PAGE_SIZE")
+    assert faults() > pages / 2, "this libc keeps them by itself: the test tries nothing"
+    assert faults("kept") < pages / 100

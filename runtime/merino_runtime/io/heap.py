@@ -3,7 +3,7 @@ import gc
 import os
 from typing import Any
 
-ARENA_MAX, MMAP_THRESHOLD = -8, -3  # of mallopt
+ARENA_MAX, MMAP_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD = -8, -4, -3, -1  # of mallopt
 LARGE_BYTES = 2 ** 20
 
 
@@ -15,6 +15,15 @@ def keep_one_heap() -> None:
     if mallopt:
         mallopt(ARENA_MAX, 1)
         mallopt(MMAP_THRESHOLD, LARGE_BYTES)
+
+
+def keep_free_pages() -> None:
+    """For a process that allocates the same large blocks again and again, as each step of a training does. By default
+    glibc gives blocks above 32 MB back to the system when they are freed, and the next step waits for new pages."""
+    mallopt = _of_glibc("mallopt")
+    if mallopt:
+        mallopt(MMAP_MAX, 0)
+        mallopt(TRIM_THRESHOLD, -1)
 
 
 def give_back_free_pages() -> None:
