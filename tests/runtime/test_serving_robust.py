@@ -20,6 +20,8 @@ pytestmark = pytest.mark.slow
 from chat_bundle import make_bundle  # noqa: E402
 from served import Server  # noqa: E402
 
+from merino_runtime.serving.scheduler import QUIET_S  # noqa: E402
+
 CHAT, TEXTS = "/v1/chat/completions", "/v1/completions"
 CLIENTS = 100
 HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -207,7 +209,7 @@ def send_nonsense(server, seconds, seed=1):
 
 
 def quiet_rss_kb(server):
-    time.sleep(1.5)
+    time.sleep(QUIET_S + 0.5)
     return server.rss_kb()
 
 
