@@ -1,6 +1,6 @@
 """What Home Assistant's own sentences make of an utterance: `hassil` with the package home-assistant-intents, given the
 names and areas of a house. No model: what no template matches is refused. A name of an assistant in front is left out,
-as a wake word is.
+as a wake word is. It needs `pip install hassil`.
 
     python examples/house/recognized.py --generated test.jsonl --negatives negatives.txt
 """
