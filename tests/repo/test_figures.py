@@ -77,10 +77,6 @@ PAIRS = {
         [("opt", f"ours opt-350m {one}", f"llama.cpp opt-350m {GGUF[one]} (equal bytes)") for one in FORMATS],
     "OPT-350M in int8, this project / CTranslate2": [("opt", "ours opt-350m int8", "ctranslate2 opt-350m int8")],
     "OPT-350M in fp32, this project / transformers": [("opt", "ours opt-350m fp32", "transformers opt-350m fp32")],
-    "66 M parameters, this project / llama.cpp":
-        [("66m", f"ours 66m {one}", f"llama.cpp 66m {GGUF[one]}") for one in FORMATS],
-    "66 M parameters with group_size 32":
-        [("66m", f"ours 66m {one} (block 32)", f"llama.cpp 66m {GGUF[one]}") for one in FORMATS[1:]],
     "a design of 58.7 M / OPT-350M": [("64m", f"ours 64m {one}", f"ours opt-350m {one}") for one in FORMATS],
     "the same layers with a vocabulary of 16,384":
         [("64m", f"ours 64m-v16384 {one}", f"ours opt-350m {one}") for one in FORMATS],
@@ -147,6 +143,30 @@ def test_the_table_of_a_published_model_is_the_record():
         expected = [
             *(f"{side['tok_s']:.1f}" for side in sides), f"{row['ratio']:.2f}",
             "{:.2f} to {:.2f}".format(*row["interval"]), " / ".join(f"{side['peak_rss_mb']:.0f}" for side in sides),
+        ]  # fmt: skip
+        assert cells == expected, (weights, kv, test)
+
+
+NATIVE_TESTS = {
+    "decode behind 64": "tg64 @ d64", "prefill of 64": "pp64", "behind 64, 32 steps": "tg32 @ d64",
+    "behind 448": "tg32 @ d448", "behind 1,984": "tg32 @ d1984",
+}  # fmt: skip
+
+
+def test_the_table_of_66_m_parameters_beside_a_native_llama_cpp_is_the_record():
+    record = [row for each in content("native-66m-x86-2cores.json")["sections"].values() for row in each]
+    results = {
+        (row["fast"]["precision"] + (", group_size 32" if "groups" in row["fast"]["bundle"] else ""),
+         row["fast"]["kv"] or "float32", row["test"]): row
+        for row in record
+    }  # fmt: skip
+    message = by_columns("docs/speed.md", "Against a llama.cpp that is built for the machine", 7)
+    assert len(message) == len(results)
+    for weights, kv, test, *cells in message:
+        row = results[weights, kv, NATIVE_TESTS[test]]
+        expected = [
+            *(f"{row[side]['tok_s']:.1f}" for side in ("fast", "slow")), f"{row['ratio']:.2f}",
+            "{:.2f} to {:.2f}".format(*row["interval"]),
         ]  # fmt: skip
         assert cells == expected, (weights, kv, test)
 
