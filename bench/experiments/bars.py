@@ -301,7 +301,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--only", default=",".join(SECTIONS), help="sections; default: %(default)s")
+    parser.add_argument("--only", help=f"sections: {','.join(SECTIONS)}; of a --model formats; by default all")
     parser.add_argument("--model", type=Path, help="a GGUF to measure in place of these")
     parser.add_argument("--try", action="store_true", dest="small", help="tiny models: whether it all runs")
     parser.add_argument("-o", type=Path, dest="out", required=True)
@@ -309,10 +309,11 @@ def main() -> None:
     cache: Path = (given.cache / "try" if given.small else given.cache).resolve()
     cache.mkdir(parents=True, exist_ok=True)
     record = kept_record(given.out, {"schema": 2, "machine": machine(), "sections": {}})
+    chosen = given.only.split(",") if given.only else list(FORMATS if given.model else SECTIONS)
     if given.model:
-        sections = {f"{given.model.stem}-{form}": section_file(given.model, form, cache) for form in FORMATS}
+        sections = {f"{given.model.stem}-{form}": section_file(given.model, form, cache) for form in chosen}
     else:
-        sections = {name: SECTIONS[name]() for name in given.only.split(",")}
+        sections = {name: SECTIONS[name]() for name in chosen}
     for name, section in sections.items():
         rows = list(ratios(section, measured(name, section, cache, given.small)))
         record["sections"][name] = rows
