@@ -1,6 +1,7 @@
 #!/bin/sh
 # The kernels' library for one kind of CPU: build.sh aarch64|x86_64 FILE [FLAGS OF THE COMPILER...]
-# Debian 13's gcc 14 (gcc-14, gcc-aarch64-linux-gnu) builds the same bytes each time. CC names another compiler.
+# Debian 13's gcc 14 (gcc-14, gcc-aarch64-linux-gnu, libc6-dev-arm64-cross) builds the same bytes each time. CC names
+# another compiler.
 # -mtune=cortex-a53 serves all cores without dotprod: tuned for Cortex-A72, an A53 takes a third longer.
 set -eu
 machine=$1 out=$2

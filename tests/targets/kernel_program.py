@@ -25,8 +25,12 @@ ALWAYS = ["-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fwrapv", "-Wal
 
 
 def why_not(*programs: str) -> str:
-    """Which of the programs is not there; "" where all are."""
-    return ", ".join(f"no {each}" for each in programs if not shutil.which(each))
+    """Which of the programs is not there; "" where all are. A compiler is there with the headers of its C library."""
+    missing = [f"no {each}" for each in programs if not shutil.which(each)]
+    if not missing and CROSS in programs:
+        call = [CROSS, "-fsyntax-only", "-include", "stdio.h", "-x", "c", "/dev/null"]
+        missing += ["no libc6-dev-arm64-cross"] if subprocess.run(call, capture_output=True).returncode else []
+    return ", ".join(missing)
 
 
 @functools.cache
