@@ -88,8 +88,7 @@ def step_ms(folder, context):
 
 def prepared(profile, scoring, budget, measured):
     """The design for a budget by this calibration, and its bundle, made once."""
-    source = profile.performance.onnxruntime.coefficients.source
-    key = hashlib.sha256(repr((budget, scoring, source, measured)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((budget, scoring, profile.performance, measured)).encode()).hexdigest()[:16]
     kept, folder = FOLDER / f"{key}.json", FOLDER / key
     if not kept.exists():
         chosen = designed(profile, scoring, budget, measured)
