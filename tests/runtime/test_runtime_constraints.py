@@ -174,6 +174,8 @@ def test_what_cannot_be_expressed_is_refused_by_its_name_and_place(schema, expec
 @pytest.mark.parametrize("schema, taken, other", [  # as Home Assistant makes them of its tools and of AI tasks
     ({"type": "string", "format": "entity_id"}, '"light.hall"', "1"),
     ({"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3, "format": "RGB"}, "[1,2,3]", "[1,2]"),
+    ({"type": "array", "maxItems": 0}, "[]", "[1]"),
+    ({"type": "array", "prefixItems": [{"const": 1}], "maxItems": 1}, "[1]", "[1,2]"),
     ({"nullable": True, "anyOf": [{"type": "integer"}, {"type": "string", "format": "lower"}]}, '"a"', "null"),
     ({"allOf": [{"type": "string", "format": "lower"}, {"type": "string", "maxLength": 1}]}, '"a"', '"ab"'),
     ({"allOf": [{"type": "integer"}, {"minimum": 5}, {"maximum": 10, "nullable": True}]}, "5", "4"),

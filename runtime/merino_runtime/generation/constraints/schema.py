@@ -277,7 +277,8 @@ class Reader:
         if schema.get("uniqueItems") and not 0 <= most <= 1:
             node = self._unique(schema, least, most, where, depth)
         else:
-            items = self.node(schema.get("items", True), f"{where}/items", depth + 1)
+            none = 0 <= most <= len(first) and "items" not in schema  # any JSON, the default, takes long to make
+            items = NOTHING if none else self.node(schema.get("items", True), f"{where}/items", depth + 1)
             node = self._listed(b"[]", first, items, least, most)
         if node == NOTHING:
             raise refused(where, "no list satisfies it")
