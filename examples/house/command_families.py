@@ -9,7 +9,7 @@ from typing import Any
 from grammar import blocks, expand, rules
 from house import COLORS, EVERYWHERE, MOST_TARGETS, TOOLS, Action, House
 from refer import Reference, cooling, here_target, in_area, refer, the_area, window
-from spoken import at_time, degrees, duration, level, share, spelled
+from spoken import at_time, degrees, duration, level, parts_said, share, spelled
 
 Slots = dict[str, str | Callable[[], str]]
 
@@ -28,10 +28,13 @@ class Family:
 
 @dataclass(frozen=True)
 class Sample:
+    """`parts`: of the sentence, which say the devices that are meant."""
+
     house: House
     sentence: str
     action: Action
     kind: str
+    parts: tuple[str, ...] = ()
 
 
 @cache
@@ -227,10 +230,12 @@ def said(family: Family, ref: Reference, house: House, split: str, rng: random.R
     if family.kind == "position.half":
         values = {"percent": 50}
     sentence = expand(template, rng, rules(), slots_for(ref, house, tool, text, rng))
+    said_as = (ref.said, f"{ref.said}s", ref.place)  # of a domain that no word names, the plural is said
+    parts = parts_said(sentence, said_as) or parts_said(sentence, (ref.area or "",))
     imperative = family.imperative and not sentence.startswith(NOMINAL)
     timed = template.startswith(("{b}", "{n}"))
     sentence, times = wrapped(sentence, imperative, tool, split, rng, timed)
-    return Sample(house, sentence, Action(tool, ref.targets, (*values.items(), *times.items())), family.kind)
+    return Sample(house, sentence, Action(tool, ref.targets, (*values.items(), *times.items())), family.kind, parts)
 
 
 def scene_said(name: str, split: str, rng: random.Random) -> tuple[str, dict[str, Any], str]:

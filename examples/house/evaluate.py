@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from house import REFUSE, Device, House, meaning, prompt, read_action, tools
+from house import REFUSE, Action, Device, House, meaning, prompt, read_action, tools
 from refusals import new_wordings
 
 from merino_runtime.api import LanguageModel, open_model
 from merino_runtime.sampling import GREEDY
 
 HERE = Path(__file__).parent
-MOST_TOKENS = 64
+MOST_TOKENS = 96
 Answer = Callable[[House, str], str]
 
 
@@ -64,9 +64,8 @@ def is_right(case: Case, answer: str) -> bool:
     action = read_action(answer)
     if action is None:
         return False
-    if not case.actions:
-        return action.tool == REFUSE
-    return meaning(action, case.house) in {meaning(read_action(text), case.house) for text in case.actions}
+    wanted = [read_action(text) for text in case.actions] or [Action(REFUSE)]
+    return meaning(action, case.house) in {meaning(each, case.house) for each in wanted}
 
 
 def judge(cases: list[Case], answer: Answer) -> tuple[Counter[str], Counter[str], list[dict[str, Any]]]:

@@ -6,9 +6,11 @@ The prompt names what the house has, so the model copies names and need not know
     here, kitchen: light ceiling light, light counter lamp, switch coffee maker
     > turn off the lamp beside the bed
 
-The answer is one call, or a refusal: `{"name":"turn_off","arguments":{"targets":["bedside lamp"]}}`. A target is the
+The answer is one call, or a refusal where nothing is asked for:
+`{"name":"turn_off","arguments":{"words":"lamp beside the bed","targets":["bedside lamp"]}}`. `words` are those of the
+sentence that say which devices are meant, so that the model finds them before it looks for the devices. A target is the
 name of a device, or `AREA/DOMAIN` for all such devices of an area (`kitchen/light`) or of the house (`house/light`).
-Domains are Home Assistant's.
+Without a target the house has no such device. Domains are Home Assistant's.
 """
 
 import json
@@ -18,8 +20,8 @@ from typing import Any
 
 EVERYWHERE = "house"
 MOST_TARGETS = 3
+MOST_WORDS = 96  # characters
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "white", "warm white", "cold white")
-REASONS = ("no command", "no such device")
 PERCENT = {"type": "integer", "minimum": 0, "maximum": 100}
 # What each tool takes beside its targets, and the domains that it is for.
 TOOLS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -92,15 +94,17 @@ class House:
 
 @dataclass(frozen=True)
 class Action:
-    """A call of a tool. `values`: other arguments, in the order of TOOLS, then of TIMES; of a refusal its reason."""
+    """A call of a tool. `values`: other arguments, in the order of TOOLS, then of TIMES. `words`: of the sentence."""
 
     tool: str
     targets: tuple[str, ...] = ()
     values: tuple[tuple[str, Any], ...] = ()
+    words: str = ""
 
     def text(self) -> str:
         """As the model writes it: the compact JSON of a tool call."""
-        arguments = {**({"targets": list(self.targets)} if self.targets else {}), **dict(self.values)}
+        target = {} if self.tool == REFUSE else {"words": self.words, "targets": list(self.targets)}
+        arguments = {**target, **dict(self.values)}
         return json.dumps({"name": self.tool, "arguments": arguments}, separators=(",", ":"))
 
 
@@ -109,14 +113,16 @@ def read_action(text: str) -> Action | None:
     try:
         call = json.loads(text)
         arguments = dict(call["arguments"])
-        return Action(call["name"], tuple(arguments.pop("targets", ())), tuple(arguments.items()))
+        words, targets = arguments.pop("words", ""), tuple(arguments.pop("targets", ()))
+        return Action(call["name"], targets, tuple(arguments.items()), words)
     except (ValueError, KeyError, TypeError):
         return None
 
 
 def meaning(action: Action, house: House) -> tuple[Any, ...]:
-    """Equal for two actions that do the same in this house, such as all lights of a room by their group or by name."""
-    if action.tool == REFUSE:
+    """Equal for two actions that do the same in this house, such as all lights of a room by their group or by name; or
+    nothing, as a refusal and a call without a target."""
+    if action.tool == REFUSE or not action.targets:
         return (REFUSE,)
     devices = frozenset().union(*(house.resolve(target) for target in action.targets))
     return (action.tool, devices, frozenset(action.values))
@@ -140,18 +146,17 @@ def said(sentence: str) -> str:
 
 
 def tools(house: House) -> list[dict[str, Any]]:
-    """The house's tools as OpenAI's API describes them: the constraint of an answer. A tool for which the house has no
-    device is left out."""
-    return [*device_tools(house), tool(REFUSE, {"reason": {"enum": list(REASONS)}}, ["reason"])]
+    """The house's tools as OpenAI's API describes them: the constraint of an answer."""
+    return [*device_tools(house), tool(REFUSE, {}, [])]
 
 
 def device_tools(house: House) -> Iterator[dict[str, Any]]:
     for name, (domains, values) in TOOLS.items():
         targets = house.targets(domains)
-        if targets:
-            counts = {"minItems": 1, "maxItems": MOST_TARGETS, "uniqueItems": True}
-            listed = {"type": "array", "items": {"enum": targets}, **counts}
-            yield tool(name, {"targets": listed, **values, **TIMES}, ["targets", *values])
+        counts = {"items": {"enum": targets}, "maxItems": MOST_TARGETS, "uniqueItems": True}
+        listed = {"type": "array", **(counts if targets else {"maxItems": 0})}
+        words = {"type": "string", "maxLength": MOST_WORDS}
+        yield tool(name, {"words": words, "targets": listed, **values, **TIMES}, ["words", "targets", *values])
 
 
 def tool(name: str, properties: dict[str, Any], required: list[str]) -> dict[str, Any]:

@@ -53,13 +53,13 @@ def check(house: House, action: Action) -> None:
     """Raises ValueError for an action that cannot be of this house."""
     if read_action(action.text()) != action:
         raise ValueError(f"{action} is not what its text {action.text()} says")
-    if action.tool == REFUSE:
+    if action.tool == REFUSE and not action.targets + action.values:
         return
     domains, values = TOOLS[action.tool]
     given = [name for name, _ in action.values]
     if given != [*values, *[name for name in TIMES if name in given]]:
         raise ValueError(f"{action.tool} takes {[*values, *TIMES]}, not {given}")
-    if not set(action.targets) <= set(house.targets(domains)) or not action.targets:
+    if not set(action.targets) <= set(house.targets(domains)):
         raise ValueError(f"{action.tool} of {action.targets}: the house has {house.targets(domains)}")
 
 

@@ -16,7 +16,7 @@ from refer import here_target
 from templates import english
 
 WAKE = re.compile(r"^(hey |ok |okay |hi )?(olly|alexa|siri|google|jarvis|computer|assistant)[ ,]+")
-REFUSED = Action(REFUSE, (), (("reason", "no command"),)).text()
+REFUSED = Action(REFUSE).text()
 SPECIAL = {
     ("HassTurnOn", "cover"): "open", ("HassTurnOff", "cover"): "close", ("HassTurnOn", "lock"): "lock",
     ("HassTurnOff", "lock"): "unlock", ("HassTurnOn", "vacuum"): "start", ("HassTurnOff", "vacuum"): "dock",

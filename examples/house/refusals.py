@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 from command_families import Sample, by_tool, families, of_family, pick, said, scene_said, target_of
@@ -12,8 +13,7 @@ from refer import GENERIC, Reference, article, called, in_area, opaque, refer, t
 from spoken import duration, spelled
 from templates import ha_question
 
-NO_COMMAND = Action(REFUSE, (), (("reason", "no command"),))
-NO_DEVICE = Action(REFUSE, (), (("reason", "no such device"),))
+NO_COMMAND = Action(REFUSE)
 # Kinds of negatives that share most of their words with commands.
 HARD = (
     "negated", "hypothetical", "past", "state", "about", "tricky", "judged", "modals", "modals asked", "reported",
@@ -131,7 +131,12 @@ def ask(house: House, ghost: Device, mode: str, split: str, rng: random.Random, 
     if not listed:
         return None
     sample = said(pick(listed, split, rng), ref, larger, split, rng)
-    return Sample(house, sample.sentence, NO_DEVICE, kind) if sample else None
+    return missed(sample, house, kind) if sample else None
+
+
+def missed(sample: Sample, house: House, kind: str) -> Sample:
+    """The same in a house that has no such device."""
+    return replace(sample, house=house, action=replace(sample.action, targets=()), kind=kind)
 
 
 def alike(house: House, ghost: Device) -> bool:
@@ -189,8 +194,8 @@ def missing_scene(house: House, split: str, rng: random.Random) -> Sample | None
     name = device_name(rng, "scene", house.here, split)
     if {word for each in house.devices for word in each.name.split()} & set(name.split()) or name in house.areas:
         return None
-    sentence, *_ = scene_said(name, split, rng)
-    return Sample(house, sentence, NO_DEVICE, "missing.scene")
+    sentence, times, _ = scene_said(name, split, rng)
+    return Sample(house, sentence, Action("turn_on", (), tuple(times.items())), "missing.scene", (name,))
 
 
 def missing_area(house: House, split: str, rng: random.Random) -> Sample | None:
@@ -208,7 +213,7 @@ def missing_area(house: House, split: str, rng: random.Random) -> Sample | None:
         sample = of_family(lonely, split, rng, tool)
         if sample is None or sample.action.targets[0] != f"{area}/{domain}":
             return None
-        return Sample(house, sample.sentence, NO_DEVICE, "missing.area")
+        return missed(sample, house, "missing.area")
     sample = ask(house, ghost, "a", split, rng, "missing.area")
     return sample if sample and area in sample.sentence else None
 
@@ -249,7 +254,7 @@ def missing_covers(house: House, area: str, split: str, rng: random.Random) -> S
     tool = rng.choice(("open", "close", "set_position"))
     listed = [each for each in by_tool()[tool] if not any(word in each.kind for word in ("sun", "view", "glare"))]
     sample = said(pick(listed, split, rng), ref, larger, split, rng)
-    return Sample(house, sample.sentence, NO_DEVICE, "missing.area") if sample else None
+    return missed(sample, house, "missing.area") if sample else None
 
 
 def missing_domain(house: House, split: str, rng: random.Random) -> Sample | None:
@@ -292,9 +297,7 @@ def missing_domain(house: House, split: str, rng: random.Random) -> Sample | Non
     if ref is None or any(not target.endswith(f"/{domain}") and target != ghost.name for target in ref.targets):
         return None
     sample = said(family, ref, larger, split, rng)
-    return (
-        Sample(house, sample.sentence, NO_DEVICE, "missing.domain") if sample and "qqq" not in sample.sentence else None
-    )
+    return missed(sample, house, "missing.domain") if sample and "qqq" not in sample.sentence else None
 
 
 def negatives(count: int, seed: int) -> list[str]:

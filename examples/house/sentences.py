@@ -10,14 +10,15 @@ No tool takes how long something stays on ("for an hour"): it is ignored.
 import random
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from command_families import Sample, families, of_family, scene_said, wrapped
 from grammar import blocks, expand, rules
-from house import EVERYWHERE, MOST_TARGETS, REFUSE, TOOLS, Action, Device, House
+from house import EVERYWHERE, MOST_TARGETS, MOST_WORDS, REFUSE, TOOLS, Action, Device, House
 from houses import make_house
 from refer import in_area, meant, refer, turned_off_together
 from refusals import refusal
-from spoken import heard
+from spoken import as_heard, heard, parts_said
 from templates import ha_command
 
 
@@ -29,7 +30,7 @@ def of_scene(house: House, split: str, rng: random.Random) -> Sample | None:
     if meant(scene.name, house) != [scene] or any(scene.name in each.name for each in house.devices if each != scene):
         return None
     sentence, times, kind = scene_said(scene.name, split, rng)
-    return Sample(house, sentence, Action("turn_on", (scene.name,), tuple(times.items())), kind)
+    return Sample(house, sentence, Action("turn_on", (scene.name,), tuple(times.items())), kind, (scene.name,))
 
 
 def mood_scenes(house: House, keys: str) -> list[Device]:
@@ -52,7 +53,7 @@ def of_mood(house: House, _: str, rng: random.Random) -> Sample | None:
     if len(scenes) > 1 or not scenes and any(each.domain == "scene" for each in house.devices):
         return None
     if not scenes:
-        return Sample(house, sentence, Action(REFUSE, (), (("reason", "no command"),)), "no.mood")
+        return Sample(house, sentence, Action(REFUSE), "no.mood")
     return Sample(house, sentence, Action("turn_on", (scenes[0].name,)), "scene.mood")
 
 
@@ -70,14 +71,16 @@ def of_use(house: House, split: str, rng: random.Random) -> Sample | None:
         return None
     sentence = expand(rng.choice(uses[keys]), rng, rules(), {})
     imperative = not sentence.startswith(("i ", "i'", "the ", "time", "it", "how", "can", "a ", "one", "coffee"))
+    parts = next(filter(None, (parts_said(sentence, (key,)) for key in keys.split(","))), ())
     sentence, times = wrapped(sentence, imperative, "turn_on", split, rng) if imperative else (sentence, {})
+    values = tuple(times.items())
     if not local:
         if keys.startswith(("towel", "router", "blanket")) or any(
             word in each.name for each in house.devices for word in keys.split(",")
         ):
             return None
-        return Sample(house, sentence, Action(REFUSE, (), (("reason", "no such device"),)), "missing.use")
-    return Sample(house, sentence, Action("turn_on", (local[0].name,), tuple(times.items())), "on.use")
+        return Sample(house, sentence, Action("turn_on", (), values), "missing.use", parts)
+    return Sample(house, sentence, Action("turn_on", (local[0].name,), values), "on.use", parts)
 
 
 def users(house: House, keys: str) -> list[Device]:
@@ -97,8 +100,9 @@ def of_everything(house: House, split: str, rng: random.Random) -> Sample | None
     if area == house.here and rng.random() < 0.5:
         place = rng.choice(("in here", "in this room", "in the room"))
     sentence = expand(rng.choice(family.templates), rng, rules(), {"inx": place})
+    parts = parts_said(sentence, (place,))
     sentence, times = wrapped(sentence, True, "turn_off", split, rng)
-    return Sample(house, sentence, Action("turn_off", targets, tuple(times.items())), family.kind)
+    return Sample(house, sentence, Action("turn_off", targets, tuple(times.items())), family.kind, parts)
 
 
 def of_correction(house: House, _: str, rng: random.Random) -> Sample | None:
@@ -112,7 +116,7 @@ def of_correction(house: House, _: str, rng: random.Random) -> Sample | None:
     verbs = [verb.removesuffix(" {t}") for verb in blocks("verbs")[tool] if verb.endswith(" {t}")]
     slots = {"verb": rng.choice(verbs), "t": right.whole, "wrong": wrong.whole}
     sentence = expand(rng.choice(blocks("wraps")["correction"]), rng, rules(), slots)
-    return Sample(house, sentence, Action(tool, right.targets), "correction")
+    return Sample(house, sentence, Action(tool, right.targets), "correction", parts_said(sentence, (right.said,)))
 
 
 # With what a command of Home Assistant's must begin for "could you" to go with it.
@@ -128,11 +132,10 @@ def of_ha(house: House, split: str, rng: random.Random) -> Sample | None:
     drawn = ha_command(house, rng)
     if drawn is None:
         return None
-    sentence, action = drawn
+    sentence, action, parts = drawn
     sentence, times = wrapped(sentence, sentence.split()[0] in VERBS.split(), action.tool, split, rng)
-    return Sample(
-        house, sentence, Action(action.tool, action.targets, (*action.values, *times.items())), "ha." + action.tool
-    )
+    action = replace(action, values=(*action.values, *times.items()))
+    return Sample(house, sentence, action, "ha." + action.tool, parts)
 
 
 MAKERS: Mapping[Callable[[House, str, random.Random], Sample | None], float] = {
@@ -181,4 +184,7 @@ def make_sample(rng: random.Random, split: str, house: House | None = None) -> S
     """Of a house, by default of a new one."""
     house = house or make_house(rng, split)
     sample = command(house, split, rng) if rng.random() < COMMANDS[split] else refusal(house, split, rng)
-    return Sample(sample.house, heard(addressed(sample.sentence, split, rng), rng), sample.action, sample.kind)
+    sentence = addressed(sample.sentence, split, rng)
+    result = heard(sentence, rng)
+    words = as_heard(sample.parts, sentence, result)[:MOST_WORDS]
+    return replace(sample, sentence=result, action=replace(sample.action, words=words))

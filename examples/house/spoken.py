@@ -1,6 +1,8 @@
 """Numbers, times, and how a sentence reaches the model: as typed, or as a speech recogniser heard it."""
 
 import random
+from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher
 
 from grammar import blocks
 
@@ -169,6 +171,52 @@ def at_time(rng: random.Random) -> tuple[str, dict[str, str]]:
         else:
             text = f"at {text} {'in the afternoon' if later else 'in the morning'}"
     return text, {"at": f"{hour + (12 if later else 0):02d}:{minute:02d}"}
+
+
+# What may stand between two parts that say together which devices are meant.
+BETWEEN = {"in", "inside", "at", "on", "of", "the", "my", "our", "all", "and", "plus", "also", "well", "as", "to"}
+
+
+def plain(sentence: str) -> list[str]:
+    return [word.strip(",.?!") for word in sentence.lower().replace("'", "").split()]
+
+
+def place_of(part: Sequence[str], words: Sequence[str]) -> tuple[int, int] | None:
+    """Where a part stands among the words: (first, end)."""
+    for first in range(len(words) - len(part) + 1):
+        if list(part) == list(words[first : first + len(part)]):
+            return first, first + len(part)
+    return None
+
+
+def parts_said(sentence: str, parts: Sequence[str]) -> tuple[str, ...]:
+    """Those of the parts that the sentence has, in its order; one text where only BETWEEN stands between them."""
+    own, words = sentence.split(), plain(sentence)
+    places = sorted(place for part in parts if part and (place := place_of(plain(part), words)))
+    joined: list[tuple[int, int]] = []
+    for first, end in places:
+        if joined and set(words[joined[-1][1] : first]) <= BETWEEN:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((first, end))
+    return tuple(" ".join(own[first:end]) for first, end in joined)
+
+
+def as_heard(parts: Sequence[str], sentence: str, result: str) -> str:
+    """The parts of a sentence as they stand in what was heard of it, in lower case."""
+    words, other = plain(sentence), plain(result)
+    shown = result.lower().split()
+    kinds = SequenceMatcher(None, words, other, autojunk=False).get_opcodes()
+
+    def kept(first: int, end: int) -> Iterator[str]:
+        for kind, low, high, other_low, other_high in kinds:
+            if kind == "equal" or high - low == other_high - other_low:
+                yield from (shown[other_low + at - low] for at in range(max(low, first), min(high, end)))
+            elif max(low, first) < min(high, end) or kind == "insert" and first < low < end:
+                yield from shown[other_low:other_high]
+
+    places = [place for part in parts if (place := place_of(plain(part), words))]
+    return ", ".join(" ".join(kept(*place)).rstrip(",.?!") for place in places)
 
 
 def heard(sentence: str, rng: random.Random) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 from grammar import expand
 from house import EVERYWHERE, TOOLS, Action, Device, House
 from houses import known
-from refer import area_words, cooling, here_target, meant, window
-from spoken import spelled
+from refer import GENERIC, area_words, cooling, here_target, meant, window
+from spoken import parts_said, spelled
 
 # Where Home Assistant's rule is looser than people speak.
 RULES = {
@@ -127,7 +127,8 @@ def commands() -> tuple[tuple[str, str, str, str], ...]:
     return tuple(usable)
 
 
-def ha_command(house: House, rng: random.Random) -> tuple[str, Action] | None:
+def ha_command(house: House, rng: random.Random) -> tuple[str, Action, tuple[str, ...]] | None:
+    """A sentence, its action, and the parts that say the devices."""
     tool, domain, mode, template = rng.choice(commands())
     devices = [each for each in house.devices if each.domain == domain]
     if not devices or "area" in template and mode == "g":
@@ -188,7 +189,10 @@ def ha_command(house: House, rng: random.Random) -> tuple[str, Action] | None:
     sentence = expand(template, rng, ha_rules(), slots)
     if mode == "g" and ("here" in sentence or "this room" in sentence) and not target.startswith(house.here):
         return None
-    return sentence, Action(tool, (target,), tuple(values.items()))
+    kinds = sorted((word for words in GENERIC[domain] for word in words), key=len, reverse=True)
+    kind = next((word for word in kinds if parts_said(sentence, (word,))), "") if mode != "n" else ""
+    parts = parts_said(sentence, [str(slots[slot]) for slot in ("name", "area", "cover_classes")] + [kind])
+    return sentence, Action(tool, (target,), tuple(values.items())), parts
 
 
 def place(house: House, device: Device, mode: str) -> str:
