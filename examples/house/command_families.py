@@ -28,7 +28,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Sample:
-    """`parts`: of the sentence, which say the devices that are meant."""
+    """`parts`: of the sentence, the words that name the devices."""
 
     house: House
     sentence: str
@@ -230,7 +230,7 @@ def said(family: Family, ref: Reference, house: House, split: str, rng: random.R
     if family.kind == "position.half":
         values = {"percent": 50}
     sentence = expand(template, rng, rules(), slots_for(ref, house, tool, text, rng))
-    said_as = (ref.said, f"{ref.said}s", ref.place)  # of a domain that no word names, the plural is said
+    said_as = (ref.said, f"{ref.said}s", ref.place)  # "light" is the domain where the sentence has "lights"
     parts = parts_said(sentence, said_as) or parts_said(sentence, (ref.area or "",))
     imperative = family.imperative and not sentence.startswith(NOMINAL)
     timed = template.startswith(("{b}", "{n}"))

@@ -7,10 +7,10 @@ The prompt names what the house has, so the model copies names and need not know
     > turn off the lamp beside the bed
 
 The answer is one call, or a refusal where nothing is asked for:
-`{"name":"turn_off","arguments":{"words":"lamp beside the bed","targets":["bedside lamp"]}}`. `words` are those of the
-sentence that say which devices are meant, so that the model finds them before it looks for the devices. A target is the
-name of a device, or `AREA/DOMAIN` for all such devices of an area (`kitchen/light`) or of the house (`house/light`).
-Without a target the house has no such device. Domains are Home Assistant's.
+`{"name":"turn_off","arguments":{"words":"lamp beside the bed","targets":["bedside lamp"]}}`. `words` repeats the
+words of the sentence that name the devices: the model finds these words first and looks for the devices then. A target
+is the name of a device, or `AREA/DOMAIN` for all devices of a domain in an area (`kitchen/light`) or in the house
+(`house/light`). An empty list of targets says that the house has no such device. Domains are Home Assistant's.
 """
 
 import json
@@ -94,7 +94,8 @@ class House:
 
 @dataclass(frozen=True)
 class Action:
-    """A call of a tool. `values`: other arguments, in the order of TOOLS, then of TIMES. `words`: of the sentence."""
+    """A call of a tool. `values`: other arguments, in the order of TOOLS, then of TIMES. `words`: what names the
+    targets in the sentence."""
 
     tool: str
     targets: tuple[str, ...] = ()
@@ -120,8 +121,8 @@ def read_action(text: str) -> Action | None:
 
 
 def meaning(action: Action, house: House) -> tuple[Any, ...]:
-    """Equal for two actions that do the same in this house, such as all lights of a room by their group or by name; or
-    nothing, as a refusal and a call without a target."""
+    """Equal for two actions with the same effect in this house, such as all lights of a room by their group or by name.
+    A refusal and a call without a target are equal: neither has an effect."""
     if action.tool == REFUSE or not action.targets:
         return (REFUSE,)
     devices = frozenset().union(*(house.resolve(target) for target in action.targets))

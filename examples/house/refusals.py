@@ -135,7 +135,7 @@ def ask(house: House, ghost: Device, mode: str, split: str, rng: random.Random, 
 
 
 def missed(sample: Sample, house: House, kind: str) -> Sample:
-    """The same in a house that has no such device."""
+    """The same sentence in a house without such a device: a call without a target."""
     return replace(sample, house=house, action=replace(sample.action, targets=()), kind=kind)
 
 

@@ -173,16 +173,17 @@ def at_time(rng: random.Random) -> tuple[str, dict[str, str]]:
     return text, {"at": f"{hour + (12 if later else 0):02d}:{minute:02d}"}
 
 
-# What may stand between two parts that say together which devices are meant.
+# Words that may stand between two parts of one reference, as in "lights in the hall".
 BETWEEN = {"in", "inside", "at", "on", "of", "the", "my", "our", "all", "and", "plus", "also", "well", "as", "to"}
 
 
 def plain(sentence: str) -> list[str]:
+    """The words in lower case, without apostrophes and punctuation."""
     return [word.strip(",.?!") for word in sentence.lower().replace("'", "").split()]
 
 
 def place_of(part: Sequence[str], words: Sequence[str]) -> tuple[int, int] | None:
-    """Where a part stands among the words: (first, end)."""
+    """The range of words equal to the part: (first, end). None if there is none."""
     for first in range(len(words) - len(part) + 1):
         if list(part) == list(words[first : first + len(part)]):
             return first, first + len(part)
@@ -190,7 +191,7 @@ def place_of(part: Sequence[str], words: Sequence[str]) -> tuple[int, int] | Non
 
 
 def parts_said(sentence: str, parts: Sequence[str]) -> tuple[str, ...]:
-    """Those of the parts that the sentence has, in its order; one text where only BETWEEN stands between them."""
+    """The parts found in the sentence, in its order. Parts with only words of BETWEEN between them are joined."""
     own, words = sentence.split(), plain(sentence)
     places = sorted(place for part in parts if part and (place := place_of(plain(part), words)))
     joined: list[tuple[int, int]] = []
@@ -203,7 +204,7 @@ def parts_said(sentence: str, parts: Sequence[str]) -> tuple[str, ...]:
 
 
 def as_heard(parts: Sequence[str], sentence: str, result: str) -> str:
-    """The parts of a sentence as they stand in what was heard of it, in lower case."""
+    """The parts of a sentence with the recognition and typing errors of `result`, in lower case."""
     words, other = plain(sentence), plain(result)
     shown = result.lower().split()
     kinds = SequenceMatcher(None, words, other, autojunk=False).get_opcodes()

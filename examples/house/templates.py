@@ -128,7 +128,7 @@ def commands() -> tuple[tuple[str, str, str, str], ...]:
 
 
 def ha_command(house: House, rng: random.Random) -> tuple[str, Action, tuple[str, ...]] | None:
-    """A sentence, its action, and the parts that say the devices."""
+    """A sentence, its action, and the words that name the devices."""
     tool, domain, mode, template = rng.choice(commands())
     devices = [each for each in house.devices if each.domain == domain]
     if not devices or "area" in template and mode == "g":
