@@ -227,6 +227,15 @@ def test_a_sentence_tells_the_area_of_its_target_unless_it_is_here():
         message += 1
 
 
+def test_the_decoder_is_within_the_budgets_that_its_page_states():
+    source = str(ROOT / "examples" / "house" / "architecture.json")
+    shape = ["--device", "raspberry-pi-zero-2w", "--backend", "onnxruntime", "--context", "256", "--prompt", "128"]
+    command = [sys.executable, "-m", "merino_edge", "score", source, *shape, "--json"]
+    printed = json.loads(subprocess.run(command, capture_output=True, check=True, cwd=ROOT).stdout)
+    costs = printed["sources"][0]["predicted"]["int8"]
+    assert costs["decode_ms"] <= 4 and costs["prefill_ms"] <= 150 and costs["memory_mb"] <= 80
+
+
 @pytest.mark.nightly
 def test_the_whole_path_goes_on_where_it_was_stopped(tmp_path):
     """With few samples and steps: stopped in training, called again, and called once more when all is there."""
