@@ -4,7 +4,6 @@ behind a cache."""
 import json
 from io import StringIO
 from pathlib import Path
-from statistics import mean, median
 from typing import Any
 
 import matplotlib
@@ -74,30 +73,25 @@ def predictions() -> str:
     return drawing(figure, "Predicted against measured")
 
 
-ENGINES = {
-    "this project, int8 cache": ("ours 66m int8 (int8 cache)", "#c2410c"),
-    "this project, float32 cache": ("ours 66m int8", "#f59e0b"),
-    "llama.cpp for AVX2, float16 cache": ("llama.cpp 66m Q8_0", "#1664b5"),
-}
 DEPTHS = (64, 448, 1984)
 
 
 @matplotlib.rc_context(STYLE)
 def behind_cache() -> str:
-    """Milliseconds per token of 66 M parameters in int8 against the tokens cached: medians of the rounds."""
-    runs = read("depth-x86-2cores.json")["runs"]
+    """Milliseconds per token of 66 M parameters in int8 against the tokens cached."""
+    rows = read("native-depth-x86-2cores.json")["sections"]["depth"]
+    own = {kv: [row for row in rows if (row["fast"]["precision"], row["fast"]["kv"]) == ("int8", kv)]
+           for kv in ("int8", None)}  # fmt: skip
+    lines = {
+        "this project, int8 cache": ("#c2410c", [row["fast"]["tok_s"] for row in own["int8"]]),
+        "this project, float32 cache": ("#f59e0b", [row["fast"]["tok_s"] for row in own[None]]),
+        "llama.cpp, the faster of its caches": ("#1664b5", [row["slow"]["tok_s"] for row in own[None]]),
+    }
     figure = Figure(figsize=(7.2, 3.3), layout="constrained")
     axes = figure.subplots()
-    for name, (engine, colour) in ENGINES.items():
-        axes.plot(DEPTHS, [step_ms(runs, engine, depth) for depth in DEPTHS], "o-", color=colour, label=name)
-    axes.set(xlim=(0, 2048), ylim=(0, 30), xticks=DEPTHS, xlabel="tokens cached", ylabel="ms per token")
+    for name, (colour, speeds) in lines.items():
+        axes.plot(DEPTHS, [1000 / speed for speed in speeds], "o-", color=colour, label=name)
+    axes.set(xlim=(0, 2048), xticks=DEPTHS, xlabel="tokens cached", ylabel="ms per token")
+    axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     return drawing(figure, "Decode latency behind a long cache")
-
-
-def step_ms(runs: list[dict[str, Any]], engine: str, depth: int) -> float:
-    rounds = {}
-    for run in sorted(runs, key=lambda run: not run["flags"]):  # an undisturbed attempt of a round counts
-        if run["name"] == engine and run["test"] == f"tg32 @ d{depth}":
-            rounds[run["round"]] = median(mean(each) for each in run["step_ms"])
-    return median(rounds.values())

@@ -9,8 +9,6 @@ from statistics import mean, median
 
 import pytest
 
-from merino_bench.harness.pairs import paired_ratio
-
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
 DOCS = ROOT / "docs"
@@ -50,13 +48,11 @@ def content(record):
 
 
 @cache
-def processes(record, disturbed=True):
+def processes(record):
     """{(step or prefill, section, test, engine): {round: ms}}: the median of the means of a process's repetitions. A
-    round in which every attempt was disturbed counts as its last one, or not at all."""
+    round in which every attempt was disturbed counts as its last one."""
     results = {}
     for run in sorted(content(record)["runs"], key=lambda run: not run.get("flags")):
-        if run.get("flags") and not disturbed:
-            continue
         for kind in ("step_ms", "prefill_ms"):
             samples = [mean(each) if isinstance(each, list) else each for each in run.get(kind) or [] if each]
             if samples:
@@ -71,10 +67,7 @@ def middle(record, *key):
 
 # Rows of speed.md's first table: the engines of each figure, decode then prefill.
 FORMATS = ("fp32", "int8", "int4")
-GGUF = {"fp32": "F32", "int8": "Q8_0", "int4": "Q4_0, table Q8_0"}
 PAIRS = {
-    "OPT-350M, this project / llama.cpp":
-        [("opt", f"ours opt-350m {one}", f"llama.cpp opt-350m {GGUF[one]} (equal bytes)") for one in FORMATS],
     "OPT-350M in int8, this project / CTranslate2": [("opt", "ours opt-350m int8", "ctranslate2 opt-350m int8")],
     "OPT-350M in fp32, this project / transformers": [("opt", "ours opt-350m fp32", "transformers opt-350m fp32")],
     "a design of 58.7 M / OPT-350M": [("64m", f"ours 64m {one}", f"ours opt-350m {one}") for one in FORMATS],
@@ -100,40 +93,20 @@ def test_the_first_table_of_speed_is_the_record():
             ], f"{label}, {kind}"
 
 
-LLAMA_CPP = ("llama.cpp", "llama.cpp-q8_0-cache")  # its two caches
-
-
-def ratio_of(first, second):
-    """With the ends of its interval, as written."""
-    both = sorted(set(first) & set(second))
-    result = paired_ratio([1 / first[each] for each in both], [1 / second[each] for each in both])
-    return [written(result.value, 2), *(written(each, 2) for each in result.interval)]
-
-
-def test_the_table_behind_a_long_cache_is_the_record():
-    record = "depth-x86-2cores.json"
-    for tokens, weights, kv, own_ms, other_ms, ratio in rows(section("docs/speed.md", "Behind a long cache")):
-        test = f"tg32 @ d{tokens.replace(',', '')}"
-
-        def steps(engine, disturbed, test=test):
-            return processes(record, disturbed).get(("step_ms", "depth", test, engine))
-
-        own = f"ours 66m {weights}{' (int8 cache)' if kv == 'int8' else ''}"
-        peers = [name for engine in LLAMA_CPP if steps(name := f"{engine} 66m {GGUF[weights]}", True)]
-        fastest = min(median(steps(each, True).values()) for each in peers)
-        assert own_ms == written(median(steps(own, True).values()), decimals(own_ms)), test
-        assert other_ms == written(fastest, decimals(other_ms)), test
-        assert NUMBER.findall(ratio) in [ratio_of(steps(own, False), steps(each, False)) for each in peers], (test, own)
-
-
 LABELS = {
     "tg32 @ d64": "decode behind 64", "tg64 @ d64": "decode behind 64", "tg32 @ d448": "behind 448",
     "tg32 @ d1984": "behind 1,984", "pp512": "prefill of 512", "pp64": "prefill of 64",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "columns"), [("real-model-speed", 8), ("native-66m", 7)])
-def test_a_table_beside_a_native_llama_cpp_is_its_record(name, columns):
+BESIDE, BEHIND = "Against a llama.cpp that is built for the machine", "Behind a long cache"
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "columns"),
+    [("real-model-speed", BESIDE, 8), ("native-66m", BESIDE, 7), ("native-depth", BEHIND, 7)],
+)
+def test_a_table_beside_a_native_llama_cpp_is_its_record(name, title, columns):
     record = [row for each in content(f"{name}-x86-2cores.json")["sections"].values() for row in each]
     expected = []
     for row in record:
@@ -145,7 +118,7 @@ def test_a_table_beside_a_native_llama_cpp_is_its_record(name, columns):
             "{:.2f} to {:.2f}".format(*row["interval"]), " / ".join(f"{side['peak_rss_mb']:.0f}" for side in sides),
         ]  # fmt: skip
         expected.append(cells[:columns])
-    message = by_columns("docs/speed.md", "Against a llama.cpp that is built for the machine", columns)
+    message = by_columns("docs/speed.md", title, columns)
     assert sorted(message) == sorted(expected)
 
 
@@ -184,7 +157,7 @@ def test_the_table_of_divergences_is_the_record():
 def test_the_table_of_the_house_is_the_record():
     record = content("house-x86-2cores.json")
     others = (
-        "the model of fewer templates, int8 (data of 7461bd7, measured at 032d2cb)",
+        "the model before, int8 (four layers, answers without words, measured at d42ec23)",
         "hassil, Home Assistant's sentences",
     )
     columns = [*(record["formats"][name] for name in ("int8", "fp32", "int4")),
