@@ -109,7 +109,7 @@ models: .venv/ready
 test-models: models
 	MERINO_MODELS_ON_BOARDS=1 $(BIN)/python -m pytest tests/targets/test_models.py tests/targets/test_models_boards.py
 
-# The library of runtime/kernels, which is part of the package: by Debian 13's gcc-14 and gcc-aarch64-linux-gnu.
+# The library of runtime/kernels, which is part of the package: by Debian 13's gcc-14, gcc-aarch64-linux-gnu and libc6-dev-arm64-cross.
 kernels:
 	CC=gcc-14 runtime/kernels/build.sh x86_64 merino_edge/bundles/native/kernels-x86_64.so
 	runtime/kernels/build.sh aarch64 merino_edge/bundles/native/kernels-aarch64.so
