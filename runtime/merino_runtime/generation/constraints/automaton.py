@@ -31,6 +31,7 @@ class Automaton:
         self._opened: List[Optional[Tuple[int, ...]]] = [()]
         self._moves = np.zeros((16, 1), dtype=np.int32)  # [states, classes of bytes]: a state, -1 not computed
         self._class_of: Optional[np.ndarray] = None  # [256]; None while expressions are added
+        self.any_json: Dict[Tuple[str, int], int] = {}  # expressions of any JSON, by type and nesting
         self.char = self._json_char()
 
     # Expressions

@@ -61,7 +61,6 @@ class Reader:
         self.make, self._root, self._path = automaton, root, path
         self._of_ref: Dict[str, int] = {}
         self._open: List[str] = []  # refs that lead here
-        self._any: Dict[Tuple[str, int], int] = {}
 
     def node(self, schema: Any, where: str, depth: int) -> int:
         if schema is False:
@@ -277,8 +276,7 @@ class Reader:
         if schema.get("uniqueItems") and not 0 <= most <= 1:
             node = self._unique(schema, least, most, where, depth)
         else:
-            none = 0 <= most <= len(first) and "items" not in schema  # any JSON, the default, takes long to make
-            items = NOTHING if none else self.node(schema.get("items", True), f"{where}/items", depth + 1)
+            items = self.node(schema.get("items", True), f"{where}/items", depth + 1)
             node = self._listed(b"[]", first, items, least, most)
         if node == NOTHING:
             raise refused(where, "no list satisfies it")
@@ -311,9 +309,10 @@ class Reader:
 
     def any_of(self, kind: str, deepest: int) -> int:
         """Any JSON of a type; `any`: of each."""
-        node = self._any.get((kind, deepest))
+        kept = self.make.any_json
+        node = kept.get((kind, deepest))
         if node is None:
-            node = self._any[kind, deepest] = self._made_any(kind, deepest)
+            node = kept[kind, deepest] = self._made_any(kind, deepest)
         return node
 
     def _made_any(self, kind: str, deepest: int) -> int:
