@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from house import REFUSE, Action, Device, House, meaning, prompt, read_action, tools
+from house import REFUSAL, Device, House, meaning, prompt, read_action, tools
 from refusals import new_wordings
 
 from merino_runtime.api import LanguageModel, open_model
@@ -64,7 +64,7 @@ def is_right(case: Case, answer: str) -> bool:
     action = read_action(answer)
     if action is None:
         return False
-    wanted = [read_action(text) for text in case.actions] or [Action(REFUSE)]
+    wanted = [read_action(text) for text in case.actions] or [REFUSAL]
     return meaning(action, case.house) in {meaning(each, case.house) for each in wanted}
 
 

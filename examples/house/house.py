@@ -109,6 +109,9 @@ class Action:
         return json.dumps({"name": self.tool, "arguments": arguments}, separators=(",", ":"))
 
 
+REFUSAL = Action(REFUSE)
+
+
 def read_action(text: str) -> Action | None:
     """The action that a text is; None where it is no call."""
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import refusals
-from house import REFUSE, TIMES, TOOLS, Action, House, prompt, read_action, said
+from house import REFUSAL, TIMES, TOOLS, Action, House, prompt, read_action, said
 from houses import SPLITS, make_house
 from sentences import Sample, make_sample
 
@@ -53,8 +53,10 @@ def check(house: House, action: Action) -> None:
     """Raises ValueError for an action that cannot be of this house."""
     if read_action(action.text()) != action:
         raise ValueError(f"{action} is not what its text {action.text()} says")
-    if action.tool == REFUSE and not action.targets + action.values:
+    if action == REFUSAL:
         return
+    if action.tool not in TOOLS:
+        raise ValueError(f"{action} is no call of a tool and not the refusal")
     domains, values = TOOLS[action.tool]
     given = [name for name, _ in action.values]
     if given != [*values, *[name for name in TIMES if name in given]]:

@@ -11,12 +11,11 @@ from functools import cache
 from typing import Any
 
 from evaluate import judge, parser_of, sets_of, show
-from house import REFUSE, Action, House
+from house import REFUSAL, Action, House
 from refer import here_target
 from templates import english
 
 WAKE = re.compile(r"^(hey |ok |okay |hi )?(olly|alexa|siri|google|jarvis|computer|assistant)[ ,]+")
-REFUSED = Action(REFUSE).text()
 SPECIAL = {
     ("HassTurnOn", "cover"): "open", ("HassTurnOff", "cover"): "close", ("HassTurnOn", "lock"): "lock",
     ("HassTurnOff", "lock"): "unlock", ("HassTurnOn", "vacuum"): "start", ("HassTurnOff", "vacuum"): "dock",
@@ -58,7 +57,7 @@ def answer(house: House, sentence: str) -> str:
         best_slot_name="name",
     )  # fmt: skip
     action = best and action_of(house, best.intent.name, {name: entity.value for name, entity in best.entities.items()})
-    return action.text() if action else REFUSED
+    return action.text() if action else REFUSAL.text()
 
 
 def action_of(house: House, intent: str, slots: dict[str, Any]) -> Action | None:

@@ -7,13 +7,12 @@ from functools import cache
 
 from command_families import Sample, by_tool, families, of_family, pick, said, scene_said, target_of
 from grammar import blocks, expand, rules
-from house import REFUSE, TOOLS, Action, Device, House
+from house import REFUSAL, TOOLS, Action, Device, House
 from houses import area_name, device_name, make_house, near, words
 from refer import GENERIC, Reference, article, called, in_area, opaque, refer, the_area
 from spoken import duration, spelled
 from templates import ha_question
 
-NO_COMMAND = Action(REFUSE)
 # Kinds of negatives that share most of their words with commands.
 HARD = (
     "negated", "hypothetical", "past", "state", "about", "tricky", "judged", "modals", "modals asked", "reported",
@@ -54,7 +53,7 @@ def no_command(house: House, split: str, rng: random.Random) -> Sample | None:
             {"name": rng.choice(house.devices).name, "area": rng.choice(house.areas), **prose_slots(house, split, rng)},
             rng,
         )
-        return Sample(house, sentence, NO_COMMAND, "no.ha") if sentence else None
+        return Sample(house, sentence, REFUSAL, "no.ha") if sentence else None
     if rng.random() < 0.06:
         return half(house, rng)
     held = split == "test" and rng.random() < 0.3
@@ -62,7 +61,7 @@ def no_command(house: House, split: str, rng: random.Random) -> Sample | None:
     weights = [len(templates) ** 0.6 * (3 if kind in HARD else 1) for kind, templates in listed.items()]
     kind = rng.choices(list(listed), weights)[0]
     sentence = expand(rng.choice(listed[kind]), rng, rules(split), prose_slots(house, split, rng))
-    return Sample(house, sentence, NO_COMMAND, "no." + kind)
+    return Sample(house, sentence, REFUSAL, "no." + kind)
 
 
 def prose_slots(house: House, split: str, rng: random.Random) -> dict[str, str | Callable[[], str]]:
@@ -110,7 +109,7 @@ def half(house: House, rng: random.Random) -> Sample | None:
     slots = {"name": device.name, "area": device.area}
     beginnings = blocks("half")["of a device" if device.domain != "scene" and rng.random() < 0.4 else "of none"]
     sentence = expand(rng.choice(beginnings), rng, {}, slots)
-    return Sample(house, sentence, NO_COMMAND, "no.half")
+    return Sample(house, sentence, REFUSAL, "no.half")
 
 
 def missing(house: House, split: str, rng: random.Random) -> Sample | None:

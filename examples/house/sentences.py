@@ -14,11 +14,11 @@ from dataclasses import replace
 
 from command_families import Sample, families, of_family, scene_said, wrapped
 from grammar import blocks, expand, rules
-from house import EVERYWHERE, MOST_TARGETS, MOST_WORDS, REFUSE, TOOLS, Action, Device, House
+from house import EVERYWHERE, MOST_TARGETS, MOST_WORDS, REFUSAL, TOOLS, Action, Device, House
 from houses import make_house
 from refer import in_area, meant, refer, turned_off_together
 from refusals import refusal
-from spoken import as_heard, heard, parts_said
+from spoken import as_heard, first_said, heard, parts_said
 from templates import ha_command
 
 
@@ -53,7 +53,7 @@ def of_mood(house: House, _: str, rng: random.Random) -> Sample | None:
     if len(scenes) > 1 or not scenes and any(each.domain == "scene" for each in house.devices):
         return None
     if not scenes:
-        return Sample(house, sentence, Action(REFUSE), "no.mood")
+        return Sample(house, sentence, REFUSAL, "no.mood")
     return Sample(house, sentence, Action("turn_on", (scenes[0].name,)), "scene.mood")
 
 
@@ -71,7 +71,7 @@ def of_use(house: House, split: str, rng: random.Random) -> Sample | None:
         return None
     sentence = expand(rng.choice(uses[keys]), rng, rules(), {})
     imperative = not sentence.startswith(("i ", "i'", "the ", "time", "it", "how", "can", "a ", "one", "coffee"))
-    parts = next(filter(None, (parts_said(sentence, (key,)) for key in keys.split(","))), ())
+    parts = first_said(sentence, keys.split(","))
     sentence, times = wrapped(sentence, imperative, "turn_on", split, rng) if imperative else (sentence, {})
     values = tuple(times.items())
     if not local:

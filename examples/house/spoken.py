@@ -182,20 +182,19 @@ def plain(sentence: str) -> list[str]:
     return [word.strip(",.?!") for word in sentence.lower().replace("'", "").split()]
 
 
-def place_of(part: Sequence[str], words: Sequence[str]) -> tuple[int, int] | None:
-    """The range of words equal to the part: (first, end). None if there is none."""
-    for first in range(len(words) - len(part) + 1):
-        if list(part) == list(words[first : first + len(part)]):
-            return first, first + len(part)
-    return None
+def places_of(parts: Sequence[str], words: list[str]) -> Iterator[tuple[int, int]]:
+    """Of each part that is among the words its first place there: (first, end)."""
+    for part in filter(None, map(plain, parts)):
+        at = next((at for at in range(len(words)) if part == words[at : at + len(part)]), None)
+        if at is not None:
+            yield at, at + len(part)
 
 
 def parts_said(sentence: str, parts: Sequence[str]) -> tuple[str, ...]:
     """The parts found in the sentence, in its order. Parts with only words of BETWEEN between them are joined."""
     own, words = sentence.split(), plain(sentence)
-    places = sorted(place for part in parts if part and (place := place_of(plain(part), words)))
     joined: list[tuple[int, int]] = []
-    for first, end in places:
+    for first, end in sorted(places_of(parts, words)):
         if joined and set(words[joined[-1][1] : first]) <= BETWEEN:
             joined[-1] = joined[-1][0], max(end, joined[-1][1])
         else:
@@ -203,21 +202,25 @@ def parts_said(sentence: str, parts: Sequence[str]) -> tuple[str, ...]:
     return tuple(" ".join(own[first:end]) for first, end in joined)
 
 
+def first_said(sentence: str, words: Sequence[str]) -> tuple[str, ...]:
+    """The first of the words that the sentence has; () for none."""
+    return next(filter(None, (parts_said(sentence, (word,)) for word in words)), ())
+
+
 def as_heard(parts: Sequence[str], sentence: str, result: str) -> str:
     """The parts of a sentence with the recognition and typing errors of `result`, in lower case."""
     words, other = plain(sentence), plain(result)
     shown = result.lower().split()
-    kinds = SequenceMatcher(None, words, other, autojunk=False).get_opcodes()
+    changes = SequenceMatcher(None, words, other, autojunk=False).get_opcodes()
 
     def kept(first: int, end: int) -> Iterator[str]:
-        for kind, low, high, other_low, other_high in kinds:
-            if kind == "equal" or high - low == other_high - other_low:
+        for _, low, high, other_low, other_high in changes:
+            if high - low == other_high - other_low:
                 yield from (shown[other_low + at - low] for at in range(max(low, first), min(high, end)))
-            elif max(low, first) < min(high, end) or kind == "insert" and first < low < end:
+            elif first < high and low < end:
                 yield from shown[other_low:other_high]
 
-    places = [place for part in parts if (place := place_of(plain(part), words))]
-    return ", ".join(" ".join(kept(*place)).rstrip(",.?!") for place in places)
+    return ", ".join(" ".join(kept(*place)).rstrip(",.?!") for place in places_of(parts, words))
 
 
 def heard(sentence: str, rng: random.Random) -> str:

@@ -11,7 +11,7 @@ from grammar import expand
 from house import EVERYWHERE, TOOLS, Action, Device, House
 from houses import known
 from refer import GENERIC, area_words, cooling, here_target, meant, window
-from spoken import parts_said, spelled
+from spoken import first_said, parts_said, spelled
 
 # Where Home Assistant's rule is looser than people speak.
 RULES = {
@@ -190,8 +190,8 @@ def ha_command(house: House, rng: random.Random) -> tuple[str, Action, tuple[str
     if mode == "g" and ("here" in sentence or "this room" in sentence) and not target.startswith(house.here):
         return None
     kinds = sorted((word for words in GENERIC[domain] for word in words), key=len, reverse=True)
-    kind = next((word for word in kinds if parts_said(sentence, (word,))), "") if mode != "n" else ""
-    parts = parts_said(sentence, [str(slots[slot]) for slot in ("name", "area", "cover_classes")] + [kind])
+    kind = first_said(sentence, kinds) if mode != "n" else ()
+    parts = parts_said(sentence, [*(str(slots[slot]) for slot in ("name", "area", "cover_classes")), *kind])
     return sentence, Action(tool, (target,), tuple(values.items())), parts
 
 
