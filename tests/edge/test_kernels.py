@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import platform
-import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from c_compilers import has_headers
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -313,8 +313,7 @@ def test_older_versions_of_onnxruntime_run_the_library(python, version, tmp_path
 @functools.cache
 def release_of(compiler):
     """Of the compiler, without the revision of its package; "" without it or the headers of its C library."""
-    headers = ["-fsyntax-only", "-include", "stdio.h", "-x", "c", "/dev/null"]
-    if not shutil.which(compiler) or subprocess.run([compiler, *headers], stderr=subprocess.DEVNULL).returncode:
+    if not has_headers(compiler):
         return ""
     return subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True).stdout.strip()
 
