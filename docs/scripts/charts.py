@@ -91,7 +91,6 @@ def behind_cache() -> str:
     axes = figure.subplots()
     for name, (colour, speeds) in lines.items():
         axes.plot(DEPTHS, [1000 / speed for speed in speeds], "o-", color=colour, label=name)
-    axes.set(xlim=(0, 2048), xticks=DEPTHS, xlabel="tokens cached", ylabel="ms per token")
-    axes.set_ylim(bottom=0)
+    axes.set(xlim=(0, 2048), ylim=(0, None), xticks=DEPTHS, xlabel="tokens cached", ylabel="ms per token")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     return drawing(figure, "Decode latency behind a long cache")
