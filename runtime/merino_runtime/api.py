@@ -73,21 +73,23 @@ class LanguageModel:
 
     def generate(self, prompt: str, *, max_new_tokens: int = 128, sampling: Optional[Sampling] = None,
                  stops: Sequence[str] = (), ignore_eos: bool = False, overflow: str = "stop",
-                 json_schema: Any = None, tools: Any = None) -> "Generation":
+                 json_schema: Any = None, tools: Any = None, top: Optional[int] = None) -> "Generation":
         """Continues a prompt, event by event: a Token per id, and a Done with the measurements at the end.
 
         sampling None: the defaults of `Sampling`. stops: the text ends before the first of these strings. overflow:
         `stop`, `error` or `shift` if the context is too short. Ids that the cache shares with the prompt are not
         computed again. json_schema: the text is JSON that this schema takes. tools: it is a call of one of these, a
         list as OpenAI's API has it, as {"name":...,"arguments":{...}}. Where Done has the stop_reason `eos`, such a
-        text is complete (docs/constrained.md). MerinoError for a request that cannot be met.
+        text is complete (docs/constrained.md). top: a Likely follows each Token, with its log-probability by the
+        model's own logits and with `top` of the likeliest ids; each token takes a step then, also one that the tools
+        or the schema force. MerinoError for a request that cannot be met.
         """
         from merino_runtime.generation.generate import generate_text
 
         return generate_text(
             self.bundle, self.backend, self.tokenizer, prompt, max_new_tokens=max_new_tokens,
             sampling=Sampling() if sampling is None else sampling, stops=stops, ignore_eos=ignore_eos,
-            overflow=overflow, constraint=self.constraint(json_schema, tools))
+            overflow=overflow, constraint=self.constraint(json_schema, tools), top=top)
 
     def constraint(self, json_schema: Any = None, tools: Any = None) -> Optional["Compiled"]:
         """Made once for a schema or a list of tools; None where both are None."""

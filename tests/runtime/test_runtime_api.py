@@ -43,6 +43,20 @@ def test_stream_is_the_text_of_generate(model):
     assert done.tokens == 6 and done.stop_reason == "length"
 
 
+def test_each_token_is_followed_by_its_log_probability_where_that_is_wanted(model):
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"],
+              "additionalProperties": False}
+    for options in ({}, {"json_schema": schema, "ignore_eos": False, "max_new_tokens": 30}):
+        *events, done = model.generate("the river", **dict(OPTIONS, top=2, **options))
+        tokens, likely = events[::2], events[1::2]
+        *without, _ = model.generate("the river", **dict(OPTIONS, **options))
+        assert tokens == without
+        assert len(likely) == len(tokens) == done.tokens and not done.forced
+        for token, (logprob, top) in zip(tokens, likely):
+            assert len(top) == 2 and logprob <= top[0][1] <= 0 and top[1][1] <= top[0][1]
+            assert options or top[0] == (token.id, logprob)
+
+
 def test_a_conversation_computes_each_turns_new_text_alone_and_continues_it(model, folder):
     conversation = model.conversation()
     first = "".join(conversation.reply("the mill", **OPTIONS))

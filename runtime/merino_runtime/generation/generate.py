@@ -120,7 +120,7 @@ def generate_text(bundle: Bundle, backend: Backend, tokenizer: Tokenizer, prompt
                   max_new_tokens: int = 128,
                   sampling: Sampling = Sampling(),  # noqa: B008
                   stops: Sequence[str] = (), ignore_eos: bool = False, overflow: str = "stop",
-                  constraint: Optional["Compiled"] = None) -> "Generation":
+                  constraint: Optional["Compiled"] = None, top: Optional[int] = None) -> "Generation":
     """`generate` from text to text. An empty prompt is refused even if the tokenizer would add a first token."""
     if not prompt:
         raise MerinoError("the prompt is empty. Give at least one word.")
@@ -129,7 +129,7 @@ def generate_text(bundle: Bundle, backend: Backend, tokenizer: Tokenizer, prompt
                           "--json-schema and --tools.")
     return generate(backend, tokenizer.encode(prompt), max_new_tokens=max_new_tokens, sampling=sampling,
                     stop_ids=() if ignore_eos else bundle.stop_ids, stream=TextStream(tokenizer, stops),
-                    overflow=overflow, constraint=constraint)
+                    overflow=overflow, constraint=constraint, top=top)
 
 
 def shift(backend: Backend, ids: Sequence[int]) -> np.ndarray:
