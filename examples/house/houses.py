@@ -74,8 +74,13 @@ def invented(rng: random.Random, split: str) -> str:
 def dictionary() -> tuple[str, ...]:
     """Nouns and adjectives that may stand in any name: none that is held out, or that commands are made of."""
     listed = RandomWord().filter(include_categories=["noun", "adjective"], regex="[a-z]{3,12}")
-    excluded = {word for name in held_out_names() for word in name.split()} | command_words()
+    excluded = held_out_words() | command_words()
     return tuple(sorted(set(listed) - excluded))
+
+
+@cache
+def held_out_words() -> frozenset[str]:
+    return frozenset(word for name in held_out_names() for word in name.split())
 
 
 @cache
@@ -97,7 +102,7 @@ def strange(rng: random.Random) -> str:
         for _ in range(rng.choice((1, 2, 2)))
     ]
     word = "".join(syllables) + rng.choice(("", "", "er", "y", "le", "ing", "ton", "ette", "o"))
-    return word if zlib.crc32(word.encode()) % 8 else strange(rng)
+    return word if zlib.crc32(word.encode()) % 8 and word not in held_out_words() else strange(rng)
 
 
 def with_strange(name: str, rng: random.Random, heads: Sequence[str]) -> str:
