@@ -48,11 +48,9 @@ def test_each_token_is_followed_by_its_log_probability_where_that_is_wanted(mode
               "additionalProperties": False}
     for options in ({}, {"json_schema": schema, "ignore_eos": False, "max_new_tokens": 30}):
         *events, done = model.generate("the river", **dict(OPTIONS, top=2, **options))
-        tokens, likely = events[::2], events[1::2]
         *without, _ = model.generate("the river", **dict(OPTIONS, **options))
-        assert tokens == without
-        assert len(likely) == len(tokens) == done.tokens and not done.forced
-        for token, (logprob, top) in zip(tokens, likely):
+        assert events[::2] == without and len(events) == 2 * done.tokens and not done.forced
+        for token, (logprob, top) in zip(events[::2], events[1::2]):  # noqa: B905, not in 3.6
             assert len(top) == 2 and logprob <= top[0][1] <= 0 and top[1][1] <= top[0][1]
             assert options or top[0] == (token.id, logprob)
 
