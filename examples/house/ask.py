@@ -1,4 +1,5 @@
-"""Asks a bundle of the house example: prints the action for a sentence, and how long it took.
+"""Asks a bundle of the house example: prints the action for a sentence, its probability by the model, and how long it
+took. A call of which the model is not sure is for the speaker to confirm.
 
 python examples/house/ask.py BUNDLE "it is dark in here" [--house house.json]
 """
@@ -9,7 +10,7 @@ import time
 from pathlib import Path
 
 from evaluate import answered, read_house
-from house import House
+from house import SURE, House
 
 from merino_runtime.api import open_model
 
@@ -26,8 +27,9 @@ def main() -> None:
     with open_model(str(given.bundle)) as model:
         for sentence in given.sentence:
             began = time.perf_counter()
-            answer = answered(model, house, sentence)
-            print(answer, f"  ({1000 * (time.perf_counter() - began):.0f} ms)")
+            answer, probability = answered(model, house, sentence)
+            asked = "" if probability >= SURE else "not sure: "
+            print(f"{asked}{answer}  ({probability:.0%}, {1000 * (time.perf_counter() - began):.0f} ms)")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ many sentences that are no commands it acts upon. Answers are greedy and constra
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections import Counter
@@ -13,10 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from house import REFUSAL, Device, House, meaning, prompt, read_action, tools
+from house import REFUSAL, SURE, Device, House, meaning, prompt, read_action, tools
 from refusals import new_wordings
 
 from merino_runtime.api import LanguageModel, open_model
+from merino_runtime.generation.generate import Likely, Token
 from merino_runtime.sampling import GREEDY
 
 HERE = Path(__file__).parent
@@ -68,8 +70,14 @@ def is_right(case: Case, answer: str) -> bool:
     return meaning(action, case.house) in {meaning(each, case.house) for each in wanted}
 
 
+def acts(case: Case, answer: str) -> bool:
+    """Whether the answer has an effect."""
+    action = read_action(answer)
+    return action is not None and meaning(action, case.house) != meaning(REFUSAL, case.house)
+
+
 def judge(cases: list[Case], answer: Answer) -> tuple[Counter[str], Counter[str], list[dict[str, Any]]]:
-    """(right answers by kind, cases by kind, what was wrong)."""
+    """(right answers by kind, cases by kind, what was wrong, and whether it had an effect)."""
     right: Counter[str] = Counter()
     wrong = []
     for case in cases:
@@ -77,28 +85,35 @@ def judge(cases: list[Case], answer: Answer) -> tuple[Counter[str], Counter[str]
         if is_right(case, text):
             right[case.kind] += 1
         else:
-            wrong.append({"sentence": case.sentence, "kind": case.kind, "answer": text, "right": case.actions[:3]})
+            row = {"sentence": case.sentence, "kind": case.kind, "answer": text, "right": case.actions[:3]}
+            wrong.append({**row, "acted": acts(case, text)})
     return right, Counter(case.kind for case in cases), wrong
 
 
-def show(name: str, right: Counter[str], count: Counter[str]) -> None:
-    print(f"{name}: {sum(right.values())} of {sum(count.values())} right")
+def show(name: str, right: Counter[str], count: Counter[str], wrong: list[dict[str, Any]]) -> None:
+    acted = sum(row["acted"] for row in wrong)
+    print(f"{name}: {sum(right.values())} of {sum(count.values())} right, {acted} wrong with an effect")
     for kind in sorted(count):
         print(f"  {kind}: {right[kind]} of {count[kind]}, {right[kind] / count[kind]:.1%}")
 
 
-def answered(model: LanguageModel, house: House, sentence: str) -> str:
-    """Greedy, and constrained to the tools of the house."""
-    stream = model.stream(prompt(house, sentence), tools=tools(house), max_new_tokens=MOST_TOKENS, sampling=GREEDY)
-    return "".join(stream)
+def answered(model: LanguageModel, house: House, sentence: str) -> tuple[str, float]:
+    """Greedy, and constrained to the tools of the house -> the answer, and its probability by the model."""
+    events = list(
+        model.generate(prompt(house, sentence), tools=tools(house), max_new_tokens=MOST_TOKENS, sampling=GREEDY, top=0)
+    )
+    text = "".join(event.text for event in events if isinstance(event, Token))
+    return text, math.exp(sum(event.logprob for event in events if isinstance(event, Likely)))
 
 
-def model_answers(model: LanguageModel, seconds: list[float]) -> Answer:
+def model_answers(model: LanguageModel, sure: float, seconds: list[float]) -> Answer:
+    """What is done: a call that has less than the probability `sure` is asked about, so nothing is."""
+
     def answer(house: House, sentence: str) -> str:
         began = time.perf_counter()
-        text = answered(model, house, sentence)
+        text, probability = answered(model, house, sentence)
         seconds.append(time.perf_counter() - began)
-        return text
+        return text if probability >= sure else REFUSAL.text()
 
     return answer
 
@@ -130,19 +145,21 @@ def sets_of(given: argparse.Namespace) -> dict[str, list[Case]]:
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("--sure", type=float, default=SURE, help="least probability of a call that is carried out")
     parser.add_argument("--wrong", type=Path, help="file for the answers that are wrong")
     parser.add_argument("-o", "--out", type=Path, help="record, as JSON")
     given = parser.parse_args()
     seconds: list[float] = []
-    record: dict[str, Any] = {"bundle": given.bundle.name, "sets": {}}
+    record: dict[str, Any] = {"bundle": given.bundle.name, "sure": given.sure, "sets": {}, "wrong with an effect": {}}
     wrong: list[dict[str, Any]] = []
     with open_model(str(given.bundle)) as model:
-        answer = model_answers(model, seconds)
+        answer = model_answers(model, given.sure, seconds)
         for name, cases in sets_of(given).items():
             right, count, faults = judge(cases, answer)
             wrong += [{"set": name, **fault} for fault in faults]
             record["sets"][name] = {kind: [right[kind], count[kind]] for kind in sorted(count)}
-            show(name, right, count)
+            record["wrong with an effect"][name] = sum(row["acted"] for row in faults)
+            show(name, right, count, faults)
     record["median_ms"] = round(1000 * statistics.median(seconds), 2)
     print(f"{record['median_ms']} ms for an answer, in the median")
     for path, content in ((given.out, json.dumps(record, indent=1)), (given.wrong, "\n".join(map(json.dumps, wrong)))):

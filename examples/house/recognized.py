@@ -81,8 +81,8 @@ def action_of(house: House, intent: str, slots: dict[str, Any]) -> Action | None
 
 def main() -> None:
     for name, cases in sets_of(parser_of(__doc__).parse_args()).items():
-        right, count, _ = judge(cases, answer)
-        show(name, right, count)
+        right, count, wrong = judge(cases, answer)
+        show(name, right, count, wrong)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import make_data  # noqa: E402
 import make_tokenizer  # noqa: E402
 from command_families import families, of_family  # noqa: E402
 from grammar import blocks, expand  # noqa: E402
-from house import REFUSE, House, read_action, said, tools  # noqa: E402
+from house import REFUSE, SURE, Device, House, read_action, said, tools  # noqa: E402
 from houses import SPLITS, command_words, dictionary, held_out_names, known, make_house, words  # noqa: E402
 from refer import SAME_AREA, meant  # noqa: E402
 from refusals import negatives  # noqa: E402
@@ -86,6 +87,17 @@ def test_the_actions_of_what_people_say_are_those_of_their_house(name):
             make_data.check(case.house, read_action(text))
             assert read_action(text).targets
         assert bool(case.actions) == (case.kind in ("asks", "command")) and case.sentence == case.sentence.lower()
+
+
+@pytest.mark.parametrize(("answer", "acted"), [
+    ('{"name":"refuse","arguments":{}}', False), ('{"name":"lock","arguments":{"words":"gate","targets":[]}}', False),
+    ('{"name":"lock","arguments":{"words":"door","targets":["front door"]}}', True), ('{"name":"lock', False),
+])  # fmt: skip
+def test_an_answer_has_an_effect_where_it_names_a_target(answer, acted):
+    case = evaluate.Case(House((Device("front door", "lock", "hall"),), "hall"), "lock the gate", [], "missing")
+    right, count, wrong = evaluate.judge([case], lambda *_: answer)
+    assert [row["acted"] for row in wrong] == ([acted] if acted or answer == '{"name":"lock' else [])
+    assert count == {"missing": 1} and right["missing"] == (not wrong)
 
 
 def test_a_name_begins_with_the_same_tokens_wherever_it_stands(samples, tmp_path):
@@ -177,8 +189,6 @@ def test_negatives_are_distinct_and_of_held_out_templates():
 
 
 def test_a_name_means_what_is_here_before_what_is_elsewhere():
-    from house import Device
-
     lamp, tv = Device("lamp", "light", "hall"), Device("tv", "media_player", "hall")
     desk = Device("desk lamp", "light", "office")
     at = lambda here: House((lamp, desk, tv), here)  # noqa: E731
@@ -253,6 +263,10 @@ def test_the_whole_path_goes_on_where_it_was_stopped(tmp_path):
     record = json.loads((out / "checkpoint" / "training.json").read_text())
     results = json.loads((out / "int8.json").read_text())
     assert record["steps_taken"] == 40 and sum(count for _, count in results["sets"]["negatives"].values()) == 500
+    assert results["sure"] == SURE and results["wrong with an effect"]["negatives"] <= 500
+    ask = [sys.executable, str(ROOT / "examples" / "house" / "ask.py"), str(out / "house-int8"), "it is dark in here"]
+    printed = subprocess.run(ask, capture_output=True, check=True, text=True, cwd=ROOT).stdout
+    assert re.fullmatch(r"(not sure: )?\{.*\}  \(\d+%, \d+ ms\)\n", printed), printed
     made = {path: path.stat().st_mtime_ns for path in (out / "checkpoint").glob("*")} | {out / "house.merino": None}
     subprocess.run(command, env=environment, cwd=ROOT, check=True)
     assert all(path.stat().st_mtime_ns == changed for path, changed in made.items() if changed)
