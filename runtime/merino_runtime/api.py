@@ -80,9 +80,9 @@ class LanguageModel:
         `stop`, `error` or `shift` if the context is too short. Ids that the cache shares with the prompt are not
         computed again. json_schema: the text is JSON that this schema takes. tools: it is a call of one of these, a
         list as OpenAI's API has it, as {"name":...,"arguments":{...}}. Where Done has the stop_reason `eos`, such a
-        text is complete (docs/constrained.md). top: a Likely follows each Token, with its log-probability by the
-        model's own logits and with `top` of the likeliest ids; each token takes a step then, also one that the tools
-        or the schema force. MerinoError for a request that cannot be met.
+        text is complete (docs/constrained.md). top: a Likely follows each Token that the schema or the tools do not
+        force, with its log-probability by the model's own logits and with `top` of the likeliest ids. MerinoError for a
+        request that cannot be met.
         """
         from merino_runtime.generation.generate import generate_text
 

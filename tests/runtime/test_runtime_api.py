@@ -10,6 +10,7 @@ import pytest
 
 from merino_runtime.api import open_model
 from merino_runtime.errors import MerinoError
+from merino_runtime.generation.generate import Likely, Token
 from merino_runtime.sampling import GREEDY, Sampling
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "python.md"
@@ -43,16 +44,20 @@ def test_stream_is_the_text_of_generate(model):
     assert done.tokens == 6 and done.stop_reason == "length"
 
 
-def test_each_token_is_followed_by_its_log_probability_where_that_is_wanted(model):
+def test_each_token_that_is_not_forced_is_followed_by_its_log_probability(model):
     schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"],
               "additionalProperties": False}
     for options in ({}, {"json_schema": schema, "ignore_eos": False, "max_new_tokens": 30}):
-        *events, done = model.generate("the river", **dict(OPTIONS, top=2, **options))
-        *without, _ = model.generate("the river", **dict(OPTIONS, **options))
-        assert events[::2] == without and len(events) == 2 * done.tokens and not done.forced
-        for token, (logprob, top) in zip(events[::2], events[1::2]):  # noqa: B905, not in 3.6
-            assert len(top) == 2 and logprob <= top[0][1] <= 0 and top[1][1] <= top[0][1]
-            assert options or top[0] == (token.id, logprob)
+        options = dict(OPTIONS, **options)
+        *events, done = model.generate("the river", top=2, **options)
+        *without, last = model.generate("the river", **options)
+        tokens = [event for event in events if isinstance(event, Token)]
+        assert tokens == without and done.forced == last.forced == len(tokens) - (len(events) - len(tokens))
+        assert bool(done.forced) == ("json_schema" in options)
+        for token, event in zip(events, events[1:]):  # noqa: B905, not in 3.6
+            if isinstance(event, Likely):
+                assert len(event.top) == 2 and event.logprob <= event.top[0][1] <= 0
+                assert "json_schema" in options or event.top[0] == (token.id, event.logprob)
 
 
 def test_a_conversation_computes_each_turns_new_text_alone_and_continues_it(model, folder):

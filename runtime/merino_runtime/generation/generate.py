@@ -53,7 +53,8 @@ class Prefilled(NamedTuple):
 
 
 class Likely(NamedTuple):
-    """With `top`: follows its Token. Log-probabilities by the model's own logits, before any penalty or cut."""
+    """With `top`: follows a Token that took a step. Log-probabilities by the model's own logits, before any penalty or
+    cut."""
     logprob: float  # of the token
     top: Tuple[Tuple[int, float], ...]  # ids and their log-probabilities, likeliest first
 
@@ -77,11 +78,12 @@ Piece = Callable[[int], int]  # ids of the prompt so far -> number of ids in the
 def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int = 128,
              sampling: Sampling = Sampling(), stop_ids: Sequence[int] = (),  # noqa: B008
              stream: Optional[TextStream] = None, overflow: str = "stop", piece: Optional[Piece] = None,
-             top: Optional[int] = None, constraint: Optional["Compiled"] = None) -> "Generation":
+             top: Optional[int] = None, constraint: Optional["Compiled"] = None, forces: bool = True) -> "Generation":
     """Yields a Token per id, then one Done. The ids do not depend on what the cache held before.
 
     piece: the prefill is cut into pieces, with a Prefilled before each, so that a caller can do something else in
-    between, or stop. top: a Likely follows each Token, with `top` of the likeliest ids; no token is forced then.
+    between, or stop. top: a Likely follows each Token that took a step, with `top` of the likeliest ids. forces: the
+    tokens between which the constraint leaves no choice take no step.
 
     Any id of stop_ids ends the generation, as far as a constraint allows it. stream None: ids only, every text is
     empty. This call, not the first `next`, raises MerinoError for a wrong request. After closing the iterator early, or
@@ -96,7 +98,7 @@ def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int
         raise MerinoError(f"logit_bias names the token id {unknown[0]}, the model has 0 to {backend.vocab - 1}. Use "
                           "ids of this model's tokenizer.")
     return Generation(backend, prompt_ids, max_new_tokens, sampling, stop_ids, stream, overflow == "shift", piece, top,
-                      constraint)
+                      constraint, forces)
 
 
 def check_request(prompt: int, max_new_tokens: int, context: int, overflow: str) -> None:
@@ -181,12 +183,12 @@ class Generation(Iterator[Event]):
 
     def __init__(self, backend: Backend, prompt_ids: Sequence[int], max_new_tokens: int, sampling: Sampling,
                  stop_ids: Sequence[int], stream: Optional[TextStream], shifting: bool, piece: Optional[Piece] = None,
-                 top: Optional[int] = None, constraint: Optional["Compiled"] = None) -> None:
+                 top: Optional[int] = None, constraint: Optional["Compiled"] = None, forces: bool = True) -> None:
         context = backend.context
         kept = prompt_ids if len(prompt_ids) < context else newest_half(prompt_ids, context)
         self._backend, self._stream, self._stop_ids = backend, stream, frozenset(stop_ids)
         self._sampler = Sampler(sampling, kept)
-        self._piece, self._top = piece, top
+        self._piece, self._top, self._forces = piece, top, forces
         self._rest: Optional[Sequence[int]] = None  # of the prompt: what is not in the cache yet
         self._behind: List[int] = []  # ids behind the prompt that are not in the cache
         self._pieces_ms = 0.0  # of the next token so far: the prefill's pieces, forced tokens, a step computed ahead
@@ -265,7 +267,7 @@ class Generation(Iterator[Event]):
     def _forced(self) -> List[int]:
         """Computed once per token: `next_id` needs it too."""
         if self._forced_next is None:
-            self._forced_next = self._state.forced() if self._state and self._top is None else []
+            self._forced_next = self._state.forced() if self._state and self._forces else []
         return self._forced_next
 
     def _stop_reason(self, is_eos: bool, prompt: int, max_new_tokens: int, shifting: bool) -> str:

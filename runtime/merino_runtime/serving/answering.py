@@ -61,8 +61,8 @@ class Answering(Iterator[Event]):
         self._generation = generation = generate(
             self._backend, request.ids, max_new_tokens=request.max_new_tokens, sampling=request.sampling,
             stop_ids=() if request.ignore_eos else self._model.bundle.stop_ids, stream=self._stream,
-            piece=self._piece, top=request.top, constraint=request.grammar)
-        begun, pending = False, None  # a token whose log-probabilities follow it, unless it was forced
+            piece=self._piece, top=request.top, constraint=request.grammar, forces=request.top is None)
+        begun, pending = False, None  # a token whose log-probabilities follow it
         for event in generation:
             if pending is not None:
                 yield Piece(pending.id, pending.text, event if isinstance(event, Likely) else None)
