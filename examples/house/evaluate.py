@@ -98,7 +98,8 @@ def show(name: str, right: Counter[str], count: Counter[str], wrong: list[dict[s
 
 
 def answered(model: LanguageModel, house: House, sentence: str) -> tuple[str, float]:
-    """Greedy, and constrained to the tools of the house -> the answer, and its probability by the model."""
+    """Greedy, and constrained to the tools of the house -> the answer, and the probability that the model gives to its
+    tokens, without those that the tools force."""
     events = list(
         model.generate(prompt(house, sentence), tools=tools(house), max_new_tokens=MOST_TOKENS, sampling=GREEDY, top=0)
     )
