@@ -156,10 +156,7 @@ def test_the_table_of_divergences_is_the_record():
 
 def test_the_table_of_the_house_is_the_record():
     record = content("house-x86-2cores.json")
-    others = (
-        "the model before, int8 (four layers, answers without words, measured at d42ec23)",
-        "hassil, Home Assistant's sentences",
-    )
+    others = ("int8, each call carried out", "hassil, Home Assistant's sentences")
     columns = [*(record["formats"][name] for name in ("int8", "fp32", "int4")),
                *(record["formats_of_others"][name] for name in others)]  # fmt: skip
 
@@ -173,12 +170,17 @@ def test_the_table_of_the_house_is_the_record():
     def share(part):
         return f"{100 * part:.1f} %" if part else "0 %"
 
+    def acted_wrongly(*names):
+        effects = [record["wrong_with_an_effect"][column] for column in ("int8", "fp32", "int4", *others)]
+        return sum(row(name)[0] for name in names), [str(sum(one[name] for name in names)) for one in effects]
+
     written = [row(name, kind) for name in ("written", "written, then seen")
                for kind in ("command", "missing", "no command")]  # fmt: skip
     expected = [
         row("generated"), row("generated, new wordings"), row("utterances", "asks"),
         row("utterances", "asks for nothing", lambda good, _: str(good)),
         row("negatives", write=lambda good, most: share(1 - good / most)), *written,
+        acted_wrongly("generated", "generated, new wordings"), acted_wrongly("written", "written, then seen"),
     ]  # fmt: skip
     message = by_columns("docs/house.md", "A model for one job", 7)
     assert [(int(label.split()[0]), cells[:5]) for label, *cells in message] == expected
