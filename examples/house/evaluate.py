@@ -85,13 +85,13 @@ def judge(cases: list[Case], answer: Answer) -> tuple[Counter[str], Counter[str]
         if is_right(case, text):
             right[case.kind] += 1
         else:
-            row = {"sentence": case.sentence, "kind": case.kind, "answer": text, "right": case.actions[:3]}
-            wrong.append({**row, "acted": acts(case, text)})
+            asked = {"sentence": case.sentence, "kind": case.kind, "right": case.actions[:3]}
+            wrong.append({**asked, "answer": text, "acted": acts(case, text)})
     return right, Counter(case.kind for case in cases), wrong
 
 
-def show(name: str, right: Counter[str], count: Counter[str], wrong: list[dict[str, Any]]) -> None:
-    acted = sum(row["acted"] for row in wrong)
+def show(name: str, right: Counter[str], count: Counter[str], acted: int) -> None:
+    """`acted`: wrong answers with an effect."""
     print(f"{name}: {sum(right.values())} of {sum(count.values())} right, {acted} wrong with an effect")
     for kind in sorted(count):
         print(f"  {kind}: {right[kind]} of {count[kind]}, {right[kind] / count[kind]:.1%}")
@@ -159,8 +159,8 @@ def main() -> None:
             right, count, faults = judge(cases, answer)
             wrong += [{"set": name, **fault} for fault in faults]
             record["sets"][name] = {kind: [right[kind], count[kind]] for kind in sorted(count)}
-            record["wrong with an effect"][name] = sum(row["acted"] for row in faults)
-            show(name, right, count, faults)
+            record["wrong with an effect"][name] = acted = sum(fault["acted"] for fault in faults)
+            show(name, right, count, acted)
     record["median_ms"] = round(1000 * statistics.median(seconds), 2)
     print(f"{record['median_ms']} ms for an answer, in the median")
     for path, content in ((given.out, json.dumps(record, indent=1)), (given.wrong, "\n".join(map(json.dumps, wrong)))):

@@ -82,7 +82,7 @@ def action_of(house: House, intent: str, slots: dict[str, Any]) -> Action | None
 def main() -> None:
     for name, cases in sets_of(parser_of(__doc__).parse_args()).items():
         right, count, wrong = judge(cases, answer)
-        show(name, right, count, wrong)
+        show(name, right, count, sum(row["acted"] for row in wrong))
 
 
 if __name__ == "__main__":

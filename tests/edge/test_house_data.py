@@ -89,14 +89,14 @@ def test_the_actions_of_what_people_say_are_those_of_their_house(name):
         assert bool(case.actions) == (case.kind in ("asks", "command")) and case.sentence == case.sentence.lower()
 
 
-@pytest.mark.parametrize(("answer", "acted"), [
-    ('{"name":"refuse","arguments":{}}', False), ('{"name":"lock","arguments":{"words":"gate","targets":[]}}', False),
-    ('{"name":"lock","arguments":{"words":"door","targets":["front door"]}}', True), ('{"name":"lock', False),
+@pytest.mark.parametrize(("answer", "wrong_acted"), [
+    ('{"name":"refuse","arguments":{}}', []), ('{"name":"lock","arguments":{"words":"gate","targets":[]}}', []),
+    ('{"name":"lock","arguments":{"words":"door","targets":["front door"]}}', [True]), ('{"name":"lock', [False]),
 ])  # fmt: skip
-def test_an_answer_has_an_effect_where_it_names_a_target(answer, acted):
+def test_an_answer_has_an_effect_where_it_names_a_target(answer, wrong_acted):
     case = evaluate.Case(House((Device("front door", "lock", "hall"),), "hall"), "lock the gate", [], "missing")
     right, count, wrong = evaluate.judge([case], lambda *_: answer)
-    assert [row["acted"] for row in wrong] == ([acted] if acted or answer == '{"name":"lock' else [])
+    assert [row["acted"] for row in wrong] == wrong_acted
     assert count == {"missing": 1} and right["missing"] == (not wrong)
 
 
