@@ -74,6 +74,12 @@ def check_new_tokens(count: int) -> None:
         raise MerinoError(f"{count!r} new tokens were requested, allowed: an integer, 1 or more.")
 
 
+def check_likeliest(count: Optional[int]) -> None:
+    """Raises MerinoError for a number of likeliest ids that cannot be; None asks for no log-probabilities."""
+    if count is not None and not (_is_integer(count) and count >= 0):
+        raise MerinoError(f"top is {count!r}, allowed: an integer, 0 or more, or none.")
+
+
 def _range(name: str) -> str:
     return "{:g} to {:g}".format(*RANGES[name])
 

@@ -124,6 +124,13 @@ def test_a_wrong_request_is_refused_before_anything_is_computed(model, options, 
     assert model.backend.ids == []
 
 
+@pytest.mark.parametrize("top", [-1, True, 2.0, "3"])
+def test_a_number_of_likeliest_ids_that_cannot_be_is_refused(model, top):
+    with pytest.raises(MerinoError, match=f"top is {top!r}, allowed: an integer, 0 or more, or none"):
+        model.generate("the", top=top)
+    assert model.backend.ids == []
+
+
 @pytest.mark.parametrize("text", [b"the", None, 5, ["the"]])
 def test_a_text_of_another_type_is_refused_with_what_it_is(model, text):
     for call in (model.stream, model.generate, model.conversation().reply, model.tokenizer.encode):

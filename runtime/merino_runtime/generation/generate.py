@@ -25,7 +25,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.generation.sampler import Sampler, log_probabilities
 from merino_runtime.generation.text import TextStream, Tokenizer
 from merino_runtime.io.board import peak_rss_mb
-from merino_runtime.sampling import Sampling, check_new_tokens, check_sampling
+from merino_runtime.sampling import Sampling, check_likeliest, check_new_tokens, check_sampling
 
 if TYPE_CHECKING:
     from merino_runtime.generation.constraints import Compiled
@@ -93,6 +93,7 @@ def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int
     """
     check_request(len(prompt_ids), max_new_tokens, backend.context, overflow)
     check_sampling(sampling)
+    check_likeliest(top)
     unknown = [token_id for token_id, _ in sampling.logit_bias if token_id >= backend.vocab]
     if unknown:
         raise MerinoError(f"logit_bias names the token id {unknown[0]}, the model has 0 to {backend.vocab - 1}. Use "
