@@ -9,7 +9,7 @@ import json
 import time
 from pathlib import Path
 
-from evaluate import answered, read_house
+from evaluate import answered, has_effect, read_house
 from house import SURE, House
 
 from merino_runtime.api import open_model
@@ -28,7 +28,7 @@ def main() -> None:
         for sentence in given.sentence:
             began = time.perf_counter()
             answer, probability = answered(model, house, sentence)
-            asked = "" if probability >= SURE else "not sure: "
+            asked = "" if probability >= SURE or not has_effect(answer, house) else "not sure: "
             print(f"{asked}{answer}  ({probability:.0%}, {1000 * (time.perf_counter() - began):.0f} ms)")
 
 

@@ -70,10 +70,10 @@ def is_right(case: Case, answer: str) -> bool:
     return meaning(action, case.house) in {meaning(each, case.house) for each in wanted}
 
 
-def acts(case: Case, answer: str) -> bool:
-    """Whether the answer has an effect."""
+def has_effect(answer: str, house: House) -> bool:
+    """Whether the answer does anything to a device."""
     action = read_action(answer)
-    return action is not None and meaning(action, case.house) != meaning(REFUSAL, case.house)
+    return action is not None and meaning(action, house) != meaning(REFUSAL, house)
 
 
 def judge(cases: list[Case], answer: Answer) -> tuple[Counter[str], Counter[str], list[dict[str, Any]]]:
@@ -86,7 +86,7 @@ def judge(cases: list[Case], answer: Answer) -> tuple[Counter[str], Counter[str]
             right[case.kind] += 1
         else:
             asked = {"sentence": case.sentence, "kind": case.kind, "right": case.actions[:3]}
-            wrong.append({**asked, "answer": text, "acted": acts(case, text)})
+            wrong.append({**asked, "answer": text, "acted": has_effect(text, case.house)})
     return right, Counter(case.kind for case in cases), wrong
 
 
