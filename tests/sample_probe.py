@@ -22,7 +22,7 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None, seed=0):
     truth = truth or estimated(BOARD)
     random = np.random.default_rng(seed)
     probe = Probe.model_validate({
-        "schema": 9, "backend": "onnxruntime", "date": "2026-01-01", "seconds": 50, "cores": 4,
+        "schema": 10, "backend": "onnxruntime", "date": "2026-01-01", "seconds": 50, "cores": 4,
         "isa": ["neon", "dotprod"],
         "machine": {"board": "Test board", "arch": "aarch64", "versions": {"onnxruntime": "1.32.0"}},
         "last_level_cache_mb": 2.0, "memory_mb": 4000, "dialect": "fused" if machine.fused else "portable", "flags": [],

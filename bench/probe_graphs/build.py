@@ -39,6 +39,7 @@ from merino_runtime.io.outputs import open_output
 from probe_graphs.grid import GraphKey, graph_keys
 from probe_graphs.layout import (
     FusedLayout,
+    FusedTilesLayout,
     GroupsLayout,
     NoDotprodLayout,
     OwnKernelsLayout,
@@ -51,9 +52,11 @@ from probe_graphs.layout import (
 EPS, THETA = 1e-6, 10000.0  # of the graphs that are no whole decoders
 PRESET = 9 | lzma.PRESET_EXTREME  # 7 % smaller than preset 9
 
-Layout = FusedLayout | GroupsLayout | NoDotprodLayout | PortableLayout | PortableTilesLayout
+Layout = FusedLayout | GroupsLayout | NoDotprodLayout | FusedTilesLayout | PortableLayout | PortableTilesLayout
 LAYOUTS: dict[str, type[Layout]] = {"fused": FusedLayout, "no-dotprod": NoDotprodLayout, "portable": PortableLayout}
-IN_TILES: dict[str, type[Layout]] = {"no-dotprod": OwnKernelsLayout, "portable": PortableTilesLayout}  # int4
+IN_TILES: dict[str, type[Layout]] = {
+    "no-dotprod": OwnKernelsLayout, "avx512-vnni": FusedTilesLayout, "portable": PortableTilesLayout
+}  # int4  # fmt: skip
 
 
 def layout_of(key: GraphKey) -> type[Layout]:
@@ -188,9 +191,14 @@ class ProbeGraph:
 def build(key: GraphKey) -> ProbeGraph:
     graph = BUILDERS[key.kind](key)
     model, weight_bytes = model_without_weights(graph)
-    both = key.dialect == "fused" and not FORMATS[key.format].grouped
-    dialects = ("fused", "no-dotprod") if both else (key.dialect,)
-    return ProbeGraph(key, dialects, graph.inputs, graph.outputs, model, weight_bytes, graph.own_kernels)
+    return ProbeGraph(key, served_by(key), graph.inputs, graph.outputs, model, weight_bytes, graph.own_kernels)
+
+
+def served_by(key: GraphKey) -> tuple[str, ...]:
+    """The dialects whose graph it is: by the kind of core, integer matmuls alone differ."""
+    if key.dialect != "fused" or key.format == "int4":
+        return (key.dialect,)
+    return ("fused", "avx512-vnni") if FORMATS[key.format].grouped else ("fused", "no-dotprod", "avx512-vnni")
 
 
 def build_all(keys: Iterable[GraphKey]) -> list[ProbeGraph]:

@@ -14,8 +14,11 @@ from merino_edge.families.operators import linear
 from merino_runtime.bundle import QUANTISED_CACHES
 
 MB = 2**20
-# Of `no-dotprod` those that differ from `fused`, whose other graphs serve it too.
-FORMATS = {"fused": ("fp32", "int8", "int4"), "no-dotprod": ("int8", "int4"), "portable": ("fp32", "int8", "int4")}
+# Of `no-dotprod` and `avx512-vnni` those that differ from `fused`, whose other graphs serve them too.
+FORMATS = {
+    "fused": ("fp32", "int8", "int4"), "no-dotprod": ("int8", "int4"), "avx512-vnni": ("int4",),
+    "portable": ("fp32", "int8", "int4"),
+}  # fmt: skip
 BEYOND_BYTES = tuple(size * MB for size in (16, 32, 64, 128))  # of matrices beyond the cache
 MOST_MATRICES, MOST_SMALL = 320, 128  # of one graph, which keeps the file small
 FEW = (1, 2, 4, 8, 12)  # matrices of a graph whose prefill is timed
@@ -58,7 +61,7 @@ def graph_keys() -> Iterator[GraphKey]:
                     yield GraphKey(dialect, "linear", form, rows, columns, 0, count)
             for kind, rows, columns in table_shapes(dialect, form):
                 yield GraphKey(dialect, kind, form, rows, columns, 0, 1)
-    for dialect in ("fused", "no-dotprod"):
+    for dialect in ("fused", "no-dotprod", "avx512-vnni"):
         for form in FORMATS[dialect]:
             yield from decoders(dialect, form)
     for side, count in gpu.CHAINS:

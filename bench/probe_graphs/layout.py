@@ -17,6 +17,7 @@ from merino_edge.export.onnx.own_kernels import (
     GROUP_BYTES,
     GROUP_SIZE,
     TILE_ROWS,
+    FusedTiles,
     GroupAttention,
     OwnKernels,
     PortableTiles,
@@ -92,6 +93,10 @@ class TilesLayout(WithoutValues, Tiles4):
 
 class OwnKernelsLayout(NoDotprodLayout, TilesLayout, OwnKernels):
     """Dialect `fused` in int4 for no-dotprod cores."""
+
+
+class FusedTilesLayout(TilesLayout, FusedTiles):
+    """Dialect `fused` in int4 for cores with AVX-512 VNNI."""
 
 
 class PortableLayout(WithoutValues, Portable):

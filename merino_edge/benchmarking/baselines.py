@@ -63,7 +63,7 @@ def baseline_bundle(model: Model, say: Callable[[str], None], request: ExportReq
     that is not possible.
     """
     precision, dialect, core, kv, _ = chosen_format(request, None)
-    form = f"{precision} {dialect}{' no-dotprod' if core == 'no-dotprod' else ''}{f' {kv} cache' if kv else ''}"
+    form = f"{precision} {dialect}{f' {core}' if core not in (None, 'dotprod') else ''}{f' {kv} cache' if kv else ''}"
     stem = f"{model.id}-{form.replace(' ', '-')}"
     folder = cache_folder() / f"{stem}-{exporter_digest()}"
     if is_bundle(folder) and can_be_read(folder):

@@ -12,10 +12,8 @@ from merino_edge.benchmarking.measuring import Bench, fault_of, requests_for, ty
 from merino_edge.design.budgets import BUDGETS_BY_NAME
 from merino_edge.design.design_file import Design, Measured
 from merino_edge.export.random_bundle import write_random_bundle
-from merino_edge.families.operators import Core, core_named
 from merino_edge.storage.atomic import scratch_folder
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.board import kind_of_core, this_board
 
 MEASURABLE = [name for name in BUDGETS_BY_NAME if name in Measured.model_fields]  # that a measurement here can judge
 MOST_DESIGNS = 3
@@ -108,16 +106,12 @@ def measured_line(design: Design) -> str:
     return f"{design.architecture.shape()} takes {taken or 'no budget that can be measured'}"
 
 
-def core_here() -> Core:
-    return core_named(kind_of_core(this_board()))
-
-
 def measure_design(design: Design, bench: Bench) -> Measured:
     """Latency and memory on this machine, with random weights and the design's thread counts. Raises MerinoError where
     it cannot be measured."""
     with scratch_folder(Path(tempfile.gettempdir()) / "merino-redesign") as scratch:
         folder = scratch / "bundle"
-        write_random_bundle(design.architecture, design.precision, folder, "redesign", design, core_here())
+        write_random_bundle(design.architecture, design.precision, folder, "redesign", design)
         (decode,), (prefill,) = bench([folder], requests_for(design.architecture.context, design.prompt))
     if fault := fault_of(decode, prefill):
         raise MerinoError(f"{design.architecture.shape()} cannot be measured: {fault}. Give smaller budgets")

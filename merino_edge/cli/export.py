@@ -25,7 +25,7 @@ def export(
     ] = None,
     board_name: Annotated[
         str | None, typer.Option("--for", metavar="BOARD", help="target board: sets the dialect, and the kernels for"
-                                 " dotprod or no-dotprod cores")
+                                 " its kind of core")
     ] = None,
     dialect: Annotated[
         str | None, typer.Option(help="fused: ONNX Runtime 1.18 and later; portable: ONNX Runtime 1.10 and TensorRT;"

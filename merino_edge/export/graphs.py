@@ -8,7 +8,7 @@ from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
-from merino_edge.export.onnx.own_kernels import GroupAttention, OwnKernels, PortableTiles
+from merino_edge.export.onnx.own_kernels import FusedTiles, GroupAttention, OwnKernels, PortableTiles
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.quantisation.gptq import Hessians
 from merino_edge.export.quantisation.groups import Quantized
@@ -43,9 +43,11 @@ def build_graph(
 def dialect_of(form: GraphFormat) -> Dialect:
     if form.dialect == "portable":
         return PortableTiles if form.precision == "int4" else Portable
-    if form.core != "no-dotprod":
-        return GroupAttention if form.by_groups else Fused
-    return OwnKernels if form.precision == "int4" else FusedNoDotprod
+    if form.core == "no-dotprod":
+        return OwnKernels if form.precision == "int4" else FusedNoDotprod
+    if form.core == "avx512-vnni":
+        return FusedTiles
+    return GroupAttention if form.by_groups else Fused
 
 
 def geometry_graph(

@@ -17,16 +17,16 @@ from merino_edge.export.graphs import Dialect, dialect_of, geometry_graph
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
-from merino_edge.export.onnx.own_kernels import GroupAttention, OwnKernels, PortableTiles
+from merino_edge.export.onnx.own_kernels import FusedTiles, GroupAttention, OwnKernels, PortableTiles
 from merino_edge.export.quantisation.groups import Quantized
 from merino_edge.export.quantisation.kv_cache import BITS, CacheScales
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import build_model
-from merino_edge.families.operators import Core, core_of, largest_group
+from merino_edge.families.operators import Core, core_named, core_of, largest_group
 from merino_edge.families.registry import family_of
 from merino_edge.storage.atomic import new_folder
 from merino_runtime.bundle import Bundle, Golden, Threads
-from merino_runtime.io.board import runs_kernels, this_board
+from merino_runtime.io.board import core_of_cpu, runs_kernels, this_board
 
 
 class Quick(Graph):
@@ -54,6 +54,10 @@ class QuickGroups(Quick, GroupAttention):
     """The same with attention by groups."""
 
 
+class QuickTiles(Quick, FusedTiles):
+    """The same in int4 for cores with AVX-512 VNNI."""
+
+
 class QuickNoDotprod(Quick, FusedNoDotprod):
     """The same in int8 for no-dotprod cores, where no weight is -128."""
 
@@ -77,23 +81,24 @@ class QuickPortable(Quick, PortableTiles):
 
 
 QUICK: dict[Dialect, Dialect] = {
-    Fused: QuickFused, GroupAttention: QuickGroups, FusedNoDotprod: QuickNoDotprod, OwnKernels: QuickOwnKernels,
-    PortableTiles: QuickPortable,
+    Fused: QuickFused, GroupAttention: QuickGroups, FusedTiles: QuickTiles, FusedNoDotprod: QuickNoDotprod,
+    OwnKernels: QuickOwnKernels, PortableTiles: QuickPortable,
 }  # fmt: skip
 
 
 def write_random_bundle(
-    arch: Geometry, precision: str, folder: Path, name: str, design: Design | None = None, core: Core = "dotprod",
+    arch: Geometry, precision: str, folder: Path, name: str, design: Design | None = None, core: Core | None = None,
     kv: str | None = None, by_groups: bool | None = None, dialect: str = "fused",
 ) -> Bundle:  # fmt: skip
-    """Write the bundle into `folder`, with the design's thread counts and without golden ids. `core`: as of `export`.
-    `by_groups`: see `GraphFormat`; None: where this machine has kernels for it. `dialect`: `portable` in int4 alone."""
+    """Write the bundle into `folder`, with the design's thread counts and without golden ids. `core`, `by_groups`: see
+    `GraphFormat`; None: this machine's kind, and where this machine has kernels for it. `dialect`: `portable` in int4
+    alone."""
     with torch.device("meta"):
         model = build_model(arch)
     kv = design.kv if design else kv
     scales = even_scales(arch, kv) if kv else None
-    written_for = core_of(dialect, precision, core)
     here = this_board()
+    written_for = core_of(dialect, precision, core or core_named(core_of_cpu(here.architecture, here.isa)))
     groups = runs_kernels(here.architecture, here.isa) if by_groups is None else by_groups
     form = GraphFormat(precision, dialect, arch.context, written_for, kv=kv, by_groups=groups)
     quick = QUICK[dialect_of(form)]

@@ -6,7 +6,7 @@ families.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 FLOPS_SEQUENCE = 1024  # tokens for which the paper (MeRino, arXiv 2403.07921) counts FLOPs (recalled)
 # Bits of an element of the KV cache, which is float32 by default, in fp16 float16.
@@ -42,13 +42,16 @@ FORMATS = {
 FUSED_HEAD_MULTIPLE = 8  # channels of a head in ONNX Runtime's fused attention; twice that with rotary positions
 LEAST_GROUP = 3  # query heads on a KV head, from which on this project's attention by groups is faster
 CPU_FORMATS = ("fp32", "int8", "int4")  # fp16 is for GPUs: CPUs without float16 arithmetic convert to float32
-# Arm cores with the dotprod instruction and without it: graphs for them have different integer matmuls.
-Core = Literal["dotprod", "no-dotprod"]
+# Cores whose graphs have different integer matmuls: Arm with the dotprod instruction, which other x86 cores share, and
+# without it; x86 with AVX-512 VNNI, whose int4 is this project's.
+Core = Literal["dotprod", "no-dotprod", "avx512-vnni"]
 
 
 def core_of(dialect: str, precision: str, core: Core) -> Core | None:
     """`core` where graphs of this dialect and format differ between cores, else None."""
-    return core if dialect == "fused" and FORMATS[precision].grouped else None
+    if dialect != "fused" or not FORMATS[precision].grouped:
+        return None
+    return "dotprod" if core == "avx512-vnni" and precision != "int4" else core
 
 
 def by_groups(heads: int, kv_heads: int, kv_bits: int) -> bool:
@@ -58,12 +61,12 @@ def by_groups(heads: int, kv_heads: int, kv_bits: int) -> bool:
 
 def core_named(core: str | None) -> Core:
     """A bundle's or a machine's kind of core; `dotprod` where it has none."""
-    return "no-dotprod" if core == "no-dotprod" else "dotprod"
+    return next((each for each in get_args(Core) if each == core), "dotprod")
 
 
 def fast_isa(core: Core | None) -> list[str]:
     """Instructions without which a graph's integer kernels fall back to slower ones."""
-    return ["avx2", "dotprod"] if core == "dotprod" else []
+    return {"dotprod": ["avx2", "dotprod"], "avx512-vnni": ["avx2"]}.get(core or "", [])
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import math
 from collections.abc import Sequence
 
 from merino_edge.families.operators import Core, Operator
-from merino_edge.prediction.formats import attends_by_groups, core_of_board, graph_dialect, has_cache
+from merino_edge.prediction.formats import WRITTEN_FOR, attends_by_groups, core_of_board, graph_dialect, has_cache
 from merino_edge.prediction.latency import by_threads, latency
 from merino_edge.profiles.coefficients import Coefficients, Dialect, FormatCoefficients, GroupCoefficients
 from merino_edge.profiles.profile import DeviceProfile
@@ -45,8 +45,6 @@ NORM, ACTIVATION, SCORE, ENTRY, ROW, SCALE = 10, 60, 60, 30, 60, 8
 GROUP_SCORE = 8  # in lanes
 LAUNCH, ATTENTION, STEP = 1 / 3, 2.0, 4.0  # of op_overhead_us
 LEAST_TIMES = 1.1  # a smaller slowdown is within the error of an estimate
-# By kind of core, the graphs that are written for it.
-WRITTEN_FOR: dict[Core, Dialect] = {"dotprod": "fused", "no-dotprod": "no-dotprod"}
 
 
 def coefficients_for(profile: DeviceProfile, forms: tuple[str, ...] = ("fp32",)) -> Coefficients:
@@ -142,7 +140,7 @@ def kernel_of(profile: DeviceProfile, form: str, dialect: Dialect) -> str:
     dot products, which has no cycles there."""
     if form == "fp32":
         return "matmul"
-    if dialect == "fused":
+    if dialect == "fused" or (dialect == "avx512-vnni" and not cycles_of(profile, "matmul4")):
         return "dots" if multiplies_bytes(profile) else f"matmulnbits_{8 if form == 'int8' else 4}"
     if form == "int8":
         return "matmulinteger"
@@ -207,7 +205,7 @@ def decode_ms(
     kv: str | None = None, groups: bool = False,
 ) -> float:  # fmt: skip
     """ms of a decode step at a full cache, at the best thread count, of a `fused` graph for `core`."""
-    dialect, groups = WRITTEN_FOR[core], groups or (core == "no-dotprod" and precision == "int4")
+    dialect, groups = WRITTEN_FOR[core], groups or (core != "dotprod" and precision == "int4")
     return min(
         latency(operators, precision, [(1, context)], dialect, at, kv, groups).streaming_ms
         for at in by_threads(estimated(profile, dialect)).values()

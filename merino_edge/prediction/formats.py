@@ -1,15 +1,17 @@
 """Graphs for a board: the dialect of its runtime, the kind of its core, and its backend's fast weight formats."""
 
-from merino_edge.families.operators import CPU_FORMATS, Core, fast_isa
+from merino_edge.families.operators import CPU_FORMATS, Core, core_named, fast_isa
 from merino_edge.profiles.coefficients import Dialect
 from merino_edge.profiles.profile import Backend, DeviceProfile
 from merino_runtime.bundle import FIRST_QUANTISED_CACHE, QUANTISED_CACHES
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.board import X86_FEATURES, runs_kernels
+from merino_runtime.io.board import X86_FEATURES, core_of_cpu, runs_kernels
 
 FIRST_FUSED = (1, 18)  # of ONNX Runtime
 EMPTY = "''"  # an empty word in a shell
+# By kind of core, the graphs that are written for it.
+WRITTEN_FOR: dict[Core, Dialect] = {"dotprod": "fused", "no-dotprod": "no-dotprod", "avx512-vnni": "avx512-vnni"}
 KV_FORMATS = ("fp32", *QUANTISED_CACHES)  # values of --kv
 # In order of preference: on a CPU most bits, on a GPU the format of its arithmetic.
 BACKEND_FORMATS: dict[Backend, tuple[str, ...]] = {"onnxruntime": CPU_FORMATS, "tensorrt": ("fp16", "fp32")}
@@ -60,18 +62,18 @@ def graph_dialect(profile: DeviceProfile) -> Dialect:
     """The dialect of graphs for this board's ONNX Runtime, as the latency model distinguishes them."""
     if dialect_of(profile) == "portable":
         return "portable"
-    return "no-dotprod" if core_of_board(profile) == "no-dotprod" else "fused"
+    return WRITTEN_FOR[core_of_board(profile)]
 
 
 def core_of_board(profile: DeviceProfile) -> Core:
-    """The kind of core that graphs for this board are written for; x86 runs the graphs for dotprod."""
-    return "no-dotprod" if profile.arch == "aarch64" and "dotprod" not in profile.isa else "dotprod"
+    """The kind of core that graphs for this board are written for."""
+    return core_named(core_of_cpu(profile.arch, frozenset(profile.isa)))
 
 
 def attends_by_groups(profile: DeviceProfile, precision: str) -> bool:
     """Whether a `fused` graph for this board uses GroupAttention. For no-dotprod cores only in int4, so that their
     other formats run where the library cannot be loaded."""
-    formats = CPU_FORMATS if core_of_board(profile) == "dotprod" else ("int4",)
+    formats = ("int4",) if core_of_board(profile) == "no-dotprod" else CPU_FORMATS
     return dialect_of(profile) == "fused" and precision in formats and loads_kernels(profile)
 
 

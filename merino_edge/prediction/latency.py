@@ -73,6 +73,7 @@ FUSED_NODES = {"embed": 9, "norm": 1, "activation": 1, "head": 3}
 NODES: Mapping[Dialect, Mapping[str, int]] = {
     "fused": FUSED_NODES,
     "no-dotprod": FUSED_NODES,
+    "avx512-vnni": FUSED_NODES,
     "portable": {"embed": 12, "norm": 6, "activation": 9, "head": 2, "attention": 30},
 }
 INTEGER_NODES = 4  # of a portable 8-bit matmul: quantise its input, rescale its output
@@ -263,7 +264,7 @@ def matmul_amounts(totals: Amounts, op: Operator, precision: str, tokens: int, d
     totals[f"{form}.{'head_row_ns' if op.kind == 'head' else 'row_ns'}"] += rows * tokens
     if form == "fp32":
         return
-    if dialect == "fused" or form == "int4":
+    if dialect in ("fused", "avx512-vnni") or form == "int4":
         totals[f"{form}.scale_ns"] += rows * (op.columns // (largest_group(op.columns) or op.columns)) * tokens
     else:
         totals["launch_us"] += INTEGER_NODES if dialect == "portable" else NO_DOTPROD_NODES

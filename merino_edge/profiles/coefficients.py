@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from merino_runtime.bundle import QUANTISED_CACHES
 
-Dialect = Literal["fused", "portable", "no-dotprod"]  # of the timed graphs; no-dotprod: fused, for Arm cores without it
+# Of the timed graphs; the last two: fused, for such cores.
+Dialect = Literal["fused", "portable", "no-dotprod", "avx512-vnni"]
 GENERAL = (
     "step_us", "launch_us", "matmul_us", "attention_us", "argmax_ns", "norm_ns", "activation_ns", "kv_ms_gb",
     "attention_ms_per_gmac", "decode_attention_ms_per_gmac", "score_ns", "decode_score_ns", "entry_ns", "memory_ms_gb",

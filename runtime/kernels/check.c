@@ -12,7 +12,7 @@
 #include <string.h>
 #include <time.h>
 #include "attention.h"
-#include "matmul4.h"
+#include "matmul.h"
 #include "pool.h"
 
 static uint64_t state;
@@ -72,38 +72,39 @@ static threads any_threads(void) {
     return (threads){runs[below(3)], NULL};
 }
 
-static uint8_t *matrix(int64_t rows, int64_t columns, int minimums) {
-    int64_t bytes = minimums ? GROUP_BYTES_WITH_MINIMUMS : GROUP_BYTES;
+static uint8_t *matrix(int64_t rows, int64_t columns, int bits, int minimums) {
+    int64_t bytes = group_bytes(bits, minimums);
     int64_t groups = (rows + TILE_ROWS - 1) / TILE_ROWS * (columns / GROUP);
     uint8_t *weights = room(groups * bytes);
     for (int64_t at = 0; at < groups * bytes; at++) {
         weights[at] = (uint8_t)number();
-        if (at % bytes >= CODE_BYTES && at % 2) weights[at] &= 0xbb; /* float16 below 2, and none that is no number */
+        if (at % bytes >= code_bytes(bits) && at % 2) weights[at] &= 0xbb; /* float16 below 2, and none that is no number */
     }
     return weights;
 }
 
-static matmul4_work product(int64_t count, int64_t rows, int64_t columns, int minimums, int extreme) {
-    matmul4_work work = {.count = count, .columns = columns, .rows = rows, .minimums = minimums};
+static matmul_work product(int64_t count, int64_t rows, int64_t columns, int bits, int minimums, int extreme) {
+    matmul_work work = {.count = count, .columns = columns, .rows = rows, .bits = bits,
+                        .minimums = minimums};
     work.x = values(count * columns, extreme); /* one after the other: a list has no order */
-    work.weights = matrix(rows, columns, minimums);
+    work.weights = matrix(rows, columns, bits, minimums);
     work.y = room(count * rows * (int64_t)sizeof(float));
     work.scratch = room(count * columns / GROUP * (int64_t)sizeof(rounded));
     return work;
 }
 
-static void free_product(matmul4_work *work) {
+static void free_product(matmul_work *work) {
     free((void *)work->x), free((void *)work->weights), free(work->y), free(work->scratch);
 }
 
 static uint64_t fuzz_product(void) {
     int64_t rows = 1 + below(40), columns = GROUP * (1 + below(6)), count = 1 + below(below(2) ? 40 : 3);
-    int minimums = (int)below(2), extreme = !below(3);
-    matmul4_work work = product(count, rows, columns, minimums, extreme);
-    matmul4(&work, any_threads());
+    int minimums = (int)below(2), extreme = !below(3), bits = below(2) ? 4 : 8;
+    matmul_work work = product(count, rows, columns, bits, minimums, extreme);
+    matmul(&work, any_threads());
     uint64_t hash = hash_floats(0, work.y, count * rows);
     float *row = room(columns * (int64_t)sizeof(float));
-    matmul4_row(work.weights, columns, work.minimums, below(rows), row);
+    matmul_row(work.weights, columns, work.bits, work.minimums, below(rows), row);
     hash = hash_floats(hash, row, columns);
     free(row), free_product(&work);
     return hash;
@@ -159,8 +160,8 @@ static uint64_t fuzz_attention(void) {
 
 static int run_product(int64_t count, int minimums, int calls) {
     int64_t rows = 256, columns = 512;
-    matmul4_work work = product(count, rows, columns, minimums, 0);
-    for (int call = 0; call < calls; call++) matmul4(&work, (threads){NULL, NULL});
+    matmul_work work = product(count, rows, columns, 4, minimums, 0);
+    for (int call = 0; call < calls; call++) matmul(&work, (threads){NULL, NULL});
     printf("%lld\n", (long long)(count * rows * columns));
     free_product(&work);
     return 0;
@@ -195,14 +196,14 @@ static void print_times(const char *name, double *ms, int64_t macs, int64_t byte
 
 static void time_product(const char *name, int64_t count, int64_t rows, threads on) {
     int64_t columns = 1024;
-    matmul4_work work = product(count, rows, columns, 0, 0);
+    matmul_work work = product(count, rows, columns, 4, 0, 0);
     double ms[TIMED_CALLS];
     for (int call = 0; call < TIMED_CALLS; call++) {
         double begin = now_ms();
-        matmul4(&work, on);
+        matmul(&work, on);
         ms[call] = now_ms() - begin;
     }
-    print_times(name, ms, count * rows * columns, rows * columns * GROUP_BYTES / (TILE_ROWS * GROUP), ", ");
+    print_times(name, ms, count * rows * columns, rows * columns * group_bytes(4, 0) / (TILE_ROWS * GROUP), ", ");
     free_product(&work);
 }
 

@@ -1,7 +1,8 @@
 /* The operators of domain `merino` for ONNX Runtime 1.10 and later: attributes and shapes checked, kernels called.
  *
- *   MatMul4          x float [..., columns], weights uint8 (matmul4.h)               -> float [..., rows]
+ *   MatMul4          x float [..., columns], weights uint8 (matmul.h)                -> float [..., rows]
  *   Rows4            weights uint8, ids int64 [...]                                  -> float [..., columns]
+ *   MatMul8, Rows8   the same in 8 bits
  *   GroupAttention   qkv float [B, T, (heads + 2 kv_heads) * size], past_key, past_value float [B, kv_heads, slots,
  *                    size], last int32 [B] (position of each one's last new id), cos, sin float [positions, size / 2]
  *                                                   -> float [B, T, heads * size], present_key, present_value
@@ -16,7 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "attention.h"
-#include "matmul4.h"
+#include "matmul.h"
 #include "ort.h"
 #include "pool.h"
 
@@ -117,7 +118,7 @@ typedef struct {
 } kernel;
 
 static OrtStatus *weights_of(const kernel *one, const OrtContext *context, size_t index, tensor *weights) {
-    int64_t bytes = one->minimums ? GROUP_BYTES_WITH_MINIMUMS : GROUP_BYTES, expected;
+    int64_t bytes = group_bytes(one->operator->bits, one->minimums != 0), expected;
     TRY(input(context, index, weights));
     int64_t tiles = one->rows / TILE_ROWS + (one->rows % TILE_ROWS != 0);
     if (__builtin_mul_overflow(tiles, one->columns / GROUP, &expected) ||
@@ -134,13 +135,13 @@ static OrtStatus *compute_matmul(const kernel *one, OrtContext *context) {
     if (!x.axes || x.lengths[x.axes - 1] != one->columns) WRONG("x has other columns than the weights");
     x.lengths[x.axes - 1] = one->rows;
     TRY(output(context, 0, x.lengths, x.axes, &y));
-    matmul4_work work = {x.data, weights.data, y, NULL, x.elements / one->columns, one->columns, one->rows,
-                         one->minimums != 0};
+    matmul_work work = {x.data, weights.data, y, NULL, x.elements / one->columns, one->columns, one->rows,
+                        one->operator->bits, one->minimums != 0};
     if (!work.count) return NULL;
     scratch = take_room((size_t)(x.elements / GROUP) * sizeof(rounded));
     if (!scratch) return status(FAILED, "merino kernels: out of memory");
     work.scratch = scratch;
-    matmul4(&work, (threads){run_parallel, context});
+    matmul(&work, (threads){run_parallel, context});
     give_room(scratch);
     return NULL;
 }
@@ -156,7 +157,7 @@ static OrtStatus *compute_rows(const kernel *one, OrtContext *context) {
     for (int64_t at = 0; at < ids.elements; at++) {
         int64_t id = ((const int64_t *)ids.data)[at];
         if (id < 0 || id >= one->rows) WRONG("an id is outside of the table");
-        matmul4_row(weights.data, one->columns, one->minimums != 0, id, (float *)out + at * one->columns);
+        matmul_row(weights.data, one->columns, one->operator->bits, one->minimums != 0, id, (float *)out + at * one->columns);
     }
     return NULL;
 }
@@ -283,8 +284,10 @@ static OrtStatus *create_checked(const Operator *operator, OrtTable table, const
     return NULL;
 }
 
-static compute_kernel *const KERNELS[] = {compute_matmul, compute_rows, compute_attention, compute_attention};
-static Operator operators[4];
+static compute_kernel *const KERNELS[] = {compute_matmul, compute_rows, compute_matmul, compute_rows, compute_attention,
+                                          compute_attention};
+enum { OPERATORS = sizeof KERNELS / sizeof *KERNELS };
+static Operator operators[OPERATORS];
 
 static OrtStatus *compute_checked(void *given, OrtContext *context) {
     const kernel *one = given;
@@ -326,14 +329,14 @@ static const int ATTENTION[] = {FLOATS, FLOATS, FLOATS, INT32S, FLOATS, FLOATS, 
 static const int ATTENTION8[] = {FLOATS, SIGNED_BYTES, SIGNED_BYTES, INT32S, FLOATS, FLOATS,
                                  FLOATS, FLOATS,       FLOATS,       SIGNED_BYTES, SIGNED_BYTES};
 
-static Operator operator_of(const char *own_name, const int *types, size_t input_count, size_t output_count) {
+static Operator operator_of(const char *own_name, int bits, const int *types, size_t input_count, size_t output_count) {
     return (Operator){
         .version = ort_minor >= FIRST_WITH_STATUS ? FIRST_WITH_STATUS : OLDEST,
         .create = create, .name = name, .provider = provider, .input_type = input_type, .inputs = inputs,
         .output_type = output_type, .outputs = outputs, .compute = compute, .destroy = free, .input_kind = zero_of,
         .output_kind = zero_of, .input_memory = zero_of, .least_variadic_inputs = zero, .like_variadic_inputs = zero,
         .least_variadic_outputs = zero, .like_variadic_outputs = zero, .create_checked = create_checked,
-        .compute_checked = compute_checked, .own_name = own_name, .types = types, .input_count = input_count,
+        .compute_checked = compute_checked, .own_name = own_name, .bits = bits, .types = types, .input_count = input_count,
         .output_count = output_count,
     };
 }
@@ -344,10 +347,12 @@ static int minor_version(const char *text) {
 }
 
 static void fill_operators(void) {
-    operators[0] = operator_of("MatMul4", MATMUL, 2, 1);
-    operators[1] = operator_of("Rows4", ROWS, 2, 1);
-    operators[2] = operator_of("GroupAttention", ATTENTION, 6, 3);
-    operators[3] = operator_of("GroupAttention8", ATTENTION8, 8, 3);
+    operators[0] = operator_of("MatMul4", 4, MATMUL, 2, 1);
+    operators[1] = operator_of("Rows4", 4, ROWS, 2, 1);
+    operators[2] = operator_of("MatMul8", 8, MATMUL, 2, 1);
+    operators[3] = operator_of("Rows8", 8, ROWS, 2, 1);
+    operators[4] = operator_of("GroupAttention", 32, ATTENTION, 6, 3);
+    operators[5] = operator_of("GroupAttention8", 8, ATTENTION8, 8, 3);
 }
 
 EXPORTED OrtStatus *RegisterCustomOps(OrtOptions *options, const OrtBase *base) {
@@ -363,7 +368,7 @@ EXPORTED OrtStatus *RegisterCustomOps(OrtOptions *options, const OrtBase *base) 
         fill_operators();
         OrtDomain *made = NULL;
         TRY(CREATE_DOMAIN(ort)("merino", &made));
-        for (int at = 0; at < 4; at++) TRY(ADD_OPERATOR(ort)(made, &operators[at]));
+        for (int at = 0; at < OPERATORS; at++) TRY(ADD_OPERATOR(ort)(made, &operators[at]));
         domain = made;
     }
     return ADD_DOMAIN(ort)(options, domain);

@@ -70,6 +70,7 @@ struct Operator {
     OrtStatus *(*compute_checked)(void *, OrtContext *);
     /* Of this project, behind what ONNX Runtime reads: */
     const char *own_name;
+    int bits;
     const int *types; /* of the inputs, then of the outputs */
     size_t input_count, output_count;
 };

@@ -18,7 +18,7 @@ from merino_bench.probe.timing import lower_decile_ms
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
 
-ZERO_2W = Machine(512 * 1024, 300 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True, no_dotprod=True)
+ZERO_2W = Machine(512 * 1024, 300 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True, core="no-dotprod")
 NANO = Machine(2 * MB, 3300 * MB, (1, 2, 4), ("fp32", "int8", "int4"), False, library="kernels.so")
 UNKNOWN = Machine(0, 0, (1,), ("fp32",), True)
 SERVER = Machine(256 * MB, 100000 * MB, (1, 2, 4, 64), ("fp32", "int8", "int4"), True, caches=("int8", "int4"),
@@ -123,7 +123,7 @@ def test_a_graph_of_each_kind_and_format_opens_and_runs(tmp_path):
                         assert np.isfinite(values).all(), kernel.file
                 ran.add((kind, kernel.kv, kernel.kv_heads))
     attentions = {("attention", kv, kv_heads) for kv in machine.caches for kv_heads in (0, 1)}
-    chosen = (4,) if machine.dialect == "fused" else ()
+    chosen = () if machine.dialect == "portable" else (4,)
     attentions |= {("attention", "fp32", kv_heads) for kv_heads in (0, 1, 2, *chosen)}
     assert ran == attentions | {(kind, "fp32", 0) for kind in kinds if kind != "attention"}
 
@@ -136,7 +136,7 @@ def test_a_short_probe_of_this_machine(tmp_path, monkeypatch):
     result = board_probe.run_probe(str(path), seconds=8, report=messages.append)
     assert json.loads(path.read_text()) == result
     assert os.listdir(str(tmp_path)) == ["probe.json"]
-    assert result["schema"] == 9 and messages
+    assert result["schema"] == 10 and messages
     assert result["cores"] >= 1 and result["machine"]["versions"]["onnxruntime"]
     kinds = {row["kind"] for row in result["measurements"]}
     assert {"read", "call"} <= kinds

@@ -27,7 +27,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
 from merino_runtime.io.outputs import check_output, check_room, scratch_folder, target_of, write_output
 
-SCHEMA = 9
+SCHEMA = 10
 MOST_SECONDS = 55.0  # of one minute; starting, writing and memory take the rest
 MOST_LATE_SECONDS = 240.0  # more where the minute does not suffice for what a calibration needs
 READ_SHARE, RESIDENT_SHARE = 0.04, 0.2
@@ -111,16 +111,20 @@ def import_backend() -> Any:
 
 def this_machine(version: Tuple[int, ...], library: str = "") -> Machine:
     """The facts that the tasks depend on. Formats whose operators this version of ONNX Runtime lacks are left out.
-    library: see `Machine`; it computes int4 for no-dotprod cores and in dialect `portable`."""
+    library: see `Machine`; it computes int4 for no-dotprod and AVX-512 VNNI cores and in dialect `portable`."""
     fused = version >= FIRST_FUSED
-    no_dotprod = board.kind_of_core(board.this_board()) == "no-dotprod"
+    here = board.this_board()
+    core = board.core_of_cpu(here.architecture, here.isa)
+    if core == "avx512-vnni" and not library:
+        core = "dotprod"
+    no_dotprod = core == "no-dotprod"
     blocked = bool(library) if no_dotprod or not fused else version >= FIRST_BLOCKED
     formats = ("fp32", "int8", "int4") if blocked else ("fp32", "int8") if no_dotprod or not fused else ("fp32",)
     cores = board.physical_core_count()
     counts = sorted({count for count in (1, 2, 4) if count < cores} | {cores})
     caches = QUANTISED_CACHES if version >= version_tuple(FIRST_QUANTISED_CACHE) else ()
     return Machine(board.last_level_cache_bytes(), bandwidth.available_bytes(), tuple(counts), formats, fused,
-                   no_dotprod, caches, library)
+                   core, caches, library)
 
 
 def read_rows(machine: Machine, seconds: float) -> List[Dict[str, Any]]:

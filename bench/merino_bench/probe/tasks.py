@@ -27,7 +27,8 @@ DECODE: Tuple[Tuple[int, int], ...] = ((0, 1),)  # (cached, new) tokens
 PREFILL = DECODE + tuple((0, tokens) for tokens in PREFILL_TOKENS)
 HEAD_COLUMNS, NARROW_COLUMNS, CHOICES = 512, 128, 50257
 EMBEDDING_COLUMNS = 640  # of an embedding whose memory is probed
-EMBEDDING_FORMATS = {"fused": ("fp32", "int8"), "no-dotprod": ("fp32", "int8"), "portable": ("fp32",)}
+EMBEDDING_FORMATS = {"fused": ("fp32", "int8"), "no-dotprod": ("fp32", "int8"), "avx512-vnni": ("fp32", "int8"),
+                     "portable": ("fp32",)}
 ATTENTION_WIDTHS, ATTENTION_HEADS, ATTENTIONS = (512, 256), 8, 2
 ATTENTION_KV_HEADS = (1, 2)  # of keys, each shared by a group of the heads of queries; beside as many as of queries
 QUANTISED_KV_HEADS = (0, 1)  # of the quantised caches; 0: as many as of queries
@@ -87,13 +88,13 @@ class Machine(NamedTuple):
     threads: Tuple[int, ...]
     formats: Tuple[str, ...]
     fused: bool  # whether ONNX Runtime has the operators of that dialect
-    no_dotprod: bool = False  # an Arm core without dotprod, for which `fused` has other integer matmuls
+    core: str = "dotprod"  # as in bundle.json; for others than dotprod `fused` has other integer matmuls
     caches: Tuple[str, ...] = ()  # quantised formats of keys and values that ONNX Runtime takes
     library: str = ""  # path of this project's kernels, empty: they cannot be loaded
 
     @property
     def dialect(self) -> str:
-        return "portable" if not self.fused else "no-dotprod" if self.no_dotprod else "fused"
+        return "portable" if not self.fused else "fused" if self.core == "dotprod" else self.core
 
 
 def tasks(machine: Machine) -> List[Task]:

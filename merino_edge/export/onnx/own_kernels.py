@@ -1,19 +1,20 @@
 """Dialect `fused` with this project's own operators (runtime/kernels).
 
 GroupAttention computes all query heads that share a KV head at once. MatMul4 multiplies int4 weights on no-dotprod
-Arm cores: 0.34 instructions per weight, where MatMulNBits takes 2.8. Figures and choices:
-docs/decisions/kernels.md.
+Arm cores, with 0.34 instructions per weight where MatMulNBits takes 2.8, and on x86 cores with AVX-512 VNNI. Figures
+and choices: docs/decisions/kernels.md.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from merino_edge.export.onnx.columns import widened_matrix, with_copies
 from merino_edge.export.onnx.fused import Fused, check_heads
 from merino_edge.export.onnx.graph import Graph, ports
 from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
+from merino_edge.export.onnx.operations import Operations
 from merino_edge.export.onnx.portable import Portable
-from merino_edge.export.onnx.signed import SignedCodes
 from merino_edge.export.quantisation.gptq import gptq
 from merino_edge.export.quantisation.groups import Quantized, dequantize, group_sizes, quantize_groups, repacked
 from merino_edge.families.graph_ops import Attention, KvLayer, Weights
@@ -59,7 +60,7 @@ class GroupAttention(Fused):
         return mixed
 
 
-class Tiles4(SignedCodes):
+class Tiles4(Operations):
     """Matrices of 4 bits for MatMul4, in tiles. Those of 8 bits, embedding and head are the dialect's own."""
 
     def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
@@ -71,9 +72,9 @@ class Tiles4(SignedCodes):
         self._tiles.clear()
 
     def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:
-        """Only in 4 bits, and only blocks of a multiple of 32 weights."""
+        """In 4 bits only blocks of a multiple of 32 weights."""
         if bits != 4 or not self.blocks:
-            return None
+            return super().repacked(names, bits)
         matrix = repacked(self.blocks, names, self.weights, bits, self.exact)
         if matrix is not None and matrix.group_size % GROUP_SIZE:
             self.exact -= set(names)
@@ -100,7 +101,13 @@ class Tiles4(SignedCodes):
         if self.bits_of(weights[0]) != 4:
             return super()._matmul(x, weights)
         name, matrix = "+".join(weights), self.quantized_matrix(weights)
-        minimums = self.minimums(matrix)
+        minimums, outliers = self.minimums(matrix), self.outliers.get(tuple(weights), [])
+        matrix = matrix._replace(rests=())  # the minimums hold them
+        if outliers:
+            x = with_copies(self, x, name, matrix, outliers)
+            matrix = widened_matrix(matrix, outliers)
+            if minimums is not None:
+                minimums = np.concatenate([minimums, minimums[:, [each.group for each in outliers]]], 1)
         if name not in self._tiles:
             self._tiles[name] = self.tiles(name, matrix, minimums)
         tiles = self.stored(f"{name}.tiles", self._tiles[name])
@@ -114,6 +121,10 @@ class Tiles4(SignedCodes):
 
 class OwnKernels(Tiles4, GroupAttention, FusedNoDotprod):
     """Dialect `fused` in int4 for no-dotprod Arm cores."""
+
+
+class FusedTiles(Tiles4, GroupAttention):
+    """Dialect `fused` in int4 for x86 cores with AVX-512 VNNI."""
 
 
 class PortableTiles(Tiles4, Portable):
@@ -130,7 +141,7 @@ def in_halves(name: str, matrix: Quantized) -> Quantized:
 
 
 def tiles4(name: str, matrix: Quantized, minimums: np.ndarray | None = None) -> np.ndarray:
-    """A matrix in the layout of runtime/kernels/matmul4.h: tiles of eight rows by 32 columns, each with its codes,
+    """A matrix in the layout of runtime/kernels/matmul.h: tiles of eight rows by 32 columns, each with its codes,
     float16 scales, and float16 minimums where the matrix has any.
 
     uint8 [tiles, columns / 32, 144], or 160 with minimums float32 [rows, groups]; rows are padded with zeros.

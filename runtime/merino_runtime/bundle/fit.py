@@ -77,7 +77,7 @@ def memory_need_mb(bundle: Bundle, sessions: int = 1, backend: str = "onnxruntim
 
 
 def is_for_other_core(bundle: Bundle, board: Board) -> bool:
-    """Whether the graph's matrix multiplications are written for the other kind of Arm core."""
+    """Whether this is an Arm core, and the graph's matrix multiplications are written for another kind of core."""
     here = kind_of_core(board)
     return here is not None and bundle.core not in (None, here)
 
@@ -114,14 +114,14 @@ def _check_kernels(bundle: Bundle, board: Board) -> None:
 
 
 def _core_notes(bundle: Bundle, board: Board) -> List[str]:
-    """The predicted slowdown of a graph that was built for the other Arm core type."""
+    """The predicted slowdown on Arm of a graph that was built for another kind of core."""
     if not is_for_other_core(bundle, board):
         return []
     slowdowns = [each for each in bundle.slower_on if each.core == kind_of_core(board)]
     costs = ", or ".join(f"{each.times:g} times slower here than `--for {each.board}`" for each in slowdowns)
     if not slowdowns and bundle.core == "dotprod":
         costs = "an export with `--for BOARD` is faster here"
-    return [f"its matrix multiplications are for {bundle.core} Arm cores: {costs}"] if costs else []
+    return [f"its matrix multiplications are for {bundle.core} cores: {costs}"] if costs else []
 
 
 def _missing_isa(bundle: Bundle, board: Board) -> List[str]:

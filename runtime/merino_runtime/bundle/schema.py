@@ -49,7 +49,7 @@ def _times(value: Any) -> Optional[str]:
     return None if number and 1 <= value <= MOST_TIMES else f"a number, 1 to {MOST_TIMES}"
 
 
-_core = one_of("dotprod", "no-dotprod")
+_core = one_of("dotprod", "no-dotprod", "avx512-vnni")
 _threads, _layer = integer(1, MOST_THREADS), integer(1, LARGEST_LAYER)
 _port = {"name": text, "dtype": one_of("int32", "int64", "int8", "uint8", "float16", "float32"), "shape": [_axis]}
 _message_text = one_of(*MESSAGE_TEXTS)

@@ -51,9 +51,15 @@ def this_board() -> Board:
 
 def kind_of_core(board: Board) -> Optional[str]:
     """`dotprod` or `no-dotprod`, as `core` in bundle.json has it; None on other CPUs than 64-bit Arm ones."""
-    if board.architecture not in ("aarch64", "arm64"):
-        return None
-    return "dotprod" if "dotprod" in board.isa else "no-dotprod"
+    return core_of_cpu("aarch64", board.isa) if board.architecture in ("aarch64", "arm64") else None
+
+
+def core_of_cpu(architecture: str, isa: FrozenSet[str]) -> str:
+    """The kind of core that graphs for such a CPU are written for, as `core` in bundle.json has it; `dotprod` for x86
+    CPUs without AVX-512 VNNI."""
+    if architecture == "aarch64":
+        return "dotprod" if "dotprod" in isa else "no-dotprod"
+    return "avx512-vnni" if "avx512_vnni" in isa and runs_kernels(architecture, isa) else "dotprod"
 
 
 def runs_kernels(architecture: str, isa: FrozenSet[str]) -> bool:
