@@ -53,10 +53,12 @@ EPS, THETA = 1e-6, 10000.0  # of the graphs that are no whole decoders
 PRESET = 9 | lzma.PRESET_EXTREME  # 7 % smaller than preset 9
 
 Layout = FusedLayout | GroupsLayout | NoDotprodLayout | FusedTilesLayout | PortableLayout | PortableTilesLayout
-LAYOUTS: dict[str, type[Layout]] = {"fused": FusedLayout, "no-dotprod": NoDotprodLayout, "portable": PortableLayout}
-IN_TILES: dict[str, type[Layout]] = {
+LAYOUTS: dict[str, type[Layout]] = {
+    "fused": FusedLayout, "no-dotprod": NoDotprodLayout, "avx512-vnni": FusedTilesLayout, "portable": PortableLayout
+}  # fmt: skip
+IN_TILES: dict[str, type[Layout]] = {  # int4
     "no-dotprod": OwnKernelsLayout, "avx512-vnni": FusedTilesLayout, "portable": PortableTilesLayout
-}  # int4  # fmt: skip
+}  # fmt: skip
 
 
 def layout_of(key: GraphKey) -> type[Layout]:
@@ -196,9 +198,8 @@ def build(key: GraphKey) -> ProbeGraph:
 
 def served_by(key: GraphKey) -> tuple[str, ...]:
     """The dialects whose graph it is: by the kind of core, integer matmuls alone differ."""
-    if key.dialect != "fused" or key.format == "int4":
-        return (key.dialect,)
-    return ("fused", "avx512-vnni") if FORMATS[key.format].grouped else ("fused", "no-dotprod", "avx512-vnni")
+    shared = key.dialect == "fused" and not FORMATS[key.format].grouped
+    return ("fused", "no-dotprod", "avx512-vnni") if shared else (key.dialect,)
 
 
 def build_all(keys: Iterable[GraphKey]) -> list[ProbeGraph]:

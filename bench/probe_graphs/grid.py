@@ -16,7 +16,7 @@ from merino_runtime.bundle import QUANTISED_CACHES
 MB = 2**20
 # Of `no-dotprod` and `avx512-vnni` those that differ from `fused`, whose other graphs serve them too.
 FORMATS = {
-    "fused": ("fp32", "int8", "int4"), "no-dotprod": ("int8", "int4"), "avx512-vnni": ("int4",),
+    "fused": ("fp32", "int8", "int4"), "no-dotprod": ("int8", "int4"), "avx512-vnni": ("int8", "int4"),
     "portable": ("fp32", "int8", "int4"),
 }  # fmt: skip
 BEYOND_BYTES = tuple(size * MB for size in (16, 32, 64, 128))  # of matrices beyond the cache

@@ -14,14 +14,13 @@ from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
 from merino_edge.export.onnx.own_kernels import (
-    GROUP_BYTES,
     GROUP_SIZE,
     TILE_ROWS,
     FusedTiles,
     GroupAttention,
     OwnKernels,
     PortableTiles,
-    Tiles4,
+    Tiles,
 )
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.quantisation.groups import Quantized
@@ -80,15 +79,16 @@ class GroupsLayout(WithoutValues, GroupAttention):
     """Dialect `fused` with this project's attention by groups."""
 
 
-class TilesLayout(WithoutValues, Tiles4):
-    """Matrices of 4 bits in tiles, without minimums."""
+class TilesLayout(WithoutValues, Tiles):
+    """Matrices in tiles, without minimums."""
 
     def minimums(self, matrix: Quantized) -> None:  # noqa: ARG002 - random weights have none
         return None
 
     def tiles(self, name: str, matrix: Quantized, minimums: np.ndarray | None) -> np.ndarray:  # noqa: ARG002
         rows, columns = len(matrix.codes), matrix.codes.shape[1] * matrix.group_size
-        return unset((-(-rows // TILE_ROWS), columns // GROUP_SIZE, GROUP_BYTES), np.uint8)
+        group_bytes = TILE_ROWS * (GROUP_SIZE * matrix.bits // 8 + 2)  # codes, and scales of two bytes
+        return unset((-(-rows // TILE_ROWS), columns // GROUP_SIZE, group_bytes), np.uint8)
 
 
 class OwnKernelsLayout(NoDotprodLayout, TilesLayout, OwnKernels):
@@ -96,7 +96,7 @@ class OwnKernelsLayout(NoDotprodLayout, TilesLayout, OwnKernels):
 
 
 class FusedTilesLayout(TilesLayout, FusedTiles):
-    """Dialect `fused` in int4 for cores with AVX-512 VNNI."""
+    """Dialect `fused` in int8 and int4 for cores with AVX-512 VNNI."""
 
 
 class PortableLayout(WithoutValues, Portable):

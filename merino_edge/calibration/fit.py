@@ -93,7 +93,7 @@ def amounts_of(row: Row, dialect: Dialect) -> dict[str, float]:
     if row.kind == "call":
         return {"launch_us": 1.0, GRAPH: 1.0}
     if row.kind == "decoder":
-        groups = row.format == "int4" and dialect in ("no-dotprod", "avx512-vnni")
+        groups = (dialect, row.format) == ("no-dotprod", "int4") or (dialect == "avx512-vnni" and row.format != "fp32")
         return summed(amounts(op, row.format, row.tokens, row.past, dialect, groups=groups) for op in decoder_of(row))
     one = amounts(operator_of(row), row.format, row.tokens, row.past, dialect, kv=row.kv, groups=row.by_groups)
     if row.kind == "head":  # timed as a separate graph, without the argmax

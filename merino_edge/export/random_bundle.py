@@ -55,7 +55,7 @@ class QuickGroups(Quick, GroupAttention):
 
 
 class QuickTiles(Quick, FusedTiles):
-    """The same in int4 for cores with AVX-512 VNNI."""
+    """The same in int8 and int4 for cores with AVX-512 VNNI."""
 
 
 class QuickNoDotprod(Quick, FusedNoDotprod):

@@ -43,15 +43,13 @@ FUSED_HEAD_MULTIPLE = 8  # channels of a head in ONNX Runtime's fused attention;
 LEAST_GROUP = 3  # query heads on a KV head, from which on this project's attention by groups is faster
 CPU_FORMATS = ("fp32", "int8", "int4")  # fp16 is for GPUs: CPUs without float16 arithmetic convert to float32
 # Cores whose graphs have different integer matmuls: Arm with the dotprod instruction, which other x86 cores share, and
-# without it; x86 with AVX-512 VNNI, whose int4 is this project's.
+# without it; x86 with AVX-512 VNNI, whose integer matmuls are this project's.
 Core = Literal["dotprod", "no-dotprod", "avx512-vnni"]
 
 
 def core_of(dialect: str, precision: str, core: Core) -> Core | None:
     """`core` where graphs of this dialect and format differ between cores, else None."""
-    if dialect != "fused" or not FORMATS[precision].grouped:
-        return None
-    return "dotprod" if core == "avx512-vnni" and precision != "int4" else core
+    return core if dialect == "fused" and FORMATS[precision].grouped else None
 
 
 def by_groups(heads: int, kv_heads: int, kv_bits: int) -> bool:

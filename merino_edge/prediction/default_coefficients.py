@@ -205,7 +205,7 @@ def decode_ms(
     kv: str | None = None, groups: bool = False,
 ) -> float:  # fmt: skip
     """ms of a decode step at a full cache, at the best thread count, of a `fused` graph for `core`."""
-    dialect, groups = WRITTEN_FOR[core], groups or (core != "dotprod" and precision == "int4")
+    dialect, groups = WRITTEN_FOR[core], groups or (core == "no-dotprod" and precision == "int4")
     return min(
         latency(operators, precision, [(1, context)], dialect, at, kv, groups).streaming_ms
         for at in by_threads(estimated(profile, dialect)).values()

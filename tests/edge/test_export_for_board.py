@@ -82,7 +82,7 @@ def test_what_it_costs_elsewhere_counts_the_cache(precision):
 
 def test_what_packs_and_fits_judges_the_bundles_own_cache(tmp_path):
     arch = model("smollm2-135m").geometry.model_copy(update={"layers": 4, "vocab": 2000})
-    bundle = write_random_bundle(arch, "int8", tmp_path / "bundle", "timed", kv="int4")
+    bundle = write_random_bundle(arch, "int8", tmp_path / "bundle", "timed", core="dotprod", kv="int4")
     [expected] = slower_on(arch.operators, "int8", arch.context, "dotprod", [PI_4], "int4") or [None]
     assert times_slower(bundle, PI_4) == (expected.times if expected else 1.0)
     assert bundle.slower_on == slower_on(arch.operators, "int8", arch.context, "dotprod", list_profiles(), "int4")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from merino_edge.bundles.kernels import library
-from merino_edge.export.onnx.own_kernels import tiles4
+from merino_edge.export.onnx.own_kernels import tiles_of
 from merino_edge.export.quantisation.groups import Quantized, dequantize, quantize_groups
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +88,7 @@ def test_a_product_in_4_bits_is_that_of_its_rounded_input(rows, columns, count, 
     expected = (codes * steps).reshape(x.shape).astype(np.float64) @ dequantize(result).T.astype(np.float64)
     if with_minimums:
         expected += x.reshape(count, -1, 32).sum(-1, dtype=np.float64) @ lowest.T.astype(np.float64)
-    got = matmul4(x, tiles4("w", result, lowest), rows, columns, with_minimums, threads)
+    got = matmul4(x, tiles_of("w", result, lowest), rows, columns, with_minimums, threads)
     assert got.shape == (count, rows)
     unit = np.abs(x).max(-1, keepdims=True) * columns * np.abs(result.scales).max() * 8
     assert (np.abs(got - expected) <= 1e-6 * (unit + np.abs(expected))).all()
@@ -100,7 +100,7 @@ def test_the_largest_sums_do_not_overflow():
     result = Quantized(codes, np.ones((8, 4), np.float32), 4, 32)
     for sign in (1, -1):
         x = np.full((1, 128), sign * 127, np.float32)
-        assert (matmul4(x, tiles4("w", result), 8, 128, False) == sign * -8 * 127 * 128).all()
+        assert (matmul4(x, tiles_of("w", result), 8, 128, False) == sign * -8 * 127 * 128).all()
 
 
 def test_rows_are_the_weights_themselves():
@@ -111,7 +111,7 @@ def test_rows_are_the_weights_themselves():
         session = session_of("Rows4", {"w": U8, "ids": I64}, {"y": F}, rows=21, columns=96, minimums=with_minimums)
         expected = dequantize(result) + (0 if lowest is None else np.repeat(lowest, 32, 1))
         np.testing.assert_array_equal(
-            session.run(None, {"w": tiles4("w", result, lowest), "ids": ids})[0], expected[ids].astype(np.float32)
+            session.run(None, {"w": tiles_of("w", result, lowest), "ids": ids})[0], expected[ids].astype(np.float32)
         )
 
 
@@ -120,7 +120,7 @@ def test_what_is_not_finite_stays_so():
     for value in (np.nan, np.inf, -np.inf):
         x = np.ones((5, 64), np.float32)
         x[3, 40] = value
-        finite = np.isfinite(matmul4(x, tiles4("w", result), 8, 64, False))
+        finite = np.isfinite(matmul4(x, tiles_of("w", result), 8, 64, False))
         assert not finite[3].any() and finite[[0, 1, 2, 4]].all()
 
 
@@ -301,7 +301,7 @@ def test_older_versions_of_onnxruntime_run_the_library(python, version, tmp_path
     if not interpreter.exists():
         pytest.skip(f"no {python} on this machine (make test sets it up)")
     rng = np.random.default_rng(3)
-    x, weights = rng.standard_normal((5, 96)).astype(np.float32), tiles4("w", random_matrix(rng, 20, 96, True)[0])
+    x, weights = rng.standard_normal((5, 96)).astype(np.float32), tiles_of("w", random_matrix(rng, 20, 96, True)[0])
     (tmp_path / "model.onnx").write_bytes(model_of(*MATMUL, rows=20, columns=96, minimums=0))
     np.savez(tmp_path / "given.npz", x=x, w=weights)
     words = [library(platform.machine()), *(tmp_path / name for name in ("model.onnx", "given.npz", "out.npy"))]

@@ -111,7 +111,8 @@ def import_backend() -> Any:
 
 def this_machine(version: Tuple[int, ...], library: str = "") -> Machine:
     """The facts that the tasks depend on. Formats whose operators this version of ONNX Runtime lacks are left out.
-    library: see `Machine`; it computes int4 for no-dotprod and AVX-512 VNNI cores and in dialect `portable`."""
+    library: see `Machine`; it computes int4 for no-dotprod cores and in dialect `portable`, and both for cores with
+    AVX-512 VNNI."""
     fused = version >= FIRST_FUSED
     here = board.this_board()
     core = board.core_of_cpu(here.architecture, here.isa)

@@ -29,7 +29,7 @@ def in_floats(node: onnx.NodeProto) -> list[onnx.NodeProto]:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = FLOAT
-    elif node.op_type == "MatMul4":
+    elif node.op_type in ("MatMul4", "MatMul8"):
         return floats_of_tiles(node)
     elif node.op_type == "DynamicQuantizeLinear":
         codes, scale, _ = node.output
@@ -51,11 +51,11 @@ def in_floats(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def floats_of_tiles(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """A float MatMul that dequantises all rows of a matrix in tiles of 4 bits."""
+    """A float MatMul that dequantises all rows of a matrix in tiles."""
     (x, weights), (out,) = node.input, node.output
     rows = next(each.i for each in node.attribute if each.name == "rows")
     ids, floats, turned = (f"{out}.{part}" for part in ("ids", "floats", "turned"))
-    every = helper.make_node("Rows4", [weights, ids], [floats], domain=node.domain)
+    every = helper.make_node(node.op_type.replace("MatMul", "Rows"), [weights, ids], [floats], domain=node.domain)
     every.attribute.extend(node.attribute)
     return [
         helper.make_node("Constant", [], [ids], value_ints=list(range(rows))),

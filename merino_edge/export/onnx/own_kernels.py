@@ -1,8 +1,8 @@
 """Dialect `fused` with this project's own operators (runtime/kernels).
 
 GroupAttention computes all query heads that share a KV head at once. MatMul4 multiplies int4 weights on no-dotprod
-Arm cores, with 0.34 instructions per weight where MatMulNBits takes 2.8, and on x86 cores with AVX-512 VNNI. Figures
-and choices: docs/decisions/kernels.md.
+Arm cores, with 0.34 instructions per weight where MatMulNBits takes 2.8. On x86 cores with AVX-512 VNNI it and MatMul8
+read weights at the speed of memory. Figures and choices: docs/decisions/kernels.md.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,14 @@ from merino_edge.export.onnx.operations import Operations
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.quantisation.gptq import gptq
 from merino_edge.export.quantisation.groups import Quantized, dequantize, group_sizes, quantize_groups, repacked
+from merino_edge.export.quantisation.outliers import Outliers
 from merino_edge.families.graph_ops import Attention, KvLayer, Weights
 from merino_edge.families.operators import by_groups
 from merino_edge.families.weights import BlockSource
 from merino_runtime.errors import MerinoError
 
 DOMAIN = "merino"
-TILE_ROWS, GROUP_SIZE, GROUP_BYTES = 8, 32, 144
+TILE_ROWS, GROUP_SIZE = 8, 32
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
@@ -60,8 +61,10 @@ class GroupAttention(Fused):
         return mixed
 
 
-class Tiles4(Operations):
-    """Matrices of 4 bits for MatMul4, in tiles. Those of 8 bits, embedding and head are the dialect's own."""
+class Tiles(Operations):
+    """Matrices in tiles, for MatMul4 and MatMul8, in the formats of `tiled_bits`. Others are the dialect's own."""
+
+    tiled_bits: tuple[int, ...] = (4,)
 
     def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
         super().__init__(weights, context, precision, blocks)
@@ -72,22 +75,27 @@ class Tiles4(Operations):
         self._tiles.clear()
 
     def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:
-        """In 4 bits only blocks of a multiple of 32 weights."""
-        if bits != 4 or not self.blocks:
+        """In 4 bits only blocks of a multiple of 32 weights. In 8 bits others are matrices of the dialect."""
+        if bits not in self.tiled_bits:
             return super().repacked(names, bits)
-        matrix = repacked(self.blocks, names, self.weights, bits, self.exact)
-        if matrix is not None and matrix.group_size % GROUP_SIZE:
-            self.exact -= set(names)
-            return None
-        return in_halves("+".join(names), matrix) if matrix is not None else None
+        matrix = repacked(self.blocks, names, self.weights, bits, self.exact) if self.blocks else None
+        if matrix is not None and self._tiled(matrix):
+            return in_halves("+".join(names), matrix)
+        if bits == 8:
+            return matrix
+        self.exact -= set(names)
+        return None
+
+    def _tiled(self, matrix: Quantized) -> bool:
+        return matrix.bits in self.tiled_bits and matrix.group_size % GROUP_SIZE == 0
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
-        if bits != 4:
+        if bits not in self.tiled_bits:
             return super().quantize(name, matrix, bits)
         return in_halves(name, quantize_groups(matrix, bits, group_sizes(name, matrix.shape[1])[-1]))
 
     def quantize_gptq(self, name: str, matrix: np.ndarray, bits: int, hessian: np.ndarray) -> Quantized:
-        if bits != 4:
+        if bits not in self.tiled_bits:
             return super().quantize_gptq(name, matrix, bits, hessian)
         return in_halves(name, gptq(matrix, hessian, bits, group_sizes(name, matrix.shape[1])[-1]))
 
@@ -95,39 +103,62 @@ class Tiles4(Operations):
         return minimums_of(matrix)
 
     def tiles(self, name: str, matrix: Quantized, minimums: np.ndarray | None) -> np.ndarray:
-        return tiles4(name, matrix, minimums)
+        return tiles_of(name, matrix, minimums)
 
     def _matmul(self, x: str, weights: list[str]) -> str:
-        if self.bits_of(weights[0]) != 4:
+        matrix = self.quantized_matrix(weights)
+        if not self._tiled(matrix):
             return super()._matmul(x, weights)
-        name, matrix = "+".join(weights), self.quantized_matrix(weights)
-        minimums, outliers = self.minimums(matrix), self.outliers.get(tuple(weights), [])
-        matrix = matrix._replace(rests=())  # the minimums hold them
+        name, outliers = "+".join(weights), self.outliers.get(tuple(weights), [])
         if outliers:
-            x = with_copies(self, x, name, matrix, outliers)
-            matrix = widened_matrix(matrix, outliers)
-            if minimums is not None:
-                minimums = np.concatenate([minimums, minimums[:, [each.group for each in outliers]]], 1)
+            x = with_copies(self, x, name, matrix._replace(rests=()), outliers)
+        return self._tiled_node(f"MatMul{matrix.bits}", x, name, matrix, outliers)
+
+    def _tiled_node(
+        self, kind: str, x: str, name: str, matrix: Quantized, outliers: Sequence[Outliers] = (), rows: int = 0
+    ) -> str:
+        """A MatMul of x with the tiles of a matrix, or Rows of it by the ids x. `rows`: of those that a decode step
+        reads; 0: all."""
+        minimums = self.minimums(matrix)
+        wide = widened_matrix(matrix._replace(rests=()), list(outliers))  # the minimums hold the rests
+        if minimums is not None and outliers:
+            minimums = np.concatenate([minimums, minimums[:, [each.group for each in outliers]]], 1)
         if name not in self._tiles:
-            self._tiles[name] = self.tiles(name, matrix, minimums)
-        tiles = self.stored(f"{name}.tiles", self._tiles[name])
-        columns = matrix.codes.shape[1] * matrix.group_size
+            self._tiles[name] = self.tiles(name, wide, minimums)
+        count, columns = len(wide.codes), wide.codes.shape[1] * wide.group_size
+        tiles = self.stored(f"{name}.tiles", self._tiles[name], self._tiles[name].nbytes * (rows or count) // count)
         use_own_kernels(self)
         return self.node(
-            "MatMul4", [x, tiles], domain=DOMAIN, rows=len(matrix.codes), columns=columns,
+            kind, [tiles, x] if kind.startswith("Rows") else [x, tiles], domain=DOMAIN, rows=count, columns=columns,
             minimums=int(minimums is not None),
         )  # fmt: skip
 
 
-class OwnKernels(Tiles4, GroupAttention, FusedNoDotprod):
+class OwnKernels(Tiles, GroupAttention, FusedNoDotprod):
     """Dialect `fused` in int4 for no-dotprod Arm cores."""
 
 
-class FusedTiles(Tiles4, GroupAttention):
-    """Dialect `fused` in int4 for x86 cores with AVX-512 VNNI."""
+class FusedTiles(Tiles, GroupAttention):
+    """Dialect `fused` in int8 and int4 for x86 cores with AVX-512 VNNI. A tied embedding is stored once: Rows8 reads
+    its rows where the head reads all."""
+
+    tiled_bits = (4, 8)
+
+    def _rows(self, table: str, ids: str) -> str:
+        matrix = self.quantized_table(table)
+        if not self._tiled(matrix):
+            return super()._rows(table, ids)
+        return self._tiled_node("Rows8", ids, table, matrix, rows=1)
+
+    def head(self, x: str, table: str) -> None:
+        matrix = self.quantized_table(table)
+        if self._tiled(matrix):
+            self.logits(self._tiled_node("MatMul8", x, table, matrix), len(matrix.codes))
+        else:
+            super().head(x, table)
 
 
-class PortableTiles(Tiles4, Portable):
+class PortableTiles(Tiles, Portable):
     """Dialect `portable` in int4, for ONNX Runtime from 1.10 on."""
 
 
@@ -140,25 +171,34 @@ def in_halves(name: str, matrix: Quantized) -> Quantized:
     return matrix._replace(scales=halves(name, matrix.scales).astype(np.float32))
 
 
-def tiles4(name: str, matrix: Quantized, minimums: np.ndarray | None = None) -> np.ndarray:
+def tiles_of(name: str, matrix: Quantized, minimums: np.ndarray | None = None) -> np.ndarray:
     """A matrix in the layout of runtime/kernels/matmul.h: tiles of eight rows by 32 columns, each with its codes,
     float16 scales, and float16 minimums where the matrix has any.
 
-    uint8 [tiles, columns / 32, 144], or 160 with minimums float32 [rows, groups]; rows are padded with zeros.
+    uint8 [tiles, columns / 32, 32 * bits + 16], or 16 more with minimums float32 [rows, groups]; rows are padded with
+    zeros.
     """
-    assert matrix.bits == 4, matrix.bits
-    codes = np.stack([matrix.codes & 15, matrix.codes >> 4], -1).reshape(len(matrix.codes), -1, GROUP_SIZE)
-    low, high = codes[..., : GROUP_SIZE // 2], codes[..., GROUP_SIZE // 2 :]
+    rows, half = len(matrix.codes), GROUP_SIZE // 2
+    if matrix.bits == 8:
+        codes = matrix.codes.reshape(rows, -1, GROUP_SIZE)
+        parts = [tiled(codes[..., :half]), tiled(codes[..., half:])]
+    else:
+        codes = np.stack([matrix.codes & 15, matrix.codes >> 4], -1).reshape(rows, -1, GROUP_SIZE)
+        parts = [tiled(codes[..., :half] | codes[..., half:] << 4)]
     factors = [matrix.scales, *([] if minimums is None else [minimums])]
     of_32 = [np.repeat(values, matrix.group_size // GROUP_SIZE, 1) for values in factors]
-    parts = [tiled(low | high << 4), *(tiled(halves(name, values)[..., None]) for values in of_32)]
+    parts += [tiled(halves(name, values)[..., None]) for values in of_32]
     return np.ascontiguousarray(np.concatenate(parts, -1))
 
 
 def minimums_of(matrix: Quantized) -> np.ndarray | None:
-    """GGUF minimums of the groups, float32 [rows, groups]: weight = (code - 8) * scale + minimum. None: all are 0."""
+    """GGUF minimums of the groups, float32 [rows, groups]: weight = (code - middle) * scale + minimum, where the middle
+    is 8 or 128. None: all are 0."""
+    if matrix.zero_points is None and not matrix.rests:
+        return None
     first = dequantize(matrix).reshape(*matrix.scales.shape, -1)[..., 0]
-    minimums = first - ((matrix.codes[..., 0] & 15).astype(np.float32) - 8) * matrix.scales
+    code = matrix.codes[..., 0] if matrix.bits == 8 else matrix.codes[..., 0] & 15
+    minimums = first - (code.astype(np.float32) - 2 ** (matrix.bits - 1)) * matrix.scales
     return minimums if minimums.any() else None
 
 
@@ -167,7 +207,7 @@ def halves(name: str, values: np.ndarray) -> np.ndarray:
     if np.abs(values).max(initial=0) > LARGEST_HALF:
         raise MerinoError(
             f"{name} has groups whose scale is above {LARGEST_HALF:.0f}, which float16 cannot hold: export with"
-            " --precision int8"
+            " --precision fp32"
         )
     return values.astype(np.float16)
 
