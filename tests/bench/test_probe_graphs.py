@@ -59,8 +59,8 @@ def test_an_archive_is_the_same_bytes_each_time(built, tmp_path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_a_board_carries_less_than_180_kb():
-    assert (Path(graphs.__file__).parent / graphs.ARCHIVE).stat().st_size < 180_000
+def test_a_board_carries_less_than_210_kb():
+    assert (Path(graphs.__file__).parent / graphs.ARCHIVE).stat().st_size < 210_000
 
 
 def test_the_boards_application_carries_the_graphs(tmp_path):
