@@ -87,8 +87,9 @@ class TilesLayout(WithoutValues, Tiles):
 
     def tiles(self, name: str, matrix: Quantized, minimums: np.ndarray | None) -> np.ndarray:  # noqa: ARG002
         rows, columns = len(matrix.codes), matrix.codes.shape[1] * matrix.group_size
-        group_bytes = TILE_ROWS * (GROUP_SIZE * matrix.bits // 8 + 2)  # codes, and scales of two bytes
-        return unset((-(-rows // TILE_ROWS), columns // GROUP_SIZE, group_bytes), np.uint8)
+        count = TILE_ROWS[matrix.bits]
+        tile_bytes = count * (GROUP_SIZE * matrix.bits // 8 + 2)  # codes, and scales of two bytes
+        return unset((-(-rows // count), columns // GROUP_SIZE, tile_bytes), np.uint8)
 
 
 class OwnKernelsLayout(NoDotprodLayout, TilesLayout, OwnKernels):

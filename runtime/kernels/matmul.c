@@ -66,21 +66,6 @@ static inline void add_group(float32x4_t sums[2], int16x8_t codes, const rounded
     add_scaled(sums, vmovl_s16(vget_low_s16(codes)), vmovl_high_s16(codes), x, scales);
 }
 
-/* The products of one row of W in 8 bits with x, added over eight columns. */
-static inline int32x4_t row_products8(const uint8_t *w, int8x16_t first, int8x16_t second) {
-    int8x16_t low = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w), vdupq_n_u8(128)));
-    int8x16_t high = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w + TILE_ROWS * GROUP / 2), vdupq_n_u8(128)));
-    int16x8_t sum = vmlal_high_s8(vmull_s8(vget_low_s8(low), vget_low_s8(first)), low, first);
-    int16x8_t other = vmlal_high_s8(vmull_s8(vget_low_s8(high), vget_low_s8(second)), high, second);
-    return vpadalq_s16(vpaddlq_s16(sum), other);
-}
-
-static inline int32x4_t four_rows8(const uint8_t *w, int8x16_t first, int8x16_t second) {
-    int32x4_t p0 = row_products8(w, first, second), p1 = row_products8(w + 16, first, second);
-    int32x4_t p2 = row_products8(w + 32, first, second), p3 = row_products8(w + 48, first, second);
-    return vpaddq_s32(vpaddq_s32(p0, p1), vpaddq_s32(p2, p3));
-}
-
 static inline void eight_halves(const uint8_t *at, float32x4_t out[2]) {
     float16x8_t halves = vreinterpretq_f16_u8(vld1q_u8(at));
     out[0] = vcvt_f32_f16(vget_low_f16(halves));
@@ -94,21 +79,38 @@ static inline void add_minimums(float32x4_t sums[2], const uint8_t *at, const ro
     sums[1] = vfmaq_n_f32(sums[1], factors[1], x->sum);
 }
 
-/* Eight rows of W in 8 bits with one row of x. */
-static inline void one_row8(const rounded *x, const uint8_t *w, int64_t groups, int minimums, float out[TILE_ROWS]) {
-    float32x4_t sums[2] = {vdupq_n_f32(0), vdupq_n_f32(0)}, factors[2];
-    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(8, minimums)) {
-        int8x16_t first = vld1q_s8(x->codes), second = vld1q_s8(x->codes + 16);
-        eight_halves(w + code_bytes(8), factors);
-        add_scaled(sums, four_rows8(w, first, second), four_rows8(w + 64, first, second), x, factors);
-        if (minimums) add_minimums(sums, w + code_bytes(8) + FACTOR_BYTES, x);
+/* Four rows of W in 8 bits, 64 bytes apart over the columns, with x: for each of them two sums. */
+static inline void row_products8(const uint8_t *w, const rounded *x, int32x4_t sums[2]) {
+    sums[0] = sums[1] = vdupq_n_s32(0);
+    for (int quad = 0; quad < GROUP / 4; quad += 2) {
+        int8x16_t one = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w + 64 * quad), vdupq_n_u8(128)));
+        int8x16_t two = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w + 64 * quad + 64), vdupq_n_u8(128)));
+        int8x16_t first = vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t *)(x->codes + 4 * quad)));
+        int8x16_t second = vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t *)(x->codes + 4 * quad + 4)));
+        int16x8_t low = vmlal_s8(vmull_s8(vget_low_s8(one), vget_low_s8(first)), vget_low_s8(two), vget_low_s8(second));
+        sums[0] = vpadalq_s16(sums[0], low);
+        sums[1] = vpadalq_s16(sums[1], vmlal_high_s8(vmull_high_s8(one, first), two, second));
     }
-    vst1q_f32(out, sums[0]), vst1q_f32(out + 4, sums[1]);
+}
+
+/* Sixteen rows of W in 8 bits with one row of x. */
+static inline void one_row8(const rounded *x, const uint8_t *w, int64_t groups, int minimums, float *out) {
+    float32x4_t sums[4] = {vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)}, factors[2];
+    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(8, minimums)) {
+        for (int half = 0; half < 2; half++) {
+            const uint8_t *at = w + code_bytes(8) + 16 * half;
+            int32x4_t low[2], high[2];
+            row_products8(w + 32 * half, x, low), row_products8(w + 32 * half + 16, x, high);
+            eight_halves(at, factors);
+            add_scaled(sums + 2 * half, vpaddq_s32(low[0], low[1]), vpaddq_s32(high[0], high[1]), x, factors);
+            if (minimums) add_minimums(sums + 2 * half, at + factor_bytes(8), x);
+        }
+    }
+    for (int four = 0; four < 4; four++) vst1q_f32(out + 4 * four, sums[four]);
 }
 
 /* Eight rows of W with one row of x. */
-static inline void one_row(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums,
-                           float out[TILE_ROWS]) {
+static inline void one_row(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, float *out) {
     float32x4_t sums[2] = {vdupq_n_f32(0), vdupq_n_f32(0)}, factors[2];
     const uint8_t *end = w + groups * group_bytes(4, minimums);
     if (bits == 8) {
@@ -124,7 +126,7 @@ static inline void one_row(const rounded *x, const uint8_t *w, int64_t groups, i
         p2 = row_products(vld1q_u8(w + 96), first, second), p3 = row_products(vld1q_u8(w + 112), first, second);
         eight_halves(w + code_bytes(4), factors);
         add_group(sums, vpaddq_s16(half, vpaddq_s16(vpaddq_s16(p0, p1), vpaddq_s16(p2, p3))), x, factors);
-        if (minimums) add_minimums(sums, w + code_bytes(4) + FACTOR_BYTES, x);
+        if (minimums) add_minimums(sums, w + code_bytes(4) + factor_bytes(4), x);
     }
     vst1q_f32(out, sums[0]), vst1q_f32(out + 4, sums[1]);
 }
@@ -157,7 +159,7 @@ static inline void unpack(const uint8_t *w, int8x16_t low[4], int8x16_t high[4])
 
 /* Eight rows of W with four rows of x, which lie `groups` apart. */
 static inline void prefill_rows(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums,
-                                float out[PREFILL_ROWS][TILE_ROWS]) {
+                                float out[PREFILL_ROWS][MOST_TILE_ROWS]) {
     float32x4_t sums[PREFILL_ROWS][2], factors[2];
     for (int row = 0; row < PREFILL_ROWS; row++) {
         if (bits == 8) one_row8(x + row * groups, w, groups, minimums, out[row]);
@@ -183,7 +185,7 @@ static inline void prefill_rows(const rounded *x, const uint8_t *w, int64_t grou
             ONE_AFTER_THE_OTHER(sums[row][1]);
         }
         if (minimums) {
-            eight_halves(w + code_bytes(4) + FACTOR_BYTES, factors);
+            eight_halves(w + code_bytes(4) + factor_bytes(4), factors);
 #pragma GCC unroll 4
             for (int row = 0; row < PREFILL_ROWS; row++) {
                 sums[row][0] = vfmaq_n_f32(sums[row][0], factors[0], rows[row]->sum);
@@ -223,51 +225,63 @@ static void round_group(const float *x, rounded *out) {
     out->scale = most * (1.0f / 127.0f) + (out->sum - out->sum);
 }
 
-/* The products of one row of W with x, added over four columns in 4 bits, and over two pairs in 8. */
-static inline __m256i row_products(const uint8_t *w, const rounded *x, int bits) {
-    __m128i packed = _mm_loadu_si128((const __m128i *)w);
-    if (bits == 4) {
-        __m256i values = _mm256_loadu_si256((const __m256i *)x->codes), nibble = _mm256_set1_epi8(15);
-        __m256i codes = _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(packed, 4), packed), nibble);
-        return _mm256_madd_epi16(_mm256_maddubs_epi16(codes, values), _mm256_set1_epi16(1));
-    }
-    __m128i more = _mm_loadu_si128((const __m128i *)(w + TILE_ROWS * GROUP / 2));
-    __m256i first = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)x->codes));
-    __m256i second = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(x->codes + 16)));
-    return _mm256_add_epi32(_mm256_madd_epi16(_mm256_cvtepu8_epi16(packed), first),
-                            _mm256_madd_epi16(_mm256_cvtepu8_epi16(more), second));
-}
-
 /* Codes have 8 too much in 4 bits, and 128 in 8. */
 static inline int too_much(const rounded *x, int bits) { return bits == 4 ? x->eight_sums : 16 * x->eight_sums; }
 
-/* The integer sums of eight rows of W over 32 columns, less what the codes have too much. */
-static inline __m256 group_sums(const uint8_t *w, const rounded *x, int bits) {
-    __m256i sum[8];
-    for (int row = 0; row < TILE_ROWS; row++) sum[row] = row_products(w + 16 * row, x, bits);
+/* Eight integer sums, less what the codes have too much, as floats. */
+static inline __m256 in_floats(__m256i sums, const rounded *x, int bits) {
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(sums, _mm256_set1_epi32(too_much(x, bits))));
+}
+
+/* The sums of eight rows of W in 4 bits over 32 columns. */
+static inline __m256i eight_sums4(const uint8_t *w, const rounded *x) {
+    __m256i values = _mm256_loadu_si256((const __m256i *)x->codes), sum[8];
+    __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    for (int row = 0; row < 8; row++) {
+        __m128i packed = _mm_loadu_si128((const __m128i *)(w + 16 * row));
+        __m256i codes = _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(packed, 4), packed), nibble);
+        sum[row] = _mm256_madd_epi16(_mm256_maddubs_epi16(codes, values), ones);
+    }
     for (int row = 0; row < 8; row += 2) sum[row / 2] = _mm256_hadd_epi32(sum[row], sum[row + 1]);
     __m256i first = _mm256_hadd_epi32(sum[0], sum[1]), second = _mm256_hadd_epi32(sum[2], sum[3]);
     __m256i swapped = _mm256_permute2x128_si256(first, second, 0x21);
-    __m256i total = _mm256_add_epi32(_mm256_blend_epi32(first, second, 0xf0), swapped);
-    return _mm256_cvtepi32_ps(_mm256_sub_epi32(total, _mm256_set1_epi32(too_much(x, bits))));
+    return _mm256_add_epi32(_mm256_blend_epi32(first, second, 0xf0), swapped);
+}
+
+/* The same in 8 bits; eight of a tile's sixteen rows. */
+static inline __m256i eight_sums8(const uint8_t *w, const rounded *x) {
+    __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (int quad = 0; quad < GROUP / 4; quad++, w += 64) {
+        int32_t four;
+        memcpy(&four, x->codes + 4 * quad, sizeof four);
+        __m256i values = _mm256_cvtepi8_epi16(_mm_set1_epi32(four));
+        for (int half = 0; half < 2; half++) {
+            __m256i codes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(w + 16 * half)));
+            sum[half] = _mm256_add_epi32(sum[half], _mm256_madd_epi16(codes, values));
+        }
+    }
+    return _mm256_permute4x64_epi64(_mm256_hadd_epi32(sum[0], sum[1]), 0xd8);
 }
 
 static inline __m256 eight_halves(const uint8_t *at) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)at)); }
 
-static inline void one_row(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums,
-                           float out[TILE_ROWS]) {
-    __m256 sums = _mm256_setzero_ps();
-    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(bits, minimums)) {
-        const uint8_t *factors = w + code_bytes(bits);
-        __m256 scales = _mm256_mul_ps(eight_halves(factors), _mm256_set1_ps(x->scale));
-        sums = _mm256_fmadd_ps(group_sums(w, x, bits), scales, sums);
-        if (minimums) sums = _mm256_fmadd_ps(eight_halves(factors + FACTOR_BYTES), _mm256_set1_ps(x->sum), sums);
-    }
-    _mm256_storeu_ps(out, sums);
+static inline void one_row(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, float *out) {
+    __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(bits, minimums))
+        for (int half = 0; half < tile_rows(bits) / 8; half++) {
+            const uint8_t *factors = w + code_bytes(bits) + 16 * half;
+            __m256 codes = in_floats(bits == 8 ? eight_sums8(w + 32 * half, x) : eight_sums4(w, x), x, bits);
+            __m256 scales = _mm256_mul_ps(eight_halves(factors), _mm256_set1_ps(x->scale));
+            sums[half] = _mm256_fmadd_ps(codes, scales, sums[half]);
+            if (!minimums) continue;
+            __m256 lowest = eight_halves(factors + factor_bytes(bits));
+            sums[half] = _mm256_fmadd_ps(lowest, _mm256_set1_ps(x->sum), sums[half]);
+        }
+    for (int half = 0; half < tile_rows(bits) / 8; half++) _mm256_storeu_ps(out + 8 * half, sums[half]);
 }
 
 static inline void prefill_rows(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums,
-                                float out[PREFILL_ROWS][TILE_ROWS]) {
+                                float out[PREFILL_ROWS][MOST_TILE_ROWS]) {
     for (int row = 0; row < PREFILL_ROWS; row++) one_row(x + row * groups, w, groups, bits, minimums, out[row]);
 }
 
@@ -279,12 +293,11 @@ static inline void prefill_rows(const rounded *x, const uint8_t *w, int64_t grou
 #define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
 #define PART VNNI static inline __attribute__((always_inline))
 
-/* Codes of eight rows: columns 0 to 15 of rows 0 to 3, and of rows 4 to 7; then columns 16 to 31. */
+/* Codes of eight rows in 4 bits: columns 0 to 15 of rows 0 to 3, and of rows 4 to 7; then columns 16 to 31. */
 typedef struct { __m512i low[2], high[2]; } unpacked;
 
-PART unpacked unpack512(const uint8_t *w, int bits) {
+PART unpacked unpack512(const uint8_t *w) {
     __m512i nibble = _mm512_set1_epi8(15), first = _mm512_loadu_si512(w), second = _mm512_loadu_si512(w + 64);
-    if (bits == 8) return (unpacked){{first, second}, {_mm512_loadu_si512(w + 128), _mm512_loadu_si512(w + 192)}};
     __m512i high[2] = {_mm512_srli_epi16(first, 4), _mm512_srli_epi16(second, 4)};
     return (unpacked){{_mm512_and_si512(first, nibble), _mm512_and_si512(second, nibble)},
                       {_mm512_and_si512(high[0], nibble), _mm512_and_si512(high[1], nibble)}};
@@ -308,65 +321,103 @@ PART __m512i whole_sums(__m512i one, __m512i other) {
 }
 
 /* sums + (the integer sums of a group, less what the codes have too much) * scales */
-PART __m256 add_group(__m256 sums, __m256i codes, const rounded *x, __m256 scales, int bits) {
-    codes = _mm256_sub_epi32(codes, _mm256_set1_epi32(too_much(x, bits)));
-    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(codes), _mm256_mul_ps(scales, _mm256_set1_ps(x->scale)), sums);
+PART __m256 add_group(__m256 sums, __m256i codes, const rounded *x, __m256 scales) {
+    return _mm256_fmadd_ps(in_floats(codes, x, 4), _mm256_mul_ps(scales, _mm256_set1_ps(x->scale)), sums);
 }
 
-PART void decode512(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, float out[TILE_ROWS]) {
+PART void decode512(const rounded *x, const uint8_t *w, int64_t groups, int minimums, float *out) {
     __m256 sums = _mm256_setzero_ps();
-    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(bits, minimums)) {
-        const uint8_t *factors = w + code_bytes(bits);
-        unpacked codes = unpack512(w, bits);
+    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(4, minimums)) {
+        const uint8_t *factors = w + code_bytes(4);
+        unpacked codes = unpack512(w);
         __m512i halves = half_sums(&codes, x);
-        sums = add_group(sums, _mm512_castsi512_si256(whole_sums(halves, halves)), x, eight_halves(factors), bits);
-        if (minimums) sums = _mm256_fmadd_ps(eight_halves(factors + FACTOR_BYTES), _mm256_set1_ps(x->sum), sums);
+        sums = add_group(sums, _mm512_castsi512_si256(whole_sums(halves, halves)), x, eight_halves(factors));
+        if (minimums) sums = _mm256_fmadd_ps(eight_halves(factors + factor_bytes(4)), _mm256_set1_ps(x->sum), sums);
     }
     _mm256_storeu_ps(out, sums);
 }
 
-PART void prefill512(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums,
-                      float out[PREFILL_ROWS][TILE_ROWS]) {
+PART void prefill512(const rounded *x, const uint8_t *w, int64_t groups, int minimums,
+                     float out[PREFILL_ROWS][MOST_TILE_ROWS]) {
     __m256 sums[PREFILL_ROWS];
     for (int row = 0; row < PREFILL_ROWS; row++) sums[row] = _mm256_setzero_ps();
-    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(bits, minimums)) {
-        const uint8_t *factors = w + code_bytes(bits);
-        unpacked codes = unpack512(w, bits);
+    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(4, minimums)) {
+        const uint8_t *factors = w + code_bytes(4);
+        unpacked codes = unpack512(w);
         __m256 scales = eight_halves(factors);
 #pragma GCC unroll 2
         for (int row = 0; row < PREFILL_ROWS; row += 2) {
             const rounded *one = x + row * groups, *other = one + groups;
             __m512i both = whole_sums(half_sums(&codes, one), half_sums(&codes, other));
-            sums[row] = add_group(sums[row], _mm512_castsi512_si256(both), one, scales, bits);
-            sums[row + 1] = add_group(sums[row + 1], _mm512_extracti64x4_epi64(both, 1), other, scales, bits);
+            sums[row] = add_group(sums[row], _mm512_castsi512_si256(both), one, scales);
+            sums[row + 1] = add_group(sums[row + 1], _mm512_extracti64x4_epi64(both, 1), other, scales);
         }
-        for (int row = 0; minimums && row < PREFILL_ROWS; row++)
-            sums[row] = _mm256_fmadd_ps(eight_halves(factors + FACTOR_BYTES), _mm256_set1_ps(x[row * groups].sum), sums[row]);
+        if (!minimums) continue;
+        __m256 lowest = eight_halves(factors + factor_bytes(4));
+        for (int row = 0; row < PREFILL_ROWS; row++)
+            sums[row] = _mm256_fmadd_ps(lowest, _mm256_set1_ps(x[row * groups].sum), sums[row]);
     }
     for (int row = 0; row < PREFILL_ROWS; row++) _mm256_storeu_ps(out[row], sums[row]);
 }
 
-/* A loop for each format. */
-#define BY_FORMAT(loop, x, w, groups, bits, minimums, out)  \
-    do {                                                    \
-        if (bits == 8 && minimums)                          \
-            loop(x, w, groups, 8, 1, out);                  \
-        else if (bits == 8)                                 \
-            loop(x, w, groups, 8, 0, out);                  \
-        else if (minimums)                                  \
-            loop(x, w, groups, 4, 1, out);                  \
-        else                                                \
-            loop(x, w, groups, 4, 0, out);                  \
-    } while (0)
+PART __m512 halves512(const uint8_t *at) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at)); }
 
-VNNI static void one_row512(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums,
-                            float out[TILE_ROWS]) {
-    BY_FORMAT(decode512, x, w, groups, bits, minimums, out);
+PART __m512i four_codes(const rounded *x, int quad) {
+    int32_t four;
+    memcpy(&four, x->codes + 4 * quad, sizeof four);
+    return _mm512_set1_epi32(four);
+}
+
+/* Sixteen rows of W in 8 bits with `rows` rows of x, which lie `groups` apart. */
+PART void multiply8(const rounded *x, const uint8_t *w, int64_t groups, int minimums, int rows,
+                    float out[][MOST_TILE_ROWS]) {
+    __m512 sums[PREFILL_ROWS];
+    for (int row = 0; row < rows; row++) sums[row] = _mm512_setzero_ps();
+    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(8, minimums)) {
+        __m512i codes[PREFILL_ROWS];
+        __m512 scales = halves512(w + code_bytes(8));
+        for (int row = 0; row < rows; row++) codes[row] = _mm512_set1_epi32(-too_much(x + row * groups, 8));
+#pragma GCC unroll 8
+        for (int quad = 0; quad < GROUP / 4; quad++) {
+            __m512i columns = _mm512_loadu_si512(w + 64 * quad);
+#pragma GCC unroll 4
+            for (int row = 0; row < rows; row++)
+                codes[row] = _mm512_dpbusd_epi32(codes[row], columns, four_codes(x + row * groups, quad));
+        }
+#pragma GCC unroll 4
+        for (int row = 0; row < rows; row++) {
+            __m512 scaled = _mm512_mul_ps(scales, _mm512_set1_ps(x[row * groups].scale));
+            sums[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes[row]), scaled, sums[row]);
+        }
+        if (!minimums) continue;
+        __m512 lowest = halves512(w + code_bytes(8) + factor_bytes(8));
+        for (int row = 0; row < rows; row++)
+            sums[row] = _mm512_fmadd_ps(lowest, _mm512_set1_ps(x[row * groups].sum), sums[row]);
+    }
+    for (int row = 0; row < rows; row++) _mm512_storeu_ps(out[row], sums[row]);
+}
+
+VNNI static void one_row512(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, float *out) {
+    if (bits == 8 && minimums)
+        multiply8(x, w, groups, 1, 1, (float(*)[MOST_TILE_ROWS])out);
+    else if (bits == 8)
+        multiply8(x, w, groups, 0, 1, (float(*)[MOST_TILE_ROWS])out);
+    else if (minimums)
+        decode512(x, w, groups, 1, out);
+    else
+        decode512(x, w, groups, 0, out);
 }
 
 VNNI static void prefill_rows512(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums,
-                                 float out[PREFILL_ROWS][TILE_ROWS]) {
-    BY_FORMAT(prefill512, x, w, groups, bits, minimums, out);
+                                 float out[PREFILL_ROWS][MOST_TILE_ROWS]) {
+    if (bits == 8 && minimums)
+        multiply8(x, w, groups, 1, PREFILL_ROWS, out);
+    else if (bits == 8)
+        multiply8(x, w, groups, 0, PREFILL_ROWS, out);
+    else if (minimums)
+        prefill512(x, w, groups, 1, out);
+    else
+        prefill512(x, w, groups, 0, out);
 }
 
 static int multiplies_bytes(void) {
@@ -392,21 +443,25 @@ static inline int64_t tile_bytes(const matmul_work *work) {
     return work->columns / GROUP * group_bytes(work->bits, work->minimums);
 }
 
+static int64_t tiles_of(const matmul_work *work) {
+    return (work->rows + tile_rows(work->bits) - 1) / tile_rows(work->bits);
+}
+
 static int64_t tiles_per_task(const matmul_work *work) {
     int64_t bytes = tile_bytes(work);
     return bytes < TASK_BYTES ? TASK_BYTES / bytes : 1;
 }
 
 static void put(const matmul_work *work, int64_t row, int64_t tile, const float *values) {
-    int64_t first = tile * TILE_ROWS, left = work->rows - first;
-    memcpy(work->y + row * work->rows + first, values, sizeof(float) * (left < TILE_ROWS ? left : TILE_ROWS));
+    int64_t most = tile_rows(work->bits), first = tile * most, left = work->rows - first;
+    memcpy(work->y + row * work->rows + first, values, sizeof(float) * (size_t)(left < most ? left : most));
 }
 
 /* One tile of W with x's rows from `first` on, up to BLOCK_ROWS of them. */
 static inline void multiply_tile(const matmul_work *work, int64_t tile, int64_t first, int bits, int minimums) {
     int64_t groups = work->columns / GROUP, end = first + BLOCK_ROWS, row = first;
     const uint8_t *w = work->weights + tile * tile_bytes(work);
-    float out[PREFILL_ROWS][TILE_ROWS];
+    float out[PREFILL_ROWS][MOST_TILE_ROWS];
     if (end > work->count) end = work->count;
     for (; row + PREFILL_ROWS <= end; row += PREFILL_ROWS) {
         PREFILL(work->scratch + row * groups, w, groups, bits, minimums, out);
@@ -421,7 +476,7 @@ static inline void multiply_tile(const matmul_work *work, int64_t tile, int64_t 
 /* Some tiles of W, few enough for a cache, with all rows of x, BLOCK_ROWS at a time. */
 static void multiply_tiles(void *given, size_t task) {
     const matmul_work *work = given;
-    int64_t some = tiles_per_task(work), tiles = (work->rows + TILE_ROWS - 1) / TILE_ROWS;
+    int64_t some = tiles_per_task(work), tiles = tiles_of(work);
     int64_t first = (int64_t)task * some, end = first + some < tiles ? first + some : tiles;
     for (int64_t row = 0; row < work->count; row += BLOCK_ROWS)
         for (int64_t tile = first; tile < end; tile++)
@@ -434,23 +489,27 @@ static void multiply_tiles(void *given, size_t task) {
 }
 
 void matmul(const matmul_work *work, threads on) {
-    int64_t tiles = (work->rows + TILE_ROWS - 1) / TILE_ROWS, some = tiles_per_task(work);
+    int64_t tiles = tiles_of(work), some = tiles_per_task(work);
     spread(on, round_rows, (size_t)((work->count + PREFILL_ROWS - 1) / PREFILL_ROWS), (void *)work);
     spread(on, multiply_tiles, (size_t)((tiles + some - 1) / some), (void *)work);
 }
 
+/* Code of a column; `codes`: of the tile. */
+static inline int code_of(const uint8_t *codes, int64_t place, int64_t column, int bits) {
+    if (bits == 8) return codes[column / 4 * 4 * tile_rows(8) + 4 * place + column % 4] - 128;
+    int packed = codes[16 * place + column % 16];
+    return (column < 16 ? packed & 15 : packed >> 4) - 8;
+}
+
 void matmul_row(const uint8_t *weights, int64_t columns, int bits, int minimums, int64_t row, float *out) {
-    int64_t step = group_bytes(bits, minimums), half = GROUP / 2;
-    const uint8_t *w = weights + row / TILE_ROWS * (columns / GROUP) * step;
-    int place = (int)(row % TILE_ROWS);
+    int64_t place = row % tile_rows(bits), step = group_bytes(bits, minimums);
+    const uint8_t *w = weights + row / tile_rows(bits) * (columns / GROUP) * step;
     for (int64_t group = 0; group < columns / GROUP; group++, w += step, out += GROUP) {
-        const uint8_t *codes = w + 16 * place, *factors = w + code_bytes(bits) + 2 * place;
-        float scale = half_to_float(factors), minimum = minimums ? half_to_float(factors + FACTOR_BYTES) : 0.0f;
-        for (int64_t at = 0; at < half; at++) {
-            int low = bits == 8 ? codes[at] - 128 : (codes[at] & 15) - 8;
-            int high = bits == 8 ? codes[at + TILE_ROWS * half] - 128 : (codes[at] >> 4) - 8;
-            out[at] = minimums ? (float)low * scale + minimum : (float)low * scale;
-            out[at + half] = minimums ? (float)high * scale + minimum : (float)high * scale;
+        const uint8_t *factors = w + code_bytes(bits) + 2 * place;
+        float scale = half_to_float(factors), minimum = minimums ? half_to_float(factors + factor_bytes(bits)) : 0.0f;
+        for (int64_t column = 0; column < GROUP; column++) {
+            float value = (float)code_of(w, place, column, bits) * scale;
+            out[column] = minimums ? value + minimum : value;
         }
     }
 }

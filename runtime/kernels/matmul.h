@@ -1,15 +1,14 @@
 /* Matrices in 4 or 8 bits: y = x W^T, and rows of W in float32.
  *
- * W [rows, columns] is cut into eight rows by 32 columns, in memory one behind the other along the columns: group_bytes
- * for each eight rows and 32 columns, so that decoding reads one stream.
+ * W [rows, columns] is cut into tiles of 8 rows, in 8 bits of 16 rows, by 32 columns. They lie in memory one behind the
+ * other along the columns, so that decoding reads one stream. A tile:
  *
- *   4 bits: 128 bytes  for each of the eight rows 16 bytes: column k in the low half of byte k, column k + 16 in the
- *                      high half
- *   8 bits: 256 bytes  for each of the eight rows columns 0 to 15; then for each of them columns 16 to 31
- *            16 bytes  eight float16 scales
- *            16 bytes  eight float16 minimums, where the matrix has any
+ *   4 bits: for each of the rows 16 bytes: column k in the low half of byte k, column k + 16 in the high half
+ *   8 bits: columns 0 to 3 of each row, then columns 4 to 7 of each row, and so on
+ *   a float16 scale for each row
+ *   a float16 minimum for each row, where the matrix has any
  *
- * weight = (code - 8) * scale + minimum, in 8 bits with 128 in place of 8. Rows are filled up to a multiple of eight.
+ * weight = (code - 8) * scale + minimum, in 8 bits with 128 in place of 8. Rows are filled up to whole tiles.
  */
 #ifndef MERINO_MATMUL_H
 #define MERINO_MATMUL_H
@@ -17,10 +16,14 @@
 #include <stdint.h>
 #include "parallel.h"
 
-enum { TILE_ROWS = 8, GROUP = 32, FACTOR_BYTES = 2 * TILE_ROWS };
+enum { GROUP = 32, MOST_TILE_ROWS = 16 };
 
-static inline int64_t code_bytes(int bits) { return TILE_ROWS * GROUP / 8 * bits; }
-static inline int64_t group_bytes(int bits, int minimums) { return code_bytes(bits) + (minimums ? 2 : 1) * FACTOR_BYTES; }
+static inline int64_t tile_rows(int bits) { return bits == 8 ? 16 : 8; }
+static inline int64_t code_bytes(int bits) { return tile_rows(bits) * GROUP / 8 * bits; }
+static inline int64_t factor_bytes(int bits) { return 2 * tile_rows(bits); }
+static inline int64_t group_bytes(int bits, int minimums) {
+    return code_bytes(bits) + (minimums ? 2 : 1) * factor_bytes(bits);
+}
 
 /* 32 values of x in 8 bits. An outlier makes the steps of its own 32 coarse, and no others. */
 typedef struct {

@@ -1,7 +1,10 @@
 """GGUF files of each architecture: read as Hugging Face has the model, run by llama.cpp, exported with their blocks."""
 
+from collections import Counter
+
 import gguf
 import numpy as np
+import onnx
 import pytest
 import sample_gguf as sample
 import torch
@@ -175,6 +178,24 @@ def test_blocks_go_into_the_graph_as_they_are_where_it_has_such_blocks(
     else:  # in int4 groups with outlier channels are stored twice
         most = graph.weight_bytes * (1 if precision == "int8" else 1.06)
         assert graph.weight_bytes <= done.bundle.weight_bytes <= most
+
+
+@pytest.mark.parametrize("kind, precision, matmuls", [
+    ("Q4_1", "int4", {"MatMul4": 4, "MatMul8": 1}), ("Q5_0", "int4", {"MatMul8": 5}), ("Q8_0", "int8", {"MatMul8": 5}),
+    ("Q4_1", "int8", {"MatMul8": 5}), ("Q6_K", "int4", {"MatMulNBits": 4, "MatMul8": 1}),
+])  # fmt: skip
+def test_tiles_for_avx512_vnni_hold_the_blocks_of_a_file(kind, precision, matmuls, tmp_path):
+    """Blocks of at least 32 weights; those of Q6_K have 16. The export compares the logits with torch's."""
+    path = tmp_path / "model.gguf"
+    write_in_blocks(path, "llama", kind, "Q8_0", num_hidden_layers=1, **WIDE)
+    request = ExportRequest(precision=precision, context=64, core="avx512-vnni")
+    done = export(load_source(str(path)), tmp_path / "bundle", request)
+    graph = onnx.load(tmp_path / "bundle" / "model.onnx", load_external_data=False).graph
+    kinds = Counter(node.op_type for node in graph.node)
+    assert {name: count for name, count in kinds.items() if name.startswith("MatMul")} == matmuls
+    assert (kinds["Rows8"], kinds["GatherBlockQuantized"]) == (1, 0)
+    requantised = sum(each.requantised for each in done.stored)
+    assert requantised == (7 if (kind, precision) == ("Q4_1", "int8") else 0)
 
 
 def write_in_blocks(path, name, kind, table, **changes):

@@ -48,11 +48,11 @@ def session_of(kind, inputs, outputs, threads=2, **attributes):
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-MATMUL = "MatMul4", {"x": F, "w": U8}, {"y": F}
+MATMUL = {"x": F, "w": U8}, {"y": F}
 
 
-def matmul4(x, weights, rows, columns, minimums, threads=2):
-    session = session_of(*MATMUL, threads=threads, rows=rows, columns=columns, minimums=int(minimums))
+def matmul(x, weights, rows, columns, minimums, threads=2, bits=4):
+    session = session_of(f"MatMul{bits}", *MATMUL, threads=threads, rows=rows, columns=columns, minimums=int(minimums))
     return session.run(None, {"x": x, "w": weights})[0]
 
 
@@ -65,9 +65,8 @@ def rounded_rows(x):
     return codes, largest * np.float32(1 / 127)
 
 
-def random_matrix(rng, rows, columns, with_minimums, spread=1.0):
-    matrix = (rng.standard_normal((rows, columns)) * spread).astype(np.float32)
-    result = quantize_groups(matrix, 4, 32)
+def random_matrix(rng, rows, columns, with_minimums, bits=4):
+    result = quantize_groups(rng.standard_normal((rows, columns)).astype(np.float32), bits, 32)
     scales = result.scales.astype(np.float16).astype(np.float32)
     lowest = rng.standard_normal(scales.shape).astype(np.float16).astype(np.float32) if with_minimums else None
     return result._replace(scales=scales), lowest
@@ -76,11 +75,11 @@ def random_matrix(rng, rows, columns, with_minimums, spread=1.0):
 @given(
     rows=st.integers(1, 70), columns=st.integers(1, 12).map(lambda n: 32 * n), count=st.integers(1, 23),
     with_minimums=st.booleans(), threads=st.integers(1, 3), size=st.sampled_from([1e-3, 1.0, 1e6]),
-    seed=st.integers(0, 2**32 - 1),
+    bits=st.sampled_from([4, 8]), seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
-def test_a_product_in_4_bits_is_that_of_its_rounded_input(rows, columns, count, with_minimums, threads, size, seed):
+def test_a_product_is_that_of_its_rounded_input(rows, columns, count, with_minimums, threads, size, bits, seed):
     rng = np.random.default_rng(seed)
-    result, lowest = random_matrix(rng, rows, columns, with_minimums)
+    result, lowest = random_matrix(rng, rows, columns, with_minimums, bits)
     x = (rng.standard_normal((count, columns)) * size).astype(np.float32)
     x[0, rng.integers(columns)] *= 1000  # an outlier, and a group of zeros
     x[-1, :32] = 0
@@ -88,27 +87,31 @@ def test_a_product_in_4_bits_is_that_of_its_rounded_input(rows, columns, count, 
     expected = (codes * steps).reshape(x.shape).astype(np.float64) @ dequantize(result).T.astype(np.float64)
     if with_minimums:
         expected += x.reshape(count, -1, 32).sum(-1, dtype=np.float64) @ lowest.T.astype(np.float64)
-    got = matmul4(x, tiles_of("w", result, lowest), rows, columns, with_minimums, threads)
+    got = matmul(x, tiles_of("w", result, lowest), rows, columns, with_minimums, threads, bits)
     assert got.shape == (count, rows)
-    unit = np.abs(x).max(-1, keepdims=True) * columns * np.abs(result.scales).max() * 8
+    unit = np.abs(x).max(-1, keepdims=True) * columns * np.abs(result.scales).max() * 2 ** (bits - 1)
     assert (np.abs(got - expected) <= 1e-6 * (unit + np.abs(expected))).all()
 
 
-def test_the_largest_sums_do_not_overflow():
-    """Codes of -8 against 127 in each column: 32 * 8 * 127 in 16 bits."""
-    codes = np.zeros((8, 4, 16), np.uint8)
-    result = Quantized(codes, np.ones((8, 4), np.float32), 4, 32)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_largest_sums_do_not_overflow(bits):
+    """Codes of -8 against 127 in each column, 32 * 8 * 127 in 16 bits; and of -128."""
+    codes = np.zeros((8, 4, 4 * bits), np.uint8)
+    result = Quantized(codes, np.ones((8, 4), np.float32), bits, 32)
     for sign in (1, -1):
         x = np.full((1, 128), sign * 127, np.float32)
-        assert (matmul4(x, tiles_of("w", result), 8, 128, False) == sign * -8 * 127 * 128).all()
+        expected = sign * -(2 ** (bits - 1)) * 127 * 128
+        assert (matmul(x, tiles_of("w", result), 8, 128, False, bits=bits) == expected).all()
 
 
-def test_rows_are_the_weights_themselves():
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rows_are_the_weights_themselves(bits):
     rng = np.random.default_rng(1)
     for with_minimums in (False, True):
-        result, lowest = random_matrix(rng, 21, 96, with_minimums)
+        result, lowest = random_matrix(rng, 21, 96, with_minimums, bits)
         ids = np.array([[0, 20, 7, 8]], np.int64)
-        session = session_of("Rows4", {"w": U8, "ids": I64}, {"y": F}, rows=21, columns=96, minimums=with_minimums)
+        sizes = {"rows": 21, "columns": 96, "minimums": with_minimums}
+        session = session_of(f"Rows{bits}", {"w": U8, "ids": I64}, {"y": F}, **sizes)
         expected = dequantize(result) + (0 if lowest is None else np.repeat(lowest, 32, 1))
         np.testing.assert_array_equal(
             session.run(None, {"w": tiles_of("w", result, lowest), "ids": ids})[0], expected[ids].astype(np.float32)
@@ -120,7 +123,7 @@ def test_what_is_not_finite_stays_so():
     for value in (np.nan, np.inf, -np.inf):
         x = np.ones((5, 64), np.float32)
         x[3, 40] = value
-        finite = np.isfinite(matmul4(x, tiles_of("w", result), 8, 64, False))
+        finite = np.isfinite(matmul(x, tiles_of("w", result), 8, 64, False))
         assert not finite[3].any() and finite[[0, 1, 2, 4]].all()
 
 
@@ -260,9 +263,9 @@ def test_wrong_shapes_are_an_error_and_no_crash(change, message):
     with pytest.raises(Exception, match=message):
         session.run(None, arrays | change)
     with pytest.raises(Exception, match="columns"):
-        matmul4(np.zeros((1, 64), np.float32), np.zeros(144, np.uint8), 8, 32, False)
+        matmul(np.zeros((1, 64), np.float32), np.zeros(144, np.uint8), 8, 32, False)
     with pytest.raises(Exception, match="another size"):
-        matmul4(np.zeros((1, 32), np.float32), np.zeros(143, np.uint8), 8, 32, False)
+        matmul(np.zeros((1, 32), np.float32), np.zeros(143, np.uint8), 8, 32, False)
 
 
 def test_calls_at_once_on_one_session_and_on_two():
@@ -302,12 +305,12 @@ def test_older_versions_of_onnxruntime_run_the_library(python, version, tmp_path
         pytest.skip(f"no {python} on this machine (make test sets it up)")
     rng = np.random.default_rng(3)
     x, weights = rng.standard_normal((5, 96)).astype(np.float32), tiles_of("w", random_matrix(rng, 20, 96, True)[0])
-    (tmp_path / "model.onnx").write_bytes(model_of(*MATMUL, rows=20, columns=96, minimums=0))
+    (tmp_path / "model.onnx").write_bytes(model_of("MatMul4", *MATMUL, rows=20, columns=96, minimums=0))
     np.savez(tmp_path / "given.npz", x=x, w=weights)
     words = [library(platform.machine()), *(tmp_path / name for name in ("model.onnx", "given.npz", "out.npy"))]
     done = subprocess.run([interpreter, "-c", OLDER, *words], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"{version} True\n"), done.stderr
-    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), matmul4(x, weights, 20, 96, False))
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), matmul(x, weights, 20, 96, False))
 
 
 @functools.cache

@@ -83,6 +83,20 @@ def test_graphs_for_a_named_board_with_dotprod_attend_by_groups(precision, kv, d
     assert not anywhere.bundle.kernels and "GroupAttention" not in "".join(kinds(anywhere.folder))
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_for_avx512_vnni_every_matrix_is_in_tiles_and_the_embedding_is_stored_once(precision, decoder, tmp_path):
+    decoder(SHARED).save_pretrained(tmp_path / "checkpoint")
+    source = load_source(str(tmp_path / "checkpoint"))._replace(weights="random")
+    made = export(source, tmp_path / "bundle", ExportRequest(precision=precision, core="avx512-vnni"))
+    result = kinds(tmp_path / "bundle")
+    assert result.count("GroupAttention") == 2 and result.count("Rows8") == 1 and "MatMulNBits" not in result
+    assert (result.count("MatMul4"), result.count("MatMul8")) == {"int8": (0, 15), "int4": (14, 1)}[precision]
+    assert made.unrounded < 1e-4 and made.error < 0.05 and made.bundle.core == "avx512-vnni"
+    table = SHARED.vocab * SHARED.blocks[0].width
+    assert made.bundle.weight_bytes - made.bundle.decode_weight_bytes < 0.1 * table, "read by the head, and again by rows"
+    assert [library.machine for library in made.bundle.kernels] == list(MACHINES)
+
+
 def test_the_library_travels_with_the_bundle(folder):
     bundle = load_bundle(str(folder))
     assert [library.machine for library in bundle.kernels] == list(MACHINES)

@@ -24,7 +24,8 @@ from merino_edge.families.weights import BlockSource
 from merino_runtime.errors import MerinoError
 
 DOMAIN = "merino"
-TILE_ROWS, GROUP_SIZE = 8, 32
+GROUP_SIZE = 32
+TILE_ROWS = {4: 8, 8: 16}  # by bits
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
@@ -172,22 +173,21 @@ def in_halves(name: str, matrix: Quantized) -> Quantized:
 
 
 def tiles_of(name: str, matrix: Quantized, minimums: np.ndarray | None = None) -> np.ndarray:
-    """A matrix in the layout of runtime/kernels/matmul.h: tiles of eight rows by 32 columns, each with its codes,
-    float16 scales, and float16 minimums where the matrix has any.
+    """A matrix in the layout of runtime/kernels/matmul.h: tiles of 8 rows, in 8 bits of 16 rows, by 32 columns, each
+    with its codes, float16 scales, and float16 minimums where the matrix has any.
 
-    uint8 [tiles, columns / 32, 32 * bits + 16], or 16 more with minimums float32 [rows, groups]; rows are padded with
-    zeros.
+    uint8 [tiles, columns / 32, bytes of a tile]; minimums float32 [rows, groups]; rows are padded with zeros.
     """
-    rows, half = len(matrix.codes), GROUP_SIZE // 2
+    count, rows = TILE_ROWS[matrix.bits], len(matrix.codes)
     if matrix.bits == 8:
         codes = matrix.codes.reshape(rows, -1, GROUP_SIZE)
-        parts = [tiled(codes[..., :half]), tiled(codes[..., half:])]
+        parts = [tiled(codes[..., at : at + 4], count) for at in range(0, GROUP_SIZE, 4)]
     else:
         codes = np.stack([matrix.codes & 15, matrix.codes >> 4], -1).reshape(rows, -1, GROUP_SIZE)
-        parts = [tiled(codes[..., :half] | codes[..., half:] << 4)]
+        parts = [tiled(codes[..., : GROUP_SIZE // 2] | codes[..., GROUP_SIZE // 2 :] << 4, count)]
     factors = [matrix.scales, *([] if minimums is None else [minimums])]
     of_32 = [np.repeat(values, matrix.group_size // GROUP_SIZE, 1) for values in factors]
-    parts += [tiled(halves(name, values)[..., None]) for values in of_32]
+    parts += [tiled(halves(name, values)[..., None], count) for values in of_32]
     return np.ascontiguousarray(np.concatenate(parts, -1))
 
 
@@ -212,9 +212,9 @@ def halves(name: str, values: np.ndarray) -> np.ndarray:
     return values.astype(np.float16)
 
 
-def tiled(values: np.ndarray) -> np.ndarray:
-    """[rows, groups, n] of any type as bytes [tiles, groups, 8 * n * bytes of one]."""
+def tiled(values: np.ndarray, count: int) -> np.ndarray:
+    """[rows, groups, n] of any type as bytes [tiles, groups, count * n * bytes of one]; `count`: rows of a tile."""
     rows, groups, _ = values.shape
-    filled = np.pad(values, ((0, -rows % TILE_ROWS), (0, 0), (0, 0)))
-    by_tile = filled.reshape(-1, TILE_ROWS, groups, values.shape[2]).transpose(0, 2, 1, 3)
+    filled = np.pad(values, ((0, -rows % count), (0, 0), (0, 0)))
+    by_tile = filled.reshape(-1, count, groups, values.shape[2]).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(by_tile).view(np.uint8).reshape(len(by_tile), groups, -1)
