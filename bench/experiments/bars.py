@@ -46,17 +46,12 @@ TIMEOUT_S = 3600.0
 
 
 class Exported(NamedTuple):
-    """A bundle. group_size: of all matrices, in place of the exporter's choice."""
+    """A bundle."""
 
     model: str
     precision: str
     kv: str | None = None
     context: int = CONTEXT
-    group_size: int | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.model}-groups-{self.group_size}" if self.group_size else self.model
 
 
 class Side(NamedTuple):
@@ -103,11 +98,9 @@ class Section(NamedTuple):
 def section_66m() -> Section:
     """14 layers of 640, vocabulary 50257, against llama.cpp."""
     bundles = [Exported("66m", precision) for precision in FORMATS]
-    bundles += [Exported("66m", precision, group_size=32) for precision in ("int8", "int4")]
-    least = {"fp32": 1.0, "66m": 1.5, "66m-groups-32": 1.2}
     bars = [
-        Bar(Side(one.name, one.precision), Side("66m", FORMATS[one.precision], "llama.cpp"),
-            least.get(one.precision, least[one.name]), 1.3)
+        Bar(Side("66m", one.precision), Side("66m", FORMATS[one.precision], "llama.cpp"),
+            1.0 if one.precision == "fp32" else 1.5, 1.3)
         for one in bundles
     ]  # fmt: skip
     return Section(bundles, bars, LLAMA)
@@ -165,7 +158,7 @@ def section_file(file: Path, precision: str, cache: Path) -> Section:
     copy = write_copy(file, cache / f"{file.stem}.{kind}.gguf", kind) if kind else file
     bundles = [Exported(str(file), precision, kv, LONG_CONTEXT) for form, kv in by_cache() if form == precision]
     name = file.stem
-    bars = [Bar(Side(name, precision, kv=one.kv), Side(name, "", "llama.cpp"), 1.3, 1.3) for one in bundles]
+    bars = [Bar(Side(name, precision, kv=one.kv), Side(name, "", "llama.cpp"), 1.3, 1.5) for one in bundles]
     return Section(bundles, bars, LLAMA, DEPTHS, 512, copy)
 
 
@@ -182,7 +175,7 @@ SECTIONS = {
 def bundle_of(exported: Exported, cache: Path, small: bool) -> str:
     """Its folder; exported in a process of its own, whose memory is given back."""
     cache_form = [f"kv-{exported.kv}"] if exported.kv else []
-    parts = [Path(exported.name).stem, exported.precision, str(exported.context), *cache_form]
+    parts = [Path(exported.model).stem, exported.precision, str(exported.context), *cache_form]
     folder = cache / "-".join(parts)
     if not (folder / "bundle.json").exists():
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
@@ -193,11 +186,8 @@ def bundle_of(exported: Exported, cache: Path, small: bool) -> str:
 def export_model(exported: Exported, folder: Path, cache: Path, small: bool) -> None:
     from merino_edge.calibration.board import board
     from merino_edge.export.export import export
-    from merino_edge.export.quantisation import groups
     from merino_edge.export.request import ExportRequest
 
-    if exported.group_size:
-        groups.GROUP_SIZES = (exported.group_size,)  # no option of the exporter: users get the choice per matrix
     request = ExportRequest(exported.precision, board("host"), context=exported.context, kv=exported.kv)
     export(source_of(exported, cache, small), folder, request)
 
@@ -218,7 +208,7 @@ def source_of(exported: Exported, cache: Path, small: bool) -> Any:
         if base != OPT:  # an embedding of the layers' width with as many weights as the true one and its projections
             vocab = (elements(arch.operators, "head") // arch.width + 2 * arch.embed_width) // 8 * 8
             arch = arch.model_copy(update={"embed_width": arch.width, "vocab": vocab})
-        return random_source(arch, exported.name)
+        return random_source(arch, exported.model)
     if small:
         architecture = TRY
     elif base == "66m":
@@ -226,7 +216,7 @@ def source_of(exported: Exported, cache: Path, small: bool) -> Any:
         architecture = {"blocks": [block], "vocab": 50257, "head_size": 64, "context": LONG_CONTEXT}
     else:
         architecture = designed(cache / f"design-{base}.json", base)
-    return random_source(Architecture.model_validate({**architecture, **update}), exported.name)
+    return random_source(Architecture.model_validate({**architecture, **update}), exported.model)
 
 
 def designed(path: Path, name: str) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def test_for_avx512_vnni_every_matrix_is_in_tiles_and_the_embedding_is_stored_on
     assert (result.count("MatMul4"), result.count("MatMul8")) == {"int8": (0, 15), "int4": (14, 1)}[precision]
     assert made.unrounded < 1e-4 and made.error < 0.05 and made.bundle.core == "avx512-vnni"
     table = SHARED.vocab * SHARED.blocks[0].width
-    assert made.bundle.weight_bytes - made.bundle.decode_weight_bytes < 0.1 * table, "read by the head, and again by rows"
+    assert made.bundle.weight_bytes - made.bundle.decode_weight_bytes < 0.1 * table, "the head reads all of it"
     assert [library.machine for library in made.bundle.kernels] == list(MACHINES)
 
 
