@@ -53,8 +53,9 @@ def core_of(dialect: str, precision: str, core: Core) -> Core | None:
 
 
 def by_groups(heads: int, kv_heads: int, kv_bits: int) -> bool:
-    """Whether a graph with this project's kernels computes such an attention by groups."""
-    return heads >= LEAST_GROUP * kv_heads and kv_bits != KV_BITS["int4"]
+    """Whether a graph with this project's kernels computes such an attention with them: over a cache of int8 any, over
+    one of float32 from LEAST_GROUP query heads on a KV head."""
+    return kv_bits == KV_BITS["int8"] or (heads >= LEAST_GROUP * kv_heads and kv_bits != KV_BITS["int4"])
 
 
 def core_named(core: str | None) -> Core:
