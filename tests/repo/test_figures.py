@@ -111,9 +111,8 @@ def test_a_table_beside_a_native_llama_cpp_is_its_record(name, title, columns):
     expected = []
     for row in record:
         fast, sides = row["fast"], (row["fast"], row["slow"])
-        groups = ", group_size 32" if fast["bundle"].endswith("groups-32") else ""
         cells = [
-            fast["precision"] + groups, fast["kv"] or "float32", LABELS[row["test"]],
+            fast["precision"], fast["kv"] or "float32", LABELS[row["test"]],
             *(f"{side['tok_s']:.1f}" for side in sides), f"{row['ratio']:.2f}",
             "{:.2f} to {:.2f}".format(*row["interval"]), " / ".join(f"{side['peak_rss_mb']:.0f}" for side in sides),
         ]  # fmt: skip
