@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from merino_edge.calibration.command import recalibrate
 from merino_edge.calibration.gpu_fit import fit_gpu
-from merino_edge.calibration.probe import Probe
+from merino_edge.calibration.probe import PROBE_SCHEMA, Probe
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.errors import MerinoError
 from tests.sample_gpu_probe import SPEEDS, probed
@@ -71,7 +71,7 @@ def test_any_device_that_computes_longer_than_it_reads_comes_back(read, flops_a_
     memory = {"imports_mb": 40, "open_mb": 300, "peak_mb": 310, "gpu_mb": 170, "kind": "call", "format": "fp32",
               "weight_bytes": 0}  # fmt: skip
     probe = Probe.model_validate({
-        "schema": 9, "backend": "tensorrt", "date": "2026-01-01", "seconds": 50, "cores": 4, "isa": [],
+        "schema": PROBE_SCHEMA, "backend": "tensorrt", "date": "2026-01-01", "seconds": 50, "cores": 4, "isa": [],
         "machine": {"board": MODEL, "arch": "aarch64"}, "last_level_cache_mb": 2.0, "memory_mb": 4000,
         "dialect": "portable", "flags": [], "others_cpu_share": 0.0, "left_out": [], "resident": [memory],
         "measurements": rows,
