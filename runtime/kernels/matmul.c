@@ -79,7 +79,7 @@ static inline void add_minimums(float32x4_t sums[2], const uint8_t *at, const ro
     sums[1] = vfmaq_n_f32(sums[1], factors[1], x->sum);
 }
 
-/* Four rows of W in 8 bits, 64 bytes apart over the columns, with x: for each of them two sums. */
+/* Four rows of W in 8 bits, whose next four columns are 64 bytes on, with x: for each row two sums. */
 static inline void row_products8(const uint8_t *w, const rounded *x, int32x4_t sums[2]) {
     sums[0] = sums[1] = vdupq_n_s32(0);
     for (int quad = 0; quad < GROUP / 4; quad += 2) {
@@ -289,7 +289,7 @@ static inline void prefill_rows(const rounded *x, const uint8_t *w, int64_t grou
 
 #if defined(__x86_64__) && !defined(WITHOUT_AVX512)
 
-/* With AVX-512 and its dot products of bytes: four rows of W in a register. The results are equal to the bit. */
+/* With AVX-512 and its dot products of bytes. The results are equal to the bit. */
 #define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
 #define PART VNNI static inline __attribute__((always_inline))
 

@@ -69,7 +69,7 @@ class Tiles(Operations):
 
     def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
         super().__init__(weights, context, precision, blocks)
-        self._tiles: dict[str, np.ndarray] = {}
+        self._tiles: dict[str, tuple[np.ndarray, dict[str, int]]] = {}  # by name: the tiles, and a node's attributes
 
     def forget(self) -> None:
         super().forget()
@@ -120,19 +120,23 @@ class Tiles(Operations):
     ) -> str:
         """A MatMul of x with the tiles of a matrix, or Rows of it by the ids x. `rows`: of those that a decode step
         reads; 0: all."""
+        if name not in self._tiles:  # once, however often a layer is used
+            self._tiles[name] = self._made_tiles(name, matrix, list(outliers))
+        values, attributes = self._tiles[name]
+        count = attributes["rows"]
+        tiles = self.stored(f"{name}.tiles", values, values.nbytes * (rows or count) // count)
+        use_own_kernels(self)
+        return self.node(kind, [tiles, x] if kind.startswith("Rows") else [x, tiles], domain=DOMAIN, **attributes)
+
+    def _made_tiles(self, name: str, matrix: Quantized, outliers: list[Outliers]) -> tuple[np.ndarray, dict[str, int]]:
         minimums = self.minimums(matrix)
-        wide = widened_matrix(matrix._replace(rests=()), list(outliers))  # the minimums hold the rests
+        wide = widened_matrix(matrix._replace(rests=()), outliers)  # the minimums hold the rests
         if minimums is not None and outliers:
             minimums = np.concatenate([minimums, minimums[:, [each.group for each in outliers]]], 1)
-        if name not in self._tiles:
-            self._tiles[name] = self.tiles(name, wide, minimums)
-        count, columns = len(wide.codes), wide.codes.shape[1] * wide.group_size
-        tiles = self.stored(f"{name}.tiles", self._tiles[name], self._tiles[name].nbytes * (rows or count) // count)
-        use_own_kernels(self)
-        return self.node(
-            kind, [tiles, x] if kind.startswith("Rows") else [x, tiles], domain=DOMAIN, rows=count, columns=columns,
-            minimums=int(minimums is not None),
-        )  # fmt: skip
+        columns = wide.codes.shape[1] * wide.group_size
+        return self.tiles(name, wide, minimums), {
+            "rows": len(wide.codes), "columns": columns, "minimums": int(minimums is not None)
+        }  # fmt: skip
 
 
 class OwnKernels(Tiles, GroupAttention, FusedNoDotprod):
