@@ -106,8 +106,8 @@ class ModelFacts(NamedTuple):
 class GraphFormat(NamedTuple):
     """How the model was exported. `context`: KV slots, in tokens. `core`: see `families.operators.core_of`. `kv`: the
     format of the cache; None: the activations' format. `all_logits`: the graph returns the logits of all positions.
-    `by_groups`: attention of heads that share a KV head is this project's operator; in int4 for no-dotprod cores, and
-    in int8 and int4 for cores with AVX-512 VNNI, it is anyway."""
+    `by_groups`: attention of heads that share a KV head is this project's operator; where `runs_on_kernels`, it is
+    anyway."""
 
     precision: str
     dialect: str

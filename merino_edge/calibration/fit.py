@@ -15,7 +15,7 @@ from scipy.optimize import nnls
 
 from merino_edge.calibration.probe import MeasuredDesign, Measurement, Probe, timed_decoder
 from merino_edge.families.designed import Architecture
-from merino_edge.families.operators import Operator, activation, attention, head, linear, norm
+from merino_edge.families.operators import Operator, activation, attention, head, linear, norm, runs_on_kernels
 from merino_edge.prediction.latency import Run, amounts, memory_share, reread_share
 from merino_edge.prediction.onnxruntime_costs import prefill_pieces
 from merino_edge.profiles.coefficients import (
@@ -93,7 +93,7 @@ def amounts_of(row: Row, dialect: Dialect) -> dict[str, float]:
     if row.kind == "call":
         return {"launch_us": 1.0, GRAPH: 1.0}
     if row.kind == "decoder":
-        groups = (dialect, row.format) == ("no-dotprod", "int4") or (dialect == "avx512-vnni" and row.format != "fp32")
+        groups = runs_on_kernels(dialect, row.format)
         return summed(amounts(op, row.format, row.tokens, row.past, dialect, groups=groups) for op in decoder_of(row))
     one = amounts(operator_of(row), row.format, row.tokens, row.past, dialect, kv=row.kv, groups=row.by_groups)
     if row.kind == "head":  # timed as a separate graph, without the argmax

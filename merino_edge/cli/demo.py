@@ -24,13 +24,13 @@ from merino_edge.export.divergence import divergence_words, keeps
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
-from merino_edge.families.operators import Core, core_named
+from merino_edge.families.operators import Core
 from merino_edge.families.zoo import model
+from merino_edge.prediction.formats import core_here
 from merino_edge.prediction.shape import default_prompt
 from merino_edge.profiles.reading import load_profile
 from merino_edge.storage.atomic import check_file, write_text
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.board import core_of_cpu, this_board
 from merino_runtime.io.streams import CLOSED_PIPE, say_line
 
 BOARD = "raspberry-pi-4"
@@ -105,8 +105,7 @@ def run_chat_demo(source: str, out: Path) -> None:
     if loaded.chat is None:
         raise MerinoError(f"{source} has no chat template: `make demo-chat` requires a chat model")
     context = min(loaded.arch.context, CHAT_CONTEXT)
-    here = this_board()
-    core = core_named(core_of_cpu(here.architecture, here.isa))
+    core = core_here()
     for precision in CHAT_FORMATS[core]:
         print(f"== 1/2  export {loaded.name} to {precision}", flush=True)
         request = ExportRequest(precision=precision, context=context, core=core)

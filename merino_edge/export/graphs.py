@@ -17,6 +17,7 @@ from merino_edge.export.quantisation.outliers import Names, outlier_groups
 from merino_edge.export.source import Source
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import KvLayer, Weights
+from merino_edge.families.operators import runs_on_kernels
 from merino_edge.families.registry import decoder_of, family_of, key_order_of, layout_of
 from merino_edge.families.weights import BlockSource, GraphWeights
 
@@ -43,10 +44,10 @@ def build_graph(
 def dialect_of(form: GraphFormat) -> Dialect:
     if form.dialect == "portable":
         return PortableTiles if form.precision == "int4" else Portable
+    if runs_on_kernels(form.core, form.precision):
+        return FusedTiles if form.core == "avx512-vnni" else OwnKernels
     if form.core == "no-dotprod":
-        return OwnKernels if form.precision == "int4" else FusedNoDotprod
-    if form.core == "avx512-vnni":
-        return FusedTiles
+        return FusedNoDotprod
     return GroupAttention if form.by_groups else Fused
 
 

@@ -22,11 +22,12 @@ from merino_edge.export.quantisation.groups import Quantized
 from merino_edge.export.quantisation.kv_cache import BITS, CacheScales
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import build_model
-from merino_edge.families.operators import Core, core_named, core_of, largest_group
+from merino_edge.families.operators import Core, core_of, largest_group
 from merino_edge.families.registry import family_of
+from merino_edge.prediction.formats import core_here
 from merino_edge.storage.atomic import new_folder
 from merino_runtime.bundle import Bundle, Golden, Threads
-from merino_runtime.io.board import core_of_cpu, runs_kernels, this_board
+from merino_runtime.io.board import runs_kernels, this_board
 
 
 class Quick(Graph):
@@ -98,7 +99,7 @@ def write_random_bundle(
     kv = design.kv if design else kv
     scales = even_scales(arch, kv) if kv else None
     here = this_board()
-    written_for = core_of(dialect, precision, core or core_named(core_of_cpu(here.architecture, here.isa)))
+    written_for = core_of(dialect, precision, core or core_here())
     groups = runs_kernels(here.architecture, here.isa) if by_groups is None else by_groups
     form = GraphFormat(precision, dialect, arch.context, written_for, kv=kv, by_groups=groups)
     quick = QUICK[dialect_of(form)]

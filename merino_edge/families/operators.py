@@ -45,11 +45,19 @@ CPU_FORMATS = ("fp32", "int8", "int4")  # fp16 is for GPUs: CPUs without float16
 # Cores whose graphs have different integer matmuls: Arm with the dotprod instruction, which other x86 cores share, and
 # without it; x86 with AVX-512 VNNI, whose integer matmuls are this project's.
 Core = Literal["dotprod", "no-dotprod", "avx512-vnni"]
+# By kind of core, the formats whose matrices this project's kernels multiply in graphs of the dialect `fused`. Such
+# graphs need the kernels' library anyway, so their attention is the kernels' too.
+KERNEL_FORMATS: dict[str, tuple[str, ...]] = {"no-dotprod": ("int4",), "avx512-vnni": ("int8", "int4")}
 
 
 def core_of(dialect: str, precision: str, core: Core) -> Core | None:
     """`core` where graphs of this dialect and format differ between cores, else None."""
     return core if dialect == "fused" and FORMATS[precision].grouped else None
+
+
+def runs_on_kernels(core: str | None, precision: str) -> bool:
+    """Whether a `fused` graph for this kind of core multiplies matrices and attends by this project's kernels."""
+    return precision in KERNEL_FORMATS.get(core or "", ())
 
 
 def by_groups(heads: int, kv_heads: int, kv_bits: int) -> bool:

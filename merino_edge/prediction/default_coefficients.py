@@ -22,7 +22,7 @@ The rules are assumptions, so the result is `estimated`. Ratios marked x86 were 
 import math
 from collections.abc import Sequence
 
-from merino_edge.families.operators import Core, Operator
+from merino_edge.families.operators import Core, Operator, runs_on_kernels
 from merino_edge.prediction.formats import WRITTEN_FOR, attends_by_groups, core_of_board, graph_dialect, has_cache
 from merino_edge.prediction.latency import by_threads, latency
 from merino_edge.profiles.coefficients import Coefficients, Dialect, FormatCoefficients, GroupCoefficients
@@ -186,7 +186,7 @@ def slower_on(
     """Predicted slowdown of a `fused` graph for `core` on Arm boards of the other core type, where it is LEAST_TIMES or
     more.
 
-    `groups`: whether the graph has GroupAttention; in int4 for no-dotprod cores it always has. `kv`: the format of the
+    `groups`: whether the graph has GroupAttention; where matrices run on kernels it always has. `kv`: the format of the
     cache; None: that of the activations. Boards whose runtime does not support it are left out.
     """
     slower = []
@@ -205,7 +205,7 @@ def decode_ms(
     kv: str | None = None, groups: bool = False,
 ) -> float:  # fmt: skip
     """ms of a decode step at a full cache, at the best thread count, of a `fused` graph for `core`."""
-    dialect, groups = WRITTEN_FOR[core], groups or (core == "no-dotprod" and precision == "int4")
+    dialect, groups = WRITTEN_FOR[core], groups or runs_on_kernels(core, precision)
     return min(
         latency(operators, precision, [(1, context)], dialect, at, kv, groups).streaming_ms
         for at in by_threads(estimated(profile, dialect)).values()

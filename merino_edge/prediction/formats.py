@@ -1,12 +1,12 @@
 """Graphs for a board: the dialect of its runtime, the kind of its core, and its backend's fast weight formats."""
 
-from merino_edge.families.operators import CPU_FORMATS, Core, core_named, fast_isa
+from merino_edge.families.operators import CPU_FORMATS, KERNEL_FORMATS, Core, core_named, fast_isa
 from merino_edge.profiles.coefficients import Dialect
 from merino_edge.profiles.profile import Backend, DeviceProfile
 from merino_runtime.bundle import FIRST_QUANTISED_CACHE, QUANTISED_CACHES
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.board import X86_FEATURES, core_of_cpu, runs_kernels
+from merino_runtime.io.board import X86_FEATURES, core_of_cpu, runs_kernels, this_board
 
 FIRST_FUSED = (1, 18)  # of ONNX Runtime
 EMPTY = "''"  # an empty word in a shell
@@ -70,10 +70,17 @@ def core_of_board(profile: DeviceProfile) -> Core:
     return core_named(core_of_cpu(profile.arch, frozenset(profile.isa)))
 
 
+def core_here() -> Core:
+    """The kind of core that graphs for this machine are written for."""
+    here = this_board()
+    return core_named(core_of_cpu(here.architecture, here.isa))
+
+
 def attends_by_groups(profile: DeviceProfile, precision: str) -> bool:
     """Whether a `fused` graph for this board uses GroupAttention. For no-dotprod cores only in int4, so that their
     other formats run where the library cannot be loaded."""
-    formats = ("int4",) if core_of_board(profile) == "no-dotprod" else CPU_FORMATS
+    core = core_of_board(profile)
+    formats = KERNEL_FORMATS[core] if core == "no-dotprod" else CPU_FORMATS
     return dialect_of(profile) == "fused" and precision in formats and loads_kernels(profile)
 
 

@@ -21,7 +21,7 @@ def run(capfd, *words):
 def test_a_model_that_talks_answers_a_question_in_the_fastest_format(
     core, first, decoder, tmp_path, capfd, monkeypatch
 ):  # fmt: skip
-    monkeypatch.setattr(demo, "core_of_cpu", lambda *_: core)
+    monkeypatch.setattr(demo, "core_here", lambda: core)
     folder = tmp_path / "chats"
     folder.mkdir()
     chat_bundle.make_checkpoint(folder, decoder)
