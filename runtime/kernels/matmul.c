@@ -287,6 +287,24 @@ static inline void prefill_rows(const rounded *x, const uint8_t *w, int64_t grou
 
 #endif
 
+static inline int64_t tile_bytes(const matmul_work *work) {
+    return work->columns / GROUP * group_bytes(work->bits, work->minimums);
+}
+
+static int64_t tiles_of(const matmul_work *work) {
+    return (work->rows + tile_rows(work->bits) - 1) / tile_rows(work->bits);
+}
+
+static int64_t tiles_per_task(const matmul_work *work) { /* an even number: x86 takes two at once */
+    int64_t pair = 2 * tile_bytes(work);
+    return pair < TASK_BYTES ? TASK_BYTES / pair * 2 : 2;
+}
+
+static void put(const matmul_work *work, int64_t row, int64_t tile, const float *values) {
+    int64_t most = tile_rows(work->bits), first = tile * most, left = work->rows - first;
+    memcpy(work->y + row * work->rows + first, values, sizeof(float) * (size_t)(left < most ? left : most));
+}
+
 #if defined(__x86_64__) && !defined(WITHOUT_AVX512)
 
 /* With AVX-512 and its dot products of bytes. The results are equal to the bit. */
@@ -313,15 +331,11 @@ PART __m512i half_sums(const unpacked *codes, const rounded *x) {
     return _mm512_add_epi32(_mm512_unpacklo_epi32(first, second), _mm512_unpackhi_epi32(first, second));
 }
 
-/* Of the half sums for two rows of x: eight sums for the one, then eight for the other. */
-PART __m512i whole_sums(__m512i one, __m512i other) {
+/* sums + (the integer sums of a group, less what the codes have too much) * scales. `halves`: of these sums */
+PART __m256 add_group(__m256 sums, __m512i halves, const rounded *x, __m256 scales) {
     __m512i rows = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    __m512i sums = _mm512_add_epi32(_mm512_unpacklo_epi64(one, other), _mm512_unpackhi_epi64(one, other));
-    return _mm512_permutexvar_epi32(rows, sums);
-}
-
-/* sums + (the integer sums of a group, less what the codes have too much) * scales */
-PART __m256 add_group(__m256 sums, __m256i codes, const rounded *x, __m256 scales) {
+    __m512i wholes = _mm512_add_epi32(_mm512_unpacklo_epi64(halves, halves), _mm512_unpackhi_epi64(halves, halves));
+    __m256i codes = _mm512_castsi512_si256(_mm512_permutexvar_epi32(rows, wholes));
     return _mm256_fmadd_ps(in_floats(codes, x, 4), _mm256_mul_ps(scales, _mm256_set1_ps(x->scale)), sums);
 }
 
@@ -330,43 +344,72 @@ PART void decode512(const rounded *x, const uint8_t *w, int64_t groups, int mini
     for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(4, minimums)) {
         const uint8_t *factors = w + code_bytes(4);
         unpacked codes = unpack512(w);
-        __m512i halves = half_sums(&codes, x);
-        sums = add_group(sums, _mm512_castsi512_si256(whole_sums(halves, halves)), x, eight_halves(factors));
+        sums = add_group(sums, half_sums(&codes, x), x, eight_halves(factors));
         if (minimums) sums = _mm256_fmadd_ps(eight_halves(factors + factor_bytes(4)), _mm256_set1_ps(x->sum), sums);
     }
     _mm256_storeu_ps(out, sums);
 }
-
-PART void prefill512(const rounded *x, const uint8_t *w, int64_t groups, int minimums,
-                     float out[PREFILL_ROWS][MOST_TILE_ROWS]) {
-    __m256 sums[PREFILL_ROWS];
-    for (int row = 0; row < PREFILL_ROWS; row++) sums[row] = _mm256_setzero_ps();
-    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(4, minimums)) {
-        const uint8_t *factors = w + code_bytes(4);
-        unpacked codes = unpack512(w);
-        __m256 scales = eight_halves(factors);
-#pragma GCC unroll 2
-        for (int row = 0; row < PREFILL_ROWS; row += 2) {
-            const rounded *one = x + row * groups, *other = one + groups;
-            __m512i both = whole_sums(half_sums(&codes, one), half_sums(&codes, other));
-            sums[row] = add_group(sums[row], _mm512_castsi512_si256(both), one, scales);
-            sums[row + 1] = add_group(sums[row + 1], _mm512_extracti64x4_epi64(both, 1), other, scales);
-        }
-        if (!minimums) continue;
-        __m256 lowest = eight_halves(factors + factor_bytes(4));
-        for (int row = 0; row < PREFILL_ROWS; row++)
-            sums[row] = _mm256_fmadd_ps(lowest, _mm256_set1_ps(x[row * groups].sum), sums[row]);
-    }
-    for (int row = 0; row < PREFILL_ROWS; row++) _mm256_storeu_ps(out[row], sums[row]);
-}
-
-PART __m512 halves512(const uint8_t *at) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at)); }
 
 PART __m512i four_codes(const rounded *x, int quad) {
     int32_t four;
     memcpy(&four, x->codes + 4 * quad, sizeof four);
     return _mm512_set1_epi32(four);
 }
+
+/* Codes of two tiles in 4 bits, sixteen rows, four columns each: place 4 i + k holds row 4 k + i. */
+PART void columns512(const uint8_t *one, const uint8_t *other, __m512i out[8]) {
+    __m512i nibble = _mm512_set1_epi8(15), four[4], two[4];
+    for (int at = 0; at < 2; at++) {
+        four[at] = _mm512_loadu_si512(one + 64 * at);
+        four[at + 2] = _mm512_loadu_si512(other + 64 * at);
+    }
+    for (int at = 0; at < 2; at++) {
+        two[at] = _mm512_unpacklo_epi32(four[2 * at], four[2 * at + 1]);
+        two[at + 2] = _mm512_unpackhi_epi32(four[2 * at], four[2 * at + 1]);
+    }
+    for (int quad = 0; quad < 4; quad++) {
+        const __m512i *from = two + quad / 2 * 2;
+        __m512i both = quad % 2 ? _mm512_unpackhi_epi64(from[0], from[1]) : _mm512_unpacklo_epi64(from[0], from[1]);
+        out[quad] = _mm512_and_si512(both, nibble);
+        out[quad + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+    }
+}
+
+/* Sixteen float16 factors, eight of each tile, in the same places. */
+PART __m512 factors512(const uint8_t *one, const uint8_t *other, __m512i places) {
+    __m128i low = _mm_loadu_si128((const __m128i *)one), high = _mm_loadu_si128((const __m128i *)other);
+    return _mm512_permutexvar_ps(places, _mm512_cvtph_ps(_mm256_set_m128i(high, low)));
+}
+
+/* Two tiles in 4 bits, the second `next` bytes on, with `rows` rows of x, which lie `groups` apart. */
+PART void multiply4(const rounded *x, const uint8_t *w, int64_t groups, int64_t next, int minimums, int rows,
+                    float out[][MOST_TILE_ROWS]) {
+    __m512i places = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512 sums[BLOCK_ROWS];
+#pragma GCC unroll 16
+    for (int row = 0; row < rows; row++) sums[row] = _mm512_setzero_ps();
+    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(4, minimums)) {
+        const uint8_t *factors = w + code_bytes(4);
+        __m512 scales = factors512(factors, factors + next, places), lowest = scales;
+        __m512i columns[8];
+        columns512(w, w + next, columns);
+        if (minimums) lowest = factors512(factors + factor_bytes(4), factors + factor_bytes(4) + next, places);
+#pragma GCC unroll 16
+        for (int row = 0; row < rows; row++) {
+            const rounded *one = x + row * groups;
+            __m512i codes = _mm512_set1_epi32(-one->eight_sums);
+#pragma GCC unroll 8
+            for (int quad = 0; quad < 8; quad++) codes = _mm512_dpbusd_epi32(codes, columns[quad], four_codes(one, quad));
+            __m512 scaled = _mm512_mul_ps(scales, _mm512_set1_ps(one->scale));
+            sums[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes), scaled, sums[row]);
+            if (minimums) sums[row] = _mm512_fmadd_ps(lowest, _mm512_set1_ps(one->sum), sums[row]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int row = 0; row < rows; row++) _mm512_storeu_ps(out[row], _mm512_permutexvar_ps(places, sums[row]));
+}
+
+PART __m512 halves512(const uint8_t *at) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at)); }
 
 /* Sixteen rows of W in 8 bits with `rows` rows of x, which lie `groups` apart. */
 PART void multiply8(const rounded *x, const uint8_t *w, int64_t groups, int minimums, int rows,
@@ -410,14 +453,11 @@ VNNI static void one_row512(const rounded *x, const uint8_t *w, int64_t groups, 
 
 VNNI static void prefill_rows512(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums,
                                  float out[PREFILL_ROWS][MOST_TILE_ROWS]) {
-    if (bits == 8 && minimums)
+    (void)bits; /* 8: in 4 bits two tiles are multiplied at once */
+    if (minimums)
         multiply8(x, w, groups, 1, PREFILL_ROWS, out);
-    else if (bits == 8)
-        multiply8(x, w, groups, 0, PREFILL_ROWS, out);
-    else if (minimums)
-        prefill512(x, w, groups, 1, out);
     else
-        prefill512(x, w, groups, 0, out);
+        multiply8(x, w, groups, 0, PREFILL_ROWS, out);
 }
 
 static int multiplies_bytes(void) {
@@ -425,9 +465,47 @@ static int multiplies_bytes(void) {
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
 }
 
+/* The sums of two tiles, the second perhaps not there, are values of y. */
+static void put_pair(const matmul_work *work, int64_t row, int64_t tile, const float *values) {
+    put(work, row, tile, values);
+    if (tile + 1 < tiles_of(work)) put(work, row, tile + 1, values + tile_rows(4));
+}
+
+/* Two tiles in 4 bits with x's rows from `first` on, up to BLOCK_ROWS of them. */
+VNNI static void multiply_pair(const matmul_work *work, int64_t tile, int64_t first, int minimums) {
+    int64_t groups = work->columns / GROUP, next = tile + 1 < tiles_of(work) ? tile_bytes(work) : 0;
+    int64_t end = first + BLOCK_ROWS < work->count ? first + BLOCK_ROWS : work->count;
+    const uint8_t *w = work->weights + tile * tile_bytes(work);
+    float out[BLOCK_ROWS][MOST_TILE_ROWS];
+    for (int64_t row = first, rows; row < end; row += rows) {
+        const rounded *x = work->scratch + row * groups;
+        rows = end - row == BLOCK_ROWS ? BLOCK_ROWS : end - row >= PREFILL_ROWS ? PREFILL_ROWS : 1;
+        if (rows == BLOCK_ROWS)
+            multiply4(x, w, groups, next, minimums, BLOCK_ROWS, out);
+        else if (rows == PREFILL_ROWS)
+            multiply4(x, w, groups, next, minimums, PREFILL_ROWS, out);
+        else
+            multiply4(x, w, groups, next, minimums, 1, out);
+        for (int each = 0; each < rows; each++) put_pair(work, row + each, tile, out[each]);
+    }
+}
+
+/* A prompt in 4 bits. */
+static void multiply_pairs(const matmul_work *work, int64_t first, int64_t end) {
+    for (int64_t row = 0; row < work->count; row += BLOCK_ROWS)
+        for (int64_t tile = first; tile < end; tile += 2)
+            multiply_pair(work, tile, row, work->minimums);
+}
+
+static int in_pairs(const matmul_work *work) {
+    return work->bits == 4 && work->count >= PREFILL_ROWS && multiplies_bytes();
+}
+
 #define ONE_ROW (multiplies_bytes() ? one_row512 : one_row)
 #define PREFILL (multiplies_bytes() ? prefill_rows512 : prefill_rows)
 #else
+static int in_pairs(const matmul_work *work) { return (void)work, 0; }
+static void multiply_pairs(const matmul_work *work, int64_t first, int64_t end) { (void)work, (void)first, (void)end; }
 #define ONE_ROW one_row
 #define PREFILL prefill_rows
 #endif
@@ -437,24 +515,6 @@ static void round_rows(void *given, size_t task) {
     int64_t groups = work->columns / GROUP, first = (int64_t)task * PREFILL_ROWS * groups;
     int64_t end = first + PREFILL_ROWS * groups, all = work->count * groups;
     for (int64_t at = first; at < end && at < all; at++) round_group(work->x + at * GROUP, work->scratch + at);
-}
-
-static inline int64_t tile_bytes(const matmul_work *work) {
-    return work->columns / GROUP * group_bytes(work->bits, work->minimums);
-}
-
-static int64_t tiles_of(const matmul_work *work) {
-    return (work->rows + tile_rows(work->bits) - 1) / tile_rows(work->bits);
-}
-
-static int64_t tiles_per_task(const matmul_work *work) {
-    int64_t bytes = tile_bytes(work);
-    return bytes < TASK_BYTES ? TASK_BYTES / bytes : 1;
-}
-
-static void put(const matmul_work *work, int64_t row, int64_t tile, const float *values) {
-    int64_t most = tile_rows(work->bits), first = tile * most, left = work->rows - first;
-    memcpy(work->y + row * work->rows + first, values, sizeof(float) * (size_t)(left < most ? left : most));
 }
 
 /* One tile of W with x's rows from `first` on, up to BLOCK_ROWS of them. */
@@ -478,6 +538,10 @@ static void multiply_tiles(void *given, size_t task) {
     const matmul_work *work = given;
     int64_t some = tiles_per_task(work), tiles = tiles_of(work);
     int64_t first = (int64_t)task * some, end = first + some < tiles ? first + some : tiles;
+    if (in_pairs(work)) {
+        multiply_pairs(work, first, end);
+        return;
+    }
     for (int64_t row = 0; row < work->count; row += BLOCK_ROWS)
         for (int64_t tile = first; tile < end; tile++)
             if (work->bits == 8)
