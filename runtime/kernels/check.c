@@ -84,7 +84,7 @@ static uint8_t *matrix(int64_t rows, int64_t columns, int bits, int minimums) {
 }
 
 static matmul_work product(int64_t count, int64_t rows, int64_t columns, int bits, int minimums, int extreme) {
-    matmul_work work = {.count = count, .columns = columns, .rows = rows, .bits = bits,
+    matmul_work work = {.count = count, .width = columns, .columns = columns, .rows = rows, .bits = bits,
                         .minimums = minimums};
     work.x = values(count * columns, extreme); /* one after the other: a list has no order */
     work.weights = matrix(rows, columns, bits, minimums);
@@ -97,16 +97,26 @@ static void free_product(matmul_work *work) {
     free((void *)work->x), free((void *)work->weights), free(work->y), free(work->scratch);
 }
 
+/* Any channels of x, of a smaller width, and some that it has not. */
+static int32_t *some_order(matmul_work *work) {
+    int32_t *order = room(work->columns * (int64_t)sizeof *order);
+    work->width = 1 + below(work->columns);
+    for (int64_t at = 0; at < work->columns; at++) order[at] = (int32_t)(below(work->width + 2) - 1);
+    return order;
+}
+
 static uint64_t fuzz_product(void) {
     int64_t rows = 1 + below(40), columns = GROUP * (1 + below(6)), count = 1 + below(below(2) ? 40 : 3);
     int minimums = (int)below(2), extreme = !below(3), bits = below(2) ? 4 : 8;
     matmul_work work = product(count, rows, columns, bits, minimums, extreme);
+    int32_t *order = below(2) ? some_order(&work) : NULL;
+    work.order = order;
     matmul(&work, any_threads());
     uint64_t hash = hash_floats(0, work.y, count * rows);
     float *row = room(columns * (int64_t)sizeof(float));
     matmul_row(work.weights, columns, work.bits, work.minimums, below(rows), row);
     hash = hash_floats(hash, row, columns);
-    free(row), free_product(&work);
+    free(row), free(order), free_product(&work);
     return hash;
 }
 

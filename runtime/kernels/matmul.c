@@ -510,11 +510,21 @@ static void multiply_pairs(const matmul_work *work, int64_t first, int64_t end) 
 #define PREFILL prefill_rows
 #endif
 
+/* What is multiplied with a group of W's columns; `room` holds it where the channels have an order. */
+static const float *channels_of(const matmul_work *work, const float *x, int64_t group, float room[GROUP]) {
+    if (!work->order) return x + group * GROUP;
+    const int32_t *order = work->order + group * GROUP;
+    for (int at = 0; at < GROUP; at++) room[at] = (uint32_t)order[at] < (uint64_t)work->width ? x[order[at]] : 0.0f;
+    return room;
+}
+
 static void round_rows(void *given, size_t task) {
     const matmul_work *work = given;
-    int64_t groups = work->columns / GROUP, first = (int64_t)task * PREFILL_ROWS * groups;
-    int64_t end = first + PREFILL_ROWS * groups, all = work->count * groups;
-    for (int64_t at = first; at < end && at < all; at++) round_group(work->x + at * GROUP, work->scratch + at);
+    int64_t groups = work->columns / GROUP, first = (int64_t)task * PREFILL_ROWS;
+    float room[GROUP];
+    for (int64_t row = first; row < first + PREFILL_ROWS && row < work->count; row++)
+        for (int64_t group = 0; group < groups; group++)
+            round_group(channels_of(work, work->x + row * work->width, group, room), work->scratch + row * groups + group);
 }
 
 /* One tile of W with x's rows from `first` on, up to BLOCK_ROWS of them. */

@@ -35,11 +35,13 @@ typedef struct {
 } rounded;
 
 typedef struct {
-    const float *x;          /* [count, columns] */
+    const float *x;          /* [count, width] */
     const uint8_t *weights;  /* as above */
     float *y;                /* [count, rows] */
     rounded *scratch;        /* [count, columns / 32] */
-    int64_t count, columns, rows;
+    const int32_t *order;    /* [columns]: the channel of x that belongs to each column of W; others than 0 to
+                              * width - 1 are 0. So a group with outliers can stand twice, once without them. NULL: x's */
+    int64_t count, width, columns, rows;
     int bits, minimums;
 } matmul_work;
 

@@ -127,18 +127,34 @@ static OrtStatus *weights_of(const kernel *one, const OrtContext *context, size_
     return NULL;
 }
 
+/* The third input, if it is there: int32 [columns]. */
+static OrtStatus *order_of(const OrtContext *context, matmul_work *work) {
+    const OrtValue *value = NULL;
+    tensor order;
+    TRY(INPUT(ort)(context, 2, &value));
+    if (!value) return NULL;
+    TRY(input(context, 2, &order));
+    if (order.elements != work->columns) WRONG("the order is not one integer for each column");
+    work->order = order.data;
+    return NULL;
+}
+
 static OrtStatus *compute_matmul(const kernel *one, OrtContext *context) {
+    matmul_work work = {.columns = one->columns, .rows = one->rows, .bits = one->operator->bits,
+                        .minimums = one->minimums != 0};
     tensor x, weights;
     void *y, *scratch;
     TRY(input(context, 0, &x));
     TRY(weights_of(one, context, 1, &weights));
-    if (!x.axes || x.lengths[x.axes - 1] != one->columns) WRONG("x has other columns than the weights");
+    work.x = x.data, work.weights = weights.data, work.width = x.axes ? x.lengths[x.axes - 1] : 0;
+    TRY(order_of(context, &work));
+    if (!work.width || (!work.order && work.width != one->columns)) WRONG("x has other columns than the weights");
+    work.count = x.elements / work.width;
     x.lengths[x.axes - 1] = one->rows;
     TRY(output(context, 0, x.lengths, x.axes, &y));
-    matmul_work work = {x.data, weights.data, y, NULL, x.elements / one->columns, one->columns, one->rows,
-                        one->operator->bits, one->minimums != 0};
+    work.y = y;
     if (!work.count) return NULL;
-    scratch = take_room((size_t)(x.elements / GROUP) * sizeof(rounded));
+    scratch = take_room((size_t)(work.count * (one->columns / GROUP)) * sizeof(rounded));
     if (!scratch) return status(FAILED, "merino kernels: out of memory");
     work.scratch = scratch;
     matmul(&work, (threads){run_parallel, context});
@@ -324,16 +340,18 @@ static size_t outputs(const Operator *one) { return one->output_count; }
 static int zero_of(const Operator *one, size_t index) { return (void)one, (void)index, 0; }
 static int zero(const Operator *one) { return (void)one, 0; }
 
-static const int MATMUL[] = {FLOATS, BYTES, FLOATS}, ROWS[] = {BYTES, INT64S, FLOATS};
+static const int MATMUL[] = {FLOATS, BYTES, INT32S, FLOATS}, ROWS[] = {BYTES, INT64S, FLOATS};
 static const int ATTENTION[] = {FLOATS, FLOATS, FLOATS, INT32S, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS};
 static const int ATTENTION8[] = {FLOATS, SIGNED_BYTES, SIGNED_BYTES, INT32S, FLOATS, FLOATS,
                                  FLOATS, FLOATS,       FLOATS,       SIGNED_BYTES, SIGNED_BYTES};
+
+static int input_kind(const Operator *one, size_t index) { return one->types == MATMUL && index == 2 ? OPTIONAL : 0; }
 
 static Operator operator_of(const char *own_name, int bits, const int *types, size_t input_count, size_t output_count) {
     return (Operator){
         .version = ort_minor >= FIRST_WITH_STATUS ? FIRST_WITH_STATUS : OLDEST,
         .create = create, .name = name, .provider = provider, .input_type = input_type, .inputs = inputs,
-        .output_type = output_type, .outputs = outputs, .compute = compute, .destroy = free, .input_kind = zero_of,
+        .output_type = output_type, .outputs = outputs, .compute = compute, .destroy = free, .input_kind = input_kind,
         .output_kind = zero_of, .input_memory = zero_of, .least_variadic_inputs = zero, .like_variadic_inputs = zero,
         .least_variadic_outputs = zero, .like_variadic_outputs = zero, .create_checked = create_checked,
         .compute_checked = compute_checked, .own_name = own_name, .bits = bits, .types = types, .input_count = input_count,
@@ -347,9 +365,9 @@ static int minor_version(const char *text) {
 }
 
 static void fill_operators(void) {
-    operators[0] = operator_of("MatMul4", 4, MATMUL, 2, 1);
+    operators[0] = operator_of("MatMul4", 4, MATMUL, 3, 1);
     operators[1] = operator_of("Rows4", 4, ROWS, 2, 1);
-    operators[2] = operator_of("MatMul8", 8, MATMUL, 2, 1);
+    operators[2] = operator_of("MatMul8", 8, MATMUL, 3, 1);
     operators[3] = operator_of("Rows8", 8, ROWS, 2, 1);
     operators[4] = operator_of("GroupAttention", 32, ATTENTION, 6, 3);
     operators[5] = operator_of("GroupAttention8", 8, ATTENTION8, 8, 3);

@@ -24,6 +24,7 @@ typedef struct {
 
 enum { FLOATS = 1, BYTES = 2, SIGNED_BYTES = 3, INT32S = 6, INT64S = 7 }; /* ONNXTensorElementDataType */
 enum { FAILED = 1, INVALID_ARGUMENT = 2 };                                 /* OrtErrorCode */
+enum { OPTIONAL = 1 };                                                     /* OrtCustomOpInputOutputCharacteristic */
 
 /* Place in the table, and type. */
 #define CREATE_STATUS(t) ((OrtStatus * (*)(int, const char *))(t)[0])

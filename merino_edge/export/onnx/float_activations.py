@@ -52,12 +52,22 @@ def in_floats(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 def floats_of_tiles(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """A float MatMul that dequantises all rows of a matrix in tiles."""
-    (x, weights), (out,) = node.input, node.output
+    (x, weights, *order), (out,) = node.input, node.output
     rows = next(each.i for each in node.attribute if each.name == "rows")
     ids, floats, turned = (f"{out}.{part}" for part in ("ids", "floats", "turned"))
     every = helper.make_node(node.op_type.replace("MatMul", "Rows"), [weights, ids], [floats], domain=node.domain)
     every.attribute.extend(node.attribute)
+    ordered = []
+    if order:  # a channel behind the last is 0
+        wide, pads, x_ordered = (f"{out}.{part}" for part in ("wide", "pads", "ordered"))
+        ordered = [
+            helper.make_node("Constant", [], [pads], value_ints=[0, 0, 0, 0, 0, 1]),
+            helper.make_node("Pad", [x, pads], [wide]),
+            helper.make_node("Gather", [wide, *order], [x_ordered], axis=2),
+        ]
+        x = x_ordered
     return [
+        *ordered,
         helper.make_node("Constant", [], [ids], value_ints=list(range(rows))),
         every,
         helper.make_node("Transpose", [floats], [turned], perm=[1, 0]),

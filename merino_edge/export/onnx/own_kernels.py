@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from merino_edge.export.onnx.columns import widened_matrix, with_copies
+from merino_edge.export.onnx.columns import widened_matrix
 from merino_edge.export.onnx.fused import Fused, check_heads
 from merino_edge.export.onnx.graph import Graph, ports
 from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
@@ -17,7 +17,7 @@ from merino_edge.export.onnx.operations import Operations
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.quantisation.gptq import gptq
 from merino_edge.export.quantisation.groups import Quantized, dequantize, group_sizes, quantize_groups, repacked
-from merino_edge.export.quantisation.outliers import Outliers
+from merino_edge.export.quantisation.outliers import Outliers, input_order
 from merino_edge.families.graph_ops import Attention, KvLayer, Weights
 from merino_edge.families.operators import by_groups
 from merino_edge.families.weights import BlockSource
@@ -111,22 +111,25 @@ class Tiles(Operations):
         if not self._tiled(matrix):
             return super()._matmul(x, weights)
         name, outliers = "+".join(weights), self.outliers.get(tuple(weights), [])
-        if outliers:
-            x = with_copies(self, x, name, matrix._replace(rests=()), outliers)
         return self._tiled_node(f"MatMul{matrix.bits}", x, name, matrix, outliers)
 
     def _tiled_node(
         self, kind: str, x: str, name: str, matrix: Quantized, outliers: Sequence[Outliers] = (), rows: int = 0
     ) -> str:
-        """A MatMul of x with the tiles of a matrix, or Rows of it by the ids x. `rows`: of those that a decode step
-        reads; 0: all."""
+        """A MatMul of x with the tiles of a matrix, or Rows of it by the ids x. `outliers`: x's groups that the matrix
+        has twice. `rows`: of those that a decode step reads; 0: all."""
         if name not in self._tiles:  # once, however often a layer is used
             self._tiles[name] = self._made_tiles(name, matrix, list(outliers))
         values, attributes = self._tiles[name]
         count = attributes["rows"]
         tiles = self.stored(f"{name}.tiles", values, values.nbytes * (rows or count) // count)
         use_own_kernels(self)
-        return self.node(kind, [tiles, x] if kind.startswith("Rows") else [x, tiles], domain=DOMAIN, **attributes)
+        inputs = [tiles, x] if kind.startswith("Rows") else [x, tiles]
+        if outliers:
+            columns = matrix.scales.shape[1] * matrix.group_size
+            order = input_order(columns, matrix.group_size, columns, list(outliers)).astype(np.int32)
+            inputs.append(self.constant(f"{name}.order", order))
+        return self.node(kind, inputs, domain=DOMAIN, **attributes)
 
     def _made_tiles(self, name: str, matrix: Quantized, outliers: list[Outliers]) -> tuple[np.ndarray, dict[str, int]]:
         minimums = self.minimums(matrix)
