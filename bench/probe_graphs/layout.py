@@ -85,11 +85,11 @@ class TilesLayout(WithoutValues, Tiles):
     def minimums(self, matrix: Quantized) -> None:  # noqa: ARG002 - random weights have none
         return None
 
-    def tiles(self, name: str, matrix: Quantized, minimums: np.ndarray | None) -> np.ndarray:  # noqa: ARG002
+    def tiles(self, name: str, matrix: Quantized, minimums: np.ndarray | None) -> tuple[int, np.ndarray]:  # noqa: ARG002
         rows, columns = len(matrix.codes), matrix.codes.shape[1] * matrix.group_size
         count = TILE_ROWS[matrix.bits]
         tile_bytes = count * (GROUP_SIZE * matrix.bits // 8 + 2)  # codes, and scales of two bytes
-        return unset((-(-rows // count), columns // GROUP_SIZE, tile_bytes), np.uint8)
+        return matrix.bits, unset((-(-rows // count), columns // GROUP_SIZE, tile_bytes), np.uint8)
 
 
 class OwnKernelsLayout(NoDotprodLayout, TilesLayout, OwnKernels):

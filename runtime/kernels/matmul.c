@@ -1,13 +1,14 @@
-/* y = x W^T with W in 4 or 8 bits and x rounded to 8 bits in groups of 32. See matmul.h for the layout.
+/* y = x W^T with W in 4, 5 or 8 bits and x rounded to 8 bits in groups of 32. See matmul.h for the layout.
  *
  * Integer sums are exact. In 4 bits codes 0 to 15 times -127 to 127 over 32 columns leave int16, but wrap modulo 2^16,
- * and less 8 * sum(x) the true sum is at most 32 * 8 * 127 = 32512, which int16 holds. In 8 bits they are of 32 bits.
+ * and less 8 * sum(x) the true sum is at most 32 * 8 * 127 = 32512, which int16 holds. In 5 and 8 bits they are of 32
+ * bits.
  */
 #include "matmul.h"
 #include <string.h>
 #include "lanes.h"
 
-enum { PREFILL_ROWS = 4, BLOCK_ROWS = 16, TASK_BYTES = 32768 };
+enum { PREFILL_ROWS = 4, PAIR_ROWS = 8, BLOCK_ROWS = 16, TASK_BYTES = 32768 };
 #define SMALLEST 1e-30f /* a group whose largest value is smaller counts as zeros: 127 / largest must be finite */
 
 static float half_to_float(const uint8_t *at) {
@@ -53,17 +54,12 @@ static inline int16x8_t row_products(uint8x16_t packed, int8x16_t first, int8x16
     return vmlal_high_s8(sum, high, second);
 }
 
-/* sums += (the integer sums of a group) * scales */
-static inline void add_scaled(float32x4_t sums[2], int32x4_t low, int32x4_t high, const rounded *x,
-                              const float32x4_t scales[2]) {
-    sums[0] = vfmaq_f32(sums[0], vcvtq_f32_s32(low), vmulq_n_f32(scales[0], x->scale));
-    sums[1] = vfmaq_f32(sums[1], vcvtq_f32_s32(high), vmulq_n_f32(scales[1], x->scale));
-}
-
-/* The same of codes of 4 bits, whose sums have 8 * sum(x) too much. */
+/* sums += (the integer sums of a group, less 8 * sum(x)) * scales */
 static inline void add_group(float32x4_t sums[2], int16x8_t codes, const rounded *x, const float32x4_t scales[2]) {
     codes = vsubq_s16(codes, vdupq_n_s16(x->eight_sums));
-    add_scaled(sums, vmovl_s16(vget_low_s16(codes)), vmovl_high_s16(codes), x, scales);
+    float32x4_t low = vcvtq_f32_s32(vmovl_s16(vget_low_s16(codes))), high = vcvtq_f32_s32(vmovl_high_s16(codes));
+    sums[0] = vfmaq_f32(sums[0], low, vmulq_n_f32(scales[0], x->scale));
+    sums[1] = vfmaq_f32(sums[1], high, vmulq_n_f32(scales[1], x->scale));
 }
 
 static inline void eight_halves(const uint8_t *at, float32x4_t out[2]) {
@@ -79,33 +75,46 @@ static inline void add_minimums(float32x4_t sums[2], const uint8_t *at, const ro
     sums[1] = vfmaq_n_f32(sums[1], factors[1], x->sum);
 }
 
-/* Four rows of W in 8 bits, whose next four columns are 64 bytes on, with x: for each row two sums. */
-static inline void row_products8(const uint8_t *w, const rounded *x, int32x4_t sums[2]) {
-    sums[0] = sums[1] = vdupq_n_s32(0);
+/* Columns 4 * quad to 4 * quad + 3 of four rows from `row` on, in 5 or 8 bits: the codes less what they have too much. */
+static inline int8x16_t four_columns(const uint8_t *tile, int quad, int row, int bits) {
+    if (bits == 8) return vreinterpretq_s8_u8(veorq_u8(vld1q_u8(tile + 64 * quad + 4 * row), vdupq_n_u8(128)));
+    static const uint8_t BIT[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    uint8x16_t packed = vld1q_u8(tile + 64 * (quad % 4) + 4 * row);
+    const uint8_t *fifth = tile + 256 + 8 * quad + row / 2;
+    uint8x16_t bytes = vcombine_u8(vld1_dup_u8(fifth), vld1_dup_u8(fifth + 1));
+    uint8x16_t low = quad < 4 ? vandq_u8(packed, vdupq_n_u8(15)) : vshrq_n_u8(packed, 4);
+    uint8x16_t codes = vorrq_u8(low, vandq_u8(vtstq_u8(bytes, vld1q_u8(BIT)), vdupq_n_u8(16)));
+    return vreinterpretq_s8_u8(vsubq_u8(codes, vdupq_n_u8(16)));
+}
+
+/* Four rows of W in 5 or 8 bits with x. */
+static inline int32x4_t four_sums(const uint8_t *tile, int row, int bits, const rounded *x) {
+    int32x4_t sums[2] = {vdupq_n_s32(0), vdupq_n_s32(0)}; /* two for each row */
     for (int quad = 0; quad < GROUP / 4; quad += 2) {
-        int8x16_t one = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w + 64 * quad), vdupq_n_u8(128)));
-        int8x16_t two = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w + 64 * quad + 64), vdupq_n_u8(128)));
+        int8x16_t one = four_columns(tile, quad, row, bits), two = four_columns(tile, quad + 1, row, bits);
         int8x16_t first = vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t *)(x->codes + 4 * quad)));
         int8x16_t second = vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t *)(x->codes + 4 * quad + 4)));
         int16x8_t low = vmlal_s8(vmull_s8(vget_low_s8(one), vget_low_s8(first)), vget_low_s8(two), vget_low_s8(second));
         sums[0] = vpadalq_s16(sums[0], low);
         sums[1] = vpadalq_s16(sums[1], vmlal_high_s8(vmull_high_s8(one, first), two, second));
     }
+    return vpaddq_s32(sums[0], sums[1]);
 }
 
-/* Sixteen rows of W in 8 bits with one row of x. */
-static inline void one_row8(const rounded *x, const uint8_t *w, int64_t groups, int minimums, float *out) {
-    float32x4_t sums[4] = {vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)}, factors[2];
-    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(8, minimums)) {
-        for (int half = 0; half < 2; half++) {
-            const uint8_t *at = w + code_bytes(8) + 16 * half;
-            int32x4_t low[2], high[2];
-            row_products8(w + 32 * half, x, low), row_products8(w + 32 * half + 16, x, high);
-            eight_halves(at, factors);
-            add_scaled(sums + 2 * half, vpaddq_s32(low[0], low[1]), vpaddq_s32(high[0], high[1]), x, factors);
-            if (minimums) add_minimums(sums + 2 * half, at + factor_bytes(8), x);
+static inline float32x4_t four_halves(const uint8_t *at) {
+    return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(at)));
+}
+
+/* Sixteen rows of W in 5 or 8 bits with one row of x. */
+static inline void one_row16(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, float *out) {
+    float32x4_t sums[4] = {vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)};
+    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(bits, minimums))
+        for (int four = 0; four < 4; four++) {
+            const uint8_t *at = w + code_bytes(bits) + 8 * four;
+            float32x4_t codes = vcvtq_f32_s32(four_sums(w, 4 * four, bits, x));
+            sums[four] = vfmaq_f32(sums[four], codes, vmulq_n_f32(four_halves(at), x->scale));
+            if (minimums) sums[four] = vfmaq_n_f32(sums[four], four_halves(at + factor_bytes(bits)), x->sum);
         }
-    }
     for (int four = 0; four < 4; four++) vst1q_f32(out + 4 * four, sums[four]);
 }
 
@@ -114,7 +123,11 @@ static inline void one_row(const rounded *x, const uint8_t *w, int64_t groups, i
     float32x4_t sums[2] = {vdupq_n_f32(0), vdupq_n_f32(0)}, factors[2];
     const uint8_t *end = w + groups * group_bytes(4, minimums);
     if (bits == 8) {
-        one_row8(x, w, groups, minimums, out);
+        one_row16(x, w, groups, 8, minimums, out);
+        return;
+    }
+    if (bits == 5) {
+        one_row16(x, w, groups, 5, minimums, out);
         return;
     }
     for (; w < end; x++, w += group_bytes(4, minimums)) {
@@ -162,10 +175,10 @@ static inline void prefill_rows(const rounded *x, const uint8_t *w, int64_t grou
                                 float out[PREFILL_ROWS][MOST_TILE_ROWS]) {
     float32x4_t sums[PREFILL_ROWS][2], factors[2];
     for (int row = 0; row < PREFILL_ROWS; row++) {
-        if (bits == 8) one_row8(x + row * groups, w, groups, minimums, out[row]);
+        if (bits != 4) one_row(x + row * groups, w, groups, bits, minimums, out[row]);
         sums[row][0] = sums[row][1] = vdupq_n_f32(0);
     }
-    if (bits == 8) return;
+    if (bits != 4) return;
     const uint8_t *end = w + groups * group_bytes(4, minimums);
     const rounded *rows[PREFILL_ROWS] = {x, x + groups, x + 2 * groups, x + 3 * groups};
     for (; w < end; w += group_bytes(4, minimums)) {
@@ -225,8 +238,8 @@ static void round_group(const float *x, rounded *out) {
     out->scale = most * (1.0f / 127.0f) + (out->sum - out->sum);
 }
 
-/* Codes have 8 too much in 4 bits, and 128 in 8. */
-static inline int too_much(const rounded *x, int bits) { return bits == 4 ? x->eight_sums : 16 * x->eight_sums; }
+/* Codes have 8 too much in 4 bits, 16 in 5, and 128 in 8. */
+static inline int too_much(const rounded *x, int bits) { return x->eight_sums * (1 << (bits - 4)); }
 
 /* Eight integer sums, less what the codes have too much, as floats. */
 static inline __m256 in_floats(__m256i sums, const rounded *x, int bits) {
@@ -263,14 +276,42 @@ static inline __m256i eight_sums8(const uint8_t *w, const rounded *x) {
     return _mm256_permute4x64_epi64(_mm256_hadd_epi32(sum[0], sum[1]), 0xd8);
 }
 
+/* The same in 5 bits. Sums of 16 columns are at most 16 * 31 * 127 / 2 in each lane of 16 bits. */
+static inline __m256i eight_sums5(const uint8_t *tile, int half, const rounded *x) {
+    __m256i nibble = _mm256_set1_epi8(15), fifth = _mm256_set1_epi8(16), ones = _mm256_set1_epi16(1);
+    __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u), total = _mm256_setzero_si256();
+    __m256i place = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    for (int high = 0; high < 2; high++) {
+        __m256i sum = _mm256_setzero_si256();
+        for (int at = 0; at < 4; at++) {
+            int32_t four, bits;
+            memcpy(&four, x->codes + 16 * high + 4 * at, sizeof four);
+            memcpy(&bits, tile + 256 + 8 * (4 * high + at) + 4 * half, sizeof bits);
+            __m256i packed = _mm256_loadu_si256((const __m256i *)(tile + 64 * at + 32 * half));
+            __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(bits), place);
+            __m256i set = _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit), fifth);
+            __m256i low = _mm256_and_si256(high ? _mm256_srli_epi16(packed, 4) : packed, nibble);
+            sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(_mm256_or_si256(low, set), _mm256_set1_epi32(four)));
+        }
+        total = _mm256_add_epi32(total, _mm256_madd_epi16(sum, ones));
+    }
+    return total;
+}
+
+static inline __m256i eight_sums(const uint8_t *tile, int half, const rounded *x, int bits) {
+    if (bits == 4) return eight_sums4(tile, x);
+    return bits == 5 ? eight_sums5(tile, half, x) : eight_sums8(tile + 32 * half, x);
+}
+
 static inline __m256 eight_halves(const uint8_t *at) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)at)); }
 
-static inline void one_row(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, float *out) {
+static inline __attribute__((always_inline)) void row_of_kind(const rounded *x, const uint8_t *w, int64_t groups, int bits,
+                                                              int minimums, float *out) {
     __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(bits, minimums))
         for (int half = 0; half < tile_rows(bits) / 8; half++) {
             const uint8_t *factors = w + code_bytes(bits) + 16 * half;
-            __m256 codes = in_floats(bits == 8 ? eight_sums8(w + 32 * half, x) : eight_sums4(w, x), x, bits);
+            __m256 codes = in_floats(eight_sums(w, half, x, bits), x, bits);
             __m256 scales = _mm256_mul_ps(eight_halves(factors), _mm256_set1_ps(x->scale));
             sums[half] = _mm256_fmadd_ps(codes, scales, sums[half]);
             if (!minimums) continue;
@@ -280,7 +321,18 @@ static inline void one_row(const rounded *x, const uint8_t *w, int64_t groups, i
     for (int half = 0; half < tile_rows(bits) / 8; half++) _mm256_storeu_ps(out + 8 * half, sums[half]);
 }
 
-static inline void prefill_rows(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums,
+static void one_row(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, float *out) {
+    if (bits == 4 && !minimums)
+        row_of_kind(x, w, groups, 4, 0, out);
+    else if (bits == 4)
+        row_of_kind(x, w, groups, 4, 1, out);
+    else if (bits == 5)
+        row_of_kind(x, w, groups, 5, minimums, out);
+    else
+        row_of_kind(x, w, groups, 8, minimums, out);
+}
+
+static void prefill_rows(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums,
                                 float out[PREFILL_ROWS][MOST_TILE_ROWS]) {
     for (int row = 0; row < PREFILL_ROWS; row++) one_row(x + row * groups, w, groups, bits, minimums, out[row]);
 }
@@ -385,8 +437,8 @@ PART __m512 factors512(const uint8_t *one, const uint8_t *other, __m512i places)
 PART void multiply4(const rounded *x, const uint8_t *w, int64_t groups, int64_t next, int minimums, int rows,
                     float out[][MOST_TILE_ROWS]) {
     __m512i places = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    __m512 sums[BLOCK_ROWS];
-#pragma GCC unroll 16
+    __m512 sums[PAIR_ROWS];
+#pragma GCC unroll 8
     for (int row = 0; row < rows; row++) sums[row] = _mm512_setzero_ps();
     for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(4, minimums)) {
         const uint8_t *factors = w + code_bytes(4);
@@ -394,7 +446,7 @@ PART void multiply4(const rounded *x, const uint8_t *w, int64_t groups, int64_t 
         __m512i columns[8];
         columns512(w, w + next, columns);
         if (minimums) lowest = factors512(factors + factor_bytes(4), factors + factor_bytes(4) + next, places);
-#pragma GCC unroll 16
+#pragma GCC unroll 8
         for (int row = 0; row < rows; row++) {
             const rounded *one = x + row * groups;
             __m512i codes = _mm512_set1_epi32(-one->eight_sums);
@@ -405,24 +457,34 @@ PART void multiply4(const rounded *x, const uint8_t *w, int64_t groups, int64_t 
             if (minimums) sums[row] = _mm512_fmadd_ps(lowest, _mm512_set1_ps(one->sum), sums[row]);
         }
     }
-#pragma GCC unroll 16
+#pragma GCC unroll 8
     for (int row = 0; row < rows; row++) _mm512_storeu_ps(out[row], _mm512_permutexvar_ps(places, sums[row]));
 }
 
 PART __m512 halves512(const uint8_t *at) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at)); }
 
-/* Sixteen rows of W in 8 bits with `rows` rows of x, which lie `groups` apart. */
-PART void multiply8(const rounded *x, const uint8_t *w, int64_t groups, int minimums, int rows,
-                    float out[][MOST_TILE_ROWS]) {
+/* Codes of sixteen rows in 5 or 8 bits, columns 4 * quad to 4 * quad + 3. */
+PART __m512i quad512(const uint8_t *tile, int quad, int bits) {
+    if (bits == 8) return _mm512_loadu_si512(tile + 64 * quad);
+    __mmask64 fifth;
+    memcpy(&fifth, tile + 256 + 8 * quad, sizeof fifth);
+    __m512i packed = _mm512_loadu_si512(tile + 64 * (quad % 4)), nibble = _mm512_set1_epi8(15);
+    __m512i low = _mm512_and_si512(quad < 4 ? packed : _mm512_srli_epi16(packed, 4), nibble);
+    return _mm512_mask_add_epi8(low, fifth, low, _mm512_set1_epi8(16));
+}
+
+/* Sixteen rows of W in 5 or 8 bits with `rows` rows of x, which lie `groups` apart. */
+PART void multiply16(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, int rows,
+                     float out[][MOST_TILE_ROWS]) {
     __m512 sums[PREFILL_ROWS];
     for (int row = 0; row < rows; row++) sums[row] = _mm512_setzero_ps();
-    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(8, minimums)) {
+    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(bits, minimums)) {
         __m512i codes[PREFILL_ROWS];
-        __m512 scales = halves512(w + code_bytes(8));
-        for (int row = 0; row < rows; row++) codes[row] = _mm512_set1_epi32(-too_much(x + row * groups, 8));
+        __m512 scales = halves512(w + code_bytes(bits));
+        for (int row = 0; row < rows; row++) codes[row] = _mm512_set1_epi32(-too_much(x + row * groups, bits));
 #pragma GCC unroll 8
         for (int quad = 0; quad < GROUP / 4; quad++) {
-            __m512i columns = _mm512_loadu_si512(w + 64 * quad);
+            __m512i columns = quad512(w, quad, bits);
 #pragma GCC unroll 4
             for (int row = 0; row < rows; row++)
                 codes[row] = _mm512_dpbusd_epi32(codes[row], columns, four_codes(x + row * groups, quad));
@@ -433,31 +495,39 @@ PART void multiply8(const rounded *x, const uint8_t *w, int64_t groups, int mini
             sums[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes[row]), scaled, sums[row]);
         }
         if (!minimums) continue;
-        __m512 lowest = halves512(w + code_bytes(8) + factor_bytes(8));
+        __m512 lowest = halves512(w + code_bytes(bits) + factor_bytes(bits));
         for (int row = 0; row < rows; row++)
             sums[row] = _mm512_fmadd_ps(lowest, _mm512_set1_ps(x[row * groups].sum), sums[row]);
     }
     for (int row = 0; row < rows; row++) _mm512_storeu_ps(out[row], sums[row]);
 }
 
-VNNI static void one_row512(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, float *out) {
+/* The same, compiled for each kind of matrix. */
+PART void multiply_kind16(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, int rows,
+                          float out[][MOST_TILE_ROWS]) {
     if (bits == 8 && minimums)
-        multiply8(x, w, groups, 1, 1, (float(*)[MOST_TILE_ROWS])out);
+        multiply16(x, w, groups, 8, 1, rows, out);
     else if (bits == 8)
-        multiply8(x, w, groups, 0, 1, (float(*)[MOST_TILE_ROWS])out);
+        multiply16(x, w, groups, 8, 0, rows, out);
+    else if (minimums)
+        multiply16(x, w, groups, 5, 1, rows, out);
+    else
+        multiply16(x, w, groups, 5, 0, rows, out);
+}
+
+VNNI static void one_row512(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, float *out) {
+    if (bits != 4)
+        multiply_kind16(x, w, groups, bits, minimums, 1, (float(*)[MOST_TILE_ROWS])out);
     else if (minimums)
         decode512(x, w, groups, 1, out);
     else
         decode512(x, w, groups, 0, out);
 }
 
+/* In 5 and 8 bits; in 4 two tiles are multiplied at once. */
 VNNI static void prefill_rows512(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums,
                                  float out[PREFILL_ROWS][MOST_TILE_ROWS]) {
-    (void)bits; /* 8: in 4 bits two tiles are multiplied at once */
-    if (minimums)
-        multiply8(x, w, groups, 1, PREFILL_ROWS, out);
-    else
-        multiply8(x, w, groups, 0, PREFILL_ROWS, out);
+    multiply_kind16(x, w, groups, bits, minimums, PREFILL_ROWS, out);
 }
 
 static int multiplies_bytes(void) {
@@ -476,12 +546,12 @@ VNNI static void multiply_pair(const matmul_work *work, int64_t tile, int64_t fi
     int64_t groups = work->columns / GROUP, next = tile + 1 < tiles_of(work) ? tile_bytes(work) : 0;
     int64_t end = first + BLOCK_ROWS < work->count ? first + BLOCK_ROWS : work->count;
     const uint8_t *w = work->weights + tile * tile_bytes(work);
-    float out[BLOCK_ROWS][MOST_TILE_ROWS];
+    float out[PAIR_ROWS][MOST_TILE_ROWS];
     for (int64_t row = first, rows; row < end; row += rows) {
         const rounded *x = work->scratch + row * groups;
-        rows = end - row == BLOCK_ROWS ? BLOCK_ROWS : end - row >= PREFILL_ROWS ? PREFILL_ROWS : 1;
-        if (rows == BLOCK_ROWS)
-            multiply4(x, w, groups, next, minimums, BLOCK_ROWS, out);
+        rows = end - row >= PAIR_ROWS ? PAIR_ROWS : end - row >= PREFILL_ROWS ? PREFILL_ROWS : 1;
+        if (rows == PAIR_ROWS)
+            multiply4(x, w, groups, next, minimums, PAIR_ROWS, out);
         else if (rows == PREFILL_ROWS)
             multiply4(x, w, groups, next, minimums, PREFILL_ROWS, out);
         else
@@ -554,12 +624,18 @@ static void multiply_tiles(void *given, size_t task) {
     }
     for (int64_t row = 0; row < work->count; row += BLOCK_ROWS)
         for (int64_t tile = first; tile < end; tile++)
+#if defined(__aarch64__) /* on x86 ONE_ROW is compiled for each kind of matrix */
             if (work->bits == 8)
                 multiply_tile(work, tile, row, 8, work->minimums);
+            else if (work->bits == 5)
+                multiply_tile(work, tile, row, 5, work->minimums);
             else if (work->minimums)
                 multiply_tile(work, tile, row, 4, 1);
             else
                 multiply_tile(work, tile, row, 4, 0);
+#else
+            multiply_tile(work, tile, row, work->bits, work->minimums);
+#endif
 }
 
 void matmul(const matmul_work *work, threads on) {
@@ -570,7 +646,12 @@ void matmul(const matmul_work *work, threads on) {
 
 /* Code of a column; `codes`: of the tile. */
 static inline int code_of(const uint8_t *codes, int64_t place, int64_t column, int bits) {
-    if (bits == 8) return codes[column / 4 * 4 * tile_rows(8) + 4 * place + column % 4] - 128;
+    int64_t at = column / 4 * 4 * tile_rows(8) + 4 * place + column % 4; /* in the order of 8 bits */
+    if (bits == 8) return codes[at] - 128;
+    if (bits == 5) {
+        int low = column < 16 ? codes[at] & 15 : codes[at - 256] >> 4;
+        return (low | (codes[256 + at / 8] >> at % 8 & 1) << 4) - 16;
+    }
     int packed = codes[16 * place + column % 16];
     return (column < 16 ? packed & 15 : packed >> 4) - 8;
 }

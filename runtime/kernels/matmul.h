@@ -1,14 +1,16 @@
-/* Matrices in 4 or 8 bits: y = x W^T, and rows of W in float32.
+/* Matrices in 4, 5 or 8 bits: y = x W^T, and rows of W in float32.
  *
- * W [rows, columns] is cut into tiles of 8 rows, in 8 bits of 16 rows, by 32 columns. They lie in memory one behind the
- * other along the columns, so that decoding reads one stream. A tile:
+ * W [rows, columns] is cut into tiles by 32 columns, of 8 rows in 4 bits and of 16 rows in 5 and 8. They lie in memory
+ * one behind the other along the columns, so that decoding reads one stream. A tile:
  *
  *   4 bits: for each of the rows 16 bytes: column k in the low half of byte k, column k + 16 in the high half
  *   8 bits: columns 0 to 3 of each row, then columns 4 to 7 of each row, and so on
+ *   5 bits: the low four bits of columns 0 to 15 in the order of 8 bits, in the low halves of 256 bytes, and of columns
+ *           16 to 31 in their high halves; then the fifth bits of all columns, in that order again, from bit 0 on
  *   a float16 scale for each row
  *   a float16 minimum for each row, where the matrix has any
  *
- * weight = (code - 8) * scale + minimum, in 8 bits with 128 in place of 8. Rows are filled up to whole tiles.
+ * weight = (code - 2^(bits - 1)) * scale + minimum. Rows are filled up to whole tiles.
  */
 #ifndef MERINO_MATMUL_H
 #define MERINO_MATMUL_H
@@ -18,7 +20,7 @@
 
 enum { GROUP = 32, MOST_TILE_ROWS = 16 };
 
-static inline int64_t tile_rows(int bits) { return bits == 8 ? 16 : 8; }
+static inline int64_t tile_rows(int bits) { return bits == 4 ? 8 : 16; }
 static inline int64_t code_bytes(int bits) { return tile_rows(bits) * GROUP / 8 * bits; }
 static inline int64_t factor_bytes(int bits) { return 2 * tile_rows(bits); }
 static inline int64_t group_bytes(int bits, int minimums) {

@@ -300,8 +300,8 @@ static OrtStatus *create_checked(const Operator *operator, OrtTable table, const
     return NULL;
 }
 
-static compute_kernel *const KERNELS[] = {compute_matmul, compute_rows, compute_matmul, compute_rows, compute_attention,
-                                          compute_attention};
+static compute_kernel *const KERNELS[] = {compute_matmul, compute_rows, compute_matmul,    compute_rows,
+                                          compute_matmul, compute_rows, compute_attention, compute_attention};
 enum { OPERATORS = sizeof KERNELS / sizeof *KERNELS };
 static Operator operators[OPERATORS];
 
@@ -367,10 +367,12 @@ static int minor_version(const char *text) {
 static void fill_operators(void) {
     operators[0] = operator_of("MatMul4", 4, MATMUL, 3, 1);
     operators[1] = operator_of("Rows4", 4, ROWS, 2, 1);
-    operators[2] = operator_of("MatMul8", 8, MATMUL, 3, 1);
-    operators[3] = operator_of("Rows8", 8, ROWS, 2, 1);
-    operators[4] = operator_of("GroupAttention", 32, ATTENTION, 6, 3);
-    operators[5] = operator_of("GroupAttention8", 8, ATTENTION8, 8, 3);
+    operators[2] = operator_of("MatMul5", 5, MATMUL, 3, 1);
+    operators[3] = operator_of("Rows5", 5, ROWS, 2, 1);
+    operators[4] = operator_of("MatMul8", 8, MATMUL, 3, 1);
+    operators[5] = operator_of("Rows8", 8, ROWS, 2, 1);
+    operators[6] = operator_of("GroupAttention", 32, ATTENTION, 6, 3);
+    operators[7] = operator_of("GroupAttention8", 8, ATTENTION8, 8, 3);
 }
 
 EXPORTED OrtStatus *RegisterCustomOps(OrtOptions *options, const OrtBase *base) {

@@ -71,7 +71,9 @@ def rounded_rows(x):
 
 
 def random_matrix(rng, rows, columns, with_minimums, bits=4):
-    result = quantize_groups(rng.standard_normal((rows, columns)).astype(np.float32), bits, 32)
+    result = quantize_groups(rng.standard_normal((rows, columns)).astype(np.float32), 4 if bits == 4 else 8, 32)
+    if bits == 5:
+        result = result._replace(codes=rng.integers(128 - 16, 128 + 16, result.codes.shape, np.uint8))
     scales = result.scales.astype(np.float16).astype(np.float32)
     lowest = rng.standard_normal(scales.shape).astype(np.float16).astype(np.float32) if with_minimums else None
     return result._replace(scales=scales), lowest
@@ -80,7 +82,7 @@ def random_matrix(rng, rows, columns, with_minimums, bits=4):
 @given(
     rows=st.integers(1, 70), columns=st.integers(1, 12).map(lambda n: 32 * n), count=st.integers(1, 23),
     with_minimums=st.booleans(), threads=st.integers(1, 3), size=st.sampled_from([1e-3, 1.0, 1e6]),
-    bits=st.sampled_from([4, 8]), seed=st.integers(0, 2**32 - 1),
+    bits=st.sampled_from([4, 5, 8]), seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_a_product_is_that_of_its_rounded_input(rows, columns, count, with_minimums, threads, size, bits, seed):
     rng = np.random.default_rng(seed)
@@ -92,14 +94,14 @@ def test_a_product_is_that_of_its_rounded_input(rows, columns, count, with_minim
     expected = (codes * steps).reshape(x.shape).astype(np.float64) @ dequantize(result).T.astype(np.float64)
     if with_minimums:
         expected += x.reshape(count, -1, 32).sum(-1, dtype=np.float64) @ lowest.T.astype(np.float64)
-    got = matmul(x, tiles_of("w", result, lowest), rows, columns, with_minimums, threads, bits)
+    got = matmul(x, tiles_of("w", result, lowest, bits), rows, columns, with_minimums, threads, bits)
     assert got.shape == (count, rows)
     unit = np.abs(x).max(-1, keepdims=True) * columns * np.abs(result.scales).max() * 2 ** (bits - 1)
     assert (np.abs(got - expected) <= 1e-6 * (unit + np.abs(expected))).all()
 
 
 @given(
-    size=st.sampled_from([32, 64]), groups=st.integers(1, 5), count=st.integers(1, 18), bits=st.sampled_from([4, 8]),
+    size=st.sampled_from([32, 64]), groups=st.integers(1, 5), count=st.integers(1, 18), bits=st.sampled_from([4, 5, 8]),
     with_minimums=st.booleans(), data=st.data(), seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_groups_with_outliers_are_multiplied_twice(size, groups, count, bits, with_minimums, data, seed):
@@ -110,7 +112,7 @@ def test_groups_with_outliers_are_multiplied_twice(size, groups, count, bits, wi
     outliers = [Outliers(group, group * size + np.array(data.draw(channels))) for group in twice]
     columns = groups * size
     whole = columns + size * len(outliers)
-    weights = tiles_of("w", *random_matrix(rng, 21, whole, with_minimums, bits))
+    weights = tiles_of("w", *random_matrix(rng, 21, whole, with_minimums, bits), bits)
     x = rng.standard_normal((count, columns)).astype(np.float32)
     order = input_order(columns, size, columns, outliers)
     gathered = np.pad(x, ((0, 0), (0, 1)))[:, order]
@@ -119,18 +121,18 @@ def test_groups_with_outliers_are_multiplied_twice(size, groups, count, bits, wi
     np.testing.assert_array_equal(matmul(x, weights, 21, whole, with_minimums, bits=bits, order=order), expected)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 5, 8])
 def test_the_largest_sums_do_not_overflow(bits):
-    """Codes of -8 against 127 in each column, 32 * 8 * 127 in 16 bits; and of -128."""
-    codes = np.zeros((8, 4, 4 * bits), np.uint8)
-    result = Quantized(codes, np.ones((8, 4), np.float32), bits, 32)
+    """Codes of -8 against 127 in each column, 32 * 8 * 127 in 16 bits; and of -16 and -128."""
+    codes = np.full((8, 4, 16 if bits == 4 else 32), 128 - 16 if bits == 5 else 0, np.uint8)
+    result = Quantized(codes, np.ones((8, 4), np.float32), 4 if bits == 4 else 8, 32)
     for sign in (1, -1):
         x = np.full((1, 128), sign * 127, np.float32)
         expected = sign * -(2 ** (bits - 1)) * 127 * 128
-        assert (matmul(x, tiles_of("w", result), 8, 128, False, bits=bits) == expected).all()
+        assert (matmul(x, tiles_of("w", result, bits=bits), 8, 128, False, bits=bits) == expected).all()
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 5, 8])
 def test_rows_are_the_weights_themselves(bits):
     rng = np.random.default_rng(1)
     for with_minimums in (False, True):
@@ -139,9 +141,8 @@ def test_rows_are_the_weights_themselves(bits):
         sizes = {"rows": 21, "columns": 96, "minimums": with_minimums}
         session = session_of(f"Rows{bits}", {"w": U8, "ids": I64}, {"y": F}, **sizes)
         expected = dequantize(result) + (0 if lowest is None else np.repeat(lowest, 32, 1))
-        np.testing.assert_array_equal(
-            session.run(None, {"w": tiles_of("w", result, lowest), "ids": ids})[0], expected[ids].astype(np.float32)
-        )
+        given = {"w": tiles_of("w", result, lowest, bits), "ids": ids}
+        np.testing.assert_array_equal(session.run(None, given)[0], expected[ids].astype(np.float32))
 
 
 def test_what_is_not_finite_stays_so():

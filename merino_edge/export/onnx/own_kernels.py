@@ -25,7 +25,8 @@ from merino_runtime.errors import MerinoError
 
 DOMAIN = "merino"
 GROUP_SIZE = 32
-TILE_ROWS = {4: 8, 8: 16}  # by bits
+TILE_ROWS = {4: 8, 5: 16, 8: 16}  # by bits
+MIDDLE = {4: 8, 5: 16, 8: 128}  # the code of 0, by bits
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
@@ -63,13 +64,17 @@ class GroupAttention(Fused):
 
 
 class Tiles(Operations):
-    """Matrices in tiles, for MatMul4 and MatMul8, in the formats of `tiled_bits`. Others are the dialect's own."""
+    """Matrices in tiles, in the formats of `tiled_bits`. Others are the dialect's own.
+
+    Matrices of 8 bits whose codes need no more than five, as those of a GGUF in Q5_0, are stored in five.
+    """
 
     tiled_bits: tuple[int, ...] = (4,)
 
     def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
         super().__init__(weights, context, precision, blocks)
-        self._tiles: dict[str, tuple[np.ndarray, dict[str, int]]] = {}  # by name: the tiles, and a node's attributes
+        # By name: the tiles' bits, the tiles, and a node's attributes.
+        self._tiles: dict[str, tuple[int, np.ndarray, dict[str, int]]] = {}
 
     def forget(self) -> None:
         super().forget()
@@ -103,15 +108,17 @@ class Tiles(Operations):
     def minimums(self, matrix: Quantized) -> np.ndarray | None:
         return minimums_of(matrix)
 
-    def tiles(self, name: str, matrix: Quantized, minimums: np.ndarray | None) -> np.ndarray:
-        return tiles_of(name, matrix, minimums)
+    def tiles(self, name: str, matrix: Quantized, minimums: np.ndarray | None) -> tuple[int, np.ndarray]:
+        """The bits of a code in the matrix's tiles, and the tiles."""
+        bits = 5 if matrix.bits == 8 and in_five(matrix.codes) else matrix.bits
+        return bits, tiles_of(name, matrix, minimums, bits)
 
     def _matmul(self, x: str, weights: list[str]) -> str:
         matrix = self.quantized_matrix(weights)
         if not self._tiled(matrix):
             return super()._matmul(x, weights)
         name, outliers = "+".join(weights), self.outliers.get(tuple(weights), [])
-        return self._tiled_node(f"MatMul{matrix.bits}", x, name, matrix, outliers)
+        return self._tiled_node("MatMul", x, name, matrix, outliers)
 
     def _tiled_node(
         self, kind: str, x: str, name: str, matrix: Quantized, outliers: Sequence[Outliers] = (), rows: int = 0
@@ -120,24 +127,26 @@ class Tiles(Operations):
         has twice. `rows`: of those that a decode step reads; 0: all."""
         if name not in self._tiles:  # once, however often a layer is used
             self._tiles[name] = self._made_tiles(name, matrix, list(outliers))
-        values, attributes = self._tiles[name]
+        bits, values, attributes = self._tiles[name]
         count = attributes["rows"]
         tiles = self.stored(f"{name}.tiles", values, values.nbytes * (rows or count) // count)
         use_own_kernels(self)
-        inputs = [tiles, x] if kind.startswith("Rows") else [x, tiles]
+        inputs = [tiles, x] if kind == "Rows" else [x, tiles]
         if outliers:
             columns = matrix.scales.shape[1] * matrix.group_size
             order = input_order(columns, matrix.group_size, columns, list(outliers)).astype(np.int32)
             inputs.append(self.constant(f"{name}.order", order))
-        return self.node(kind, inputs, domain=DOMAIN, **attributes)
+        return self.node(f"{kind}{bits}", inputs, domain=DOMAIN, **attributes)
 
-    def _made_tiles(self, name: str, matrix: Quantized, outliers: list[Outliers]) -> tuple[np.ndarray, dict[str, int]]:
+    def _made_tiles(
+        self, name: str, matrix: Quantized, outliers: list[Outliers]
+    ) -> tuple[int, np.ndarray, dict[str, int]]:
         minimums = self.minimums(matrix)
         wide = widened_matrix(matrix._replace(rests=()), outliers)  # the minimums hold the rests
         if minimums is not None and outliers:
             minimums = np.concatenate([minimums, minimums[:, [each.group for each in outliers]]], 1)
         columns = wide.codes.shape[1] * wide.group_size
-        return self.tiles(name, wide, minimums), {
+        return *self.tiles(name, wide, minimums), {
             "rows": len(wide.codes), "columns": columns, "minimums": int(minimums is not None)
         }  # fmt: skip
 
@@ -156,12 +165,12 @@ class FusedTiles(Tiles, GroupAttention):
         matrix = self.quantized_table(table)
         if not self._tiled(matrix):
             return super()._rows(table, ids)
-        return self._tiled_node("Rows8", ids, table, matrix, rows=1)
+        return self._tiled_node("Rows", ids, table, matrix, rows=1)
 
     def head(self, x: str, table: str) -> None:
         matrix = self.quantized_table(table)
         if self._tiled(matrix):
-            self.logits(self._tiled_node("MatMul8", x, table, matrix), len(matrix.codes))
+            self.logits(self._tiled_node("MatMul", x, table, matrix), len(matrix.codes))
         else:
             super().head(x, table)
 
@@ -179,16 +188,24 @@ def in_halves(name: str, matrix: Quantized) -> Quantized:
     return matrix._replace(scales=halves(name, matrix.scales).astype(np.float32))
 
 
-def tiles_of(name: str, matrix: Quantized, minimums: np.ndarray | None = None) -> np.ndarray:
-    """A matrix in the layout of runtime/kernels/matmul.h: tiles of 8 rows, in 8 bits of 16 rows, by 32 columns, each
-    with its codes, float16 scales, and float16 minimums where the matrix has any.
+def in_five(codes: np.ndarray) -> bool:
+    """Whether five bits hold these codes of 8 bits."""
+    return MIDDLE[8] - MIDDLE[5] <= codes.min() and codes.max() < MIDDLE[8] + MIDDLE[5]
+
+
+def tiles_of(name: str, matrix: Quantized, minimums: np.ndarray | None = None, bits: int | None = None) -> np.ndarray:
+    """A matrix in the layout of runtime/kernels/matmul.h: tiles of 16 rows, in 4 bits of 8 rows, by 32 columns, each
+    with its codes, float16 scales, and float16 minimums where the matrix has any. `bits`: of a code there; None: the
+    matrix's.
 
     uint8 [tiles, columns / 32, bytes of a tile]; minimums float32 [rows, groups]; rows are padded with zeros.
     """
-    count, rows = TILE_ROWS[matrix.bits], len(matrix.codes)
+    bits, rows = bits or matrix.bits, len(matrix.codes)
+    count = TILE_ROWS[bits]
     if matrix.bits == 8:
-        codes = matrix.codes.reshape(rows, -1, GROUP_SIZE)
-        parts = [tiled(codes[..., at : at + 4], count) for at in range(0, GROUP_SIZE, 4)]
+        codes = matrix.codes.reshape(rows, -1, GROUP_SIZE) - np.uint8(MIDDLE[8] - MIDDLE[bits])
+        quads = [tiled(codes[..., at : at + 4], count) for at in range(0, GROUP_SIZE, 4)]
+        parts = quads if bits == 8 else in_five_bits(np.concatenate(quads, -1))
     else:
         codes = np.stack([matrix.codes & 15, matrix.codes >> 4], -1).reshape(rows, -1, GROUP_SIZE)
         parts = [tiled(codes[..., : GROUP_SIZE // 2] | codes[..., GROUP_SIZE // 2 :] << 4, count)]
@@ -196,6 +213,12 @@ def tiles_of(name: str, matrix: Quantized, minimums: np.ndarray | None = None) -
     of_32 = [np.repeat(values, matrix.group_size // GROUP_SIZE, 1) for values in factors]
     parts += [tiled(halves(name, values)[..., None], count) for values in of_32]
     return np.ascontiguousarray(np.concatenate(parts, -1))
+
+
+def in_five_bits(codes: np.ndarray) -> list[np.ndarray]:
+    """Bytes of codes [tiles, groups, 32 columns * 16 rows] below 32: two nibbles in each, then the fifth bits."""
+    low, half = codes & 15, codes.shape[-1] // 2
+    return [low[..., :half] | low[..., half:] << 4, np.packbits(codes >> 4, axis=-1, bitorder="little")]
 
 
 def minimums_of(matrix: Quantized) -> np.ndarray | None:
