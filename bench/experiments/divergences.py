@@ -3,8 +3,8 @@
     python bench/experiments/divergences.py FILE.gguf... --cache DIR -o bench/results/divergences.json
 
 The reference answers short questions greedily in float32; each format reads these answers (`merino-edge export` states
-the same figures). llama.cpp is the build of `make peers-native` with its default cache of float16. DIR keeps the
-bundles. What is in the record is not measured again.
+the same figures). Bundles are for this machine's kind of core. llama.cpp is the build of `make peers-native` with its
+default cache of float16. DIR keeps the bundles. What is in the record is not measured again.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from merino_edge.export.divergence import QUESTIONS, Divergence, answers_of, div
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
+from merino_edge.prediction.formats import core_here
 from merino_runtime.bundle import load_bundle
 
 CONTEXT, THREADS = 512, 2
@@ -36,7 +37,7 @@ def measured(path: Path, formats: list[str], cache: Path, count: int) -> Iterato
             continue
         out = cache / f"{path.stem}-{each}"
         if not (out / "bundle.json").exists():
-            export(source, out, ExportRequest(precision=each, context=CONTEXT))
+            export(source, out, ExportRequest(precision=each, context=CONTEXT, core=core_here()))
         yield row_of(path, each, divergence(load_bundle(str(out)), answers), bundle_bytes(out) / 1e6)
 
 
