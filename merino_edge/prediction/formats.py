@@ -1,6 +1,6 @@
 """Graphs for a board: the dialect of its runtime, the kind of its core, and its backend's fast weight formats."""
 
-from merino_edge.families.operators import CPU_FORMATS, KERNEL_FORMATS, Core, core_named, fast_isa
+from merino_edge.families.operators import CPU_FORMATS, Core, core_named, fast_isa, runs_on_kernels
 from merino_edge.profiles.coefficients import Dialect
 from merino_edge.profiles.profile import Backend, DeviceProfile
 from merino_runtime.bundle import FIRST_QUANTISED_CACHE, QUANTISED_CACHES
@@ -80,8 +80,8 @@ def attends_by_groups(profile: DeviceProfile, precision: str) -> bool:
     """Whether a `fused` graph for this board uses GroupAttention. For no-dotprod cores only in int4, so that their
     other formats run where the library cannot be loaded."""
     core = core_of_board(profile)
-    formats = KERNEL_FORMATS[core] if core == "no-dotprod" else CPU_FORMATS
-    return dialect_of(profile) == "fused" and precision in formats and loads_kernels(profile)
+    groups = runs_on_kernels(core, precision) if core == "no-dotprod" else precision in CPU_FORMATS
+    return dialect_of(profile) == "fused" and groups and loads_kernels(profile)
 
 
 def loads_kernels(profile: DeviceProfile) -> bool:

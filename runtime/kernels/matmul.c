@@ -333,7 +333,7 @@ static void one_row(const rounded *x, const uint8_t *w, int64_t groups, int bits
 }
 
 static void prefill_rows(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums,
-                                float out[PREFILL_ROWS][MOST_TILE_ROWS]) {
+                         float out[PREFILL_ROWS][MOST_TILE_ROWS]) {
     for (int row = 0; row < PREFILL_ROWS; row++) one_row(x + row * groups, w, groups, bits, minimums, out[row]);
 }
 

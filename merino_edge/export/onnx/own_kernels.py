@@ -26,7 +26,6 @@ from merino_runtime.errors import MerinoError
 DOMAIN = "merino"
 GROUP_SIZE = 32
 TILE_ROWS = {4: 8, 5: 16, 8: 16}  # by bits
-MIDDLE = {4: 8, 5: 16, 8: 128}  # the code of 0, by bits
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
@@ -190,7 +189,7 @@ def in_halves(name: str, matrix: Quantized) -> Quantized:
 
 def in_five(codes: np.ndarray) -> bool:
     """Whether five bits hold these codes of 8 bits."""
-    return MIDDLE[8] - MIDDLE[5] <= codes.min() and codes.max() < MIDDLE[8] + MIDDLE[5]
+    return bool(codes.min() >= 2**7 - 2**4 and codes.max() < 2**7 + 2**4)
 
 
 def tiles_of(name: str, matrix: Quantized, minimums: np.ndarray | None = None, bits: int | None = None) -> np.ndarray:
@@ -203,7 +202,7 @@ def tiles_of(name: str, matrix: Quantized, minimums: np.ndarray | None = None, b
     bits, rows = bits or matrix.bits, len(matrix.codes)
     count = TILE_ROWS[bits]
     if matrix.bits == 8:
-        codes = matrix.codes.reshape(rows, -1, GROUP_SIZE) - np.uint8(MIDDLE[8] - MIDDLE[bits])
+        codes = matrix.codes.reshape(rows, -1, GROUP_SIZE) - np.uint8(2**7 - 2 ** (bits - 1))
         quads = [tiled(codes[..., at : at + 4], count) for at in range(0, GROUP_SIZE, 4)]
         parts = quads if bits == 8 else in_five_bits(np.concatenate(quads, -1))
     else:
