@@ -11,9 +11,8 @@ from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
 from merino_edge.export.onnx.own_kernels import FusedTiles, GroupAttention, OwnKernels, PortableTiles
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.quantisation.gptq import Hessians
-from merino_edge.export.quantisation.groups import Quantized
 from merino_edge.export.quantisation.kv_cache import CacheScales
-from merino_edge.export.quantisation.outliers import Names, outlier_groups
+from merino_edge.export.quantisation.outliers import Reading, outlier_groups
 from merino_edge.export.source import Source
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import KvLayer, Weights
@@ -69,10 +68,11 @@ def geometry_graph(
     return graph
 
 
-def read_by(graph: Graph, arch: Geometry, sizes: Sizes) -> Iterator[tuple[Names, Quantized, np.ndarray]]:
-    """The matrices whose inputs have known sizes: names, weights, and the sizes."""
+def read_by(graph: Graph, arch: Geometry, sizes: Sizes) -> Iterator[Reading]:
+    """The matrices whose inputs have known sizes."""
     decoder = decoder_of(arch)
     for layer in decoder.layers if decoder else ():
         for linear in (layer.qkv, layer.up):
             for run in graph.runs(linear.weights):
-                yield tuple(run), graph.quantized_matrix(run), sizes[linear.weights[0]]
+                matrix = graph.quantized_matrix(run)
+                yield Reading(tuple(run), matrix, sizes[linear.weights[0]], graph.copied_channels(matrix))

@@ -107,8 +107,8 @@ static int32_t *some_order(matmul_work *work) {
 
 static uint64_t fuzz_product(void) {
     int64_t rows = 1 + below(40), columns = GROUP * (1 + below(6)), count = 1 + below(below(2) ? 40 : 3);
-    int minimums = (int)below(2), extreme = !below(3), bits = (int)(below(2) ? 4 : below(2) ? 5 : 8);
-    matmul_work work = product(count, rows, columns, bits, minimums, extreme);
+    int minimums = (int)below(2), extreme = !below(3), bits = (int)(below(2) ? 4 : below(3) ? 5 + below(2) : 8);
+    matmul_work work = product(count, rows, columns, bits, minimums && bits != 6, extreme);
     int32_t *order = below(2) ? some_order(&work) : NULL;
     work.order = order;
     matmul(&work, any_threads());

@@ -1,8 +1,8 @@
-/* y = x W^T with W in 4, 5 or 8 bits and x rounded to 8 bits in groups of 32. See matmul.h for the layout.
+/* y = x W^T with W in 4, 5, 6 or 8 bits and x rounded to 8 bits in groups of 32, in 6 bits of 16. See matmul.h for
+ * the layout.
  *
  * Integer sums are exact. In 4 bits codes 0 to 15 times -127 to 127 over 32 columns leave int16, but wrap modulo 2^16,
- * and less 8 * sum(x) the true sum is at most 32 * 8 * 127 = 32512, which int16 holds. In 5 and 8 bits they are of 32
- * bits.
+ * and less 8 * sum(x) the true sum is at most 32 * 8 * 127 = 32512, which int16 holds. The others are of 32 bits.
  */
 #include "matmul.h"
 #include <string.h>
@@ -41,7 +41,7 @@ static void round_group(const float *x, rounded *out) {
         total = vaddq_s16(total, both);
     }
     out->eight_sums = (int16_t)(8 * vaddvq_s16(total));
-    out->scale = most * (1.0f / 127.0f) + (out->sum - out->sum); /* not finite where a value is not */
+    out->scales[0] = most * (1.0f / 127.0f) + (out->sum - out->sum); /* not finite where a value is not */
 }
 
 /* The products of eight lanes of one row of W with x, added over four times eight columns. */
@@ -58,8 +58,8 @@ static inline int16x8_t row_products(uint8x16_t packed, int8x16_t first, int8x16
 static inline void add_group(float32x4_t sums[2], int16x8_t codes, const rounded *x, const float32x4_t scales[2]) {
     codes = vsubq_s16(codes, vdupq_n_s16(x->eight_sums));
     float32x4_t low = vcvtq_f32_s32(vmovl_s16(vget_low_s16(codes))), high = vcvtq_f32_s32(vmovl_high_s16(codes));
-    sums[0] = vfmaq_f32(sums[0], low, vmulq_n_f32(scales[0], x->scale));
-    sums[1] = vfmaq_f32(sums[1], high, vmulq_n_f32(scales[1], x->scale));
+    sums[0] = vfmaq_f32(sums[0], low, vmulq_n_f32(scales[0], x->scales[0]));
+    sums[1] = vfmaq_f32(sums[1], high, vmulq_n_f32(scales[1], x->scales[0]));
 }
 
 static inline void eight_halves(const uint8_t *at, float32x4_t out[2]) {
@@ -75,22 +75,27 @@ static inline void add_minimums(float32x4_t sums[2], const uint8_t *at, const ro
     sums[1] = vfmaq_n_f32(sums[1], factors[1], x->sum);
 }
 
-/* Columns 4 * quad to 4 * quad + 3 of four rows from `row` on, in 5 or 8 bits: the codes less what they have too much. */
+/* Columns 4 * quad to 4 * quad + 3 of four rows from `row` on, in 5, 6 or 8 bits: codes less what they have too much. */
 static inline int8x16_t four_columns(const uint8_t *tile, int quad, int row, int bits) {
     if (bits == 8) return vreinterpretq_s8_u8(veorq_u8(vld1q_u8(tile + 64 * quad + 4 * row), vdupq_n_u8(128)));
     static const uint8_t BIT[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
     uint8x16_t packed = vld1q_u8(tile + 64 * (quad % 4) + 4 * row);
+    uint8x16_t low = quad < 4 ? vandq_u8(packed, vdupq_n_u8(15)) : vshrq_n_u8(packed, 4);
+    if (bits == 6) {
+        int8x16_t shift = vdupq_n_s8((int8_t)(4 - 2 * (quad % 4)));
+        uint8x16_t high = vshlq_u8(vld1q_u8(tile + 256 + 64 * (quad / 4) + 4 * row), shift);
+        return vreinterpretq_s8_u8(vsubq_u8(vorrq_u8(low, vandq_u8(high, vdupq_n_u8(48))), vdupq_n_u8(32)));
+    }
     const uint8_t *fifth = tile + 256 + 8 * quad + row / 2;
     uint8x16_t bytes = vcombine_u8(vld1_dup_u8(fifth), vld1_dup_u8(fifth + 1));
-    uint8x16_t low = quad < 4 ? vandq_u8(packed, vdupq_n_u8(15)) : vshrq_n_u8(packed, 4);
     uint8x16_t codes = vorrq_u8(low, vandq_u8(vtstq_u8(bytes, vld1q_u8(BIT)), vdupq_n_u8(16)));
     return vreinterpretq_s8_u8(vsubq_u8(codes, vdupq_n_u8(16)));
 }
 
-/* Four rows of W in 5 or 8 bits with x. */
-static inline int32x4_t four_sums(const uint8_t *tile, int row, int bits, const rounded *x) {
+/* Columns of four rows of W in 5, 6 or 8 bits, from 4 * quad to 4 * end - 1, with x. */
+static inline int32x4_t four_sums(const uint8_t *tile, int row, int bits, const rounded *x, int quad, int end) {
     int32x4_t sums[2] = {vdupq_n_s32(0), vdupq_n_s32(0)}; /* two for each row */
-    for (int quad = 0; quad < GROUP / 4; quad += 2) {
+    for (; quad < end; quad += 2) {
         int8x16_t one = four_columns(tile, quad, row, bits), two = four_columns(tile, quad + 1, row, bits);
         int8x16_t first = vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t *)(x->codes + 4 * quad)));
         int8x16_t second = vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t *)(x->codes + 4 * quad + 4)));
@@ -105,15 +110,18 @@ static inline float32x4_t four_halves(const uint8_t *at) {
     return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(at)));
 }
 
-/* Sixteen rows of W in 5 or 8 bits with one row of x. */
+/* Sixteen rows of W in 5, 6 or 8 bits with one row of x. */
 static inline void one_row16(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, float *out) {
     float32x4_t sums[4] = {vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)};
     for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(bits, minimums))
         for (int four = 0; four < 4; four++) {
             const uint8_t *at = w + code_bytes(bits) + 8 * four;
-            float32x4_t codes = vcvtq_f32_s32(four_sums(w, 4 * four, bits, x));
-            sums[four] = vfmaq_f32(sums[four], codes, vmulq_n_f32(four_halves(at), x->scale));
-            if (minimums) sums[four] = vfmaq_n_f32(sums[four], four_halves(at + factor_bytes(bits)), x->sum);
+            for (int part = 0; part < parts_of(bits); part++, at += factor_bytes(bits)) {
+                int quads = GROUP / 4 / parts_of(bits);
+                int32x4_t total = four_sums(w, 4 * four, bits, x, part * quads, (part + 1) * quads);
+                sums[four] = vfmaq_f32(sums[four], vcvtq_f32_s32(total), vmulq_n_f32(four_halves(at), x->scales[part]));
+            }
+            if (minimums) sums[four] = vfmaq_n_f32(sums[four], four_halves(at), x->sum);
         }
     for (int four = 0; four < 4; four++) vst1q_f32(out + 4 * four, sums[four]);
 }
@@ -128,6 +136,10 @@ static inline void one_row(const rounded *x, const uint8_t *w, int64_t groups, i
     }
     if (bits == 5) {
         one_row16(x, w, groups, 5, minimums, out);
+        return;
+    }
+    if (bits == 6) {
+        one_row16(x, w, groups, 6, 0, out);
         return;
     }
     for (; w < end; x++, w += group_bytes(4, minimums)) {
@@ -235,15 +247,18 @@ static void round_group(const float *x, rounded *out) {
         for (int one = 0; one < 8; one++) total += out->codes[8 * at + one];
     }
     out->eight_sums = (int16_t)(8 * total);
-    out->scale = most * (1.0f / 127.0f) + (out->sum - out->sum);
+    out->scales[0] = most * (1.0f / 127.0f) + (out->sum - out->sum);
 }
 
-/* Codes have 8 too much in 4 bits, 16 in 5, and 128 in 8. */
-static inline int too_much(const rounded *x, int bits) { return x->eight_sums * (1 << (bits - 4)); }
+/* Codes have 8 too much in 4 bits, 16 in 5, 32 in 6, and 128 in 8. `part`: of those that have scales of their own. */
+static inline int too_much(const rounded *x, int bits, int part) {
+    int sums = parts_of(bits) == 1 ? x->eight_sums : part ? x->eight_sums - x->eight_firsts : x->eight_firsts;
+    return sums * (1 << (bits - 4));
+}
 
 /* Eight integer sums, less what the codes have too much, as floats. */
-static inline __m256 in_floats(__m256i sums, const rounded *x, int bits) {
-    return _mm256_cvtepi32_ps(_mm256_sub_epi32(sums, _mm256_set1_epi32(too_much(x, bits))));
+static inline __m256 in_floats(__m256i sums, const rounded *x, int bits, int part) {
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(sums, _mm256_set1_epi32(too_much(x, bits, part))));
 }
 
 /* The sums of eight rows of W in 4 bits over 32 columns. */
@@ -298,8 +313,25 @@ static inline __m256i eight_sums5(const uint8_t *tile, int half, const rounded *
     return total;
 }
 
-static inline __m256i eight_sums(const uint8_t *tile, int half, const rounded *x, int bits) {
+/* The same in 6 bits, over sixteen columns. Sums of 8 columns are at most 8 * 63 * 127 / 2 in each lane of 16 bits. */
+static inline __m256i eight_sums6(const uint8_t *tile, int half, int part, const rounded *x) {
+    __m256i nibble = _mm256_set1_epi8(15), two = _mm256_set1_epi8(48), ones = _mm256_set1_epi16(1), sum[4];
+    __m256i high = _mm256_loadu_si256((const __m256i *)(tile + 256 + 64 * part + 32 * half));
+    for (int at = 0; at < 4; at++) {
+        int32_t four;
+        memcpy(&four, x->codes + 16 * part + 4 * at, sizeof four);
+        __m256i packed = _mm256_loadu_si256((const __m256i *)(tile + 64 * at + 32 * half));
+        __m256i low = _mm256_and_si256(part ? _mm256_srli_epi16(packed, 4) : packed, nibble);
+        __m256i upper = at < 2 ? _mm256_slli_epi16(high, 4 - 2 * at) : _mm256_srli_epi16(high, 2 * at - 4);
+        sum[at] = _mm256_maddubs_epi16(_mm256_or_si256(low, _mm256_and_si256(upper, two)), _mm256_set1_epi32(four));
+    }
+    __m256i first = _mm256_madd_epi16(_mm256_add_epi16(sum[0], sum[1]), ones);
+    return _mm256_add_epi32(first, _mm256_madd_epi16(_mm256_add_epi16(sum[2], sum[3]), ones));
+}
+
+static inline __m256i eight_sums(const uint8_t *tile, int half, int part, const rounded *x, int bits) {
     if (bits == 4) return eight_sums4(tile, x);
+    if (bits == 6) return eight_sums6(tile, half, part, x);
     return bits == 5 ? eight_sums5(tile, half, x) : eight_sums8(tile + 32 * half, x);
 }
 
@@ -311,12 +343,12 @@ static inline __attribute__((always_inline)) void row_of_kind(const rounded *x, 
     for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(bits, minimums))
         for (int half = 0; half < tile_rows(bits) / 8; half++) {
             const uint8_t *factors = w + code_bytes(bits) + 16 * half;
-            __m256 codes = in_floats(eight_sums(w, half, x, bits), x, bits);
-            __m256 scales = _mm256_mul_ps(eight_halves(factors), _mm256_set1_ps(x->scale));
-            sums[half] = _mm256_fmadd_ps(codes, scales, sums[half]);
-            if (!minimums) continue;
-            __m256 lowest = eight_halves(factors + factor_bytes(bits));
-            sums[half] = _mm256_fmadd_ps(lowest, _mm256_set1_ps(x->sum), sums[half]);
+            for (int part = 0; part < parts_of(bits); part++, factors += factor_bytes(bits)) {
+                __m256 codes = in_floats(eight_sums(w, half, part, x, bits), x, bits, part);
+                __m256 scales = _mm256_mul_ps(eight_halves(factors), _mm256_set1_ps(x->scales[part]));
+                sums[half] = _mm256_fmadd_ps(codes, scales, sums[half]);
+            }
+            if (minimums) sums[half] = _mm256_fmadd_ps(eight_halves(factors), _mm256_set1_ps(x->sum), sums[half]);
         }
     for (int half = 0; half < tile_rows(bits) / 8; half++) _mm256_storeu_ps(out + 8 * half, sums[half]);
 }
@@ -328,6 +360,8 @@ static void one_row(const rounded *x, const uint8_t *w, int64_t groups, int bits
         row_of_kind(x, w, groups, 4, 1, out);
     else if (bits == 5)
         row_of_kind(x, w, groups, 5, minimums, out);
+    else if (bits == 6)
+        row_of_kind(x, w, groups, 6, 0, out);
     else
         row_of_kind(x, w, groups, 8, minimums, out);
 }
@@ -388,7 +422,7 @@ PART __m256 add_group(__m256 sums, __m512i halves, const rounded *x, __m256 scal
     __m512i rows = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     __m512i wholes = _mm512_add_epi32(_mm512_unpacklo_epi64(halves, halves), _mm512_unpackhi_epi64(halves, halves));
     __m256i codes = _mm512_castsi512_si256(_mm512_permutexvar_epi32(rows, wholes));
-    return _mm256_fmadd_ps(in_floats(codes, x, 4), _mm256_mul_ps(scales, _mm256_set1_ps(x->scale)), sums);
+    return _mm256_fmadd_ps(in_floats(codes, x, 4, 0), _mm256_mul_ps(scales, _mm256_set1_ps(x->scales[0])), sums);
 }
 
 PART void decode512(const rounded *x, const uint8_t *w, int64_t groups, int minimums, float *out) {
@@ -452,7 +486,7 @@ PART void multiply4(const rounded *x, const uint8_t *w, int64_t groups, int64_t 
             __m512i codes = _mm512_set1_epi32(-one->eight_sums);
 #pragma GCC unroll 8
             for (int quad = 0; quad < 8; quad++) codes = _mm512_dpbusd_epi32(codes, columns[quad], four_codes(one, quad));
-            __m512 scaled = _mm512_mul_ps(scales, _mm512_set1_ps(one->scale));
+            __m512 scaled = _mm512_mul_ps(scales, _mm512_set1_ps(one->scales[0]));
             sums[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes), scaled, sums[row]);
             if (minimums) sums[row] = _mm512_fmadd_ps(lowest, _mm512_set1_ps(one->sum), sums[row]);
         }
@@ -463,71 +497,80 @@ PART void multiply4(const rounded *x, const uint8_t *w, int64_t groups, int64_t 
 
 PART __m512 halves512(const uint8_t *at) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at)); }
 
-/* Codes of sixteen rows in 5 or 8 bits, columns 4 * quad to 4 * quad + 3. */
+/* Codes of sixteen rows in 5, 6 or 8 bits, columns 4 * quad to 4 * quad + 3. */
 PART __m512i quad512(const uint8_t *tile, int quad, int bits) {
     if (bits == 8) return _mm512_loadu_si512(tile + 64 * quad);
-    __mmask64 fifth;
-    memcpy(&fifth, tile + 256 + 8 * quad, sizeof fifth);
     __m512i packed = _mm512_loadu_si512(tile + 64 * (quad % 4)), nibble = _mm512_set1_epi8(15);
     __m512i low = _mm512_and_si512(quad < 4 ? packed : _mm512_srli_epi16(packed, 4), nibble);
+    if (bits == 6) {
+        __m512i high = _mm512_loadu_si512(tile + 256 + 64 * (quad / 4));
+        int left = 4 - 2 * (quad % 4);
+        __m512i upper = left > 0 ? _mm512_slli_epi16(high, left) : _mm512_srli_epi16(high, -left);
+        return _mm512_or_si512(low, _mm512_and_si512(upper, _mm512_set1_epi8(48)));
+    }
+    __mmask64 fifth;
+    memcpy(&fifth, tile + 256 + 8 * quad, sizeof fifth);
     return _mm512_mask_add_epi8(low, fifth, low, _mm512_set1_epi8(16));
 }
 
-/* Sixteen rows of W in 5 or 8 bits with `rows` rows of x, which lie `groups` apart. */
+/* Sixteen rows of W in 5, 6 or 8 bits with `rows` rows of x, which lie `groups` apart. */
 PART void multiply16(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, int rows,
                      float out[][MOST_TILE_ROWS]) {
     __m512 sums[PREFILL_ROWS];
+    int quads = GROUP / 4 / parts_of(bits);
     for (int row = 0; row < rows; row++) sums[row] = _mm512_setzero_ps();
     for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(bits, minimums)) {
-        __m512i codes[PREFILL_ROWS];
-        __m512 scales = halves512(w + code_bytes(bits));
-        for (int row = 0; row < rows; row++) codes[row] = _mm512_set1_epi32(-too_much(x + row * groups, bits));
+        const uint8_t *factors = w + code_bytes(bits);
+#pragma GCC unroll 2
+        for (int part = 0; part < parts_of(bits); part++, factors += factor_bytes(bits)) {
+            __m512i codes[PREFILL_ROWS];
+            __m512 scales = halves512(factors);
+            for (int row = 0; row < rows; row++) codes[row] = _mm512_set1_epi32(-too_much(x + row * groups, bits, part));
 #pragma GCC unroll 8
-        for (int quad = 0; quad < GROUP / 4; quad++) {
-            __m512i columns = quad512(w, quad, bits);
+            for (int quad = part * quads; quad < (part + 1) * quads; quad++) {
+                __m512i columns = quad512(w, quad, bits);
 #pragma GCC unroll 4
-            for (int row = 0; row < rows; row++)
-                codes[row] = _mm512_dpbusd_epi32(codes[row], columns, four_codes(x + row * groups, quad));
-        }
+                for (int row = 0; row < rows; row++)
+                    codes[row] = _mm512_dpbusd_epi32(codes[row], columns, four_codes(x + row * groups, quad));
+            }
 #pragma GCC unroll 4
-        for (int row = 0; row < rows; row++) {
-            __m512 scaled = _mm512_mul_ps(scales, _mm512_set1_ps(x[row * groups].scale));
-            sums[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes[row]), scaled, sums[row]);
+            for (int row = 0; row < rows; row++) {
+                __m512 scaled = _mm512_mul_ps(scales, _mm512_set1_ps(x[row * groups].scales[part]));
+                sums[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes[row]), scaled, sums[row]);
+            }
         }
         if (!minimums) continue;
-        __m512 lowest = halves512(w + code_bytes(bits) + factor_bytes(bits));
+        __m512 lowest = halves512(factors);
         for (int row = 0; row < rows; row++)
             sums[row] = _mm512_fmadd_ps(lowest, _mm512_set1_ps(x[row * groups].sum), sums[row]);
     }
     for (int row = 0; row < rows; row++) _mm512_storeu_ps(out[row], sums[row]);
 }
 
-/* The same, compiled for each kind of matrix. */
-PART void multiply_kind16(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, int rows,
+/* The same, compiled for each number of bits. */
+PART void multiply_bits16(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, int rows,
                           float out[][MOST_TILE_ROWS]) {
-    if (bits == 8 && minimums)
-        multiply16(x, w, groups, 8, 1, rows, out);
-    else if (bits == 8)
-        multiply16(x, w, groups, 8, 0, rows, out);
-    else if (minimums)
-        multiply16(x, w, groups, 5, 1, rows, out);
+    if (bits == 8)
+        multiply16(x, w, groups, 8, minimums, rows, out);
+    else if (bits == 6)
+        multiply16(x, w, groups, 6, 0, rows, out);
     else
-        multiply16(x, w, groups, 5, 0, rows, out);
+        multiply16(x, w, groups, 5, minimums, rows, out);
 }
 
 VNNI static void one_row512(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, float *out) {
     if (bits != 4)
-        multiply_kind16(x, w, groups, bits, minimums, 1, (float(*)[MOST_TILE_ROWS])out);
+        multiply_bits16(x, w, groups, bits, minimums, 1, (float(*)[MOST_TILE_ROWS])out);
     else if (minimums)
         decode512(x, w, groups, 1, out);
     else
         decode512(x, w, groups, 0, out);
 }
 
-/* In 5 and 8 bits; in 4 two tiles are multiplied at once. */
+/* In 5, 6 and 8 bits; in 4 two tiles are multiplied at once. */
 VNNI static void prefill_rows512(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums,
                                  float out[PREFILL_ROWS][MOST_TILE_ROWS]) {
-    multiply_kind16(x, w, groups, bits, minimums, PREFILL_ROWS, out);
+    multiply_bits16(x, w, groups, bits, minimums, PREFILL_ROWS, out);
 }
 
 static int multiplies_bytes(void) {
@@ -588,13 +631,33 @@ static const float *channels_of(const matmul_work *work, const float *x, int64_t
     return room;
 }
 
+/* Rounds 32 values, each sixteen by a scale of their own. */
+static void round_halves(const float *x, rounded *out) {
+    float room[2][GROUP] = {{0}};
+    rounded second;
+    memcpy(room[0], x, sizeof(float) * GROUP / 2);
+    memcpy(room[1] + GROUP / 2, x + GROUP / 2, sizeof(float) * GROUP / 2);
+    round_group(room[0], out);
+    round_group(room[1], &second);
+    memcpy(out->codes + GROUP / 2, second.codes + GROUP / 2, GROUP / 2);
+    out->scales[1] = second.scales[0];
+    out->eight_firsts = out->eight_sums;
+    out->eight_sums = (int16_t)(out->eight_sums + second.eight_sums);
+}
+
 static void round_rows(void *given, size_t task) {
     const matmul_work *work = given;
     int64_t groups = work->columns / GROUP, first = (int64_t)task * PREFILL_ROWS;
     float room[GROUP];
     for (int64_t row = first; row < first + PREFILL_ROWS && row < work->count; row++)
-        for (int64_t group = 0; group < groups; group++)
-            round_group(channels_of(work, work->x + row * work->width, group, room), work->scratch + row * groups + group);
+        for (int64_t group = 0; group < groups; group++) {
+            const float *x = channels_of(work, work->x + row * work->width, group, room);
+            rounded *out = work->scratch + row * groups + group;
+            if (parts_of(work->bits) == 1)
+                round_group(x, out);
+            else
+                round_halves(x, out);
+        }
 }
 
 /* One tile of W with x's rows from `first` on, up to BLOCK_ROWS of them. */
@@ -629,6 +692,8 @@ static void multiply_tiles(void *given, size_t task) {
                 multiply_tile(work, tile, row, 8, work->minimums);
             else if (work->bits == 5)
                 multiply_tile(work, tile, row, 5, work->minimums);
+            else if (work->bits == 6)
+                multiply_tile(work, tile, row, 6, 0);
             else if (work->minimums)
                 multiply_tile(work, tile, row, 4, 1);
             else
@@ -648,9 +713,10 @@ void matmul(const matmul_work *work, threads on) {
 static inline int code_of(const uint8_t *codes, int64_t place, int64_t column, int bits) {
     int64_t at = column / 4 * 4 * tile_rows(8) + 4 * place + column % 4; /* in the order of 8 bits */
     if (bits == 8) return codes[at] - 128;
-    if (bits == 5) {
+    if (bits != 4) {
         int low = column < 16 ? codes[at] & 15 : codes[at - 256] >> 4;
-        return (low | (codes[256 + at / 8] >> at % 8 & 1) << 4) - 16;
+        if (bits == 5) return (low | (codes[256 + at / 8] >> at % 8 & 1) << 4) - 16;
+        return (low | (codes[256 + at / 256 * 64 + at % 64] >> at / 64 % 4 * 2 & 3) << 4) - 32;
     }
     int packed = codes[16 * place + column % 16];
     return (column < 16 ? packed & 15 : packed >> 4) - 8;
@@ -660,9 +726,10 @@ void matmul_row(const uint8_t *weights, int64_t columns, int bits, int minimums,
     int64_t place = row % tile_rows(bits), step = group_bytes(bits, minimums);
     const uint8_t *w = weights + row / tile_rows(bits) * (columns / GROUP) * step;
     for (int64_t group = 0; group < columns / GROUP; group++, w += step, out += GROUP) {
-        const uint8_t *factors = w + code_bytes(bits) + 2 * place;
-        float scale = half_to_float(factors), minimum = minimums ? half_to_float(factors + factor_bytes(bits)) : 0.0f;
+        const uint8_t *scales = w + code_bytes(bits) + 2 * place, *behind = scales + parts_of(bits) * factor_bytes(bits);
+        float minimum = minimums ? half_to_float(behind) : 0.0f;
         for (int64_t column = 0; column < GROUP; column++) {
+            float scale = half_to_float(scales + column * parts_of(bits) / GROUP * factor_bytes(bits));
             float value = (float)code_of(w, place, column, bits) * scale;
             out[column] = minimums ? value + minimum : value;
         }

@@ -2,7 +2,7 @@
  *
  *   MatMul4          x float [..., columns], weights uint8 (matmul.h)                -> float [..., rows]
  *   Rows4            weights uint8, ids int64 [...]                                  -> float [..., columns]
- *   MatMul8, Rows8   the same in 8 bits
+ *   MatMul5, Rows5, MatMul6, Rows6, MatMul8, Rows8   the same in 5, 6 and 8 bits; in 6 without minimums
  *   GroupAttention   qkv float [B, T, (heads + 2 kv_heads) * size], past_key, past_value float [B, kv_heads, slots,
  *                    size], last int32 [B] (position of each one's last new id), cos, sin float [positions, size / 2]
  *                                                   -> float [B, T, heads * size], present_key, present_value
@@ -11,6 +11,7 @@
  * Past and present may be one buffer; where they are not, the past is copied. What is wrong becomes a status. ONNX
  * Runtime before 1.16 takes none of a call, so there the result is not a number, which the runtime reports.
  */
+#pragma GCC optimize("Os") /* nothing here is hot, and boards carry these bytes */
 #include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -275,6 +276,7 @@ static OrtStatus *read_attributes(kernel *one, const OrtInfo *info) {
         TRY(integer(info, "rows", 1, &one->rows));
         TRY(integer(info, "minimums", 0, &one->minimums));
         if (one->columns % GROUP) WRONG("columns are a multiple of 32");
+        if (one->operator->bits == 6 && one->minimums) WRONG("there are no minimums in 6 bits");
         return NULL;
     }
     TRY(integer(info, "heads", 1, &one->heads));
@@ -300,8 +302,8 @@ static OrtStatus *create_checked(const Operator *operator, OrtTable table, const
     return NULL;
 }
 
-static compute_kernel *const KERNELS[] = {compute_matmul, compute_rows, compute_matmul,    compute_rows,
-                                          compute_matmul, compute_rows, compute_attention, compute_attention};
+static compute_kernel *const KERNELS[] = {compute_matmul, compute_rows, compute_matmul, compute_rows,      compute_matmul,
+                                          compute_rows,   compute_matmul, compute_rows, compute_attention, compute_attention};
 enum { OPERATORS = sizeof KERNELS / sizeof *KERNELS };
 static Operator operators[OPERATORS];
 
@@ -369,10 +371,12 @@ static void fill_operators(void) {
     operators[1] = operator_of("Rows4", 4, ROWS, 2, 1);
     operators[2] = operator_of("MatMul5", 5, MATMUL, 3, 1);
     operators[3] = operator_of("Rows5", 5, ROWS, 2, 1);
-    operators[4] = operator_of("MatMul8", 8, MATMUL, 3, 1);
-    operators[5] = operator_of("Rows8", 8, ROWS, 2, 1);
-    operators[6] = operator_of("GroupAttention", 32, ATTENTION, 6, 3);
-    operators[7] = operator_of("GroupAttention8", 8, ATTENTION8, 8, 3);
+    operators[4] = operator_of("MatMul6", 6, MATMUL, 3, 1);
+    operators[5] = operator_of("Rows6", 6, ROWS, 2, 1);
+    operators[6] = operator_of("MatMul8", 8, MATMUL, 3, 1);
+    operators[7] = operator_of("Rows8", 8, ROWS, 2, 1);
+    operators[8] = operator_of("GroupAttention", 32, ATTENTION, 6, 3);
+    operators[9] = operator_of("GroupAttention8", 8, ATTENTION8, 8, 3);
 }
 
 EXPORTED OrtStatus *RegisterCustomOps(OrtOptions *options, const OrtBase *base) {

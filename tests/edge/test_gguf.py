@@ -183,10 +183,10 @@ def test_blocks_go_into_the_graph_as_they_are_where_it_has_such_blocks(
 @pytest.mark.parametrize("kind, precision, matmuls", [
     ("Q4_1", "int4", {"MatMul4": 4, "MatMul8": 1}), ("Q5_0", "int4", {"MatMul5": 4, "MatMul8": 1}),
     ("Q8_0", "int8", {"MatMul8": 5}), ("Q4_1", "int8", {"MatMul8": 5}), ("Q5_0", "int8", {"MatMul5": 4, "MatMul8": 1}),
-    ("Q6_K", "int4", {"MatMulNBits": 4, "MatMul8": 1}),
+    ("Q6_K", "int4", {"MatMul6": 4, "MatMul8": 1}), ("Q6_K", "int8", {"MatMul6": 4, "MatMul8": 1}),
 ])  # fmt: skip
 def test_tiles_for_avx512_vnni_hold_the_blocks_of_a_file(kind, precision, matmuls, tmp_path):
-    """Blocks of at least 32 weights; those of Q6_K have 16. The export compares the logits with torch's."""
+    """The export compares the logits with torch's."""
     path = tmp_path / "model.gguf"
     write_in_blocks(path, "llama", kind, "Q8_0", num_hidden_layers=1, **WIDE)
     request = ExportRequest(precision=precision, context=64, core="avx512-vnni")

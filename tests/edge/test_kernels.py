@@ -61,19 +61,25 @@ def matmul(x, weights, rows, columns, minimums, threads=2, bits=4, order=None):
     return session.run(None, given)[0]
 
 
-def rounded_rows(x):
-    """x [n, columns] as the kernel rounds it: codes and scales of each 32."""
-    groups = x.reshape(len(x), -1, 32)
+def rounded_rows(x, bits):
+    """x [n, columns] as the kernel rounds it: codes and scales of each 32, in 6 bits of each 16."""
+    groups = x.reshape(len(x), -1, 16 if bits == 6 else 32)
     largest = np.abs(groups).max(-1, keepdims=True)
     times = np.where(largest > np.float32(1e-30), np.float32(127) / np.maximum(largest, np.float32(1e-30)), 0)
     codes = np.rint(groups * times.astype(np.float32))
     return codes, largest * np.float32(1 / 127)
 
 
+MINIMUMS = {4: 1, 5: 1, 6: 0, 8: 1}  # by bits: whether a matrix may have any
+BITS = st.sampled_from(list(MINIMUMS))
+
+
 def random_matrix(rng, rows, columns, with_minimums, bits=4):
-    result = quantize_groups(rng.standard_normal((rows, columns)).astype(np.float32), 4 if bits == 4 else 8, 32)
-    if bits == 5:
-        result = result._replace(codes=rng.integers(128 - 16, 128 + 16, result.codes.shape, np.uint8))
+    weights = rng.standard_normal((rows, columns)).astype(np.float32)
+    result = quantize_groups(weights, 4 if bits == 4 else 8, 16 if bits == 6 else 32)
+    if bits in (5, 6):
+        codes = rng.integers(128 - 2 ** (bits - 1), 128 + 2 ** (bits - 1), result.codes.shape, np.uint8)
+        result = result._replace(codes=codes)
     scales = result.scales.astype(np.float16).astype(np.float32)
     lowest = rng.standard_normal(scales.shape).astype(np.float16).astype(np.float32) if with_minimums else None
     return result._replace(scales=scales), lowest
@@ -82,15 +88,16 @@ def random_matrix(rng, rows, columns, with_minimums, bits=4):
 @given(
     rows=st.integers(1, 70), columns=st.integers(1, 12).map(lambda n: 32 * n), count=st.integers(1, 23),
     with_minimums=st.booleans(), threads=st.integers(1, 3), size=st.sampled_from([1e-3, 1.0, 1e6]),
-    bits=st.sampled_from([4, 5, 8]), seed=st.integers(0, 2**32 - 1),
+    bits=BITS, seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_a_product_is_that_of_its_rounded_input(rows, columns, count, with_minimums, threads, size, bits, seed):
     rng = np.random.default_rng(seed)
+    with_minimums = with_minimums and MINIMUMS[bits]
     result, lowest = random_matrix(rng, rows, columns, with_minimums, bits)
     x = (rng.standard_normal((count, columns)) * size).astype(np.float32)
     x[0, rng.integers(columns)] *= 1000  # an outlier, and a group of zeros
     x[-1, :32] = 0
-    codes, steps = rounded_rows(x)
+    codes, steps = rounded_rows(x, bits)
     expected = (codes * steps).reshape(x.shape).astype(np.float64) @ dequantize(result).T.astype(np.float64)
     if with_minimums:
         expected += x.reshape(count, -1, 32).sum(-1, dtype=np.float64) @ lowest.T.astype(np.float64)
@@ -101,7 +108,7 @@ def test_a_product_is_that_of_its_rounded_input(rows, columns, count, with_minim
 
 
 @given(
-    size=st.sampled_from([32, 64]), groups=st.integers(1, 5), count=st.integers(1, 18), bits=st.sampled_from([4, 5, 8]),
+    size=st.sampled_from([32, 64]), groups=st.integers(1, 5), count=st.integers(1, 18), bits=BITS,
     with_minimums=st.booleans(), data=st.data(), seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_groups_with_outliers_are_multiplied_twice(size, groups, count, bits, with_minimums, data, seed):
@@ -109,33 +116,34 @@ def test_groups_with_outliers_are_multiplied_twice(size, groups, count, bits, wi
     rng = np.random.default_rng(seed)
     twice = data.draw(st.lists(st.integers(0, groups - 1), unique=True, min_size=1))
     channels = st.lists(st.integers(0, size - 1), unique=True, min_size=1)
-    outliers = [Outliers(group, group * size + np.array(data.draw(channels))) for group in twice]
-    columns = groups * size
+    outliers = [Outliers(group * size, size, group * size + np.array(data.draw(channels))) for group in twice]
+    columns, with_minimums = groups * size, with_minimums and MINIMUMS[bits]
     whole = columns + size * len(outliers)
     weights = tiles_of("w", *random_matrix(rng, 21, whole, with_minimums, bits), bits)
     x = rng.standard_normal((count, columns)).astype(np.float32)
-    order = input_order(columns, size, columns, outliers)
+    order = input_order(columns, columns, outliers)
     gathered = np.pad(x, ((0, 0), (0, 1)))[:, order]
     expected = matmul(gathered, weights, 21, whole, with_minimums, bits=bits)
     order = order.astype(np.int32)
     np.testing.assert_array_equal(matmul(x, weights, 21, whole, with_minimums, bits=bits, order=order), expected)
 
 
-@pytest.mark.parametrize("bits", [4, 5, 8])
+@pytest.mark.parametrize("bits", MINIMUMS)
 def test_the_largest_sums_do_not_overflow(bits):
-    """Codes of -8 against 127 in each column, 32 * 8 * 127 in 16 bits; and of -16 and -128."""
-    codes = np.full((8, 4, 16 if bits == 4 else 32), 128 - 16 if bits == 5 else 0, np.uint8)
-    result = Quantized(codes, np.ones((8, 4), np.float32), 4 if bits == 4 else 8, 32)
+    """Codes of -8 against 127 in each column, 32 * 8 * 127 in 16 bits; and of -16, -32 and -128."""
+    size = 16 if bits == 6 else 32
+    codes = np.full((8, 128 // size, 16 if bits == 4 else size), 0 if bits == 4 else 128 - 2 ** (bits - 1), np.uint8)
+    result = Quantized(codes, np.ones(codes.shape[:2], np.float32), 4 if bits == 4 else 8, size)
     for sign in (1, -1):
         x = np.full((1, 128), sign * 127, np.float32)
         expected = sign * -(2 ** (bits - 1)) * 127 * 128
         assert (matmul(x, tiles_of("w", result, bits=bits), 8, 128, False, bits=bits) == expected).all()
 
 
-@pytest.mark.parametrize("bits", [4, 5, 8])
+@pytest.mark.parametrize("bits", MINIMUMS)
 def test_rows_are_the_weights_themselves(bits):
     rng = np.random.default_rng(1)
-    for with_minimums in (False, True):
+    for with_minimums in range(MINIMUMS[bits] + 1):
         result, lowest = random_matrix(rng, 21, 96, with_minimums, bits)
         ids = np.array([[0, 20, 7, 8]], np.int64)
         sizes = {"rows": 21, "columns": 96, "minimums": with_minimums}

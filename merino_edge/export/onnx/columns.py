@@ -8,7 +8,7 @@ import numpy as np
 
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.quantisation.groups import Quantized
-from merino_edge.export.quantisation.outliers import Outliers, input_order
+from merino_edge.export.quantisation.outliers import Outliers, groups_of, input_order
 
 
 def widened(graph: Graph, x: str, name: str, matrix: Quantized, outliers: list[Outliers]) -> str:
@@ -35,7 +35,7 @@ def with_copies(graph: Graph, x: str, name: str, matrix: Quantized, outliers: li
     if not filled:
         x = graph.node("Pad", [x, graph.integers(0, 0, 0, 0, 0, 1)])
     zero = size * groups + groups if filled else columns
-    order = graph.constant(f"{name}.order", input_order(columns, size, zero, outliers))
+    order = graph.constant(f"{name}.order", input_order(columns, zero, outliers))
     return graph.node("Gather", [x, order], axis=2)
 
 
@@ -43,7 +43,7 @@ def widened_matrix(matrix: Quantized, outliers: list[Outliers]) -> Quantized:
     """The matrix with the same extra columns. A rest is multiplied by group_size, since its input is a mean."""
     if not matrix.rests and not outliers:
         return matrix
-    copied = [each.group for each in outliers]
+    copied = groups_of(outliers, matrix.group_size)
     scales = [matrix.scales, *[matrix.group_size * rest.scales for rest in matrix.rests], matrix.scales[:, copied]]
     points = matrix.zero_points
     if points is not None:

@@ -29,7 +29,7 @@ def in_floats(node: onnx.NodeProto) -> list[onnx.NodeProto]:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = FLOAT
-    elif node.op_type in ("MatMul4", "MatMul5", "MatMul8"):
+    elif node.op_type in ("MatMul4", "MatMul5", "MatMul6", "MatMul8"):
         return floats_of_tiles(node)
     elif node.op_type == "DynamicQuantizeLinear":
         codes, scale, _ = node.output

@@ -187,8 +187,15 @@ class Graph:
         return 8 if stored and stored > self.form.bits else self.form.bits
 
     def runs(self, names: Sequence[str]) -> list[list[str]]:
-        """Matrices of one input in runs of the same bits."""
-        return [list(run) for _, run in groupby(names, self.bits_of)]
+        """Matrices of one input in runs that are stored alike."""
+        return [list(run) for _, run in groupby(names, self.stored_bits)]
+
+    def stored_bits(self, name: str) -> int:
+        return self.bits_of(name)
+
+    def copied_channels(self, matrix: Quantized) -> int:
+        """How many channels of the input a copy for outliers has: a group, or as many as a tile has columns."""
+        return matrix.group_size
 
     def _quantized(self, names: Sequence[str], bits: int) -> Quantized:
         key = tuple(names)

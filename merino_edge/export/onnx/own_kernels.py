@@ -17,7 +17,7 @@ from merino_edge.export.onnx.operations import Operations
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.quantisation.gptq import gptq
 from merino_edge.export.quantisation.groups import Quantized, dequantize, group_sizes, quantize_groups, repacked
-from merino_edge.export.quantisation.outliers import Outliers, input_order
+from merino_edge.export.quantisation.outliers import Outliers, groups_of, input_order
 from merino_edge.families.graph_ops import Attention, KvLayer, Weights
 from merino_edge.families.operators import by_groups
 from merino_edge.families.weights import BlockSource
@@ -25,7 +25,8 @@ from merino_runtime.errors import MerinoError
 
 DOMAIN = "merino"
 GROUP_SIZE = 32
-TILE_ROWS = {4: 8, 5: 16, 8: 16}  # by bits
+HALF_GROUP = GROUP_SIZE // 2
+TILE_ROWS = {4: 8, 5: 16, 6: 16, 8: 16}  # by bits
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
@@ -65,7 +66,8 @@ class GroupAttention(Fused):
 class Tiles(Operations):
     """Matrices in tiles, in the formats of `tiled_bits`. Others are the dialect's own.
 
-    Matrices of 8 bits whose codes need no more than five, as those of a GGUF in Q5_0, are stored in five.
+    Matrices of 8 bits whose codes need no more than five, as those of a GGUF in Q5_0, are stored in five. Those in
+    groups of 16, as in Q6_K, are stored in six.
     """
 
     tiled_bits: tuple[int, ...] = (4,)
@@ -80,7 +82,8 @@ class Tiles(Operations):
         self._tiles.clear()
 
     def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:
-        """In 4 bits only blocks of a multiple of 32 weights. In 8 bits others are matrices of the dialect."""
+        """In 4 bits only blocks of a multiple of 32 weights. In 8 bits those that tiles cannot hold are matrices of the
+        dialect."""
         if bits not in self.tiled_bits:
             return super().repacked(names, bits)
         matrix = repacked(self.blocks, names, self.weights, bits, self.exact) if self.blocks else None
@@ -92,7 +95,16 @@ class Tiles(Operations):
         return None
 
     def _tiled(self, matrix: Quantized) -> bool:
-        return matrix.bits in self.tiled_bits and matrix.group_size % GROUP_SIZE == 0
+        return matrix.bits in self.tiled_bits and (matrix.group_size % GROUP_SIZE == 0 or in_six(matrix))
+
+    def stored_bits(self, name: str) -> int:
+        """Where 8 bits are tiles, matrices of one input that a file has in fewer are apart from those in 8."""
+        bits = super().stored_bits(name)
+        stored = self.blocks.bits(name) if self.blocks and bits == 8 and 8 in self.tiled_bits else None
+        return stored if stored in (5, 6) else bits
+
+    def copied_channels(self, matrix: Quantized) -> int:
+        return max(GROUP_SIZE, matrix.group_size) if self._tiled(matrix) else matrix.group_size
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
         if bits not in self.tiled_bits:
@@ -109,7 +121,7 @@ class Tiles(Operations):
 
     def tiles(self, name: str, matrix: Quantized, minimums: np.ndarray | None) -> tuple[int, np.ndarray]:
         """The bits of a code in the matrix's tiles, and the tiles."""
-        bits = 5 if matrix.bits == 8 and in_five(matrix.codes) else matrix.bits
+        bits = bits_in_tiles(matrix)
         return bits, tiles_of(name, matrix, minimums, bits)
 
     def _matmul(self, x: str, weights: list[str]) -> str:
@@ -133,7 +145,7 @@ class Tiles(Operations):
         inputs = [tiles, x] if kind == "Rows" else [x, tiles]
         if outliers:
             columns = matrix.scales.shape[1] * matrix.group_size
-            order = input_order(columns, matrix.group_size, columns, list(outliers)).astype(np.int32)
+            order = input_order(columns, columns, outliers).astype(np.int32)
             inputs.append(self.constant(f"{name}.order", order))
         return self.node(f"{kind}{bits}", inputs, domain=DOMAIN, **attributes)
 
@@ -143,7 +155,7 @@ class Tiles(Operations):
         minimums = self.minimums(matrix)
         wide = widened_matrix(matrix._replace(rests=()), outliers)  # the minimums hold the rests
         if minimums is not None and outliers:
-            minimums = np.concatenate([minimums, minimums[:, [each.group for each in outliers]]], 1)
+            minimums = np.concatenate([minimums, minimums[:, groups_of(outliers, wide.group_size)]], 1)
         columns = wide.codes.shape[1] * wide.group_size
         return *self.tiles(name, wide, minimums), {
             "rows": len(wide.codes), "columns": columns, "minimums": int(minimums is not None)
@@ -187,15 +199,29 @@ def in_halves(name: str, matrix: Quantized) -> Quantized:
     return matrix._replace(scales=halves(name, matrix.scales).astype(np.float32))
 
 
-def in_five(codes: np.ndarray) -> bool:
-    """Whether five bits hold these codes of 8 bits."""
-    return bool(codes.min() >= 2**7 - 2**4 and codes.max() < 2**7 + 2**4)
+def bits_in_tiles(matrix: Quantized) -> int:
+    """Of a code in the tiles of a matrix."""
+    if matrix.bits == 8 and matrix.group_size == HALF_GROUP:
+        return 6
+    return 5 if matrix.bits == 8 and hold(5, matrix.codes) else matrix.bits
+
+
+def in_six(matrix: Quantized) -> bool:
+    """Whether the matrix is one of groups of 16 that tiles in 6 bits hold."""
+    whole = matrix.group_size == HALF_GROUP and matrix.codes.shape[1] % 2 == 0
+    return whole and matrix.bits == 8 and hold(6, matrix.codes)
+
+
+def hold(bits: int, codes: np.ndarray) -> bool:
+    """Whether so many bits hold these codes of 8 bits."""
+    half = 2 ** (bits - 1)
+    return bool(codes.min() >= 2**7 - half and codes.max() < 2**7 + half)
 
 
 def tiles_of(name: str, matrix: Quantized, minimums: np.ndarray | None = None, bits: int | None = None) -> np.ndarray:
     """A matrix in the layout of runtime/kernels/matmul.h: tiles of 16 rows, in 4 bits of 8 rows, by 32 columns, each
-    with its codes, float16 scales, and float16 minimums where the matrix has any. `bits`: of a code there; None: the
-    matrix's.
+    with its codes, float16 scales, and float16 minimums where the matrix has any. `bits`: of a code there; None: those
+    of the matrix's format.
 
     uint8 [tiles, columns / 32, bytes of a tile]; minimums float32 [rows, groups]; rows are padded with zeros.
     """
@@ -204,20 +230,28 @@ def tiles_of(name: str, matrix: Quantized, minimums: np.ndarray | None = None, b
     if matrix.bits == 8:
         codes = matrix.codes.reshape(rows, -1, GROUP_SIZE) - np.uint8(2**7 - 2 ** (bits - 1))
         quads = [tiled(codes[..., at : at + 4], count) for at in range(0, GROUP_SIZE, 4)]
-        parts = quads if bits == 8 else in_five_bits(np.concatenate(quads, -1))
+        parts = quads if bits == 8 else in_few_bits(np.concatenate(quads, -1), bits)
     else:
         codes = np.stack([matrix.codes & 15, matrix.codes >> 4], -1).reshape(rows, -1, GROUP_SIZE)
         parts = [tiled(codes[..., : GROUP_SIZE // 2] | codes[..., GROUP_SIZE // 2 :] << 4, count)]
     factors = [matrix.scales, *([] if minimums is None else [minimums])]
-    of_32 = [np.repeat(values, matrix.group_size // GROUP_SIZE, 1) for values in factors]
+    if bits == 6:
+        of_32 = [values[:, first::2] for values in factors for first in (0, 1)]
+    else:
+        of_32 = [np.repeat(values, matrix.group_size // GROUP_SIZE, 1) for values in factors]
     parts += [tiled(halves(name, values)[..., None], count) for values in of_32]
     return np.ascontiguousarray(np.concatenate(parts, -1))
 
 
-def in_five_bits(codes: np.ndarray) -> list[np.ndarray]:
-    """Bytes of codes [tiles, groups, 32 columns * 16 rows] below 32: two nibbles in each, then the fifth bits."""
-    low, half = codes & 15, codes.shape[-1] // 2
-    return [low[..., :half] | low[..., half:] << 4, np.packbits(codes >> 4, axis=-1, bitorder="little")]
+def in_few_bits(codes: np.ndarray, bits: int) -> list[np.ndarray]:
+    """Bytes of codes [tiles, groups, 32 columns * 16 rows] in 5 or 6 bits: two nibbles in each, then the upper bits."""
+    low, upper, half = codes & 15, codes >> 4, codes.shape[-1] // 2
+    nibbles = low[..., :half] | low[..., half:] << 4
+    if bits == 5:
+        return [nibbles, np.packbits(upper, axis=-1, bitorder="little")]
+    pairs = upper.reshape(*upper.shape[:-1], 2, 4, -1)  # halves of the columns; columns 0 to 3, 4 to 7, ... of one
+    bytes_ = pairs[..., 0, :] | pairs[..., 1, :] << 2 | pairs[..., 2, :] << 4 | pairs[..., 3, :] << 6
+    return [nibbles, bytes_.reshape(*upper.shape[:-1], -1)]
 
 
 def minimums_of(matrix: Quantized) -> np.ndarray | None:

@@ -19,26 +19,35 @@ Names = tuple[str, ...]
 
 
 class Outliers(NamedTuple):
-    """Channels of an input, all of one group."""
+    """Some of an input's channels among the `size` channels from `first` on, which stand twice."""
 
-    group: int
+    first: int
+    size: int
     channels: np.ndarray
 
 
-def outlier_groups(matrices: Iterable[tuple[Names, Quantized, np.ndarray]]) -> dict[Names, list[Outliers]]:
-    """The groups whose copies lower the relative errors of their matrices' outputs most per byte. `matrices`: names,
-    weights, and the size of each channel of the input [columns]."""
+class Reading(NamedTuple):
+    """A matrix of joined ones, the size of each channel of its input [columns], and how many of these a copy has."""
+
+    names: Names
+    matrix: Quantized
+    sizes: np.ndarray
+    copied: int
+
+
+def outlier_groups(readings: Iterable[Reading]) -> dict[Names, list[Outliers]]:
+    """The groups whose copies lower the relative errors of their matrices' outputs most per byte."""
     candidates, total = [], 0
-    for names, matrix, sizes in matrices:
+    for names, matrix, sizes, size in readings:
         total += matrix.nbytes
         norms = np.square(dequantize(matrix)).sum(0)  # [columns]
-        output, size = float(np.square(sizes) @ norms), matrix.group_size
-        nbytes = matrix.codes[:, 0].nbytes + matrix.scales[:, 0].nbytes
-        for group in range(len(sizes) // size):
-            here = slice(group * size, (group + 1) * size)
+        output, groups = float(np.square(sizes) @ norms), size // matrix.group_size
+        nbytes = groups * (matrix.codes[:, 0].nbytes + matrix.scales[:, 0].nbytes)
+        for first in range(0, len(sizes), size):
+            here = slice(first, first + size)
             gain, channels = outliers_of(sizes[here], norms[here])
             if len(channels):
-                candidates.append((gain / output / nbytes, nbytes, names, Outliers(group, group * size + channels)))
+                candidates.append((gain / output / nbytes, nbytes, names, Outliers(first, size, first + channels)))
     chosen: dict[Names, list[Outliers]] = {}
     left = MOST_BYTES * total
     for _, nbytes, names, outliers in sorted(candidates, key=lambda each: -each[0]):
@@ -63,11 +72,16 @@ def outliers_of(sizes: np.ndarray, norms: np.ndarray) -> tuple[float, np.ndarray
     return float(gains[best]), order[: best + 1] if gains[best] > 0 else order[:0]
 
 
-def input_order(columns: int, size: int, zero: int, outliers: list[Outliers]) -> np.ndarray:
+def input_order(columns: int, zero: int, outliers: Iterable[Outliers]) -> np.ndarray:
     """Indices that gather an input of `columns` channels, which is 0 at index `zero`: its groups, then the copies."""
-    whole = np.arange(columns)
-    copies = np.full((len(outliers), size), zero)
-    for place, (group, channels) in enumerate(outliers):
-        copies[place, channels - group * size] = channels
+    whole, copies = np.arange(columns), []
+    for first, size, channels in outliers:
+        copies.append(np.full(size, zero))
+        copies[-1][channels - first] = channels
         whole[channels] = zero
-    return np.concatenate([whole, copies.reshape(-1)])
+    return np.concatenate([whole, *copies])
+
+
+def groups_of(outliers: Iterable[Outliers], group_size: int) -> list[int]:
+    """The groups of a matrix that stand twice, in the order of the copies."""
+    return [at // group_size for first, size, _ in outliers for at in range(first, first + size, group_size)]

@@ -118,7 +118,7 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> str:
             f"the GGUF's tokenizer is {shortened(repr(kind))}, known are {', '.join(MODELS)}: export the model from its"
             " Hugging Face folder"
         )
-    return json.dumps(MODELS[kind](tokens_of(metadata)), ensure_ascii=False)
+    return json.dumps(MODELS[kind](tokens_of(metadata)), ensure_ascii=False, separators=(",", ":"))
 
 
 def byte_level(tokens: Tokens) -> dict[str, Any]:
@@ -190,11 +190,12 @@ def sentence_piece(tokens: Tokens) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def merges_of(tokens: Tokens, scores: Sequence[float]) -> list[list[str]]:
+def merges_of(tokens: Tokens, scores: Sequence[float]) -> list[str]:
     """The pairs that make a token, of the highest score first: SentencePiece joins whichever pair gives it.
 
-    Spaces have become marks before anything is joined. Tokens with plain spaces, as Gemma's runs of them, are matched
-    in the text before.
+    A pair is written "left right", a fifth shorter than a list, and read by all versions of tokenizers. Spaces have
+    become marks before anything is joined. Tokens with plain spaces, as Gemma's runs of them, are matched in the text
+    before.
     """
     joined = {
         text: index for index, text in enumerate(tokens.texts) if tokens.kinds[index] in JOINED and " " not in text
@@ -204,7 +205,7 @@ def merges_of(tokens: Tokens, scores: Sequence[float]) -> list[list[str]]:
         for text, index in joined.items() for cut in range(1, len(text))
         if text[:cut] in joined and text[cut:] in joined
     ]  # fmt: skip
-    return [[left, right] for _, _, left, right in sorted(pairs)]
+    return [f"{left} {right}" for _, _, left, right in sorted(pairs)]
 
 
 def vocabulary(tokens: Tokens) -> dict[str, int]:
