@@ -131,7 +131,7 @@ def load_design(path: Path) -> Design:
 def read_plan(path: Path) -> Design | Architecture:
     """A design.json, or an architecture object alone. Raises MerinoError where the file is neither."""
     content = read_json(str(path), f"Give an architecture's JSON, or a design.json: `merino-edge design -o {path}`.")
-    if isinstance(content, dict) and "architecture" in content:
+    if isinstance(content, dict) and not content.keys().isdisjoint(("architecture", "schema")):
         return load_design(path)
     try:
         return Architecture.model_validate(content)

@@ -9,7 +9,7 @@ import pytest
 
 from merino_edge.calibration.probe import read_probe
 from merino_edge.design.budgets import with_board_defaults
-from merino_edge.design.design_file import load_design
+from merino_edge.design.design_file import load_design, read_plan
 from merino_edge.design.designer import design
 from merino_edge.design.evolution import Effort
 from merino_edge.design.existing import existing_score
@@ -86,7 +86,7 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
 
 
 @pytest.mark.parametrize(("read", "name", "content", "command"), [
-    (load_design, "my design.json", {"schema": 3, "device": "raspberry-pi-4"},
+    (read_plan, "my design.json", {"schema": 3, "device": "raspberry-pi-4"},
      "merino-edge design --device raspberry-pi-4 -o 'PATH'"),
     (read_probe, "probe.json", {"schema": 5}, "python3 merino.pyz probe -o probe.json"),
     (load_profile, "mine.toml", {"schema": 1}, "merino-edge calibrate --probe probe.json --device ID -o PATH"),
