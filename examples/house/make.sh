@@ -28,11 +28,15 @@ merino train "$decoder" --data "$out/train.jsonl" --tokenizer "$out/tokenizer.js
     --steps "${HOUSE_STEPS:-10000}" --evaluations 8 --preset laptop-hour --prompt-weight 0.3 --cut-long \
     $compile $resume -o "$out/checkpoint"
 
+"$python" "$here/make_data.py" "$out/calibrate.txt" --turns 5 --text --samples 3000 --seed 4
 for precision in fp32 int8 int4; do
-    [ -e "$out/house-$precision" ] || merino export "$out/checkpoint" --precision "$precision" -o "$out/house-$precision"
+    set -- --precision "$precision"
+    [ "$precision" = fp32 ] || set -- "$@" --calibrate "$out/calibrate.txt"
+    [ -e "$out/house-$precision" ] || merino export "$out/checkpoint" "$@" -o "$out/house-$precision"
     "$python" "$here/evaluate.py" "$out/house-$precision" --generated "$out/test.jsonl" --negatives "$out/negatives.txt" \
         -o "$out/$precision.json" --wrong "$out/$precision-wrong.jsonl"
 done
-[ -e "$out/house-board" ] || merino export "$out/checkpoint" --precision int8 --for raspberry-pi-zero-2w -o "$out/house-board"
+[ -e "$out/house-board" ] || merino export "$out/checkpoint" --precision int8 --calibrate "$out/calibrate.txt" \
+    --for raspberry-pi-zero-2w -o "$out/house-board"
 [ -e "$out/house.merino" ] || merino pack "$out/house-board" --device raspberry-pi-zero-2w -o "$out/house.merino"
 echo "$out/house.merino is for the board; here: $python $here/ask.py $out/house-int8 'it is dark in here'"

@@ -11,6 +11,7 @@ import random
 import sys
 import time
 from functools import partial
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,18 @@ def check(house: House, action: Action) -> None:
         raise ValueError(f"{action.tool} of {action.targets}: the house has {house.targets(domains)}")
 
 
-def chunk(number: int, seed: int, split: str, samples: int, turns: int) -> str:
+def document(row: dict[str, Any]) -> str:
+    """A sample of several sentences as text, such as `merino-edge export --calibrate` reads."""
+    return "".join(map(add, row["prompt"], row["completion"])) + "<|endoftext|>\n"
+
+
+def chunk(number: int, seed: int, split: str, samples: int, turns: int, text: bool) -> str:
     rng = random.Random(f"{split} {seed} {number}")
     lines = []
     for _ in range(min(CHUNK, samples - number * CHUNK)):
         if turns > 1:
-            lines.append(json.dumps(turns_row(rng, split, turns), ensure_ascii=False) + "\n")
+            made = turns_row(rng, split, turns)
+            lines.append(document(made) if text else json.dumps(made, ensure_ascii=False) + "\n")
             continue
         sample = make_sample(rng, split)
         check(sample.house, sample.action)
@@ -86,6 +93,7 @@ def main() -> None:
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--turns", type=int, default=1, help="sentences of one house in a sample")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--text", action="store_true", help="write the samples of --turns as text")
     parser.add_argument(
         "--negatives", action="store_true", help="write sentences that are no commands, one a line, in place of samples"
     )
@@ -95,7 +103,7 @@ def main() -> None:
         if args.negatives:
             out.writelines(f"{sentence}\n" for sentence in refusals.negatives(args.samples, args.seed))
             return
-        work = partial(chunk, seed=args.seed, split=args.split, samples=args.samples, turns=args.turns)
+        work = partial(chunk, seed=args.seed, split=args.split, samples=args.samples, turns=args.turns, text=args.text)
         with multiprocessing.Pool(args.processes) as pool:
             for text in pool.imap(work, range(-(-args.samples // CHUNK))):
                 out.write(text)
