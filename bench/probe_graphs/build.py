@@ -33,7 +33,7 @@ from merino_edge.export.quantisation.kv_cache import CacheScales
 from merino_edge.families.designed import Architecture, layer_operators
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm
 from merino_edge.families.hugging_face import build_model
-from merino_edge.families.operators import FORMATS
+from merino_edge.families.operators import FORMATS, KERNEL_CORES
 from merino_edge.families.rotary import Rotary
 from merino_runtime.io.outputs import open_output
 from probe_graphs.grid import GraphKey, graph_keys
@@ -41,8 +41,6 @@ from probe_graphs.layout import (
     FusedLayout,
     FusedTilesLayout,
     GroupsLayout,
-    NoDotprodLayout,
-    OwnKernelsLayout,
     PortableLayout,
     PortableTilesLayout,
     model_without_weights,
@@ -52,19 +50,14 @@ from probe_graphs.layout import (
 EPS, THETA = 1e-6, 10000.0  # of the graphs that are no whole decoders
 PRESET = 9 | lzma.PRESET_EXTREME  # 7 % smaller than preset 9
 
-Layout = FusedLayout | GroupsLayout | NoDotprodLayout | FusedTilesLayout | PortableLayout | PortableTilesLayout
-LAYOUTS: dict[str, type[Layout]] = {
-    "fused": FusedLayout, "no-dotprod": NoDotprodLayout, "avx512-vnni": FusedTilesLayout, "portable": PortableLayout
-}  # fmt: skip
-IN_TILES: dict[str, type[Layout]] = {  # int4
-    "no-dotprod": OwnKernelsLayout, "avx512-vnni": FusedTilesLayout, "portable": PortableTilesLayout
-}  # fmt: skip
+Layout = FusedLayout | GroupsLayout | FusedTilesLayout | PortableLayout | PortableTilesLayout
+LAYOUTS: dict[str, type[Layout]] = {"fused": FusedLayout, "avx512-vnni": FusedTilesLayout, "portable": PortableLayout}
 
 
 def layout_of(key: GraphKey) -> type[Layout]:
     if key.by_groups:
         return GroupsLayout
-    return IN_TILES.get(key.dialect, FusedLayout) if key.format == "int4" else LAYOUTS[key.dialect]
+    return PortableTilesLayout if (key.dialect, key.format) == ("portable", "int4") else LAYOUTS[key.dialect]
 
 
 def linears(key: GraphKey) -> Layout:
@@ -197,9 +190,11 @@ def build(key: GraphKey) -> ProbeGraph:
 
 
 def served_by(key: GraphKey) -> tuple[str, ...]:
-    """The dialects whose graph it is: by the kind of core, integer matmuls alone differ."""
-    shared = key.dialect == "fused" and not FORMATS[key.format].grouped
-    return ("fused", "no-dotprod", "avx512-vnni") if shared else (key.dialect,)
+    """The dialects whose graph it is: by the kind of core, integer matmuls alone differ, and two kinds have those of
+    this project's kernels."""
+    if key.dialect == "fused" and not FORMATS[key.format].grouped:
+        return ("fused", *KERNEL_CORES)
+    return KERNEL_CORES if key.dialect in KERNEL_CORES else (key.dialect,)
 
 
 def build_all(keys: Iterable[GraphKey]) -> list[ProbeGraph]:

@@ -14,10 +14,9 @@ from merino_edge.families.operators import linear
 from merino_runtime.bundle import QUANTISED_CACHES
 
 MB = 2**20
-# Of `no-dotprod` and `avx512-vnni` those that differ from `fused`, whose other graphs serve them too.
+# Of `avx512-vnni`, whose graphs `no-dotprod` shares, those that differ from `fused`, whose other graphs serve both.
 FORMATS = {
-    "fused": ("fp32", "int8", "int4"), "no-dotprod": ("int8", "int4"), "avx512-vnni": ("int8", "int4"),
-    "portable": ("fp32", "int8", "int4"),
+    "fused": ("fp32", "int8", "int4"), "avx512-vnni": ("int8", "int4"), "portable": ("fp32", "int8", "int4"),
 }  # fmt: skip
 BEYOND_BYTES = tuple(size * MB for size in (16, 32, 64, 128))  # of matrices beyond the cache
 MOST_MATRICES, MOST_SMALL = 320, 128  # of one graph, which keeps the file small
@@ -61,7 +60,7 @@ def graph_keys() -> Iterator[GraphKey]:
                     yield GraphKey(dialect, "linear", form, rows, columns, 0, count)
             for kind, rows, columns in table_shapes(dialect, form):
                 yield GraphKey(dialect, kind, form, rows, columns, 0, 1)
-    for dialect in ("fused", "no-dotprod", "avx512-vnni"):
+    for dialect in ("fused", "avx512-vnni"):
         for form in FORMATS[dialect]:
             yield from decoders(dialect, form)
     for side, count in gpu.CHAINS:

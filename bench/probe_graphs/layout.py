@@ -12,13 +12,11 @@ from onnx import ModelProto
 from merino_edge.export.onnx.external_data import INLINE_BYTES
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
-from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
 from merino_edge.export.onnx.own_kernels import (
     GROUP_SIZE,
     TILE_ROWS,
     FusedTiles,
     GroupAttention,
-    OwnKernels,
     PortableTiles,
     Tiles,
 )
@@ -68,13 +66,6 @@ class FusedLayout(WithoutValues, Fused):
     """Dialect `fused`."""
 
 
-class NoDotprodLayout(WithoutValues, FusedNoDotprod):
-    """Dialect `fused` for no-dotprod cores."""
-
-    def group_of(self, columns: int, bits: int) -> int | None:
-        return columns if bits == 8 else largest_group(columns)
-
-
 class GroupsLayout(WithoutValues, GroupAttention):
     """Dialect `fused` with this project's attention by groups."""
 
@@ -92,12 +83,8 @@ class TilesLayout(WithoutValues, Tiles):
         return matrix.bits, unset((-(-rows // count), columns // GROUP_SIZE, tile_bytes), np.uint8)
 
 
-class OwnKernelsLayout(NoDotprodLayout, TilesLayout, OwnKernels):
-    """Dialect `fused` in int4 for no-dotprod cores."""
-
-
 class FusedTilesLayout(TilesLayout, FusedTiles):
-    """Dialect `fused` in int8 and int4 for cores with AVX-512 VNNI."""
+    """Dialect `fused` in int8 and int4 for no-dotprod cores, and for those with AVX-512 VNNI."""
 
 
 class PortableLayout(WithoutValues, Portable):

@@ -41,7 +41,7 @@ from merino_runtime.bundle.schema import BUNDLE_SHAPE, SCHEMA, problems_of
 MIN_VERSIONS = {
     ("fused", "fp32"): "1.18", ("fused", "fp16"): "1.20", ("fused", "int8"): "1.23", ("fused", "int4"): "1.23",
 }  # fmt: skip
-NO_DOTPROD_MIN_VERSION = "1.18"  # the fused attention's: no 8-bit groups, and 4-bit groups by this project's kernels
+NO_DOTPROD_MIN_VERSION = "1.18"  # the fused attention's: matrices are multiplied by this project's kernels
 WINDOWED_VERSION = "1.24"  # before, the fused attention keeps a position more than the window has
 REFUSED_VERSIONS = ("1.21.0",)  # dies of an illegal instruction on Cortex-A53 and A72
 TENSORRT = BackendNeed("tensorrt", "8.2", ())  # JetPack 4.6's

@@ -7,8 +7,7 @@ import numpy as np
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
-from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
-from merino_edge.export.onnx.own_kernels import FusedTiles, GroupAttention, OwnKernels, PortableTiles
+from merino_edge.export.onnx.own_kernels import FusedTiles, GroupAttention, NoDotprodTiles, PortableTiles
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.quantisation.gptq import Hessians
 from merino_edge.export.quantisation.kv_cache import CacheScales
@@ -44,9 +43,7 @@ def dialect_of(form: GraphFormat) -> Dialect:
     if form.dialect == "portable":
         return PortableTiles if form.precision == "int4" else Portable
     if runs_on_kernels(form.core, form.precision):
-        return FusedTiles if form.core == "avx512-vnni" else OwnKernels
-    if form.core == "no-dotprod":
-        return FusedNoDotprod
+        return FusedTiles if form.core == "avx512-vnni" else NoDotprodTiles
     return GroupAttention if form.by_groups else Fused
 
 

@@ -161,8 +161,8 @@ def write_export(
 
 
 def rounds_in_groups(form: GraphFormat) -> bool:
-    """Whether activations are rounded within onnxruntime's MatMulNBits."""
-    return form.dialect == "fused" and form.core != "no-dotprod"
+    """Whether activations are rounded in groups where they are multiplied, by MatMulNBits or this project's kernels."""
+    return form.dialect == "fused"
 
 
 def channel_sizes(source: Source, resolved: ResolvedExport, calibration: Calibration) -> dict[str, np.ndarray] | None:

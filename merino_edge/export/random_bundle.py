@@ -1,8 +1,8 @@
 """Bundles with random weights of a geometry, for timing only: there is no torch model and no parity.
 
 The graph is the exporter's own. Quantised codes are drawn at random, in the group_size that quantisation takes for
-normally distributed weights: the largest that divides the row. One scale per row where the core's integer matmul takes
-no other.
+normally distributed weights: the largest that divides the row. One scale per row of 8 bits in dialect `portable`, whose
+integer matmul takes no other.
 """
 
 from pathlib import Path
@@ -16,8 +16,7 @@ from merino_edge.design.design_file import Design
 from merino_edge.export.graphs import Dialect, dialect_of, geometry_graph
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
-from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
-from merino_edge.export.onnx.own_kernels import FusedTiles, GroupAttention, OwnKernels, PortableTiles
+from merino_edge.export.onnx.own_kernels import FusedTiles, GroupAttention, NoDotprodTiles, PortableTiles
 from merino_edge.export.quantisation.groups import Quantized
 from merino_edge.export.quantisation.kv_cache import BITS, CacheScales
 from merino_edge.families.geometry import Geometry
@@ -59,17 +58,8 @@ class QuickTiles(Quick, FusedTiles):
     """The same in int8 and int4 for cores with AVX-512 VNNI."""
 
 
-class QuickNoDotprod(Quick, FusedNoDotprod):
-    """The same in int8 for no-dotprod cores, where no weight is -128."""
-
-    def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
-        if bits == 8:
-            return self.random_codes(matrix, bits, matrix.shape[1], 1)
-        return super().quantize(name, matrix, bits)
-
-
-class QuickOwnKernels(QuickNoDotprod, OwnKernels):
-    """The same in int4."""
+class QuickNoDotprod(Quick, NoDotprodTiles):
+    """The same for no-dotprod cores."""
 
 
 class QuickPortable(Quick, PortableTiles):
@@ -82,8 +72,8 @@ class QuickPortable(Quick, PortableTiles):
 
 
 QUICK: dict[Dialect, Dialect] = {
-    Fused: QuickFused, GroupAttention: QuickGroups, FusedTiles: QuickTiles, FusedNoDotprod: QuickNoDotprod,
-    OwnKernels: QuickOwnKernels, PortableTiles: QuickPortable,
+    Fused: QuickFused, GroupAttention: QuickGroups, FusedTiles: QuickTiles, NoDotprodTiles: QuickNoDotprod,
+    PortableTiles: QuickPortable,
 }  # fmt: skip
 
 

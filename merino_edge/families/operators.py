@@ -42,12 +42,12 @@ FORMATS = {
 FUSED_HEAD_MULTIPLE = 8  # channels of a head in ONNX Runtime's fused attention; twice that with rotary positions
 LEAST_GROUP = 3  # query heads on a KV head, from which on this project's attention by groups is faster
 CPU_FORMATS = ("fp32", "int8", "int4")  # fp16 is for GPUs: CPUs without float16 arithmetic convert to float32
-# Cores whose graphs have different integer matmuls: Arm with the dotprod instruction, which other x86 cores share, and
-# without it; x86 with AVX-512 VNNI, whose integer matmuls are this project's.
+# Cores whose graphs have different integer matmuls: Arm with the dotprod instruction, which other x86 cores share; Arm
+# without it, and x86 with AVX-512 VNNI, whose integer matmuls are this project's.
 Core = Literal["dotprod", "no-dotprod", "avx512-vnni"]
-# By kind of core, the formats whose matrices this project's kernels multiply in graphs of the dialect `fused`. Such
+# Kinds of core on which this project's kernels multiply the quantised matrices of graphs of the dialect `fused`. Such
 # graphs need the kernels' library anyway, so their attention is the kernels' too.
-KERNEL_FORMATS: dict[str, tuple[str, ...]] = {"no-dotprod": ("int4",), "avx512-vnni": ("int8", "int4")}
+KERNEL_CORES = ("no-dotprod", "avx512-vnni")
 
 
 def core_of(dialect: str, precision: str, core: Core) -> Core | None:
@@ -57,7 +57,7 @@ def core_of(dialect: str, precision: str, core: Core) -> Core | None:
 
 def runs_on_kernels(core: str | None, precision: str) -> bool:
     """Whether a `fused` graph for this kind of core multiplies matrices and attends by this project's kernels."""
-    return precision in KERNEL_FORMATS.get(core or "", ())
+    return core in KERNEL_CORES and FORMATS[precision].grouped
 
 
 def by_groups(heads: int, kv_heads: int, kv_bits: int) -> bool:

@@ -33,7 +33,8 @@ DEFAULT_CACHE_MB = 1.0
 RESIDENT_EDGE, STREAMING_EDGE, HALF_EDGE = 0.5, 2.0, 1.0  # x86, in sizes of the last-level cache
 BANDWIDTH_EXPONENT = 0.25  # of the ratio of two thread counts
 CACHED_SHARE = 1 / 3  # of the time to read from memory
-TILES_BYTES = 0.5625 / 0.53125  # bytes per weight in tiles of 4 bits over groups of 128, which `Operator` assumes
+# Bytes per weight in tiles, with a float16 scale for each 32, over those in groups of 128, which `Operator` assumes
+TILES_BYTES = {"matmul4": 0.5625 / 0.53125, "matmul8": 1.0625 / 1.03125}
 GB_MACS = {"fp32": 0.25, "int8": 1.0, "int4": 2.0}  # 10^9 multiply-adds of a decode step per GB of weights
 ONE_QUERY = 3.0  # Arm: 1.1 to 1.9 instructions per multiply-add of one query, 0.3 to 0.4 of many
 FAST_INT = 1 / 3.5  # time of an int8 multiply-add over that of fp32, with dot products
@@ -77,7 +78,7 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
         kernel = kernel_of(profile, form, dialect)
         cycles = cycles_of(profile, kernel)
         macs = [ms * mac_share(profile, kernel) for ms in mac_ms]
-        reads = [read * (TILES_BYTES if kernel == "matmul4" else 1) for read in read_ms]
+        reads = [read * TILES_BYTES.get(kernel, 1) for read in read_ms]
         load = [
             max(0.0, read - memory - GB_MACS[form] * mac)
             for read, memory, mac in zip(reads, memory_ms, macs, strict=True)
@@ -143,14 +144,14 @@ def kernel_of(profile: DeviceProfile, form: str, dialect: Dialect) -> str:
     if dialect == "fused" or (dialect == "avx512-vnni" and not cycles_of(profile, "matmul4")):
         return "dots" if multiplies_bytes(profile) else f"matmulnbits_{8 if form == 'int8' else 4}"
     if form == "int8":
-        return "matmulinteger"
+        return "matmul8" if dialect != "portable" and cycles_of(profile, "matmul8") else "matmulinteger"
     return "matmul4" if cycles_of(profile, "matmul4") else "matmulnbits_4"
 
 
 def mac_share(profile: DeviceProfile, kernel: str) -> float:
     """Time of a multiply-add in a prefill, relative to fp32."""
     rows, floats = cycles_of(profile, kernel), cycles_of(profile, "matmul")
-    if kernel in ("matmulinteger", "matmul4") and rows and floats:
+    if kernel in ("matmulinteger", "matmul4", "matmul8") and rows and floats:
         return rows / floats
     return FAST_INT if kernel in ("dots", "matmulinteger") and multiplies_bytes(profile) else 1.0
 

@@ -77,8 +77,8 @@ def core_here() -> Core:
 
 
 def attends_by_groups(profile: DeviceProfile, precision: str) -> bool:
-    """Whether a `fused` graph for this board uses GroupAttention. For no-dotprod cores only in int4, so that their
-    other formats run where the library cannot be loaded."""
+    """Whether a `fused` graph for this board uses GroupAttention. For no-dotprod cores not in float32, which then runs
+    where the library cannot be loaded."""
     core = core_of_board(profile)
     groups = runs_on_kernels(core, precision) if core == "no-dotprod" else precision in CPU_FORMATS
     return dialect_of(profile) == "fused" and groups and loads_kernels(profile)

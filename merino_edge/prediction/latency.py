@@ -77,7 +77,6 @@ NODES: Mapping[Dialect, Mapping[str, int]] = {
     "portable": {"embed": 12, "norm": 6, "activation": 9, "head": 2, "attention": 30},
 }
 INTEGER_NODES = 4  # of a portable 8-bit matmul: quantise its input, rescale its output
-NO_DOTPROD_NODES = 1  # the same for no-dotprod cores, whose matmul rescales its output
 
 Amounts = dict[str, float]
 
@@ -264,10 +263,10 @@ def matmul_amounts(totals: Amounts, op: Operator, precision: str, tokens: int, d
     totals[f"{form}.{'head_row_ns' if op.kind == 'head' else 'row_ns'}"] += rows * tokens
     if form == "fp32":
         return
-    if dialect in ("fused", "avx512-vnni") or form == "int4":
+    if dialect != "portable" or form == "int4":
         totals[f"{form}.scale_ns"] += rows * (op.columns // (largest_group(op.columns) or op.columns)) * tokens
     else:
-        totals["launch_us"] += INTEGER_NODES if dialect == "portable" else NO_DOTPROD_NODES
+        totals["launch_us"] += INTEGER_NODES
 
 
 def memory_share(size: Any, low: float, high: float) -> Any:

@@ -32,8 +32,8 @@ class CyclesPerWeight(Facts):
     the weights from memory. None: not known.
 
     `matmul`: float32. `matmulinteger`: signed weights of 8 bits, one scale per row. `matmulnbits_8`, `matmulnbits_4`:
-    groups, computed in float32. `matmul4`: 4 bits in this project's own kernels. `attention`: per multiply-add of one
-    query and float32 keys or values; `group_attention`: the same by groups, in this project's kernels.
+    groups, computed in float32. `matmul4`, `matmul8`: 4 and 8 bits in this project's own kernels. `attention`: per
+    multiply-add of one query and float32 keys or values; `group_attention`: the same by groups, in own kernels.
     """
 
     kind: Kind
@@ -43,6 +43,7 @@ class CyclesPerWeight(Facts):
     matmulnbits_8: Cycles | None = None
     matmulnbits_4: Cycles | None = None
     matmul4: Cycles | None = None
+    matmul8: Cycles | None = None
     attention: Cycles | None = None
     group_attention: Cycles | None = None
 

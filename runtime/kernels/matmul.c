@@ -92,7 +92,10 @@ static inline int8x16_t four_columns(const uint8_t *tile, int quad, int row, int
     return vreinterpretq_s8_u8(vsubq_u8(codes, vdupq_n_u8(16)));
 }
 
-/* Columns of four rows of W in 5, 6 or 8 bits, from 4 * quad to 4 * end - 1, with x. */
+/* Keeps the compiler from working on several rows at once, for which there are not registers enough. */
+#define ONE_AFTER_THE_OTHER(value) __asm__ volatile("" : "+w"(value) : : "memory")
+
+/* Columns of four rows of W in 5 or 6 bits, from 4 * quad to 4 * end - 1, with x. */
 static inline int32x4_t four_sums(const uint8_t *tile, int row, int bits, const rounded *x, int quad, int end) {
     int32x4_t sums[2] = {vdupq_n_s32(0), vdupq_n_s32(0)}; /* two for each row */
     for (; quad < end; quad += 2) {
@@ -106,11 +109,39 @@ static inline int32x4_t four_sums(const uint8_t *tile, int row, int bits, const 
     return vpaddq_s32(sums[0], sums[1]);
 }
 
+/* The sums of eight rows of W from `row` on in 8 bits with x. Rows alternate, since an in-order core waits for the
+ * multiplication before in the same register. */
+static inline void eight_rows(const uint8_t *tile, int row, const rounded *x, int32x4_t out[2]) {
+    int32x4_t sums[2][2];
+    for (int four = 0; four < 2; four++) sums[four][0] = sums[four][1] = vdupq_n_s32(0); /* two for each row */
+    for (int quad = 0; quad < GROUP / 4; quad += 2) {
+        int8x16_t first = vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t *)(x->codes + 4 * quad)));
+        int8x16_t second = vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t *)(x->codes + 4 * quad + 4)));
+        int16x8_t products[2][2];
+#pragma GCC unroll 2
+        for (int four = 0; four < 2; four++) {
+            int8x16_t one = four_columns(tile, quad, row + 4 * four, 8);
+            products[four][0] = vmull_s8(vget_low_s8(one), vget_low_s8(first));
+            products[four][1] = vmull_high_s8(one, first);
+        }
+#pragma GCC unroll 2
+        for (int four = 0; four < 2; four++) {
+            int8x16_t two = four_columns(tile, quad + 1, row + 4 * four, 8);
+            products[four][0] = vmlal_s8(products[four][0], vget_low_s8(two), vget_low_s8(second));
+            products[four][1] = vmlal_high_s8(products[four][1], two, second);
+        }
+#pragma GCC unroll 2
+        for (int four = 0; four < 2; four++)
+            for (int half = 0; half < 2; half++) sums[four][half] = vpadalq_s16(sums[four][half], products[four][half]);
+    }
+    for (int four = 0; four < 2; four++) out[four] = vpaddq_s32(sums[four][0], sums[four][1]);
+}
+
 static inline float32x4_t four_halves(const uint8_t *at) {
     return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(at)));
 }
 
-/* Sixteen rows of W in 5, 6 or 8 bits with one row of x. */
+/* Sixteen rows of W in 5 or 6 bits with one row of x. */
 static inline void one_row16(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, float *out) {
     float32x4_t sums[4] = {vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)};
     for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(bits, minimums))
@@ -126,12 +157,30 @@ static inline void one_row16(const rounded *x, const uint8_t *w, int64_t groups,
     for (int four = 0; four < 4; four++) vst1q_f32(out + 4 * four, sums[four]);
 }
 
+/* The same in 8 bits. */
+static inline void one_row8(const rounded *x, const uint8_t *w, int64_t groups, int minimums, float *out) {
+    float32x4_t sums[4] = {vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)};
+    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(8, minimums))
+        for (int four = 0; four < 4; four += 2) {
+            int32x4_t codes[2];
+            const uint8_t *at = w + code_bytes(8) + 8 * four;
+            eight_rows(w, 4 * four, x, codes);
+            for (int each = 0; each < 2; each++, at += 8) {
+                float32x4_t *sum = sums + four + each, scales = vmulq_n_f32(four_halves(at), x->scales[0]);
+                *sum = vfmaq_f32(*sum, vcvtq_f32_s32(codes[each]), scales);
+                if (minimums) *sum = vfmaq_n_f32(*sum, four_halves(at + factor_bytes(8)), x->sum);
+            }
+            ONE_AFTER_THE_OTHER(sums[four]);
+        }
+    for (int four = 0; four < 4; four++) vst1q_f32(out + 4 * four, sums[four]);
+}
+
 /* Eight rows of W with one row of x. */
 static inline void one_row(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, float *out) {
     float32x4_t sums[2] = {vdupq_n_f32(0), vdupq_n_f32(0)}, factors[2];
     const uint8_t *end = w + groups * group_bytes(4, minimums);
     if (bits == 8) {
-        one_row16(x, w, groups, 8, minimums, out);
+        one_row8(x, w, groups, minimums, out);
         return;
     }
     if (bits == 5) {
@@ -155,9 +204,6 @@ static inline void one_row(const rounded *x, const uint8_t *w, int64_t groups, i
     }
     vst1q_f32(out, sums[0]), vst1q_f32(out + 4, sums[1]);
 }
-
-/* Keeps the compiler from working on several rows at once, for which there are not registers enough. */
-#define ONE_AFTER_THE_OTHER(value) __asm__ volatile("" : "+w"(value) : : "memory")
 
 /* Four rows of W, unpacked, with one row of x: the sums of each four neighbouring lanes' pairs. */
 static inline int16x8_t four_rows(const int8x16_t low[4], const int8x16_t high[4], const rounded *x) {

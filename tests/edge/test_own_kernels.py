@@ -121,7 +121,7 @@ def test_a_machine_without_kernels_is_told_and_takes_the_sibling(folder, embedde
         check_bundle_fits(bundle, other)
     packed = tmp_path / "a.merino"
     packed.write_bytes(packed_bytes(b"app", [
-        bundle_files(folder), bundle_files(embedded_bundles["no-dotprod", "int8"]),
+        bundle_files(folder), bundle_files(embedded_bundles["portable", "int8"]),
     ]))  # fmt: skip
     opened, machine = open_archive(str(packed)), this_machine(str(tmp_path))
     assert choose(opened, machine).bundle.precision == "int4"

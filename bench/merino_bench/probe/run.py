@@ -111,16 +111,15 @@ def import_backend() -> Any:
 
 def this_machine(version: Tuple[int, ...], library: str = "") -> Machine:
     """The facts that the tasks depend on. Formats whose operators this version of ONNX Runtime lacks are left out.
-    library: see `Machine`; it computes int4 for no-dotprod cores and in dialect `portable`, and both for cores with
-    AVX-512 VNNI."""
+    library: see `Machine`; it computes int4 in dialect `portable`, and int8 and int4 for no-dotprod cores and those
+    with AVX-512 VNNI."""
     fused = version >= FIRST_FUSED
     here = board.this_board()
     core = board.core_of_cpu(here.architecture, here.isa)
     if core == "avx512-vnni" and not library:
         core = "dotprod"
-    no_dotprod = core == "no-dotprod"
-    blocked = bool(library) if no_dotprod or not fused else version >= FIRST_BLOCKED
-    formats = ("fp32", "int8", "int4") if blocked else ("fp32", "int8") if no_dotprod or not fused else ("fp32",)
+    blocked = bool(library) if core == "no-dotprod" or not fused else version >= FIRST_BLOCKED
+    formats = ("fp32", "int8", "int4") if blocked else ("fp32",) if fused else ("fp32", "int8")
     cores = board.physical_core_count()
     counts = sorted({count for count in (1, 2, 4) if count < cores} | {cores})
     caches = QUANTISED_CACHES if version >= version_tuple(FIRST_QUANTISED_CACHE) else ()

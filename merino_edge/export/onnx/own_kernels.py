@@ -1,8 +1,8 @@
 """Dialect `fused` with this project's own operators (runtime/kernels).
 
-GroupAttention computes all query heads that share a KV head at once. MatMul4 multiplies int4 weights on no-dotprod
-Arm cores, with 0.34 instructions per weight where MatMulNBits takes 2.8. On x86 cores with AVX-512 VNNI it and MatMul8
-read weights at the speed of memory. Figures and choices: docs/decisions/kernels.md.
+GroupAttention computes all query heads that share a KV head at once. MatMul4 and MatMul8 multiply int4 and int8 weights
+on no-dotprod Arm cores, with 0.34 and 0.43 instructions per weight where MatMulNBits takes 2.8 and 16. On x86 cores
+with AVX-512 VNNI they read weights at the speed of memory. Figures and choices: docs/decisions/kernels.md.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,6 @@ import numpy as np
 from merino_edge.export.onnx.columns import widened_matrix
 from merino_edge.export.onnx.fused import Fused, check_heads
 from merino_edge.export.onnx.graph import Graph, ports
-from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
 from merino_edge.export.onnx.operations import Operations
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.quantisation.gptq import gptq
@@ -66,11 +65,13 @@ class GroupAttention(Fused):
 class Tiles(Operations):
     """Matrices in tiles, in the formats of `tiled_bits`. Others are the dialect's own.
 
-    Matrices of 8 bits whose codes need no more than five, as those of a GGUF in Q5_0, are stored in five. Those in
-    groups of 16, as in Q6_K, are stored in six.
+    Attributes:
+        few_bits: whether matrices of 8 bits whose codes need no more than five, as those of a GGUF in Q5_0, are stored
+            in five, and those in groups of 16, as in Q6_K, in six.
     """
 
     tiled_bits: tuple[int, ...] = (4,)
+    few_bits = False
 
     def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
         super().__init__(weights, context, precision, blocks)
@@ -95,12 +96,13 @@ class Tiles(Operations):
         return None
 
     def _tiled(self, matrix: Quantized) -> bool:
-        return matrix.bits in self.tiled_bits and (matrix.group_size % GROUP_SIZE == 0 or in_six(matrix))
+        in_groups = matrix.group_size % GROUP_SIZE == 0 or self.few_bits and in_six(matrix)
+        return matrix.bits in self.tiled_bits and in_groups
 
     def stored_bits(self, name: str) -> int:
-        """Where 8 bits are tiles, matrices of one input that a file has in fewer are apart from those in 8."""
+        """Matrices of one input that a file has in 5 or 6 bits are apart from those in 8."""
         bits = super().stored_bits(name)
-        stored = self.blocks.bits(name) if self.blocks and bits == 8 and 8 in self.tiled_bits else None
+        stored = self.blocks.bits(name) if self.blocks and bits == 8 and self.few_bits else None
         return stored if stored in (5, 6) else bits
 
     def copied_channels(self, matrix: Quantized) -> int:
@@ -121,7 +123,7 @@ class Tiles(Operations):
 
     def tiles(self, name: str, matrix: Quantized, minimums: np.ndarray | None) -> tuple[int, np.ndarray]:
         """The bits of a code in the matrix's tiles, and the tiles."""
-        bits = bits_in_tiles(matrix)
+        bits = fewest_bits(matrix) if self.few_bits else matrix.bits
         return bits, tiles_of(name, matrix, minimums, bits)
 
     def _matmul(self, x: str, weights: list[str]) -> str:
@@ -162,13 +164,11 @@ class Tiles(Operations):
         }  # fmt: skip
 
 
-class OwnKernels(Tiles, GroupAttention, FusedNoDotprod):
-    """Dialect `fused` in int4 for no-dotprod Arm cores."""
+class NoDotprodTiles(Tiles, GroupAttention):
+    """Dialect `fused` in int8 and int4 for no-dotprod Arm cores, where unpacking 5 and 6 bits costs more than it saves.
 
-
-class FusedTiles(Tiles, GroupAttention):
-    """Dialect `fused` in int8 and int4 for x86 cores with AVX-512 VNNI. A tied embedding is stored once: Rows8 reads
-    its rows where the head reads all."""
+    A tied embedding is stored once: Rows8 reads its rows where the head reads all.
+    """
 
     tiled_bits = (4, 8)
 
@@ -186,6 +186,12 @@ class FusedTiles(Tiles, GroupAttention):
             super().head(x, table)
 
 
+class FusedTiles(NoDotprodTiles):
+    """The same for x86 cores with AVX-512 VNNI."""
+
+    few_bits = True
+
+
 class PortableTiles(Tiles, Portable):
     """Dialect `portable` in int4, for ONNX Runtime from 1.10 on."""
 
@@ -199,8 +205,8 @@ def in_halves(name: str, matrix: Quantized) -> Quantized:
     return matrix._replace(scales=halves(name, matrix.scales).astype(np.float32))
 
 
-def bits_in_tiles(matrix: Quantized) -> int:
-    """Of a code in the tiles of a matrix."""
+def fewest_bits(matrix: Quantized) -> int:
+    """In which tiles hold the codes of a matrix."""
     if matrix.bits == 8 and matrix.group_size == HALF_GROUP:
         return 6
     return 5 if matrix.bits == 8 and hold(5, matrix.codes) else matrix.bits

@@ -194,8 +194,9 @@ def kernel_library(bundle: Bundle, machine: str) -> Optional[str]:
 
 def without_kernels(bundle: Bundle) -> str:
     """The option of `export`, or the one to leave out, that makes a graph of the same model without own kernels."""
-    fixed = bundle.core == "no-dotprod" or bundle.dialect == "portable"
-    return "with --precision int8" if fixed else "without --for"
+    if bundle.dialect == "portable":
+        return "with --precision int8"
+    return "with --dialect portable --precision int8" if bundle.core == "no-dotprod" else "without --for"
 
 
 def cache_formats(bundle: Bundle) -> str:
