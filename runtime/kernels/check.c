@@ -168,9 +168,9 @@ static uint64_t fuzz_attention(void) {
     return hash;
 }
 
-static int run_product(int64_t count, int minimums, int calls) {
+static int run_product(int64_t count, int bits, int minimums, int calls) {
     int64_t rows = 256, columns = 512;
-    matmul_work work = product(count, rows, columns, 4, minimums, 0);
+    matmul_work work = product(count, rows, columns, bits, minimums, 0);
     for (int call = 0; call < calls; call++) matmul(&work, (threads){NULL, NULL});
     printf("%lld\n", (long long)(count * rows * columns));
     free_product(&work);
@@ -255,9 +255,11 @@ int main(int count, char **words) {
     }
     if (count != 4 || strcmp(words[1], "run")) return 2;
     int calls = atoi(words[3]);
-    if (!strcmp(words[2], "decode")) return run_product(1, 0, calls);
-    if (!strcmp(words[2], "decode-minimums")) return run_product(1, 1, calls);
-    if (!strcmp(words[2], "prefill")) return run_product(16, 0, calls);
+    if (!strcmp(words[2], "decode")) return run_product(1, 4, 0, calls);
+    if (!strcmp(words[2], "decode-minimums")) return run_product(1, 4, 1, calls);
+    if (!strcmp(words[2], "prefill")) return run_product(16, 4, 0, calls);
+    if (!strcmp(words[2], "decode-8")) return run_product(1, 8, 0, calls);
+    if (!strcmp(words[2], "prefill-8")) return run_product(16, 8, 0, calls);
     if (!strcmp(words[2], "attention-8")) return run_attention(8, 1, 255, 0, calls);
     if (!strcmp(words[2], "attention-9-3")) return run_attention(9, 3, 255, 0, calls);
     if (!strcmp(words[2], "attention-8-int8")) return run_attention(8, 1, 255, 1, calls);

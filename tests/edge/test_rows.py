@@ -25,10 +25,10 @@ KINDS = {
     "normed heads over int4": (NORMED, ExportRequest(precision="int8", kv="int4")),
     "by groups": (DESIGNED, ExportRequest(precision="int8", board=PI_5)),
     "by groups over int8": (NORMED, ExportRequest(precision="int4", kv="int8", board=PI_5)),
+    "no-dotprod": (DESIGNED, ExportRequest(precision="int8", core="no-dotprod")),
 }
 NOT_FOR_ROWS = {
-    "no-dotprod": ExportRequest(precision="int8", core="no-dotprod"), "portable": ExportRequest(dialect="portable"),
-    "all logits in fp32": ExportRequest(all_logits=True),
+    "portable": ExportRequest(dialect="portable"), "all logits in fp32": ExportRequest(all_logits=True),
 }  # fmt: skip
 
 
