@@ -58,7 +58,7 @@ PARTS = {
     "attention": ("ggml_vec_dot_f16", "flash_attn", "vec_mad", "vec_scale", "dequantize_row_q8_0", "expf"),
 }  # fmt: skip
 # Instructions for a weight or a multiply-add, counted, that a profile's cycles are for (docs/decisions/kernels.md).
-COUNTED = {"matmul4": 0.34, "matmulinteger": 0.39, "group_attention": 0.45, "attention": 1.14}
+COUNTED = {"matmul4": 0.34, "matmul8": 0.48, "matmulinteger": 0.39, "group_attention": 0.45, "attention": 1.14}
 # llama.cpp's: instructions, cycles of Cortex-A57 and A72, of A53, by the same llvm-mca models. Its attention is taken
 # to have the cycles per instruction of q8_0.
 LLAMA_COUNTED = {"q4_0": (0.84, 0.36, 0.97), "q8_0": (0.75, 0.32, 0.88), "attention": (0.75, 0.32, 0.88)}
@@ -80,7 +80,7 @@ def our_rows(name: str, dialect: str, kv: str, cpu: str, cache: Path) -> Iterato
         counted = steps(bundle, DEPTHS, cpu, portable)
         grown, filled = "own", (DEPTHS[0], DEPTHS[1])
     each = (counted[1][grown] - counted[0][grown]) / (filled[1] - filled[0])
-    head = bundle.vocab * MODELS[name].embed_width * COUNTED["matmulinteger"] / 1e3
+    head = bundle.vocab * MODELS[name].embed_width * COUNTED[head_kernel(dialect)] / 1e3
     for index, depth in enumerate(DEPTHS):
         parts = counted[1 if portable else index]
         attention = each * (CONTEXT if portable else depth + 1)
@@ -88,9 +88,13 @@ def our_rows(name: str, dialect: str, kv: str, cpu: str, cache: Path) -> Iterato
             "engine": f"onnxruntime {'1.10.0' if portable else '1.32.0'}", "model": name, "dialect": dialect, "kv": kv,
             "depth": depth, "cpu": cpu, "weight_bytes": bundle.decode_weight_bytes,
             "cache_bytes": cache_bytes(name, CONTEXT if portable else depth + 1, kv),
-            "matmul4": parts["own"] - (0 if portable else attention), "attention": attention, "head": head,
-            "other": parts["onnxruntime"] - head - (attention if portable else 0) + parts["other"],
+            "matmul4": parts["own"] - (0 if portable else attention + head), "attention": attention, "head": head,
+            "other": parts["onnxruntime"] - (attention + head if portable else 0) + parts["other"],
         }  # fmt: skip
+
+
+def head_kernel(dialect: str) -> str:
+    return "matmulinteger" if dialect == "portable" else "matmul8"
 
 
 def random_bundle(name: str, dialect: str, kv: str, context: int, cache: Path) -> Bundle:
@@ -211,7 +215,7 @@ def predicted(row: Row, board: str) -> Row:
     at = 2 if BOARDS[board] == "cortex-a53" else 1
     if own:
         attention = "attention" if row["dialect"] == "portable" else "group_attention"
-        kernels = {"matmul4": "matmul4", "attention": attention, "head": "matmulinteger"}
+        kernels = {"matmul4": "matmul4", "attention": attention, "head": head_kernel(row["dialect"])}
         cycles = {
             part: getattr(profile.cpu.cycles_per_weight, kernel) / COUNTED[kernel] for part, kernel in kernels.items()
         }
