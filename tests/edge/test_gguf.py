@@ -284,6 +284,17 @@ def test_int4_keeps_in_8_bits_what_a_mixed_file_has_in_more_than_4(tmp_path, mon
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_for_a_core_without_dotprod_blocks_of_16_weights_are_quantised_again(tmp_path, precision):
+    """MatMulNBits would dequantise them at each call."""
+    write_in_blocks(tmp_path / "model.gguf", "llama", "Q6_K", "Q8_0", num_hidden_layers=1, **WIDE)
+    request = ExportRequest(precision=precision, context=64, core="no-dotprod")
+    done = export(load_source(str(tmp_path / "model.gguf")), tmp_path / "bundle", request)
+    assert {tuple(each) for each in done.stored} == {("Q8_0", 1, 0), ("Q6_K", 0, 7)}
+    graph = onnx.load(tmp_path / "bundle" / "model.onnx", load_external_data=False).graph
+    assert {node.op_type for node in graph.node if node.op_type.startswith("MatMul")} == {"MatMul8"}
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_for_a_core_without_dotprod_blocks_are_taken_over_too(tmp_path, precision):
     write_in_blocks(tmp_path / "model.gguf", "llama", "Q4_0", "Q8_0", num_hidden_layers=1, **WIDE)
     words = ["export", tmp_path / "model.gguf", "--for", "raspberry-pi-4", "--precision", precision]

@@ -83,14 +83,14 @@ class Tiles(Operations):
         self._tiles.clear()
 
     def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:
-        """In 4 bits only blocks of a multiple of 32 weights. In 8 bits those that tiles cannot hold are matrices of the
-        dialect."""
+        """Only blocks that tiles can hold. Others of 8 bits are matrices of the dialect where `few_bits`: there
+        MatMulNBits is fast."""
         if bits not in self.tiled_bits:
             return super().repacked(names, bits)
         matrix = repacked(self.blocks, names, self.weights, bits, self.exact) if self.blocks else None
         if matrix is not None and self._tiled(matrix):
             return in_halves("+".join(names), matrix)
-        if bits == 8:
+        if bits == 8 and self.few_bits:
             return matrix
         self.exact -= set(names)
         return None
