@@ -56,7 +56,7 @@ def test_codes_and_torchs_weights_compute_the_same(source, kind, tmp_path):
         source = smoothed(source, partial(rows_to_read, source, 48, None))
     graph = build_graph(source, GraphFormat(precision, dialect, 48, core))
     oldest = exported.bundle.backends[0].min_version
-    by_groups = kind == ("fused", "int4", "no-dotprod") and source.arch.heads >= 3 * source.arch.kv_layers[0][0]
+    by_groups = core == "no-dotprod" and source.arch.heads >= 3 * source.arch.kv_layers[0][0]
     windowed = any(getattr(source.arch, "windowed", ())) and not by_groups
     assert (oldest == "1.24") == (dialect == "fused" and windowed)
     twin = with_quantized(source.model, graph.quantized, layout_of(source.arch))
