@@ -774,10 +774,13 @@ void matmul_row(const uint8_t *weights, int64_t columns, int bits, int minimums,
     for (int64_t group = 0; group < columns / GROUP; group++, w += step, out += GROUP) {
         const uint8_t *scales = w + code_bytes(bits) + 2 * place, *behind = scales + parts_of(bits) * factor_bytes(bits);
         float minimum = minimums ? half_to_float(behind) : 0.0f;
-        for (int64_t column = 0; column < GROUP; column++) {
-            float scale = half_to_float(scales + column * parts_of(bits) / GROUP * factor_bytes(bits));
-            float value = (float)code_of(w, place, column, bits) * scale;
-            out[column] = minimums ? value + minimum : value;
+        int64_t column = 0;
+        for (int part = 1; part <= parts_of(bits); part++, scales += factor_bytes(bits)) {
+            float scale = half_to_float(scales);
+            for (; column < part * GROUP / parts_of(bits); column++) {
+                float value = (float)code_of(w, place, column, bits) * scale;
+                out[column] = minimums ? value + minimum : value;
+            }
         }
     }
 }
