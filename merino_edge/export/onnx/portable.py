@@ -82,13 +82,6 @@ class Portable(SignedCodes):
             return self.node("Gather", [self.table(table), ids])
         return self._signed_rows(table, ids)
 
-    def _integer_matmul(self, x: str, codes: str, scales: str) -> str:
-        """x @ codes * scales with x quantised to uint8 over its range; codes [in, out], scales [out]."""
-        quantized = self.node("DynamicQuantizeLinear", [x], outputs=3)
-        matmul = self.node("MatMulInteger", [quantized, codes, f"{quantized}.2"])
-        scale = self.node("Mul", [f"{quantized}.1", scales])
-        return self.node("Mul", [self.node("Cast", [matmul], to=TensorProto.FLOAT), scale])
-
     def norm(self, x: str, norm: Norm) -> str:
         """Computed in float32 in every format, since squares of activations overflow float16."""
         half = self.real == "float16"

@@ -1,4 +1,4 @@
-"""Matrices in int8 codes around zero with one scale per row, as MatMulInteger takes them, for both dialects.
+"""Matrices in int8 codes around zero with one scale per row, as MatMulInteger takes them in dialect `portable`.
 
 No code is -128: two multiplications by it overflow the 16 bits in which no-dotprod Arm cores accumulate.
 """
@@ -42,8 +42,11 @@ class SignedCodes(Operations):
         return self._integer_matmul(x, *self._codes_and_scales(weights))
 
     def _integer_matmul(self, x: str, codes: str, scales: str) -> str:
-        """x @ codes * scales; codes [in, out], scales [out]."""
-        raise NotImplementedError
+        """x @ codes * scales with x quantised to uint8 over its range; codes [in, out], scales [out]."""
+        quantized = self.node("DynamicQuantizeLinear", [x], outputs=3)
+        matmul = self.node("MatMulInteger", [quantized, codes, f"{quantized}.2"])
+        scale = self.node("Mul", [f"{quantized}.1", scales])
+        return self.node("Mul", [self.node("Cast", [matmul], to=TensorProto.FLOAT), scale])
 
     def _codes_and_scales(self, names: Sequence[str]) -> tuple[str, str]:
         """Codes [columns, sum of rows] and scales [sum of rows] of joined matrices."""
