@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import merino_runtime
-from merino_runtime.bundle import BackendNeed, Bundle, Golden, Slower, Threads
+from merino_runtime.bundle import BackendNeed, Bundle, Golden, KernelLibrary, Slower, Threads
 from merino_runtime.bundle.fit import check_bundle_fits
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
@@ -130,6 +130,14 @@ def test_products_that_would_overflow_on_x86_are_refused(bundle, where):
         check_bundle_fits(bundle, pc, allow_slow=True)
     for name in ("avx512_vnni", "avx_vnni"):
         assert check_bundle_fits(bundle, pc._replace(isa=pc.isa | {name})) == []
+
+
+def test_own_kernels_add_up_in_32_bits_on_any_x86_that_has_their_instructions():
+    pc = BOARD._replace(architecture="x86_64", isa=board.KERNELS_NEED)
+    bundle = FOR_NO_DOTPROD._replace(kernels=(KernelLibrary("x86_64", "kernels-x86_64.so"),))
+    assert check_bundle_fits(bundle, pc) == []
+    with pytest.raises(MerinoError, match="overflow"):
+        check_bundle_fits(bundle._replace(dialect="portable"), pc)
 
 
 def test_an_old_portable_bundle_is_refused_where_its_weights_may_overflow():

@@ -85,7 +85,8 @@ def is_for_other_core(bundle: Bundle, board: Board) -> bool:
 def _check_overflow(bundle: Bundle, board: Board) -> None:
     """Raises MerinoError where 8-bit matrix multiplications would overflow the 16 bits in which the CPU adds up."""
     again = f"Export {bundle.name!r} again"
-    by_rows = bundle.core == "no-dotprod" or bundle.dialect == "portable" and bundle.precision in ("int8", "int4")
+    is_old = bundle.core == "no-dotprod" and not bundle.kernels  # before MatMul8 was the operator of such cores
+    by_rows = is_old or bundle.dialect == "portable" and bundle.precision in ("int8", "int4")
     if by_rows and board.architecture in X86_MACHINES and not board.isa & VNNI:
         raise MerinoError("this CPU has neither avx512_vnni nor avx_vnni: without them matrix multiplications by int8 "
                           "weights with one scale per row overflow 16 bits, and the results are wrong. "
