@@ -35,6 +35,8 @@ from merino_runtime.bundle import (
 )
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.bundle.schema import BUNDLE_SHAPE, SCHEMA, problems_of
+from merino_runtime.generation.text import with_merges_as_strings
+from merino_runtime.io.json_file import value_of
 
 # The oldest ONNX Runtime for (dialect, precision), 1.10 where none is named: operators on 8-bit groups, and on
 # embeddings in groups, are younger than the fused attention.
@@ -214,14 +216,13 @@ def write_bundle(
 ) -> Bundle:  # fmt: skip
     """Fill the empty `folder` and return its description.
 
-    `tokenizer`: a tokenizer.json to copy, or the text of one; None where there is none.
+    `tokenizer`: a tokenizer.json, or the text of one, whose merges become strings; None where there is none.
     `template`: the text of the chat template that `model.chat` is of. `beside`: texts of further files by their names.
     """
     graph.save(folder)
-    if isinstance(tokenizer, str):
-        (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
-    elif tokenizer:
-        shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
+    if tokenizer:
+        text = tokenizer if isinstance(tokenizer, str) else tokenizer.read_text(encoding="utf-8")
+        write_text(folder / TOKENIZER_FILE, with_merges_as_strings(value_of(text, any_depth=True), text))
     if model.chat and template is not None:
         (folder / model.chat.template).write_text(template, encoding="utf-8", newline="")
     for machine in MACHINES if graph.own_kernels else ():

@@ -61,7 +61,7 @@ def model(tiny_arch):
 
 
 def test_a_description_is_read_as_it_was_written(graph, model, tmp_path):
-    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text('{"model": {"merges": [["a", "b"], ["ab", "é"]]}}', encoding="utf-8")
     folder = tmp_path / "bundle"
     folder.mkdir()
     assert not is_bundle(folder)
@@ -71,6 +71,7 @@ def test_a_description_is_read_as_it_was_written(graph, model, tmp_path):
     )
     assert is_bundle(folder) and load_bundle(str(folder)) == written
     assert [file.path for file in written.files] == ["model.onnx", "model.onnx.data", "tokenizer.json"]
+    assert (folder / "tokenizer.json").read_text(encoding="utf-8") == '{"model":{"merges":["a b","ab é"]}}'
     assert (written.golden, written.threads, written.backends[0].min_version) == (golden, Threads(4, 2), "1.23")
     assert written.isa == ("avx2", "dotprod") and written.head_flops == 2 * 300 * 32
     assert bundle_bytes(folder) > sum(file.bytes for file in written.files)

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from merino_runtime.bundle import Bundle, BundleFile
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.text import FIRST_WITH_BYTE_FALLBACK, TextStream, Tokenizer, byte_table, open_tokenizer
+from merino_runtime.generation.text import (
+    FIRST_WITH_BYTE_FALLBACK,
+    TextStream,
+    Tokenizer,
+    byte_table,
+    open_tokenizer,
+    with_merges_as_strings,
+)
 
 EOS = 259
 
@@ -130,6 +137,8 @@ def test_merges_are_read_in_the_old_and_the_new_spelling():
     model = dict(tiny()["model"], merges=[["t", "h"], ["th", "e"], ["Ġ", "the"]])
     assert Tokenizer(json.dumps(tiny(model=model))).encode("the the") == [257, 258]
     assert TOKENIZER.encode("the the") == [257, 258]
+    spaced = json.dumps(tiny(model=dict(model, merges=[["t", " h"]])))
+    assert with_merges_as_strings(json.loads(spaced), spaced) == spaced  # "t  h" could be read in two ways
 
 
 @pytest.mark.parametrize("changes", [

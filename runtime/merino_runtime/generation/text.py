@@ -54,7 +54,7 @@ class Tokenizer:
         if not self._of_bytes:
             _check_bytes_are_known(source)
         self.drops_first_space = not self._of_bytes and _drops_first_space(parsed)
-        self._description = _with_merges_as_strings(parsed, description)
+        self._description = with_merges_as_strings(parsed, description)
         self._tokenizer, self._source = _tokenizer_of(self._description, source), source
         self._plain: Optional[Any] = None  # the same without added tokens: made when a text needs it
         self.kept: Dict[str, Any] = {}  # what others make of this tokenizer once
@@ -242,19 +242,22 @@ def _types_in(parsed: Any, part: str) -> Tuple[str, ...]:
                  if isinstance(one, dict))
 
 
-def _with_merges_as_strings(parsed: Dict[str, Any], description: str) -> str:
+def with_merges_as_strings(parsed: Dict[str, Any], description: str) -> str:
     """Rewrites merges from ["a", "b"] (tokenizers 0.20 and later) to "a b", the only form that 0.12 reads, the last
-    version for Python 3.6. All versions read it, and it is unambiguous: a byte-level token contains no space. A
-    description without such merges is returned as it is, because serialising 50,000 entries slows every start."""
+    version for Python 3.6. All versions read it, unless a token contains a space, which no published one does. Other
+    descriptions are returned as they are. `export` does this, since 150,000 merges take as long as the rest of a start.
+    """
     model = parsed["model"]
     merges = model.get("merges")
     if not isinstance(merges, list) or all(isinstance(merge, str) for merge in merges):
         return description
     if not all(isinstance(merge, list) and all(isinstance(part, str) for part in merge) for merge in merges):
         return description  # wrong in another way, which tokenizers reports
+    if any(" " in part for merge in merges for part in merge):
+        return description
     model["merges"] = [" ".join(merge) for merge in merges]
     try:
-        return json.dumps(parsed)
+        return json.dumps(parsed, ensure_ascii=False, separators=(",", ":"))
     except RecursionError:  # nested deeper than tokenizers reads, which it reports
         return description
 
