@@ -98,6 +98,8 @@ def main() -> None:
         "--negatives", action="store_true", help="write sentences that are no commands, one a line, in place of samples"
     )
     args = parser.parse_args()
+    if args.text and args.turns < 2:
+        parser.error("--text writes the samples of --turns 2 or more: name --turns")
     begun = time.monotonic()
     with args.out.open("w", encoding="utf-8") as out:
         if args.negatives:

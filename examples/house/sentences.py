@@ -85,7 +85,8 @@ def of_use(house: House, split: str, rng: random.Random) -> Sample | None:
 
 def users(house: House, keys: str) -> list[Device]:
     wanted = set(keys.split(","))
-    return [each for each in house.devices if each.domain == "switch" and wanted & set(each.name.split())]
+    switches = [each for each in house.devices if each.domain == "switch"]
+    return [each for each in switches if wanted & set(each.name.replace("waffle iron", "waffle").split())]
 
 
 def of_everything(house: House, split: str, rng: random.Random) -> Sample | None:
@@ -161,12 +162,26 @@ def unclear(sample: Sample) -> bool:
     return any(name in text and re.search(rf"\b{re.escape(name)}\b", text) for name in others)
 
 
+# The share of easy commands that a training leaves out. Of a test they are four fifths, with a third of the errors: the
+# others are called by a part of their name or by their use, or are several.
+EASY_LEFT_OUT = 0.6
+
+
 def command(house: House, split: str, rng: random.Random) -> Sample:
     while True:
         sample = rng.choices(list(MAKERS), list(MAKERS.values()))[0](house, split, rng)
         if sample is None or sample.kind != "correction" and sample.action.targets and unclear(sample):
             continue
+        if split == "train" and is_easy(sample) and rng.random() < EASY_LEFT_OUT:
+            continue
         return sample
+
+
+def is_easy(sample: Sample) -> bool:
+    """Whether the only target is a group, or a device that is called by its whole name, or there is none."""
+    first, *others = sample.action.targets or ("",)
+    is_group = first not in {each.name for each in sample.house.devices}
+    return not others and (is_group or first in sample.sentence)
 
 
 def addressed(sentence: str, split: str, rng: random.Random) -> str:

@@ -1,6 +1,7 @@
 """Numbers, times, and how a sentence reaches the model: as typed, or as a speech recogniser heard it."""
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 
@@ -140,7 +141,21 @@ def clock(rng: random.Random) -> tuple[str, int, int]:
 
 
 def at_time(rng: random.Random) -> tuple[str, dict[str, str]]:
-    """A time of the day as said, and as an argument. Morning or evening is always told."""
+    """A time of the day as said, and as an argument: "from seven tomorrow morning". No action can name a day, so any
+    morning is the next one. Morning or evening is always said."""
+    text, values = plain_time(rng)
+    if rng.random() < 0.3:
+        before = rng.choice(("around", "from", "from", "by", "when it's", "at about", "as soon as it's", "starting at"))
+        text = re.sub(r"\bat (?=[a-z0-9.: ]*$)", f"{before} ", text, count=1)
+    if rng.random() < 0.3:
+        text = re.sub("in the (?=evening|afternoon)", "this ", text)
+        text = re.sub("in the (?=morning)", rng.choice(("tomorrow ", "tomorrow in the ")), text)
+    sharp = " sharp" if rng.random() < 0.04 and text.startswith("at ") else ""
+    return text + sharp, values
+
+
+def plain_time(rng: random.Random) -> tuple[str, dict[str, str]]:
+    """A time that begins with "at" and names no day."""
     how = rng.random()
     if how < 0.06:
         return rng.choice((("at noon", {"at": "12:00"}), ("at midnight", {"at": "00:00"})))
@@ -150,7 +165,7 @@ def at_time(rng: random.Random) -> tuple[str, dict[str, str]]:
     text, hour, minute = clock(rng)
     # "quarter to twelve" names the hour after; its half of the day is that of the hour itself.
     if hour == 11 and " to " in text or hour == 0:
-        return at_time(rng)
+        return plain_time(rng)
     if rng.random() < 0.45:
         later = rng.random() < 0.55
         mark = rng.choice(("pm", "pm", "p m", "p.m.") if later else ("am", "am", "a m", "a.m."))
@@ -162,7 +177,7 @@ def at_time(rng: random.Random) -> tuple[str, dict[str, str]]:
     else:
         later = hour < 3 or hour > 4 and rng.random() < 0.5
         if not later and (hour < 4):
-            return at_time(rng)
+            return plain_time(rng)
         if later and hour > 4:
             part = rng.choice(
                 ("in the evening", "in the evening", "tonight", "at night" if hour > 8 else "in the evening")

@@ -26,7 +26,7 @@ from houses import SPLITS, command_words, dictionary, held_out_names, known, mak
 from refer import SAME_AREA, meant  # noqa: E402
 from refusals import negatives  # noqa: E402
 from sentences import make_sample  # noqa: E402
-from spoken import as_heard, at_time, duration, parts_said, share  # noqa: E402
+from spoken import as_heard, at_time, duration, parts_said, plain_time, share  # noqa: E402
 
 COUNT = 1500
 
@@ -210,12 +210,17 @@ def test_a_template_is_expanded_to_what_it_may_say(template):
 
 def test_numbers_and_times_mean_what_they_say():
     rng = random.Random(1)
-    shares, spans, clocks = (dict(make(rng) for _ in range(6000)) for make in (share, duration, at_time))
+    shares, spans, clocks = (dict(make(rng) for _ in range(6000)) for make in (share, duration, plain_time))
     times = {output: values["at"] for output, values in clocks.items()}
     assert shares["half"] == 50 and shares["maximum"] == 100 and shares["forty percent"] == 40 and shares["20%"] == 20
     assert spans["half an hour"] == 30 and spans["an hour and a half"] == 90 and spans["ten minutes"] == 10
     assert times["at midnight"] == "00:00" and times["at half past seven in the evening"] == "19:30"
     assert times["at quarter to eight in the morning"] == "07:45" and times["at ten pm"] == "22:00"
+    varied = dict(at_time(rng) for _ in range(6000))
+    mornings = [values["at"] for said, values in varied.items() if "tomorrow" in said]
+    evenings = [values["at"] for said, values in varied.items() if "this evening" in said]
+    assert len(mornings) > 100 < len(evenings) and max(mornings) < "12:00" < min(evenings)
+    assert any(said.startswith("around ") for said in varied) and any(said.endswith(" sharp") for said in varied)
 
 
 def test_a_sentence_tells_the_area_of_its_target_unless_it_is_here():
