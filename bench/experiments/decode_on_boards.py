@@ -58,7 +58,7 @@ PARTS = {
     "attention": ("ggml_vec_dot_f16", "flash_attn", "vec_mad", "vec_scale", "dequantize_row_q8_0", "expf"),
 }  # fmt: skip
 # Instructions for a weight or a multiply-add, counted, that a profile's cycles are for (docs/decisions/kernels.md).
-COUNTED = {"matmul4": 0.34, "matmul8": 0.48, "matmulinteger": 0.39, "group_attention": 0.45, "attention": 1.14}
+COUNTED = {"matmul4": 0.34, "matmul8": 0.41, "matmulinteger": 0.39, "group_attention": 0.45, "attention": 1.14}
 # llama.cpp's: instructions, cycles of Cortex-A57 and A72, of A53, by the same llvm-mca models. Its attention is taken
 # to have the cycles per instruction of q8_0.
 LLAMA_COUNTED = {"q4_0": (0.84, 0.36, 0.97), "q8_0": (0.75, 0.32, 0.88), "attention": (0.75, 0.32, 0.88)}

@@ -155,7 +155,7 @@ def at_time(rng: random.Random) -> tuple[str, dict[str, str]]:
 
 
 def plain_time(rng: random.Random) -> tuple[str, dict[str, str]]:
-    """A time that begins with "at" and names no day."""
+    """The same without a word for another day, and with "at" before the clock."""
     how = rng.random()
     if how < 0.06:
         return rng.choice((("at noon", {"at": "12:00"}), ("at midnight", {"at": "00:00"})))

@@ -95,6 +95,9 @@ static inline int8x16_t four_columns(const uint8_t *tile, int quad, int row, int
 /* Keeps the compiler from working on several rows at once, for which there are not registers enough. */
 #define ONE_AFTER_THE_OTHER(value) __asm__ volatile("" : "+w"(value) : : "memory")
 
+/* Keeps the compiler from loading x for several rows at once, for which there are not registers enough. */
+#define LOADS_STAY() __asm__ volatile("" : : : "memory")
+
 /* Columns of four rows of W in 5 or 6 bits, from 4 * quad to 4 * end - 1, with x. */
 static inline int32x4_t four_sums(const uint8_t *tile, int row, int bits, const rounded *x, int quad, int end) {
     int32x4_t sums[2] = {vdupq_n_s32(0), vdupq_n_s32(0)}; /* two for each row */
@@ -161,16 +164,21 @@ static inline void one_row16(const rounded *x, const uint8_t *w, int64_t groups,
 static inline void one_row8(const rounded *x, const uint8_t *w, int64_t groups, int minimums, float *out) {
     float32x4_t sums[4] = {vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)};
     for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(8, minimums))
+#pragma GCC unroll 2
         for (int four = 0; four < 4; four += 2) {
-            int32x4_t codes[2];
             const uint8_t *at = w + code_bytes(8) + 8 * four;
+            int32x4_t codes[2];
+            float32x4_t scales[2], lowest[2];
             eight_rows(w, 4 * four, x, codes);
-            for (int each = 0; each < 2; each++, at += 8) {
-                float32x4_t *sum = sums + four + each, scales = vmulq_n_f32(four_halves(at), x->scales[0]);
-                *sum = vfmaq_f32(*sum, vcvtq_f32_s32(codes[each]), scales);
-                if (minimums) *sum = vfmaq_n_f32(*sum, four_halves(at + factor_bytes(8)), x->sum);
+            eight_halves(at, scales);
+            if (minimums) eight_halves(at + factor_bytes(8), lowest);
+#pragma GCC unroll 2
+            for (int each = 0; each < 2; each++) {
+                float32x4_t scaled = vmulq_n_f32(scales[each], x->scales[0]);
+                sums[four + each] = vfmaq_f32(sums[four + each], vcvtq_f32_s32(codes[each]), scaled);
+                if (minimums) sums[four + each] = vfmaq_n_f32(sums[four + each], lowest[each], x->sum);
             }
-            ONE_AFTER_THE_OTHER(sums[four]);
+            LOADS_STAY();
         }
     for (int four = 0; four < 4; four++) vst1q_f32(out + 4 * four, sums[four]);
 }
@@ -228,9 +236,81 @@ static inline void unpack(const uint8_t *w, int8x16_t low[4], int8x16_t high[4])
     }
 }
 
-/* Eight rows of W with four rows of x, which lie `groups` apart. */
+/* The sums of eight rows of W in 8 bits with four rows of x. The sums of products of one row of x are added while the
+ * next row is multiplied: an in-order core would wait for them. */
+static inline void eight_rows_by_four(const uint8_t *tile, const rounded *const x[PREFILL_ROWS],
+                                      int32x4_t out[PREFILL_ROWS][2]) {
+    int32x4_t sums[PREFILL_ROWS][4]; /* two for each row of W */
+    int16x8_t products[4];
+    for (int at = 0; at < 4; at++) {
+        products[at] = vdupq_n_s16(0);
+        for (int row = 0; row < PREFILL_ROWS; row++) sums[row][at] = vdupq_n_s32(0);
+    }
+#pragma GCC unroll 4
+    for (int quad = 0; quad < GROUP / 4; quad += 2) {
+        int8x16_t one[2] = {four_columns(tile, quad, 0, 8), four_columns(tile, quad, 4, 8)};
+        int8x16_t two[2] = {four_columns(tile, quad + 1, 0, 8), four_columns(tile, quad + 1, 4, 8)};
+#pragma GCC unroll 4
+        for (int row = 0; row < PREFILL_ROWS; row++) {
+            int32x4_t *before = sums[(row + PREFILL_ROWS - 1) % PREFILL_ROWS];
+            int8x16_t first = vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t *)(x[row]->codes + 4 * quad)));
+            int8x16_t second = vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t *)(x[row]->codes + 4 * quad + 4)));
+#pragma GCC unroll 4
+            for (int at = 0; at < 4; at++) before[at] = vpadalq_s16(before[at], products[at]);
+            for (int four = 0; four < 2; four++) {
+                products[2 * four] = vmull_s8(vget_low_s8(one[four]), vget_low_s8(first));
+                products[2 * four + 1] = vmull_high_s8(one[four], first);
+            }
+            for (int four = 0; four < 2; four++) {
+                products[2 * four] = vmlal_s8(products[2 * four], vget_low_s8(two[four]), vget_low_s8(second));
+                products[2 * four + 1] = vmlal_high_s8(products[2 * four + 1], two[four], second);
+            }
+            LOADS_STAY();
+        }
+    }
+    for (int at = 0; at < 4; at++) sums[PREFILL_ROWS - 1][at] = vpadalq_s16(sums[PREFILL_ROWS - 1][at], products[at]);
+    for (int row = 0; row < PREFILL_ROWS; row++)
+        for (int four = 0; four < 2; four++) out[row][four] = vpaddq_s32(sums[row][2 * four], sums[row][2 * four + 1]);
+}
+
+/* Sixteen rows of W in 8 bits with four rows of x, which lie `groups` apart. There are registers for the integer sums,
+ * not for `out` too. */
+static __attribute__((noinline)) void prefill_rows8(const rounded *x, const uint8_t *w, int64_t groups, int minimums,
+                                                    float out[PREFILL_ROWS][MOST_TILE_ROWS]) {
+    const rounded *rows[PREFILL_ROWS] = {x, x + groups, x + 2 * groups, x + 3 * groups};
+    memset(out, 0, sizeof(float) * PREFILL_ROWS * MOST_TILE_ROWS);
+    for (int64_t group = 0; group < groups; group++, w += group_bytes(8, minimums)) {
+#pragma GCC unroll 1
+        for (int eight = 0; eight < MOST_TILE_ROWS; eight += 8) {
+            const uint8_t *at = w + code_bytes(8) + 2 * eight;
+            int32x4_t codes[PREFILL_ROWS][2];
+            float32x4_t factors[2], sums[PREFILL_ROWS][2];
+            eight_rows_by_four(w + 4 * eight, rows, codes);
+            eight_halves(at, factors);
+#pragma GCC unroll 4
+            for (int row = 0; row < PREFILL_ROWS; row++)
+                for (int four = 0; four < 2; four++)
+                    sums[row][four] = vfmaq_f32(vld1q_f32(out[row] + eight + 4 * four), vcvtq_f32_s32(codes[row][four]),
+                                                vmulq_n_f32(factors[four], rows[row]->scales[0]));
+            if (minimums) eight_halves(at + factor_bytes(8), factors);
+#pragma GCC unroll 4
+            for (int row = 0; row < PREFILL_ROWS; row++)
+                for (int four = 0; four < 2; four++) {
+                    if (minimums) sums[row][four] = vfmaq_n_f32(sums[row][four], factors[four], rows[row]->sum);
+                    vst1q_f32(out[row] + eight + 4 * four, sums[row][four]);
+                }
+        }
+        for (int row = 0; row < PREFILL_ROWS; row++) rows[row]++;
+    }
+}
+
+/* A tile of W with four rows of x, which lie `groups` apart. */
 static inline void prefill_rows(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums,
                                 float out[PREFILL_ROWS][MOST_TILE_ROWS]) {
+    if (bits == 8) {
+        prefill_rows8(x, w, groups, minimums, out);
+        return;
+    }
     float32x4_t sums[PREFILL_ROWS][2], factors[2];
     for (int row = 0; row < PREFILL_ROWS; row++) {
         if (bits != 4) one_row(x + row * groups, w, groups, bits, minimums, out[row]);

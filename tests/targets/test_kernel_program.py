@@ -15,7 +15,7 @@ DAILY = ("decode", "decode-minimums", "decode-8", "attention-8", "attention-8-in
 CASES = [(1, 150), pytest.param(10**6, 20_000, marks=pytest.mark.nightly)]
 # The most instructions for a multiply-add, the whole kernel counted: what is rounded, packed and joined as well.
 MOST = {
-    "decode": 0.36, "decode-minimums": 0.38, "prefill": 0.30, "decode-8": 0.49, "prefill-8": 0.48, "attention-8": 0.45,
+    "decode": 0.36, "decode-minimums": 0.38, "prefill": 0.30, "decode-8": 0.42, "prefill-8": 0.34, "attention-8": 0.45,
     "attention-9-3": 0.62, "attention-8-int8": 0.65,
 }  # fmt: skip
 
@@ -64,7 +64,7 @@ def test_a_board_prints_one_line_of_json():
 def test_no_inner_loop_keeps_a_value_on_the_stack():
     loops = [loop for loop in inner_loops(library("aarch64")) if loop.multiplications > 8]
     kinds = {loop.multiplications for loop in loops}
-    matrices = {34, 36, 136, 144} | {17, 18}
-    assert matrices < kinds, "in 4 bits, and in 5 and 8, with and without minimums"
+    matrices = {34, 36, 136, 144} | {68, 72, 280} | {17, 18}
+    assert matrices < kinds, "in 4 bits, in 8, and in 5 and 6, of one row and of four, with and without minimums"
     assert {64, 32, 16} | {24, 12} == kinds - matrices, "scores and sums of values, in tiles; of few rows"
     assert [loop for loop in loops if loop.on_stack] == []

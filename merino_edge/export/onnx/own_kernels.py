@@ -1,7 +1,7 @@
 """Dialect `fused` with this project's own operators (runtime/kernels).
 
 GroupAttention computes all query heads that share a KV head at once. MatMul4 and MatMul8 multiply int4 and int8 weights
-on no-dotprod Arm cores, with 0.34 and 0.48 instructions per weight where MatMulNBits takes 2.8 and 16. On x86 cores
+on no-dotprod Arm cores, with 0.34 and 0.41 instructions per weight where MatMulNBits takes 2.8 and 16. On x86 cores
 with AVX-512 VNNI they read weights at the speed of memory. Figures and choices: docs/decisions/kernels.md.
 """
 
