@@ -9,7 +9,7 @@ mkdir -p "$out"
 
 "$python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt"
 [ -e "$out/train.jsonl" ] || {
-    "$python" "$here/make_data.py" "$out/begun" --turns 5 --samples "${HOUSE_SAMPLES:-180000}" --seed 1
+    "$python" "$here/make_data.py" "$out/begun" --turns 5 --samples "${HOUSE_SAMPLES:-280000}" --seed 1
     mv "$out/begun" "$out/train.jsonl"
 }
 [ -e "$out/tokenizer.json" ] || "$python" "$here/make_tokenizer.py" "$out/train.jsonl" "$out/tokenizer.json" --vocab 1536
@@ -25,7 +25,7 @@ for saved in "$out"/checkpoint/trainer/checkpoint-*/saved.json; do
 done
 ! command -v "${CXX:-g++}" > /dev/null || compile=--compile
 merino train "$decoder" --data "$out/train.jsonl" --tokenizer "$out/tokenizer.json" \
-    --steps "${HOUSE_STEPS:-10000}" --evaluations 8 --preset laptop-hour --prompt-weight 0.3 --cut-long \
+    --steps "${HOUSE_STEPS:-16000}" --evaluations 8 --preset laptop-hour --prompt-weight 0.3 --cut-long \
     $compile $resume -o "$out/checkpoint"
 
 "$python" "$here/make_data.py" "$out/calibrate.txt" --turns 5 --text --samples 3000 --seed 4
