@@ -186,12 +186,12 @@ def test_the_last_layer_of_a_prefill_computes_one_position():
 
 
 def test_formats_are_as_fast_as_the_cores_kernels():
-    """With dot products all of int8 and int4 is faster. Without, decoding is too, int4's by kernels of this project."""
-    for board, faster in (("raspberry-pi-5", True), ("raspberry-pi-4", False)):
+    """With dot products prompts in int8 and int4 take less than half of float32's time, and without less than three
+    quarters, by kernels of this project. Decoding is faster on both."""
+    for board, least, most in (("raspberry-pi-5", 0.3, 0.5), ("raspberry-pi-4", 0.6, 0.75)):
         models = [model_of(board, form, 512, 256) for form in FORMATS]
         fp32, int8, int4 = (model.predict(OPT_350M.operators, {}) for model in models)
-        assert (int8.prefill_ms < 0.7 * fp32.prefill_ms) == faster
-        assert int4.prefill_ms < 0.75 * fp32.prefill_ms
+        assert all(least < each.prefill_ms / fp32.prefill_ms < most for each in (int8, int4))
         assert int8.decode_ms < 0.45 * fp32.decode_ms and int4.decode_ms < 0.9 * int8.decode_ms
 
 
