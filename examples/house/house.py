@@ -2,23 +2,28 @@
 
 The prompt names what the house has, so the model copies names and need not know them:
 
-    bedroom: light bedside lamp, cover blinds
-    here, kitchen: light ceiling light, light counter lamp, switch coffee maker
+    bedroom: light lamp: bedside lamp, cover blinds
+    here, kitchen: light light: ceiling light, light lamp: counter lamp, switch maker: coffee maker
     > turn off the lamp beside the bed
+
+The last word of a name stands before it too: who says "the charger" for "priya's charger" says the word by which the
+model finds the device, and the answer is what follows there.
 
 The answer is one call, or a refusal where nothing is asked for:
 `{"name":"turn_off","arguments":{"words":"lamp beside the bed","targets":["bedside lamp"]}}`. `words` repeats the
 words of the sentence that name the devices: the model finds these words first and looks for the devices then. A target
-is the name of a device, or `AREA/DOMAIN` for all devices of a domain in an area (`kitchen/light`) or in the house
-(`house/light`). An empty list of targets says that the house has no such device. Domains are Home Assistant's.
+is the name of a device, or a group: `AREA/DOMAIN` is all devices of a domain in an area (`kitchen/light`) or in the
+house (`house/light`), and `AREA/all` is all that can be turned on and off there. An empty list of targets says that the
+house has no such device. Domains are Home Assistant's.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-EVERYWHERE = "house"
+EVERYWHERE, EVERYTHING = "house", "all"
 MOST_TARGETS = 3
 MOST_WORDS = 96  # characters
 # A call is carried out where the model gives it at least this probability, else the speaker is asked. The largest of
@@ -79,19 +84,23 @@ class House:
         return list(dict.fromkeys(device.area for device in self.devices))
 
     def targets(self, domains: Sequence[str]) -> list[str]:
-        """What a tool for these domains may name: devices, then groups of each area, then of the house."""
+        """What a tool for these domains may name: devices, then the groups of areas and of the house, by domain and
+        then, where there are several domains, of all."""
         fit = [device for device in self.devices if device.domain in domains]
         names = dict.fromkeys(device.name for device in fit)
         grouped = [device for device in fit if device.domain != "scene"]
-        areas = dict.fromkeys(f"{device.area}/{device.domain}" for device in grouped)
-        return [*names, *areas, *dict.fromkeys(f"{EVERYWHERE}/{device.domain}" for device in grouped)]
+        places = [(area, device.domain) for device in grouped for area in (device.area, EVERYWHERE)]
+        places = sorted(dict.fromkeys(places), key=lambda place: place[0] == EVERYWHERE)
+        several = [area for area, count in Counter(area for area, _ in places).items() if count > 1]
+        return [*names, *(f"{area}/{domain}" for area, domain in places), *(f"{area}/{EVERYTHING}" for area in several)]
 
     def resolve(self, target: str) -> frozenset[Device]:
         """The devices that a target means; empty for none."""
         named = frozenset(device for device in self.devices if device.name == target)
         area, _, domain = target.partition("/")
+        domains = TOOLS["turn_off"][0] if domain == EVERYTHING else (domain,)
         return named or frozenset(
-            device for device in self.devices if device.domain == domain and area in (device.area, EVERYWHERE)
+            device for device in self.devices if device.domain in domains and area in (device.area, EVERYWHERE)
         )
 
 
@@ -139,11 +148,17 @@ def prompt(house: House, sentence: str) -> str:
     """The area in which the sentence is spoken comes last: most sentences that name no area are about it."""
     lines = []
     for area in sorted(house.areas, key=lambda area: area == house.here):
-        listed = ", ".join(f"{each.domain} {each.name}" for each in house.devices if each.area == area)
+        listed = ", ".join(f"{each.domain} {entry(each.name)}" for each in house.devices if each.area == area)
         lines.append(f"{'here, ' if area == house.here else ''}{area}: {listed}\n")
     if house.here not in house.areas:
         lines.append(f"here, {house.here}:\n")
     return "".join(lines) + said(sentence)
+
+
+def entry(name: str) -> str:
+    """A name in the listing: its last word stands before it too."""
+    _, several, last = name.rpartition(" ")
+    return f"{last}: {name}" if several else name
 
 
 def said(sentence: str) -> str:

@@ -1,7 +1,7 @@
 """How a speaker refers to devices of a house, and which targets that means. Ambiguous references are not made."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -425,10 +425,3 @@ def areas_of_one(house: House, domains: Sequence[str], rng: random.Random) -> Re
         return Reference(targets, "" if "'s " in chosen[0] else "the", f"{listed} {word[0]}", plural=True)
     listed = " and ".join([", ".join(the_area(area, rng) for area in chosen[:-1]), the_area(chosen[-1], rng)])
     return Reference(targets, "the", word[0], f"in {listed}", True)
-
-
-def turned_off_together(house: House, area: str, domains: Sequence[str]) -> Iterator[str]:
-    """The groups of an area, or of the house, that 'everything' means."""
-    for domain in dict.fromkeys(each.domain for each in house.devices if area in (each.area, EVERYWHERE)):
-        if domain in domains:
-            yield f"{area}/{domain}"

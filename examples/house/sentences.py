@@ -14,9 +14,9 @@ from dataclasses import replace
 
 from command_families import Sample, families, of_family, scene_said, wrapped
 from grammar import blocks, expand, rules
-from house import EVERYWHERE, MOST_TARGETS, MOST_WORDS, REFUSAL, TOOLS, Action, Device, House
+from house import EVERYTHING, EVERYWHERE, MOST_WORDS, REFUSAL, TOOLS, Action, Device, House
 from houses import make_house
-from refer import in_area, meant, refer, turned_off_together
+from refer import in_area, meant, refer
 from refusals import refusal
 from spoken import as_heard, first_said, heard, parts_said
 from templates import ha_command
@@ -92,8 +92,8 @@ def users(house: House, keys: str) -> list[Device]:
 def of_everything(house: House, split: str, rng: random.Random) -> Sample | None:
     family = next(family for family in families() if family.modes == "e")
     area = rng.choice((*house.areas, house.here, EVERYWHERE))
-    targets = tuple(turned_off_together(house, area, TOOLS["turn_off"][0]))
-    if not 1 < len(targets) <= MOST_TARGETS:
+    target = f"{area}/{EVERYTHING}"
+    if target not in house.targets(TOOLS["turn_off"][0]):
         return None
     place = (
         in_area(area, rng) if area != EVERYWHERE else rng.choice(("in the house", "everywhere", "in the whole house"))
@@ -103,7 +103,7 @@ def of_everything(house: House, split: str, rng: random.Random) -> Sample | None
     sentence = expand(rng.choice(family.templates), rng, rules(), {"inx": place})
     parts = parts_said(sentence, (place,))
     sentence, times = wrapped(sentence, True, "turn_off", split, rng)
-    return Sample(house, sentence, Action("turn_off", targets, tuple(times.items())), family.kind, parts)
+    return Sample(house, sentence, Action("turn_off", (target,), tuple(times.items())), family.kind, parts)
 
 
 def of_correction(house: House, _: str, rng: random.Random) -> Sample | None:

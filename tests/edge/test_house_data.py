@@ -21,7 +21,19 @@ import make_data  # noqa: E402
 import make_tokenizer  # noqa: E402
 from command_families import families, of_family  # noqa: E402
 from grammar import blocks, expand  # noqa: E402
-from house import REFUSE, SURE, Device, House, read_action, said, tools  # noqa: E402
+from house import (  # noqa: E402
+    REFUSE,
+    SURE,
+    TOOLS,
+    Action,
+    Device,
+    House,
+    meaning,
+    prompt,
+    read_action,
+    said,
+    tools,
+)
 from houses import SPLITS, command_words, dictionary, held_out_names, known, make_house, words  # noqa: E402
 from refer import SAME_AREA, meant  # noqa: E402
 from refusals import negatives  # noqa: E402
@@ -165,7 +177,26 @@ def test_names_of_a_house_differ_and_its_listing_leaves_room_for_a_sentence():
             names = [device.name for device in house.devices]
             assert len({*names, *house.areas}) == len(names) + len(house.areas)
             assert house.here in house.areas
-            assert len("\n".join(line for line in make_data.prompt(house, "").splitlines())) < 300
+            assert len(prompt(house, "")) < 360
+
+
+def test_a_listing_has_the_last_word_of_a_name_before_the_name():
+    house = House((Device("desk lamp", "light", "office"), Device("tv", "media_player", "hall")), "office")
+    assert prompt(house, "Dim it") == "hall: media_player tv\nhere, office: light lamp: desk lamp\n> dim it\n"
+
+
+def test_everything_is_what_can_be_turned_off_and_a_target_where_it_is_of_several_domains():
+    lamp, tv = Device("lamp", "light", "hall"), Device("tv", "media_player", "hall")
+    gate, fan = Device("gate", "lock", "hall"), Device("fan", "fan", "attic")
+    house = House((lamp, tv, gate, fan), "hall")
+    groups = ["hall/light", "hall/media_player", "attic/fan", "house/light", "house/media_player", "house/fan"]
+    everything = ["hall/all", "house/all"]
+    for tool in ("turn_on", "turn_off"):
+        assert house.targets(TOOLS[tool][0]) == ["lamp", "tv", "fan", *groups, *everything]
+    assert house.targets(TOOLS["dim"][0]) == ["lamp", "hall/light", "house/light"]
+    assert house.resolve("hall/all") == {lamp, tv} and house.resolve("house/all") == {lamp, tv, fan}
+    named = Action("turn_off", ("hall/light", "tv"))
+    assert meaning(Action("turn_off", ("hall/all",)), house) == meaning(named, house)
 
 
 def test_equal_arguments_write_equal_data_whatever_the_number_of_processes(tmp_path, monkeypatch):
