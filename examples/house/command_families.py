@@ -8,7 +8,8 @@ from typing import Any
 
 from grammar import blocks, expand, rules
 from house import COLORS, EVERYWHERE, MOST_TARGETS, TOOLS, Action, House
-from refer import Reference, cooling, here_target, in_area, refer, the_area, window
+from houses import words
+from refer import AWNINGS, Reference, cooling, here_target, in_area, refer, the_area, window
 from spoken import at_time, degrees, duration, level, parts_said, share, spelled
 
 Slots = dict[str, str | Callable[[], str]]
@@ -89,6 +90,7 @@ def slots_for(ref: Reference, house: House, tool: str, said: str, rng: random.Ra
         "half": lambda: rng.choice(("half way", "halfway", "half", "to half", "to the half", "to the middle")),
         "place": lambda: room(area, ref, house, rng),
         "anyarea": lambda: the_area(rng.choice(house.areas), rng),
+        "person": lambda: rng.choice(words("people", "train")),
         "inany": lambda: rng.choice(("", "", "in here", in_area(rng.choice(house.areas), rng))),
     }
     if TOOLS[tool][0] == ("media_player",):
@@ -196,6 +198,8 @@ def allowed(family: Family, ref: Reference, house: House) -> bool:
     devices = [each for target in ref.targets for each in house.resolve(target)]
     if family.only == "window" and not all(map(window, devices)):
         return False
+    if family.only == "awning" and not all(AWNINGS & set(each.name.split()) for each in devices):
+        return False
     if family.only == "heat" and any(map(cooling, devices)):
         return False
     if family.tool in ("warmer", "cooler") and "G" in family.modes and not family.imperative:
@@ -224,6 +228,9 @@ def by_tool() -> dict[str, tuple[Family, ...]]:
 def said(family: Family, ref: Reference, house: House, split: str, rng: random.Random) -> Sample | None:
     tool, _, fixed = family.tool.partition("=")
     text, values = ("", fixed_value(fixed)) if fixed else value(tool, rng)
+    if values and not fixed and rng.random() < 0.03:
+        corrected = rng.choice(("no", "no wait", "sorry", "i mean", "no make that", "uh no"))
+        text = f"{value(tool, rng)[0]} {corrected} {text}"
     template = rng.choice(family.templates)
     if not names_target(template, ref, house):
         return None

@@ -80,7 +80,12 @@ def dictionary() -> tuple[str, ...]:
 
 @cache
 def held_out_words() -> frozenset[str]:
-    return frozenset(word for name in held_out_names() for word in name.split())
+    return frozenset(word for name in (*held_out_names(), *assistants("test")) for word in name.split())
+
+
+def assistants(split: str) -> list[str]:
+    """How an assistant is addressed."""
+    return blocks("wraps")["assistants" if split == "train" else "assistants held out"]
 
 
 @cache
@@ -244,6 +249,17 @@ KINDS = {
     "roomba": Known(("roomba", "vacuum", "robot vacuum", "vacuum cleaner", "hoover"), ()),
     "robot": Known(("robot", "vacuum", "robot vacuum", "cleaner", "hoover", "vacuum cleaner"), ()),
     "vac": Known(("robot vacuum", "vacuum", "hoover"), ()),
+    "string": Known((), ("string lights", "fairy lights")),
+    "fairy": Known((), ("fairy lights", "string lights")),
+    "projector": Known(("projector", "beamer"), ()),
+    "soundbar": Known(("soundbar", "sound bar"), ()),
+    "skylight": Known(("skylight", "roof window"), ()),
+    "hood": Known(("hood", "cooker hood", "extractor hood", "extractor"), ()),
+    "extractor": Known(("extractor", "extractor fan"), ()),
+    "purifier": Known(("air purifier", "purifier", "air cleaner"), ()),
+    "dryer": Known(("dryer", "tumble dryer", "tumble drier"), ()),
+    "microwave": Known(("microwave", "microwave oven"), ()),
+    "console": Known(("console", "game console", "games console"), ()),
     "plug": Known(("plug", "plug socket", "socket"), ("plugs",)),
     "socket": Known(("socket", "plug socket", "plug"), ("sockets",)),
     "outlet": Known(("outlet",), ("outlets",)),

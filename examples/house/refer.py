@@ -29,7 +29,8 @@ CORE = {
     "maker",
 }
 COOLING = {"ac", "conditioner", "conditioning", "split", "pump"}
-NO_WINDOW = {"door", "gate", "awning", "canopy", "skylight"}
+AWNINGS = {"awning", "canopy"}
+NO_WINDOW = {"door", "gate", "skylight"} | AWNINGS
 ON = {"balcony", "terrace", "patio", "porch", "landing", "stairs", "first floor", "top floor", "ground floor"}
 BARE = {"upstairs", "downstairs"}
 SAME_AREA = (
@@ -320,6 +321,8 @@ def of_all_in_house(house: House, domain: str, fit: list[Device], rng: random.Ra
         noun, many = domain, False
     if noun == "lighting":
         noun = "lights"
+    if noun == "lights" and rng.random() < 0.1:
+        noun = rng.choice(("interior lights", "indoor lights", "house lights", "lights inside"))
     if rng.random() < 0.5:
         place = rng.choice(("", "in the house", "in the apartment", "in my house", "everywhere"))
     elif many:

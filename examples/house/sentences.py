@@ -15,7 +15,7 @@ from dataclasses import replace
 from command_families import Sample, families, of_family, scene_said, wrapped
 from grammar import blocks, expand, rules
 from house import EVERYTHING, EVERYWHERE, MOST_WORDS, REFUSAL, TOOLS, Action, Device, House
-from houses import make_house
+from houses import assistants, make_house, strange, words
 from refer import in_area, meant, refer
 from refusals import refusal
 from spoken import as_heard, first_said, heard, parts_said
@@ -186,12 +186,16 @@ def is_easy(sample: Sample) -> bool:
 
 def addressed(sentence: str, split: str, rng: random.Random) -> str:
     if rng.random() < 0.16:
-        name = rng.choice(blocks("wraps")["assistants held out" if split == "test" else "assistants"])
+        name = rng.choice(assistants(split))
+        if split == "train":
+            # Any word can be an assistant's name. A decoder that knows 30 takes others for parts of a device's name.
+            name = rng.choice((name, strange(rng), rng.choice(words("people", split))))
         wake = rng.choice(blocks("wraps")["wake"]).replace("{w}", name)
         return f"{wake}{rng.choice((' ', ' ', ', '))}{sentence}" if rng.random() < 0.9 else f"{sentence} {name}"
     return sentence
 
 
+MISTYPED = {"train": 0.08, "test": 0.04}  # share of the sentences with a word that is
 COMMANDS = {"train": 0.71, "test": 0.76}  # share of the sentences; the others are refused
 
 
@@ -200,6 +204,6 @@ def make_sample(rng: random.Random, split: str, house: House | None = None) -> S
     house = house or make_house(rng, split)
     sample = command(house, split, rng) if rng.random() < COMMANDS[split] else refusal(house, split, rng)
     sentence = addressed(sample.sentence, split, rng)
-    result = heard(sentence, rng)
+    result = heard(sentence, rng, MISTYPED[split])
     words = as_heard(sample.parts, sentence, result)[:MOST_WORDS]
     return replace(sample, sentence=result, action=replace(sample.action, words=words))

@@ -142,7 +142,8 @@ def clock(rng: random.Random) -> tuple[str, int, int]:
 
 def at_time(rng: random.Random) -> tuple[str, dict[str, str]]:
     """A time of the day as said, and as an argument: "from seven tomorrow morning". No action can name a day, so any
-    morning is the next one. Morning or evening is always said."""
+    morning is the next one. Where neither morning nor evening is said, six to eleven are in the morning and one to
+    five in the afternoon."""
     text, values = plain_time(rng)
     if rng.random() < 0.3:
         before = rng.choice(("around", "from", "from", "by", "when it's", "at about", "as soon as it's", "starting at"))
@@ -166,7 +167,11 @@ def plain_time(rng: random.Random) -> tuple[str, dict[str, str]]:
     # "quarter to twelve" names the hour after; its half of the day is that of the hour itself.
     if hour == 11 and " to " in text or hour == 0:
         return plain_time(rng)
-    if rng.random() < 0.45:
+    half_said = rng.random()
+    if half_said < 0.12 and not (hour == 5 and " to " in text):
+        later = hour < 6
+        text = f"at {text}"
+    elif half_said < 0.5:
         later = rng.random() < 0.55
         mark = rng.choice(("pm", "pm", "p m", "p.m.") if later else ("am", "am", "a m", "a.m."))
         text = (
@@ -238,7 +243,7 @@ def as_heard(parts: Sequence[str], sentence: str, result: str) -> str:
     return ", ".join(" ".join(kept(*place)).rstrip(",.?!") for place in places_of(parts, words))
 
 
-def heard(sentence: str, rng: random.Random) -> str:
+def heard(sentence: str, rng: random.Random, mistyped_share: float) -> str:
     """The sentence with the faults of typing and hearing that some sentences have."""
     words = sentence.split()
     if rng.random() < 0.09:
@@ -248,7 +253,7 @@ def heard(sentence: str, rng: random.Random) -> str:
         if places:
             place = rng.choice(places)
             words[place] = rng.choice(blocks("heard")[words[place]])
-    if rng.random() < 0.04:
+    if rng.random() < mistyped_share:
         places = [place for place, word in enumerate(words) if len(word) > 3 and word.isalpha()]
         if places:
             place = rng.choice(places)
