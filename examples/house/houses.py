@@ -18,7 +18,8 @@ from house import COLORS, Device, House
 from wonderwords import RandomWord
 
 SPLITS = ("train", "test")
-# The listing of a house in characters: about 90 tokens, so a sentence fits beside it in 128.
+# The listing of a house in characters, without the words before names. With these and a sentence a prompt has 99 tokens
+# in the median, and 5 of 1,000 test prompts have more than 128.
 LONGEST_LISTING = 265
 
 WEIGHTS = {

@@ -195,7 +195,7 @@ def addressed(sentence: str, split: str, rng: random.Random) -> str:
     return sentence
 
 
-MISTYPED = {"train": 0.08, "test": 0.04}  # share of the sentences with a word that is
+MISTYPED = {"train": 0.08, "test": 0.04}  # share of the sentences with a typing error
 COMMANDS = {"train": 0.71, "test": 0.76}  # share of the sentences; the others are refused
 
 
