@@ -2,7 +2,7 @@
 
 `(a|b)`, `[optional]`, `(a;b)` in any order, `<rule>`, `{slot}`.
 
-They stand in `phrases/*.txt`: `== HEAD`, then one a line.
+They stand in `phrases/*.txt`: `== HEAD`, then one a line. A line that begins with `#` is a comment.
 """
 
 import random
@@ -27,7 +27,7 @@ def blocks(file: str) -> dict[str, tuple[str, ...]]:
         head, *lines = block.strip().splitlines()
         if head.strip() in by_head:
             raise ValueError(f"{file}.txt has == {head.strip()} twice")
-        by_head[head.strip()] = tuple(lines)
+        by_head[head.strip()] = tuple(line for line in lines if not line.startswith("#"))
     return by_head
 
 

@@ -239,6 +239,12 @@ def test_a_template_is_expanded_to_what_it_may_say(template):
     }[template]  # fmt: skip
 
 
+def test_a_comment_between_templates_is_none():
+    text = (ROOT / "examples" / "house" / "phrases" / "uses.txt").read_text(encoding="utf-8")
+    assert "\n# No house has these.\n== " in text
+    assert not any(line.startswith("#") for file in ("commands", "uses") for each in blocks(file).values() for line in each)
+
+
 def test_numbers_and_times_mean_what_they_say():
     rng = random.Random(1)
     shares, spans, clocks = (dict(make(rng) for _ in range(15_000)) for make in (share, duration, plain_time))
