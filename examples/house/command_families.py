@@ -9,7 +9,7 @@ from typing import Any
 from grammar import blocks, expand, rules
 from house import COLORS, EVERYWHERE, MOST_TARGETS, TOOLS, Action, House
 from houses import words
-from refer import AWNINGS, Reference, cooling, here_target, in_area, refer, the_area, window
+from refer import Reference, awning, heats, here_target, in_area, refer, the_area, window
 from spoken import at_time, degrees, duration, level, parts_said, share, spelled
 
 Slots = dict[str, str | Callable[[], str]]
@@ -193,14 +193,13 @@ def placed(house: House, domain: str, mode: str, rng: random.Random) -> Referenc
     return Reference((f"{area}/{domain}",), "the", domain, in_area(area, rng), False, area)
 
 
+ONLY = {"window": window, "awning": awning, "heat": heats}
+
+
 def allowed(family: Family, ref: Reference, house: House) -> bool:
     """Whether a family may be said of these devices."""
     devices = [each for target in ref.targets for each in house.resolve(target)]
-    if family.only == "window" and not all(map(window, devices)):
-        return False
-    if family.only == "awning" and not all(AWNINGS & set(each.name.split()) for each in devices):
-        return False
-    if family.only == "heat" and any(map(cooling, devices)):
+    if family.only and not all(map(ONLY[family.only], devices)):
         return False
     if family.tool in ("warmer", "cooler") and "G" in family.modes and not family.imperative:
         # "i'm hot" could ask for a fan.

@@ -89,10 +89,10 @@ class House:
         fit = [device for device in self.devices if device.domain in domains]
         names = dict.fromkeys(device.name for device in fit)
         grouped = [device for device in fit if device.domain != "scene"]
-        places = [(area, device.domain) for device in grouped for area in (device.area, EVERYWHERE)]
-        places = sorted(dict.fromkeys(places), key=lambda place: place[0] == EVERYWHERE)
-        several = [area for area, count in Counter(area for area, _ in places).items() if count > 1]
-        return [*names, *(f"{area}/{domain}" for area, domain in places), *(f"{area}/{EVERYTHING}" for area in several)]
+        areas = dict.fromkeys(f"{device.area}/{device.domain}" for device in grouped)
+        groups = [*areas, *dict.fromkeys(f"{EVERYWHERE}/{device.domain}" for device in grouped)]
+        domains_of = Counter(group.partition("/")[0] for group in groups)
+        return [*names, *groups, *(f"{area}/{EVERYTHING}" for area, count in domains_of.items() if count > 1)]
 
     def resolve(self, target: str) -> frozenset[Device]:
         """The devices that a target means; empty for none."""

@@ -118,6 +118,14 @@ def cooling(device: Device) -> bool:
     return bool(COOLING & set(device.name.split()))
 
 
+def heats(device: Device) -> bool:
+    return not cooling(device)
+
+
+def awning(device: Device) -> bool:
+    return bool(AWNINGS & set(device.name.split()))
+
+
 def window(device: Device) -> bool:
     return not NO_WINDOW & set(device.name.split())
 

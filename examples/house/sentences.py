@@ -188,7 +188,7 @@ def addressed(sentence: str, split: str, rng: random.Random) -> str:
     if rng.random() < 0.16:
         name = rng.choice(assistants(split))
         if split == "train":
-            # Any word can be an assistant's name. A decoder that knows 30 takes others for parts of a device's name.
+            # Any word can be an assistant's name. A decoder that knows a few takes others for parts of a device's name.
             name = rng.choice((name, strange(rng), rng.choice(words("people", split))))
         wake = rng.choice(blocks("wraps")["wake"]).replace("{w}", name)
         return f"{wake}{rng.choice((' ', ' ', ', '))}{sentence}" if rng.random() < 0.9 else f"{sentence} {name}"
