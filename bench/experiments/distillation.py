@@ -30,17 +30,18 @@ STEPS, BATCH, SEEDS = 1200, 8, (0, 1)
 TEACHER = ("--teacher", EMBEDDED)
 
 
-def trained(given: argparse.Namespace, name: str, steps: int, seed: int, *extra: str) -> dict[str, Any]:
-    """The run's held-out loss in nats a token, and its CPU seconds with start and evaluation."""
+def trained(
+    given: argparse.Namespace, design: dict[str, Any], name: str, steps: int, seed: int, *extra: str
+) -> dict[str, Any]:
+    """The run's held-out loss in nats a token, and its CPU seconds with start and evaluation; kept in the folder."""
     row = given.folder / f"{name}.json"
     if not row.exists():
-        design = given.folder / "student.json"
-        write_text(design, json.dumps(STUDENT))
+        path = given.folder / f"{name}-design.json"
+        write_text(path, json.dumps(design))
         command = [
-            sys.executable, "-m", "merino_edge", "train", str(design), "--data", str(given.data), "--held-out",
-            str(given.held_out), "--tokenizer", str(FOLDER / "tokenizer.json"), "--steps", str(steps),
-            "--batch", str(BATCH), "--seed", str(seed), "--evaluations", "1", "-t", "1", *extra,
-            "-o", str(given.folder / name),
+            sys.executable, "-m", "merino_edge", "train", str(path), "--data", str(given.data), "--held-out",
+            str(given.held_out), "--steps", str(steps), "--batch", str(BATCH), "--seed", str(seed),
+            "--evaluations", "1", "-t", "1", *extra, "-o", str(given.folder / name),
         ]  # fmt: skip
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -62,13 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", type=Path, required=True)
     given = parser.parse_args(arguments)
     given.folder.mkdir(parents=True, exist_ok=True)
-    rows = [trained(given, "logits", 1, 0, *TEACHER), trained(given, "start", 1, 0)]
+
+    def student(name: str, steps: int, seed: int, *extra: str) -> dict[str, Any]:
+        return trained(given, STUDENT, name, steps, seed, "--tokenizer", str(FOLDER / "tokenizer.json"), *extra)
+
+    rows = [student("logits", 1, 0, *TEACHER), student("start", 1, 0)]
     fixed = rows[1]["cpu_s"]
-    rows.append(trained(given, "equal-steps-0", STEPS, 0))
+    rows.append(student("equal-steps-0", STEPS, 0))
     for seed in SEEDS:
-        rows.append(taught := trained(given, f"teacher-{seed}", STEPS, seed, *TEACHER))
+        rows.append(taught := student(f"teacher-{seed}", STEPS, seed, *TEACHER))
         steps = round(STEPS * (taught["cpu_s"] - fixed) / (rows[2]["cpu_s"] - fixed))
-        rows.append(alone := trained(given, f"alone-{seed}", steps, seed))
+        rows.append(alone := student(f"alone-{seed}", steps, seed))
         print(f"seed {seed}: {taught['loss'] - alone['loss']:+.4f} nats a token by the teacher", flush=True)
     about = __doc__.split("\n\n")[0] if __doc__ else ""
     write_record(given.o, {"schema": 1, "about": about, "student": STUDENT, "batch": BATCH, "rows": rows})

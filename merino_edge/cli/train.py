@@ -79,6 +79,9 @@ def train(
             help="peak learning rate, after warm-up; default: 0.01, in fine-tuning 5e-05, with --lora 0.0002"
         ),
     ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="weight decay; more where the data is read many times; default: 0.1")
+    ] = None,
     prompt_weight: Annotated[
         float | None, typer.Option(help="weight of prompt tokens in the loss; completion tokens have 1; default: 0")
     ] = None,
@@ -132,7 +135,7 @@ def train(
         "steps": steps, "batch": batch, "length": length, "cut_long": cut_long, "learning_rate": learning_rate,
         "seed": seed, "bf16": bf16, "compile": compile_model, "lora": lora, "patience": patience,
         "evaluations": evaluations, "prompt_weight": prompt_weight, "teacher_weight": teacher_weight,
-        "temperature": temperature,
+        "temperature": temperature, "weight_decay": weight_decay,
     }  # fmt: skip
     options = {key: value for key, value in given.items() if value is not None}
     kept = kept_recipe(out, resume)

@@ -18,6 +18,7 @@ class Recipe:
         steps: optimiser steps.
         batch: rows of a step.
         learning_rate: where weights are drawn, of a matrix with 128 inputs; others have it by their inputs.
+        weight_decay: of a matrix with 128 inputs, times the learning rate at each step; others have it by their inputs.
         length: tokens of a row; None: the model's context.
         cut_long: whether samples longer than a row lose their ends, instead of being refused.
         patience: evaluations without a lower held-out loss after which the run ends, with the weights of the best one;
@@ -67,6 +68,8 @@ class Recipe:
                 f"--teacher-weight {self.teacher_weight:g} must lie above 0 and at most at 1, --temperature"
                 f" {self.temperature:g} above 0"
             )
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise MerinoError(f"--weight-decay {self.weight_decay:g} must be at least 0")
         if self.lora < 0:
             raise MerinoError(f"--lora {self.lora} must be a rank of at least 1, such as 16")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):

@@ -167,7 +167,7 @@ def test_prompts_count_by_their_weight(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "keys", [{"optimiser": "sgd"}, {"prompt_weight": 2.0}, {"patience": -1}]
+    "keys", [{"optimiser": "sgd"}, {"prompt_weight": 2.0}, {"patience": -1}, {"weight_decay": -0.1}]
 )
 def test_a_recipe_that_cannot_be_is_refused(keys):
     with pytest.raises(MerinoError, match="is not known|must be at least 0|must lie from 0 to 1"):
