@@ -40,8 +40,8 @@ def trained(
         write_text(path, json.dumps(design))
         command = [
             sys.executable, "-m", "merino_edge", "train", str(path), "--data", str(given.data), "--held-out",
-            str(given.held_out), "--steps", str(steps), "--batch", str(BATCH), "--seed", str(seed),
-            "--evaluations", "1", "-t", "1", *extra, "-o", str(given.folder / name),
+            str(given.held_out), "--steps", str(steps), "--seed", str(seed), "--evaluations", "1", "-t", "1", *extra,
+            "-o", str(given.folder / name),
         ]  # fmt: skip
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
 
     def student(name: str, steps: int, seed: int, *extra: str) -> dict[str, Any]:
-        return trained(given, STUDENT, name, steps, seed, "--tokenizer", str(FOLDER / "tokenizer.json"), *extra)
+        same = "--tokenizer", str(FOLDER / "tokenizer.json"), "--batch", str(BATCH)
+        return trained(given, STUDENT, name, steps, seed, *same, *extra)
 
     rows = [student("logits", 1, 0, *TEACHER), student("start", 1, 0)]
     fixed = rows[1]["cpu_s"]

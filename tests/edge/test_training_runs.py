@@ -169,6 +169,7 @@ CHANGES = {
     "--steps": lambda _: {"recipe": dataclasses.replace(RECIPE, steps=21)},
     "--batch": lambda _: {"recipe": dataclasses.replace(RECIPE, batch=3)},
     "--learning-rate": lambda _: {"recipe": dataclasses.replace(RECIPE, learning_rate=1e-3)},
+    "--weight-decay": lambda _: {"recipe": dataclasses.replace(RECIPE, weight_decay=0.3)},
     "--seed": lambda _: {"recipe": dataclasses.replace(RECIPE, seed=1)},
     "--compile": lambda _: {"recipe": dataclasses.replace(RECIPE, compile=True)},
     "--bf16": lambda _: {"recipe": dataclasses.replace(RECIPE, bf16=True)},
