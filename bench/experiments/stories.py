@@ -1,4 +1,4 @@
-"""Two story tellers beside each other: bits per byte of held-out stories, and how varied what they write is.
+"""Story tellers beside each other: bits per byte of held-out stories, and how varied what they write is.
 
     python bench/experiments/stories.py BUNDLE... --held-out STORIES -o bench/results/stories-x86-2cores.json
 
