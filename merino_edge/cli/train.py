@@ -80,7 +80,7 @@ def train(
         ),
     ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(help="weight decay; more where the data is read many times; default: 0.1")
+        float | None, typer.Option(help="weight decay; runs of some 1000 steps want more; default: 0.1")
     ] = None,
     prompt_weight: Annotated[
         float | None, typer.Option(help="weight of prompt tokens in the loss; completion tokens have 1; default: 0")

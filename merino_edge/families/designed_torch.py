@@ -138,10 +138,12 @@ def eager_attention(
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotary positions on [B, H, T, D], the halves paired (RoFormer, arXiv 2104.09864, in GPT-NeoX's order)."""
+    """Rotary positions on [B, H, T, D], the halves paired (RoFormer, arXiv 2104.09864, in GPT-NeoX's order). In
+    x's dtype: with two dtypes mixed, gradients of a compiled model were NaN in bfloat16 for some batches."""
     cos, sin = (part.unsqueeze(1) for part in rotary)
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-right, left), dim=-1) * sin
+    wide = x.to(cos.dtype)
+    left, right = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
 
 
 @torch.compiler.disable  # in its graph gradients were NaN in bfloat16 on a CPU (docs/decisions/training.md)
