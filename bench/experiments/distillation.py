@@ -30,6 +30,18 @@ STEPS, BATCH, SEEDS = 1200, 8, (0, 1)
 TEACHER = ("--teacher", EMBEDDED)
 
 
+def parsed(description: str | None, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of an experiment that trains; its folder is made."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--held-out", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("-o", type=Path, required=True)
+    given = parser.parse_args(arguments)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    return given
+
+
 def trained(
     given: argparse.Namespace, design: dict[str, Any], name: str, steps: int, seed: int, *extra: str
 ) -> dict[str, Any]:
@@ -56,13 +68,7 @@ def trained(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--held-out", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("-o", type=Path, required=True)
-    given = parser.parse_args(arguments)
-    given.folder.mkdir(parents=True, exist_ok=True)
+    given = parsed(__doc__, arguments)
 
     def student(name: str, steps: int, seed: int, *extra: str) -> dict[str, Any]:
         same = "--tokenizer", str(FOLDER / "tokenizer.json"), "--batch", str(BATCH)
