@@ -98,7 +98,7 @@ def train(
         typer.Option(metavar="RANK", help="fine-tune adapters of this rank, merged at the end; default: all weights"),
     ] = None,
     bf16: Annotated[
-        bool | None, typer.Option(help="train in bfloat16; default: where the GPU or CPU supports it")
+        bool | None, typer.Option(help="train in bfloat16; default: where the GPU or CPU is faster so")
     ] = None,
     compile_model: Annotated[
         bool | None,
@@ -148,7 +148,7 @@ def train(
 
     from transformers.utils import logging
 
-    from merino_edge.training.optimiser import has_bf16
+    from merino_edge.training.optimiser import bf16_is_faster
     from merino_edge.training.processes import is_first
     from merino_edge.training.train import train as run
     from merino_runtime.io.heap import keep_free_pages
@@ -157,7 +157,7 @@ def train(
     logging.disable_progress_bar()  # one for each saved state
     begin = plan or pretrained_of(source, vocab)
     if not kept:
-        usual: dict[str, Any] = {"bf16": has_bf16()}
+        usual: dict[str, Any] = {} if bf16 is not None else {"bf16": bf16_is_faster()}
         tuning: dict[str, Any] = {}
         if begin.pretrained:
             usual["length"] = min(begin.architecture.context, LENGTH)

@@ -94,6 +94,8 @@ class CheckedTrainer(Trainer):
         loss = super().training_step(model, *arguments, **keys)
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
         for what, value in (("loss", loss), ("gradient's norm", torch.nn.utils.get_total_norm(gradients))):
+            if not self.state.global_step:
+                check_arithmetic(what, float(value), self.recipe)
             check_finite(what, float(value), self.state.global_step + 1, self.args.learning_rate)
         return loss
 
@@ -122,6 +124,17 @@ def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
     """Sum of the cross-entropies of the next tokens by their weights. [B, T, V], [B, T], [B, T] -> []"""
     losses = cross_entropy(logits.float().flatten(0, 1), ids.roll(-1, 1).flatten(), reduction="none")
     return losses @ weights.flatten()
+
+
+def check_arithmetic(what: str, value: float, recipe: Recipe) -> None:
+    """Raises MerinoError where the value of the first step is not finite: no weight has changed, so not by the rate."""
+    if math.isfinite(value) or not (recipe.bf16 or recipe.compile):
+        return
+    remedy = "with --no-bf16" if recipe.bf16 else "without --compile"
+    raise MerinoError(
+        f"the {what} is {value} at the first step, before a weight has changed: the arithmetic is at fault. Begin a new"
+        f" run, with another -o and {remedy}"
+    )
 
 
 def check_finite(what: str, value: float, step: int, learning_rate: float) -> None:

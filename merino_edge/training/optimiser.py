@@ -3,7 +3,9 @@
 Muon (Jordan et al. 2024) orthogonalises each matrix's momentum. Embedding, head, norms and biases stay with AdamW.
 """
 
+import timeit
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +17,18 @@ BF16 = frozenset(("avx512_bf16", "bf16"))  # instruction sets of CPUs that multi
 BASE_INPUTS = 128  # a matrix of so many inputs takes the recipe's rate
 
 
-def has_bf16() -> bool:
-    """Whether the GPU, or without one the CPU, multiplies in bfloat16."""
+def bf16_is_faster() -> bool:
+    """Whether the GPU multiplies in bfloat16. On a CPU, whether it does, and in less time than in float32: Sapphire
+    Rapids without AMX takes twice as long."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    return bool(this_isa() & BF16)
+    return bool(this_isa() & BF16) and product_seconds(torch.bfloat16) < product_seconds(torch.float32)
+
+
+def product_seconds(dtype: torch.dtype) -> float:
+    """Of [512, 512] by [512, 512], the shortest of ten."""
+    matrix = torch.ones(512, 512, dtype=dtype)
+    return min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=10))
 
 
 @torch.no_grad()
@@ -37,12 +46,13 @@ def orthogonal(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """torch.optim.Muon with `match_rms_adamw`, which sizes its updates as AdamW's are; but in float32 where the machine
-    has no instructions for bfloat16: there torch's takes 35 to 50 times as long (docs/decisions/training.md)."""
+    """torch.optim.Muon with `match_rms_adamw`, which sizes its updates as AdamW's are. It orthogonalises in `dtype`,
+    torch's always in bfloat16, which takes 35 to 50 times as long on a CPU without instructions for it
+    (docs/decisions/training.md)."""
 
-    def __init__(self, groups: list[dict[str, Any]]):
+    def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype):
         super().__init__(groups, {"momentum": 0.95})
-        self.dtype = torch.bfloat16 if has_bf16() else torch.float32
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -60,11 +70,11 @@ class Muon(torch.optim.Optimizer):
 
 
 class MuonBesideAdamW(torch.optim.Optimizer):
-    """AdamW and Muon over the groups of this one, whose rates a scheduler sets."""
+    """AdamW and Muon over the groups of this one, whose rates a scheduler sets. `dtype`: of Muon."""
 
-    def __init__(self, others: list[dict[str, Any]], matrices: list[dict[str, Any]]):
+    def __init__(self, others: list[dict[str, Any]], matrices: list[dict[str, Any]], dtype: torch.dtype):
         super().__init__([*others, *matrices], {})
-        kinds = ((adamw, others), (Muon, matrices))
+        kinds = ((adamw, others), (partial(Muon, dtype=dtype), matrices))
         self.parts = [kind(groups) for kind, groups in kinds if groups]  # LoRA's adapters are all matrices
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
@@ -115,4 +125,5 @@ def optimiser_for(model: Any, recipe: Recipe, by_width: bool) -> torch.optim.Opt
     groups = {key: group(*key, weights) for key, weights in sorted(kinds.items(), key=lambda each: each[0][0])}
     others = [each for (order, _), each in groups.items() if order < 2 or not muon]
     matrices = [each for (order, _), each in groups.items() if order == 2 and muon]
-    return MuonBesideAdamW(others, matrices) if muon else adamw(others)
+    dtype = torch.bfloat16 if recipe.bf16 else torch.float32
+    return MuonBesideAdamW(others, matrices, dtype) if muon else adamw(others)

@@ -135,8 +135,7 @@ def test_muon_takes_the_steps_of_torchs(dtype):
     torch.manual_seed(0)
     ours, theirs = ([torch.nn.Parameter(weight.clone()) for weight in drawn]
                     for drawn in [[torch.randn(shape) for shape in ((24, 24), (16, 48), (48, 16))]] * 2)  # fmt: skip
-    mine = Muon([{"params": ours, "lr": 0.02, "weight_decay": 0.1}])
-    mine.dtype = dtype
+    mine = Muon([{"params": ours, "lr": 0.02, "weight_decay": 0.1}], dtype)
     torchs = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     for _ in range(5):
         for one, other in zip(ours, theirs, strict=True):

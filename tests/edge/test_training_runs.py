@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import random
 import resource
@@ -443,6 +444,16 @@ def test_a_disk_that_fills_up_although_it_seemed_large_enough(small_disk, text, 
     subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
     train(ARCH, [text], out, recipe=RECIPE, resume=bool(states(out)))
     assert same_weights(out, finished)
+
+
+@pytest.mark.parametrize(
+    "keys, remedy", [({"bf16": True, "compile": True}, "with --no-bf16"), ({"compile": True}, "without --compile")]
+)
+def test_at_the_first_step_the_rate_is_not_to_blame(keys, remedy):
+    with pytest.raises(MerinoError, match=f"norm is nan at the first step, .* another -o and {remedy}"):
+        loop.check_arithmetic("gradient's norm", math.nan, dataclasses.replace(RECIPE, **keys))
+    loop.check_arithmetic("gradient's norm", 1.0, dataclasses.replace(RECIPE, **keys))
+    loop.check_arithmetic("gradient's norm", math.nan, RECIPE)  # neither option: what follows blames the rate
 
 
 @pytest.mark.parametrize("bf16", [False, True])
