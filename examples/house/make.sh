@@ -25,7 +25,7 @@ for saved in "$out"/checkpoint/trainer/checkpoint-*/saved.json; do
 done
 ! command -v "${CXX:-g++}" > /dev/null || compile=--compile
 merino train "$decoder" --data "$out/train.jsonl" --tokenizer "$out/tokenizer.json" \
-    --steps "${HOUSE_STEPS:-15000}" --evaluations 8 --preset laptop-hour --prompt-weight 0.3 --cut-long \
+    --steps "${HOUSE_STEPS:-13500}" --evaluations 8 --preset laptop-hour --prompt-weight 0.3 --weight-decay 0.04 --cut-long \
     $compile $resume -o "$out/checkpoint"
 
 "$python" "$here/make_data.py" "$out/calibrate.txt" --turns 5 --text --samples 3000 --seed 4
