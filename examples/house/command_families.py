@@ -225,6 +225,10 @@ def by_tool() -> dict[str, tuple[Family, ...]]:
 
 
 def said(family: Family, ref: Reference, house: House, split: str, rng: random.Random) -> Sample | None:
+    """A sentence of the family for these devices; None where the family may not be said of them, or would not name
+    them."""
+    if not allowed(family, ref, house):
+        return None
     tool, _, fixed = family.tool.partition("=")
     text, values = ("", fixed_value(fixed)) if fixed else value(tool, rng)
     if values and not fixed and rng.random() < 0.03:
@@ -325,6 +329,6 @@ def of_family(house: House, split: str, rng: random.Random, tool: str = "") -> S
         tool = rng.choices(fit, [WEIGHTS[tool] for tool in fit])[0]
     family = pick(by_tool()[tool], split, rng)
     ref = target_of(family, tool, house, rng)
-    if ref is None or not allowed(family, ref, house) or len(ref.targets) > MOST_TARGETS:
+    if ref is None or len(ref.targets) > MOST_TARGETS:
         return None
     return said(family, ref, house, split, rng)

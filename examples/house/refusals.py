@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 
-from command_families import Sample, allowed, by_tool, families, of_family, pick, said, scene_said, target_of
+from command_families import Sample, by_tool, families, of_family, pick, said, scene_said, target_of
 from grammar import blocks, expand, rules
 from house import REFUSAL, TOOLS, Action, Device, House
 from houses import area_name, device_name, make_house, near, words
@@ -129,8 +129,7 @@ def ask(house: House, ghost: Device, mode: str, split: str, rng: random.Random, 
     listed = [family for family in by_tool()[tool] if mode in family.modes and ghost.domain in family.domains]
     if not listed:
         return None
-    family = pick(listed, split, rng)
-    sample = said(family, ref, larger, split, rng) if allowed(family, ref, larger) else None
+    sample = said(pick(listed, split, rng), ref, larger, split, rng)
     return missed(sample, house, kind) if sample else None
 
 
@@ -253,8 +252,7 @@ def missing_covers(house: House, area: str, split: str, rng: random.Random) -> S
         ref = Reference((f"{area}/cover",), "" if "'s " in area else "the", f"{area} {ghost.name}", "", True, area)
     tool = rng.choice(("open", "close", "set_position"))
     listed = [each for each in by_tool()[tool] if not any(word in each.kind for word in ("sun", "view", "glare"))]
-    family = pick(listed, split, rng)
-    sample = said(family, ref, larger, split, rng) if allowed(family, ref, larger) else None
+    sample = said(pick(listed, split, rng), ref, larger, split, rng)
     return missed(sample, house, "missing.area") if sample else None
 
 
@@ -296,8 +294,6 @@ def missing_domain(house: House, split: str, rng: random.Random) -> Sample | Non
     )
     ref = target_of(family, tool, only, rng)
     if ref is None or any(not target.endswith(f"/{domain}") and target != ghost.name for target in ref.targets):
-        return None
-    if not allowed(family, ref, larger):
         return None
     sample = said(family, ref, larger, split, rng)
     return missed(sample, house, "missing.domain") if sample and "qqq" not in sample.sentence else None
