@@ -98,7 +98,7 @@ def train(
         typer.Option(metavar="RANK", help="fine-tune adapters of this rank, merged at the end; default: all weights"),
     ] = None,
     bf16: Annotated[
-        bool | None, typer.Option(help="train in bfloat16; default: where the GPU or CPU is faster so")
+        bool | None, typer.Option(help="train in bfloat16; default: where the GPU or CPU is faster in it")
     ] = None,
     compile_model: Annotated[
         bool | None,
