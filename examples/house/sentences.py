@@ -143,6 +143,7 @@ MAKERS: Mapping[Callable[[House, str, random.Random], Sample | None], float] = {
     of_family: 0.74, of_ha: 0.08, of_scene: 0.05, of_mood: 0.03, of_use: 0.05, of_everything: 0.02,
     of_correction: 0.03,
 }
+RARE = of_mood, of_use  # each of their many wordings is rare, so training has them twice as often
 
 
 def unclear(sample: Sample) -> bool:
@@ -169,7 +170,8 @@ EASY_LEFT_OUT = 0.6
 
 def command(house: House, split: str, rng: random.Random) -> Sample:
     while True:
-        sample = rng.choices(list(MAKERS), list(MAKERS.values()))[0](house, split, rng)
+        weights = [share * (2 if split == "train" and maker in RARE else 1) for maker, share in MAKERS.items()]
+        sample = rng.choices(list(MAKERS), weights)[0](house, split, rng)
         if sample is None or sample.kind != "correction" and sample.action.targets and unclear(sample):
             continue
         if split == "train" and is_easy(sample) and rng.random() < EASY_LEFT_OUT:
@@ -184,6 +186,9 @@ def is_easy(sample: Sample) -> bool:
     return not others and (is_group or first in sample.sentence)
 
 
+NAMED_LAST = {"train": 0.3, "test": 0.1}  # share of the assistants' names that end a sentence
+
+
 def addressed(sentence: str, split: str, rng: random.Random) -> str:
     if rng.random() < 0.16:
         name = rng.choice(assistants(split))
@@ -191,11 +196,13 @@ def addressed(sentence: str, split: str, rng: random.Random) -> str:
             # Any word can be an assistant's name. A decoder that knows a few takes others for parts of a device's name.
             name = rng.choice((name, strange(rng), rng.choice(words("people", split))))
         wake = rng.choice(blocks("wraps")["wake"]).replace("{w}", name)
-        return f"{wake}{rng.choice((' ', ' ', ', '))}{sentence}" if rng.random() < 0.9 else f"{sentence} {name}"
+        if rng.random() < NAMED_LAST[split]:
+            return f"{sentence} {name}"
+        return f"{wake}{rng.choice((' ', ' ', ', '))}{sentence}"
     return sentence
 
 
-MISTYPED = {"train": 0.08, "test": 0.04}  # share of the sentences with a typing error
+MISTYPED = {"train": 0.12, "test": 0.04}  # share of the sentences with a typing error
 COMMANDS = {"train": 0.71, "test": 0.76}  # share of the sentences; the others are refused
 
 
