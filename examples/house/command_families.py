@@ -99,7 +99,7 @@ def slots_for(ref: Reference, house: House, tool: str, said: str, rng: random.Ra
 
 
 def bare(ref: Reference) -> str:
-    kept = ref.article if ref.article in ("all", "every", "each", "both") or "all" in ref.article else ""
+    kept = ref.article if ref.article.startswith(("all", "every", "each", "both")) else ""
     return f"{kept} {ref.said} {ref.place}".strip()
 
 
