@@ -20,7 +20,7 @@ import evaluate  # noqa: E402
 import make_data  # noqa: E402
 import make_tokenizer  # noqa: E402
 from command_families import families, of_family  # noqa: E402
-from grammar import blocks, expand  # noqa: E402
+from grammar import blocks, expand, rules  # noqa: E402
 from house import (  # noqa: E402
     REFUSE,
     SURE,
@@ -245,6 +245,15 @@ def test_a_comment_between_templates_is_none():
     assert "\n# No house has these.\n== " in text
     templates = [line for file in ("commands", "uses") for each in blocks(file).values() for line in each]
     assert len(templates) > 1000 and not any(line.startswith("#") for line in templates)
+
+
+def test_what_may_stand_around_a_command_makes_no_negative_of_it():
+    rng = random.Random(1)
+    slots = dict.fromkeys(("area", "in", "n", "person", "room", "thing", "things", "time"), "") | {"command": "{c}"}
+    lines = [line for listed in blocks("negatives").values() for line in listed if "{command}" in line]
+    refused = {expand(line, rng, rules(), slots) for line in lines for _ in range(100)}
+    assert {"what if you {c}", "should i {c}", "don't {c}"} < refused
+    assert not refused & {*blocks("wraps")["imperative"], *blocks("wraps")["saying"], *blocks("wraps")["held out"]}
 
 
 def test_numbers_and_times_mean_what_they_say():
