@@ -28,7 +28,7 @@ MOST_TARGETS = 3
 MOST_WORDS = 96  # characters
 # A call is carried out where the model gives it at least this probability, else the speaker is asked. The largest of
 # 0.05, 0.1, ... that loses at most 0.5 % of the right answers to 2,000 sentences in houses with the training's names.
-SURE = 0.15
+SURE = 0.05
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "white", "warm white", "cold white")
 PERCENT = {"type": "integer", "minimum": 0, "maximum": 100}
 # What each tool takes beside its targets, and the domains that it is for.
