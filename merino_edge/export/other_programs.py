@@ -1,7 +1,7 @@
 """Files of a `fused` bundle for other programs: onnxruntime-genai, transformers.js, optimum.
 
 merino_runtime does not read them. They follow from the geometry, the tokenizer and the chat template, so that a bundle
-has them whatever its source was. Which program takes which graph: docs/decisions/interoperability.md.
+has them whatever its source was. Which program takes which graph: docs/decisions/export.md.
 """
 
 import json
