@@ -144,6 +144,9 @@ MAKERS: Mapping[Callable[[House, str, random.Random], Sample | None], float] = {
     of_correction: 0.03,
 }
 RARE = of_mood, of_use  # each of their many wordings is rare, so training has them twice as often
+SHARES = {
+    "train": [share * (2 if maker in RARE else 1) for maker, share in MAKERS.items()], "test": list(MAKERS.values())
+}  # fmt: skip
 
 
 def unclear(sample: Sample) -> bool:
@@ -170,8 +173,7 @@ EASY_LEFT_OUT = 0.6
 
 def command(house: House, split: str, rng: random.Random) -> Sample:
     while True:
-        weights = [share * (2 if split == "train" and maker in RARE else 1) for maker, share in MAKERS.items()]
-        sample = rng.choices(list(MAKERS), weights)[0](house, split, rng)
+        sample = rng.choices(list(MAKERS), SHARES[split])[0](house, split, rng)
         if sample is None or sample.kind != "correction" and sample.action.targets and unclear(sample):
             continue
         if split == "train" and is_easy(sample) and rng.random() < EASY_LEFT_OUT:
