@@ -82,6 +82,9 @@ def train(
     weight_decay: Annotated[
         float | None, typer.Option(help="weight decay; runs of some 1000 steps want more; default: 0.1")
     ] = None,
+    optimiser: Annotated[
+        str | None, typer.Option(help="muon or adamw; default: muon, in fine-tuning adamw")
+    ] = None,
     prompt_weight: Annotated[
         float | None, typer.Option(help="weight of prompt tokens in the loss; completion tokens have 1; default: 0")
     ] = None,
@@ -135,7 +138,7 @@ def train(
         "steps": steps, "batch": batch, "length": length, "cut_long": cut_long, "learning_rate": learning_rate,
         "seed": seed, "bf16": bf16, "compile": compile_model, "lora": lora, "patience": patience,
         "evaluations": evaluations, "prompt_weight": prompt_weight, "teacher_weight": teacher_weight,
-        "temperature": temperature, "weight_decay": weight_decay,
+        "temperature": temperature, "weight_decay": weight_decay, "optimiser": optimiser,
     }  # fmt: skip
     options = {key: value for key, value in given.items() if value is not None}
     kept = kept_recipe(out, resume)

@@ -60,7 +60,7 @@ class Recipe:
                 f"--patience {self.patience} must be at least 0, --evaluations {self.evaluations} at least 1"
             )
         if self.optimiser not in OPTIMISERS:
-            raise MerinoError(f"optimiser {self.optimiser!r} is not known: known are {', '.join(OPTIMISERS)}")
+            raise MerinoError(f"--optimiser {self.optimiser} is not known: known are {', '.join(OPTIMISERS)}")
         if not 0 <= self.prompt_weight <= 1:
             raise MerinoError(f"--prompt-weight {self.prompt_weight:g} must lie from 0 to 1")
         if not (0 < self.teacher_weight <= 1 and math.isfinite(self.temperature) and self.temperature > 0):

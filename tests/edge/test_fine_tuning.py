@@ -134,12 +134,23 @@ def test_the_command_fine_tunes_a_folder_with_its_own_template_and_defaults(fold
     assert "held-out loss" in capfd.readouterr().out
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     assert record["recipe"]["learning_rate"] == 5e-5 and record["recipe"]["length"] == 64
-    assert record["name"] == "llama"
+    assert record["recipe"]["optimiser"] == "adamw" and record["name"] == "llama"
     main_ends(0, "train", folder, "--data", conversation, "--steps", 2, "--batch", 2, "-o", tmp_path / "out")
     assert "this run is finished" in capfd.readouterr().err
     main_ends(0, "train", tmp_path / "out", "--data", conversation, "--steps", 1, "--lora", 2, "-o", tmp_path / "again")
-    assert json.loads((tmp_path / "again" / "training.json").read_text())["recipe"]["learning_rate"] == 2e-4
-    assert json.loads((tmp_path / "again" / "training.json").read_text())["weights_sha256"] != record["weights_sha256"]
+    again = json.loads((tmp_path / "again" / "training.json").read_text())
+    assert again["recipe"]["learning_rate"] == 2e-4 and again["weights_sha256"] != record["weights_sha256"]
+
+
+def test_a_checkpoint_goes_on_learning_by_the_optimiser_that_is_named(tmp_path):
+    (tmp_path / "arch.json").write_text(ARCH.model_dump_json())
+    first, second = tmp_path / "first", tmp_path / "second"
+    words = "--data", write_stories(tmp_path / "a.txt"), "--steps", 2, "--batch", 2, "--optimiser", "muon"
+    main_ends(0, "train", tmp_path / "arch.json", *words, "-o", first)
+    main_ends(0, "train", first, *words, "--preset", "laptop-hour", "--length", 32, "-o", second)
+    assert json.loads((second / "training.json").read_text())["recipe"]["optimiser"] == "muon"
+    _adamw, muon = torch.load(next(second.rglob("optimizer.pt")), weights_only=False)["parts"]
+    assert muon["state"] and all(each.keys() == {"momentum_buffer"} for each in muon["state"].values())
 
 
 def test_what_does_not_go_with_a_model_is_refused(folder_of, decoder, tmp_path, capfd):
@@ -154,6 +165,7 @@ def test_what_does_not_go_with_a_model_is_refused(folder_of, decoder, tmp_path, 
         ([folder, "--length", 65], "--length 65 is more than the model's context, 64"),
         ([tmp_path / "arch.json", "--lora", 4], "--lora goes with a trained model"),
         ([folder, "--lora", -1], "--lora -1 must be"),
+        ([folder, "--optimiser", "sgd"], "--optimiser sgd is not known: known are adamw, muon"),
         ([bare], "has no tokenizer, so it cannot be fine-tuned"),
         (["opt-12"], "'opt-12' names no model"),
     ):
