@@ -3,12 +3,13 @@ holds it."""
 
 from collections.abc import Collection, Sequence
 
-from merino_edge.families.operators import Operator
+from merino_edge.families.operators import Operator, weight_bytes
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.formats import has_cache, is_predicted, missing_isa
 from merino_edge.prediction.shape import InferenceShape, default_prompt
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import list_profiles
+from merino_runtime.backends.threads import TWO_SESSIONS_BELOW_BYTES
 from merino_runtime.bundle import Threads
 
 
@@ -23,14 +24,14 @@ def fitting_boards(
     those that run the bundle's graph. `kv`: the format of the cache; None: the activations'. `slower`: ids of boards
     with the other kind of core, on which the graph decodes slower than a graph for that kind: these are left out.
     """
-    shape = InferenceShape(precision, context, default_prompt(context), kv)
+    shape, weights = InferenceShape(precision, context, default_prompt(context), kv), weight_bytes(operators, precision)
 
     def fits(profile: DeviceProfile) -> bool:
         if not is_predicted(profile, precision) or missing_isa(profile, precision) or not has_cache(profile, kv):
             return False
         if profile.backend == "onnxruntime" and profile.id in slower:
             return False
-        needed_mb = cost_model(profile, shape).memory_mb(operators, sessions_of(threads, profile))
+        needed_mb = cost_model(profile, shape).memory_mb(operators, sessions_of(threads, profile, weights))
         return needed_mb <= profile.memory.free_mb.value
 
     return tuple(
@@ -40,11 +41,12 @@ def fitting_boards(
     )
 
 
-def sessions_of(threads: Threads, profile: DeviceProfile) -> int:
-    """How many sessions the runtime opens on this board: in ONNX Runtime two where the bundle's thread counts, at most
-    one per core, differ. See `thread_counts` in `merino_runtime.backends.onnx_session`."""
+def sessions_of(threads: Threads, profile: DeviceProfile, weights: int) -> int:
+    """How many sessions the runtime opens on this board for `weights` bytes: in ONNX Runtime two where the thread
+    counts, at most one per core, differ. See `merino_runtime.backends.threads`."""
     if profile.backend != "onnxruntime":
         return 1
     cores = int(profile.cpu.cores.value)
     decode = min(threads.decode or profile.performance.onnxruntime.decode_threads.value, cores)
-    return 1 if min(threads.prefill or decode, cores) == decode else 2
+    usual = cores if weights < TWO_SESSIONS_BELOW_BYTES else decode
+    return 1 if min(threads.prefill or usual, cores) == decode else 2

@@ -21,6 +21,7 @@ from merino_edge.prediction.shape import InferenceShape
 from merino_edge.prediction.tensorrt_costs import TensorRtCosts, tensorrt_costs
 from merino_edge.profiles.coefficients import Kind, ThreadCount, weakest_kind
 from merino_edge.profiles.profile import DeviceProfile
+from merino_runtime.backends.threads import TWO_SESSIONS_BELOW_BYTES
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
@@ -183,14 +184,17 @@ class CostModel:
     def predict(self, operators: Sequence[Operator], limits: Mapping[str, float] | None = None) -> Predicted:
         """Costs of a whole decoder, at the thread counts of least decode latency, then of least prefill latency.
 
-        Without limits decode and prefill have the same thread count, the runtime's default, since two counts take more
-        memory. With limits, by the names of Predicted's fields, the counts may differ if that meets the limits. Raises
-        MerinoError for a format without coefficients.
+        Without limits decode and prefill have the same thread count where the runtime opens one session, since a second
+        one takes more memory than its weights are worth. With limits, by the names of Predicted's fields, the counts
+        may differ if that meets the limits. Raises MerinoError for a format without coefficients.
         """
         predicted = self.predict_each(operators)
-        single = [one for one in predicted if one.decode_threads == one.prefill_threads]
-        fitting = single if limits is None else [one for one in predicted if keeps(one, limits)]
-        return min(fitting or single, key=lambda one: (one.decode_ms, one.prefill_ms))
+        usual = [
+            one for one in predicted
+            if one.decode_threads == one.prefill_threads or one.weight_bytes < TWO_SESSIONS_BELOW_BYTES
+        ]  # fmt: skip
+        fitting = usual if limits is None else [one for one in predicted if keeps(one, limits)]
+        return min(fitting or usual, key=lambda one: (one.decode_ms, one.prefill_ms))
 
     def predict_each(self, operators: Sequence[Operator]) -> list[Predicted]:
         """Costs of a whole decoder for each pair of (decode, prefill) thread counts."""

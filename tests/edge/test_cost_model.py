@@ -17,6 +17,7 @@ from merino_edge.prediction.formats import formats_of, is_predicted
 from merino_edge.prediction.latency import amounts, by_threads, latency
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile, profile_ids
+from merino_runtime.backends.threads import TWO_SESSIONS_BELOW_BYTES
 from merino_runtime.errors import MerinoError
 
 FORMATS = CPU_FORMATS
@@ -118,6 +119,10 @@ def test_two_sessions_hold_prepacked_weights_twice():
     alone = model.predict(operators)  # as the runtime opens a bundle without a plan of threads
     assert alone.decode_threads == alone.prefill_threads and alone.memory_mb == one
     assert model.predict(operators, {}).memory_mb == two, "on this board the fastest counts differ"
+    # So few weights that the runtime opens the second session by itself.
+    small = Architecture(blocks=(Block(width=256, ffn_ratio=2, depth=4),), vocab=4096, head_size=32).operators
+    assert weight_bytes(small, "fp32") < TWO_SESSIONS_BELOW_BYTES <= weight_bytes(operators, "fp32")
+    assert model.predict(small) == model.predict(small, {}) and model.predict(small).prefill_threads == 4
 
 
 @given(decoders(), models)
