@@ -208,6 +208,20 @@ def test_a_real_sigint_at_any_moment_leaves_the_backend_fit(origin):
         backend.close()
 
 
+def test_a_lock_that_an_interrupt_left_held_stops_nothing(origin):
+    """As Python 3.6 leaves it where SIGINT comes between the end of a `with` and its release."""
+    backend = origin.fork()
+    backend._lock.acquire()
+    backend.prefill([1, 2, 3])
+    assert_as_fresh(origin, [1, 2, 3, 7], backend.step(7))
+    backend.truncate(2)
+    assert_as_fresh(origin, [1, 2, 4], backend.step(4))
+    twin = backend.fork()
+    assert twin.ids == [1, 2, 4]
+    for each in (twin, backend):
+        each.close()
+
+
 def resident_bytes():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -38,7 +38,9 @@ class OnnxBackend(Backend):
         self._fused = bundle.dialect == "fused"
         self._ports = {port.name: port for port in (*bundle.inputs, *bundle.outputs)}
         self._ids: List[int] = []  # ids of the filled slots; all other state follows from it
-        self._lock = threading.Lock()  # held while ids and cache disagree, so that a fork copies a state that agrees
+        # Held while ids and cache disagree, so that a fork copies a state that agrees. Before Python 3.10 an interrupt
+        # at the end of a `with` can leave its lock held (bpo-29988). The same thread can take an RLock again.
+        self._lock = threading.RLock()
         try:
             # [1, heads, context, head_size] each, by the name of the input that reads it
             self.cache = caches(bundle, 1) if cache is None else cache
