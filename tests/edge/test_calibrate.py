@@ -191,7 +191,7 @@ def test_each_quantised_graph_takes_the_rounding(dialect, core, precision, tales
     groups = {row.name: row.group_size for row in done.matrices}
     assert groups.keys() == {"+".join(names) for names in plain}
     if dialect == "portable":
-        assert groups == {"+".join(names): result.codes.shape[-1] for names, result in plain.items()}
+        assert groups == {"+".join(names): result.codes.shape[1] * result.group_size for names, result in plain.items()}
     else:
         assert set(groups.values()) == {32}
 
