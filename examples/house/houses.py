@@ -136,11 +136,7 @@ def area_name(rng: random.Random, split: str) -> str:
 
 def device_name(rng: random.Random, domain: str, area: str, split: str) -> str:
     if split == "train" and rng.random() < 0.55:
-        name = with_strange(rng.choice(words(domain, split)), rng, HEADS[domain])
-        kind = rng.choice(("brands", "adjectives", "people", "areas"))
-        before = area if kind == "areas" else rng.choice(words(kind, split)) + "'s" * (kind == "people")
-        # "bronze zorbo", and who speaks says "the zorbo".
-        return f"{before} {name}" if "'s " not in name and rng.random() < 0.3 else name
+        return with_strange(rng.choice(words(domain, split)), rng, HEADS[domain])
     how, listed = rng.random(), "train" if split == "train" or rng.random() < 0.4 else "test"
     base = rng.choice(words(domain, listed))
     if domain == "scene":

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from house import EVERYWHERE, MOST_TARGETS, Device, House
-from houses import HEADS, SPLITS, dictionary, known, words
+from houses import HEADS, SPLITS, known, words
 
 # Words for any device of a domain, in the singular and the plural.
 GENERIC = {
@@ -70,20 +70,14 @@ def listed_names() -> frozenset[str]:
 
 @cache
 def ends() -> frozenset[str]:
-    """Last words of the listed names, and of what a made-up name may end in."""
+    """Last words of names with a meaning: a name that ends otherwise is as a person's, without an article or with."""
     return frozenset(
         [name.split()[-1] for name in listed_names()] + [word.split()[-1] for heads in HEADS.values() for word in heads]
     )
 
 
-@cache
 def opaque(name: str) -> bool:
-    """Whether a name ends in no noun: it is as a person's, without an article or with."""
-    return not listed(name) and name.split()[-1] not in dictionary()
-
-
-def listed(name: str) -> bool:
-    return name.split()[-1] in ends()
+    return name.split()[-1] not in ends()
 
 
 def article(name: str, rng: random.Random) -> str:
@@ -154,9 +148,9 @@ def called(name: str, domain: str) -> tuple[str, ...]:
     owner = next((start + 1 for start, part in enumerate(parts) if part.endswith("'s")), 0)
     if owner:
         names += [f"{' '.join(parts[:owner])} {kind}" for kind in known(name, domain).single]
-    if domain == "light" and not listed(name):
+    if domain == "light" and opaque(name):
         names += [f"{name} light", f"{name} lamp"]
-    if domain == "media_player" and not listed(name):
+    if domain == "media_player" and opaque(name):
         names.append(f"{name} speaker")
     return tuple(dict.fromkeys([name, *[part for part in names if part not in CORE]]))
 
@@ -246,7 +240,7 @@ def generic_word(house: House, domain: str, devices: Sequence[Device], rng: rand
             word
             for word in many
             if all(
-                window(each) and (word in (*known(each.name, "cover").plural, "covers") or not listed(each.name))
+                window(each) and (word in (*known(each.name, "cover").plural, "covers") or opaque(each.name))
                 for each in devices
             )
         ]

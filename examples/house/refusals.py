@@ -20,8 +20,6 @@ HARD = (
     "how asked", "why asked", "rules asked", "not wanted",
 )
 ABSENT = {"train": 0.45, "test": 0.33}  # share of the refusals that ask for what the house has not
-# Of names, areas, domains, and scenes. Training has more of areas and scenes, in which models failed most.
-ABSENT_KINDS = {"train": (34, 40, 14, 12), "test": (40, 32, 20, 8)}
 TRIES = 300  # of a command for one house
 # What is asked for and is not there, by domain.
 ASKED = (
@@ -116,7 +114,7 @@ def half(house: House, rng: random.Random) -> Sample | None:
 
 def missing(house: House, split: str, rng: random.Random) -> Sample | None:
     """A command for a name, an area, a domain or a scene that the house has not: as said in a house which has it."""
-    kind = rng.choices((missing_name, missing_area, missing_domain, missing_scene), ABSENT_KINDS[split])[0]
+    kind = rng.choices((missing_name, missing_area, missing_domain, missing_scene), (40, 32, 20, 8))[0]
     made = (kind(house, split, rng) for _ in range(30))
     return next((sample for sample in made if sample), None)
 
