@@ -9,7 +9,7 @@ from merino_edge.prediction.formats import has_cache, is_predicted, missing_isa
 from merino_edge.prediction.shape import InferenceShape, default_prompt
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import list_profiles
-from merino_runtime.backends.threads import TWO_SESSIONS_BELOW_BYTES
+from merino_runtime.backends.threads import prefill_choice
 from merino_runtime.bundle import Threads
 
 
@@ -43,10 +43,9 @@ def fitting_boards(
 
 def sessions_of(threads: Threads, profile: DeviceProfile, weights: int) -> int:
     """How many sessions the runtime opens on this board for `weights` bytes: in ONNX Runtime two where the thread
-    counts, at most one per core, differ. See `merino_runtime.backends.threads`."""
+    counts, at most one per core, differ. As `merino_runtime.backends.threads` counts them."""
     if profile.backend != "onnxruntime":
         return 1
     cores = int(profile.cpu.cores.value)
     decode = min(threads.decode or profile.performance.onnxruntime.decode_threads.value, cores)
-    usual = cores if weights < TWO_SESSIONS_BELOW_BYTES else decode
-    return 1 if min(threads.prefill or usual, cores) == decode else 2
+    return 1 if min(threads.prefill or prefill_choice(weights, decode, cores), cores) == decode else 2

@@ -82,9 +82,7 @@ def train(
     weight_decay: Annotated[
         float | None, typer.Option(help="weight decay; runs of some 1000 steps want more; default: 0.1")
     ] = None,
-    optimiser: Annotated[
-        str | None, typer.Option(help="muon or adamw; default: muon, in fine-tuning adamw")
-    ] = None,
+    optimiser: Annotated[str | None, typer.Option(help="muon or adamw; default: muon, in fine-tuning adamw")] = None,
     prompt_weight: Annotated[
         float | None, typer.Option(help="weight of prompt tokens in the loss; completion tokens have 1; default: 0")
     ] = None,

@@ -184,9 +184,9 @@ class CostModel:
     def predict(self, operators: Sequence[Operator], limits: Mapping[str, float] | None = None) -> Predicted:
         """Costs of a whole decoder, at the thread counts of least decode latency, then of least prefill latency.
 
-        Without limits decode and prefill have the same thread count where the runtime opens one session, since a second
-        one takes more memory than its weights are worth. With limits, by the names of Predicted's fields, the counts
-        may differ if that meets the limits. Raises MerinoError for a format without coefficients.
+        Without limits the two counts differ only below TWO_SESSIONS_BELOW_BYTES of weights, where the runtime opens a
+        second session by itself. With limits, by the names of Predicted's fields, the counts may differ if that meets
+        the limits. Raises MerinoError for a format without coefficients.
         """
         predicted = self.predict_each(operators)
         usual = [

@@ -42,8 +42,8 @@ def thread_counts(bundle: Bundle, threads: Optional[int] = None,
     check_threads("prefill_threads", prefill_threads)
     cores = len(board.usable_cpus())
     decode = threads or min(bundle.threads.decode or _decode_choice(bundle), cores)
-    prefill = prefill_threads or threads or min(bundle.threads.prefill or _prefill_choice(bundle, decode), cores)
-    return ThreadCounts(prefill, decode)
+    prefill = bundle.threads.prefill or prefill_choice(bundle.weight_bytes, decode, board.physical_core_count())
+    return ThreadCounts(prefill_threads or threads or min(prefill, cores), decode)
 
 
 def _decode_choice(bundle: Bundle) -> int:
@@ -55,8 +55,6 @@ def _decode_choice(bundle: Bundle) -> int:
     return min(MOST_DECODE_THREADS, board.physical_core_count())
 
 
-def _prefill_choice(bundle: Bundle, decode: int) -> int:
+def prefill_choice(weight_bytes: int, decode: int, cores: int) -> int:
     """All cores, since prefill is bound by arithmetic; as decode where a second session would be expensive."""
-    if bundle.weight_bytes < TWO_SESSIONS_BELOW_BYTES:
-        return max(decode, board.physical_core_count())
-    return decode
+    return max(decode, cores) if weight_bytes < TWO_SESSIONS_BELOW_BYTES else decode
