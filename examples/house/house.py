@@ -61,7 +61,7 @@ REFUSE = "refuse"
 # When: after some minutes, or at a time of the day. Without either: now.
 TIMES = {
     "after_minutes": {"type": "integer", "minimum": 1, "maximum": 1440},
-    "at": {"type": "string", "pattern": "([01][0-9]|2[0-3]):[0-5][0-9]"},
+    "at": {"type": "string", "pattern": "^([01][0-9]|2[0-3]):[0-5][0-9]$"},
 }
 
 

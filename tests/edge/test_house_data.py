@@ -24,6 +24,7 @@ from grammar import blocks, expand, rules  # noqa: E402
 from house import (  # noqa: E402
     REFUSE,
     SURE,
+    TIMES,
     TOOLS,
     Action,
     Device,
@@ -61,6 +62,12 @@ def test_a_sample_is_a_call_that_the_tools_of_its_house_allow(samples):
         jsonschema.validate(call["arguments"], schemas[call["name"]])
         assert all(sample.house.resolve(target) for target in sample.action.targets)
         assert bool(sample.action.targets) != sample.kind.startswith(("missing.", "no."))
+
+
+def test_a_time_is_a_time_alone():
+    """A pattern without anchors allows any text around what it matches."""
+    for text, valid in (("07:30", True), ("23:59", True), ("at 07:30", False), ("07:300", False), ("24:00", False)):
+        assert jsonschema.Draft202012Validator(TIMES["at"]).is_valid(text) == valid
 
 
 def test_an_answer_begins_with_the_words_that_name_its_devices(samples):
