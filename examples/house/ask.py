@@ -9,8 +9,8 @@ import json
 import time
 from pathlib import Path
 
-from evaluate import answered, has_effect, read_house
-from house import SURE, House
+from evaluate import answered, has_effect, is_sure, read_house
+from house import House
 
 from merino_runtime.api import open_model
 
@@ -28,7 +28,7 @@ def main() -> None:
         for sentence in given.sentence:
             began = time.perf_counter()
             answer, probability = answered(model, house, sentence)
-            asked = "" if probability >= SURE or not has_effect(answer, house) else "not sure: "
+            asked = "" if is_sure(answer, probability, house) or not has_effect(answer, house) else "not sure: "
             print(f"{asked}{answer}  ({probability:.0%}, {1000 * (time.perf_counter() - began):.0f} ms)")
 
 

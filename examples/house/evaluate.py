@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from house import REFUSAL, SURE, Device, House, meaning, prompt, read_action, tools
+from agreement import least_probability, to_choose_again
+from house import REFUSAL, Device, House, device_tool, meaning, prompt, read_action, tools
 from refusals import new_wordings
 
 from merino_runtime.api import LanguageModel, open_model
@@ -98,23 +99,51 @@ def show(name: str, right: Counter[str], count: Counter[str], acted: int) -> Non
 
 
 def answered(model: LanguageModel, house: House, sentence: str) -> tuple[str, float]:
-    """Greedy, and constrained to the tools of the house -> the answer, and the probability that the model gives to its
-    tokens, without those that the tools force."""
-    events = list(
-        model.generate(prompt(house, sentence), tools=tools(house), max_new_tokens=MOST_TOKENS, sampling=GREEDY, top=0)
-    )
+    """The answer and its probability. Where other targets than those of the first answer explain its words better, the
+    model chooses again among them."""
+    text, probability = decoded(model, house, sentence, tools(house))
+    action = read_action(text)
+    better = to_choose_again(action, house) if action else {}
+    return chosen(model, house, sentence, action.words, better) if action and better else (text, probability)
+
+
+def chosen(
+    model: LanguageModel, house: House, sentence: str, words: str, better: dict[str, list[list[str]]]
+) -> tuple[str, float]:
+    """The answer with these words; `better`: by tool, for each place in its targets what to choose among."""
+    tools = [device_tool(tool, {"const": words}, one_of_each(targets)) for tool, targets in better.items()]
+    return decoded(model, house, sentence, tools)
+
+
+def one_of_each(targets: list[list[str]]) -> dict[str, Any]:
+    count = {"minItems": len(targets), "maxItems": len(targets)}
+    return {"type": "array", "prefixItems": [{"enum": each} for each in targets], **count}
+
+
+def decoded(model: LanguageModel, house: House, sentence: str, tools: list[dict[str, Any]]) -> tuple[str, float]:
+    """Greedy, and constrained to the tools -> the answer, and the probability that the model gives to its tokens,
+    without those that the tools force."""
+    asked = prompt(house, sentence)
+    events = list(model.generate(asked, tools=tools, max_new_tokens=MOST_TOKENS, sampling=GREEDY, top=0))
     text = "".join(event.text for event in events if isinstance(event, Token))
     return text, math.exp(sum(event.logprob for event in events if isinstance(event, Likely)))
 
 
-def model_answers(model: LanguageModel, sure: float, seconds: list[float]) -> Answer:
-    """What is done: a call that has less than the probability `sure` is asked about, so nothing is."""
+def is_sure(text: str, probability: float, house: House) -> bool:
+    """Whether the call is carried out without a question to the speaker."""
+    action = read_action(text)
+    return action is None or probability >= least_probability(action, house)
+
+
+def model_answers(model: LanguageModel, alone: bool, seconds: list[float]) -> Answer:
+    """What is done: where the model is not sure the speaker is asked, so nothing is. `alone`: the first answer of the
+    model is, whatever its targets and its probability."""
 
     def answer(house: House, sentence: str) -> str:
         began = time.perf_counter()
-        text, probability = answered(model, house, sentence)
+        text, probability = decoded(model, house, sentence, tools(house)) if alone else answered(model, house, sentence)
         seconds.append(time.perf_counter() - began)
-        return text if probability >= sure else REFUSAL.text()
+        return text if alone or is_sure(text, probability, house) else REFUSAL.text()
 
     return answer
 
@@ -146,15 +175,15 @@ def sets_of(given: argparse.Namespace) -> dict[str, list[Case]]:
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--sure", type=float, default=SURE, help="least probability of a call that is carried out")
+    parser.add_argument("--alone", action="store_true", help="the model's first answer, each call carried out")
     parser.add_argument("--wrong", type=Path, help="file for the answers that are wrong")
     parser.add_argument("-o", "--out", type=Path, help="record, as JSON")
     given = parser.parse_args()
     seconds: list[float] = []
-    record: dict[str, Any] = {"bundle": given.bundle.name, "sure": given.sure, "sets": {}, "wrong with an effect": {}}
+    record: dict[str, Any] = {"bundle": given.bundle.name, "alone": given.alone, "sets": {}, "wrong with an effect": {}}
     wrong: list[dict[str, Any]] = []
     with open_model(str(given.bundle)) as model:
-        answer = model_answers(model, given.sure, seconds)
+        answer = model_answers(model, given.alone, seconds)
         for name, cases in sets_of(given).items():
             right, count, faults = judge(cases, answer)
             wrong += [{"set": name, **fault} for fault in faults]

@@ -173,12 +173,17 @@ def tools(house: House) -> list[dict[str, Any]]:
 
 
 def device_tools(house: House) -> Iterator[dict[str, Any]]:
-    for name, (domains, values) in TOOLS.items():
+    for name, (domains, _) in TOOLS.items():
         targets = house.targets(domains)
         counts = {"items": {"enum": targets}, "maxItems": MOST_TARGETS, "uniqueItems": True}
         listed = {"type": "array", **(counts if targets else {"maxItems": 0})}
-        words = {"type": "string", "maxLength": MOST_WORDS}
-        yield tool(name, {"words": words, "targets": listed, **values, **TIMES}, ["words", "targets", *values])
+        yield device_tool(name, {"type": "string", "maxLength": MOST_WORDS}, listed)
+
+
+def device_tool(name: str, words: dict[str, Any], targets: dict[str, Any]) -> dict[str, Any]:
+    """`words`, `targets`: JSON schemas."""
+    _, values = TOOLS[name]
+    return tool(name, {"words": words, "targets": targets, **values, **TIMES}, ["words", "targets", *values])
 
 
 def tool(name: str, properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
