@@ -9,9 +9,9 @@ is carried out only where the model is surer than of other calls.
 import difflib
 import re
 from collections.abc import Sequence
-from itertools import chain
+from functools import lru_cache
 
-from house import EVERYTHING, EVERYWHERE, REFUSE, SURE, TOOLS, Action, House
+from house import EVERYTHING, EVERYWHERE, SURE, TOOLS, Action, House
 
 # The least probability of a call whose targets explain none of its words. Of 31 such calls in houses with the
 # training's names 7 of the 9 below it are wrong and none of the 22 above it.
@@ -31,7 +31,8 @@ KINDS = {
     "vacuum": {"vacuum", "robot", "cleaner", "hoover", "cleaning"}, "scene": {"scene", "mode", "mood"},
     EVERYTHING: {"everything"},
 }  # fmt: skip
-ALIKE = 0.8  # difflib's ratio of two words that a typing error may tell apart
+DOMAINS = tuple(domain for domain in KINDS if domain != EVERYTHING)
+ALIKE = 0.8  # difflib's least ratio of such words
 
 
 def content_words(text: str) -> frozenset[str]:
@@ -46,12 +47,14 @@ def singular(word: str) -> str:
 
 def among(said: frozenset[str], names: frozenset[str]) -> frozenset[str]:
     """Of the words that were said those that are among the names; a longer word with a typing error too."""
-    longer = [name for name in names if len(name) > 3]
-    return frozenset(
-        word
-        for word in said
-        if word in names or len(word) > 3 and difflib.get_close_matches(word, longer, n=1, cutoff=ALIKE)
-    )
+    return frozenset(word for word in said if word in names or any(alike(word, name) for name in names))
+
+
+@lru_cache(maxsize=100_000)
+def alike(word: str, name: str) -> bool:
+    """Whether a typing error may tell them apart."""
+    compared = difflib.SequenceMatcher(None, name, word)
+    return len(word) > 3 < len(name) and compared.quick_ratio() >= ALIKE <= compared.ratio()
 
 
 def explained(said: frozenset[str], target: str, house: House) -> tuple[frozenset[str], frozenset[str]]:
@@ -67,13 +70,14 @@ def explained(said: frozenset[str], target: str, house: House) -> tuple[frozense
 def to_choose_again(action: Action, house: House) -> dict[str, list[list[str]]]:
     """Where other targets explain more words than the action's: by tool, for each place in its targets what to choose
     among. The tool stays where it is for one of them; else it is one of the tools that are. Empty where none do."""
-    if action.tool == REFUSE:
-        return {}
-    fitting = {tool: house.targets(domains) for tool, (domains, _) in TOOLS.items()}
-    better = better_targets(action, house, fitting[action.tool])
+    said = content_words(action.words)
+    if said == frozenset().union(*(explained(said, target, house)[0] for target in action.targets)):
+        return {}  # a refusal has no words
+    better = better_targets(action, house, house.targets(TOOLS[action.tool][0]))
     if better or len(action.targets) > 1:
         return {action.tool: better} if better else {}
-    for better in better_targets(action, house, list(dict.fromkeys(chain(*fitting.values())))):
+    for better in better_targets(action, house, house.targets(DOMAINS)):
+        fitting = {tool: house.targets(domains) for tool, (domains, _) in TOOLS.items()}
         by_tool = {tool: [target for target in better if target in targets] for tool, targets in fitting.items()}
         return {tool: [targets] for tool, targets in by_tool.items() if targets}
     return {}
