@@ -155,7 +155,7 @@ def test_the_table_of_divergences_is_the_record():
 
 def test_the_table_of_the_house_is_the_record():
     record = content("house-x86-2cores.json")
-    others = ("int8, each call carried out", "hassil, Home Assistant's sentences")
+    others = ("int8, the model alone", "hassil, Home Assistant's sentences")
     columns = [*(record["formats"][name] for name in ("int8", "fp32", "int4")),
                *(record["formats_of_others"][name] for name in others)]  # fmt: skip
 
