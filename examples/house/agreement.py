@@ -61,7 +61,7 @@ def explained(said: frozenset[str], target: str, house: House) -> tuple[frozense
     """(the words that the target explains, of these the words of the device's own name or of the group's domain)."""
     named = [device for device in house.devices if device.name == target]
     area, _, domain = target.partition("/")
-    kind = frozenset(KINDS[named[0].domain if named else domain])
+    kind = frozenset(KINDS.get(named[0].domain if named else domain, ()))
     own = content_words(target) if named else kind
     places = [device.area for device in named] if named else [area] if area != EVERYWHERE else []
     return among(said, own | kind | content_words(" ".join(places))), among(said, own)
