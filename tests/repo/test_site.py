@@ -60,6 +60,11 @@ def test_no_page_of_the_site_fetches_from_elsewhere(site):
         assert tags and not [tag for tag in tags if re.search(r"(?:src|href)=\"(?:https?:)?//", tag)], path.name
 
 
+def test_a_figure_in_a_table_stays_beside_its_unit(site):
+    cells = [cell for path in site.rglob("*.html") for cell in re.findall("<td[^>]*>([^<]*%)</td>", path.read_text())]
+    assert len(cells) > 100 and not [cell for cell in cells if re.search(r"\d %$", cell)]
+
+
 def test_a_block_is_no_wider_than_its_page():
     """112 characters are seen at once where a window has 1,250 pixels."""
     blocks = {page: re.findall(r"^```\w*\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
