@@ -1,5 +1,6 @@
 """The command `merino-edge train`. A wrong path or figure is reported before torch is loaded."""
 
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -80,7 +81,8 @@ def train(
         ),
     ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(help="weight decay; runs of some 1000 steps want more; default: 0.1")
+        float | None,
+        typer.Option(help="weight decay; default: 5 / (steps x learning rate), at most 0.5; in fine-tuning 0.1"),
     ] = None,
     optimiser: Annotated[str | None, typer.Option(help="muon or adamw; default: muon, in fine-tuning adamw")] = None,
     prompt_weight: Annotated[
@@ -121,7 +123,7 @@ def train(
     from merino_edge.text.documents import check_files
     from merino_edge.training import presets
     from merino_edge.training.data.sources import data_sources
-    from merino_edge.training.recipe import Recipe
+    from merino_edge.training.recipe import Recipe, usual_weight_decay
     from merino_edge.training.run_folder import check_out, is_finished, kept_recipe
 
     plan = plan_of(source)
@@ -164,6 +166,8 @@ def train(
             usual["length"] = min(begin.architecture.context, LENGTH)
             tuning = {"optimiser": "adamw", "learning_rate": LORA_RATE if lora else TUNING_RATE}
         recipe = Recipe(**{**usual, **(chosen.recipe if chosen else {}), **tuning, **options})
+        if not begin.pretrained and weight_decay is None:
+            recipe = replace(recipe, weight_decay=usual_weight_decay(recipe.steps, recipe.learning_rate))
     if chosen and preset and is_first():
         say(presets.needs_words(preset, chosen, begin.architecture, recipe))
     parts = accumulate or (chosen.accumulate if chosen else 1)

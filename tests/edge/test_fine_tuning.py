@@ -135,6 +135,7 @@ def test_the_command_fine_tunes_a_folder_with_its_own_template_and_defaults(fold
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     assert record["recipe"]["learning_rate"] == 5e-5 and record["recipe"]["length"] == 64
     assert record["recipe"]["optimiser"] == "adamw" and record["name"] == "llama"
+    assert record["recipe"]["weight_decay"] == 0.1
     main_ends(0, "train", folder, "--data", conversation, "--steps", 2, "--batch", 2, "-o", tmp_path / "out")
     assert "this run is finished" in capfd.readouterr().err
     main_ends(0, "train", tmp_path / "out", "--data", conversation, "--steps", 1, "--lora", 2, "-o", tmp_path / "again")

@@ -23,7 +23,7 @@ from merino_edge.families.designed import Block
 from merino_edge.families.hugging_face import build_model
 from merino_edge.text.tokenizer import load_tokenizer
 from merino_edge.training.optimiser import Muon, optimiser_for
-from merino_edge.training.recipe import Recipe
+from merino_edge.training.recipe import Recipe, usual_weight_decay
 from merino_edge.training.run_folder import saved_states, step_of
 from merino_edge.training.train import train
 from merino_runtime.errors import MerinoError
@@ -171,6 +171,23 @@ def test_prompts_count_by_their_weight(tmp_path):
 def test_a_recipe_that_cannot_be_is_refused(keys):
     with pytest.raises(MerinoError, match="is not known|must be at least 0|must lie from 0 to 1"):
         Recipe(**keys)
+
+
+@pytest.mark.parametrize(("options", "decay"), [
+    ([], 0.5), (["--preset", "laptop-hour", "--length", 32], 0.5), (["--weight-decay", 0.03], 0.03),
+])  # fmt: skip
+def test_a_short_run_from_drawn_weights_has_more_weight_decay(options, decay, tmp_path):
+    (tmp_path / "arch.json").write_text(ARCH.model_dump_json())
+    data, out = write_stories(tmp_path / "a.txt"), tmp_path / "out"
+    main_ends(0, "train", tmp_path / "arch.json", "--data", data, "--steps", 2, "--batch", 2, *options, "-o", out)
+    assert json.loads((out / "training.json").read_text())["recipe"]["weight_decay"] == decay
+
+
+@pytest.mark.parametrize(("steps", "rate", "decay"), [
+    (100, 1e-2, 0.5), (1000, 1e-2, 0.5), (3000, 1e-2, 0.17), (5000, 1e-2, 0.1), (60_000, 4e-3, 0.021),
+])  # fmt: skip
+def test_weights_are_an_average_over_a_fifth_of_a_long_run(steps, rate, decay):
+    assert usual_weight_decay(steps, rate) == decay
 
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
