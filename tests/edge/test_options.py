@@ -68,7 +68,7 @@ VALUES = {
     "--for": "raspberry-pi-4", "--dialect": "portable", "--fail-if-slower": "5%", "--tensorrt": "10.3",
     "--baseline": "opt-350m", ("bench", "-t"): "1", "--peers": "all", "--device": "raspberry-pi-5", "-o": "other",
     "--plot": "p.svg", "--data": "more.txt", "--held-out": "text.txt", "--tokenizer": "text.txt",
-    "--calibrate": "text.txt", "--weights": "folder", "--context": "64", "--prompt": "32",
+    "--weight-decay": "0.3", "--calibrate": "text.txt", "--weights": "folder", "--context": "64", "--prompt": "32",
     ("bench", "-n"): "8", ("bench", "-o"): "json", ("train", "--vocab"): "400", ("demo", "--chat"): "embedded",
     ("flash", "--device-node"): "/dev/null", ("report", "-o"): "out.html",
 }  # fmt: skip

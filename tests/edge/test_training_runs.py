@@ -286,7 +286,7 @@ def start(plan, text, out, *more):
 
 def test_ctrl_c_and_kill_of_a_process_and_a_second_process_in_its_folder(plan, text, tmp_path):
     out = tmp_path / "out"
-    recipe = Recipe(steps=150, batch=2, learning_rate=3e-3)
+    recipe = Recipe(steps=150, batch=2, learning_rate=3e-3, weight_decay=0.5)
     process, stderr, lines = start(plan, text, out)
     assert any("to go" in line and "peak memory" in line for line in lines)
     with pytest.raises(MerinoError, match="another `train` is at work"):
@@ -316,7 +316,7 @@ def test_ctrl_c_and_kill_of_a_process_and_a_second_process_in_its_folder(plan, t
 def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(kills, plan, text, tmp_path):
     """Wherever it is hit: in tokenising, in a step, in an evaluation, while it saves. No whole state is lost."""
     moments, out = random.Random(kills), tmp_path / "out"
-    recipe = Recipe(steps=100 * kills, batch=2, learning_rate=3e-3, evaluations=20 * kills)
+    recipe = Recipe(steps=100 * kills, batch=2, learning_rate=3e-3, weight_decay=0.5, evaluations=20 * kills)
     options = ["--steps", recipe.steps, "--batch", 2, "--learning-rate", 3e-3, "--evaluations", recipe.evaluations]
     options += ["--no-bf16"]
     for _ in range(kills):
