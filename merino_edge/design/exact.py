@@ -197,11 +197,12 @@ def solve_sequence(
             options={"mip_rel_gap": 0.0, "presolve": presolve},
         )  # fmt: skip
 
-    # The linear relaxation first: it proves most sequences infeasible, much faster than the integer program.
-    if run(None).status == INFEASIBLE:
+    # The linear relaxation first: it proves most sequences infeasible, much faster than the integer program. HiGHS's
+    # presolve calls some integer programs infeasible that have an optimum, so nothing is proved by it.
+    if run(None, presolve=False).status == INFEASIBLE:
         return None
     result = run(binary)
-    if result.status not in (OPTIMAL, INFEASIBLE):
+    if result.status != OPTIMAL:
         result = run(binary, presolve=False)
     if result.status == INFEASIBLE:
         return None

@@ -8,7 +8,7 @@ from operator import ne
 import numpy as np
 import pytest
 from few_examples import examples
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sample_boards import of_two_cores
 from sample_probe import with_errors
@@ -128,8 +128,16 @@ def assert_within(space, program, budgets, choice):
         assert value <= budgets.get(name, math.inf) * (1 + 1e-12), name
 
 
+# HiGHS's presolve calls the program of this space's best sequence of widths infeasible (scipy 1.17.1).
+PRESOLVED_AWAY = Space(
+    widths=(96, 384), ffn_ratios=(1.0, 1.5), depths=(1, 2), growth=1.5, blocks=3, vocab=8000, head_size=32,
+    narrow_head_size=32, kv_heads=FULL,
+)  # fmt: skip
+
+
 @pytest.mark.slow
 @given(problems())
+@example((PRESOLVED_AWAY, {"prefill_ms": 81.83367697614317}))
 @examples(200, by_day=30)
 def test_the_exact_solver_finds_the_best_of_all_decoders(problem):
     space, budgets = problem
@@ -375,7 +383,7 @@ def test_a_failure_of_the_integer_solver_is_no_proof(status, monkeypatch):
     assert none is None and bound > best, "nothing better was found, and nothing proved"
 
 
-@pytest.mark.parametrize("status", [1, 3, 4])
+@pytest.mark.parametrize("status", [1, 2, 3, 4])
 def test_a_failed_integer_program_is_tried_again_without_presolve(status, monkeypatch):
     program = hard_program()
     best = optimum(program)
