@@ -31,7 +31,7 @@ KINDS = {
     "vacuum": {"vacuum", "robot", "cleaner", "hoover", "cleaning"}, "scene": {"scene", "mode", "mood"},
     EVERYTHING: {"everything"},
 }  # fmt: skip
-DOMAINS = tuple(domain for domain in KINDS if domain != EVERYTHING)
+DOMAINS = tuple(dict.fromkeys(domain for domains, _ in TOOLS.values() for domain in domains))
 ALIKE = 0.8  # difflib's least ratio of such words
 
 
