@@ -68,14 +68,14 @@ def build_project(project: Path, folder: Path, variables: dict[str, str], epoch:
     with tempfile.TemporaryDirectory() as scratch:
         subprocess.run([*call[:-1], scratch, "--sdist", str(project)], env=variables, check=True, stdout=sys.stderr)
         (built,) = Path(scratch).glob("*.tar.gz")
-        (folder / built.name).write_bytes(normalised(built.read_bytes(), epoch))
+        (folder / built.name).write_bytes(normalized(built.read_bytes(), epoch))
         with tarfile.open(folder / built.name) as archive:
             archive.extractall(scratch, filter="data")
         source = Path(scratch) / built.name.removesuffix(".tar.gz")
         subprocess.run([*call, "--wheel", str(source)], env=variables, check=True, stdout=sys.stderr)
 
 
-def normalised(sdist: bytes, epoch: int) -> bytes:
+def normalized(sdist: bytes, epoch: int) -> bytes:
     """The same files in order of their names, with the commit's time and no owner."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=io.BytesIO(sdist)) as old, tarfile.open(fileobj=packed, mode="w") as new:

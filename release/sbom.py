@@ -18,9 +18,9 @@ MODEL = "merino_edge/embedded/bundle/model.onnx.data"
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
-def bill(wheels: list[Path], licences: str, epoch: int) -> str:
-    """licences: the text of LICENSES.md. Raises ValueError for a file that it does not name once."""
-    own = [own_component(wheel, ROW.findall(licences)) for wheel in wheels]
+def bill(wheels: list[Path], licenses: str, epoch: int) -> str:
+    """licenses: the text of LICENSES.md. Raises ValueError for a file that it does not name once."""
+    own = [own_component(wheel, ROW.findall(licenses)) for wheel in wheels]
     required: dict[str, dict[str, Any]] = {}
     dependencies = []
     for wheel, component in zip(wheels, own, strict=True):

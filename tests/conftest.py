@@ -280,7 +280,7 @@ def embedded_bundles():
 def assert_same_choices():
     """A function: logits computed and expected [n, vocab] are near by the precision's measure, and so are the choices.
 
-    float32 is compared by the largest logit, and every argmax must agree. Kernels of quantised weights differ by a
+    float32 is compared by the largest logit, and every argmax must agree. Kernels of quantized weights differ by a
     few percent of the RMS from one CPU class or version to the next: there an argmax must agree where
     it leads by more than three times what the difference of two logits is off by, and such rows must be the most.
     """

@@ -74,9 +74,9 @@ def calibrated_board(probe):
     return parse_profile_text(calibrated_toml(profile_text("raspberry-pi-5"), probe, calibrate(probe)), "calibrated")
 
 
-def with_errors(profile, centre=0.02, scale=0.05, degrees_of_freedom=20.0, forms=("fp32", "int8", "int4"), **more):
+def with_errors(profile, center=0.02, scale=0.05, degrees_of_freedom=20.0, forms=("fp32", "int8", "int4"), **more):
     """The board with its estimated coefficients as its own, and errors of predictions in some formats."""
-    error = LatencyError(centre=centre, scale=scale, degrees_of_freedom=degrees_of_freedom, **more)
+    error = LatencyError(center=center, scale=scale, degrees_of_freedom=degrees_of_freedom, **more)
     own = estimated(profile)
     tables = {
         form: own.of_format(form).model_copy(update={"decode_error": error, "prefill_error": error}) for form in forms

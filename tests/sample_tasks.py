@@ -14,7 +14,7 @@ QUESTIONS = (  # the first answer is right
     ("Which tool cuts wood?", "a saw", "a spoon", "a pillow", "a cup"),
     ("What keeps a person warm in winter?", "a coat", "a fan", "a fork", "a map"),
     ("Which of these is a planet?", "Mars", "Paris", "Monday", "copper"),
-    ("What pulls a dropped ball down?", "gravity", "sound", "colour", "smell"),
+    ("What pulls a dropped ball down?", "gravity", "sound", "color", "smell"),
     ("Which part of a fish takes oxygen from water?", "its gills", "its tail", "its eyes", "its scales"),
     ("What do we measure with a thermometer?", "temperature", "weight", "distance", "speed"),
 )

@@ -142,7 +142,7 @@ def section_timed() -> Section:
 
 
 def section_deep(model: str, equal: str) -> Section:
-    """Decode behind a long cache: of float32 and, beside quantised weights, of int8. equal: a model of equal bytes."""
+    """Decode behind a long cache: of float32 and, beside quantized weights, of int8. equal: a model of equal bytes."""
     bundles = [Exported(model, precision, kv, LONG_CONTEXT) for precision, kv in by_cache()]
     bars = [Bar(Side(model, one.precision, kv=one.kv), Side(equal, FORMATS[one.precision], "llama.cpp"))
             for one in bundles]  # fmt: skip

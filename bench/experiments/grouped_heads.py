@@ -1,4 +1,4 @@
-"""What fewer KV heads, and a quantised cache, bring to designs at equal budget, by the boards' estimates.
+"""What fewer KV heads, and a quantized cache, bring to designs at equal budget, by the boards' estimates.
 
     python bench/experiments/grouped_heads.py -o bench/results/grouped-heads.json
 
@@ -27,7 +27,7 @@ from merino_edge.prediction.formats import fast_formats, has_cache
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import list_profiles
-from merino_runtime.bundle import QUANTISED_CACHES
+from merino_runtime.bundle import QUANTIZED_CACHES
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import MB
 
@@ -92,7 +92,7 @@ def board_rows(profile: DeviceProfile) -> list[dict[str, Any]]:
             row["uniform"] = uniform_by_heads(model, limits)
             row["uniform_over"] = {
                 kv: uniform_by_heads(cost_model(profile, InferenceShape(precision, CONTEXT, PROMPT, kv)), limits)
-                for kv in QUANTISED_CACHES if has_cache(profile, kv)
+                for kv in QUANTIZED_CACHES if has_cache(profile, kv)
             }  # fmt: skip
         except MerinoError as error:
             row["none"] = str(error)

@@ -33,7 +33,7 @@ TITLES = (
 
 class Published(NamedTuple):
     board: str
-    model: str  # of the catalogue
+    model: str  # of the catalog
     threads: int | None  # None: not published; the prediction takes the best
     what: str  # decode or prefill
     tok_s: float

@@ -1,7 +1,7 @@
-"""What helps a small decoder to learn? Optimisers, schedules, changes of the decoder, one at a time, at equal tokens.
+"""What helps a small decoder to learn? Optimizers, schedules, changes of the decoder, one at a time, at equal tokens.
 
     python bench/experiments/recipes.py run --data TITLE=FILE... --held-out TITLE=FILE...
-    python bench/experiments/recipes.py analyse -o bench/results/recipes-x86-2cores.json
+    python bench/experiments/recipes.py analyze -o bench/results/recipes-x86-2cores.json
 
 The decoder: four layers of 64 channels, 0.2 M weights beside the embedding, 20 tokens for each. Each variant changes
 one thing of AdamW at 4e-3 or of Muon at 2e-2, both with a cosine. Texts, tokenizer and folder are those of
@@ -27,7 +27,7 @@ from write_record import commits_of, write_record
 
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.storage.atomic import cache_folder
-from merino_edge.training.optimiser import optimiser_for
+from merino_edge.training.optimizer import optimizer_for
 
 TOKENS = 3_932_160  # 1,920 steps of 8 rows of 256: 20 for each weight
 LAYERS = 4
@@ -38,7 +38,7 @@ RUNS = "recipes.jsonl"
 
 
 class Variant(NamedTuple):
-    optimiser: str = "adamw"
+    optimizer: str = "adamw"
     rate: float = 4e-3
     schedule: str = "cosine"
     z_loss: float = 0.0  # weight of the squared logarithm of the softmax's denominator (PaLM, arXiv 2204.02311)
@@ -126,21 +126,21 @@ def train(variant, seed, material):
 
 def learn(model, variant, seed, rows):
     """Seconds of CPU of all steps."""
-    recipe = SimpleNamespace(optimiser=variant.optimiser, learning_rate=variant.rate, weight_decay=WEIGHT_DECAY)
-    optimiser = optimiser_for(model, recipe, variant.by_width)
-    peaks = [group["lr"] for group in optimiser.param_groups]
+    recipe = SimpleNamespace(optimizer=variant.optimizer, learning_rate=variant.rate, weight_decay=WEIGHT_DECAY)
+    optimizer = optimizer_for(model, recipe, variant.by_width)
+    peaks = [group["lr"] for group in optimizer.param_groups]
     steps, began = round(variant.share * TOKENS) // (BATCH * CONTEXT), time.process_time()
     for step in range(steps):
-        for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * share_of_rate(variant, (step + 1) / steps)
         loss_of(model, batch_of(rows, step, BATCH, seed), variant.z_loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return time.process_time() - began
 
 
-def analysed(rows):
+def analyzed(rows):
     loss = losses(rows)
 
     def less(name, base):
@@ -159,12 +159,12 @@ def analysed(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    run, analyse = commands.add_parser("run"), commands.add_parser("analyse")
-    for command in (run, analyse):
+    run, analyze = commands.add_parser("run"), commands.add_parser("analyze")
+    for command in (run, analyze):
         command.add_argument("--folder", type=Path, default=cache_folder() / "experiments" / "shape-training")
     run.add_argument("--data", nargs="+", required=True, metavar="TITLE=FILE")
     run.add_argument("--held-out", nargs="+", required=True, metavar="TITLE=FILE")
-    analyse.add_argument("-o", type=Path, required=True)
+    analyze.add_argument("-o", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.command == "run":
@@ -177,7 +177,7 @@ def main():
         run_all(runs, lambda name, seed, *_: train(VARIANTS[name], seed, material), options.folder, RUNS)
     else:
         rows = finished(options.folder / RUNS)
-        record = {"commits": commits_of(rows), "tokens": TOKENS, "variants": analysed(rows), "runs": rows}
+        record = {"commits": commits_of(rows), "tokens": TOKENS, "variants": analyzed(rows), "runs": rows}
         write_record(options.o, record)
 
 

@@ -161,7 +161,7 @@ def noise(loss, names):
     return found
 
 
-def analyse(listed, rows):
+def analyze(listed, rows):
     """The summary of a record, of whatever runs are done."""
     designs = {each["name"]: each for each in listed["designs"]}
     loss, random = losses(rows), np.random.default_rng(0)

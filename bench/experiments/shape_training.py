@@ -3,7 +3,7 @@
     python bench/experiments/shape_training.py plan
     python bench/experiments/shape_training.py pilot --data TITLE=FILE... --held-out TITLE=FILE...
     python bench/experiments/shape_training.py run --rate RATE --data TITLE=FILE... --held-out TITLE=FILE...
-    python bench/experiments/shape_training.py analyse [-o RECORD] [--plot SVG]
+    python bench/experiments/shape_training.py analyze [-o RECORD] [--plot SVG]
 
 The question and what would change the default were written down before the first run:
 docs/decisions/shape-training.md. `plan` writes the list, `shape_designs.json`, from a seed. `run` takes half a day of
@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from shape_analysis import against, analyse, layers, picture, table
+from shape_analysis import against, analyze, layers, picture, table
 from shape_designs import plan
 from write_record import commits_of, with_this, write_record
 
@@ -138,7 +138,7 @@ def initial(arch, seed, recipe):
     return model.train()
 
 
-def optimiser(model, recipe):
+def optimizer(model, recipe):
     deep = (recipe.rate_layers / layers(model.config.architecture)) ** 0.5
 
     def group(name, weight):
@@ -186,7 +186,7 @@ def train(arch, seed, material, recipe, state_file, steps=None):
     steps = steps or whole
     judged = {round(share * whole): f"{share:g}" for share in recipe.shares} | {steps: f"{steps / whole:g}"}
     model = initial(arch, seed, recipe)
-    adam = optimiser(model, recipe)
+    adam = optimizer(model, recipe)
     step, losses, before = 0, {}, 0.0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
@@ -277,11 +277,11 @@ def parsed():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("plan")
-    for name in ("pilot", "run", "analyse"):
+    for name in ("pilot", "run", "analyze"):
         command = commands.add_parser(name)
         command.add_argument("--folder", type=Path, default=cache_folder() / "experiments" / "shape-training")
         command.add_argument("--list", type=Path, default=LIST, help="of designs and runs (default: %(default)s)")
-        if name == "analyse":
+        if name == "analyze":
             command.add_argument("-o", type=Path, dest="out")
             command.add_argument("--plot", type=Path)
             continue
@@ -296,7 +296,7 @@ def parsed():
 
 def report(listed, folder, out, plot):
     rows = finished(folder / RUNS)
-    summary = analyse(listed, rows) if any(each["set"] == "a" for each in listed["designs"]) else against(listed, rows)
+    summary = analyze(listed, rows) if any(each["set"] == "a" for each in listed["designs"]) else against(listed, rows)
     print(json.dumps(summary, indent=1))
     if out:
         write_record(out, {
@@ -313,7 +313,7 @@ def main():
         write_text(LIST, lines(plan(SEED)))
         return
     listed, recipe = json.loads(options.list.read_text()), Recipe()
-    if options.command == "analyse":
+    if options.command == "analyze":
         report(listed, options.folder, options.out, options.plot)
         return
     torch.set_num_threads(options.threads)

@@ -28,8 +28,8 @@ from merino_edge.bundles.kernels import MACHINES, library, library_file
 from merino_edge.calibration.probe import timed_decoder
 from merino_edge.export.graphs import geometry_graph
 from merino_edge.export.onnx.graph import Graph, Port
-from merino_edge.export.quantisation.kv_cache import BITS as CACHE_BITS
-from merino_edge.export.quantisation.kv_cache import CacheScales
+from merino_edge.export.quantize.kv_cache import BITS as CACHE_BITS
+from merino_edge.export.quantize.kv_cache import CacheScales
 from merino_edge.families.designed import Architecture, layer_operators
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm
 from merino_edge.families.hugging_face import build_model

@@ -11,7 +11,7 @@ from merino_bench.probe import gpu
 from merino_bench.probe import tasks as plan
 from merino_edge.export.onnx.external_data import PAGE
 from merino_edge.families.operators import linear
-from merino_runtime.bundle import QUANTISED_CACHES
+from merino_runtime.bundle import QUANTIZED_CACHES
 
 MB = 2**20
 # Of `avx512-vnni`, whose graphs `no-dotprod` shares, those that differ from `fused`, whose other graphs serve both.
@@ -80,8 +80,8 @@ def without_weights(dialect: str) -> Iterator[GraphKey]:
                        kv_heads=kv_heads)  # fmt: skip
     for groups in plan.GROUPS if dialect == "fused" else ():
         yield GraphKey(dialect, "attention", "fp32", 0, *groups)
-    for kv in QUANTISED_CACHES if dialect == "fused" else ():
-        for kv_heads in plan.QUANTISED_KV_HEADS:
+    for kv in QUANTIZED_CACHES if dialect == "fused" else ():
+        for kv_heads in plan.QUANTIZED_KV_HEADS:
             yield attention(dialect, plan.ATTENTION_WIDTHS[0], kv_heads, kv)
 
 

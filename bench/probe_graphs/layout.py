@@ -21,7 +21,7 @@ from merino_edge.export.onnx.own_kernels import (
     Tiles,
 )
 from merino_edge.export.onnx.portable import Portable
-from merino_edge.export.quantisation.groups import Quantized
+from merino_edge.export.quantize.groups import Quantized
 from merino_edge.families.operators import largest_group
 
 
@@ -49,7 +49,7 @@ class WithoutValues(Graph):
         return Quantized(codes, unset((rows, columns // block)), bits, block)
 
     def group_of(self, columns: int, bits: int) -> int | None:  # noqa: ARG002 - some dialects ask for them
-        """The group_size of a row of `columns`: the largest that the quantiser would try."""
+        """The group_size of a row of `columns`: the largest that the quantizer would try."""
         return largest_group(columns)
 
     def signed(self, codes: np.ndarray) -> np.ndarray:

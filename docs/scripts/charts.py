@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
-COLOURS = {"fp32": "#1664b5", "int8": "#c2410c", "int4": "#15803d"}
+COLORS = {"fp32": "#1664b5", "int8": "#c2410c", "int4": "#15803d"}
 # Text as text, and ids that are the same each time.
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "merino", "font.size": 9, "axes.edgecolor": "#bbb"}
 
@@ -39,12 +39,12 @@ def shapes() -> str:
     figure = Figure(figsize=(9.5, 3.5), layout="constrained")
     for axes, (score, title) in zip(figure.subplots(1, len(SCORES), sharey=True), SCORES.items(), strict=True):
         best = max(row["scores"][score] for row in rows)
-        for name, colour, near in (("about 100 M weights", "#c2410c", True), ("other sizes", "#1664b5", False)):
+        for name, color, near in (("about 100 M weights", "#c2410c", True), ("other sizes", "#1664b5", False)):
             points = [
                 (max(row["scores"][score], best / 1e3), row["loss"]) for row in rows
                 if (90e6 <= row["weights"] + TABLES * row["width"] <= 120e6) == near
             ]  # fmt: skip
-            axes.scatter(*zip(*points, strict=True), s=18, color=colour, linewidths=0, label=name)
+            axes.scatter(*zip(*points, strict=True), s=18, color=color, linewidths=0, label=name)
         axes.set(xscale="log", xlabel=f"{title} (Spearman {ranks[score]['spearman']:.3f})")
         axes.xaxis.set_minor_formatter(NullFormatter())
     figure.axes[0].set(ylabel="loss after 100 billion tokens")
@@ -59,9 +59,9 @@ def predictions() -> str:
     figure = Figure(figsize=(9.5, 3.5), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         of_key = [(row["precision"], row[key]["measured"], row[key]["predicted"]) for row in rows if row.get(key)]
-        for name, colour in COLOURS.items():
+        for name, color in COLORS.items():
             measured, predicted = zip(*[pair for precision, *pair in of_key if precision == name], strict=True)
-            axes.scatter(measured, predicted, s=18, color=colour, alpha=0.6, linewidths=0, label=name)
+            axes.scatter(measured, predicted, s=18, color=color, alpha=0.6, linewidths=0, label=name)
         ends = min(min(pair) for _, *pair in of_key) / 1.15, max(max(pair) for _, *pair in of_key) * 1.15
         axes.plot(ends, ends, color="#888", linewidth=1, zorder=0)
         axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
@@ -89,8 +89,8 @@ def behind_cache() -> str:
     }
     figure = Figure(figsize=(7.2, 3.3), layout="constrained")
     axes = figure.subplots()
-    for name, (colour, speeds) in lines.items():
-        axes.plot(DEPTHS, [1000 / speed for speed in speeds], "o-", color=colour, label=name)
+    for name, (color, speeds) in lines.items():
+        axes.plot(DEPTHS, [1000 / speed for speed in speeds], "o-", color=color, label=name)
     axes.set(xlim=(0, 2048), ylim=(0, None), xticks=DEPTHS, xlabel="tokens cached", ylabel="ms per token")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     return drawing(figure, "Decode latency behind a long cache")

@@ -162,7 +162,7 @@ def entry(name: str) -> str:
 
 
 def said(sentence: str) -> str:
-    """What is said behind a house, or behind an earlier answer; in lower case, since speech recognisers differ in their
+    """What is said behind a house, or behind an earlier answer; in lower case, since speech recognizers differ in their
     capitals."""
     return f"> {sentence.lower()}\n"
 

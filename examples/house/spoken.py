@@ -1,4 +1,4 @@
-"""Numbers, times, and how a sentence reaches the model: as typed, or as a speech recogniser heard it."""
+"""Numbers, times, and how a sentence reaches the model: as typed, or as a speech recognizer heard it."""
 
 import random
 import re

@@ -119,7 +119,7 @@ def commands() -> tuple[tuple[str, str, str, str], ...]:
                 tool = tool_of(intent, domain, combination)
                 if not mode or tool not in (*TOOLS, "relative") or tool != "relative" and domain not in TOOLS[tool][0]:
                     continue
-                # A bare name asks for nothing; colours by kelvin are no tool's.
+                # A bare name asks for nothing; colors by kelvin are no tool's.
                 kept = [
                     each for each in block["sentences"] if each != "[<the>] {name}" and "color_temperature" not in each
                 ]

@@ -19,7 +19,7 @@ from merino_edge.families.names import resolve
 from merino_edge.families.operators import core_named
 from merino_edge.families.zoo import Model
 from merino_edge.storage.atomic import cache_folder
-from merino_runtime.bundle import load_bundle, quantised_cache
+from merino_runtime.bundle import load_bundle, quantized_cache
 from merino_runtime.errors import MerinoError
 
 EXPORTER_ROOMS = ("families", "export", "bundles")  # their sources decide what a bundle's folder holds
@@ -50,7 +50,7 @@ def requests_of(folders: Sequence[str]) -> list[ExportRequest]:
     """The formats of the bundles that can be read, each once."""
     bundles = [load_bundle(folder, verify=False) for folder in folders if can_be_read(Path(folder))]
     requests = (
-        ExportRequest(one.precision, dialect=one.dialect, core=core_named(one.core), kv=quantised_cache(one))
+        ExportRequest(one.precision, dialect=one.dialect, core=core_named(one.core), kv=quantized_cache(one))
         for one in bundles
     )
     return list(dict.fromkeys(requests))

@@ -166,7 +166,7 @@ def peer_row(
     identity: dict[str, Any], seen: Bundle, notes: Sequence[str], case: Case, processes: Sequence[Measured],
     _read_gb_s: float | None, _energy: dict[str, Any] | None, command: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Without memory-bandwidth utilisation and energy, which are measured for bundles only."""
+    """Without memory-bandwidth utilization and energy, which are measured for bundles only."""
     row = record.record_of(identity, seen, case, processes, command=command)
     row["notes"] = [*notes, *row["notes"]]
     if any(note.startswith(GENERIC_BUILD) for note in row["notes"]):

@@ -22,8 +22,8 @@ from merino_edge.prediction.default_coefficients import slower_on
 from merino_edge.profiles.reading import list_profiles
 from merino_edge.storage.atomic import write_text
 from merino_runtime.bundle import (
-    FIRST_QUANTISED_CACHE,
-    QUANTISED_CACHES,
+    FIRST_QUANTIZED_CACHE,
+    QUANTIZED_CACHES,
     BackendNeed,
     Bundle,
     Chat,
@@ -122,8 +122,8 @@ class GraphFormat(NamedTuple):
     @property
     def min_version(self) -> str:
         """The oldest ONNX Runtime, by what is in the graph."""
-        if self.kv in QUANTISED_CACHES:
-            return FIRST_QUANTISED_CACHE
+        if self.kv in QUANTIZED_CACHES:
+            return FIRST_QUANTIZED_CACHE
         if self.core == "no-dotprod":
             return NO_DOTPROD_MIN_VERSION
         return MIN_VERSIONS.get((self.dialect, self.precision), "1.10")

@@ -25,7 +25,7 @@ from merino_edge.profiles.coefficients import (
     LatencyError,
 )
 from merino_edge.profiles.profile import DeviceProfile
-from merino_runtime.bundle import QUANTISED_CACHES
+from merino_runtime.bundle import QUANTIZED_CACHES
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import MB
 
@@ -91,9 +91,9 @@ def calibrate(*probes: Probe) -> Fit:
 
 
 def measured_caches(probe: Probe, counts: Sequence[int]) -> list[str]:
-    """The quantised cache formats whose attention was timed at each thread count, for one query and for many."""
+    """The quantized cache formats whose attention was timed at each thread count, for one query and for many."""
     seen = {(row.kv, row.threads, row.tokens > 1) for row in probe.measurements if not row.by_groups}
-    return [kv for kv in QUANTISED_CACHES if {(kv, count, many) for count in counts for many in (False, True)} <= seen]
+    return [kv for kv in QUANTIZED_CACHES if {(kv, count, many) for count in counts for many in (False, True)} <= seen]
 
 
 def measured_groups(probe: Probe, counts: Sequence[int]) -> list[str]:

@@ -3,7 +3,7 @@
 A search prefers decoders that are predicted too fast. So the errors of decoders that a search chose are used, and the
 probe's own decoders only where too few of those were measured.
 
-log(measured / predicted) = centre + scale x Student's t, fitted by maximum likelihood
+log(measured / predicted) = center + scale x Student's t, fitted by maximum likelihood
 (Lange, Little and Taylor, "Robust statistical modeling using the t distribution", JASA 84, 1989). Its tails absorb rows
 that another program disturbed, which would widen a normal distribution for all. Formats with few decoders share one
 distribution. Scale and degrees of freedom are those of a prediction interval (Hahn and Meeker, "Statistical Intervals",
@@ -25,14 +25,14 @@ PHASES = ("decode", "prefill")
 LEAST_DECODERS = 3  # of one format; fewer give no distribution
 LEAST_ALONE = 7  # decoders of one format for a distribution of its own
 TAILS = (3.0, 4.0, 6.0, 9.0, 15.0, 30.0)  # degrees of freedom to try
-TURNS = 100  # of expectation maximisation
+TURNS = 100  # of expectation maximization
 LEAST_SCALE = 1e-4  # coefficients have four digits
 
 Errors = dict[Decoder, list[float]]  # log(measured / predicted) by decoder
 
 
 class Student(NamedTuple):
-    centre: float
+    center: float
     scale: float
     degrees_of_freedom: float
     likelihood: float  # its logarithm
@@ -109,26 +109,26 @@ def distribution(decoders: Sequence[Sequence[float]]) -> dict[str, float]:
     """Keys of `LatencyError`, from the errors of each decoder.
 
     The maximum-likelihood scale is too small for a prediction for two reasons, both corrected as for a normal
-    distribution: the centre is fitted to the same errors, and has an uncertainty of its own.
+    distribution: the center is fitted to the same errors, and has an uncertainty of its own.
     """
     count, errors = len(decoders), np.concatenate(decoders)
     tails = [*(tail for tail in TAILS if tail < count - 1), float(count - 1)]
     best = max((student(errors, tail) for tail in tails), key=lambda fit: fit.likelihood)
     return {
-        "centre": best.centre, "scale": best.scale * ((count + 1) / (count - 1)) ** 0.5,
+        "center": best.center, "scale": best.scale * ((count + 1) / (count - 1)) ** 0.5,
         "degrees_of_freedom": best.degrees_of_freedom,
     }  # fmt: skip
 
 
 def student(errors: np.ndarray, tail: float) -> Student:
-    """The most likely centre and scale for these degrees of freedom, by expectation maximisation. errors [n]"""
-    centre = float(np.median(errors))
-    scale = max(float(np.std(errors - centre)), LEAST_SCALE)
+    """The most likely center and scale for these degrees of freedom, by expectation maximization. errors [n]"""
+    center = float(np.median(errors))
+    scale = max(float(np.std(errors - center)), LEAST_SCALE)
     for _ in range(TURNS):
-        weight = (tail + 1) / (tail + ((errors - centre) / scale) ** 2)
-        centre = float(np.average(errors, weights=weight))
-        scale = max(float(np.sqrt(np.mean(weight * (errors - centre) ** 2))), LEAST_SCALE)
-    squares = ((errors - centre) / scale) ** 2
+        weight = (tail + 1) / (tail + ((errors - center) / scale) ** 2)
+        center = float(np.average(errors, weights=weight))
+        scale = max(float(np.sqrt(np.mean(weight * (errors - center) ** 2))), LEAST_SCALE)
+    squares = ((errors - center) / scale) ** 2
     constant = gammaln((tail + 1) / 2) - gammaln(tail / 2) - 0.5 * log(tail * np.pi) - log(scale)
     likelihood = float(np.sum(constant - (tail + 1) / 2 * np.log1p(squares / tail)))
-    return Student(centre, scale, tail, likelihood)
+    return Student(center, scale, tail, likelihood)

@@ -1,7 +1,7 @@
 """Coefficients of the latency model and cache edges of one thread count, fitted to the rows of a probe.
 
-Alternating minimisation over the coefficients (non-negative least squares) and the cache edges (grid search), from
-three starts because of local minima. From the best result the edges move to neighbours on the grid, each with its own
+Alternating minimization over the coefficients (non-negative least squares) and the cache edges (grid search), from
+three starts because of local minima. From the best result the edges move to neighbors on the grid, each with its own
 coefficients. The terms of the model are in `prediction.latency`; `calibrate` writes the result into a profile.
 """
 
@@ -29,7 +29,7 @@ from merino_edge.profiles.coefficients import (
     REREAD,
     Dialect,
 )
-from merino_runtime.bundle import QUANTISED_CACHES
+from merino_runtime.bundle import QUANTIZED_CACHES
 from merino_runtime.io.board import MB
 
 REWEIGHTINGS, HUBER_ERROR = 8, 0.1  # relative error above which Huber's loss grows linearly
@@ -124,7 +124,7 @@ def summed(all_amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 GRAPH = "graph_us"  # one run of a graph that is no decoder; a decoder's run is step_us
-OF_CACHES = [f"{kv}.{name}" for kv in QUANTISED_CACHES for name in ATTENTION_MACS]
+OF_CACHES = [f"{kv}.{name}" for kv in QUANTIZED_CACHES for name in ATTENTION_MACS]
 OF_GROUPS = [f"{GROUPS}.{name}" for name in (*OF_ATTENTION, *(f"int8.{name}" for name in ATTENTION_MACS))]
 FITTED = [
     *GENERAL, *OF_CACHES, *OF_GROUPS, GRAPH, *(f"{form}.{name}" for form in FORMS for name in OF_FORMAT)
@@ -202,7 +202,7 @@ def moved(time: DesignTime, count: int, alone: Mapping[int, ThreadFit], probe: P
 
 
 def fit_threads(probe: Probe, threads: int, designs: Sequence[DesignTime] = ()) -> ThreadFit:
-    """The fit of least loss over the three starts and neighbouring edges."""
+    """The fit of least loss over the three starts and neighboring edges."""
     rows: list[Row] = [row for row in probe.measurements if row.threads == threads and row.kind != "read"]
     rows += designs
     table = table_of(rows, probe)
@@ -257,7 +257,7 @@ def table_of(rows: Sequence[Row], probe: Probe) -> Table:
 
 
 def alternate(table: Table, from_memory: np.ndarray, edges: Edges) -> tuple[dict[str, float], Edges]:
-    """Alternating minimisation from these edges, until the loss no longer falls -> coefficients, edges."""
+    """Alternating minimization from these edges, until the loss no longer falls -> coefficients, edges."""
     coefficients = fit_coefficients(table, edges)
     for _ in range(MOST_TURNS):
         new_edges = fit_edges(table, from_memory, coefficients)
@@ -269,9 +269,9 @@ def alternate(table: Table, from_memory: np.ndarray, edges: Edges) -> tuple[dict
 
 
 def descend(table: Table, coefficients: dict[str, float], edges: Edges) -> tuple[dict[str, float], Edges]:
-    """Hill climbing over neighbouring edges. Alternation gets stuck here, since its coefficients fit the old edges."""
+    """Hill climbing over neighboring edges. Alternation gets stuck here, since its coefficients fit the old edges."""
     for _ in range(MOST_MOVES):
-        tried = [(fit_coefficients(table, near), near) for near in neighbours(edges)]
+        tried = [(fit_coefficients(table, near), near) for near in neighbors(edges)]
         best = min(tried, key=lambda fit: loss_of(table, *fit))
         if loss_of(table, *best) >= loss_of(table, coefficients, edges):
             break
@@ -279,7 +279,7 @@ def descend(table: Table, coefficients: dict[str, float], edges: Edges) -> tuple
     return coefficients, edges
 
 
-def neighbours(edges: Edges) -> list[Edges]:
+def neighbors(edges: Edges) -> list[Edges]:
     """Edges of the grid that differ by one step in one or both of the first two."""
     place, other = (
         int(np.abs(np.array(axis) - edge).argmin()) for axis, edge in ((WITHIN, edges.within), (BEYOND, edges.beyond))
@@ -395,7 +395,7 @@ def rereads_of(row: Row) -> list[tuple[float, float]]:
 
 HEAD_WEIGHT = 10.0  # of a head: a format has two rows, which stand for vocabularies that no timed decoder has
 WEIGHTS = {"decoder": DECODER_WEIGHT, "design": DESIGN_WEIGHTS[0], "head": HEAD_WEIGHT}
-MOST_MOVES = 10  # to neighbouring edges
+MOST_MOVES = 10  # to neighboring edges
 STARTS, MOST_TURNS = [Edges(within, 3.0, 1.0) for within in (0.4, 0.6, 0.8)], 6
 # The grid of edges, in units of the last-level cache
 WITHIN, BEYOND = np.arange(0.1, 1.25, 0.05), (0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)

@@ -58,10 +58,10 @@ def recommend(
     from merino_edge.cli.terminal import put, say, working
     from merino_edge.design.budgets import with_board_defaults
     from merino_edge.design.recommend import recommend as find
-    from merino_edge.prediction.formats import quantised_kv
+    from merino_edge.prediction.formats import quantized_kv
     from merino_edge.prediction.shape import default_lengths
 
-    cache = quantised_kv(kv)
+    cache = quantized_kv(kv)
     share = parse_confidence(confidence)
     chosen = chosen_device(device, ssh, accept_new)
     profile = board(chosen, say, backend)
@@ -106,7 +106,7 @@ def pareto(
     from merino_edge.cli.terminal import put, save, say, solving_progress
     from merino_edge.design.pareto import front
     from merino_edge.design.space import SEARCHED
-    from merino_edge.prediction.formats import quantised_kv
+    from merino_edge.prediction.formats import quantized_kv
     from merino_edge.prediction.shape import default_lengths
     from merino_edge.report.front import check_plot, save_front
     from merino_edge.storage.atomic import check_file, check_keeps
@@ -119,7 +119,7 @@ def pareto(
             check_file(path)
     if plot:
         check_plot(plot)
-    cache = quantised_kv(kv)
+    cache = quantized_kv(kv)
     share = parse_confidence(confidence)
     profile = board(device, say, backend)
     longest, tokens = default_lengths(profile, context, prompt)

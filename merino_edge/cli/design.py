@@ -92,13 +92,13 @@ def design(
     from merino_edge.design.presets import PRESETS
     from merino_edge.design.score import DEFAULT, score_named
     from merino_edge.design.space import FULL, GROUPED, kv_heads_named, spaced
-    from merino_edge.prediction.formats import fast_formats, formats_of, quantised_kv
+    from merino_edge.prediction.formats import fast_formats, formats_of, quantized_kv
     from merino_edge.prediction.shape import default_lengths
     from merino_edge.storage.atomic import check_file, check_keeps
 
     if preset is not None and limits:  # before `host` is measured
         raise MerinoError(f"--preset {preset} is a budget of its own: leave the others out")
-    cache = quantised_kv(kv)
+    cache = quantized_kv(kv)
     share = parse_confidence(confidence)
     if out:
         check_keeps(out, [Path(device)])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def export(
     source: Annotated[
         str, typer.Argument(help="checkpoint folder, GGUF file, design.json, bundle in fp32, or a model's name in the"
-                            " catalogue or on the hub")
+                            " catalog or on the hub")
     ],
     out: Annotated[Path, typer.Option("-o", help="folder of the bundle")],
     precision: Annotated[
@@ -36,7 +36,7 @@ def export(
     ] = None,
     kv: Kv = None,
     weights: Annotated[
-        Path | None, typer.Option(help="weights for a catalogue name: a Hugging Face folder, or random; default: the"
+        Path | None, typer.Option(help="weights for a catalog name: a Hugging Face folder, or random; default: the"
                                   " published ones")
     ] = None,
     calibrate: Annotated[
@@ -59,7 +59,7 @@ def export(
     ] = None,
     no_chat: Annotated[bool, typer.Option("--no-chat", help="leave out the model's chat template")] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="list the quantisation error of each matrix")
+        bool, typer.Option("--verbose", help="list the quantization error of each matrix")
     ] = False,
 ) -> None:
     """Export a model to an ONNX bundle with KV cache, compared with torch at each step."""
@@ -79,7 +79,7 @@ def export(
 
 
 def print_export(done: "Exported", request: "ExportRequest", verbose: bool) -> None:
-    """`verbose`: with a row for each quantised matrix."""
+    """`verbose`: with a row for each quantized matrix."""
     from merino_edge.cli.record_tables import matrices_line, matrix_table
     from merino_edge.cli.tables import show
     from merino_edge.export.divergence import divergence_words, keeps
@@ -138,9 +138,9 @@ def print_calibration(done: "Exported", request: "ExportRequest") -> None:
     if done.cache_rise is not None:
         put(f"the KV cache in {cache_formats(done.bundle)} changes the perplexity on {on} by {done.cache_rise:+.2%}")
     for each in done.stored:
-        say(f"{each.kind}: {each.exact} matrices taken over exactly, {each.requantised} requantised")
+        say(f"{each.kind}: {each.exact} matrices taken over exactly, {each.requantized} requantized")
     if done.note:
         say(f"{done.note}, calibrated on {on}; in float32 the model is the same")
     if done.calibrated or text and done.bundle.precision in ROUNDED:
         name = text.name if text else on
-        say(f"{done.calibrated} matrices quantised by GPTQ on {name}; those taken over are unchanged")
+        say(f"{done.calibrated} matrices quantized by GPTQ on {name}; those taken over are unchanged")

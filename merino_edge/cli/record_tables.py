@@ -1,4 +1,4 @@
-"""Tables of what was measured: errors of quantised matrices, a benchmark, a comparison, flashed boards."""
+"""Tables of what was measured: errors of quantized matrices, a benchmark, a comparison, flashed boards."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from merino_bench.harness.record import format_words
 from merino_bench.harness.render import marks_explained, ratio_cell
 from merino_edge.cli.tables import Column, Table, show
 from merino_edge.cli.terminal import put
-from merino_edge.export.quantisation.groups import MatrixError
+from merino_edge.export.quantize.groups import MatrixError
 from merino_runtime.io.board import MB as BYTES_PER_MB
 from merino_runtime.io.visible import visible
 
@@ -30,7 +30,7 @@ def matrix_table(matrices: Sequence[MatrixError]) -> Table:
             ]
             for row in matrices
         ],
-        title="Quantised matrices; errors relative to the RMS of the matrix",
+        title="Quantized matrices; errors relative to the RMS of the matrix",
         dropped=["group_size", "kB", "bits"],
     )  # fmt: skip
 
@@ -40,7 +40,7 @@ def matrices_line(matrices: Sequence[MatrixError]) -> str:
     worst = max(matrices, key=lambda row: row.mean)
     megabytes = sum(row.nbytes for row in matrices) / 1e6
     return (
-        f"{len(matrices)} quantised matrices, {megabytes:,.1f} MB; error relative to the RMS of the matrix:"
+        f"{len(matrices)} quantized matrices, {megabytes:,.1f} MB; error relative to the RMS of the matrix:"
         f" {statistics.median(row.mean for row in matrices):.2%} in the median matrix, {worst.mean:.2%} in"
         f" {joined_name(worst.name)}"
     )
@@ -71,7 +71,7 @@ BENCH_ROWS = (
     ("  against OPT-350M", "pp", "ratio", "{}"),
     ("decode tok/s", "tg", "tok_s", "{:,.1f}"),
     ("  against OPT-350M", "tg", "ratio", "{}"),
-    ("  memory-bandwidth utilisation (MBU)", "tg", "mbu", "{:.0%}"),
+    ("  memory-bandwidth utilization (MBU)", "tg", "mbu", "{:.0%}"),
     ("prefill of the prompt, ms", "pp", "prefill_ms", "{:,.0f}"),
     ("peak RSS, MB", "pp", "peak_rss_mb", "{:,.0f}"),
     ("size on disk, MB", "tg", "bundle_mb", "{:,.0f}"),

@@ -44,7 +44,7 @@ def report(
     from merino_edge.cli.terminal import save, say
     from merino_edge.records.reading import read_all
     from merino_edge.report.page import markdown, page
-    from merino_edge.report.summary import summarise
+    from merino_edge.report.summary import summarize
     from merino_edge.storage.atomic import check_file, check_keeps
 
     if out is None and not md:
@@ -53,7 +53,7 @@ def report(
         check_keeps(out, [*results, *([Path(device)] if device else [])])
         check_file(out)
     records, evaluations = read_all(results, say)
-    summary = summarise(records, board(device, say) if device else None, evaluations)
+    summary = summarize(records, board(device, say) if device else None, evaluations)
     free = save(out, page(summary)) if out else True
     if md and free:
         print(markdown(summary), end="")

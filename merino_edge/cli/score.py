@@ -17,7 +17,7 @@ SCHEMA = 1
 
 def score(
     sources: Annotated[list[str], typer.Argument(
-        metavar="SOURCE", help="a design.json, an architecture, a checkpoint, a GGUF, a bundle, a catalogue name"
+        metavar="SOURCE", help="a design.json, an architecture, a checkpoint, a GGUF, a bundle, a catalog name"
     )],
     score: Annotated[str | None, typer.Option(help="name of one score; default: all scores")] = None,
     device: Annotated[

@@ -141,7 +141,7 @@ SHAPE = (
     "shape: width x FFN ratio x layers of each block; k: KV heads, where fewer than query heads; s: the block's"
     " layers share their weights"
 )
-ENTROPY = "entropy: what the search maximises, in nats of randomly drawn layers, weighted: see docs/search.md"
+ENTROPY = "entropy: what the search maximizes, in nats of randomly drawn layers, weighted: see docs/search.md"
 
 def on_backend(profile: DeviceProfile, name: str) -> str:
     """The board, by its name or id; where it has several backends, with the one that the costs are of."""

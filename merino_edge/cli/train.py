@@ -55,7 +55,7 @@ def train(
     preset: Annotated[
         str | None, typer.Option(help="recipe by machine: paper, gpu-day or laptop-hour; other options take precedence")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="number of optimiser steps; default: 1000")] = None,
+    steps: Annotated[int | None, typer.Option(help="number of optimizer steps; default: 1000")] = None,
     batch: Annotated[int | None, typer.Option(help="batch size, in sequences of context length; default: 16")] = None,
     accumulate: Annotated[
         int | None,
@@ -84,7 +84,7 @@ def train(
         float | None,
         typer.Option(help="weight decay; default: 5 / (steps x learning rate), at most 0.5; in fine-tuning 0.1"),
     ] = None,
-    optimiser: Annotated[str | None, typer.Option(help="muon or adamw; default: muon, in fine-tuning adamw")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="muon or adamw; default: muon, in fine-tuning adamw")] = None,
     prompt_weight: Annotated[
         float | None, typer.Option(help="weight of prompt tokens in the loss; completion tokens have 1; default: 0")
     ] = None,
@@ -138,7 +138,7 @@ def train(
         "steps": steps, "batch": batch, "length": length, "cut_long": cut_long, "learning_rate": learning_rate,
         "seed": seed, "bf16": bf16, "compile": compile_model, "lora": lora, "patience": patience,
         "evaluations": evaluations, "prompt_weight": prompt_weight, "teacher_weight": teacher_weight,
-        "temperature": temperature, "weight_decay": weight_decay, "optimiser": optimiser,
+        "temperature": temperature, "weight_decay": weight_decay, "optimizer": optimizer,
     }  # fmt: skip
     options = {key: value for key, value in given.items() if value is not None}
     kept = kept_recipe(out, resume)
@@ -151,7 +151,7 @@ def train(
 
     from transformers.utils import logging
 
-    from merino_edge.training.optimiser import bf16_is_faster
+    from merino_edge.training.optimizer import bf16_is_faster
     from merino_edge.training.processes import is_first
     from merino_edge.training.train import train as run
     from merino_runtime.io.heap import keep_free_pages
@@ -164,7 +164,7 @@ def train(
         tuning: dict[str, Any] = {}
         if begin.pretrained:
             usual["length"] = min(begin.architecture.context, LENGTH)
-            tuning = {"optimiser": "adamw", "learning_rate": LORA_RATE if lora else TUNING_RATE}
+            tuning = {"optimizer": "adamw", "learning_rate": LORA_RATE if lora else TUNING_RATE}
         recipe = Recipe(**{**usual, **(chosen.recipe if chosen else {}), **tuning, **options})
         if not begin.pretrained and weight_decay is None:
             recipe = replace(recipe, weight_decay=usual_weight_decay(recipe.steps, recipe.learning_rate))

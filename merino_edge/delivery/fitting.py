@@ -9,7 +9,7 @@ from merino_edge.families.registry import read_geometry
 from merino_edge.prediction.default_coefficients import slower_on
 from merino_edge.prediction.formats import is_predicted, missing_isa
 from merino_edge.profiles.profile import DeviceProfile
-from merino_runtime.bundle import BackendNeed, Bundle, backends_text, older_graph, quantised_cache
+from merino_runtime.bundle import BackendNeed, Bundle, backends_text, older_graph, quantized_cache
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
 
@@ -69,7 +69,7 @@ def times_slower(bundle: Bundle, profile: DeviceProfile) -> float:
     if bundle.core is None:
         return 1.0
     operators = read_geometry(bundle.family, bundle.architecture).operators
-    core, kv = core_named(bundle.core), quantised_cache(bundle)
+    core, kv = core_named(bundle.core), quantized_cache(bundle)
     slower = slower_on(operators, bundle.precision, bundle.context, core, [profile], kv, bool(bundle.kernels))
     return slower[0].times if slower else 1.0
 
@@ -100,7 +100,7 @@ def why_not_on(need: BackendNeed, bundle: Bundle, profile: DeviceProfile) -> str
     if missing:
         return f"needs {', '.join(missing)}, which its CPU lacks"
     operators = read_geometry(bundle.family, bundle.architecture).operators
-    on, kv = [profile.backend], quantised_cache(bundle)
+    on, kv = [profile.backend], quantized_cache(bundle)
     if not fitting_boards(operators, bundle.precision, bundle.context, bundle.threads, on, [profile], kv=kv):
         return "needs more memory than it has free"
     return ""

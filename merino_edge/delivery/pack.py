@@ -135,7 +135,7 @@ def withdrawn_of(paths: Sequence[Path], private: "Ed25519PrivateKey | None") -> 
 
 
 def needs_of(devices: Sequence[DeviceProfile], say: Say) -> tuple[BoardNeed, ...]:
-    """The boards that may install the file; none where one of them cannot be recognised by its device tree."""
+    """The boards that may install the file; none where one of them cannot be recognized by its device tree."""
     unknown = [profile.id for profile in devices if not profile.device_tree_models]
     if unknown:
         say(f"the profile of {', '.join(unknown)} has no device_tree_models: any board may install the file")

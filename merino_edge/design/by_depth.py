@@ -31,7 +31,7 @@ RANGE = 0.25  # of a bound's distance from the weights to exceed
 @dataclass(frozen=True)
 class Node:
     """Decoders of `layers` layers with at most `most` million weights. `first`: index of the first block's width;
-    `level`: of the worst block's activations; None: any. `refined`: whether the prices are optimised for it."""
+    `level`: of the worst block's activations; None: any. `refined`: whether the prices are optimized for it."""
 
     layers: int
     most: float
@@ -159,7 +159,7 @@ def near(program: Program, everything: Options, node: Node, least: float) -> Opt
 
 
 def refined(program: Program, everything: Options, node: Node, known: float) -> list[Node]:
-    """The node with optimised prices, or its parts; only those that may hold a better decoder."""
+    """The node with optimized prices, or its parts; only those that may hold a better decoder."""
     least = weights_of(known, node.layers, law_of(program))
     node, bound, options = tightened(program, everything, node, least)
     if node.most <= least:

@@ -11,7 +11,7 @@ from merino_edge.families.designed import Architecture
 from merino_edge.prediction.cost_model import Predicted
 from merino_edge.profiles.profile import Backend
 from merino_edge.storage.faults import fault_list, refuse_other_schema
-from merino_runtime.bundle import QUANTISED_CACHES
+from merino_runtime.bundle import QUANTIZED_CACHES
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json, read_json_and_text
 
@@ -21,13 +21,13 @@ DESIGN = "design.json"  # the usual name; in a checkpoint's folder the one that 
 SolverName = Literal["exact", "evolution"]
 
 
-def quantised(kv: str) -> str:
-    if kv not in QUANTISED_CACHES:
-        raise ValueError(f"must be {' or '.join(QUANTISED_CACHES)}, or null")
+def quantized(kv: str) -> str:
+    if kv not in QUANTIZED_CACHES:
+        raise ValueError(f"must be {' or '.join(QUANTIZED_CACHES)}, or null")
     return kv
 
 
-QuantisedCache = Annotated[str, AfterValidator(quantised)]
+QuantizedCache = Annotated[str, AfterValidator(quantized)]
 
 
 class Strict(BaseModel):
@@ -98,7 +98,7 @@ class Design(Strict):
     backend: Backend  # of the predicted costs
     architecture: Architecture
     precision: str
-    kv: QuantisedCache | None = None  # the cache's format; None: that of the activations
+    kv: QuantizedCache | None = None  # the cache's format; None: that of the activations
     prompt: int
     budget: dict[str, float]  # as requested
     searched: dict[str, float]  # the limits of the proof; they differ from `budget` only with --measure

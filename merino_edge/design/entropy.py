@@ -1,6 +1,6 @@
 """Subspace entropy of random matrices: by sampling, by the Marchenko-Pastur law, and from a shipped table.
 
-Known (MeRino, arXiv 2403.07921): the entropy of the randomly initialised decoder measures its expressiveness, and comes
+Known (MeRino, arXiv 2403.07921): the entropy of the randomly initialized decoder measures its expressiveness, and comes
 from a lookup table. This project's choice: unit variance. `score` turns the entropy into a score.
 """
 

@@ -44,7 +44,7 @@ def evolve(
     effort: Effort = Effort(),  # noqa: B008 - frozen
     progress: Callable[[int], None] | None = None,
 ) -> Solution:
-    """Maximise the score by mutation. Reproducible for a seed. It gives no bound.
+    """Maximize the score by mutation. Reproducible for a seed. It gives no bound.
 
     A child is its parent with another width, FFN ratio, depth, sharing or number of KV heads in one block. It
     joins the population if it keeps all constraints and its widths do not shrink. A full population is cut to its

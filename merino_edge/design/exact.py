@@ -101,7 +101,7 @@ def solve_rows(program: Program, limit: float, floor: float) -> Answer:
 def undominated(program: Program) -> np.ndarray:
     """Options that no other of the same width dominates in score and every constraint. [O']
 
-    Exact: neighbours depend on an option's width only, so the better one can always replace it.
+    Exact: neighbors depend on an option's width only, so the better one can always replace it.
     """
     keep: list[int] = []
     costs = np.concatenate([program.use, program.peak])  # [2R, O]
@@ -137,7 +137,7 @@ def upper_bounds(program: Program, sequences: np.ndarray, left: np.ndarray) -> t
     """(bounds [S], loss [O]) by Lagrangian relaxation: constraints become prices.
 
     No decoder of a sequence's widths scores more than its bound, and no decoder with an option more than the bound
-    minus the option's loss. Any prices give a bound; Nelder-Mead minimises the largest one. A peak is relaxed to the
+    minus the option's loss. Any prices give a bound; Nelder-Mead minimizes the largest one. A peak is relaxed to the
     mean over the blocks.
     """
     use = program.use + program.peak / program.blocks  # [R, O]
@@ -153,10 +153,10 @@ def upper_bounds(program: Program, sequences: np.ndarray, left: np.ndarray) -> t
         return bounds(np.zeros(0))
     unit = float(program.score.max()) * program.blocks
     start = np.full(len(program.constraints), 0.5)
-    optimised = minimize(
+    optimized = minimize(
         lambda prices: bounds(np.abs(prices) * unit)[0].max(), start, method="Nelder-Mead", options={"maxiter": 400}
     )
-    return bounds(np.abs(optimised.x) * unit)
+    return bounds(np.abs(optimized.x) * unit)
 
 
 def solve_sequence(
@@ -212,7 +212,7 @@ def solve_sequence(
 
 
 def order_constraint(widths: np.ndarray, choices: list[np.ndarray], size: int) -> list[LinearConstraint]:
-    """Symmetry breaking: neighbouring blocks of one width stand in the order of their option numbers."""
+    """Symmetry breaking: neighboring blocks of one width stand in the order of their option numbers."""
     starts = np.cumsum([0, *(len(members) for members in choices)])
     rows = []
     for index in np.flatnonzero(np.diff(widths) == 0):

@@ -19,7 +19,7 @@ from merino_edge.design.budgets import (
     require_possible,
 )
 from merino_edge.design.constraints import leaves_residency, needs
-from merino_edge.design.design_file import Design, QuantisedCache, Strict
+from merino_edge.design.design_file import Design, QuantizedCache, Strict
 from merino_edge.design.designer import check_request, design, open_variants
 from merino_edge.design.existing import existing_score
 from merino_edge.design.score import DEFAULT
@@ -57,7 +57,7 @@ class Front(Strict):
     backend: Backend
     against: str
     precision: str
-    kv: QuantisedCache | None = None  # the cache's format; None: that of the activations
+    kv: QuantizedCache | None = None  # the cache's format; None: that of the activations
     context: int
     prompt: int
     vocab: int

@@ -171,7 +171,7 @@ def best_bound(options: Options, layers: int, prices: np.ndarray, least: float) 
     """The lowest bound over all prices, beginning at `prices`; stops at a bound below `least`.
 
     Kelley's cutting planes: each decoder that attains a bound is a lower bound at any prices, linear in them, and a
-    linear program minimises the maximum of the known ones.
+    linear program minimizes the maximum of the known ones.
     """
     best = bound_at(options, layers, prices)
     if not np.isfinite(best.weights):

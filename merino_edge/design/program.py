@@ -1,6 +1,6 @@
 """A space under constraints as arrays, for both solvers.
 
-A decoder is one option per block. Score and constraints are sums over the blocks, plus terms between neighbours (the
+A decoder is one option per block. Score and constraints are sums over the blocks, plus terms between neighbors (the
 projection where the width changes) and between the two ends (embedding, projection back, head). Only peak activation
 memory is a maximum.
 """

@@ -1,4 +1,4 @@
-"""The scores that a search maximises, by name: the measured law (`law`), and MeRino's entropy times effectiveness.
+"""The scores that a search maximizes, by name: the measured law (`law`), and MeRino's entropy times effectiveness.
 
 `measured` is the default. `merino`, `merino-literal` and `merino-off` are the paper's, in three readings of its gamma.
 Known (MeRino, arXiv 2403.07921): entropy is weighted between attention and FFN and multiplied by an effectiveness that
@@ -58,7 +58,7 @@ MERINO = MerinoScoring(
 LITERAL = MERINO.model_copy(update={"name": "merino-literal", "gamma": "literal"})
 OFF = MERINO.model_copy(update={"name": "merino-off", "gamma": "off"})
 Scoring = MeasuredScoring | MerinoScoring
-DEFAULT: Scoring = MEASURED  # what `design` maximises where no --score is given
+DEFAULT: Scoring = MEASURED  # what `design` maximizes where no --score is given
 SCORES: dict[str, Scoring] = {scoring.name: scoring for scoring in (MEASURED, MERINO, LITERAL, OFF)}
 
 

@@ -41,7 +41,7 @@ class Space:
     padded: bool = False
 
     def options(self) -> tuple[Block, ...]:
-        """Every block of the space whose rows can be cut into quantisation groups."""
+        """Every block of the space whose rows can be cut into quantization groups."""
         return every_block(replace(self, vocab=2))
 
     def kv_heads_of(self, width: int) -> list[int]:

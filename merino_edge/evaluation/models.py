@@ -15,7 +15,7 @@ from merino_edge.export.request import find_source
 from merino_edge.families.operators import params
 from merino_edge.text.tokenizer import load_tokenizer
 from merino_runtime.api import LanguageModel, open_model
-from merino_runtime.bundle import quantised_cache, sha256_of
+from merino_runtime.bundle import quantized_cache, sha256_of
 from merino_runtime.errors import MerinoError
 
 Say = Callable[[str], None]
@@ -54,7 +54,7 @@ def bundle_model(model: LanguageModel, what: str) -> Scored:
     facts = {
         "model": bundle.name, "source": what, "sha256": sha256_of(str(Path(bundle.folder) / DESCRIPTION_FILE)),
         "engine": model.backend.engine, "precision": bundle.precision, "dialect": bundle.dialect,
-        "kv": quantised_cache(bundle), "weights": bundle.weights, "params": bundle.params, "context": bundle.context,
+        "kv": quantized_cache(bundle), "weights": bundle.weights, "params": bundle.params, "context": bundle.context,
     }  # fmt: skip
     tokens = bundle.chat.tokens if bundle.chat else {}
     return Scored(

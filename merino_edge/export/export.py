@@ -100,7 +100,7 @@ def export_fastest(source: Source, out: Path, request: ExportRequest, say: Say) 
 
 
 def in_format(precision: str, request: ExportRequest, kv: str | None) -> ExportRequest:
-    """The request in one of the formats that AUTO tries, without calibration text where nothing is quantised."""
+    """The request in one of the formats that AUTO tries, without calibration text where nothing is quantized."""
     calibrates = kv is not None or precision in ROUNDED
     return request._replace(precision=precision, calibration=request.calibration if calibrates else None)
 

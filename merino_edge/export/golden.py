@@ -1,6 +1,6 @@
 """The golden ids of a bundle: a greedy continuation by torch in which each argmax leads clearly.
 
-CPUs round differently, above all where activations are quantised to int8, so the argmax of nearly equal logits differs
+CPUs round differently, above all where activations are quantized to int8, so the argmax of nearly equal logits differs
 between them.
 """
 
@@ -13,13 +13,13 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from merino_edge.export.parity import Golden, golden_of, greedy_rows
-from merino_edge.export.quantisation.kv_cache import CacheScales
-from merino_edge.export.quantisation.kv_calibration import RoundedCache
+from merino_edge.export.quantize.kv_cache import CacheScales
+from merino_edge.export.quantize.kv_calibration import RoundedCache
 
 GOLDEN_STEPS = 16  # whose ids the bundle carries
 PARITY_STEPS = 32
 GOLDEN_PROMPTS = 8  # tried at most
-CLEAR_LEAD = 0.15  # three times the error that quantised formats are allowed
+CLEAR_LEAD = 0.15  # three times the error that quantized formats are allowed
 
 
 class Begun(NamedTuple):

@@ -9,9 +9,9 @@ from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.own_kernels import FusedTiles, GroupAttention, NoDotprodTiles, PortableTiles
 from merino_edge.export.onnx.portable import Portable
-from merino_edge.export.quantisation.gptq import Hessians
-from merino_edge.export.quantisation.kv_cache import CacheScales
-from merino_edge.export.quantisation.outliers import Reading, outlier_groups
+from merino_edge.export.quantize.gptq import Hessians
+from merino_edge.export.quantize.kv_cache import CacheScales
+from merino_edge.export.quantize.outliers import Reading, outlier_groups
 from merino_edge.export.source import Source
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import KvLayer, Weights
@@ -28,8 +28,8 @@ def build_graph(
     scales: CacheScales | None = None, sizes: Sizes | None = None, eight_bits: frozenset[str] = frozenset(),
     finest: bool = False,
 ) -> Graph:  # fmt: skip
-    """The graph of the source's model, with its weights in float32 or quantised. `hessians`, `eight_bits`, `finest`:
-    see `Graph`. `scales`: of a quantised cache, in the order of torch's model. `sizes`: of the channels of inputs, by
+    """The graph of the source's model, with its weights in float32 or quantized. `hessians`, `eight_bits`, `finest`:
+    see `Graph`. `scales`: of a quantized cache, in the order of torch's model. `sizes`: of the channels of inputs, by
     the first matrix that reads them; groups with outliers among them are stored twice."""
     weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
     scales = scales.in_order(key_order_of(source.arch)) if scales else None

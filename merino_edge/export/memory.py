@@ -10,13 +10,13 @@ from merino_runtime.io.board import MB as BYTES_PER_MB
 # Near the lowest of the measured peaks (docs/decisions/bounds.md), so that no export that fits is refused.
 IMPORTS_MB = 450  # Python, torch, transformers and onnx
 COPIES = 2.5  # float32 copies of the weights: torch's, the graph's, and ONNX Runtime's packed ones during parity
-QUANTISED_COPIES = 3.0  # and torch's dequantised copy
+QUANTIZED_COPIES = 3.0  # and torch's dequantized copy
 
 
 def needed_mb(arch: Geometry, precision: str, calibrated: bool = False) -> float:
     """Peak MB (2^20 bytes) of the process. The KV cache is left out: next to none of its pages is touched."""
     hessians = hessians_mb(arch) if calibrated else 0.0
-    return IMPORTS_MB + (COPIES if precision == "fp32" else QUANTISED_COPIES) * weights_mb(arch) + hessians
+    return IMPORTS_MB + (COPIES if precision == "fp32" else QUANTIZED_COPIES) * weights_mb(arch) + hessians
 
 
 def hessians_mb(arch: Geometry) -> float:

@@ -20,8 +20,8 @@ from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.divergence import Answer
 from merino_edge.export.graphs import build_graph
 from merino_edge.export.onnx.graph import Graph
-from merino_edge.export.quantisation.groups import dequantize
-from merino_edge.export.quantisation.outliers import Names
+from merino_edge.export.quantize.groups import dequantize
+from merino_edge.export.quantize.outliers import Names
 from merino_edge.export.source import Source
 from merino_edge.families.registry import layout_of
 from merino_edge.families.weights import Layout

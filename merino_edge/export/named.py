@@ -36,11 +36,11 @@ def kept_by(what: str, weights: Path | None, out: Path, request: ExportRequest, 
     from merino_edge.export.export import export
     from merino_edge.export.source import load_source
     from merino_edge.storage.atomic import scratch_folder
-    from merino_runtime.bundle import quantised_cache
+    from merino_runtime.bundle import quantized_cache
 
     tried: list[tuple[str, str | None]] = [("int8", None)] if made.bundle.precision == "int4" else []
-    quantised = quantised_cache(made.bundle) is not None
-    if quantised and made.bundle.precision != "fp32":
+    quantized = quantized_cache(made.bundle) is not None
+    if quantized and made.bundle.precision != "fp32":
         tried.insert(0, (made.bundle.precision, "fp32"))
     for precision, kv in tried:
         options = f"--precision {precision}" + (f" --kv {kv}" if kv else "")
@@ -51,4 +51,4 @@ def kept_by(what: str, weights: Path | None, out: Path, request: ExportRequest, 
             other = export(load_source(what, weights), place / "tried", changed, last_use=True)
         if other.divergence is None or keeps(other.divergence):
             return options
-    return "--precision fp32 --kv fp32" if quantised else "--precision fp32"
+    return "--precision fp32 --kv fp32" if quantized else "--precision fp32"

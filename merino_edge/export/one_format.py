@@ -24,12 +24,12 @@ from merino_edge.export.parity import (
     unrounded_error,
     with_quantized,
 )
-from merino_edge.export.quantisation.gptq import Hessians
-from merino_edge.export.quantisation.groups import MatrixError
-from merino_edge.export.quantisation.hessians import hessians_on, input_hessians
-from merino_edge.export.quantisation.kv_calibration import Calibrated, calibrated_cache
-from merino_edge.export.quantisation.outliers import TWICE
-from merino_edge.export.quantisation.smoothquant import NOTE, input_sizes, rows_to_read, smoothed
+from merino_edge.export.quantize.gptq import Hessians
+from merino_edge.export.quantize.groups import MatrixError
+from merino_edge.export.quantize.hessians import hessians_on, input_hessians
+from merino_edge.export.quantize.kv_calibration import Calibrated, calibrated_cache
+from merino_edge.export.quantize.outliers import TWICE
+from merino_edge.export.quantize.smoothquant import NOTE, input_sizes, rows_to_read, smoothed
 from merino_edge.export.request import ROUNDED
 from merino_edge.export.resolved import ResolvedExport
 from merino_edge.export.source import Source, not_finite
@@ -41,11 +41,11 @@ from merino_runtime.errors import MerinoError
 
 
 class Stored(NamedTuple):
-    """The source's matrices of one GGUF type: how many are taken over bit-exactly, and how many are quantised again."""
+    """The source's matrices of one GGUF type: how many are taken over bit-exactly, and how many are quantized again."""
 
     kind: str
     exact: int
-    requantised: int
+    requantized: int
 
 
 class Exported(NamedTuple):
@@ -55,16 +55,16 @@ class Exported(NamedTuple):
         error: relative to torch with the weights as stored, at the worst step of prefill and decode: in float32 the
             maximum logit error, in other formats the RMS.
         steps: decode steps behind the prefill that were compared.
-        unrounded: maximum logit error of a quantised graph with float activations; None where nothing is quantised.
-        matrices: the quantisation error of each; empty where nothing is quantised.
-        stored: how the source's quantised matrices were taken over; empty where it has none, or nothing is quantised.
+        unrounded: maximum logit error of a quantized graph with float activations; None where nothing is quantized.
+        matrices: the quantization error of each; empty where nothing is quantized.
+        stored: how the source's quantized matrices were taken over; empty where it has none, or nothing is quantized.
         why_jinja: why the board needs jinja2 for the chat template; empty where it does not.
         calibrated: number of matrices that GPTQ rounded.
-        cache_rise: relative rise of the perplexity by a quantised KV cache, in torch, on the text that its scales are
+        cache_rise: relative rise of the perplexity by a quantized KV cache, in torch, on the text that its scales are
             fitted to; None without such a cache, or for random weights.
         note: of the graph.
         divergence: from float32, on the model's own answers; None for random weights, for a model without a tokenizer,
-            and where nothing is quantised.
+            and where nothing is quantized.
         instead: where too many answers are lost, the options of a format that keeps them; set by `export_named`.
     """
 
@@ -84,12 +84,12 @@ class Exported(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """Statistics for quantisation, measured on a text, or without one on text that the model generates.
+    """Statistics for quantization, measured on a text, or without one on text that the model generates.
 
     Attributes:
         rows: gives the text's ids [rows, T], for SmoothQuant, and for GPTQ without a text from the user.
         hessians: of the inputs of the matrices, for GPTQ; None where no weight is rounded by it.
-        cache: scales of a quantised KV cache; None where it is not quantised.
+        cache: scales of a quantized KV cache; None where it is not quantized.
         answers: of the model in float32, to compare the bundle with; empty where nothing is compared.
     """
 
@@ -129,8 +129,8 @@ def write_export(
     graph.note = NOTE if source is not given else TWICE if graph.outliers else ""
     check_folder(out, is_bundle_alone, graph.weight_bytes)
     errors, stored, calibrated = graph.matrix_errors(), stored_blocks(source, graph), graph.calibrated
-    dequantised = with_quantized(source.model, graph.quantized, layout_of(source.arch), in_place=last_use)
-    golden = clear_golden(dequantised, source.arch.vocab, form.context, scales)
+    dequantized = with_quantized(source.model, graph.quantized, layout_of(source.arch), in_place=last_use)
+    golden = clear_golden(dequantized, source.arch.vocab, form.context, scales)
     if not np.isfinite(golden.logits).all():
         raise not_finite(source.model, source.name)
     model = ModelFacts(
@@ -177,19 +177,19 @@ def channel_sizes(source: Source, resolved: ResolvedExport, calibration: Calibra
 
 
 def proved(
-    bundle: Bundle, golden: Golden, quantised: bool, kv: str | None = None
+    bundle: Bundle, golden: Golden, quantized: bool, kv: str | None = None
 ) -> tuple[Bundle, float, float | None]:
-    """The bundle, its error, and its error with float activations (None if not `quantised`).
+    """The bundle, its error, and its error with float activations (None if not `quantized`).
 
-    Raises MerinoError where the graph differs from torch. A bundle with quantised weights, or with the quantised cache
+    Raises MerinoError where the graph differs from torch. A bundle with quantized weights, or with the quantized cache
     `kv`, carries its own greedy ids: after rounding, the argmax may differ from torch's.
     """
-    unrounded = unrounded_error(bundle, golden) if quantised else None
+    unrounded = unrounded_error(bundle, golden) if quantized else None
     if unrounded is not None:
         check_error(bundle, unrounded, allowed_unrounded(bundle), " with float activations")
     error = bundle_error(bundle, golden)
     check_error(bundle, error, allowed_error(bundle))
-    own = quantised or kv
+    own = quantized or kv
     chosen = tuple(greedy_ids(bundle, golden.prompt_ids, len(bundle.golden.greedy_ids))) if own else ()
     if chosen and chosen != bundle.golden.greedy_ids:
         bundle = bundle._replace(golden=bundle.golden._replace(greedy_ids=chosen))
@@ -207,7 +207,7 @@ def check_error(bundle: Bundle, error: float, allowed: float, how: str = "") -> 
 
 
 def stored_blocks(source: Source, graph: Graph) -> list[Stored]:
-    """By GGUF type, in the order of the graph: matrices in the source's own blocks, and matrices quantised again."""
+    """By GGUF type, in the order of the graph: matrices in the source's own blocks, and matrices quantized again."""
     if source.blocks is None:
         return []
     kinds = {name: source.blocks.kind(name) for names in graph.quantized for name in names}

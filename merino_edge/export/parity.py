@@ -13,17 +13,17 @@ from transformers import DynamicCache, PreTrainedModel
 
 from merino_edge.export.onnx.float_activations import with_float_activations
 from merino_edge.export.onnx.graph import replaced_model
-from merino_edge.export.quantisation.groups import Quantized, dequantize
+from merino_edge.export.quantize.groups import Quantized, dequantize
 from merino_edge.families.weights import Layout
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import Bundle
 
 # Maximum logit error, relative to the step's largest logit: in float32, and in int8 and int4 with float activations.
 MOST_LOGIT_ERROR = 1e-3
-# RMS error, relative to the RMS of the step's logits. int8 and int4 quantise activations too, which torch does not:
+# RMS error, relative to the RMS of the step's logits. int8 and int4 quantize activations too, which torch does not:
 # small random models lose 0.01 to 0.03, real ones up to 0.3.
 MOST_RMS_ERROR = {"fp16": 0.01, "int8": 0.5, "int4": 0.5}
-# As MOST_LOGIT_ERROR, over a quantised KV cache: a value midway between two codes rounds to either.
+# As MOST_LOGIT_ERROR, over a quantized KV cache: a value midway between two codes rounds to either.
 MOST_LOGIT_ERROR_BY_CACHE = {"fp32": MOST_LOGIT_ERROR, "fp16": MOST_LOGIT_ERROR, "int8": 0.03, "int4": 0.3}
 
 
@@ -63,7 +63,7 @@ def with_quantized(
     model: PreTrainedModel, quantized: Mapping[tuple[str, ...], Quantized],
     layout: Callable[[str], Layout | None] = lambda _: None, *, in_place: bool = False,
 ) -> PreTrainedModel:  # fmt: skip
-    """A copy of the model with dequantised weights, or the model itself `in_place` or where nothing is quantised.
+    """A copy of the model with dequantized weights, or the model itself `in_place` or where nothing is quantized.
 
     `quantized` is a graph's: by the names of the matrices that were joined along their outputs. `layout`: how a weight
     of the state dict lies in the graph.
@@ -94,7 +94,7 @@ def bundle_error(bundle: Bundle, golden: Golden) -> float:
 
 
 def unrounded_error(bundle: Bundle, golden: Golden) -> float:
-    """The maximum logit error of any step of a quantised graph with float activations.
+    """The maximum logit error of any step of a quantized graph with float activations.
 
     During the measurement that graph replaces the one in the bundle's folder.
     """

@@ -1,6 +1,6 @@
 """Bundles with random weights of a geometry, for timing only: there is no torch model and no parity.
 
-The graph is the exporter's own. Quantised codes are drawn at random, in the group_size that quantisation takes for
+The graph is the exporter's own. Quantized codes are drawn at random, in the group_size that quantization takes for
 normally distributed weights: the largest that divides the row. One scale per row of 8 bits in dialect `portable`, whose
 integer matmul takes no other.
 """
@@ -17,8 +17,8 @@ from merino_edge.export.graphs import Dialect, dialect_of, geometry_graph
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.own_kernels import FusedTiles, GroupAttention, NoDotprodTiles, PortableTiles
-from merino_edge.export.quantisation.groups import Quantized
-from merino_edge.export.quantisation.kv_cache import BITS, CacheScales
+from merino_edge.export.quantize.groups import Quantized
+from merino_edge.export.quantize.kv_cache import BITS, CacheScales
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import Core, core_of, largest_group
@@ -30,7 +30,7 @@ from merino_runtime.io.board import runs_kernels, this_board
 
 
 class Quick(Graph):
-    """Random codes in place of quantised weights."""
+    """Random codes in place of quantized weights."""
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:  # noqa: ARG002 - as in Graph
         columns = matrix.shape[1]

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from merino_edge.export.onnx.graph import MODEL_FILE
 from merino_edge.export.parity import MOST_LOGIT_ERROR, bundle_error, torch_greedy
 from merino_edge.families.weights import Layout
-from merino_runtime.bundle import Bundle, quantised_cache
+from merino_runtime.bundle import Bundle, quantized_cache
 from merino_runtime.errors import MerinoError
 
 AGAIN = "Export it again"
@@ -37,9 +37,9 @@ def recover_weights(
             f"{folder} has {bundle.precision} weights, from which float32 weights cannot be recovered: export from a"
             " bundle in fp32, or from the checkpoint"
         )
-    if quantised_cache(bundle):
+    if quantized_cache(bundle):
         raise MerinoError(
-            f"{folder} has a KV cache in {quantised_cache(bundle)}, so its weights cannot be checked against its golden"
+            f"{folder} has a KV cache in {quantized_cache(bundle)}, so its weights cannot be checked against its golden"
             " ids: export from a bundle with --kv fp32, or from the checkpoint"
         )
     state = model.state_dict()

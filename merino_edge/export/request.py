@@ -20,7 +20,7 @@ from merino_edge.prediction.formats import (
     core_of_board,
     dialect_of,
     has_cache,
-    quantised_kv,
+    quantized_kv,
 )
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.storage.atomic import check_folder, check_keeps
@@ -47,7 +47,7 @@ class ExportRequest(NamedTuple):
         core: the kind of Arm core that integer matmuls are written for; by default the board's, else `dotprod`.
         kv: format of the KV cache; by default the design's, else that of the activations.
         context: KV slots, in tokens; by default the model's context.
-        calibration: text for GPTQ and for the scales of a quantised cache. Without it there is no GPTQ, and the scales
+        calibration: text for GPTQ and for the scales of a quantized cache. Without it there is no GPTQ, and the scales
             are fitted to a text that the model generates.
         chat: whether the bundle has the source's chat template.
         all_logits: whether the graph returns the logits of all positions, so that one prefill scores a whole text.
@@ -72,7 +72,7 @@ class ExportRequest(NamedTuple):
 
 
 class ChosenFormat(NamedTuple):
-    """A request with its defaults resolved. `core`: see `core_of`. `kv`: None where the cache is not quantised.
+    """A request with its defaults resolved. `core`: see `core_of`. `kv`: None where the cache is not quantized.
     `by_groups`: see `GraphFormat`."""
 
     precision: str
@@ -235,11 +235,11 @@ def check_context(context: int | None, source: Model | HubModel | Plan | Path) -
 
 
 def check_calibration(precision: str, kv: str | None, text: Path | None) -> None:
-    """Raises MerinoError for a calibration text where neither weights nor the cache are quantised to integers."""
+    """Raises MerinoError for a calibration text where neither weights nor the cache are quantized to integers."""
     if text and kv is None and precision not in ROUNDED:
         raise MerinoError(
             f"--calibrate {text} is for weights or a KV cache in int8 or int4, but the weights are {precision} and the"
-            " cache is not quantised: give --precision int4 or int8, or --kv int8, or leave --calibrate out"
+            " cache is not quantized: give --precision int4 or int8, or --kv int8, or leave --calibrate out"
         )
 
 
@@ -254,11 +254,11 @@ def design_of(source: Model | HubModel | Plan | Path) -> Design | None:
 def chosen_cache(
     kv: str | None, dialect: str, precision: str, *, design: Design | None = None, board: DeviceProfile | None = None
 ) -> str | None:
-    """The format of a quantised cache, by default the design's; None: the cache has the type of the activations.
+    """The format of a quantized cache, by default the design's; None: the cache has the type of the activations.
 
     Raises MerinoError where the dialect, the weight format or the board's runtime does not support it.
     """
-    chosen = quantised_kv(kv if kv is not None else design.kv if design else None)
+    chosen = quantized_kv(kv if kv is not None else design.kv if design else None)
     if chosen is None:
         return None
     origin = f"--kv {kv}" if kv else f"the design's cache, {chosen},"

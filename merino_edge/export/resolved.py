@@ -20,14 +20,14 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.generation.text import Tokenizer
 from merino_runtime.io.json_file import JSON, read_text
 
-MOST_COLUMNS = 768  # of a matrix, for GPTQ on the 2,048 tokens that the model generates (docs/decisions/quantisation)
+MOST_COLUMNS = 768  # of a matrix, for GPTQ on the 2,048 tokens that the model generates (docs/decisions/quantization)
 
 
 class ResolvedExport(NamedTuple):
     """A request without defaults.
 
     Attributes:
-        calibration: text for GPTQ and for the scales of a quantised cache; None: text that the model generates.
+        calibration: text for GPTQ and for the scales of a quantized cache; None: text that the model generates.
         chat: the chat template's entry in bundle.json; None: the bundle has none.
         template: the template's text; None: the bundle has none.
         gptq: whether weights are rounded by GPTQ.

@@ -117,7 +117,7 @@ def load_weights_of(known: Model, folder: Path) -> Source:
 
 
 def load_gguf(path: Path) -> Source:
-    """A GGUF file: its weights dequantised for torch, and its blocks for a graph that takes them over."""
+    """A GGUF file: its weights dequantized for torch, and its blocks for a graph that takes them over."""
     gguf = read_gguf(path, lambda geometry: check_memory(geometry, path.name))
     return Source(
         path.stem, gguf.geometry, gguf.model, "trained", f"file {path.name}", gguf.stop_ids, gguf.tokenizer,

@@ -13,7 +13,7 @@ FLOPS_SEQUENCE = 1024  # tokens for which the paper (MeRino, arXiv 2403.07921) c
 KV_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 # A float32 head is exported in slices of this size: a load packs one at a time, and holds only that one twice.
 HEAD_SLICE_BYTES = 16 << 20
-GROUP_SIZES = (128, 64, 32)  # of group-wise quantisation, the largest first: fewer scales to read, so faster
+GROUP_SIZES = (128, 64, 32)  # of group-wise quantization, the largest first: fewer scales to read, so faster
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class WeightFormat:
     Attributes:
         bits: per weight of a matrix.
         embedding_bits: per weight of the embedding, which is the head too and loses more accuracy with fewer bits.
-        grouped: whether weights are quantised in groups, each with a float32 scale.
+        grouped: whether weights are quantized in groups, each with a float32 scale.
         element_bytes: per element of vectors.
     """
 
@@ -45,7 +45,7 @@ CPU_FORMATS = ("fp32", "int8", "int4")  # fp16 is for GPUs: CPUs without float16
 # Cores whose graphs have different integer matmuls: Arm with the dotprod instruction, which other x86 cores share; Arm
 # without it, and x86 with AVX-512 VNNI, whose integer matmuls are this project's.
 Core = Literal["dotprod", "no-dotprod", "avx512-vnni"]
-# Kinds of core on which this project's kernels multiply the quantised matrices of graphs of the dialect `fused`. Such
+# Kinds of core on which this project's kernels multiply the quantized matrices of graphs of the dialect `fused`. Such
 # graphs need the kernels' library anyway, so their attention is the kernels' too.
 KERNEL_CORES = ("no-dotprod", "avx512-vnni")
 

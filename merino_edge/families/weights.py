@@ -2,7 +2,7 @@
 source has stored in blocks, so that a graph of equal blocks can take them without a second rounding.
 
 A family may store weights in another order than the graph multiplies. A `Layout` has both directions: an exported graph
-can be read back, and torch gets the dequantised weights of a quantised graph.
+can be read back, and torch gets the dequantized weights of a quantized graph.
 """
 
 from collections.abc import Callable, Iterator, Mapping

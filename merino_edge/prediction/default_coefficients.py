@@ -12,7 +12,7 @@ The rules are assumptions, so the result is `estimated`. Ratios marked x86 were 
   instructions' ratio is 4, published prefills of the Pi 5 are 3 to 4 times its fp32 estimate.
 * If the profile has a kernel's cycles per weight, decoding takes the sum of reading and these cycles, as published runs
   on no-dotprod cores do. In prefill int8, and int4 in this project's kernels, is faster than fp32 by the ratio of
-  their cycles; MatMulNBits computes int4 at fp32's rate. Without cycles, int8 in groups is dequantised to fp32 at each
+  their cycles; MatMulNBits computes int4 at fp32's rate. Without cycles, int8 in groups is dequantized to fp32 at each
   call, which moves it eight times.
 * Attention of one query takes the kernel's cycles per multiply-add if the profile has them, else ONE_QUERY times the
   time of a query among many; GroupAttention takes the time of a query among many. Keys and values in the cache are
@@ -38,7 +38,7 @@ TILES_BYTES = {"matmul4": 0.5625 / 0.53125, "matmul8": 1.0625 / 1.03125}
 GB_MACS = {"fp32": 0.25, "int8": 1.0, "int4": 2.0}  # 10^9 multiply-adds of a decode step per GB of weights
 ONE_QUERY = 3.0  # Arm: 1.1 to 1.9 instructions per multiply-add of one query, 0.3 to 0.4 of many
 FAST_INT = 1 / 3.5  # time of an int8 multiply-add over that of fp32, with dot products
-MOVES = 8.0  # bytes moved per byte of int8 weights that are dequantised to fp32 and read again
+MOVES = 8.0  # bytes moved per byte of int8 weights that are dequantized to fp32 and read again
 MEMORY_FACTOR = {"fp32": 1.05, "int8": 1.15, "int4": 1.25}  # x86: bytes in RAM per byte of weights
 PREPACKING_FACTOR = {"fp32": 0.65, "int8": 0.93, "int4": 0.93}  # x86: extra bytes per table byte while it is prepacked
 # x86: in multiply-adds of fp32

@@ -3,7 +3,7 @@
 from merino_edge.families.operators import CPU_FORMATS, Core, core_named, fast_isa, runs_on_kernels
 from merino_edge.profiles.coefficients import Dialect
 from merino_edge.profiles.profile import Backend, DeviceProfile
-from merino_runtime.bundle import FIRST_QUANTISED_CACHE, QUANTISED_CACHES
+from merino_runtime.bundle import FIRST_QUANTIZED_CACHE, QUANTIZED_CACHES
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import X86_FEATURES, core_of_cpu, runs_kernels, this_board
@@ -12,7 +12,7 @@ FIRST_FUSED = (1, 18)  # of ONNX Runtime
 EMPTY = "''"  # an empty word in a shell
 # By kind of core, the graphs that are written for it.
 WRITTEN_FOR: dict[Core, Dialect] = {"dotprod": "fused", "no-dotprod": "no-dotprod", "avx512-vnni": "avx512-vnni"}
-KV_FORMATS = ("fp32", *QUANTISED_CACHES)  # values of --kv
+KV_FORMATS = ("fp32", *QUANTIZED_CACHES)  # values of --kv
 # In order of preference: on a CPU most bits, on a GPU the format of its arithmetic.
 BACKEND_FORMATS: dict[Backend, tuple[str, ...]] = {"onnxruntime": CPU_FORMATS, "tensorrt": ("fp16", "fp32")}
 
@@ -29,23 +29,23 @@ def fast_formats(profile: DeviceProfile) -> list[str]:
 
 def has_cache(profile: DeviceProfile, kv: str | None) -> bool:
     """Whether the profile's backend takes a cache of this format (None: that of the activations)."""
-    if kv not in QUANTISED_CACHES:
+    if kv not in QUANTIZED_CACHES:
         return True
     has = version_tuple(profile.software.onnxruntime)
-    return profile.backend == "onnxruntime" and has >= version_tuple(FIRST_QUANTISED_CACHE)
+    return profile.backend == "onnxruntime" and has >= version_tuple(FIRST_QUANTIZED_CACHE)
 
 
-def quantised_kv(kv: str | None) -> str | None:
-    """The quantised format of --kv; None for the format of the activations. Raises MerinoError for a format that no
+def quantized_kv(kv: str | None) -> str | None:
+    """The quantized format of --kv; None for the format of the activations. Raises MerinoError for a format that no
     cache has."""
     if kv is not None and kv not in KV_FORMATS:
         raise MerinoError(f"--kv {kv or EMPTY} is not known: choose one of {', '.join(KV_FORMATS)}")
-    return kv if kv in QUANTISED_CACHES else None
+    return kv if kv in QUANTIZED_CACHES else None
 
 
 def cache_needs() -> str:
-    """The requirement of a quantised cache, for messages."""
-    return f"onnxruntime {FIRST_QUANTISED_CACHE} or later"
+    """The requirement of a quantized cache, for messages."""
+    return f"onnxruntime {FIRST_QUANTIZED_CACHE} or later"
 
 
 def is_predicted(profile: DeviceProfile, precision: str) -> bool:

@@ -50,7 +50,7 @@ def factors(error: "LatencyError | None", confidence: float) -> Factors | None:
     from scipy.special import stdtrit  # reading a design needs no scipy
 
     half = error.scale * float(stdtrit(error.degrees_of_freedom, (1 + confidence) / 2))
-    return Factors(math.exp(error.centre - half), math.exp(error.centre + half))
+    return Factors(math.exp(error.center - half), math.exp(error.center + half))
 
 
 def phase_factors(

@@ -14,7 +14,7 @@ Quantities, by the names of their coefficients:
     kv_ms_gb: GB of keys and values
     attention_ms_per_gmac: 10^9 multiply-adds of attention of several queries at once, over a float cache
     decode_attention_ms_per_gmac: of one query, which has its own kernels
-    int8.attention_ms_per_gmac, int4.decode_attention_ms_per_gmac ...: over a quantised cache
+    int8.attention_ms_per_gmac, int4.decode_attention_ms_per_gmac ...: over a quantized cache
     groups.attention_us, groups.kv_ms_gb, groups.int8.attention_ms_per_gmac ...: of this project's GroupAttention
     score_ns: scores; decode_score_ns: of one query
     entry_ns: elements of new keys, values, queries
@@ -52,7 +52,7 @@ from merino_runtime.io.board import MB as BYTES_PER_MB
 Residency = Literal["resident", "partial", "streaming"]
 RESIDENCIES: tuple[Residency, ...] = ("resident", "partial", "streaming")
 
-# Default time of a multiply-add of attention over a quantised cache, relative to a float32 cache.
+# Default time of a multiply-add of attention over a quantized cache, relative to a float32 cache.
 # aarch64: executed instructions of ONNX Runtime 1.32's kernels (docs/decisions/kv-cache.md).
 CACHE_TIMES: Mapping[str, Mapping[str, float]] = {
     "aarch64": {"int8": 3.7 / 1.14, "int4": 7.0 / 1.14},
@@ -76,7 +76,7 @@ NODES: Mapping[Dialect, Mapping[str, int]] = {
     "avx512-vnni": FUSED_NODES,
     "portable": {"embed": 12, "norm": 6, "activation": 9, "head": 2, "attention": 30},
 }
-INTEGER_NODES = 4  # of a portable 8-bit matmul: quantise its input, rescale its output
+INTEGER_NODES = 4  # of a portable 8-bit matmul: quantize its input, rescale its output
 
 Amounts = dict[str, float]
 
@@ -146,7 +146,7 @@ def by_threads(
     coefficients: Coefficients, cache_times: Mapping[str, float] = CACHE_TIMES["aarch64"]
 ) -> dict[int, ThreadCoefficients]:
     """The coefficients of each measured or estimated thread count. `cache_times`: time of attention's multiply-adds
-    over a quantised cache, relative to float32."""
+    over a quantized cache, relative to float32."""
     edges = zip(
         coefficients.cache_within_mb, coefficients.cache_beyond_mb, coefficients.cache_half_mb, strict=True
     )
@@ -164,7 +164,7 @@ OF_INT8 = tuple(f"int8.{name}" for name in ATTENTION_MACS)
 
 
 def with_defaults(us_per_unit: Mapping[str, float], cache_times: Mapping[str, float]) -> dict[str, float]:
-    """Coefficients with defaults for quantised caches and GroupAttention where these were not measured."""
+    """Coefficients with defaults for quantized caches and GroupAttention where these were not measured."""
     caches = {**over_caches(us_per_unit, cache_times), **us_per_unit}
     if f"{GROUPS}.{ATTENTION_MACS[0]}" not in us_per_unit:
         return caches | {f"{GROUPS}.{name}": caches[name] for name in (*OF_ATTENTION, *OF_INT8) if name in caches}
@@ -173,7 +173,7 @@ def with_defaults(us_per_unit: Mapping[str, float], cache_times: Mapping[str, fl
 
 
 def over_caches(us_per_unit: Mapping[str, float], times: Mapping[str, float]) -> dict[str, float]:
-    """The coefficients of attention over quantised caches, derived from float32."""
+    """The coefficients of attention over quantized caches, derived from float32."""
     return {f"{kv}.{name}": factor * us_per_unit[name] for kv, factor in times.items() for name in ATTENTION_MACS}
 
 

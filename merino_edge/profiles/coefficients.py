@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from merino_runtime.bundle import QUANTISED_CACHES
+from merino_runtime.bundle import QUANTIZED_CACHES
 
 # Of the timed graphs; the last two: fused, for such cores.
 Dialect = Literal["fused", "portable", "no-dotprod", "avx512-vnni"]
@@ -19,7 +19,7 @@ GENERAL = (
     "attention_ms_per_gmac", "decode_attention_ms_per_gmac", "score_ns", "decode_score_ns", "entry_ns", "memory_ms_gb",
 )  # fmt: skip
 MEMORY, REREAD = "memory_ms_gb", "reread_ms_per_gb"
-# Of many queries and of one; also of each quantised cache.
+# Of many queries and of one; also of each quantized cache.
 ATTENTION_MACS = ("attention_ms_per_gmac", "decode_attention_ms_per_gmac")
 OF_ATTENTION = ("attention_us", "kv_ms_gb", *ATTENTION_MACS, "score_ns", "decode_score_ns", "entry_ns")
 GROUPS = "groups"  # before the name of a coefficient: of this project's attention by groups
@@ -65,14 +65,14 @@ class Threads(Count):
 
 
 class LatencyError(Facts):
-    """How far predicted latencies of decoders are off: log(measured / predicted) is distributed as `centre` + `scale`
+    """How far predicted latencies of decoders are off: log(measured / predicted) is distributed as `center` + `scale`
     times Student's t. Bounded, so that no interval of it overflows.
 
     `of`: which decoders, each predicted without being in the fit: `designs` that a search chose, or the `probe`'s own.
     `decoders`: how many; None where it is not known.
     """
 
-    centre: Annotated[float, Field(ge=-5, le=5)]
+    center: Annotated[float, Field(ge=-5, le=5)]
     scale: Annotated[float, Field(gt=0, le=5)]
     degrees_of_freedom: Annotated[float, Field(ge=1, le=MOST)]
     of: Literal["designs", "probe"] = "probe"
@@ -100,7 +100,7 @@ class FormatCoefficients(Facts):
 
 
 class CacheCoefficients(Facts):
-    """Of attention over a quantised cache; the lists have an entry per thread count."""
+    """Of attention over a quantized cache; the lists have an entry per thread count."""
 
     attention_ms_per_gmac: Values
     decode_attention_ms_per_gmac: Values
@@ -184,8 +184,8 @@ class Coefficients(Facts):
 
     @property
     def of_caches(self) -> dict[str, tuple[float, ...]]:
-        """The lists of the quantised caches that were measured, by the names of `prediction.latency`."""
-        caches = {form: getattr(self, f"{form}_cache") for form in QUANTISED_CACHES}
+        """The lists of the quantized caches that were measured, by the names of `prediction.latency`."""
+        caches = {form: getattr(self, f"{form}_cache") for form in QUANTIZED_CACHES}
         return {
             f"{form}.{name}": getattr(cache, name)
             for form, cache in caches.items() if cache for name in ATTENTION_MACS

@@ -150,7 +150,7 @@ class DeviceProfile(Facts):
     id: str = Field(pattern=r"^[a-z0-9-]+$")
     name: Text
     arch: Literal["aarch64", "x86_64", "other"]
-    # Beginnings, in whole words, of /proc/device-tree/model on such a board; none: the board cannot be recognised.
+    # Beginnings, in whole words, of /proc/device-tree/model on such a board; none: the board cannot be recognized.
     device_tree_models: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     isa: Annotated[tuple[Isa, ...], Field(strict=False)]
     backend: Backend = Field(default="onnxruntime", alias="default_backend")

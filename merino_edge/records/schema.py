@@ -168,7 +168,7 @@ class Record(Facts):
 
     family: str | None
     architecture: dict[str, Any] | None
-    kv: str | None = None  # the cache's format where it is quantised; records had none before there were such caches
+    kv: str | None = None  # the cache's format where it is quantized; records had none before there were such caches
     # Only in rows of a run with a baseline.
     baseline: str | None = None  # its bundle and format
     ratio_kind: Literal["equal format", "as shipped"] | None = None

@@ -52,7 +52,7 @@ class Point:
     label: str
     tip: str
     precision: str
-    class_: str  # e0, e1, ...: the engine's colour; `hollow` in addition for the reference
+    class_: str  # e0, e1, ...: the engine's color; `hollow` in addition for the reference
 
 
 @dataclass(frozen=True)

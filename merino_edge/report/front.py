@@ -1,6 +1,6 @@
 """A front as one SVG file: entropy against decode time or memory, with the names of models that exist.
 
-The file carries its own style, in colours that need no CSS variables, so that viewers other than browsers show it too.
+The file carries its own style, in colors that need no CSS variables, so that viewers other than browsers show it too.
 """
 
 import textwrap
@@ -39,7 +39,7 @@ from merino_runtime.errors import MerinoError
 WIDTH, HEIGHT = 800, 560  # px; the footnote stands below
 FOOTNOTE_LINE_PX = 17
 FOOTNOTE_COLUMNS = 122  # characters
-# Okabe and Ito's blue and vermilion, which people with any common colour blindness distinguish.
+# Okabe and Ito's blue and vermilion, which people with any common color blindness distinguish.
 STYLE = """
 text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", Arial, sans-serif; fill: #1b1d1f; }
 text.heading { font-size: 18px; font-weight: 600; }

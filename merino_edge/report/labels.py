@@ -14,7 +14,7 @@ from merino_edge.report.svg import Plot, add, shortened, text_px, write
 LINE_PX = 15  # between the baselines of two labels
 HALF_PX = 7  # of a label's height
 MARK_PX = 6  # half the side of the square that a mark keeps free
-GAP_PX = 10  # from a mark's centre to a label at its side
+GAP_PX = 10  # from a mark's center to a label at its side
 RINGS_PX = (0, 14, 28, 44, 62)  # further distances that are tried; from the second on a leader joins mark and label
 TIE_PX = 0.5  # marks as near to a label as its own, up to this, do not make it ambiguous
 SAME_PX = 6  # marks nearer than this in x and in y coincide, and share one label

@@ -45,21 +45,21 @@ class Chart:
 
 def charts_of(summary: Summary) -> list[Chart]:
     """The charts that the records have values for, in the order of the page."""
-    colours = {name: f"e{index}" for index, name in enumerate(engines_of(summary.series))}
+    colors = {name: f"e{index}" for index, name in enumerate(engines_of(summary.series))}
     made = (
-        speed_against_size(summary, colours), decode_against_cache(summary, colours),
-        prefill_against_prompt(summary, colours), latency(summary, colours), memory(summary, colours),
-        bandwidth(summary, colours), accuracy(summary, colours), *predicted_against_measured(summary, colours),
+        speed_against_size(summary, colors), decode_against_cache(summary, colors),
+        prefill_against_prompt(summary, colors), latency(summary, colors), memory(summary, colors),
+        bandwidth(summary, colors), accuracy(summary, colors), *predicted_against_measured(summary, colors),
     )  # fmt: skip
     return [chart for chart in made if chart is not None]
 
 
-def speed_against_size(summary: Summary, colours: dict[str, str]) -> Chart | None:
+def speed_against_size(summary: Summary, colors: dict[str, str]) -> Chart | None:
     chosen = [(one, row) for one in summary.series if (row := one.decode) and row.tok_s and one.params]
     points = [
         Point((one.params or 0) / 1e6, row.tok_s or 0, _label(one, row),
               f"{one.label}, {one.engine}: {number(row.tok_s or 0)} tokens/s ({row.test})", one.precision,
-              _class(one, colours))
+              _class(one, colors))
         for one, row in chosen
     ]  # fmt: skip
     known = [point for point, (one, _) in zip(points, chosen, strict=True) if one.is_reference]
@@ -71,11 +71,11 @@ def speed_against_size(summary: Summary, colours: dict[str, str]) -> Chart | Non
     return _chart("size", titles, note, summary.measured_on, scatter, points, reference)
 
 
-def decode_against_cache(summary: Summary, colours: dict[str, str]) -> Chart | None:
+def decode_against_cache(summary: Summary, colors: dict[str, str]) -> Chart | None:
     curves = [(one, cache_points(one)) for one in summary.series]
     spans = [points[-1][0] - points[0][0] if points else 0 for _, points in curves]
     drawn = [
-        Line(points, one.label, one.precision, _class(one, colours))
+        Line(points, one.label, one.precision, _class(one, colors))
         for (one, points), span in zip(curves, spans, strict=True) if span and span >= MIN_SPAN * max(spans)
     ]  # fmt: skip
     titles = Titles("Decode time as the cache fills", _ends(drawn), "tokens in the cache", "ms per token")
@@ -83,26 +83,26 @@ def decode_against_cache(summary: Summary, colours: dict[str, str]) -> Chart | N
     return _chart("cache", titles, note, summary.measured_on, lines, drawn[:MAX_LINES])
 
 
-def prefill_against_prompt(summary: Summary, colours: dict[str, str]) -> Chart | None:
+def prefill_against_prompt(summary: Summary, colors: dict[str, str]) -> Chart | None:
     """One line for each bundle that was measured at two prompt lengths or more."""
     drawn = []
     for one in summary.series:
         rows = [row for row in one.records if not row.decodes and not row.cached and row.ms_p50]
         points = tuple(sorted({row.tokens: row.ms_p50 or 0 for row in rows}.items()))
         if len(points) > 1:
-            drawn.append(Line(points, one.label, one.precision, _class(one, colours)))
+            drawn.append(Line(points, one.label, one.precision, _class(one, colors)))
     titles = Titles("Prefill time against the prompt's length", _ends(drawn), "tokens of the prompt", "ms")
     note = f"Medians over repetitions.{_cut(drawn)}"
     return _chart("prompt", titles, note, summary.measured_on, lines, drawn[:MAX_LINES])
 
 
-def latency(summary: Summary, colours: dict[str, str]) -> Chart | None:
+def latency(summary: Summary, colors: dict[str, str]) -> Chart | None:
     panels: list[Distribution] = []
     for one in summary.series:
         row = one.decode
         if row and row.samples_ms and len(row.samples_ms) > 1:
             ranks = [(f"p{rank}", float(np.percentile(row.samples_ms, rank))) for rank in (50, 90, 99)]
-            panels.append(Distribution(row.samples_ms, _label(one, row), _class(one, colours), tuple(ranks)))
+            panels.append(Distribution(row.samples_ms, _label(one, row), _class(one, colors), tuple(ranks)))
     description = "; ".join(f"{one.label}: median {number(one.quantiles[0][1])} ms" for one in panels)
     titles = Titles("Time between two tokens", description)
     cut = _cut(panels, MAX_PANELS)
@@ -110,50 +110,50 @@ def latency(summary: Summary, colours: dict[str, str]) -> Chart | None:
     return _chart("latency", titles, note, summary.measured_on, histograms, panels[:MAX_PANELS])
 
 
-def memory(summary: Summary, colours: dict[str, str]) -> Chart | None:
+def memory(summary: Summary, colors: dict[str, str]) -> Chart | None:
     rows = []
     for parts in summary.memory:
-        colour = _class(parts.series, colours)
-        split = [Part(parts.weights_mb, "weights", f"bar {colour}")]
+        color = _class(parts.series, colors)
+        split = [Part(parts.weights_mb, "weights", f"bar {color}")]
         if parts.kv_mb is not None:
-            split.append(Part(parts.kv_mb, "KV cache at full context", f"bar half {colour}"))
+            split.append(Part(parts.kv_mb, "KV cache at full context", f"bar half {color}"))
         rest = "rest" if parts.kv_mb is not None else "rest, KV cache included"
         split.append(Part(parts.rest_mb, rest, "bar rest"))
         rows.append(Bar(parts.series.label, f"{number(sum(part.value for part in split))} MB", tuple(split)))
     titles = Titles("Peak memory", "; ".join(f"{row.label}: {row.note}" for row in rows), "MB")
     split_out = any(parts.kv_mb is not None for parts in summary.memory)
     middle = "pale: KV cache at full context (from the geometry); " if split_out else ""
-    note = f"Strong: weights; {middle}grey: the rest (Python, engine, activations{'' if split_out else ', KV cache'})."
+    note = f"Strong: weights; {middle}gray: the rest (Python, engine, activations{'' if split_out else ', KV cache'})."
     return _chart("memory", titles, note, summary.measured_on, bars, rows, None)
 
 
-def bandwidth(summary: Summary, colours: dict[str, str]) -> Chart | None:
+def bandwidth(summary: Summary, colors: dict[str, str]) -> Chart | None:
     chosen = [(one, row) for one in summary.series if (row := one.decode) and row.mbu]
     rows = [
         Bar(_label(one, row), f"{100 * (row.mbu or 0):.0f} % of {number(row.read_gb_s or 0)} GB/s",
-            (Part(100 * (row.mbu or 0), row.test, f"bar {_class(one, colours)}"),))
+            (Part(100 * (row.mbu or 0), row.test, f"bar {_class(one, colors)}"),))
         for one, row in chosen
     ]  # fmt: skip
-    titles = Titles("Memory-bandwidth utilisation (MBU)", "; ".join(f"{row.label}: {row.note}" for row in rows), "%")
+    titles = Titles("Memory-bandwidth utilization (MBU)", "; ".join(f"{row.label}: {row.note}" for row in rows), "%")
     note = "Bytes of weights and KV that a decode step must read, over its time, over the probed read bandwidth."
     if any((row.mbu or 0) > 1 for _, row in chosen):
         note += " Above 100 %: the weights stayed in the CPU's cache, or memory was slower while it was probed."
     return _chart("bandwidth", titles, note, summary.measured_on, bars, rows, 100)
 
 
-def accuracy(summary: Summary, colours: dict[str, str]) -> Chart | None:
+def accuracy(summary: Summary, colors: dict[str, str]) -> Chart | None:
     scored, tasks = knowing(summary.evaluations, summary.series)
-    points = front_points(scored, lambda one: _class(one, colours))
+    points = front_points(scored, lambda one: _class(one, colors))
     listed = "; ".join(point.tip for point in points)
     titles = Titles("Accuracy against decode time", listed, "ms per token", "accuracy, %")
     note = f"Mean over {', '.join(tasks)}. The line joins what no other bundle beats in both."
     return _chart("accuracy", titles, note, summary.measured_on, draw_front, points)
 
 
-def predicted_against_measured(summary: Summary, colours: dict[str, str]) -> list[Chart | None]:
+def predicted_against_measured(summary: Summary, colors: dict[str, str]) -> list[Chart | None]:
     by_what = {"decode": "decode, per token", "prefill": "prefill", "memory": "peak memory"}
     by_title = {title: [one for one in summary.predictions if one.what == what] for what, title in by_what.items()}
-    return [_predicted(summary.predicted_for, title, chosen, colours) for title, chosen in by_title.items() if chosen]
+    return [_predicted(summary.predicted_for, title, chosen, colors) for title, chosen in by_title.items() if chosen]
 
 
 def cache_points(series: Series) -> tuple[tuple[float, float], ...]:
@@ -170,16 +170,16 @@ def cache_points(series: Series) -> tuple[tuple[float, float], ...]:
     return tuple(sorted(medians.items()))
 
 
-def _predicted(board: str, title: str, chosen: Sequence[Prediction], colours: dict[str, str]) -> Chart | None:
+def _predicted(board: str, title: str, chosen: Sequence[Prediction], colors: dict[str, str]) -> Chart | None:
     rows = []
     for one in chosen:
-        colour = _class(one.series, colours).split()[0]
+        color = _class(one.series, colors).split()[0]
         rows.append(Bar(f"{one.series.label}, predicted for {board}", f"{number(one.predicted)} {one.unit}",
-                        (Part(one.predicted, "predicted", f"bar hollow {colour}"),)))  # fmt: skip
+                        (Part(one.predicted, "predicted", f"bar hollow {color}"),)))  # fmt: skip
         verdict = f", {one.verdict}" if one.verdict else ""
         error = f" ({one.measured / one.predicted - 1:+.0%}{verdict})" if one.here else ""
         rows.append(Bar(f"{one.series.label}, measured on {one.series.board}", f"{number(one.measured)} {one.unit}"
-                        f"{error}", (Part(one.measured, "measured", f"bar {colour}"),)))  # fmt: skip
+                        f"{error}", (Part(one.measured, "measured", f"bar {color}"),)))  # fmt: skip
     titles = Titles(
         f"Predicted and measured: {title}", "; ".join(f"{row.label}: {row.note}" for row in rows), chosen[0].unit
     )
@@ -198,8 +198,8 @@ def _chart(
     return Chart(name, titles.title, note, provenance, tuple(map(as_markup, drawings))) if values else None
 
 
-def _class(series: Series, colours: dict[str, str]) -> str:
-    return colours[series.engine_name] + (" hollow" if series.is_reference else "")
+def _class(series: Series, colors: dict[str, str]) -> str:
+    return colors[series.engine_name] + (" hollow" if series.is_reference else "")
 
 
 def _ends(drawn: Sequence[Line]) -> str:

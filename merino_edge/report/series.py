@@ -24,7 +24,7 @@ class Series:
     engine: str
     precision: str
     dialect: str
-    kv: str | None  # the cache's format where it is quantised
+    kv: str | None  # the cache's format where it is quantized
     weights: str
     threads: int | None
     board: str
@@ -40,7 +40,7 @@ class Series:
 
     @property
     def is_reference(self) -> bool:
-        """Recognised by the exact count of parameters, since a bundle's name is free."""
+        """Recognized by the exact count of parameters, since a bundle's name is free."""
         return self.params == REFERENCE_PARAMS
 
     @property
@@ -112,7 +112,7 @@ def distinct_labels(rows: Sequence[Record]) -> list[str]:
 
 
 def engines_of(series: Sequence[Series]) -> list[str]:
-    """Names without versions, ONNX Runtime first, so that its colour is the same in each report."""
+    """Names without versions, ONNX Runtime first, so that its color is the same in each report."""
     names = dict.fromkeys(one.engine_name for one in series)
     return sorted(names, key=lambda name: not name.startswith(DEFAULT_ENGINE))
 

@@ -192,7 +192,7 @@ class Summary:
         return f"measured on {', '.join(self.boards) or 'no machine'}"
 
 
-def summarise(
+def summarize(
     records: Sequence[Record], profile: DeviceProfile | None = None, evaluations: Sequence[Evaluation] = ()
 ) -> Summary:
     """profile: the board to predict for; None for no predictions."""

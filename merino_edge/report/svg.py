@@ -1,4 +1,4 @@
-"""The parts of a chart: SVG elements, scales and axes. Colours are classes that a style sheet sets.
+"""The parts of a chart: SVG elements, scales and axes. Colors are classes that a style sheet sets.
 
 Drawings are element trees, not joined strings, so text from records is always escaped.
 """
@@ -112,7 +112,7 @@ def x_axis(svg: Element, plot: Plot, scale: Scale, ticks: Sequence[float], title
 
 
 def marker(svg: Element, x: float, y: float, precision: str, class_: str, size: float = 5) -> Element:
-    """A mark whose shape shows the format, so that formats differ without colour."""
+    """A mark whose shape shows the format, so that formats differ without color."""
     shape = shape_of(precision)
     if shape == "circle":
         return add(svg, "circle", cx=float(x), cy=float(y), r=size, class_=class_)

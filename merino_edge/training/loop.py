@@ -21,7 +21,7 @@ from merino_edge.training.data.rows import NOT_LEARNED, RowSet
 from merino_edge.training.data.sources import INSTALL
 from merino_edge.training.logs import write_csv
 from merino_edge.training.needs import peak_mb
-from merino_edge.training.optimiser import optimiser_for
+from merino_edge.training.optimizer import optimizer_for
 from merino_edge.training.processes import any_of_them, part_of, wait_for_all
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.run_folder import mark_whole, remove_older
@@ -66,7 +66,7 @@ class CheckedTrainer(Trainer):
 
     def create_optimizer(self, *arguments: Any, **keys: Any) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self.optimizer = optimiser_for(self.model, self.recipe, self.by_width)
+            self.optimizer = optimizer_for(self.model, self.recipe, self.by_width)
         return super().create_optimizer(*arguments, **keys)
 
     def compute_loss(

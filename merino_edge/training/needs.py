@@ -58,7 +58,7 @@ class Need(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{size(self.total)} ({size(self.state)} for weights, gradients and optimiser, {size(self.layers)} for"
+            f"{size(self.total)} ({size(self.state)} for weights, gradients and optimizer, {size(self.layers)} for"
             f" activations, {size(self.logits)} for the logits)"
         )
 

@@ -1,6 +1,6 @@
 """The processes of a run that torchrun started: which one this is, and their common steps.
 
-Each rank computes its share of the rows. The first one alone writes, locks, tokenises and prints.
+Each rank computes its share of the rows. The first one alone writes, locks, tokenizes and prints.
 """
 
 import os
@@ -15,7 +15,7 @@ from torch import distributed
 from merino_runtime.errors import MerinoError
 
 Result = TypeVar("Result")
-PATIENCE = timedelta(days=2)  # of the others, while the first one tokenises
+PATIENCE = timedelta(days=2)  # of the others, while the first one tokenizes
 KEPT_GROUPS: list[Any] = []  # until the process ends
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from merino_runtime.errors import MerinoError
 
-OPTIMISERS = "adamw", "muon"
+OPTIMIZERS = "adamw", "muon"
 BETA2 = 0.95  # of AdamW
 MOST_SEEDS = 2**32  # numpy's generator takes no other
 DECAY_SHARE, MOST_DECAY = 0.2, 0.5
@@ -16,7 +16,7 @@ class Recipe:
     """Hyperparameters.
 
     Attributes:
-        steps: optimiser steps.
+        steps: optimizer steps.
         batch: rows of a step.
         learning_rate: where weights are drawn, of a matrix with 128 inputs; others have it by their inputs.
         weight_decay: of a matrix with 128 inputs, times the learning rate at each step; others have it by their inputs.
@@ -25,7 +25,7 @@ class Recipe:
         patience: evaluations without a lower held-out loss after which the run ends, with the weights of the best one;
             0: it takes all steps.
         evaluations: of the held-out loss, and saved states, in a whole run.
-        optimiser: `adamw`, or `muon`, which takes the matrices from it.
+        optimizer: `adamw`, or `muon`, which takes the matrices from it.
         compile: whether torch.compile makes one program of each part of a step.
         prompt_weight: of a prompt's tokens in the loss, where those of a completion weigh 1.
         teacher_weight: of the cross-entropy to a teacher, where there is one; the cross-entropy to the text has the
@@ -48,7 +48,7 @@ class Recipe:
     temperature: float = 1.0
     patience: int = 0
     evaluations: int = 10
-    optimiser: str = "muon"
+    optimizer: str = "muon"
     prompt_weight: float = 0.0
 
     def __post_init__(self) -> None:
@@ -60,8 +60,8 @@ class Recipe:
             raise MerinoError(
                 f"--patience {self.patience} must be at least 0, --evaluations {self.evaluations} at least 1"
             )
-        if self.optimiser not in OPTIMISERS:
-            raise MerinoError(f"--optimiser {self.optimiser} is not known: known are {', '.join(OPTIMISERS)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise MerinoError(f"--optimizer {self.optimizer} is not known: known are {', '.join(OPTIMIZERS)}")
         if not 0 <= self.prompt_weight <= 1:
             raise MerinoError(f"--prompt-weight {self.prompt_weight:g} must lie from 0 to 1")
         if not (0 < self.teacher_weight <= 1 and math.isfinite(self.temperature) and self.temperature > 0):

@@ -310,8 +310,8 @@ static inline void run_keys(const attention_work *work, const tile *tiles, int n
 
 /* Few rows: one new position whose queries are at most FEW a KV head. A tile would be half empty, so lanes are channels:
  * scores are dot products, of up to three rows with four keys at a time. Queries and scores are [row][...]. */
-ALWAYS_INLINE void load_entry(const void *entries, int64_t at, const int quantised, floats out[EIGHT]) {
-    if (quantised)
+ALWAYS_INLINE void load_entry(const void *entries, int64_t at, const int quantized, floats out[EIGHT]) {
+    if (quantized)
         load_codes((const int8_t *)entries + at, out);
     else
         load_eight((const float *)entries + at, out);
@@ -319,7 +319,7 @@ ALWAYS_INLINE void load_entry(const void *entries, int64_t at, const int quantis
 
 /* Scores [rows][KEYS] of four keys, whose elements begin at `keys`, with queries [rows][size]. */
 ALWAYS_INLINE void dot_keys(const float *queries, const void *entries, const int64_t keys[4], int64_t size,
-                            const int rows, const int quantised, float *scores) {
+                            const int rows, const int quantized, float *scores) {
     floats sum[3][4][EIGHT];
 #pragma GCC unroll 3
     for (int row = 0; row < rows; row++)
@@ -333,7 +333,7 @@ ALWAYS_INLINE void dot_keys(const float *queries, const void *entries, const int
 #pragma GCC unroll 4
         for (int key = 0; key < 4; key++) {
             floats entry[EIGHT];
-            load_entry(entries, keys[key] + at, quantised, entry);
+            load_entry(entries, keys[key] + at, quantized, entry);
 #pragma GCC unroll 3
             for (int row = 0; row < rows; row++)
 #pragma GCC unroll 2
@@ -347,7 +347,7 @@ ALWAYS_INLINE void dot_keys(const float *queries, const void *entries, const int
 
 /* rows x 8 * wide channels from `at` on of mixed [rows][size] = mixed * kept[row] + shares [rows][KEYS] x values */
 ALWAYS_INLINE void mix_few(const float *shares, const void *entries, int64_t values, int64_t count, int64_t size,
-                           int64_t at, const float *kept, const int rows, const int wide, const int quantised,
+                           int64_t at, const float *kept, const int rows, const int wide, const int quantized,
                            float *mixed) {
     floats sum[FEW][4][EIGHT];
 #pragma GCC unroll 4
@@ -363,7 +363,7 @@ ALWAYS_INLINE void mix_few(const float *shares, const void *entries, int64_t val
 #pragma GCC unroll 4
         for (int eight = 0; eight < wide; eight++) {
             floats value[EIGHT];
-            load_entry(entries, values + key * size + at + eight * 8, quantised, value);
+            load_entry(entries, values + key * size + at + eight * 8, quantized, value);
 #pragma GCC unroll 4
             for (int row = 0; row < rows; row++)
 #pragma GCC unroll 2
@@ -404,9 +404,9 @@ static __attribute__((noinline)) float soften_row(float *scores, int64_t count, 
 }
 
 ALWAYS_INLINE void run_few(const attention_work *work, const tile *one, int64_t head, int64_t first, int64_t end,
-                           const int rows, const int quantised) {
+                           const int rows, const int quantized) {
     int64_t size = work->size, slot = head * work->slots;
-    const int wide = quantised || rows > 3 ? 2 : 4, pass = rows > 3 || (quantised && rows > 2) ? 2 : rows;
+    const int wide = quantized || rows > 3 ? 2 : 4, pass = rows > 3 || (quantized && rows > 2) ? 2 : rows;
     float totals[FEW][8], kept[FEW];
     memset(totals, 0, sizeof totals);
     for (; first < end; first += KEYS) {
@@ -416,9 +416,9 @@ ALWAYS_INLINE void run_few(const attention_work *work, const tile *one, int64_t 
             for (int each = 0; each < 4; each++)
                 keys[each] = (slot + first + (key + each < count ? key + each : count - 1)) * size;
             fetch(work, work->values, slot + first + key, 4);
-            dot_keys(one->queries, work->keys, keys, size, pass, quantised, one->scores + key);
+            dot_keys(one->queries, work->keys, keys, size, pass, quantized, one->scores + key);
             if (rows > pass) /* what is left, so that nothing is kept on the stack */
-                dot_keys(one->queries + pass * size, work->keys, keys, size, rows - pass, quantised,
+                dot_keys(one->queries + pass * size, work->keys, keys, size, rows - pass, quantized,
                          one->scores + pass * KEYS + key);
         }
         for (int row = 0; row < rows; row++)
@@ -426,9 +426,9 @@ ALWAYS_INLINE void run_few(const attention_work *work, const tile *one, int64_t 
         if (first + 2 * KEYS <= end) fetch(work, work->keys, slot + first + KEYS, KEYS);
         int64_t values = (slot + first) * size;
         for (; at + 8 * wide <= size; at += 8 * wide)
-            mix_few(one->scores, work->values, values, count, size, at, kept, rows, wide, quantised, one->mixed);
+            mix_few(one->scores, work->values, values, count, size, at, kept, rows, wide, quantized, one->mixed);
         for (; at < size; at += 8)
-            mix_few(one->scores, work->values, values, count, size, at, kept, rows, 1, quantised, one->mixed);
+            mix_few(one->scores, work->values, values, count, size, at, kept, rows, 1, quantized, one->mixed);
     }
     for (int row = 0; row < rows; row++)
         for (int lane = 0; lane < 8; lane++) one->total[row] += totals[row][lane];

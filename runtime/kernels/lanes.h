@@ -13,7 +13,7 @@
 enum { LANES = 4 };
 typedef float32x4_t floats;
 typedef int32x4_t integers;
-typedef float32x4_t quad; /* four neighbours, each of which is multiplied with a whole register */
+typedef float32x4_t quad; /* four neighbors, each of which is multiplied with a whole register */
 
 static inline floats load(const float *at) { return vld1q_f32(at); }
 static inline void store(float *at, floats value) { vst1q_f32(at, value); }

@@ -213,7 +213,7 @@ static inline void one_row(const rounded *x, const uint8_t *w, int64_t groups, i
     vst1q_f32(out, sums[0]), vst1q_f32(out + 4, sums[1]);
 }
 
-/* Four rows of W, unpacked, with one row of x: the sums of each four neighbouring lanes' pairs. */
+/* Four rows of W, unpacked, with one row of x: the sums of each four neighboring lanes' pairs. */
 static inline int16x8_t four_rows(const int8x16_t low[4], const int8x16_t high[4], const rounded *x) {
     int8x16_t first = vld1q_s8(x->codes), second = vld1q_s8(x->codes + 16);
     int16x8_t sum[4];

@@ -1,4 +1,4 @@
-"""What others took of the CPU: shares from known readings, and real neighbours, of long and of short bursts."""
+"""What others took of the CPU: shares from known readings, and real neighbors, of long and of short bursts."""
 import os
 import subprocess
 import sys
@@ -91,12 +91,12 @@ def test_another_process_is_seen_and_our_own_work_is_not():
 @pytest.mark.slow
 @pytest.mark.skipif(waited_s() is None, reason="the kernel does not count waits")
 def test_bursts_shorter_than_a_clock_tick_are_seen():
-    """A neighbour on our own core that runs for 3 ms of every 12. A tenth of a second is ten ticks, too few to tell."""
+    """A neighbor on our own core that runs for 3 ms of every 12. A tenth of a second is ten ticks, too few to tell."""
     before_affinity = os.sched_getaffinity(0)
     core = {min(before_affinity)}
-    neighbour = subprocess.Popen([sys.executable, "-c", BURSTS])
+    neighbor = subprocess.Popen([sys.executable, "-c", BURSTS])
     try:
-        os.sched_setaffinity(neighbour.pid, core)
+        os.sched_setaffinity(neighbor.pid, core)
         os.sched_setaffinity(0, core)
         time.sleep(0.2)
         before = cpu_moment()
@@ -104,6 +104,6 @@ def test_bursts_shorter_than_a_clock_tick_are_seen():
         load = load_between(before, cpu_moment(), os.cpu_count())
     finally:
         os.sched_setaffinity(0, before_affinity)
-        neighbour.kill()
-        neighbour.wait()
+        neighbor.kill()
+        neighbor.wait()
     assert load.others_cpu_share is None and load.busy and load.preemptions_per_s > 0

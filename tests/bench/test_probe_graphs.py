@@ -17,7 +17,7 @@ from merino_edge.bundles.board_app import write_board_app
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.bundles.kernels import MACHINES, library, library_file
 from merino_edge.export.graphs import build_graph
-from merino_edge.export.quantisation.groups import Quantized, dequantize
+from merino_edge.export.quantize.groups import Quantized, dequantize
 from merino_edge.export.source import random_source
 from merino_edge.families.operators import FORMATS, weight_bytes
 from merino_runtime.backends import open_backend
@@ -163,7 +163,7 @@ def test_linears_are_products_with_weights_of_their_own(run, dialect):
 
 
 @pytest.mark.parametrize("form", ["int8", "int4"])
-def test_a_quantised_linear_is_the_product_with_its_dequantised_weights(run, form):
+def test_a_quantized_linear_is_the_product_with_its_dequantized_weights(run, form):
     rows, columns, bits = 512, 256, FORMATS[form].bits
     x = np.random.default_rng(0).normal(size=(1, 2, columns)).astype(np.float32)
     (result,) = built_and_run(run, GraphKey("fused", "linear", form, rows, columns, 0, 1), {"x": x})

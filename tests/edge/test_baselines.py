@@ -10,7 +10,7 @@ from merino_edge.benchmarking.baselines import EXPORTER_ROOMS, baseline_bundles,
 from merino_edge.benchmarking.run import check_baseline
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families import zoo
-from merino_runtime.bundle import load_bundle, quantised_cache
+from merino_runtime.bundle import load_bundle, quantized_cache
 from merino_runtime.errors import MerinoError
 
 OPT_350M = zoo.model("opt-350m")
@@ -89,7 +89,7 @@ def test_it_has_the_measured_bundles_cache(tiny_arch, tmp_path):
     for folder, kv in zip(measured, (None, "int8"), strict=True):
         write_random_bundle(tiny_arch, "fp32", Path(folder), "timed", kv=kv)
     folders = baseline_bundles("opt-350m", measured, None, lambda _: None)
-    assert [quantised_cache(load_bundle(folder)) for folder in folders] == [None, "int8"]
+    assert [quantized_cache(load_bundle(folder)) for folder in folders] == [None, "int8"]
     assert baseline_bundles("opt-350m", measured[1:], "fp32", print) == folders[:1]  # as shipped
 
 

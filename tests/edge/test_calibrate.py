@@ -1,4 +1,4 @@
-"""GPTQ: the quantisation alone, the Hessian that it uses, and exports that keep more of a
+"""GPTQ: the quantization alone, the Hessian that it uses, and exports that keep more of a
 model."""
 
 import itertools
@@ -12,15 +12,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-import merino_edge.export.quantisation.hessians as reading
+import merino_edge.export.quantize.hessians as reading
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.cli.app import app
 from merino_edge.embedded import FOLDER
 from merino_edge.export.export import export
 from merino_edge.export.graphs import build_graph
-from merino_edge.export.quantisation.gptq import compensated, damped_hessian, descended, fitted_scales, gptq
-from merino_edge.export.quantisation.groups import dequantize, quantize_groups
-from merino_edge.export.quantisation.hessians import input_hessians
+from merino_edge.export.quantize.gptq import compensated, damped_hessian, descended, fitted_scales, gptq
+from merino_edge.export.quantize.groups import dequantize, quantize_groups
+from merino_edge.export.quantize.hessians import input_hessians
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.resolved import gptq_pays
 from merino_edge.export.source import Source, load_source
@@ -180,7 +180,7 @@ GRAPHS = [
 
 
 @pytest.mark.parametrize(("dialect", "core", "precision"), GRAPHS)
-def test_each_quantised_graph_takes_the_rounding(dialect, core, precision, tales, tmp_path):
+def test_each_quantized_graph_takes_the_rounding(dialect, core, precision, tales, tmp_path):
     """Its logits are compared with torch's for the same weights. Dialect `portable` has one scale for each row, the
     others one for each group of 32."""
     source = load_source(str(FOLDER))

@@ -105,7 +105,7 @@ def test_a_probe_of_another_architecture_is_refused():
 
 def test_all_faults_of_a_probe_come_in_one_message(tmp_path):
     content = json.loads(synthetic().model_dump_json(by_alias=True))
-    content["colour"] = "red"
+    content["color"] = "red"
     del content["date"]
     content["measurements"][0]["ms"] = -1
     content["measurements"][1]["kind"] = "guess"
@@ -113,7 +113,7 @@ def test_all_faults_of_a_probe_come_in_one_message(tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(MerinoError) as caught:
         read_probe(path)
-    faults = ("colour: unknown", "date: missing", "measurements[0].ms", "measurements[1].kind")
+    faults = ("color: unknown", "date: missing", "measurements[0].ms", "measurements[1].kind")
     for part in ("probe.json", *faults):
         assert part in str(caught.value), part
 

@@ -138,12 +138,12 @@ def test_an_architecture_alone_is_exported(design_file, here, tmp_path):
     assert code == 0 and "geometry" in out, err
 
 
-def test_quantised_matrices_are_one_line_and_with_verbose_a_row_each(design_file, here, tmp_path):
+def test_quantized_matrices_are_one_line_and_with_verbose_a_row_each(design_file, here, tmp_path):
     words = ["export", design_file, "--precision", "int8", "-o", tmp_path / "out"]
     code, short, err = here(*words)
-    assert code == 0 and re.search(r"\d+ quantised matrices, .* MB; error .*; --verbose lists them", short), err
+    assert code == 0 and re.search(r"\d+ quantized matrices, .* MB; error .*; --verbose lists them", short), err
     code, long, err = here(*words, "--verbose")
-    count = int(re.search(r"(\d+) quantised matrices", short).group(1))
+    count = int(re.search(r"(\d+) quantized matrices", short).group(1))
     assert code == 0 and len(long.splitlines()) - len(short.splitlines()) >= count, err
 
 

@@ -201,7 +201,7 @@ def test_formats_are_as_fast_as_the_cores_kernels():
 
 
 # ms of a decode step of 135 M weights, all read once: what reading and computing take one
-# beside the other, and one after the other (counted instructions, modelled cycles, published bandwidths).
+# beside the other, and one after the other (counted instructions, modeled cycles, published bandwidths).
 TIMES = {
     "raspberry-pi-zero-2w": {"fp32": (284, 313), "int8": (71, 83), "int4": (40, 56)},
     "raspberry-pi-4": {"fp32": (112, 118), "int8": (28, 32), "int4": (16, 19)},

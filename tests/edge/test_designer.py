@@ -123,7 +123,7 @@ def test_evolution_reports_its_steps_repeats_for_a_seed_and_is_measured_against_
 def test_all_faults_of_a_design_come_in_one_message(tmp_path):
     content = json.loads(small_design().to_json())
     del content["device"]
-    content["colour"] = "red"
+    content["color"] = "red"
     content["solver"]["name"] = "guess"
     content["architecture"]["blocks"][0]["width"] = 33
     content["predicted"]["params"] = "many"
@@ -133,7 +133,7 @@ def test_all_faults_of_a_design_come_in_one_message(tmp_path):
         load_design(path)
     message = str(caught.value)
     assert "design.json" in message
-    for key in ("device: missing", "colour: unknown key", "solver.name is ", "blocks[0].width is 33", "params is "):
+    for key in ("device: missing", "color: unknown key", "solver.name is ", "blocks[0].width is 33", "params is "):
         assert key in message, key
 
 
@@ -143,7 +143,7 @@ def test_all_faults_of_a_design_come_in_one_message(tmp_path):
         ({"eps": 0}, "scoring.merino.eps is "),
         ({"attention_weight": 0, "ffn_weight": 0}, "scoring.merino: .*make every score 0"),
         ({"gamma": "none"}, "scoring.merino.gamma is "),
-        ({"colour": 1}, "scoring.merino.colour: unknown key"),
+        ({"color": 1}, "scoring.merino.color: unknown key"),
     ],
 )
 def test_a_bad_scoring_block_is_told_with_the_file(wrong, expected, tmp_path):

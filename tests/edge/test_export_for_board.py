@@ -24,7 +24,7 @@ from merino_edge.families.zoo import model
 from merino_edge.prediction.default_coefficients import decode_ms, slower_on
 from merino_edge.prediction.formats import has_cache
 from merino_edge.profiles.reading import list_profiles, load_profile
-from merino_runtime.bundle import load_bundle, quantised_cache
+from merino_runtime.bundle import load_bundle, quantized_cache
 from merino_runtime.errors import MerinoError
 
 TEXT = "The river runs past the old mill, and the miller counts the sacks of flour in the evening. " * 20
@@ -96,7 +96,7 @@ def test_a_design_says_how_it_is_exported_for_its_board_and_keeps_its_cache(tmp_
     [options] = re.findall(r"^export it, .*, with (.*): ", done.output, re.MULTILINE)
     exported(place, *options.split(), "-o", tmp_path / "bundle")
     made = load_bundle(str(tmp_path / "bundle"))
-    assert (made.precision, made.core, quantised_cache(made)) == ("int8", "no-dotprod", "int8")
+    assert (made.precision, made.core, quantized_cache(made)) == ("int8", "no-dotprod", "int8")
     assert "raspberry-pi-4" in made.boards
 
 
@@ -138,7 +138,7 @@ def test_the_fastest_format_that_keeps_its_bar_is_written_as_it_was_judged(
     assert [line.split(":")[0] for line in output] == order[: len(output)] and not any("\n" in line for line in output)
     assert [line.split(": ")[-1] for line in output] == ["refused"] * (len(output) - 1) + ["taken"]
     precision = order[0] if allowed > 0 else "fp32"
-    assert (made.bundle.precision, quantised_cache(made.bundle)) == (precision, kv)
+    assert (made.bundle.precision, quantized_cache(made.bundle)) == (precision, kv)
     assert load_bundle(str(tmp_path / "bundle")) == made.bundle and bool(made.calibrated) == (precision != "fp32")
     if precision == "fp32" and not kv:
         given["calibration"] = None
@@ -160,7 +160,7 @@ def test_a_format_that_cannot_be_written_is_left_out_in_a_line(weights, wide, tm
 def test_of_random_weights_nothing_is_measured_and_trained_ones_want_a_tokenizer(wide, text, tmp_path):
     source, out, output = load_source(str(wide["even"])), tmp_path / "bundle", []
     made = export(source._replace(weights="random"), out, FOR_PI_5._replace(kv="int8"), say=output.append)
-    assert (made.bundle.precision, quantised_cache(made.bundle)) == ("int4", "int8")
+    assert (made.bundle.precision, quantized_cache(made.bundle)) == ("int4", "int8")
     assert len(output) == 1 and output[0].endswith("raspberry-pi-5: taken")
     drawn = source._replace(weights="random", tokenizer=None)
     with pytest.raises(MerinoError, match="has no tokenizer. Export without --calibrate"):
@@ -177,11 +177,11 @@ def test_where_float32_is_the_fastest_nothing_is_read(tiny_checkpoint, text, tmp
     slow = PI_4.cpu.cycles_per_weight.model_copy(update={"matmul8": 20.0, "matmul4": 20.0})
     board = PI_4.model_copy(update={"cpu": PI_4.cpu.model_copy(update={"cycles_per_weight": slow})})
     request = FOR_PI_4._replace(board=board, calibration=text)
-    with pytest.raises(MerinoError, match="the weights are fp32 and the cache is not quantised"):
+    with pytest.raises(MerinoError, match="the weights are fp32 and the cache is not quantized"):
         export(source, tmp_path / "bundle", request, say=output.append)
     request = request._replace(kv="int8")
     made = export(source, tmp_path / "bundle", request, say=output.append)
-    assert (made.bundle.precision, quantised_cache(made.bundle), output) == ("fp32", "int8", [])
+    assert (made.bundle.precision, quantized_cache(made.bundle), output) == ("fp32", "int8", [])
 
 
 @pytest.mark.usefixtures("text")

@@ -18,7 +18,7 @@ from merino_edge.export.source import load_source
 from merino_edge.text.documents import END_OF_TEXT
 from merino_edge.text.tokenizer import train_tokenizer
 from merino_edge.training.pretrained import Pretrained
-from merino_edge.training.recipe import OPTIMISERS, Recipe
+from merino_edge.training.recipe import OPTIMIZERS, Recipe
 from merino_edge.training.train import train
 from merino_runtime.api import open_model
 from merino_runtime.errors import MerinoError
@@ -82,7 +82,7 @@ def test_a_family_learns_and_is_exported(family, lora, folder_of, tmp_path):
     source, begin = pretrained(folder_of(family))
     before = {name: weight.clone() for name, weight in source.model.state_dict().items()}
     path, out = write_lines(tmp_path / "questions.jsonl", QUESTIONS), tmp_path / "out"
-    recipe = Recipe(steps=120 if not lora else 4, batch=8, learning_rate=5e-3, lora=lora, optimiser="adamw")
+    recipe = Recipe(steps=120 if not lora else 4, batch=8, learning_rate=5e-3, lora=lora, optimizer="adamw")
     record = train(source.arch, [path], out, recipe=recipe, name="tuned", pretrained=begin)
     assert record["family"] == family and len(record["weights_sha256"]) == 64
     again = load_source(str(out))
@@ -105,11 +105,11 @@ def embedding(model):
     return next(name for name, weight in model.state_dict().items() if weight.data_ptr() == expected.data_ptr())
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_a_lora_run_goes_on_as_it_began(optimiser, folder_of, tmp_path):
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_lora_run_goes_on_as_it_began(optimizer, folder_of, tmp_path):
     folder = folder_of("llama")
     text = write_stories(tmp_path / "a.txt")
-    keys = {"recipe": Recipe(steps=8, batch=2, lora=4, learning_rate=1e-2, optimiser=optimiser)}
+    keys = {"recipe": Recipe(steps=8, batch=2, lora=4, learning_rate=1e-2, optimizer=optimizer)}
 
     def run(out, **more):
         source, begin = pretrained(folder)
@@ -122,7 +122,7 @@ def test_a_lora_run_goes_on_as_it_began(optimiser, folder_of, tmp_path):
     assert same_weights(tmp_path / "out", tmp_path / "whole")
     other = load_file(folder / "model.safetensors")
     assert load_file(tmp_path / "out" / "model.safetensors").keys() == other.keys()
-    keys["recipe"] = Recipe(steps=8, batch=2, lora=8, learning_rate=1e-2, optimiser=optimiser)
+    keys["recipe"] = Recipe(steps=8, batch=2, lora=8, learning_rate=1e-2, optimizer=optimizer)
     with pytest.raises(MerinoError, match="--lora is 8; the run's is 4"):
         run(tmp_path / "whole")
 
@@ -134,7 +134,7 @@ def test_the_command_fine_tunes_a_folder_with_its_own_template_and_defaults(fold
     assert "held-out loss" in capfd.readouterr().out
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     assert record["recipe"]["learning_rate"] == 5e-5 and record["recipe"]["length"] == 64
-    assert record["recipe"]["optimiser"] == "adamw" and record["name"] == "llama"
+    assert record["recipe"]["optimizer"] == "adamw" and record["name"] == "llama"
     assert record["recipe"]["weight_decay"] == 0.1
     main_ends(0, "train", folder, "--data", conversation, "--steps", 2, "--batch", 2, "-o", tmp_path / "out")
     assert "this run is finished" in capfd.readouterr().err
@@ -143,13 +143,13 @@ def test_the_command_fine_tunes_a_folder_with_its_own_template_and_defaults(fold
     assert again["recipe"]["learning_rate"] == 2e-4 and again["weights_sha256"] != record["weights_sha256"]
 
 
-def test_a_checkpoint_goes_on_learning_by_the_optimiser_that_is_named(tmp_path):
+def test_a_checkpoint_goes_on_learning_by_the_optimizer_that_is_named(tmp_path):
     (tmp_path / "arch.json").write_text(ARCH.model_dump_json())
     first, second = tmp_path / "first", tmp_path / "second"
-    words = "--data", write_stories(tmp_path / "a.txt"), "--steps", 2, "--batch", 2, "--optimiser", "muon"
+    words = "--data", write_stories(tmp_path / "a.txt"), "--steps", 2, "--batch", 2, "--optimizer", "muon"
     main_ends(0, "train", tmp_path / "arch.json", *words, "-o", first)
     main_ends(0, "train", first, *words, "--preset", "laptop-hour", "--length", 32, "-o", second)
-    assert json.loads((second / "training.json").read_text())["recipe"]["optimiser"] == "muon"
+    assert json.loads((second / "training.json").read_text())["recipe"]["optimizer"] == "muon"
     _adamw, muon = torch.load(next(second.rglob("optimizer.pt")), weights_only=False)["parts"]
     assert muon["state"] and all(each.keys() == {"momentum_buffer"} for each in muon["state"].values())
 
@@ -166,7 +166,7 @@ def test_what_does_not_go_with_a_model_is_refused(folder_of, decoder, tmp_path, 
         ([folder, "--length", 65], "--length 65 is more than the model's context, 64"),
         ([tmp_path / "arch.json", "--lora", 4], "--lora goes with a trained model"),
         ([folder, "--lora", -1], "--lora -1 must be"),
-        ([folder, "--optimiser", "sgd"], "--optimiser sgd is not known: known are adamw, muon"),
+        ([folder, "--optimizer", "sgd"], "--optimizer sgd is not known: known are adamw, muon"),
         ([bare], "has no tokenizer, so it cannot be fine-tuned"),
         (["opt-12"], "'opt-12' names no model"),
     ):

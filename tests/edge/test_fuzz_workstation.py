@@ -27,7 +27,7 @@ from merino_edge.profiles.reading import load_profile, profile_ids, profile_text
 from merino_edge.records.compare import compare_files
 from merino_edge.records.reading import read_records
 from merino_edge.report.page import markdown, page
-from merino_edge.report.summary import summarise
+from merino_edge.report.summary import summarize
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.run_folder import FINISHED, WHOLE, Run, fault_of, kept_run, trained_name
 
@@ -97,7 +97,7 @@ def used_records(path, data):
     path.write_bytes(data)
     rows = taken(read_records, [path])
     if rows:
-        summary = taken(summarise, rows, None)
+        summary = taken(summarize, rows, None)
         assert summary is None or (page(summary) and markdown(summary))
         result = taken(compare_files, path, path)
         assert result is None or result.to_json()

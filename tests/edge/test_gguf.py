@@ -21,7 +21,7 @@ from merino_edge.bundles.description import GraphFormat
 from merino_edge.cli.app import app
 from merino_edge.export.export import export
 from merino_edge.export.graphs import build_graph
-from merino_edge.export.quantisation.groups import dequantize as graph_weights
+from merino_edge.export.quantize.groups import dequantize as graph_weights
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families.gguf.blocks import LAYOUTS
@@ -172,7 +172,7 @@ def test_blocks_go_into_the_graph_as_they_are_where_it_has_such_blocks(
     expected = {"Q8_0": (1, 0), kind: (len(names) - 1, 0) if exact else (0, len(names) - 1)}
     if kind == "Q8_0":
         expected = {"Q8_0": (len(names), 0) if exact else (1, len(names) - 1)}
-    assert {each.kind: (each.exact, each.requantised) for each in done.stored} == expected
+    assert {each.kind: (each.exact, each.requantized) for each in done.stored} == expected
     if precision == "int8" and not exact:  # its channels are scaled, for larger blocks
         assert done.bundle.weight_bytes < graph.weight_bytes
     else:  # in int4 groups with outlier channels are stored twice
@@ -195,12 +195,12 @@ def test_tiles_for_avx512_vnni_hold_the_blocks_of_a_file(kind, precision, matmul
     kinds = Counter(node.op_type for node in graph.node)
     assert {name: count for name, count in kinds.items() if name.startswith("MatMul")} == matmuls
     assert (kinds["Rows8"], kinds["GatherBlockQuantized"]) == (1, 0)
-    requantised = sum(each.requantised for each in done.stored)
-    assert requantised == (7 if (kind, precision) == ("Q4_1", "int8") else 0)
+    requantized = sum(each.requantized for each in done.stored)
+    assert requantized == (7 if (kind, precision) == ("Q4_1", "int8") else 0)
 
 
 def write_in_blocks(path, name, kind, table, **changes):
-    """A model whose matrices are of a type that the package gguf cannot quantise: random blocks."""
+    """A model whose matrices are of a type that the package gguf cannot quantize: random blocks."""
     model = sample.random_model(name, **changes)
     if Kind[kind] not in LAYOUTS or not kind.endswith("_K"):
         return sample.write_gguf(path, model, kind, table)
@@ -256,7 +256,7 @@ def test_matrices_of_several_types_that_are_joined_share_one_size_of_block(tmp_p
 
 
 def write_mixed(path, monkeypatch):
-    """As Q4_K_M has them, of types that the package gguf can quantise: values and every second layer's FFN in more than
+    """As Q4_K_M has them, of types that the package gguf can quantize: values and every second layer's FFN in more than
     4 bits."""
     result = tensors_of
 
@@ -284,8 +284,8 @@ def test_int4_keeps_in_8_bits_what_a_mixed_file_has_in_more_than_4(tmp_path, mon
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_for_a_core_without_dotprod_blocks_of_16_weights_are_quantised_again(tmp_path, precision):
-    """MatMulNBits would dequantise them at each call."""
+def test_for_a_core_without_dotprod_blocks_of_16_weights_are_quantized_again(tmp_path, precision):
+    """MatMulNBits would dequantize them at each call."""
     write_in_blocks(tmp_path / "model.gguf", "llama", "Q6_K", "Q8_0", num_hidden_layers=1, **WIDE)
     request = ExportRequest(precision=precision, context=64, core="no-dotprod")
     done = export(load_source(str(tmp_path / "model.gguf")), tmp_path / "bundle", request)

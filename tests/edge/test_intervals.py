@@ -43,7 +43,7 @@ TIMED = ("decode_ms", "prefill_ms", "j_per_token")
 KNOWN = with_errors(BOARD)
 
 errors = st.builds(
-    LatencyError, centre=st.floats(-0.1, 0.1), scale=st.floats(0.001, 0.3), degrees_of_freedom=st.floats(3, 40)
+    LatencyError, center=st.floats(-0.1, 0.1), scale=st.floats(0.001, 0.3), degrees_of_freedom=st.floats(3, 40)
 )
 confidences = st.floats(0.5, 0.999)
 
@@ -167,7 +167,7 @@ SMALL = Architecture(blocks=(Block(width=128, ffn_ratio=2, depth=2),), vocab=200
 def test_an_interval_grows_with_its_confidence(error, one, other):
     narrow, wide = (factors(error, confidence) for confidence in sorted((one, other)))
     assert 0 < wide.low <= narrow.low < narrow.high <= wide.high < math.inf
-    assert narrow.low * narrow.high == pytest.approx(math.exp(2 * error.centre))
+    assert narrow.low * narrow.high == pytest.approx(math.exp(2 * error.center))
 
 
 @pytest.mark.parametrize("profile", [load_profile("raspberry-pi-4"), calibrated_board(synthetic(

@@ -17,8 +17,8 @@ from onnx import TensorProto, helper
 
 from merino_edge.bundles.kernels import library
 from merino_edge.export.onnx.own_kernels import tiles_of
-from merino_edge.export.quantisation.groups import Quantized, dequantize, quantize_groups
-from merino_edge.export.quantisation.outliers import Outliers, input_order
+from merino_edge.export.quantize.groups import Quantized, dequantize, quantize_groups
+from merino_edge.export.quantize.outliers import Outliers, input_order
 
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "runtime" / "kernels"

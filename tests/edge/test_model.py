@@ -199,7 +199,7 @@ BAD = {
     "heads": ({"head_size": 64}, "multiples of head_size 64"),
     "fraction": ({"blocks": [{"width": 32, "ffn_ratio": 1.51, "depth": 1}]}, "ffn_ratio 1.51"),
     "depth": ({"blocks": [{"width": 32, "ffn_ratio": 1.0, "depth": 0}]}, "depth"),
-    "key": ({"blocks": [{**BLOCKS[0], "colour": 1}]}, "colour"),
+    "key": ({"blocks": [{**BLOCKS[0], "color": 1}]}, "color"),
     "missing": ({"blocks": [{"width": 32}]}, "depth: missing"),
     "no blocks": ({"blocks": []}, "blocks"),
     "vocabulary": ({"vocab_size": 1}, "vocab"),

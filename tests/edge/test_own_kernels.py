@@ -15,7 +15,7 @@ from sample_geometries import small
 from merino_edge.bundles.kernels import MACHINES, library_file
 from merino_edge.export.export import export
 from merino_edge.export.onnx.own_kernels import in_halves, minimums_of
-from merino_edge.export.quantisation.groups import dequantize, quantize_groups
+from merino_edge.export.quantize.groups import dequantize, quantize_groups
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
@@ -171,7 +171,7 @@ def test_versions_of_onnxruntime_choose_the_golden_ids(python, folder):
     assert done.returncode == 0 and done.stdout.startswith("ok: "), done.stderr
 
 
-def test_scales_and_minimums_are_those_of_the_quantised_matrix():
+def test_scales_and_minimums_are_those_of_the_quantized_matrix():
     matrix = np.random.default_rng(0).standard_normal((5, 128)).astype(np.float32) * 0.02
     for size in (32, 64, 128):
         result = in_halves("w", quantize_groups(matrix, 4, size))

@@ -1,4 +1,4 @@
-"""Block quantisation: the codes and scales alone, and the exported graphs that compute with them."""
+"""Block quantization: the codes and scales alone, and the exported graphs that compute with them."""
 
 import json
 
@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 from merino_edge.export.export import export
 from merino_edge.export.onnx.external_data import DATA_FILE, PAGE
 from merino_edge.export.parity import rms_error, with_quantized
-from merino_edge.export.quantisation.groups import GROUP_SIZES, dequantize, matrix_error, quantize, quantize_groups, rms
+from merino_edge.export.quantize.groups import GROUP_SIZES, dequantize, matrix_error, quantize, quantize_groups, rms
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families import operators
@@ -125,7 +125,7 @@ def source(request, decoder, tmp_path_factory):
 
 @pytest.mark.parametrize(("dialect", "precision", "core"), FORMATS)
 def test_the_graph_computes_what_the_codes_stand_for(source, dialect, precision, core, tmp_path):
-    """Each step against torch with the dequantised weights; activations are int8 in the graph, so not exactly."""
+    """Each step against torch with the dequantized weights; activations are int8 in the graph, so not exactly."""
     done = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, core=core))
     signed = dialect == "portable" or core == "no-dotprod"  # rows of 8 bits whole, without -128
     codes = {tuple(row.name.split("+")): requantized(source, row, signed) for row in done.matrices}

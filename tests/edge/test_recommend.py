@@ -236,7 +236,7 @@ def test_pareto_json_is_read_as_it_was_written(computed_front):
         assert mark.predicted == cost
 
 
-def test_a_front_over_a_quantised_cache_is_of_designs_and_models_with_one():
+def test_a_front_over_a_quantized_cache_is_of_designs_and_models_with_one():
     pareto = front(PI5, {}, "memory_mb", 3, space=SMALL, context=2048, prompt=128, kv="int8")
     assert pareto.kv == "int8" and {point.kv for point in pareto.points} == {"int8"}
     again = design(PI5, pareto.points[1].budget, space=SMALL, context=2048, prompt=128, kv="int8")

@@ -16,7 +16,7 @@ from merino_edge.records.compare import compare
 from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
 from merino_edge.report.page import page
-from merino_edge.report.summary import summarise
+from merino_edge.report.summary import summarize
 from merino_runtime.errors import MerinoError
 
 
@@ -167,7 +167,7 @@ def test_a_number_of_absurd_size_is_a_fault_and_never_a_crash(tmp_path, number):
             path.write_text(json.dumps([{**base[0], key: with_numbers(value, number)}, base[1]]))
             try:
                 rows = read_records([path])
-                page(summarise(rows))
+                page(summarize(rows))
                 compare(rows, rows)
             except MerinoError:
                 refused += 1

@@ -24,7 +24,7 @@ from merino_edge.records.schema import Record
 from merino_edge.report import tables as words
 from merino_edge.report.page import markdown, page
 from merino_edge.report.page_charts import cache_points, charts_of
-from merino_edge.report.summary import summarise
+from merino_edge.report.summary import summarize
 from merino_edge.report.svg import linear_ticks, log_ticks, number
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.ha
 
 
 def summary_of(*raw, board=None):
-    return summarise([Record.model_validate(one) for one in raw], load_profile(board) if board else None)
+    return summarize([Record.model_validate(one) for one in raw], load_profile(board) if board else None)
 
 
 def test_the_headline_of_the_committed_records():
@@ -47,7 +47,7 @@ def test_the_headline_of_the_committed_records():
                 for process, rounds in zip(row["processes"], row["rounds_ms"], strict=True)}
         step_ms.append(geometric_mean(last.values()))
     speed, fewer = step_ms[1] / step_ms[0], other["params"] / own["params"]
-    result = summarise(read_records([path]))
+    result = summarize(read_records([path]))
     assert words.headline(result) == f"{speed:.1f}× as fast as OPT-350M with {fewer:.1f}× fewer parameters"
     assert all(output in words.paper_words() for output in ("4.9×", "5.5×", "published, not measured here"))
     low, high = own["ratio_interval"]
@@ -60,12 +60,12 @@ def test_the_headline_of_the_committed_records():
 def test_the_committed_page_is_the_one_of_the_committed_records():
     results = ROOT / "bench" / "results" / "demo-x86-2cores.json"
     committed = (ROOT / "docs" / "report-x86-2cores.html").read_text(encoding="utf-8")
-    assert page(summarise(read_records([results]))) == committed, (
+    assert page(summarize(read_records([results]))) == committed, (
         "remake it: merino-edge report bench/results/demo-x86-2cores.json -o docs/report-x86-2cores.html"
     )
 
 
-def test_the_reference_is_recognised_by_its_parameters_not_by_its_name():
+def test_the_reference_is_recognized_by_its_parameters_not_by_its_name():
     result = summary_of(record(10, bundle="opt-350m"), opt(50, bundle="renamed"))
     assert result.headline.reference.bundle == "renamed" and result.headline.model.bundle == "opt-350m"
 
@@ -147,7 +147,7 @@ def test_predictions_are_the_cost_models_and_name_the_machine_of_the_measurement
     assert all(one.here for one in there.predictions) and there.predictions
 
 
-def test_a_quantised_cache_is_a_series_of_its_own_with_its_own_predictions_and_bytes():
+def test_a_quantized_cache_is_a_series_of_its_own_with_its_own_predictions_and_bytes():
     rows = [record(10), record(30, test="pp64"), record(8, kv="int8"), record(20, test="pp64", kv="int8")]
     result = summary_of(*rows, board="raspberry-pi-4")
     assert [one.label for one in result.series] == ["ours fp32", "ours fp32 int8 cache"]
@@ -194,7 +194,7 @@ def test_rows_of_a_gpu_are_held_against_its_own_figures():
 
 
 @pytest.mark.parametrize(("share", "explained"), [(0.7, False), (1.0, False), (1.2, True)])
-def test_a_utilisation_above_one_is_explained_where_there_is_one(share, explained):
+def test_a_utilization_above_one_is_explained_where_there_is_one(share, explained):
     assert ("Above 100 %: the weights stayed in" in page(summary_of(record(10, mbu=share)))) == explained
 
 
@@ -255,15 +255,15 @@ def test_markdown_is_short_and_says_how_many_rows_it_omits():
 
 def test_a_measurement_is_held_against_the_interval_where_the_board_has_one():
     """On the board itself alone: another machine's measurement says nothing of the prediction."""
-    board = with_errors(load_profile("raspberry-pi-4"), centre=0.0)
+    board = with_errors(load_profile("raspberry-pi-4"), center=0.0)
     rows = [Record.model_validate(record(step_ms)) for step_ms in (10.0, 1e5)]
-    shown = summarise(rows[:1], board).predictions[0]
+    shown = summarize(rows[:1], board).predictions[0]
     assert shown.interval[0] < shown.predicted < shown.interval[1] and not shown.here and shown.verdict == ""
     inside = replace(shown, here=True, measured=shown.predicted)
     low, high = (f"{end:.3g}" for end in shown.interval)
     assert inside.verdict == f"within {low} to {high}"
     assert replace(inside, measured=1e5).verdict == f"outside {low} to {high}"
-    summary = replace(summarise(rows[:1], board), predictions=(inside,))
+    summary = replace(summarize(rows[:1], board), predictions=(inside,))
     assert f"within {low} to {high}" in page(summary) and f"| within {low} to {high} |" in markdown(summary)
     assert summary_of(record(10), board="raspberry-pi-4").predictions[0].interval is None
 
@@ -298,8 +298,8 @@ def test_numbers_have_three_digits():
         "0", "1,234", "21.1", "0.0123", "5", "100", "8.2", "-3.46"]  # fmt: skip
 
 
-def luminance(colour):
-    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+def luminance(color):
+    parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
 
@@ -310,7 +310,7 @@ def contrast(one, other):
     return (high + 0.05) / (low + 0.05)
 
 
-def test_colours_have_contrast_in_light_and_in_dark():
+def test_colors_have_contrast_in_light_and_in_dark():
     themes = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", part)) for part in re.findall(
         r":root \{(.*?)\}", STYLE.read_text(encoding="utf-8"), re.DOTALL)]  # fmt: skip
     assert len(themes) == 2

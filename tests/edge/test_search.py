@@ -158,10 +158,10 @@ def test_the_exact_solver_finds_the_best_of_all_decoders(problem):
 @pytest.mark.slow
 @given(problems(), st.floats(-0.1, 0.1), st.floats(0.01, 0.3), st.sampled_from([0.5, 0.9, 0.99]))
 @examples(60, by_day=20)
-def test_under_an_interval_the_exact_solver_finds_the_best_of_all_decoders(problem, centre, scale, confidence):
+def test_under_an_interval_the_exact_solver_finds_the_best_of_all_decoders(problem, center, scale, confidence):
     """Latencies held against a limit are the point predictions times one factor: as if the limit were divided by it."""
     space, budgets = problem
-    model = cost_model(with_errors(BOARD, centre, scale), MODEL.shape, confidence)
+    model = cost_model(with_errors(BOARD, center, scale), MODEL.shape, confidence)
     point = cost_model(with_errors(BOARD, forms=()), MODEL.shape)
     upper = {"decode_ms": model.upper_decode, "prefill_ms": model.upper_prefill, "j_per_token": model.upper_decode}
     program = encode(space, {name: limit * upper.get(name, 1) for name, limit in budgets.items()}, model, MERINO)

@@ -85,7 +85,7 @@ def test_initial_weights_and_rates_go_by_inputs_and_layers():
     recipe = shape_training.Recipe()
     model = shape_training.initial(arch, 0, recipe)
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
-    groups = shape_training.optimiser(model, recipe).param_groups
+    groups = shape_training.optimizer(model, recipe).param_groups
     rates = {name: group["peak"] for name, group in zip(weights, groups, strict=True)}
     up, down = "blocks.0.layers.0.up.weight", "blocks.0.layers.0.down.weight"
     assert float(weights[up].std()) == pytest.approx(128**-0.5, rel=0.02)
@@ -140,7 +140,7 @@ def made_up(designs, alpha=0.1, sharing=0.7, kv=0.004, padded=-0.01, aspect=3.0,
 
 def test_the_analysis_finds_the_constants_that_the_losses_were_made_with():
     rows = made_up(LISTED["designs"], noise=1e-4)
-    result = shape_analysis.analyse(LISTED, rows)
+    result = shape_analysis.analyze(LISTED, rows)
     assert result["runs"] == {"done": 248, "of": len(LISTED["runs"])}
     assert result["sharing_exponent"]["value"] == pytest.approx(0.7, abs=0.01)
     assert result["kv_loss_per_halving"]["value"] == pytest.approx(0.004, abs=3e-4)
@@ -154,11 +154,11 @@ def test_the_analysis_finds_the_constants_that_the_losses_were_made_with():
 
 def test_the_analysis_says_what_the_first_runs_do_not_yet_tell():
     rows = [row for row in made_up(LISTED["designs"]) if row["name"] in ("a-d01-1", "kv-5x", "kv-5y")][::2]
-    result = shape_analysis.analyse(LISTED, rows)
+    result = shape_analysis.analyze(LISTED, rows)
     assert result["runs"]["done"] == 3 and result["designs"]["a"] == {"done": 1, "of": 40}
     assert result["set_a"] is result["law"] is result["sharing_exponent"]["value"] is None
     assert result["kv_loss_per_halving"]["pairs"] == 1
-    assert shape_analysis.analyse(LISTED, [])["runs"]["done"] == 0
+    assert shape_analysis.analyze(LISTED, [])["runs"]["done"] == 0
 
 
 def test_rivals_keep_the_limits_and_are_compared_by_seed(monkeypatch):

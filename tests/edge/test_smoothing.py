@@ -8,8 +8,8 @@ import torch
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.export import export
 from merino_edge.export.graphs import build_graph
-from merino_edge.export.quantisation import outliers
-from merino_edge.export.quantisation.smoothquant import NOTE, LaidWeights, move, sites_of, smoothed
+from merino_edge.export.quantize import outliers
+from merino_edge.export.quantize.smoothquant import NOTE, LaidWeights, move, sites_of, smoothed
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.graph_ops import Norm
@@ -82,7 +82,7 @@ def test_int4_stores_groups_with_outliers_twice_and_loses_less(decoder, tmp_path
 
 
 def test_blocks_that_the_graph_takes_over_stay_as_they_are(tmp_path):
-    """A file in Q8_0 has no site; one in Q4_1 is scaled, and cut into blocks of the quantiser's choice; its table in
+    """A file in Q8_0 has no site; one in Q4_1 is scaled, and cut into blocks of the quantizer's choice; its table in
     Q8_0 is taken over."""
     from tests.edge.test_gguf import WIDE, write_in_blocks
 

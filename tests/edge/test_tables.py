@@ -148,7 +148,7 @@ def test_compare_shows_every_bundle_test_and_verdict(width, tmp_path):
     assert "verdict" in shown and "B / A" in shown
 
 
-MARKUP = "[/home/x] :smile: [bold]12[/bold] 'a' https://x"  # rich would raise, draw a face, drop the tags and colour
+MARKUP = "[/home/x] :smile: [bold]12[/bold] 'a' https://x"  # rich would raise, draw a face, drop the tags and color
 SHOWS = """
 import sys
 from merino_edge.cli import terminal

@@ -20,7 +20,7 @@ from merino_edge.text.rows import PackedTokens
 from merino_edge.text.tokenizer import end_id, load_tokenizer, train_tokenizer
 from merino_edge.training import train as training
 from merino_edge.training.loop import draw_matrices
-from merino_edge.training.optimiser import optimiser_for
+from merino_edge.training.optimizer import optimizer_for
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
 from merino_runtime.errors import MerinoError
@@ -45,24 +45,24 @@ def test_matrices_begin_by_their_inputs_and_what_adds_to_the_stream_smaller_by_t
         assert float(weight.detach().std() * (branches * weight.shape[1]) ** 0.5) == pytest.approx(1, abs=0.1), name
 
 
-@pytest.mark.parametrize(("optimiser", "rate"), [("adamw", 4e-3), ("muon", 1e-2)])
-def test_steps_at_one_rate_change_what_a_decoder_computes_by_as_much_at_every_width(optimiser, rate):
+@pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 4e-3), ("muon", 1e-2)])
+def test_steps_at_one_rate_change_what_a_decoder_computes_by_as_much_at_every_width(optimizer, rate):
     """The coordinate check of muP (arXiv 2203.03466, appendix D.1), of the last layer's output and of the logits. With
     rates that do not follow the widths both grow with them."""
     for by_width in (True, False):
-        narrow, wide = (changed_by_steps(width, optimiser, rate, by_width) for width in (64, 512))
+        narrow, wide = (changed_by_steps(width, optimizer, rate, by_width) for width in (64, 512))
         grown = [one / other for one, other in zip(wide, narrow, strict=True)]
         assert all(1 / 1.5 < each < 1.5 if by_width else each > 1.5 for each in grown)
 
 
-def changed_by_steps(width, optimiser, rate, by_width):
+def changed_by_steps(width, optimizer, rate, by_width):
     """RMS of what four steps change in the last layer's output, and in the logits."""
     torch.manual_seed(0)
     block = {"width": width, "ffn_ratio": 2, "depth": 3}
     arch = Architecture.model_validate({"blocks": [block], "vocab": 300, "head_size": 32, "context": 64})
     model, ids, given = build_model(arch), torch.randint(300, (8, 64)), []
     draw_matrices(model)
-    steps = optimiser_for(model, Recipe(optimiser=optimiser, learning_rate=rate), by_width)
+    steps = optimizer_for(model, Recipe(optimizer=optimizer, learning_rate=rate), by_width)
     model.norm.register_forward_pre_hook(lambda _, inputs: given.append([inputs[0].detach()]))
     for _ in range(5):
         logits = model(input_ids=ids, use_cache=False).logits

@@ -1,4 +1,4 @@
-"""The course of a run: parts of a batch, evaluation and early stop, logs, optimiser, several processes."""
+"""The course of a run: parts of a batch, evaluation and early stop, logs, optimizer, several processes."""
 
 import csv
 import dataclasses
@@ -22,7 +22,7 @@ from test_training_runs import ctrl_c_at, main_ends, same_weights
 from merino_edge.families.designed import Block
 from merino_edge.families.hugging_face import build_model
 from merino_edge.text.tokenizer import load_tokenizer
-from merino_edge.training.optimiser import Muon, optimiser_for
+from merino_edge.training.optimizer import Muon, optimizer_for
 from merino_edge.training.recipe import Recipe, usual_weight_decay
 from merino_edge.training.run_folder import saved_states, step_of
 from merino_edge.training.train import train
@@ -30,7 +30,7 @@ from merino_runtime.errors import MerinoError
 
 pytestmark = pytest.mark.slow
 # By AdamW, as the preset gpu-day: Muon in bfloat16 makes more of a rounding.
-RECIPE = Recipe(steps=20, batch=4, learning_rate=3e-3, optimiser="adamw", warmup_share=0.02, length=ARCH.context)
+RECIPE = Recipe(steps=20, batch=4, learning_rate=3e-3, optimizer="adamw", warmup_share=0.02, length=ARCH.context)
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +113,11 @@ def test_the_logs_have_every_loss_of_the_record(text, tmp_path):
 
 
 def test_muon_takes_the_matrices_of_the_layers_and_resumes_exactly(text, tmp_path):
-    recipe = dataclasses.replace(RECIPE, optimiser="muon")
+    recipe = dataclasses.replace(RECIPE, optimizer="muon")
     model = build_model(ARCH)
     names = {id(weight): name for name, weight in model.named_parameters()}
     adamw, muon = ({names[id(weight)] for group in part.param_groups for weight in group["params"]}
-                   for part in optimiser_for(model, recipe, by_width=True).parts)  # fmt: skip
+                   for part in optimizer_for(model, recipe, by_width=True).parts)  # fmt: skip
     assert adamw | muon == set(names.values()) and adamw & muon == set()
     assert adamw == {name for name in names.values() if "norm" in name or name == "embed_tokens.weight"}
     record = train(ARCH, [text], tmp_path / "whole", recipe=recipe)
@@ -166,7 +166,7 @@ def test_prompts_count_by_their_weight(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "keys", [{"optimiser": "sgd"}, {"prompt_weight": 2.0}, {"patience": -1}, {"weight_decay": -0.1}]
+    "keys", [{"optimizer": "sgd"}, {"prompt_weight": 2.0}, {"patience": -1}, {"weight_decay": -0.1}]
 )
 def test_a_recipe_that_cannot_be_is_refused(keys):
     with pytest.raises(MerinoError, match="is not known|must be at least 0|must lie from 0 to 1"):

@@ -110,7 +110,7 @@ def test_a_compiled_run_has_the_losses_of_another_and_is_resumed(prompt_weight, 
         pytest.skip("no g++ here")
     if prompt_weight:
         text = write_lines(tmp_path / "a.jsonl", [{"prompt": story(i, 1), "completion": " yes."} for i in range(400)])
-    base = dataclasses.replace(RECIPE, optimiser="adamw", prompt_weight=prompt_weight)  # Muon in bfloat16 rounds more
+    base = dataclasses.replace(RECIPE, optimizer="adamw", prompt_weight=prompt_weight)  # Muon in bfloat16 rounds more
     recipe = dataclasses.replace(base, compile=True)
     records = [
         train(ARCH, [text], tmp_path / "plain", recipe=base),
@@ -314,7 +314,7 @@ def test_ctrl_c_and_kill_of_a_process_and_a_second_process_in_its_folder(plan, t
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.nightly)])
 def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(kills, plan, text, tmp_path):
-    """Wherever it is hit: in tokenising, in a step, in an evaluation, while it saves. No whole state is lost."""
+    """Wherever it is hit: in tokenizing, in a step, in an evaluation, while it saves. No whole state is lost."""
     moments, out = random.Random(kills), tmp_path / "out"
     recipe = Recipe(steps=100 * kills, batch=2, learning_rate=3e-3, weight_decay=0.5, evaluations=20 * kills)
     options = ["--steps", recipe.steps, "--batch", 2, "--learning-rate", 3e-3, "--evaluations", recipe.evaluations]
@@ -378,7 +378,7 @@ def files_of_at_most(limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("limit", [1, 20_000, 150_000])  # bytes: the first text; the weights; the optimiser's moments
+@pytest.mark.parametrize("limit", [1, 20_000, 150_000])  # bytes: the first text; the weights; the optimizer's moments
 def test_a_disk_that_is_full_at_first_blocks_no_later_start(limit, text, finished, tmp_path):
     out = tmp_path / "out"
     with files_of_at_most(limit), pytest.raises(MerinoError, match="cannot write .*out"):

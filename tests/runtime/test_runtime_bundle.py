@@ -117,14 +117,14 @@ def test_every_missing_key_is_named_at_once(folder):
 
 def test_unknown_missing_and_wrong_keys_are_named_together(folder):
     described = description()
-    described.update(colour="green", context="64", vocab=True, kv_layers={}, isa=[1], stop_ids=[-1], params=1.0)
+    described.update(color="green", context="64", vocab=True, kv_layers={}, isa=[1], stop_ids=[-1], params=1.0)
     described["inputs"][0]["shape"] = [1, 0]
     described["files"][0]["note"] = "?"
     described["threads"]["decode"] = 0
     del described["golden"]
     rewrite(folder, described)
     message = refusal(folder)
-    for part in ("colour: unknown key", 'context is "64"', "vocab is true",
+    for part in ("color: unknown key", 'context is "64"', "vocab is true",
                  "kv_layers is an object, must be a list",
                  "isa[0] is 1", "stop_ids[0] is -1", "params is 1.0", "inputs[0].shape[1] is 0",
                  "files[0].note: unknown key", "threads.decode is 0", "golden: missing"):

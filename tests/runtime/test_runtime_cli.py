@@ -165,7 +165,7 @@ def test_no_bundle_is_exit_1(verb):
 
 
 @pytest.mark.parametrize("arguments", [[], ["dance"], ["generate"], ["generate", ".", "x", "-n", "many"],
-                                       ["info", ".", "--colour"]])
+                                       ["info", ".", "--color"]])
 def test_wrong_usage_is_exit_2(arguments):
     code, out, err = run(*arguments)
     assert code == 2 and out == "" and "usage: merino" in err

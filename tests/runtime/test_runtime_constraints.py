@@ -1,4 +1,4 @@
-"""Answers that must parse: what a schema takes is what the automaton takes, token by token, however it is tokenised."""
+"""Answers that must parse: what a schema takes is what the automaton takes, token by token, however it is tokenized."""
 import itertools
 import json
 import random
@@ -54,7 +54,7 @@ def test_whatever_is_allowed_ends_in_json_that_validates(schema, kind, seed):
 
 @examples(60)
 @given(st.data(), schemas, kinds, st.integers(0, 2 ** 32))
-def test_each_valid_value_is_taken_however_it_is_tokenised(data, schema, kind, seed):
+def test_each_valid_value_is_taken_however_it_is_tokenized(data, schema, kind, seed):
     tokenizer, eos = BOTH[kind]
     spellings, rng = tokenizer.spellings(), random.Random(seed)
     value = data.draw(instances(schema))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation import sampler as sampler_module
-from merino_runtime.generation.sampler import Sampler, _drawn, candidates, penalise
+from merino_runtime.generation.sampler import Sampler, _drawn, candidates, penalize
 from merino_runtime.sampling import Sampling, check_sampling
 
 FLAT = Sampling(1.0, top_k=0, top_p=1.0, min_p=0.0, seed=1)
@@ -128,7 +128,7 @@ def test_a_tiny_temperature_is_greedy_and_warns_of_nothing(temperature, recwarn)
 def test_the_penalty_divides_positive_and_multiplies_negative_logits_of_seen_ids(logits, penalty, data):
     seen = data.draw(st.sets(st.integers(0, len(logits) - 1)))
     before = np.array(logits)
-    after = penalise(before, np.array(sorted(seen), dtype=np.int64), penalty)
+    after = penalize(before, np.array(sorted(seen), dtype=np.int64), penalty)
     for token_id, (old, new) in enumerate(zip(logits, after)):  # noqa: B905, not in 3.6
         expected = old if token_id not in seen else (old / penalty if old > 0 else old * penalty)
         assert new == pytest.approx(expected)

@@ -68,7 +68,7 @@ def test_the_calls_of_home_assistant(client):
     assert list(client.chat.completions.create(**setup, stream=True))
     dialogue = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [
         {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}]},
-        {"role": "tool", "tool_call_id": "call_1", "content": '{"sky": "grey"}'}]
+        {"role": "tool", "tool_call_id": "call_1", "content": '{"sky": "gray"}'}]
     chunks = list(client.chat.completions.create(
         model=model, messages=dialogue, tools=[WEATHER], max_tokens=3000, temperature=1.0, top_p=1.0, user="kitchen",
         stream=True, stream_options={"include_usage": True}))
@@ -159,7 +159,7 @@ def test_the_ollama_client(server):
     assert [part.done for part in parts[-2:]] == [False, True]
     call = {"function": {"name": "weather", "arguments": {"city": "Ulm"}}}
     again = [*MESSAGES, {"role": "assistant", "tool_calls": [call]},
-             {"role": "tool", "content": "grey", "tool_name": "weather"}]
+             {"role": "tool", "content": "gray", "tool_name": "weather"}]
     assert client.chat(messages=again, tools=[WEATHER], **usual).done
     options = {"temperature": 0, "num_predict": 60}
     answer = client.chat(model=model.model, messages=MESSAGES, format=LAMP, options=options)

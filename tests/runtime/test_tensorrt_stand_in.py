@@ -46,7 +46,7 @@ def host(cuda, size):
     return address, tensorrt_session._bytes_at(address, size)
 
 
-def test_work_takes_effect_when_the_stream_is_synchronised(gpu, cuda):
+def test_work_takes_effect_when_the_stream_is_synchronized(gpu, cuda):
     stream, device, (address, pinned) = cuda.stream_create(), cuda.malloc(64), host(cuda, 64)
     pinned[:] = 7
     cuda.memcpy(device, address, 64, TO_DEVICE, stream)

@@ -1,9 +1,9 @@
 """The boards' CPUs, emulated: the same file, the same bundles, the same ids. `make test-boards` sets it up.
 
 Emulated are instructions, not time: nothing here measures anything, and an instruction that a CPU has not kills.
-Of float32 the greedy ids are compared; of quantised weights, whose kernels differ by CPU class, the logits behind
+Of float32 the greedy ids are compared; of quantized weights, whose kernels differ by CPU class, the logits behind
 given ids, and the choices that lead clearly (`assert_same_choices`). `make test` runs float32 on a CPU without dotprod
-and a quantised format on a CPU of each kind, `make test-nightly` every format on each CPU.
+and a quantized format on a CPU of each kind, `make test-nightly` every format on each CPU.
 """
 
 import functools
@@ -50,7 +50,7 @@ LOGITS, OVERFLOW = SCRIPTS / "logits.py", SCRIPTS / "overflow.py"
 PROMPT, TOKENS = "Once upon a time", 16
 GENERATE = ["merino.pyz", "generate", ".", PROMPT, "-n", TOKENS, "--temperature", 0, "--ignore-eos", "--json"]
 BY_NIGHT = pytest.mark.nightly
-QUANTISED = [("fused", "int4"), ("no-dotprod", "int8"), ("fused", "int8"), ("no-dotprod", "int4"), ("portable", "int8")]
+QUANTIZED = [("fused", "int4"), ("no-dotprod", "int8"), ("fused", "int8"), ("no-dotprod", "int4"), ("portable", "int8")]
 DAILY = {"cortex-a53": ("no-dotprod", "int4"), "cortex-a76": ("fused", "int4")}  # each kind's own format
 
 pytestmark = [pytest.mark.slow, needs_board]
@@ -97,18 +97,18 @@ def test_the_selftest_passes(cpu, packaged):
 
 
 @pytest.fixture(scope="module")
-def quantised(request, embedded_bundles):
+def quantized(request, embedded_bundles):
     """(folder, precision) of the same model in integers."""
     return embedded_bundles[request.param], request.param[1]
 
 
 @pytest.fixture(scope="module")
-def chosen(quantised, assert_same_choices, tmp_path_factory):
+def chosen(quantized, assert_same_choices, tmp_path_factory):
     """(ids of this machine, a function: whether a CPU has dotprod -> its choices behind the prompt and each of these).
 
     That fails where the logits of one of each kind are not near this machine's, or another choice leads clearly.
     """
-    folder, precision = quantised
+    folder, precision = quantized
     ids = greedy_ids(output(run(sys.executable, *GENERATE, cwd=folder)))
     prompt = open_tokenizer(load_bundle(str(folder))).encode(PROMPT)
     steps = json.dumps([("prompt", prompt), *(("step", token) for token in ids[:-1])])
@@ -129,16 +129,16 @@ def chosen(quantised, assert_same_choices, tmp_path_factory):
     return ids, there
 
 
-@pytest.mark.parametrize(("quantised", "cpu"), [
+@pytest.mark.parametrize(("quantized", "cpu"), [
     pytest.param(kind, cpu, marks=() if DAILY.get(cpu) == kind else BY_NIGHT, id="-".join((*kind, cpu)))
-    for kind in QUANTISED for cpu in CPUS
-], indirect=["quantised"], scope="module")  # fmt: skip
-def test_quantised_weights_choose_as_on_this_machine(cpu, quantised, chosen):
+    for kind in QUANTIZED for cpu in CPUS
+], indirect=["quantized"], scope="module")  # fmt: skip
+def test_quantized_weights_choose_as_on_this_machine(cpu, quantized, chosen):
     """For another kind of core with a note of what that costs. Behind another choice the ids
     are others."""
-    bundle = load_bundle(str(quantised[0]), verify=False)
+    bundle = load_bundle(str(quantized[0]), verify=False)
     dotprod = cpu in WITH_DOTPROD
-    done = on_board(cpu, *GENERATE, cwd=quantised[0])
+    done = on_board(cpu, *GENERATE, cwd=quantized[0])
     here, there = chosen[0], chosen[1](dotprod)
     same = next((place for place in range(TOKENS) if here[place] != there[place]), TOKENS)
     assert greedy_ids(output(done))[: same + 1] == there[: same + 1]
@@ -148,10 +148,10 @@ def test_quantised_weights_choose_as_on_this_machine(cpu, quantised, chosen):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("quantised", QUANTISED, indirect=True, ids="-".join, scope="module")
+@pytest.mark.parametrize("quantized", QUANTIZED, indirect=True, ids="-".join, scope="module")
 @pytest.mark.parametrize("cpu", BY_DEFAULT)
-def test_the_selftest_of_quantised_weights_passes(cpu, quantised):
-    assert output(on_board(cpu, "merino.pyz", "selftest", ".", cwd=quantised[0])).startswith("ok: ")
+def test_the_selftest_of_quantized_weights_passes(cpu, quantized):
+    assert output(on_board(cpu, "merino.pyz", "selftest", ".", cwd=quantized[0])).startswith("ok: ")
 
 
 @pytest.mark.nightly

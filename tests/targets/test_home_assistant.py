@@ -130,7 +130,7 @@ STRUCTURE = {
     "lamp": {"selector": {"entity": {}}, "required": True},
     "rooms": {"selector": {"select": {"multiple": True, "options": ["kitchen", "bedroom"]}}, "required": True},
     "level": {"selector": {"number": {"min": 0, "max": 100}}, "required": True},
-    "colour": {"selector": {"color_rgb": {}}},
+    "color": {"selector": {"color_rgb": {}}},
 }
 
 

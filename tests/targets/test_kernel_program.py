@@ -24,7 +24,7 @@ MOST = {
 @pytest.mark.parametrize(("seed", "cases"), CASES)
 def test_random_shapes_and_extreme_values_make_no_memory_error(seed, cases):
     """Under AddressSanitizer and UndefinedBehaviorSanitizer, in part ThreadSanitizer; the results are those of the
-    optimised build, and of one without AVX-512."""
+    optimized build, and of one without AVX-512."""
     expected = printed("x86_64", "fuzz", seed, cases)
     assert printed("avx2", "fuzz", seed, cases) == expected
     assert printed("sanitized", "fuzz", seed, cases) == expected

@@ -35,16 +35,16 @@ CONTEXT = 256
 STEPS = 12
 QUESTIONS = (
     "What is the capital of France?", "What is the capital of Japan?", "Name a fruit.", "What is 2 + 3?",
-    "Who wrote Hamlet?", "What colour is the sky?", "Say hello.", "Which animal barks?", "What is water made of?",
+    "Who wrote Hamlet?", "What color is the sky?", "Say hello.", "Which animal barks?", "What is water made of?",
     "How many days has a week?", "Name a planet.", "What do bees make?", "What is the opposite of hot?",
     "Name a river in Egypt.", "What language is spoken in Brazil?", "Is ice cold?", "What is a triangle?",
     "Translate 'good morning' into French.", "Write one word.", "Who painted the Mona Lisa?",
 )  # fmt: skip
 TEXT = (
-    "The tower is 330 metres tall, about the height of an 81-storey building, and the tallest structure in the city."
-    " Its base is square, measuring 125 metres on each side. During its construction it surpassed the monument in the"
+    "The tower is 330 meters tall, about the height of an 81-storey building, and the tallest structure in the city."
+    " Its base is square, measuring 125 meters on each side. During its construction it surpassed the monument in the"
     " capital to become the tallest human-made structure in the world, a title it held for 41 years until another"
-    " building was finished in 1930. It was the first structure in the world to be taller than both 200 and 300 metres."
+    " building was finished in 1930. It was the first structure in the world to be taller than both 200 and 300 meters."
 )
 
 
@@ -248,7 +248,7 @@ def test_a_published_model_learns_a_persons_own_answer(tmp_path):
     path.write_text((json.dumps({"messages": conversation}) + "\n") * 40)
     source = load_source(str(GGUF))
     begin = Pretrained(source.model, source.tokenizer, source.chat, source.stop_ids)
-    recipe = Recipe(steps=20, batch=1, length=128, lora=8, learning_rate=2e-3, evaluations=1, optimiser="adamw")
+    recipe = Recipe(steps=20, batch=1, length=128, lora=8, learning_rate=2e-3, evaluations=1, optimizer="adamw")
     train(source.arch, [path], tmp_path / "tuned", recipe=recipe, name="tuned", pretrained=begin)
     export(load_source(str(tmp_path / "tuned")), tmp_path / "bundle", ExportRequest(context=CONTEXT))
     with open_model(str(tmp_path / "bundle")) as model:

@@ -1,4 +1,4 @@
-"""A release: one version, licences of all that is shipped, and (by night) the built files: equal twice, signed, and
+"""A release: one version, licenses of all that is shipped, and (by night) the built files: equal twice, signed, and
 installed without a checkout. docs/release.md
 """
 
@@ -21,8 +21,8 @@ sys.path.insert(0, str(ROOT / "release"))
 import sbom  # noqa: E402
 import version as release_version  # noqa: E402
 
-LICENCES = (ROOT / "LICENSES.md").read_text(encoding="utf-8")
-ROWS = sbom.ROW.findall(LICENCES)
+LICENSES = (ROOT / "LICENSES.md").read_text(encoding="utf-8")
+ROWS = sbom.ROW.findall(LICENSES)
 VERIFY = re.search(r"In that folder:\n\n```bash\n(.*?)```", (ROOT / "docs" / "release.md").read_text(), re.DOTALL)[1]
 # The demo with the embedded model in place of OPT-350M, and few steps: it reads the same out of the packages.
 DEMO = """
@@ -70,7 +70,7 @@ def test_one_command_sets_it_and_changes_nothing_else(tmp_path):
         assert changed == (ROOT / name).read_text(), name
 
 
-def test_each_file_that_is_shipped_beside_the_source_has_one_licence():
+def test_each_file_that_is_shipped_beside_the_source_has_one_license():
     """By the patterns that put it into a wheel; a built wheel is judged by the bill of materials."""
     folders = {"merino_edge.device_profiles": ROOT / "device_profiles"}
     shipped = set()

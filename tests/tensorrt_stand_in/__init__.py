@@ -4,10 +4,10 @@ It has the parts of libcudart and of the Python module `tensorrt` that the backe
 Device memory is numpy's, behind addresses that cannot be dereferenced; an "engine" is the same ONNX graph run by ONNX
 Runtime. It is strict about what the real ones are strict about, and about what they leave undefined:
 
-* work on a stream takes effect when the stream is synchronised; until then what it will write holds garbage;
+* work on a stream takes effect when the stream is synchronized; until then what it will write holds garbage;
 * asynchronous copies take pinned host memory only, and nothing runs on the default stream;
 * an input may not overlap an output; addresses are aligned, live and large enough; new memory holds NaN;
-* shapes lie within the bounds of the optimisation profile, every address is set, a profile of 8.2 has one context;
+* shapes lie within the bounds of the optimization profile, every address is set, a profile of 8.2 has one context;
 * a capture holds nothing that a capture cannot, and comes after a run of the same shape.
 
 What the real ones would crash at, or answer with garbage, is collected in `Gpu.violations`; a test asserts that there

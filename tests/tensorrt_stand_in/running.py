@@ -1,5 +1,5 @@
 """Runtime, engine and execution contexts: a plan's graph, run by ONNX Runtime over device memory when its stream is
-synchronised."""
+synchronized."""
 import json
 
 import numpy as np

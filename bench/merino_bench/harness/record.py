@@ -17,18 +17,18 @@ from merino_bench.harness.cases import Case
 from merino_bench.harness.pairs import Place, chosen, flags_by_place, paired_ratio, rounds_by_place
 from merino_bench.sensors.environment import Load
 from merino_runtime.backends.choice import TENSORRT
-from merino_runtime.bundle import Bundle, quantised_cache, sha256_of
+from merino_runtime.bundle import Bundle, quantized_cache, sha256_of
 from merino_runtime.io.streams import as_text
 
 SCHEMA = 3
 WEIGHTS = {"trained": "real", "random": "random"}
 FAILED = "failed: "  # a flag that begins so gives the reason
-TIMED = "model and argmax; tokenising apart"
+TIMED = "model and argmax; tokenizing apart"
 PER_REPETITION = ("prefill_ms", "step_ms")
 PHASES = ("prefill_phases_s", "decode_phases_s")
 RECORD_KEYS = (
     "schema", "bundle", "bundle_sha256", "engine", "precision", "dialect", "weights", "weights_source",
-    "kv",  # the cache's format where it is quantised; null: the format of the activations, and other engines
+    "kv",  # the cache's format where it is quantized; null: the format of the activations, and other engines
     "family", "architecture",  # of bundle.json
     "test", "prompt_tokens",  # ids of the timed prefill
     "depth",  # cached tokens (-d); a tg row of depth 0 starts behind prompt_tokens of them
@@ -71,7 +71,7 @@ def identity_of(path: str, bundle: Optional[Bundle]) -> Dict[str, Any]:
     description = os.path.join(bundle.folder, "bundle.json")
     return {
         "bundle": bundle.name, "bundle_sha256": sha256_of(description), "precision": bundle.precision,
-        "dialect": bundle.dialect, "kv": quantised_cache(bundle), "weights": WEIGHTS[bundle.weights],
+        "dialect": bundle.dialect, "kv": quantized_cache(bundle), "weights": WEIGHTS[bundle.weights],
         "family": bundle.family, "architecture": bundle.architecture, "context": bundle.context,
         "weights_source": bundle.weights_source, "params": bundle.params,
         "bundle_bytes": os.path.getsize(description) + sum(file.bytes for file in bundle.files),

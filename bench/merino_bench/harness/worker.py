@@ -5,7 +5,7 @@ run has left nothing in its memory, its caches or its peak.
 has the bundle's TensorRT engine built, in a separate process because a builder leaves memory held. A timed
 prefill begins with the case's depth cached and ends with the choice of the first token. A timed decode step is the time
 from one token to the next: one run of the model and the choice of the token, greedy, batch 1, also after an end-of-text
-token. The choice (argmax) is timed. Prompts are random ids; what tokenising the text of such a prompt takes is measured
+token. The choice (argmax) is timed. Prompts are random ids; what tokenizing the text of such a prompt takes is measured
 apart, once. Untimed rounds warm up for WARM_UP_S. `record` derives the statistics. The parent process integrates energy
 over the times of the phases.
 """
@@ -145,7 +145,7 @@ def warm_up(backend: Backend, prompt: Sequence[int], depth: int, steps: int) -> 
 
 
 def tokenize_ms(bundle: Bundle, ids: Sequence[int]) -> float:
-    """Time of tokenising the text of these ids, the first text of the process. Raises MerinoError without a tokenizer.
+    """Time of tokenizing the text of these ids, the first text of the process. Raises MerinoError without a tokenizer.
 
     The text gives about as many ids again, not the same: random ids are seldom the tokenizer's own choice.
     """

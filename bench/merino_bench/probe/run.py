@@ -21,7 +21,7 @@ from merino_bench.probe.timing import LEAST_RUN_S, MOST_RUN_S, loadable_library,
 from merino_bench.sensors import environment
 from merino_bench.sensors.environment import cpu_moment, load_between
 from merino_runtime.backends.choice import ONNXRUNTIME, TENSORRT
-from merino_runtime.bundle import FIRST_QUANTISED_CACHE, QUANTISED_CACHES
+from merino_runtime.bundle import FIRST_QUANTIZED_CACHE, QUANTIZED_CACHES
 from merino_runtime.bundle.requirements import require, version_tuple
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
@@ -122,7 +122,7 @@ def this_machine(version: Tuple[int, ...], library: str = "") -> Machine:
     formats = ("fp32", "int8", "int4") if blocked else ("fp32",) if fused else ("fp32", "int8")
     cores = board.physical_core_count()
     counts = sorted({count for count in (1, 2, 4) if count < cores} | {cores})
-    caches = QUANTISED_CACHES if version >= version_tuple(FIRST_QUANTISED_CACHE) else ()
+    caches = QUANTIZED_CACHES if version >= version_tuple(FIRST_QUANTIZED_CACHE) else ()
     return Machine(board.last_level_cache_bytes(), bandwidth.available_bytes(), tuple(counts), formats, fused,
                    core, caches, library)
 

@@ -31,7 +31,7 @@ EMBEDDING_FORMATS = {"fused": ("fp32", "int8"), "no-dotprod": ("fp32", "int8"), 
                      "portable": ("fp32",)}
 ATTENTION_WIDTHS, ATTENTION_HEADS, ATTENTIONS = (512, 256), 8, 2
 ATTENTION_KV_HEADS = (1, 2)  # of keys, each shared by a group of the heads of queries; beside as many as of queries
-QUANTISED_KV_HEADS = (0, 1)  # of the quantised caches; 0: as many as of queries
+QUANTIZED_KV_HEADS = (0, 1)  # of the quantized caches; 0: as many as of queries
 ATTENTION_CONTEXT = 2048
 ATTENTION = ((0, 1), (256, 1), (1024, 1), (2047, 1), (0, 16), (0, 64), (0, 256), (256, 256))
 LONG_DECODE = ((0, 1), (512, 1))
@@ -89,7 +89,7 @@ class Machine(NamedTuple):
     formats: Tuple[str, ...]
     fused: bool  # whether ONNX Runtime has the operators of that dialect
     core: str = "dotprod"  # as in bundle.json; for others than dotprod `fused` has other integer matmuls
-    caches: Tuple[str, ...] = ()  # quantised formats of keys and values that ONNX Runtime takes
+    caches: Tuple[str, ...] = ()  # quantized formats of keys and values that ONNX Runtime takes
     library: str = ""  # path of this project's kernels, empty: they cannot be loaded
 
     @property
@@ -137,7 +137,7 @@ def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
         width, ffn, layers, heads = DECODERS[-1]
         yield Task("decoder", form, ffn, width, heads, layers, threads, DECODER, kv_heads=GROUPED_DECODER_KV_HEADS)
     for kv in machine.caches if machine.fused else ():
-        for kv_heads in QUANTISED_KV_HEADS:
+        for kv_heads in QUANTIZED_KV_HEADS:
             yield attention_of(kv_heads, kv, threads)
     for kv_heads in ATTENTION_KV_HEADS[1:]:
         yield attention_of(kv_heads, "fp32", threads)

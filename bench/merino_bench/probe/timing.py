@@ -20,7 +20,7 @@ from merino_runtime.backends.onnx_session import session_options, set_kernel_thr
 from merino_runtime.bundle import Port
 
 WARM_UP_RUNS, WARM_UP_S, LEAST_RUN_S, MOST_RUN_S = 12, 0.03, 0.01, 0.3
-QUANTISED_CODE = 0x55  # in 8 bits, or twice 5 in 4
+QUANTIZED_CODE = 0x55  # in 8 bits, or twice 5 in 4
 LEAST_RUNS, ENOUGH_RUNS = 3, 20  # a lower decile of less than 20 is their least
 
 
@@ -121,7 +121,7 @@ def _value(port: Port, cached: int, tokens: int) -> float:
     if port.dtype == "float32":
         return 0.5
     if port.name.startswith("past_key_values."):
-        return QUANTISED_CODE
+        return QUANTIZED_CODE
     return cached + tokens if port.name == "total" else cached + tokens - 1
 
 

@@ -1,4 +1,4 @@
-"""Extra columns of an input and of its quantised matrix, so that one MatMulNBits computes the whole matmul.
+"""Extra columns of an input and of its quantized matrix, so that one MatMulNBits computes the whole matmul.
 
 Behind the input x come the means of its groups, for the rests of GGUF minimums that zero points cannot represent, and
 copies of its groups with outlier channels. The matrix has a column for each.
@@ -7,8 +7,8 @@ copies of its groups with outlier channels. The matrix has a column for each.
 import numpy as np
 
 from merino_edge.export.onnx.graph import Graph
-from merino_edge.export.quantisation.groups import Quantized
-from merino_edge.export.quantisation.outliers import Outliers, groups_of, input_order
+from merino_edge.export.quantize.groups import Quantized
+from merino_edge.export.quantize.outliers import Outliers, groups_of, input_order
 
 
 def widened(graph: Graph, x: str, name: str, matrix: Quantized, outliers: list[Outliers]) -> str:

@@ -1,6 +1,6 @@
-"""A quantised graph with float activations, which computes the same as torch with the dequantised weights.
+"""A quantized graph with float activations, which computes the same as torch with the dequantized weights.
 
-Quantised activations change real models' logits by up to a fourth, which would hide a wrong operator. So this graph is
+Quantized activations change real models' logits by up to a fourth, which would hide a wrong operator. So this graph is
 compared with torch at a tight bound, and the exported graph at a loose one.
 """
 
@@ -51,7 +51,7 @@ def in_floats(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def floats_of_tiles(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """A float MatMul that dequantises all rows of a matrix in tiles."""
+    """A float MatMul that dequantizes all rows of a matrix in tiles."""
     (x, weights, *order), (out,) = node.input, node.output
     rows = next(each.i for each in node.attribute if each.name == "rows")
     ids, floats, turned = (f"{out}.{part}" for part in ("ids", "floats", "turned"))

@@ -13,14 +13,14 @@ from merino_edge.export.onnx.columns import widened, widened_matrix
 from merino_edge.export.onnx.external_data import PAGE
 from merino_edge.export.onnx.graph import Port, ports
 from merino_edge.export.onnx.operations import Operations
-from merino_edge.export.quantisation.groups import Quantized, packed_points, quantize_groups, repacked
+from merino_edge.export.quantize.groups import Quantized, packed_points, quantize_groups, repacked
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
 from merino_edge.families.operators import FUSED_HEAD_MULTIPLE, GROUP_SIZES, HEAD_SLICE_BYTES
 from merino_edge.families.weights import BlockSource
 from merino_runtime.errors import MerinoError
 
 CONTRIB = "com.microsoft"
-ACCURACY = 4  # MatMulNBits quantises activations to int8 and multiplies in int8
+ACCURACY = 4  # MatMulNBits quantizes activations to int8 and multiplies in int8
 CACHE_LENGTHS = {"past_key_values": "past_sequence_length", "present": "total_sequence_length"}
 BATCH = "batch_size"
 
@@ -124,7 +124,7 @@ class Fused(Operations):
         return self._grouped_matmul(x, "+".join(weights), self.quantized_matrix(weights))
 
     def _grouped_matmul(self, x: str, name: str, matrix: Quantized) -> str:
-        """x @ W with W in groups [out, in]; activations are quantised to int8 as well (see ACCURACY).
+        """x @ W with W in groups [out, in]; activations are quantized to int8 as well (see ACCURACY).
 
         MatMulNBits also takes minimums as float zero points, but then multiplies in float32, fifty times slower.
         """
@@ -237,7 +237,7 @@ class Fused(Operations):
 
     def _sliced_head(self, x: str, table: str) -> str:
         """Logits [B, 1, vocab] of x [B, 1, width], or with `all_logits` [1, T, vocab] of x [1, T, width], against a
-        table [vocab, width] that is not quantised.
+        table [vocab, width] that is not quantized.
 
         ONNX Runtime packs a copy of each matrix for its kernels, and frees the original if no other operator reads
         it. The embedding reads the whole table. So the head has its own constants over the same bytes of the file:

@@ -14,10 +14,10 @@ import onnx
 from onnx import TensorProto, helper
 
 from merino_edge.export.onnx.external_data import DATA_FILE, DataFile, Deferred, Stored, store
-from merino_edge.export.quantisation.gptq import Hessians, gptq
-from merino_edge.export.quantisation.groups import MatrixError, Quantized, group_sizes, matrix_error, quantize
-from merino_edge.export.quantisation.kv_cache import CacheScales
-from merino_edge.export.quantisation.outliers import Names, Outliers
+from merino_edge.export.quantize.gptq import Hessians, gptq
+from merino_edge.export.quantize.groups import MatrixError, Quantized, group_sizes, matrix_error, quantize
+from merino_edge.export.quantize.kv_cache import CacheScales
+from merino_edge.export.quantize.outliers import Names, Outliers
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.operators import FORMATS
 from merino_edge.families.rotary import Rotary, rotary_tables
@@ -49,14 +49,14 @@ class Graph:
 
     Attributes:
         weights: the state dict that the constants are made of, float32.
-        real: the type of activations and of weights that are not quantised.
-        blocks: quantised matrices as a GGUF source stores them; None for other sources.
-        quantized: the quantised matrices, by the names of the matrices that were joined.
-        hessians: returns the Hessians of the matrices' inputs; None: no GPTQ. Matrices with a Hessian are quantised by
+        real: the type of activations and of weights that are not quantized.
+        blocks: quantized matrices as a GGUF source stores them; None for other sources.
+        quantized: the quantized matrices, by the names of the matrices that were joined.
+        hessians: returns the Hessians of the matrices' inputs; None: no GPTQ. Matrices with a Hessian are quantized by
             GPTQ, and counted in `calibrated`.
         finest: whether GPTQ takes the smallest groups; else those of plain rounding.
         exact: names of matrices that are taken over from the source without a second rounding.
-        cache_scales: of a quantised KV cache; None: the cache is of type `real`. Set before `begin_decoder`.
+        cache_scales: of a quantized KV cache; None: the cache is of type `real`. Set before `begin_decoder`.
         all_logits: whether the graph returns the logits of all positions, and not of the last alone.
         eight_bits: names of matrices that get 8 bits in place of 4.
         outliers: by the names of joined matrices, the groups that are stored twice for their outlier channels.

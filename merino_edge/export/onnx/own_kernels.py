@@ -14,9 +14,9 @@ from merino_edge.export.onnx.fused import Fused, check_heads
 from merino_edge.export.onnx.graph import Graph, ports
 from merino_edge.export.onnx.operations import Operations
 from merino_edge.export.onnx.portable import Portable
-from merino_edge.export.quantisation.gptq import gptq
-from merino_edge.export.quantisation.groups import Quantized, dequantize, group_sizes, quantize_groups, repacked
-from merino_edge.export.quantisation.outliers import Outliers, groups_of, input_order
+from merino_edge.export.quantize.gptq import gptq
+from merino_edge.export.quantize.groups import Quantized, dequantize, group_sizes, quantize_groups, repacked
+from merino_edge.export.quantize.outliers import Outliers, groups_of, input_order
 from merino_edge.families.graph_ops import Attention, KvLayer, Weights
 from merino_edge.families.operators import by_groups
 from merino_edge.families.weights import BlockSource

@@ -9,8 +9,8 @@ import numpy as np
 from onnx import TensorProto
 
 from merino_edge.export.onnx.operations import Operations
-from merino_edge.export.quantisation.gptq import gptq
-from merino_edge.export.quantisation.groups import Quantized, quantize_groups
+from merino_edge.export.quantize.gptq import gptq
+from merino_edge.export.quantize.groups import Quantized, quantize_groups
 from merino_edge.families.graph_ops import Weights
 from merino_edge.families.weights import BlockSource
 
@@ -42,7 +42,7 @@ class SignedCodes(Operations):
         return self._integer_matmul(x, *self._codes_and_scales(weights))
 
     def _integer_matmul(self, x: str, codes: str, scales: str) -> str:
-        """x @ codes * scales with x quantised to uint8 over its range; codes [in, out], scales [out]."""
+        """x @ codes * scales with x quantized to uint8 over its range; codes [in, out], scales [out]."""
         quantized = self.node("DynamicQuantizeLinear", [x], outputs=3)
         matmul = self.node("MatMulInteger", [quantized, codes, f"{quantized}.2"])
         scale = self.node("Mul", [f"{quantized}.1", scales])

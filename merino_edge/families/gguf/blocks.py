@@ -1,6 +1,6 @@
 """The values of a GGUF's stored blocks: weights in float32, or levels, scales and minimums as they are.
 
-Dequantisation is the package gguf's. The levels are unpacked here, after the same layouts
+Dequantization is the package gguf's. The levels are unpacked here, after the same layouts
 (https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h), so that a graph of equal blocks can take them
 without a second rounding.
 """
@@ -17,7 +17,7 @@ SUPER = 256  # weights that share the outer scale of a K type
 
 
 def weights_of(file: GgufFile, name: str) -> np.ndarray:
-    """A tensor in float32, in its own shape. Raises MerinoError for a type that is not dequantised."""
+    """A tensor in float32, in its own shape. Raises MerinoError for a type that is not dequantized."""
     place = file.tensors[name]
     try:
         weights = dequantize(file.raw(name), place.kind)

@@ -33,7 +33,7 @@ class GgufCheckpoint(NamedTuple):
 
 
 def read_gguf(path: Path, judge: Callable[[Geometry], None] = lambda _: None) -> GgufCheckpoint:
-    """All tensors dequantised, one at a time. `judge` is called before the weights are read, and may raise.
+    """All tensors dequantized, one at a time. `judge` is called before the weights are read, and may raise.
 
     Raises MerinoError for a file that is damaged, of an architecture, variant or tokenizer that is not known, or whose
     tensors are not those that its metadata describes.

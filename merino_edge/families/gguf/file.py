@@ -1,7 +1,7 @@
 """The structure of a GGUF file: its metadata, and where each tensor lies. Every count, length and offset is checked.
 
 The package `gguf` has a reader too. It trusts the counts in a file, so a file that is cut short or forged ends it in an
-error of numpy's, or makes it loop for ever. That package dequantises the blocks of a tensor (`blocks`). Format: the
+error of numpy's, or makes it loop for ever. That package dequantizes the blocks of a tensor (`blocks`). Format: the
 page on GGUF in github.com/ggml-org/ggml
 """
 

@@ -19,7 +19,7 @@ from merino_edge.families.weights import Layout as GraphLayout
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
 
-PAIRS_APART = ("llama", "granite")  # llama.cpp rotates neighbours there, Hugging Face halves: the rows are reordered
+PAIRS_APART = ("llama", "granite")  # llama.cpp rotates neighbors there, Hugging Face halves: the rows are reordered
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # of GPT-2: [in, out] in Hugging Face
 UNUSED = {ROPE_FACTORS}  # read into the configuration
 

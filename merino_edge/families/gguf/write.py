@@ -29,7 +29,7 @@ def write_file(
     path: Path, architecture: str, add_keys: Callable[[gguf.GGUFWriter], None],
     tensors: Iterable[tuple[str, np.ndarray, str]],
 ) -> None:  # fmt: skip
-    """`tensors`: name, values, and the name of a type that `gguf` can quantise, such as F32, Q8_0, Q4_0."""
+    """`tensors`: name, values, and the name of a type that `gguf` can quantize, such as F32, Q8_0, Q4_0."""
     writer = gguf.GGUFWriter(path, architecture)
     add_keys(writer)
     for name, values, kind in tensors:

@@ -1,1 +1,1 @@
-"""Data of a training run: sources of any format, tokenised once into memory-mapped shards, packed into rows."""
+"""Data of a training run: sources of any format, tokenized once into memory-mapped shards, packed into rows."""

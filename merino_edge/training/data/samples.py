@@ -1,4 +1,4 @@
-"""Pieces of text to tokenise, of documents and of samples, and which of them are learned.
+"""Pieces of text to tokenize, of documents and of samples, and which of them are learned.
 
 A document of text is learned whole. A sample is a prompt with a completion, of which the completion is learned, several
 such turns in order, or the messages of a chat, of which the assistant's are learned.

@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 
 
 class Reading(NamedTuple):
-    """The parameters of tokenisation: all that a shard depends on beside its source."""
+    """The parameters of tokenization: all that a shard depends on beside its source."""
 
     tokenizer: Tokenizer
     chat: ChatTemplate | None = None
@@ -151,7 +151,7 @@ def write_ids(folder: Path, source: DataSource, reading: Reading, say: Say) -> i
             ends.write(np.array(places, np.int64).tobytes())
             if time.perf_counter() - reported > REPORT_SECONDS:
                 reported = time.perf_counter()
-                say(f"{source.what}: {characters:,} characters tokenised")
+                say(f"{source.what}: {characters:,} characters tokenized")
     if not content.samples:
         os.unlink(folder / LEARNED)
     if tokens == 0:

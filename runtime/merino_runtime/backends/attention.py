@@ -10,7 +10,7 @@ import platform
 import re
 from typing import Iterator
 
-from merino_runtime.bundle import Bundle, quantised_cache
+from merino_runtime.bundle import Bundle, quantized_cache
 from merino_runtime.io import board
 
 SWITCH = "ORT_GQA_DISABLE_FLASH_ATTENTION"
@@ -40,10 +40,10 @@ def attention_path(bundle: Bundle) -> str:
 
 
 def is_faster_untiled(bundle: Bundle) -> bool:
-    """On x86 over a quantised cache, by measurement; on Cortex-A53 over a float cache, by a model of the core."""
-    quantised = quantised_cache(bundle) is not None
+    """On x86 over a quantized cache, by measurement; on Cortex-A53 over a float cache, by a model of the core."""
+    quantized = quantized_cache(bundle) is not None
     here = platform.machine()
     if here in board.X86_MACHINES:
-        return quantised
+        return quantized
     parts = re.findall(r"^CPU part\s*:\s*(\S+)", board.read_text("/proc/cpuinfo"), re.MULTILINE)
-    return here == "aarch64" and CORTEX_A53 in parts and not quantised
+    return here == "aarch64" and CORTEX_A53 in parts and not quantized

@@ -51,7 +51,7 @@ def cache_copies(caches: Sequence[Field], cache_at: Dict[str, int], new_at: Dict
                  ) -> List[StridedCopy]:
     """The copies that move new entries [1, heads, count, head_size] into caches [1, heads, context, head_size].
 
-    new_at: by the name of the cache. One copy per cache; neighbours are joined where they touch in both places, so
+    new_at: by the name of the cache. One copy per cache; neighbors are joined where they touch in both places, so
     a model whose heads have one size mostly needs one copy for all its layers.
     """
     copies: List[StridedCopy] = []

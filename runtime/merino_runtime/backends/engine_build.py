@@ -1,6 +1,6 @@
 """Builds a TensorRT engine from the graph of a `portable` bundle, on the board that will run it.
 
-Two optimisation profiles: profile 0 is decode, one id; profile 1 is prefill, chunks of a fixed length. What an engine
+Two optimization profiles: profile 0 is decode, one id; profile 1 is prefill, chunks of a fixed length. What an engine
 of float16 kernels keeps in float32 is the norms, since squares of activations overflow float16. `engine_file` keeps
 what was built.
 """

@@ -1,6 +1,6 @@
 """The one place that knows how TensorRT 8.2 and 10.x differ; every other version is refused by name.
 
-8.2 (JetPack 4.6.1 and later, Python 3.6) addresses inputs and outputs by binding numbers, of which each optimisation
+8.2 (JetPack 4.6.1 and later, Python 3.6) addresses inputs and outputs by binding numbers, of which each optimization
 profile has its own. 10.x (JetPack 6) addresses them by name. int64 inputs of a graph are int32 in an engine of 8.2:
 the types to write are always read from the engine.
 """
@@ -101,7 +101,7 @@ def _dtype(trt: TensorRt, dtype: Any) -> str:
 
 
 class BoundEngine:
-    """One optimisation profile of an engine, ready to run: shapes set once, addresses whenever they change.
+    """One optimization profile of an engine, ready to run: shapes set once, addresses whenever they change.
 
     scratch: address of the memory that the kernels use, which profiles that never run at the same time share. Raises
     MerinoError where TensorRT refuses anything.

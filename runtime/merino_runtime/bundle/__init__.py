@@ -13,8 +13,8 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
 from merino_runtime.io.json_shape import listed, shown
 
-QUANTISED_CACHES = ("int8", "int4")  # formats of keys and values beside those of activations
-FIRST_QUANTISED_CACHE = "1.27"  # of ONNX Runtime
+QUANTIZED_CACHES = ("int8", "int4")  # formats of keys and values beside those of activations
+FIRST_QUANTIZED_CACHE = "1.27"  # of ONNX Runtime
 
 
 class KvLayer(NamedTuple):
@@ -172,9 +172,9 @@ def backends_text(bundle: Bundle) -> str:
     return ", or ".join(f"{need.name} {need.min_version} or later" for need in bundle.backends)
 
 
-def quantised_cache(bundle: Bundle) -> Optional[str]:
-    """The format of keys and values where it is quantised; None: that of the activations. All layers have one."""
-    return next((layer.format for layer in bundle.kv_layers if layer.format in QUANTISED_CACHES), None)
+def quantized_cache(bundle: Bundle) -> Optional[str]:
+    """The format of keys and values where it is quantized; None: that of the activations. All layers have one."""
+    return next((layer.format for layer in bundle.kv_layers if layer.format in QUANTIZED_CACHES), None)
 
 
 def returns_all_logits(bundle: Bundle) -> bool:
@@ -184,7 +184,7 @@ def returns_all_logits(bundle: Bundle) -> bool:
 
 def older_graph(bundle: Bundle) -> str:
     """The option of `export` that makes a graph of the same model for older versions of onnxruntime."""
-    return "--kv fp32" if quantised_cache(bundle) else "--dialect portable"
+    return "--kv fp32" if quantized_cache(bundle) else "--dialect portable"
 
 
 def kernel_library(bundle: Bundle, machine: str) -> Optional[str]:

@@ -9,8 +9,8 @@ and generation continues.
 the next step. The generation ends with `eos` once nothing may follow.
 
 Timing: `prefill_ms` covers the prefill and the sampling of the first token. A decode step covers the run of the
-graph, the sampling and the detokenising of its token. The prefill of a shift counts into the step of its token.
-Tokenising the prompt, and the caller's work between tokens, are not timed. Repetitions, warm-up and energy belong to
+graph, the sampling and the detokenizing of its token. The prefill of a shift counts into the step of its token.
+Tokenizing the prompt, and the caller's work between tokens, are not timed. Repetitions, warm-up and energy belong to
 `merino_bench`.
 """
 import statistics

@@ -19,7 +19,7 @@ FIRST_LOOK = 256  # number of candidates sorted first if top_k is off
 FEW = 4  # where at most this part of the vocabulary is allowed, nothing is computed for the rest
 
 
-def penalise(logits: np.ndarray, seen_ids: np.ndarray, penalty: float) -> np.ndarray:
+def penalize(logits: np.ndarray, seen_ids: np.ndarray, penalty: float) -> np.ndarray:
     """The repetition penalty of CTRL (arXiv 1909.05858), as in transformers: divides positive logits of seen tokens
     and multiplies negative ones, so that both become less likely.
 
@@ -75,7 +75,7 @@ class Sampler:
                               "the format overflow: check with `selftest`, export in another --precision.")
         if self._sampling.repetition_penalty != 1 and self._seen:
             seen_ids = np.fromiter(self._seen, dtype=np.int64, count=len(self._seen))
-            logits = penalise(logits, seen_ids, self._sampling.repetition_penalty)
+            logits = penalize(logits, seen_ids, self._sampling.repetition_penalty)
         logits = self._shifted(logits)
         ids = None
         if allowed is not None:

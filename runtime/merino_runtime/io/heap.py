@@ -46,7 +46,7 @@ def _of_glibc(name: str) -> Any:
 
 def keep_small_pages() -> None:
     """Call before numpy is imported, which asks the system for pages of 2 MB for its large arrays: the first token in a
-    KV cache would then make all of it resident, and parts of its neighbours' beside it."""
+    KV cache would then make all of it resident, and parts of its neighbors' beside it."""
     os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
 
 

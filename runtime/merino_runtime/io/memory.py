@@ -1,4 +1,4 @@
-"""Recognises errors that mean memory ran out, and makes the message where no bundle is at hand. Standard library only.
+"""Recognizes errors that mean memory ran out, and makes the message where no bundle is at hand. Standard library only.
 
 Where one is: `bundle.fit`.
 """

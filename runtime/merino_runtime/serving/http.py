@@ -20,7 +20,7 @@ MOST_DROPPED = 64 * 2 ** 20  # of a body that is too large: a client that still 
 BODY_S = 30.0  # for a body to arrive
 MOST_CONNECTIONS = 512  # more get status 503
 QUIET_S = 3.0  # a stream that has nothing to send writes a comment, so that no proxy closes it
-HANDLERS = 4  # threads that read bodies and tokenise: not the thread that serves connections
+HANDLERS = 4  # threads that read bodies and tokenize: not the thread that serves connections
 COMMENTS = {"text/event-stream": b": waiting\n\n"}
 
 Receive = Callable[[], Awaitable[Dict[str, Any]]]

@@ -7,7 +7,7 @@ from merino_runtime.generation.constraints.automaton import NOTHING, Automaton
 
 DIGITS = b"0123456789"
 MOST_DIGITS = 18  # before the point, where no bound has more
-MOST_DECIMALS = 15  # behind it: more would round to a neighbour of a bound
+MOST_DECIMALS = 15  # behind it: more would round to a neighbor of a bound
 STRICT_DIGITS = 9  # of a number that is excluded; 6 more decimals separate every number from it
 STRICT_DECIMALS = 6
 Bound = Optional[Union[int, float]]

@@ -19,7 +19,7 @@ OUTSIDE = 2 ** 14  # characters, of a token that is not the inside of a string
 
 
 class Trie:
-    """The tokens of a tokenizer by their bytes. Node 0 is the root; the children of a node are neighbours."""
+    """The tokens of a tokenizer by their bytes. Node 0 is the root; the children of a node are neighbors."""
 
     def __init__(self, tokenizer: Any) -> None:
         """tokenizer: text.Tokenizer."""

@@ -1,11 +1,11 @@
-"""Weight-only quantisation in groups, in the layout of ONNX Runtime's MatMulNBits and GatherBlockQuantized.
+"""Weight-only quantization in groups, in the layout of ONNX Runtime's MatMulNBits and GatherBlockQuantized.
 
 A row of a matrix is cut into groups of `group_size` weights. A group has one float32 scale and an unsigned code of 4 or
 8 bits per weight: weight = (code - zero_point) * scale. Without zero points the middle code stands for zero.
 
 Matrices in a source's blocks (GGUF's word for groups) are taken over with the same codes and scales, without a second
 rounding. A block may have a minimum, which is added to each weight. The nearest zero point, an integer, represents it
-to half a step. The rests of a row's minimums are quantised in groups of 4 bits, and the error of these once more.
+to half a step. The rests of a row's minimums are quantized in groups of 4 bits, and the error of these once more.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from merino_runtime.errors import MerinoError
 ERROR_RATIO = {4: 1.25, 8: 2.0}  # by bits: allowed RMS error of a larger group, relative to the smallest group's
 # By bits: scales to try, relative to the scale at which the largest weight has the outermost code.
 SHRINKS = {4: np.linspace(0.7, 1.1, 9, dtype=np.float32), 8: np.linspace(1.0, 1.04, 5, dtype=np.float32)}
-PIECE = 2**17  # weights quantised at a time: they fit the CPU's cache
+PIECE = 2**17  # weights quantized at a time: they fit the CPU's cache
 WITH_MINIMUMS = 4  # bits; 8 bits lose less than a fifteenth of the error that GGUF types with minimums have
 RESTS = 2  # with one, the error of the rests raises a model's KL divergence by a third
 THREADS = 2  # numpy releases the interpreter's lock during its loops
@@ -47,7 +47,7 @@ class Quantized(NamedTuple):
 
 
 class MatrixError(NamedTuple):
-    """Absolute errors of the weights of one quantised matrix, relative to the RMS of its weights."""
+    """Absolute errors of the weights of one quantized matrix, relative to the RMS of its weights."""
 
     name: str
     bits: int
@@ -88,7 +88,7 @@ def group_sizes(name: str, columns: int, fewest: int = GROUP_SIZES[-1]) -> list[
 
 
 def quantize_groups(matrix: np.ndarray, bits: int, group_size: int, *, both_signs: bool = False) -> Quantized:
-    """Quantise a matrix float32 [rows, columns]: of a few scales, each group gets the one of least squared error.
+    """Quantize a matrix float32 [rows, columns]: of a few scales, each group gets the one of least squared error.
 
     `both_signs`: the codes are symmetric around zero, so that none is -2^(bits - 1).
     """
@@ -131,7 +131,7 @@ def quantize_rows(values: np.ndarray, bits: int, both_signs: bool) -> tuple[np.n
 def as_zero_points(
     minimums: np.ndarray, scales: np.ndarray, group_size: int
 ) -> tuple[np.ndarray, tuple[Quantized, ...]]:
-    """Minimums float32 [rows, groups] of 4-bit codes with these scales, as zero points and quantised rests."""
+    """Minimums float32 [rows, groups] of 4-bit codes with these scales, as zero points and quantized rests."""
     points = np.clip(np.rint(-minimums / np.where(scales == 0, 1, scales)), -8, 7)
     rests, left = [], np.pad(minimums + points * scales, ((0, 0), (0, -minimums.shape[1] % group_size)))
     for _ in range(RESTS):
@@ -187,7 +187,7 @@ def repacked(
     """The matrices `names` [out, in] in the source's own blocks, joined along their outputs, in `bits`; None where no
     matrix can be taken over.
 
-    If only some can, the others are quantised in groups of the same size. The names of those taken over are added to
+    If only some can, the others are quantized in groups of the same size. The names of those taken over are added to
     `exact`.
     """
     stored = {name: blocks for name in names if (blocks := source.blocks(name)) and fits(blocks, bits)}

@@ -3,7 +3,7 @@
 An integer matmul rounds its input in groups, by the largest value of each, so that a much larger channel costs the
 others of its group their precision. SmoothQuant scales it down and changes the weights, but a GGUF's codes must stay.
 Here the input has the group twice: once with the outliers zeroed, once with all others zeroed. Codes and scales are the
-same, and the two multiplications add up to the whole. Figures: docs/decisions/quantisation.md.
+same, and the two multiplications add up to the whole. Figures: docs/decisions/quantization.md.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from merino_edge.export.quantisation.groups import Quantized, dequantize
+from merino_edge.export.quantize.groups import Quantized, dequantize
 
 TWICE = "groups with outlier channels stored twice"  # doc_string of the model's file
 MOST_BYTES = 0.05  # share of all matrices' bytes that copies may add

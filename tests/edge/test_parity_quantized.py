@@ -1,4 +1,4 @@
-"""Quantised graphs of every published family against torch with the weights that the codes stand for.
+"""Quantized graphs of every published family against torch with the weights that the codes stand for.
 
 With float activations closely, at prefill and 32 steps; with rounded ones as the export itself judges.
 """
@@ -14,7 +14,7 @@ from merino_edge.export.export import export
 from merino_edge.export.golden import PARITY_STEPS
 from merino_edge.export.graphs import build_graph
 from merino_edge.export.parity import torch_greedy, unrounded_error, with_quantized
-from merino_edge.export.quantisation.smoothquant import rows_to_read, smoothed
+from merino_edge.export.quantize.smoothquant import rows_to_read, smoothed
 from merino_edge.export.recover import graph_weights
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source

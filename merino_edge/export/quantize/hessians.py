@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from merino_edge.export.quantisation.gptq import Hessians
+from merino_edge.export.quantize.gptq import Hessians
 from merino_edge.export.source import Source, text_rows
 from merino_edge.families.operators import params
 

@@ -1,12 +1,12 @@
-"""GPTQ (arXiv 2210.17323): the columns of a matrix are quantised one after the other, and the error of each is
-compensated in the columns that are not quantised yet, so that the output changes least on inputs of the given Hessian.
+"""GPTQ (arXiv 2210.17323): the columns of a matrix are quantized one after the other, and the error of each is
+compensated in the columns that are not quantized yet, so that the output changes least on inputs of the given Hessian.
 Then scales and codes are improved in turns, codes by coordinate descent (CDQuant, arXiv 2406.17542). Figures:
-docs/decisions/quantisation.md.
+docs/decisions/quantization.md.
 """
 
 import numpy as np
 
-from merino_edge.export.quantisation.groups import Quantized, packed, quantize_rows
+from merino_edge.export.quantize.groups import Quantized, packed, quantize_rows
 
 DAMPING = 0.01  # share of the diagonal's mean that is added to it: a Hessian of few tokens is not of full rank
 SWEEPS = 2  # of new scales and coordinate descent
@@ -19,7 +19,7 @@ Hessians = dict[str, np.ndarray]  # by a matrix's name in the state dict: the me
 def gptq(
     matrix: np.ndarray, hessian: np.ndarray, bits: int, group_size: int, *, both_signs: bool = False
 ) -> Quantized:
-    """Quantise a matrix float32 [rows, columns] in groups of `group_size`. `hessian` [columns, columns]: of its input.
+    """Quantize a matrix float32 [rows, columns] in groups of `group_size`. `hessian` [columns, columns]: of its input.
 
     `both_signs`: as in `quantize_groups`.
     """
@@ -51,11 +51,11 @@ def compensated(
 ) -> tuple[np.ndarray, np.ndarray]:
     """GPTQ's codes [columns, rows], from -2^(bits - 1), and scales [groups, rows], of weights [columns, rows].
 
-    A group's scales minimise the squared error of its weights after the compensation of earlier columns.
+    A group's scales minimize the squared error of its weights after the compensation of earlier columns.
     """
     # U with U' U the inverse: column j changes by U[i, j] / U[i, i] per unit of error in column i
     spread = np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
-    left, half = weights.copy(), 2 ** (bits - 1)  # compensated for all quantised columns
+    left, half = weights.copy(), 2 ** (bits - 1)  # compensated for all quantized columns
     lowest = 1 - half if both_signs else -half
     codes, scales = np.empty_like(left), np.empty((len(left) // group_size, left.shape[1]), np.float32)
     for index, start in enumerate(range(0, len(left), group_size)):

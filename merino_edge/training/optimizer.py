@@ -101,14 +101,14 @@ def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, BETA2), fused=True)
 
 
-def optimiser_for(model: Any, recipe: Recipe, by_width: bool) -> torch.optim.Optimizer:
-    """The recipe's optimiser over the weights that are trained; the embedding first.
+def optimizer_for(model: Any, recipe: Recipe, by_width: bool) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the weights that are trained; the embedding first.
 
     by_width: a matrix takes the recipe's rate times BASE_INPUTS / its inputs (muP: Yang et al., arXiv 2203.03466), one
     of Muon's the root of that, so that one rate suits decoders of all widths. The embedding, which is the head too,
     counts by its channels. Weight decay is divided by the same factor.
     """
-    muon = recipe.optimiser == "muon"
+    muon = recipe.optimizer == "muon"
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     embeddings = {id(embedding.weight) for embedding in ends if embedding}
     kinds: dict[tuple[int, int | None], list[torch.Tensor]] = {}

@@ -1,4 +1,4 @@
-"""Quantisation of a KV cache to 8 or 4 bits: codes, and scales of least squared error on calibration values.
+"""Quantization of a KV cache to 8 or 4 bits: codes, and scales of least squared error on calibration values.
 
 As in ONNX Runtime's GroupQueryAttention: code = round(value / scale), one float32 scale per channel of each KV head, no
 zero points. `kv_calibration` computes the calibration values.
@@ -34,7 +34,7 @@ def largest_code(bits: int) -> int:
 
 
 def rounded(values: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
-    """`values` [..., heads, tokens, head_size] quantised with scales [heads, head_size] and dequantised."""
+    """`values` [..., heads, tokens, head_size] quantized with scales [heads, head_size] and dequantized."""
     step, most = scales[:, None], largest_code(bits)
     return np.clip(np.rint(values / step), -most - 1, most) * step
 

@@ -1,4 +1,4 @@
-"""Scales for a quantised KV cache: the model prefills a text, and scales are fitted to what torch's cache then holds.
+"""Scales for a quantized KV cache: the model prefills a text, and scales are fitted to what torch's cache then holds.
 
 The text is the user's, or one that the model generates from its own first token, which needs neither a corpus nor a
 network. Why that serves: docs/decisions/kv-cache.md.
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from merino_edge.export.quantisation.kv_cache import BITS, CacheScales, largest_code, scales_of
+from merino_edge.export.quantize.kv_cache import BITS, CacheScales, largest_code, scales_of
 from merino_edge.export.source import Source, not_finite, text_rows, tokenizer_of
 from merino_runtime.errors import MerinoError
 
@@ -26,7 +26,7 @@ TEXTS, TEXT_TOKENS = 16, 128  # that the model generates, as one batch: each ste
 
 
 class RoundedCache(DynamicCache):
-    """torch's cache, with keys and values rounded as a quantised cache rounds them. `scales` are in the order of
+    """torch's cache, with keys and values rounded as a quantized cache rounds them. `scales` are in the order of
     torch's model."""
 
     def __init__(self, scales: CacheScales):
@@ -130,7 +130,7 @@ def filled_layers(model: PreTrainedModel, rows: np.ndarray) -> list[tuple[np.nda
 
 @torch.no_grad()
 def rise_of(model: PreTrainedModel, rows: np.ndarray, scales: CacheScales) -> float:
-    """Relative rise of the rows' perplexity by a quantised cache. In pieces, since a row's logits take memory."""
+    """Relative rise of the rows' perplexity by a quantized cache. In pieces, since a row's logits take memory."""
     differences = []
     length = min(rows.shape[1], LONGEST_JUDGED)
     pieces = rows[:, : rows.shape[1] // length * length].reshape(-1, length)

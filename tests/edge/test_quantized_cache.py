@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from typer.testing import CliRunner
 
-import merino_edge.export.quantisation.kv_calibration as kv_calibration
+import merino_edge.export.quantize.kv_calibration as kv_calibration
 from merino_edge.cli.app import app
 from merino_edge.design.design_file import load_design
 from merino_edge.design.designer import check_request, design
 from merino_edge.design.space import Space
 from merino_edge.export.export import export
-from merino_edge.export.quantisation.kv_cache import fitted_scales, largest_code, rounded, scales_of
-from merino_edge.export.quantisation.kv_calibration import (
+from merino_edge.export.quantize.kv_cache import fitted_scales, largest_code, rounded, scales_of
+from merino_edge.export.quantize.kv_calibration import (
     RoundedCache,
     calibrated_cache,
     filled_layers,
@@ -41,7 +41,7 @@ from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.backends import onnx_session, open_backend
-from merino_runtime.bundle import load_bundle, quantised_cache
+from merino_runtime.bundle import load_bundle, quantized_cache
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.cache_file import load_cache, save_cache
 from merino_runtime.generation.selftest import selftest
@@ -76,7 +76,7 @@ def source(request, decoder):
 
 @pytest.fixture(scope="module", params=FORMATS)
 def bundle(request, source, tmp_path_factory):
-    return export(source, tmp_path_factory.mktemp("quantised") / "bundle", ExportRequest(kv=request.param)).bundle
+    return export(source, tmp_path_factory.mktemp("quantized") / "bundle", ExportRequest(kv=request.param)).bundle
 
 
 @pytest.fixture(scope="module", params=FORMATS)
@@ -182,7 +182,7 @@ def test_a_cache_that_costs_too_much_is_not_offered(decoder, monkeypatch):
     assert calibrated_cache(source, "int4", CONTEXT).rise is None
 
 
-def test_weights_and_cache_are_quantised_together(decoder, tmp_path):
+def test_weights_and_cache_are_quantized_together(decoder, tmp_path):
     arch = MODELS["grouped heads"]
     source = Source("both", arch, decoder(arch, 7), "random", "drawn", (), None)
     exported = export(source, tmp_path / "bundle", ExportRequest(precision="int8", kv="int8"))
@@ -250,9 +250,9 @@ def test_a_checkpoint_keeps_its_designs_cache(tiny_checkpoint, tiny_arch, tmp_pa
     def exported(*words):
         return CliRunner().invoke(app, ["export", "checkpoint", "--calibrate", "text.txt", "-o", "bundle", *words])
 
-    assert "KV cache in int8" in exported().output and quantised_cache(load_bundle("bundle")) == "int8"
+    assert "KV cache in int8" in exported().output and quantized_cache(load_bundle("bundle")) == "int8"
     assert "the design's cache, int8, needs" in str(exported("--for", "jetson-orin-nano").exception)
-    assert "cache is not quantised" in str(exported("--kv", "fp32").exception)
+    assert "cache is not quantized" in str(exported("--kv", "fp32").exception)
     Path("checkpoint/design.json").write_text(designed.to_json().replace('"kv": "int8"', '"kv": "int2"'))
     assert "must be int8 or int4" in str(exported().exception)
 

@@ -3,7 +3,7 @@
 An integer matmul rounds its input in groups of the weights' group_size, by the largest value of each, so that a much
 larger channel costs the others of its group their precision. Such a channel is divided by a factor in the norm or
 matrix that computes it, and the columns of the matrices that read it are multiplied by the factor. Only weights change:
-the model computes the same up to float32 rounding, at the same latency. Figures: docs/decisions/quantisation.md.
+the model computes the same up to float32 rounding, at the same latency. Figures: docs/decisions/quantization.md.
 """
 
 import copy
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from merino_edge.export.quantisation.groups import fits
-from merino_edge.export.quantisation.hessians import ROW
-from merino_edge.export.quantisation.kv_calibration import LONGEST_ROW, own_rows
+from merino_edge.export.quantize.groups import fits
+from merino_edge.export.quantize.hessians import ROW
+from merino_edge.export.quantize.kv_calibration import LONGEST_ROW, own_rows
 from merino_edge.export.source import Source, text_rows
 from merino_edge.families.graph_ops import Norm
 from merino_edge.families.pre_norm import Decoder, Linear
@@ -61,7 +61,7 @@ class LaidWeights:
 
 
 class OwnBlocks:
-    """The source's blocks that an int8 graph takes over; all other matrices are quantised."""
+    """The source's blocks that an int8 graph takes over; all other matrices are quantized."""
 
     def __init__(self, blocks: BlockSource):
         self._blocks = blocks
@@ -146,14 +146,14 @@ def factors_of(inputs: np.ndarray, columns: np.ndarray) -> np.ndarray:
     each is rounded in groups, and the error of the matmul grows with the unevenness of either."""
     inputs, columns = (np.maximum(sizes, LEAST * sizes.mean() or 1) for sizes in (inputs, columns))
     factors = np.sqrt(inputs / columns)
-    normalised: np.ndarray = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
-    return normalised
+    normalized: np.ndarray = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
+    return normalized
 
 
 @torch.no_grad()
 def input_sizes(model: PreTrainedModel, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
     """By the name of a matrix, the size of each channel of its input, [in]: the geometric mean of maximum and RMS over
-    tokens, each token normalised to RMS 1."""
+    tokens, each token normalized to RMS 1."""
     squares: dict[str, list[torch.Tensor]] = {name: [] for name in names}  # of each row the mean
     largest: dict[str, list[torch.Tensor]] = {name: [] for name in names}
 
