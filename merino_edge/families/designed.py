@@ -35,7 +35,8 @@ class Block(BaseModel):
     """`depth` layers of one width and FFN ratio; a shared block uses one layer's weights `depth` times.
 
     `kv_heads`: KV heads, each of which an equal group of query heads shares (arXiv 2305.13245); None, which files leave
-    out: as many as query heads.
+    out: as many as query heads. `gated`: whether the FFN has a third matrix, whose output is multiplied by the
+    activated one (GEGLU, arXiv 2002.05202); files leave out False.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +46,7 @@ class Block(BaseModel):
     depth: Annotated[int, Field(ge=1, le=64)]
     shared: bool = False
     kv_heads: Annotated[int | None, Field(ge=1, le=1024)] = None
+    gated: bool = False
 
     @property
     def ffn_width(self) -> int:
@@ -56,8 +58,8 @@ class Block(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A decoder without grouped heads is written as it was before there were any, so its bundle has that hash."""
-        return {key: value for key, value in dump(self).items() if value is not None}
+        """A decoder without grouped heads and gates is written without these keys, so that its bundle's hash stays."""
+        return {key: value for key, value in dump(self).items() if (key, value) not in (("kv_heads", None), ("gated", False))}
 
     @model_validator(mode="after")
     def _whole_ffn(self) -> Self:
@@ -136,32 +138,47 @@ class Architecture(BaseModel):
         ]  # fmt: skip
 
     def shape(self) -> str:
-        """`384x1.5x4 512x1.5x5k2s`: width x FFN ratio x depth of each block, `k` and the KV heads where there are
-        fewer of them than query heads, `s` where shared."""
+        """`384x1.5x4 512x1.5x5k2s`: width x FFN ratio x depth of each block, `g` if the FFN is gated, `k` and the KV
+        heads if there are fewer of them than query heads, `s` if shared."""
         return " ".join(self._block_shape(block) for block in self.blocks)
 
     def _block_shape(self, block: Block) -> str:
         grouped = f"k{block.kv_heads}" if block.kv_width(self.head_size) < block.width else ""
-        return f"{block.width}x{block.ffn_ratio:g}x{block.depth}{grouped}{'s' if block.shared else ''}"
+        flags = f"{'g' if block.gated else ''}{grouped}{'s' if block.shared else ''}"
+        return f"{block.width}x{block.ffn_ratio:g}x{block.depth}{flags}"
+
+
+def attention_operators(
+    width: int, heads: int, *, kv_width: int, own: bool = True, final: bool = False
+) -> Iterator[Operator]:
+    """RMSNorm, packed QKV, attention, output.
+
+    `kv_width`: channels of keys and of values; `own`: whether they store their weights; `final`: whether one position
+    only is computed after the attention.
+    """
+    yield norm(width, own=own)
+    yield linear(width, width + 2 * kv_width, own=own, also_live=width)
+    yield attention(width, heads, kv_width=kv_width, also_live=width)
+    yield linear(width, width, own=own, also_live=width, final=final)
+
+
+def ffn_operators(
+    width: int, ffn_width: int, *, gated: bool = False, own: bool = True, final: bool = False
+) -> Iterator[Operator]:
+    """RMSNorm, up (packed with the gate), GELU, down."""
+    yield norm(width, own=own, also_live=width, final=final)
+    yield linear(width, 2 * ffn_width if gated else ffn_width, own=own, also_live=width, final=final)
+    yield activation(ffn_width, also_live=width + ffn_width if gated else width, final=final)
+    yield linear(ffn_width, width, own=own, also_live=width, final=final)
 
 
 def layer_operators(
-    width: int, ffn_width: int, heads: int, *, kv_width: int | None = None, own: bool = True, final: bool = False
-) -> Iterator[Operator]:
-    """One pre-norm layer without biases: RMSNorm, packed QKV, attention, output, RMSNorm, up, GELU, down.
-
-    `kv_width`: channels of keys and of values, None: `width`; `own`: whether it stores its weights; `final`: whether it
-    computes one position only after its attention.
-    """
-    cached = width if kv_width is None else kv_width
-    yield norm(width, own=own)
-    yield linear(width, width + 2 * cached, own=own, also_live=width)
-    yield attention(width, heads, kv_width=cached, also_live=width)
-    yield linear(width, width, own=own, also_live=width, final=final)
-    yield norm(width, own=own, also_live=width, final=final)
-    yield linear(width, ffn_width, own=own, also_live=width, final=final)
-    yield activation(ffn_width, also_live=width, final=final)
-    yield linear(ffn_width, width, own=own, also_live=width, final=final)
+    width: int, ffn_width: int, heads: int, *, kv_width: int | None = None, gated: bool = False, own: bool = True,
+    final: bool = False,
+) -> Iterator[Operator]:  # fmt: skip
+    """One pre-norm layer without biases. `kv_width`: None: `width`."""
+    yield from attention_operators(width, heads, kv_width=kv_width or width, own=own, final=final)
+    yield from ffn_operators(width, ffn_width, gated=gated, own=own, final=final)
 
 
 def block_operators(block: Block, head_size: int, *, last: bool = False) -> Iterator[Operator]:
@@ -173,8 +190,8 @@ def block_operators(block: Block, head_size: int, *, last: bool = False) -> Iter
         own = use == 0 or not block.shared
         final = last and use == block.depth - 1
         layer = layer_operators(
-            block.width, block.ffn_width, block.width // head_size, kv_width=block.kv_width(head_size), own=own,
-            final=final,
+            block.width, block.ffn_width, block.width // head_size, kv_width=block.kv_width(head_size),
+            gated=block.gated, own=own, final=final,
         )  # fmt: skip
         yield from layer if own else again(layer)
 
@@ -251,7 +268,7 @@ def layers_of(arch: Architecture) -> Iterator[Layer]:
             up=Linear((f"{at}.up.weight",)),
             down=Linear((f"{at}.down.weight",)),
             activation="gelu",
-            gated=False,
+            gated=block.gated,
         )
 
 

@@ -1,5 +1,5 @@
-"""The designed family in transformers' form: blocks of growing width, pre-norm RMSNorm, rotary attention, GELU FFN,
-tied embedding. Importing this module registers it for `AutoModelForCausalLM`.
+"""The designed family in transformers' form: blocks of growing width, pre-norm RMSNorm, rotary attention, GELU FFN
+(gated or not), tied embedding. Importing this module registers it for `AutoModelForCausalLM`.
 
 Batch B, sequence T, width E, query heads H, KV heads G, head size D, vocabulary V. A shared block
 runs one layer's weights `depth` times, each use with a cache layer of its own.
@@ -36,7 +36,7 @@ class MerinoConfig(PreTrainedConfig):
     """`Architecture` under the names that transformers and its tools look for.
 
     Args:
-        blocks: a list of `{width, ffn_ratio, depth, shared, kv_heads}`; the last two may be absent.
+        blocks: a list of `{width, ffn_ratio, depth, shared, kv_heads, gated}`; the last three may be absent.
         vocab_size, max_position_embeddings: `vocab` and `context`.
         head_size, rope_theta, rms_norm_eps, width_change: as in `Architecture`.
 
@@ -163,12 +163,16 @@ class Layer(nn.Module):
         self.attention_norm = nn.RMSNorm(block.width, eps=config.rms_norm_eps)
         self.attention = Attention(config, block)
         self.ffn_norm = nn.RMSNorm(block.width, eps=config.rms_norm_eps)
-        self.up = nn.Linear(block.width, block.ffn_width, bias=False)
+        self.gated = block.gated
+        self.up = nn.Linear(block.width, (2 if block.gated else 1) * block.ffn_width, bias=False)  # the gate first
         self.down = nn.Linear(block.ffn_width, block.width, bias=False)
 
     def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: Cache | None, use: int) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rotary, mask, cache, use)
-        return x + self.down(nn.functional.gelu(self.up(self.ffn_norm(x)), approximate="tanh"))
+        hidden = self.up(self.ffn_norm(x))  # [B, T, F], gated [B, T, 2 F]
+        gate, *value = hidden.chunk(2, dim=-1) if self.gated else (hidden,)
+        active = nn.functional.gelu(gate, approximate="tanh")
+        return x + self.down(active * value[0] if value else active)
 
 
 class Projection(nn.Linear):

@@ -34,12 +34,13 @@ KINDS = [
 
 @st.composite
 def decoders(draw):
-    """Every block with KV heads of its own, from one for all queries to one for each."""
+    """Every block with KV heads of its own, from one for all queries to one for each, and with a gated FFN or without."""
     widths = sorted(draw(st.lists(st.sampled_from([64, 128, 192, 256]), min_size=1, max_size=3)))
     blocks = [
         {
             "width": width, "ffn_ratio": 1.0, "depth": draw(st.integers(1, 2)), "shared": draw(st.booleans()),
             "kv_heads": draw(st.sampled_from([None, *(n for n in (1, 2, 3, 4, 6, 8) if width // 32 % n == 0)])),
+            "gated": draw(st.booleans()),
         }
         for width in widths
     ]  # fmt: skip
@@ -91,7 +92,9 @@ def test_torch_and_both_dialects_compute_what_repeated_keys_give(decoder, tmp_pa
 @pytest.fixture(scope="module")
 def grouped(decoder):
     block = {"ffn_ratio": 1.5, "depth": 2, "shared": False}
-    blocks = [{**block, "width": 64, "kv_heads": 1}, {**block, "width": 128, "kv_heads": 2, "shared": True}]
+    blocks = [
+        {**block, "width": 64, "kv_heads": 1, "gated": True}, {**block, "width": 128, "kv_heads": 2, "shared": True}
+    ]
     arch = Architecture(blocks=blocks, vocab=VOCAB, head_size=32, context=64)
     return source_of(arch, decoder(arch, 3))
 
