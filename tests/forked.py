@@ -47,14 +47,14 @@ SMALL = "import forked; forked.search_less()"
 
 def search_less(put=setattr):
     """`recommend` and `pareto` of this process search few decoders by default. put: as setattr."""
-    from merino_edge.design import recommend, space
+    from merino_edge.design import pareto, recommend, space
 
     less = dataclasses.replace(
-        space.SEARCHED, blocks=2, depths=(1, 2, 4, 8), widths=(64, 128, 256, 512, 1024),
-        ffn_ratios=(0.5, 1.0, 2.0, 4.0), kv_heads=(1, 4, None),
+        space.SPACE, depths=(3, 4, 8, 16), widths=(64, 128, 256, 512, 1024), ffn_ratios=(1.0, 2.0, 4.0),
+        kv_heads=(1, 4, None),
     )  # fmt: skip
-    put(space, "SEARCHED", less)
-    put(recommend.recommend, "__kwdefaults__", {**recommend.recommend.__kwdefaults__, "space": less})
+    for search in (recommend.recommend, pareto.front):
+        put(search, "__kwdefaults__", {**search.__kwdefaults__, "space": less})
 
 
 @functools.lru_cache(maxsize=1)

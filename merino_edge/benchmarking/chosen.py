@@ -8,6 +8,7 @@ the designs with random weights, as `bench` does. `calibration` fits the model t
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +17,11 @@ from merino_edge.benchmarking.measuring import Bench, Record, Say, fault_of, req
 from merino_edge.calibration.probe import MeasuredDesign
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.design_file import Design
-from merino_edge.design.designer import design
-from merino_edge.design.law import MeasuredScoring
+from merino_edge.design.designer import design, design_by_paper
+from merino_edge.design.paper.space import PAPER_SPACE
 from merino_edge.design.score import MEASURED, MERINO, Scoring
-from merino_edge.design.space import Space, spaced
+from merino_edge.design.space import SPACE, Layer, architecture
 from merino_edge.export.random_bundle import write_random_bundle
-from merino_edge.families.designed import Architecture
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.formats import attends_by_groups, core_of_board, formats_of
 from merino_edge.prediction.intervals import LEAST_CONFIDENCE
@@ -35,7 +35,6 @@ RANGE = 12.0  # the board's own latency budget over the least that is designed f
 ABOVE_SMALLEST = 1.5  # times the latency of the smallest decoder
 VOCABS, CONTEXTS = (4096, 16384, 50257), (512, 1024)
 SCORES = (MEASURED, MERINO)
-BLOCKS, WIDTH_STEP = 4, 64
 
 
 class Request(NamedTuple):
@@ -90,28 +89,30 @@ def requests(profile: DeviceProfile, number: int) -> list[Request]:
 
 def smallest_ms(profile: DeviceProfile, request: Request) -> float:
     """The upper bound of the decode latency of the smallest decoder of the space."""
-    space, shape = space_of(request), InferenceShape(request.format, request.context, 1)
-    smallest = Architecture(
-        blocks=(space.smallest_block,) * space.blocks, vocab=space.vocab, head_size=space.head_size,
-        context=request.context,
-    )  # fmt: skip
+    if request.scoring == MERINO:
+        space = replace(PAPER_SPACE, vocab=request.vocab)
+        smallest = space.architecture((space.smallest(),) * space.blocks, request.context)
+    else:
+        layer = Layer(min(SPACE.widths), 1, min(SPACE.ffn_ratios), False)
+        smallest = architecture(layer, min(SPACE.depths), request.vocab, request.context)
+    shape = InferenceShape(request.format, request.context, 1)
     ms = cost_model(profile, shape).predict(smallest.operators).upper("decode_ms")
     assert ms is not None
     return ms
 
 
-def space_of(request: Request) -> Space:
-    """As `merino-edge design` has it."""
-    return spaced(WIDTH_STEP, BLOCKS, request.vocab, padded=isinstance(request.scoring, MeasuredScoring))
-
-
 def designed(profile: DeviceProfile, request: Request) -> Design:
     """The design for a request; its predicted latency is near the budget, since the confidence is the lowest."""
     limits = with_board_defaults({"decode_ms": request.decode_ms}, profile)
+    context, prompt = request.context, default_prompt(request.context)
+    if request.scoring == MERINO:
+        return design_by_paper(
+            profile, limits, space=replace(PAPER_SPACE, vocab=request.vocab), context=context, prompt=prompt,
+            precision=request.format, confidence=LEAST_CONFIDENCE,
+        )  # fmt: skip
     return design(
-        profile, limits, space=space_of(request), context=request.context,
-        prompt=default_prompt(request.context), precision=request.format, scoring=request.scoring,
-        confidence=LEAST_CONFIDENCE,
+        profile, limits, space=SPACE, context=context, prompt=prompt, vocabs=[request.vocab],
+        precisions=[request.format], kvs=[None], confidence=LEAST_CONFIDENCE,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """`design --measure`: measure a design on this machine, rescale the budgets by the prediction's error, search again.
 
-A prediction is some 5 % off, and a budget is a promise. The search itself is the caller's (`find`). A design's proof
-holds for the limits that its search was given, which `Design.searched` records.
+A prediction is some 5 % off, and a budget is a promise. The search itself is the caller's (`find`). A design is the
+best within the limits that its search was given, which `Design.searched` records.
 """
 
 import tempfile
@@ -33,7 +33,7 @@ def redesign(
     design before; once one design took too much and another too little, the geometric mean of their limits.
 
     find: (limits, the first design or None) -> the best design within the limits; with a first design given, in its
-    vocabulary and format. Raises MerinoError where no design is within the budgets when measured.
+    vocabulary and formats. Raises MerinoError where no design is within the budgets when measured.
     """
     budget = dict(budgets)
     limits, under, over = budget, None, None

@@ -4,7 +4,6 @@ Each command: parse, one call, one file written, as there.
 """
 
 import json
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +20,11 @@ from merino_edge.cli.options import (
     Device,
     Json,
     Kv,
+    OpenKv,
+    Precision,
     Prompt,
+    Vocab,
+    opened,
     parse_confidence,
     with_budgets,
 )
@@ -92,21 +95,19 @@ def pareto(
     context: Context = None,
     prompt: Prompt = None,
     confidence: Confidence = CONFIDENCE,
-    vocab: Annotated[int, typer.Option(help="vocabulary size")] = 50257,
-    precision: Annotated[str | None, typer.Option(help="weight format; default: fp32, on a GPU fp16")] = None,
-    kv: Kv = None,
+    vocab: Vocab = None,
+    precision: Precision = None,
+    kv: OpenKv = None,
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option("-o", help="output path of pareto.json")] = None,
     plot: Annotated[Path | None, typer.Option(help="output path of the Pareto front as SVG")] = None,
 ) -> None:
-    """Pareto front of the score against one budget on a board: a proved optimum at each limit."""
+    """Pareto front of the score against one budget on a board: the best decoder of the space at each limit."""
     from merino_edge.calibration.board import board
     from merino_edge.cli.design_tables import front_table, intervals_of
     from merino_edge.cli.tables import show
     from merino_edge.cli.terminal import put, save, say, solving_progress
     from merino_edge.design.pareto import front
-    from merino_edge.design.space import SEARCHED
-    from merino_edge.prediction.formats import quantized_kv
     from merino_edge.prediction.shape import default_lengths
     from merino_edge.report.front import check_plot, save_front
     from merino_edge.storage.atomic import check_file, check_keeps
@@ -119,15 +120,13 @@ def pareto(
             check_file(path)
     if plot:
         check_plot(plot)
-    cache = quantized_kv(kv)
+    chosen = opened(vocab, precision, kv)
     share = parse_confidence(confidence)
     profile = board(device, say, backend)
     longest, tokens = default_lengths(profile, context, prompt)
     with solving_progress(points) as report:
         pareto_front = front(
-            profile, limits, against.name, points,
-            space=replace(SEARCHED, vocab=vocab), context=longest, prompt=tokens, precision=precision, kv=cache,
-            confidence=share,
+            profile, limits, against.name, points, **chosen, context=longest, prompt=tokens, confidence=share,
             progress=lambda limit: report(f"{against.value} {limit:g}"),
         )  # fmt: skip
     if plot:

@@ -18,7 +18,6 @@ from merino_edge.cli.terminal import bench_progress
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.design_file import Design
 from merino_edge.design.designer import design
-from merino_edge.design.space import SEARCHED
 from merino_edge.embedded import FOLDER
 from merino_edge.export.divergence import divergence_words, keeps
 from merino_edge.export.export import export
@@ -71,7 +70,6 @@ def demo_design(out: Path) -> Design:
     designed = design(
         profile,
         with_board_defaults({}, profile),
-        space=SEARCHED,
         context=budget.context,
         prompt=default_prompt(budget.context),
     )

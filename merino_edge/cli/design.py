@@ -1,4 +1,4 @@
-"""The command `merino-edge design`: its many options, read into one call of the designer."""
+"""The command `merino-edge design`: its options, read into one call of the designer."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -6,15 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from merino_edge.cli.options import (
+    CHOICES,
     CONFIDENCE,
+    PAPER,
     Backend,
     Confidence,
     Context,
     Device,
     Json,
-    Kv,
+    OpenKv,
+    Precision,
     Prompt,
-    Seed,
+    Vocab,
+    opened,
     parse_confidence,
     with_budgets,
 )
@@ -32,101 +36,79 @@ def design(
     device: Device,
     limits: dict[str, float],
     backend: Backend = None,
-    preset: Annotated[Literal["merino-52m", "merino-61m", "merino-64m"] | None, typer.Option(
-        metavar="NAME", help="the paper's FLOPs budget: merino-52m (60 GFLOPs), merino-61m (110) or merino-64m (160)"
-    )] = None,
     context: Context = None,
     prompt: Prompt = None,
-    vocab: Annotated[str, typer.Option(help="vocabulary size, or a list to search: 4096,16384")] = "50257",
-    precision: Annotated[
-        str | None,
-        typer.Option(help="weight format, a list to search, or any: all fast ones; default: fp32, on a GPU fp16"),
+    vocab: Vocab = None,
+    precision: Precision = None,
+    kv: OpenKv = None,
+    tokens: Annotated[
+        float | None, typer.Option(help="tokens of your training text, which bound the size", rich_help_panel=CHOICES)
     ] = None,
-    kv: Kv = None,
-    blocks: Annotated[int, typer.Option(min=1, max=6, help="number of blocks")] = 4,
-    width_step: Annotated[
-        Literal["32", "64"], typer.Option(help="granularity of widths; 32 implies head size 32")
-    ] = "64",
-    head_size: Annotated[
-        Literal["32", "64"] | None, typer.Option(help="attention head size; default: 64, or 32 where a block is narrow")
+    data: Annotated[
+        list[Path] | None, typer.Option(help="training text, whose tokens are counted by its bytes; repeat for more files",
+                                        rich_help_panel=CHOICES)
     ] = None,
-    kv_heads: Annotated[
-        str | None,
-        typer.Option(
-            help="numbers of KV heads to search, such as 1,2,4; full: as many as query heads; default: all;"
-            " with --preset: full"
-        ),
-    ] = None,
-    solver: Annotated[
-        Literal["exact", "evolution"], typer.Option(help="exact (MILP, proves the optimum) or evolution (heuristic)")
-    ] = "exact",
-    steps: Annotated[
-        int, typer.Option(help="evolution: number of mutations T (the paper, as recalled: 100000)")
-    ] = 2_000_000,
-    population: Annotated[int, typer.Option(help="evolution: population size M (as recalled from the paper)")] = 512,
-    parents: Annotated[int, typer.Option(help="evolution: number of parents K (as recalled from the paper)")] = 64,
+    preset: Annotated[Literal["merino-52m", "merino-61m", "merino-64m"] | None, typer.Option(
+        metavar="NAME", rich_help_panel=PAPER,
+        help="the paper's FLOPs budget: merino-52m (60 GFLOPs), merino-61m (110) or merino-64m (160)",
+    )] = None,
     score: Annotated[
         str | None, typer.Option(
-            help="measured (law of published losses); merino, merino-literal or merino-off (entropy); default:"
-            " measured; with --preset: merino"
+            help="measured (law of published losses), or merino: the paper's space and entropy; default: measured; with"
+            " --preset: merino", rich_help_panel=PAPER,
         )
     ] = None,
     confidence: Confidence = CONFIDENCE,
-    seed: Seed = 0,
     measure: Annotated[
         bool, typer.Option("--measure", help="measure the design on this machine, correct the budgets by the error and"
                            " search again: at most 3 designs")
     ] = False,
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option("-o", help="output path of design.json")] = None,
-) -> None:
+) -> None:  # fmt: skip
     """Design the decoder of highest score within the given budgets, by default the board's own."""
     from merino_edge.calibration.board import board
     from merino_edge.cli.design_tables import print_design
     from merino_edge.cli.terminal import save, say, working
+    from merino_edge.design.axes.tokens import count
+    from merino_edge.design.axes.vocabulary import VOCABS
     from merino_edge.design.budgets import with_board_defaults
-    from merino_edge.design.design_file import Design
     from merino_edge.design.designer import design as best_design
-    from merino_edge.design.evolution import Effort
-    from merino_edge.design.law import MeasuredScoring
-    from merino_edge.design.presets import PRESETS
-    from merino_edge.design.score import DEFAULT, score_named
-    from merino_edge.design.space import FULL, GROUPED, kv_heads_named, spaced
-    from merino_edge.prediction.formats import fast_formats, formats_of, quantized_kv
+    from merino_edge.design.paper.presets import PRESETS
+    from merino_edge.design.score import DEFAULT, MERINO, score_named
     from merino_edge.prediction.shape import default_lengths
     from merino_edge.storage.atomic import check_file, check_keeps
 
     if preset is not None and limits:  # before `host` is measured
         raise MerinoError(f"--preset {preset} is a budget of its own: leave the others out")
-    cache = quantized_kv(kv)
+    scoring = score_named(score or ("merino" if preset else DEFAULT.name))
+    if preset is not None and scoring != MERINO:
+        raise MerinoError(f"--preset {preset} is the paper's: leave --score {scoring.name} out")
+    if tokens is not None and data:
+        raise MerinoError(f"--tokens {tokens:g} and --data are two numbers of tokens: give one of them")
+    if scoring == MERINO and (tokens is not None or data):
+        raise MerinoError("the paper's score ignores the training text: leave --tokens and --data out")
+    chosen = opened(vocab, precision, kv)
+    if data:
+        tokens = count(data, chosen["vocabs"][0] if chosen["vocabs"] else VOCABS[1])
     share = parse_confidence(confidence)
     if out:
-        check_keeps(out, [Path(device)])
+        check_keeps(out, [Path(device), *(data or [])])
         check_file(out)
     profile = board(device, say, backend)
-    vocabs = integers("--vocab", vocab)
-    named = formats_of(profile)[0] if precision is None else precision
-    precisions = fast_formats(profile) if precision == "any" else words(named)
-    usual = FULL if preset else GROUPED
-    scoring = score_named(score or ("merino" if preset else DEFAULT.name))
-    space = spaced(
-        int(width_step), blocks, vocabs[0], None if head_size is None else int(head_size),
-        kv_heads_named(words(kv_heads)) if kv_heads else usual, padded=isinstance(scoring, MeasuredScoring),
-    )  # fmt: skip
-    longest, tokens = default_lengths(profile, context, prompt)
-    if preset is None:
-        limits = with_board_defaults(limits, profile)
-    else:
-        limits = PRESETS[preset].limits
+    longest, length = default_lengths(profile, context, prompt)
+    limits = with_board_defaults(limits, profile) if preset is None else PRESETS[preset].limits
 
-    def search(within: "Mapping[str, float]", like: Design | None = None) -> Design:
-        """`like`: a design whose vocabulary and format are taken."""
+    def search(within: "Mapping[str, float]", like: "Design | None" = None) -> "Design":
+        """`like`: a design whose vocabulary and formats are taken."""
+        formats = chosen if like is None else {
+            "vocabs": [like.architecture.vocab], "precisions": [like.precision], "kvs": [like.kv]
+        }  # fmt: skip
         with working(f"searching for {profile.name}"):
+            if scoring == MERINO:
+                return by_paper(profile, within, formats, longest, length, share)
             return best_design(
-                profile, within, space=space, context=longest, prompt=tokens, kv=cache,
-                vocabs=[like.architecture.vocab] if like else vocabs,
-                precisions=[like.precision] if like else precisions, solver=solver,
-                effort=Effort(steps, population, parents), seed=seed, scoring=scoring, confidence=share,
+                profile, within, context=longest, prompt=length, tokens=tokens, confidence=share, **formats
             )  # fmt: skip
 
     best = tried(profile, limits, search) if measure else search(limits)
@@ -135,6 +117,26 @@ def design(
         print(best.to_json(), end="")
     elif free:
         print_design(best, profile, device)
+
+
+def by_paper(
+    profile: "DeviceProfile", limits: "Mapping[str, float]", formats: dict, context: int, prompt: int, confidence: float
+) -> "Design":
+    """The paper's search. Raises MerinoError for a list of vocabularies or formats, which its score cannot compare."""
+    from dataclasses import replace
+
+    from merino_edge.design.designer import design_by_paper
+    from merino_edge.design.paper.space import PAPER_SPACE
+
+    for option, key in (("--vocab", "vocabs"), ("--precision", "precisions"), ("--kv", "kvs")):
+        if formats[key] and len(formats[key]) > 1:
+            raise MerinoError(f"{option} is a list, and the paper's score cannot compare its values: give one")
+    vocab = formats["vocabs"][0] if formats["vocabs"] else PAPER_SPACE.vocab
+    return design_by_paper(
+        profile, limits, space=replace(PAPER_SPACE, vocab=vocab), context=context, prompt=prompt,
+        precision=formats["precisions"][0] if formats["precisions"] else None,
+        kv=formats["kvs"][0] if formats["kvs"] else None, confidence=confidence,
+    )  # fmt: skip
 
 
 def tried(
@@ -154,14 +156,3 @@ def tried(
         return measure_design(candidate, bench_here(bench_progress))
 
     return redesign(limits, search, measure, say)
-
-
-def words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",")]
-
-
-def integers(option: str, text: str) -> list[int]:
-    try:
-        return [int(word) for word in words(text)]
-    except ValueError as error:
-        raise typer.BadParameter(f"{option} {text}: give an integer, or several with commas between") from error

@@ -16,12 +16,11 @@ from merino_edge.cli.tables import (
 )
 from merino_edge.cli.terminal import put
 from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, options_line
-from merino_edge.design.design_file import Design, LossRatio, Measured, Ratio
+from merino_edge.design.design_file import Design, Measured, Ratio, Training
 from merino_edge.design.existing import existing_score
-from merino_edge.design.law import MeasuredScoring
 from merino_edge.design.pareto import Front
 from merino_edge.design.recommend import Candidate, FormatDesign, Recommendation, Verdict, graph_options
-from merino_edge.design.score import Scoring
+from merino_edge.design.score import MeasuredScoring, Scoring
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import FORMATS
 from merino_edge.families.zoo import model
@@ -32,10 +31,11 @@ from merino_edge.prediction.shape import InferenceShape, lengths_words
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
+PROVED = 2e-6  # a gap up to which the solver's tolerances reach
 EFFECTIVE = "eff. weights M"  # a column's title: the measured score in millions
 LAW = (
-    "effective weights x effectiveness: twice as much is 2^-alpha of the loss, by a law measured on published decoders:"
-    " see docs/search.md"
+    "effective weights: those of a float32 decoder of the best shape and vocabulary with the same predicted loss; twice as"
+    " many mean 2^-alpha of the loss, by a law measured on published decoders: see docs/search.md"
 )
 
 
@@ -50,8 +50,7 @@ class ScoreTerms(NamedTuple):
 
 def score_terms(scoring: Scoring) -> ScoreTerms:
     if isinstance(scoring, MeasuredScoring):
-        name = "effective weights x effectiveness"
-        return ScoreTerms(name, name, lambda value: f"{value / 1e6:,.1f} M", LAW)
+        return ScoreTerms("effective weights", "effective weights", lambda value: f"{value / 1e6:,.1f} M", LAW)
     return ScoreTerms("entropy", "entropy (weighted nats)", lambda value: f"{value:,.0f}", ENTROPY)
 
 
@@ -68,6 +67,7 @@ def print_design(design: Design, profile: DeviceProfile, named: str | None = Non
         put(measured_line(design.measured))
     if design.loss_ratio:
         put(loss_line(design.loss_ratio))
+    put(training_line(design.training))
     put(f"{heads_line(design.architecture)}; {solver_line(design)}")
     if hint := export_line(design, profile, named or profile.id):
         put(hint)
@@ -96,13 +96,13 @@ def design_budgets(design: Design, profile: DeviceProfile) -> str:
 
 
 def open_words(design: Design) -> str:
-    """What the search was to choose, if anything, and by what it ranked the choices."""
+    """What the search was to choose, if anything."""
     considered = design.considered
-    if len(considered.vocab) * len(considered.precision) == 1:
+    if len(considered.vocab) * len(considered.precision) * len(considered.kv) == 1:
         return ""
     vocabs, formats = ", ".join(map(str, considered.vocab)), ", ".join(considered.precision)
-    name = score_terms(design.scoring).name
-    return f"\nopen: vocabulary {vocabs}; format {formats}; ranked by {name} x text per token x equivalent parameters"
+    caches = ", ".join(kv or "float" for kv in considered.kv)
+    return f"\nopen: vocabulary {vocabs}; format {formats}; KV cache {caches}"
 
 
 def design_table(design: Design, costs: CostModel) -> Table:
@@ -118,7 +118,7 @@ def design_table(design: Design, costs: CostModel) -> Table:
         if value is not None and opt_value is not None:
             interval = interval_shown(predicted.interval(budget.name), predicted.confidence)
             rows.append([budget.label, *ratio_cells(value, opt_value, budget.unit, interval)])
-    opt_score = existing_score(reference, len(arch.blocks), design.scoring)
+    opt_score = existing_score(reference, design.scoring, design.precision)
     assert opt_score is not None
     terms = score_terms(design.scoring)
     rows += [
@@ -132,21 +132,40 @@ def design_table(design: Design, costs: CostModel) -> Table:
                  Column("OPT-350M / design")],
         rows=rows,
         title=f"Design for {on_backend(profile, profile.name)}, predicted from {predicted.provenance} coefficients",
-        below=[f"{arch.shape()}; vocabulary {arch.vocab}, {design.precision}", SHAPE, terms.meaning],
+        below=[f"{arch.shape()}; vocabulary {arch.vocab}, {formats_line(design)}", SHAPE, terms.meaning],
     )  # fmt: skip
 
 
-def loss_line(loss: LossRatio) -> str:
-    """What the score means for the loss."""
-    def words(ratio: Ratio) -> str:
-        return f"{ratio.value:.4f} [{ratio.low:.4f}, {ratio.high:.4f}]"
+def formats_line(design: Design) -> str:
+    return f"{design.precision}, a KV cache of {design.kv}" if design.kv else design.precision
 
-    uniform = "no plain uniform decoder keeps these budgets" if loss.uniform is None else (
-        f"{words(loss.uniform)} of the best plain uniform decoder's within the same budgets")  # fmt: skip
+
+def loss_line(ratio: Ratio) -> str:
+    """What the score means for the loss."""
     return (
-        f"predicted loss, equal training: {words(loss.opt_350m)} of OPT-350M's geometry, {uniform}; in brackets"
-        " with the law's constants at the ends of their 95 % intervals"
+        f"predicted loss, equal training: {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of OPT-350M's geometry in"
+        " float32; in brackets with the constants of the score at the ends of their intervals"
     )
+
+
+def training_line(text: Training) -> str:
+    """The text that the design is right for."""
+    right = f"{number_of(text.right_tokens)} tokens, {number_of(text.right_tokens * text.bytes_per_token)}B of English text"
+    if text.tokens is None or text.most_weights is None or text.most_weights_interval is None:
+        return f"right for about {right}; less text wants a smaller decoder: give --tokens N or --data FILE"
+    low, high = map(number_of, text.most_weights_interval)
+    return (
+        f"{number_of(text.tokens)} tokens train at most {number_of(text.most_weights)} parameters well [{low}, {high}],"
+        f" in four passes; this design is right for about {right}"
+    )
+
+
+def number_of(value: float) -> str:
+    """Three digits with k, M, G: `3.6 G`."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g} "
 
 
 def measured_line(measured: Measured) -> str:
@@ -167,17 +186,16 @@ def number(value: float) -> str:
 
 def solver_line(design: Design) -> str:
     solver = design.solver
+    searched = "" if design.searched == design.budget else f" within the rescaled budgets: {options_line(design.searched)}"
+    if solver.members is not None:
+        return f"the best of all {solver.members:,} decoders of the space{searched}, in {solver.seconds:.1f} s on this CPU"
+    found = f"found by {solver.name} in {solver.seconds:.1f} s on this CPU; "
+    if solver.gap is None:
+        return f"{found}not proved"
+    if solver.gap < PROVED:
+        return f"{found}proved: no decoder of the paper's space has more {score_terms(design.scoring).name}{searched}"
     below = solver.gap / (1 + solver.gap)  # the gap is relative to the design's score, and may be above 1
-    if solver.gap < 1e-6:
-        most = "comparison score" if open_words(design) else score_terms(design.scoring).name
-        rescaled = f"the rescaled budgets: {options_line(design.searched)}"
-        budgets = "these budgets" if design.searched == design.budget else rescaled
-        proof = f"proved: no decoder of the space has more {most} within {budgets}"
-    elif solver.name == "exact":
-        proof = f"not proved, at most {below:.2%} below the optimum: HiGHS gave only a bound for a part of the space"
-    else:
-        proof = f"not proved, at most {below:.2%} below the optimum"
-    return f"found by {solver.name} in {solver.seconds:.1f} s on this CPU; {proof}"
+    return f"{found}not proved, at most {below:.2%} below the optimum"
 
 
 def heads_line(arch: Architecture) -> str:
@@ -282,10 +300,9 @@ def front_table(front: Front, profile: DeviceProfile) -> Table:
     """A row per point of the front, then the models that exist."""
     axis, provenance = BUDGETS_BY_NAME[front.against], front.points[0].predicted.provenance
     board = on_backend(profile, front.device_name)
-    proved = all(point.solver.gap < 1e-6 for point in front.points)
     points = [
         [
-            point.architecture.shape(), f"{point.budget[front.against]:,g}", *cost_cells(point.predicted),
+            f"{point.architecture.shape()}, {point.architecture.vocab}, {formats_line(point)}", f"{point.budget[front.against]:,g}", *cost_cells(point.predicted),
             f"{point.entropy / 1e6:,.1f}",
         ]
         for point in front.points
@@ -299,9 +316,9 @@ def front_table(front: Front, profile: DeviceProfile) -> Table:
         rows=[*points, *models],
         title=f"Most effective weights for {board} against {axis.option}, predicted from {provenance} coefficients",
         below=[
-            f"{front.precision}, vocabulary {front.vocab}, {lengths_words(front.context, front.prompt, front.kv)}",
-            *(["each point is proved: no decoder of the space scores more within its limit"] if proved else []),
-            SHAPE, f"{EFFECTIVE}: {LAW}",
+            f"{lengths_words(front.context, front.prompt, None)}; a decoder's shape, vocabulary and formats; models in"
+            f" {front.precision}",
+            "no decoder of the space scores more within a point's limit", SHAPE, f"{EFFECTIVE}: {LAW}",
         ],
         lines_after=[len(points) - 1],
     )  # fmt: skip

@@ -12,6 +12,7 @@ from merino_edge.design.budgets import BUDGETS_BY_NAME
 from merino_edge.prediction.intervals import ALLOWED, DEFAULT_CONFIDENCE, check_confidence, percent
 from merino_runtime.sampling import OPTIONS, Sampling, check_sampling
 
+BUDGETS, CHOICES, PAPER = "Budgets", "Choices of the search", "The paper's search"  # groups of options in a help
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Device = Annotated[str, typer.Option(help="board id, `host` for this machine, or path of a profile")]
 Backend = Annotated[
@@ -37,13 +38,44 @@ CONFIDENCE = percent(DEFAULT_CONFIDENCE)
 Kv = Annotated[
     str | None, typer.Option(help="KV cache format: fp32, int8 or int4 (fused dialect, onnxruntime 1.27 or later)")
 ]
+OpenKv = Annotated[str | None, typer.Option(
+    rich_help_panel=CHOICES, help="KV cache format fp32, int8 or int4, or a list to choose from; default: all of the board",
+)]  # fmt: skip
+Vocab = Annotated[str | None, typer.Option(
+    rich_help_panel=CHOICES, help="vocabulary size, or a list to choose from; default: 4096,8192,16384,32768,50257",
+)]  # fmt: skip
+Precision = Annotated[str | None, typer.Option(
+    rich_help_panel=CHOICES, help="weight format, or a list to choose from; default: all that the board is fast at",
+)]  # fmt: skip
 Prompt = Annotated[int | None, typer.Option(help="prompt length in tokens; default: half the context, at most 512")]
+
+
+def opened(vocab: str | None, precision: str | None, kv: str | None) -> dict[str, Any]:
+    """`vocabs`, `precisions` and `kvs` of a search from its options. Raises MerinoError for an unknown format."""
+    from merino_edge.prediction.formats import quantized_kv
+
+    return {
+        "vocabs": integers("--vocab", vocab) if vocab is not None else (),
+        "precisions": words(precision) if precision is not None else (),
+        "kvs": [quantized_kv(word) for word in words(kv)] if kv is not None else None,
+    }
+
+
+def words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def integers(option: str, text: str) -> list[int]:
+    try:
+        return [int(word) for word in words(text)]
+    except ValueError as error:
+        raise typer.BadParameter(f"{option} {text}: give an integer, or several with commas between") from error
 
 
 def with_budgets(command: Callable[..., None]) -> Callable[..., None]:
     """The command with an option per budget in place of its parameter `limits`, a mapping of the given ones."""
     options = {
-        budget.name: (Annotated[float | None, typer.Option(budget.option, help=budget.help)], None)
+        budget.name: (Annotated[float | None, typer.Option(budget.option, help=budget.help, rich_help_panel=BUDGETS)], None)
         for budget in BUDGETS_BY_NAME.values()
     }
     return with_options(command, "limits", options, lambda given: {

@@ -66,7 +66,7 @@ def costs_of(
     profile: "DeviceProfile", decoder: "Geometry", context: int | None, prompt: int | None
 ) -> "dict[str, Predicted]":
     """By weight format. Without a context the board's own, or the model's where that is shorter."""
-    from merino_edge.design.designer import check_request
+    from merino_edge.design.designer import check_lengths
     from merino_edge.prediction.cost_model import cost_model
     from merino_edge.prediction.formats import formats_of
     from merino_edge.prediction.shape import InferenceShape, default_lengths
@@ -77,7 +77,7 @@ def costs_of(
     longest, _ = default_lengths(profile, context, None)
     longest, tokens = default_lengths(profile, min(longest, decoder.context), prompt)
     formats = formats_of(profile)
-    check_request(profile, formats[0], longest, tokens, decoder.vocab)
+    check_lengths(longest, tokens)
     return {
         precision: cost_model(profile, InferenceShape(precision, longest, tokens)).predict(decoder.operators)
         for precision in formats

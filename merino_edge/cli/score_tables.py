@@ -21,8 +21,8 @@ def score_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Tabl
         for row in rows for scored in row["scores"].values() if scored["reason"]
     }
     meaning = {
-        "measured": "measured: effective weights x effectiveness; twice as much is 2^-alpha of the loss",
-        "merino": "merino, merino-literal, merino-off: weighted nats, by three readings of the paper's gamma",
+        "measured": "measured: effective weights, with float32 weights; twice as many mean 2^-alpha of the loss",
+        "merino": "merino: the paper's entropy times effectiveness, in weighted nats",
     }
     return Table(
         columns=[Column("source", left=True, wraps=True), Column("shape", left=True, wraps=True),

@@ -138,8 +138,8 @@ def drawn(table: Table, widths: Sequence[int]) -> "RichTable":
 
 
 SHAPE = (
-    "shape: width x FFN ratio x layers of each block; k: KV heads, where fewer than query heads; s: the block's"
-    " layers share their weights"
+    "shape: width x FFN ratio x layers of each block; g: a gated FFN; k: KV heads, where fewer than query heads; s: the"
+    " block's layers share their weights"
 )
 ENTROPY = "entropy: what the search maximizes, in nats of randomly drawn layers, weighted: see docs/search.md"
 

@@ -1,44 +1,25 @@
-"""The table of budgets: name and unit of each, its value in a prediction, and the cost terms that a search sums up.
+"""The table of budgets: name and unit of each, and its value in a prediction.
 
-Command-line options, help, refusals, tables, axis labels and the constraints of both solvers follow from this table. A
+Command-line options, help, refusals, tables, axis labels and the limits of both searches follow from this table. A
 request is a mapping of budget names to limits.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from merino_edge.families.operators import Operator, flops, params
-from merino_edge.prediction.limits import WATTS, positive, within
+from merino_edge.prediction.limits import WATTS, most_within, positive, within
 from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:  # the command line imports the table at its start, without numpy and pydantic
-    from merino_edge.prediction.cost_model import CostModel, Predicted
-    from merino_edge.prediction.latency import Regime
+    import numpy as np
+
+    from merino_edge.prediction.cost_model import Predicted
     from merino_edge.profiles.profile import DeviceProfile
 
 # `pareto` and `recommend` print this too, and lack some of these options.
-OTHERWISE = "or `design` with fewer --blocks, a smaller --vocab or a shorter --context"
-
-
-@dataclass(frozen=True)
-class Term:
-    """One amount that a limit bounds: `fixed` + the sum of `cost` over a decoder's operators (+ peak) <= limit.
-
-    Attributes:
-        cost: (model, regime, operators) -> amount in the budget's unit; adds up over operators.
-        fixed: amount of any decoder, however small.
-        depends: names of the regime's attributes that the cost depends on.
-        has_peak: whether the activations of the worst block are added.
-        applies: (model, regime, largest embedding of the space) -> whether this term can be the larger one.
-    """
-
-    cost: Callable[["CostModel", "Regime", Sequence[Operator]], float]
-    depends: tuple[str, ...] = ()
-    fixed: Callable[["CostModel"], float] = lambda _: 0.0
-    has_peak: bool = False
-    applies: Callable[["CostModel", "Regime", Operator], bool] = lambda _model, _regime, _table: True
+OTHERWISE = "or `design` with a smaller --vocab or a shorter --context"
 
 
 @dataclass(frozen=True)
@@ -49,24 +30,23 @@ class Budget:
         name: key in files, its unit at the end.
         title: one word for table cells.
         label: the quantity, without the unit.
-        of: its value in a prediction, in `unit`; None where it cannot be predicted.
-        terms: max(a, b) <= limit is encoded as a <= limit and b <= limit, so a budget may have several.
-        phase: the phase whose latency it depends on, and so whose thread counts a search tries.
+        of: its value, in `unit`, in a prediction or in arrays of the same names (`costs.Totals`); None if it cannot be
+            predicted. It is linear, so that an integer program can add up the parts of a decoder.
         default: the board's own limit.
         most: the physical maximum of the board. Such a budget is always applied.
         needs: figure of the profile that its prediction needs, by backend.
+        phase: the phase whose latency it depends on, and so whose thread counts a search tries.
     """
 
     name: str
     title: str
     label: str
     unit: str
-    of: "Callable[[Predicted], float | None]"
-    terms: tuple[Term, ...]
-    phase: Literal["decode", "prefill"] | None = None
+    of: Callable[[Any], Any]
     default: "Callable[[DeviceProfile], float] | None" = None
     most: "Callable[[DeviceProfile], float] | None" = None
     needs: Mapping[str, str] | None = None
+    phase: Literal["decode", "prefill"] | None = None
 
     @property
     def option(self) -> str:
@@ -82,94 +62,34 @@ class Budget:
         return f"budget in {self.unit}: {self.label}{''.join(notes)}"
 
 
-def decode_ms(model: "CostModel", regime: "Regime", operators: Sequence[Operator]) -> float:
-    """The upper bound of the prediction interval, as for all limited latencies. It is one factor, so it is additive
-    over operators too."""
-    return model.upper_decode * model.decode_ms(operators, regime.decode_threads, regime.residency)
-
-
-def resident_decode_ms(model: "CostModel", regime: "Regime", operators: Sequence[Operator]) -> float:
-    return model.upper_decode * model.decode_ms(operators, regime.decode_threads, "resident")
-
-
-def prefill_ms(model: "CostModel", regime: "Regime", operators: Sequence[Operator]) -> float:
-    return model.upper_prefill * model.prefill_ms(operators, regime.prefill_threads, regime.residency)
-
-
-def joules(of_ms: Callable[["CostModel", "Regime", Sequence[Operator]], float]) -> Callable[..., float]:
-    """The energy of a latency."""
-
-    def energy(model: "CostModel", regime: "Regime", operators: Sequence[Operator]) -> float:
-        energy_j = model.joules(of_ms(model, regime, operators))
-        assert energy_j is not None, "require_predictable comes first"
-        return energy_j
-
-    return energy
-
-
-def is_partial(_model: "CostModel", regime: "Regime", _table: Operator) -> bool:
-    """In partial residency a step takes the larger of the linear latency and that of a resident step."""
-    return regime.residency == "partial"
-
-
-IN_DECODE = ("decode_threads", "residency")
 BUDGETS_BY_NAME: dict[str, Budget] = {
     budget.name: budget
     for budget in (
         Budget(
-            "decode_ms", "decode", "decode latency per token, the cache full", "ms",
-            of=lambda predicted: predicted.decode_ms,
-            terms=(Term(decode_ms, IN_DECODE), Term(resident_decode_ms, IN_DECODE, applies=is_partial)),
-            phase="decode",
-            default=lambda profile: profile.budget.decode_ms,
+            "decode_ms", "decode", "decode latency per token, the cache full", "ms", of=lambda costs: costs.decode_ms,
+            default=lambda profile: profile.budget.decode_ms, phase="decode",
         ),
         Budget(
-            "prefill_ms", "prefill", "prefill latency of the whole prompt", "ms",
-            of=lambda predicted: predicted.prefill_ms,
-            terms=(Term(prefill_ms, ("prefill_threads", "residency")),),
+            "prefill_ms", "prefill", "prefill latency of the whole prompt", "ms", of=lambda costs: costs.prefill_ms,
             phase="prefill",
         ),
         Budget(
             "memory_mb", "memory", "memory of weights, KV cache, activations, Python and the backend", "MB",
-            of=lambda predicted: predicted.memory_mb,
-            terms=(
-                Term(
-                    lambda model, regime, ops: model.in_use_mb(ops, regime.sessions), ("sessions",),
-                    fixed=lambda model: model.runtime_mb,
-                    has_peak=True,
-                ),
-                Term(
-                    lambda model, regime, ops: model.opening_mb(ops, regime.sessions), ("sessions",),
-                    fixed=lambda model: model.runtime_mb,
-                    applies=lambda model, _, table: model.opening_can_peak(table),
-                ),
-            ),
+            of=lambda costs: costs.memory_mb,
             default=lambda profile: profile.budget.memory_mb,
             most=lambda profile: profile.memory.free_mb.value,
         ),
         Budget(
-            "flops_g", "FLOPs", "FLOPs at 1024 tokens, without the LM head", "GFLOPs",
-            of=lambda predicted: predicted.flops_g,
-            terms=(Term(lambda _model, _regime, ops: flops(ops) / 1e9),),
+            "flops_g", "FLOPs", "FLOPs at 1024 tokens, without the LM head", "GFLOPs", of=lambda costs: costs.flops_g
         ),
-        Budget(
-            "params_m", "parameters", "stored parameters", "M",
-            of=lambda predicted: predicted.params / 1e6,
-            terms=(Term(lambda _model, _regime, ops: params(ops) / 1e6),),
-        ),
+        Budget("params_m", "parameters", "stored parameters", "M", of=lambda costs: costs.params / 1e6),
         Budget(
             "file_mb", "folder", "size of the bundle's folder: weights, graph, tokenizer, application", "MB",
-            of=lambda predicted: predicted.file_mb,
-            terms=(Term(lambda model, _, ops: model.added_file_mb(ops), fixed=lambda model: model.file_mb(())),),
+            of=lambda costs: costs.file_mb,
         ),
         Budget(
             "j_per_token", "energy", "energy per decoded token, the cache full, all cores busy", "J",
-            of=lambda predicted: predicted.j_per_token,
-            terms=(
-                Term(joules(decode_ms), IN_DECODE), Term(joules(resident_decode_ms), IN_DECODE, applies=is_partial)
-            ),
-            phase="decode",
-            needs=WATTS,
+            of=lambda costs: costs.j_per_token, needs=WATTS, phase="decode",
         ),
     )
 }  # fmt: skip
@@ -253,51 +173,57 @@ def options_line(limits: Mapping[str, float]) -> str:
     return ", ".join(f"{BUDGETS_BY_NAME[name].option} {limit:g}" for name, limit in limits.items())
 
 
-def broken(limits: Mapping[str, float], need: Mapping[str, float]) -> list[str]:
-    """Names of the budgets whose limit is below the need."""
-    return [name for name, limit in limits.items() if not within(need[name], limit)]
-
-
 def refusal(
-    limits: Mapping[str, float], needs: Sequence[Mapping[str, float]], profile: "DeviceProfile | None" = None
-) -> MerinoError:
-    """The error for limits that no decoder meets. A limit that is the board's own is named so, since the user may not
+    limits: Mapping[str, float], needs: "np.ndarray", name_of: Callable[[int], str],
+    profile: "DeviceProfile | None" = None,
+) -> MerinoError:  # fmt: skip
+    """The error for limits that no decoder keeps. A limit that is the board's own is named so, since the user may not
     have given it.
 
-    `needs`: the smallest decoder's value of each budget, one mapping per combination of vocabulary, weight format and
-    regime. Within one combination the same decoder is smallest in every budget.
+    `needs`: what each candidate needs of each limit; whatever a decoder needs, a candidate needs no more of any.
+    [limits, candidates]. `name_of`: a candidate's decoder in words.
     """
-    failing = [broken(limits, need) for need in needs]
-    fewest = min(len(names) for names in failing)
-    nearest = [(names, need) for names, need in zip(failing, needs, strict=True) if len(names) == fewest]
-    if fewest > 1:  # no single budget is enough: report the combination that needs least
-        names, need = min(nearest, key=lambda pair: max(excess(limits[name], pair[1][name]) for name in pair[0]))
-        needed = "; ".join(smallest(name, limits[name], need[name], profile) for name in names)
-        return MerinoError(f"no decoder of this space fits: {needed}. Raise all of them together, {OTHERWISE}")
-    least = {name: min(need[name] for names, need in nearest if names == [name]) for (name,), _ in nearest}
-    needed = "; or ".join(smallest(name, limits[name], value, profile) for name, value in least.items())
-    if len(least) == 1 and not math.isfinite(limits[next(iter(least))]):
-        return MerinoError(f"no decoder of this space fits: {needed}. Give a number, or leave the option out")
-    if len(least) == 1:
-        return MerinoError(f"no decoder of this space fits: {needed}. Raise that budget, {OTHERWISE}")
-    together = " and ".join(BUDGETS_BY_NAME[name].option for name in least)
+    import numpy as np
+
+    names, asked = list(limits), np.array([limit if positive(limit) else 0.0 for limit in limits.values()])
+    over = needs > most_within(asked[:, None])
+    alone: dict[str, int] = {}  # of each limit that is the only one in the way, the candidate that needs least of it
+    for row, name in enumerate(names):
+        only = np.flatnonzero(over[row] & (over.sum(axis=0) == 1))
+        if len(only):
+            alone[name] = int(only[needs[row][only].argmin()])
+    if not alone:
+        share = needs / np.where(asked > 0, asked, 1e-300)[:, None]
+        nearest = int(np.where(over, share, 0).max(axis=0).argmin())
+        missed = [row for row in range(len(names)) if over[row, nearest]]
+        needed = "; ".join(
+            smallest(names[row], limits[names[row]], float(needs[row, nearest]), "that the nearest decoder needs", profile)
+            for row in missed
+        )
+        end = f"Raise all of them together, {OTHERWISE}"
+        return MerinoError(f"no decoder of this space fits: {needed}. It is {name_of(nearest)}. {end}")
+    listed = [
+        smallest(name, limits[name], float(needs[names.index(name), least]), "the smallest that any decoder needs", profile)
+        + f": {name_of(least)}"
+        for name, least in alone.items()
+    ]  # fmt: skip
+    if len(alone) == 1:
+        finite = math.isfinite(limits[next(iter(alone))])
+        end = f"Raise that budget, {OTHERWISE}" if finite else "Give a number, or leave the option out"
+        return MerinoError(f"no decoder of this space fits: {listed[0]}. {end}")
+    together = " and ".join(BUDGETS_BY_NAME[name].option for name in alone)
     return MerinoError(
         f"no decoder of this space fits {together} together, but each of them alone. With the other limits unchanged,"
-        f" {needed}. Raise one of them, {OTHERWISE}"
+        f" {'; or '.join(listed)}. Raise one of them, {OTHERWISE}"
     )
 
 
-def smallest(name: str, limit: float, need: float, profile: "DeviceProfile | None") -> str:
+def smallest(name: str, limit: float, need: float, which: str, profile: "DeviceProfile | None") -> str:
     """`--decode-ms 1 is below 3.2, the smallest that any decoder needs (...)`."""
     budget = BUDGETS_BY_NAME[name]
     own = "the board's own " if profile and budget.default and budget.default(profile) == limit else ""
     fault = "is below" if positive(limit) else "is not a positive, finite number, and may not be below"
-    least = f"{ceil_digits(need):g}, the smallest that any decoder needs ({budget.label}, in {budget.unit})"
-    return f"{own}{budget.option} {limit:g} {fault} {least}"
-
-
-def excess(limit: float, need: float) -> float:
-    return need / limit if positive(limit) else math.inf
+    return f"{own}{budget.option} {limit:g} {fault} {ceil_digits(need):g}, {which} ({budget.label}, in {budget.unit})"
 
 
 def ceil_digits(value: float, digits: int = 4) -> float:

@@ -1,12 +1,11 @@
 """design.json: the request, the design and how it was solved. Reading one needs no solver."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from merino_edge.design.law import MeasuredScoring
-from merino_edge.design.score import MerinoScoring
+from merino_edge.design.score import Scoring
 from merino_edge.families.designed import Architecture
 from merino_edge.prediction.cost_model import Predicted
 from merino_edge.profiles.profile import Backend
@@ -15,10 +14,10 @@ from merino_runtime.bundle import QUANTIZED_CACHES
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json, read_json_and_text
 
-SCHEMA = 4
+SCHEMA = 5
 DESIGN = "design.json"  # the usual name; in a checkpoint's folder the one that it was trained from
 
-SolverName = Literal["exact", "evolution"]
+SolverName = Literal["enumeration", "integer program"]
 
 
 def quantized(kv: str) -> str:
@@ -36,48 +35,51 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
-def kind_of_score(scoring: Any) -> str:
-    """Discriminator of a scoring, raw or parsed: `measured`, or `merino` for all of the paper's."""
-    name = scoring.get("name") if isinstance(scoring, dict) else getattr(scoring, "name", None)
-    return "measured" if name == "measured" else "merino"
-
-
 class Solver(Strict):
-    """How the design was solved. `bound`: upper bound of the score in the space; `gap`: (bound - score) / score.
-
-    Where vocabulary or format were searched, the bound is on the comparison score of all combinations, converted to a
-    score of the chosen one.
-    """
+    """How the design was found. `bound`: no decoder of the space within the limits has a higher score; `gap`: (bound -
+    score) / score. Both are None if nothing was proved. `members`: the number of decoders that were looked at, if all
+    were."""
 
     name: SolverName
-    gap: float
-    bound: float
+    gap: float | None
+    bound: float | None
     seconds: float
     seed: int
+    members: int | None = None
 
 
 class Considered(Strict):
-    """The vocabularies and weight formats that were searched."""
+    """The vocabularies and the formats of weights and cache that were searched; null: the format of the activations."""
 
     vocab: list[int]
     precision: list[str]
+    kv: list[QuantizedCache | None]
 
 
 class Ratio(Strict):
-    """Predicted loss of the design relative to another decoder's; low, high: the extremes over the ends of the 95 %
-    intervals of the law's constants."""
+    """Predicted loss of the design relative to OPT-350M's geometry; low, high: the extremes over the ends of the
+    intervals of the score's constants."""
 
     value: float
     low: float
     high: float
 
 
-class LossRatio(Strict):
-    """By the measured law. `uniform`: relative to the best decoder of one width, FFN ratio and number of KV heads,
-    without shared weights, within the same limits; None where none fits."""
+class Training(Strict):
+    """The text that a decoder of this size wants.
 
-    opt_350m: Ratio
-    uniform: Ratio | None
+    Attributes:
+        tokens: of the text, as given; None: unknown.
+        right_tokens: the number of tokens for which this size is best, each seen once.
+        bytes_per_token: of English text with a vocabulary of this size.
+        most_weights, most_weights_interval: parameters that the given text can train, and what they may be.
+    """
+
+    tokens: float | None
+    right_tokens: float
+    bytes_per_token: float
+    most_weights: float | None
+    most_weights_interval: tuple[float, float] | None
 
 
 class Measured(Strict):
@@ -101,15 +103,13 @@ class Design(Strict):
     kv: QuantizedCache | None = None  # the cache's format; None: that of the activations
     prompt: int
     budget: dict[str, float]  # as requested
-    searched: dict[str, float]  # the limits of the proof; they differ from `budget` only with --measure
+    searched: dict[str, float]  # the limits of the search; they differ from `budget` only with --measure
     predicted: Predicted
     measured: Measured | None = None  # by `design --measure`
     entropy: float  # the score, in its unit
-    scoring: Annotated[
-        Annotated[MeasuredScoring, Tag("measured")] | Annotated[MerinoScoring, Tag("merino")],
-        Discriminator(kind_of_score),
-    ]
-    loss_ratio: LossRatio | None = None  # under the measured law only
+    scoring: Annotated[Scoring, Field(discriminator="name")]
+    loss_ratio: Ratio | None = None  # of the measured score only
+    training: Training
     considered: Considered
     solver: Solver
 

@@ -1,162 +1,198 @@
-"""From a board and limits to a design: encode the space, solve it, predict the optimum."""
+"""From a board and limits to a design: by looking at every decoder of the default space, or by the paper's search."""
 
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
-from merino_edge.design import evolution, exact
-from merino_edge.design.budgets import known
-from merino_edge.design.design_file import Considered, Design, LossRatio, Ratio, Solver, SolverName
-from merino_edge.design.encode import architecture
-from merino_edge.design.evolution import Effort
-from merino_edge.design.exact import Answer
-from merino_edge.design.existing import BLOCKS, existing_score
-from merino_edge.design.law import CONSTANTS, MeasuredScoring
-from merino_edge.design.program import Program, uniform
-from merino_edge.design.score import DEFAULT, Scoring
-from merino_edge.design.space import Space
-from merino_edge.design.variants import Variant, combinations, encode_all, search
+from merino_edge.design import enumeration
+from merino_edge.design.axes import tokens as texts
+from merino_edge.design.axes import vocabulary
+from merino_edge.design.budgets import known, require_predictable
+from merino_edge.design.design_file import Considered, Design, Ratio, Solver, Training
+from merino_edge.design.existing import groups_of, loss_of
+from merino_edge.design.law import Constants, effective_weights
+from merino_edge.design.paper.search import solve
+from merino_edge.design.paper.score import MERINO, MerinoScoring
+from merino_edge.design.paper.space import PAPER_SPACE, PaperSpace
+from merino_edge.design.score import CONSTANTS, MEASURED, MeasuredScoring, Scoring
+from merino_edge.design.space import SPACE, Space
 from merino_edge.families.designed import Architecture
-from merino_edge.families.geometry import Geometry
+from merino_edge.families.operators import params
 from merino_edge.families.zoo import model
-from merino_edge.prediction.formats import cache_needs, formats_of, has_cache, is_predicted
+from merino_edge.prediction.cost_model import CostModel, cost_model
+from merino_edge.prediction.formats import cache_needs, fast_formats, formats_of, has_cache, is_predicted
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
+from merino_runtime.bundle import QUANTIZED_CACHES
 from merino_runtime.errors import MerinoError
-
-MEASURED_CONSTANTS = [name for name, each in CONSTANTS.items() if each.low is not None]
 
 
 def design(
     profile: DeviceProfile,
     limits: Mapping[str, float],
     *,
-    space: Space,
     context: int,
     prompt: int,
-    precision: str | None = None,
-    kv: str | None = None,
+    space: Space = SPACE,
     vocabs: Sequence[int] = (),
     precisions: Sequence[str] = (),
-    solver: SolverName = "exact",
-    effort: Effort = Effort(),  # noqa: B008 - frozen
-    seed: int = 0,
-    scoring: Scoring = DEFAULT,
+    kvs: Sequence[str | None] | None = None,
+    tokens: float | None = None,
+    scoring: MeasuredScoring = MEASURED,
     confidence: float = DEFAULT_CONFIDENCE,
-    progress: Callable[[int], None] | None = None,
 ) -> Design:
     """The decoder of highest score in `space` within `limits` (`budgets`) on the board, at the costs of its backend.
 
     On a calibrated board, the upper bound of each latency's prediction interval at `confidence` must meet its limit.
 
-    `precision`: by default the backend's preferred one. `kv`: the format of the cache, by default that of the
-    activations. `vocabs` and `precisions` replace `space.vocab` and `precision` by several; the design of highest
-    comparison score wins (`variants`). The exact solver bounds evolution's result too, so that either reports its gap.
-    Raises MerinoError where no decoder fits, with the smallest limits that would.
+    `vocabs`, `precisions`, `kvs`: vocabularies and formats of weights and cache to choose from; by default VOCABS and
+    the formats that the board is fast at. In `kvs` None is the format of the activations. `tokens`: of the training
+    text. Raises MerinoError if no decoder fits, with the smallest limits that one needs.
     """
-    if isinstance(scoring, MeasuredScoring):  # its programs have no weights between two widths
-        space = replace(space, padded=True)
-    variants = open_variants(
-        profile, space, context, prompt, vocabs or (space.vocab,),
-        precisions or (precision or formats_of(profile)[0],), confidence, kv,
-        scoring,
-    )  # fmt: skip
-    limits = known(limits)
     started = time.perf_counter()
+    most = None
+    if tokens is not None:
+        texts.check(tokens)
+        scoring, most = scoring.having(alpha=texts.alpha(tokens)), texts.most_weights(tokens)
+    vocabs = sorted(set(vocabs or vocabularies(most)))
+    precisions = [name for name in [*formats_of(profile), *precisions] if name in (precisions or fast_formats(profile))]
+    precisions, kvs = list(dict.fromkeys(precisions)), caches_of(profile) if kvs is None else kvs
+    models = cost_models(profile, precisions, kvs, context, prompt, vocabs, confidence)
+    limits = known(limits)
+    require_predictable(limits, profile)
+    choice = enumeration.best(space, models, vocabs, limits, scoring.constants, most)
+    score = float(effective_weights(choice.ln_loss, scoring.constants))
+    solver = Solver(
+        name="enumeration", gap=0.0, bound=score, seconds=seconds_since(started), seed=0, members=choice.members
+    )
+    return written(
+        profile, choice.architecture, choice.model, limits, score, scoring, solver,
+        Considered(vocab=vocabs, precision=precisions, kv=list(kvs)), training(choice.architecture, tokens),
+    )  # fmt: skip
 
-    def evolve(program: Program, _: float) -> Answer:
-        return Answer(evolution.evolve(program, seed=seed, effort=effort, progress=progress), math.inf)
 
-    optimum = proof = search(variants, limits, scoring, exact.improve)
-    if solver == "evolution":  # in the optimum's own vocabulary, format and regime
-        started = time.perf_counter()
-        optimum = search([proof.variant], limits, scoring, evolve)
-    seconds = time.perf_counter() - started
-    entropy, variant = optimum.solution.score, optimum.variant
-    bound = proof.solution.score if proof.proved and proof.variant == variant else variant.score_of(proof.bound)
-    arch = architecture(variant.space, optimum.program, optimum.solution.choice, context)
+def design_by_paper(
+    profile: DeviceProfile,
+    limits: Mapping[str, float],
+    *,
+    context: int,
+    prompt: int,
+    space: PaperSpace = PAPER_SPACE,
+    precision: str | None = None,
+    kv: str | None = None,
+    scoring: MerinoScoring = MERINO,
+    confidence: float = DEFAULT_CONFIDENCE,
+) -> Design:
+    """The decoder of highest score in the paper's space. The paper's score sees neither vocabulary nor format, so each
+    is given. `precision`: by default the backend's preferred one."""
+    started = time.perf_counter()
+    precision = precision or formats_of(profile)[0]
+    (costs,) = cost_models(profile, [precision], [kv], context, prompt, [space.vocab], confidence)
+    limits = known(limits)
+    require_predictable(limits, profile)
+    best = solve(space, costs, limits, scoring)
+    gap = best.bound / best.score - 1 if best.score else float(best.bound > 0)
+    solver = Solver(
+        name="integer program", gap=gap if math.isfinite(gap) else None, bound=best.bound if math.isfinite(gap) else None,
+        seconds=seconds_since(started), seed=0,
+    )  # fmt: skip
+    return written(
+        profile, best.architecture, costs, limits, best.score, scoring, solver,
+        Considered(vocab=[space.vocab], precision=[precision], kv=[kv]), training(best.architecture, None),
+    )  # fmt: skip
+
+
+def written(
+    profile: DeviceProfile, arch: Architecture, costs: CostModel, limits: Mapping[str, float], score: float,
+    scoring: Scoring, solver: Solver, considered: Considered, text: Training,
+) -> Design:  # fmt: skip
     return Design(
         device=profile.id,
         backend=profile.backend,
         architecture=arch,
-        precision=variant.precision,
-        kv=kv,
-        prompt=prompt,
-        budget=limits,
-        searched=limits,
-        predicted=variant.model.predict(arch.operators, limits),
-        entropy=entropy,
+        precision=costs.shape.precision,
+        kv=costs.shape.kv,
+        prompt=costs.shape.prompt,
+        budget=dict(limits),
+        searched=dict(limits),
+        predicted=costs.predict(arch.operators, limits),
+        entropy=score,
         scoring=scoring,
-        loss_ratio=loss_ratio(arch, variant, limits, scoring) if isinstance(scoring, MeasuredScoring) else None,
-        considered=Considered(
-            vocab=sorted({each.space.vocab for each in variants}),
-            precision=sorted({each.precision for each in variants}, key=formats_of(profile).index),
-        ),
-        solver=Solver(name=solver, gap=relative_gap(entropy, bound), bound=bound, seconds=round(seconds, 3), seed=seed),
+        loss_ratio=loss_ratio(arch, costs, scoring) if isinstance(scoring, MeasuredScoring) else None,
+        training=text,
+        considered=considered,
+        solver=solver,
     )
 
 
-def open_variants(
-    profile: DeviceProfile, space: Space, context: int, prompt: int, vocabs: Sequence[int],
-    precisions: Sequence[str], confidence: float, kv: str | None = None, scoring: Scoring = DEFAULT,
-) -> list[Variant]:
-    """A variant per vocabulary and format. Raises MerinoError for a request that cannot be met."""
-    for precision in precisions:
-        for vocab in vocabs:
-            check_request(profile, precision, context, prompt, vocab, kv)
-    odd = [width for width in space.widths if width % space.head_size]
-    if odd:
-        raise MerinoError(f"heads of {space.head_size} do not divide widths of {odd[0]}: take heads of 32")
-    if not space.options():
-        counts = ", ".join(str(count) for count in space.kv_heads)
-        raise MerinoError(f"--kv-heads {counts}: no block has a multiple of so many heads. Give fewer, or heads of 32")
-    shape = InferenceShape(precisions[0], context, prompt, kv)
-    law = scoring if isinstance(scoring, MeasuredScoring) else None
-    return combinations(space, profile, shape, vocabs, precisions, confidence, law)
+def seconds_since(started: float) -> float:
+    return round(time.perf_counter() - started, 3)
 
 
-def loss_ratio(
-    arch: Architecture, variant: Variant, limits: Mapping[str, float], scoring: MeasuredScoring
-) -> LossRatio:
-    """Predicted loss under the measured law, relative to OPT-350M and to the best uniform decoder."""
-    shares = any(block.shared for block in arch.blocks)
-    varied = [name for name in MEASURED_CONSTANTS if shares or name != "sharing"]
-    ends = [[getattr(scoring, name), CONSTANTS[name].low, CONSTANTS[name].high] for name in varied]
-    laws = [scoring.model_copy(update=dict(zip(varied, values, strict=True))) for values in itertools.product(*ends)]
+def training(arch: Architecture, tokens: float | None) -> Training:
+    """The text that the decoder is right for; with `tokens` the size that this text is right for."""
+    weights = params(arch.operators)
+    return Training(
+        tokens=tokens,
+        right_tokens=weights * texts.TOKENS_PER_WEIGHT.value,
+        bytes_per_token=vocabulary.bytes_per_token(arch.vocab),
+        most_weights=None if tokens is None else texts.most_weights(tokens),
+        most_weights_interval=None if tokens is None else texts.size_interval(tokens),
+    )
 
-    def ratio(other: Geometry) -> Ratio:
-        ratios = [(known_score(arch, law) / known_score(other, law)) ** -law.alpha for law in laws]
-        return Ratio(value=ratios[0], low=min(ratios), high=max(ratios))
 
-    plain = [
-        (even.score, architecture(variant.space, program, even.choice, arch.context))
-        for _, program in encode_all([replace(variant, regime=None)], limits, scoring) for even in uniform(program)
+def loss_ratio(arch: Architecture, costs: CostModel, scoring: MeasuredScoring) -> Ratio:
+    """Predicted loss relative to OPT-350M's geometry in float32, both trained alike; between the extremes over the ends
+    of the intervals of all constants that matter."""
+    reference, shape = model("opt-350m").geometry, costs.shape
+    own, other = groups_of(arch), groups_of(reference)
+
+    def ratio(constants: Constants) -> float:
+        above = loss_of(own, arch, constants, shape.precision, shape.kv)
+        return math.exp(above - loss_of(other, reference, constants, "fp32", None))
+
+    value = ratio(scoring.constants)
+    varied = [
+        name for name, one in CONSTANTS.items()
+        if one.low is not None and ratio({**scoring.constants, name: one.low}) != ratio({**scoring.constants, name: one.high})
     ]  # fmt: skip
-    best = max(plain, key=lambda pair: pair[0])[1] if plain else None
-    return LossRatio(opt_350m=ratio(model("opt-350m").geometry), uniform=ratio(best) if best else None)
+    ends = itertools.product(*((CONSTANTS[name].low, CONSTANTS[name].high) for name in varied))
+    corners = [ratio({**scoring.constants, **dict(zip(varied, corner, strict=True))}) for corner in ends]
+    return Ratio(value=value, low=min(value, *corners), high=max(value, *corners))
 
 
-def known_score(geometry: Geometry, scoring: MeasuredScoring) -> float:
-    score = existing_score(geometry, BLOCKS, scoring)
-    assert score is not None, "the measured law scores any matrices"
-    return score
+def cost_models(
+    profile: DeviceProfile, precisions: Sequence[str], kvs: Sequence[str | None], context: int, prompt: int,
+    vocabs: Sequence[int], confidence: float,
+) -> list[CostModel]:  # fmt: skip
+    """One for each pair of formats. Raises MerinoError for a request that cannot be met."""
+    for precision in precisions:
+        check_format(profile, precision)
+    for kv in kvs:
+        check_cache(profile, kv)
+    for vocab in vocabs:
+        vocabulary.check(vocab)
+    check_lengths(context, prompt)
+    return [
+        cost_model(profile, InferenceShape(precision, context, prompt, kv), confidence)
+        for precision in precisions for kv in kvs
+    ]  # fmt: skip
 
 
-def relative_gap(score: float, bound: float) -> float:
-    return max(0.0, (bound - score) / score) if score else float(bound > 0)
+def caches_of(profile: DeviceProfile) -> list[str | None]:
+    """The formats of the KV cache that the board's runtime has; None: that of the activations."""
+    return [None, *(kv for kv in QUANTIZED_CACHES if has_cache(profile, kv))]
 
 
-def check_request(
-    profile: DeviceProfile, precision: str, context: int, prompt: int, vocab: int, kv: str | None = None
-) -> None:
-    if not has_cache(profile, kv):
-        raise MerinoError(
-            f"--kv {kv} cannot be designed for on this board: it needs {cache_needs()}, and a {profile.name} has"
-            f" {profile.backend} {getattr(profile.software, profile.backend)}. Leave --kv out"
-        )
+def vocabularies(most_weights: float | None) -> tuple[int, ...]:
+    """Those to choose from, with small ones for a text that trains few weights."""
+    few = most_weights is not None and most_weights < vocabulary.LAYERS
+    return (*vocabulary.SMALL_VOCABS, *vocabulary.VOCABS) if few else vocabulary.VOCABS
+
+
+def check_format(profile: DeviceProfile, precision: str) -> None:
     if not is_predicted(profile, precision):
         where = "" if len(profile.backends) == 1 else f" on {profile.backend}"
         others = [name for name in profile.backends if is_predicted(profile.with_backend(name), precision)]
@@ -164,9 +200,18 @@ def check_request(
             f"--precision {precision} cannot be designed for{where}: choose one of {', '.join(formats_of(profile))}"
             + "".join(f", or --backend {name}" for name in others)
         )
+
+
+def check_cache(profile: DeviceProfile, kv: str | None) -> None:
+    if not has_cache(profile, kv):
+        raise MerinoError(
+            f"--kv {kv} cannot be designed for on this board: it needs {cache_needs()}, and a {profile.name} has"
+            f" {profile.backend} {getattr(profile.software, profile.backend)}. Leave --kv out"
+        )
+
+
+def check_lengths(context: int, prompt: int) -> None:
     if not 2 <= context <= 131_072:
         raise MerinoError(f"--context {context} is not allowed: choose 2 to 131072 tokens")
-    if not 2 <= vocab <= 1_000_000:
-        raise MerinoError(f"--vocab {vocab} is not allowed: choose 2 to 1000000 entries")
     if not 1 <= prompt <= context:
         raise MerinoError(f"--prompt {prompt} is not allowed: choose 1 to the context, {context} tokens")

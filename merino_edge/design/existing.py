@@ -1,19 +1,20 @@
 """The search's scores of existing decoders, of any family."""
 
-import math
 from typing import NamedTuple
 
-from merino_edge.design.law import MeasuredScoring, law_score
-from merino_edge.design.score import SCORES, Scoring, block_score, total_score
+from merino_edge.design.axes import attention, ffn, vocabulary, weight_format
+from merino_edge.design.law import Constants, effective_weights, ln_loss, worth
+from merino_edge.design.paper.score import MerinoScoring, block_score, total_score
+from merino_edge.design.score import SCORES, MeasuredScoring, Scoring
 from merino_edge.families.designed import Architecture
 from merino_edge.families.geometry import Geometry
 
 UNKNOWN = "the paper's entropy is defined for FFNs of two matrices, and for attention as wide as its layer"
-BLOCKS = 4  # into which a published model's equal layers are cut; the default of `design`
+BLOCKS = 4  # into which a published model's equal layers are cut, as in the paper's space
 
 
 class Score(NamedTuple):
-    """`value`: None where the score is not defined for the decoder's matrices; then `reason` explains it."""
+    """`value`: None if the score is not defined for the decoder's matrices; then `reason` explains it."""
 
     name: str
     value: float | None
@@ -24,9 +25,8 @@ def every_score(geometry: Geometry, names: list[str]) -> list[Score]:
     """The decoder's score by each of these names."""
     scores = []
     for name in names:
-        value = existing_score(geometry, BLOCKS, SCORES[name])
-        reason = "" if value is not None else UNKNOWN
-        scores.append(Score(name, value, reason))
+        value = existing_score(geometry, SCORES[name])
+        scores.append(Score(name, value, "" if value is not None else UNKNOWN))
     return scores
 
 
@@ -34,34 +34,97 @@ def layers_weights(geometry: Geometry) -> int:
     """Weights of the layers' matrices, without embedding, head and projections between widths. Shared weights count
     once per use."""
     if isinstance(geometry, Architecture):
-        return sum(
-            2 * block.depth * block.width * (block.width + block.kv_width(geometry.head_size) + block.ffn_width)
-            for block in geometry.blocks
-        )
+        return sum(block_weights(geometry, index) * block.depth for index, block in enumerate(geometry.blocks))
     width, embedded = geometry.layer_shapes[0].width, geometry.embed_width
     beside = 2 * width * embedded if width != embedded else 0
     return sum(op.matrix for op in geometry.operators if op.kind == "linear") - beside
 
 
-def existing_score(geometry: Geometry, blocks: int, scoring: Scoring) -> float | None:
-    """The search's score of a decoder; None where the paper's score is not defined for its matrices.
+def block_weights(arch: Architecture, index: int) -> int:
+    """Of one layer's matrices."""
+    block = arch.blocks[index]
+    kv_width = block.kv_width(arch.head_size)
+    return block.width * (2 * block.width + 2 * kv_width + (3 if block.gated else 2) * block.ffn_width)
 
-    The measured law counts the weights of any matrices. The paper's score depends on blocks: equal layers are cut into
-    `blocks` blocks of equal depth, which gives the highest score of all cuts. Grouped-query attention has the entropy
-    of narrower keys and values. The paper's score is not defined for gated FFNs, which have a third matrix.
-    """
-    if isinstance(geometry, Architecture):
-        return total_score(geometry.blocks, geometry.head_size, scoring)
-    layers, (kv_heads, head_size) = geometry.layer_shapes, geometry.kv_layers[0]
+
+def existing_score(
+    geometry: Geometry, scoring: Scoring, precision: str = "fp32", kv: str | None = None
+) -> float | None:
+    """The search's score of a decoder; None if the paper's score is not defined for its matrices. The measured score
+    depends on the formats of weights and cache."""
     if isinstance(scoring, MeasuredScoring):
-        halvings = math.log2(layers[0].heads / kv_heads)
-        weights = layers_weights(geometry) * math.exp(-scoring.kv_loss / scoring.alpha * halvings)
-        return law_score(weights, len(layers), scoring)
+        return float(effective_weights(geometry_loss(geometry, scoring.constants, precision, kv), scoring.constants))
+    return paper_score(geometry, scoring)
+
+
+def geometry_loss(
+    geometry: Geometry, constants: Constants, precision: str = "fp32", kv: str | None = None
+) -> float:
+    return loss_of(groups_of(geometry), geometry, constants, precision, kv)
+
+
+class Group(NamedTuple):
+    """Layers of one kind. `weights`: of one layer's matrices."""
+
+    depth: int
+    shared: bool
+    weights: int
+    gated: bool
+    heads: int
+    kv_heads: int
+
+
+def groups_of(geometry: Geometry) -> list[Group]:
+    """The blocks of a designed decoder; all layers of another."""
+    layers = geometry.layer_shapes
+    if not isinstance(geometry, Architecture):
+        weights = layers_weights(geometry) // len(layers)
+        return [Group(len(layers), False, weights, is_gated(geometry), layers[0].heads, geometry.kv_layers[0][0])]
+    size = geometry.head_size
+    return [
+        Group(
+            block.depth, block.shared, block_weights(geometry, index), block.gated, block.width // size,
+            block.kv_width(size) // size,
+        )
+        for index, block in enumerate(geometry.blocks)
+    ]  # fmt: skip
+
+
+def loss_of(
+    groups: list[Group], geometry: Geometry, constants: Constants, precision: str, kv: str | None
+) -> float:
+    """`law.ln_loss` of any decoder. Terms of groups that differ are weighted by their weights."""
+    sizes = [worth(group.depth, group.shared, constants) * group.weights for group in groups]
+    weights = sum(sizes)
+    of_layers = sum(
+        size / weights * (ffn.term(group.gated, constants) + attention.heads_term(group.heads, group.kv_heads, constants))
+        for size, group in zip(sizes, groups, strict=True)
+    )
+    of_vocab = vocabulary.term(geometry.vocab, geometry.embed_width, weights, constants)
+    terms = of_layers + of_vocab + weight_format.term(precision, constants) + attention.cache_term(kv, constants)
+    return float(ln_loss(weights, sum(group.depth for group in groups), terms, constants))
+
+
+def is_gated(geometry: Geometry) -> bool:
+    """Whether an FFN has a third matrix: its first one has twice the channels that its activation has."""
+    active = next(op for op in geometry.operators if op.kind == "activation")
+    into = [op for op in geometry.operators if op.kind == "linear" and op.matrix == 2 * active.vectors * op.columns]
+    return any(op.columns == geometry.layer_shapes[0].width for op in into)
+
+
+def paper_score(geometry: Geometry, scoring: MerinoScoring) -> float | None:
+    """Equal layers are cut into BLOCKS blocks of equal depth, which gives the highest score of all cuts. Grouped-query
+    attention has the entropy of narrower keys and values. The score is not defined for gated FFNs, which have a third
+    matrix."""
+    if isinstance(geometry, Architecture):
+        gated = any(block.gated for block in geometry.blocks)
+        return None if gated else total_score(geometry.blocks, geometry.head_size, scoring)
+    layers, (kv_heads, head_size) = geometry.layer_shapes, geometry.kv_layers[0]
     width, ffn_width = layers[0].width, layers[0].ffn_width
     if layers_weights(geometry) != 2 * len(layers) * width * (width + kv_heads * head_size + ffn_width):
         return None
-    whole, rest = divmod(len(layers), blocks)
-    depths = [whole + (block < rest) for block in range(blocks)]
+    whole, rest = divmod(len(layers), BLOCKS)
+    depths = [whole + (block < rest) for block in range(BLOCKS)]
     return sum(
         block_score(width, ffn_width, depth, False, scoring, kv_width=kv_heads * head_size) for depth in depths if depth
     )

@@ -1,28 +1,26 @@
-"""The measured law of shape: loss as a function of a decoder's geometry. Each constant has its source.
+"""The measured law of shape: loss as a function of a decoder's geometry.
 
-    ln loss = c - alpha ln N + kappa (a - a*)^2,   a = ln(E / D),   E = sqrt(N / 12 D)
+    ln loss = c - alpha ln N + kappa (a - a*)^2 + terms,   a = ln(E / D),   E = sqrt(N / 12 D)
 
-N: effective weights of the layers; D: number of layers; E: width of a uniform decoder of FFN ratio 4 with N weights
-(12 E^2 per layer). The law is MeRino's product (arXiv 2403.07921) with both factors measured. As eps goes to infinity,
-log(1 + s^2 / eps^2) becomes s^2 / eps^2, so a matrix's entropy is its number of weights. The effectiveness is
-exp(-(kappa / alpha) (a - a*)^2), over the whole decoder. Their product N exp(...) is in effective weights: twice the
-product means 2^-alpha times the loss.
+N: weights of the layers; D: number of layers; E: width of a decoder of FFN ratio 4 with N weights (12 E^2 per layer);
+terms: those of the axes. The score is exp(-ln loss / alpha): the weights of a decoder of the best shape, in float32 and
+with the best vocabulary, that has the same loss. Twice the score means 2^-alpha times the loss.
+
+The law is MeRino's product (arXiv 2403.07921) with both factors measured. As eps goes to infinity, log(1 + s^2 / eps^2)
+becomes s^2 / eps^2, so a matrix's entropy is its number of weights. The effectiveness is exp(-(kappa / alpha)
+(a - a*)^2), over the whole decoder.
 """
 
-import math
-from collections.abc import Iterable
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from merino_edge.prediction.limits import within
+import numpy as np
 
 LAYER_WEIGHTS = 12  # per width^2: four matrices of attention, two of an FFN of ratio 4
-EVEN = 0.75  # a layer's effective weights, relative to the mean layer's, are within EVEN and 1 / EVEN (own choice)
 
 
 class Constant(NamedTuple):
-    """A measured constant. low, high: 95 % interval, None where none is published."""
+    """A measured constant. low, high: what it may be, by its source; None if nothing is published."""
 
     value: float
     low: float | None
@@ -35,91 +33,40 @@ GEMSTONES = (
     " et al. 2025, arXiv 2502.06857); interval by bootstrap (bench/experiments/shapes.py)"
 )
 CONSTANTS = {
-    "alpha": Constant(0.0625, 0.0604, 0.0652, GEMSTONES),
+    "alpha": Constant(
+        0.0625, 0.016, 0.073,
+        "value as kappa's; it depends on the tokens: 0.016 at 0.5 B, 0.05 at 4 B (Porian et al. 2024, arXiv 2406.19146),"
+        " 0.040 at 10 B, 0.068 at 350 B, and 0.073 for the Gemstones below 200 M weights",
+    ),
     "kappa": Constant(0.0036, 0.0026, 0.0058, GEMSTONES),
     "aspect": Constant(3.76, 3.50, 4.14, GEMSTONES),
     "sharing": Constant(
-        0.19, 0.13, 0.25,
-        "eight pairs of 0.02 to 0.14 M weights, two seeds (bench/experiments/shape_training.py); of larger decoders 116"
-        " training runs of repeated layers give 0.46 (arXiv 2604.21106)",
-    ),
-    "kv_loss": Constant(
-        0.0, None, None,
-        "own choice between two measurements: -0.006 (-0.011 to -0.0004), eight pairs of 0.13 M weights, two seeds"
-        " (bench/experiments/shape_training.py), and 0.001, one KV head in place of eight at equal weights: perplexity"
-        " 29.9 to 30.2 (Shazeer 2019, arXiv 1911.02150)",
+        0.19, 0.06, 0.46,
+        "eight pairs of 0.02 to 0.14 M weights, two seeds (bench/experiments/shape_training.py), whose shared layers have"
+        " wider FFNs: 0.29 without that; 0.06 at six uses; 0.46 in 116 runs of 14 to 450 M weights with another form of"
+        " sharing (arXiv 2604.21106)",
     ),
 }  # fmt: skip
 
+Constants = Mapping[str, float]  # by name, of the law and of all axes
 
-class MeasuredScoring(BaseModel):
-    """The constants of the law, as stored in design.json.
 
-    Attributes:
-        alpha: ln loss falls by it per ln of effective weights.
-        kappa: ln loss per square of the distance from the best aspect ratio.
-        aspect: a*, the best ln(width / layers).
-        sharing: L uses of one layer's weights count as L^sharing layers.
-        kv_loss: ln loss per halving of the KV heads at equal weights.
+def ln_loss(weights: Any, layers: Any, terms: Any, constants: Constants) -> Any:
+    """Logarithm of the loss, but for the law's c. Numbers or arrays. For fixed `layers` it falls with `weights`: it
+    would rise only beyond a* + alpha / kappa, an aspect ratio e^17 times the best one.
+
+    `weights`: of all layers; `terms`: the sum of the axes' terms.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Literal["measured"] = "measured"
-    alpha: Annotated[float, Field(gt=0, le=1)] = CONSTANTS["alpha"].value
-    kappa: Annotated[float, Field(ge=0, le=0.006)] = CONSTANTS["kappa"].value
-    aspect: Annotated[float, Field(ge=-10, le=10)] = CONSTANTS["aspect"].value
-    sharing: Annotated[float, Field(ge=0, le=1)] = CONSTANTS["sharing"].value
-    kv_loss: Annotated[float, Field(ge=0, le=1)] = CONSTANTS["kv_loss"].value
+    aspect = 0.5 * np.log(weights / (LAYER_WEIGHTS * layers)) - np.log(layers)
+    shape = constants["kappa"] * (aspect - constants["aspect"]) ** 2
+    return -constants["alpha"] * np.log(weights) + shape + terms
 
 
-def layer_weights(width: int, ffn_width: int, kv_width: int, scoring: MeasuredScoring) -> float:
-    """Effective weights of one layer: those of its matrices, times exp(-kv_loss / alpha) per halving of the KV heads,
-    which raises ln loss by `kv_loss`."""
-    weights = 2 * width * (width + kv_width + ffn_width)
-    return weights * math.exp(-scoring.kv_loss / scoring.alpha * math.log2(width / kv_width))
+def effective_weights(ln_losses: Any, constants: Constants) -> Any:
+    """The score of a decoder of this `ln_loss`."""
+    return np.exp(-ln_losses / constants["alpha"])
 
 
-def worth(depth: int, shared: bool, scoring: MeasuredScoring) -> float:
+def worth(depth: int, shared: bool, constants: Constants) -> float:
     """Effective number of layers of a block of depth L: L, or L^sharing if its layers share weights."""
-    return depth**scoring.sharing if shared else float(depth)
-
-
-def effectiveness(weights: float, layers: float, scoring: MeasuredScoring) -> float:
-    """exp(-(kappa / alpha) (ln(E / D) - a*)^2), in (0, 1]."""
-    aspect = 0.5 * math.log(weights / (LAYER_WEIGHTS * layers)) - math.log(layers)
-    return math.exp(-scoring.kappa / scoring.alpha * (aspect - scoring.aspect) ** 2)
-
-
-def law_score(weights: float, layers: float, scoring: MeasuredScoring) -> float:
-    """Effective weights times effectiveness. For fixed `layers` it rises with `weights`: it would fall only beyond
-    a* + alpha / kappa, an aspect ratio e^17 times the best one."""
-    return weights * effectiveness(weights, layers, scoring)
-
-
-def least_weights(score: float, layers: int, scoring: MeasuredScoring) -> float:
-    """The effective weights at which a decoder of `layers` layers has this score: the inverse of `law_score`.
-
-    ln score = x - k (x / 2 - b)^2 with x = ln weights is a quadratic; the root on its rising side.
-    """
-    ratio = scoring.kappa / scoring.alpha
-    offset = 0.5 * math.log(LAYER_WEIGHTS * layers) + math.log(layers) + scoring.aspect
-    # ratio / 4 x^2 - (1 + ratio offset) x + (ratio offset^2 + ln score) = 0, its smaller root without cancellation
-    a, b, c = ratio / 4, 1 + ratio * offset, ratio * offset**2 + math.log(score)
-    root = b * b - 4 * a * c
-    return math.inf if root < 0 else math.exp(2 * c / (b + math.sqrt(root)))
-
-
-def even(weights: float, layers: float, units: Iterable[float]) -> bool:
-    """Whether the effective weights of each layer are within EVEN and 1 / EVEN of the mean.
-
-    The law was fitted on decoders of equal layers. Without this rule the optimum pads its depth with layers of hardly
-    any weights, which the law does not cover.
-    """
-    mean = weights / layers
-    return all(within(EVEN * mean, unit) and within(EVEN * unit, mean) for unit in units)
-
-
-def loss_ratio(score: float, other: float, scoring: MeasuredScoring) -> float:
-    """Predicted loss of a decoder of `score` relative to one of `other`."""
-    return (score / other) ** -scoring.alpha
+    return float(depth ** constants["sharing"]) if shared else float(depth)

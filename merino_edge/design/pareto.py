@@ -1,14 +1,13 @@
-"""Pareto front of the measured score against one budget of a board: a proved optimum at each of a series of limits."""
+"""Pareto front of the measured score against one budget of a board: the best decoder at each of a series of limits."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from decimal import ROUND_CEILING, Context
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
-from merino_edge.design import encode
+from merino_edge.design.axes import vocabulary
 from merino_edge.design.budgets import (
     BUDGETS_BY_NAME,
     Budget,
@@ -18,25 +17,23 @@ from merino_edge.design.budgets import (
     requested,
     require_possible,
 )
-from merino_edge.design.constraints import leaves_residency, needs
-from merino_edge.design.design_file import Design, QuantizedCache, Strict
-from merino_edge.design.designer import check_request, design, open_variants
+from merino_edge.design.design_file import Considered, Design, QuantizedCache, Strict
+from merino_edge.design.designer import caches_of, cost_models, design
+from merino_edge.design.enumeration import least_need
 from merino_edge.design.existing import existing_score
 from merino_edge.design.score import DEFAULT
-from merino_edge.design.space import Space
-from merino_edge.design.variants import Variant, encoded, in_regimes
+from merino_edge.design.space import SPACE, Space
 from merino_edge.families import zoo
 from merino_edge.prediction.cost_model import CostModel, Predicted, cost_model
-from merino_edge.prediction.formats import formats_of
+from merino_edge.prediction.formats import fast_formats
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import Backend, DeviceProfile
 from merino_runtime.errors import MerinoError
 
-SCHEMA = 3
+SCHEMA = 4
 MARKED = ("opt-125m", "opt-350m", "gpt2", "pythia-70m", "pythia-160m")
 FEWEST, MOST = 2, 100  # points
-COUNTED = 1.03  # largest overestimate of a search, which charges each block the dearest change of width
 
 
 class Mark(Strict):
@@ -49,7 +46,8 @@ class Mark(Strict):
 
 
 class Front(Strict):
-    """pareto.json. `budget` holds at every point; `default_limit` is the board's own budget on the axis."""
+    """pareto.json. `budget` holds at every point; `default_limit` is the board's own budget on the axis; `precision` and
+    `kv` are the formats of the existing models, those of the last point."""
 
     schema_version: Annotated[int, Field(alias="schema", ge=SCHEMA, le=SCHEMA)] = SCHEMA
     device: str
@@ -60,7 +58,7 @@ class Front(Strict):
     kv: QuantizedCache | None = None  # the cache's format; None: that of the activations
     context: int
     prompt: int
-    vocab: int
+    considered: Considered
     budget: dict[str, float]
     default_limit: float
     points: tuple[Design, ...]  # rising limits
@@ -76,24 +74,25 @@ def front(
     against: str,
     points: int,
     *,
-    space: Space,
     context: int,
     prompt: int,
-    precision: str | None = None,
-    kv: str | None = None,
+    space: Space = SPACE,
+    vocabs: Sequence[int] = (),
+    precisions: Sequence[str] = (),
+    kvs: Sequence[str | None] | None = None,
     confidence: float = DEFAULT_CONFIDENCE,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Front:
-    """The optimum at `points` limits on the budget `against`, log-spaced from the smallest decoder's value to the limit
-    above which the optimum does not improve.
+    """The best decoder at `points` limits on the budget `against`, log-spaced from the smallest decoder's value to the
+    limit above which no decoder is better.
 
     `limits` apply at every point, and by default the board's own limit on memory; a memory axis ends at the board's
-    free memory. The upper bound of a latency's prediction interval at `confidence` must meet the limit. `precision`: by
-    default the backend's preferred one. `kv`: the format of the cache, by default that of the activations. `progress`
-    gets each limit before it is solved.
+    free memory. The upper bound of a latency's prediction interval at `confidence` must meet the limit. `vocabs`,
+    `precisions`, `kvs`: as of `design`. `progress` gets each limit before it is searched.
     """
-    precision = precision or formats_of(profile)[0]
-    check_request(profile, precision, context, prompt, space.vocab, kv)
+    vocabs, precisions = vocabs or vocabulary.VOCABS, precisions or fast_formats(profile)
+    kvs = caches_of(profile) if kvs is None else kvs
+    models = cost_models(profile, precisions, kvs, context, prompt, vocabs, confidence)
     if not FEWEST <= points <= MOST:
         raise MerinoError(f"--points {points} is not allowed: choose {FEWEST} to {MOST}")
     axis = BUDGETS_BY_NAME[against]
@@ -105,36 +104,34 @@ def front(
         )
     fixed = always(requested(limits), profile, axis)
 
-    def solve(ceilings: Mapping[str, float]) -> Design:
+    def best(ceilings: Mapping[str, float]) -> Design:
         return design(
-            profile, ceilings, space=space, context=context, prompt=prompt, precision=precision, kv=kv,
-            confidence=confidence,
+            profile, ceilings, context=context, prompt=prompt, space=space, vocabs=vocabs, precisions=precisions,
+            kvs=kvs, confidence=confidence,
         )  # fmt: skip
 
-    model = cost_model(profile, InferenceShape(precision, context, prompt, kv), confidence)
-    least = smallest_limit(against, open_variants(
-        profile, replace(space, padded=True), context, prompt, (space.vocab,), (precision,), confidence, kv
-    ))  # fmt: skip
     ceiling = axis.most(profile) if axis.most else None
-    top = solve(fixed if ceiling is None else {**fixed, against: ceiling})
+    top = best(fixed if ceiling is None else {**fixed, against: ceiling})
+    least = least_need(space, models, vocabs, fixed, against)
     designs = []
-    for limit in log_spaced(least, COUNTED * amount(axis, top.predicted), points, ceiling):
+    for limit in log_spaced(least, amount(axis, top.predicted), points, ceiling):
         progress(limit)
-        designs.append(solve({**fixed, against: limit}))
+        designs.append(best({**fixed, against: limit}))
+    shape = InferenceShape(top.precision, context, prompt, top.kv)
     return Front(
         device=profile.id,
         device_name=profile.name,
         backend=profile.backend,
         against=against,
-        precision=precision,
-        kv=kv,
+        precision=top.precision,
+        kv=top.kv,
         context=context,
         prompt=prompt,
-        vocab=space.vocab,
+        considered=top.considered,
         budget=fixed,
         default_limit=axis.default(profile),
         points=tuple(designs),
-        models=marks(model, space.blocks),
+        models=marks(cost_model(profile, shape, confidence)),
     )
 
 
@@ -149,17 +146,6 @@ def always(limits: Mapping[str, float], profile: DeviceProfile, axis: Budget) ->
     return complete
 
 
-def smallest_limit(name: str, variants: Sequence[Variant]) -> float:
-    """The smallest limit on a budget at which a decoder fits."""
-    smallest = []
-    for variant in in_regimes(variants, {name: 1.0}):
-        program = encoded(variant, {name: 1.0}, DEFAULT)
-        amounts = encode.least(program)
-        if not leaves_residency(program.constraints, amounts):
-            smallest.append(needs(program.constraints, amounts)[name])
-    return min(smallest)
-
-
 def log_spaced(least: float, most: float, points: int, ceiling: float | None) -> list[float]:
     """Rising limits of four digits, at most `ceiling`; rounded up, so that the first decoder fits."""
     up = Context(prec=4, rounding=ROUND_CEILING)
@@ -167,13 +153,13 @@ def log_spaced(least: float, most: float, points: int, ceiling: float | None) ->
     return sorted({limit if ceiling is None else min(limit, ceiling) for limit in limits})
 
 
-def marks(model: CostModel, blocks: int) -> tuple[Mark, ...]:
+def marks(model: CostModel) -> tuple[Mark, ...]:
     """The models of MARKED whose context is long enough."""
-    models = []
-    for each in map(zoo.model, MARKED):
-        if each.geometry.context >= model.shape.context:
-            predicted = model.predict(each.geometry.operators)
-            entropy = existing_score(each.geometry, blocks, DEFAULT)
-            assert entropy is not None, f"{each.id} has no score"
-            models.append(Mark(id=each.id, name=each.name, entropy=entropy, predicted=predicted))
+    shape, models = model.shape, []
+    for marked in map(zoo.model, MARKED):
+        if marked.geometry.context >= shape.context:
+            score = existing_score(marked.geometry, DEFAULT, shape.precision, shape.kv)
+            assert score is not None, "the measured score is defined for any decoder"
+            predicted = model.predict(marked.geometry.operators)
+            models.append(Mark(id=marked.id, name=marked.name, entropy=score, predicted=predicted))
     return tuple(models)

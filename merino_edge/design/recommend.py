@@ -5,15 +5,15 @@ All predictions assume this project's exporter and runtime, for the same inferen
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from merino_edge.design.budgets import requested, require_predictable, shares_over
 from merino_edge.design.design_file import Design
-from merino_edge.design.designer import check_request, design
+from merino_edge.design.designer import caches_of, check_cache, check_lengths, design
 from merino_edge.design.existing import existing_score
 from merino_edge.design.score import DEFAULT
-from merino_edge.design.space import SEARCHED, Space
+from merino_edge.design.space import SPACE, Space
 from merino_edge.families.operators import FUSED_HEAD_MULTIPLE
 from merino_edge.families.zoo import Model, load_models
 from merino_edge.prediction.cost_model import CostModel, Predicted, cost_model
@@ -23,7 +23,7 @@ from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Candidate:
     """A published model with a verdict per format, the backend's preferred one first."""
 
     model: Model
-    entropy: float | None  # the search's score
+    entropy: float | None  # the search's score, in the chosen format
     long_enough: bool  # whether its context reaches the requested one
     verdicts: tuple[Verdict, ...]
 
@@ -126,7 +126,7 @@ def recommend(
     *,
     context: int,
     prompt: int,
-    space: Space = SEARCHED,
+    space: Space = SPACE,
     confidence: float = DEFAULT_CONFIDENCE,
     named: str | None = None,
     kv: str | None = None,
@@ -135,17 +135,20 @@ def recommend(
     within the same limits.
 
     A latency is judged by the upper bound of its prediction interval at `confidence`. `named`: how the user named the
-    profile, if not by its id. `kv`: the format of the cache, by default that of the activations.
+    profile, if not by its id. `kv`: the format of the cache; by default that of the activations for models, and the best one for
+    designs, whose vocabulary is open too.
 
     Raises MerinoError for an impossible inference shape or limit.
     """
     formats = formats_of(profile)
-    check_request(profile, formats[0], context, prompt, space.vocab, kv)
+    check_cache(profile, kv)
+    check_lengths(context, prompt)
     limits = requested(limits)
     require_predictable(limits, profile)
     costs = [cost_model(profile, InferenceShape(precision, context, prompt, kv), confidence) for precision in formats]
-    candidates = [judge(model, costs, limits, space.blocks) for model in load_models()]
-    designs = [design_at(each, limits, space) for each in costs]
+    candidates = [judge(model, costs, limits) for model in load_models()]
+    kvs = caches_of(profile) if kv is None else [kv]
+    designs = [design_at(each, limits, space, kvs) for each in costs]
     return Recommendation(
         device=profile.id,
         backend=profile.backend,
@@ -159,7 +162,7 @@ def recommend(
     )
 
 
-def judge(model: Model, costs: Sequence[CostModel], limits: Mapping[str, float], blocks: int) -> Candidate:
+def judge(model: Model, costs: Sequence[CostModel], limits: Mapping[str, float]) -> Candidate:
     """costs: one cost model per format."""
     verdicts = []
     for each in costs:
@@ -167,10 +170,14 @@ def judge(model: Model, costs: Sequence[CostModel], limits: Mapping[str, float],
         over = shares_over(limits, predicted)
         verdicts.append(Verdict(precision, predicted, over, refused_words(each.profile, precision)))
     long_enough = model.geometry.context >= costs[0].shape.context
-    return Candidate(model, existing_score(model.geometry, blocks, DEFAULT), long_enough, tuple(verdicts))
+    candidate = Candidate(model, None, long_enough, tuple(verdicts))
+    precision, kv = candidate.chosen.precision, costs[0].shape.kv
+    return replace(candidate, entropy=existing_score(model.geometry, DEFAULT, precision, kv))
 
 
-def design_at(costs: CostModel, limits: Mapping[str, float], space: Space) -> FormatDesign:
+def design_at(
+    costs: CostModel, limits: Mapping[str, float], space: Space, kvs: Sequence[str | None]
+) -> FormatDesign:
     shape, profile = costs.shape, costs.profile
     precision = shape.precision
     refused = refused_words(profile, precision)
@@ -178,8 +185,8 @@ def design_at(costs: CostModel, limits: Mapping[str, float], space: Space) -> Fo
         return FormatDesign(precision, None, refused)
     try:
         optimum = design(
-            profile, limits, space=space, context=shape.context, prompt=shape.prompt, precision=precision,
-            kv=shape.kv, confidence=costs.confidence,
+            profile, limits, space=space, context=shape.context, prompt=shape.prompt, precisions=[precision], kvs=kvs,
+            confidence=costs.confidence,
         )  # fmt: skip
     except MerinoError as error:
         return FormatDesign(precision, None, str(error))

@@ -197,6 +197,32 @@ def latency(
     return Latency(cached_us / 1e3, memory_us / 1e3, partial_us / 1e3)
 
 
+def latency_table(
+    operators: Sequence[Operator], precision: str, runs: Sequence[Run], dialect: Dialect,
+    thread_counts: Sequence[ThreadCoefficients], kv: str | None = None, groups: bool = False,
+) -> np.ndarray:  # fmt: skip
+    """`cached_ms` and `memory_ms` of each operator alone at each thread count, as `latency` gives them.
+
+    [operators, thread counts, 2]. A search adds up the rows of thousands of decoders.
+    """
+    names = sorted({name for at in thread_counts for name in at.us_per_unit})
+    column = {name: index for index, name in enumerate(names)}
+    table = np.zeros((len(operators), len(thread_counts), 2))
+    counted: dict[float, np.ndarray] = {}
+    for index, at in enumerate(thread_counts):
+        half = at.half_bytes if any(op.reread for op in operators) else 0.0  # it counts for repeated reads only
+        if half not in counted:
+            counted[half] = np.zeros((len(operators), len(names)))
+            for row, op in zip(counted[half], operators, strict=True):
+                for new, cached in runs:
+                    for name, amount in amounts(op, precision, new, cached, dialect, half, kv, groups).items():
+                        row[column[name]] += amount
+        us_per_unit = np.array([at.us_per_unit[name] for name in names])
+        memory_us = counted[half][:, column[MEMORY]] * us_per_unit[column[MEMORY]]
+        table[:, index] = np.stack([counted[half] @ us_per_unit - memory_us, memory_us], axis=1) / 1e3
+    return table
+
+
 def read_mb(
     operators: Sequence[Operator], precision: str, context: int, dialect: Dialect, kv: str | None = None
 ) -> float:

@@ -7,6 +7,8 @@ ONNX Runtime prepacks matrices into the layout of its kernels, so weights are la
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from merino_edge.families.operators import Operator, activation_bytes, packed_bytes
 from merino_edge.prediction import latency
 from merino_edge.prediction.default_coefficients import coefficients_for
@@ -56,6 +58,10 @@ class OnnxRuntimeCosts:
         """The figures that the predictions depend on."""
         return self.coefficients, self.runtime_figure
 
+    @property
+    def thread_counts(self) -> list[ThreadCoefficients]:
+        return list(self.by_threads.values())
+
     def decode_latency(self, operators: Sequence[Operator], threads: int) -> Latency:
         """Latency of one decode step, batch 1, at a full KV cache."""
         return self._latency(operators, [(1, self.shape.context)], threads)
@@ -90,6 +96,18 @@ class OnnxRuntimeCosts:
             decode_ms = step.cached_ms + missed * step.memory_ms
             latencies[count] = decode_ms, prompt.streaming_ms if missed else prompt.cached_ms
         return latencies
+
+    def latency_tables(self, operators: Sequence[Operator], prefill: bool) -> tuple[np.ndarray, np.ndarray]:
+        """`cached_ms` and `memory_ms` of decode and of prefill for each operator alone and each thread count; zeros for
+        a prefill that is not asked for. [operators, thread counts, 2] twice."""
+
+        def table(runs: Sequence[Run]) -> np.ndarray:
+            return latency.latency_table(
+                operators, self.shape.precision, runs, self.coefficients.dialect, self.thread_counts, self.shape.kv,
+                self.by_groups,
+            )  # fmt: skip
+
+        return table([(1, self.shape.context)]), table(self.prefill_runs if prefill else [])
 
     def read_mb(self, operators: Sequence[Operator]) -> float:
         """MB of a decode step's first reads, which decide the residency. Additive over operators."""

@@ -12,9 +12,11 @@ TensorRT fuses them; each matmul, softmax and change of layout is one.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from merino_edge.families.operators import FORMATS, Operator, activation_bytes
 from merino_edge.prediction.intervals import Factors
-from merino_edge.prediction.latency import Regime, Residency
+from merino_edge.prediction.latency import Regime, Residency, ThreadCoefficients
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.coefficients import Figure
 from merino_edge.profiles.profile import DeviceProfile, TensorRtPerformance
@@ -70,6 +72,11 @@ class TensorRtCosts:
     def _rate(self) -> Figure:
         return self.speed.fp16_gflops if self.shape.precision == "fp16" else self.speed.fp32_gflops
 
+    @property
+    def thread_counts(self) -> list[ThreadCoefficients]:
+        """One, without caches: a GPU has none to choose."""
+        return [ThreadCoefficients({}, 0.0, 0.0, 0.0)]
+
     def decode_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:  # noqa: ARG002
         """ms of one decode step. Additive over operators."""
         return self._run_ms(operators, 1)
@@ -81,6 +88,14 @@ class TensorRtCosts:
     def by_thread_counts(self, operators: Sequence[Operator]) -> dict[int | None, tuple[float, float]]:
         """(decode, prefill) in ms of a whole decoder."""
         return {None: (self.decode_ms(operators, None, "streaming"), self.prefill_ms(operators, None, "streaming"))}
+
+    def latency_tables(self, operators: Sequence[Operator], prefill: bool) -> tuple[np.ndarray, np.ndarray]:
+        """As of `onnxruntime_costs`: one column of thread counts, and nothing that caches could spare."""
+        decode, whole = np.zeros((2, len(operators), 1, 2))
+        decode[:, 0, 0] = [self.decode_ms([op], None, "streaming") for op in operators]
+        if prefill:
+            whole[:, 0, 0] = [self.prefill_ms([op], None, "streaming") for op in operators]
+        return decode, whole
 
     def _run_ms(self, operators: Sequence[Operator], tokens: int) -> float:
         return sum(self._operator_us(op, tokens) for op in operators) / 1e3

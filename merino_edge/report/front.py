@@ -147,6 +147,14 @@ def described(front: Front) -> str:
     return f"{ends} Existing models: {models}." if models else ends
 
 
+def opened(front: Front) -> str:
+    """The vocabularies and formats that the search chose from."""
+    considered = front.considered
+    caches = ", ".join(kv or "float" for kv in considered.kv)
+    vocabs = ", ".join(f"{vocab:,}" for vocab in considered.vocab)
+    return f"vocabulary {vocabs}; {', '.join(considered.precision)}; a KV cache of {caches}"
+
+
 def footnote(front: Front) -> list[str]:
     """Lines of text: what the drawing shows, and what the score means."""
     limits = options_line(front.budget)
@@ -156,12 +164,12 @@ def footnote(front: Front) -> list[str]:
     if first.confidence and first.interval(front.against):
         ends = f" Latencies are upper bounds of {percent(first.confidence)} prediction intervals."
     paragraphs = (
-        f"Blue: the proved optimum at each limit, {front.precision}, vocabulary {front.vocab:,},"
-        f" {lengths_words(front.context, front.prompt, front.kv)}{within}; predicted from"
+        f"Blue: the best of all decoders of the space at each limit, {opened(front)},"
+        f" {lengths_words(front.context, front.prompt, None)}{within}; predicted from"
         f" {first.provenance} coefficients.{ends} It ends at the largest decoder of the search space or at the board's"
         " free memory.",
-        "Orange: existing models by the same score and cost model.",
-        "The score is the number of effective weights, reduced by a loss that depends on depth over width, both"
-        " measured on published decoders: twice the score is 4 % less loss after equal training. It ignores training.",
+        f"Orange: existing models in {front.precision} by the same score and cost model.",
+        "The score is the number of weights of a float32 decoder of the best shape and vocabulary with the same predicted"
+        " loss, by a law measured on published decoders: twice the score is 4 % less loss after equal training.",
     )
     return [line for paragraph in paragraphs for line in textwrap.wrap(paragraph, FOOTNOTE_COLUMNS)]

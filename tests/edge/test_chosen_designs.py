@@ -19,6 +19,7 @@ from merino_edge.calibration.calibrate import calibrate
 from merino_edge.calibration.command import recalibrate
 from merino_edge.calibration.fit import fit_all
 from merino_edge.calibration.probe import MeasuredDesign
+from merino_edge.design.paper.space import PaperSpace
 from merino_edge.design.score import MEASURED, MERINO
 from merino_edge.design.space import Space
 from merino_edge.families.designed import Architecture, Block
@@ -101,14 +102,16 @@ def test_designs_of_both_scores_span_the_range_of_the_board_and_its_formats():
     assert len(set(pairs)) == len(pairs) == 12
 
 
-def small_space(request):
-    return Space(widths=(64, 128), depths=(1, 2), blocks=1, vocab=request.vocab)
+SMALL = {
+    "DESIGNS": 3, "VOCABS": (512,), "CONTEXTS": (64, 96), "SPACE": Space(widths=(64, 128), depths=(1, 2)),
+    "PAPER_SPACE": PaperSpace(widths=(64, 128), depths=(1, 2), blocks=1),
+}  # fmt: skip
 
 
 @pytest.mark.nightly
 def test_designs_are_measured_as_bench_does(monkeypatch):
     """On this machine, whatever board the profile says."""
-    for name, value in (("DESIGNS", 3), ("VOCABS", (512,)), ("CONTEXTS", (64, 96)), ("space_of", small_space)):
+    for name, value in SMALL.items():
         monkeypatch.setattr(chosen, name, value)
     monkeypatch.setattr(measuring, "DECODE_REPETITIONS", 1)
     monkeypatch.setattr(measuring, "PREFILL_REPETITIONS", 1)

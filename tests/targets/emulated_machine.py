@@ -33,6 +33,7 @@ from merino_edge.bundles import board_app
 from merino_edge.calibration import command
 from merino_edge.cli.app import main
 from merino_edge.delivery.ssh import programs
+from merino_edge.design.paper.space import PaperSpace
 from merino_edge.design.space import Space
 
 def longer(content):
@@ -44,7 +45,8 @@ packed = board_app.packed_files
 board_app.packed_files = lambda package: ((name, longer(content)) for name, content in packed(package))
 programs.PROBE_S = 4000.0
 chosen.DESIGNS, chosen.VOCABS, chosen.CONTEXTS, command.ROUNDS = 1, (512,), (64,), 1
-chosen.space_of = lambda request: Space(widths=(64, 128), depths=(1, 2), blocks=1, vocab=request.vocab)
+chosen.SPACE = Space(widths=(64, 128), depths=(1, 2))
+chosen.PAPER_SPACE = PaperSpace(widths=(64, 128), depths=(1, 2), blocks=1)
 measuring.DECODE_REPETITIONS = measuring.PREFILL_REPETITIONS = 1
 main()
 """

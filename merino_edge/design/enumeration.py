@@ -1,0 +1,252 @@
+"""The default search: look at every decoder of the space.
+
+1. The cost model gives the amounts of each operator, and these add up to layers of each kind (`costs`).
+2. A decoder's amounts are those of its layers, embedding and head. Its score is the law's, with the terms of the axes.
+3. The answer is the decoder of highest score among those within the limits. Nothing is left out, so nothing remains to
+   be proved.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from merino_edge.design.axes import attention, ffn, vocabulary, weight_format
+from merino_edge.design.budgets import BUDGETS_BY_NAME, refusal
+from merino_edge.design.costs import AtThreads, Costs, activations_mb, table
+from merino_edge.design.law import Constants, ln_loss
+from merino_edge.design.space import Layer, Space, architecture
+from merino_edge.families.designed import Architecture
+from merino_edge.families.operators import Operator
+from merino_edge.prediction.cost_model import CostModel, cost_model
+from merino_edge.prediction.limits import most_within, positive
+from merino_runtime.errors import MerinoError
+
+
+class Kinds(NamedTuple):
+    """Every kind of layer of a space. K kinds.
+
+    Attributes:
+        attentions, ffns: the attentions and FFNs that layers are made of.
+        attention, ffn, width: index of each kind's attention and FFN, and of its width in the space. [K]
+        weights: of one layer's matrices. [K]
+    """
+
+    attentions: list[tuple[int, int]]
+    ffns: list[tuple[int, float, bool]]
+    attention: np.ndarray
+    ffn: np.ndarray
+    width: np.ndarray
+    weights: np.ndarray
+
+
+class Choice(NamedTuple):
+    """The best decoder, the cost model of its formats, and `members`, the number of decoders that were looked at."""
+
+    architecture: Architecture
+    model: CostModel
+    ln_loss: float
+    members: int
+
+
+@lru_cache(maxsize=4)
+def kinds_of(space: Space) -> Kinds:
+    attentions, ffns = space.attentions(), space.ffns()
+    pairs = np.array([
+        (row, column, space.widths.index(width))
+        for row, (width, _) in enumerate(attentions) for column, (other, *_) in enumerate(ffns) if width == other
+    ]).reshape(-1, 3)  # fmt: skip
+    of_attention = np.array([matrices(attention.operators(*one)) for one in attentions])
+    of_ffn = np.array([matrices(ffn.operators(*one)) for one in ffns])
+    weights = of_attention[pairs[:, 0]] + of_ffn[pairs[:, 1]]
+    return Kinds(attentions, ffns, *pairs.T, weights.astype(float))
+
+
+def matrices(operators: Sequence[Operator]) -> int:
+    return sum(op.matrix for op in operators)
+
+
+def best(
+    space: Space, models: Sequence[CostModel], vocabs: Sequence[int], limits: Mapping[str, float],
+    constants: Constants, most_weights: float | None = None,
+) -> Choice:  # fmt: skip
+    """The decoder of highest score within `limits`. Raises MerinoError if there is none.
+
+    `models`: one for each pair of weight format and cache format; the first of equal decoders wins. `most_weights`:
+    the most stored parameters that the training text is worth; a smallest decoder may have more.
+    """
+    kinds, depths = kinds_of(space), np.array(space.depths)
+    weights = kinds.weights[:, None] * depths  # [K, D]
+    losses = ln_loss(weights, depths, terms_of(kinds, constants)[:, None], constants)
+    widths = np.array(space.widths)[kinds.width][:, None]
+    chosen, least = None, np.inf
+    for vocab in vocabs:
+        of_vocab = losses + vocabulary.term(vocab, widths, weights, constants)
+        for model in models:
+            term = weight_format.term(model.shape.precision, constants) + attention.cache_term(model.shape.kv, constants)
+            costs = costs_of(space, model, vocab, depths, reads_prompts(limits))
+            fits = within_limits(costs, limits)
+            if most_weights is not None:
+                fits &= AtThreads(costs, 0, 0).params <= most_weights
+            place = int(np.where(fits, of_vocab, np.inf).argmin())
+            if fits.flat[place] and of_vocab.flat[place] + term < least:
+                chosen, least = (place, vocab, model), float(of_vocab.flat[place] + term)
+    if chosen is None:
+        if most_weights is None:
+            raise nothing_fits(space, models, vocabs, limits)
+        return best(space, models, vocabs, limits, constants, fewest_weights(space, models, vocabs, limits))
+    place, vocab, model = chosen
+    kind, depth = divmod(place, len(depths))
+    arch = built(kinds, kind, int(depths[depth]), vocab, model.shape.context)
+    return Choice(arch, model, least, losses.size * len(vocabs) * len(models))
+
+
+def terms_of(kinds: Kinds, constants: Constants) -> np.ndarray:
+    """The terms of the axes of a layer. [K]"""
+    of_heads = np.array([
+        attention.heads_term(width // attention.head_size(width), count, constants) for width, count in kinds.attentions
+    ])
+    of_ffn = np.array([ffn.term(gated, constants) for *_, gated in kinds.ffns])
+    return of_heads[kinds.attention] + of_ffn[kinds.ffn]
+
+
+def built(kinds: Kinds, kind: int, depth: int, vocab: int, context: int) -> Architecture:
+    width, kv_heads = kinds.attentions[kinds.attention[kind]]
+    _, ratio, gated = kinds.ffns[kinds.ffn[kind]]
+    return architecture(Layer(width, kv_heads, ratio, gated), depth, vocab, context)
+
+
+def reads_prompts(limits: Mapping[str, float]) -> bool:
+    return any(BUDGETS_BY_NAME[name].phase == "prefill" for name in limits)
+
+
+def thread_pairs(model: CostModel, limits: Mapping[str, float]) -> list[tuple[int, int]]:
+    """Indices of the thread counts of decode and prefill that a decoder may run at, equal ones first: different ones
+    take more memory, and serve only a limit on each latency."""
+    counts = range(len(model.on.thread_counts))
+    pairs = [(decode, prefill) for decode in counts for prefill in (counts if reads_prompts(limits) else [decode])]
+    return sorted(pairs, key=lambda pair: pair[0] != pair[1])
+
+
+def within_limits(costs: Costs, limits: Mapping[str, float]) -> np.ndarray:
+    """Whether each decoder keeps all limits at some thread counts. [K, D]"""
+    fits = np.zeros(costs.peak.shape, bool)
+    for decode, prefill in thread_pairs(costs.model, limits):
+        at = AtThreads(costs, decode, prefill)
+        kept = [BUDGETS_BY_NAME[name].of(at) <= most_within(limit) for name, limit in limits.items() if positive(limit)]
+        fits |= np.logical_and.reduce(kept) if len(kept) == len(limits) else False
+    return fits
+
+
+def costs_of(space: Space, model: CostModel, vocab: int, depths: np.ndarray, prefill: bool) -> Costs:
+    """Of every kind of layer at every depth. [K, D]"""
+    kinds, layers = kinds_of(space), layer_tables(space, model, prefill)
+    ends, peak = end_tables(space, model, vocab, prefill)
+
+    def column(number: int) -> np.ndarray:
+        once = layers.last[:, number] + ends[kinds.width, number]
+        return once[:, None] + layers.layer[:, number][:, None] * (depths - 1)
+
+    peaks = np.maximum(layers.peak, peak[kinds.width])
+    return Costs(model, column, np.broadcast_to(peaks[:, None], (len(peaks), len(depths))))
+
+
+class LayerTables(NamedTuple):
+    """Amounts of layers by one cost model. K kinds, Q columns of `costs`.
+
+    Attributes:
+        layer, last: of a layer, and of the last one, which computes one position only after its attention. [K, Q]
+        peak: MB of a layer's largest activations. [K]
+    """
+
+    layer: np.ndarray
+    last: np.ndarray
+    peak: np.ndarray
+
+
+@lru_cache(maxsize=64)
+def layer_tables(space: Space, model: CostModel, prefill: bool) -> LayerTables:
+    kinds = kinds_of(space)
+    tables = []
+    for final in (False, True):
+        mixed, peak = sums(model, [attention.operators(*one, final=final) for one in kinds.attentions], prefill)
+        fed, fed_peak = sums(float_cache(model), [ffn.operators(*one, final=final) for one in kinds.ffns], prefill)
+        tables.append(mixed[kinds.attention] + fed[kinds.ffn])
+    return LayerTables(*tables, np.maximum(peak[kinds.attention], fed_peak[kinds.ffn]))
+
+
+@lru_cache(maxsize=64)
+def end_tables(space: Space, model: CostModel, vocab: int, prefill: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Amounts of embedding, final norm and head, and MB of their largest activations. [W, Q] and [W]"""
+    return sums(float_cache(model), [vocabulary.operators(width, vocab) for width in space.widths], prefill)
+
+
+def float_cache(model: CostModel) -> CostModel:
+    """The cost model for a cache of floats: only attention has other costs with another cache."""
+    return cost_model(model.profile, replace(model.shape, kv=None), model.confidence)
+
+
+def sums(model: CostModel, groups: Sequence[list[Operator]], prefill: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The amounts of groups of equally many operators, and MB of their largest activations. [groups, Q], [groups]"""
+    place: dict[Operator, int] = {}
+    rows = np.array([[place.setdefault(op, len(place)) for op in group] for group in groups])
+    amounts, peaks = table(model, list(place), prefill), activations_mb(model, list(place))
+    return amounts[rows].sum(axis=1), peaks[rows].max(axis=1)
+
+
+def fewest_weights(
+    space: Space, models: Sequence[CostModel], vocabs: Sequence[int], limits: Mapping[str, float]
+) -> float:
+    """Stored parameters of the smallest decoder within `limits`; infinite if there is none."""
+    depths, least = np.array(space.depths), np.inf
+    for vocab in vocabs:
+        for model in models:
+            costs = costs_of(space, model, vocab, depths, reads_prompts(limits))
+            least = min(least, float(np.where(within_limits(costs, limits), AtThreads(costs, 0, 0).params, np.inf).min()))
+    return least
+
+
+def least_need(
+    space: Space, models: Sequence[CostModel], vocabs: Sequence[int], limits: Mapping[str, float], name: str
+) -> float:
+    """The smallest limit on a budget at which a decoder keeps `limits` too; infinite if none keeps these."""
+    asked = {**limits, name: 1.0}
+    row, needs = list(asked).index(name), shallowest(space, models, vocabs, asked)[0]
+    others = [needs[index] <= most_within(limit) for index, limit in enumerate(asked.values()) if index != row]
+    return float(np.where(np.logical_and.reduce([np.ones(needs.shape[1], bool), *others]), needs[row], np.inf).min())
+
+
+def shallowest(
+    space: Space, models: Sequence[CostModel], vocabs: Sequence[int], limits: Mapping[str, float]
+) -> tuple[np.ndarray, list[tuple[int, CostModel]]]:
+    """What the decoders of fewest layers need of each limit, [limits, candidates]; each further layer costs something.
+    And vocabulary and cost model of each K candidates."""
+    needs, combinations = [], []
+    for vocab in vocabs:
+        for model in models:
+            costs = costs_of(space, model, vocab, np.array([min(space.depths)]), reads_prompts(limits))
+            for pair in thread_pairs(model, limits):
+                at = AtThreads(costs, *pair)
+                rows = [np.broadcast_to(BUDGETS_BY_NAME[name].of(at), costs.peak.shape)[:, 0] for name in limits]
+                needs.append(np.stack(rows))
+                combinations.append((vocab, model))
+    return np.concatenate(needs, axis=1), combinations
+
+
+def nothing_fits(
+    space: Space, models: Sequence[CostModel], vocabs: Sequence[int], limits: Mapping[str, float]
+) -> MerinoError:
+    """The error that names the decoders that need least."""
+    needs, combinations = shallowest(space, models, vocabs, limits)
+    kinds = kinds_of(space)
+
+    def name_of(candidate: int) -> str:
+        which, kind = divmod(candidate, len(kinds.weights))
+        vocab, model = combinations[which]
+        shape = built(kinds, kind, min(space.depths), vocab, model.shape.context).shape()
+        cache = f", a cache of {model.shape.kv}" if model.shape.kv else ""
+        return f"{shape}, vocabulary {vocab}, {model.shape.precision}{cache}"
+
+    return refusal(limits, needs, name_of, models[0].profile)

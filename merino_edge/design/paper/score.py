@@ -1,0 +1,78 @@
+"""The paper's score: entropy times effectiveness, block by block.
+
+Known (MeRino, arXiv 2403.07921): entropy is weighted between attention and FFN and multiplied by an effectiveness that
+depends on depth over width. Recalled, not confirmed: the formula of a layer, the weights 0.6 and 0.4, beta 1/16. This
+project's choices: eps 1, the reading of the effectiveness, and the preference for unshared weights in a tie.
+"""
+
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from merino_edge.design.paper.entropy import linear_entropy
+from merino_edge.families.designed import Block
+
+Weight = Annotated[float, Field(ge=0, le=1000)]
+
+
+class MerinoScoring(BaseModel):
+    """Parameters of the paper's score, as stored in design.json.
+
+    Attributes:
+        attention_weight, ffn_weight: a1 and a2 (recalled). Not both 0.
+        eps: noise scale in `log(1 + s^2 / eps^2)` (own choice).
+        beta: 1/16 (known). A block loses the share L / (beta E) of its entropy (own reading of a ratio of depth and
+            width).
+        shared_discount: relative loss of score for each repeated use of shared weights. Entropy counts each use in full
+            (recalled), so this decides ties only: weights are shared if a limit requires it (own choice).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["merino"] = "merino"
+    attention_weight: Weight = 0.6
+    ffn_weight: Weight = 0.4
+    eps: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
+    beta: Annotated[float, Field(ge=1e-6, le=1e6)] = 1 / 16
+    shared_discount: Annotated[float, Field(ge=0, le=1)] = 1e-4
+
+    @model_validator(mode="after")
+    def _has_weight(self) -> Self:
+        if self.attention_weight + self.ffn_weight == 0:
+            raise ValueError("attention_weight 0 and ffn_weight 0 make every score 0: give one of them a weight")
+        return self
+
+
+MERINO = MerinoScoring()
+
+
+def total_score(blocks: Iterable[Block], head_size: int, scoring: MerinoScoring) -> float:
+    """The score of a decoder, in weighted nats."""
+    return sum(
+        block_score(
+            block.width, block.ffn_width, block.depth, block.shared, scoring, kv_width=block.kv_width(head_size)
+        )
+        for block in blocks
+    )
+
+
+def effectiveness_loss(width: int, depth: int, scoring: MerinoScoring) -> float:
+    """gamma in [0, 1]: the share of a block's entropy that is lost since depth makes it hard to train."""
+    return min(1.0, depth / (scoring.beta * width))
+
+
+def block_score(
+    width: int, ffn_width: int, depth: int, shared: bool, scoring: MerinoScoring, *, kv_width: int | None = None
+) -> float:
+    """(1 - gamma) L (a1 H_attention + a2 H_FFN), in weighted nats.
+
+    `kv_width`: channels of keys and of values; None: the block's width. With fewer, their two matrices have fewer
+    columns and less entropy (own choice: docs/decisions/kv-heads.md).
+    """
+    keys_entropy = linear_entropy(width, width if kv_width is None else kv_width, scoring.eps)
+    attention_entropy = 2 * linear_entropy(width, width, scoring.eps) + 2 * keys_entropy
+    ffn_entropy = 2 * linear_entropy(width, ffn_width, scoring.eps)
+    layer = scoring.attention_weight * attention_entropy + scoring.ffn_weight * ffn_entropy
+    uses = depth - (scoring.shared_discount * (depth - 1) if shared else 0.0)
+    return (1 - effectiveness_loss(width, depth, scoring)) * uses * layer

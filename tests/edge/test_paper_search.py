@@ -1,0 +1,133 @@
+"""The paper's search against the enumeration of small spaces, and what its programs charge against the true costs."""
+
+import itertools
+
+import numpy as np
+import pytest
+from few_examples import ALL, examples
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sample_boards import of_two_cores
+from scipy.optimize import OptimizeResult
+
+from merino_edge.design.budgets import BUDGETS_BY_NAME, amount
+from merino_edge.design.costs import AtThreads, Costs
+from merino_edge.design.designer import design_by_paper
+from merino_edge.design.paper import search
+from merino_edge.design.paper.score import MERINO
+from merino_edge.design.paper.search import solve, variables_of
+from merino_edge.design.paper.space import PaperSpace
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.limits import most_within
+from merino_edge.prediction.shape import InferenceShape
+from merino_edge.profiles.reading import load_profile
+from merino_runtime.errors import MerinoError
+
+NAMES = tuple(BUDGETS_BY_NAME)
+PROFILE = settings.default.max_examples
+SPACES = 2000 if PROFILE >= ALL else 200 if PROFILE >= 60 else PROFILE  # nightly, by day, while editing
+ZERO = load_profile("raspberry-pi-zero-2w")
+BOARDS = {
+    "zero": ZERO, "two cores": of_two_cores(ZERO), "pi 5": load_profile("raspberry-pi-5"), "gpu": load_profile("jetson-nano")
+}  # fmt: skip
+
+
+class Enumerated:
+    """Every decoder of a small space, and its costs at each pair of thread counts, in arrays."""
+
+    def __init__(self, space, model):
+        variables, options = variables_of(space, model, MERINO), space.options()
+        choices = itertools.product(range(len(options)), repeat=space.blocks)
+        widths = [block.width for block in options]
+        self.choices = np.array([
+            choice for choice in choices
+            if all(widths[a] <= widths[b] for a, b in itertools.pairwise(choice))
+            and widths[choice[-1]] <= space.growth * widths[choice[0]]
+        ])  # fmt: skip
+        self.space, self.model, self.options = space, model, options
+        row = {
+            (int(o), *map(int, b), *(map(int, w) if o < 0 else ())): index
+            for index, (o, b, w) in enumerate(zip(variables.option, variables.blocks, variables.widths, strict=True))
+        }
+        chosen = np.array([
+            [row[option, place, place] for place, option in enumerate(choice)]
+            + [row[-1 - place, place, place + 1, widths[a], widths[b]] for place, (a, b) in enumerate(itertools.pairwise(choice))]
+            + [row[-space.blocks, 0, space.blocks - 1, widths[choice[0]], widths[choice[-1]]]]
+            for choice in self.choices.tolist()
+        ])  # fmt: skip
+        sums, peak = variables.amounts[chosen].sum(axis=1), variables.peak[chosen].max(axis=1)
+        self.score = variables.score[chosen].sum(axis=1)
+        costs, counts = Costs(model, lambda number: sums[:, number], peak), range(len(model.on.thread_counts))
+        self.at = [AtThreads(costs, decode, prefill) for decode in counts for prefill in counts]
+
+    def fits(self, limits):
+        kept = [[BUDGETS_BY_NAME[name].of(at) <= most_within(limit) for name, limit in limits.items()] for at in self.at]
+        return np.logical_or.reduce([np.logical_and.reduce(each) for each in kept])
+
+    def built(self, index):
+        blocks = tuple(self.options[option] for option in self.choices[index])
+        return self.space.architecture(blocks, self.model.shape.context)
+
+
+@st.composite
+def problems(draw):
+    """A small space, and limits near what one of its decoders takes."""
+
+    def some(values, least, most):
+        return tuple(sorted(draw(st.lists(st.sampled_from(values), min_size=least, max_size=most, unique=True))))
+
+    blocks = draw(st.sampled_from([1, 2, 2, 3, 3]))
+    space = PaperSpace(
+        widths=some([64, 128, 192, 256, 320, 448, 640], 1, 3 if blocks < 3 else 2),
+        ffn_ratios=some([1.0, 1.5, 2.0, 3.0, 4.0], 1, 2),
+        depths=some([1, 2, 3, 6], 1, 2),
+        growth=draw(st.sampled_from([1.5, 2.0, 8.0])),
+        blocks=blocks,
+        vocab=draw(st.sampled_from([257, 8000])),
+        head_size=draw(st.sampled_from([32, 64])),
+    )
+    board = BOARDS[draw(st.sampled_from(sorted(BOARDS)))]
+    form = draw(st.sampled_from(["fp32", "int8", "int4"] if board.backend == "onnxruntime" else ["fp16", "fp32"]))
+    every = Enumerated(space, cost_model(board, InferenceShape(form, 128, draw(st.sampled_from([16, 64])))))
+    names = some([name for name in NAMES if not BUDGETS_BY_NAME[name].needs or board.id != "jetson-nano"], 1, 4)
+    at = draw(st.sampled_from(every.at))
+    near = draw(st.integers(0, len(every.choices) - 1))
+    limits = {
+        name: float(BUDGETS_BY_NAME[name].of(at)[near]) * draw(st.sampled_from([0.97, 1.0, 1.0, 1.003, 1.05]))
+        for name in names
+    }  # fmt: skip
+    return every, limits
+
+
+def check(every, limits):
+    fits = every.fits(limits)
+    if not fits.any():
+        with pytest.raises(MerinoError, match="no decoder of this space fits"):
+            solve(every.space, every.model, limits, MERINO)
+        return
+    best = float(every.score[fits].max())
+    found = solve(every.space, every.model, limits, MERINO)
+    assert found.score <= found.bound
+    assert found.bound >= best * (1 - 1e-12), "a false proof"
+    assert found.score >= best * (1 - 1e-6), "not the best"
+    predicted = every.model.predict_each(found.architecture.operators)
+    assert any(all(amount(BUDGETS_BY_NAME[n], one) <= most_within(limit) for n, limit in limits.items()) for one in predicted)
+
+
+@pytest.mark.slow
+@given(problems())
+@settings(max_examples=SPACES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_no_proof_is_false_near_a_decoders_own_costs(problem):
+    check(*problem)
+
+
+@given(problems(), st.integers(0, 2**32))
+@examples(30)
+def test_a_programs_sums_are_the_predicted_costs(problem, seed):
+    every, _ = problem
+    for index in np.random.default_rng(seed).integers(0, len(every.choices), 4).tolist():
+        predicted = every.model.predict_each(every.built(index).operators)
+        for at, one in zip(every.at, predicted, strict=True):
+            for name, budget in BUDGETS_BY_NAME.items():
+                if budget.of(one) is not None:
+                    assert budget.of(at)[index] == pytest.approx(amount(budget, one), rel=1e-11), name
