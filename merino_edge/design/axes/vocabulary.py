@@ -25,7 +25,7 @@ BYTES_PER_TOKEN = {
 TAO = "Tao et al. 2024, arXiv 2407.13623"
 CONSTANTS = {
     "vocab_curve": Constant(
-        0.0101, 0.0088, 0.0121,
+        0.0102, 0.0088, 0.0122,
         "ln loss per square of ln(weights of the embedding / best ones): least squares over six decoders of 33 M to 1.1 B"
         f" weights with ten vocabularies each at equal text ({TAO}; bench/experiments/vocabulary.py)",
     ),

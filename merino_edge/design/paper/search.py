@@ -25,7 +25,7 @@ from merino_edge.prediction.cost_model import CostModel
 from merino_edge.profiles.coefficients import MEMORY
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
-ROUNDING = 1e-6  # relative difference up to which scores count as equal: the gap at which HiGHS stops
+ROUNDING = 1e-9  # relative difference up to which scores count as equal
 MOST_CUTS = 200
 OPTIMAL, INFEASIBLE = 0, 2  # milp's status; 1, 3 and 4 (a limit, unbounded, other) settle nothing
 
@@ -79,17 +79,18 @@ def solve(space: PaperSpace, model: CostModel, limits: Mapping[str, float], scor
     phases = len({BUDGETS_BY_NAME[name].phase for name in limits} - {None})
     programs = [program_of(variables, rows) for case in cases_of(model, phases) if (
         rows := rows_of(variables, model, case, limits, phases)) is not None]  # fmt: skip
-    best = Solution(smallest, total_score(smallest.blocks, space.head_size, scoring), 0.0)
+    known = total_score(smallest.blocks, space.head_size, scoring)
+    best = Solution(smallest, known, known)
     for relaxed, program in sorted(((program.relaxed(), program) for program in programs), key=lambda pair: -pair[0]):
-        if relaxed <= best.score * (1 + ROUNDING):
-            continue
-        picked, bound = program.solve(lambda chosen: keeps(built(space, options, chosen, model), model, limits))
-        best = best._replace(bound=max(best.bound, bound))
+        picked, bound = None, relaxed
+        if relaxed > best.score * (1 + ROUNDING):
+            picked, bound = program.solve(lambda chosen: keeps(built(space, options, chosen, model), model, limits))
+        best = best._replace(bound=max(best.bound, min(bound, relaxed)))
         if picked is not None:
             arch = built(space, options, picked, model)
             score = total_score(arch.blocks, space.head_size, scoring)
             best = Solution(arch, score, best.bound) if score > best.score else best
-    return best if best.bound > best.score * (1 + ROUNDING) else best._replace(bound=best.score)
+    return best
 
 
 def keeps(arch: Architecture, model: CostModel, limits: Mapping[str, float]) -> bool:
@@ -244,11 +245,13 @@ class Program(NamedTuple):
 
 
 def program_of(variables: Variables, case: tuple[np.ndarray, np.ndarray]) -> Program:
-    """The program of a case, of the options that no other of the same width dominates in their place."""
+    """The program of a case, of the options that fit alone and that no other of the same width dominates in their
+    place."""
+    alone = (variables.option >= 0) & (case[0] <= 1 + ROUNDING).all(axis=0)
     kept = np.concatenate([np.flatnonzero(variables.option < 0), *(
-        undominated(variables, np.concatenate(case), np.flatnonzero((variables.option >= 0) & (variables.blocks[:, 0] == block)))
+        undominated(variables, np.concatenate(case), np.flatnonzero(alone & (variables.blocks[:, 0] == block)))
         for block in range(variables.blocks.max() + 1)
-    )])  # fmt: skip
+    )]).astype(int)  # fmt: skip
     option, blocks, widths, score = (part[kept] for part in variables[:4])
     rows, peaks = (part[:, kept] for part in case)
     limits, own = len(rows), option >= 0
@@ -272,7 +275,7 @@ def program_of(variables: Variables, case: tuple[np.ndarray, np.ndarray]) -> Pro
         *([LinearConstraint(padded(links), 0, 0)] if links else []),
         *([LinearConstraint(np.array(tops), -np.inf, 0)] if tops else []),
     ]  # fmt: skip
-    scale = float(score.max()) or 1.0
+    scale = float(score.max(initial=0.0)) or 1.0
     return Program(
         np.concatenate([option, np.full(limits, -1)]), np.concatenate([-score / scale, np.zeros(limits)]), constraints, scale
     )
