@@ -113,7 +113,7 @@ def axes(svg: Element, front: Front, plot: Plot, title: str) -> tuple[Scale, Sca
     y = linear(0, y_ticks[-1], plot.bottom, plot.top)
     y_axis(svg, plot, y, y_ticks, "")
     x_axis(svg, plot, x, x_ticks, title)
-    write(svg, 16, plot.top - 18, "effective weights x effectiveness, millions", "axis")
+    write(svg, 16, plot.top - 18, "effective weights, millions", "axis")
     return x, lambda score: y(score / 1e6)
 
 

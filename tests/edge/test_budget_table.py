@@ -9,15 +9,16 @@ from typer.testing import CliRunner
 
 import merino_edge
 from merino_edge.cli.options import with_budgets
-from merino_edge.design.budgets import BUDGETS_BY_NAME, Budget, Term, shares_over
-from merino_edge.design.designer import design
-from merino_edge.design.evolution import Effort
+from merino_edge.design.budgets import BUDGETS_BY_NAME, Budget, shares_over
+from merino_edge.design.designer import design, design_by_paper
+from merino_edge.design.paper.space import PaperSpace
 from merino_edge.design.space import Space
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.errors import MerinoError
 
 BOARD = load_profile("raspberry-pi-zero-2w")
-SPACE = Space(widths=(64, 128), depths=(1, 2, 3), ffn_ratios=(1.0, 2.0), blocks=2, vocab=500)
+SPACE = Space(widths=(64, 128), depths=(2, 4, 6), ffn_ratios=(1.0, 2.0))
+PAPER_SPACE = PaperSpace(widths=(64, 128), depths=(1, 2, 3), ffn_ratios=(1.0, 2.0), blocks=2, vocab=500)
 ROOT = Path(merino_edge.__file__).parent
 
 
@@ -25,8 +26,7 @@ ROOT = Path(merino_edge.__file__).parent
 def cache_budget(monkeypatch):
     """A table with one more row: the KV cache in MB."""
     row = Budget(
-        "kv_mb", "cache", "the whole KV cache", "MB", of=lambda predicted: predicted.kv_bytes / 2**20,
-        terms=(Term(lambda model, _, ops: sum(2 * op.width for op in ops) * model.shape.context * 4 / 2**20),),
+        "kv_mb", "cache", "the whole KV cache", "MB", of=lambda costs: costs.kv_bytes / 2**20
     )
     monkeypatch.setitem(BUDGETS_BY_NAME, row.name, row)
     return row
@@ -48,16 +48,17 @@ def test_a_budget_added_to_the_table_is_an_option_with_help(cache_budget):
     assert message == {"kv_mb": 3, "decode_ms": 5, "device": "x"}
 
 
-def test_a_budget_added_to_the_table_binds_both_solvers_and_is_named_by_a_refusal(cache_budget):
+def test_a_budget_added_to_the_table_binds_both_searches_and_is_named_by_a_refusal(cache_budget):
     def designed(**keys):
-        return design(BOARD, {"kv_mb": keys.pop("kv_mb")}, space=SPACE, context=256, prompt=64, **keys)
+        return design(BOARD, keys, space=SPACE, context=256, prompt=64, kvs=[None])
 
     free = designed(kv_mb=1e6)
     tight = designed(kv_mb=0.6 * free.predicted.kv_bytes / 2**20)
     assert tight.predicted.kv_bytes <= 0.6 * free.predicted.kv_bytes and tight.entropy < free.entropy
-    assert tight.solver.gap < 1e-6
-    paper = designed(kv_mb=0.6 * free.predicted.kv_bytes / 2**20, solver="evolution", effort=Effort(steps=20_000))
-    assert paper.predicted.kv_bytes <= 0.6 * free.predicted.kv_bytes
+    request = {"space": PAPER_SPACE, "context": 256, "prompt": 64}
+    free = design_by_paper(BOARD, {"kv_mb": 1e6}, **request)
+    paper = design_by_paper(BOARD, {"kv_mb": 0.6 * free.predicted.kv_bytes / 2**20}, **request)
+    assert paper.predicted.kv_bytes <= 0.6 * free.predicted.kv_bytes and paper.entropy < free.entropy
     with pytest.raises(MerinoError, match=rf"{cache_budget.option} 0.001 is below \S+, .* \(the whole KV"):
         designed(kv_mb=0.001)
 
@@ -85,7 +86,7 @@ def test_no_other_module_spells_the_budgets_again():
     assert wrong == {}
 
 
-def test_a_verdict_has_the_tolerance_of_the_solvers():
+def test_a_verdict_has_the_tolerance_of_the_search():
     """An optimum fills its limit up to the rounding of sums; it must not be told that it breaks it."""
     result = design(BOARD, {"decode_ms": 4}, space=SPACE, context=64, prompt=32).predicted
     assert shares_over({"decode_ms": result.decode_ms * (1 - 1e-14)}, result) == {}

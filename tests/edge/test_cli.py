@@ -91,7 +91,7 @@ def test_design_json_has_the_fields_of_the_contract(design_file):
 def test_design_shows_a_table_beside_opt(here):
     code, out, _ = here("design", "--device", "raspberry-pi-4")
     assert code == 0
-    rows = ("KV cache at 1024 tokens", "decode latency per token", "effective weights x effectiveness")
+    rows = ("KV cache at 1024 tokens", "decode latency per token", "effective weights")
     for words in ("OPT-350M", "331.2 M", "proved", *rows):
         assert words in out
 

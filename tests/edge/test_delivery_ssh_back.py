@@ -46,9 +46,11 @@ board_app.packed_files = lambda package: (
 FEW_DESIGNS = """
 from merino_edge.benchmarking import chosen, measuring
 from merino_edge.calibration import command
+from merino_edge.design.paper.space import PaperSpace
 from merino_edge.design.space import Space
 chosen.DESIGNS, chosen.VOCABS, chosen.CONTEXTS, command.ROUNDS = 1, (512,), (64,), 1
-chosen.space_of = lambda request: Space(widths=(64, 128), depths=(1, 2), blocks=1, vocab=request.vocab)
+chosen.SPACE = Space(widths=(64, 128), depths=(1, 2))
+chosen.PAPER_SPACE = PaperSpace(widths=(64, 128), depths=(1, 2), blocks=1)
 measuring.DECODE_REPETITIONS = measuring.PREFILL_REPETITIONS = 1
 """
 GREEDY = ("Once upon a time", "-n", "12", "--temperature", "0")

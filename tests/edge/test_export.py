@@ -343,7 +343,7 @@ def test_variants_of_opt_that_the_graph_builder_does_not_know_are_refused(decode
 def test_a_design_and_a_bare_architecture_are_exported_with_random_weights(tmp_path, tiny_arch):
     designed = design(
         load_profile("raspberry-pi-zero-2w"), {"decode_ms": 3}, context=64, prompt=32,
-        space=Space(widths=(64, 128), depths=(1, 2), ffn_ratios=(1.0,), blocks=2, vocab=300),
+        space=Space(widths=(64, 128), depths=(1, 2), ffn_ratios=(1.0,)), vocabs=[300], precisions=["fp32"], kvs=[None],
     )
     for name, text, arch, called in (
         ("design.json", designed.to_json(), designed.architecture, "raspberry-pi-zero-2w-design"),
@@ -479,9 +479,9 @@ def test_a_source_says_where_its_weights_come_from(tiny_checkpoint):
 
 
 def test_a_bundle_has_the_format_and_the_threads_that_its_design_planned_for(tmp_path):
-    space = Space(widths=(64, 128), depths=(1, 2), ffn_ratios=(1.0,), blocks=2, vocab=300)
+    space = Space(widths=(64, 128), depths=(1, 2), ffn_ratios=(1.0,))
     board = load_profile("raspberry-pi-5")
-    designed = design(board, {"decode_ms": 2}, space=space, context=32, prompt=16, precision="int8")
+    designed = design(board, {"decode_ms": 2}, space=space, context=32, prompt=16, vocabs=[300], precisions=["int8"], kvs=[None])
     path = tmp_path / "design.json"
     path.write_text(designed.to_json())
     planned = export(load_source(str(path)), tmp_path / "planned").bundle
@@ -511,9 +511,9 @@ def described_as(folder, **values):
 
 def test_a_checkpoint_carries_the_design_that_it_was_trained_from(tiny_checkpoint, tiny_arch, tmp_path):
     shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
-    space = Space(widths=(64,), depths=(1,), ffn_ratios=(1.0,), blocks=1, vocab=300)
+    space = Space(widths=(64,), depths=(1,), ffn_ratios=(1.0,))
     board = load_profile("raspberry-pi-5")
-    other = design(board, {"decode_ms": 9}, space=space, context=32, prompt=16, precision="int8")
+    other = design(board, {"decode_ms": 9}, space=space, context=32, prompt=16, vocabs=[300], precisions=["int8"], kvs=[None])
     path = tmp_path / "checkpoint" / "design.json"
     path.write_text(other.to_json())
     assert load_source(str(tmp_path / "checkpoint")).design is None  # another geometry

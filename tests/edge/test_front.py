@@ -14,14 +14,14 @@ from merino_edge.report.front import front_svg, save_front
 from merino_edge.report.svg import text_px
 from merino_runtime.errors import MerinoError
 
-SPACE = Space(widths=tuple(range(64, 321, 64)), depths=(1, 2, 3), ffn_ratios=(1.0, 2.0), blocks=3, vocab=2000)
+SPACE = Space(widths=tuple(range(64, 321, 64)), depths=(3, 6, 9), ffn_ratios=(1.0, 2.0))
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture(scope="module", params=["decode_ms", "memory_mb"])
 def pareto(request):
     board = load_profile("raspberry-pi-zero-2w")
-    return front(board, {}, request.param, 4, space=SPACE, context=256, prompt=128)
+    return front(board, {}, request.param, 4, space=SPACE, context=256, prompt=128, vocabs=[2000])
 
 
 def texts_of(svg, *classes):
@@ -54,7 +54,7 @@ def test_its_marks_are_the_fronts_points_models_and_default_budget(pareto):
     assert all(any(tip.startswith(f"{model.name}: ") for tip in tips) for model in pareto.models)
     axis = " ".join(text.text for text in texts_of(svg, "axis"))
     unit = "ms" if pareto.against == "decode_ms" else "MB"
-    assert f"{unit} (log scale)" in axis and "effective weights x effectiveness, millions" in axis
+    assert f"{unit} (log scale)" in axis and "effective weights, millions" in axis
     (limit,) = texts_of(svg, "limit")
     assert limit.text.startswith("the board's default budget") and limit.text.endswith(unit)
     ticks = [float(text.text.replace(",", "")) for text in texts_of(svg, "tick") if text.get("text-anchor") == "end"]

@@ -18,7 +18,6 @@ from merino_edge.calibration.probe import read_probe
 from merino_edge.cli.tables import device_table, show
 from merino_edge.design.design_file import load_design, read_plan
 from merino_edge.design.designer import design
-from merino_edge.design.space import Space
 from merino_edge.embedded import FOLDER
 from merino_edge.families.hugging_face import read_checkpoint
 from merino_edge.prediction.cost_model import cost_model
@@ -35,7 +34,7 @@ pytestmark = pytest.mark.more
 
 PROFILES = [tomllib.loads(profile_text(name)) for name in profile_ids()]
 BOARD = load_profile("raspberry-pi-4")
-DESIGN = json.loads(design(BOARD, {"decode_ms": 20.0}, space=Space(), context=256, prompt=64).to_json())
+DESIGN = json.loads(design(BOARD, {"decode_ms": 20.0}, context=256, prompt=64).to_json())
 PROBE = json.loads(synthetic().model_dump_json(by_alias=True))
 PROBE["measurements"] = PROBE["measurements"][:12]
 RECORDS = [record(), opt(), opt(test="pp64"), record(depth=512), failed()]

@@ -110,8 +110,8 @@ def check(every, limits):
     found = solve(every.space, every.model, limits, MERINO)
     assert found.score <= found.bound
     assert found.bound >= best * (1 - 1e-12), "a false proof"
-    assert found.score >= best * (1 - PROVED), "not the best"
-    assert found.bound <= found.score * (1 + PROVED), "not proved"
+    assert found.score >= best * (1 - 1e-5), "not the best"
+    assert found.bound <= found.score * (1 + PROVED) or found.score == 0, "not proved"
     predicted = every.model.predict_each(found.architecture.operators)
     assert any(all(amount(BUDGETS_BY_NAME[n], one) <= most_within(limit) for n, limit in limits.items()) for one in predicted)
 
@@ -156,7 +156,7 @@ SMALL = PaperSpace(widths=(64, 128, 192), depths=(1, 2, 3), ffn_ratios=(1.0, 2.0
 def test_a_failure_of_the_integer_solver_is_no_proof(status, monkeypatch):
     request = {"space": SMALL, "context": 128, "prompt": 64, "precision": "fp32"}
     proved = design_by_paper(ZERO, {"decode_ms": 4}, **request)
-    assert "proved: no decoder of the paper's space has more entropy" in solver_line(proved)
+    assert "proved: no decoder of the paper's space has 0.01 % more entropy" in solver_line(proved)
     failed = failing_milp(monkeypatch, status)
     designed = design_by_paper(ZERO, {"decode_ms": 4}, **request)
     assert failed and designed.entropy < proved.entropy <= designed.solver.bound

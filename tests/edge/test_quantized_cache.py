@@ -18,8 +18,7 @@ from typer.testing import CliRunner
 import merino_edge.export.quantize.kv_calibration as kv_calibration
 from merino_edge.cli.app import app
 from merino_edge.design.design_file import load_design
-from merino_edge.design.designer import check_request, design
-from merino_edge.design.space import Space
+from merino_edge.design.designer import check_cache, design
 from merino_edge.export.export import export
 from merino_edge.export.quantize.kv_cache import fitted_scales, largest_code, rounded, scales_of
 from merino_edge.export.quantize.kv_calibration import (
@@ -228,8 +227,8 @@ def test_costs_know_the_cache():
 
 def test_a_design_keeps_its_cache_to_the_bundle(tmp_path):
     board = load_profile("raspberry-pi-4")
-    space = Space(vocab=256, blocks=1)
-    designed = design(board, {"params_m": 0.2}, space=space, context=64, prompt=16, kv="int8")
+    request = {"context": 64, "prompt": 16, "vocabs": [257], "precisions": ["fp32"], "kvs": ["int8"]}
+    designed = design(board, {"params_m": 0.2}, **request)
     (tmp_path / "design.json").write_text(designed.to_json())
     assert load_design(tmp_path / "design.json").kv == "int8"
     made = export(load_source(str(tmp_path / "design.json")), tmp_path / "bundle").bundle
@@ -241,8 +240,8 @@ def test_a_design_keeps_its_cache_to_the_bundle(tmp_path):
 def test_a_checkpoint_keeps_its_designs_cache(tiny_checkpoint, tiny_arch, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_checkpoint, "checkpoint")
-    designed = design(load_profile("raspberry-pi-4"), {"params_m": 0.2}, space=Space(vocab=256, blocks=1), context=64,
-                   prompt=16, kv="int8")  # fmt: skip
+    request = {"context": 64, "prompt": 16, "vocabs": [257], "precisions": ["fp32"], "kvs": ["int8"]}
+    designed = design(load_profile("raspberry-pi-4"), {"params_m": 0.2}, **request)
     designed = designed.model_copy(update={"architecture": tiny_arch})
     Path("checkpoint/design.json").write_text(designed.to_json())
     Path("text.txt").write_text("The river runs past the old mill. " * 40)
@@ -289,7 +288,7 @@ def test_a_wish_goes_before_the_designs_cache():
 @pytest.mark.parametrize("backend", ["tensorrt", "onnxruntime"])
 def test_a_design_for_a_backend_without_such_a_cache_is_refused(backend):
     with pytest.raises(MerinoError, match="onnxruntime 1.27 or later, and a .* Leave --kv out"):
-        check_request(ORIN.with_backend(backend), "fp32", 64, 32, 300, "int8")
+        check_cache(ORIN.with_backend(backend), "int8")
 
 
 def test_a_text_without_a_tokenizer_is_refused(source, tmp_path):

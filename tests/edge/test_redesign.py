@@ -23,11 +23,12 @@ from merino_runtime.errors import MerinoError
 pytestmark = pytest.mark.slow
 
 BOARD = load_profile("raspberry-pi-5")
-SPACE = Space(widths=(64, 128, 192, 256), depths=(1, 2, 3, 4), ffn_ratios=(1.0, 2.0), blocks=2, vocab=2000)
+SPACE = Space(widths=(64, 128, 192, 256), depths=(2, 3, 4, 5, 6, 7, 8), ffn_ratios=(1.0, 2.0))
+FORMATS = {"vocabs": [2000], "precisions": ["fp32"], "kvs": [None]}
 
 
 def real(budgets):
-    return design(BOARD, budgets, space=SPACE, context=128, prompt=64)
+    return design(BOARD, budgets, space=SPACE, context=128, prompt=64, **FORMATS)
 
 
 @cache
@@ -117,7 +118,7 @@ def test_of_an_interval_the_upper_end_is_rescaled():
 
     def searching(budgets, _):
         requests.append(budgets)
-        made.append(design(board, budgets, space=SPACE, context=128, prompt=64))
+        made.append(design(board, budgets, space=SPACE, context=128, prompt=64, **FORMATS))
         return made[-1]
 
     budget = requested(0.5)

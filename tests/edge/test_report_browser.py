@@ -85,9 +85,9 @@ def test_it_fits_and_asks_for_nothing(reports, opened, name, width, scheme):
 @pytest.mark.parametrize("axis", ["decode_ms", "memory_mb"])
 def test_a_front_in_the_browser_has_no_text_outside_and_no_label_on_another(browser, tmp_path, axis):
     path = tmp_path / "front.svg"
-    space = Space(widths=tuple(range(64, 385, 64)), depths=(1, 2, 3), ffn_ratios=(1.0, 2.0), blocks=2, vocab=2000)
+    space = Space(widths=tuple(range(64, 385, 64)), depths=(2, 4, 6), ffn_ratios=(1.0, 2.0))
     board = load_profile("raspberry-pi-zero-2w")
-    path.write_text(front_svg(front(board, {}, axis, 3, space=space, context=128, prompt=64)))
+    path.write_text(front_svg(front(board, {}, axis, 3, space=space, context=128, prompt=64, vocabs=[2000])))
     page = browser.new_page(viewport={"width": 800, "height": 700})
     page.goto(path.as_uri())
     assert page.evaluate(OVERLAPS) == []

@@ -26,6 +26,7 @@ from merino_edge.profiles.coefficients import MEMORY
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
 ROUNDING = 1e-9  # relative difference up to which scores count as equal
+ABSOLUTE_GAP = 1e-6  # of the objective, at which HiGHS stops and calls its solution optimal
 MOST_CUTS = 200
 OPTIMAL, INFEASIBLE = 0, 2  # milp's status; 1, 3 and 4 (a limit, unbounded, other) settle nothing
 
@@ -89,7 +90,7 @@ def solve(space: PaperSpace, model: CostModel, limits: Mapping[str, float], scor
         if picked is not None:
             arch = built(space, options, picked, model)
             score = total_score(arch.blocks, space.head_size, scoring)
-            best = Solution(arch, score, best.bound) if score > best.score else best
+            best = Solution(arch, score, max(best.bound, score)) if score > best.score else best
     return best
 
 
@@ -239,7 +240,7 @@ class Program(NamedTuple):
             chosen = np.flatnonzero((self.option >= 0) & (result.x > 0.5))
             picked = self.option[chosen].tolist()
             if keeps(picked):
-                return picked, -result.mip_dual_bound * self.scale
+                return picked, (ABSOLUTE_GAP - result.mip_dual_bound) * self.scale
             cuts.append(LinearConstraint(np.isin(np.arange(len(self.option)), chosen)[None].astype(float), -np.inf, len(chosen) - 1))
         return None, math.inf
 
