@@ -74,43 +74,23 @@ class AtThreads:
     is the upper bound of its interval."""
 
     def __init__(self, costs: Costs, decode: int, prefill: int):
-        self._costs, self._decode, self._prefill = costs, decode, prefill
+        self.costs, self.decode, self.prefill = costs, decode, prefill
 
-    @property
-    def decode_ms(self) -> np.ndarray:
-        return self._costs.decode_ms(self._decode)
-
-    @property
-    def prefill_ms(self) -> np.ndarray:
-        return self._costs.prefill_ms(self._prefill)
-
-    @property
-    def memory_mb(self) -> np.ndarray:
-        return self._costs.memory_mb(1 if self._decode == self._prefill else 2)
-
-    @property
-    def flops_g(self) -> np.ndarray:
-        return self._costs.column(FLOPS) / 1e9
-
-    @property
-    def params(self) -> np.ndarray:
-        return self._costs.column(PARAMS)
-
-    @property
-    def weight_bytes(self) -> np.ndarray:
-        return self._costs.column(WEIGHT_BYTES)
-
-    @property
-    def kv_bytes(self) -> np.ndarray:
-        return self._costs.column(KV_BYTES)
-
-    @property
-    def file_mb(self) -> np.ndarray:
-        return self._costs.column(FILE_MB) + self._costs.model.file_mb(())
-
-    @property
-    def j_per_token(self) -> np.ndarray:
-        return joules(self._costs.model, self.decode_ms)
+    def __getattr__(self, name: str) -> np.ndarray:
+        of: dict[str, Callable[[], np.ndarray]] = {
+            "decode_ms": lambda: self.costs.decode_ms(self.decode),
+            "prefill_ms": lambda: self.costs.prefill_ms(self.prefill),
+            "memory_mb": lambda: self.costs.memory_mb(1 if self.decode == self.prefill else 2),
+            "flops_g": lambda: self.costs.column(FLOPS) / 1e9,
+            "params": lambda: self.costs.column(PARAMS),
+            "weight_bytes": lambda: self.costs.column(WEIGHT_BYTES),
+            "kv_bytes": lambda: self.costs.column(KV_BYTES),
+            "file_mb": lambda: self.costs.column(FILE_MB) + self.costs.model.file_mb(()),
+            "j_per_token": lambda: joules(self.costs.model, self.decode_ms),
+        }
+        if name not in of:
+            raise AttributeError(name)
+        return of[name]()
 
 
 def joules(model: CostModel, decode_ms: np.ndarray) -> np.ndarray:

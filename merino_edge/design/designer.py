@@ -28,6 +28,8 @@ from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.bundle import QUANTIZED_CACHES
 from merino_runtime.errors import MerinoError
 
+MOST_COMBINATIONS = 128
+
 
 def design(
     profile: DeviceProfile,
@@ -60,6 +62,10 @@ def design(
     precisions = [name for name in [*formats_of(profile), *precisions] if name in (precisions or fast_formats(profile))]
     precisions, kvs = list(dict.fromkeys(precisions)), caches_of(profile) if kvs is None else kvs
     models = cost_models(profile, precisions, kvs, context, prompt, vocabs, confidence)
+    if len(vocabs) * len(models) > MOST_COMBINATIONS:
+        raise MerinoError(
+            f"{len(vocabs)} vocabularies x {len(models)} pairs of formats: give at most {MOST_COMBINATIONS} in all"
+        )
     limits = known(limits)
     require_predictable(limits, profile)
     choice = enumeration.best(space, models, vocabs, limits, scoring.constants, most)

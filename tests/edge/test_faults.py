@@ -31,7 +31,7 @@ BENCH = ["bench", FOLDER, "-p", "8", "-n", "0", "-r", "1"]
 # (command, what it leaves, which streams); those of BY_NIGHT, which compute more, in `make test-nightly`
 PRINTS = [
     (["devices"], [], STREAMS), (["recommend", "--device", "raspberry-pi-4", "--json"], [], ["full"]),
-    (["design", *SMALL, "--kv-heads", "full", "-o", "out.json"], ["out.json"], ["closed"]),
+    (["design", *SMALL, "-o", "out.json"], ["out.json"], ["closed"]),
     (["pareto", *SMALL, "--points", "2", "-o", "out.json", "--plot", "out.svg"], ["out.json", "out.svg"], STREAMS),
     (["calibrate", *PROBE, "-o", "out.toml"], ["out.toml"], ["full", "closed"]),
     (["report", "records.json", "-o", "out.html", "--md"], ["out.html"], ["full", "closed"]),
@@ -42,7 +42,7 @@ PRINTS = [
     (["--help"], [], ["full"]), (["fly"], [], ["closed"]),
 ]  # fmt: skip
 WRITES = [
-    ["design", *SMALL, "--kv-heads", "full", "-o", "disk/out/far/away.json"],
+    ["design", *SMALL, "-o", "disk/out/far/away.json"],
     ["pareto", *SMALL, "--points", "2", "--plot", "disk/out.svg"],
     ["report", "records.json", "-o", "disk/out.html"],
     ["calibrate", *PROBE, "-o", "disk/out.toml"],

@@ -64,7 +64,7 @@ CALLS = [
 VALUES = {
     "--backend": "tensorrt", ("devices", "--backend"): "onnxruntime",
     "--ssh": "elsewhere", "--kv": "int8", "--confidence": "50%", "--vocab": "512",
-    "--kv-heads": "1", "--precision": "int8", "--score": "merino-off", "--against": "prefill-ms", "-p": "8", "-d": "8",
+    "--precision": "int8", "--score": "merino", "--against": "prefill-ms", "-p": "8", "-d": "8",
     "--for": "raspberry-pi-4", "--dialect": "portable", "--fail-if-slower": "5%", "--tensorrt": "10.3",
     "--baseline": "opt-350m", ("bench", "-t"): "1", "--peers": "all", "--device": "raspberry-pi-5", "-o": "other",
     "--plot": "p.svg", "--data": "more.txt", "--held-out": "text.txt", "--tokenizer": "text.txt",

@@ -102,7 +102,7 @@ def test_devices_shows_every_id_whole(width):
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("arguments", [
     ["devices", "raspberry-pi-4"], ["recommend", "--device", "raspberry-pi-zero-2w"],
-    ["design", "--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64", "--kv-heads", "full"],
+    ["design", "--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64"],
     ["pareto", "--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64", "--points", "2"],
 ])  # fmt: skip
 def test_no_line_of_a_table_is_wider_than_the_terminal_or_cut(arguments, width):
@@ -127,7 +127,7 @@ def test_in_a_pipe_devices_is_plain_text_and_as_narrow_as_it_can_be():
 def test_shapes_and_the_score_are_explained_where_they_are_shown():
     board = ["--device", "raspberry-pi-zero-2w"]
     small = [*board, "--vocab", "300", "--context", "64"]
-    for words in (["design", *small, "--kv-heads", "full"], ["pareto", *small, "--points", "2"]):
+    for words in (["design", *small], ["pareto", *small, "--points", "2"]):
         out = piped(*words)
         assert re.search(r"\d+x[\d.]+x\d+", out) and SHAPE in out and LAW in out
     assert LAW in piped("recommend", *board)

@@ -8,22 +8,21 @@ settle leaves a gap.
 
 import math
 from collections.abc import Callable, Mapping
-from functools import cache, lru_cache, partial
-from types import SimpleNamespace
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 
-from merino_edge.design import costs as columns
-from merino_edge.design.budgets import BUDGETS_BY_NAME, Budget, amount, refusal, shares_over
+from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, refusal, shares_over
+from merino_edge.design.costs import KV_BYTES, OPENING_MB, READ_MB, WEIGHTS_MB, AtThreads, Costs, table
 from merino_edge.design.paper.score import MerinoScoring, total_score
 from merino_edge.design.paper.space import PaperSpace
 from merino_edge.families.designed import Architecture, Block, block_operators, end_operators, transition_operators
-from merino_edge.families.operators import Operator
+from merino_edge.families.operators import Operator, embed
 from merino_edge.prediction.cost_model import CostModel
 from merino_edge.profiles.coefficients import MEMORY
-from merino_runtime.io.board import MB as BYTES_PER_MB
+from merino_runtime.io.board import MB
 
 ROUNDING = 1e-9  # relative difference up to which scores count as equal
 ABSOLUTE_GAP = 1e-6  # of the objective, at which HiGHS stops and calls its solution optimal
@@ -78,8 +77,8 @@ def solve(space: PaperSpace, model: CostModel, limits: Mapping[str, float], scor
         raise refusal(limits, np.array(needs), lambda _: words, model.profile)
     variables, options = variables_of(space, model, scoring), space.options()
     phases = len({BUDGETS_BY_NAME[name].phase for name in limits} - {None})
-    programs = [program_of(variables, rows) for case in cases_of(model, phases) if (
-        rows := rows_of(variables, model, case, limits, phases)) is not None]  # fmt: skip
+    cases = [rows_of(variables, model, case, limits, phases) for case in cases_of(model, phases)]
+    programs = [Program(variables, *rows) for rows in cases if rows is not None]
     known = total_score(smallest.blocks, space.head_size, scoring)
     best = Solution(smallest, known, known)
     for relaxed, program in sorted(((program.relaxed(), program) for program in programs), key=lambda pair: -pair[0]):
@@ -106,7 +105,7 @@ def built(space: PaperSpace, options: list[Block], picked: list[int], model: Cos
 @lru_cache(maxsize=8)
 def variables_of(space: PaperSpace, model: CostModel, scoring: MerinoScoring) -> Variables:
     def total(operators: list[Operator]) -> np.ndarray:
-        return columns.table(model, operators, prefill=True).sum(axis=0)
+        return table(model, operators, prefill=True).sum(axis=0)
 
     @cache
     def of_block(block: Block, last: bool) -> np.ndarray:
@@ -118,27 +117,22 @@ def variables_of(space: PaperSpace, model: CostModel, scoring: MerinoScoring) ->
     def peak(block: Block) -> float:
         return model.activation_mb(list(block_operators(block.model_copy(update={"depth": 1}), space.head_size)))
 
-    options, ends = space.options(), [(low, high) for low in space.widths for high in space.widths]
-    scores = [total_score([block], space.head_size, scoring) for block in options]
-    peaks = [peak(block) for block in options]
-    # (option, blocks, widths, score, amounts, peak) of each variable
+    options, last, none = space.options(), space.blocks - 1, np.zeros(total([embed(2, 32)]).shape)
+    pairs = [(low, high) for low in space.widths for high in space.widths if low <= high <= space.growth * low]
+    # Of each variable: option, blocks, widths, score, amounts, peak.
     listed: list[tuple[int, tuple[int, int], tuple[int, int], float, np.ndarray, float]] = []
-    for place in range(space.blocks):
-        last = place == space.blocks - 1
+    for index, block in enumerate(options):
+        score, width = total_score([block], space.head_size, scoring), (block.width, block.width)
         listed += [
-            (index, (place, place), (block.width, block.width), scores[index], of_block(block, last), peaks[index])
-            for index, block in enumerate(options)
-        ]  # fmt: skip
-    none = np.zeros(len(listed[0][4]))
-    for place in range(space.blocks - 1):
-        steps = [(pair, list(transition_operators(*pair))) for pair in ends if pair[0] <= pair[1] <= space.growth * pair[0]]
-        listed += [
-            (-1 - place, (place, place + 1), pair, 0.0, total(operators) if operators else none, 0.0) for pair, operators in steps
+            (index, (place, place), width, score, of_block(block, place == last), peak(block)) for place in range(last + 1)
         ]
-    listed += [
-        (-space.blocks, (0, space.blocks - 1), pair, 0.0, total(list(end_operators(*pair, space.vocab))), 0.0)
-        for pair in ends if pair[0] <= pair[1] <= space.growth * pair[0]
-    ]  # fmt: skip
+    for place in range(last):
+        steps = [list(transition_operators(*pair)) for pair in pairs]
+        listed += [
+            (-1 - place, (place, place + 1), pair, 0.0, total(step) if step else none, 0.0)
+            for pair, step in zip(pairs, steps, strict=True)
+        ]
+    listed += [(-1 - last, (0, last), pair, 0.0, total(list(end_operators(*pair, space.vocab))), 0.0) for pair in pairs]
     return Variables(*(np.array(part) for part in zip(*listed, strict=True)))
 
 
@@ -156,141 +150,121 @@ def cases_of(model: CostModel, phases: int) -> list[Case]:
     ]  # fmt: skip
 
 
+class Piece(Costs):
+    """Costs of variables in a case, by the first or the second of two sums: a step in a partial residency with a share
+    of its reads from memory or with none, memory at the end of a prompt or while the backend opens."""
+
+    def __init__(self, model: CostModel, amounts: np.ndarray, peak: np.ndarray, case: Case, first: bool):
+        super().__init__(model, lambda number: amounts[:, number], peak)
+        self.case, self.first = case, first
+
+    def _missed(self, threads: int) -> float:
+        at = self.model.on.thread_counts[threads]
+        if self.first and at.resident_mb < self.case.most_mb <= at.streaming_mb:
+            return at.streaming_mb / (at.streaming_mb - at.resident_mb)
+        return float(self.case.most_mb > at.streaming_mb)
+
+    def _decode_ms(self, threads: int) -> np.ndarray:
+        """In a partial residency reads up to the resident edge are spared, once in a decoder."""
+        at = self.model.on.thread_counts[threads]
+        partial = self.first and at.resident_mb < self.case.most_mb <= at.streaming_mb
+        spared_ms = at.resident_mb * MB * 1e-9 * at.us_per_unit[MEMORY] if partial else 0.0
+        return super()._decode_ms(threads) - self.model.upper_decode * self._missed(threads) * spared_ms
+
+    def _memory_mb(self, sessions: int) -> np.ndarray:
+        others = (sessions - 1) * self.column(WEIGHTS_MB) + self.model.runtime_mb
+        in_use = self.column(WEIGHTS_MB) + self.column(KV_BYTES) / MB + self.peak
+        return others + (in_use if self.first else self.column(OPENING_MB))
+
+
 def rows_of(
     variables: Variables, model: CostModel, case: Case, limits: Mapping[str, float], phases: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Shares of each limit's room that variables take, and those that their activations take, of which the largest
-    counts. [limits, N] twice. None if there is no room."""
-    rows, peaks, nothing = [], [], np.zeros_like(variables.amounts)
+    """Shares of each limit's room that variables take, and that a MB of activations takes. [limits, N] and [limits].
+    None if there is no room."""
+    nothing, none, one = np.zeros_like(variables.amounts), 0 * variables.peak, 1 + 0 * variables.peak
+
+    def of(name: str, first: bool, amounts: np.ndarray, peak: np.ndarray) -> np.ndarray:
+        at = AtThreads(Piece(model, amounts, peak, case, first), case.decode, case.prefill)
+        return np.broadcast_to(BUDGETS_BY_NAME[name].of(at), peak.shape)
+
+    rows, per_mb = [], []
     for name, limit in limits.items():
         for first in (True, False):
-            one = partial(linear, model, case, BUDGETS_BY_NAME[name], first)
-            room = limit - float(one(nothing[0], fixed=True))
-            if room <= 0:
+            fixed = of(name, first, nothing, none)  # of any decoder, however small
+            if limit <= fixed[0]:
                 return None
-            rows.append(one(variables.amounts) / room)
-            peaks.append(one(nothing, peak=variables.peak) / room)
+            rows.append((of(name, first, variables.amounts, none) - fixed) / (limit - fixed))
+            per_mb.append((of(name, first, nothing, one) - fixed)[0] / (limit - fixed[0]))
     if phases and math.isfinite(case.most_mb):
-        rows.append(variables.amounts[:, columns.READ_MB] / case.most_mb)
-        peaks.append(0 * variables.peak)
-    return np.array(rows), np.array(peaks)
+        rows.append(variables.amounts[:, READ_MB] / case.most_mb)
+        per_mb.append(0.0)
+    return np.array(rows), np.array(per_mb)
 
 
-def linear(
-    model: CostModel, case: Case, budget: Budget, first: bool, amounts: np.ndarray, *, peak: np.ndarray | float = 0.0,
-    fixed: bool = False,
-) -> np.ndarray:  # fmt: skip
-    """A budget's amounts by the first or the second of the two sums: memory at the end of a prompt or while the backend
-    opens, a step with a share of its reads from memory or with none. amounts: [..., Q]; returns [...].
+class Program:
+    """The integer program of a case: a binary for each option that fits alone and that no other of its width dominates
+    in its place, a variable for each pair of widths, and the MB of the largest activations."""
 
-    `peak`: MB of activations, at the end of a prompt. `fixed`: with what any decoder takes, however small; in a partial
-    residency reads up to the resident edge are spared.
-    """
-    threads = model.on.thread_counts
-    one, other = threads[case.decode], threads[case.prefill]
-    step, whole = columns.LATENCIES + 2 * case.decode, columns.LATENCIES + 2 * (len(threads) + case.prefill)
-    share, spared_ms = float(case.most_mb > one.streaming_mb), 0.0
-    if one.resident_mb < case.most_mb <= one.streaming_mb and first:
-        share = one.streaming_mb / (one.streaming_mb - one.resident_mb)
-        spared_ms = share * one.resident_mb * BYTES_PER_MB * 1e-6 * one.us_per_unit[MEMORY] / 1e3
-    decode_ms = model.upper_decode * (amounts[..., step] + share * amounts[..., step + 1] - fixed * spared_ms)
-    prefill_ms = amounts[..., whole] + (case.most_mb > other.resident_mb) * amounts[..., whole + 1]
-    weights, opening = amounts[..., columns.WEIGHTS_MB], amounts[..., columns.OPENING_MB]
-    peaked = weights + amounts[..., columns.KV_BYTES] / BYTES_PER_MB + peak if first else opening
-    return np.asarray(budget.of(SimpleNamespace(
-        decode_ms=decode_ms, prefill_ms=model.upper_prefill * prefill_ms,
-        memory_mb=(case.decode != case.prefill) * weights + peaked + fixed * model.runtime_mb,
-        flops_g=amounts[..., columns.FLOPS] / 1e9, params=amounts[..., columns.PARAMS],
-        weight_bytes=amounts[..., columns.WEIGHT_BYTES], kv_bytes=amounts[..., columns.KV_BYTES],
-        file_mb=amounts[..., columns.FILE_MB] + fixed * model.file_mb(()),
-        j_per_token=(model.joules(1.0) or 0.0) * decode_ms,
-    )))  # fmt: skip
+    def __init__(self, variables: Variables, rows: np.ndarray, per_mb: np.ndarray):
+        costs, alone = np.concatenate([rows, variables.peak[None]]), (rows <= 1 + ROUNDING).all(axis=0)
+        kept = [np.flatnonzero(variables.option < 0)]
+        for block, width in np.unique(np.stack([variables.blocks[:, 0], variables.widths[:, 0]]), axis=1).T:
+            place = (variables.blocks[:, 0] == block) & (variables.widths[:, 0] == width) & (variables.option >= 0)
+            kept.append(undominated(variables.score, costs, np.flatnonzero(place & alone)))
+        variables = Variables(*(part[np.concatenate(kept)] for part in variables))
+        option, blocks, widths = variables.option, variables.blocks, variables.widths
+        own, count = option >= 0, len(option)
+        one = [own & (blocks[:, 0] == block) for block in range(blocks.max() + 1)]
+        # A pair of widths is chosen where the block on each of its sides has that width.
+        links = [
+            1.0 * ((option == pair) & (widths[:, side] == width))
+            - (own & (blocks[:, 0] == blocks[option == pair][0, side]) & (widths[:, 0] == width))
+            for pair in np.unique(option[~own]) for side in (0, 1) for width in np.unique(widths)
+        ]  # fmt: skip
+        use = np.concatenate([rows[:, np.concatenate(kept)], per_mb[:, None]], axis=1)
+        peaks = [np.append(np.where(block, variables.peak, 0), -1) for block in one]
+        self.option, self.scale = np.append(option, -1), float(variables.score.max(initial=0)) or 1.0
+        self.objective = np.append(-variables.score / self.scale, 0)
+        self.constraints = [
+            LinearConstraint(np.pad(np.array(one, float), ((0, 0), (0, 1))), 1, 1),
+            LinearConstraint(np.pad(np.reshape(links, (-1, count)), ((0, 0), (0, 1))), 0, 0),
+            LinearConstraint(use, -np.inf, 1), LinearConstraint(np.array(peaks), -np.inf, 0),
+        ]  # fmt: skip
 
-
-class Program(NamedTuple):
-    """An integer program: the variables, then the peak of each limit. `option`: -1 for those that are no option."""
-
-    option: np.ndarray
-    objective: np.ndarray
-    constraints: list[LinearConstraint]
-    scale: float  # the score of an objective of -1
-
-    def run(self, cuts: list[LinearConstraint], *, integer: bool) -> OptimizeResult:
+    def run(self, *, integer: bool) -> OptimizeResult:
         """Without HiGHS's presolve, which calls some programs infeasible that have an optimum."""
         binary = self.option >= 0
         return milp(
             self.objective, integrality=binary if integer else None, bounds=Bounds(0, np.where(binary, 1, np.inf)),
-            constraints=[*self.constraints, *cuts], options={"mip_rel_gap": 0.0, "presolve": False},
+            constraints=self.constraints, options={"mip_rel_gap": 0.0, "presolve": False},
         )  # fmt: skip
 
     def relaxed(self) -> float:
         """A bound of the score, by the linear relaxation."""
-        result = self.run([], integer=False)
+        result = self.run(integer=False)
         if result.status == OPTIMAL:
             return -result.fun * self.scale
         return -math.inf if result.status == INFEASIBLE else math.inf
 
     def solve(self, keeps: Callable[[list[int]], bool]) -> tuple[list[int] | None, float]:
         """The options of the best blocks that keep the limits, and a bound of the score. None if none are known."""
-        cuts: list[LinearConstraint] = []
-        while len(cuts) < MOST_CUTS:
-            result = self.run(cuts, integer=True)
+        for _ in range(MOST_CUTS):
+            result = self.run(integer=True)
             if result.status != OPTIMAL:
                 return None, -math.inf if result.status == INFEASIBLE else math.inf
-            chosen = np.flatnonzero((self.option >= 0) & (result.x > 0.5))
-            picked = self.option[chosen].tolist()
-            if keeps(picked):
-                return picked, (ABSOLUTE_GAP - result.mip_dual_bound) * self.scale
-            cuts.append(LinearConstraint(np.isin(np.arange(len(self.option)), chosen)[None].astype(float), -np.inf, len(chosen) - 1))
+            chosen = (self.option >= 0) & (result.x > 0.5)
+            if keeps(self.option[chosen].tolist()):
+                return self.option[chosen].tolist(), (ABSOLUTE_GAP - result.mip_dual_bound) * self.scale
+            self.constraints.append(LinearConstraint(1.0 * chosen[None], -np.inf, chosen.sum() - 1))
         return None, math.inf
 
 
-def program_of(variables: Variables, case: tuple[np.ndarray, np.ndarray]) -> Program:
-    """The program of a case, of the options that fit alone and that no other of the same width dominates in their
-    place."""
-    alone = (variables.option >= 0) & (case[0] <= 1 + ROUNDING).all(axis=0)
-    kept = np.concatenate([np.flatnonzero(variables.option < 0), *(
-        undominated(variables, np.concatenate(case), np.flatnonzero(alone & (variables.blocks[:, 0] == block)))
-        for block in range(variables.blocks.max() + 1)
-    )]).astype(int)  # fmt: skip
-    option, blocks, widths, score = (part[kept] for part in variables[:4])
-    rows, peaks = (part[:, kept] for part in case)
-    limits, own = len(rows), option >= 0
-    one = [own & (blocks[:, 0] == block) for block in range(blocks.max() + 1)]
-    # A pair of widths is chosen where the block on each of its sides has that width.
-    links = [
-        ((option == pair) & (widths[:, side] == width)).astype(float)
-        - (own & (blocks[:, 0] == blocks[option == pair][0, side]) & (widths[:, 0] == width))
-        for pair in np.unique(option[~own]) for side in (0, 1) for width in np.unique(widths)
-    ]
-    tops = [
-        np.concatenate([np.where(one[block], peaks[row], 0), -np.eye(limits)[row]])
-        for row in range(limits) for block in range(len(one)) if peaks[row].any()
-    ]  # fmt: skip
-
-    def padded(matrix: list[np.ndarray]) -> np.ndarray:
-        return np.pad(np.array(matrix, float), ((0, 0), (0, limits)))
-
-    constraints = [
-        LinearConstraint(padded(one), 1, 1), LinearConstraint(np.concatenate([rows, np.eye(limits)], axis=1), -np.inf, 1),
-        *([LinearConstraint(padded(links), 0, 0)] if links else []),
-        *([LinearConstraint(np.array(tops), -np.inf, 0)] if tops else []),
-    ]  # fmt: skip
-    scale = float(score.max(initial=0.0)) or 1.0
-    return Program(
-        np.concatenate([option, np.full(limits, -1)]), np.concatenate([-score / scale, np.zeros(limits)]), constraints, scale
-    )
-
-
-def undominated(variables: Variables, costs: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Members that no other of the same width dominates in score and every cost: the better one can replace it, since
-    its neighbors depend on its width only. costs: [rows, N]"""
+def undominated(score: np.ndarray, costs: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Members that no other dominates in score and every cost: the better one can replace it, since its neighbors
+    depend on its width only. costs: [rows, N]"""
     keep: list[int] = []
-    for width in np.unique(variables.widths[members, 0]):
-        same = members[variables.widths[members, 0] == width]
-        kept = np.empty((0, len(costs)))
-        for index in same[np.argsort(-variables.score[same], kind="stable")].tolist():
-            if not (kept <= costs[:, index]).all(axis=1).any():
-                kept = np.concatenate([kept, costs[:, index][None]])
-                keep.append(index)
-    return np.array(keep)
+    for index in members[np.argsort(-score[members], kind="stable")].tolist():
+        if not (costs[:, keep] <= costs[:, index, None]).all(axis=0).any():
+            keep.append(index)
+    return np.array(keep, int)
