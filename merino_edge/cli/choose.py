@@ -57,6 +57,7 @@ def recommend(
     from merino_edge.calibration.board import board
     from merino_edge.cli.design_tables import budgets_line, recommendation_table
     from merino_edge.cli.over_ssh import chosen_device
+    from merino_edge.cli.recommended import first_command, recommendation_json
     from merino_edge.cli.tables import show
     from merino_edge.cli.terminal import put, say, working
     from merino_edge.design.budgets import with_board_defaults
@@ -71,16 +72,15 @@ def recommend(
     longest, tokens = default_lengths(profile, context, prompt)
     with working(f"judging models for {profile.name}"):
         recommendation = find(
-            profile, with_board_defaults(limits, profile), context=longest, prompt=tokens, confidence=share,
-            named=chosen, kv=cache,
+            profile, with_board_defaults(limits, profile), context=longest, prompt=tokens, confidence=share, kv=cache
         )  # fmt: skip
     if as_json:
-        print(json.dumps(recommendation.as_json(), indent=2))
+        print(json.dumps(recommendation_json(recommendation, profile, chosen), indent=2))
     else:
         put(budgets_line(recommendation, profile))
         show(recommendation_table(recommendation, profile))
-        if recommendation.command:
-            put(f"to export the first: {recommendation.command}")
+        if command := first_command(recommendation, profile, chosen):
+            put(f"to export the first: {command}")
 
 
 @with_budgets

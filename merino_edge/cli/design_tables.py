@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from merino_edge.cli.recommended import graph_options
 from merino_edge.cli.tables import (
     ENTROPY,
     SHAPE,
@@ -19,7 +20,7 @@ from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, options_line
 from merino_edge.design.design_file import Design, Measured, Ratio, Training
 from merino_edge.design.existing import existing_score
 from merino_edge.design.pareto import Front
-from merino_edge.design.recommend import Candidate, FormatDesign, Recommendation, Verdict, graph_options
+from merino_edge.design.recommend import Candidate, FormatDesign, Recommendation, Verdict
 from merino_edge.design.score import MeasuredScoring, Scoring
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import FORMATS

@@ -29,11 +29,13 @@ class Kinds(NamedTuple):
     """Every kind of layer of a space. K kinds.
 
     Attributes:
+        layers: [K]
         attentions, ffns: the attentions and FFNs that layers are made of.
         attention, ffn, width: index of each kind's attention and FFN, and of its width in the space. [K]
         weights: of one layer's matrices. [K]
     """
 
+    layers: list[Layer]
     attentions: list[tuple[int, int]]
     ffns: list[tuple[int, float, bool]]
     attention: np.ndarray
@@ -54,18 +56,14 @@ class Choice(NamedTuple):
 @lru_cache(maxsize=4)
 def kinds_of(space: Space) -> Kinds:
     attentions, ffns = space.attentions(), space.ffns()
-    pairs = np.array([
+    pairs = [
         (row, column, space.widths.index(width))
         for row, (width, _) in enumerate(attentions) for column, (other, *_) in enumerate(ffns) if width == other
-    ]).reshape(-1, 3)  # fmt: skip
-    of_attention = np.array([matrices(attention.operators(*one)) for one in attentions])
-    of_ffn = np.array([matrices(ffn.operators(*one)) for one in ffns])
-    weights = of_attention[pairs[:, 0]] + of_ffn[pairs[:, 1]]
-    return Kinds(attentions, ffns, *pairs.T, weights.astype(float))
-
-
-def matrices(operators: Sequence[Operator]) -> int:
-    return sum(op.matrix for op in operators)
+    ]  # fmt: skip
+    layers = [Layer(*attentions[row], *ffns[column][1:]) for row, column, _ in pairs]
+    parts = [[attention.operators(*attentions[row]), ffn.operators(*ffns[column])] for row, column, _ in pairs]
+    weights = np.array([float(sum(op.matrix for part in two for op in part)) for two in parts])
+    return Kinds(layers, attentions, ffns, *np.array(pairs).T, weights)
 
 
 def best(
@@ -81,7 +79,7 @@ def best(
     weights = kinds.weights[:, None] * depths  # [K, D]
     losses = ln_loss(weights, depths, terms_of(kinds, constants)[:, None], constants)
     widths = np.array(space.widths)[kinds.width][:, None]
-    chosen, least = None, np.inf
+    chosen, least, fewest = None, np.inf, np.inf
     for vocab in vocabs:
         of_vocab = losses + vocabulary.term(vocab, widths, weights, constants)
         for model in models:
@@ -89,33 +87,29 @@ def best(
             costs = costs_of(space, model, vocab, depths, reads_prompts(limits))
             fits = within_limits(costs, limits)
             if most_weights is not None:
-                fits &= AtThreads(costs, 0, 0).params <= most_weights
+                params = AtThreads(costs, 0, 0).params
+                fewest = min(fewest, float(np.where(fits, params, np.inf).min()))
+                fits &= params <= most_weights
             place = int(np.where(fits, of_vocab, np.inf).argmin())
             if fits.flat[place] and of_vocab.flat[place] + term < least:
                 chosen, least = (place, vocab, model), float(of_vocab.flat[place] + term)
+    if chosen is None and np.isfinite(fewest):
+        return best(space, models, vocabs, limits, constants, fewest)
     if chosen is None:
-        if most_weights is None:
-            raise nothing_fits(space, models, vocabs, limits)
-        return best(space, models, vocabs, limits, constants, fewest_weights(space, models, vocabs, limits))
+        raise nothing_fits(space, models, vocabs, limits)
     place, vocab, model = chosen
     kind, depth = divmod(place, len(depths))
-    arch = built(kinds, kind, int(depths[depth]), vocab, model.shape.context)
+    arch = architecture(kinds.layers[kind], int(depths[depth]), vocab, model.shape.context)
     return Choice(arch, model, least, losses.size * len(vocabs) * len(models))
 
 
 def terms_of(kinds: Kinds, constants: Constants) -> np.ndarray:
     """The terms of the axes of a layer. [K]"""
-    of_heads = np.array([
-        attention.heads_term(width // attention.head_size(width), count, constants) for width, count in kinds.attentions
+    return np.array([
+        attention.heads_term(layer.width // attention.head_size(layer.width), layer.kv_heads, constants)
+        + ffn.term(layer.gated, constants)
+        for layer in kinds.layers
     ])
-    of_ffn = np.array([ffn.term(gated, constants) for *_, gated in kinds.ffns])
-    return of_heads[kinds.attention] + of_ffn[kinds.ffn]
-
-
-def built(kinds: Kinds, kind: int, depth: int, vocab: int, context: int) -> Architecture:
-    width, kv_heads = kinds.attentions[kinds.attention[kind]]
-    _, ratio, gated = kinds.ffns[kinds.ffn[kind]]
-    return architecture(Layer(width, kv_heads, ratio, gated), depth, vocab, context)
 
 
 def reads_prompts(limits: Mapping[str, float]) -> bool:
@@ -196,18 +190,6 @@ def sums(model: CostModel, groups: Sequence[list[Operator]], prefill: bool) -> t
     return amounts[rows].sum(axis=1), peaks[rows].max(axis=1)
 
 
-def fewest_weights(
-    space: Space, models: Sequence[CostModel], vocabs: Sequence[int], limits: Mapping[str, float]
-) -> float:
-    """Stored parameters of the smallest decoder within `limits`; infinite if there is none."""
-    depths, least = np.array(space.depths), np.inf
-    for vocab in vocabs:
-        for model in models:
-            costs = costs_of(space, model, vocab, depths, reads_prompts(limits))
-            least = min(least, float(np.where(within_limits(costs, limits), AtThreads(costs, 0, 0).params, np.inf).min()))
-    return least
-
-
 def least_need(
     space: Space, models: Sequence[CostModel], vocabs: Sequence[int], limits: Mapping[str, float], name: str
 ) -> float:
@@ -245,7 +227,7 @@ def nothing_fits(
     def name_of(candidate: int) -> str:
         which, kind = divmod(candidate, len(kinds.weights))
         vocab, model = combinations[which]
-        shape = built(kinds, kind, min(space.depths), vocab, model.shape.context).shape()
+        shape = architecture(kinds.layers[kind], min(space.depths), vocab, model.shape.context).shape()
         cache = f", a cache of {model.shape.kv}" if model.shape.kv else ""
         return f"{shape}, vocabulary {vocab}, {model.shape.precision}{cache}"
 

@@ -34,17 +34,18 @@ def layers_weights(geometry: Geometry) -> int:
     """Weights of the layers' matrices, without embedding, head and projections between widths. Shared weights count
     once per use."""
     if isinstance(geometry, Architecture):
-        return sum(block_weights(geometry, index) * block.depth for index, block in enumerate(geometry.blocks))
+        return sum(block.depth * one for block, one in zip(geometry.blocks, block_weights(geometry), strict=True))
     width, embedded = geometry.layer_shapes[0].width, geometry.embed_width
     beside = 2 * width * embedded if width != embedded else 0
     return sum(op.matrix for op in geometry.operators if op.kind == "linear") - beside
 
 
-def block_weights(arch: Architecture, index: int) -> int:
-    """Of one layer's matrices."""
-    block = arch.blocks[index]
-    kv_width = block.kv_width(arch.head_size)
-    return block.width * (2 * block.width + 2 * kv_width + (3 if block.gated else 2) * block.ffn_width)
+def block_weights(arch: Architecture) -> list[int]:
+    """Weights of one layer's matrices, of each block."""
+    return [
+        block.width * (2 * block.width + 2 * block.kv_width(arch.head_size) + (2 + block.gated) * block.ffn_width)
+        for block in arch.blocks
+    ]
 
 
 def existing_score(
@@ -60,6 +61,7 @@ def existing_score(
 def geometry_loss(
     geometry: Geometry, constants: Constants, precision: str = "fp32", kv: str | None = None
 ) -> float:
+    """`law.ln_loss` of any decoder."""
     return loss_of(groups_of(geometry), geometry, constants, precision, kv)
 
 
@@ -82,34 +84,27 @@ def groups_of(geometry: Geometry) -> list[Group]:
         return [Group(len(layers), False, weights, is_gated(geometry), layers[0].heads, geometry.kv_layers[0][0])]
     size = geometry.head_size
     return [
-        Group(
-            block.depth, block.shared, block_weights(geometry, index), block.gated, block.width // size,
-            block.kv_width(size) // size,
-        )
-        for index, block in enumerate(geometry.blocks)
-    ]  # fmt: skip
+        Group(one.depth, one.shared, weights, one.gated, one.width // size, one.kv_width(size) // size)
+        for one, weights in zip(geometry.blocks, block_weights(geometry), strict=True)
+    ]
 
 
-def loss_of(
-    groups: list[Group], geometry: Geometry, constants: Constants, precision: str, kv: str | None
-) -> float:
-    """`law.ln_loss` of any decoder. Terms of groups that differ are weighted by their weights."""
+def loss_of(groups: list[Group], geometry: Geometry, constants: Constants, precision: str, kv: str | None) -> float:
+    """Terms of groups that differ are weighted by their weights."""
     sizes = [worth(group.depth, group.shared, constants) * group.weights for group in groups]
     weights = sum(sizes)
-    of_layers = sum(
-        size / weights * (ffn.term(group.gated, constants) + attention.heads_term(group.heads, group.kv_heads, constants))
-        for size, group in zip(sizes, groups, strict=True)
-    )
-    of_vocab = vocabulary.term(geometry.vocab, geometry.embed_width, weights, constants)
-    terms = of_layers + of_vocab + weight_format.term(precision, constants) + attention.cache_term(kv, constants)
+    terms = weight_format.term(precision, constants) + attention.cache_term(kv, constants)
+    terms += vocabulary.term(geometry.vocab, geometry.embed_width, weights, constants)
+    for size, group in zip(sizes, groups, strict=True):
+        of_layer = ffn.term(group.gated, constants) + attention.heads_term(group.heads, group.kv_heads, constants)
+        terms += size / weights * of_layer
     return float(ln_loss(weights, sum(group.depth for group in groups), terms, constants))
 
 
 def is_gated(geometry: Geometry) -> bool:
     """Whether an FFN has a third matrix: its first one has twice the channels that its activation has."""
-    active = next(op for op in geometry.operators if op.kind == "activation")
-    into = [op for op in geometry.operators if op.kind == "linear" and op.matrix == 2 * active.vectors * op.columns]
-    return any(op.columns == geometry.layer_shapes[0].width for op in into)
+    width, active = geometry.layer_shapes[0].width, next(op for op in geometry.operators if op.kind == "activation")
+    return any(op.columns == width and op.matrix == 2 * active.vectors * width for op in geometry.operators)
 
 
 def paper_score(geometry: Geometry, scoring: MerinoScoring) -> float | None:

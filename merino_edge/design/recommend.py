@@ -3,7 +3,6 @@
 All predictions assume this project's exporter and runtime, for the same inference shape.
 """
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,16 +13,13 @@ from merino_edge.design.designer import caches_of, check_cache, check_lengths, d
 from merino_edge.design.existing import existing_score
 from merino_edge.design.score import DEFAULT
 from merino_edge.design.space import SPACE, Space
-from merino_edge.families.operators import FUSED_HEAD_MULTIPLE
 from merino_edge.families.zoo import Model, load_models
 from merino_edge.prediction.cost_model import CostModel, Predicted, cost_model
-from merino_edge.prediction.formats import formats_of, graph_dialect, refused_words
+from merino_edge.prediction.formats import formats_of, refused_words
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
-
-SCHEMA = 5
 
 
 @dataclass(frozen=True)
@@ -88,36 +84,7 @@ class Recommendation:
     budget: dict[str, float]
     candidates: tuple[Candidate, ...]  # the best first
     designs: tuple[FormatDesign, ...]
-    graph: str  # options of `export` for a graph that the board runs, each with a blank before it
     kv: str | None = None  # the cache's format; None: that of the activations
-
-    @property
-    def command(self) -> str | None:
-        """The command that exports the first model in its format; None where no model fits."""
-        first = self.candidates[0]
-        return export_command(first, self.context, self.graph, self.kv) if first.fits else None
-
-    def as_json(self) -> dict[str, Any]:
-        """The object that `recommend --json` prints; see docs/formats.md."""
-        return {
-            "schema": SCHEMA,
-            "device": self.device,
-            "backend": self.backend,
-            "context": self.context,
-            "prompt": self.prompt,
-            "kv": self.kv,
-            "budget": self.budget,
-            "command": self.command,
-            "models": [candidate_json(candidate) for candidate in self.candidates],
-            "designs": [
-                {
-                    "precision": each.precision,
-                    "design": each.design.model_dump(mode="json", by_alias=True) if each.design else None,
-                    "reason": each.reason,
-                }
-                for each in self.designs
-            ],
-        }
 
 
 def recommend(
@@ -128,14 +95,12 @@ def recommend(
     prompt: int,
     space: Space = SPACE,
     confidence: float = DEFAULT_CONFIDENCE,
-    named: str | None = None,
     kv: str | None = None,
 ) -> Recommendation:
     """Every model of the zoo in every format of the profile's backend, judged by `limits`, and a design per format
     within the same limits.
 
-    A latency is judged by the upper bound of its prediction interval at `confidence`. `named`: how the user named the
-    profile, if not by its id. `kv`: the format of the cache; by default that of the activations for models, and the best one for
+    A latency is judged by the upper bound of its prediction interval at `confidence`. `kv`: the format of the cache; by default that of the activations for models, and the best one for
     designs, whose vocabulary is open too.
 
     Raises MerinoError for an impossible inference shape or limit.
@@ -157,7 +122,6 @@ def recommend(
         budget=limits,
         candidates=ranked(candidates),
         designs=tuple(designs),
-        graph=graph_options(profile, named or profile.id),
         kv=kv,
     )
 
@@ -193,24 +157,6 @@ def design_at(
     return FormatDesign(precision, optimum)
 
 
-def graph_options(profile: DeviceProfile, named: str) -> str:
-    """Options of `export` where the board needs another graph than the default one."""
-    if profile.backend == "tensorrt":
-        return " --dialect portable"
-    return "" if graph_dialect(profile) == "fused" else f" --for {shlex.quote(named)}"
-
-
-def export_command(candidate: Candidate, context: int, graph: str, kv: str | None = None) -> str:
-    """The shell command. Heads that fused attention refuses need the portable dialect, which has only a float cache."""
-    name, precision = candidate.model.id, candidate.chosen.precision
-    portable = any(size % FUSED_HEAD_MULTIPLE for _, size in candidate.model.geometry.kv_layers)
-    if portable and "--dialect" not in graph:
-        graph += " --dialect portable"
-    if kv and "portable" not in graph:
-        graph += f" --kv {kv}"
-    return f"merino-edge export {name} --precision {precision}{graph} --context {context} -o {name}-{precision}"
-
-
 def ranked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """Models that fit by published score, then those without a score by size, then the others by distance from
     fitting."""
@@ -222,34 +168,3 @@ def ranked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
         return 1, not candidate.long_enough, *candidate.chosen.excess
 
     return tuple(sorted(candidates, key=rank))
-
-
-def candidate_json(candidate: Candidate) -> dict[str, Any]:
-    model = candidate.model
-    return {
-        "id": model.id,
-        "name": model.name,
-        "hub": model.hub,
-        "note": model.note,
-        "shape": model.geometry.shape(),
-        "vocab": model.geometry.vocab,
-        "context": model.geometry.context,
-        "long_enough": candidate.long_enough,
-        "fits": candidate.fits,
-        "precision": candidate.chosen.precision,
-        "entropy": candidate.entropy,
-        "ranking_score": model.ranking_score(),
-        "scores": model.scores.model_dump(mode="json") if model.scores else None,
-        "source": model.source,
-        "params_source": model.params.source,
-        "formats": [
-            {
-                "precision": verdict.precision,
-                "fits": verdict.fits and candidate.long_enough,
-                "over": verdict.over,
-                "refused": verdict.refused,
-                "predicted": verdict.predicted.model_dump(),
-            }
-            for verdict in candidate.verdicts
-        ],
-    }

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from merino_edge.calibration.calibrate import calibrate, calibrated_toml
 from merino_edge.cli.app import app
+from merino_edge.cli.recommended import recommendation_json
 from merino_edge.design.budgets import shares_over
 from merino_edge.design.design_file import Design, load_design
 from merino_edge.design.designer import design
@@ -200,7 +201,8 @@ def test_the_figures_of_a_board_are_those_of_its_backend():
 
 
 def test_recommend_judges_the_formats_of_the_backend():
-    result = recommend(ORIN, {"decode_ms": 40, "memory_mb": 4096}, context=256, prompt=64, space=SMALL).as_json()
+    judged = recommend(ORIN, {"decode_ms": 40, "memory_mb": 4096}, context=256, prompt=64, space=SMALL)
+    result = recommendation_json(judged, ORIN, ORIN.id)
     assert (result["schema"], result["backend"]) == (5, "tensorrt")
     assert {tuple(each["precision"] for each in one["formats"]) for one in result["models"]} == {("fp16", "fp32")}
     assert [each["precision"] for each in result["designs"]] == ["fp16", "fp32"]

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from merino_edge.cli.app import app
 from merino_edge.cli.design_tables import front_table, reasons
+from merino_edge.cli.recommended import first_command, recommendation_json
 from merino_edge.design.budgets import shares_over, with_board_defaults
 from merino_edge.design.designer import design
 from merino_edge.design.existing import BLOCKS, existing_score
@@ -160,13 +161,13 @@ def test_it_ends_with_the_command_that_exports_the_first_for_the_board(board, gr
     """Random weights take the place of those that it fetches from the hub. The file has no room for float32."""
     budget = {} if board.backend == "tensorrt" else {"file_mb": 20}
     recommendation = recommended(board, context=128, params_m=10, decode_ms=1e5, **budget)
-    first = recommendation.candidates[0]
-    assert first.fits and recommendation.as_json()["command"] == recommendation.command
-    assert f"export {first.model.id} --precision {first.chosen.precision}{graph} " in recommendation.command
+    first, command = recommendation.candidates[0], first_command(recommendation, board, board.id)
+    assert first.fits and recommendation_json(recommendation, board, board.id)["command"] == command
+    assert f"export {first.model.id} --precision {first.chosen.precision}{graph} " in command
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(app, [*recommendation.command.split()[1:], "--weights", "random"])
+    done = CliRunner().invoke(app, [*command.split()[1:], "--weights", "random"])
     assert done.exit_code == 0, done.output
-    made = load_bundle(recommendation.command.split()[-1])
+    made = load_bundle(command.split()[-1])
     assert (made.precision, made.core, made.context) == (first.chosen.precision, core, 128)
     assert board.backend in [need.name for need in made.backends]
 
@@ -175,14 +176,16 @@ def test_a_board_of_a_file_is_exported_for_by_the_file(tmp_path):
     path = tmp_path / "my pi.toml"
     path.write_text(profile_text("raspberry-pi-4").replace('id = "raspberry-pi-4"', 'id = "mine"'))
     budgets = with_board_defaults({}, load_profile(path))
-    recommendation = recommend(load_profile(path), budgets, context=256, prompt=128, space=SMALL, named=str(path))
-    assert shlex.split(recommendation.command)[5:7] == ["--for", str(path)]
-    assert recommended(decode_ms=0.01).command is None
+    recommendation = recommend(load_profile(path), budgets, context=256, prompt=128, space=SMALL)
+    command = first_command(recommendation, load_profile(path), str(path))
+    assert shlex.split(command)[5:7] == ["--for", str(path)]
+    assert first_command(recommended(decode_ms=0.01), PI5, PI5.id) is None
 
 
 def test_heads_that_fused_attention_refuses_take_the_other_dialect():
     recommendation = recommended(ZERO, context=128, params_m=4, decode_ms=1e5)
-    assert recommendation.candidates[0].model.id == "tinystories-1m" and "--dialect portable" in recommendation.command
+    assert recommendation.candidates[0].model.id == "tinystories-1m"
+    assert "--dialect portable" in first_command(recommendation, ZERO, ZERO.id)
 
 
 @pytest.fixture(scope="module", params=["decode_ms", "memory_mb"])

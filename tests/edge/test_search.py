@@ -52,7 +52,7 @@ def test_the_totals_of_arrays_are_the_predictions(data):
     costs = enumeration.costs_of(SPACE, model, vocab, np.array(SPACE.depths), True)
     random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     for kind, depth in zip(random.integers(0, len(kinds.weights), 40), random.integers(0, 62, 40), strict=True):
-        arch = enumeration.built(kinds, kind, SPACE.depths[depth], vocab, shape.context)
+        arch = architecture(kinds.layers[kind], SPACE.depths[depth], vocab, shape.context)
         counts = range(len(model.on.thread_counts))
         pairs = [(decode, prefill) for decode in counts for prefill in counts]
         for pair, predicted in zip(pairs, model.predict_each(arch.operators), strict=True):

@@ -33,7 +33,7 @@ CONSTANTS = {
         3.15e6, 2.06e6, 5.21e6, f"weights of the best embedding beside 33 M of layers ({TAO}); interval by leaving one size out"
     ),
     "vocab_exponent": Constant(
-        0.835, 0.66, 1.10, f"the best embedding grows by this power of the layers' weights ({TAO}); interval likewise"
+        0.835, 0.66, 1.095, f"the best embedding grows by this power of the layers' weights ({TAO}); interval likewise"
     ),
 }  # fmt: skip
 LAYERS = 33e6  # weights at which `vocab_best` holds
