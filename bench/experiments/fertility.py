@@ -3,7 +3,7 @@
     python bench/experiments/fertility.py --data TEXT... --held-out TEXT... [--tokenizer tokenizer.json] -o RECORD
 
 A byte-level BPE of each size is trained on all of --data, as `merino-edge train --vocab` does, and counts the tokens of
-each held-out text. A ready tokenizer may stand beside them. `merino_edge/design/variants.py` holds the means over the
+each held-out text. A ready tokenizer may stand beside them. `merino_edge/design/axes/vocabulary.py` holds the means over the
 held-out texts, which the search uses.
 """
 

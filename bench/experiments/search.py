@@ -1,22 +1,16 @@
-"""The search against its bars: by the measured score at most 5 s for each board and format; by the paper's at most 2 s,
-and evolution within 1 % in 60 s.
+"""CPU time of the search, and its designs, for each board's own budgets with everything open, and for the paper's.
 
-    python bench/experiments/search.py measured exact evolution -o bench/results/search-x86-2cores.json
+    python bench/experiments/search.py -o bench/results/search-x86-2cores.json
 
-A part replaces its own rows in the file and leaves the others: `measured` (the default search of each board, backend
-and weight format, one run), and by the score `merino` `exact` (three runs of each), `open` (the same with
-vocabulary and format left open, over all formats whatever the board has) and `evolution` (five seeds; 9 minutes). The
-last three search the same spaces: the paper's FLOPs with all KV heads, as its presets do, and with any number of them;
-the boards' budgets with any. One thread; seconds are CPU time, of evolution without the exact search that bounds it.
+Boards: each board and backend with its own budgets, and with a limit on the prefill as well. Paper: the presets, and each
+board's own budgets in the format that it prefers. One thread; seconds are CPU time, which a busy machine hardly changes.
+Minutes.
 """
 
 import argparse
-import json
 import os
 import platform
 import time
-from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -25,107 +19,56 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 from write_record import write_record  # noqa: E402
 
 from merino_edge.design.budgets import with_board_defaults  # noqa: E402
-from merino_edge.design.designer import design  # noqa: E402
-from merino_edge.design.encode import layers_of, scored_options, term_tables  # noqa: E402
-from merino_edge.design.score import MEASURED, MERINO  # noqa: E402
-from merino_edge.design.space import FULL, GROUPED, SEARCHED, Space, every_block  # noqa: E402
+from merino_edge.design.designer import design, design_by_paper  # noqa: E402
+from merino_edge.design.paper.presets import PRESETS  # noqa: E402
 from merino_edge.prediction.cost_model import cost_model  # noqa: E402
-from merino_edge.prediction.formats import formats_of  # noqa: E402
-from merino_edge.prediction.shape import default_prompt  # noqa: E402
+from merino_edge.prediction.latency import amounts  # noqa: E402
+from merino_edge.prediction.shape import default_lengths  # noqa: E402
 from merino_edge.profiles.reading import list_profiles, load_profile  # noqa: E402
 
-FLOPS_G = (60, 110, 160)
-VOCABS = (4096, 8192, 16384, 32768, 50257)
-FORMATS = ("fp32", "int8", "int4")
-SEEDS = range(5)
-SPACES = {"full": Space(kv_heads=FULL), "any": Space(kv_heads=GROUPED)}  # KV heads
+PREFILL_MS = 1000.0
 
 
-def tasks():
-    """(name, KV heads, profile, budgets): the paper's FLOPs alone, and what each board gets by default."""
-    for heads in SPACES:
-        for flops_g in FLOPS_G:
-            yield f"{flops_g} GFLOPs", heads, load_profile("raspberry-pi-4"), {"flops_g": flops_g}
+def timed(search, task, profile, limits):
+    """A row: the design, and the CPU time of the search with empty caches."""
+    context, prompt = default_lengths(profile, None, None)
+    cost_model.cache_clear()
+    amounts.cache_clear()
+    started = time.process_time()
+    made = search(profile, limits, context=context, prompt=prompt)
+    seconds = time.process_time() - started
+    row = {
+        "task": task, "backend": profile.backend, "limits": limits, "seconds": round(seconds, 2),
+        "shape": made.architecture.shape(), "vocab": made.architecture.vocab, "precision": made.precision, "kv": made.kv,
+        "score": float(f"{made.entropy:.5g}"), "gap": made.solver.gap, "members": made.solver.members,
+        "params": made.predicted.params, "decode_ms": round(made.predicted.decode_ms, 2),
+        "prefill_ms": round(made.predicted.prefill_ms, 1), "memory_mb": round(made.predicted.memory_mb, 1),
+    }  # fmt: skip
+    print(row, flush=True)
+    return row
+
+
+def board_rows():
     for board in list_profiles():
-        profile = board.with_backend("onnxruntime")
-        yield profile.id, "any", profile, with_board_defaults({}, profile)
+        for profile in map(board.with_backend, board.backends):
+            own = with_board_defaults({}, profile)
+            yield timed(design, board.id, profile, own)
+            yield timed(design, board.id, profile, {**own, "prefill_ms": PREFILL_MS})
 
 
-def solved(space, profile, budgets, scoring=MERINO, context=None, **keys):
-    context = context or profile.budget.context
-    for cached in (cost_model, term_tables, layers_of, scored_options, every_block):
-        cached.cache_clear()
-    started = time.process_time()  # of one thread: a busy machine does not change it
-    solution = design(
-        profile, budgets, space=space, context=context, prompt=default_prompt(context), scoring=scoring, **keys
-    )
-    return solution, time.process_time() - started
-
-
-def exact_rows(repetitions=3, **keys):
-    for name, heads, *task in tasks():
-        runs = [solved(SPACES[heads], *task, **keys) for _ in range(repetitions)]
-        solution = runs[0][0]
-        yield {
-            "task": name, "kv_heads": heads, "seconds": [round(seconds, 3) for _, seconds in runs],
-            "gap": solution.solver.gap, "entropy": solution.entropy, "shape": solution.architecture.shape(),
-            "vocab": solution.architecture.vocab, "precision": solution.precision, "params": solution.predicted.params,
-        }  # fmt: skip
-
-
-def measured_rows():
-    """Each board and format, with the usual vocabulary and context, a small one, and a very large one."""
+def paper_rows():
+    for name, preset in PRESETS.items():
+        yield timed(design_by_paper, name, load_profile("raspberry-pi-4"), preset.limits)
     for board in list_profiles():
-        for backend in board.backends:
-            profile = board.with_backend(backend)
-            budgets, usual = with_board_defaults({}, profile), (SEARCHED.vocab, profile.budget.context)
-            for precision, (vocab, context) in product(formats_of(profile), (usual, (512, 128), (150_000, 128))):
-                space = replace(SEARCHED, vocab=vocab)
-                solution, seconds = solved(space, profile, budgets, MEASURED, context, precision=precision)
-                uniform = solution.loss_ratio.uniform
-                yield {
-                    "task": board.id, "backend": backend, "precision": precision, "vocab": vocab, "context": context,
-                    "seconds": round(seconds, 2), "gap": solution.solver.gap, "score": solution.entropy,
-                    "shape": solution.architecture.shape(),
-                    "loss_ratio": {
-                        "opt_350m": solution.loss_ratio.opt_350m.value, "uniform": uniform and uniform.value,
-                    },
-                }  # fmt: skip
-
-
-def evolution_rows():
-    for name, heads, *task in tasks():
-        _, exact_seconds = solved(SPACES[heads], *task)
-        runs = [solved(SPACES[heads], *task, solver="evolution", seed=seed) for seed in SEEDS]
-        yield {
-            "task": name, "kv_heads": heads, "seconds": [round(seconds - exact_seconds, 3) for _, seconds in runs],
-            "gap": [solution.solver.gap for solution, _ in runs],
-            "shapes": [solution.architecture.shape() for solution, _ in runs],
-        }  # fmt: skip
-
-
-PARTS = {
-    "measured": measured_rows,
-    "exact": exact_rows,
-    "open": lambda: exact_rows(1, vocabs=VOCABS, precisions=FORMATS),
-    "evolution": evolution_rows,
-}
+        yield timed(design_by_paper, board.id, board, with_board_defaults({}, board))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="+", choices=PARTS)
     parser.add_argument("-o", type=Path, required=True)
-    arguments = parser.parse_args()
-    record = json.loads(arguments.o.read_text()) if arguments.o.exists() else {}
-    record.pop("note", None)  # of records in which rows of several spaces stood side by side
-    record |= {"machine": platform.machine(), "threads": 1, "python": platform.python_version()}
-    for part in arguments.parts:
-        record[part] = []
-        for row in PARTS[part]():
-            print(part, row, flush=True)
-            record[part].append(row)
-            write_record(arguments.o, record)
+    out = parser.parse_args().o
+    record = {"machine": platform.machine(), "threads": 1, "python": platform.python_version()}
+    write_record(out, {**record, "boards": list(board_rows()), "paper": list(paper_rows())})
 
 
 if __name__ == "__main__":

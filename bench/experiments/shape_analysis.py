@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from scipy import stats
 from shapes import constants, fitted
 
-from merino_edge.design.law import CONSTANTS, LAYER_WEIGHTS
-from merino_edge.design.score import MEASURED, MERINO, block_amount, total_score
+from merino_edge.design.existing import block_weights, existing_score
+from merino_edge.design.law import CONSTANTS, LAYER_WEIGHTS, worth
+from merino_edge.design.score import MEASURED, MERINO
 from merino_edge.families.designed import Architecture
 
 DRAWS = 10_000
@@ -33,8 +34,9 @@ def layers(arch):
 
 
 def effective(arch, scoring=MEASURED):
-    """Effective weights by the measured law."""
-    return sum(block_amount(block, arch.head_size, scoring) for block in arch.blocks)
+    """Effective weights by the measured law: shared layers count less often than they are used."""
+    pairs = zip(arch.blocks, block_weights(arch), strict=True)
+    return sum(worth(block.depth, block.shared, scoring.constants) * weights for block, weights in pairs)
 
 
 def scores(designs):
@@ -42,8 +44,8 @@ def scores(designs):
     archs = [Architecture.model_validate(each["architecture"]) for each in designs]
     stored = np.array([each["weights"] for each in designs], float)
     return {
-        "measured": np.array([total_score(arch.blocks, arch.head_size, MEASURED) for arch in archs]),
-        "merino": np.array([total_score(arch.blocks, arch.head_size, MERINO) for arch in archs]),
+        "measured": np.array([existing_score(arch, MEASURED) for arch in archs]),
+        "merino": np.array([existing_score(arch, MERINO) for arch in archs]),
         "number of weights": stored,
         "weights with embedding": stored + [arch.vocab * arch.embed_width for arch in archs],
     }
@@ -139,7 +141,7 @@ def over_pairs(values):
 
 
 def against(listed, rows, base="uniform-most-weights"):
-    """Of each rival in a list of `shape_rivals.py`: ln loss less that of `base`, over the seeds that both have."""
+    """Of each rival in a list: ln loss less that of `base`, over the seeds that both have."""
     loss = losses(rows)
 
     def less(name):

@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 
-from merino_edge.design.law import EVEN
 from merino_edge.families.designed import Architecture, Block
 
+EVEN = 0.75  # a layer's weights, relative to the mean layer's, are within EVEN and 1 / EVEN
 WEIGHTS = 128_000  # of the layers, in set a and in pairs
 SIZES = 40_000, 400_000  # of set b
 DEPTHS = 1, 2, 3, 4, 5, 6, 8, 10, 12, 16

@@ -15,10 +15,11 @@ import numpy as np
 from scipy.stats import spearmanr
 from write_record import write_record
 
-from merino_edge.design.entropy import linear_entropy
 from merino_edge.design.existing import BLOCKS
-from merino_edge.design.law import law_score
-from merino_edge.design.score import MEASURED, MERINO, SCORES, effectiveness_loss
+from merino_edge.design.law import effective_weights, ln_loss
+from merino_edge.design.paper.entropy import linear_entropy
+from merino_edge.design.paper.score import MERINO, effectiveness_loss
+from merino_edge.design.score import MEASURED
 
 TOKENS, NEAR = 100e9, 5e9
 LAYER = 15  # weights per width^2
@@ -41,10 +42,13 @@ def decoders(folder):
     return sorted(rows, key=lambda each: each[0] ** 2 * each[1])
 
 
-def entropy(width, layers, scoring, eps, blocks=BLOCKS):
-    """As a search adds it up over blocks of equal depth; the FFN's third matrix is counted."""
+def entropy(width, layers, eps=1.0, blocks=BLOCKS, scoring=MERINO):
+    """As the paper's search adds it up over blocks of equal depth; the FFN's third matrix is counted. No blocks: without
+    gamma."""
     attention = 2 * linear_entropy(width, width, eps) + 2 * linear_entropy(width, width // 2, eps)
     layer = scoring.attention_weight * attention + scoring.ffn_weight * 3 * linear_entropy(width, 4 * width, eps)
+    if not blocks:
+        return layers * layer
     depths = [layers // blocks + (block < layers % blocks) for block in range(blocks)]
     return sum((1 - effectiveness_loss(width, depth, scoring)) * depth * layer for depth in depths)
 
@@ -74,16 +78,14 @@ def left_out(x, y):
 def scores_of(rows):
     x, y = terms(rows), np.log([loss for *_, loss in rows])
     weights = np.exp(x[:, 1])
+    kinds = {"merino": {}, "merino, one block": {"blocks": 1}, "entropy without gamma": {"blocks": 0},
+             "law A": {"blocks": 0, "eps": EPS}}  # fmt: skip
     scores = {
-        name: np.array([entropy(width, layers, scoring, scoring.eps) for width, layers, _ in rows])
-        for name, scoring in SCORES.items() if name != "measured"
-    }  # fmt: skip
-    scores["merino, one block"] = np.array([entropy(width, layers, MERINO, 1.0, 1) for width, layers, _ in rows])
-    scores["law A"] = np.array([entropy(width, layers, SCORES["merino-off"], EPS) for width, layers, _ in rows])
+        name: np.array([entropy(width, layers, **keys) for width, layers, _ in rows]) for name, keys in kinds.items()
+    }
     scores["number of weights"] = weights
-    scores["measured"] = np.array([
-        law_score(amount, layers, MEASURED) for amount, (_, layers, _) in zip(weights, rows, strict=True)
-    ])
+    losses = ln_loss(weights, np.array([layers for _, layers, _ in rows]), 0.0, MEASURED.constants)
+    scores["measured"] = effective_weights(losses, MEASURED.constants)
     scores["measured, leave one out"] = -left_out(x, y)
     return scores
 
