@@ -3,8 +3,8 @@
     python bench/experiments/fertility.py --data TEXT... --held-out TEXT... [--tokenizer tokenizer.json] -o RECORD
 
 A byte-level BPE of each size is trained on all of --data, as `merino-edge train --vocab` does, and counts the tokens of
-each held-out text. A ready tokenizer may stand beside them. `merino_edge/design/axes/vocabulary.py` holds the means over the
-held-out texts, which the search uses.
+each held-out text. A ready tokenizer may stand beside them. `merino_edge/design/axes/vocabulary.py` holds the means
+over the held-out texts, which the search uses.
 """
 
 import argparse

@@ -2,9 +2,8 @@
 
     python bench/experiments/search.py -o bench/results/search-x86-2cores.json
 
-Boards: each board and backend with its own budgets, and with a limit on the prefill as well. Paper: the presets, and each
-board's own budgets in the format that it prefers. One thread; seconds are CPU time, which a busy machine hardly changes.
-Minutes.
+Boards: each board and backend with its own budgets, and with a limit on the prefill as well. Paper: the presets, and
+each board's own budgets in the format that it prefers. One thread; seconds are CPU time. Minutes.
 """
 
 import argparse
@@ -39,7 +38,8 @@ def timed(search, task, profile, limits):
     seconds = time.process_time() - started
     row = {
         "task": task, "backend": profile.backend, "limits": limits, "seconds": round(seconds, 2),
-        "shape": made.architecture.shape(), "vocab": made.architecture.vocab, "precision": made.precision, "kv": made.kv,
+        "shape": made.architecture.shape(), "vocab": made.architecture.vocab, "precision": made.precision,
+        "kv": made.kv,
         "score": float(f"{made.entropy:.5g}"), "gap": made.solver.gap, "members": made.solver.members,
         "params": made.predicted.params, "decode_ms": round(made.predicted.decode_ms, 2),
         "prefill_ms": round(made.predicted.prefill_ms, 1), "memory_mb": round(made.predicted.memory_mb, 1),

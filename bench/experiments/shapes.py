@@ -43,8 +43,8 @@ def decoders(folder):
 
 
 def entropy(width, layers, eps=1.0, blocks=BLOCKS, scoring=MERINO):
-    """As the paper's search adds it up over blocks of equal depth; the FFN's third matrix is counted. No blocks: without
-    gamma."""
+    """As the paper's search adds it up over blocks of equal depth; the FFN's third matrix is counted. No blocks:
+    without gamma."""
     attention = 2 * linear_entropy(width, width, eps) + 2 * linear_entropy(width, width // 2, eps)
     layer = scoring.attention_weight * attention + scoring.ffn_weight * 3 * linear_entropy(width, 4 * width, eps)
     if not blocks:

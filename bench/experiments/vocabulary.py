@@ -31,7 +31,9 @@ def points(path):
             runs[numbers["Non_vocab_parameters"], numbers["vocab_size"]].append(numbers)
     rows = []
     for weights in sorted({weights for weights, _ in runs}):
-        own = {vocab: sorted(run, key=lambda row: row["num_characters"]) for (size, vocab), run in runs.items() if size == weights}
+        own = {vocab: run for (size, vocab), run in runs.items() if size == weights}
+        for run in own.values():
+            run.sort(key=lambda row: row["num_characters"])
         text = min(run[-1]["num_characters"] for run in own.values())
         for vocab, run in sorted(own.items()):
             seen = np.log([row["num_characters"] for row in run])

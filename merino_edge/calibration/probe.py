@@ -144,8 +144,8 @@ def timed_decoder(width: int, ffn_width: int, layers: int, uses: int, heads: int
     Layers used once are one block; layers used several times are a block each, with shared weights.
     """
     depth, blocks = (uses, layers) if uses > 1 else (layers, 1)
-    shared = {"kv_heads": kv_heads} if kv_heads < heads else {}
-    block = Block(width=width, ffn_ratio=ffn_width / width, depth=depth, shared=uses > 1, **shared)
+    grouped = kv_heads if kv_heads < heads else None
+    block = Block(width=width, ffn_ratio=ffn_width / width, depth=depth, shared=uses > 1, kv_heads=grouped)
     return Architecture(
         blocks=(block,) * blocks, vocab=DECODER_VOCAB, head_size=width // heads, context=DECODER_CONTEXT
     )

@@ -45,8 +45,9 @@ def design(
         float | None, typer.Option(help="tokens of your training text, which bound the size", rich_help_panel=CHOICES)
     ] = None,
     data: Annotated[
-        list[Path] | None, typer.Option(help="training text, whose tokens are counted by its bytes; repeat for more files",
-                                        rich_help_panel=CHOICES)
+        list[Path] | None, typer.Option(
+            help="training text, whose tokens are counted by its bytes; repeat for more files", rich_help_panel=CHOICES
+        )
     ] = None,
     preset: Annotated[Literal["merino-52m", "merino-61m", "merino-64m"] | None, typer.Option(
         metavar="NAME", rich_help_panel=PAPER,

@@ -35,8 +35,8 @@ from merino_runtime.io.board import MB as BYTES_PER_MB
 PROVED = 1e-4  # a gap below which nothing is left to find; the integer solver's tolerance alone is 1e-6 to 1e-5
 EFFECTIVE = "eff. weights M"  # a column's title: the measured score in millions
 LAW = (
-    "effective weights: those of a float32 decoder of the best shape and vocabulary with the same predicted loss; twice as"
-    " many mean 2^-alpha of the loss, by a law measured on published decoders: see docs/search.md"
+    "effective weights: those of a float32 decoder of the best shape and vocabulary with the same predicted loss; twice"
+    " as many mean 2^-alpha of the loss, by a law measured on published decoders: see docs/search.md"
 )
 
 
@@ -144,14 +144,15 @@ def formats_line(design: Design) -> str:
 def loss_line(ratio: Ratio) -> str:
     """What the score means for the loss."""
     return (
-        f"predicted loss, equal training: {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of OPT-350M's geometry in"
-        " float32; in brackets with the constants of the score at the ends of their intervals"
+        f"predicted loss, equal training: {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of OPT-350M's geometry"
+        " in float32; in brackets with the constants of the score at the ends of their intervals"
     )
 
 
 def training_line(text: Training) -> str:
     """The text that the design is right for."""
-    right = f"{number_of(text.right_tokens)} tokens, {number_of(text.right_tokens * text.bytes_per_token)}B of English text"
+    size = number_of(text.right_tokens * text.bytes_per_token)
+    right = f"{number_of(text.right_tokens)} tokens, {size}B of English text"
     if text.tokens is None or text.most_weights is None or text.most_weights_interval is None:
         return f"right for about {right}; less text wants a smaller decoder: give --tokens N or --data FILE"
     low, high = map(number_of, text.most_weights_interval)
@@ -187,10 +188,13 @@ def number(value: float) -> str:
 
 def solver_line(design: Design) -> str:
     solver = design.solver
-    searched = "" if design.searched == design.budget else f" within the rescaled budgets: {options_line(design.searched)}"
+    searched = ""
+    if design.searched != design.budget:
+        searched = f" within the rescaled budgets: {options_line(design.searched)}"
+    taken = f"in {solver.seconds:.1f} s on this CPU"
     if solver.members is not None:
-        return f"the best of all {solver.members:,} decoders of the space{searched}, in {solver.seconds:.1f} s on this CPU"
-    found = f"found by {solver.name} in {solver.seconds:.1f} s on this CPU; "
+        return f"the best of all {solver.members:,} decoders of the space{searched}, {taken}"
+    found = f"found by {solver.name} {taken}; "
     if solver.gap is None:
         return f"{found}not proved"
     if solver.gap < PROVED:
@@ -304,8 +308,8 @@ def front_table(front: Front, profile: DeviceProfile) -> Table:
     board = on_backend(profile, front.device_name)
     points = [
         [
-            f"{point.architecture.shape()}, {point.architecture.vocab}, {formats_line(point)}", f"{point.budget[front.against]:,g}", *cost_cells(point.predicted),
-            f"{point.entropy / 1e6:,.1f}",
+            f"{point.architecture.shape()}, {point.architecture.vocab}, {formats_line(point)}",
+            f"{point.budget[front.against]:,g}", *cost_cells(point.predicted), f"{point.entropy / 1e6:,.1f}",
         ]
         for point in front.points
     ]  # fmt: skip

@@ -39,7 +39,7 @@ Kv = Annotated[
     str | None, typer.Option(help="KV cache format: fp32, int8 or int4 (fused dialect, onnxruntime 1.27 or later)")
 ]
 OpenKv = Annotated[str | None, typer.Option(
-    rich_help_panel=CHOICES, help="KV cache format fp32, int8 or int4, or a list to choose from; default: all of the board",
+    rich_help_panel=CHOICES, help="KV cache format (fp32, int8, int4), or a list to choose from; default: all",
 )]  # fmt: skip
 Vocab = Annotated[str | None, typer.Option(
     rich_help_panel=CHOICES, help="vocabulary size, or a list to choose from; default: 4096,8192,16384,32768,50257",
@@ -75,7 +75,9 @@ def integers(option: str, text: str) -> list[int]:
 def with_budgets(command: Callable[..., None]) -> Callable[..., None]:
     """The command with an option per budget in place of its parameter `limits`, a mapping of the given ones."""
     options = {
-        budget.name: (Annotated[float | None, typer.Option(budget.option, help=budget.help, rich_help_panel=BUDGETS)], None)
+        budget.name: (
+            Annotated[float | None, typer.Option(budget.option, help=budget.help, rich_help_panel=BUDGETS)], None
+        )
         for budget in BUDGETS_BY_NAME.values()
     }
     return with_options(command, "limits", options, lambda given: {

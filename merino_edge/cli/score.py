@@ -37,7 +37,7 @@ def score(
     from merino_edge.design.score import SCORES, score_named
     from merino_edge.export.geometry import describe
 
-    names = list(SCORES) if score is None else [score_named(score).name]
+    names: list[str] = list(SCORES) if score is None else [score_named(score).name]
     decoders = [describe(source) for source in sources]
     profile = board(device, say, backend) if device else None
     costs = [costs_of(profile, each.geometry, context, prompt) if profile else {} for each in decoders]

@@ -187,6 +187,10 @@ def refusal(
 
     names, asked = list(limits), np.array([limit if positive(limit) else 0.0 for limit in limits.values()])
     over = needs > most_within(asked[:, None])
+
+    def words(name: str, candidate: int, which: str) -> str:
+        return smallest(name, limits[name], float(needs[names.index(name), candidate]), which, profile)
+
     alone: dict[str, int] = {}  # of each limit that is the only one in the way, the candidate that needs least of it
     for row, name in enumerate(names):
         only = np.flatnonzero(over[row] & (over.sum(axis=0) == 1))
@@ -195,18 +199,12 @@ def refusal(
     if not alone:
         share = needs / np.where(asked > 0, asked, 1e-300)[:, None]
         nearest = int(np.where(over, share, 0).max(axis=0).argmin())
-        missed = [row for row in range(len(names)) if over[row, nearest]]
-        needed = "; ".join(
-            smallest(names[row], limits[names[row]], float(needs[row, nearest]), "that the nearest decoder needs", profile)
-            for row in missed
-        )
+        missed = [name for row, name in enumerate(names) if over[row, nearest]]
+        needed = "; ".join(words(name, nearest, "that the nearest decoder needs") for name in missed)
         end = f"Raise all of them together, {OTHERWISE}"
         return MerinoError(f"no decoder of this space fits: {needed}. It is {name_of(nearest)}. {end}")
-    listed = [
-        smallest(name, limits[name], float(needs[names.index(name), least]), "the smallest that any decoder needs", profile)
-        + f": {name_of(least)}"
-        for name, least in alone.items()
-    ]  # fmt: skip
+    any_needs = "the smallest that any decoder needs"
+    listed = [f"{words(name, least, any_needs)}: {name_of(least)}" for name, least in alone.items()]
     if len(alone) == 1:
         finite = math.isfinite(limits[next(iter(alone))])
         end = f"Raise that budget, {OTHERWISE}" if finite else "Give a number, or leave the option out"

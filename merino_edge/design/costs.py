@@ -48,7 +48,8 @@ class Costs:
     def __init__(self, model: CostModel, column: Column, peak: np.ndarray):
         """`peak`: MB of the largest operator's activations."""
         self.model, self.column, self.peak = model, cache(column), peak
-        self.decode_ms, self.prefill_ms, self.memory_mb = map(cache, (self._decode_ms, self._prefill_ms, self._memory_mb))
+        self.decode_ms, self.prefill_ms = cache(self._decode_ms), cache(self._prefill_ms)
+        self.memory_mb = cache(self._memory_mb)
 
     def _missed(self, threads: int) -> np.ndarray:
         """Share of a decode step's first reads that come from memory."""

@@ -12,8 +12,8 @@ from merino_edge.design.budgets import known, require_predictable
 from merino_edge.design.design_file import Considered, Design, Ratio, Solver, Training
 from merino_edge.design.existing import groups_of, loss_of
 from merino_edge.design.law import Constants, effective_weights
-from merino_edge.design.paper.search import solve
 from merino_edge.design.paper.score import MERINO, MerinoScoring
+from merino_edge.design.paper.search import solve
 from merino_edge.design.paper.space import PAPER_SPACE, PaperSpace
 from merino_edge.design.score import CONSTANTS, MEASURED, MeasuredScoring, Scoring
 from merino_edge.design.space import SPACE, Space
@@ -99,9 +99,9 @@ def design_by_paper(
     limits = known(limits)
     require_predictable(limits, profile)
     best = solve(space, costs, limits, scoring)
-    gap = best.bound / best.score - 1 if best.score else float(best.bound > 0)
+    gap, known = best.bound / best.score - 1 if best.score else float(best.bound > 0), math.isfinite(best.bound)
     solver = Solver(
-        name="integer program", gap=gap if math.isfinite(gap) else None, bound=best.bound if math.isfinite(gap) else None,
+        name="integer program", gap=gap if known else None, bound=best.bound if known else None,
         seconds=seconds_since(started), seed=0,
     )  # fmt: skip
     return written(
@@ -160,12 +160,12 @@ def loss_ratio(arch: Architecture, costs: CostModel, scoring: MeasuredScoring) -
         return math.exp(above - loss_of(other, reference, constants, "fp32", None))
 
     value = ratio(scoring.constants)
-    varied = [
-        name for name, one in CONSTANTS.items()
-        if one.low is not None and ratio({**scoring.constants, name: one.low}) != ratio({**scoring.constants, name: one.high})
-    ]  # fmt: skip
-    ends = itertools.product(*((CONSTANTS[name].low, CONSTANTS[name].high) for name in varied))
-    corners = [ratio({**scoring.constants, **dict(zip(varied, corner, strict=True))}) for corner in ends]
+    ends = {name: one[1:3] for name, one in CONSTANTS.items() if one.low is not None}
+    varied = [name for name in ends if len({ratio({**scoring.constants, name: end}) for end in ends[name]}) == 2]
+    corners = [
+        ratio({**scoring.constants, **dict(zip(varied, corner, strict=True))})
+        for corner in itertools.product(*(ends[name] for name in varied))
+    ]
     return Ratio(value=value, low=min(value, *corners), high=max(value, *corners))
 
 

@@ -63,7 +63,8 @@ def kinds_of(space: Space) -> Kinds:
     layers = [Layer(*attentions[row], *ffns[column][1:]) for row, column, _ in pairs]
     parts = [[attention.operators(*attentions[row]), ffn.operators(*ffns[column])] for row, column, _ in pairs]
     weights = np.array([float(sum(op.matrix for part in two for op in part)) for two in parts])
-    return Kinds(layers, attentions, ffns, *np.array(pairs).T, weights)
+    of_attention, of_ffn, of_width = np.array(pairs).reshape(-1, 3).T
+    return Kinds(layers, attentions, ffns, of_attention, of_ffn, of_width, weights)
 
 
 def best(
@@ -83,7 +84,8 @@ def best(
     for vocab in vocabs:
         of_vocab = losses + vocabulary.term(vocab, widths, weights, constants)
         for model in models:
-            term = weight_format.term(model.shape.precision, constants) + attention.cache_term(model.shape.kv, constants)
+            term = weight_format.term(model.shape.precision, constants)
+            term += attention.cache_term(model.shape.kv, constants)
             costs = costs_of(space, model, vocab, depths, reads_prompts(limits))
             fits = within_limits(costs, limits)
             if most_weights is not None:
@@ -168,7 +170,7 @@ def layer_tables(space: Space, model: CostModel, prefill: bool) -> LayerTables:
         mixed, peak = sums(model, [attention.operators(*one, final=final) for one in kinds.attentions], prefill)
         fed, fed_peak = sums(float_cache(model), [ffn.operators(*one, final=final) for one in kinds.ffns], prefill)
         tables.append(mixed[kinds.attention] + fed[kinds.ffn])
-    return LayerTables(*tables, np.maximum(peak[kinds.attention], fed_peak[kinds.ffn]))
+    return LayerTables(tables[0], tables[1], np.maximum(peak[kinds.attention], fed_peak[kinds.ffn]))
 
 
 @lru_cache(maxsize=64)

@@ -35,16 +35,16 @@ GEMSTONES = (
 CONSTANTS = {
     "alpha": Constant(
         0.0625, 0.016, 0.073,
-        "value as kappa's; it depends on the tokens: 0.016 at 0.5 B, 0.05 at 4 B (Porian et al. 2024, arXiv 2406.19146),"
-        " 0.040 at 10 B, 0.068 at 350 B, and 0.073 for the Gemstones below 200 M weights",
+        "value as kappa's; it depends on the tokens: 0.016 at 0.5 B, 0.05 at 4 B (Porian et al. 2024, arXiv"
+        " 2406.19146), 0.040 at 10 B, 0.068 at 350 B, and 0.073 for the Gemstones below 200 M weights",
     ),
     "kappa": Constant(0.0036, 0.0026, 0.0058, GEMSTONES),
     "aspect": Constant(3.76, 3.50, 4.14, GEMSTONES),
     "sharing": Constant(
         0.19, 0.06, 0.46,
-        "eight pairs of 0.02 to 0.14 M weights, two seeds (bench/experiments/shape_training.py), whose shared layers have"
-        " wider FFNs: 0.29 without that; 0.06 at six uses; 0.46 in 116 runs of 14 to 450 M weights with another form of"
-        " sharing (arXiv 2604.21106)",
+        "eight pairs of 0.02 to 0.14 M weights, two seeds (bench/experiments/shape_training.py), whose shared layers"
+        " have wider FFNs: 0.29 without that; 0.06 at six uses; 0.46 in 116 runs of 14 to 450 M weights with another form"
+        " of sharing (arXiv 2604.21106)",
     ),
 }  # fmt: skip
 

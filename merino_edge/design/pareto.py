@@ -46,8 +46,8 @@ class Mark(Strict):
 
 
 class Front(Strict):
-    """pareto.json. `budget` holds at every point; `default_limit` is the board's own budget on the axis; `precision` and
-    `kv` are the formats of the existing models, those of the last point."""
+    """pareto.json. `budget` holds at every point; `default_limit` is the board's own budget on the axis; `precision`
+    and `kv` are the formats of the existing models, those of the last point."""
 
     schema_version: Annotated[int, Field(alias="schema", ge=SCHEMA, le=SCHEMA)] = SCHEMA
     device: str

@@ -100,8 +100,8 @@ def recommend(
     """Every model of the zoo in every format of the profile's backend, judged by `limits`, and a design per format
     within the same limits.
 
-    A latency is judged by the upper bound of its prediction interval at `confidence`. `kv`: the format of the cache; by default that of the activations for models, and the best one for
-    designs, whose vocabulary is open too.
+    A latency is judged by the upper bound of its prediction interval at `confidence`. `kv`: the format of
+    the cache; by default that of the activations for models, and the best one for designs.
 
     Raises MerinoError for an impossible inference shape or limit.
     """

@@ -59,7 +59,8 @@ class Block(BaseModel):
     @model_serializer(mode="wrap")
     def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A decoder without grouped heads and gates is written without these keys, so that its bundle's hash stays."""
-        return {key: value for key, value in dump(self).items() if (key, value) not in (("kv_heads", None), ("gated", False))}
+        absent = (("kv_heads", None), ("gated", False))
+        return {key: value for key, value in dump(self).items() if (key, value) not in absent}
 
     @model_validator(mode="after")
     def _whole_ffn(self) -> Self:

@@ -2,7 +2,7 @@
 of a profile that a limit on energy needs. Imports no pydantic, since the command line imports it at its start."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from merino_edge.profiles.coefficients import Figure
@@ -17,14 +17,14 @@ def positive(limit: float) -> bool:
     return math.isfinite(limit) and limit > 0
 
 
-def most_within(limit: float) -> float:
-    """The largest amount that meets `limit`."""
+def most_within(limit: Any) -> Any:
+    """The largest amount that meets `limit`, a number or an array."""
     return limit * (1 + TOLERANCE)
 
 
 def within(amount: float, limit: float) -> bool:
     """Whether `amount` meets `limit`; no amount meets a limit that is not positive."""
-    return positive(limit) and amount <= most_within(limit)
+    return positive(limit) and bool(amount <= most_within(limit))
 
 
 def busy_watts(profile: "DeviceProfile") -> "Figure | None":

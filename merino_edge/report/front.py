@@ -169,7 +169,7 @@ def footnote(front: Front) -> list[str]:
         f" {first.provenance} coefficients.{ends} It ends at the largest decoder of the search space or at the board's"
         " free memory.",
         f"Orange: existing models in {front.precision} by the same score and cost model.",
-        "The score is the number of weights of a float32 decoder of the best shape and vocabulary with the same predicted"
-        " loss, by a law measured on published decoders: twice the score is 4 % less loss after equal training.",
+        "The score is the number of weights of a float32 decoder of the best shape and vocabulary with the same"
+        " predicted loss, by a law measured on published decoders: twice the score is 4 % less loss.",
     )
     return [line for paragraph in paragraphs for line in textwrap.wrap(paragraph, FOOTNOTE_COLUMNS)]

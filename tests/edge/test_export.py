@@ -481,7 +481,8 @@ def test_a_source_says_where_its_weights_come_from(tiny_checkpoint):
 def test_a_bundle_has_the_format_and_the_threads_that_its_design_planned_for(tmp_path):
     space = Space(widths=(64, 128), depths=(1, 2), ffn_ratios=(1.0,))
     board = load_profile("raspberry-pi-5")
-    designed = design(board, {"decode_ms": 2}, space=space, context=32, prompt=16, vocabs=[300], precisions=["int8"], kvs=[None])
+    request = {"space": space, "context": 32, "prompt": 16, "vocabs": [300], "precisions": ["int8"], "kvs": [None]}
+    designed = design(board, {"decode_ms": 2}, **request)
     path = tmp_path / "design.json"
     path.write_text(designed.to_json())
     planned = export(load_source(str(path)), tmp_path / "planned").bundle
@@ -513,7 +514,8 @@ def test_a_checkpoint_carries_the_design_that_it_was_trained_from(tiny_checkpoin
     shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
     space = Space(widths=(64,), depths=(1,), ffn_ratios=(1.0,))
     board = load_profile("raspberry-pi-5")
-    other = design(board, {"decode_ms": 9}, space=space, context=32, prompt=16, vocabs=[300], precisions=["int8"], kvs=[None])
+    request = {"space": space, "context": 32, "prompt": 16, "vocabs": [300], "precisions": ["int8"], "kvs": [None]}
+    other = design(board, {"decode_ms": 9}, **request)
     path = tmp_path / "checkpoint" / "design.json"
     path.write_text(other.to_json())
     assert load_source(str(tmp_path / "checkpoint")).design is None  # another geometry

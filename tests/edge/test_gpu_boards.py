@@ -1,11 +1,9 @@
 """Boards with a GPU: their costs in TensorRT, the searches that these drive, profiles with several backends."""
 
-import itertools
 import json
 import tomllib
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from few_examples import examples
 from hypothesis import given
@@ -16,7 +14,6 @@ from typer.testing import CliRunner
 from merino_edge.calibration.calibrate import calibrate, calibrated_toml
 from merino_edge.cli.app import app
 from merino_edge.cli.recommended import recommendation_json
-from merino_edge.design.budgets import shares_over
 from merino_edge.design.design_file import Design, load_design
 from merino_edge.design.designer import design
 from merino_edge.design.recommend import recommend

@@ -34,7 +34,7 @@ KINDS = [
 
 @st.composite
 def decoders(draw):
-    """Every block with KV heads of its own, from one for all queries to one for each, and with a gated FFN or without."""
+    """Every block with KV heads of its own, from one for all queries to one for each, and with a gate or without."""
     widths = sorted(draw(st.lists(st.sampled_from([64, 128, 192, 256]), min_size=1, max_size=3)))
     blocks = [
         {

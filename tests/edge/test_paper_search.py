@@ -29,7 +29,8 @@ PROFILE = settings.default.max_examples
 SPACES = 2000 if PROFILE >= ALL else 200 if PROFILE >= 60 else PROFILE  # nightly, by day, while editing
 ZERO = load_profile("raspberry-pi-zero-2w")
 BOARDS = {
-    "zero": ZERO, "two cores": of_two_cores(ZERO), "pi 5": load_profile("raspberry-pi-5"), "gpu": load_profile("jetson-nano")
+    "zero": ZERO, "two cores": of_two_cores(ZERO), "pi 5": load_profile("raspberry-pi-5"),
+    "gpu": load_profile("jetson-nano"),
 }  # fmt: skip
 
 
@@ -52,7 +53,10 @@ class Enumerated:
         }
         chosen = np.array([
             [row[option, place, place] for place, option in enumerate(choice)]
-            + [row[-1 - place, place, place + 1, widths[a], widths[b]] for place, (a, b) in enumerate(itertools.pairwise(choice))]
+            + [
+                row[-1 - place, place, place + 1, widths[a], widths[b]]
+                for place, (a, b) in enumerate(itertools.pairwise(choice))
+            ]
             + [row[-space.blocks, 0, space.blocks - 1, widths[choice[0]], widths[choice[-1]]]]
             for choice in self.choices.tolist()
         ])  # fmt: skip
@@ -62,8 +66,11 @@ class Enumerated:
         self.at = [AtThreads(costs, decode, prefill) for decode in counts for prefill in counts]
 
     def fits(self, limits):
-        kept = [[BUDGETS_BY_NAME[name].of(at) <= most_within(limit) for name, limit in limits.items()] for at in self.at]
-        return np.logical_or.reduce([np.logical_and.reduce(each) for each in kept])
+        kept = [
+            np.logical_and.reduce([BUDGETS_BY_NAME[name].of(at) <= most_within(limits[name]) for name in limits])
+            for at in self.at
+        ]
+        return np.logical_or.reduce(kept)
 
     def built(self, index):
         blocks = tuple(self.options[option] for option in self.choices[index])
@@ -113,7 +120,7 @@ def check(every, limits):
     assert found.score >= best * (1 - 1e-5), "not the best"
     assert found.bound <= found.score * (1 + PROVED) or found.score == 0, "not proved"
     predicted = every.model.predict_each(found.architecture.operators)
-    assert any(all(amount(BUDGETS_BY_NAME[n], one) <= most_within(limit) for n, limit in limits.items()) for one in predicted)
+    assert any(all(amount(BUDGETS_BY_NAME[n], one) <= most_within(limits[n]) for n in limits) for one in predicted)
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ import itertools
 import json
 import re
 import shlex
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,9 +16,9 @@ from merino_edge.cli.recommended import first_command, recommendation_json
 from merino_edge.design.budgets import shares_over, with_board_defaults
 from merino_edge.design.designer import design
 from merino_edge.design.existing import BLOCKS, existing_score
+from merino_edge.design.paper.score import MERINO, block_score
 from merino_edge.design.pareto import MARKED, Front, front
 from merino_edge.design.recommend import recommend
-from merino_edge.design.paper.score import MERINO, block_score
 from merino_edge.design.space import Space
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import CPU_FORMATS
@@ -250,7 +249,8 @@ def test_a_front_over_a_quantized_cache_is_of_designs_and_models_with_one():
         shape = InferenceShape(pareto.precision, 2048, 128, "int8")
         assert mark.predicted == cost_model(PI5, shape).predict(model(mark.id).geometry.operators)
     svg, table = front_svg(pareto), front_table(pareto, PI5)
-    assert "a KV cache of int8" in svg and all("a KV cache of int8" in row[0] for row in table.rows[: len(pareto.points)])
+    designs = table.rows[: len(pareto.points)]
+    assert "a KV cache of int8" in svg and all("a KV cache of int8" in row[0] for row in designs)
     with pytest.raises(ValidationError, match="must be int8 or int4"):
         Front.model_validate_json(pareto.to_json().replace('"kv": "int8"', '"kv": "int2"', 1))
 

@@ -14,7 +14,6 @@ import torch
 from merino_edge.design.score import MEASURED
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.hugging_face import build_model
-from merino_edge.profiles.reading import load_profile
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bench" / "experiments"))

@@ -13,10 +13,9 @@ from merino_runtime.errors import MerinoError
 # Gemstones (arXiv 2502.06857) from 100 B on.
 ALPHA_BY_TOKENS = {0.5e9: 0.016, 1e9: 0.035, 2e9: 0.044, 4e9: 0.05, 100e9: 0.0625, 350e9: 0.068}
 TOKENS_PER_WEIGHT = Constant(
-    20, 19, 27, "the best size for a number of tokens, by three methods (Hoffmann et al. 2022, arXiv 2203.15556, tables 3"
-    " and A3, 0.4 to 1 B weights)",
+    20, 19, 27, "the best size for a number of tokens, by three methods (Hoffmann et al. 2022, arXiv 2203.15556)"
 )  # fmt: skip
-REPEATED = 15.39  # repetitions of a text are worth new text, with this decay (Muennighoff et al. 2023, arXiv 2305.16264)
+REPEATED = 15.39  # passes after which the worth of another one has decayed (Muennighoff et al. 2023, arXiv 2305.16264)
 PASSES = 4  # over a text: more hardly lower the loss (the same)
 
 

@@ -26,11 +26,12 @@ TAO = "Tao et al. 2024, arXiv 2407.13623"
 CONSTANTS = {
     "vocab_curve": Constant(
         0.0102, 0.0088, 0.0122,
-        "ln loss per square of ln(weights of the embedding / best ones): least squares over six decoders of 33 M to 1.1 B"
-        f" weights with ten vocabularies each at equal text ({TAO}; bench/experiments/vocabulary.py)",
+        "ln loss per square of ln(weights of the embedding / best ones): least squares over six decoders of 33 M to 1.1"
+        f" B weights with ten vocabularies each at equal text ({TAO}; bench/experiments/vocabulary.py)",
     ),
     "vocab_best": Constant(
-        3.15e6, 2.06e6, 5.21e6, f"weights of the best embedding beside 33 M of layers ({TAO}); interval by leaving one size out"
+        3.15e6, 2.06e6, 5.21e6,
+        f"weights of the best embedding beside 33 M of layers ({TAO}); interval by leaving one size out",
     ),
     "vocab_exponent": Constant(
         0.835, 0.66, 1.095, f"the best embedding grows by this power of the layers' weights ({TAO}); interval likewise"

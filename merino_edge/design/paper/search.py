@@ -39,8 +39,8 @@ class Solution(NamedTuple):
 
 
 class Variables(NamedTuple):
-    """The variables of a program: for each block its options, then for each two neighbors and for the two ends the pairs
-    of widths that they may have. N variables, Q columns of `costs`.
+    """The variables of a program: for each block its options, then for each two neighbors and for the two ends the
+    pairs of widths that they may have. N variables, Q columns of `costs`.
 
     Attributes:
         option: index of the option in the space; -1, -2 ...: a pair of widths, by the two blocks that it joins. [N]
@@ -72,7 +72,8 @@ def solve(space: PaperSpace, model: CostModel, limits: Mapping[str, float], scor
     """The decoder of highest score within `limits`. Raises MerinoError if there is none."""
     smallest = space.architecture((space.smallest(),) * space.blocks, model.shape.context)
     if not keeps(smallest, model, limits):
-        needs = [[amount(BUDGETS_BY_NAME[name], one) for one in model.predict_each(smallest.operators)] for name in limits]
+        predicted = model.predict_each(smallest.operators)
+        needs = [[amount(BUDGETS_BY_NAME[name], one) for one in predicted] for name in limits]
         words = f"{smallest.shape()}, vocabulary {space.vocab}, {model.shape.precision}"
         raise refusal(limits, np.array(needs), lambda _: words, model.profile)
     variables, options = variables_of(space, model, scoring), space.options()
@@ -123,9 +124,8 @@ def variables_of(space: PaperSpace, model: CostModel, scoring: MerinoScoring) ->
     listed: list[tuple[int, tuple[int, int], tuple[int, int], float, np.ndarray, float]] = []
     for index, block in enumerate(options):
         score, width = total_score([block], space.head_size, scoring), (block.width, block.width)
-        listed += [
-            (index, (place, place), width, score, of_block(block, place == last), peak(block)) for place in range(last + 1)
-        ]
+        for place in range(last + 1):
+            listed.append((index, (place, place), width, score, of_block(block, place == last), peak(block)))
     for place in range(last):
         steps = [list(transition_operators(*pair)) for pair in pairs]
         listed += [
@@ -158,11 +158,11 @@ class Piece(Costs):
         super().__init__(model, lambda number: amounts[:, number], peak)
         self.case, self.first = case, first
 
-    def _missed(self, threads: int) -> float:
+    def _missed(self, threads: int) -> np.ndarray:
         at = self.model.on.thread_counts[threads]
         if self.first and at.resident_mb < self.case.most_mb <= at.streaming_mb:
-            return at.streaming_mb / (at.streaming_mb - at.resident_mb)
-        return float(self.case.most_mb > at.streaming_mb)
+            return np.asarray(at.streaming_mb / (at.streaming_mb - at.resident_mb))
+        return np.asarray(float(self.case.most_mb > at.streaming_mb))
 
     def _decode_ms(self, threads: int) -> np.ndarray:
         """In a partial residency reads up to the resident edge are spared, once in a decoder."""

@@ -31,13 +31,15 @@ class PaperSpace:
 
     def layers(self) -> list[tuple[int, float]]:
         """Every (width, FFN ratio) whose rows can be cut into quantization groups."""
-        return [(width, ratio) for width in self.widths for ratio in self.ffn_ratios if width * ratio % GROUP_SIZES[-1] == 0]
+        pairs = [(width, ratio) for width in self.widths for ratio in self.ffn_ratios]
+        return [(width, ratio) for width, ratio in pairs if width * ratio % GROUP_SIZES[-1] == 0]
 
     def options(self) -> list[Block]:
         """Every block."""
         return [
             Block(width=width, ffn_ratio=ratio, depth=depth, shared=shared)
-            for width, ratio in self.layers() for depth in self.depths for shared in (False, True) if depth > 1 or not shared
+            for width, ratio in self.layers() for depth in self.depths for shared in (False, True)
+            if depth > 1 or not shared
         ]  # fmt: skip
 
     def smallest(self) -> Block:
