@@ -77,21 +77,15 @@ class AtThreads:
     def __init__(self, costs: Costs, decode: int, prefill: int):
         self.costs, self.decode, self.prefill = costs, decode, prefill
 
-    def __getattr__(self, name: str) -> np.ndarray:
-        of: dict[str, Callable[[], np.ndarray]] = {
-            "decode_ms": lambda: self.costs.decode_ms(self.decode),
-            "prefill_ms": lambda: self.costs.prefill_ms(self.prefill),
-            "memory_mb": lambda: self.costs.memory_mb(1 if self.decode == self.prefill else 2),
-            "flops_g": lambda: self.costs.column(FLOPS) / 1e9,
-            "params": lambda: self.costs.column(PARAMS),
-            "weight_bytes": lambda: self.costs.column(WEIGHT_BYTES),
-            "kv_bytes": lambda: self.costs.column(KV_BYTES),
-            "file_mb": lambda: self.costs.column(FILE_MB) + self.costs.model.file_mb(()),
-            "j_per_token": lambda: joules(self.costs.model, self.decode_ms),
-        }
-        if name not in of:
-            raise AttributeError(name)
-        return of[name]()
+    decode_ms = property(lambda self: self.costs.decode_ms(self.decode))
+    prefill_ms = property(lambda self: self.costs.prefill_ms(self.prefill))
+    memory_mb = property(lambda self: self.costs.memory_mb(1 if self.decode == self.prefill else 2))
+    flops_g = property(lambda self: self.costs.column(FLOPS) / 1e9)
+    params = property(lambda self: self.costs.column(PARAMS))
+    weight_bytes = property(lambda self: self.costs.column(WEIGHT_BYTES))
+    kv_bytes = property(lambda self: self.costs.column(KV_BYTES))
+    file_mb = property(lambda self: self.costs.column(FILE_MB) + self.costs.model.file_mb(()))
+    j_per_token = property(lambda self: joules(self.costs.model, self.decode_ms))
 
 
 def joules(model: CostModel, decode_ms: np.ndarray) -> np.ndarray:

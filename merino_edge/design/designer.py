@@ -99,11 +99,10 @@ def design_by_paper(
     limits = known(limits)
     require_predictable(limits, profile)
     best = solve(space, costs, limits, scoring)
-    gap, known = best.bound / best.score - 1 if best.score else float(best.bound > 0), math.isfinite(best.bound)
-    solver = Solver(
-        name="integer program", gap=gap if known else None, bound=best.bound if known else None,
-        seconds=seconds_since(started), seed=0,
-    )  # fmt: skip
+    gap = best.bound / best.score - 1 if best.score else float(best.bound > 0)
+    solver = Solver(name="integer program", gap=gap, bound=best.bound, seconds=seconds_since(started), seed=0)
+    if not math.isfinite(gap):
+        solver = solver.model_copy(update={"gap": None, "bound": None})
     return written(
         profile, best.architecture, costs, limits, best.score, scoring, solver,
         Considered(vocab=[space.vocab], precision=[precision], kv=[kv]), training(best.architecture, None),
@@ -160,7 +159,8 @@ def loss_ratio(arch: Architecture, costs: CostModel, scoring: MeasuredScoring) -
         return math.exp(above - loss_of(other, reference, constants, "fp32", None))
 
     value = ratio(scoring.constants)
-    ends = {name: one[1:3] for name, one in CONSTANTS.items() if one.low is not None}
+    known = [(name, one.low, one.high) for name, one in CONSTANTS.items()]
+    ends = {name: (low, high) for name, low, high in known if low is not None and high is not None}
     varied = [name for name in ends if len({ratio({**scoring.constants, name: end}) for end in ends[name]}) == 2]
     corners = [
         ratio({**scoring.constants, **dict(zip(varied, corner, strict=True))})

@@ -43,8 +43,8 @@ CONSTANTS = {
     "sharing": Constant(
         0.19, 0.06, 0.46,
         "eight pairs of 0.02 to 0.14 M weights, two seeds (bench/experiments/shape_training.py), whose shared layers"
-        " have wider FFNs: 0.29 without that; 0.06 at six uses; 0.46 in 116 runs of 14 to 450 M weights with another form"
-        " of sharing (arXiv 2604.21106)",
+        " have wider FFNs: 0.29 without that; 0.06 at six uses; 0.46 in 116 runs of 14 to 450 M weights with another"
+        " form of sharing (arXiv 2604.21106)",
     ),
 }  # fmt: skip
 
