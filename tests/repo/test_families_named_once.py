@@ -29,8 +29,8 @@ PROGRAM = {
 # of this project's operators.
 OTHER_NAMES = {
     ("merino_edge/design/pareto.py", "gpt2"), ("merino_edge/benchmarking/engine_models.py", "gpt2"),
-    ("merino_edge/design/score.py", "merino"), ("merino_edge/cli/design.py", "merino"),
-    ("merino_edge/cli/score_tables.py", "merino"), ("merino_edge/design/design_file.py", "merino"),
+    ("merino_edge/design/paper/score.py", "merino"), ("merino_edge/cli/design.py", "merino"),
+    ("merino_edge/cli/score_tables.py", "merino"),
     ("merino_edge/export/onnx/own_kernels.py", "merino"),
 }  # fmt: skip
 

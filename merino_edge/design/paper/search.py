@@ -124,8 +124,10 @@ def variables_of(space: PaperSpace, model: CostModel, scoring: MerinoScoring) ->
     listed: list[tuple[int, tuple[int, int], tuple[int, int], float, np.ndarray, float]] = []
     for index, block in enumerate(options):
         score, width = total_score([block], space.head_size, scoring), (block.width, block.width)
-        for place in range(last + 1):
-            listed.append((index, (place, place), width, score, of_block(block, place == last), peak(block)))
+        listed += [
+            (index, (place, place), width, score, of_block(block, place == last), peak(block))
+            for place in range(last + 1)
+        ]
     for place in range(last):
         steps = [list(transition_operators(*pair)) for pair in pairs]
         listed += [
