@@ -13,7 +13,6 @@ the boards' budgets with any. One thread; seconds are CPU time, of evolution wit
 import argparse
 import json
 import os
-import platform
 import time
 from dataclasses import replace
 from itertools import product
@@ -34,6 +33,7 @@ from merino_edge.prediction.formats import formats_of  # noqa: E402
 from merino_edge.prediction.shape import default_prompt  # noqa: E402
 from merino_edge.profiles.reading import list_profiles, load_profile  # noqa: E402
 
+CLAIM = "Time and gap of the search"
 FLOPS_G = (60, 110, 160)
 VOCABS = (4096, 8192, 16384, 32768, 50257)
 FORMATS = ("fp32", "int8", "int4")
@@ -86,10 +86,8 @@ def measured_rows():
                 yield {
                     "task": board.id, "backend": backend, "precision": precision, "vocab": vocab, "context": context,
                     "seconds": round(seconds, 2), "gap": solution.solver.gap, "score": solution.entropy,
-                    "shape": solution.architecture.shape(),
-                    "loss_ratio": {
-                        "opt_350m": solution.loss_ratio.opt_350m.value, "uniform": uniform and uniform.value,
-                    },
+                    "shape": solution.architecture.shape(), "opt_350m": solution.loss_ratio.opt_350m.value,
+                    "uniform": uniform and uniform.value,
                 }  # fmt: skip
 
 
@@ -100,7 +98,6 @@ def evolution_rows():
         yield {
             "task": name, "kv_heads": heads, "seconds": [round(seconds - exact_seconds, 3) for _, seconds in runs],
             "gap": [solution.solver.gap for solution, _ in runs],
-            "shapes": [solution.architecture.shape() for solution, _ in runs],
         }  # fmt: skip
 
 
@@ -118,14 +115,12 @@ def main():
     parser.add_argument("-o", type=Path, required=True)
     arguments = parser.parse_args()
     record = json.loads(arguments.o.read_text()) if arguments.o.exists() else {}
-    record.pop("note", None)  # of records in which rows of several spaces stood side by side
-    record |= {"machine": platform.machine(), "threads": 1, "python": platform.python_version()}
     for part in arguments.parts:
         record[part] = []
         for row in PARTS[part]():
             print(part, row, flush=True)
             record[part].append(row)
-            write_record(arguments.o, record)
+            write_record(arguments.o, record, CLAIM, f"python bench/experiments/search.py {' '.join(arguments.parts)}")
 
 
 if __name__ == "__main__":

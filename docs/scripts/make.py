@@ -16,6 +16,7 @@ import errors  # noqa: E402
 import openapi  # noqa: E402
 import terminal  # noqa: E402
 
+import results  # noqa: E402
 from merino_edge.storage.atomic import write_text  # noqa: E402
 
 DOCS = ROOT / "docs"
@@ -38,13 +39,14 @@ MADE = {
     "reference/python-api.md": lambda _: api.text(),
     "reference/errors.md": lambda _: errors.text(),
     "reference/openapi.json": lambda _: openapi.text(),
+    "../bench/results/README.md": lambda _: results.text(),
     "boards/index.md": lambda path: between_marks(path, "boards", boards.text()),
 }
 
 
 def main() -> None:
     for name, made in MADE.items():
-        path = DOCS / name
+        path = (DOCS / name).resolve()
         path.parent.mkdir(exist_ok=True)
         write_text(path, made(path))
         print(path.relative_to(ROOT))

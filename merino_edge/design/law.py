@@ -40,14 +40,14 @@ CONSTANTS = {
     "aspect": Constant(3.76, 3.50, 4.14, GEMSTONES),
     "sharing": Constant(
         0.19, 0.13, 0.25,
-        "eight pairs of 0.02 to 0.14 M weights, two seeds (bench/experiments/shape_training.py); of larger decoders 116"
-        " training runs of repeated layers give 0.46 (arXiv 2604.21106)",
+        "eight pairs of 0.02 to 0.14 M weights, two seeds (bench/results/shape-training-x86-2cores.json); of larger"
+        " decoders 116 training runs of repeated layers give 0.46 (arXiv 2604.21106)",
     ),
     "kv_loss": Constant(
         0.0, None, None,
         "own choice between two measurements: -0.006 (-0.011 to -0.0004), eight pairs of 0.13 M weights, two seeds"
-        " (bench/experiments/shape_training.py), and 0.001, one KV head in place of eight at equal weights: perplexity"
-        " 29.9 to 30.2 (Shazeer 2019, arXiv 1911.02150)",
+        " (bench/results/shape-training-x86-2cores.json), and 0.001, one KV head in place of eight at equal weights:"
+        " perplexity 29.9 to 30.2 (Shazeer 2019, arXiv 1911.02150)",
     ),
 }  # fmt: skip
 
