@@ -16,7 +16,7 @@ mkdir -p "$out"
 "$python" "$here/make_data.py" "$out/test.jsonl" --split test --samples 1000 --seed 2
 "$python" "$here/make_data.py" "$out/negatives.txt" --negatives --samples 500 --seed 3
 
-# Within 4 ms a token, 150 ms for 128 tokens of prompt and 80 MB: docs/decisions/house-example.md says why it is not the search's choice.
+# Within 4 ms a token, 150 ms for 128 tokens of prompt and 80 MB: docs/decisions/training.md says why it is not the search's choice.
 decoder=$here/architecture.json
 merino score "$decoder" --device raspberry-pi-zero-2w --backend onnxruntime --context 256 --prompt 128
 resume= compile=

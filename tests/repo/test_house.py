@@ -161,7 +161,7 @@ def test_nothing_below_the_command_line_prints_or_draws_on_a_terminal():
 
 
 def test_consoles_are_made_by_one_module():
-    """Another one would take text from files for markup: docs/decisions/bounds.md"""
+    """Another one would take text from files for markup: docs/decisions/house.md"""
     makers = {
         name for name, path in MODULES.items() for full in imported(path)
         if full.split(".")[0] == "rich" and full.split(".")[-1] in ("Console", "console", "get_console", "print")
@@ -203,7 +203,7 @@ def is_write(call):
 
 
 def test_outputs_are_written_by_one_module():
-    """docs/decisions/outputs.md"""
+    """docs/decisions/house.md"""
     results = {
         name for name, path in MODULES.items()
         if any(isinstance(node, ast.Call) and is_write(node) for node in ast.walk(ast.parse(path.read_text("utf-8"))))

@@ -1,7 +1,7 @@
 """Scales for a quantized KV cache: the model prefills a text, and scales are fitted to what torch's cache then holds.
 
 The text is the user's, or one that the model generates from its own first token, which needs neither a corpus nor a
-network. Why that serves: docs/decisions/kv-cache.md.
+network. Why that serves: docs/decisions/quantization.md.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 A session has one thread pool. If prefill and decode have different thread counts, each has its own session over the
 same mapped file. Each session packs the weights for its kernels, so packed weights are then in memory twice
-(docs/decisions/speed.md). `onnx` runs the sessions.
+(docs/decisions/kernels.md). `onnx` runs the sessions.
 """
 import ctypes
 import os
