@@ -260,7 +260,8 @@ def ratios(section: Section, rows: list[Record]) -> Iterator[dict[str, Any]]:
                 continue
             ratio = row_ratio(fast, slow)
             yield {
-                "test": test, "model": fast.bundle, "precision": fast.precision, "kv": fast.kv or "float32",
+                "test": test, "cached": fast.depth, "prompt": fast.prompt_tokens, "model": fast.bundle,
+                "precision": fast.precision, "kv": fast.kv or "float32",
                 "tok_s": rounded(fast.tok_s), "other": f"{slow.engine} {slow.bundle} {slow.precision}",
                 "other_tok_s": rounded(slow.tok_s), "ratio": rounded(ratio.value),
                 "interval": [rounded(ratio.low), rounded(ratio.high)], "peak_mb": rounded(fast.peak_rss_mb),

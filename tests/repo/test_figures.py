@@ -18,7 +18,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 LINK = re.compile(r"\]\((?:\.\./)*bench/results/([\w-]+\.json)\)")
 # A number of its own: not in `code`, a link's target, a name (SmolLM2-135M, Q4_1, AVX-512) or a heading's number.
-FIGURE = re.compile(r"(?<![\w.,/-])\d[\d,]*(?:\.\d+)?(?![\w/]|[.,]\d|-[a-z])")
+FIGURE = re.compile(r"(?<![\w.,/])(?<!\w-)\d[\d,]*(?:\.\d+)?(?=x?(?![\w/]|[.,]\d|-[a-z]))")
 
 
 def figures(text):
@@ -52,10 +52,9 @@ def numbers_in(value):
 
 def stands(figure, numbers):
     """Whether a number is the figure when it is rounded so, or is it in per cent, thousands or millions."""
-    digits = len(figure.partition(".")[2])
+    half = 0.5 * 10 ** -len(figure.partition(".")[2]) + 1e-9
     shown = float(figure.replace(",", ""))
-    return any(abs(round(abs(number) * factor, digits) - shown) < 1e-9
-               for number in numbers for factor in (1, 100, 1e-3, 1e-6))  # fmt: skip
+    return any(abs(abs(number) * factor - shown) <= half for number in numbers for factor in (1, 100, 1e-3, 1e-6))
 
 
 def blocks(page):
@@ -75,7 +74,7 @@ LINKED = [(page, *block) for page in PAGES for block in blocks(page) if block[2]
 
 
 def test_many_figures_are_linked():
-    assert sum(len(figures(text)) for _, _, text, _ in LINKED) > 400
+    assert sum(len(figures(text)) for _, _, text, _ in LINKED) > 300
 
 
 @pytest.mark.parametrize("page", sorted({page for page, *_ in LINKED}), ids=lambda page: page.stem)
@@ -97,20 +96,23 @@ def test_each_linked_figure_stands_in_its_record(page):
 
 
 def test_a_wrong_figure_is_found():
-    assert stands("2.85", [2.847]) and stands("97 %".split()[0], [0.9671]) and stands("66", [66589440.0])
-    assert not stands("2.86", [2.847]) and not stands("96", [0.9671]) and figures("SmolLM2-135M, 1.5 `3`") == ["1.5"]
+    assert stands("2.85", [2.847]) and stands("97", [0.9671]) and stands("66.6", [66589440.0])
+    assert not stands("2.86", [2.847]) and not stands("96", [0.9671]) and figures("SmolLM2-135M: -1.5x `3`") == ["1.5"]
 
 
 def printed_by_the_demo():
     """The numbers that the recorded run of README's picture printed."""
     events = (DOCS / "pictures" / "demo.cast").read_text(encoding="utf-8").splitlines()[1:]
-    return set(FIGURE.findall("".join(json.loads(event)[2] for event in events)))
+    return set(SHOWN.findall("".join(json.loads(event)[2] for event in events)))
+
+
+SHOWN = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
 def test_the_demos_output_is_that_of_its_recorded_run(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    (block,) = [block for block in re.findall(r"^```\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-                if "measured on this machine" in block]  # fmt: skip
-    shown = {figure for figure in FIGURE.findall(block) if "." in figure or "," in figure}
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    (block,) = [block for language, block in fenced if not language and "measured on this machine" in block]
+    shown = {figure for figure in SHOWN.findall(block) if "." in figure or "," in figure}
     assert len(shown) > 8 and shown <= printed_by_the_demo()
