@@ -58,7 +58,8 @@ def test_some_page_rests_on_a_record(path):
 def test_no_page_names_the_commit_of_a_measurement():
     """The record does."""
     named = re.compile(r"\b(?:measured|predicted|counted)\s+(?:at|by)\s+[0-9a-f]{7}\b|\bno record\b")
-    assert [page.name for page in PAGES if named.search(page.read_text(encoding="utf-8"))] == []
+    own = [page for page in PAGES if page.parent.name != "reference"]  # docstrings and messages
+    assert [page.name for page in own if named.search(page.read_text(encoding="utf-8"))] == []
 
 
 @pytest.mark.parametrize("script", EXPERIMENTS, ids=lambda path: path.stem)
