@@ -41,7 +41,7 @@ class BareLoop:
         self.caches = []
         self.bind("input_ids", self.token)
         self.binding.bind_output("logits", "cpu", 0, np.float32, self.logits.shape, self.logits.ctypes.data)
-        for layer, (heads, size) in enumerate(bundle.kv_layers):
+        for layer, (heads, size, _) in enumerate(bundle.kv_layers):
             for part in ("key", "value"):
                 cache = np.zeros((1, heads, bundle.context, size), np.float32)
                 self.bind(f"past_key_values.{layer}.{part}", cache)

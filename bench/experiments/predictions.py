@@ -78,7 +78,8 @@ def take_turns(
                 write_text(kept, json.dumps(passes))
     rows = [{"name": name, **row_of(task, passes[name])} for name, task in tasks.items() if passes.get(name)]
     record = {"calibration": coefficients.source if coefficients else None, "summary": summary(rows), "rows": rows}
-    write_record(options.out, record, claim, f"merino-edge calibrate --device host; python {' '.join(sys.argv)}")
+    script = f"python bench/experiments/{Path(sys.argv[0]).name} --passes {options.passes}"
+    write_record(options.out, record, claim, f"merino-edge calibrate --device {options.device}; {script}")
     return rows
 
 
