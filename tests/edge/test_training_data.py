@@ -249,6 +249,40 @@ def test_shards_are_made_once_and_a_damaged_one_is_made_again(tmp_path, cache):
     assert len(list(cache.iterdir())) == 3
 
 
+@pytest.mark.parametrize("dtype", ["O", "<f8", "<u4"])
+def test_a_shard_of_another_dtype_is_made_again(dtype, tmp_path, cache):
+    text = write_stories(tmp_path / "a.txt")
+    expected = shard(text).ids.tolist()
+    (folder,) = cache.iterdir()
+    described = json.loads((folder / "shard.json").read_text())
+    (folder / "shard.json").write_text(json.dumps({**described, "dtype": dtype}))
+    again = shard(text).ids
+    assert again.dtype == np.uint16 and again.tolist() == expected  # dtype first: objects from a file are no pointers
+
+
+def test_a_shard_that_another_user_could_have_written_is_refused(tmp_path, cache, monkeypatch):
+    text = write_stories(tmp_path / "a.txt")
+    shard(text)
+    (folder,) = cache.iterdir()
+    assert cache.stat().st_mode & 0o777 == 0o700
+    cache.chmod(0o777)
+    with pytest.raises(MerinoError, match="other users may change .*tokens. Remove .*XDG_CACHE_HOME"):
+        shard(text)
+    cache.chmod(0o700)
+    shard(text)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+@pytest.mark.parametrize("name", ["", "ids.bin", "shard.json"])
+def test_a_shard_that_another_user_owns_is_refused(name, tmp_path, cache):
+    text = write_stories(tmp_path / "a.txt")
+    shard(text)
+    (folder,) = cache.iterdir()
+    os.chown(folder / name, 1234, 1234)
+    with pytest.raises(MerinoError, match=f"other users may change {folder / name}"):
+        shard(text)
+
+
 def test_no_room_for_the_tokens_is_said_with_where_they_are_kept(tmp_path, cache):
     text = write_stories(tmp_path / "a.txt")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,5 +1,5 @@
 """A source's token ids in a folder of the cache: made once for its content, its tokenizer and this format, then
-memory-mapped. A damaged one is noticed by its hashes and made again.
+memory-mapped. A damaged one is noticed by its hashes and made again. One that another user could have written is refused.
 
 `ids.bin`: all ids in a row, in 2 bytes where they fit, else in 4. `ends.bin`: where each document or sample ends, in 8
 bytes. `learned.bin`: of samples, a byte for each id, 1 where the loss counts. `shard.json`: what it is, and the hashes.
@@ -24,6 +24,7 @@ from merino_edge.training.data.sources import GIVE_TEXT, DataFile, DataSource
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
+from merino_runtime.io.owner import check_own
 
 FORMAT = 1
 IDS, ENDS, LEARNED, DESCRIPTION = "ids.bin", "ends.bin", "learned.bin", "shard.json"
@@ -66,30 +67,45 @@ def shards_folder() -> Path:
 def shard_of(source: DataSource, file: DataFile, reading: Reading, say: Say, verify: bool = True) -> Shard:
     """A shard of the cache, which is made if it is missing, and checked by its hashes if `verify`.
 
-    Raises MerinoError for text that cannot be used, and where the disk is full.
+    Raises MerinoError for text that cannot be used, a cache that another user may change, and a full disk.
     """
     facts = [FORMAT, source.kind, file.sha256, *reading.key]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     folder = shards_folder() / key
-    fault = fault_of(folder) if verify and folder.exists() else ""
+    check_owner(folder)
+    dtype = dtype_of(reading.tokenizer.get_vocab_size())
+    fault = fault_of(folder, dtype) if verify and folder.exists() else ""
     if fault or not folder.exists():
         if fault:
             say(f"the tokens of {source.what} in {folder} are damaged ({fault}): they are made again")
         make_shard(folder, source, reading, file, say)
-    return opened(folder, source)
+    return opened(folder, source, dtype)
 
 
-def opened(folder: Path, source: DataSource) -> Shard:
-    kind = read_json(str(folder / DESCRIPTION), "")["dtype"]
+def check_owner(folder: Path) -> None:
+    """Raise MerinoError if another user may change the cache, or wrote this shard: text of theirs would be trained."""
+    try:
+        for path in (shards_folder(), folder, *folder.glob("*")):
+            if path.exists():
+                check_own(str(path), 0o022 if path == shards_folder() else 0)
+    except OSError as error:
+        raise MerinoError(
+            f"{error}. Remove {shards_folder()}, whose tokens are made again, or let XDG_CACHE_HOME name another folder"
+        ) from None
+
+
+def opened(folder: Path, source: DataSource, dtype: str) -> Shard:
     learned = np.memmap(folder / LEARNED, np.uint8, "r") if (folder / LEARNED).is_file() else None
-    return Shard(source, np.memmap(folder / IDS, kind, "r"), np.memmap(folder / ENDS, np.int64, "r"), learned)
+    return Shard(source, np.memmap(folder / IDS, dtype, "r"), np.memmap(folder / ENDS, np.int64, "r"), learned)
 
 
-def fault_of(folder: Path) -> str:
+def fault_of(folder: Path, dtype: str) -> str:
     """The fault of a shard; empty where it is whole."""
     try:
-        files = read_json(str(folder / DESCRIPTION), "")["files"]
-        for name, sha256 in files.items():
+        described = read_json(str(folder / DESCRIPTION), "")
+        if described["dtype"] != dtype:
+            return f"its dtype is not {dtype}"
+        for name, sha256 in described["files"].items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
             if sha256_of(str(folder / name)) != sha256:
@@ -103,6 +119,7 @@ def make_shard(folder: Path, source: DataSource, reading: Reading, file: DataFil
     started = time.perf_counter()
     try:
         with new_folder(folder, lambda _: True, 2 * file.bytes // 3) as made:
+            shards_folder().chmod(0o700)  # what people wrote is in these files
             tokens = write_ids(made, source, reading, say)
             names = sorted(path.name for path in made.iterdir())
             described = {
