@@ -8,8 +8,9 @@
  *                                                   -> float [B, T, heads * size], present_key, present_value
  *   GroupAttention8  the same over a cache in int8; two inputs more: its scales float [1, kv_heads, 1, size]
  *
- * Past and present may be one buffer; where they are not, the past is copied. What is wrong becomes a status. ONNX
- * Runtime before 1.16 takes none of a call, so there the result is not a number, which the runtime reports.
+ * Past and present may be one buffer; if they are not, the past is copied. Errors are returned as an OrtStatus. ONNX
+ * Runtime before 1.16 cannot return a status from a kernel; there the output is NaN, which the runtime reports. So a
+ * kernel checks its inputs before it allocates an output: a second allocation of another shape ends the process there.
  */
 #pragma GCC optimize("Os") /* nothing here is hot, and boards carry these bytes */
 #include <math.h>
@@ -169,13 +170,15 @@ static OrtStatus *compute_rows(const kernel *one, OrtContext *context) {
     TRY(weights_of(one, context, 0, &weights));
     TRY(input(context, 1, &ids));
     if (ids.axes == MOST_AXES) WRONG("ids of 8 axes");
-    ids.lengths[ids.axes] = one->columns;
-    TRY(output(context, 0, ids.lengths, ids.axes + 1, &out));
     for (int64_t at = 0; at < ids.elements; at++) {
         int64_t id = ((const int64_t *)ids.data)[at];
         if (id < 0 || id >= one->rows) WRONG("an id is outside of the table");
-        matmul_row(weights.data, one->columns, one->operator->bits, one->minimums != 0, id, (float *)out + at * one->columns);
     }
+    ids.lengths[ids.axes] = one->columns;
+    TRY(output(context, 0, ids.lengths, ids.axes + 1, &out));
+    for (int64_t at = 0; at < ids.elements; at++)
+        matmul_row(weights.data, one->columns, one->operator->bits, one->minimums != 0, ((const int64_t *)ids.data)[at],
+                   (float *)out + at * one->columns);
     return NULL;
 }
 
@@ -186,6 +189,7 @@ static OrtStatus *present(OrtContext *context, size_t index, const tensor *past,
     TRY(output(context, index, lengths, 4, data));
     if (*data == past->data) return NULL;
     size_t entry = element * (size_t)past->lengths[3];
+    if (!past->elements) return NULL; /* memcpy does not accept NULL, the address of an empty tensor */
     for (int64_t head = 0; head < past->lengths[0] * past->lengths[1]; head++)
         memcpy((char *)*data + (size_t)(head * slots) * entry,
                (const char *)past->data + (size_t)(head * past->lengths[2]) * entry,

@@ -4,10 +4,12 @@ import functools
 import hashlib
 import platform
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from c_compilers import has_headers
@@ -51,6 +53,7 @@ def session_of(kind, inputs, outputs, threads=2, **attributes):
 
 MATMUL = {"x": F, "w": U8}, {"y": F}
 ORDERED = {**MATMUL[0], "order": I32}, {"y": F}
+ROWS = {"w": U8, "ids": I64}, {"y": F}
 
 
 def matmul(x, weights, rows, columns, minimums, threads=2, bits=4, order=None):
@@ -147,7 +150,7 @@ def test_rows_are_the_weights_themselves(bits):
         result, lowest = random_matrix(rng, 21, 96, with_minimums, bits)
         ids = np.array([[0, 20, 7, 8]], np.int64)
         sizes = {"rows": 21, "columns": 96, "minimums": with_minimums}
-        session = session_of(f"Rows{bits}", {"w": U8, "ids": I64}, {"y": F}, **sizes)
+        session = session_of(f"Rows{bits}", *ROWS, **sizes)
         expected = dequantize(result) + (0 if lowest is None else np.repeat(lowest, 32, 1))
         given = {"w": tiles_of("w", result, lowest, bits), "ids": ids}
         np.testing.assert_array_equal(session.run(None, given)[0], expected[ids].astype(np.float32))
@@ -319,13 +322,11 @@ import sys, numpy, onnxruntime
 options = onnxruntime.SessionOptions()
 options.register_custom_ops_library(sys.argv[1])
 session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
-given = dict(numpy.load(sys.argv[3]))
-numpy.save(sys.argv[4], session.run(None, given)[0])
-given["w"] = given["w"][1:]
+numpy.save(sys.argv[4], session.run(None, dict(numpy.load(sys.argv[3])))[0])
 try:
-    right = bool(numpy.isnan(session.run(None, given)[0]).all())
+    right = bool(numpy.isnan(session.run(None, dict(numpy.load(sys.argv[5])))[0]).all())
 except Exception as error:
-    right = "another size" in str(error)
+    right = sys.argv[6] in str(error)
 print(onnxruntime.__version__, right)
 """
 
@@ -342,14 +343,57 @@ def test_older_versions_of_onnxruntime_run_the_library(python, version, tmp_path
         pytest.skip(f"no {python} on this machine (make test sets it up)")
     rng = np.random.default_rng(3)
     x, weights = rng.standard_normal((5, 96)).astype(np.float32), tiles_of("w", random_matrix(rng, 20, 96, True)[0])
-    words = [library(platform.machine()), *(tmp_path / name for name in ("model.onnx", "given.npz", "out.npy"))]
     order = rng.integers(-2, 99, 96).astype(np.int32)  # what x has not is 0
-    for kind, more in ((MATMUL, {}), (ORDERED, {"order": order})):
-        (tmp_path / "model.onnx").write_bytes(model_of("MatMul4", *kind, rows=20, columns=96, minimums=0))
-        np.savez(tmp_path / "given.npz", x=x, w=weights, **more)
-        done = subprocess.run([interpreter, "-c", OLDER, *words], capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (0, f"{version} True\n"), done.stderr
-        np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), matmul(x, weights, 20, 96, False, **more))
+    given, ids = {"x": x, "w": weights}, np.array([[3, 19]])
+    cases = [
+        ("MatMul4", MATMUL, given, {"w": weights[1:]}, "another size"),
+        ("MatMul4", ORDERED, {**given, "order": order}, {"w": weights[1:]}, "another size"),
+        ("Rows4", ROWS, {"w": weights, "ids": ids}, {"ids": ids + 1}, "an id is outside of the table"),
+        ("Rows4", ROWS, {"w": weights, "ids": ids}, {"ids": -ids}, "an id is outside of the table"),
+    ]
+    paths = [tmp_path / name for name in ("model.onnx", "given.npz", "out.npy", "wrong.npz")]
+    for kind, ports, given, wrong, message in cases:
+        paths[0].write_bytes(model_of(kind, *ports, rows=20, columns=96, minimums=0))
+        np.savez(paths[1], **given)
+        np.savez(paths[3], **(given | wrong))
+        words = [interpreter, "-c", OLDER, library(platform.machine()), *paths, message]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, f"{version} True\n"), (kind, done.stderr)
+        session = session_of(kind, *ports, rows=20, columns=96, minimums=0)
+        np.testing.assert_array_equal(np.load(paths[2]), session.run(None, given)[0])
+
+
+RUN_ONCE = """
+import sys, numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.register_custom_ops_library(sys.argv[1])
+session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
+session.run(None, dict(numpy.load(sys.argv[3])))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64" or not has_headers("gcc-14"), reason="no gcc-14 for x86")
+def test_an_empty_cache_without_memory_is_defined_behavior(tmp_path):
+    """A tensor of no elements that the graph itself computes has the address NULL. Undefined behavior is a trap."""
+    subprocess.run([KERNELS / "build.sh", "x86_64", tmp_path / "traps.so", "-O1", "-fsanitize=undefined",
+                    "-fsanitize-undefined-trap-on-error"], env={"CC": "gcc-14", "PATH": "/usr/bin:/bin"}, check=True)  # fmt: skip
+    arrays = attention_case(6, 2, 32, 0, 3, 0, False)
+    given = {name: arrays[name] for name in ("qkv", "last", "cos", "sin")}
+    model = onnx.load_from_string(model_of(
+        "GroupAttention", {name: TYPES[value.dtype] for name, value in arrays.items()},
+        {"mixed": F, "present_key": F, "present_value": F}, heads=6, kv_heads=2, window=0, rotary=1, scale=0.2,
+    ))  # fmt: skip
+    for name in ("past_key", "past_value"):
+        model.graph.node.insert(0, helper.make_node("ConstantOfShape", ["shape"], [name]))
+    ports = [*(port for port in model.graph.input if port.name in given), helper.make_tensor_value_info("shape", I64, [4])]
+    del model.graph.input[:]
+    model.graph.input.extend(ports)
+    onnx.save(model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "given.npz", shape=np.array([1, 2, 0, 32]), **given)
+    words = [tmp_path / name for name in ("traps.so", "model.onnx", "given.npz")]
+    done = subprocess.run([sys.executable, "-c", RUN_ONCE, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @functools.cache
