@@ -129,7 +129,7 @@ def check_start(arch: Geometry, recipe: Recipe, pretrained: Pretrained | None, t
             "--lora goes with a trained model: leave it out, a design has no weights that adapters could stand beside"
         )
     if recipe.lora > (width := max(layer.width for layer in arch.layer_shapes)):
-        raise MerinoError(f"--lora {recipe.lora} is more than the model's width, {width}: give a lower rank, such as 16")
+        raise MerinoError(f"--lora {recipe.lora} is more than the model's width, {width}: give less, such as 16")
     compiler = os.environ.get("CXX", "g++")
     if recipe.compile and not torch.cuda.is_available() and not shutil.which(compiler):
         raise MerinoError(

@@ -376,8 +376,9 @@ session.run(None, dict(numpy.load(sys.argv[3])))
 @pytest.mark.skipif(platform.machine() != "x86_64" or not has_headers("gcc-14"), reason="no gcc-14 for x86")
 def test_an_empty_cache_without_memory_is_defined_behavior(tmp_path):
     """A tensor of no elements that the graph itself computes has the address NULL. Undefined behavior is a trap."""
-    subprocess.run([KERNELS / "build.sh", "x86_64", tmp_path / "traps.so", "-O1", "-fsanitize=undefined",
-                    "-fsanitize-undefined-trap-on-error"], env={"CC": "gcc-14", "PATH": "/usr/bin:/bin"}, check=True)  # fmt: skip
+    words = [KERNELS / "build.sh", "x86_64", tmp_path / "traps.so", "-O1", "-fsanitize=undefined"]
+    words.append("-fsanitize-undefined-trap-on-error")
+    subprocess.run(words, env={"CC": "gcc-14", "PATH": "/usr/bin:/bin"}, check=True)
     arrays = attention_case(6, 2, 32, 0, 3, 0, False)
     given = {name: arrays[name] for name in ("qkv", "last", "cos", "sin")}
     model = onnx.load_from_string(model_of(
@@ -386,7 +387,8 @@ def test_an_empty_cache_without_memory_is_defined_behavior(tmp_path):
     ))  # fmt: skip
     for name in ("past_key", "past_value"):
         model.graph.node.insert(0, helper.make_node("ConstantOfShape", ["shape"], [name]))
-    ports = [*(port for port in model.graph.input if port.name in given), helper.make_tensor_value_info("shape", I64, [4])]
+    ports = [port for port in model.graph.input if port.name in given]
+    ports.append(helper.make_tensor_value_info("shape", I64, [4]))
     del model.graph.input[:]
     model.graph.input.extend(ports)
     onnx.save(model, tmp_path / "model.onnx")

@@ -260,7 +260,7 @@ def test_a_shard_of_another_dtype_is_made_again(dtype, tmp_path, cache):
     assert again.dtype == np.uint16 and again.tolist() == expected  # dtype first: objects from a file are no pointers
 
 
-def test_a_shard_that_another_user_could_have_written_is_refused(tmp_path, cache, monkeypatch):
+def test_a_shard_that_another_user_could_have_written_is_refused(tmp_path, cache):
     text = write_stories(tmp_path / "a.txt")
     shard(text)
     (folder,) = cache.iterdir()

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from merino_runtime.delivery import agent, keys, releases, service
+from merino_runtime.delivery.archive import SIGNATURE
 
 with open(agent.__file__, "rb") as _file:
     TEXT = _file.read()
@@ -133,7 +134,7 @@ def test_the_installed_application_answers_where_it_runs(tmp_path):
     """That of the release in use, else the service's copy, else the one that is sent."""
     root = tmp_path / "root"
     (root / "current").mkdir(parents=True)
-    current, kept = (str(root / name) for name in agent.INSTALLED_APPS)
+    current, kept = (str(root / name) for name in agent.INSTALLED_APPS[:2])
     for app, kept_app, answered in (("print({})", "print({})", current), ("syntax error", "print({})", kept),
                                     ("", "print({})", kept), ("print({})", "", current), ("", "", None)):
         for path, text in ((current, app), (kept, kept_app)):
@@ -141,6 +142,30 @@ def test_the_installed_application_answers_where_it_runs(tmp_path):
                 file.write(text)
         result = questions(tmp_path, root, 0)
         assert result["app"] == answered and result["calls"][0]["out"].startswith("{" if answered else "[")
+
+
+def test_an_application_whose_key_was_withdrawn_is_not_run(tmp_path):
+    root, gone = tmp_path / "root", keys.key_base64(b"k" * 32)
+    apps = [root / name for name in agent.INSTALLED_APPS]
+    for app in apps:
+        app.parent.mkdir(parents=True, exist_ok=True)
+        app.write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({app.parent.name!r}); print({{}})")
+    (root / "trusted").mkdir()
+    (root / "trusted" / "a.pub").write_text(f"merino-ed25519 {gone} me\n")
+    questions(tmp_path, root, 0)
+    assert (tmp_path / "ran").read_text() == "current", "the sign that an application would be seen"
+    (root / "withdrawn.json").write_text(json.dumps({"schema": 1, "keys": [gone]}))
+    for count, app in enumerate(apps):
+        (tmp_path / "ran").write_text("")
+        (app.parent / "manifest.sig").write_text(json.dumps({"algorithm": "ed25519", "key": gone, "signature": "x"}))
+        result = questions(tmp_path, root, 0)
+        rest = apps[count + 1:]
+        assert result["app"] == (str(rest[0]) if rest else None) and result["keys"] == []
+        assert (tmp_path / "ran").read_text() == (rest[0].parent.name if rest else "")
+    for app in apps:
+        (app.parent / "manifest.sig").unlink()
+    (root / "withdrawn.json").write_text("{")  # which install refuses
+    assert questions(tmp_path, root, 0)["app"] is None
 
 
 def given_away(path):
@@ -182,7 +207,8 @@ def test_keys_are_read_from_whatever_lies_there(tmp_path):
 def test_the_agent_and_the_installer_mean_the_same_places():
     """The agent imports nothing of ours, so what it shares with the installer stands twice."""
     assert agent.SYSTEM_ROOT == releases.SYSTEM_ROOT and agent.SYSTEM_KEYS == keys.SYSTEM_FOLDER
-    assert f"{releases.CURRENT}/{releases.APP}" in agent.INSTALLED_APPS
+    assert {f"{name}/{releases.APP}" for name in (releases.CURRENT, releases.PREVIOUS)} < set(agent.INSTALLED_APPS)
+    assert (agent.WITHDRAWN, agent.SIGNATURE) == (keys.WITHDRAWN, SIGNATURE)
     assert agent.default_root() == releases.default_root()
     assert os.path.split(agent.SERVICE_UNIT) == (service.UNITS, service.UNIT)
     assert re.search(agent.SERVICE_ROOT, service.service_unit("/srv/merino"), re.MULTILINE).group(1) == "/srv/merino"

@@ -1,5 +1,5 @@
 """A source's token ids in a folder of the cache: made once for its content, its tokenizer and this format, then
-memory-mapped. A damaged one is noticed by its hashes and made again. One that another user could have written is refused.
+memory-mapped. A damaged one is noticed by its hashes and made again. A cache that another user can change is refused.
 
 `ids.bin`: all ids in a row, in 2 bytes where they fit, else in 4. `ends.bin`: where each document or sample ends, in 8
 bytes. `learned.bin`: of samples, a byte for each id, 1 where the loss counts. `shard.json`: what it is, and the hashes.

@@ -1,7 +1,8 @@
 """Checks a JSON value against its shape and names every fault at once. Standard library only.
 
-A shape is a nested description of JSON: {...} is an object of exactly these keys, [x] a list of x, [x, 9] one of at most
-9 entries, `Maybe(x)` null or x, and a leaf is a function that takes a value and returns what was expected, or None where the value is valid.
+A shape is a nested description of JSON: {...} is an object of exactly these keys, [x] a list of x, [x, n] a list of at
+most n, `Maybe(x)` null or x, and a leaf is a function that takes a value and returns what was expected, or None if the
+value is valid.
 """
 import json
 import re
