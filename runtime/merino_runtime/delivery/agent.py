@@ -24,8 +24,7 @@ CACHE = "@cache"  # in an argument or folder: this project's cache folder of thi
 PYTHON = "@python"  # in an argument: the Python that runs this
 PIECE = 1 << 18  # bytes
 SYSTEM_ROOT = "/opt/merino"
-# Of the release in use; what the service keeps of a good one; of the release before.
-INSTALLED_APPS = ("current/merino.pyz", "merino.pyz", "previous/merino.pyz")
+INSTALLED_APPS = ("current/merino.pyz", "merino.pyz")  # of the release in use; what the service keeps of a good one
 WITHDRAWN, SIGNATURE = "withdrawn.json", "manifest.sig"
 SYSTEM_KEYS = "/etc/merino/trusted"
 SERVICE_UNIT = "/etc/systemd/system/merino.service"
