@@ -111,8 +111,8 @@ test-models: models
 
 # The library of runtime/kernels, which is part of the package: by Debian 13's gcc-14, gcc-aarch64-linux-gnu and libc6-dev-arm64-cross.
 kernels:
-	CC=gcc-14 runtime/kernels/build.sh x86_64 merino_edge/bundles/native/kernels-x86_64.so
-	runtime/kernels/build.sh aarch64 merino_edge/bundles/native/kernels-aarch64.so
+	CC=gcc-14 runtime/kernels/build.sh x86_64 runtime/merino_runtime/bundle/native/kernels-x86_64.so
+	runtime/kernels/build.sh aarch64 runtime/merino_runtime/bundle/native/kernels-aarch64.so
 
 # The last commit as wheels, sdists, merino.pyz and a bill of materials, signed: docs/release.md
 release: .venv/ready

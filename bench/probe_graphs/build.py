@@ -1,5 +1,4 @@
-"""The graphs that a board's probe times, built by the exporter's own dialects, as one archive beside the probe's code,
-with the library of this project's kernels that some of them need.
+"""The graphs that a board's probe times, built by the exporter's own dialects, as one archive beside the probe's code.
 
 Boards have no onnx package, so the graphs are built here and shipped: models without weights, and `index.json`, which
 describes each of them (read by `merino_bench.probe.graphs`). `grid` lists the sizes.
@@ -24,7 +23,6 @@ from onnx import ModelProto
 import merino_bench.probe
 from merino_bench.probe import tasks as plan
 from merino_bench.probe.graphs import ARCHIVE, INDEX
-from merino_edge.bundles.kernels import MACHINES, library, library_file
 from merino_edge.calibration.probe import timed_decoder
 from merino_edge.export.graphs import geometry_graph
 from merino_edge.export.onnx.graph import Graph, Port
@@ -186,7 +184,7 @@ class ProbeGraph:
 def build(key: GraphKey) -> ProbeGraph:
     graph = BUILDERS[key.kind](key)
     model, weight_bytes = model_without_weights(graph)
-    return ProbeGraph(key, served_by(key), graph.inputs, graph.outputs, model, weight_bytes, graph.own_kernels)
+    return ProbeGraph(key, served_by(key), graph.inputs, graph.outputs, model, weight_bytes, bool(graph.own_kernels))
 
 
 def served_by(key: GraphKey) -> tuple[str, ...]:
@@ -246,8 +244,6 @@ def write_archive(path: Path, probe_graphs: Iterable[ProbeGraph]) -> None:
         add_member(archive, INDEX, json.dumps([described for described, _ in graphs], separators=(",", ":")).encode())
         for described, one in graphs:
             add_member(archive, described["file"], one.model.SerializeToString(deterministic=True))
-        for machine in MACHINES:
-            add_member(archive, library_file(machine), library(machine).read_bytes())
 
 
 def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -14,6 +14,7 @@ from merino_runtime.backends.attention import attention_path
 from merino_runtime.backends.choice import TENSORRT, choose_backend
 from merino_runtime.bundle import Bundle, backends_text, cache_formats, load_bundle, own_files
 from merino_runtime.bundle.fit import check_bundle_fits
+from merino_runtime.bundle.kernels import unknown_operators
 from merino_runtime.bundle.requirements import require
 from merino_runtime.bundle.verified import check_and_stamp, check_files_once
 from merino_runtime.errors import MerinoError
@@ -36,6 +37,7 @@ from merino_runtime.io.visible import harmless
 from merino_runtime.sampling import Sampling, check_new_tokens, check_sampling
 
 STDIN = "-"  # in place of a prompt
+PROGRAMS = (b"#!", b"\x7fELF", b"PK", b"MZ")  # how they begin: scripts, native code, zip applications
 
 # numpy and what needs it are imported inside the functions: `info` and `verify` work without it. So is delivery, which
 # a start of `generate` need not wait for.
@@ -187,18 +189,20 @@ def run_verify(path: str, trust: Sequence[str] = (), as_json: bool = False) -> i
                           "file (NAME.merino).")
     bundle = load_bundle(path, verify=False)
     check_and_stamp(bundle)
-    total_bytes = sum(file.bytes for file in bundle.files)
+    total_bytes, code = sum(file.bytes for file in bundle.files), code_in(bundle)
     if as_json:
-        write_out(json.dumps({"name": bundle.name, "files": len(bundle.files), "bytes": total_bytes}) + "\n")
+        write_out(json.dumps({"name": bundle.name, "files": len(bundle.files), "bytes": total_bytes, "code": code,
+                              "unknown_kernels": unknown_operators(bundle)}) + "\n")
         return 0
     total_mb = total_bytes / board.MB
-    write_lines(f"ok: {bundle.name}, {len(bundle.files)} files, {total_mb:.1f} MB, every sha256 as expected\n")
+    write_lines(f"ok: {bundle.name}, {len(bundle.files)} files, {total_mb:.1f} MB, every sha256 as expected; "
+                f"code: {_shown_code(code)}; kernels: {_shown_kernels(bundle)}\n")
     return 0
 
 
 def run_info(path: str, as_json: bool = False) -> int:
-    """Of a bundle: as_json has the keys of bundle.json, and this machine under `board`. Or of a
-    packed file."""
+    """Of a bundle: as_json has the keys of bundle.json, `code` in it, and this machine under `board`. Or of a packed
+    file."""
     if _is_packed(path):
         from merino_runtime.delivery import packed
 
@@ -208,7 +212,7 @@ def run_info(path: str, as_json: bool = False) -> int:
     if as_json:
         path = os.path.join(bundle.folder, "bundle.json")
         description = read_json(path, "Copy or export the bundle again.")
-        description["board"] = dict(here._asdict(), isa=sorted(here.isa))
+        description.update(code=code_in(bundle), board=dict(here._asdict(), isa=sorted(here.isa)))
         write_out(json.dumps(description, indent=2) + "\n")
     else:
         write_lines("".join(f"{name:15} {value}\n" for name, value in _facts(bundle, here)))
@@ -228,10 +232,31 @@ def _facts(bundle: Bundle, here: board.Board) -> List[Sequence]:
         ("attention", attention_path(bundle)),
         ("needs", ", ".join(bundle.isa) or "no special instructions"),
         ("fits boards", ", ".join(bundle.boards) or "none listed"),
-        ("backend", backends_text(bundle)),
+        ("backend", backends_text(bundle)), ("kernels", _shown_kernels(bundle)),
+        ("code in it", _shown_code(code_in(bundle))),
         ("chat", "no" if bundle.chat is None else "yes" if bundle.chat.parts else "yes, with jinja2"),
         ("this machine", ", ".join([here.architecture, f"{here.physical_cores} cores", *sorted(here.isa)])),
     ]
+
+
+def code_in(bundle: Bundle) -> List[str]:
+    """The names of the programs and native libraries among the bundle's files. No verb loads any of them."""
+    names = []
+    for path in filter(os.path.isfile, own_files(bundle)):
+        with open(path, "rb") as file:
+            if file.read(4).startswith(PROGRAMS):
+                names.append(os.path.relpath(path, bundle.folder))
+    return names
+
+
+def _shown_code(names: List[str]) -> str:
+    return f"{', '.join(names)} (never loaded from a bundle; runs only if you start it)" if names else "none"
+
+
+def _shown_kernels(bundle: Bundle) -> str:
+    unknown = unknown_operators(bundle)
+    known = f"this release lacks {', '.join(unknown)}" if unknown else "in the library of this release"
+    return f"{', '.join(bundle.kernels)} ({known})" if bundle.kernels else "none"
 
 
 def summary(done) -> str:

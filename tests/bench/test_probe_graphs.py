@@ -15,7 +15,6 @@ from merino_bench.probe import tasks as plan
 from merino_bench.probe.timing import open_graph
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.bundles.description import GraphFormat
-from merino_edge.bundles.kernels import MACHINES, library, library_file
 from merino_edge.export.graphs import build_graph
 from merino_edge.export.quantize.groups import Quantized, dequantize
 from merino_edge.export.source import random_source
@@ -42,9 +41,7 @@ def test_the_shipped_graphs_are_those_of_todays_exporter(built):
     shipped = {kernel.file: kernel for kernel in graphs.kernels()}
     entries = [build.index_entry(one) for one in built]
     assert sorted(entry["file"] for entry in entries) == sorted(shipped)
-    libraries = {library_file(machine): library(machine).read_bytes() for machine in MACHINES}
-    assert set(graphs.members()) == {graphs.INDEX, *shipped, *libraries}
-    assert {name: graphs.members()[name] for name in libraries} == libraries
+    assert set(graphs.members()) == {graphs.INDEX, *shipped}
     for entry, one in zip(entries, built, strict=True):
         kernel = shipped[entry["file"]]
         lists = {"dialects": one.dialects, "inputs": tuple(one.inputs), "outputs": tuple(one.outputs)}
@@ -59,8 +56,8 @@ def test_an_archive_is_the_same_bytes_each_time(built, tmp_path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_a_board_carries_less_than_210_kb():
-    assert (Path(graphs.__file__).parent / graphs.ARCHIVE).stat().st_size < 210_000
+def test_a_board_carries_less_than_120_kb():
+    assert (Path(graphs.__file__).parent / graphs.ARCHIVE).stat().st_size < 120_000
 
 
 def test_the_boards_application_carries_the_graphs(tmp_path):
@@ -136,7 +133,7 @@ def run(tmp_path):
     def go(model, size, feeds):
         graphs.write_weights(str(tmp_path), size, 0)
         (tmp_path / "model.onnx").write_bytes(model)
-        session = open_graph(onnxruntime, str(tmp_path / "model.onnx"), 1, graphs.library_in(str(tmp_path)))
+        session = open_graph(onnxruntime, str(tmp_path / "model.onnx"), 1, own_kernels=True)
         return session.run([one.name for one in session.get_outputs() if "present" not in one.name], feeds)
 
     return go

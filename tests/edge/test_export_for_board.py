@@ -10,7 +10,6 @@ import onnxruntime
 import pytest
 from typer.testing import CliRunner
 
-from merino_edge.bundles.kernels import library
 from merino_edge.cli.app import app
 from merino_edge.delivery.fitting import times_slower
 from merino_edge.export import divergence
@@ -25,6 +24,7 @@ from merino_edge.prediction.default_coefficients import decode_ms, slower_on
 from merino_edge.prediction.formats import has_cache
 from merino_edge.profiles.reading import list_profiles, load_profile
 from merino_runtime.bundle import load_bundle, quantized_cache
+from merino_runtime.bundle.kernels import library_path
 from merino_runtime.errors import MerinoError
 
 TEXT = "The river runs past the old mill, and the miller counts the sacks of flour in the evening. " * 20
@@ -214,7 +214,7 @@ def test_an_outlier_in_a_prompt_leaves_the_other_rows_as_exact_as_alone(tmp_path
     graph.output(graph.linear(graph.gated(x, "relu"), "w"), "float32", 1, "sequence", 48)
     graph.save(tmp_path)
     options = onnxruntime.SessionOptions()
-    options.register_custom_ops_library(str(library(platform.machine())))
+    options.register_custom_ops_library(library_path(platform.machine()))
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"])
     rows = random.standard_normal((1, 3, 128)).astype(np.float32)
     rows[0, 1] *= 100

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from merino_edge.bundles.kernels import library
 from merino_edge.export.onnx.own_kernels import tiles_of
 from merino_edge.export.quantize.groups import Quantized, dequantize, quantize_groups
 from merino_edge.export.quantize.outliers import Outliers, input_order
+from merino_runtime.bundle.kernels import library_path
 
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "runtime" / "kernels"
@@ -46,7 +46,7 @@ def session_of(kind, inputs, outputs, threads=2, **attributes):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
-    options.register_custom_ops_library(str(library(platform.machine())))
+    options.register_custom_ops_library(library_path(platform.machine()))
     model = model_of(kind, inputs, outputs, **attributes)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
@@ -356,7 +356,7 @@ def test_older_versions_of_onnxruntime_run_the_library(python, version, tmp_path
         paths[0].write_bytes(model_of(kind, *ports, rows=20, columns=96, minimums=0))
         np.savez(paths[1], **given)
         np.savez(paths[3], **(given | wrong))
-        words = [interpreter, "-c", OLDER, library(platform.machine()), *paths, message]
+        words = [interpreter, "-c", OLDER, library_path(platform.machine()), *paths, message]
         done = subprocess.run(words, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (0, f"{version} True\n"), (kind, done.stderr)
         session = session_of(kind, *ports, rows=20, columns=96, minimums=0)
@@ -412,6 +412,6 @@ def test_the_packaged_library_is_what_its_source_builds(machine, compiler, tmp_p
         pytest.skip(f"{compiler} is not gcc 14 (apt-get install gcc-14 gcc-aarch64-linux-gnu libc6-dev-arm64-cross)")
     subprocess.run([KERNELS / "build.sh", machine, tmp_path / "one.so"], env={"CC": compiler, "PATH": "/usr/bin:/bin"},
                    check=True)  # fmt: skip
-    paths = tmp_path / "one.so", library(machine)
+    paths = tmp_path / "one.so", Path(library_path(machine))
     built, packaged = (hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
     assert built == packaged, "make kernels builds it anew"

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from merino_edge.bundles.kernels import MACHINES, library_file
 from sample_geometries import small
 
-from merino_edge.bundles.kernels import MACHINES, library_file
 from merino_edge.export.export import export
 from merino_edge.export.onnx.own_kernels import in_halves, minimums_of
 from merino_edge.export.quantize.groups import dequantize, quantize_groups

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from kernel_program import CROSS, EMULATOR, KERNELS, inner_loops, instructions_per_mac, printed, why_not
 
-from merino_edge.bundles.kernels import library
+from merino_runtime.bundle.kernels import library_path
 
 pytestmark = pytest.mark.slow
 on_arm = pytest.mark.skipif(why_not(CROSS, EMULATOR) != "", reason=why_not(CROSS, EMULATOR))
@@ -62,7 +62,7 @@ def test_a_board_prints_one_line_of_json():
 
 @pytest.mark.skipif(not shutil.which("aarch64-linux-gnu-objdump"), reason="no objdump for arm64")
 def test_no_inner_loop_keeps_a_value_on_the_stack():
-    loops = [loop for loop in inner_loops(library("aarch64")) if loop.multiplications > 8]
+    loops = [loop for loop in inner_loops(library_path("aarch64")) if loop.multiplications > 8]
     kinds = {loop.multiplications for loop in loops}
     matrices = {34, 36, 136, 144} | {68, 72, 280} | {17, 18}
     assert matrices < kinds, "in 4 bits, in 8, and in 5 and 6, of one row and of four, with and without minimums"

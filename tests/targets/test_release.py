@@ -82,7 +82,8 @@ def test_each_file_that_is_shipped_beside_the_source_has_one_license():
                 files = [path for path in folder.glob(pattern.strip()) if path.name != "merino.pyz"]
                 assert files or "probes" in pattern, f"{package}: nothing is {pattern}"
                 shipped |= {f"{inside}/{path.relative_to(folder).as_posix()}" for path in files}
-    assert {"merino_edge/bundles/native/kernels-aarch64.so", sbom.MODEL, "merino_bench/probe/graphs.tar.xz"} <= shipped
+    native = "merino_runtime/bundle/native/kernels-aarch64.so"
+    assert {native, sbom.MODEL, "merino_bench/probe/graphs.tar.xz"} <= shipped
     named = {name: [row for row in ROWS if sbom.matches(name, row[0])] for name in shipped}
     assert {name: len(rows) for name, rows in named.items() if len(rows) != 1} == {}
     unused = {row[0] for row in ROWS if not any(sbom.matches(name, row[0]) for name in shipped)}

@@ -24,6 +24,7 @@ from merino_edge.families.rotary import Rotary, rotary_tables
 from merino_edge.families.weights import BlockSource
 
 MODEL_FILE = "model.onnx"
+KERNELS_DOMAIN = "merino"  # of the operators in runtime/kernels
 TYPES = {
     "int8": TensorProto.INT8,
     "uint8": TensorProto.UINT8,
@@ -61,14 +62,12 @@ class Graph:
         eight_bits: names of matrices that get 8 bits in place of 4.
         outliers: by the names of joined matrices, the groups that are stored twice for their outlier channels.
         note: doc_string of the model's file.
-        own_kernels: whether the graph has operators of this project's kernels.
         windowed: whether an attention operator has a window, whose length versions of ONNX Runtime count differently.
         decode_weight_bytes: bytes of weights that one decode step reads; a weight used twice counts twice.
     """
 
     opsets: dict[str, int]
     ir_version = 8
-    own_kernels = False
 
     def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
         self.weights = weights
@@ -113,6 +112,11 @@ class Graph:
     def constant(self, name: str, value: np.ndarray | Deferred) -> str:
         self._constants.setdefault(name, value)
         return name
+
+    @property
+    def own_kernels(self) -> tuple[str, ...]:
+        """The names of the operators of this project's kernels in the graph, sorted."""
+        return tuple(sorted({node.op_type for node in self._nodes if node.domain == KERNELS_DOMAIN}))
 
     @property
     def weight_bytes(self) -> int:
@@ -306,9 +310,10 @@ class Graph:
         stored: list[Stored] = []
         for name, value in self._constants.items():
             graph.initializer.append(store(name, value, data, stored))
+        opsets = {**self.opsets, **({KERNELS_DOMAIN: 1} if self.own_kernels else {})}
         return helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid(domain, version) for domain, version in self.opsets.items()],
+            opset_imports=[helper.make_opsetid(domain, version) for domain, version in opsets.items()],
             ir_version=self.ir_version,
             producer_name="merino_edge",
             doc_string=self.note,

@@ -11,7 +11,7 @@ import numpy as np
 
 from merino_edge.export.onnx.columns import widened_matrix
 from merino_edge.export.onnx.fused import Fused, check_heads
-from merino_edge.export.onnx.graph import Graph, ports
+from merino_edge.export.onnx.graph import KERNELS_DOMAIN, ports
 from merino_edge.export.onnx.operations import Operations
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.quantize.gptq import gptq
@@ -22,7 +22,6 @@ from merino_edge.families.operators import by_groups
 from merino_edge.families.weights import BlockSource
 from merino_runtime.errors import MerinoError
 
-DOMAIN = "merino"
 GROUP_SIZE = 32
 HALF_GROUP = GROUP_SIZE // 2
 TILE_ROWS = {4: 8, 5: 16, 6: 16, 8: 16}  # by bits
@@ -47,12 +46,11 @@ class GroupAttention(Fused):
         angles = self.rotary_constants(attention.rotary, layer.head_size) if attention.rotary else (none, none)
         windowed = attention.window and attention.window < self.context
         mixed = f"attention.{layer.index}"
-        use_own_kernels(self)
         self.node_into(
             "GroupAttention8" if bits == 8 else "GroupAttention",
             [qkv, *ports("past_key_values", layer), self.last_index, *angles, *filter(None, self._scales(layer))],
             [mixed, *ports("present", layer)],
-            domain=DOMAIN,
+            domain=KERNELS_DOMAIN,
             heads=attention.heads,
             kv_heads=layer.heads,
             window=attention.window if windowed else 0,
@@ -143,13 +141,12 @@ class Tiles(Operations):
         bits, values, attributes = self._tiles[name]
         count = attributes["rows"]
         tiles = self.stored(f"{name}.tiles", values, values.nbytes * (rows or count) // count)
-        use_own_kernels(self)
         inputs = [tiles, x] if kind == "Rows" else [x, tiles]
         if outliers:
             columns = matrix.scales.shape[1] * matrix.group_size
             order = input_order(columns, columns, outliers).astype(np.int32)
             inputs.append(self.constant(f"{name}.order", order))
-        return self.node(f"{kind}{bits}", inputs, domain=DOMAIN, **attributes)
+        return self.node(f"{kind}{bits}", inputs, domain=KERNELS_DOMAIN, **attributes)
 
     def _made_tiles(
         self, name: str, matrix: Quantized, outliers: list[Outliers]
@@ -194,10 +191,6 @@ class FusedTiles(NoDotprodTiles):
 
 class PortableTiles(Tiles, Portable):
     """Dialect `portable` in int4, for ONNX Runtime from 1.10 on."""
-
-
-def use_own_kernels(graph: Graph) -> None:
-    graph.own_kernels, graph.opsets = True, {**graph.opsets, DOMAIN: 1}
 
 
 def in_halves(name: str, matrix: Quantized) -> Quantized:

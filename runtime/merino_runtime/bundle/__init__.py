@@ -8,6 +8,7 @@ import hashlib
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
+from merino_runtime.bundle.external_data import external_files
 from merino_runtime.bundle.schema import SCHEMA, problems_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
@@ -90,12 +91,6 @@ class BundleFile(NamedTuple):
     sha256: str
 
 
-class KernelLibrary(NamedTuple):
-    """Operators of the graph that onnxruntime does not have, as a library for one kind of CPU."""
-    machine: str  # as `platform.machine()` names it
-    path: str  # in the bundle
-
-
 class Bundle(NamedTuple):
     """The keys of bundle.json, in the order of `BUNDLE_SHAPE`, and the folder that it was read from."""
     folder: str
@@ -128,20 +123,24 @@ class Bundle(NamedTuple):
     golden: Golden
     chat: Optional[Chat]
     files: Tuple[BundleFile, ...]
-    kernels: Tuple[KernelLibrary, ...] = ()  # empty: onnxruntime has all operators of the graph
+    kernels: Tuple[str, ...] = ()  # operators of the graph that `bundle.kernels` has and onnxruntime has not
 
 
 def load_bundle(path: str, verify: bool = True) -> Bundle:
     """The bundle in the folder `path`. `verify=False` compares the sizes of its files and hashes nothing.
 
-    Raises MerinoError with every problem at once: keys that do not follow the schema, or files that are missing or
-    differ from what bundle.json lists.
+    Raises MerinoError with every problem at once: keys that do not follow the schema, files that are missing or
+    differ from what bundle.json lists, or weights that it does not list.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise MerinoError(f"the bundle's path is {path!r:.80}, allowed is a string or a path. Name its folder.")
     folder = os.fspath(path)
     bundle = bundle_of(folder, _read_description(folder))
     check_files(bundle, verify)
+    unlisted = external_files(os.path.join(folder, "model.onnx")) - {file.path for file in bundle.files}
+    if unlisted:
+        raise MerinoError(f"model.onnx in {folder} reads weights from {listed([shown(name) for name in sorted(unlisted)])}, "
+                          "which bundle.json does not list: nothing is opened. Export the bundle again.")
     return bundle
 
 
@@ -187,11 +186,6 @@ def older_graph(bundle: Bundle) -> str:
     return "--kv fp32" if quantized_cache(bundle) else "--dialect portable"
 
 
-def kernel_library(bundle: Bundle, machine: str) -> Optional[str]:
-    """The path in the bundle of the library for this kind of CPU."""
-    return next((library.path for library in bundle.kernels if library.machine == machine), None)
-
-
 def without_kernels(bundle: Bundle) -> str:
     """The option of `export`, or the one to leave out, that makes a graph of the same model without own kernels."""
     if bundle.dialect == "portable":
@@ -223,7 +217,7 @@ def check_files(bundle: Bundle, hashes: bool = True) -> None:
     for file in bundle.files:
         path = os.path.join(bundle.folder, file.path)
         if not os.path.isfile(path):
-            problems.append(f"{file.path} is missing")
+            problems.append(f"{file.path} is {'no regular file' if os.path.lexists(path) else 'missing'}")
         elif not os.path.realpath(path).startswith(inside):
             problems.append(f"{file.path} is a link out of the folder, to {os.path.realpath(path)} (`cp -rL` copies "
                             "a folder with what its links lead to)")
@@ -279,7 +273,6 @@ def _bundle_of(folder: str, description: Dict[str, Any]) -> Bundle:
     values["golden"] = Golden(tuple(golden["prompt_ids"]), tuple(golden["greedy_ids"]))
     values["chat"] = _chat_of(description["chat"])
     values["files"] = tuple(BundleFile(**file) for file in description["files"])
-    values["kernels"] = tuple(KernelLibrary(**library) for library in description["kernels"])
     return Bundle(folder=folder, **values)
 
 

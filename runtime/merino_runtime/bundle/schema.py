@@ -74,7 +74,7 @@ BUNDLE_SHAPE: Dict[str, Any] = {
     "golden": {"prompt_ids": [count], "greedy_ids": [count]},
     "chat": Maybe({"template": inner_path, "tokens": texts_by_name, "parts": Maybe(_parts)}),
     "files": [{"path": inner_path, "bytes": count, "sha256": sha256}, MOST_FILES],
-    "kernels": [{"machine": text, "path": inner_path}, MOST_FILES],
+    "kernels": [text, MOST_FILES],
 }
 
 
@@ -90,8 +90,6 @@ def _contradictions(description: Dict[str, Any]) -> List[str]:
     chat = description["chat"]
     if chat and chat["template"] not in paths:
         problems.append(f"files has no {chat['template']}, which is chat.template")
-    problems.extend(f"files has no {library['path']}, which kernels names" for library in description["kernels"]
-                    if library["path"] not in paths)
     if "model.onnx" not in paths:
         problems.append("files has no model.onnx")
     problems.extend(f"files has {path} twice" for path, times in sorted(paths.items()) if times > 1)
