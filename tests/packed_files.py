@@ -22,7 +22,7 @@ def app_bytes(path):
             top = os.path.dirname(package.__file__)
             for place, _, names in os.walk(top):
                 for name in names:
-                    if name.endswith((".py", ".json", ".xz")):
+                    if name.endswith((".py", ".json", ".xz", ".so")):
                         inner = os.path.relpath(os.path.join(place, name), os.path.dirname(top))
                         archive.writestr(inner, quick(inner, read(place, name)))
     return path.read_bytes()

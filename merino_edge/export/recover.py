@@ -19,6 +19,7 @@ from merino_edge.export.onnx.graph import MODEL_FILE
 from merino_edge.export.parity import MOST_LOGIT_ERROR, bundle_error, torch_greedy
 from merino_edge.families.weights import Layout
 from merino_runtime.bundle import Bundle, quantized_cache
+from merino_runtime.bundle.external_data import check_external_data
 from merino_runtime.errors import MerinoError
 
 AGAIN = "Export it again"
@@ -42,6 +43,7 @@ def recover_weights(
             f"{folder} has a KV cache in {quantized_cache(bundle)}, so its weights cannot be checked against its golden"
             " ids: export from a bundle with --kv fp32, or from the checkpoint"
         )
+    check_external_data(bundle)
     state = model.state_dict()
     tied = {name for name in model.all_tied_weights_keys if name in state}
     missing = set(state) - tied

@@ -13,6 +13,7 @@ from merino_runtime.api import open_model
 from merino_runtime.backends.attention import attention_path
 from merino_runtime.backends.choice import TENSORRT, choose_backend
 from merino_runtime.bundle import Bundle, backends_text, cache_formats, load_bundle, own_files
+from merino_runtime.bundle.external_data import check_external_data
 from merino_runtime.bundle.fit import check_bundle_fits
 from merino_runtime.bundle.kernels import unknown_operators
 from merino_runtime.bundle.requirements import require
@@ -189,6 +190,7 @@ def run_verify(path: str, trust: Sequence[str] = (), as_json: bool = False) -> i
                           "file (NAME.merino).")
     bundle = load_bundle(path, verify=False)
     check_and_stamp(bundle)
+    check_external_data(bundle)
     total_bytes, code = sum(file.bytes for file in bundle.files), code_in(bundle)
     if as_json:
         write_out(json.dumps({"name": bundle.name, "files": len(bundle.files), "bytes": total_bytes, "code": code,

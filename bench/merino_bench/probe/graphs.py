@@ -14,7 +14,7 @@ from typing import Any, Dict, List, NamedTuple, Tuple, Union
 
 import numpy as np
 
-from merino_runtime.bundle import BackendNeed, Bundle, KvLayer, Port, Threads
+from merino_runtime.bundle import BackendNeed, Bundle, BundleFile, KvLayer, Port, Threads
 from merino_runtime.bundle.kernels import OPERATORS
 
 ARCHIVE, INDEX = "graphs.tar.xz", "index.json"
@@ -114,7 +114,7 @@ def chain_bundle(folder: str, kernel: Kernel) -> Bundle:
 def _bundle(folder: str, kernel: Kernel, dialect: str, context: int, kv_layers: Tuple[KvLayer, ...]) -> Bundle:
     known = dict.fromkeys(Bundle._fields)  # type: Dict[str, Any]
     known.update(
-        kernels=tuple(OPERATORS) if kernel.own_kernels else (),
+        kernels=tuple(OPERATORS) if kernel.own_kernels else (), files=(BundleFile(WEIGHTS_FILE, 0, ""),),
         folder=folder, name="probe", precision=kernel.format, dialect=dialect,
         vocab=kernel.outputs[-1].shape[-1], context=context, kv_layers=kv_layers,
         inputs=kernel.inputs, outputs=kernel.outputs, weight_bytes=kernel.weight_bytes,

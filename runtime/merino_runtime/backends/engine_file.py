@@ -62,9 +62,12 @@ def engine_folder(bundle: Bundle) -> str:
         return beside
     cache = _users_folder()
     try:
-        os.makedirs(cache, exist_ok=True)
+        os.makedirs(cache, 0o755, exist_ok=True)
     except OSError as error:
         raise machine_fault(f"make {cache}", error) from error
+    if not _is_own(os.stat(cache)):
+        raise MerinoError(f"other users can write {cache}, so an engine in it could be theirs. Run chmod go-w on your "
+                          "own folder, or set XDG_CACHE_HOME to another one.")
     return cache
 
 
@@ -117,15 +120,18 @@ def _mapped_plan(path: str, key: EngineKey, stack: contextlib.ExitStack) -> Opti
     return plan if hashlib.sha256(plan).hexdigest() == header.get("plan_sha256") else None
 
 
-def _opened_own(path: str) -> Any:
-    """The file, opened for reading. Raises OSError where another user than root could have written it."""
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
-    for status in (os.fstat(file.fileno()), os.stat(os.path.dirname(path))):
-        by_group = status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getegid())
-        if status.st_uid not in (0, os.geteuid()) or status.st_mode & stat.S_IWOTH or by_group:
-            file.close()
+@contextlib.contextmanager
+def _opened_own(path: str) -> Iterator[Any]:
+    """The file, opened for reading. Raises OSError if a user other than this one and root could have written it."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # a pipe ends
+        if not _is_own(os.fstat(file.fileno())) or not _is_own(os.stat(os.path.dirname(path))):
             raise PermissionError(f"another user can write {path}")
-    return file
+        yield file
+
+
+def _is_own(status: os.stat_result) -> bool:
+    by_group = status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getegid())
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & stat.S_IWOTH and not by_group
 
 
 def _closed(mapped: mmap.mmap) -> None:
@@ -154,6 +160,7 @@ def keep_engine(bundle: Bundle, key: EngineKey, plan: Any) -> str:
     with open_output(path, size_bytes=HEADER_BYTES + len(plan)) as file:
         file.write(header.ljust(HEADER_BYTES, b"\0"))
         file.write(plan)
+    os.chmod(path, os.stat(path).st_mode & 0o755)  # whatever the umask
     for other in PRECISIONS:
         if other != key.precision:
             for stale in paths_of(bundle, key._replace(precision=other)):

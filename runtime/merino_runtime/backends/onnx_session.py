@@ -12,6 +12,7 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 from merino_runtime.backends.attention import faster_attention
 from merino_runtime.backends.threads import ThreadCounts, thread_counts
 from merino_runtime.bundle import Bundle, Port, need_of, older_graph, without_kernels
+from merino_runtime.bundle.external_data import check_external_data
 from merino_runtime.bundle.fit import out_of_memory
 from merino_runtime.bundle.kernels import library_path
 from merino_runtime.bundle.requirements import install_commands, require, version_tuple
@@ -40,6 +41,7 @@ def open_model(bundle: Bundle, threads: Optional[int] = None, prefill_threads: O
     counts = thread_counts(bundle, threads, prefill_threads)
     try:
         onnxruntime = import_onnxruntime(bundle)
+        check_external_data(bundle)
         with faster_attention(bundle):
             decode_session = prefill_session = open_session(onnxruntime, bundle, counts.decode)
             if counts.sessions > 1:

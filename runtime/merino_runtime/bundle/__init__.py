@@ -8,7 +8,6 @@ import hashlib
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
-from merino_runtime.bundle.external_data import external_files
 from merino_runtime.bundle.schema import SCHEMA, problems_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
@@ -129,18 +128,14 @@ class Bundle(NamedTuple):
 def load_bundle(path: str, verify: bool = True) -> Bundle:
     """The bundle in the folder `path`. `verify=False` compares the sizes of its files and hashes nothing.
 
-    Raises MerinoError with every problem at once: keys that do not follow the schema, files that are missing or
-    differ from what bundle.json lists, or weights that it does not list.
+    Raises MerinoError with every problem at once: keys that do not follow the schema, or files that are missing or
+    differ from what bundle.json lists.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise MerinoError(f"the bundle's path is {path!r:.80}, allowed is a string or a path. Name its folder.")
     folder = os.fspath(path)
     bundle = bundle_of(folder, _read_description(folder))
     check_files(bundle, verify)
-    unlisted = external_files(os.path.join(folder, "model.onnx")) - {file.path for file in bundle.files}
-    if unlisted:
-        raise MerinoError(f"model.onnx in {folder} reads weights from {listed([shown(name) for name in sorted(unlisted)])}, "
-                          "which bundle.json does not list: nothing is opened. Export the bundle again.")
     return bundle
 
 

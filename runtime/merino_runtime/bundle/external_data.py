@@ -1,15 +1,18 @@
 """The files that a graph reads its weights from, as model.onnx names them. Standard library only.
 
-Older versions of ONNX Runtime open any path that a graph names, outside of its folder too. So the runtime reads the
-names before it opens a session, and `bundle` compares them with bundle.json.
+Older versions of ONNX Runtime open any path that a graph names, outside of its folder too. So the names are compared
+with bundle.json before a backend reads the graph. `bundle.check_files` checks the files that bundle.json lists.
 """
 import mmap
-from typing import Any, Set, Tuple
+import os
+from typing import Any, Dict, List, Set, Tuple
 
+from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.json_shape import listed, shown
 
 # Of each message in onnx.proto that can hold a tensor: those fields, by number, and the messages in them.
-INNER = {
+INNER: Dict[str, Dict[int, str]] = {
     "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
     "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
     "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
@@ -20,9 +23,18 @@ INNER = {
     "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
     "TensorProto": {13: "StringStringEntryProto"},
     "StringStringEntryProto": {},
-}  # type: Dict[str, Dict[int, str]]
+}
 KEY, VALUE = 1, 2  # of a StringStringEntryProto
 VARINT, LENGTH, FIXED_BYTES = 0, 2, {1: 8, 5: 4}  # wire types
+
+
+def check_external_data(bundle: Bundle) -> None:
+    """Raise MerinoError if the graph reads weights from a file that bundle.json does not list."""
+    path = os.path.join(bundle.folder, "model.onnx")
+    unlisted = sorted(external_files(path) - {file.path for file in bundle.files})
+    if unlisted:
+        raise MerinoError(f"{path} reads weights from {listed([shown(name) for name in unlisted])}, which bundle.json "
+                          "does not list: the graph is not opened. Export the bundle again.")
 
 
 def external_files(path: str) -> Set[str]:
@@ -31,12 +43,13 @@ def external_files(path: str) -> Set[str]:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _locations(data)
     except (OSError, ValueError, IndexError) as error:
-        raise MerinoError(f"{path} cannot be read as an ONNX model: {error}. Copy or export the bundle again.") from error
+        raise MerinoError(f"{path} cannot be read as an ONNX model: {error}. Copy or export the bundle again."
+                          ) from error
 
 
 def _locations(data: Any) -> Set[str]:
     found = set()
-    messages = [("ModelProto", 0, len(data))]  # type: List[Tuple[str, int, int]]
+    messages: List[Tuple[str, int, int]] = [("ModelProto", 0, len(data))]
     while messages:
         kind, at, end = messages.pop()
         inner, entry = INNER[kind], {}
