@@ -61,9 +61,10 @@ def mark(tmp_path, monkeypatch):
     return tmp_path / "mark"
 
 
-def run(module, *words, **options):
-    return subprocess.run([sys.executable, "-m", module, *map(str, words)], capture_output=True, text=True, check=False,
-                          env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'runtime'}:{ROOT / 'bench'}"}, **options)  # fmt: skip
+def run(module, *words):
+    variables = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'runtime'}:{ROOT / 'bench'}"}
+    words = [sys.executable, "-m", module, *map(str, words)]
+    return subprocess.run(words, capture_output=True, text=True, check=False, env=variables)
 
 
 def test_the_library_runs_where_it_is_loaded(library, mark):

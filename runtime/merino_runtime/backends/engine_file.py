@@ -157,6 +157,8 @@ def keep_engine(bundle: Bundle, key: EngineKey, plan: Any) -> str:
         "plan_sha256": hashlib.sha256(plan).hexdigest()}).encode("utf-8")
     assert len(header) <= HEADER_BYTES, "the names of a GPU and a version are short"
     path = os.path.join(engine_folder(bundle), key.file_name)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # unsound, and a new file would keep its owner
     with open_output(path, size_bytes=HEADER_BYTES + len(plan)) as file:
         file.write(header.ljust(HEADER_BYTES, b"\0"))
         file.write(plan)
