@@ -33,6 +33,12 @@ def backend(bundle):
     opened.close()
 
 
+def without_graph(size):
+    """A model of so many bytes that has nothing but the name of a producer."""
+    length = size - 4
+    return bytes([0x12, length & 127 | 128, length >> 7 & 127 | 128, length >> 14]) + b"x" * length
+
+
 def fresh(bundle, ids):
     """The logits of one prefill of all ids, in a backend of its own."""
     other = open_backend(bundle)
@@ -184,7 +190,7 @@ def test_onnxruntime_itself_writes_nothing_to_stderr(bundle, backend, capfd, tmp
         backend.step(10 ** 6)
     with pytest.raises(MerinoError, match="onnxruntime failed on 2 ids"):
         backend.prefill([1, 10 ** 6])
-    (tmp_path / "model.onnx").write_bytes(b"\xff" * 99)
+    (tmp_path / "model.onnx").write_bytes(without_graph(99))
     with pytest.raises(MerinoError, match="cannot open"):
         open_backend(bundle._replace(folder=str(tmp_path)))
     assert capfd.readouterr() == ("", "")
@@ -468,9 +474,10 @@ def test_a_model_that_onnxruntime_cannot_open_is_refused(bundle, tmp_path):
     folder = tmp_path / "broken"
     shutil.copytree(bundle.folder, str(folder))
     size = (folder / "model.onnx").stat().st_size
-    (folder / "model.onnx").write_bytes(b"\xff" * size)
-    with pytest.raises(MerinoError, match="cannot open.*model.onnx"):
-        open_backend(load_bundle(str(folder), verify=False))
+    for content, reason in ((without_graph(size), "cannot open.*model.onnx"), (b"\xff" * size, "cannot be read as")):
+        (folder / "model.onnx").write_bytes(content)
+        with pytest.raises(MerinoError, match=reason):
+            open_backend(load_bundle(str(folder), verify=False))
 
 
 def test_a_graph_that_is_not_the_described_one_is_refused(bundle):
