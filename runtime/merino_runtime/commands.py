@@ -2,6 +2,7 @@
 
 Results go to stdout, messages to stderr. `__main__` parses arguments and turns errors into exit codes.
 """
+import contextlib
 import json
 import os
 import re
@@ -245,7 +246,7 @@ def code_in(bundle: Bundle) -> List[str]:
     """The names of the programs and native libraries among the bundle's files. No verb loads any of them."""
     names = []
     for path in filter(os.path.isfile, own_files(bundle)):
-        with open(path, "rb") as file:
+        with contextlib.suppress(OSError), open(path, "rb") as file:
             if file.read(4).startswith(PROGRAMS):
                 names.append(os.path.relpath(path, bundle.folder))
     return names
