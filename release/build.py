@@ -50,7 +50,7 @@ def build(folder: Path) -> None:
             archive.extractall(tree, filter="data")
         # Where Python finds our packages: nowhere else than in the tree.
         python_path = os.pathsep.join(map(str, (tree, tree / "runtime", tree / "bench")))
-        variables = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch), "PYTHONPATH": python_path}
+        variables = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch), "PYTHONPATH": python_path, "PYTHONSAFEPATH": "1"}
         for project in PROJECTS:
             build_project(tree / project, folder, variables, epoch)
         application = [sys.executable, "-m", "merino_edge.bundles.board_app", str(folder / "merino.pyz")]

@@ -223,7 +223,7 @@ def designed(path: Path, name: str) -> dict[str, Any]:
     """By the command that a user types; kept as design.json in the cache folder."""
     if not path.exists():
         options = for_the_time(name.removeprefix(TIMED)) if name.startswith(TIMED) else DESIGN
-        command = [sys.executable, "-m", "merino_edge", "design", *options, "-o", str(path)]
+        command = [sys.executable, "-P", "-m", "merino_edge", "design", *options, "-o", str(path)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return dict(json.loads(path.read_text())["architecture"])
 

@@ -3,8 +3,14 @@
 Each verb parses its arguments and calls one function of `commands`. Exit codes: 0 done, 1 the request cannot be met,
 2 wrong usage, 130 ctrl-C (128 + SIGINT), 141 the reader of stdout closed the pipe (128 + SIGPIPE).
 """
-import argparse
 import sys
+
+if __name__ == "__main__":  # `python -m` puts the current folder on the path, where an argparse.py may be a stranger's
+    from merino_runtime.io.import_path import leave_current_folder
+
+    leave_current_folder()
+
+import argparse
 from typing import Optional, Sequence
 
 from merino_runtime import __version__, commands

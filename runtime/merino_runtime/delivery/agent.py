@@ -1,6 +1,6 @@
 """The agent: the board's end of what the workstation does over ssh. Runs programs, and receives files in pieces.
 
-It is sent as text to `python3 -c`, before anything of this project is on the board, so it imports nothing of it. It
+It is sent as text to `python3 -I -c`, before anything of this project is on the board, so it imports nothing of it. It
 reads one line of JSON from stdin, the request, and then what belongs to it. Its own answers are lines of JSON on stdout
 behind the line `BEGIN`: a login shell may have printed before. The workstation's end: `merino_edge.delivery.ssh`.
 """
@@ -165,11 +165,13 @@ def signer(app: str) -> Optional[str]:
 
 def find_python(candidates: List[str], modules: List[str]) -> int:
     """Answers the first candidate that has the modules, without importing them; null where none has."""
-    look = "import importlib.util as u, sys; sys.exit(not all(u.find_spec(name) for name in sys.argv[1:]))"
+    look = ("import sys; sys.path[:] = filter(None, sys.path); import importlib.util as u; "  # not the current folder
+            "sys.exit(not all(u.find_spec(name) for name in sys.argv[1:]))")
     for candidate in candidates:
         try:
             code = subprocess.call([placed(candidate), "-c", look] + modules, stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   env=dict(os.environ, PYTHONSAFEPATH="1"))
         except OSError:
             continue
         if code == 0:
