@@ -11,7 +11,7 @@ import merino_runtime
 from merino_runtime.delivery.archive import CHECKSUM, END, SIGNATURE, checksum_bytes, packed_member, signature_bytes
 from merino_runtime.delivery.manifest import APP, NAME, FileEntry, Manifest, WheelSet, manifest_bytes
 
-MAIN = "import sys\nfrom merino_bench.__main__ import main\nsys.exit(main())\n"
+MAIN = "import sys\nfrom merino_bench.start import main\nsys.exit(main())\n"
 
 
 def app_bytes(path):
