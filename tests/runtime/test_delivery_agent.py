@@ -20,7 +20,7 @@ PIECE = 1 << 18
 
 def agent_answer(home, request, data=b""):
     """(exit code, the lines of the answer, stderr)"""
-    process = subprocess.Popen([sys.executable, "-I", "-S", "-c", LOADER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    process = subprocess.Popen([sys.executable, "-IS", "-c", LOADER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, cwd=str(home),
                                env={"HOME": str(home), "PATH": os.environ["PATH"], "LC_ALL": "C"})
     data = TEXT + json.dumps(request).encode("ascii") + b"\n" + data
@@ -94,7 +94,7 @@ def test_a_program_runs_with_what_it_is_given_and_its_code_comes_back(tmp_path):
 def test_a_program_is_talked_with_line_by_line_and_ends_with_the_connection(tmp_path):
     echo = "import sys\nfor line in sys.stdin:\n    print(line.strip()[::-1], flush=True)\nsys.exit(3)"
     request = {"do": "interact", "arguments": ["@python", "-c", echo]}
-    process = subprocess.Popen([sys.executable, "-I", "-S", "-c", LOADER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    process = subprocess.Popen([sys.executable, "-IS", "-c", LOADER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                cwd=str(tmp_path), env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]})
     process.stdin.write(TEXT + json.dumps(request).encode("ascii") + b"\n")
     process.stdin.flush()
