@@ -33,8 +33,7 @@ VERBS = [
     ("calibrate", "--device", "raspberry-pi-4", "--probe", "probe.json", "-o", "OUT"),
     ("train", "design.json", "--data", "text.txt", "--steps", "1", "-o", "OUT"),
     pytest.param(("flash", "beside.merino", "--allow-unsigned", "--rootfs", "ROOTFS"), marks=AS_ROOT),
-    pytest.param(("calibrate", "--device", "host"), marks=pytest.mark.nightly),
-    pytest.param((*BENCH, "--peers", "transformers,torch.compile"), marks=pytest.mark.nightly),
+    pytest.param((*BENCH, "--peers", "transformers"), marks=pytest.mark.nightly),
 ]  # fmt: skip
 
 
