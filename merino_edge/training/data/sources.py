@@ -22,7 +22,8 @@ SUFFIXES: dict[str, Kind] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": 
 FORMS = (
     "text, JSONL (.jsonl), Parquet (.parquet), a folder of datasets' save_to_disk, or the name of a data set on the hub"
 )
-INSTALL = "pip install 'merino_edge[train]'"
+# From the checkout: this project's names on the package index are not ours before the first release.
+INSTALL = "in the checkout of merino_edge, pip install -e release/merino-runtime -e '.[train]'"
 GIVE_TEXT = "give a source with text"
 SPLIT = "train"  # of a data set with several
 
