@@ -22,8 +22,8 @@ SUFFIXES: dict[str, Kind] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": 
 FORMS = (
     "text, JSONL (.jsonl), Parquet (.parquet), a folder of datasets' save_to_disk, or the name of a data set on the hub"
 )
-# From the checkout: this project's names on the package index are not ours before the first release.
-INSTALL = "in the checkout of merino_edge, pip install -e release/merino-runtime -e '.[train]'"
+# From a checkout: before the first release anybody can register this project's names on the package index.
+INSTALL = "pip install -e release/merino-runtime -e '.[train]' in a checkout of the repository"
 GIVE_TEXT = "give a source with text"
 SPLIT = "train"  # of a data set with several
 
