@@ -63,15 +63,15 @@ static void give_room(void *memory) {
     free(one);
 }
 
-static void run_parallel(const void *context, each_task *each, size_t count, void *work) {
+static void run_parallel(const void *context, task_function *function, size_t count, void *work) {
     if (ort_minor >= FIRST_WITH_PARALLEL_FOR) {
-        OrtStatus *failed = PARALLEL_FOR(ort)(context, each, count, 0, work);
+        OrtStatus *failed = PARALLEL_FOR(ort)(context, function, count, 0, work);
         if (!failed) return;
         RELEASE_STATUS(ort)(failed);
-        for (size_t task = 0; task < count; task++) each(work, task);
+        for (size_t task = 0; task < count; task++) function(work, task);
         return;
     }
-    pool_run(each, count, work);
+    pool_run(function, count, work);
 }
 
 /* Of the calls of ONNX Runtime before 1.17; later ones use its threads. */
@@ -201,9 +201,9 @@ static OrtStatus *attention_inputs(const kernel *one, const OrtContext *context,
                                    int64_t filled[MOST_SEQUENCES]) {
     tensor qkv, last, cos, sin, scales[2];
     TRY(input(context, 0, &qkv));
-    for (size_t each = 0; each < 2; each++) {
-        TRY(input(context, 1 + each, &past[each]));
-        if (past[each].axes != 4 || past[each].lengths[1] != one->kv_heads)
+    for (size_t index = 0; index < 2; index++) {
+        TRY(input(context, 1 + index, &past[index]));
+        if (past[index].axes != 4 || past[index].lengths[1] != one->kv_heads)
             WRONG("a cache is not [B, kv_heads, slots, size]");
     }
     if (memcmp(past[0].lengths, past[1].lengths, sizeof(int64_t) * 4)) WRONG("keys and values differ in shape");
@@ -219,10 +219,10 @@ static OrtStatus *attention_inputs(const kernel *one, const OrtContext *context,
     if (last.elements > MOST_SEQUENCES) WRONG("there are more than 256 sequences");
     work->qkv = qkv.data, work->count = qkv.lengths[1];
     int64_t most = 0;
-    for (int64_t each = 0; each < last.elements; each++) {
-        filled[each] = (int64_t)((const int32_t *)last.data)[each] + 1 - work->count;
-        if (filled[each] < 0 || filled[each] > past[0].lengths[2]) WRONG("fewer entries are cached than `last` says");
-        if (filled[each] + work->count > most) most = filled[each] + work->count;
+    for (int64_t index = 0; index < last.elements; index++) {
+        filled[index] = (int64_t)((const int32_t *)last.data)[index] + 1 - work->count;
+        if (filled[index] < 0 || filled[index] > past[0].lengths[2]) WRONG("fewer entries are cached than `last` says");
+        if (filled[index] + work->count > most) most = filled[index] + work->count;
     }
     work->slots = most > past[0].lengths[2] ? most : past[0].lengths[2];
     if (one->rotary) {
@@ -231,9 +231,9 @@ static OrtStatus *attention_inputs(const kernel *one, const OrtContext *context,
         work->cos = cos.data, work->sin = sin.data;
     }
     if (one->operator->input_count < 8) return NULL;
-    for (size_t each = 0; each < 2; each++) {
-        TRY(input(context, 6 + each, &scales[each]));
-        if (scales[each].elements != one->kv_heads * work->size) WRONG("the cache's scales are not one for a channel");
+    for (size_t index = 0; index < 2; index++) {
+        TRY(input(context, 6 + index, &scales[index]));
+        if (scales[index].elements != one->kv_heads * work->size) WRONG("the cache's scales are not one for a channel");
     }
     work->key_scales = scales[0].data, work->value_scales = scales[1].data;
     return NULL;
@@ -253,8 +253,8 @@ static OrtStatus *compute_attention(const kernel *one, OrtContext *context) {
     TRY(present(context, 2, &past[1], filled, work.slots, element, &work.values));
     if (!work.count) return NULL;
     work.out = out;
-    for (int64_t each = 0; each < sequences; each++) {
-        work.past = filled[each];
+    for (int64_t index = 0; index < sequences; index++) {
+        work.past = filled[index];
         work.scratch = take_room((size_t)attention_scratch(&work) * sizeof(float));
         if (!work.scratch) return status(FAILED, "merino kernels: out of memory");
         attention(&work, (threads){run_parallel, context});
