@@ -36,10 +36,10 @@ static int64_t tiles_per_task(const matmul_work *work) { /* an even number: a se
     return pair < TASK_BYTES ? TASK_BYTES / pair * 2 : 2;
 }
 
-/* Values of one row of x and one tile into y. The last tile may have more rows than W. */
+/* Values of one row of x and one tile into y. The last tile of W may have fewer rows. */
 static void put(const matmul_work *work, int64_t row, int64_t tile, const float *values) {
     int64_t most = tile_rows(work->bits), first = tile * most, left = work->rows - first;
-    if (left > 0) memcpy(work->y + row * work->rows + first, values, sizeof(float) * (size_t)(left < most ? left : most));
+    memcpy(work->y + row * work->rows + first, values, sizeof(float) * (size_t)(left < most ? left : most));
 }
 
 /* What is multiplied with a group of W's columns; `room` holds it if the channels have an order. */
@@ -105,7 +105,7 @@ static void multiply_pair(const matmul_work *work, int64_t tile, int64_t row, in
         work->set->pair(work->scratch + row * groups, w, groups, next, work->minimums, rows, out);
         for (int at = 0; at < rows; at++) {
             put(work, row + at, tile, out[at]);
-            put(work, row + at, tile + 1, out[at] + tile_rows(4));
+            if (next) put(work, row + at, tile + 1, out[at] + tile_rows(4));
         }
     }
 }

@@ -24,8 +24,7 @@ MOST = {
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 @pytest.mark.parametrize(("seed", "cases"), CASES)
 def test_random_shapes_and_extreme_values_make_no_memory_error(seed, cases):
-    """Under AddressSanitizer and UndefinedBehaviorSanitizer, in part ThreadSanitizer. The results are those of the optimized
-    build."""
+    """Under AddressSanitizer and UndefinedBehaviorSanitizer, in part ThreadSanitizer: as the optimized build."""
     expected = printed("x86_64", "fuzz", seed, cases)
     assert printed("sanitized", "fuzz", seed, cases) == expected
     some = min(cases, 1000)
