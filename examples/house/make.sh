@@ -25,8 +25,8 @@ for saved in "$out"/checkpoint/trainer/checkpoint-*/saved.json; do
 done
 ! command -v "${CXX:-g++}" > /dev/null || compile=--compile
 merino train "$decoder" --data "$out/train.jsonl" --tokenizer "$out/tokenizer.json" \
-    --steps "${HOUSE_STEPS:-15000}" --evaluations 6 --preset laptop-hour --prompt-weight 0.3 --weight-decay 0.04 --cut-long \
-    $compile $resume -o "$out/checkpoint"
+    --preset laptop-hour --steps "${HOUSE_STEPS:-15000}" --cut-long \
+    --set evaluations=6 --set prompt_weight=0.3 --set weight_decay=0.04 $compile $resume -o "$out/checkpoint"
 
 "$python" "$here/make_data.py" "$out/calibrate.txt" --turns 5 --text --samples 3000 --seed 4
 for precision in fp32 int8 int4; do

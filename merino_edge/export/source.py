@@ -25,7 +25,7 @@ from merino_edge.families.weights import BlockSource
 from merino_edge.families.zoo import Model
 from merino_edge.text.rows import spread_rows
 from merino_edge.text.tokenizer import load_tokenizer
-from merino_edge.training.run_folder import trained_name
+from merino_edge.training.checkpoint import trained_name
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_text

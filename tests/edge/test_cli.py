@@ -357,7 +357,7 @@ def test_training_needs_no_more_than_a_text(design_file, here, tmp_path):
     lines = [f"The miller counts {count} sacks, and the baker buys {count + 1}.\n" for count in range(400)]
     text.write_text("<|endoftext|>".join(lines))
     out = tmp_path / "checkpoint"
-    arguments = ["train", design_file, "--data", text, "--vocab", "300", "--steps", "3", "--batch", "2", "-o", out]
+    arguments = ["train", design_file, "--data", text, "--steps", "3", "--batch", "2", "-o", out]
     code, printed, err = here(*arguments)
     assert code == 0, err
     assert "held-out loss" in printed and "perplexity" in printed

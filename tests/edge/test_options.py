@@ -68,8 +68,9 @@ VALUES = {
     "--for": "raspberry-pi-4", "--dialect": "portable", "--fail-if-slower": "5%", "--tensorrt": "10.3",
     "--baseline": "opt-350m", ("bench", "-t"): "1", "--peers": "all", "--device": "raspberry-pi-5", "-o": "other",
     "--plot": "p.svg", "--data": "more.txt", "--held-out": "text.txt", "--tokenizer": "text.txt",
-    "--weight-decay": "0.3", "--calibrate": "text.txt", "--weights": "folder", "--context": "64", "--prompt": "32",
-    ("bench", "-n"): "8", ("bench", "-o"): "json", ("train", "--vocab"): "400", ("demo", "--chat"): "embedded",
+    ("train", "--set"): "weight_decay=0.3",
+    "--calibrate": "text.txt", "--weights": "folder", "--context": "64", "--prompt": "32",
+    ("bench", "-n"): "8", ("bench", "-o"): "json", ("demo", "--chat"): "embedded",
     ("flash", "--device-node"): "/dev/null", ("report", "-o"): "out.html",
 }  # fmt: skip
 # Used once the work is done: by whose test each is driven.

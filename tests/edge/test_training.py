@@ -115,9 +115,8 @@ def test_a_checkpoint_has_the_layout_of_the_ecosystem(finished):
 def test_the_record_says_how_it_was_made(finished, text):
     _, record = finished
     content = text.read_bytes()
-    assert record["data"] == [
-        {"name": "stories.txt", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    ]
+    sha256 = hashlib.sha256(content).hexdigest()
+    assert record["data"] == [{"name": "stories.txt", "bytes": len(content), "sha256": sha256, "weight": None}]
     assert Architecture.model_validate(record["architecture"]) == ARCH
     assert Recipe(**record["recipe"]) == RECIPE
     assert record["seen_tokens"] == 300 * 4 * 32

@@ -26,8 +26,8 @@ from merino_edge.families.hugging_face import build_model
 from merino_edge.text.tokenizer import train_tokenizer
 from merino_edge.training import loop
 from merino_edge.training import train as training
+from merino_edge.training.checkpoint import fault_of, mark_whole, saved_states, step_of
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.run_folder import fault_of, mark_whole, saved_states, step_of
 from merino_edge.training.train import train
 from merino_runtime.errors import MerinoError
 
@@ -170,7 +170,7 @@ CHANGES = {
     "--steps": lambda _: {"recipe": dataclasses.replace(RECIPE, steps=21)},
     "--batch": lambda _: {"recipe": dataclasses.replace(RECIPE, batch=3)},
     "--learning-rate": lambda _: {"recipe": dataclasses.replace(RECIPE, learning_rate=1e-3)},
-    "--weight-decay": lambda _: {"recipe": dataclasses.replace(RECIPE, weight_decay=0.3)},
+    "--set weight_decay": lambda _: {"recipe": dataclasses.replace(RECIPE, weight_decay=0.3)},
     "--seed": lambda _: {"recipe": dataclasses.replace(RECIPE, seed=1)},
     "--compile": lambda _: {"recipe": dataclasses.replace(RECIPE, compile=True)},
     "--bf16": lambda _: {"recipe": dataclasses.replace(RECIPE, bf16=True)},
@@ -317,8 +317,8 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(kills, p
     """Wherever it is hit: in tokenizing, in a step, in an evaluation, while it saves. No whole state is lost."""
     moments, out = random.Random(kills), tmp_path / "out"
     recipe = Recipe(steps=100 * kills, batch=2, learning_rate=3e-3, weight_decay=0.5, evaluations=20 * kills)
-    options = ["--steps", recipe.steps, "--batch", 2, "--learning-rate", 3e-3, "--evaluations", recipe.evaluations]
-    options += ["--no-bf16"]
+    options = ["--steps", recipe.steps, "--batch", 2, "--learning-rate", 3e-3, "--no-bf16"]
+    options += ["--set", f"evaluations={recipe.evaluations}"]
     for _ in range(kills):
         whole = [state for state in saved_states(out / "trainer") if fault_of(state) is None]
         resume = ["--resume"] if whole else []
@@ -451,9 +451,11 @@ def test_a_disk_that_fills_up_although_it_seemed_large_enough(small_disk, text, 
 )
 def test_at_the_first_step_the_rate_is_not_to_blame(keys, remedy):
     with pytest.raises(MerinoError, match=f"norm is nan at the first step, .* another -o and {remedy}"):
-        loop.check_arithmetic("gradient's norm", math.nan, dataclasses.replace(RECIPE, **keys))
-    loop.check_arithmetic("gradient's norm", 1.0, dataclasses.replace(RECIPE, **keys))
-    loop.check_arithmetic("gradient's norm", math.nan, RECIPE)  # neither option: what follows blames the rate
+        loop.check_finite("gradient's norm", math.nan, 1, dataclasses.replace(RECIPE, **keys))
+    loop.check_finite("gradient's norm", 1.0, 1, dataclasses.replace(RECIPE, **keys))
+    for step, recipe in ((1, RECIPE), (2, dataclasses.replace(RECIPE, **keys))):
+        with pytest.raises(MerinoError, match="diverged.*--learning-rate below"):
+            loop.check_finite("gradient's norm", math.nan, step, recipe)
 
 
 @pytest.mark.parametrize("bf16", [False, True])

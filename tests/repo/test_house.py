@@ -175,8 +175,8 @@ FILLERS = {
     "merino_edge.bundles.description", "merino_edge.export.onnx.graph",
     "merino_edge.export.export",  # the bundle that `--precision auto` chose
     "merino_edge.benchmarking.engine_models",
-    "merino_edge.evaluation.tasks", "merino_edge.families.hugging_face", "merino_edge.training.run_folder",
-    "merino_edge.training.train", "merino_edge.training.data.shards",
+    "merino_edge.evaluation.tasks", "merino_edge.families.hugging_face", "merino_edge.training.checkpoint",
+    "merino_edge.training.train", "merino_edge.training.shards",
     "merino_bench.probe.graphs", "merino_bench.probe.memory", "merino_bench.probe.timing",
     "merino_bench.probe.gpu",
     "merino_runtime.delivery.archive",

@@ -1,4 +1,4 @@
-"""The course of a run as files: losses.csv, and losses.svg where matplotlib is installed."""
+"""The losses of a run as files: losses.csv, and losses.svg if matplotlib is installed."""
 
 import csv
 import io
@@ -8,7 +8,6 @@ from typing import Any
 
 from merino_edge.storage.atomic import write_text
 
-CSV, PICTURE = "losses.csv", "losses.svg"
 COLUMNS = {
     "loss": "loss", "eval_loss": "held_out_loss", "learning_rate": "learning_rate", "grad_norm": "gradient_norm",
 }  # fmt: skip
@@ -16,21 +15,21 @@ History = Sequence[Mapping[str, Any]]  # of transformers' TrainerState
 
 
 def write_csv(folder: Path, history: History) -> None:
-    """A row for each step at which anything was logged; a field that was not is empty."""
+    """Write a row per step at which anything was logged; a field that was not logged is empty."""
     rows: dict[int, dict[str, Any]] = {}
     for entry in history:
         values = {column: entry[key] for key, column in COLUMNS.items() if key in entry}
         if values:
-            rows.setdefault(entry["step"], {}).update(values)
+            rows.setdefault(entry["step"], {"step": entry["step"]}).update(values)
     text = io.StringIO()
     writer = csv.DictWriter(text, ["step", *COLUMNS.values()], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({"step": step, **values} for step, values in sorted(rows.items()))
-    write_text(folder / CSV, text.getvalue())
+    writer.writerows(rows[step] for step in sorted(rows))
+    write_text(folder / "losses.csv", text.getvalue())
 
 
 def write_picture(folder: Path, history: History, name: str) -> None:
-    """Loss and held-out loss by step; nothing where matplotlib is not installed."""
+    """Draw loss and held-out loss by step."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -45,4 +44,4 @@ def write_picture(folder: Path, history: History, name: str) -> None:
     axes.legend()
     text = io.StringIO()
     figure.savefig(text, format="svg")
-    write_text(folder / PICTURE, text.getvalue())
+    write_text(folder / "losses.svg", text.getvalue())
