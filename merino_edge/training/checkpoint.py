@@ -12,7 +12,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,29 +61,26 @@ class Run(BaseModel):
 
     def facts(self) -> dict[str, tuple[Any, str]]:
         """Return {option: (its value, how a message shows it)}."""
-        arch = read_geometry(self.family, self.architecture)
-        weights = f"weights {self.weights_sha256[:8]}" if self.weights_sha256 else "random weights"
-        source = f"{arch.shape()}, vocabulary {arch.vocab}, context {arch.context}, {weights}"
+        arch, weights = read_geometry(self.family, self.architecture), self.weights_sha256[:8] or "random"
+        source = f"{arch.shape()}, vocabulary {arch.vocab}, context {arch.context}, weights {weights}"
         files = {
             option: ([(file.sha256, file.weight) for file in listed], ", ".join(map(str, listed)) or "not given")
             for option, listed in (("--data", self.data), ("--held-out", self.held_out))
         }
+        hashes = {"--teacher": self.teacher_sha256, "--tokenizer": self.tokenizer_sha256}
         return {
             "SOURCE": ((self.family, self.architecture, self.weights_sha256), source), **files,
-            "--teacher": (self.teacher_sha256, self.teacher_sha256[:8] or "none"),
-            "--tokenizer": (self.tokenizer_sha256, self.tokenizer_sha256[:8]),
-            **{option_of(name): (value, str(value)) for name, value in asdict(self.recipe).items()},
+            **{option: (sha256, sha256[:8] or "none") for option, sha256 in hashes.items()},
+            **{option_of(name): (value, str(value)) for name, value in vars(self.recipe).items()},
         }  # fmt: skip
 
 
 def check_same(kept: Run, requested: Run, out: Path) -> None:
     """Raises MerinoError if the run in `out` is not the requested one. A tokenizer need not be given again."""
-    here, there = requested.facts(), kept.facts()
-    if not requested.tokenizer_sha256:
-        del here["--tokenizer"]
+    there = kept.facts()
     differing = [
-        f"{option} is {shown}; the run's is {there[option][1]}"
-        for option, (value, shown) in here.items() if value != there[option][0]
+        f"{option} is {shown}; the run's is {there[option][1]}" for option, (value, shown) in requested.facts().items()
+        if value != there[option][0] and (value or option != "--tokenizer")
     ]  # fmt: skip
     if differing:
         raise MerinoError(
@@ -101,10 +97,9 @@ def read_run(out: Path) -> Run | None:
     content = read_json(str(path), f"{ELSEWHERE}.")
     try:
         return Run.model_validate({key: content[key] for key in Run.model_fields if key in content})
-    except ValidationError as error:
-        raise MerinoError(f"{path} is not of this version of merino-edge: {fault_list(error)}. {ELSEWHERE}") from error
-    except TypeError as error:
-        raise MerinoError(f"{path} does not load: {error}. {ELSEWHERE}") from error
+    except (ValidationError, TypeError) as error:
+        fault = fault_list(error) if isinstance(error, ValidationError) else error
+        raise MerinoError(f"{path} is not of this version of merino-edge: {fault}. {ELSEWHERE}") from error
 
 
 def write_run(out: Path, run: Run, tokenizer: Tokenizer, chat: ChatTemplate | None) -> None:
@@ -154,10 +149,9 @@ def check_folder(out: Path, resume: bool) -> None:
 
 def is_replaceable(out: Path) -> bool:
     """Return whether `out` holds only files of a run that was stopped before its first saved state was whole."""
-    if {path.name for path in out.iterdir()} - {STATE}:
-        return False
-    states = saved_states(out / STATE)
-    return not states or ((out / STATE / RUN).is_file() and not any((state / WHOLE).is_file() for state in states))
+    states, others = saved_states(out / STATE), {path.name for path in out.iterdir()} - {STATE}
+    partial = (out / STATE / RUN).is_file() and not any((state / WHOLE).is_file() for state in states)
+    return not others and (partial or not states)
 
 
 def clear_folder(out: Path) -> None:
@@ -228,11 +222,9 @@ def mark_whole(state: Path) -> None:
 def fault_of(state: Path) -> str | None:
     """Return the fault of a saved state; None if it is whole."""
     try:
-        files = read_json(str(state / WHOLE), "")
-    except MerinoError:
+        files = dict(read_json(str(state / WHOLE), ""))
+    except (MerinoError, TypeError, ValueError):
         return "it was not saved to its end"
-    if not isinstance(files, dict):
-        return "its list of files is damaged"
     present = {path.name: path for path in state.iterdir() if path.is_file()}
     for name, sha256 in files.items():
         if name not in present:
@@ -247,17 +239,17 @@ def newest_whole_state(folder: Path) -> tuple[Path, list[str]]:
 
     Raises MerinoError if none is whole; then nothing is removed.
     """
-    faults: list[str] = []
-    damaged: list[Path] = []
+    faults: dict[Path, str] = {}
     for state in saved_states(folder):
         fault = fault_of(state)
         if fault is None:
-            for path in damaged:
-                shutil.rmtree(path)
-            return state, faults
-        damaged.append(state)
-        faults.append(f"{state.name}: {fault}")
-    raise MerinoError(f"no saved state in {folder} is whole ({'; '.join(faults)}): start the run again with another -o")
+            for damaged in faults:
+                shutil.rmtree(damaged)
+            return state, list(faults.values())
+        faults[state] = f"{state.name}: {fault}"
+    raise MerinoError(
+        f"no saved state in {folder} is whole ({'; '.join(faults.values())}): start the run again with another -o"
+    )
 
 
 def remove_older(folder: Path, best: str | None) -> None:

@@ -7,7 +7,6 @@ them, and after a kill the rows that are missing are computed.
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from functools import cached_property
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from filelock import FileLock
 from tokenizers import Tokenizer
 
 from merino_edge.families.hugging_face import Checkpoint
-from merino_edge.storage.atomic import cache_folder, existing_parent
+from merino_edge.storage.atomic import cache_folder
 from merino_edge.text.tokenizer import load_tokenizer
 from merino_edge.training.checkpoint import Run
 from merino_edge.training.dataset import RowDataset
@@ -76,18 +75,11 @@ def keep_logits(teacher: Teacher, logits: Logits, tokenizer: Tokenizer, rows: Ro
     if logits.done() == logits.rows:
         say(f"the logits of {teacher.name} are kept in {logits.path}: it does not run again")
         return
-    # 1. The teacher, and room for its logits.
+    # 1. The teacher.
     if len(rows) < logits.rows:
         say(f"the run takes {len(rows):,} of {logits.rows:,} rows, and {teacher.name} reads all: less --data will do")
     loaded = teacher.load()
     check_teacher(teacher.name, loaded, tokenizer, logits.length)
-    place, needed = existing_parent(logits.path), (logits.rows - logits.done()) * logits.record.itemsize
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise MerinoError(
-            f"the teacher's logits take {needed / 2**20:,.0f} MB in {place}, and {free / 2**20:,.0f} MB are free: free"
-            " some, or let XDG_CACHE_HOME name another disk"
-        )
     say(f"{teacher.name} reads {logits.rows:,} rows, once; its {TOP} likeliest tokens are kept in {logits.path}")
     model = loaded.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()  # type: ignore[arg-type]
     # 2. Its logits, appended batch by batch to the rows that are there.

@@ -1,11 +1,13 @@
 """The training loop: transformers' Trainer with this project's loss, optimizer and checks, and a callback that reports,
 stops on a signal and marks whole saved states."""
 
+import csv
+import io
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,10 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
 
+from merino_edge.storage.atomic import write_text
 from merino_edge.training.checkpoint import mark_whole, remove_older
 from merino_edge.training.dataset import NO_LOSS
 from merino_edge.training.distill import distillation_loss
-from merino_edge.training.losses import write_csv
 from merino_edge.training.optimizer import optimizer_for
 from merino_edge.training.processes import any_of_them, micro_batch, wait_for_all
 from merino_edge.training.recipe import Recipe
@@ -29,6 +31,8 @@ from merino_runtime.errors import MerinoError
 BRANCHES = ("attention.out.weight", "down.weight")  # of a layer: their outputs are added to the residual stream
 TIMED_STEPS = 3  # after the first one, which is slower
 SAVE_SECONDS = 600  # at most between two saved states
+LOSSES = "losses.csv"
+COLUMNS = {"loss": "loss", "eval_loss": "held_out_loss", "learning_rate": "learning_rate", "grad_norm": "gradient_norm"}
 Progress = Callable[[int, int, str], None]  # (steps done, of how many, what to show beside them)
 
 
@@ -161,7 +165,8 @@ class Watch(TrainerCallback):
         if not self.first_step:
             self.first_step = state.global_step
         elif state.global_step == self.first_step + TIMED_STEPS and state.global_step < state.max_steps:
-            self.say(f"{self.step_seconds(state):.2g} s per step, {self.to_go(state)}; peak memory {peak_mb():,.0f} MB")
+            step_s, left = self.timing(state)
+            self.say(f"{step_s:.2g} s per step, {left}; peak memory {peak_mb():,.0f} MB")
         stop, late = any_of_them(self.stop.is_set(), time.monotonic() - self.saved > SAVE_SECONDS)
         if state.global_step < state.max_steps:
             control.should_save |= stop or late
@@ -170,7 +175,7 @@ class Watch(TrainerCallback):
     def on_log(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         loss = kwargs["logs"].get("loss")
         if loss is not None:
-            left = f", {self.to_go(state)}" if self.started else ""
+            left = f", {self.timing(state)[1]}" if self.started else ""
             self.progress(state.global_step, state.max_steps, f"loss {loss:.3f}{left}")
 
     def on_evaluate(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -182,7 +187,7 @@ class Watch(TrainerCallback):
                 self.say(f"no lower held-out loss in {patience} evaluations: ended at step {state.global_step}")
             self.ended_early = control.should_training_stop = True
         if state.is_world_process_zero:
-            write_csv(self.folder, state.log_history)
+            write_losses(self.folder / LOSSES, state.log_history)
 
     def on_save(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         wait_for_all()  # each process writes the state of its generators
@@ -191,14 +196,27 @@ class Watch(TrainerCallback):
             remove_older(self.folder, state.best_model_checkpoint if self.recipe.patience else None)
         self.saved = time.monotonic()
 
-    def step_seconds(self, state: TrainerState) -> float:
-        return (time.perf_counter() - self.started) / (state.global_step - self.first_step)
+    def timing(self, state: TrainerState) -> tuple[float, str]:
+        """Return the seconds of a step, and the words for the time to go."""
+        step_s = (time.perf_counter() - self.started) / (state.global_step - self.first_step)
+        left_s = step_s * (state.max_steps - state.global_step)
+        minutes = round(left_s / 60)
+        long = f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+        return step_s, f"about {f'{left_s:.0f} s' if left_s < 100 else long} to go"
 
-    def to_go(self, state: TrainerState) -> str:
-        seconds = self.step_seconds(state) * (state.max_steps - state.global_step)
-        minutes = round(seconds / 60)
-        shown = f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-        return f"about {f'{seconds:.0f} s' if seconds < 100 else shown} to go"
+
+def write_losses(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Write a row per step at which anything was logged; a field that was not logged is empty."""
+    rows: dict[int, dict[str, Any]] = {}
+    for entry in history:
+        values = {column: entry[key] for key, column in COLUMNS.items() if key in entry}
+        if values:
+            rows.setdefault(entry["step"], {"step": entry["step"]}).update(values)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["step", *COLUMNS.values()], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows[step] for step in sorted(rows))
+    write_text(path, text.getvalue())
 
 
 @contextmanager
@@ -234,31 +252,16 @@ def training_arguments(recipe: Recipe, folder: Path, parts: int = 1) -> Argument
     between = max(1, recipe.steps // recipe.evaluations)
     rows = micro_batch(recipe.batch, parts)
     return Arguments(
-        output_dir=str(folder),
-        max_steps=recipe.steps,
-        per_device_train_batch_size=rows,
-        per_device_eval_batch_size=rows,
-        gradient_accumulation_steps=parts,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="cosine",
+        output_dir=str(folder), max_steps=recipe.steps, seed=recipe.seed,
+        per_device_train_batch_size=rows, per_device_eval_batch_size=rows, gradient_accumulation_steps=parts,
+        learning_rate=recipe.learning_rate, lr_scheduler_type="cosine", max_grad_norm=1.0,
         warmup_steps=max(1, round(recipe.steps * recipe.warmup_share)),
-        max_grad_norm=1.0,
-        bf16=recipe.bf16,
-        torch_compile=recipe.compile,
-        use_cpu=not torch.cuda.is_available(),
-        eval_strategy="steps",
-        eval_steps=between,
-        save_steps=between,
+        bf16=recipe.bf16, torch_compile=recipe.compile, use_cpu=not torch.cuda.is_available(),
+        eval_strategy="steps", eval_steps=between, save_steps=between,
         save_total_limit=None,  # transformers would remove a whole state before the new one is marked whole
-        load_best_model_at_end=recipe.patience > 0,
-        metric_for_best_model="eval_loss",
-        logging_steps=max(1, recipe.steps // 100),
+        load_best_model_at_end=recipe.patience > 0, metric_for_best_model="eval_loss",
+        logging_steps=max(1, recipe.steps // 100), disable_tqdm=True, report_to=[],
         logging_nan_inf_filter=False,  # it would log an average instead of a loss that is not finite
-        disable_tqdm=True,
-        seed=recipe.seed,
         train_sampling_strategy="sequential",  # the dataset has the order of the run
-        remove_unused_columns=False,
-        report_to=[],
-        include_num_input_tokens_seen="all",
-        dataloader_pin_memory=False,
-    )
+        remove_unused_columns=False, include_num_input_tokens_seen="all", dataloader_pin_memory=False,
+    )  # fmt: skip

@@ -24,41 +24,26 @@ TUNING_LENGTH = 1024  # tokens of a row in fine-tuning, if the context is not sh
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters.
+    """Hyperparameters."""
 
-    Attributes:
-        steps: optimizer steps.
-        batch: rows of a step.
-        learning_rate: peak rate. For a model that starts from random weights it is the rate of a matrix with 128
-            inputs, and other matrices scale it by their inputs.
-        weight_decay: decay per step, times the learning rate; scaled as the learning rate is, inversely.
-        length: tokens of a row; None: the model's context.
-        cut_long: truncate samples that are longer than a row instead of refusing them.
-        lora: rank of the adapters that are trained instead of the weights; 0: the weights are trained.
-        teacher_weight: weight of the cross-entropy to a teacher; the cross-entropy to the text has the rest.
-        temperature: at which teacher and student are compared.
-        patience: evaluations without a lower held-out loss after which the run ends; 0: it takes all steps.
-        evaluations: evaluations of the held-out loss in a whole run; each also saves the state.
-        prompt_weight: weight of prompt tokens in the loss; completion tokens have 1.
-    """
-
-    steps: int = 1000
-    batch: int = 16
+    steps: int = 1000  # of the optimizer
+    batch: int = 16  # rows of a step
+    # The peak. For random weights it is the rate of a matrix with 128 inputs; others scale it by their inputs.
     learning_rate: float = 1e-2
-    warmup_share: float = 0.05
-    weight_decay: float = 0.1
+    warmup_share: float = 0.05  # of the steps
+    weight_decay: float = 0.1  # per step, times the learning rate; scaled inversely to it
     seed: int = 0
     bf16: bool = False
     compile: bool = False
-    length: int | None = None
-    cut_long: bool = False
-    lora: int = 0
-    teacher_weight: float = 0.5
-    temperature: float = 1.0
-    patience: int = 0
-    evaluations: int = 10
+    length: int | None = None  # tokens of a row; None: the model's context
+    cut_long: bool = False  # truncate samples that are longer than a row instead of refusing them
+    lora: int = 0  # rank of the adapters that are trained instead of the weights; 0: the weights
+    teacher_weight: float = 0.5  # of the cross-entropy to a teacher; the cross-entropy to the text has the rest
+    temperature: float = 1.0  # at which teacher and student are compared
+    patience: int = 0  # evaluations without a lower held-out loss after which the run ends; 0: it takes all steps
+    evaluations: int = 10  # of the held-out loss in a whole run; each also saves the state
     optimizer: str = "muon"
-    prompt_weight: float = 0.0
+    prompt_weight: float = 0.0  # of prompt tokens in the loss; completion tokens have 1
 
     def __post_init__(self) -> None:
         allowed = {

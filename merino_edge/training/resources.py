@@ -40,7 +40,7 @@ STATES = 3  # two are kept while one is written; with patience the best one too
 STATE_BYTES, MODEL_BYTES = 12, 4  # per parameter: weights and AdamW's two moments; weights
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Of safetensors (Rust) and of torch's archive writer, which raise errors of their own.
-WORDS = re.compile(r"No space left|File too large|quota exceeded|PytorchStreamWriter|unexpected pos|file write failed")
+DISK_WORDS = re.compile(r"No space left|File too large|quota exceeded|PytorchStreamWriter|unexpected pos|write failed")
 
 
 def size(count: float) -> str:
@@ -103,22 +103,6 @@ def largest_batch(arch: Geometry, recipe: Recipe, available: int, trained: int |
     return f"--batch {1 + (available - one) // (two - one)} fits"
 
 
-@contextmanager
-def memory_faults(arch: Geometry, recipe: Recipe, trained: int | None = None) -> Iterator[None]:
-    """Raises MerinoError with the figures if memory runs out in the body."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not (is_out_of_memory(error) or TORCH_WORDS.search(str(error))):
-            raise
-        raise MerinoError(
-            f"out of memory in training with --batch {recipe.batch}. The process has held up to {peak_mb():,.0f} MB,"
-            f" {size(training_need(arch, recipe, None, trained))} more than its libraries were expected, and"
-            f" {size(available_bytes())} are available. Close other programs, lower --batch or --length (a new run,"
-            " with another -o), or design with a smaller --vocab"
-        ) from error
-
-
 def check_disk(arch: Geometry, out: Path, resume: bool, patience: int = 0, trained: int | None = None) -> None:
     """Raises MerinoError if nothing can be written, or the saved states and the model would not fit."""
     count = params(arch.operators)
@@ -135,13 +119,23 @@ def check_disk(arch: Geometry, out: Path, resume: bool, patience: int = 0, train
 
 
 @contextmanager
-def disk_faults(folder: Path) -> Iterator[None]:
-    """Raises MerinoError if the disk is full in the body. The saved state that it cut short is removed."""
+def reported_faults(folder: Path, arch: Geometry, recipe: Recipe, trained: int | None) -> Iterator[None]:
+    """Raises MerinoError if memory runs out in the body, or the disk is full. A state that it cut short is removed.
+
+    folder: of the saved states.
+    """
     try:
         yield
     except Exception as error:  # torch, safetensors and tokenizers each raise their own
+        if not isinstance(error, MerinoError) and (is_out_of_memory(error) or TORCH_WORDS.search(str(error))):
+            need, available = size(training_need(arch, recipe, None, trained)), size(available_bytes())
+            raise MerinoError(
+                f"out of memory in training with --batch {recipe.batch}. About {need} were expected on top of the"
+                f" process, which has held up to {peak_mb():,.0f} MB; {available} are available. Close other programs,"
+                " lower --batch or --length (a new run, with another -o), or design with a smaller --vocab"
+            ) from error
         cause = error.__cause__ if isinstance(error, MerinoError) else error
-        if not (getattr(cause, "errno", None) in FULL or WORDS.search(str(cause))):
+        if not (getattr(cause, "errno", None) in FULL or DISK_WORDS.search(str(cause))):
             raise
         remove_partial(folder)
         step = next((state.name for state in saved_states(folder)), None)

@@ -4,7 +4,6 @@ Loads neither torch nor datasets before a source needs them, so that a wrong pat
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 from merino_edge.families.hub import hub_name
 from merino_edge.storage.faults import one_line, shortened
-from merino_edge.text.documents import TextFile
+from merino_edge.text.documents import TextFile, read_json_lines
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.machine_faults import machine_fault
@@ -135,34 +134,14 @@ def kind_of(what: str, option: str) -> str:
 def records(source: DataSource, fields: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the records of a source that is not text: (its place, for messages; those of `fields` that it has).
 
-    Raises MerinoError for a line that is not an object, and for a file that cannot be read.
+    Raises MerinoError for a record that cannot be read.
     """
     if source.kind == "jsonl":
-        with source.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{source}, line {number:,}", json_object(f"{source}, line {number:,}", line)
+        yield from read_json_lines(source.path, str(source))
         return
     rows = parquet_rows(source, list(fields)) if source.kind == "parquet" else dataset_rows(source, list(fields))
     for number, record in enumerate(rows, 1):
         yield f"{source}, row {number:,}", record
-
-
-def json_object(where: str, line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise MerinoError(f"{where}, is not UTF-8 text (byte {error.start} of the line): convert it first") from error
-    except json.JSONDecodeError as error:
-        raise MerinoError(
-            f"{where}, is not JSON: {error.msg} at column {error.colno}. Write one object a line"
-        ) from error
-    except RecursionError as error:
-        raise MerinoError(f"{where}, is nested too deeply: leave that out") from error
-    if not isinstance(record, dict):
-        array = ". Write one object a line instead of an array" if isinstance(record, list) else ""
-        raise MerinoError(f"{where}, is {shortened(repr(record))}, must be an object{array}")
-    return record
 
 
 def parquet_rows(source: DataSource, fields: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -25,10 +25,18 @@ from merino_edge.training import checkpoint, processes
 from merino_edge.training.checkpoint import STATE, Run, is_finished
 from merino_edge.training.dataset import RunData, bpe_text, load_data
 from merino_edge.training.distill import Logits, Teacher, keep_logits
-from merino_edge.training.loop import CheckedTrainer, Progress, Watch, draw_matrices, stop_on_signal, training_arguments
-from merino_edge.training.losses import write_csv, write_picture
+from merino_edge.training.loop import (
+    LOSSES,
+    CheckedTrainer,
+    Progress,
+    Watch,
+    draw_matrices,
+    stop_on_signal,
+    training_arguments,
+    write_losses,
+)  # fmt: skip
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.resources import check_disk, check_memory, disk_faults, keeps_scores, memory_faults
+from merino_edge.training.resources import check_disk, check_memory, keeps_scores, reported_faults
 from merino_edge.training.shards import Say, Tokenization
 from merino_edge.training.sources import INSTALL, DataSource, read_sources
 from merino_runtime.errors import MerinoError
@@ -103,7 +111,7 @@ def train(
         if record is not None:
             return record
         lock = checkpoint.locked(out) if processes.is_first() else nullcontext()
-        with lock, disk_faults(out / STATE), memory_faults(arch, recipe, trained):
+        with lock, reported_faults(out / STATE, arch, recipe, trained):
             if threads is not None:
                 torch.set_num_threads(threads)
             # 2. Tokenize what is not in the cache, let the teacher read it, and write run.json.
@@ -293,8 +301,7 @@ def write_checkpoint(
         saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**special, **(chat.tokens if chat else {})})
         saved.chat_template = chat.text if chat else None
         saved.save_pretrained(folder)
-        write_csv(folder, trainer.state.log_history)
-        write_picture(folder, trainer.state.log_history, request.name)
+        write_losses(folder / LOSSES, trainer.state.log_history)
         if request.design is not None:  # export reads its weight format and threads
             write_text(folder / DESIGN, request.design.to_json())
     write_text(request.out / checkpoint.RECORD, json.dumps(record, indent=1) + "\n")

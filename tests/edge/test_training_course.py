@@ -105,7 +105,6 @@ def test_the_logs_have_every_loss_of_the_record(text, tmp_path):
     assert [int(row["step"]) for row in rows] == list(range(1, 21))
     assert [float(row["loss"]) for row in rows] == losses(record)
     assert [float(row["held_out_loss"]) for row in rows if row["held_out_loss"]] == losses(record, "eval_loss")
-    assert "<svg" in (out / "losses.svg").read_text() and "held-out" in (out / "losses.svg").read_text()
 
 
 def test_muon_takes_the_matrices_of_the_layers_and_resumes_exactly(text, tmp_path):
@@ -148,7 +147,7 @@ def test_prompts_count_by_their_weight(tmp_path):
     records = [{"prompt": story(seed, 1), "completion": " yes."} for seed in range(400)]
     samples, result = write_lines(tmp_path / "samples.jsonl", records), []
     for weight in (0.0, 0.5):
-        recipe = Recipe(steps=1, batch=128, learning_rate=1e-12, prompt_weight=weight)
+        recipe = Recipe(steps=1, batch=1024, learning_rate=1e-12, prompt_weight=weight)
         record = train(ARCH, [samples], tmp_path / str(weight), recipe=recipe)
         result.append((losses(record)[0], record["held_out_loss"]))
     tokenizer = load_tokenizer(tmp_path / "0.0" / "tokenizer.json")
@@ -203,7 +202,7 @@ def words_of(text, samples, out, tmp_path, *more):
     (tmp_path / "arch.json").write_text(ARCH.model_dump_json())
     data = ["--data", f"{text}:1", "--data", f"{samples}:1"]
     recipe = ["--preset", "gpu-day", "--accumulate", 1, "--steps", 20, "--batch", 4, "--learning-rate", 3e-3,
-              "--length", ARCH.context, "--set", "evaluations=10", "--set", "weight_decay=0.1", "--no-bf16"]  # as RECIPE
+              "--length", ARCH.context, "--set", "evaluations=10", "--set", "weight_decay=0.1", "--no-bf16"]
     return [tmp_path / "arch.json", *data, *recipe, "-o", out, *more]
 
 

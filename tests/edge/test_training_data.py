@@ -19,6 +19,7 @@ from sample_training import ARCH, story, write_stories
 
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.hugging_face import build_model
+from merino_edge.text import documents
 from merino_edge.text.documents import END_OF_TEXT
 from merino_edge.text.rows import PackedTokens
 from merino_edge.text.tokenizer import train_tokenizer
@@ -115,6 +116,30 @@ def test_of_messages_the_assistants_turns_are_learned_up_to_their_end(tmp_path):
     assert learned == "assistant 0</>\nassistant 1</>\n"
 
 
+def test_records_of_alpaca_and_sharegpt_are_the_same_samples(tmp_path):
+    alpaca = {"instruction": "Add.", "input": "1 2", "output": "3", "text": None}
+    turns = [{"from": "human", "value": "Add.\n\n1 2"}, {"from": "gpt", "value": "3"}]
+    messages = [{"role": "user", "content": "Add.\n\n1 2"}, {"role": "assistant", "content": "3"}]
+    expected = shard(write_lines(tmp_path / "messages.jsonl", [{"messages": messages}]))
+    for name, record in (("alpaca.jsonl", alpaca), ("sharegpt.jsonl", {"conversations": turns})):
+        result = shard(write_lines(tmp_path / name, [record]))
+        assert result.ids.tolist() == expected.ids.tolist() and result.learned.tolist() == expected.learned.tolist()
+    plain = shard(tmp_path / "alpaca.jsonl", Tokenization(TOKENIZER))
+    text = TOKENIZER.decode(plain.ids.tolist())
+    assert text == "### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n3"
+
+
+@pytest.mark.parametrize("written", [lambda tools: tools, json.dumps])
+def test_tools_of_a_record_reach_the_chat_template(written, tmp_path):
+    text = "{% for t in tools or [] %}[{{ t.name }}]{% endfor %}" + CHAT.text
+    record = {"messages": CONVERSATION[:2], "tools": written([{"name": "lamp"}, {"name": "fan"}])}
+    tokenization = Tokenization(TOKENIZER, CHAT._replace(text=text))
+    result = shard(write_lines(tmp_path / "a.jsonl", [record]), tokenization)
+    assert TOKENIZER.decode(result.ids.tolist()).startswith("[lamp][fan]<user>user 0</>")
+    with pytest.raises(MerinoError, match="line 1, `tools` is '.lamp', must be a list"):
+        shard(write_lines(tmp_path / "b.jsonl", [{**record, "tools": "[lamp"}]), tokenization)
+
+
 def test_documents_longer_than_a_piece_are_the_same_documents(tmp_path, monkeypatch):
     """Read bit by bit and encoded in pieces: the ids are those of the whole text, wherever a bit ends."""
     texts = [f"  {story(1, 400)}\n\n {story(2, 300)} é€\U0001f600 ", "short", " \n ", story(3, 500)]
@@ -123,8 +148,8 @@ def test_documents_longer_than_a_piece_are_the_same_documents(tmp_path, monkeypa
     records = [{"text": text.strip()} for text in texts]
     expected = PackedTokens([text.strip() for text in texts if text.strip()], TOKENIZER, 1).rows.flatten().tolist()
     for piece, read in ((1 << 16, 1 << 20), (1000, 777), (997, 13), (5000, 1)):
-        monkeypatch.setattr(samples, "SEGMENT", piece)
-        monkeypatch.setattr(samples, "READ_BYTES", read)
+        monkeypatch.setattr(documents, "SEGMENT", piece)
+        monkeypatch.setattr(documents, "READ_BYTES", read)
         (source,) = read_sources([path])
         segments = list(samples.segments_of(source, None)[1])
         assert len(segments) > 10 if piece < 2000 else len(segments) >= 3
@@ -145,7 +170,7 @@ FAULTS = {
     "list.jsonl": (b"[1]\n", r"line 1, is \[1\], must be an object. Write one object a line instead of an array"),
     "array.json": (b'[{"text": "a"}]', "array.json is not read, because its suffix is .json: write one object per"),
     "table.csv": (b"text\na\n", "table.csv is not read, because its suffix is .csv: convert it to Parquet or to JSONL"),
-    "speaker.jsonl": (b'{"conversations": [{"from": "narrator", "value": "a"}]}', "line 1, a turn of `conversations`"),
+    "narrator.jsonl": (b'{"conversations": [{"from": "narrator", "value": "a"}]}', "line 1, has no message of the ass"),
     "other.jsonl": (b'{"body": "a"}\n', "line 1, has none of these fields, but body, expected: `text`"),
     "half.jsonl": (b'{"prompt": "a"}\n', "line 1, has `prompt`, expected: "),
     "both.jsonl": (b'{"text": "a", "messages": []}\n', "line 1, has `text` and `messages`, expected: "),
@@ -168,7 +193,7 @@ def test_what_is_wrong_is_said_with_its_place_and_leaves_nothing(name, tmp_path,
     with pytest.raises(MerinoError, match=message):
         shard(tmp_path / name)
     assert not cache.exists() or list(cache.iterdir()) == []
-    if name not in ("mute.jsonl", "string.jsonl"):  # a template would be missing first
+    if name not in ("mute.jsonl", "string.jsonl", "narrator.jsonl"):  # a template would be missing first
         with pytest.raises(MerinoError, match=message):
             train(ARCH, [tmp_path / name], tmp_path / "out", recipe=Recipe(steps=1))
         assert not (tmp_path / "out").exists()

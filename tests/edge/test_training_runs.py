@@ -21,6 +21,7 @@ from sample_training import ARCH, story, write_stories
 from test_training_data import write_lines
 
 from merino_edge.cli.app import main
+from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.hugging_face import build_model
 from merino_edge.text.tokenizer import train_tokenizer
@@ -56,10 +57,10 @@ def finished(text, tmp_path_factory):
     return out
 
 
-def ctrl_c_at(step):
+def ctrl_c_at(step, number=signal.SIGINT):
     def on_progress(done, _total, _what):
         if done == step:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     return on_progress
 
@@ -100,6 +101,30 @@ def test_ctrl_c_saves_and_the_resumed_run_ends_as_if_nothing_had_happened(stoppe
         train(ARCH, [text], stopped, recipe=RECIPE)
     train(ARCH, [text], stopped, recipe=RECIPE, resume=True)
     assert same_weights(stopped, finished)
+
+
+def test_an_unfinished_run_is_no_checkpoint_and_its_error_says_how_to_go_on(stopped_run):
+    with pytest.raises(MerinoError, match="is not finished. Go on with the same `merino-edge train` command and --res"):
+        load_source(str(stopped_run))
+
+
+def test_sigterm_saves_as_ctrl_c_does(finished, text, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        train(ARCH, [text], tmp_path / "out", recipe=RECIPE, progress=ctrl_c_at(6, signal.SIGTERM))
+    assert states(tmp_path / "out") == ["checkpoint-6", "checkpoint-7"]
+    assert signal.getsignal(signal.SIGTERM) is before
+    train(ARCH, [text], tmp_path / "out", recipe=RECIPE, resume=True)
+    assert same_weights(tmp_path / "out", finished)
+
+
+def test_states_are_saved_by_time_between_evaluations(finished, text, tmp_path, monkeypatch):
+    """And they change nothing: the weights are those of a run without them."""
+    marked = []
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(loop, "mark_whole", lambda state: (mark_whole(state), marked.append(step_of(state))))
+    train(ARCH, [text], tmp_path / "out", recipe=RECIPE)
+    assert marked == list(range(1, 21)) and same_weights(tmp_path / "out", finished)
 
 
 @pytest.mark.nightly

@@ -144,7 +144,7 @@ def test_the_command_takes_a_checkpoint_or_a_gguf_as_teacher(tmp_path, tokenizer
     (tmp_path / "arch.json").write_text(ARCH.model_dump_json())
     words = [tmp_path / "arch.json", "--data", text, "--tokenizer", tokenizer_file, "--steps", 2, "--batch", 2]
     main_ends(0, "train", *words, "--teacher", folder, "--set", "temperature=3", "-o", tmp_path / "out")
-    assert "reads 1" in capfd.readouterr().err
+    assert "rows, once; its 16 likeliest tokens are kept" in capfd.readouterr().err
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     assert (
         record["teacher_sha256"] and record["recipe"]["temperature"] == 3 and record["recipe"]["teacher_weight"] == 0.5
