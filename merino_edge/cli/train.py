@@ -76,7 +76,7 @@ def train(
     )] = None,
     teacher: Annotated[str | None, typer.Option(
         metavar="SOURCE", rich_help_panel=TUNING,
-        help="distil from this model's logits; it must have the same tokenizer",
+        help="distill from this model's logits; it must have the same tokenizer",
     )] = None,
     bf16: Annotated[bool | None, typer.Option(
         rich_help_panel=MACHINE, help="train in bfloat16; default: if the GPU or CPU is faster in it",

@@ -27,10 +27,6 @@ class TextFile(BaseModel):
     bytes: int
     sha256: str
 
-    def same_text(self, other: "TextFile") -> bool:
-        """Whatever the files are called."""
-        return (self.bytes, self.sha256) == (other.bytes, other.sha256)
-
 
 def check_files(paths: Sequence[Path], option: str) -> None:
     """Raises MerinoError for a path that is no file, before anything is read. `option`: where the user gave it."""

@@ -75,8 +75,9 @@ class Run(BaseModel):
         }  # fmt: skip
 
 
-def check_same(kept: Run, requested: Run, out: Path) -> None:
+def check_same(kept: Run | None, requested: Run, out: Path) -> None:
     """Raises MerinoError if the run in `out` is not the requested one. A tokenizer need not be given again."""
+    assert kept is not None
     there = kept.facts()
     differing = [
         f"{option} is {shown}; the run's is {there[option][1]}" for option, (value, shown) in requested.facts().items()

@@ -42,22 +42,43 @@ class Group:
         self.length, self.pad = length, pad
         self.texts = [shard for shard in shards if shard.learned is None]
         self.samples = [shard for shard in shards if shard.learned is not None]
+        # 1. Documents: rows follow from the sizes of the shards.
         self.text_ends = np.cumsum([len(shard.ids) for shard in self.texts], dtype=np.int64)
         self.text_rows = int(self.text_ends[-1]) // length if self.texts else 0
-        tables = [sample_rows(shard, length, cut_long) for shard in self.samples]
-        self.shard_of = np.repeat(np.arange(len(tables)), [len(table.starts) for table in tables])
-        self.starts, self.stops = (np.concatenate([[], *columns]).astype(np.int64) for columns in (
-            [table.starts for table in tables], [table.stops for table in tables]))  # fmt: skip
-        before = np.cumsum([0, *(len(table.starts) for table in tables)])
-        firsts = [table.firsts + start for table, start in zip(tables, before[:-1], strict=True)]
-        self.firsts = np.concatenate([*firsts, before[-1:]])
-        if (self.texts and not self.text_rows) or (tables and len(self.firsts) == 1):
+        # 2. Samples: those that are too long are truncated, left out or refused.
+        shard_of = np.repeat(np.arange(len(self.samples)), [len(shard.ends) for shard in self.samples])
+        stops = np.concatenate([np.array([], np.int64), *(shard.ends for shard in self.samples)])
+        starts = np.concatenate([np.array([], np.int64), *(np.append(0, shard.ends[:-1]) for shard in self.samples)])
+        long = np.flatnonzero(stops - starts > length)
+        if len(long) and not cut_long:
+            shard = self.samples[shard_of[long[0]]]
+            number = shard.first + int(long[0] - np.searchsorted(shard_of, shard_of[long[0]])) + 1
+            raise MerinoError(
+                f"{len(long):,} of {len(starts):,} samples are longer than a row of {length} tokens, the longest"
+                f" {int((stops - starts).max()):,}, the first is sample {number:,} of {shard.source.what}: give"
+                " --cut-long, which cuts their ends off, a --length of up to the model's context, or shorter samples"
+            )
+        lost = [sample for sample in long if not self.learned_in(shard_of[sample], starts[sample])]
+        self.cut, self.lost = len(long) - len(lost), len(lost)
+        self.shard_of, self.starts = np.delete(shard_of, lost), np.delete(starts, lost)
+        self.stops = np.minimum(np.delete(stops, lost), self.starts + length)
+        # 3. Samples are packed into rows.
+        filled, firsts, done = np.cumsum(self.stops - self.starts), [0], 0
+        while firsts[-1] < len(filled):
+            firsts.append(int(np.searchsorted(filled, done + length, "right")))
+            done = int(filled[firsts[-1] - 1])
+        self.firsts = np.array(firsts)
+        if (self.texts and not self.text_rows) or (self.samples and len(firsts) == 1):
             raise MerinoError(
                 f"{what} gives {sum(len(shard.ids) for shard in shards)} tokens, fewer than one sequence of {length}:"
                 f" {remedy}, or design with a shorter --context"
             )
-        self.cut, self.lost = sum(table.cut for table in tables), sum(table.lost for table in tables)
-        self.tokens = self.text_rows * length + int((self.stops - self.starts).sum())
+        self.tokens = self.text_rows * length + done
+
+    def learned_in(self, shard: int, start: int) -> bool:
+        """Return whether the loss counts anything in the row that starts there."""
+        learned = self.samples[shard].learned
+        return learned is not None and bool(learned[start : start + self.length].any())
 
     def __len__(self) -> int:
         return self.text_rows + len(self.firsts) - 1
@@ -89,38 +110,6 @@ class Group:
                 positions[here.start :] = np.arange(self.length - here.start)
         positions[place:] = np.arange(self.length - place)
         return ids, labels, positions
-
-
-class SampleRows(NamedTuple):
-    """The samples of a shard, as a Group has them."""
-
-    starts: np.ndarray
-    stops: np.ndarray
-    firsts: np.ndarray
-    cut: int
-    lost: int
-
-
-def sample_rows(shard: Shard, length: int, cut_long: bool) -> SampleRows:
-    """Pack samples whole into rows, in their order."""
-    assert shard.learned is not None
-    starts = np.concatenate(([0], shard.ends[:-1]))
-    sizes = shard.ends - starts
-    long = np.flatnonzero(sizes > length)
-    if len(long) and not cut_long:
-        raise MerinoError(
-            f"{len(long):,} of {len(sizes):,} samples of {shard.source.what} are longer than a row of {length} tokens,"
-            f" the longest {int(sizes.max()):,}, the first is sample {shard.first + int(long[0]) + 1:,}: give"
-            " --cut-long, which cuts their ends off, a --length of up to the model's context, or shorter samples"
-        )
-    lost = [sample for sample in long if not shard.learned[starts[sample] : starts[sample] + length].any()]
-    starts, sizes = np.delete(starts, lost), np.minimum(np.delete(sizes, lost), length)
-    filled, firsts, first, done = np.cumsum(sizes), [], 0, 0
-    while first < len(filled):
-        firsts.append(first)
-        first = int(np.searchsorted(filled, done + length, "right"))
-        done = int(filled[first - 1])
-    return SampleRows(starts, starts + sizes, np.array(firsts, np.int64), len(long) - len(lost), len(lost))
 
 
 class RowDataset(torch.utils.data.Dataset):

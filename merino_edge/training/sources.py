@@ -37,9 +37,6 @@ class DataFile(TextFile):
 
     weight: float | None = None
 
-    def same_data(self, other: "DataFile") -> bool:
-        return self.same_text(other) and self.weight == other.weight
-
     def __str__(self) -> str:
         weight = "" if self.weight is None else f", weight {self.weight:g}"
         return f"{self.name} ({self.bytes:,} bytes, {self.sha256[:8]}{weight})"

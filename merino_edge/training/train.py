@@ -21,20 +21,11 @@ from merino_edge.families.hugging_face import Checkpoint, build_model, save_mode
 from merino_edge.families.registry import family_of
 from merino_edge.storage.atomic import write_text
 from merino_edge.text.tokenizer import check_fits, end_id, load_tokenizer, tokenizer_hash, train_tokenizer
-from merino_edge.training import checkpoint, processes
+from merino_edge.training import checkpoint, loop, processes
 from merino_edge.training.checkpoint import STATE, Run, is_finished
 from merino_edge.training.dataset import RunData, bpe_text, load_data
 from merino_edge.training.distill import Logits, Teacher, keep_logits
-from merino_edge.training.loop import (
-    LOSSES,
-    CheckedTrainer,
-    Progress,
-    Watch,
-    draw_matrices,
-    stop_on_signal,
-    training_arguments,
-    write_losses,
-)  # fmt: skip
+from merino_edge.training.loop import CheckedTrainer, Progress
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.resources import check_disk, check_memory, keeps_scores, reported_faults
 from merino_edge.training.shards import Say, Tokenization
@@ -103,7 +94,11 @@ def train(
             check_disk(arch, out, request.resume, recipe.patience, trained)
         sources, others = read_sources(data), read_sources(held_out, "--held-out")
         run = describe(request, sources, others)
-        return run, sources, others, finished_record(request, run) if is_finished(out) else None
+        if not is_finished(out):
+            return run, sources, others, None
+        checkpoint.check_same(checkpoint.read_run(out), run, out)
+        request.say(f"this run is finished: nothing in {out} is changed")
+        return run, sources, others, json.loads((out / checkpoint.RECORD).read_bytes())
 
     with processes.joined():
         # 1. Check the request, and describe the run by the hashes of what it reads.
@@ -163,14 +158,6 @@ def describe(request: Request, sources: Sequence[DataSource], others: Sequence[D
     )  # fmt: skip
 
 
-def finished_record(request: Request, run: Run) -> dict[str, Any]:
-    kept = checkpoint.read_run(request.out)
-    assert kept is not None
-    checkpoint.check_same(kept, run, request.out)
-    request.say(f"this run is finished: nothing in {request.out} is changed")
-    return json.loads((request.out / checkpoint.RECORD).read_bytes())
-
-
 def prepare(
     request: Request, run: Run, sources: Sequence[DataSource], others: Sequence[DataSource]
 ) -> tuple[Run, Tokenization]:
@@ -216,14 +203,14 @@ def fit(request: Request, tokenization: Tokenization, dataset: RunData) -> tuple
     model.config.use_cache = False  # with a cache transformers does not keep the samples of a row apart
     trainer = CheckedTrainer(
         recipe, end or 0, by_width=request.pretrained is None, model=model,
-        args=training_arguments(recipe, folder, request.parts),
+        args=loop.training_arguments(recipe, folder, request.parts),
         train_dataset=dataset.rows, eval_dataset=dataset.held_out,
     )  # fmt: skip
     passes = recipe.steps * recipe.batch / sum(map(len, dataset.rows.groups))
     say(f"{recipe.steps:,} steps on {dataset.tokens:,} tokens, {passes:.2g} passes over the data; ctrl-C saves,"
         " --resume goes on")  # fmt: skip
-    with stop_on_signal() as stop:
-        watch = Watch(folder, stop, recipe, say, request.progress)
+    with loop.stop_on_signal() as stop:
+        watch = loop.Watch(folder, stop, recipe, say, request.progress)
         trainer.remove_callback(PrinterCallback)  # it prints to stdout
         trainer.add_callback(watch)
         started = time.perf_counter()
@@ -240,7 +227,7 @@ def model_of(request: Request, end: int | None) -> Any:
     rank = request.recipe.lora
     if request.pretrained is None:
         model = build_model(request.arch, bos_token_id=end, eos_token_id=end, pad_token_id=end)
-        draw_matrices(model)
+        loop.draw_matrices(model)
         return model
     if not rank:
         return request.pretrained.model
@@ -269,17 +256,12 @@ def record_of(trainer: CheckedTrainer, run: Run, dataset: RunData, seconds: floa
     # With patience the weights of another step are kept, so they are evaluated again.
     loss = float((last[-1] if last and not trainer.recipe.patience else trainer.evaluate())["eval_loss"])
     return {
-        "schema": checkpoint.SCHEMA,
-        **run.model_dump(mode="json"),
-        "train_tokens": dataset.tokens,
-        "steps_taken": state.global_step,
-        "seen_tokens": state.num_input_tokens_seen,
-        "held_out_tokens": dataset.held_out_tokens,
-        "held_out_loss": loss,
-        "held_out_perplexity": math.exp(loss),
+        "schema": checkpoint.SCHEMA, **run.model_dump(mode="json"),
+        "train_tokens": dataset.tokens, "steps_taken": state.global_step, "seen_tokens": state.num_input_tokens_seen,
+        "held_out_tokens": dataset.held_out_tokens, "held_out_loss": loss, "held_out_perplexity": math.exp(loss),
         "seconds_of_last_run": round(seconds, 1),
         "losses": [entry for entry in state.log_history if "loss" in entry or "eval_loss" in entry],
-    }
+    }  # fmt: skip
 
 
 def write_checkpoint(
@@ -301,7 +283,7 @@ def write_checkpoint(
         saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**special, **(chat.tokens if chat else {})})
         saved.chat_template = chat.text if chat else None
         saved.save_pretrained(folder)
-        write_losses(folder / LOSSES, trainer.state.log_history)
+        loop.write_losses(folder / loop.LOSSES, trainer.state.log_history)
         if request.design is not None:  # export reads its weight format and threads
             write_text(folder / DESIGN, request.design.to_json())
     write_text(request.out / checkpoint.RECORD, json.dumps(record, indent=1) + "\n")
