@@ -87,7 +87,7 @@ def check_owner(path: Path, mode: int = 0) -> None:
             check_own(str(path), mode)
     except OSError as error:
         raise MerinoError(
-            f"{error}. Remove {cache_folder()}, whose content is made again, or let XDG_CACHE_HOME name another folder"
+            f"{error}. Remove {path}, which is made again, or let XDG_CACHE_HOME name another folder"
         ) from None
 
 
