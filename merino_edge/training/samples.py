@@ -146,7 +146,7 @@ def message_segments(where: str, record: Record, template: Any, tokens: Mapping[
         if not text.startswith(before):
             raise MerinoError(
                 f"{where}, the chat template writes earlier messages differently at message {count}, so the"
-                " assistant's text is not known: split the chat into one sample per answer"
+                " assistant's text is not known: cut the chat into one sample per answer"
             )
         ends.append(len(text))
     for number, (start, end) in enumerate(pairwise(ends)):

@@ -22,8 +22,8 @@ from merino_runtime.io.machine_faults import machine_fault
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 # Files that would be trained as text, with their syntax.
 CONVERTED = {
-    ".json": "write one object per line to a .jsonl file: `jq -c '.[]' FILE.json > FILE.jsonl`",
-    ".csv": "convert it to Parquet or to JSONL, by datasets: `load_dataset('csv', data_files=FILE)`, then `to_json`",
+    ".json": "Write one object per line to a .jsonl file, such as by `jq -c '.[]' FILE.json > FILE.jsonl`",
+    ".csv": "Write JSONL or Parquet, such as by datasets: `load_dataset('csv', data_files=FILE)`, then `to_json`",
 }
 CONVERTED[".tsv"] = CONVERTED[".csv"]
 FORMS = "text, JSONL (.jsonl), Parquet (.parquet), a folder of datasets' save_to_disk, or the name of a hub dataset"
@@ -115,7 +115,8 @@ def kind_of(what: str, option: str) -> str:
     suffix = path.suffix.lower()
     if path.is_file():
         if suffix in CONVERTED:
-            raise MerinoError(f"{option} {what} is not read, because its suffix is {suffix}: {CONVERTED[suffix]}")
+            remedy = f"convert it. {CONVERTED[suffix]}"
+            raise MerinoError(f"{option} {what} has the suffix {suffix}, which is not read: {remedy}")
         return SUFFIXES.get(suffix, "text")
     if path.is_dir():
         if not any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
