@@ -192,8 +192,9 @@ def load_data(
     order = run_order(list(map(len, groups)), weights or [1.0], recipe.steps * recipe.batch, recipe.seed)
     rows = RowDataset(groups, *order)
     if weights:
-        for source, group, taken in zip(data, groups, np.bincount(rows.group_of), strict=True):
-            say(f"{source.what}: {taken / len(group):.2g} passes over its rows")
+        places = np.bincount(rows.group_of, minlength=len(groups))
+        for source, group, count in zip(data, groups, places, strict=True):
+            say(f"{source.what}: {count / len(group):.2g} passes over its rows")
     taken = len(judges) if held_out else min(len(judges), max(1, MOST_HELD_OUT // length))
     if taken < len(judges):
         say(f"held out are {len(judges):,} rows; {taken:,} of them, evenly spread, are evaluated")

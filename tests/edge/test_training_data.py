@@ -361,6 +361,9 @@ def test_weights_are_shares_of_rows_and_each_pass_takes_every_row_once(tmp_path)
     dataset = RowDataset(groups, *run_order(list(map(len, groups)), [0.5, 0.3, 1.2], count, 7))
     taken, row = drawn[17]
     assert dataset[17]["input_ids"].tolist() == groups[taken].row(row)[0].tolist()
+    lines, sources = [], read_sources([f"{path}:1" for path in paths])
+    load_data(sources, [], TOKENIZATION, Recipe(steps=1, batch=1), length=32, say=lines.append)
+    assert sum(": 0 passes over its rows" in line for line in lines) == 2
 
 
 def test_the_last_of_each_source_is_held_out_and_never_trained_on(tmp_path):
