@@ -27,7 +27,8 @@ CONVERTED = {
 }
 CONVERTED[".tsv"] = CONVERTED[".csv"]
 FORMS = "text, JSONL (.jsonl), Parquet (.parquet), a folder of datasets' save_to_disk, or the name of a hub dataset"
-INSTALL = "pip install 'merino_edge[train]'"
+# From a checkout: before the first release anybody can register this project's names on the package index.
+INSTALL = "pip install -e release/merino-runtime -e '.[train]' in a checkout of the repository"
 GIVE_TEXT = "give a source with text"
 SPLIT = "train"  # of a dataset with several splits
 
