@@ -432,12 +432,13 @@ from sample_training import ARCH
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
 import merino_edge.training.train
-train(ARCH, [sys.argv[3]], Path("warm"), recipe=Recipe(steps=1, batch=2), tokenizer_file=Path(sys.argv[2]), threads=1)
+arch = ARCH.model_copy(update={"context": 256})  # the order of rows takes 4 bytes per row
+keys = {"tokenizer_file": Path(sys.argv[2]), "held_out": [sys.argv[3]], "threads": 1}
+train(arch, [sys.argv[3]], Path("warm"), recipe=Recipe(steps=1, batch=2), **keys)
 private = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize()
 limit = private + (int(sys.argv[4]) << 20)
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-recipe, held_out = Recipe(steps=2, batch=2), [sys.argv[3]]
-train(ARCH, [sys.argv[1]], Path("out"), recipe=recipe, tokenizer_file=Path(sys.argv[2]), held_out=held_out, threads=1)
+train(arch, [sys.argv[1]], Path("out"), recipe=Recipe(steps=2, batch=2), **keys)
 """
 
 
