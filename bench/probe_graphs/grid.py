@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from merino_bench.probe import gpu
 from merino_bench.probe import tasks as plan
-from merino_edge.export.onnx.external_data import PAGE
+from merino_edge.export.dialects.external_data import PAGE
 from merino_edge.families.operators import linear
 from merino_runtime.bundle import QUANTIZED_CACHES
 

@@ -15,7 +15,7 @@ import torch
 from onnx import numpy_helper
 from transformers import PreTrainedModel
 
-from merino_edge.export.onnx.graph import MODEL_FILE
+from merino_edge.export.dialects.graph import MODEL_FILE
 from merino_edge.export.parity import MOST_LOGIT_ERROR, bundle_error, torch_greedy
 from merino_edge.families.weights import Layout
 from merino_runtime.bundle import Bundle, quantized_cache

@@ -14,14 +14,14 @@ from merino_edge.bundles.files import is_bundle
 from merino_edge.design.design_file import DESIGN, Design, load_design, model_name
 from merino_edge.export.memory import check_memory
 from merino_edge.export.recover import check_recovered, recover_weights
-from merino_edge.export.request import RANDOM, find_source
+from merino_edge.export.request import Plan, find_source
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.gguf.checkpoint import read_gguf
 from merino_edge.families.hub import HubModel, fetch
 from merino_edge.families.hugging_face import SEED, TOKENIZER, random_model, read_checkpoint
 from merino_edge.families.registry import family_of, layout_of, read_geometry
-from merino_edge.families.weights import BlockSource
+from merino_edge.families.weights import BlockSource, GraphWeights
 from merino_edge.families.zoo import Model
 from merino_edge.text.rows import spread_rows
 from merino_edge.text.tokenizer import load_tokenizer
@@ -51,28 +51,35 @@ class Source(NamedTuple):
         return family_of(self.arch).name
 
 
-def load_source(what: str, weights: Path | None = None, say: Callable[[str], None] = lambda _: None) -> Source:
-    """`weights`: for a model of the zoo, such as `opt-350m`, a local Hugging Face folder, or RANDOM. By default the
-    published weights, from the hub or its cache; `say` gets a line on a download.
+def load_source(
+    what: str, weights: Path | None = None, say: Callable[[str], None] = lambda _: None, *, random: bool = False
+) -> Source:
+    """Load the model that `what` names.
 
-    Raises MerinoError where `what` is no source, is ambiguous, or does not load.
+    `weights`, `random`: for a model of the zoo, such as `opt-350m`, a local Hugging Face folder or random weights. By
+    default the published weights, from the hub or its cache; `say` gets a line on a download.
+
+    Raises MerinoError if `what` is no source, is ambiguous, or does not load.
     """
-    source = find_source(what, weights)
-    if isinstance(source, Model) and weights:
-        return random_source(source.geometry, source.id) if weights == RANDOM else load_weights_of(source, weights)
+    source = find_source(what, weights, random=random)
+    if isinstance(source, Model) and random:
+        return random_source(source.geometry, source.id)
     if isinstance(source, Model):
-        return load_published(HubModel(source.hub), source.id, say)
+        return load_weights_of(source, weights) if weights else load_published(HubModel(source.hub), source.id, say)
     if isinstance(source, HubModel):
         return load_published(source, source.name.rpartition("/")[2], say)
-    if isinstance(source, Path) and source.is_file():
+    if isinstance(source, Plan):
+        made = random_source(source.architecture, model_name(source.path, source.content))
+        return made._replace(design=source.content if isinstance(source.content, Design) else None)
+    if source.is_file():
         return load_gguf(source)
-    if isinstance(source, Path):
-        return load_bundle_again(source) if is_bundle(source) else load_checkpoint(source)
-    path, plan = source
-    name = model_name(path, plan)
-    if isinstance(plan, Design):
-        return random_source(plan.architecture, name)._replace(design=plan)
-    return random_source(plan, name)
+    return load_bundle_again(source) if is_bundle(source) else load_checkpoint(source)
+
+
+def graph_weights(source: Source) -> GraphWeights:
+    """The weights of the model's state dict, float32, in the layout of the graph."""
+    weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
+    return GraphWeights(weights, layout_of(source.arch))
 
 
 def not_finite(model: PreTrainedModel, name: str) -> MerinoError:

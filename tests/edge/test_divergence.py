@@ -9,7 +9,7 @@ import torch
 from merino_edge.cli.app import main
 from merino_edge.embedded import FOLDER
 from merino_edge.export import divergence as measured
-from merino_edge.export import one_format
+from merino_edge.export import export as exporting
 from merino_edge.export.divergence import Answer, answers_of, compared, divergence, keeps
 from merino_edge.export.export import export
 from merino_edge.export.questions import questions
@@ -96,7 +96,7 @@ def test_a_near_tie_costs_no_answer():
 )
 def test_an_export_says_what_is_lost_and_names_a_format_that_keeps_it(named, tmp_path, capsys, monkeypatch):
     """Where the bar is such that int4 alone misses it, that none but float32 passes, and that all do."""
-    monkeypatch.setattr(one_format, "answers_of", partial(answers_of, count=20))
+    monkeypatch.setattr(exporting, "answers_of", partial(answers_of, count=20))
     bar = {"fp32": -1, None: 1}.get(named)
     if bar is None:
         made = [export(load_source(str(FOLDER)), tmp_path / each, ExportRequest(precision=each))

@@ -10,11 +10,14 @@ import onnxruntime
 import pytest
 from typer.testing import CliRunner
 
+from merino_edge.bundles.description import GraphFormat
 from merino_edge.cli.app import app
 from merino_edge.delivery.fitting import times_slower
 from merino_edge.export import divergence
-from merino_edge.export.export import export, predicted_ms
-from merino_edge.export.onnx.own_kernels import NoDotprodTiles
+from merino_edge.export.dialects.build import DIALECTS
+from merino_edge.export.export import export
+from merino_edge.export.plan import predicted_ms
+from merino_edge.export.quantize.weights import PLAIN, quantized_matrix
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
@@ -209,7 +212,8 @@ def test_an_outlier_in_a_prompt_leaves_the_other_rows_as_exact_as_alone(tmp_path
     """Each row is rounded by itself."""
     random = np.random.default_rng(0)
     weights = {"w": random.standard_normal((48, 64)).astype(np.float32)}
-    graph = NoDotprodTiles(weights, 8, "int8")
+    form = GraphFormat("int8", "fused", 8, "no-dotprod")
+    graph = DIALECTS["fused"](weights, {"w": quantized_matrix("w", weights, 8, form, PLAIN)}, form)
     x = graph.input("x", "float32", 1, "sequence", 128)
     graph.output(graph.linear(graph.gated(x, "relu"), "w"), "float32", 1, "sequence", 48)
     graph.save(tmp_path)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sample_probe import calibrated_board, synthetic
 from typer.testing import CliRunner
 
+from merino_edge.bundles.description import GraphFormat
 from merino_edge.calibration.calibrate import calibrate, calibrated_toml
 from merino_edge.cli.app import app
 from merino_edge.design import exact
@@ -23,7 +24,7 @@ from merino_edge.design.encode import architecture, encode
 from merino_edge.design.recommend import recommend
 from merino_edge.design.score import MERINO
 from merino_edge.design.space import Space
-from merino_edge.export.request import ExportRequest, chosen_format
+from merino_edge.export.request import ExportRequest, graph_format
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.zoo import model as published
 from merino_edge.prediction.cost_model import cost_model
@@ -266,11 +267,11 @@ def test_a_design_for_tensorrt_is_exported_in_its_dialect(tmp_path):
     path.write_text(made.to_json())
     read = load_design(path)
     assert read == made
-    assert chosen_format(ExportRequest(), read) == ("fp16", "portable", None, None, False)
-    assert chosen_format(ExportRequest(), None) == ("fp32", "fused", None, None, False)
+    assert graph_format(ExportRequest(), read, 64) == GraphFormat("fp16", "portable", 64)
+    assert graph_format(ExportRequest(), None, 64) == GraphFormat("fp32", "fused", 64)
     cpu = NANO.with_backend("onnxruntime")
     on_cpu = design(cpu, {"decode_ms": 20}, space=replace(SMALL, blocks=1), context=64, prompt=32)
-    assert chosen_format(ExportRequest(), on_cpu).dialect == "fused"
+    assert graph_format(ExportRequest(), on_cpu, 64).dialect == "fused"
 
 
 def raw_profile(board="jetson-nano"):

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from merino_edge.export.onnx.own_kernels import tiles_of
-from merino_edge.export.quantize.groups import Quantized, dequantize, quantize_groups
-from merino_edge.export.quantize.outliers import Outliers, input_order
+from merino_edge.export.dialects.tiles import tiles_of
+from merino_edge.export.quantize.matrix import Outliers, QuantizedMatrix, dequantize, quantize_groups
+from merino_edge.export.quantize.outliers import input_order
 from merino_runtime.bundle.kernels import library_path
 
 ROOT = Path(__file__).parents[2]
@@ -81,8 +81,7 @@ def random_matrix(rng, rows, columns, with_minimums, bits=4):
     weights = rng.standard_normal((rows, columns)).astype(np.float32)
     result = quantize_groups(weights, 4 if bits == 4 else 8, 16 if bits == 6 else 32)
     if bits in (5, 6):
-        codes = rng.integers(128 - 2 ** (bits - 1), 128 + 2 ** (bits - 1), result.codes.shape, np.uint8)
-        result = result._replace(codes=codes)
+        result = result._replace(codes=rng.integers(0, 2**bits, result.codes.shape, np.uint8), bits=bits)
     scales = result.scales.astype(np.float16).astype(np.float32)
     lowest = rng.standard_normal(scales.shape).astype(np.float16).astype(np.float32) if with_minimums else None
     return result._replace(scales=scales), lowest
@@ -104,7 +103,7 @@ def test_a_product_is_that_of_its_rounded_input(rows, columns, count, with_minim
     expected = (codes * steps).reshape(x.shape).astype(np.float64) @ dequantize(result).T.astype(np.float64)
     if with_minimums:
         expected += x.reshape(count, -1, 32).sum(-1, dtype=np.float64) @ lowest.T.astype(np.float64)
-    got = matmul(x, tiles_of("w", result, lowest, bits), rows, columns, with_minimums, threads, bits)
+    got = matmul(x, tiles_of("w", result, lowest), rows, columns, with_minimums, threads, bits)
     assert got.shape == (count, rows)
     unit = np.abs(x).max(-1, keepdims=True) * columns * np.abs(result.scales).max() * 2 ** (bits - 1)
     assert (np.abs(got - expected) <= 1e-6 * (unit + np.abs(expected))).all()
@@ -122,7 +121,7 @@ def test_groups_with_outliers_are_multiplied_twice(size, groups, count, bits, wi
     outliers = [Outliers(group * size, size, group * size + np.array(data.draw(channels))) for group in twice]
     columns, with_minimums = groups * size, with_minimums and MINIMUMS[bits]
     whole = columns + size * len(outliers)
-    weights = tiles_of("w", *random_matrix(rng, 21, whole, with_minimums, bits), bits)
+    weights = tiles_of("w", *random_matrix(rng, 21, whole, with_minimums, bits))
     x = rng.standard_normal((count, columns)).astype(np.float32)
     order = input_order(columns, columns, outliers)
     gathered = np.pad(x, ((0, 0), (0, 1)))[:, order]
@@ -135,12 +134,12 @@ def test_groups_with_outliers_are_multiplied_twice(size, groups, count, bits, wi
 def test_the_largest_sums_do_not_overflow(bits):
     """Codes of -8 against 127 in each column, 32 * 8 * 127 in 16 bits; and of -16, -32 and -128."""
     size = 16 if bits == 6 else 32
-    codes = np.full((8, 128 // size, 16 if bits == 4 else size), 0 if bits == 4 else 128 - 2 ** (bits - 1), np.uint8)
-    result = Quantized(codes, np.ones(codes.shape[:2], np.float32), 4 if bits == 4 else 8, size)
+    codes = np.full((8, 128 // size, 16 if bits == 4 else size), 0, np.uint8)
+    result = QuantizedMatrix(codes, np.ones(codes.shape[:2], np.float32), bits, size)
     for sign in (1, -1):
         x = np.full((1, 128), sign * 127, np.float32)
         expected = sign * -(2 ** (bits - 1)) * 127 * 128
-        assert (matmul(x, tiles_of("w", result, bits=bits), 8, 128, False, bits=bits) == expected).all()
+        assert (matmul(x, tiles_of("w", result), 8, 128, False, bits=bits) == expected).all()
 
 
 @pytest.mark.parametrize("bits", MINIMUMS)
@@ -152,7 +151,7 @@ def test_rows_are_the_weights_themselves(bits):
         sizes = {"rows": 21, "columns": 96, "minimums": with_minimums}
         session = session_of(f"Rows{bits}", *ROWS, **sizes)
         expected = dequantize(result) + (0 if lowest is None else np.repeat(lowest, 32, 1))
-        given = {"w": tiles_of("w", result, lowest, bits), "ids": ids}
+        given = {"w": tiles_of("w", result, lowest), "ids": ids}
         np.testing.assert_array_equal(session.run(None, given)[0], expected[ids].astype(np.float32))
 
 

@@ -15,9 +15,10 @@ import pytest
 from sample_geometries import small
 
 from merino_bench.__main__ import main
+from merino_edge.export.dialects.tiles import minimums_of
 from merino_edge.export.export import export
-from merino_edge.export.onnx.own_kernels import in_halves, minimums_of
-from merino_edge.export.quantize.groups import dequantize, quantize_groups
+from merino_edge.export.quantize.matrix import dequantize, quantize_groups
+from merino_edge.export.quantize.tile_codes import for_tiles
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
@@ -210,7 +211,7 @@ def test_versions_of_onnxruntime_choose_the_golden_ids(python, folder):
 def test_scales_and_minimums_are_those_of_the_quantized_matrix():
     matrix = np.random.default_rng(0).standard_normal((5, 128)).astype(np.float32) * 0.02
     for size in (32, 64, 128):
-        result = in_halves("w", quantize_groups(matrix, 4, size))
+        result = for_tiles("w", quantize_groups(matrix, 4, size), few_bits=False)
         assert np.abs(dequantize(result) - matrix).max() < 0.02 and minimums_of(result) is None
     with pytest.raises(MerinoError, match="w has groups whose scale is above 65504"):
-        in_halves("w", quantize_groups(matrix * np.float32(1e9), 4, 32))
+        for_tiles("w", quantize_groups(matrix * np.float32(1e9), 4, 32), few_bits=False)

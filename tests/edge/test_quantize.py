@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from merino_edge.export.dialects.external_data import DATA_FILE, PAGE
 from merino_edge.export.export import export
-from merino_edge.export.onnx.external_data import DATA_FILE, PAGE
 from merino_edge.export.parity import rms_error, with_quantized
-from merino_edge.export.quantize.groups import GROUP_SIZES, dequantize, matrix_error, quantize, quantize_groups, rms
+from merino_edge.export.quantize.matrix import GROUP_SIZES, dequantize, matrix_error, quantize, quantize_groups, rms
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families import operators

@@ -172,7 +172,7 @@ def test_consoles_are_made_by_one_module():
 WRITERS = {"merino_runtime.io.outputs", "merino_runtime.io.scratch"}
 # These fill a scratch or temporary folder that their caller gives them; what is in it takes its place as a whole.
 FILLERS = {
-    "merino_edge.bundles.description", "merino_edge.export.onnx.graph",
+    "merino_edge.bundles.description", "merino_edge.export.dialects.graph",
     "merino_edge.export.export",  # the bundle that `--precision auto` chose
     "merino_edge.benchmarking.engine_models",
     "merino_edge.evaluation.tasks", "merino_edge.families.hugging_face", "merino_edge.training.checkpoint",

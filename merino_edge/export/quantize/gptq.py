@@ -6,7 +6,7 @@ docs/decisions/quantization.md.
 
 import numpy as np
 
-from merino_edge.export.quantize.groups import Quantized, packed, quantize_rows
+from merino_edge.export.quantize.matrix import QuantizedMatrix, packed, quantize_rows
 
 DAMPING = 0.01  # share of the diagonal's mean that is added to it: a Hessian of few tokens is not of full rank
 SWEEPS = 2  # of new scales and coordinate descent
@@ -18,7 +18,7 @@ Hessians = dict[str, np.ndarray]  # by a matrix's name in the state dict: the me
 
 def gptq(
     matrix: np.ndarray, hessian: np.ndarray, bits: int, group_size: int, *, both_signs: bool = False
-) -> Quantized:
+) -> QuantizedMatrix:
     """Quantize a matrix float32 [rows, columns] in groups of `group_size`. `hessian` [columns, columns]: of its input.
 
     `both_signs`: as in `quantize_groups`.
@@ -36,7 +36,7 @@ def gptq(
             own_codes = descended(part, own_codes, own_scales, damped, lowest, half - 1)
         codes[:, rows], scales[:, rows] = own_codes, own_scales
     cut = (codes + half).astype(np.uint8).T.reshape(matrix.shape[0], -1, group_size)
-    return Quantized(packed(cut, bits), np.ascontiguousarray(scales.T), bits, group_size)
+    return QuantizedMatrix(packed(cut, bits), np.ascontiguousarray(scales.T), bits, group_size)
 
 
 def damped_hessian(hessian: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from merino_edge.export.quantize.groups import fits
+from merino_edge.export.quantize.blocks import fits
 from merino_edge.export.quantize.hessians import ROW
 from merino_edge.export.quantize.kv_calibration import LONGEST_ROW, own_rows
 from merino_edge.export.source import Source, text_rows
@@ -80,13 +80,12 @@ class OwnBlocks:
 def smoothed(source: Source, rows: Callable[[], np.ndarray], *, in_place: bool = False) -> Source:
     """The source with channels rescaled by their sizes on `rows()`, ids [rows, T].
 
-    A copy of the model is changed, or the model itself `in_place`. Returns the source unchanged for random weights,
-    whose channels mean nothing, for families with a graph builder of their own, and where the graph takes over the
-    source's blocks.
+    A copy of the model is changed, or the model itself `in_place`. Returns the source unchanged if the graph takes over
+    all of the source's blocks. Its family must have a `Decoder`.
     """
     decoder = decoder_of(source.arch)
     sites = [site for site in sites_of(decoder) if not is_kept(source.blocks, site)] if decoder else []
-    if source.weights == "random" or not sites:
+    if not sites:
         return source
     model = source.model if in_place else copy.deepcopy(source.model)
     weights = LaidWeights(model, layout_of(source.arch))
@@ -148,6 +147,14 @@ def factors_of(inputs: np.ndarray, columns: np.ndarray) -> np.ndarray:
     factors = np.sqrt(inputs / columns)
     normalized: np.ndarray = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
     return normalized
+
+
+def norm_input_sizes(source: Source, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """By the name of each matrix behind a norm, the sizes of its input's channels; see `input_sizes`."""
+    decoder = decoder_of(source.arch)
+    linears = [linear for layer in decoder.layers for linear in (layer.qkv, layer.up)] if decoder else []
+    sizes = input_sizes(source.model, [linear.weights[0] for linear in linears], rows)
+    return {name: sizes[linear.weights[0]] for linear in linears for name in linear.weights}
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import onnx
 from google.protobuf.message import DecodeError  # what a damaged file ends in
 
-from merino_edge.export.onnx.graph import MODEL_FILE
+from merino_edge.export.dialects.graph import MODEL_FILE
 from merino_edge.export.tensorrt.constants import constant_problems
 from merino_edge.export.tensorrt.ports import port_problems
 from merino_edge.export.tensorrt.support import Problem, Support, label, support_of

@@ -12,25 +12,20 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
-from merino_edge.export.onnx.graph import ports
-from merino_edge.export.onnx.signed import SignedCodes
-from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
+from merino_edge.export.dialects.graph import ports
+from merino_edge.export.dialects.matmuls import quantized_head, table_rows
+from merino_edge.export.dialects.operations import Operations
+from merino_edge.families.graph_ops import Attention, KvLayer, Norm
 from merino_edge.families.rotary import Rotary
-from merino_edge.families.weights import BlockSource
 
 MASKED = -1e4
 END = np.iinfo(np.int64).max
 
 
-class Portable(SignedCodes):
+class Portable(Operations):
     opsets = {"": 13}
-
-    def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
-        super().__init__(weights, context, precision, blocks)
-        self.positions = self.cached_mask = self.new_mask = ""  # set by begin_decoder or begin_attention
-        self.query_positions = self.key_positions = ""  # [1, T, 1] and [1, 1, T]; set by begin_decoder
-        self._window_masks: dict[int, tuple[str, str]] = {}
-        self._rotary: dict[tuple[Rotary, int], tuple[str, str]] = {}  # cos and sin of the new positions
+    positions = cached_mask = new_mask = ""  # set by begin_decoder or begin_attention
+    query_positions = key_positions = ""  # [1, T, 1] and [1, 1, T]; set by begin_decoder
 
     def begin_decoder(self, kv_layers: Sequence[KvLayer]) -> None:
         """Add a decoder's inputs, its outputs except the logits, and the nodes that compute both masks."""
@@ -61,26 +56,20 @@ class Portable(SignedCodes):
         """Masks of cached slots [1, 1, 1 or T, context] and of new positions [1, 1, T, T]. Slot n holds position n."""
         if window is None or window >= self.context:
             return self.cached_mask, self.new_mask
-        if window not in self._window_masks:
+
+        def make() -> list[str]:
             slots = self.constant("slots", np.arange(self.context, dtype=np.float32)[None, None])
             last = self.constant(f"window_{window}", np.array(window - 1, np.float32))  # what is farther is not seen
-            cached, new = (
+            return [
                 self.add(mask, self._mask(self.node("Less", [last, self.node("Sub", [self.query_positions, keys])]), 1))
                 for mask, keys in ((self.cached_mask, slots), (self.new_mask, self.key_positions))
-            )
-            self._window_masks[window] = cached, new
-        return self._window_masks[window]
+            ]
 
-    def embed(self, table: str) -> str:
-        return self._rows(table, "input_ids")
+        cached, new = self.once(("window", window), make)
+        return cached, new
 
     def embed_positions(self, table: str, offset: int) -> str:
-        return self._rows(table, self.node("Add", [self.positions, self.integer(offset)]))
-
-    def _rows(self, table: str, ids: str) -> str:
-        if not self.form.grouped:
-            return self.node("Gather", [self.table(table), ids])
-        return self._signed_rows(table, ids)
+        return table_rows(self, self.node("Add", [self.positions, self.integer(offset)]), table)
 
     def norm(self, x: str, norm: Norm) -> str:
         """Computed in float32 in every format, since squares of activations overflow float16."""
@@ -163,15 +152,15 @@ class Portable(SignedCodes):
 
     def _rotate(self, x: str, layer: KvLayer, rotary: Rotary) -> str:
         """Rotary position embedding of x [1, heads, T, head_size]: element i is paired with i + head_size / 2."""
-        key = rotary, layer.head_size
-        if key not in self._rotary:
+
+        def make() -> list[str]:
             rows = [
                 self.node("Gather", [name, self.positions])  # [1, T, head_size / 2]
                 for name in self.rotary_constants(rotary, layer.head_size)
             ]
-            cos, sin = (self.node("Unsqueeze", [row, self.integers(1)]) for row in rows)
-            self._rotary[key] = cos, sin
-        cos, sin = self._rotary[key]
+            return [self.node("Unsqueeze", [row, self.integers(1)]) for row in rows]
+
+        cos, sin = self.once(("rotated", rotary, layer.head_size), make)
         left = self.node("Split", [x], outputs=2, axis=-1)
         right = f"{left}.1"
         turned_left = self.node("Sub", [self.node("Mul", [left, cos]), self.node("Mul", [right, sin])])
@@ -197,10 +186,7 @@ class Portable(SignedCodes):
         return self.node("Slice", [x, self.integers(-1), self.integers(END), self.integers(1)])
 
     def head(self, x: str, table: str) -> None:
-        if self.form.grouped:
-            logits = self._integer_matmul(x, *self._whole_table(table))
-        else:
-            logits = self._whole_head(x, table)
+        logits = quantized_head(self, x, table) if table in self.matrices else self._whole_head(x, table)
         self.logits(logits, self.weights[table].shape[0])
 
     def _whole_head(self, x: str, table: str) -> str:

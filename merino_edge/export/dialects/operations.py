@@ -1,23 +1,25 @@
-"""The operations of a decoder that both dialects write alike."""
+"""The operations of a decoder (`families/graph_ops`) that both dialects write alike."""
 
-from merino_edge.export.onnx.graph import Graph
+from merino_edge.export.dialects.graph import Graph
+from merino_edge.export.dialects.matmuls import matmul, table_rows
 
 
 class Operations(Graph):
+    def embed(self, table: str) -> str:
+        return table_rows(self, "input_ids", table)
+
     def linear(self, x: str, weight: str, bias: str | None = None) -> str:
         return self.packed_linear(x, [weight], [bias] if bias else None)
 
     def packed_linear(self, x: str, weights: list[str], biases: list[str] | None = None) -> str:
-        if self.form.grouped:
-            parts = [self._matmul(x, run) for run in self.runs(weights)]
-            matmul = self.node("Concat", parts, axis=-1) if len(parts) > 1 else parts[0]
-        else:
-            matmul = self.node("MatMul", [x, self.matrix(weights)])
-        return self.node("Add", [matmul, self.vector(biases)]) if biases else matmul
+        parts = [matmul(self, x, joined) for joined in self.joined_names(weights)]
+        result = self.node("Concat", parts, axis=-1) if len(parts) > 1 else parts[0]
+        return self.node("Add", [result, self.vector(biases)]) if biases else result
 
-    def _matmul(self, x: str, weights: list[str]) -> str:
-        """x @ W of matrices that are joined, all of the same bits."""
-        raise NotImplementedError
+    def joined_names(self, names: list[str]) -> list[str]:
+        """The matrices of one input as they are stored: quantized ones of different bits are apart."""
+        owners = self.once("owners", lambda: {one: joined for joined in self.matrices for one in joined.split("+")})
+        return list(dict.fromkeys(owners.get(name, "+".join(names)) for name in names))
 
     def activation(self, x: str, kind: str) -> str:
         raise NotImplementedError
