@@ -18,11 +18,11 @@ from merino_edge.export.other_programs import files_for_others
 from merino_edge.export.parity import empty, proved, with_quantized
 from merino_edge.export.plan import ExportPlan, export_plans
 from merino_edge.export.quantize.gptq import Hessians
-from merino_edge.export.quantize.hessians import hessians_on, input_hessians
+from merino_edge.export.quantize.inputs import hessians_on, input_hessians, norm_input_sizes, rows_to_read
 from merino_edge.export.quantize.kv_calibration import Calibrated, calibrated_cache
 from merino_edge.export.quantize.matrix import MatrixError
 from merino_edge.export.quantize.outliers import TWICE, with_outliers
-from merino_edge.export.quantize.smoothquant import NOTE, norm_input_sizes, rows_to_read, smoothed
+from merino_edge.export.quantize.smoothquant import NOTE, smoothed
 from merino_edge.export.quantize.weights import Matrices, Rounding, matrix_errors, quantized_matrices
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, graph_weights, not_finite

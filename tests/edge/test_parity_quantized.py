@@ -13,7 +13,8 @@ from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.export import export
 from merino_edge.export.golden import PARITY_STEPS
 from merino_edge.export.parity import torch_greedy, unrounded_error, with_quantized
-from merino_edge.export.quantize.smoothquant import rows_to_read, smoothed
+from merino_edge.export.quantize.inputs import rows_to_read
+from merino_edge.export.quantize.smoothquant import smoothed
 from merino_edge.export.recover import graph_weights
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source

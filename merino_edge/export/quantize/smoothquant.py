@@ -7,27 +7,23 @@ the model computes the same up to float32 rounding, at the same latency. Figures
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from merino_edge.export.quantize.blocks import fits
-from merino_edge.export.quantize.hessians import ROW
-from merino_edge.export.quantize.kv_calibration import LONGEST_ROW, own_rows
-from merino_edge.export.source import Source, text_rows
+from merino_edge.export.quantize.inputs import input_sizes
+from merino_edge.export.source import Source
 from merino_edge.families.graph_ops import Norm
 from merino_edge.families.pre_norm import Decoder, Linear
 from merino_edge.families.registry import decoder_of, layout_of
 from merino_edge.families.weights import Blocks, BlockSource, Layout
 
 BITS = 8
-TOKENS = 4096  # of a text
 NOTE = "activation channels rescaled by SmoothQuant"  # doc_string of the model's file
-HEAD_EVERY = 8  # the head's input is measured at every eighth token, since logits take memory
 LEAST = 1e-3  # smallest size of a channel, relative to the mean
 
 
@@ -97,14 +93,6 @@ def smoothed(source: Source, rows: Callable[[], np.ndarray], *, in_place: bool =
     return source._replace(model=model, blocks=blocks)
 
 
-def rows_to_read(source: Source, context: int, text: Path | None) -> np.ndarray:
-    """Ids [rows, T] of the text, or of text that the model generates. Raises MerinoError where the text cannot be
-    read."""
-    if text:
-        return text_rows(source, text, min(ROW, context), TOKENS).numpy()
-    return own_rows(source, min(context, LONGEST_ROW))
-
-
 def sites_of(decoder: Decoder) -> Iterator[Site]:
     """The activations where factors help at no cost: behind norms, and behind a gated FFN's elementwise product, whose
     other half takes them. Before the head only if it is not tied to the embedding. Behind attention they did not help.
@@ -147,40 +135,3 @@ def factors_of(inputs: np.ndarray, columns: np.ndarray) -> np.ndarray:
     factors = np.sqrt(inputs / columns)
     normalized: np.ndarray = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
     return normalized
-
-
-def norm_input_sizes(source: Source, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """By the name of each matrix behind a norm, the sizes of its input's channels; see `input_sizes`."""
-    decoder = decoder_of(source.arch)
-    linears = [linear for layer in decoder.layers for linear in (layer.qkv, layer.up)] if decoder else []
-    sizes = input_sizes(source.model, [linear.weights[0] for linear in linears], rows)
-    return {name: sizes[linear.weights[0]] for linear in linears for name in linear.weights}
-
-
-@torch.no_grad()
-def input_sizes(model: PreTrainedModel, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """By the name of a matrix, the size of each channel of its input, [in]: the geometric mean of maximum and RMS over
-    tokens, each token normalized to RMS 1."""
-    squares: dict[str, list[torch.Tensor]] = {name: [] for name in names}  # of each row the mean
-    largest: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-
-    def keep(name: str) -> Callable[[Any, tuple[torch.Tensor, ...]], None]:
-        def hook(_module: Any, given: tuple[torch.Tensor, ...]) -> None:
-            x = given[0].reshape(-1, given[0].shape[-1]).float().square()
-            x = x / x.mean(-1, keepdim=True).clamp(min=1e-30)
-            squares[name].append(x.mean(0))
-            largest[name].append(x.amax(0))
-
-        return hook
-
-    hooks = [model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(keep(name)) for name in names]
-    try:
-        for row in torch.from_numpy(rows).long():
-            model(input_ids=row[None], logits_to_keep=torch.arange(0, len(row), HEAD_EVERY))
-    finally:
-        for each in hooks:
-            each.remove()
-    return {
-        name: (torch.stack(squares[name]).mean(0) * torch.stack(largest[name]).amax(0)).pow(0.25).numpy()
-        for name in names
-    }
