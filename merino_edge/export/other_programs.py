@@ -100,8 +100,8 @@ def tokenizer_config(model: ModelFacts, tokenizer: str, context: int, template: 
     known = Tokenizer.from_str(tokenizer)
     known.no_truncation()
     known.no_padding()
-    begun = known.encode("a")
-    first = begun.ids[:1] if begun.special_tokens_mask[:1] == [1] else []
+    encoded = known.encode("a")
+    first = encoded.ids[:1] if encoded.special_tokens_mask[:1] == [1] else []
     content: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context}
     content["clean_up_tokenization_spaces"] = False
     for name, ids in (("bos_token", first), ("eos_token", model.stop_ids[:1])):

@@ -15,7 +15,7 @@ from merino_edge.bundles.description import write_description
 from merino_edge.export.dialects.float_activations import with_float_activations
 from merino_edge.export.dialects.graph import replaced_model
 from merino_edge.export.quantize.matrix import QuantizedMatrix, dequantize
-from merino_edge.families.weights import Layout
+from merino_edge.families.weights import Layout, ModelWeights
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
@@ -72,14 +72,12 @@ def with_quantized(
     if not matrices:
         return model
     twin = model if in_place else copy.deepcopy(model)
-    state = twin.state_dict()
+    weights = ModelWeights(twin, layout)
     for joined, matrix in matrices.items():
         rows = dequantize(matrix)  # [sum of the matrices' outputs, inputs]
         for name in joined.split("+"):
-            weight, layout_of = state[name], layout(name)
-            count = weight.numel() // rows.shape[1]
-            part, rows = rows[:count], rows[count:]
-            weight.copy_(torch.from_numpy(np.ascontiguousarray(layout_of.to_state(part) if layout_of else part)))
+            count = len(weights[name])
+            weights[name], rows = rows[:count], rows[count:]
     return twin
 
 

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 from onnx import numpy_helper
 from transformers import PreTrainedModel
 
 from merino_edge.export.dialects.graph import MODEL_FILE
 from merino_edge.export.parity import MOST_LOGIT_ERROR, bundle_error, torch_greedy
-from merino_edge.families.weights import Layout
+from merino_edge.families.weights import Layout, ModelWeights
 from merino_runtime.bundle import Bundle, quantized_cache
 from merino_runtime.bundle.external_data import check_external_data
 from merino_runtime.errors import MerinoError
@@ -44,21 +43,15 @@ def recover_weights(
             " ids: export from a bundle with --kv fp32, or from the checkpoint"
         )
     check_external_data(bundle)
-    state = model.state_dict()
-    tied = {name for name in model.all_tied_weights_keys if name in state}
-    missing = set(state) - tied
-    rows = {name: graph_rows(weight, layout(name)) for name, weight in state.items()}
-    with torch.no_grad():
-        for name, value in whole_tables(graph_weights(Path(folder)), set(rows)):
-            for part_name, laid in split(name, value, rows):
-                there = layout(part_name)
-                part = there.to_state(laid) if there else laid
-                if tuple(part.shape) != tuple(state[part_name].shape):
-                    raise MerinoError(
-                        f"{folder} does not hold the model it describes: {part_name} is {part.shape}. {AGAIN}"
-                    )
-                state[part_name].copy_(torch.from_numpy(np.array(part)))
-                missing.discard(part_name)
+    weights = ModelWeights(model, layout)
+    missing = set(weights) - set(model.all_tied_weights_keys)
+    rows = {name: len(weights[name]) for name in weights}
+    for constant, value in whole_tables(graph_weights(Path(folder)), set(rows)):
+        for name, part in split(constant, value, rows):
+            if part.shape != weights[name].shape:
+                raise MerinoError(f"{folder} does not hold the model it describes: {name} is {part.shape}. {AGAIN}")
+            weights[name] = part
+            missing.discard(name)
     if missing:
         raise MerinoError(
             f"{folder} lacks weights of the model it describes: {', '.join(sorted(missing)[:5])}. {AGAIN}"
@@ -93,11 +86,6 @@ def graph_weights(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     for constant in graph.initializer:
         value = numpy_helper.to_array(constant)
         yield constant.name, value.T if constant.name in transposed else value
-
-
-def graph_rows(weight: torch.Tensor, layout: Layout | None) -> int:
-    """Length of the first axis of a weight, as it lies in the graph."""
-    return len(layout.to_graph(weight.numpy()) if layout else weight)
 
 
 def whole_tables(constants: Iterable[tuple[str, np.ndarray]], names: set[str]) -> Iterator[tuple[str, np.ndarray]]:

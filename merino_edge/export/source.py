@@ -84,7 +84,7 @@ def graph_weights(source: Source) -> GraphWeights:
 
 def not_finite(model: PreTrainedModel, name: str) -> MerinoError:
     """The error for a model whose logits are not finite."""
-    wrong = [each for each, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
+    wrong = [key for key, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         return MerinoError(

@@ -33,8 +33,8 @@ from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 
 FAMILIES: Mapping[str, Family] = {
-    each.FAMILY.name: each.FAMILY
-    for each in (
+    module.FAMILY.name: module.FAMILY
+    for module in (
         designed, opt, llama, qwen2, qwen3, granite, granitemoehybrid, gemma3_text, gpt2, gpt_neo, gpt_neox
     )
 }  # fmt: skip

@@ -60,6 +60,24 @@ class GraphWeights(Mapping[str, np.ndarray]):
         return len(self._state)
 
 
+class ModelWeights:
+    """The weights of a torch model as the graph has them, matrices [out, in]; writes change the model."""
+
+    def __init__(self, model: Any, layout: Callable[[str], Layout | None]):
+        self._state, self._layout = model.state_dict(), layout
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        weight, layout = self._state[name].numpy(), self._layout(name)
+        return layout.to_graph(weight) if layout else weight
+
+    def __setitem__(self, name: str, value: np.ndarray) -> None:
+        layout = self._layout(name)
+        self._state[name].numpy()[...] = layout.to_state(value) if layout else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+
 class Blocks(NamedTuple):
     """A matrix [rows, columns] whose rows are cut into blocks: weight = level * scale + minimum, exactly.
 

@@ -9,11 +9,12 @@ from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.export import export
 from merino_edge.export.plan import export_plan
 from merino_edge.export.quantize import outliers
-from merino_edge.export.quantize.smoothquant import NOTE, LaidWeights, move, sites_of, smoothed
+from merino_edge.export.quantize.smoothquant import NOTE, move, sites_of, smoothed
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.graph_ops import Norm
 from merino_edge.families.registry import decoder_of, layout_of
+from merino_edge.families.weights import ModelWeights
 from tests.quantized import parts, quantized
 from tests.sample_geometries import SMALL, small
 
@@ -30,7 +31,7 @@ def logits(model):
 def test_the_model_computes_the_same_whatever_the_factors(name, decoder):
     arch, random = MODELS[name], np.random.default_rng(1)
     model, kept = decoder(arch, 3), decoder(arch, 3)
-    weights, sites = LaidWeights(model, layout_of(arch)), list(sites_of(decoder_of(arch)))
+    weights, sites = ModelWeights(model, layout_of(arch)), list(sites_of(decoder_of(arch)))
     for site in sites:
         columns = weights[site.after.weights[0]].shape[1]
         move(weights, site, np.exp(random.uniform(-3, 3, columns)).astype(np.float32))
@@ -46,7 +47,7 @@ def test_the_model_computes_the_same_whatever_the_factors(name, decoder):
 def with_outliers(model, arch):
     """A few channels behind each norm fifty times as large as the others, as published models have them, and read as
     weakly."""
-    weights = LaidWeights(model, layout_of(arch))
+    weights = ModelWeights(model, layout_of(arch))
     for index, site in enumerate(sites_of(decoder_of(arch))):
         factors = np.ones(weights[site.after.weights[0]].shape[1], np.float32)
         factors[index % 7 :: 23] = 1 / 50

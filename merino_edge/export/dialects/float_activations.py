@@ -53,7 +53,7 @@ def in_floats(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 def floats_of_tiles(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """A float MatMul that dequantizes all rows of a matrix in tiles."""
     (x, weights, *order), (out,) = node.input, node.output
-    rows = next(each.i for each in node.attribute if each.name == "rows")
+    rows = next(attribute.i for attribute in node.attribute if attribute.name == "rows")
     ids, floats, turned = (f"{out}.{part}" for part in ("ids", "floats", "turned"))
     every = helper.make_node(node.op_type.replace("MatMul", "Rows"), [weights, ids], [floats], domain=node.domain)
     every.attribute.extend(node.attribute)

@@ -30,7 +30,7 @@ def gptq(
     damped = damped.astype(np.float32)
     for start in range(0, len(matrix), ROWS):
         rows = slice(start, start + ROWS)
-        part, own_codes, own_scales = (np.ascontiguousarray(each[:, rows]) for each in (weights, codes, scales))
+        part, own_codes, own_scales = (np.ascontiguousarray(array[:, rows]) for array in (weights, codes, scales))
         for _ in range(SWEEPS):
             own_scales = fitted_scales(part, own_codes, own_scales, damped)
             own_codes = descended(part, own_codes, own_scales, damped, lowest, half - 1)

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel
 
 from merino_edge.export.quantize.blocks import fits
 from merino_edge.export.quantize.inputs import input_sizes
@@ -20,7 +18,7 @@ from merino_edge.export.source import Source
 from merino_edge.families.graph_ops import Norm
 from merino_edge.families.pre_norm import Decoder, Linear
 from merino_edge.families.registry import decoder_of, layout_of
-from merino_edge.families.weights import Blocks, BlockSource, Layout
+from merino_edge.families.weights import Blocks, BlockSource, ModelWeights
 
 BITS = 8
 NOTE = "activation channels rescaled by SmoothQuant"  # doc_string of the model's file
@@ -39,21 +37,6 @@ class Site(NamedTuple):
     @property
     def matrices(self) -> tuple[str, ...]:
         return self.after.weights if isinstance(self.before, Norm) else (*self.before.weights, *self.after.weights)
-
-
-class LaidWeights:
-    """The weights of a torch model in the graph's layout, matrices [out, in]; writes change the model."""
-
-    def __init__(self, model: PreTrainedModel, layout: Callable[[str], Layout | None]):
-        self._state, self._layout = model.state_dict(), layout
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        weight, layout = self._state[name].numpy(), self._layout(name)
-        return layout.to_graph(weight) if layout else weight
-
-    def __setitem__(self, name: str, value: np.ndarray) -> None:
-        layout = self._layout(name)
-        self._state[name].copy_(torch.from_numpy(np.ascontiguousarray(layout.to_state(value) if layout else value)))
 
 
 class OwnBlocks:
@@ -84,7 +67,7 @@ def smoothed(source: Source, rows: Callable[[], np.ndarray], *, in_place: bool =
     if not sites:
         return source
     model = source.model if in_place else copy.deepcopy(source.model)
-    weights = LaidWeights(model, layout_of(source.arch))
+    weights = ModelWeights(model, layout_of(source.arch))
     sizes = input_sizes(model, [site.after.weights[0] for site in sites], rows())
     for site in sites:
         columns = np.concatenate([weights[name] for name in site.after.weights])
@@ -112,7 +95,7 @@ def is_kept(blocks: BlockSource | None, site: Site) -> bool:
     return any(one is not None and fits(one, BITS) for one in stored)
 
 
-def move(weights: LaidWeights, site: Site, factors: np.ndarray) -> None:
+def move(weights: ModelWeights, site: Site, factors: np.ndarray) -> None:
     """Divide the channels by `factors` in `site.before`, and multiply the columns of `site.after` by them."""
     if isinstance(site.before, Norm):
         for name in (site.before.weight, site.before.bias):
