@@ -28,6 +28,7 @@ from merino_bench.harness.cases import decode_case
 from merino_bench.harness.turns import measure_separately
 from merino_bench.probe.timing import lower_decile_ms
 from merino_edge.benchmarking.measuring import bench_here
+from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.benchmarking.redesign import measure_design, redesign
 from merino_edge.calibration.board import board
 from merino_edge.design.budgets import with_board_defaults
@@ -36,7 +37,6 @@ from merino_edge.design.designer import design
 from merino_edge.design.law import MeasuredScoring
 from merino_edge.design.score import SCORES, score_named
 from merino_edge.design.space import spaced
-from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.prediction.shape import default_prompt
 from merino_edge.storage.atomic import cache_folder

@@ -25,8 +25,8 @@ from write_record import write_record
 from merino_bench.harness.cases import Case
 from merino_bench.harness.turns import measure_separately
 from merino_bench.probe.timing import lower_decile_ms
+from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.calibration.board import board
-from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.operators import params
 from merino_edge.prediction.cost_model import cost_model

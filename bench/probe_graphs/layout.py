@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
+from merino_edge.benchmarking.random_bundle import timing_matrices, timing_matrix
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.dialects.build import DIALECTS, Decoder, build_graph
 from merino_edge.export.dialects.external_data import INLINE_BYTES, DataFile
 from merino_edge.export.quantize.kv_cache import CacheScales
-from merino_edge.export.quantize.timing import timing_matrices, timing_matrix
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import FORMATS

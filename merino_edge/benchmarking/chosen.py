@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from merino_edge.benchmarking.measuring import Bench, Record, Say, fault_of, requests_for, steps_of, typical_ms
+from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.calibration.probe import MeasuredDesign
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.design_file import Design
@@ -20,7 +21,6 @@ from merino_edge.design.designer import design
 from merino_edge.design.law import MeasuredScoring
 from merino_edge.design.score import MEASURED, MERINO, Scoring
 from merino_edge.design.space import Space, spaced
-from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families.designed import Architecture
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.formats import attends_by_groups, core_of_board, formats_of

@@ -2,7 +2,7 @@
 
 The model answers short questions greedily in torch, in float32, with the weights of the source. Then the bundle
 prefills each answer in the board's runtime, and its distribution at each token is compared with torch's. An answer is
-kept where the bundle would have written the same tokens. It counts as kept too where the first token that differs is
+kept if the bundle would have written the same tokens. It counts as kept too if the first token that differs is
 nearly tied in float32: there the argmax depends on more than the format.
 """
 
@@ -134,7 +134,7 @@ def divergence_of(backend: Backend, answers: Sequence[Answer]) -> Divergence:
 
 
 def parting(steps: Sequence[tuple[float, bool, bool]]) -> int:
-    """The first step at which the likeliest token differs; the last step where none does."""
+    """The first step at which the likeliest token differs; the last step if none does."""
     return next((place for place, (_, equal, _) in enumerate(steps) if not equal), len(steps) - 1)
 
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from merino_edge.bundles.description import ModelFacts, write_bundle
 from merino_edge.bundles.files import is_bundle_alone
+from merino_edge.bundles.other_programs import files_for_others
 from merino_edge.export.dialects.build import build_graph
 from merino_edge.export.divergence import Answer, Divergence, answers_of, divergence, divergence_words, keeps
 from merino_edge.export.golden import GOLDEN_STEPS, clear_golden
 from merino_edge.export.mixed import mixed_plan
-from merino_edge.export.other_programs import files_for_others
 from merino_edge.export.parity import empty, proved, with_quantized
 from merino_edge.export.plan import ExportPlan, export_plans
 from merino_edge.export.quantize.gptq import Hessians

@@ -51,7 +51,7 @@ def golden_prompt(vocab: int, context: int, attempt: int) -> list[int]:
 
 
 def lead(logits: np.ndarray) -> float:
-    """The difference of the two largest of one step's logits [vocab], relative to their RMS; NaN where that is 0."""
+    """The difference of the two largest of one step's logits [vocab], relative to their RMS; NaN if that is 0."""
     second, first = np.sort(logits)[-2:]
     with np.errstate(invalid="ignore"):
         return float((first - second) / np.sqrt(np.square(logits).mean()))

@@ -33,7 +33,7 @@ def check_memory(
     arch: Geometry, name: str, precision: str = "fp32", used_mb: float = 0.0,
     calibrated: bool = False,
 ) -> None:  # fmt: skip
-    """Raises MerinoError where the export would need more memory than is available now.
+    """Raises MerinoError if the export would need more memory than is available now.
 
     used_mb: the part of it that this process uses already. calibrated: whether GPTQ keeps Hessians.
     """

@@ -95,26 +95,25 @@ def proved(
     Raises MerinoError if the graph differs from torch. A bundle with quantized weights, or with the quantized cache
     `kv`, gets its own greedy ids: after rounding, the argmax may differ from torch's.
     """
+
+    def check(error: float, allowed: float, how: str = "") -> None:
+        if not error <= allowed:  # or NaN
+            raise MerinoError(
+                f"the {bundle.dialect} graph{how} differs from torch by {error:.1e}, relative, allowed is"
+                f" {allowed:.0e}: a defect of the exporter or of this onnxruntime; nothing was written"
+            )
+
+    by_cache = max((MOST_LOGIT_ERROR_BY_CACHE[layer.format] for layer in bundle.kv_layers), default=MOST_LOGIT_ERROR)
     unrounded = unrounded_error(bundle, golden) if quantized else None
     if unrounded is not None:
-        check_error(bundle, unrounded, allowed_unrounded(bundle), " with float activations")
+        check(unrounded, by_cache, " with float activations")
     error = bundle_error(bundle, golden)
-    check_error(bundle, error, allowed_error(bundle))
-    own = quantized or kv
-    chosen = tuple(greedy_ids(bundle, golden.prompt_ids, len(bundle.golden.greedy_ids))) if own else ()
+    check(error, by_cache if bundle.precision == "fp32" else MOST_RMS_ERROR[bundle.precision])
+    chosen = greedy_ids(bundle, golden.prompt_ids, len(bundle.golden.greedy_ids)) if quantized or kv else ()
     if chosen and chosen != bundle.golden.greedy_ids:
         bundle = bundle._replace(golden=bundle.golden._replace(greedy_ids=chosen))
         write_description(bundle)
     return bundle, error, unrounded
-
-
-def check_error(bundle: Bundle, error: float, allowed: float, how: str = "") -> None:
-    """Raises MerinoError if the error is above the allowed one, or NaN."""
-    if not error <= allowed:
-        raise MerinoError(
-            f"the {bundle.dialect} graph{how} differs from torch by {error:.1e}, relative, allowed is {allowed:.0e}: a"
-            " defect of the exporter or of this onnxruntime; nothing was written"
-        )
 
 
 def bundle_error(bundle: Bundle, golden: Golden) -> float:
@@ -146,23 +145,14 @@ def largest_over_steps(bundle: Bundle, golden: Golden, error: Callable[[np.ndarr
         backend.close()
 
 
-def allowed_error(bundle: Bundle) -> float:
-    return allowed_unrounded(bundle) if bundle.precision == "fp32" else MOST_RMS_ERROR[bundle.precision]
-
-
-def allowed_unrounded(bundle: Bundle) -> float:
-    """The largest allowed maximum logit error with float activations."""
-    return max((MOST_LOGIT_ERROR_BY_CACHE[layer.format] for layer in bundle.kv_layers), default=MOST_LOGIT_ERROR)
-
-
-def greedy_ids(bundle: Bundle, prompt_ids: Sequence[int], steps: int) -> list[int]:
+def greedy_ids(bundle: Bundle, prompt_ids: Sequence[int], steps: int) -> tuple[int, ...]:
     """`steps` ids after the prompt, by the bundle itself in the board's runtime."""
     backend = open_backend(bundle)
     try:
-        ids = [int(backend.prefill(list(prompt_ids)).argmax())]
+        ids = [int(backend.prefill(list(prompt_ids)).argmax())] if steps else []
         while len(ids) < steps:
             ids.append(int(backend.step(ids[-1]).argmax()))
-        return ids
+        return tuple(ids)
     finally:
         backend.close()
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import tokenizers
 
+from merino_edge.bundles.chat import BundleChat, chat_of
 from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat
 from merino_edge.bundles.files import described, is_bundle
-from merino_edge.export.chat import BundleChat, chat_of
 from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
 from merino_edge.export.request import (
     LEAST_CONTEXT,

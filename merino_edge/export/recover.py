@@ -29,7 +29,7 @@ def recover_weights(
 ) -> None:
     """Fill `model`, of the bundle's geometry, with the weights in its graph. `layout`: of each weight in the graph.
 
-    Raises MerinoError where the bundle is not float32, or does not hold each weight of the model.
+    Raises MerinoError if the bundle is not float32, or does not hold each weight of the model.
     """
     folder = bundle.folder
     if bundle.precision != "fp32":
@@ -59,7 +59,7 @@ def recover_weights(
 
 
 def check_recovered(bundle: Bundle, model: PreTrainedModel) -> None:
-    """Raises MerinoError where `model` and the bundle compute different logits, or other greedy ids than the golden
+    """Raises MerinoError if `model` and the bundle compute different logits, or other greedy ids than the golden
     ones. A bundle without golden ids is not checked.
 
     Equal weights do not suffice: torch has constants such as the base of the rotary frequencies from bundle.json, and
@@ -104,7 +104,7 @@ def whole_tables(constants: Iterable[tuple[str, np.ndarray]], names: set[str]) -
 
 
 def split(name: str, value: np.ndarray, rows: dict[str, int]) -> Iterator[tuple[str, np.ndarray]]:
-    """The weights in a constant, by name: several where matrices are joined, none where it is no weight.
+    """The weights in a constant, by name: several if matrices are joined, none if it is no weight.
 
     `rows`: length of the first axis of each weight.
     """

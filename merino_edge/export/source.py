@@ -44,7 +44,7 @@ class Source(NamedTuple):
     design: Design | None = None
     bundle: Bundle | None = None  # the float32 bundle that it was read from
     chat: ChatTemplate | None = None
-    blocks: BlockSource | None = None  # its matrices as they are stored in blocks, where they are
+    blocks: BlockSource | None = None  # its matrices as they are stored in blocks, if they are
 
     @property
     def family(self) -> str:
@@ -89,7 +89,7 @@ def not_finite(model: PreTrainedModel, name: str) -> MerinoError:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         return MerinoError(
             f"the weights of {name} hold values that are not finite, in {wrong[0]}{more}: copy or download them again,"
-            " or, where they were trained here, train with a lower --learning-rate"
+            " or, if they were trained here, train with a lower --learning-rate"
         )
     return MerinoError(f"the logits of {name} are not finite although its weights are: export another model")
 
@@ -174,7 +174,7 @@ def template_in(bundle: Bundle) -> ChatTemplate | None:
 def text_rows(source: Source, text: Path, length: int, tokens: int) -> torch.Tensor:
     """Rows of ids [n, length], `tokens` ids at most, sampled evenly from the text.
 
-    Raises MerinoError where the text cannot be read, is too short, or the source has no tokenizer.
+    Raises MerinoError if the text cannot be read, is too short, or the source has no tokenizer.
     """
     if source.tokenizer is None:
         raise MerinoError(f"--calibrate {text}: {source.name} has no tokenizer. Export without --calibrate")

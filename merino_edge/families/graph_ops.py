@@ -17,7 +17,7 @@ Weights = Mapping[str, np.ndarray]  # a state dict; matrices are [out, in] as in
 
 @dataclass(frozen=True)
 class Norm:
-    """Parameters of a normalization: RMSNorm where `bias` is None, else LayerNorm."""
+    """Parameters of a normalization: RMSNorm if `bias` is None, else LayerNorm."""
 
     weight: str
     bias: str | None

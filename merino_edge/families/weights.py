@@ -21,7 +21,7 @@ class Layout(NamedTuple):
 
 
 KeyOrder = Callable[[Any], np.ndarray | None]  # (the family's geometry) -> channels of a head, None: as they are
-LayoutOf = Callable[[Any, str], Layout | None]  # (the family's geometry, a name) -> None where both are alike
+LayoutOf = Callable[[Any, str], Layout | None]  # (the family's geometry, a name) -> None if both are alike
 
 TRANSPOSED = Layout(np.transpose, np.transpose)  # [in, out] in the state dict
 ABOVE_ONE = Layout(lambda weight: 1 + weight, lambda weight: weight - 1)  # a norm's factor, minus 1 in the state dict
@@ -86,7 +86,7 @@ class Blocks(NamedTuple):
 
     levels: np.ndarray  # int8 [rows, columns / block, block]
     scales: np.ndarray  # float32 [rows, columns / block]
-    minimums: np.ndarray | None  # float32 [rows, columns / block]; None where all are 0
+    minimums: np.ndarray | None  # float32 [rows, columns / block]; None if all are 0
     bits: int
 
     @property
@@ -113,7 +113,7 @@ class BlockSource(Protocol):
         """The type in which the source has it, for people."""
 
     def bits(self, name: str) -> int | None:
-        """Of a level, without reading the matrix; None where it has no blocks, or none of equal steps."""
+        """Of a level, without reading the matrix; None if it has no blocks, or none of equal steps."""
 
     def blocks(self, name: str) -> Blocks | None:
-        """None where the source has it in float, or in blocks of another form."""
+        """None if the source has it in float, or in blocks of another form."""

@@ -7,8 +7,8 @@ import pytest
 
 from merino_edge.benchmarking import baselines
 from merino_edge.benchmarking.baselines import EXPORTER_ROOMS, baseline_bundles, digest_of, exporter_digest
+from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.benchmarking.run import check_baseline
-from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families import zoo
 from merino_runtime.bundle import load_bundle, quantized_cache
 from merino_runtime.errors import MerinoError

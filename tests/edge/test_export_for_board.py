@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from typer.testing import CliRunner
 
+from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.cli.app import app
 from merino_edge.delivery.fitting import times_slower
@@ -18,7 +19,6 @@ from merino_edge.export.dialects.build import DIALECTS
 from merino_edge.export.export import export
 from merino_edge.export.plan import predicted_ms
 from merino_edge.export.quantize.weights import PLAIN, quantized_matrix
-from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture

@@ -16,6 +16,7 @@ from hypothesis.extra.numpy import arrays
 from typer.testing import CliRunner
 
 import merino_edge.export.quantize.kv_calibration as kv_calibration
+from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.cli.app import app
 from merino_edge.design.design_file import load_design
 from merino_edge.design.designer import check_request, design
@@ -24,7 +25,6 @@ from merino_edge.export.export import export
 from merino_edge.export.quantize.inputs import own_rows, written_by
 from merino_edge.export.quantize.kv_cache import fitted_scales, largest_code, rounded, scales_of
 from merino_edge.export.quantize.kv_calibration import RoundedCache, calibrated_cache, filled_layers, rise_of
-from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.export.request import ExportRequest, cache_format
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.designed import Architecture

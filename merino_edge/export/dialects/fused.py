@@ -139,12 +139,9 @@ def group_query_attention(graph: Fused, qkv: str, layer: KvLayer, attention: Att
         "GroupQueryAttention",
         [*parts, *ports("past_key_values", layer), graph.last_index, graph.total_length, *tables, *scales],
         [mixed, *ports("present", layer)],
-        domain=CONTRIB,
-        num_heads=attention.heads,
-        kv_num_heads=layer.heads,
-        do_rotary=int(attention.rotary is not None),
-        **options,
-    )
+        domain=CONTRIB, num_heads=attention.heads, kv_num_heads=layer.heads,
+        do_rotary=int(attention.rotary is not None), **options,
+    )  # fmt: skip
     return mixed
 
 
@@ -160,13 +157,9 @@ def group_attention(graph: Fused, qkv: str, layer: KvLayer, attention: Attention
         "GroupAttention8" if graph.cache_scales else "GroupAttention",
         [qkv, *ports("past_key_values", layer), graph.last_index, *angles, *cache_scales(graph, layer)],
         [mixed, *ports("present", layer)],
-        domain=KERNELS_DOMAIN,
-        heads=attention.heads,
-        kv_heads=layer.heads,
-        window=window_of(graph, attention),
-        rotary=int(attention.rotary is not None),
-        scale=float(attention.scale),
-    )
+        domain=KERNELS_DOMAIN, heads=attention.heads, kv_heads=layer.heads, window=window_of(graph, attention),
+        rotary=int(attention.rotary is not None), scale=float(attention.scale),
+    )  # fmt: skip
     return mixed
 
 

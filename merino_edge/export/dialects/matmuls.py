@@ -43,19 +43,12 @@ def table_rows(graph: Graph, ids: str, name: str) -> str:
         row = graph.node("Cast", [graph.node("Gather", [codes, ids])], to=TensorProto.FLOAT)
         return graph.node("Mul", [row, graph.node("Gather", [scales, ids])])
     codes_of, scales_of = matrix.codes.reshape(len(matrix.codes), -1), matrix.scales
+    codes = graph.stored(f"{name}.rows", codes_of, codes_of[0].nbytes)
+    scales = graph.stored(f"{name}.row_scales", scales_of, scales_of[0].nbytes)
     return graph.node(
-        "GatherBlockQuantized",
-        [
-            graph.stored(f"{name}.rows", codes_of, codes_of[0].nbytes),
-            ids,
-            graph.stored(f"{name}.row_scales", scales_of, scales_of[0].nbytes),
-        ],
-        domain=CONTRIB,
-        bits=matrix.bits,
-        block_size=matrix.group_size,
-        gather_axis=0,
-        quantize_axis=1,
-    )
+        "GatherBlockQuantized", [codes, ids, scales], domain=CONTRIB,
+        bits=matrix.bits, block_size=matrix.group_size, gather_axis=0, quantize_axis=1,
+    )  # fmt: skip
 
 
 def quantized_head(graph: Graph, x: str, table: str) -> str:
@@ -117,15 +110,9 @@ def grouped_matmul(graph: Graph, x: str, name: str, matrix: QuantizedMatrix) -> 
         arrays.append(graph.once(("points", name), lambda: packed_points(points)))
     parts = zip(("codes", "scales", "zero_points"), arrays, strict=False)
     return graph.node(
-        "MatMulNBits",
-        [x, *(graph.stored(f"{name}.{part}", value) for part, value in parts)],
-        domain=CONTRIB,
-        K=wide.columns,
-        N=len(wide.codes),
-        bits=wide.bits,
-        block_size=wide.group_size,
-        accuracy_level=ACCURACY,
-    )
+        "MatMulNBits", [x, *(graph.stored(f"{name}.{part}", value) for part, value in parts)], domain=CONTRIB,
+        K=wide.columns, N=len(wide.codes), bits=wide.bits, block_size=wide.group_size, accuracy_level=ACCURACY,
+    )  # fmt: skip
 
 
 def with_means(graph: Graph, x: str, matrix: QuantizedMatrix) -> str:

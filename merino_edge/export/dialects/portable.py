@@ -1,7 +1,7 @@
 """Dialect `portable`: plain ONNX of opset 13, which ONNX Runtime 1.10 and TensorRT 8.2 take.
 
 The cache is an input of fixed shape with a mask of its filled slots. The graph returns the new keys and values alone,
-and the host writes them at their position. Masks are -1e4 in place of minus infinity, which float16 can hold too. Not
+and the host writes them at their position. Masks are -1e4 instead of minus infinity, which float16 can hold too. Not
 used, since those runtimes lack them: LayerNormalization, Gelu, Trilu, Mod, OneHot. Inputs and outputs are described in
 docs/formats.md.
 """
@@ -48,7 +48,7 @@ class Portable(Operations):
         self.cache_ports(kv_layers, "sequence")
 
     def _mask(self, hidden: str, *axes: int) -> str:
-        """MASKED where `hidden` is true, 0 elsewhere; `axes` are inserted."""
+        """MASKED if `hidden` is true, 0 elsewhere; `axes` are inserted."""
         mask = self.node("Mul", [self.to_real(hidden), self.scalar(MASKED)])
         return self.node("Unsqueeze", [mask, self.integers(*axes)])
 

@@ -30,12 +30,14 @@ def matrix_from_blocks(
     parts = [
         as_codes(cut[name], bits) if name in cut else quantize_groups(weights[name], bits, group_size) for name in names
     ]
-    codes, scales = (np.concatenate(column) for column in ([part[0] for part in parts], [part[1] for part in parts]))
+    codes, scales = (np.concatenate([part[field] for part in parts]) for field in (0, 1))
     points: np.ndarray | None = None
     rests: tuple[QuantizedMatrix, ...] = ()
     if any(blocks.minimums is not None for blocks in cut.values()):
-        minimums = np.concatenate([minimums_of(cut.get(name), part) for name, part in zip(names, parts, strict=True)])
-        points, rests = as_zero_points(minimums, scales, group_size)
+        given = [cut[name].minimums if name in cut else None for name in names]
+        zeros = [np.zeros_like(part.scales) for part in parts]
+        minimums = [zero if one is None else one for zero, one in zip(zeros, given, strict=True)]
+        points, rests = as_zero_points(np.concatenate(minimums), scales, group_size)
     return QuantizedMatrix(codes, scales, bits, group_size, points, rests, exact=frozenset(stored))
 
 
@@ -46,11 +48,6 @@ def fits(blocks: Blocks, bits: int) -> bool:
 def as_codes(blocks: Blocks, bits: int) -> QuantizedMatrix:
     codes = (blocks.levels.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
     return QuantizedMatrix(packed(codes, bits), blocks.scales, bits, blocks.block)
-
-
-def minimums_of(blocks: Blocks | None, part: QuantizedMatrix) -> np.ndarray:
-    """float32 [rows, groups]"""
-    return np.zeros_like(part.scales) if blocks is None or blocks.minimums is None else blocks.minimums
 
 
 def as_zero_points(

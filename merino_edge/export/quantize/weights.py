@@ -61,44 +61,38 @@ def quantized_matrices(arch: Geometry, weights: Weights, form: GraphFormat, how:
 
 
 def quantized_matrix(name: str, weights: Weights, bits: int, form: GraphFormat, how: Rounding) -> QuantizedMatrix:
-    names, layout = name.split("+"), layout_of(form, bits)
+    names, layout, few_bits = name.split("+"), layout_of(form, bits), has_few_bits(form)
     if how.blocks and layout != "rows":  # a block has a scale of its own, a row one for all its weights
         stored = matrix_from_blocks(how.blocks, names, weights, bits)
-        if stored is not None and (layout == "groups" or fits_tiles(stored, has_few_bits(form))):
-            return for_tiles(name, stored, has_few_bits(form)) if layout == "tiles" else stored
-        if stored is not None and has_few_bits(form) and bits == 8:
-            return stored  # MatMulNBits is fast there
+        if stored is not None and layout == "tiles" and fits_tiles(stored, few_bits):
+            return for_tiles(name, stored, few_bits)
+        if stored is not None and (layout == "groups" or few_bits and bits == 8):  # MatMulNBits is fast there
+            return stored
     matrix = np.concatenate([weights[one] for one in names])  # float32 [sum of out, in]
     rounded = rounded_matrix(name, matrix, bits, layout, how)
-    return for_tiles(name, rounded, has_few_bits(form)) if layout == "tiles" else rounded._replace(layout=layout)
+    return for_tiles(name, rounded, few_bits) if layout == "tiles" else rounded._replace(layout=layout)
 
 
 def rounded_matrix(name: str, matrix: np.ndarray, bits: int, layout: Layout, how: Rounding) -> QuantizedMatrix:
     """Round a matrix float32 [rows, columns] in the groups that its layout takes."""
     names, columns, both_signs = name.split("+"), matrix.shape[1], layout == "rows"
     hessian = how.hessians().get(names[0]) if how.hessians else None  # joined matrices have one input
+    stored = [how.blocks.blocks(one) for one in names] if how.blocks and layout == "groups" else []
+    sizes = [one.block for one in stored if one]
     if layout == "rows":
         group_size = columns
     elif layout == "tiles" or hessian is not None and how.finest:
         group_size = group_sizes(name, columns)[-1]
+    elif sizes:  # in larger groups, weights of several blocks would share a scale
+        group_size = max(GROUP_SIZES[-1], min(sizes))
     else:
-        plain = grouped_matrix(name, matrix, bits, how.blocks)
+        plain = quantize(name, matrix, bits)
         if hessian is None:
             return plain
         group_size = plain.group_size
     if hessian is None:
         return quantize_groups(matrix, bits, group_size, both_signs=both_signs)
     return gptq(matrix, hessian, bits, group_size, both_signs=both_signs)._replace(by_gptq=True)
-
-
-def grouped_matrix(name: str, matrix: np.ndarray, bits: int, blocks: BlockSource | None) -> QuantizedMatrix:
-    """Round in groups no larger than a GGUF's blocks: in larger groups, weights of several blocks would share a
-    scale."""
-    stored = [blocks.blocks(one) for one in name.split("+")] if blocks else []
-    sizes = [one.block for one in stored if one]
-    if not sizes:
-        return quantize(name, matrix, bits)
-    return quantize_groups(matrix, bits, max(GROUP_SIZES[-1], min(sizes)))
 
 
 def layout_of(form: GraphFormat, bits: int) -> Layout:
@@ -133,20 +127,16 @@ def matrix_bits(
         return stored if stored in (5, 6) else bits_of(name)
 
     result: dict[str, int] = {}
-    for names, is_table in matrices_of(arch) if numbers.grouped else ():
+    listed = MatrixNames()
+    if numbers.grouped:
+        family_of(arch).build_graph(listed, arch)
+    for names, is_table in listed.read:
         if is_table:
             result[names[0]] = numbers.embedding_bits
         else:
             runs = [list(run) for _, run in groupby(names, stored_bits)]
             result |= {"+".join(run): bits_of(run[0]) for run in runs}
     return result
-
-
-def matrices_of(arch: Geometry) -> list[tuple[tuple[str, ...], bool]]:
-    """Return (names of matrices with one input, whether it is a table) in the order in which the graph reads them."""
-    listed = MatrixNames()
-    family_of(arch).build_graph(listed, arch)
-    return listed.read
 
 
 def matrix_errors(weights: Weights, matrices: Matrices) -> list[MatrixError]:

@@ -22,7 +22,7 @@ from merino_runtime.errors import MerinoError
 
 
 class Checked(NamedTuple):
-    """`lengths`: the numbers of new tokens that shapes were checked with; `opset`: None where the graph has none."""
+    """`lengths`: the numbers of new tokens that shapes were checked with; `opset`: None if the graph has none."""
 
     version: str
     lengths: tuple[int, ...]

@@ -31,7 +31,7 @@ class Support(NamedTuple):
     operators: Mapping[str, frozenset[str]]
 
     def stored_as(self, dtype: str) -> str:
-        """The type that TensorRT has for a tensor of this ONNX type; the same where it has it itself."""
+        """The type that TensorRT has for a tensor of this ONNX type; the same if it has it itself."""
         return self.becomes.get(dtype, dtype)
 
 

@@ -1,9 +1,11 @@
 """Bundles with random weights of a geometry, for timing only: there is no torch model and no parity.
 
-The graph is the exporter's own; quantized codes are drawn at random.
+The graph is the exporter's own, built from quantized matrices whose codes mean nothing. Their groups are those that
+quantization takes for normally distributed weights: the largest that divide the row.
 """
 
 import itertools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +16,20 @@ from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.design.design_file import Design
 from merino_edge.export.dialects.build import build_graph
 from merino_edge.export.quantize.kv_cache import BITS, CacheScales
-from merino_edge.export.quantize.timing import timing_matrices
+from merino_edge.export.quantize.matrix import QuantizedMatrix
+from merino_edge.export.quantize.weights import layout_of as matrix_layout
+from merino_edge.export.quantize.weights import matrix_bits
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import build_model
-from merino_edge.families.operators import Core, core_of
+from merino_edge.families.operators import Core, core_of, largest_group
 from merino_edge.families.registry import family_of, layout_of
 from merino_edge.families.weights import GraphWeights
 from merino_edge.prediction.formats import core_here
 from merino_edge.storage.atomic import new_folder
 from merino_runtime.bundle import Bundle, Golden, Threads
 from merino_runtime.io.board import runs_kernels, this_board
+
+Codes = Callable[[tuple[int, int, int], int], np.ndarray]  # (shape, the lowest byte) -> uint8 codes
 
 
 def write_random_bundle(
@@ -55,6 +61,27 @@ def write_random_bundle(
     with new_folder(folder, is_bundle_alone, graph.weight_bytes) as place:
         bundle = write_bundle(place, facts, graph, form, Golden((), ()), threads=threads)
     return bundle._replace(folder=str(folder))
+
+
+def timing_matrices(
+    arch: Geometry, weights: Mapping[str, np.ndarray], form: GraphFormat, codes: Codes
+) -> dict[str, QuantizedMatrix]:
+    """Matrices of the shapes of `weights`, in the order of the graph."""
+    matrices = {}
+    for name, bits in matrix_bits(arch, form).items():
+        shapes = [weights[one].shape for one in name.split("+")]
+        matrices[name] = timing_matrix((sum(rows for rows, _ in shapes), shapes[0][1]), bits, form, codes)
+    return matrices
+
+
+def timing_matrix(shape: tuple[int, int], bits: int, form: GraphFormat, codes: Codes) -> QuantizedMatrix:
+    """A matrix [rows, columns] with equal scales."""
+    (rows, columns), layout = shape, matrix_layout(form, bits)
+    group_size = columns if layout == "rows" else largest_group(columns) or columns
+    groups = columns // group_size
+    drawn = codes((rows, groups, group_size * bits // 8), 1 if layout == "rows" else 0)
+    scales = np.full((rows, groups), 0.02 / 2 ** (bits - 1), np.float32)
+    return QuantizedMatrix(drawn, scales, bits, group_size, layout=layout)
 
 
 def even_scales(arch: Geometry, kv: str) -> CacheScales:

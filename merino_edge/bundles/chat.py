@@ -1,8 +1,8 @@
-"""A chat template for bundle.json, split into fixed parts where that is exact, so that the board needs no Jinja.
+"""A chat template for bundle.json, split into fixed parts if that is exact, so that the board needs no Jinja.
 
-Conversations are rendered with marks in place of the messages' texts. The text between two marks is a part if it is the
+Conversations are rendered with marks instead of the messages' texts. The text between two marks is a part if it is the
 same in each turn. Then conversations of up to three turns are rendered by the template and from the parts, with texts
-that templates treat specially. Parts are kept only where both give the same text each time.
+that templates treat specially. Parts are kept only if both give the same text each time.
 """
 
 import re
@@ -33,14 +33,14 @@ class NoSystemError(Exception):
 
 
 class BundleChat(NamedTuple):
-    """`why_jinja`: why the template could not be split into parts; empty where it was."""
+    """`why_jinja`: why the template could not be split into parts; empty if it was."""
 
     chat: Chat
     why_jinja: str
 
 
 def chat_of(given: ChatTemplate) -> BundleChat:
-    """The entry of bundle.json for a template. Raises MerinoError where the template raises in a conversation of three
+    """The entry of bundle.json for a template. Raises MerinoError if the template raises in a conversation of three
     turns."""
     try:
         template = compiled(given.text, given.source)
@@ -59,7 +59,7 @@ def chat_of(given: ChatTemplate) -> BundleChat:
 
 
 def parts_of(template: Render, tokens: dict[str, str]) -> ChatParts:
-    """Raises InexactError where the parts render another text than the template."""
+    """Raises InexactError if the parts render another text than the template."""
     formats: list[str] = []
 
     def date(form: str) -> str:
@@ -98,7 +98,7 @@ def parts_of(template: Render, tokens: dict[str, str]) -> ChatParts:
 
 
 def system_parts(alone: Sequence[str], own_texts: Callable[[bool], list[str]]) -> SystemParts | None:
-    """None where the template raises for a system message, or leaves it out."""
+    """None if the template raises for a system message, or leaves it out."""
     try:
         before, after, *rest = own_texts(True)
     except (MerinoError, NoSystemError):
@@ -117,7 +117,7 @@ def check_strings(parts: ChatParts) -> None:
 
 
 def with_texts(template: Render, tokens: dict[str, str], parts: ChatParts) -> ChatParts:
-    """The parts, with the rule by which the template trims each role's text. Raises InexactError where no rule gives
+    """The parts, with the rule by which the template trims each role's text. Raises InexactError if no rule gives
     the template's text in every conversation."""
 
     def same(candidate: ChatParts, system: str | None, turns: Sequence[Turn], user: str) -> bool:
