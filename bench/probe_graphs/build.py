@@ -54,9 +54,9 @@ def linears(key: GraphKey) -> Decoder:
     All read one input and each has weights of its own, so values neither grow nor vanish.
     """
     graph = operator_graph({f"w{index}": (key.rows, key.columns) for index in range(key.count)}, form_of(key))
-    x = graph.input("x", "float32", 1, "sequence", key.columns)
+    x = graph.input("x", "float32", [1, "sequence", key.columns])
     for index in range(key.count):
-        graph.output(graph.linear(x, f"w{index}"), "float32", 1, "sequence", key.rows)
+        graph.output(graph.linear(x, f"w{index}"), "float32", [1, "sequence", key.rows])
     return graph
 
 
@@ -64,24 +64,24 @@ def chain(key: GraphKey) -> Decoder:
     """`count` square matrices in a row on x [1, T, columns], each applied to the result before it: for a GPU, which
     runs one after the other and fuses none."""
     graph = operator_graph({f"w{index}": (key.rows, key.columns) for index in range(key.count)}, form_of(key))
-    last = graph.input("x", "float32", 1, "sequence", key.columns)
+    last = graph.input("x", "float32", [1, "sequence", key.columns])
     for index in range(key.count):
         last = graph.linear(last, f"w{index}")
-    graph.output(last, "float32", 1, "sequence", key.rows)
+    graph.output(last, "float32", [1, "sequence", key.rows])
     return graph
 
 
 def head(key: GraphKey) -> Decoder:
     """The LM head: x [1, 1, columns] -> logits [1, 1, rows]."""
     graph = operator_graph({"table": (key.rows, key.columns)}, form_of(key), embedding=True)
-    graph.head(graph.input("x", "float32", 1, 1, key.columns), "table")
+    graph.head(graph.input("x", "float32", [1, 1, key.columns]), "table")
     return graph
 
 
 def table(key: GraphKey) -> Decoder:
     """An embedding that is the head too, stored once: input_ids [1, T] -> logits [1, 1, rows]."""
     graph = operator_graph({"table": (key.rows, key.columns)}, form_of(key), embedding=True)
-    graph.input("input_ids", "int64", 1, "sequence")
+    graph.input("input_ids", "int64", [1, "sequence"])
     graph.batched = True  # as in a whole decoder
     graph.head(graph.last(graph.embed("table")), "table")
     return graph
@@ -95,39 +95,39 @@ def attentions(key: GraphKey) -> Decoder:
     one = unset((kv_heads, head_size))
     scales = CacheScales(CACHE_BITS[key.kv], ((one, one),) * key.count) if key.kv in CACHE_BITS else None
     graph = operator_graph({}, form_of(key, plan.ATTENTION_CONTEXT), scales=scales)
-    x = graph.input("x", "float32", 1, "sequence", key.columns + 2 * kv_heads * head_size)
+    x = graph.input("x", "float32", [1, "sequence", key.columns + 2 * kv_heads * head_size])
     graph.begin_attention(layers)
     for layer in layers:
         attention = Attention(key.heads, head_size**-0.5, Rotary(THETA, head_size))
-        graph.output(graph.attention(x, layer, attention), "float32", 1, "sequence", key.columns)
+        graph.output(graph.attention(x, layer, attention), "float32", [1, "sequence", key.columns])
     return graph
 
 
 def norms(key: GraphKey) -> Decoder:
     """`count` norms in a row on [1, T, columns], each of the sum of the one before and x."""
     graph = operator_graph({"w": (key.columns,)}, form_of(key))
-    x = last = graph.input("x", "float32", 1, "sequence", key.columns)
+    x = last = graph.input("x", "float32", [1, "sequence", key.columns])
     for _ in range(key.count):
         last, _ = graph.add_norm(last, x, Norm("w", None, EPS))
-    graph.output(last, "float32", 1, "sequence", key.columns)
+    graph.output(last, "float32", [1, "sequence", key.columns])
     return graph
 
 
 def activations(key: GraphKey) -> Decoder:
     """`count` activations in a row on [1, T, columns]."""
     graph = operator_graph({}, form_of(key))
-    last = graph.input("x", "float32", 1, "sequence", key.columns)
+    last = graph.input("x", "float32", [1, "sequence", key.columns])
     for _ in range(key.count):
         last = graph.activation(last, "gelu")
-    graph.output(last, "float32", 1, "sequence", key.columns)
+    graph.output(last, "float32", [1, "sequence", key.columns])
     return graph
 
 
 def call(key: GraphKey) -> Decoder:
     """One addition of [1, T, columns]: what running a graph, and an operator of it, cost by themselves."""
     graph = operator_graph({}, form_of(key))
-    x = graph.input("x", "float32", 1, "sequence", key.columns)
-    graph.output(graph.add(x, x), "float32", 1, "sequence", key.columns)
+    x = graph.input("x", "float32", [1, "sequence", key.columns])
+    graph.output(graph.add(x, x), "float32", [1, "sequence", key.columns])
     return graph
 
 

@@ -128,8 +128,8 @@ def divergence_of(backend: Backend, answers: Sequence[Answer]) -> Divergence:
         same += sum(equal for _, equal, _ in steps)
         kept += all(tied for _, _, tied in steps[: parting(steps) + 1])
     return Divergence(
-        float(np.mean(divergences)), float(np.quantile(divergences, 0.99)), same / len(divergences), kept, len(answers),
-        len(divergences),
+        kl_mean=float(np.mean(divergences)), kl_p99=float(np.quantile(divergences, 0.99)),
+        top1=same / len(divergences), kept=kept, answers=len(answers), tokens=len(divergences),
     )  # fmt: skip
 
 

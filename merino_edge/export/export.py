@@ -151,8 +151,8 @@ def export_planned(
 
     # 5. Write the bundle.
     model = ModelFacts(
-        source.name, source.family, source.arch, source.weights, source.weights_source, source.stop_ids,
-        plan.chat.chat if plan.chat else None,
+        source.name, source.family, source.arch, source.weights, source.weights_source, stop_ids=source.stop_ids,
+        chat=plan.chat.chat if plan.chat else None,
     )  # fmt: skip
     # Other programs allocate float caches, and lack this project's operators.
     others = form.dialect == "fused" and form.kv is None and not graph.own_kernels
@@ -172,8 +172,9 @@ def export_planned(
         bundle, error, unrounded = proved(load_bundle(str(folder)), golden, bool(errors), form.kv)
         diverges = divergence(bundle, calibration.answers) if plan.compared and calibration.answers else None
     return Exported(
-        out, bundle._replace(folder=str(out)), error, len(golden.logits) - 1, unrounded, errors, stored,
-        plan.chat.why_jinja if plan.chat else "", calibrated, rise, note, diverges,
+        out, bundle._replace(folder=str(out)), error, steps=len(golden.logits) - 1, unrounded=unrounded,
+        matrices=errors, stored=stored, why_jinja=plan.chat.why_jinja if plan.chat else "", calibrated=calibrated,
+        cache_rise=rise, note=note, divergence=diverges,
     )  # fmt: skip
 
 

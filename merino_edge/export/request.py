@@ -195,7 +195,7 @@ def graph_format(request: ExportRequest, design: Design | None, context: int) ->
     check_calibration(precision, kv, request.calibration)
     core = core_of(dialect, precision, request.core or (core_of_board(board) if board else "dotprod"))
     groups = board is not None and dialect == "fused" and attends_by_groups(board, precision)
-    return GraphFormat(precision, dialect, context, core, kv, request.all_logits, groups)
+    return GraphFormat(precision, dialect, context, core, kv, all_logits=request.all_logits, by_groups=groups)
 
 
 def cache_format(

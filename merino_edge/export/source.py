@@ -17,9 +17,9 @@ from merino_edge.export.recover import check_recovered, recover_weights
 from merino_edge.export.request import Plan, find_source
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.geometry import Geometry
-from merino_edge.families.gguf.checkpoint import read_gguf
+from merino_edge.families.gguf.checkpoint import GgufCheckpoint, read_gguf
 from merino_edge.families.hub import HubModel, fetch
-from merino_edge.families.hugging_face import SEED, TOKENIZER, random_model, read_checkpoint
+from merino_edge.families.hugging_face import SEED, TOKENIZER, Checkpoint, random_model, read_checkpoint
 from merino_edge.families.registry import family_of, layout_of, read_geometry
 from merino_edge.families.weights import BlockSource, GraphWeights
 from merino_edge.families.zoo import Model
@@ -97,7 +97,7 @@ def not_finite(model: PreTrainedModel, name: str) -> MerinoError:
 def random_source(arch: Geometry, name: str) -> Source:
     """A geometry with random weights, the same at each call. Speed does not depend on the values."""
     check_memory(arch, name)
-    return Source(name, arch, random_model(arch), "random", f"random, seed {SEED}", (), None)
+    return Source(name, arch, random_model(arch), "random", f"random, seed {SEED}", stop_ids=(), tokenizer=None)
 
 
 def load_published(model: HubModel, name: str, say: Callable[[str], None]) -> Source:
@@ -117,36 +117,30 @@ def load_weights_of(known: Model, folder: Path) -> Source:
             f"{folder} is not {known.id}: it has {checkpoint.geometry.shape()}, {known.id} has"
             f" {known.geometry.shape()}. {remedy}"
         )
-    return Source(
-        known.id, checkpoint.geometry, checkpoint.model, "trained", f"local folder {folder.name}", checkpoint.stop_ids,
-        checkpoint.tokenizer, chat=checkpoint.chat,
-    )  # fmt: skip
+    return trained_source(known.id, checkpoint, f"local folder {folder.name}")
 
 
 def load_gguf(path: Path) -> Source:
     """A GGUF file: its weights dequantized for torch, and its blocks for a graph that takes them over."""
     gguf = read_gguf(path, lambda geometry: check_memory(geometry, path.name))
-    return Source(
-        path.stem, gguf.geometry, gguf.model, "trained", f"file {path.name}", gguf.stop_ids, gguf.tokenizer,
-        chat=gguf.chat, blocks=gguf.blocks,
-    )  # fmt: skip
+    return trained_source(path.stem, gguf, f"file {path.name}")._replace(blocks=gguf.blocks)
 
 
 def load_checkpoint(folder: Path) -> Source:
     """A trained checkpoint in Hugging Face's layout, with its name and the design that it was trained from."""
     checkpoint = read_checkpoint(folder, lambda geometry: check_memory(geometry, folder.name))
-    return Source(
-        trained_name(folder) or folder.name, checkpoint.geometry, checkpoint.model, "trained",
-        f"checkpoint {folder.name}", checkpoint.stop_ids, checkpoint.tokenizer,
-        kept_design(folder, checkpoint.geometry), chat=checkpoint.chat,
-    )  # fmt: skip
-
-
-def kept_design(folder: Path, arch: Geometry) -> Design | None:
-    """The design in a checkpoint's folder, if both have the same geometry."""
     path = folder / DESIGN
     design = load_design(path) if path.is_file() else None
-    return design if design and design.architecture == arch else None
+    made_from = design if design and design.architecture == checkpoint.geometry else None
+    source = trained_source(trained_name(folder) or folder.name, checkpoint, f"checkpoint {folder.name}")
+    return source._replace(design=made_from)
+
+
+def trained_source(name: str, checkpoint: Checkpoint | GgufCheckpoint, weights_source: str) -> Source:
+    return Source(
+        name, checkpoint.geometry, checkpoint.model, "trained", weights_source, stop_ids=checkpoint.stop_ids,
+        tokenizer=checkpoint.tokenizer, chat=checkpoint.chat,
+    )  # fmt: skip
 
 
 def load_bundle_again(folder: Path) -> Source:

@@ -217,5 +217,5 @@ def test_values_of_weights_are_not_touched():
     """16 GB of matrices, more than the machine need have."""
     graph = operator_graph({f"w{index}": (2**15, 2**15) for index in range(4)}, GraphFormat("fp32", "fused", 1))
     for name in graph.weights:
-        graph.output(graph.linear("x", name), "float32", 1, "sequence", 2**15)
+        graph.output(graph.linear("x", name), "float32", [1, "sequence", 2**15])
     assert graph.decode_weight_bytes == 16 * 2**30

@@ -68,7 +68,7 @@ def test_no_step_behind_gptq_raises_the_error(seed, bits, size, tokens):
     for _ in range(2):
         scales = fitted_scales(weights, codes, scales, damped.astype(np.float32))
         errors.append(error())
-        codes = descended(weights, codes, scales, damped.astype(np.float32), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        codes = descended(weights, codes, scales, damped.astype(np.float32), (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
         errors.append(error())
     for before, after in itertools.pairwise(errors):
         assert (after <= before * (1 + 1e-3) + 1e-9 * damped.trace()).all()

@@ -214,8 +214,8 @@ def test_an_outlier_in_a_prompt_leaves_the_other_rows_as_exact_as_alone(tmp_path
     weights = {"w": random.standard_normal((48, 64)).astype(np.float32)}
     form = GraphFormat("int8", "fused", 8, "no-dotprod")
     graph = DIALECTS["fused"](weights, {"w": quantized_matrix("w", weights, 8, form, PLAIN)}, form)
-    x = graph.input("x", "float32", 1, "sequence", 128)
-    graph.output(graph.linear(graph.gated(x, "relu"), "w"), "float32", 1, "sequence", 48)
+    x = graph.input("x", "float32", [1, "sequence", 128])
+    graph.output(graph.linear(graph.gated(x, "relu"), "w"), "float32", [1, "sequence", 48])
     graph.save(tmp_path)
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(library_path(platform.machine()))

@@ -31,8 +31,8 @@ class Fused(Operations):
         """Add a decoder's inputs, its outputs except the logits, and the nodes that count the filled positions in the
         mask."""
         self.batched = bool(self.matrices) or not self.all_logits
-        self.input("input_ids", "int64", 1, "sequence")
-        mask = self.input("attention_mask", "int64", 1, "total")
+        self.input("input_ids", "int64", [1, "sequence"])
+        mask = self.input("attention_mask", "int64", [1, "total"])
         self.cache_ports(kv_layers, self.context)
         last = self.node("Sub", [self.node("ReduceSum", [mask, self.integers(1)], keepdims=0), self.integers(1)])
         total = self.node("Gather", [self.node("Shape", [mask]), self.integer(1)])
@@ -42,8 +42,8 @@ class Fused(Operations):
     def begin_attention(self, kv_layers: Sequence[KvLayer]) -> None:
         """Add the inputs and outputs of attention layers without a decoder: the cache, and the lengths that
         `begin_decoder` derives."""
-        self.last_index = self.input("last", "int32", 1)
-        self.total_length = self.input("total", "int32")
+        self.last_index = self.input("last", "int32", [1])
+        self.total_length = self.input("total", "int32", ())
         self.cache_ports(kv_layers, self.context)
 
     def declared(self, port: Port) -> tuple[int | str, ...]:
@@ -59,7 +59,7 @@ class Fused(Operations):
         return tuple(shape)
 
     def embed_positions(self, table: str, offset: int) -> str:
-        positions = self.input("position_ids", "int64", 1, "sequence")
+        positions = self.input("position_ids", "int64", [1, "sequence"])
         return table_rows(self, self.node("Add", [positions, self.integer(offset)]), table)
 
     def norm(self, x: str, norm: Norm) -> str:

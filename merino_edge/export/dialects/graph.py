@@ -104,6 +104,10 @@ class Graph:
         """The names of the operators of this project's kernels in the graph, sorted."""
         return tuple(sorted({node.op_type for node in self._nodes if node.domain == KERNELS_DOMAIN}))
 
+    def padded(self, x: str, channels: int) -> str:
+        """x [1, T, n] with zeros for new channels behind its own."""
+        return self.node("Pad", [x, self.integers(*[0] * 5, channels)])
+
     def to_real(self, x: str) -> str:
         """Cast to type `real`."""
         return self.node("Cast", [x], to=TYPES[self.real])
@@ -183,17 +187,17 @@ class Graph:
 
     # Inputs and outputs
 
-    def input(self, name: str, dtype: str, *shape: int | str) -> str:
-        self.inputs.append(Port(name, dtype, shape))
+    def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> str:
+        self.inputs.append(Port(name, dtype, tuple(shape)))
         return name
 
-    def output(self, name: str, dtype: str, *shape: int | str) -> str:
-        self.outputs.append(Port(name, dtype, shape))
+    def output(self, name: str, dtype: str, shape: Sequence[int | str]) -> str:
+        self.outputs.append(Port(name, dtype, tuple(shape)))
         return name
 
     def logits(self, x: str, vocab: int) -> None:
         """Make x [1, 1 or T, vocab] the graph's output `logits`, which is float32 in every format."""
-        self.output("logits", "float32", 1, "sequence" if self.all_logits else 1, vocab)
+        self.output("logits", "float32", [1, "sequence" if self.all_logits else 1, vocab])
         if self.real == "float32":
             self.node_into("Identity", [x], ["logits"])
         else:
@@ -207,8 +211,8 @@ class Graph:
         for layer in layers:
             size = layer.head_size // 2 if bits == 4 else layer.head_size
             for past, present in zip(ports("past_key_values", layer), ports("present", layer), strict=True):
-                self.input(past, dtype, 1, layer.heads, self.context, size)
-                self.output(present, dtype, 1, layer.heads, present_axis, size)
+                self.input(past, dtype, [1, layer.heads, self.context, size])
+                self.output(present, dtype, [1, layer.heads, present_axis, size])
 
     def declared(self, port: Port) -> tuple[int | str, ...]:
         """The shape of an input or output as the file states it."""

@@ -120,7 +120,7 @@ def with_means(graph: Graph, x: str, matrix: QuantizedMatrix) -> str:
     groups, size = matrix.scales.shape[1], matrix.group_size
     means = graph.node("AveragePool", [x], kernel_shape=[size], strides=[size])  # [1, T, groups]
     if groups % size:
-        means = graph.node("Pad", [means, graph.integers(0, 0, 0, 0, 0, -groups % size)])
+        means = graph.padded(means, -groups % size)
     return graph.node("Concat", [x, *[means for _ in matrix.rests]], axis=-1)
 
 
@@ -130,7 +130,7 @@ def with_copies(graph: Graph, x: str, name: str, matrix: QuantizedMatrix) -> str
     columns = size * (groups + sum(rest.scales.shape[1] for rest in matrix.rests))
     filled = bool(matrix.rests) and groups % size > 0
     if not filled:
-        x = graph.node("Pad", [x, graph.integers(0, 0, 0, 0, 0, 1)])
+        x = graph.padded(x, 1)
     zero = size * groups + groups if filled else columns
     order = graph.constant(f"{name}.order", input_order(columns, zero, matrix.outliers))
     return graph.node("Gather", [x, order], axis=2)

@@ -37,4 +37,4 @@ class Operations(Graph):
     def resize(self, x: str, width: int, following: int) -> str:
         if following < width:
             return self.node("Slice", [x, self.integers(0), self.integers(following), self.integers(-1)])
-        return self.node("Pad", [x, self.integers(0, 0, 0, 0, 0, following - width)])
+        return self.padded(x, following - width)

@@ -29,9 +29,9 @@ class Portable(Operations):
 
     def begin_decoder(self, kv_layers: Sequence[KvLayer]) -> None:
         """Add a decoder's inputs, its outputs except the logits, and the nodes that compute both masks."""
-        self.input("input_ids", "int64", 1, "sequence")
-        filled = self.input("attention_mask", "int64", 1, self.context)
-        self.positions = self.input("position_ids", "int64", 1, "sequence")
+        self.input("input_ids", "int64", [1, "sequence"])
+        filled = self.input("attention_mask", "int64", [1, self.context])
+        self.positions = self.input("position_ids", "int64", [1, "sequence"])
         self.cache_ports(kv_layers, "sequence")
         self.cached_mask = self._mask(self.node("Equal", [filled, self.integers(0)]), 1, 2)  # [1, 1, 1, context]
         position = self.node("Cast", [self.positions], to=TensorProto.FLOAT)  # [1, T]
@@ -42,9 +42,9 @@ class Portable(Operations):
     def begin_attention(self, kv_layers: Sequence[KvLayer]) -> None:
         """Add the inputs and outputs of attention layers without a decoder: the cache, and the masks that
         `begin_decoder` derives."""
-        self.positions = self.input("position_ids", "int64", 1, "sequence")
-        self.cached_mask = self.input("cached_mask", self.real, 1, 1, 1, self.context)
-        self.new_mask = self.input("new_mask", self.real, 1, 1, "sequence", "sequence")
+        self.positions = self.input("position_ids", "int64", [1, "sequence"])
+        self.cached_mask = self.input("cached_mask", self.real, [1, 1, 1, self.context])
+        self.new_mask = self.input("new_mask", self.real, [1, 1, "sequence", "sequence"])
         self.cache_ports(kv_layers, "sequence")
 
     def _mask(self, hidden: str, *axes: int) -> str:

@@ -38,7 +38,9 @@ def matrix_from_blocks(
         zeros = [np.zeros_like(part.scales) for part in parts]
         minimums = [zero if one is None else one for zero, one in zip(zeros, given, strict=True)]
         points, rests = as_zero_points(np.concatenate(minimums), scales, group_size)
-    return QuantizedMatrix(codes, scales, bits, group_size, points, rests, exact=frozenset(stored))
+    return QuantizedMatrix(
+        codes, scales, bits, group_size, zero_points=points, rests=rests, exact=frozenset(stored)
+    )
 
 
 def fits(blocks: Blocks, bits: int) -> bool:

@@ -25,7 +25,7 @@ def gptq(
     """
     weights, damped = np.ascontiguousarray(matrix.T, np.float32), damped_hessian(hessian)
     half = 2 ** (bits - 1)
-    lowest = 1 - half if both_signs else -half
+    limits = (1 - half if both_signs else -half), half - 1
     codes, scales = compensated(weights, damped, bits, group_size, both_signs)
     damped = damped.astype(np.float32)
     for start in range(0, len(matrix), ROWS):
@@ -33,7 +33,7 @@ def gptq(
         part, own_codes, own_scales = (np.ascontiguousarray(array[:, rows]) for array in (weights, codes, scales))
         for _ in range(SWEEPS):
             own_scales = fitted_scales(part, own_codes, own_scales, damped)
-            own_codes = descended(part, own_codes, own_scales, damped, lowest, half - 1)
+            own_codes = descended(part, own_codes, own_scales, damped, limits)
         codes[:, rows], scales[:, rows] = own_codes, own_scales
     cut = (codes + half).astype(np.uint8).T.reshape(matrix.shape[0], -1, group_size)
     return QuantizedMatrix(packed(cut, bits), np.ascontiguousarray(scales.T), bits, group_size)
@@ -90,10 +90,10 @@ def fitted_scales(weights: np.ndarray, codes: np.ndarray, scales: np.ndarray, da
 
 
 def descended(
-    weights: np.ndarray, codes: np.ndarray, scales: np.ndarray, damped: np.ndarray, lowest: int, highest: int
+    weights: np.ndarray, codes: np.ndarray, scales: np.ndarray, damped: np.ndarray, limits: tuple[int, int]
 ) -> np.ndarray:
     """Codes [columns, rows] after one sweep of coordinate descent: each column in turn takes the codes of least error
-    beside those of all others."""
+    beside those of all others. `limits`: the lowest and the highest code."""
     codes, steps = codes.copy(), np.repeat(scales, len(weights) // len(scales), 0)  # [columns, rows]
     divisor = np.where(steps == 0, 1, steps)
     gradient = damped @ (weights - codes * steps)  # of half the error, towards larger codes
@@ -102,7 +102,7 @@ def descended(
         here, changes = gradient[start:end].copy(), np.empty_like(weights[start:end])
         for column in range(start, end):
             best = codes[column] + here[column - start] / damped[column, column] / divisor[column]
-            best = np.clip(np.rint(best), lowest, highest)
+            best = np.clip(np.rint(best), *limits)
             changes[column - start] = change = (best - codes[column]) * steps[column]
             here -= np.outer(damped[start:end, column], change)
             codes[column] = best

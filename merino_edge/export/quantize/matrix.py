@@ -179,8 +179,10 @@ def dequantize(matrix: QuantizedMatrix) -> np.ndarray:
 def matrix_error(name: str, exact: np.ndarray, quantized: QuantizedMatrix) -> MatrixError:
     difference = np.abs(dequantize(quantized) - exact)
     scale = rms(exact) or 1.0
-    mean, worst = float(difference.mean()) / scale, float(difference.max()) / scale
-    return MatrixError(name, quantized.bits, quantized.group_size, quantized.nbytes, mean, worst)
+    return MatrixError(
+        name, quantized.bits, quantized.group_size, quantized.nbytes,
+        mean=float(difference.mean()) / scale, worst=float(difference.max()) / scale,
+    )  # fmt: skip
 
 
 def rms(values: np.ndarray) -> float:

@@ -42,8 +42,9 @@ def table() -> Mapping[str, Support]:
     for version, facts in tomllib.loads(text).items():
         operators = {name: frozenset(group["types"]) for group in facts["operators"] for name in group["names"]}
         versions[version] = Support(
-            version, tuple(facts["opsets"]), frozenset(facts["types"]), facts["becomes"], facts["most_dims"],
-            {name: tuple(places) for name, places in facts["constants"].items()}, operators,
+            version, opsets=tuple(facts["opsets"]), types=frozenset(facts["types"]), becomes=facts["becomes"],
+            most_dims=facts["most_dims"], operators=operators,
+            constants={name: tuple(places) for name, places in facts["constants"].items()},
         )  # fmt: skip
     return versions
 
