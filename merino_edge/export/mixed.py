@@ -10,7 +10,7 @@ The choice is a knapsack: integer linear programming (scipy's HiGHS) solves it e
 same for both formats and is not counted.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -119,34 +119,26 @@ def divergence_saved(
     source: Source, answers: Sequence[Answer], differences: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
     """KL divergence in nats per token of the answers, by matrix: half the Fisher information times the squared errors,
-    summed over weights."""
-    layout = layout_of(source.arch)
+    summed over weights.
+
+    The gradients are those of the log-likelihood of sampled tokens. Tokens are sampled independently, so that the
+    expected square of the sum is the sum of the expected squares.
+    """
+    generator, layout = torch.Generator().manual_seed(SEED), layout_of(source.arch)
+    parameters = dict(source.model.named_parameters(remove_duplicate=False))
     totals = dict.fromkeys(differences, 0.0)
-    for gradients in sampled_gradients(source, answers, list(differences)):
-        for name, gradient in gradients.items():
+    for answer in answers:
+        ids = torch.tensor([[*answer.prompt, *answer.ids]])
+        logits = source.model(input_ids=ids, use_cache=False).logits[0, len(answer.prompt) - 1 : -1].float()
+        sampled = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+        loss = torch.nn.functional.cross_entropy(logits, sampled, reduction="sum")
+        gradients = torch.autograd.grad(loss, [parameters[name] for name in totals])
+        for name, gradient in zip(totals, gradients, strict=True):
             place = layout(name)
-            in_graph = place.to_graph(gradient) if place else gradient
+            in_graph = place.to_graph(gradient.numpy()) if place else gradient.numpy()
             totals[name] += float(np.vdot(np.square(in_graph), differences[name]))
     tokens = sum(len(answer.ids) for answer in answers)
     return {name: total / 2 / tokens for name, total in totals.items()}
-
-
-def sampled_gradients(
-    source: Source, answers: Sequence[Answer], names: Sequence[str]
-) -> Iterator[dict[str, np.ndarray]]:
-    """Per answer the gradients of the log-likelihood of sampled tokens. Tokens are sampled independently, so that the
-    expected square of the sum is the sum of the expected squares."""
-    generator = torch.Generator().manual_seed(SEED)
-    model = source.model
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    matrices = [parameters[name] for name in names]
-    for answer in answers:
-        ids = torch.tensor([[*answer.prompt, *answer.ids]])
-        logits = model(input_ids=ids, use_cache=False).logits[0, len(answer.prompt) - 1 : -1].float()
-        sampled = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
-        loss = torch.nn.functional.cross_entropy(logits, sampled, reduction="sum")
-        gradients = torch.autograd.grad(loss, matrices)
-        yield {name: gradient.numpy() for name, gradient in zip(names, gradients, strict=True)}
 
 
 def chosen(candidates: Sequence[Promotion], most_bytes: float | None, most_ms: float | None) -> list[Promotion]:

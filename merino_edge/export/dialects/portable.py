@@ -112,7 +112,7 @@ class Portable(Operations):
         if attention.rotary:
             query, key = self._rotate(query, layer, attention.rotary), self._rotate(key, layer, attention.rotary)
         query = self.node("Mul", [query, self.scalar(attention.scale)])
-        query = self._grouped(query, layer, attention)
+        query = self._as_heads(query, layer.heads, layer, attention)
         for name, new in zip(ports("present", layer), (key, value), strict=True):
             self.node_into("Identity", [new], [name])
         past_key, past_value = ports("past_key_values", layer)
@@ -137,18 +137,12 @@ class Portable(Operations):
         parts = zip((split, f"{split}.1", f"{split}.2"), shapes, strict=True)
         return [self.node("Transpose", [self.node("Reshape", part)], perm=[0, 2, 1, 3]) for part in parts]
 
-    def _grouped(self, x: str, layer: KvLayer, attention: Attention) -> str:
-        """x [1, heads, T, n] as [1, KV heads, heads / KV heads * T, n]: query heads of one KV head are joined, so that
-        keys and values are not repeated."""
+    def _as_heads(self, x: str, count: int, layer: KvLayer, attention: Attention) -> str:
+        """x [1, heads, T, n] as [1, KV heads, heads / KV heads * T, n], or back: query heads of one KV head are joined,
+        so that keys and values are not repeated."""
         if attention.heads == layer.heads:
             return x
-        return self.node("Reshape", [x, self.integers(1, layer.heads, -1, 0)])
-
-    def _ungrouped(self, x: str, layer: KvLayer, attention: Attention) -> str:
-        """The inverse of `_grouped`: [1, KV heads, heads / KV heads * T, n] as [1, heads, T, n]."""
-        if attention.heads == layer.heads:
-            return x
-        return self.node("Reshape", [x, self.integers(1, attention.heads, -1, 0)])
+        return self.node("Reshape", [x, self.integers(1, count, -1, 0)])
 
     def _rotate(self, x: str, layer: KvLayer, rotary: Rotary) -> str:
         """Rotary position embedding of x [1, heads, T, head_size]: element i is paired with i + head_size / 2."""
@@ -170,12 +164,12 @@ class Portable(Operations):
     def _scores(self, query: str, key: str, layer: KvLayer, attention: Attention) -> str:
         """[1, heads, T, n] of grouped queries and keys [1, layer.heads, n, head_size]."""
         scores = self.node("MatMul", [query, self.node("Transpose", [key], perm=[0, 1, 3, 2])])
-        return self._ungrouped(scores, layer, attention)
+        return self._as_heads(scores, attention.heads, layer, attention)
 
     def _mixed(self, weights: str, value: str, layer: KvLayer, attention: Attention) -> str:
         """[1, heads, T, head_size] of weights [1, heads, T, n] and values [1, layer.heads, n, head_size]."""
-        mixed = self.node("MatMul", [self._grouped(weights, layer, attention), value])
-        return self._ungrouped(mixed, layer, attention)
+        mixed = self.node("MatMul", [self._as_heads(weights, layer.heads, layer, attention), value])
+        return self._as_heads(mixed, attention.heads, layer, attention)
 
     def _part(self, weights: str, start: int, end: int) -> str:
         return self.node("Slice", [weights, self.integers(start), self.integers(end), self.integers(3)])
