@@ -1,4 +1,7 @@
-"""An export: source -> plan -> quantized weights -> graph -> bundle -> proof."""
+"""An export: source -> plan -> quantized weights -> graph -> bundle -> proof.
+
+`export` resolves the plan and calibrates; `export_planned` does the rest, in numbered steps. `source` loads what it needs.
+"""
 
 import shutil
 from collections.abc import Callable, Sequence
