@@ -1,6 +1,6 @@
 """An export: source -> plan -> quantized weights -> graph -> bundle -> proof.
 
-`export` resolves the plan and calibrates; `export_planned` does the rest, in numbered steps. `source` loads what it needs.
+`export` resolves the plan and calibrates; `export_planned` does the rest, in numbered steps. Loading: `source`.
 """
 
 import shutil
