@@ -1,6 +1,6 @@
 """An export: source -> plan -> quantized weights -> graph -> bundle -> proof.
 
-`export` resolves the plan and calibrates; `export_planned` does the rest, in numbered steps. Loading: `source`.
+The steps are numbered, in `export` and `export_planned`. A source is loaded by `source.load_source`.
 """
 
 import shutil
@@ -19,7 +19,7 @@ from merino_edge.export.divergence import Answer, Divergence, answers_of, diverg
 from merino_edge.export.golden import GOLDEN_STEPS, clear_golden
 from merino_edge.export.mixed import mixed_plan
 from merino_edge.export.parity import empty, proved, with_quantized
-from merino_edge.export.plan import ExportPlan, export_plans
+from merino_edge.export.plan import ExportPlan, fastest_plans, resolve_plan
 from merino_edge.export.quantize.gptq import Hessians
 from merino_edge.export.quantize.inputs import hessians_on, input_hessians, norm_input_sizes, rows_to_read
 from merino_edge.export.quantize.kv_calibration import Calibrated, calibrated_cache
@@ -27,7 +27,7 @@ from merino_edge.export.quantize.matrix import MatrixError
 from merino_edge.export.quantize.outliers import TWICE, with_outliers
 from merino_edge.export.quantize.smoothquant import NOTE, smoothed
 from merino_edge.export.quantize.weights import Matrices, Rounding, matrix_errors, quantized_matrices
-from merino_edge.export.request import ExportRequest
+from merino_edge.export.request import ExportRequest, in_one_format
 from merino_edge.export.source import Source, graph_weights, not_finite
 from merino_edge.families.registry import layout_of
 from merino_edge.storage.atomic import check_folder, new_folder, parents_made, scratch_folder
@@ -110,10 +110,18 @@ def export(
     that is not possible, for a chat template that raises, for weights that give no finite logits, and if the graph
     differs from torch; then nothing is written.
     """
-    plans = export_plans(request, source, out)
+    # 1. Resolve the plan. With `auto` there are several: the first that keeps the model's answers is taken.
+    if request.precision == "auto":
+        plans = fastest_plans(request, source, out)
+    else:
+        plans = [resolve_plan(in_one_format(request), source, out)]
+
+    # 2. Calibrate: the model reads a text, and answers questions in float32.
     calibration = calibrate(source, plans[0])
     if request.precision == "mixed":
         plans = [mixed_plan(plans[0], source, request, calibration.answers, say)]
+
+    # 3 to 8. Quantize, build the graph, write the bundle, prove it.
     if len(plans) == 1:
         return export_planned(source, out, plans[0], calibration, last_use)
     return export_fastest(source, out, plans, calibration, say)
@@ -126,12 +134,12 @@ def export_planned(
     form, hessians, note = plan.form, calibration.hessians, ""
     scales, rise = calibration.cache or (None, None)
 
-    # 1. SmoothQuant: move outlier channels of activations into the weights.
+    # 3. SmoothQuant: move outlier channels of activations into the weights.
     if plan.smoothquant and (rescaled := smoothed(source, calibration.rows, in_place=last_use)) is not source:
         source, last_use, note = rescaled, True, NOTE
         hessians = hessians_on(source, plan.calibration) if plan.calibration else None
 
-    # 2. Quantize: take over a GGUF's blocks, round the others (GPTQ), store groups with outliers twice.
+    # 4. Quantize: take over a GGUF's blocks, round the others (GPTQ), store groups with outliers twice.
     weights = graph_weights(source)
     how = Rounding(source.blocks, hessians, plan.calibration is not None, plan.eight_bits)
     matrices = quantized_matrices(source.arch, weights, form, how)
@@ -141,18 +149,18 @@ def export_planned(
     errors, stored = matrix_errors(weights, matrices), type_counts(source, matrices)
     calibrated = sum(len(name.split("+")) for name, matrix in matrices.items() if matrix.by_gptq)
 
-    # 3. Build the graph.
+    # 5. Build the graph.
     graph = build_graph(source.arch, weights, matrices, form, scales)
     graph.note = note
     check_folder(out, is_bundle_alone, graph.weight_bytes)
 
-    # 4. Decode golden ids by torch, with the weights that the codes stand for.
+    # 6. Decode golden ids by torch, with the weights that the codes stand for.
     dequantized = with_quantized(source.model, matrices, layout_of(source.arch), in_place=last_use)
     golden = clear_golden(dequantized, source.arch.vocab, form.context, scales)
     if not np.isfinite(golden.logits).all():
         raise not_finite(source.model, source.name)
 
-    # 5. Write the bundle.
+    # 7. Write the bundle.
     model = ModelFacts(
         source.name, source.family, source.arch, source.weights, source.weights_source, stop_ids=source.stop_ids,
         chat=plan.chat.chat if plan.chat else None,
@@ -171,7 +179,7 @@ def export_planned(
             graph.forget()
             empty(source.model)
 
-        # 6. Prove it: logits against torch's at each step, answers against float32's.
+        # 8. Prove it: logits against torch's at each step, answers against float32's.
         bundle, error, unrounded = proved(load_bundle(str(folder)), golden, bool(errors), form.kv)
         diverges = divergence(bundle, calibration.answers) if plan.compared and calibration.answers else None
     return Exported(

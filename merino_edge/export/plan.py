@@ -1,7 +1,8 @@
 """The plan of an export: a request, resolved against facts of its source before any work. Defaults are applied, and
 impossible requests are refused.
 
-`request` checks what needs no torch. `mixed` adds to a plan the matrices that get 8 bits.
+`request` checks what needs no torch. `fastest_plans` and `mixed.mixed_plan` return plans for `--precision auto` and
+`mixed`.
 """
 
 from collections.abc import Sequence
@@ -68,35 +69,7 @@ class ExportPlan(NamedTuple):
     predicted: str = ""
 
 
-def export_plans(request: ExportRequest, source: Source, out: Path) -> list[ExportPlan]:
-    """Return the plan of an export to `out`. For `auto` there is one for each format no slower than float32, the
-    fastest first, of which the first that keeps the model's answers is taken; for `mixed` it is that of int4.
-
-    Raises MerinoError for a request that is not possible.
-    """
-    plan = export_plan(in_one_format(request), source, out)
-    if request.precision != "auto" or request.board is None:
-        return [plan]
-    form, board = plan.form, request.board
-    times = predicted_ms(source.arch, board, PRECISIONS, form.context, form.kv)
-    order = sorted(times, key=lambda precision: times[precision])
-    order = order[: order.index("fp32") + 1]
-    if order == ["fp32"]:
-        check_calibration("fp32", form.kv, request.calibration)
-    plans = []
-    for precision in order:  # without calibration text if nothing is quantized
-        text = request.calibration if form.kv is not None or precision in ROUNDED else None
-        one = export_plan(request._replace(precision=precision, calibration=text), source, out)
-        plans.append(one._replace(predicted=f"{times[precision]:.1f} ms predicted on {board.id}"))
-    if len(plans) > 1 and source.weights == "trained" and source.tokenizer is None:
-        raise MerinoError(
-            f"{source.name} has no tokenizer, so --precision auto cannot compare its answers: name a --precision; by"
-            f" predicted latency on {board.id} it would be {order[0]}"
-        )
-    return plans
-
-
-def export_plan(request: ExportRequest, source: Source, out: Path) -> ExportPlan:
+def resolve_plan(request: ExportRequest, source: Source, out: Path) -> ExportPlan:
     """Resolve a request of one precision, or none. Raises MerinoError for a request that is not possible."""
     form = graph_format(request, source.design, chosen_context(source, request.context))
     check_replaces(source, out, request.overwrite)
@@ -119,6 +92,32 @@ def export_plan(request: ExportRequest, source: Source, out: Path) -> ExportPlan
     )
     check_memory(source.arch, source.name, form.precision, IMPORTS_MB + weights_mb(source.arch), plan.gptq)
     return plan
+
+
+def fastest_plans(request: ExportRequest, source: Source, out: Path) -> list[ExportPlan]:
+    """Return a plan for each format that is predicted to be no slower than float32 on the request's board, the fastest
+    first. The first that keeps the model's answers is the fastest format.
+
+    Raises MerinoError for a request that is not possible.
+    """
+    board, form = request.board, resolve_plan(in_one_format(request), source, out).form
+    assert board is not None, "in_one_format refuses a request without one"
+    times = predicted_ms(source.arch, board, PRECISIONS, form.context, form.kv)
+    order = sorted(times, key=lambda precision: times[precision])
+    order = order[: order.index("fp32") + 1]
+    if order == ["fp32"]:
+        check_calibration("fp32", form.kv, request.calibration)
+    plans = []
+    for precision in order:  # without calibration text if nothing is quantized
+        text = request.calibration if form.kv is not None or precision in ROUNDED else None
+        plan = resolve_plan(request._replace(precision=precision, calibration=text), source, out)
+        plans.append(plan._replace(predicted=f"{times[precision]:.1f} ms predicted on {board.id}"))
+    if len(plans) > 1 and source.weights == "trained" and source.tokenizer is None:
+        raise MerinoError(
+            f"{source.name} has no tokenizer, so --precision auto cannot compare its answers: name a --precision; by"
+            f" predicted latency on {board.id} it would be {order[0]}"
+        )
+    return plans
 
 
 def gptq_pays(source: Source) -> bool:

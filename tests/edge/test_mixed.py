@@ -11,7 +11,7 @@ from merino_edge.embedded import FOLDER
 from merino_edge.export.divergence import divergence
 from merino_edge.export.export import calibrate, export, export_planned
 from merino_edge.export.mixed import Promotion, chosen, promotions
-from merino_edge.export.plan import export_plan
+from merino_edge.export.plan import resolve_plan
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 
@@ -38,7 +38,7 @@ def test_the_chosen_matrices_save_more_than_others_of_as_many_bytes(tmp_path):
     made = export(source, tmp_path / "mixed", ExportRequest(precision="mixed"), say=lines.append)
     assert made.bundle.precision == "int4" and len(lines) == 1 and "MB more than int4" in lines[0]
     bits = {each.name: each.bits for each in made.matrices}
-    plan = export_plan(ExportRequest(precision="int4"), source, tmp_path / "int4")
+    plan = resolve_plan(ExportRequest(precision="int4"), source, tmp_path / "int4")
     measured = calibrate(source, plan)
     candidates, _ = promotions(source, plan.form, measured.answers, 0.0)
     spare = sum(each.nbytes for each in candidates) / 2

@@ -7,7 +7,7 @@ import torch
 
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.export import export
-from merino_edge.export.plan import export_plan
+from merino_edge.export.plan import resolve_plan
 from merino_edge.export.quantize import outliers
 from merino_edge.export.quantize.smoothquant import NOTE, move, sites_of, smoothed
 from merino_edge.export.request import ExportRequest
@@ -105,5 +105,5 @@ def test_random_weights_and_designs_are_left_alone(tiny_arch, decoder, tmp_path)
         (small("llama"), "random", False), (tiny_arch, "trained", False), (small("llama"), "trained", True)
     ):  # fmt: skip
         source = Source("any", arch, decoder(arch, 1), weights, "drawn", (), None)
-        plan = export_plan(ExportRequest(precision="int8"), source, tmp_path / "bundle")
+        plan = resolve_plan(ExportRequest(precision="int8"), source, tmp_path / "bundle")
         assert plan.smoothquant == planned

@@ -47,7 +47,7 @@ class Graph:
     Attributes:
         weights: the state dict in the graph's layout, float32; see `GraphWeights`.
         matrices: the quantized matrices, by their names joined with `+`. All others are stored as floats.
-        form: the format of the bundle, of which the graph follows the context, the float type and the attention.
+        form: the bundle's format, which decides the context, the float type and the attention operator.
         cache_scales: of a quantized KV cache; None: the cache is of type `real`.
         real: the type of activations and of weights that are not quantized.
         all_logits: whether the graph returns the logits of all positions, and not of the last alone.
