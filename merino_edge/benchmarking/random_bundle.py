@@ -75,9 +75,11 @@ def timing_matrices(
 
 
 def timing_matrix(shape: tuple[int, int], bits: int, form: GraphFormat, codes: Codes) -> QuantizedMatrix:
-    """A matrix [rows, columns] with equal scales."""
+    """A matrix [rows, columns] with equal scales. A row that no group divides is one group, which tiles cannot hold."""
     (rows, columns), layout = shape, matrix_layout(form, bits)
-    group_size = columns if layout == "rows" else largest_group(columns) or columns
+    group = largest_group(columns)
+    layout = "groups" if layout == "tiles" and group is None else layout
+    group_size = columns if layout == "rows" or group is None else group
     groups = columns // group_size
     drawn = codes((rows, groups, group_size * bits // 8), 1 if layout == "rows" else 0)
     scales = np.full((rows, groups), 0.02 / 2 ** (bits - 1), np.float32)

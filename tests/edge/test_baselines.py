@@ -61,8 +61,8 @@ def test_the_exporters_digest_is_of_its_sources(tmp_path):
     digests = {digest_of([tmp_path / "export"])}
     for change in (
         lambda: (tmp_path / "export" / "parity.py").open("a").write("#"),
-        lambda: (tmp_path / "export" / "onnx" / "fused.py").rename(tmp_path / "export" / "onnx" / "other.py"),
-        lambda: (tmp_path / "export" / "onnx" / "new.toml").write_text(""),
+        lambda: (tmp_path / "export" / "dialects" / "fused.py").rename(tmp_path / "export" / "dialects" / "other.py"),
+        lambda: (tmp_path / "export" / "dialects" / "new.toml").write_text(""),
     ):
         change()
         assert digest_of([tmp_path / "export"]) not in digests
