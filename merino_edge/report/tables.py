@@ -1,14 +1,15 @@
 """The words and tables of a report, the same for HTML and Markdown."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from merino_bench.harness.record import format_words
 from merino_edge.records.compare import LEAST_PROCESSES, Ratio
+from merino_edge.records.evaluation import Evaluation
 from merino_edge.records.schema import Record
 from merino_edge.report.series import PAPER, PAPER_PARAMS, PAPER_SPEED, REFERENCE, Against, Series
 from merino_edge.report.summary import Place, Summary
-from merino_edge.report.svg import number
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
 
@@ -162,6 +163,25 @@ def records_table(summary: Summary, short: bool = False) -> DataTable:
     return DataTable("records", caption, tuple((column.title, column.numeric) for column in columns), rows)
 
 
+def scores_table(evaluations: Sequence[Evaluation]) -> DataTable:
+    """A row per metric. Uncertainty is an interval over documents or a standard error over items."""
+    rows = []
+    for one in evaluations:
+        model = (one.model, format_words(one.precision, one.dialect, one.kv), one.engine, one.task)
+        for name, metric in one.metrics.items():
+            spread = "–" if metric.stderr is None else f"± {metric.stderr:.2g}"
+            if metric.interval is not None:
+                spread = f"{metric.interval[0]:.4g} to {metric.interval[1]:.4g}"
+            rows.append((
+                *map(text_cell, (*model, name)), Cell(f"{metric.value:.4g}", metric.value), text_cell(spread),
+                Cell(f"{one.items:,} of {one.of_items:,}", one.items),
+            ))  # fmt: skip
+    caption = "Scores of lm-evaluation-harness; bundles ran in the board's runtime. Uncertainty: standard error over"
+    texts = ("model", "format", "engine", "task", "metric")
+    columns = (*((title, False) for title in texts), ("value", True), ("uncertainty", False), ("items", True))
+    return DataTable("scores", f"{caption} items, or 95 % interval over documents.", columns, tuple(rows))
+
+
 def environment_rows(place: Place) -> list[tuple[str, str]]:
     """(name, value) of one machine, without facts that it does not report."""
     environment, rows = place.environment, place.rows
@@ -191,6 +211,15 @@ def environment_rows(place: Place) -> list[tuple[str, str]]:
         ("Command", _all(row.command for row in rows)),
     ]  # fmt: skip
     return [(name, str(value)) for name, value in facts if value]
+
+
+def number(value: float) -> str:
+    """Three significant digits, with commas between thousands."""
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-9))
+    text = f"{value:,.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 @dataclass(frozen=True)
