@@ -4,6 +4,7 @@ errors of predictions are not known there is none."""
 import json
 import math
 import re
+import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 
 import numpy as np
@@ -223,7 +224,8 @@ def test_every_point_of_a_front_and_every_verdict_keep_the_upper_end():
     for point in result.points:
         assert point.predicted.decode_ms < point.predicted.decode_ms_interval[1] <= point.budget["decode_ms"]
         assert point.predicted.confidence == 0.95
-    assert "upper bounds of 95% prediction intervals" in " ".join(front_svg(result).split())
+    drawn = ElementTree.fromstring(front_svg(result)).itertext()
+    assert "upper bounds of 95% prediction intervals" in " ".join(" ".join(drawn).split())
     verdicts = [
         verdict
         for one in recommend(KNOWN, {"decode_ms": 20}, context=256, prompt=64, space=SPACE).candidates

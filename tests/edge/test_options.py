@@ -46,7 +46,7 @@ CALLS = [
     ("bench", ["embedded"], ["merino_edge.benchmarking.run.run_benchmark", OVER_SSH + "bench_there"]),
     ("bench", ["embedded", *SSH], [OVER_SSH + "bench_there"]),
     ("flash", ["f.merino", *SSH], ["merino_edge.cli.flash.flash_boards"]),
-    ("flash", ["f.merino", "--image", "i.img"], ["merino_edge.cli.flash.flash_card"]),
+    ("flash", ["f.merino", "--image", "i.img"], ["merino_edge.delivery.image.flash_image"]),
     ("check", ["embedded", "--tensorrt", "8.2"], ["merino_edge.export.tensorrt.check.check_bundle"]),
     ("score", ["opt-125m", *PI], ["merino_edge.cli.score.costs_of"]),
     ("eval", ["embedded", "--tasks", "piqa"],
@@ -71,7 +71,7 @@ VALUES = {
     ("train", "--set"): "weight_decay=0.3",
     "--calibrate": "text.txt", "--weights": "folder", "--context": "64", "--prompt": "32",
     ("bench", "-n"): "8", ("bench", "-o"): "json", ("demo", "--chat"): "embedded",
-    ("flash", "--device-node"): "/dev/null", ("report", "-o"): "out.html",
+    ("report", "-o"): "out.html",
 }  # fmt: skip
 # Used once the work is done: by whose test each is driven.
 DRIVEN_BY = {
