@@ -12,7 +12,6 @@ import api  # noqa: E402
 import boards  # noqa: E402
 import charts  # noqa: E402
 import commands  # noqa: E402
-import errors  # noqa: E402
 import openapi  # noqa: E402
 import terminal  # noqa: E402
 
@@ -37,7 +36,6 @@ MADE = {
     "reference/command-line.md": lambda _: commands.workstation(),
     "reference/board-commands.md": lambda _: commands.on_the_board(),
     "reference/python-api.md": lambda _: api.text(),
-    "reference/errors.md": lambda _: errors.text(),
     "reference/openapi.json": lambda _: openapi.text(),
     "../bench/results/README.md": lambda _: results.text(),
     "boards/index.md": lambda path: between_marks(path, "boards", boards.text()),

@@ -79,8 +79,8 @@ def baseline_bundle(model: Model, say: Callable[[str], None], request: ExportReq
 
 
 def outdated(folder: Path, stem: str) -> list[Path]:
-    """Bundles beside `folder` of the same name and format, from exporters of other digests or from before digests."""
-    name = re.compile(rf"{re.escape(stem)}(-[0-9a-f]{{{DIGEST_DIGITS}}})?")
+    """List bundles beside `folder` of the same name and format that exporters with another digest wrote."""
+    name = re.compile(rf"{re.escape(stem)}-[0-9a-f]{{{DIGEST_DIGITS}}}")
     return [path for path in sorted(folder.parent.iterdir()) if name.fullmatch(path.name) and path != folder]
 
 

@@ -15,7 +15,6 @@ DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS / "scripts"))
 PAGES = sorted(path for path in DOCS.rglob("*.md"))
 
-import errors  # noqa: E402
 import make  # noqa: E402
 import record_terminal  # noqa: E402
 import terminal  # noqa: E402
@@ -88,34 +87,6 @@ def test_what_is_made_from_the_code_is_as_the_code_says(name):
     if drawn_by and drawn_by[1] != matplotlib.__version__:
         pytest.skip(f"drawn by matplotlib {drawn_by[1]}, here is {matplotlib.__version__}")
     assert make.MADE[name](path) == kept, "remake it: python docs/scripts/make.py"
-
-
-def test_each_error_ends_with_what_to_do_or_with_what_is_allowed():
-    result = errors.table()
-    assert {"Workstation: delivery", "Board: io", "Benchmark: harness"} <= set(result)
-    assert [(heading, what) for heading, rows in result.items() for what, remedy in rows if not remedy] == []
-
-
-def test_errors_name_options_that_there_are():
-    others = {"--local-dir", "--merge", "--onnx", "--minShapes", "--optShapes", "--maxShapes"}  # hf, llama.cpp, trtexec
-    named, *there = (
-        set(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", (DOCS / "reference" / f"{name}.md").read_text(encoding="utf-8")))
-        for name in ("errors", "command-line", "board-commands")
-    )
-    assert named - others - set.union(*there) == set()
-
-
-@pytest.mark.parametrize(
-    "message, what, remedy",
-    [
-        ("--slots is …, allowed: 1 or more", "--slots is …", "Allowed: 1 or more"),
-        ("… is full. If yours, use it: run `a: b`.", "… is full", "If yours, use it: run `a: b`"),
-        ("… cannot be measured: <refusal>", "… cannot be measured", errors.IN_THE_MESSAGE),
-        ("… is damaged: its header ends beyond", "… is damaged: its header ends beyond", ""),
-    ],
-)
-def test_a_remedy_begins_with_what_to_do(message, what, remedy):
-    assert errors.parts(message) == (what, remedy)
 
 
 def test_decisions_stay_few():
