@@ -32,6 +32,7 @@ from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Root
 from merino_edge.cli.score import score
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
+from merino_edge.storage.extras import not_installed
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.streams import CLOSED_PIPE, drop_stdout, exit_code
 
@@ -243,3 +244,5 @@ def called(argv: Any) -> Any:
         return app(argv)
     except SystemExit as ended:
         return ended.code
+    except ImportError as error:
+        raise not_installed(error) or error from error
