@@ -116,7 +116,8 @@ def bench_there(
     precision: str | None, options: Sequence[str], output: str, save: Path | None,
 ) -> int:  # fmt: skip
     """`bench` on a board -> exit code."""
-    from merino_edge.benchmarking.run import bench_over_ssh, bundles_of
+    from merino_edge.benchmarking.bench_there import bench_over_ssh
+    from merino_edge.benchmarking.run import bundles_of
     from merino_edge.cli.terminal import boards_progress, say
     from merino_edge.delivery.ssh.address import parse_address
 

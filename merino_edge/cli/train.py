@@ -1,6 +1,7 @@
 """The command `merino-edge train`. A wrong path or value is reported before torch is loaded."""
 
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -125,6 +126,8 @@ def train(
         check_folder(out, resume)
 
     # 2. Load torch, and the model that the run starts from.
+    if find_spec("accelerate") is None:
+        raise ModuleNotFoundError(name="accelerate")
     from transformers.utils import logging
 
     from merino_edge.training.optimizer import bf16_is_faster

@@ -7,7 +7,7 @@ EXTRAS = {
     "export": ("torch", "transformers", "onnx", "gguf", "safetensors", "huggingface_hub"),
     "train": ("accelerate", "datasets", "peft", "pyarrow", "tensorboard"),
     "eval": ("lm_eval",),
-    "delivery": ("asyncssh", "cryptography", "packaging"),
+    "delivery": ("asyncssh", "cryptography"),
     "serve": ("uvicorn", "llguidance"),
 }
 EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}

@@ -14,6 +14,7 @@ from typing import Any
 
 from merino_edge.families.hub import hub_name
 from merino_edge.storage.faults import one_line, shortened
+from merino_edge.storage.extras import remedy
 from merino_edge.text.documents import TextFile, read_json_lines
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
@@ -27,8 +28,7 @@ CONVERTED = {
 }
 CONVERTED[".tsv"] = CONVERTED[".csv"]
 FORMS = "text, JSONL (.jsonl), Parquet (.parquet), a folder of datasets' save_to_disk, or the name of a hub dataset"
-# From a checkout: before the first release anybody can register this project's names on the package index.
-INSTALL = "pip install -e release/merino-runtime -e '.[train]' in a checkout of the repository"
+INSTALL = remedy("train")
 GIVE_TEXT = "give a source with text"
 SPLIT = "train"  # of a dataset with several splits
 
