@@ -8,7 +8,7 @@ EXTRAS = {
     "train": ("accelerate", "datasets", "peft", "pyarrow", "tensorboard"),
     "eval": ("lm_eval",),
     "delivery": ("asyncssh", "cryptography"),
-    "serve": ("uvicorn", "llguidance"),
+    "serve": ("llguidance",),
 }
 EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}
 
