@@ -120,19 +120,11 @@ def multiple(value: float) -> str:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """order: the sort key of the cell in its column, a number or the text itself."""
-
-    text: str
-    order: float | str
-
-
-@dataclass(frozen=True)
 class DataTable:
     name: str
     caption: str
     columns: tuple[tuple[str, bool], ...]  # (title, whether of numbers)
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
 def equal_table(summary: Summary, short: bool = False) -> DataTable:
@@ -147,7 +139,7 @@ def equal_table(summary: Summary, short: bool = False) -> DataTable:
 def shipped_table(summary: Summary) -> DataTable:
     caption = "As shipped: engine or format differ, so a ratio includes the effect of model, format and engine."
     rows = tuple(
-        (*_equal_cells(each)[:-1], text_cell(f"{each.reference.bundle}: {form_words(each.reference)}"))
+        (*_equal_cells(each)[:-1], f"{each.reference.bundle}: {form_words(each.reference)}")
         for each in summary.shipped
     )
     return DataTable("shipped", caption, (*EQUAL_COLUMNS[:-1], ("against", False)), rows)
@@ -172,10 +164,7 @@ def scores_table(evaluations: Sequence[Evaluation]) -> DataTable:
             spread = "–" if metric.stderr is None else f"± {metric.stderr:.2g}"
             if metric.interval is not None:
                 spread = f"{metric.interval[0]:.4g} to {metric.interval[1]:.4g}"
-            rows.append((
-                *map(text_cell, (*model, name)), Cell(f"{metric.value:.4g}", metric.value), text_cell(spread),
-                Cell(f"{one.items:,} of {one.of_items:,}", one.items),
-            ))  # fmt: skip
+            rows.append((*model, name, f"{metric.value:.4g}", spread, f"{one.items:,} of {one.of_items:,}"))
     caption = "Scores of lm-evaluation-harness; bundles ran in the board's runtime. Uncertainty: standard error over"
     texts = ("model", "format", "engine", "task", "metric")
     columns = (*((title, False) for title in texts), ("value", True), ("uncertainty", False), ("items", True))
@@ -257,11 +246,11 @@ COLUMNS = (
 )
 
 
-def _cell(column: Column, row: Record) -> Cell:
+def _cell(column: Column, row: Record) -> str:
     value = column.of(row)
     if value is None:
-        return Cell("–", -1.0 if column.numeric else "")
-    return Cell(column.show(value) if isinstance(value, int | float) else value, value)
+        return "–"
+    return column.show(value) if isinstance(value, int | float) else value
 
 
 EQUAL_COLUMNS = (
@@ -270,18 +259,13 @@ EQUAL_COLUMNS = (
 )  # fmt: skip
 
 
-def _equal_cells(each: Against) -> tuple[Cell, ...]:
+def _equal_cells(each: Against) -> tuple[str, ...]:
     model, reference, fewer = each.model, each.reference, each.params_ratio
     return (
-        text_cell(model.bundle), text_cell(each.test),
-        Cell(ratio_words(each.speed), each.speed.value), Cell("–" if fewer is None else multiple(fewer), fewer or -1.0),
-        text_cell(_both(model.weights, reference.weights)), text_cell(form_words(model)),
-        text_cell(_both(f"{model.threads or '–'}", f"{reference.threads or '–'}")),
+        model.bundle, each.test, ratio_words(each.speed), "–" if fewer is None else multiple(fewer),
+        _both(model.weights, reference.weights), form_words(model),
+        _both(f"{model.threads or '–'}", f"{reference.threads or '–'}"),
     )  # fmt: skip
-
-
-def text_cell(text: str) -> Cell:
-    return Cell(text, text)
 
 
 def _both(one: str, other: str) -> str:

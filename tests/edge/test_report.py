@@ -279,7 +279,7 @@ def test_text_of_a_record_is_shown_and_never_run():
     raw = [record(10, bundle=EVIL, engine=f"onnxruntime {EVIL}", notes=[EVIL]), opt(engine=f"onnxruntime {EVIL}"),
            failed(bundle=EVIL, flags=[f"failed: {EVIL}"])]  # fmt: skip
     html = page(summary_of(*raw))
-    assert html.count("<script") == 1 and "<img" not in html and "&lt;img" in html
+    assert "<script" not in html and "<img" not in html and "&lt;img" in html
     text = markdown(summary_of(*raw))
     assert "<img" not in re.sub(r"\\<", "", text) and "<script" not in re.sub(r"\\<", "", text)
     for line in text.splitlines():

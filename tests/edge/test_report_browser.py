@@ -1,4 +1,4 @@
-"""The report and the front in a real browser: they load nothing, fit a phone, need no script, sort, and turn dark."""
+"""The report and the front in a real browser: they load nothing, fit a phone, need no script, and turn dark."""
 
 import json
 from pathlib import Path
@@ -128,30 +128,6 @@ OVERLAPS = """[...document.querySelectorAll('svg')].filter(svg => svg.getBoundin
         return a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3;
       }).map(other => [one.textContent, other.textContent]));
   })"""
-
-
-def column(page, title):
-    titles = page.locator("#records th").all_inner_texts()
-    place = [each.strip() for each in titles].index(title)
-    return page.locator("#records th button").nth(place), lambda: [
-        row.locator("td").nth(place).get_attribute("data-order") for row in page.locator("#records tbody tr").all()]
-
-
-def test_tables_sort_by_click_and_by_key(reports, opened):
-    page = opened(reports["many"])
-    button, values = column(page, "tok/s")
-    before = [float(value) for value in values()]
-    button.click()
-    assert [float(value) for value in values()] == sorted(before, reverse=True) != before
-    assert button.locator("..").get_attribute("aria-sort") == "descending"
-    button.focus()
-    page.keyboard.press("Enter")
-    assert [float(value) for value in values()] == sorted(before)
-    assert button.locator("..").get_attribute("aria-sort") == "ascending"
-    names, texts = column(page, "bundle")
-    names.click()
-    assert texts() == sorted(texts()) and button.locator("..").get_attribute("aria-sort") is None
-    assert page.locator("#records [aria-sort]").count() == 1
 
 
 def test_a_wide_table_scrolls_in_its_own_box(reports, opened):
