@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from merino_edge.families.hub import hub_name
-from merino_edge.storage.faults import one_line, shortened
 from merino_edge.storage.extras import remedy
+from merino_edge.storage.faults import one_line, shortened
 from merino_edge.text.documents import TextFile, read_json_lines
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
