@@ -111,8 +111,8 @@ test-models: models
 
 # The library of runtime/kernels, which is part of the package: by Debian 13's gcc-14, gcc-aarch64-linux-gnu and libc6-dev-arm64-cross.
 kernels:
-	CC=gcc-14 runtime/kernels/build.sh x86_64 merino_edge/bundles/native/kernels-x86_64.so
-	runtime/kernels/build.sh aarch64 merino_edge/bundles/native/kernels-aarch64.so
+	CC=gcc-14 runtime/kernels/build.sh x86_64 runtime/merino_runtime/bundle/native/kernels-x86_64.so
+	runtime/kernels/build.sh aarch64 runtime/merino_runtime/bundle/native/kernels-aarch64.so
 
 # The last commit as wheels, sdists, merino.pyz and a bill of materials, signed: docs/release.md
 release: .venv/ready
@@ -129,6 +129,9 @@ lint: .venv/ready
 		{ echo "merino_edge needs Python 3.11 or later: make PYTHON=python3.12 ..."; exit 1; }
 	@echo "installing merino_edge and what it needs into .venv: some minutes, 2 GB on disk"
 	$(PYTHON) -m venv .venv
+	@# Without an NVIDIA GPU, PyTorch's own CPU build: PyPI's for Linux brings 3 GB of CUDA.
+	command -v nvidia-smi || $(BIN)/pip install --progress-bar off --disable-pip-version-check \
+		--extra-index-url https://download.pytorch.org/whl/cpu --no-deps 'torch>=2.6'
 	$(BIN)/pip install --progress-bar off --disable-pip-version-check --editable $(RUNTIME) --editable '.[dev]'
 	touch $@
 

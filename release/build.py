@@ -1,6 +1,7 @@
 """Builds a release from the last commit: `python release/build.py FOLDER [--sign KEY]`. docs/release.md
 
-Two wheels and their sdists, merino.pyz, the bill of materials, SHA256SUMS, and with KEY its signature by ssh-keygen.
+Two wheels and their sdists, merino.pyz, the bill of materials, the requirements of the server's image, SHA256SUMS, and
+with KEY its signature by ssh-keygen.
 The same commit and the same build tools give the same bytes: names, times, owners and modes come from the commit.
 """
 
@@ -50,13 +51,15 @@ def build(folder: Path) -> None:
             archive.extractall(tree, filter="data")
         # Where Python finds our packages: nowhere else than in the tree.
         python_path = os.pathsep.join(map(str, (tree, tree / "runtime", tree / "bench")))
-        variables = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch), "PYTHONPATH": python_path}
+        variables = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch), "PYTHONPATH": python_path, "PYTHONSAFEPATH": "1"}
         for project in PROJECTS:
             build_project(tree / project, folder, variables, epoch)
         application = [sys.executable, "-m", "merino_edge.bundles.board_app", str(folder / "merino.pyz")]
         subprocess.run(application, cwd=tree, env=variables, check=True)
+        requirements = (tree / "container/home-assistant/requirements.txt").read_bytes()  # of the server's image
         text = sbom.bill(sorted(folder.glob("*.whl")), (tree / "LICENSES.md").read_text(encoding="utf-8"), epoch)
     (folder / "sbom.cdx.json").write_text(text, encoding="utf-8")
+    (folder / "requirements.txt").write_bytes(requirements)
     made = sorted(path for path in folder.iterdir() if path.name != SUMS)
     sums = (f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in made)
     (folder / SUMS).write_text("".join(sums), encoding="utf-8")

@@ -96,7 +96,7 @@ def pytest_collection_finish():
 def few_answers():
     """An export of this process compares 4 answers of the model with the bundle's, in place of 64, which take most of
     its time. What they tell: test_divergence.py."""
-    module = sys.modules.get("merino_edge.export.one_format")  # of a file that has tests of exports
+    module = sys.modules.get("merino_edge.export.export")  # of a file that has tests of exports
     with pytest.MonkeyPatch.context() as patch:
         if module is not None:
             patch.setattr(module, "answers_of", partial(module.answers_of, count=4))

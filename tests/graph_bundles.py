@@ -2,27 +2,19 @@
 builds graphs and runs none."""
 
 import onnx
-import torch
 
-from merino_edge.bundles.description import BackendNeed
-from merino_edge.export.graphs import geometry_graph
-from merino_edge.export.onnx.external_data import DATA_FILE
-from merino_edge.export.onnx.graph import MODEL_FILE
-from merino_edge.families.hugging_face import build_model
+from merino_edge.bundles.description import BackendNeed, GraphFormat
+from merino_edge.export.dialects.external_data import DATA_FILE
+from merino_edge.export.dialects.graph import MODEL_FILE
 from merino_edge.families.registry import family_of
 from merino_runtime.bundle import Bundle, BundleFile, Golden, KvLayer, Port, Threads
-from probe_graphs.layout import FusedLayout, PortableLayout, model_without_weights, unset
-
-LAYOUTS = {"fused": FusedLayout, "portable": PortableLayout}
+from probe_graphs.layout import decoder_graph, model_without_weights
 
 
 def graph_bundle(folder, arch, dialect="portable", precision="fp32", context=None):
     """The bundle in `folder`, in memory; on disk are model.onnx and a data file of holes."""
-    with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in build_model(arch).state_dict().items()}
-    weights = {name: unset(shape) for name, shape in shapes.items()}
     context = context or arch.context
-    graph = geometry_graph(LAYOUTS[dialect], arch, weights, context, precision)
+    graph = decoder_graph(arch, GraphFormat(precision, dialect, context))
     model, length = model_without_weights(graph)
     folder.mkdir(parents=True)
     onnx.save_model(model, str(folder / MODEL_FILE))

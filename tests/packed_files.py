@@ -11,7 +11,7 @@ import merino_runtime
 from merino_runtime.delivery.archive import CHECKSUM, END, SIGNATURE, checksum_bytes, packed_member, signature_bytes
 from merino_runtime.delivery.manifest import APP, NAME, FileEntry, Manifest, WheelSet, manifest_bytes
 
-MAIN = "import sys\nfrom merino_bench.__main__ import main\nsys.exit(main())\n"
+MAIN = "import sys\nfrom merino_bench.start import main\nsys.exit(main())\n"
 
 
 def app_bytes(path):
@@ -22,7 +22,7 @@ def app_bytes(path):
             top = os.path.dirname(package.__file__)
             for place, _, names in os.walk(top):
                 for name in names:
-                    if name.endswith((".py", ".json", ".xz")):
+                    if name.endswith((".py", ".json", ".xz", ".so")):
                         inner = os.path.relpath(os.path.join(place, name), os.path.dirname(top))
                         archive.writestr(inner, quick(inner, read(place, name)))
     return path.read_bytes()

@@ -14,7 +14,7 @@ from merino_edge.profiles.reading import load_profile, parse_profile_text, profi
 
 BOARD = load_profile("raspberry-pi-5")
 MACHINE = Machine(2 * MB, 3000 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True, caches=("int8", "int4"),
-                  library="kernels.so")
+                  own_kernels=True)
 
 
 def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None, seed=0):

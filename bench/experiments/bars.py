@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 from write_record import kept_record, table, write_record
 
 from merino_bench.harness.cases import BenchRequest
-from merino_bench.sensors.environment import machine
 from merino_edge.benchmarking.run import run_benchmark
 from merino_edge.records.compare import row_ratio
 from merino_edge.records.reading import read_records
 from merino_edge.records.schema import DEFAULT_ENGINE, Record
 
+CLAIM = "Speed ratios to other engines and to OPT-350M"
 OPT = "opt-350m"
 VOCAB_CUT, VOCAB_PREFERRED = 2048, 16384  # shows what a large vocabulary costs; what the search takes for a Pi 4
 # Stored parameters at most OPT-350M's 331.2 M / 5.5. With parameters as the only budget the search shares layers and
@@ -41,7 +41,7 @@ TRY_OPT = {"width": 64, "layers": 2, "heads": 2, "ffn_width": 128, "embed_width"
            "pre_norm": False}  # fmt: skip
 FORMATS = {"fp32": "F32", "int8": "Q8_0", "int4": "Q4_0, table Q8_0"}  # llama.cpp's of equal bytes
 LLAMA = "llama.cpp,llama.cpp-q8_0-cache"
-TITLES = ("test", "faster", "slower", "tok/s", "ratio", "95 %", "peak MB", "10^6 bytes read", "bar")
+TITLES = ("test", "this project", "other", "tok/s", "ratio", "95 %", "peak MB", "bar")
 TIMEOUT_S = 3600.0
 
 
@@ -223,7 +223,7 @@ def designed(path: Path, name: str) -> dict[str, Any]:
     """By the command that a user types; kept as design.json in the cache folder."""
     if not path.exists():
         options = for_the_time(name.removeprefix(TIMED)) if name.startswith(TIMED) else DESIGN
-        command = [sys.executable, "-m", "merino_edge", "design", *options, "-o", str(path)]
+        command = [sys.executable, "-P", "-m", "merino_edge", "design", *options, "-o", str(path)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return dict(json.loads(path.read_text())["architecture"])
 
@@ -260,16 +260,18 @@ def ratios(section: Section, rows: list[Record]) -> Iterator[dict[str, Any]]:
                 continue
             ratio = row_ratio(fast, slow)
             yield {
-                "test": test, "fast": facts(fast), "slow": facts(slow), "ratio": ratio.value,
-                "interval": [ratio.low, ratio.high], "flags": list(ratio.flags),
-                "bar": bar.decode if fast.decodes else bar.prefill,
+                "test": test, "cached": fast.depth, "prompt": fast.prompt_tokens, "model": fast.bundle,
+                "precision": fast.precision, "kv": fast.kv or "float32",
+                "tok_s": rounded(fast.tok_s), "other": f"{slow.engine} {slow.bundle} {slow.precision}",
+                "other_tok_s": rounded(slow.tok_s), "ratio": rounded(ratio.value),
+                "interval": [rounded(ratio.low), rounded(ratio.high)], "peak_mb": rounded(fast.peak_rss_mb),
+                "other_peak_mb": rounded(slow.peak_rss_mb), "bar": bar.decode if fast.decodes else bar.prefill,
+                "flags": list(ratio.flags),
             }  # fmt: skip
 
 
-def facts(row: Record) -> dict[str, Any]:
-    kept = ("bundle", "engine", "precision", "kv", "threads", "tok_s", "peak_rss_mb", "bytes_per_token", "read_gb_s",
-            "mbu", "notes")  # fmt: skip
-    return {key: getattr(row, key) for key in kept} | {"processes": list(row.process_speeds.values())}
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 def say(line: str) -> None:
@@ -277,14 +279,13 @@ def say(line: str) -> None:
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    sides = row["fast"], row["slow"]
-    names = [" ".join(filter(None, [one["engine"], one["bundle"], one["precision"], one["kv"]])) for one in sides]
     low, high = row["interval"]
     met = "-" if row["bar"] is None else f"{row['bar']:g}: {'yes' if row['ratio'] >= row['bar'] else 'NO'}"
     return [
-        row["test"], *names, " / ".join(f"{one['tok_s']:.1f}" for one in sides), f"{row['ratio']:.2f}x",
-        "-" if low is None else f"{low:.2f} to {high:.2f}", " / ".join(f"{one['peak_rss_mb']:.0f}" for one in sides),
-        " / ".join(f"{(one['bytes_per_token'] or 0) / 1e6:.1f}" for one in sides), ", ".join([met, *row["flags"]]),
+        row["test"], f"{row['model']} {row['precision']} {row['kv']}", row["other"],
+        f"{row['tok_s']:.1f} / {row['other_tok_s']:.1f}", f"{row['ratio']:.2f}x",
+        "-" if low is None else f"{low:.2f} to {high:.2f}", f"{row['peak_mb']:.0f} / {row['other_peak_mb']:.0f}",
+        ", ".join([met, *row["flags"]]),
     ]  # fmt: skip
 
 
@@ -298,7 +299,7 @@ def main() -> None:
     given = parser.parse_args()
     cache: Path = (given.cache / "try" if given.small else given.cache).resolve()
     cache.mkdir(parents=True, exist_ok=True)
-    record = kept_record(given.out, {"schema": 2, "machine": machine(), "sections": {}})
+    record = kept_record(given.out, {"sections": {}})
     chosen = given.only.split(",") if given.only else list(FORMATS if given.model else SECTIONS)
     if given.model:
         sections = {f"{given.model.stem}-{form}": section_file(given.model, form, cache) for form in chosen}
@@ -307,7 +308,7 @@ def main() -> None:
     for name, section in sections.items():
         rows = list(ratios(section, measured(name, section, cache, given.small)))
         record["sections"][name] = rows
-        write_record(given.out, record)
+        write_record(given.out, record, CLAIM, f"python bench/experiments/bars.py --cache DIR --only {given.only}")
         print(f"\n### {name}\n\n{table(TITLES, map(cells, rows))}")
 
 

@@ -1,9 +1,9 @@
 """Designs for 20 random decode budgets on this machine, measured: are the budgets kept, and are they used?
 
     merino-edge calibrate --device host
-    python bench/experiments/budgets.py --score measured --prepare -o bench/results/budgets-measured-x86-2cores.json
-    python bench/experiments/budgets.py --score measured -o bench/results/budgets-measured-x86-2cores.json
-    python bench/experiments/budgets.py --score measured --measure -o bench/results/budgets-redesigned-x86-2cores.json
+    python bench/experiments/budgets.py --score measured --prepare -o bench/results/budgets-x86-2cores.json
+    python bench/experiments/budgets.py --score measured -o bench/results/budgets-x86-2cores.json
+    python bench/experiments/budgets.py --score measured --measure -o redesigned.json
 
 Budgets of 1.5 to 9 ms (log-evenly), formats in turn, vocabularies of 4,096 to 50,257, contexts of 512 and 1,024: the
 same for each score and each calibration. Designs are made as `merino-edge design` makes them, at its default
@@ -29,6 +29,7 @@ from merino_bench.harness.cases import decode_case
 from merino_bench.harness.turns import measure_separately
 from merino_bench.probe.timing import lower_decile_ms
 from merino_edge.benchmarking.measuring import bench_here
+from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.benchmarking.redesign import measure_design, redesign
 from merino_edge.calibration.board import board
 from merino_edge.design.budgets import with_board_defaults
@@ -120,10 +121,9 @@ def row_of(_, passes):
     ms, cost, budget = measured["decode_ms"], chosen.predicted, chosen.budget["decode_ms"]
     low, high = cost.decode_ms_interval or (None, None)
     return {
-        "precision": chosen.precision, "vocab": chosen.architecture.vocab, "context": chosen.architecture.context,
-        "budget_ms": budget, "threads": cost.decode_threads, "shape": chosen.architecture.shape(),
-        "confidence": cost.confidence, "predicted_ms": cost.decode_ms, "low_ms": low, "high_ms": high,
-        "measured_ms": ms, "use": ms / budget, "kept": ms <= OVER * budget, "error": cost.decode_ms / ms - 1,
+        "budget_ms": budget, "precision": chosen.precision, "vocab": chosen.architecture.vocab,
+        "context": chosen.architecture.context, "predicted_ms": cost.decode_ms, "interval_ms": [low, high],
+        "measured_ms": ms, "kept": ms <= OVER * budget, "use": ms / budget, "error": cost.decode_ms / ms - 1,
         "in_interval": low is not None and low <= ms <= high, "reference_ms": measured["reference_ms"],
     }  # fmt: skip
 
@@ -143,7 +143,7 @@ def summary(rows):
 
 def main():
     options = arguments(
-        __doc__, "bench/results/budgets-SCORE-x86-2cores.json", passes=1,
+        __doc__, "bench/results/budgets-x86-2cores.json", passes=1,
         more={
             "--score": {"choices": list(SCORES), "required": True}, "--count": {"type": int, "default": COUNT},
             "--measure": {"action": "store_true"}, "--prepare": {"action": "store_true"},
@@ -161,13 +161,14 @@ def main():
         for name, make in tasks.items():
             print(name, make()[0].architecture.shape(), sep=": ", flush=True)
         return
-    rows = take_turns(options, tasks, measure, row_of, summary)
+    claim = f"Random decode budgets by the score {options.score}: how many designs keep them, and how much they use"
+    rows = take_turns(options, claim, tasks, measure, row_of, summary)
     least = min(row["reference_ms"] for row in rows)
     for row in rows:
         shares = (f"{key} {row[key]:+.1%}" if key == "error" else f"{key} {row[key]:.1%}" for key in ("use", "error"))
         times = (f"{key} {row[key]:.3f}" for key in ("predicted_ms", "measured_ms"))
         kept = "kept" if row["kept"] else "BROKEN"
-        print(row["name"], *times, *shares, kept, f"pace {row['reference_ms'] / least:.2f}", row["shape"], sep="  ")
+        print(row["name"], *times, *shares, kept, f"pace {row['reference_ms'] / least:.2f}", sep="  ")
     print(summary(rows))
 
 

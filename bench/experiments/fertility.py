@@ -31,7 +31,7 @@ def counted(tokenizer, held_out):
     return {
         "vocab": tokenizer.get_vocab_size(),
         "bytes_per_token": round(statistics.mean(per_text.values()), 4),
-        "by_text": per_text,
+        **per_text,
         "tokenizer_json_bytes": len(tokenizer.to_str(pretty=True).encode()),
     }
 
@@ -55,7 +55,8 @@ def main():
     for path in arguments.tokenizer:
         record["ready"].append({"name": path.name, **counted(load_tokenizer(path), arguments.held_out)})
         print(record["ready"][-1], flush=True)
-    write_record(arguments.o, record)
+    command = "python bench/experiments/fertility.py --data TEXT... --held-out TEXT..."
+    write_record(arguments.o, record, "Bytes of text per token at each size of the vocabulary", command)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class BareLoop:
         self.caches = []
         self.bind("input_ids", self.token)
         self.binding.bind_output("logits", "cpu", 0, np.float32, self.logits.shape, self.logits.ctypes.data)
-        for layer, (heads, size) in enumerate(bundle.kv_layers):
+        for layer, (heads, size, _) in enumerate(bundle.kv_layers):
             for part in ("key", "value"):
                 cache = np.zeros((1, heads, bundle.context, size), np.float32)
                 self.bind(f"past_key_values.{layer}.{part}", cache)
@@ -103,7 +103,8 @@ def main():
     for row in rows:
         print(json.dumps(row), flush=True)
     if arguments.out:
-        write_record(arguments.out, {"rows": rows})
+        claim = "A decode step against a bare ONNX Runtime loop; the cost of sampling"
+        write_record(arguments.out, {"rows": rows}, claim, "python bench/experiments/overhead.py BUNDLE...")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
     merino-edge calibrate --device host
     python bench/experiments/predictions.py -o bench/results/predictions-x86-2cores.json
 
-Resumable. Each measurement runs in fresh processes of the benchmark: a prefill of 64 and of 256 ids, and decode steps
-behind a filled cache; of several passes the median counts, the machine is calibrated once more between passes. Bars:
-decode error at most 7 % in the median and 15 % at the 90th percentile, prefill 10 and 20, memory 10.
+Resumable: what was measured stays in RECORD.passes, which is not committed. Each measurement runs in fresh processes of
+the benchmark: a prefill of 64 and of 256 ids, and decode steps behind a filled cache; of several passes the median
+counts, the machine is calibrated once more between passes. Bars: decode error at most 7 % in the median and 15 % at the
+90th percentile, prefill 10 and 20, memory 10.
 """
 
 import argparse
@@ -24,12 +25,13 @@ from write_record import write_record
 from merino_bench.harness.cases import Case
 from merino_bench.harness.turns import measure_separately
 from merino_bench.probe.timing import lower_decile_ms
+from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.calibration.board import board
-from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.operators import params
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.shape import InferenceShape
+from merino_edge.storage.atomic import write_text
 
 PASSES = 5
 DESIGNS, SEED, CONTEXT = 24, 2026, 1024
@@ -55,6 +57,7 @@ def arguments(
 
 def take_turns(
     options: argparse.Namespace,
+    claim: str,
     tasks: dict[str, Any],
     measure: Callable[[Any, Path], dict[str, Any]],
     row_of: Callable[[Any, list[dict[str, Any]]], dict[str, Any]],
@@ -62,8 +65,8 @@ def take_turns(
 ) -> list[dict[str, Any]]:
     """`measure(task, folder for its bundle)` -> quantities and `flags`; `row_of(task, passes)` -> a row."""
     coefficients = board(options.device).performance.onnxruntime.coefficients
-    head = {"times": coefficients.source if coefficients else None}
-    passes = json.loads(options.out.read_text())["passes"] if options.out.exists() else {}
+    kept = options.out.with_suffix(".passes")
+    passes = json.loads(kept.read_text()) if kept.exists() else {}
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(0 if options.only_table else options.passes):
             for index, (name, task) in enumerate(tasks.items()):
@@ -72,9 +75,11 @@ def take_turns(
                     continue
                 print(f"pass {number + 1} of {options.passes}, {index + 1} of {len(tasks)}: {name}", file=sys.stderr)
                 done.append(measure(task, Path(scratch) / str(index)))
-                write_record(options.out, {**head, "passes": passes})
+                write_text(kept, json.dumps(passes))
     rows = [{"name": name, **row_of(task, passes[name])} for name, task in tasks.items() if passes.get(name)]
-    write_record(options.out, {**head, "summary": summary(rows), "rows": rows, "passes": passes})
+    record = {"calibration": coefficients.source if coefficients else None, "summary": summary(rows), "rows": rows}
+    script = f"python bench/experiments/{Path(sys.argv[0]).name} --passes {options.passes}"
+    write_record(options.out, record, claim, f"merino-edge calibrate --device {options.device}; {script}")
     return rows
 
 
@@ -144,13 +149,12 @@ def row_of(task, passes, profile):
     full = InferenceShape(form, CACHED + STEPS, CACHED)
     predictions = {name: cost.decode_ms if name == "decode" else cost.prefill_ms for name, cost in best.items()}
     predictions["memory"] = cost_model(profile, full).memory_mb(arch.operators)
-    facts = {"precision": form, "params": params(arch.operators), "decode_threads": best["decode"].decode_threads}
-    return facts | {name: pair(predictions[name], measured[name]) for name in predictions}
+    pairs = {name: [round(predictions[name], 3), round(measured[name], 3)] for name in predictions}
+    return {"precision": form, "params": params(arch.operators), **pairs}
 
 
-def pair(predicted, measured):
-    error = round(predicted / measured - 1, 4)
-    return {"predicted": round(predicted, 4), "measured": round(measured, 4), "error": error}
+def error(pair):
+    return pair[0] / pair[1] - 1
 
 
 def summary(rows):
@@ -160,11 +164,11 @@ def summary(rows):
         chosen = [row for row in rows if form in ("all", row["precision"])]
         for name in ("decode", "prefill", "memory"):
             keys = [f"prefill_{prompt}" for prompt in PROMPTS] if name == "prefill" else [name]
-            errors = [abs(row[key]["error"]) for row in chosen for key in keys]
+            errors = [abs(error(row[key])) for row in chosen for key in keys]
             if errors:
                 errors_of[f"{name} {form}"] = {
                     "rows": len(errors), "median": round(float(np.median(errors)), 4),
-                    "p90": round(float(np.percentile(errors, 90)), 4), "worst": max(errors),
+                    "p90": round(float(np.percentile(errors, 90)), 4), "worst": round(max(errors), 4),
                 }  # fmt: skip
     return errors_of
 
@@ -176,12 +180,13 @@ def main():
     order = np.random.default_rng(SEED).permutation(len(tasks))  # so that a drift of the machine meets all sizes
     named = {f"{tasks[at][0].shape()} vocabulary {tasks[at][0].vocab} {tasks[at][1]}": tasks[at] for at in order}
     rows = take_turns(
-        options, named, lambda task, folder: measure(task, folder, profile),
+        options, "Predicted against measured latency and memory of random designs on a calibrated machine", named,
+        lambda task, folder: measure(task, folder, profile),
         lambda task, passes: row_of(task, passes, profile), summary,
     )  # fmt: skip
     for row in sorted(rows, key=lambda row: row["params"]):
         names = (*shapes(""), "memory")
-        cells = (f"{name} {row[name]['measured']:9.3f} {row[name]['error']:+6.1%}" for name in names)
+        cells = (f"{name} {row[name][1]:9.3f} {error(row[name]):+6.1%}" for name in names)
         print(f"{row['params'] / 1e6:5.1f} M", *cells, row["name"])
     for name, line in summary(rows).items():
         shares = ", ".join(f"{key} {line[key]:.1%}" for key in ("median", "p90", "worst"))

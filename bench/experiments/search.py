@@ -8,7 +8,6 @@ each board's own budgets in the format that it prefers. One thread; seconds are 
 
 import argparse
 import os
-import platform
 import time
 from pathlib import Path
 

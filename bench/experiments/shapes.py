@@ -139,11 +139,15 @@ def main():
             {name: values[group] for name, values in scores.items()}, losses[group], random)},
         "constants": constant_rows(rows, random),
     }  # fmt: skip
-    write_record(options.out, {"summary": summary, "rows": [
+    drawn = {name: scores[name] for name in ("merino", "number of weights", "measured")}  # docs/pictures/shapes.svg
+    decoder_rows = [
         {"width": width, "layers": layers, "loss": round(loss, 4), "weights": LAYER * width**2 * layers,
-         "scores": {name: float(f"{values[index]:.6g}") for name, values in scores.items()}}
+         **{name: float(f"{values[index]:.6g}") for name, values in drawn.items()}}
         for index, (width, layers, loss) in enumerate(rows)
-    ]})  # fmt: skip
+    ]  # fmt: skip
+    claim = "How scores order published decoders by their loss; the constants of the score `measured`"
+    command = "python bench/experiments/shapes.py --data FOLDER"
+    write_record(options.out, {"summary": summary, "rows": decoder_rows}, claim, command)
     print(json.dumps(summary, indent=1))
 
 

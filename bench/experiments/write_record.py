@@ -1,37 +1,60 @@
-"""Writes a record of `bench/results` with the commits of the code that made it.
+"""Write a record of `bench/results`: a summary with what was claimed, and how, where and by which code it was measured.
 
-`commits`: one for each checkout that measured a part of it, the oldest first, `-dirty` where files were changed.
+`commits` has one entry per checkout that measured a part, the oldest first; `-dirty` marks changed files.
+`docs/scripts/results.py` makes the table of all records from these fields.
 """
 
 import json
 import subprocess
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from merino_bench.sensors.environment import machine
 from merino_edge.storage.atomic import write_text
 
 
 def kept_record(path: Path, new: dict[str, Any]) -> dict[str, Any]:
-    """The record that is to grow: the file's, or `new` where there is none of its schema."""
-    record = dict(json.loads(path.read_text())) if path.exists() else new
-    return record if record.get("schema") == new["schema"] else new
+    """Return the record in the file, which grows section by section, or `new` if there is none."""
+    return dict(json.loads(path.read_text())) if path.exists() else new
 
 
-def write_record(path: Path, content: dict[str, Any]) -> None:
-    content["commits"] = with_this(content.get("commits", []))
-    head = {"commits": content["commits"]}
-    write_text(path, json.dumps({**head, **content}, indent=1) + "\n")
+def write_record(path: Path, content: dict[str, Any], claim: str, command: str) -> None:
+    head = {
+        "claim": claim, "commits": with_this(content.get("commits", [])),
+        "date": datetime.now(UTC).date().isoformat(), "machine": content.get("machine", this_machine()),
+        "command": command,
+    }  # fmt: skip
+    write_text(path, layout({**head, **{key: value for key, value in content.items() if key not in head}}))
 
 
-def commits_of(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """That the rows of an experiment name, in which each new one was appended: the oldest first."""
-    return list(dict.fromkeys(row["commit"] for row in rows))
+def layout(record: dict[str, Any]) -> str:
+    """Return the record as JSON with one line per fact and per row."""
+    lines = [f"{json.dumps(key)}: {block(value, 1)}" for key, value in record.items()]
+    return "{\n " + ",\n ".join(lines) + "\n}\n"
+
+
+def block(value: Any, depth: int) -> str:
+    """Return a list of rows, or a table of rows by name, with one line per row; a row holds no further table."""
+    nested = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    rows = [row for row in nested if isinstance(row, dict) or (isinstance(row, list) and isinstance(value, list))]
+    if not rows or len(json.dumps(value)) < 160:
+        return json.dumps(value)
+    names = [f"{json.dumps(key)}: " for key in value] if isinstance(value, dict) else [""] * len(value)
+    lines = [f"{' ' * (depth + 1)}{name}{block(row, depth + 1)}" for name, row in zip(names, nested, strict=True)]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return "\n".join((opening, ",\n".join(lines), " " * depth + closing))
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """In Markdown."""
+    """Return a table in Markdown."""
     return "\n".join(f"| {' | '.join(line)} |" for line in (titles, ["---"] * len(titles), *rows))
+
+
+def this_machine() -> str:
+    facts = machine()
+    return f"{facts['arch']}, {facts['board']}, {facts['cpus']} cores"
 
 
 def with_this(commits: list[str]) -> list[str]:

@@ -2,8 +2,14 @@
 
 numpy and what needs it are imported inside the functions, so that a board without numpy gets a message.
 """
-import argparse
 import sys
+
+if __name__ == "__main__":  # `python -m` puts the current folder on the path, where an argparse.py may be a stranger's
+    from merino_runtime.io.import_path import leave_current_folder
+
+    leave_current_folder()
+
+import argparse
 from typing import Callable, Optional, Sequence, Tuple
 
 from merino_bench.harness.cases import (

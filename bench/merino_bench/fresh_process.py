@@ -3,15 +3,12 @@
 A failure becomes a MerinoError with the reason: out of memory, a process that dies, or one that takes too long.
 """
 import json
-import os
 import signal
 import subprocess
-import sys
 from typing import Any, Dict, Optional
 
-import merino_bench
-import merino_runtime
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.import_path import module_command, package_folders, safe_environment
 from merino_runtime.io.memory import OUT_OF_MEMORY_WORDS
 
 OUT_OF_MEMORY = "out of memory"
@@ -20,14 +17,15 @@ LESS = "stop other programs"
 
 def run_separately(module: str, request: str, timeout_s: float, variables: Optional[Dict[str, str]] = None,
                    remedy: str = "") -> Dict[str, Any]:
-    """`python -m MODULE REQUEST` -> the JSON object in the last line that it prints.
+    """Run `python -m MODULE REQUEST` without the current folder on its path -> the JSON object in the last line of its
+    output.
 
     variables: of the environment, added to this process's. remedy: what a user can do where the time does not suffice.
     Raises MerinoError with the reason where no object comes.
     """
-    process = subprocess.Popen([sys.executable, "-m", module, request],
+    process = subprocess.Popen(module_command(module, request),
                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               env=dict(child_environment(), **(variables or {})))
+                               env=dict(safe_environment(*package_folders()), **(variables or {})))
     try:
         out, err = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
@@ -44,15 +42,6 @@ def run_separately(module: str, request: str, timeout_s: float, variables: Optio
     if "error" in result:
         raise MerinoError(_with_memory_named(result["error"]))
     return result
-
-
-def child_environment() -> Dict[str, str]:
-    """This process's environment, with a PYTHONPATH to the same packages, be they in a folder or in a zip."""
-    roots = [os.path.dirname(os.path.dirname(os.path.abspath(package.__file__ or "")))
-             for package in (merino_runtime, merino_bench)]
-    before = os.environ.get("PYTHONPATH")
-    paths = sorted(set(roots), key=roots.index) + ([before] if before else [])
-    return dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
 
 
 def reason_of(return_code: int, err: str) -> str:

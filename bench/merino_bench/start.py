@@ -1,5 +1,6 @@
 """Where the board's command line begins: `merino` and merino.pyz. Only its imports stand between Python and this."""
 from merino_runtime.io.ctrl_c import end_at_once, raise_again
+from merino_runtime.io.import_path import leave_current_folder
 
 end_at_once()  # before the imports that take time
 
@@ -8,6 +9,7 @@ import sys  # noqa: E402
 
 def main() -> int:
     heard = end_at_once()
+    leave_current_folder()
     from merino_bench.__main__ import main as run
 
     if heard:

@@ -1,5 +1,4 @@
-"""The graphs that a board's probe times, built by the exporter's own dialects, as one archive beside the probe's code,
-with the library of this project's kernels that some of them need.
+"""The graphs that a board's probe times, built by the exporter's own dialects, as one archive beside the probe's code.
 
 Boards have no onnx package, so the graphs are built here and shipped: models without weights, and `index.json`, which
 describes each of them (read by `merino_bench.probe.graphs`). `grid` lists the sizes.
@@ -17,156 +16,135 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from onnx import ModelProto
 
 import merino_bench.probe
 from merino_bench.probe import tasks as plan
 from merino_bench.probe.graphs import ARCHIVE, INDEX
-from merino_edge.bundles.kernels import MACHINES, library, library_file
+from merino_edge.bundles.description import GraphFormat
 from merino_edge.calibration.probe import timed_decoder
-from merino_edge.export.graphs import geometry_graph
-from merino_edge.export.onnx.graph import Graph, Port
+from merino_edge.export.dialects.build import Decoder
+from merino_edge.export.dialects.graph import Port
 from merino_edge.export.quantize.kv_cache import BITS as CACHE_BITS
 from merino_edge.export.quantize.kv_cache import CacheScales
 from merino_edge.families.designed import Architecture, layer_operators
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm
-from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import FORMATS, KERNEL_CORES
 from merino_edge.families.rotary import Rotary
 from merino_runtime.io.outputs import open_output
 from probe_graphs.grid import GraphKey, graph_keys
-from probe_graphs.layout import (
-    FusedLayout,
-    FusedTilesLayout,
-    GroupsLayout,
-    PortableLayout,
-    PortableTilesLayout,
-    model_without_weights,
-    unset,
-)
+from probe_graphs.layout import decoder_graph, model_without_weights, operator_graph, unset
 
 EPS, THETA = 1e-6, 10000.0  # of the graphs that are no whole decoders
 PRESET = 9 | lzma.PRESET_EXTREME  # 7 % smaller than preset 9
 
-Layout = FusedLayout | GroupsLayout | FusedTilesLayout | PortableLayout | PortableTilesLayout
-LAYOUTS: dict[str, type[Layout]] = {"fused": FusedLayout, "avx512-vnni": FusedTilesLayout, "portable": PortableLayout}
+
+def form_of(key: GraphKey, context: int = 1) -> GraphFormat:
+    """`no-dotprod` and `avx512-vnni` have the same graphs, without codes in few bits, which random weights have not."""
+    kernels = key.dialect in KERNEL_CORES
+    return GraphFormat(
+        key.format, "portable" if key.dialect == "portable" else "fused", context,
+        "no-dotprod" if kernels else None, by_groups=key.by_groups,
+    )  # fmt: skip
 
 
-def layout_of(key: GraphKey) -> type[Layout]:
-    if key.by_groups:
-        return GroupsLayout
-    return PortableTilesLayout if (key.dialect, key.format) == ("portable", "int4") else LAYOUTS[key.dialect]
-
-
-def linears(key: GraphKey) -> Layout:
+def linears(key: GraphKey) -> Decoder:
     """`count` matrices side by side: x [1, T, columns] -> `count` outputs [1, T, rows].
 
     All read one input and each has weights of its own, so values neither grow nor vanish.
     """
-    graph = layout(key, {f"w{index}": (key.rows, key.columns) for index in range(key.count)})
-    x = graph.input("x", "float32", 1, "sequence", key.columns)
+    graph = operator_graph({f"w{index}": (key.rows, key.columns) for index in range(key.count)}, form_of(key))
+    x = graph.input("x", "float32", [1, "sequence", key.columns])
     for index in range(key.count):
-        graph.output(graph.linear(x, f"w{index}"), "float32", 1, "sequence", key.rows)
+        graph.output(graph.linear(x, f"w{index}"), "float32", [1, "sequence", key.rows])
     return graph
 
 
-def chain(key: GraphKey) -> Layout:
+def chain(key: GraphKey) -> Decoder:
     """`count` square matrices in a row on x [1, T, columns], each applied to the result before it: for a GPU, which
     runs one after the other and fuses none."""
-    graph = layout(key, {f"w{index}": (key.rows, key.columns) for index in range(key.count)})
-    last = graph.input("x", "float32", 1, "sequence", key.columns)
+    graph = operator_graph({f"w{index}": (key.rows, key.columns) for index in range(key.count)}, form_of(key))
+    last = graph.input("x", "float32", [1, "sequence", key.columns])
     for index in range(key.count):
         last = graph.linear(last, f"w{index}")
-    graph.output(last, "float32", 1, "sequence", key.rows)
+    graph.output(last, "float32", [1, "sequence", key.rows])
     return graph
 
 
-def head(key: GraphKey) -> Layout:
+def head(key: GraphKey) -> Decoder:
     """The LM head: x [1, 1, columns] -> logits [1, 1, rows]."""
-    graph = layout(key, {"table": (key.rows, key.columns)})
-    graph.head(graph.input("x", "float32", 1, 1, key.columns), "table")
+    graph = operator_graph({"table": (key.rows, key.columns)}, form_of(key), embedding=True)
+    graph.head(graph.input("x", "float32", [1, 1, key.columns]), "table")
     return graph
 
 
-def table(key: GraphKey) -> Layout:
+def table(key: GraphKey) -> Decoder:
     """An embedding that is the head too, stored once: input_ids [1, T] -> logits [1, 1, rows]."""
-    graph = layout(key, {"table": (key.rows, key.columns)})
-    graph.input("input_ids", "int64", 1, "sequence")
+    graph = operator_graph({"table": (key.rows, key.columns)}, form_of(key), embedding=True)
+    graph.input("input_ids", "int64", [1, "sequence"])
+    graph.batched = True  # as in a whole decoder
     graph.head(graph.last(graph.embed("table")), "table")
     return graph
 
 
-def attentions(key: GraphKey) -> Layout:
+def attentions(key: GraphKey) -> Decoder:
     """`count` attentions of one x [1, T, columns + 2 * kv_heads * head_size], each over a cache of its own -> `count`
     outputs [1, T, columns]."""
-    graph = layout(key, {}, plan.ATTENTION_CONTEXT)
     kv_heads, head_size = key.cached_heads, key.columns // key.heads
     layers = [KvLayer(index, kv_heads, head_size) for index in range(key.count)]
-    if key.kv in CACHE_BITS:
-        scales = unset((kv_heads, head_size))
-        graph.cache_scales = CacheScales(CACHE_BITS[key.kv], ((scales, scales),) * key.count)
-    x = graph.input("x", "float32", 1, "sequence", key.columns + 2 * kv_heads * head_size)
+    one = unset((kv_heads, head_size))
+    scales = CacheScales(CACHE_BITS[key.kv], ((one, one),) * key.count) if key.kv in CACHE_BITS else None
+    graph = operator_graph({}, form_of(key, plan.ATTENTION_CONTEXT), scales=scales)
+    x = graph.input("x", "float32", [1, "sequence", key.columns + 2 * kv_heads * head_size])
     graph.begin_attention(layers)
     for layer in layers:
         attention = Attention(key.heads, head_size**-0.5, Rotary(THETA, head_size))
-        graph.output(graph.attention(x, layer, attention), "float32", 1, "sequence", key.columns)
+        graph.output(graph.attention(x, layer, attention), "float32", [1, "sequence", key.columns])
     return graph
 
 
-def norms(key: GraphKey) -> Layout:
+def norms(key: GraphKey) -> Decoder:
     """`count` norms in a row on [1, T, columns], each of the sum of the one before and x."""
-    graph = layout(key, {"w": (key.columns,)})
-    x = last = graph.input("x", "float32", 1, "sequence", key.columns)
+    graph = operator_graph({"w": (key.columns,)}, form_of(key))
+    x = last = graph.input("x", "float32", [1, "sequence", key.columns])
     for _ in range(key.count):
         last, _ = graph.add_norm(last, x, Norm("w", None, EPS))
-    graph.output(last, "float32", 1, "sequence", key.columns)
+    graph.output(last, "float32", [1, "sequence", key.columns])
     return graph
 
 
-def activations(key: GraphKey) -> Layout:
+def activations(key: GraphKey) -> Decoder:
     """`count` activations in a row on [1, T, columns]."""
-    graph = layout(key, {})
-    last = graph.input("x", "float32", 1, "sequence", key.columns)
+    graph = operator_graph({}, form_of(key))
+    last = graph.input("x", "float32", [1, "sequence", key.columns])
     for _ in range(key.count):
         last = graph.activation(last, "gelu")
-    graph.output(last, "float32", 1, "sequence", key.columns)
+    graph.output(last, "float32", [1, "sequence", key.columns])
     return graph
 
 
-def call(key: GraphKey) -> Layout:
+def call(key: GraphKey) -> Decoder:
     """One addition of [1, T, columns]: what running a graph, and an operator of it, cost by themselves."""
-    graph = layout(key, {})
-    x = graph.input("x", "float32", 1, "sequence", key.columns)
-    graph.output(graph.add(x, x), "float32", 1, "sequence", key.columns)
+    graph = operator_graph({}, form_of(key))
+    x = graph.input("x", "float32", [1, "sequence", key.columns])
+    graph.output(graph.add(x, x), "float32", [1, "sequence", key.columns])
     return graph
 
 
-def decoder(key: GraphKey) -> Graph:
+def decoder(key: GraphKey) -> Decoder:
     """A decoder of the designed family: `count` layers, each used `uses` times in a row."""
     arch = decoder_architecture(key)
-    with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in build_model(arch).state_dict().items()}
-    return geometry_graph(layout_of(key), arch, unset_all(shapes), arch.context, key.format)
+    return decoder_graph(arch, form_of(key, arch.context))
 
 
 def decoder_architecture(key: GraphKey) -> Architecture:
     return timed_decoder(key.columns, key.rows, key.count, key.uses, key.heads, key.cached_heads)
 
 
-BUILDERS: dict[str, Callable[[GraphKey], Graph]] = {
+BUILDERS: dict[str, Callable[[GraphKey], Decoder]] = {
     "linear": linears, "chain": chain, "head": head, "table": table, "attention": attentions, "norm": norms,
     "activation": activations, "call": call, "decoder": decoder,
 }  # fmt: skip
-
-
-def unset_all(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    return {name: unset(shape) for name, shape in shapes.items()}
-
-
-def layout(key: GraphKey, shapes: dict[str, tuple[int, ...]], context: int = 1) -> Layout:
-    return layout_of(key)(unset_all(shapes), context, key.format)
 
 
 @dataclass(frozen=True)
@@ -186,7 +164,7 @@ class ProbeGraph:
 def build(key: GraphKey) -> ProbeGraph:
     graph = BUILDERS[key.kind](key)
     model, weight_bytes = model_without_weights(graph)
-    return ProbeGraph(key, served_by(key), graph.inputs, graph.outputs, model, weight_bytes, graph.own_kernels)
+    return ProbeGraph(key, served_by(key), graph.inputs, graph.outputs, model, weight_bytes, bool(graph.own_kernels))
 
 
 def served_by(key: GraphKey) -> tuple[str, ...]:
@@ -246,8 +224,6 @@ def write_archive(path: Path, probe_graphs: Iterable[ProbeGraph]) -> None:
         add_member(archive, INDEX, json.dumps([described for described, _ in graphs], separators=(",", ":")).encode())
         for described, one in graphs:
             add_member(archive, described["file"], one.model.SerializeToString(deterministic=True))
-        for machine in MACHINES:
-            add_member(archive, library_file(machine), library(machine).read_bytes())
 
 
 def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:

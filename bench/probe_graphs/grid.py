@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from merino_bench.probe import gpu
 from merino_bench.probe import tasks as plan
-from merino_edge.export.onnx.external_data import PAGE
+from merino_edge.export.dialects.external_data import PAGE
 from merino_edge.families.operators import linear
 from merino_runtime.bundle import QUANTIZED_CACHES
 
@@ -100,8 +100,8 @@ def linear_counts(form: str) -> dict[tuple[int, int], set[int]]:
             counts_of[shape].add(min(most, int(wished / (stored_bytes(form, *shape) + PAGE))))
     if form == "fp32":
         for side in plan.SWEEP_SIDES:
-            each = stored_bytes(form, side, side)
-            counts = {count for count in SWEEP_COUNTS if count * each <= plan.MOST_BEYOND_BYTES}
+            nbytes = stored_bytes(form, side, side)
+            counts = {count for count in SWEEP_COUNTS if count * nbytes <= plan.MOST_BEYOND_BYTES}
             counts_of[side, side] = counts_of.get((side, side), set()) | counts
     return counts_of
 
@@ -134,9 +134,9 @@ def decoders(dialect: str, form: str) -> Iterator[GraphKey]:
             yield decoder(dialect, form, width, width, 1, width // plan.SWEEP_HEAD_SIZE, plan.SWEEP_USES)
     if form in plan.SWEPT_FORMATS:
         width, ffn, layers, heads = plan.DECODERS[-1]
-        each = 4 * stored_bytes(form, width, width) + 2 * stored_bytes(form, ffn, width)
+        layer_bytes = 4 * stored_bytes(form, width, width) + 2 * stored_bytes(form, ffn, width)
         for count in SWEEP_LAYERS:
-            if count != layers and count * each <= plan.MOST_BEYOND_BYTES:
+            if count != layers and count * layer_bytes <= plan.MOST_BEYOND_BYTES:
                 yield decoder(dialect, form, width, ffn, count, heads)
 
 

@@ -1,127 +1,68 @@
-"""The dialects with constants that have shapes and places in the data file, but no values.
+"""Graphs whose constants have shapes and places in the data file, but no values.
 
 So the graph of a large decoder is built in milliseconds: memory is reserved for its weights and never touched.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from onnx import ModelProto
 
-from merino_edge.export.onnx.external_data import INLINE_BYTES
-from merino_edge.export.onnx.fused import Fused
-from merino_edge.export.onnx.graph import Graph
-from merino_edge.export.onnx.own_kernels import (
-    GROUP_SIZE,
-    TILE_ROWS,
-    FusedTiles,
-    GroupAttention,
-    PortableTiles,
-    Tiles,
-)
-from merino_edge.export.onnx.portable import Portable
-from merino_edge.export.quantize.groups import Quantized
-from merino_edge.families.operators import largest_group
+from merino_edge.benchmarking.random_bundle import timing_matrices, timing_matrix
+from merino_edge.bundles.description import GraphFormat
+from merino_edge.export.dialects.build import DIALECTS, Decoder, build_graph
+from merino_edge.export.dialects.external_data import INLINE_BYTES, DataFile
+from merino_edge.export.quantize.kv_cache import CacheScales
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.hugging_face import build_model
+from merino_edge.families.operators import FORMATS
+from merino_edge.families.registry import layout_of
+from merino_edge.families.weights import GraphWeights
+
+Shape = tuple[int, ...]
 
 
-class WithoutValues(Graph):
-    """Replaces what a dialect computes of the values of weights by arrays of the same shape."""
-
-    def joined(self, names: Sequence[str]) -> np.ndarray:
-        parts = [self.weights[name] for name in names]
-        return unset((sum(map(len, parts)), *parts[0].shape[1:]), self.real)
-
-    def real_weight(self, name: str) -> np.ndarray:
-        if name not in self._real_weights:
-            value = self.weights[name]
-            self._real_weights[name] = value if value.dtype == self.real else unset(value.shape, self.real)
-        return self._real_weights[name]
-
-    def transposed(self, matrix: np.ndarray) -> np.ndarray:
-        return unset(matrix.shape[::-1], matrix.dtype)
-
-    def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
-        rows, columns = matrix.shape
-        block = self.group_of(columns, bits)
-        assert block, f"{name}: rows of {columns} cannot be cut into groups"
-        codes = unset((rows, columns // block, block * bits // 8), np.uint8)
-        return Quantized(codes, unset((rows, columns // block)), bits, block)
-
-    def group_of(self, columns: int, bits: int) -> int | None:  # noqa: ARG002 - some dialects ask for them
-        """The group_size of a row of `columns`: the largest that the quantizer would try."""
-        return largest_group(columns)
-
-    def signed(self, codes: np.ndarray) -> np.ndarray:
-        return unset(codes.shape, np.int8)
-
-    @property
-    def takes_batch(self) -> bool:
-        """Of whole decoders, as exported. A single operator is timed for one sequence, and its graph shared with the
-        other dialects."""
-        return any(port.name == "input_ids" for port in self.inputs) and super().takes_batch  # type: ignore[misc]
-
-
-class FusedLayout(WithoutValues, Fused):
-    """Dialect `fused`."""
-
-
-class GroupsLayout(WithoutValues, GroupAttention):
-    """Dialect `fused` with this project's attention by groups."""
-
-
-class TilesLayout(WithoutValues, Tiles):
-    """Matrices in tiles, without minimums."""
-
-    def minimums(self, matrix: Quantized) -> None:  # noqa: ARG002 - random weights have none
-        return None
-
-    def tiles(self, name: str, matrix: Quantized, minimums: np.ndarray | None) -> tuple[int, np.ndarray]:  # noqa: ARG002
-        rows, columns = len(matrix.codes), matrix.codes.shape[1] * matrix.group_size
-        count = TILE_ROWS[matrix.bits]
-        tile_bytes = count * (GROUP_SIZE * matrix.bits // 8 + 2)  # codes, and scales of two bytes
-        return matrix.bits, unset((-(-rows // count), columns // GROUP_SIZE, tile_bytes), np.uint8)
-
-
-class FusedTilesLayout(TilesLayout, FusedTiles):
-    """Dialect `fused` in int8 and int4 for no-dotprod cores, and for those with AVX-512 VNNI."""
-
-
-class PortableLayout(WithoutValues, Portable):
-    """Dialect `portable`."""
-
-    def group_of(self, columns: int, bits: int) -> int:  # noqa: ARG002
-        return columns
-
-
-class PortableTilesLayout(TilesLayout, PortableTiles):
-    """Dialect `portable` in int4."""
-
-    def group_of(self, columns: int, bits: int) -> int | None:
-        return columns if bits == 8 else largest_group(columns)
-
-
-class ByteCounter:
-    """A data file of which only the length is kept."""
-
-    def __init__(self) -> None:
-        self.length = 0
-
-    def tell(self) -> int:
-        return self.length
-
-    def write(self, data: bytes | memoryview, /) -> int:
-        self.length += len(data)
-        return len(data)
-
-
-def unset(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
-    """An array whose memory is not touched; ones where it is so small that the model holds its values."""
+def unset(shape: Shape, dtype: Any = np.float32) -> np.ndarray:
+    """An array whose memory is not touched; ones if it is so small that the model holds its values."""
     array = np.empty(shape, dtype)
     return np.ones(shape, dtype) if array.nbytes < INLINE_BYTES else array
 
 
-def model_without_weights(graph: Graph) -> tuple[ModelProto, int]:
+def decoder_graph(arch: Geometry, form: GraphFormat) -> Decoder:
+    """The graph of a whole model."""
+    import torch
+
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in build_model(arch).state_dict().items()}
+    weights = GraphWeights(weights_of(shapes, form), layout_of(arch))
+    return build_graph(arch, weights, timing_matrices(arch, weights, form, unset_codes), form)
+
+
+def operator_graph(
+    shapes: dict[str, Shape], form: GraphFormat, *, embedding: bool = False, scales: CacheScales | None = None
+) -> Decoder:
+    """A graph without inputs and nodes, whose matrices [rows, columns] have the bits of an embedding or of others."""
+    numbers, matrices = FORMATS[form.precision], {}
+    if numbers.grouped:
+        bits = numbers.embedding_bits if embedding else numbers.bits
+        matrices = {
+            name: timing_matrix((shape[0], shape[1]), bits, form, unset_codes)
+            for name, shape in shapes.items() if len(shape) == 2
+        }  # fmt: skip
+    return DIALECTS[form.dialect](weights_of(shapes, form), matrices, form, scales)
+
+
+def unset_codes(shape: Shape, _lowest: int) -> np.ndarray:
+    return unset(shape, np.uint8)
+
+
+def weights_of(shapes: dict[str, Shape], form: GraphFormat) -> dict[str, np.ndarray]:
+    """In the graph's type, so that none is converted; vectors in float32."""
+    real = np.float16 if form.precision == "fp16" else np.float32
+    return {name: unset(shape, real if len(shape) > 1 else np.float32) for name, shape in shapes.items()}
+
+
+def model_without_weights(graph: Decoder) -> tuple[ModelProto, int]:
     """The model, and the length in bytes of the data file that it reads; nothing is written."""
-    data = ByteCounter()
+    data = DataFile()
     return graph.model(data), data.length

@@ -6,12 +6,15 @@ import textwrap
 from typing import Any
 
 from merino_runtime import api
-from merino_runtime.chat.conversation import ChatSession
+from merino_runtime.chat.conversation import ChatOptions, ChatSession
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.generate import Done, Generation, PromptCut, Token
-from merino_runtime.sampling import Sampling
+from merino_runtime.sampling import GenerateOptions, Sampling
 
-CLASSES = (api.LanguageModel, api.Conversation, ChatSession, Generation, Token, Done, PromptCut, Sampling, MerinoError)
+CLASSES = (
+    api.LanguageModel, api.Conversation, ChatSession, GenerateOptions, ChatOptions, Sampling, Generation, Token, Done,
+    PromptCut, MerinoError,
+)  # fmt: skip
 
 
 def text() -> str:

@@ -38,10 +38,10 @@ def shapes() -> str:
     ranks, rows = record["summary"]["all"], record["rows"]
     figure = Figure(figsize=(9.5, 3.5), layout="constrained")
     for axes, (score, title) in zip(figure.subplots(1, len(SCORES), sharey=True), SCORES.items(), strict=True):
-        best = max(row["scores"][score] for row in rows)
+        best = max(row[score] for row in rows)
         for name, color, near in (("about 100 M weights", "#c2410c", True), ("other sizes", "#1664b5", False)):
             points = [
-                (max(row["scores"][score], best / 1e3), row["loss"]) for row in rows
+                (max(row[score], best / 1e3), row["loss"]) for row in rows
                 if (90e6 <= row["weights"] + TABLES * row["width"] <= 120e6) == near
             ]  # fmt: skip
             axes.scatter(*zip(*points, strict=True), s=18, color=color, linewidths=0, label=name)
@@ -58,7 +58,7 @@ def predictions() -> str:
     panels = {"decode": "decode, ms", "prefill_256": "prefill of 256 tokens, ms", "memory": "peak memory, MB"}
     figure = Figure(figsize=(9.5, 3.5), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        of_key = [(row["precision"], row[key]["measured"], row[key]["predicted"]) for row in rows if row.get(key)]
+        of_key = [(row["precision"], *reversed(row[key])) for row in rows]
         for name, color in COLORS.items():
             measured, predicted = zip(*[pair for precision, *pair in of_key if precision == name], strict=True)
             axes.scatter(measured, predicted, s=18, color=color, alpha=0.6, linewidths=0, label=name)
@@ -79,13 +79,12 @@ DEPTHS = (64, 448, 1984)
 @matplotlib.rc_context(STYLE)
 def behind_cache() -> str:
     """Milliseconds per token of 66 M parameters in int8 against the tokens cached."""
-    rows = read("native-depth-x86-2cores.json")["sections"]["depth"]
-    own = {kv: [row for row in rows if (row["fast"]["precision"], row["fast"]["kv"]) == ("int8", kv)]
-           for kv in ("int8", None)}  # fmt: skip
+    rows = read("native-depth-x86-2cores.json")["rows"]
+    own = {kv: [row for row in rows if (row["precision"], row["kv"]) == ("int8", kv)] for kv in ("int8", "float32")}
     lines = {
-        "this project, int8 cache": ("#c2410c", [row["fast"]["tok_s"] for row in own["int8"]]),
-        "this project, float32 cache": ("#f59e0b", [row["fast"]["tok_s"] for row in own[None]]),
-        "llama.cpp, the faster of its caches": ("#1664b5", [row["slow"]["tok_s"] for row in own[None]]),
+        "this project, int8 cache": ("#c2410c", [row["tok_s"] for row in own["int8"]]),
+        "this project, float32 cache": ("#f59e0b", [row["tok_s"] for row in own["float32"]]),
+        "llama.cpp, the faster of its caches": ("#1664b5", [row["other_tok_s"] for row in own["float32"]]),
     }
     figure = Figure(figsize=(7.2, 3.3), layout="constrained")
     axes = figure.subplots()

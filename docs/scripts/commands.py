@@ -11,9 +11,11 @@ from typing import Annotated, Any, get_args, get_origin
 from typer.main import get_command
 
 from merino_bench.__main__ import VERBS as BENCH_VERBS
+from merino_edge.cli import board_verbs
 from merino_edge.cli.app import app
 from merino_runtime import __main__ as board
 from merino_runtime.delivery.verbs import VERBS as DELIVERY_VERBS
+from merino_runtime.io.verb import Verb
 
 NAMES = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 
@@ -28,6 +30,9 @@ def workstation() -> str:
         "[its own commands](board-commands.md).",
     ]
     for name, each in command.commands.items():
+        if name in board_verbs.VERBS:
+            lines += of_the_parser(f"merino-edge {name}", board_verbs.VERBS[name], board_verbs.parser_of)
+            continue
         hints = typing.get_type_hints(each.callback, include_extras=True)
         kinds = {part: kind_of(hint) for part, hint in hints.items()}
         rows = [
@@ -94,12 +99,22 @@ def on_the_board() -> str:
         "Exit codes are those of [merino-edge](command-line.md).",
     ]
     for verb in [*board.VERBS, *BENCH_VERBS, *DELIVERY_VERBS]:
-        parser = argparse.ArgumentParser(prog=verb.name, description=verb.help, add_help=False)
-        verb.add_arguments(parser)
-        rows = [row_of(action) for action in parser._actions]
-        arguments = [shown for shown, _, _ in rows if not shown.startswith("-")]
-        lines += section(f"merino {verb.name}", " ".join([*arguments, "[OPTIONS]"]), sentence(verb.help), rows)
+        lines += of_the_parser(f"merino {verb.name}", verb, parser_of)
     return "\n".join(lines) + "\n"
+
+
+def parser_of(verb: Verb) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    return parser
+
+
+def of_the_parser(title: str, verb: Verb, parser_of: Callable[[Verb], argparse.ArgumentParser]) -> list[str]:
+    parser = parser_of(verb)
+    rows = [row_of(action) for action in parser._actions if action.dest != "help"]
+    arguments = [shown for shown, _, _ in rows if not shown.startswith("-")]
+    text = " ".join(filter(None, (sentence(verb.help), parser.epilog)))
+    return section(title, " ".join([*arguments, "[OPTIONS]"]), text, rows)
 
 
 def row_of(action: argparse.Action) -> tuple[str, str, str]:

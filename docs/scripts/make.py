@@ -12,10 +12,10 @@ import api  # noqa: E402
 import boards  # noqa: E402
 import charts  # noqa: E402
 import commands  # noqa: E402
-import errors  # noqa: E402
 import openapi  # noqa: E402
 import terminal  # noqa: E402
 
+import results  # noqa: E402
 from merino_edge.storage.atomic import write_text  # noqa: E402
 
 DOCS = ROOT / "docs"
@@ -36,15 +36,15 @@ MADE = {
     "reference/command-line.md": lambda _: commands.workstation(),
     "reference/board-commands.md": lambda _: commands.on_the_board(),
     "reference/python-api.md": lambda _: api.text(),
-    "reference/errors.md": lambda _: errors.text(),
     "reference/openapi.json": lambda _: openapi.text(),
+    "../bench/results/README.md": lambda _: results.text(),
     "boards/index.md": lambda path: between_marks(path, "boards", boards.text()),
 }
 
 
 def main() -> None:
     for name, made in MADE.items():
-        path = DOCS / name
+        path = (DOCS / name).resolve()
         path.parent.mkdir(exist_ok=True)
         write_text(path, made(path))
         print(path.relative_to(ROOT))

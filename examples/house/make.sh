@@ -16,7 +16,7 @@ mkdir -p "$out"
 "$python" "$here/make_data.py" "$out/test.jsonl" --split test --samples 1000 --seed 2
 "$python" "$here/make_data.py" "$out/negatives.txt" --negatives --samples 500 --seed 3
 
-# Within 4 ms a token, 150 ms for 128 tokens of prompt and 80 MB: docs/decisions/house-example.md says why it is not the search's choice.
+# Within 4 ms a token, 150 ms for 128 tokens of prompt and 80 MB: docs/decisions/training.md says why it is not the search's choice.
 decoder=$here/architecture.json
 merino score "$decoder" --device raspberry-pi-zero-2w --backend onnxruntime --context 256 --prompt 128
 resume= compile=
@@ -25,8 +25,8 @@ for saved in "$out"/checkpoint/trainer/checkpoint-*/saved.json; do
 done
 ! command -v "${CXX:-g++}" > /dev/null || compile=--compile
 merino train "$decoder" --data "$out/train.jsonl" --tokenizer "$out/tokenizer.json" \
-    --steps "${HOUSE_STEPS:-15000}" --evaluations 6 --preset laptop-hour --prompt-weight 0.3 --weight-decay 0.04 --cut-long \
-    $compile $resume -o "$out/checkpoint"
+    --preset laptop-hour --steps "${HOUSE_STEPS:-15000}" --cut-long \
+    --set evaluations=6 --set prompt_weight=0.3 --set weight_decay=0.04 $compile $resume -o "$out/checkpoint"
 
 "$python" "$here/make_data.py" "$out/calibrate.txt" --turns 5 --text --samples 3000 --seed 4
 for precision in fp32 int8 int4; do

@@ -13,15 +13,16 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from merino_edge.text.tokenizer import train_tokenizer
-from merino_edge.training.data.material import bpe_text
-from merino_edge.training.prepare import read
+from merino_edge.training.dataset import bpe_text
+from merino_edge.training.sources import read_sources
 
 WORDS = r"'s ?|\p{L}+ ?|\p{N} ?|[^\s\p{L}\p{N}]+ ?|\s"
 
 
 def trained(data: Path, vocab: int) -> Tokenizer:
     """On the text that `merino-edge train` would train a tokenizer on."""
-    return train_tokenizer(bpe_text(read([data], []), vocab, lambda line: print(line, file=sys.stderr)), vocab, WORDS)
+    text = bpe_text(read_sources([data]), vocab, lambda line: print(line, file=sys.stderr))
+    return train_tokenizer(text, vocab, WORDS)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import merino_edge
 from merino_edge.bundles.files import is_bundle
 from merino_edge.export.export import export
-from merino_edge.export.request import ExportRequest, chosen_format
+from merino_edge.export.request import ExportRequest, graph_format
 from merino_edge.export.source import random_source
 from merino_edge.families.names import resolve
 from merino_edge.families.operators import core_named
@@ -62,7 +62,7 @@ def baseline_bundle(model: Model, say: Callable[[str], None], request: ExportReq
     Bundles of the same format that another exporter left in the cache are removed then. Raises MerinoError for a format
     that is not possible.
     """
-    precision, dialect, core, kv, _ = chosen_format(request, None)
+    precision, dialect, _, core, kv, *_ = graph_format(request, None, model.geometry.context)
     form = f"{precision} {dialect}{f' {core}' if core not in (None, 'dotprod') else ''}{f' {kv} cache' if kv else ''}"
     stem = f"{model.id}-{form.replace(' ', '-')}"
     folder = cache_folder() / f"{stem}-{exporter_digest()}"
@@ -79,8 +79,8 @@ def baseline_bundle(model: Model, say: Callable[[str], None], request: ExportReq
 
 
 def outdated(folder: Path, stem: str) -> list[Path]:
-    """Bundles beside `folder` of the same name and format, from exporters of other digests or from before digests."""
-    name = re.compile(rf"{re.escape(stem)}(-[0-9a-f]{{{DIGEST_DIGITS}}})?")
+    """List bundles beside `folder` of the same name and format that exporters with another digest wrote."""
+    name = re.compile(rf"{re.escape(stem)}-[0-9a-f]{{{DIGEST_DIGITS}}}")
     return [path for path in sorted(folder.parent.iterdir()) if name.fullmatch(path.name) and path != folder]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from merino_edge.benchmarking.measuring import Bench, Record, Say, fault_of, requests_for, steps_of, typical_ms
+from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.calibration.probe import MeasuredDesign
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.design_file import Design
@@ -58,7 +59,7 @@ def measured_designs(profile: DeviceProfile, number: int, bench: Bench, say: Say
             say(f"design {index + 1} of {len(designs)}: {line(each)}")
             folders.append(scratch / f"design-{index + 1}")
             write_random_bundle(
-                each.architecture, each.precision, folders[-1], folders[-1].name, each, core,
+                each.architecture, each.precision, folders[-1], folders[-1].name, each, core=core,
                 by_groups=attends_by_groups(profile, each.precision),
             )  # fmt: skip
         rows = [row for pairs in by_context(designs, folders) for row in measured_alike(pairs, bench, say)]

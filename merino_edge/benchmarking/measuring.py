@@ -8,18 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from merino_bench.harness.cases import BenchRequest
 from merino_bench.harness.pairs import chosen, flags_by_place, rounds_by_place
 from merino_bench.harness.record import FAILED
 from merino_bench.harness.run import Progress, run_bench
 from merino_bench.probe.timing import lower_decile_ms
-from merino_edge.benchmarking.run import records_of
-from merino_edge.delivery.ssh.address import Address
-from merino_edge.delivery.ssh.connect import connected
-from merino_edge.delivery.ssh.programs import Copied, bundle_there, program, remove_bundle
 from merino_runtime.errors import MerinoError
+
+if TYPE_CHECKING:  # imports asyncssh
+    from merino_edge.delivery.ssh.address import Address
+    from merino_edge.delivery.ssh.programs import Copied
 
 STEPS, DECODE_REPETITIONS, PREFILL_REPETITIONS = 32, 4, 2  # few steps, so that the cache is as good as full
 
@@ -69,8 +69,11 @@ def bench_here(progress: Callable[[], AbstractContextManager[Progress | None]]) 
     return bench
 
 
-def bench_on(address: Address, accept_new: bool, say: Say, copied: Copied) -> Bench:
+def bench_on(address: "Address", accept_new: bool, say: Say, copied: "Copied") -> Bench:
     """Measures on a board; the bundles that are copied there are removed again."""
+    from merino_edge.benchmarking.bench_there import records_of
+    from merino_edge.delivery.ssh.connect import connected
+    from merino_edge.delivery.ssh.programs import bundle_there, program, remove_bundle
 
     async def work(bundles: Sequence[str], requests: Sequence[BenchRequest]) -> list[Sequence[Record]]:
         async with connected(address, accept_new, say) as board:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from merino_edge.benchmarking.measuring import Bench, fault_of, requests_for, typical_ms
+from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.design.budgets import BUDGETS_BY_NAME
 from merino_edge.design.design_file import Design, Measured
-from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.storage.atomic import scratch_folder
 from merino_runtime.errors import MerinoError
 

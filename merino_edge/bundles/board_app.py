@@ -15,7 +15,7 @@ import merino_runtime
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.outputs import write_output
 
-PACKED = (".py", ".json", ".xz", ".html", ".css", ".js")  # sources, and data files beside them
+PACKED = (".py", ".json", ".xz", ".html", ".css", ".js", ".so")  # sources, and data files beside them
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold
 MAIN = b"import sys\nfrom merino_bench.start import main\nsys.exit(main())\n"
 

@@ -6,7 +6,6 @@ The type of a description is `merino_runtime.bundle.Bundle`, which `load_bundle`
 """
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +14,6 @@ from typing import Any, NamedTuple, Protocol
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.bundles.boards import fitting_boards
 from merino_edge.bundles.files import APP_FILE, DESCRIPTION_FILE, TOKENIZER_FILE, list_files
-from merino_edge.bundles.kernels import MACHINES, library, library_file
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import Core, decode_flops, fast_isa, head_flops, kv_bytes, kv_format, params
 from merino_edge.prediction.default_coefficients import slower_on
@@ -28,7 +26,6 @@ from merino_runtime.bundle import (
     Bundle,
     Chat,
     Golden,
-    KernelLibrary,
     KvLayer,
     Port,
     Threads,
@@ -66,8 +63,8 @@ class PortLike(Protocol):
 class GraphFacts(Protocol):
     """What a description needs of the graph. Bytes count weights as the graph stores them.
 
-    `windowed`: whether a fused attention has a window. `own_kernels`: whether there are operators of this project's
-    library.
+    `windowed`: whether a fused attention has a window. `own_kernels`: the names of its operators
+    from this project's library, sorted.
     """
 
     @property
@@ -86,7 +83,7 @@ class GraphFacts(Protocol):
     def windowed(self) -> bool: ...
 
     @property
-    def own_kernels(self) -> bool: ...
+    def own_kernels(self) -> Sequence[str]: ...
 
 
 class ModelFacts(NamedTuple):
@@ -174,7 +171,7 @@ def describe(
         golden=golden,
         chat=model.chat,
         files=list_files(folder),
-        kernels=tuple(KernelLibrary(each, library_file(each)) for each in MACHINES) if graph.own_kernels else (),
+        kernels=tuple(graph.own_kernels),
     )
 
 
@@ -225,8 +222,6 @@ def write_bundle(
         write_text(folder / TOKENIZER_FILE, with_merges_as_strings(value_of(text, any_depth=True), text))
     if model.chat and template is not None:
         (folder / model.chat.template).write_text(template, encoding="utf-8", newline="")
-    for machine in MACHINES if graph.own_kernels else ():
-        shutil.copyfile(library(machine), folder / library_file(machine))
     for name, text in beside.items():
         write_text(folder / name, text)
     bundle = describe(folder, model, graph, form, golden, threads)

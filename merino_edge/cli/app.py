@@ -1,7 +1,7 @@
 """The workstation's command line, `merino-edge`. Each command: parse, one call, one file written.
 
 The main path stands here, in its order. Commands have a module each, or one per group: `design`, `train`,
-`export`, `text`, `choose`, `records`, `deliver`.
+`export`, `choose`, `records`, `deliver`, and `board_verbs` for those that the board has too.
 
 Data goes to stdout, messages to stderr. Exit 0 done, 1 the request cannot be met, 2 wrong usage. What loads torch is
 imported inside the commands, so that the others start at once.
@@ -22,7 +22,7 @@ from merino_edge import __version__
 from merino_edge.cli import choose as cli_choose
 from merino_edge.cli import deliver as cli_deliver
 from merino_edge.cli import records as cli_records
-from merino_edge.cli import text as cli_text
+from merino_edge.cli.board_verbs import add_to
 from merino_edge.cli.deliver import check
 from merino_edge.cli.design import design
 from merino_edge.cli.evaluate import evaluate
@@ -30,9 +30,9 @@ from merino_edge.cli.export import export
 from merino_edge.cli.flash import flash
 from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Root, Ssh
 from merino_edge.cli.score import score
-from merino_edge.cli.serve import serve
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
+from merino_edge.storage.extras import not_installed
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.streams import CLOSED_PIPE, drop_stdout, exit_code
 
@@ -133,9 +133,9 @@ def calibrate(
 
 app.command()(train)
 app.command()(export)
-app.command()(cli_text.generate)
-app.command()(cli_text.chat)
-app.command()(serve)
+add_to(app, "generate")
+add_to(app, "chat")
+add_to(app, "serve")
 
 
 @app.command()
@@ -213,8 +213,8 @@ app.command()(cli_records.compare)
 app.command()(cli_records.report)
 app.command()(cli_deliver.keygen)
 app.command()(cli_deliver.pack)
-app.command()(cli_deliver.info)
-app.command()(cli_deliver.verify)
+add_to(app, "info")
+add_to(app, "verify")
 
 
 @app.command()
@@ -244,3 +244,5 @@ def called(argv: Any) -> Any:
         return app(argv)
     except SystemExit as ended:
         return ended.code
+    except ImportError as error:
+        raise not_installed(error) or error from error

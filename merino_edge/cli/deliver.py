@@ -1,4 +1,4 @@
-"""Commands that make and check files for boards: `keygen`, `pack`, `info`, `verify`, `check`."""
+"""Commands that make and check files for boards: `keygen`, `pack`, `check`."""
 
 import json
 from collections import Counter
@@ -9,8 +9,6 @@ import typer
 
 from merino_edge.cli.options import Json
 from merino_edge.cli.terminal import put, say, working
-
-Read = Annotated[str, typer.Argument(metavar="FILE|BUNDLE", help="package, bundle folder, or `embedded`")]
 
 
 def keygen(
@@ -62,28 +60,6 @@ def pack(
     put(f"{out}: release {made.id}, {made.size_bytes / 2**20:.1f} MB, for {boards}; packages for {pythons or 'none'}")
     if not made.signed:
         say("it is not signed: boards install it with --allow-unsigned only")
-
-
-def info(path: Read, as_json: Json = False) -> None:
-    """Describe a package or a bundle, without unpacking it."""
-    from merino_edge.families.names import bundle_path
-    from merino_runtime.commands import run_info
-
-    run_info(bundle_path(path), as_json)
-
-
-def verify(
-    path: Read,
-    trust: Annotated[
-        list[str] | None, typer.Option(metavar="NAME.pub", help="public key that must have signed it; repeat for more")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Verify every hash of a package or a bundle, and the signature of a package."""
-    from merino_edge.families.names import bundle_path
-    from merino_runtime.commands import run_verify
-
-    run_verify(bundle_path(path), trust or (), as_json)
 
 
 SCHEMA = 1

@@ -9,7 +9,7 @@ from merino_edge.cli.options import Kv
 from merino_edge.cli.terminal import put, say
 
 if TYPE_CHECKING:
-    from merino_edge.export.one_format import Exported
+    from merino_edge.export.export import Exported
     from merino_edge.export.request import ExportRequest
 
 def export(
@@ -68,13 +68,14 @@ def export(
     from merino_edge.export.named import export_named
     from merino_edge.export.request import ExportRequest
 
+    random = weights == Path("random")
     request = ExportRequest(
         precision=precision, board=board(board_name, say) if board_name else None, dialect=dialect, kv=kv,
         context=context, calibration=calibrate, chat=not no_chat, overwrite=overwrite,
-        all_logits=all_logits, file_mb=file_mb, decode_ms=decode_ms,
+        random_weights=random, all_logits=all_logits, file_mb=file_mb, decode_ms=decode_ms,
     )  # fmt: skip
     with working(f"exporting {source}"):
-        done = export_named(source, out, request, weights, say)
+        done = export_named(source, out, request, None if random else weights, say)
     print_export(done, request, verbose)
 
 

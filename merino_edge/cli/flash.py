@@ -1,11 +1,10 @@
-"""`flash`: a packed file onto boards over ssh, or onto what a board will start from: a folder, an image, a card."""
+"""`flash`: install a package on boards over ssh, or write it into the root file system or image that a board boots."""
 
 import asyncio
 import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -24,8 +23,6 @@ def flash(
     ] = None,
     rootfs: Annotated[Path | None, typer.Option(help="root file system of a board, mounted or staged")] = None,
     image: Annotated[Path | None, typer.Option(help="disk image of a system: FILE.img or FILE.img.xz")] = None,
-    device_node: Annotated[Path | None, typer.Option(help="with --image: also write it to this disk, /dev/sdX")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask to confirm --device-node")] = False,
     at_once: Annotated[
         int | None, typer.Option(min=1, max=64, help="with --ssh: number of boards in parallel; default: 4")
     ] = None,
@@ -52,13 +49,11 @@ def flash(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be done, and change nothing")] = False,
     as_json: Json = False,
 ) -> None:
-    """Install a package on boards over ssh, tested and measured there; or write it to a card for a first boot."""
+    """Install a package on boards over ssh, tested and measured there; or write it into a system that boots later."""
     places = {"--ssh": bool(ssh), "--rootfs": rootfs, "--image": image}
     given = [name for name, value in places.items() if value]
     if len(given) != 1:
         raise MerinoError(f"flash has {' and '.join(given) or 'no place'}: give one of {', '.join(places)}")
-    if given != ["--image"] and (device_node or yes):
-        raise MerinoError("--device-node and --yes go with --image: name the image that is written to the disk")
     if ssh:
         done = flash_boards(
             ssh, file, trust or (), at_once or 4, accept_new, dry_run, allow_unsigned=allow_unsigned,
@@ -72,13 +67,15 @@ def flash(
             "--root, --force, --accept-new, --at-once, --service, --serve and --allow-downgrade go with --ssh, not with"
             f" {given[0]}: leave them out"
         )
-    steps = flash_card(file, rootfs, image, device_node, yes, trust or (), allow_unsigned, dry_run)
+    from merino_edge.delivery.first_boot import flash_rootfs
+    from merino_edge.delivery.image import finished_image, flash_image
+
+    how: Any = {"trust": trust or (), "allow_unsigned": allow_unsigned, "dry_run": dry_run, "report": say}
+    steps = flash_rootfs(file, rootfs, **how) if rootfs else flash_image(file, cast(Path, image), **how)
     for line in [json.dumps(steps)] if as_json else steps:
         put(line)
     if not dry_run:
-        from merino_edge.delivery.image import finished_image
-
-        place = device_node or rootfs or (image and finished_image(image))
+        place = rootfs or finished_image(cast(Path, image))
         say(f"done: {file.name} is in {place}; the board that starts from it installs it")
 
 
@@ -99,42 +96,6 @@ def flash_boards(
                 addresses, checked, at_once=at_once, accept_new=accept_new, dry_run=dry_run, report=report, say=say
             )
         )
-
-
-def flash_card(
-    file: Path, rootfs: Path | None, image: Path | None, node: Path | None, yes: bool, trust: Sequence[Path],
-    allow_unsigned: bool, dry_run: bool,
-) -> list[str]:  # fmt: skip
-    """-> the steps that were done, or in a dry run would be."""
-    from merino_edge.delivery.block_device import flash_device, unused_disk
-    from merino_edge.delivery.image import finished_image, flash_image
-    from merino_edge.delivery.rootfs import flash_rootfs
-
-    if rootfs:
-        return flash_rootfs(file, rootfs, trust=trust, allow_unsigned=allow_unsigned, dry_run=dry_run, report=say)
-    assert image
-    if node:
-        unused_disk(node)  # before the minutes that an image takes
-        confirm = None if yes or dry_run else confirmation_on_terminal(node)
-    steps = flash_image(image=image, archive_path=file, trust=trust, allow_unsigned=allow_unsigned, dry_run=dry_run,
-                        report=say)  # fmt: skip
-    if node and finished_image(image).is_file():
-        steps += flash_device(finished_image(image), node, confirm=confirm, dry_run=dry_run, report=say)
-    elif node:
-        steps.append(f"write {finished_image(image)} to {node}, read it back and compare")
-    return steps
-
-
-def confirmation_on_terminal(node: Path) -> Callable[[str], str]:
-    """Raises MerinoError where nobody could answer."""
-    if sys.stdin is None or not sys.stdin.isatty():
-        raise MerinoError(f"nobody can confirm here that {node} is overwritten: give --yes, or run this on a terminal")
-
-    def confirm(question: str) -> str:
-        print(question, end="", file=sys.stderr, flush=True)
-        return sys.stdin.readline()
-
-    return confirm
 
 
 def show_flashed(done: "list[Flashed]", dry_run: bool, as_json: bool) -> None:

@@ -10,7 +10,6 @@ import typer
 
 from merino_edge.design.budgets import BUDGETS_BY_NAME
 from merino_edge.prediction.intervals import ALLOWED, DEFAULT_CONFIDENCE, check_confidence, percent
-from merino_runtime.sampling import OPTIONS, Sampling, check_sampling
 
 BUDGETS, CHOICES, PAPER = "Budgets", "Choices of the search", "The paper's search"  # groups of options in a help
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -18,16 +17,13 @@ Device = Annotated[str, typer.Option(help="board id, `host` for this machine, or
 Backend = Annotated[
     str | None, typer.Option(help="backend: onnxruntime (CPU) or tensorrt (GPU of a Jetson); default: the board's own")
 ]
-AcceptNew = Annotated[
-    bool, typer.Option("--accept-new", help="add the host key of a new board to known_hosts; a changed key is refused")
-]
+ACCEPT_NEW = "add the host key of a new board to known_hosts; a changed key is refused"
+AcceptNew = Annotated[bool, typer.Option("--accept-new", help=ACCEPT_NEW)]
 HOST = "[USER@]HOST[:PORT]"
-Ssh = Annotated[str | None, typer.Option(metavar=HOST, help="run on this board instead of on this machine")]
-Root = Annotated[
-    str | None, typer.Option(metavar="DIR", help="with --ssh: folder of releases on the board, as for `flash --root`")
-]
-Threads = Annotated[int | None, typer.Option("-t", "--threads", help="number of threads; default: the bundle's")]
-PrefillThreads = Annotated[int | None, typer.Option(help="number of threads for prefill; default: as -t")]
+SSH = "run on this board instead of on this machine"
+Ssh = Annotated[str | None, typer.Option(metavar=HOST, help=SSH)]
+ROOT = "with --ssh: folder of releases on the board, as for `flash --root`"
+Root = Annotated[str | None, typer.Option(metavar="DIR", help=ROOT)]
 Seed = Annotated[int, typer.Option(help="random seed")]
 Context = Annotated[int | None, typer.Option(help="context length in tokens, prompt included; default: the board's")]
 Confidence = Annotated[
@@ -83,23 +79,6 @@ def with_budgets(command: Callable[..., None]) -> Callable[..., None]:
     return with_options(command, "limits", options, lambda given: {
         name: limit for name, limit in given.items() if limit is not None
     })  # fmt: skip
-
-
-def with_sampling(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of sampling in place of its parameter `sampling`, a Sampling. Raises MerinoError for
-    one that is out of its range."""
-    options = {
-        name: (Annotated[kind | None if default is None else kind, typer.Option(help=text)], default)
-        for name, kind, text in OPTIONS
-        for default in [getattr(Sampling(), name)]
-    }
-
-    def checked(given: dict[str, Any]) -> Sampling:
-        sampling = Sampling(**given)
-        check_sampling(sampling)
-        return sampling
-
-    return with_options(command, "sampling", options, checked)
 
 
 def with_options(

@@ -1,6 +1,7 @@
 """`--ssh` of the commands that have a form without it: generate, chat, bench, calibrate, recommend on a board."""
 
 import asyncio
+from argparse import Namespace
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -51,16 +52,15 @@ async def with_bundle(board: "Board", root: str | None, folder: str) -> "tuple[P
         return there, await bundle_there(there, folder, copied)
 
 
-def generate_there(
-    host: str, accept_new: bool, root: str | None, bundle: str, prompt: str | None, options: Sequence[str]
-) -> int:
-    """Streams to stdout what the board's program writes -> its exit code."""
+def generate_there(arguments: Namespace, options: Sequence[str]) -> int:
+    """Streams to stdout what the board's program writes -> its exit code. options: words for the board."""
     from merino_edge.cli.terminal import say
     from merino_edge.delivery.ssh.programs import INSTALLED
     from merino_edge.families.names import bundle_path
     from merino_runtime.commands import STDIN, prompt_from_stdin
     from merino_runtime.io.streams import write_out
 
+    bundle, prompt = arguments.bundle, arguments.prompt
     folder = bundle if bundle == INSTALLED else bundle_path(bundle)
     text = prompt_from_stdin() if prompt in (None, STDIN) else str(prompt)
 
@@ -71,7 +71,7 @@ def generate_there(
             raise ReaderGoneError from error
 
     async def work(board: "Board") -> int:
-        there, place = await with_bundle(board, root, folder)
+        there, place = await with_bundle(board, arguments.root, folder)
         ran = await there.run(
             ["generate", place, "-", *options], (text + "\n").encode("utf-8", "surrogateescape"), doing="generate",
             timeout_s=GENERATED_S, most_bytes=GENERATED_BYTES, report=say, take=take,
@@ -79,15 +79,13 @@ def generate_there(
         return ran.code
 
     try:
-        return on_board(host, accept_new, work)
+        return on_board(arguments.ssh, arguments.accept_new, work)
     except ReaderGoneError:
         raise BrokenPipeError from None
 
 
-def chat_there(
-    host: str, accept_new: bool, root: str | None, bundle: str, options: Sequence[str], as_json: bool
-) -> int:
-    """A chat with the model on the board, typed and shown here -> the exit code."""
+def chat_there(arguments: Namespace, options: Sequence[str]) -> int:
+    """A chat with the model on the board, typed and shown here -> the exit code. options: words for the board."""
     from merino_edge.cli.terminal import say
     from merino_edge.delivery.ssh.programs import INSTALLED
     from merino_edge.delivery.ssh.remote_chat import RemoteChat, opened
@@ -95,17 +93,19 @@ def chat_there(
     from merino_runtime.bundle import load_bundle, own_files
     from merino_runtime.chat.session import converse, converse_in_json, write_json
 
+    bundle, host = arguments.bundle, arguments.ssh
     folder = bundle if bundle == INSTALLED else bundle_path(bundle)
     kept = [] if bundle == INSTALLED else own_files(load_bundle(folder, verify=False))
 
     async def work(board: "Board", serve: "Serve") -> None:
-        there, place = await with_bundle(board, root, folder)
-        async with there.interactive(["chat", place, "--json", *options], say) as session:
+        there, place = await with_bundle(board, arguments.root, folder)
+        words = [word for word in options if word != "--json"]
+        async with there.interactive(["chat", place, "--json", *words], say) as session:
             await serve(session)
 
-    with opened(lambda serve: on_board(host, accept_new, lambda board: work(board, serve))) as remote:
+    with opened(lambda serve: on_board(host, arguments.accept_new, lambda board: work(board, serve))) as remote:
         remote_chat = RemoteChat(remote)
-        if as_json:
+        if arguments.json:
             write_json(remote_chat.greeting)
             return converse_in_json(remote_chat, kept)
         return converse(remote_chat, f"{remote_chat.greeting['chat']} on {host}", kept)
@@ -116,7 +116,8 @@ def bench_there(
     precision: str | None, options: Sequence[str], output: str, save: Path | None,
 ) -> int:  # fmt: skip
     """`bench` on a board -> exit code."""
-    from merino_edge.benchmarking.run import bench_over_ssh, bundles_of
+    from merino_edge.benchmarking.bench_there import bench_over_ssh
+    from merino_edge.benchmarking.run import bundles_of
     from merino_edge.cli.terminal import boards_progress, say
     from merino_edge.delivery.ssh.address import parse_address
 

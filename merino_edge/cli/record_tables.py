@@ -9,7 +9,7 @@ from merino_bench.harness.record import format_words
 from merino_bench.harness.render import marks_explained, ratio_cell
 from merino_edge.cli.tables import Column, Table, show
 from merino_edge.cli.terminal import put
-from merino_edge.export.quantize.groups import MatrixError
+from merino_edge.export.quantize.matrix import MatrixError
 from merino_runtime.io.board import MB as BYTES_PER_MB
 from merino_runtime.io.visible import visible
 

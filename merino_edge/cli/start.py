@@ -1,12 +1,14 @@
 """Where `merino-edge` begins. Only the imports of the packages themselves stand between Python and this."""
 
 from merino_runtime.io.ctrl_c import end_at_once, raise_again
+from merino_runtime.io.import_path import leave_current_folder
 
 end_at_once()  # before the imports that take time
 
 
 def main() -> None:
     heard = end_at_once()
+    leave_current_folder()
     from merino_edge.cli.app import main as run
 
     if heard:

@@ -3,13 +3,13 @@
 import importlib
 from typing import Any
 
+from merino_edge.storage.extras import remedy
 from merino_runtime.errors import MerinoError
 
 
 def needed(module: str) -> Any:
-    """The module of that name. MerinoError with the command that installs its package if it cannot be imported."""
+    """Import a module. Raises MerinoError with the command that installs its extra if it cannot be imported."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
-        raise MerinoError(f"{package} is not installed: python -m pip install {package}") from error
+        raise MerinoError(f"{module.partition('.')[0]} is not installed: {remedy('delivery')}") from error

@@ -1,37 +1,34 @@
-"""Writes a first boot into a disk image, as a system is published for a board: no mounting, no root.
+"""Write a first boot into a disk image, as a board's system is published: no mounting, no root.
 
-debugfs changes a copy of the image, which is checked and renamed over the image at the end. A FAT partition is left
-alone: what Raspberry Pi OS reads there (userconf, ssh, the network) is its user's to set, and the unit of this project
-does not need it."""
+debugfs changes a copy of the image. The copy is checked and then renamed over the image. A FAT partition is left alone:
+what Raspberry Pi OS reads there (userconf, ssh, the network) is for its user to set, and this project's unit does not
+need it."""
 
 import contextlib
-import errno
-import hashlib
 import lzma
 import os
 import shutil
 import stat
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
-from merino_edge.delivery.first_boot_plan import Placed, Plan, make_plan, steps_of
-from merino_edge.delivery.root_tree import is_root
-from merino_edge.delivery.staged import checked_archive
-from merino_edge.delivery.system_tools import check_tools
-from merino_edge.delivery.volumes import (
-    EXT,
-    FAT,
+from merino_edge.delivery.ext4 import (
     Ext4Tree,
     Partition,
     Volume,
     change,
     check_clean,
+    check_tools,
     enlarging,
     partitions,
     plain,
     superblock,
 )
+from merino_edge.delivery.first_boot import Placed, Plan, checked_archive, make_plan, steps_of
+from merino_edge.delivery.root_tree import is_root
 from merino_runtime.bundle import sha256_of
 from merino_runtime.delivery.archive import COPIED_AT_ONCE
 from merino_runtime.errors import MerinoError
@@ -44,7 +41,7 @@ SPARE_INODES = 32
 
 
 def finished_image(image: Path) -> Path:
-    """The image that `flash_image` leaves: the one that was named, or for FILE.img.xz the unpacked FILE.img."""
+    """The image that `flash_image` leaves: the image itself, or for FILE.img.xz the unpacked FILE.img."""
     return image.with_suffix("") if image.suffix == PACKED else image
 
 
@@ -52,60 +49,63 @@ def flash_image(
     archive_path: Path, image: Path, *, trust: Sequence[Path] = (), allow_unsigned: bool = False, dry_run: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> list[str]:  # fmt: skip
-    """Puts the packed file, its keys and a unit that installs them into the root file system in a disk image.
+    """Put the package, its keys and a unit that installs it into the root file system in a disk image.
 
     image: FILE.img, which is replaced when the new one is complete and its file system clean; or FILE.img.xz, which is
     kept: the unpacked FILE.img is made. trust: files of public keys, which become trusted on the board. dry_run:
-    nothing stays; an .xz is unpacked all the same, to read it. report: gets the step that begins. Returns the steps
-    done, or that would be. Raises MerinoError where a step fails; the image is then unchanged.
+    nothing stays; an .xz is unpacked all the same, to read it. report: gets the current step. Returns the steps. Raises
+    MerinoError if a step fails; the image is then unchanged.
     """
-    check_tools(("debugfs", "e2fsck", "sfdisk"))
+    # 1. What was named.
+    check_tools()
     target = finished_image(image)
-    _check_files(image, target)
+    check_files(image, target)
     archive = checked_archive(archive_path, trust, allow_unsigned, lambda path: report(f"hashing {path}"))
     size_bytes = archive.bytes if dry_run else archive.bytes + 512 * image.stat().st_blocks
-    with _work_file(target, size_bytes, dry_run) as file:
-        folder, name = Path(file.name).parent, ORIGINAL
+    with work_file(target, size_bytes, dry_run) as file:
+        # 2. The plan, from the image as it is.
+        folder, copy = Path(file.name).parent, Path(file.name).name
         if target != image:
             report(f"unpacking {image}")
             unpack_xz(image, file)
-            name = Path(file.name).name
         else:
             os.symlink(os.path.abspath(image), folder / ORIGINAL)
         report("reading the image")
+        name = ORIGINAL if target == image else copy
         parts = partitions(folder, name, str(image))
-        volume, number = _root_volume(folder, name, parts, image)
+        volume, number = root_volume(folder, name, parts, image)
         check_clean(volume)
         plan = make_plan(Ext4Tree(volume), archive, trust)
-        _check_room(volume, plan, number, parts, image)
-        steps = _steps(image, target, parts, volume, number, plan)
+        check_room(volume, plan, number, parts, target)
+        steps = [*partition_steps(volume, number, parts), *steps_of(plan)]
+        steps.append(f"unpack {image} to {target}" if target != image else
+                     f"replace {image} when its copy is complete and clean")  # fmt: skip
+        # 3. The copy, which replaces the image at the end of this block.
         if not dry_run:
             if target == image:
                 report(f"copying {image}")
-                copy_sparse(image, file)
-            copy = volume._replace(name=Path(file.name).name)
+                copy_sparse(image, Path(file.name))
             report("writing the files")
-            write_plan(copy, plan)
+            write_plan(volume._replace(name=copy), plan)
             report("checking the new image")
-            check_written(copy, plan)
+            check_written(volume._replace(name=copy), plan)
     return steps
 
 
-def _check_files(image: Path, target: Path) -> None:
+def check_files(image: Path, target: Path) -> None:
     try:
-        status = os.stat(image)
+        mode = os.stat(image).st_mode
     except OSError as error:
         raise MerinoError(f"cannot read {image}: {error.strerror}. Name FILE.img or FILE.img.xz.") from error
-    if stat.S_ISBLK(status.st_mode):
-        raise MerinoError(f"{image} is a disk, not an image of one. Name an image, and the disk by --device-node.")
-    if not stat.S_ISREG(status.st_mode):
-        raise MerinoError(f"{image} is not a regular file. Name an image of a disk, FILE.img or FILE.img.xz.")
+    if not stat.S_ISREG(mode):
+        shown = "is a disk, not an image of one" if stat.S_ISBLK(mode) else "is not a regular file"
+        raise MerinoError(f"{image} {shown}. Name an image of a disk, FILE.img or FILE.img.xz.")
     if target != image and os.path.lexists(target):
         raise MerinoError(f"{target}, which {image} unpacks to, is there already. Name it instead, or remove it first.")
 
 
 @contextlib.contextmanager
-def _work_file(target: Path, size_bytes: int, dry_run: bool) -> Iterator[BinaryIO]:
+def work_file(target: Path, size_bytes: int, dry_run: bool) -> Iterator[BinaryIO]:
     """A file in a scratch folder beside `target`; it replaces `target` at the end, except in a dry run."""
     with contextlib.ExitStack() as stack:
         if dry_run:
@@ -113,17 +113,14 @@ def _work_file(target: Path, size_bytes: int, dry_run: bool) -> Iterator[BinaryI
         yield stack.enter_context(outputs.open_output(str(target), size_bytes, sync=not dry_run))
 
 
-def _root_volume(folder: Path, name: str, parts: Sequence[Partition], image: Path) -> tuple[Volume, int]:
-    """The one ext4 partition that holds a root file system, and its number."""
-    roots = []
-    for part in (part for part in parts if part.holds == EXT):
-        volume = Volume(folder, name, part.start_bytes, str(image))
-        if is_root(Ext4Tree(volume)):
-            roots.append((volume, part.number))
+def root_volume(folder: Path, name: str, parts: Sequence[Partition], image: Path) -> tuple[Volume, int]:
+    """Return the one ext4 partition that holds a root file system, and its number."""
+    volumes = [(Volume(folder, name, part.start_bytes, str(image)), part.number) for part in parts if part.is_ext]
+    roots = [(volume, number) for volume, number in volumes if is_root(Ext4Tree(volume))]
     if len(roots) == 1:
         return roots[0]
-    text = ", ".join(f"{part.number} {part.holds}" for part in parts) or "none"
     if not roots:
+        text = ", ".join(f"{part.number} {'ext4' if part.is_ext else 'other'}" for part in parts) or "none"
         raise MerinoError(
             f"{image} has no ext4 partition with a root file system (partitions: {text}). Name an image of the board's "
             "system, or mount it and give --rootfs DIR."
@@ -135,119 +132,36 @@ def _root_volume(folder: Path, name: str, parts: Sequence[Partition], image: Pat
     )
 
 
-def _check_room(volume: Volume, plan: Plan, number: int, parts: Sequence[Partition], image: Path) -> None:
-    fs = superblock(volume.folder / volume.name, volume.start_bytes)
+def check_room(volume: Volume, plan: Plan, number: int, parts: Sequence[Partition], target: Path) -> None:
+    fs = superblock(volume)
     if fs.free_inodes < SPARE_INODES:
-        raise MerinoError(f"{image}: its file system takes {fs.free_inodes} more files only. Remove some in it.")
+        raise MerinoError(f"{volume.shown}: its file system takes {fs.free_inodes} more files only. Remove some in it.")
     missing = plan.need_bytes - fs.free_bytes
-    if missing <= 0:
-        return
-    is_last = all(part.start_bytes <= volume.start_bytes for part in parts)
-    where = str(finished_image(image))
-    raise MerinoError(
-        f"{image}: its file system is too small by {missing / MB:.1f} MB ({plan.need_bytes / MB:.1f} MB needed, "
-        f"{fs.free_bytes / MB:.1f} MB free). "
-        + (f"Enlarge it: {enlarging(where, number, volume.start_bytes, fs.size_bytes, missing)}" if is_last else
-           f"Partition {number} is not the last one: mount the image and enlarge it with a partition editor (gparted).")
-    )  # fmt: skip
+    if missing > 0:
+        is_last = all(part.start_bytes <= volume.start_bytes for part in parts)
+        remedy = f"Enlarge it: {enlarging(volume, str(target), number, missing)}" if is_last else (
+            f"Partition {number} is not the last one: mount the image and enlarge it with a partition editor (gparted)."
+        )  # fmt: skip
+        raise MerinoError(
+            f"{volume.shown}: its file system is too small by {missing / MB:.1f} MB ({plan.need_bytes / MB:.1f} MB "
+            f"needed, {fs.free_bytes / MB:.1f} MB free). {remedy}"
+        )
 
 
-def _steps(
-    image: Path, target: Path, parts: Sequence[Partition], volume: Volume, number: int, plan: Plan
-) -> list[str]:
-    fs = superblock(volume.folder / volume.name, volume.start_bytes)
-    boot = [f"partition {part.number} (FAT) stays as it is" for part in parts if part.holds == FAT]
+def partition_steps(volume: Volume, number: int, parts: Sequence[Partition]) -> list[str]:
+    fs = superblock(volume)
+    others = [f"partition {part.number} stays as it is" for part in parts if part.number != number]
     sizes = f"{fs.size_bytes / MB:.0f} MB, {fs.free_bytes / MB:.0f} MB free"
-    root = f"partition {number} (ext4, {sizes}) takes the files"
-    last = f"unpack {image} to {target}" if target != image else f"replace {image} when its copy is complete and clean"
-    return [*boot, root, *steps_of(plan), last]
+    return [*others, f"partition {number} (ext4, {sizes}) takes the files"]
 
 
-def write_plan(volume: Volume, plan: Plan) -> None:
-    """Changes the volume, which is a copy in a scratch folder. Raises MerinoError; the copy is to be discarded then."""
-    commands = [f"rm {plain(path)}" for path in plan.stale]
-    for number, placed in enumerate(plan.placed):
-        if not placed.is_done:
-            commands += _commands(volume, placed, f"content-{number}")
-    change(volume, commands)
-
-
-def check_written(volume: Volume, plan: Plan) -> None:
-    """Raises MerinoError where the volume is not clean, or does not hold what the plan places."""
-    check_clean(volume)
-    tree = Ext4Tree(volume)
-    for placed in plan.placed:
-        staged, entry = placed.staged, tree.entry(placed.path)
-        same = entry is not None and stat.S_IFMT(entry.mode) == stat.S_IFMT(staged.mode)
-        if same and not placed.is_done:
-            same = entry is not None and entry[:3] == (staged.mode, staged.uid, staged.gid)
-        if same and not placed.is_done and staged.link:
-            same = tree.link(placed.path) == staged.link
-        if same and stat.S_ISREG(staged.mode):
-            content = hashlib.sha256(staged.data).hexdigest()
-            same = _sha256(tree.pieces(placed.path)) == (sha256_of(str(staged.source)) if staged.source else content)
-        if not same:
-            raise MerinoError(
-                f"{volume.shown} stays as it was: {placed.path} was not written as it should be. Check this machine's "
-                "disk and memory, or install a newer e2fsprogs."
-            )
-    left = [path for path in plan.stale if tree.entry(path)]
-    assert not left, left
-
-
-def _commands(volume: Volume, placed: Placed, source: str) -> Iterator[str]:
-    """`cd` first: older versions of debugfs take a path in `write` for a name."""
-    staged = placed.staged
-    folder, _, name = plain(placed.path).rpartition("/")
-    yield f"cd {folder or '/'}"
-    if stat.S_ISLNK(staged.mode):
-        yield f"symlink {name} {staged.link}"
-    elif stat.S_ISDIR(staged.mode):
-        if not placed.before:
-            yield f"mkdir {name}"
-    else:
-        if placed.before:
-            yield f"rm {name}"
-        if staged.source:
-            os.symlink(os.path.abspath(staged.source), volume.folder / source)
-        else:
-            outputs.write_output(str(volume.folder / source), staged.data, sync=False)
-        yield f"write {source} {name}"
-    for field, value in (("mode", f"0{staged.mode:o}"), ("uid", staged.uid), ("gid", staged.gid)):
-        yield f"sif {name} {field} {value}"
-
-
-def _sha256(pieces: Iterator[bytes]) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-def copy_sparse(image: Path, to: BinaryIO) -> None:
-    """Copies `image`; its holes stay holes. Raises OSError, and MerinoError where the copy then has another SHA-256
-    than the image.
-
-    Looking up holes moves the file's position, which a buffered reader does not notice, so data is read by offset.
-    """
-    with open(image, "rb", buffering=0) as source:
-        handle, end = source.fileno(), 0
-        size_bytes = os.fstat(handle).st_size
-        while end < size_bytes:
-            try:
-                start = os.lseek(handle, end, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # a hole up to the end
-                    break
-                raise
-            end = os.lseek(handle, start, os.SEEK_HOLE)
-            to.seek(start)
-            while start < end and (data := os.pread(handle, min(end - start, COPIED_AT_ONCE), start)):
-                to.write(data)
-                start += len(data)
-        to.truncate(size_bytes)
-        to.flush()
-    if sha256_of(str(image)) != sha256_of(to.name):
+def copy_sparse(image: Path, copy: Path) -> None:
+    """Copy `image` with its holes. Raises MerinoError if that fails or the copy has another SHA-256 than the image."""
+    done = subprocess.run(["cp", "--sparse=always", "--", image, copy], capture_output=True, check=False)
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().rpartition(": ")[2] or f"exit status {done.returncode}"
+        raise MerinoError(f"cannot copy {image}: {reason}. Free space on its disk, or check that disk.")
+    if sha256_of(str(image)) != sha256_of(str(copy)):
         raise MerinoError(
             f"the copy of {image} differs from it: the image was written to meanwhile, or a disk is faulty. Unmount "
             "the image, stop what writes to it, and run the command again."
@@ -255,7 +169,7 @@ def copy_sparse(image: Path, to: BinaryIO) -> None:
 
 
 def unpack_xz(image: Path, to: BinaryIO) -> None:
-    """Unpacks `image`. Raises MerinoError where it is damaged, or would be larger than the free space beside `to`."""
+    """Unpack `image`. Raises MerinoError if it is damaged, or would be larger than the free space beside `to`."""
     free = shutil.disk_usage(os.path.dirname(to.name)).free
     size_bytes = 0
     try:
@@ -264,8 +178,8 @@ def unpack_xz(image: Path, to: BinaryIO) -> None:
                 size_bytes += len(data)
                 if size_bytes > free:
                     raise MerinoError(
-                        f"{image} unpacks to more than the {free / 2**20:.0f} MB that are free there. Free space on "
-                        "that disk, or copy it to another one."
+                        f"{image} unpacks to more than the {free / MB:.0f} MB that are free there. Free space on that"
+                        " disk, or copy it to another one."
                     )
                 if data.strip(b"\0"):
                     to.write(data)
@@ -275,3 +189,55 @@ def unpack_xz(image: Path, to: BinaryIO) -> None:
         raise MerinoError(f"{image} is damaged or not an .xz file: {error}. Fetch it again.") from error
     to.truncate(size_bytes)
     to.flush()
+
+
+def write_plan(volume: Volume, plan: Plan) -> None:
+    """Change the volume, which is a copy in a scratch folder. Raises MerinoError; the copy is to be discarded then."""
+    commands = [f"rm {plain(path)}" for path in plan.stale]
+    for number, new in enumerate(plan.placed):
+        if not new.is_done:
+            commands += commands_of(volume, new, f"content-{number}")
+    change(volume, commands)
+
+
+def commands_of(volume: Volume, new: Placed, source: str) -> Iterator[str]:
+    """`cd` first: older versions of debugfs take a path in `write` for a name."""
+    folder, _, name = plain(new.path).rpartition("/")
+    yield f"cd {folder or '/'}"
+    if new.link:
+        yield f"symlink {name} {new.link}"
+    elif stat.S_ISDIR(new.mode):
+        if not new.before:
+            yield f"mkdir {name}"
+    else:
+        if new.before:
+            yield f"rm {name}"
+        if new.source:
+            os.symlink(os.path.abspath(new.source), volume.folder / source)
+        else:
+            outputs.write_output(str(volume.folder / source), new.data, sync=False)
+        yield f"write {source} {name}"
+    for field, value in (("mode", f"0{new.mode:o}"), ("uid", 0), ("gid", 0)):
+        yield f"sif {name} {field} {value}"
+
+
+def check_written(volume: Volume, plan: Plan) -> None:
+    """Raises MerinoError if the volume is not clean, or does not hold what the plan places."""
+    check_clean(volume)
+    tree = Ext4Tree(volume)
+    for new in plan.placed:
+        entry = tree.entry(new.path)
+        same = entry is not None and stat.S_IFMT(entry.mode) == stat.S_IFMT(new.mode)
+        if same and not new.is_done:
+            linked = tree.link(new.path) if new.link else ""
+            same = entry is not None and entry[:3] == (new.mode, 0, 0) and linked == new.link
+        if same and stat.S_ISREG(new.mode):
+            expected = sha256_of(str(new.source)) if new.source else sha256(new.data).hexdigest()
+            same = tree.sha256(new.path) == expected
+        if not same:
+            raise MerinoError(
+                f"{volume.shown} stays as it was: {new.path} was not written as it should be. Check this machine's "
+                "disk and memory, or install a newer e2fsprogs."
+            )
+    left = [path for path in plan.stale if tree.entry(path)]
+    assert not left, left

@@ -46,9 +46,6 @@ class RootTree(Protocol):
     def read(self, path: str, most_bytes: int) -> bytes:
         """The beginning of a regular file."""
 
-    def free_bytes(self) -> int:
-        """Free space for a file, without the administrator's reserve."""
-
 
 class Resolved(NamedTuple):
     path: str  # without links

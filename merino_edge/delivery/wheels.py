@@ -7,7 +7,6 @@ Names and versions of Linux wheels: PEP 425 (tags), PEP 600 (manylinux_2_28 need
 import importlib.metadata
 import json
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
@@ -25,6 +24,7 @@ from merino_edge.storage.atomic import cache_folder, new_folder
 from merino_edge.storage.faults import shortened
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.import_path import module_command, safe_environment
 from merino_runtime.io.json_file import read_json
 from merino_runtime.io.outputs import write_output
 
@@ -242,10 +242,11 @@ def download(requirements: list[str], target: Target, folder: Path) -> None:
     """One wheel for each requirement, the newest that runs on the target. Raises MerinoError with pip's reason."""
     options = [part for name in platforms(target) for part in ("--platform", name)]
     done = subprocess.run(
-        [sys.executable, "-m", INSTALLER, "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-         "--only-binary=:all:", "--implementation", "cp", "--python-version", target.python, *options,
-         "--dest", str(folder), *requirements],
-        capture_output=True, text=True, check=False,
+        module_command(
+            INSTALLER, "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:",
+            "--implementation", "cp", "--python-version", target.python, *options, "--dest", str(folder), *requirements,
+        ),
+        env=safe_environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]

@@ -7,6 +7,7 @@ import logging
 import os
 from typing import Any
 
+from merino_edge.storage.extras import remedy
 from merino_runtime.errors import MerinoError
 
 
@@ -19,8 +20,6 @@ def needed(module: str) -> Any:
         with contextlib.redirect_stderr(io.StringIO()):
             package = importlib.import_module(module)
     except ImportError as error:
-        raise MerinoError(
-            f"lm-evaluation-harness cannot be imported ({error}): python -m pip install 'lm-eval>=0.4.13'"
-        ) from error
+        raise MerinoError(f"lm-evaluation-harness cannot be imported ({error}): {remedy('eval')}") from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return package

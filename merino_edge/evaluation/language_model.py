@@ -21,7 +21,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.generation.generate import Token, generate
 from merino_runtime.generation.text import TextStream
 from merino_runtime.io.json_file import read_text
-from merino_runtime.sampling import GREEDY
+from merino_runtime.sampling import GREEDY, GenerateOptions
 
 MOST_NEW_TOKENS = 256  # of a task that names no number, as lm-eval's own models have it
 
@@ -137,7 +137,7 @@ class BundleLM(_lm_eval.TemplateLM):  # type: ignore[name-defined]
         self.truncated += len(ids) > room
         stream, text = TextStream(self.model.tokenizer), ""
         events = generate(
-            self.runtime, ids[-room:], max_new_tokens=new, sampling=GREEDY,
+            self.runtime, ids[-room:], GenerateOptions(new, GREEDY),
             stop_ids=self.model.bundle.stop_ids or (self.eot_token_id,), stream=stream,
         )  # fmt: skip
         for event in events:

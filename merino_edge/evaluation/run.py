@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,7 +162,11 @@ def cut_count(lm: Any) -> int:
 
 def circumstances(data: Any, *more: str) -> dict[str, Any]:
     """`more`: packages whose versions count."""
+    versions = {}
+    for name in (*PACKAGES, *more):
+        with contextlib.suppress(PackageNotFoundError):  # of the base install: bundles need no torch
+            versions[name] = version(name)
     return {
-        "data": data, "versions": {each: version(each) for each in (*PACKAGES, *more)},
+        "data": data, "versions": versions,
         "date": datetime.now(UTC).isoformat(timespec="seconds"), "command": shlex.join(["merino-edge", *sys.argv[1:]]),
     }  # fmt: skip

@@ -2,7 +2,7 @@
 
 The model answers short questions greedily in torch, in float32, with the weights of the source. Then the bundle
 prefills each answer in the board's runtime, and its distribution at each token is compared with torch's. An answer is
-kept where the bundle would have written the same tokens. It counts as kept too where the first token that differs is
+kept if the bundle would have written the same tokens. It counts as kept too if the first token that differs is
 nearly tied in float32: there the argmax depends on more than the format.
 """
 
@@ -68,32 +68,32 @@ def divergence_words(measured: Divergence) -> str:
 
 
 def prompts_of(source: Source, count: int) -> list[list[int]]:
-    """Questions in the source's chat template, where it has one."""
-    tokenizer = tokenizer_of(source)
-    texts = questions(count)
-    if source.chat is None:
-        return [tokenizer.encode(each).ids for each in texts]
-    template = compiled(source.chat.text, source.chat.source)
-    prompts = [rendered(template, source.chat.tokens, messages_of(None, [], each)) for each in texts]
-    return [tokenizer.encode(each, add_special_tokens=False).ids for each in prompts]
+    """Questions in the source's chat template, if it has one."""
+    tokenizer, chat = tokenizer_of(source), source.chat
+    if chat is None:
+        return [tokenizer.encode(question).ids for question in questions(count)]
+    template = compiled(chat.text, chat.source)
+    prompts = [rendered(template, chat.tokens, messages_of(None, [], question)) for question in questions(count)]
+    return [tokenizer.encode(prompt, add_special_tokens=False).ids for prompt in prompts]
 
 
 def answers_of(source: Source, context: int, count: int = QUESTIONS, tokens: int = ANSWER_TOKENS) -> list[Answer]:
     """Greedy answers by torch, prompts of one length in a batch. Left out are prompts that leave no room in the
     context, and prompts that a small tokenizer encodes to nothing."""
     answers: list[Answer] = []
-    prompts = sorted((each for each in prompts_of(source, count) if 0 < len(each) <= context - tokens), key=len)
-    for _, alike in groupby(prompts, len):
-        each = list(alike)
-        for start in range(0, len(each), BATCH):
-            answers += answered(source, each[start : start + BATCH], tokens)
+    prompts = sorted((prompt for prompt in prompts_of(source, count) if 0 < len(prompt) <= context - tokens), key=len)
+    for _, group in groupby(prompts, len):
+        equally_long = list(group)
+        for start in range(0, len(equally_long), BATCH):
+            answers += batch_answers(source, equally_long[start : start + BATCH], tokens)
     return sorted(answers, key=lambda answer: answer.prompt)
 
 
 @torch.no_grad()
-def answered(source: Source, prompts: Sequence[Sequence[int]], count: int) -> list[Answer]:
+def batch_answers(source: Source, prompts: Sequence[Sequence[int]], count: int) -> list[Answer]:
+    """Answers to prompts of one length, each up to and with its first stop token."""
     given, cache = torch.tensor(prompts), None
-    ids, top, logprobs = [], [], []
+    steps: list[tuple[list[int], np.ndarray, np.ndarray]] = []  # ids, and tokens and log-probabilities [prompts, TOP]
     for _ in range(count):
         output = source.model(input_ids=given, cache=cache, use_cache=True, logits_to_keep=1)
         cache = output.cache
@@ -101,22 +101,14 @@ def answered(source: Source, prompts: Sequence[Sequence[int]], count: int) -> li
         if not likeliest.values[:, 0].isfinite().all():
             raise not_finite(source.model, source.name)
         given = likeliest.indices[:, :1]
-        ids.append(given[:, 0].tolist())
-        top.append(likeliest.indices.int().numpy())
-        logprobs.append(likeliest.values.numpy())
-    return [
-        cut(Answer(
-            list(prompt), [step[place] for step in ids], np.stack([each[place] for each in top]),
-            np.stack([each[place] for each in logprobs]),
-        ), source.stop_ids)
-        for place, prompt in enumerate(prompts)
-    ]  # fmt: skip
-
-
-def cut(answer: Answer, stop_ids: Sequence[int]) -> Answer:
-    """The answer up to and with its first stop token."""
-    end = next((place + 1 for place, each in enumerate(answer.ids) if each in stop_ids), len(answer.ids))
-    return Answer(answer.prompt, answer.ids[:end], answer.tokens[:end], answer.logprobs[:end])
+        steps.append((given[:, 0].tolist(), likeliest.indices.int().numpy(), likeliest.values.numpy()))
+    answers = []
+    for row, prompt in enumerate(prompts):
+        ids = [step_ids[row] for step_ids, _, _ in steps]
+        end = next((place + 1 for place, token in enumerate(ids) if token in source.stop_ids), len(ids))
+        tokens, logprobs = (np.stack([step[part][row] for step in steps[:end]]) for part in (1, 2))
+        answers.append(Answer(list(prompt), ids[:end], tokens, logprobs))
+    return answers
 
 
 def divergence(bundle: Bundle, answers: Sequence[Answer]) -> Divergence:
@@ -136,13 +128,13 @@ def divergence_of(backend: Backend, answers: Sequence[Answer]) -> Divergence:
         same += sum(equal for _, equal, _ in steps)
         kept += all(tied for _, _, tied in steps[: parting(steps) + 1])
     return Divergence(
-        float(np.mean(divergences)), float(np.quantile(divergences, 0.99)), same / len(divergences), kept, len(answers),
-        len(divergences),
+        kl_mean=float(np.mean(divergences)), kl_p99=float(np.quantile(divergences, 0.99)),
+        top1=same / len(divergences), kept=kept, answers=len(answers), tokens=len(divergences),
     )  # fmt: skip
 
 
 def parting(steps: Sequence[tuple[float, bool, bool]]) -> int:
-    """The first step at which the likeliest token differs; the last step where none does."""
+    """The first step at which the likeliest token differs; the last step if none does."""
     return next((place for place, (_, equal, _) in enumerate(steps) if not equal), len(steps) - 1)
 
 

@@ -1,40 +1,102 @@
-"""The export of a source by one request. `--precision auto` chooses the fastest weight format on a board that keeps
-the model's float32 answers, and writes the bundle that was measured."""
+"""An export: source -> plan -> quantized weights -> graph -> bundle -> proof.
+
+The steps are numbered, in `export` and `export_planned`. A source is loaded by `source.load_source`.
+"""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+
+from merino_edge.bundles.description import ModelFacts, write_bundle
 from merino_edge.bundles.files import is_bundle_alone
-from merino_edge.export.divergence import divergence_words, keeps
-from merino_edge.export.mixed import eight_bits
-from merino_edge.export.one_format import Calibration, Exported, calibrate, write_export
-from merino_edge.export.request import (
-    AUTO,
-    MIXED,
-    PRECISIONS,
-    ROUNDED,
-    ExportRequest,
-    board_for_auto,
-    check_calibration,
-    in_float32,
-    in_int4,
-)
-from merino_edge.export.resolved import ResolvedExport, resolve
-from merino_edge.export.source import Source
-from merino_edge.families.geometry import Geometry
-from merino_edge.families.operators import CPU_FORMATS
-from merino_edge.prediction.cost_model import cost_model
-from merino_edge.prediction.shape import InferenceShape, default_prompt
-from merino_edge.profiles.profile import DeviceProfile
-from merino_edge.storage.atomic import new_folder, parents_made, scratch_folder
+from merino_edge.bundles.other_programs import files_for_others
+from merino_edge.export.dialects.build import build_graph
+from merino_edge.export.divergence import Answer, Divergence, answers_of, divergence, divergence_words, keeps
+from merino_edge.export.golden import GOLDEN_STEPS, clear_golden
+from merino_edge.export.mixed import mixed_plan
+from merino_edge.export.parity import empty, proved, with_quantized
+from merino_edge.export.plan import ExportPlan, fastest_plans, resolve_plan
+from merino_edge.export.quantize.gptq import Hessians
+from merino_edge.export.quantize.inputs import hessians_on, input_hessians, norm_input_sizes, rows_to_read
+from merino_edge.export.quantize.kv_calibration import Calibrated, calibrated_cache
+from merino_edge.export.quantize.matrix import MatrixError
+from merino_edge.export.quantize.outliers import TWICE, with_outliers
+from merino_edge.export.quantize.smoothquant import NOTE, smoothed
+from merino_edge.export.quantize.weights import Matrices, Rounding, matrix_errors, quantized_matrices
+from merino_edge.export.request import ExportRequest, in_one_format
+from merino_edge.export.source import Source, graph_weights, not_finite
+from merino_edge.families.registry import layout_of
+from merino_edge.storage.atomic import check_folder, new_folder, parents_made, scratch_folder
 from merino_edge.storage.faults import one_line
+from merino_runtime.bundle import Bundle, load_bundle
+from merino_runtime.bundle import Golden as GoldenIds
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.board import MB
 
 DEFAULTS = ExportRequest()
-
 Say = Callable[[str], None]
+
+
+class TypeCount(NamedTuple):
+    """The source's matrices of one GGUF type: how many are taken over bit-exactly, and how many are quantized again."""
+
+    kind: str
+    exact: int
+    requantized: int
+
+
+class Exported(NamedTuple):
+    """A finished export.
+
+    Attributes:
+        error: relative to torch with the weights as stored, at the worst step of prefill and decode: in float32 the
+            maximum logit error, in other formats the RMS.
+        steps: decode steps behind the prefill that were compared.
+        unrounded: maximum logit error of a quantized graph with float activations; None if nothing is quantized.
+        matrices: the quantization error of each; empty if nothing is quantized.
+        stored: how the source's quantized matrices were taken over; empty if it has none, or nothing is quantized.
+        why_jinja: why the board needs jinja2 for the chat template; empty if it does not.
+        calibrated: number of matrices that GPTQ rounded.
+        cache_rise: relative rise of the perplexity by a quantized KV cache, in torch, on the text that its scales are
+            fitted to; None without such a cache, or for random weights.
+        note: of the graph.
+        divergence: from float32, on the model's own answers; None for random weights, for a model without a tokenizer,
+            and if nothing is quantized.
+        instead: if too many answers are lost, the options of a format that keeps them; set by `export_named`.
+    """
+
+    folder: Path
+    bundle: Bundle
+    error: float
+    steps: int
+    unrounded: float | None
+    matrices: list[MatrixError]
+    stored: list[TypeCount]
+    why_jinja: str = ""
+    calibrated: int = 0
+    cache_rise: float | None = None
+    note: str = ""
+    divergence: Divergence | None = None
+    instead: str = ""
+
+
+class Calibration(NamedTuple):
+    """Statistics for quantization, measured on a text, or without one on text that the model generates.
+
+    Attributes:
+        rows: returns the text's ids [rows, T], for SmoothQuant, and for GPTQ without a text from the user.
+        hessians: of the inputs of the matrices, for GPTQ; None if no weight is rounded by it.
+        cache: scales of a quantized KV cache; None if it is not quantized.
+        answers: of the model in float32, to compare the bundle with; empty if nothing is compared.
+    """
+
+    rows: Callable[[], np.ndarray]
+    hessians: Callable[[], Hessians] | None
+    cache: Calibrated | None
+    answers: list[Answer]
 
 
 def export(
@@ -44,106 +106,140 @@ def export(
     """Write the bundle `out`.
 
     `last_use`: the source's model is changed and then emptied, so that memory holds one copy of the weights at a time.
-    `say` gets a line for each format that AUTO tries, and one on what MIXED chose. Raises MerinoError for a request
-    that is not possible, for a chat template that raises, for weights that give no finite logits, and where the graph
+    `say` gets a line for each format that `auto` tries, and one on what `mixed` chose. Raises MerinoError for a request
+    that is not possible, for a chat template that raises, for weights that give no finite logits, and if the graph
     differs from torch; then nothing is written.
     """
-    if request.precision == AUTO:
-        return export_fastest(source, out, request, say)
-    mixed = request.precision == MIXED
-    resolved = resolve(in_int4(request) if mixed else request, source, out)
-    calibration = calibrate(source, resolved)
-    if mixed:
-        resolved = resolved._replace(eight_bits=chosen_matrices(source, request, resolved, calibration, say))
-    return write_export(source, out, resolved, calibration, last_use)
+    # 1. Resolve the plan. With `auto` there are several: the first that keeps the model's answers is taken.
+    if request.precision == "auto":
+        plans = fastest_plans(request, source, out)
+    else:
+        plans = [resolve_plan(in_one_format(request), source, out)]
+
+    # 2. Calibrate: the model reads a text, and answers questions in float32.
+    calibration = calibrate(source, plans[0])
+    if request.precision == "mixed":
+        plans = [mixed_plan(plans[0], source, request, calibration.answers, say)]
+
+    # 3 to 8. Quantize, build the graph, write the bundle, prove it.
+    if len(plans) == 1:
+        return export_planned(source, out, plans[0], calibration, last_use)
+    return export_fastest(source, out, plans, calibration, say)
 
 
-def chosen_matrices(
-    source: Source, request: ExportRequest, resolved: ResolvedExport, calibration: Calibration, say: Say
-) -> frozenset[str]:
-    """The matrices of an int4 export that get 8 bits within the request's limits."""
-    ms = (0.0, 0.0)
-    if request.board and request.decode_ms is not None:
-        latencies = predicted_ms(source.arch, request.board, ("int4", "int8"), resolved.form.context, resolved.form.kv)
-        ms = latencies["int4"], latencies["int8"]
-    most_bytes = None if request.file_mb is None else request.file_mb * MB
-    return eight_bits(source, resolved.form, calibration.answers, most_bytes, request.decode_ms, ms, say)
-
-
-def export_fastest(source: Source, out: Path, request: ExportRequest, say: Say) -> Exported:
-    """Write the bundle `out` in the first format, in the order of predicted decode latency on the request's board, that
-    loses no more than MOST_LOST of the model's answers.
-
-    Each format is tried as it would be written: with the cache and the calibration that were requested. The answers of
-    random weights mean nothing, so with these the first format that can be written is taken; where float32 is the
-    fastest no format is compared, and the source's model is emptied. Raises MerinoError as `export` does, for all
-    formats before one is tried.
-    """
-    board = board_for_auto(request)
-    form = resolve(in_float32(request), source, out).form
-    times = predicted_ms(source.arch, board, PRECISIONS, form.context, form.kv)
-    order = sorted(times, key=lambda precision: times[precision])
-    order = order[: order.index("fp32") + 1]  # no slower one is tried
-    if order == ["fp32"]:
-        check_calibration("fp32", form.kv, request.calibration)
-    formats = {each: resolve(in_format(each, request, form.kv), source, out) for each in order}
-    if order == ["fp32"]:
-        return write_export(source, out, formats["fp32"], calibrate(source, formats["fp32"]), last_use=True)
-    if source.weights == "trained" and source.tokenizer is None:
-        raise MerinoError(
-            f"{source.name} has no tokenizer, so --precision auto cannot compare its answers: name a --precision; by"
-            f" predicted latency on {board.id} it would be {order[0]}"
-        )
-    with parents_made(out), scratch_folder(out) as place:
-        begins = {each: f"{each}: {times[each]:.1f} ms predicted on {board.id}" for each in order}
-        return placed(first_that_keeps(source, formats, place, begins, say), out)
-
-
-def in_format(precision: str, request: ExportRequest, kv: str | None) -> ExportRequest:
-    """The request in one of the formats that AUTO tries, without calibration text where nothing is quantized."""
-    calibrates = kv is not None or precision in ROUNDED
-    return request._replace(precision=precision, calibration=request.calibration if calibrates else None)
-
-
-def first_that_keeps(
-    source: Source, formats: Mapping[str, ResolvedExport], place: Path, begins: Mapping[str, str], say: Say
+def export_planned(
+    source: Source, out: Path, plan: ExportPlan, calibration: Calibration, last_use: bool = False
 ) -> Exported:
-    """The bundle in `place` of the first format that keeps the model's answers; for random weights, of the first format
-    that can be written. `begins`: the start of each format's report line. The last of `formats` is float32, which is
-    not compared."""
-    calibration = calibrate(source, next(iter(formats.values())))
-    for precision in [each for each in formats if each != "fp32"]:
-        try:
-            made = write_export(source, place / precision, formats[precision], calibration)
-        except MerinoError as error:  # such as groups that do not divide a row
-            say(f"{begins[precision]}, refused: {one_line(error)}")
-            continue
-        if made.divergence is None:
-            say(f"{begins[precision]}: taken")
-            return made
-        verdict = "taken" if keeps(made.divergence) else "refused"
-        say(f"{begins[precision]}, {divergence_words(made.divergence)}: {verdict}")
-        if verdict == "taken":
-            return made
-        shutil.rmtree(made.folder)
-    floats = write_export(source, place / "fp32", formats["fp32"], calibration)
-    say(f"{begins['fp32']}: taken")
-    return floats
+    """Write the bundle `out` as it was planned. `last_use`, and MerinoError: see `export`."""
+    form, hessians, note = plan.form, calibration.hessians, ""
+    scales, rise = calibration.cache or (None, None)
+
+    # 3. SmoothQuant: move outlier channels of activations into the weights.
+    if plan.smoothquant and (rescaled := smoothed(source, calibration.rows, in_place=last_use)) is not source:
+        source, last_use, note = rescaled, True, NOTE
+        hessians = hessians_on(source, plan.calibration) if plan.calibration else None
+
+    # 4. Quantize: take over a GGUF's blocks, round the others (GPTQ), store groups with outliers twice.
+    weights = graph_weights(source)
+    how = Rounding(source.blocks, hessians, plan.calibration is not None, plan.eight_bits)
+    matrices = quantized_matrices(source.arch, weights, form, how)
+    if plan.outliers:
+        matrices = with_outliers(matrices, norm_input_sizes(source, calibration.rows()))
+        note = TWICE if any(matrix.outliers for matrix in matrices.values()) else note
+    errors, stored = matrix_errors(weights, matrices), type_counts(source, matrices)
+    calibrated = sum(len(name.split("+")) for name, matrix in matrices.items() if matrix.by_gptq)
+
+    # 5. Build the graph.
+    graph = build_graph(source.arch, weights, matrices, form, scales)
+    graph.note = note
+    check_folder(out, is_bundle_alone, graph.weight_bytes)
+
+    # 6. Decode golden ids by torch, with the weights that the codes stand for.
+    dequantized = with_quantized(source.model, matrices, layout_of(source.arch), in_place=last_use)
+    golden = clear_golden(dequantized, source.arch.vocab, form.context, scales)
+    if not np.isfinite(golden.logits).all():
+        raise not_finite(source.model, source.name)
+
+    # 7. Write the bundle.
+    model = ModelFacts(
+        source.name, source.family, source.arch, source.weights, source.weights_source, stop_ids=source.stop_ids,
+        chat=plan.chat.chat if plan.chat else None,
+    )  # fmt: skip
+    # Other programs allocate float caches, and lack this project's operators.
+    others = form.dialect == "fused" and form.kv is None and not graph.own_kernels
+    names = [port.name for port in graph.inputs]
+    beside = files_for_others(model, names, form.context, source.tokenizer, plan.template) if others else {}
+    with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
+        write_bundle(
+            folder, model, graph, form, GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),
+            threads=plan.threads, tokenizer=source.tokenizer, template=plan.template, beside=beside,
+        )  # fmt: skip
+        del weights, matrices
+        if last_use:
+            graph.forget()
+            empty(source.model)
+
+        # 8. Prove it: logits against torch's at each step, answers against float32's.
+        bundle, error, unrounded = proved(load_bundle(str(folder)), golden, bool(errors), form.kv)
+        diverges = divergence(bundle, calibration.answers) if plan.compared and calibration.answers else None
+    return Exported(
+        out, bundle._replace(folder=str(out)), error, steps=len(golden.logits) - 1, unrounded=unrounded,
+        matrices=errors, stored=stored, why_jinja=plan.chat.why_jinja if plan.chat else "", calibrated=calibrated,
+        cache_rise=rise, note=note, divergence=diverges,
+    )  # fmt: skip
 
 
-def placed(made: Exported, out: Path) -> Exported:
-    """Moves the bundle into the folder `out`, which is on the same disk."""
-    with new_folder(out, is_bundle_alone) as folder:
-        for file in made.folder.iterdir():
-            file.rename(folder / file.name)
+def calibrate(source: Source, plan: ExportPlan) -> Calibration:
+    """Raises MerinoError if the text cannot be read, or the cache costs too much on it."""
+    form, text = plan.form, plan.calibration
+    rows = cache(lambda: rows_to_read(source, form.context, text))
+    hessians = None
+    if plan.gptq:
+        hessians = hessians_on(source, text) if text else cache(lambda: input_hessians(source.model, rows()))
+    fitted = calibrated_cache(source, form.kv, form.context, text, None if text else rows()) if form.kv else None
+    return Calibration(rows, hessians, fitted, answers_of(source, form.context) if plan.compared else [])
+
+
+def export_fastest(
+    source: Source, out: Path, plans: Sequence[ExportPlan], calibration: Calibration, say: Say
+) -> Exported:
+    """Write the bundle `out` by the first plan that loses no more than MOST_LOST of the model's answers.
+
+    The answers of random weights mean nothing, so with these the first format that can be written is taken. The last of
+    `plans` is float32, which is not compared.
+    """
+    with parents_made(out), scratch_folder(out) as place:
+        for plan in plans:
+            line = f"{plan.form.precision}: {plan.predicted}"
+            try:
+                made = export_planned(source, place / plan.form.precision, plan, calibration)
+            except MerinoError as error:  # such as groups that do not divide a row
+                if plan is plans[-1]:
+                    raise
+                say(f"{line}, refused: {one_line(error)}")
+                continue
+            measured = made.divergence if plan is not plans[-1] else None
+            taken = measured is None or keeps(measured)
+            words = f", {divergence_words(measured)}" if measured else ""
+            say(f"{line}{words}: {'taken' if taken else 'refused'}")
+            if taken:
+                break
+            shutil.rmtree(made.folder)
+        with new_folder(out, is_bundle_alone) as folder:
+            for file in made.folder.iterdir():
+                file.rename(folder / file.name)
     return made._replace(folder=out, bundle=made.bundle._replace(folder=str(out)))
 
 
-def predicted_ms(
-    arch: Geometry, board: DeviceProfile, formats: Sequence[str], context: int, kv: str | None = None
-) -> dict[str, float]:
-    """Predicted latency of a decode step at a full cache, in each format that CPUs have kernels for. `kv`: the format
-    of the cache."""
-    on_cpu = board.with_backend("onnxruntime")
-    shapes = [InferenceShape(each, context, default_prompt(context), kv) for each in formats if each in CPU_FORMATS]
-    return {shape.precision: cost_model(on_cpu, shape).predict(arch.operators).decode_ms for shape in shapes}
+def type_counts(source: Source, matrices: Matrices) -> list[TypeCount]:
+    """By GGUF type, in the order of the graph: matrices in the source's own blocks, and matrices quantized again."""
+    blocks = source.blocks
+    if blocks is None:
+        return []
+    exact = {name for matrix in matrices.values() for name in matrix.exact}
+    kinds = {name: blocks.kind(name) for joined in matrices for name in joined.split("+")}
+    counts = []
+    for kind in dict.fromkeys(kinds.values()):
+        names = {name for name in kinds if kinds[name] == kind}
+        counts.append(TypeCount(kind, len(names & exact), len(names - exact)))
+    return counts

@@ -20,7 +20,7 @@ class Described(NamedTuple):
 
 
 def describe(what: str) -> Described:
-    """Nothing is downloaded. Raises MerinoError where `what` is no source, or its geometry is not on this machine."""
+    """Nothing is downloaded. Raises MerinoError if `what` is no source, or its geometry is not on this machine."""
     source = find_source(what)
     if isinstance(source, Model):
         return Described(source.id, source.geometry)

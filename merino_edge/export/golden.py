@@ -5,9 +5,7 @@ between them.
 """
 
 import math
-from collections.abc import Iterator
 from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -22,44 +20,29 @@ GOLDEN_PROMPTS = 8  # tried at most
 CLEAR_LEAD = 0.15  # three times the error that quantized formats are allowed
 
 
-class Begun(NamedTuple):
-    """A continuation as far as it was followed. `rows`: its logits, each [vocab]; `rest`: the logits that follow."""
-
-    prompt_ids: list[int]
-    rows: list[np.ndarray]
-    rest: Iterator[np.ndarray]
-    least_lead: float
-
-
 def clear_golden(model: PreTrainedModel, vocab: int, context: int, scales: CacheScales | None = None) -> Golden:
-    """The first greedy continuation in which every argmax leads by CLEAR_LEAD; of GOLDEN_PROMPTS without one, the best.
+    """Return the first greedy continuation in which every argmax leads by CLEAR_LEAD; of GOLDEN_PROMPTS without one,
+    the best.
 
     A continuation is given up at the first lead that is no larger than the best one's least lead: most are, in a few
-    steps.
+    steps. Its least lead is NaN if the logits are not finite or all equal.
     """
-    best = Begun([], [], iter(()), -math.inf)
+    best, best_lead = golden_prompt(vocab, context, 0), -math.inf
     for attempt in range(GOLDEN_PROMPTS):
         prompt_ids = golden_prompt(vocab, context, attempt)
-        cache = RoundedCache(scales) if scales else None
-        steps = min(GOLDEN_STEPS, context - len(prompt_ids))
-        followed = begun(prompt_ids, greedy_rows(model, prompt_ids, cache), steps, best.least_lead)
-        best = followed if not followed.least_lead <= best.least_lead else best
-        if not best.least_lead < CLEAR_LEAD:
+        logits = greedy_rows(model, prompt_ids, RoundedCache(scales) if scales else None)
+        followed, least = [], math.inf  # rows of logits [vocab]
+        for row in islice(logits, min(GOLDEN_STEPS, context - len(prompt_ids))):
+            followed.append(row)
+            least = min(lead(row), least)
+            if not least > best_lead:
+                break
+        if not least <= best_lead:
+            best, best_lead, rows, rest = prompt_ids, least, followed, logits
+        if not best_lead < CLEAR_LEAD:
             break
-    steps = min(PARITY_STEPS, context - len(best.prompt_ids))
-    return golden_of(best.prompt_ids, [*best.rows, *islice(best.rest, steps - len(best.rows))])
-
-
-def begun(prompt_ids: list[int], rows: Iterator[np.ndarray], steps: int, above: float) -> Begun:
-    """`steps` steps, or fewer where one leads by no more than `above`. `least_lead` is NaN where the logits are not
-    finite or all equal."""
-    followed, least = [], math.inf
-    for row in islice(rows, steps):
-        followed.append(row)
-        least = min(lead(row), least)
-        if not least > above:
-            break
-    return Begun(prompt_ids, followed, rows, least)
+    steps = min(PARITY_STEPS, context - len(best))
+    return golden_of(best, [*rows, *islice(rest, steps - len(rows))])
 
 
 def golden_prompt(vocab: int, context: int, attempt: int) -> list[int]:
@@ -68,7 +51,7 @@ def golden_prompt(vocab: int, context: int, attempt: int) -> list[int]:
 
 
 def lead(logits: np.ndarray) -> float:
-    """The difference of the two largest of one step's logits [vocab], relative to their RMS; NaN where that is 0."""
+    """The difference of the two largest of one step's logits [vocab], relative to their RMS; NaN if that is 0."""
     second, first = np.sort(logits)[-2:]
     with np.errstate(invalid="ignore"):
         return float((first - second) / np.sqrt(np.square(logits).mean()))

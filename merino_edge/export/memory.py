@@ -7,7 +7,7 @@ from merino_edge.families.operators import params
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
-# Near the lowest of the measured peaks (docs/decisions/bounds.md), so that no export that fits is refused.
+# Near the lowest of the measured peaks (docs/decisions/house.md), so that no export that fits is refused.
 IMPORTS_MB = 450  # Python, torch, transformers and onnx
 COPIES = 2.5  # float32 copies of the weights: torch's, the graph's, and ONNX Runtime's packed ones during parity
 QUANTIZED_COPIES = 3.0  # and torch's dequantized copy
@@ -33,7 +33,7 @@ def check_memory(
     arch: Geometry, name: str, precision: str = "fp32", used_mb: float = 0.0,
     calibrated: bool = False,
 ) -> None:  # fmt: skip
-    """Raises MerinoError where the export would need more memory than is available now.
+    """Raises MerinoError if the export would need more memory than is available now.
 
     used_mb: the part of it that this process uses already. calibrated: whether GPTQ keeps Hessians.
     """

@@ -5,18 +5,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merino_edge.export.request import AUTO, ExportRequest, check_request
+from merino_edge.export.request import ROUNDED, ExportRequest, check_request
 from merino_edge.families.hub import fetch
+from merino_edge.storage.atomic import scratch_folder
+from merino_runtime.bundle import quantized_cache
 
 if TYPE_CHECKING:
-    from merino_edge.export.one_format import Exported
+    from merino_edge.export.export import Exported
 
 Say = Callable[[str], None]
 
 
 def export_named(what: str, out: Path, request: ExportRequest, weights: Path | None, say: Say) -> "Exported":
-    """`weights`: see `find_source`. `say` gets the progress of a download and of AUTO. Where the format loses too many
-    of the model's answers, other formats are tried until one keeps them. Raises MerinoError as `export` does."""
+    """Write the bundle `out`. `weights`: see `find_source`.
+
+    `say` gets the progress of a download and of `auto`. If the format loses too many of the model's answers, other
+    formats are tried until one keeps them. Raises MerinoError as `export` does.
+    """
     hub_model = check_request(request, what, weights, out)
     if hub_model:
         fetch(hub_model, say)
@@ -24,31 +29,34 @@ def export_named(what: str, out: Path, request: ExportRequest, weights: Path | N
     from merino_edge.export.export import export  # imports torch
     from merino_edge.export.source import load_source
 
-    made = export(load_source(what, weights), out, request, last_use=True, say=say)
-    if made.divergence is None or keeps(made.divergence) or request.precision == AUTO:
+    def keeping(made: "Exported") -> bool:
+        return made.divergence is None or keeps(made.divergence)
+
+    source = load_source(what, weights, random=request.random_weights)
+    made = export(source, out, request, last_use=True, say=say)
+    if keeping(made) or request.precision == "auto":
         return made
-    return made._replace(instead=kept_by(what, weights, out, request, made, say))
-
-
-def kept_by(what: str, weights: Path | None, out: Path, request: ExportRequest, made: "Exported", say: Say) -> str:
-    """The options of the nearest format that keeps the answers: each is exported and measured. Float32 always does."""
-    from merino_edge.export.divergence import keeps
-    from merino_edge.export.export import export
-    from merino_edge.export.source import load_source
-    from merino_edge.storage.atomic import scratch_folder
-    from merino_runtime.bundle import quantized_cache
-
-    tried: list[tuple[str, str | None]] = [("int8", None)] if made.bundle.precision == "int4" else []
-    quantized = quantized_cache(made.bundle) is not None
-    if quantized and made.bundle.precision != "fp32":
-        tried.insert(0, (made.bundle.precision, "fp32"))
-    for precision, kv in tried:
-        options = f"--precision {precision}" + (f" --kv {kv}" if kv else "")
+    for other in nearest_formats(made, request):
+        options = f"--precision {other.precision}" + (f" --kv {other.kv}" if other.kv != request.kv else "")
         say(f"{made.bundle.precision} loses answers: {options} is tried")
-        calibration = request.calibration if precision in ("int8", "int4") else None
-        changed = request._replace(precision=precision, kv=kv or request.kv, calibration=calibration)
+        source = load_source(what, weights, random=request.random_weights)
         with scratch_folder(out) as place:
-            other = export(load_source(what, weights), place / "tried", changed, last_use=True)
-        if other.divergence is None or keeps(other.divergence):
-            return options
-    return "--precision fp32 --kv fp32" if quantized else "--precision fp32"
+            if keeping(export(source, place / "tried", other, last_use=True)):
+                return made._replace(instead=options)
+    return made._replace(instead=f"--precision fp32{' --kv fp32' if quantized_cache(made.bundle) else ''}")
+
+
+def nearest_formats(made: "Exported", request: ExportRequest) -> list[ExportRequest]:
+    """The formats that may keep the answers that `made` loses, the smallest first. Float32 always does."""
+    precision = made.bundle.precision
+    formats: list[tuple[str, str | None]] = []
+    if quantized_cache(made.bundle) and precision != "fp32":
+        formats.append((precision, "fp32"))
+    if precision == "int4":
+        formats.append(("int8", request.kv))
+    return [
+        request._replace(
+            precision=name, kv=kv, calibration=request.calibration if name in ROUNDED else None, file_mb=None,
+            decode_ms=None,
+        ) for name, kv in formats
+    ]  # fmt: skip

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from merino_edge.export.onnx.float_activations import with_float_activations
-from merino_edge.export.onnx.graph import replaced_model
-from merino_edge.export.quantize.groups import Quantized, dequantize
-from merino_edge.families.weights import Layout
+from merino_edge.bundles.description import write_description
+from merino_edge.export.dialects.float_activations import with_float_activations
+from merino_edge.export.dialects.graph import replaced_model
+from merino_edge.export.quantize.matrix import QuantizedMatrix, dequantize
+from merino_edge.families.weights import Layout, ModelWeights
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import Bundle
+from merino_runtime.errors import MerinoError
 
 # Maximum logit error, relative to the step's largest logit: in float32, and in int8 and int4 with float activations.
 MOST_LOGIT_ERROR = 1e-3
@@ -60,25 +62,22 @@ def golden_of(prompt_ids: Sequence[int], rows: Sequence[np.ndarray]) -> Golden:
 
 
 def with_quantized(
-    model: PreTrainedModel, quantized: Mapping[tuple[str, ...], Quantized],
+    model: PreTrainedModel, matrices: Mapping[str, QuantizedMatrix],
     layout: Callable[[str], Layout | None] = lambda _: None, *, in_place: bool = False,
 ) -> PreTrainedModel:  # fmt: skip
-    """A copy of the model with dequantized weights, or the model itself `in_place` or where nothing is quantized.
+    """A copy of the model with dequantized weights, or the model itself `in_place` or if nothing is quantized.
 
-    `quantized` is a graph's: by the names of the matrices that were joined along their outputs. `layout`: how a weight
-    of the state dict lies in the graph.
+    `layout`: how a weight of the state dict lies in the graph.
     """
-    if not quantized:
+    if not matrices:
         return model
     twin = model if in_place else copy.deepcopy(model)
-    state = twin.state_dict()
-    for names, matrix in quantized.items():
+    weights = ModelWeights(twin, layout)
+    for joined, matrix in matrices.items():
         rows = dequantize(matrix)  # [sum of the matrices' outputs, inputs]
-        for name in names:
-            weight, layout_of = state[name], layout(name)
-            count = weight.numel() // rows.shape[1]
-            part, rows = rows[:count], rows[count:]
-            weight.copy_(torch.from_numpy(np.ascontiguousarray(layout_of.to_state(part) if layout_of else part)))
+        for name in joined.split("+"):
+            count = len(weights[name])
+            weights[name], rows = rows[:count], rows[count:]
     return twin
 
 
@@ -86,6 +85,35 @@ def empty(model: PreTrainedModel) -> None:
     """Free the memory of a model that is not needed any more, even while references to it remain."""
     for parameter in model.parameters():
         parameter.data = torch.empty(0)
+
+
+def proved(
+    bundle: Bundle, golden: Golden, quantized: bool, kv: str | None = None
+) -> tuple[Bundle, float, float | None]:
+    """Return the bundle, its error, and its error with float activations (None if not `quantized`).
+
+    Raises MerinoError if the graph differs from torch. A bundle with quantized weights, or with the quantized cache
+    `kv`, gets its own greedy ids: after rounding, the argmax may differ from torch's.
+    """
+
+    def check(error: float, allowed: float, how: str = "") -> None:
+        if not error <= allowed:  # or NaN
+            raise MerinoError(
+                f"the {bundle.dialect} graph{how} differs from torch by {error:.1e}, relative, allowed is"
+                f" {allowed:.0e}: a defect of the exporter or of this onnxruntime; nothing was written"
+            )
+
+    by_cache = max((MOST_LOGIT_ERROR_BY_CACHE[layer.format] for layer in bundle.kv_layers), default=MOST_LOGIT_ERROR)
+    unrounded = unrounded_error(bundle, golden) if quantized else None
+    if unrounded is not None:
+        check(unrounded, by_cache, " with float activations")
+    error = bundle_error(bundle, golden)
+    check(error, by_cache if bundle.precision == "fp32" else MOST_RMS_ERROR[bundle.precision])
+    chosen = greedy_ids(bundle, golden.prompt_ids, len(bundle.golden.greedy_ids)) if quantized or kv else ()
+    if chosen and chosen != bundle.golden.greedy_ids:
+        bundle = bundle._replace(golden=bundle.golden._replace(greedy_ids=chosen))
+        write_description(bundle)
+    return bundle, error, unrounded
 
 
 def bundle_error(bundle: Bundle, golden: Golden) -> float:
@@ -117,23 +145,14 @@ def largest_over_steps(bundle: Bundle, golden: Golden, error: Callable[[np.ndarr
         backend.close()
 
 
-def allowed_error(bundle: Bundle) -> float:
-    return allowed_unrounded(bundle) if bundle.precision == "fp32" else MOST_RMS_ERROR[bundle.precision]
-
-
-def allowed_unrounded(bundle: Bundle) -> float:
-    """The largest allowed maximum logit error with float activations."""
-    return max((MOST_LOGIT_ERROR_BY_CACHE[layer.format] for layer in bundle.kv_layers), default=MOST_LOGIT_ERROR)
-
-
-def greedy_ids(bundle: Bundle, prompt_ids: Sequence[int], steps: int) -> list[int]:
+def greedy_ids(bundle: Bundle, prompt_ids: Sequence[int], steps: int) -> tuple[int, ...]:
     """`steps` ids after the prompt, by the bundle itself in the board's runtime."""
     backend = open_backend(bundle)
     try:
-        ids = [int(backend.prefill(list(prompt_ids)).argmax())]
+        ids = [int(backend.prefill(list(prompt_ids)).argmax())] if steps else []
         while len(ids) < steps:
             ids.append(int(backend.step(ids[-1]).argmax()))
-        return ids
+        return tuple(ids)
     finally:
         backend.close()
 

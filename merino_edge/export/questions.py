@@ -52,5 +52,5 @@ def questions(count: int = 200) -> list[str]:
         ("What is the capital of {}?", CAPITALS), ("What is {}?", THINGS), ("Name three {}.", NAMED),
         ("Why {}?", WHYS), ("How do I {}?", HOWS), ("What is {}?", SUMS),
     )  # fmt: skip
-    every = [form.format(each) for form, listed in kinds for each in listed.split(", ")] + list(OTHERS)
+    every = [form.format(topic) for form, listed in kinds for topic in listed.split(", ")] + list(OTHERS)
     return [every[place * len(every) // count] for place in range(count)]

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 from onnx import numpy_helper
 from transformers import PreTrainedModel
 
-from merino_edge.export.onnx.graph import MODEL_FILE
+from merino_edge.export.dialects.graph import MODEL_FILE
 from merino_edge.export.parity import MOST_LOGIT_ERROR, bundle_error, torch_greedy
-from merino_edge.families.weights import Layout
+from merino_edge.families.weights import Layout, ModelWeights
 from merino_runtime.bundle import Bundle, quantized_cache
+from merino_runtime.bundle.external_data import check_external_data
 from merino_runtime.errors import MerinoError
 
 AGAIN = "Export it again"
@@ -29,7 +29,7 @@ def recover_weights(
 ) -> None:
     """Fill `model`, of the bundle's geometry, with the weights in its graph. `layout`: of each weight in the graph.
 
-    Raises MerinoError where the bundle is not float32, or does not hold each weight of the model.
+    Raises MerinoError if the bundle is not float32, or does not hold each weight of the model.
     """
     folder = bundle.folder
     if bundle.precision != "fp32":
@@ -42,21 +42,16 @@ def recover_weights(
             f"{folder} has a KV cache in {quantized_cache(bundle)}, so its weights cannot be checked against its golden"
             " ids: export from a bundle with --kv fp32, or from the checkpoint"
         )
-    state = model.state_dict()
-    tied = {name for name in model.all_tied_weights_keys if name in state}
-    missing = set(state) - tied
-    rows = {name: graph_rows(weight, layout(name)) for name, weight in state.items()}
-    with torch.no_grad():
-        for name, value in whole_tables(graph_weights(Path(folder)), set(rows)):
-            for part_name, laid in split(name, value, rows):
-                there = layout(part_name)
-                part = there.to_state(laid) if there else laid
-                if tuple(part.shape) != tuple(state[part_name].shape):
-                    raise MerinoError(
-                        f"{folder} does not hold the model it describes: {part_name} is {part.shape}. {AGAIN}"
-                    )
-                state[part_name].copy_(torch.from_numpy(np.array(part)))
-                missing.discard(part_name)
+    check_external_data(bundle)
+    weights = ModelWeights(model, layout)
+    missing = set(weights) - set(model.all_tied_weights_keys)
+    rows = {name: len(weights[name]) for name in weights}
+    for constant, value in whole_tables(graph_weights(Path(folder)), set(rows)):
+        for name, part in split(constant, value, rows):
+            if part.shape != weights[name].shape:
+                raise MerinoError(f"{folder} does not hold the model it describes: {name} is {part.shape}. {AGAIN}")
+            weights[name] = part
+            missing.discard(name)
     if missing:
         raise MerinoError(
             f"{folder} lacks weights of the model it describes: {', '.join(sorted(missing)[:5])}. {AGAIN}"
@@ -64,7 +59,7 @@ def recover_weights(
 
 
 def check_recovered(bundle: Bundle, model: PreTrainedModel) -> None:
-    """Raises MerinoError where `model` and the bundle compute different logits, or other greedy ids than the golden
+    """Raises MerinoError if `model` and the bundle compute different logits, or other greedy ids than the golden
     ones. A bundle without golden ids is not checked.
 
     Equal weights do not suffice: torch has constants such as the base of the rotary frequencies from bundle.json, and
@@ -93,11 +88,6 @@ def graph_weights(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
         yield constant.name, value.T if constant.name in transposed else value
 
 
-def graph_rows(weight: torch.Tensor, layout: Layout | None) -> int:
-    """Length of the first axis of a weight, as it lies in the graph."""
-    return len(layout.to_graph(weight.numpy()) if layout else weight)
-
-
 def whole_tables(constants: Iterable[tuple[str, np.ndarray]], names: set[str]) -> Iterator[tuple[str, np.ndarray]]:
     """The constants; slices of a table that is not a constant itself are joined, and come last."""
     slices: dict[str, dict[int, np.ndarray]] = {}
@@ -114,7 +104,7 @@ def whole_tables(constants: Iterable[tuple[str, np.ndarray]], names: set[str]) -
 
 
 def split(name: str, value: np.ndarray, rows: dict[str, int]) -> Iterator[tuple[str, np.ndarray]]:
-    """The weights in a constant, by name: several where matrices are joined, none where it is no weight.
+    """The weights in a constant, by name: several if matrices are joined, none if it is no weight.
 
     `rows`: length of the first axis of each weight.
     """

@@ -4,6 +4,7 @@ dialect and KV cache are possible together."""
 from pathlib import Path
 from typing import NamedTuple
 
+from merino_edge.bundles.description import GraphFormat
 from merino_edge.bundles.files import is_bundle, is_bundle_alone
 from merino_edge.design.design_file import DESIGN, Design, load_design, read_plan
 from merino_edge.families.checkpoint import check_checkpoint, check_tokenizer
@@ -27,21 +28,19 @@ from merino_edge.storage.atomic import check_folder, check_keeps
 from merino_edge.text.documents import check_files, read_documents
 from merino_runtime.errors import MerinoError
 
-RANDOM = Path("random")  # value of --weights: random weights
 LEAST_CONTEXT = 8
-AUTO, MIXED = "auto", "mixed"  # as precisions: see ExportRequest
 ROUNDED = ("int8", "int4")  # weight formats
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
+PRECISIONS = ("fp32", "fp16", *ROUNDED)
 DIALECTS = ("fused", "portable")
 
 
 class ExportRequest(NamedTuple):
-    """How to export a model. None is the default, which `chosen_format` resolves.
+    """How to export a model. None is the default, which `plan` resolves.
 
     Attributes:
-        precision: weight format; AUTO: the fastest on `board` that keeps the model's answers; MIXED: int4, with 8 bits
-            for the matrices where they save most divergence. By default the design's, or fp32 without a design.
-        board: the graph is written for its runtime and its kind of core, and uses this project's kernels where the
+        precision: weight format; `auto`: the fastest on `board` that keeps the model's answers; `mixed`: int4, with 8
+            bits for the matrices where they save most divergence. By default the design's, or fp32 without a design.
+        board: the graph is written for its runtime and its kind of core, and uses this project's kernels if the
             runtime loads them.
         dialect: by default that of the board and of the design's backend, else `fused`.
         core: the kind of Arm core that integer matmuls are written for; by default the board's, else `dotprod`.
@@ -52,8 +51,9 @@ class ExportRequest(NamedTuple):
         chat: whether the bundle has the source's chat template.
         all_logits: whether the graph returns the logits of all positions, so that one prefill scores a whole text.
         overwrite: whether random weights may replace trained ones.
-        file_mb: for MIXED, the largest size of all weights.
-        decode_ms: for MIXED, the largest predicted decode latency on `board`. Without either limit the weights take
+        random_weights: for a model of the zoo, random weights instead of the published ones.
+        file_mb: for `mixed`, the largest size of all weights.
+        decode_ms: for `mixed`, the largest predicted decode latency on `board`. Without either limit the weights take
             the mean of their sizes in int4 and int8.
     """
 
@@ -66,20 +66,10 @@ class ExportRequest(NamedTuple):
     calibration: Path | None = None
     chat: bool = True
     overwrite: bool = False
+    random_weights: bool = False
     all_logits: bool = False
     file_mb: float | None = None
     decode_ms: float | None = None
-
-
-class ChosenFormat(NamedTuple):
-    """A request with its defaults resolved. `core`: see `core_of`. `kv`: None where the cache is not quantized.
-    `by_groups`: see `GraphFormat`."""
-
-    precision: str
-    dialect: str
-    core: Core | None
-    kv: str | None
-    by_groups: bool = False
 
 
 class Plan(NamedTuple):
@@ -88,28 +78,58 @@ class Plan(NamedTuple):
     path: Path
     content: Design | Architecture
 
+    @property
+    def architecture(self) -> Architecture:
+        return self.content.architecture if isinstance(self.content, Design) else self.content
 
-def find_source(what: str, weights: Path | None = None) -> Model | HubModel | Plan | Path:
-    """A model of the zoo or of the hub, the plan in a file, a GGUF file, or the folder of a bundle or checkpoint.
 
-    `weights`: for a model of the zoo a local Hugging Face folder, or RANDOM, in place of the published weights. Raises
-    MerinoError where `what` is no source or is ambiguous, or where such a folder is none.
+FoundSource = Model | HubModel | Plan | Path
+
+
+def check_request(request: ExportRequest, what: str, weights: Path | None, out: Path) -> HubModel | None:
+    """Check the request without loading the model; return the model of the hub to fetch for it, if any.
+
+    Raises MerinoError for files that cannot be read, an output that would replace an input, a SOURCE that names no
+    model, and a combination of options that is not possible.
+    """
+    text = request.calibration
+    if text:
+        check_files([text], "--calibrate")
+        read_documents([text], "--calibrate")
+    inputs = (weights, text, resolve(what))
+    check_keeps(out, [Path(path) for path in inputs if isinstance(path, str | Path)])
+    check_folder(out, is_bundle_alone)
+    source = find_source(what, weights, random=request.random_weights)
+    folder = source if isinstance(source, Path) else weights if isinstance(source, Model) else None
+    if folder and folder.is_dir() and not is_bundle(folder):
+        check_tokenizer(folder)
+    check_context(request.context, source)
+    graph_format(in_one_format(request), design_of(source), request.context or LEAST_CONTEXT)
+    return None if request.random_weights else published(source, weights)
+
+
+def find_source(what: str, weights: Path | None = None, *, random: bool = False) -> FoundSource:
+    """Return a model of the zoo or of the hub, the plan in a file, a GGUF file, or the folder of a bundle or
+    checkpoint.
+
+    `weights`: for a model of the zoo a local Hugging Face folder instead of the published weights. `random`: whether
+    random weights replace these. Raises MerinoError if `what` is no source or is ambiguous, or such a folder is none.
     """
     named = resolve(what)
     if isinstance(named, Model):
-        if weights and weights != RANDOM:
+        if weights:
             check_checkpoint(weights)
         return named
     names = ", ".join(exportable_models())
-    if weights:
+    if weights or random:
         raise MerinoError(f"--weights goes with {names}: give a checkpoint folder by its own path")
     path = Path(named)
     if path.is_file():
         return path if is_gguf(path) else Plan(path, read_plan(path))
     if not path.is_dir():
-        published = hub_name(what)
-        if published:
-            return published
+        hub_model = hub_name(what)
+        if hub_model:
+            return hub_model
         raise MerinoError(
             f"{what!r} names no model: give a checkpoint folder, a GGUF file, a name on the hub such as"
             f" HuggingFaceTB/SmolLM2-135M-Instruct, a design.json, an architecture's JSON, a bundle in fp32, embedded,"
@@ -120,130 +140,14 @@ def find_source(what: str, weights: Path | None = None) -> Model | HubModel | Pl
     return path
 
 
-def chosen_format(request: ExportRequest, design: Design | None) -> ChosenFormat:
-    """Raises MerinoError for a combination that is not possible."""
-    board = request.board
-    dialect = request.dialect if request.dialect is not None else default_dialect(board, design)
-    if dialect not in DIALECTS:
-        raise MerinoError(f"--dialect {dialect or EMPTY} is not known: choose one of {', '.join(DIALECTS)}")
-    precision = chosen_precision(request.precision, design)
-    kv = chosen_cache(request.kv, dialect, precision, design=design, board=board)
-    check_calibration(precision, kv, request.calibration)
-    core = request.core or (core_of_board(board) if board else "dotprod")
-    groups = board is not None and dialect == "fused" and attends_by_groups(board, precision)
-    return ChosenFormat(precision, dialect, core_of(dialect, precision, core), kv, groups)
-
-
-def board_for_auto(request: ExportRequest) -> DeviceProfile:
-    """Raises MerinoError where a request for AUTO names none."""
-    if request.board is None:
-        raise MerinoError("--precision auto takes the fastest format on a board: name it with --for")
-    return request.board
-
-
-def in_int4(request: ExportRequest) -> ExportRequest:
-    """The int4 request that MIXED begins with. Raises MerinoError for limits that are not possible."""
-    for option, limit in (("--file-mb", request.file_mb), ("--decode-ms", request.decode_ms)):
-        if limit is not None and not 0 < limit < float("inf"):
-            raise MerinoError(f"{option} {limit:g} is not allowed: give a number above 0")
-    if request.decode_ms is not None and request.board is None:
-        raise MerinoError("--decode-ms is predicted for a board: name it with --for")
-    return request._replace(precision="int4")
-
-
-def in_float32(request: ExportRequest) -> ExportRequest:
-    """The float32 request that AUTO compares the other formats with."""
-    return request._replace(precision="fp32", calibration=None)
-
-
-def default_dialect(board: DeviceProfile | None, design: Design | None) -> str:
-    """`portable` where the board's ONNX Runtime runs no other, or the design is for TensorRT, which builds engines from
-    portable graphs only."""
-    portable = (board and dialect_of(board) == "portable") or (design and design.backend == "tensorrt")
-    return "portable" if portable else "fused"
-
-
-def check_request(request: ExportRequest, what: str, weights: Path | None, out: Path) -> HubModel | None:
-    """Check the request without the model; returns the model of the hub to fetch for it, if any. See `find_source` for
-    `what` and `weights`.
-
-    Raises MerinoError for files that cannot be read, an output that would replace an input, a SOURCE that names no
-    model, and a combination of options that is not possible.
-    """
-    text = request.calibration
-    if text:
-        check_files([text], "--calibrate")
-        read_documents([text], "--calibrate")
-    inputs = (weights, text, resolve(what))
-    check_keeps(out, [Path(each) for each in inputs if isinstance(each, str | Path)])
-    check_folder(out, is_bundle_alone)
-    source = find_source(what, weights)
-    check_source_tokenizer(source, weights)
-    check_context(request.context, source)
-    if request.precision != MIXED:
-        check_limits(request)
-    if request.precision == AUTO:
-        board_for_auto(request)
-        chosen_format(in_float32(request), design_of(source))
-    elif request.precision == MIXED:
-        chosen_format(in_int4(request), design_of(source))
-    else:
-        chosen_format(request, design_of(source))
-    return published(source, weights)
-
-
-def check_limits(request: ExportRequest) -> None:
-    """Raises MerinoError for limits of MIXED with another precision."""
-    for option, limit in (("--file-mb", request.file_mb), ("--decode-ms", request.decode_ms)):
-        if limit is not None:
-            raise MerinoError(f"{option} is a limit of --precision mixed: give that, or leave {option} out")
-
-
-def published(source: Model | HubModel | Plan | Path, weights: Path | None) -> HubModel | None:
+def published(source: FoundSource, weights: Path | None = None) -> HubModel | None:
     """The model of the hub that the source is loaded from; None for a local source."""
     if isinstance(source, Model):
         return None if weights else HubModel(source.hub)
     return source if isinstance(source, HubModel) else None
 
 
-def check_source_tokenizer(source: Model | HubModel | Plan | Path, weights: Path | None) -> None:
-    """Raises MerinoError where the source is a folder of published weights without a tokenizer."""
-    folder = source if isinstance(source, Path) else weights if isinstance(source, Model) else None
-    if folder and folder.is_dir() and folder != RANDOM and not is_bundle(folder):
-        check_tokenizer(folder)
-
-
-def chosen_precision(precision: str | None, design: Design | None) -> str:
-    """The weight format: `precision`, else the design's, else fp32. Raises MerinoError for one that is not known."""
-    chosen = precision if precision is not None else design.precision if design else "fp32"
-    if chosen not in PRECISIONS:
-        origin = f"the design's weight format, {chosen}," if precision is None else f"--precision {precision or EMPTY}"
-        raise MerinoError(f"{origin} is not known: choose one of {', '.join(PRECISIONS)}")
-    return chosen
-
-
-def check_context(context: int | None, source: Model | HubModel | Plan | Path) -> None:
-    """Raises MerinoError for a context that is too short for any model, or too long for this plan or zoo model."""
-    longest = None
-    if isinstance(source, Plan):
-        longest = (source.content.architecture if isinstance(source.content, Design) else source.content).context
-    elif isinstance(source, Model):
-        longest = source.geometry.context
-    if context is not None and (context < LEAST_CONTEXT or (longest is not None and context > longest)):
-        most = f"to {longest} tokens" if longest else "tokens or more, up to the model's context"
-        raise MerinoError(f"--context {context} is not allowed: choose {LEAST_CONTEXT} {most}")
-
-
-def check_calibration(precision: str, kv: str | None, text: Path | None) -> None:
-    """Raises MerinoError for a calibration text where neither weights nor the cache are quantized to integers."""
-    if text and kv is None and precision not in ROUNDED:
-        raise MerinoError(
-            f"--calibrate {text} is for weights or a KV cache in int8 or int4, but the weights are {precision} and the"
-            " cache is not quantized: give --precision int4 or int8, or --kv int8, or leave --calibrate out"
-        )
-
-
-def design_of(source: Model | HubModel | Plan | Path) -> Design | None:
+def design_of(source: FoundSource) -> Design | None:
     """The design itself, or the one that the checkpoint was trained from."""
     if isinstance(source, Plan):
         return source.content if isinstance(source.content, Design) else None
@@ -251,12 +155,55 @@ def design_of(source: Model | HubModel | Plan | Path) -> Design | None:
     return load_design(path) if path and path.is_file() else None
 
 
-def chosen_cache(
+def in_one_format(request: ExportRequest) -> ExportRequest:
+    """Return the request in the format from which `auto` and `mixed` begin: fp32 and int4.
+
+    Raises MerinoError for limits of `mixed` that are not possible, and for a board that is missing.
+    """
+    limits = {"--file-mb": request.file_mb, "--decode-ms": request.decode_ms}
+    for option, limit in limits.items():
+        if limit is not None and request.precision != "mixed":
+            raise MerinoError(f"{option} is a limit of --precision mixed: give that, or leave {option} out")
+        if limit is not None and not 0 < limit < float("inf"):
+            raise MerinoError(f"{option} {limit:g} is not allowed: give a number above 0")
+    if request.precision == "auto":
+        if request.board is None:
+            raise MerinoError("--precision auto takes the fastest format on a board: name it with --for")
+        return request._replace(precision="fp32", calibration=None)
+    if request.decode_ms is not None and request.board is None:
+        raise MerinoError("--decode-ms is predicted for a board: name it with --for")
+    return request._replace(precision="int4") if request.precision == "mixed" else request
+
+
+def graph_format(request: ExportRequest, design: Design | None, context: int) -> GraphFormat:
+    """Resolve the format of the graph. Raises MerinoError for a combination that is not possible."""
+    board, precision = request.board, request.precision
+    # TensorRT builds engines from portable graphs only.
+    portable = (board and dialect_of(board) == "portable") or (design and design.backend == "tensorrt")
+    dialect = request.dialect if request.dialect is not None else "portable" if portable else "fused"
+    if dialect not in DIALECTS:
+        raise MerinoError(f"--dialect {dialect or EMPTY} is not known: choose one of {', '.join(DIALECTS)}")
+    if precision is None:
+        precision, origin = (design.precision, "the design's weight format, {}") if design else ("fp32", "")
+    else:
+        origin = "--precision {}"
+    if precision not in PRECISIONS:
+        raise MerinoError(
+            f"{origin.format(precision or EMPTY)} is not known: choose one of {', '.join(PRECISIONS)}"
+        )
+    kv = cache_format(request.kv, dialect, precision, design=design, board=board)
+    check_calibration(precision, kv, request.calibration)
+    core = core_of(dialect, precision, request.core or (core_of_board(board) if board else "dotprod"))
+    groups = board is not None and dialect == "fused" and attends_by_groups(board, precision)
+    return GraphFormat(precision, dialect, context, core, kv, all_logits=request.all_logits, by_groups=groups)
+
+
+def cache_format(
     kv: str | None, dialect: str, precision: str, *, design: Design | None = None, board: DeviceProfile | None = None
 ) -> str | None:
-    """The format of a quantized cache, by default the design's; None: the cache has the type of the activations.
+    """Return the format of a quantized cache, by default the design's; None: the cache has the type of the activations.
 
-    Raises MerinoError where the dialect, the weight format or the board's runtime does not support it.
+    Raises MerinoError if the dialect, the weight format or the board's runtime does not support it.
     """
     chosen = quantized_kv(kv if kv is not None else design.kv if design else None)
     if chosen is None:
@@ -273,3 +220,22 @@ def chosen_cache(
     if precision == "fp16":
         raise MerinoError(f"{origin} is not possible with --precision fp16, which is for GPUs: give --kv fp32")
     return chosen
+
+
+def check_context(context: int | None, source: FoundSource) -> None:
+    """Raises MerinoError for a context that is too short for any model, or too long for this plan or zoo model."""
+    longest = None
+    if isinstance(source, Plan | Model):
+        longest = source.architecture.context if isinstance(source, Plan) else source.geometry.context
+    if context is not None and (context < LEAST_CONTEXT or (longest is not None and context > longest)):
+        most = f"to {longest} tokens" if longest else "tokens or more, up to the model's context"
+        raise MerinoError(f"--context {context} is not allowed: choose {LEAST_CONTEXT} {most}")
+
+
+def check_calibration(precision: str, kv: str | None, text: Path | None) -> None:
+    """Raises MerinoError for a calibration text if neither weights nor the cache are quantized to integers."""
+    if text and kv is None and precision not in ROUNDED:
+        raise MerinoError(
+            f"--calibrate {text} is for weights or a KV cache in int8 or int4, but the weights are {precision} and the"
+            " cache is not quantized: give --precision int4 or int8, or --kv int8, or leave --calibrate out"
+        )

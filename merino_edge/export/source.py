@@ -14,18 +14,18 @@ from merino_edge.bundles.files import is_bundle
 from merino_edge.design.design_file import DESIGN, Design, load_design, model_name
 from merino_edge.export.memory import check_memory
 from merino_edge.export.recover import check_recovered, recover_weights
-from merino_edge.export.request import RANDOM, find_source
+from merino_edge.export.request import Plan, find_source
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.geometry import Geometry
-from merino_edge.families.gguf.checkpoint import read_gguf
+from merino_edge.families.gguf.checkpoint import GgufCheckpoint, read_gguf
 from merino_edge.families.hub import HubModel, fetch
-from merino_edge.families.hugging_face import SEED, TOKENIZER, random_model, read_checkpoint
+from merino_edge.families.hugging_face import SEED, TOKENIZER, Checkpoint, random_model, read_checkpoint
 from merino_edge.families.registry import family_of, layout_of, read_geometry
-from merino_edge.families.weights import BlockSource
+from merino_edge.families.weights import BlockSource, GraphWeights
 from merino_edge.families.zoo import Model
 from merino_edge.text.rows import spread_rows
 from merino_edge.text.tokenizer import load_tokenizer
-from merino_edge.training.run_folder import trained_name
+from merino_edge.training.checkpoint import trained_name
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_text
@@ -44,45 +44,52 @@ class Source(NamedTuple):
     design: Design | None = None
     bundle: Bundle | None = None  # the float32 bundle that it was read from
     chat: ChatTemplate | None = None
-    blocks: BlockSource | None = None  # its matrices as they are stored in blocks, where they are
+    blocks: BlockSource | None = None  # its matrices as they are stored in blocks, if they are
 
     @property
     def family(self) -> str:
         return family_of(self.arch).name
 
 
-def load_source(what: str, weights: Path | None = None, say: Callable[[str], None] = lambda _: None) -> Source:
-    """`weights`: for a model of the zoo, such as `opt-350m`, a local Hugging Face folder, or RANDOM. By default the
-    published weights, from the hub or its cache; `say` gets a line on a download.
+def load_source(
+    what: str, weights: Path | None = None, say: Callable[[str], None] = lambda _: None, *, random: bool = False
+) -> Source:
+    """Load the model that `what` names.
 
-    Raises MerinoError where `what` is no source, is ambiguous, or does not load.
+    `weights`, `random`: for a model of the zoo, such as `opt-350m`, a local Hugging Face folder or random weights. By
+    default the published weights, from the hub or its cache; `say` gets a line on a download.
+
+    Raises MerinoError if `what` is no source, is ambiguous, or does not load.
     """
-    source = find_source(what, weights)
-    if isinstance(source, Model) and weights:
-        return random_source(source.geometry, source.id) if weights == RANDOM else load_weights_of(source, weights)
+    source = find_source(what, weights, random=random)
+    if isinstance(source, Model) and random:
+        return random_source(source.geometry, source.id)
     if isinstance(source, Model):
-        return load_published(HubModel(source.hub), source.id, say)
+        return load_weights_of(source, weights) if weights else load_published(HubModel(source.hub), source.id, say)
     if isinstance(source, HubModel):
         return load_published(source, source.name.rpartition("/")[2], say)
-    if isinstance(source, Path) and source.is_file():
+    if isinstance(source, Plan):
+        made = random_source(source.architecture, model_name(source.path, source.content))
+        return made._replace(design=source.content if isinstance(source.content, Design) else None)
+    if source.is_file():
         return load_gguf(source)
-    if isinstance(source, Path):
-        return load_bundle_again(source) if is_bundle(source) else load_checkpoint(source)
-    path, plan = source
-    name = model_name(path, plan)
-    if isinstance(plan, Design):
-        return random_source(plan.architecture, name)._replace(design=plan)
-    return random_source(plan, name)
+    return load_bundle_again(source) if is_bundle(source) else load_checkpoint(source)
+
+
+def graph_weights(source: Source) -> GraphWeights:
+    """The weights of the model's state dict, float32, in the layout of the graph."""
+    weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
+    return GraphWeights(weights, layout_of(source.arch))
 
 
 def not_finite(model: PreTrainedModel, name: str) -> MerinoError:
     """The error for a model whose logits are not finite."""
-    wrong = [each for each, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
+    wrong = [key for key, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         return MerinoError(
             f"the weights of {name} hold values that are not finite, in {wrong[0]}{more}: copy or download them again,"
-            " or, where they were trained here, train with a lower --learning-rate"
+            " or, if they were trained here, train with a lower --learning-rate"
         )
     return MerinoError(f"the logits of {name} are not finite although its weights are: export another model")
 
@@ -90,7 +97,7 @@ def not_finite(model: PreTrainedModel, name: str) -> MerinoError:
 def random_source(arch: Geometry, name: str) -> Source:
     """A geometry with random weights, the same at each call. Speed does not depend on the values."""
     check_memory(arch, name)
-    return Source(name, arch, random_model(arch), "random", f"random, seed {SEED}", (), None)
+    return Source(name, arch, random_model(arch), "random", f"random, seed {SEED}", stop_ids=(), tokenizer=None)
 
 
 def load_published(model: HubModel, name: str, say: Callable[[str], None]) -> Source:
@@ -110,36 +117,30 @@ def load_weights_of(known: Model, folder: Path) -> Source:
             f"{folder} is not {known.id}: it has {checkpoint.geometry.shape()}, {known.id} has"
             f" {known.geometry.shape()}. {remedy}"
         )
-    return Source(
-        known.id, checkpoint.geometry, checkpoint.model, "trained", f"local folder {folder.name}", checkpoint.stop_ids,
-        checkpoint.tokenizer, chat=checkpoint.chat,
-    )  # fmt: skip
+    return trained_source(known.id, checkpoint, f"local folder {folder.name}")
 
 
 def load_gguf(path: Path) -> Source:
     """A GGUF file: its weights dequantized for torch, and its blocks for a graph that takes them over."""
     gguf = read_gguf(path, lambda geometry: check_memory(geometry, path.name))
-    return Source(
-        path.stem, gguf.geometry, gguf.model, "trained", f"file {path.name}", gguf.stop_ids, gguf.tokenizer,
-        chat=gguf.chat, blocks=gguf.blocks,
-    )  # fmt: skip
+    return trained_source(path.stem, gguf, f"file {path.name}")._replace(blocks=gguf.blocks)
 
 
 def load_checkpoint(folder: Path) -> Source:
     """A trained checkpoint in Hugging Face's layout, with its name and the design that it was trained from."""
     checkpoint = read_checkpoint(folder, lambda geometry: check_memory(geometry, folder.name))
-    return Source(
-        trained_name(folder) or folder.name, checkpoint.geometry, checkpoint.model, "trained",
-        f"checkpoint {folder.name}", checkpoint.stop_ids, checkpoint.tokenizer,
-        kept_design(folder, checkpoint.geometry), chat=checkpoint.chat,
-    )  # fmt: skip
-
-
-def kept_design(folder: Path, arch: Geometry) -> Design | None:
-    """The design in a checkpoint's folder, if both have the same geometry."""
     path = folder / DESIGN
     design = load_design(path) if path.is_file() else None
-    return design if design and design.architecture == arch else None
+    made_from = design if design and design.architecture == checkpoint.geometry else None
+    source = trained_source(trained_name(folder) or folder.name, checkpoint, f"checkpoint {folder.name}")
+    return source._replace(design=made_from)
+
+
+def trained_source(name: str, checkpoint: Checkpoint | GgufCheckpoint, weights_source: str) -> Source:
+    return Source(
+        name, checkpoint.geometry, checkpoint.model, "trained", weights_source, stop_ids=checkpoint.stop_ids,
+        tokenizer=checkpoint.tokenizer, chat=checkpoint.chat,
+    )  # fmt: skip
 
 
 def load_bundle_again(folder: Path) -> Source:
@@ -167,7 +168,7 @@ def template_in(bundle: Bundle) -> ChatTemplate | None:
 def text_rows(source: Source, text: Path, length: int, tokens: int) -> torch.Tensor:
     """Rows of ids [n, length], `tokens` ids at most, sampled evenly from the text.
 
-    Raises MerinoError where the text cannot be read, is too short, or the source has no tokenizer.
+    Raises MerinoError if the text cannot be read, is too short, or the source has no tokenizer.
     """
     if source.tokenizer is None:
         raise MerinoError(f"--calibrate {text}: {source.name} has no tokenizer. Export without --calibrate")

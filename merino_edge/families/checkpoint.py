@@ -32,6 +32,11 @@ HARMLESS = frozenset({
 def check_checkpoint(folder: Path) -> None:
     """Raises MerinoError where the folder has no config.json, or not all weights as safetensors."""
     if not (folder / CONFIG).is_file():
+        if (folder / "trainer" / "run.json").is_file():
+            raise MerinoError(
+                f"{folder} is no checkpoint yet: its training run is not finished. Go on with the same"
+                " `merino-edge train` command and --resume"
+            )
         ggufs = sorted(path.name for path in folder.glob("*.gguf"))
         remedy = (
             f"It holds {shortened(', '.join(ggufs))}: export a GGUF by the path of the file" if ggufs

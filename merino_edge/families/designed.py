@@ -9,14 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from merino_edge.families.family import Family, Loader
 from merino_edge.families.geometry import Keys, LayerShape, facts_by, words_by
@@ -75,7 +68,7 @@ class Architecture(BaseModel):
     Attributes:
         width_change: how the residual stream gets another width, between blocks and before the head. `projection`: by
             a learned matrix; widths never shrink. `padding`: new channels are zeros, surplus ones are dropped, without
-            weights (arXiv 2606.18246); widths may shrink. Files leave `projection` out.
+            weights (arXiv 2606.18246); widths may shrink.
         vocab: rows of the embedding, which is the head too.
         head_size: channels per attention head, the same in every block.
         context: the longest sequence in tokens.
@@ -106,11 +99,6 @@ class Architecture(BaseModel):
             heads = [width // self.head_size for width in widths]
             raise ValueError(f"kv_heads {odd} must divide the blocks' heads, {heads}")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A decoder of projections is written as before there was padding, so its bundle has that hash."""
-        return {key: value for key, value in dump(self).items() if (key, value) != ("width_change", "projection")}
 
     @property
     def padded(self) -> bool:

@@ -38,8 +38,8 @@ class Family:
         config_words: arguments of the configuration of a geometry.
         geometry_of: the geometry of such a configuration. Raises MerinoError or ValidationError for one that cannot be.
         layout: how a weight of the state dict lies in the graph.
-        key_order: which channel of torch's keys the graph has at each place of a head; None where both are alike.
-        loader: None where transformers itself has the family.
+        key_order: which channel of torch's keys the graph has at each place of a head; None if both are alike.
+        loader: None if transformers itself has the family.
     """
 
     name: str

@@ -17,7 +17,7 @@ Weights = Mapping[str, np.ndarray]  # a state dict; matrices are [out, in] as in
 
 @dataclass(frozen=True)
 class Norm:
-    """Parameters of a normalization: RMSNorm where `bias` is None, else LayerNorm."""
+    """Parameters of a normalization: RMSNorm if `bias` is None, else LayerNorm."""
 
     weight: str
     bias: str | None
@@ -107,6 +107,42 @@ class GraphOps(Protocol):
     def head(self, x: str, table: str) -> None:
         """The graph's output: logits [1, 1, vocab] of x [1, 1, width] against `table` [vocab, width], which is the
         embedding or a matrix of its own."""
+
+
+class MatrixNames:
+    """Operations that write nothing, and list the matrices that a graph builder reads.
+
+    Attributes:
+        read: in their order, (the names of matrices with one input, whether it is a table of embeddings or the head).
+    """
+
+    def __init__(self) -> None:
+        self.read: list[tuple[tuple[str, ...], bool]] = []
+
+    def embed(self, table: str) -> str:
+        self.read.append(((table,), True))
+        return ""
+
+    def embed_positions(self, table: str, offset: int) -> str:  # noqa: ARG002 - as in GraphOps
+        return self.embed(table)
+
+    def head(self, x: str, table: str) -> None:  # noqa: ARG002
+        self.embed(table)
+
+    def linear(self, x: str, weight: str, bias: str | None = None) -> str:  # noqa: ARG002
+        return self.packed_linear(x, [weight])
+
+    def packed_linear(self, x: str, weights: list[str], biases: list[str] | None = None) -> str:  # noqa: ARG002
+        self.read.append((tuple(weights), False))
+        return ""
+
+    def add_norm(self, *_: Any) -> tuple[str, str]:
+        return "", ""
+
+    def _nothing(self, *_: Any) -> str:
+        return ""
+
+    add = resize = scale = norm = activation = gated = attention = last = _nothing
 
 
 GraphBuilder = Callable[[GraphOps, Any], None]  # Any: the geometry of the builder's own family

@@ -40,13 +40,13 @@ for _family in FAMILIES.values():
 class Checkpoint(NamedTuple):
     """A trained model in a folder. Any of `stop_ids` ends a text.
 
-    `tokenizer`: tokenizer.json, or None; `chat`: the chat template, or None.
+    `tokenizer`: tokenizer.json, the text of one, or None; `chat`: the chat template, or None.
     """
 
     geometry: Geometry
     model: PreTrainedModel
     stop_ids: tuple[int, ...]
-    tokenizer: Path | None
+    tokenizer: Path | str | None
     chat: ChatTemplate | None = None
 
 

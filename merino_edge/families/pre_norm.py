@@ -22,8 +22,8 @@ class Layer:
 
     Attributes:
         qkv: queries, keys and values, in that order.
-        up: into the FFN; where it is `gated`, the matrix of the activated half stands first.
-        norm_behind_attention, norm_behind_ffn: on the output that is added to the residual; None where there is none.
+        up: into the FFN; if it is `gated`, the matrix of the activated half is the first.
+        norm_behind_attention, norm_behind_ffn: on the output that is added to the residual; None if there is none.
     """
 
     cache: KvLayer
@@ -105,7 +105,7 @@ def linear(graph: GraphOps, x: str, matrices: Linear) -> str:
 
 
 def residual_norm(graph: GraphOps, x: str, delta: str | None, norm: Norm) -> tuple[str, str]:
-    """(norm(x + delta), x + delta), where there is a delta."""
+    """(norm(x + delta), x + delta), if there is a delta."""
     return graph.add_norm(delta, x, norm) if delta else (graph.norm(x, norm), x)
 
 

@@ -33,8 +33,8 @@ from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 
 FAMILIES: Mapping[str, Family] = {
-    each.FAMILY.name: each.FAMILY
-    for each in (
+    module.FAMILY.name: module.FAMILY
+    for module in (
         designed, opt, llama, qwen2, qwen3, granite, granitemoehybrid, gemma3_text, gpt2, gpt_neo, gpt_neox
     )
 }  # fmt: skip
@@ -51,12 +51,12 @@ def layout_of(geometry: Geometry) -> Callable[[str], Layout | None]:
 
 
 def key_order_of(geometry: Geometry) -> np.ndarray | None:
-    """Which channel of torch's keys the graph has at each place of a head; None where both are alike."""
+    """Which channel of torch's keys the graph has at each place of a head; None if both are alike."""
     return family_of(geometry).key_order(geometry)
 
 
 def decoder_of(geometry: Geometry) -> Decoder | None:
-    """The names and roles of its weights, where its family has the graph builder of most published ones; else None."""
+    """The names and roles of its weights, if its family has the graph builder of most published ones; else None."""
     return geometry.decoder() if isinstance(geometry, GatedGeometry | BiasedGeometry) else None
 
 

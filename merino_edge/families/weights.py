@@ -21,7 +21,7 @@ class Layout(NamedTuple):
 
 
 KeyOrder = Callable[[Any], np.ndarray | None]  # (the family's geometry) -> channels of a head, None: as they are
-LayoutOf = Callable[[Any, str], Layout | None]  # (the family's geometry, a name) -> None where both are alike
+LayoutOf = Callable[[Any, str], Layout | None]  # (the family's geometry, a name) -> None if both are alike
 
 TRANSPOSED = Layout(np.transpose, np.transpose)  # [in, out] in the state dict
 ABOVE_ONE = Layout(lambda weight: 1 + weight, lambda weight: weight - 1)  # a norm's factor, minus 1 in the state dict
@@ -60,6 +60,24 @@ class GraphWeights(Mapping[str, np.ndarray]):
         return len(self._state)
 
 
+class ModelWeights:
+    """The weights of a torch model as the graph has them, matrices [out, in]; writes change the model."""
+
+    def __init__(self, model: Any, layout: Callable[[str], Layout | None]):
+        self._state, self._layout = model.state_dict(), layout
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        weight, layout = self._state[name].numpy(), self._layout(name)
+        return layout.to_graph(weight) if layout else weight
+
+    def __setitem__(self, name: str, value: np.ndarray) -> None:
+        layout = self._layout(name)
+        self._state[name].numpy()[...] = layout.to_state(value) if layout else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+
 class Blocks(NamedTuple):
     """A matrix [rows, columns] whose rows are cut into blocks: weight = level * scale + minimum, exactly.
 
@@ -68,7 +86,7 @@ class Blocks(NamedTuple):
 
     levels: np.ndarray  # int8 [rows, columns / block, block]
     scales: np.ndarray  # float32 [rows, columns / block]
-    minimums: np.ndarray | None  # float32 [rows, columns / block]; None where all are 0
+    minimums: np.ndarray | None  # float32 [rows, columns / block]; None if all are 0
     bits: int
 
     @property
@@ -95,7 +113,7 @@ class BlockSource(Protocol):
         """The type in which the source has it, for people."""
 
     def bits(self, name: str) -> int | None:
-        """Of a level, without reading the matrix; None where it has no blocks, or none of equal steps."""
+        """Of a level, without reading the matrix; None if it has no blocks, or none of equal steps."""
 
     def blocks(self, name: str) -> Blocks | None:
-        """None where the source has it in float, or in blocks of another form."""
+        """None if the source has it in float, or in blocks of another form."""

@@ -53,7 +53,7 @@ Residency = Literal["resident", "partial", "streaming"]
 RESIDENCIES: tuple[Residency, ...] = ("resident", "partial", "streaming")
 
 # Default time of a multiply-add of attention over a quantized cache, relative to a float32 cache.
-# aarch64: executed instructions of ONNX Runtime 1.32's kernels (docs/decisions/kv-cache.md).
+# aarch64: executed instructions of ONNX Runtime 1.32's kernels (docs/decisions/quantization.md).
 CACHE_TIMES: Mapping[str, Mapping[str, float]] = {
     "aarch64": {"int8": 3.7 / 1.14, "int4": 7.0 / 1.14},
     "x86_64": {"int8": 1.0, "int4": 1.0},

@@ -1,214 +1,405 @@
-"""The four kinds of chart of the report's page. Each takes values and a width in px and returns a drawing.
+"""The charts of the report's page, drawn by matplotlib. Each shows values of the records; none is computed here.
 
-Which values a chart shows is `page_charts`'; where labels go is `labels`'.
+The colors become CSS variables of the page, so a chart follows the page's light or dark theme.
 """
 
-from collections.abc import Sequence
+import math
+import re
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from xml.etree.ElementTree import Element
+from html import escape
+from io import StringIO
+from statistics import mean, median
+from textwrap import fill, shorten
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merino_edge.report import labels
-from merino_edge.report.labels import Mark
-from merino_edge.report.svg import (
-    Plot,
-    Scale,
-    add,
-    drawing,
-    linear,
-    linear_ticks,
-    log_ticks,
-    logarithmic,
-    marker,
-    number,
-    shape_of,
-    shortened,
-    text_px,
-    thinned,
-    tip,
-    write,
-    x_axis,
-    y_axis,
-)
+from merino_edge.records.evaluation import Evaluation
+from merino_edge.records.schema import Record
+from merino_edge.report.series import REFERENCE, Series
+from merino_edge.report.summary import Prediction, Summary
+from merino_edge.report.tables import number
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTHS = {"wide": 540, "narrow": 304}  # px: the page holds both drawings and shows the one that fits
+MAX_LINES, MAX_PANELS = 10, 6  # in one chart; the table has the others
+SLICES = 8  # consecutive parts of a decode row's steps; each is drawn as its median
+MIN_SPAN = 0.1  # of the longest line's extent in x; a shorter line shows no trend and is left out
 LOG_SPAN = 4  # values whose largest exceeds this many times the smallest are drawn on a logarithmic axis
+TEXT_PX, LINE_PX, CHARACTER_PX = 11, 16, 7.0  # font size, line height and the largest average width of a character
+
+# The light theme's colors, each with the CSS variable that replaces it. e0 to e5 distinguish series.
+COLORS = {
+    "e0": "#1462ab", "e1": "#c04d00", "e2": "#00795a", "e3": "#a23f83", "e4": "#856400", "e5": "#2a7f9e",
+    "ink": "#1b1d1f", "quiet": "#5c6166", "grid": "#ecece8", "card": "#fffffe", "rest": "#9aa0a6",
+}  # fmt: skip
+MARKERS = "osD^vPX"  # seven shapes and six colors: 42 series differ
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none", "text.parse_math": False, "font.size": TEXT_PX, "font.family": "DejaVu Sans",
+    "figure.facecolor": "none", "axes.facecolor": "none", "axes.edgecolor": COLORS["quiet"],
+    "axes.labelcolor": COLORS["quiet"], "axes.grid": True, "axes.axisbelow": True, "grid.color": COLORS["grid"],
+    "axes.spines.top": False, "axes.spines.right": False,
+    "xtick.color": COLORS["quiet"], "ytick.color": COLORS["quiet"],
+    "text.color": COLORS["ink"], "legend.frameon": False, "legend.labelspacing": 0.3, "lines.markersize": 6,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Titles:
-    """title and description: for screen readers. x, y: of the axes, with units."""
+class Chart:
+    """One chart. draw: from a width in px to a figure. description: the values, for screen readers."""
 
+    name: str
     title: str
     description: str
-    x: str = ""
-    y: str = ""
+    note: str
+    provenance: str
+    draw: "Callable[[int], Figure]"
+
+    def svg(self, kind: str) -> str:
+        """An element for the page, without script, date or a reference to anything outside it."""
+        return as_svg(lambda: self.draw(WIDTHS[kind]), f"{self.name}-{kind}", kind)
 
 
 @dataclass(frozen=True)
-class Point:
-    x: float
-    y: float
+class Curve:
+    """Points of one series: a line, or a single mark. style: matplotlib's keywords."""
+
     label: str
-    tip: str
-    precision: str
-    class_: str  # e0, e1, ...: the engine's color; `hollow` in addition for the reference
-
-
-@dataclass(frozen=True)
-class Line:
-    points: tuple[tuple[float, float], ...]
-    label: str
-    precision: str
-    class_: str
-
-
-@dataclass(frozen=True)
-class Part:
-    value: float
-    name: str
-    class_: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    style: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Bar:
-    """Parts are stacked from zero; `note` is set at the right end of the label's line."""
+    """Values stacked from zero, one per part of the chart's legend, below a line of text."""
 
     label: str
     note: str
-    parts: tuple[Part, ...]
+    values: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class Distribution:
-    samples: tuple[float, ...]
-    label: str
-    class_: str
-    quantiles: tuple[tuple[str, float], ...]
+def charts_of(summary: Summary) -> list[Chart]:
+    """The charts that the records have values for, in the order of the page."""
+    styles = {one.label: style(index, one) for index, one in enumerate(summary.series)}
+    made = (
+        speed_against_size(summary, styles), decode_against_cache(summary, styles),
+        prefill_against_prompt(summary, styles), latency(summary), memory(summary), bandwidth(summary),
+        accuracy(summary, styles), *predicted_against_measured(summary),
+    )  # fmt: skip
+    return [chart for chart in made if chart is not None]
 
 
-def scatter(name: str, titles: Titles, points: Sequence[Point], reference: Point | None, width: int) -> Element:
-    """Both axes are logarithmic. Dotted lines cross at the reference: above is faster, left is smaller."""
-    height = 340
-    svg = drawing(name, titles.title, titles.description, width, height)
-    plot = Plot(44, 34, width - 10, height - 44)
-    x_ticks = log_ticks(min(one.x for one in points) * 0.9, max(one.x for one in points) * 1.1)
-    y_ticks = log_ticks(min(one.y for one in points) * 0.9, max(one.y for one in points) * 1.1)
-    x = logarithmic(x_ticks[0], x_ticks[-1], plot.left, plot.right)
-    y = logarithmic(y_ticks[0], y_ticks[-1], plot.bottom, plot.top)
-    y_axis(svg, plot, y, y_ticks, titles.y)
-    x_axis(svg, plot, x, thinned(x_ticks, max(3, int(width / 60))), titles.x)
-    if reference is not None:
-        at_x, at_y = x(reference.x), y(reference.y)
-        add(svg, "line", x1=at_x, x2=at_x, y1=plot.top, y2=plot.bottom, class_="reference")
-        add(svg, "line", x1=plot.left, x2=plot.right, y1=at_y, y2=at_y, class_="reference")
-    for one in points:
-        tip(marker(svg, x(one.x), y(one.y), one.precision, f"mark {one.class_}"), one.tip)
-    labels.draw(svg, labels.beside(plot, [Mark(x(one.x), y(one.y), one.label) for one in points]))
-    return svg
+def style(index: int, series: Series) -> dict[str, Any]:
+    """A series' color and marker, the same in each chart. The reference's marks are hollow and its lines dashed."""
+    color = COLORS[f"e{index % 6}"]
+    shown = {"color": color, "marker": MARKERS[index % len(MARKERS)], "markeredgecolor": color}
+    return {**shown, "markerfacecolor": COLORS["card"], "linestyle": "--"} if series.is_reference else shown
 
 
-def lines(name: str, titles: Titles, series: Sequence[Line], width: int) -> Element:
-    height = 300
-    svg = drawing(name, titles.title, titles.description, width, height)
-    room_px = width / 3.2  # of a label
-    longest_px = max(text_px(shortened(one.label, room_px)) for one in series)
-    plot = Plot(44, 34, width - 12 - longest_px, height - 44)
-    values = [value for one in series for _, value in one.points]
-    furthest = max(at for one in series for at, _ in one.points)
-    x_ticks = [tick for tick in linear_ticks(furthest, 4 if width < 400 else 6) if tick <= furthest * 1.02]
-    x = linear(0, furthest * 1.02, plot.left, plot.right)
-    y, y_ticks = _value_scale(values, plot)
-    y_axis(svg, plot, y, y_ticks, titles.y + (" (log scale)" if y_ticks[0] > 0 else ""))
-    x_axis(svg, plot, x, x_ticks, titles.x)
-    for one in series:
-        path = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value in one.points)
-        add(svg, "polyline", points=path, class_=f"line {one.class_} {shape_of(one.precision)}")
-        for at, value in one.points:
-            mark = marker(svg, x(at), y(value), one.precision, f"mark {one.class_}", 3)
-            tip(mark, f"{one.label}: {number(value)} at {number(at)}")
-    ends = [Mark(x(one.points[-1][0]), y(one.points[-1][1]), one.label) for one in series]
-    labels.draw(svg, labels.column(plot, ends, plot.right + 7, room_px))
-    return svg
+def speed_against_size(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart | None:
+    rows = [(one, row) for one in summary.series if (row := one.decode) and row.tok_s and one.params]
+    curves = [Curve(flagged(one, row), ((one.params or 0) / 1e6,), (row.tok_s or 0,), styles[one.label])
+              for one, row in rows]  # fmt: skip
+    known = [curve for curve, (one, _) in zip(curves, rows, strict=True) if one.is_reference]
+    reference = max(known, key=lambda curve: curve.y) if known else None
+
+    def draw(width: int) -> "Figure":
+        figure = curves_figure(width, curves, "parameters, M (log scale)", "tokens/s (log scale)")
+        axes = figure.axes[0]
+        logarithmic(axes, "x", [x for curve in curves for x in curve.x])
+        logarithmic(axes, "y", [y for curve in curves for y in curve.y])
+        if reference is not None:
+            axes.axvline(reference.x[0], color=COLORS["quiet"], linestyle=":", linewidth=1, zorder=0)
+            axes.axhline(reference.y[0], color=COLORS["quiet"], linestyle=":", linewidth=1, zorder=0)
+        return figure
+
+    lead = f"Left of and above the dotted lines: smaller and faster than {REFERENCE} at its fastest. "
+    note = f"{lead if known else ''}Each model's decode row with the least cached."
+    values = [f"{one.label}, {one.engine}: {number(row.tok_s or 0)} tokens/s ({row.test})" for one, row in rows]
+    return chart("size", "Decode speed against size", values, note, summary.measured_on, draw)
 
 
-def bars(name: str, titles: Titles, rows: Sequence[Bar], limit: float | None, width: int) -> Element:
-    """Horizontal bars, each below its label. `limit` is drawn as a dotted line."""
-    row_px, top = 42, 6
-    plot = Plot(0, top, width - 12, top + row_px * len(rows))
-    svg = drawing(name, titles.title, titles.description, width, plot.bottom + 24)
-    longest = max([sum(part.value for part in row.parts) for row in rows] + [limit or 0])
-    ticks = linear_ticks(longest, 4 if width < 400 else 6)
-    x = linear(0, ticks[-1], plot.left + 2, plot.right)
-    x_axis(svg, plot, x, ticks[1:-1], "")
-    write(svg, plot.right, plot.bottom + 17, f"{number(ticks[-1])} {titles.x}", "tick", "end")
-    for index, row in enumerate(rows):
-        y = plot.top + index * row_px
-        room = plot.right - text_px(row.note) - 12
-        write(svg, plot.left + 2, y + 13, shortened(row.label, room), "label")
-        write(svg, plot.right, y + 13, row.note, "value", "end")
-        start = 0.0
-        for part in row.parts:
-            from_x, to_x = x(start), x(start + part.value)
-            bar = add(svg, "rect", x=from_x, y=float(y + 19), width=to_x - from_x, height=15, class_=part.class_)
-            tip(bar, f"{row.label}, {part.name}: {number(part.value)}")
-            start += part.value
-    if limit is not None:
-        add(svg, "line", x1=x(limit), x2=x(limit), y1=plot.top, y2=plot.bottom, class_="reference")
-    return svg
+def decode_against_cache(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart | None:
+    points = {one.label: cache_points(one) for one in summary.series}
+    spans = {label: line[-1][0] - line[0][0] for label, line in points.items() if line}
+    drawn = {label: points[label] for label, span in spans.items() if span and span >= MIN_SPAN * max(spans.values())}
+    note = f"Medians: of each depth, or of slices of consecutive steps if there is one depth.{cut(drawn, MAX_LINES)}"
+    return lines("cache", "Decode time as the cache fills", drawn, styles, ("tokens in the cache", "ms per token"),
+                 note, summary.measured_on)  # fmt: skip
 
 
-def histograms(name: str, titles: Titles, panels: Sequence[Distribution], width: int) -> Element:
-    """One panel below another. Each has its own axis, from the smallest sample to just above the 99th percentile."""
-    panel_px, bar_px, bins = 136, 60, 36 if width > 400 else 24
-    svg = drawing(name, titles.title, titles.description, width, panel_px * len(panels) + 4)
-    for index, one in enumerate(panels):
-        top = panel_px * index
-        plot = Plot(2, top + 42, width - 12, top + 42 + bar_px)
-        low = min(one.samples)
-        high = max(low + 1.08 * (float(np.percentile(one.samples, 99)) - low), low * 1.01)
-        counts, edges = np.histogram([sample for sample in one.samples if sample <= high], bins, (low, high))
-        beyond = len(one.samples) - int(counts.sum())
-        x = linear(low, high, plot.left, plot.right)
-        y = linear(0, float(counts.max()), 0, bar_px)
-        note = f"longest {number(max(one.samples))} ms" if beyond else ""
-        write(svg, 2, top + 14, shortened(one.label, plot.right - text_px(note) - 12), "label")
-        write(svg, plot.right, top + 14, note, "tick", "end")
-        wide = x(edges[1]) - x(edges[0]) - 1
-        boxes = [f"M{x(start) + 0.5:.1f} {plot.bottom:g}v-{y(float(count)):.1f}h{wide:.1f}V{plot.bottom:g}z"
-                 for count, start in zip(counts, edges, strict=False) if count]  # fmt: skip
-        add(svg, "path", d="".join(boxes), class_=f"bin {one.class_}")
-        x_axis(svg, plot, x, _between(low, high, 4 if width < 400 else 6), "")
-        _quantiles(svg, plot, x, one.quantiles, high)
-    return svg
+def prefill_against_prompt(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart | None:
+    """One line for each bundle that was measured at two prompt lengths or more."""
+    drawn = {}
+    for one in summary.series:
+        rows = [row for row in one.records if not row.decodes and not row.cached and row.ms_p50]
+        points = tuple(sorted({float(row.tokens): row.ms_p50 or 0 for row in rows}.items()))
+        if len(points) > 1:
+            drawn[one.label] = points
+    note = f"Medians over repetitions.{cut(drawn, MAX_LINES)}"
+    return lines("prompt", "Prefill time against the prompt's length", drawn, styles, ("tokens of the prompt", "ms"),
+                 note, summary.measured_on)  # fmt: skip
 
 
-def _quantiles(svg: Element, plot: Plot, x: Scale, quantiles: Sequence[tuple[str, float]], high: float) -> None:
-    """Lines with names above. A name that would cover the one before moves right, and is left out at the edge."""
-    free_from = 0.0
-    for title, value in quantiles:
-        at = x(min(value, high))
-        line = add(svg, "line", x1=at, x2=at, y1=plot.top - 4, y2=plot.bottom, class_="quantile")
-        tip(line, f"{title} {number(value)} ms")
-        half = text_px(title) / 2
-        place = min(max(at, free_from + half), plot.right - half)
-        if place - half >= free_from:
-            write(svg, place, plot.top - 7, title, "tick", "middle")
-            free_from = place + half + 4
+def lines(
+    name: str, title: str, drawn: dict[str, tuple[tuple[float, float], ...]], styles: dict[str, dict[str, Any]],
+    axis_titles: tuple[str, str], note: str, provenance: str,
+) -> Chart | None:  # fmt: skip
+    """Lines by the labels of their series, the first MAX_LINES of them."""
+    curves = [Curve(label, tuple(x for x, _ in points), tuple(y for _, y in points), styles[label])
+              for label, points in drawn.items()][:MAX_LINES]  # fmt: skip
+
+    def draw(width: int) -> "Figure":
+        values = [y for curve in curves for y in curve.y]
+        wide = max(values) / min(values) > LOG_SPAN
+        figure = curves_figure(width, curves, axis_titles[0], axis_titles[1] + (" (log scale)" if wide else ""))
+        axes = figure.axes[0]
+        axes.set_xlim(left=0)
+        if wide:
+            logarithmic(axes, "y", values)
+        else:
+            axes.set_ylim(bottom=0)
+        return figure
+
+    values = [f"{one.label}: {number(one.y[0])} ms at {number(one.x[0])} tokens, {number(one.y[-1])} ms at"
+              f" {number(one.x[-1])}" for one in curves]  # fmt: skip
+    return chart(name, title, values, note, provenance, draw)
 
 
-def _between(low: float, high: float, most: int) -> list[float]:
-    """Round numbers from `low` to `high`, at most about `most` of them."""
-    steps = linear_ticks(high - low, most)
-    step = steps[1] - steps[0]
-    first = int(np.ceil(low / step))
-    return [step * count for count in range(first, int(np.floor(high / step)) + 1)]
+def latency(summary: Summary) -> Chart | None:
+    panels = [(flagged(one, row), row.samples_ms) for one in summary.series
+              if (row := one.decode) and row.samples_ms and len(row.samples_ms) > 1]  # fmt: skip
+    values = [f"{label}: median {number(float(np.median(samples)))} ms" for label, samples in panels]
+
+    def draw(width: int) -> "Figure":
+        shown = panels[:MAX_PANELS]
+        figure = empty_figure(width, 128 * len(shown))
+        for axes, (label, samples) in zip(np.atleast_1d(figure.subplots(len(shown))), shown, strict=True):
+            ranks = [float(np.percentile(samples, rank)) for rank in (50, 90, 99)]
+            low = min(samples)
+            high = max(low + 1.08 * (ranks[-1] - low), low * 1.01)
+            axes.hist(samples, bins=36, range=(low, high), histtype="stepfilled", color=COLORS["e0"])
+            for rank in ranks:
+                axes.axvline(rank, color=COLORS["ink"], linestyle="--", linewidth=0.8)
+            axes.set_title(shorten(label, int(width / CHARACTER_PX), placeholder="…"), loc="left", fontsize=TEXT_PX)
+            words = ", ".join(f"p{rank} {number(value)}" for rank, value in zip((50, 90, 99), ranks, strict=True))
+            axes.set(xlim=(low, high), yticks=[])
+            axes.set_xlabel(f"{words}{f', longest {number(max(samples))}' if width > 400 else ''} ms")
+            axes.spines["left"].set_visible(False)
+            axes.locator_params(axis="x", nbins=5)
+        return figure
+
+    note = "ms per decode step; each panel has its own axis. Dashed lines: the 50th, 90th and 99th percentile."
+    return chart("latency", "Time between two tokens", values[:MAX_PANELS], note + cut(panels, MAX_PANELS),
+                 summary.measured_on, draw)  # fmt: skip
 
 
-def _value_scale(values: Sequence[float], plot: Plot) -> tuple[Scale, list[float]]:
-    """(scale, ticks): linear from zero, or logarithmic for a span above LOG_SPAN: small values would lie on zero."""
-    if max(values) / min(values) > LOG_SPAN:
-        ticks = log_ticks(min(values) * 0.95, max(values) * 1.05)
-        return logarithmic(ticks[0], ticks[-1], plot.bottom, plot.top), ticks
-    ticks = linear_ticks(max(values) * 1.05)
-    return linear(0, ticks[-1], plot.bottom, plot.top), ticks
+def memory(summary: Summary) -> Chart | None:
+    rows = [
+        Bar(parts.series.label, f"{number(parts.weights_mb + (parts.kv_mb or 0) + parts.rest_mb)} MB",
+            (parts.weights_mb, parts.kv_mb or 0, parts.rest_mb))
+        for parts in summary.memory
+    ]  # fmt: skip
+    split = any(parts.kv_mb is not None for parts in summary.memory)
+    note = "The KV cache is computed from the geometry; without one it is part of the rest. " if split else ""
+    parts = {"weights": COLORS["e0"], "KV cache at full context": COLORS["e1"], "rest": COLORS["rest"]}
+    note += f"Rest: Python, engine, activations{'' if split else ', KV cache'}."
+    return bars("memory", "Peak memory", rows, "MB", parts, note, summary.measured_on)
+
+
+def bandwidth(summary: Summary) -> Chart | None:
+    chosen = [(one, row) for one in summary.series if (row := one.decode) and row.mbu]
+    rows = [Bar(flagged(one, row), f"{100 * (row.mbu or 0):.0f} % of {number(row.read_gb_s or 0)} GB/s",
+                (100 * (row.mbu or 0),)) for one, row in chosen]  # fmt: skip
+    note = "Bytes of weights and KV that a decode step must read, over its time, over the probed read bandwidth."
+    if any((row.mbu or 0) > 1 for _, row in chosen):
+        note += " Above 100 %: the weights stayed in the CPU's cache, or memory was slower while it was probed."
+    return bars("bandwidth", "Memory-bandwidth utilization (MBU)", rows, "%", {"": COLORS["e0"]}, note,
+                summary.measured_on, 100)  # fmt: skip
+
+
+def accuracy(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart | None:
+    scored, tasks = accuracies(summary.evaluations, summary.series)
+    curves = [Curve(one.label, (row.ms_p50 or 0,), (100 * share,), styles[one.label])
+              for one, share in scored if (row := one.decode)]  # fmt: skip
+    best: list[tuple[float, float]] = []  # the points that no other point beats in both, the fastest first
+    for x, y in sorted(((curve.x[0], curve.y[0]) for curve in curves), key=lambda point: (point[0], -point[1])):
+        if not best or y > best[-1][1]:
+            best.append((x, y))
+
+    def draw(width: int) -> "Figure":
+        figure = curves_figure(width, curves, "ms per token", "accuracy, %")
+        axes = figure.axes[0]
+        axes.plot(*zip(*best, strict=True), color=COLORS["quiet"], linestyle=":", linewidth=1, zorder=0)
+        axes.set_xlim(0, 1.1 * max(curve.x[0] for curve in curves))
+        axes.set_ylim(0, 1.1 * max(curve.y[0] for curve in curves) or 1)
+        return figure
+
+    values = [f"{curve.label}: {curve.y[0]:.1f} % at {number(curve.x[0])} ms" for curve in curves]
+    note = f"Mean over {', '.join(tasks)}. The dotted line joins what no other bundle beats in both."
+    return chart("accuracy", "Accuracy against decode time", values, note, summary.measured_on, draw)
+
+
+def predicted_against_measured(summary: Summary) -> list[Chart | None]:
+    titles = {"decode": "decode, per token", "prefill": "prefill", "memory": "peak memory"}
+    return [predicted(summary.predicted_for, title, [one for one in summary.predictions if one.what == what])
+            for what, title in titles.items()]  # fmt: skip
+
+
+def predicted(board: str, title: str, chosen: Sequence[Prediction]) -> Chart | None:
+    if not chosen:
+        return None
+    rows = []
+    for one in chosen:
+        verdict = f", {one.verdict}" if one.verdict else ""
+        error = f" ({one.measured / one.predicted - 1:+.0%}{verdict})" if one.here else ""
+        rows.append(Bar(f"{one.series.label}, predicted for {board}", f"{number(one.predicted)} {one.unit}",
+                        (one.predicted, 0)))  # fmt: skip
+        rows.append(Bar(f"{one.series.label}, measured on {one.series.board}",
+                        f"{number(one.measured)} {one.unit}{error}", (0, one.measured)))  # fmt: skip
+    elsewhere = "" if all(one.here for one in chosen) else " Measured on another machine than predicted for."
+    note = f"Predicted by the cost model of the design search. Measured times are medians.{elsewhere}"
+    provenance = f"predicted from {chosen[0].provenance} coefficients; measured"
+    parts = {"predicted": COLORS["e1"], "measured": COLORS["e0"]}
+    return bars(f"predicted-{chosen[0].what}", f"Predicted and measured: {title}", rows, chosen[0].unit, parts, note,
+                provenance)  # fmt: skip
+
+
+def bars(
+    name: str, title: str, rows: Sequence[Bar], unit: str, parts: dict[str, str], note: str, provenance: str,
+    limit: float | None = None,
+) -> Chart | None:  # fmt: skip
+    """Horizontal bars, each below its text. parts: the colors by name. `limit` is drawn as a dotted line."""
+
+    def draw(width: int) -> "Figure":
+        texts = [wrapped(f"{row.label}: {row.note}".replace(f" {unit}", f"\u00a0{unit}"), width) for row in rows]
+        tallest = max(text.count("\n") + 1 for text in texts)
+        row_px = 22 + LINE_PX * tallest
+        figure = empty_figure(width, row_px * len(rows) + 40 + LINE_PX * (len(parts) > 1))
+        axes = figure.subplots()
+        for y, (row, text) in enumerate(zip(rows, texts, strict=True)):
+            left = 0.0
+            for value, color in zip(row.values, parts.values(), strict=True):
+                axes.barh(y, value, 14 / row_px, left, color=color)
+                left += value
+            axes.annotate(text, (0, y - 8 / row_px), (1, 2), textcoords="offset points", va="bottom")
+        if limit is not None:
+            axes.axvline(limit, color=COLORS["quiet"], linestyle=":", linewidth=1)
+        axes.set(xlabel=unit, yticks=[], ylim=(len(rows) - 1 + 12 / row_px, 12 / row_px - 1), xlim=(0, None))
+        axes.grid(axis="y", visible=False)
+        axes.xaxis.set_major_formatter(lambda value, _: number(value))
+        if len(parts) > 1:
+            from matplotlib.patches import Patch
+
+            figure.legend(handles=[Patch(color=color) for color in parts.values()], labels=list(parts),
+                          loc="outside upper left", ncols=len(parts), handlelength=1, columnspacing=1)  # fmt: skip
+        return figure
+
+    return chart(name, title, [f"{row.label}: {row.note}" for row in rows], note, provenance, draw)
+
+
+def chart(
+    name: str, title: str, values: Sequence[str], note: str, provenance: str, draw: "Callable[[int], Figure]"
+) -> Chart | None:
+    return Chart(name, title, "; ".join(values), note, provenance, draw) if values else None
+
+
+def empty_figure(width: int, height: int) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width / 72, height / 72), layout="constrained")  # matplotlib's SVG has 72 px per inch
+
+
+def curves_figure(width: int, curves: Sequence[Curve], x_title: str, y_title: str) -> "Figure":
+    """Axes with all curves and, below them, a legend."""
+    labels = [wrapped(curve.label, width - 40) for curve in curves]
+    columns = 2 if width > 400 and max(map(len, labels)) * CHARACTER_PX < width / 2 - 40 else 1
+    rows = math.ceil(sum(label.count("\n") + 1 for label in labels) / columns)
+    figure = empty_figure(width, 240 + LINE_PX * rows)
+    axes = figure.subplots()
+    points = {"linestyle": ""} if all(len(curve.x) == 1 for curve in curves) else {}
+    handles = [axes.plot(curve.x, curve.y, **{**curve.style, **points})[0] for curve in curves]
+    axes.set(xlabel=x_title, ylabel=y_title)
+    axes.margins(0.08)
+    axes.xaxis.set_major_formatter(lambda value, _: number(value))
+    axes.yaxis.set_major_formatter(lambda value, _: number(value))
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+    return figure
+
+
+def logarithmic(axes: "Axes", name: str, values: Sequence[float]) -> None:
+    """Make the axis `name`, x or y, logarithmic, with labels at 1, 2 and 5 of each decade."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set(**{f"{name}scale": "log"})
+    axis = getattr(axes, f"{name}axis")
+    decades = math.log10(max(values) / min(values))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
+    axis.set_major_formatter(lambda value, _: number(value))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def as_svg(draw: "Callable[[], Figure]", name: str, class_: str) -> str:
+    """`name` makes the ids unique on the page."""
+    import matplotlib
+
+    out = StringIO()
+    with warnings.catch_warnings(), matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        warnings.simplefilter("ignore", UserWarning)  # the browser has the characters that matplotlib's font lacks
+        draw().savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for variable, color in COLORS.items():
+        svg = svg.replace(color, f"var(--{variable})")
+    svg = re.sub(r'( id="|url\(#|xlink:href="#)', rf"\g<1>{name}-", svg)
+    return re.sub(r' width="[^"]*" height="[^"]*"', f' class="{escape(class_)}"', svg, count=1)
+
+
+def wrapped(text: str, width: float) -> str:
+    """On at most two lines of `width` px."""
+    columns = int(width / CHARACTER_PX)
+    return fill(shorten(text, 2 * columns - 8, placeholder="…"), columns)
+
+
+def flagged(series: Series, row: Record) -> str:
+    """The series' label, and the flags of a disturbed row."""
+    return " ".join([series.label, *(f"({flag})" for flag in row.flags)])
+
+
+def cut(drawn: Sequence[object] | dict[str, Any], most: int) -> str:
+    return f" The first {most} of {len(drawn)}; the table has all." if len(drawn) > most else ""
+
+
+def cache_points(series: Series) -> tuple[tuple[float, float], ...]:
+    """(tokens in the cache, median ms) of each decode row; of a single row, of SLICES parts of its steps."""
+    medians: dict[float, float] = {}
+    rows = [row for row in series.records if row.decodes and row.rounds]
+    for row in rows:
+        steps = min(len(one) for one in row.rounds)
+        if steps:
+            edges = np.linspace(0, steps, (min(SLICES, steps) if len(rows) == 1 else 1) + 1).astype(int)
+            for start, end in zip(edges, edges[1:], strict=False):
+                samples = [sample for one in row.rounds for sample in one[start:end]]
+                medians[row.cached + (int(start) + int(end) - 1) / 2] = median(samples)
+    return tuple(sorted(medians.items()))
+
+
+def accuracies(
+    evaluations: Sequence[Evaluation], series: Sequence[Series]
+) -> tuple[list[tuple[Series, float]], list[str]]:
+    """The mean accuracy of each series with a decode row, and the tasks of that mean: those of all such bundles."""
+    by_bundle = {one.records[0].bundle_sha256: one for one in series if one.decode and one.decode.ms_p50}
+    scores: dict[str, dict[str, float]] = {}
+    for evaluation in evaluations:
+        name, metric = evaluation.main
+        if evaluation.sha256 in by_bundle and name in ("acc", "acc_norm"):
+            scores.setdefault(evaluation.sha256, {})[evaluation.task] = metric.value
+    tasks = sorted(set.intersection(*map(set, scores.values()))) if scores else []
+    scored = [(by_bundle[bundle], mean(of[task] for task in tasks)) for bundle, of in scores.items()] if tasks else []
+    return scored, tasks

@@ -1,64 +1,38 @@
-"""A front as one SVG file: entropy against decode time or memory, with the names of models that exist.
-
-The file carries its own style, in colors that need no CSS variables, so that viewers other than browsers show it too.
-"""
+"""A front as one SVG file: entropy against decode time or memory, with the names of models that exist."""
 
 import textwrap
+from io import StringIO
 from pathlib import Path
-from xml.etree.ElementTree import Element
+from typing import TYPE_CHECKING, Any
 
 from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, options_line
 from merino_edge.design.design_file import Design
-from merino_edge.design.pareto import Front
-from merino_edge.design.pareto import Mark as ExistingModel
+from merino_edge.design.pareto import Front, Mark
 from merino_edge.prediction.intervals import percent
 from merino_edge.prediction.shape import lengths_words
-from merino_edge.report import labels
-from merino_edge.report.labels import Box, Mark
-from merino_edge.report.svg import (
-    Plot,
-    Scale,
-    add,
-    as_markup,
-    drawing,
-    linear,
-    linear_ticks,
-    log_ticks,
-    logarithmic,
-    marker,
-    number,
-    text_px,
-    tip,
-    write,
-    x_axis,
-    y_axis,
-)
+from merino_edge.report.tables import number
 from merino_edge.storage.atomic import write_text
 from merino_runtime.errors import MerinoError
 
-WIDTH, HEIGHT = 800, 560  # px; the footnote stands below
-FOOTNOTE_LINE_PX = 17
-FOOTNOTE_COLUMNS = 122  # characters
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SIZE_PX = 800, 600
+FOOTNOTE_COLUMNS = 150  # characters
+LINE_PX, CHARACTER_PX = 15, 8.0  # line height and the largest average width of a character
+Box = tuple[float, float, float, float]  # left, bottom, right and top in px
 # Okabe and Ito's blue and vermilion, which people with any common color blindness distinguish.
-STYLE = """
-text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", Arial, sans-serif; fill: #1b1d1f; }
-text.heading { font-size: 18px; font-weight: 600; }
-text.tick, text.axis, text.footnote, text.limit { fill: #5c6166; }
-text.footnote { font-size: 12px; }
-text.label { fill: #a34700; stroke: #ffffff; stroke-width: 3px; stroke-linejoin: round; paint-order: stroke; }
-.paper { fill: #ffffff; }
-.grid { stroke: #ecece8; }
-.base { stroke: #5c6166; }
-.limit-line { stroke: #5c6166; stroke-width: 1.2; stroke-dasharray: 6 4; }
-.line { fill: none; stroke: #0072b2; stroke-width: 2; stroke-linejoin: round; }
-.design { fill: #0072b2; stroke: #ffffff; }
-.model { fill: #d55e00; stroke: #ffffff; }
-.leader { stroke: #d55e00; stroke-width: 0.8; }
-"""
+BLUE, ORANGE, GRAY = "#0072b2", "#c04d00", "#5c6166"
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none", "svg.hashsalt": "front", "text.parse_math": False, "font.size": 12, "axes.grid": True,
+    "grid.color": "#ecece8", "axes.spines.top": False, "axes.spines.right": False,
+    "legend.framealpha": 1, "legend.edgecolor": "white",
+    "figure.constrained_layout.h_pad": 0.14, "figure.constrained_layout.w_pad": 0.14,
+}  # fmt: skip
 
 
 def save_front(front: Front, path: Path) -> None:
-    """Write the drawing. Raises MerinoError for a suffix other than .svg, or where the file cannot be written."""
+    """Write the drawing. Raises MerinoError for a suffix other than .svg, or if the file cannot be written."""
     check_plot(path)
     write_text(path, front_svg(front))
 
@@ -73,34 +47,45 @@ def check_plot(path: Path) -> None:
 
 
 def front_svg(front: Front) -> str:
-    """The whole file."""
+    """The whole file, on white."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     axis = BUDGETS_BY_NAME[front.against]
     where = f" on {front.backend}" if front.backend != "onnxruntime" else ""
-    heading = f"{front.device_name}{where}: the highest score at each {axis.title} limit"
-    notes = footnote(front)
-    height = HEIGHT + FOOTNOTE_LINE_PX * len(notes)
-    svg = drawing("front", heading, described(front), WIDTH, height)
-    for key, value in (("xmlns", "http://www.w3.org/2000/svg"), ("width", f"{WIDTH}"), ("height", f"{height}")):
-        svg.set(key, value)
-    add(svg, "style").text = STYLE
-    add(svg, "rect", width=WIDTH, height=height, class_="paper")
-    write(svg, 16, 32, heading, "heading")
-    plot = Plot(62, 88, WIDTH - 24, HEIGHT - 62)
-    x, y = axes(svg, front, plot, f"{axis.label}, {axis.unit} (log scale)")
-    points = [(x(taken(front, each)), y(each.entropy)) for each in front.points]
-    marks = [Mark(x(taken(front, each)), y(each.entropy), each.name) for each in front.models]
-    limit = draw_limit(svg, front, plot, x(front.default_limit))
-    add(svg, "polyline", points=" ".join(f"{at:.1f},{up:.1f}" for at, up in points), class_="line")
-    for (at, up), design in zip(points, front.points, strict=True):
-        tip(marker(svg, at, up, "fp32", "design", 4), f"design: {coordinates(front, design)}")
-    for mark, model in zip(marks, front.models, strict=True):
-        tip(marker(svg, mark.x, mark.y, "fp16", "model"), f"{model.name}: {coordinates(front, model)}")
-    limit_line = labels.along([(x(front.default_limit), plot.top), (x(front.default_limit), plot.bottom)])
-    texts = [limit, *(labels.around(at, up, 5) for at, up in points)]
-    labels.draw(svg, labels.beside(plot, marks, [*labels.along(points), *limit_line], texts))
-    for index, line in enumerate(notes):
-        write(svg, 16, HEIGHT + FOOTNOTE_LINE_PX * index, line, "footnote")
-    return as_markup(svg) + "\n"
+    title = f"{front.device_name}{where}: the highest score at each {axis.title} limit"
+    values = [(taken(front, design), design.entropy / 1e6) for design in front.points]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(SIZE_PX[0] / 72, SIZE_PX[1] / 72), dpi=72, layout="constrained")
+        axes = figure.subplots()
+        # 1. The front, the models and the board's budget.
+        models = [(taken(front, model), model.entropy / 1e6) for model in front.models]
+        for points, mark, color, label in (
+            (values, "o-", BLUE, f"proved optimum at each limit, {front.precision}"),
+            (models, "D", ORANGE, "existing models, by the same score and cost model"),
+        ):
+            if points:
+                axes.plot(*zip(*points, strict=True), mark, color=color, label=label)
+        axes.axvline(front.default_limit, color=GRAY, linestyle="--", linewidth=1.2,
+                     label=f"the board's default budget, {number(front.default_limit)} {axis.unit}")  # fmt: skip
+        axes.set(xscale="log", ylim=(0, None), xlabel=f"{axis.label}, {axis.unit} (log scale)",
+                 ylabel="effective weights x effectiveness, millions")  # fmt: skip
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda value, _: number(value))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.legend(loc="upper left")
+        # 2. The title above, and below what the drawing shows.
+        axes.set_title(title, loc="left", fontsize=15, pad=14)
+        figure.supxlabel("\n".join(footnote(front)), x=0.01, ha="left", fontsize=10, color=GRAY)
+        figure.draw_without_rendering()  # settles the layout: names are placed in px
+        # 3. Names below the models, since the front is above them.
+        boxes: list[Box] = []
+        for model, point in zip(front.models, models, strict=True):
+            annotate(axes, model.name, point, boxes)
+        out = StringIO()
+        figure.savefig(out, format="svg", metadata={"Title": title, "Description": described(front), "Date": None})
+    return out.getvalue().replace("pt\"", "px\"", 2)  # of width and height: browsers show px as they are
 
 
 def axes(svg: Element, front: Front, plot: Plot, title: str) -> tuple[Scale, Scale]:
@@ -117,23 +102,16 @@ def axes(svg: Element, front: Front, plot: Plot, title: str) -> tuple[Scale, Sca
     return x, lambda score: y(score / 1e6)
 
 
-def draw_limit(svg: Element, front: Front, plot: Plot, at: float) -> Box:
-    """The board's default budget as a dashed line; the box of its label, which stands on the side with more room."""
-    unit = BUDGETS_BY_NAME[front.against].unit
-    text = f"the board's default budget, {number(front.default_limit)} {unit}"
-    wide = text_px(text)
-    left = at - 8 - wide if at - plot.left > plot.right - at else at + 8
-    add(svg, "line", x1=at, x2=at, y1=plot.top, y2=plot.bottom, class_="limit-line")
-    write(svg, left, plot.top + 13, text, "limit")
-    return Box(left, plot.top, left + wide, plot.top + 18)
+def overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def taken(front: Front, shown: Design | ExistingModel) -> float:
-    """The value that is compared with a limit: the upper bound where there is an interval."""
+def taken(front: Front, shown: Design | Mark) -> float:
+    """The value that is compared with a limit: the upper bound if there is an interval."""
     return amount(BUDGETS_BY_NAME[front.against], shown.predicted)
 
 
-def coordinates(front: Front, shown: Design | ExistingModel) -> str:
+def coordinates(front: Front, shown: Design | Mark) -> str:
     """The values on both axes with their units."""
     unit = BUDGETS_BY_NAME[front.against].unit
     return f"{number(taken(front, shown))} {unit}, {number(shown.entropy / 1e6)} M effective weights"
@@ -141,7 +119,7 @@ def coordinates(front: Front, shown: Design | ExistingModel) -> str:
 
 def described(front: Front) -> str:
     """For screen readers."""
-    models = "; ".join(f"{each.name}: {coordinates(front, each)}" for each in front.models)
+    models = "; ".join(f"{model.name}: {coordinates(front, model)}" for model in front.models)
     first, last = front.points[0], front.points[-1]
     ends = f"The front from {coordinates(front, first)} to {coordinates(front, last)}."
     return f"{ends} Existing models: {models}." if models else ends

@@ -1,14 +1,15 @@
 """The words and tables of a report, the same for HTML and Markdown."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from merino_bench.harness.record import format_words
 from merino_edge.records.compare import LEAST_PROCESSES, Ratio
+from merino_edge.records.evaluation import Evaluation
 from merino_edge.records.schema import Record
 from merino_edge.report.series import PAPER, PAPER_PARAMS, PAPER_SPEED, REFERENCE, Against, Series
 from merino_edge.report.summary import Place, Summary
-from merino_edge.report.svg import number
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
 
@@ -119,19 +120,11 @@ def multiple(value: float) -> str:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """order: the sort key of the cell in its column, a number or the text itself."""
-
-    text: str
-    order: float | str
-
-
-@dataclass(frozen=True)
 class DataTable:
     name: str
     caption: str
     columns: tuple[tuple[str, bool], ...]  # (title, whether of numbers)
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
 def equal_table(summary: Summary, short: bool = False) -> DataTable:
@@ -146,7 +139,7 @@ def equal_table(summary: Summary, short: bool = False) -> DataTable:
 def shipped_table(summary: Summary) -> DataTable:
     caption = "As shipped: engine or format differ, so a ratio includes the effect of model, format and engine."
     rows = tuple(
-        (*_equal_cells(each)[:-1], text_cell(f"{each.reference.bundle}: {form_words(each.reference)}"))
+        (*_equal_cells(each)[:-1], f"{each.reference.bundle}: {form_words(each.reference)}")
         for each in summary.shipped
     )
     return DataTable("shipped", caption, (*EQUAL_COLUMNS[:-1], ("against", False)), rows)
@@ -160,6 +153,22 @@ def records_table(summary: Summary, short: bool = False) -> DataTable:
     shown = f"{len(records)} of {len(summary.records)} rows" if len(records) < len(summary.records) else "Every row"
     caption = f"{shown} as measured; busy and swapping ones were disturbed."
     return DataTable("records", caption, tuple((column.title, column.numeric) for column in columns), rows)
+
+
+def scores_table(evaluations: Sequence[Evaluation]) -> DataTable:
+    """A row per metric. Uncertainty is an interval over documents or a standard error over items."""
+    rows = []
+    for one in evaluations:
+        model = (one.model, format_words(one.precision, one.dialect, one.kv), one.engine, one.task)
+        for name, metric in one.metrics.items():
+            spread = "–" if metric.stderr is None else f"± {metric.stderr:.2g}"
+            if metric.interval is not None:
+                spread = f"{metric.interval[0]:.4g} to {metric.interval[1]:.4g}"
+            rows.append((*model, name, f"{metric.value:.4g}", spread, f"{one.items:,} of {one.of_items:,}"))
+    caption = "Scores of lm-evaluation-harness; bundles ran in the board's runtime. Uncertainty: standard error over"
+    texts = ("model", "format", "engine", "task", "metric")
+    columns = (*((title, False) for title in texts), ("value", True), ("uncertainty", False), ("items", True))
+    return DataTable("scores", f"{caption} items, or 95 % interval over documents.", columns, tuple(rows))
 
 
 def environment_rows(place: Place) -> list[tuple[str, str]]:
@@ -191,6 +200,15 @@ def environment_rows(place: Place) -> list[tuple[str, str]]:
         ("Command", _all(row.command for row in rows)),
     ]  # fmt: skip
     return [(name, str(value)) for name, value in facts if value]
+
+
+def number(value: float) -> str:
+    """Three significant digits, with commas between thousands."""
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-9))
+    text = f"{value:,.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 @dataclass(frozen=True)
@@ -228,11 +246,11 @@ COLUMNS = (
 )
 
 
-def _cell(column: Column, row: Record) -> Cell:
+def _cell(column: Column, row: Record) -> str:
     value = column.of(row)
     if value is None:
-        return Cell("–", -1.0 if column.numeric else "")
-    return Cell(column.show(value) if isinstance(value, int | float) else value, value)
+        return "–"
+    return column.show(value) if isinstance(value, int | float) else value
 
 
 EQUAL_COLUMNS = (
@@ -241,18 +259,13 @@ EQUAL_COLUMNS = (
 )  # fmt: skip
 
 
-def _equal_cells(each: Against) -> tuple[Cell, ...]:
+def _equal_cells(each: Against) -> tuple[str, ...]:
     model, reference, fewer = each.model, each.reference, each.params_ratio
     return (
-        text_cell(model.bundle), text_cell(each.test),
-        Cell(ratio_words(each.speed), each.speed.value), Cell("–" if fewer is None else multiple(fewer), fewer or -1.0),
-        text_cell(_both(model.weights, reference.weights)), text_cell(form_words(model)),
-        text_cell(_both(f"{model.threads or '–'}", f"{reference.threads or '–'}")),
+        model.bundle, each.test, ratio_words(each.speed), "–" if fewer is None else multiple(fewer),
+        _both(model.weights, reference.weights), form_words(model),
+        _both(f"{model.threads or '–'}", f"{reference.threads or '–'}"),
     )  # fmt: skip
-
-
-def text_cell(text: str) -> Cell:
-    return Cell(text, text)
 
 
 def _both(one: str, other: str) -> str:

@@ -1,14 +1,21 @@
-"""Text files, and the documents in them. Loads no torch, so that a file's faults are reported at once."""
+"""Text and JSONL files, and the documents in them. Loads no torch, so that a file's faults are reported at once."""
 
+import codecs
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
 
 END_OF_TEXT = "<|endoftext|>"  # separates documents in a file; in the token ids it precedes each document
+READ_BYTES = 1 << 20
+SEGMENT = 1 << 16  # characters of a longer document that are encoded at once
 
 
 class TextFile(BaseModel):
@@ -19,10 +26,6 @@ class TextFile(BaseModel):
     name: str
     bytes: int
     sha256: str
-
-    def same_text(self, other: "TextFile") -> bool:
-        """Whatever the files are called."""
-        return (self.bytes, self.sha256) == (other.bytes, other.sha256)
 
 
 def check_files(paths: Sequence[Path], option: str) -> None:
@@ -65,3 +68,79 @@ def read_file(path: Path, option: str) -> tuple[str, TextFile]:
 def read_documents(paths: Sequence[Path], option: str = "--data") -> list[str]:
     """The documents of `read_texts` alone."""
     return read_texts(paths, option)[0]
+
+
+def read_chunks(path: Path, what: str) -> Iterator[str]:
+    """Yield the text of a file in chunks. what: its name in messages. Raises MerinoError if it is not UTF-8 text."""
+    decoder, read, content = codecs.getincrementaldecoder("utf-8")(), 0, b"start"
+    with path.open("rb") as file:
+        while content:
+            content = file.read(READ_BYTES)
+            start = read - len(decoder.getstate()[0])
+            read += len(content)
+            try:
+                text = decoder.decode(content, final=not content)
+            except UnicodeDecodeError as error:
+                place = f"byte {start + error.start:,}"
+                raise MerinoError(f"{what} is not UTF-8 text ({place}): convert it first") from error
+            if "\0" in text:
+                raise MerinoError(f"{what} is not text, with a NUL byte in its first {read:,}: convert it first")
+            yield text
+
+
+def document_segments(chunks: Iterable[str]) -> Iterator[tuple[str, bool, bool]]:
+    """Yield the documents that `<|endoftext|>` separates in a stream of text, without the whitespace around them, as
+    (text, whether it starts a document, whether it ends one).
+
+    A long document comes in several segments, so that memory stays bounded and all cores encode it.
+    """
+    rest, first = "", True
+    for chunk in chain(chunks, (END_OF_TEXT,)):
+        *ended, rest = (rest + chunk).split(END_OF_TEXT)
+        for text, last in [*((text, True) for text in ended), (rest, False)]:
+            text = text.lstrip() if first else text
+            text = text.rstrip() if last else text
+            while len(text) > 2 * SEGMENT:
+                place = cutting_place(text)
+                yield text[:place], first, False
+                text, first = text[place:], False
+            if last and (text or not first):
+                yield text, first, True
+            first = first or last
+            rest = text
+
+
+def cutting_place(text: str) -> int:
+    """Return a place before a space that follows a word: there a byte-level BPE splits both sides into the same words
+    as the whole. A text without such a place is cut anywhere."""
+    for mark in (" ", "\n"):
+        place = text.rfind(mark, SEGMENT // 2, SEGMENT)
+        while place > 0 and text[place - 1].isspace():
+            place -= 1
+        if place > 0:
+            return place
+    return SEGMENT
+
+
+def read_json_lines(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (its place, for messages; the object) for each line of a JSONL file. Raises MerinoError for a line that is
+    not an object."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{what}, line {number:,}"
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                place = f"byte {error.start} of the line"
+                raise MerinoError(f"{where}, is not UTF-8 text ({place}): convert it first") from error
+            except json.JSONDecodeError as error:
+                fault = f"{error.msg} at column {error.colno}"
+                raise MerinoError(f"{where}, is not JSON: {fault}. Write one object a line") from error
+            except RecursionError as error:
+                raise MerinoError(f"{where}, is nested too deeply: leave that out") from error
+            if not isinstance(record, dict):
+                array = ". Write one object a line instead of an array" if isinstance(record, list) else ""
+                raise MerinoError(f"{where}, is {shortened(repr(record))}, must be an object{array}")
+            yield where, record

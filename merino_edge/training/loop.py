@@ -1,46 +1,48 @@
-"""Additions to transformers' Trainer: report the time to go, stop on ctrl-C, refuse values that are not finite, and
-mark whole saved states."""
+"""The training loop: transformers' Trainer with this project's loss, optimizer and checks, and a callback that reports,
+stops on a signal and marks whole saved states."""
 
+import csv
+import io
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
-from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import PrinterCallback
 
-from merino_edge.training.data.rows import NOT_LEARNED, RowSet
-from merino_edge.training.data.sources import INSTALL
-from merino_edge.training.logs import write_csv
-from merino_edge.training.needs import peak_mb
+from merino_edge.storage.atomic import write_text
+from merino_edge.training.checkpoint import mark_whole, remove_older
+from merino_edge.training.dataset import NO_LOSS
+from merino_edge.training.distill import distillation_loss
 from merino_edge.training.optimizer import optimizer_for
-from merino_edge.training.processes import any_of_them, part_of, wait_for_all
+from merino_edge.training.processes import any_of_them, micro_batch, wait_for_all
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.run_folder import mark_whole, remove_older
-from merino_edge.training.teacher import taught_loss
+from merino_edge.training.resources import peak_mb
+from merino_edge.training.shards import Say
 from merino_runtime.errors import MerinoError
 
 BRANCHES = ("attention.out.weight", "down.weight")  # of a layer: their outputs are added to the residual stream
 TIMED_STEPS = 3  # after the first one, which is slower
+SAVE_SECONDS = 600  # at most between two saved states
+LOSSES = "losses.csv"
+COLUMNS = {"loss": "loss", "eval_loss": "held_out_loss", "learning_rate": "learning_rate", "grad_norm": "gradient_norm"}
 Progress = Callable[[int, int, str], None]  # (steps done, of how many, what to show beside them)
 
 
 @torch.no_grad()
 def draw_matrices(model: PreTrainedModel) -> None:
-    """The layers' matrices anew, with a standard deviation of 1/sqrt(inputs), so that outputs are as large as inputs at
-    each width (muP: Yang et al., arXiv 2203.03466).
+    """Draw the layers' matrices with a standard deviation of 1/sqrt(inputs), so that outputs are as large as inputs at
+    every width (muP: Yang et al., arXiv 2203.03466).
 
     Attention's output and the FFN's second matrix are divided by the root of the number of such branches, two a layer
     (GPT-2: Radford et al. 2019, section 2.3). Otherwise the outputs of the first layers dominate the embedding.
-    Figures: docs/decisions/training.md.
     """
     uses = sum(block.depth for block in model.config.architecture.blocks)  # of layers, shared ones at each use
     embedding = model.get_input_embeddings().weight
@@ -55,12 +57,14 @@ def draw_matrices(model: PreTrainedModel) -> None:
 
 
 class CheckedTrainer(Trainer):
-    """A Trainer that ends at a loss or gradient that is not finite, before it reaches a weight. Its held-out loss is
-    the mean over tokens; transformers' is over rows, which differ in their number of learned tokens. `pad`: the id
-    behind the last sample of a row. `by_width`: whether rates follow the widths."""
+    """A Trainer that ends at a loss or gradient that is not finite, before it reaches a weight.
 
-    def __init__(self, recipe: Recipe, pad: int, by_width: bool, **keys: Any):
-        self.recipe, self.pad, self.by_width = recipe, pad, by_width
+    Its held-out loss is the mean over tokens; transformers' is over rows, which differ in their learned tokens.
+    `padding`: the id after the last sample of a row. `by_width`: whether rates follow the widths.
+    """
+
+    def __init__(self, recipe: Recipe, padding: int, by_width: bool, **keys: Any):
+        self.recipe, self.padding, self.by_width = recipe, padding, by_width
         self.sum_of_losses = torch.compile(weighted_loss) if recipe.compile else weighted_loss
         super().__init__(**keys)
 
@@ -72,205 +76,192 @@ class CheckedTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        ids, values = (inputs.pop(name, None) for name in ("teacher_ids", "teacher_logits"))
-        taught = 0.0 if ids is None else self.recipe.teacher_weight
+        teacher_ids, teacher_logits = (inputs.pop(name, None) for name in ("teacher_ids", "teacher_logits"))
+        taught = 0.0 if teacher_ids is None else self.recipe.teacher_weight
         prompt_weight = self.recipe.prompt_weight if model.training else 0.0
         labels = inputs["labels"]
         share = self.accelerator.num_processes / num_items_in_batch if taught or prompt_weight else 0.0
         if prompt_weight:
             outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-            weights = token_weights(inputs["input_ids"], labels, self.pad, 1 - taught, prompt_weight)
+            weights = token_weights(inputs["input_ids"], labels, self.padding, 1 - taught, prompt_weight)
             loss = share * self.sum_of_losses(outputs["logits"], inputs["input_ids"], weights)
         else:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
             loss = (1 - taught) * loss
-        if ids is not None:
-            loss = loss + taught * share * taught_loss(
-                outputs["logits"], labels, ids, values, self.recipe.temperature
+        if taught:
+            distilled = distillation_loss(
+                outputs["logits"], labels, teacher_ids, teacher_logits, self.recipe.temperature
             )
+            loss = loss + taught * share * distilled
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: torch.nn.Module, *arguments: Any, **keys: Any) -> torch.Tensor:
         loss = super().training_step(model, *arguments, **keys)
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-        for what, value in (("loss", loss), ("gradient's norm", torch.nn.utils.get_total_norm(gradients))):
-            if not self.state.global_step:
-                check_arithmetic(what, float(value), self.recipe)
-            check_finite(what, float(value), self.state.global_step + 1, self.args.learning_rate)
+        step = self.state.global_step + 1
+        check_finite("loss", float(loss), step, self.recipe)
+        check_finite("gradient's norm", float(torch.nn.utils.get_total_norm(gradients)), step, self.recipe)
         return loss
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **keys: Any) -> Any:
-        """The loss of these rows is weighted by their tokens, so that its mean over all rows is the mean over
-        tokens."""
+        """Weight the loss of these rows by their tokens, so that its mean over all rows is the mean over tokens."""
         rows, held_out = len(inputs["labels"]), self.eval_dataset
-        assert isinstance(held_out, RowSet)
         learned = float(self._get_num_items_in_batch([inputs], self.args.device) or 0)  # in the rows of all processes
         loss, logits, labels = super().prediction_step(model, inputs, *rest, **keys)
         assert loss is not None
-        share = learned / self.accelerator.num_processes * len(held_out) / (held_out.learned * rows)
+        share = learned / self.accelerator.num_processes * len(held_out) / (held_out.learned * rows)  # type: ignore
         return loss * share if learned else torch.zeros_like(loss), logits, labels
 
 
 def token_weights(
-    ids: torch.Tensor, labels: torch.Tensor, pad: int, learned_weight: float, prompt_weight: float
+    ids: torch.Tensor, labels: torch.Tensor, padding: int, learned_weight: float, prompt_weight: float
 ) -> torch.Tensor:
-    """What each position's next token counts in the loss, 0 for padding: ids and labels [B, T] -> [B, T]."""
-    learned = labels[:, 1:] != NOT_LEARNED
-    prompts = ~learned & (ids[:, 1:] != pad)
-    return torch.nn.functional.pad(learned_weight * learned + prompt_weight * prompts, (0, 1))
+    """Return the weight of each position's next token in the loss, 0 for padding: ids and labels [B, T] -> [B, T]."""
+    learned = labels[:, 1:] != NO_LOSS
+    prompts = ~learned & (ids[:, 1:] != padding)
+    return pad(learned_weight * learned + prompt_weight * prompts, (0, 1))
 
 
 def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sum of the cross-entropies of the next tokens by their weights. [B, T, V], [B, T], [B, T] -> []"""
+    """Return the weighted sum of the next tokens' cross-entropies: [B, T, V], [B, T], [B, T] -> []."""
     losses = cross_entropy(logits.float().flatten(0, 1), ids.roll(-1, 1).flatten(), reduction="none")
     return losses @ weights.flatten()
 
 
-def check_arithmetic(what: str, value: float, recipe: Recipe) -> None:
-    """Raises MerinoError where the value of the first step is not finite: no weight has changed, so not by the rate."""
-    if math.isfinite(value) or not (recipe.bf16 or recipe.compile):
+def check_finite(what: str, value: float, step: int, recipe: Recipe) -> None:
+    """Raises MerinoError if the value is not finite, because no weight would stay finite. At the first step no weight
+    has changed, so the arithmetic is at fault and not the rate."""
+    if math.isfinite(value):
         return
-    remedy = "with --no-bf16" if recipe.bf16 else "without --compile"
+    if step == 1 and (recipe.bf16 or recipe.compile):
+        remedy = "with --no-bf16" if recipe.bf16 else "without --compile"
+        raise MerinoError(
+            f"the {what} is {value} at the first step, before a weight has changed: the arithmetic is at fault. Start a"
+            f" new run, with another -o and {remedy}"
+        )
     raise MerinoError(
-        f"the {what} is {value} at the first step, before a weight has changed: the arithmetic is at fault. Begin a new"
-        f" run, with another -o and {remedy}"
+        f"the {what} is {value} at step {step}: training diverged. Start a new run, with another -o and a"
+        f" --learning-rate below {recipe.learning_rate:g}"
     )
 
 
-def check_finite(what: str, value: float, step: int, learning_rate: float) -> None:
-    """Raises MerinoError where the value is not finite, since no weight would stay finite."""
-    if not math.isfinite(value):
-        raise MerinoError(
-            f"the {what} is {value} at step {step}: training diverged. Begin a new run, with another -o and a"
-            f" --learning-rate below {learning_rate:g}"
-        )
-
-
 class Watch(TrainerCallback):
-    """Progress, time and memory of a run; marks saved states as whole; ends the run after the step in which `stop` was
-    set in any process, with a saved state, and after `patience` evaluations without a lower held-out loss. `folder`: of
-    the saved states."""
+    """Report progress, time and memory; save on a signal and by time; mark saved states as whole; stop early.
 
-    def __init__(
-        self, folder: Path, stop: threading.Event, patience: int, say: Callable[[str], None], progress: Progress
-    ):
-        self.folder, self.stop, self.patience, self.say, self.progress = folder, stop, patience, say, progress
+    `folder`: of the saved states. `stop`: set by a signal, in any process.
+    """
+
+    def __init__(self, folder: Path, stop: threading.Event, recipe: Recipe, say: Say, progress: Progress):
+        self.folder, self.stop, self.recipe, self.say, self.progress = folder, stop, recipe, say, progress
         self.ended_early = False
-        self.first, self.began = 0, 0.0  # the first step of this process that is timed, and when it began
+        self.first_step, self.started = 0, 0.0  # the first step of this process that is timed, and its start
+        self.saved = time.monotonic()
 
     def on_step_begin(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if not self.began and self.first:
-            self.began = time.perf_counter()
+        if not self.started and self.first_step:
+            self.started = time.perf_counter()
 
     def on_step_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if not self.first:
-            self.first = state.global_step
-        elif state.global_step == self.first + TIMED_STEPS and state.global_step < state.max_steps:
-            self.say(f"{self.step_seconds(state):.2g} s per step, {self.to_go(state)}; peak memory {peak_mb():,.0f} MB")
-        if any_of_them(self.stop.is_set()) and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = True
+        if not self.first_step:
+            self.first_step = state.global_step
+        elif state.global_step == self.first_step + TIMED_STEPS and state.global_step < state.max_steps:
+            step_s, left = self.timing(state)
+            self.say(f"{step_s:.2g} s per step, {left}; peak memory {peak_mb():,.0f} MB")
+        stop, late = any_of_them(self.stop.is_set(), time.monotonic() - self.saved > SAVE_SECONDS)
+        if state.global_step < state.max_steps:
+            control.should_save |= stop or late
+            control.should_training_stop |= stop
 
     def on_log(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         loss = kwargs["logs"].get("loss")
         if loss is not None:
-            left = f", {self.to_go(state)}" if self.began else ""
+            left = f", {self.timing(state)[1]}" if self.started else ""
             self.progress(state.global_step, state.max_steps, f"loss {loss:.3f}{left}")
 
     def on_evaluate(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        check_finite("held-out loss", kwargs["metrics"]["eval_loss"], state.global_step, args.learning_rate)
+        check_finite("held-out loss", kwargs["metrics"]["eval_loss"], state.global_step, self.recipe)
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-        waited = len(losses) - 1 - losses.index(min(losses))
-        if self.patience and waited >= self.patience and not self.ended_early:
+        waited, patience = len(losses) - 1 - losses.index(min(losses)), self.recipe.patience
+        if patience and waited >= patience and not self.ended_early:
             if state.global_step < state.max_steps:
-                self.say(f"no lower held-out loss in {self.patience} evaluations: ended at step {state.global_step}")
+                self.say(f"no lower held-out loss in {patience} evaluations: ended at step {state.global_step}")
             self.ended_early = control.should_training_stop = True
         if state.is_world_process_zero:
-            write_csv(self.folder, state.log_history)
+            write_losses(self.folder / LOSSES, state.log_history)
 
     def on_save(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         wait_for_all()  # each process writes the state of its generators
         if state.is_world_process_zero:
             mark_whole(self.folder / f"checkpoint-{state.global_step}")
-            remove_older(self.folder, state.best_model_checkpoint if self.patience else None)
+            remove_older(self.folder, state.best_model_checkpoint if self.recipe.patience else None)
+        self.saved = time.monotonic()
 
-    def step_seconds(self, state: TrainerState) -> float:
-        return (time.perf_counter() - self.began) / (state.global_step - self.first)
+    def timing(self, state: TrainerState) -> tuple[float, str]:
+        """Return the seconds of a step, and the words for the time to go."""
+        step_s = (time.perf_counter() - self.started) / (state.global_step - self.first_step)
+        left_s = step_s * (state.max_steps - state.global_step)
+        minutes = round(left_s / 60)
+        long = f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+        return step_s, f"about {f'{left_s:.0f} s' if left_s < 100 else long} to go"
 
-    def to_go(self, state: TrainerState) -> str:
-        return f"about {duration(self.step_seconds(state) * (state.max_steps - state.global_step))} to go"
 
-
-def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+def write_losses(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Write a row per step at which anything was logged; a field that was not logged is empty."""
+    rows: dict[int, dict[str, Any]] = {}
+    for entry in history:
+        values = {column: entry[key] for key, column in COLUMNS.items() if key in entry}
+        if values:
+            rows.setdefault(entry["step"], {"step": entry["step"]}).update(values)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["step", *COLUMNS.values()], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows[step] for step in sorted(rows))
+    write_text(path, text.getvalue())
 
 
 @contextmanager
-def stop_on_ctrl_c() -> Iterator[threading.Event]:
-    """An event that the first ctrl-C sets; the second one interrupts as ever. Only the main thread gets signals."""
+def stop_on_signal() -> Iterator[threading.Event]:
+    """Yield an event that the first SIGINT (ctrl-C) or SIGTERM sets; the second one interrupts as ever."""
     stop = threading.Event()
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
-        yield stop
-        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+    if threading.current_thread() is not threading.main_thread():  # the others get no signals
+        handled = []
 
-    def first(_signal: int, _frame: Any) -> None:
+    def restore() -> None:
+        for number in handled:
+            signal.signal(number, before[number])
+
+    def first(_number: int, _frame: Any) -> None:
         stop.set()
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    signal.signal(signal.SIGINT, first)
+    for number in handled:
+        signal.signal(number, first)
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def add_watch(trainer: Trainer, watch: Watch, tensorboard: bool) -> None:
-    """In place of transformers' own output, which goes to stdout. `tensorboard`: whether logs are written for it."""
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(watch)
-    if tensorboard:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MerinoError(f"--tensorboard needs tensorboard: {INSTALL}") from error
-        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(watch.folder / "tensorboard"))))
+        restore()
 
 
 def training_arguments(recipe: Recipe, folder: Path, parts: int = 1) -> Arguments:
-    """Linear warm-up, cosine decay, gradients clipped at norm 1. `parts`: in which a process computes its rows of a
-    step, to save memory."""
+    """Return transformers' arguments: linear warm-up, cosine decay, gradients clipped at norm 1.
+
+    parts: the number of micro-batches in which a process computes its rows of a step, to save memory.
+    """
     between = max(1, recipe.steps // recipe.evaluations)
-    rows = part_of(recipe.batch, parts)
+    rows = micro_batch(recipe.batch, parts)
     return Arguments(
-        output_dir=str(folder),
-        max_steps=recipe.steps,
-        per_device_train_batch_size=rows,
-        per_device_eval_batch_size=rows,
-        gradient_accumulation_steps=parts,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="cosine",
+        output_dir=str(folder), max_steps=recipe.steps, seed=recipe.seed,
+        per_device_train_batch_size=rows, per_device_eval_batch_size=rows, gradient_accumulation_steps=parts,
+        learning_rate=recipe.learning_rate, lr_scheduler_type="cosine", max_grad_norm=1.0,
         warmup_steps=max(1, round(recipe.steps * recipe.warmup_share)),
-        max_grad_norm=1.0,
-        bf16=recipe.bf16,
-        torch_compile=recipe.compile,
-        use_cpu=not torch.cuda.is_available(),
-        eval_strategy="steps",
-        eval_steps=between,
-        save_steps=between,
+        bf16=recipe.bf16, torch_compile=recipe.compile, use_cpu=not torch.cuda.is_available(),
+        eval_strategy="steps", eval_steps=between, save_steps=between,
         save_total_limit=None,  # transformers would remove a whole state before the new one is marked whole
-        load_best_model_at_end=recipe.patience > 0,
-        metric_for_best_model="eval_loss",
-        logging_steps=max(1, recipe.steps // 100),
-        logging_nan_inf_filter=False,  # it would log an average in place of a loss that is not finite
-        disable_tqdm=True,
-        seed=recipe.seed,
-        train_sampling_strategy="sequential",  # the rows come in the order of the run
-        remove_unused_columns=False,
-        report_to=[],
-        include_num_input_tokens_seen="all",
-        dataloader_pin_memory=False,
-    )
+        load_best_model_at_end=recipe.patience > 0, metric_for_best_model="eval_loss",
+        logging_steps=max(1, recipe.steps // 100), disable_tqdm=True, report_to=[],
+        logging_nan_inf_filter=False,  # it would log an average instead of a loss that is not finite
+        train_sampling_strategy="sequential",  # the dataset has the order of the run
+        remove_unused_columns=False, include_num_input_tokens_seen="all", dataloader_pin_memory=False,
+    )  # fmt: skip

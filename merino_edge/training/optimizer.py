@@ -1,6 +1,6 @@
-"""AdamW, or Muon for the matrices of the layers beside it, at rates by the inputs of each matrix.
+"""AdamW, or Muon for the matrices of the layers beside it, at rates that follow the inputs of each matrix.
 
-Muon (Jordan et al. 2024) orthogonalises each matrix's momentum. Embedding, head, norms and biases stay with AdamW.
+Muon (Jordan et al. 2024) orthogonalizes each matrix's momentum. Embedding, head, norms and biases stay with AdamW.
 """
 
 import timeit
@@ -14,27 +14,27 @@ from merino_edge.training.recipe import BETA2, Recipe
 from merino_runtime.io.board import this_isa
 
 BF16 = frozenset(("avx512_bf16", "bf16"))  # instruction sets of CPUs that multiply in bfloat16
-BASE_INPUTS = 128  # a matrix of so many inputs takes the recipe's rate
+BASE_INPUTS = 128  # a matrix with so many inputs takes the recipe's rate
+Groups = list[dict[str, Any]]  # of parameters, as torch's optimizers take them
 
 
 def bf16_is_faster() -> bool:
-    """Whether the GPU multiplies in bfloat16. On a CPU, whether it does, and in less time than in float32: Sapphire
-    Rapids without AMX takes twice as long."""
+    """Return whether the GPU multiplies in bfloat16; on a CPU, whether it also takes less time than in float32:
+    Sapphire Rapids without AMX takes twice as long."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    return bool(this_isa() & BF16) and product_seconds(torch.bfloat16) < product_seconds(torch.float32)
 
+    def seconds(dtype: torch.dtype) -> float:
+        matrix = torch.ones(512, 512, dtype=dtype)
+        return min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=10))
 
-def product_seconds(dtype: torch.dtype) -> float:
-    """Of [512, 512] by [512, 512], the shortest of ten."""
-    matrix = torch.ones(512, 512, dtype=dtype)
-    return min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=10))
+    return bool(this_isa() & BF16) and seconds(torch.bfloat16) < seconds(torch.float32)
 
 
 @torch.no_grad()
 def orthogonal(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """U V' of the singular value decomposition of [rows, columns], by five steps of Newton and Schulz (Jordan et al.
-    2024), which leave singular values between 0.7 and 1.2."""
+    """Return U V' of the singular value decomposition of [rows, columns], by five steps of Newton and Schulz (Jordan et
+    al. 2024), which leave singular values between 0.7 and 1.2."""
     x = matrix.to(dtype)
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
@@ -46,11 +46,10 @@ def orthogonal(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """torch.optim.Muon with `match_rms_adamw`, which sizes its updates as AdamW's are. It orthogonalises in `dtype`,
-    torch's always in bfloat16, which takes 35 to 50 times as long on a CPU without instructions for it
-    (docs/decisions/training.md)."""
+    """torch.optim.Muon with `match_rms_adamw`, which sizes its updates as AdamW's are. It orthogonalizes in `dtype`;
+    torch's always does in bfloat16, which takes 35 to 50 times as long on a CPU without instructions for it."""
 
-    def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype):
+    def __init__(self, groups: Groups, dtype: torch.dtype):
         super().__init__(groups, {"momentum": 0.95})
         self.dtype = dtype
 
@@ -72,7 +71,7 @@ class Muon(torch.optim.Optimizer):
 class MuonBesideAdamW(torch.optim.Optimizer):
     """AdamW and Muon over the groups of this one, whose rates a scheduler sets. `dtype`: of Muon."""
 
-    def __init__(self, others: list[dict[str, Any]], matrices: list[dict[str, Any]], dtype: torch.dtype):
+    def __init__(self, others: Groups, matrices: Groups, dtype: torch.dtype):
         super().__init__([*others, *matrices], {})
         kinds = ((adamw, others), (partial(Muon, dtype=dtype), matrices))
         self.parts = [kind(groups) for kind, groups in kinds if groups]  # LoRA's adapters are all matrices
@@ -84,10 +83,6 @@ class MuonBesideAdamW(torch.optim.Optimizer):
             part.step()
         return loss
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        for part in self.parts:
-            part.zero_grad(set_to_none)
-
     def state_dict(self) -> dict[str, Any]:
         return {"parts": [part.state_dict() for part in self.parts]}
 
@@ -97,12 +92,12 @@ class MuonBesideAdamW(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+def adamw(groups: Groups) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, BETA2), fused=True)
 
 
 def optimizer_for(model: Any, recipe: Recipe, by_width: bool) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the weights that are trained; the embedding first.
+    """Return the recipe's optimizer of the weights that are trained.
 
     by_width: a matrix takes the recipe's rate times BASE_INPUTS / its inputs (muP: Yang et al., arXiv 2203.03466), one
     of Muon's the root of that, so that one rate suits decoders of all widths. The embedding, which is the head too,
@@ -111,19 +106,18 @@ def optimizer_for(model: Any, recipe: Recipe, by_width: bool) -> torch.optim.Opt
     muon = recipe.optimizer == "muon"
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     embeddings = {id(embedding.weight) for embedding in ends if embedding}
-    kinds: dict[tuple[int, int | None], list[torch.Tensor]] = {}
+    kinds: dict[tuple[int, int | None], list[torch.Tensor]] = {}  # 0: embeddings, 1: vectors, 2: matrices; inputs
     for weight in model.parameters():
         if weight.requires_grad:
-            order = 1 if weight.ndim != 2 else 0 if id(weight) in embeddings else 2
-            kinds.setdefault((order, weight.shape[1] if by_width and order != 1 else None), []).append(weight)
-
-    def group(order: int, inputs: int | None, weights: list[torch.Tensor]) -> dict[str, Any]:
-        factor = (BASE_INPUTS / inputs) ** (0.5 if muon and order == 2 else 1.0) if inputs else 1.0
-        decay = 0.0 if order == 1 else recipe.weight_decay / factor
-        return {"params": weights, "lr": recipe.learning_rate * factor, "weight_decay": decay}
-
-    groups = {key: group(*key, weights) for key, weights in sorted(kinds.items(), key=lambda each: each[0][0])}
-    others = [each for (order, _), each in groups.items() if order < 2 or not muon]
-    matrices = [each for (order, _), each in groups.items() if order == 2 and muon]
+            kind = 1 if weight.ndim != 2 else 0 if id(weight) in embeddings else 2
+            kinds.setdefault((kind, weight.shape[1] if by_width and kind != 1 else None), []).append(weight)
+    others: Groups = []
+    matrices: Groups = []
+    for (kind, inputs), weights in sorted(kinds.items(), key=lambda item: item[0][0]):
+        by_muon = muon and kind == 2
+        factor = (BASE_INPUTS / inputs) ** (0.5 if by_muon else 1.0) if inputs else 1.0
+        decay = 0.0 if kind == 1 else recipe.weight_decay / factor
+        group = {"params": weights, "lr": recipe.learning_rate * factor, "weight_decay": decay}
+        (matrices if by_muon else others).append(group)
     dtype = torch.bfloat16 if recipe.bf16 else torch.float32
     return MuonBesideAdamW(others, matrices, dtype) if muon else adamw(others)

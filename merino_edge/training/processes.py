@@ -1,6 +1,6 @@
-"""The processes of a run that torchrun started: which one this is, and their common steps.
+"""The processes of a run that torchrun started: which one this is, and what they do together.
 
-Each rank computes its share of the rows. The first one alone writes, locks, tokenizes and prints.
+Each process computes its share of the rows. The first one alone writes, locks, tokenizes and prints.
 """
 
 import os
@@ -15,7 +15,7 @@ from torch import distributed
 from merino_runtime.errors import MerinoError
 
 Result = TypeVar("Result")
-PATIENCE = timedelta(days=2)  # of the others, while the first one tokenizes
+TIMEOUT = timedelta(days=2)  # of the others, while the first one tokenizes
 KEPT_GROUPS: list[Any] = []  # until the process ends
 
 
@@ -29,11 +29,11 @@ def is_first() -> bool:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Connects the processes, where there are several: over gloo, and over NCCL between GPUs."""
+    """Connect the processes if there are several: over NCCL between GPUs, else over gloo."""
     if count() == 1 or distributed.is_initialized():
         yield
         return
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     # A group that ended with the trainer, its last owner, could wait forever: it joins gloo's threads while it holds
     # Python's lock, which such a thread takes to free the tensors of the last collective (torch 2.13).
     KEPT_GROUPS.append(distributed.group.WORLD)
@@ -44,16 +44,14 @@ def joined() -> Iterator[None]:
 
 
 def by_the_first(work: Callable[[], Result]) -> Result:
-    """The first process's result of `work`, in all processes. Where it raises there, the others end silently."""
+    """Return the first process's result of `work` in all processes. If it raises there, the others end silently."""
     if count() == 1:
         return work()
     shared: list[Any] = [None, False]
-    if is_first():
-        try:
+    try:
+        if is_first():
             shared = [work(), True]
-        finally:
-            distributed.broadcast_object_list(shared)
-    else:
+    finally:
         distributed.broadcast_object_list(shared)
     if not shared[1]:
         raise SystemExit(1)
@@ -65,17 +63,17 @@ def wait_for_all() -> None:
         distributed.barrier()
 
 
-def any_of_them(here: bool) -> bool:
-    """Whether it holds in any process."""
+def any_of_them(*flags: bool) -> list[bool]:
+    """Return for each flag whether it is set in any process."""
     if count() == 1:
-        return here
-    flag = torch.tensor(int(here), device="cuda" if torch.cuda.is_available() else "cpu")
-    distributed.all_reduce(flag, distributed.ReduceOp.MAX)
-    return bool(flag)
+        return list(flags)
+    shared = torch.tensor(flags, dtype=torch.int, device="cuda" if torch.cuda.is_available() else "cpu")
+    distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in shared]
 
 
-def part_of(batch: int, parts: int) -> int:
-    """Rows that a process computes at once. Raises MerinoError where the batch is not so divided."""
+def micro_batch(batch: int, parts: int) -> int:
+    """Return the rows that a process computes at once. Raises MerinoError if the batch cannot be divided so."""
     divided = count() * parts
     if batch % divided:
         of = f"{count()} processes and --accumulate {parts}" if count() > 1 else f"--accumulate {parts}"

@@ -1,56 +1,38 @@
-"""A geometry or a trained model, and data, to a checkpoint in Hugging Face's layout, by transformers' Trainer."""
+"""Train a geometry, or fine-tune a checkpoint, on data: `train` is the whole path, from files to a checkpoint."""
 
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
+from transformers import PreTrainedTokenizerFast, PrinterCallback, set_seed
+from transformers.pytorch_utils import Conv1D
 
 from merino_edge.design.design_file import DESIGN, Design
+from merino_edge.families.checkpoint import read_chat_template
 from merino_edge.families.geometry import Geometry
-from merino_edge.families.hugging_face import build_model, save_model
+from merino_edge.families.hugging_face import Checkpoint, build_model, save_model, weights_hash
+from merino_edge.families.registry import family_of
 from merino_edge.storage.atomic import write_text
-from merino_edge.text.tokenizer import end_id
-from merino_edge.training import processes
-from merino_edge.training.data.material import Sources
-from merino_edge.training.logs import write_csv, write_picture
-from merino_edge.training.loop import (
-    CheckedTrainer,
-    Progress,
-    Watch,
-    add_watch,
-    draw_matrices,
-    stop_on_ctrl_c,
-    training_arguments,
-)
-from merino_edge.training.needs import check_disk, check_memory, keeps_scores, reported_disk, reported_memory
-from merino_edge.training.prepare import Begins, Material, load, prepare, read, run_of
-from merino_edge.training.pretrained import Pretrained, trained_count, with_lora
+from merino_edge.text.tokenizer import check_fits, end_id, load_tokenizer, tokenizer_hash, train_tokenizer
+from merino_edge.training import checkpoint, loop, processes
+from merino_edge.training.checkpoint import STATE, Run, is_finished
+from merino_edge.training.dataset import RunData, bpe_text, load_data
+from merino_edge.training.distill import Logits, Teacher, keep_logits
+from merino_edge.training.loop import CheckedTrainer, Progress
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.run_folder import (
-    RECORD,
-    STATE,
-    Run,
-    check_out,
-    check_same,
-    is_finished,
-    kept_run,
-    locked,
-    newest_whole_state,
-    put_files,
-)
-from merino_edge.training.teacher import Teacher
+from merino_edge.training.resources import check_disk, check_memory, keeps_scores, reported_faults
+from merino_edge.training.shards import Say, Tokenization
+from merino_edge.training.sources import INSTALL, DataSource, read_sources
 from merino_runtime.errors import MerinoError
 
-SCHEMA = 3  # of training.json
-ADAPTER = "adapter"  # the folder of a LoRA run's, in peft's form
+ADAPTER = "adapter"  # the folder of a LoRA run's adapters, in peft's form
 SPECIAL = ("bos_token", "eos_token", "pad_token")
 
 
@@ -58,200 +40,250 @@ def silent(*_: Any) -> None:
     pass
 
 
+class Request(NamedTuple):
+    """A run as it is asked for.
+
+    `name`: the model's. `design`: written beside the weights. `pretrained`: a checkpoint to start from, of the geometry
+    `arch`; None: random weights. `resume`: from the last whole saved state. `parts`: micro-batches of a step. `say`
+    gets lines for people.
+    """
+
+    arch: Geometry
+    recipe: Recipe
+    out: Path
+    name: str = "model"
+    design: Design | None = None
+    pretrained: Checkpoint | None = None
+    teacher: Teacher | None = None
+    tokenizer_file: Path | None = None
+    resume: bool = False
+    parts: int = 1
+    say: Say = silent
+    progress: Progress = silent
+
+    @property
+    def length(self) -> int:
+        return self.recipe.length or self.arch.context
+
+
 def train(
-    arch: Geometry,
-    data: Sequence[str | Path],
-    out: Path,
-    *,
-    recipe: Recipe,
-    name: str = "model",
-    design: Design | None = None,
-    pretrained: Pretrained | None = None,
-    teacher: Teacher | None = None,
-    tokenizer_file: Path | None = None,
-    held_out: Sequence[str | Path] = (),
-    resume: bool = False,
-    threads: int | None = None,
-    parts: int = 1,
-    tensorboard: bool = False,
-    ignore_memory: bool = False,
-    say: Callable[[str], None] = silent,
-    progress: Progress = silent,
-) -> dict[str, Any]:
+    arch: Geometry, data: Sequence[str | Path], out: Path, *, recipe: Recipe, held_out: Sequence[str | Path] = (),
+    threads: int | None = None, ignore_memory: bool = False, **options: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Train, write the checkpoint into `out`, and return the record of the run. A finished run stays as it is.
 
-    `data`, `held_out`: as `data_source` takes them; without `held_out` the last of each of `data` are held out.
-    `name`: the model's. `design`: written beside the weights. `pretrained`: a model of this geometry to start from,
-    with its own tokenizer; None: weights are drawn. `teacher`: a model whose logits are learned beside the text, with
-    the run's tokenizer. `resume`: start from the last whole saved state in `out`. `parts`: in which a step's rows are
-    computed. `say` takes lines for people.
+    data, held_out: as `read_sources` takes them; without `held_out` the last of each of `data` are held out.
+    options: the other fields of a Request.
 
     Under torchrun all processes call it: each computes its share of a step's rows, the first one does all else.
 
-    Raises MerinoError where `out` is in use or holds another run, for text or a tokenizer that cannot be used, where
-    memory or disk do not suffice, and where the loss is not finite. Raises KeyboardInterrupt after ctrl-C.
+    Raises MerinoError if `out` is in use or holds another run, for text or a tokenizer that cannot be used, if memory
+    or disk do not suffice, and if the loss is not finite. Raises KeyboardInterrupt after ctrl-C or SIGTERM.
     """
     if not processes.is_first():
-        say = progress = silent
-    trained = trained_count(pretrained, recipe.lora)
-    begins = Begins(name, arch, recipe, pretrained, tokenizer_file, teacher)
+        options |= {"say": silent, "progress": silent}
+    request = Request(arch, recipe, out, **options)
+    trained = trained_count(request.pretrained, recipe.lora)
 
-    def judged() -> tuple[Run, Sources, bool]:
-        check_start(arch, recipe, pretrained, tokenizer_file)
-        rows = processes.part_of(recipe.batch, parts)
+    def check() -> tuple[Run, list[DataSource], list[DataSource], dict[str, Any] | None]:
+        check_options(request)
+        rows = processes.micro_batch(recipe.batch, request.parts)
         if not is_finished(out):
-            check_out(out, resume)
-            say(check_memory(arch, recipe, ignore=ignore_memory, trained=trained, rows=rows))
-            check_disk(arch, out, resume, recipe.patience, trained)
-        sources = read(data, held_out)
-        return run_of(begins, sources), sources, is_finished(out)
+            checkpoint.check_folder(out, request.resume)
+            request.say(check_memory(arch, recipe, ignore=ignore_memory, trained=trained, rows=rows))
+            check_disk(arch, out, request.resume, recipe.patience, trained)
+        sources, others = read_sources(data), read_sources(held_out, "--held-out")
+        run = describe(request, sources, others)
+        if not is_finished(out):
+            return run, sources, others, None
+        checkpoint.check_same(checkpoint.read_run(out), run, out)
+        request.say(f"this run is finished: nothing in {out} is changed")
+        return run, sources, others, json.loads((out / checkpoint.RECORD).read_bytes())
 
     with processes.joined():
-        run, sources, finished = processes.by_the_first(judged)
-        if finished:
-            return processes.by_the_first(lambda: finished_record(out, run, say))
-        alone = locked(out) if processes.is_first() else nullcontext()
-        with alone, reported_disk(out / STATE), reported_memory(arch, recipe, trained):
+        # 1. Check the request, and describe the run by the hashes of what it reads.
+        run, sources, others, record = processes.by_the_first(check)
+        if record is not None:
+            return record
+        lock = checkpoint.locked(out) if processes.is_first() else nullcontext()
+        with lock, reported_faults(out / STATE, arch, recipe, trained):
             if threads is not None:
                 torch.set_num_threads(threads)
-            processes.by_the_first(lambda: prepare(out, run, sources, begins, resume, say))
-            material = load(out, sources, pretrained, processes.part_of(recipe.batch, parts))
-            trainer, seconds = fit(material, out, resume, parts, tensorboard, say, progress)
-            return write_checkpoint(trainer, material, out, design, seconds)
+            # 2. Tokenize what is not in the cache, let the teacher read it, and write run.json.
+            run, tokenization = processes.by_the_first(lambda: prepare(request, run, sources, others))
+            # 3. Load the rows, in every process.
+            rows = processes.micro_batch(recipe.batch, request.parts)
+            multiple = rows * processes.count() if processes.count() > 1 else 1
+            dataset = load_data(
+                sources, others, tokenization, recipe, length=request.length, say=silent, multiple=multiple
+            )
+            if request.teacher:
+                dataset.rows.logits = Logits(request.teacher.sha256, run, dataset.rows, request.length)
+            # 4. Take the steps, and write the checkpoint.
+            trainer, seconds = fit(request, tokenization, dataset)
+            record = record_of(trainer, run, dataset, seconds)
+            if processes.is_first():
+                write_checkpoint(trainer, request, tokenization, record)
+            return record
 
 
-def check_start(arch: Geometry, recipe: Recipe, pretrained: Pretrained | None, tokenizer_file: Path | None) -> None:
-    """Raises MerinoError for options that do not go with a run from a design, or from a trained model."""
-    if pretrained and tokenizer_file:
+def check_options(request: Request) -> None:
+    """Raises MerinoError for options that do not go together, or that this machine does not have."""
+    recipe, context, compiler = request.recipe, request.arch.context, os.environ.get("CXX", "g++")
+    if request.pretrained and request.tokenizer_file:
         raise MerinoError("--tokenizer goes with a design: a trained model keeps its own, leave --tokenizer out")
-    if recipe.lora and not pretrained:
-        raise MerinoError(
-            "--lora goes with a trained model: leave it out, a design has no weights that adapters could stand beside"
-        )
-    compiler = os.environ.get("CXX", "g++")
+    if recipe.lora and not request.pretrained:
+        raise MerinoError("--lora goes with a trained model: leave it out, a design has no weights to put adapters on")
+    if recipe.lora > (width := max(layer.width for layer in request.arch.layer_shapes)):
+        raise MerinoError(f"--lora {recipe.lora} is more than the model's width, {width}: give less, such as 16")
     if recipe.compile and not torch.cuda.is_available() and not shutil.which(compiler):
         raise MerinoError(
             f"--compile needs a C++ compiler, and there is no {compiler}: install one (on Debian by apt install g++),"
             " or leave --compile out"
         )
-    if recipe.length is not None and recipe.length > arch.context:
-        raise MerinoError(f"--length {recipe.length} is more than the model's context, {arch.context}: give less")
+    if request.length > context:
+        raise MerinoError(f"--length {recipe.length} is more than the model's context, {context}: give less")
 
 
-def finished_record(out: Path, run: Run, say: Callable[[str], None]) -> dict[str, Any]:
-    kept = kept_run(out)
-    assert kept is not None
-    check_same(kept, run, out)
-    say(f"this run is finished: nothing in {out} is changed")
-    return json.loads((out / RECORD).read_bytes())
+def describe(request: Request, sources: Sequence[DataSource], others: Sequence[DataSource]) -> Run:
+    """Return the description of a run, with a tokenizer only if one is given."""
+    pretrained, teacher = request.pretrained, request.teacher
+    given = pretrained.tokenizer if pretrained else request.tokenizer_file
+    return Run(
+        name=request.name, family=family_of(request.arch).name, architecture=request.arch.model_dump(mode="json"),
+        recipe=request.recipe, data=[source.file for source in sources], held_out=[source.file for source in others],
+        tokenizer_sha256=tokenizer_hash(load_tokenizer(given)) if given else "",
+        weights_sha256=weights_hash(pretrained.model) if pretrained else "",
+        teacher_sha256=teacher.sha256 if teacher else "",
+    )  # fmt: skip
 
 
-def model_of(material: Material) -> Any:
-    """The model to train: drawn weights, a trained model's weights, or adapters on them."""
-    run, pretrained = material.run, material.pretrained
-    if pretrained is None:
-        end = end_id(material.tokenizer)
-        drawn = build_model(run.architecture, bos_token_id=end, eos_token_id=end, pad_token_id=end)
-        draw_matrices(drawn)
-        return drawn
-    return with_lora(pretrained.model, run.recipe.lora) if run.recipe.lora else pretrained.model
+def prepare(
+    request: Request, run: Run, sources: Sequence[DataSource], others: Sequence[DataSource]
+) -> tuple[Run, Tokenization]:
+    """Make the tokenizer, the shards and the teacher's logits of a run, and write its description. Those of a run that
+    is resumed are checked."""
+    out, pretrained, say = request.out, request.pretrained, request.say
+    checkpoint.check_folder(out, request.resume)  # again: now no other process can change it
+    if request.resume:
+        kept, tokenizer, chat = checkpoint.read_unfinished(out)
+        checkpoint.check_same(kept, run, out)
+        run = kept
+    else:
+        checkpoint.clear_folder(out)
+        given, vocab = pretrained.tokenizer if pretrained else request.tokenizer_file, request.arch.vocab
+        tokenizer = load_tokenizer(given) if given else train_tokenizer(bpe_text(sources, vocab, say), vocab)
+        folder = request.tokenizer_file.parent if request.tokenizer_file else None
+        chat = pretrained.chat if pretrained else read_chat_template(folder) if folder else None
+        check_fits(tokenizer, vocab)
+        run = run.model_copy(update={"tokenizer_sha256": tokenizer_hash(tokenizer)})
+    tokenization = Tokenization(tokenizer, chat, next(iter(pretrained.stop_ids), None) if pretrained else None)
+    rows = load_data(sources, others, tokenization, request.recipe, length=request.length, say=say).rows
+    if request.teacher:
+        keep_logits(request.teacher, Logits(request.teacher.sha256, run, rows, request.length), tokenizer, rows, say)
+    if not request.resume:
+        checkpoint.write_run(out, run, tokenizer, chat)
+    return run, tokenization
 
 
-def fit(
-    material: Material, out: Path, resume: bool, parts: int, tensorboard: bool, say: Callable[[str], None],
-    progress: Progress,
-) -> tuple[CheckedTrainer, float]:  # fmt: skip
-    """(the trainer after the last step, seconds of this process's steps). Raises KeyboardInterrupt after ctrl-C."""
-    run, folder = material.run, out / STATE
+def fit(request: Request, tokenization: Tokenization, dataset: RunData) -> tuple[CheckedTrainer, float]:
+    """Return the trainer after the last step, and the seconds of this process's steps. Raises KeyboardInterrupt after a
+    signal."""
+    recipe, folder, say, end = request.recipe, request.out / STATE, request.say, end_id(tokenization.tokenizer)
     state = None
-    if resume:
-        state, faults = processes.by_the_first(lambda: newest_whole_state(folder))
+    if request.resume:
+        state, faults = processes.by_the_first(lambda: checkpoint.newest_whole_state(folder))
         for fault in faults:
             say(f"{fault}: removed")
         say(f"going on from {state.name}")
-    set_seed(run.recipe.seed)
-    model = model_of(material)
-    if keeps_scores(run.recipe, run.architecture):
+    set_seed(recipe.seed)
+    model = model_of(request, end)
+    if keeps_scores(recipe, request.arch):
         model.set_attn_implementation("eager")
     model.config.use_cache = False  # with a cache transformers does not keep the samples of a row apart
     trainer = CheckedTrainer(
-        run.recipe,
-        end_id(material.tokenizer) or 0,
-        by_width=material.pretrained is None,
-        model=model,
-        args=training_arguments(run.recipe, folder, parts),
-        train_dataset=material.data.rows,
-        eval_dataset=material.data.held_out,
-    )
-    say(f"{run.recipe.steps:,} steps on {material.data.tokens:,} tokens; ctrl-C saves, --resume goes on")
-    with stop_on_ctrl_c() as stop:
-        watch = Watch(folder, stop, run.recipe.patience, say, progress)
-        add_watch(trainer, watch, tensorboard and processes.is_first())
+        recipe, end or 0, by_width=request.pretrained is None, model=model,
+        args=loop.training_arguments(recipe, folder, request.parts),
+        train_dataset=dataset.rows, eval_dataset=dataset.held_out,
+    )  # fmt: skip
+    passes = recipe.steps * recipe.batch / sum(map(len, dataset.rows.groups))
+    say(f"{recipe.steps:,} steps on {dataset.tokens:,} tokens, {passes:.2g} passes over the data; ctrl-C saves,"
+        " --resume goes on")  # fmt: skip
+    with loop.stop_on_signal() as stop:
+        watch = loop.Watch(folder, stop, recipe, say, request.progress)
+        trainer.remove_callback(PrinterCallback)  # it prints to stdout
+        trainer.add_callback(watch)
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(state) if state else None)
-    if trainer.state.global_step < run.recipe.steps and not watch.ended_early:
+    if trainer.state.global_step < recipe.steps and not watch.ended_early:
         say(f"stopped and saved at step {trainer.state.global_step}: go on with the same command and --resume")
         raise KeyboardInterrupt
     return trainer, time.perf_counter() - started
 
 
-def write_checkpoint(
-    trainer: CheckedTrainer, material: Material, out: Path, design: Design | None, seconds: float
-) -> dict[str, Any]:
-    """The finished model in `out`, its record last."""
-    run = material.run
-    loss = held_out_loss(trainer)
-    record = {
-        "schema": SCHEMA,
-        **run.model_dump(mode="json"),
-        "train_tokens": material.data.tokens,
-        "steps_taken": trainer.state.global_step,
-        "seen_tokens": trainer.state.num_input_tokens_seen,
-        "held_out_tokens": material.data.held_out_tokens,
-        "held_out_loss": loss,
-        "held_out_perplexity": math.exp(loss),
-        "seconds_of_last_run": round(seconds, 1),
-        "losses": [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry],
-    }
-    if not processes.is_first():
-        return record
-    with put_files(out) as beside:
-        save_model(finished_model(trainer.model, material, beside), beside)
-        save_tokenizer(material, beside)
-        write_csv(beside, trainer.state.log_history)
-        write_picture(beside, trainer.state.log_history, run.name)
-        if design is not None:  # export reads its weight format and threads
-            write_text(beside / DESIGN, design.to_json())
-    write_text(out / RECORD, json.dumps(record, indent=1) + "\n")
-    return record
+def model_of(request: Request, end: int | None) -> Any:
+    """Return the model to train: random weights, a checkpoint's weights, or adapters on them, whose scale is 2, so that
+    one rate suits all ranks."""
+    rank = request.recipe.lora
+    if request.pretrained is None:
+        model = build_model(request.arch, bos_token_id=end, eos_token_id=end, pad_token_id=end)
+        loop.draw_matrices(model)
+        return model
+    if not rank:
+        return request.pretrained.model
+    try:
+        import peft
+    except ImportError as error:
+        raise MerinoError(f"--lora needs peft: {INSTALL}") from error
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    return peft.get_peft_model(request.pretrained.model, config)
 
 
-def held_out_loss(trainer: CheckedTrainer) -> float:
-    """That of the last step's evaluation, where it had one and its weights are the ones that are kept."""
+def trained_count(pretrained: Checkpoint | None, rank: int) -> int | None:
+    """Return the number of weights that are trained; None if the model does not exist yet."""
+    if pretrained is None:
+        return None
+    if not rank:
+        return pretrained.model.num_parameters()
+    head = pretrained.model.get_output_embeddings()
+    layers = (layer for layer in pretrained.model.modules() if isinstance(layer, (torch.nn.Linear, Conv1D)))
+    return rank * sum(sum(layer.weight.shape) for layer in layers if layer is not head)
+
+
+def record_of(trainer: CheckedTrainer, run: Run, dataset: RunData, seconds: float) -> dict[str, Any]:
     state = trainer.state
-    last = [entry for entry in state.log_history if entry["step"] == state.global_step]
-    known = [entry["eval_loss"] for entry in last if "eval_loss" in entry]
-    return float(known[-1] if known and not trainer.recipe.patience else trainer.evaluate()["eval_loss"])
+    last = [entry for entry in state.log_history if entry["step"] == state.global_step and "eval_loss" in entry]
+    # With patience the weights of another step are kept, so they are evaluated again.
+    loss = float((last[-1] if last and not trainer.recipe.patience else trainer.evaluate())["eval_loss"])
+    return {
+        "schema": checkpoint.SCHEMA, **run.model_dump(mode="json"),
+        "train_tokens": dataset.tokens, "steps_taken": state.global_step, "seen_tokens": state.num_input_tokens_seen,
+        "held_out_tokens": dataset.held_out_tokens, "held_out_loss": loss, "held_out_perplexity": math.exp(loss),
+        "seconds_of_last_run": round(seconds, 1),
+        "losses": [entry for entry in state.log_history if "loss" in entry or "eval_loss" in entry],
+    }  # fmt: skip
 
 
-def finished_model(model: Any, material: Material, folder: Path) -> PreTrainedModel:
-    """The model with adapters merged, which are kept in `folder` too."""
-    if material.run.recipe.lora:
-        model.save_pretrained(folder / ADAPTER)
-        model = model.merge_and_unload()
-    assert isinstance(model, PreTrainedModel)
-    model.config.use_cache = True
-    if material.pretrained and material.pretrained.stop_ids:
-        assert model.generation_config is not None
-        model.generation_config.eos_token_id = list(material.pretrained.stop_ids)
-    return model
-
-
-def save_tokenizer(material: Material, folder: Path) -> None:
-    """As transformers and `export` read it, with the chat template."""
-    end, chat = end_id(material.tokenizer), material.reading.chat
-    special = {} if end is None else dict.fromkeys(SPECIAL, material.tokenizer.id_to_token(end))
-    tokens = chat.tokens if chat else {}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=material.tokenizer, **{**special, **tokens})
-    tokenizer.chat_template = chat.text if chat else None
-    tokenizer.save_pretrained(folder)
+def write_checkpoint(
+    trainer: CheckedTrainer, request: Request, tokenization: Tokenization, record: dict[str, Any]
+) -> None:
+    """Write the finished model into the output folder, its record last."""
+    model: Any = trainer.model
+    pretrained, tokenizer, chat = request.pretrained, tokenization.tokenizer, tokenization.chat
+    with checkpoint.finished_files(request.out) as folder:
+        if request.recipe.lora:
+            model.save_pretrained(folder / ADAPTER)
+            model = model.merge_and_unload()
+        model.config.use_cache = True
+        if pretrained and pretrained.stop_ids:
+            model.generation_config.eos_token_id = list(pretrained.stop_ids)
+        save_model(model, folder)
+        end = end_id(tokenizer)
+        special = {} if end is None else dict.fromkeys(SPECIAL, tokenizer.id_to_token(end))
+        saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**special, **(chat.tokens if chat else {})})
+        saved.chat_template = chat.text if chat else None
+        saved.save_pretrained(folder)
+        loop.write_losses(folder / loop.LOSSES, trainer.state.log_history)
+        if request.design is not None:  # export reads its weight format and threads
+            write_text(folder / DESIGN, request.design.to_json())
+    write_text(request.out / checkpoint.RECORD, json.dumps(record, indent=1) + "\n")

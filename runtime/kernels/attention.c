@@ -237,7 +237,7 @@ static const float *entries(const attention_work *work, const void *cache, int64
     int64_t at = (head * work->slots + first) * work->size;
     if (!work->key_scales) return (const float *)cache + at;
     const int8_t *codes = (const int8_t *)cache + at;
-    for (int64_t each = 0; each < count * work->size; each++) room[each] = (float)codes[each];
+    for (int64_t index = 0; index < count * work->size; index++) room[index] = (float)codes[index];
     return room;
 }
 
@@ -268,8 +268,8 @@ static inline void score_tile(const attention_work *work, const tile *one, const
                               int64_t count, const int parts) {
     for (int64_t key = 0; key < count; key += AT_ONCE) {
         const float *pointers[AT_ONCE];
-        for (int each = 0; each < AT_ONCE; each++)
-            pointers[each] = keys + (key + each < count ? key + each : count - 1) * work->size;
+        for (int index = 0; index < AT_ONCE; index++)
+            pointers[index] = keys + (key + index < count ? key + index : count - 1) * work->size;
         score_keys(one->queries, pointers, work->size, parts, one->scores + key * parts * LANES);
     }
     int64_t group = group_of(work), last_row = rows_of(work) - 1;
@@ -294,17 +294,17 @@ static inline void run_keys(const attention_work *work, const tile *tiles, int n
         int64_t slot = head * work->slots + first;
         const float *keys = entries(work, work->keys, head, first, count, room);
         fetch(work, work->values, slot, count);
-        for (int each = 0; each < number; each++) {
-            const tile *one = tiles + each;
+        for (int index = 0; index < number; index++) {
+            const tile *one = tiles + index;
             score_tile(work, one, keys, first, count, parts);
             for (int at = 0; at < parts * LANES; at += LANES)
-                soften(one->scores + at, count, parts * LANES, one->largest + at, one->total + at, kept[each] + at);
+                soften(one->scores + at, count, parts * LANES, one->largest + at, one->total + at, kept[index] + at);
         }
         if (first + 2 * KEYS <= end) fetch(work, work->keys, slot + KEYS, KEYS);
         const float *values = entries(work, work->values, head, first, count, room);
-        for (int each = 0; each < number; each++)
+        for (int index = 0; index < number; index++)
             for (int64_t at = 0; at < size; at += 8)
-                mix_values(tiles[each].scores, values, count, size, at, kept[each], parts, tiles[each].mixed);
+                mix_values(tiles[index].scores, values, count, size, at, kept[index], parts, tiles[index].mixed);
     }
 }
 
@@ -413,8 +413,8 @@ ALWAYS_INLINE void run_few(const attention_work *work, const tile *one, int64_t 
         int64_t count = end - first < KEYS ? end - first : KEYS, at = 0;
         for (int64_t key = 0; key < count; key += 4) {
             int64_t keys[4];
-            for (int each = 0; each < 4; each++)
-                keys[each] = (slot + first + (key + each < count ? key + each : count - 1)) * size;
+            for (int index = 0; index < 4; index++)
+                keys[index] = (slot + first + (key + index < count ? key + index : count - 1)) * size;
             fetch(work, work->values, slot + first + key, 4);
             dot_keys(one->queries, work->keys, keys, size, pass, quantized, one->scores + key);
             if (rows > pass) /* what is left, so that nothing is kept on the stack */
@@ -454,9 +454,9 @@ static void run_few_piece(void *given, size_t task) {
     pack_few(work, head, one.queries);
     memset(one.mixed, 0, sizeof(float) * group_of(work) * size);
     for (int row = 0; row < group_of(work); row++) one.largest[row] = NEVER, one.total[row] = 0;
-    int64_t begin = first_key(work, 0), end = work->past + 1, each = (end - begin + shares - 1) / shares;
-    int64_t first = begin + (int64_t)task % shares * each;
-    RUN[group_of(work) - 1](work, &one, head, first, first + each < end ? first + each : end);
+    int64_t begin = first_key(work, 0), end = work->past + 1, per_share = (end - begin + shares - 1) / shares;
+    int64_t first = begin + (int64_t)task % shares * per_share;
+    RUN[group_of(work) - 1](work, &one, head, first, first + per_share < end ? first + per_share : end);
 }
 
 static void run_piece(void *given, size_t task) {
@@ -474,9 +474,9 @@ static void run_piece(void *given, size_t task) {
     }
     int64_t last_row = (row + PIECE_ROWS < rows_of(work) ? row + PIECE_ROWS : rows_of(work)) - 1;
     int64_t begin = first_key(work, row / group_of(work)), end = work->past + last_row / group_of(work) + 1;
-    int64_t each = (end - begin + shares - 1) / shares, first = begin + share * each;
+    int64_t per_share = (end - begin + shares - 1) / shares, first = begin + share * per_share;
     float *room = piece + PIECE_ROWS * row_floats(work);
-    if (first + each < end) end = first + each;
+    if (first + per_share < end) end = first + per_share;
     if (rows == 4)
         run_keys(work, tiles, number, head, first, end, room, 4 / LANES);
     else
@@ -510,7 +510,7 @@ static void join_row(const attention_work *work, int64_t head, int64_t row) {
 static void join_piece(void *given, size_t task) {
     const attention_work *work = given;
     int64_t pieces = row_pieces(work), head = (int64_t)task / pieces, row = (int64_t)task % pieces * PIECE_ROWS;
-    for (int64_t each = row; each < row + PIECE_ROWS && each < rows_of(work); each++) join_row(work, head, each);
+    for (int64_t index = row; index < row + PIECE_ROWS && index < rows_of(work); index++) join_row(work, head, index);
 }
 
 void attention(const attention_work *work, threads on) {

@@ -1,7 +1,8 @@
 /* The kernels without ONNX Runtime, in one program for each kind of CPU.
  *
- *   check fuzz SEED CASES   random shapes and values, extreme ones too, in memory of exactly the size that is needed;
- *                           prints a hash of each case's results, equal on all kinds of CPU
+ *   check fuzz SEED CASES [SET]
+ *                           random shapes and values, extreme ones too, in memory of exactly the size that is needed;
+ *                           prints a hash of each case's results, equal for all instruction sets and CPUs
  *   check run NAME CALLS    one shape, several times: what two numbers of calls differ by is the cost of a call;
  *                           prints how many multiply-adds that is
  *   check time THREADS      larger shapes than caches hold, in JSON: ms of the fastest call and of the median one
@@ -16,6 +17,7 @@
 #include "pool.h"
 
 static uint64_t state;
+static const instruction_set *set; /* NULL: the fastest */
 
 static uint64_t number(void) { /* SplitMix64 (Steele, Lea and Flood 2014) */
     uint64_t z = (state += 0x9e3779b97f4a7c15u);
@@ -57,18 +59,18 @@ static uint64_t hash_floats(uint64_t hash, const float *data, int64_t count) {
     return hash;
 }
 
-static void backwards(const void *context, each_task *each, size_t count, void *work) {
+static void backwards(const void *context, task_function *function, size_t count, void *work) {
     (void)context;
-    while (count--) each(work, count);
+    while (count--) function(work, count);
 }
 
-static void pooled(const void *context, each_task *each, size_t count, void *work) {
+static void pooled(const void *context, task_function *function, size_t count, void *work) {
     (void)context;
-    pool_run(each, count, work);
+    pool_run(function, count, work);
 }
 
 static threads any_threads(void) {
-    void (*runs[])(const void *, each_task *, size_t, void *) = {NULL, backwards, pooled};
+    void (*runs[])(const void *, task_function *, size_t, void *) = {NULL, backwards, pooled};
     return (threads){runs[below(3)], NULL};
 }
 
@@ -84,7 +86,7 @@ static uint8_t *matrix(int64_t rows, int64_t columns, int bits, int minimums) {
 }
 
 static matmul_work product(int64_t count, int64_t rows, int64_t columns, int bits, int minimums, int extreme) {
-    matmul_work work = {.count = count, .width = columns, .columns = columns, .rows = rows, .bits = bits,
+    matmul_work work = {.set = set, .count = count, .width = columns, .columns = columns, .rows = rows, .bits = bits,
                         .minimums = minimums};
     work.x = values(count * columns, extreme); /* one after the other: a list has no order */
     work.weights = matrix(rows, columns, bits, minimums);
@@ -245,7 +247,9 @@ static int time_all(int number) {
 
 int main(int count, char **words) {
     if (count == 3 && !strcmp(words[1], "time")) return time_all(atoi(words[2]));
-    if (count == 4 && !strcmp(words[1], "fuzz")) {
+    if ((count == 4 || count == 5) && !strcmp(words[1], "fuzz")) {
+        set = instruction_set_named(count == 5 ? words[4] : NULL);
+        if (!set) return 2;
         pool_threads(3);
         for (int64_t at = 0; at < atoll(words[3]); at++) {
             state = (uint64_t)(atoll(words[2]) + at);

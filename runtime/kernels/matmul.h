@@ -41,7 +41,10 @@ typedef struct {
     int16_t eight_firsts; /* the same of the first sixteen, where the others have a scale of their own */
 } rounded;
 
+typedef struct instruction_set instruction_set;
+
 typedef struct {
+    const instruction_set *set; /* NULL: the fastest of this CPU */
     const float *x;          /* [count, width] */
     const uint8_t *weights;  /* as above */
     float *y;                /* [count, rows] */
@@ -53,6 +56,9 @@ typedef struct {
 } matmul_work;
 
 void matmul(const matmul_work *work, threads on);
+
+/* "reference", "neon", "avx2" or "avx512"; NULL is the fastest. NULL if this CPU or this build does not have it. */
+const instruction_set *instruction_set_named(const char *name);
 
 /* Row `row` of W, float32 [columns]. */
 void matmul_row(const uint8_t *weights, int64_t columns, int bits, int minimums, int64_t row, float *out);

@@ -8,8 +8,9 @@
  *                                                   -> float [B, T, heads * size], present_key, present_value
  *   GroupAttention8  the same over a cache in int8; two inputs more: its scales float [1, kv_heads, 1, size]
  *
- * Past and present may be one buffer; where they are not, the past is copied. What is wrong becomes a status. ONNX
- * Runtime before 1.16 takes none of a call, so there the result is not a number, which the runtime reports.
+ * Past and present may be one buffer; if they are not, the past is copied. Errors are returned as an OrtStatus. ONNX
+ * Runtime before 1.16 cannot return a status from a kernel; there the output is NaN, which the runtime reports. So a
+ * kernel checks its inputs before it allocates an output: a second allocation of another shape ends the process there.
  */
 #pragma GCC optimize("Os") /* nothing here is hot, and boards carry these bytes */
 #include <math.h>
@@ -62,15 +63,15 @@ static void give_room(void *memory) {
     free(one);
 }
 
-static void run_parallel(const void *context, each_task *each, size_t count, void *work) {
+static void run_parallel(const void *context, task_function *function, size_t count, void *work) {
     if (ort_minor >= FIRST_WITH_PARALLEL_FOR) {
-        OrtStatus *failed = PARALLEL_FOR(ort)(context, each, count, 0, work);
+        OrtStatus *failed = PARALLEL_FOR(ort)(context, function, count, 0, work);
         if (!failed) return;
         RELEASE_STATUS(ort)(failed);
-        for (size_t task = 0; task < count; task++) each(work, task);
+        for (size_t task = 0; task < count; task++) function(work, task);
         return;
     }
-    pool_run(each, count, work);
+    pool_run(function, count, work);
 }
 
 /* Of the calls of ONNX Runtime before 1.17; later ones use its threads. */
@@ -169,13 +170,15 @@ static OrtStatus *compute_rows(const kernel *one, OrtContext *context) {
     TRY(weights_of(one, context, 0, &weights));
     TRY(input(context, 1, &ids));
     if (ids.axes == MOST_AXES) WRONG("ids of 8 axes");
-    ids.lengths[ids.axes] = one->columns;
-    TRY(output(context, 0, ids.lengths, ids.axes + 1, &out));
     for (int64_t at = 0; at < ids.elements; at++) {
         int64_t id = ((const int64_t *)ids.data)[at];
         if (id < 0 || id >= one->rows) WRONG("an id is outside of the table");
-        matmul_row(weights.data, one->columns, one->operator->bits, one->minimums != 0, id, (float *)out + at * one->columns);
     }
+    ids.lengths[ids.axes] = one->columns;
+    TRY(output(context, 0, ids.lengths, ids.axes + 1, &out));
+    for (int64_t at = 0; at < ids.elements; at++)
+        matmul_row(weights.data, one->columns, one->operator->bits, one->minimums != 0, ((const int64_t *)ids.data)[at],
+                   (float *)out + at * one->columns);
     return NULL;
 }
 
@@ -186,6 +189,7 @@ static OrtStatus *present(OrtContext *context, size_t index, const tensor *past,
     TRY(output(context, index, lengths, 4, data));
     if (*data == past->data) return NULL;
     size_t entry = element * (size_t)past->lengths[3];
+    if (!past->elements) return NULL; /* memcpy does not accept NULL, the address of an empty tensor */
     for (int64_t head = 0; head < past->lengths[0] * past->lengths[1]; head++)
         memcpy((char *)*data + (size_t)(head * slots) * entry,
                (const char *)past->data + (size_t)(head * past->lengths[2]) * entry,
@@ -197,9 +201,9 @@ static OrtStatus *attention_inputs(const kernel *one, const OrtContext *context,
                                    int64_t filled[MOST_SEQUENCES]) {
     tensor qkv, last, cos, sin, scales[2];
     TRY(input(context, 0, &qkv));
-    for (size_t each = 0; each < 2; each++) {
-        TRY(input(context, 1 + each, &past[each]));
-        if (past[each].axes != 4 || past[each].lengths[1] != one->kv_heads)
+    for (size_t index = 0; index < 2; index++) {
+        TRY(input(context, 1 + index, &past[index]));
+        if (past[index].axes != 4 || past[index].lengths[1] != one->kv_heads)
             WRONG("a cache is not [B, kv_heads, slots, size]");
     }
     if (memcmp(past[0].lengths, past[1].lengths, sizeof(int64_t) * 4)) WRONG("keys and values differ in shape");
@@ -215,10 +219,10 @@ static OrtStatus *attention_inputs(const kernel *one, const OrtContext *context,
     if (last.elements > MOST_SEQUENCES) WRONG("there are more than 256 sequences");
     work->qkv = qkv.data, work->count = qkv.lengths[1];
     int64_t most = 0;
-    for (int64_t each = 0; each < last.elements; each++) {
-        filled[each] = (int64_t)((const int32_t *)last.data)[each] + 1 - work->count;
-        if (filled[each] < 0 || filled[each] > past[0].lengths[2]) WRONG("fewer entries are cached than `last` says");
-        if (filled[each] + work->count > most) most = filled[each] + work->count;
+    for (int64_t index = 0; index < last.elements; index++) {
+        filled[index] = (int64_t)((const int32_t *)last.data)[index] + 1 - work->count;
+        if (filled[index] < 0 || filled[index] > past[0].lengths[2]) WRONG("fewer entries are cached than `last` says");
+        if (filled[index] + work->count > most) most = filled[index] + work->count;
     }
     work->slots = most > past[0].lengths[2] ? most : past[0].lengths[2];
     if (one->rotary) {
@@ -227,9 +231,9 @@ static OrtStatus *attention_inputs(const kernel *one, const OrtContext *context,
         work->cos = cos.data, work->sin = sin.data;
     }
     if (one->operator->input_count < 8) return NULL;
-    for (size_t each = 0; each < 2; each++) {
-        TRY(input(context, 6 + each, &scales[each]));
-        if (scales[each].elements != one->kv_heads * work->size) WRONG("the cache's scales are not one for a channel");
+    for (size_t index = 0; index < 2; index++) {
+        TRY(input(context, 6 + index, &scales[index]));
+        if (scales[index].elements != one->kv_heads * work->size) WRONG("the cache's scales are not one for a channel");
     }
     work->key_scales = scales[0].data, work->value_scales = scales[1].data;
     return NULL;
@@ -249,8 +253,8 @@ static OrtStatus *compute_attention(const kernel *one, OrtContext *context) {
     TRY(present(context, 2, &past[1], filled, work.slots, element, &work.values));
     if (!work.count) return NULL;
     work.out = out;
-    for (int64_t each = 0; each < sequences; each++) {
-        work.past = filled[each];
+    for (int64_t index = 0; index < sequences; index++) {
+        work.past = filled[index];
         work.scratch = take_room((size_t)attention_scratch(&work) * sizeof(float));
         if (!work.scratch) return status(FAILED, "merino kernels: out of memory");
         attention(&work, (threads){run_parallel, context});

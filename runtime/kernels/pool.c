@@ -31,7 +31,7 @@ static atomic_flag busy = ATOMIC_FLAG_INIT;
 static int workers;  /* that were made, by the owner of `busy` */
 static pid_t maker; /* a fork has none of them */
 
-static _Atomic(each_task *) job_each;
+static _Atomic(task_function *) job_task;
 static _Atomic(void *) job_work;
 static _Atomic uint64_t ticket; /* number of the job << 32 | tasks left */
 static _Atomic uint32_t newest; /* number of a job: what sleepers wait for */
@@ -46,10 +46,10 @@ static void futex(int operation, uint32_t value) {
 static void take_tasks(uint32_t number) {
     uint64_t now = atomic_load(&ticket);
     while (now >> 32 == number && (uint32_t)now) {
-        each_task *each = atomic_load(&job_each);
+        task_function *function = atomic_load(&job_task);
         void *work = atomic_load(&job_work);
         if (!atomic_compare_exchange_weak(&ticket, &now, now - 1)) continue;
-        each(work, (uint32_t)now - 1);
+        function(work, (uint32_t)now - 1);
         atomic_fetch_add(&done, 1);
         now = atomic_load(&ticket);
     }
@@ -87,14 +87,14 @@ static void make_workers(void) {
     }
 }
 
-void pool_run(each_task *each, size_t count, void *work) {
+void pool_run(task_function *function, size_t count, void *work) {
     int alone = atomic_load(&wanted) == 1 || count > UINT32_MAX || atomic_flag_test_and_set(&busy);
     if (alone) {
-        for (size_t task = 0; task < count; task++) each(work, task);
+        for (size_t task = 0; task < count; task++) function(work, task);
         return;
     }
     make_workers();
-    atomic_store(&job_each, each), atomic_store(&job_work, work), atomic_store(&done, 0);
+    atomic_store(&job_task, function), atomic_store(&job_work, work), atomic_store(&done, 0);
     uint32_t number = atomic_load(&newest) + 1;
     atomic_store(&ticket, (uint64_t)number << 32 | count);
     atomic_store(&newest, number);

@@ -6,6 +6,6 @@
 /* The number of threads of each later call, the caller among them; 1 until it is set. */
 void pool_threads(int count);
 
-/* Calls each(work, 0) to each(work, count - 1). Alone where another call runs or no thread can be made. */
-void pool_run(each_task *each, size_t count, void *work);
+/* Calls function(work, 0) to function(work, count - 1). Alone where another call runs or no thread can be made. */
+void pool_run(task_function *function, size_t count, void *work);
 #endif

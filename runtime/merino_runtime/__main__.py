@@ -3,8 +3,14 @@
 Each verb parses its arguments and calls one function of `commands`. Exit codes: 0 done, 1 the request cannot be met,
 2 wrong usage, 130 ctrl-C (128 + SIGINT), 141 the reader of stdout closed the pipe (128 + SIGPIPE).
 """
-import argparse
 import sys
+
+if __name__ == "__main__":  # `python -m` puts the current folder on the path, where an argparse.py may be a stranger's
+    from merino_runtime.io.import_path import leave_current_folder
+
+    leave_current_folder()
+
+import argparse
 from typing import Optional, Sequence
 
 from merino_runtime import __version__, commands
@@ -121,30 +127,6 @@ def _add_opening(parser: argparse.ArgumentParser) -> None:
     _add_allow_slow(parser)
 
 
-def _sampling(arguments: argparse.Namespace) -> Sampling:
-    return Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p,
-                    arguments.repetition_penalty, arguments.seed)
-
-
-def _chat(arguments: argparse.Namespace) -> int:
-    from merino_runtime.commands import run_chat
-
-    return run_chat(
-        arguments.bundle, arguments.json, threads=arguments.threads, prefill_threads=arguments.prefill_threads,
-        verify=not arguments.no_verify, allow_slow=arguments.allow_slow,
-        system=arguments.system, no_think=arguments.no_think, max_new_tokens=arguments.max_new_tokens,
-        sampling=_sampling(arguments), overflow=arguments.overflow, backend=arguments.backend,
-        schema_path=arguments.json_schema)
-
-
-def _generate(arguments: argparse.Namespace) -> int:
-    return commands.run_generate(
-        arguments.bundle, arguments.prompt, arguments.max_new_tokens, _sampling(arguments), arguments.stop,
-        arguments.threads, arguments.json, arguments.ignore_eos, not arguments.no_verify,
-        arguments.allow_slow, arguments.overflow, arguments.prefill_threads,
-        arguments.cache, arguments.backend, arguments.json_schema, arguments.tools)
-
-
 def _add_info(parser: argparse.ArgumentParser) -> None:
     _add_bundle_or_file(parser)
     parser.add_argument("--json", action="store_true", help="print bundle.json or the manifest, and this machine")
@@ -163,6 +145,7 @@ def _add_bundle_or_file(parser: argparse.ArgumentParser) -> None:
 
 def _add_selftest(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
+    parser.set_defaults(no_verify=False)
     _add_backend(parser)
     _add_threads(parser)
     _add_allow_slow(parser)
@@ -177,15 +160,14 @@ def _add_build_engine(parser: argparse.ArgumentParser) -> None:
 
 
 VERBS = (
-    Verb("generate", "continue a prompt", _add_generate, _generate),
-    Verb("chat", "chat with an instruction-tuned model", _add_chat, _chat),
+    Verb("generate", "continue a prompt", _add_generate, commands.run_generate),
+    Verb("chat", "chat with an instruction-tuned model", _add_chat, commands.run_chat),
     Verb("info", "describe a bundle or a package, and whether it fits this machine", _add_info,
          lambda arguments: commands.run_info(arguments.bundle, arguments.json)),
     Verb("verify", "verify the hashes of a bundle or a package", _add_verify,
          lambda arguments: commands.run_verify(arguments.bundle, arguments.trust, arguments.json)),
     Verb("selftest", "compare greedy decoding with the bundle's golden ids", _add_selftest,
-         lambda arguments: commands.run_selftest(arguments.bundle, arguments.threads, arguments.allow_slow,
-                                                arguments.prefill_threads, arguments.backend)),
+         commands.run_selftest),
     Verb("build-engine", "build the bundle's TensorRT engine for this GPU, once; other commands then load it",
          _add_build_engine,
          lambda arguments: commands.run_build_engine(arguments.bundle, arguments.fp16, arguments.workspace_mb)),

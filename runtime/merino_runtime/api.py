@@ -11,7 +11,7 @@ from merino_runtime.bundle.fit import check_bundle_fits
 from merino_runtime.bundle.requirements import require
 from merino_runtime.bundle.verified import check_files_once
 from merino_runtime.errors import MerinoError
-from merino_runtime.sampling import Sampling
+from merino_runtime.sampling import GenerateOptions
 
 if TYPE_CHECKING:
     from merino_runtime.backends.backend import Backend
@@ -71,37 +71,38 @@ class LanguageModel:
             self._tokenizer = open_tokenizer(self.bundle)
         return self._tokenizer
 
-    def generate(self, prompt: str, *, max_new_tokens: int = 128, sampling: Optional[Sampling] = None,
-                 stops: Sequence[str] = (), ignore_eos: bool = False, overflow: str = "stop",
-                 json_schema: Any = None, tools: Any = None, top: Optional[int] = None) -> "Generation":
+    def generate(self, prompt: str, **options: Any) -> "Generation":
         """Continues a prompt, event by event: a Token per id, and a Done with the measurements at the end.
 
-        sampling None: the defaults of `Sampling`. stops: the text ends before the first of these strings. overflow:
-        `stop`, `error` or `shift` if the context is too short. Ids that the cache shares with the prompt are not
-        computed again. json_schema: the text is JSON that this schema takes. tools: it is a call of one of these, a
+        options: the fields of `sampling.GenerateOptions`. stops: the text ends before the first of these strings.
+        overflow: `stop`, `error` or `shift` if the context is too short. Ids that the cache shares with the prompt are
+        not computed again. json_schema: the text is JSON that this schema takes. tools: it is a call of one of these, a
         list as OpenAI's API has it, as {"name":...,"arguments":{...}}. Where Done has the stop_reason `eos`, such a
         text is complete (docs/constrained.md). top: a Likely follows each Token that the schema or the tools do not
         force, with its log-probability by the model's own logits and with `top` of the likeliest ids. MerinoError for a
         request that cannot be met.
         """
-        from merino_runtime.generation.generate import generate_text
+        asked = GenerateOptions(**options)
+        asked.check()
+        if not prompt:  # refused even if the tokenizer would add a first token
+            raise MerinoError("the prompt is empty. Give at least one word.")
+        return self._generation(self.tokenizer.encode(prompt), asked)
 
-        return generate_text(
-            self.bundle, self.backend, self.tokenizer, prompt, max_new_tokens=max_new_tokens,
-            sampling=Sampling() if sampling is None else sampling, stops=stops, ignore_eos=ignore_eos,
-            overflow=overflow, constraint=self.constraint(json_schema, tools), top=top)
+    def _generation(self, ids: Sequence[int], asked: GenerateOptions) -> "Generation":
+        from merino_runtime.generation.generate import generate
+        from merino_runtime.generation.text import TextStream
+
+        return generate(
+            self.backend, ids, asked, stop_ids=() if asked.ignore_eos else self.bundle.stop_ids,
+            stream=TextStream(self.tokenizer, asked.stops), constraint=self.constraint(asked.json_schema, asked.tools))
 
     def constraint(self, json_schema: Any = None, tools: Any = None) -> Optional["Compiled"]:
-        """Made once for a schema or a list of tools; None where both are None."""
-        if json_schema is None and tools is None:
-            return None
-        if json_schema is not None and tools is not None:
-            raise MerinoError("a JSON schema and tools were given: an answer follows one of them. Leave one out.")
+        """Compile a schema or a list of tools; None if both are None."""
         from merino_runtime.generation.constraints import compile_schema, compile_tools
 
-        if tools is None:
+        if json_schema is not None:
             return compile_schema(json_schema, self.tokenizer, self.bundle.stop_ids)
-        return compile_tools(tools, "required", self.tokenizer, self.bundle.stop_ids)
+        return None if tools is None else compile_tools(tools, "required", self.tokenizer, self.bundle.stop_ids)
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """Continues a prompt, piece by piece of text. options: those of `generate`."""
@@ -112,11 +113,11 @@ class LanguageModel:
         return Conversation(self)
 
     def chat(self, **options: Any) -> "ChatSession":
-        """A conversation in the model's own chat template, whose earlier turns stay in the cache. options: those of
-        `merino_runtime.chat.conversation.ChatSession`. MerinoError where the bundle has no template."""
-        from merino_runtime.chat.conversation import ChatSession
+        """A conversation in the model's own chat template, whose earlier turns stay in the cache. options: the fields
+        of `merino_runtime.chat.conversation.ChatOptions`. MerinoError if the bundle has no template."""
+        from merino_runtime.chat.conversation import ChatOptions, ChatSession
 
-        return ChatSession(self.bundle, self.backend, self.tokenizer, **options)
+        return ChatSession(self.bundle, self.backend, self.tokenizer, ChatOptions(**options))
 
     def fork(self) -> "LanguageModel":
         """A model with a copy of the cache over the same weights. Both are closed separately, in any order, and may run
@@ -158,21 +159,14 @@ class Conversation:
         self.ids: List[int] = []  # of all turns, texts and replies
         self.done: Optional["Done"] = None  # measurements of the last complete reply
 
-    def reply(self, text: str, *, max_new_tokens: int = 128, sampling: Optional[Sampling] = None,
-              stops: Sequence[str] = (), ignore_eos: bool = False, overflow: str = "stop") -> Iterator[str]:
+    def reply(self, text: str, **options: Any) -> Iterator[str]:
         """Adds text and streams the reply, piece by piece. Options as of `LanguageModel.generate`. A reply that is not
         read to its end counts as far as it was read."""
-        from merino_runtime.generation.generate import generate
-        from merino_runtime.generation.text import TextStream
-
         model = self._model
         if not text and not self.ids:
             raise MerinoError("the conversation is empty. Begin it with at least one word.")
         ids = [*self.ids, *(model.tokenizer.encode(text, begins=not self.ids) if text else [])]
-        generation = generate(
-            model.backend, ids, max_new_tokens=max_new_tokens, sampling=Sampling() if sampling is None else sampling,
-            stop_ids=() if ignore_eos else model.bundle.stop_ids, stream=TextStream(model.tokenizer, stops),
-            overflow=overflow)
+        generation = model._generation(ids, GenerateOptions(**options))
         self.ids, self.done = ids, None
         return self._pieces(generation)
 

@@ -1,19 +1,23 @@
-"""One function per verb, shared by the board's command line and the workstation's.
+"""One function per verb, shared by the board's command line and the workstation's. It gets the parsed arguments.
 
 Results go to stdout, messages to stderr. `__main__` parses arguments and turns errors into exit codes.
 """
+import contextlib
 import json
 import os
 import re
 import sys
 import time
-from typing import Any, Iterator, List, Optional, Sequence
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any, Iterator, List, Optional, Sequence
 
-from merino_runtime.api import open_model
+from merino_runtime.api import LanguageModel, open_model
 from merino_runtime.backends.attention import attention_path
 from merino_runtime.backends.choice import TENSORRT, choose_backend
 from merino_runtime.bundle import Bundle, backends_text, cache_formats, load_bundle, own_files
+from merino_runtime.bundle.external_data import check_external_data
 from merino_runtime.bundle.fit import check_bundle_fits
+from merino_runtime.bundle.kernels import unknown_operators
 from merino_runtime.bundle.requirements import require
 from merino_runtime.bundle.verified import check_and_stamp, check_files_once
 from merino_runtime.errors import MerinoError
@@ -33,61 +37,71 @@ from merino_runtime.io.streams import (
     write_out,
 )
 from merino_runtime.io.visible import harmless
-from merino_runtime.sampling import Sampling, check_new_tokens, check_sampling
+from merino_runtime.sampling import GenerateOptions, Sampling
+
+if TYPE_CHECKING:
+    from merino_runtime.chat.conversation import ChatOptions
 
 STDIN = "-"  # in place of a prompt
+PROGRAMS = (b"#!", b"\x7fELF", b"PK", b"MZ")  # how they begin: scripts, native code, zip applications
 
 # numpy and what needs it are imported inside the functions: `info` and `verify` work without it. So is delivery, which
 # a start of `generate` need not wait for.
 
 
-def run_generate(bundle_path: str, prompt: Optional[str], max_new_tokens: int = 128,
-                 sampling: Optional[Sampling] = None, stops: Sequence[str] = (),
-                 threads: Optional[int] = None, as_json: bool = False,
-                 ignore_eos: bool = False, verify: bool = True, allow_slow: bool = False,
-                 overflow: str = "stop", prefill_threads: Optional[int] = None,
-                 cache_path: Optional[str] = None, backend: Optional[str] = None,
-                 schema_path: Optional[str] = None, tools_path: Optional[str] = None) -> int:
-    """Options as of `api.open_model` and `api.LanguageModel.generate`. prompt: the text; None or `-`: it is read from
-    stdin. cache_path: a file that holds the cache after a prompt. It is read if it exists, and else written after the
-    prefill. schema_path, tools_path: files of JSON."""
-    check_new_tokens(max_new_tokens)
-    check_sampling(sampling or Sampling())
-    constraint = {"json_schema": schema_in(schema_path), "tools": tools_in(tools_path)}
-    restored = cache_path is not None and os.path.exists(cache_path)
-    if cache_path and not restored:
-        check_output(cache_path)
-    text = prompt_from_stdin() if prompt in (None, STDIN) else as_text(str(prompt))
-    with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, verify=verify,
-                    allow_slow=allow_slow, backend=backend, say=say_note) as model:
+def sampling_of(arguments: Namespace) -> Sampling:
+    return Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p,
+                    arguments.repetition_penalty, arguments.seed)
+
+
+def generate_options(arguments: Namespace) -> GenerateOptions:
+    """Read and check the options of the verb `generate`."""
+    options = GenerateOptions(
+        arguments.max_new_tokens, sampling_of(arguments), [as_text(stop) for stop in arguments.stop],
+        arguments.ignore_eos, arguments.overflow, json_at(arguments.json_schema, "Give a file with a JSON schema."),
+        json_at(arguments.tools, 'Give a list of tools: [{"type": "function", "function": {...}}].'))
+    options.check()
+    return options
+
+
+def run_generate(arguments: Namespace) -> int:
+    """The cache file is read if it exists, and else written after the prefill."""
+    options, cache = generate_options(arguments), arguments.cache
+    restored = cache is not None and os.path.exists(cache)
+    if cache and not restored:
+        check_output(cache)
+    text = prompt_from_stdin() if arguments.prompt in (None, STDIN) else as_text(str(arguments.prompt))
+    with opened(arguments) as model:
         from merino_runtime.generation.generate import Token
 
-        if cache_path and restored:
-            model.load_cache(cache_path)
-        generation = model.generate(
-            text, max_new_tokens=max_new_tokens, sampling=sampling, stops=[as_text(stop) for stop in stops],
-            ignore_eos=ignore_eos, overflow=overflow, **constraint)
+        if cache and restored:
+            model.load_cache(cache)
+        generation = model.generate(text, **options._asdict())
+        constrained = options.json_schema is not None or options.tools is not None
         try:
-            for event in _counted(generation, max_new_tokens):
-                _write_event(event, as_json)
-                if (schema_path or tools_path) and getattr(event, "stop_reason", "eos") != "eos":
+            for event in _counted(generation, options.max_new_tokens):
+                _write_event(event, arguments.json)
+                if constrained and getattr(event, "stop_reason", "eos") != "eos":
                     say_note(f"the text was cut by {event.stop_reason} and is not complete JSON: allow more tokens "
                              "with -n, or limit the schema's strings and lists by maxLength and maxItems")
-                if cache_path and not restored and isinstance(event, Token):  # the first one: the prefill is done
-                    model.save_cache(cache_path)
+                if cache and not restored and isinstance(event, Token):  # the first one: the prefill is done
+                    model.save_cache(cache)
                     restored = True
         except KeyboardInterrupt:
-            _write_event(generation.measured(), as_json)
+            _write_event(generation.measured(), arguments.json)
             raise
     return 0
 
 
-def schema_in(path: Optional[str]) -> Any:
-    return None if path is None else read_json(path, "Give a file with a JSON schema.")
+def opened(arguments: Namespace) -> LanguageModel:
+    """Open the bundle of the arguments with their threads, backend and checks."""
+    return open_model(arguments.bundle, threads=arguments.threads, prefill_threads=arguments.prefill_threads,
+                      verify=not arguments.no_verify, allow_slow=arguments.allow_slow, backend=arguments.backend,
+                      say=say_note)
 
 
-def tools_in(path: Optional[str]) -> Any:
-    return None if path is None else read_json(path, 'Give a list of tools: [{"type": "function", "function": {...}}].')
+def json_at(path: Optional[str], remedy: str) -> Any:
+    return None if path is None else read_json(path, remedy)
 
 
 def _counted(events: Iterator[Any], most: int) -> Iterator[Any]:
@@ -122,31 +136,32 @@ def _write_event(event: Any, as_json: bool) -> None:
         write_out(json.dumps(event._asdict()) + "\n" if as_json else shown)
 
 
-def run_chat(bundle_path: str, as_json: bool = False, *, threads: Optional[int] = None,
-             prefill_threads: Optional[int] = None, verify: bool = True, allow_slow: bool = False,
-             backend: Optional[str] = None, schema_path: Optional[str] = None, **options: Any) -> int:
-    """options: of `api.LanguageModel.chat`. schema_path: a file of JSON. The exit code."""
-    if options.get("max_new_tokens") is not None:
-        check_new_tokens(options["max_new_tokens"])
-    check_sampling(options.get("sampling") or Sampling())
-    if options.get("system") is not None:
-        options["system"] = as_text(options["system"])
-    options["json_schema"] = schema_in(schema_path)
-    with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, verify=verify,
-                    allow_slow=allow_slow, backend=backend, say=say_note) as model:
+def chat_options(arguments: Namespace) -> "ChatOptions":
+    """Read and check the options of the verb `chat`."""
+    from merino_runtime.chat.conversation import ChatOptions
+
+    options = ChatOptions(
+        None if arguments.system is None else as_text(arguments.system), arguments.max_new_tokens,
+        sampling_of(arguments), arguments.no_think, arguments.overflow,
+        json_at(arguments.json_schema, "Give a file with a JSON schema."))
+    options.check()
+    return options
+
+
+def run_chat(arguments: Namespace) -> int:
+    options = chat_options(arguments)
+    with opened(arguments) as model:
         from merino_runtime.chat.session import converse, converse_in_json, write_json
 
-        conversation = model.chat(**options)
-        if as_json:
+        conversation = model.chat(**options._asdict())
+        if arguments.json:
             write_json({"chat": model.bundle.name, "context": model.backend.context, "system": conversation.system})
             return converse_in_json(conversation, own_files(model.bundle))
         return converse(conversation, model.bundle.name, own_files(model.bundle))
 
 
-def run_selftest(bundle_path: str, threads: Optional[int] = None, allow_slow: bool = False,
-                 prefill_threads: Optional[int] = None, backend: Optional[str] = None) -> int:
-    with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, allow_slow=allow_slow,
-                    backend=backend, say=say_note) as model:
+def run_selftest(arguments: Namespace) -> int:
+    with opened(arguments) as model:
         mismatch = model.selftest()
         bundle = model.bundle
     if mismatch:
@@ -187,18 +202,21 @@ def run_verify(path: str, trust: Sequence[str] = (), as_json: bool = False) -> i
                           "file (NAME.merino).")
     bundle = load_bundle(path, verify=False)
     check_and_stamp(bundle)
-    total_bytes = sum(file.bytes for file in bundle.files)
+    check_external_data(bundle)
+    total_bytes, code = sum(file.bytes for file in bundle.files), code_in(bundle)
     if as_json:
-        write_out(json.dumps({"name": bundle.name, "files": len(bundle.files), "bytes": total_bytes}) + "\n")
+        write_out(json.dumps({"name": bundle.name, "files": len(bundle.files), "bytes": total_bytes, "code": code,
+                              "unknown_kernels": unknown_operators(bundle)}) + "\n")
         return 0
     total_mb = total_bytes / board.MB
-    write_lines(f"ok: {bundle.name}, {len(bundle.files)} files, {total_mb:.1f} MB, every sha256 as expected\n")
+    write_lines(f"ok: {bundle.name}, {len(bundle.files)} files, {total_mb:.1f} MB, every sha256 as expected; "
+                f"code: {_shown_code(code)}; kernels: {_shown_kernels(bundle)}\n")
     return 0
 
 
 def run_info(path: str, as_json: bool = False) -> int:
-    """Of a bundle: as_json has the keys of bundle.json, and this machine under `board`. Or of a
-    packed file."""
+    """Of a bundle: as_json has the keys of bundle.json, `code` in it, and this machine under `board`. Or of a packed
+    file."""
     if _is_packed(path):
         from merino_runtime.delivery import packed
 
@@ -208,7 +226,7 @@ def run_info(path: str, as_json: bool = False) -> int:
     if as_json:
         path = os.path.join(bundle.folder, "bundle.json")
         description = read_json(path, "Copy or export the bundle again.")
-        description["board"] = dict(here._asdict(), isa=sorted(here.isa))
+        description.update(code=code_in(bundle), board=dict(here._asdict(), isa=sorted(here.isa)))
         write_out(json.dumps(description, indent=2) + "\n")
     else:
         write_lines("".join(f"{name:15} {value}\n" for name, value in _facts(bundle, here)))
@@ -228,10 +246,31 @@ def _facts(bundle: Bundle, here: board.Board) -> List[Sequence]:
         ("attention", attention_path(bundle)),
         ("needs", ", ".join(bundle.isa) or "no special instructions"),
         ("fits boards", ", ".join(bundle.boards) or "none listed"),
-        ("backend", backends_text(bundle)),
+        ("backend", backends_text(bundle)), ("kernels", _shown_kernels(bundle)),
+        ("code in it", _shown_code(code_in(bundle))),
         ("chat", "no" if bundle.chat is None else "yes" if bundle.chat.parts else "yes, with jinja2"),
         ("this machine", ", ".join([here.architecture, f"{here.physical_cores} cores", *sorted(here.isa)])),
     ]
+
+
+def code_in(bundle: Bundle) -> List[str]:
+    """The names of the programs and native libraries among the bundle's files. No verb loads any of them."""
+    names = []
+    for path in filter(os.path.isfile, own_files(bundle)):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            if file.read(4).startswith(PROGRAMS):
+                names.append(os.path.relpath(path, bundle.folder))
+    return names
+
+
+def _shown_code(names: List[str]) -> str:
+    return f"{', '.join(names)} (never loaded from a bundle; runs only if you start it)" if names else "none"
+
+
+def _shown_kernels(bundle: Bundle) -> str:
+    unknown = unknown_operators(bundle)
+    known = f"this release lacks {', '.join(unknown)}" if unknown else "in the library of this release"
+    return f"{', '.join(bundle.kernels)} ({known})" if bundle.kernels else "none"
 
 
 def summary(done) -> str:

@@ -1,8 +1,8 @@
-"""The options of sampling: defaults, ranges, and how a command line declares them. Standard library only.
+"""The options of a generation and of its sampling: defaults, ranges, and how the command line declares them.
 
-`generation.sampler` applies them.
+Standard library only. `generation` applies them.
 """
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.errors import MerinoError
 
@@ -20,11 +20,40 @@ class Sampling(NamedTuple):
 
 
 GREEDY = Sampling(temperature=0.0)
+OVERFLOWS = ("stop", "error", "shift")
+
+
+class GenerateOptions(NamedTuple):
+    """What a generation is asked for. Whoever takes these options from a user calls `check`."""
+    max_new_tokens: int = 128
+    sampling: Sampling = Sampling()
+    stops: Sequence[str] = ()  # the text ends before the first of these strings
+    ignore_eos: bool = False  # continue after an end-of-text token
+    overflow: str = "stop"  # when the context is full: `stop`, `error` or `shift`
+    json_schema: Any = None  # the text is JSON that is valid for this schema
+    tools: Any = None  # the text is a call of one of these tools, a list as OpenAI's API has it
+    top: Optional[int] = None  # a Likely with so many of the likeliest ids follows each token
+
+    def check(self) -> None:
+        """Raise MerinoError for a value that no model and prompt allow."""
+        if self.overflow not in OVERFLOWS:
+            raise MerinoError(f"overflow is {self.overflow!r}, allowed: {', '.join(OVERFLOWS)}.")
+        if not _is_integer(self.max_new_tokens) or self.max_new_tokens < 1:
+            raise MerinoError(f"{self.max_new_tokens!r} new tokens were requested, allowed: an integer, 1 or more.")
+        if self.top is not None and not (_is_integer(self.top) and self.top >= 0):
+            raise MerinoError(f"top is {self.top!r}, allowed: an integer, 0 or more, or none.")
+        check_sampling(self.sampling)
+        constrained = self.json_schema is not None or self.tools is not None
+        if self.json_schema is not None and self.tools is not None:
+            raise MerinoError("a JSON schema and tools were given: an answer follows one of them. Leave one out.")
+        if constrained and self.ignore_eos:
+            raise MerinoError("ignore_eos is set, and the text is to end where its JSON does. Leave out --ignore-eos, "
+                              "or --json-schema and --tools.")
 # Lowest and highest value; the server and its OpenAPI document have them from here.
 RANGES: Dict[str, Tuple[float, float]] = {
     "temperature": (0, 100), "top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (0.01, 100),
     "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2), "logit_bias": (-100, 100)}
-# What the board's command line and the workstation's declare: name, type, help.
+# What the command line declares: name, type, help.
 OPTIONS: Tuple[Tuple[str, type, str], ...] = (
     ("temperature", float, "sampling temperature; 0: greedy"),
     ("top_k", int, "sample from the k most likely tokens; 0: off"),
@@ -33,11 +62,6 @@ OPTIONS: Tuple[Tuple[str, type, str], ...] = (
     ("repetition_penalty", float, "penalty on tokens that occurred; 1: off"),
     ("seed", int, "random seed; default: a random one"),
 )
-
-
-def options_of(sampling: Sampling) -> Dict[str, Any]:
-    """What a command line gives of it, by name."""
-    return {name: getattr(sampling, name) for name, _, _ in OPTIONS}
 
 
 def check_sampling(sampling: Sampling) -> None:
@@ -66,18 +90,6 @@ def check_sampling(sampling: Sampling) -> None:
              if not good]
     if wrong:
         raise MerinoError(f"these sampling options are out of range: {'; '.join(wrong)}. Change or omit them.")
-
-
-def check_new_tokens(count: int) -> None:
-    """Raises MerinoError for a number of new tokens that cannot be."""
-    if not _is_integer(count) or count < 1:
-        raise MerinoError(f"{count!r} new tokens were requested, allowed: an integer, 1 or more.")
-
-
-def check_likeliest(count: Optional[int]) -> None:
-    """Raises MerinoError for a number of likeliest ids that cannot be; None asks for no log-probabilities."""
-    if count is not None and not (_is_integer(count) and count >= 0):
-        raise MerinoError(f"top is {count!r}, allowed: an integer, 0 or more, or none.")
 
 
 def _range(name: str) -> str:

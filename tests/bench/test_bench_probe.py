@@ -19,10 +19,10 @@ from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
 
 ZERO_2W = Machine(512 * 1024, 300 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True, core="no-dotprod")
-NANO = Machine(2 * MB, 3300 * MB, (1, 2, 4), ("fp32", "int8", "int4"), False, library="kernels.so")
+NANO = Machine(2 * MB, 3300 * MB, (1, 2, 4), ("fp32", "int8", "int4"), False, own_kernels=True)
 UNKNOWN = Machine(0, 0, (1,), ("fp32",), True)
 SERVER = Machine(256 * MB, 100000 * MB, (1, 2, 4, 64), ("fp32", "int8", "int4"), True, caches=("int8", "int4"),
-                 library="kernels.so")
+                 own_kernels=True)
 MACHINES = [ZERO_2W, NANO, UNKNOWN, SERVER]
 
 
@@ -41,7 +41,8 @@ def test_a_plan_fits_the_machine(machine):
         attentions = [task for task in mine if task.kind == "attention"]
         assert {task.kv for task in attentions} == {"fp32", *machine.caches}
         by_groups = {(task.kv, task.kv_heads) for task in attentions if task.by_groups}
-        assert by_groups == ({("fp32", 1), ("fp32", 4), ("int8", 1)} if machine.library and machine.fused else set())
+        on_kernels = machine.own_kernels and machine.fused
+        assert by_groups == ({("fp32", 1), ("fp32", 4), ("int8", 1)} if on_kernels else set())
         for kv in {"fp32", *machine.caches}:
             assert {0, 1} <= {task.kv_heads for task in attentions if task.kv == kv}
     for task in tasks:
@@ -100,8 +101,8 @@ def test_the_nearest_size_is_that_of_the_least_ratio():
 
 def test_a_graph_of_each_kind_and_format_opens_and_runs(tmp_path):
     """In the operators that this machine's ONNX Runtime has: `portable` on the oldest boards."""
-    library = probe_timing.loadable_library(onnxruntime, str(tmp_path))
-    machine = board_probe.this_machine(version_tuple(onnxruntime.__version__), library)
+    own_kernels = probe_timing.loads_kernels(onnxruntime)
+    machine = board_probe.this_machine(version_tuple(onnxruntime.__version__), own_kernels)
     written, ran = 0, set()
     kinds = ("call", "norm", "activation", "attention", "linear", "head", "table")
     for kind in kinds:
@@ -109,14 +110,14 @@ def test_a_graph_of_each_kind_and_format_opens_and_runs(tmp_path):
             result = graphs.kernels_of(machine.dialect, kind, form)
             if kind == "attention":  # without weights, and all of them differ
                 smallest = [one for one in result if one.kv in ("fp32",) + machine.caches
-                            and (library or not one.own_kernels)]
+                            and (own_kernels or not one.own_kernels)]
             else:
                 smallest = sorted(result, key=lambda one: one.weight_bytes)[:1]
             for kernel in smallest:
                 written = graphs.write_weights(str(tmp_path), kernel.weight_bytes, written)
                 path = tmp_path / "model.onnx"
                 path.write_bytes(kernel.model)
-                session = probe_timing.open_graph(onnxruntime, str(path), 1, library if kernel.own_kernels else "")
+                session = probe_timing.open_graph(onnxruntime, str(path), 1, kernel.own_kernels)
                 for cached, tokens in ((0, 1), (2047, 1), (0, 3)) if kind != "head" else ((0, 1),):
                     arrays, shared = probe_timing.bound(session, kernel, cached, tokens)()
                     for values in list(arrays.values()) + list(shared.values()):

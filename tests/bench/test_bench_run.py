@@ -16,7 +16,6 @@ from pseudo_terminal import read_until_closed
 
 import merino_bench
 import merino_runtime
-from merino_bench.fresh_process import child_environment
 from merino_bench.harness.cases import BenchRequest, decode_case
 from merino_bench.harness.pairs import chosen, flags_by_place
 from merino_bench.harness.record import RECORD_KEYS
@@ -25,6 +24,7 @@ from merino_bench.harness.turns import bundle_engine, measure_separately, turn_s
 from merino_bench.harness.worker import measure
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.import_path import package_folders, safe_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_benchmarks")]
 
@@ -181,7 +181,7 @@ class TestRun:
         shutil.copytree(folder, other)
         log = tmp_path / "log"
         stand_in = tmp_path / "python"
-        stand_in.write_text(f"#!/bin/sh\necho $$ \"$3\" >> {log}\nexec {sys.executable} \"$@\"\n")
+        stand_in.write_text(f"#!/bin/sh\necho $$ \"$4\" >> {log}\nexec {sys.executable} \"$@\"\n")
         stand_in.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(stand_in))
         rows = run_bench([folder], BenchRequest((), (4,), 7), [other])
@@ -279,7 +279,8 @@ class TestFailure:
         """The limit leaves room for the imports and 256 MB, not for a cache of 1 GB."""
         large = large_copy(folder, str(tmp_path / "large"))
         code = "import merino_bench.harness.worker, onnxruntime; print(open('/proc/self/status').read())"
-        status = subprocess.check_output([sys.executable, "-c", code], env=child_environment()).decode()
+        environment = safe_environment(*package_folders())
+        status = subprocess.check_output([sys.executable, "-c", code], env=environment).decode()
         limit_kib = int(re.search(r"VmPeak:\s*(\d+) kB", status).group(1)) + 256 * 1024
         stand_in = tmp_path / "python"
         stand_in.write_text(f"#!/bin/sh\nulimit -v {limit_kib}\nexec {sys.executable} \"$@\"\n")

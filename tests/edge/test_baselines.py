@@ -7,8 +7,8 @@ import pytest
 
 from merino_edge.benchmarking import baselines
 from merino_edge.benchmarking.baselines import EXPORTER_ROOMS, baseline_bundles, digest_of, exporter_digest
+from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.benchmarking.run import check_baseline
-from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families import zoo
 from merino_runtime.bundle import load_bundle, quantized_cache
 from merino_runtime.errors import MerinoError
@@ -44,10 +44,8 @@ def test_a_baseline_of_another_exporter_is_exported_again_and_the_old_one_remove
     notes = []
     measured = [bundle_dirs["fused"], bundle_dirs["portable"]]
     old_fused, portable = (Path(folder) for folder in baseline_bundles("opt-350m", measured, None, notes.append))
-    undigested = old_fused.with_name("opt-350m-fp32-fused")  # as they were named before there were digests
     mine = old_fused.with_name("opt-350m-fp32-fused-of-mine")
-    for folder in (undigested, mine):
-        shutil.copytree(old_fused, folder)
+    shutil.copytree(old_fused, mine)
     monkeypatch.setattr(baselines, "exporter_digest", lambda: "0123456789ab")
     (new,) = baseline_bundles("opt-350m", measured[:1], None, notes.append)
     assert Path(new) != old_fused and formats([new]) == [("fp32", "fused")]
@@ -61,8 +59,8 @@ def test_the_exporters_digest_is_of_its_sources(tmp_path):
     digests = {digest_of([tmp_path / "export"])}
     for change in (
         lambda: (tmp_path / "export" / "parity.py").open("a").write("#"),
-        lambda: (tmp_path / "export" / "onnx" / "fused.py").rename(tmp_path / "export" / "onnx" / "other.py"),
-        lambda: (tmp_path / "export" / "onnx" / "new.toml").write_text(""),
+        lambda: (tmp_path / "export" / "dialects" / "fused.py").rename(tmp_path / "export" / "dialects" / "other.py"),
+        lambda: (tmp_path / "export" / "dialects" / "new.toml").write_text(""),
     ):
         change()
         assert digest_of([tmp_path / "export"]) not in digests

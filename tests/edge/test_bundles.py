@@ -38,7 +38,7 @@ class Graph:
     weight_bytes: int = 4000
     decode_weight_bytes: int = 3000
     windowed: bool = False
-    own_kernels: bool = False
+    own_kernels: tuple = ()
 
     def save(self, folder):
         (folder / "model.onnx").write_bytes(b"graph")

@@ -12,17 +12,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-import merino_edge.export.quantize.hessians as reading
+import merino_edge.export.quantize.inputs as reading
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.cli.app import app
 from merino_edge.embedded import FOLDER
 from merino_edge.export.export import export
-from merino_edge.export.graphs import build_graph
+from merino_edge.export.plan import gptq_pays
 from merino_edge.export.quantize.gptq import compensated, damped_hessian, descended, fitted_scales, gptq
-from merino_edge.export.quantize.groups import dequantize, quantize_groups
-from merino_edge.export.quantize.hessians import input_hessians
+from merino_edge.export.quantize.inputs import input_hessians
+from merino_edge.export.quantize.matrix import dequantize, quantize_groups
 from merino_edge.export.request import ExportRequest
-from merino_edge.export.resolved import gptq_pays
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.opt import OptArchitecture
 from merino_edge.families.registry import layout_of
@@ -30,6 +29,7 @@ from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 from tests.bundle_loss import mean_loss
+from tests.quantized import parts, quantized
 from tests.sample_geometries import SMALL, small
 
 TABLES = ("embed", "wte", "wpe", "head")  # in the names of what is gathered from, and of the head
@@ -68,7 +68,7 @@ def test_no_step_behind_gptq_raises_the_error(seed, bits, size, tokens):
     for _ in range(2):
         scales = fitted_scales(weights, codes, scales, damped.astype(np.float32))
         errors.append(error())
-        codes = descended(weights, codes, scales, damped.astype(np.float32), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        codes = descended(weights, codes, scales, damped.astype(np.float32), (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
         errors.append(error())
     for before, after in itertools.pairwise(errors):
         assert (after <= before * (1 + 1e-3) + 1e-9 * damped.trace()).all()
@@ -100,9 +100,8 @@ def test_moments_of_each_family_are_those_of_what_its_matrices_multiply(family, 
     rows = np.random.default_rng(0).integers(0, arch.vocab, (3, 40))
     result = input_hessians(model, rows)
     source = Source(family, arch, model, "trained", "drawn", (), None)
-    graph = build_graph(source, GraphFormat("int4", "fused", 48))
-    tables = {name for names in graph.quantized for name in names if any(part in name for part in TABLES)}
-    matrices = {name for names in graph.quantized for name in names} - tables
+    names = parts(quantized(source, GraphFormat("int4", "fused", 48)))
+    matrices = {name for name in names if not any(part in name for part in TABLES)}
     assert set(result) == matrices
     outputs: dict[str, list[torch.Tensor]] = {name: [] for name in matrices}
     hooks = [
@@ -187,11 +186,11 @@ def test_each_quantized_graph_takes_the_rounding(dialect, core, precision, tales
     request = ExportRequest(precision, dialect=dialect, core=core, calibration=tales[0])
     done = export(source, tmp_path / "bundle", request)
     assert done.calibrated > 0 and done.unrounded is not None and done.unrounded < 1e-4
-    plain = build_graph(source, GraphFormat(precision, dialect, 512, core)).quantized
+    plain = quantized(source, GraphFormat(precision, dialect, 512, core))
     groups = {row.name: row.group_size for row in done.matrices}
-    assert groups.keys() == {"+".join(names) for names in plain}
+    assert groups.keys() == plain.keys()
     if dialect == "portable":
-        assert groups == {"+".join(names): result.codes.shape[1] * result.group_size for names, result in plain.items()}
+        assert groups == {name: result.columns for name, result in plain.items()}
     else:
         assert set(groups.values()) == {32}
 
@@ -204,11 +203,9 @@ def test_blocks_of_a_source_are_not_rounded_again_and_the_text_is_not_run(tales,
     source = load_source(str(path))
     monkeypatch.setattr(reading, "input_hessians", lambda *_: pytest.fail("nothing is rounded"))
     done = export(source, tmp_path / "bundle", ExportRequest(precision="int4", context=64, calibration=tales[0]))
-    assert done.calibrated == 0 and sum(each.exact for each in done.stored) == len(graph_names(source))
-
-
-def graph_names(source):
-    return [name for names in build_graph(source, GraphFormat("int4", "fused", 64)).quantized for name in names]
+    assert done.calibrated == 0 and sum(each.exact for each in done.stored) == len(
+        parts(quantized(source, GraphFormat("int4", "fused", 64)))
+    )
 
 
 FAULTS = {

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_cli import here  # noqa: F401, a fixture
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from merino_edge.export.chat import chat_of
+from merino_edge.bundles.chat import chat_of
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source

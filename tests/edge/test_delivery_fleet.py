@@ -1,5 +1,7 @@
 """The Ansible role of fleet/ against two sshd on loopback: idempotent, in batches, none after a board that fails."""
 
+import base64
+import json
 import os
 import re
 import subprocess
@@ -101,3 +103,15 @@ def test_a_fleet_is_installed_once_and_stops_where_a_release_fails(fleet, nightl
     assert code != 0 and "self-test" in out
     assert set(recap) == {"one"} and recap["one"][1] == 1, "the second batch was not begun"
     assert [current(board) for board in boards] == [result, result]
+
+    ran, key = place / "ran", base64.b64encode(b"k" * 32).decode("ascii")
+    for board in boards:
+        release = (board.home / "merino" / "current").resolve()
+        (release / "merino.pyz").write_text(f"open({str(ran)!r}, 'w')\n")
+        (release / "manifest.sig").write_text(f'{{"algorithm":"ed25519","key":"{key}","signature":"x"}}\n')
+    assert play(archive, "--check")[0] == 0 and ran.exists(), "the sign that an application would be seen"
+    ran.unlink()
+    for board in boards:
+        (board.home / "merino" / "withdrawn.json").write_text(json.dumps({"schema": 1, "keys": [key]}, indent=1))
+    code, out, _ = play(archive, "--check")
+    assert code == 0 and not ran.exists(), out

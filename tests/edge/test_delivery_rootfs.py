@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from sample_roots import WHEELS, digest, elf, make_key, make_packed, make_root
 
 from merino_edge.bundles.board_app import board_app
+from merino_edge.delivery.first_boot import flash_rootfs
 from merino_edge.delivery.root_tree import FolderTree, resolve
-from merino_edge.delivery.rootfs import flash_rootfs
 from merino_runtime.delivery.archive import check_hashes, open_archive
 from merino_runtime.errors import MerinoError
 
@@ -290,7 +290,7 @@ def test_a_full_file_system_is_refused_by_how_much(root, tmp_path):
 FLASH = """
 import os, signal, sys
 from pathlib import Path
-from merino_edge.delivery.rootfs import flash_rootfs
+from merino_edge.delivery.first_boot import flash_rootfs
 print("ready", flush=True)
 flash_rootfs(Path(sys.argv[1]), Path(sys.argv[2]), allow_unsigned=True, report=lambda text: print(text, flush=True))
 """

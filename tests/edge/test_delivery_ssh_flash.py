@@ -211,9 +211,7 @@ def test_what_is_refused_here(archive, place, board):
         ([archive, "--ssh", board.address], "--allow-unsigned"),
         ([archive, "--allow-unsigned"], "one of --ssh, --rootfs, --image"),
         ([archive, "--ssh", "a", "--rootfs", place], "flash has --ssh and --rootfs: give one of"),
-        ([archive, "--ssh", "a", "--device-node", "/dev/null"], "go with --image"),
         ([archive, "--rootfs", place, "--force"], "go with --ssh"),
-        ([archive, "--image", place / "x.img", "--device-node", "/dev/null", "--allow-unsigned"], "/dev/null"),
         ([archive, "--allow-unsigned", "--ssh", "a", "--ssh", "a"], "twice"),
         ([place / "none.merino", "--ssh", "a"], "cannot read"),
     ):

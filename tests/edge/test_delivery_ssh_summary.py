@@ -91,5 +91,5 @@ def test_without_the_extra_the_message_says_what_to_install(words, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT, *words.split()], capture_output=True, text=True, check=False, cwd=tmp_path
     )
-    assert done.returncode == 1 and "python -m pip install asyncssh" in done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "-e '.[delivery]'" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

@@ -22,8 +22,8 @@ from test_cli import run
 from test_delivery_fleet import SFTP
 
 from merino_edge.bundles.board_app import board_app
+from merino_edge.delivery.first_boot import flash_rootfs
 from merino_edge.delivery.image import flash_image
-from merino_edge.delivery.rootfs import flash_rootfs
 from merino_edge.embedded import FOLDER
 from merino_runtime.delivery.archive import Signature, open_archive, signed_bytes
 from merino_runtime.delivery.keys import key_line

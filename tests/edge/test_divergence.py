@@ -9,7 +9,7 @@ import torch
 from merino_edge.cli.app import main
 from merino_edge.embedded import FOLDER
 from merino_edge.export import divergence as measured
-from merino_edge.export import one_format
+from merino_edge.export import export as exporting
 from merino_edge.export.divergence import Answer, answers_of, compared, divergence, keeps
 from merino_edge.export.export import export
 from merino_edge.export.questions import questions
@@ -18,7 +18,7 @@ from merino_edge.export.source import load_source
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.generation.generate import Token, generate
-from merino_runtime.sampling import GREEDY
+from merino_runtime.sampling import GREEDY, GenerateOptions
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_what_is_kept_is_what_the_bundle_would_write(answers, embedded_bundles, 
     backend = open_backend(bundle)
     same = 0
     for each in answers:
-        events = generate(backend, each.prompt, max_new_tokens=len(each.ids), sampling=GREEDY)
+        events = generate(backend, each.prompt, GenerateOptions(max_new_tokens=len(each.ids), sampling=GREEDY))
         same += [event.id for event in events if isinstance(event, Token)] == each.ids
     backend.close()
     result = divergence(bundle, answers)
@@ -96,7 +96,7 @@ def test_a_near_tie_costs_no_answer():
 )
 def test_an_export_says_what_is_lost_and_names_a_format_that_keeps_it(named, tmp_path, capsys, monkeypatch):
     """Where the bar is such that int4 alone misses it, that none but float32 passes, and that all do."""
-    monkeypatch.setattr(one_format, "answers_of", partial(answers_of, count=20))
+    monkeypatch.setattr(exporting, "answers_of", partial(answers_of, count=20))
     bar = {"fp32": -1, None: 1}.get(named)
     if bar is None:
         made = [export(load_source(str(FOLDER)), tmp_path / each, ExportRequest(precision=each))

@@ -20,8 +20,8 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from merino_edge.design.designer import design
 from merino_edge.design.space import Space
+from merino_edge.export.dialects.external_data import PAGE
 from merino_edge.export.export import export
-from merino_edge.export.onnx.external_data import PAGE
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source, random_source
 from merino_edge.families import operators
@@ -183,7 +183,7 @@ WIDE = Architecture(blocks=[{"width": 32, "ffn_ratio": 1.0, "depth": 1}], vocab=
 
 def test_a_large_fused_head_reads_the_stored_table_in_slices(tmp_path, monkeypatch):
     """The export proves it equal to torch; the slices begin at pages of the table's own bytes."""
-    monkeypatch.setattr("merino_edge.export.onnx.fused.HEAD_SLICE_BYTES", 1)
+    monkeypatch.setattr("merino_edge.export.dialects.fused.HEAD_SLICE_BYTES", 1)
     bundle = export(random_source(WIDE, "wide"), tmp_path / "wide").folder
     model = onnx.load(bundle / "model.onnx", load_external_data=False)
     heads = [tensor for tensor in model.graph.initializer if tensor.name.startswith("embed_tokens.weight.")]

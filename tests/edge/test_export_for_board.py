@@ -10,13 +10,15 @@ import onnxruntime
 import pytest
 from typer.testing import CliRunner
 
-from merino_edge.bundles.kernels import library
+from merino_edge.benchmarking.random_bundle import write_random_bundle
+from merino_edge.bundles.description import GraphFormat
 from merino_edge.cli.app import app
 from merino_edge.delivery.fitting import times_slower
 from merino_edge.export import divergence
-from merino_edge.export.export import export, predicted_ms
-from merino_edge.export.onnx.own_kernels import NoDotprodTiles
-from merino_edge.export.random_bundle import write_random_bundle
+from merino_edge.export.dialects.build import DIALECTS
+from merino_edge.export.export import export
+from merino_edge.export.plan import predicted_ms
+from merino_edge.export.quantize.weights import PLAIN, quantized_matrix
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
@@ -25,6 +27,7 @@ from merino_edge.prediction.default_coefficients import decode_ms, slower_on
 from merino_edge.prediction.formats import has_cache
 from merino_edge.profiles.reading import list_profiles, load_profile
 from merino_runtime.bundle import load_bundle, quantized_cache
+from merino_runtime.bundle.kernels import library_path
 from merino_runtime.errors import MerinoError
 
 TEXT = "The river runs past the old mill, and the miller counts the sacks of flour in the evening. " * 20
@@ -209,12 +212,13 @@ def test_an_outlier_in_a_prompt_leaves_the_other_rows_as_exact_as_alone(tmp_path
     """Each row is rounded by itself."""
     random = np.random.default_rng(0)
     weights = {"w": random.standard_normal((48, 64)).astype(np.float32)}
-    graph = NoDotprodTiles(weights, 8, "int8")
-    x = graph.input("x", "float32", 1, "sequence", 128)
-    graph.output(graph.linear(graph.gated(x, "relu"), "w"), "float32", 1, "sequence", 48)
+    form = GraphFormat("int8", "fused", 8, "no-dotprod")
+    graph = DIALECTS["fused"](weights, {"w": quantized_matrix("w", weights, 8, form, PLAIN)}, form)
+    x = graph.input("x", "float32", [1, "sequence", 128])
+    graph.output(graph.linear(graph.gated(x, "relu"), "w"), "float32", [1, "sequence", 48])
     graph.save(tmp_path)
     options = onnxruntime.SessionOptions()
-    options.register_custom_ops_library(str(library(platform.machine())))
+    options.register_custom_ops_library(library_path(platform.machine()))
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"])
     rows = random.standard_normal((1, 3, 128)).astype(np.float32)
     rows[0, 1] *= 100

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from merino_edge.export.random_bundle import write_random_bundle
+from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.families import operators
 from merino_edge.families.designed import Architecture
 from merino_edge.families.geometry import LayerShape

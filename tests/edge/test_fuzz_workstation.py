@@ -27,8 +27,8 @@ from merino_edge.records.compare import compare_files
 from merino_edge.records.reading import read_records
 from merino_edge.report.page import markdown, page
 from merino_edge.report.summary import summarize
+from merino_edge.training.checkpoint import FINISHED, WHOLE, Run, fault_of, read_run, trained_name
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.run_folder import FINISHED, WHOLE, Run, fault_of, kept_run, trained_name
 
 pytestmark = pytest.mark.more
 
@@ -39,7 +39,8 @@ PROBE = json.loads(synthetic().model_dump_json(by_alias=True))
 PROBE["measurements"] = PROBE["measurements"][:12]
 RECORDS = [record(), opt(), opt(test="pp64"), record(depth=512), failed()]
 RUN = Run.model_validate({
-    "name": "tiny", "architecture": DESIGN["architecture"], "recipe": asdict(Recipe()), "tokenizer_sha256": "0" * 64,
+    "name": "tiny", "family": "merino", "architecture": DESIGN["architecture"], "recipe": asdict(Recipe()),
+    "tokenizer_sha256": "0" * 64,
     "data": [{"name": "stories.txt", "bytes": 1000, "sha256": "1" * 64}], "held_out": [],
 }).model_dump(mode="json")  # fmt: skip
 OPT_CONFIG = {"model_type": "opt", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 64,
@@ -121,7 +122,7 @@ def test_a_training_record(tmp_path):
         name = trained_name(tmp_path)
         assert name is None or isinstance(name, str)
         fault_of(tmp_path)
-        return taken(kept_run, tmp_path)
+        return taken(read_run, tmp_path)
 
     fuzz(mutated_json(RUN, {"model.safetensors": "0" * 64}), use)
 

@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.cli.app import app
+from merino_edge.export.dialects.build import build_graph
 from merino_edge.export.export import export
-from merino_edge.export.graphs import build_graph
-from merino_edge.export.quantize.groups import dequantize as graph_weights
+from merino_edge.export.quantize.matrix import dequantize as matrix_weights
 from merino_edge.export.request import ExportRequest
-from merino_edge.export.source import load_source
+from merino_edge.export.source import graph_weights, load_source
 from merino_edge.families.gguf.blocks import LAYOUTS
 from merino_edge.families.gguf.config import LLAMA3, config_of, llama3_factors
 from merino_edge.families.gguf.file import open_gguf
@@ -32,6 +32,7 @@ from merino_edge.families.gguf.write import tensors_of
 from merino_edge.families.registry import FAMILIES
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
+from tests.quantized import parts, quantized
 
 EXPORTED = [name for name, config in sample.CONFIGS.items() if config["model_type"] in FAMILIES]
 FLOATS = {Kind.Q4_1: (0, 2), Kind.Q5_1: (0, 2), Kind.Q4_K: (0, 2), Kind.Q5_K: (0, 2), Kind.Q6_K: (208,)}
@@ -152,18 +153,19 @@ def test_blocks_go_into_the_graph_as_they_are_where_it_has_such_blocks(
     path = tmp_path / "model.gguf"
     write_in_blocks(path, "llama", kind, "Q8_0", num_hidden_layers=1, **WIDE)
     source = load_source(str(path))
-    graph = build_graph(source, GraphFormat(precision, "fused", 64))
-    names = [name for names in graph.quantized for name in names]
+    form = GraphFormat(precision, "fused", 64)
+    matrices = quantized(source, form)
+    names = parts(matrices)
     table = "model.embed_tokens.weight"
-    assert graph.exact == (set(names) if exact else {table}), "the embedding is Q8_0, and has 8 bits in each format"
+    assert taken_over(matrices) == (set(names) if exact else {table}), "the embedding is Q8_0 in each format"
     state = source.model.state_dict()
-    for joined, result in graph.quantized.items():
-        if joined == (table,):
+    for joined, result in matrices.items():
+        if joined == table:
             assert (result.bits, result.group_size) == (8, 32)
             continue
         assert result.bits == bits and result.group_size == (block or result.group_size)
-        weights = torch.cat([state[name] for name in joined]).numpy()
-        error = np.abs(graph_weights(result) - weights).max() / np.abs(weights).max()
+        weights = torch.cat([state[name] for name in joined.split("+")]).numpy()
+        error = np.abs(matrix_weights(result) - weights).max() / np.abs(weights).max()
         # What zero points leave of minimums has 4 bits twice, and none is larger than twice a weight.
         assert error < (1 / 254 if result.rests else 1e-6) if exact else 1e-4 < error < 0.5
     done = export(
@@ -173,11 +175,12 @@ def test_blocks_go_into_the_graph_as_they_are_where_it_has_such_blocks(
     if kind == "Q8_0":
         expected = {"Q8_0": (len(names), 0) if exact else (1, len(names) - 1)}
     assert {each.kind: (each.exact, each.requantized) for each in done.stored} == expected
+    plain_bytes = build_graph(source.arch, graph_weights(source), matrices, form).weight_bytes
     if precision == "int8" and not exact:  # its channels are scaled, for larger blocks
-        assert done.bundle.weight_bytes < graph.weight_bytes
+        assert done.bundle.weight_bytes < plain_bytes
     else:  # in int4 groups with outlier channels are stored twice
-        most = graph.weight_bytes * (1 if precision == "int8" else 1.06)
-        assert graph.weight_bytes <= done.bundle.weight_bytes <= most
+        most = plain_bytes * (1 if precision == "int8" else 1.06)
+        assert plain_bytes <= done.bundle.weight_bytes <= most
 
 
 @pytest.mark.parametrize("kind, precision, matmuls", [
@@ -197,6 +200,10 @@ def test_tiles_for_avx512_vnni_hold_the_blocks_of_a_file(kind, precision, matmul
     assert (kinds["Rows8"], kinds["GatherBlockQuantized"]) == (1, 0)
     requantized = sum(each.requantized for each in done.stored)
     assert requantized == (7 if (kind, precision) == ("Q4_1", "int8") else 0)
+
+
+def taken_over(matrices):
+    return {name for matrix in matrices.values() for name in matrix.exact}
 
 
 def write_in_blocks(path, name, kind, table, **changes):
@@ -244,15 +251,12 @@ def test_matrices_of_several_types_that_are_joined_share_one_size_of_block(tmp_p
             """Queries as they are, keys without blocks."""
             return None if "k_proj" in name else source.blocks.blocks(name)
 
-    graph = build_graph(source._replace(blocks=Mixed()), GraphFormat("int8", "fused", 64))
-    joined = next(names for names in graph.quantized if any("k_proj" in name for name in names))
-    result = graph.quantized[joined]
-    assert result.group_size == 16 and {name for name in joined if name in graph.exact} == {
-        name for name in joined if "k_proj" not in name
-    }
+    matrices = quantized(source._replace(blocks=Mixed()), GraphFormat("int8", "fused", 64))
+    joined, result = next((name, matrix) for name, matrix in matrices.items() if "k_proj" in name)
+    assert result.group_size == 16 and result.exact == {name for name in joined.split("+") if "k_proj" not in name}
     state = source.model.state_dict()
-    weights = torch.cat([state[name] for name in joined]).numpy()
-    np.testing.assert_allclose(graph_weights(result), weights, atol=0.01 * np.abs(weights).max())
+    weights = torch.cat([state[name] for name in joined.split("+")]).numpy()
+    np.testing.assert_allclose(matrix_weights(result), weights, atol=0.01 * np.abs(weights).max())
 
 
 def write_mixed(path, monkeypatch):

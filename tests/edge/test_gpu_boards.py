@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sample_probe import calibrated_board, synthetic
 from typer.testing import CliRunner
 
+from merino_edge.bundles.description import GraphFormat
 from merino_edge.calibration.calibrate import calibrate, calibrated_toml
 from merino_edge.cli.app import app
 from merino_edge.cli.recommended import recommendation_json
@@ -18,7 +19,7 @@ from merino_edge.design.design_file import Design, load_design
 from merino_edge.design.designer import design
 from merino_edge.design.recommend import recommend
 from merino_edge.design.space import Space
-from merino_edge.export.request import ExportRequest, chosen_format
+from merino_edge.export.request import ExportRequest, graph_format
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.zoo import model as published
 from merino_edge.prediction.cost_model import cost_model
@@ -215,8 +216,8 @@ def test_a_design_for_tensorrt_is_exported_in_its_dialect(tmp_path):
     path.write_text(made.to_json())
     read = load_design(path)
     assert read == made
-    assert chosen_format(ExportRequest(), read) == ("fp16", "portable", None, None, False)
-    assert chosen_format(ExportRequest(), None) == ("fp32", "fused", None, None, False)
+    assert graph_format(ExportRequest(), read, 64) == GraphFormat("fp16", "portable", 64)
+    assert graph_format(ExportRequest(), None, 64) == GraphFormat("fp32", "fused", 64)
     cpu = NANO.with_backend("onnxruntime")
     on_cpu = design(cpu, {"decode_ms": 20}, space=SMALL, context=64, prompt=32, kvs=[None])
     assert chosen_format(ExportRequest(), on_cpu).dialect == "fused"

@@ -4,6 +4,7 @@ errors of predictions are not known there is none."""
 import json
 import math
 import re
+import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 
 import numpy as np

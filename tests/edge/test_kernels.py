@@ -4,10 +4,12 @@ import functools
 import hashlib
 import platform
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from c_compilers import has_headers
@@ -15,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from merino_edge.bundles.kernels import library
-from merino_edge.export.onnx.own_kernels import tiles_of
-from merino_edge.export.quantize.groups import Quantized, dequantize, quantize_groups
-from merino_edge.export.quantize.outliers import Outliers, input_order
+from merino_edge.export.dialects.tiles import tiles_of
+from merino_edge.export.quantize.matrix import Outliers, QuantizedMatrix, dequantize, quantize_groups
+from merino_edge.export.quantize.outliers import input_order
+from merino_runtime.bundle.kernels import library_path
 
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "runtime" / "kernels"
@@ -44,13 +46,14 @@ def session_of(kind, inputs, outputs, threads=2, **attributes):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
-    options.register_custom_ops_library(str(library(platform.machine())))
+    options.register_custom_ops_library(library_path(platform.machine()))
     model = model_of(kind, inputs, outputs, **attributes)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 MATMUL = {"x": F, "w": U8}, {"y": F}
 ORDERED = {**MATMUL[0], "order": I32}, {"y": F}
+ROWS = {"w": U8, "ids": I64}, {"y": F}
 
 
 def matmul(x, weights, rows, columns, minimums, threads=2, bits=4, order=None):
@@ -78,8 +81,7 @@ def random_matrix(rng, rows, columns, with_minimums, bits=4):
     weights = rng.standard_normal((rows, columns)).astype(np.float32)
     result = quantize_groups(weights, 4 if bits == 4 else 8, 16 if bits == 6 else 32)
     if bits in (5, 6):
-        codes = rng.integers(128 - 2 ** (bits - 1), 128 + 2 ** (bits - 1), result.codes.shape, np.uint8)
-        result = result._replace(codes=codes)
+        result = result._replace(codes=rng.integers(0, 2**bits, result.codes.shape, np.uint8), bits=bits)
     scales = result.scales.astype(np.float16).astype(np.float32)
     lowest = rng.standard_normal(scales.shape).astype(np.float16).astype(np.float32) if with_minimums else None
     return result._replace(scales=scales), lowest
@@ -101,7 +103,7 @@ def test_a_product_is_that_of_its_rounded_input(rows, columns, count, with_minim
     expected = (codes * steps).reshape(x.shape).astype(np.float64) @ dequantize(result).T.astype(np.float64)
     if with_minimums:
         expected += x.reshape(count, -1, 32).sum(-1, dtype=np.float64) @ lowest.T.astype(np.float64)
-    got = matmul(x, tiles_of("w", result, lowest, bits), rows, columns, with_minimums, threads, bits)
+    got = matmul(x, tiles_of("w", result, lowest), rows, columns, with_minimums, threads, bits)
     assert got.shape == (count, rows)
     unit = np.abs(x).max(-1, keepdims=True) * columns * np.abs(result.scales).max() * 2 ** (bits - 1)
     assert (np.abs(got - expected) <= 1e-6 * (unit + np.abs(expected))).all()
@@ -119,7 +121,7 @@ def test_groups_with_outliers_are_multiplied_twice(size, groups, count, bits, wi
     outliers = [Outliers(group * size, size, group * size + np.array(data.draw(channels))) for group in twice]
     columns, with_minimums = groups * size, with_minimums and MINIMUMS[bits]
     whole = columns + size * len(outliers)
-    weights = tiles_of("w", *random_matrix(rng, 21, whole, with_minimums, bits), bits)
+    weights = tiles_of("w", *random_matrix(rng, 21, whole, with_minimums, bits))
     x = rng.standard_normal((count, columns)).astype(np.float32)
     order = input_order(columns, columns, outliers)
     gathered = np.pad(x, ((0, 0), (0, 1)))[:, order]
@@ -132,12 +134,12 @@ def test_groups_with_outliers_are_multiplied_twice(size, groups, count, bits, wi
 def test_the_largest_sums_do_not_overflow(bits):
     """Codes of -8 against 127 in each column, 32 * 8 * 127 in 16 bits; and of -16, -32 and -128."""
     size = 16 if bits == 6 else 32
-    codes = np.full((8, 128 // size, 16 if bits == 4 else size), 0 if bits == 4 else 128 - 2 ** (bits - 1), np.uint8)
-    result = Quantized(codes, np.ones(codes.shape[:2], np.float32), 4 if bits == 4 else 8, size)
+    codes = np.full((8, 128 // size, 16 if bits == 4 else size), 0, np.uint8)
+    result = QuantizedMatrix(codes, np.ones(codes.shape[:2], np.float32), bits, size)
     for sign in (1, -1):
         x = np.full((1, 128), sign * 127, np.float32)
         expected = sign * -(2 ** (bits - 1)) * 127 * 128
-        assert (matmul(x, tiles_of("w", result, bits=bits), 8, 128, False, bits=bits) == expected).all()
+        assert (matmul(x, tiles_of("w", result), 8, 128, False, bits=bits) == expected).all()
 
 
 @pytest.mark.parametrize("bits", MINIMUMS)
@@ -147,9 +149,9 @@ def test_rows_are_the_weights_themselves(bits):
         result, lowest = random_matrix(rng, 21, 96, with_minimums, bits)
         ids = np.array([[0, 20, 7, 8]], np.int64)
         sizes = {"rows": 21, "columns": 96, "minimums": with_minimums}
-        session = session_of(f"Rows{bits}", {"w": U8, "ids": I64}, {"y": F}, **sizes)
+        session = session_of(f"Rows{bits}", *ROWS, **sizes)
         expected = dequantize(result) + (0 if lowest is None else np.repeat(lowest, 32, 1))
-        given = {"w": tiles_of("w", result, lowest, bits), "ids": ids}
+        given = {"w": tiles_of("w", result, lowest), "ids": ids}
         np.testing.assert_array_equal(session.run(None, given)[0], expected[ids].astype(np.float32))
 
 
@@ -319,13 +321,11 @@ import sys, numpy, onnxruntime
 options = onnxruntime.SessionOptions()
 options.register_custom_ops_library(sys.argv[1])
 session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
-given = dict(numpy.load(sys.argv[3]))
-numpy.save(sys.argv[4], session.run(None, given)[0])
-given["w"] = given["w"][1:]
+numpy.save(sys.argv[4], session.run(None, dict(numpy.load(sys.argv[3])))[0])
 try:
-    right = bool(numpy.isnan(session.run(None, given)[0]).all())
+    right = bool(numpy.isnan(session.run(None, dict(numpy.load(sys.argv[5])))[0]).all())
 except Exception as error:
-    right = "another size" in str(error)
+    right = sys.argv[6] in str(error)
 print(onnxruntime.__version__, right)
 """
 
@@ -342,14 +342,59 @@ def test_older_versions_of_onnxruntime_run_the_library(python, version, tmp_path
         pytest.skip(f"no {python} on this machine (make test sets it up)")
     rng = np.random.default_rng(3)
     x, weights = rng.standard_normal((5, 96)).astype(np.float32), tiles_of("w", random_matrix(rng, 20, 96, True)[0])
-    words = [library(platform.machine()), *(tmp_path / name for name in ("model.onnx", "given.npz", "out.npy"))]
     order = rng.integers(-2, 99, 96).astype(np.int32)  # what x has not is 0
-    for kind, more in ((MATMUL, {}), (ORDERED, {"order": order})):
-        (tmp_path / "model.onnx").write_bytes(model_of("MatMul4", *kind, rows=20, columns=96, minimums=0))
-        np.savez(tmp_path / "given.npz", x=x, w=weights, **more)
-        done = subprocess.run([interpreter, "-c", OLDER, *words], capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (0, f"{version} True\n"), done.stderr
-        np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), matmul(x, weights, 20, 96, False, **more))
+    given, ids = {"x": x, "w": weights}, np.array([[3, 19]])
+    cases = [
+        ("MatMul4", MATMUL, given, {"w": weights[1:]}, "another size"),
+        ("MatMul4", ORDERED, {**given, "order": order}, {"w": weights[1:]}, "another size"),
+        ("Rows4", ROWS, {"w": weights, "ids": ids}, {"ids": ids + 1}, "an id is outside of the table"),
+        ("Rows4", ROWS, {"w": weights, "ids": ids}, {"ids": -ids}, "an id is outside of the table"),
+    ]
+    paths = [tmp_path / name for name in ("model.onnx", "given.npz", "out.npy", "wrong.npz")]
+    for kind, ports, given, wrong, message in cases:
+        paths[0].write_bytes(model_of(kind, *ports, rows=20, columns=96, minimums=0))
+        np.savez(paths[1], **given)
+        np.savez(paths[3], **(given | wrong))
+        words = [interpreter, "-c", OLDER, library_path(platform.machine()), *paths, message]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, f"{version} True\n"), (kind, done.stderr)
+        session = session_of(kind, *ports, rows=20, columns=96, minimums=0)
+        np.testing.assert_array_equal(np.load(paths[2]), session.run(None, given)[0])
+
+
+RUN_ONCE = """
+import sys, numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.register_custom_ops_library(sys.argv[1])
+session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
+session.run(None, dict(numpy.load(sys.argv[3])))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64" or not has_headers("gcc-14"), reason="no gcc-14 for x86")
+def test_an_empty_cache_without_memory_is_defined_behavior(tmp_path):
+    """A tensor of no elements that the graph itself computes has the address NULL. Undefined behavior is a trap."""
+    words = [KERNELS / "build.sh", "x86_64", tmp_path / "traps.so", "-O1", "-fsanitize=undefined"]
+    words.append("-fsanitize-undefined-trap-on-error")
+    subprocess.run(words, env={"CC": "gcc-14", "PATH": "/usr/bin:/bin"}, check=True)
+    arrays = attention_case(6, 2, 32, 0, 3, 0, False)
+    given = {name: arrays[name] for name in ("qkv", "last", "cos", "sin")}
+    model = onnx.load_from_string(model_of(
+        "GroupAttention", {name: TYPES[value.dtype] for name, value in arrays.items()},
+        {"mixed": F, "present_key": F, "present_value": F}, heads=6, kv_heads=2, window=0, rotary=1, scale=0.2,
+    ))  # fmt: skip
+    for name in ("past_key", "past_value"):
+        model.graph.node.insert(0, helper.make_node("ConstantOfShape", ["shape"], [name]))
+    ports = [port for port in model.graph.input if port.name in given]
+    ports.append(helper.make_tensor_value_info("shape", I64, [4]))
+    del model.graph.input[:]
+    model.graph.input.extend(ports)
+    onnx.save(model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "given.npz", shape=np.array([1, 2, 0, 32]), **given)
+    words = [tmp_path / name for name in ("traps.so", "model.onnx", "given.npz")]
+    done = subprocess.run([sys.executable, "-c", RUN_ONCE, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @functools.cache
@@ -366,6 +411,6 @@ def test_the_packaged_library_is_what_its_source_builds(machine, compiler, tmp_p
         pytest.skip(f"{compiler} is not gcc 14 (apt-get install gcc-14 gcc-aarch64-linux-gnu libc6-dev-arm64-cross)")
     subprocess.run([KERNELS / "build.sh", machine, tmp_path / "one.so"], env={"CC": compiler, "PATH": "/usr/bin:/bin"},
                    check=True)  # fmt: skip
-    paths = tmp_path / "one.so", library(machine)
+    paths = tmp_path / "one.so", Path(library_path(machine))
     built, packaged = (hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
     assert built == packaged, "make kernels builds it anew"

@@ -9,20 +9,18 @@ from hypothesis import strategies as st
 from merino_edge.cli.app import main
 from merino_edge.embedded import FOLDER
 from merino_edge.export.divergence import divergence
-from merino_edge.export.export import export
+from merino_edge.export.export import calibrate, export, export_planned
 from merino_edge.export.mixed import Promotion, chosen, promotions
-from merino_edge.export.one_format import calibrate, write_export
+from merino_edge.export.plan import resolve_plan
 from merino_edge.export.request import ExportRequest
-from merino_edge.export.resolved import resolve
 from merino_edge.export.source import load_source
 
-UNUSED = (1.0, 1.0)
 parts = st.tuples(st.integers(-3, 60), st.integers(1, 20), st.integers(1, 20))
 
 
 @given(st.lists(parts, min_size=1, max_size=7), st.integers(0, 60) | st.none(), st.integers(0, 60) | st.none())
 def test_the_choice_saves_as_much_as_the_best_subset(values, most_bytes, most_ms):
-    candidates = [Promotion((f"m{place}",), kl / 1e4, nbytes, ms) for place, (kl, nbytes, ms) in enumerate(values)]
+    candidates = [Promotion(f"m{place}", kl / 1e4, nbytes, ms) for place, (kl, nbytes, ms) in enumerate(values)]
 
     def fits(subset):
         spent = sum(each.nbytes for each in subset), sum(each.ms for each in subset)
@@ -30,8 +28,7 @@ def test_the_choice_saves_as_much_as_the_best_subset(values, most_bytes, most_ms
 
     subsets = chain.from_iterable(combinations(candidates, size) for size in range(len(candidates) + 1))
     best = max(sum(each.kl for each in subset) for subset in subsets if fits(subset))
-    names = chosen(candidates, most_bytes, most_ms)
-    taken = [each for each in candidates if each.names[0] in names]
+    taken = chosen(candidates, most_bytes, most_ms)
     assert fits(taken) and sum(each.kl for each in taken) == pytest.approx(best, abs=1e-9)
 
 
@@ -41,19 +38,18 @@ def test_the_chosen_matrices_save_more_than_others_of_as_many_bytes(tmp_path):
     made = export(source, tmp_path / "mixed", ExportRequest(precision="mixed"), say=lines.append)
     assert made.bundle.precision == "int4" and len(lines) == 1 and "MB more than int4" in lines[0]
     bits = {each.name: each.bits for each in made.matrices}
-    resolved_int4 = resolve(ExportRequest(precision="int4"), source, tmp_path / "int4")
-    measured = calibrate(source, resolved_int4)
-    candidates, least = promotions(source, resolved_int4.form, measured.answers, UNUSED)
-    eight = {name for each in candidates if bits["+".join(each.names)] == 8 for name in each.names}
+    plan = resolve_plan(ExportRequest(precision="int4"), source, tmp_path / "int4")
+    measured = calibrate(source, plan)
+    candidates, _ = promotions(source, plan.form, measured.answers, 0.0)
     spare = sum(each.nbytes for each in candidates) / 2
-    spent = sum(each.nbytes for each in candidates if each.names[0] in eight)
+    spent = sum(each.nbytes for each in candidates if bits[each.name] == 8)
     assert 0.8 * spare < spent <= spare
-    others = chosen([each._replace(kl=1.0 if each.names[0] not in eight else 0.0) for each in candidates], spare, None)
+    others = chosen([each._replace(kl=float(bits[each.name] != 8)) for each in candidates], spare, None)
     kl = {"mixed": made.divergence.kl_mean}
-    for name, matrices in {"int4": frozenset(), "others": others}.items():
-        kl[name] = write_export(
-            source, tmp_path / name, resolved_int4._replace(eight_bits=matrices), measured
-        ).divergence.kl_mean  # fmt: skip
+    for name, promoted in {"int4": [], "others": others}.items():
+        names = frozenset(part for each in promoted for part in each.name.split("+"))
+        planned = plan._replace(eight_bits=names)
+        kl[name] = export_planned(source, tmp_path / name, planned, measured).divergence.kl_mean
     assert kl["mixed"] < 0.7 * kl["int4"] and kl["mixed"] < 0.8 * kl["others"], kl
     rise = sum(each.kl for each in candidates)  # of int4 over int8, predicted to second order
     assert 0.3 * kl["int4"] < rise < 3 * kl["int4"], (rise, kl)

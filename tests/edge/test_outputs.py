@@ -277,14 +277,14 @@ def test_a_disk_that_fills_up_meanwhile_is_a_message_and_leaves_nothing(disk, ti
 
 PAUSED = """
 import sys
-from merino_edge.export import one_format
-write = one_format.write_bundle
+from merino_edge.export import export as exporting
+write = exporting.write_bundle
 def write_and_wait(*arguments, **options):
     bundle = write(*arguments, **options)
     print("written", flush=True)
     sys.stdin.read()
     return bundle
-one_format.write_bundle = write_and_wait
+exporting.write_bundle = write_and_wait
 """
 
 

@@ -8,13 +8,13 @@ from functools import partial
 import numpy as np
 import pytest
 
-import merino_edge.export.one_format as exporting
+import merino_edge.export.parity as proving
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.export import export
 from merino_edge.export.golden import PARITY_STEPS
-from merino_edge.export.graphs import build_graph
 from merino_edge.export.parity import torch_greedy, unrounded_error, with_quantized
-from merino_edge.export.quantize.smoothquant import rows_to_read, smoothed
+from merino_edge.export.quantize.inputs import rows_to_read
+from merino_edge.export.quantize.smoothquant import smoothed
 from merino_edge.export.recover import graph_weights
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
@@ -22,6 +22,7 @@ from merino_edge.families.registry import family_of, layout_of
 from merino_runtime.backends import open_backend
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.selftest import selftest
+from tests.quantized import quantized
 from tests.sample_geometries import LLAMA3, SMALL, small
 
 SCALED = ("fused", "int8", "dotprod")  # its channels are scaled first
@@ -54,12 +55,12 @@ def test_codes_and_torchs_weights_compute_the_same(source, kind, tmp_path):
     exported = export(given, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, core=core))
     if kind == SCALED:
         source = smoothed(source, partial(rows_to_read, source, 48, None))
-    graph = build_graph(source, GraphFormat(precision, dialect, 48, core))
+    matrices = quantized(source, GraphFormat(precision, dialect, 48, core))
     oldest = exported.bundle.backends[0].min_version
     by_groups = core == "no-dotprod" and source.arch.heads >= 3 * source.arch.kv_layers[0][0]
     windowed = any(getattr(source.arch, "windowed", ())) and not by_groups
     assert (oldest == "1.24") == (dialect == "fused" and windowed)
-    twin = with_quantized(source.model, graph.quantized, layout_of(source.arch))
+    twin = with_quantized(source.model, matrices, layout_of(source.arch))
     ids = np.random.default_rng(1).integers(0, source.arch.vocab, 9).tolist()
     assert unrounded_error(exported.bundle, torch_greedy(twin, ids, PARITY_STEPS)) <= CLOSE
     assert 1e-4 < exported.error < 0.1  # rounded, and not by much
@@ -92,7 +93,7 @@ def test_a_wrong_operator_is_seen_through_the_rounding(decoder, tmp_path, monkey
     with pytest.raises(MerinoError, match="graph with float activations differs from torch"):
         export(source, tmp_path / "bundle", ExportRequest(precision="int8"))
     assert not (tmp_path / "bundle").exists()
-    monkeypatch.setattr(exporting, "unrounded_error", lambda *_: 0.0)
+    monkeypatch.setattr(proving, "unrounded_error", lambda *_: 0.0)
     export(source, tmp_path / "bundle", ExportRequest(precision="int8"))
     monkeypatch.undo()
     export(source._replace(model=right), tmp_path / "bundle", ExportRequest(precision="int8"))

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from merino_edge.export.dialects.external_data import DATA_FILE, PAGE
 from merino_edge.export.export import export
-from merino_edge.export.onnx.external_data import DATA_FILE, PAGE
 from merino_edge.export.parity import rms_error, with_quantized
-from merino_edge.export.quantize.groups import GROUP_SIZES, dequantize, matrix_error, quantize, quantize_groups, rms
+from merino_edge.export.quantize.matrix import GROUP_SIZES, dequantize, matrix_error, quantize, quantize_groups, rms
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families import operators
@@ -128,7 +128,7 @@ def test_the_graph_computes_what_the_codes_stand_for(source, dialect, precision,
     """Each step against torch with the dequantized weights; activations are int8 in the graph, so not exactly."""
     done = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, core=core))
     signed = dialect == "portable" or core == "no-dotprod"  # rows of 8 bits whole, without -128
-    codes = {tuple(row.name.split("+")): requantized(source, row, signed) for row in done.matrices}
+    codes = {row.name: requantized(source, row, signed) for row in done.matrices}
     model = with_quantized(source.model, codes)
     ids = np.random.default_rng(5).integers(0, 311, PROMPT + STEPS)
     with torch.no_grad():

@@ -16,21 +16,15 @@ from hypothesis.extra.numpy import arrays
 from typer.testing import CliRunner
 
 import merino_edge.export.quantize.kv_calibration as kv_calibration
+from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.cli.app import app
 from merino_edge.design.design_file import load_design
 from merino_edge.design.designer import check_cache, design
 from merino_edge.export.export import export
+from merino_edge.export.quantize.inputs import own_rows, written_by
 from merino_edge.export.quantize.kv_cache import fitted_scales, largest_code, rounded, scales_of
-from merino_edge.export.quantize.kv_calibration import (
-    RoundedCache,
-    calibrated_cache,
-    filled_layers,
-    own_rows,
-    rise_of,
-    written_by,
-)
-from merino_edge.export.random_bundle import write_random_bundle
-from merino_edge.export.request import ExportRequest, chosen_cache
+from merino_edge.export.quantize.kv_calibration import RoundedCache, calibrated_cache, filled_layers, rise_of
+from merino_edge.export.request import ExportRequest, cache_format
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import kv_bytes
@@ -276,13 +270,13 @@ ORIN = load_profile("jetson-orin-nano")
 ], ids=str)  # fmt: skip
 def test_what_takes_no_such_cache_is_refused(options, message):
     with pytest.raises(MerinoError, match=message):
-        chosen_cache(**{"dialect": "fused", "precision": "fp32", **options})
+        cache_format(**{"dialect": "fused", "precision": "fp32", **options})
 
 
 def test_a_wish_goes_before_the_designs_cache():
     planned = SimpleNamespace(kv="int8")
-    assert chosen_cache("fp32", "fused", "fp32", design=planned) is None
-    assert chosen_cache(None, "fused", "fp32", design=planned) == "int8"
+    assert cache_format("fp32", "fused", "fp32", design=planned) is None
+    assert cache_format(None, "fused", "fp32", design=planned) == "int8"
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "onnxruntime"])

@@ -3,14 +3,13 @@
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from statistics import geometric_mean
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sample_probe import with_errors
 from sample_records import OURS, failed, many, opt, record
 
@@ -22,10 +21,10 @@ from merino_edge.profiles.reading import load_profile
 from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
 from merino_edge.report import tables as words
+from merino_edge.report.charts import COLORS, WIDTHS, cache_points, charts_of
 from merino_edge.report.page import markdown, page
-from merino_edge.report.page_charts import cache_points, charts_of
 from merino_edge.report.summary import summarize
-from merino_edge.report.svg import linear_ticks, log_ticks, number
+from merino_edge.report.tables import number
 
 ROOT = Path(__file__).resolve().parents[2]
 STYLE = ROOT / "merino_edge" / "report" / "template" / "style.css"
@@ -60,7 +59,10 @@ def test_the_headline_of_the_committed_records():
 def test_the_committed_page_is_the_one_of_the_committed_records():
     results = ROOT / "bench" / "results" / "demo-x86-2cores.json"
     committed = (ROOT / "docs" / "report-x86-2cores.html").read_text(encoding="utf-8")
-    assert page(summarize(read_records([results]))) == committed, (
+    # The text layout of a drawing depends on matplotlib's version, so drawings are compared by what they describe.
+    made, kept = (re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL)
+                  for text in (page(summarize(read_records([results]))), committed))  # fmt: skip
+    assert made == kept, (
         "remake it: merino-edge report bench/results/demo-x86-2cores.json -o docs/report-x86-2cores.html"
     )
 
@@ -213,23 +215,62 @@ def test_cache_points_are_medians_of_each_depth_or_of_slices_of_the_steps():
     assert [value for _, value in cache_points(single)] == [1, 1, 2, 2, 3, 3, 4, 4]
 
 
-def test_drawings_are_well_formed_named_and_once_per_width():
-    names = []
-    for chart in charts_of(summary_of(*many(), board="raspberry-pi-4")):
-        assert len(chart.drawings) == 2 and chart.provenance
-        for drawing in chart.drawings:
-            svg = ElementTree.fromstring(drawing)
-            assert svg.get("role") == "img" and svg[0].tag == "title" and svg[0].text == chart.title
-            assert svg[1].tag == "desc" and svg[1].text
-            names.append(svg[0].get("id"))
-            places = [float(each.get(key, "0")) for each in svg.iter() for key in ("x", "y", "cx", "cy", "x1", "y2")]
-            assert np.isfinite(places).all()
-    assert len(names) == len(set(names)) == 18
+def figures_of(summary):
+    return {chart.name: chart.draw(WIDTHS["wide"]) for chart in charts_of(summary)}
+
+
+def test_charts_show_the_records_values():
+    """Read back from the drawn figures, and worked out here from the rows."""
+    summary = summary_of(*many(), board="raspberry-pi-4")
+    figures = figures_of(summary)
+    assert list(figures) == ["size", "cache", "prompt", "latency", "memory", "bandwidth", "predicted-decode",
+                             "predicted-prefill", "predicted-memory"]  # fmt: skip
+    decoding = [one for one in summary.series if one.decode and one.params]
+    marks = [line for line in figures["size"].axes[0].lines if line.get_marker() != "None"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in marks] == [
+        (one.params / 1e6, one.decode.tok_s) for one in decoding]  # fmt: skip
+    assert [text.get_text().split(" (")[0] for text in figures["size"].legends[0].get_texts()] == [
+        one.label for one in decoding]  # fmt: skip
+    by_depth = {one.label: tuple(zip(*cache_points(one), strict=True)) for one in summary.series if cache_points(one)}
+    for line, text in zip(figures["cache"].axes[0].lines, figures["cache"].legends[0].get_texts(), strict=True):
+        assert (tuple(line.get_xdata()), tuple(line.get_ydata())) == by_depth[text.get_text()]
+    widths = [bar.get_width() for bars in figures["memory"].axes[0].containers for bar in bars]
+    assert widths == [value for parts in summary.memory
+                      for value in (parts.weights_mb, parts.kv_mb or 0, parts.rest_mb)]  # fmt: skip
+    widths = [bar.get_width() for bars in figures["predicted-decode"].axes[0].containers for bar in bars]
+    decode = [one for one in summary.predictions if one.what == "decode"]
+    assert widths == [value for one in decode for value in (one.predicted, 0, 0, one.measured)]
+    samples = decoding[0].decode.samples_ms
+    lines = [line.get_xdata()[0] for line in figures["latency"].axes[0].lines]
+    assert lines == [pytest.approx(np.percentile(samples, rank)) for rank in (50, 90, 99)]
+
+
+def test_series_of_a_chart_differ_in_color_or_shape():
+    figure = figures_of(summary_of(*many()))["size"]
+    styles = Counter((line.get_color(), line.get_marker(), line.get_markerfacecolor()) for line in figure.axes[0].lines
+                     if line.get_marker() != "None")  # fmt: skip
+    assert len(styles) == 13 and max(styles.values()) == 1
+
+
+def test_drawings_are_well_formed_and_the_same_each_time_with_ids_that_are_unique_on_the_page():
+    summary = summary_of(*many(), board="raspberry-pi-4")
+    ids = []
+    for chart, again in zip(charts_of(summary), charts_of(summary), strict=True):
+        assert chart.provenance and chart.description
+        for kind in WIDTHS:
+            svg = chart.svg(kind)
+            assert svg == again.svg(kind) and not set(COLORS.values()) & set(re.findall(r"#[0-9a-f]{6}", svg))
+            ids += re.findall(r' id="([^"]*)"', svg)
+            references = re.findall(r"url\(#([^)]*)\)|xlink:href=\"#([^\"]*)\"", svg)
+            assert {one or other for one, other in references} <= set(ids)
+            assert ElementTree.fromstring(svg).get("class") == kind
+    assert len(ids) == len(set(ids)) > 100
 
 
 def test_a_page_loads_nothing_and_each_chart_has_its_provenance():
     html = page(summary_of(*many(), board="raspberry-pi-4"))
-    assert not re.search(r"https?:|//[a-z]|@import|url\(|<link (?!rel=\"icon\" href=\"data:,\")", html)
+    html = re.sub(r' xmlns(:xlink)?="[^"]*"', "", html)
+    assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)|<link (?!rel=\"icon\" href=\"data:,\")", html)
     assert "measured on Test board" in html and "predicted from estimated coefficients" in html
     assert html.count('class="provenance"') == html.count("<figure") == 9
 
@@ -238,7 +279,7 @@ def test_text_of_a_record_is_shown_and_never_run():
     raw = [record(10, bundle=EVIL, engine=f"onnxruntime {EVIL}", notes=[EVIL]), opt(engine=f"onnxruntime {EVIL}"),
            failed(bundle=EVIL, flags=[f"failed: {EVIL}"])]  # fmt: skip
     html = page(summary_of(*raw))
-    assert html.count("<script") == 1 and "<img" not in html and "&lt;img" in html
+    assert "<script" not in html and "<img" not in html and "&lt;img" in html
     text = markdown(summary_of(*raw))
     assert "<img" not in re.sub(r"\\<", "", text) and "<script" not in re.sub(r"\\<", "", text)
     for line in text.splitlines():
@@ -281,18 +322,6 @@ def test_series_with_the_same_name_have_different_labels():
     assert labels == ["ours fp32, 2 threads", "ours fp32, 1 thread", "ours fp32 llama.cpp"]
 
 
-@given(st.floats(1e-6, 1e9), st.integers(2, 8))
-def test_linear_ticks_reach_the_value(high, most):
-    ticks = linear_ticks(high, most)
-    assert ticks[0] == 0 and ticks[-1] >= high * (1 - 1e-9) and 2 <= len(ticks) <= most + 2
-
-
-@given(st.floats(1e-5, 1e8), st.floats(1, 1e6))
-def test_log_ticks_enclose_the_values(low, factor):
-    ticks = log_ticks(low, low * factor)
-    assert ticks[0] <= low * 1.001 and ticks[-1] >= low * factor * 0.999 and ticks == sorted(ticks)
-
-
 def test_numbers_have_three_digits():
     assert [number(value) for value in (0, 1234.5, 21.14, 0.0123, 5, 100, 8.2, -3.456)] == [
         "0", "1,234", "21.1", "0.0123", "5", "100", "8.2", "-3.46"]  # fmt: skip
@@ -313,7 +342,7 @@ def contrast(one, other):
 def test_colors_have_contrast_in_light_and_in_dark():
     themes = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", part)) for part in re.findall(
         r":root \{(.*?)\}", STYLE.read_text(encoding="utf-8"), re.DOTALL)]  # fmt: skip
-    assert len(themes) == 2
+    assert len(themes) == 2 and themes[0].items() >= COLORS.items()
     for theme in themes:
         for text in ("ink", "quiet"):
             assert min(contrast(theme[text], theme[back]) for back in ("page", "card", "grid")) >= 4.5, text

@@ -7,13 +7,15 @@ import torch
 
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.export import export
-from merino_edge.export.graphs import build_graph
+from merino_edge.export.plan import resolve_plan
 from merino_edge.export.quantize import outliers
-from merino_edge.export.quantize.smoothquant import NOTE, LaidWeights, move, sites_of, smoothed
+from merino_edge.export.quantize.smoothquant import NOTE, move, sites_of, smoothed
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.graph_ops import Norm
 from merino_edge.families.registry import decoder_of, layout_of
+from merino_edge.families.weights import ModelWeights
+from tests.quantized import parts, quantized
 from tests.sample_geometries import SMALL, small
 
 MODELS = {name: small(name) for name in SMALL} | {"llama untied": small("llama", tied=False)}
@@ -29,7 +31,7 @@ def logits(model):
 def test_the_model_computes_the_same_whatever_the_factors(name, decoder):
     arch, random = MODELS[name], np.random.default_rng(1)
     model, kept = decoder(arch, 3), decoder(arch, 3)
-    weights, sites = LaidWeights(model, layout_of(arch)), list(sites_of(decoder_of(arch)))
+    weights, sites = ModelWeights(model, layout_of(arch)), list(sites_of(decoder_of(arch)))
     for site in sites:
         columns = weights[site.after.weights[0]].shape[1]
         move(weights, site, np.exp(random.uniform(-3, 3, columns)).astype(np.float32))
@@ -45,7 +47,7 @@ def test_the_model_computes_the_same_whatever_the_factors(name, decoder):
 def with_outliers(model, arch):
     """A few channels behind each norm fifty times as large as the others, as published models have them, and read as
     weakly."""
-    weights = LaidWeights(model, layout_of(arch))
+    weights = ModelWeights(model, layout_of(arch))
     for index, site in enumerate(sites_of(decoder_of(arch))):
         factors = np.ones(weights[site.after.weights[0]].shape[1], np.float32)
         factors[index % 7 :: 23] = 1 / 50
@@ -61,7 +63,7 @@ def test_an_export_in_int8_loses_less_of_a_model_with_outliers(family, decoder, 
     done = export(source, tmp_path / "smoothed", ExportRequest(precision="int8"))
     assert done.note == onnx.load(str(done.folder / "model.onnx"), load_external_data=False).doc_string == NOTE
     assert all(torch.equal(weight, before[name]) for name, weight in source.model.state_dict().items())
-    monkeypatch.setattr("merino_edge.export.one_format.smoothed", lambda given, *_, **__: given)
+    monkeypatch.setattr("merino_edge.export.export.smoothed", lambda given, *_, **__: given)
     plain = export(source, tmp_path / "plain", ExportRequest(precision="int8"))
     assert plain.note == "" and done.error < 0.6 * plain.error
 
@@ -92,12 +94,16 @@ def test_blocks_that_the_graph_takes_over_stay_as_they_are(tmp_path):
         source = load_source(str(path))
         result = smoothed(source, lambda: ROWS)
         assert (result is not source) == changed
-        graph = build_graph(result, GraphFormat("int8", "fused", 64))
+        matrices = quantized(result, GraphFormat("int8", "fused", 64))
         tables = {source.arch.decoder().embedding, source.arch.decoder().head}
-        assert graph.exact == {name for names in graph.quantized for name in names if name in tables or not changed}
+        exact = {name for matrix in matrices.values() for name in matrix.exact}
+        assert exact == {name for name in parts(matrices) if name in tables or not changed}
 
 
-def test_random_weights_and_designs_are_left_alone(tiny_arch, decoder):
-    for arch, weights in ((small("llama"), "random"), (tiny_arch, "trained")):
+def test_random_weights_and_designs_are_left_alone(tiny_arch, decoder, tmp_path):
+    for arch, weights, planned in (
+        (small("llama"), "random", False), (tiny_arch, "trained", False), (small("llama"), "trained", True)
+    ):  # fmt: skip
         source = Source("any", arch, decoder(arch, 1), weights, "drawn", (), None)
-        assert smoothed(source, lambda: pytest.fail("nothing is read")) is source
+        plan = resolve_plan(ExportRequest(precision="int8"), source, tmp_path / "bundle")
+        assert plan.smoothquant == planned

@@ -22,9 +22,9 @@ from test_training_runs import ctrl_c_at, main_ends, same_weights
 from merino_edge.families.designed import Block
 from merino_edge.families.hugging_face import build_model
 from merino_edge.text.tokenizer import load_tokenizer
+from merino_edge.training.checkpoint import saved_states, step_of
 from merino_edge.training.optimizer import Muon, optimizer_for
 from merino_edge.training.recipe import Recipe, usual_weight_decay
-from merino_edge.training.run_folder import saved_states, step_of
 from merino_edge.training.train import train
 from merino_runtime.errors import MerinoError
 
@@ -100,16 +100,11 @@ def test_the_logs_have_every_loss_of_the_record(text, tmp_path):
         train(ARCH, [text], out, recipe=RECIPE, progress=ctrl_c_at(9))
     stopped = max(step_of(state) for state in saved_states(out / "trainer"))
     assert (out / "trainer" / "losses.csv").read_text().count("\n") == 1 + stopped == 11
-    record = train(ARCH, [text], out, recipe=RECIPE, resume=True, tensorboard=True)
+    record = train(ARCH, [text], out, recipe=RECIPE, resume=True)
     rows = list(csv.DictReader((out / "losses.csv").open()))
     assert [int(row["step"]) for row in rows] == list(range(1, 21))
     assert [float(row["loss"]) for row in rows] == losses(record)
     assert [float(row["held_out_loss"]) for row in rows if row["held_out_loss"]] == losses(record, "eval_loss")
-    assert "<svg" in (out / "losses.svg").read_text() and "held-out" in (out / "losses.svg").read_text()
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(out / "trainer" / "tensorboard")).Reload()
-    assert [event.step for event in events.Scalars("train/loss")] == list(range(stopped + 1, 21))
 
 
 def test_muon_takes_the_matrices_of_the_layers_and_resumes_exactly(text, tmp_path):
@@ -152,7 +147,7 @@ def test_prompts_count_by_their_weight(tmp_path):
     records = [{"prompt": story(seed, 1), "completion": " yes."} for seed in range(400)]
     samples, result = write_lines(tmp_path / "samples.jsonl", records), []
     for weight in (0.0, 0.5):
-        recipe = Recipe(steps=1, batch=128, learning_rate=1e-12, prompt_weight=weight)
+        recipe = Recipe(steps=1, batch=1024, learning_rate=1e-12, prompt_weight=weight)
         record = train(ARCH, [samples], tmp_path / str(weight), recipe=recipe)
         result.append((losses(record)[0], record["held_out_loss"]))
     tokenizer = load_tokenizer(tmp_path / "0.0" / "tokenizer.json")
@@ -169,12 +164,12 @@ def test_prompts_count_by_their_weight(tmp_path):
     "keys", [{"optimizer": "sgd"}, {"prompt_weight": 2.0}, {"patience": -1}, {"weight_decay": -0.1}]
 )
 def test_a_recipe_that_cannot_be_is_refused(keys):
-    with pytest.raises(MerinoError, match="is not known|must be at least 0|must lie from 0 to 1"):
+    with pytest.raises(MerinoError, match="must be (adamw or muon|at least 0|from 0 to 1)"):
         Recipe(**keys)
 
 
 @pytest.mark.parametrize(("options", "decay"), [
-    ([], 0.5), (["--preset", "laptop-hour", "--length", 32], 0.5), (["--weight-decay", 0.03], 0.03),
+    ([], 0.5), (["--preset", "laptop-hour", "--length", 32], 0.5), (["--set", "weight_decay=0.03"], 0.03),
 ])  # fmt: skip
 def test_a_short_run_from_drawn_weights_has_more_weight_decay(options, decay, tmp_path):
     (tmp_path / "arch.json").write_text(ARCH.model_dump_json())
@@ -207,7 +202,7 @@ def words_of(text, samples, out, tmp_path, *more):
     (tmp_path / "arch.json").write_text(ARCH.model_dump_json())
     data = ["--data", f"{text}:1", "--data", f"{samples}:1"]
     recipe = ["--preset", "gpu-day", "--accumulate", 1, "--steps", 20, "--batch", 4, "--learning-rate", 3e-3,
-              "--length", ARCH.context, "--evaluations", 10, "--weight-decay", 0.1, "--no-bf16"]  # RECIPE, on any CPU
+              "--length", ARCH.context, "--set", "evaluations=10", "--set", "weight_decay=0.1", "--no-bf16"]
     return [tmp_path / "arch.json", *data, *recipe, "-o", out, *more]
 
 
@@ -228,7 +223,7 @@ def test_two_processes_compile_a_design_of_several_gradient_buckets(text, tmp_pa
     """In bfloat16, parts of a graph that torch.compile cut at the buckets had gradients that were not finite."""
     arch = ARCH.model_copy(update={"blocks": tuple(Block(width=width, ffn_ratio=2, depth=1) for width in (192, 256))})
     (tmp_path / "arch.json").write_text(arch.model_dump_json())
-    words = [tmp_path / "arch.json", "--data", text, "--steps", 3, "--batch", 4, "--evaluations", 1, "--bf16"]
+    words = [tmp_path / "arch.json", "--data", text, "--steps", 3, "--batch", 4, "--set", "evaluations=1", "--bf16"]
     process = torchrun([*words, "--compile", "-o", tmp_path / "two"], free_port())
     output = process.communicate(timeout=400)[0]
     assert process.returncode == 0, output

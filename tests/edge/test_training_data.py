@@ -19,15 +19,15 @@ from sample_training import ARCH, story, write_stories
 
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.hugging_face import build_model
+from merino_edge.text import documents
 from merino_edge.text.documents import END_OF_TEXT
 from merino_edge.text.rows import PackedTokens
 from merino_edge.text.tokenizer import train_tokenizer
-from merino_edge.training.data import samples
-from merino_edge.training.data.material import Sources, run_rows
-from merino_edge.training.data.rows import PATTERN, Joined, Mixture, SampleRows, TextRows, permuted, split, whole
-from merino_edge.training.data.shards import Reading, shard_of
-from merino_edge.training.data.sources import data_source, data_sources, file_of
+from merino_edge.training import samples
+from merino_edge.training.dataset import PATTERN, Group, RowDataset, load_data, run_order, split
 from merino_edge.training.recipe import Recipe
+from merino_edge.training.shards import Tokenization, load_shard
+from merino_edge.training.sources import read_sources
 from merino_edge.training.train import train
 from merino_runtime.errors import MerinoError
 
@@ -47,12 +47,16 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "merino_edge" / "tokens"
 
 
-READING = Reading(TOKENIZER, CHAT)
+TOKENIZATION = Tokenization(TOKENIZER, CHAT)
 
 
-def shard(path, reading=READING, notes=None):
-    source = data_source(path)
-    return shard_of(source, file_of(source), reading, (notes if notes is not None else []).append)
+def shard(path, tokenization=TOKENIZATION, notes=None):
+    (source,) = read_sources([path])
+    return load_shard(source, tokenization, (notes if notes is not None else []).append)
+
+
+def group(*paths, length=32):
+    return Group([shard(path) for path in paths], length=length, pad=0, cut_long=False, what="the text")
 
 
 def write_lines(path, records):
@@ -112,6 +116,30 @@ def test_of_messages_the_assistants_turns_are_learned_up_to_their_end(tmp_path):
     assert learned == "assistant 0</>\nassistant 1</>\n"
 
 
+def test_records_of_alpaca_and_sharegpt_are_the_same_samples(tmp_path):
+    alpaca = {"instruction": "Add.", "input": "1 2", "output": "3", "text": None}
+    turns = [{"from": "human", "value": "Add.\n\n1 2"}, {"from": "gpt", "value": "3"}]
+    messages = [{"role": "user", "content": "Add.\n\n1 2"}, {"role": "assistant", "content": "3"}]
+    expected = shard(write_lines(tmp_path / "messages.jsonl", [{"messages": messages}]))
+    for name, record in (("alpaca.jsonl", alpaca), ("sharegpt.jsonl", {"conversations": turns})):
+        result = shard(write_lines(tmp_path / name, [record]))
+        assert result.ids.tolist() == expected.ids.tolist() and result.learned.tolist() == expected.learned.tolist()
+    plain = shard(tmp_path / "alpaca.jsonl", Tokenization(TOKENIZER))
+    text = TOKENIZER.decode(plain.ids.tolist())
+    assert text == "### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n3"
+
+
+@pytest.mark.parametrize("written", [lambda tools: tools, json.dumps])
+def test_tools_of_a_record_reach_the_chat_template(written, tmp_path):
+    text = "{% for t in tools or [] %}[{{ t.name }}]{% endfor %}" + CHAT.text
+    record = {"messages": CONVERSATION[:2], "tools": written([{"name": "lamp"}, {"name": "fan"}])}
+    tokenization = Tokenization(TOKENIZER, CHAT._replace(text=text))
+    result = shard(write_lines(tmp_path / "a.jsonl", [record]), tokenization)
+    assert TOKENIZER.decode(result.ids.tolist()).startswith("[lamp][fan]<user>user 0</>")
+    with pytest.raises(MerinoError, match="line 1, `tools` is '.lamp', must be a list"):
+        shard(write_lines(tmp_path / "b.jsonl", [{**record, "tools": "[lamp"}]), tokenization)
+
+
 def test_documents_longer_than_a_piece_are_the_same_documents(tmp_path, monkeypatch):
     """Read bit by bit and encoded in pieces: the ids are those of the whole text, wherever a bit ends."""
     texts = [f"  {story(1, 400)}\n\n {story(2, 300)} é€\U0001f600 ", "short", " \n ", story(3, 500)]
@@ -120,15 +148,15 @@ def test_documents_longer_than_a_piece_are_the_same_documents(tmp_path, monkeypa
     records = [{"text": text.strip()} for text in texts]
     expected = PackedTokens([text.strip() for text in texts if text.strip()], TOKENIZER, 1).rows.flatten().tolist()
     for piece, read in ((1 << 16, 1 << 20), (1000, 777), (997, 13), (5000, 1)):
-        monkeypatch.setattr(samples, "PIECE", piece)
-        monkeypatch.setattr(samples, "READ_BYTES", read)
-        pieces = list(samples.text_pieces(data_source(path)))
-        assert len(pieces) > 10 if piece < 2000 else len(pieces) >= 3
+        monkeypatch.setattr(documents, "SEGMENT", piece)
+        monkeypatch.setattr(documents, "READ_BYTES", read)
+        (source,) = read_sources([path])
+        segments = list(samples.segments_of(source, None)[1])
+        assert len(segments) > 10 if piece < 2000 else len(segments) >= 3
         for form in (path, write_lines(tmp_path / "long.jsonl", records)):
-            result = samples.pieces_of(data_source(form), None).pieces
             ids = []
-            for each in result:
-                ids += [0] * each.first + TOKENIZER.encode(each.text, add_special_tokens=False).ids
+            for segment in samples.segments_of(read_sources([form])[0], None)[1]:
+                ids += [0] * segment.first + TOKENIZER.encode(segment.text, add_special_tokens=False).ids
             assert ids == expected, (piece, read, form)
 
 
@@ -139,7 +167,10 @@ FAULTS = {
     "image.txt": (b"PNG\0\0" + bytes(99), "image.txt is not text, with a NUL byte"),
     "broken.jsonl": (b'{"text": "a"}\n\n{"text": \n', "broken.jsonl, line 3, is not JSON: .* at column"),
     "bytes.jsonl": (b'{"text": "a"}\n{"text": "\xff"}\n', "bytes.jsonl, line 2, is not UTF-8"),
-    "list.jsonl": (b"[1]\n", r"line 1, is \[1\], must be an object"),
+    "list.jsonl": (b"[1]\n", r"line 1, is \[1\], must be an object. Write one object a line instead of an array"),
+    "array.json": (b'[{"text": "a"}]', "array.json has the suffix .json, which is not read: convert it. Write one"),
+    "table.csv": (b"text\na\n", "table.csv has the suffix .csv, which is not read: convert it. Write JSONL"),
+    "narrator.jsonl": (b'{"conversations": [{"from": "narrator", "value": "a"}]}', "line 1, has no message of the ass"),
     "other.jsonl": (b'{"body": "a"}\n', "line 1, has none of these fields, but body, expected: `text`"),
     "half.jsonl": (b'{"prompt": "a"}\n', "line 1, has `prompt`, expected: "),
     "both.jsonl": (b'{"text": "a", "messages": []}\n', "line 1, has `text` and `messages`, expected: "),
@@ -162,7 +193,7 @@ def test_what_is_wrong_is_said_with_its_place_and_leaves_nothing(name, tmp_path,
     with pytest.raises(MerinoError, match=message):
         shard(tmp_path / name)
     assert not cache.exists() or list(cache.iterdir()) == []
-    if name not in ("mute.jsonl", "string.jsonl"):  # a template would be missing first
+    if name not in ("mute.jsonl", "string.jsonl", "narrator.jsonl"):  # a template would be missing first
         with pytest.raises(MerinoError, match=message):
             train(ARCH, [tmp_path / name], tmp_path / "out", recipe=Recipe(steps=1))
         assert not (tmp_path / "out").exists()
@@ -180,10 +211,10 @@ def test_sources_and_weights_that_do_not_do_are_refused(tmp_path):
         with pytest.raises(MerinoError, match=message):
             train(ARCH, data, tmp_path / "out", recipe=Recipe(steps=1))
     with pytest.raises(MerinoError, match="--held-out .* takes no weight"):
-        data_sources([f"{text}:1"], "--held-out")
+        read_sources([f"{text}:1"], "--held-out")
     odd = write_stories(tmp_path / "b:0.5")
-    assert data_sources([odd, f"{odd}:2", f"{text}:0"][:1])[0].what == str(odd)
-    assert [each.weight for each in data_sources([f"{odd}:2", f"{text}:0"])] == [2]
+    assert read_sources([odd])[0].what == str(odd)
+    assert [source.weight for source in read_sources([f"{odd}:2", f"{text}:0"])] == [2]
 
 
 def test_messages_without_a_template_and_samples_longer_than_a_row(tmp_path):
@@ -204,25 +235,25 @@ def test_messages_without_a_template_and_samples_longer_than_a_row(tmp_path):
 def test_samples_are_packed_whole_and_see_only_themselves(tmp_path):
     """The logits of each sample in a row are those that it has alone."""
     records = [{"prompt": story(seed, 1)[: 9 + seed % 7], "completion": " yes"} for seed in range(40)]
-    result = shard(write_lines(tmp_path / "a.jsonl", records))
-    rows = SampleRows([whole(result)], 32, 0, False)
+    path = write_lines(tmp_path / "a.jsonl", records)
+    result, rows = shard(path), group(path)
     assert len(rows) < 40
     torch.manual_seed(0)
     model = build_model(ARCH).eval()
     seen = 0
     for index in range(len(rows)):
-        row = rows.row(index)
-        begins = [*np.flatnonzero(row.positions == 0).tolist(), 32]
-        ids, positions = (torch.from_numpy(each)[None] for each in (row.ids, row.positions))
+        row_ids, labels, row_positions = rows.row(index)
+        begins = [*np.flatnonzero(row_positions == 0).tolist(), 32]
+        ids, positions = (torch.from_numpy(array)[None] for array in (row_ids, row_positions))
         with torch.no_grad():
             together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
             for begin, end in zip(begins[:-1], begins[1:], strict=True):
                 alone = model(input_ids=ids[:, begin:end]).logits[0]
                 assert torch.allclose(together[begin:end], alone, atol=1e-5)
         for begin, end in zip(begins[:-1], begins[1:], strict=True):
-            if (row.labels[begin:end] != -100).any():
-                sample = row.ids[begin:end].tolist()
-                assert sample == result.ids[result.begin(seen) : result.ends[seen]].tolist()
+            if (labels[begin:end] != -100).any():
+                first = int(result.ends[seen - 1]) if seen else 0
+                assert row_ids[begin:end].tolist() == result.ids[first : result.ends[seen]].tolist()
                 seen += 1
     assert seen == 40
 
@@ -235,18 +266,53 @@ def test_shards_are_made_once_and_a_damaged_one_is_made_again(tmp_path, cache):
     (tmp_path / "moved.txt").write_bytes(text.read_bytes())
     assert shard(tmp_path / "moved.txt", notes=messages).ids.tolist() == first
     assert len(messages) == 1 and "tokens in" in messages[0]
-    for name, damage in (("ids.bin", b"\7"), ("ends.bin", b""), ("shard.json", b"["), ("ids.bin", None)):
-        if damage is None:
+    half = (folder / "ids.bin").read_bytes()[1:]
+    for name, content in (("ids.bin", half), ("ends.bin", b""), ("shard.json", b"["), ("ids.bin", None)):
+        if content is None:
             (folder / name).unlink()
         else:
-            (folder / name).write_bytes(damage + (folder / name).read_bytes()[1:])
+            (folder / name).write_bytes(content)
         messages.clear()
         assert shard(text, notes=messages).ids.tolist() == first
         assert "are damaged" in messages[0] and "made again" in messages[0] and len(messages) == 2, name
     text.write_text(text.read_text() + " and more")
     shard(text)
-    shard(text, Reading(train_tokenizer(STORIES, 280)))
+    shard(text, Tokenization(train_tokenizer(STORIES, 280)))
     assert len(list(cache.iterdir())) == 3
+
+
+@pytest.mark.parametrize("dtype", ["O", "<f8", "<u4"])
+def test_a_shard_of_another_dtype_is_made_again(dtype, tmp_path, cache):
+    text = write_stories(tmp_path / "a.txt")
+    expected = shard(text).ids.tolist()
+    (folder,) = cache.iterdir()
+    described = json.loads((folder / "shard.json").read_text())
+    (folder / "shard.json").write_text(json.dumps({**described, "dtype": dtype}))
+    again = shard(text).ids
+    assert again.dtype == np.uint16 and again.tolist() == expected  # dtype first: objects from a file are no pointers
+
+
+def test_a_shard_that_another_user_could_have_written_is_refused(tmp_path, cache):
+    text = write_stories(tmp_path / "a.txt")
+    shard(text)
+    (folder,) = cache.iterdir()
+    assert cache.stat().st_mode & 0o777 == 0o700
+    cache.chmod(0o777)
+    with pytest.raises(MerinoError, match="other users may change .*tokens. Remove .*XDG_CACHE_HOME"):
+        shard(text)
+    cache.chmod(0o700)
+    shard(text)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+@pytest.mark.parametrize("name", ["", "ids.bin", "shard.json"])
+def test_a_shard_that_another_user_owns_is_refused(name, tmp_path, cache):
+    text = write_stories(tmp_path / "a.txt")
+    shard(text)
+    (folder,) = cache.iterdir()
+    os.chown(folder / name, 1234, 1234)
+    with pytest.raises(MerinoError, match=f"other users may change {folder / name}"):
+        shard(text)
 
 
 def test_no_room_for_the_tokens_is_said_with_where_they_are_kept(tmp_path, cache):
@@ -262,39 +328,51 @@ def test_no_room_for_the_tokens_is_said_with_where_they_are_kept(tmp_path, cache
     shard(text)
 
 
-@given(st.integers(1, 3000), st.integers(0, 2**63))
-def test_a_pass_takes_every_row_once(count, key):
-    assert sorted(permuted(index, count, key) for index in range(count)) == list(range(count))
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=4), st.integers(0, 2**32 - 1), st.integers(1, 3000))
+def test_a_pass_takes_every_row_once_and_a_shorter_run_takes_the_same_first_rows(sizes, seed, count):
+    groups, rows = run_order(sizes, [1.0] * len(sizes), count, seed)
+    for number, size in enumerate(sizes):
+        taken = rows[groups == number].tolist()
+        for start in range(0, len(taken), size):
+            assert len(set(taken[start : start + size])) == len(taken[start : start + size])
+            assert max(taken[start : start + size]) < size
+    shorter = run_order(sizes, [1.0] * len(sizes), count // 2, seed)
+    assert np.array_equal(shorter, (groups[: count // 2], rows[: count // 2]))
 
 
 def test_weights_are_shares_of_rows_and_each_pass_takes_every_row_once(tmp_path):
     paths = [write_stories(tmp_path / f"{number}.txt", range(number * 100, number * 100 + 40)) for number in range(3)]
-    groups = [Joined([TextRows([whole(shard(path))], 32)]) for path in paths]
+    groups = [group(path) for path in paths]
     count = 4 * PATTERN
-    mixture = Mixture(groups, [0.5, 0.3, 1.2], count, 7, False)
-    drawn = [mixture.drawn(place) for place in range(count)]
+
+    def drawn_by(seed):
+        order = run_order(list(map(len, groups)), [0.5, 0.3, 1.2], count, seed)
+        return list(zip(*(column.tolist() for column in order), strict=True))
+
+    drawn = drawn_by(7)
     assert Counter(group for group, _ in drawn[:PATTERN]) == Counter(group for group, _ in drawn[PATTERN : 2 * PATTERN])
-    assert [sum(group == each for group, _ in drawn) for each in range(3)] == [1000, 600, 2400]
-    for group in range(3):
-        rows, many = [row for each, row in drawn if each == group], len(groups[group])
+    assert [sum(number == taken for taken, _ in drawn) for number in range(3)] == [1000, 600, 2400]
+    for number in range(3):
+        rows, many = [row for taken, row in drawn if taken == number], len(groups[number])
         turns = [rows[begin : begin + many] for begin in range(0, len(rows) - many, many)]
         assert len(turns) > 3 and all(sorted(turn) == list(range(many)) for turn in turns)
         assert turns[0] != turns[1] and turns[0] != list(range(many))
-    again = Mixture(groups, [0.5, 0.3, 1.2], count, 7, False)
-    assert [again.drawn(place) for place in reversed(range(count))] == drawn[::-1]
-    other = Mixture(groups, [0.5, 0.3, 1.2], count, 8, False)
-    assert [other.drawn(place) for place in range(99)] != drawn[:99]
+    assert drawn_by(7) == drawn and drawn_by(8)[:99] != drawn[:99]
+    dataset = RowDataset(groups, *run_order(list(map(len, groups)), [0.5, 0.3, 1.2], count, 7))
+    taken, row = drawn[17]
+    assert dataset[17]["input_ids"].tolist() == groups[taken].row(row)[0].tolist()
+    lines, sources = [], read_sources([f"{path}:1" for path in paths])
+    load_data(sources, [], TOKENIZATION, Recipe(steps=1, batch=1), length=32, say=lines.append)
+    assert sum(": 0 passes over its rows" in line for line in lines) == 2
 
 
 def test_the_last_of_each_source_is_held_out_and_never_trained_on(tmp_path):
     paths = [write_stories(tmp_path / f"{number}.txt", range(number * 100, number * 100 + 60)) for number in range(2)]
     one = tmp_path / "one.txt"
     one.write_text(story(5, 400))
-    sources = data_sources([*paths, one])
     recipe = Recipe(steps=300, batch=2)
-    made = run_rows(Sources(sources, list(map(file_of, sources)), [], []), Reading(TOKENIZER), recipe, 32, str)
-    last = [split(shard(path))[1] for path in (*paths, one)]
-    held_out = np.concatenate([span.shard.ids[slice(*span.bounds)] for span in last])
+    made = load_data(read_sources([*paths, one]), [], Tokenization(TOKENIZER), recipe, length=32, say=str)
+    held_out = np.concatenate([split(shard(path, Tokenization(TOKENIZER)))[1].ids for path in (*paths, one)])
     rows = made.held_out
     result = np.concatenate([rows[index]["input_ids"].numpy() for index in range(len(rows))])
     assert result.tolist() == held_out[: len(result)].tolist() and len(held_out) - len(result) < 32
@@ -307,15 +385,12 @@ def test_the_last_of_each_source_is_held_out_and_never_trained_on(tmp_path):
 
 
 def test_of_much_held_out_text_rows_from_all_of_it_are_evaluated(tmp_path, monkeypatch):
-    monkeypatch.setattr("merino_edge.training.data.material.MOST_HELD_OUT", 320)
+    monkeypatch.setattr("merino_edge.training.dataset.MOST_HELD_OUT", 320)
     path, output = write_stories(tmp_path / "a.txt", range(1500)), []
-    sources = data_sources([path])
-    given = Sources(sources, list(map(file_of, sources)), [], [])
-    made = run_rows(given, Reading(TOKENIZER), Recipe(), 32, output.append)
+    made = load_data(read_sources([path]), [], Tokenization(TOKENIZER), Recipe(), length=32, say=output.append)
     assert len(made.held_out) == 10 and made.held_out_tokens == 320 and made.held_out.learned == 310
     assert any("10 of them, evenly spread, are evaluated" in line for line in output)
-    last = split(shard(path))[1]
-    ids = last.shard.ids[slice(*last.bounds)]
+    ids = split(shard(path, Tokenization(TOKENIZER)))[1].ids
     places = [ids.tobytes().find(row["input_ids"].numpy().astype(np.uint16).tobytes()) // 64 for row in made.held_out]
     assert places[0] == 0 and places == sorted(set(places)) and places[-1] > len(ids) // 32 * 0.8
 
@@ -357,12 +432,13 @@ from sample_training import ARCH
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
 import merino_edge.training.train
-train(ARCH, [sys.argv[3]], Path("warm"), recipe=Recipe(steps=1, batch=2), tokenizer_file=Path(sys.argv[2]), threads=1)
+arch = ARCH.model_copy(update={"context": 256})  # the order of rows takes 4 bytes per row
+keys = {"tokenizer_file": Path(sys.argv[2]), "held_out": [sys.argv[3]], "threads": 1}
+train(arch, [sys.argv[3]], Path("warm"), recipe=Recipe(steps=1, batch=2), **keys)
 private = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize()
 limit = private + (int(sys.argv[4]) << 20)
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-recipe, held_out = Recipe(steps=2, batch=2), [sys.argv[3]]
-train(ARCH, [sys.argv[1]], Path("out"), recipe=recipe, tokenizer_file=Path(sys.argv[2]), held_out=held_out, threads=1)
+train(arch, [sys.argv[1]], Path("out"), recipe=Recipe(steps=2, batch=2), **keys)
 """
 
 

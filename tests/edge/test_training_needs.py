@@ -16,9 +16,9 @@ from transformers import AutoTokenizer
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
 from merino_edge.text.tokenizer import LONGEST_WORD_BYTES, train_tokenizer
-from merino_edge.training import needs
-from merino_edge.training.needs import available_bytes, check_memory, training_need
+from merino_edge.training import resources
 from merino_edge.training.recipe import Recipe
+from merino_edge.training.resources import available_bytes, check_memory, training_need
 from merino_edge.training.train import train
 from merino_runtime.errors import MerinoError
 
@@ -180,17 +180,16 @@ def test_a_run_that_memory_does_not_suffice_for_is_refused_with_the_figures(text
     """The batch that the refusal names fits, and one more does not."""
     large = Architecture(blocks=[{"width": 512, "ffn_ratio": 2.0, "depth": 8}], vocab=50257, context=1024)
     huge = Recipe(batch=1_000_000)
-    with pytest.raises(MerinoError, match=r"about .* GB .*GB are available.*--ignore-memory"):
+    with pytest.raises(MerinoError, match=r"about .* GB: .*GB are available.*--ignore-memory"):
         train(large, [text], tmp_path / "out", recipe=huge)
     assert not (tmp_path / "out").exists()
     there = available_bytes()
-    need = [training_need(large, batch, False).total for batch in range(1, 200)]
-    fitting = sum(total <= there for total in need)
-    assert needs.largest_batch(large, huge, there) == f"--batch {fitting} fits"
+    fitting = sum(training_need(large, Recipe(batch=batch)) <= there for batch in range(1, 200))
+    assert resources.largest_batch(large, huge, there) == f"--batch {fitting} fits"
 
 
 def test_memory_may_be_ignored(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(needs, "available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(resources, "available_bytes", lambda: 1 << 20)
     with pytest.raises(MerinoError, match="Not even --batch 1 fits"):
         train(ARCH, [text], tmp_path / "out", recipe=RECIPE)
     train(ARCH, [text], tmp_path / "out", recipe=RECIPE, ignore_memory=True)
@@ -220,6 +219,7 @@ from merino_edge.families.designed import Architecture
 from merino_edge.families.hugging_face import build_model
 from merino_edge.training.loop import training_arguments
 from merino_edge.training.recipe import Recipe
+from merino_edge.training.resources import available_bytes, check_memory, training_need
 from merino_runtime.io.board import peak_rss_mb
 for arch, batch, bf16 in json.loads(sys.argv[1]):
     if os.fork():
@@ -250,7 +250,8 @@ def test_the_estimate_of_memory_is_within_a_quarter_of_the_measured_peak():
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     peaks = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("peak ")]
-    assert [training_need(*run).total for run in runs] == [pytest.approx(peak, rel=0.25) for peak in peaks]
+    estimates = [training_need(arch, Recipe(batch=batch, bf16=bf16)) for arch, batch, bf16 in runs]
+    assert estimates == [pytest.approx(peak, rel=0.25) for peak in peaks]
 
 
 STARVED = """

@@ -21,13 +21,14 @@ from sample_training import ARCH, story, write_stories
 from test_training_data import write_lines
 
 from merino_edge.cli.app import main
+from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.hugging_face import build_model
 from merino_edge.text.tokenizer import train_tokenizer
 from merino_edge.training import loop
 from merino_edge.training import train as training
+from merino_edge.training.checkpoint import fault_of, mark_whole, saved_states, step_of
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.run_folder import fault_of, mark_whole, saved_states, step_of
 from merino_edge.training.train import train
 from merino_runtime.errors import MerinoError
 
@@ -56,10 +57,10 @@ def finished(text, tmp_path_factory):
     return out
 
 
-def ctrl_c_at(step):
+def ctrl_c_at(step, number=signal.SIGINT):
     def on_progress(done, _total, _what):
         if done == step:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     return on_progress
 
@@ -100,6 +101,30 @@ def test_ctrl_c_saves_and_the_resumed_run_ends_as_if_nothing_had_happened(stoppe
         train(ARCH, [text], stopped, recipe=RECIPE)
     train(ARCH, [text], stopped, recipe=RECIPE, resume=True)
     assert same_weights(stopped, finished)
+
+
+def test_an_unfinished_run_is_no_checkpoint_and_its_error_says_how_to_go_on(stopped_run):
+    with pytest.raises(MerinoError, match="is not finished. Go on with the same `merino-edge train` command and --res"):
+        load_source(str(stopped_run))
+
+
+def test_sigterm_saves_as_ctrl_c_does(finished, text, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        train(ARCH, [text], tmp_path / "out", recipe=RECIPE, progress=ctrl_c_at(6, signal.SIGTERM))
+    assert states(tmp_path / "out") == ["checkpoint-6", "checkpoint-7"]
+    assert signal.getsignal(signal.SIGTERM) is before
+    train(ARCH, [text], tmp_path / "out", recipe=RECIPE, resume=True)
+    assert same_weights(tmp_path / "out", finished)
+
+
+def test_states_are_saved_by_time_between_evaluations(finished, text, tmp_path, monkeypatch):
+    """And they change nothing: the weights are those of a run without them."""
+    marked = []
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(loop, "mark_whole", lambda state: (mark_whole(state), marked.append(step_of(state))))
+    train(ARCH, [text], tmp_path / "out", recipe=RECIPE)
+    assert marked == list(range(1, 21)) and same_weights(tmp_path / "out", finished)
 
 
 @pytest.mark.nightly
@@ -170,7 +195,7 @@ CHANGES = {
     "--steps": lambda _: {"recipe": dataclasses.replace(RECIPE, steps=21)},
     "--batch": lambda _: {"recipe": dataclasses.replace(RECIPE, batch=3)},
     "--learning-rate": lambda _: {"recipe": dataclasses.replace(RECIPE, learning_rate=1e-3)},
-    "--weight-decay": lambda _: {"recipe": dataclasses.replace(RECIPE, weight_decay=0.3)},
+    "--set weight_decay": lambda _: {"recipe": dataclasses.replace(RECIPE, weight_decay=0.3)},
     "--seed": lambda _: {"recipe": dataclasses.replace(RECIPE, seed=1)},
     "--compile": lambda _: {"recipe": dataclasses.replace(RECIPE, compile=True)},
     "--bf16": lambda _: {"recipe": dataclasses.replace(RECIPE, bf16=True)},
@@ -317,8 +342,8 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(kills, p
     """Wherever it is hit: in tokenizing, in a step, in an evaluation, while it saves. No whole state is lost."""
     moments, out = random.Random(kills), tmp_path / "out"
     recipe = Recipe(steps=100 * kills, batch=2, learning_rate=3e-3, weight_decay=0.5, evaluations=20 * kills)
-    options = ["--steps", recipe.steps, "--batch", 2, "--learning-rate", 3e-3, "--evaluations", recipe.evaluations]
-    options += ["--no-bf16"]
+    options = ["--steps", recipe.steps, "--batch", 2, "--learning-rate", 3e-3, "--no-bf16"]
+    options += ["--set", f"evaluations={recipe.evaluations}"]
     for _ in range(kills):
         whole = [state for state in saved_states(out / "trainer") if fault_of(state) is None]
         resume = ["--resume"] if whole else []
@@ -451,9 +476,11 @@ def test_a_disk_that_fills_up_although_it_seemed_large_enough(small_disk, text, 
 )
 def test_at_the_first_step_the_rate_is_not_to_blame(keys, remedy):
     with pytest.raises(MerinoError, match=f"norm is nan at the first step, .* another -o and {remedy}"):
-        loop.check_arithmetic("gradient's norm", math.nan, dataclasses.replace(RECIPE, **keys))
-    loop.check_arithmetic("gradient's norm", 1.0, dataclasses.replace(RECIPE, **keys))
-    loop.check_arithmetic("gradient's norm", math.nan, RECIPE)  # neither option: what follows blames the rate
+        loop.check_finite("gradient's norm", math.nan, 1, dataclasses.replace(RECIPE, **keys))
+    loop.check_finite("gradient's norm", 1.0, 1, dataclasses.replace(RECIPE, **keys))
+    for step, recipe in ((1, RECIPE), (2, dataclasses.replace(RECIPE, **keys))):
+        with pytest.raises(MerinoError, match="diverged.*--learning-rate below"):
+            loop.check_finite("gradient's norm", math.nan, step, recipe)
 
 
 @pytest.mark.parametrize("bf16", [False, True])

@@ -47,7 +47,8 @@ def test_each_page_of_decisions_is_linked_from_the_index():
 OTHERS = [
     ROOT / each
     for each in (
-        "CHANGELOG.md", "CONTRIBUTING.md", "fleet/README.md", "bench/results/README.md", "runtime/kernels/README.md",
+        "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "fleet/README.md", "bench/results/README.md",
+        "runtime/kernels/README.md",
     )
 ]  # fmt: skip
 

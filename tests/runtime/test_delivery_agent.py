@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from merino_runtime.delivery import agent, keys, releases, service
+from merino_runtime.delivery.archive import SIGNATURE
 
 with open(agent.__file__, "rb") as _file:
     TEXT = _file.read()
@@ -19,7 +20,7 @@ PIECE = 1 << 18
 
 def agent_answer(home, request, data=b""):
     """(exit code, the lines of the answer, stderr)"""
-    process = subprocess.Popen([sys.executable, "-S", "-c", LOADER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    process = subprocess.Popen([sys.executable, "-IS", "-c", LOADER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, cwd=str(home),
                                env={"HOME": str(home), "PATH": os.environ["PATH"], "LC_ALL": "C"})
     data = TEXT + json.dumps(request).encode("ascii") + b"\n" + data
@@ -93,7 +94,7 @@ def test_a_program_runs_with_what_it_is_given_and_its_code_comes_back(tmp_path):
 def test_a_program_is_talked_with_line_by_line_and_ends_with_the_connection(tmp_path):
     echo = "import sys\nfor line in sys.stdin:\n    print(line.strip()[::-1], flush=True)\nsys.exit(3)"
     request = {"do": "interact", "arguments": ["@python", "-c", echo]}
-    process = subprocess.Popen([sys.executable, "-S", "-c", LOADER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    process = subprocess.Popen([sys.executable, "-IS", "-c", LOADER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                cwd=str(tmp_path), env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]})
     process.stdin.write(TEXT + json.dumps(request).encode("ascii") + b"\n")
     process.stdin.flush()
@@ -143,6 +144,30 @@ def test_the_installed_application_answers_where_it_runs(tmp_path):
         assert result["app"] == answered and result["calls"][0]["out"].startswith("{" if answered else "[")
 
 
+def test_an_application_whose_key_was_withdrawn_is_not_run(tmp_path):
+    root, gone = tmp_path / "root", keys.key_base64(b"k" * 32)
+    apps = [root / name for name in agent.INSTALLED_APPS]
+    for app in apps:
+        app.parent.mkdir(parents=True, exist_ok=True)
+        app.write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({app.parent.name!r}); print({{}})")
+    (root / "trusted").mkdir()
+    (root / "trusted" / "a.pub").write_text(f"merino-ed25519 {gone} me\n")
+    questions(tmp_path, root, 0)
+    assert (tmp_path / "ran").read_text() == "current", "the sign that an application would be seen"
+    (root / "withdrawn.json").write_text(json.dumps({"schema": 1, "keys": [gone]}))
+    for count, app in enumerate(apps):
+        (tmp_path / "ran").write_text("")
+        (app.parent / "manifest.sig").write_text(json.dumps({"algorithm": "ed25519", "key": gone, "signature": "x"}))
+        result = questions(tmp_path, root, 0)
+        rest = apps[count + 1:]
+        assert result["app"] == (str(rest[0]) if rest else None) and result["keys"] == []
+        assert (tmp_path / "ran").read_text() == (rest[0].parent.name if rest else "")
+    for app in apps:
+        (app.parent / "manifest.sig").unlink()
+    (root / "withdrawn.json").write_text("{")  # which install refuses
+    assert questions(tmp_path, root, 0)["app"] is None
+
+
 def given_away(path):
     os.chown(str(path), 65534, 65534)
 
@@ -183,6 +208,7 @@ def test_the_agent_and_the_installer_mean_the_same_places():
     """The agent imports nothing of ours, so what it shares with the installer stands twice."""
     assert agent.SYSTEM_ROOT == releases.SYSTEM_ROOT and agent.SYSTEM_KEYS == keys.SYSTEM_FOLDER
     assert f"{releases.CURRENT}/{releases.APP}" in agent.INSTALLED_APPS
+    assert (agent.WITHDRAWN, agent.SIGNATURE) == (keys.WITHDRAWN, SIGNATURE)
     assert agent.default_root() == releases.default_root()
     assert os.path.split(agent.SERVICE_UNIT) == (service.UNITS, service.UNIT)
     assert re.search(agent.SERVICE_ROOT, service.service_unit("/srv/merino"), re.MULTILINE).group(1) == "/srv/merino"

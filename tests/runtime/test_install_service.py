@@ -9,7 +9,7 @@ import sys
 import pytest
 from packed_files import app_bytes, bundle_files, packed_bytes, renamed
 
-from merino_runtime.delivery import probation, releases
+from merino_runtime.delivery import keys, probation, releases
 from merino_runtime.delivery.install import install
 from merino_runtime.delivery.service import check_service, first_boot_unit, serve_unit, service_unit
 from merino_runtime.errors import MerinoError
@@ -19,7 +19,7 @@ from merino_runtime.io.outputs import write_output
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not sys.platform.startswith("linux"), reason="boards run Linux")]
 
-OLD, NEW = "0" * 15 + "1", "0" * 15 + "2"
+OLD, NEW, KEPT = ("0" * 15 + digit for digit in "123")
 # What a release is to the service: its launcher. This one passes the test unless there is a file `fails`.
 LAUNCHER = """#!/bin/sh
 here=$(dirname "$0")
@@ -101,6 +101,29 @@ def test_three_failed_starts_go_back_to_the_release_before(root):
     code, output = start(root)
     assert code == 0 and f"back to {OLD}" in output and f"release {OLD} generates" in output
     assert releases.links(str(root)) == releases.Links(OLD, NEW) and probation_of(root, NEW).gave_up
+
+
+@pytest.mark.parametrize("failed", ["tested", "gone"])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_going_back_passes_over_a_release_of_a_withdrawn_key(root, failed, damaged):
+    """If another good one is there, as one that a process still uses. Else, or if the list is damaged, it is used."""
+    for release_id in (KEPT, OLD):
+        folder = add(root, release_id)
+        assert start(root)[0] == 0
+    (folder / "manifest.sig").write_text(json.dumps({"key": keys.key_base64(b"k" * 32)}))
+    keys.withdraw(str(root), [b"k" * 32])
+    (add(root, NEW) / "fails").write_text("")
+    releases.swap(str(root), releases.Links(NEW, OLD))  # as before the withdrawal
+    if failed == "gone":
+        shutil.rmtree(str(root / "releases" / NEW))
+    if damaged:
+        (root / "withdrawn.json").write_text("{}")
+    output = "".join(start(root)[1] for _ in range(4))
+    back = OLD if damaged else KEPT
+    assert f"back to {back}" in output and releases.links(str(root)).current == back
+    shutil.rmtree(str(root / "releases" / back))
+    releases.swap(str(root), releases.Links(None, OLD))
+    assert damaged or f"back to {OLD}" in start(root)[1]
 
 
 def test_a_good_release_that_fails_is_no_reason_to_go_back(root):

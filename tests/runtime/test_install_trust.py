@@ -25,7 +25,8 @@ TEXTS = {name: base64.b64encode(key).decode("ascii") for name, key in KEYS.items
 # name: (signing key, counter, keys that it withdraws)
 FILES = {"one": ("fleet", 1, ()), "two": ("fleet", 2, ()), "three": ("fleet", 3, ()), "bad": ("fleet", 9, ()),
          "unsigned": (None, 2 ** 53, ("fleet",)), "withdraws": ("second", 4, ("fleet",)),
-         "withdraws-all": ("second", 4, ("fleet", "second"))}
+         "withdraws-all": ("second", 4, ("fleet", "second")), "second": ("second", 5, ()), "later": ("fleet", 6, ()),
+         "last": ("second", 7, ())}
 
 
 def signer(name):
@@ -159,6 +160,55 @@ def test_untrust(board, packs, name):
     assert board.trusted() == ["second.pub"]
     board.refused("two", "was withdrawn here")
     assert "needs --trust" in board.run("untrust", "second")[1] or board.trusted() == ["second.pub"]
+
+
+def good(board, *names):
+    for name in names:
+        board.taken(name)
+        board.run("mark-good")
+
+
+def test_untrust_names_the_releases_that_the_key_signed_and_an_install_keeps_another_one(board):
+    board.taken("one", "fleet", "second")
+    good(board, "second", "later")
+    _, output = board.run("untrust", "fleet.pub")
+    assert f"release {board.facts()['id']} is signed by a withdrawn key. It stays in use" in output
+    assert output.count("signed by a withdrawn key") == 1 and board.facts()["withdrawn"]
+    assert "good, signed by a withdrawn key" in board.run("status")[1]
+    board.taken("last")
+    assert board.current("previous") == "second", "later was marked good last"
+    assert board.run("rollback")[0] == 0 and board.current() == "second"
+
+
+def test_a_package_that_withdraws_the_key_of_the_release_in_use_keeps_another_one(board):
+    board.taken("one", "fleet", "second")
+    good(board, "second", "later")
+    output = board.taken("withdraws", "--allow-downgrade")
+    assert board.current("previous") == "second" and "withdrawn key" not in output
+
+
+def test_where_there_is_no_other_good_release_a_rollback_goes_to_it_and_says_so(board):
+    board.taken("one", "fleet", "second")
+    good(board, "one", "second")
+    _, output = board.run("untrust", "fleet.pub")
+    assert f"release {board.facts('previous')['id']} is signed by a withdrawn key. A rollback goes to it only" in output
+    code, output = board.run("rollback")
+    assert code == 0 and board.current() == "one" and "It stays in use" in output
+
+
+def test_the_application_that_counts_the_starts_is_replaced(board):
+    """Root runs it at each start."""
+    def kept():
+        return json.loads((board.root / "manifest.sig").read_text())["key"]
+
+    board.taken("later", "fleet", "second")
+    for step in ("begin", "end"):
+        assert board.run("service", step)[0] == 0
+    assert (board.root / "merino.pyz").exists() and kept() == TEXTS["fleet"]
+    board.taken("last")
+    assert "merino.pyz, which counts the starts, is signed by a withdrawn key" in board.run("untrust", "fleet.pub")[1]
+    board.run("mark-good")
+    assert "counts the starts" not in board.run("untrust", TEXTS["fleet"])[1] and kept() == TEXTS["second"]
 
 
 def test_a_damaged_list_of_withdrawn_keys_stops_an_install(board):

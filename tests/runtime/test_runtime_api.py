@@ -11,7 +11,7 @@ import pytest
 from merino_runtime.api import open_model
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.generate import Likely, Token
-from merino_runtime.sampling import GREEDY, Sampling
+from merino_runtime.sampling import GREEDY, GenerateOptions, Sampling
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "python.md"
 OPTIONS = {"max_new_tokens": 6, "sampling": GREEDY, "ignore_eos": True}
@@ -22,7 +22,8 @@ def alone(folder, ids, options=OPTIONS):
     from merino_runtime.generation.generate import generate
 
     with open_model(folder, threads=1) as other:
-        *tokens, _ = generate(other.backend, ids, max_new_tokens=options["max_new_tokens"], sampling=GREEDY)
+        *tokens, _ = generate(other.backend, ids,
+                              GenerateOptions(max_new_tokens=options["max_new_tokens"], sampling=GREEDY))
     return [token.id for token in tokens]
 
 

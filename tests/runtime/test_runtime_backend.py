@@ -6,15 +6,16 @@ import threading
 import numpy as np
 import pytest
 
+from merino_runtime.api import LanguageModel
 from merino_runtime.backends import onnx, open_backend
 from merino_runtime.backends.onnx import OnnxBackend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.generate import Done, generate, generate_text
+from merino_runtime.generation.generate import Done, generate
 from merino_runtime.generation.selftest import selftest
 from merino_runtime.generation.text import open_tokenizer
-from merino_runtime.sampling import GREEDY, Sampling
+from merino_runtime.sampling import GREEDY, GenerateOptions, Sampling
 
 IDS = [5, 9, 100, 3, 77, 31, 2, 200]
 
@@ -31,6 +32,12 @@ def backend(bundle):
     opened = open_backend(bundle)
     yield opened
     opened.close()
+
+
+def without_graph(size):
+    """A model of so many bytes that has nothing but the name of a producer."""
+    length = size - 4
+    return bytes([0x12, length & 127 | 128, length >> 7 & 127 | 128, length >> 14]) + b"x" * length
 
 
 def fresh(bundle, ids):
@@ -184,7 +191,7 @@ def test_onnxruntime_itself_writes_nothing_to_stderr(bundle, backend, capfd, tmp
         backend.step(10 ** 6)
     with pytest.raises(MerinoError, match="onnxruntime failed on 2 ids"):
         backend.prefill([1, 10 ** 6])
-    (tmp_path / "model.onnx").write_bytes(b"\xff" * 99)
+    (tmp_path / "model.onnx").write_bytes(without_graph(99))
     with pytest.raises(MerinoError, match="cannot open"):
         open_backend(bundle._replace(folder=str(tmp_path)))
     assert capfd.readouterr() == ("", "")
@@ -228,12 +235,12 @@ def test_the_golden_ids_come_out_and_a_wrong_one_is_placed(bundle, backend):
 
 def test_greedy_generation_gives_the_golden_ids(bundle, backend):
     count = len(bundle.golden.greedy_ids)
-    *tokens, _ = generate(backend, bundle.golden.prompt_ids, max_new_tokens=count, sampling=GREEDY)
+    *tokens, _ = generate(backend, bundle.golden.prompt_ids, GenerateOptions(max_new_tokens=count, sampling=GREEDY))
     assert [token.id for token in tokens] == list(bundle.golden.greedy_ids)
 
 
 def greedy_ids(backend, prompt_ids, count=12):
-    *tokens, last = generate(backend, prompt_ids, max_new_tokens=count, sampling=GREEDY)
+    *tokens, last = generate(backend, prompt_ids, GenerateOptions(max_new_tokens=count, sampling=GREEDY))
     return [token.id for token in tokens], last.prefill_tokens
 
 
@@ -258,7 +265,7 @@ def test_a_prompt_that_shares_a_beginning_pays_for_the_rest_and_gives_a_fresh_ca
 def test_interleaved_generations_of_forks_give_the_ids_of_each_alone(bundle, backend):
     prompts = [IDS, IDS[:3] + [250, 17], [8, 150, 42]]
     forks = [backend, backend.fork(), backend.fork()]
-    runs = [generate(fork, prompt_ids, max_new_tokens=12, sampling=GREEDY)
+    runs = [generate(fork, prompt_ids, GenerateOptions(max_new_tokens=12, sampling=GREEDY))
             for fork, prompt_ids in zip(forks, prompts)]  # noqa: B905, not in 3.6
     results = [[next(run).id for run in runs] for _ in range(12)]  # [steps][forks]
     for fork in forks[1:]:
@@ -409,7 +416,7 @@ def recorded_prefills(backend, monkeypatch):
 def test_after_a_shift_the_logits_are_those_of_a_fresh_cache_with_the_kept_ids(bundle, backend, monkeypatch):
     prefills = recorded_prefills(backend, monkeypatch)
     count = 2 * bundle.context
-    *tokens, last = generate(backend, IDS, max_new_tokens=count, sampling=GREEDY, overflow="shift")
+    *tokens, last = generate(backend, IDS, GenerateOptions(max_new_tokens=count, sampling=GREEDY, overflow="shift"))
     history = IDS + [token.id for token in tokens]
     assert len(tokens) == count and last.stop_reason == "length" and last.shifts == len(prefills) - 1 > 1
     half, position = (bundle.context + 1) // 2, bundle.context + 1
@@ -423,27 +430,28 @@ def test_after_a_shift_the_logits_are_those_of_a_fresh_cache_with_the_kept_ids(b
 
 
 def test_generation_goes_on_as_usual_after_a_shift(bundle, backend):
-    list(generate(backend, IDS, max_new_tokens=bundle.context + 9, sampling=GREEDY, overflow="shift"))
+    list(generate(backend, IDS, GenerateOptions(max_new_tokens=bundle.context + 9, sampling=GREEDY, overflow="shift")))
     assert greedy_ids(backend, IDS)[0] == fresh_greedy_ids(bundle, IDS)
 
 
 def test_text_is_generated_repeatably_and_after_an_early_close(bundle, backend):
     tokenizer = open_tokenizer(bundle)
+    model = LanguageModel(bundle, backend)
     options = {"max_new_tokens": 20, "sampling": Sampling(seed=4), "ignore_eos": True}
-    *tokens, last = generate_text(bundle, backend, tokenizer, "the thé", **options)
+    *tokens, last = model.generate("the thé", **options)
     assert isinstance(last, Done) and last.tokens == 20 and last.stop_reason == "length"
     expected = b"".join(tokenizer.bytes_of(token.id) for token in tokens).decode("utf-8", "replace")
     assert "".join(token.text for token in tokens) == expected
-    events = generate_text(bundle, backend, tokenizer, "something else", **options)
+    events = model.generate("something else", **options)
     next(events)
     next(events)
     events.close()
-    *again, _ = generate_text(bundle, backend, tokenizer, "the thé", **options)
+    *again, _ = model.generate("the thé", **options)
     assert again == tokens
 
 
 def test_generation_fills_the_context_and_says_so(bundle, backend):
-    *tokens, last = generate(backend, IDS, max_new_tokens=10 ** 6, sampling=GREEDY)
+    *tokens, last = generate(backend, IDS, GenerateOptions(max_new_tokens=10 ** 6, sampling=GREEDY))
     assert last.stop_reason == "context" and len(IDS) + len(tokens) == bundle.context
 
 
@@ -468,9 +476,10 @@ def test_a_model_that_onnxruntime_cannot_open_is_refused(bundle, tmp_path):
     folder = tmp_path / "broken"
     shutil.copytree(bundle.folder, str(folder))
     size = (folder / "model.onnx").stat().st_size
-    (folder / "model.onnx").write_bytes(b"\xff" * size)
-    with pytest.raises(MerinoError, match="cannot open.*model.onnx"):
-        open_backend(load_bundle(str(folder), verify=False))
+    for content, reason in ((without_graph(size), "cannot open.*model.onnx"), (b"\xff" * size, "cannot be read as")):
+        (folder / "model.onnx").write_bytes(content)
+        with pytest.raises(MerinoError, match=reason):
+            open_backend(load_bundle(str(folder), verify=False))
 
 
 def test_a_graph_that_is_not_the_described_one_is_refused(bundle):

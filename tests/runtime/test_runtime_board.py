@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import merino_runtime
-from merino_runtime.bundle import BackendNeed, Bundle, Golden, KernelLibrary, Slower, Threads
+from merino_runtime.bundle import BackendNeed, Bundle, Golden, Slower, Threads
 from merino_runtime.bundle.fit import check_bundle_fits
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
@@ -134,7 +134,7 @@ def test_products_that_would_overflow_on_x86_are_refused(bundle, where):
 
 def test_own_kernels_add_up_in_32_bits_on_any_x86_that_has_their_instructions():
     pc = BOARD._replace(architecture="x86_64", isa=board.KERNELS_NEED)
-    bundle = FOR_NO_DOTPROD._replace(kernels=(KernelLibrary("x86_64", "kernels-x86_64.so"),))
+    bundle = FOR_NO_DOTPROD._replace(kernels=("MatMul4",))
     assert check_bundle_fits(bundle, pc) == []
     with pytest.raises(MerinoError, match="overflow"):
         check_bundle_fits(bundle._replace(dialect="portable"), pc)

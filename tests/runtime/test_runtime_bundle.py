@@ -235,6 +235,14 @@ def test_keys_that_contradict_each_other_are_refused(folder):
         assert part in message
 
 
+def test_a_list_of_files_that_is_too_long_is_refused_before_its_entries_are_compared(folder, monkeypatch):
+    described = description()
+    described["files"] = [dict(described["files"][0], path=f"file{index}") for index in range(100000)]
+    rewrite(folder, described)
+    monkeypatch.setattr("merino_runtime.bundle.schema._contradictions", lambda _: pytest.fail("compared"))
+    assert "files is a list of 100000, must be a list of at most 256" in refusal(folder)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"not json", b"\xff\xfe", b"[" * 100000])
 def test_what_is_not_json_is_refused(folder, content):
     (folder / "bundle.json").write_bytes(content)

@@ -169,4 +169,4 @@ def test_every_value_out_of_range_is_named_in_one_error():
     ("top_k", True), ("top_p", float("nan")), ("seed", 2 ** 32), ("seed", 1.0)])
 def test_a_value_out_of_range_is_refused(field, value):
     with pytest.raises(MerinoError, match=field):
-        Sampler(Sampling()._replace(**{field: value}))
+        check_sampling(Sampling()._replace(**{field: value}))

@@ -298,6 +298,25 @@ def test_keys(chat_dir, tmp_path):
         assert "sesame" not in server.printed()
 
 
+def test_an_address_that_sends_wrong_keys_has_to_wait(chat_dir, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("open-sesame-1\n")
+    with Server(chat_dir, options=["--api-key-file", keys, "--cache-mb", 0]) as server:
+        for number in range(10):
+            server.key = f"sesame-{number}"
+            assert server.call("GET", "/v1/models")[0] == 401
+        for key in ("sesame-10", "open-sesame-1"):  # the right one too: else guessing would go on
+            server.key = key
+            connection, response = server.open("GET", "/v1/models")
+            with contextlib.closing(connection):
+                assert response.status == 429 and 0 < int(response.getheader("Retry-After")) <= 60
+        other = {"X-Forwarded-For": "192.0.2.7"}  # of a proxy on this machine
+        assert server.call("GET", "/v1/models", headers=other)[0] == 200 and server.ready()
+        log = server.printed()
+        assert log.count("wrong API key from '127.0.0.1'") == 10 and log.count("refused for 60 s") == 1
+        assert "sesame" not in log
+
+
 def refused(*options):
     done = subprocess.run([sys.executable, "-m", "merino_bench", "serve", *map(str, options)], stderr=subprocess.PIPE,
                           env=dict(os.environ, PYTHONPATH=os.pathsep.join(

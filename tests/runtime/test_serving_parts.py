@@ -1,5 +1,6 @@
 """Parts of the server alone: whose turn it is among waiting requests, what heat does, who pays for a run."""
 import asyncio
+import socket
 import time
 from collections import namedtuple
 
@@ -9,12 +10,14 @@ from merino_runtime.api import open_model
 from merino_runtime.sampling import GREEDY
 from merino_runtime.serving.burden import Burden, Sensors
 from merino_runtime.serving.choice import Call, Calls, TextDelta
+from merino_runtime.serving.connections import listening
 from merino_runtime.serving.events import Events
 from merino_runtime.serving.requests import Ended, GenerationRequest, Piece, Progress
 from merino_runtime.serving.scheduler import Job as RunningJob
 from merino_runtime.serving.scheduler import Scheduler, Served
 from merino_runtime.serving.slots import Slots
 from merino_runtime.serving.waiting import Waiting
+from merino_runtime.serving.wrong_keys import WrongKeys
 
 Job = namedtuple("Job", "name request")
 Request = namedtuple("Request", "client background")
@@ -146,3 +149,38 @@ def test_the_first_token_is_written_at_once_and_later_ones_together():
         loop.run_until_complete(run())
     finally:
         loop.close()
+
+
+def test_wrong_keys_are_forgotten_after_the_pause_and_their_addresses_are_bounded(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("merino_runtime.serving.wrong_keys.time.monotonic", lambda: now[0])
+    wrong = WrongKeys()
+    for number in range(5000):
+        wrong.add(str(number))
+    assert len(wrong._of) == 1024
+    for number in range(10):
+        assert wrong.wait_s("here") == 0, number
+        wrong.add("here")
+    assert wrong.wait_s("here") == 60
+    now[0] = 60.0
+    assert wrong.wait_s("here") == 0
+    wrong.add("here")
+    assert wrong.wait_s("here") == 0
+
+
+def test_connections_send_each_write_at_once():
+    """Else Nagle's algorithm and the client's delayed acknowledgment add 40 ms to each answer of a kept connection."""
+    async def accepted():
+        made = asyncio.get_event_loop().create_future()
+
+        class Protocol(asyncio.Protocol):
+            def connection_made(self, transport):
+                made.set_result(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+        server = await asyncio.get_event_loop().create_server(Protocol, sock=listening("127.0.0.1", 0))
+        with socket.create_connection(server.sockets[0].getsockname()):
+            nodelay = await made
+        server.close()
+        return nodelay
+
+    assert asyncio.new_event_loop().run_until_complete(accepted())

@@ -16,7 +16,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.generation.cache_file import load_cache, save_cache
 from merino_runtime.generation.generate import generate
 from merino_runtime.generation.selftest import selftest
-from merino_runtime.sampling import GREEDY
+from merino_runtime.sampling import GREEDY, GenerateOptions
 from tests.tensorrt_stand_in import VERSIONS, Gpu, put_in
 
 IDS = [5, 9, 100, 3, 77, 31, 2, 200]
@@ -71,7 +71,8 @@ def test_the_golden_ids_come_out(bundle, backend):
 
 def test_greedy_generation_to_the_end_of_the_context_is_the_same(bundle, backend):
     other = open_backend(bundle, backend="onnxruntime")
-    runs = [list(generate(each, IDS, max_new_tokens=10 ** 6, sampling=GREEDY)) for each in (backend, other)]
+    options = GenerateOptions(max_new_tokens=10 ** 6, sampling=GREEDY)
+    runs = [list(generate(one, IDS, options)) for one in (backend, other)]
     other.close()
     assert [token.id for token in runs[0][:-1]] == [token.id for token in runs[1][:-1]]
     assert len(runs[0]) - 1 + len(IDS) == bundle.context and runs[0][-1].stop_reason == "context"

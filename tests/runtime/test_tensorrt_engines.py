@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 import pytest
 
 from merino_runtime.__main__ import main
-from merino_runtime.backends import engine_build, open_backend
+from merino_runtime.backends import engine_build, engine_file, open_backend
 from merino_runtime.backends.engine_build import build_engine
 from merino_runtime.backends.engine_file import HEADER_BYTES
 from merino_runtime.bundle import load_bundle
@@ -320,3 +321,77 @@ def test_a_builder_that_is_killed_leaves_no_engine_and_no_lock(bundle, cache, gp
     assert built(bundle)[0].built
     assert len(engines(cache)) == 1
     assert [path.name for path in cache.iterdir() if re.search("merino-new", path.name)] == []
+
+
+def strangers(bundle, made, folder):
+    """The bundle in a folder of somebody else, beside an engine that has the right name, key and hashes."""
+    copied = shutil.copytree(bundle.folder, str(folder / "bundle"))
+    (folder / "engines").mkdir()
+    shutil.copy(made.path, str(folder / "engines"))
+    return load_bundle(copied)
+
+
+def test_an_engine_that_came_beside_a_bundle_is_not_loaded(bundle, gpu, cache, monkeypatch, tmp_path):
+    """Although its owner is this user, as is the owner of all that an archive holds."""
+    made, _ = built(bundle)
+    other, loads = strangers(bundle, made, tmp_path), recorded_loads(monkeypatch)
+    with open(made.path, "rb") as file:
+        foreign = file.read()[HEADER_BYTES:]
+    os.unlink(made.path)
+    open_backend(other, backend="tensorrt").close()
+    assert gpu.builds == 2 and len(loads) == 1 and foreign not in loads and len(engines(cache)) == 1
+
+
+def key_in(path):
+    with open(str(path), "rb") as file:
+        return engine_file._header_of(file.read(HEADER_BYTES))["key"]
+
+
+def test_an_engine_in_the_release_of_the_running_application_is_loaded(bundle, gpu, cache, monkeypatch, tmp_path):
+    made, _ = built(bundle)
+    other = strangers(bundle, made, tmp_path)
+    os.unlink(made.path)
+    monkeypatch.setattr(engine_file, "__file__", str(tmp_path / "merino.pyz" / "merino_runtime" / "engine_file.py"))
+    open_backend(other, backend="tensorrt").close()
+    assert gpu.builds == 1 and not engines(cache)
+
+
+@pytest.mark.parametrize("place", ["file", "folder"])
+@pytest.mark.parametrize("change", ["owner", "mode", "group"])
+def test_an_engine_that_another_user_could_write_is_not_loaded(bundle, gpu, cache, monkeypatch, place, change):
+    made, _ = built(bundle)
+    path = made.path if place == "file" else os.path.dirname(made.path)
+    if change != "mode" and os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    if change == "owner":
+        os.chown(path, 4711, -1)
+    else:
+        os.chown(path, -1, 4711 if change == "group" else -1)
+        os.chmod(path, 0o777 if change == "mode" else 0o775)
+    loads = recorded_loads(monkeypatch)
+    if place == "folder":
+        with pytest.raises(MerinoError, match="other users can write .*engines.*chmod go-w"):
+            open_backend(bundle, backend="tensorrt")
+        assert loads == []
+    else:
+        open_backend(bundle, backend="tensorrt").close()
+        assert gpu.builds == 2 and os.stat(path).st_uid == os.geteuid() and not os.stat(path).st_mode & 0o022
+
+
+def test_a_pipe_in_place_of_an_engine_is_not_waited_for(bundle, gpu, cache):
+    made, _ = built(bundle)
+    key = engine_file.EngineKey(**key_in(made.path))
+    assert engine_file.sound_path(bundle, key) == made.path
+    os.unlink(made.path)
+    os.mkfifo(made.path)
+    assert engine_file.sound_path(bundle, key) is None
+
+
+def test_an_engine_is_not_writable_by_others_whatever_the_umask(bundle, gpu, cache):
+    before = os.umask(0)
+    try:
+        built(bundle)
+    finally:
+        os.umask(before)
+    open_backend(bundle, backend="tensorrt").close()
+    assert gpu.builds == 1

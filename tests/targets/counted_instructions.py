@@ -4,15 +4,12 @@ A count is repeatable to a per cent, which no time on a shared machine is, and i
 code runs there. What it leaves out is how many cycles an instruction takes and how long memory does.
 """
 
-import bisect
 import functools
 import os
-import re
 import shutil
 import subprocess
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -21,7 +18,6 @@ from emulated_board import BOARD_ROOT, PYTHON, SCRIPTS, SITE
 
 QEMU = os.environ.get("MERINO_QEMU_PLUGINS") or shutil.which("qemu-aarch64")
 RUNTIME = Path(__file__).parents[2] / "runtime"
-PLACE_BYTES = 64  # of the plugin
 TIMEOUT_S = 600
 
 
@@ -66,55 +62,6 @@ def marks(
         out = Path(folder) / "counts"
         emulate(cpu, python_call(call, python, paths), f"out={out}", root)
         return [int(line) for line in out.read_text().split()]
-
-
-def steps_by_file(
-    cpu: str, bundle: Path, pasts: Sequence[int], root: Path = BOARD_ROOT, python: Path = PYTHON,
-    paths: Sequence[str | Path] = (SITE, RUNTIME),
-) -> list[dict[str, int]]:  # fmt: skip
-    """Instructions of a decode step of the bundle behind each number of positions, in ascending order, by the name of
-    the file whose code it is."""
-    steps = 3
-    call = python_call([SCRIPTS / "counted.py", bundle, "2", str(steps), *map(str, pasts)], python, paths)
-    intervals, printed = by_place(cpu, call, root)
-    maps = re.findall(r"^(\w+)-(\w+) .*?([^ /]*)$", printed, re.MULTILINE)
-    files = [(int(begin, 16), int(end, 16), name) for begin, end, name in maps]
-
-    def file_at(address: int) -> str:
-        return next((name for begin, end, name in files if begin <= address < end), "")
-
-    return [summed(each, file_at) for each in intervals[-1 :: -steps - 1][: len(pasts)][::-1]]
-
-
-def step_by_function(cpu: str, program: Path, words: Sequence[str | Path]) -> dict[str, int]:
-    """The same of a static program, between its last two calls of getsid, by the name of the function."""
-    nm = ["aarch64-linux-gnu-nm", "-n", "-C", program]
-    listed = subprocess.run(nm, capture_output=True, text=True, check=True).stdout
-    symbols = re.findall(r"^(\w+) [tTwW] (.+)$", listed, re.MULTILINE)
-    addresses = [int(address, 16) for address, _ in symbols]
-
-    def function_at(address: int) -> str:
-        return symbols[max(0, bisect.bisect(addresses, address + PLACE_BYTES - 1) - 1)][1]
-
-    return summed(by_place(cpu, [program, *words])[0][-1], function_at)
-
-
-def summed(places: dict[int, int], name_of: Callable[[int], str]) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for address, executed in places.items():
-        counts[name_of(address)] += executed
-    return counts
-
-
-def by_place(cpu: str, call: Sequence[str | Path], root: Path = BOARD_ROOT) -> tuple[list[dict[int, int]], str]:
-    """Instructions by address of their PLACE_BYTES, before the first getsid and between each two; and what was
-    printed."""
-    with tempfile.TemporaryDirectory() as folder:
-        out, places = Path(folder) / "counts", Path(folder) / "places"
-        printed = emulate(cpu, call, f"out={out},places={places}", root)
-        intervals = places.read_text().split("\n\n")
-        pairs = [re.findall(r"^(\w+) (\d+)$", interval, re.MULTILINE) for interval in intervals]
-        return [{int(address, 16): int(count) for address, count in each} for each in pairs], printed
 
 
 def emulate(cpu: str, call: Sequence[str | Path], counted: str, root: Path) -> str:

@@ -15,12 +15,11 @@ from typing import NamedTuple
 from c_compilers import has_headers
 
 KERNELS = Path(__file__).parents[2] / "runtime" / "kernels"
-SOURCES = [KERNELS / name for name in ("check.c", "matmul.c", "attention.c", "pool.c")]
+SOURCES = [KERNELS / "check.c", *sorted(KERNELS.glob("matmul*.c")), KERNELS / "attention.c", KERNELS / "pool.c"]
 CROSS, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 MACHINES = {  # with the words of build.sh
     "aarch64": [CROSS, "-O3", "-mtune=cortex-a53", "-mno-outline-atomics", "-frename-registers", "-static"],
     "x86_64": ["cc", "-O3", "-march=x86-64-v3"],
-    "avx2": ["cc", "-O3", "-march=x86-64-v3", "-DWITHOUT_AVX512"],
     "races": ["cc", "-g", "-O1", "-march=x86-64-v3", "-fsanitize=thread"],
     "sanitized": ["cc", "-g", "-O1", "-march=x86-64-v3", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
 }
@@ -64,7 +63,8 @@ def code_range() -> str:
     listed = subprocess.run(call, capture_output=True, text=True, check=True).stdout
     symbols = [line.split() for line in listed.splitlines()]
     names = [name for _, _, name in symbols]
-    first, last = names.index("round_rows"), max(names.index("attention"), names.index("matmul_row"))
+    ends = [names.index(name) for name in ("round_rows", "matmul", "round_group", "attention", "matmul_row")]
+    first, last = min(ends), max(ends)
     return f"0x{symbols[first][0]}..0x{symbols[last + 1][0]}"
 
 

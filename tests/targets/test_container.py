@@ -14,10 +14,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 import merino_runtime
 
@@ -25,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "container"
 ADDON = FOLDER / "home-assistant"
 CONFIG = yaml.safe_load((ADDON / "config.yaml").read_text(encoding="utf-8"))
+REQUIREMENTS = ADDON / "requirements.txt"
 IMAGES = [FOLDER / "Containerfile", ADDON / "Dockerfile"]
 # Home Assistant's documented keys of an add-on's config.yaml that this one uses, and what a value must be.
 KEYS = {
@@ -69,15 +72,32 @@ def test_an_image_is_of_the_runtime_alone_and_says_whether_it_is_well(path):
     known = {"ARG", "FROM", "COPY", "RUN", "USER", "ENV", "EXPOSE", "HEALTHCHECK", "STOPSIGNAL", "ENTRYPOINT", "CMD"}
     assert {word for word, _ in lines} <= known
     (base,) = [rest.partition("=")[2] for word, rest in lines if word == "ARG" and "slim" in rest]
-    assert re.fullmatch(r"python:3\.\d+-slim-\w+", base)
+    assert re.fullmatch(r"docker\.io/library/python:3\.13\.\d+-slim-\w+(@sha256:[0-9a-f]{64})?", base)
+    built = yaml.safe_load((ADDON / "build.yaml").read_text())["build_from"]
+    assert set(built.values()) == {base}, "one image for all"
     (health,) = [rest for word, rest in lines if word == "HEALTHCHECK"]
     assert "/health" in health and "8080" in health
-    assert "merino-runtime[onnxruntime,serve,templates]" in path.read_text() and "merino_edge" not in path.read_text()
+    assert "/merino_runtime-*.whl" in path.read_text() and "merino_edge" not in path.read_text()
     if path.name == "Containerfile":
         (user,) = [rest for word, rest in lines if word == "USER"]
         assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
         first = [word for word, _ in lines]
         assert first.index("USER") > len(first) - 1 - first[::-1].index("RUN"), "nothing is run as root behind it"
+
+
+def test_the_images_packages_are_all_that_the_server_needs_each_by_version_and_hashes():
+    pins = {}
+    lines = re.sub(r"\\\n\s*|#.*", "", REQUIREMENTS.read_text()).splitlines()
+    for line in filter(None, lines):
+        name, version, hashes = re.fullmatch(r"([a-z0-9-]+)==(\S+)((?: --hash=sha256:[0-9a-f]{64})+)", line).groups()
+        pins[name] = version
+        assert hashes.count("--hash") in (1, 2), "one for all machines, or one for each architecture"
+    setup = ConfigParser()
+    setup.read(ROOT / "release" / "merino-runtime" / "setup.cfg")
+    lists = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    needed = [Requirement(line) for text in lists for line in text.splitlines() if line]
+    assert {each.name for each in needed} <= set(pins)
+    assert all(pins[each.name] in each.specifier for each in needed)
 
 
 @pytest.fixture
@@ -151,8 +171,9 @@ def wheels_into(folder, architecture):
     platforms = [word for name in (PLATFORMS[architecture], PLATFORMS[architecture].replace("_28_", "_17_"))
                  for word in ("--platform", name)]  # fmt: skip
     call = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
-    call += ["--python-version", "3.13", "--implementation", "cp", *platforms, "--find-links", folder, "--dest", folder]
-    subprocess.run([*map(str, call), "merino-runtime[onnxruntime,serve,templates]"], check=True)
+    call += ["--python-version", "3.13", "--implementation", "cp", *platforms, "--dest", folder, "--no-deps"]
+    shutil.copy(REQUIREMENTS, folder)
+    subprocess.run([*map(str, call), "--require-hashes", "--requirement", str(REQUIREMENTS)], check=True)
 
 
 def in_namespaces(call):

@@ -17,7 +17,7 @@ from merino_edge.export.divergence import answers_of, divergence
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
-from merino_edge.training.pretrained import Pretrained
+from merino_edge.families.hugging_face import Checkpoint
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
 from merino_runtime.api import open_model
@@ -247,7 +247,7 @@ def test_a_published_model_learns_a_persons_own_answer(tmp_path):
     path = tmp_path / "talk.jsonl"
     path.write_text((json.dumps({"messages": conversation}) + "\n") * 40)
     source = load_source(str(GGUF))
-    begin = Pretrained(source.model, source.tokenizer, source.chat, source.stop_ids)
+    begin = Checkpoint(source.arch, source.model, source.stop_ids, source.tokenizer, source.chat)
     recipe = Recipe(steps=20, batch=1, length=128, lora=8, learning_rate=2e-3, evaluations=1, optimizer="adamw")
     train(source.arch, [path], tmp_path / "tuned", recipe=recipe, name="tuned", pretrained=begin)
     export(load_source(str(tmp_path / "tuned")), tmp_path / "bundle", ExportRequest(context=CONTEXT))

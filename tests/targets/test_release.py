@@ -82,7 +82,8 @@ def test_each_file_that_is_shipped_beside_the_source_has_one_license():
                 files = [path for path in folder.glob(pattern.strip()) if path.name != "merino.pyz"]
                 assert files or "probes" in pattern, f"{package}: nothing is {pattern}"
                 shipped |= {f"{inside}/{path.relative_to(folder).as_posix()}" for path in files}
-    assert {"merino_edge/bundles/native/kernels-aarch64.so", sbom.MODEL, "merino_bench/probe/graphs.tar.xz"} <= shipped
+    native = "merino_runtime/bundle/native/kernels-aarch64.so"
+    assert {native, sbom.MODEL, "merino_bench/probe/graphs.tar.xz"} <= shipped
     named = {name: [row for row in ROWS if sbom.matches(name, row[0])] for name in shipped}
     assert {name: len(rows) for name, rows in named.items() if len(rows) != 1} == {}
     unused = {row[0] for row in ROWS if not any(sbom.matches(name, row[0]) for name in shipped)}
@@ -106,7 +107,8 @@ def releases(tmp_path_factory):
 @pytest.mark.nightly
 def test_two_builds_are_equal_and_the_signature_is_checked_by_ssh(releases, tmp_path):
     first, second = releases
-    assert sorted(path.suffix for path in second.iterdir()) == ["", ".gz", ".gz", ".json", ".pyz", ".whl", ".whl"]
+    assert sorted(path.suffix for path in second.iterdir()) == [
+        "", ".gz", ".gz", ".json", ".pyz", ".txt", ".whl", ".whl"]  # fmt: skip
     assert [path.name for path in second.iterdir() if path.read_bytes() != (first / path.name).read_bytes()] == []
     shutil.copytree(first, tmp_path / "dist")
     assert 'Good "merino-release" signature' in run("sh", "-ec", VERIFY, cwd=tmp_path / "dist")
@@ -139,8 +141,9 @@ def test_the_bill_of_materials_is_valid_and_whole(releases):
 def environment(folder, python, packages, wheels, *distributions):
     """A new environment's python with our wheels, from a folder alone; other packages are those of `packages`."""
     run(python, "-m", "venv", folder)
-    options = ["--no-index", "--find-links", wheels, "--no-deps", "--disable-pip-version-check"]
-    run(folder / "bin" / "python", "-m", "pip", "install", *options, *distributions)
+    options = ["--no-index", "--no-deps", "--disable-pip-version-check"]
+    files = [path for name in distributions for path in wheels.glob(f"{name}-*.whl")]
+    run(folder / "bin" / "python", "-m", "pip", "install", *options, *files)
     site = run(folder / "bin" / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     Path(site, "third_party.pth").write_text(f"{packages}\n")
     return folder / "bin" / "python"
@@ -155,7 +158,7 @@ def packages_of(python):
 @pytest.mark.nightly
 def test_the_wheels_alone_run_the_demo(releases, tmp_path):
     packages = packages_of(sys.executable)
-    python = environment(tmp_path / "venv", sys.executable, packages, releases[0], "merino_edge", "merino-runtime")
+    python = environment(tmp_path / "venv", sys.executable, packages, releases[0], "merino_edge", "merino_runtime")
     work = tmp_path / "elsewhere"
     work.mkdir()
     out = run(python, "-c", DEMO, cwd=work)
@@ -173,7 +176,7 @@ def test_the_boards_wheel_runs_beside_no_torch(name, releases, tmp_path, embedde
     if not own.exists():
         pytest.skip("no Python 3.6 on this machine")
     base = run(own, "-c", "import os, sys; print(os.path.realpath(sys.executable))").strip()
-    environment(tmp_path / "venv", base, packages_of(own), releases[0], "merino-runtime")
+    environment(tmp_path / "venv", base, packages_of(own), releases[0], "merino_runtime")
     merino, bundle = tmp_path / "venv" / "bin" / "merino", embedded_bundles["portable", "fp32"]
     assert run(merino, "--version", cwd=tmp_path) == f"merino {merino_runtime.__version__}\n"
     assert run(merino, "selftest", bundle, cwd=tmp_path) == "ok: 16 greedy ids as expected\n"
@@ -199,7 +202,8 @@ def test_the_extras_resolve(version, releases, tmp_path):
         pytest.skip(f"no index to resolve with: {str(error)[-300:]}")
     extras = [name for name in settings(".")["options.extras_require"] if name != "dev"]
     report = tmp_path / "report.json"
-    call = ["install", "--dry-run", "--quiet", "--prefer-binary", "--find-links", releases[0], "--report", report]
-    run(*pip, *call, f"merino_edge[{','.join(extras)}]", "merino-runtime[onnxruntime,serve,templates]")
+    call = ["install", "--dry-run", "--quiet", "--prefer-binary", "--report", report]
+    (edge,), (runtime,) = (releases[0].glob(f"{name}-*.whl") for name in ("merino_edge", "merino_runtime"))
+    run(*pip, *call, f"{edge}[{','.join(extras)}]", f"{runtime}[onnxruntime,serve,templates]")
     chosen = {sbom.canonical(each["metadata"]["name"]) for each in json.loads(report.read_text())["install"]}
     assert {"merino-runtime", "torch", "lm-eval", "uvicorn", "asyncssh", "ctranslate2", "jetson-stats"} <= chosen

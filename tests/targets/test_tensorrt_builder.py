@@ -96,7 +96,7 @@ def test_what_the_check_refuses_nvidias_parser_refuses(dialect, precision, named
 
 
 def test_a_slice_over_the_bytes_of_the_table_is_refused(tmp_path):
-    """Why the head is one matmul: docs/decisions/tensorrt.md."""
+    """Why the head is one matmul: docs/decisions/export.md."""
     bundle = graph_bundle(tmp_path / "bundle", TINY)
     path = tmp_path / "bundle" / "model.onnx"
     graph = onnx.load(path, load_external_data=False)

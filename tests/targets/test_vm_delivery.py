@@ -21,7 +21,9 @@ from sample_roots import FAT_AT, FAT_BYTES, ROOT_AT, SECTOR, e2fsck, ran
 
 from merino_runtime.delivery.archive import open_archive
 from merino_runtime.delivery.service import FIRST_WORDS
-from merino_runtime.io.outputs import write_output
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench" / "experiments"))
+from write_record import write_record  # noqa: E402 - a script beside the packages
 
 pytestmark = [pytest.mark.slow, needs_machine]
 
@@ -34,7 +36,7 @@ VERSIONS = (
     "import json, onnxruntime, numpy, tokenizers; "
     "print(json.dumps({each.__name__: each.__version__ for each in (onnxruntime, numpy, tokenizers)}))"
 )
-SPEEDS = "emulated: no statement about a board"
+SPEEDS = "emulated on x86-64: no statement about the speed of a board"
 UNTIL_GOOD = f"""
 for turn in $(seq 600); do
     systemctl is-active --quiet merino.service && {INSTALLED} status | grep -q '^current .*, good$' && exit 0
@@ -75,18 +77,20 @@ def record():
 def empty_record():
     version = subprocess.run(["qemu-system-aarch64", "--version"], capture_output=True, text=True, check=True).stdout
     return {
-        "schema": 1, "speeds": SPEEDS, "workstation": {"python": platform.python_version(), "qemu": version.split()[3]},
-        "machine": {"cpu": CPU, "model": MODELS[CPU]}, "steps": [],
+        "workstation": {"python": platform.python_version(), "qemu": version.split()[3]},
+        "board": {"cpu": CPU, "model": MODELS[CPU]}, "steps": [],
     }  # fmt: skip
 
 
 def add_record(path, kept):
     """Steps of an earlier run that were not run now stay in the file."""
-    before = json.loads(path.read_text()) if path.exists() else {"machine": {}, "steps": []}
-    names = {each["step"] for each in kept["steps"]}
-    kept["machine"] = {**before["machine"], **kept["machine"]}
-    kept["steps"] = [each for each in before["steps"] if each["step"] not in names] + kept["steps"]
-    write_output(str(path), json.dumps(kept, indent=1) + "\n")
+    before = json.loads(path.read_text()) if path.exists() else {"board": {}, "steps": []}
+    names = {step["step"] for step in kept["steps"]}
+    board = {**before["board"], **kept["board"]}
+    steps = [step for step in before["steps"] if step["step"] not in names] + kept["steps"]
+    claim = "Delivery onto a whole emulated board: flash, upgrade, rollback, calibration, the first start of an image"
+    record = {**before, "machine": SPEEDS, "workstation": kept["workstation"], "board": board, "steps": steps}
+    write_record(path, record, claim, f"MERINO_VM_RECORD=bench/results/{path.name} make test-vm")
 
 
 @contextmanager
@@ -106,7 +110,7 @@ def step(record, name):
 def note_system(record, machine):
     printed = machine.ssh(f"uname -r; python3 -V; /opt/merino/current/env/bin/python -c '{VERSIONS}'").stdout
     kernel, python, packages = printed.splitlines()
-    record["machine"].update(kernel=kernel, python=python.split()[1], **json.loads(packages))
+    record["board"].update(kernel=kernel, python=python.split()[1], **json.loads(packages))
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from merino_runtime.backends.backend import Backend
 from merino_runtime.backends.choice import choose_backend
 from merino_runtime.bundle import Bundle, check_files, load_bundle
 from merino_runtime.bundle.fit import check_bundle_fits
+from merino_runtime.bundle.verified import check_files_once
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.text import open_tokenizer
 from merino_runtime.io import board
@@ -57,7 +58,9 @@ def request_of(bundle_path: str, case: Case, repetitions: int, seed: int, verify
 def build_engine(bundle_path: str) -> Dict[str, Any]:
     from merino_runtime.backends.tensorrt_model import open_model
 
-    open_model(load_bundle(bundle_path, verify=False), say).close()
+    bundle = load_bundle(bundle_path, verify=False)
+    check_files_once(bundle)
+    open_model(bundle, say).close()
     return {}
 
 

@@ -4,19 +4,18 @@ The archive's `index.json` describes each graph. All of them read their weights 
 `write_weights` makes. `tasks` lists which graphs a machine times; how the archive is made is in
 `bench/probe_graphs`, which is not installed.
 """
-import hashlib
 import io
 import json
 import os
 import pkgutil
-import platform
 import tarfile
 from functools import lru_cache
 from typing import Any, Dict, List, NamedTuple, Tuple, Union
 
 import numpy as np
 
-from merino_runtime.bundle import BackendNeed, Bundle, BundleFile, KernelLibrary, KvLayer, Port, Threads
+from merino_runtime.bundle import BackendNeed, Bundle, BundleFile, KvLayer, Port, Threads
+from merino_runtime.bundle.kernels import OPERATORS
 
 ARCHIVE, INDEX = "graphs.tar.xz", "index.json"
 WEIGHTS_FILE = "model.onnx.data"  # the name that the graphs refer to
@@ -44,7 +43,7 @@ class Kernel(NamedTuple):
     outputs: Tuple[Port, ...]
     weight_bytes: int  # of the weights' file that it reads
     layer_bytes: int  # of the matrices of one layer of a decoder, else 0
-    own_kernels: bool  # it needs the library
+    own_kernels: bool  # it has operators of `merino_runtime.bundle.kernels`
     in_place: bool  # outputs `present.*` are written to the memory of `past_key_values.*`
 
     @property
@@ -65,18 +64,6 @@ def members() -> Dict[str, bytes]:
             assert file is not None
             content_of[member.name] = file.read()
     return content_of
-
-
-def library_in(work: str) -> str:
-    """The path of this project's kernels for this kind of CPU, written into the folder; empty where there are none."""
-    name = "kernels-{}.so".format(platform.machine())
-    if name not in members():
-        return ""
-    path = os.path.join(work, name)
-    if not os.path.exists(path):  # a loaded library must not be written
-        with open(path, "wb") as file:
-            file.write(members()[name])
-    return path
 
 
 @lru_cache(maxsize=1)
@@ -126,11 +113,8 @@ def chain_bundle(folder: str, kernel: Kernel) -> Bundle:
 
 def _bundle(folder: str, kernel: Kernel, dialect: str, context: int, kv_layers: Tuple[KvLayer, ...]) -> Bundle:
     known = dict.fromkeys(Bundle._fields)  # type: Dict[str, Any]
-    if kernel.own_kernels:
-        name = os.path.basename(library_in(folder))
-        known.update(kernels=(KernelLibrary(platform.machine(), name),), files=(
-            BundleFile(name, len(members()[name]), hashlib.sha256(members()[name]).hexdigest()),))
     known.update(
+        kernels=tuple(OPERATORS) if kernel.own_kernels else (), files=(BundleFile(WEIGHTS_FILE, 0, ""),),
         folder=folder, name="probe", precision=kernel.format, dialect=dialect,
         vocab=kernel.outputs[-1].shape[-1], context=context, kv_layers=kv_layers,
         inputs=kernel.inputs, outputs=kernel.outputs, weight_bytes=kernel.weight_bytes,

@@ -38,7 +38,7 @@ def resident_rows(work: str, machine: Machine, deadline: float) -> List[Dict[str
         path = os.path.join(work, "resident.onnx")
         with open(path, "wb") as file:
             file.write(kernel.model)
-        row = _separately(path, machine.library if kernel.own_kernels else "")
+        row = _separately(path, kernel.own_kernels)
         if row:
             weights = 0 if kind == "call" else kernel.weight_bytes
             rows.append(dict(row, kind=kind, format=kernel.format, weight_bytes=weights))
@@ -52,10 +52,10 @@ def largest(machine: Machine, graphs: List[Kernel]) -> Kernel:
     return ([kernel for kernel in graphs if kernel.weight_bytes <= most] or graphs[:1])[-1]
 
 
-def _separately(path: str, library: str) -> Dict[str, float]:
+def _separately(path: str, own_kernels: bool) -> Dict[str, float]:
     """What the process prints; empty if it fails."""
     try:
-        return run_separately("merino_bench.probe.memory", json.dumps([path, library]), TIMEOUT_S)
+        return run_separately("merino_bench.probe.memory", json.dumps([path, own_kernels]), TIMEOUT_S)
     except MerinoError:
         return {}
 
@@ -65,8 +65,8 @@ def resident_mb() -> float:
     return board.rss_mb() or 0.0
 
 
-def measure_graph(path: str, library: str = "") -> Dict[str, float]:
-    """library: see `open_graph`."""
+def measure_graph(path: str, own_kernels: bool = False) -> Dict[str, float]:
+    """own_kernels: see `open_graph`."""
     import numpy as np
     import onnxruntime
 
@@ -75,7 +75,7 @@ def measure_graph(path: str, library: str = "") -> Dict[str, float]:
     with contextlib.suppress(ImportError):
         import tokenizers  # noqa: F401 - text needs it, so its memory counts
     imports_mb = resident_mb()
-    session = open_graph(onnxruntime, path, 1, library)
+    session = open_graph(onnxruntime, path, 1, own_kernels)
     port = session.get_inputs()[0]
     if port.name == "input_ids":
         session.run(None, {port.name: np.ones((1, 1), np.int64)})

@@ -17,7 +17,7 @@ from merino_bench.probe import tasks as plan
 from merino_bench.probe.gpu import probe_gpu
 from merino_bench.probe.memory import resident_rows
 from merino_bench.probe.tasks import Machine, Task
-from merino_bench.probe.timing import LEAST_RUN_S, MOST_RUN_S, loadable_library, row_of, time_task
+from merino_bench.probe.timing import LEAST_RUN_S, MOST_RUN_S, loads_kernels, row_of, time_task
 from merino_bench.sensors import environment
 from merino_bench.sensors.environment import cpu_moment, load_between
 from merino_runtime.backends.choice import ONNXRUNTIME, TENSORRT
@@ -70,7 +70,7 @@ def probe_machine(work: str, deadline: float, report: Callable[[str], None]) -> 
     began, before = cpu_moment(), environment.state()
     onnxruntime = import_backend()
     version = version_tuple(onnxruntime.__version__)
-    machine = this_machine(version, loadable_library(onnxruntime, work))
+    machine = this_machine(version, loads_kernels(onnxruntime))
     started = time.perf_counter()
     left_s = deadline - started
     report("read bandwidth")
@@ -109,22 +109,22 @@ def import_backend() -> Any:
     return onnxruntime
 
 
-def this_machine(version: Tuple[int, ...], library: str = "") -> Machine:
+def this_machine(version: Tuple[int, ...], own_kernels: bool = False) -> Machine:
     """The facts that the tasks depend on. Formats whose operators this version of ONNX Runtime lacks are left out.
-    library: see `Machine`; it computes int4 in dialect `portable`, and int8 and int4 for no-dotprod cores and those
-    with AVX-512 VNNI."""
+    own_kernels: see `Machine`; they compute int4 in dialect `portable`, and int8 and int4 for no-dotprod cores and
+    those with AVX-512 VNNI."""
     fused = version >= FIRST_FUSED
     here = board.this_board()
     core = board.core_of_cpu(here.architecture, here.isa)
-    if core == "avx512-vnni" and not library:
+    if core == "avx512-vnni" and not own_kernels:
         core = "dotprod"
-    blocked = bool(library) if core == "no-dotprod" or not fused else version >= FIRST_BLOCKED
+    blocked = own_kernels if core == "no-dotprod" or not fused else version >= FIRST_BLOCKED
     formats = ("fp32", "int8", "int4") if blocked else ("fp32",) if fused else ("fp32", "int8")
     cores = board.physical_core_count()
     counts = sorted({count for count in (1, 2, 4) if count < cores} | {cores})
     caches = QUANTIZED_CACHES if version >= version_tuple(FIRST_QUANTIZED_CACHE) else ()
     return Machine(board.last_level_cache_bytes(), bandwidth.available_bytes(), tuple(counts), formats, fused,
-                   core, caches, library)
+                   core, caches, own_kernels)
 
 
 def read_rows(machine: Machine, seconds: float) -> List[Dict[str, Any]]:

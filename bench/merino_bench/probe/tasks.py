@@ -90,7 +90,7 @@ class Machine(NamedTuple):
     fused: bool  # whether ONNX Runtime has the operators of that dialect
     core: str = "dotprod"  # as in bundle.json; for others than dotprod `fused` has other integer matmuls
     caches: Tuple[str, ...] = ()  # quantized formats of keys and values that ONNX Runtime takes
-    library: str = ""  # path of this project's kernels, empty: they cannot be loaded
+    own_kernels: bool = False  # whether this project's kernels can be loaded
 
     @property
     def dialect(self) -> str:
@@ -126,7 +126,7 @@ def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
     for kv_heads in CHOSEN_KV_HEADS if machine.fused else ():
         yield Task("attention", "fp32", 0, CHOSEN_WIDTH, CHOSEN_HEADS, CHOSEN_ATTENTIONS, threads, CHOSEN_ATTENTION,
                    kv_heads=kv_heads)
-    for width, heads, count, uses, kv_heads, kv, by_groups in GROUPS if machine.fused and machine.library else ():
+    for width, heads, count, uses, kv_heads, kv, by_groups in GROUPS if machine.fused and machine.own_kernels else ():
         yield Task("attention", "fp32", 0, width, heads, count, threads,
                    CHOSEN_ATTENTION if width == CHOSEN_WIDTH else GROUPED_ATTENTION, uses, kv_heads, kv, by_groups)
     for width, ffn, layers, heads in DECODERS:

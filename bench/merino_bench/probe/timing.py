@@ -8,7 +8,6 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from merino_bench.probe import graphs
 from merino_bench.probe import tasks as plan
 from merino_bench.probe.graphs import Kernel, decoder_bundle, operators_bundle
 from merino_bench.probe.tasks import Task
@@ -16,7 +15,7 @@ from merino_runtime.backends import open_backend
 from merino_runtime.backends.attention import faster_attention
 from merino_runtime.backends.onnx import OnnxBackend
 from merino_runtime.backends.onnx_binding import element_type
-from merino_runtime.backends.onnx_session import session_options, set_kernel_threads
+from merino_runtime.backends.onnx_session import register_kernels, session_options
 from merino_runtime.bundle import Port
 
 WARM_UP_RUNS, WARM_UP_S, LEAST_RUN_S, MOST_RUN_S = 12, 0.03, 0.01, 0.3
@@ -36,7 +35,7 @@ def time_task(onnxruntime: Any, task: Task, kernel: Optional[Kernel], work: str,
     if task.kind == "decoder":
         return time_decoder(task, kernel, work, seconds, cache_bytes, deadline)
     with faster_attention(operators_bundle(work, kernel)):
-        session = open_graph(onnxruntime, path, task.threads, graphs.library_in(work) if kernel.own_kernels else "")
+        session = open_graph(onnxruntime, path, task.threads, kernel.own_kernels)
     rows: List[Dict[str, Any]] = []
     for cached_tokens, tokens in task.runs:
         if rows and time.perf_counter() > deadline:
@@ -47,26 +46,21 @@ def time_task(onnxruntime: Any, task: Task, kernel: Optional[Kernel], work: str,
     return rows
 
 
-def open_graph(onnxruntime: Any, path: str, threads: int, library: str = "") -> Any:
-    """A session as the runtime opens it. library: of operators that the graph needs."""
+def open_graph(onnxruntime: Any, path: str, threads: int, own_kernels: bool = False) -> Any:
+    """A session as the runtime opens it. own_kernels: whether the graph has operators of this project's kernels."""
     options = session_options(onnxruntime, threads)
-    if library:
-        options.register_custom_ops_library(library)
-        set_kernel_threads(onnxruntime, options, library, threads)
+    if own_kernels:
+        register_kernels(onnxruntime, options, threads)
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def loadable_library(onnxruntime: Any, work: str) -> str:
-    """The path of this project's kernels in the folder; empty where they cannot be loaded, as on a file system that is
-    mounted noexec."""
-    path = graphs.library_in(work)
-    if not path:
-        return ""
+def loads_kernels(onnxruntime: Any) -> bool:
+    """Whether this project's kernels can be loaded here."""
     try:
-        onnxruntime.SessionOptions().register_custom_ops_library(path)
+        register_kernels(onnxruntime, onnxruntime.SessionOptions(), 1)
     except Exception:  # onnxruntime's exceptions have no base of their own
-        return ""
-    return path
+        return False
+    return True
 
 
 def time_decoder(task: Task, kernel: Kernel, work: str, seconds: float, cache_bytes: int,

@@ -22,7 +22,7 @@ from merino_runtime.io.visible import visible, visible_text
 
 AGENT = Path(agent.__file__).read_bytes()
 # Short, and the same in every shell; the request comes over stdin.
-COMMAND = f"python3 -c 'import sys;exec(sys.stdin.buffer.read({len(AGENT)}))'"
+COMMAND = f"python3 -I -c 'import sys;exec(sys.stdin.buffer.read({len(AGENT)}))'"
 NOT_FOUND = 127  # of a shell
 SHORT_S = 60.0
 TRY_THERE = "Try the same on the board itself"

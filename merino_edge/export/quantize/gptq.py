@@ -6,7 +6,7 @@ docs/decisions/quantization.md.
 
 import numpy as np
 
-from merino_edge.export.quantize.groups import Quantized, packed, quantize_rows
+from merino_edge.export.quantize.matrix import QuantizedMatrix, packed, quantize_rows
 
 DAMPING = 0.01  # share of the diagonal's mean that is added to it: a Hessian of few tokens is not of full rank
 SWEEPS = 2  # of new scales and coordinate descent
@@ -18,25 +18,25 @@ Hessians = dict[str, np.ndarray]  # by a matrix's name in the state dict: the me
 
 def gptq(
     matrix: np.ndarray, hessian: np.ndarray, bits: int, group_size: int, *, both_signs: bool = False
-) -> Quantized:
+) -> QuantizedMatrix:
     """Quantize a matrix float32 [rows, columns] in groups of `group_size`. `hessian` [columns, columns]: of its input.
 
     `both_signs`: as in `quantize_groups`.
     """
     weights, damped = np.ascontiguousarray(matrix.T, np.float32), damped_hessian(hessian)
     half = 2 ** (bits - 1)
-    lowest = 1 - half if both_signs else -half
+    limits = (1 - half if both_signs else -half), half - 1
     codes, scales = compensated(weights, damped, bits, group_size, both_signs)
     damped = damped.astype(np.float32)
     for start in range(0, len(matrix), ROWS):
         rows = slice(start, start + ROWS)
-        part, own_codes, own_scales = (np.ascontiguousarray(each[:, rows]) for each in (weights, codes, scales))
+        part, own_codes, own_scales = (np.ascontiguousarray(array[:, rows]) for array in (weights, codes, scales))
         for _ in range(SWEEPS):
             own_scales = fitted_scales(part, own_codes, own_scales, damped)
-            own_codes = descended(part, own_codes, own_scales, damped, lowest, half - 1)
+            own_codes = descended(part, own_codes, own_scales, damped, limits)
         codes[:, rows], scales[:, rows] = own_codes, own_scales
     cut = (codes + half).astype(np.uint8).T.reshape(matrix.shape[0], -1, group_size)
-    return Quantized(packed(cut, bits), np.ascontiguousarray(scales.T), bits, group_size)
+    return QuantizedMatrix(packed(cut, bits), np.ascontiguousarray(scales.T), bits, group_size)
 
 
 def damped_hessian(hessian: np.ndarray) -> np.ndarray:
@@ -90,10 +90,10 @@ def fitted_scales(weights: np.ndarray, codes: np.ndarray, scales: np.ndarray, da
 
 
 def descended(
-    weights: np.ndarray, codes: np.ndarray, scales: np.ndarray, damped: np.ndarray, lowest: int, highest: int
+    weights: np.ndarray, codes: np.ndarray, scales: np.ndarray, damped: np.ndarray, limits: tuple[int, int]
 ) -> np.ndarray:
     """Codes [columns, rows] after one sweep of coordinate descent: each column in turn takes the codes of least error
-    beside those of all others."""
+    beside those of all others. `limits`: the lowest and the highest code."""
     codes, steps = codes.copy(), np.repeat(scales, len(weights) // len(scales), 0)  # [columns, rows]
     divisor = np.where(steps == 0, 1, steps)
     gradient = damped @ (weights - codes * steps)  # of half the error, towards larger codes
@@ -102,7 +102,7 @@ def descended(
         here, changes = gradient[start:end].copy(), np.empty_like(weights[start:end])
         for column in range(start, end):
             best = codes[column] + here[column - start] / damped[column, column] / divisor[column]
-            best = np.clip(np.rint(best), lowest, highest)
+            best = np.clip(np.rint(best), *limits)
             changes[column - start] = change = (best - codes[column]) * steps[column]
             here -= np.outer(damped[start:end, column], change)
             codes[column] = best

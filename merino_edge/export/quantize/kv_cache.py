@@ -24,8 +24,9 @@ class CacheScales(NamedTuple):
         """The scales with each head's channels of keys reordered; None: unchanged."""
         if channels is None:
             return self
-        moved = ((np.ascontiguousarray(keys[:, channels]), values) for keys, values in self.layers)
-        return self._replace(layers=tuple(moved))
+        return self._replace(
+            layers=tuple((np.ascontiguousarray(keys[:, channels]), values) for keys, values in self.layers)
+        )
 
 
 def largest_code(bits: int) -> int:

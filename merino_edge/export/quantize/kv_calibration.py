@@ -1,11 +1,6 @@
-"""Scales for a quantized KV cache: the model prefills a text, and scales are fitted to what torch's cache then holds.
-
-The text is the user's, or one that the model generates from its own first token, which needs neither a corpus nor a
-network. Why that serves: docs/decisions/kv-cache.md.
-"""
+"""Scales for a quantized KV cache, fitted to what torch's cache holds after the model has prefilled a text."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,16 +8,14 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from merino_edge.export.quantize.inputs import LONGEST_ROW, own_rows
 from merino_edge.export.quantize.kv_cache import BITS, CacheScales, largest_code, scales_of
-from merino_edge.export.source import Source, not_finite, text_rows, tokenizer_of
+from merino_edge.export.source import Source, text_rows
 from merino_runtime.errors import MerinoError
 
-SEED = 0
-LONGEST_ROW = 2048  # tokens prefilled into one cache; at most the context
-READ_TOKENS = 4096
+TOKENS = 4096  # of a text
 LONGEST_JUDGED = 1024  # tokens whose loss is computed at once
 MOST_RISE = 0.02
-TEXTS, TEXT_TOKENS = 16, 128  # that the model generates, as one batch: each step reads the weights once
 
 
 class RoundedCache(DynamicCache):
@@ -58,11 +51,11 @@ def calibrated_cache(
 ) -> Calibrated:
     """Scales of the source's model for `kv`, int8 or int4. `rows`: text that the model generated, if any.
 
-    Raises MerinoError where the text cannot be read, and where the cache raises its perplexity by more than MOST_RISE.
+    Raises MerinoError if the text cannot be read, and if the cache raises its perplexity by more than MOST_RISE.
     """
     length = min(context, LONGEST_ROW)
     if text:
-        rows = text_rows(source, text, length, READ_TOKENS).numpy()
+        rows = text_rows(source, text, length, TOKENS).numpy()
     elif rows is None:
         rows = own_rows(source, length)
     scales = scales_of(filled_layers(source.model, rows), BITS[kv])
@@ -76,42 +69,6 @@ def calibrated_cache(
             f"{'' if text else ', or fit the scales to a text of yours with --calibrate TEXT'}"
         )
     return Calibrated(scales, rise)
-
-
-def own_rows(source: Source, length: int) -> np.ndarray:
-    """Text that a trained model generates, cut into rows [rows, length]; random ids for random weights, whose text
-    means nothing."""
-    vocab = source.arch.vocab
-    count = max(1, TEXTS * TEXT_TOKENS // length)
-    if source.weights == "random":
-        return np.random.default_rng(SEED).integers(0, vocab, (count, length))
-    each = min(TEXT_TOKENS, source.arch.context)
-    texts = written_by(source.model, [first_id(source)] * TEXTS, each).reshape(-1)
-    length = min(length, len(texts))
-    return texts[: len(texts) // length * length].reshape(-1, length)
-
-
-def first_id(source: Source) -> int:
-    """The first id of a text: the tokenizer's BOS, else a stop id, else 0."""
-    begun = tokenizer_of(source).encode("").ids if source.tokenizer else []
-    return int([*begun, *source.stop_ids, 0][0])
-
-
-@torch.no_grad()
-def written_by(model: PreTrainedModel, starts: Sequence[int], length: int) -> np.ndarray:
-    """Continuations [len(starts), length] of these ids, sampled from the model's distribution."""
-    random = torch.Generator().manual_seed(SEED)
-    ids = given = torch.tensor(starts)[:, None]
-    cache = None
-    while ids.shape[1] < length:
-        output = model(input_ids=given, cache=cache, use_cache=True)
-        cache = output.cache
-        chances = output.logits[:, -1].float().softmax(dim=-1)
-        if not chances.isfinite().all():
-            raise not_finite(model, "the model")
-        given = torch.multinomial(chances, 1, generator=random)
-        ids = torch.cat((ids, given), dim=1)
-    return ids.numpy()
 
 
 @torch.no_grad()
@@ -130,11 +87,11 @@ def filled_layers(model: PreTrainedModel, rows: np.ndarray) -> list[tuple[np.nda
 
 @torch.no_grad()
 def rise_of(model: PreTrainedModel, rows: np.ndarray, scales: CacheScales) -> float:
-    """Relative rise of the rows' perplexity by a quantized cache. In pieces, since a row's logits take memory."""
+    """Relative rise of the rows' perplexity by a quantized cache. In parts, since a row's logits take memory."""
     differences = []
     length = min(rows.shape[1], LONGEST_JUDGED)
-    pieces = rows[:, : rows.shape[1] // length * length].reshape(-1, length)
-    for row in torch.from_numpy(pieces).long():
+    parts = rows[:, : rows.shape[1] // length * length].reshape(-1, length)
+    for row in torch.from_numpy(parts).long():
         losses = [
             torch.nn.functional.cross_entropy(
                 model(input_ids=row[None], cache=cache, use_cache=True).logits[0, :-1].float(), row[1:]

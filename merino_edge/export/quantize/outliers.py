@@ -6,56 +6,47 @@ Here the input has the group twice: once with the outliers zeroed, once with all
 same, and the two multiplications add up to the whole. Figures: docs/decisions/quantization.md.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from merino_edge.export.quantize.groups import Quantized, dequantize
+from merino_edge.export.quantize.matrix import Outliers, QuantizedMatrix, dequantize
+from merino_edge.export.quantize.tile_codes import GROUP_SIZE
 
 TWICE = "groups with outlier channels stored twice"  # doc_string of the model's file
 MOST_BYTES = 0.05  # share of all matrices' bytes that copies may add
-Names = tuple[str, ...]
 
 
-class Outliers(NamedTuple):
-    """Some of an input's channels among the `size` channels from `first` on, which stand twice."""
+def with_outliers(
+    matrices: Mapping[str, QuantizedMatrix], sizes: Mapping[str, np.ndarray]
+) -> Mapping[str, QuantizedMatrix]:
+    """Mark the groups whose copies lower the relative errors of their matrices' outputs most per byte.
 
-    first: int
-    size: int
-    channels: np.ndarray
-
-
-class Reading(NamedTuple):
-    """A matrix of joined ones, the size of each channel of its input [columns], and how many of these a copy has."""
-
-    names: Names
-    matrix: Quantized
-    sizes: np.ndarray
-    copied: int
-
-
-def outlier_groups(readings: Iterable[Reading]) -> dict[Names, list[Outliers]]:
-    """The groups whose copies lower the relative errors of their matrices' outputs most per byte."""
+    `sizes`: of the channels of a matrix's input [columns], by the name of the matrix; others get no copies.
+    """
     candidates, total = [], 0
-    for names, matrix, sizes, size in readings:
+    for name, matrix in matrices.items():
+        channels = sizes.get(name.split("+")[0])
+        if channels is None:
+            continue
         total += matrix.nbytes
         norms = np.square(dequantize(matrix)).sum(0)  # [columns]
-        output, groups = float(np.square(sizes) @ norms), size // matrix.group_size
+        size = max(GROUP_SIZE, matrix.group_size) if matrix.layout == "tiles" else matrix.group_size
+        output, groups = float(np.square(channels) @ norms), size // matrix.group_size
         nbytes = groups * (matrix.codes[:, 0].nbytes + matrix.scales[:, 0].nbytes)
-        for first in range(0, len(sizes), size):
+        for first in range(0, len(channels), size):
             here = slice(first, first + size)
-            gain, channels = outliers_of(sizes[here], norms[here])
-            if len(channels):
-                candidates.append((gain / output / nbytes, nbytes, names, Outliers(first, size, first + channels)))
-    chosen: dict[Names, list[Outliers]] = {}
+            gain, largest = outliers_of(channels[here], norms[here])
+            if len(largest):
+                candidates.append((gain / output / nbytes, nbytes, name, Outliers(first, size, first + largest)))
+    chosen: dict[str, tuple[Outliers, ...]] = {}
     left = MOST_BYTES * total
-    for _, nbytes, names, outliers in sorted(candidates, key=lambda each: -each[0]):
+    for _, nbytes, name, outliers in sorted(candidates, key=lambda candidate: -candidate[0]):
         left -= nbytes
         if left < 0:
             break
-        chosen.setdefault(names, []).append(outliers)
-    return chosen
+        chosen[name] = (*chosen.get(name, ()), outliers)
+    return {name: matrix._replace(outliers=chosen.get(name, ())) for name, matrix in matrices.items()}
 
 
 def outliers_of(sizes: np.ndarray, norms: np.ndarray) -> tuple[float, np.ndarray]:
@@ -83,5 +74,5 @@ def input_order(columns: int, zero: int, outliers: Iterable[Outliers]) -> np.nda
 
 
 def groups_of(outliers: Iterable[Outliers], group_size: int) -> list[int]:
-    """The groups of a matrix that stand twice, in the order of the copies."""
+    """The groups of a matrix that are stored twice, in the order of the copies."""
     return [at // group_size for first, size, _ in outliers for at in range(first, first + size, group_size)]

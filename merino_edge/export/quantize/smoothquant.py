@@ -7,27 +7,21 @@ the model computes the same up to float32 rounding, at the same latency. Figures
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel
 
-from merino_edge.export.quantize.groups import fits
-from merino_edge.export.quantize.hessians import ROW
-from merino_edge.export.quantize.kv_calibration import LONGEST_ROW, own_rows
-from merino_edge.export.source import Source, text_rows
+from merino_edge.export.quantize.blocks import fits
+from merino_edge.export.quantize.inputs import input_sizes
+from merino_edge.export.source import Source
 from merino_edge.families.graph_ops import Norm
 from merino_edge.families.pre_norm import Decoder, Linear
 from merino_edge.families.registry import decoder_of, layout_of
-from merino_edge.families.weights import Blocks, BlockSource, Layout
+from merino_edge.families.weights import Blocks, BlockSource, ModelWeights
 
 BITS = 8
-TOKENS = 4096  # of a text
 NOTE = "activation channels rescaled by SmoothQuant"  # doc_string of the model's file
-HEAD_EVERY = 8  # the head's input is measured at every eighth token, since logits take memory
 LEAST = 1e-3  # smallest size of a channel, relative to the mean
 
 
@@ -43,21 +37,6 @@ class Site(NamedTuple):
     @property
     def matrices(self) -> tuple[str, ...]:
         return self.after.weights if isinstance(self.before, Norm) else (*self.before.weights, *self.after.weights)
-
-
-class LaidWeights:
-    """The weights of a torch model in the graph's layout, matrices [out, in]; writes change the model."""
-
-    def __init__(self, model: PreTrainedModel, layout: Callable[[str], Layout | None]):
-        self._state, self._layout = model.state_dict(), layout
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        weight, layout = self._state[name].numpy(), self._layout(name)
-        return layout.to_graph(weight) if layout else weight
-
-    def __setitem__(self, name: str, value: np.ndarray) -> None:
-        layout = self._layout(name)
-        self._state[name].copy_(torch.from_numpy(np.ascontiguousarray(layout.to_state(value) if layout else value)))
 
 
 class OwnBlocks:
@@ -80,30 +59,21 @@ class OwnBlocks:
 def smoothed(source: Source, rows: Callable[[], np.ndarray], *, in_place: bool = False) -> Source:
     """The source with channels rescaled by their sizes on `rows()`, ids [rows, T].
 
-    A copy of the model is changed, or the model itself `in_place`. Returns the source unchanged for random weights,
-    whose channels mean nothing, for families with a graph builder of their own, and where the graph takes over the
-    source's blocks.
+    A copy of the model is changed, or the model itself `in_place`. Returns the source unchanged if the graph takes over
+    all of the source's blocks. Its family must have a `Decoder`.
     """
     decoder = decoder_of(source.arch)
     sites = [site for site in sites_of(decoder) if not is_kept(source.blocks, site)] if decoder else []
-    if source.weights == "random" or not sites:
+    if not sites:
         return source
     model = source.model if in_place else copy.deepcopy(source.model)
-    weights = LaidWeights(model, layout_of(source.arch))
+    weights = ModelWeights(model, layout_of(source.arch))
     sizes = input_sizes(model, [site.after.weights[0] for site in sites], rows())
     for site in sites:
         columns = np.concatenate([weights[name] for name in site.after.weights])
         move(weights, site, factors_of(sizes[site.after.weights[0]], np.sqrt(np.square(columns).mean(0))))
     blocks = OwnBlocks(source.blocks) if source.blocks else None
     return source._replace(model=model, blocks=blocks)
-
-
-def rows_to_read(source: Source, context: int, text: Path | None) -> np.ndarray:
-    """Ids [rows, T] of the text, or of text that the model generates. Raises MerinoError where the text cannot be
-    read."""
-    if text:
-        return text_rows(source, text, min(ROW, context), TOKENS).numpy()
-    return own_rows(source, min(context, LONGEST_ROW))
 
 
 def sites_of(decoder: Decoder) -> Iterator[Site]:
@@ -125,7 +95,7 @@ def is_kept(blocks: BlockSource | None, site: Site) -> bool:
     return any(one is not None and fits(one, BITS) for one in stored)
 
 
-def move(weights: LaidWeights, site: Site, factors: np.ndarray) -> None:
+def move(weights: ModelWeights, site: Site, factors: np.ndarray) -> None:
     """Divide the channels by `factors` in `site.before`, and multiply the columns of `site.after` by them."""
     if isinstance(site.before, Norm):
         for name in (site.before.weight, site.before.bias):
@@ -148,32 +118,3 @@ def factors_of(inputs: np.ndarray, columns: np.ndarray) -> np.ndarray:
     factors = np.sqrt(inputs / columns)
     normalized: np.ndarray = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
     return normalized
-
-
-@torch.no_grad()
-def input_sizes(model: PreTrainedModel, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """By the name of a matrix, the size of each channel of its input, [in]: the geometric mean of maximum and RMS over
-    tokens, each token normalized to RMS 1."""
-    squares: dict[str, list[torch.Tensor]] = {name: [] for name in names}  # of each row the mean
-    largest: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-
-    def keep(name: str) -> Callable[[Any, tuple[torch.Tensor, ...]], None]:
-        def hook(_module: Any, given: tuple[torch.Tensor, ...]) -> None:
-            x = given[0].reshape(-1, given[0].shape[-1]).float().square()
-            x = x / x.mean(-1, keepdim=True).clamp(min=1e-30)
-            squares[name].append(x.mean(0))
-            largest[name].append(x.amax(0))
-
-        return hook
-
-    hooks = [model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(keep(name)) for name in names]
-    try:
-        for row in torch.from_numpy(rows).long():
-            model(input_ids=row[None], logits_to_keep=torch.arange(0, len(row), HEAD_EVERY))
-    finally:
-        for each in hooks:
-            each.remove()
-    return {
-        name: (torch.stack(squares[name]).mean(0) * torch.stack(largest[name]).amax(0)).pow(0.25).numpy()
-        for name in names
-    }

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import onnx
 from google.protobuf.message import DecodeError  # what a damaged file ends in
 
-from merino_edge.export.onnx.graph import MODEL_FILE
+from merino_edge.export.dialects.graph import MODEL_FILE
 from merino_edge.export.tensorrt.constants import constant_problems
 from merino_edge.export.tensorrt.ports import port_problems
 from merino_edge.export.tensorrt.support import Problem, Support, label, support_of
@@ -22,7 +22,7 @@ from merino_runtime.errors import MerinoError
 
 
 class Checked(NamedTuple):
-    """`lengths`: the numbers of new tokens that shapes were checked with; `opset`: None where the graph has none."""
+    """`lengths`: the numbers of new tokens that shapes were checked with; `opset`: None if the graph has none."""
 
     version: str
     lengths: tuple[int, ...]
@@ -84,7 +84,7 @@ def _node_problems(model: onnx.ModelProto, support: Support) -> Iterator[Problem
             yield Problem(name, node.op_type, f"the parser has no operators of {node.domain}")
         elif node.op_type not in support.operators:
             yield Problem(name, node.op_type, "the parser has no such operator")
-        if any(each.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for each in node.attribute):
+        if any(one.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for one in node.attribute):
             yield Problem(name, node.op_type, "a graph inside the graph, which is not judged here")
         for index in support.constants.get(node.op_type, ()):
             if index < len(node.input) and node.input[index] and node.input[index] not in constants:

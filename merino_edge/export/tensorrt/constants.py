@@ -47,14 +47,14 @@ def constant_problems(graph: onnx.GraphProto, bundle: Bundle, support: Support) 
 def _overlaps(places: list[Place]) -> Iterator[Problem]:
     """Each constant that lies in the bytes of one that begins before it, or with it and is longer."""
     widest = Place(0, 0, "", 0)
-    for place in sorted(places, key=lambda each: (each.offset, -each.end)):
+    for place in sorted(places, key=lambda place: (place.offset, -place.end)):
         if place.offset < widest.end:
             yield Problem(
                 place.name, "",
                 f"its bytes overlap those of {widest.name}: the parser refuses constants of the same values but of"
                 " different counts, and holds those of equal ones twice",
             )  # fmt: skip
-        widest = max(widest, place, key=lambda each: each.end)
+        widest = max(widest, place, key=lambda place: place.end)
 
 
 def _place(tensor: onnx.TensorProto) -> Place:

@@ -87,10 +87,10 @@ def _source(name: str, makers: dict[str, onnx.NodeProto], constants: dict[str, o
         node = makers.get(name)
         if node is None or node.op_type not in (*FOLLOWED, "Add"):
             break
-        added = next((each for each in node.input if each in constants), None) if node.op_type == "Add" else None
+        added = next((value for value in node.input if value in constants), None) if node.op_type == "Add" else None
         if node.op_type == "Add" and (added is None or constants[added].dims):
             break
         if added is not None:
             offset += int(onnx.numpy_helper.to_array(constants[added]))
-        name = next(each for each in node.input if each != added)
+        name = next(value for value in node.input if value != added)
     return name, offset

@@ -31,7 +31,7 @@ class Support(NamedTuple):
     operators: Mapping[str, frozenset[str]]
 
     def stored_as(self, dtype: str) -> str:
-        """The type that TensorRT has for a tensor of this ONNX type; the same where it has it itself."""
+        """The type that TensorRT has for a tensor of this ONNX type; the same if it has it itself."""
         return self.becomes.get(dtype, dtype)
 
 
@@ -42,8 +42,9 @@ def table() -> Mapping[str, Support]:
     for version, facts in tomllib.loads(text).items():
         operators = {name: frozenset(group["types"]) for group in facts["operators"] for name in group["names"]}
         versions[version] = Support(
-            version, tuple(facts["opsets"]), frozenset(facts["types"]), facts["becomes"], facts["most_dims"],
-            {name: tuple(places) for name, places in facts["constants"].items()}, operators,
+            version, opsets=tuple(facts["opsets"]), types=frozenset(facts["types"]), becomes=facts["becomes"],
+            most_dims=facts["most_dims"], operators=operators,
+            constants={name: tuple(places) for name, places in facts["constants"].items()},
         )  # fmt: skip
     return versions
 

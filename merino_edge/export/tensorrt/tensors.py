@@ -30,7 +30,7 @@ def type_name(code: int) -> str:
 
 
 def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """The model with the type and the shape of each tensor, as far as they follow from the inputs; None where they
+    """The model with the type and the shape of each tensor, as far as they follow from the inputs; None if they
     contradict each other, which `shape_problems` reports."""
     try:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)

@@ -2,7 +2,7 @@
 
 From 1.28 on attention is tiled (flash attention). An environment variable, read when a session opens, selects the
 earlier kernel: whole matrix multiplications. Which is faster depends on the core and on the cache
-(docs/decisions/kv-cache.md).
+(docs/decisions/quantization.md).
 """
 import contextlib
 import os

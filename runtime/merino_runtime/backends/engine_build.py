@@ -25,6 +25,7 @@ from merino_runtime.backends.engine_file import (
 from merino_runtime.backends.gpu import device_of, open_cuda
 from merino_runtime.backends.tensorrt_versions import TensorRt, fp16_flags, limit_workspace, open_tensorrt
 from merino_runtime.bundle import Bundle
+from merino_runtime.bundle.external_data import check_external_data
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
@@ -169,6 +170,7 @@ def _build_failed(bundle: Bundle, trt: TensorRt, request: Build) -> MerinoError:
 
 def parse(bundle: Bundle, trt: TensorRt, network: Any) -> None:
     """The graph into an empty network. Raises MerinoError with the node that TensorRT does not take."""
+    check_external_data(bundle)
     path = os.path.join(bundle.folder, "model.onnx")
     parser = trt.module.OnnxParser(network, trt.logger)
     if not parser.parse_from_file(path):

@@ -2,13 +2,15 @@
 
 An engine is machine code of one GPU and one version. So a file's header names all that it was built for, and the hash
 of the plan behind it: what is stale, damaged or foreign is not loaded, and `engine_build` builds it again. The files
-lie in `engines`, beside the bundle of an installed release, else in the user's cache (docs/formats.md).
+lie in `engines`, beside the bundle of an installed release, else in the user's cache (docs/formats.md). Neither a file
+that another user could write is loaded, nor one that came with a bundle.
 """
 import contextlib
 import hashlib
 import json
 import mmap
 import os
+import stat
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 from merino_runtime.bundle import Bundle
@@ -21,7 +23,7 @@ from merino_runtime.io.outputs import open_output, write_output
 MAGIC = b"merino-engine\n"
 SCHEMA = 1
 HEADER_BYTES = 4096  # the plan begins at a page
-FOLDER = "engines"
+FOLDER, APP = "engines", "merino.pyz"  # in a release
 SUFFIX = ".engine"
 PRECISIONS = ("fp32", "fp16")
 MODEL_FILES = ("model.onnx", "model.onnx.data")
@@ -55,19 +57,27 @@ def model_sha256(bundle: Bundle) -> str:
 def engine_folder(bundle: Bundle) -> str:
     """Where engines of this bundle are kept, made where it is not there yet: beside the bundle where `install` made
     the folder and this user may write to it, else in the user's cache. Raises MerinoError where it cannot be made."""
-    beside = folder_beside(bundle.folder)
-    if os.path.isdir(beside) and os.access(beside, os.W_OK):
+    beside = _folder_beside(bundle)
+    if beside and os.path.isdir(beside) and os.access(beside, os.W_OK):
         return beside
     cache = _users_folder()
     try:
-        os.makedirs(cache, exist_ok=True)
+        os.makedirs(cache, 0o755, exist_ok=True)
     except OSError as error:
         raise machine_fault(f"make {cache}", error) from error
+    if not _is_own(os.stat(cache)):
+        raise MerinoError(f"other users can write {cache}, so an engine in it could be theirs. Run chmod go-w on your "
+                          "own folder, or set XDG_CACHE_HOME to another one.")
     return cache
 
 
-def folder_beside(bundle_folder: str) -> str:
-    return os.path.join(os.path.dirname(os.path.realpath(bundle_folder)), FOLDER)
+def _folder_beside(bundle: Bundle) -> Optional[str]:
+    """The folder of engines in the release to which the bundle and the running application belong; else None. Whoever
+    could write engines into such a folder could have written the application. Beside another bundle, an engine may be
+    from whoever made the bundle."""
+    release = os.path.dirname(os.path.realpath(bundle.folder))
+    inside = os.path.realpath(__file__).startswith(os.path.join(release, APP, ""))
+    return os.path.join(release, FOLDER) if inside else None
 
 
 def _users_folder() -> str:
@@ -77,7 +87,7 @@ def _users_folder() -> str:
 
 def paths_of(bundle: Bundle, key: EngineKey) -> List[str]:
     """Where such an engine may lie, the first choice first."""
-    return [os.path.join(folder, key.file_name) for folder in (folder_beside(bundle.folder), _users_folder())]
+    return [os.path.join(folder, key.file_name) for folder in (_folder_beside(bundle), _users_folder()) if folder]
 
 
 def sound_path(bundle: Bundle, key: EngineKey) -> Optional[str]:
@@ -96,7 +106,7 @@ def opened_plan(bundle: Bundle, key: EngineKey) -> Iterator[Optional[memoryview]
 
 def _mapped_plan(path: str, key: EngineKey, stack: contextlib.ExitStack) -> Optional[memoryview]:
     try:
-        with open(path, "rb") as file:
+        with _opened_own(path) as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError):  # absent, unreadable, or empty
         return None
@@ -108,6 +118,20 @@ def _mapped_plan(path: str, key: EngineKey, stack: contextlib.ExitStack) -> Opti
     if header is None or header.get("key") != dict(key._asdict()) or header.get("plan_bytes") != len(plan):
         return None
     return plan if hashlib.sha256(plan).hexdigest() == header.get("plan_sha256") else None
+
+
+@contextlib.contextmanager
+def _opened_own(path: str) -> Iterator[Any]:
+    """The file, opened for reading. Raises OSError if a user other than this one and root could have written it."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # a pipe ends
+        if not _is_own(os.fstat(file.fileno())) or not _is_own(os.stat(os.path.dirname(path))):
+            raise PermissionError(f"another user can write {path}")
+        yield file
+
+
+def _is_own(status: os.stat_result) -> bool:
+    by_group = status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getegid())
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & stat.S_IWOTH and not by_group
 
 
 def _closed(mapped: mmap.mmap) -> None:
@@ -133,9 +157,12 @@ def keep_engine(bundle: Bundle, key: EngineKey, plan: Any) -> str:
         "plan_sha256": hashlib.sha256(plan).hexdigest()}).encode("utf-8")
     assert len(header) <= HEADER_BYTES, "the names of a GPU and a version are short"
     path = os.path.join(engine_folder(bundle), key.file_name)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # unsound, and a new file would keep its owner
     with open_output(path, size_bytes=HEADER_BYTES + len(plan)) as file:
         file.write(header.ljust(HEADER_BYTES, b"\0"))
         file.write(plan)
+    os.chmod(path, os.stat(path).st_mode & 0o755)  # whatever the umask
     for other in PRECISIONS:
         if other != key.precision:
             for stale in paths_of(bundle, key._replace(precision=other)):
@@ -154,7 +181,7 @@ def one_builder(bundle: Bundle) -> Iterator[None]:
 def timing_cache(bundle: Bundle, key: EngineKey) -> bytes:
     """How long kernels took in earlier builds on this GPU; empty where that is not known."""
     try:
-        with open(_timing_path(bundle, key), "rb") as file:
+        with _opened_own(_timing_path(bundle, key)) as file:
             digest, data = file.read(32), file.read()
     except (OSError, MerinoError):
         return b""

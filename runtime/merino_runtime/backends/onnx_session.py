@@ -2,7 +2,7 @@
 
 A session has one thread pool. If prefill and decode have different thread counts, each has its own session over the
 same mapped file. Each session packs the weights for its kernels, so packed weights are then in memory twice
-(docs/decisions/speed.md). `onnx` runs the sessions.
+(docs/decisions/kernels.md). `onnx` runs the sessions.
 """
 import ctypes
 import os
@@ -11,8 +11,10 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.backends.attention import faster_attention
 from merino_runtime.backends.threads import ThreadCounts, thread_counts
-from merino_runtime.bundle import Bundle, Port, kernel_library, need_of, older_graph, sha256_of, without_kernels
+from merino_runtime.bundle import Bundle, Port, need_of, older_graph, without_kernels
+from merino_runtime.bundle.external_data import check_external_data
 from merino_runtime.bundle.fit import out_of_memory
+from merino_runtime.bundle.kernels import library_path
 from merino_runtime.bundle.requirements import install_commands, require, version_tuple
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
@@ -39,6 +41,7 @@ def open_model(bundle: Bundle, threads: Optional[int] = None, prefill_threads: O
     counts = thread_counts(bundle, threads, prefill_threads)
     try:
         onnxruntime = import_onnxruntime(bundle)
+        check_external_data(bundle)
         with faster_attention(bundle):
             decode_session = prefill_session = open_session(onnxruntime, bundle, counts.decode)
             if counts.sessions > 1:
@@ -88,7 +91,12 @@ def session_options(onnxruntime: Any, threads: int) -> Any:
 def open_session(onnxruntime: Any, bundle: Bundle, threads: int) -> Any:
     options = session_options(onnxruntime, threads)
     if bundle.kernels:
-        set_kernel_threads(onnxruntime, options, _register_kernels(options, bundle), threads)
+        try:
+            register_kernels(onnxruntime, options, threads)
+        except Exception as error:  # onnxruntime's exceptions have no base of their own
+            raise MerinoError(f"the library of kernels for {platform.machine()} cannot be loaded: {first_line(error)}. "
+                              f"Export {bundle.name!r} again {without_kernels(bundle)}, which needs none."
+                              ) from error
     path = os.path.join(bundle.folder, "model.onnx")
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -100,31 +108,14 @@ def open_session(onnxruntime: Any, bundle: Bundle, threads: int) -> Any:
     return session
 
 
-def set_kernel_threads(onnxruntime: Any, options: Any, path: str, threads: int) -> None:
-    """Gives the library of operators at `path` threads of its own where onnxruntime lends it none. onnxruntime's then
-    do not spin, which would take the cores from them."""
+def register_kernels(onnxruntime: Any, options: Any, threads: int) -> None:
+    """Adds the operators of this release's library. Gives it threads of its own if onnxruntime lends it none: those of
+    onnxruntime then do not spin, which would take the cores from them. Raises if the library cannot be loaded."""
+    path = library_path(platform.machine())
+    options.register_custom_ops_library(path)
     if version_tuple(onnxruntime.__version__) < FIRST_LENDING_THREADS:
         ctypes.CDLL(path).merino_threads(threads)
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-
-
-def _register_kernels(options: Any, bundle: Bundle) -> str:
-    """Loads the bundle's library of operators, once its hash is verified: it is code. Returns its path."""
-    name = kernel_library(bundle, platform.machine())
-    file = next((each for each in bundle.files if each.path == name), None)
-    if file is None:
-        raise MerinoError(f"bundle {bundle.name!r} has no kernels for {platform.machine()}. Export it again "
-                          f"{without_kernels(bundle)}.")
-    path = os.path.join(bundle.folder, file.path)
-    if sha256_of(path) != file.sha256:
-        raise MerinoError(f"{path} is not the library that bundle.json lists: it is not loaded. Copy the bundle "
-                          "again, or export it again.")
-    try:
-        options.register_custom_ops_library(path)
-    except Exception as error:  # onnxruntime's exceptions have no base of their own
-        raise MerinoError(f"{path} cannot be loaded: {first_line(error)}. Export the bundle "
-                          f"{without_kernels(bundle)}, which needs no library.") from error
-    return path
 
 
 def _check_ports(ports: Sequence[Port], nodes: List[Any], what: str) -> None:

@@ -4,7 +4,7 @@ The graph is a `portable` one (docs/formats.md): it reads caches of fixed shape 
 and values, which are copied to their position on the device. So no input is ever an output. A decode step is one
 replay of a CUDA graph (inputs to the GPU, the network, logits back), and mostly one copy. A prefill runs in chunks of
 one fixed length. `tensorrt_model` holds what sessions share, `tensorrt_session` the memory of one.
-Why it is so: docs/decisions/tensorrt.md.
+Why it is so: docs/decisions/export.md.
 """
 import contextlib
 from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple

@@ -90,12 +90,6 @@ class BundleFile(NamedTuple):
     sha256: str
 
 
-class KernelLibrary(NamedTuple):
-    """Operators of the graph that onnxruntime does not have, as a library for one kind of CPU."""
-    machine: str  # as `platform.machine()` names it
-    path: str  # in the bundle
-
-
 class Bundle(NamedTuple):
     """The keys of bundle.json, in the order of `BUNDLE_SHAPE`, and the folder that it was read from."""
     folder: str
@@ -128,7 +122,7 @@ class Bundle(NamedTuple):
     golden: Golden
     chat: Optional[Chat]
     files: Tuple[BundleFile, ...]
-    kernels: Tuple[KernelLibrary, ...] = ()  # empty: onnxruntime has all operators of the graph
+    kernels: Tuple[str, ...] = ()  # operators of the graph that `bundle.kernels` has and onnxruntime has not
 
 
 def load_bundle(path: str, verify: bool = True) -> Bundle:
@@ -187,11 +181,6 @@ def older_graph(bundle: Bundle) -> str:
     return "--kv fp32" if quantized_cache(bundle) else "--dialect portable"
 
 
-def kernel_library(bundle: Bundle, machine: str) -> Optional[str]:
-    """The path in the bundle of the library for this kind of CPU."""
-    return next((library.path for library in bundle.kernels if library.machine == machine), None)
-
-
 def without_kernels(bundle: Bundle) -> str:
     """The option of `export`, or the one to leave out, that makes a graph of the same model without own kernels."""
     if bundle.dialect == "portable":
@@ -223,7 +212,7 @@ def check_files(bundle: Bundle, hashes: bool = True) -> None:
     for file in bundle.files:
         path = os.path.join(bundle.folder, file.path)
         if not os.path.isfile(path):
-            problems.append(f"{file.path} is missing")
+            problems.append(f"{file.path} is {'no regular file' if os.path.lexists(path) else 'missing'}")
         elif not os.path.realpath(path).startswith(inside):
             problems.append(f"{file.path} is a link out of the folder, to {os.path.realpath(path)} (`cp -rL` copies "
                             "a folder with what its links lead to)")
@@ -279,7 +268,6 @@ def _bundle_of(folder: str, description: Dict[str, Any]) -> Bundle:
     values["golden"] = Golden(tuple(golden["prompt_ids"]), tuple(golden["greedy_ids"]))
     values["chat"] = _chat_of(description["chat"])
     values["files"] = tuple(BundleFile(**file) for file in description["files"])
-    values["kernels"] = tuple(KernelLibrary(**library) for library in description["kernels"])
     return Bundle(folder=folder, **values)
 
 

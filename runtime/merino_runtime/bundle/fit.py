@@ -2,10 +2,11 @@
 
 Standard library only: it runs before numpy or a backend is imported.
 """
-import os
 from typing import List, Optional
 
-from merino_runtime.bundle import Bundle, kernel_library, without_kernels
+from merino_runtime import __version__
+from merino_runtime.bundle import Bundle, without_kernels
+from merino_runtime.bundle.kernels import MACHINES, unknown_operators
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import (
     ARM_FEATURES,
@@ -20,6 +21,7 @@ from merino_runtime.io.board import (
     kind_of_core,
     this_board,
 )
+from merino_runtime.io.json_shape import listed
 from merino_runtime.io.memory import present
 
 
@@ -98,20 +100,21 @@ def _check_overflow(bundle: Bundle, board: Board) -> None:
 
 
 def _check_kernels(bundle: Bundle, board: Board) -> None:
-    """Raises MerinoError where the bundle's own library cannot be loaded here."""
+    """Raises MerinoError if this release's library does not compute the bundle's operators, or not on this machine."""
     if not bundle.kernels:
         return
     again = f"Export {bundle.name!r} again {without_kernels(bundle)}, or pack that beside it"
     missing = KERNELS_NEED - board.isa if board.architecture in X86_MACHINES else ()
-    if kernel_library(bundle, board.architecture) is None:
-        cpus = ", ".join(library.machine for library in bundle.kernels)
-        raise MerinoError(f"its graph needs kernels that are built for {cpus}, this is {board.architecture}. {again}.")
+    unknown = unknown_operators(bundle)
+    if unknown:
+        raise MerinoError(f"its graph needs a newer library of kernels: that of merino-runtime {__version__} lacks "
+                          f"{listed(unknown)}. Update merino-runtime or merino.pyz. Or: {again}.")
+    if board.architecture not in MACHINES:
+        raise MerinoError(f"its graph needs kernels that are built for {', '.join(MACHINES)}, this is "
+                          f"{board.architecture}. {again}.")
     if missing:
         raise MerinoError(f"its graph needs kernels that use {', '.join(sorted(missing))}, which this CPU lacks. "
                           f"{again}.")
-    if os.path.isdir(bundle.folder) and os.statvfs(bundle.folder).f_flag & os.ST_NOEXEC:
-        raise MerinoError(f"{bundle.folder} is on a file system that was mounted noexec, and the graph needs kernels "
-                          f"from a library in it. Copy the folder to another file system. Or: {again}.")
 
 
 def _core_notes(bundle: Bundle, board: Board) -> List[str]:

@@ -20,7 +20,7 @@ from merino_runtime.chat.template import (
 )
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_text
-from merino_runtime.sampling import Sampling, check_new_tokens
+from merino_runtime.sampling import GenerateOptions, Sampling
 
 if TYPE_CHECKING:
     from merino_runtime.backends.backend import Backend
@@ -42,35 +42,42 @@ class PastTurn(NamedTuple):
     opening: str  # the template's text before it
 
 
+class ChatOptions(NamedTuple):
+    """What a chat is asked for."""
+    system: Optional[str] = None  # message before the first turn; None: the template's own, if any
+    max_new_tokens: Optional[int] = None  # of an answer; None: as many as the context holds
+    sampling: Sampling = Sampling()
+    no_think: bool = False  # answers without thinking
+    overflow: str = "error"  # `error` refuses a turn for which the context has no room, `shift` drops the oldest turns
+    json_schema: Any = None  # each answer is JSON that is valid for this schema
+
+    def check(self) -> None:
+        """Raise MerinoError for a value that no model allows."""
+        if self.overflow not in OVERFLOWS:
+            raise MerinoError(f"overflow is {self.overflow!r}, allowed: {', '.join(OVERFLOWS)}.")
+        GenerateOptions(1 if self.max_new_tokens is None else self.max_new_tokens, self.sampling).check()
+
+
 class ChatSession:
-    """One conversation over one model; its backend is used by nothing else meanwhile. Raises MerinoError where the
-    bundle has no chat template, and for options that it does not know.
+    """One conversation over one model; its backend is used by nothing else meanwhile. Raises MerinoError if the bundle
+    has no chat template, and for options that are out of range."""
 
-    system: a message before the first turn; None: the template's own, if any. max_new_tokens: of an answer; None: as
-    many as the context holds. no_think: answers without thinking. overflow: `error` refuses a turn for which the
-    context has no room, `shift` leaves out the oldest turns. json_schema: each answer is JSON that this schema takes.
-    """
-
-    def __init__(self, bundle: Bundle, backend: "Backend", tokenizer: "Tokenizer", *, system: Optional[str] = None,
-                 max_new_tokens: Optional[int] = None, sampling: Optional[Sampling] = None, no_think: bool = False,
-                 overflow: str = "error", json_schema: Any = None) -> None:
+    def __init__(self, bundle: Bundle, backend: "Backend", tokenizer: "Tokenizer",
+                 options: ChatOptions = ChatOptions()) -> None:  # noqa: B008
+        options.check()
         self.backend, self._tokenizer, self._stops = backend, tokenizer, frozenset(bundle.stop_ids)
-        self._sampling, self._most = Sampling() if sampling is None else sampling, max_new_tokens
-        if overflow not in OVERFLOWS:
-            raise MerinoError(f"overflow is {overflow!r}, allowed: {', '.join(OVERFLOWS)}.")
-        if max_new_tokens is not None:
-            check_new_tokens(max_new_tokens)
-        self._shifts = overflow == "shift"
+        self._sampling, self._most = options.sampling, options.max_new_tokens
+        self._shifts = options.overflow == "shift"
         self._constraint: Optional[Compiled] = None
-        if json_schema is not None:
+        if options.json_schema is not None:
             from merino_runtime.generation.constraints import compile_schema
 
-            self._constraint = compile_schema(json_schema, tokenizer, bundle.stop_ids)
-        self._render = _renderer(bundle, no_think)
+            self._constraint = compile_schema(options.json_schema, tokenizer, bundle.stop_ids)
+        self._render = _renderer(bundle, options.no_think)
         self._past: List[PastTurn] = []
         self._now: Optional[_Answer] = None
         self.system: Optional[str] = None
-        self.set_system(system)
+        self.set_system(options.system)
 
     def set_system(self, system: Optional[str]) -> None:
         """From the next turn on, for the earlier ones too. Raises MerinoError where the template takes none, and where
@@ -103,9 +110,8 @@ class ChatSession:
         self.interrupted()
         dropped, ids, opening = self._fitting(text)
         stream = TextStream(self._tokenizer, begins=True)
-        generation = generate(self.backend, ids, max_new_tokens=self._most or self.backend.context,
-                              sampling=self._sampling, stop_ids=list(self._stops), stream=stream,
-                              constraint=self._constraint)
+        generation = generate(self.backend, ids, GenerateOptions(self._most or self.backend.context, self._sampling),
+                              stop_ids=list(self._stops), stream=stream, constraint=self._constraint)
         self._past = self._past[dropped:]
         self._now = _Answer(text, opening, len(ids), generation, stream)
         return self._events(self._now, dropped, stopped)

@@ -1,6 +1,6 @@
 """The agent: the board's end of what the workstation does over ssh. Runs programs, and receives files in pieces.
 
-It is sent as text to `python3 -c`, before anything of this project is on the board, so it imports nothing of it. It
+It is sent as text to `python3 -I -c`, before anything of this project is on the board, so it imports nothing of it. It
 reads one line of JSON from stdin, the request, and then what belongs to it. Its own answers are lines of JSON on stdout
 behind the line `BEGIN`: a login shell may have printed before. The workstation's end: `merino_edge.delivery.ssh`.
 """
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from typing import Any, BinaryIO, Callable, Dict, List, Optional
+from typing import Any, BinaryIO, Callable, Dict, List, Optional, Set
 
 BEGIN = "merino: the answer begins"
 CACHE = "@cache"  # in an argument or folder: this project's cache folder of this user
@@ -25,11 +25,12 @@ PYTHON = "@python"  # in an argument: the Python that runs this
 PIECE = 1 << 18  # bytes
 SYSTEM_ROOT = "/opt/merino"
 INSTALLED_APPS = ("current/merino.pyz", "merino.pyz")  # of the release in use; what the service keeps of a good one
+WITHDRAWN, SIGNATURE = "withdrawn.json", "manifest.sig"
 SYSTEM_KEYS = "/etc/merino/trusted"
 SERVICE_UNIT = "/etc/systemd/system/merino.service"
 SERVICE_WANTED = "/etc/systemd/system/multi-user.target.wants/merino.service"
 SERVICE_ROOT = r"^Exec.* --root (/\S+)"  # in the unit
-MOST_KEYS, LARGEST_KEY, LARGEST_UNIT = 100, 4096, 65536  # files, bytes, bytes
+MOST_KEYS, LARGEST_KEY, LARGEST_UNIT, LARGEST_LIST = 100, 4096, 65536, 1 << 20  # files, bytes, bytes, bytes
 SILENCE_S = 60  # without a byte of a file: the workstation is gone, though nobody closed the connection
 KILL_AFTER_S = 5.0
 NOT_FOUND = 127  # as a shell reports that there is no such program
@@ -61,16 +62,18 @@ def placed(text: str) -> str:
 def describe(app_bytes: int, root: Optional[str], calls: List[List[str]], timeout_s: float) -> int:
     """Runs the application with each of the lists of arguments: the one that is installed in the folder of releases,
     else the workstation's, whose bytes follow and which is removed again. An installed one that does not run counts as
-    none, and so does one that another user can change. Answers {root, app, foreign, service, keys, calls}: the folder
-    of releases, the path of the installed application or null, what another user can change there or null, the folder
-    that merino.service uses, the trusted public keys in base64, and {code, out, err} of each call.
+    none, and so does one that another user can change, or that a withdrawn key signed. Answers {root, app, foreign,
+    service, keys, calls}: the folder of releases, the path of the installed application or null, what another user can
+    change there or null, the folder that merino.service uses, the trusted public keys in base64, and {code, out, err}
+    of each call.
     """
     app = sys.stdin.buffer.read(app_bytes)
     folder = os.path.abspath(root) if root else default_root()
     calls = [call + ["--root", folder] for call in calls]
     installed = [os.path.join(folder, name) for name in INSTALLED_APPS]
     foreign = next(filter(None, map(changeable, [folder] + installed)), None)
-    for path in [] if foreign else installed:
+    gone = withdrawn_keys(folder)
+    for path in [] if foreign or gone is None else [path for path in installed if signer(path) not in gone]:
         answers = [called(path, call, timeout_s) for call in calls] if os.path.isfile(path) else []
         if answers and all(each["code"] == 0 and each["out"].startswith("{") for each in answers):
             break
@@ -141,16 +144,34 @@ def trusted_keys(root: str) -> List[str]:
                     if name.endswith(".pub"):
                         with open(os.path.join(folder, name), encoding="ascii") as file:
                             keys.add(file.read(LARGEST_KEY).split()[1])
-    return sorted(keys)
+    return sorted(keys - (withdrawn_keys(root) or set()))
+
+
+def withdrawn_keys(root: str) -> Optional[Set[str]]:
+    """In base64; None if the list cannot be read, which `install` then reports."""
+    path = os.path.join(root, WITHDRAWN)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path, encoding="ascii") as file:
+        return set(json.loads(file.read(LARGEST_LIST))["keys"])
+    return None if os.path.lexists(path) else set()
+
+
+def signer(app: str) -> Optional[str]:
+    """The key, in base64, that signed the release of an installed application; None: unsigned."""
+    path = os.path.join(os.path.dirname(app), SIGNATURE)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path, encoding="ascii") as file:
+        return str(json.loads(file.read(LARGEST_KEY))["key"])
+    return None
 
 
 def find_python(candidates: List[str], modules: List[str]) -> int:
     """Answers the first candidate that has the modules, without importing them; null where none has."""
-    look = "import importlib.util as u, sys; sys.exit(not all(u.find_spec(name) for name in sys.argv[1:]))"
+    look = ("import sys; sys.path[:] = filter(None, sys.path); import importlib.util as u; "  # not the current folder
+            "sys.exit(not all(u.find_spec(name) for name in sys.argv[1:]))")
     for candidate in candidates:
         try:
             code = subprocess.call([placed(candidate), "-c", look] + modules, stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   env=dict(os.environ, PYTHONSAFEPATH="1"))
         except OSError:
             continue
         if code == 0:

@@ -97,10 +97,11 @@ def install(path: str, root: str, keys: Sequence[str] = (), allow_unsigned: bool
             to = before
             if before.current != archive.id:
                 probation.start_over(root, archive.id)
-                to = probation.links_with(root, archive.id)
+                to = probation.links_with(root, archive.id, checked.withdrawn)
             if to != before or checked.keys or checked.withdrawn:
                 releases.swap(root, to, checked.keys, checked.withdrawn)
             used = releases.prune(root)
+            checked.notes.extend(probation.withdrawn_notes(root))
     checked.notes.extend(f"release {each} is in use by a process; the next install removes it" for each in used)
     return _result(root, checked, before.current if before.current != archive.id else None)
 

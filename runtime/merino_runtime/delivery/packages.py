@@ -83,11 +83,11 @@ def make_environment(folder: str, archive: Archive, wheels: WheelSet, wheel_fold
     Raises MerinoError with the last line of pip's output."""
     environment, python = os.path.join(folder, ENVIRONMENT), python_of(folder)
     seen = ["--system-site-packages"] if system_packages else []
-    _run([base_python(), "-m", "venv", "--without-pip", *seen, environment], "make a virtual environment")
+    _run([base_python(), "-I", "-m", "venv", "--without-pip", *seen, environment], "make a virtual environment")
     pip = os.path.join(wheel_folder, os.path.basename(_pip_wheel(archive, wheels).path), "pip")
     paths = [os.path.join(wheel_folder, os.path.basename(entry.path)) for entry in _installed(archive, wheels)]
     # Without dependencies: the file holds what is needed, which is less than what packages require.
-    _run([python, pip, "--isolated", "--disable-pip-version-check", "--no-cache-dir", "install", "--quiet",
+    _run([python, "-I", pip, "--isolated", "--disable-pip-version-check", "--no-cache-dir", "install", "--quiet",
           "--no-index", "--no-deps", "--only-binary=:all:", "--no-warn-script-location", *paths],
          "install the file's wheels")
     _keep_interpreter(os.path.dirname(python))
@@ -99,7 +99,7 @@ def check_imports(folder: str, wheels: WheelSet) -> None:
     """Raises MerinoError where the environment of a release lacks a package: the self-test imports no tokenizer."""
     modules = [name for name in PACKAGES if name in wheels.packages]
     if modules:
-        _run([python_of(folder), "-c", "import " + ", ".join(modules)], "import the file's packages")
+        _run([python_of(folder), "-I", "-c", "import " + ", ".join(modules)], "import the file's packages")
 
 
 def base_python() -> str:

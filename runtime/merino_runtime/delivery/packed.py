@@ -10,7 +10,7 @@ from merino_runtime.delivery.archive import Archive, check_hashes, check_signatu
 from merino_runtime.delivery.fit import choose, packed_bundle
 from merino_runtime.delivery.keys import PublicKey, read_public_key
 from merino_runtime.delivery.machine import this_machine
-from merino_runtime.delivery.manifest import files_under
+from merino_runtime.delivery.manifest import APP, files_under
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
 from merino_runtime.io.json_shape import listed
@@ -110,6 +110,7 @@ def _facts(archive: Archive, bundles: Sequence[Bundle]) -> List[Sequence[Any]]:
         ("name", manifest.name), ("release", archive.id), ("packed by", f"merino_edge {manifest.version}"),
         ("size", f"{archive.bytes / board.MB:.1f} MB, {len(manifest.files)} files"),
         ("signed by", signature["key"] if signature else "nobody"),
+        ("code in it", f"{APP}, the wheels if there are any: they run as the user who installs them"),
         ("for boards", ", ".join(need.id for need in manifest.boards) or "any"),
     ]
     for bundle in bundles:

@@ -5,9 +5,11 @@ that is damaged in any way is counted too. Rollback and mark-good are here too. 
 """
 import json
 import os
-from typing import Any, Dict, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 from merino_runtime.delivery import releases
+from merino_runtime.delivery.archive import SIGNATURE
+from merino_runtime.delivery.keys import key_of_base64, withdrawn_keys
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
 from merino_runtime.io.machine_faults import machine_fault
@@ -77,30 +79,63 @@ def start_over(root: str, release_id: str) -> None:
         write_probation(root, release_id, probation._replace(starts=0, gave_up=False, testing=False))
 
 
-def links_with(root: str, release_id: str) -> releases.Links:
+def is_withdrawn(root: str, folder: str, also: Sequence[bytes] = ()) -> bool:
+    """Return whether the key that signed what is in `folder`, a release or ROOT itself, was withdrawn, or is in `also`.
+    False if a file is damaged: then `install` reports it, and a rollback must not fail."""
+    try:
+        key = key_of_base64(read_json(os.path.join(folder, SIGNATURE), "")["key"])
+        return key in also or key in withdrawn_keys(root)
+    except (MerinoError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def withdrawn_notes(root: str) -> List[str]:
+    """Return a sentence for each installed release that a withdrawn key signed."""
+    now, notes = releases.links(root), []
+    for name in releases.release_ids(root):
+        if is_withdrawn(root, releases.release_folder(root, name)):
+            next_step = ("It stays in use: install another one, or go back by `rollback`." if name == now.current else
+                         "A rollback goes to it only if no other good release is installed.")
+            notes.append(f"release {name} is signed by a withdrawn key. {next_step}")
+    return notes
+
+
+def links_with(root: str, release_id: str, withdrawn: Sequence[bytes] = ()) -> releases.Links:
     """The links when this release becomes `current`. `previous` is the release that was marked good last. Only where
-    none was, as in a folder without a service, it is the one that was in use before."""
+    none was, as in a folder without a service, it is the one that was in use before. One that a withdrawn key signed
+    comes after another good one. withdrawn: keys whose trust ends with this release."""
     now = releases.links(root)
     others = [each for each in now if each not in (None, release_id)]
     good = [each for each in others if each and read_probation(root, each).good]
+    good.sort(key=lambda name: is_withdrawn(root, releases.release_folder(root, name), withdrawn))
     return releases.Links(release_id, (good + others + [None])[0])
 
 
+def before(root: str, now: releases.Links) -> Optional[str]:
+    """Return the release that a rollback goes to: `previous`. If a withdrawn key signed it, another good release, if
+    one is installed."""
+    if now.previous is None:
+        return None
+    good = [name for name in releases.release_ids(root) if name not in now and read_probation(root, name).good]
+    return min([now.previous, *good], key=lambda name: is_withdrawn(root, releases.release_folder(root, name)))
+
+
 def rollback(root: str, gave_up: bool = False) -> releases.Links:
-    """Exchanges `current` and `previous` -> the links now. Needs the lock. MerinoError where there is no previous one.
+    """Makes the release before `current`, and `current` previous -> the links now. Needs the lock. MerinoError where
+    there is no previous one.
 
     gave_up: the service rolls back automatically. It then never returns to this release automatically. A
     person's rollback gives the release that it goes to its starts again.
     """
     now = releases.links(root)
-    if now.previous is None:
+    to = releases.Links(before(root, now), now.current)
+    if to.current is None:
         raise MerinoError(f"no previous release is in {root}: an upgrade keeps one. {releases.INSTALL_FIRST}")
     if gave_up and now.current is not None:
         left = read_probation(root, now.current)
         write_probation(root, now.current, left._replace(gave_up=True, testing=False))
     elif not gave_up:
-        start_over(root, now.previous)
-    to = releases.Links(current=now.previous, previous=now.current)
+        start_over(root, to.current)
     releases.swap(root, to)
     return to
 
@@ -123,4 +158,4 @@ def _facts(root: str, release_id: Optional[str]) -> Optional[Dict[str, Any]]:
     except MerinoError as error:
         record = {"problem": str(error)}
     facts = dict(record if isinstance(record, dict) else {}, **read_probation(root, release_id)._asdict())
-    return dict(facts, id=release_id, folder=folder)
+    return dict(facts, id=release_id, folder=folder, withdrawn=is_withdrawn(root, folder))

@@ -111,6 +111,11 @@ def links(root: str) -> Links:
     return Links(linked(root, CURRENT), linked(root, PREVIOUS))
 
 
+def release_ids(root: str) -> List[str]:
+    """Return the ids of all releases in ROOT, sorted."""
+    return sorted(filter(ID.match, os.listdir(os.path.join(root, RELEASES))))
+
+
 def partials(root: str) -> List[str]:
     """Names in ROOT/releases of what a command is making or was stopped at."""
     try:
@@ -192,7 +197,8 @@ def recover(root: str) -> None:
 def _complete(root: str, journal: Swap) -> None:
     """All behind the change of `current`. Keys to trust come last: a disk that is full refuses these alone."""
     _link(root, PREVIOUS, journal.to.previous)
-    withdraw(root, journal.withdraw)
+    if journal.withdraw:  # a damaged list of withdrawn keys stops no rollback
+        withdraw(root, journal.withdraw)
     for key in journal.trust:
         trust(root, key)
 
@@ -258,8 +264,8 @@ def prune(root: str, keep: str = "") -> List[str]:
     """Removes the releases that neither link leads to, but for the id `keep` and those that a process uses -> ids of
     the latter. Needs the lock."""
     used = []
-    for name in sorted(os.listdir(os.path.join(root, RELEASES))):
-        if ID.match(name) and name not in (keep, *links(root)):
+    for name in release_ids(root):
+        if name not in (keep, *links(root)):
             if in_use(release_folder(root, name)):
                 used.append(name)
             else:

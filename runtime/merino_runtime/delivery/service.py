@@ -15,6 +15,7 @@ from typing import Callable, List, Sequence
 
 from merino_runtime.bundle import sha256_of
 from merino_runtime.delivery import probation, releases
+from merino_runtime.delivery.archive import SIGNATURE
 from merino_runtime.delivery.manifest import APP, NAME, parse_manifest
 from merino_runtime.delivery.release_runs import selftest
 from merino_runtime.errors import MerinoError
@@ -152,8 +153,8 @@ def begin_start(root: str, report: Report) -> None:
         with releases.changing(root, "service", WAIT_S):
             now = releases.links(root)
             if now.current is None and now.previous is not None:
-                releases.swap(root, releases.Links(now.previous, None))
-                report(f"the release in use is gone: back to {now.previous}")
+                releases.swap(root, releases.Links(probation.before(root, now), None))
+                report(f"the release in use is gone: back to {releases.linked(root, releases.CURRENT)}")
             elif now.current is not None:
                 _count_or_go_back(root, now, report)
     except MerinoError as error:
@@ -165,6 +166,8 @@ def _count_or_go_back(root: str, now: releases.Links, report: Report) -> None:
     if not counted.good and counted.starts > probation.MOST_STARTS and _may_go_back(root, now):
         to = probation.rollback(root, gave_up=True)
         report(f"release {now.current} failed {probation.MOST_STARTS} starts: back to {to.current}")
+        for note in probation.withdrawn_notes(root):
+            report(note)
         probation.count_start(root, to.current or "")
 
 
@@ -203,7 +206,8 @@ def _current(root: str) -> str:
 
 def _may_go_back(root: str, now: releases.Links) -> bool:
     """There is a previous release, and it is not one that was left already: else the two would take turns for ever."""
-    return now.previous is not None and not probation.read_probation(root, now.previous).gave_up
+    to = probation.before(root, now)
+    return to is not None and not probation.read_probation(root, to).gave_up
 
 
 def probe_once(root: str, report: Report) -> None:
@@ -229,20 +233,45 @@ def probe_once(root: str, report: Report) -> None:
 
 def keep_application(root: str, release_id: str) -> None:
     """ROOT/merino.pyz becomes the application of this release, which is good. It counts the starts, so it must be the
-    file of the release's manifest, and able to report what is installed. Nothing where it is so already."""
+    file of the release's manifest, able to report what is installed, and not signed by a withdrawn key. Nothing where
+    it is so already."""
     folder = releases.release_folder(root, release_id)
     own = os.path.join(folder, APP)
     with raising_machine_faults(f"read {folder}"):
         with open(os.path.join(folder, NAME), "rb") as file:
             manifest = parse_manifest(file.read(), folder)
         expected = next(entry.sha256 for entry in manifest.files if entry.path == APP)
+        if probation.is_withdrawn(root, folder):
+            raise MerinoError(f"{own} is signed by a withdrawn key. Install another release.")
         kept = os.path.join(root, APP)
-        if os.path.exists(kept) and sha256_of(kept) == expected:
+        if os.path.exists(kept) and sha256_of(kept) == expected and not probation.is_withdrawn(root, root):
             return
         if sha256_of(own) != expected or not _reports_status(own, root, release_id):
             raise MerinoError(f"{own} is damaged, or cannot report what is installed. Install the release again.")
-        with open(own, "rb") as file:
-            write_output(kept, file.read())
+        _keep(root, own)
+
+
+def _keep(root: str, app: str) -> None:
+    """Copy an application to ROOT/merino.pyz, after its signature, by which a withdrawal finds it."""
+    for source, name in ((os.path.join(os.path.dirname(app), SIGNATURE), SIGNATURE), (app, APP)):
+        target = os.path.join(root, name)
+        if os.path.exists(source):
+            with open(source, "rb") as file:
+                write_output(target, file.read())
+        elif os.path.exists(target):
+            os.unlink(target)
+
+
+def replace_withdrawn_application(root: str) -> List[str]:
+    """Replace ROOT/merino.pyz, if a withdrawn key signed it, by the application of another good release -> notes."""
+    if not os.path.exists(os.path.join(root, APP)) or not probation.is_withdrawn(root, root):
+        return []
+    for release_id in releases.release_ids(root):
+        if probation.read_probation(root, release_id).good:
+            with contextlib.suppress(MerinoError):
+                keep_application(root, release_id)
+                return []
+    return [f"{root}/{APP}, which counts the starts, is signed by a withdrawn key: the next good release replaces it"]
 
 
 def _reports_status(app: str, root: str, release_id: str) -> bool:
@@ -334,8 +363,8 @@ def _keep_running_application(root: str) -> None:
     counts the starts. Run from sources, the release's own is taken."""
     running = os.path.realpath(sys.argv[0] or os.curdir)
     if zipfile.is_zipfile(running):
-        with raising_machine_faults(f"read {running}"), open(running, "rb") as file:
-            write_output(os.path.join(root, APP), file.read())
+        with raising_machine_faults(f"read {running}"):
+            _keep(root, running)
     else:
         keep_application(root, _current(root))
 

@@ -125,16 +125,20 @@ def _described(facts: Optional[Dict[str, Any]]) -> str:
         return f"{facts['id']}  {facts['problem']}"
     state = "good" if facts["good"] else f"on probation, {facts['starts']} starts"
     state += ", left by the service" if facts["gave_up"] else ""
+    state += ", signed by a withdrawn key" if facts["withdrawn"] else ""
     return f"{facts['id']}  {facts.get('name')} ({facts.get('bundle')}, {facts.get('precision')}), {state}"
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
-    from merino_runtime.delivery.probation import rollback
+    from merino_runtime.delivery.probation import rollback, withdrawn_notes
 
     root = _installed_root(arguments)
     with releases.changing(root, "rollback"):
         to = rollback(root)
+        notes = withdrawn_notes(root)
     write_out(f"current is {to.current}, previous is {to.previous}\n")
+    for note in notes:
+        say_note(note)
     return 0
 
 
@@ -155,6 +159,8 @@ def _add_untrust(parser: argparse.ArgumentParser) -> None:
 
 def _untrust(arguments: argparse.Namespace) -> int:
     from merino_runtime.delivery.keys import key_base64, named_key, trusted_keys, withdraw
+    from merino_runtime.delivery.probation import withdrawn_notes
+    from merino_runtime.delivery.service import replace_withdrawn_application
 
     root = _root(arguments)
     if not os.path.isdir(root):
@@ -163,7 +169,12 @@ def _untrust(arguments: argparse.Namespace) -> int:
         key = named_key(root, arguments.key)
         withdraw(root, [key])
         left = len(trusted_keys(root))
+        notes = []
+        if os.path.isdir(os.path.join(root, releases.RELEASES)):
+            notes = withdrawn_notes(root) + replace_withdrawn_application(root)
     write_out(f"{key_base64(key)} is not trusted any more, {left} {'key is' if left == 1 else 'keys are'}\n")
+    for note in notes:
+        say_note(note)
     if not left:
         say_note("no key is trusted now: the next install needs --trust NAME.pub")
     return 0

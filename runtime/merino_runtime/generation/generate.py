@@ -20,17 +20,14 @@ from typing import TYPE_CHECKING, Callable, Generator, Iterator, List, NamedTupl
 import numpy as np
 
 from merino_runtime.backends.backend import Backend
-from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.sampler import Sampler, log_probabilities
-from merino_runtime.generation.text import TextStream, Tokenizer
+from merino_runtime.generation.text import TextStream
 from merino_runtime.io.board import peak_rss_mb
-from merino_runtime.sampling import Sampling, check_likeliest, check_new_tokens, check_sampling
+from merino_runtime.sampling import GenerateOptions
 
 if TYPE_CHECKING:
     from merino_runtime.generation.constraints import Compiled
-
-OVERFLOWS = ("stop", "error", "shift")
 
 
 class Token(NamedTuple):
@@ -75,15 +72,14 @@ Event = Union[PromptCut, Prefilled, Token, Likely, Done]
 Piece = Callable[[int], int]  # ids of the prompt so far -> number of ids in the next piece of its prefill
 
 
-def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int = 128,
-             sampling: Sampling = Sampling(), stop_ids: Sequence[int] = (),  # noqa: B008
-             stream: Optional[TextStream] = None, overflow: str = "stop", piece: Optional[Piece] = None,
-             top: Optional[int] = None, constraint: Optional["Compiled"] = None, forces: bool = True) -> "Generation":
+def generate(backend: Backend, prompt_ids: Sequence[int], options: GenerateOptions = GenerateOptions(), *,  # noqa: B008
+             stop_ids: Sequence[int] = (), stream: Optional[TextStream] = None, piece: Optional[Piece] = None,
+             constraint: Optional["Compiled"] = None, forces: bool = True) -> "Generation":
     """Yields a Token per id, then one Done. The ids do not depend on what the cache held before.
 
-    piece: the prefill is cut into pieces, with a Prefilled before each, so that a caller can do something else in
-    between, or stop. top: a Likely follows each Token that took a step, with `top` of the likeliest ids. forces: the
-    tokens between which the constraint leaves no choice take no step.
+    options: those that concern text, stops and the constraint, are the caller's to turn into `stream`, `stop_ids` and
+    `constraint`. piece: the prefill is cut into pieces, with a Prefilled before each, so that a caller can do something
+    else in between, or stop. forces: the tokens between which the constraint leaves no choice take no step.
 
     Any id of stop_ids ends the generation, as far as a constraint allows it. stream None: ids only, every text is
     empty. This call, not the first `next`, raises MerinoError for a wrong request. After closing the iterator early, or
@@ -91,22 +87,19 @@ def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int
     the cache between two tokens, such as another generation on this backend, the next token would follow other text:
     `next` raises MerinoError.
     """
-    check_request(len(prompt_ids), max_new_tokens, backend.context, overflow)
-    check_sampling(sampling)
-    check_likeliest(top)
-    unknown = [token_id for token_id, _ in sampling.logit_bias if token_id >= backend.vocab]
+    options.check()
+    check_fits(len(prompt_ids), options, backend.context)
+    unknown = [token_id for token_id, _ in options.sampling.logit_bias if token_id >= backend.vocab]
     if unknown:
         raise MerinoError(f"logit_bias names the token id {unknown[0]}, the model has 0 to {backend.vocab - 1}. Use "
                           "ids of this model's tokenizer.")
-    return Generation(backend, prompt_ids, max_new_tokens, sampling, stop_ids, stream, overflow == "shift", piece, top,
-                      constraint, forces)
+    return Generation(backend, prompt_ids, options, stop_ids=stop_ids, stream=stream, piece=piece,
+                      constraint=constraint, forces=forces)
 
 
-def check_request(prompt: int, max_new_tokens: int, context: int, overflow: str) -> None:
-    """Raises MerinoError where the context does not allow a prompt of `prompt` ids and this number of new tokens."""
-    if overflow not in OVERFLOWS:
-        raise MerinoError(f"overflow is {overflow!r}, allowed: {', '.join(OVERFLOWS)}.")
-    check_new_tokens(max_new_tokens)
+def check_fits(prompt: int, options: GenerateOptions, context: int) -> None:
+    """Raises MerinoError if the context does not allow a prompt of `prompt` ids and this number of new tokens."""
+    max_new_tokens, overflow = options.max_new_tokens, options.overflow
     if not prompt:
         raise MerinoError("the prompt is empty: it has no ids. Give at least one token.")
     remedy = "export with a longer --context, or drop the oldest tokens with --overflow shift."
@@ -117,22 +110,6 @@ def check_request(prompt: int, max_new_tokens: int, context: int, overflow: str)
         raise MerinoError(f"the prompt has {prompt} ids and {max_new_tokens} new tokens were requested: together "
                           f"{prompt + max_new_tokens}, and the context is {context}. Request {context - prompt} or "
                           f"fewer, shorten the prompt, {remedy}")
-
-
-def generate_text(bundle: Bundle, backend: Backend, tokenizer: Tokenizer, prompt: str, *,
-                  max_new_tokens: int = 128,
-                  sampling: Sampling = Sampling(),  # noqa: B008
-                  stops: Sequence[str] = (), ignore_eos: bool = False, overflow: str = "stop",
-                  constraint: Optional["Compiled"] = None, top: Optional[int] = None) -> "Generation":
-    """`generate` from text to text. An empty prompt is refused even if the tokenizer would add a first token."""
-    if not prompt:
-        raise MerinoError("the prompt is empty. Give at least one word.")
-    if constraint is not None and ignore_eos:
-        raise MerinoError("ignore_eos is set, and the text is to end where its JSON does. Leave out --ignore-eos, or "
-                          "--json-schema and --tools.")
-    return generate(backend, tokenizer.encode(prompt), max_new_tokens=max_new_tokens, sampling=sampling,
-                    stop_ids=() if ignore_eos else bundle.stop_ids, stream=TextStream(tokenizer, stops),
-                    overflow=overflow, constraint=constraint, top=top)
 
 
 def shift(backend: Backend, ids: Sequence[int]) -> np.ndarray:
@@ -182,14 +159,14 @@ def done(step_ms: Sequence[float], stop_reason: str, prefill_tokens: int, shifts
 class Generation(Iterator[Event]):
     """The events of one generation, and what was measured so far. Made by `generate`."""
 
-    def __init__(self, backend: Backend, prompt_ids: Sequence[int], max_new_tokens: int, sampling: Sampling,
-                 stop_ids: Sequence[int], stream: Optional[TextStream], shifting: bool, piece: Optional[Piece] = None,
-                 top: Optional[int] = None, constraint: Optional["Compiled"] = None, forces: bool = True) -> None:
+    def __init__(self, backend: Backend, prompt_ids: Sequence[int], options: GenerateOptions, *,
+                 stop_ids: Sequence[int], stream: Optional[TextStream], piece: Optional[Piece],
+                 constraint: Optional["Compiled"], forces: bool) -> None:
         context = backend.context
         kept = prompt_ids if len(prompt_ids) < context else newest_half(prompt_ids, context)
         self._backend, self._stream, self._stop_ids = backend, stream, frozenset(stop_ids)
-        self._sampler = Sampler(sampling, kept)
-        self._piece, self._top, self._forces = piece, top, forces
+        self._sampler = Sampler(options.sampling, kept)
+        self._piece, self._top, self._forces = piece, options.top, forces
         self._rest: Optional[Sequence[int]] = None  # of the prompt: what is not in the cache yet
         self._behind: List[int] = []  # ids behind the prompt that are not in the cache
         self._pieces_ms = 0.0  # of the next token so far: the prefill's pieces, forced tokens, a step computed ahead
@@ -199,7 +176,8 @@ class Generation(Iterator[Event]):
         self._runs = 0  # of the graph, behind the whole prompt
         self._tokens = self._prefill_tokens = self._shifts = 0
         self._changes = 0  # of the cache, after the last run of the graph
-        self._events = self._run(kept, len(prompt_ids) - len(kept), max_new_tokens, shifting)
+        self._events = self._run(kept, len(prompt_ids) - len(kept), options.max_new_tokens,
+                                 options.overflow == "shift")
 
     def __next__(self) -> Event:
         return next(self._events)

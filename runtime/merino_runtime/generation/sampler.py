@@ -13,7 +13,7 @@ from typing import Iterable, Optional, Tuple
 import numpy as np
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.sampling import Sampling, check_sampling
+from merino_runtime.sampling import Sampling
 
 FIRST_LOOK = 256  # number of candidates sorted first if top_k is off
 FEW = 4  # where at most this part of the vocabulary is allowed, nothing is computed for the rest
@@ -58,7 +58,6 @@ class Sampler:
     """State of one generation: its random stream, and the ids that it has seen for the penalty."""
 
     def __init__(self, sampling: Sampling, prompt_ids: Iterable[int] = ()) -> None:
-        check_sampling(sampling)
         self._sampling = sampling
         self._random = np.random.RandomState(sampling.seed)
         self._seen = set(prompt_ids)

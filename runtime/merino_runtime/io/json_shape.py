@@ -1,7 +1,8 @@
 """Checks a JSON value against its shape and names every fault at once. Standard library only.
 
-A shape is a nested description of JSON: {...} is an object of exactly these keys, [x] a list of x, `Maybe(x)` null or
-x, and a leaf is a function that takes a value and returns what was expected, or None where the value is valid.
+A shape is a nested description of JSON: {...} is an object of exactly these keys, [x] a list of x, [x, n] a list of at
+most n, `Maybe(x)` null or x, and a leaf is a function that takes a value and returns what was expected, or None if the
+value is valid.
 """
 import json
 import re
@@ -97,6 +98,9 @@ def _check(value: Any, shape: Any, where: str, problems: List[str]) -> None:
     elif isinstance(shape, list):
         if not isinstance(value, list):
             problems.append(wrong(where, value, "must be a list"))
+            return
+        if len(value) > (shape[1:] or [LARGEST])[0]:
+            problems.append(wrong(where, value, f"must be a list of at most {shape[1]}"))
             return
         for index, item in enumerate(value):
             _check(item, shape[0], f"{where}[{index}]", problems)

@@ -9,6 +9,7 @@ from merino_runtime.api import LanguageModel
 from merino_runtime.backends.backend import Backend
 from merino_runtime.generation.generate import Done, Generation, Likely, Prefilled, Token, generate, likely_of
 from merino_runtime.generation.text import TextStream
+from merino_runtime.sampling import GenerateOptions
 from merino_runtime.serving.requests import Ended, Event, GenerationRequest, Piece, Progress, Used
 
 REASONS = {"eos": "stop"}
@@ -59,9 +60,9 @@ class Answering(Iterator[Event]):
             yield self._ended("length", None)
             return
         self._generation = generation = generate(
-            self._backend, request.ids, max_new_tokens=request.max_new_tokens, sampling=request.sampling,
+            self._backend, request.ids, GenerateOptions(request.max_new_tokens, request.sampling, top=request.top),
             stop_ids=() if request.ignore_eos else self._model.bundle.stop_ids, stream=self._stream,
-            piece=self._piece, top=request.top, constraint=request.grammar, forces=request.top is None)
+            piece=self._piece, constraint=request.grammar, forces=request.top is None)
         begun, pending = False, None  # a token whose log-probabilities follow it
         for event in generation:
             if pending is not None:

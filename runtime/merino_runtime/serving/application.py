@@ -18,6 +18,7 @@ from merino_runtime.serving.requests import (
     FAULT,
     FORBIDDEN,
     NOT_FOUND,
+    TOO_MANY,
     UNAVAILABLE,
     UNKNOWN_KEY,
     WRONG_METHOD,
@@ -26,6 +27,7 @@ from merino_runtime.serving.requests import (
     RefusedError,
 )
 from merino_runtime.serving.scheduler import Job, Scheduler
+from merino_runtime.serving.wrong_keys import WrongKeys
 
 JSON = "application/json"
 PUBLIC = ("/", "/health", "/v1/health")  # without a key
@@ -109,7 +111,7 @@ class Application:
         self.metrics = metrics.Metrics()
         self.scheduler = Scheduler(settings.most_waiting, Burden(sensors, settings.ceiling_c), self.metrics.watch,
                                    self.metrics.batched)
-        self.ready, self._sensors = False, sensors
+        self.ready, self._sensors, self._wrong_keys = False, sensors, WrongKeys()
         self._routes: Dict[str, Dict[str, Callable[..., Handled]]] = {
             "/health": {"GET": self._health}, "/v1/health": {"GET": self._health},
             "/v1/models": {"GET": self._listed},
@@ -171,10 +173,17 @@ class Application:
         keys = self.settings.keys
         if not keys:
             return
+        address = request.client[:80]
+        wait_s = self._wrong_keys.wait_s(address)
+        if wait_s:
+            raise RefusedError("too many wrong API keys came from your address. Try again later.", TOO_MANY,
+                               code="too_many_wrong_keys", retry_s=wait_s)
         kind, _, given = request.headers.get("authorization", "").partition(" ")
         given = given.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key", "")
         # All are compared, and each in constant time, so that the time reveals none of them.
         if sum(hmac.compare_digest(given.encode("utf-8", "replace"), key.encode("utf-8")) for key in keys) == 0:
+            if given:
+                self._wrong_keys.add(address)
             raise RefusedError("the API key is missing or wrong. Send it as `Authorization: Bearer KEY`.", UNKNOWN_KEY,
                           code="invalid_api_key")
 

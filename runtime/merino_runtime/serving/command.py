@@ -57,7 +57,7 @@ def keys_of(path: Optional[str]) -> Tuple[str, ...]:
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys or min(map(len, keys)) < LEAST_KEY:
         raise MerinoError(f"{path} must have API keys of at least {LEAST_KEY} characters, one per line. Make one: "
-                          f"python3 -c 'import secrets; print(secrets.token_urlsafe())' > {path}")
+                          f"python3 -I -c 'import secrets; print(secrets.token_urlsafe())' > {path}")
     return keys
 
 
@@ -66,7 +66,7 @@ def check_address(host: str, keys: Sequence[str]) -> None:
     if host not in LOCAL_HOSTS and not keys:
         raise MerinoError(
             f"--host {host} lets everyone who reaches this machine use the model. Give the clients a key: "
-            "python3 -c 'import secrets; print(secrets.token_urlsafe())' > key.txt && chmod 600 key.txt, then add "
+            "python3 -I -c 'import secrets; print(secrets.token_urlsafe())' > key.txt && chmod 600 key.txt, then add "
             "--api-key-file key.txt. Without --host only programs on this machine reach it.")
 
 

@@ -14,8 +14,8 @@ WRITE_S = 60.0  # for a client to take what was written
 def listening(host: str, port: int) -> socket.socket:
     """Raises MerinoError where the address cannot be had."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
+        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, number)  # asyncio sets TCP_NODELAY only if the protocol is named
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)

@@ -16,6 +16,7 @@ from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.cache_file import cached_ids, identity, load_cache, save_cache
 from merino_runtime.io.board import MB
+from merino_runtime.io.owner import check_own
 from merino_runtime.serving.slots import shared
 
 LEAST = 64  # ids that are worth a file
@@ -38,13 +39,13 @@ class PrefixCache:
     def _read_folder(self) -> None:
         try:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)  # what people wrote is in these files
-            _check_own(self._folder)
+            check_own(self._folder)  # another user's file would become the beginning of prompts
             for name in sorted(os.listdir(self._folder)):
                 path = os.path.join(self._folder, name)
                 if name.endswith(END):
                     self._read_file(path)
         except OSError as error:
-            self._say(f"the prefix cache is off: {error}")
+            self._say(f"the prefix cache is off: {error}. Choose another --cache-dir, or run chmod 700 on it.")
             self._most_mb = 0.0
 
     def _read_file(self, path: str) -> None:
@@ -111,13 +112,6 @@ class PrefixCache:
         """Waits for a file that is being written."""
         if self._saving is not None:
             self._saving.join()
-
-
-def _check_own(folder: str) -> None:
-    """What another user puts there would become the beginning of prompts. Raises OSError."""
-    status = os.stat(folder)
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o077):
-        raise OSError(f"other users may read or change {folder}. Name another --cache-dir, or run chmod 700 on it.")
 
 
 class Filled:

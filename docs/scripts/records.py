@@ -1,0 +1,20 @@
+"""A hook of mkdocs: the records of bench/results, which lie outside of the pages' folder, are part of the site."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File
+
+RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
+
+
+def on_files(files: Any, config: Any) -> Any:
+    for path in sorted(RESULTS.iterdir()):
+        files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
+    up = "../" * page.file.src_uri.count("/")
+    return re.sub(r"\]\((?:\.\./)+bench/results/", f"]({up}results/", markdown)

@@ -1,0 +1,40 @@
+"""The table of all records in bench/results/README.md, from the records' own fields."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parents[1]
+RESULTS = DOCS.parent / "bench" / "results"
+TITLES = ("record", "claim", "date", "commit", "machine", "command")
+# A file of `merino-edge bench`, which `report` and `compare` read, has no room for a claim.
+DEMO, DEMO_CLAIM = "demo-x86-2cores.json", "The benchmark of `make demo`: a design for a Raspberry Pi 4 beside OPT-350M"
+HEAD = """# Records
+
+Each figure in README and docs links to the record that holds it. A record is a summary of at most 200 lines: medians,
+intervals and counts. `bench/experiments/write_record.py` adds the claim, the commits that measured (the oldest first),
+the date, the machine and the command. If a script is gone, its commit still has it. This table is made by
+`python docs/scripts/make.py`.
+"""
+
+
+def facts_of(name: str) -> dict[str, Any]:
+    """Return claim, commits, date, machine and command of a record."""
+    record = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    if name != DEMO:
+        return dict(record)
+    cast = json.loads((DOCS / "pictures" / "demo.cast").read_text(encoding="utf-8").partition("\n")[0])
+    facts = record[0]["environment"]
+    machine = f"{facts['arch']}, {facts['board']}, {facts['cpus']} cores"
+    return {"claim": DEMO_CLAIM, "commits": [cast["commit"]], "date": record[0]["date"][:10], "machine": machine,
+            "command": "make demo"}  # fmt: skip
+
+
+def text() -> str:
+    rows = [TITLES, ["---"] * len(TITLES)]
+    for path in sorted(RESULTS.glob("*.json")):
+        facts = facts_of(path.name)
+        commits = ", ".join(facts["commits"][:1] + facts["commits"][1:][-1:])
+        command = "<br>".join(f"`{part}`" for part in facts["command"].replace("|", "or").split("; "))
+        rows.append([f"[{path.stem}]({path.name})", facts["claim"], facts["date"], commits, facts["machine"], command])
+    return HEAD + "\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)

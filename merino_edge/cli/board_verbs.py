@@ -1,0 +1,102 @@
+"""The commands that the board has too: `generate`, `chat`, `serve`, `info` and `verify`. The board's parser reads their
+arguments, and its functions do the work.
+
+Here BUNDLE may also be `embedded`, and `generate` and `chat` take --ssh to run on a board.
+"""
+
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from merino_bench.__main__ import VERBS as BENCH_VERBS
+from merino_edge.cli.options import ACCEPT_NEW, HOST, ROOT, SSH
+from merino_runtime.__main__ import VERBS as RUNTIME_VERBS
+from merino_runtime.io.verb import Verb
+
+NAMES = ("generate", "chat", "serve", "info", "verify")
+VERBS = {verb.name: verb for verb in (*RUNTIME_VERBS, *BENCH_VERBS) if verb.name in NAMES}
+OVER_SSH = ("generate", "chat")
+HERE_ALONE = ("cache", "json_schema", "tools")  # files of this machine
+EPILOG = "A bundle may be `embedded`, the trained model that comes with merino-edge"
+
+
+class BoardCommand(TyperCommand):
+    """A command whose words all go to the board's parser, --help too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.args = list(args)
+        return args
+
+
+def add_to(app: typer.Typer, name: str) -> None:
+    """Add one of NAMES to the workstation's commands."""
+
+    def command(context: typer.Context) -> None:
+        raise typer.Exit(called(name, context.args))
+
+    text = VERBS[name].help
+    app.command(name, cls=BoardCommand, add_help_option=False, help=f"{text[0].upper()}{text[1:]}.")(command)
+
+
+def parser_of(verb: Verb) -> ArgumentParser:
+    over_ssh = verb.name in OVER_SSH
+    parser = ArgumentParser(prog=f"merino-edge {verb.name}", description=verb.help, epilog=EPILOG + (
+        ", and with --ssh `installed`, the board's installed release." if over_ssh else "."
+    ))  # fmt: skip
+    verb.add_arguments(parser)
+    if over_ssh:
+        group = parser.add_argument_group("on a board")
+        group.add_argument("--ssh", metavar=HOST, help=SSH)
+        group.add_argument("--accept-new", action="store_true", help=ACCEPT_NEW)
+        group.add_argument("--root", metavar="DIR", help=ROOT)
+    return parser
+
+
+def called(name: str, words: list[str]) -> int:
+    """Run a command -> its exit code."""
+    from merino_edge.families.names import bundle_path
+
+    verb, parser = VERBS[name], parser_of(VERBS[name])
+    arguments = parser.parse_args(words)
+    if name in OVER_SSH:
+        from merino_edge.cli.over_ssh import refuse_local, refuse_remote
+
+        if arguments.ssh is not None:
+            refuse_local(**{option: getattr(arguments, option, None) for option in HERE_ALONE})
+            return called_there(name, arguments, words_of(parser, arguments))
+        refuse_remote(accept_new=arguments.accept_new, root=arguments.root)
+    if name == "serve":
+        arguments.bundles = [bundle_path(path) for path in arguments.bundles]
+    else:
+        arguments.bundle = bundle_path(arguments.bundle)
+    return verb.run(arguments)
+
+
+def called_there(name: str, arguments: Namespace, words: list[str]) -> int:
+    """Run `generate` or `chat` on a board. What its options refuse is refused before the bundle is copied."""
+    from merino_edge.cli.over_ssh import chat_there, generate_there
+    from merino_runtime.commands import chat_options, generate_options
+
+    if name == "generate":
+        generate_options(arguments)
+        return generate_there(arguments, words)
+    chat_options(arguments)
+    return chat_there(arguments, words)
+
+
+def words_of(parser: ArgumentParser, arguments: Namespace) -> list[str]:
+    """The options for the board, as words: those that are not at their defaults and not about the connection."""
+    words = []
+    for action in parser._actions:
+        value = getattr(arguments, action.dest, action.default)
+        if not action.option_strings or value == action.default or action.dest in ("ssh", "accept_new", "root"):
+            continue
+        option = action.option_strings[-1]
+        if action.nargs == 0:
+            words.append(option)
+        else:
+            values = value if isinstance(value, list) else [value]
+            words += [f"{option}={one}" if option.startswith("--") else f"{option}{one}" for one in values]
+    return words

@@ -1,0 +1,27 @@
+"""The ONNX graph of a model: its family's graph builder calls the operations of a dialect."""
+
+from collections.abc import Mapping
+
+from merino_edge.bundles.description import GraphFormat
+from merino_edge.export.dialects.fused import Fused
+from merino_edge.export.dialects.portable import Portable
+from merino_edge.export.quantize.kv_cache import CacheScales
+from merino_edge.export.quantize.matrix import QuantizedMatrix
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.graph_ops import KvLayer, Weights
+from merino_edge.families.registry import family_of, key_order_of
+
+Decoder = Fused | Portable
+DIALECTS: dict[str, type[Fused] | type[Portable]] = {"fused": Fused, "portable": Portable}
+
+
+def build_graph(
+    arch: Geometry, weights: Weights, matrices: Mapping[str, QuantizedMatrix], form: GraphFormat,
+    scales: CacheScales | None = None,
+) -> Decoder:  # fmt: skip
+    """Build the graph of a geometry. `weights`: in the graph's layout. `scales`: of a quantized cache, in the order of
+    torch's model."""
+    graph = DIALECTS[form.dialect](weights, matrices, form, scales.in_order(key_order_of(arch)) if scales else None)
+    graph.begin_decoder([KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)])
+    family_of(arch).build_graph(graph, arch)
+    return graph

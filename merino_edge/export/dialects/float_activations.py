@@ -1,0 +1,75 @@
+"""A quantized graph with float activations, which computes the same as torch with the dequantized weights.
+
+Quantized activations change real models' logits by up to a fourth, which would hide a wrong operator. So this graph is
+compared with torch at a tight bound, and the exported graph at a loose one.
+"""
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+FLOAT = 1  # accuracy_level of MatMulNBits: activations in float32
+ONE = "one"
+
+
+def with_float_activations(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with the same constants in the same file."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    nodes = [new for node in copied.graph.node for new in in_floats(node)]
+    del copied.graph.node[:]
+    copied.graph.node.extend(nodes)
+    copied.graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), ONE))
+    return copied
+
+
+def in_floats(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """The nodes that replace one node: a matmul of floats, whose input has the scale 1."""
+    if node.op_type == "MatMulNBits":
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = FLOAT
+    elif node.op_type in ("MatMul4", "MatMul5", "MatMul6", "MatMul8"):
+        return floats_of_tiles(node)
+    elif node.op_type == "DynamicQuantizeLinear":
+        codes, scale, _ = node.output
+        return [helper.make_node("Identity", [node.input[0]], [codes]), helper.make_node("Identity", [ONE], [scale])]
+    elif node.op_type == "MatMulInteger":
+        weights = f"{node.output[0]}.weights"
+        return [
+            helper.make_node("Cast", [node.input[1]], [weights], to=onnx.TensorProto.FLOAT),
+            helper.make_node("MatMul", [node.input[0], weights], [node.output[0]]),
+        ]
+    elif node.op_type == "MatMulIntegerToFloat":
+        weights, matmul = (f"{node.output[0]}.{part}" for part in ("weights", "product"))
+        return [
+            helper.make_node("Cast", [node.input[1]], [weights], to=onnx.TensorProto.FLOAT),
+            helper.make_node("MatMul", [node.input[0], weights], [matmul]),
+            helper.make_node("Mul", [matmul, node.input[3]], [node.output[0]]),  # by the scales of the weights
+        ]
+    return [node]
+
+
+def floats_of_tiles(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """A float MatMul that dequantizes all rows of a matrix in tiles."""
+    (x, weights, *order), (out,) = node.input, node.output
+    rows = next(attribute.i for attribute in node.attribute if attribute.name == "rows")
+    ids, floats, turned = (f"{out}.{part}" for part in ("ids", "floats", "turned"))
+    every = helper.make_node(node.op_type.replace("MatMul", "Rows"), [weights, ids], [floats], domain=node.domain)
+    every.attribute.extend(node.attribute)
+    ordered = []
+    if order:  # a channel behind the last is 0
+        wide, pads, x_ordered = (f"{out}.{part}" for part in ("wide", "pads", "ordered"))
+        ordered = [
+            helper.make_node("Constant", [], [pads], value_ints=[0, 0, 0, 0, 0, 1]),
+            helper.make_node("Pad", [x, pads], [wide]),
+            helper.make_node("Gather", [wide, *order], [x_ordered], axis=2),
+        ]
+        x = x_ordered
+    return [
+        *ordered,
+        helper.make_node("Constant", [], [ids], value_ints=list(range(rows))),
+        every,
+        helper.make_node("Transpose", [floats], [turned], perm=[1, 0]),
+        helper.make_node("MatMul", [x, turned], [out]),
+    ]

@@ -1,0 +1,208 @@
+"""Dialect `fused`: ONNX Runtime's contrib operators, for ONNX Runtime 1.18 and later.
+
+Attention is written by `group_query_attention`, or by `group_attention` with this project's operator, which computes
+all query heads that share a KV head at once (docs/decisions/kernels.md). Both operators write new keys and values in
+place: past and present of a layer are one buffer, which the runtime binds to both, so that the cache is never copied.
+Inputs and outputs are described in docs/formats.md.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import TensorProto
+
+from merino_edge.export.dialects.external_data import PAGE
+from merino_edge.export.dialects.graph import KERNELS_DOMAIN, Port, ports
+from merino_edge.export.dialects.matmuls import CONTRIB, quantized_head, table_rows
+from merino_edge.export.dialects.operations import Operations
+from merino_edge.families.graph_ops import Attention, KvLayer, Norm
+from merino_edge.families.operators import FUSED_HEAD_MULTIPLE, HEAD_SLICE_BYTES, by_groups, runs_on_kernels
+from merino_runtime.errors import MerinoError
+
+CACHE_LENGTHS = {"past_key_values": "past_sequence_length", "present": "total_sequence_length"}
+BATCH = "batch_size"
+
+
+class Fused(Operations):
+    opsets = {"": 17, CONTRIB: 1}
+    last_index = total_length = ""  # int32 [B] and int32; set by begin_decoder or begin_attention
+
+    def begin_decoder(self, kv_layers: Sequence[KvLayer]) -> None:
+        """Add a decoder's inputs, its outputs except the logits, and the nodes that count the filled positions in the
+        mask."""
+        self.batched = bool(self.matrices) or not self.all_logits
+        self.input("input_ids", "int64", [1, "sequence"])
+        mask = self.input("attention_mask", "int64", [1, "total"])
+        self.cache_ports(kv_layers, self.context)
+        last = self.node("Sub", [self.node("ReduceSum", [mask, self.integers(1)], keepdims=0), self.integers(1)])
+        total = self.node("Gather", [self.node("Shape", [mask]), self.integer(1)])
+        self.last_index = self.node("Cast", [last], to=TensorProto.INT32)
+        self.total_length = self.node("Cast", [total], to=TensorProto.INT32)
+
+    def begin_attention(self, kv_layers: Sequence[KvLayer]) -> None:
+        """Add the inputs and outputs of attention layers without a decoder: the cache, and the lengths that
+        `begin_decoder` derives."""
+        self.last_index = self.input("last", "int32", [1])
+        self.total_length = self.input("total", "int32", ())
+        self.cache_ports(kv_layers, self.context)
+
+    def declared(self, port: Port) -> tuple[int | str, ...]:
+        """The lengths of batch and cache are symbolic in the file: a server decodes several sequences in one run, and
+        other programs bind a buffer of another length, or first an empty one and then the graph's output. The runtime
+        binds buffers of the shape in bundle.json."""
+        shape = list(port.shape)
+        if self.batched and shape[:1] == [1]:
+            shape[0] = BATCH
+        kind = port.name.partition(".")[0]
+        if kind in CACHE_LENGTHS:
+            shape[2] = CACHE_LENGTHS[kind]
+        return tuple(shape)
+
+    def embed_positions(self, table: str, offset: int) -> str:
+        positions = self.input("position_ids", "int64", [1, "sequence"])
+        return table_rows(self, self.node("Add", [positions, self.integer(offset)]), table)
+
+    def norm(self, x: str, norm: Norm) -> str:
+        if norm.bias is None:
+            return self.node("SimplifiedLayerNormalization", [x, self.weight(norm.weight)], axis=-1, epsilon=norm.eps)
+        inputs = [x, self.weight(norm.weight), self.weight(norm.bias)]
+        return self.node("LayerNormalization", inputs, axis=-1, epsilon=norm.eps)
+
+    def add_norm(self, x: str, residual: str, norm: Norm) -> tuple[str, str]:
+        kind = "SkipSimplifiedLayerNormalization" if norm.bias is None else "SkipLayerNormalization"
+        inputs = [x, residual, self.weight(norm.weight), *([self.weight(norm.bias)] if norm.bias else [])]
+        normed = self.node(kind, inputs, domain=CONTRIB, outputs=4, epsilon=norm.eps)
+        return normed, f"{normed}.3"
+
+    def activation(self, x: str, kind: str) -> str:
+        if kind == "relu":
+            return self.node("Relu", [x])
+        if kind == "silu":
+            return self.node("QuickGelu", [x], domain=CONTRIB, alpha=1.0)  # x * sigmoid(alpha * x)
+        return self.node({"gelu": "FastGelu", "gelu_erf": "Gelu"}[kind], [x], domain=CONTRIB)
+
+    def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
+        check_heads(layer, attention)
+        bits = self.cache_scales.bits if self.cache_scales else 32
+        by_kernels = self.form.by_groups or runs_on_kernels(self.form.core, self.form.precision)
+        own = by_kernels and by_groups(attention.heads, layer.heads, bits)
+        return (group_attention if own else group_query_attention)(self, qkv, layer, attention)
+
+    def last(self, x: str) -> str:
+        if self.all_logits:
+            return x
+        return self.node("Gather", [x, self.integers(-1)], axis=1)
+
+    def head(self, x: str, table: str) -> None:
+        logits = quantized_head(self, x, table) if table in self.matrices else self._sliced_head(x, table)
+        self.logits(logits, self.weights[table].shape[0])
+
+    def _sliced_head(self, x: str, table: str) -> str:
+        """Logits [B, 1, vocab] of x [B, 1, width], or with `all_logits` [1, T, vocab] of x [1, T, width], against a
+        table [vocab, width] that is not quantized.
+
+        ONNX Runtime packs a copy of each matrix for its kernels, and frees the original if no other operator reads
+        it. The embedding reads the whole table. So the head has its own constants over the same bytes of the file:
+        slices, so that only one at a time is in memory twice.
+        """
+        rows = self.real_weight(table)  # [vocab, width]
+        self.decode_weight_bytes += rows.nbytes
+        unit = PAGE // 4  # rows that fill whole pages, whatever the width
+        count = max(1, HEAD_SLICE_BYTES // rows[0].nbytes // unit) * unit
+        axis = self.integers(0 if self.all_logits else 1)
+        row = self.node("Squeeze", [x, axis])  # [B or T, width]
+        parts = []
+        for start in range(0, len(rows), count):
+            part = self.constant(f"{table}.{start}", rows[start : start + count])
+            logits = self.node("Gemm", [row, part], transB=1)  # [B or T, count]
+            parts.append(self.node("Unsqueeze", [logits, axis]))
+        return self.node("Concat", parts, axis=2) if len(parts) > 1 else parts[0]
+
+
+def group_query_attention(graph: Fused, qkv: str, layer: KvLayer, attention: Attention) -> str:
+    """ONNX Runtime's operator."""
+    parts = normed_parts(graph, qkv, layer, attention) or [qkv, "", ""]
+    tables = graph.rotary_constants(attention.rotary, layer.head_size) if attention.rotary else ("", "")
+    options: dict[str, int | float | str] = {}
+    if attention.scale != layer.head_size**-0.5:
+        options["scale"] = attention.scale
+    if window := window_of(graph, attention):
+        options["local_window_size"] = window
+        graph.windowed = True
+    scales = cache_scales(graph, layer)
+    if graph.cache_scales:
+        scales = ["", "", "", *scales]  # three inputs that are not used
+        options |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
+        options["kv_cache_bit_width"] = graph.cache_scales.bits
+    mixed = f"attention.{layer.index}"
+    graph.node_into(
+        "GroupQueryAttention",
+        [*parts, *ports("past_key_values", layer), graph.last_index, graph.total_length, *tables, *scales],
+        [mixed, *ports("present", layer)],
+        domain=CONTRIB, num_heads=attention.heads, kv_num_heads=layer.heads,
+        do_rotary=int(attention.rotary is not None), **options,
+    )  # fmt: skip
+    return mixed
+
+
+def group_attention(graph: Fused, qkv: str, layer: KvLayer, attention: Attention) -> str:
+    """This project's operator."""
+    parts = normed_parts(graph, qkv, layer, attention)
+    if parts:
+        qkv = graph.node("Concat", parts, axis=-1)
+    none = graph.constant("no_angles", np.zeros(1, np.float32))
+    angles = graph.rotary_constants(attention.rotary, layer.head_size) if attention.rotary else (none, none)
+    mixed = f"attention.{layer.index}"
+    graph.node_into(
+        "GroupAttention8" if graph.cache_scales else "GroupAttention",
+        [qkv, *ports("past_key_values", layer), graph.last_index, *angles, *cache_scales(graph, layer)],
+        [mixed, *ports("present", layer)],
+        domain=KERNELS_DOMAIN, heads=attention.heads, kv_heads=layer.heads, window=window_of(graph, attention),
+        rotary=int(attention.rotary is not None), scale=float(attention.scale),
+    )  # fmt: skip
+    return mixed
+
+
+def window_of(graph: Fused, attention: Attention) -> int:
+    """0: there is none, or the cache is no longer than it."""
+    return attention.window if attention.window and attention.window < graph.context else 0
+
+
+def cache_scales(graph: Fused, layer: KvLayer) -> list[str]:
+    """Scales of keys and values [1, heads, 1, head_size]; none for a cache of floats."""
+    if graph.cache_scales is None:
+        return []
+    names = [f"{name}_scale" for name in ports("cache", layer)]
+    scales = graph.cache_scales.layers[layer.index]
+    return [graph.constant(name, one[None, :, None]) for name, one in zip(names, scales, strict=True)]
+
+
+def normed_parts(graph: Fused, qkv: str, layer: KvLayer, attention: Attention) -> list[str]:
+    """Queries [B, T, heads * head_size], keys and values [B, T, layer.heads * head_size], each head of the first two
+    normed separately; empty if there are no such norms."""
+    if not attention.query_norm or not attention.key_norm:
+        return []
+    size = layer.head_size
+    sizes = [heads * size for heads in (attention.heads, layer.heads, layer.heads)]
+    query = graph.node("Split", [qkv, graph.integers(*sizes)], outputs=3, axis=-1)
+
+    def normed(x: str, heads: int, norm: Norm) -> str:
+        split = graph.node("Reshape", [x, graph.integers(0, -1, heads, size)])
+        return graph.node("Reshape", [graph.norm(split, norm), graph.integers(0, -1, heads * size)])
+
+    return [
+        normed(query, attention.heads, attention.query_norm),
+        normed(f"{query}.1", layer.heads, attention.key_norm),
+        f"{query}.2",
+    ]
+
+
+def check_heads(layer: KvLayer, attention: Attention) -> None:
+    """Raises MerinoError for heads that ONNX Runtime's attention refuses when it runs."""
+    multiple = FUSED_HEAD_MULTIPLE * (2 if attention.rotary else 1)
+    if layer.head_size % multiple:
+        raise MerinoError(
+            f"heads of {layer.head_size} channels are not possible in dialect fused, since ONNX Runtime's attention"
+            f" takes multiples of {multiple}{' with rotary positions' if attention.rotary else ''}: export with"
+            " --dialect portable"
+        )

@@ -1,0 +1,40 @@
+"""The operations of a decoder (`families/graph_ops`) that both dialects write alike."""
+
+from merino_edge.export.dialects.graph import Graph
+from merino_edge.export.dialects.matmuls import matmul, table_rows
+
+
+class Operations(Graph):
+    def embed(self, table: str) -> str:
+        return table_rows(self, "input_ids", table)
+
+    def linear(self, x: str, weight: str, bias: str | None = None) -> str:
+        return self.packed_linear(x, [weight], [bias] if bias else None)
+
+    def packed_linear(self, x: str, weights: list[str], biases: list[str] | None = None) -> str:
+        parts = [matmul(self, x, joined) for joined in self.joined_names(weights)]
+        result = self.node("Concat", parts, axis=-1) if len(parts) > 1 else parts[0]
+        return self.node("Add", [result, self.vector(biases)]) if biases else result
+
+    def joined_names(self, names: list[str]) -> list[str]:
+        """The matrices of one input as they are stored: quantized ones of different bits are apart."""
+        owners = self.once("owners", lambda: {one: joined for joined in self.matrices for one in joined.split("+")})
+        return list(dict.fromkeys(owners.get(name, "+".join(names)) for name in names))
+
+    def activation(self, x: str, kind: str) -> str:
+        raise NotImplementedError
+
+    def gated(self, x: str, kind: str) -> str:
+        gate = self.node("Split", [x], outputs=2, axis=-1)
+        return self.node("Mul", [self.activation(gate, kind), f"{gate}.1"])
+
+    def add(self, x: str, y: str) -> str:
+        return self.node("Add", [x, y])
+
+    def scale(self, x: str, factor: float) -> str:
+        return self.node("Mul", [x, self.scalar(factor)])
+
+    def resize(self, x: str, width: int, following: int) -> str:
+        if following < width:
+            return self.node("Slice", [x, self.integers(0), self.integers(following), self.integers(-1)])
+        return self.padded(x, following - width)

@@ -1,0 +1,196 @@
+"""Dialect `portable`: plain ONNX of opset 13, which ONNX Runtime 1.10 and TensorRT 8.2 take.
+
+The cache is an input of fixed shape with a mask of its filled slots. The graph returns the new keys and values alone,
+and the host writes them at their position. Masks are -1e4 instead of minus infinity, which float16 can hold too. Not
+used, since those runtimes lack them: LayerNormalization, Gelu, Trilu, Mod, OneHot. Inputs and outputs are described in
+docs/formats.md.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import TensorProto
+
+from merino_edge.export.dialects.graph import ports
+from merino_edge.export.dialects.matmuls import quantized_head, table_rows
+from merino_edge.export.dialects.operations import Operations
+from merino_edge.families.graph_ops import Attention, KvLayer, Norm
+from merino_edge.families.rotary import Rotary
+
+MASKED = -1e4
+END = np.iinfo(np.int64).max
+
+
+class Portable(Operations):
+    opsets = {"": 13}
+    positions = cached_mask = new_mask = ""  # set by begin_decoder or begin_attention
+    query_positions = key_positions = ""  # [1, T, 1] and [1, 1, T]; set by begin_decoder
+
+    def begin_decoder(self, kv_layers: Sequence[KvLayer]) -> None:
+        """Add a decoder's inputs, its outputs except the logits, and the nodes that compute both masks."""
+        self.input("input_ids", "int64", [1, "sequence"])
+        filled = self.input("attention_mask", "int64", [1, self.context])
+        self.positions = self.input("position_ids", "int64", [1, "sequence"])
+        self.cache_ports(kv_layers, "sequence")
+        self.cached_mask = self._mask(self.node("Equal", [filled, self.integers(0)]), 1, 2)  # [1, 1, 1, context]
+        position = self.node("Cast", [self.positions], to=TensorProto.FLOAT)  # [1, T]
+        query, key = (self.node("Unsqueeze", [position, self.integers(axis)]) for axis in (2, 1))
+        self.query_positions, self.key_positions = query, key
+        self.new_mask = self._mask(self.node("Less", [query, key]), 1)  # [1, 1, T, T]
+
+    def begin_attention(self, kv_layers: Sequence[KvLayer]) -> None:
+        """Add the inputs and outputs of attention layers without a decoder: the cache, and the masks that
+        `begin_decoder` derives."""
+        self.positions = self.input("position_ids", "int64", [1, "sequence"])
+        self.cached_mask = self.input("cached_mask", self.real, [1, 1, 1, self.context])
+        self.new_mask = self.input("new_mask", self.real, [1, 1, "sequence", "sequence"])
+        self.cache_ports(kv_layers, "sequence")
+
+    def _mask(self, hidden: str, *axes: int) -> str:
+        """MASKED if `hidden` is true, 0 elsewhere; `axes` are inserted."""
+        mask = self.node("Mul", [self.to_real(hidden), self.scalar(MASKED)])
+        return self.node("Unsqueeze", [mask, self.integers(*axes)])
+
+    def _masks(self, window: int | None) -> tuple[str, str]:
+        """Masks of cached slots [1, 1, 1 or T, context] and of new positions [1, 1, T, T]. Slot n holds position n."""
+        if window is None or window >= self.context:
+            return self.cached_mask, self.new_mask
+
+        def make() -> list[str]:
+            slots = self.constant("slots", np.arange(self.context, dtype=np.float32)[None, None])
+            last = self.constant(f"window_{window}", np.array(window - 1, np.float32))  # what is farther is not seen
+            return [
+                self.add(mask, self._mask(self.node("Less", [last, self.node("Sub", [self.query_positions, keys])]), 1))
+                for mask, keys in ((self.cached_mask, slots), (self.new_mask, self.key_positions))
+            ]
+
+        cached, new = self.once(("window", window), make)
+        return cached, new
+
+    def embed_positions(self, table: str, offset: int) -> str:
+        return table_rows(self, self.node("Add", [self.positions, self.integer(offset)]), table)
+
+    def norm(self, x: str, norm: Norm) -> str:
+        """Computed in float32 in every format, since squares of activations overflow float16."""
+        half = self.real == "float16"
+        x = self.node("Cast", [x], to=TensorProto.FLOAT) if half else x
+        if norm.bias is not None:
+            x = self.node("Sub", [x, self.node("ReduceMean", [x], axes=[-1])])
+        square = self.node("ReduceMean", [self.node("Mul", [x, x])], axes=[-1])
+        eps = self.constant(f"eps_{norm.eps!r}", np.array(norm.eps, np.float32))
+        root = self.node("Sqrt", [self.node("Add", [square, eps])])
+        scaled = self.node("Mul", [self.node("Div", [x, root]), self._float_weight(norm.weight)])
+        normed = self.add(scaled, self._float_weight(norm.bias)) if norm.bias is not None else scaled
+        return self.to_real(normed) if half else normed
+
+    def _float_weight(self, name: str) -> str:
+        return self.stored(name, self.weights[name])
+
+    def add_norm(self, x: str, residual: str, norm: Norm) -> tuple[str, str]:
+        total = self.add(x, residual)
+        return self.norm(total, norm), total
+
+    def activation(self, x: str, kind: str) -> str:
+        if kind == "relu":
+            return self.node("Relu", [x])
+        if kind == "silu":
+            return self.node("Mul", [x, self.node("Sigmoid", [x])])
+        if kind == "gelu_erf":
+            error = self.node("Erf", [self.scale(x, math.sqrt(0.5))])
+            return self.node("Mul", [self.scale(x, 0.5), self.add(error, self.scalar(1.0))])
+        cube = self.node("Mul", [self.node("Mul", [x, x]), x])
+        inner = self.add(x, self.node("Mul", [cube, self.scalar(0.044715)]))
+        tanh = self.node("Tanh", [self.node("Mul", [inner, self.scalar(math.sqrt(2 / math.pi))])])
+        half = self.node("Mul", [x, self.scalar(0.5)])
+        return self.node("Mul", [half, self.add(tanh, self.scalar(1.0))])
+
+    def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
+        query, key, value = self._heads(qkv, layer, attention)  # [1, heads, T, head_size]
+        if attention.query_norm and attention.key_norm:
+            query, key = self.norm(query, attention.query_norm), self.norm(key, attention.key_norm)
+        if attention.rotary:
+            query, key = self._rotate(query, layer, attention.rotary), self._rotate(key, layer, attention.rotary)
+        query = self.node("Mul", [query, self.scalar(attention.scale)])
+        query = self._as_heads(query, layer.heads, layer, attention)
+        for name, new in zip(ports("present", layer), (key, value), strict=True):
+            self.node_into("Identity", [new], [name])
+        past_key, past_value = ports("past_key_values", layer)
+        cached_mask, new_mask = self._masks(attention.window)
+        cached = self.add(self._scores(query, past_key, layer, attention), cached_mask)  # [1, heads, T, context]
+        fresh = self.add(self._scores(query, key, layer, attention), new_mask)  # [1, heads, T, T]
+        weights = self.node("Softmax", [self.node("Concat", [cached, fresh], axis=-1)], axis=-1)
+        from_cache = self._mixed(self._part(weights, 0, self.context), past_value, layer, attention)
+        from_new = self._mixed(self._part(weights, self.context, END), value, layer, attention)
+        mixed = self.node("Transpose", [self.add(from_cache, from_new)], perm=[0, 2, 1, 3])
+        return self.node("Reshape", [mixed, self.integers(1, -1, attention.heads * layer.head_size)])
+
+    def _heads(self, qkv: str, layer: KvLayer, attention: Attention) -> list[str]:
+        """Query [1, heads, T, head_size], key and value [1, layer.heads, T, head_size], of packed ones."""
+        heads = (attention.heads, layer.heads, layer.heads)
+        if attention.heads == layer.heads:
+            split = self.node("Split", [qkv], outputs=3, axis=-1)
+        else:
+            sizes = self.integers(*(count * layer.head_size for count in heads))
+            split = self.node("Split", [qkv, sizes], outputs=3, axis=-1)
+        shapes = [self.integers(1, -1, count, layer.head_size) for count in heads]
+        parts = zip((split, f"{split}.1", f"{split}.2"), shapes, strict=True)
+        return [self.node("Transpose", [self.node("Reshape", part)], perm=[0, 2, 1, 3]) for part in parts]
+
+    def _as_heads(self, x: str, count: int, layer: KvLayer, attention: Attention) -> str:
+        """x [1, heads, T, n] as [1, KV heads, heads / KV heads * T, n], or back: query heads of one KV head are joined,
+        so that keys and values are not repeated."""
+        if attention.heads == layer.heads:
+            return x
+        return self.node("Reshape", [x, self.integers(1, count, -1, 0)])
+
+    def _rotate(self, x: str, layer: KvLayer, rotary: Rotary) -> str:
+        """Rotary position embedding of x [1, heads, T, head_size]: element i is paired with i + head_size / 2."""
+
+        def make() -> list[str]:
+            rows = [
+                self.node("Gather", [name, self.positions])  # [1, T, head_size / 2]
+                for name in self.rotary_constants(rotary, layer.head_size)
+            ]
+            return [self.node("Unsqueeze", [row, self.integers(1)]) for row in rows]
+
+        cos, sin = self.once(("rotated", rotary, layer.head_size), make)
+        left = self.node("Split", [x], outputs=2, axis=-1)
+        right = f"{left}.1"
+        turned_left = self.node("Sub", [self.node("Mul", [left, cos]), self.node("Mul", [right, sin])])
+        turned_right = self.add(self.node("Mul", [right, cos]), self.node("Mul", [left, sin]))
+        return self.node("Concat", [turned_left, turned_right], axis=-1)
+
+    def _scores(self, query: str, key: str, layer: KvLayer, attention: Attention) -> str:
+        """[1, heads, T, n] of grouped queries and keys [1, layer.heads, n, head_size]."""
+        scores = self.node("MatMul", [query, self.node("Transpose", [key], perm=[0, 1, 3, 2])])
+        return self._as_heads(scores, attention.heads, layer, attention)
+
+    def _mixed(self, weights: str, value: str, layer: KvLayer, attention: Attention) -> str:
+        """[1, heads, T, head_size] of weights [1, heads, T, n] and values [1, layer.heads, n, head_size]."""
+        mixed = self.node("MatMul", [self._as_heads(weights, layer.heads, layer, attention), value])
+        return self._as_heads(mixed, attention.heads, layer, attention)
+
+    def _part(self, weights: str, start: int, end: int) -> str:
+        return self.node("Slice", [weights, self.integers(start), self.integers(end), self.integers(3)])
+
+    def last(self, x: str) -> str:
+        if self.all_logits:
+            return x
+        return self.node("Slice", [x, self.integers(-1), self.integers(END), self.integers(1)])
+
+    def head(self, x: str, table: str) -> None:
+        logits = quantized_head(self, x, table) if table in self.matrices else self._whole_head(x, table)
+        self.logits(logits, self.weights[table].shape[0])
+
+    def _whole_head(self, x: str, table: str) -> str:
+        """Logits [1, T, vocab] of x [1, T, width], T = 1 without `all_logits`, against a table [vocab, width], the
+        embedding's own constant.
+
+        One matmul over one constant: TensorRT's parser refuses constants that overlap in the data file and differ in
+        size, and version 8.2 copies each constant, so that a second one would double the table's memory.
+        """
+        axis = self.integers(0 if self.all_logits else 1)
+        row = self.node("Squeeze", [x, axis])  # [T, width]
+        logits = self.node("Gemm", [row, self.weight(table)], transB=1)  # [T, vocab]
+        return self.node("Unsqueeze", [logits, axis])

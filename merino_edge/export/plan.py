@@ -1,0 +1,188 @@
+"""The plan of an export: a request, resolved against facts of its source before any work. Defaults are applied, and
+impossible requests are refused.
+
+`request` checks what needs no torch. `fastest_plans` and `mixed.mixed_plan` return plans for `--precision auto` and
+`mixed`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import tokenizers
+
+from merino_edge.bundles.chat import BundleChat, chat_of
+from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat
+from merino_edge.bundles.files import described, is_bundle
+from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
+from merino_edge.export.request import (
+    LEAST_CONTEXT,
+    PRECISIONS,
+    ROUNDED,
+    ExportRequest,
+    check_calibration,
+    graph_format,
+    in_one_format,
+)
+from merino_edge.export.source import Source
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.operators import CPU_FORMATS
+from merino_edge.families.registry import decoder_of
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.shape import InferenceShape, default_prompt
+from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.storage.atomic import check_keeps
+from merino_runtime.bundle import Threads
+from merino_runtime.errors import MerinoError
+from merino_runtime.generation.text import Tokenizer
+from merino_runtime.io.json_file import JSON, read_text
+
+MOST_COLUMNS = 768  # of a matrix, for GPTQ on the 2,048 tokens that the model generates (docs/decisions/quantization)
+
+
+class ExportPlan(NamedTuple):
+    """What an export does.
+
+    Attributes:
+        calibration: text for GPTQ and for the scales of a quantized cache; None: text that the model generates.
+        chat: the chat template's entry in bundle.json; None: the bundle has none.
+        template: the template's text; None: the bundle has none.
+        threads: the thread counts of the source's design or bundle if they were planned for this weight format.
+        gptq: whether weights are rounded by GPTQ.
+        smoothquant: whether outlier channels of activations are moved into the weights.
+        outliers: whether groups with outlier channels are stored twice.
+        compared: whether the bundle's answers are compared with those of float32.
+        eight_bits: names of the matrices of an int4 export that get 8 bits.
+        predicted: the decode latency on a board, for people; empty without `--precision auto`.
+    """
+
+    form: GraphFormat
+    calibration: Path | None
+    chat: BundleChat | None
+    template: str | None
+    threads: Threads
+    gptq: bool
+    smoothquant: bool
+    outliers: bool
+    compared: bool
+    eight_bits: frozenset[str] = frozenset()
+    predicted: str = ""
+
+
+def resolve_plan(request: ExportRequest, source: Source, out: Path) -> ExportPlan:
+    """Resolve a request of one precision, or none. Raises MerinoError for a request that is not possible."""
+    form = graph_format(request, source.design, chosen_context(source, request.context))
+    check_replaces(source, out, request.overwrite)
+    check_readable(source)
+    template = source.chat if request.chat else None
+    trained, rounded = source.weights == "trained", form.precision in ROUNDED
+    # Random weights have no outliers, and families with a graph builder of their own do not name their norms' matrices.
+    # In dialect fused activations are rounded in groups, so that an outlier costs its group precision.
+    has_outliers = trained and form.dialect == "fused" and decoder_of(source.arch) is not None
+    plan = ExportPlan(
+        form=form,
+        calibration=request.calibration,
+        chat=chat_of(template) if template else None,
+        template=template.text if template else None,
+        threads=planned_threads(source, form.precision),
+        gptq=rounded and request.calibration is not None or form.precision == "int4" and gptq_pays(source),
+        smoothquant=has_outliers and form.precision == "int8",
+        outliers=has_outliers and form.precision == "int4",
+        compared=trained and source.tokenizer is not None and (rounded or form.kv is not None),
+    )
+    check_memory(source.arch, source.name, form.precision, IMPORTS_MB + weights_mb(source.arch), plan.gptq)
+    return plan
+
+
+def fastest_plans(request: ExportRequest, source: Source, out: Path) -> list[ExportPlan]:
+    """Return a plan for each format that is predicted to be no slower than float32 on the request's board, the fastest
+    first. The first that keeps the model's answers is the fastest format.
+
+    Raises MerinoError for a request that is not possible.
+    """
+    board, form = request.board, resolve_plan(in_one_format(request), source, out).form
+    assert board is not None, "in_one_format refuses a request without one"
+    times = predicted_ms(source.arch, board, PRECISIONS, form.context, form.kv)
+    order = sorted(times, key=lambda precision: times[precision])
+    order = order[: order.index("fp32") + 1]
+    if order == ["fp32"]:
+        check_calibration("fp32", form.kv, request.calibration)
+    plans = []
+    for precision in order:  # without calibration text if nothing is quantized
+        text = request.calibration if form.kv is not None or precision in ROUNDED else None
+        plan = resolve_plan(request._replace(precision=precision, calibration=text), source, out)
+        plans.append(plan._replace(predicted=f"{times[precision]:.1f} ms predicted on {board.id}"))
+    if len(plans) > 1 and source.weights == "trained" and source.tokenizer is None:
+        raise MerinoError(
+            f"{source.name} has no tokenizer, so --precision auto cannot compare its answers: name a --precision; by"
+            f" predicted latency on {board.id} it would be {order[0]}"
+        )
+    return plans
+
+
+def gptq_pays(source: Source) -> bool:
+    """Whether int4 is rounded by GPTQ without a text from the user: trained float weights, of matrices so narrow that
+    the text that the model generates tells enough of their inputs."""
+    columns = max(op.columns for op in source.arch.operators if op.kind == "linear" and op.own)
+    return source.weights == "trained" and source.blocks is None and columns <= MOST_COLUMNS
+
+
+def predicted_ms(
+    arch: Geometry, board: DeviceProfile, formats: Sequence[str], context: int, kv: str | None = None
+) -> dict[str, float]:
+    """Predicted latency of a decode step at a full cache, in each format that CPUs have kernels for. `kv`: the format
+    of the cache."""
+    on_cpu = board.with_backend("onnxruntime")
+    shapes = [InferenceShape(name, context, default_prompt(context), kv) for name in formats if name in CPU_FORMATS]
+    return {shape.precision: cost_model(on_cpu, shape).predict(arch.operators).decode_ms for shape in shapes}
+
+
+def planned_threads(source: Source, precision: str) -> Threads:
+    """The thread counts that were planned for this weight format; else the runtime chooses."""
+    predicted = source.design.predicted if source.design and source.design.precision == precision else None
+    if predicted:
+        return Threads(prefill=predicted.prefill_threads, decode=predicted.decode_threads)
+    if source.bundle and source.bundle.precision == precision:
+        return source.bundle.threads
+    return RUNTIME_CHOOSES
+
+
+def chosen_context(source: Source, context: int | None) -> int:
+    """The bundle's context in tokens. Raises MerinoError, with what is allowed, for one that the model cannot have."""
+    longest = source.arch.context
+    if context is not None and not LEAST_CONTEXT <= context <= longest:
+        raise MerinoError(
+            f"--context {context} is not allowed: {source.name} takes {LEAST_CONTEXT} to {longest} tokens"
+        )
+    return context or longest
+
+
+def check_readable(source: Source) -> None:
+    """Raises MerinoError if the board's runtime cannot read the source's tokenizer, or its largest id is outside the
+    model's vocabulary."""
+    if source.tokenizer is None:
+        return
+    if isinstance(source.tokenizer, str):
+        where, text = f"the tokenizer of {source.name}", source.tokenizer
+    else:
+        where, text = str(source.tokenizer), read_text(str(source.tokenizer), JSON, "Copy the checkpoint again.")
+    Tokenizer(text, where)
+    largest = max(tokenizers.Tokenizer.from_str(text).get_vocab().values(), default=0)
+    if largest >= source.arch.vocab:
+        raise MerinoError(
+            f"{where} has a token {largest}, and {source.name} has a vocabulary of {source.arch.vocab}: they do not"
+            " belong together. Copy both again from one place"
+        )
+
+
+def check_replaces(source: Source, out: Path, overwrite: bool) -> None:
+    """Raises MerinoError if `out` may not be replaced: it is the source itself, or random weights would replace ones
+    that may be trained."""
+    check_keeps(out, [Path(source.bundle.folder)] if source.bundle else [])
+    there = described(out)
+    kind, origin = there.get("weights", "unknown"), there.get("weights_source", "bundle.json is damaged")
+    if source.weights == "random" and is_bundle(out) and kind != "random" and not overwrite:
+        raise MerinoError(
+            f"{out} holds {kind} weights ({origin}), and those of {source.name} are random: choose another -o, or give"
+            " --overwrite to replace them"
+        )

@@ -1,0 +1,158 @@
+"""Statistics of the inputs of a model's matrices while the model prefills a text: Hessians for GPTQ, and the sizes of
+channels for SmoothQuant and outliers.
+
+A Hessian weighs the errors of weights: an error e of a row adds e' H e to the mean square of the output, with H the
+mean of x x' [in, in] over the inputs x of the matrix.
+
+The text is the user's, or one that the model generates from its own first token, which needs neither a corpus nor a
+network. Why that serves: docs/decisions/quantization.md.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from merino_edge.export.quantize.gptq import Hessians
+from merino_edge.export.source import Source, not_finite, text_rows, tokenizer_of
+from merino_edge.families.operators import params
+from merino_edge.families.registry import decoder_of
+
+SEED = 0
+LEAST_TOKENS, MOST_TOKENS = 16_384, 131_072  # of the text for Hessians, sampled evenly
+WORK = LEAST_TOKENS * 135_000_000  # tokens times weights for which the number of tokens lies between
+TOKENS = 4096  # of the text for sizes of channels
+ROW = 512  # tokens in a sequence of the text
+LONGEST_ROW = 2048  # tokens in a sequence that the model generates; at most the context
+TEXTS, TEXT_TOKENS = 16, 128  # that the model generates, as one batch: each step reads the weights once
+HEAD_EVERY = 8  # the head's input is measured at every eighth token, since logits take memory
+
+
+def hessians_on(source: Source, text: Path) -> Callable[[], Hessians]:
+    """The Hessians on a text, computed at the first call. Raises MerinoError at once if the text cannot be read."""
+    tokens = min(max(WORK // params(source.arch.operators), LEAST_TOKENS), MOST_TOKENS)
+    rows = text_rows(source, text, min(ROW, source.arch.context), tokens)
+    return cache(lambda: input_hessians(source.model, rows.numpy()))
+
+
+@torch.no_grad()
+def input_hessians(model: PreTrainedModel, rows: np.ndarray) -> Hessians:
+    """The Hessian of the input of each matrix except the head's; rows: ids [n, T]. Matrices with the same input share
+    one array."""
+    sums: dict[str, torch.Tensor] = {}
+    owners: dict[str, str] = {}  # by the name of a matrix, the one whose Hessian it shares
+    seen: list[tuple[torch.Tensor, str]] = []  # the input of the matrix before, and that matrix's owner
+
+    def add(name: str, x: torch.Tensor) -> None:
+        if seen and seen[0][0] is x:
+            owners[name] = seen[0][1]
+            return
+        seen[:] = [(x, name)]
+        x = x.reshape(-1, x.shape[-1]).float()
+        owners[name] = name
+        sums[name] = sums[name].addmm_(x.T, x) if name in sums else x.T @ x
+
+    head = model.get_output_embeddings()
+    names = [f"{name}.weight" for name, module in model.named_modules() if module is not head and is_matrix(module)]
+    with observed_inputs(model, names, add):
+        for row in rows:
+            model.base_model(input_ids=torch.from_numpy(row)[None].long())
+            seen.clear()
+    means = {name: (total / rows.size).numpy() for name, total in sums.items()}
+    return {name: means[owner] for name, owner in owners.items()}
+
+
+def is_matrix(module: torch.nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, torch.Tensor) and weight.ndim == 2 and not isinstance(module, torch.nn.Embedding)
+
+
+@torch.no_grad()
+def input_sizes(model: PreTrainedModel, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """By the name of a matrix, the size of each channel of its input, [in]: the geometric mean of maximum and RMS over
+    tokens, each token normalized to RMS 1."""
+    squares: dict[str, list[torch.Tensor]] = {name: [] for name in names}  # of each row the mean
+    largest: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+
+    def add(name: str, x: torch.Tensor) -> None:
+        x = x.reshape(-1, x.shape[-1]).float().square()
+        x = x / x.mean(-1, keepdim=True).clamp(min=1e-30)
+        squares[name].append(x.mean(0))
+        largest[name].append(x.amax(0))
+
+    with observed_inputs(model, names, add):
+        for row in torch.from_numpy(rows).long():
+            model(input_ids=row[None], logits_to_keep=torch.arange(0, len(row), HEAD_EVERY))
+    return {
+        name: (torch.stack(squares[name]).mean(0) * torch.stack(largest[name]).amax(0)).pow(0.25).numpy()
+        for name in names
+    }
+
+
+def norm_input_sizes(source: Source, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """By the name of each matrix behind a norm, the sizes of its input's channels."""
+    decoder = decoder_of(source.arch)
+    linears = [linear for layer in decoder.layers for linear in (layer.qkv, layer.up)] if decoder else []
+    sizes = input_sizes(source.model, [linear.weights[0] for linear in linears], rows)
+    return {name: sizes[linear.weights[0]] for linear in linears for name in linear.weights}
+
+
+@contextmanager
+def observed_inputs(
+    model: PreTrainedModel, names: Sequence[str], observe: Callable[[str, torch.Tensor], None]
+) -> Iterator[None]:
+    """Call `observe(name, input)` whenever the model multiplies by one of these matrices."""
+    hooks = [
+        model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(
+            lambda _module, given, name=name: observe(name, given[0])
+        )
+        for name in names
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def rows_to_read(source: Source, context: int, text: Path | None) -> np.ndarray:
+    """Ids [rows, T] of the text, or of text that the model generates. Raises MerinoError if the text cannot be read."""
+    if text:
+        return text_rows(source, text, min(ROW, context), TOKENS).numpy()
+    return own_rows(source, min(context, LONGEST_ROW))
+
+
+def own_rows(source: Source, length: int) -> np.ndarray:
+    """Text that a trained model generates, cut into rows [rows, length]; random ids for random weights, whose text
+    means nothing."""
+    vocab = source.arch.vocab
+    if source.weights == "random":
+        shape = max(1, TEXTS * TEXT_TOKENS // length), length
+        return np.random.default_rng(SEED).integers(0, vocab, shape)
+    # The first id of a text: the tokenizer's BOS, else a stop id, else 0.
+    ids = tokenizer_of(source).encode("").ids if source.tokenizer else []
+    first = int([*ids, *source.stop_ids, 0][0])
+    texts = written_by(source.model, [first] * TEXTS, min(TEXT_TOKENS, source.arch.context)).reshape(-1)
+    length = min(length, len(texts))
+    return texts[: len(texts) // length * length].reshape(-1, length)
+
+
+@torch.no_grad()
+def written_by(model: PreTrainedModel, starts: Sequence[int], length: int) -> np.ndarray:
+    """Continuations [len(starts), length] of these ids, sampled from the model's distribution."""
+    random = torch.Generator().manual_seed(SEED)
+    ids = given = torch.tensor(starts)[:, None]
+    cache = None
+    while ids.shape[1] < length:
+        output = model(input_ids=given, cache=cache, use_cache=True)
+        cache = output.cache
+        chances = output.logits[:, -1].float().softmax(dim=-1)
+        if not chances.isfinite().all():
+            raise not_finite(model, "the model")
+        given = torch.multinomial(chances, 1, generator=random)
+        ids = torch.cat((ids, given), dim=1)
+    return ids.numpy()

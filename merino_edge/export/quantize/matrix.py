@@ -1,0 +1,189 @@
+"""A matrix in integers with scales, and its plain quantization in groups.
+
+A row of a matrix is cut into groups of `group_size` weights. A group has one float32 scale and an unsigned code per
+weight: weight = (code - zero_point) * scale. Without zero points the middle code stands for zero.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from merino_edge.families.operators import GROUP_SIZES
+from merino_runtime.errors import MerinoError
+
+# How a graph multiplies a matrix: by ONNX Runtime's MatMulNBits, by MatMulInteger with one scale per row and codes
+# symmetric around zero, or by this project's kernels.
+Layout = Literal["groups", "rows", "tiles"]
+ERROR_RATIO = {4: 1.25, 8: 2.0}  # by bits: allowed RMS error of a larger group, relative to the smallest group's
+# By bits: scales to try, relative to the scale at which the largest weight has the outermost code.
+SHRINKS = {4: np.linspace(0.7, 1.1, 9, dtype=np.float32), 8: np.linspace(1.0, 1.04, 5, dtype=np.float32)}
+CHUNK = 2**17  # weights quantized at a time: they fit the CPU's cache
+THREADS = 2  # numpy releases the interpreter's lock during its loops
+
+
+class Outliers(NamedTuple):
+    """Outlier channels among the `size` channels from `first` on, whose groups are stored twice; see `outliers`."""
+
+    first: int
+    size: int
+    channels: np.ndarray
+
+
+class QuantizedMatrix(NamedTuple):
+    """A matrix [rows, columns], one or several of the state dict joined along their outputs.
+
+    Attributes:
+        codes: uint8 [rows, groups, group_size], or [rows, groups, group_size / 2] with two codes of 4 bits in a byte,
+            the first in the low half.
+        scales: float32 [rows, groups].
+        bits: of a code: 4, 5, 6 or 8.
+        zero_points: uint8 [rows, groups], for 4 bits; None: the middle code.
+        rests: their sum is added to the weights of each group: [rows, groups], padded to whole groups.
+        outliers: the groups that the graph stores twice.
+        exact: names of the matrices taken over from a GGUF without a second rounding.
+        by_gptq: whether GPTQ rounded it.
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray
+    bits: int
+    group_size: int
+    zero_points: np.ndarray | None = None
+    rests: "tuple[QuantizedMatrix, ...]" = ()
+    layout: Layout = "groups"
+    outliers: tuple[Outliers, ...] = ()
+    exact: frozenset[str] = frozenset()
+    by_gptq: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        points = 0 if self.zero_points is None else packed_points(self.zero_points).nbytes
+        return self.codes.nbytes + self.scales.nbytes + points + sum(rest.nbytes for rest in self.rests)
+
+    @property
+    def columns(self) -> int:
+        return self.scales.shape[1] * self.group_size
+
+
+class MatrixError(NamedTuple):
+    """Absolute errors of the weights of one quantized matrix, relative to the RMS of its weights."""
+
+    name: str
+    bits: int
+    group_size: int
+    nbytes: int  # codes and scales
+    mean: float
+    worst: float
+
+
+def quantize(name: str, matrix: np.ndarray, bits: int, fewest: int = GROUP_SIZES[-1]) -> QuantizedMatrix:
+    """Quantize a matrix float32 [rows, columns] in the largest groups whose RMS error is within ERROR_RATIO of the
+    smallest's. A larger group has fewer scales to read. `fewest`, and MerinoError: see `group_sizes`."""
+    candidates = group_sizes(name, matrix.shape[1], fewest)
+    smallest = quantize_groups(matrix, bits, candidates[-1])
+    allowed = ERROR_RATIO[bits] * rms(dequantize(smallest) - matrix)
+    for group_size in candidates[:-1]:
+        larger = quantize_groups(matrix, bits, group_size)
+        if rms(dequantize(larger) - matrix) <= allowed:
+            return larger
+    return smallest
+
+
+def group_sizes(name: str, columns: int, fewest: int = GROUP_SIZES[-1]) -> list[int]:
+    """The group sizes that divide rows of `columns` weights, the largest first.
+
+    `fewest`: the smallest size, where one of at least that size divides the row. Raises MerinoError if none divides it.
+    """
+    dividing = [group_size for group_size in GROUP_SIZES if columns % group_size == 0]
+    sizes = [group_size for group_size in dividing if group_size >= fewest] or dividing
+    if not sizes:
+        raise MerinoError(
+            f"{name} has rows of {columns} weights, which groups of {GROUP_SIZES[-1]} do not divide: export with"
+            " --precision fp32, or design with widths and FFN widths that are multiples of 32"
+        )
+    return sizes
+
+
+def quantize_groups(matrix: np.ndarray, bits: int, group_size: int, *, both_signs: bool = False) -> QuantizedMatrix:
+    """Quantize a matrix float32 [rows, columns]: of a few scales, each group gets the one of least squared error.
+
+    `both_signs`: the codes are symmetric around zero, so that none is -2^(bits - 1).
+    """
+    rows, columns = matrix.shape
+    values = np.ascontiguousarray(matrix, np.float32).reshape(rows, columns // group_size, group_size)
+    step = max(1, CHUNK // columns)
+    with ThreadPoolExecutor(THREADS) as pool:
+        chunks = list(
+            pool.map(lambda at: quantize_rows(values[at : at + step], bits, both_signs), range(0, rows, step))
+        )
+    codes, scales = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+    return QuantizedMatrix(codes, scales, bits, group_size)
+
+
+def quantize_rows(values: np.ndarray, bits: int, both_signs: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return codes uint8 [rows, groups, group_size * bits / 8] and scales float32 [rows, groups] of values [rows,
+    groups, group_size].
+
+    For each trial scale the values v are rounded to codes c. Then the scale is refitted to the codes: v.c / c.c has the
+    least squared error.
+    """
+    half = 2 ** (bits - 1)
+    largest = np.take_along_axis(values, np.abs(values).argmax(-1)[..., None], -1)[..., 0]  # with its sign
+    lowest = 1 - half if both_signs else -half
+    full = np.where(largest == 0, 1, largest) / np.float32(lowest)  # the negative side may have one code more
+    best_scale, best_error = full, np.full_like(full, np.inf)
+    for shrink in SHRINKS[bits]:
+        codes = rounded(values, full * shrink, lowest, half - 1)
+        norm = np.einsum("rbk,rbk->rb", codes, codes)
+        scale = np.where(norm > 0, np.einsum("rbk,rbk->rb", codes, values) / np.maximum(norm, 1), full)
+        codes *= scale[..., None]
+        codes -= values
+        error = np.einsum("rbk,rbk->rb", codes, codes)
+        better = error < best_error
+        best_scale, best_error = np.where(better, scale, best_scale), np.where(better, error, best_error)
+    codes = (rounded(values, best_scale, lowest, half - 1) + half).astype(np.uint8)
+    return packed(codes, bits), best_scale
+
+
+def rounded(values: np.ndarray, scale: np.ndarray, lowest: int, highest: int) -> np.ndarray:
+    """values / scale as integers from `lowest` to `highest`, float32; values [rows, groups, group_size], scale
+    [rows, groups]."""
+    codes = values / np.where(scale == 0, 1, scale)[..., None]  # a scale underflows to 0 with the tiniest values
+    np.rint(codes, out=codes)
+    return np.clip(codes, lowest, highest, out=codes)
+
+
+def packed(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes uint8 [..., group_size], two of 4 bits in a byte."""
+    return codes[..., 0::2] | (codes[..., 1::2] << 4) if bits == 4 else codes
+
+
+def packed_points(points: np.ndarray) -> np.ndarray:
+    """Zero points uint8 [rows, groups] as MatMulNBits takes them: two in a byte, each row padded to whole bytes."""
+    return packed(np.pad(points, ((0, 0), (0, points.shape[1] % 2)), constant_values=8), 4).reshape(-1)
+
+
+def dequantize(matrix: QuantizedMatrix) -> np.ndarray:
+    """The weights that the codes represent, float32 [rows, columns]."""
+    codes = matrix.codes
+    if matrix.bits == 4:
+        codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:2], -1)
+    zero = 2 ** (matrix.bits - 1) if matrix.zero_points is None else matrix.zero_points[..., None].astype(np.float32)
+    values = (codes.astype(np.float32) - zero) * matrix.scales[..., None]
+    for rest in matrix.rests:
+        values += dequantize(rest)[:, : values.shape[1], None]
+    return values.reshape(len(codes), -1)
+
+
+def matrix_error(name: str, exact: np.ndarray, quantized: QuantizedMatrix) -> MatrixError:
+    difference = np.abs(dequantize(quantized) - exact)
+    scale = rms(exact) or 1.0
+    return MatrixError(
+        name, quantized.bits, quantized.group_size, quantized.nbytes,
+        mean=float(difference.mean()) / scale, worst=float(difference.max()) / scale,
+    )  # fmt: skip
+
+
+def rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))

@@ -1,0 +1,146 @@
+"""Quantization of a model's matrices, from {name: float32 weights} to {name: QuantizedMatrix}.
+
+A matrix is taken over from a GGUF's blocks, or rounded by GPTQ if there is a Hessian of its input, or rounded to the
+nearest codes. Matrices of one input are joined along their outputs. Figures: docs/decisions/quantization.md.
+"""
+
+from collections.abc import Callable, Mapping
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+
+from merino_edge.bundles.description import GraphFormat
+from merino_edge.export.quantize.blocks import matrix_from_blocks
+from merino_edge.export.quantize.gptq import Hessians, gptq
+from merino_edge.export.quantize.matrix import (
+    Layout,
+    MatrixError,
+    QuantizedMatrix,
+    group_sizes,
+    matrix_error,
+    quantize,
+    quantize_groups,
+)
+from merino_edge.export.quantize.tile_codes import fits_tiles, for_tiles
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.graph_ops import MatrixNames, Weights
+from merino_edge.families.operators import FORMATS, GROUP_SIZES, runs_on_kernels
+from merino_edge.families.registry import family_of
+from merino_edge.families.weights import BlockSource
+
+Matrices = Mapping[str, QuantizedMatrix]  # by the names of the joined matrices, with `+` between them
+
+
+class Rounding(NamedTuple):
+    """How matrices are rounded.
+
+    Attributes:
+        blocks: matrices as a GGUF stores them; None for other sources.
+        hessians: returns the Hessians of the matrices' inputs; None: no GPTQ.
+        finest: whether GPTQ takes the smallest groups; else those of plain rounding.
+        eight_bits: names of matrices that get 8 bits in a format of 4.
+    """
+
+    blocks: BlockSource | None = None
+    hessians: Callable[[], Hessians] | None = None
+    finest: bool = False
+    eight_bits: frozenset[str] = frozenset()
+
+
+PLAIN = Rounding()
+
+
+def quantized_matrices(arch: Geometry, weights: Weights, form: GraphFormat, how: Rounding = PLAIN) -> Matrices:
+    """Return the quantized matrices in the order of the graph; none for a format of floats.
+
+    `weights`: in the graph's layout. Raises MerinoError for a matrix that cannot be cut into groups.
+    """
+    bits = matrix_bits(arch, form, how.blocks, how.eight_bits)
+    return {name: quantized_matrix(name, weights, bits[name], form, how) for name in bits}
+
+
+def quantized_matrix(name: str, weights: Weights, bits: int, form: GraphFormat, how: Rounding) -> QuantizedMatrix:
+    names, layout, few_bits = name.split("+"), layout_of(form, bits), has_few_bits(form)
+    if how.blocks and layout != "rows":  # a block has a scale of its own, a row one for all its weights
+        stored = matrix_from_blocks(how.blocks, names, weights, bits)
+        if stored is not None and layout == "tiles" and fits_tiles(stored, few_bits):
+            return for_tiles(name, stored, few_bits)
+        if stored is not None and (layout == "groups" or few_bits and bits == 8):  # MatMulNBits is fast there
+            return stored
+    matrix = np.concatenate([weights[one] for one in names])  # float32 [sum of out, in]
+    rounded = rounded_matrix(name, matrix, bits, layout, how)
+    return for_tiles(name, rounded, few_bits) if layout == "tiles" else rounded._replace(layout=layout)
+
+
+def rounded_matrix(name: str, matrix: np.ndarray, bits: int, layout: Layout, how: Rounding) -> QuantizedMatrix:
+    """Round a matrix float32 [rows, columns] in the groups that its layout takes."""
+    names, columns, both_signs = name.split("+"), matrix.shape[1], layout == "rows"
+    hessian = how.hessians().get(names[0]) if how.hessians else None  # joined matrices have one input
+    stored = [how.blocks.blocks(one) for one in names] if how.blocks and layout == "groups" else []
+    sizes = [one.block for one in stored if one]
+    if layout == "rows":
+        group_size = columns
+    elif layout == "tiles" or hessian is not None and how.finest:
+        group_size = group_sizes(name, columns)[-1]
+    elif sizes:  # in larger groups, weights of several blocks would share a scale
+        group_size = max(GROUP_SIZES[-1], min(sizes))
+    else:
+        plain = quantize(name, matrix, bits)
+        if hessian is None:
+            return plain
+        group_size = plain.group_size
+    if hessian is None:
+        return quantize_groups(matrix, bits, group_size, both_signs=both_signs)
+    return gptq(matrix, hessian, bits, group_size, both_signs=both_signs)._replace(by_gptq=True)
+
+
+def layout_of(form: GraphFormat, bits: int) -> Layout:
+    """How a graph of this format multiplies matrices of so many bits."""
+    if form.dialect == "portable":
+        return "tiles" if bits == 4 else "rows"
+    return "tiles" if runs_on_kernels(form.core, form.precision) else "groups"
+
+
+def has_few_bits(form: GraphFormat) -> bool:
+    """Whether codes of 8 bits that fit 5 or 6 are stored in these. On no-dotprod cores unpacking costs more than it
+    saves."""
+    return form.dialect == "fused" and form.core == "avx512-vnni"
+
+
+def matrix_bits(
+    arch: Geometry, form: GraphFormat, blocks: BlockSource | None = None, eight_bits: frozenset[str] = frozenset()
+) -> dict[str, int]:
+    """Return the bits of each matrix to quantize, in the order of the graph; empty for a format of floats.
+
+    Matrices that a GGUF has in more than 4 bits get 8: such files spend bits where 4 lose most.
+    """
+    numbers = FORMATS[form.precision]
+
+    def bits_of(name: str) -> int:
+        stored = blocks.bits(name) if blocks else None
+        return 8 if name in eight_bits or stored and stored > numbers.bits else numbers.bits
+
+    def stored_bits(name: str) -> int:
+        """Matrices that are stored alike are joined."""
+        stored = blocks.bits(name) if blocks and has_few_bits(form) and bits_of(name) == 8 else None
+        return stored if stored in (5, 6) else bits_of(name)
+
+    result: dict[str, int] = {}
+    listed = MatrixNames()
+    if numbers.grouped:
+        family_of(arch).build_graph(listed, arch)
+    for names, is_table in listed.read:
+        if is_table:
+            result[names[0]] = numbers.embedding_bits
+        else:
+            runs = [list(run) for _, run in groupby(names, stored_bits)]
+            result |= {"+".join(run): bits_of(run[0]) for run in runs}
+    return result
+
+
+def matrix_errors(weights: Weights, matrices: Matrices) -> list[MatrixError]:
+    return [
+        matrix_error(name, np.concatenate([weights[one] for one in name.split("+")]), matrix)
+        for name, matrix in matrices.items()
+    ]

@@ -1,0 +1,267 @@
+"""The folder of a training run: its description, its lock, its saved states, and whether it may be resumed.
+
+`OUT/trainer/` has all that an unfinished run needs: `run.json`, the tokenizer, a lock and the saved states. `OUT`
+itself is filled when the run ends; the record `training.json` is written last and marks the run as finished.
+
+transformers' Trainer writes the files of a state one after another. The list of their hashes is written after the last
+one, so it tells a whole state from one that is damaged, or that a full disk or a killed process cut short.
+Loads no torch.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+from tokenizers import Tokenizer
+
+from merino_edge.families.checkpoint import ChatTemplate
+from merino_edge.families.registry import read_geometry
+from merino_edge.storage.atomic import write_text
+from merino_edge.storage.faults import fault_list
+from merino_edge.text.tokenizer import load_tokenizer, tokenizer_hash
+from merino_edge.training.recipe import Recipe, option_of
+from merino_edge.training.sources import DataFile
+from merino_runtime.bundle import sha256_of
+from merino_runtime.errors import MerinoError
+from merino_runtime.io.json_file import read_json
+
+SCHEMA = 4  # of training.json
+STATE = "trainer"  # the folder in OUT
+RUN, LOCK, CHAT = "run.json", "lock", "chat.json"  # in STATE
+WHOLE = "saved.json"  # in a saved state: its files and their hashes
+TOKENIZER = "tokenizer.json"  # in STATE during the run, then in OUT
+RECORD = "training.json"
+FINISHED = {"config.json", "model.safetensors", TOKENIZER, RECORD}
+ELSEWHERE = "Start another run with another -o"
+
+
+class Run(BaseModel):
+    """The description of a run: two runs that differ in any field but `name` give different models.
+
+    `held_out`: empty if the last documents of `data` are held out. `weights_sha256`: of the model that it started from;
+    empty for random weights. `teacher_sha256`: empty without a teacher.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    family: str
+    architecture: dict[str, Any]
+    recipe: Recipe
+    data: list[DataFile]
+    held_out: list[DataFile]
+    tokenizer_sha256: str
+    weights_sha256: str = ""
+    teacher_sha256: str = ""
+
+    def facts(self) -> dict[str, tuple[Any, str]]:
+        """Return {option: (its value, how a message shows it)}."""
+        arch, weights = read_geometry(self.family, self.architecture), self.weights_sha256[:8] or "random"
+        source = f"{arch.shape()}, vocabulary {arch.vocab}, context {arch.context}, weights {weights}"
+        files = {
+            option: ([(file.sha256, file.weight) for file in listed], ", ".join(map(str, listed)) or "not given")
+            for option, listed in (("--data", self.data), ("--held-out", self.held_out))
+        }
+        hashes = {"--teacher": self.teacher_sha256, "--tokenizer": self.tokenizer_sha256}
+        return {
+            "SOURCE": ((self.family, self.architecture, self.weights_sha256), source), **files,
+            **{option: (sha256, sha256[:8] or "none") for option, sha256 in hashes.items()},
+            **{option_of(name): (value, str(value)) for name, value in vars(self.recipe).items()},
+        }  # fmt: skip
+
+
+def check_same(kept: Run | None, requested: Run, out: Path) -> None:
+    """Raises MerinoError if the run in `out` is not the requested one. A tokenizer need not be given again."""
+    assert kept is not None
+    there = kept.facts()
+    differing = [
+        f"{option} is {shown}; the run's is {there[option][1]}" for option, (value, shown) in requested.facts().items()
+        if value != there[option][0] and (value or option != "--tokenizer")
+    ]  # fmt: skip
+    if differing:
+        raise MerinoError(
+            f"{out} holds another run: {'; '.join(differing)}. A run continues as it started: give the run's own"
+            " values, or start another run with another -o"
+        )
+
+
+def read_run(out: Path) -> Run | None:
+    """Return the run in `out`, finished or not; None if there is none. Raises MerinoError for a damaged file."""
+    path = out / RECORD if is_finished(out) else out / STATE / RUN
+    if not path.is_file():
+        return None
+    content = read_json(str(path), f"{ELSEWHERE}.")
+    try:
+        return Run.model_validate({key: content[key] for key in Run.model_fields if key in content})
+    except (ValidationError, TypeError) as error:
+        fault = fault_list(error) if isinstance(error, ValidationError) else error
+        raise MerinoError(f"{path} is not of this version of merino-edge: {fault}. {ELSEWHERE}") from error
+
+
+def write_run(out: Path, run: Run, tokenizer: Tokenizer, chat: ChatTemplate | None) -> None:
+    """Write what a resumed run needs, the description last."""
+    if chat:
+        content = {**chat._asdict(), "source": "the chat template"}
+        write_text(out / STATE / CHAT, json.dumps(content, indent=1) + "\n")
+    write_text(out / STATE / TOKENIZER, tokenizer.to_str())
+    write_text(out / STATE / RUN, run.model_dump_json(indent=1) + "\n")
+
+
+def read_unfinished(out: Path) -> tuple[Run, Tokenizer, ChatTemplate | None]:
+    """Return what `write_run` wrote. Raises MerinoError if it is missing or changed."""
+    run = read_run(out)
+    if run is None:
+        raise MerinoError(f"{out / STATE} has no {RUN}, so it is not known how the run started. {ELSEWHERE}")
+    tokenizer, path = load_tokenizer(out / STATE / TOKENIZER), out / STATE / CHAT
+    if tokenizer_hash(tokenizer) != run.tokenizer_sha256:
+        raise MerinoError(f"{out / STATE / TOKENIZER} is no longer the run's tokenizer. {ELSEWHERE}")
+    return run, tokenizer, ChatTemplate(**read_json(str(path), ELSEWHERE)) if path.is_file() else None
+
+
+def trained_name(folder: Path) -> str | None:
+    """Return the name of the model that was trained into a checkpoint's folder; None if no record has it."""
+    try:
+        name = read_json(str(folder / RECORD), "")["name"]
+    except (MerinoError, KeyError, TypeError):
+        return None
+    return name if isinstance(name, str) and name else None
+
+
+def is_finished(out: Path) -> bool:
+    return all((out / name).is_file() for name in FINISHED)
+
+
+def check_folder(out: Path, resume: bool) -> None:
+    """Raises MerinoError if `out` holds no state to resume from, or more than a new run may replace."""
+    if resume:
+        if not saved_states(out / STATE):
+            raise MerinoError(f"{out} holds no run to resume: leave out --resume to start one")
+    elif out.exists() and not out.is_dir():
+        raise MerinoError(f"{out} is a file, a folder is to be written: choose another -o")
+    elif out.is_dir() and not is_replaceable(out):
+        resumable = "go on with --resume, or " if saved_states(out / STATE) else ""
+        raise MerinoError(f"{out} is not empty: {resumable}choose another -o")
+
+
+def is_replaceable(out: Path) -> bool:
+    """Return whether `out` holds only files of a run that was stopped before its first saved state was whole."""
+    states, others = saved_states(out / STATE), {path.name for path in out.iterdir()} - {STATE}
+    partial = (out / STATE / RUN).is_file() and not any((state / WHOLE).is_file() for state in states)
+    return not others and (partial or not states)
+
+
+def clear_folder(out: Path) -> None:
+    """Remove the files of such a run, except the lock, which is held."""
+    for path in (out / STATE).iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the run's lock, which the kernel releases however the process ends.
+
+    Folders that were made for the lock alone are removed again. Raises MerinoError if another process holds it.
+    """
+    folder = out / STATE
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise MerinoError(f"another `train` is at work in {out}: wait for its end, or choose another -o") from error
+    except OSError as error:
+        raise MerinoError(f"cannot write {folder}: {error.strerror or error}. Choose another -o") from error
+    try:
+        yield
+    finally:
+        if [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()  # while it is held: a process that waits for it sees that it is gone
+            folder.rmdir()
+            if not any(out.iterdir()):
+                out.rmdir()
+        lock.release()
+
+
+@contextmanager
+def finished_files(out: Path) -> Iterator[Path]:
+    """Yield an empty folder; its files are moved into `out` if the body succeeds."""
+    folder = out / STATE / "finished"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+        for path in sorted(folder.iterdir()):
+            path.replace(out / path.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def saved_states(folder: Path) -> list[Path]:
+    """Return the folders `checkpoint-STEP` of transformers' Trainer, whole or not, the newest first."""
+    states = [path for path in folder.glob("checkpoint-*") if path.is_dir() and path.name[11:].isdecimal()]
+    return sorted(states, key=step_of, reverse=True)
+
+
+def step_of(state: Path) -> int:
+    return int(state.name.removeprefix("checkpoint-"))
+
+
+def mark_whole(state: Path) -> None:
+    """Write the files of a saved state and their hashes. A state without this list, or with other files, is damaged."""
+    files = {path.name: sha256_of(str(path)) for path in sorted(state.iterdir()) if path.name != WHOLE}
+    write_text(state / WHOLE, json.dumps(files, indent=1) + "\n")
+
+
+def fault_of(state: Path) -> str | None:
+    """Return the fault of a saved state; None if it is whole."""
+    try:
+        files = dict(read_json(str(state / WHOLE), ""))
+    except (MerinoError, TypeError, ValueError):
+        return "it was not saved to its end"
+    present = {path.name: path for path in state.iterdir() if path.is_file()}
+    for name, sha256 in files.items():
+        if name not in present:
+            return f"{name} is missing"
+        if sha256_of(str(present[name])) != sha256:
+            return f"{name} is damaged"
+    return None
+
+
+def newest_whole_state(folder: Path) -> tuple[Path, list[str]]:
+    """Return the newest whole state, and the faults of newer ones, which are removed.
+
+    Raises MerinoError if none is whole; then nothing is removed.
+    """
+    faults: dict[Path, str] = {}
+    for state in saved_states(folder):
+        fault = fault_of(state)
+        if fault is None:
+            for damaged in faults:
+                shutil.rmtree(damaged)
+            return state, list(faults.values())
+        faults[state] = f"{state.name}: {fault}"
+    raise MerinoError(
+        f"no saved state in {folder} is whole ({'; '.join(faults.values())}): start the run again with another -o"
+    )
+
+
+def remove_older(folder: Path, best: str | None) -> None:
+    """Remove all saved states but the newest two and `best`, the one with the lowest held-out loss."""
+    for state in saved_states(folder)[2:]:
+        if best is None or state.name != Path(best).name:
+            shutil.rmtree(state)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove the states that were not saved to their end."""
+    for state in saved_states(folder):
+        if not (state / WHOLE).is_file():
+            shutil.rmtree(state)

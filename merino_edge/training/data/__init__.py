@@ -1,1 +1,0 @@
-"""Data of a training run: sources of any format, tokenized once into memory-mapped shards, packed into rows."""

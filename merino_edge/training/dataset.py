@@ -1,0 +1,259 @@
+"""Shards as rows of ids, in the order of a run.
+
+Documents are concatenated and cut into rows of equal length. Samples are packed whole: a row holds those that fit, each
+with positions from 0 on, so that none attends to another; the rest of the row is padding without loss. The order of
+rows is a permutation per pass, seeded by the recipe.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from merino_edge.text.tokenizer import check_separates, end_id
+from merino_edge.training.recipe import Recipe
+from merino_edge.training.samples import segments_of
+from merino_edge.training.shards import Say, Shard, Tokenization, load_shard
+from merino_edge.training.sources import GIVE_TEXT, DataSource
+from merino_runtime.errors import MerinoError
+
+NO_LOSS = -100  # torch's label of a token that the loss does not count
+HELD_OUT_SHARE = 0.02
+MOST_HELD_OUT = 1 << 20  # tokens that are evaluated of a held-out share
+PATTERN = 1000  # rows in which each weighted source has its share
+MOST_BPE_CHARACTERS = 200_000_000  # of a larger corpus a BPE is trained on the first ones of each source
+
+
+class Group:
+    """Rows of `length` ids, packed from shards: first those of documents, then those of samples.
+
+    `text_ends`: of each shard of documents, in their concatenation. `shard_of`, `starts`, `stops`: of each sample; row
+    r of the samples has those from `firsts[r]` to before `firsts[r + 1]`. `tokens`: in all rows, without padding.
+    `cut`, `lost`: samples that were truncated, and that were left out because nothing learned would remain.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], *, length: int, pad: int, cut_long: bool, what: str,
+        remedy: str = "give more text",
+    ):  # fmt: skip
+        """Raises MerinoError for less than a row, and for samples longer than a row, unless `cut_long`."""
+        self.length, self.pad = length, pad
+        self.texts = [shard for shard in shards if shard.learned is None]
+        self.samples = [shard for shard in shards if shard.learned is not None]
+        # 1. Documents: rows follow from the sizes of the shards.
+        self.text_ends = np.cumsum([len(shard.ids) for shard in self.texts], dtype=np.int64)
+        self.text_rows = int(self.text_ends[-1]) // length if self.texts else 0
+        # 2. Samples: those that are too long are truncated, left out or refused.
+        shard_of = np.repeat(np.arange(len(self.samples)), [len(shard.ends) for shard in self.samples])
+        stops = np.concatenate([np.array([], np.int64), *(shard.ends for shard in self.samples)])
+        starts = np.concatenate([np.array([], np.int64), *(np.append(0, shard.ends[:-1]) for shard in self.samples)])
+        long = np.flatnonzero(stops - starts > length)
+        if len(long) and not cut_long:
+            shard = self.samples[shard_of[long[0]]]
+            number = shard.first + int(long[0] - np.searchsorted(shard_of, shard_of[long[0]])) + 1
+            raise MerinoError(
+                f"{len(long):,} of {len(starts):,} samples are longer than a row of {length} tokens, the longest"
+                f" {int((stops - starts).max()):,}, the first is sample {number:,} of {shard.source.what}: give"
+                " --cut-long, which cuts their ends off, a --length of up to the model's context, or shorter samples"
+            )
+        lost = [sample for sample in long if not self.learned_in(shard_of[sample], starts[sample])]
+        self.cut, self.lost = len(long) - len(lost), len(lost)
+        self.shard_of, self.starts = np.delete(shard_of, lost), np.delete(starts, lost)
+        self.stops = np.minimum(np.delete(stops, lost), self.starts + length)
+        # 3. Samples are packed into rows.
+        filled, firsts, done = np.cumsum(self.stops - self.starts), [0], 0
+        while firsts[-1] < len(filled):
+            firsts.append(int(np.searchsorted(filled, done + length, "right")))
+            done = int(filled[firsts[-1] - 1])
+        self.firsts = np.array(firsts)
+        if (self.texts and not self.text_rows) or (self.samples and len(firsts) == 1):
+            raise MerinoError(
+                f"{what} gives {sum(len(shard.ids) for shard in shards)} tokens, fewer than one sequence of {length}:"
+                f" {remedy}, or design with a shorter --context"
+            )
+        self.tokens = self.text_rows * length + done
+
+    def learned_in(self, shard: int, start: int) -> bool:
+        """Return whether the loss counts anything in the row that starts there."""
+        learned = self.samples[shard].learned
+        return learned is not None and bool(learned[start : start + self.length].any())
+
+    def __len__(self) -> int:
+        return self.text_rows + len(self.firsts) - 1
+
+    def slices(self, row: int) -> Iterator[tuple[Shard, int, int]]:
+        """Yield (shard, start, stop) of the ids in a row."""
+        if row >= self.text_rows:
+            for number in range(self.firsts[row - self.text_rows], self.firsts[row - self.text_rows + 1]):
+                yield self.samples[self.shard_of[number]], int(self.starts[number]), int(self.stops[number])
+            return
+        place, stop = row * self.length, (row + 1) * self.length
+        number = int(np.searchsorted(self.text_ends, place, "right"))
+        while place < stop:
+            shard, end = self.texts[number], int(self.text_ends[number])
+            start, size = len(shard.ids) - (end - place), min(stop, end) - place
+            yield shard, start, start + size
+            place, number = place + size, number + 1
+
+    def row(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (ids, labels, positions), each [length]."""
+        ids, labels = np.full(self.length, self.pad, np.int64), np.full(self.length, NO_LOSS, np.int64)
+        positions, place = np.arange(self.length), 0
+        for shard, start, stop in self.slices(row):
+            here = slice(place, place + stop - start)
+            ids[here] = labels[here] = shard.ids[start:stop]
+            place = here.stop
+            if shard.learned is not None:
+                labels[here][shard.learned[start:stop] == 0] = NO_LOSS
+                positions[here.start :] = np.arange(self.length - here.start)
+        positions[place:] = np.arange(self.length - place)
+        return ids, labels, positions
+
+
+class RowDataset(torch.utils.data.Dataset):
+    """Rows of groups in an order: `group_of` and `row_of` have one entry per place.
+
+    `missing`: further places at the end, whose rows have no loss, so that all processes get equal batches.
+    `logits`: a teacher's for all rows of the groups (distill.py), or None.
+    """
+
+    def __init__(self, groups: Sequence[Group], group_of: np.ndarray, row_of: np.ndarray, missing: int = 0):
+        self.groups, self.group_of, self.row_of, self.missing = groups, group_of, row_of, missing
+        self.has_samples = any(group.samples for group in groups)
+        self.offsets = np.cumsum([0, *map(len, groups)])  # of each group, among all rows
+        self.logits: Any = None
+
+    def __len__(self) -> int:
+        return len(self.row_of) + self.missing
+
+    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
+        if place >= len(self):
+            raise IndexError(place)
+        real = place < len(self.row_of)
+        group, row = (int(self.group_of[place]), int(self.row_of[place])) if real else (0, 0)
+        inputs = self.inputs(group, row)
+        if not real:
+            inputs["labels"] = torch.full_like(inputs["labels"], NO_LOSS)
+        return inputs if self.logits is None else inputs | self.logits.row(self.offsets[group] + row)
+
+    def inputs(self, group: int, row: int) -> dict[str, torch.Tensor]:
+        """Return what the model takes, each [length]. Without samples it gets no positions."""
+        ids, labels, positions = map(torch.from_numpy, self.groups[group].row(row))
+        tensors = {"input_ids": ids, "labels": labels}
+        return tensors | {"position_ids": positions} if self.has_samples else tensors
+
+    @cached_property
+    def learned(self) -> int:
+        """The number of tokens that are predicted and whose loss counts."""
+        rows = (self.groups[group].row(row) for group, row in zip(self.group_of, self.row_of, strict=True))
+        return sum(int((labels[1:] != NO_LOSS).sum()) for _, labels, _ in rows)
+
+
+class RunData(NamedTuple):
+    """`tokens`: in all different training rows; `held_out_tokens`: in the held-out rows that are evaluated."""
+
+    rows: RowDataset
+    held_out: RowDataset
+    tokens: int
+    held_out_tokens: int
+
+
+def load_data(
+    data: Sequence[DataSource], held_out: Sequence[DataSource], tokenization: Tokenization, recipe: Recipe,
+    *, length: int, say: Say, multiple: int = 1,
+) -> RunData:  # fmt: skip
+    """Return the rows of a run. multiple: the number of held-out rows is filled up to a multiple of it.
+
+    Raises MerinoError for text that cannot be used, too little text, and a tokenizer that separates no documents.
+    """
+    # 1. Files to shards, and shards to training and held-out shares.
+    shards = [load_shard(source, tokenization, say) for source in data]
+    check_separates(tokenization.tokenizer, sum(len(shard.ends) for shard in shards))
+    if held_out:
+        judged = [load_shard(source, tokenization, say) for source in held_out]
+        origin, remedy = "the text of --held-out", "give more text"
+    else:
+        shards, judged = zip(*map(split, shards), strict=True)
+        origin, remedy = "the held-out text, the last 2 % of --data,", "give more text, or one with --held-out"
+    # 2. Shards to groups of packed rows: one group per weighted source, or one of all.
+    pack = partial(Group, length=length, pad=end_id(tokenization.tokenizer) or 0, cut_long=recipe.cut_long)
+    weights = [source.weight for source in data if source.weight is not None]
+    if weights:
+        groups = [pack([shard], what=shard.source.what) for shard in shards]
+    else:
+        groups = [pack(shards, what="the text of --data")]
+    judges = pack(judged, what=origin, remedy=remedy)
+    cut, lost = (sum(getattr(group, name) for group in (*groups, judges)) for name in ("cut", "lost"))
+    if cut or lost:
+        say(f"{cut:,} samples are cut at {length} tokens, and {lost:,} are left out: nothing learned would remain")
+    # 3. Groups to an order of rows.
+    order = run_order(list(map(len, groups)), weights or [1.0], recipe.steps * recipe.batch, recipe.seed)
+    rows = RowDataset(groups, *order)
+    if weights:
+        places = np.bincount(rows.group_of, minlength=len(groups))
+        for source, group, count in zip(data, groups, places, strict=True):
+            say(f"{source.what}: {count / len(group):.2g} passes over its rows")
+    taken = len(judges) if held_out else min(len(judges), max(1, MOST_HELD_OUT // length))
+    if taken < len(judges):
+        say(f"held out are {len(judges):,} rows; {taken:,} of them, evenly spread, are evaluated")
+    spread = np.arange(taken) * len(judges) // taken
+    evaluated = RowDataset([judges], np.zeros(taken, np.uint16), spread, -taken % multiple)
+    evaluated.has_samples = rows.has_samples = rows.has_samples or evaluated.has_samples
+    return RunData(rows, evaluated, sum(group.tokens for group in groups), judges.tokens * taken // len(judges))
+
+
+def split(shard: Shard) -> tuple[Shard, Shard]:
+    """Return (training, held out): the last 2 % of the documents or samples, at least one, are held out. A single
+    document is cut instead, at that share of its ids."""
+    count = len(shard.ends)
+    first = count - max(1, round(count * HELD_OUT_SHARE))
+    size = len(shard.ids)
+    cut = int(shard.ends[first - 1]) if count > 1 else size - max(1, round(size * HELD_OUT_SHARE))
+    learned = (None, None) if shard.learned is None else (shard.learned[:cut], shard.learned[cut:])
+    ends = (shard.ends[:first], shard.ends[first:] - cut) if count > 1 else (np.array([cut]), np.array([size - cut]))
+    return (
+        shard._replace(ids=shard.ids[:cut], ends=ends[0], learned=learned[0]),
+        shard._replace(ids=shard.ids[cut:], ends=ends[1], learned=learned[1], first=first),
+    )
+
+
+def run_order(sizes: Sequence[int], shares: Sequence[float], count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (group, row) of each of a run's `count` places.
+
+    Each PATTERN places have every group's share of them, shuffled. A group's rows are taken in passes: each takes every
+    row once, in another order. A shorter run of the same seed takes the same first rows. Raises MerinoError for a share
+    that is less than a place.
+    """
+    bounds = np.cumsum(shares) / sum(shares)
+    pattern = np.searchsorted(bounds[:-1], (np.arange(PATTERN) + 0.5) / PATTERN, "right").astype(np.uint16)
+    absent = sorted(set(range(len(sizes))) - set(pattern.tolist()))
+    if absent:
+        least = f"{shares[absent[0]]:g} of {sum(shares):g}"
+        raise MerinoError(f"a weight of {least} is less than a row in {PATTERN}: raise it, or leave the source out")
+    tiled = np.broadcast_to(pattern, (-(-count // PATTERN), PATTERN))
+    groups = np.random.default_rng(seed).permuted(tiled, axis=1).ravel()[:count]
+    rows = np.empty(count, np.uint32)
+    for group, size in enumerate(sizes):
+        places, generator = np.flatnonzero(groups == group), np.random.default_rng([seed, group])
+        for start in range(0, len(places), size):
+            order = np.arange(size, dtype=np.uint32)
+            generator.shuffle(order)
+            rows[places[start : start + size]] = order[: len(places) - start]
+    return groups, rows
+
+
+def bpe_text(data: Sequence[DataSource], vocab: int, say: Say) -> Iterator[str]:
+    """Yield the text that a BPE is trained on. Raises MerinoError for a source without text."""
+    most = MOST_BPE_CHARACTERS // len(data)
+    say(f"training a BPE of {vocab:,} entries on at most {most:,} characters of each source")
+    for source in data:
+        left = most
+        for segment in segments_of(source, None)[1]:
+            yield segment.text[:left]
+            left -= len(segment.text)
+            if left <= 0:
+                break
+        if left == most:
+            raise MerinoError(f"no text in {source}: {GIVE_TEXT}")

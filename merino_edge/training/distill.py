@@ -1,0 +1,145 @@
+"""Distillation: a teacher's TOP likeliest tokens and their logits at every position of the training rows.
+
+They are kept in a file of the cache, one record per row, so the teacher runs once: later runs on the same rows read
+them, and after a kill the rows that are missing are computed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from filelock import FileLock
+from tokenizers import Tokenizer
+
+from merino_edge.families.hugging_face import Checkpoint
+from merino_edge.storage.atomic import cache_folder
+from merino_edge.text.tokenizer import load_tokenizer
+from merino_edge.training.checkpoint import Run
+from merino_edge.training.dataset import RowDataset
+from merino_edge.training.shards import TYPES, Say, check_owner
+from merino_runtime.errors import MerinoError
+from merino_runtime.io.machine_faults import machine_fault
+
+FORMAT = 2
+TOP = 16
+BATCH_TOKENS = 4096  # of one forward pass of the teacher
+
+
+class Teacher(NamedTuple):
+    """`sha256`: of its files. `load` reads its weights, which are not needed if all logits are kept."""
+
+    name: str
+    sha256: str
+    load: Callable[[], Checkpoint]
+
+
+class Logits:
+    """A teacher's logits for all rows of a dataset's groups, in order. `record`: the type of a row in the file."""
+
+    def __init__(self, teacher_sha256: str, run: Run, rows: RowDataset, length: int):
+        sizes, self.vocab, self.length = list(map(len, rows.groups)), int(run.architecture["vocab"]), length
+        facts = [
+            FORMAT, TOP, teacher_sha256, run.tokenizer_sha256, [file.sha256 for file in run.data], sizes,
+            bool(run.held_out), length, run.recipe.cut_long,
+        ]  # fmt: skip
+        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+        self.path, self.rows = cache_folder() / "teachers" / f"{key}.bin", sum(sizes)
+        self.record = np.dtype([("ids", TYPES[self.vocab > 1 << 16], (length, TOP)), ("logits", "<f2", (length, TOP))])
+
+    def done(self) -> int:
+        """Return the number of whole rows in the file."""
+        return self.path.stat().st_size // self.record.itemsize if self.path.is_file() else 0
+
+    @cached_property
+    def mapped(self) -> np.ndarray:
+        return np.memmap(self.path, self.record, "r", shape=self.rows)
+
+    def row(self, index: int) -> dict[str, torch.Tensor]:
+        row = self.mapped[index]
+        return {
+            "teacher_ids": torch.from_numpy(row["ids"].astype(np.int64)),
+            "teacher_logits": torch.from_numpy(row["logits"].astype(np.float32)),
+        }
+
+
+def keep_logits(teacher: Teacher, logits: Logits, tokenizer: Tokenizer, rows: RowDataset, say: Say) -> None:
+    """Compute the missing logits. Raises MerinoError if the teacher does not fit the run, and if the disk is full."""
+    folder = logits.path.parent
+    check_owner(folder, 0o022)
+    check_owner(logits.path)
+    if logits.done() == logits.rows:
+        say(f"the logits of {teacher.name} are kept in {logits.path}: it does not run again")
+        return
+    # 1. The teacher.
+    if len(rows) < logits.rows:
+        say(f"the run takes {len(rows):,} of {logits.rows:,} rows, and {teacher.name} reads all: less --data will do")
+    loaded = teacher.load()
+    check_teacher(teacher.name, loaded, tokenizer, logits.length)
+    say(f"{teacher.name} reads {logits.rows:,} rows, once; its {TOP} likeliest tokens are kept in {logits.path}")
+    model = loaded.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()  # type: ignore[arg-type]
+    # 2. Its logits, appended batch by batch to the rows that are there.
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with FileLock(f"{logits.path}.lock"), logits.path.open("ab") as file:
+            os.truncate(file.fileno(), logits.done() * logits.record.itemsize)
+            start, batch = logits.done(), max(1, BATCH_TOKENS // logits.length)
+            for first in range(start, logits.rows, batch):
+                if (first - start) * 10 // logits.rows != (first - start - batch) * 10 // logits.rows:
+                    say(f"{teacher.name}: {100 * first // logits.rows} % read")
+                file.write(top_logits(model, rows, logits, range(first, min(first + batch, logits.rows))).tobytes())
+    except OSError as error:
+        raise MerinoError(
+            f"the teacher's logits cannot be kept: {machine_fault(f'write {logits.path}', error)} They are kept in"
+            f" {folder}, which may be emptied; let XDG_CACHE_HOME name another disk"
+        ) from None
+
+
+def check_teacher(name: str, loaded: Checkpoint, tokenizer: Tokenizer, length: int) -> None:
+    if loaded.tokenizer is None:
+        raise MerinoError(f"the teacher {name} has no tokenizer, which must be the run's: give another --teacher")
+    if load_tokenizer(loaded.tokenizer).get_vocab() != tokenizer.get_vocab():
+        raise MerinoError(
+            f"the teacher {name} has another tokenizer than the run, so its logits are of other tokens. Give its"
+            " tokenizer.json as --tokenizer, and design with its --vocab; or let it write text and train on that:"
+            " `merino-edge export` it, then `merino-edge generate BUNDLE PROMPT --temperature 1 --seed N` for many N"
+        )
+    if loaded.geometry.context < length:
+        raise MerinoError(
+            f"the teacher {name} reads {loaded.geometry.context} tokens, and a row has {length}: give --length"
+            f" {loaded.geometry.context}"
+        )
+
+
+@torch.no_grad()
+def top_logits(model: torch.nn.Module, rows: RowDataset, logits: Logits, numbers: range) -> np.ndarray:
+    """Return the records of some rows, of which `numbers` counts through all groups."""
+    groups = np.searchsorted(rows.offsets, numbers, "right") - 1
+    inputs = [rows.inputs(int(group), number - int(rows.offsets[group]))
+              for group, number in zip(groups, numbers, strict=True)]  # fmt: skip
+    device = next(model.parameters()).device
+    given = {key: torch.stack([row[key] for row in inputs]).to(device) for key in inputs[0] if key != "labels"}
+    top = model(**given, use_cache=False).logits[..., : logits.vocab].float().topk(TOP)
+    records = np.empty(len(numbers), logits.record)
+    records["ids"], records["logits"] = top.indices.cpu().numpy(), top.values.cpu().numpy()
+    return records
+
+
+def distillation_loss(
+    logits: torch.Tensor, labels: torch.Tensor, teacher_ids: torch.Tensor, teacher_logits: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:  # fmt: skip
+    """Return the sum over the learned tokens of the cross-entropy to the teacher, whose TOP tokens share all of its
+    probability. Both are taken at the temperature, and the sum is multiplied by its square, because the gradient falls
+    with it (Hinton et al. 2015).
+
+    logits [B, T, V], labels [B, T], the teacher's [B, T, TOP]; position t predicts label t + 1.
+    """
+    student = (logits[:, :-1].float() / temperature).log_softmax(-1).gather(-1, teacher_ids[:, :-1])
+    target = (teacher_logits[:, :-1] / temperature).softmax(-1)
+    losses = -(target * student).sum(-1) * temperature**2
+    return (losses * (labels[:, 1:] >= 0)).sum()

@@ -1,0 +1,143 @@
+"""Memory and disk of a training run: an estimate before it starts, and the message if either runs out all the same.
+
+The estimate counts bytes on top of the process with its libraries:
+
+* weights, gradients and AdamW's two moments, 4 bytes each per parameter;
+* tensors for the backward pass, at each use of a layer: LAYER_TENSORS of its width and FFN_TENSORS of its FFN's width,
+  4 bytes per token; with bf16 a part of them takes half;
+* attention's scores only if `keeps_scores` is true: SCORE_BYTES for each head, of [batch, length, length];
+* LOGIT_TENSORS of [batch, length, vocabulary], 4 bytes each: the logits, their log-softmax, its gradient.
+
+The three counts were fitted to peaks on a CPU: docs/decisions/training.md.
+"""
+
+import errno
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.operators import params
+from merino_edge.training.checkpoint import remove_partial, saved_states
+from merino_edge.training.recipe import Recipe
+from merino_runtime.errors import MerinoError
+from merino_runtime.io.board import peak_rss_mb
+from merino_runtime.io.memory import is_out_of_memory
+from merino_runtime.io.outputs import check_room
+
+LAYER_TENSORS, FFN_TENSORS, LOGIT_TENSORS = 16, 2, 3
+BF16_SHARE = 0.75  # of the layers' tensors
+SCORE_BYTES = 6  # in bfloat16 and in float32
+MOST_EAGER = 512  # tokens of a row: scores grow with their square
+FIXED_BYTES = 25 << 20
+TORCH_WORDS = re.compile(r"can't allocate memory|out of memory", re.ASCII)
+STATES = 3  # two are kept while one is written; with patience the best one too
+STATE_BYTES, MODEL_BYTES = 12, 4  # per parameter: weights and AdamW's two moments; weights
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Of safetensors (Rust) and of torch's archive writer, which raise errors of their own.
+DISK_WORDS = re.compile(r"No space left|File too large|quota exceeded|PytorchStreamWriter|unexpected pos|write failed")
+
+
+def size(count: float) -> str:
+    return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"
+
+
+def training_need(arch: Geometry, recipe: Recipe, rows: int | None = None, trained: int | None = None) -> int:
+    """Estimate the bytes of a run.
+
+    rows: those that are computed at once; None: a batch. trained: the number of trained weights of a model that the
+    process holds already; None: all of a model that it does not hold yet.
+    """
+    length = recipe.length or arch.context
+    tokens = (rows or recipe.batch) * length
+    width = sum(LAYER_TENSORS * layer.width + FFN_TENSORS * layer.ffn_width for layer in arch.layer_shapes)
+    heads = sum(layer.heads for layer in arch.layer_shapes) if keeps_scores(recipe, arch) else 0
+    state = 16 * params(arch.operators) if trained is None else 12 * trained
+    layers = round(4 * tokens * width * (BF16_SHARE if recipe.bf16 else 1.0)) + SCORE_BYTES * tokens * length * heads
+    return FIXED_BYTES + state + layers + 4 * LOGIT_TENSORS * tokens * arch.vocab
+
+
+def keeps_scores(recipe: Recipe, arch: Geometry) -> bool:
+    """Return whether attention is computed by separate operators, which in short rows are faster than the fused one
+    if they are compiled for a CPU."""
+    return recipe.compile and (recipe.length or arch.context) <= MOST_EAGER and not torch.cuda.is_available()
+
+
+def available_bytes() -> int:
+    """Return the free bytes of the GPU if torch has one, else of the machine."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+
+
+def peak_mb() -> float:
+    """Return the peak since the process started."""
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_rss_mb()
+
+
+def check_memory(
+    arch: Geometry, recipe: Recipe, *, ignore: bool, trained: int | None = None, rows: int | None = None
+) -> str:
+    """Return a line with needed and available memory. Raises MerinoError if it does not fit, unless `ignore`."""
+    need, available = training_need(arch, recipe, rows, trained), available_bytes()
+    held = torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
+    line = (
+        f"training needs about {size(held + need)}: {size(held)} that this process holds with its libraries, and"
+        f" {size(need)}; {size(available)} are available for these"
+    )
+    if need > available and not ignore:
+        raise MerinoError(
+            f"{line}. {largest_batch(arch, recipe, available, trained)}; --accumulate computes a batch in parts. A"
+            " smaller --length or vocabulary (`design --vocab`) needs less too. --ignore-memory starts anyway"
+        )
+    return line
+
+
+def largest_batch(arch: Geometry, recipe: Recipe, available: int, trained: int | None = None) -> str:
+    one, two = (training_need(arch, recipe, rows, trained) for rows in (1, 2))
+    if one > available:
+        return "Not even --batch 1 fits: close other programs, or train a smaller design"
+    return f"--batch {1 + (available - one) // (two - one)} fits"
+
+
+def check_disk(arch: Geometry, out: Path, resume: bool, patience: int = 0, trained: int | None = None) -> None:
+    """Raises MerinoError if nothing can be written, or the saved states and the model would not fit."""
+    count = params(arch.operators)
+    states = 1 if resume else STATES + (patience > 0)
+    need = (count if trained is None else trained) * STATE_BYTES * states + count * MODEL_BYTES
+    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
+    check_room(str(out), str(folder))  # a read-only place has no bytes free either
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise MerinoError(
+            f"the saved states and the model take {size(need)} in {out}, {size(free)} are free: free some, or choose"
+            " an -o on another disk"
+        )
+
+
+@contextmanager
+def reported_faults(folder: Path, arch: Geometry, recipe: Recipe, trained: int | None) -> Iterator[None]:
+    """Raises MerinoError if memory runs out in the body, or the disk is full. A state that it cut short is removed.
+
+    folder: of the saved states.
+    """
+    try:
+        yield
+    except Exception as error:  # torch, safetensors and tokenizers each raise their own
+        if not isinstance(error, MerinoError) and (is_out_of_memory(error) or TORCH_WORDS.search(str(error))):
+            need, available = size(training_need(arch, recipe, None, trained)), size(available_bytes())
+            raise MerinoError(
+                f"out of memory in training with --batch {recipe.batch}. About {need} were expected on top of the"
+                f" process, which has held up to {peak_mb():,.0f} MB; {available} are available. Close other programs,"
+                " lower --batch or --length (a new run, with another -o), or design with a smaller --vocab"
+            ) from error
+        cause = error.__cause__ if isinstance(error, MerinoError) else error
+        if not (getattr(cause, "errno", None) in FULL or DISK_WORDS.search(str(cause))):
+            raise
+        remove_partial(folder)
+        step = next((state.name for state in saved_states(folder)), None)
+        resumed = f"go on from {step} with the same command and --resume" if step else "give the same command again"
+        raise MerinoError(f"cannot write {folder}: {cause}. Free some space, then {resumed}") from error

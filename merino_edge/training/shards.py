@@ -1,0 +1,166 @@
+"""Sources as token ids in the cache: each source is tokenized once for its content, its tokenizer and its template. A
+cache that another user can change is refused.
+
+A shard is a folder. `ids.bin`: all ids, in 2 bytes each if they fit, else in 4. `ends.bin`: where each document or
+sample ends, in 8 bytes. `learned.bin`, of samples only: a byte per id, 1 if the loss counts it. `shard.json`: the type
+of the ids, and size and SHA-256 of the files. Shards are memory-mapped.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from merino_edge.families.checkpoint import ChatTemplate
+from merino_edge.storage.atomic import cache_folder, new_folder
+from merino_edge.text.tokenizer import around, end_id, tokenizer_hash
+from merino_edge.training.samples import Segment, segments_of
+from merino_edge.training.sources import GIVE_TEXT, DataSource
+from merino_runtime.bundle import sha256_of
+from merino_runtime.errors import MerinoError
+from merino_runtime.io.json_file import read_json
+from merino_runtime.io.owner import check_own
+
+FORMAT = 2
+IDS, ENDS, LEARNED, DESCRIPTION = "ids.bin", "ends.bin", "learned.bin", "shard.json"
+TYPES = "<u2", "<u4"  # of ids, in vocabularies of up to 65,536 and larger
+# Characters that all cores encode at once: their Encodings take some 100 bytes per token.
+BATCH = (os.cpu_count() or 1) << 17
+MOST_SEGMENTS = 4096  # of a batch
+REPORT_SECONDS = 10
+Say = Callable[[str], None]
+
+
+class Tokenization(NamedTuple):
+    """What ids depend on besides the source. `end`: the id that ends a sample; None: the tokenizer's own."""
+
+    tokenizer: Tokenizer
+    chat: ChatTemplate | None = None
+    end: int | None = None
+
+
+class Shard(NamedTuple):
+    """Memory-mapped arrays. `ends`: of documents or samples, in ids. `learned`: None if the loss counts all ids, which
+    is so for documents. `first`: the number of documents or samples of the source that precede these."""
+
+    source: DataSource
+    ids: np.ndarray
+    ends: np.ndarray
+    learned: np.ndarray | None
+    first: int = 0
+
+
+def shards_folder() -> Path:
+    return cache_folder() / "tokens"
+
+
+def load_shard(source: DataSource, tokenization: Tokenization, say: Say) -> Shard:
+    """Return a source's shard, which is made first if it is missing or cut short.
+
+    Raises MerinoError for text that cannot be used, a full disk, and a cache that another user may change.
+    """
+    tokenizer, chat, end = tokenization
+    facts = [FORMAT, source.kind, source.file.sha256, tokenizer_hash(tokenizer), chat and [chat.text, chat.tokens], end]
+    folder = shards_folder() / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    check_owner(shards_folder(), 0o022)
+    for path in (folder, *folder.glob("*")):
+        check_owner(path)
+    dtype = TYPES[tokenizer.get_vocab_size() > 1 << 16]
+    if not is_whole(folder, dtype):
+        if folder.exists():
+            say(f"the tokens of {source.what} in {folder} are damaged: they are made again")
+        make_shard(folder, source, tokenization, dtype, say)
+    learned = np.memmap(folder / LEARNED, np.uint8, "r") if (folder / LEARNED).is_file() else None
+    return Shard(source, np.memmap(folder / IDS, dtype, "r"), np.memmap(folder / ENDS, np.int64, "r"), learned)
+
+
+def check_owner(path: Path, mode: int = 0) -> None:
+    """Raises MerinoError if another user may have written `path`: text of theirs would be trained on."""
+    try:
+        if path.exists():
+            check_own(str(path), mode)
+    except OSError as error:
+        raise MerinoError(
+            f"{error}. Remove {path}, which is made again, or let XDG_CACHE_HOME name another folder"
+        ) from None
+
+
+def is_whole(folder: Path, dtype: str) -> bool:
+    """Return whether a shard is there with ids of this type, and its files have the sizes that were written."""
+    try:
+        described = read_json(str(folder / DESCRIPTION), "")
+        sizes = {name: file["bytes"] for name, file in described["files"].items()}
+        return described["dtype"] == dtype and all((folder / name).stat().st_size == sizes[name] for name in sizes)
+    except (MerinoError, OSError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def make_shard(folder: Path, source: DataSource, tokenization: Tokenization, dtype: str, say: Say) -> None:
+    started = time.perf_counter()
+    try:
+        with new_folder(folder, lambda _: True, 2 * source.file.bytes // 3) as made:
+            shards_folder().chmod(0o700)  # what people wrote is in these files
+            tokens = write_ids(made, source, tokenization, dtype, say)
+            files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(str(path))}
+                     for path in sorted(made.iterdir())}  # fmt: skip
+            described = {"format": FORMAT, "source": source.file.name, "tokens": tokens, "dtype": dtype, "files": files}
+            (made / DESCRIPTION).write_text(json.dumps(described, indent=1) + "\n")
+    except MerinoError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise MerinoError(
+            f"the tokens of {source} cannot be kept: {error} They are kept in {shards_folder()}, which may be"
+            " emptied; let XDG_CACHE_HOME name another disk"
+        ) from None
+    say(f"{source.what}: {tokens:,} tokens in {time.perf_counter() - started:.1f} s, kept for later runs in {folder}")
+
+
+def write_ids(folder: Path, source: DataSource, tokenization: Tokenization, dtype: str, say: Say) -> int:
+    """Write a source's ids, ends and learned marks. Return the number of ids."""
+    tokenizer, chat, end = tokenization
+    form, segments = segments_of(source, chat)
+    before, after = around(tokenizer) if form != "chats" else ([], [])  # a template writes its own
+    if form == "completions" and not after:
+        own = end if end is not None else end_id(tokenizer)
+        after = [] if own is None else [own]
+    tokens, characters, reported = 0, 0, time.perf_counter()
+    with (folder / IDS).open("xb") as ids, (folder / ENDS).open("xb") as ends, (folder / LEARNED).open("xb") as learned:
+        for batch in batches(segments):
+            encodings = tokenizer.encode_batch_fast([segment.text for segment in batch], add_special_tokens=False)
+            for segment, encoding in zip(batch, encodings, strict=True):
+                closed = segment.last or segment.turn_end
+                row = [*(before if segment.first else ()), *encoding.ids, *(after if closed else ())]
+                ids.write(np.array(row, dtype).tobytes())
+                learned.write(bytes([segment.learned]) * len(row))
+                tokens += len(row)
+                characters += len(segment.text)
+                if segment.last:
+                    ends.write(np.int64(tokens).tobytes())
+            if time.perf_counter() - reported > REPORT_SECONDS:
+                reported = time.perf_counter()
+                say(f"{source.what}: {characters:,} characters tokenized")
+    if form == "documents":
+        (folder / LEARNED).unlink()
+    if tokens == 0:
+        raise MerinoError(f"no text in {source}: {GIVE_TEXT}")
+    return tokens
+
+
+def batches(segments: Iterator[Segment]) -> Iterator[list[Segment]]:
+    """Yield lists of at most MOST_SEGMENTS, which end with the segment that reaches BATCH characters."""
+    batch: list[Segment] = []
+    size = 0
+    for segment in segments:
+        batch.append(segment)
+        size += len(segment.text)
+        if size >= BATCH or len(batch) == MOST_SEGMENTS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,185 @@
+"""The sources of `--data` and `--held-out`: their paths, weights, hashes and records.
+
+Loads neither torch nor datasets before a source needs them, so that a wrong path is reported at once.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from merino_edge.families.hub import hub_name
+from merino_edge.storage.extras import remedy
+from merino_edge.storage.faults import one_line, shortened
+from merino_edge.text.documents import TextFile, read_json_lines
+from merino_runtime.bundle import sha256_of
+from merino_runtime.errors import MerinoError
+from merino_runtime.io.machine_faults import machine_fault
+
+SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+# Files that would be trained as text, with their syntax.
+CONVERTED = {
+    ".json": "Write one object per line to a .jsonl file, such as by `jq -c '.[]' FILE.json > FILE.jsonl`",
+    ".csv": "Write JSONL or Parquet, such as by datasets: `load_dataset('csv', data_files=FILE)`, then `to_json`",
+}
+CONVERTED[".tsv"] = CONVERTED[".csv"]
+FORMS = "text, JSONL (.jsonl), Parquet (.parquet), a folder of datasets' save_to_disk, or the name of a hub dataset"
+INSTALL = remedy("train")
+GIVE_TEXT = "give a source with text"
+SPLIT = "train"  # of a dataset with several splits
+
+
+class DataFile(TextFile):
+    """A source in the record of a run. `weight` is its share of the rows, as given."""
+
+    weight: float | None = None
+
+    def __str__(self) -> str:
+        weight = "" if self.weight is None else f", weight {self.weight:g}"
+        return f"{self.name} ({self.bytes:,} bytes, {self.sha256[:8]}{weight})"
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A source. `kind`: text, jsonl, parquet, folder or hub. `weight`: None if no source has one."""
+
+    what: str
+    kind: str
+    weight: float | None = None
+    option: str = "--data"
+
+    def __str__(self) -> str:
+        return f"{self.option} {self.what}"
+
+    @property
+    def path(self) -> Path:
+        return Path(self.what)
+
+    @cached_property
+    def file(self) -> DataFile:
+        """Size and hash; reads all of the source. Raises MerinoError if it cannot be read, or is empty."""
+        try:
+            if self.kind in ("folder", "hub"):
+                dataset = open_dataset(self)
+                content = hashlib.sha256(dataset._fingerprint.encode())  # datasets' own, of all changes
+                paths = sorted({file["filename"] for file in dataset.cache_files})
+                for path in paths:
+                    content.update(bytes.fromhex(sha256_of(path)))
+                size, sha256 = sum(Path(path).stat().st_size for path in paths), content.hexdigest()
+            else:
+                size, sha256 = self.path.stat().st_size, sha256_of(self.what)
+        except OSError as error:
+            raise machine_fault(f"read {self}", error) from error
+        if size == 0:
+            raise MerinoError(f"no text in {self}: {GIVE_TEXT}")
+        name = self.what if self.kind == "hub" else self.path.name
+        return DataFile(name=name, bytes=size, sha256=sha256, weight=self.weight)
+
+
+def read_sources(given: Sequence[str | Path], option: str = "--data") -> list[DataSource]:
+    """Return the sources of `PATH[:WEIGHT]`, without those of weight 0.
+
+    Raises MerinoError for a path that does not exist, a weight that is no number, weights that only some sources have,
+    and weights that sum to 0.
+    """
+    sources = [read_source(str(text), option) for text in given]
+    weights = [source.weight for source in sources if source.weight is not None]
+    if weights and len(weights) < len(sources):
+        lacking = next(source.what for source in sources if source.weight is None)
+        raise MerinoError(f"{option} {lacking} has no weight and others have one: give all of them one, or none")
+    if weights and not sum(weights) > 0:
+        raise MerinoError(f"the weights of {option} sum to 0: give at least one source a weight above 0")
+    return [source for source in sources if source.weight != 0]
+
+
+def read_source(text: str, option: str) -> DataSource:
+    what, colon, given = text.rpartition(":")
+    if not colon or Path(text).exists() or not (Path(what).exists() or hub_name(what)):
+        return DataSource(text, kind_of(text, option), None, option)
+    if option != "--data":
+        raise MerinoError(f"{option} {text} takes no weight: give {option} {what}")
+    try:
+        weight = float(given)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise MerinoError(f"--data {text}: the weight {shortened(repr(given))} must be 0 or more, such as 0.3")
+    return DataSource(what, kind_of(what, option), weight, option)
+
+
+def kind_of(what: str, option: str) -> str:
+    path = Path(what)
+    suffix = path.suffix.lower()
+    if path.is_file():
+        if suffix in CONVERTED:
+            remedy = f"convert it. {CONVERTED[suffix]}"
+            raise MerinoError(f"{option} {what} has the suffix {suffix}, which is not read: {remedy}")
+        return SUFFIXES.get(suffix, "text")
+    if path.is_dir():
+        if not any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+            raise MerinoError(f"{option} {what} is a folder that datasets' save_to_disk did not write: give {FORMS}")
+        return "folder"
+    if path.exists():
+        raise MerinoError(f"{option} {what} is a device or a pipe: give {FORMS}")
+    if hub_name(what) is None or path.parent.is_dir() or suffix in (*SUFFIXES, *CONVERTED, ".txt"):
+        raise MerinoError(f"{option} {what} does not exist: give {FORMS}")
+    return "hub"
+
+
+def records(source: DataSource, fields: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the records of a source that is not text: (its place, for messages; those of `fields` that it has).
+
+    Raises MerinoError for a record that cannot be read.
+    """
+    if source.kind == "jsonl":
+        yield from read_json_lines(source.path, str(source))
+        return
+    rows = parquet_rows(source, list(fields)) if source.kind == "parquet" else dataset_rows(source, list(fields))
+    for number, record in enumerate(rows, 1):
+        yield f"{source}, row {number:,}", record
+
+
+def parquet_rows(source: DataSource, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+    parquet = needed("pyarrow.parquet", source)
+    try:
+        with parquet.ParquetFile(source.what) as file:
+            columns = [name for name in fields if name in file.schema_arrow.names]
+            for batch in file.iter_batches(batch_size=256, columns=columns):
+                yield from batch.to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's own errors are both
+        raise MerinoError(f"{source} is not a Parquet file, or is damaged: {one_line(error)}. Copy it again") from error
+
+
+def dataset_rows(source: DataSource, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+    dataset = open_dataset(source)
+    yield from dataset.select_columns([name for name in fields if name in dataset.column_names])
+
+
+@cache
+def open_dataset(source: DataSource) -> Any:
+    """Return the split `train` of a dataset. Raises MerinoError if it does not load."""
+    datasets = needed("datasets", source)
+    datasets.disable_progress_bars()
+    load = datasets.load_from_disk if source.kind == "folder" else datasets.load_dataset
+    try:
+        dataset = load(source.what)
+    except Exception as error:  # datasets raises whatever its readers and its network raise
+        where = "in that folder" if source.kind == "folder" else "on the hub or in its cache"
+        raise MerinoError(f"no data set loads from {source} {where}: {one_line(error)}. Give {FORMS}") from error
+    if isinstance(dataset, dict):
+        if SPLIT not in dataset:
+            splits = ", ".join(dataset)
+            raise MerinoError(f"{source} has no split {SPLIT!r}, but {splits}: save one of these and name its folder")
+        dataset = dataset[SPLIT]
+    return dataset
+
+
+def needed(module: str, source: DataSource) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise MerinoError(f"{source} needs {module.partition('.')[0]}: {INSTALL}") from error

@@ -1,0 +1,44 @@
+"""Keep the current folder off Python's import path: it may be a stranger's, with a `numpy.py` or a `pip.py` in it.
+
+Imports next to nothing: a module that is imported before `leave_current_folder` may be the stranger's.
+"""
+import os
+import sys
+
+PACKAGES = ("merino_runtime", "merino_bench", "merino_edge")
+# Python 3.11 and later read PYTHONSAFEPATH; an older one puts "" on the path for `-c`.
+RUN_MODULE = ("import sys; sys.path[:] = filter(None, sys.path); import runpy; "
+              "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)")
+
+
+def module_command(module: str, *arguments: str) -> list:
+    """Return the command `python -m MODULE ARGUMENTS` without the current folder, to be run in `safe_environment`."""
+    return [sys.executable, "-c", RUN_MODULE, module, *arguments]
+
+
+def safe_environment(*folders: str) -> dict:
+    """Return this process's environment with these folders first in PYTHONPATH, and without the current folder there,
+    which an empty entry means too."""
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    paths = [*folders, *(path for path in paths if os.path.normpath(path) != os.curdir)]
+    return dict(os.environ, PYTHONPATH=os.pathsep.join(paths), PYTHONSAFEPATH="1")
+
+
+def package_folders() -> list:
+    """Return the folders, or zips, that this project's packages were imported from."""
+    files = [sys.modules[name].__file__ or "" for name in PACKAGES if name in sys.modules]
+    return list(dict.fromkeys(os.path.dirname(os.path.dirname(os.path.abspath(file))) for file in files))
+
+
+def leave_current_folder() -> None:
+    """Take the current folder off the path of this process, a command line of this project, and of the processes that
+    it starts. It stays if this project's packages come from it, or if PYTHONPATH names it."""
+    os.environ.update(safe_environment())
+    wanted = package_folders() + list(map(os.path.normpath, os.environ["PYTHONPATH"].split(os.pathsep)))
+    try:
+        current = os.getcwd()
+    except OSError:  # it was removed
+        current = ""
+    library = os.path.dirname(os.__file__)  # the folders behind it, such as site-packages, belong to the installation
+    end = sys.path.index(library) if library in sys.path else len(sys.path)
+    sys.path[:end] = [path for path in sys.path[:end] if path in wanted or path not in ("", current)]
