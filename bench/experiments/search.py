@@ -66,8 +66,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", type=Path, required=True)
     out = parser.parse_args().o
-    record = {"machine": platform.machine(), "threads": 1, "python": platform.python_version()}
-    write_record(out, {**record, "boards": list(board_rows()), "paper": list(paper_rows())})
+    write_record(out, {"threads": 1, "boards": list(board_rows()), "paper": list(paper_rows())})
 
 
 if __name__ == "__main__":

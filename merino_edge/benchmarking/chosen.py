@@ -22,7 +22,6 @@ from merino_edge.design.designer import design, design_by_paper
 from merino_edge.design.paper.space import PAPER_SPACE
 from merino_edge.design.score import MEASURED, MERINO, Scoring
 from merino_edge.design.space import SPACE, Layer, architecture
-from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.formats import attends_by_groups, core_of_board, formats_of
 from merino_edge.prediction.intervals import LEAST_CONFIDENCE

@@ -42,7 +42,7 @@ CONSTANTS = {
     "aspect": Constant(3.76, 3.50, 4.14, GEMSTONES),
     "sharing": Constant(
         0.19, 0.06, 0.46,
-        "eight pairs of 0.02 to 0.14 M weights, two seeds (bench/experiments/shape_training.py), whose shared layers"
+        "eight pairs of 0.02 to 0.14 M weights, two seeds (docs/decisions/shape-training.md), whose shared layers"
         " have wider FFNs: 0.29 without that; 0.06 at six uses; 0.46 in 116 runs of 14 to 450 M weights with another"
         " form of sharing (arXiv 2604.21106)",
     ),

@@ -27,9 +27,9 @@ KEYS: Keys = {
 class Block(BaseModel):
     """`depth` layers of one width and FFN ratio; a shared block uses one layer's weights `depth` times.
 
-    `kv_heads`: KV heads, each of which an equal group of query heads shares (arXiv 2305.13245); None, which files leave
-    out: as many as query heads. `gated`: whether the FFN has a third matrix, whose output is multiplied by the
-    activated one (GEGLU, arXiv 2002.05202); files leave out False.
+    `kv_heads`: KV heads, each of which an equal group of query heads shares (arXiv 2305.13245); None: as many as query
+    heads. `gated`: whether the FFN has a third matrix, whose output is multiplied by the activated one (GEGLU, arXiv
+    2002.05202).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,12 +48,6 @@ class Block(BaseModel):
     def kv_width(self, head_size: int) -> int:
         """Channels of keys, and as many of values."""
         return self.width if self.kv_heads is None else self.kv_heads * head_size
-
-    @model_serializer(mode="wrap")
-    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A decoder without grouped heads and gates is written without these keys, so that its bundle's hash stays."""
-        absent = (("kv_heads", None), ("gated", False))
-        return {key: value for key, value in dump(self).items() if (key, value) not in absent}
 
     @model_validator(mode="after")
     def _whole_ffn(self) -> Self:

@@ -62,7 +62,7 @@ def front_svg(front: Front) -> str:
         # 1. The front, the models and the board's budget.
         models = [(taken(front, model), model.entropy / 1e6) for model in front.models]
         for points, mark, color, label in (
-            (values, "o-", BLUE, f"proved optimum at each limit, {front.precision}"),
+            (values, "o-", BLUE, "best of all decoders of the space at each limit"),
             (models, "D", ORANGE, "existing models, by the same score and cost model"),
         ):
             if points:
@@ -70,7 +70,7 @@ def front_svg(front: Front) -> str:
         axes.axvline(front.default_limit, color=GRAY, linestyle="--", linewidth=1.2,
                      label=f"the board's default budget, {number(front.default_limit)} {axis.unit}")  # fmt: skip
         axes.set(xscale="log", ylim=(0, None), xlabel=f"{axis.label}, {axis.unit} (log scale)",
-                 ylabel="effective weights x effectiveness, millions")  # fmt: skip
+                 ylabel="effective weights, millions")  # fmt: skip
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(lambda value, _: number(value))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -88,18 +88,18 @@ def front_svg(front: Front) -> str:
     return out.getvalue().replace("pt\"", "px\"", 2)  # of width and height: browsers show px as they are
 
 
-def axes(svg: Element, front: Front, plot: Plot, title: str) -> tuple[Scale, Scale]:
-    """(x, y): x logarithmic over points, models and the default budget; y linear from zero, in millions."""
-    shown: tuple[Design | ExistingModel, ...] = (*front.points, *front.models)
-    values = [front.default_limit, *(taken(front, each) for each in shown)]
-    x_ticks = log_ticks(min(values) / 1.05, max(values) * 1.05)
-    y_ticks = linear_ticks(max(each.entropy for each in shown) / 1e6 * 1.05)
-    x = logarithmic(x_ticks[0], x_ticks[-1], plot.left, plot.right)
-    y = linear(0, y_ticks[-1], plot.bottom, plot.top)
-    y_axis(svg, plot, y, y_ticks, "")
-    x_axis(svg, plot, x, x_ticks, title)
-    write(svg, 16, plot.top - 18, "effective weights, millions", "axis")
-    return x, lambda score: y(score / 1e6)
+def annotate(axes: "Axes", name: str, point: tuple[float, float], others: list[Box]) -> None:
+    """Write a name below its mark, or at the nearest height where it covers no other name. Adds its box to `others`."""
+    x, y = axes.transData.transform(point)
+    left = min(x + 5, axes.bbox.x1 - CHARACTER_PX * len(name))
+    tops = [y + offset for line in range(20) for offset in (-6 - LINE_PX * line, 6 + LINE_PX * (line + 1))]
+    boxes = [(left, top - LINE_PX, left + CHARACTER_PX * len(name), top) for top in tops
+             if axes.bbox.y0 <= top - LINE_PX and top <= axes.bbox.y1]  # fmt: skip
+    box = next((box for box in boxes if not any(overlap(box, other) for other in others)), boxes[0])
+    others.append(box)
+    axes.annotate(name, point, (left - x, box[3] - y), textcoords="offset pixels", va="top", color=ORANGE,
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 0},
+                  arrowprops={"arrowstyle": "-", "color": ORANGE, "linewidth": 0.6})  # fmt: skip
 
 
 def overlap(one: Box, other: Box) -> bool:
@@ -142,12 +142,10 @@ def footnote(front: Front) -> list[str]:
     if first.confidence and first.interval(front.against):
         ends = f" Latencies are upper bounds of {percent(first.confidence)} prediction intervals."
     paragraphs = (
-        f"Blue: the best of all decoders of the space at each limit, {opened(front)},"
-        f" {lengths_words(front.context, front.prompt, None)}{within}; predicted from"
-        f" {first.provenance} coefficients.{ends} It ends at the largest decoder of the search space or at the board's"
-        " free memory.",
-        f"Orange: existing models in {front.precision} by the same score and cost model.",
-        "The score is the number of weights of a float32 decoder of the best shape and vocabulary with the same"
-        " predicted loss, by a law measured on published decoders: twice the score is 4 % less loss.",
+        f"Blue: {opened(front)}, {lengths_words(front.context, front.prompt, None)}{within}; predicted"
+        f" from {first.provenance} coefficients.{ends} The line ends at the largest decoder of the search space or at"
+        " the board's free memory.",
+        "The score is the number of effective weights: it counts shape, vocabulary and formats by laws that were"
+        " measured on published decoders: twice the score is 4 % less loss after equal training. It ignores training.",
     )
     return [line for paragraph in paragraphs for line in textwrap.wrap(paragraph, FOOTNOTE_COLUMNS)]

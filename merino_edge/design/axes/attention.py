@@ -13,7 +13,7 @@ CONSTANTS = {
     "kv_heads": Constant(
         0.0, -0.006, 0.001,
         "ln loss per halving of the KV heads at equal weights, between -0.006, eight pairs of 0.13 M weights"
-        " (bench/experiments/shape_training.py), and 0.001, one KV head instead of eight: perplexity 29.9 to 30.2"
+        " (docs/decisions/shape-training.md), and 0.001, one KV head instead of eight: perplexity 29.9 to 30.2"
         " (Shazeer 2019, arXiv 1911.02150)",
     ),
     "kv_int8": Constant(

@@ -68,7 +68,7 @@ def block_score(
     """(1 - gamma) L (a1 H_attention + a2 H_FFN), in weighted nats.
 
     `kv_width`: channels of keys and of values; None: the block's width. With fewer, their two matrices have fewer
-    columns and less entropy (own choice: docs/decisions/kv-heads.md).
+    columns and less entropy (own choice).
     """
     keys_entropy = linear_entropy(width, width if kv_width is None else kv_width, scoring.eps)
     attention_entropy = 2 * linear_entropy(width, width, scoring.eps) + 2 * keys_entropy
