@@ -1,4 +1,4 @@
-"""The agent, run as ssh runs it: its own text on stdin of a Python that has nothing of ours."""
+"""The agent, run as ssh runs it: its own text on stdin of a Python that has nothing of this project."""
 import hashlib
 import json
 import os
@@ -18,8 +18,8 @@ DATA = bytes(range(256)) * 5000
 PIECE = 1 << 18
 
 
-def agent_answer(home, request, data=b""):
-    """(exit code, the lines of the answer, stderr)"""
+def agent_output(home, request, data=b""):
+    """(exit code, the lines of stdout, stderr)"""
     process = subprocess.Popen([sys.executable, "-IS", "-c", LOADER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, cwd=str(home),
                                env={"HOME": str(home), "PATH": os.environ["PATH"], "LC_ALL": "C"})
@@ -38,7 +38,7 @@ def agent_answer(home, request, data=b""):
 def receive(home, data, offset=0, **changes):
     request = dict({"do": "receive", "folder": "@cache/incoming", "name": "model", "size": len(DATA),
                     "sha256": hashlib.sha256(DATA).hexdigest(), "piece": PIECE}, **changes)
-    code, lines, _ = agent_answer(home, request, b'{"offset": %d}\n' % offset + data)
+    code, lines, _ = agent_output(home, request, b'{"offset": %d}\n' % offset + data)
     return code, [json.loads(line) for line in lines]
 
 
@@ -85,9 +85,9 @@ def test_a_file_that_another_connection_writes_is_left_alone(tmp_path, place):
 def test_a_program_runs_with_what_it_is_given_and_its_code_comes_back(tmp_path):
     program = "import sys; data = sys.stdin.buffer.read(); print(len(data), sys.argv[1:]); sys.exit(7)"
     arguments = [agent.PYTHON, "-c", program, "@cache/x", "@other"]
-    code, lines, _ = agent_answer(tmp_path, {"do": "run", "arguments": arguments, "stdin_bytes": 3}, b"abc")
+    code, lines, _ = agent_output(tmp_path, {"do": "run", "arguments": arguments, "stdin_bytes": 3}, b"abc")
     assert (code, lines) == (7, [f"3 ['{tmp_path}/.cache/merino/x', '@other']"])
-    code, lines, err = agent_answer(tmp_path, {"do": "run", "arguments": ["/no/program"], "stdin_bytes": 0})
+    code, lines, err = agent_output(tmp_path, {"do": "run", "arguments": ["/no/program"], "stdin_bytes": 0})
     assert (code, lines) == (127, []) and "No such file" in err
 
 
@@ -106,25 +106,25 @@ def test_a_program_is_talked_with_line_by_line_and_ends_with_the_connection(tmp_
     process.stdin.close()
     assert process.wait(60) == 3
     process.stdout.close()
-    code, lines, err = agent_answer(tmp_path, {"do": "interact", "arguments": ["/no/program"]})
+    code, lines, err = agent_output(tmp_path, {"do": "interact", "arguments": ["/no/program"]})
     assert (code, lines) == (127, []) and "cannot run /no/program: No such file" in err
 
 
 APP = b"import sys\nprint(sys.argv[1:])\nsys.exit(int(sys.argv[2]))\n"
 
 
-def questions(home, root, *codes):
+def description(home, root, *codes):
     request = {"do": "describe", "app_bytes": len(APP), "root": root and str(root), "timeout_s": 30,
                "calls": [["x", str(code)] for code in codes]}
-    code, (line,), _ = agent_answer(home, request, APP)
+    code, (line,), _ = agent_output(home, request, APP)
     assert code == 0
     return json.loads(line)
 
 
-def test_questions_leave_nothing_behind(tmp_path):
-    result = questions(tmp_path, tmp_path / "root", 0, 3)
+def test_a_description_leaves_nothing_behind(tmp_path):
+    result = description(tmp_path, tmp_path / "root", 0, 3)
     root = str(tmp_path / "root")
-    assert [(one["code"], one["out"]) for one in result.pop("calls")] == [
+    assert [(call["code"], call["out"]) for call in result.pop("calls")] == [
         (code, "{}\n".format(["x", str(code), "--root", root])) for code in (0, 3)]
     assert (result["root"], result["app"], result["keys"]) == (root, None, [])
     assert os.listdir(str(tmp_path)) == []
@@ -140,7 +140,7 @@ def test_the_installed_application_answers_where_it_runs(tmp_path):
         for path, text in ((current, app), (kept, kept_app)):
             with open(path, "w") as file:
                 file.write(text)
-        result = questions(tmp_path, root, 0)
+        result = description(tmp_path, root, 0)
         assert result["app"] == answered and result["calls"][0]["out"].startswith("{" if answered else "[")
 
 
@@ -152,23 +152,23 @@ def test_an_application_whose_key_was_withdrawn_is_not_run(tmp_path):
         app.write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({app.parent.name!r}); print({{}})")
     (root / "trusted").mkdir()
     (root / "trusted" / "a.pub").write_text(f"merino-ed25519 {gone} me\n")
-    questions(tmp_path, root, 0)
+    description(tmp_path, root, 0)
     assert (tmp_path / "ran").read_text() == "current", "the sign that an application would be seen"
     (root / "withdrawn.json").write_text(json.dumps({"schema": 1, "keys": [gone]}))
     for count, app in enumerate(apps):
         (tmp_path / "ran").write_text("")
         (app.parent / "manifest.sig").write_text(json.dumps({"algorithm": "ed25519", "key": gone, "signature": "x"}))
-        result = questions(tmp_path, root, 0)
+        result = description(tmp_path, root, 0)
         rest = apps[count + 1:]
         assert result["app"] == (str(rest[0]) if rest else None) and result["keys"] == []
         assert (tmp_path / "ran").read_text() == (rest[0].parent.name if rest else "")
     for app in apps:
         (app.parent / "manifest.sig").unlink()
     (root / "withdrawn.json").write_text("{")  # which install refuses
-    assert questions(tmp_path, root, 0)["app"] is None
+    assert description(tmp_path, root, 0)["app"] is None
 
 
-def given_away(path):
+def give_to_other_user(path):
     os.chown(str(path), 65534, 65534)
 
 
@@ -177,18 +177,18 @@ def open_to_all(path):
 
 
 @pytest.mark.parametrize("place", [".", "releases", "releases/one", "releases/one/merino.pyz"])
-@pytest.mark.parametrize("change", [given_away, open_to_all])
+@pytest.mark.parametrize("change", [give_to_other_user, open_to_all])
 def test_an_application_that_another_user_can_change_is_not_run(change, place, tmp_path):
-    if change is given_away and os.geteuid():
+    if change is give_to_other_user and os.geteuid():
         pytest.skip("only root gives files away")
     root = tmp_path / "root"
     (root / "releases" / "one").mkdir(parents=True)
     (root / "releases" / "one" / "merino.pyz").write_text("print({})")
     (root / "merino.pyz").write_text("print({})")
     os.symlink("releases/one", str(root / "current"))
-    assert questions(tmp_path, root, 0)["app"] == str(root / "current" / "merino.pyz")
+    assert description(tmp_path, root, 0)["app"] == str(root / "current" / "merino.pyz")
     change(root / place)
-    result = questions(tmp_path, root, 0)
+    result = description(tmp_path, root, 0)
     assert (result["app"], result["foreign"]) == (None, os.path.normpath(str(root / place)))
     assert result["calls"][0]["out"].startswith("['x'"), "the one that was sent"
 
@@ -201,11 +201,11 @@ def test_keys_are_read_from_whatever_lies_there(tmp_path):
         (trusted / name).write_bytes(data)
     (trusted / "f.pub").mkdir()
     os.symlink("f.pub/none", str(trusted / "g.pub"))
-    assert questions(tmp_path, tmp_path / "root", 0)["keys"] == ["AAAA", "CCCC"]
+    assert description(tmp_path, tmp_path / "root", 0)["keys"] == ["AAAA", "CCCC"]
 
 
 def test_the_agent_and_the_installer_mean_the_same_places():
-    """The agent imports nothing of ours, so what it shares with the installer stands twice."""
+    """The agent imports nothing of this project, so what it shares with the installer is written twice."""
     assert agent.SYSTEM_ROOT == releases.SYSTEM_ROOT and agent.SYSTEM_KEYS == keys.SYSTEM_FOLDER
     assert f"{releases.CURRENT}/{releases.APP}" in agent.INSTALLED_APPS
     assert (agent.WITHDRAWN, agent.SIGNATURE) == (keys.WITHDRAWN, SIGNATURE)
@@ -218,7 +218,7 @@ def test_a_python_is_found_by_its_modules(tmp_path):
     for candidates, modules, result in ((["/no/python", agent.PYTHON], ["json", "os"], agent.PYTHON),
                                        ([agent.PYTHON], ["json", "no_such_module"], None)):
         request = {"do": "find_python", "candidates": candidates, "modules": modules}
-        assert agent_answer(tmp_path, request)[1] == [json.dumps(result)]
+        assert agent_output(tmp_path, request)[1] == [json.dumps(result)]
 
 
 def test_only_files_that_are_named_are_removed(tmp_path, place):
@@ -226,5 +226,5 @@ def test_only_files_that_are_named_are_removed(tmp_path, place):
     for name in ("a", "b"):
         (place / name).write_bytes(b"x")
     request = {"do": "discard", "paths": ["@cache/incoming/a", "@cache/incoming/none"]}
-    assert agent_answer(tmp_path, request)[:2] == (0, ["true"])
+    assert agent_output(tmp_path, request)[:2] == (0, ["true"])
     assert os.listdir(str(place)) == ["b"]

@@ -92,8 +92,8 @@ def test_a_scalar_of_the_order_or_more_is_refused():
     s = int.from_bytes(signature[32:], "little")
     more = [s + count * ORDER for count in range(1, 16) if s + count * ORDER < 2 ** 256]
     assert len(more) > 10
-    for each in more:
-        assert not verify(key, MESSAGE, signature[:32] + each.to_bytes(32, "little")), each
+    for scalar in more:
+        assert not verify(key, MESSAGE, signature[:32] + scalar.to_bytes(32, "little")), scalar
 
 
 def test_a_key_of_small_order_verifies_nothing():

@@ -118,7 +118,7 @@ def refusals(tmp_path_factory):
     assert set(results) == {kind.name for kind in KINDS}
     after = snapshot(around)
     inside = os.path.join("a", "b", "out")
-    assert {path: each for path, each in after.items() if not path.startswith(inside)} == before
+    assert {path: state for path, state in after.items() if not path.startswith(inside)} == before
     written = {path[len(inside) + 1:] for path in after if path.startswith(inside + os.sep)}
     assert all(re.match(r"\w+(/\d+\.merino)?\Z|extract_all/\d+\.merino/\d\Z", path) for path in written), written
     return results
@@ -256,7 +256,7 @@ def with_wheels(bundle_dirs, tmp_path):
         before = snapshot(tmp_path)
         with pytest.raises(MerinoError) as caught:
             install(str(path), str(root), keys=[str(key)])
-        left = {each for each in snapshot(tmp_path) if not each.startswith("root")} - set(before)
+        left = {path for path in snapshot(tmp_path) if not path.startswith("root")} - set(before)
         assert left == set() and "\n" not in str(caught.value)
         releases = root / "releases"
         assert not (root / "current").exists() and (not releases.exists() or list(releases.iterdir()) == [])

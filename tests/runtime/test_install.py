@@ -140,15 +140,15 @@ def test_an_upgrade_keeps_the_release_before_and_no_more(install, packs, root, m
 def test_the_same_file_again_changes_nothing_and_verifies_it(install, root):
     install("old")
     before = tree(root)
-    again = install("old")
-    assert again["replaced"] is None and "verified again" in " ".join(again["notes"])
+    repeated = install("old")
+    assert repeated["replaced"] is None and "verified again" in " ".join(repeated["notes"])
     assert {path: data for path, data in tree(root).items() if path != "lock"} == {
         path: data for path, data in before.items() if path != "lock"}
 
 
 @pytest.mark.parametrize("name", [
     "bundle/model.onnx.data", "merino",
-    *(pytest.param(each, marks=pytest.mark.nightly) for each in ("merino.pyz", "bundle/bundle.json"))])
+    *(pytest.param(path, marks=pytest.mark.nightly) for path in ("merino.pyz", "bundle/bundle.json"))])
 def test_the_same_file_again_mends_what_is_damaged(install, root, name):
     install("old")
     os.unlink(str(root / "current" / name))

@@ -39,9 +39,9 @@ def packs(bundle_dirs, tmp_path_factory):
     app = app_bytes(folder / "merino.pyz")
     for name, (key, counter, withdrawn) in FILES.items():
         bundle = changed_golden(files) if name == "bad" else renamed(files, name)
-        gone = sorted(TEXTS[each] for each in withdrawn)
+        texts = sorted(TEXTS[key] for key in withdrawn)
         (folder / (name + ".merino")).write_bytes(packed_bytes(
-            app, [bundle], name, counter=counter, withdrawn=gone, sign=signer(key)))
+            app, [bundle], name, counter=counter, withdrawn=texts, sign=signer(key)))
     for name, key in KEYS.items():
         (folder / (name + ".pub")).write_text(key_line(key, name))
     return folder
@@ -240,7 +240,7 @@ def test_without_one_that_is_good_previous_is_the_one_before(board):
 
 
 @pytest.mark.parametrize("damage", [
-    "merino", *(pytest.param(each, marks=pytest.mark.nightly) for each in ("bundle/model.onnx", "merino.pyz"))])
+    "merino", *(pytest.param(path, marks=pytest.mark.nightly) for path in ("bundle/model.onnx", "merino.pyz"))])
 def test_the_same_file_repairs_what_is_damaged(packs, tmp_path, damage):
     """The launcher is none of the manifest's files: only the self-test notices it."""
     board = RealBoard(None, packs, tmp_path / "root")

@@ -298,10 +298,10 @@ def test_values_that_are_not_finite_are_an_error_and_gone_after_a_truncation(bun
         backend.prefill([3, 4])
     assert backend.ids == IDS
     twin = backend.fork()
-    for one in (backend, twin):
-        one.truncate(5)
-        assert_close(one.step(3), fresh(bundle, IDS[:5] + [3]))
-        assert_close(one.prefill(IDS), fresh(bundle, IDS[:5] + [3] + IDS))
+    for opened in (backend, twin):
+        opened.truncate(5)
+        assert_close(opened.step(3), fresh(bundle, IDS[:5] + [3]))
+        assert_close(opened.prefill(IDS), fresh(bundle, IDS[:5] + [3] + IDS))
     twin.close()
 
 

@@ -281,7 +281,7 @@ def test_a_file_that_this_user_may_not_read_is_told(nobodys, name):
     folder, as_somebody_else = nobodys
     path = os.path.join(folder, name)
     os.chmod(folder, 0o755)
-    for each in os.listdir(folder):
-        os.chmod(os.path.join(folder, each), 0 if each == name else 0o644)
+    for path in os.listdir(folder):
+        os.chmod(os.path.join(folder, path), 0 if path == name else 0o644)
     as_somebody_else()
     assert refusal(folder).startswith(f"cannot read {path}: Permission denied. Check the folder's permissions.")

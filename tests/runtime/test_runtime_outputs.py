@@ -238,8 +238,8 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not
     end(dead, signal.SIGKILL)
     end(other, signal.SIGKILL)
     mine, users = tmp_path / ".out.notes", tmp_path / ".out.a.b.merino-new"
-    for each in (mine, users):
-        each.mkdir()
+    for folder in (mine, users):
+        folder.mkdir()
     assert len(os.listdir(str(tmp_path))) == 5
     with outputs.scratch_folder(str(path)):
         pass
@@ -403,8 +403,8 @@ def test_a_file_that_this_user_may_not_write_is_refused():
         write_output(path, "old")
         os.chmod(path, 0o444)
         if os.geteuid() == 0:
-            for each in (folder, path):
-                os.chown(each, 65534, 65534)
+            for owned in (folder, path):
+                os.chown(owned, 65534, 65534)
             os.seteuid(65534)
         for refuse in (check_output, lambda path: write_output(path, "new")):
             with pytest.raises(MerinoError, match="cannot write .*: Permission denied. Name a path that you may write"):

@@ -72,7 +72,7 @@ def test_the_golden_ids_come_out(bundle, backend):
 def test_greedy_generation_to_the_end_of_the_context_is_the_same(bundle, backend):
     other = open_backend(bundle, backend="onnxruntime")
     options = GenerateOptions(max_new_tokens=10 ** 6, sampling=GREEDY)
-    runs = [list(generate(one, IDS, options)) for one in (backend, other)]
+    runs = [list(generate(opened, IDS, options)) for opened in (backend, other)]
     other.close()
     assert [token.id for token in runs[0][:-1]] == [token.id for token in runs[1][:-1]]
     assert len(runs[0]) - 1 + len(IDS) == bundle.context and runs[0][-1].stop_reason == "context"
@@ -136,7 +136,7 @@ def test_forks_run_in_threads_beside_each_other(bundle, backend, truth):
         except AssertionError as error:
             failures.append(error)
 
-    expected = [[truth(IDS + [(31 * number + each) % bundle.vocab for each in range(step + 1)]) for step in range(12)]
+    expected = [[truth(IDS + [(31 * number + index) % bundle.vocab for index in range(step + 1)]) for step in range(12)]
                 for number in range(3)]
     threads = [threading.Thread(target=run, args=(twin, number)) for number, twin in enumerate(twins)]
     for thread in threads:

@@ -303,9 +303,9 @@ def child(bundle, version, seconds, how="whole"):
 
 
 def test_of_two_builders_one_builds_and_the_other_waits(bundle, cache):
-    both = [child(bundle, VERSIONS[0], 1) for _ in range(2)]
-    output = [each.communicate(timeout=60) for each in both]
-    assert [each.returncode for each in both] == [0, 0], output
+    processes = [child(bundle, VERSIONS[0], 1) for _ in range(2)]
+    output = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], output
     assert sorted(out.split() for out, _ in output) == [[b"building", b"built"], [b"found"]]
     assert len(engines(cache)) == 1
 

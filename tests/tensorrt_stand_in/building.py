@@ -137,8 +137,8 @@ def building_classes(gpu, module, old):
             network.path = os.path.abspath(model)
             data = model + ".data"
             network.weight_bytes = os.path.getsize(data) if os.path.exists(data) else 0
-            network.inputs = [_tensor(each) for each in session.get_inputs()]
-            network.outputs = [_tensor(each) for each in session.get_outputs()]
+            network.inputs = [_tensor(port) for port in session.get_inputs()]
+            network.outputs = [_tensor(port) for port in session.get_outputs()]
             for node in nodes:
                 if node.kind in ARITHMETIC:
                     layer = IElementWiseLayer(node, module.LayerType.ELEMENTWISE)
@@ -174,8 +174,6 @@ def building_classes(gpu, module, old):
             self.flags_set, self.profiles, self.cache, self.workspace = {module.BuilderFlag.TF32}, [], None, None
             if old:
                 self.max_workspace_size = 2 ** 20
-            else:
-                self.progress_monitor = None
 
         def set_flag(self, flag):
             self.flags_set.add(flag)
@@ -240,15 +238,6 @@ def building_classes(gpu, module, old):
                 self._logger.log(module.ILogger.ERROR, "[defaultAllocator.cpp::allocate::19] Error Code 1: Cuda "
                                  "Runtime (out of memory)")
                 return None
-            monitor = None if old else config.progress_monitor
-            if monitor is not None:
-                assert monitor.initialized
-                monitor.phase_start("Building engine", None, 2)
-                monitor.phase_start("Timing", "Building engine", 1)
-                if not (monitor.step_complete("Timing", 0) and monitor.step_complete("Building engine", 1)):
-                    return None
-                monitor.phase_finish("Timing")
-                monitor.phase_finish("Building engine")
             pinned = [layer.name for layer in network.layers
                       if layer.precision_is_set and layer.output_type == module.float32]
             plan = {"gpu": gpu.name, "version": module.__version__, "path": network.path, "pinned": pinned,
@@ -256,8 +245,8 @@ def building_classes(gpu, module, old):
                     "matmuls": sum(layer.type.name == "MATRIX_MULTIPLY" for layer in network.layers),
                     "weight_bytes": network.weight_bytes, "scratch": SCRATCH_BYTES,
                     "profiles": [profile.shapes for profile in config.profiles],
-                    "inputs": [[each.name, each.dtype.name, list(each.shape)] for each in network.inputs],
-                    "outputs": [[each.name, each.dtype.name, list(each.shape)] for each in network.outputs]}
+                    "inputs": [[tensor.name, tensor.dtype.name, list(tensor.shape)] for tensor in network.inputs],
+                    "outputs": [[tensor.name, tensor.dtype.name, list(tensor.shape)] for tensor in network.outputs]}
             return HostMemory(PLAN + json.dumps(plan).encode("utf-8"))
 
     def _wrong_profiles(network, profiles):

@@ -172,8 +172,8 @@ class Gpu:
             stream.capture_broken = True
             raise Fault(900)
         work, stream.work = stream.work, []
-        for each in work:
-            each()
+        for task in work:
+            task()
 
     def forbid_in_capture(self, what):
         """Allocations and frees are not allowed while this thread captures."""

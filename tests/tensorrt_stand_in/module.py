@@ -25,8 +25,7 @@ def tensorrt_module(gpu, version):
     if not old:
         module.TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")
         module.MemoryPoolType = enum.Enum("MemoryPoolType", "WORKSPACE DLA_MANAGED_SRAM")
-        module.IProgressMonitor = IProgressMonitor
-    module.ILogger = type("ILogger", (ILogger,), {each.name: each for each in module.Severity})
+    module.ILogger = type("ILogger", (ILogger,), {severity.name: severity for severity in module.Severity})
     for result in (*building_classes(gpu, module, old), *running_classes(gpu, module, old)):
         setattr(module, result.__name__, result)
     return module
@@ -39,18 +38,4 @@ class ILogger:
         self.initialized = True
 
     def log(self, severity, msg):
-        raise NotImplementedError
-
-
-class IProgressMonitor:
-    def __init__(self):
-        self.initialized = True
-
-    def phase_start(self, phase_name, parent_phase, num_steps):
-        raise NotImplementedError
-
-    def step_complete(self, phase_name, step):
-        raise NotImplementedError
-
-    def phase_finish(self, phase_name):
         raise NotImplementedError

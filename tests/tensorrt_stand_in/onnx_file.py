@@ -12,7 +12,7 @@ def nodes_of(data):
         if number == MODEL_OPSET:
             domain = [text for field, text in _fields(value) if field == 1]
             if not domain or not domain[0]:
-                opset = next(each for field, each in _fields(value) if field == 2)
+                opset = next(version for field, version in _fields(value) if field == 2)
         if number == MODEL_GRAPH:
             results = [_node(inner) for field, inner in _fields(value) if field == GRAPH_NODE]
     if not results or opset is None:

@@ -220,7 +220,7 @@ def running_classes(gpu, module, old):
 
         def _execute(self, regions):
             session = session_of(self._engine.plan["path"])
-            types = {each.name: each.type for each in session.get_inputs()}
+            types = {port.name: port.type for port in session.get_inputs()}
             feeds = {}
             for name, (view, shape, kind, is_input) in regions.items():
                 if is_input:
@@ -230,7 +230,7 @@ def running_classes(gpu, module, old):
             if gpu.speeds:
                 tokens = max(shape[1] for _, shape, _, is_input in regions.values() if is_input)
                 gpu.elapsed_s += gpu.speeds.run_s(self._engine.plan, tokens)
-            outputs = [each.name for each in session.get_outputs()]
+            outputs = [port.name for port in session.get_outputs()]
             for name, values in zip(outputs, session.run(outputs, feeds)):
                 view, shape, kind, _ = regions[name]
                 assert values.shape == tuple(shape), (name, values.shape, shape)

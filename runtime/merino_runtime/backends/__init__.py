@@ -1,4 +1,4 @@
-"""Backends run the graph of a bundle. They know ids and arrays; text, sampling and timing lie elsewhere."""
+"""Backends run the graph of a bundle, on ids and arrays. Text, sampling and timing are elsewhere."""
 from typing import TYPE_CHECKING, Callable, Optional
 
 from merino_runtime.backends.choice import TENSORRT, choose_backend
@@ -10,28 +10,23 @@ if TYPE_CHECKING:
 
 def open_backend(bundle: Bundle, threads: Optional[int] = None, prefill_threads: Optional[int] = None,
                  backend: Optional[str] = None, say: Callable[[str], None] = lambda _: None) -> "Backend":
-    """threads: of decode, and of prefill if prefill_threads is None. None: the bundle's choice, else by the machine.
+    """Open a bundle.
 
-    backend: as of `choose_backend`. say: gets notes, such as that an engine is built. Raises MerinoError if the
-    backend is not installed, its version is refused, a thread count is not allowed, or the graph cannot be opened.
+    threads: of decode, and of prefill if prefill_threads is None; None: the bundle's choice, otherwise the machine's.
+    backend: as in `choose_backend`. say: receives notes, such as that an engine is built. Raise MerinoError if the
+    backend is not installed, its version is rejected, a thread count is not allowed, or the graph cannot be opened.
     """
     if choose_backend(bundle, backend, say) == TENSORRT:
-        return _open_tensorrt(bundle, threads or prefill_threads, say)
-    from merino_runtime.backends.onnx import OnnxBackend
-    from merino_runtime.backends.onnx_session import open_model
+        from merino_runtime.backends import tensorrt, tensorrt_model
 
-    return OnnxBackend(open_model(bundle, threads, prefill_threads))
+        if threads or prefill_threads:
+            say("thread counts are of the CPU; TensorRT computes on the GPU and ignores them")
+        model = tensorrt_model.open_model(bundle, say)
+        try:
+            return tensorrt.TensorRtBackend(model)
+        except BaseException:
+            model.close()
+            raise
+    from merino_runtime.backends import onnx, onnx_session
 
-
-def _open_tensorrt(bundle: Bundle, threads: Optional[int], say: Callable[[str], None]) -> "Backend":
-    from merino_runtime.backends.tensorrt import TensorRtBackend
-    from merino_runtime.backends.tensorrt_model import open_model
-
-    if threads:
-        say("thread counts are of the CPU; TensorRT computes on the GPU and ignores them")
-    model = open_model(bundle, say)
-    try:
-        return TensorRtBackend(model)
-    except BaseException:
-        model.close()
-        raise
+    return onnx.OnnxBackend(onnx_session.open_model(bundle, threads, prefill_threads))

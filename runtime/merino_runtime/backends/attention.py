@@ -1,4 +1,4 @@
-"""Which of ONNX Runtime's two attention kernels runs. Standard library only.
+"""Chooses between ONNX Runtime's two attention kernels. Standard library only.
 
 From 1.28 on attention is tiled (flash attention). An environment variable, read when a session opens, selects the
 earlier kernel: whole matrix multiplications. Which is faster depends on the core and on the cache
@@ -19,7 +19,8 @@ CORTEX_A53 = "0xd03"  # "CPU part" in /proc/cpuinfo
 
 @contextlib.contextmanager
 def faster_attention(bundle: Bundle) -> Iterator[None]:
-    """Around the opening of sessions: sets the variable where that is faster. A value that the user set is kept."""
+    """Set the variable while sessions are opened, if the earlier kernel is faster. A value that the user set is
+    kept."""
     if SWITCH in os.environ or not is_faster_untiled(bundle):
         yield
         return
@@ -31,7 +32,7 @@ def faster_attention(bundle: Bundle) -> Iterator[None]:
 
 
 def attention_path(bundle: Bundle) -> str:
-    """For people."""
+    """Return the choice for people."""
     if SWITCH in os.environ:
         return f"as {SWITCH}={os.environ[SWITCH]} requires"
     if is_faster_untiled(bundle):
@@ -40,7 +41,8 @@ def attention_path(bundle: Bundle) -> str:
 
 
 def is_faster_untiled(bundle: Bundle) -> bool:
-    """On x86 over a quantized cache, by measurement; on Cortex-A53 over a float cache, by a model of the core."""
+    """Return whether the earlier kernel is faster: on x86 over a quantized cache, by measurement; on Cortex-A53 over a
+    float cache, by a model of the core."""
     quantized = quantized_cache(bundle) is not None
     here = platform.machine()
     if here in board.X86_MACHINES:

@@ -9,8 +9,8 @@ from merino_runtime.errors import MerinoError
 class Backend:
     """A model with its KV cache, which is allocated once. It runs one generation at a time; `fork` gives more.
 
-    `changes` counts what changed the cache. A generation compares it between its tokens: where anyone else changed the
-    cache, such as another generation, its next token would follow other text, and it raises instead.
+    `changes` counts changes of the cache. A generation compares it between its tokens, and raises if anyone else, such
+    as another generation, changed the cache: its next token would follow other text.
 
     Logits are a view that the next call overwrites: copy them to keep them. After a call that failed or was
     interrupted the cache holds `ids` as before the call, and the backend can be used.
@@ -23,74 +23,74 @@ class Backend:
 
     @property
     def ids(self) -> List[int]:
-        """The ids in the cache, in order. Do not change the list."""
+        """Return the ids in the cache, in order. Do not change the list."""
         raise NotImplementedError
 
     @property
     def length(self) -> int:
-        """Number of filled cache slots."""
+        """Return the number of filled cache slots."""
         return len(self.ids)
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
-        """Adds ids [n] to the cache -> logits [vocab] after the last one. Long prompts run in chunks, which bounds the
-        memory of activations."""
+        """Add ids [n] to the cache. Return the logits [vocab] after the last one. Long prompts run in chunks, which
+        bounds the memory of activations."""
         raise NotImplementedError
 
     def step(self, token_id: int) -> np.ndarray:
-        """Decode: adds one id to the cache -> logits [vocab]."""
+        """Decode: add one id to the cache. Return logits [vocab]."""
         raise NotImplementedError
 
     def logits_from(self, first: int, ids: Sequence[int]) -> Iterator[np.ndarray]:
-        """Adds ids [n] to the cache -> logits [m, vocab] after each of them from ids[first] on, as they are computed:
-        by a decode step each, or m at once where the graph returns the logits of all positions. They are a view."""
+        """Add ids [n] to the cache. Yield the logits [m, vocab] after each of them from ids[first] on, as a view: one
+        per decode step, or m at once if the graph returns the logits of all positions."""
         yield self.prefill(ids[:first + 1])[None]
         for token_id in ids[first + 1:]:
             yield self.step(token_id)[None]
 
     def truncate(self, length: int) -> None:
-        """Keeps the first `length` slots and frees the others. MerinoError if fewer are filled."""
+        """Keep the first `length` slots and free the others. Raise MerinoError if fewer are filled."""
         raise NotImplementedError
 
     def filled(self) -> Tuple[List[int], Dict[str, np.ndarray]]:
-        """A copy of the ids and of the filled slots, by name [1, heads, length, head_size]."""
+        """Return a copy of the ids and of the filled slots, by name [1, heads, length, head_size]."""
         raise NotImplementedError
 
     def fill(self, ids: Sequence[int], arrays: Iterable[np.ndarray]) -> None:
-        """Replaces the cache by what `filled` returned, arrays in its order. If `arrays` raises, the cache is empty."""
+        """Replace the cache by what `filled` returned, arrays in its order. If `arrays` raises, the cache is empty."""
         raise NotImplementedError
 
     def fork(self) -> "Backend":
-        """A backend with a copy of this cache over the same weights, for a generation beside this one. Both are closed
-        separately, in any order, and may run in two threads. It may be called while another thread runs this backend:
-        the copy is the state before or after a run, never between."""
+        """Return a backend with a copy of this cache over the same weights, for a generation beside this one. The two
+        are closed separately, in any order, and may run in two threads. Another thread may run this backend meanwhile:
+        the copy is its state before or after a run, never between."""
         raise NotImplementedError
 
     def rows(self, count: int) -> List["Backend"]:
-        """Backends with empty caches over the same weights, each closed on its own. All are used by one thread. Where
-        the graph takes a batch, they decode together: see `step_ahead`."""
+        """Return backends with empty caches over the same weights, each closed separately and all used by one thread.
+        If the graph accepts a batch, they decode together: see `step_ahead`."""
         rows = [self.fork() for _ in range(count)]
         for row in rows:
             row.truncate(0)
         return rows
 
     def step_ahead(self, steps: Sequence[Tuple["Backend", int]]) -> List["Backend"]:  # noqa: ARG002
-        """Computes the decode steps of several `rows` with an id each, this backend among them, in one run of the
-        graph. What the caches hold stays as it is: `step` of a row with its id returns at once, if nothing has changed
-        its cache meanwhile. Returns those whose step was computed; none where the graph takes no batch."""
+        """Compute the decode steps of several `rows` with an id each, this backend among them, in one run of the graph.
+        The caches do not change: `step` of a row with its id then returns at once, unless its cache has changed. Return
+        the rows whose step was computed; none if the graph accepts no batch."""
         return []
 
     def copy_prefix(self, source: "Backend", length: int) -> None:
-        """Replaces the cache by the first ids of another backend over the same weights."""
+        """Replace the cache by the first ids of another backend over the same weights."""
         ids, arrays = source.filled()
         self.fill(ids[:length], [entries[:, :, :length] for entries in arrays.values()])
 
     def close(self) -> None:
-        """Frees the cache, and the weights with the last fork. Every other call raises MerinoError afterwards."""
+        """Free the cache, and the weights with the last fork. Every other call raises MerinoError afterwards."""
         raise NotImplementedError
 
 
 def check_prefill(backend: Backend, ids: Sequence[int]) -> None:
-    """Raises MerinoError for ids that do not fit the free slots, or that the model does not have."""
+    """Raise MerinoError for ids that do not fit the free slots, or that the model does not have."""
     count, free = len(ids), backend.context - backend.length
     if not 0 < count <= free:
         raise MerinoError(
@@ -103,7 +103,7 @@ def check_prefill(backend: Backend, ids: Sequence[int]) -> None:
 
 
 def check_step(backend: Backend, token_id: int) -> None:
-    """Raises MerinoError for an id that does not exist, and where the cache is full."""
+    """Raise MerinoError if the id does not exist, or if the cache is full."""
     if not 0 <= token_id < backend.vocab:
         raise MerinoError(f"token id {token_id} does not exist, the model has 0 to {backend.vocab - 1}. Use ids of "
                           "this model's tokenizer.")
@@ -113,7 +113,7 @@ def check_step(backend: Backend, token_id: int) -> None:
 
 
 def check_truncate(backend: Backend, length: int) -> None:
-    """Raises MerinoError where fewer slots are filled."""
+    """Raise MerinoError if fewer slots are filled."""
     if not 0 <= length <= backend.length:
         raise MerinoError(f"the cache cannot be truncated to {length} ids, it holds {backend.length}. Allowed: 0 to "
                           f"{backend.length}.")

@@ -17,10 +17,8 @@ Say = Callable[[str], None]
 
 
 def choose_backend(bundle: Bundle, requested: Optional[str] = None, say: Say = lambda _: None) -> str:
-    """The name of a backend. Raises MerinoError where the requested one does not run this bundle, or none does.
-
-    say: gets a note where the machine decides.
-    """
+    """Return the name of a backend. Raise MerinoError if the requested one does not run this bundle, or none does. say:
+    receives a note if the machine decides."""
     requested = _checked(requested)
     if requested:
         if need_of(bundle, requested) is None:
@@ -28,25 +26,20 @@ def choose_backend(bundle: Bundle, requested: Optional[str] = None, say: Say = l
                               f"{requested}: it needs {backends_text(bundle)}. For TensorRT export it with --dialect "
                               "portable, in --precision fp32 or fp16.")
         return requested
-    known = [need.name for need in bundle.backends if need.name in BACKENDS]
-    if not known:
+    available = [need.name for need in bundle.backends if need.name in BACKENDS]
+    if not available:
         named = " or ".join(repr(need.name) for need in bundle.backends)
         raise MerinoError(f"bundle {bundle.name!r} needs the backend {named}, this runtime has "
                           f"{', '.join(BACKENDS)}. Use the merino.pyz of the bundle's folder, or export it again.")
-    if TENSORRT in known and known[0] != TENSORRT and is_jetson() and is_installed(TENSORRT):
-        return _of_jetson(known[0], say)
-    return known[0]
+    if TENSORRT in available and available[0] != TENSORRT:
+        return _of_jetson(available[0], say)
+    return available[0]
 
 
 def backend_of_machine(requested: Optional[str] = None, say: Say = lambda _: None) -> str:
-    """The backend to measure this machine with, where no bundle decides. MerinoError for one that is not known.
-
-    say: gets a note where the machine decides.
-    """
-    requested = _checked(requested)
-    if requested:
-        return requested
-    return _of_jetson(ONNXRUNTIME, say) if is_jetson() and is_installed(TENSORRT) else ONNXRUNTIME
+    """Return the backend to measure this machine with, without a bundle. Raise MerinoError for an unknown one. say:
+    receives a note if the machine decides."""
+    return _checked(requested) or _of_jetson(ONNXRUNTIME, say)
 
 
 def _checked(requested: Optional[str]) -> Optional[str]:
@@ -57,7 +50,9 @@ def _checked(requested: Optional[str]) -> Optional[str]:
 
 
 def _of_jetson(otherwise: str, say: Say) -> str:
-    """TensorRT, unless it is of a version that this runtime cannot drive."""
+    """Return TensorRT on a Jetson that has a version which this runtime can drive; elsewhere `otherwise`."""
+    if not is_jetson() or not is_installed(TENSORRT):
+        return otherwise
     require("numpy")  # the package of the backends imports it
     from merino_runtime.backends.tensorrt_versions import open_tensorrt
 
@@ -71,12 +66,12 @@ def _of_jetson(otherwise: str, say: Say) -> str:
 
 
 def is_jetson() -> bool:
-    """By the model that the device tree names."""
+    """Return whether the device tree names a Jetson."""
     return re.search(r"\bjetson\b", board.read_text("/proc/device-tree/model"), re.IGNORECASE) is not None
 
 
 def is_installed(backend: str) -> bool:
-    """Whether Python would find it. Imports nothing."""
+    """Return whether Python finds the backend. Import nothing."""
     try:
         return importlib.util.find_spec(backend) is not None
     except (ImportError, ValueError):  # a module without a spec, as one that was put there by hand

@@ -1,8 +1,8 @@
 """The CUDA runtime's functions that the TensorRT backend uses, by ctypes on libcudart.
 
-A GPU's memory is an address here, as a number. Work that is put on a stream takes effect at `synchronize` at the
-latest; until then its host memory must stay as it is, and must be pinned. Every call that fails raises CudaError;
-`cuda_fault` makes the user's message of one. `gpu` finds the library.
+GPU memory is represented by its address, a number. Work on a stream is complete after `synchronize`; until then its
+host memory must not change, and must be pinned. Every call that fails raises CudaError, from which `cuda_fault` makes
+the user's message. `gpu` finds the library.
 """
 import contextlib
 import ctypes
@@ -47,7 +47,8 @@ class CudaError(Exception):
 
 
 class Cuda:
-    """libcudart. Each method is the function of its name, with results returned in place of pointers to them."""
+    """libcudart. Each method is the function of its name, and returns its results instead of writing them to
+    pointers."""
 
     def __init__(self, library: Any) -> None:
         self._functions = {name: c_function(library, name, types, c_int) for name, types in SIGNATURES.items()}
@@ -75,7 +76,7 @@ class Cuda:
         return address.value or 0
 
     def driver_version(self) -> int:
-        """0 where no driver is installed."""
+        """Return the version; 0 if no driver is installed."""
         return self._integer("cudaDriverGetVersion")
 
     def get_device(self) -> int:
@@ -85,7 +86,7 @@ class Cuda:
         return self._integer("cudaDeviceGetAttribute", attribute, device)
 
     def mem_get_info(self) -> Tuple[int, int]:
-        """(free, total) bytes."""
+        """Return the free and the total bytes."""
         free, total = c_size_t(), c_size_t()
         self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
         return free.value, total.value
@@ -107,7 +108,7 @@ class Cuda:
 
     def memcpy_2d(self, to: int, to_pitch: int, source: int, pitch: int, width: int, height: int, kind: int,
                   stream: int) -> None:
-        """`height` rows of `width` bytes, whose beginnings lie a pitch apart."""
+        """Copy `height` rows of `width` bytes, whose starts are a pitch apart."""
         self._call("cudaMemcpy2DAsync", to, to_pitch, source, pitch, width, height, kind, stream)
 
     def memset(self, address: int, value: int, size: int, stream: int) -> None:
@@ -129,13 +130,13 @@ class Cuda:
         self._call("cudaStreamBeginCapture", stream, CAPTURE_THREAD_LOCAL)
 
     def end_capture(self, stream: int) -> int:
-        """-> the graph."""
+        """Return the graph."""
         graph = c_void_p()
         self._call("cudaStreamEndCapture", stream, ctypes.byref(graph))
         return graph.value or 0
 
     def instantiate(self, graph: int) -> int:
-        """-> what `launch` takes."""
+        """Return the executable that `launch` runs."""
         rest = (0,) if self.runtime >= 12000 else (None, None, 0)
         return self._address("cudaGraphInstantiate", graph, *rest)
 
@@ -150,14 +151,14 @@ class Cuda:
 
 
 def c_function(library: Any, name: str, types: Sequence[Any], result: Any) -> Any:
-    """With its types set: ctypes passes a bare Python number as 32 bits."""
+    """Return a function of a library with its types: ctypes passes a bare Python number as 32 bits."""
     function = getattr(library, name)
     function.argtypes, function.restype = types, result
     return function
 
 
 def cuda_fault(doing: str, error: CudaError) -> MerinoError:
-    """doing: as in `a decode step`."""
+    """Return the user's message. doing: as in `a decode step`."""
     on_cpu = "Or run on the CPU: --backend onnxruntime."
     if error.code == INSUFFICIENT_DRIVER:
         return MerinoError(f"CUDA cannot start ({error}): no NVIDIA driver is loaded, or it is older than the CUDA "

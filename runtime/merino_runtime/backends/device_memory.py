@@ -1,6 +1,6 @@
-"""Where things lie in one allocation, and which strided copies move new keys and values into the KV cache.
+"""Lays out arrays in one allocation, and plans the strided copies of new keys and values into the KV cache.
 
-Layout only: numbers in, numbers out. Sizes and offsets are in bytes.
+This only computes numbers. Sizes and offsets are in bytes.
 """
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
@@ -25,7 +25,7 @@ class Layout(NamedTuple):
 
 
 class StridedCopy(NamedTuple):
-    """`rows` rows, one per head: their beginnings lie a pitch apart, in the cache and in the new entries."""
+    """Copies one row per head. The starts of the rows are a pitch apart, in the cache and in the new entries."""
     to: int  # offset of the cache's row
     source: int  # offset of the new entries' row
     to_pitch: int  # context * entry
@@ -35,7 +35,7 @@ class StridedCopy(NamedTuple):
 
 
 def laid_out(fields: Sequence[Field], start: int = 0) -> Layout:
-    """The fields one behind the other, each at a multiple of ALIGNMENT."""
+    """Return the fields one after the other, each at a multiple of ALIGNMENT."""
     offsets, end = {}, start
     for field in fields:
         offsets[field.name] = aligned(end)
@@ -49,24 +49,23 @@ def aligned(offset: int) -> int:
 
 def cache_copies(caches: Sequence[Field], cache_at: Dict[str, int], new_at: Dict[str, int], count: int
                  ) -> List[StridedCopy]:
-    """The copies that move new entries [1, heads, count, head_size] into caches [1, heads, context, head_size].
+    """Return the copies that move new entries [1, heads, count, head_size] into caches [1, heads, context, head_size].
+    new_at: by the name of the cache.
 
-    new_at: by the name of the cache. One copy per cache; neighbors are joined where they touch in both places, so
-    a model whose heads have one size mostly needs one copy for all its layers.
+    There is one copy per cache; neighbors that touch in both places are joined, so a model whose heads have one size
+    usually needs one copy for all its layers.
     """
     copies: List[StridedCopy] = []
     for field in caches:
         _, heads, context, head_size = field.shape
         entry = head_size * np.dtype(field.dtype).itemsize
         copy = StridedCopy(cache_at[field.name], new_at[field.name], context * entry, count * entry, entry, heads)
-        if copies and _touch(copies[-1], copy):
-            copies[-1] = copies[-1]._replace(rows=copies[-1].rows + heads)
-        else:
-            copies.append(copy)
+        if copies:
+            last = copies[-1]
+            joined = last._replace(to=last.to + last.rows * last.to_pitch, source=last.source + last.rows * last.pitch,
+                                   rows=heads)
+            if joined == copy:  # it starts where the last one ends, in both places
+                copies[-1] = last._replace(rows=last.rows + heads)
+                continue
+        copies.append(copy)
     return copies
-
-
-def _touch(first: StridedCopy, then: StridedCopy) -> bool:
-    return (first.entry == then.entry and first.to_pitch == then.to_pitch
-            and first.to + first.rows * first.to_pitch == then.to
-            and first.source + first.rows * first.pitch == then.source)

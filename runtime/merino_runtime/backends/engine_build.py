@@ -1,8 +1,8 @@
 """Builds a TensorRT engine from the graph of a `portable` bundle, on the board that will run it.
 
-Two optimization profiles: profile 0 is decode, one id; profile 1 is prefill, chunks of a fixed length. What an engine
-of float16 kernels keeps in float32 is the norms, since squares of activations overflow float16. `engine_file` keeps
-what was built.
+Two optimization profiles: profile 0 is decode, one id; profile 1 is prefill, chunks of a fixed length. An
+engine of float16 kernels keeps its norms in float32, because squares of activations overflow float16. `engine_file`
+stores what was built.
 """
 import contextlib
 import hashlib
@@ -34,7 +34,7 @@ from merino_runtime.io.memory import lack_of_memory
 DECODE, PREFILL = 0, 1  # numbers of the profiles
 PREFILL_CHUNK_IDS = 64  # where reading the weights takes about as long as computing with them, on the boards' GPUs
 WORKSPACE_MB = 128  # for a kernel beside its inputs: matrix multiplications need little
-REPORT_EVERY_S = 15.0  # where TensorRT itself reports no progress
+REPORT_EVERY_S = 15.0
 Report = Callable[[str], None]
 
 
@@ -50,47 +50,49 @@ def chunk_ids(bundle: Bundle) -> int:
 
 
 def key_of(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str) -> EngineKey:
-    """Raises CudaError."""
+    """Return the key of the engine of this bundle for this machine. Raise CudaError."""
     device = device_of(cuda)
     return EngineKey(device.name, device.capability, trt.version, device.runtime, model_sha256(bundle), precision,
                      bundle.context, chunk_ids(bundle), builder_version())
 
 
 def builder_version() -> str:
-    """Of this module's source, read where it lies: in a folder or in merino.pyz. The user's cache of engines is shared
-    by all releases, and no number that is raised by hand can be forgotten."""
+    """Return the hash of this module's source, from a folder or merino.pyz. All releases share the user's cache of
+    engines, and nobody can forget to change a hash."""
     source = pkgutil.get_data(__name__.rpartition(".")[0], "engine_build.py")
     return hashlib.sha256(source or b"").hexdigest()[:16]
 
 
 def build_engine(bundle: Bundle, fp16: bool, workspace_mb: Optional[int], report: Report) -> "Made":
-    """The verb `build-engine`. fp16: also where the bundle is float32. Raises MerinoError where it cannot be built."""
-    workspace = workspace_of(workspace_mb)
+    """Build or find the engine, for the verb `build-engine`. fp16: also if the bundle is float32. Raise MerinoError if
+    it cannot be built."""
+    if workspace_mb is not None and not 1 <= workspace_mb <= 65536:
+        raise MerinoError(f"--workspace-mb is {workspace_mb}, allowed: 1 to 65536. Omit it for {WORKSPACE_MB}.")
     trt = open_tensorrt()
     cuda = open_cuda(version_tuple(trt.version))
     with raising_cuda_faults("building the engine"):
-        return ensure_engine(bundle, trt, cuda, "fp16" if fp16 else bundle.precision, report, workspace)
+        return ensure_engine(bundle, trt, cuda, "fp16" if fp16 else bundle.precision, report,
+                             workspace_mb=workspace_mb or WORKSPACE_MB)
 
 
 class Made(NamedTuple):
     path: str
-    built: bool  # False: it was there
+    built: bool  # False: it existed
 
 
 def ensure_engine(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str, report: Report,
                   workspace_mb: int = WORKSPACE_MB, rebuild: bool = False) -> Made:
-    """Builds the engine unless it is there. One process of a machine builds at a time.
-
-    rebuild: although it is there, for one that TensorRT would not load. Raises MerinoError where it cannot be built,
-    CudaError where the GPU does not answer."""
+    """Build the engine unless it exists. Only one process of a machine builds at a time. rebuild: also if it exists,
+    because TensorRT would not load it. Raise MerinoError if it cannot be built, CudaError if the GPU does not
+    answer."""
     key = key_of(bundle, trt, cuda, precision)
-    kept = None if rebuild else sound_path(bundle, key)
-    if kept:
-        return Made(kept, False)
+    path = None if rebuild else sound_path(bundle, key)
+    if path:
+        return Made(path, False)
     with one_builder(bundle):
-        kept = None if rebuild else sound_path(bundle, key)  # by the process that held the lock
-        if kept:
-            return Made(kept, False)
+        path = None if rebuild else sound_path(bundle, key)  # the process that held the lock may have built it
+        if path:
+            return Made(path, False)
         request = Build(key, workspace_mb, check_memory(bundle, cuda, precision, workspace_mb, report))
         started = time.monotonic()
         report(f"building an engine for {key.gpu} (TensorRT {key.tensorrt}, {key.precision}, about "
@@ -103,7 +105,8 @@ def ensure_engine(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str, rep
 
 
 def check_memory(bundle: Bundle, cuda: Cuda, precision: str, workspace_mb: int, report: Report) -> float:
-    """MB that the build needs. Raises MerinoError where the machine has less in all, and reports where less is free."""
+    """Return the MB that the build needs. Raise MerinoError if the machine has less in all, and report if less is
+    free."""
     weights_mb = bundle.weight_bytes / MB
     engine_mb = weights_mb / (2 if precision == "fp16" and bundle.precision == "fp32" else 1)
     need_mb = 2 * weights_mb + 2 * engine_mb + workspace_mb + board.CUDA_MB + board.PROCESS_MB
@@ -128,7 +131,7 @@ def check_memory(bundle: Bundle, cuda: Cuda, precision: str, workspace_mb: int, 
 
 
 def build(bundle: Bundle, trt: TensorRt, request: Build, report: Report) -> memoryview:
-    """-> the plan. Raises MerinoError with the errors of TensorRT."""
+    """Return the plan. Raise MerinoError with the errors of TensorRT."""
     module, key = trt.module, request.key
     try:
         builder = module.Builder(trt.logger)
@@ -149,27 +152,23 @@ def build(bundle: Bundle, trt: TensorRt, request: Build, report: Report) -> memo
         config.add_optimization_profile(_profile(builder, network, length))
     cache = config.create_timing_cache(timing_cache(bundle, key))
     config.set_timing_cache(cache, False)
-    with _progress(trt, config, report):
+    with _reporting_time(report):
         plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise _build_failed(bundle, trt, request)
+        why = trt.why()
+        failed = f"TensorRT {trt.version} cannot build an engine of {bundle.name!r}: {why}."
+        if "memory" in why.lower() or lack_of_memory(MerinoError(why)) is not None:
+            raise MerinoError(f"{failed} It ran out of memory (an estimate was {request.need_mb:.0f} MB). Stop other "
+                              "programs, add swap, make the workspace smaller (--workspace-mb), or export with "
+                              "--precision fp16 or a shorter --context.")
+        raise MerinoError(f"{failed} The same by NVIDIA's own tool, with its whole log: "
+                          f"{trtexec_command(bundle, request)}")
     keep_timing_cache(bundle, key, bytes(memoryview(config.get_timing_cache().serialize())))
     return memoryview(plan).cast("B")
 
 
-def _build_failed(bundle: Bundle, trt: TensorRt, request: Build) -> MerinoError:
-    why = trt.why()
-    failed = f"TensorRT {trt.version} cannot build an engine of {bundle.name!r}: {why}."
-    if "memory" in why.lower() or lack_of_memory(MerinoError(why)) is not None:
-        return MerinoError(f"{failed} It ran out of memory (an estimate was {request.need_mb:.0f} MB). Stop other "
-                           "programs, add swap, make the workspace smaller (--workspace-mb), or export with "
-                           "--precision fp16 or a shorter --context.")
-    return MerinoError(f"{failed} The same by NVIDIA's own tool, with its whole log: "
-                       f"{trtexec_command(bundle, request)}")
-
-
 def parse(bundle: Bundle, trt: TensorRt, network: Any) -> None:
-    """The graph into an empty network. Raises MerinoError with the node that TensorRT does not take."""
+    """Parse the graph into an empty network. Raise MerinoError with the node that TensorRT rejects."""
     check_external_data(bundle)
     path = os.path.join(bundle.folder, "model.onnx")
     parser = trt.module.OnnxParser(network, trt.logger)
@@ -181,7 +180,7 @@ def parse(bundle: Bundle, trt: TensorRt, network: Any) -> None:
 
 
 def _profile(builder: Any, network: Any, length: int) -> Any:
-    """A profile of one shape: every axis that has a name has this length."""
+    """Return a profile of one shape, in which every named axis has this length."""
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -192,15 +191,14 @@ def _profile(builder: Any, network: Any, length: int) -> Any:
 
 
 def keep_norms_float32(trt: TensorRt, network: Any) -> int:
-    """Requires float32 in the layers of each norm, from the square of its input to the division by its root -> how
-    many layers.
+    """Require float32 in the layers of each norm, from the square of its input to the division by its root. Return the
+    number of layers.
 
-    A norm is known by its mean: it begins with the multiplication whose mean is taken, and ends with the next division.
-    Other parts of these graphs have no mean.
+    A norm is recognized by its mean: it starts with the multiplication whose mean is computed, and ends with the next
+    division. Other parts of these graphs have no mean.
     """
-    module = trt.module
+    types, division = trt.module.LayerType, trt.module.ElementWiseOperation.DIV
     layers = [network.get_layer(index) for index in range(network.num_layers)]
-    means = [layer for layer in layers if layer.type == module.LayerType.REDUCE]
     made_by = {layer.get_output(index).name: layer for layer in layers for index in range(layer.num_outputs)}
     readers: Dict[str, List[Any]] = {}
     for layer in layers:
@@ -208,42 +206,32 @@ def keep_norms_float32(trt: TensorRt, network: Any) -> int:
             if layer.get_input(index) is not None:
                 readers.setdefault(layer.get_input(index).name, []).append(layer)
     norms: Dict[str, Any] = {}
-    for mean in means:
-        before = made_by.get(mean.get_input(0).name)
-        if before is not None and before.type == module.LayerType.ELEMENTWISE:
-            norms[before.name] = before
-        norms.update((layer.name, layer) for layer in _to_division(trt, mean, readers))
+    for mean in layers:
+        if mean.type != types.REDUCE:
+            continue
+        square = made_by.get(mean.get_input(0).name)
+        if square is not None and square.type == types.ELEMENTWISE:
+            norms[square.name] = square
+        waiting: List[Any] = [mean]
+        visited: Set[str] = set()
+        while waiting:
+            layer = waiting.pop()
+            if layer.name in visited or layer.type not in (types.ELEMENTWISE, types.UNARY, types.REDUCE):
+                continue
+            visited.add(layer.name)
+            norms[layer.name] = layer
+            # The bindings of 8.2 return an ILayer of the derived class, as those of 10 do.
+            if layer.type != types.ELEMENTWISE or layer.op != division:
+                waiting.extend(readers.get(layer.get_output(0).name, []))
     for layer in norms.values():
-        layer.precision = module.float32
-        layer.set_output_type(0, module.float32)
+        layer.precision = trt.module.float32
+        layer.set_output_type(0, trt.module.float32)
     return len(norms)
 
 
-def _to_division(trt: TensorRt, mean: Any, readers: Dict[str, List[Any]]) -> Iterator[Any]:
-    """The mean and what reads it, step by step, up to the division."""
-    types = trt.module.LayerType
-    arithmetic = (types.ELEMENTWISE, types.UNARY, types.REDUCE)
-    waiting: List[Any] = [mean]
-    seen: Set[str] = set()
-    while waiting:
-        layer = waiting.pop()
-        if layer.name in seen or layer.type not in arithmetic:
-            continue
-        seen.add(layer.name)
-        yield layer
-        if not _divides(trt, layer):
-            waiting.extend(readers.get(layer.get_output(0).name, []))
-
-
-def _divides(trt: TensorRt, layer: Any) -> bool:
-    if layer.type != trt.module.LayerType.ELEMENTWISE:
-        return False
-    # The bindings of 8.2 return an ILayer of the derived class, as those of 10 do.
-    return layer.op == trt.module.ElementWiseOperation.DIV
-
-
 def trtexec_command(bundle: Bundle, request: Build) -> str:
-    """A build of the same graph with one profile for both lengths: to see what TensorRT does, and how fast it is."""
+    """Return NVIDIA's command for the same graph, with one profile for both lengths: it shows what TensorRT does, and
+    how fast."""
     key = request.key
     ids = [port.name for port in bundle.inputs if "sequence" in port.shape]
     shapes = {length: ",".join(f"{name}:1x{length}" for name in ids) for length in (1, key.chunk)}
@@ -256,19 +244,14 @@ def trtexec_command(bundle: Bundle, request: Build) -> str:
 
 
 @contextlib.contextmanager
-def _progress(trt: TensorRt, config: Any, report: Report) -> Iterator[None]:
-    """Around a build: reports the phases that TensorRT 10 names; for 8.2, which names none, the time so far."""
+def _reporting_time(report: Report) -> Iterator[None]:
+    """Report the time so far while an engine is built."""
     ended, started = threading.Event(), time.monotonic()
 
     def report_time() -> None:
         while not ended.wait(REPORT_EVERY_S):
             report(f"still building, {time.monotonic() - started:.0f} s")
 
-    if hasattr(trt.module, "IProgressMonitor"):
-        monitor = _monitor(trt.module, report)
-        config.progress_monitor = monitor  # the builder keeps no reference: `monitor` lives until the body's end
-        yield
-        return
     thread = threading.Thread(target=report_time, daemon=True)
     thread.start()
     try:
@@ -276,29 +259,3 @@ def _progress(trt: TensorRt, config: Any, report: Report) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-
-
-def _monitor(module: Any, report: Report) -> Any:
-    class Monitor(module.IProgressMonitor):
-        def __init__(self) -> None:
-            module.IProgressMonitor.__init__(self)
-
-        def phase_start(self, phase_name: str, parent_phase: Optional[str], num_steps: int) -> None:  # noqa: ARG002
-            if not parent_phase:
-                report(f"building: {phase_name}")
-
-        def step_complete(self, phase_name: str, step: int) -> bool:  # noqa: ARG002
-            return True  # go on
-
-        def phase_finish(self, phase_name: str) -> None:  # noqa: ARG002
-            pass
-
-    return Monitor()
-
-
-def workspace_of(megabytes: Optional[int]) -> int:
-    """Raises MerinoError for a workspace that is not allowed."""
-    if megabytes is not None and not 1 <= megabytes <= 65536:
-        raise MerinoError(f"--workspace-mb is {megabytes}, allowed: 1 to 65536. Omit it for {WORKSPACE_MB}.")
-    return megabytes or WORKSPACE_MB
-

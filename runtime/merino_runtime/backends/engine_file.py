@@ -1,9 +1,9 @@
 """Engines on disk: one file per (GPU, compute capability, TensorRT version, model, precision, shapes).
 
-An engine is machine code of one GPU and one version. So a file's header names all that it was built for, and the hash
-of the plan behind it: what is stale, damaged or foreign is not loaded, and `engine_build` builds it again. The files
-lie in `engines`, beside the bundle of an installed release, else in the user's cache (docs/formats.md). Neither a file
-that another user could write is loaded, nor one that came with a bundle.
+An engine is machine code for one GPU and one version. So a file's header names everything that it was built for, and
+the hash of the plan after it: a stale, damaged or foreign file is not loaded, and `engine_build` builds it again. The
+files are in `engines` beside the bundle of an installed release, otherwise in the user's cache (docs/formats.md). A
+file that another user could write is not loaded, nor one that came with a bundle.
 """
 import contextlib
 import hashlib
@@ -16,8 +16,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import value_of
-from merino_runtime.io.lock import locked
-from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.lock import locked, raising_machine_faults
 from merino_runtime.io.outputs import open_output, write_output
 
 MAGIC = b"merino-engine\n"
@@ -31,7 +30,7 @@ WAIT_S = 7200.0  # for another builder: a Jetson Nano builds a large model for a
 
 
 class EngineKey(NamedTuple):
-    """What an engine is for. It runs nowhere else."""
+    """What an engine was built for. It runs nowhere else."""
     gpu: str
     capability: str  # compute capability, "5.3"
     tensorrt: str
@@ -49,56 +48,50 @@ class EngineKey(NamedTuple):
 
 
 def model_sha256(bundle: Bundle) -> str:
-    """One hash of the files that the parser reads, from those that bundle.json lists."""
+    """Return one hash of the files that the parser reads, from their hashes in bundle.json."""
     listed = sorted((file.path, file.sha256) for file in bundle.files if file.path in MODEL_FILES)
     return hashlib.sha256(json.dumps(listed).encode("utf-8")).hexdigest()
 
 
 def engine_folder(bundle: Bundle) -> str:
-    """Where engines of this bundle are kept, made where it is not there yet: beside the bundle where `install` made
-    the folder and this user may write to it, else in the user's cache. Raises MerinoError where it cannot be made."""
-    beside = _folder_beside(bundle)
-    if beside and os.path.isdir(beside) and os.access(beside, os.W_OK):
-        return beside
-    cache = _users_folder()
-    try:
+    """Return the folder for new engines of this bundle: the first one of `_folders` that `install` made and this user
+    may write, otherwise the user's cache, which is made if needed. Raise MerinoError if it cannot be made."""
+    *beside, cache = _folders(bundle)
+    for folder in beside:
+        if os.path.isdir(folder) and os.access(folder, os.W_OK):
+            return folder
+    with raising_machine_faults(f"make {cache}"):
         os.makedirs(cache, 0o755, exist_ok=True)
-    except OSError as error:
-        raise machine_fault(f"make {cache}", error) from error
     if not _is_own(os.stat(cache)):
         raise MerinoError(f"other users can write {cache}, so an engine in it could be theirs. Run chmod go-w on your "
                           "own folder, or set XDG_CACHE_HOME to another one.")
     return cache
 
 
-def _folder_beside(bundle: Bundle) -> Optional[str]:
-    """The folder of engines in the release to which the bundle and the running application belong; else None. Whoever
-    could write engines into such a folder could have written the application. Beside another bundle, an engine may be
-    from whoever made the bundle."""
+def _folders(bundle: Bundle) -> List[str]:
+    """Return the folders where engines may be, the preferred one first: that of the release to which the bundle and the
+    running application belong, if they do, and the user's cache. Whoever could write engines into a release could have
+    written its application. Beside another bundle, an engine may be from whoever made the bundle."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     release = os.path.dirname(os.path.realpath(bundle.folder))
     inside = os.path.realpath(__file__).startswith(os.path.join(release, APP, ""))
-    return os.path.join(release, FOLDER) if inside else None
-
-
-def _users_folder() -> str:
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(cache, "merino", FOLDER)
+    return [os.path.join(release, FOLDER)] * inside + [os.path.join(cache, "merino", FOLDER)]
 
 
 def paths_of(bundle: Bundle, key: EngineKey) -> List[str]:
-    """Where such an engine may lie, the first choice first."""
-    return [os.path.join(folder, key.file_name) for folder in (_folder_beside(bundle), _users_folder()) if folder]
+    """Return the paths where such an engine may be, the preferred one first."""
+    return [os.path.join(folder, key.file_name) for folder in _folders(bundle)]
 
 
 def sound_path(bundle: Bundle, key: EngineKey) -> Optional[str]:
-    """The path of this key's engine; None where there is none that is sound."""
+    """Return the path of this key's engine; None if there is no sound one."""
     with contextlib.ExitStack() as stack:
         return next((path for path in paths_of(bundle, key) if _mapped_plan(path, key, stack) is not None), None)
 
 
 @contextlib.contextmanager
 def opened_plan(bundle: Bundle, key: EngineKey) -> Iterator[Optional[memoryview]]:
-    """The plan of this key's engine, mapped; None where there is none that is sound. Only within the body."""
+    """Yield the plan of this key's engine, mapped; None if there is no sound one."""
     with contextlib.ExitStack() as stack:
         yield next((plan for plan in (_mapped_plan(path, key, stack) for path in paths_of(bundle, key))
                     if plan is not None), None)
@@ -110,7 +103,7 @@ def _mapped_plan(path: str, key: EngineKey, stack: contextlib.ExitStack) -> Opti
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError):  # absent, unreadable, or empty
         return None
-    stack.callback(_closed, mapped)
+    stack.callback(_close, mapped)
     header = _header_of(bytes(mapped[:HEADER_BYTES]))
     with memoryview(mapped) as whole:
         plan = whole[HEADER_BYTES:]
@@ -122,7 +115,7 @@ def _mapped_plan(path: str, key: EngineKey, stack: contextlib.ExitStack) -> Opti
 
 @contextlib.contextmanager
 def _opened_own(path: str) -> Iterator[Any]:
-    """The file, opened for reading. Raises OSError if a user other than this one and root could have written it."""
+    """Open a file for reading. Raise OSError if a user other than this one and root could have written it."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # a pipe ends
         if not _is_own(os.fstat(file.fileno())) or not _is_own(os.stat(os.path.dirname(path))):
             raise PermissionError(f"another user can write {path}")
@@ -134,8 +127,8 @@ def _is_own(status: os.stat_result) -> bool:
     return status.st_uid in (0, os.geteuid()) and not status.st_mode & stat.S_IWOTH and not by_group
 
 
-def _closed(mapped: mmap.mmap) -> None:
-    with contextlib.suppress(BufferError):  # something still reads it: it ends with that
+def _close(mapped: mmap.mmap) -> None:
+    with contextlib.suppress(BufferError):  # something still reads it, and frees it at its end
         mapped.close()
 
 
@@ -150,8 +143,9 @@ def _header_of(start: bytes) -> Optional[Dict[str, Any]]:
 
 
 def keep_engine(bundle: Bundle, key: EngineKey, plan: Any) -> str:
-    """Writes the plan, a buffer, whole or not at all -> its path. Engines of the same model and GPU in another
-    precision are removed: the last one that was requested is the one that runs. MerinoError where the disk refuses."""
+    """Write the plan, a buffer, completely or not at all. Return its path. Engines of the same model and GPU in another
+    precision are removed: the one that was requested last is the one that runs. Raise MerinoError if the disk rejects
+    it."""
     header = MAGIC + json.dumps({
         "schema": SCHEMA, "key": dict(key._asdict()), "plan_bytes": len(plan),
         "plan_sha256": hashlib.sha256(plan).hexdigest()}).encode("utf-8")
@@ -173,13 +167,14 @@ def keep_engine(bundle: Bundle, key: EngineKey, plan: Any) -> str:
 
 @contextlib.contextmanager
 def one_builder(bundle: Bundle) -> Iterator[None]:
-    """Holds the lock of the folder: on a small board two builds at once have not enough memory. Waits for another."""
+    """Hold the lock of the folder while the body runs, after waiting for another builder: a small board has too little
+    memory for two builds."""
     with locked(engine_folder(bundle), "build-engine", WAIT_S):
         yield
 
 
 def timing_cache(bundle: Bundle, key: EngineKey) -> bytes:
-    """How long kernels took in earlier builds on this GPU; empty where that is not known."""
+    """Return the times of kernels in earlier builds on this GPU; empty if unknown."""
     try:
         with _opened_own(_timing_path(bundle, key)) as file:
             digest, data = file.read(32), file.read()
@@ -189,7 +184,7 @@ def timing_cache(bundle: Bundle, key: EngineKey) -> bytes:
 
 
 def keep_timing_cache(bundle: Bundle, key: EngineKey, data: bytes) -> None:
-    """A disk that refuses it costs time at the next build, and nothing else."""
+    """Store the times of kernels. If the disk rejects them, only the next build takes longer."""
     with contextlib.suppress(MerinoError):
         write_output(_timing_path(bundle, key), hashlib.sha256(data).digest() + data, sync=False)
 

@@ -10,7 +10,7 @@ import sys
 from ctypes import POINTER, c_char_p, c_int, c_uint
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from merino_runtime.backends.cuda import INSUFFICIENT_DRIVER, Cuda, CudaError, c_function, cuda_fault
+from merino_runtime.backends.cuda import INSUFFICIENT_DRIVER, Cuda, CudaError, c_function, raising_cuda_faults
 from merino_runtime.errors import MerinoError
 
 CAPABILITY_MAJOR, CAPABILITY_MINOR, INTEGRATED = 75, 76, 18  # cudaDeviceAttr
@@ -26,7 +26,7 @@ class Device(NamedTuple):
 
 
 def open_library(names: Sequence[str]) -> Optional[Any]:
-    """The first of the shared libraries that can be loaded."""
+    """Return the first of the shared libraries that can be loaded; None if none can."""
     for name in names:
         with contextlib.suppress(OSError):
             return ctypes.CDLL(name)
@@ -34,7 +34,8 @@ def open_library(names: Sequence[str]) -> Optional[Any]:
 
 
 def library_names(tensorrt_version: Tuple[int, ...]) -> List[str]:
-    """Where libcudart may lie: of the CUDA that this TensorRT was built for first, since both share the process."""
+    """Return the possible names of libcudart. That of the CUDA version that TensorRT was built for is first, because
+    both share the process."""
     versions = ["10.2"] if tensorrt_version < (10,) else ["12", "13"]
     folders = ["", "/usr/local/cuda/lib64/"]
     names = [f"{folder}libcudart.so.{version}" for version in versions for folder in folders]
@@ -45,37 +46,32 @@ def library_names(tensorrt_version: Tuple[int, ...]) -> List[str]:
 
 
 def open_cuda(tensorrt_version: Tuple[int, ...]) -> Cuda:
-    """The CUDA runtime of this machine. Raises MerinoError where there is none, no driver or no GPU."""
-    try:
-        cuda = _cuda(tensorrt_version)
-        if not cuda.driver_version():
-            raise CudaError("cudaDriverGetVersion", INSUFFICIENT_DRIVER)
-        cuda.get_device()
-        cuda.mem_get_info()  # makes the context: what the driver refuses, it refuses here
-    except CudaError as error:
-        raise cuda_fault("starting CUDA", error) from error
-    return cuda
-
-
-def _cuda(tensorrt_version: Tuple[int, ...]) -> Cuda:
+    """Return the CUDA runtime of this machine. Raise MerinoError if there is none, no driver or no GPU."""
     library = open_library(library_names(tensorrt_version))
     if library is None:
         raise MerinoError("TensorRT is installed and the CUDA runtime (libcudart.so) is not. On a Jetson: sudo "
                           "apt-get install nvidia-jetpack. Elsewhere: python3 -m pip install nvidia-cuda-runtime-cu12. "
                           "Or run on the CPU: --backend onnxruntime.")
-    return Cuda(library)
+    with raising_cuda_faults("starting CUDA"):
+        cuda = Cuda(library)
+        if not cuda.driver_version():
+            raise CudaError("cudaDriverGetVersion", INSUFFICIENT_DRIVER)
+        cuda.get_device()
+        cuda.mem_get_info()  # makes the context: what the driver rejects, it rejects here
+    return cuda
 
 
 def device_of(cuda: Cuda) -> Device:
-    """The GPU in use. Raises CudaError."""
+    """Return the GPU in use. Raise CudaError."""
     number = cuda.get_device()
-    major, minor, integrated = (cuda.attribute(each, number)
-                                for each in (CAPABILITY_MAJOR, CAPABILITY_MINOR, INTEGRATED))
+    major, minor, integrated = (cuda.attribute(attribute, number)
+                                for attribute in (CAPABILITY_MAJOR, CAPABILITY_MINOR, INTEGRATED))
     return Device(_name_of(number), f"{major}.{minor}", bool(integrated), cuda.runtime)
 
 
 def _name_of(number: int) -> str:
-    """By the driver, since the runtime has no function for the name alone; `unknown GPU` where it gives none."""
+    """Return the GPU's name from the driver, because the runtime has no function for the name alone; `unknown GPU` if
+    there is none."""
     library = open_library(["libcuda.so.1", "libcuda.so"])
     if library is None:
         return "unknown GPU"

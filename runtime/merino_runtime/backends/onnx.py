@@ -24,7 +24,8 @@ FIRST_CHUNKED_GQA = (1, 20)  # earlier versions of GroupQueryAttention take seve
 
 
 class OnnxBackend(Backend):
-    """cache: arrays to use, by the name of the input that reads them; None: new ones. rows: those it is one of."""
+    """ONNX Runtime with a KV cache. cache: arrays to use, by the name of the input that reads them; None: new ones.
+    rows: the rows that this backend is one of."""
 
     def __init__(self, model: Model, cache: Optional[Dict[str, np.ndarray]] = None, rows: Optional[Rows] = None
                  ) -> None:
@@ -61,7 +62,7 @@ class OnnxBackend(Backend):
 
     @property
     def threads(self) -> int:
-        """The thread count of decode."""
+        """Return the thread count of decode."""
         return self.decode_threads
 
     @property
@@ -86,7 +87,7 @@ class OnnxBackend(Backend):
             seen += len(logits)
 
     def _chunks(self, ids: Sequence[int]) -> Iterator[np.ndarray]:
-        """Adds ids to the cache -> logits [m, vocab] of each run: of its last id, or of all where the graph returns
+        """Add ids to the cache. Yield the logits [m, vocab] of each run: of its last id, or of all if the graph returns
         them."""
         self._open_model()
         check_prefill(self, ids)
@@ -173,7 +174,7 @@ class OnnxBackend(Backend):
         return self._rows.step(steps) if self._rows is not None else []
 
     def computed_ahead(self, token_id: int, logits: np.ndarray) -> None:
-        """Takes the logits [vocab] of a step that `Rows` computed: `step` returns them if it is the next call."""
+        """Store the logits [vocab] of a step that `Rows` computed: `step` returns them if it is the next call."""
         self._ahead = self.changes, token_id, logits
 
     def copy_prefix(self, source: Backend, length: int) -> None:
@@ -191,7 +192,7 @@ class OnnxBackend(Backend):
 
     def _run(self, session: Any, binding: Any, new: Dict[str, np.ndarray], ids: np.ndarray, logits: np.ndarray
              ) -> np.ndarray:
-        """Runs the graph over ids [1, count] -> `logits`, which are bound, without their first axis. `_ids` changes
+        """Run the graph over ids [1, count]. Return `logits`, which are bound, without their first axis. `_ids` changes
         last and all other state follows from it, so the cache is valid after an interrupt at any line."""
         with self._lock:
             self.changes += 1
@@ -226,10 +227,10 @@ class OnnxBackend(Backend):
         return _finite(logits) if logits.shape[1] > 1 else bool(np.isfinite(logits, out=self._finite).all())
 
     def _clear_free_slots(self, start: int) -> bool:
-        """Zeroes the slots from start on if they hold values that are not finite; returns whether they did.
+        """Zero the slots from start on if they hold values that are not finite. Return whether they did.
 
-        A portable graph multiplies masked slots by an attention weight of 0, and 0 x NaN is NaN. So a non-finite entry
-        of a dropped id would reach every later sum. A fused graph does not read slots past its length.
+        A portable graph multiplies masked slots by an attention weight of 0, and 0 x NaN is NaN: a non-finite entry of
+        a dropped id would reach every later sum. A fused graph does not read slots past its length.
         """
         cleared = False
         if not self._fused:
@@ -240,7 +241,7 @@ class OnnxBackend(Backend):
         return cleared
 
     def _non_finite(self, new: Dict[str, np.ndarray], start: int, end: int) -> str:
-        """The message for logits that are not finite: names the first layer with such keys or values."""
+        """Return the message for logits that are not finite, with the first layer that has such keys or values."""
         where = "after the last layer's keys and values"
         for name, cache in self.cache.items():
             entries = new.get(name, cache[:, :, start:end])
@@ -252,9 +253,9 @@ class OnnxBackend(Backend):
 
     def _bind(self, session: Any, ids: np.ndarray, positions: np.ndarray, logits: np.ndarray
               ) -> Tuple[Any, Dict[str, np.ndarray]]:
-        """ids, positions [1, count], logits [1, 1 or count, vocab] -> a binding of all inputs and outputs, and the
-        arrays of new entries by the name of their cache (none if the graph writes the cache). The caller keeps ids,
-        positions and logits alive, since they are bound by pointer."""
+        """Return a binding of all inputs and outputs, and the arrays of new entries by the name of their cache (none if
+        the graph writes the cache). ids, positions [1, count], logits [1, 1 or count, vocab]: the caller keeps them
+        alive, because they are bound by pointer."""
         count = ids.shape[1]
         binding = session.io_binding()
         new = {} if self._fused else {

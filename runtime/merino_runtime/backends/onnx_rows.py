@@ -1,8 +1,8 @@
-"""Sequences that decode together: their KV caches are rows of one buffer, and one run of the graph computes a step of
-each. A step reads all weights once, whatever the number of rows.
+"""Decodes several sequences together: their KV caches are rows of one buffer, and one run of the graph computes a step
+of each. A step reads all weights once, for any number of rows.
 
-A run takes rows that lie side by side. An idle row between two others gets an id too: its entry goes into the first
-free slot of its cache, which the next entry of its own overwrites.
+A run computes adjacent rows. An idle row between two others receives an id too: its entry is written to the first free
+slot of its cache, which its own next entry overwrites.
 """
 from typing import Any, Dict, List, Sequence, Tuple
 
@@ -17,7 +17,7 @@ MOST_IDLE = 3  # rows between two others: a run of the graph for more rows takes
 
 
 def takes_batch(model: Model) -> bool:
-    """Whether the file has a name in place of the batch's length. Other graphs have a batch of one."""
+    """Return whether the graph's batch axis has a name. Other graphs have a batch of one."""
     ids = next(port for port in model.decode_session.get_inputs() if port.name == "input_ids")
     return not isinstance(ids.shape[0], int)
 
@@ -38,35 +38,35 @@ class Rows:
         self._bindings: Dict[Tuple[int, int], Any] = {}  # by the first row and the one behind the last
 
     def row(self, index: int) -> Dict[str, np.ndarray]:
-        """The cache of one row, [1, heads, context, head_size] each: contiguous, as a graph with a batch of one takes
-        it."""
+        """Return the cache of one row, [1, heads, context, head_size] each: contiguous, as a graph with a batch of one
+        requires."""
         return {name: cache[index:index + 1] for name, cache in self._caches.items()}
 
     def step(self, steps: Sequence[Tuple[Backend, int]]) -> List[Backend]:
-        """As `Backend.step_ahead`. A row without another one near it is left to its own `step`."""
-        wanted = {}
+        """Do what `Backend.step_ahead` says. A row that is not near another one is left to its own `step`."""
+        token_ids = {}
         for backend, token_id in steps:
             check_step(backend, token_id)
-            wanted[self.backends.index(backend)] = token_id
-        runs = [run for run in self._runs(sorted(wanted)) if len(run) > 1]
+            token_ids[self.backends.index(backend)] = token_id
+        runs = [run for run in self._runs(sorted(token_ids)) if len(run) > 1]
         for run in runs:
-            self._run(run[0], run[-1] + 1, wanted)
+            self._run(run[0], run[-1] + 1, token_ids)
         return [self.backends[row] for run in runs for row in run]
 
     def _runs(self, rows: Sequence[int]) -> List[List[int]]:
-        """Rows in order, cut where too many idle ones lie between, or one that is full."""
+        """Return the rows in order, split where too many idle ones are between two of them, or one that is full."""
         runs = [[rows[0]]]
         for row in rows[1:]:
             idle = self.backends[runs[-1][-1] + 1:row]
-            if len(idle) > MOST_IDLE or any(each.length == self._context for each in idle):
+            if len(idle) > MOST_IDLE or any(backend.length == self._context for backend in idle):
                 runs.append([])
             runs[-1].append(row)
         return runs
 
-    def _run(self, first: int, end: int, wanted: Dict[int, int]) -> None:
-        lengths = np.array([each.length for each in self.backends[first:end]])
+    def _run(self, first: int, end: int, token_ids: Dict[int, int]) -> None:
+        lengths = np.array([backend.length for backend in self.backends[first:end]])
         count, total = end - first, int(lengths.max()) + 1
-        self._ids[first:end, 0] = [wanted.get(row, 0) for row in range(first, end)]
+        self._ids[first:end, 0] = [token_ids.get(row, 0) for row in range(first, end)]
         self._positions[first:end, 0] = lengths
         mask = self._mask[:count * total].reshape(count, total)
         mask[:] = np.arange(total) <= lengths[:, None]
@@ -79,11 +79,11 @@ class Rows:
                               "bundle with `verify` and `selftest`, or export it again.") from error
         for row in range(first, end):
             # Where logits are not finite, the row's own `step` raises the error.
-            if row in wanted and np.isfinite(self._logits[row]).all():
-                self.backends[row].computed_ahead(wanted[row], self._logits[row, 0])
+            if row in token_ids and np.isfinite(self._logits[row]).all():
+                self.backends[row].computed_ahead(token_ids[row], self._logits[row, 0])
 
     def _binding(self, first: int, end: int) -> Any:
-        """Of all inputs and outputs but the mask."""
+        """Return the binding of all inputs and outputs except the mask."""
         if (first, end) not in self._bindings:
             binding = self._bindings[first, end] = self._session.io_binding()
             bind_input(binding, "input_ids", self._ids[first:end])

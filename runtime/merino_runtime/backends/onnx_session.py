@@ -25,7 +25,7 @@ FIRST_LENDING_THREADS = (1, 17)  # to a library's operators; before, the library
 
 
 class Model(NamedTuple):
-    """What forks share: sessions, which hold the weights and no state of a generation."""
+    """The sessions that forks share. They hold the weights and no state of a generation."""
     bundle: Bundle
     threads: ThreadCounts
     prefill_session: Any
@@ -54,7 +54,7 @@ def open_model(bundle: Bundle, threads: Optional[int] = None, prefill_threads: O
 
 
 def import_onnxruntime(bundle: Bundle) -> Any:
-    """The module. Raises MerinoError if it is absent or the bundle refuses its version."""
+    """Return the module. Raise MerinoError if it is absent or the bundle rejects its version."""
     need = need_of(bundle, "onnxruntime")
     assert need is not None, bundle.backends
     refused = "".join(f",!={version}" for version in need.refused_versions)
@@ -109,8 +109,8 @@ def open_session(onnxruntime: Any, bundle: Bundle, threads: int) -> Any:
 
 
 def register_kernels(onnxruntime: Any, options: Any, threads: int) -> None:
-    """Adds the operators of this release's library. Gives it threads of its own if onnxruntime lends it none: those of
-    onnxruntime then do not spin, which would take the cores from them. Raises if the library cannot be loaded."""
+    """Add the operators of this release's library. It gets its own threads if onnxruntime lends it none; those of
+    onnxruntime then do not spin, which would occupy the cores. Raise if the library cannot be loaded."""
     path = library_path(platform.machine())
     options.register_custom_ops_library(path)
     if version_tuple(onnxruntime.__version__) < FIRST_LENDING_THREADS:

@@ -20,7 +20,7 @@ from merino_runtime.errors import MerinoError
 
 
 class TensorRtBackend(Backend):
-    """One user of the model, which it closes. Raises MerinoError where the GPU has no memory for the cache."""
+    """One user of the model, which it closes. Raise MerinoError if the GPU has no memory for the cache."""
     decode_threads = prefill_threads = threads = 1  # of the CPU, which waits for the GPU
 
     def __init__(self, model: Model) -> None:
@@ -45,11 +45,11 @@ class TensorRtBackend(Backend):
 
     @property
     def replays_graph(self) -> bool:
-        """Whether decode steps replay a CUDA graph."""
+        """Return whether decode steps replay a CUDA graph."""
         return bool(self._graph)
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
-        self._opened_model()
+        self._open_model()
         check_prefill(self, ids)
         longest = self._memory.phases[PREFILL].length
         for start in range(0, len(ids), longest):
@@ -58,25 +58,25 @@ class TensorRtBackend(Backend):
         return logits
 
     def step(self, token_id: int) -> np.ndarray:
-        self._opened_model()
+        self._open_model()
         check_step(self, token_id)
         return self._run(DECODE, [token_id])
 
     def truncate(self, length: int) -> None:
-        model = self._opened_model()
+        model = self._open_model()
         check_truncate(self, length)
         with model.lock:
             self.changes += 1
             del self._ids[length:]
 
     def filled(self) -> Tuple[List[int], Dict[str, np.ndarray]]:
-        model = self._opened_model()
+        model = self._open_model()
         with model.lock, self._raising_faults("reading the KV cache"):
             return self._ids[:], {field.name: self._memory.read_cache(field)[:, :, :self.length].copy()
                                   for field in self._memory.caches}
 
     def fill(self, ids: Sequence[int], arrays: Iterable[np.ndarray]) -> None:
-        model = self._opened_model()
+        model = self._open_model()
         self.truncate(0)
         with model.lock, self._raising_faults("writing the KV cache"):
             left = list(self._memory.caches)
@@ -89,7 +89,7 @@ class TensorRtBackend(Backend):
             self._ids.extend(ids)
 
     def fork(self) -> "TensorRtBackend":
-        model = self._opened_model().shared()
+        model = self._open_model().shared()
         try:
             twin = TensorRtBackend(model)
         except BaseException:
@@ -121,9 +121,9 @@ class TensorRtBackend(Backend):
         model.close()
 
     def _run(self, number: int, ids: Sequence[int]) -> np.ndarray:
-        """Runs the graph over ids, at most as many as the phase takes -> logits [vocab]. `_ids` changes last and all
-        other state follows from it, so the cache is valid after an interrupt at any line."""
-        model, phase = self._opened_model(), self._memory.phases[number]
+        """Run the graph over ids, at most as many as the phase takes. Return logits [vocab]. `_ids` changes last and
+        all other state follows from it, so the cache is valid after an interrupt at any line."""
+        model, phase = self._open_model(), self._memory.phases[number]
         doing = "a decode step" if number == DECODE else f"a prefill of {len(ids)} ids"
         with model.lock, self._raising_faults(doing):
             self.changes += 1
@@ -142,8 +142,9 @@ class TensorRtBackend(Backend):
         return self._logits
 
     def _write_inputs(self, phase: Phase, ids: Sequence[int]) -> None:
-        """A run ends with `ids`. Before them it repeats ids of the cache, whose slots are then masked. Where there are
-        too few of these it begins with ids that no other one sees: their position is the context's last."""
+        """Write the inputs of a run that ends with `ids`. Before these it repeats ids of the cache, whose slots are
+        then masked. If the cache has too few, it starts with padding that no other id attends to: its position is the
+        context's last."""
         end = self.length + len(ids)
         start = max(0, end - phase.length)  # position of the first id that is none of these
         padding = phase.length - (end - start)
@@ -156,10 +157,12 @@ class TensorRtBackend(Backend):
         arrays["attention_mask"][0] = self._slots < start
 
     def _compute(self, number: int, count: int) -> None:
-        """Inputs to the GPU, the network, the new entries of the last `count` ids into the cache, logits back."""
+        """Copy the inputs to the GPU, run the network, move the new entries of the last `count` ids into the cache, and
+        copy the logits back. Steps are enqueued one by one if the engine cannot be captured as a CUDA graph."""
         phase, base, stream = self._memory.phases[number], self._memory.base, self._stream
         if number == DECODE and self._decoded and not self._tried_capture:
-            self._capture()
+            self._tried_capture = True
+            self._graph = captured(self._cuda, stream, lambda: self._enqueue(DECODE))
         if number == DECODE and self._graph:
             self._cuda.launch(self._graph, stream)
         else:
@@ -174,7 +177,7 @@ class TensorRtBackend(Backend):
         np.copyto(self._logits, self._memory.logits)
 
     def _enqueue(self, number: int) -> None:
-        model, memory = self._opened_model(), self._memory
+        model, memory = self._open_model(), self._memory
         phase, bound = memory.phases[number], model.bound[number]
         if model.owners[number] is not self:
             model.owners[number] = None
@@ -184,27 +187,23 @@ class TensorRtBackend(Backend):
         bound.enqueue(self._stream)
         self._cuda.memcpy(memory.pinned, memory.logits_at, memory.logits_bytes, TO_HOST, self._stream)
 
-    def _capture(self) -> None:
-        """The decode step as a CUDA graph. Where there is none, steps are enqueued one by one."""
-        self._tried_capture = True
-        self._graph = captured(self._cuda, self._stream, lambda: self._enqueue(DECODE))
-
     def _clear_free_slots(self) -> None:
-        """The graph multiplies masked slots by a weight of 0, and 0 x NaN is NaN: what a dropped id left in a slot
-        must not reach later sums."""
+        """Zero the free slots. The graph multiplies masked slots by a weight of 0, and 0 x NaN is NaN: what a dropped
+        id left in a slot must not reach later sums."""
         for copy in self._memory.phases[DECODE].copies:
             self._cuda.memset_2d(self._memory.base + copy.to + self.length * copy.entry, copy.to_pitch, 0,
                                  (self.context - self.length) * copy.entry, copy.rows, self._stream)
         self._cuda.synchronize(self._stream)
 
-    def _opened_model(self) -> Model:
+    def _open_model(self) -> Model:
         if self._model is None:
             raise closed()
         return self._model
 
     @contextlib.contextmanager
     def _raising_faults(self, doing: str) -> Iterator[None]:
-        """Whatever ends the body, nothing is left on the stream that would still write."""
+        """Settle the stream if the body fails, so that nothing on it still writes. Raise MerinoError for a
+        CudaError."""
         try:
             yield
         except CudaError as error:

@@ -1,6 +1,6 @@
-"""What the forks of one TensorRT model share: the engine with its weights, one stream, the memory its kernels use.
+"""A TensorRT model that forks share: the engine with its weights, one stream, the memory that its kernels use.
 
-The two profiles of the engine have an execution context each. They never run at the same time, so they share their
+Each of the engine's two profiles has an execution context. They never run at the same time, so they share their
 scratch memory, and `lock` is held around each run: TensorRT 8.2 allows no second context for a profile.
 """
 import contextlib
@@ -12,27 +12,25 @@ from merino_runtime.backends.engine_build import DECODE, PREFILL, Report, chunk_
 from merino_runtime.backends.engine_file import opened_plan
 from merino_runtime.backends.gpu import open_cuda
 from merino_runtime.backends.tensorrt_versions import BoundEngine, Tensor, TensorRt, open_tensorrt, tensors_of
-from merino_runtime.bundle import Bundle, Port
+from merino_runtime.bundle import Bundle
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
 
 
 class Model:
-    """An engine, ready to run. Closed by its last user."""
+    """An engine, ready to run. Its last user closes it."""
 
-    def __init__(self, bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str, stream: int,
-                 tensors: Dict[str, Tensor], bound: List[BoundEngine], resources: contextlib.ExitStack) -> None:
-        self.bundle, self.trt, self.cuda, self.precision = bundle, trt, cuda, precision
+    def __init__(self, bundle: Bundle, cuda: Cuda, precision: str, engine_name: str, loaded: "Loaded",
+                 resources: contextlib.ExitStack) -> None:
+        self.bundle, self.cuda, self.precision, self.engine_name = bundle, cuda, precision, engine_name
         self.lock = threading.RLock()  # held while a run is on the stream
-        self.stream, self.tensors = stream, tensors
-        self.bound = bound  # by the number of the profile
+        self.stream, self.tensors, self.bound = loaded
         self.lengths = (1, chunk_ids(bundle))  # ids of a run, by the number of the profile
         self.owners: List[Any] = [None, None]  # whose addresses are set, by the number of the profile
-        self.engine_name = ""  # for records
         self._resources, self._users = resources, 1
 
     def shared(self) -> "Model":
-        """For one more user, which closes it too."""
+        """Return this model for one more user, which closes it too."""
         with self.lock:
             self._users += 1
         return self
@@ -46,23 +44,25 @@ class Model:
 
 
 def open_model(bundle: Bundle, report: Report) -> Model:
-    """Opens the engine that is kept for this bundle, of float16 kernels where `build-engine --fp16` left one; builds
-    one first where none is sound. Raises MerinoError."""
+    """Open the stored engine of this bundle, with float16 kernels if `build-engine --fp16` made it. Build one first if
+    there is no sound one. Raise MerinoError."""
     trt = open_tensorrt()
     cuda = open_cuda(version_tuple(trt.version))
-    refused = None
+    rejected = None
     with raising_cuda_faults("opening the engine"):
+        # 1. The stored engine.
         for precision in sorted({"fp16", bundle.precision}):
             try:
                 model = _opened(bundle, trt, cuda, precision)
             except NotLoadedError as error:
                 report(f"TensorRT does not load the engine ({error}): it is built again")
-                refused = precision
+                rejected = precision
                 continue
             if model is not None:
                 return model
-        precision = refused or bundle.precision
-        ensure_engine(bundle, trt, cuda, precision, report, rebuild=refused is not None)
+        # 2. A new engine.
+        precision = rejected or bundle.precision
+        ensure_engine(bundle, trt, cuda, precision, report, rebuild=rejected is not None)
         try:
             model = _opened(bundle, trt, cuda, precision)
         except NotLoadedError as error:
@@ -76,11 +76,12 @@ def open_model(bundle: Bundle, report: Report) -> Model:
 
 
 class NotLoadedError(Exception):
-    """TensorRT would not make an engine of a plan."""
+    """TensorRT cannot make an engine of a plan."""
 
 
 def _opened(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str) -> Optional[Model]:
-    """None where no sound engine is kept. Raises NotLoadedError, MerinoError, CudaError; nothing is left then."""
+    """Return the model of the stored engine; None if there is no sound one. Raise NotLoadedError, MerinoError or
+    CudaError, after freeing everything."""
     key = key_of(bundle, trt, cuda, precision)
     with contextlib.ExitStack() as stack:
         with opened_plan(bundle, key) as plan:
@@ -89,9 +90,8 @@ def _opened(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str) -> Option
             engine = engine_of(stack, trt, plan)
         check_tensors(bundle, tensors_of(trt, engine))
         loaded = bind(stack, trt, cuda, engine, key.chunk)
-        model = Model(bundle, trt, cuda, precision, loaded.stream, loaded.tensors, loaded.bound, stack.pop_all())
-        model.engine_name = f"tensorrt {trt.version} {precision} {key.gpu}"
-        return model
+        engine_name = f"tensorrt {trt.version} {precision} {key.gpu}"  # for records
+        return Model(bundle, cuda, precision, engine_name, loaded=loaded, resources=stack.pop_all())
 
 
 class Loaded(NamedTuple):
@@ -102,7 +102,7 @@ class Loaded(NamedTuple):
 
 
 def engine_of(stack: contextlib.ExitStack, trt: TensorRt, plan: Any) -> Any:
-    """The engine of a plan, a buffer that is needed meanwhile; freed with `stack`. Raises NotLoadedError."""
+    """Return the engine of a plan, a buffer that is only needed meanwhile. `stack` frees it. Raise NotLoadedError."""
     runtime = trt.module.Runtime(trt.logger)
     objects: List[Any] = [runtime]  # in the order of their making: freed from the end
     stack.callback(_freed_from_the_end, objects)
@@ -113,8 +113,8 @@ def engine_of(stack: contextlib.ExitStack, trt: TensorRt, plan: Any) -> Any:
 
 
 def bind(stack: contextlib.ExitStack, trt: TensorRt, cuda: Cuda, engine: Any, chunk: int) -> Loaded:
-    """Both profiles of an engine, for 1 and for `chunk` ids, on a stream of their own; freed with `stack`. Raises
-    MerinoError, CudaError."""
+    """Return both profiles of an engine, for 1 and for `chunk` ids, on a new stream. `stack` frees them. Raise
+    MerinoError or CudaError."""
     tensors = tensors_of(trt, engine)
     stream = cuda.stream_create()
     stack.callback(released, cuda.stream_destroy, stream)
@@ -131,8 +131,8 @@ def bind(stack: contextlib.ExitStack, trt: TensorRt, cuda: Cuda, engine: Any, ch
 
 
 def captured(cuda: Cuda, stream: int, enqueue: Callable[[], None]) -> int:
-    """What `enqueue` puts on the stream, as an executable CUDA graph; 0 where this version or a layer of the engine
-    cannot be captured. To be called after a run: then TensorRT has allocated what it needs."""
+    """Return what `enqueue` puts on the stream as an executable CUDA graph; 0 if this version or a layer of the engine
+    cannot be captured. Call this after a run: then TensorRT has allocated what it needs."""
     graph = executable = 0
     with contextlib.suppress(CudaError, MerinoError):
         cuda.begin_capture(stream)
@@ -158,23 +158,20 @@ def _freed_from_the_end(objects: List[Any]) -> None:
 
 
 def released(free: Callable[[int], None], what: int) -> None:
-    """Frees at the end of a use. A GPU that is lost has freed it, or never will."""
+    """Free a resource at the end of its use. A lost GPU has freed it, or never will."""
     with contextlib.suppress(CudaError):
         free(what)
 
 
 def check_tensors(bundle: Bundle, tensors: Dict[str, Tensor]) -> None:
-    """Raises MerinoError where the engine has other inputs or outputs than bundle.json lists."""
-    ports: Dict[str, Port] = {port.name: port for port in (*bundle.inputs, *bundle.outputs)}
+    """Raise MerinoError if the engine has other inputs or outputs than bundle.json lists. An axis with a name may have
+    any length, and TensorRT 8.2 has int32 where the graph has int64."""
+    ports = {port.name: port for port in (*bundle.inputs, *bundle.outputs)}
     wrong = sorted(set(ports) ^ set(tensors))
-    wrong += [name for name, port in ports.items() if name in tensors and not _agrees(port, tensors[name])]
+    for name in sorted(set(ports) & set(tensors)):
+        port, tensor = ports[name], tensors[name]
+        shape = tuple(-1 if isinstance(axis, str) else axis for axis in port.shape)
+        if tensor.shape != shape or tensor.dtype not in (port.dtype, port.dtype.replace("int64", "int32")):
+            wrong.append(name)
     if wrong:
         raise MerinoError(f"the engine and bundle.json disagree about {', '.join(wrong[:5])}. Export the bundle again.")
-
-
-def _agrees(port: Port, tensor: Tensor) -> bool:
-    """TensorRT 8.2 has int32 where the graph has int64; an axis with a name is open."""
-    same = tensor.dtype == port.dtype or (port.dtype == "int64" and tensor.dtype == "int32")
-    shapes = len(tensor.shape) == len(port.shape) and all(
-        axis == size or (isinstance(axis, str) and size == -1) for axis, size in zip(port.shape, tensor.shape))
-    return same and shapes

@@ -1,11 +1,11 @@
 """The memory of one session of a TensorRT model: one allocation on the GPU, one of pinned host memory.
 
-On the GPU lie the KV caches, the new entries of a run, the logits, and the inputs of decode and of prefill; in pinned
-memory the logits and both phases' inputs once more. No address ever changes, so a CUDA graph can hold them.
+The GPU holds the KV caches, the new entries of a run, the logits, and the inputs of decode and of prefill. Pinned
+memory holds the logits and both phases' inputs too. No address ever changes, so a CUDA graph can hold them.
 """
 import contextlib
 import ctypes
-from typing import Dict, Iterable, List, NamedTuple, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
@@ -36,12 +36,12 @@ class SessionMemory:
         self.caches = [Field(name, tensors[name].dtype, tensors[name].shape) for name in _ordered_caches(tensors)]
         layout = laid_out(self.caches)
         self.cache_at, self.cache_bytes = layout.offsets, layout.size
-        fresh = {length: laid_out([Field(each.name, each.dtype, (1, each.shape[1], length, each.shape[3]))
-                                   for each in self.caches], aligned(layout.size)) for length in model.lengths}
+        entries = {length: laid_out([cache._replace(shape=(1, cache.shape[1], length, cache.shape[3]))
+                                     for cache in self.caches], aligned(layout.size)) for length in model.lengths}
         inputs = {length: _inputs(model, length) for length in model.lengths}
         logits = Field("logits", tensors["logits"].dtype, (model.bundle.vocab,))
         self.logits_bytes = logits.size
-        logits_at = aligned(max(each.size for each in fresh.values()))
+        logits_at = aligned(max(layout.size for layout in entries.values()))
         end, pinned_end = aligned(logits_at + logits.size), aligned(logits.size)
         starts: List[Tuple[int, int]] = []
         for length in model.lengths:
@@ -52,7 +52,7 @@ class SessionMemory:
         pinned = _bytes_at(self.pinned, pinned_end)
         self.logits = pinned[:logits.size].view(logits.dtype)  # [vocab]
         self.logits_at = self.base + logits_at
-        self.phases = [self._phase(length, inputs[length], fresh[length], start, pinned)
+        self.phases = [self._phase(length, inputs[length], entries[length], start, pinned)
                        for length, start in zip(model.lengths, starts)]
 
     def _allocated(self, size: int, pinned_size: int) -> contextlib.ExitStack:
@@ -68,7 +68,7 @@ class SessionMemory:
             cuda.synchronize(self._stream)
             return stack.pop_all()
 
-    def _phase(self, length: int, fields: Sequence[Field], fresh: Layout, start: Tuple[int, int],
+    def _phase(self, length: int, fields: Sequence[Field], entries: Layout, start: Tuple[int, int],
                pinned: np.ndarray) -> Phase:
         device, host = start
         inputs = laid_out(fields)
@@ -81,57 +81,54 @@ class SessionMemory:
             addresses[field.name] = self.base + device + at
         for field in self.caches:
             addresses[field.name] = self.base + self.cache_at[field.name]
-            addresses[field.name.replace(PAST, PRESENT)] = self.base + fresh.offsets[field.name]
-        copies = cache_copies(self.caches, self.cache_at, fresh.offsets, length)
+            addresses[field.name.replace(PAST, PRESENT)] = self.base + entries.offsets[field.name]
+        copies = cache_copies(self.caches, self.cache_at, entries.offsets, length)
         return Phase(length, arrays, self.pinned + host, self.base + device, inputs.size, addresses, copies)
 
     def read_cache(self, field: Field) -> np.ndarray:
-        """A copy of a whole cache [1, heads, context, head_size]. Raises CudaError."""
-        array = np.empty(field.shape, field.dtype)
-        self._through_pinned(field, array, TO_HOST)
-        return array
+        """Return a copy of a whole cache [1, heads, context, head_size]. Raise CudaError."""
+        with self._pinned_copy(field) as (host, pinned):
+            self._cuda.memcpy(host, self.base + self.cache_at[field.name], field.size, TO_HOST, self._stream)
+            self._cuda.synchronize(self._stream)
+            return pinned.view(field.dtype).reshape(field.shape).copy()
 
     def write_cache(self, field: Field, array: np.ndarray) -> None:
-        """Replaces a whole cache [1, heads, context, head_size]. Raises CudaError."""
-        self._through_pinned(field, array, TO_DEVICE)
+        """Replace a whole cache [1, heads, context, head_size]. Raise CudaError."""
+        with self._pinned_copy(field) as (host, pinned):
+            pinned[:] = array.reshape(-1).view(np.uint8)
+            self._cuda.memcpy(self.base + self.cache_at[field.name], host, field.size, TO_DEVICE, self._stream)
+            self._cuda.synchronize(self._stream)
 
-    def _through_pinned(self, field: Field, array: np.ndarray, kind: int) -> None:
-        device, cuda = self.base + self.cache_at[field.name], self._cuda
-        host = cuda.host_alloc(field.size)
+    @contextlib.contextmanager
+    def _pinned_copy(self, field: Field) -> Iterator[Tuple[int, np.ndarray]]:
+        """Yield the address and the bytes of pinned memory for a cache."""
+        host = self._cuda.host_alloc(field.size)
         try:
-            pinned = _bytes_at(host, field.size)
-            flat = array.reshape(-1).view(np.uint8)
-            if kind == TO_DEVICE:
-                pinned[:] = flat
-                cuda.memcpy(device, host, field.size, kind, self._stream)
-            else:
-                cuda.memcpy(host, device, field.size, kind, self._stream)
-            cuda.synchronize(self._stream)
-            if kind == TO_HOST:
-                flat[:] = pinned
+            yield host, _bytes_at(host, field.size)
         finally:
-            released(cuda.synchronize, self._stream)
-            released(cuda.free_host, host)
+            released(self._cuda.synchronize, self._stream)
+            released(self._cuda.free_host, host)
 
     def close(self) -> None:
-        """The stream must be at rest."""
+        """Free the memory. The stream must be idle."""
         self.logits, self.phases = np.zeros(0), []  # no array may outlive the memory it shows
         self._resources.close()
 
 
 def _bytes_at(address: int, size: int) -> np.ndarray:
-    """Pinned memory as an array of bytes. It must not outlive that memory."""
+    """Return pinned memory as an array of bytes, which must not outlive that memory."""
     return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
 
 def _inputs(model: Model, length: int) -> List[Field]:
-    """The inputs that the host writes: ids, mask, positions."""
+    """Return the inputs that the host writes: ids, mask, positions."""
     return [Field(name, tensor.dtype, tuple(length if axis < 0 else axis for axis in tensor.shape))
             for name, tensor in model.tensors.items() if tensor.is_input and not name.startswith(PAST)]
 
 
 def _ordered_caches(tensors: Iterable[str]) -> List[str]:
-    """Names of the inputs that hold keys and values, in the order of the layers, the key before the value."""
+    """Return the names of the inputs that hold keys and values, in the order of the layers, the key before the
+    value."""
     def order(name: str) -> Tuple[int, str]:
         _, layer, part = name.split(".")
         return int(layer), part

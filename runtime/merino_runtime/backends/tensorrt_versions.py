@@ -1,4 +1,4 @@
-"""The one place that knows how TensorRT 8.2 and 10.x differ; every other version is refused by name.
+"""Hides the differences between TensorRT 8.2 and 10.x. Other versions are rejected by name.
 
 8.2 (JetPack 4.6.1 and later, Python 3.6) addresses inputs and outputs by binding numbers, of which each optimization
 profile has its own. 10.x (JetPack 6) addresses them by name. int64 inputs of a graph are int32 in an engine of 8.2:
@@ -30,14 +30,14 @@ class TensorRt(NamedTuple):
         return version_tuple(self.version)[0] == 8
 
     def why(self) -> str:
-        """TensorRT's last errors, for a message; then forgotten."""
+        """Return TensorRT's last errors for a message, and forget them."""
         reason = "; ".join(self.logger.errors) or "it gave no reason"
         del self.logger.errors[:]
         return reason
 
 
 def open_tensorrt() -> TensorRt:
-    """The installed TensorRT. Raises MerinoError where there is none, or of a version that is not known."""
+    """Return the installed TensorRT. Raise MerinoError if there is none, or if its version is unknown."""
     try:
         module = require("tensorrt")
     except MerinoError as error:
@@ -50,7 +50,7 @@ def open_tensorrt() -> TensorRt:
 
 
 def check_version(version: str) -> None:
-    """Raises MerinoError for a version that this runtime has no way to drive."""
+    """Raise MerinoError for a version that this runtime cannot drive."""
     numbers = version_tuple(version)
     if numbers[:2] != (8, 2) and numbers[0] != 10:
         raise MerinoError(f"TensorRT is {version or 'of no version'}, this runtime drives 8.2 (JetPack 4.6.1 to 4.6.6) "
@@ -72,7 +72,7 @@ def _logger(module: Any) -> Any:
 
 
 def limit_workspace(trt: TensorRt, config: Any, size: int) -> None:
-    """Bytes of GPU memory that a kernel may use beside its inputs and outputs."""
+    """Set the bytes of GPU memory that a kernel may use beside its inputs and outputs."""
     if trt.is_82:
         config.max_workspace_size = size
     else:
@@ -80,7 +80,7 @@ def limit_workspace(trt: TensorRt, config: Any, size: int) -> None:
 
 
 def tensors_of(trt: TensorRt, engine: Any) -> Dict[str, Tensor]:
-    """The inputs and outputs of an engine, by name."""
+    """Return the inputs and outputs of an engine, by name."""
     if trt.is_82:
         return {engine.get_binding_name(index): Tensor(_dtype(trt, engine.get_binding_dtype(index)),
                                                        engine.binding_is_input(index),
@@ -93,18 +93,18 @@ def tensors_of(trt: TensorRt, engine: Any) -> Dict[str, Tensor]:
 
 
 def _dtype(trt: TensorRt, dtype: Any) -> str:
-    known = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64"}
-    if dtype.name not in known:
+    names = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64"}
+    if dtype.name not in names:
         raise MerinoError(f"TensorRT {trt.version} made an engine with an input or output of {dtype.name}, expected "
-                          f"{', '.join(sorted(known))}: report this.")
-    return known[dtype.name]
+                          f"{', '.join(sorted(names))}: report this.")
+    return names[dtype.name]
 
 
 class BoundEngine:
-    """One optimization profile of an engine, ready to run: shapes set once, addresses whenever they change.
+    """One optimization profile of an engine, ready to run: shapes are set once, addresses when they change.
 
-    scratch: address of the memory that the kernels use, which profiles that never run at the same time share. Raises
-    MerinoError where TensorRT refuses anything.
+    scratch: address of the memory that the kernels use. Profiles that never run at the same time share it. Every method
+    raises MerinoError if TensorRT rejects the call.
     """
 
     def __init__(self, trt: TensorRt, engine: Any, profile: int, scratch: int, stream: int) -> None:
@@ -126,7 +126,7 @@ class BoundEngine:
             self._accepted(self._context.set_input_shape(name, shape))
 
     def set_addresses(self, addresses: Dict[str, int]) -> None:
-        """Of all inputs and outputs, by name."""
+        """Set the addresses of all inputs and outputs, by name."""
         for name, address in addresses.items():
             if self._trt.is_82:
                 self._bindings[self._numbers[name]] = address
@@ -134,19 +134,19 @@ class BoundEngine:
                 self._accepted(self._context.set_tensor_address(name, address))
 
     def enqueue(self, stream: int) -> None:
-        """Puts one run on the stream."""
+        """Put one run on the stream."""
         if self._trt.is_82:
             self._accepted(self._context.execute_async_v2(self._bindings, stream))
         else:
             self._accepted(self._context.execute_async_v3(stream))
 
-    def _accepted(self, answer: Any) -> Any:
-        if answer is None or answer is False:
+    def _accepted(self, result: Any) -> Any:
+        if result is None or result is False:
             raise MerinoError(f"TensorRT {self._trt.version} refused {self._what}: {self._trt.why()}. Build the engine "
                               "again with `build-engine`, or run on the CPU: --backend onnxruntime.")
-        return answer
+        return result
 
 
 def fp16_flags(trt: TensorRt) -> List[Any]:
-    """Of the builder: float16 kernels, with float32 kept in the layers that require it."""
+    """Return the builder's flags for float16 kernels with float32 in the layers that require it."""
     return [trt.module.BuilderFlag.FP16, trt.module.BuilderFlag.OBEY_PRECISION_CONSTRAINTS]

@@ -21,12 +21,12 @@ class ThreadCounts(NamedTuple):
 
     @property
     def sessions(self) -> int:
-        """Sessions of ONNX Runtime: each has one thread pool and packs the weights for itself."""
+        """Return the number of ONNX Runtime's sessions: each has one thread pool and packs the weights for itself."""
         return 1 if self.prefill == self.decode else 2
 
 
 def check_threads(option: str, count: Optional[int]) -> None:
-    """Raises MerinoError for a count that is not from 1 to MOST_PER_CORE for each core. None is the bundle's choice."""
+    """Raise MerinoError unless a count is from 1 to MOST_PER_CORE for each core, or None, the bundle's choice."""
     cores = len(board.usable_cpus())
     integer = isinstance(count, int) and not isinstance(count, bool)
     if count is not None and not (integer and 1 <= count <= MOST_PER_CORE * cores):
@@ -36,8 +36,8 @@ def check_threads(option: str, count: Optional[int]) -> None:
 
 def thread_counts(bundle: Bundle, threads: Optional[int] = None,
                   prefill_threads: Optional[int] = None) -> ThreadCounts:
-    """The caller's counts, else the bundle's, limited to this machine's cores, else a choice by the machine. `threads`
-    holds for prefill too if `prefill_threads` is None. Raises MerinoError for a count that is not allowed."""
+    """Return the caller's counts, otherwise the bundle's, limited to this machine's cores, otherwise the machine's.
+    `threads` counts for prefill too if `prefill_threads` is None. Raise MerinoError if a count is not allowed."""
     check_threads("threads", threads)
     check_threads("prefill_threads", prefill_threads)
     cores = len(board.usable_cpus())
@@ -47,8 +47,8 @@ def thread_counts(bundle: Bundle, threads: Optional[int] = None,
 
 
 def _decode_choice(bundle: Bundle) -> int:
-    """One thread for weights that the last-level cache holds: one core reads them from there in less time than the
-    operators' wake-ups of another would take. An unknown cache counts as none."""
+    """Return one thread for weights that fit in the last-level cache: one core reads them from there in less time than
+    waking another one per operator takes. An unknown cache counts as none."""
     size = bundle.decode_weight_bytes
     if size < TWO_THREADS_BELOW_BYTES:
         return 1 if size <= board.last_level_cache_bytes() // 2 else min(2, board.physical_core_count())
@@ -56,5 +56,6 @@ def _decode_choice(bundle: Bundle) -> int:
 
 
 def prefill_choice(weight_bytes: int, decode: int, cores: int) -> int:
-    """All cores, since prefill is bound by arithmetic; as decode where a second session would be expensive."""
+    """Return all cores, because prefill is bound by arithmetic; the count of decode if a second session would be
+    expensive."""
     return max(decode, cores) if weight_bytes < TWO_SESSIONS_BELOW_BYTES else decode

@@ -126,22 +126,31 @@ class Bundle(NamedTuple):
 
 
 def load_bundle(path: str, verify: bool = True) -> Bundle:
-    """The bundle in the folder `path`. `verify=False` compares the sizes of its files and hashes nothing.
+    """Return the bundle in the folder `path`. `verify=False` compares the sizes of its files and hashes nothing.
 
-    Raises MerinoError with every problem at once: keys that do not follow the schema, or files that are missing or
+    Raise MerinoError with every problem at once: keys that do not follow the schema, or files that are missing or
     differ from what bundle.json lists.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise MerinoError(f"the bundle's path is {path!r:.80}, allowed is a string or a path. Name its folder.")
     folder = os.fspath(path)
-    bundle = bundle_of(folder, _read_description(folder))
+    description = os.path.join(folder, "bundle.json")
+    remedy = "A bundle is the folder that `merino-edge export -o` writes, with bundle.json in it"
+    if not os.path.exists(folder):
+        raise MerinoError(f"no such bundle: {folder!r}. {remedy}.")
+    if not os.path.isdir(folder):
+        raise MerinoError(f"{folder!r} is a file. {remedy}; a packed one is installed first: "
+                          "python3 merino.pyz install NAME.merino")
+    if not os.path.isfile(description):
+        raise MerinoError(f"{folder!r} is not a bundle: it has no bundle.json. {remedy}.")
+    bundle = bundle_of(folder, read_json(description, "Copy or export the bundle again."))
     check_files(bundle, verify)
     return bundle
 
 
 def bundle_of(folder: str, description: Any) -> Bundle:
-    """The bundle that a description, the value of bundle.json, is of. Looks at no file; `folder` may be one that is
-    not there yet. Raises MerinoError with every fault."""
+    """Return the bundle of a description, the value of bundle.json. Read no file; `folder` need not exist. Raise
+    MerinoError with every fault."""
     path = os.path.join(folder, "bundle.json")
     if not isinstance(description, dict):
         raise MerinoError(f"{path} holds {shown(description)}, not an object. Export the bundle again.")
@@ -153,61 +162,76 @@ def bundle_of(folder: str, description: Any) -> Bundle:
     problems = problems_of(description)
     if problems:
         raise MerinoError(f"{path} does not follow schema {SCHEMA}: {listed(problems)}. Export the bundle again.")
-    return _bundle_of(folder, description)
+    # Lists become tuples, so that a bundle cannot be changed after reading.
+    values: Dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in description.items()}
+    values["kv_layers"] = tuple(KvLayer(**layer) for layer in description["kv_layers"])
+    for key in ("inputs", "outputs"):
+        values[key] = tuple(Port(port["name"], port["dtype"], tuple(port["shape"])) for port in description[key])
+    values["slower_on"] = tuple(Slower(**board) for board in description["slower_on"])
+    values["backends"] = tuple(BackendNeed(need["name"], need["min_version"], tuple(need["refused_versions"]))
+                               for need in description["backends"])
+    values["threads"] = Threads(**description["threads"])
+    values["golden"] = Golden(*(tuple(description["golden"][name]) for name in Golden._fields))
+    values["chat"] = _chat_of(description["chat"])
+    values["files"] = tuple(BundleFile(**file) for file in description["files"])
+    return Bundle(folder=folder, **values)
 
 
 def need_of(bundle: Bundle, backend: str) -> Optional[BackendNeed]:
-    """What the bundle requires of a backend; None where that cannot run it."""
+    """Return what the bundle requires of a backend; None if that backend cannot run it."""
     return next((need for need in bundle.backends if need.name == backend), None)
 
 
 def backends_text(bundle: Bundle) -> str:
-    """The backends for people: "onnxruntime 1.10 or later, or tensorrt 8.2 or later"."""
+    """Return the backends for people: "onnxruntime 1.10 or later, or tensorrt 8.2 or later"."""
     return ", or ".join(f"{need.name} {need.min_version} or later" for need in bundle.backends)
 
 
 def quantized_cache(bundle: Bundle) -> Optional[str]:
-    """The format of keys and values where it is quantized; None: that of the activations. All layers have one."""
+    """Return the format of a quantized KV cache, the same in all layers; None if the cache has the format of
+    activations."""
     return next((layer.format for layer in bundle.kv_layers if layer.format in QUANTIZED_CACHES), None)
 
 
 def returns_all_logits(bundle: Bundle) -> bool:
-    """Whether the graph returns the logits of all positions, and not of the last alone."""
+    """Return whether the graph returns the logits of all positions instead of the last one's."""
     return any(port.name == "logits" and port.shape[1:2] == ("sequence",) for port in bundle.outputs)
 
 
 def older_graph(bundle: Bundle) -> str:
-    """The option of `export` that makes a graph of the same model for older versions of onnxruntime."""
+    """Return the option of `export` that makes a graph of the same model for older versions of onnxruntime."""
     return "--kv fp32" if quantized_cache(bundle) else "--dialect portable"
 
 
 def without_kernels(bundle: Bundle) -> str:
-    """The option of `export`, or the one to leave out, that makes a graph of the same model without own kernels."""
+    """Return the option of `export`, or the one to omit, that makes a graph of the same model without this project's
+    kernels."""
     if bundle.dialect == "portable":
         return "with --precision int8"
     return "with --dialect portable --precision int8" if bundle.core == "no-dotprod" else "without --for"
 
 
 def cache_formats(bundle: Bundle) -> str:
-    """Of keys and values, for people: "int8", or several with commas between."""
+    """Return the formats of the KV cache for people: "int8", or several separated by commas."""
     return ", ".join(sorted({layer.format for layer in bundle.kv_layers}))
 
 
 def file_path(bundle: Bundle, name: str) -> Optional[str]:
-    """The path of the bundle's file `name`; None where bundle.json lists no such file."""
+    """Return the path of the bundle's file `name`; None if bundle.json lists no such file."""
     listed = any(file.path == name for file in bundle.files)
     return os.path.join(bundle.folder, name) if listed else None
 
 
 def own_files(bundle: Bundle) -> List[str]:
-    """Paths of what belongs to the bundle, there or not."""
+    """Return the paths of the files that belong to the bundle, whether they exist or not."""
     names = ["bundle.json", "merino.pyz", *(file.path for file in bundle.files)]
     return [os.path.join(bundle.folder, name) for name in names]
 
 
 def check_files(bundle: Bundle, hashes: bool = True) -> None:
-    """Raises MerinoError naming each listed file that is missing, is a link out of the folder (which ONNX Runtime
-    refuses), or differs in size or, with `hashes`, in SHA-256."""
+    """Raise MerinoError that names each listed file that is missing, is a link out of the folder (which ONNX Runtime
+    rejects), or differs in size or, with `hashes`, in SHA-256."""
     problems, inside = [], os.path.join(os.path.realpath(bundle.folder), "")
     for file in bundle.files:
         path = os.path.join(bundle.folder, file.path)
@@ -218,17 +242,15 @@ def check_files(bundle: Bundle, hashes: bool = True) -> None:
                             "a folder with what its links lead to)")
         elif os.path.getsize(path) != file.bytes:
             problems.append(f"{file.path} has {os.path.getsize(path)} bytes, expected {file.bytes}")
-        elif hashes:
-            sha256 = sha256_of(path)
-            if sha256 != file.sha256:
-                problems.append(f"{file.path} has sha256 {sha256}, expected {file.sha256}")
+        elif hashes and sha256_of(path) != file.sha256:
+            problems.append(f"{file.path} has sha256 {sha256_of(path)}, expected {file.sha256}")
     if problems:
         raise MerinoError(f"bundle {bundle.folder} is damaged: {listed(problems)}. "
                           "Copy the folder again, or export it again.")
 
 
 def sha256_of(path: str) -> str:
-    """In lower-case hex digits. Raises MerinoError where the file cannot be read."""
+    """Return a file's SHA-256 in lower-case hex digits. Raise MerinoError if the file cannot be read."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -237,38 +259,6 @@ def sha256_of(path: str) -> str:
     except OSError as error:
         raise MerinoError(f"cannot read {path}: {error.strerror}. Check the folder's permissions.") from error
     return digest.hexdigest()
-
-
-def _read_description(folder: str) -> Any:
-    path = os.path.join(folder, "bundle.json")
-    remedy = "A bundle is the folder that `merino-edge export -o` writes, with bundle.json in it"
-    if not os.path.exists(folder):
-        raise MerinoError(f"no such bundle: {folder!r}. {remedy}.")
-    if not os.path.isdir(folder):
-        raise MerinoError(f"{folder!r} is a file. {remedy}; a packed one is installed first: "
-                          "python3 merino.pyz install NAME.merino")
-    if not os.path.isfile(path):
-        raise MerinoError(f"{folder!r} is not a bundle: it has no bundle.json. {remedy}.")
-    return read_json(path, "Copy or export the bundle again.")
-
-
-def _bundle_of(folder: str, description: Dict[str, Any]) -> Bundle:
-    """The description as a Bundle. Lists become tuples, so that a bundle cannot be changed after reading."""
-    values: Dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in description.items()}
-    values["kv_layers"] = tuple(KvLayer(**layer) for layer in description["kv_layers"])
-    for key in ("inputs", "outputs"):
-        values[key] = tuple(Port(port["name"], port["dtype"], tuple(port["shape"]))
-                            for port in description[key])
-    values["slower_on"] = tuple(Slower(**each) for each in description["slower_on"])
-    golden = description["golden"]
-    values["backends"] = tuple(BackendNeed(need["name"], need["min_version"], tuple(need["refused_versions"]))
-                               for need in description["backends"])
-    values["threads"] = Threads(**description["threads"])
-    values["golden"] = Golden(tuple(golden["prompt_ids"]), tuple(golden["greedy_ids"]))
-    values["chat"] = _chat_of(description["chat"])
-    values["files"] = tuple(BundleFile(**file) for file in description["files"])
-    return Bundle(folder=folder, **values)
 
 
 def _chat_of(chat: Optional[Dict[str, Any]]) -> Optional[Chat]:

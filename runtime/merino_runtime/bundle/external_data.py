@@ -48,7 +48,7 @@ def external_files(path: str) -> Set[str]:
 
 
 def _locations(data: Any) -> Set[str]:
-    found = set()
+    locations = set()
     messages: List[Tuple[str, int, int]] = [("ModelProto", 0, len(data))]
     while messages:
         kind, at, end = messages.pop()
@@ -75,12 +75,12 @@ def _locations(data: Any) -> Set[str]:
                 entry[number] = data[at:after]
             at = after
         if entry.get(KEY) == b"location":
-            found.add(entry.get(VALUE, b"").decode("utf-8", "backslashreplace"))
-    return found
+            locations.add(entry.get(VALUE, b"").decode("utf-8", "backslashreplace"))
+    return locations
 
 
 def _varint(data: Any, at: int) -> Tuple[int, int]:
-    """-> (the number, where it ends)."""
+    """Return the number at `at`, and where it ends."""
     value = shift = 0
     while True:
         byte = data[at]

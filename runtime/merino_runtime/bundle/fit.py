@@ -1,4 +1,4 @@
-"""Whether a bundle can run on this machine, what will make it slow there, and what memory it needs.
+"""Checks whether a bundle can run on this machine, what will make it slow, and how much memory it needs.
 
 Standard library only: it runs before numpy or a backend is imported.
 """
@@ -22,17 +22,17 @@ from merino_runtime.io.board import (
     this_board,
 )
 from merino_runtime.io.json_shape import listed
-from merino_runtime.io.memory import present
+from merino_runtime.io.memory import memory_figures
 
 
 def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow: bool = False,
                       sessions: int = 1, backend: str = "onnxruntime") -> List[str]:
-    """Raises MerinoError if the bundle cannot run on this machine. Returns notes on what will make it slow.
+    """Raise MerinoError if the bundle cannot run on this machine. Return notes on what will make it slow.
 
-    On the CPU, without its instructions, a format falls back to emulation and runs many times slower. That is refused;
-    `allow_slow` turns the refusal into a note. A graph for the other kind of Arm core is noted with its cost, and
-    refused where its results are wrong. sessions: of the backend, each of which holds the weights. What a backend on a
-    GPU computes with, TensorRT itself judges when it builds the engine.
+    On the CPU, a format whose instructions are missing falls back to emulation and runs many times slower: it is
+    rejected, or noted with `allow_slow`. A graph for the other kind of Arm core is noted with its cost, and rejected if
+    its results are wrong. sessions: of the backend; each of them holds the weights. What a GPU can compute, TensorRT
+    checks when it builds the engine.
     """
     board = board or this_board()
     if board.pointer_bits != 64:
@@ -71,21 +71,22 @@ def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow:
 
 
 def memory_need_mb(bundle: Bundle, sessions: int = 1, backend: str = "onnxruntime") -> float:
-    """Resident MB without activations: the weights, once per session of the CPU's backend, the KV cache and the process
-    itself. With TensorRT the engine holds the weights once, and a Jetson's CPU shares its memory with CUDA."""
+    """Return the resident MB without activations: the weights, once per session of the CPU's backend, the KV cache and
+    the process. With TensorRT the engine holds the weights once, and a Jetson's CPU shares its memory with CUDA."""
     if backend == "tensorrt":
         return (bundle.weight_bytes + bundle.kv_bytes) / MB + PROCESS_MB + CUDA_MB
     return (sessions * bundle.weight_bytes + bundle.kv_bytes) / MB + PROCESS_MB
 
 
 def is_for_other_core(bundle: Bundle, board: Board) -> bool:
-    """Whether this is an Arm core, and the graph's matrix multiplications are written for another kind of core."""
+    """Return whether this is an Arm core, and the graph's matrix multiplications are written for another kind of
+    core."""
     here = kind_of_core(board)
     return here is not None and bundle.core not in (None, here)
 
 
 def _check_overflow(bundle: Bundle, board: Board) -> None:
-    """Raises MerinoError where 8-bit matrix multiplications would overflow the 16 bits in which the CPU adds up."""
+    """Raise MerinoError if 8-bit matrix multiplications would overflow the 16 bits in which the CPU adds up."""
     again = f"Export {bundle.name!r} again"
     is_old = bundle.core == "no-dotprod" and not bundle.kernels  # before MatMul8 was the operator of such cores
     by_rows = is_old or bundle.dialect == "portable" and bundle.precision in ("int8", "int4")
@@ -100,7 +101,7 @@ def _check_overflow(bundle: Bundle, board: Board) -> None:
 
 
 def _check_kernels(bundle: Bundle, board: Board) -> None:
-    """Raises MerinoError if this release's library does not compute the bundle's operators, or not on this machine."""
+    """Raise MerinoError if this release's library does not compute the bundle's operators, or not on this machine."""
     if not bundle.kernels:
         return
     again = f"Export {bundle.name!r} again {without_kernels(bundle)}, or pack that beside it"
@@ -118,19 +119,19 @@ def _check_kernels(bundle: Bundle, board: Board) -> None:
 
 
 def _core_notes(bundle: Bundle, board: Board) -> List[str]:
-    """The predicted slowdown on Arm of a graph that was built for another kind of core."""
+    """Return the predicted slowdown on Arm of a graph that was built for another kind of core."""
     if not is_for_other_core(bundle, board):
         return []
-    slowdowns = [each for each in bundle.slower_on if each.core == kind_of_core(board)]
-    costs = ", or ".join(f"{each.times:g} times slower here than `--for {each.board}`" for each in slowdowns)
+    slowdowns = [other for other in bundle.slower_on if other.core == kind_of_core(board)]
+    costs = ", or ".join(f"{other.times:g} times slower here than `--for {other.board}`" for other in slowdowns)
     if not slowdowns and bundle.core == "dotprod":
         costs = "an export with `--for BOARD` is faster here"
     return [f"its matrix multiplications are for {bundle.core} cores: {costs}"] if costs else []
 
 
 def _missing_isa(bundle: Bundle, board: Board) -> List[str]:
-    """Features of the other architecture (x86 on Arm, Arm on x86) are not counted as missing, nor is dotprod where
-    the note on `core` reports it."""
+    """Return the instructions that the bundle needs and the CPU lacks. Those of the other architecture (x86 on Arm, Arm
+    on x86) do not count, nor does dotprod if the note on `core` reports it."""
     on_x86 = board.architecture in X86_MACHINES
     foreign = set((ARM_FEATURES if on_x86 else X86_FEATURES).values())
     reported = {"dotprod"} if bundle.core else set()
@@ -138,11 +139,11 @@ def _missing_isa(bundle: Bundle, board: Board) -> List[str]:
 
 
 def out_of_memory(bundle: Bundle, doing: str, sessions: int = 1) -> str:
-    """The message. doing: what the runtime was at, as in "a decode step"."""
+    """Return the message. doing: what the runtime was doing, as in "a decode step"."""
     parts = (f"{sessions} x " if sessions > 1 else "") + f"{bundle.weight_bytes / MB:.0f} MB of weights"
     parts += f", {bundle.kv_bytes / MB:.0f} MB of KV cache, about {PROCESS_MB} MB for Python and libraries"
     equal = "use one thread count for prefill and decode, " if sessions > 1 else ""
     return (f"out of memory in {doing}: bundle {bundle.name!r} needs "
             f"{memory_need_mb(bundle, sessions):.0f} MB ({parts}) and memory "
-            f"for activations{present()}. Stop other programs, {equal}shorten the prompt, or export with a shorter "
-            "--context or a smaller --precision.")
+            f"for activations{memory_figures()}. Stop other programs, {equal}shorten the prompt, or export with a "
+            "shorter --context or a smaller --precision.")

@@ -19,7 +19,7 @@ MFD_CLOEXEC = 1
 
 
 def unknown_operators(bundle: Bundle) -> List[str]:
-    """The operators of the bundle's graph that this library lacks: a later release has them."""
+    """Return the operators of the bundle's graph that this library lacks: a later release has them."""
     return sorted(set(bundle.kernels) - OPERATORS)
 
 

@@ -14,7 +14,8 @@ ENVIRONMENT = "~/merino"
 
 
 def require(name: str, requirements: Sequence[str] = PACKAGES) -> Any:
-    """The module of that name. MerinoError with the commands that install `requirements` if it cannot be imported."""
+    """Return the module of that name. If it cannot be imported, raise MerinoError with the commands that install
+    `requirements`."""
     try:
         return importlib.import_module(name)
     except Exception as error:
@@ -28,11 +29,12 @@ def require(name: str, requirements: Sequence[str] = PACKAGES) -> Any:
 
 
 def install_commands(requirements: Sequence[str] = PACKAGES) -> str:
-    """Inside a virtual environment commands of pip alone. Outside they also make one: systems such as Raspberry Pi OS
-    refuse pip there (PEP 668)."""
-    packages = " ".join(f"'{each}'" if set(each) & set("<>!=,") else each for each in requirements)
+    """Return the commands that install packages. Outside of a virtual environment they also make one if the system's
+    Python rejects pip (PEP 668), as on Raspberry Pi OS."""
+    packages = " ".join(f"'{package}'" if set(package) & set("<>!=,") else package for package in requirements)
     python, make, then = sys.executable or "python3", [], ""
-    if sys.prefix == sys.base_prefix and _externally_managed():
+    if sys.prefix == sys.base_prefix and os.path.exists(
+            os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")):
         python = ENVIRONMENT + "/bin/python"
         make, then = [f"python3 -m venv {ENVIRONMENT}"], f" (and from then on {python} in place of python3)"
     # pip 18.1, which comes with Python 3.6, does not know the wheels of onnxruntime after 1.3.
@@ -41,11 +43,7 @@ def install_commands(requirements: Sequence[str] = PACKAGES) -> str:
     return f"Run: {' && '.join([*make, *upgrade, install])}{then}"
 
 
-def _externally_managed() -> bool:
-    return os.path.exists(os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED"))
-
-
 def version_tuple(version: str) -> Tuple[int, ...]:
-    """"1.18" and "1.18.0" -> (1, 18, 0). The suffix of a development build is ignored."""
+    """Return "1.18" and "1.18.0" as (1, 18, 0). The suffix of a development build is ignored."""
     numbers = [int(number) for number in re.findall(r"\d+", version)[:3]]
     return tuple(numbers + [0] * (3 - len(numbers)))

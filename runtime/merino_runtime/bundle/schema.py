@@ -32,13 +32,13 @@ MOST_FILES = 256  # a bundle that was exported has about ten
 MOST_TIMES = 10 ** 6
 # By the format of keys and values: the type of their arrays, its bytes, how many of them an element holds.
 CACHE_TYPES = {"fp32": ("float32", 4, 1), "fp16": ("float16", 2, 1), "int8": ("int8", 1, 1), "int4": ("uint8", 1, 2)}
-# What a chat template takes of a message's text: all of it; without white space around it; what follows the last
+# What a chat template uses of a message's text: all of it; without white space around it; what follows the last
 # </think>; the same without line feeds at its beginning; or without white space around it.
 MESSAGE_TEXTS = ("whole", "stripped", "answer", "answer_lines", "answer_stripped")
 
 
 def problems_of(description: Any) -> List[str]:
-    """In words, one for each wrong key or value; contradictions between values only where each value is valid."""
+    """Return a sentence for each wrong key or value; contradictions between values only if each value is valid."""
     return problems_in(description, BUNDLE_SHAPE) or _contradictions(description)
 
 
@@ -79,7 +79,7 @@ BUNDLE_SHAPE: Dict[str, Any] = {
 
 
 def _contradictions(description: Dict[str, Any]) -> List[str]:
-    """Values that are each valid and contradict each other."""
+    """Return the problems of values that are valid each but contradict each other."""
     problems = []
     vocab, paths = description["vocab"], collections.Counter(file["path"] for file in description["files"])
     ids = description["golden"]["prompt_ids"] + description["golden"]["greedy_ids"]
@@ -101,8 +101,8 @@ def _contradictions(description: Dict[str, Any]) -> List[str]:
 
 
 def _cache_contradictions(description: Dict[str, Any], ports: Dict[str, Any]) -> List[str]:
-    """The inputs that hold keys and values are those of kv_layers and have kv_bytes: by these the memory is judged
-    before it is allocated."""
+    """Compare the inputs that hold keys and values with kv_layers and kv_bytes: the needed memory is computed from
+    these before it is allocated."""
     problems, total = [], 0
     layer_of = {f"past_key_values.{index}.{part}": layer
                 for index, layer in enumerate(description["kv_layers"]) for part in ("key", "value")}

@@ -24,7 +24,7 @@ LEAST_AGE_NS = 3 * 10 ** 9
 
 
 def check_files_once(bundle: Bundle) -> None:
-    """Hashes the files unless the stamp shows that they are unchanged. MerinoError if one is missing or damaged."""
+    """Hash the files unless the stamp shows that they are unchanged. Raise MerinoError if one is missing or damaged."""
     check_files(bundle, hashes=False)
     state = _state(bundle)
     if all(_stamped(path) != state for path in (_path(bundle), _path_beside(bundle))):
@@ -32,28 +32,28 @@ def check_files_once(bundle: Bundle) -> None:
 
 
 def check_and_stamp(bundle: Bundle) -> None:
-    """Hashes the files in any case. MerinoError if one is missing or damaged."""
+    """Hash the files in any case. Raise MerinoError if one is missing or damaged."""
     before, now_ns = _state(bundle), time.time() * 10 ** 9
     check_files(bundle)
     youngest_ns = max((max(file["mtime_ns"], file["ctime_ns"]) for file in before), default=0)
     if youngest_ns + LEAST_AGE_NS < now_ns and _state(bundle) == before:
         with contextlib.suppress(OSError, MerinoError):
             os.makedirs(os.path.dirname(_path(bundle)), exist_ok=True)
-            write_output(_path(bundle), _stamp(before), sync=False)
+            _write_stamp(_path(bundle), before)
 
 
 def stamp_beside(bundle: Bundle) -> None:
-    """By who made the files, hashed what it wrote, and has let nobody else know of the folder: so no age is required.
-    A rename of the folder changes nothing that a stamp holds."""
-    write_output(_path_beside(bundle), _stamp(_state(bundle)), sync=False)
+    """Write a stamp beside the bundle. The caller hashed the files while writing them, in a folder that nobody else
+    knows of, so no age is required. A rename of the folder changes nothing that a stamp holds."""
+    _write_stamp(_path_beside(bundle), _state(bundle))
 
 
-def _stamp(state: List[Dict[str, Any]]) -> str:
-    return json.dumps({"schema": SCHEMA, "files": state})
+def _write_stamp(path: str, state: List[Dict[str, Any]]) -> None:
+    write_output(path, json.dumps({"schema": SCHEMA, "files": state}), sync=False)
 
 
 def _state(bundle: Bundle) -> List[Dict[str, Any]]:
-    """What a write would change, and what bundle.json expects. An absent file is the caller's to report."""
+    """Return what a write would change, and what bundle.json expects. The caller reports absent files."""
     states = []
     for file in bundle.files:
         try:

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Callable, Dict, List, Optional, Set
 BEGIN = "merino: the answer begins"
 CACHE = "@cache"  # in an argument or folder: this project's cache folder of this user
 PYTHON = "@python"  # in an argument: the Python that runs this
-PIECE = 1 << 18  # bytes
+BUFFER_BYTES = 1 << 18
 SYSTEM_ROOT = "/opt/merino"
 INSTALLED_APPS = ("current/merino.pyz", "merino.pyz")  # of the release in use; what the service keeps of a good one
 WITHDRAWN, SIGNATURE = "withdrawn.json", "manifest.sig"
@@ -53,29 +53,30 @@ def cache_folder() -> str:
 
 
 def placed(text: str) -> str:
-    """An argument with its placeholder filled in."""
+    """Return an argument with its placeholder filled in."""
     if text == PYTHON:
         return sys.executable
     return cache_folder() + text[len(CACHE):] if text.startswith(CACHE + "/") else text
 
 
 def describe(app_bytes: int, root: Optional[str], calls: List[List[str]], timeout_s: float) -> int:
-    """Runs the application with each of the lists of arguments: the one that is installed in the folder of releases,
-    else the workstation's, whose bytes follow and which is removed again. An installed one that does not run counts as
-    none, and so does one that another user can change, or that a withdrawn key signed. Answers {root, app, foreign,
-    service, keys, calls}: the folder of releases, the path of the installed application or null, what another user can
-    change there or null, the folder that merino.service uses, the trusted public keys in base64, and {code, out, err}
-    of each call.
+    """Run the application with each of the lists of arguments. Report {root, app, foreign, service, keys, calls}: the
+    folder of releases, the path of the installed application or null, what another user can change there or null, the
+    folder that merino.service uses, the trusted public keys in base64, and {code, out, err} of each call.
+
+    The installed application is used if it runs, no other user can change it, and no withdrawn key signed it. Otherwise
+    the workstation's is used: its bytes follow the request, and it is removed afterwards.
     """
     app = sys.stdin.buffer.read(app_bytes)
     folder = os.path.abspath(root) if root else default_root()
     calls = [call + ["--root", folder] for call in calls]
     installed = [os.path.join(folder, name) for name in INSTALLED_APPS]
     foreign = next(filter(None, map(changeable, [folder] + installed)), None)
-    gone = withdrawn_keys(folder)
-    for path in [] if foreign or gone is None else [path for path in installed if signer(path) not in gone]:
-        answers = [called(path, call, timeout_s) for call in calls] if os.path.isfile(path) else []
-        if answers and all(each["code"] == 0 and each["out"].startswith("{") for each in answers):
+    withdrawn = withdrawn_keys(folder)
+    trusted = [] if foreign or withdrawn is None else [path for path in installed if signer(path) not in withdrawn]
+    for path in filter(os.path.isfile, trusted):
+        results = [called(path, call, timeout_s) for call in calls]
+        if results and all(result["code"] == 0 and result["out"].startswith("{") for result in results):
             break
     else:
         path = ""
@@ -83,15 +84,15 @@ def describe(app_bytes: int, root: Optional[str], calls: List[List[str]], timeou
             sent = os.path.join(scratch, "merino.pyz")
             with open(sent, "wb") as file:
                 file.write(app)
-            answers = [called(sent, call, timeout_s) for call in calls]
+            results = [called(sent, call, timeout_s) for call in calls]
     report(json.dumps({"root": folder, "app": path or None, "foreign": foreign, "service": service_root(),
-                       "keys": trusted_keys(folder), "calls": answers}))
+                       "keys": trusted_keys(folder), "calls": results}))
     return 0
 
 
 def changeable(path: str) -> Optional[str]:
-    """What another user than root and this one can change: the file or folder, or one on the way to it; None where
-    nothing, or where it is not there. Whoever can could choose what this user runs from there."""
+    """Return the file or folder, `path` or one on the way to it, that a user other than root and this one can change;
+    None if there is none, or no such path. That user could choose what this user runs from there."""
     ancestor = os.path.realpath(path)
     with contextlib.suppress(OSError):
         inside = True
@@ -120,12 +121,12 @@ def called(app: str, arguments: List[str], timeout_s: float) -> Dict[str, Any]:
 
 
 def default_root() -> str:
-    """As `releases.default_root` of an application that is not installed."""
+    """Return what `releases.default_root` returns for an application that is not installed."""
     return SYSTEM_ROOT if os.geteuid() == 0 else os.path.expanduser("~/.local/share/merino")
 
 
 def service_root() -> Optional[str]:
-    """The folder of releases that merino.service uses at each start of the board; None where it is not enabled."""
+    """Return the folder of releases that merino.service uses at each start of the board; None if it is not enabled."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if os.path.lexists(SERVICE_WANTED):
             with open(SERVICE_UNIT, encoding="utf-8") as file:
@@ -135,7 +136,8 @@ def service_root() -> Optional[str]:
 
 
 def trusted_keys(root: str) -> List[str]:
-    """The second word of each NAME.pub, as far as this user can read them. `install` judges the files themselves."""
+    """Return the second word of each NAME.pub, as far as this user can read them. `install` judges the files
+    themselves."""
     keys = set()
     for folder in (os.path.join(root, "trusted"), SYSTEM_KEYS):
         with contextlib.suppress(OSError):
@@ -148,7 +150,7 @@ def trusted_keys(root: str) -> List[str]:
 
 
 def withdrawn_keys(root: str) -> Optional[Set[str]]:
-    """In base64; None if the list cannot be read, which `install` then reports."""
+    """Return the withdrawn keys in base64; None if the list cannot be read, which `install` then reports."""
     path = os.path.join(root, WITHDRAWN)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path, encoding="ascii") as file:
         return set(json.loads(file.read(LARGEST_LIST))["keys"])
@@ -156,7 +158,7 @@ def withdrawn_keys(root: str) -> Optional[Set[str]]:
 
 
 def signer(app: str) -> Optional[str]:
-    """The key, in base64, that signed the release of an installed application; None: unsigned."""
+    """Return the key, in base64, that signed the release of an installed application; None if it is unsigned."""
     path = os.path.join(os.path.dirname(app), SIGNATURE)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path, encoding="ascii") as file:
         return str(json.loads(file.read(LARGEST_KEY))["key"])
@@ -164,54 +166,45 @@ def signer(app: str) -> Optional[str]:
 
 
 def find_python(candidates: List[str], modules: List[str]) -> int:
-    """Answers the first candidate that has the modules, without importing them; null where none has."""
+    """Report the first candidate that has the modules, without importing them; null if none has."""
     look = ("import sys; sys.path[:] = filter(None, sys.path); import importlib.util as u; "  # not the current folder
             "sys.exit(not all(u.find_spec(name) for name in sys.argv[1:]))")
     for candidate in candidates:
-        try:
+        with contextlib.suppress(OSError):
             code = subprocess.call([placed(candidate), "-c", look] + modules, stdin=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                    env=dict(os.environ, PYTHONSAFEPATH="1"))
-        except OSError:
-            continue
-        if code == 0:
-            report(json.dumps(candidate))
-            return 0
+            if code == 0:
+                report(json.dumps(candidate))
+                return 0
     report("null")
     return 0
 
 
 def run(arguments: List[str], stdin_bytes: int) -> int:
-    """Runs a program. Its stdin follows the request, and its output is the agent's. It ends with the connection."""
-    data = sys.stdin.buffer.read(stdin_bytes)
-    child = begun(arguments)
-    if child is None:
-        return NOT_FOUND
-    threading.Thread(target=end_with_stdin, args=(child,), daemon=True).start()
-    assert child.stdin
-    with contextlib.suppress(BrokenPipeError):  # it does not read what it was given
-        child.stdin.write(data)
-        child.stdin.close()
-    code = child.wait()
-    return code if code >= 0 else 128 - code
-
-
-def begun(arguments: List[str]) -> Optional[subprocess.Popen]:
-    """The program, waiting for its stdin; None where it cannot be run, which stderr reports."""
-    try:
-        return subprocess.Popen(list(map(placed, arguments)), stdin=subprocess.PIPE, start_new_session=True)
-    except OSError as error:
-        sys.stderr.write("cannot run {}: {}\n".format(arguments[0], error.strerror))
-        sys.stderr.flush()
-        return None
+    """Run a program. Its stdin follows the request, and its output is the agent's. It ends with the connection."""
+    return run_child(arguments, sys.stdin.buffer.read(stdin_bytes))
 
 
 def interact(arguments: List[str]) -> int:
-    """Runs a program that is given this one's stdin line by line, and ends with it."""
-    child = begun(arguments)
-    if child is None:
+    """Run a program that receives this one's stdin line by line, and ends with it."""
+    return run_child(arguments, None)
+
+
+def run_child(arguments: List[str], data: Optional[bytes]) -> int:
+    """Run a program with `data` as its stdin; None: with the lines of this one's. Return its exit code."""
+    try:
+        child = subprocess.Popen(list(map(placed, arguments)), stdin=subprocess.PIPE, start_new_session=True)
+    except OSError as error:
+        sys.stderr.write("cannot run {}: {}\n".format(arguments[0], error.strerror))
+        sys.stderr.flush()
         return NOT_FOUND
-    threading.Thread(target=pass_lines_on, args=(child,), daemon=True).start()
+    assert child.stdin
+    threading.Thread(target=pass_lines_on if data is None else end_with_stdin, args=(child,), daemon=True).start()
+    if data is not None:
+        with contextlib.suppress(BrokenPipeError):  # the program does not read its stdin
+            child.stdin.write(data)
+            child.stdin.close()
     code = child.wait()
     return code if code >= 0 else 128 - code
 
@@ -223,13 +216,13 @@ def pass_lines_on(child: subprocess.Popen) -> None:
             child.stdin.write(line)
             child.stdin.flush()
         child.stdin.close()
-    with contextlib.suppress(subprocess.TimeoutExpired):  # an answer may be under way, which nobody reads any more
+    with contextlib.suppress(subprocess.TimeoutExpired):  # it may still print, which nobody reads any more
         child.wait(KILL_AFTER_S)
     end_with_stdin(child)
 
 
 def end_with_stdin(child: subprocess.Popen) -> None:
-    """Waits for the end of stdin, that is, of the connection; then ends the program and what it started."""
+    """Wait for the end of stdin, that is, of the connection; then end the program and what it started."""
     while sys.stdin.buffer.read(1):
         pass
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -239,11 +232,11 @@ def end_with_stdin(child: subprocess.Popen) -> None:
 
 
 def receive(folder: str, name: str, size: int, sha256: str, piece: int) -> int:
-    """Receives a file of `size` bytes into a folder of the cache.
+    """Receive a file of `size` bytes into a folder of the cache.
 
     What an earlier connection left in NAME.part stays. Answers {done, free, pieces}: whether the whole file is there,
     the free bytes of the disk, and the SHA-256 of each whole `piece` of bytes in the part. Reads a line {offset}, at
-    which the part is cut, and the bytes from there on. Answers {error}, empty where the file took its place.
+    which the part is cut, and the bytes from there on. Answers {error}, empty if the file took its place.
     """
     target = placed(folder)
     path = os.path.join(target, name)
@@ -261,7 +254,7 @@ def receive(folder: str, name: str, size: int, sha256: str, piece: int) -> int:
                            "pieces": [] if done else hashes_of(part, piece)}))
         if done:
             return 0
-        error = take(part, size, json.loads(sys.stdin.buffer.readline().decode("utf-8"))["offset"])
+        error = append_stdin(part, size, json.loads(sys.stdin.buffer.readline().decode("utf-8"))["offset"])
         if not error and hash_of(path + ".part") != sha256:
             error = "the bytes that arrived are others than those that were sent"
             os.unlink(path + ".part")
@@ -272,15 +265,15 @@ def receive(folder: str, name: str, size: int, sha256: str, piece: int) -> int:
     return 1 if error else 0
 
 
-def take(part: BinaryIO, size: int, offset: int) -> str:
-    """Cuts the part at `offset` and appends stdin. Returns what went wrong: nothing, where it then has `size` bytes."""
+def append_stdin(part: BinaryIO, size: int, offset: int) -> str:
+    """Cut the part at `offset` and append stdin until it has `size` bytes. Return the fault; empty if there is none."""
     stdin: Any = sys.stdin.buffer  # typed without its `read1`
     try:
         part.truncate(offset)
         left = size - offset
         while left:
             signal.alarm(SILENCE_S)  # ends this process, and its lock with it
-            data = stdin.read1(min(left, PIECE))
+            data = stdin.read1(min(left, BUFFER_BYTES))
             if not data:
                 return "the connection ended"
             part.write(data)
@@ -299,7 +292,7 @@ def hashes_of(part: BinaryIO, piece: int) -> List[str]:
     while True:
         digest, read = hashlib.sha256(), 0
         while read < piece:
-            data = part.read(min(PIECE, piece - read))
+            data = part.read(min(BUFFER_BYTES, piece - read))
             if not data:
                 return hashes
             digest.update(data)
@@ -310,7 +303,7 @@ def hashes_of(part: BinaryIO, piece: int) -> List[str]:
 def hash_of(path: str) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        for data in iter(lambda: file.read(PIECE), b""):
+        for data in iter(lambda: file.read(BUFFER_BYTES), b""):
             digest.update(data)
     return digest.hexdigest()
 
@@ -324,7 +317,7 @@ def sync_folder(folder: str) -> None:
 
 
 def discard(paths: List[str]) -> int:
-    """Removes files and empty folders of the cache, where they are."""
+    """Remove files and empty folders of the cache, if they exist."""
     for path in map(placed, paths):
         with contextlib.suppress(OSError):
             (os.rmdir if os.path.isdir(path) else os.unlink)(path)

@@ -9,10 +9,11 @@ import base64
 import binascii
 import contextlib
 import hashlib
+import io
 import os
 import re
 import stat
-from typing import BinaryIO, Callable, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
+from typing import BinaryIO, Callable, Dict, Iterator, NamedTuple, Optional, Sequence
 
 from merino_runtime.delivery import ed25519
 from merino_runtime.delivery.manifest import (
@@ -53,13 +54,18 @@ class Archive(NamedTuple):
 
 
 def header(path: str, size_bytes: int) -> bytes:
-    """The 512 bytes before a member: a POSIX ustar header with mode 0644, owner 0, time 0 and no names.
-
-    Raises ValueError for a path that no such header can hold.
-    """
-    name, prefix = _split(path)
+    """Return the 512 bytes before a member: a POSIX ustar header with mode 0644, owner 0, time 0 and no names. Raise
+    ValueError if no such header can hold the path."""
+    # 1. The path: a name of at most 100 bytes, as long as possible, and a prefix of at most 155.
+    name, prefix = path.encode("ascii"), b""
+    if len(name) > 100:
+        cut = name.find(b"/", len(name) - 101)
+        if cut < 1 or cut > 155:
+            raise ValueError(f"the path {path} is too long for the archive")
+        name, prefix = name[cut + 1:], name[:cut]
     if not 0 <= size_bytes <= LARGEST_MEMBER_BYTES:
         raise ValueError(f"{path} has {size_bytes:,} bytes, allowed are {LARGEST_MEMBER_BYTES:,}")
+    # 2. The fields before and after the checksum.
     numbers = b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size_bytes + b"%011o\0" % 0
     before = name.ljust(100, b"\0") + numbers
     after = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + prefix.ljust(155, b"\0") + bytes(12)
@@ -67,35 +73,24 @@ def header(path: str, size_bytes: int) -> bytes:
     return before + b"%06o\0 " % checksum + after
 
 
-def _split(path: str) -> Tuple[bytes, bytes]:
-    """-> (name of at most 100 bytes, prefix of at most 155), the name as long as it can be."""
-    encoded = path.encode("ascii")
-    if len(encoded) <= 100:
-        return encoded, b""
-    cut = encoded.find(b"/", len(encoded) - 101)
-    if cut < 1 or cut > 155:
-        raise ValueError(f"the path {path} is too long for the archive")
-    return encoded[cut + 1:], encoded[:cut]
-
-
 def padded(size_bytes: int) -> int:
-    """The bytes that a member's contents take."""
+    """Return the bytes that a member's content takes, padding included."""
     return -(-size_bytes // BLOCK) * BLOCK
 
 
 def packed_member(path: str, data: bytes) -> bytes:
-    """A small member as it lies in the file."""
+    """Return a small member as the file holds it."""
     return header(path, len(data)) + data.ljust(padded(len(data)), b"\0")
 
 
 def checksum_bytes(manifest_data: bytes) -> bytes:
-    """The contents of manifest.sha256, as sha256sum writes them."""
+    """Return the contents of manifest.sha256, as sha256sum writes them."""
     return f"{hashlib.sha256(manifest_data).hexdigest()}  {NAME}\n".encode("ascii")
 
 
 def open_archive(path: str) -> Archive:
-    """Reads the manifest and the signature and checks that the file has the layout that follows from them. Hashes
-    nothing. Raises MerinoError that names the entry."""
+    """Read the manifest and the signature, and check that the file has the layout that follows from them. Hash nothing.
+    Raise MerinoError that names the wrong entry."""
     with _opened(path) as file:
         size_bytes = os.fstat(file.fileno()).st_size
         data = _first_member(file, path)
@@ -123,20 +118,21 @@ def open_archive(path: str) -> Archive:
 
 
 def signature_bytes(signature: Signature) -> bytes:
-    """The contents of manifest.sig, always as many bytes."""
+    """Return the content of manifest.sig, whose length is fixed."""
     return canonical({"algorithm": "ed25519", "key": base64.b64encode(signature.key).decode("ascii"),
                       "signature": base64.b64encode(signature.value).decode("ascii")})
 
 
 def signed_bytes(manifest_data: bytes) -> bytes:
-    """The bytes that a signature covers."""
+    """Return the bytes that a signature covers."""
     return SIGNED + manifest_data
 
 
 def check_signature(archive: Archive, trusted: Sequence[bytes]) -> Optional[bytes]:
-    """The key of `trusted`, public keys of 32 bytes, that signed the manifest; None where the file has no signature.
+    """Return the key in `trusted` (public keys of 32 bytes) that signed the manifest; None if the file has no
+    signature.
 
-    Raises MerinoError where the signature is of another key, or of other bytes.
+    Raise MerinoError if another key made the signature, or if it covers other bytes.
     """
     signature = archive.signature
     if signature is None:
@@ -152,7 +148,8 @@ def check_signature(archive: Archive, trusted: Sequence[bytes]) -> Optional[byte
 
 
 def check_hashes(archive: Archive, report: Callable[[str], None] = lambda _: None) -> None:
-    """Hashes every file in the archive. MerinoError names the first that differs. report: gets each path."""
+    """Hash every file in the archive. Raise MerinoError that names the first one that differs. report: receives each
+    path."""
     with _opened(archive.path) as file:
         for entry in archive.manifest.files:
             report(entry.path)
@@ -160,28 +157,27 @@ def check_hashes(archive: Archive, report: Callable[[str], None] = lambda _: Non
 
 
 def read_member(archive: Archive, path: str, largest_bytes: int = 64 * 2 ** 20) -> bytes:
-    """A small file of the archive, its hash checked. Raises MerinoError where it differs, or has more bytes."""
+    """Return the content of a small file of the archive. Raise MerinoError if its hash differs, or if it is larger."""
     entry = _entry(archive, path)
     if entry.bytes > largest_bytes:
         raise MerinoError(f"{archive.path}: {path} has {entry.bytes:,} bytes, allowed are {largest_bytes:,}. {REMEDY}.")
+    content = io.BytesIO()
     with _opened(archive.path) as file:
-        file.seek(archive.offsets[path])
-        data = file.read(entry.bytes)
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise _damaged(archive, path)
-    return data
+        _copy(file, archive, entry, content)
+    return content.getvalue()
 
 
 def extract(archive: Archive, path: str, to: str) -> None:
-    """Writes one file of the archive to `to`, where nothing may be yet, and syncs it. Its hash is checked meanwhile;
-    where it differs, MerinoError is raised and `to` is left for the caller to discard."""
+    """Write one file of the archive to `to`, where nothing may exist yet, and sync it. Its folder is made if needed.
+    Raise MerinoError if the hash differs; the caller then discards `to`."""
     entry = _entry(archive, path)
     with _opened(archive.path) as file:
         try:
-            with os.fdopen(os.open(to, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "wb") as made:
-                _copy(file, archive, entry, made)
-                made.flush()
-                os.fsync(made.fileno())
+            os.makedirs(os.path.dirname(to), exist_ok=True)
+            with os.fdopen(os.open(to, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "wb") as output:
+                _copy(file, archive, entry, output)
+                output.flush()
+                os.fsync(output.fileno())
         except OSError as error:
             raise machine_fault(f"write {to}", error) from error
 
@@ -194,30 +190,26 @@ def _entry(archive: Archive, path: str) -> FileEntry:
 
 
 def _copy(file: BinaryIO, archive: Archive, entry: FileEntry, to: Optional[BinaryIO]) -> None:
+    """Copy the content of one entry to `to`, if given. Raise MerinoError if its hash differs or its padding is not
+    zero."""
     digest, left = hashlib.sha256(), entry.bytes
     file.seek(archive.offsets[entry.path])
     while left:
         data = file.read(min(left, COPIED_AT_ONCE))
         if not data:
-            raise _damaged(archive, entry.path)  # it became shorter meanwhile
+            break  # another process cut the file; the hash then differs
         digest.update(data)
         left -= len(data)
         if to:
             to.write(data)
-    if digest.hexdigest() != entry.sha256:
-        raise _damaged(archive, entry.path)
     padding = file.read(padded(entry.bytes) - entry.bytes)
-    if padding.strip(b"\0"):
-        raise _damaged(archive, entry.path)
-
-
-def _damaged(archive: Archive, path: str) -> MerinoError:
-    return MerinoError(f"{archive.path}: {path} is damaged: its bytes are not those of {NAME}. {REMEDY}.")
+    if left or digest.hexdigest() != entry.sha256 or padding.strip(b"\0"):
+        raise MerinoError(f"{archive.path}: {entry.path} is damaged: its bytes are not those of {NAME}. {REMEDY}.")
 
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[BinaryIO]:
-    """Raises MerinoError where the file cannot be read."""
+    """Open a packed file for reading. Raise MerinoError if it cannot be read."""
     try:
         # O_NONBLOCK: a pipe without a writer does not keep this waiting.
         file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
@@ -234,7 +226,7 @@ def _opened(path: str) -> Iterator[BinaryIO]:
 
 
 def _first_member(file: BinaryIO, path: str) -> bytes:
-    """The manifest's bytes. Its size is the only one that is read from a header."""
+    """Return the manifest's bytes. Its size is the only one that is read from a header."""
     head = file.read(BLOCK)
     size = re.match(br"[0-7]{11}\Z", head[124:135])
     size_bytes = int(size.group(0), 8) if size else 0
@@ -248,7 +240,7 @@ def _first_member(file: BinaryIO, path: str) -> bytes:
 
 
 def _signature_at(file: BinaryIO, path: str, position: int) -> Optional[Signature]:
-    """None where another member stands there."""
+    """Return the signature at `position`; None if another member is there."""
     size_bytes = len(signature_bytes(Signature(bytes(32), bytes(64))))
     file.seek(position)
     if file.read(BLOCK) != header(SIGNATURE, size_bytes):
@@ -271,23 +263,6 @@ def _check_header(file: BinaryIO, path: str, position: int, entry: FileEntry) ->
     except ValueError as error:
         raise MerinoError(f"{path}: {error}. {REMEDY}.") from error
     file.seek(position)
-    block = file.read(BLOCK)
-    if block != expected:
-        raise MerinoError(f"{path}: in place of {entry.path} with {entry.bytes:,} bytes stands {_described(block)}. "
+    if file.read(BLOCK) != expected:
+        raise MerinoError(f"{path}: another entry, or none, is in place of {entry.path} with {entry.bytes:,} bytes. "
                           f"{REMEDY}.")
-
-
-KINDS = {b"1": "a hard link", b"2": "a link", b"3": "a character device", b"4": "a block device", b"5": "a folder",
-         b"6": "a pipe", b"x": "an extended header", b"g": "an extended header", b"L": "a long name",
-         b"S": "a sparse file"}
-
-
-def _described(block: bytes) -> str:
-    """A header that is not the right one, for a message."""
-    if len(block) < BLOCK:
-        return "the end of the file"
-    if not block.strip(b"\0"):
-        return "the end of the archive"
-    name = block[:100].split(b"\0")[0]
-    kind = KINDS.get(block[156:157], "another entry")
-    return f"{kind} named {ascii(name.decode('latin-1'))}"

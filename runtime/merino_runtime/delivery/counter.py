@@ -4,6 +4,7 @@
 whose release passed its self-test here. A file without a signature could state any counter, so its counter is neither
 checked nor kept.
 """
+import contextlib
 import os
 
 from merino_runtime.delivery import releases
@@ -17,7 +18,7 @@ REMEDY = "It is written again."
 
 
 def check_counter(root: str, archive: Archive) -> None:
-    """Raises MerinoError where ROOT has taken a signed file with a higher counter. The release in use may be installed
+    """Raise MerinoError if ROOT has accepted a signed file with a higher counter. The release in use may be installed
     again."""
     highest, current = highest_counter(root), releases.linked(root, releases.CURRENT)
     if archive.signature and archive.manifest.counter < highest and archive.id != current:
@@ -27,31 +28,27 @@ def check_counter(root: str, archive: Archive) -> None:
 
 
 def highest_counter(root: str) -> int:
-    """The highest of the kept counter and those of installed releases: either may be lost."""
-    linked = [each for each in releases.links(root) if each]
-    return max([_kept(root), *(_counter_of(releases.release_folder(root, each)) for each in linked)])
+    """Return the highest of the stored counter and those of signed, installed releases: either may be lost."""
+    counters = [_stored_counter(root)]
+    for release_id in filter(None, releases.links(root)):
+        folder = releases.release_folder(root, release_id)
+        with contextlib.suppress(OSError, MerinoError):
+            if os.path.exists(os.path.join(folder, SIGNATURE)):
+                with open(os.path.join(folder, NAME), "rb") as file:
+                    counters.append(parse_manifest(file.read(), folder).counter)
+    return max(counters)
 
 
 def keep_counter(root: str, archive: Archive) -> None:
-    """Needs the lock."""
-    if archive.signature and archive.manifest.counter > _kept(root):
+    """Store the counter of a signed file if it is the highest. The caller holds the lock."""
+    if archive.signature and archive.manifest.counter > _stored_counter(root):
         releases.write_json(os.path.join(root, COUNTER), {"schema": 1, "highest": archive.manifest.counter})
 
 
-def _kept(root: str) -> int:
+def _stored_counter(root: str) -> int:
+    """Return the counter in ROOT/counter.json; 0 if there is none."""
     try:
         highest = read_json(os.path.join(root, COUNTER), REMEDY)["highest"]
     except (MerinoError, KeyError, TypeError):
         return 0
     return highest if isinstance(highest, int) and not isinstance(highest, bool) else 0
-
-
-def _counter_of(folder: str) -> int:
-    """Of a release whose file was signed; else 0."""
-    try:
-        if not os.path.exists(os.path.join(folder, SIGNATURE)):
-            return 0
-        with open(os.path.join(folder, NAME), "rb") as file:
-            return parse_manifest(file.read(), folder).counter
-    except (OSError, MerinoError):
-        return 0

@@ -31,7 +31,7 @@ ZERO = Point(0, 1, 1, 0)
 
 
 def verify(public_key: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether `signature` [64 bytes] over `message` was made with the private key of `public_key` [32 bytes]."""
+    """Return whether `signature` [64 bytes] over `message` was made with the private key of `public_key` [32 bytes]."""
     key = _key_point(public_key)
     if key is None or len(signature) != SIGNATURE_BYTES:
         return False
@@ -44,7 +44,7 @@ def verify(public_key: bytes, message: bytes, signature: bytes) -> bool:
 
 
 def is_public_key(public_key: bytes) -> bool:
-    """Whether `verify` may ever accept a signature by this key."""
+    """Return whether `verify` may ever accept a signature by this key."""
     return _key_point(public_key) is not None
 
 
@@ -58,7 +58,7 @@ def _key_point(public_key: bytes) -> Optional[Point]:
 
 
 def _decode(encoded: bytes) -> Optional[Point]:
-    """RFC 8032, 5.1.3. None where there is no such point, or the encoding is not the canonical one."""
+    """RFC 8032, 5.1.3. None if there is no such point, or the encoding is not the canonical one."""
     if len(encoded) != KEY_BYTES:
         return None
     y = int.from_bytes(encoded, "little")

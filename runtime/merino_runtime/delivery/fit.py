@@ -1,12 +1,12 @@
-"""What of a packed file a machine takes: one bundle, and the wheels for its Python. Or why it takes nothing.
+"""Chooses the parts of a packed file that a machine uses: one bundle, and the wheels for its Python.
 
-Checked on the workstation before a file travels, and on the board before anything is unpacked or imported.
+This is checked on the workstation before a file travels, and on the board before anything is unpacked or imported.
 """
 import re
 from typing import List, NamedTuple, Optional, Tuple
 
 from merino_runtime.backends.choice import TENSORRT, choose_backend
-from merino_runtime.bundle import BackendNeed, Bundle, backends_text, bundle_of, older_graph
+from merino_runtime.bundle import Bundle, backends_text, bundle_of, older_graph
 from merino_runtime.bundle.fit import check_bundle_fits, is_for_other_core
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.delivery.archive import Archive, read_member
@@ -27,12 +27,12 @@ class Choice(NamedTuple):
 
 
 def choose(archive: Archive, machine: Machine, force: bool = False, backend: Optional[str] = None) -> Choice:
-    """The first bundle of the file that runs well on the machine, those for its kind of core before others. Raises
-    MerinoError where none does.
+    """Return the first bundle of the file that runs well on the machine; those for its kind of core come first. Raise
+    MerinoError if none does.
 
-    force: onto a board that the file was not packed for, and with a format for which the CPU lacks the instructions.
-    What cannot run at all is refused even so. backend: as of `choose_backend`; None, on the workstation: the first that
-    the bundle lists.
+    force: also for a board that the file was not packed for, and with a format for which the CPU lacks the
+    instructions. A bundle that cannot run at all is rejected anyway. backend: as in `choose_backend`; None: the first
+    one that the bundle lists.
     """
     manifest = archive.manifest
     if not force:
@@ -40,7 +40,7 @@ def choose(archive: Archive, machine: Machine, force: bool = False, backend: Opt
     wheels = fitting_wheels(manifest, machine)
     refusals: List[str] = []
     bundles = [(path, packed_bundle(archive, path)) for path in manifest.bundles]
-    bundles.sort(key=lambda each: is_for_other_core(each[1], machine.board))  # those for this core first
+    bundles.sort(key=lambda packed: is_for_other_core(packed[1], machine.board))
     for slow in (False, True)[:1 + force]:
         for path, bundle in bundles:
             try:
@@ -57,7 +57,7 @@ def choose(archive: Archive, machine: Machine, force: bool = False, backend: Opt
 
 
 def packed_bundle(archive: Archive, path: str) -> Bundle:
-    """The description of a bundle in the archive. Its folder is the path there."""
+    """Return the description of a bundle in the archive. Its folder is the path there."""
     where = f"{path}/bundle.json"
     try:
         return bundle_of(path, value_of(read_member(archive, where, LARGEST_DESCRIPTION_BYTES).decode("utf-8")))
@@ -66,7 +66,7 @@ def packed_bundle(archive: Archive, path: str) -> Bundle:
 
 
 def check_board(manifest: Manifest, machine: Machine) -> None:
-    """Raises MerinoError where the file is for other boards."""
+    """Raise MerinoError if the file is for other boards."""
     models = [model for need in manifest.boards for model in need.device_tree_models]
     # In whole words: `Raspberry Pi 5` does not name a Raspberry Pi 500.
     if manifest.boards and not any(re.match(re.escape(model) + r"(?!\w)", machine.model) for model in models):
@@ -76,7 +76,8 @@ def check_board(manifest: Manifest, machine: Machine) -> None:
 
 
 def fitting_wheels(manifest: Manifest, machine: Machine) -> Optional[WheelSet]:
-    """Those for the machine's Python with the newest C library that it has; None where the file holds none at all."""
+    """Return the wheels for the machine's Python with the newest C library that it has; None if the file holds no
+    wheels. Raise MerinoError if none of them fit."""
     if not manifest.wheels:
         return None
     fitting = [wheels for wheels in manifest.wheels
@@ -94,17 +95,15 @@ def fitting_wheels(manifest: Manifest, machine: Machine) -> Optional[WheelSet]:
 
 
 def _check_version(bundle: Bundle, wheels: Optional[WheelSet]) -> None:
-    """Raises MerinoError where the wheels hold no backend of a version that the bundle can use."""
+    """Raise MerinoError if the wheels hold no backend of a version that the bundle can use."""
     if not wheels:
         return
-    packed = {need.name: wheels.packages.get(need.name, "0") for need in bundle.backends}
-    if not any(_takes(need, packed[need.name]) for need in bundle.backends):
-        versions = ", ".join(version for version in packed.values() if version != "0") or "none"
-        raise MerinoError(f"{bundle.name!r} ({bundle.dialect}, {bundle.precision}) needs {backends_text(bundle)}, the "
-                          f"file's wheels for this Python hold {versions}. Pack a bundle that was exported with "
-                          f"{older_graph(bundle)}.")
-
-
-def _takes(need: BackendNeed, version: str) -> bool:
-    installed = version_tuple(version)
-    return installed >= version_tuple(need.min_version) and installed not in map(version_tuple, need.refused_versions)
+    packed = [(need, wheels.packages[need.name]) for need in bundle.backends if need.name in wheels.packages]
+    for need, version in packed:
+        numbers = version_tuple(version)
+        if numbers >= version_tuple(need.min_version) and numbers not in map(version_tuple, need.refused_versions):
+            return
+    versions = ", ".join(version for _, version in packed) or "none"
+    raise MerinoError(f"{bundle.name!r} ({bundle.dialect}, {bundle.precision}) needs {backends_text(bundle)}, the "
+                      f"file's wheels for this Python hold {versions}. Pack a bundle that was exported with "
+                      f"{older_graph(bundle)}.")

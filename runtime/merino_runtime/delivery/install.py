@@ -26,7 +26,7 @@ from merino_runtime.delivery.archive import (
 from merino_runtime.delivery.counter import check_counter, keep_counter
 from merino_runtime.delivery.fit import Choice, choose
 from merino_runtime.delivery.keys import (
-    NamedKey,
+    PublicKey,
     key_base64,
     key_of_base64,
     key_to_trust,
@@ -62,58 +62,62 @@ class Checked(NamedTuple):
     choice: Choice
     notes: List[str]
     backend_option: Optional[str]  # on the command line
-    keys: Tuple[NamedKey, ...]  # to be trusted from now on
+    keys: Tuple[PublicKey, ...]  # to be trusted from now on
 
     @property
     def withdrawn(self) -> List[bytes]:
-        """Keys that the file ends the trust in: only a signed one ends trust."""
+        """Return the keys whose trust ends with this file. Only a signed file can withdraw keys."""
         texts = self.archive.manifest.withdrawn if self.archive.signature else ()
-        return [key_of_base64(each) or b"" for each in texts]
+        return [key_of_base64(text) or b"" for text in texts]
 
 
 def install(path: str, root: str, keys: Sequence[str] = (), allow_unsigned: bool = False, force: bool = False,
             report: Report = lambda _: None, backend: Optional[str] = None, allow_downgrade: bool = False,
             as_service: bool = False) -> Dict[str, Any]:
-    """Installs the packed file at `path` -> what `install --json` prints.
+    """Install the packed file at `path`. Return what `install --json` prints.
 
-    root: the folder of releases, made where its parent is there. keys: public keys' files, trusted from now on. force:
-    and backend: as of `fit.choose`; a backend that was named is the release's from then on. report: gets a line per
-    step. allow_downgrade: also a signed file that is older than one before. as_service: the service's user tests it.
-    Raises MerinoError; what was installed before then stays as it was, and no key is trusted that was not before.
+    root: the folder of releases, created if its parent exists. keys: files of public keys to trust from now on. force,
+    backend: as in `fit.choose`; a backend that was named becomes the release's default. report: receives a line per
+    step. allow_downgrade: accept a signed file that is older than an earlier one. as_service: run the self-test as the
+    service's user. Raise MerinoError; the earlier release then stays in use, and no new key is trusted.
     """
-    checked = check(path, root, keys, allow_unsigned, force, report, backend, allow_downgrade)
-    archive = checked.archive
+    checked = check(path, root, keys, allow_unsigned=allow_unsigned, force=force, report=report, backend=backend,
+                    allow_downgrade=allow_downgrade)
+    archive, bundle = checked.archive, checked.choice.bundle
     with releases.readable_by_all():
         _make_root(root)
         with releases.changing(root, "install"):
             if not allow_downgrade:
-                check_counter(root, archive)  # again: another command may have come before the lock
+                check_counter(root, archive)  # again: another command may have run before the lock was taken
             if as_service:
                 make_user(root)
             before = releases.links(root)
             releases.prune(root, keep=archive.id)
-            _have_tested(root, checked, before, report)
+            _make_and_test(root, checked, before, report)
             keep_counter(root, archive)
-            to = before
+            links = before
             if before.current != archive.id:
                 probation.start_over(root, archive.id)
-                to = probation.links_with(root, archive.id, checked.withdrawn)
-            if to != before or checked.keys or checked.withdrawn:
-                releases.swap(root, to, checked.keys, checked.withdrawn)
+                links = probation.links_with(root, archive.id, checked.withdrawn)
+            if links != before or checked.keys or checked.withdrawn:
+                releases.swap(root, links, checked.keys, checked.withdrawn)
             used = releases.prune(root)
-            checked.notes.extend(probation.withdrawn_notes(root))
-    checked.notes.extend(f"release {each} is in use by a process; the next install removes it" for each in used)
-    return _result(root, checked, before.current if before.current != archive.id else None)
+            notes = checked.notes + probation.withdrawn_notes(root)
+    notes += [f"release {release_id} is in use by a process; the next install removes it" for release_id in used]
+    return {"schema": releases.SCHEMA, "id": archive.id, "name": archive.manifest.name, "bundle": bundle.name,
+            "precision": bundle.precision, "python": "{}.{}".format(*sys.version_info[:2]), "root": root,
+            "launcher": os.path.join(root, releases.CURRENT, releases.LAUNCHER),
+            "replaced": before.current if before.current != archive.id else None, "selftest": "ok", "notes": notes}
 
 
 def check(path: str, root: str, keys: Sequence[str], allow_unsigned: bool, force: bool, report: Report,
           backend: Optional[str] = None, allow_downgrade: bool = False) -> Checked:
-    """All that can be refused before anything is written. Raises MerinoError."""
+    """Check everything that can be checked before anything is written. Raise MerinoError if the file is rejected."""
     releases.check_owner(root)
     archive = open_archive(path)
     notes: List[str] = []
-    new = tuple(key_to_trust(root, key) for key in keys)
-    _check_signer(root, archive, new, allow_unsigned, notes)
+    new_keys = tuple(key_to_trust(root, key) for key in keys)
+    _check_signer(root, archive, new_keys, allow_unsigned, notes)
     if not allow_downgrade:
         check_counter(root, archive)
     report(f"hashing {archive.bytes / MB:.0f} MB")
@@ -125,12 +129,14 @@ def check(path: str, root: str, keys: Sequence[str], allow_unsigned: bool, force
         packages.check_tools(archive, choice.wheels)
     else:
         packages.check_present([choice.backend] if backend else [need.name for need in choice.bundle.backends])
-    return Checked(archive, choice, notes + list(choice.notes), backend, new)
+    return Checked(archive, choice, notes + list(choice.notes), backend, new_keys)
 
 
-def _check_signer(root: str, archive: Archive, new: Sequence[NamedKey], allow_unsigned: bool, notes: List[str]) -> None:
-    """Raises MerinoError unless a trusted key signed the file and one stays trusted after it, or none is required."""
-    trusted = [key.key for key in trusted_keys(root)] + [key.key for key in new]
+def _check_signer(root: str, archive: Archive, new_keys: Sequence[PublicKey], allow_unsigned: bool, notes: List[str]
+                  ) -> None:
+    """Raise MerinoError unless a trusted key signed the file and at least one key stays trusted, or
+    `allow_unsigned`."""
+    trusted = [key.key for key in trusted_keys(root)] + [key.key for key in new_keys]
     if archive.signature and archive.signature.key in withdrawn_keys(root):
         raise MerinoError(f"{archive.path} is signed by the key {key_base64(archive.signature.key)}, which was "
                           "withdrawn here. Sign it with another key.")
@@ -147,8 +153,10 @@ def _check_signer(root: str, archive: Archive, new: Sequence[NamedKey], allow_un
                           "there any more. Trust another key first: --trust NAME.pub")
 
 
-def _have_tested(root: str, checked: Checked, before: releases.Links, report: Report) -> None:
-    """The release is there and has passed its self-test. One that was there and fails is made again, once."""
+def _make_and_test(root: str, checked: Checked, before: releases.Links, report: Report) -> None:
+    """Make the release and run its self-test. Raise MerinoError if it fails; a new release is then removed."""
+    release_id = checked.archive.id
+    # 1. A release that is installed already is tested again. If that fails, it is made again, once.
     if _is_sound(root, checked):
         try:
             _test(root, checked, report)
@@ -157,14 +165,25 @@ def _have_tested(root: str, checked: Checked, before: releases.Links, report: Re
         except MerinoError as error:
             report(f"the release that is installed is damaged, and made again: {error}")
             checked.notes.append(f"the release was damaged and was made again: {error}")
+    # 2. Make it.
     _check_space(root, checked)
     _make_release(root, checked, report)
-    _test_or_remove(root, checked, before, report)
+    # 3. Test it. If the test fails, it is removed, unless a link leads to it.
+    try:
+        _test(root, checked, report)
+    except MerinoError as refusal:
+        if release_id in before:
+            launcher = os.path.join(root, releases.CURRENT, releases.LAUNCHER)
+            raise MerinoError(f"{refusal} It was installed before and stays. To go back to the release before it: "
+                              f"{launcher} rollback --root {root}") from refusal
+        releases.remove_release(root, release_id)
+        kept = f"{before.current} stays in use" if before.current else "nothing is installed"
+        raise MerinoError(f"{refusal} The new release was removed; {kept}.") from refusal
 
 
 def _make_root(root: str) -> None:
-    """Makes the default folder with all above it. Any other folder needs its parent: below the mount point of a disk
-    that is not mounted, a release would fill the system's card."""
+    """Make the default folder with its parents, or any other folder if its parent exists: below the mount point of a
+    disk that is not mounted, a release would fill the system's card."""
     try:
         if root == releases.default_root():
             os.makedirs(root, exist_ok=True)
@@ -177,7 +196,7 @@ def _make_root(root: str) -> None:
 
 def _check_space(root: str, checked: Checked) -> None:
     archive, choice = checked.archive, checked.choice
-    needed = SPARE_BYTES + sum(entry.bytes for entry in _unpacked(checked))
+    needed = SPARE_BYTES + sum(entry.bytes for entry in _kept_files(checked).values())
     if choice.wheels:
         needed += packages.unpacked_bytes(archive, choice.wheels)
         needed += sum(entry.bytes for entry in files_under(archive.manifest, choice.wheels.path))
@@ -187,44 +206,54 @@ def _check_space(root: str, checked: Checked) -> None:
                           "disk, or choose a folder on another one with --root.")
 
 
-def _unpacked(checked: Checked) -> List[FileEntry]:
-    """The files of the archive that a release keeps."""
-    manifest = checked.archive.manifest
-    return [entry for entry in manifest.files if entry.path == APP] + files_under(manifest, checked.choice.path)
-
-
-def _place_of(checked: Checked, path: str) -> str:
-    """Where in a release a file of the archive lies: `bundles/1/model.onnx` is bundle/model.onnx."""
-    inside = path.startswith(checked.choice.path + "/")
-    return releases.BUNDLE + path[len(checked.choice.path):] if inside else path
+def _kept_files(checked: Checked) -> Dict[str, FileEntry]:
+    """Return the files of the archive that a release keeps, by their paths in the release: `bundles/1/model.onnx`
+    becomes `bundle/model.onnx`."""
+    manifest, folder = checked.archive.manifest, checked.choice.path
+    kept = {APP: next(entry for entry in manifest.files if entry.path == APP)}
+    kept.update((releases.BUNDLE + entry.path[len(folder):], entry) for entry in files_under(manifest, folder))
+    return kept
 
 
 def _is_sound(root: str, checked: Checked) -> bool:
-    """Whether the release is there, of the same choice, and each file of it has the right hash."""
+    """Return whether the release is installed, with the same choice, and each of its files has the right hash."""
     folder = releases.release_folder(root, checked.archive.id)
-    record = os.path.join(folder, releases.RECORD)
     try:
-        if read_json(record, "").get("choice") != _choice_record(checked):
+        if read_json(os.path.join(folder, releases.RECORD), "").get("choice") != _choice_record(checked):
             return False
-        return all(sha256_of(os.path.join(folder, _place_of(checked, entry.path))) == entry.sha256
-                   for entry in _unpacked(checked)) and os.path.exists(os.path.join(folder, releases.LAUNCHER))
+        return all(sha256_of(os.path.join(folder, path)) == entry.sha256 for path, entry in _kept_files(checked).items()
+                   ) and os.path.exists(os.path.join(folder, releases.LAUNCHER))
     except (MerinoError, AttributeError):
         return False
 
 
 def _make_release(root: str, checked: Checked, report: Report) -> None:
-    """ID.partial, then by a rename ID."""
+    """Make the release in ID.partial, then rename that folder to ID."""
     archive, choice = checked.archive, checked.choice
     folder = releases.release_folder(root, archive.id)
     partial = folder + releases.PARTIAL
     try:
+        # 1. The bundle and the application.
         report(f"unpacking {archive.manifest.name} into {folder}")
         os.mkdir(partial)
-        for entry in _unpacked(checked):
-            _unpack(archive, entry, os.path.join(partial, _place_of(checked, entry.path)))
-        _check_same(checked)
+        kept = _kept_files(checked)
+        for path, entry in kept.items():
+            extract(archive, entry.path, os.path.join(partial, path))
+        # `extract` compared the files with the manifest's hashes, so it suffices to compare those with bundle.json's.
+        for file in choice.bundle.files:
+            packed = kept.get(f"{releases.BUNDLE}/{file.path}")
+            if packed is None or packed.sha256 != file.sha256:
+                raise MerinoError(f"{archive.path}: {choice.path}/{file.path} is not what its bundle.json lists. "
+                                  "Export the bundle again, and pack it again.")
+        # 2. The environment. TensorRT is the system's, so the environment then includes the system's packages.
         if choice.wheels:
-            _make_environment(partial, checked, report)
+            report("making the environment: " + ", ".join(map(" ".join, sorted(choice.wheels.packages.items()))))
+            wheel_folder = os.path.join(partial, WHEELS)
+            for entry in files_under(archive.manifest, choice.wheels.path):
+                extract(archive, entry.path, os.path.join(wheel_folder, os.path.basename(entry.path)))
+            packages.make_environment(partial, archive, choice.wheels, wheel_folder, choice.backend == TENSORRT)
+            shutil.rmtree(wheel_folder)
+        # 3. What the installer itself writes.
         _write_own(partial, checked)
         stamp_beside(load_bundle(os.path.join(partial, releases.BUNDLE), verify=False))
         releases.sync_folders(partial)
@@ -235,35 +264,8 @@ def _make_release(root: str, checked: Checked, report: Report) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _unpack(archive: Archive, entry: FileEntry, to: str) -> None:
-    os.makedirs(os.path.dirname(to), exist_ok=True)
-    extract(archive, entry.path, to)
-
-
-def _make_environment(partial: str, checked: Checked, report: Report) -> None:
-    archive, wheels = checked.archive, checked.choice.wheels
-    assert wheels
-    report("making the environment: " + ", ".join(map(" ".join, sorted(wheels.packages.items()))))
-    unpacked = os.path.join(partial, WHEELS)
-    for entry in files_under(archive.manifest, wheels.path):
-        _unpack(archive, entry, os.path.join(unpacked, os.path.basename(entry.path)))
-    # TensorRT is the system's, so the environment then sees its packages too.
-    packages.make_environment(partial, archive, wheels, unpacked, checked.choice.backend == TENSORRT)
-    shutil.rmtree(unpacked)
-
-
-def _check_same(checked: Checked) -> None:
-    """bundle.json lists the hashes that the manifest lists. The files were hashed by the manifest while they were
-    written, so they need not be hashed by bundle.json."""
-    known = {_place_of(checked, entry.path): entry.sha256 for entry in _unpacked(checked)}
-    for file in checked.choice.bundle.files:
-        if known.get(f"{releases.BUNDLE}/{file.path}") != file.sha256:
-            raise MerinoError(f"{checked.archive.path}: {checked.choice.path}/{file.path} is not what its bundle.json "
-                              "lists. Export the bundle again, and pack it again.")
-
-
 def _write_own(partial: str, checked: Checked) -> None:
-    """What a release holds beside the archive's files."""
+    """Write what a release holds beside the archive's files: launcher, manifest, signature, record."""
     archive, bundle = checked.archive, checked.choice.bundle
     launcher = os.path.join(partial, releases.LAUNCHER)
     backend = checked.backend_option
@@ -297,26 +299,3 @@ def _test(root: str, checked: Checked, report: Report) -> None:
         build_engine(folder, report)
     report("self-test: generating the bundle's golden ids")
     selftest(folder, releases.service_user(root))
-
-
-def _test_or_remove(root: str, checked: Checked, before: releases.Links, report: Report) -> None:
-    """A release that fails is removed, unless a link leads to it already."""
-    release_id = checked.archive.id
-    try:
-        _test(root, checked, report)
-    except MerinoError as refusal:
-        if release_id in before:
-            launcher = os.path.join(root, releases.CURRENT, releases.LAUNCHER)
-            raise MerinoError(f"{refusal} It was installed before and stays. To go back to the release before it: "
-                              f"{launcher} rollback --root {root}") from refusal
-        releases.remove_release(root, release_id)
-        kept = f"{before.current} stays in use" if before.current else "nothing is installed"
-        raise MerinoError(f"{refusal} The new release was removed; {kept}.") from refusal
-
-
-def _result(root: str, checked: Checked, replaced: Optional[str]) -> Dict[str, Any]:
-    archive, bundle = checked.archive, checked.choice.bundle
-    return {"schema": releases.SCHEMA, "id": archive.id, "name": archive.manifest.name, "bundle": bundle.name,
-            "precision": bundle.precision, "python": "{}.{}".format(*sys.version_info[:2]), "root": root,
-            "launcher": os.path.join(root, releases.CURRENT, releases.LAUNCHER), "replaced": replaced,
-            "selftest": "ok", "notes": checked.notes}

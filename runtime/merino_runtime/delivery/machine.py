@@ -27,26 +27,24 @@ class Machine(NamedTuple):
 
 
 def this_machine(folder: str) -> Machine:
-    """folder: where something will be installed; it need not be there yet."""
+    """Return the facts of this machine. folder: where something will be installed; it need not exist yet."""
     while folder and not os.path.isdir(folder):
         folder = os.path.dirname(folder.rstrip(os.sep))
     return Machine(
-        board=board.this_board(), model=device_tree_model(), python="{}.{}".format(*sys.version_info[:2]),
-        glibc=glibc_version(), free_bytes=shutil.disk_usage(folder or os.curdir).free,
+        board=board.this_board(), model=board.read_text("/proc/device-tree/model").rstrip("\0\n"),
+        python="{}.{}".format(*sys.version_info[:2]), glibc=glibc_version(),
+        free_bytes=shutil.disk_usage(folder or os.curdir).free,
         managed=os.path.exists(os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")))
 
 
 def glibc_version() -> str:
-    """Empty where the C library is another one. `platform.libc_ver` of Python 3.6 gives what Python was built for."""
+    """Return the version of glibc; empty for another C library. `platform.libc_ver` of Python 3.6 returns the version
+    that Python was built for."""
     try:
         library, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
     except (AttributeError, OSError, ValueError):  # Windows; another C library
         return ""
     return version if library == "glibc" else ""
-
-
-def device_tree_model() -> str:
-    return board.read_text("/proc/device-tree/model").rstrip("\0\n")
 
 
 def _short(value: Any) -> Any:
@@ -68,12 +66,12 @@ SHAPE: Dict[str, Any] = {
 
 
 def machine_values(machine: Machine) -> Dict[str, Any]:
-    """For JSON."""
+    """Return the value of the machine in JSON."""
     return dict(machine._asdict(), schema=SCHEMA, board=dict(machine.board._asdict(), isa=sorted(machine.board.isa)))
 
 
 def machine_of(values: Any, where: str) -> Machine:
-    """The machine that `machine_values` describes. Raises MerinoError with every fault. where: for messages."""
+    """Return the machine that `machine_values` describes. Raise MerinoError with every fault. where: for messages."""
     problems = problems_in(values, SHAPE)
     if problems:
         raise MerinoError(f"{where} does not describe a machine: {listed(problems)}. Install by one version on both "

@@ -60,7 +60,7 @@ class Manifest(NamedTuple):
 
 
 def path_in_archive(value: Any) -> Optional[str]:
-    """What was expected, None where it is such a path: a leaf of `json_shape`."""
+    """Return what was expected, or None if the value is a path in an archive: a leaf of `json_shape`."""
     parts = value.split("/") if isinstance(value, str) and len(value) <= LONGEST_PATH else [""]
     if all(_PART.match(part) for part in parts):
         return None
@@ -84,7 +84,8 @@ def _packages_fault(value: Any) -> Optional[str]:
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
-    """The manifest of these bytes. Raises MerinoError that names every fault, with the entry. where: for messages."""
+    """Return the manifest of these bytes. Raise MerinoError that names every fault, with the entry. where: for
+    messages."""
     try:
         description = value_of(data.decode("ascii"))
     except ValueError as error:
@@ -109,7 +110,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """The one form of a manifest, which is signed and hashed."""
+    """Return the canonical form of a manifest, which is signed and hashed."""
     values: Dict[str, Any] = manifest._asdict()
     for key in ("boards", "wheels", "files"):
         values[key] = [entry._asdict() for entry in values[key]]
@@ -121,7 +122,7 @@ def canonical(value: Any) -> bytes:
 
 
 def release_id(data: bytes) -> str:
-    """16 hex digits that name what the bytes of a manifest describe."""
+    """Return 16 hex digits that identify what the bytes of a manifest describe."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
@@ -130,7 +131,8 @@ def files_under(manifest: Manifest, folder: str) -> List[FileEntry]:
 
 
 def _contradictions(description: Dict[str, Any]) -> List[str]:
-    """Values that are each valid and contradict each other, or the folders where files may lie."""
+    """Return the problems of values that are valid each but contradict each other, or the folders where files may
+    be."""
     paths = [file["path"] for file in description["files"]]
     bundles, wheels = description["bundles"], [wheels["path"] for wheels in description["wheels"]]
     problems = [f"the bundle {path} is not bundles/0, bundles/1 and so on" for number, path in enumerate(bundles)
@@ -144,20 +146,20 @@ def _contradictions(description: Dict[str, Any]) -> List[str]:
     folders = tuple(f"{path}/" for path in bundles + wheels)
     problems += [f"{path} lies in no folder of a bundle or of wheels" for path in paths
                  if path != APP and not path.startswith(folders)]
-    names = wheels + description["withdrawn"]
-    return problems + _clashes(paths) + [f"{each} is listed twice" for each in _twice(names)]
+    twice = _twice(wheels + description["withdrawn"])
+    return problems + _clashes(paths) + [f"{name} is listed twice" for name in twice]
 
 
 def _clashes(paths: Sequence[str]) -> List[str]:
-    """Files that would be one file, also where a file system does not distinguish upper from lower case, or of which
-    one would be a folder of the other."""
+    """Return the problems of paths that name one file, also on a file system that ignores upper and lower case, and of
+    paths of which one is a folder of the other."""
     folded = [path.lower() for path in paths]
     problems = [f"{path} is listed twice, or in upper and lower case" for path in _twice(folded)]
-    known = set(folded)
+    files = set(folded)
     for path in folded:
         parts = path.split("/")
-        problems += [f"{'/'.join(parts[:end])} is a file and a folder of {path}" for end in range(1, len(parts))
-                     if "/".join(parts[:end]) in known]
+        folders = ("/".join(parts[:end]) for end in range(1, len(parts)))
+        problems += [f"{folder} is a file and a folder of {path}" for folder in folders if folder in files]
     return problems
 
 

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from typing import Any, Dict, List, Sequence
+from typing import Any, List, Sequence, Tuple
 
 from merino_runtime.backends.choice import TENSORRT, is_installed
 from merino_runtime.bundle.requirements import PACKAGES, install_commands
@@ -29,21 +29,21 @@ LARGEST_LIST_BYTES = 4 * 2 ** 20
 
 
 def python_of(folder: str) -> str:
-    """The interpreter of the environment in a release's folder."""
+    """Return the interpreter of the environment in a release's folder."""
     return os.path.join(folder, ENVIRONMENT, "bin", "python")
 
 
 def check_tools(archive: Archive, wheels: WheelSet) -> None:
-    """Raises MerinoError where no environment can be made of these wheels: for before anything is written."""
-    _pip_wheel(archive, wheels)
+    """Raise MerinoError if no environment can be made of these wheels, before anything is written."""
+    _pip_and_others(archive, wheels)
     if importlib.util.find_spec("venv") is None:
         raise MerinoError(f"{base_python()} cannot make a virtual environment for the file's wheels: it has no module "
                           "venv. On Debian and Ubuntu: sudo apt-get install python3-venv")
 
 
 def check_present(backends: Sequence[str]) -> None:
-    """Raises MerinoError where this Python lacks a package that a release without wheels uses, or every backend.
-    Imports nothing."""
+    """Raise MerinoError if this Python lacks a package that a release without wheels uses, or every backend. Import
+    nothing."""
     present = [name for name in backends if importlib.util.find_spec(name) is not None]
     needed = [*(name for name in PACKAGES if name != "onnxruntime"), (present or list(backends))[0]]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
@@ -53,7 +53,7 @@ def check_present(backends: Sequence[str]) -> None:
 
 
 def check_tensorrt() -> None:
-    """Raises MerinoError where this Python lacks TensorRT, which no file brings. Imports nothing."""
+    """Raise MerinoError if this Python lacks TensorRT, which no file brings. Import nothing."""
     if not is_installed(TENSORRT):
         raise MerinoError(f"{sys.executable} finds no TensorRT, which comes with a Jetson's JetPack: sudo apt-get "
                           "install python3-libnvinfer, and install with the system's python3. Or install for the CPU: "
@@ -61,11 +61,11 @@ def check_tensorrt() -> None:
 
 
 def unpacked_bytes(archive: Archive, wheels: WheelSet) -> int:
-    """What the environment will take, from the lists of contents that the wheels, which are zips, end with. Raises
-    MerinoError for what is no wheel, and for one with a path that leads out of the environment."""
+    """Return the bytes that the environment needs, from the tables of contents at the ends of the wheels, which are
+    zips. Raise MerinoError if a file is not a wheel, or if a path in it leads out of the environment."""
     total = VENV_BYTES
     with open(archive.path, "rb") as file:
-        for entry in _installed(archive, wheels):
+        for entry in _pip_and_others(archive, wheels)[1]:
             part = io.BufferedReader(_Part(file, archive.offsets[entry.path], entry.bytes))
             try:
                 for member in zipfile.ZipFile(part).infolist():
@@ -79,32 +79,37 @@ def unpacked_bytes(archive: Archive, wheels: WheelSet) -> int:
 
 def make_environment(folder: str, archive: Archive, wheels: WheelSet, wheel_folder: str,
                      system_packages: bool = False) -> None:
-    """Makes `folder`/env. wheel_folder: where the wheels lie unpacked. system_packages: the system's are seen too.
-    Raises MerinoError with the last line of pip's output."""
+    """Make `folder`/env. wheel_folder: where the wheels were unpacked. system_packages: include the system's packages.
+    Raise MerinoError with the last line of pip's output."""
     environment, python = os.path.join(folder, ENVIRONMENT), python_of(folder)
-    seen = ["--system-site-packages"] if system_packages else []
-    _run([base_python(), "-I", "-m", "venv", "--without-pip", *seen, environment], "make a virtual environment")
-    pip = os.path.join(wheel_folder, os.path.basename(_pip_wheel(archive, wheels).path), "pip")
-    paths = [os.path.join(wheel_folder, os.path.basename(entry.path)) for entry in _installed(archive, wheels)]
+    options = ["--system-site-packages"] if system_packages else []
+    _run([base_python(), "-I", "-m", "venv", "--without-pip", *options, environment], "make a virtual environment")
+    pip_wheel, others = _pip_and_others(archive, wheels)
+    pip = os.path.join(wheel_folder, os.path.basename(pip_wheel.path), "pip")
+    paths = [os.path.join(wheel_folder, os.path.basename(entry.path)) for entry in others]
     # Without dependencies: the file holds what is needed, which is less than what packages require.
     _run([python, "-I", pip, "--isolated", "--disable-pip-version-check", "--no-cache-dir", "install", "--quiet",
           "--no-index", "--no-deps", "--only-binary=:all:", "--no-warn-script-location", *paths],
          "install the file's wheels")
-    _keep_interpreter(os.path.dirname(python))
+    # Scripts name the interpreter by a path that a rename makes wrong, and none of them is needed.
+    scripts = os.path.dirname(python)
+    for name in os.listdir(scripts):
+        if not name.startswith("python"):
+            os.unlink(os.path.join(scripts, name))
     check_imports(folder, wheels)
     os.sync()  # one call: thousands of files, each synced separately, take minutes on a card
 
 
 def check_imports(folder: str, wheels: WheelSet) -> None:
-    """Raises MerinoError where the environment of a release lacks a package: the self-test imports no tokenizer."""
+    """Raise MerinoError if the environment of a release lacks a package: the self-test imports no tokenizer."""
     modules = [name for name in PACKAGES if name in wheels.packages]
     if modules:
         _run([python_of(folder), "-I", "-c", "import " + ", ".join(modules)], "import the file's packages")
 
 
 def base_python() -> str:
-    """The system's interpreter, also where a virtual environment's one runs this: an environment of an environment
-    would end with it."""
+    """Return the system's interpreter, even if a virtual environment's one runs this: an environment that is made from
+    another environment stops working when that is removed."""
     if sys.prefix != sys.base_prefix:
         path = os.path.join(sys.base_exec_prefix, "bin", "python{}.{}".format(*sys.version_info[:2]))
         if os.access(path, os.X_OK):
@@ -112,32 +117,23 @@ def base_python() -> str:
     return sys.executable or shutil.which("python3") or "python3"
 
 
-def _installed(archive: Archive, wheels: WheelSet) -> List[FileEntry]:
-    pip = _pip_wheel(archive, wheels)
-    return [entry for entry in files_under(archive.manifest, wheels.path) if entry != pip]
-
-
-def _pip_wheel(archive: Archive, wheels: WheelSet) -> FileEntry:
-    wheels_of_pip = [entry for entry in files_under(archive.manifest, wheels.path)
-                     if os.path.basename(entry.path).startswith("pip-")]
-    if len(wheels_of_pip) != 1:
-        raise MerinoError(f"{archive.path}: {wheels.path} holds {len(wheels_of_pip)} wheels of pip, and one is needed. "
+def _pip_and_others(archive: Archive, wheels: WheelSet) -> Tuple[FileEntry, List[FileEntry]]:
+    """Return the wheel of pip, and those that are installed. Raise MerinoError unless there is one of pip."""
+    entries = files_under(archive.manifest, wheels.path)
+    pip_wheels = [entry for entry in entries if os.path.basename(entry.path).startswith("pip-")]
+    if len(pip_wheels) != 1:
+        raise MerinoError(f"{archive.path}: {wheels.path} holds {len(pip_wheels)} wheels of pip, and one is needed. "
                           "Pack it again with --wheels.")
-    return wheels_of_pip[0]
-
-
-def _keep_interpreter(folder: str) -> None:
-    """Scripts name the interpreter by the path at which the environment was made, and it is renamed later. None of
-    them is needed."""
-    for name in os.listdir(folder):
-        if not name.startswith("python"):
-            os.unlink(os.path.join(folder, name))
+    return pip_wheels[0], [entry for entry in entries if entry not in pip_wheels]
 
 
 def _run(command: Sequence[str], doing: str) -> None:
+    """Run a command without the variables that would lead Python or pip elsewhere. Raise MerinoError if it fails."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
+    environment["PIP_CONFIG_FILE"] = os.devnull
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              env=_environment(), timeout=TIMEOUT_S)
+                              env=environment, timeout=TIMEOUT_S)
     except OSError as error:
         raise machine_fault(doing, error) from error
     except subprocess.TimeoutExpired as error:
@@ -148,15 +144,8 @@ def _run(command: Sequence[str], doing: str) -> None:
                           "is short, and pack the file again where a wheel is at fault; then install again.")
 
 
-def _environment() -> Dict[str, str]:
-    """This process's, without what would lead Python or pip elsewhere."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
-    kept["PIP_CONFIG_FILE"] = os.devnull
-    return kept
-
-
 class _Part(io.RawIOBase):
-    """A part of a file as a file: a wheel in the archive, of which only the list of contents is read."""
+    """A part of a file as a file object: a wheel in the archive, of which only the table of contents is read."""
 
     def __init__(self, file: io.BufferedReader, start: int, size_bytes: int) -> None:
         super().__init__()

@@ -1,14 +1,13 @@
 """`info` and `verify` of a packed file: what it holds and for whom, read where it lies. Nothing is unpacked."""
-import base64
 import json
 import os
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence
 
 from merino_runtime.bundle import Bundle, backends_text
 from merino_runtime.bundle.fit import memory_need_mb
 from merino_runtime.delivery.archive import Archive, check_hashes, check_signature, open_archive
 from merino_runtime.delivery.fit import choose, packed_bundle
-from merino_runtime.delivery.keys import PublicKey, read_public_key
+from merino_runtime.delivery.keys import key_base64, read_public_key
 from merino_runtime.delivery.machine import this_machine
 from merino_runtime.delivery.manifest import APP, files_under
 from merino_runtime.errors import MerinoError
@@ -18,11 +17,16 @@ from merino_runtime.io.streams import write_lines, write_out
 
 
 def run_info(path: str, as_json: bool = False) -> int:
-    """as_json: {id, bytes, signature, manifest, bundles, takes, refusal}; keys in docs/formats.md."""
+    """Print what the file holds. as_json: {id, bytes, signature, manifest, bundles, takes, refusal}; keys in
+    docs/formats.md."""
     archive = open_archive(path)
     check_itself(archive)
     bundles = [packed_bundle(archive, folder) for folder in archive.manifest.bundles]
-    takes, refusal = _taken_here(archive)
+    takes = refusal = None
+    try:
+        takes = choose(archive, this_machine(os.path.dirname(os.path.abspath(path)))).path
+    except MerinoError as error:
+        refusal = str(error)
     if as_json:
         description = {"id": archive.id, "bytes": archive.bytes, "signature": _signature(archive),
                        "manifest": json.loads(archive.manifest_bytes.decode("ascii")),
@@ -36,13 +40,13 @@ def run_info(path: str, as_json: bool = False) -> int:
 
 
 def run_verify(path: str, trust: Sequence[str] = (), as_json: bool = False) -> int:
-    """Hashes every file. trust: files of public keys, one of which must have signed the file; none: a signature must be
-    valid where there is one, by any key."""
-    keys = [read_public_key(each) for each in trust]
+    """Hash every file. trust: files of public keys, one of which must have signed the file. Without these, a signature
+    must be valid if there is one, by any key."""
+    keys = [read_public_key(key) for key in trust]
     archive = open_archive(path)
     check_itself(archive)
-    if keys:
-        check_signed_by(archive, keys)
+    if keys and check_signature(archive, [key.key for key in keys]) is None:
+        raise MerinoError(f"{archive.path} is not signed. Pack it with `merino-edge pack --sign NAME.key`.")
     check_hashes(archive)
     check_bundles(archive)
     signature, files = _signature(archive), archive.manifest.files
@@ -59,18 +63,12 @@ def run_verify(path: str, trust: Sequence[str] = (), as_json: bool = False) -> i
 
 
 def check_itself(archive: Archive) -> None:
-    """Raises MerinoError where the file has a signature that its own key did not make."""
+    """Raise MerinoError if the file has a signature that its own key did not make."""
     check_signature(archive, [archive.signature.key] if archive.signature else [])
 
 
-def check_signed_by(archive: Archive, keys: Sequence[PublicKey]) -> None:
-    """Raises MerinoError where none of the keys signed the file."""
-    if check_signature(archive, [key.key for key in keys]) is None:
-        raise MerinoError(f"{archive.path} is not signed. Pack it with `merino-edge pack --sign NAME.key`.")
-
-
 def check_bundles(archive: Archive) -> None:
-    """Raises MerinoError where a bundle in the file is not whole by its own description."""
+    """Raise MerinoError if a bundle in the file is not complete by its own description."""
     for folder in archive.manifest.bundles:
         files = packed_bundle(archive, folder).files
         described = {f"{folder}/{file.path}": (file.bytes, file.sha256) for file in files}
@@ -82,19 +80,8 @@ def check_bundles(archive: Archive) -> None:
                               "Pack it again.")
 
 
-def _taken_here(archive: Archive) -> Tuple[Optional[str], Optional[str]]:
-    """-> (the bundle that this machine would take, None), or (None, why it takes none)."""
-    try:
-        return choose(archive, this_machine(os.path.dirname(os.path.abspath(archive.path)))).path, None
-    except MerinoError as error:
-        return None, str(error)
-
-
 def _signature(archive: Archive) -> Optional[Dict[str, str]]:
-    signature = archive.signature
-    if signature is None:
-        return None
-    return {"algorithm": "ed25519", "key": base64.b64encode(signature.key).decode("ascii")}
+    return {"algorithm": "ed25519", "key": key_base64(archive.signature.key)} if archive.signature else None
 
 
 def _description(bundle: Bundle) -> Dict[str, Any]:

@@ -3,7 +3,6 @@
 ROOT/probation/ID.json has a release's starts. It lies outside the release and is written by root, so that a release
 that is damaged in any way is counted too. Rollback and mark-good are here too. Standard library only.
 """
-import json
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
@@ -12,8 +11,7 @@ from merino_runtime.delivery.archive import SIGNATURE
 from merino_runtime.delivery.keys import key_of_base64, withdrawn_keys
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
-from merino_runtime.io.machine_faults import machine_fault
-from merino_runtime.io.outputs import write_output
+from merino_runtime.io.lock import raising_machine_faults
 
 MOST_STARTS = 3  # of a release that nothing and nobody marked good
 
@@ -30,7 +28,7 @@ def _path(root: str, release_id: str) -> str:
 
 
 def read_probation(root: str, release_id: str) -> Probation:
-    """A file that is damaged or missing reads as the file of a new release."""
+    """Return the probation of a release. A damaged or missing file counts as that of a new release."""
     try:
         record = read_json(_path(root, release_id), "It is written again.")
         probation = Probation(*(record[name] for name in Probation._fields))
@@ -42,17 +40,15 @@ def read_probation(root: str, release_id: str) -> Probation:
 
 
 def write_probation(root: str, release_id: str, probation: Probation) -> None:
-    """Synced: the count must survive a power cut, which the counted start may cause."""
+    """Write a release's probation and sync it: the count must survive a power cut, which the start may cause."""
     folder = os.path.join(root, releases.PROBATION)
-    try:
+    with raising_machine_faults(f"make {folder}"):
         os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise machine_fault(f"make {folder}", error) from error
-    write_output(_path(root, release_id), json.dumps(dict(probation._asdict(), schema=releases.SCHEMA)) + "\n")
+    releases.write_json(_path(root, release_id), dict(probation._asdict(), schema=releases.SCHEMA))
 
 
 def count_start(root: str, release_id: str) -> Probation:
-    """Called before the test: a board that the test crashes has counted the start."""
+    """Count a start, before its test: then a board that the test crashes has counted it. Return the probation."""
     probation = read_probation(root, release_id)
     if not probation.good:
         probation = probation._replace(starts=probation.starts + 1, testing=True)
@@ -61,8 +57,8 @@ def count_start(root: str, release_id: str) -> Probation:
 
 
 def mark_good(root: str, release_id: Optional[str] = None) -> str:
-    """Ends the probation of a release, `current` where none is named -> its id. Needs the lock. MerinoError where there
-    is none."""
+    """End the probation of a release, `current` by default, and return its id. The caller holds the lock. Raise
+    MerinoError if there is no such release."""
     current = release_id or releases.linked(root, releases.CURRENT)
     if current is None or not os.path.isdir(releases.release_folder(root, current)):
         raise MerinoError(f"no release is installed in {root}. {releases.INSTALL_FIRST}")
@@ -73,7 +69,7 @@ def mark_good(root: str, release_id: Optional[str] = None) -> str:
 
 
 def start_over(root: str, release_id: str) -> None:
-    """A person chose the release: it gets its starts, also where the service gave it up before."""
+    """Give the release its starts again, because a person chose it, also if the service gave it up before."""
     probation = read_probation(root, release_id)
     if probation.starts or probation.gave_up or probation.testing:
         write_probation(root, release_id, probation._replace(starts=0, gave_up=False, testing=False))
@@ -91,65 +87,65 @@ def is_withdrawn(root: str, folder: str, also: Sequence[bytes] = ()) -> bool:
 
 def withdrawn_notes(root: str) -> List[str]:
     """Return a sentence for each installed release that a withdrawn key signed."""
-    now, notes = releases.links(root), []
-    for name in releases.release_ids(root):
-        if is_withdrawn(root, releases.release_folder(root, name)):
-            next_step = ("It stays in use: install another one, or go back by `rollback`." if name == now.current else
-                         "A rollback goes to it only if no other good release is installed.")
-            notes.append(f"release {name} is signed by a withdrawn key. {next_step}")
-    return notes
+    current = releases.linked(root, releases.CURRENT)
+    next_steps = {True: "It stays in use: install another one, or go back by `rollback`.",
+                  False: "A rollback goes to it only if no other good release is installed."}
+    return [f"release {release_id} is signed by a withdrawn key. {next_steps[release_id == current]}"
+            for release_id in releases.release_ids(root)
+            if is_withdrawn(root, releases.release_folder(root, release_id))]
 
 
 def links_with(root: str, release_id: str, withdrawn: Sequence[bytes] = ()) -> releases.Links:
-    """The links when this release becomes `current`. `previous` is the release that was marked good last. Only where
-    none was, as in a folder without a service, it is the one that was in use before. One that a withdrawn key signed
+    """Return the links after this release becomes `current`. `previous` is the release that was marked good last; if
+    none was, as in a folder without a service, it is the one that was in use. A release that a withdrawn key signed
     comes after another good one. withdrawn: keys whose trust ends with this release."""
     now = releases.links(root)
-    others = [each for each in now if each not in (None, release_id)]
-    good = [each for each in others if each and read_probation(root, each).good]
-    good.sort(key=lambda name: is_withdrawn(root, releases.release_folder(root, name), withdrawn))
+    others = [other for other in now if other not in (None, release_id)]
+    good = [other for other in others if other and read_probation(root, other).good]
+    good.sort(key=lambda other: is_withdrawn(root, releases.release_folder(root, other), withdrawn))
     return releases.Links(release_id, (good + others + [None])[0])
 
 
-def before(root: str, now: releases.Links) -> Optional[str]:
-    """Return the release that a rollback goes to: `previous`. If a withdrawn key signed it, another good release, if
+def rollback_target(root: str, links: releases.Links) -> Optional[str]:
+    """Return the release that a rollback goes to: `previous`. If a withdrawn key signed that, another good release, if
     one is installed."""
-    if now.previous is None:
+    if links.previous is None:
         return None
-    good = [name for name in releases.release_ids(root) if name not in now and read_probation(root, name).good]
-    return min([now.previous, *good], key=lambda name: is_withdrawn(root, releases.release_folder(root, name)))
+    good = [name for name in releases.release_ids(root) if name not in links and read_probation(root, name).good]
+    return min([links.previous, *good], key=lambda name: is_withdrawn(root, releases.release_folder(root, name)))
 
 
 def rollback(root: str, gave_up: bool = False) -> releases.Links:
-    """Makes the release before `current`, and `current` previous -> the links now. Needs the lock. MerinoError where
-    there is no previous one.
+    """Make the release before `current` the current one, and `current` the previous one. Return the new links. The
+    caller holds the lock. Raise MerinoError if there is no previous release.
 
-    gave_up: the service rolls back automatically. It then never returns to this release automatically. A
-    person's rollback gives the release that it goes to its starts again.
+    gave_up: the service rolls back automatically, and never returns to the failed release automatically. Otherwise a
+    person rolls back, and the release that is then in use gets its starts again.
     """
-    now = releases.links(root)
-    to = releases.Links(before(root, now), now.current)
-    if to.current is None:
+    links = releases.links(root)
+    target = rollback_target(root, links)
+    if target is None:
         raise MerinoError(f"no previous release is in {root}: an upgrade keeps one. {releases.INSTALL_FIRST}")
-    if gave_up and now.current is not None:
-        left = read_probation(root, now.current)
-        write_probation(root, now.current, left._replace(gave_up=True, testing=False))
+    if gave_up and links.current is not None:
+        failed = read_probation(root, links.current)
+        write_probation(root, links.current, failed._replace(gave_up=True, testing=False))
     elif not gave_up:
-        start_over(root, to.current)
-    releases.swap(root, to)
-    return to
+        start_over(root, target)
+    new_links = releases.Links(target, links.current)
+    releases.swap(root, new_links)
+    return new_links
 
 
 def status(root: str) -> Dict[str, Any]:
-    """What is installed; changes nothing and needs no lock."""
-    now = releases.links(root)
+    """Return what is installed. Change nothing and take no lock."""
+    links = releases.links(root)
     unfinished = os.path.exists(os.path.join(root, releases.JOURNAL))
-    return {"schema": releases.SCHEMA, "root": root, "current": _facts(root, now.current),
-            "previous": _facts(root, now.previous), "partial": releases.partials(root), "swap_unfinished": unfinished}
+    return {"schema": releases.SCHEMA, "root": root, "current": _facts(root, links.current),
+            "previous": _facts(root, links.previous), "partial": releases.partials(root), "swap_unfinished": unfinished}
 
 
 def _facts(root: str, release_id: Optional[str]) -> Optional[Dict[str, Any]]:
-    """What release.json holds, and the probation."""
+    """Return what release.json holds, and the probation; None if there is no release."""
     if release_id is None:
         return None
     folder = releases.release_folder(root, release_id)

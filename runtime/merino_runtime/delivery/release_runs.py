@@ -18,7 +18,8 @@ Report = Callable[[str], None]
 
 
 def build_engine(folder: str, report: Report) -> None:
-    """The release in `folder` builds its TensorRT engine in a separate process. MerinoError with its last line."""
+    """Let the release in `folder` build its TensorRT engine in a separate process. Raise MerinoError with its last line
+    if that fails."""
     command = [os.path.join(folder, releases.LAUNCHER), "build-engine", releases.INSTALLED]
     latest = ""
     try:
@@ -35,11 +36,9 @@ def build_engine(folder: str, report: Report) -> None:
 
 
 def selftest(folder: str, user: Optional[releases.User] = None) -> None:
-    """The release in `folder` generates its golden ids in a separate process, as this user where root names one.
-    MerinoError with its last line.
-
-    However slow: a format that is slow here was refused before, or allowed by --force.
-    """
+    """Let the release in `folder` generate its golden ids in a separate process, as this user if root names one. A slow
+    format is allowed: it was rejected before, or allowed by --force. Raise MerinoError with the last line of a failed
+    test."""
     command = [os.path.join(folder, releases.LAUNCHER), "selftest", releases.INSTALLED, "--allow-slow"]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -55,14 +54,15 @@ def selftest(folder: str, user: Optional[releases.User] = None) -> None:
 
 
 def _as_user(user: Optional[releases.User]) -> Dict[str, Any]:
-    """Arguments of a subprocess that runs as `user`, with nothing of root's environment. None: as this process."""
+    """Return the arguments of a subprocess that runs as `user`, without root's environment; none for the user of this
+    process."""
     if user is None:
         return {}
     import grp  # here, because Windows has no such modules
     import pwd
 
     name = pwd.getpwuid(user.uid).pw_name
-    groups = [each.gr_gid for each in grp.getgrall() if name in each.gr_mem]
+    groups = [group.gr_gid for group in grp.getgrall() if name in group.gr_mem]
 
     def become() -> None:
         os.setgroups([user.gid, *groups])

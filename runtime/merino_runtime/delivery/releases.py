@@ -18,7 +18,7 @@ import stat
 import sys
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from merino_runtime.delivery.keys import TRUSTED, NamedKey, key_base64, key_of_base64, trust, withdraw
+from merino_runtime.delivery.keys import TRUSTED, PublicKey, key_base64, key_of_base64, trust, withdraw
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
 from merino_runtime.io.lock import hold, in_use, locked, raising_machine_faults
@@ -38,16 +38,9 @@ INSTALL_FIRST = "Install one: python3 merino.pyz install NAME.merino"
 
 
 class Links(NamedTuple):
-    """Ids of the releases that `current` and `previous` lead to; None where there is no link."""
+    """Ids of the releases that `current` and `previous` lead to; None if there is no link."""
     current: Optional[str]
     previous: Optional[str]
-
-
-class Swap(NamedTuple):
-    """What is changed with the links, all of it or nothing."""
-    to: Links
-    trust: Tuple[NamedKey, ...] = ()
-    withdraw: Tuple[bytes, ...] = ()
 
 
 class User(NamedTuple):
@@ -58,7 +51,7 @@ class User(NamedTuple):
 
 
 def default_root() -> str:
-    """The folder in which the running application is installed; else root's, or this user's own."""
+    """Return the folder in which the running application is installed; otherwise root's folder, or this user's."""
     running = running_release()
     if running:
         return os.path.dirname(os.path.dirname(running))
@@ -71,7 +64,7 @@ def default_root() -> str:
 
 
 def running_release() -> Optional[str]:
-    """The release's folder in which the running merino.pyz lies; None where it lies elsewhere or is no such file."""
+    """Return the folder of the release that the running merino.pyz belongs to; None if it is another program."""
     app = os.path.realpath(sys.argv[0] or os.curdir)
     folder = os.path.dirname(app)
     inside = os.path.basename(os.path.dirname(folder)) == RELEASES and ID.match(os.path.basename(folder))
@@ -83,8 +76,9 @@ def release_folder(root: str, release_id: str) -> str:
 
 
 def installed_bundle() -> str:
-    """The folder that BUNDLE `installed` means: of the release in which the running application lies, else of the
-    default root's `current`, its links followed once. It is kept while this process runs. MerinoError if none is."""
+    """Return the folder that BUNDLE `installed` means: in the release of the running application, otherwise in the
+    default root's `current`, its links resolved once. It is not removed while this process runs. Raise MerinoError if
+    nothing is installed."""
     release = running_release()
     if not release:
         root = default_root()
@@ -97,7 +91,7 @@ def installed_bundle() -> str:
 
 
 def linked(root: str, name: str) -> Optional[str]:
-    """The id of the release that ROOT/name leads to; None where it leads to none that is there."""
+    """Return the id of the release that ROOT/name leads to; None if that release is not there."""
     try:
         target = os.readlink(os.path.join(root, name))
     except OSError:
@@ -117,7 +111,7 @@ def release_ids(root: str) -> List[str]:
 
 
 def partials(root: str) -> List[str]:
-    """Names in ROOT/releases of what a command is making or was stopped at."""
+    """Return the names in ROOT/releases of what a command is making, or was making when it was stopped."""
     try:
         return sorted(name for name in os.listdir(os.path.join(root, RELEASES)) if name.endswith(PARTIAL))
     except OSError:
@@ -126,8 +120,8 @@ def partials(root: str) -> List[str]:
 
 @contextlib.contextmanager
 def changing(root: str, verb: str, wait_s: float = 0.0) -> Iterator[None]:
-    """Holds the lock, after what a stopped command left was completed or dropped. Raises MerinoError where another
-    command changes ROOT, or, as root, where another user could."""
+    """Hold the lock while the body runs, after completing or dropping what a stopped command left. Raise MerinoError if
+    another command changes ROOT, or, as root, if another user could change it."""
     check_owner(root)
     with readable_by_all(), locked(root, verb, wait_s):
         recover(root)
@@ -136,7 +130,7 @@ def changing(root: str, verb: str, wait_s: float = 0.0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def readable_by_all() -> Iterator[None]:
-    """What root installs is read by the service's user, whatever the umask of the shell."""
+    """Set the umask, as root, so that the service's user can read what is installed."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         yield
         return
@@ -148,8 +142,8 @@ def readable_by_all() -> Iterator[None]:
 
 
 def check_owner(root: str) -> None:
-    """Nothing, but as root: raises MerinoError where another user owns or may write ROOT or a folder on the way to it,
-    and so could choose what root reads and runs there."""
+    """Raise MerinoError, as root only, if another user owns or may write ROOT or a folder on the way to it: that user
+    could choose what root reads and runs there."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return
     ancestor = os.path.realpath(root)
@@ -170,7 +164,7 @@ def check_owner(root: str) -> None:
 
 
 def service_user(root: str) -> Optional[User]:
-    """The owner of ROOT/state, where this is root and a service was set up; else None."""
+    """Return the owner of ROOT/state, if this is root and a service was set up; otherwise None."""
     home = os.path.join(root, STATE)
     if not hasattr(os, "geteuid") or os.geteuid() != 0 or not os.path.lexists(home):
         return None
@@ -179,70 +173,69 @@ def service_user(root: str) -> Optional[User]:
 
 
 def recover(root: str) -> None:
-    """Completes or drops a swap that was cut short, and removes what else a stopped command left. Needs the lock.
-
-    `current` is renamed first. Where it is the new one the swap is completed; else the old one stays.
-    """
+    """Complete or drop a swap that was interrupted, and remove what else a stopped command left. The caller holds the
+    lock. `current` is renamed first: if it is the new one, the swap is completed; otherwise the old one stays."""
     with raising_machine_faults("repair " + root):
+        # 1. The links and keys.
         journal = _journal(root)
-        if journal and journal.to.current == linked(root, CURRENT):
-            _complete(root, journal)
+        if journal and journal[0].current == linked(root, CURRENT):
+            _complete(root, *journal)
         _remove_file(os.path.join(root, JOURNAL))
+        # 2. Releases in the making. A release that was being replaced by a sound copy comes back if the copy is absent.
         for name in partials(root):
-            _restore_or_remove(os.path.join(root, RELEASES, name))
+            path = os.path.join(root, RELEASES, name)
+            original = path[:-len(OLD + PARTIAL)]
+            if path.endswith(OLD + PARTIAL) and not os.path.lexists(original):
+                move_folder(path, original)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+        # 3. Files in the making.
         for folder in (root, os.path.join(root, PROBATION), os.path.join(root, TRUSTED)):
             sweep_folder(os.path.realpath(folder))
 
 
-def _complete(root: str, journal: Swap) -> None:
-    """All behind the change of `current`. Keys to trust come last: a disk that is full refuses these alone."""
-    _link(root, PREVIOUS, journal.to.previous)
-    if journal.withdraw:  # a damaged list of withdrawn keys stops no rollback
-        withdraw(root, journal.withdraw)
-    for key in journal.trust:
+def _complete(root: str, to: Links, trusted: Sequence[PublicKey], withdrawn: Sequence[bytes]) -> None:
+    """Change everything that follows `current`. Keys to trust come last: then a full disk rejects only these."""
+    _link(root, PREVIOUS, to.previous)
+    if withdrawn:  # otherwise the list is not read: a damaged one must not stop a rollback
+        withdraw(root, withdrawn)
+    for key in trusted:
         trust(root, key)
 
 
-def _journal(root: str) -> Optional[Swap]:
-    """What a swap was to change. A file that is none is as if there was none: all stays as it is."""
+def _journal(root: str) -> Optional[Tuple[Links, List[PublicKey], List[bytes]]]:
+    """Return the links, keys to trust and keys to withdraw of an interrupted swap; None if there is no valid journal,
+    so that everything stays as it is."""
     path = os.path.join(root, JOURNAL)
     if not os.path.exists(path):
         return None
     with contextlib.suppress(MerinoError, KeyError, TypeError, AttributeError):
         record = read_json(path, "")
         to = Links(**record["to"])
-        new = [NamedKey(name, key_of_base64(key) or b"", comment) for name, key, comment in record.get("trust", [])]
-        gone = [key_of_base64(key) or b"" for key in record.get("withdraw", [])]
-        if all(each is None or isinstance(each, str) and ID.match(each) for each in to) and all(gone) and \
-                all(each.key and os.path.basename(each.name) == each.name for each in new):
-            return Swap(to, tuple(new), tuple(gone))
+        trusted = [PublicKey(key_of_base64(key) or b"", comment, name)
+                   for name, key, comment in record.get("trust", [])]
+        withdrawn = [key_of_base64(key) or b"" for key in record.get("withdraw", [])]
+        if all(release_id is None or isinstance(release_id, str) and ID.match(release_id) for release_id in to) and \
+                all(withdrawn) and all(key.key and os.path.basename(key.name) == key.name for key in trusted):
+            return to, trusted, withdrawn
     return None
 
 
-def _restore_or_remove(path: str) -> None:
-    """Of a release that was being replaced by a sound copy of itself, one of the two stays."""
-    kept = path[:-len(OLD + PARTIAL)]
-    if path.endswith(OLD + PARTIAL) and not os.path.lexists(kept):
-        move_folder(path, kept)
-    else:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def swap(root: str, to: Links, trusted: Sequence[NamedKey] = (), withdrawn: Sequence[bytes] = ()) -> None:
-    """Changes both links, then the trust in keys. A reader of `current` finds the old release or the new. Cut short
-    after `current` was changed, the next command completes it. Needs the lock."""
+def swap(root: str, to: Links, trusted: Sequence[PublicKey] = (), withdrawn: Sequence[bytes] = ()) -> None:
+    """Change both links, then the trust in keys. A reader of `current` finds the old release or the new one. If this is
+    interrupted after `current` was changed, the next command completes it. The caller holds the lock."""
     with raising_machine_faults("change the links in " + root):
         write_json(os.path.join(root, JOURNAL), {
             "schema": SCHEMA, "from": links(root)._asdict(), "to": to._asdict(),
-            "trust": [[each.name, key_base64(each.key), each.comment] for each in trusted],
+            "trust": [[key.name, key_base64(key.key), key.comment] for key in trusted],
             "withdraw": [key_base64(key) for key in withdrawn]})
         _link(root, CURRENT, to.current)
-        _complete(root, Swap(to, tuple(trusted), tuple(withdrawn)))
+        _complete(root, to, trusted, withdrawn)
         _remove_file(os.path.join(root, JOURNAL))
 
 
 def place(root: str, release_id: str) -> None:
-    """ID.partial becomes ID. A release that is there by that name, a damaged one, is moved aside and removed."""
+    """Rename ID.partial to ID. A damaged release that has that name is moved aside and removed."""
     target = release_folder(root, release_id)
     with raising_machine_faults("write " + target):
         if os.path.lexists(target):
@@ -253,7 +246,7 @@ def place(root: str, release_id: str) -> None:
 
 
 def remove_release(root: str, release_id: str) -> None:
-    """By a rename first, so that no release is ever there in part."""
+    """Remove a release, by a rename first: then no release is ever present in part."""
     path = release_folder(root, release_id)
     with raising_machine_faults("remove " + path):
         move_folder(path, path + PARTIAL)
@@ -261,8 +254,8 @@ def remove_release(root: str, release_id: str) -> None:
 
 
 def prune(root: str, keep: str = "") -> List[str]:
-    """Removes the releases that neither link leads to, but for the id `keep` and those that a process uses -> ids of
-    the latter. Needs the lock."""
+    """Remove the releases that neither link leads to, except the id `keep` and those that a process uses. Return the
+    ids of the latter. The caller holds the lock."""
     used = []
     for name in release_ids(root):
         if name not in (keep, *links(root)):
@@ -270,17 +263,12 @@ def prune(root: str, keep: str = "") -> List[str]:
                 used.append(name)
             else:
                 remove_release(root, name)
-    _forget_probations(root)
-    return used
-
-
-def _forget_probations(root: str) -> None:
-    """Of releases that are not there."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # the probations of releases that are gone
         for name in os.listdir(os.path.join(root, PROBATION)):
-            known, ending = os.path.splitext(name)
-            if ending == ".json" and ID.match(known) and not os.path.isdir(release_folder(root, known)):
+            release_id, ending = os.path.splitext(name)
+            if ending == ".json" and ID.match(release_id) and not os.path.isdir(release_folder(root, release_id)):
                 os.unlink(os.path.join(root, PROBATION, name))
+    return used
 
 
 def write_json(path: str, value: object) -> None:
@@ -288,7 +276,7 @@ def write_json(path: str, value: object) -> None:
 
 
 def sync_folders(path: str) -> None:
-    """The names in the folder of a release and below it: their files were synced when they were written."""
+    """Sync the folders of a release: the files in them were synced when they were written."""
     for inner, folders, _ in os.walk(path):
         if ENVIRONMENT in folders:
             folders.remove(ENVIRONMENT)  # synced as a whole

@@ -7,6 +7,7 @@ stops them. Standard library only.
 """
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,8 +42,8 @@ Report = Callable[[str], None]
 
 
 def service_unit(root: str) -> str:
-    """merino.service. Runs on systemd 237 (JetPack 4), which takes no Restart= with Type=oneshot. `+`: as root. The
-    server is wanted where there is one, so that it is started again with each start of this."""
+    """Return merino.service. It runs on systemd 237 (JetPack 4), which rejects Restart= with Type=oneshot. `+` means as
+    root. It wants the server's unit, so that each start of this one starts the server again, if there is one."""
     run = f"{PYTHON} -I {root}/{APP} service"
     return f"""[Unit]
 Description=merino: self-test of the installed language model
@@ -73,7 +74,7 @@ WantedBy=multi-user.target
 
 
 def hardened(root: str) -> str:
-    """The limits of a process of the service's user, without those on sockets."""
+    """Return the limits of a process of the service's user, except those on sockets."""
     return f"""NoNewPrivileges=yes
 CapabilityBoundingSet=
 ProtectSystem=strict
@@ -91,8 +92,8 @@ SystemCallArchitectures=native
 
 
 def serve_unit(root: str) -> str:
-    """merino-serve.service, written by `install --serve`: serves the release in use once it has passed its test. An
-    upgrade and a rollback restart it with merino.service. Root may give options in SERVE_OPTIONS."""
+    """Return merino-serve.service, which serves the release in use once it has passed its test. An upgrade or a
+    rollback restarts it with merino.service. Root may set options in SERVE_OPTIONS."""
     return f"""[Unit]
 Description=merino: serves the installed language model
 Requires={UNIT}
@@ -117,10 +118,10 @@ WantedBy=multi-user.target
 
 
 def first_boot_unit(root: str, archive_name: str, allow_unsigned: bool = False) -> str:
-    """merino-install.service: installs what lies in ROOT/incoming, after the file system has grown to its card. A
-    failure is tried again, soon and at the next start of the board; `install --service` ends with disabling the unit.
-    The console shows its output, then a few words that the release generates, by the service's user. They fail no
-    install: a model may have no tokenizer."""
+    """Return merino-install.service. It installs what is in ROOT/incoming, after the file system has grown to the size
+    of its card. After a failure it runs again, soon and at the next boot; `install --service` disables it. The console
+    shows its output, then a few words that the release generates as the service's user. These fail no install: a model
+    may have no tokenizer."""
     unsigned = " --allow-unsigned" if allow_unsigned else ""
     return f"""[Unit]
 Description=merino: installs the language model that came with this card
@@ -147,32 +148,33 @@ WantedBy=multi-user.target
 
 
 def begin_start(root: str, report: Report) -> None:
-    """By root, before the release is tried: counts the start, and goes back to the release before where a new one has
-    failed too often, or is gone. What cannot be written, as on a full disk, is no reason not to start."""
+    """Count the start, as root, before the release is tested. Go back to the release before it if a new one has failed
+    too often, or is gone. A fault such as a full disk does not prevent the start."""
     try:
         with releases.changing(root, "service", WAIT_S):
-            now = releases.links(root)
-            if now.current is None and now.previous is not None:
-                releases.swap(root, releases.Links(probation.before(root, now), None))
-                report(f"the release in use is gone: back to {releases.linked(root, releases.CURRENT)}")
-            elif now.current is not None:
-                _count_or_go_back(root, now, report)
+            links = releases.links(root)
+            if links.current is None:
+                if links.previous is not None:
+                    releases.swap(root, releases.Links(probation.rollback_target(root, links), None))
+                    report(f"the release in use is gone: back to {releases.linked(root, releases.CURRENT)}")
+                return
+            state = probation.count_start(root, links.current)
+            target = probation.rollback_target(root, links)
+            if state.good or state.starts <= probation.MOST_STARTS or target is None:
+                return
+            if probation.read_probation(root, target).gave_up:  # otherwise the two would alternate forever
+                return
+            probation.rollback(root, gave_up=True)
+            report(f"release {links.current} failed {probation.MOST_STARTS} starts: back to {target}")
+            for note in probation.withdrawn_notes(root):
+                report(note)
+            probation.count_start(root, target)
     except MerinoError as error:
         report(f"this start is not counted: {error}")
 
 
-def _count_or_go_back(root: str, now: releases.Links, report: Report) -> None:
-    counted = probation.count_start(root, now.current or "")
-    if not counted.good and counted.starts > probation.MOST_STARTS and _may_go_back(root, now):
-        to = probation.rollback(root, gave_up=True)
-        report(f"release {now.current} failed {probation.MOST_STARTS} starts: back to {to.current}")
-        for note in probation.withdrawn_notes(root):
-            report(note)
-        probation.count_start(root, to.current or "")
-
-
 def try_release(root: str, report: Report) -> None:
-    """By the service's user. Raises MerinoError where the release fails: systemd then starts all of it again."""
+    """Test the release, as the service's user. Raise MerinoError if it fails: systemd then starts everything again."""
     current = _current(root)
     folder = releases.release_folder(root, current)
     hold(folder)
@@ -181,8 +183,8 @@ def try_release(root: str, report: Report) -> None:
 
 
 def end_start(root: str, report: Report) -> None:
-    """By root, when the test was passed: marks the release good, and keeps its application as the one that counts
-    starts. Not a release that was installed while another one was tested."""
+    """Mark the release good, as root, after it passed its test, and keep its application as the one that counts starts.
+    A release that was installed during the test of another one stays on probation."""
     with releases.changing(root, "service", WAIT_S):
         current = _current(root)
         state = probation.read_probation(root, current)
@@ -204,15 +206,9 @@ def _current(root: str) -> str:
     return current
 
 
-def _may_go_back(root: str, now: releases.Links) -> bool:
-    """There is a previous release, and it is not one that was left already: else the two would take turns for ever."""
-    to = probation.before(root, now)
-    return to is not None and not probation.read_probation(root, to).gave_up
-
-
 def probe_once(root: str, report: Report) -> None:
-    """By the service's user, once for each release. Noted before it is measured: a board that dies of the load must
-    not do it at each start. A probe that fails is no failure of the release."""
+    """Measure the board, as the service's user, once for each release. The attempt is recorded before it is made: a
+    board that crashes under the load must not do so at each start. A failed probe is not a failure of the release."""
     current, state = _current(root), os.path.join(root, releases.STATE)
     folder, noted = releases.release_folder(root, current), os.path.join(state, PROBED)
     known = set()
@@ -232,23 +228,28 @@ def probe_once(root: str, report: Report) -> None:
 
 
 def keep_application(root: str, release_id: str) -> None:
-    """ROOT/merino.pyz becomes the application of this release, which is good. It counts the starts, so it must be the
-    file of the release's manifest, able to report what is installed, and not signed by a withdrawn key. Nothing where
-    it is so already."""
+    """Copy the application of this good release to ROOT/merino.pyz, if another one is there. It counts the starts, so
+    it must be the file of the release's manifest, able to report what is installed, and not signed by a withdrawn key.
+    Raise MerinoError if it is not."""
     folder = releases.release_folder(root, release_id)
-    own = os.path.join(folder, APP)
+    app, kept = os.path.join(folder, APP), os.path.join(root, APP)
     with raising_machine_faults(f"read {folder}"):
         with open(os.path.join(folder, NAME), "rb") as file:
             manifest = parse_manifest(file.read(), folder)
         expected = next(entry.sha256 for entry in manifest.files if entry.path == APP)
         if probation.is_withdrawn(root, folder):
-            raise MerinoError(f"{own} is signed by a withdrawn key. Install another release.")
-        kept = os.path.join(root, APP)
+            raise MerinoError(f"{app} is signed by a withdrawn key. Install another release.")
         if os.path.exists(kept) and sha256_of(kept) == expected and not probation.is_withdrawn(root, root):
             return
-        if sha256_of(own) != expected or not _reports_status(own, root, release_id):
-            raise MerinoError(f"{own} is damaged, or cannot report what is installed. Install the release again.")
-        _keep(root, own)
+        command = [sys.executable or PYTHON, "-I", app, "status", "--root", root, "--json"]
+        reported = None
+        if sha256_of(app) == expected:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                reported = value_of(done.stdout.decode("utf-8", "replace"))["current"]["id"]
+        if reported != release_id:
+            raise MerinoError(f"{app} is damaged, or cannot report what is installed. Install the release again.")
+        _keep(root, app)
 
 
 def _keep(root: str, app: str) -> None:
@@ -263,7 +264,8 @@ def _keep(root: str, app: str) -> None:
 
 
 def replace_withdrawn_application(root: str) -> List[str]:
-    """Replace ROOT/merino.pyz, if a withdrawn key signed it, by the application of another good release -> notes."""
+    """Replace ROOT/merino.pyz, if a withdrawn key signed it, by the application of another good release. Return
+    notes."""
     if not os.path.exists(os.path.join(root, APP)) or not probation.is_withdrawn(root, root):
         return []
     for release_id in releases.release_ids(root):
@@ -274,17 +276,8 @@ def replace_withdrawn_application(root: str) -> List[str]:
     return [f"{root}/{APP}, which counts the starts, is signed by a withdrawn key: the next good release replaces it"]
 
 
-def _reports_status(app: str, root: str, release_id: str) -> bool:
-    command = [sys.executable or PYTHON, "-I", app, "status", "--root", root, "--json"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    try:
-        return bool(value_of(done.stdout.decode("utf-8", "replace"))["current"]["id"] == release_id)
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
 def check_service(root: str) -> None:
-    """Raises MerinoError where no service can be set up: for before anything is installed."""
+    """Raise MerinoError if no service can be set up, before anything is installed."""
     if os.geteuid() != 0:
         raise MerinoError("--service needs root: it makes a user and a unit of systemd. Run it with sudo, or install "
                           "without --service into a folder of your own.")
@@ -292,29 +285,30 @@ def check_service(root: str) -> None:
     if missing:
         raise MerinoError(f"--service needs {' and '.join(missing)}, which this system lacks. Install without it.")
     inside = [folder for folder in HIDDEN if (os.path.realpath(root) + "/").startswith(folder + "/")]
-    if inside or not _plain(root):
+    if inside or not re.match(r"[A-Za-z0-9._/+-]*\Z", root):
         raise MerinoError(f"--service cannot run from {root}: a service sees nothing of {', '.join(HIDDEN)}, and a "
                           "unit takes letters, digits and ._/+- alone. Choose a folder such as "
                           f"{releases.SYSTEM_ROOT} with --root.")
 
 
-def _plain(path: str) -> bool:
-    return all(letter.isalnum() and ord(letter) < 128 or letter in "._/+-" for letter in path)
-
-
 def make_user(root: str) -> None:
-    """Makes the service's user and ROOT/state, its only folder. What is there already is kept. Needs the lock."""
-    import pwd  # here, because Windows has no such module, and the workstation writes units
+    """Make the service's user and ROOT/state, its only folder, unless they exist. The caller holds the lock."""
+    import grp  # here, because Windows has no such modules, and the workstation writes units
+    import pwd
 
+    state = os.path.join(root, releases.STATE)
     try:
         pwd.getpwnam(USER)
     except KeyError:
-        _run(["useradd", "--system", "--user-group", "--home-dir", os.path.join(root, releases.STATE),
-              "--no-create-home", "--shell", "/usr/sbin/nologin", USER])
-        groups = sorted({_group_of(path) for path in GPU_DEVICES if os.path.exists(path)} - {""})
-        if groups:  # whoever builds and runs engines on a Jetson opens these
-            _run(["usermod", "--append", "--groups", ",".join(groups), USER])
-    user, state = pwd.getpwnam(USER), os.path.join(root, releases.STATE)
+        _run(["useradd", "--system", "--user-group", "--home-dir", state, "--no-create-home",
+              "--shell", "/usr/sbin/nologin", USER])
+        groups = set()  # those that may open the GPU of a Jetson: building and running engines needs them
+        for path in GPU_DEVICES:
+            with contextlib.suppress(OSError, KeyError):
+                groups.add(grp.getgrgid(os.stat(path).st_gid).gr_name)
+        if groups:
+            _run(["usermod", "--append", "--groups", ",".join(sorted(groups)), USER])
+    user = pwd.getpwnam(USER)
     with raising_machine_faults(f"make {state}"):
         if not os.path.lexists(state):
             os.mkdir(state, 0o755)
@@ -326,21 +320,20 @@ def make_user(root: str) -> None:
             os.close(handle)
 
 
-def _group_of(path: str) -> str:
-    import grp
-
-    try:
-        return grp.getgrgid(os.stat(path).st_gid).gr_name
-    except (OSError, KeyError):
-        return ""
-
-
 def set_up_service(root: str, serve: bool = False) -> List[str]:
-    """Writes and enables the unit for a release that is installed, and starts it where systemd runs -> notes. The unit
-    of the first boot ends with that. serve: the server's unit too. Raises MerinoError where a step fails."""
+    """Write and enable the unit for an installed release, and start it if systemd runs. Return notes. This ends the
+    unit of the first boot. serve: write and enable the server's unit too. Raise MerinoError if a step fails."""
+    # 1. The application that counts the starts until a release is good: the one that has just installed the release,
+    #    or, if that runs from sources, the release's own.
     with releases.changing(root, "install", WAIT_S):
+        running = os.path.realpath(sys.argv[0] or os.curdir)
         if not os.path.exists(os.path.join(root, APP)):
-            _keep_running_application(root)
+            with raising_machine_faults(f"read {running}"):
+                if zipfile.is_zipfile(running):
+                    _keep(root, running)
+                else:
+                    keep_application(root, _current(root))
+        # 2. The units.
         write_output(os.path.join(UNITS, UNIT), service_unit(root))
         if serve:
             write_output(os.path.join(UNITS, SERVE_UNIT), serve_unit(root))
@@ -348,29 +341,21 @@ def set_up_service(root: str, serve: bool = False) -> List[str]:
         _run(["systemctl", "enable", "--quiet", unit])
     if os.path.lexists(os.path.join(UNITS, FIRST_BOOT_UNIT)):
         _run(["systemctl", "disable", "--quiet", FIRST_BOOT_UNIT])
+    # 3. The start.
     if not os.path.isdir("/run/systemd/system"):
         return [f"{UNIT} is enabled; systemd is not running here"]
     _run(["systemctl", "daemon-reload"])
     subprocess.run(["systemctl", "reset-failed", "--quiet", UNIT], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _run(["systemctl", "restart", "--no-block", UNIT])
-    served = [f"{SERVE_UNIT} is enabled: it serves http://127.0.0.1:8080 once that test is passed, with the options "
-              f"that {SERVE_OPTIONS} has"]
-    return [f"{UNIT} is enabled and started: it tests this release at each start of the board", *served * serve]
-
-
-def _keep_running_application(root: str) -> None:
-    """The program that has just installed a release is whole, and root's choice. Until a release is marked good it
-    counts the starts. Run from sources, the release's own is taken."""
-    running = os.path.realpath(sys.argv[0] or os.curdir)
-    if zipfile.is_zipfile(running):
-        with raising_machine_faults(f"read {running}"):
-            _keep(root, running)
-    else:
-        keep_application(root, _current(root))
+    notes = [f"{UNIT} is enabled and started: it tests this release at each start of the board"]
+    if serve:
+        notes.append(f"{SERVE_UNIT} is enabled: it serves http://127.0.0.1:8080 once that test is passed, with the "
+                     f"options that {SERVE_OPTIONS} has")
+    return notes
 
 
 def _search_path() -> str:
-    """PATH, and where Debian keeps what only root runs: root's own PATH over ssh may lack these."""
+    """Return PATH with the folders of Debian's programs for root, which root's PATH over ssh may lack."""
     return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 

@@ -6,7 +6,7 @@ What a verb needs is imported inside its function: on a board each module costs 
 import argparse
 import json
 import os
-from typing import TYPE_CHECKING, Any, Dict, List, Optional
+from typing import Any, Dict, Optional
 
 from merino_runtime.backends.choice import BACKENDS
 from merino_runtime.delivery import releases
@@ -14,15 +14,12 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.streams import say, say_note, write_out
 from merino_runtime.io.verb import Verb
 
-if TYPE_CHECKING:
-    from merino_runtime.delivery.machine import Machine
-
 BUNDLE_ARGUMENTS = ("bundle", "bundles", "baselines")
 
 
 def with_installed(arguments: argparse.Namespace) -> argparse.Namespace:
-    """BUNDLE `installed` becomes a folder here alone, once for each command, so that a swap meanwhile mixes no two
-    releases. MerinoError where none is installed."""
+    """Replace BUNDLE `installed` by its folder. This is the only place, once per command, so that a swap meanwhile
+    mixes no two releases. Raise MerinoError if nothing is installed."""
     resolved = vars(arguments)
     for name in BUNDLE_ARGUMENTS:
         value = resolved.get(name)
@@ -30,7 +27,7 @@ def with_installed(arguments: argparse.Namespace) -> argparse.Namespace:
             resolved[name] = releases.installed_bundle()
         elif isinstance(value, list) and releases.INSTALLED in value:
             folder = releases.installed_bundle()
-            resolved[name] = [folder if each == releases.INSTALLED else each for each in value]
+            resolved[name] = [folder if path == releases.INSTALLED else path for path in value]
     return argparse.Namespace(**resolved)
 
 
@@ -50,7 +47,7 @@ def _root(arguments: argparse.Namespace) -> str:
 
 
 def _installed_root(arguments: argparse.Namespace) -> str:
-    """MerinoError where nothing was ever installed: there is no folder to lock."""
+    """Return ROOT. Raise MerinoError if nothing was ever installed there: then there is no folder to lock."""
     root = _root(arguments)
     if not os.path.isdir(os.path.join(root, releases.RELEASES)):
         raise MerinoError(f"no release is installed in {root}. {releases.INSTALL_FIRST}")
@@ -85,8 +82,9 @@ def _install(arguments: argparse.Namespace) -> int:
         from merino_runtime.delivery.service import check_service, set_up_service
 
         check_service(root)
-    installed = install(arguments.file, root, arguments.keys, arguments.allow_unsigned, arguments.force, say,
-                        arguments.backend, arguments.allow_downgrade, as_service)
+    installed = install(arguments.file, root, arguments.keys, allow_unsigned=arguments.allow_unsigned,
+                        force=arguments.force, report=say, backend=arguments.backend,
+                        allow_downgrade=arguments.allow_downgrade, as_service=as_service)
     if as_service:
         installed["notes"].extend(set_up_service(root, arguments.serve))
     for note in installed["notes"]:
@@ -205,21 +203,20 @@ def _board(arguments: argparse.Namespace) -> int:
     from merino_runtime.delivery.machine import machine_values, this_machine
 
     machine = this_machine(_root(arguments))
-    lines = [f"{name:15} {value}\n" for name, value in _machine_facts(machine)]
-    write_out(json.dumps(machine_values(machine)) + "\n" if arguments.json else "".join(lines))
+    if arguments.json:
+        write_out(json.dumps(machine_values(machine)) + "\n")
+        return 0
+    board, features = machine.board, " ".join(sorted(machine.board.isa)) or "no features"
+    facts = {
+        "model": machine.model or "no device tree",
+        "CPU": f"{board.architecture}, {board.physical_cores} cores, {features}",
+        "userland": f"{board.pointer_bits}-bit, Python {machine.python}, glibc {machine.glibc or 'none'}",
+        "memory": f"{board.memory_total_mb or 0:.0f} MB, {board.memory_available_mb or 0:.0f} MB available",
+        "disk": f"{machine.free_bytes / 2 ** 20:.0f} MB free",
+        "pip": "refused by the system (PEP 668)" if machine.managed else "allowed by the system",
+    }
+    write_out("".join(f"{name:15} {value}\n" for name, value in facts.items()))
     return 0
-
-
-def _machine_facts(machine: "Machine") -> List[Any]:
-    board = machine.board
-    return [
-        ("model", machine.model or "no device tree"),
-        ("CPU", f"{board.architecture}, {board.physical_cores} cores, {' '.join(sorted(board.isa)) or 'no features'}"),
-        ("userland", f"{board.pointer_bits}-bit, Python {machine.python}, glibc {machine.glibc or 'none'}"),
-        ("memory", f"{board.memory_total_mb or 0:.0f} MB, {board.memory_available_mb or 0:.0f} MB available"),
-        ("disk", f"{machine.free_bytes / 2 ** 20:.0f} MB free"),
-        ("pip", "refused by the system (PEP 668)" if machine.managed else "allowed by the system"),
-    ]
 
 
 VERBS = (

@@ -50,12 +50,12 @@ def this_board() -> Board:
 
 
 def kind_of_core(board: Board) -> Optional[str]:
-    """`dotprod` or `no-dotprod`, as `core` in bundle.json has it; None on other CPUs than 64-bit Arm ones."""
+    """Return `dotprod` or `no-dotprod`, as `core` in bundle.json; None on CPUs other than 64-bit Arm."""
     return core_of_cpu("aarch64", board.isa) if board.architecture in ("aarch64", "arm64") else None
 
 
 def core_of_cpu(architecture: str, isa: FrozenSet[str]) -> str:
-    """The kind of core that graphs for such a CPU are written for, as `core` in bundle.json has it; `dotprod` for x86
+    """Return the kind of core that graphs for such a CPU are written for, as `core` in bundle.json; `dotprod` for x86
     CPUs without AVX-512 VNNI."""
     if architecture == "aarch64":
         return "dotprod" if "dotprod" in isa else "no-dotprod"
@@ -63,13 +63,13 @@ def core_of_cpu(architecture: str, isa: FrozenSet[str]) -> str:
 
 
 def runs_kernels(architecture: str, isa: FrozenSet[str]) -> bool:
-    """Whether a library of runtime/kernels runs on such a CPU: they are built for these two architectures."""
+    """Return whether a library of runtime/kernels runs on such a CPU: they are built for these two architectures."""
     return architecture == "aarch64" or (architecture == "x86_64" and isa >= KERNELS_NEED)
 
 
 def this_isa() -> FrozenSet[str]:
-    """On 64-bit Arm from the auxiliary vector, which the kernel gives to each process. /proc/cpuinfo is the fallback:
-    a sandbox may hide it, and some emulators show the host's."""
+    """Return the features of this CPU. On 64-bit Arm they are read from the auxiliary vector, which the kernel passes
+    to each process. /proc/cpuinfo is the fallback: a sandbox may hide it, and some emulators show the host's."""
     if platform.machine() == "aarch64" and struct.calcsize("P") == 8:  # other bits in a 32-bit userland
         hwcap = _auxiliary_value(AT_HWCAP)
         if hwcap:  # 0 means no answer: every 64-bit Arm CPU sets the bits of floating point
@@ -84,7 +84,7 @@ def arm64_isa(hwcap: int, hwcap2: int) -> FrozenSet[str]:
 
 
 def _auxiliary_value(entry: int) -> int:
-    """0 if there is no such entry or no getauxval."""
+    """Return an entry of the auxiliary vector; 0 if there is no such entry, or no getauxval."""
     try:
         import ctypes  # some small builds of Python have none
 
@@ -96,7 +96,7 @@ def _auxiliary_value(entry: int) -> int:
 
 
 def read_isa(cpuinfo: str) -> FrozenSet[str]:
-    """Features of *all* cores: the scheduler may move a thread to any of them."""
+    """Return the features that *all* cores have: the scheduler may move a thread to any of them."""
     names = dict(ARM_FEATURES, **X86_FEATURES)
     lines = re.findall(r"^(?:Features|flags)[ \t]*:(.*)$", cpuinfo, re.MULTILINE)
     per_core = [frozenset(names[word] for word in line.split() if word in names) for line in lines]
@@ -115,13 +115,15 @@ def usable_cpus() -> List[int]:
 
 
 def physical_core_count() -> int:
-    """Hardware threads of one core count once: they share its load ports, and decode is bound by memory reads."""
+    """Return the number of physical cores: the hardware threads of one core share its load ports, and decode is bound
+    by memory reads."""
     topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     return len({read_text(topology.format(cpu)).strip() or str(cpu) for cpu in usable_cpus()})
 
 
 def last_level_cache_bytes() -> int:
-    """Of the highest cache level of CPU 0; 0 if /sys does not give it (some boards, and systems other than Linux)."""
+    """Return the size of CPU 0's highest cache level; 0 if /sys lacks it (some boards, and systems other than
+    Linux)."""
     caches = [(0, 0)]  # (level, bytes)
     for index in range(8):
         level, size = (read_text(f"/sys/devices/system/cpu/cpu0/cache/index{index}/{name}").strip()
@@ -132,7 +134,7 @@ def last_level_cache_bytes() -> int:
 
 
 def peak_rss_mb() -> float:
-    """Peak resident memory of this process since its start."""
+    """Return the peak resident memory of this process since its start."""
     match = re.search(r"^VmHWM:\s*(\d+) kB", read_text("/proc/self/status"), re.MULTILINE)
     if match:
         return int(match.group(1)) * 1024 / MB
@@ -143,7 +145,7 @@ def peak_rss_mb() -> float:
 
 
 def rss_mb() -> Optional[float]:
-    """Resident memory of this process now; None where the system does not report it."""
+    """Return the resident memory of this process; None if the system does not report it."""
     match = re.search(r"^VmRSS:\s*(\d+) kB", read_text("/proc/self/status"), re.MULTILINE)
     return int(match.group(1)) * 1024 / MB if match else None
 

@@ -1,6 +1,6 @@
-"""Ctrl-C while a command line still imports its modules: nothing has been begun, so the process just ends.
+"""Ctrl-C while a command line still imports its modules: no work has started, so the process just ends.
 
-Comes before all else, so it imports next to nothing: `signal` itself takes 20 ms, in which ctrl-C would be a traceback.
+This is imported first, so it imports little: `signal` itself takes 20 ms, in which ctrl-C would print a traceback.
 """
 import _signal  # type: ignore[import-not-found]
 import os
@@ -9,16 +9,16 @@ INTERRUPTED = 130  # 128 + SIGINT
 
 
 def end_at_once() -> bool:
-    """From here on ctrl-C ends the process without a word. -> whether it does: an interrupt that the parent process had
-    switched off, as for a job in the background, stays switched off."""
-    heard = _signal.getsignal(_signal.SIGINT) in (_signal.default_int_handler, _end)
-    if heard:
+    """Let ctrl-C end the process silently. Return whether it does: an interrupt that the parent process disabled, as
+    for a job in the background, stays disabled."""
+    handled = _signal.getsignal(_signal.SIGINT) in (_signal.default_int_handler, _end)
+    if handled:
         _signal.signal(_signal.SIGINT, _end)
-    return heard
+    return handled
 
 
 def raise_again() -> None:
-    """From here on ctrl-C is a KeyboardInterrupt, as usual."""
+    """Let ctrl-C raise KeyboardInterrupt again."""
     _signal.signal(_signal.SIGINT, _signal.default_int_handler)
 
 

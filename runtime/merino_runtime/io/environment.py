@@ -1,9 +1,10 @@
-"""Environment variables that must be set before numpy or onnxruntime is imported. A value of the user's stands."""
+"""Environment variables that must be set before numpy or onnxruntime is imported. A value that the user set is kept."""
 import os
 
 
 def prepare_environment() -> None:
-    """Called by the import of `merino_runtime`, so before any import of numpy or onnxruntime by this project."""
+    """Set the variables. The import of `merino_runtime` calls this, so it precedes any import of numpy or
+    onnxruntime."""
     # onnxruntime 1.32 on Linux writes a device id and a database into the user's cache when it is imported, and sends
     # events over HTTPS.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

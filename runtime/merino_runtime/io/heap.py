@@ -8,9 +8,9 @@ LARGE_BYTES = 2 ** 20
 
 
 def keep_one_heap() -> None:
-    """Call before threads begin; changes nothing where there is no glibc. By default each thread gets a heap of its
-    own, and what one frees no other one uses. And a large block that was freed once raises the size from which blocks
-    are given back to the system, up to 32 MB: large bodies of requests would then stay in the heap."""
+    """Limit glibc to one heap; call it before threads start. By default each thread gets a heap, and no other thread
+    reuses what it frees. A large block that was freed once also raises the size from which blocks are returned to the
+    system, up to 32 MB: large request bodies would then stay in the heap. Do nothing without glibc."""
     mallopt = _of_glibc("mallopt")
     if mallopt:
         mallopt(ARENA_MAX, 1)
@@ -18,24 +18,25 @@ def keep_one_heap() -> None:
 
 
 def keep_free_pages() -> None:
-    """For a process that allocates the same large blocks again and again, as each step of a training does. By default
-    glibc gives blocks above 32 MB back to the system when they are freed, and the next step waits for new pages."""
+    """Keep freed memory, for a process that allocates the same large blocks repeatedly, as each training step does. By
+    default glibc returns blocks above 32 MB to the system when they are freed, and the next step waits for new
+    pages."""
     mallopt = _of_glibc("mallopt")
     if mallopt:
         mallopt(MMAP_MAX, 0)
         mallopt(TRIM_THRESHOLD, -1)
 
 
-def give_back_free_pages() -> None:
-    """Of glibc's heap, in 0.3 ms where it has 30 MB: glibc itself gives back only those at its end. Small blocks that
-    stay between freed ones let it grow by 2 % in ten minutes of 150 requests a second."""
+def return_free_pages() -> None:
+    """Return free pages of glibc's heap to the system, in 0.3 ms for 30 MB: glibc itself returns only those at its end.
+    Small blocks between freed ones let it grow by 2 % in ten minutes of 150 requests a second."""
     malloc_trim = _of_glibc("malloc_trim")
     if malloc_trim:
         malloc_trim(0)
 
 
 def _of_glibc(name: str) -> Any:
-    """The function; None where there is no glibc."""
+    """Return a function of glibc; None if there is no glibc."""
     try:
         import ctypes
 
@@ -45,14 +46,14 @@ def _of_glibc(name: str) -> Any:
 
 
 def keep_small_pages() -> None:
-    """Call before numpy is imported, which asks the system for pages of 2 MB for its large arrays: the first token in a
-    KV cache would then make all of it resident, and parts of its neighbors' beside it."""
+    """Keep numpy from requesting pages of 2 MB for its large arrays; call it before numpy is imported. The first token
+    in a KV cache would otherwise make all of it resident, and parts of its neighbors' too."""
     os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
 
 
-def leave_out_what_is_loaded() -> None:
-    """Of the search for cycles, which comes when the objects since the last one are a quarter of all: it then comes
-    before megabytes of closed connections wait for it, and holds nobody up."""
+def freeze_loaded_objects() -> None:
+    """Exclude what is loaded from the search for cycles, which starts when the objects since the last search are a
+    quarter of all. It then starts before megabytes of closed connections wait for it, and delays nobody."""
     gc.collect()
     if hasattr(gc, "freeze"):  # not in Python 3.6
         gc.freeze()

@@ -21,10 +21,8 @@ _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of a surrogate, of w
 
 
 def read_text(path: str, kind: str, remedy: str, largest_bytes: int = LARGEST_BYTES) -> str:
-    """The file as text. kind: what it should be, for messages. remedy: a sentence on what to do about a wrong file.
-
-    Raises MerinoError where it cannot be read, is larger, or is not UTF-8.
-    """
+    """Return the text of a file. kind: what it should be, for messages. remedy: a sentence on what to do about a wrong
+    file. Raise MerinoError if it cannot be read, is larger, or is not UTF-8."""
     try:
         with open(path, "rb") as file:
             # `read` allocates as much as is requested. A pipe, and what /proc shows, have the size 0.
@@ -41,12 +39,12 @@ def read_text(path: str, kind: str, remedy: str, largest_bytes: int = LARGEST_BY
 
 
 def read_json(path: str, remedy: str) -> Any:
-    """The value in a JSON file. Raises MerinoError as `read_text`, and where `value_of` raises ValueError."""
+    """Return the value in a JSON file. Raise MerinoError as `read_text` does, and if the text is not valid JSON."""
     return read_json_and_text(path, remedy)[0]
 
 
 def read_json_and_text(path: str, remedy: str) -> Tuple[Any, str]:
-    """The text too, for a parser that checks a schema."""
+    """Return the value and the text, for a parser that checks a schema."""
     text = read_text(path, JSON, remedy)
     try:
         return value_of(text), text
@@ -55,10 +53,10 @@ def read_json_and_text(path: str, remedy: str) -> Tuple[Any, str]:
 
 
 def value_of(text: str, any_depth: bool = False) -> Any:
-    """The value of a JSON text. ValueError, with the reason in one line, where it is not JSON, has a key twice, NaN, a
-    number that is too large, half of a surrogate pair, or more than DEEPEST levels.
+    """Return the value of a JSON text. Raise ValueError, with the reason in one line, if it is not JSON, or has a
+    duplicate key, NaN, a number that is too large, half of a surrogate pair, or more than DEEPEST levels.
 
-    any_depth: only what Python's own parser cannot take is too deep; spares a pass over all values.
+    any_depth: only reject what is too deep for Python's parser, which saves a pass over all values.
     """
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite,
@@ -102,7 +100,7 @@ def _inner(value: Any) -> List[Any]:
 
 
 def check_depth(value: Any) -> None:
-    """ValueError where lists and objects are nested more than DEEPEST levels."""
+    """Raise ValueError if lists and objects are nested more than DEEPEST levels."""
     level = [value]
     for _ in range(DEEPEST):
         level = [inner for outer in level for inner in _inner(outer) if isinstance(inner, (list, dict))]

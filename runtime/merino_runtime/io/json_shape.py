@@ -22,7 +22,7 @@ class Maybe(NamedTuple):
 
 
 def problems_in(value: Any, shape: Any) -> List[str]:
-    """In words, one for each wrong key or value."""
+    """Return a sentence for each wrong key or value."""
     problems: List[str] = []
     _check(value, shape, "", problems)
     return problems
@@ -52,7 +52,7 @@ def text(value: Any) -> Optional[str]:
 
 
 def passage(value: Any) -> Optional[str]:
-    """Text that a model reads, of several lines perhaps: never printed as it is."""
+    """Return what was expected of text for a model, which may have several lines and is never printed as it is."""
     good = isinstance(value, str) and len(value) <= LONGEST_PASSAGE
     return None if good else f"a string of up to {LONGEST_PASSAGE} characters"
 
@@ -78,7 +78,8 @@ def sha256(value: Any) -> Optional[str]:
 
 
 def inner_path(value: Any) -> Optional[str]:
-    """Refuses paths that lead out of the folder, since a bundle may come from anyone."""
+    """Return what was expected. A path that leads out of the folder is rejected, because a bundle may come from
+    anyone."""
     good = isinstance(value, str) and value not in ("", ".") and bool(re.match(r"[ -~]+\Z", value))
     good = good and not set(value) & set("\\:") and not value.startswith("/") and ".." not in value.split("/")
     return None if good else "a path inside the bundle (ASCII, not absolute, no '..')"
@@ -116,14 +117,14 @@ def _check(value: Any, shape: Any, where: str, problems: List[str]) -> None:
 
 
 def shown(value: Any) -> str:
-    """A wrong value as an error message shows it."""
+    """Return a wrong value as an error message shows it."""
     if isinstance(value, (list, dict)):
         return f"a list of {len(value)}" if isinstance(value, list) else "an object"
     return json.dumps(value, default=repr)[:80]
 
 
 def listed(problems: List[str]) -> str:
-    """All, or the first ones and how many more."""
+    """Return all problems in one line, or the first ones and how many more there are."""
     more = len(problems) - MOST_LISTED
     return "; ".join(problems[:MOST_LISTED] + [f"and {more} more"] * (more > 0))
 
@@ -140,12 +141,13 @@ def unknown(path: str) -> str:
 
 
 def wrong(path: str, value: Any, what: str) -> str:
-    """what: as in "must be a list"."""
+    """Return the problem of a value. what: as in "must be a list"."""
     return f"{path or 'the file'} is {shown(value)}, {what}"
 
 
 def path_of(parts: Iterable[Union[int, str]]) -> str:
-    """`blocks[0].width`. A key that is no plain word is quoted, since it may hold a line break or steer a terminal."""
+    """Return a path such as `blocks[0].width`. A key that is not a plain word is quoted: it may hold a line break or
+    control a terminal."""
     return "".join(f"[{part}]" if isinstance(part, int) else "." + _spelled(part) for part in parts).lstrip(".")
 
 

@@ -21,18 +21,24 @@ LOCK = "lock"
 
 @contextlib.contextmanager
 def locked(root: str, doing: str, wait_s: float = 0.0) -> Iterator[None]:
-    """Holds the lock of an existing ROOT. doing: the verb, which another command's refusal names. wait_s: how long to
-    wait for another command. The kernel gives the lock up when the process ends, however it ends. The file is this
-    user's alone, since anyone who can open it can hold the lock; a link in its place is refused.
+    """Hold the lock of the existing folder ROOT while the body runs. doing: the verb, for the refusal of another
+    command. wait_s: how long to wait for another command. Raise MerinoError if another command holds the lock, or if
+    ROOT cannot be written.
 
-    Raises MerinoError where another command holds it, or ROOT cannot be written.
+    The file is this user's alone, because anyone who can open it can hold the lock; a link in its place is rejected.
     """
-    path = os.path.join(root, LOCK)
     with raising_machine_faults("lock " + root):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        handle = os.open(os.path.join(root, LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
-        _take(handle, root, wait_s)
         with raising_machine_faults("lock " + root):
+            waited_s = 0.0
+            while not _lock(handle):
+                if waited_s >= wait_s:
+                    holder = os.pread(handle, 200, 0).decode("ascii", "replace") or "unknown"
+                    raise MerinoError(f"{root} is being changed by another command ({holder}). Wait for its end, then "
+                                      "run this again.")
+                time.sleep(0.2)
+                waited_s += 0.2
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()}, {doing}".encode("ascii"), 0)
         yield
@@ -40,44 +46,37 @@ def locked(root: str, doing: str, wait_s: float = 0.0) -> Iterator[None]:
         os.close(handle)
 
 
-def _take(handle: int, root: str, wait_s: float) -> None:
-    waited_s = 0.0
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise machine_fault("lock " + root, error) from error
-            if waited_s >= wait_s:
-                holder = os.pread(handle, 200, 0).decode("ascii", "replace") or "unknown"
-                raise MerinoError(f"{root} is being changed by another command ({holder}). Wait for its end, then run "
-                                  "this again.") from error
-        time.sleep(0.2)
-        waited_s += 0.2
+def _lock(handle: int) -> bool:
+    """Try to lock an open file or folder for this process alone. Return whether that succeeded."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
 
 
 def hold(folder: str) -> None:
-    """Keeps the release's folder from being removed until this process ends. Nothing, where the system has no locks."""
+    """Keep the release's folder from being removed until this process ends. Do nothing if the system has no locks."""
     with contextlib.suppress(OSError, AttributeError):
         fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def in_use(folder: str) -> bool:
-    """Whether a process holds the folder."""
+    """Return whether a process holds the folder."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return not _lock(handle)
+    except OSError:  # a file system without locks
         return False
-    except OSError as error:
-        return error.errno in (errno.EAGAIN, errno.EACCES)
     finally:
         os.close(handle)
 
 
 @contextlib.contextmanager
 def raising_machine_faults(doing: str) -> Iterator[None]:
-    """What the system refuses becomes a message. doing: what failed, as in `lock ROOT`."""
+    """Turn an OSError of the body into a MerinoError. doing: what failed, as in `lock ROOT`."""
     try:
         yield
     except OSError as error:

@@ -24,13 +24,13 @@ REMEDIES = {
 
 
 def machine_fault(doing: str, error: OSError) -> MerinoError:
-    """doing: what failed, as in `write out.json`."""
+    """Return the error for the user. doing: what failed, as in `write out.json`."""
     reason = error.strerror or str(error) or type(error).__name__
     remedy = REMEDIES.get(error.errno or 0, "Name another path")
     return MerinoError(f"cannot {doing}: {reason}. {remedy}.")
 
 
 def last_line(output: bytes, exit_code: int) -> str:
-    """The last line that a program printed; its exit code where it printed none."""
+    """Return the last line that a program printed, or its exit code if it printed none."""
     lines = output.decode("utf-8", "replace").strip().splitlines()
     return lines[-1].strip() if lines else f"exit code {exit_code}"

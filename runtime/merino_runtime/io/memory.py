@@ -1,6 +1,6 @@
-"""Recognizes errors that mean memory ran out, and makes the message where no bundle is at hand. Standard library only.
+"""Recognizes errors that mean memory ran out, and makes their message. Standard library only.
 
-Where one is: `bundle.fit`.
+`bundle.fit` makes the message for a bundle.
 """
 import re
 from typing import Optional
@@ -18,15 +18,13 @@ LONGEST_CHAIN = 10  # of errors, each raised from the next
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Python, numpy, onnxruntime or the dynamic loader reports that memory ran out."""
+    """Return whether an error of Python, numpy, onnxruntime or the dynamic loader reports that memory ran out."""
     return isinstance(error, MemoryError) or bool(OUT_OF_MEMORY_WORDS.search(str(error)))
 
 
 def lack_of_memory(error: BaseException) -> Optional[BaseException]:
-    """The first of the errors behind this one, or itself, that reports that memory ran out; None where none does.
-
-    A reader makes "the file is damaged" of whatever a library raises, and of MemoryError too.
-    """
+    """Return the first of the errors behind this one, or itself, that reports that memory ran out; None if none does. A
+    reader reports "the file is damaged" for whatever a library raises, MemoryError included."""
     cause, lack = error, None  # type: Optional[BaseException], Optional[BaseException]
     for _ in range(LONGEST_CHAIN):
         if cause is None:
@@ -39,15 +37,15 @@ def lack_of_memory(error: BaseException) -> Optional[BaseException]:
 
 
 def ran_out(error: BaseException, doing: str = "") -> str:
-    """The message. doing: as in "importing numpy", nothing where it is not known."""
+    """Return the message. doing: as in "importing numpy"; empty if it is unknown."""
     text = " ".join(str(error).split())[:200]
-    return (f"out of memory{' in ' + doing if doing else ''}{f' ({text})' if text else ''}{present()}. Stop other "
-            "programs, raise the limit if there is one, or run less: a smaller model, a shorter context or a "
-            "smaller batch.")
+    return (f"out of memory{' in ' + doing if doing else ''}{f' ({text})' if text else ''}{memory_figures()}. "
+            "Stop other programs, raise the limit if there is one, or run less: a smaller model, a shorter context or "
+            "a smaller batch.")
 
 
-def present() -> str:
-    """What the process holds, may hold and the machine has; nothing if memory does not suffice to read that."""
+def memory_figures() -> str:
+    """Return what the process used and what the machine has; nothing if memory does not suffice to read that."""
     try:
         peak_mb, mb = board.peak_rss_mb(), board.read_memory_mb(board.read_text("/proc/meminfo"))
     except MemoryError:

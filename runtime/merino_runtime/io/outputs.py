@@ -33,19 +33,19 @@ class Target(NamedTuple):
 
 
 def write_output(path: str, data: Union[bytes, str], sync: bool = True) -> None:
-    """Makes `data`, text in UTF-8, the content of `path`. Raises as `open_output`."""
+    """Make `data`, text in UTF-8, the content of `path`. Raise as `open_output` does."""
     with open_output(path, sync=sync) as file:
         file.write(data.encode("utf-8") if isinstance(data, str) else data)
 
 
 @contextlib.contextmanager
 def open_output(path: str, size_bytes: int = 0, sync: bool = True) -> Iterator[BinaryIO]:
-    """A file to write to. What was written becomes the content of `path` where the body succeeds; else `path` stays as
-    it was. A pipe or device gets it at once.
+    """Yield a file to write to. What was written becomes the content of `path` if the body succeeds; otherwise `path`
+    stays as it was. A pipe or device receives it at once.
 
-    size_bytes: how much it will be, where known; refused where the disk has less. sync: on the disk before the rename;
-    False for what can be made again. Raises MerinoError where it cannot be written, and BrokenPipeError where the
-    reader of stdout has ended.
+    size_bytes: the size, if known; rejected if the disk has less. sync: write it to the disk before the rename; False
+    for what can be made again. Raise MerinoError if it cannot be written, and BrokenPipeError if the reader of stdout
+    has ended.
     """
     with _raising_faults(path):
         target = target_of(path)
@@ -65,16 +65,18 @@ def open_output(path: str, size_bytes: int = 0, sync: bool = True) -> Iterator[B
                     if sync:
                         file.flush()
                         os.fsync(file.fileno())
-                if target.before:
-                    _like(target.before, made)
+                if target.before:  # keep the mode and, if this user may, the owner
+                    os.chmod(made, stat.S_IMODE(target.before.st_mode))
+                    with contextlib.suppress(OSError, AttributeError):  # no chown on Windows
+                        os.chown(made, target.before.st_uid, target.before.st_gid)
                 os.replace(made, target.path)
                 if sync:
                     sync_folder(os.path.dirname(target.path))
 
 
 def write_new(path: str, data: bytes, remedy: str, mode: int = 0o666) -> None:
-    """Makes the file `path` with this content, where nothing is there: of two processes one gets it. MerinoError with
-    `remedy` where something is, and where it cannot be written."""
+    """Write the new file `path`: of two processes one succeeds. Raise MerinoError, with `remedy`, if `path` exists, and
+    if it cannot be written."""
     with _raising_faults(path), scratch_beside(os.path.abspath(path)) as scratch:
         made = os.path.join(scratch, NEW)
         with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
@@ -95,8 +97,8 @@ def write_new(path: str, data: bytes, remedy: str, mode: int = 0o666) -> None:
 
 
 def append_output(path: str, text: str) -> None:
-    """Appends whole lines and syncs the file. Where the last line there has no end, as a power cut leaves one, they
-    start on a line of their own. Raises as `open_output`."""
+    """Append whole lines and sync the file. If its last line has no end, as after a power cut, they start on a new
+    line. Raise as `open_output` does."""
     with _raising_faults(path):
         target = target_of(path)
         if target.stream or target.special:
@@ -111,15 +113,17 @@ def append_output(path: str, text: str) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:
-            if not target.before:
-                _remove_empty(target.path)
+            if not target.before:  # what a full disk leaves of a new file
+                with contextlib.suppress(OSError):
+                    if os.path.getsize(target.path) == 0:
+                        os.unlink(target.path)
             raise
 
 
 @contextlib.contextmanager
 def new_folder(path: str, size_bytes: int = 0) -> Iterator[str]:
-    """An empty folder to fill. It takes the place of `path`, a folder or nothing, where the body succeeds; else `path`
-    stays as it was. What may be replaced is the caller's to judge. Raises MerinoError where it cannot be written."""
+    """Yield an empty folder to fill. It replaces `path`, a folder or nothing, if the body succeeds; otherwise `path`
+    stays as it was. The caller decides what may be replaced. Raise MerinoError if it cannot be written."""
     with _raising_faults(path):
         target = os.path.realpath(path)
         _check_space(path, os.path.dirname(target), size_bytes)
@@ -127,14 +131,17 @@ def new_folder(path: str, size_bytes: int = 0) -> Iterator[str]:
             made = os.path.join(scratch, NEW)
             os.mkdir(made)
             yield made
-            _sync_files(made)
+            for inner, _, names in os.walk(made):
+                for name in names:
+                    with open(os.path.join(inner, name), "rb+") as file:
+                        os.fsync(file.fileno())
             replace_folder(made, target, scratch)
             sync_folder(os.path.dirname(target))
 
 
 def replace_link(path: str, target: str) -> None:
-    """Makes `path` a symbolic link with this target, in place of the link or file that is there: readers find the old
-    or the new. Raises MerinoError where it cannot be made."""
+    """Make `path` a symbolic link with this target, in place of the link or file that is there: readers find the old
+    one or the new one. Raise MerinoError if it cannot be made."""
     with _raising_faults(path), scratch_beside(os.path.abspath(path)) as scratch:
         made = os.path.join(scratch, NEW)
         os.symlink(target, made)
@@ -143,8 +150,8 @@ def replace_link(path: str, target: str) -> None:
 
 
 def move_folder(made: str, path: str) -> None:
-    """Renames a folder to a path where nothing is, in the same file system. What is in it was synced by who wrote it.
-    Raises MerinoError where that fails."""
+    """Rename a folder to a path that does not exist, in the same file system. Its files were synced when they were
+    written. Raise MerinoError if that fails."""
     with _raising_faults(path):
         os.rename(made, path)
         sync_folder(os.path.dirname(os.path.abspath(path)))
@@ -152,7 +159,7 @@ def move_folder(made: str, path: str) -> None:
 
 @contextlib.contextmanager
 def scratch_folder(path: str) -> Iterator[str]:
-    """A folder beside `path` for what is needed meanwhile, removed at the end. MerinoError where none can be made."""
+    """Yield a temporary folder beside `path`, which is removed afterwards. Raise MerinoError if none can be made."""
     with contextlib.ExitStack() as stack:
         with _raising_faults(path):
             scratch = stack.enter_context(scratch_beside(os.path.realpath(path)))
@@ -160,7 +167,7 @@ def scratch_folder(path: str) -> Iterator[str]:
 
 
 def check_output(path: str) -> None:
-    """Raises MerinoError where the file `path` could not be written: for before the work whose result it takes."""
+    """Raise MerinoError if the file `path` cannot be written, before the work whose result it receives."""
     with _raising_faults(path):
         target = target_of(path)
         if target.special and not os.access(target.path, os.W_OK):
@@ -170,18 +177,18 @@ def check_output(path: str) -> None:
 
 
 def check_room(path: str, folder: str, size_bytes: int = 0) -> None:
-    """Raises MerinoError where nothing can be made in `folder`, or it has less space. path: what the message names."""
+    """Raise MerinoError if nothing can be made in `folder`, or if it has less space. path: what the message names."""
     with _raising_faults(path), scratch_beside(os.path.join(folder, os.path.basename(path))):
         _check_space(path, folder, size_bytes)
 
 
 def is_stdout(path: str) -> bool:
-    """Whether the path is `-`, or what this process's stdout is, as /dev/stdout."""
+    """Return whether the path is `-`, or what this process's stdout is, as /dev/stdout."""
     return _stream_of(path) == "stdout"
 
 
 def target_of(path: str) -> Target:
-    """Raises MerinoError for what no file can be written to, OSError where the path cannot be followed."""
+    """Return what a path means. Raise MerinoError if no file can be written to it, OSError if it cannot be followed."""
     stream = _stream_of(path)
     if stream:
         return Target(path, stream=stream)
@@ -202,8 +209,8 @@ def target_of(path: str) -> Target:
 
 
 def _stream_of(path: str) -> str:
-    """`stdout`, `stderr`, or nothing. A stream is known by what it is: with `> FILE`, /dev/stdout is FILE, and opening
-    it a second time would overwrite what was printed."""
+    """Return `stdout`, `stderr`, or an empty string. A stream is recognized by its file: with `> FILE`, /dev/stdout is
+    FILE, and opening it a second time would overwrite what was printed."""
     if path == STDOUT:
         return "stdout"
     for number, name in ((1, "stdout"), (2, "stderr")):
@@ -231,29 +238,8 @@ def _check_space(path: str, folder: str, size_bytes: int) -> None:
                           "there. Free space on that disk, or name a path on another one.")
 
 
-def _like(before: os.stat_result, path: str) -> None:
-    """Mode and, where this user may, owner of the file that is replaced."""
-    os.chmod(path, stat.S_IMODE(before.st_mode))
-    with contextlib.suppress(OSError, AttributeError):  # no chown on Windows
-        os.chown(path, before.st_uid, before.st_gid)
-
-
-def _remove_empty(path: str) -> None:
-    """What a full disk leaves of a file that was to be begun."""
-    with contextlib.suppress(OSError):
-        if os.path.getsize(path) == 0:
-            os.unlink(path)
-
-
-def _sync_files(folder: str) -> None:
-    for inner, _, names in os.walk(folder):
-        for name in names:
-            with open(os.path.join(inner, name), "rb+") as file:
-                os.fsync(file.fileno())
-
-
 def sync_folder(folder: str) -> None:
-    """So that a rename outlives a power cut. Some file systems refuse it."""
+    """Sync a folder, so that a rename outlives a power cut. Some file systems reject it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

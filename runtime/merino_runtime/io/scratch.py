@@ -23,7 +23,8 @@ LONGEST_STEM_BYTES = 200  # a name has at most 255
 
 @contextlib.contextmanager
 def scratch_beside(path: str) -> Iterator[str]:
-    """path: of the output, links followed. Raises OSError where its folder cannot be written."""
+    """Yield a scratch folder beside `path`, an output with links followed. Raise OSError if its folder cannot be
+    written."""
     sweep(path)
     scratch, lock = _locked_folder(path)
     try:
@@ -35,10 +36,10 @@ def scratch_beside(path: str) -> Iterator[str]:
 
 
 def replace_folder(made: str, path: str, scratch: str) -> None:
-    """Renames `made` to `path`, whose folder, if there is one, is moved into the scratch folder `scratch`.
+    """Rename `made` to `path`. A folder that is there is moved into the scratch folder `scratch` first.
 
-    Between two renames there is no `path`. Where it ends there, by a fault, an interrupt or a kill, the old folder is
-    put back when `scratch` is discarded.
+    Between the two renames there is no `path`. If the process ends there, by a fault, an interrupt or a kill, the old
+    folder is restored when `scratch` is discarded.
     """
     if os.path.lexists(path):
         os.rename(path, os.path.join(scratch, OLD))
@@ -46,7 +47,7 @@ def replace_folder(made: str, path: str, scratch: str) -> None:
 
 
 def sweep(path: str) -> None:
-    """Removes the scratch folders of `path` whose processes are dead, as far as this user may."""
+    """Remove the scratch folders of `path` whose processes are dead, as far as this user may."""
     if fcntl is None:
         return
     folder = os.path.dirname(path)
@@ -58,7 +59,7 @@ def sweep(path: str) -> None:
 
 
 def sweep_folder(folder: str) -> None:
-    """The same for all that was being written in the folder."""
+    """Remove the scratch folders of dead processes for every output in the folder."""
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(folder):
             left = re.match(r"\.(.+)\.[^.]+" + re.escape(SUFFIX) + r"\Z", name)
@@ -67,7 +68,8 @@ def sweep_folder(folder: str) -> None:
 
 
 def _remove_dead(scratch: str, path: str) -> None:
-    """Raises OSError where a living process holds the lock, or there are no locks."""
+    """Remove a dead process's scratch folder. Raise OSError if a living process holds the lock, or there are no
+    locks."""
     lock = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,7 +79,8 @@ def _remove_dead(scratch: str, path: str) -> None:
 
 
 def _discard(scratch: str, path: str) -> None:
-    """Removes a scratch folder. An old folder in it whose `path` is empty is put back first, or kept with it."""
+    """Remove a scratch folder. If it holds an old folder whose `path` is empty, that is restored first, or kept with
+    it."""
     old = os.path.join(scratch, OLD)
     if os.path.lexists(old) and not os.path.lexists(path):
         try:
@@ -88,34 +91,25 @@ def _discard(scratch: str, path: str) -> None:
 
 
 def _locked_folder(path: str) -> Tuple[str, Optional[int]]:
-    """-> (a new folder, the descriptor that holds its lock; None where the system has none).
+    """Make a folder and lock it. Return its path and the descriptor of the lock; None if the system has no locks.
 
-    Another process may take it for a dead one's before it is locked. Then it is gone, and another is made.
+    Before it is locked, another process may take it for that of a dead process and remove it; then another is made.
     """
     while True:
         scratch = tempfile.mkdtemp(SUFFIX, _stem(path), os.path.dirname(path))
         if fcntl is None:
             return scratch, None
-        lock = _lock_of(scratch)
-        if lock is not None and os.path.isdir(scratch):
-            return scratch, lock
-        if lock is not None:
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(scratch, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # a file system without locks: nothing is swept there
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.path.isdir(scratch):
+                return scratch, lock
             os.close(lock)
 
 
-def _lock_of(scratch: str) -> Optional[int]:
-    """Waits for the lock. None where the folder is gone."""
-    try:
-        lock = os.open(scratch, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    with contextlib.suppress(OSError):  # a file system without locks: nothing is swept there
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock
-
-
 def _stem(path: str) -> str:
-    """Begins the names of an output's scratch folders and of no other output's."""
+    """Return the prefix of an output's scratch folders, which no other output's have."""
     name = os.path.basename(path)
     encoded = os.fsencode(name)
     return f".{name if len(encoded) <= LONGEST_STEM_BYTES else hashlib.sha256(encoded).hexdigest()}."

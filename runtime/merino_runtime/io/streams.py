@@ -20,29 +20,27 @@ CLOSED_PIPE = 141  # 128 + SIGPIPE
 
 
 class ClosedStdout(io.TextIOBase):
-    """In place of a stdout that the process began without. `print` would drop there what it is given, in silence."""
+    """Replaces a stdout that was closed at the start. `print` would otherwise drop the text silently."""
 
     def write(self, text: str) -> int:  # noqa: ARG002
         raise MerinoError("cannot write to stdout: it is closed. Name a file, or leave it open.")
 
 
 def write_out(text: str) -> None:
-    """To stdout in UTF-8, flushed. `print` would raise under the C locale, which is common on boards. Half a character
-    of a file's name is spelled out.
-
-    BrokenPipeError where its reader ended, MerinoError where it cannot be written otherwise, or is closed.
-    """
+    """Write to stdout in UTF-8 and flush. `print` would raise under the C locale, which is common on boards. Half a
+    character of a file's name is escaped. Raise BrokenPipeError if the reader ended, MerinoError if stdout is closed or
+    fails."""
     write_stream(sys.stdout, "stdout", text.encode("utf-8", "backslashreplace"))
 
 
 def write_lines(text: str) -> None:
-    """`write_out` for people: names in it come from files, and steer no terminal."""
+    """Write text for people: names in it come from files, and must not control a terminal."""
     write_out(wrapped(visible_text(text), sys.stdout))
 
 
 def wrapped(text: str, stream: Optional[TextIO]) -> str:
-    """With line ends between words where the stream is a terminal, which would break lines in the middle of words. A
-    word that is longer than a line, such as a path, stays whole."""
+    """Return the text with line ends between words if the stream is a terminal, which would break words. A word that is
+    longer than a line, such as a path, stays whole."""
     if stream is None or not stream.isatty():
         return text
     import shutil
@@ -55,7 +53,7 @@ def wrapped(text: str, stream: Optional[TextIO]) -> str:
 
 
 def write_stream(stream: Optional[TextIO], name: str, data: bytes) -> None:
-    """stream: sys.stdout or sys.stderr, None where the process began without it."""
+    """Write bytes to sys.stdout or sys.stderr; None if the process started without it. Raise as `write_out` does."""
     if stream is None:
         raise MerinoError(f"cannot write to {name}: it is closed. Name a file, or leave it open.")
     try:
@@ -81,7 +79,7 @@ def say(text: str) -> None:
 
 
 def say_line(line: str) -> None:
-    """To stderr, behind what was printed so far; what in it would steer a terminal is spelled out."""
+    """Print a line to stderr, after what was printed so far. What would control a terminal is escaped."""
     with contextlib.suppress(OSError, AttributeError):  # None where the process began without a stdout
         sys.stdout.flush()
     if sys.stderr is not None:  # `print` would take None for stdout
@@ -90,8 +88,8 @@ def say_line(line: str) -> None:
 
 
 def as_text(argument: str) -> str:
-    """A command-line argument decoded as UTF-8. Python 3.6 under the C locale decodes it as ASCII and leaves other
-    bytes as lone surrogates."""
+    """Return a command-line argument decoded as UTF-8. Python 3.6 under the C locale decodes it as ASCII and turns
+    other bytes into lone surrogates."""
     try:
         argument.encode("utf-8")
         return argument
@@ -104,7 +102,7 @@ def stdout_is_terminal() -> bool:
 
 
 def stdout_is_file() -> bool:
-    """Whether what is printed goes to a file on a disk."""
+    """Return whether stdout is a file on a disk."""
     try:
         return sys.stdout is not None and stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
     except (OSError, ValueError):  # it was replaced by something in memory
@@ -112,12 +110,12 @@ def stdout_is_file() -> bool:
 
 
 def stderr_is_terminal() -> bool:
-    """False where the process began without a stderr."""
+    """Return whether stderr is a terminal; False if the process started without a stderr."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 def show_line(line: str) -> None:
-    """One line on stderr, a terminal, that the next one takes the place of; an empty one clears it."""
+    """Print a line on stderr, a terminal, that replaces the previous one; an empty one clears it."""
     import shutil
 
     with contextlib.suppress(OSError):  # the terminal was closed; the work goes on
@@ -126,10 +124,8 @@ def show_line(line: str) -> None:
 
 
 def exit_code(run: Callable[[], int], report: Callable[[str], None] = say) -> int:
-    """Runs a command: what a user or the machine can cause becomes one line of `report` and an exit code.
-
-    A closed pipe on stdout ends the command without a word, as it does other tools of Unix.
-    """
+    """Run a command. What a user or the machine can cause becomes one line of `report` and an exit code. A closed pipe
+    on stdout ends the command silently, like other Unix tools."""
     if sys.stdout is None:
         sys.stdout = ClosedStdout()
     _take_any_text()
@@ -190,7 +186,7 @@ def _code_of(run: Callable[[], int], report: Callable[[str], None]) -> int:
 
 
 def _report_lack(error: BaseException, report: Callable[[str], None]) -> None:
-    """Memory may not even suffice for the message with the figures."""
+    """Report that memory ran out. It may not even suffice for the message with the figures."""
     error.__traceback__ = None  # it holds what the failed call had allocated
     try:
         report(ran_out(error))
@@ -200,7 +196,7 @@ def _report_lack(error: BaseException, report: Callable[[str], None]) -> None:
 
 
 def drop_stdout() -> None:
-    """Python flushes stdout at exit and would fail a second time."""
+    """Discard what is left in stdout: Python flushes it at exit and would fail a second time."""
     _drop(sys.stdout)
 
 

@@ -1,4 +1,4 @@
-"""Text of others made fit for a terminal or a page: no escape sequence, no change of direction, no endless line.
+"""Escapes foreign text for a terminal or a page: no escape sequence, no change of direction, no endless line.
 
 Names come from records, bundles, profiles and boards, messages from programs there, prose from models.
 """
@@ -18,12 +18,12 @@ def visible(text: str, longest: Optional[int] = LONGEST) -> str:
 
 
 def visible_text(text: str) -> str:
-    """Text of several lines, whole: line ends and tabs stay."""
+    """Return text of several lines with everything but line ends and tabs that cannot be printed escaped."""
     return text if text.isprintable() else "".join(char if char in KEPT else _shown(char) for char in text)
 
 
 def cleaned(value: Any) -> Any:
-    """A value of JSON with all its texts fit for a terminal."""
+    """Return a value of JSON with all its texts escaped for a terminal."""
     if isinstance(value, dict):
         return {_all_shown(key): cleaned(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -32,14 +32,11 @@ def cleaned(value: Any) -> Any:
 
 
 def harmless(text: str) -> str:
-    """Prose: only what would steer a terminal, or change the direction, is spelled out. What joins characters, and the
-    spaces of all scripts, stay."""
-    return "".join(_escaped(char) if char in DIRECTIONS or _is_control(char) else char
-                   for char in text.replace("\r\n", "\n"))
-
-
-def _is_control(char: str) -> bool:
-    return char not in KEPT and unicodedata.category(char) == "Cc"
+    """Return prose in which only what would control a terminal, or change the direction, is escaped. What joins
+    characters, and the spaces of all scripts, stay."""
+    return "".join(
+        _escaped(char) if char in DIRECTIONS or char not in KEPT and unicodedata.category(char) == "Cc" else char
+        for char in text.replace("\r\n", "\n"))
 
 
 def _all_shown(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple, U
 
 from merino_runtime import __version__
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.heap import leave_out_what_is_loaded
+from merino_runtime.io.heap import freeze_loaded_objects
 from merino_runtime.sampling import Sampling
 from merino_runtime.serving import fields, metrics, models, ollama, openai_answers, openai_requests
 from merino_runtime.serving.burden import Burden, Sensors
@@ -130,7 +130,7 @@ class Application:
         """Loads the models one after another, then answers until `close`. Raises what a load raises."""
         for model in self.models.values():
             load(model)
-        leave_out_what_is_loaded()
+        freeze_loaded_objects()
         self.ready = True
         self.scheduler.run()
 

@@ -144,7 +144,7 @@ class Scheduler:
         quiet_s: Optional[float] = QUIET_S
         while not (len(self.waiting) or self.running or self._closing):
             if not self._changed.wait(quiet_s):
-                heap.give_back_free_pages()
+                heap.return_free_pages()
                 quiet_s = None
 
     def _admit(self) -> None:
