@@ -188,9 +188,10 @@ def test_of_500_mutations_none_is_taken(signed, tmp_path):
         with pytest.raises(MerinoError) as caught:
             opened = open_archive(str(path))
             if check_signature(opened, [KEY]) is None and signed:
-                raise MerinoError("its signature is gone")
+                raise MerinoError("mutated.merino: its signature is gone")
             check_hashes(opened)
-        assert "\n" not in str(caught.value) and len(str(caught.value)) < LONGEST_MESSAGE
+        message = str(caught.value)
+        assert "mutated.merino" in message and "\n" not in message and len(message) < LONGEST_MESSAGE
 
 
 def test_without_a_signature_only_with_a_word_and_by_a_trusted_key_only(tmp_path):

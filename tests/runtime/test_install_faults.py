@@ -15,9 +15,7 @@ from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes, 
 
 from merino_runtime.delivery import probation, releases
 from merino_runtime.delivery.archive import Signature, open_archive, signed_bytes
-from merino_runtime.delivery.install import check
 from merino_runtime.delivery.keys import key_base64, key_line, trusted_keys
-from merino_runtime.errors import MerinoError
 from merino_runtime.io.lock import locked
 from tests import ed25519_signer
 
@@ -25,7 +23,6 @@ pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not sys.platform.startswith("linux"), reason="boards run Linux")]
 
 NEWEST = sys.version_info >= (3, 11)  # older Pythons try less: the calls are the same
-MUTATIONS = 500 if NEWEST else 100
 # On memory: syncing a disk would take most of the time.
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
@@ -176,16 +173,11 @@ def test_a_fault_at_each_operation_leaves_the_old_release_or_the_new(board, what
         state = (releases.links(board.root), tuple(releases.partials(board.root)))
         if state not in seen or at % 9 == 0:  # the next install tests the release, which costs most of the time
             seen.add(state)
-            again = board.install("new")
-            assert again["code"] == 0, (at, result, again)
+            repeated = board.install("new")
+            assert repeated["code"] == 0, (at, result, repeated)
             board.check_complete({board.ids["new"]})
             left = set(os.listdir(board.root)) - EXPECTED
             assert not left and releases.partials(board.root) == [], (at, left)
-
-
-def test_there_are_enough_points(board):
-    counts = {step: board.run(*argv, copy=before)["count"] for step, (before, argv, *_) in steps(board).items()}
-    assert sum(counts.values()) >= 200, counts
 
 
 EXPECTED = {"current", "previous", "releases", "lock", "probation", "trusted", "withdrawn.json", "counter.json"}
@@ -249,41 +241,6 @@ def test_a_full_disk_that_is_real(board):
         assert ("b.pub" in out) == (current == "new"), "a refused release leaves no key behind"
         outcomes.add(current)
     assert outcomes == {"old", "new"}
-
-
-def mutated(data, rng):
-    """Cut, flipped in a bit, or a piece of it lost, repeated, or overwritten."""
-    start = rng.randrange(len(data))
-    end = min(len(data), start + rng.choice([1, 8, 512, 4096]))
-    how = rng.choice(["cut", "flip", "flip", "flip", "lose", "repeat", "overwrite", "longer"])
-    if how == "cut":
-        return data[:start]
-    if how == "flip":
-        return data[:start] + bytes([data[start] ^ 1 << rng.randrange(8)]) + data[start + 1:]
-    if how == "longer":
-        return data + data[start:end]
-    piece = {"lose": b"", "repeat": data[start:end] * 2, "overwrite": bytes(rng.randrange(256) for _ in range(64))}[how]
-    return data[:start] + piece + data[start if how == "overwrite" else end:][64 * (how == "overwrite"):]
-
-
-def test_no_damaged_file_moves_anything(board, tmp_path):
-    """Half of the damage is in the first blocks, where the names and sizes are."""
-    data, root = read(os.path.dirname(board.packs["new"]), "new.merino"), board.after["old"]
-    before, path = tree(root), str(tmp_path / "damaged.merino")
-    rng = random.Random(1)
-    head = len(data) // 50
-    tried = 0
-    while tried < MUTATIONS:
-        changed = mutated(data, rng) if tried % 2 else mutated(data[:head], rng) + data[head:]
-        if changed == data:
-            continue
-        tried += 1
-        with open(path, "wb") as file:
-            file.write(changed)
-        with pytest.raises(MerinoError) as caught:
-            check(path, root, (), True, False, lambda _: None)
-        assert str(caught.value).count("\n") == 0 and path in str(caught.value)
-    assert tree(root) == before
 
 
 def test_a_damaged_file_is_refused_by_the_command(board, tmp_path):

@@ -95,16 +95,6 @@ def board(driver, packs, tmp_path):
     return Board(driver, packs, tmp_path / "root")
 
 
-class RealBoard(Board):
-    """Whose releases are tested by their launchers."""
-
-    def run(self, *words):
-        process = subprocess.Popen([sys.executable, str(self.packs / "merino.pyz"), *map(str, words), "--root",
-                                    str(self.root)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        out = process.communicate()[0].decode("utf-8")
-        return process.returncode, out
-
-
 def test_a_key_is_trusted_when_its_release_has_passed_its_test_and_also_where_it_was_there(board):
     board.refused("bad", "self-test failed", "fleet")
     assert board.trusted() == []
@@ -237,21 +227,6 @@ def test_without_one_that_is_good_previous_is_the_one_before(board):
     board.taken("two")
     board.taken("three")
     assert board.current("previous") == "two"
-
-
-@pytest.mark.parametrize("damage", [
-    "merino", *(pytest.param(path, marks=pytest.mark.nightly) for path in ("bundle/model.onnx", "merino.pyz"))])
-def test_the_same_file_repairs_what_is_damaged(packs, tmp_path, damage):
-    """The launcher is none of the manifest's files: only the self-test notices it."""
-    board = RealBoard(None, packs, tmp_path / "root")
-    board.taken("one", "fleet")
-    path = os.path.join(board.facts()["folder"], damage)
-    os.chmod(path, 0o755)
-    with open(path, "r+b") as file:
-        file.truncate(os.path.getsize(path) // 2)
-    board.taken("one")
-    launcher = str(board.root / "current" / "merino")
-    assert subprocess.check_output([launcher, "selftest", "installed"]).startswith(b"ok: ")
 
 
 def test_an_empty_root_is_not_the_default_one(packs):

@@ -131,9 +131,9 @@ def test_memory_that_runs_out_anywhere_is_one_line_with_the_figures(error, blame
 
 
 def test_a_message_that_knows_more_stays_and_a_handled_lack_of_memory_is_no_reason(capsys):
-    known = MerinoError("out of memory in a decode step: bundle 'a' needs 9 MB")
-    assert exit_code(lambda: raised(known, MemoryError())) == 1
-    assert capsys.readouterr()[1] == f"merino: {known}\n"
+    detailed = MerinoError("out of memory in a decode step: bundle 'a' needs 9 MB")
+    assert exit_code(lambda: raised(detailed, MemoryError())) == 1
+    assert capsys.readouterr()[1] == f"merino: {detailed}\n"
 
     def handled():
         try:

@@ -117,9 +117,9 @@ def test_a_fork_goes_its_own_way_over_the_same_weights(backend, truth, gpu):
     weights = [block.size for block in gpu.blocks.values() if block.kind == "trt"]
     twin = backend.fork()
     assert [block.size for block in gpu.blocks.values() if block.kind == "trt"] == weights
-    for one, token_id in ((backend, 11), (twin, 12), (backend, 13), (twin, 14), (twin, 15), (backend, 16)):
-        logits = one.step(token_id)
-        assert_close(logits, truth(one.ids))
+    for opened, token_id in ((backend, 11), (twin, 12), (backend, 13), (twin, 14), (twin, 15), (backend, 16)):
+        logits = opened.step(token_id)
+        assert_close(logits, truth(opened.ids))
     backend.close()
     assert_close(twin.step(20), truth(twin.ids))
     twin.close()

@@ -75,9 +75,9 @@ def test_the_command_line_chooses_then_the_environment_then_the_bundle(bundle, m
     with pytest.raises(MerinoError, match="'abacus', allowed: onnxruntime, tensorrt"):
         choose_backend(bundle)
     monkeypatch.delenv("MERINO_BACKEND")
-    alone = bundle._replace(backends=bundle.backends[:1])
+    without_tensorrt = bundle._replace(backends=bundle.backends[:1])
     with pytest.raises(MerinoError, match="does not run on tensorrt: it needs onnxruntime .*--dialect portable"):
-        choose_backend(alone, "tensorrt")
+        choose_backend(without_tensorrt, "tensorrt")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -93,4 +93,4 @@ def test_a_jetson_that_has_tensorrt_takes_it_and_says_so(bundle, monkeypatch, ve
     assert choose_backend(bundle._replace(backends=bundle.backends[:1]), None, messages.append) == "onnxruntime"
     put_in(Gpu(), "8.0.1.6", monkeypatch)  # JetPack 4.6.0
     assert choose_backend(bundle, None, messages.append) == "onnxruntime"
-    assert "TensorRT is 8.0.1.6" in messages[-1] and "onnxruntime is taken" in messages[-1]
+    assert "TensorRT is 8.0.1.6" in messages[-1] and "onnxruntime is used" in messages[-1]

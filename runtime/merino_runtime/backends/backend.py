@@ -7,7 +7,7 @@ from merino_runtime.errors import MerinoError
 
 
 class Backend:
-    """A model with its KV cache, which is allocated once. It runs one generation at a time; `fork` gives more.
+    """A model with its KV cache, which is allocated once. It runs one generation at a time; `fork` makes more backends.
 
     `changes` counts changes of the cache. A generation compares it between its tokens, and raises if anyone else, such
     as another generation, changed the cache: its next token would follow other text.

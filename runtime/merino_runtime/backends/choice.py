@@ -1,5 +1,5 @@
-"""Which backend runs a bundle on this machine: the requested one, else TensorRT on a Jetson, else the first
-that the bundle lists. Nothing that a board may lack is imported, but TensorRT on a Jetson that has it.
+"""Chooses the backend for a bundle on this machine: the requested one, otherwise TensorRT on a Jetson, otherwise the
+first one that the bundle lists. Nothing that a board may lack is imported, except TensorRT on a Jetson that has it.
 """
 import importlib.util
 import os
@@ -12,7 +12,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
 
 ONNXRUNTIME, TENSORRT = BACKENDS = ("onnxruntime", "tensorrt")
-BACKEND_VARIABLE = "MERINO_BACKEND"  # of the environment, where the command line names none
+BACKEND_VARIABLE = "MERINO_BACKEND"  # in the environment, if the command line names no backend
 Say = Callable[[str], None]
 
 
@@ -59,9 +59,9 @@ def _of_jetson(otherwise: str, say: Say) -> str:
     try:
         version = open_tensorrt().version
     except MerinoError as error:
-        say(f"{error} {otherwise} is taken meanwhile")
+        say(f"{error} Until then {otherwise} is used")
         return otherwise
-    say(f"TensorRT {version} is taken, since this is a Jetson that has it; --backend {otherwise} runs on the CPU")
+    say(f"TensorRT {version} is used, because this is a Jetson that has it; --backend {otherwise} runs on the CPU")
     return TENSORRT
 
 

@@ -61,7 +61,7 @@ class Cuda:
         code = self._functions[name](*arguments)
         if code:
             with contextlib.suppress(Exception):
-                self._functions["cudaGetLastError"]()  # else a later call of TensorRT's finds and reports it
+                self._functions["cudaGetLastError"]()  # otherwise a later call of TensorRT's reports it
             words = [function(code) for function in self._texts]
             raise CudaError(name, code, *((word or b"").decode("utf-8", "replace") for word in words))
 

@@ -32,7 +32,7 @@ from merino_runtime.io import board
 from merino_runtime.io.memory import lack_of_memory
 
 DECODE, PREFILL = 0, 1  # numbers of the profiles
-PREFILL_CHUNK_IDS = 64  # where reading the weights takes about as long as computing with them, on the boards' GPUs
+PREFILL_CHUNK_IDS = 64  # at this length the boards' GPUs read the weights about as long as they compute
 WORKSPACE_MB = 128  # for a kernel beside its inputs: matrix multiplications need little
 REPORT_EVERY_S = 15.0
 Report = Callable[[str], None]

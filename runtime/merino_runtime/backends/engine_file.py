@@ -93,8 +93,8 @@ def sound_path(bundle: Bundle, key: EngineKey) -> Optional[str]:
 def opened_plan(bundle: Bundle, key: EngineKey) -> Iterator[Optional[memoryview]]:
     """Yield the plan of this key's engine, mapped; None if there is no sound one."""
     with contextlib.ExitStack() as stack:
-        yield next((plan for plan in (_mapped_plan(path, key, stack) for path in paths_of(bundle, key))
-                    if plan is not None), None)
+        plans = (_mapped_plan(path, key, stack) for path in paths_of(bundle, key))
+        yield next((plan for plan in plans if plan is not None), None)
 
 
 def _mapped_plan(path: str, key: EngineKey, stack: contextlib.ExitStack) -> Optional[memoryview]:

@@ -1,6 +1,6 @@
 """Finds the CUDA runtime of this machine, and reads which GPU it has.
 
-Attributes are read one by one, since the layout of cudaDeviceProp differs between versions.
+Attributes are read one by one, because the layout of cudaDeviceProp differs between versions.
 """
 import contextlib
 import ctypes

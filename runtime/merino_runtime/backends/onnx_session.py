@@ -81,7 +81,7 @@ def session_options(onnxruntime: Any, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 4  # nothing: an error comes as an exception too, without colors
+    options.log_severity_level = 4  # nothing: errors are exceptions too, without colors
     options.enable_mem_pattern = False  # a memory plan fits one sequence length, and prefill has many
     total_mb = board.this_board().memory_total_mb
     options.enable_cpu_mem_arena = total_mb is None or total_mb >= SMALL_BOARD_MB  # an arena never shrinks

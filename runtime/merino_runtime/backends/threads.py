@@ -1,4 +1,4 @@
-"""How many threads prefill and decode use. Standard library only."""
+"""Chooses the numbers of threads for prefill and decode. Standard library only."""
 from typing import NamedTuple, Optional
 
 from merino_runtime.bundle import Bundle
@@ -10,7 +10,7 @@ MOST_DECODE_THREADS = 4  # decode is bound by memory reads, and four cores satur
 # float32, not measured on boards) two threads are 3 to 13 % faster than four on Raspberry Pis, 6 to 18 % slower on
 # Jetsons, and up to 26 % faster than one.
 TWO_THREADS_BELOW_BYTES = 16 * 10 ** 6
-# Different counts take two sessions, which hold the weights twice: worth it where that is so little memory.
+# Different counts need two sessions, which hold the weights twice: worth it only for so little memory.
 TWO_SESSIONS_BELOW_BYTES = 32 * 10 ** 6
 MOST_PER_CORE = 4  # more only wait for each other, and tens of thousands end the process before it can report why
 

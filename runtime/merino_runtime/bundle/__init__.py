@@ -37,7 +37,8 @@ class BackendNeed(NamedTuple):
 
 
 class Slower(NamedTuple):
-    """A board for whose kind of core the graph's kernels are not: `times` slower than an export for that board."""
+    """A board for whose kind of core the graph's kernels are not written: `times` slower than an export for that
+    board."""
     board: str
     core: str
     times: float
@@ -54,27 +55,27 @@ class Golden(NamedTuple):
 
 
 class SystemParts(NamedTuple):
-    """What stands before and after a system message's text."""
+    """The parts of the template before and after a system message's text."""
     before: str
     after: str
 
 
 class MessageTexts(NamedTuple):
-    """What the template takes of each role's text: a name in `bundle.schema.MESSAGE_TEXTS`."""
+    """How the template uses each role's text: a name in `bundle.schema.MESSAGE_TEXTS`."""
     system: str
     user: str
     assistant: str
 
 
 class ChatParts(NamedTuple):
-    """A rendered chat template: what stands between the texts of a conversation that ends with the user's turn."""
-    begin: str  # before the first user's text, where there is no system message
+    """A rendered chat template: its parts between the texts of a conversation that ends with the user's turn."""
+    begin: str  # before the first user's text, if there is no system message
     system: Optional[SystemParts]  # None: the template knows no system message
-    answer: str  # between a user's text and the answer that was given
+    answer: str  # between a user's text and the assistant's
     user: str  # between an answer and the next user's text
     generation: str  # after the last user's text: it opens the answer
     no_think: Optional[str]  # the same for an answer without thinking; None: the template does not know of that
-    date_format: Optional[str]  # of today's date, for which U+0000 stands in the texts
+    date_format: Optional[str]  # of today's date, which replaces U+0000 in the texts
     texts: MessageTexts
 
 

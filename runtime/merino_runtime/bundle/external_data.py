@@ -1,7 +1,7 @@
-"""The files that a graph reads its weights from, as model.onnx names them. Standard library only.
+"""Checks the files that a graph reads its weights from, as model.onnx names them. Standard library only.
 
-Older versions of ONNX Runtime open any path that a graph names, outside of its folder too. So the names are compared
-with bundle.json before a backend reads the graph. `bundle.check_files` checks the files that bundle.json lists.
+Older versions of ONNX Runtime open any path that a graph names, even outside its folder. So the names are compared with
+bundle.json before a backend reads the graph. `bundle.check_files` checks the files that bundle.json lists.
 """
 import mmap
 import os

@@ -37,7 +37,7 @@ def install_commands(requirements: Sequence[str] = PACKAGES) -> str:
             os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")):
         python = ENVIRONMENT + "/bin/python"
         make, then = [f"python3 -m venv {ENVIRONMENT}"], f" (and from then on {python} in place of python3)"
-    # pip 18.1, which comes with Python 3.6, does not know the wheels of onnxruntime after 1.3.
+    # pip 18.1, which Python 3.6 brings, cannot install the wheels of onnxruntime after 1.3.
     upgrade = [f"{python} -m pip install --upgrade pip"] if sys.version_info < (3, 7) else []
     install = f"{python} -m pip install --only-binary=:all: {packages}"
     return f"Run: {' && '.join([*make, *upgrade, install])}{then}"

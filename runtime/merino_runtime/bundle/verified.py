@@ -1,8 +1,8 @@
-"""A stamp of the files of a bundle whose hashes were right, so that a start need not hash them again.
+"""Stamps bundles whose hashes were right, so that a start need not hash their files again.
 
 Hashing 136 MB takes seconds on a Raspberry Pi Zero 2 W. A stamp holds for each file what a write changes: size, inode,
-and the times of the last change of contents and of inode (docs/formats.md). It lies in the user's cache, one per folder
-of a bundle; or beside the folder, where `install` hashed the files while it wrote them. If a stamp cannot be read or
+and the times of the last change of contents and of inode (docs/formats.md). The user's cache has one per folder of a
+bundle; `install`, which hashes files while it writes them, puts one beside the bundle. If a stamp cannot be read or
 written, the files are hashed.
 """
 import contextlib

@@ -1,8 +1,8 @@
-"""The agent: the board's end of what the workstation does over ssh. Runs programs, and receives files in pieces.
+"""The agent: what the workstation runs on a board over ssh. It runs programs, and receives files in pieces.
 
-It is sent as text to `python3 -I -c`, before anything of this project is on the board, so it imports nothing of it. It
-reads one line of JSON from stdin, the request, and then what belongs to it. Its own answers are lines of JSON on stdout
-behind the line `BEGIN`: a login shell may have printed before. The workstation's end: `merino_edge.delivery.ssh`.
+It is sent as text to `python3 -I -c` before this project is on the board, so it imports nothing of the project. It
+reads one line of JSON from stdin, the request, and then the data of that request. Its replies are lines of JSON on
+stdout after the line `BEGIN`, because a login shell may have printed before. `merino_edge.delivery.ssh` runs it.
 """
 import contextlib
 import fcntl
@@ -31,7 +31,7 @@ SERVICE_UNIT = "/etc/systemd/system/merino.service"
 SERVICE_WANTED = "/etc/systemd/system/multi-user.target.wants/merino.service"
 SERVICE_ROOT = r"^Exec.* --root (/\S+)"  # in the unit
 MOST_KEYS, LARGEST_KEY, LARGEST_UNIT, LARGEST_LIST = 100, 4096, 65536, 1 << 20  # files, bytes, bytes, bytes
-SILENCE_S = 60  # without a byte of a file: the workstation is gone, though nobody closed the connection
+SILENCE_S = 60  # without a byte of a file: then the workstation is gone, although the connection is open
 KILL_AFTER_S = 5.0
 NOT_FOUND = 127  # as a shell reports that there is no such program
 
@@ -39,7 +39,7 @@ NOT_FOUND = 127  # as a shell reports that there is no such program
 def main() -> None:
     request = json.loads(sys.stdin.buffer.readline().decode("utf-8"))
     report(BEGIN)
-    os._exit(WAYS[request.pop("do")](**request))  # a thread may wait for stdin, which a plain exit would wait for
+    os._exit(REQUESTS[request.pop("do")](**request))  # a thread may wait for stdin, which a plain exit would wait for
 
 
 def report(line: str) -> None:
@@ -234,9 +234,9 @@ def end_with_stdin(child: subprocess.Popen) -> None:
 def receive(folder: str, name: str, size: int, sha256: str, piece: int) -> int:
     """Receive a file of `size` bytes into a folder of the cache.
 
-    What an earlier connection left in NAME.part stays. Answers {done, free, pieces}: whether the whole file is there,
-    the free bytes of the disk, and the SHA-256 of each whole `piece` of bytes in the part. Reads a line {offset}, at
-    which the part is cut, and the bytes from there on. Answers {error}, empty if the file took its place.
+    NAME.part, which an earlier connection left, is kept. Report {done, free, pieces}: whether the whole file exists,
+    the free bytes of the disk, and the SHA-256 of each whole `piece` of bytes in the part. Read a line {offset}, at
+    which the part is cut, and the bytes from there on. Report {error}, empty if the file was received.
     """
     target = placed(folder)
     path = os.path.join(target, name)
@@ -287,16 +287,17 @@ def append_stdin(part: BinaryIO, size: int, offset: int) -> str:
 
 
 def hashes_of(part: BinaryIO, piece: int) -> List[str]:
+    """Return the SHA-256 of each whole `piece` of bytes in the part."""
     part.seek(0)
     hashes: List[str] = []
     while True:
-        digest, read = hashlib.sha256(), 0
-        while read < piece:
-            data = part.read(min(BUFFER_BYTES, piece - read))
+        digest, left = hashlib.sha256(), piece
+        while left:
+            data = part.read(min(BUFFER_BYTES, left))
             if not data:
                 return hashes
             digest.update(data)
-            read += len(data)
+            left -= len(data)
         hashes.append(digest.hexdigest())
 
 
@@ -325,7 +326,7 @@ def discard(paths: List[str]) -> int:
     return 0
 
 
-WAYS: Dict[str, Callable[..., int]] = {
+REQUESTS: Dict[str, Callable[..., int]] = {
     "describe": describe, "find_python": find_python, "run": run, "interact": interact, "receive": receive,
     "discard": discard}
 

@@ -1,8 +1,8 @@
-"""The counter of packed files: a board takes no signed file that is older than one that it has taken.
+"""The counter of packed files: a board rejects a signed file that is older than one that it has installed.
 
-`pack` writes a counter into the manifest. ROOT/counter.json has the highest counter of a signed file
-whose release passed its self-test here. A file without a signature could state any counter, so its counter is neither
-checked nor kept.
+`pack` writes a counter into the manifest. ROOT/counter.json has the highest counter of a signed file whose release
+passed its self-test here. A file without a signature could state any counter, so its counter is neither checked nor
+stored.
 """
 import contextlib
 import os

@@ -49,7 +49,8 @@ def is_public_key(public_key: bytes) -> bool:
 
 
 def _key_point(public_key: bytes) -> Optional[Point]:
-    """None for what is no point, or one of small order, for which anybody can make signatures."""
+    """Return the point of a public key; None if it is no point, or one of small order, for which anybody can make
+    signatures."""
     point = _decode(public_key)
     if point is None:
         return None
@@ -58,7 +59,7 @@ def _key_point(public_key: bytes) -> Optional[Point]:
 
 
 def _decode(encoded: bytes) -> Optional[Point]:
-    """RFC 8032, 5.1.3. None if there is no such point, or the encoding is not the canonical one."""
+    """Return the point of an encoding (RFC 8032, 5.1.3); None if there is none, or if the encoding is not canonical."""
     if len(encoded) != KEY_BYTES:
         return None
     y = int.from_bytes(encoded, "little")
@@ -82,7 +83,7 @@ def _encode(point: Point) -> bytes:
 
 
 def _add(p: Point, q: Point) -> Point:
-    """RFC 8032, 5.1.4: holds for every two points of the curve, equal ones and zero included."""
+    """Return the sum of any two points of the curve, equal ones and zero included (RFC 8032, 5.1.4)."""
     a, b = (p.y - p.x) * (q.y - q.x) % P, (p.y + p.x) * (q.y + q.x) % P
     c, d = 2 * D * p.t * q.t % P, 2 * p.z * q.z % P
     e, f, g, h = b - a, d - c, d + c, b + a
@@ -102,7 +103,7 @@ def _negative(p: Point) -> Point:
 
 
 def _sum_of_products(a: int, p: Point, b: int, q: Point) -> Point:
-    """a p + b q, both bit by bit from the top: the same steps whatever the numbers are."""
+    """Return a p + b q, computed bit by bit from the top, in the same steps for all numbers."""
     choices = (ZERO, p, q, _add(p, q))
     total = ZERO
     for bit in range(SCALAR_BITS - 1, -1, -1):

@@ -21,9 +21,9 @@ LARGEST_DESCRIPTION_BYTES = 2 ** 20  # of bundle.json; OPT-350M's has 20 kB. JSO
 class Choice(NamedTuple):
     path: str  # of the bundle in the archive
     bundle: Bundle
-    wheels: Optional[WheelSet]  # None: the file holds none, and the machine's own packages are used
+    wheels: Optional[WheelSet]  # None: the file holds none, and the machine's packages are used
     notes: Tuple[str, ...]  # on what will make it slow
-    backend: str  # that the machine takes for it
+    backend: str  # that the machine uses for it
 
 
 def choose(archive: Archive, machine: Machine, force: bool = False, backend: Optional[str] = None) -> Choice:

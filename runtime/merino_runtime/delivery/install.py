@@ -1,7 +1,7 @@
 """Installs a packed file: checks it before anything moves, unpacks, tests the release in place, then swaps `current`.
 
-What is there keeps running until the new release has generated the golden ids. `releases` defines what lies where,
-`fit` what this machine takes of the file, `packages` makes the environment. Standard library only.
+The release in use keeps running until the new one has generated the golden ids. `releases` defines the folders, `fit`
+chooses the parts of the file for this machine, `packages` makes the environment. Standard library only.
 """
 import os
 import shlex

@@ -1,6 +1,6 @@
-"""Facts by which a machine takes parts of a packed file: those of `board`, and its model, Python and C library.
+"""Facts of a machine that decide which parts of a packed file it uses: those of `board`, its model, Python, C library.
 
-The workstation requests them from a board over ssh, as JSON, and reads the answer strictly: it may come from anything.
+The workstation requests them from a board over ssh, as JSON, and checks the reply strictly: any program may send it.
 Standard library only, and nothing is imported that the board may lack.
 """
 import os
@@ -19,9 +19,9 @@ LARGEST_MB = 2 ** 30  # of memory
 
 class Machine(NamedTuple):
     board: board.Board
-    model: str  # of the device tree; empty where there is none, as on a PC
+    model: str  # of the device tree; empty if there is none, as on a PC
     python: str  # "3.11"
-    glibc: str  # "2.36"; empty where the C library is another one
+    glibc: str  # "2.36"; empty for another C library
     free_bytes: int  # on the disk of the folder that was named
     managed: bool  # the system's Python refuses pip (PEP 668)
 

@@ -1,6 +1,6 @@
-"""The manifest of a packed file, NAME.merino: every file with its size and SHA-256, and for which boards they are.
+"""The manifest of a packed file, NAME.merino: every file with its size and SHA-256, and the boards that they are for.
 
-It is the first thing in the file and the only one that is signed: each other byte follows from it (`archive`). Keys:
+It is the first member of the file and the only one that is signed: every other byte follows from it (`archive`). Keys:
 docs/formats.md.
 """
 import collections

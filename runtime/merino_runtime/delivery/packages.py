@@ -1,7 +1,7 @@
 """The virtual environment of a release, made from the wheels of its file: without network, separate from the system's
-packages, and so also where the system's Python refuses pip (PEP 668). Standard library only.
+packages, and so also if the system's Python rejects pip (PEP 668). Standard library only.
 
-pip is one of the wheels and runs from it: many boards have none, or one that does not know today's wheels.
+pip runs from its own wheel in the file: many boards have none, or one that cannot install today's wheels.
 """
 import importlib.util
 import io
@@ -48,7 +48,7 @@ def check_present(backends: Sequence[str]) -> None:
     needed = [*(name for name in PACKAGES if name != "onnxruntime"), (present or list(backends))[0]]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise MerinoError(f"the file brings no packages, and this Python lacks {', '.join(missing)}. "
+        raise MerinoError(f"the file contains no packages, and this Python lacks {', '.join(missing)}. "
                           f"{install_commands(needed)}. Or pack the file with --wheels.")
 
 
@@ -137,8 +137,8 @@ def _run(command: Sequence[str], doing: str) -> None:
     except OSError as error:
         raise machine_fault(doing, error) from error
     except subprocess.TimeoutExpired as error:
-        raise MerinoError(f"cannot {doing}: no end after {TIMEOUT_S:g} s. Stop other programs, then install again."
-                          ) from error
+        raise MerinoError(f"cannot {doing}: it did not finish within {TIMEOUT_S:g} s. Stop other programs, then "
+                          "install again.") from error
     if done.returncode:
         raise MerinoError(f"cannot {doing}: {last_line(done.stdout, done.returncode)}. Free space or memory where it "
                           "is short, and pack the file again where a wheel is at fault; then install again.")

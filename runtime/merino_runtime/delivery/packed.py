@@ -1,4 +1,4 @@
-"""`info` and `verify` of a packed file: what it holds and for whom, read where it lies. Nothing is unpacked."""
+"""`info` and `verify` of a packed file: its contents and the boards that it is for. Nothing is unpacked."""
 import json
 import os
 from typing import Any, Dict, List, Optional, Sequence

@@ -1,7 +1,7 @@
 """Probation: each start of the service tests a new release, until it is marked good or the service rolls back.
 
-ROOT/probation/ID.json has a release's starts. It lies outside the release and is written by root, so that a release
-that is damaged in any way is counted too. Rollback and mark-good are here too. Standard library only.
+ROOT/probation/ID.json counts a release's starts. It is outside the release and root writes it, so that a release that
+is damaged in any way is counted too. Rollback and mark-good are here too. Standard library only.
 """
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence

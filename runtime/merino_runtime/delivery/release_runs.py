@@ -1,7 +1,7 @@
-"""What a release does in processes of its own before it is trusted: builds its engine, generates its golden ids.
+"""Runs a release in separate processes before it is trusted: it builds its engine and generates its golden ids.
 
-Root builds the engine, which lies in the release and so is root's. The self-test runs as the service's user where there
-is one: it proves what the service will find, and what it runs has no rights of root's. Standard library only.
+Root builds the engine, which is part of the release and so belongs to root. The self-test runs as the service's user if
+there is one: it then proves what the service will find, without root's rights. Standard library only.
 """
 import os
 import re
@@ -46,7 +46,7 @@ def selftest(folder: str, user: Optional[releases.User] = None) -> None:
     except OSError as error:
         raise machine_fault(f"start {command[0]}", error) from error
     except subprocess.TimeoutExpired as error:
-        raise MerinoError(f"the self-test had no end after {SELFTEST_TIMEOUT_S:g} s: install a smaller "
+        raise MerinoError(f"the self-test did not finish within {SELFTEST_TIMEOUT_S:g} s. Install a smaller "
                           "model.") from error
     if done.returncode or not done.stdout.startswith(PASSED):  # an empty application ends with exit code 0 too
         refusal = last_line(done.stderr, done.returncode)

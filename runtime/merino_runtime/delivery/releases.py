@@ -1,4 +1,4 @@
-"""The folder of installed releases: what lies where, who may change it, and the atomic swap of `current`.
+"""The folder of installed releases: its contents, who may change it, and the atomic swap of `current`.
 
     ROOT/releases/ID/           one release, complete: it got this name by a rename
     ROOT/releases/ID.partial/   what is being made, or being removed
@@ -6,8 +6,8 @@
     ROOT/swap.json              the links before and after, and keys, while they are being changed
     ROOT/state/                 the service's user's, and nothing else is
 
-Each command that changes something does so in `changing`: it takes the lock (`lock`) and completes or drops what a kill
-or a power cut left; no reader does. No time is compared: a board may start in 1970. Standard library only.
+Each command that changes something does so in `changing`, which takes the lock (`lock`) and completes or drops what a
+kill or a power cut left; readers do not. No times are compared: a board may start in 1970. Standard library only.
 """
 import contextlib
 import json

@@ -1,9 +1,9 @@
-"""What systemd runs: the texts of the units, the verb `service`, and setting both up (`install --service`).
+"""The systemd service: the texts of its units, the verb `service`, and their setup (`install --service`).
 
-A start has four steps. Root counts it and may go back to the release before; the service's user tests the release; root
-marks it good; the user probes the board, once for each release. After three failed starts of a new release the service
-rolls back. All four are run by ROOT/merino.pyz, of a release that was good, so that no damage of the release under test
-stops them. Standard library only.
+A start has four steps. Root counts it and may roll back; the service's user tests the release; root marks it good; the
+user probes the board, once for each release. After three failed starts of a new release the service rolls back.
+ROOT/merino.pyz, from a release that was good, runs all four, so that no damage of the release under test stops them.
+Standard library only.
 """
 import contextlib
 import os

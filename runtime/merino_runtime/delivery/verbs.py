@@ -1,7 +1,7 @@
 """The verbs around installed releases: install, status, rollback, mark-good, untrust, service, board. Results go to
 stdout, messages to stderr.
 
-What a verb needs is imported inside its function: on a board each module costs the start of `generate` too.
+Each function imports what it needs: on a board every module delays the start of `generate` too.
 """
 import argparse
 import json

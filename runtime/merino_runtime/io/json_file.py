@@ -1,6 +1,6 @@
-"""Reads text and JSON that anyone may have written: bounds on size, nesting and numbers, one message for a fault.
+"""Reads text and JSON that anyone may have written: bounds on size, nesting and numbers, and one message per fault.
 
-Standard library only. What the keys mean is the reader's of each kind of file.
+Standard library only. The reader of each kind of file interprets the keys.
 """
 import collections
 import json
@@ -17,7 +17,7 @@ LARGEST_BYTES = 64 * 2 ** 20  # the largest published tokenizer.json has 33 MB
 DEEPEST = 64  # lists and objects within each other; no file of this project has more than 8
 TOO_DEEP = f"its lists and objects are nested too deeply, allowed are {DEEPEST} levels"
 LONGEST_INTEGER = 4300  # digits, as Python 3.11 has it: earlier versions take quadratic time
-_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of a surrogate, of which UTF-8 has none
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of a surrogate, which UTF-8 cannot encode
 
 
 def read_text(path: str, kind: str, remedy: str, largest_bytes: int = LARGEST_BYTES) -> str:
@@ -66,7 +66,12 @@ def value_of(text: str, any_depth: bool = False) -> Any:
     if not any_depth and text.count("[") + text.count("{") > DEEPEST:
         check_depth(value)
     if _HALF_PAIR.search(text):
-        _check_encodable(value)
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("a text in it has half of a surrogate pair") from None
+        except RecursionError:
+            raise ValueError(TOO_DEEP) from None
     return value
 
 
@@ -95,26 +100,12 @@ def _short(text: str) -> int:
     return int(text)
 
 
-def _inner(value: Any) -> List[Any]:
-    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
-
-
 def check_depth(value: Any) -> None:
     """Raise ValueError if lists and objects are nested more than DEEPEST levels."""
     level = [value]
     for _ in range(DEEPEST):
-        level = [inner for outer in level for inner in _inner(outer) if isinstance(inner, (list, dict))]
+        members = [inner for outer in level if isinstance(outer, (list, dict))
+                   for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [inner for inner in members if isinstance(inner, (list, dict))]
     if level:
         raise ValueError(TOO_DEEP)
-
-
-def _check_encodable(value: Any) -> None:
-    left = [value]
-    while left:
-        part = left.pop()
-        left.extend(_inner(part))
-        for text in [part] if isinstance(part, str) else part if isinstance(part, dict) else ():
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError:
-                raise ValueError(f"the text {json.dumps(text)[:80]} has half of a surrogate pair") from None

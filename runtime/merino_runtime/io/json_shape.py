@@ -12,7 +12,7 @@ LARGEST = 2 ** 53  # to which JSON's numbers are exact everywhere
 LONGEST_TEXT = 1000  # characters
 LONGEST_PASSAGE = 100000  # characters
 MOST_LISTED = 50  # problems of one message
-# What would break a message's line, steer a terminal, or turn the direction of what stands behind it.
+# What would break a message's line, control a terminal, or change the direction of what follows.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 Leaf = Callable[[Any], Optional[str]]
 
@@ -129,7 +129,7 @@ def listed(problems: List[str]) -> str:
     return "; ".join(problems[:MOST_LISTED] + [f"and {more} more"] * (more > 0))
 
 
-# The words for each fault of a file, whoever checks it: here, and on the workstation by pydantic.
+# The words for each fault of a file: this module uses them, and the workstation for pydantic's faults.
 
 
 def missing(path: str) -> str:

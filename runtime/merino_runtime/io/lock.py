@@ -1,6 +1,6 @@
 """Locks of a folder that commands change: one command at a time, and a release in use is not removed.
 
-Both are `flock`, which the kernel gives up when a process ends, however it ends. Standard library only.
+Both use `flock`, which the kernel releases when a process ends, however it ends. Standard library only.
 """
 import contextlib
 import errno

@@ -1,9 +1,9 @@
 """Writes every output of the project: results, bundles, caches. Standard library only.
 
-A regular file or a folder is made in a scratch folder beside its path and renamed, so a reader, or what is left after a
-fault, has the old content or the new. Links are followed, and stay. A pipe or a character device such as /dev/null is
-written into. `-` and /dev/stdout are this process's stdout. A folder, disk or socket is refused where a file is to be
-written, and so is a file that this user may not write.
+A regular file or a folder is made in a scratch folder beside its path and renamed, so readers find the old content or
+the new, also after a fault. Links are followed and kept. Pipes and character devices such as /dev/null are written to.
+`-` and /dev/stdout are this process's stdout. A folder, disk or socket is rejected in place of a file, and so is a file
+that this user may not write.
 """
 import contextlib
 import errno

@@ -1,7 +1,7 @@
 """Scratch folders: beside an output, locked while their process lives, removed with what is in them at its end.
 
-A process that is killed leaves its folder. The next one for the same output removes those that nobody holds a lock of:
-the kernel gives a lock up when its process ends, however it ends. Standard library only.
+A process that is killed leaves its folder. The next one for the same output removes the folders that nobody has locked:
+the kernel releases a lock when its process ends, however it ends. Standard library only.
 """
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ except ImportError:  # Windows: nothing is locked and nothing is swept
     fcntl = None  # type: ignore[assignment]
 
 SUFFIX = ".merino-new"
-OLD = "old"  # in a scratch folder: what its output took the place of
+OLD = "old"  # in a scratch folder: what its output replaced
 LONGEST_STEM_BYTES = 200  # a name has at most 255
 
 

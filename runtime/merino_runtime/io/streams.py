@@ -1,7 +1,7 @@
-"""stdout for results, stderr for messages, and what a command line does where one of them cannot be written.
+"""Writes results to stdout and messages to stderr, and turns the errors of a command into its exit code.
 
-A result is lost with stdout only where it was written nowhere else: outputs are files before anything is printed.
-A message that stderr does not take is dropped: nothing may fail for it.
+Outputs are written to files before anything is printed, so a stdout that fails loses only what is nowhere else. A
+message that stderr rejects is dropped: no command may fail because of it.
 """
 import contextlib
 import io
@@ -80,7 +80,7 @@ def say(text: str) -> None:
 
 def say_line(line: str) -> None:
     """Print a line to stderr, after what was printed so far. What would control a terminal is escaped."""
-    with contextlib.suppress(OSError, AttributeError):  # None where the process began without a stdout
+    with contextlib.suppress(OSError, AttributeError):  # None if the process started without a stdout
         sys.stdout.flush()
     if sys.stderr is not None:  # `print` would take None for stdout
         with contextlib.suppress(OSError):
@@ -128,7 +128,13 @@ def exit_code(run: Callable[[], int], report: Callable[[str], None] = say) -> in
     on stdout ends the command silently, like other Unix tools."""
     if sys.stdout is None:
         sys.stdout = ClosedStdout()
-    _take_any_text()
+    # A character that the terminal's encoding lacks, or half of one in a file's name, is escaped. Python 3.6 cannot
+    # change a stream; there the board prints bytes of UTF-8, and ASCII.
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:
+            with contextlib.suppress(OSError, ValueError):  # it is closed, or cannot be changed
+                reconfigure(errors="backslashreplace")
     code = _code_of(run, report)
     try:
         if sys.stdout is not None:
@@ -147,18 +153,6 @@ def exit_code(run: Callable[[], int], report: Callable[[str], None] = say) -> in
     except OSError:  # `say_line` has left there what was not taken
         _drop(sys.stderr)
     return code
-
-
-def _take_any_text() -> None:
-    """A character that the terminal's encoding lacks, or half of one in a file's name, is printed as \\u00d7.
-
-    Python 3.6 cannot change a stream. There the board's side prints bytes of UTF-8, and ASCII.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure:
-            with contextlib.suppress(OSError, ValueError):  # one that cannot be changed, or is closed, stays as it is
-                reconfigure(errors="backslashreplace")
 
 
 def _code_of(run: Callable[[], int], report: Callable[[str], None]) -> int:

@@ -12,7 +12,7 @@ DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def visible(text: str, longest: Optional[int] = LONGEST) -> str:
-    """One line of it: what cannot be printed becomes its escape, such as \\x1b, and what is beyond `longest` is cut."""
+    """Return one line: what cannot be printed is escaped, such as \\x1b, and what is beyond `longest` is cut."""
     shown = _all_shown(text.strip())
     return shown if longest is None or len(shown) <= longest else shown[:longest] + "..."
 
