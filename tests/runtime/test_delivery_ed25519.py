@@ -150,9 +150,3 @@ def test_the_r_of_a_signature_has_one_encoding():
         if verify(key, MESSAGE, r_bytes + s.to_bytes(32, "little")):
             taken.add(r_bytes)
     assert taken == {encode(ZERO)}
-
-
-def test_half_of_all_numbers_are_the_y_of_no_point():
-    results = [is_public_key(y.to_bytes(32, "little")) for y in range(2, 200)]
-    assert results == [point_of(y) is not None for y in range(2, 200)]
-    assert 60 < sum(results) < 140

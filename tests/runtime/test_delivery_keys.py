@@ -13,7 +13,7 @@ from merino_runtime.delivery.keys import (
     trusted_keys,
 )
 from merino_runtime.errors import MerinoError
-from tests.ed25519_signer import encode, public_key_of, small_points
+from tests.ed25519_signer import public_key_of
 
 KEY, OTHER = public_key_of(b"a" * 32), public_key_of(b"b" * 32)
 
@@ -64,14 +64,6 @@ def test_what_is_no_key_is_refused_in_one_line_that_names_the_file(tmp_path, con
     with pytest.raises(MerinoError, match=reason) as caught:
         read_public_key(str(path))
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_key_of_small_order_is_refused(tmp_path):
-    path = tmp_path / "a.pub"
-    for point in small_points():
-        path.write_text(key_line(encode(point), "weak"))
-        with pytest.raises(MerinoError, match="protects nothing"):
-            read_public_key(str(path))
 
 
 def test_trusted_are_the_keys_of_the_root_and_of_the_system_each_once(tmp_path, system_folder):

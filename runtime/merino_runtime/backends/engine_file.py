@@ -10,7 +10,6 @@ import hashlib
 import json
 import mmap
 import os
-import stat
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 from merino_runtime.bundle import Bundle
@@ -18,6 +17,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import value_of
 from merino_runtime.io.lock import locked, raising_machine_faults
 from merino_runtime.io.outputs import open_output, write_output
+from merino_runtime.io.owner import others_may_write
 
 MAGIC = b"merino-engine\n"
 SCHEMA = 1
@@ -62,7 +62,7 @@ def engine_folder(bundle: Bundle) -> str:
             return folder
     with raising_machine_faults(f"make {cache}"):
         os.makedirs(cache, 0o755, exist_ok=True)
-    if not _is_own(os.stat(cache)):
+    if others_may_write(os.stat(cache)):
         raise MerinoError(f"other users can write {cache}, so an engine in it could be theirs. Run chmod go-w on your "
                           "own folder, or set XDG_CACHE_HOME to another one.")
     return cache
@@ -117,14 +117,9 @@ def _mapped_plan(path: str, key: EngineKey, stack: contextlib.ExitStack) -> Opti
 def _opened_own(path: str) -> Iterator[Any]:
     """Open a file for reading. Raise OSError if a user other than this one and root could have written it."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # a pipe ends
-        if not _is_own(os.fstat(file.fileno())) or not _is_own(os.stat(os.path.dirname(path))):
+        if others_may_write(os.fstat(file.fileno())) or others_may_write(os.stat(os.path.dirname(path))):
             raise PermissionError(f"another user can write {path}")
         yield file
-
-
-def _is_own(status: os.stat_result) -> bool:
-    by_group = status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getegid())
-    return status.st_uid in (0, os.geteuid()) and not status.st_mode & stat.S_IWOTH and not by_group
 
 
 def _close(mapped: mmap.mmap) -> None:

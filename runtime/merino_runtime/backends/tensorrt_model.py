@@ -103,13 +103,13 @@ class Loaded(NamedTuple):
 
 def engine_of(stack: contextlib.ExitStack, trt: TensorRt, plan: Any) -> Any:
     """Return the engine of a plan, a buffer that is only needed meanwhile. `stack` frees it. Raise NotLoadedError."""
-    runtime = trt.module.Runtime(trt.logger)
-    objects: List[Any] = [runtime]  # in the order of their making: freed from the end
-    stack.callback(_freed_from_the_end, objects)
-    objects.append(runtime.deserialize_cuda_engine(plan))
-    if objects[-1] is None:
+    objects: List[Any] = [trt.module.Runtime(trt.logger)]
+    stack.callback(objects.pop)  # runs last: the runtime must outlive its engine
+    objects.append(objects[0].deserialize_cuda_engine(plan))
+    stack.callback(objects.pop)
+    if objects[1] is None:
         raise NotLoadedError(trt.why())
-    return objects[-1]
+    return objects[1]
 
 
 def bind(stack: contextlib.ExitStack, trt: TensorRt, cuda: Cuda, engine: Any, chunk: int) -> Loaded:
@@ -125,7 +125,9 @@ def bind(stack: contextlib.ExitStack, trt: TensorRt, cuda: Cuda, engine: Any, ch
     stack.callback(bound.clear)
     for profile, length in ((DECODE, 1), (PREFILL, chunk)):
         bound.append(BoundEngine(trt, engine, profile, scratch, stream))
-        _set_shapes(bound[-1], tensors, length)
+        for name, tensor in tensors.items():
+            if tensor.is_input and -1 in tensor.shape:
+                bound[-1].set_shape(name, tuple(length if axis < 0 else axis for axis in tensor.shape))
     cuda.synchronize(stream)  # the change of the profile
     return Loaded(stream, tensors, bound)
 
@@ -144,17 +146,6 @@ def captured(cuda: Cuda, stream: int, enqueue: Callable[[], None]) -> int:
     if graph:
         released(cuda.graph_destroy, graph)
     return executable
-
-
-def _set_shapes(bound: BoundEngine, tensors: Dict[str, Tensor], length: int) -> None:
-    for name, tensor in tensors.items():
-        if tensor.is_input and -1 in tensor.shape:
-            bound.set_shape(name, tuple(length if axis < 0 else axis for axis in tensor.shape))
-
-
-def _freed_from_the_end(objects: List[Any]) -> None:
-    while objects:
-        objects.pop()
 
 
 def released(free: Callable[[int], None], what: int) -> None:

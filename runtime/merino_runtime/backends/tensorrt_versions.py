@@ -45,16 +45,11 @@ def open_tensorrt() -> TensorRt:
                           "install python3-libnvinfer, and run the system's Python, or an environment that was made "
                           "with --system-site-packages. Or run on the CPU: --backend onnxruntime.") from error
     version = str(getattr(module, "__version__", ""))
-    check_version(version)
-    return TensorRt(module, version, _logger(module))
-
-
-def check_version(version: str) -> None:
-    """Raise MerinoError for a version that this runtime cannot drive."""
     numbers = version_tuple(version)
     if numbers[:2] != (8, 2) and numbers[0] != 10:
         raise MerinoError(f"TensorRT is {version or 'of no version'}, this runtime drives 8.2 (JetPack 4.6.1 to 4.6.6) "
                           "and 10.x (JetPack 6). Install that JetPack, or run on the CPU: --backend onnxruntime.")
+    return TensorRt(module, version, _logger(module))
 
 
 def _logger(module: Any) -> Any:

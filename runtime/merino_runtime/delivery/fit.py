@@ -11,9 +11,10 @@ from merino_runtime.bundle.fit import check_bundle_fits, is_for_other_core
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.delivery.archive import Archive, read_member
 from merino_runtime.delivery.machine import Machine
-from merino_runtime.delivery.manifest import Manifest, WheelSet
+from merino_runtime.delivery.manifest import Manifest, WheelSet, files_under
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import value_of
+from merino_runtime.io.json_shape import listed
 
 LARGEST_DESCRIPTION_BYTES = 2 ** 20  # of bundle.json; OPT-350M's has 20 kB. JSON can grow 100 times when it is read
 
@@ -63,6 +64,19 @@ def packed_bundle(archive: Archive, path: str) -> Bundle:
         return bundle_of(path, value_of(read_member(archive, where, LARGEST_DESCRIPTION_BYTES).decode("utf-8")))
     except ValueError as error:
         raise MerinoError(f"{archive.path}: {where} is not JSON that can be read: {error}. Pack it again.") from error
+
+
+def check_bundles(archive: Archive) -> None:
+    """Raise MerinoError if the manifest and a bundle's own description list different files, sizes or hashes."""
+    for folder in archive.manifest.bundles:
+        files = packed_bundle(archive, folder).files
+        described = {f"{folder}/{file.path}": (file.bytes, file.sha256) for file in files}
+        packed = {entry.path: (entry.bytes, entry.sha256) for entry in files_under(archive.manifest, folder)
+                  if entry.path != f"{folder}/bundle.json"}
+        wrong = sorted(path for path in {**described, **packed} if described.get(path) != packed.get(path))
+        if wrong:
+            raise MerinoError(f"{archive.path}: {folder}/bundle.json does not list what is packed: {listed(wrong)}. "
+                              "Pack it again.")
 
 
 def check_board(manifest: Manifest, machine: Machine) -> None:

@@ -24,7 +24,7 @@ from merino_runtime.delivery.archive import (
     signature_bytes,
 )
 from merino_runtime.delivery.counter import check_counter, keep_counter
-from merino_runtime.delivery.fit import Choice, choose
+from merino_runtime.delivery.fit import Choice, check_bundles, choose
 from merino_runtime.delivery.keys import (
     PublicKey,
     key_base64,
@@ -123,6 +123,7 @@ def check(path: str, root: str, keys: Sequence[str], allow_unsigned: bool, force
     report(f"hashing {archive.bytes / MB:.0f} MB")
     check_hashes(archive)
     choice = choose(archive, this_machine(os.path.abspath(root)), force, backend)
+    check_bundles(archive)
     if choice.backend == TENSORRT:
         packages.check_tensorrt()
     if choice.wheels:
@@ -236,15 +237,8 @@ def _make_release(root: str, checked: Checked, report: Report) -> None:
         # 1. The bundle and the application.
         report(f"unpacking {archive.manifest.name} into {folder}")
         os.mkdir(partial)
-        kept = _kept_files(checked)
-        for path, entry in kept.items():
+        for path, entry in _kept_files(checked).items():
             extract(archive, entry.path, os.path.join(partial, path))
-        # `extract` compared the files with the manifest's hashes, so it suffices to compare those with bundle.json's.
-        for file in choice.bundle.files:
-            packed = kept.get(f"{releases.BUNDLE}/{file.path}")
-            if packed is None or packed.sha256 != file.sha256:
-                raise MerinoError(f"{archive.path}: {choice.path}/{file.path} is not what its bundle.json lists. "
-                                  "Export the bundle again, and pack it again.")
         # 2. The environment. TensorRT is the system's, so the environment then includes the system's packages.
         if choice.wheels:
             report("making the environment: " + ", ".join(map(" ".join, sorted(choice.wheels.packages.items()))))

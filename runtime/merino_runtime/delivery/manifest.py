@@ -67,20 +67,20 @@ def path_in_archive(value: Any) -> Optional[str]:
     return f"a path inside the file (ASCII letters, digits, ._+-; relative; no hidden parts; {LONGEST_PATH} characters)"
 
 
+def _packages_fault(value: Any) -> Optional[str]:
+    good = isinstance(value, dict) and all(text(part) is None for pair in value.items() for part in pair)
+    return None if good else "an object of names and versions"
+
+
 SHAPE: Dict[str, Any] = {
     "schema": count, "name": text, "version": text,
     "boards": [{"id": text, "device_tree_models": [text]}],
     "bundles": [path_in_archive],
     "wheels": [{"path": path_in_archive, "python": version, "architecture": text, "glibc": version,
-                "packages": lambda value: _packages_fault(value)}],
+                "packages": _packages_fault}],
     "files": [{"path": path_in_archive, "bytes": integer(0, LARGEST), "sha256": sha256}],
     "counter": count, "withdrawn": [a_key],
 }
-
-
-def _packages_fault(value: Any) -> Optional[str]:
-    good = isinstance(value, dict) and all(text(part) is None for pair in value.items() for part in pair)
-    return None if good else "an object of names and versions"
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:

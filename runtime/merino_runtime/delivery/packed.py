@@ -6,13 +6,12 @@ from typing import Any, Dict, List, Optional, Sequence
 from merino_runtime.bundle import Bundle, backends_text
 from merino_runtime.bundle.fit import memory_need_mb
 from merino_runtime.delivery.archive import Archive, check_hashes, check_signature, open_archive
-from merino_runtime.delivery.fit import choose, packed_bundle
+from merino_runtime.delivery.fit import check_bundles, choose, packed_bundle
 from merino_runtime.delivery.keys import key_base64, read_public_key
 from merino_runtime.delivery.machine import this_machine
-from merino_runtime.delivery.manifest import APP, files_under
+from merino_runtime.delivery.manifest import APP
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
-from merino_runtime.io.json_shape import listed
 from merino_runtime.io.streams import write_lines, write_out
 
 
@@ -65,19 +64,6 @@ def run_verify(path: str, trust: Sequence[str] = (), as_json: bool = False) -> i
 def check_itself(archive: Archive) -> None:
     """Raise MerinoError if the file has a signature that its own key did not make."""
     check_signature(archive, [archive.signature.key] if archive.signature else [])
-
-
-def check_bundles(archive: Archive) -> None:
-    """Raise MerinoError if a bundle in the file is not complete by its own description."""
-    for folder in archive.manifest.bundles:
-        files = packed_bundle(archive, folder).files
-        described = {f"{folder}/{file.path}": (file.bytes, file.sha256) for file in files}
-        packed = {entry.path: (entry.bytes, entry.sha256) for entry in files_under(archive.manifest, folder)
-                  if entry.path != f"{folder}/bundle.json"}
-        wrong = sorted(path for path in {**described, **packed} if described.get(path) != packed.get(path))
-        if wrong:
-            raise MerinoError(f"{archive.path}: {folder}/bundle.json does not list what is packed: {listed(wrong)}. "
-                              "Pack it again.")
 
 
 def _signature(archive: Archive) -> Optional[Dict[str, str]]:

@@ -23,6 +23,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
 from merino_runtime.io.lock import hold, in_use, locked, raising_machine_faults
 from merino_runtime.io.outputs import move_folder, replace_link, sync_folder, write_output
+from merino_runtime.io.owner import is_root, others_may_write
 from merino_runtime.io.scratch import sweep_folder
 
 SCHEMA = 1
@@ -58,9 +59,7 @@ def default_root() -> str:
     app = os.path.realpath(sys.argv[0] or os.curdir)
     if os.path.basename(app) == APP and os.path.isdir(os.path.join(os.path.dirname(app), RELEASES)):
         return os.path.dirname(app)  # the copy that starts are counted with
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        return SYSTEM_ROOT
-    return os.path.join(os.path.expanduser("~"), ".local", "share", "merino")
+    return SYSTEM_ROOT if is_root() else os.path.join(os.path.expanduser("~"), ".local", "share", "merino")
 
 
 def running_release() -> Optional[str]:
@@ -131,7 +130,7 @@ def changing(root: str, verb: str, wait_s: float = 0.0) -> Iterator[None]:
 @contextlib.contextmanager
 def readable_by_all() -> Iterator[None]:
     """Set the umask, as root, so that the service's user can read what is installed."""
-    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+    if not is_root():
         yield
         return
     before = os.umask(0o022)
@@ -144,29 +143,22 @@ def readable_by_all() -> Iterator[None]:
 def check_owner(root: str) -> None:
     """Raise MerinoError, as root only, if another user owns or may write ROOT or a folder on the way to it: that user
     could choose what root reads and runs there."""
-    if not hasattr(os, "geteuid") or os.geteuid() != 0:
-        return
-    ancestor = os.path.realpath(root)
-    while not os.path.lexists(ancestor):
-        ancestor = os.path.dirname(ancestor)
-    inside = ancestor == os.path.realpath(root)
-    while True:
-        status = os.lstat(ancestor)
-        sticky = not inside and status.st_mode & stat.S_ISVTX  # as /tmp: what is root's in it stays root's
-        writable = status.st_mode & stat.S_IWOTH or status.st_mode & stat.S_IWGRP and status.st_gid != 0
-        if status.st_uid != 0 or writable and not sticky:
-            raise MerinoError(f"{ancestor} can be changed by another user than root (owner {status.st_uid}, mode "
+    folder = os.path.realpath(root)
+    while is_root():
+        status = os.lstat(folder) if os.path.lexists(folder) else None
+        if status and others_may_write(status, sticky_allowed=folder != os.path.realpath(root)):
+            raise MerinoError(f"{folder} can be changed by another user than root (owner {status.st_uid}, mode "
                               f"{stat.S_IMODE(status.st_mode):04o}), who could then choose what root runs from {root}. "
                               "Install as that user, or remove that folder, or choose another one with --root.")
-        if ancestor == os.path.dirname(ancestor):
+        if folder == os.path.dirname(folder):
             return
-        ancestor, inside = os.path.dirname(ancestor), False
+        folder = os.path.dirname(folder)
 
 
 def service_user(root: str) -> Optional[User]:
     """Return the owner of ROOT/state, if this is root and a service was set up; otherwise None."""
     home = os.path.join(root, STATE)
-    if not hasattr(os, "geteuid") or os.geteuid() != 0 or not os.path.lexists(home):
+    if not is_root() or not os.path.lexists(home):
         return None
     status = os.lstat(home)
     return User(status.st_uid, status.st_gid, home) if stat.S_ISDIR(status.st_mode) and status.st_uid != 0 else None

@@ -24,6 +24,7 @@ from merino_runtime.io.json_file import value_of
 from merino_runtime.io.lock import hold, raising_machine_faults
 from merino_runtime.io.machine_faults import last_line, machine_fault
 from merino_runtime.io.outputs import write_output
+from merino_runtime.io.owner import is_root
 
 USER = "merino"
 SERVE_UNIT, SERVE_OPTIONS = "merino-serve.service", "/etc/merino/serve.env"
@@ -278,7 +279,7 @@ def replace_withdrawn_application(root: str) -> List[str]:
 
 def check_service(root: str) -> None:
     """Raise MerinoError if no service can be set up, before anything is installed."""
-    if os.geteuid() != 0:
+    if not is_root():
         raise MerinoError("--service needs root: it makes a user and a unit of systemd. Run it with sudo, or install "
                           "without --service into a folder of your own.")
     missing = [name for name in ("systemctl", "useradd", PYTHON) if shutil.which(name, path=_search_path()) is None]
