@@ -127,7 +127,7 @@ def first_boot(archive: Archive, trust: Sequence[Path]) -> list[Placed]:
                 f"the key's file is named {key.name!r}; allowed are NAME.pub with ASCII letters, digits and ._- in"
                 " NAME. Rename it."
             )
-        keys.append(Placed(f"{TRUSTED}/{key.name}", FILE, key_line(*read_public_key(str(key))).encode()))
+        keys.append(Placed(f"{TRUSTED}/{key.name}", FILE, key_line(*read_public_key(str(key))[:2]).encode()))
     return [
         *(Placed(path, FOLDER) for path in ("/opt", ROOT, TRUSTED, INCOMING, "/etc/systemd", UNITS, WANTED)),
         *keys,
