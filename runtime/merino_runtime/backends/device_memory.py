@@ -59,7 +59,8 @@ def cache_copies(caches: Sequence[Field], cache_at: Dict[str, int], new_at: Dict
     for field in caches:
         _, heads, context, head_size = field.shape
         entry = head_size * np.dtype(field.dtype).itemsize
-        copy = StridedCopy(cache_at[field.name], new_at[field.name], context * entry, count * entry, entry, heads)
+        copy = StridedCopy(to=cache_at[field.name], source=new_at[field.name], to_pitch=context * entry,
+                           pitch=count * entry, entry=entry, rows=heads)
         if copies:
             last = copies[-1]
             joined = last._replace(to=last.to + last.rows * last.to_pitch, source=last.source + last.rows * last.pitch,

@@ -52,8 +52,10 @@ def chunk_ids(bundle: Bundle) -> int:
 def key_of(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str) -> EngineKey:
     """Return the key of the engine of this bundle for this machine. Raise CudaError."""
     device = device_of(cuda)
-    return EngineKey(device.name, device.capability, trt.version, device.runtime, model_sha256(bundle), precision,
-                     bundle.context, chunk_ids(bundle), builder_version())
+    return EngineKey(
+        gpu=device.name, capability=device.capability, tensorrt=trt.version, cuda=device.runtime,
+        model_sha256=model_sha256(bundle), precision=precision, context=bundle.context, chunk=chunk_ids(bundle),
+        builder=builder_version())
 
 
 def builder_version() -> str:

@@ -169,9 +169,10 @@ class TensorRtBackend(Backend):
             self._enqueue(number)
         for copy in phase.copies:
             skipped = (phase.length - count) * copy.entry
-            self._cuda.memcpy_2d(base + copy.to + self.length * copy.entry, copy.to_pitch,
-                                 base + copy.source + skipped, copy.pitch, count * copy.entry, copy.rows, ON_DEVICE,
-                                 stream)
+            self._cuda.memcpy_2d(
+                to=base + copy.to + self.length * copy.entry, to_pitch=copy.to_pitch,
+                source=base + copy.source + skipped, pitch=copy.pitch,
+                width=count * copy.entry, height=copy.rows, kind=ON_DEVICE, stream=stream)
         self._cuda.synchronize(stream)
         self._decoded = self._decoded or number == DECODE
         np.copyto(self._logits, self._memory.logits)
@@ -191,8 +192,9 @@ class TensorRtBackend(Backend):
         """Zero the free slots. The graph multiplies masked slots by a weight of 0, and 0 x NaN is NaN: what a dropped
         id left in a slot must not reach later sums."""
         for copy in self._memory.phases[DECODE].copies:
-            self._cuda.memset_2d(self._memory.base + copy.to + self.length * copy.entry, copy.to_pitch, 0,
-                                 (self.context - self.length) * copy.entry, copy.rows, self._stream)
+            self._cuda.memset_2d(
+                address=self._memory.base + copy.to + self.length * copy.entry, pitch=copy.to_pitch, value=0,
+                width=(self.context - self.length) * copy.entry, height=copy.rows, stream=self._stream)
         self._cuda.synchronize(self._stream)
 
     def _open_model(self) -> Model:

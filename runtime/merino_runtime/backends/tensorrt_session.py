@@ -83,7 +83,8 @@ class SessionMemory:
             addresses[field.name] = self.base + self.cache_at[field.name]
             addresses[field.name.replace(PAST, PRESENT)] = self.base + entries.offsets[field.name]
         copies = cache_copies(self.caches, self.cache_at, entries.offsets, length)
-        return Phase(length, arrays, self.pinned + host, self.base + device, inputs.size, addresses, copies)
+        return Phase(length, arrays, host=self.pinned + host, device=self.base + device, input_bytes=inputs.size,
+                     addresses=addresses, copies=copies)
 
     def read_cache(self, field: Field) -> np.ndarray:
         """Return a copy of a whole cache [1, heads, context, head_size]. Raise CudaError."""

@@ -87,35 +87,35 @@ def is_for_other_core(bundle: Bundle, board: Board) -> bool:
 
 def _check_overflow(bundle: Bundle, board: Board) -> None:
     """Raise MerinoError if 8-bit matrix multiplications would overflow the 16 bits in which the CPU adds up."""
-    again = f"Export {bundle.name!r} again"
+    remedy = f"Export {bundle.name!r} again"
     is_old = bundle.core == "no-dotprod" and not bundle.kernels  # before MatMul8 was the operator of such cores
     by_rows = is_old or bundle.dialect == "portable" and bundle.precision in ("int8", "int4")
     if by_rows and board.architecture in X86_MACHINES and not board.isa & VNNI:
         raise MerinoError("this CPU has neither avx512_vnni nor avx_vnni: without them matrix multiplications by int8 "
                           "weights with one scale per row overflow 16 bits, and the results are wrong. "
-                          f"{again} with --precision fp32, or --dialect fused without --for.")
+                          f"{remedy} with --precision fp32, or --dialect fused without --for.")
     if bundle.dialect == "portable" and bundle.core == "dotprod" and is_for_other_core(bundle, board):
         raise MerinoError("this CPU lacks dotprod, and the bundle may hold weights of -128: without dotprod, integer "
                           "matrix multiplications by these overflow 16 bits, and the results would be wrong. "
-                          f"{again} with this version.")
+                          f"{remedy} with this version.")
 
 
 def _check_kernels(bundle: Bundle, board: Board) -> None:
     """Raise MerinoError if this release's library does not compute the bundle's operators, or not on this machine."""
     if not bundle.kernels:
         return
-    again = f"Export {bundle.name!r} again {without_kernels(bundle)}, or pack that beside it"
+    remedy = f"Export {bundle.name!r} again {without_kernels(bundle)}, or pack that beside it"
     missing = KERNELS_NEED - board.isa if board.architecture in X86_MACHINES else ()
     unknown = unknown_operators(bundle)
     if unknown:
         raise MerinoError(f"its graph needs a newer library of kernels: that of merino-runtime {__version__} lacks "
-                          f"{listed(unknown)}. Update merino-runtime or merino.pyz. Or: {again}.")
+                          f"{listed(unknown)}. Update merino-runtime or merino.pyz. Or: {remedy}.")
     if board.architecture not in MACHINES:
         raise MerinoError(f"its graph needs kernels that are built for {', '.join(MACHINES)}, this is "
-                          f"{board.architecture}. {again}.")
+                          f"{board.architecture}. {remedy}.")
     if missing:
         raise MerinoError(f"its graph needs kernels that use {', '.join(sorted(missing))}, which this CPU lacks. "
-                          f"{again}.")
+                          f"{remedy}.")
 
 
 def _core_notes(bundle: Bundle, board: Board) -> List[str]:

@@ -95,7 +95,6 @@ def open_archive(path: str) -> Archive:
         size_bytes = os.fstat(file.fileno()).st_size
         data = _first_member(file, path)
         manifest = parse_manifest(data, path)
-        identity = release_id(data)
         position = BLOCK + padded(len(data))
         file.seek(position)
         checksum = packed_member(CHECKSUM, checksum_bytes(data))
@@ -114,7 +113,8 @@ def open_archive(path: str) -> Archive:
         if file.read(len(END)) != END or size_bytes != position + len(END):
             raise MerinoError(f"{path} has {size_bytes:,} bytes, its manifest gives {position + len(END):,}, or its "
                               f"end is not zeros. {REMEDY}.")
-    return Archive(path, manifest, data, identity, signature, offsets, size_bytes)
+    return Archive(path, manifest, manifest_bytes=data, id=release_id(data), signature=signature, offsets=offsets,
+                   bytes=size_bytes)
 
 
 def signature_bytes(signature: Signature) -> bytes:

@@ -99,8 +99,7 @@ def links_with(root: str, release_id: str, withdrawn: Sequence[bytes] = ()) -> r
     """Return the links after this release becomes `current`. `previous` is the release that was marked good last; if
     none was, as in a folder without a service, it is the one that was in use. A release that a withdrawn key signed
     comes after another good one. withdrawn: keys whose trust ends with this release."""
-    now = releases.links(root)
-    others = [other for other in now if other not in (None, release_id)]
+    others = [other for other in releases.links(root) if other not in (None, release_id)]
     good = [other for other in others if other and read_probation(root, other).good]
     good.sort(key=lambda other: is_withdrawn(root, releases.release_folder(root, other), withdrawn))
     return releases.Links(release_id, (good + others + [None])[0])

@@ -211,14 +211,14 @@ def probe_once(root: str, report: Report) -> None:
     """Measure the board, as the service's user, once for each release. The attempt is recorded before it is made: a
     board that crashes under the load must not do so at each start. A failed probe is not a failure of the release."""
     current, state = _current(root), os.path.join(root, releases.STATE)
-    folder, noted = releases.release_folder(root, current), os.path.join(state, PROBED)
-    known = set()
-    with contextlib.suppress(OSError), open(noted, encoding="ascii", errors="replace") as file:
-        known = set(file.read(1000).split())
-    if current in known:
+    folder, path = releases.release_folder(root, current), os.path.join(state, PROBED)
+    probed = set()
+    with contextlib.suppress(OSError), open(path, encoding="ascii", errors="replace") as file:
+        probed = set(file.read(1000).split())
+    if current in probed:
         return
     hold(folder)
-    write_output(noted, "\n".join(sorted({current, *known.intersection(os.listdir(os.path.dirname(folder)))})) + "\n")
+    write_output(path, "\n".join(sorted({current, *probed.intersection(releases.release_ids(root))})) + "\n")
     command = [os.path.join(folder, releases.LAUNCHER), "probe", "-o", os.path.join(state, PROBE)]
     try:
         code = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=PROBE_TIMEOUT_S).returncode
