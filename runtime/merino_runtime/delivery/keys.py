@@ -156,7 +156,10 @@ def named_key(root: str, name: str) -> bytes:
 
 def _key_files(folder: str) -> List[str]:
     with raising_machine_faults(f"read {folder}"):
-        names = sorted(os.listdir(folder)) if os.path.lexists(folder) else []
+        try:
+            names = sorted(os.listdir(folder))
+        except FileNotFoundError:
+            return []
     return [os.path.join(folder, name) for name in names if name.endswith(SUFFIX)]
 
 
