@@ -27,6 +27,7 @@ def open_backend(bundle: Bundle, threads: Optional[int] = None, prefill_threads:
         except BaseException:
             model.close()
             raise
-    from merino_runtime.backends import onnx, onnx_session
+    from merino_runtime.backends.onnx import OnnxBackend
+    from merino_runtime.backends.onnx_session import open_model
 
-    return onnx.OnnxBackend(onnx_session.open_model(bundle, threads, prefill_threads))
+    return OnnxBackend(open_model(bundle, threads, prefill_threads))
