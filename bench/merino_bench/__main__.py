@@ -35,7 +35,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _threads(text: str) -> Tuple[int, ...]:
-    """Refused before anything is measured."""
+    """Parse thread counts, and refuse those that cannot be used, before anything is measured."""
     counts = parse_threads(text)
     for count in counts:
         check_threads("threads", count)
@@ -43,7 +43,7 @@ def _threads(text: str) -> Tuple[int, ...]:
 
 
 def _checked(parse: Callable[[str], Tuple[int, ...]]) -> Callable[[str], Tuple[int, ...]]:
-    """`parse` with the error type of argparse, which then prints the usage too."""
+    """Return `parse` with the error type of argparse, which then prints the usage too."""
     def parsed(text: str) -> Tuple[int, ...]:
         try:
             return parse(text)
@@ -85,8 +85,8 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     request = BenchRequest(arguments.prompts, arguments.steps, arguments.repetitions, arguments.threads,
                         arguments.depths, backend=arguments.backend)
-    return bench_command(arguments.bundles, request, arguments.baselines, arguments.output, arguments.save,
-                         arguments.timeout_s)
+    return bench_command(arguments.bundles, request, arguments.baselines, output=arguments.output,
+                         save_path=arguments.save, timeout_s=arguments.timeout_s)
 
 
 def _add_probe(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Runs one of this project's modules in a fresh process: a request in, one JSON object out.
+"""Run one of this project's modules in a fresh process: a request in, one JSON object out.
 
 A failure becomes a MerinoError with the reason: out of memory, a process that dies, or one that takes too long.
 """
@@ -17,11 +17,11 @@ LESS = "stop other programs"
 
 def run_separately(module: str, request: str, timeout_s: float, variables: Optional[Dict[str, str]] = None,
                    remedy: str = "") -> Dict[str, Any]:
-    """Run `python -m MODULE REQUEST` without the current folder on its path -> the JSON object in the last line of its
-    output.
+    """Run `python -m MODULE REQUEST` without the current folder on its path. Return the JSON object in the last line
+    of its output.
 
-    variables: of the environment, added to this process's. remedy: what a user can do where the time does not suffice.
-    Raises MerinoError with the reason where no object comes.
+    variables: of the environment, added to this process's. remedy: what a user can do if the time does not suffice.
+    Raise MerinoError with the reason if no object comes.
     """
     process = subprocess.Popen(module_command(module, request),
                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -45,7 +45,7 @@ def run_separately(module: str, request: str, timeout_s: float, variables: Optio
 
 
 def reason_of(return_code: int, err: str) -> str:
-    """Why a process ended without a result."""
+    """Return why a process ended without a result."""
     if return_code == -signal.SIGKILL:
         return f"killed by signal 9, most likely {OUT_OF_MEMORY}: {LESS}"
     if return_code < 0:

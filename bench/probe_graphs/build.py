@@ -1,10 +1,11 @@
-"""The graphs that a board's probe times, built by the exporter's own dialects, as one archive beside the probe's code.
+"""Build the graphs that a board's probe times, by the exporter's own dialects, as one archive beside the probe's code,
+with the library of this project's kernels that some of them need.
 
 Boards have no onnx package, so the graphs are built here and shipped: models without weights, and `index.json`, which
 describes each of them (read by `merino_bench.probe.graphs`). `grid` lists the sizes.
 
-`cd bench && python -m probe_graphs.build` rewrites the file after a change of a dialect, a family's graph builder
-or the grid. A maintainer's script: it is not installed.
+`cd bench && python -m probe_graphs.build` rewrites the file after a change of a dialect, a family's graph builder or
+the grid. It is a maintainer's script and is not installed.
 """
 
 import io
@@ -40,7 +41,8 @@ PRESET = 9 | lzma.PRESET_EXTREME  # 7 % smaller than preset 9
 
 
 def form_of(key: GraphKey, context: int = 1) -> GraphFormat:
-    """`no-dotprod` and `avx512-vnni` have the same graphs, without codes in few bits, which random weights have not."""
+    """Return the graph's format. `no-dotprod` and `avx512-vnni` have the same graphs, without codes in few bits,
+    because random weights have none."""
     kernels = key.dialect in KERNEL_CORES
     return GraphFormat(
         key.format, "portable" if key.dialect == "portable" else "fused", context,
@@ -49,7 +51,7 @@ def form_of(key: GraphKey, context: int = 1) -> GraphFormat:
 
 
 def linears(key: GraphKey) -> Decoder:
-    """`count` matrices side by side: x [1, T, columns] -> `count` outputs [1, T, rows].
+    """Return `count` matrices side by side: x [1, T, columns] -> `count` outputs [1, T, rows].
 
     All read one input and each has weights of its own, so values neither grow nor vanish.
     """
@@ -61,8 +63,8 @@ def linears(key: GraphKey) -> Decoder:
 
 
 def chain(key: GraphKey) -> Decoder:
-    """`count` square matrices in a row on x [1, T, columns], each applied to the result before it: for a GPU, which
-    runs one after the other and fuses none."""
+    """Return `count` square matrices in a row on x [1, T, columns], each applied to the result before it: for a GPU,
+    which runs one after the other and fuses none."""
     graph = operator_graph({f"w{index}": (key.rows, key.columns) for index in range(key.count)}, form_of(key))
     last = graph.input("x", "float32", [1, "sequence", key.columns])
     for index in range(key.count):
@@ -72,14 +74,14 @@ def chain(key: GraphKey) -> Decoder:
 
 
 def head(key: GraphKey) -> Decoder:
-    """The LM head: x [1, 1, columns] -> logits [1, 1, rows]."""
+    """Return the LM head: x [1, 1, columns] -> logits [1, 1, rows]."""
     graph = operator_graph({"table": (key.rows, key.columns)}, form_of(key), embedding=True)
     graph.head(graph.input("x", "float32", [1, 1, key.columns]), "table")
     return graph
 
 
 def table(key: GraphKey) -> Decoder:
-    """An embedding that is the head too, stored once: input_ids [1, T] -> logits [1, 1, rows]."""
+    """Return a tied embedding, stored once: input_ids [1, T] -> logits [1, 1, rows]."""
     graph = operator_graph({"table": (key.rows, key.columns)}, form_of(key), embedding=True)
     graph.input("input_ids", "int64", [1, "sequence"])
     graph.batched = True  # as in a whole decoder
@@ -88,8 +90,8 @@ def table(key: GraphKey) -> Decoder:
 
 
 def attentions(key: GraphKey) -> Decoder:
-    """`count` attentions of one x [1, T, columns + 2 * kv_heads * head_size], each over a cache of its own -> `count`
-    outputs [1, T, columns]."""
+    """Return `count` attentions of one x [1, T, columns + 2 * kv_heads * head_size], each over a cache of its own ->
+    `count` outputs [1, T, columns]."""
     kv_heads, head_size = key.cached_heads, key.columns // key.heads
     layers = [KvLayer(index, kv_heads, head_size) for index in range(key.count)]
     one = unset((kv_heads, head_size))
@@ -104,7 +106,7 @@ def attentions(key: GraphKey) -> Decoder:
 
 
 def norms(key: GraphKey) -> Decoder:
-    """`count` norms in a row on [1, T, columns], each of the sum of the one before and x."""
+    """Return `count` norms in a row on [1, T, columns], each of the sum of the one before and x."""
     graph = operator_graph({"w": (key.columns,)}, form_of(key))
     x = last = graph.input("x", "float32", [1, "sequence", key.columns])
     for _ in range(key.count):
@@ -114,7 +116,7 @@ def norms(key: GraphKey) -> Decoder:
 
 
 def activations(key: GraphKey) -> Decoder:
-    """`count` activations in a row on [1, T, columns]."""
+    """Return `count` activations in a row on [1, T, columns]."""
     graph = operator_graph({}, form_of(key))
     last = graph.input("x", "float32", [1, "sequence", key.columns])
     for _ in range(key.count):
@@ -124,7 +126,7 @@ def activations(key: GraphKey) -> Decoder:
 
 
 def call(key: GraphKey) -> Decoder:
-    """One addition of [1, T, columns]: what running a graph, and an operator of it, cost by themselves."""
+    """Return one addition of [1, T, columns], to measure the cost of running a graph, and an operator of it."""
     graph = operator_graph({}, form_of(key))
     x = graph.input("x", "float32", [1, "sequence", key.columns])
     graph.output(graph.add(x, x), "float32", [1, "sequence", key.columns])
@@ -132,7 +134,7 @@ def call(key: GraphKey) -> Decoder:
 
 
 def decoder(key: GraphKey) -> Decoder:
-    """A decoder of the designed family: `count` layers, each used `uses` times in a row."""
+    """Return a decoder of the designed family: `count` layers, each used `uses` times in a row."""
     arch = decoder_architecture(key)
     return decoder_graph(arch, form_of(key, arch.context))
 
@@ -164,79 +166,74 @@ class ProbeGraph:
 def build(key: GraphKey) -> ProbeGraph:
     graph = BUILDERS[key.kind](key)
     model, weight_bytes = model_without_weights(graph)
-    return ProbeGraph(key, served_by(key), graph.inputs, graph.outputs, model, weight_bytes, bool(graph.own_kernels))
-
-
-def served_by(key: GraphKey) -> tuple[str, ...]:
-    """The dialects whose graph it is: by the kind of core, integer matmuls alone differ, and two kinds have those of
-    this project's kernels."""
+    # By the kind of core only integer matmuls differ, and two kinds have those of this project's kernels.
     if key.dialect == "fused" and not FORMATS[key.format].grouped:
-        return ("fused", *KERNEL_CORES)
-    return KERNEL_CORES if key.dialect in KERNEL_CORES else (key.dialect,)
+        dialects: tuple[str, ...] = ("fused", *KERNEL_CORES)
+    else:
+        dialects = KERNEL_CORES if key.dialect in KERNEL_CORES else (key.dialect,)
+    return ProbeGraph(
+        key, dialects, graph.inputs, graph.outputs, model, weight_bytes=weight_bytes,
+        own_kernels=bool(graph.own_kernels),
+    )  # fmt: skip
 
 
 def build_all(keys: Iterable[GraphKey]) -> list[ProbeGraph]:
-    """Where both dialects write the same nodes, their graph is listed once: that of `portable`, whose operator set
-    every version of ONNX Runtime takes."""
+    """Build all graphs. If both dialects write the same nodes, their graph is listed once: that of `portable`, because
+    every version of ONNX Runtime has its operator set."""
     graphs: dict[GraphKey, ProbeGraph] = {}
     for key in sorted(keys, key=lambda key: key.dialect, reverse=True):
-        twin, one = graphs.get(replace(key, dialect="portable")), build(key)
-        if twin and twin.model.graph == one.model.graph:
-            graphs[twin.key] = replace(twin, dialects=(*one.dialects, *twin.dialects))
+        twin, graph = graphs.get(replace(key, dialect="portable")), build(key)
+        if twin and twin.model.graph == graph.model.graph:
+            graphs[twin.key] = replace(twin, dialects=(*graph.dialects, *twin.dialects))
         else:
-            graphs[key] = one
+            graphs[key] = graph
     return list(graphs.values())
 
 
-def index_entry(one: ProbeGraph) -> dict[str, Any]:
-    """One element of index.json; `merino_bench.probe.graphs.Kernel` defines its fields."""
-    key = asdict(one.key)
-    dialect = key.pop("dialect")
+def index_entry(graph: ProbeGraph) -> dict[str, Any]:
+    """Return one element of index.json; `merino_bench.probe.graphs.Kernel` defines its fields."""
+    key, layer_bytes = graph.key, 0.0
+    if key.kind == "decoder":
+        kv_width = key.cached_heads * key.columns // key.heads
+        layer = layer_operators(key.columns, key.rows, key.heads, kv_width=kv_width)
+        layer_bytes = sum(op.stored_bytes(key.format) for op in layer if op.kind == "linear")
+    fields = asdict(key)
+    dialect = fields.pop("dialect")
     return {
-        "file": "-".join(map(str, [dialect, *key.values()])) + ".onnx",
-        "dialects": list(one.dialects),
-        **key,
-        "inputs": [[port.name, port.dtype, list(port.shape)] for port in one.inputs],
-        "outputs": [[port.name, port.dtype, list(port.shape)] for port in one.outputs],
-        "weight_bytes": one.weight_bytes,
-        "layer_bytes": layer_bytes(one.key) if one.key.kind == "decoder" else 0,
+        "file": "-".join(map(str, [dialect, *fields.values()])) + ".onnx",
+        "dialects": list(graph.dialects),
+        **fields,
+        "inputs": [[port.name, port.dtype, list(port.shape)] for port in graph.inputs],
+        "outputs": [[port.name, port.dtype, list(port.shape)] for port in graph.outputs],
+        "weight_bytes": graph.weight_bytes,
+        "layer_bytes": round(layer_bytes),
         "in_place": dialect != "portable",
-        "own_kernels": one.own_kernels,
+        "own_kernels": graph.own_kernels,
     }
 
 
-def layer_bytes(key: GraphKey) -> int:
-    """Of the matrices of one layer."""
-    kv_width = key.cached_heads * key.columns // key.heads
-    layer = layer_operators(key.columns, key.rows, key.heads, kv_width=kv_width)
-    return round(sum(op.stored_bytes(key.format) for op in layer if op.kind == "linear"))
-
-
 def write_archive(path: Path, probe_graphs: Iterable[ProbeGraph]) -> None:
-    """The same bytes for the same graphs. The archive is compressed as one stream, since the graphs are alike: a zip,
-    which compresses each separately, is seven times as large."""
-    graphs = [(index_entry(one), one) for one in probe_graphs]
+    """Write the graphs and their index. The same graphs give the same bytes.
+
+    The archive is compressed as one stream, because the graphs are alike: a zip, which compresses each separately, is
+    seven times as large.
+    """
+    graphs = [(index_entry(graph), graph) for graph in probe_graphs]
     with (
         open_output(str(path)) as file,
         lzma.open(file, "wb", preset=PRESET) as stream,
         tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive,
     ):
-        add_member(archive, INDEX, json.dumps([described for described, _ in graphs], separators=(",", ":")).encode())
-        for described, one in graphs:
-            add_member(archive, described["file"], one.model.SerializeToString(deterministic=True))
 
+        def add(name: str, content: bytes) -> None:
+            member = tarfile.TarInfo(name)  # with no owner and no date
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
 
-def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    """With no owner and no date, so that the same content gives the same archive."""
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    archive.addfile(member, io.BytesIO(content))
-
-
-def main() -> None:
-    """Write the archive to its place in the sources."""
-    write_archive(Path(str(merino_bench.probe.__file__)).with_name(ARCHIVE), build_all(graph_keys()))
+        add(INDEX, json.dumps([entry for entry, _ in graphs], separators=(",", ":")).encode())
+        for entry, graph in graphs:
+            add(entry["file"], graph.model.SerializeToString(deterministic=True))
 
 
 if __name__ == "__main__":
-    main()
+    write_archive(Path(str(merino_bench.probe.__file__)).with_name(ARCHIVE), build_all(graph_keys()))

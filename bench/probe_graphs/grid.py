@@ -1,11 +1,11 @@
-"""Which graphs are shipped for the probe: a geometric grid of sizes for each kind, format and dialect.
+"""List the graphs that are shipped for the probe: a geometric grid of sizes for each kind, format and dialect.
 
 The numbers of matrices, layers and rows suit last-level caches of 0.5 to 96 MB and memories from 512 MB on. The shapes
 are the probe's (`merino_bench.probe.tasks`), which also chooses the numbers that a board times.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from merino_bench.probe import gpu
 from merino_bench.probe import tasks as plan
@@ -35,10 +35,10 @@ class GraphKey:
     dialect: str
     kind: str
     format: str
-    rows: int
-    columns: int
-    heads: int
-    count: int
+    rows: int = 0
+    columns: int = 0
+    heads: int = 0
+    count: int = 1
     uses: int = 1
     kv_heads: int = 0  # 0: as many as `heads`
     kv: str = "fp32"
@@ -46,7 +46,7 @@ class GraphKey:
 
     @property
     def cached_heads(self) -> int:
-        """Of keys and values."""
+        """Return the number of KV heads."""
         return self.kv_heads or self.heads
 
 
@@ -57,27 +57,27 @@ def graph_keys() -> Iterator[GraphKey]:
         for form in formats:
             for (rows, columns), counts in linear_counts(form).items():
                 for count in sorted(counts):
-                    yield GraphKey(dialect, "linear", form, rows, columns, 0, count)
+                    yield GraphKey(dialect, "linear", form, rows, columns, count=count)
             for kind, rows, columns in table_shapes(dialect, form):
-                yield GraphKey(dialect, kind, form, rows, columns, 0, 1)
+                yield GraphKey(dialect, kind, form, rows, columns)
     for dialect in ("fused", "avx512-vnni"):
         for form in FORMATS[dialect]:
             yield from decoders(dialect, form)
     for side, count in gpu.CHAINS:
-        yield GraphKey("portable", "chain", "fp32", side, side, 0, count)
+        yield GraphKey("portable", "chain", "fp32", side, side, count=count)
 
 
 def without_weights(dialect: str) -> Iterator[GraphKey]:
-    yield GraphKey(dialect, "call", "fp32", 0, plan.CALL_WIDTH, 0, 1)
-    yield GraphKey(dialect, "norm", "fp32", 0, plan.NORM_WIDTH, 0, plan.IN_A_ROW)
-    yield GraphKey(dialect, "activation", "fp32", 0, plan.ACTIVATION_WIDTH, 0, plan.IN_A_ROW)
+    yield GraphKey(dialect, "call", "fp32", columns=plan.CALL_WIDTH)
+    yield GraphKey(dialect, "norm", "fp32", columns=plan.NORM_WIDTH, count=plan.IN_A_ROW)
+    yield GraphKey(dialect, "activation", "fp32", columns=plan.ACTIVATION_WIDTH, count=plan.IN_A_ROW)
     for width in plan.ATTENTION_WIDTHS:
         yield attention(dialect, width)
     for kv_heads in plan.ATTENTION_KV_HEADS:
         yield attention(dialect, plan.ATTENTION_WIDTHS[0], kv_heads)
     for kv_heads in plan.CHOSEN_KV_HEADS if dialect == "fused" else ():
-        yield GraphKey(dialect, "attention", "fp32", 0, plan.CHOSEN_WIDTH, plan.CHOSEN_HEADS, plan.CHOSEN_ATTENTIONS,
-                       kv_heads=kv_heads)  # fmt: skip
+        yield GraphKey(dialect, "attention", "fp32", columns=plan.CHOSEN_WIDTH, heads=plan.CHOSEN_HEADS,
+                       count=plan.CHOSEN_ATTENTIONS, kv_heads=kv_heads)  # fmt: skip
     for groups in plan.GROUPS if dialect == "fused" else ():
         yield GraphKey(dialect, "attention", "fp32", 0, *groups)
     for kv in QUANTIZED_CACHES if dialect == "fused" else ():
@@ -86,12 +86,12 @@ def without_weights(dialect: str) -> Iterator[GraphKey]:
 
 
 def attention(dialect: str, width: int, kv_heads: int = 0, kv: str = "fp32") -> GraphKey:
-    heads, count = plan.ATTENTION_HEADS, plan.ATTENTIONS
-    return GraphKey(dialect, "attention", "fp32", 0, width, heads, count, kv_heads=kv_heads, kv=kv)
+    return GraphKey(dialect, "attention", "fp32", columns=width, heads=plan.ATTENTION_HEADS, count=plan.ATTENTIONS,
+                    kv_heads=kv_heads, kv=kv)  # fmt: skip
 
 
 def linear_counts(form: str) -> dict[tuple[int, int], set[int]]:
-    """Numbers of matrices by their shape (rows, columns)."""
+    """Return the numbers of matrices by their shape (rows, columns)."""
     counts_of = {shape: set(FEW) for shape in plan.PREFILL_SHAPES}
     for size in BEYOND_BYTES:
         for shape, wished, most in (
@@ -100,15 +100,15 @@ def linear_counts(form: str) -> dict[tuple[int, int], set[int]]:
             counts_of[shape].add(min(most, int(wished / (stored_bytes(form, *shape) + PAGE))))
     if form == "fp32":
         for side in plan.SWEEP_SIDES:
-            nbytes = stored_bytes(form, side, side)
-            counts = {count for count in SWEEP_COUNTS if count * nbytes <= plan.MOST_BEYOND_BYTES}
+            matrix_bytes = stored_bytes(form, side, side)
+            counts = {count for count in SWEEP_COUNTS if count * matrix_bytes <= plan.MOST_BEYOND_BYTES}
             counts_of[side, side] = counts_of.get((side, side), set()) | counts
     return counts_of
 
 
 def table_shapes(dialect: str, form: str) -> Iterator[tuple[str, int, int]]:
-    """(kind, rows, columns) of heads alone, and of embeddings that are the head too, of which memory is probed. int4
-    bundles have both in int8."""
+    """Yield (kind, rows, columns) of heads alone, and of tied embeddings, of which memory is probed. int4 bundles have
+    both in int8."""
     kinds = [("head", plan.NARROW_COLUMNS), ("head", plan.HEAD_COLUMNS)] if form != "int4" else []
     kinds += [("table", plan.EMBEDDING_COLUMNS)] if form in plan.EMBEDDING_FORMATS[dialect] else []
     for kind, columns in kinds:
@@ -118,32 +118,29 @@ def table_shapes(dialect: str, form: str) -> Iterator[tuple[str, int, int]]:
 
 
 def decoders(dialect: str, form: str) -> Iterator[GraphKey]:
-    """Not in dialect `portable`, whose probe times none."""
-    for width, ffn, layers, heads in plan.DECODERS:
-        yield decoder(dialect, form, width, ffn, layers, heads)
-    width, ffn, layers, heads = plan.DECODERS[-1]
-    yield decoder(dialect, form, width, ffn, layers, heads, kv_heads=plan.GROUPED_DECODER_KV_HEADS)
+    """Yield whole decoders; the probe times none in dialect `portable`."""
+
+    def decoder(width: int, ffn: int, layers: int, heads: int) -> GraphKey:
+        return GraphKey(dialect, "decoder", form, ffn, width, heads=heads, count=layers)
+
+    for shape in plan.DECODERS:
+        yield decoder(*shape)
+    yield replace(decoder(*plan.DECODERS[-1]), kv_heads=plan.GROUPED_DECODER_KV_HEADS)
     for width, ffn, layers, heads, kv_heads in plan.CHOSEN_DECODERS:
-        yield decoder(dialect, form, width, ffn, layers, heads, kv_heads=kv_heads)
+        yield replace(decoder(width, ffn, layers, heads), kv_heads=kv_heads)
     for layers in BEYOND_LAYERS[form]:
-        yield decoder(dialect, form, plan.LARGE_WIDTH, 2 * plan.LARGE_WIDTH, layers, plan.LARGE_HEADS)
+        yield decoder(plan.LARGE_WIDTH, 2 * plan.LARGE_WIDTH, layers, plan.LARGE_HEADS)
     for width, ffn, layers, uses, heads in plan.SHARED_DECODERS:
-        yield decoder(dialect, form, width, ffn, layers, heads, uses)
+        yield replace(decoder(width, ffn, layers, heads), uses=uses)
     if form == "fp32":
         for width in plan.SHARED_SWEEP_WIDTHS:
-            yield decoder(dialect, form, width, width, 1, width // plan.SWEEP_HEAD_SIZE, plan.SWEEP_USES)
+            yield replace(decoder(width, width, 1, width // plan.SWEEP_HEAD_SIZE), uses=plan.SWEEP_USES)
     if form in plan.SWEPT_FORMATS:
         width, ffn, layers, heads = plan.DECODERS[-1]
         layer_bytes = 4 * stored_bytes(form, width, width) + 2 * stored_bytes(form, ffn, width)
         for count in SWEEP_LAYERS:
             if count != layers and count * layer_bytes <= plan.MOST_BEYOND_BYTES:
-                yield decoder(dialect, form, width, ffn, count, heads)
-
-
-def decoder(
-    dialect: str, form: str, width: int, ffn: int, layers: int, heads: int, uses: int = 1, kv_heads: int = 0
-) -> GraphKey:  # fmt: skip
-    return GraphKey(dialect, "decoder", form, ffn, width, heads, layers, uses, kv_heads)
+                yield decoder(width, ffn, count, heads)
 
 
 def stored_bytes(form: str, rows: int, columns: int) -> float:

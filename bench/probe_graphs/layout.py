@@ -23,13 +23,13 @@ Shape = tuple[int, ...]
 
 
 def unset(shape: Shape, dtype: Any = np.float32) -> np.ndarray:
-    """An array whose memory is not touched; ones if it is so small that the model holds its values."""
+    """Return an array whose memory is not touched; ones if it is so small that the model holds its values."""
     array = np.empty(shape, dtype)
     return np.ones(shape, dtype) if array.nbytes < INLINE_BYTES else array
 
 
 def decoder_graph(arch: Geometry, form: GraphFormat) -> Decoder:
-    """The graph of a whole model."""
+    """Return the graph of a whole model."""
     import torch
 
     with torch.device("meta"):
@@ -41,7 +41,8 @@ def decoder_graph(arch: Geometry, form: GraphFormat) -> Decoder:
 def operator_graph(
     shapes: dict[str, Shape], form: GraphFormat, *, embedding: bool = False, scales: CacheScales | None = None
 ) -> Decoder:
-    """A graph without inputs and nodes, whose matrices [rows, columns] have the bits of an embedding or of others."""
+    """Return a graph without inputs and nodes, whose matrices [rows, columns] have the bits of an embedding or of
+    others."""
     numbers, matrices = FORMATS[form.precision], {}
     if numbers.grouped:
         bits = numbers.embedding_bits if embedding else numbers.bits
@@ -57,12 +58,12 @@ def unset_codes(shape: Shape, _lowest: int) -> np.ndarray:
 
 
 def weights_of(shapes: dict[str, Shape], form: GraphFormat) -> dict[str, np.ndarray]:
-    """In the graph's type, so that none is converted; vectors in float32."""
+    """Return weights in the graph's type, so that none is converted; vectors in float32."""
     real = np.float16 if form.precision == "fp16" else np.float32
     return {name: unset(shape, real if len(shape) > 1 else np.float32) for name, shape in shapes.items()}
 
 
 def model_without_weights(graph: Decoder) -> tuple[ModelProto, int]:
-    """The model, and the length in bytes of the data file that it reads; nothing is written."""
+    """Return the model, and the length in bytes of the data file that it reads; nothing is written."""
     data = DataFile()
     return graph.model(data), data.length

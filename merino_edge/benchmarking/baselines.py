@@ -1,6 +1,7 @@
-"""Baselines by name: OPT's bundles with random weights, exported once per weight format and kept in the user's cache.
+"""Make baselines by name: OPT's bundles with random weights, exported once per weight format and kept in the user's
+cache.
 
-A kept bundle is used again only by the exporter that wrote it. The folder's name ends in a digest of the exporter's
+A cached bundle is used again only by the exporter that wrote it. The folder's name ends in a digest of the exporter's
 sources, so after an upgrade the baseline is exported again and both sides of a ratio come from the same exporter.
 """
 
@@ -30,12 +31,12 @@ FLOAT32 = ExportRequest("fp32", dialect="fused")
 def baseline_bundles(
     what: str, measured: Sequence[str], precision: str | None, say: Callable[[str], None]
 ) -> list[str]:
-    """Folders of the bundles to compare the measured ones with.
+    """Return the folders of the bundles to compare the measured ones with.
 
     A name such as `opt-350m` gives one per (precision, dialect, kind of core, cache) among the measured bundles, so
     that each ratio is at equal format. With `precision` it gives one of that precision with a cache of floats, in the
     dialect and for the kind of core of the first measured bundle. Any other `what` is a bundle's folder, and has its
-    own precision. Raises MerinoError where the dialect has no such precision.
+    own precision. Raise MerinoError if the dialect has no such precision.
     """
     resolved = resolve(what)
     if not isinstance(resolved, Model):
@@ -43,23 +44,26 @@ def baseline_bundles(
     requests = requests_of(measured) or [FLOAT32]
     if precision is not None:
         requests = [requests[0]._replace(precision=precision, kv=None)]
-    return [baseline_bundle(resolved, say, each) for each in requests]
+    return [baseline_bundle(resolved, say, request) for request in requests]
 
 
 def requests_of(folders: Sequence[str]) -> list[ExportRequest]:
-    """The formats of the bundles that can be read, each once."""
+    """Return the formats of the bundles that can be read, each once."""
     bundles = [load_bundle(folder, verify=False) for folder in folders if can_be_read(Path(folder))]
     requests = (
-        ExportRequest(one.precision, dialect=one.dialect, core=core_named(one.core), kv=quantized_cache(one))
-        for one in bundles
+        ExportRequest(
+            bundle.precision, dialect=bundle.dialect, core=core_named(bundle.core), kv=quantized_cache(bundle)
+        )
+        for bundle in bundles
     )
     return list(dict.fromkeys(requests))
 
 
 def baseline_bundle(model: Model, say: Callable[[str], None], request: ExportRequest = FLOAT32) -> str:
-    """The folder of a baseline with random weights, exported now where this exporter has not done so before.
+    """Return the folder of a baseline with random weights, which is exported now unless this exporter has done so
+    before.
 
-    Bundles of the same format that another exporter left in the cache are removed then. Raises MerinoError for a format
+    Bundles of the same format that another exporter left in the cache are then removed. Raise MerinoError for a format
     that is not possible.
     """
     precision, dialect, _, core, kv, *_ = graph_format(request, None, model.geometry.context)
@@ -72,26 +76,22 @@ def baseline_bundle(model: Model, say: Callable[[str], None], request: ExportReq
         f" kept in {folder})")  # fmt: skip
     source = random_source(model.geometry, model.id)
     export(source, folder, request, last_use=True)
-    for old in outdated(folder, stem):
-        say(f"removing {old}, which another version of the exporter wrote")
-        shutil.rmtree(old)
+    same_format = re.compile(rf"{re.escape(stem)}-[0-9a-f]{{{DIGEST_DIGITS}}}")
+    for path in sorted(folder.parent.iterdir()):
+        if same_format.fullmatch(path.name) and path != folder:
+            say(f"removing {path}, which another version of the exporter wrote")
+            shutil.rmtree(path)
     return str(folder)
 
 
-def outdated(folder: Path, stem: str) -> list[Path]:
-    """List bundles beside `folder` of the same name and format that exporters with another digest wrote."""
-    name = re.compile(rf"{re.escape(stem)}-[0-9a-f]{{{DIGEST_DIGITS}}}")
-    return [path for path in sorted(folder.parent.iterdir()) if name.fullmatch(path.name) and path != folder]
-
-
 def exporter_digest() -> str:
-    """Of the sources that decide a bundle's graph, weights and description."""
+    """Return a digest of the sources that decide a bundle's graph, weights and description."""
     root = Path(merino_edge.__file__).parent
     return digest_of([root / room for room in EXPORTER_ROOMS])
 
 
 def digest_of(folders: Sequence[Path]) -> str:
-    """The first digits of a SHA-256 over names and contents of all Python and TOML files in `folders`."""
+    """Return the first digits of a SHA-256 over names and contents of all Python and TOML files in `folders`."""
     digest = hashlib.sha256()
     for folder in folders:
         for path in sorted(folder.rglob("*")):
@@ -103,7 +103,7 @@ def digest_of(folders: Sequence[Path]) -> str:
 
 
 def can_be_read(folder: Path) -> bool:
-    """Whether a bundle is complete and of today's schema; its hashes are checked when it is measured."""
+    """Return whether a bundle is complete and of the current schema; its hashes are checked when it is measured."""
     try:
         load_bundle(str(folder), verify=False)
     except MerinoError:

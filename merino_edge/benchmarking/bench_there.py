@@ -1,4 +1,5 @@
-"""`bench --ssh`: bundles and baselines are copied to a board by hash, measured there in one run, and recorded here."""
+"""Measure bundles on a board (`bench --ssh`): bundles and baselines are copied there by hash, measured in one run, and
+recorded here."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 from merino_bench.harness.record import failures
 from merino_bench.harness.render import append, appends, check_can_save, render, save, terminal_width
 from merino_edge.delivery.ssh.address import Address
-from merino_edge.delivery.ssh.connect import Board, connected
+from merino_edge.delivery.ssh.connect import connected
 from merino_edge.delivery.ssh.programs import Copied, Program, bundle_there, program
 from merino_edge.records.reading import parse_records
 from merino_runtime.errors import MerinoError
@@ -23,16 +24,21 @@ async def bench_over_ssh(
     address: Address, accept_new: bool, root: str | None, folders: Sequence[str], bases: Sequence[str],
     options: Sequence[str], output: str, save_path: Path | None, say: Callable[[str], None], copied: Copied,
 ) -> int:  # fmt: skip
-    """Measures on the board, and writes the records here to stdout in the form `output` and to the file `save_path`.
+    """Measure on the board, and write the records here to stdout in the form `output` and to the file `save_path`.
+    Return the exit code, 1 if a row failed.
 
-    root: the folder of releases there; None: its user's. options: of `merino bench`, as words. Returns the exit code, 1
-    where a row failed. Raises MerinoError.
+    root: the folder of releases there; None: its user's. options: of `merino bench`, as words. Raise MerinoError.
     """
     render([], output)
     if save_path is not None:
         check_can_save(str(save_path))
     async with connected(address, accept_new, say) as board:
-        records = await _measured(board, root, folders, bases, options, say, copied)
+        there = await program(board, root)
+        places = [await bundle_there(there, folder, copied) for folder in folders]
+        words = list(options)
+        for base in bases:
+            words += ["--baseline", await bundle_there(there, base, copied)]
+        records = await records_of(there, places, words, say, copied)
     if save_path is not None:
         (append if appends(str(save_path)) else save)(records, str(save_path))
     write_out(render(records, output, terminal_width()))
@@ -42,22 +48,10 @@ async def bench_over_ssh(
     return 1 if failed else 0
 
 
-async def _measured(
-    board: Board, root: str | None, folders: Sequence[str], bases: Sequence[str], options: Sequence[str],
-    say: Callable[[str], None], copied: Copied,
-) -> list[dict[str, Any]]:  # fmt: skip
-    there = await program(board, root)
-    places = [await bundle_there(there, folder, copied) for folder in folders]
-    words = list(options)
-    for base in bases:
-        words += ["--baseline", await bundle_there(there, base, copied)]
-    return await records_of(there, places, words, say, copied)
-
-
 async def records_of(
     there: Program, places: Sequence[str], words: Sequence[str], say: Callable[[str], None], copied: Copied
 ) -> list[dict[str, Any]]:
-    """The records that the board's `bench` gives of bundles there, with these options. Raises MerinoError."""
+    """Return the records that the board's `bench` writes of bundles there, with these options. Raise MerinoError."""
     copied("measuring", 0, 0)
     arguments = ["bench", *places, *words, "-o", "jsonl"]
     ran = await there.run(arguments, doing="measure", timeout_s=MOST_S, most_bytes=MOST_BYTES, report=say)

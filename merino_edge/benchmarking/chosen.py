@@ -1,9 +1,8 @@
-"""For `calibrate`: the search designs decoders for the machine whose profile was just fitted, and they are measured
-there.
+"""Measure decoders that the search designs for the machine whose profile was just fitted, for `calibrate`.
 
 A search picks decoders that the latency model underrates, so its errors there exceed those of other decoders. The pick
-depends on the score, so designs are made by both kinds of score. The board's own program, or this machine's, times
-the designs with random weights, as `bench` does. `calibration` fits the model to the times.
+depends on the score, so designs are made by both kinds of score. The board's own program, or this machine's, times the
+designs with random weights, as `bench` does. `calibration` fits the model to the times.
 """
 
 import tempfile
@@ -13,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from merino_edge.benchmarking.measuring import Bench, Record, Say, fault_of, requests_for, steps_of, typical_ms
+from merino_edge.benchmarking.measuring import Bench, Say, fault_of, requests_for, steps_of, typical_ms
 from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.calibration.probe import MeasuredDesign
 from merino_edge.design.budgets import with_board_defaults
@@ -48,28 +47,40 @@ class Request(NamedTuple):
 
 
 def measured_designs(profile: DeviceProfile, number: int, bench: Bench, say: Say) -> list[MeasuredDesign]:
-    """The designs of round `number`, from 0, that the search chooses by the profile, with their latencies. `bench`
-    measures on the profile's machine. Raises MerinoError where none can be measured."""
+    """Return the designs of round `number`, from 0, that the search picks by the profile, with their latencies. `bench`
+    measures on the profile's machine. Raise MerinoError if none can be measured."""
     designs = [designed(profile, request) for request in requests(profile, number)]
     with scratch_folder(Path(tempfile.gettempdir()) / "merino-calibration") as scratch:
+        # 1. A bundle of each design, with random weights.
         folders = []
-        core = core_of_board(profile)
-        for index, each in enumerate(designs):
-            say(f"design {index + 1} of {len(designs)}: {line(each)}")
+        for index, candidate in enumerate(designs):
+            arch = candidate.architecture
+            say(
+                f"design {index + 1} of {len(designs)}: {arch.shape()} in {candidate.precision},"
+                f" vocabulary {arch.vocab}, context {arch.context}, by {candidate.scoring.name}:"
+                f" predicted {candidate.predicted.decode_ms:.3g} ms"
+            )
             folders.append(scratch / f"design-{index + 1}")
             write_random_bundle(
-                each.architecture, each.precision, folders[-1], folders[-1].name, each, core=core,
-                by_groups=attends_by_groups(profile, each.precision),
+                arch, candidate.precision, folders[-1], folders[-1].name, candidate, core=core_of_board(profile),
+                by_groups=attends_by_groups(profile, candidate.precision),
             )  # fmt: skip
-        rows = [row for pairs in by_context(designs, folders) for row in measured_alike(pairs, bench, say)]
+        # 2. Designs of one context share their cases, so they are measured in interleaved runs.
+        pairs = sorted(zip(designs, folders, strict=True), key=context_of)
+        rows = [row for _, group in groupby(pairs, key=context_of) for row in measured_alike(list(group), bench, say)]
     if not rows:
         raise MerinoError("none of the designs could be measured: see above why, and calibrate again")
     return [row.model_copy(update={"by_groups": attends_by_groups(profile, row.format)}) for row in rows]
 
 
+def context_of(pair: tuple[Design, Path]) -> int:
+    return pair[0].architecture.context
+
+
 def requests(profile: DeviceProfile, number: int) -> list[Request]:
-    """Budgets spread evenly (log) over the board's range, with formats, vocabularies, contexts and scores alternating.
-    The second round has budgets between those of the first, and other formats and scores at them."""
+    """Return requests whose budgets are spread evenly (log) over the board's range, with formats, vocabularies,
+    contexts and scores alternating. The second round has budgets between those of the first, and other formats and
+    scores at them."""
     own = profile.performance.onnxruntime.coefficients
     formats = own.formats if own else formats_of(profile)  # an older ONNX Runtime has not all of them
     most, context = profile.budget.decode_ms, profile.budget.context
@@ -88,7 +99,7 @@ def requests(profile: DeviceProfile, number: int) -> list[Request]:
 
 
 def smallest_ms(profile: DeviceProfile, request: Request) -> float:
-    """The upper bound of the decode latency of the smallest decoder of the space."""
+    """Return the upper bound of the decode latency of the space's smallest decoder."""
     if request.scoring == MERINO:
         space = replace(PAPER_SPACE, vocab=request.vocab)
         smallest = space.architecture((space.smallest(),) * space.blocks, request.context)
@@ -102,7 +113,8 @@ def smallest_ms(profile: DeviceProfile, request: Request) -> float:
 
 
 def designed(profile: DeviceProfile, request: Request) -> Design:
-    """The design for a request; its predicted latency is near the budget, since the confidence is the lowest."""
+    """Return the design for a request. Its predicted latency is near the budget, because the confidence is the
+    lowest."""
     limits = with_board_defaults({"decode_ms": request.decode_ms}, profile)
     context, prompt = request.context, default_prompt(request.context)
     if request.scoring == MERINO:
@@ -116,41 +128,25 @@ def designed(profile: DeviceProfile, request: Request) -> Design:
     )  # fmt: skip
 
 
-def line(one: Design) -> str:
-    shown = f"{one.architecture.shape()} in {one.precision}, vocabulary {one.architecture.vocab}"
-    shown += f", context {one.architecture.context}, by {one.scoring.name}"
-    return f"{shown}: predicted {one.predicted.decode_ms:.3g} ms"
-
-
-def by_context(designs: Sequence[Design], folders: Sequence[Path]) -> list[list[tuple[Design, Path]]]:
-    """Groups of designs of one context, which can be measured in the same cases, and so in interleaved runs."""
-    pairs = sorted(zip(designs, folders, strict=True), key=lambda pair: pair[0].architecture.context)
-    return [list(group) for _, group in groupby(pairs, key=lambda pair: pair[0].architecture.context)]
-
-
 def measured_alike(pairs: Sequence[tuple[Design, Path]], bench: Bench, say: Say) -> list[MeasuredDesign]:
-    """Designs of one context and prompt, in interleaved runs. A design that fails is reported and left out."""
+    """Measure designs of one context and prompt, in interleaved runs. A design that fails is reported and left out."""
     first, folders = pairs[0][0], [folder for _, folder in pairs]
     context, prompt = first.architecture.context, first.prompt
     full = context - steps_of(context)
     names = ", ".join(folder.name for folder in folders)
     say(f"measuring {names}: steps behind {full} tokens, prefills of {prompt}")
     rows = []
-    for (one, folder), step, whole in zip(pairs, *bench(folders, requests_for(context, prompt)), strict=True):
-        if fault := fault_of(step, whole):
+    for (candidate, folder), decode, prefill in zip(pairs, *bench(folders, requests_for(context, prompt)), strict=True):
+        if fault := fault_of(decode, prefill):
             say(f"{folder.name} is left out, {fault}")
-        else:
-            rows.append(row_of(one, (full + context) // 2, step, whole))
+            continue
+        cost = candidate.predicted
+        rows.append(MeasuredDesign.model_validate({
+            "architecture": candidate.architecture, "format": candidate.precision, "score": candidate.scoring.name,
+            "budget_ms": candidate.budget["decode_ms"], "past": (full + context) // 2, "prompt": candidate.prompt,
+            "decode_threads": cost.decode_threads, "prefill_threads": cost.prefill_threads,
+            "decode_ms": typical_ms(decode), "prefill_ms": typical_ms(prefill),
+            "predicted_decode_ms": cost.decode_ms, "predicted_prefill_ms": cost.prefill_ms,
+            "flags": sorted({*decode["flags"], *prefill["flags"]}),
+        }))  # fmt: skip
     return rows
-
-
-def row_of(one: Design, past: int, step: Record, whole: Record) -> MeasuredDesign:
-    cost = one.predicted
-    return MeasuredDesign.model_validate({
-        "architecture": one.architecture, "format": one.precision, "score": one.scoring.name,
-        "budget_ms": one.budget["decode_ms"], "past": past, "prompt": one.prompt,
-        "decode_threads": cost.decode_threads, "prefill_threads": cost.prefill_threads,
-        "decode_ms": typical_ms(step), "prefill_ms": typical_ms(whole),
-        "predicted_decode_ms": cost.decode_ms, "predicted_prefill_ms": cost.prefill_ms,
-        "flags": sorted({*step["flags"], *whole["flags"]}),
-    })  # fmt: skip

@@ -1,7 +1,7 @@
-"""Makes the files of one engine in a separate process, so that making them leaves nothing in the measured process.
+"""Make the files of one engine in a separate process, so that this leaves nothing in the measured process.
 
 `python -m merino_edge.benchmarking.engine_models REQUEST`: a JSON object in, one JSON object out. A file gets its name
-when it is whole, so one that exists is kept. Weights are random where no checkpoint is named."""
+when it is complete, so one that exists is kept. Weights are random if no checkpoint is named."""
 
 import json
 import sys
@@ -17,10 +17,10 @@ from merino_runtime.errors import MerinoError
 
 
 def make(request: Mapping[str, Any]) -> dict[str, Any]:
-    """request: folder, artifact, precision, embedding, family, architecture.
+    """Make the engine's files. Return their path and size, and how their model differs from the bundle's.
 
-    -> path and size of the files, and how their model differs from the bundle's. Raises ValueError or MerinoError
-    where the engine has no such model.
+    request: folder, artifact, precision, embedding, family, architecture. Raise ValueError or MerinoError if the engine
+    has no such model.
     """
     folder, geometry = Path(request["folder"]), read_geometry(request["family"], request["architecture"])
     notes: list[str] = []
@@ -53,7 +53,8 @@ def make(request: Mapping[str, Any]) -> dict[str, Any]:
             vocab, precision = geometry.vocab, request["precision"]
             path = folder / f"ctranslate2-{precision}"
             written(path, lambda beside: convert_for_ctranslate2(checkpoint, beside, vocab, precision))
-    return {"path": str(path), "bytes": size_of(path), "notes": notes}
+    files = path.rglob("*") if path.is_dir() else [path]
+    return {"path": str(path), "bytes": sum(file.stat().st_size for file in files), "notes": notes}
 
 
 def written(path: Path, write: Callable[[Path], None]) -> None:
@@ -64,10 +65,6 @@ def written(path: Path, write: Callable[[Path], None]) -> None:
         (scratch / path.name).rename(path)
 
 
-def size_of(path: Path) -> int:
-    return sum(one.stat().st_size for one in path.rglob("*")) if path.is_dir() else path.stat().st_size
-
-
 def write_checkpoint(path: Path, geometry: Geometry) -> None:
     from merino_edge.families.hugging_face import random_model  # loads torch
 
@@ -75,9 +72,9 @@ def write_checkpoint(path: Path, geometry: Geometry) -> None:
 
 
 def convert_for_ctranslate2(checkpoint: Path, path: Path, vocab: int, precision: str) -> None:
-    """By CTranslate2's own converter, with made-up tokens t0, t1, ... in place of a tokenizer.
+    """Convert with CTranslate2's own converter, with made-up tokens t0, t1, ... instead of a tokenizer.
 
-    Raises ValueError for a model that it does not know, and for a vocabulary that it would pad.
+    Raise ValueError for a model that it does not know, and for a vocabulary that it would pad.
     """
     from ctranslate2.converters import TransformersConverter
 
@@ -103,7 +100,8 @@ SPARE_SLOTS = 64  # beyond the context: llama.cpp requires room for the token th
 
 
 def write_gguf(path: Path, counts: UniformGeometry, matrices: str, embedding: str) -> None:
-    """A GPT-2 of random weights. `counts`: from `as_gpt2`; `matrices`, `embedding`: formats such as F32, Q8_0, Q4_0."""
+    """Write a GPT-2 of random weights. `counts`: from `as_gpt2`; `matrices`, `embedding`: formats such as F32, Q8_0,
+    Q4_0."""
     from merino_edge.families.gguf.write import write_model
     from merino_edge.families.hugging_face import random_model
 
@@ -113,7 +111,7 @@ def write_gguf(path: Path, counts: UniformGeometry, matrices: str, embedding: st
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The result of `make`, or as `error` the reason why there is none."""
+    """Return the result of `make`, or as `error` the reason why there is none."""
     try:
         return make(request)
     except (MerinoError, ValueError, OSError, ImportError, RuntimeError) as error:

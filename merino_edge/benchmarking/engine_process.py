@@ -1,4 +1,4 @@
-"""Measures one engine at one case in this process, which should be a fresh one, by the protocol of the harness' worker.
+"""Measure one engine at one case in this process, which should be a fresh one, by the protocol of the harness' worker.
 
 `python -m merino_edge.benchmarking.engine_process REQUEST`: a JSON object in, one JSON object out with the worker's
 keys. Rounds in WARM_UP_S warm up and are not timed. `ids` (the prompt) and `chosen` (the generated ids) are for tests.
@@ -33,12 +33,13 @@ WARM_UP_STEPS = 8  # of a warm-up round
 
 
 def prompt_ids(vocab: int, count: int, seed: int) -> list[int]:
-    """The ids that the harness' worker feeds to a bundle of this vocabulary."""
+    """Return the ids that the harness' worker feeds to a bundle of this vocabulary."""
     return list(np.random.RandomState(seed).randint(0, vocab, count).tolist())
 
 
 def measure_peer(request: dict[str, Any]) -> dict[str, Any]:
-    """request: engine, runner, path, precision, threads, prompt, steps, repetitions, seed, vocab."""
+    """Measure an engine and return the worker's keys. request: engine, runner, path, precision, threads, prompt, steps,
+    repetitions, seed, vocab."""
     before = environment.state()
     start = time.perf_counter()
     engine, run_round, notes = OPENERS[request["runner"]](request)
@@ -57,7 +58,7 @@ def measure_peer(request: dict[str, Any]) -> dict[str, Any]:
         "engine": engine, "threads": request["threads"], "prefill_threads": request["threads"],
         "load_ms": round(load_ms, DIGITS), "verify_ms": None, "peak_rss_mb": peak_rss_mb,
         "prefill_ms": [round(prefill_ms, DIGITS) for prefill_ms, _, _ in rounds],
-        "step_ms": [[round(one, DIGITS) for one in step_ms] for _, step_ms, _ in rounds],
+        "step_ms": [[round(ms, DIGITS) for ms in step_ms] for _, step_ms, _ in rounds],
         "prefill_phases_s": [], "decode_phases_s": [],  # no energy: the parent measures bundles' only
         "environment": dict(here, before=before, after=after, **load.as_record()),
         "flags": environment.flags_of(before, after, load), "notes": notes,
@@ -66,7 +67,7 @@ def measure_peer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def open_transformers(request: dict[str, Any]) -> Opened:
-    """transformers on the CPU: forward over its own cache, as torch runs it or compiled by torch.compile."""
+    """Open transformers on the CPU: forward over its own cache, as torch runs it or compiled by torch.compile."""
     import torch
     import transformers
 
@@ -116,7 +117,7 @@ class TransformersRound:
 
 
 def open_ctranslate2(request: dict[str, Any]) -> Opened:
-    """CTranslate2's Generator: it decodes in a loop of its own and calls back at each token, when the clock is read."""
+    """Open CTranslate2's Generator. It decodes in its own loop and calls back at each token, when the clock is read."""
     import ctranslate2
 
     generator = ctranslate2.Generator(
@@ -146,7 +147,7 @@ def open_ctranslate2(request: dict[str, Any]) -> Opened:
 
 
 def open_llama_cpp(request: dict[str, Any]) -> Opened:
-    """llama.cpp, where there is one the build for this machine, else the wheel xllamacpp."""
+    """Open llama.cpp: the build for this machine if there is one, else the wheel xllamacpp."""
     folder, q8_0_cache = native_build(), request["engine"] == WITH_Q8_0_CACHE
     cache = "KV cache in Q8_0" if q8_0_cache else "KV cache in float16, its default"
     if folder is None:
@@ -156,14 +157,14 @@ def open_llama_cpp(request: dict[str, Any]) -> Opened:
 
 
 def features_of(build: str) -> list[str]:
-    """Notes on llama.cpp's description of itself."""
+    """Return notes on a build of llama.cpp, by its description of itself."""
     lacks = lacking(build, board.this_isa())
     words = " ".join(re.findall(r"(\w+) = 1", build))
     return [f"built with {words}", *([f"{GENERIC_BUILD}: without this machine's {', '.join(lacks)}"] if lacks else [])]
 
 
 def open_wheel(request: dict[str, Any], notes: list[str]) -> Opened:
-    """Through xllamacpp: its server in this process reports the time of the prompt and of each token."""
+    """Open llama.cpp through xllamacpp: its server in this process reports the time of the prompt and of each token."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -180,33 +181,34 @@ def open_wheel(request: dict[str, Any], notes: list[str]) -> Opened:
     server = xllamacpp.Server(params)
 
     def run_round(ids: Sequence[int], steps: int) -> tuple[float, list[float], list[int]]:
-        """Its own clock: `predicted_ms` counts from the first token, so differences are the steps."""
+        """Run one round, timed by the server's clock: `predicted_ms` counts from the first token, so differences are
+        the steps."""
         body = {
             "prompt": list(ids), "n_predict": steps + 1, "temperature": 0, "ignore_eos": True, "cache_prompt": False,
             "stream": True, "timings_per_token": True, "return_tokens": True,
         }  # fmt: skip
-        answers: list[dict[str, Any]] = []
+        chunks: list[dict[str, Any]] = []
         ended = threading.Event()
 
-        def take(answer: Any) -> bool:
-            reply: dict[str, Any] = json.loads(answer) if isinstance(answer, str) else answer
-            answers.append(reply)
-            if "error" in reply or any(choice.get("finish_reason") for choice in reply.get("choices", ())):
+        def receive(data: Any) -> bool:
+            chunk: dict[str, Any] = json.loads(data) if isinstance(data, str) else data
+            chunks.append(chunk)
+            if "error" in chunk or any(choice.get("finish_reason") for choice in chunk.get("choices", ())):
                 ended.set()
             return False
 
-        server.handle_completions(body, take)
+        server.handle_completions(body, receive)
         if not ended.wait(timeout=60):
-            raise RuntimeError(f"llama.cpp gave no end: {answers[-1:]}")
-        timings = {one["predicted_n"]: one for answer in answers if (one := answer.get("timings"))}
+            raise RuntimeError(f"llama.cpp gave no end: {chunks[-1:]}")
+        timings = {timing["predicted_n"]: timing for chunk in chunks if (timing := chunk.get("timings"))}
         if not {1, steps + 1} <= set(timings) or timings[1]["prompt_n"] != len(ids):
             raise RuntimeError(f"llama.cpp gave {len(timings)} tokens for {len(ids)} ids, {steps + 1} were requested")
-        # Tokens that end inside a character come with the next one: their time lies between those beside them.
-        known = sorted(timings)
-        ends = np.interp(range(1, steps + 2), known, [timings[number]["predicted_ms"] for number in known])
+        # A token that ends inside a character comes with the next one, so its time is interpolated.
+        numbers = sorted(timings)
+        ends = np.interp(range(1, steps + 2), numbers, [timings[number]["predicted_ms"] for number in numbers])
         ends_ms = [float(end) for end in ends]
         step_ms = [after - before for before, after in zip(ends_ms, ends_ms[1:], strict=False)]
-        texts = [choice["text"] for answer in answers for choice in answer["choices"] if choice["text"]]
+        texts = [choice["text"] for chunk in chunks for choice in chunk["choices"] if choice["text"]]
         made_up = all(re.fullmatch(r"t\d+", text) for text in texts)  # token N is spelled tN
         return timings[1]["prompt_ms"], step_ms, [int(text[1:]) for text in texts] if made_up else []
 

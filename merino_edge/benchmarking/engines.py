@@ -1,7 +1,8 @@
-"""The engines of `bench --peers`: the packages that each needs, the engines behind a name on the command line, and the
-bytes of a model that each reads per token. llama.cpp runs a GPT-2 of equal size in place of a model.
+"""List the engines of `bench --peers`: the packages that each needs, the engines behind a name on the command line, and
+the bytes of a model that each reads per token. llama.cpp runs a GPT-2 of equal size instead of a model.
 
-Counts are sums over the operators of the geometry, so they hold for every family."""
+Counts are sums over the operators of the geometry, so they hold for every family.
+"""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -57,12 +58,12 @@ ENGINES = tuple(dict.fromkeys(peer.engine for peer in PEERS))
 
 
 def given_gguf(precision: str, embedding: str) -> list[Peer]:
-    """llama.cpp on a file of the user's, by either cache: types of its matrices and of its embedding."""
+    """Return llama.cpp on the user's file, with either cache, for the types of its matrices and of its embedding."""
     return [llama_cpp(precision, embedding, engine, "given") for engine in LLAMA_KV_SHARES]
 
 
 def parse_engines(text: str) -> tuple[str, ...]:
-    """`all`, or names with commas between them -> names. Raises MerinoError that lists the known names."""
+    """Parse `all`, or names with commas between them. Raise MerinoError for a name that is not an engine's."""
     names = [word.strip() for word in text.split(",") if word.strip()]
     unknown = sorted(set(names) - {*ENGINES, "all"})
     if unknown or not names:
@@ -77,7 +78,7 @@ def peers_of(engines: Sequence[str]) -> list[Peer]:
 
 
 def missing(peer: Peer) -> str | None:
-    """Why it cannot run here, with the command that installs it; None where all that it needs is installed."""
+    """Return why the engine cannot run here, with the command that installs it, or None if it can."""
     if peer.runner == "llama_cpp" and native_build():
         return None
     lacking = [package for module, package in peer.needs if find_spec(module) is None]
@@ -92,27 +93,28 @@ BITS = {  # per weight, the scales included; llama.cpp's blocks of 32 have a flo
 
 
 def elements(operators: Sequence[Operator], kind: str) -> int:
-    """Elements that a decode step reads of matrices (`linear`; shared ones count at each use), or of the `head`."""
+    """Return the number of elements that a decode step reads of matrices (`linear`; shared ones count at each use), or
+    of the `head`."""
     return sum(op.matrix for op in operators if op.kind == kind)
 
 
 def shares_layers(operators: Sequence[Operator]) -> bool:
-    """Whether some matrices are used repeatedly."""
+    """Return whether some matrices are used repeatedly."""
     return any(op.kind == "linear" and not op.own for op in operators)
 
 
 def decode_weight_bytes(operators: Sequence[Operator], precision: str, embedding: str) -> int:
-    """Bytes of matrices that one decode step reads; vectors are below a thousandth and left out."""
+    """Return the bytes of matrices that one decode step reads; vectors are below a thousandth and left out."""
     return round((elements(operators, "linear") * BITS[precision] + elements(operators, "head") * BITS[embedding]) / 8)
 
 
 def stored_params(operators: Sequence[Operator]) -> int:
-    """Matrices and embedding, without vectors; for models without shared layers."""
+    """Return the parameters of matrices and embedding, without vectors, of a model without shared layers."""
     return elements(operators, "linear") + elements(operators, "head")
 
 
 def as_gpt2(geometry: Geometry) -> tuple[UniformGeometry, list[str]]:
-    """The GPT-2 with the same layers, and how it differs. Raises ValueError where there is none."""
+    """Return the GPT-2 with the same layers, and how it differs. Raise ValueError if there is none."""
     layers, operators = geometry.layer_shapes, geometry.operators
     if len(set(layers)) != 1:
         raise ValueError("llama.cpp's gpt2 has layers of one width and one FFN width, this model's differ")

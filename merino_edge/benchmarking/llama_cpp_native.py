@@ -1,5 +1,5 @@
-"""llama.cpp built for this machine, which `make peers-native` puts into the cache folder: its rounds, and the CPU
-features that a build uses.
+"""Run the llama.cpp that `make peers-native` builds for this machine into the cache folder, and name the CPU features
+that a build uses.
 
 The wheel on PyPI is built for AVX2, whatever the machine has. A row that llama.cpp ran in a build for another machine
 is flagged.
@@ -29,19 +29,19 @@ Round = Callable[[Sequence[int], int], tuple[float, list[float], list[int]]]
 
 
 def native_build() -> Path | None:
-    """The folder of llama-cpp-python's package; None where it was not built."""
+    """Return the folder of llama-cpp-python's package; None if it was not built."""
     folder = cache_folder() / "peers-native" / "llama_cpp"
     return folder if (folder / "llama_cpp.py").is_file() else None
 
 
 def lacking(described: str, isa: Set[str]) -> list[str]:
-    """Features of this machine that a build does not use, by llama.cpp's description of itself."""
+    """Return the features of this machine that a build does not use, by llama.cpp's description of itself."""
     used = set(re.findall(r"(\w+) = 1", described))
     return [name for name, known in FEATURES.items() if name in isa and known not in used]
 
 
 def library(folder: Path) -> Any:
-    """The functions of llama.h. The package itself is not imported: it needs more than these."""
+    """Return the functions of llama.h. The package itself is not imported: it needs more than these."""
     if "llama_cpp" not in sys.modules:
         package = types.ModuleType("llama_cpp")
         package.__path__ = [str(folder)]
@@ -58,21 +58,17 @@ def described(folder: Path) -> str:
     return str(library(folder).llama_print_system_info().decode())
 
 
-def loaded_model(llama: Any, path: str) -> tuple[Any, Any]:
-    """The model of a GGUF, and the silent log callback, which llama.cpp calls as long as there is a context."""
+def open_native(folder: Path, request: dict[str, Any], q8_0_cache: bool) -> Round:
+    """Return a function that runs one prefill and greedy decode steps, each timed to the argmax of its token."""
+    llama = library(folder)
+    # 1. The model, with a log callback that prints nothing.
     quiet = llama.llama_log_callback(lambda *_: None)
     llama.llama_log_set(quiet, None)
     llama.llama_backend_init()
-    model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
+    model = llama.llama_model_load_from_file(request["path"].encode(), llama.llama_model_default_params())
     if not model:
-        raise RuntimeError(f"llama.cpp does not load {path}")
-    return model, quiet
-
-
-def open_native(folder: Path, request: dict[str, Any], q8_0_cache: bool) -> Round:
-    """One prefill and greedy decode steps, each timed to the choice of its token."""
-    llama = library(folder)
-    model, quiet = loaded_model(llama, request["path"])
+        raise RuntimeError(f"llama.cpp does not load {request['path']}")
+    # 2. Its context.
     options = llama.llama_context_default_params()
     options.n_ctx = request["prompt"] + request["steps"] + 8
     options.n_batch = options.n_ubatch = max(512, request["prompt"])  # the prompt in one piece
@@ -85,7 +81,7 @@ def open_native(folder: Path, request: dict[str, Any], q8_0_cache: bool) -> Roun
         raise RuntimeError("llama.cpp makes no context of such a cache")
     vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
 
-    def chosen(ids: Sequence[int]) -> int:
+    def next_id(ids: Sequence[int]) -> int:
         tokens = (llama.llama_token * len(ids))(*ids)
         if llama.llama_decode(context, llama.llama_batch_get_one(tokens, len(ids))):
             raise RuntimeError(f"llama.cpp does not decode {len(ids)} ids")
@@ -94,10 +90,10 @@ def open_native(folder: Path, request: dict[str, Any], q8_0_cache: bool) -> Roun
     def run_round(ids: Sequence[int], steps: int) -> tuple[float, list[float], list[int]]:
         _ = quiet  # llama.cpp calls it as long as there is a context
         llama.llama_memory_clear(llama.llama_get_memory(context), True)
-        moments, generated = [perf_counter()], [chosen(ids)]
+        moments, generated = [perf_counter()], [next_id(ids)]
         moments.append(perf_counter())
         for _ in range(steps):
-            generated.append(chosen(generated[-1:]))
+            generated.append(next_id(generated[-1:]))
             moments.append(perf_counter())
         times_ms = [1e3 * (end - start) for start, end in zip(moments, moments[1:], strict=False)]
         return times_ms[0], times_ms[1:], generated

@@ -1,6 +1,6 @@
-"""Latency and memory of designs with random weights: on this machine or over ssh on a board, by `bench` itself.
+"""Measure latency and memory of designs with random weights: on this machine or over ssh on a board, by `bench` itself.
 
-`design --measure` (`redesign`) and `calibrate` (`chosen`) both measure so.
+`design --measure` (`redesign`) and `calibrate` (`chosen`) both use it.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from merino_bench.harness.cases import BenchRequest
-from merino_bench.harness.pairs import chosen, flags_by_place, rounds_by_place
+from merino_bench.harness.pairs import flags_by_place, rounds_by_place, select_processes
 from merino_bench.harness.record import FAILED
 from merino_bench.harness.run import Progress, run_bench
 from merino_bench.probe.timing import lower_decile_ms
@@ -34,7 +34,7 @@ def steps_of(context: int) -> int:
 
 
 def requests_for(context: int, prompt: int) -> list[BenchRequest]:
-    """Decode steps with the cache full up to the last of them, and prefills."""
+    """Return requests for decode steps with the cache full up to the last of them, and for prefills."""
     steps = steps_of(context)
     return [
         BenchRequest((), (steps,), DECODE_REPETITIONS, depths=(context - steps,)),
@@ -43,21 +43,21 @@ def requests_for(context: int, prompt: int) -> list[BenchRequest]:
 
 
 def fault_of(*records: Record) -> str | None:
-    """Why a bundle could not be measured."""
+    """Return why a bundle could not be measured, or None."""
     faults = [flag for record in records for flag in record["flags"] if flag.startswith(FAILED)]
     return faults[0] if faults else None
 
 
 def typical_ms(record: Record) -> float:
-    """The lower decile of a process's samples, its median over the processes that count: one and the same decoder
-    differs by some percent between processes."""
-    places = chosen(flags_by_place(record["processes"])).places
+    """Return the lower decile of a process's samples, and of these the median over the processes that count: one and
+    the same decoder differs by some percent between processes."""
+    places = select_processes(flags_by_place(record["processes"])).places
     rounds = rounds_by_place(record["processes"], record["rounds_ms"])
-    return median(lower_decile_ms([ms for one in rounds[place] for ms in one]) for place in places)
+    return median(lower_decile_ms([ms for samples_ms in rounds[place] for ms in samples_ms]) for place in places)
 
 
 def bench_here(progress: Callable[[], AbstractContextManager[Progress | None]]) -> Bench:
-    """Measures on this machine."""
+    """Return a function that measures on this machine."""
 
     def bench(folders: Sequence[Path], requests: Sequence[BenchRequest]) -> list[Sequence[Record]]:
         records: list[Sequence[Record]] = []
@@ -70,7 +70,7 @@ def bench_here(progress: Callable[[], AbstractContextManager[Progress | None]]) 
 
 
 def bench_on(address: "Address", accept_new: bool, say: Say, copied: "Copied") -> Bench:
-    """Measures on a board; the bundles that are copied there are removed again."""
+    """Return a function that measures on a board, and removes the bundles that it copied there."""
     from merino_edge.benchmarking.bench_there import records_of
     from merino_edge.delivery.ssh.connect import connected
     from merino_edge.delivery.ssh.programs import bundle_there, program, remove_bundle
@@ -93,7 +93,7 @@ def bench_on(address: "Address", accept_new: bool, say: Say, copied: "Copied") -
 
 
 def words_of(request: BenchRequest) -> list[str]:
-    """The request as options of the board's `bench`."""
-    prompts, steps = (",".join(map(str, each or (0,))) for each in (request.prompts, request.steps))
+    """Return the request as options of the board's `bench`."""
+    prompts, steps = (",".join(map(str, lengths or (0,))) for lengths in (request.prompts, request.steps))
     depths = ",".join(map(str, request.depths))
     return [f"-p{prompts}", f"-n{steps}", f"-d{depths}", f"-r{request.repetitions}"]

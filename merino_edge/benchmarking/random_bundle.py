@@ -66,7 +66,7 @@ def write_random_bundle(
 def timing_matrices(
     arch: Geometry, weights: Mapping[str, np.ndarray], form: GraphFormat, codes: Codes
 ) -> dict[str, QuantizedMatrix]:
-    """Matrices of the shapes of `weights`, in the order of the graph."""
+    """Return matrices of the shapes of `weights`, in the order of the graph."""
     matrices = {}
     for name, bits in matrix_bits(arch, form).items():
         shapes = [weights[one].shape for one in name.split("+")]
@@ -75,7 +75,8 @@ def timing_matrices(
 
 
 def timing_matrix(shape: tuple[int, int], bits: int, form: GraphFormat, codes: Codes) -> QuantizedMatrix:
-    """A matrix [rows, columns] with equal scales. A row that no group divides is one group, which tiles cannot hold."""
+    """Return a matrix [rows, columns] with equal scales. A row that no group divides is one group, which tiles cannot
+    hold."""
     (rows, columns), layout = shape, matrix_layout(form, bits)
     group = largest_group(columns)
     layout = "groups" if layout == "tiles" and group is None else layout
@@ -87,13 +88,13 @@ def timing_matrix(shape: tuple[int, int], bits: int, form: GraphFormat, codes: C
 
 
 def even_scales(arch: Geometry, kv: str) -> CacheScales:
-    """The same scale everywhere, since the cache holds random values."""
+    """Return the same scale everywhere, since the cache holds random values."""
     layers = [np.full(layer, 0.1, np.float32) for layer in arch.kv_layers]  # [heads, head_size]
     return CacheScales(BITS[kv], tuple((layer, layer) for layer in layers))
 
 
 def random_weights(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """A state dict of the model's shapes: matrices uniform in +-0.02, norms and biases 1."""
+    """Return a state dict of the model's shapes: matrices uniform in +-0.02, norms and biases 1."""
     pool = np.random.default_rng(0)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     return {

@@ -1,4 +1,5 @@
-"""`design --measure`: measure a design on this machine, rescale the budgets by the prediction's error, search again.
+"""Measure a design on this machine, rescale the budgets by the prediction's error, and search again (`design
+--measure`).
 
 A prediction is some 5 % off, and a budget is a promise. The search itself is the caller's (`find`). A design is the
 best within the limits that its search was given, which `Design.searched` records.
@@ -27,13 +28,13 @@ def redesign(
     budgets: Mapping[str, float], find: Find, measure: Callable[[Design], Measured],
     say: Callable[[str], None] = lambda _: None,
 ) -> Design:  # fmt: skip
-    """The best of at most three designs that measure within `budgets`, with its measurement.
+    """Return the best of at most three designs that measure within `budgets`, with its measurement.
 
     The first search has the budgets as they are. Each further one has them rescaled by predicted / measured of the
     design before; once one design took too much and another too little, the geometric mean of their limits.
 
-    find: (limits, the first design or None) -> the best design within the limits; with a first design given, in its
-    vocabulary and formats. Raises MerinoError where no design is within the budgets when measured.
+    find: (limits, the first design or None) -> the best design within the limits; with a first design, in its
+    vocabulary and formats. Raise MerinoError if no design is within the budgets when measured.
     """
     budget = dict(budgets)
     limits, under, over = budget, None, None
@@ -45,7 +46,7 @@ def redesign(
             if not tried:
                 raise
             break  # the rescaled limits are below the smallest decoder of the space
-        if any(design.architecture == one.architecture for one in tried):
+        if design.architecture in [earlier.architecture for earlier in tried]:
             break
         design = design.model_copy(update={"budget": budget, "searched": limits, "measured": measure(design)})
         tried.append(design)
@@ -54,32 +55,30 @@ def redesign(
         if ENOUGH <= share <= 1:
             break
         under, over = (limits, over) if share < ENOUGH else (under, limits)
-        limits = geometric_mean(under, over) if under and over else rescaled(design)
+        if under and over:
+            limits = {name: (under[name] * over[name]) ** 0.5 for name in under}
+        else:
+            limits = rescaled(design)
     return best_of(tried)
 
 
-def upper(design: Design, name: str) -> float:
-    """The value that a search compares with the limit: the upper bound where there is an interval."""
-    value = design.predicted.upper(name)
-    assert value is not None, name
-    return value
-
-
 def rescaled(design: Design) -> Limits:
-    """The limits whose design should measure AIM of each measurable budget, if the prediction's error stays.
+    """Return the limits whose design should measure AIM of each measurable budget, if the prediction's error stays the
+    same.
 
     They are limits of a search, so the upper bound of an interval is rescaled: its width cancels out.
     """
-    factors = {name: AIM * upper(design, name) / getattr(design.measured, name) for name in MEASURABLE}
+    factors: Limits = {}
+    for name in MEASURABLE:
+        predicted = design.predicted.upper(name)
+        assert predicted is not None, name
+        factors[name] = AIM * predicted / getattr(design.measured, name)
     return {name: limit * factors.get(name, 1.0) for name, limit in design.budget.items()}
 
 
-def geometric_mean(under: Limits, over: Limits) -> Limits:
-    return {name: (under[name] * over[name]) ** 0.5 for name in under}
-
-
 def best_of(tried: list[Design]) -> Design:
-    """The design of most entropy among those that measured within their budgets. Raises MerinoError without one."""
+    """Return the design of most entropy among those that measured within their budgets. Raise MerinoError if there is
+    none."""
     kept = [design for design in tried if largest_share(design) <= 1]
     if not kept:
         raise MerinoError(
@@ -92,12 +91,12 @@ def best_of(tried: list[Design]) -> Design:
 
 
 def shares(design: Design) -> dict[str, float]:
-    """Measured / limit of each budget that was given and can be measured here."""
+    """Return measured / limit of each budget that was given and can be measured here."""
     return {name: getattr(design.measured, name) / design.budget[name] for name in MEASURABLE if name in design.budget}
 
 
 def largest_share(design: Design) -> float:
-    """1 where no budget can be measured: then no further search would change the design."""
+    """Return the largest share, or 1 if no budget can be measured: then no further search would change the design."""
     return max(shares(design).values(), default=1.0)
 
 
@@ -107,8 +106,8 @@ def measured_line(design: Design) -> str:
 
 
 def measure_design(design: Design, bench: Bench) -> Measured:
-    """Latency and memory on this machine, with random weights and the design's thread counts. Raises MerinoError where
-    it cannot be measured."""
+    """Return the latency and memory on this machine, with random weights and the design's thread counts. Raise
+    MerinoError if it cannot be measured."""
     with scratch_folder(Path(tempfile.gettempdir()) / "merino-redesign") as scratch:
         folder = scratch / "bundle"
         write_random_bundle(design.architecture, design.precision, folder, "redesign", design)

@@ -1,4 +1,5 @@
-"""`bench` on the workstation: the harness of the board, with baselines by name and other engines beside."""
+"""Run `bench` on the workstation: the harness of the board, with baselines by name and other engines beside it. With
+--ssh, bundles and baselines are copied to a board by hash, measured there in one run, and recorded here."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +18,8 @@ from merino_runtime.errors import MerinoError
 
 def bundles_of(names: Sequence[str], baseline: str | None, precision: str | None, say: Callable[[str], None]
                ) -> tuple[list[str], list[str]]:  # fmt: skip
-    """Folders of the bundles and of the baselines; a baseline by name is made here, `installed` is on the board. Raises
-    MerinoError as `bench` does."""
+    """Return the folders of the bundles and of the baselines. A baseline by name is made here; `installed` is on the
+    board. Raise MerinoError as `bench` does."""
     folders = [name if name == INSTALLED else bundle_path(name) for name in names]
     check_baseline(None if baseline == INSTALLED else baseline, precision)
     if baseline is None or baseline == INSTALLED:
@@ -39,12 +40,12 @@ def run_benchmark(
     save: Path | None, timeout_s: float, peers: str | None, progress: Progress | None, say: Callable[[str], None],
     peers_file: Path | None = None,
 ) -> int:  # fmt: skip
-    """Measure, and write the records to stdout in the form `output` and to the file `save`.
+    """Measure, and write the records to stdout in the form `output` and to the file `save`. Return the exit code, 1 if
+    a row failed.
 
-    Returns the exit code, 1 where a row failed. `timeout_s`: for all repetitions of a row. `say` gets a line for each
-    model that must be made first: a baseline, or another engine's. `peers_file`: a GGUF with the bundles' weights for
-    llama.cpp. Raises MerinoError for a request that is not possible, and KeyboardInterrupt after the complete rows were
-    written.
+    `timeout_s`: for all repetitions of a row. `say` gets a line for each model that must be made first: a baseline, or
+    another engine's. `peers_file`: a GGUF with the bundles' weights for llama.cpp. Raise MerinoError for a request that
+    is not possible, and KeyboardInterrupt after the complete rows were written.
     """
     check_counts(request)
     check_timeout(timeout_s)
@@ -54,16 +55,16 @@ def run_benchmark(
     folders, bases = bundles_of(bundles, baseline, baseline_precision, say)
     with peers_beside(peers, [*folders, *bases], request.seed, say, peers_file) as others:
         return bench_command(
-            folders, request, bases, output, None if save is None else str(save), timeout_s, progress, others
-        )
+            folders, request, bases, output=output, save_path=None if save is None else str(save),
+            timeout_s=timeout_s, progress=progress, more=others,
+        )  # fmt: skip
 
 
 def check_baseline(baseline: str | None, precision: str | None) -> None:
-    """Raises MerinoError where `baseline` is no name and no bundle, or has no such precision, before torch is loaded or
-    a model is made."""
-    known = PRECISIONS
-    if precision is not None and precision not in known:
-        raise MerinoError(f"--baseline-precision {precision} is not known: choose one of {', '.join(known)}")
+    """Raise MerinoError if `baseline` is neither a name nor a bundle, or has no such precision, before torch is loaded
+    or a model is made."""
+    if precision is not None and precision not in PRECISIONS:
+        raise MerinoError(f"--baseline-precision {precision} is not known: choose one of {', '.join(PRECISIONS)}")
     if precision is not None and baseline is None:
         raise MerinoError("--baseline-precision is of a baseline by name: give --baseline opt-350m, or leave it out")
     if baseline is None:

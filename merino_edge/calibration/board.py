@@ -11,10 +11,10 @@ from merino_runtime.errors import MerinoError
 def board(
     id_or_path: str | Path, say: Callable[[str], None] = lambda _: None, backend: str | None = None
 ) -> DeviceProfile:
-    """The profile of `--device`, with predictions of `--backend`, by default the board's own. `host` without a stored
-    probe is measured first, which takes a minute; `say` reports it.
+    """Return the profile of `--device`, with predictions of `--backend`, by default the board's own. `host` without a
+    stored probe is measured first, which takes a minute; `say` reports it.
 
-    Raises MerinoError where there is no such board or it has no such backend, or its file is not valid.
+    Raise MerinoError if there is no such board or it has no such backend, or its file is not valid.
     """
     if backend is not None and backend not in BACKENDS:
         raise MerinoError(f"--backend {backend} is not known: choose {' or '.join(BACKENDS)}")

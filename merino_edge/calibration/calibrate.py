@@ -1,8 +1,7 @@
-"""From a probe to the measured part of a profile: coefficients of the latency model, errors of its predictions, basic
+"""Turn a probe into the measured part of a profile: coefficients of the latency model, errors of its predictions, basic
 figures, and residuals. The rows of a probe are the model's operators in known numbers, so that `fit` can invert the
 model."""
 
-import re
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -10,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tomlkit
 
+from merino_bench.sensors.gpu import watts_of_mode
 from merino_edge.calibration.errors import PHASES, latency_errors
-from merino_edge.calibration.fit import DesignTime, Row, ThreadFit, fit_all
+from merino_edge.calibration.fit import DesignTime, Row, fit_all
 from merino_edge.calibration.gpu_fit import fit_gpu
 from merino_edge.calibration.probe import Probe, Resident, joined
 from merino_edge.families.operators import packed_bytes
@@ -47,7 +47,7 @@ class Fit(NamedTuple):
 
     @property
     def errors(self) -> dict[str, LatencyError]:
-        """Errors of predictions of unseen decoders, by weight format and phase (`int8 decode`)."""
+        """Return the errors of predictions of unseen decoders, by weight format and phase (`int8 decode`)."""
         tables = {form: self.performance.get("coefficients", {}).get(form, {}) for form in FORMS}
         return {
             f"{form} {phase}": LatencyError(**table[f"{phase}_error"])
@@ -56,68 +56,64 @@ class Fit(NamedTuple):
 
 
 def calibrate(*probes: Probe) -> Fit:
-    """The fit to one or several probes of a machine and backend. Raises MerinoError where too little was measured."""
+    """Return the fit to one or several probes of a machine and backend. Raise MerinoError if too little was
+    measured."""
     probe = joined(probes)
     if probe.backend == "tensorrt":
-        gpu = fit_gpu(probe)
-        return Fit(gpu.performance, residuals_of(gpu.errors))
+        performance, chains = fit_gpu(probe)
+        return Fit(performance, residuals_of([*chains]))
     counts = probe.threads
     if not counts:
         raise MerinoError("the probe finished no thread count: run `merino probe` again, with no other load")
     by_threads = fit_all(probe)
     fits = list(by_threads.values())
-    general = {name: [rounded(fit.coefficients[name]) for fit in fits] for name in GENERAL}
-    measured = {row.format for row in probe.measurements if row.kind == "linear"}
+    def values(prefix: str, names: Sequence[str]) -> dict[str, Any]:
+        """Return coefficients whose names begin with `prefix`, a list over the thread counts each."""
+        return {name: [rounded(fit.coefficients[f"{prefix}{name}"]) for fit in fits] for name in names}
+
     errors = latency_errors(by_threads, probes)
     coefficients: dict[str, Any] = {
         "kind": "calibrated", "source": probe.source, "dialect": probe.dialect, "threads": counts,
         "cache_within_mb": [rounded(fit.edges.within) for fit in fits],
         "cache_beyond_mb": [rounded(fit.edges.beyond) for fit in fits],
-        "cache_half_mb": [rounded(fit.edges.half) for fit in fits], **general,
+        "cache_half_mb": [rounded(fit.edges.half) for fit in fits], **values("", GENERAL),
     }  # fmt: skip
-    for form in sorted(measured):
-        of_format = {name: [rounded(fit.coefficients[f"{form}.{name}"]) for fit in fits] for name in OF_FORMAT}
-        coefficients[form] = of_format | resident_factors(probe, form) | {
+    for form in sorted({row.format for row in probe.measurements if row.kind == "linear"}):
+        coefficients[form] = values(f"{form}.", OF_FORMAT) | resident_factors(probe, form) | {
             phase: {name: rounded(value) if isinstance(value, float) else value for name, value in error.items()}
             for phase, error in errors[form].items()
         }
-    for kv in measured_caches(probe, counts):
-        coefficients[f"{kv}_cache"] = {
-            name: [rounded(fit.coefficients[f"{kv}.{name}"]) for fit in fits] for name in ATTENTION_MACS
-        }  # fmt: skip
-    if groups := measured_groups(probe, counts):
-        coefficients["groups"] = group_table(fits, "int8" in groups)
-    return Fit(basic_figures(probe, coefficients) | {"coefficients": coefficients}, residual_table(fits))
+    for kv in measured_caches(probe, by_groups=False):
+        if kv in QUANTIZED_CACHES:
+            coefficients[f"{kv}_cache"] = values(f"{kv}.", ATTENTION_MACS)
+    caches = measured_caches(probe, by_groups=True)
+    if "fp32" in caches:
+        coefficients["groups"] = values(f"{GROUPS}.", OF_ATTENTION)
+        if "int8" in caches:
+            coefficients["groups"]["int8"] = values(f"{GROUPS}.int8.", ATTENTION_MACS)
+    rows = [(row, error) for fit in fits for row, error in fit.rows]
+    residuals = residuals_of([(row, error) for row, error in rows
+                              if not (isinstance(row, DesignTime) and row.extrapolated)])  # fmt: skip
+    return Fit(basic_figures(probe, coefficients) | {"coefficients": coefficients}, residuals)
 
 
-def measured_caches(probe: Probe, counts: Sequence[int]) -> list[str]:
-    """The quantized cache formats whose attention was timed at each thread count, for one query and for many."""
-    seen = {(row.kv, row.threads, row.tokens > 1) for row in probe.measurements if not row.by_groups}
-    return [kv for kv in QUANTIZED_CACHES if {(kv, count, many) for count in counts for many in (False, True)} <= seen]
-
-
-def measured_groups(probe: Probe, counts: Sequence[int]) -> list[str]:
-    """The cache formats over which GroupAttention was timed, as in `measured_caches`; none without float32."""
-    seen = {(row.kv, row.threads, row.tokens > 1) for row in probe.measurements if row.by_groups}
-    cases = [(count, many) for count in counts for many in (False, True)]
-    formats = [kv for kv in ("fp32", "int8") if {(kv, *case) for case in cases} <= seen]
-    return formats if "fp32" in formats else []
-
-
-def group_table(fits: Sequence[ThreadFit], int8: bool) -> dict[str, Any]:
-    def values(prefix: str, names: Sequence[str]) -> dict[str, Any]:
-        return {name: [rounded(fit.coefficients[f"{GROUPS}.{prefix}{name}"]) for fit in fits] for name in names}
-
-    return values("", OF_ATTENTION) | ({"int8": values("int8.", ATTENTION_MACS)} if int8 else {})
+def measured_caches(probe: Probe, by_groups: bool) -> list[str]:
+    """Return the cache formats whose attention, or GroupAttention, was timed at each thread count, for one query and
+    for many."""
+    timed = {(row.kv, row.threads, row.tokens > 1) for row in probe.measurements if row.by_groups == by_groups}
+    return [
+        kv for kv in ("fp32", *QUANTIZED_CACHES)
+        if {(kv, count, many) for count in probe.threads for many in (False, True)} <= timed
+    ]  # fmt: skip
 
 
 def rounded(value: float) -> float:
-    """Four significant digits."""
+    """Round to four significant digits."""
     return float(f"{value:.4g}")
 
 
 def resident_factors(probe: Probe, form: str) -> dict[str, float]:
-    """Resident bytes per weight byte: of matrices, and of a tied embedding.
+    """Return the resident bytes per weight byte: of matrices, and of a tied embedding.
 
     `table_opening`: extra resident bytes per byte of the embedding's pieces during prepacking, when the original and
     the packed copy of a piece coexist. Each factor is the median over the rows of its kind, whose sizes differ between
@@ -142,7 +138,7 @@ def resident_factors(probe: Probe, form: str) -> dict[str, float]:
 
 
 def basic_figures(probe: Probe, coefficients: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a profile's `performance.onnxruntime` without the coefficients."""
+    """Return the figures of a profile's `performance.onnxruntime` without the coefficients."""
     rows = probe.measurements
     rates = {row.threads: row.weight_bytes / row.ms / 1e6 for row in rows if row.kind == "read" and not row.cached}
     speeds: dict[int, float] = {}
@@ -171,17 +167,13 @@ def basic_figures(probe: Probe, coefficients: Mapping[str, Any]) -> dict[str, An
     return figures
 
 
-def residual_table(fits: Sequence[ThreadFit]) -> list[Residual]:
-    """Residuals by kind of row; the last one is over all rows."""
-    rows = [each for fit in fits for each in fit.rows]
-    return residuals_of([(row, error) for row, error in rows if not (isinstance(row, DesignTime) and row.moved)])
-
-
 def residuals_of(rows: Sequence[tuple[Row, float]]) -> list[Residual]:
-    """rows: pairs of a row and predicted / measured - 1."""
-    errors = [(row_kind(row), abs(error)) for row, error in rows]
-    by_kind = {kind: [error for each, error in errors if each == kind] for kind in sorted({kind for kind, _ in errors})}
-    by_kind["all"] = [error for _, error in errors]
+    """Return the residuals by kind of row; the last one is over all rows. rows: pairs of a row and
+    predicted / measured - 1."""
+    by_kind: dict[str, list[float]] = {}
+    for row, error in rows:
+        by_kind.setdefault(row_kind(row), []).append(abs(error))
+    by_kind = dict(sorted(by_kind.items())) | {"all": [abs(error) for _, error in rows]}
     return [Residual(kind, len(values), float(np.median(values)), max(values)) for kind, values in by_kind.items()]
 
 
@@ -195,7 +187,7 @@ def row_kind(row: Row) -> str:
 
 
 def check_same_machine(probe: Probe, profile: DeviceProfile) -> None:
-    """Raises MerinoError where the probe cannot be of this board, or its backend is none of the board's."""
+    """Raise MerinoError if the probe cannot be of this board, or the board lacks its backend."""
     if probe.backend not in profile.backends:
         raise MerinoError(
             f"the probe was made with {probe.backend}, but {profile.name} has only {' and '.join(profile.backends)}:"
@@ -205,7 +197,7 @@ def check_same_machine(probe: Probe, profile: DeviceProfile) -> None:
 
 
 def check_machine(arch: str | None, model: str, backend: str, profile: DeviceProfile) -> None:
-    """Raises MerinoError where a machine probed with `backend` cannot be the profile's board."""
+    """Raise MerinoError if a machine that was probed with `backend` cannot be the profile's board."""
     if arch != profile.arch:
         raise MerinoError(
             f"the probed machine is {arch}, the profile is of {profile.arch}: run `merino probe` on the board itself"
@@ -218,16 +210,16 @@ def check_machine(arch: str | None, model: str, backend: str, profile: DevicePro
 
 
 def mode_of(probe: Probe, profile: DeviceProfile) -> str | None:
-    """The profile's name of the power mode of a GPU's probe; None where it is not known. Raises MerinoError for a mode
-    that the profile lacks.
+    """Return the profile's name of the power mode of a GPU's probe, or None if it is not known. Raise MerinoError for a
+    mode that the profile lacks.
 
-    Where a profile names modes by watts, nvpmodel may still call the highest MAXN, as on the Jetson Nano.
+    If a profile names modes by watts, nvpmodel may still call the highest MAXN, as on the Jetson Nano.
     """
     name, modes = (probe.power_mode or "").split(" (")[0], profile.power.modes
     if not name:
         return None
     if name == "MAXN" and modes and name not in modes:
-        return max(modes, key=watts_of)
+        return max(modes, key=watts_of_mode)
     if name not in modes:
         raise MerinoError(
             f"the probe was made in power mode {name}, the profile has {', '.join(modes) or 'none'}: choose one of them"
@@ -236,15 +228,9 @@ def mode_of(probe: Probe, profile: DeviceProfile) -> str | None:
     return name
 
 
-def watts_of(mode: str) -> float:
-    """Watts in a mode's name; 0 where there are none."""
-    match = re.search(r"(\d+(?:\.\d+)?)W", mode)
-    return float(match.group(1)) if match else 0.0
-
-
 def calibrated_toml(base: str, probe: Probe, fit: Fit, power_mode: str | None = None) -> str:
-    """A profile's TOML with the measured values of the probe's backend in place of its own. All else stays, comments
-    and other backends too. power_mode: of a GPU's figures, where it is known."""
+    """Return a profile's TOML whose values for the probe's backend are replaced by the measured ones. All else stays,
+    including comments and other backends. power_mode: of a GPU's figures, if it is known."""
     document = tomlkit.parse(base)
     measured = tomlkit.table()
     measured.comment(f"calibrated: {probe.source}")

@@ -1,8 +1,8 @@
-"""`merino-edge calibrate`: fits a board's profile to its probes, or this machine's to a new probe.
+"""Fit a board's profile to its probes, or this machine's to a new probe (`merino-edge calibrate`).
 
-The first fit is to the probe. Designs that a search chooses by this fit are measured and added to the fit, in at most
-two rounds. The errors of the second round's predictions show how far the next search's can be trusted. Nothing is
-written before all is measured.
+The first fit is to the probe. Designs that a search picks by this fit are measured and added to the fit, in two rounds.
+The errors of the second round's predictions show how far the next search's can be trusted. Nothing is written before
+all is measured.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,12 +28,11 @@ def recalibrate(
     choose: Choose | None = None,
 ) -> Fit:  # fmt: skip
     """Write the profile `out` from the board's profile and its probes; for `host`, measure and store one more probe.
-    Without `probes` and `probe_board`, the collected probes of the board are used. Returns the fit.
+    Without `probes` and `probe_board`, the collected probes of the board are used. Return the fit.
 
-    probe_board: probes the profile's board with its backend, in place of `probes`; called after all checks.
-    choose: measures designs that a search chooses, on the probed machine; None: no designs are measured.
-    backend: of the probes; None: that of the probes, else the board's default.
-    Raises MerinoError for a wrong request; nothing is written then.
+    probe_board: probes the profile's board with its backend, instead of `probes`; called after all checks. choose:
+    measures designs that a search picks, on the probed machine; None: no designs are measured. backend: of the probes;
+    None: that of the probes, else the board's default. Raise MerinoError for a wrong request; nothing is written then.
     """
     if device == "host":
         if probes or out or probe_board or backend not in (None, "onnxruntime"):
@@ -55,14 +54,14 @@ def recalibrate(
     base = profile_text(device)
     profile = parse_profile_text(base, device).with_backend(backend)
     if probe_board:
-        read = [probe_board(profile)]
+        used = [probe_board(profile)]
     else:
-        read = [read_probe(path) for path in probes] or of_backend(collected, profile, say)
-    for one in read:
-        check_same_machine(one, profile)
-        if backend and one.backend != backend:
-            raise MerinoError(f"the probe was made with {one.backend}, not with --backend {backend}: leave it out")
-    boards = sorted({f"{one.machine.get('board')}, {one.backend}, {one.dialect}" for one in read})
+        used = [read_probe(path) for path in probes] or of_backend(collected, profile, say)
+    for probe in used:
+        check_same_machine(probe, profile)
+        if backend and probe.backend != backend:
+            raise MerinoError(f"the probe was made with {probe.backend}, not with --backend {backend}: leave it out")
+    boards = sorted({f"{probe.machine.get('board')}, {probe.backend}, {probe.dialect}" for probe in used})
     if len(boards) > 1 and not collected:
         raise MerinoError(
             f"the probes are of different machines or backends: {'; '.join(boards)}. Give those of one"
@@ -78,24 +77,24 @@ def recalibrate(
         return parse_profile_text(text_of(all_probes, calibrate(*all_probes)), origin).with_backend(backend)
 
     if probe_board and choose:
-        read = [with_designs(read[0], lambda probe: fitted([probe]), choose, say)]
-    fit = calibrate(*read)
-    text = text_of(read, fit)
+        used = [with_designs(used[0], lambda probe: fitted([probe]), choose, say)]
+    fit = calibrate(*used)
+    text = text_of(used, fit)
     parse_profile_text(text, origin)
     write_text(out, text)
     return fit
 
 
 def of_backend(collected: Sequence[Path], profile: DeviceProfile, say: Say) -> list[Probe]:
-    """The collected probes of the profile's backend, and of the newest one's dialect. Raises MerinoError where there is
-    none, since all were made with another backend."""
-    read = sorted(map(read_probe, collected), key=lambda one: one.date)
-    own = [one for one in read if one.backend == profile.backend]
+    """Return the collected probes of the profile's backend, and of the newest one's dialect. Raise MerinoError if all
+    were made with another backend."""
+    probes = sorted(map(read_probe, collected), key=lambda probe: probe.date)
+    own = [probe for probe in probes if probe.backend == profile.backend]
     if not own:
-        others = ", ".join(sorted({one.backend for one in read}))
+        others = ", ".join(sorted({probe.backend for probe in probes}))
         raise MerinoError(f"no probe of {profile.id} with {profile.backend} was collected, only with {others}: give"
                           " --backend, or --probe FILE of your own")  # fmt: skip
-    alike = [one for one in own if one.dialect == own[-1].dialect]
+    alike = [probe for probe in own if probe.dialect == own[-1].dialect]
     say(f"collected probes of {profile.id}, of {alike[-1].dialect} graphs: {len(alike)}")
     return alike
 
@@ -117,24 +116,21 @@ def recalibrate_host(say: Say, choose: Choose | None) -> Fit:
 
 
 def with_designs(probe: Probe, fitted: Callable[[Probe], DeviceProfile], choose: Choose, say: Say) -> Probe:
-    """The probe with measured designs. Each round's designs are chosen by the fit to the probe and earlier rounds."""
+    """Return the probe with measured designs. Each round's designs are picked by the fit to the probe and earlier
+    rounds."""
     if probe.backend != "onnxruntime" or probe.dialect == "portable":
         say("no designs are measured: they are of graphs for ONNX Runtime 1.18 and later on a CPU")
         return probe
     for number in range(ROUNDS):
         say(f"designs that the search chooses by this fit, round {number + 1} of {ROUNDS}")
         designs = choose(fitted(probe), number)
-        say(round_line(number, designs))
+        # The errors of the predictions by which the designs were chosen.
+        decode = [design.predicted_decode_ms / design.decode_ms - 1 for design in designs]
+        prefill = [design.predicted_prefill_ms / design.prefill_ms - 1 for design in designs]
+        phases = ", ".join(
+            f"{phase} {median(errors):+.1%} in the median ({min(errors):+.1%} to {max(errors):+.1%})"
+            for phase, errors in (("decode", decode), ("prefill", prefill))
+        )
+        say(f"round {number + 1}: {len(designs)} measured, predicted over measured: {phases}; now in the fit")
         probe = probe.model_copy(update={"designs": [*probe.designs, *designs]})
     return probe
-
-
-def round_line(number: int, designs: Sequence[MeasuredDesign]) -> str:
-    """Report of a round: errors of the predictions by which its designs were chosen."""
-    decode = [one.predicted_decode_ms / one.decode_ms - 1 for one in designs]
-    prefill = [one.predicted_prefill_ms / one.prefill_ms - 1 for one in designs]
-    phases = (
-        f"{phase} {median(errors):+.1%} in the median ({min(errors):+.1%} to {max(errors):+.1%})"
-        for phase, errors in (("decode", decode), ("prefill", prefill))
-    )
-    return f"round {number + 1}: {len(designs)} measured, predicted over measured: {', '.join(phases)}; now in the fit"

@@ -1,13 +1,13 @@
-"""Errors of predictions of unseen decoders, as a distribution per weight format and phase.
+"""Fit the errors of predictions of held-out decoders, as a distribution per weight format and phase.
 
-A search prefers decoders that are predicted too fast. So the errors of decoders that a search chose are used, and the
-probe's own decoders only where too few of those were measured.
+A search prefers decoders that are predicted too fast. So the errors of decoders that a search picked are used, and the
+probe's own decoders only if too few of those were measured.
 
-log(measured / predicted) = center + scale x Student's t, fitted by maximum likelihood
-(Lange, Little and Taylor, "Robust statistical modeling using the t distribution", JASA 84, 1989). Its tails absorb rows
-that another program disturbed, which would widen a normal distribution for all. Formats with few decoders share one
-distribution. Scale and degrees of freedom are those of a prediction interval (Hahn and Meeker, "Statistical Intervals",
-1991). The sample size is the number of decoders, since rows of one decoder are not independent.
+log(measured / predicted) = center + scale x Student's t, fitted by maximum likelihood (Lange, Little and Taylor,
+"Robust statistical modeling using the t distribution", JASA 84, 1989). Its tails absorb rows that another program
+disturbed, which would widen a normal distribution for all. Formats with few decoders share one distribution. Scale and
+degrees of freedom are those of a prediction interval (Hahn and Meeker, "Statistical Intervals", 1991). The sample size
+is the number of decoders, because rows of one decoder are not independent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,74 +39,68 @@ class Student(NamedTuple):
 
 
 def latency_errors(fits: Mapping[int, ThreadFit], probes: Sequence[Probe]) -> dict[str, dict[str, dict[str, Any]]]:
-    """format -> `decode_error`, `prefill_error` -> keys of `LatencyError`, where it could be fitted.
+    """Return format -> `decode_error`, `prefill_error` -> keys of `LatencyError`, if it could be fitted.
 
     fits: of each thread count, to the joined probes. A row of several probes gives one error per probe, so that
     differences between probes widen the interval.
     """
+    # 1. The ms of each row of a whole decoder, one per probe.
+    measured_ms: dict[tuple[Any, ...], list[float]] = {}
+    for row in (row for probe in probes for row in probe.measurements if row.kind == "decoder"):
+        measured_ms.setdefault(facts(row), []).append(row.ms)
+    # 2. The errors of held-out decoders: of the probe's own, and of measured designs.
+    own: list[tuple[Row, float]] = [
+        (row, error + log(ms / row.ms)) for row, error in at_best_threads(fits) for ms in measured_ms[facts(row)]
+    ]
+    designs = [
+        (design, error) for fit in fits.values() for design, error in fit.held_out
+        if isinstance(design, DesignTime) and not design.extrapolated
+    ]  # fmt: skip
+    # 3. Their distributions. The designs' replace the probe's.
     errors: dict[str, dict[str, dict[str, Any]]] = {form: {} for form in FORMS}
-    measured_ms = times_of(probes)
-    own = [(row, error + log(ms / row.ms)) for row, error in at_best_threads(fits) for ms in measured_ms[facts(row)]]
-    designs = [each for fit in fits.values() for each in fit.unseen if is_measured_design(each[0])]
     for phase in PHASES:
-        for of, rows in (("probe", own), ("designs", designs)):  # the later one stays
-            by_format = errors_by_format(rows, phase)
+        for of, rows in (("probe", own), ("designs", designs)):
+            by_format: dict[str, Errors] = {}
+            for timed, error in rows:
+                if (timed.tokens == 1) == (phase == "decode"):
+                    by_format.setdefault(timed.format, {}).setdefault(shape_of(timed), []).append(error)
             for form, distribution in distributions(by_format).items():
                 count = len(by_format[form])
                 errors[form][f"{phase}_error"] = {**distribution, "of": of, "decoders": count}
     return errors
 
 
-def is_measured_design(row: Row) -> bool:
-    return isinstance(row, DesignTime) and not row.moved
-
-
-def errors_by_format(rows: Sequence[tuple[Row, float]], phase: str) -> dict[str, Errors]:
-    by_format: dict[str, Errors] = {}
-    for row, error in rows:
-        if (row.tokens == 1) == (phase == "decode"):
-            by_format.setdefault(row.format, {}).setdefault(shape_of(row), []).append(error)
-    return by_format
-
-
 def at_best_threads(fits: Mapping[int, ThreadFit]) -> list[tuple[Measurement, float]]:
-    """The unseen rows of each decoder that resemble a prediction: prefills, and decode steps at the probe's fullest
-    cache, at the thread count that a prediction chooses: the one of least decode latency."""
+    """Return the held-out rows of each decoder that resemble a prediction: prefills, and decode steps at the probe's
+    fullest cache, at the thread count that a prediction chooses, the one of least decode latency."""
     fullest: dict[tuple[str, Decoder], tuple[int, float, int]] = {}
     for threads, fit in fits.items():
         for row, error in fit.rows:
             if isinstance(row, Measurement) and row.kind == "decoder" and row.tokens == 1:
                 key, rank = (row.format, shape_of(row)), (-row.past, row.ms * (1 + error), threads)
                 fullest[key] = min(rank, fullest.get(key, rank))
-    unseen = []
+    held_out = []
     for threads, fit in fits.items():
-        for row, error in fit.unseen:
+        for row, error in fit.held_out:
             if isinstance(row, DesignTime):
                 continue
             past, _, best = fullest.get((row.format, shape_of(row)), (0, 0.0, 0))
             if threads == best and (row.tokens > 1 or row.past == -past):
-                unseen.append((row, error))
-    return unseen
-
-
-def times_of(probes: Sequence[Probe]) -> dict[tuple[Any, ...], list[float]]:
-    """ms of each row of a whole decoder, one per probe."""
-    times: dict[tuple[Any, ...], list[float]] = {}
-    for row in (row for probe in probes for row in probe.measurements if row.kind == "decoder"):
-        times.setdefault(facts(row), []).append(row.ms)
-    return times
+                held_out.append((row, error))
+    return held_out
 
 
 def distributions(by_format: Mapping[str, Errors]) -> dict[str, dict[str, float]]:
-    """format -> keys of `LatencyError`, for formats with enough decoders."""
-    known = {form: list(errors.values()) for form, errors in by_format.items() if len(errors) >= LEAST_DECODERS}
-    alone = {form: distribution(errors) for form, errors in known.items() if len(errors) >= LEAST_ALONE}
-    together = [errors for form, each in known.items() if form not in alone for errors in each]
-    return dict.fromkeys(known, distribution(together) if together else {}) | alone
+    """Return format -> keys of `LatencyError`, for formats with enough decoders. Formats with few decoders share a
+    distribution."""
+    of_decoders = {form: list(errors.values()) for form, errors in by_format.items() if len(errors) >= LEAST_DECODERS}
+    own = {form: distribution(errors) for form, errors in of_decoders.items() if len(errors) >= LEAST_ALONE}
+    pooled = [errors for form, decoders in of_decoders.items() if form not in own for errors in decoders]
+    return dict.fromkeys(of_decoders, distribution(pooled) if pooled else {}) | own
 
 
 def distribution(decoders: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Keys of `LatencyError`, from the errors of each decoder.
+    """Return the keys of `LatencyError`, from the errors of each decoder.
 
     The maximum-likelihood scale is too small for a prediction for two reasons, both corrected as for a normal
     distribution: the center is fitted to the same errors, and has an uncertainty of its own.
@@ -121,7 +115,7 @@ def distribution(decoders: Sequence[Sequence[float]]) -> dict[str, float]:
 
 
 def student(errors: np.ndarray, tail: float) -> Student:
-    """The most likely center and scale for these degrees of freedom, by expectation maximization. errors [n]"""
+    """Return the most likely center and scale for these degrees of freedom, by expectation maximization. errors [n]"""
     center = float(np.median(errors))
     scale = max(float(np.std(errors - center)), LEAST_SCALE)
     for _ in range(TURNS):

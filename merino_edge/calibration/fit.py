@@ -1,4 +1,4 @@
-"""Coefficients of the latency model and cache edges of one thread count, fitted to the rows of a probe.
+"""Fit the coefficients of the latency model and the cache edges of one thread count to the rows of a probe.
 
 Alternating minimization over the coefficients (non-negative least squares) and the cache edges (grid search), from
 three starts because of local minima. From the best result the edges move to neighbors on the grid, each with its own
@@ -6,7 +6,7 @@ coefficients. The terms of the model are in `prediction.latency`; `calibrate` wr
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -17,7 +17,7 @@ from merino_edge.calibration.probe import MeasuredDesign, Measurement, Probe, ti
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import Operator, activation, attention, head, linear, norm, runs_on_kernels
 from merino_edge.prediction.latency import Run, amounts, memory_share, reread_share
-from merino_edge.prediction.onnxruntime_costs import prefill_pieces
+from merino_edge.prediction.onnxruntime_costs import prefill_chunks
 from merino_edge.profiles.coefficients import (
     ATTENTION_MACS,
     FORMS,
@@ -39,14 +39,14 @@ LEAST_US = 1e-3  # lower bound of a measured time, since errors are relative
 
 
 class DesignTime(NamedTuple):
-    """One phase of a measured design, as a row of the fit. `moved`: extrapolated to a thread count that it was not
-    measured with."""
+    """One phase of a measured design, as a row of the fit. `extrapolated`: to a thread count that it was not measured
+    with."""
 
     design: MeasuredDesign
     phase: Literal["decode", "prefill"]
     threads: int
     ms: float
-    moved: bool = False
+    extrapolated: bool = False
 
     @property
     def kind(self) -> str:
@@ -62,7 +62,7 @@ class DesignTime(NamedTuple):
 
     @property
     def runs(self) -> list[Run]:
-        return [(1, self.design.past)] if self.phase == "decode" else prefill_pieces(self.design.prompt)
+        return [(1, self.design.past)] if self.phase == "decode" else prefill_chunks(self.design.prompt)
 
 
 Row = Measurement | DesignTime
@@ -70,7 +70,7 @@ Decoder = tuple[int, ...] | Architecture  # identifies a decoder, independently 
 
 
 def operator_of(row: Measurement) -> Operator:
-    """The operator that a row of the probe repeats `count` times."""
+    """Return the operator that a row of the probe repeats `count` times."""
     if row.kind == "linear":
         return linear(row.columns, row.rows)
     if row.kind == "head":
@@ -81,7 +81,7 @@ def operator_of(row: Measurement) -> Operator:
 
 
 def amounts_of(row: Row, dialect: Dialect) -> dict[str, float]:
-    """The amount of each term in one run of the row's graph, if all reads come from memory."""
+    """Return the amount of each term in one run of the row's graph, if all reads come from memory."""
     if isinstance(row, DesignTime):
         operators = row.design.architecture.operators
         groups = row.design.by_groups
@@ -95,30 +95,30 @@ def amounts_of(row: Row, dialect: Dialect) -> dict[str, float]:
     if row.kind == "decoder":
         groups = runs_on_kernels(dialect, row.format)
         return summed(amounts(op, row.format, row.tokens, row.past, dialect, groups=groups) for op in decoder_of(row))
-    one = amounts(operator_of(row), row.format, row.tokens, row.past, dialect, kv=row.kv, groups=row.by_groups)
+    terms = amounts(operator_of(row), row.format, row.tokens, row.past, dialect, kv=row.kv, groups=row.by_groups)
     if row.kind == "head":  # timed as a separate graph, without the argmax
-        one = {name: amount for name, amount in one.items() if name not in ("argmax_ns", "step_us")}
-    return {name: amount * row.count for name, amount in one.items()} | {GRAPH: 1.0}
+        terms = {name: amount for name, amount in terms.items() if name not in ("argmax_ns", "step_us")}
+    return {name: amount * row.count for name, amount in terms.items()} | {GRAPH: 1.0}
 
 
 def decoder_of(row: Row) -> list[Operator]:
-    """The operators of a row's whole decoder; none for other rows."""
+    """Return the operators of a row's whole decoder; none for other rows."""
     if isinstance(row, DesignTime):
         return row.design.architecture.operators
     if row.kind != "decoder":
         return []
-    return timed_operators(row.columns, row.rows, row.count, row.uses, row.heads, row.kv_heads)
+    return timed_operators(*shape_of(row))
 
 
 @lru_cache(maxsize=64)  # a probe has rows of one shape for several formats, thread counts and numbers of tokens
-def timed_operators(width: int, ffn_width: int, layers: int, uses: int, heads: int, kv_heads: int) -> list[Operator]:
-    return timed_decoder(width, ffn_width, layers, uses, heads, kv_heads).operators
+def timed_operators(*shape: int) -> list[Operator]:
+    return timed_decoder(*shape).operators
 
 
 def summed(all_amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     totals: dict[str, float] = {}
-    for one in all_amounts:
-        for name, amount in one.items():
+    for terms in all_amounts:
+        for name, amount in terms.items():
             totals[name] = totals.get(name, 0.0) + amount
     return totals
 
@@ -136,13 +136,13 @@ class ThreadFit(NamedTuple):
 
     Attributes:
         rows: each row with predicted / measured - 1.
-        unseen: each row of a whole decoder with log(measured / predicted), from a fit without that decoder's rows.
+        held_out: each row of a whole decoder with log(measured / predicted), from a fit without that decoder's rows.
     """
 
     coefficients: dict[str, float]
     edges: "Edges"  # in MB of 2^20 bytes
     rows: list[tuple[Row, float]]
-    unseen: list[tuple[Row, float]]
+    held_out: list[tuple[Row, float]]
 
 
 class Edges(NamedTuple):
@@ -158,109 +158,112 @@ class Table(NamedTuple):
 
     amounts: np.ndarray  # of each of FITTED, 0 for the reads from memory. [rows, coefficients]
     first: np.ndarray  # first reads of a run, in the unit of `memory_ms_gb`'s amount
-    again: np.ndarray  # repeated reads, by the size of the reads in between. [rows, sizes]
+    rereads: np.ndarray  # repeated reads, by the size of the reads in between. [rows, sizes]
     first_sizes: np.ndarray
     between_sizes: np.ndarray  # of the reads between two uses of a matrix. [rows, sizes]
     us: np.ndarray  # measured
     weight: np.ndarray  # of the row in the loss
 
     def from_memory(self, edges: Edges) -> np.ndarray:
-        """The amount of `memory_ms_gb` in each row [rows], for a cache with these edges."""
+        """Return the amount of `memory_ms_gb` in each row [rows], for a cache with these edges."""
         sizes = np.maximum(self.first_sizes, TINY)
         first = self.first * memory_share(sizes, edges.within, edges.beyond)
-        return first + np.sum(self.again * reread_share(self.between_sizes, edges.half), axis=1)
+        return first + np.sum(self.rereads * reread_share(self.between_sizes, edges.half), axis=1)
 
 
 def fit_all(probe: Probe) -> dict[int, ThreadFit]:
-    """The fit of each thread count. A design is measured at one count. For the other counts it is extrapolated with the
-    same factor over the fit to the probe alone: else the next search would choose a count without corrections."""
-    alone = {count: fit_threads(probe, count) for count in probe.threads}
-    times = [time for design in probe.designs for time in times_of(design) if time.threads in alone]
+    """Return the fit of each thread count. A design is measured at one count. For the other counts it is extrapolated
+    with the same factor over the fit to the probe alone, because the next search would otherwise choose a count without
+    corrections."""
+    probe_fits = {count: fit_threads(probe, count) for count in probe.threads}
+    times = [
+        time for design in probe.designs for time in (
+            DesignTime(design, "decode", design.decode_threads, design.decode_ms),
+            DesignTime(design, "prefill", design.prefill_threads, design.prefill_ms),
+        ) if time.threads in probe_fits
+    ]  # fmt: skip
     if not times:
-        return alone
-    return {count: fit_threads(probe, count, [moved(time, count, alone, probe) for time in times]) for count in alone}
+        return probe_fits
 
-
-def times_of(design: MeasuredDesign) -> list[DesignTime]:
-    return [
-        DesignTime(design, "decode", design.decode_threads, design.decode_ms),
-        DesignTime(design, "prefill", design.prefill_threads, design.prefill_ms),
-    ]
-
-
-def moved(time: DesignTime, count: int, alone: Mapping[int, ThreadFit], probe: Probe) -> DesignTime:
-    if time.threads == count:
-        return time
-
-    def share(threads: int) -> float:
-        """Predicted latency by the fit of `threads` threads, relative to the measured one."""
-        fit, table = alone[threads], table_of([time], probe)
+    def share(time: DesignTime, threads: int) -> float:
+        """Return the latency predicted by the fit of `threads` threads, relative to the measured one."""
+        fit, table = probe_fits[threads], table_of([time], probe)
         edges = Edges(*(edge * MB / cache_bytes(probe) for edge in fit.edges))
         return 1 + float(errors_of(table, fit.coefficients, edges)[0])
 
-    return time._replace(threads=count, ms=time.ms * share(count) / share(time.threads), moved=True)
+    def at_count(time: DesignTime, count: int) -> DesignTime:
+        if time.threads == count:
+            return time
+        factor = share(time, count) / share(time, time.threads)
+        return time._replace(threads=count, ms=time.ms * factor, extrapolated=True)
+
+    return {count: fit_threads(probe, count, [at_count(time, count) for time in times]) for count in probe_fits}
 
 
 def fit_threads(probe: Probe, threads: int, designs: Sequence[DesignTime] = ()) -> ThreadFit:
-    """The fit of least loss over the three starts and neighboring edges."""
+    """Return the fit of least loss over the three starts and neighboring edges."""
     rows: list[Row] = [row for row in probe.measurements if row.threads == threads and row.kind != "read"]
     rows += designs
     table = table_of(rows, probe)
     from_memory = np.stack([table.from_memory(edges) for edges in GRID])  # [edges of the grid, rows]
     fits = (alternate(table, from_memory, start) for start in STARTS)
     coefficients, edges = descend(table, *min(fits, key=lambda fit: loss_of(table, *fit)))
-    unseen = unseen_errors(rows, table, edges)
+    held_out = held_out_errors(rows, table, edges)
     if designs:
-        tried = [(each, unseen_errors(rows, each, edges)) for each in weighted(rows, table)]
-        table, unseen = min(tried, key=lambda fit: error_of_designs(fit[1]))
+        # Designs may contradict the probe's rows if a search exploits an effect that the model has no term for. Their
+        # best weight depends on the machine.
+        is_design = np.array([isinstance(row, DesignTime) for row in rows])
+        tables = [table._replace(weight=np.where(is_design, weight, table.weight)) for weight in DESIGN_WEIGHTS]
+        candidates = [(candidate, held_out_errors(rows, candidate, edges)) for candidate in tables]
+        table, held_out = min(candidates, key=lambda candidate: error_of_designs(candidate[1]))
         coefficients = fit_coefficients(table, edges)
     errors = errors_of(table, coefficients, edges).tolist()
     if all(is_operator(row) for row in rows):  # a portable probe has no decoders: a decoder's run costs as any graph's
         coefficients["step_us"] = coefficients[GRAPH]
     edges_mb = Edges(*(edge * cache_bytes(probe) / MB for edge in edges))
-    return ThreadFit(coefficients, edges_mb, list(zip(rows, errors, strict=True)), unseen)
+    return ThreadFit(coefficients, edges_mb, list(zip(rows, errors, strict=True)), held_out)
 
 
-def weighted(rows: Sequence[Row], table: Table) -> Iterator[Table]:
-    """The table with each of DESIGN_WEIGHTS. Designs may contradict the probe's rows where a search exploits an effect
-    that the model has no term for; their best weight depends on the machine."""
-    designs = np.array([isinstance(row, DesignTime) for row in rows])
-    for weight in DESIGN_WEIGHTS:
-        yield table._replace(weight=np.where(designs, weight, table.weight))
-
-
-def error_of_designs(unseen: Sequence[tuple[Row, float]]) -> float:
-    """Mean absolute error of left-out designs; only of those measured at this thread count, if any."""
-    errors = [(row.moved, abs(error)) for row, error in unseen if isinstance(row, DesignTime)]
-    least = min(is_moved for is_moved, _ in errors)
-    return float(np.mean([error for is_moved, error in errors if is_moved == least]))
+def error_of_designs(held_out: Sequence[tuple[Row, float]]) -> float:
+    """Return the mean absolute error of held-out designs; only of those measured at this thread count, if any."""
+    errors = [(row.extrapolated, abs(error)) for row, error in held_out if isinstance(row, DesignTime)]
+    measured = [error for extrapolated, error in errors if not extrapolated]
+    return float(np.mean(measured or [error for _, error in errors]))
 
 
 def is_operator(row: Row) -> bool:
-    """Whether the row's graph is not a whole decoder."""
+    """Return whether the row's graph is not a whole decoder."""
     return row.kind not in ("decoder", "design")
 
 
 def table_of(rows: Sequence[Row], probe: Probe) -> Table:
     terms = [amounts_of(row, probe.dialect) for row in rows]
-    first, _ = (np.array([one.pop(name, 0.0) for one in terms]) for name in (MEMORY, REREAD))
-    again = [rereads_of(row) for row in rows]
-    sizes = range(max(map(len, again), default=0))
-    filled = [[*pairs, *[(0.0, 0.0)] * (len(sizes) - len(pairs))] for pairs in again]
+    first, _ = (np.array([amount.pop(name, 0.0) for amount in terms]) for name in (MEMORY, REREAD))
+    rereads = [rereads_of(row) for row in rows]
+    sizes = range(max(map(len, rereads), default=0))
+    filled = [[*pairs, *[(0.0, 0.0)] * (len(sizes) - len(pairs))] for pairs in rereads]
     pairs = np.array(filled).reshape(len(rows), len(sizes), 2)
-    of_terms = np.array([[one.get(name, 0.0) for name in FITTED] for one in terms])
+    of_terms = np.array([[amount.get(name, 0.0) for name in FITTED] for amount in terms])
     return Table(
-        of_terms, first, pairs[..., 1] / 1e6, 1e6 * first / cache_bytes(probe), pairs[..., 0] / cache_bytes(probe),
-        np.array([max(1e3 * row.ms, LEAST_US) for row in rows]),
-        np.array([WEIGHTS.get(row.kind, 1.0) for row in rows]),
-    )  # fmt: skip
+        amounts=of_terms,
+        first=first,
+        rereads=pairs[..., 1] / 1e6,
+        first_sizes=1e6 * first / cache_bytes(probe),
+        between_sizes=pairs[..., 0] / cache_bytes(probe),
+        us=np.array([max(1e3 * row.ms, LEAST_US) for row in rows]),
+        weight=np.array([WEIGHTS.get(row.kind, 1.0) for row in rows]),
+    )
 
 
 def alternate(table: Table, from_memory: np.ndarray, edges: Edges) -> tuple[dict[str, float], Edges]:
-    """Alternating minimization from these edges, until the loss no longer falls -> coefficients, edges."""
+    """Minimize alternately from these edges, until the loss no longer falls. Return coefficients and edges.
+
+    from_memory [edges of the grid, rows]: the amount of `memory_ms_gb` for each edges of the grid.
+    """
     coefficients = fit_coefficients(table, edges)
     for _ in range(MOST_TURNS):
-        new_edges = fit_edges(table, from_memory, coefficients)
+        errors = (cached_us(table, coefficients) + from_memory * coefficients[MEMORY]) / table.us - 1
+        new_edges = GRID[int(loss(table, errors).argmin())]
         new_coefficients = fit_coefficients(table, new_edges)
         if loss_of(table, new_coefficients, new_edges) >= loss_of(table, coefficients, edges):
             break
@@ -269,10 +272,10 @@ def alternate(table: Table, from_memory: np.ndarray, edges: Edges) -> tuple[dict
 
 
 def descend(table: Table, coefficients: dict[str, float], edges: Edges) -> tuple[dict[str, float], Edges]:
-    """Hill climbing over neighboring edges. Alternation gets stuck here, since its coefficients fit the old edges."""
+    """Climb over neighboring edges. Alternation gets stuck here, because its coefficients fit the old edges."""
     for _ in range(MOST_MOVES):
-        tried = [(fit_coefficients(table, near), near) for near in neighbors(edges)]
-        best = min(tried, key=lambda fit: loss_of(table, *fit))
+        fits = [(fit_coefficients(table, neighbor), neighbor) for neighbor in neighbors(edges)]
+        best = min(fits, key=lambda fit: loss_of(table, *fit))
         if loss_of(table, *best) >= loss_of(table, coefficients, edges):
             break
         coefficients, edges = best
@@ -280,19 +283,19 @@ def descend(table: Table, coefficients: dict[str, float], edges: Edges) -> tuple
 
 
 def neighbors(edges: Edges) -> list[Edges]:
-    """Edges of the grid that differ by one step in one or both of the first two."""
-    place, other = (
+    """Return the edges of the grid that differ by one step in one or both of the first two."""
+    row, column = (
         int(np.abs(np.array(axis) - edge).argmin()) for axis, edge in ((WITHIN, edges.within), (BEYOND, edges.beyond))
     )  # fmt: skip
     return [
         Edges(float(within), float(beyond), edges.half)
-        for within in WITHIN[max(0, place - 1) : place + 2] for beyond in BEYOND[max(0, other - 1) : other + 2]
+        for within in WITHIN[max(0, row - 1) : row + 2] for beyond in BEYOND[max(0, column - 1) : column + 2]
         if within < beyond
     ]  # fmt: skip
 
 
 def fit_coefficients(table: Table, edges: Edges) -> dict[str, float]:
-    """Non-negative least squares of the relative errors, by iterative reweighting with Huber's loss.
+    """Fit the coefficients by non-negative least squares of the relative errors, reweighted with Huber's loss.
 
     The loss grows linearly above HUBER_ERROR, because another program on the board may disturb a few rows strongly.
     Whole decoders weigh more, because they are predicted: an operator is some 10 % slower in a decoder than in a graph
@@ -305,14 +308,15 @@ def fit_coefficients(table: Table, edges: Edges) -> dict[str, float]:
 
 
 def time_shares(table: Table, edges: Edges) -> np.ndarray:
-    """Share of each row's measured time per unit of each coefficient. [rows, coefficients]"""
+    """Return the share of each row's measured time per unit of each coefficient. [rows, coefficients]"""
     matrix = table.amounts / table.us[:, None]
     matrix[:, FITTED.index(MEMORY)] = table.from_memory(edges) / table.us
     return matrix
 
 
 def reweighted(matrix: np.ndarray, row_weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The coefficients of least loss, and the weights of the rows in the last least squares. [coefficients], [rows]"""
+    """Return the coefficients of least loss, and the weights of the rows in the last least squares. [coefficients],
+    [rows]"""
     weight = row_weight
     for _ in range(REWEIGHTINGS):
         coefficients = weighted_nnls(matrix, weight)
@@ -327,9 +331,9 @@ def weighted_nnls(matrix: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return np.asarray(coefficients)
 
 
-def unseen_errors(rows: Sequence[Row], table: Table, edges: Edges) -> list[tuple[Row, float]]:
-    """Leave-one-out cross-validation: log(measured / predicted) of each row of a whole decoder, with coefficients
-    fitted to all rows except those of that decoder, in any format.
+def held_out_errors(rows: Sequence[Row], table: Table, edges: Edges) -> list[tuple[Row, float]]:
+    """Return log(measured / predicted) of each row of a whole decoder, by leave-one-out cross-validation: with
+    coefficients fitted to all rows except those of that decoder, in any format.
 
     Edges and the weights of Huber's loss stay those of all rows, so that a left-out decoder costs one least squares.
     """
@@ -339,42 +343,36 @@ def unseen_errors(rows: Sequence[Row], table: Table, edges: Edges) -> list[tuple
     shapes = [None if is_operator(row) else shape_of(row) for row in rows]
     errors: list[tuple[Row, float]] = []
     for shape in dict.fromkeys(shape for shape in shapes if shape):
-        same = [at for at, each in enumerate(shapes) if each == shape]
+        same = [index for index, other in enumerate(shapes) if other == shape]
         others = weight.copy()
         others[same] = 0
         shares = matrix[same] @ weighted_nnls(matrix, others)  # predicted / measured
-        errors += zip((rows[at] for at in same), (-np.log(np.maximum(shares, TINY))).tolist(), strict=True)
+        errors += zip((rows[index] for index in same), (-np.log(np.maximum(shares, TINY))).tolist(), strict=True)
     return errors
 
 
 def shape_of(row: Row) -> Decoder:
-    """The decoder of a row, independently of its format."""
+    """Return the decoder of a row, independently of its format."""
     if isinstance(row, DesignTime):
         return row.design.architecture
     return row.columns, row.rows, row.count, row.uses, row.heads, row.kv_heads
 
 
-def fit_edges(table: Table, from_memory: np.ndarray, coefficients: Mapping[str, float]) -> Edges:
-    """Grid search. from_memory [edges of the grid, rows]: the amount of `memory_ms_gb` under each."""
-    errors = (cached_us(table, coefficients) + from_memory * coefficients[MEMORY]) / table.us - 1
-    return GRID[int(loss(table, errors).argmin())]
-
-
 def cached_us(table: Table, coefficients: Mapping[str, float]) -> np.ndarray:
-    """Predicted time of each row in us [rows], with all reads from the cache."""
+    """Return the predicted time of each row in us [rows], with all reads from the cache."""
     return np.asarray(table.amounts @ [coefficients[name] for name in FITTED])
 
 
 def errors_of(table: Table, coefficients: Mapping[str, float], edges: Edges) -> np.ndarray:
-    """Predicted / measured - 1 [rows]."""
+    """Return predicted / measured - 1 [rows]."""
     return (cached_us(table, coefficients) + table.from_memory(edges) * coefficients[MEMORY]) / table.us - 1
 
 
 def loss(table: Table, errors: np.ndarray) -> np.ndarray:
-    """Huber's loss, as in `fit_coefficients`: of errors [..., rows] the weighted sum over the rows [...]."""
+    """Return Huber's loss of errors [..., rows], as in `fit_coefficients`: the weighted sum over the rows [...]."""
     size = np.abs(errors)
-    each = np.where(size < HUBER_ERROR, size**2, 2 * HUBER_ERROR * size - HUBER_ERROR**2)
-    return np.asarray(each @ table.weight)
+    losses = np.where(size < HUBER_ERROR, size**2, 2 * HUBER_ERROR * size - HUBER_ERROR**2)
+    return np.asarray(losses @ table.weight)
 
 
 def loss_of(table: Table, coefficients: Mapping[str, float], edges: Edges) -> float:
@@ -382,15 +380,15 @@ def loss_of(table: Table, coefficients: Mapping[str, float], edges: Edges) -> fl
 
 
 def rereads_of(row: Row) -> list[tuple[float, float]]:
-    """(bytes read between two uses of a matrix, bytes read again after them); none where each matrix is used once. Each
-    chunk of a prefill reads all."""
+    """Return pairs of (bytes read between two uses of a matrix, bytes read again after them), or none if each matrix is
+    used once. Each chunk of a prefill reads all matrices."""
     rereads: dict[float, float] = {}
     for op in decoder_of(row):
         if op.reread:
             between = op.reread * op.bytes_per_weight(row.format)
             rereads[between] = rereads.get(between, 0.0) + op.read_bytes(row.format)
-    pieces = len(row.runs) if isinstance(row, DesignTime) else 1
-    return [(between, pieces * size) for between, size in rereads.items()]
+    chunks = len(row.runs) if isinstance(row, DesignTime) else 1
+    return [(between, chunks * size) for between, size in rereads.items()]
 
 
 HEAD_WEIGHT = 10.0  # of a head: a format has two rows, which stand for vocabularies that no timed decoder has

@@ -1,13 +1,13 @@
-"""From a probe of a GPU to the figures of a profile's `performance.tensorrt`.
+"""Turn a probe of a GPU into the figures of a profile's `performance.tensorrt`.
 
-The probe times chains of matmuls (`merino_bench.probe.gpu`). A run over one position takes
-    step_us + matmuls x launch_us + bytes / read_gb_s, and in float16 a term for the casts at both ends;
-four unknowns, fitted by least squares of the relative errors. The rest of a run over many positions is computing. Where
-it is bound by reading instead, the fitted rate is too low, but such a prefill is still predicted correctly.
+The probe times chains of matmuls (`merino_bench.probe.gpu`). A run over one position takes step_us + matmuls x
+launch_us + bytes / read_gb_s, and in float16 a term for the casts at both ends: four unknowns, fitted by least squares
+of the relative errors. The rest of a run over many positions is computing. If it is bound by reading instead, the
+fitted rate is too low, but such a prefill is still predicted correctly.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
@@ -21,16 +21,9 @@ FORMATS = ("fp32", "fp16")
 UNKNOWNS = ("step_us", "launch_us", "read_ns_per_byte", "types_us")
 
 
-class GpuFit(NamedTuple):
-    """`performance`: keys and values of the table `performance.tensorrt`. `errors`: of each timed chain, predicted /
-    measured - 1."""
-
-    performance: dict[str, Any]
-    errors: list[tuple[Measurement, float]]
-
-
-def fit_gpu(probe: Probe) -> GpuFit:
-    """Raises MerinoError where too little was measured, or the figures contradict each other."""
+def fit_gpu(probe: Probe) -> tuple[dict[str, Any], list[tuple[Measurement, float]]]:
+    """Return the keys and values of the table `performance.tensorrt`, and predicted / measured - 1 of each timed chain.
+    Raise MerinoError if too little was measured, or the figures contradict each other."""
     chains = [row for row in probe.measurements if row.kind == "chain"]
     copies = sorted((row for row in probe.measurements if row.kind == "copy"), key=lambda row: row.weight_bytes)
     if {(row.format, row.tokens > 1) for row in chains} != {(form, many) for form in FORMATS for many in (False, True)}:
@@ -42,18 +35,23 @@ def fit_gpu(probe: Probe) -> GpuFit:
     rates = {form: _gflops([row for row in chains if row.format == form and row.tokens > 1], times) for form in FORMATS}
     if min(times["read_ns_per_byte"], *rates.values()) <= 0 or copies[-1].ms <= copies[0].ms:
         raise _nonsense("larger work took no longer than smaller")
-    base, how = probe.resident[-1], "matmuls in the engine"
+    base, how = probe.resident[-1], f"matmuls in the engine, {max(row.tokens for row in chains)} positions"
     performance = {
         "read_gb_s": _figure(probe, 1 / times["read_ns_per_byte"], "weights of a chain of matmuls, one position"),
-        "fp32_gflops": _figure(probe, rates["fp32"], f"{how}, {_most_tokens(chains)} positions"),
-        "fp16_gflops": _figure(probe, rates["fp16"], f"{how}, {_most_tokens(chains)} positions"),
+        "fp32_gflops": _figure(probe, rates["fp32"], how),
+        "fp16_gflops": _figure(probe, rates["fp16"], how),
         "launch_us": _figure(probe, times["launch_us"], "one more small matmul in a chain"),
         "step_us": _figure(probe, times["step_us"], "a run without its matmuls"),
         "host_copy_gb_s": _figure(probe, LOGIT_COPIES * copied, "to pinned memory, and from there"),
         "runtime_mb": _figure(probe, base.open_mb, "a fresh process with a small engine"),
         "cuda_context_mb": _figure(probe, base.gpu_mb, "memory of the board taken outside that process"),
     }
-    return GpuFit(performance, [(row, _predicted_us(row, times, rates) / (1e3 * row.ms) - 1) for row in chains])
+    errors = []
+    for row in chains:
+        reading_us = 1e-3 * row.weight_bytes * times["read_ns_per_byte"]
+        predicted_us = _besides_us(row, times) + max(reading_us, 1e-3 * _flops(row) / rates[row.format])
+        errors.append((row, predicted_us / (1e3 * row.ms) - 1))
+    return performance, errors
 
 
 def _nonsense(why: str) -> MerinoError:
@@ -64,7 +62,7 @@ def _nonsense(why: str) -> MerinoError:
 
 
 def _times(chains: Sequence[Measurement]) -> dict[str, float]:
-    """The unknowns, fitted to the runs over one position."""
+    """Return the unknowns, fitted to the runs over one position."""
     rows = [row for row in chains if row.tokens == 1]
     matrix = np.array([[1.0, row.count, 1e-3 * row.weight_bytes, row.format == "fp16"] for row in rows], float)
     measured_us = np.array([1e3 * row.ms for row in rows])
@@ -75,7 +73,7 @@ def _times(chains: Sequence[Measurement]) -> dict[str, float]:
 
 
 def _besides_us(row: Measurement, times: dict[str, float]) -> float:
-    """Time of a run without reading and computing."""
+    """Return the time of a run without reading and computing."""
     return times["step_us"] + row.count * times["launch_us"] + (times["types_us"] if row.format == "fp16" else 0.0)
 
 
@@ -84,19 +82,10 @@ def _flops(row: Measurement) -> float:
 
 
 def _gflops(rows: Sequence[Measurement], times: dict[str, float]) -> float:
-    """The rate of the chain with most FLOPs."""
+    """Return the rate of the chain with most FLOPs."""
     row = max(rows, key=_flops)
     left_us = 1e3 * row.ms - _besides_us(row, times)
     return 1e-3 * _flops(row) / left_us if left_us > 0 else 0.0
-
-
-def _predicted_us(row: Measurement, times: dict[str, float], rates: dict[str, float]) -> float:
-    reading_us = 1e-3 * row.weight_bytes * times["read_ns_per_byte"]
-    return _besides_us(row, times) + max(reading_us, 1e-3 * _flops(row) / rates[row.format])
-
-
-def _most_tokens(chains: Sequence[Measurement]) -> int:
-    return max(row.tokens for row in chains)
 
 
 def _figure(probe: Probe, value: float, how: str) -> dict[str, Any]:

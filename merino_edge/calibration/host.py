@@ -1,4 +1,4 @@
-"""The profile of this machine: its facts (`this_machine`), and coefficients from the probe that boards run.
+"""Build the profile of this machine: its facts (`this_machine`), and coefficients from the probe that boards run.
 
 The probe takes most of a minute, so it is stored in the user's cache folder, by CPU, cores and ONNX Runtime; a probe of
 a busy machine is stored only on request.
@@ -26,23 +26,20 @@ DEFAULT_RUNTIME_MB = 65  # of one tiny onnxruntime session on x86_64, see the bo
 Say = Callable[[str], None]
 
 
-def silent(text: str) -> None:  # noqa: ARG001
-    """A `say` that prints nothing."""
-
-
-def host_profile(say: Say = silent) -> dict[str, Any]:
-    """A profile's keys and values, as in a TOML file; measures the machine where no probe is stored."""
+def host_profile(say: Say = lambda _: None) -> dict[str, Any]:
+    """Return a profile's keys and values, as in a TOML file. Measure the machine if no probe is stored."""
     return profile_from(host_probes(say))
 
 
 def profile_from(probes: Sequence[Probe]) -> dict[str, Any]:
-    """The same from these probes."""
-    return facts() | {"performance": {"onnxruntime": _performance(probes)}}
+    """Return a profile's keys and values from these probes."""
+    runtime_mb = {"value": DEFAULT_RUNTIME_MB, "kind": "estimated", "source": "measured on another x86_64 machine"}
+    return facts() | {"performance": {"onnxruntime": {"runtime_mb": runtime_mb} | calibrate(*probes).performance}}
 
 
-def host_probes(say: Say = silent) -> list[Probe]:
-    """The stored probes of this machine, or else a new one. A probe with flags (the machine was busy, throttled or
-    swapping) is not stored: its slow rows would be taken for the machine's in later runs."""
+def host_probes(say: Say = lambda _: None) -> list[Probe]:
+    """Return the stored probes of this machine, or else a new one. A probe with flags (the machine was busy, throttled
+    or swapping) is not stored, because later runs would take its slow rows for the machine's."""
     return kept_probes() or [new_probe(say)]
 
 
@@ -80,11 +77,6 @@ def new_probe(say: Say, more: Callable[[Probe], Probe] | None = None) -> Probe:
 
 
 def machine_key() -> str:
-    """A hash of the facts that a probe depends on: CPU, cores, cache, ONNX Runtime, schema."""
+    """Return a hash of the facts that a probe depends on: CPU, cores, cache, ONNX Runtime, schema."""
     facts = [core_name(), len(board.usable_cpus()), last_level_cache_bytes(), version_of("onnxruntime"), PROBE_SCHEMA]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
-
-
-def _performance(probes: Sequence[Probe]) -> dict[str, Any]:
-    runtime_mb = {"value": DEFAULT_RUNTIME_MB, "kind": "estimated", "source": "measured on another x86_64 machine"}
-    return {"runtime_mb": runtime_mb} | calibrate(*probes).performance

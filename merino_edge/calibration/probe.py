@@ -1,4 +1,4 @@
-"""probe.json, as `merino probe` writes it on a board (docs/formats.md): types, reading, and joining of several."""
+"""probe.json, as `merino probe` writes it on a board (docs/formats.md): its types, reading it, and joining several."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,7 +124,7 @@ class Probe(Strict):
 
     @property
     def threads(self) -> list[int]:
-        """Thread counts with enough measurements: of matmuls and of grouped-query attention."""
+        """Return the thread counts with enough measurements: of matmuls and of grouped-query attention."""
         counts = sorted({row.threads for row in self.measurements})
         return [count for count in counts if {("linear", False), ("attention", True)} <= {
             (row.kind, row.kv_heads < row.heads) for row in self.measurements if row.threads == count}]
@@ -139,7 +139,7 @@ class Probe(Strict):
 
 
 def timed_decoder(width: int, ffn_width: int, layers: int, uses: int, heads: int, kv_heads: int) -> Architecture:
-    """The geometry of a decoder that the probe times; each argument is a column of its row.
+    """Return the geometry of a decoder that the probe times; each argument is a column of its row.
 
     Layers used once are one block; layers used several times are a block each, with shared weights.
     """
@@ -152,14 +152,15 @@ def timed_decoder(width: int, ffn_width: int, layers: int, uses: int, heads: int
 
 
 def read_probe(path: Path) -> Probe:
-    """Raises MerinoError with all faults of the file at once."""
+    """Read a probe.json. Raise MerinoError with all faults of the file at once."""
     raw, text = read_json_and_text(str(path), f"`merino probe -o {path}` writes one.")
     refuse_other_schema(raw, PROBE_SCHEMA, str(path), "python3", "merino.pyz", "probe", "-o", path.name)
     return parse_probe(text, str(path))
 
 
 def parse_probe(text: str, origin: str) -> Probe:
-    """The probe in the text of a probe.json. Raises MerinoError with all its faults; `origin`: the text's name."""
+    """Return the probe in the text of a probe.json. Raise MerinoError with all its faults; `origin`: the text's
+    name."""
     try:
         return Probe.model_validate_json(text)
     except ValidationError as error:
@@ -169,7 +170,7 @@ def parse_probe(text: str, origin: str) -> Probe:
 
 
 def joined(probes: Sequence[Probe]) -> Probe:
-    """Several probes of one machine as one: the last, with each row's median over all of them, and with all designs.
+    """Join several probes of one machine: the last, with each row's median over all of them, and with all designs.
 
     A shared machine is slower at some times of the day, so several probes are more reliable than one.
     """
@@ -180,12 +181,12 @@ def joined(probes: Sequence[Probe]) -> Probe:
 
 
 def facts(row: Strict, measured: Sequence[str] = TIMES) -> tuple[Any, ...]:
-    """Key of a row: all fields except the `measured` ones."""
+    """Return the key of a row: all fields except the `measured` ones."""
     return tuple(row.model_dump(exclude=set(measured)).values())
 
 
 def medians(rows: Sequence[Row], names: Sequence[str], measured: Sequence[str]) -> list[Row]:
-    """Joins rows that differ only in the `measured` fields: the last one, with medians in the fields `names`."""
+    """Join rows that differ only in the `measured` fields: the last one, with medians in the fields `names`."""
     alike: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         alike.setdefault(facts(row, measured), []).append(row)

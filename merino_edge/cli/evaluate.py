@@ -66,8 +66,8 @@ def scored(
     chat_template: bool, out: Path | None, resume: bool,
 ) -> "list[Evaluation]":  # fmt: skip
     from merino_edge.cli.terminal import counted_progress, say
-    from merino_edge.evaluation.answers import begun
     from merino_edge.evaluation.perplexity import evaluate_text
+    from merino_edge.evaluation.request_cache import open_cache
     from merino_edge.evaluation.run import TaskRequest, evaluate
     from merino_edge.storage.atomic import check_file, check_keeps
     from merino_runtime.errors import MerinoError
@@ -77,9 +77,9 @@ def scored(
         check_file(out)
     if limit is not None and limit < 1:
         raise MerinoError(f"--limit {limit} is not allowed: choose 1 or more")
-    answers = begun(out, resume)
+    cache = open_cache(out, resume)
     with counted_progress("request" if tasks else "document", again=True) as progress:
         if perplexity:
-            return list(evaluate_text(sources, perplexity, limit, answers, progress, say))
+            return list(evaluate_text(sources, perplexity, limit, cache, progress, say))
         request = TaskRequest(tuple((tasks or "").split(",")), data, limit, chat_template)
-        return list(evaluate(sources, request, answers, progress, say))
+        return list(evaluate(sources, request, cache, progress, say))

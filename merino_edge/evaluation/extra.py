@@ -1,4 +1,4 @@
-"""The packages of the extra `eval`, imported when they are used: all else of merino_edge works without them."""
+"""Import the packages of the extra `eval` when they are used; the rest of merino_edge works without them."""
 
 import contextlib
 import importlib
@@ -12,8 +12,8 @@ from merino_runtime.errors import MerinoError
 
 
 def needed(module: str) -> Any:
-    """The module of that name, of lm-evaluation-harness. Raises MerinoError with the command that installs it where it
-    cannot be imported. Its output while it loads is dropped: the warnings concern features that are not used."""
+    """Import a module of lm-evaluation-harness. Raise MerinoError with the command that installs it if it cannot be
+    imported. Its output while it loads is dropped: the warnings concern features that are not used."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the command shows its own progress
     try:

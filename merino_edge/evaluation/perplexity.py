@@ -1,11 +1,13 @@
-"""Perplexity of any source on a text: per token, per word and per byte, with an interval over its documents.
+"""Measure the perplexity of any source on a text: per token, per word and per byte, with an interval over its
+documents.
 
-Each document is scored from its first token on, behind the token that stands before a text. A document longer than the
-context is scored in windows that overlap by half the context, so that each token behind the first window is predicted
-from at least half a context. Figures per word and per byte are comparable between models with different tokenizers.
+Each document is scored from its first token on, behind the token that begins a text. A document longer than the context
+is scored in windows that overlap by half the context, so that each token behind the first window is predicted from at
+least half a context. Figures per word and per byte are comparable between models with different tokenizers.
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from merino_edge.evaluation.answers import Answers, hashed
-from merino_edge.evaluation.models import Scored, opened
+from merino_edge.evaluation.models import SourceModel, open_source
+from merino_edge.evaluation.request_cache import RequestCache, request_hash
 from merino_edge.evaluation.run import Progress, Say, circumstances
 from merino_edge.records.evaluation import Evaluation, Metric
 from merino_edge.text.documents import check_files, read_texts
@@ -28,7 +30,7 @@ RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
 Logits = Callable[[list[int], int], Iterator[np.ndarray]]  # ids, first -> [m, vocab] after each from ids[first] on
 
 
-class Document(NamedTuple):
+class DocumentScore(NamedTuple):
     """`loss`: of the whole document, in nats."""
 
     loss: float
@@ -38,66 +40,71 @@ class Document(NamedTuple):
 
 
 def evaluate_text(
-    sources: Sequence[str], text: Path, limit: int | None, answers: Answers, progress: Progress = lambda *_: None,
+    sources: Sequence[str], text: Path, limit: int | None, cache: RequestCache, progress: Progress = lambda *_: None,
     say: Say = lambda _: None,
 ) -> Iterator[Evaluation]:  # fmt: skip
-    """A row per source. Raises MerinoError for a source or a text that cannot be read, and where a tokenizer does not
-    give back the text."""
+    """Yield a row per source. Raise MerinoError for a source or a text that cannot be read, and if a tokenizer does not
+    decode the ids to the same text."""
     check_files([text], "--perplexity")
     documents, (file,) = read_texts([text], "--perplexity")
-    chosen = documents[:limit]
+    used = documents[:limit]
     for what in sources:
-        with opened(what, say) as model:
+        with open_source(what, say) as model:
             start = time.monotonic()
-            ids = [ids_of(model, document, number) for number, document in enumerate(chosen, 1)]
+            ids = [document_ids(model, document, number) for number, document in enumerate(used, 1)]
             if model.bundle:
                 note = slow_words(model.bundle, sum(map(len, ids)))
                 if note:
                     say(f"note: {note}")
-            scored = []
+            scores = []
             try:
-                for number, (document, each) in enumerate(zip(chosen, ids, strict=True), 1):
-                    loss = loss_of(model, each, answers)
-                    scored.append(Document(loss, len(each), len(document.split()), len(document.encode())))
-                    progress(number, len(chosen), f"documents, {model.name}")
+                for number, (document, its_ids) in enumerate(zip(used, ids, strict=True), 1):
+                    loss = loss_of(model, its_ids, cache)
+                    scores.append(DocumentScore(loss, len(its_ids), len(document.split()), len(document.encode())))
+                    progress(number, len(used), f"documents, {model.name}")
             finally:
-                answers.write()
+                cache.write()
             yield Evaluation(
-                **model.facts, task=TASK, task_version=None, metrics=metrics_of(scored), items=len(chosen),
-                of_items=len(documents), scored_tokens=sum(each.tokens for each in scored), few_shot=0,
+                **model.facts, task=TASK, task_version=None, metrics=metrics_of(scores), items=len(used),
+                of_items=len(documents), scored_tokens=sum(score.tokens for score in scores), few_shot=0,
                 chat_template=False, truncated=0, seconds=round(time.monotonic() - start, 1), **circumstances(file),
             )  # fmt: skip
 
 
-def ids_of(model: Scored, document: str, number: int) -> list[int]:
-    """Raises MerinoError where the ids do not decode to the text, whose words and bytes are counted."""
+def document_ids(model: SourceModel, document: str, number: int) -> list[int]:
+    """Return the ids of a document. Raise MerinoError if they do not decode to the text, whose words and bytes are
+    counted."""
     ids: list[int] = model.tokenizer.encode(document, add_special_tokens=False).ids
-    back = model.tokenizer.decode(ids, skip_special_tokens=False)
-    if back != document:
-        place = next((at for at, (one, other) in enumerate(zip(back, document, strict=False)) if one != other),
-                     min(len(back), len(document)))  # fmt: skip
+    decoded = model.tokenizer.decode(ids, skip_special_tokens=False)
+    if decoded != document:
+        start = len(os.path.commonprefix([decoded, document]))
         raise MerinoError(
             f"the tokenizer of {model.name} does not give back document {number} of --perplexity: at character"
-            f" {place + 1} {document[place : place + 20]!r} becomes {back[place : place + 20]!r}, so a figure per byte"
-            " would be of another text. Change the text there, or compare on text that it keeps"
+            f" {start + 1} {document[start : start + 20]!r} becomes {decoded[start : start + 20]!r}, so a figure per"
+            " byte would be of another text. Change the text there, or compare on text that it keeps"
         )
     return ids
 
 
-def loss_of(model: Scored, ids: list[int], answers: Answers) -> float:
-    key = hashed(TASK, [ids])
-    loss = answers.get(model.facts["sha256"], key)
+def loss_of(model: SourceModel, ids: list[int], cache: RequestCache) -> float:
+    """Return the loss of all ids in nats, from the cache or computed. Each id is predicted once."""
+    key = request_hash(TASK, [ids])
+    loss = cache.get(model.facts["sha256"], key)
     if loss is None:
-        loss = document_loss(logits_of(model), whole_ids(model, ids), model.context)
-        answers.keep(model.facts["sha256"], key, loss)
+        logits, context, stride = logits_of(model), model.context, max(1, model.context // 2)
+        inputs = [prefix_id(model.name, model.tokenizer, model.tokens, model.stop_ids), *ids]
+        loss, done = 0.0, 0
+        while done < len(ids):
+            end = min(len(ids), context if not done else done + stride)
+            start = max(0, end - context)
+            loss -= log_likelihood(logits(inputs[start:end], done - start), ids[done:end])[0]
+            done = end
+        cache.add(model.facts["sha256"], key, loss)
     return float(loss)
 
 
-def whole_ids(model: Scored, ids: list[int]) -> list[int]:
-    return [prefix_id(model.name, model.tokenizer, model.tokens, model.stop_ids), *ids]
-
-
-def logits_of(model: Scored) -> Logits:
+def logits_of(model: SourceModel) -> Logits:
+    """Return a function that computes logits, by the board's runtime for a bundle."""
     if model.bundle:
         backend = model.bundle.backend
         return lambda ids, first: logits_behind(backend, ids, first)
@@ -110,20 +117,8 @@ def logits_of(model: Scored) -> Logits:
     return run
 
 
-def document_loss(logits: Logits, ids: list[int], context: int) -> float:
-    """Loss of all ids but the first, each predicted once."""
-    total, done, stride = 0.0, 0, max(1, context // 2)
-    targets = ids[1:]
-    while done < len(targets):
-        end = min(len(targets), context if not done else done + stride)
-        start = max(0, end - context)
-        total -= log_likelihood(logits(ids[start:end], done - start), targets[done:end])[0]
-        done = end
-    return total
-
-
-def metrics_of(documents: Sequence[Document]) -> dict[str, Metric]:
-    """Interval: bootstrap over documents."""
+def metrics_of(documents: Sequence[DocumentScore]) -> dict[str, Metric]:
+    """Return the metrics over all documents, with intervals by bootstrap over documents."""
     table = np.array(documents, float)  # [documents, 4]
     random = np.random.default_rng(SEED)
     draws = random.integers(0, len(table), (RESAMPLES, len(table)))

@@ -1,4 +1,4 @@
-"""Evaluations by lm-evaluation-harness: a row of the record for each source and task."""
+"""Run evaluations by lm-evaluation-harness: a row of the record for each source and task."""
 
 import contextlib
 import logging
@@ -11,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merino_edge.evaluation.answers import Answers
 from merino_edge.evaluation.extra import needed
-from merino_edge.evaluation.models import Scored, opened
+from merino_edge.evaluation.models import SourceModel, open_source
+from merino_edge.evaluation.request_cache import RequestCache
 from merino_edge.evaluation.tasks import LoadedTask, loaded_tasks
 from merino_edge.records.evaluation import Evaluation, Metric
 from merino_edge.text.scoring import slow_words
@@ -36,46 +36,38 @@ class TaskRequest(NamedTuple):
 
 
 def evaluate(
-    sources: Sequence[str], request: TaskRequest, answers: Answers, progress: Progress = lambda *_: None,
+    sources: Sequence[str], request: TaskRequest, cache: RequestCache, progress: Progress = lambda *_: None,
     say: Say = lambda _: None,
 ) -> Iterator[Evaluation]:  # fmt: skip
-    """A row per source and task, as each is done. Raises MerinoError for a source or task that cannot be evaluated."""
+    """Yield a row per source and task, when each is done. Raise MerinoError for a source or task that cannot be
+    evaluated."""
     if not all(request.tasks):
         raise MerinoError("--tasks has an empty name: give names with commas between, such as hellaswag,arc_easy")
     with loaded_tasks(request.tasks, request.data) as tasks:
         for what in sources:
-            with opened(what, say) as model:
-                yield from evaluate_model(model, tasks, request, answers, progress, say)
+            with open_source(what, say) as model:
+                lm = language_model(model)
+                if request.chat_template and not lm.chat_template(True):
+                    raise MerinoError(f"{model.name} has no chat template: leave out --chat-template")
+                for task in tasks:
+                    start, truncated = time.monotonic(), getattr(lm, "truncated", 0)
+                    try:
+                        shown = TaskProgress(task.name, progress, say)
+                        row = run_task(lm, model.facts["sha256"], task, request, cache=cache, progress=shown)
+                    finally:
+                        cache.write()
+                    yield Evaluation(
+                        **model.facts, **row, truncated=getattr(lm, "truncated", 0) - truncated,
+                        seconds=round(time.monotonic() - start, 1), **circumstances(task.data, "lm_eval"),
+                    )  # fmt: skip
 
 
-def evaluate_model(
-    model: Scored, tasks: Sequence[LoadedTask], request: TaskRequest, answers: Answers, progress: Progress, say: Say
-) -> Iterator[Evaluation]:
-    lm = language_model(model)
-    if request.chat_template and not lm.chat_template(True):
-        raise MerinoError(f"{model.name} has no chat template: leave out --chat-template")
-    for each in tasks:
-        start, cut = time.monotonic(), cut_count(lm)
-        try:
-            row = run_task(lm, model, each, request, answers, progress, say)
-        finally:
-            answers.write()
-        yield Evaluation(
-            **model.facts, **row, truncated=cut_count(lm) - cut, seconds=round(time.monotonic() - start, 1),
-            **circumstances(each.data, "lm_eval"),
-        )  # fmt: skip
-
-
-def language_model(model: Scored) -> Any:
-    """`BundleLM` for a bundle, else lm-eval's `hf`."""
+def language_model(model: SourceModel) -> Any:
+    """Return a `BundleLM` for a bundle, else lm-eval's `hf`."""
     if model.bundle is not None:
         from merino_edge.evaluation.language_model import BundleLM
 
         return BundleLM(model.bundle)
-    return hugging_face_model(model)
-
-
-def hugging_face_model(model: Scored) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     from merino_edge.text.tokenizer import prefix_id
@@ -94,54 +86,51 @@ def hugging_face_model(model: Scored) -> Any:
 
 
 def run_task(
-    lm: Any, model: Scored, each: LoadedTask, request: TaskRequest, answers: Answers, progress: Progress, say: Say
+    lm: Any, model_hash: str, task: LoadedTask, request: TaskRequest, cache: RequestCache, progress: "TaskProgress"
 ) -> dict[str, Any]:
-    from merino_edge.evaluation.language_model import Resumed
+    """Evaluate one task with one model, and return the row's keys that come from lm-eval."""
+    from merino_edge.evaluation.language_model import CachedLM
 
     evaluator = needed("lm_eval.evaluator")
     evaluator.eval_logger.setLevel(logging.ERROR)
-    counted = Counted(each.name, progress)
-    resumed = Resumed(
-        lm, answers, model.facts["sha256"], lambda requests: begin(lm, requests, counted, say), counted.more
-    )  # fmt: skip
-    with contextlib.redirect_stdout(sys.stderr):  # lm-eval prints there, between the lines of the record
+    cached = CachedLM(lm, cache, model_hash, lambda requests: progress.start(lm, requests), progress.advance)
+    with contextlib.redirect_stdout(sys.stderr):  # lm-eval prints to stdout, which holds the records
         result = evaluator.evaluate(
-            resumed, {"tasks": {each.name: each.task}, "groups": {}}, limit=request.limit, bootstrap_iters=BOOTSTRAPS,
+            cached, {"tasks": {task.name: task.task}, "groups": {}}, limit=request.limit, bootstrap_iters=BOOTSTRAPS,
             log_samples=False, apply_chat_template=request.chat_template,
         )  # fmt: skip
-    counts = result["n-samples"][each.name]
+    counts = result["n-samples"][task.name]
     return {
-        "task": each.name, "task_version": str(result["versions"].get(each.name)),
-        "metrics": metrics_of(result["results"][each.name], result["higher_is_better"].get(each.name) or {}),
-        "items": counts["effective"], "of_items": counts["original"], "few_shot": result["n-shot"][each.name],
+        "task": task.name, "task_version": str(result["versions"].get(task.name)),
+        "metrics": metrics_of(result["results"][task.name], result["higher_is_better"].get(task.name) or {}),
+        "items": counts["effective"], "of_items": counts["original"], "few_shot": result["n-shot"][task.name],
         "chat_template": request.chat_template,
     }  # fmt: skip
 
 
-def begin(lm: Any, requests: Sequence[Any], counted: "Counted", say: Say) -> None:
-    counted.total += len(requests)
-    if hasattr(lm, "runtime"):
-        from merino_edge.evaluation.language_model import steps_of
+class TaskProgress:
+    """Reports how many requests of a task are done."""
 
-        words = slow_words(lm.model, steps_of(lm, requests))
-        if words:
-            say(f"note: {counted.name}: {words}")
-
-
-class Counted:
-    """How many requests of a task are done."""
-
-    def __init__(self, name: str, progress: Progress) -> None:
-        self.name, self._progress = name, progress
+    def __init__(self, name: str, progress: Progress, say: Say) -> None:
+        self.name, self._progress, self._say = name, progress, say
         self.done = self.total = 0
 
-    def more(self) -> None:
+    def start(self, lm: Any, requests: Sequence[Any]) -> None:
+        self.total += len(requests)
+        if hasattr(lm, "runtime"):
+            from merino_edge.evaluation.language_model import steps_of
+
+            words = slow_words(lm.model, steps_of(lm, requests))
+            if words:
+                self._say(f"note: {self.name}: {words}")
+
+    def advance(self) -> None:
         self.done += 1
         self._progress(self.done, max(self.total, self.done), self.name)
 
 
 def metrics_of(results: dict[str, Any], higher: dict[str, Any]) -> dict[str, Metric]:
-    """lm-eval's `acc,none` and `acc_stderr,none` as one metric `acc`."""
+    """Return lm-eval's `acc,none` and `acc_stderr,none` as one metric `acc`."""
     metrics = {}
     for key, value in results.items():
         name, _, filtered = key.partition(",")
@@ -156,16 +145,13 @@ def metrics_of(results: dict[str, Any], higher: dict[str, Any]) -> dict[str, Met
     return metrics
 
 
-def cut_count(lm: Any) -> int:
-    return int(getattr(lm, "truncated", 0))
-
-
-def circumstances(data: Any, *more: str) -> dict[str, Any]:
-    """`more`: packages whose versions count."""
+def circumstances(data: Any, *packages: str) -> dict[str, Any]:
+    """Return the keys of a row that name data, versions, date and command. `packages`: further ones whose versions
+    count."""
     versions = {}
-    for name in (*PACKAGES, *more):
+    for package in (*PACKAGES, *packages):
         with contextlib.suppress(PackageNotFoundError):  # of the base install: bundles need no torch
-            versions[name] = version(name)
+            versions[package] = version(package)
     return {
         "data": data, "versions": versions,
         "date": datetime.now(UTC).isoformat(timespec="seconds"), "command": shlex.join(["merino-edge", *sys.argv[1:]]),

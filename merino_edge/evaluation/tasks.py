@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness, over data of the hub or over local files.
+"""Load tasks of lm-evaluation-harness, over data of the hub or over local files.
 
 A task over a local file is a separate task file that includes the stock one, so that prompts, answers and metrics are
 the published ones.
@@ -24,11 +24,8 @@ SEED = 1234  # of the order of examples in a prompt, as lm-eval's own command ha
 class LocalTask(NamedTuple):
     """A task that can be read from a file.
 
-    Attributes:
-        stock: lm-eval's task file, in the folder of its tasks.
-        split: the one that the task is scored on.
-        name: of the file, `NAME.SPLIT.jsonl`.
-        fields: what each line must have.
+    `stock`: lm-eval's task file, in the folder of its tasks. `split`: the one that the task is scored on. `name`: of
+    the file, `NAME.SPLIT.jsonl`. `fields`: what each line must have.
     """
 
     stock: str
@@ -86,8 +83,8 @@ class LoadedTask(NamedTuple):
 
 
 def check_local(names: Sequence[str], folder: Path) -> dict[str, TextFile]:
-    """The file of each task. Raises MerinoError for a task that has no local form, and for a file that is missing or
-    lacks a field, with its line."""
+    """Return the file of each task. Raise MerinoError for a task that has no local form, and for a file that is missing
+    or lacks a field, with its line."""
     if not folder.is_dir():
         raise MerinoError(f"--data {folder} is no folder: give the one that holds the tasks' files (docs/benchmark.md)")
     for name in names:
@@ -96,10 +93,11 @@ def check_local(names: Sequence[str], folder: Path) -> dict[str, TextFile]:
                 f"--tasks {name!r} cannot be read from files{near_names(name, LOCAL_TASKS)}. Tasks for --data:"
                 f" {', '.join(LOCAL_TASKS)}"
             )
-    return {name: check_data(LOCAL_TASKS[name], name, folder) for name in names}
+    return {name: check_data(name, folder) for name in names}
 
 
-def check_data(local: LocalTask, name: str, folder: Path) -> TextFile:
+def check_data(name: str, folder: Path) -> TextFile:
+    local = LOCAL_TASKS[name]
     path = folder / local.file
     if not path.is_file():
         raise MerinoError(f"--data {folder} has no {local.file}, which the task {name} reads: copy it there")
@@ -126,52 +124,49 @@ def check_data(local: LocalTask, name: str, folder: Path) -> TextFile:
 
 @contextmanager
 def loaded_tasks(names: Sequence[str], folder: Path | None) -> Iterator[list[LoadedTask]]:
-    """The tasks, ready to be evaluated inside. Raises MerinoError where one is not known, or its data cannot be had."""
+    """Yield the tasks, ready to be evaluated. Raise MerinoError if one is not known, or its data cannot be loaded."""
     data = check_local(names, folder) if folder else {}
     manager = needed("lm_eval.tasks").TaskManager
     with ExitStack() as stack:
         if folder:
-            place = Path(stack.enter_context(TemporaryDirectory(prefix="merino-eval-")))
-            known = manager(include_defaults=False)
-            tasks = {name: known.load([str(task_file(name, folder, place))])["tasks"] for name in names}
+            scratch = Path(stack.enter_context(TemporaryDirectory(prefix="merino-eval-")))
+            loader = manager(include_defaults=False)
+            groups = {name: loader.load([str(task_file(name, folder, scratch))])["tasks"] for name in names}
         else:
-            known = manager()
-            check_known(names, known.all_tasks)
-            tasks = {name: from_hub(known, name) for name in names}
-        ready = [
-            LoadedTask(each, task, data.get(name)) for name, loaded in tasks.items() for each, task in loaded.items()
-        ]
-        for each in ready:
-            if each.task.get_config("num_fewshot") is None:
-                each.task.set_config(key="num_fewshot", value=0)
-            each.task.set_fewshot_seed(seed=SEED)
-        yield ready
+            loader = manager()
+            for name in names:
+                if name not in loader.all_tasks:
+                    raise MerinoError(
+                        f"--tasks {name!r} is no task of lm-evaluation-harness{near_names(name, loader.all_tasks)}."
+                        f" `lm-eval ls tasks` lists all; with --data: {', '.join(LOCAL_TASKS)}"
+                    )
+            groups = {name: from_hub(loader, name) for name in names}
+        tasks = [
+            LoadedTask(task_name, task, data.get(name))
+            for name, group in groups.items() for task_name, task in group.items()
+        ]  # fmt: skip
+        for loaded in tasks:
+            if loaded.task.get_config("num_fewshot") is None:
+                loaded.task.set_config(key="num_fewshot", value=0)
+            loaded.task.set_fewshot_seed(seed=SEED)
+        yield tasks
 
 
-def task_file(name: str, folder: Path, place: Path) -> Path:
-    """A task file in `place` that includes lm-eval's own and reads the local data."""
+def task_file(name: str, folder: Path, scratch: Path) -> Path:
+    """Write a task file in `scratch` that includes lm-eval's own and reads the local data."""
     local = LOCAL_TASKS[name]
     stock = Path(needed("lm_eval.tasks").__file__).parent / local.stock
-    splits = {f"{each}_split": None for each in ("training", "validation", "test", "fewshot")}
+    splits = {f"{split}_split": None for split in ("training", "validation", "test", "fewshot")}
     content = {
         "include": str(stock), "task": name, "dataset_path": "json", "dataset_name": None,
         "dataset_kwargs": {
-            "data_files": {local.split: str((folder / local.file).resolve())}, "cache_dir": str(place / "datasets")
+            "data_files": {local.split: str((folder / local.file).resolve())}, "cache_dir": str(scratch / "datasets")
         },
         **splits, f"{local.split}_split": local.split,
     }  # fmt: skip
-    path = place / f"{name}.yaml"
+    path = scratch / f"{name}.yaml"
     path.write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML
     return path
-
-
-def check_known(names: Sequence[str], known: Sequence[str]) -> None:
-    for name in names:
-        if name not in known:
-            raise MerinoError(
-                f"--tasks {name!r} is no task of lm-evaluation-harness{near_names(name, known)}. `lm-eval ls tasks`"
-                f" lists all; with --data: {', '.join(LOCAL_TASKS)}"
-            )
 
 
 def near_names(name: str, known: Iterable[str]) -> str:

@@ -1,5 +1,5 @@
-"""Coefficients of the latency model for a board without a probe, estimated from its profile's basic figures. And the
-predicted slowdown of a graph built for the other Arm core type.
+"""Estimate the latency model's coefficients for a board without a probe, from its profile's basic figures. Predict the
+slowdown of a graph built for the other Arm core type.
 
 The rules are assumptions, so the result is `estimated`. Ratios marked x86 were measured on one x86 server core
 (AVX-512) with ONNX Runtime 1.32. They belong to small terms, which matter for narrow layers and long contexts.
@@ -49,7 +49,7 @@ LEAST_TIMES = 1.1  # a smaller slowdown is within the error of an estimate
 
 
 def coefficients_for(profile: DeviceProfile, forms: tuple[str, ...] = ("fp32",)) -> Coefficients:
-    """The profile's own coefficients if it has them for all these formats, else estimated ones."""
+    """Return the profile's own coefficients if it has them for all these formats, else estimated ones."""
     own = profile.performance.onnxruntime.coefficients
     if own is not None and set(forms) <= set(own.formats):
         return own
@@ -57,15 +57,17 @@ def coefficients_for(profile: DeviceProfile, forms: tuple[str, ...] = ("fp32",))
 
 
 def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coefficients:
-    """Coefficients for 1, 2, 4 and all cores, and for the profile's two thread counts.
+    """Estimate coefficients for 1, 2, 4 and all cores, and for the profile's two thread counts.
 
     `dialect`: of the graphs; by default the board's.
     """
     speed = profile.performance.onnxruntime
     cores, cache = profile.cpu.cores.value, profile.cpu.last_level_cache_mb
-    known = {1, 2, 4, cores, speed.decode_threads.value, speed.prefill_threads.value}
-    counts = sorted(known & set(range(1, cores + 1)))
-    read_ms = [1e3 / (speed.read_gb_s.value * bandwidth_share(count, speed.decode_threads.value)) for count in counts]
+    best = speed.decode_threads.value
+    counts = sorted({1, 2, 4, cores, best, speed.prefill_threads.value} & set(range(1, cores + 1)))
+    # Each doubling or halving of the best count divides the bandwidth by 2^BANDWIDTH_EXPONENT.
+    shares = [2 ** (-BANDWIDTH_EXPONENT * abs(math.log2(count / best))) for count in counts]
+    read_ms = [1e3 / (speed.read_gb_s.value * share) for share in shares]
     mac_ms = [2e3 / (speed.fp32_gflops.value * min(1, count / speed.prefill_threads.value)) for count in counts]
     memory_ms = [(1 - CACHED_SHARE) * ms for ms in read_ms]
     overhead = [speed.op_overhead_us.value] * len(counts)
@@ -85,8 +87,8 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
         ]
         if counted := counted_ms(profile, kernel, counts):
             load = [
-                max(0.0, read - memory + GB_MACS[form] * (one - mac))
-                for read, memory, mac, one in zip(reads, memory_ms, macs, counted, strict=True)
+                max(0.0, read - memory + GB_MACS[form] * (kernel_ms - mac))
+                for read, memory, mac, kernel_ms in zip(reads, memory_ms, macs, counted, strict=True)
             ]
         elif kernel == "matmulnbits_8":
             load = [MOVES * read for read in read_ms]
@@ -124,21 +126,21 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
 
 
 def kv_ms_gb(read_ms: list[float], pair_ms: Sequence[float]) -> tuple[float, ...]:
-    """Time of reading keys and values from the caches beyond their multiply-adds."""
+    """Return the time of reading keys and values from the caches beyond their multiply-adds, in ms per GB."""
     pairs = zip(read_ms, pair_ms, strict=True)
     return tuple(max(0.0, CACHED_SHARE * read - GB_MACS["fp32"] * pair) for read, pair in pairs)
 
 
 def counted_ms(profile: DeviceProfile, kernel: str, counts: list[int]) -> tuple[float, ...] | None:
-    """ms per 10^9 multiply-adds from a kernel's cycles, at each thread count; None where cycles or clock are not
-    known."""
+    """Return the ms per 10^9 multiply-adds from a kernel's cycles, at each thread count, or None if the profile lacks
+    the cycles or the clock."""
     cycles, clock = cycles_of(profile, kernel), profile.cpu.clock_ghz
     return tuple(1e3 * cycles / (clock.value * count) for count in counts) if cycles and clock else None
 
 
 def kernel_of(profile: DeviceProfile, form: str, dialect: Dialect) -> str:
-    """ONNX Runtime's kernel for matrices of this format, by `CyclesPerWeight`'s names; `dots`: MatMulNBits with 8-bit
-    dot products, which has no cycles there."""
+    """Return ONNX Runtime's kernel for matrices of this format, by `CyclesPerWeight`'s names. `dots` is MatMulNBits
+    with 8-bit dot products, which has no cycles there."""
     if form == "fp32":
         return "matmul"
     if dialect == "fused" or (dialect == "avx512-vnni" and not cycles_of(profile, "matmul4")):
@@ -149,7 +151,7 @@ def kernel_of(profile: DeviceProfile, form: str, dialect: Dialect) -> str:
 
 
 def mac_share(profile: DeviceProfile, kernel: str) -> float:
-    """Time of a multiply-add in a prefill, relative to fp32."""
+    """Return the time of a multiply-add in a prefill, relative to fp32."""
     rows, floats = cycles_of(profile, kernel), cycles_of(profile, "matmul")
     if kernel in ("matmulinteger", "matmul4", "matmul8") and rows and floats:
         return rows / floats
@@ -162,13 +164,8 @@ def cycles_of(profile: DeviceProfile, kernel: str) -> float | None:
 
 
 def multiplies_bytes(profile: DeviceProfile) -> bool:
-    """Whether the CPU has 8-bit dot products."""
+    """Return whether the CPU has 8-bit dot products."""
     return bool({"dotprod", "avx2"} & set(profile.isa))
-
-
-def bandwidth_share(count: int, best: int) -> float:
-    """Bandwidth at `count` threads, relative to the best count."""
-    return float(2 ** (-BANDWIDTH_EXPONENT * abs(math.log2(count / best))))
 
 
 def multiplied(values: list[float], factor: float) -> tuple[float, ...]:
@@ -176,7 +173,7 @@ def multiplied(values: list[float], factor: float) -> tuple[float, ...]:
 
 
 def ns_of_macs(mac_ms: list[float], macs: float) -> tuple[float, ...]:
-    """ns of `macs` multiply-adds, from ms per 10^9 of them."""
+    """Return the ns of `macs` multiply-adds, from ms per 10^9 of them."""
     return tuple(1e-3 * ms * macs for ms in mac_ms)
 
 
@@ -184,18 +181,19 @@ def slower_on(
     operators: Sequence[Operator], precision: str, context: int, core: Core, profiles: Sequence[DeviceProfile],
     kv: str | None = None, groups: bool = False,
 ) -> tuple[Slower, ...]:  # fmt: skip
-    """Predicted slowdown of a `fused` graph for `core` on Arm boards of the other core type, where it is LEAST_TIMES or
-    more.
+    """Return the predicted slowdowns, of LEAST_TIMES or more, of a `fused` graph for `core` on Arm boards of the other
+    core type.
 
-    `groups`: whether the graph has GroupAttention; where matrices run on kernels it always has. `kv`: the format of the
-    cache; None: that of the activations. Boards whose runtime does not support it are left out.
+    `groups`: whether the graph has GroupAttention; if its matrices run on kernels, it always has. `kv`: the format of
+    the cache; None: that of the activations. Boards whose runtime does not support it are left out.
     """
     slower = []
     for profile in profiles:
         own = core_of_board(profile)
         if profile.arch == "aarch64" and own != core and has_cache(profile.with_backend("onnxruntime"), kv):
-            times = decode_ms(operators, precision, context, profile, core, kv, groups)
-            times /= decode_ms(operators, precision, context, profile, own, kv, attends_by_groups(profile, precision))
+            own_groups = attends_by_groups(profile, precision)
+            times = decode_ms(operators, precision, context, profile, core, kv=kv, groups=groups)
+            times /= decode_ms(operators, precision, context, profile, own, kv=kv, groups=own_groups)
             if times >= LEAST_TIMES:
                 slower.append(Slower(profile.id, own, float(f"{times:.2g}")))
     return tuple(slower)
@@ -205,9 +203,9 @@ def decode_ms(
     operators: Sequence[Operator], precision: str, context: int, profile: DeviceProfile, core: Core,
     kv: str | None = None, groups: bool = False,
 ) -> float:  # fmt: skip
-    """ms of a decode step at a full cache, at the best thread count, of a `fused` graph for `core`."""
+    """Return the ms of a decode step at a full cache, at the best thread count, of a `fused` graph for `core`."""
     dialect, groups = WRITTEN_FOR[core], groups or runs_on_kernels(core, precision)
     return min(
-        latency(operators, precision, [(1, context)], dialect, at, kv, groups).streaming_ms
+        latency(operators, precision, [(1, context)], dialect, at, kv=kv, groups=groups).streaming_ms
         for at in by_threads(estimated(profile, dialect)).values()
     )

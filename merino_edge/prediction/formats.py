@@ -1,4 +1,5 @@
-"""Graphs for a board: the dialect of its runtime, the kind of its core, and its backend's fast weight formats."""
+"""Choose graphs for a board: the dialect of its runtime, the kind of its core, and its backend's fast weight
+formats."""
 
 from merino_edge.families.operators import CPU_FORMATS, Core, core_named, fast_isa, runs_on_kernels
 from merino_edge.profiles.coefficients import Dialect
@@ -18,17 +19,17 @@ BACKEND_FORMATS: dict[Backend, tuple[str, ...]] = {"onnxruntime": CPU_FORMATS, "
 
 
 def formats_of(profile: DeviceProfile) -> tuple[str, ...]:
-    """The formats that the profile's backend runs and whose latency is predicted, the preferred one first."""
+    """Return the formats that the profile's backend runs and whose latency is predicted, the preferred one first."""
     return BACKEND_FORMATS[profile.backend]
 
 
 def fast_formats(profile: DeviceProfile) -> list[str]:
-    """The formats that the board's version supports and does not refuse as slow."""
+    """Return the formats that the board's version supports and does not refuse as slow."""
     return [precision for precision in formats_of(profile) if not refused_words(profile, precision)]
 
 
 def has_cache(profile: DeviceProfile, kv: str | None) -> bool:
-    """Whether the profile's backend takes a cache of this format (None: that of the activations)."""
+    """Return whether the profile's backend takes a cache of this format (None: that of the activations)."""
     if kv not in QUANTIZED_CACHES:
         return True
     has = version_tuple(profile.software.onnxruntime)
@@ -36,49 +37,49 @@ def has_cache(profile: DeviceProfile, kv: str | None) -> bool:
 
 
 def quantized_kv(kv: str | None) -> str | None:
-    """The quantized format of --kv; None for the format of the activations. Raises MerinoError for a format that no
-    cache has."""
+    """Return the quantized format of --kv; None for the format of the activations. Raise MerinoError for a format that
+    no cache has."""
     if kv is not None and kv not in KV_FORMATS:
         raise MerinoError(f"--kv {kv or EMPTY} is not known: choose one of {', '.join(KV_FORMATS)}")
     return kv if kv in QUANTIZED_CACHES else None
 
 
 def cache_needs() -> str:
-    """The requirement of a quantized cache, for messages."""
+    """Return the requirement of a quantized cache, for messages."""
     return f"onnxruntime {FIRST_QUANTIZED_CACHE} or later"
 
 
 def is_predicted(profile: DeviceProfile, precision: str) -> bool:
-    """Whether the latency of this format can be predicted."""
+    """Return whether the latency of this format can be predicted."""
     return precision in formats_of(profile)
 
 
 def dialect_of(profile: DeviceProfile) -> str:
-    """`fused` where the board's ONNX Runtime has its operators, else `portable`."""
+    """Return `fused` if the board's ONNX Runtime has its operators, else `portable`."""
     return "fused" if version_tuple(profile.software.onnxruntime) >= FIRST_FUSED else "portable"
 
 
 def graph_dialect(profile: DeviceProfile) -> Dialect:
-    """The dialect of graphs for this board's ONNX Runtime, as the latency model distinguishes them."""
+    """Return the dialect of graphs for this board's ONNX Runtime, as the latency model distinguishes them."""
     if dialect_of(profile) == "portable":
         return "portable"
     return WRITTEN_FOR[core_of_board(profile)]
 
 
 def core_of_board(profile: DeviceProfile) -> Core:
-    """The kind of core that graphs for this board are written for."""
+    """Return the kind of core that graphs for this board are written for."""
     return core_named(core_of_cpu(profile.arch, frozenset(profile.isa)))
 
 
 def core_here() -> Core:
-    """The kind of core that graphs for this machine are written for."""
+    """Return the kind of core that graphs for this machine are written for."""
     here = this_board()
     return core_named(core_of_cpu(here.architecture, here.isa))
 
 
 def attends_by_groups(profile: DeviceProfile, precision: str) -> bool:
-    """Whether a `fused` graph for this board uses GroupAttention. For no-dotprod cores not in float32, which then runs
-    where the library cannot be loaded."""
+    """Return whether a `fused` graph for this board uses GroupAttention. Graphs in float32 for no-dotprod cores do not,
+    so that they run even if the library cannot be loaded."""
     core = core_of_board(profile)
     groups = runs_on_kernels(core, precision) if core == "no-dotprod" else precision in CPU_FORMATS
     return dialect_of(profile) == "fused" and groups and loads_kernels(profile)
@@ -89,7 +90,7 @@ def loads_kernels(profile: DeviceProfile) -> bool:
 
 
 def refused_words(profile: DeviceProfile, precision: str) -> str:
-    """Why the board's runtime does not run the format; empty where it does."""
+    """Return why the board's runtime does not run the format; empty if it does."""
     if profile.backend != "onnxruntime":
         return ""
     if dialect_of(profile) == "portable" and precision == "int4" and not loads_kernels(profile):
@@ -99,8 +100,11 @@ def refused_words(profile: DeviceProfile, precision: str) -> str:
 
 
 def missing_isa(profile: DeviceProfile, precision: str) -> tuple[str, ...]:
-    """x86 instructions that `precision` needs and the board lacks; if there are any, the runtime refuses the format.
-    Each kind of Arm core has its own graphs, and a GPU needs no such instructions."""
+    """Return the x86 instructions that `precision` needs and the board lacks; if there are any, the runtime refuses the
+    format.
+
+    Each kind of Arm core has its own graphs, and a GPU needs no such instructions.
+    """
     if profile.backend != "onnxruntime" or profile.arch != "x86_64" or precision not in ("int8", "int4"):
         return ()
     return tuple(name for name in fast_isa("dotprod") if name in X86_FEATURES and name not in profile.isa)

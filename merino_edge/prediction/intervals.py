@@ -27,7 +27,7 @@ ALLOWED = f"{percent(LEAST_CONFIDENCE)} to {percent(MOST_CONFIDENCE)}, such as {
 
 
 def check_confidence(confidence: float) -> None:
-    """Raises MerinoError for a confidence outside the range."""
+    """Raise MerinoError for a confidence outside the range."""
     if not LEAST_CONFIDENCE <= confidence <= MOST_CONFIDENCE:
         raise MerinoError(f"--confidence {percent(confidence)} is not allowed: choose {ALLOWED}")
 
@@ -43,7 +43,7 @@ class Factors(NamedTuple):
 
 
 def factors(error: "LatencyError | None", confidence: float) -> Factors | None:
-    """The two-sided interval of this confidence; None where no error was measured."""
+    """Return the two-sided interval of this confidence; None if no error was measured."""
     check_confidence(confidence)
     if error is None:
         return None
@@ -56,14 +56,14 @@ def factors(error: "LatencyError | None", confidence: float) -> Factors | None:
 def phase_factors(
     coefficients: "Coefficients", precision: str, confidence: float
 ) -> tuple[Factors | None, Factors | None]:
-    """Factors of decode and prefill; None where the coefficients have no errors."""
+    """Return the factors of decode and prefill; None if the coefficients have no errors."""
     known = coefficients.of_format(precision) if precision in coefficients.formats else None
     errors = (known.decode_error, known.prefill_error) if known else (None, None)
     return factors(errors[0], confidence), factors(errors[1], confidence)
 
 
 def why_no_interval(coefficients: "Coefficients", precision: str) -> str:
-    """Why a latency of this weight format has no interval, and how to get one."""
+    """Return why a latency of this weight format has no interval, and how to get one."""
     if coefficients.dialect == "portable":
         return "a probe below ONNX Runtime 1.18 times no whole decoders"
     if coefficients.kind == "estimated":

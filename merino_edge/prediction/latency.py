@@ -92,7 +92,7 @@ class Regime:
 
     @property
     def sessions(self) -> int:
-        """Two different thread counts need two sessions, each with its own prepacked weights."""
+        """Return the number of sessions: two different thread counts need two, each with its own prepacked weights."""
         return 1 if self.decode_threads == self.prefill_threads else 2
 
 
@@ -113,11 +113,11 @@ class ThreadCoefficients:
     half_bytes: float
 
     def missed_share(self, read_mb: float) -> float:
-        """Share of a step's first reads that come from memory, for `read_mb` MB of them."""
+        """Return the share of a step's first reads that come from memory, for `read_mb` MB of them."""
         return float(memory_share(read_mb, self.resident_mb, self.streaming_mb))
 
     def ceiling_mb(self, residency: Residency) -> float | None:
-        """Upper limit of a step's reads in this residency, in MB; None: no limit."""
+        """Return the upper limit of a step's reads in this residency, in MB, or None if there is no limit."""
         ceilings = {"resident": self.resident_mb, "partial": self.streaming_mb, "streaming": None}
         return ceilings[residency]
 
@@ -145,8 +145,8 @@ class Latency:
 def by_threads(
     coefficients: Coefficients, cache_times: Mapping[str, float] = CACHE_TIMES["aarch64"]
 ) -> dict[int, ThreadCoefficients]:
-    """The coefficients of each measured or estimated thread count. `cache_times`: time of attention's multiply-adds
-    over a quantized cache, relative to float32."""
+    """Return the coefficients of each measured or estimated thread count. `cache_times`: time of attention's
+    multiply-adds over a quantized cache, relative to float32."""
     edges = zip(
         coefficients.cache_within_mb, coefficients.cache_beyond_mb, coefficients.cache_half_mb, strict=True
     )
@@ -164,27 +164,23 @@ OF_INT8 = tuple(f"int8.{name}" for name in ATTENTION_MACS)
 
 
 def with_defaults(us_per_unit: Mapping[str, float], cache_times: Mapping[str, float]) -> dict[str, float]:
-    """Coefficients with defaults for quantized caches and GroupAttention where these were not measured."""
-    caches = {**over_caches(us_per_unit, cache_times), **us_per_unit}
+    """Return the coefficients, with defaults for quantized caches and GroupAttention if these were not measured."""
+    caches = {f"{kv}.{name}": time * us_per_unit[name] for kv, time in cache_times.items() for name in ATTENTION_MACS}
+    caches |= us_per_unit
     if f"{GROUPS}.{ATTENTION_MACS[0]}" not in us_per_unit:
         return caches | {f"{GROUPS}.{name}": caches[name] for name in (*OF_ATTENTION, *OF_INT8) if name in caches}
     times = GROUPS_CACHE_TIMES["int8"]
     return {f"{GROUPS}.int8.{name}": times * us_per_unit[f"{GROUPS}.{name}"] for name in ATTENTION_MACS} | caches
 
 
-def over_caches(us_per_unit: Mapping[str, float], times: Mapping[str, float]) -> dict[str, float]:
-    """The coefficients of attention over quantized caches, derived from float32."""
-    return {f"{kv}.{name}": factor * us_per_unit[name] for kv, factor in times.items() for name in ATTENTION_MACS}
-
-
 def latency(
     operators: Sequence[Operator], precision: str, runs: Sequence[Run], dialect: Dialect, at: ThreadCoefficients,
     kv: str | None = None, groups: bool = False,
 ) -> Latency:  # fmt: skip
-    """Total latency of the operators over all `runs`. `kv`: the cache's format; None: float32. `groups`: whether the
-    graph has GroupAttention."""
+    """Return the total latency of the operators over all `runs`. `kv`: the cache's format; None: float32. `groups`:
+    whether the graph has GroupAttention."""
     counted = [
-        amounts(op, precision, new, cached, dialect, at.half_bytes, kv, groups)
+        amounts(op, precision, new, cached, dialect, half=at.half_bytes, kv=kv, groups=groups)
         for op in operators for new, cached in runs
     ]  # fmt: skip
     unit_us = at.us_per_unit[MEMORY]
@@ -201,7 +197,7 @@ def latency_table(
     operators: Sequence[Operator], precision: str, runs: Sequence[Run], dialect: Dialect,
     thread_counts: Sequence[ThreadCoefficients], kv: str | None = None, groups: bool = False,
 ) -> np.ndarray:  # fmt: skip
-    """`cached_ms` and `memory_ms` of each operator alone at each thread count, as `latency` gives them.
+    """Return `cached_ms` and `memory_ms` of each operator alone at each thread count, as `latency` computes them.
 
     [operators, thread counts, 2]. A search adds up the rows of thousands of decoders.
     """
@@ -215,7 +211,8 @@ def latency_table(
             counted[half] = np.zeros((len(operators), len(names)))
             for row, op in zip(counted[half], operators, strict=True):
                 for new, cached in runs:
-                    for name, amount in amounts(op, precision, new, cached, dialect, half, kv, groups).items():
+                    units = amounts(op, precision, new, cached, dialect, half=half, kv=kv, groups=groups)
+                    for name, amount in units.items():
                         row[column[name]] += amount
         us_per_unit = np.array([at.us_per_unit[name] for name in names])
         memory_us = counted[half][:, column[MEMORY]] * us_per_unit[column[MEMORY]]
@@ -226,18 +223,18 @@ def latency_table(
 def read_mb(
     operators: Sequence[Operator], precision: str, context: int, dialect: Dialect, kv: str | None = None
 ) -> float:
-    """MB (2^20 bytes) of a decode step's first reads at a full KV cache. Additive over operators."""
-    counted = [amounts(op, precision, 1, context, dialect, 0.0, kv) for op in operators]
+    """Return the MB (2^20 bytes) of a decode step's first reads at a full KV cache. Additive over operators."""
+    counted = [amounts(op, precision, 1, context, dialect, kv=kv) for op in operators]
     return first_reads(counted) * 1e6 / BYTES_PER_MB
 
 
 def first_reads(counted: Sequence[Mapping[str, float]]) -> float:
-    """First reads of all the amounts, in 10^6 bytes."""
-    return sum(one.get(MEMORY, 0.0) for one in counted)
+    """Return the first reads of all the amounts, in 10^6 bytes."""
+    return sum(terms.get(MEMORY, 0.0) for terms in counted)
 
 
 def matrix_format(op: Operator, precision: str) -> str:
-    """The format in which a decoder of `precision` stores this matrix: embeddings of int4 have 8 bits."""
+    """Return the format in which a decoder of `precision` stores this matrix: embeddings of int4 have 8 bits."""
     form = FORMATS[precision]
     bits = form.embedding_bits if op.kind in ("embed", "head") else form.bits
     return {32: "fp32", 16: "fp16", 8: "int8", 4: "int4"}[bits]
@@ -248,7 +245,7 @@ def amounts(
     op: Operator, precision: str, tokens: int, past: int, dialect: Dialect = "fused", half: float = 0.0,
     kv: str | None = None, groups: bool = False,
 ) -> Mapping[str, float]:  # fmt: skip
-    """Amounts of one run over `tokens` new positions after `past` cached ones.
+    """Return the amounts of one run over `tokens` new positions after `past` cached ones.
 
     First reads are counted as if the previous run left nothing in the cache. Repeated reads count by `reread_share`,
     with half of them cached at `half` bytes in between. `kv`, `groups`: as of `latency`.
@@ -279,6 +276,7 @@ def amounts(
 
 
 def matmul_amounts(totals: Amounts, op: Operator, precision: str, tokens: int, dialect: Dialect) -> None:
+    """Add the amounts of a matrix multiplication over `tokens` positions."""
     form = matrix_format(op, precision)
     rows = op.matrix // op.columns
     size = op.read_bytes(precision)
@@ -296,19 +294,20 @@ def matmul_amounts(totals: Amounts, op: Operator, precision: str, tokens: int, d
 
 
 def memory_share(size: Any, low: float, high: float) -> Any:
-    """Share of `size` (a number or an array) that comes from memory: 0 up to `low`, 1 from `high` on; between them the
-    amount is linear."""
+    """Return the share of `size` (a number or an array) that comes from memory: 0 up to `low`, 1 from `high` on;
+    between them the amount is linear."""
     return np.clip(high * (size - low) / ((high - low) * size), 0, 1) if high else 1.0
 
 
 def reread_share(between: Any, half: float) -> Any:
-    """Share of a repeated read that comes from memory after `between` bytes (a number or an array): proportional to
-    them, half at `half`, all from twice `half` on."""
+    """Return the share of a repeated read that comes from memory after `between` bytes (a number or an array):
+    proportional to them, half at `half`, all from twice `half` on."""
     return np.minimum(between / (2 * half), 1.0) if half else 1.0
 
 
 def attention_amounts(totals: Amounts, op: Operator, tokens: int, past: int, kv: str) -> None:
-    """Every query is multiplied by every key, cached and new: the kernels compute the full matrix of scores."""
+    """Add the amounts of attention. Every query is multiplied by every key, cached and new: the kernels compute the
+    full matrix of scores."""
     total = past + tokens
     size = 2 * op.width * total * KV_BITS[kv] // 8
     totals["attention_us"] += 1
@@ -321,7 +320,7 @@ def attention_amounts(totals: Amounts, op: Operator, tokens: int, past: int, kv:
 
 
 def group_amounts(totals: Amounts, op: Operator, tokens: int, past: int, kv: str) -> None:
-    """The same for GroupAttention: masked keys are skipped, and queries are padded to whole tiles unless they are
+    """Add the amounts of GroupAttention: masked keys are skipped, and queries are padded to whole tiles unless they are
     few."""
     total, seen = past + tokens, past + (tokens + 1) / 2
     size, group = 2 * op.width * total * KV_BITS[kv] // 8, op.query_width // op.width
@@ -338,5 +337,5 @@ def group_amounts(totals: Amounts, op: Operator, tokens: int, past: int, kv: str
 
 
 def total_us(amounts_of_all: Iterable[Mapping[str, float]], us_per_unit: Mapping[str, float]) -> float:
-    """Latency in us: amounts times coefficients."""
-    return sum(amount * us_per_unit[name] for one in amounts_of_all for name, amount in one.items())
+    """Return the latency in us: amounts times coefficients."""
+    return sum(amount * us_per_unit[name] for terms in amounts_of_all for name, amount in terms.items())

@@ -1,5 +1,5 @@
-"""Whether a predicted amount meets a limit: one rule for searches, refusals, verdicts and predictions. And the figure
-of a profile that a limit on energy needs. Imports no pydantic, since the command line imports it at its start."""
+"""Decide whether a predicted amount meets a limit: one rule for searches, refusals, verdicts and predictions. Find the
+profile's figure that a limit on energy needs. Imports no pydantic, because the command line imports it at its start."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -13,20 +13,20 @@ WATTS = {"onnxruntime": "power.stress_w", "tensorrt": "performance.tensorrt.busy
 
 
 def positive(limit: float) -> bool:
-    """Whether a limit can be met at all: not NaN, infinite, zero or negative."""
+    """Return whether a limit can be met at all: not NaN, infinite, zero or negative."""
     return math.isfinite(limit) and limit > 0
 
 
 def most_within(limit: Any) -> Any:
-    """The largest amount that meets `limit`, a number or an array."""
+    """Return the largest amount that meets `limit`, a number or an array."""
     return limit * (1 + TOLERANCE)
 
 
 def within(amount: float, limit: float) -> bool:
-    """Whether `amount` meets `limit`; no amount meets a limit that is not positive."""
+    """Return whether `amount` meets `limit`; no amount meets a limit that is not positive."""
     return positive(limit) and bool(amount <= most_within(limit))
 
 
 def busy_watts(profile: "DeviceProfile") -> "Figure | None":
-    """Watts of the whole board; None where the profile has none."""
+    """Return the watts of the whole busy board, or None if the profile has none."""
     return profile.figure(WATTS[profile.backend])

@@ -1,4 +1,4 @@
-"""Latency and memory of operators in ONNX Runtime on a board's CPU, resolved for one inference shape. The same
+"""Predict latency and memory of operators in ONNX Runtime on a board's CPU, for one inference shape. It has the same
 interface as `tensorrt_costs`.
 
 ONNX Runtime prepacks matrices into the layout of its kernels, so weights are larger in RAM than in the file.
@@ -33,8 +33,9 @@ class OnnxRuntimeCosts:
 
     Attributes:
         by_threads: coefficients of the latency model for each known thread count, ascending.
-        prefill_runs: the runtime's chunks of the prefill, each of which computes the head.
-        runtime_mb: memory of Python and the backend before a model is loaded.
+        decode_runs: one decode step, batch 1, at a full KV cache.
+        prefill_runs: the runtime's chunks of the prefill into an empty cache, each of which computes the head.
+        runtime_figure: MB of Python and the backend before a model is loaded.
         arena_factor: memory of the backend's arena, relative to the activations in it.
         by_groups: whether exports for this board use GroupAttention.
         default_regime: streaming, at the thread counts of the profile.
@@ -43,6 +44,7 @@ class OnnxRuntimeCosts:
     shape: InferenceShape
     coefficients: Coefficients
     by_threads: Mapping[int, ThreadCoefficients]
+    decode_runs: tuple[Run, ...]
     prefill_runs: tuple[Run, ...]
     runtime_figure: Figure
     arena_factor: float
@@ -55,67 +57,61 @@ class OnnxRuntimeCosts:
 
     @property
     def figures(self) -> Sequence[Figure | Coefficients]:
-        """The figures that the predictions depend on."""
+        """Return the figures that the predictions depend on."""
         return self.coefficients, self.runtime_figure
 
     @property
     def thread_counts(self) -> list[ThreadCoefficients]:
         return list(self.by_threads.values())
 
-    def decode_latency(self, operators: Sequence[Operator], threads: int) -> Latency:
-        """Latency of one decode step, batch 1, at a full KV cache."""
-        return self._latency(operators, [(1, self.shape.context)], threads)
-
-    def prefill_latency(self, operators: Sequence[Operator], threads: int) -> Latency:
-        """Latency of prefilling the whole prompt into an empty KV cache."""
-        return self._latency(operators, self.prefill_runs, threads)
-
-    def _latency(self, operators: Sequence[Operator], runs: Sequence[Run], threads: int) -> Latency:
-        at, dialect = self.by_threads[threads], self.coefficients.dialect
-        return latency.latency(operators, self.shape.precision, runs, dialect, at, self.shape.kv, self.by_groups)
+    def latency(self, operators: Sequence[Operator], runs: Sequence[Run], threads: int | None) -> Latency:
+        assert threads is not None
+        at, dialect, shape = self.by_threads[threads], self.coefficients.dialect, self.shape
+        return latency.latency(
+            operators, shape.precision, runs, dialect, at, kv=shape.kv, groups=self.by_groups
+        )  # fmt: skip
 
     def decode_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:
-        """ms of one decode step. Additive over operators."""
-        assert threads is not None
-        step = self.decode_latency(operators, threads)
+        """Return the ms of one decode step. Additive over operators."""
+        step = self.latency(operators, self.decode_runs, threads)
         return {"resident": step.cached_ms, "partial": step.partial_ms, "streaming": step.streaming_ms}[residency]
 
     def prefill_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:
-        """ms of the prefill; only resident weights come from the caches. Additive over operators."""
-        assert threads is not None
-        prefill = self.prefill_latency(operators, threads)
+        """Return the ms of the prefill; only resident weights come from the caches. Additive over operators."""
+        prefill = self.latency(operators, self.prefill_runs, threads)
         return prefill.cached_ms if residency == "resident" else prefill.streaming_ms
 
     def by_thread_counts(self, operators: Sequence[Operator]) -> dict[int | None, tuple[float, float]]:
-        """(decode, prefill) in ms of a whole decoder, in its residency, for each thread count."""
+        """Return (decode, prefill) in ms of a whole decoder, in its residency, for each thread count."""
         latencies: dict[int | None, tuple[float, float]] = {}
         read_mb = self.read_mb(operators)
         for count, at in self.by_threads.items():
             missed = at.missed_share(read_mb)
-            step, prompt = self.decode_latency(operators, count), self.prefill_latency(operators, count)
+            step = self.latency(operators, self.decode_runs, count)
+            prefill = self.latency(operators, self.prefill_runs, count)
             decode_ms = step.cached_ms + missed * step.memory_ms
-            latencies[count] = decode_ms, prompt.streaming_ms if missed else prompt.cached_ms
+            latencies[count] = decode_ms, prefill.streaming_ms if missed else prefill.cached_ms
         return latencies
 
     def latency_tables(self, operators: Sequence[Operator], prefill: bool) -> tuple[np.ndarray, np.ndarray]:
-        """`cached_ms` and `memory_ms` of decode and of prefill for each operator alone and each thread count; zeros for
-        a prefill that is not asked for. [operators, thread counts, 2] twice."""
-
-        def table(runs: Sequence[Run]) -> np.ndarray:
-            return latency.latency_table(
-                operators, self.shape.precision, runs, self.coefficients.dialect, self.thread_counts, self.shape.kv,
-                self.by_groups,
-            )  # fmt: skip
-
-        return table([(1, self.shape.context)]), table(self.prefill_runs if prefill else [])
+        """Return `cached_ms` and `memory_ms` of decode and of prefill for each operator alone and each thread count, two
+        arrays [operators, thread counts, 2]. Without `prefill` the second is zeros."""
+        shape, dialect = self.shape, self.coefficients.dialect
+        decode, prefilled = (
+            latency.latency_table(
+                operators, shape.precision, runs, dialect, self.thread_counts, kv=shape.kv, groups=self.by_groups
+            )
+            for runs in (self.decode_runs, self.prefill_runs if prefill else ())
+        )  # fmt: skip
+        return decode, prefilled
 
     def read_mb(self, operators: Sequence[Operator]) -> float:
-        """MB of a decode step's first reads, which decide the residency. Additive over operators."""
+        """Return the MB of a decode step's first reads, which decide the residency. Additive over operators."""
         shape = self.shape
         return latency.read_mb(operators, shape.precision, shape.context, self.coefficients.dialect, shape.kv)
 
     def regimes(self) -> list[Regime]:
-        """Every regime; few threads and small decoders first."""
+        """Return every regime; few threads and small decoders first."""
         counts = list(self.by_threads)
         return [
             Regime(decode, prefill, residency)
@@ -123,41 +119,64 @@ class OnnxRuntimeCosts:
         ]  # fmt: skip
 
     def ceiling_mb(self, regime: Regime) -> float | None:
-        """Upper limit of `read_mb` in the regime; None: no limit."""
+        """Return the upper limit of `read_mb` in the regime, or None if there is no limit."""
         assert regime.decode_threads is not None
         return self.by_threads[regime.decode_threads].ceiling_mb(regime.residency)
 
     def weights_mb(self, operators: Sequence[Operator], *, opening: bool) -> float:
-        """MB of weights in one session; while it opens, with the copies of prepacking. Additive over operators."""
-        return weights_mb(operators, self.coefficients, self.shape.precision, prepacking=opening)
+        """Return the MB of weights in one session; while it opens, with the copies of prepacking. Additive over
+        operators."""
+        return sum(self._resident_bytes(op, opening) for op in operators if op.own) / BYTES_PER_MB
+
+    def _resident_bytes(self, op: Operator, prepacking: bool) -> float:
+        """Return the bytes of one operator's weights in RAM. A format without CPU kernels (fp16) is not prepacked."""
+        form, size = matrix_format(op, self.shape.precision), op.stored_bytes(self.shape.precision)
+        if form not in self.coefficients.formats:
+            return size
+        factors = self.coefficients.of_format(form)
+        if op.kind not in ("embed", "head"):
+            return factors.resident * size
+        piece = self._prepacked_bytes(op)
+        original = factors.table_opening * piece if prepacking or piece <= HEAP_BYTES else 0.0
+        return factors.table_resident * size + original
+
+    def _prepacked_bytes(self, table: Operator) -> float:
+        """Return the bytes of an embedding that the backend prepacks at once. The original and the packed copy of
+        these coexist."""
+        precision = self.shape.precision
+        return packed_bytes(table.stored_bytes(precision), matrix_format(table, precision))
 
     def opening_can_peak(self, table: Operator) -> bool:
-        """Whether an embedding of this size can take more memory during prepacking than after it."""
-        return prepacking_peaks(table, self.shape.precision)
+        """Return whether an embedding of this size can take more memory during prepacking than after it. The heap
+        keeps smaller blocks."""
+        return self._prepacked_bytes(table) > HEAP_BYTES
 
     def activation_mb(self, operators: Sequence[Operator]) -> float:
-        """MB of the largest operator's activations: a maximum, not a sum."""
-        return activation_mb(operators, self.shape, self.arena_factor)
+        """Return the MB of the largest operator in the last chunk of the prefill, which attends to the whole prompt: a
+        maximum, not a sum."""
+        tokens = min(PREFILL_CHUNK_IDS, self.shape.prompt)
+        return self.arena_factor * activation_bytes(operators, tokens, self.shape.prompt) / BYTES_PER_MB
 
     def factors(self, confidence: float) -> tuple[Factors | None, Factors | None]:
-        """Prediction intervals of decode and prefill."""
+        """Return the prediction intervals of decode and prefill."""
         return phase_factors(self.coefficients, self.shape.precision, confidence)
 
     def why_no_interval(self) -> str:
-        """Why a latency has no interval, and how to get one."""
+        """Return why a latency has no interval, and how to get one."""
         return why_no_interval(self.coefficients, self.shape.precision)
 
 
 def onnxruntime_costs(profile: DeviceProfile, shape: InferenceShape) -> OnnxRuntimeCosts:
     speed = profile.performance.onnxruntime
     coefficients = coefficients_for(profile, FORMATS_USED.get(shape.precision, ("fp32",)))
-    portable = coefficients.dialect == "portable"  # its graphs attend to the whole KV cache, however little is filled
+    portable = coefficients.dialect == "portable"  # its graphs attend to the whole KV cache, filled or not
     return OnnxRuntimeCosts(
         shape=shape,
         coefficients=coefficients,
         by_threads=latency.by_threads(coefficients, latency.CACHE_TIMES.get(profile.arch, {})),
+        decode_runs=((1, shape.context),),
         prefill_runs=tuple(
-            (new, shape.context if portable else cached) for new, cached in prefill_pieces(shape.prompt)
+            (new, shape.context if portable else cached) for new, cached in prefill_chunks(shape.prompt)
         ),
         runtime_figure=speed.runtime_mb,
         arena_factor=ARENA_FACTOR if profile.memory.ram_mb.value >= SMALL_BOARD_MB else 1.0,
@@ -166,43 +185,6 @@ def onnxruntime_costs(profile: DeviceProfile, shape: InferenceShape) -> OnnxRunt
     )
 
 
-def prefill_pieces(prompt: int) -> list[Run]:
-    """The runtime's chunks of a prefill of `prompt` tokens into an empty cache."""
+def prefill_chunks(prompt: int) -> list[Run]:
+    """Return the runtime's chunks of a prefill of `prompt` tokens into an empty cache."""
     return [(min(PREFILL_CHUNK_IDS, prompt - start), start) for start in range(0, prompt, PREFILL_CHUNK_IDS)]
-
-
-def weights_mb(
-    operators: Sequence[Operator], coefficients: Coefficients, precision: str, *, prepacking: bool
-) -> float:
-    """MB of weights in one session, during prepacking of the embedding or after it. Additive over operators."""
-    total_bytes = sum(resident_bytes(op, coefficients, precision, prepacking) for op in operators if op.own)
-    return total_bytes / BYTES_PER_MB
-
-
-def resident_bytes(op: Operator, coefficients: Coefficients, precision: str, prepacking: bool) -> float:
-    """Bytes of one operator's weights in RAM. A format without CPU kernels (fp16) is not prepacked."""
-    form, size = matrix_format(op, precision), op.stored_bytes(precision)
-    if form not in coefficients.formats:
-        return size
-    factors = coefficients.of_format(form)
-    if op.kind not in ("embed", "head"):
-        return factors.resident * size
-    piece = prepacked_bytes(op, precision)
-    beside = factors.table_opening * piece if prepacking or piece <= HEAP_BYTES else 0.0
-    return factors.table_resident * size + beside
-
-
-def prepacked_bytes(op: Operator, precision: str) -> float:
-    """Bytes of an embedding that the backend prepacks at once, while original and packed copy coexist."""
-    return packed_bytes(op.stored_bytes(precision), matrix_format(op, precision))
-
-
-def prepacking_peaks(table: Operator, precision: str) -> bool:
-    """Whether an embedding can take more RAM during prepacking than after it: the heap frees such a large block."""
-    return prepacked_bytes(table, precision) > HEAP_BYTES
-
-
-def activation_mb(operators: Sequence[Operator], shape: InferenceShape, arena_factor: float) -> float:
-    """MB of the largest operator in the last chunk of the prefill, which attends to the whole prompt. A maximum."""
-    tokens = min(PREFILL_CHUNK_IDS, shape.prompt)
-    return arena_factor * activation_bytes(operators, tokens, shape.prompt) / BYTES_PER_MB

@@ -19,16 +19,16 @@ class InferenceShape:
 
 
 def lengths_words(context: int, prompt: int, kv: str | None) -> str:
-    """The shape in words, without the weight format."""
+    """Return the shape in words, without the weight format."""
     return f"context {context}, prompt {prompt} tokens" + (f", a cache of {kv}" if kv else "")
 
 
 def default_prompt(context: int) -> int:
-    """The default number of prompt tokens: half the context, at most 512."""
+    """Return the default number of prompt tokens: half the context, at most 512."""
     return min(LONGEST_DEFAULT_PROMPT, max(1, context // 2))
 
 
 def default_lengths(profile: DeviceProfile, context: int | None, prompt: int | None) -> tuple[int, int]:
-    """(context, prompt) in tokens; by default the board's context and `default_prompt`."""
+    """Return (context, prompt) in tokens; by default the board's context and `default_prompt`."""
     longest = profile.budget.context if context is None else context
     return longest, default_prompt(longest) if prompt is None else prompt

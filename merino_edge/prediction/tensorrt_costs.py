@@ -1,4 +1,4 @@
-"""Latency and memory of operators in TensorRT on a board's GPU, resolved for one inference shape.
+"""Predict latency and memory of operators in TensorRT on a board's GPU, for one inference shape.
 
 An engine runs one kernel after the other, so an operator takes its launches x `launch_us`, plus the longer of moving
 its bytes at `read_gb_s` and computing at the format's rate. This is additive over operators, as the exact search
@@ -56,12 +56,12 @@ class TensorRtCosts:
 
     @property
     def runtime_mb(self) -> float:
-        """Python, the backend's libraries and the CUDA context, before an engine is opened."""
+        """Return the MB of Python, the backend's libraries and the CUDA context, before an engine is opened."""
         return self.speed.runtime_mb.value + self.speed.cuda_context_mb.value
 
     @property
     def figures(self) -> Sequence[Figure]:
-        """The figures that the predictions depend on."""
+        """Return the figures that the predictions depend on."""
         speed = self.speed
         return (
             speed.read_gb_s, self._rate, speed.launch_us, speed.step_us, speed.host_copy_gb_s, speed.runtime_mb,
@@ -78,15 +78,15 @@ class TensorRtCosts:
         return [ThreadCoefficients({}, 0.0, 0.0, 0.0)]
 
     def decode_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:  # noqa: ARG002
-        """ms of one decode step. Additive over operators."""
+        """Return the ms of one decode step. Additive over operators."""
         return self._run_ms(operators, 1)
 
     def prefill_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:  # noqa: ARG002
-        """ms of the whole prompt, in runs of `chunk` tokens. Additive over operators."""
+        """Return the ms of the whole prompt, in runs of `chunk` tokens. Additive over operators."""
         return -(-self.shape.prompt // self.chunk) * self._run_ms(operators, self.chunk)
 
     def by_thread_counts(self, operators: Sequence[Operator]) -> dict[int | None, tuple[float, float]]:
-        """(decode, prefill) in ms of a whole decoder."""
+        """Return (decode, prefill) in ms of a whole decoder."""
         return {None: (self.decode_ms(operators, None, "streaming"), self.prefill_ms(operators, None, "streaming"))}
 
     def latency_tables(self, operators: Sequence[Operator], prefill: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -98,22 +98,22 @@ class TensorRtCosts:
         return decode, whole
 
     def _run_ms(self, operators: Sequence[Operator], tokens: int) -> float:
-        return sum(self._operator_us(op, tokens) for op in operators) / 1e3
-
-    def _operator_us(self, op: Operator, tokens: int) -> float:
-        """us of one operator in a run over `tokens` new positions."""
-        speed = self.speed
-        launches = LAUNCHES[op.kind] + bool(op.vector and op.kind == "linear")  # a bias
-        moving_us = self._moved_bytes(op, tokens) / speed.read_gb_s.value / 1e3
-        computing_us = self._run_flops(op, tokens) / self._rate.value / 1e3
-        total_us = launches * speed.launch_us.value + max(moving_us, computing_us)
-        if op.kind == "head":  # of which a run has one
-            logits_bytes = LOGIT_COPIES * 4 * op.matrix / op.columns
-            total_us += speed.step_us.value + logits_bytes / speed.host_copy_gb_s.value / 1e3
-        return total_us
+        """Return the ms of one run over `tokens` new positions."""
+        speed, total_us = self.speed, 0.0
+        for op in operators:
+            launches = LAUNCHES[op.kind] + bool(op.vector and op.kind == "linear")  # a bias
+            rows = 1 if op.kind == "head" or op.final else tokens
+            flops = 2 * op.macs * rows + 4 * op.query_width * tokens * (self.shape.context + tokens)
+            moving_us = self._moved_bytes(op, tokens) / speed.read_gb_s.value / 1e3
+            computing_us = flops / self._rate.value / 1e3
+            total_us += launches * speed.launch_us.value + max(moving_us, computing_us)
+            if op.kind == "head":  # a run has one
+                logits_bytes = LOGIT_COPIES * 4 * op.matrix / op.columns
+                total_us += speed.step_us.value + logits_bytes / speed.host_copy_gb_s.value / 1e3
+        return total_us / 1e3
 
     def _moved_bytes(self, op: Operator, tokens: int) -> float:
-        """Bytes that one run reads and writes. Shared weights are read at each use."""
+        """Return the bytes that one run reads and writes. Shared weights are read at each use."""
         size = FORMATS[self.shape.precision].element_bytes
         rows = 1 if op.kind == "head" or op.final else tokens
         if op.kind == "attention":
@@ -128,23 +128,19 @@ class TensorRtCosts:
             return 2 * size * op.columns * tokens
         return op.read_bytes(self.shape.precision) + size * rows * (op.columns + op.matrix // op.columns)
 
-    def _run_flops(self, op: Operator, tokens: int) -> float:
-        rows = 1 if op.kind == "head" or op.final else tokens
-        return 2 * op.macs * rows + 4 * op.query_width * tokens * (self.shape.context + tokens)
-
     def read_mb(self, operators: Sequence[Operator]) -> float:
-        """MB that a decode step reads and writes. Additive over operators."""
+        """Return the MB that a decode step reads and writes. Additive over operators."""
         return sum(self._moved_bytes(op, 1) for op in operators) / BYTES_PER_MB
 
     def regimes(self) -> list[Regime]:
         return [self.default_regime]
 
     def ceiling_mb(self, regime: Regime) -> float | None:  # noqa: ARG002
-        """None: no limit."""
+        """Return None, because there is no limit."""
         return None
 
     def weights_mb(self, operators: Sequence[Operator], *, opening: bool) -> float:
-        """MB of the engine's weights; while it opens, with the plan. Additive over operators.
+        """Return the MB of the engine's weights; while it opens, with the plan. Additive over operators.
 
         Each use of a matrix counts, a tied embedding twice: TensorRT lays out a matrix for each kernel, and it was not
         measured whether two kernels share one.
@@ -156,11 +152,11 @@ class TensorRtCosts:
         return True
 
     def activation_mb(self, operators: Sequence[Operator]) -> float:
-        """MB of the execution context: the largest operator in a run of the prefill. A maximum."""
+        """Return the MB of the execution context: the largest operator in a run of the prefill, a maximum."""
         return activation_bytes(operators, self.chunk, self.shape.context + self.chunk) / BYTES_PER_MB
 
     def factors(self, confidence: float) -> tuple[Factors | None, Factors | None]:  # noqa: ARG002
-        """No errors of predictions are known."""
+        """Return no intervals: the errors of predictions were not measured."""
         return None, None
 
     def why_no_interval(self) -> str:

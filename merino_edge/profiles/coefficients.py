@@ -1,6 +1,6 @@
-"""Numbers of a device profile with their source: single figures, and the coefficients of the latency model.
+"""Define the numbers of a device profile with their source: single figures, and the coefficients of the latency model.
 
-`prediction.latency` defines the term that each coefficient multiplies; `profile` has the profile as a whole.
+`prediction.latency` defines the term that each coefficient multiplies; `profile` defines the profile as a whole.
 """
 
 import typing
@@ -39,13 +39,13 @@ Share = Annotated[float, Field(ge=0, le=MOST)]
 
 
 class Facts(BaseModel):
-    """Frozen, without unknown keys, and strict: "4" is not taken for 4."""
+    """Frozen facts without unknown keys, and strict: "4" is not accepted for 4."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Figure(Facts):
-    """A number, how it is known, and where it comes from."""
+    """A number, its kind, and where it comes from."""
 
     value: float = Field(ge=LEAST, le=MOST)
     kind: Kind
@@ -65,11 +65,11 @@ class Threads(Count):
 
 
 class LatencyError(Facts):
-    """How far predicted latencies of decoders are off: log(measured / predicted) is distributed as `center` + `scale`
+    """The error of predicted latencies of decoders: log(measured / predicted) is distributed as `center` + `scale`
     times Student's t. Bounded, so that no interval of it overflows.
 
-    `of`: which decoders, each predicted without being in the fit: `designs` that a search chose, or the `probe`'s own.
-    `decoders`: how many; None where it is not known.
+    `of`: which decoders, each held out of the fit that predicted it: `designs` that a search chose, or the `probe`'s
+    own. `decoders`: their number; None if it is not known.
     """
 
     center: Annotated[float, Field(ge=-5, le=5)]
@@ -84,7 +84,7 @@ class FormatCoefficients(Facts):
 
     `resident`: resident bytes per byte of its matrices. `table_resident`: the same of the embedding, which is the head
     too. `table_opening`: extra resident bytes per byte of the embedding's pieces during prepacking, when the original
-    and the packed copy of a piece coexist. `decode_error`, `prefill_error`: None where too few decoders were timed.
+    and the packed copy of a piece coexist. `decode_error`, `prefill_error`: None if too few decoders were timed.
     """
 
     load_ms_gb: Values
@@ -120,12 +120,12 @@ class GroupCoefficients(CacheCoefficients):
 class Coefficients(Facts):
     """Coefficients of the latency model, in time per unit of a term; entry i of each list is for `threads[i]` threads.
 
-    The weights, keys and values that a step reads are resident in the last-level cache up to `cache_within_mb`
-    (2^20 bytes), partial above, and streaming from memory from `cache_beyond_mb` on. Of weights that a step reads
-    again, half are still resident where it read `cache_half_mb` in between.
+    The weights, keys and values that a step reads are resident in the last-level cache up to `cache_within_mb` (2^20
+    bytes), partial above, and streaming from memory from `cache_beyond_mb` on. If a step reads weights again, half of
+    them are still resident after `cache_half_mb` of other reads.
 
-    `int8_cache`, `int4_cache`: None where they were not measured, for a backend that has no such caches too. `groups`:
-    None where the library of kernels was not loaded; then attention by groups counts as onnxruntime's.
+    `int8_cache`, `int4_cache`: None if they were not measured, or the backend has no such caches. `groups`: None if the
+    library of kernels was not loaded; then attention by groups counts as onnxruntime's.
     """
 
     kind: Kind
@@ -173,7 +173,7 @@ class Coefficients(Facts):
 
     @cached_property
     def by_threads(self) -> tuple[dict[str, float], ...]:
-        """All coefficients of each thread count, by the names of `prediction.latency`."""
+        """Return all coefficients of each thread count, by the names of `prediction.latency`."""
         return tuple(
             {name: getattr(self, name)[at] for name in GENERAL}
             | {REREAD: getattr(self, MEMORY)[at]}
@@ -184,7 +184,7 @@ class Coefficients(Facts):
 
     @property
     def of_caches(self) -> dict[str, tuple[float, ...]]:
-        """The lists of the quantized caches that were measured, by the names of `prediction.latency`."""
+        """Return the lists of the quantized caches that were measured, by the names of `prediction.latency`."""
         caches = {form: getattr(self, f"{form}_cache") for form in QUANTIZED_CACHES}
         return {
             f"{form}.{name}": getattr(cache, name)
@@ -193,7 +193,7 @@ class Coefficients(Facts):
 
     @property
     def of_groups(self) -> dict[str, tuple[float, ...]]:
-        """The lists of attention by groups, where it was measured, by the names of `prediction.latency`."""
+        """Return the lists of attention by groups, where it was measured, by the names of `prediction.latency`."""
         if self.groups is None:
             return {}
         named = {f"{GROUPS}.{name}": getattr(self.groups, name) for name in OF_ATTENTION}
@@ -214,5 +214,5 @@ EDGES = ("cache_within_mb", "cache_beyond_mb", "cache_half_mb")
 
 
 def weakest_kind(figures: Iterable[Figure | Coefficients]) -> Kind:
-    """The provenance of a prediction from these figures: the weakest of the figures'."""
+    """Return the provenance of a prediction from these figures: the weakest of their kinds."""
     return max((figure.kind for figure in figures), key=KINDS.index)

@@ -1,4 +1,4 @@
-"""Faults of a device profile in words: the key's path, its value, what is allowed, the key that was meant."""
+"""Describe faults of a device profile in words: the key's path, its value, what is allowed, the key that was meant."""
 
 import difflib
 import types
@@ -18,7 +18,8 @@ HUGE = 1e300  # neither infinite, nor an integer that has no float
 
 
 def contradictions(raw: Mapping[str, Any]) -> Iterator[str]:
-    """Faults between two figures, from the raw values of the TOML, so that they stand beside faults of single keys."""
+    """Yield the faults between two figures, from the raw values of the TOML, so that they are reported beside faults of
+    single keys."""
     for small, large in (
         ("memory.free_mb", "memory.ram_mb"),
         ("budget.memory_mb", "memory.free_mb"),
@@ -42,14 +43,14 @@ def contradictions(raw: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _at_path(raw: Any, path: str) -> Any:
-    """What stands at a dotted path; None where there is nothing."""
+    """Return the value at a dotted path, or None."""
     for key in path.split("."):
         raw = raw.get(key) if isinstance(raw, Mapping) else None
     return raw
 
 
 def _number(raw: Any, path: str) -> float | None:
-    """The number at a dotted path, a figure's or a plain one; None where there is none to compare."""
+    """Return the number at a dotted path, of a figure or plain, or None if there is none to compare."""
     raw = _at_path(raw, path)
     number = raw.get("value") if isinstance(raw, Mapping) else raw
     usable = isinstance(number, int | float) and not isinstance(number, bool) and -HUGE < number < HUGE
@@ -57,7 +58,7 @@ def _number(raw: Any, path: str) -> float | None:
 
 
 def phrase(kind: str, loc: tuple[int | str, ...], value: Any, message: str) -> str:
-    """One of pydantic's errors in words: the key's path, its value, what is allowed."""
+    """Return one of pydantic's errors in words: the key's path, its value, what is allowed."""
     path = path_of(loc)
     if kind == "missing":
         return f"{missing(path)}, must be {_allowed(_at(loc))}"
@@ -74,7 +75,7 @@ def phrase(kind: str, loc: tuple[int | str, ...], value: Any, message: str) -> s
 
 
 def _at(loc: tuple[int | str, ...]) -> Any:
-    """The type at an error's location."""
+    """Return the type at an error's location."""
     at: Any = DeviceProfile
     for part in loc:
         if isinstance(part, int):  # a list's item

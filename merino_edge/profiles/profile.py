@@ -1,6 +1,6 @@
-"""What a device profile holds: one board's facts, each with its kind and source, as frozen types.
+"""Define a device profile: one board's facts, each with its kind and source, as frozen types.
 
-Memory is in MB of 2^20 bytes, rates are in GB/s of 10^9. Reading a profile is `reading`'s.
+Memory is in MB of 2^20 bytes, rates are in GB/s of 10^9. `reading` reads profiles.
 """
 
 import re
@@ -138,7 +138,7 @@ class Power(Facts):
 
 
 def names_model(beginning: str, model: str) -> bool:
-    """Whether `model` begins with these whole words: `Raspberry Pi 5` does not name a Raspberry Pi 500."""
+    """Return whether `model` begins with these whole words: `Raspberry Pi 5` does not name a Raspberry Pi 500."""
     return re.match(re.escape(beginning) + r"(?!\w)", model) is not None
 
 
@@ -164,12 +164,12 @@ class DeviceProfile(Facts):
 
     @property
     def backends(self) -> tuple[Backend, ...]:
-        """Those that the profile has figures of."""
+        """Return those that the profile has figures of."""
         return tuple(name for name in BACKENDS if getattr(self.performance, name) is not None)
 
     def with_backend(self, name: str | None) -> Self:
-        """The board with predictions of this backend; None: of its default one. Raises MerinoError for one that it does
-        not have."""
+        """Return the board with predictions of this backend; None: of its default one. Raise MerinoError for one that
+        it does not have."""
         if name is None:
             return self
         if name not in self.backends:
@@ -180,11 +180,11 @@ class DeviceProfile(Facts):
         return self.model_copy(update={"backend": name})
 
     def names_model(self, model: str) -> bool:
-        """Whether a board with this model in its device tree is this one."""
+        """Return whether a board with this model in its device tree is this one."""
         return any(names_model(beginning, model) for beginning in self.device_tree_models)
 
     def figure(self, path: str) -> Figure | None:
-        """The figure at a dotted path of the file; None where the profile has none there."""
+        """Return the figure at a dotted path of the file; None if the profile has none there."""
         node: Any = self
         for key in path.split("."):
             node = getattr(node, key, None)

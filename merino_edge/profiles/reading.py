@@ -1,4 +1,4 @@
-"""Device profiles are read here: one TOML file per board, shipped or the user's, judged as a whole.
+"""Read device profiles: one TOML file per board, shipped or the user's, checked as a whole.
 
 All faults of a file come in one message (`faults`). Reading imports neither scipy nor torch nor the harness.
 """
@@ -24,15 +24,15 @@ LARGEST_BYTES = 2**20  # the longest shipped profile has 20 kB
 
 
 def load_profile(id_or_path: str | Path) -> DeviceProfile:
-    """The profile of a shipped board, by its id, or of a TOML file. `host` is `calibration.board`'s.
+    """Return the profile of a shipped board, by its id, or of a TOML file. `calibration.board` handles `host`.
 
-    Raises MerinoError for an unknown id, a file that cannot be read, or one with faults.
+    Raise MerinoError for an unknown id, a file that cannot be read, or one with faults.
     """
     return _read(_place(id_or_path))
 
 
 def profile_text(id_or_path: str | Path) -> str:
-    """The TOML of a shipped board's profile, or of the file at a path."""
+    """Return the TOML of a shipped board's profile, or of the file at a path."""
     return _text(_place(id_or_path))
 
 
@@ -52,7 +52,7 @@ def _place(id_or_path: str | Path) -> Path:
 
 
 def list_profiles() -> list[DeviceProfile]:
-    """The shipped boards in the order of their ids. `host` is not among them: it would have to be measured."""
+    """Return the shipped boards in the order of their ids. `host` is not among them: it would have to be measured."""
     return [_read(_folder() / f"{name}.toml") for name in profile_ids()]
 
 
@@ -61,12 +61,12 @@ def profile_ids() -> list[str]:
 
 
 def collected_probes(device: str) -> list[Path]:
-    """Files that people sent of a shipped board (device_profiles/probes); none for a path."""
+    """Return the probe files that people sent of a shipped board (device_profiles/probes); none for a path."""
     return sorted((_folder() / "probes" / device).glob("*.json")) if device in profile_ids() else []
 
 
 def parse_profile_text(text: str, origin: str) -> DeviceProfile:
-    """The profile in a TOML file's text."""
+    """Return the profile in a TOML file's text."""
     try:
         raw = tomllib.loads(text)
         check_depth(raw)
@@ -78,15 +78,16 @@ def parse_profile_text(text: str, origin: str) -> DeviceProfile:
 
 
 def parse_profile(raw: Mapping[str, Any], origin: str) -> DeviceProfile:
-    """The profile of a TOML's keys and values. Raises one MerinoError that names every fault; `origin`: whose."""
-    again = ("merino-edge", "calibrate", "--probe", "probe.json", "--device", "ID", "-o", origin)
-    refuse_other_schema(raw, SCHEMA, origin, *again)
+    """Return the profile with a TOML's keys and values. Raise one MerinoError that names every fault; `origin`: the
+    file."""
+    command = ("merino-edge", "calibrate", "--probe", "probe.json", "--device", "ID", "-o", origin)
+    refuse_other_schema(raw, SCHEMA, origin, *command)
     faults: list[str] = []
     profile = None
     try:
         profile = DeviceProfile.model_validate(raw)
     except ValidationError as error:
-        faults += [phrase(each["type"], each["loc"], each["input"], each["msg"]) for each in error.errors()]
+        faults += [phrase(detail["type"], detail["loc"], detail["input"], detail["msg"]) for detail in error.errors()]
     faults += contradictions(raw)
     if profile is None or faults:
         listed = "".join(f"\n  {fault}" for fault in faults)
@@ -95,8 +96,8 @@ def parse_profile(raw: Mapping[str, Any], origin: str) -> DeviceProfile:
 
 
 def _folder() -> Path:
-    """The checkout's folder beside this package, otherwise package data. An editable install of another checkout may
-    answer for the second."""
+    """Return the checkout's folder beside this package, otherwise package data. An editable install of another checkout
+    may answer for the second."""
     checkout = Path(__file__).resolve().parents[2] / "device_profiles"
     if any(checkout.glob("*.toml")):
         return checkout
@@ -112,7 +113,7 @@ def _text(path: Path) -> str:
 
 
 def profile_of_model(model: str, profiles: Iterable[DeviceProfile] | None = None) -> DeviceProfile | None:
-    """The profile, of the shipped ones or of `profiles`, that names a device tree's model; None where none does.
+    """Return the profile, of the shipped ones or of `profiles`, that names a device tree's model, or None.
 
     The longest beginning decides, so that a variant may have a profile of its own beside the board's.
     """
@@ -122,10 +123,10 @@ def profile_of_model(model: str, profiles: Iterable[DeviceProfile] | None = None
         for beginning in profile.device_tree_models
         if names_model(beginning, model)
     ]
-    return max(named, key=lambda each: each[0])[1] if named else None
+    return max(named, key=lambda length_and_profile: length_and_profile[0])[1] if named else None
 
 
 def known_models(profiles: Sequence[DeviceProfile] | None = None) -> list[str]:
-    """All beginnings that profiles name, for messages."""
+    """Return all beginnings that profiles name, for messages."""
     named = list_profiles() if profiles is None else profiles
     return [beginning for profile in named for beginning in profile.device_tree_models]

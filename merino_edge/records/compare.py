@@ -1,8 +1,7 @@
-"""Two sets of records, A before and B after: which rows became faster or slower, and which show no difference.
+"""Compare two sets of records, A before and B after: which rows became faster or slower, and which show no difference.
 
-A row is judged by the confidence interval of its speed ratio, and not at all where a side was disturbed
-or has fewer than three processes. Exchanging the sides gives the reciprocals. Left to others: reading files (`reading`)
-and ratios between different bundles (`report.ratios`).
+A row is judged by the confidence interval of its speed ratio. It is not judged if a side was disturbed or has fewer
+than three processes. If the sides are exchanged, the ratios are the reciprocals. `reading` reads the files.
 
 Rows of one run were interleaved, so their processes pair (`merino_bench.harness.pairs`). Rows of two runs are
 independent samples of process means.
@@ -17,7 +16,7 @@ from statistics import geometric_mean, mean, variance
 
 from scipy.stats import t as student
 
-from merino_bench.harness.pairs import LEAST_PAIRS, LEVEL, STEADY, chosen, paired_ratio
+from merino_bench.harness.pairs import LEAST_PAIRS, LEVEL, STEADY, paired_ratio, select_processes
 from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
 from merino_runtime.errors import MerinoError
@@ -33,9 +32,9 @@ NO_DIFFERENCE, UNDECIDED, NOT_JUDGED = "no difference", "undecided", "not judged
 class Ratio:
     """A ratio of geometric means over processes.
 
-    low, high: the 95 % interval; None where a side has fewer than three processes. flags: what disturbed the processes
-    that count; empty where enough undisturbed ones remained. turns: (that count, that were measured); None between
-    rows of two runs.
+    low, high: the 95 % interval; None if a side has fewer than three processes. flags: what disturbed the processes
+    that count; empty where enough undisturbed ones remained. turns: (that count, that were measured); None between rows
+    of two runs.
     """
 
     value: float
@@ -46,21 +45,22 @@ class Ratio:
 
 
 def row_ratio(row: Record, base: Record) -> Ratio:
-    """Speed ratio of `row` to `base`, both measured: over pairs where their runs were interleaved, else of independent
-    rows."""
+    """Return the speed ratio of `row` to `base`, both measured: over pairs if their runs were interleaved, else of
+    independent rows."""
     if row.run is None or row.run != base.run:
         unequal = ({*row.flags} ^ {*base.flags}) & {*STEADY}
         flags = sorted({*row.disturbances, *base.disturbances, *unequal})
         return independent_ratio(row.speeds, base.speeds, tuple(flags))
-    choice = chosen(row.flags_by_place, base.flags_by_place)
-    speeds, base_speeds = row.process_speeds, base.process_speeds
-    ratio = paired_ratio([speeds[place] for place in choice.places], [base_speeds[place] for place in choice.places])
+    selection = select_processes(row.flags_by_place, base.flags_by_place)
+    speeds, base_speeds = ([side.process_speeds[place] for place in selection.places] for side in (row, base))
+    ratio = paired_ratio(speeds, base_speeds)
     low, high = ratio.interval or (None, None)
-    return Ratio(ratio.value, low, high, tuple(choice.flags), (len(choice.places), choice.turns))
+    return Ratio(ratio.value, low, high, tuple(selection.flags), (len(selection.places), selection.turns))
 
 
 def independent_ratio(speeds: Sequence[float], base: Sequence[float], flags: tuple[str, ...] = ()) -> Ratio:
-    """`speeds` over `base`: tok/s, one per process. Welch's t interval on the logs (Welch, Biometrika 34, 1947)."""
+    """Return the ratio of `speeds` to `base`, in tok/s, one per process, with Welch's t interval on the logs (Welch,
+    Biometrika 34, 1947)."""
     logs, base_logs = ([log(speed) for speed in side] for side in (speeds, base))
     middle = mean(logs) - mean(base_logs)
     if min(len(logs), len(base_logs)) < LEAST_PROCESSES:
@@ -105,7 +105,7 @@ class Comparison:
 
 
 def compare_files(before: Path, after: Path, say: Callable[[str], None] = lambda _: None) -> Comparison:
-    """`say` gets the notes of reading."""
+    """Compare two files of records. `say` gets the notes of reading."""
     return compare(read_records([before], say), read_records([after], say))
 
 
@@ -114,8 +114,8 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> Comparison:
 
     Two rows are partners if bundle, engine without its version, precision, dialect, cache, test, depth and threads (of
     prefill in its rows) agree. Bundles agree by name. Rows without a partner are paired in a second pass by geometry,
-    in a third, for failed rows, by the keys that a failed row has. Rows of one side with the same key are pooled.
-    Raises MerinoError where no row has a partner.
+    in a third, for failed rows, by the keys that a failed row has. Rows of one side with the same key are pooled. Raise
+    MerinoError if no row has a partner.
     """
     pairs: list[Pair] = []
     left_a, left_b = list(a), list(b)
@@ -135,29 +135,30 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> Comparison:
 
 
 def pair_of(a: Sequence[Record], b: Sequence[Record]) -> Pair:
-    """Judge pooled rows of one key. A side with disturbed rows alone is shown without a verdict."""
-    rows_a, rows_b = _undisturbed(a), _undisturbed(b)
+    """Judge pooled rows of one key. A side that has only disturbed rows is shown without a verdict."""
+    rows_a, rows_b = ([row for row in rows if not row.disturbances] or rows for rows in (a, b))
     sides = (("A", _disturbances(rows_a, rows_b)), ("B", _disturbances(rows_b, rows_a)))
     reason = "; ".join(f"{side}: {', '.join(flags)}" for side, flags in sides if flags)
-    speeds_a, speeds_b = _speeds(rows_a), _speeds(rows_b)
+    speeds_a, speeds_b = ([speed for row in rows for speed in row.speeds] for rows in (rows_a, rows_b))
     ratio = independent_ratio(speeds_b, speeds_a) if speeds_a and speeds_b else None
     if ratio is not None and not reason and ratio.low is None:
         reason = f"fewer than {LEAST_PROCESSES} processes have no interval, measure with -r 5"
-    one = a[0]
-    names = dict.fromkeys([one.bundle, b[0].bundle])
+    first = a[0]
+    names = dict.fromkeys([first.bundle, b[0].bundle])
     return Pair(
-        bundle=" / ".join(names), engine=one.engine_name, precision=one.precision or "-", test=one.test,
-        depth=one.depth or 0, threads=one.timed_threads,
+        bundle=" / ".join(names), engine=first.engine_name, precision=first.precision or "-", test=first.test,
+        depth=first.depth or 0, threads=first.timed_threads,
         a_tok_s=geometric_mean(speeds_a) if speeds_a else None, b_tok_s=geometric_mean(speeds_b) if speeds_b else None,
         ratio=ratio, verdict=NOT_JUDGED if reason or ratio is None else verdict_of(ratio), reason=reason,
     )  # fmt: skip
 
 
 def verdict_of(ratio: Ratio) -> str:
-    """`faster` or `slower` if the interval lies on one side of 1 and the ratio differs by SMALLEST_DIFFERENCE or more.
+    """Return `faster` or `slower` if the interval lies on one side of 1 and the ratio differs by SMALLEST_DIFFERENCE or
+    more.
 
-    `no difference` if the interval rules out a difference that matters (LARGEST_DOUBT), up or down, or lies on one side
-    with a smaller ratio. `undecided` where the interval contains 1 and also such a difference.
+    Return `no difference` if the interval rules out a difference that matters (LARGEST_DOUBT), up or down, or lies on
+    one side with a smaller ratio, and `undecided` if it contains 1 and also such a difference.
     """
     assert ratio.low is not None and ratio.high is not None
     if ratio.low <= 1 <= ratio.high:
@@ -201,14 +202,15 @@ def _by_name(row: Record) -> Hashable:
 
 
 def _by_geometry(row: Record) -> Hashable:
-    """None where the record has no architecture: such a row has no partner by geometry."""
+    """Return a key of the geometry, or None if the record has no architecture: such a row has no partner by
+    geometry."""
     if row.architecture is None:
         return None
     return json.dumps([row.family, row.architecture], sort_keys=True), *_conditions(row)
 
 
 def _by_keys_of_a_failed_row(row: Record) -> Hashable:
-    """A failed row names neither engine nor threads."""
+    """Return a key without engine and threads, which a failed row does not name."""
     return row.bundle, row.precision, row.test, row.depth or 0
 
 
@@ -218,7 +220,8 @@ def _conditions(row: Record) -> tuple[Hashable, ...]:
 
 
 def _may_pair(a: Sequence[Record], b: Sequence[Record]) -> bool:
-    """Rows measured under unequal conditions are paired only if one failed, and are then not judged."""
+    """Return whether two groups may be paired. Rows measured under unequal conditions are paired only if one failed,
+    and are then not judged."""
     alike = {_conditions(row) for row in a} == {_conditions(row) for row in b}
     return alike or any(row.failure for row in (*a, *b))
 
@@ -236,23 +239,11 @@ def _reasons(pairs: Sequence[Pair]) -> str:
     return "; ".join(f"{title(pair)} ({pair.reason})" for pair in pairs)
 
 
-def _undisturbed(rows: Sequence[Record]) -> list[Record]:
-    return [row for row in rows if not row.disturbances] or list(rows)
-
-
 def _disturbances(rows: Sequence[Record], others: Sequence[Record]) -> list[str]:
-    """What disturbed one side; throttling and low power where the other side was not in that state."""
-    flags = dict.fromkeys(flag for row in rows for flag in row.disturbances)
-    flags.update(dict.fromkeys(flag for flag in STEADY if _has(rows, flag) and not _has(others, flag)))
-    return list(flags)
-
-
-def _has(rows: Sequence[Record], flag: str) -> bool:
-    return any(flag in row.flags for row in rows)
-
-
-def _speeds(rows: Sequence[Record]) -> list[float]:
-    return [speed for row in rows for speed in row.speeds]
+    """Return what disturbed one side, including throttling and low power if the other side was not in that state."""
+    in_state, in_others = ({flag for row in side for flag in row.flags} for side in (rows, others))
+    flags = [flag for row in rows for flag in row.disturbances]
+    return list(dict.fromkeys([*flags, *(flag for flag in STEADY if flag in in_state - in_others)]))
 
 
 def _titles(rows: Sequence[Record]) -> tuple[str, ...]:
@@ -265,19 +256,16 @@ def _titles(rows: Sequence[Record]) -> tuple[str, ...]:
 
 
 def _notes(a: Sequence[Record], b: Sequence[Record]) -> tuple[str, ...]:
-    """Differences between A and B that pairing ignores: the machine and the engine's version."""
+    """Return the differences between A and B that pairing ignores: the machine and the engine's version."""
     notes = []
-    for what, of in (("machine", lambda row: row.board), ("engine", lambda row: row.engine)):
-        in_a, in_b = ({of(row) for row in rows if not row.failure} for rows in (a, b))
+    for what, attribute in (("machine", "board"), ("engine", "engine")):
+        in_a, in_b = ({getattr(row, attribute) for row in rows if not row.failure} for rows in (a, b))
         if in_a != in_b:
-            notes.append(f"A and B differ in {what}: {_joined(in_a)} / {_joined(in_b)}")
+            words = (", ".join(sorted(values)) or "none" for values in (in_a, in_b))
+            notes.append(f"A and B differ in {what}: {' / '.join(words)}")
     return tuple(notes)
 
 
 def _few(titles: Sequence[str]) -> str:
     more = f" and {len(titles) - MAX_LISTED_TITLES} more" if len(titles) > MAX_LISTED_TITLES else ""
     return "; ".join(titles[:MAX_LISTED_TITLES]) + more
-
-
-def _joined(words: set[str]) -> str:
-    return ", ".join(sorted(words)) or "none"

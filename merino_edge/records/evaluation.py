@@ -1,6 +1,5 @@
-"""One record of an evaluation: a model's metrics on one task, or on one text. `eval` writes a list of them; `report`
-shows them beside benchmark records of the same bundles.
-"""
+"""Define one record of an evaluation: a model's metrics on one task, or on one text. `eval` writes a list of them;
+`report` shows them beside benchmark records of the same bundles."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -65,7 +64,7 @@ class Evaluation(Facts):
 
     @property
     def main(self) -> tuple[str, Metric]:
-        """The metric that a table or a chart shows where it shows one."""
+        """Return the metric that a table or a chart shows where it shows one."""
         for name in ("acc_norm", "acc", "bits_per_byte"):
             if name in self.metrics:
                 return name, self.metrics[name]
@@ -80,12 +79,12 @@ def to_json(rows: list[Evaluation]) -> str:
 
 
 def is_evaluations(text: str) -> bool:
-    """Whether a file is meant to hold such records: benchmark records have no `task`."""
+    """Return whether a file is meant to hold such records: benchmark records have no `task`."""
     return text.lstrip().startswith("[") and '"task":' in text[:4000]
 
 
 def parse_evaluations(text: str, path: Path) -> list[Evaluation]:
-    """Raises MerinoError for what `eval` did not write."""
+    """Parse the records of an evaluation. Raise MerinoError for anything that `eval` did not write."""
     try:
         return EVALUATIONS.validate_json(text)
     except ValidationError as error:

@@ -1,7 +1,7 @@
-"""Files of benchmark records -> checked rows. One message reports the faults of all files, with their rows.
+"""Read files of benchmark records into checked rows. One message reports the faults of all files, with their rows.
 
-A line that ends in the middle, as a power cut or a full disk leaves it, costs its row alone and is a note. The rows'
-types are `schema`'s; writing records is `merino_bench`'s, which runs on boards and has no pydantic.
+A line that ends in the middle, as after a power cut or on a full disk, costs only its row and is a note. The rows'
+types are in `schema`; `merino_bench`, which runs on boards and has no pydantic, writes records.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,9 +25,9 @@ MERGED_FAULTS = {"missing": "missing", "extra_forbidden": "unknown keys, remove 
 
 
 def read_records(paths: Iterable[Path], say: Callable[[str], None] = lambda _: None) -> list[Record]:
-    """All rows of all files, in order; `say` gets a line for each file with rows that are cut off and left out.
+    """Return all rows of all files, in order; `say` gets a line for each file with rows that are cut off and left out.
 
-    Raises one MerinoError that lists the faults of all files.
+    Raise one MerinoError that lists the faults of all files.
     """
     records: list[Record] = []
     faults: list[str] = []
@@ -40,11 +40,11 @@ def read_records(paths: Iterable[Path], say: Callable[[str], None] = lambda _: N
             faults.append(str(error))
             continue
         records += rows
-        faults += [f"{path}: {each}" for each in wrong]
+        faults += [f"{path}: {fault}" for fault in wrong]
     if faults:
         more = [f"and {len(faults) - MAX_LISTED_FAULTS} more"] if len(faults) > MAX_LISTED_FAULTS else []
         shown = faults[:MAX_LISTED_FAULTS] + more
-        listed = f" {shown[0]}" if len(shown) == 1 else "".join(f"\n  {each}" for each in shown)
+        listed = f" {shown[0]}" if len(shown) == 1 else "".join(f"\n  {fault}" for fault in shown)
         raise MerinoError(
             f"these are not benchmark records: correct them, or give what `bench --save FILE` wrote:{listed}"
         )
@@ -54,7 +54,8 @@ def read_records(paths: Iterable[Path], say: Callable[[str], None] = lambda _: N
 def read_all(
     paths: Iterable[Path], say: Callable[[str], None] = lambda _: None
 ) -> tuple[list[Record], list[Evaluation]]:
-    """Rows of benchmarks, and of evaluations, each from files of their own. Raises MerinoError as `read_records`."""
+    """Return the rows of benchmarks, and those of evaluations, each from files of their own. Raise MerinoError as
+    `read_records`."""
     measured: list[Path] = []
     evaluations: list[Evaluation] = []
     for path in paths:
@@ -67,13 +68,13 @@ def read_all(
 
 
 def parse_records(text: str) -> tuple[list[Record], list[str], list[int]]:
-    """(rows, faults, numbers of cut rows) of a JSON list or of JSON lines. A list begins with a bracket, whatever the
-    file is called. It was written whole, so one that is cut is a fault."""
+    """Parse a JSON list or JSON lines into (rows, faults, numbers of cut rows). A list begins with a bracket, whatever
+    the file's name. It was written as a whole, so one that is cut is a fault."""
     return _parse_list(text) if text.lstrip().startswith("[") else _parse_lines(text)
 
 
 def faults_by_row(details: Sequence[tuple[int | None, dict[str, Any]]]) -> list[str]:
-    """One line for each fault and set of rows, such as `row 2, 3: missing: depth, date`; the first row is 1.
+    """Return one line for each fault and set of rows, such as `row 2, 3: missing: depth, date`; the first row is 1.
 
     details: (index of the row or None, pydantic's detail whose `loc` begins with that index).
     """
@@ -100,8 +101,8 @@ def _parse_list(text: str) -> tuple[list[Record], list[str], list[int]]:
     except ValidationError as error:
         if _is_cut(error):
             return [], ["is a JSON list that is cut off before its end: copy it again"], []
-        wrong = [(int(each["loc"][0]) if each["loc"] else None, each) for each in _details(error)]
-        return [], faults_by_row(wrong), []
+        details = _details(error)
+        return [], faults_by_row([(int(detail["loc"][0]) if detail["loc"] else None, detail) for detail in details]), []
     except ValueError as error:
         return [], [f"is not {JSON}: {error}"], []
     return rows, [] if rows else ["holds no record"], []
@@ -121,7 +122,7 @@ def _parse_lines(text: str) -> tuple[list[Record], list[str], list[int]]:
             if _is_cut(error):
                 cut.append(index + 1)
             else:
-                wrong += [(index, {**each, "loc": (index, *each["loc"])}) for each in _details(error)]
+                wrong += [(index, {**detail, "loc": (index, *detail["loc"])}) for detail in _details(error)]
         except ValueError as error:
             wrong.append((index, {"type": "json", "loc": (index,), "msg": f"not {JSON}: {error}", "input": None}))
     faults = faults_by_row(wrong)
@@ -129,8 +130,8 @@ def _parse_lines(text: str) -> tuple[list[Record], list[str], list[int]]:
 
 
 def _is_cut(error: ValidationError) -> bool:
-    """Whether the text is the beginning of JSON: the parser was content until the end came."""
-    return any(each["type"] == "json_invalid" and "EOF while parsing" in each["msg"] for each in _details(error))
+    """Return whether the text is the beginning of JSON: the parser found no fault until the end came."""
+    return any(detail["type"] == "json_invalid" and "EOF while parsing" in detail["msg"] for detail in _details(error))
 
 
 def _row_list(numbers: Sequence[int]) -> str:
@@ -141,4 +142,4 @@ def _row_list(numbers: Sequence[int]) -> str:
 
 
 def _details(error: ValidationError) -> list[dict[str, Any]]:
-    return [dict(each) for each in error.errors(include_url=False, include_context=False)]
+    return [dict(detail) for detail in error.errors(include_url=False, include_context=False)]

@@ -1,7 +1,7 @@
-"""One benchmark record as frozen, checked types, in the schema that `bench` writes today; no other is accepted.
+"""Define one benchmark record as frozen, checked types, in the schema that `bench` writes; no other is accepted.
 
-Writing records is `merino_bench`'s, which runs on boards and has no pydantic. Reading files of them is `reading`'s,
-judging them `compare`'s and `report`'s.
+`merino_bench`, which runs on boards and has no pydantic, writes records. `reading` reads files of them, `compare` and
+`report` judge them.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from merino_bench.harness.pairs import Chosen, Place, chosen, rounds_by_place
+from merino_bench.harness.pairs import Place, Selection, rounds_by_place, select_processes
 from merino_bench.harness.record import FAILED, SCHEMA
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES
@@ -32,7 +32,7 @@ DEFAULT_ENGINE = "onnxruntime"
 
 
 def _numbers(raw: Any, loc: tuple[int | str, ...] = ()) -> Iterator[tuple[tuple[int | str, ...], float]]:
-    """(keys, value) of each number in parsed JSON."""
+    """Yield (keys, value) of each number in parsed JSON."""
     if isinstance(raw, dict | list):
         for key, value in raw.items() if isinstance(raw, dict) else enumerate(raw):
             yield from _numbers(value, (*loc, key))
@@ -46,13 +46,13 @@ class Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class _Seen(Facts):
+class _MachineFacts(Facts):
     """Facts that a machine reports. Boards report different ones, so unknown keys are accepted and ignored."""
 
     model_config = ConfigDict(extra="allow")
 
 
-class Gpu(_Seen):
+class Gpu(_MachineFacts):
     """A Jetson's GPU. Clocks in MHz, power in W."""
 
     source: str
@@ -62,7 +62,7 @@ class Gpu(_Seen):
     power_w: float | None = None
 
 
-class State(_Seen):
+class State(_MachineFacts):
     """The machine before or after a run."""
 
     governor: str | None = None
@@ -74,7 +74,7 @@ class State(_Seen):
     swap_used_mb: float | None = None
 
 
-class Environment(_Seen):
+class Environment(_MachineFacts):
     """Where a row was measured."""
 
     board: str | None = None
@@ -181,7 +181,8 @@ class Record(Facts):
     @model_validator(mode="before")
     @classmethod
     def _check_schema(cls, raw: Any) -> Any:
-        """Another schema is one fault of the row, not a list of keys that it lacks; so is a figure of absurd size."""
+        """Raise ValueError for another schema, as one fault of the row instead of a list of missing keys, and for a
+        figure of absurd size."""
         schema = raw.get("schema", SCHEMA) if isinstance(raw, dict) else SCHEMA
         if schema != SCHEMA:
             raise ValueError(f"schema {schema!r} is not read, only {SCHEMA}: measure again with this version's `bench`")
@@ -196,7 +197,7 @@ class Record(Facts):
         lacking = [] if self.failure else [key for key in MEASURED if not getattr(self, key)]
         if lacking:
             raise ValueError(f"a row that did not fail must have {', '.join(lacking)}")
-        counted = sum(one.repetitions for one in self.processes or ())
+        counted = sum(process.repetitions for process in self.processes or ())
         if counted != len(self.rounds_ms or ()):
             raise ValueError(f"processes have {counted} repetitions, rounds_ms has {len(self.rounds_ms or ())}")
         try:
@@ -207,7 +208,7 @@ class Record(Facts):
 
     @property
     def geometry(self) -> Geometry | None:
-        """None where the record has no architecture, or where its family is unknown."""
+        """Return the geometry, or None if the record has no architecture or its family is unknown."""
         family = FAMILIES.get(self.family or "")
         if family is None or self.architecture is None:
             return None
@@ -215,7 +216,7 @@ class Record(Facts):
 
     @property
     def failure(self) -> str | None:
-        """Why the row failed; None where it did not."""
+        """Return why the row failed, or None."""
         return next((flag.removeprefix(FAILED) for flag in self.flags if flag.startswith(FAILED)), None)
 
     @property
@@ -224,64 +225,64 @@ class Record(Facts):
 
     @property
     def timed_threads(self) -> int | None:
-        """The number of threads of the phase that the row times: prefill or decode."""
+        """Return the number of threads of the phase that the row times: prefill or decode."""
         return self.threads if self.decodes else self.prefill_threads
 
     @property
     def tokens(self) -> int:
-        """Timed tokens of one repetition: ids of the prompt, or decode steps."""
+        """Return the timed tokens of one repetition: ids of the prompt, or decode steps."""
         return int(re.findall(r"\d+", self.test)[0])
 
     @property
     def cached(self) -> int:
-        """Tokens in the cache before the first timed token."""
+        """Return the tokens in the cache before the first timed token."""
         return max(self.depth or 0, (self.prompt_tokens or 0) if self.decodes else 0)
 
     @property
     def flags_by_place(self) -> dict[Place, frozenset[str]]:
-        return {(one.turn, one.attempt): frozenset(one.flags) for one in self.processes or ()}
+        return {(process.turn, process.attempt): frozenset(process.flags) for process in self.processes or ()}
 
     @property
-    def chosen(self) -> Chosen:
-        """Which processes count for this row alone."""
-        return chosen(self.flags_by_place)
+    def selection(self) -> Selection:
+        """Return the processes that count for this row alone."""
+        return select_processes(self.flags_by_place)
 
     @property
     def disturbances(self) -> tuple[str, ...]:
-        """What disturbed the processes that count, or why the row failed; empty where enough were undisturbed."""
-        return self.flags if self.failure is not None else tuple(self.chosen.flags)
+        """Return what disturbed the processes that count, or why the row failed; empty if enough were undisturbed."""
+        return self.flags if self.failure is not None else tuple(self.selection.flags)
 
     @property
     def rounds(self) -> tuple[tuple[float, ...], ...]:
-        """Samples in ms, a tuple per repetition, of the processes that count."""
+        """Return the samples in ms, a tuple per repetition, of the processes that count."""
         if self.failure is not None:
             return ()
-        return tuple(one for place in self.chosen.places for one in self._rounds_by_place[place])
+        return tuple(samples_ms for place in self.selection.places for samples_ms in self._rounds_by_place[place])
 
     @property
     def samples_ms(self) -> tuple[float, ...]:
-        return tuple(sample for one in self.rounds for sample in one)
+        return tuple(sample for samples_ms in self.rounds for sample in samples_ms)
 
     @property
     def process_speeds(self) -> dict[Place, float]:
-        """tok/s of each process, the mean over its repetitions."""
+        """Return the tok/s of each process, the mean over its repetitions."""
         return {
-            place: mean(1000 * self.tokens / sum(one) for one in rounds)
+            place: mean(1000 * self.tokens / sum(samples_ms) for samples_ms in rounds)
             for place, rounds in self._rounds_by_place.items()
         }
 
     @property
     def speeds(self) -> tuple[float, ...]:
-        """tok/s of each process that counts."""
-        return tuple(self.process_speeds[place] for place in self.chosen.places)
+        """Return the tok/s of each process that counts."""
+        return tuple(self.process_speeds[place] for place in self.selection.places)
 
     @property
     def _rounds_by_place(self) -> dict[Place, list[tuple[float, ...]]]:
-        return rounds_by_place([one.model_dump() for one in self.processes or ()], self.rounds_ms or ())
+        return rounds_by_place([process.model_dump() for process in self.processes or ()], self.rounds_ms or ())
 
     @property
     def engine_name(self) -> str:
-        """The engine without its version: `onnxruntime CPU` for `onnxruntime 1.32.0 CPU`."""
+        """Return the engine without its version: `onnxruntime CPU` for `onnxruntime 1.32.0 CPU`."""
         return " ".join(word for word in (self.engine or "-").split() if not re.match(r"v?\d", word))
 
     @property
@@ -290,12 +291,13 @@ class Record(Facts):
 
     @property
     def backend(self) -> str | None:
-        """The backend of a profile whose figures the row is to be compared with; None for another project's engine."""
+        """Return the backend of a profile whose figures the row is to be compared with; None for another project's
+        engine."""
         return next((name for name in BACKENDS if (self.engine or "").startswith(name)), None)
 
     @property
     def engine_precision(self) -> str | None:
-        """The kernels' format, where it can differ from the bundle's: `tensorrt 8.2.1.8 fp16 GPU`."""
+        """Return the kernels' format, where it can differ from the bundle's: `tensorrt 8.2.1.8 fp16 GPU`."""
         words = (self.engine or "").split()
         return words[2] if self.backend == "tensorrt" and len(words) > 2 and words[2] in ("fp32", "fp16") else None
 

@@ -1,6 +1,7 @@
-"""Outputs of the workstation's commands, written by `merino_runtime.io.outputs`: missing folders are made, inputs kept.
+"""Write outputs of the workstation's commands through `merino_runtime.io.outputs`: missing folders are made, inputs are
+kept.
 
-That module documents how an output takes its place, and what happens where it cannot be written.
+That module documents how an output replaces a file, and what happens if it cannot be written.
 """
 
 import os
@@ -14,31 +15,31 @@ from merino_runtime.io.machine_faults import machine_fault
 
 
 def cache_folder() -> Path:
-    """This user's folder for results that can be computed again; it may not exist yet."""
+    """Return this user's folder for results that can be computed again; it may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merino_edge"
 
 
 def write_text(path: Path, text: str) -> None:
     """Make `text`, in UTF-8, the content of `path`, or leave everything as it was.
 
-    Raises MerinoError where it cannot be written.
+    Raise MerinoError if it cannot be written.
     """
     with parents_made(path):
         outputs.write_output(str(path), text)
 
 
 def append_lines(path: Path, text: str) -> None:
-    """Append whole lines to `path`. Raises MerinoError where that fails."""
+    """Append whole lines to `path`. Raise MerinoError if that fails."""
     with parents_made(path):
         outputs.append_output(str(path), text)
 
 
 @contextmanager
 def new_folder(path: Path, replaceable: Callable[[Path], bool], size_bytes: int = 0) -> Iterator[Path]:
-    """Yields an empty folder. It takes the place of `path` when the body succeeds, and is removed when it fails.
+    """Yield an empty folder. It replaces `path` if the body succeeds, and is removed if it fails.
 
-    An existing `path` is replaced only where it is empty or `replaceable` accepts it. `size_bytes`: what it will hold,
-    where known. Raises MerinoError where `path` holds anything else, or cannot be written.
+    An existing `path` is replaced only if it is empty or `replaceable` accepts it. `size_bytes`: its expected size, if
+    known. Raise MerinoError if `path` holds anything else, or cannot be written.
     """
     check_folder(path, replaceable)
     with parents_made(path), outputs.new_folder(str(path), size_bytes) as made:
@@ -47,14 +48,14 @@ def new_folder(path: Path, replaceable: Callable[[Path], bool], size_bytes: int 
 
 @contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `path`, removed at the end. Those of killed processes are removed first."""
+    """Yield an empty folder beside `path`, removed at the end. Those of killed processes are removed first."""
     make_parent(path)
     with outputs.scratch_folder(str(path)) as place:
         yield Path(place)
 
 
 def check_file(path: Path) -> None:
-    """Raises MerinoError where the file `path` could not be written: for before the work whose result it takes."""
+    """Raise MerinoError if the file `path` could not be written. To be called before the work whose result it holds."""
     if path.parent.is_dir():
         outputs.check_output(str(path))
     else:
@@ -62,8 +63,8 @@ def check_file(path: Path) -> None:
 
 
 def check_folder(path: Path, replaceable: Callable[[Path], bool], size_bytes: int = 0) -> None:
-    """Raises MerinoError where `path` could not be written: it is a file, or a folder of other content that
-    `replaceable` does not accept, or there is no space for `size_bytes`."""
+    """Raise MerinoError if `path` could not be written: it is a file, or a folder of other content that `replaceable`
+    does not accept, or there is no space for `size_bytes`."""
     if str(path) == outputs.STDOUT:
         raise MerinoError("-o - is stdout, a folder is to be written: choose another -o")
     if path.exists():
@@ -75,23 +76,22 @@ def check_folder(path: Path, replaceable: Callable[[Path], bool], size_bytes: in
 
 
 def check_keeps(out: Path, inputs: Iterable[Path], option: str = "-o") -> None:
-    """Raises MerinoError where writing `out`, a file or folder, would destroy an input: it is one, or holds one."""
+    """Raise MerinoError if writing `out`, a file or folder, would destroy an input: it is one, or holds one."""
     if not (out.is_file() or out.is_dir()):
         return
-    place = out.resolve()
-    for each in inputs:
-        if each.exists() and (out.samefile(each) or place in each.resolve().parents):
-            raise MerinoError(f"{option} {out} would replace the input {each}: choose another {option}")
+    for path in inputs:
+        if path.exists() and (out.samefile(path) or out.resolve() in path.resolve().parents):
+            raise MerinoError(f"{option} {out} would replace the input {path}: choose another {option}")
 
 
 def existing_parent(path: Path) -> Path:
-    """The nearest folder above `path` that is there."""
+    """Return the nearest folder above `path` that exists."""
     return next(parent for parent in path.absolute().parents if parent.exists())
 
 
 @contextmanager
 def parents_made(path: Path) -> Iterator[None]:
-    """The folders above `path`, for an output; those that were missing are removed again where it fails."""
+    """Make the folders above `path`, for an output; remove those that were missing if the body fails."""
     missing = [parent for parent in path.absolute().parents if not parent.exists()]  # the nearest first
     try:
         make_parent(path)

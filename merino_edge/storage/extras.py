@@ -19,7 +19,7 @@ def remedy(extra: str) -> str:
 
 
 def not_installed(error: ImportError) -> MerinoError | None:
-    """The error for a module of an extra that cannot be imported; None for any other module."""
+    """Return the error for a module of an extra that cannot be imported; None for any other module."""
     module = (error.name or "").partition(".")[0]
     if module not in EXTRA_OF:
         return None

@@ -1,5 +1,5 @@
-"""Pydantic's validation errors as one plain message that names every fault of a file, in the words of the board's
-`json_shape`."""
+"""Describe pydantic's validation errors as one plain message that names every fault of a file, in the words of the
+board's `json_shape`."""
 
 import shlex
 
@@ -13,23 +13,23 @@ WORDS = (("Input should", "must"), ("greater than or equal to", "at least"), ("l
 
 
 def fault_list(error: ValidationError) -> str:
-    """Every fault, joined by semicolons."""
+    """Return every fault, joined by semicolons."""
     return listed([fault(detail) for detail in error.errors(include_url=False, include_context=False)])
 
 
-def refuse_other_schema(raw: object, schema: int, origin: str, *again: str) -> None:
-    """Raises MerinoError for a file of another schema, of which a list of wrong keys would mean nothing. again: the
-    command that makes the file."""
+def refuse_other_schema(raw: object, schema: int, origin: str, *command: str) -> None:
+    """Raise MerinoError for a file of another schema, because a list of its wrong keys would mean nothing. command:
+    makes the file."""
     version = raw.get("schema", schema) if isinstance(raw, dict) else schema
     if isinstance(version, int) and version != schema:
         raise MerinoError(
             f"{origin} has schema {shortened(str(version))}, this version reads schema {schema}: make it again, "
-            f"`{shlex.join(again)}`"
+            f"`{shlex.join(command)}`"
         )
 
 
 def fault(detail: object) -> str:
-    """One fault; `detail` is an entry of `ValidationError.errors()`."""
+    """Return one fault in words; `detail` is an entry of `ValidationError.errors()`."""
     assert isinstance(detail, dict)
     path, kind = path_of(detail["loc"]), detail["type"]
     if kind == "missing":
@@ -43,7 +43,7 @@ def fault(detail: object) -> str:
 
 
 def in_words(message: str) -> str:
-    """Pydantic's message about a value, as `must be at least 1`."""
+    """Return pydantic's message about a value, as `must be at least 1`."""
     message = message.removeprefix("Value error, ")
     for original, words in WORDS:
         message = message.replace(original, words)
@@ -51,7 +51,7 @@ def in_words(message: str) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """Another library's error, without line breaks and not longer than a message may be."""
+    """Return another library's error without line breaks and not longer than a message may be."""
     return shortened(" ".join(str(error).split()) or type(error).__name__, 500)
 
 

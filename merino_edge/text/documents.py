@@ -1,4 +1,4 @@
-"""Text and JSONL files, and the documents in them. Loads no torch, so that a file's faults are reported at once."""
+"""Read text files, and the documents in them. Loads no torch, so that a file's faults are reported at once."""
 
 import codecs
 import hashlib
@@ -29,7 +29,7 @@ class TextFile(BaseModel):
 
 
 def check_files(paths: Sequence[Path], option: str) -> None:
-    """Raises MerinoError for a path that is no file, before anything is read. `option`: where the user gave it."""
+    """Raise MerinoError for a path that is not a file, before anything is read. `option`: where the user gave it."""
     for path in paths:
         if not path.is_file():
             why = "is a folder" if path.is_dir() else "is a device or a pipe" if path.exists() else "does not exist"
@@ -37,10 +37,11 @@ def check_files(paths: Sequence[Path], option: str) -> None:
 
 
 def read_texts(paths: Sequence[Path], option: str = "--data") -> tuple[list[str], list[TextFile]]:
-    """The documents of UTF-8 text files, split at `<|endoftext|>`, and the files. Without it a file is one document.
+    """Return the documents of UTF-8 text files, split at `<|endoftext|>`, and the files. Without it a file is one
+    document.
 
-    `option`: where the user gave the paths. Raises MerinoError for a file that cannot be read or decoded, and where
-    there is no text at all.
+    `option`: where the user gave the paths. Raise MerinoError for a file that cannot be read or decoded, and if there
+    is no text at all.
     """
     documents: list[str] = []
     files: list[TextFile] = []
@@ -54,7 +55,7 @@ def read_texts(paths: Sequence[Path], option: str = "--data") -> tuple[list[str]
 
 
 def read_file(path: Path, option: str) -> tuple[str, TextFile]:
-    """The text of a UTF-8 file. Raises MerinoError where it cannot be read or decoded."""
+    """Return the text of a UTF-8 file. Raise MerinoError if it cannot be read or decoded."""
     try:
         content = path.read_bytes()
         text = content.decode("utf-8")
@@ -66,12 +67,12 @@ def read_file(path: Path, option: str) -> tuple[str, TextFile]:
 
 
 def read_documents(paths: Sequence[Path], option: str = "--data") -> list[str]:
-    """The documents of `read_texts` alone."""
+    """Return only the documents of `read_texts`."""
     return read_texts(paths, option)[0]
 
 
 def read_chunks(path: Path, what: str) -> Iterator[str]:
-    """Yield the text of a file in chunks. what: its name in messages. Raises MerinoError if it is not UTF-8 text."""
+    """Yield the text of a file in chunks. what: its name in messages. Raise MerinoError if it is not UTF-8 text."""
     decoder, read, content = codecs.getincrementaldecoder("utf-8")(), 0, b"start"
     with path.open("rb") as file:
         while content:
@@ -123,7 +124,7 @@ def cutting_place(text: str) -> int:
 
 
 def read_json_lines(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (its place, for messages; the object) for each line of a JSONL file. Raises MerinoError for a line that is
+    """Yield (its place, for messages; the object) for each line of a JSONL file. Raise MerinoError for a line that is
     not an object."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):

@@ -1,4 +1,4 @@
-"""Text as token ids, packed into rows of equal length: training samples, windows of a calibration."""
+"""Pack text as token ids into rows of equal length: training samples, windows of a calibration."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,20 +19,19 @@ class PackedTokens(Dataset):
     """The documents' token ids, separated, concatenated and cut into rows of `length`; the incomplete last row is
     dropped.
 
-    `what`: how a message calls the text, `remedy` what gives more of it. Raises MerinoError where there is no complete
-    row.
+    `what`: the text's name in messages, `remedy`: how to get more of it. Raise MerinoError if there is no complete row.
     """
 
     def __init__(
         self, documents: Sequence[str], tokenizer: Tokenizer, length: int, what: str = "the text",
         remedy: str = "give more text",
     ):  # fmt: skip
-        pieces: list[np.ndarray] = []
+        encoded: list[np.ndarray] = []
         before = separator(tokenizer)
         for start in range(0, len(documents), DOCUMENTS_AT_ONCE):
             encodings = tokenizer.encode_batch(list(documents[start : start + DOCUMENTS_AT_ONCE]))
-            pieces += [np.array([*before, *encoding.ids], np.int32) for encoding in encodings]
-        stream = np.concatenate(pieces)
+            encoded += [np.array([*before, *encoding.ids], np.int32) for encoding in encodings]
+        stream = np.concatenate(encoded)
         rows = len(stream) // length
         if rows == 0:
             raise MerinoError(
@@ -50,13 +49,13 @@ class PackedTokens(Dataset):
 
     @property
     def tokens(self) -> int:
-        """Token ids in all rows."""
+        """Return the number of token ids in all rows."""
         return self.rows.numel()
 
 
 def spread_rows(text: Path, tokenizer: Tokenizer, length: int, most_tokens: int, option: str) -> torch.Tensor:
-    """Rows of ids [n, length], of `most_tokens` at most, evenly taken from the text. Raises MerinoError where it cannot
-    be read, or is shorter than one row."""
+    """Return rows of ids [n, length], of `most_tokens` at most, evenly taken from the text. Raise MerinoError if it
+    cannot be read, or is shorter than one row."""
     rows = PackedTokens(read_documents([text], option), tokenizer, length, f"{option} {text}").rows
     most = max(1, most_tokens // length)
     return rows[np.linspace(0, len(rows) - 1, most).round().astype(int)] if len(rows) > most else rows

@@ -1,4 +1,4 @@
-"""Log-likelihoods of ids by a bundle in the board's runtime."""
+"""Compute log-likelihoods of ids by a bundle in the board's runtime."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,8 @@ SLOW_S = 10
 
 
 def logits_behind(backend: Backend, ids: Sequence[int], first: int) -> Iterator[np.ndarray]:
-    """Logits [m, vocab] after each of `ids` from ids[first] on. Ids that the cache holds are not computed again."""
+    """Yield logits [m, vocab] after each of `ids` from ids[first] on. Ids that the cache holds are not computed
+    again."""
     most = min(first, backend.length)
     shared = next((place for place in range(most) if backend.ids[place] != ids[place]), most)
     if not backend.extends_fast and 2 * shared < len(ids):
@@ -23,8 +24,8 @@ def logits_behind(backend: Backend, ids: Sequence[int], first: int) -> Iterator[
 
 
 def log_likelihood(rows: Iterator[np.ndarray], targets: Sequence[int]) -> tuple[float, bool]:
-    """Sum of the log-probabilities of `targets` by consecutive logits [m, vocab], and whether each target is the
-    likeliest."""
+    """Return the sum of the log-probabilities of `targets` by consecutive logits [m, vocab], and whether each target is
+    the likeliest."""
     total, greedy, place = 0.0, True, 0
     for logits in rows:
         expected = np.array(targets[place : place + len(logits)])
@@ -38,8 +39,8 @@ def log_likelihood(rows: Iterator[np.ndarray], targets: Sequence[int]) -> tuple[
 
 
 def slow_words(model: LanguageModel, steps: int) -> str:
-    """How long `steps` decode steps take of a graph that returns the logits of the last position alone; empty for a
-    graph with all logits."""
+    """Return a note on the time of `steps` decode steps of a graph that returns only the logits of the last position;
+    empty for a graph with all logits."""
     if returns_all_logits(model.bundle) or not steps:
         return ""
     runtime, name = model.backend, model.bundle.name

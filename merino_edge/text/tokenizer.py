@@ -1,6 +1,6 @@
 """Tokenizers of training and evaluation: a byte-level BPE trained on text, or one from a tokenizer.json.
 
-What the board's runtime makes of a tokenizer.json is `merino_runtime.generation.text`'s.
+`merino_runtime.generation.text` reads a tokenizer.json on the board.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # as published t
 
 
 def train_tokenizer(documents: Iterable[str], vocab: int, words: str | None = None) -> Tokenizer:
-    """A byte-level BPE of exactly `vocab` entries. `<|endoftext|>` is id 0 and is put before each text. `words`: the
-    regular expression of what is a word, from which no token reaches into the next one; by default GPT-2's.
+    """Train a byte-level BPE of exactly `vocab` entries. `<|endoftext|>` is id 0 and precedes each text. `words`: the
+    regular expression of a word, from which no token reaches into the next one; by default GPT-2's.
 
-    Words longer than LONGEST_WORD_BYTES are cut for training, and only there. Raises MerinoError where `vocab` is less
-    than 257, or more than the text has pieces for.
+    Words longer than LONGEST_WORD_BYTES are cut, for training only. Raise MerinoError if `vocab` is less than 257, or
+    more than the text can fill.
     """
     least = len(pre_tokenizers.ByteLevel.alphabet()) + 1
     if vocab < least:
@@ -65,38 +65,39 @@ def train_tokenizer(documents: Iterable[str], vocab: int, words: str | None = No
     return tokenizer
 
 
-def load_tokenizer(given: Path | str) -> Tokenizer:
-    """`given`: a tokenizer.json, or the text of one. Truncation and padding, with which many are published, are
+def load_tokenizer(source: Path | str) -> Tokenizer:
+    """Load a tokenizer.json, from a path or its text. Truncation and padding, with which many are published, are
     switched off: they would cut a long document and fill a short one.
 
-    Raises MerinoError where it is none.
+    Raise MerinoError if it is not a tokenizer.json.
     """
     try:
-        tokenizer = Tokenizer.from_file(str(given)) if isinstance(given, Path) else Tokenizer.from_str(given)
+        tokenizer = Tokenizer.from_file(str(source)) if isinstance(source, Path) else Tokenizer.from_str(source)
     except Exception as error:  # `tokenizers` raises plain Exception, whatever is wrong
-        named = given if isinstance(given, Path) else "the source's tokenizer"
-        raise MerinoError(f"{named} is not a tokenizer.json: {error}. Copy it again, or give another") from error
+        name = source if isinstance(source, Path) else "the source's tokenizer"
+        raise MerinoError(f"{name} is not a tokenizer.json: {error}. Copy it again, or give another") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
 def end_id(tokenizer: Tokenizer) -> int | None:
-    """The token that stands between two documents, so that a model learns where a text ends: the last that the
-    tokenizer itself puts around a text, else the vocabulary's end-of-text token; None where it has neither."""
+    """Return the token between two documents, from which a model learns where a text ends: the last that the tokenizer
+    itself puts around a text, else the vocabulary's end-of-text token; None if it has neither."""
     own = own_ids(tokenizer)
-    known = (tokenizer.token_to_id(name) for name in END_TOKENS)
-    return own[-1] if own else next((each for each in known if each is not None), None)
+    in_vocabulary = (tokenizer.token_to_id(name) for name in END_TOKENS)
+    return own[-1] if own else next((token_id for token_id in in_vocabulary if token_id is not None), None)
 
 
 def own_ids(tokenizer: Tokenizer) -> list[int]:
-    """The special tokens that the tokenizer puts around a text, such as `<s>`; GPT-2's puts none."""
+    """Return the special tokens that the tokenizer puts around a text, such as `<s>`; GPT-2's puts none."""
     empty = tokenizer.encode("")
-    return [each for each, special in zip(empty.ids, empty.special_tokens_mask, strict=True) if special]
+    return [token_id for token_id, special in zip(empty.ids, empty.special_tokens_mask, strict=True) if special]
 
 
 def around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Ids before and behind each document: what the tokenizer itself puts around a text, else a separator before it."""
+    """Return the ids before and behind each document: those that the tokenizer itself puts around a text, else a
+    separator before it."""
     encoding = tokenizer.encode("a")
     text = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
     before, after = encoding.ids[: text[0]], encoding.ids[text[-1] + 1 :]
@@ -104,11 +105,14 @@ def around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def prefix_id(name: str, tokenizer: Tokenizer, tokens: Mapping[str, str], stop_ids: Sequence[int]) -> int:
-    """The token that stands before a text whose first token is scored: the one that the tokenizer itself puts there,
-    else the model's token for the beginning of a text, else one at which texts end. `tokens`: the special tokens of
-    its chat template. Raises MerinoError where there is none."""
+    """Return the token before a text whose first token is scored: the one that the tokenizer itself puts there, else
+    the model's token for the beginning of a text, else one at which texts end.
+
+    `tokens`: the special tokens of its chat template. Raise MerinoError if there is none.
+    """
     own, begin = own_ids(tokenizer), tokenizer.token_to_id(tokens.get("bos_token") or "")
-    prefix = next((each for each in (*own[:1], begin, *stop_ids, end_id(tokenizer)) if each is not None), None)
+    candidates = (*own[:1], begin, *stop_ids, end_id(tokenizer))
+    prefix = next((token_id for token_id in candidates if token_id is not None), None)
     if prefix is None:
         raise MerinoError(
             f"{name} has no token that stands before a text, so a text's first token cannot be scored: its tokenizer"
@@ -118,13 +122,13 @@ def prefix_id(name: str, tokenizer: Tokenizer, tokens: Mapping[str, str], stop_i
 
 
 def separator(tokenizer: Tokenizer) -> list[int]:
-    """Ids to put before each document where the tokenizer itself separates none."""
+    """Return the ids to put before each document if the tokenizer itself separates none."""
     end = end_id(tokenizer)
     return [] if end is None or own_ids(tokenizer) else [end]
 
 
 def check_separates(tokenizer: Tokenizer, documents: int) -> None:
-    """Raises MerinoError where no token would stand between so many documents: a model would learn no end."""
+    """Raise MerinoError if no token would separate so many documents: a model would learn no end."""
     if documents > 1 and end_id(tokenizer) is None:
         raise MerinoError(
             f"the tokenizer has no token that ends a text ({', '.join(END_TOKENS)}), so {documents:,} documents"
@@ -133,7 +137,7 @@ def check_separates(tokenizer: Tokenizer, documents: int) -> None:
 
 
 def check_fits(tokenizer: Tokenizer, vocab: int) -> None:
-    """Raises MerinoError where it has more than `vocab` entries."""
+    """Raise MerinoError if the tokenizer has more than `vocab` entries."""
     if tokenizer.get_vocab_size() > vocab:
         raise MerinoError(
             f"the tokenizer has {tokenizer.get_vocab_size()} entries, the design's vocabulary {vocab}:"
@@ -142,5 +146,5 @@ def check_fits(tokenizer: Tokenizer, vocab: int) -> None:
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """SHA-256 of its tokenizer.json."""
+    """Return the SHA-256 of the tokenizer.json."""
     return hashlib.sha256(tokenizer.to_str().encode("utf-8")).hexdigest()

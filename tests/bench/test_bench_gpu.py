@@ -12,7 +12,7 @@ from merino_bench.harness import worker
 from merino_bench.harness.cases import Case
 from merino_bench.harness.record import identity_of, record_of
 from merino_bench.sensors import gpu
-from merino_bench.sensors.power import ina3221_hwmon, ina3221_jetpack4, jtop_rails, jtop_watts
+from merino_bench.sensors.power import jtop_rails, jtop_watts
 from merino_runtime.bundle import load_bundle
 from tests.tensorrt_stand_in import Gpu, put_in
 
@@ -117,7 +117,6 @@ def test_files_of_a_nano(nano):
         "clock_max_mhz": 921.6, "load_percent": 63.4, "power_w": 1.206, "power_rail": "POM_5V_GPU"}
     assert (state["power_mode"], state["power_modes"]) == ("5W (1)", ["MAXN", "5W"])
     assert gpu.mode_flags(state, state) == ["low-power"]
-    assert ina3221_jetpack4(nano).read() == 4.412
 
 
 def test_files_of_an_orin(orin):
@@ -128,7 +127,6 @@ def test_files_of_an_orin(orin):
         "power_rail": "VDD_CPU_GPU_CV"}
     assert state["power_mode"] == "25W (1)" and gpu.mode_flags(state, state) == ["low-power"]
     assert gpu.mode_flags(*[gpu.with_gpu({}, orin)] * 2) == []  # MAXN_SUPER
-    assert ina3221_hwmon(orin).read() == pytest.approx(5.056 * 1.84)
 
 
 @pytest.mark.parametrize("lost", ["proc", "sys/class/devfreq", "sys/bus", "etc", "var"])

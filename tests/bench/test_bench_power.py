@@ -218,7 +218,7 @@ class Recorded:
 
     def __init__(self, readings, counts_joules=False, interval_s=0.5):
         self.source = Source("recorded", "VDD_IN", interval_s, lambda: 0.0, counts_joules)
-        self.readings = [Reading(*one) for one in readings]
+        self.readings = [Reading(*values) for values in readings]
 
     def wait_past(self, time_s):
         pass
@@ -247,9 +247,9 @@ def test_phases_that_the_readings_do_not_cover_have_no_energy():
 
 
 def test_a_sensor_that_falls_silent_gives_no_energy():
-    readings = [one for one in ramp().readings if not 0.6 < one.time_s < 3.4]  # 3 s without one
+    readings = [reading for reading in ramp().readings if not 0.6 < reading.time_s < 3.4]  # 3 s without one
     assert phases_j(Recorded(readings), [[0.1, 3.9]]) is None
-    assert phases_j(Recorded([one for one in ramp().readings if one.time_s < 2.6]), [[0.1, 3.9]]) is None
+    assert phases_j(Recorded([reading for reading in ramp().readings if reading.time_s < 2.6]), [[0.1, 3.9]]) is None
 
 
 def test_prefill_and_decode_apart_in_all_and_above_idle():

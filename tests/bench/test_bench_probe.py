@@ -3,6 +3,7 @@ import json
 import os
 import threading
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -109,10 +110,10 @@ def test_a_graph_of_each_kind_and_format_opens_and_runs(tmp_path):
         for form in machine.formats:
             result = graphs.kernels_of(machine.dialect, kind, form)
             if kind == "attention":  # without weights, and all of them differ
-                smallest = [one for one in result if one.kv in ("fp32",) + machine.caches
-                            and (own_kernels or not one.own_kernels)]
+                smallest = [kernel for kernel in result if kernel.kv in ("fp32",) + machine.caches
+                            and (own_kernels or not kernel.own_kernels)]
             else:
-                smallest = sorted(result, key=lambda one: one.weight_bytes)[:1]
+                smallest = sorted(result, key=lambda kernel: kernel.weight_bytes)[:1]
             for kernel in smallest:
                 written = graphs.write_weights(str(tmp_path), kernel.weight_bytes, written)
                 path = tmp_path / "model.onnx"
@@ -200,7 +201,7 @@ def test_on_a_slow_machine_what_a_calibration_needs_is_timed_after_the_minute(tm
     machine = Machine(2 * MB, 300 * MB, (1, 4), ("fp32", "int8", "int4"), True)
     clock, timed = [0.0], []
 
-    def time_task(_, task, *_rest):
+    def time_task(_, task, *_rest, **_limits):
         timed.append((task, clock[0]))
         clock[0] += 7
         output = {"kind": task.kind, "rows": task.rows, "threads": task.threads, "ms": 1}
@@ -208,12 +209,12 @@ def test_on_a_slow_machine_what_a_calibration_needs_is_timed_after_the_minute(tm
 
     monkeypatch.setattr(board_probe, "time_task", time_task)
     monkeypatch.setattr(board_probe, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    result = board_probe.timed_rows(None, machine, str(tmp_path), 55.0, lambda _: None)
+    rows, left_out = board_probe.timed_rows(None, machine, str(tmp_path), 55.0, lambda _: None)
     late = [task for task, at in timed if at >= 55]
     assert late and {task.threads for task in late} == {4} and len(set(timed)) == len({task for task, _ in timed})
-    assert {"linear", "attention"} <= {row["kind"] for row in result.rows if row["threads"] == 4}
+    assert {"linear", "attention"} <= {row["kind"] for row in rows if row["threads"] == 4}
     assert clock[0] < 55 + board_probe.MOST_LATE_SECONDS
-    assert len(result.left_out) == len(plan.tasks(machine)) - len(timed)
+    assert len(left_out) == len(plan.tasks(machine)) - len(timed)
     timed.clear()
     board_probe.timed_rows(None, machine, str(tmp_path), clock[0] - board_probe.MOST_LATE_SECONDS + 15, lambda _: None)
     assert len(timed) == 3, "no task begins later than that"
@@ -226,7 +227,7 @@ def test_what_the_deadline_cuts_is_not_done(tmp_path, monkeypatch):
     needed = set(plan.needed_of(tasks))
     clock, rows_of = [0.0], {}
 
-    def time_task(_, task, _kernel, _work, _seconds, _cache, deadline):
+    def time_task(_, task, *_rest, deadline, **_limits):
         rows = []
         for cached, tokens in task.runs:
             if rows and clock[0] > deadline:
@@ -243,18 +244,19 @@ def test_what_the_deadline_cuts_is_not_done(tmp_path, monkeypatch):
     for deadline in range(1, 80):
         clock[0] = 0.0
         rows_of.clear()
-        result = board_probe.timed_rows(None, machine, str(tmp_path), deadline, lambda _: None)
+        rows, left_out = board_probe.timed_rows(None, machine, str(tmp_path), deadline, lambda _: None)
         assert all(rows_of[task] == len(task.runs) for task in needed), deadline
         cut = {board_probe.task_name(task) for task in tasks if rows_of.get(task, 0) < len(task.runs)}
-        assert set(result.left_out) == cut, deadline
+        assert set(left_out) == cut, deadline
 
 
 def passes_of(monkeypatch, tmp_path, pass_ms, seconds=60.0):
-    """-> (what `timed_rows` makes of tasks that take so many ms in each pass, the tasks as they were timed)"""
+    """Return the rows and left-out tasks of `timed_rows`, if a task takes `pass_ms` in its passes; the order in which
+    tasks were timed; and all tasks."""
     machine = Machine(2 * MB, 300 * MB, (1,), ("fp32",), True)
     timed = []
 
-    def time_task(_, task, *_rest):
+    def time_task(_, task, *_rest, **_limits):
         ms = pass_ms[timed.count(task)]
         timed.append(task)
         times = {"ms": ms, "median_ms": 1.1 * ms, "least_ms": 0.9 * ms, "repeats": 20}
@@ -262,21 +264,21 @@ def passes_of(monkeypatch, tmp_path, pass_ms, seconds=60.0):
 
     monkeypatch.setattr(board_probe, "time_task", time_task)
     deadline = time.perf_counter() + seconds
-    result = board_probe.timed_rows(None, machine, str(tmp_path), deadline, lambda _: None)
-    return result, timed, plan.tasks(machine)
+    rows, left_out = board_probe.timed_rows(None, machine, str(tmp_path), deadline, lambda _: None)
+    return rows, left_out, timed, plan.tasks(machine)
 
 
 @pytest.mark.parametrize("pass_ms", [(2.0, 1.0), (1.0, 2.0)])
 def test_of_two_passes_the_quicker_counts(pass_ms, tmp_path, monkeypatch):
-    result, timed, tasks = passes_of(monkeypatch, tmp_path, pass_ms)
-    assert timed == tasks + tasks and result.left_out == []
-    assert {(row["ms"], row["median_ms"], row["least_ms"]) for row in result.rows} == {(1.0, 1.1, 0.9)}
+    rows, left_out, timed, tasks = passes_of(monkeypatch, tmp_path, pass_ms)
+    assert timed == tasks + tasks and left_out == []
+    assert {(row["ms"], row["median_ms"], row["least_ms"]) for row in rows} == {(1.0, 1.1, 0.9)}
 
 
 def test_what_the_time_does_not_suffice_for_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(board_probe, "MOST_LATE_SECONDS", 0.0)
-    result, timed, tasks = passes_of(monkeypatch, tmp_path, (1.0, 1.0), seconds=-1)
-    assert timed == result.rows == [] and len(result.left_out) == len(tasks)
+    rows, left_out, timed, tasks = passes_of(monkeypatch, tmp_path, (1.0, 1.0), seconds=-1)
+    assert timed == rows == [] and len(left_out) == len(tasks)
 
 
 def test_a_graph_is_run_until_there_are_enough_samples_or_no_time(monkeypatch):
@@ -286,7 +288,7 @@ def test_a_graph_is_run_until_there_are_enough_samples_or_no_time(monkeypatch):
         clock[0] += seconds
 
     monkeypatch.setattr(probe_timing, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    few, some, many = (len(probe_timing.repeat_ms(lambda each=each: call(each), 0.3)) for each in (0.5, 0.004, 0.0001))
+    few, some, many = (len(probe_timing.repeat_ms(partial(call, seconds), 0.3)) for seconds in (0.5, 0.004, 0.0001))
     assert few == probe_timing.LEAST_RUNS and some == probe_timing.ENOUGH_RUNS
     assert many == pytest.approx(probe_timing.LEAST_RUN_S / 0.0001, abs=2)
 

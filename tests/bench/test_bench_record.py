@@ -118,8 +118,8 @@ def test_flops_grow_with_the_cache_and_a_prefill_has_one_head():
 
 
 def test_quantiles_are_those_of_all_samples():
-    given = measured(step_ms=[[float(one) for one in range(1, 101)], [float(one) for one in range(101, 201)]])
-    row = record_of(IDENTITY, bundle(), decode_case(100), given, None)
+    processes = measured(step_ms=[[float(ms) for ms in range(1, 101)], [float(ms) for ms in range(101, 201)]])
+    row = record_of(IDENTITY, bundle(), decode_case(100), processes, None)
     results = [row[key] for key in ("ms_p50", "ms_p90", "ms_p95", "ms_p99")]
     assert results == pytest.approx([100.5, 180.1, 190.05, 198.01])
 
@@ -211,16 +211,16 @@ def test_a_ratio_is_shown_with_its_interval_and_its_marks(ratio, cell, explained
 
 
 def test_disturbed_processes_are_dropped_where_three_others_remain():
-    given = [process(turn, prefill_ms=[20.0]) for turn in range(4)]
-    given.insert(1, process(0, 1, prefill_ms=[90.0], flags=["busy"]))
-    given.append(process(4, prefill_ms=[80.0], flags=["busy"], peak_rss_mb=99.0, tokenize_ms=9.0))
-    row = record_of(IDENTITY, bundle(), prefill_case(60), given)
+    processes = [process(turn, prefill_ms=[20.0]) for turn in range(4)]
+    processes.insert(1, process(0, 1, prefill_ms=[90.0], flags=["busy"]))
+    processes.append(process(4, prefill_ms=[80.0], flags=["busy"], peak_rss_mb=99.0, tokenize_ms=9.0))
+    row = record_of(IDENTITY, bundle(), prefill_case(60), processes)
     assert row["repetitions"] == 4 and row["tok_s"] == pytest.approx(3000) and row["flags"] == []
     assert row["peak_rss_mb"] == 66.25 and row["ttft_ms"] is None
     assert row["rounds_ms"] == [[20.0], [90.0], [20.0], [20.0], [20.0], [80.0]]  # nothing is left out
-    assert [(one["turn"], one["attempt"], one["flags"]) for one in row["processes"]] == [
+    assert [(entry["turn"], entry["attempt"], entry["flags"]) for entry in row["processes"]] == [
         (0, 0, []), (0, 1, ["busy"]), (1, 0, []), (2, 0, []), (3, 0, []), (4, 0, ["busy"])]
-    disturbed = [dict(one, flags=["busy"]) for one in given[:4]] + given[4:]
+    disturbed = [dict(entry, flags=["busy"]) for entry in processes[:4]] + processes[4:]
     row = record_of(IDENTITY, bundle(), prefill_case(60), disturbed)
     assert row["repetitions"] == 5 and row["flags"] == ["busy"]  # one per turn: two undisturbed are too few
 

@@ -17,7 +17,7 @@ from pseudo_terminal import read_until_closed
 import merino_bench
 import merino_runtime
 from merino_bench.harness.cases import BenchRequest, decode_case
-from merino_bench.harness.pairs import chosen, flags_by_place
+from merino_bench.harness.pairs import flags_by_place, select_processes
 from merino_bench.harness.record import RECORD_KEYS
 from merino_bench.harness.run import Interrupted, run_bench
 from merino_bench.harness.turns import bundle_engine, measure_separately, turn_sizes
@@ -97,9 +97,10 @@ def large_copy(folder, place):
 
 def counting_rounds(record):
     """The repetitions of the processes that count, in order."""
-    owners = [(one["turn"], one["attempt"]) for one in record["processes"] for _ in range(one["repetitions"])]
-    places = chosen(flags_by_place(record["processes"])).places
-    return [one for owner, one in zip(owners, record["rounds_ms"]) if owner in places]
+    owners = [(process["turn"], process["attempt"]) for process in record["processes"]
+              for _ in range(process["repetitions"])]
+    places = select_processes(flags_by_place(record["processes"])).places
+    return [samples_ms for owner, samples_ms in zip(owners, record["rounds_ms"]) if owner in places]
 
 
 def check_figures(record):
@@ -109,7 +110,7 @@ def check_figures(record):
     size = steps or 1
     rounds = counting_rounds(record)
     samples = sum(rounds, [])
-    speeds = [1000 * tokens / sum(one) for one in rounds]
+    speeds = [1000 * tokens / sum(samples_ms) for samples_ms in rounds]
     assert len(samples) == size * record["repetitions"] and min(samples) > 0
     assert record["tok_s"] == pytest.approx(statistics.mean(speeds))
     assert record["tok_s_sd"] == pytest.approx(statistics.stdev(speeds))
@@ -127,7 +128,7 @@ def check_figures(record):
 class TestRun:
     def test_rows_come_by_test_then_by_bundle(self, records, bundle_dirs):
         expected = [(test, dialect) for test in ("pp8", "pp16", "tg6") for dialect in bundle_dirs]
-        assert [(one["test"], one["dialect"]) for one in records] == expected
+        assert [(record["test"], record["dialect"]) for record in records] == expected
 
     def test_every_row_has_the_contracts_fields(self, records):
         for record in records:
@@ -154,7 +155,7 @@ class TestRun:
             assert set(here["before"]) == set(here["after"])
 
     def test_ratios_are_those_of_the_processes(self, records):
-        base = {one["test"]: one for one in records if one["dialect"] == "portable"}
+        base = {record["test"]: record for record in records if record["dialect"] == "portable"}
         for record in records:
             own = record["dialect"] == "portable"
             assert (record["ratio_to_baseline"] == 1) == own and record["params_ratio"] == 1
@@ -163,7 +164,7 @@ class TestRun:
                 continue
             low, high = record["ratio_interval"]
             assert low <= record["ratio_to_baseline"] <= high
-            turns = {one["turn"] for one in record["processes"]}
+            turns = {process["turn"] for process in record["processes"]}
             assert record["ratio_turns"][1] == len(turns) == 3
             speeds = [record["tok_s"], base[record["test"]]["tok_s"]]
             if not record["ratio_flags"] and record["flags"] == base[record["test"]]["flags"] == []:
@@ -171,7 +172,7 @@ class TestRun:
 
     def test_each_row_is_told_before_it_begins(self, folder):
         messages = []
-        run_bench([folder, folder], SMALL._replace(repetitions=2), progress=lambda *one: messages.append(one))
+        run_bench([folder, folder], SMALL._replace(repetitions=2), progress=lambda *message: messages.append(message))
         assert [(done, total) for done, total, _ in messages] == [(done, 7) for done in range(8)]
         tests = [what.split()[1:] for _, _, what in messages[1:-1]]  # one folder counts once
         assert tests == [[test, turn] for test in ("pp8", "pp16", "tg6") for turn in ("1/2", "2/2")]
@@ -190,21 +191,23 @@ class TestRun:
         assert len({pid for pid, _ in calls}) == len(calls)
         planned = {}  # the first attempt of each turn; a busy machine has more
         for row, path in zip(rows, (folder, other)):
-            mine = [one for one in requests if one["bundle_path"] == path]
-            assert [one["repetitions"] for one in mine] == [one["repetitions"] for one in row["processes"]]
+            mine = [request for request in requests if request["bundle_path"] == path]
+            repetitions = [process["repetitions"] for process in row["processes"]]
+            assert [request["repetitions"] for request in mine] == repetitions
             attempts = [process["attempt"] for process in row["processes"]]
-            planned[path] = [one for one, attempt in zip(mine, attempts) if not attempt]
-            assert [one["repetitions"] for one in planned[path]] == [2, 2, 1, 1, 1] == turn_sizes(7)
-            assert [one["verify"] for one in mine] == [True] + [False] * (len(mine) - 1)
-        order = [one["bundle_path"] for one in requests if any(one is each for each in sum(planned.values(), []))]
+            planned[path] = [request for request, attempt in zip(mine, attempts) if not attempt]
+            assert [request["repetitions"] for request in planned[path]] == [2, 2, 1, 1, 1] == turn_sizes(7)
+            assert [request["verify"] for request in mine] == [True] + [False] * (len(mine) - 1)
+        first_attempts = [id(request) for request in sum(planned.values(), [])]
+        order = [request["bundle_path"] for request in requests if id(request) in first_attempts]
         assert order == [folder, other, other, folder, folder, other, other, folder, folder, other]  # A B B A ...
 
     def test_rows_of_a_case_are_kept_as_soon_as_they_are_complete(self, folder):
         kept = []
         rows = run_bench([folder], SMALL._replace(repetitions=1), [folder],
                          keep=lambda rows: kept.append([dict(row) for row in rows]))
-        assert [[row["test"] for row in one] for one in kept] == [["pp8"], ["pp16"], ["tg6"]]
-        assert [row for one in kept for row in one] == rows
+        assert [[row["test"] for row in case_rows] for case_rows in kept] == [["pp8"], ["pp16"], ["tg6"]]
+        assert [row for case_rows in kept for row in case_rows] == rows
 
     def test_other_engines_take_turns_with_the_bundles(self, folder):
         order = []
@@ -239,7 +242,7 @@ class TestRun:
     def test_a_request_beyond_the_context_runs_nothing(self, folder):
         messages = []
         with pytest.raises(MerinoError, match="pp65 does not fit the context"):
-            run_bench([folder], SMALL._replace(prompts=(65,)), progress=lambda *one: messages.append(one))
+            run_bench([folder], SMALL._replace(prompts=(65,)), progress=lambda *message: messages.append(message))
         assert not messages
 
     def test_the_context_can_be_filled_to_the_last_slot(self, folder):

@@ -12,7 +12,7 @@ import merino_bench
 import merino_runtime
 from merino_bench.harness.cases import prefill_case
 from merino_bench.harness.record import failed_record
-from merino_bench.harness.render import BY_WORTH, REQUESTED, alike_in_all_rows, as_markdown, titles_within
+from merino_bench.harness.render import BY_WORTH, as_markdown, titles_within
 
 ROOTS = os.pathsep.join([os.path.dirname(os.path.dirname(package.__file__))
                          for package in (merino_runtime, merino_bench)] + [os.path.dirname(quick_bench.__file__)])
@@ -51,12 +51,6 @@ def test_every_column_is_in_a_table_and_no_table_is_wider_where_it_can_be_narrow
     for table in tables:
         assert width_of(columns, table) <= width or len(table) <= len(keys) + 1
     assert different(columns, keys) == different(columns, KEYS), "rows are told apart as well as they can be"
-
-
-@given(columns())
-def test_what_is_said_once_for_all_rows_is_the_same_in_all(columns):
-    for title in REQUESTED:
-        assert (title in alike_in_all_rows(columns)) == (len(set(columns[title])) == 1)
 
 
 @pytest.fixture

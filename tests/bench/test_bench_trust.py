@@ -111,7 +111,7 @@ def test_prefill_figures_are_the_delays(measured, test, depth):
         assert sum(took) >= 990 * WARM_UP_S and sum(took[:-1]) < 1000 * WARM_UP_S
     really = [calls[-1][3] for calls in noted]
     assert sum(row["rounds_ms"], []) == pytest.approx(really, rel=0.03) and row["prefill_ms"] == row["ms_p50"]
-    assert row["tok_s"] == pytest.approx(statistics.mean(16000 / one for one in really), rel=0.03)
+    assert row["tok_s"] == pytest.approx(statistics.mean(16000 / ms for ms in really), rel=0.03)
     # What the undisturbed call takes is the delay that was asked for; each of the three that count may lose its core.
     undisturbed = min(call[3] for calls in noted for call in calls[len(fill):])
     assert 1 <= undisturbed / (1000 * ID_S * 16) < 1.03 and min(sum(row["rounds_ms"], [])) >= 1000 * ID_S * 16

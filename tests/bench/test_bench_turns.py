@@ -31,7 +31,7 @@ def engine(folder, name, is_baseline, flags_of_next, calls):
 
 
 def rows_of_turns(turns):
-    rows = [one.row(turns.case, processes) for one, processes in zip(turns.engines, turns.processes)]
+    rows = [engine.row(turns.case, processes) for engine, processes in zip(turns.engines, turns.processes)]
     add_ratios(rows, rows[1:])
     return rows
 
@@ -44,7 +44,7 @@ def test_what_was_disturbed_is_measured_again_with_its_partner(folder):
     turns.measure(lambda *_: None)
     a_b, b_a = ["ours", "base"], ["base", "ours"]
     assert calls == [*a_b, *b_a, *a_b, *a_b, *b_a, *a_b, *b_a, *a_b]
-    places = [(one["turn"], one["attempt"]) for one in turns.processes[0]]
+    places = [(process["turn"], process["attempt"]) for process in turns.processes[0]]
     assert places == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 0), (4, 0)]
     own = rows_of_turns(turns)[0]
     assert own["ratio_turns"] == [4, 5] and own["ratio_flags"] == [] and own["flags"] == []
@@ -55,6 +55,6 @@ def test_a_machine_that_is_always_busy_still_gives_a_number(folder):
     engines = [engine(folder, name, name == "base", lambda: ["busy"], []) for name in ("ours", "base")]
     turns = Turns(engines, decode_case(2), 5, 100.0)
     turns.measure(lambda *_: None)
-    assert [len(one) for one in turns.processes] == [2 * 3 + 3] * 2  # after two turns in vain no more attempts
+    assert [len(processes) for processes in turns.processes] == [2 * 3 + 3] * 2  # two turns in vain end the attempts
     own = rows_of_turns(turns)[0]
     assert own["ratio_to_baseline"] > 0 and own["ratio_flags"] == ["busy"] == own["flags"]

@@ -41,18 +41,18 @@ def built():
 def test_the_shipped_graphs_are_those_of_todays_exporter(built):
     """Else `cd bench && python -m probe_graphs.build` is due."""
     shipped = {kernel.file: kernel for kernel in graphs.kernels()}
-    entries = [build.index_entry(one) for one in built]
+    entries = [build.index_entry(graph) for graph in built]
     assert sorted(entry["file"] for entry in entries) == sorted(shipped)
     assert set(graphs.members()) == {graphs.INDEX, *shipped}
-    for entry, one in zip(entries, built, strict=True):
+    for entry, graph in zip(entries, built, strict=True):
         kernel = shipped[entry["file"]]
-        lists = {"dialects": one.dialects, "inputs": tuple(one.inputs), "outputs": tuple(one.outputs)}
+        lists = {"dialects": graph.dialects, "inputs": tuple(graph.inputs), "outputs": tuple(graph.outputs)}
         assert kernel._asdict() == entry | lists
-        assert onnx.load_from_string(kernel.model) == one.model, entry["file"]
+        assert onnx.load_from_string(kernel.model) == graph.model, entry["file"]
 
 
 def test_an_archive_is_the_same_bytes_each_time(built, tmp_path):
-    few = [one for one in built if one.key.kind in ("call", "norm", "attention")]
+    few = [graph for graph in built if graph.key.kind in ("call", "norm", "attention")]
     for name in ("one", "two"):
         build.write_archive(tmp_path / name, few)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
@@ -75,16 +75,16 @@ def test_the_boards_application_carries_the_graphs(tmp_path):
 
 def test_weights_take_no_more_memory_than_their_place(built):
     """Constants of a graph lie in the weights' file one behind the other, each at a page, or are views of another."""
-    stored = [one for one in built if one.key.kind in ("linear", "decoder")]
-    assert {one.key.kind for one in stored} == {"linear", "decoder"}
-    for one in stored:
+    stored = [graph for graph in built if graph.key.kind in ("linear", "decoder")]
+    assert {graph.key.kind for graph in stored} == {"linear", "decoder"}
+    for graph in stored:
         places = sorted(
             (int(of["offset"]), int(of["length"]))
-            for tensor in one.model.graph.initializer
+            for tensor in graph.model.graph.initializer
             if (of := {entry.key: entry.value for entry in tensor.external_data})
         )
         assert all(offset % graphs.PAGE == 0 for offset, _ in places)
-        assert max(offset + length for offset, length in places) == one.weight_bytes
+        assert max(offset + length for offset, length in places) == graph.weight_bytes
 
 
 @pytest.mark.parametrize("form", ["fp32", "int8", "int4"])
@@ -110,7 +110,7 @@ def exported_graph(arch, form):
 def test_a_decoder_is_the_exported_model_of_its_geometry(dialect, form, uses, kv_heads):
     """Its values that are stored inside the model are norms, which begin as ones in a new model."""
     result = graphs.kernels_of(dialect, "decoder", form, uses=uses, kv_heads=kv_heads)
-    kernel = next(one for one in result if kv_heads or one.columns == 256)
+    kernel = next(kernel for kernel in result if kv_heads or kernel.columns == 256)
     arch = build.decoder_architecture(GraphKey(dialect, *kernel[2:11]))
     core = "no-dotprod" if dialect == "no-dotprod" else "dotprod"
     exported = exported_graph(arch, GraphFormat(form, "fused", plan.DECODER_CONTEXT, core))
@@ -128,8 +128,8 @@ def test_the_layout_of_a_graph_is_what_saving_it_writes(tmp_path):
     planned = build.build(key)
     assert planned.weight_bytes == (tmp_path / "model.onnx.data").stat().st_size
     assert list(written.node) == list(planned.model.graph.node)
-    assert [one.external_data for one in written.initializer] == [
-        one.external_data for one in planned.model.graph.initializer
+    assert [tensor.external_data for tensor in written.initializer] == [
+        tensor.external_data for tensor in planned.model.graph.initializer
     ]
 
 
@@ -141,14 +141,14 @@ def run(tmp_path):
         graphs.write_weights(str(tmp_path), size, 0)
         (tmp_path / "model.onnx").write_bytes(model)
         session = open_graph(onnxruntime, str(tmp_path / "model.onnx"), 1, own_kernels=True)
-        return session.run([one.name for one in session.get_outputs() if "present" not in one.name], feeds)
+        return session.run([port.name for port in session.get_outputs() if "present" not in port.name], feeds)
 
     return go
 
 
 def built_and_run(run, key, feeds):
-    one = build.build(key)
-    return run(one.model.SerializeToString(), one.weight_bytes, feeds)
+    graph = build.build(key)
+    return run(graph.model.SerializeToString(), graph.weight_bytes, feeds)
 
 
 def random_weights(size):
@@ -199,13 +199,13 @@ def test_an_attention_over_equal_values_gives_that_value(by_groups, run):
     feeds["x"][..., 576:] = 0.75
     result = run(kernel.model, kernel.weight_bytes, feeds)
     assert len(result) == kernel.count
-    for one in result:
-        np.testing.assert_allclose(one, 0.75, rtol=1e-5)
+    for output in result:
+        np.testing.assert_allclose(output, 0.75, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("dialect", "form"), DECODER_FORMATS)
 def test_a_decoder_runs_in_the_runtimes_backend(dialect, form, tmp_path):
-    kernel = min(graphs.kernels_of(dialect, "decoder", form), key=lambda one: one.weight_bytes)
+    kernel = min(graphs.kernels_of(dialect, "decoder", form), key=lambda kernel: kernel.weight_bytes)
     graphs.write_weights(str(tmp_path), kernel.weight_bytes, 0)
     (tmp_path / "model.onnx").write_bytes(kernel.model)
     backend = open_backend(graphs.decoder_bundle(str(tmp_path), kernel), 1)

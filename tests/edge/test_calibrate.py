@@ -43,7 +43,7 @@ def test_inputs_that_do_not_hang_together_lose_no_more_than_by_rounding(matrix, 
     result = gptq(matrix, power * np.eye(64, dtype=np.float32), bits, block, both_signs=both_signs)
     plain = quantize_groups(matrix, bits, block, both_signs=both_signs)
     assert result.bits == bits and result.group_size == block
-    lost, plainly = (np.square(dequantize(each) - matrix).sum(1) for each in (result, plain))
+    lost, plainly = (np.square(dequantize(codes) - matrix).sum(1) for codes in (result, plain))
     rounding = 1e-10 * np.square(matrix, dtype=np.float64).sum(1)  # of float32 numbers, squared
     assert (lost <= plainly * (1 + 1e-4) + rounding).all()
 
@@ -86,7 +86,7 @@ def test_the_output_loses_less_where_inputs_hang_together(bits, seed):
     x = x.astype(np.float32)
     result = gptq(matrix, x.T @ x / len(x), bits, 32)
     lost, plainly = (
-        np.square(x @ (dequantize(one) - matrix).T).mean() for one in (result, quantize_groups(matrix, bits, 32))
+        np.square(x @ (dequantize(codes) - matrix).T).mean() for codes in (result, quantize_groups(matrix, bits, 32))
     )
     assert lost < 0.5 * plainly
     assert result.codes.min() >= 0 and np.isfinite(result.scales).all()
@@ -203,7 +203,7 @@ def test_blocks_of_a_source_are_not_rounded_again_and_the_text_is_not_run(tales,
     source = load_source(str(path))
     monkeypatch.setattr(reading, "input_hessians", lambda *_: pytest.fail("nothing is rounded"))
     done = export(source, tmp_path / "bundle", ExportRequest(precision="int4", context=64, calibration=tales[0]))
-    assert done.calibrated == 0 and sum(each.exact for each in done.stored) == len(
+    assert done.calibrated == 0 and sum(matrix.exact for matrix in done.stored) == len(
         parts(quantized(source, GraphFormat("int4", "fused", 64)))
     )
 

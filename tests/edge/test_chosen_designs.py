@@ -59,7 +59,7 @@ def designs(factor=1.0, noise=0.0):
 def test_intervals_are_of_the_designs_that_a_search_chose_and_the_profile_says_so():
     probe = synthetic(noise=0.01)
     chosen_ones = probe.model_copy(update={"designs": designs(noise=0.15)})
-    own, result = (calibrated_board(one).performance.onnxruntime.coefficients for one in (probe, chosen_ones))
+    own, result = (calibrated_board(probed).performance.onnxruntime.coefficients for probed in (probe, chosen_ones))
     for form in FORMATS:
         for name in ("decode_error", "prefill_error"):
             before, after = getattr(own.of_format(form), name), getattr(result.of_format(form), name)
@@ -76,8 +76,8 @@ def test_the_fit_learns_what_the_search_exploits():
     true = 1.3 * cost_model(BOARD, shape).predict(unseen.operators).decode_ms
     probe = synthetic()
     before, after = (
-        cost_model(calibrated_board(one), shape).predict(unseen.operators)
-        for one in (probe, probe.model_copy(update={"designs": designs(factor=1.3)}))
+        cost_model(calibrated_board(probed), shape).predict(unseen.operators)
+        for probed in (probe, probe.model_copy(update={"designs": designs(factor=1.3)}))
     )
     assert before.decode_ms < 0.8 * true
     assert after.decode_ms == pytest.approx(true, rel=0.05)
@@ -95,10 +95,12 @@ def test_designs_of_both_scores_span_the_range_of_the_board_and_its_formats():
     requested = [chosen.requests(BOARD, number) for number in (0, 1)]
     most = BOARD.budget.decode_ms
     for requests in requested:
-        assert {(one.format, one.scoring.name) for one in requests} == set(itertools.product(FORMATS, NAMES))
-        assert {one.context for one in requests} == set(chosen.CONTEXTS)
-        assert max(one.decode_ms for one in requests) > most / 2 and min(one.decode_ms for one in requests) < most / 5
-    pairs = [(one.format, one.decode_ms) for requests in requested for one in requests]
+        kinds = {(request.format, request.scoring.name) for request in requests}
+        assert kinds == set(itertools.product(FORMATS, NAMES))
+        assert {request.context for request in requests} == set(chosen.CONTEXTS)
+        budgets = [request.decode_ms for request in requests]
+        assert max(budgets) > most / 2 and min(budgets) < most / 5
+    pairs = [(request.format, request.decode_ms) for requests in requested for request in requests]
     assert len(set(pairs)) == len(pairs) == 12
 
 
@@ -118,12 +120,12 @@ def test_designs_are_measured_as_bench_does(monkeypatch):
     board = BOARD.model_copy(update={"budget": BOARD.budget.model_copy(update={"decode_ms": 1.0})})
     messages = []
     result = chosen.measured_designs(board, 0, bench_here(lambda: contextlib.nullcontext(None)), messages.append)
-    assert [(one.architecture.context, one.past, one.prompt) for one in result] == [
+    assert [(design.architecture.context, design.past, design.prompt) for design in result] == [
         (64, 48, 32), (64, 48, 32), (96, 80, 48)
     ]  # fmt: skip
-    assert {one.score for one in result} == set(NAMES)
-    for one in result:
-        assert 0 < one.decode_ms < one.prefill_ms < 1000 and one.predicted_decode_ms <= one.budget_ms
+    assert {design.score for design in result} == set(NAMES)
+    for design in result:
+        assert 0 < design.decode_ms < design.prefill_ms < 1000 and design.predicted_decode_ms <= design.budget_ms
     assert len(messages) == 5 and result[0].architecture.shape() in messages[0]
     assert messages[3] == "measuring design-1, design-2: steps behind 32 tokens, prefills of 32"
 

@@ -30,7 +30,7 @@ OPPOSITE = {"faster": "slower", "slower": "faster", NO_DIFFERENCE: NO_DIFFERENCE
 
 
 def rows(*raw):
-    return [Record.model_validate(one) for one in raw]
+    return [Record.model_validate(fields) for fields in raw]
 
 
 def one_pair(a, b):
@@ -95,8 +95,8 @@ def test_rows_of_one_run_pair_and_rows_of_two_runs_do_not():
 
 def test_repetitions_of_one_process_are_one_sample():
     rounds = [[10.0], [10.1], [9.9], [10.0], [10.2], [9.8]]
-    one = [{"turn": 0, "attempt": 0, "repetitions": 6, "flags": []}]
-    row = record(test="pp8", rounds_ms=rounds, processes=one)
+    processes = [{"turn": 0, "attempt": 0, "repetitions": 6, "flags": []}]
+    row = record(test="pp8", rounds_ms=rounds, processes=processes)
     pair = one_pair(row, row)
     assert pair.verdict == NOT_JUDGED and pair.reason == "fewer than 3 processes have no interval, measure with -r 5"
 
@@ -142,8 +142,8 @@ def test_a_smaller_loss_passes_only_where_the_interval_rules_out_the_larger():
 def test_throttling_of_both_sides_is_a_condition_and_of_one_side_a_disturbance():
     both = one_pair(record(10, flags=["throttled"]), record(20, flags=["throttled"]))
     assert both.verdict == "slower" and not both.reason
-    one = one_pair(record(10), record(20, flags=["throttled"]))
-    assert one.verdict == NOT_JUDGED and one.reason == "B: throttled"
+    pair = one_pair(record(10), record(20, flags=["throttled"]))
+    assert pair.verdict == NOT_JUDGED and pair.reason == "B: throttled"
 
 
 def test_disturbed_processes_are_left_out_where_three_others_remain():

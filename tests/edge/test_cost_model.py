@@ -88,7 +88,7 @@ def test_a_search_sums_up_to_what_is_predicted_in_each_residency(arch, shape, ra
     model = cost_model(with_memory(ON_CPU["jetson-orin-nano"], rate), shape)
     read_mb = model.read_mb(arch.operators)
     for count, at in model.on.by_threads.items():
-        step = model.on.decode_latency(arch.operators, count)
+        step = model.on.latency(arch.operators, model.on.decode_runs, count)
         residency = (
             "resident" if read_mb <= at.resident_mb else "partial" if read_mb <= at.streaming_mb else "streaming"
         )
@@ -196,7 +196,7 @@ def test_formats_are_as_fast_as_the_cores_kernels():
     for board, least, most in (("raspberry-pi-5", 0.3, 0.5), ("raspberry-pi-4", 0.6, 0.75)):
         models = [model_of(board, form, 512, 256) for form in FORMATS]
         fp32, int8, int4 = (model.predict(OPT_350M.operators, {}) for model in models)
-        assert all(least < each.prefill_ms / fp32.prefill_ms < most for each in (int8, int4))
+        assert all(least < predicted.prefill_ms / fp32.prefill_ms < most for predicted in (int8, int4))
         assert int8.decode_ms < 0.45 * fp32.decode_ms and int4.decode_ms < 0.9 * int8.decode_ms
 
 

@@ -10,9 +10,9 @@ import torch
 from tokenizers import normalizers
 
 from merino_edge.cli.app import main
-from merino_edge.evaluation.answers import Answers, begun
-from merino_edge.evaluation.models import opened
-from merino_edge.evaluation.perplexity import evaluate_text, ids_of
+from merino_edge.evaluation.models import open_source
+from merino_edge.evaluation.perplexity import document_ids, evaluate_text
+from merino_edge.evaluation.request_cache import RequestCache, open_cache
 from merino_edge.evaluation.run import TaskRequest, evaluate, language_model
 from merino_edge.evaluation.tasks import LOCAL_TASKS
 from merino_edge.export.export import export
@@ -75,20 +75,20 @@ def data(tmp_path_factory):
 
 
 def requests_of(kind, *arguments):
-    return [instance(kind, {}, each, index) for index, each in enumerate(arguments)]
+    return [instance(kind, {}, argument, index) for index, argument in enumerate(arguments)]
 
 
 @pytest.mark.parametrize("graph", ["default", "all", "portable"])
 def test_a_bundle_scores_as_lm_evals_own_model(graph, bundles, stock):
     """Shared beginnings, one-token answers, an empty context, spaces at a seam, requests longer than the context."""
     pairs = [
-        *[("The miller counts the", each) for each in (" sacks", " bread", " door of the old mill", " sacks")],
+        *[("The miller counts the", end) for end in (" sacks", " bread", " door of the old mill", " sacks")],
         ("", "The river"), ("The baker ", "buys three"), (MILL * 3, " The end of it"), (MILL * 3, " no"), ("a", MILL),
     ]  # fmt: skip
-    with opened(bundles[graph], print) as model:
+    with open_source(bundles[graph], print) as model:
         lm = language_model(model)
         requests = requests_of("loglikelihood", *pairs)
-        result, expected = (each.loglikelihood(requests, disable_tqdm=True) for each in (lm, stock))
+        result, expected = (model.loglikelihood(requests, disable_tqdm=True) for model in (lm, stock))
         assert lm.truncated >= 2
         for (own, greedy), (other, also) in zip(result, expected, strict=True):
             assert own == pytest.approx(other, abs=1e-3) and greedy == also
@@ -109,14 +109,14 @@ def test_lm_evals_onnxruntime_model_scores_the_same(chat_dir, tmp_path):
     export(load_source(chat_dir), tmp_path / "all", ExportRequest(all_logits=True))
     pairs = requests_of("loglikelihood", ("Who are", " you?"), ("Who are", " they there?"), ("A", " word"))
     other = ONNXRuntimeLM(pretrained=str(tmp_path / "all"), execution_provider="cpu").loglikelihood(pairs, True)
-    with opened(str(tmp_path / "all"), print) as model:
+    with open_source(str(tmp_path / "all"), print) as model:
         own = language_model(model).loglikelihood(pairs, True)
-    assert [each for each, _ in own] == pytest.approx([each for each, _ in other], abs=1e-3)
-    assert [each for _, each in own] == [each for _, each in other]
+    assert [score for score, _ in own] == pytest.approx([score for score, _ in other], abs=1e-3)
+    assert [greedy for _, greedy in own] == [greedy for _, greedy in other]
 
 
 def test_a_chat_template_is_written_as_lm_evals_own_model_writes_it(chat_dir):
-    with opened(chat_dir, print) as model:
+    with open_source(chat_dir, print) as model:
         lm = language_model(model)
         text = lm.apply_chat_template([{"role": "user", "content": "Who are you?"}])
         assert text.startswith("<|im_start|>") and "Who are you?" in text and text.rstrip().endswith("assistant")
@@ -128,7 +128,7 @@ def test_every_task_reads_its_file_and_an_interruption_changes_no_figure(bundles
     out = tmp_path / "scores.json"
     request = TaskRequest(tuple(ROWS), data)
     sources = [bundles["all"], str(tiny_checkpoint)]
-    whole = list(evaluate(sources, request, Answers()))
+    whole = list(evaluate(sources, request, RequestCache()))
     assert [row.task for row in whole] == 2 * list(ROWS) and all(row.items == row.of_items == 2 for row in whole)
 
     def interrupts(*progress):
@@ -136,11 +136,11 @@ def test_every_task_reads_its_file_and_an_interruption_changes_no_figure(bundles
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(evaluate(sources, request, begun(out, resume=False), interrupts))
+        list(evaluate(sources, request, open_cache(out, resume=False), interrupts))
     with pytest.raises(MerinoError, match="--resume to go on"):
-        begun(out, resume=False)
+        open_cache(out, resume=False)
     (tmp_path / "scores.json.partial").open("a").write('["cut')
-    kept = begun(out, resume=True)
+    kept = open_cache(out, resume=True)
     before, evaluated_again = len(kept), []
     again = list(evaluate(sources, request, kept, lambda *progress: evaluated_again.append(progress[-1])))
     assert before > 20 and evaluated_again.count("piqa") < 16 and "hellaswag" not in evaluated_again[:1]
@@ -162,12 +162,12 @@ def test_wrong_tasks_and_data_are_named(tasks, change, message, bundles, data, t
         file = LOCAL_TASKS[name].file
         (tmp_path / file).write_text((change or str)((data / file).read_text("utf-8")), "utf-8")
     with pytest.raises(MerinoError, match=message):
-        list(evaluate([bundles["all"]], TaskRequest(tasks, tmp_path), Answers()))
+        list(evaluate([bundles["all"]], TaskRequest(tasks, tmp_path), RequestCache()))
 
 
 def run(*words):
     with pytest.raises(SystemExit) as ended:
-        main([str(each) for each in words])
+        main([str(word) for word in words])
     return ended.value.code
 
 
@@ -203,13 +203,13 @@ def test_perplexity_is_strided_and_has_an_interval_over_documents(bundles, tiny_
     documents = [MILL, "The baker.", MILL * 3, "Bread!", "The miller counts", "sacks of flour"]
     text = tmp_path / "text.txt"
     text.write_text(f"\n{END_OF_TEXT}\n".join(documents))
-    rows = list(evaluate_text([*bundles.values(), str(tiny_checkpoint)], text, None, Answers()))
-    with opened(str(tiny_checkpoint), print) as model:
-        ids = [[0, *ids_of(model, each, 1)] for each in documents]
+    rows = list(evaluate_text([*bundles.values(), str(tiny_checkpoint)], text, None, RequestCache()))
+    with open_source(str(tiny_checkpoint), print) as model:
+        ids = [[0, *document_ids(model, document, 1)] for document in documents]
         assert max(map(len, ids)) > 1.6 * model.context
-        losses = [expected_loss(model.source.model, each, model.context) for each in ids]
+        losses = [expected_loss(model.source.model, inputs, model.context) for inputs in ids]
     tokens, words, length = (sum(map(count, documents)) for count in (
-        lambda each: len(ids[documents.index(each)]) - 1, lambda each: len(each.split()), len
+        lambda document: len(ids[documents.index(document)]) - 1, lambda document: len(document.split()), len
     ))  # fmt: skip
     for row in rows:
         results = {name: metric.value for name, metric in row.metrics.items()}
@@ -219,8 +219,8 @@ def test_perplexity_is_strided_and_has_an_interval_over_documents(bundles, tiny_
         assert results["bits_per_byte"] == pytest.approx(sum(losses) / length / math.log(2), rel=1e-4)
         low, high = row.metrics["bits_per_byte"].interval
         assert low < results["bits_per_byte"] < high
-    (one,) = evaluate_text([bundles["all"]], text, 2, Answers())
-    assert one.items == 2 and one.of_items == 6 and one.metrics["perplexity"].interval is None
+    (row,) = evaluate_text([bundles["all"]], text, 2, RequestCache())
+    assert row.items == 2 and row.of_items == 6 and row.metrics["perplexity"].interval is None
 
 
 def test_perplexity_is_measured_without_lm_eval(bundles, tmp_path):
@@ -232,10 +232,10 @@ def test_perplexity_is_measured_without_lm_eval(bundles, tmp_path):
 
 
 def test_a_tokenizer_that_does_not_give_back_the_text_is_named(tiny_checkpoint):
-    with opened(str(tiny_checkpoint), print) as model:
+    with open_source(str(tiny_checkpoint), print) as model:
         model.tokenizer.normalizer = normalizers.Lowercase()
         with pytest.raises(MerinoError, match="does not give back document 3.*at character 5 'Baker"):
-            ids_of(model, "the Baker", 3)
+            document_ids(model, "the Baker", 3)
 
 
 @pytest.mark.nightly

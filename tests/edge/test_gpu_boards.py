@@ -119,8 +119,8 @@ def test_a_gpu_computes_fp16_first_and_no_integers():
 def test_a_better_gpu_is_never_given_a_worse_design(board, name, factor):
     limits = {"decode_ms": 4, "memory_mb": board.performance.tensorrt.runtime_mb.value * 2}
     before, after = (
-        design(each, limits, space=SMALL, context=256, prompt=64, vocabs=[8000]).entropy
-        for each in (board, with_gpu(board, **{name: factor if name in FASTER else 1 / factor}))
+        design(profile, limits, space=SMALL, context=256, prompt=64, vocabs=[8000]).entropy
+        for profile in (board, with_gpu(board, **{name: factor if name in FASTER else 1 / factor}))
     )
     assert after >= before * (1 - 1e-9)
 
@@ -156,7 +156,7 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize(("board", "requested"), [
-    pytest.param(*each, marks=() if each[1] is None else pytest.mark.nightly) for each in GOLDEN
+    pytest.param(*case, marks=() if case[1] is None else pytest.mark.nightly) for case in GOLDEN
 ])  # fmt: skip
 def test_the_design_for_a_jetsons_own_budget(board, requested):
     words = () if requested is None else ("--backend", requested)
@@ -202,12 +202,13 @@ def test_recommend_judges_the_formats_of_the_backend():
     judged = recommend(ORIN, {"decode_ms": 40, "memory_mb": 4096}, context=256, prompt=64, space=SMALL)
     result = recommendation_json(judged, ORIN, ORIN.id)
     assert (result["schema"], result["backend"]) == (5, "tensorrt")
-    assert {tuple(each["precision"] for each in one["formats"]) for one in result["models"]} == {("fp16", "fp32")}
-    assert [each["precision"] for each in result["designs"]] == ["fp16", "fp32"]
-    assert all(each["design"]["backend"] == "tensorrt" for each in result["designs"])
-    fitting = [one for one in result["models"] if one["fits"]]
-    assert fitting and {one["precision"] for one in fitting} == {"fp16"}
-    assert not any(each["refused"] for one in result["models"] for each in one["formats"])
+    formats = {tuple(verdict["precision"] for verdict in model["formats"]) for model in result["models"]}
+    assert formats == {("fp16", "fp32")}
+    assert [design["precision"] for design in result["designs"]] == ["fp16", "fp32"]
+    assert all(design["design"]["backend"] == "tensorrt" for design in result["designs"])
+    fitting = [model for model in result["models"] if model["fits"]]
+    assert fitting and {model["precision"] for model in fitting} == {"fp16"}
+    assert not any(verdict["refused"] for model in result["models"] for verdict in model["formats"])
 
 
 def test_a_design_for_tensorrt_is_exported_in_its_dialect(tmp_path):

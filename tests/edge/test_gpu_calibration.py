@@ -48,8 +48,8 @@ def test_the_devices_figures_come_back_within_one_percent(nano, tmp_path):
     assert speed.runtime_mb.value == pytest.approx(nano["resident"][0]["open_mb"], rel=1e-3)
     assert speed.power_mode == "10W" and speed.busy_w == shipped.performance.tensorrt.busy_w
     assert board.performance.onnxruntime == shipped.performance.onnxruntime and board.backend == "tensorrt"
-    assert {one.kind for one in fit.residuals} >= {"chain fp16 decode", "chain fp32 prefill", "all"}
-    assert max(one.worst for one in fit.residuals) < 0.03 and fit.errors == {}
+    assert {residual.kind for residual in fit.residuals} >= {"chain fp16 decode", "chain fp32 prefill", "all"}
+    assert max(residual.worst for residual in fit.residuals) < 0.03 and fit.errors == {}
 
 
 positive = st.floats(1, 100)
@@ -76,7 +76,7 @@ def test_any_device_that_computes_longer_than_it_reads_comes_back(read, flops_a_
         "dialect": "portable", "flags": [], "others_cpu_share": 0.0, "left_out": [], "resident": [memory],
         "measurements": rows,
     })  # fmt: skip
-    results = {name: figure["value"] for name, figure in fit_gpu(probe).performance.items()}
+    results = {name: figure["value"] for name, figure in fit_gpu(probe)[0].items()}
     for name, truth in speeds._asdict().items():
         assert results[name] == pytest.approx(truth, rel=0.01), name
     assert (results["runtime_mb"], results["cuda_context_mb"]) == (300, 170)
@@ -93,9 +93,9 @@ def test_a_probe_of_another_backend_board_or_mode_is_refused_by_name(nano, tmp_p
     changes = {
         "mode": (as_of(nano, mode="5W_EXTRA (7)"), "power mode 5W_EXTRA, the profile has 10W, 5W"),
         "arch": (nano | {"machine": nano["machine"] | {"arch": "x86_64"}}, "the probed machine is x86_64"),
-        "fp16": (nano | {"measurements": [one for one in nano["measurements"] if one["format"] != "fp16"]}, "lacks"),
+        "fp16": (nano | {"measurements": [row for row in nano["measurements"] if row["format"] != "fp16"]}, "lacks"),
         "memory": (nano | {"resident": []}, "lacks copies to the host or the memory"),
-        "time": (nano | {"measurements": [one | {"ms": 1} for one in nano["measurements"]]}, "took no longer"),
+        "time": (nano | {"measurements": [row | {"ms": 1} for row in nano["measurements"]]}, "took no longer"),
     }
     refused += [("jetson-nano", written(tmp_path, got, name), None, text) for name, (got, text) in changes.items()]
     for device, path, backend, text in refused:

@@ -72,8 +72,8 @@ def fresh(seed):
             result = cost_model(board, shape, 0.9).predict(decoder.operators)
             threads = result.decode_threads, result.prefill_threads
             true = next(
-                one for one in cost_model(BOARD, shape).predict_each(decoder.operators)
-                if (one.decode_threads, one.prefill_threads) == threads
+                predicted for predicted in cost_model(BOARD, shape).predict_each(decoder.operators)
+                if (predicted.decode_threads, predicted.prefill_threads) == threads
             )  # fmt: skip
             for name in TIMED[:2]:
                 yield result.interval(name), getattr(true, name) * math.exp(NOISE * random.normal())
@@ -81,7 +81,7 @@ def fresh(seed):
 
 @pytest.mark.nightly
 def test_intervals_of_90_percent_cover_about_that_share_of_fresh_decoders():
-    seen = [one for seed in range(10) for one in fresh(seed)]
+    seen = [ratio for seed in range(10) for ratio in fresh(seed)]
     assert len(seen) == 10 * 8 * 3 * 2
     inside = np.mean([low <= measured <= high for (low, high), measured in seen])
     above = np.mean([measured > high for (_, high), measured in seen])
@@ -98,7 +98,7 @@ def test_an_unseen_decoder_is_predicted_from_the_others_alone():
         for row in probe.measurements
     ]
     fit = fitting.fit_threads(probe.model_copy(update={"measurements": rows}), 4)
-    unseen = [error for row, error in fit.unseen if fitting.shape_of(row) == slow]
+    unseen = [error for row, error in fit.held_out if fitting.shape_of(row) == slow]
     seen = [-math.log1p(error) for row, error in fit.rows if row.kind == "decoder" and fitting.shape_of(row) == slow]
     assert len(unseen) == len(seen) == 5 * len(FORMATS)
     assert np.median(unseen) == pytest.approx(math.log(1.5), abs=0.03)
@@ -113,7 +113,7 @@ def test_a_few_disturbed_rows_widen_an_interval_less_than_a_normal_distribution_
         for index, row in enumerate(probe.measurements)
     ]
     slower = probe.model_copy(update={"measurements": rows})
-    unseen = [error for count in slower.threads for _, error in fitting.fit_threads(slower, count).unseen]
+    unseen = [error for count in slower.threads for _, error in fitting.fit_threads(slower, count).held_out]
     upper = factors(calibrate(slower).errors["fp32 decode"], 0.9).high
     assert factors(calibrate(probe).errors["fp32 decode"], 0.9).high < upper < math.exp(1.645 * np.std(unseen))
 
@@ -154,7 +154,7 @@ def test_a_format_with_too_few_decoders_has_no_interval():
 @given(st.lists(st.lists(st.floats(-0.3, 0.3), min_size=1, max_size=2), min_size=14, max_size=20))
 def test_formats_of_few_decoders_share_one_distribution(errors):
     by_format = {"fp32": errors[:3], "int8": errors[3:7], "int4": errors[7:]}
-    numbered = {form: dict(enumerate(each)) for form, each in by_format.items()}
+    numbered = {form: dict(enumerate(errors)) for form, errors in by_format.items()}
     found = distributions(numbered)
     assert found["fp32"] == found["int8"] == distributions({"fp32": dict(enumerate(errors[:7]))})["fp32"]
     assert found["int4"] == distributions({"int4": numbered["int4"]})["int4"]
@@ -165,8 +165,8 @@ SMALL = Architecture(blocks=(Block(width=128, ffn_ratio=2, depth=2),), vocab=200
 
 
 @given(errors, confidences, confidences)
-def test_an_interval_grows_with_its_confidence(error, one, other):
-    narrow, wide = (factors(error, confidence) for confidence in sorted((one, other)))
+def test_an_interval_grows_with_its_confidence(error, confidence, higher):
+    narrow, wide = (factors(error, confidence) for confidence in sorted((confidence, higher)))
     assert 0 < wide.low <= narrow.low < narrow.high <= wide.high < math.inf
     assert narrow.low * narrow.high == pytest.approx(math.exp(2 * error.center))
 
@@ -208,7 +208,7 @@ def test_a_design_keeps_the_upper_end_of_its_interval(error, confidence, name, s
     low, high = designed.predicted.interval(name)
     assert low < high <= limit * (1 + 1e-12)
     expected = factors(error, confidence)
-    assert (low, high) == pytest.approx(tuple(each * getattr(designed.predicted, name) for each in expected))
+    assert (low, high) == pytest.approx(tuple(factor * getattr(designed.predicted, name) for factor in expected))
     assert designed.predicted.confidence == confidence
 
 
@@ -228,13 +228,16 @@ def test_every_point_of_a_front_and_every_verdict_keep_the_upper_end():
     assert "upper bounds of 95% prediction intervals" in " ".join(" ".join(drawn).split())
     verdicts = [
         verdict
-        for one in recommend(KNOWN, {"decode_ms": 20}, context=256, prompt=64, space=SPACE).candidates
-        for verdict in one.verdicts
+        for candidate in recommend(KNOWN, {"decode_ms": 20}, context=256, prompt=64, space=SPACE).candidates
+        for verdict in candidate.verdicts
     ]
     decode = BUDGETS_BY_NAME["decode_ms"]
     assert all(verdict.fits == (amount(decode, verdict.predicted) <= 20) for verdict in verdicts)
-    narrowly = [each for each in verdicts if each.predicted.decode_ms <= 20 < each.predicted.decode_ms_interval[1]]
-    assert narrowly and not any(each.fits for each in narrowly)
+    narrowly = [
+        verdict for verdict in verdicts
+        if verdict.predicted.decode_ms <= 20 < verdict.predicted.decode_ms_interval[1]
+    ]  # fmt: skip
+    assert narrowly and not any(verdict.fits for verdict in narrowly)
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +269,7 @@ def test_design_prints_and_writes_its_intervals(calibrated, tmp_path):
 
 
 @pytest.mark.parametrize("command", [
-    "recommend", *(pytest.param(each, marks=pytest.mark.nightly) for each in ("design", "pareto"))])  # fmt: skip
+    "recommend", *(pytest.param(command, marks=pytest.mark.nightly) for command in ("design", "pareto"))])  # fmt: skip
 @pytest.mark.usefixtures("small_space")
 def test_each_command_takes_a_confidence_and_says_why_there_is_no_interval(command, calibrated):
     words = ("--context", "64", *(("--vocab", "300") if command != "recommend" else ()))

@@ -26,7 +26,7 @@ from merino_edge.benchmarking import engine_models, engine_rows, engines
 from merino_edge.benchmarking.engine_rows import (
     Peers,
     folder_name,
-    given_file,
+    gguf_file,
     make_separately,
     measure_peer_separately,
     peer_engines,
@@ -125,8 +125,8 @@ def rows_of(engines, case, request):
     turns = Turns(engines, case._replace(threads=request.threads[0]), request.repetitions, DEADLINE_S)
     turns.measure(lambda *_: None)
     return [
-        failed_record(one.identity, case, reason) if reason else one.row(case, processes, None, None, None)
-        for one, processes, reason in zip(engines, turns.processes, turns.reasons, strict=True)
+        failed_record(engine.identity, case, reason) if reason else engine.row(case, processes, None, None, None)
+        for engine, processes, reason in zip(engines, turns.processes, turns.reasons, strict=True)
     ]
 
 
@@ -159,8 +159,8 @@ def test_each_engine_gets_the_ids_and_lengths_of_our_rows(peer, bundles, kept):
     skip_if_not_here(peer)
     bundle, case = bundles["opt"], decode_case(6)._replace(threads=1)
     peers = Peers((peer.engine,), kept)
-    made = make_separately(peers, peer, bundle)
-    result = measure_peer_separately(peers, peer, bundle, made.path, case, 2, 3)
+    model = make_separately(peers, peer, bundle)
+    result = measure_peer_separately(peers, peer, bundle, model["path"], case, 2, 3)
     fed = []
     backend = open_backend(bundle, 1)
     prefill = backend.prefill
@@ -169,7 +169,7 @@ def test_each_engine_gets_the_ids_and_lengths_of_our_rows(peer, bundles, kept):
     backend.close()
     assert result["ids"] == fed[-1] and len(result["ids"]) == case.prompt
     assert len(result["chosen"]) == case.steps + 1 and all(0 <= token < bundle.vocab for token in result["chosen"])
-    assert [len(one) for one in result["step_ms"]] == [6, 6] and len(result["prefill_ms"]) == 2
+    assert [len(step_ms) for step_ms in result["step_ms"]] == [6, 6] and len(result["prefill_ms"]) == 2
     assert min(result["prefill_ms"]) > 0 and result["threads"] == 1
 
 
@@ -228,7 +228,7 @@ def varied(bundles, kept, randomize):
     """(bundle, its peers' checkpoint, its model) with weights whose greedy ids vary: as made, it repeats one id."""
     bundle, peer = bundles["one layer"], PEERS[0]
     with making_here():
-        path = make_separately(Peers((peer.engine,), kept), peer, bundle).path
+        path = make_separately(Peers((peer.engine,), kept), peer, bundle)["path"]
     model = randomize(AutoModelForCausalLM.from_pretrained(path), 6)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(0.02)  # else a tied table answers with the last id
@@ -262,7 +262,7 @@ def test_bytes_and_parameters_are_those_of_the_operators():
 def test_opt_as_gpt2_says_what_it_reads_more():
     made, notes = as_gpt2(OPT_350M)
     more = 50272 * 512 - 2 * 512 * 1024
-    read, own = (decode_weight_bytes(each.operators, "fp32", "fp32") for each in (made, OPT_350M))
+    read, own = (decode_weight_bytes(geometry.operators, "fp32", "fp32") for geometry in (made, OPT_350M))
     assert read - own == 4 * more
     assert f"{more:,} more weights" in notes[1]
     with pytest.raises(ValueError, match="layers of one width"):
@@ -304,7 +304,7 @@ def test_the_command_shows_peers_beside_ours(bundles, capsys):
     words = (folder, "-p", "0", "-n", "4", "-r", "2", "-t", "1", "-o", "json", "--peers", "llama.cpp")
     code, out, _ = bench(capsys, *words)
     rows = json.loads(out)
-    expected = [("fp32", "fused")] + [(one, None) for one in ("F32", "Q8_0", "Q4_0, table Q8_0", "Q4_0")]
+    expected = [("fp32", "fused")] + [(precision, None) for precision in ("F32", "Q8_0", "Q4_0, table Q8_0", "Q4_0")]
     assert code == 0
     assert [(row["precision"], row["dialect"]) for row in rows] == expected
     assert len({row["bundle"] for row in rows}) == 1 and {row["threads"] for row in rows} == {1}
@@ -331,7 +331,7 @@ def test_llama_cpp_runs_the_file_of_the_bundles_weights_where_it_is_named(tmp_pa
         tmp_path / "small.gguf", sample_gguf.random_model("llama"), "Q8_0"
     )
     bundle = export(load_source(str(path)), tmp_path / "bundle", ExportRequest(precision="int8")).bundle
-    given = given_file(path)
+    given = gguf_file(path)
     peers = Peers(("llama.cpp",), kept, given)
     assert peers_for(Peers(("transformers",), kept, given)) == peers_of(["transformers"])
     (own,) = peers_for(peers)
@@ -364,7 +364,7 @@ def test_llama_cpp_built_for_this_machine_runs_in_place_of_the_wheel(tmp_path, k
     small = sample_gguf.random_model("llama", strength=5)
     path = sample_gguf.write_gguf(tmp_path / "small.gguf", small, "F32")
     bundle = export(load_source(str(path)), tmp_path / "bundle").bundle
-    peers = Peers(("llama.cpp",), kept, given_file(path))
+    peers = Peers(("llama.cpp",), kept, gguf_file(path))
     (row,) = peer_records(peers, [bundle], decode_case(6), SMALL)
     assert "built for this machine" in row["engine"] and row["tok_s"] > 0
     assert GENERIC_BUILD not in row["flags"] and any(note.startswith("built with") for note in row["notes"])

@@ -4,11 +4,12 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from merino_bench.probe import bandwidth as probe
 from merino_edge.calibration import host, this_machine
@@ -90,7 +91,8 @@ def test_a_board_is_known_by_its_device_tree(model, board):
 def test_the_longest_beginning_decides_and_no_shipped_one_begins_another():
     known = known_models()
     assert len(known) >= len(BOARDS)
-    assert [(one, other) for one in known for other in known if one != other and names_model(one, other)] == []
+    pairs = [(beginning, longer) for beginning in known for longer in known if beginning != longer]
+    assert [pair for pair in pairs if names_model(*pair)] == []
     own = load_profile("raspberry-pi-5").model_copy(
         update={"id": "my-pi", "device_tree_models": ("Raspberry Pi 5 Model B Rev 1.1",)}
     )
@@ -121,11 +123,6 @@ print(*sorted({"scipy", "torch", "transformers", "onnxruntime", "merino_bench"} 
 def test_reading_a_profile_loads_neither_the_fitter_nor_torch_nor_the_harness():
     done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
-
-
-def test_profiles_are_frozen():
-    with pytest.raises(ValidationError):
-        load_profile("raspberry-pi-4").budget.context = 1
 
 
 @pytest.mark.parametrize(("wrong", "meant"), [("raspbery_pi_4", "raspberry-pi-4"), ("hots", "host")])
@@ -249,9 +246,7 @@ def test_a_prediction_is_as_good_as_its_weakest_figure():
 
 
 def test_facts_of_this_machine(monkeypatch):
-    monkeypatch.setattr(host, "_performance", lambda _: raw_profile()["performance"]["onnxruntime"])
-    monkeypatch.setattr(host, "host_probes", lambda _: [])
-    monkeypatch.setattr(this_machine, "_cpu", lambda _: raw_profile()["cpu"])
+    measured_host(monkeypatch)
     profile = named_board("host")
     assert profile.id == "host"
     assert profile.budget.memory_mb < profile.memory.free_mb.value <= profile.memory.ram_mb.value
@@ -265,18 +260,20 @@ def test_host_without_proc_and_sys(monkeypatch, tmp_path):
     monkeypatch.setattr(this_machine, "last_level_cache_bytes", lambda: 0)
     monkeypatch.setattr(this_machine.psutil, "cpu_freq", absent)
     monkeypatch.setattr(this_machine.platform, "machine", lambda: "arm64")
-    monkeypatch.setattr(host, "host_probes", lambda _: [])
-    one = {"decode_threads": one_thread(), "prefill_threads": one_thread()}
-    performance = raw_profile()["performance"]["onnxruntime"] | one
-    monkeypatch.setattr(host, "_performance", lambda _: performance)
+    measured_host(monkeypatch)
     profile = named_board("host")
     assert (profile.arch, profile.isa) == ("aarch64", ("neon",))
     assert profile.cpu.clock_ghz is None
     assert profile.cpu.cores.value == len(board.usable_cpus())
 
 
-def one_thread():
-    return {"value": 1, "kind": "estimated", "source": "test"}
+def measured_host(monkeypatch):
+    """Let this machine have the figures of the sample profile, at one thread."""
+    one_thread = {"value": 1, "kind": "estimated", "source": "test"}
+    threads = {"decode_threads": one_thread, "prefill_threads": one_thread}
+    performance = raw_profile()["performance"]["onnxruntime"] | threads
+    monkeypatch.setattr(host, "host_probes", lambda _: [])
+    monkeypatch.setattr(host, "calibrate", lambda *_: SimpleNamespace(performance=performance))
 
 
 def test_kernel_names_of_arm_features(monkeypatch, tmp_path):

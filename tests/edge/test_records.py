@@ -60,7 +60,7 @@ def test_another_schema_is_one_fault_with_what_to_do_and_no_list_of_keys(tmp_pat
 
 def test_properties_of_a_decode_row():
     row = Record.model_validate(record(repetitions=3, test="tg64"))
-    assert len(row.rounds) == 3 and {len(each) for each in row.rounds} == {64}
+    assert len(row.rounds) == 3 and {len(samples_ms) for samples_ms in row.rounds} == {64}
     assert sum(row.speeds) / 3 == pytest.approx(row.tok_s) and row.tokens == 64 and row.cached == 8
     assert row.engine_name == "onnxruntime CPU"
 
@@ -177,9 +177,9 @@ def test_a_number_of_absurd_size_is_a_fault_and_never_a_crash(tmp_path, number):
 def with_numbers(value, number):
     """Parsed JSON with each float, or integer that stands alone, replaced."""
     if isinstance(value, dict):
-        return {key: with_numbers(each, number) for key, each in value.items()}
+        return {key: with_numbers(item, number) for key, item in value.items()}
     if isinstance(value, list):
-        return [with_numbers(each, number) for each in value]
+        return [with_numbers(item, number) for item in value]
     return number if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 

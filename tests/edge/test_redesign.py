@@ -39,20 +39,20 @@ def ladder():
     results = {}
     for share in shares:
         with suppress(MerinoError):
-            one = real({"decode_ms": share * largest.predicted.decode_ms})
-            results[one.architecture] = one
+            design = real({"decode_ms": share * largest.predicted.decode_ms})
+            results[design.architecture] = design
     assert len(results) > 20
     return list(results.values())
 
 
 def find(budgets, _=None):
     fitting = [
-        one for one in ladder()
-        if all(getattr(one.predicted, name) <= most for name, most in budgets.items())
+        design for design in ladder()
+        if all(getattr(design.predicted, name) <= most for name, most in budgets.items())
     ]  # fmt: skip
     if not fitting:
         raise MerinoError("less than the least decoder takes: --decode-ms")
-    return max(fitting, key=lambda one: one.entropy)
+    return max(fitting, key=lambda design: design.entropy)
 
 
 def machine(decode=1.0, prefill=1.0, memory=1.0):
@@ -168,7 +168,7 @@ def test_of_those_that_kept_the_budget_the_one_of_most_entropy_is_chosen():
 def test_a_design_that_comes_again_is_not_measured_again():
     measure, seen = machine(0.5)
     result = redesign(requested(1.2), find, measure)
-    assert [one.architecture for one in seen] == [ladder()[-1].architecture] == [result.architecture]
+    assert [design.architecture for design in seen] == [ladder()[-1].architecture] == [result.architecture]
 
 
 def test_what_no_design_keeps_is_said_with_what_each_took():
@@ -194,7 +194,7 @@ def test_a_design_is_measured_as_bench_does():
 
     @contextmanager
     def progress():
-        yield lambda *each: messages.append(each)
+        yield lambda *message: messages.append(message)
 
     result = real({"params_m": 0.5})
     measured = measure_design(result, bench_here(progress))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from merino_edge.evaluation.models import opened
+from merino_edge.evaluation.models import open_source
 from merino_edge.evaluation.run import language_model
 
 pytest.importorskip("uvicorn")
@@ -20,7 +20,7 @@ def test_local_completions_is_equal_to_eval(bundle_dirs, tiny_checkpoint, tmp_pa
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
     requests = [instance("loglikelihood", {}, pair, place) for place, pair in enumerate(PAIRS)]
-    with opened(str(bundle_dirs["fused"]), print) as model:
+    with open_source(str(bundle_dirs["fused"]), print) as model:
         expected = language_model(model).loglikelihood(requests, disable_tqdm=True)
     with Server(bundle_dirs["fused"], XDG_CACHE_HOME=str(tmp_path)) as server:
         name = server.call("GET", "/v1/models")[1]["data"][0]["id"]

@@ -216,7 +216,7 @@ def test_int4_keeps_what_the_model_answers_to_200_questions(source, bundle):
 def test_items_of_four_tasks_are_scored_as_by_lm_evals_own_model(source, tmp_path):
     """In float32: the same log-likelihoods, within 0.001 per answer, and the same accuracy. Of 48 items of our own, or
     of 300 published ones in the folder MERINO_EVAL_DATA."""
-    from merino_edge.evaluation.answers import Answers
+    from merino_edge.evaluation.request_cache import RequestCache
     from merino_edge.evaluation.run import TaskRequest, evaluate
 
     export(source, tmp_path / "bundle", ExportRequest(context=1024, all_logits=True))
@@ -224,7 +224,7 @@ def test_items_of_four_tasks_are_scored_as_by_lm_evals_own_model(source, tmp_pat
     published = os.environ.get("MERINO_EVAL_DATA")
     limit = int(os.environ.get("MERINO_EVAL_ITEMS", "75")) if published else min(counts.values())  # of each task
     request = TaskRequest(tuple(counts), Path(published) if published else tmp_path, limit)
-    answers = Answers(tmp_path / "answers")
+    answers = RequestCache(tmp_path / "answers")
     own, reference = (list(evaluate([each], request, answers)) for each in (str(tmp_path / "bundle"), str(GGUF)))
     by_model: dict[str, dict[str, list[float]]] = {}
     for line in (tmp_path / "answers").read_text().splitlines():

@@ -1,7 +1,7 @@
 """Cases: what one row of the benchmark measures. A prefill of 512 ids is `pp512`, 128 decode steps are `tg128`, and
 `tg128 @ d512` are the same steps behind 512 cached tokens.
 
-Makes cases of a request, such that all fit the contexts of the bundles, or refuses it. Measures nothing.
+Turns a request into cases that fit the contexts of all bundles, or refuses it. Measures nothing.
 """
 import re
 from typing import List, NamedTuple, Optional, Sequence, Tuple
@@ -30,17 +30,17 @@ class Case(NamedTuple):
 
     @property
     def decode_start(self) -> int:
-        """Filled cache slots after the timed prefill."""
+        """Return the filled cache slots after the timed prefill."""
         return (self.depth or self.prompt) if self.steps else self.depth + self.prompt
 
     @property
     def untimed(self) -> int:
-        """Ids that are cached once before the timing, and stay for all repetitions."""
+        """Return the ids that are cached once before the timing, and stay for all repetitions."""
         return self.decode_start - self.prompt
 
     @property
     def slots(self) -> int:
-        """Cache slots that one repetition fills."""
+        """Return the cache slots that one repetition fills."""
         return self.decode_start + self.steps
 
 
@@ -57,8 +57,8 @@ class BenchRequest(NamedTuple):
 
 
 def parse_numbers(text: str, what: str, least: int = 0) -> Tuple[int, ...]:
-    """Numbers and ranges in the syntax of llama-bench: `128,512`, `1-4` (each), `128-512+128`, `128-2048*2` -> each
-    value once, in the order given. Raises MerinoError for other text and for values below `least`."""
+    """Parse numbers and ranges in the syntax of llama-bench: `128,512`, `1-4` (each), `128-512+128`, `128-2048*2`.
+    Return each value once, in the given order. Raise MerinoError for other text and for values below `least`."""
     values: List[int] = []
     for word in text.split(","):
         values.extend(_range_values(word.strip(), text, what))
@@ -72,7 +72,7 @@ def parse_numbers(text: str, what: str, least: int = 0) -> Tuple[int, ...]:
 
 
 def parse_lengths(text: str) -> Tuple[int, ...]:
-    """"128,512" -> (128, 512); "0" -> (), which leaves that kind of test out."""
+    """Parse lengths: "128,512" -> (128, 512); "0" -> (), which leaves out that kind of test."""
     return tuple(length for length in parse_numbers(text, "lengths") if length)
 
 
@@ -93,14 +93,14 @@ def decode_case(steps: int, depth: int = 0, threads: Optional[int] = None) -> Ca
 
 
 def cases_for(request: BenchRequest, contexts: Sequence[Tuple[str, int]]) -> Tuple[Case, ...]:
-    """All bundles get the same cases, so that rows can be compared: the default lengths are shortened to the smallest
-    context, and the cases are named after the shortened lengths.
+    """Return the cases of a request, the same for all bundles, so that rows can be compared. The default lengths are
+    shortened to the smallest context, and the cases are named after the shortened lengths.
 
-    contexts: (name, context) of each bundle. Raises MerinoError where a given length does not fit all of them,
-    or nothing is left to measure.
+    contexts: (name, context) of each bundle. Raise MerinoError if a given length does not fit all of them, or nothing
+    is left to measure.
     """
     check_counts(request)
-    name, context = min(contexts, key=lambda one: one[1]) if contexts else ("none", 2 * DEFAULT_PROMPT)
+    name, context = min(contexts, key=lambda bundle: bundle[1]) if contexts else ("none", 2 * DEFAULT_PROMPT)
     deepest = max(request.depths)
     prompts, steps = request.prompts, request.steps
     if prompts is None:
@@ -108,8 +108,8 @@ def cases_for(request: BenchRequest, contexts: Sequence[Tuple[str, int]]) -> Tup
     if steps is None:
         steps = (min(DEFAULT_STEPS, max(1, context - (deepest or START_PROMPT))),)
     cases = tuple(case for threads in request.threads or (None,) for depth in request.depths
-                  for case in [*(prefill_case(one, depth, threads) for one in prompts),
-                               *(decode_case(one, depth, threads) for one in steps)])
+                  for case in [*(prefill_case(length, depth, threads) for length in prompts),
+                               *(decode_case(length, depth, threads) for length in steps)])
     if not cases:
         raise MerinoError("nothing is left to measure: -p and -n are both 0. Give a length to one of them.")
     too_long = [case.name for case in cases if case.slots > context]
@@ -147,7 +147,7 @@ def _name(test: str, depth: int) -> str:
 
 
 def check_counts(request: BenchRequest) -> None:
-    """Raises MerinoError for what no bundle can be measured with."""
+    """Raise MerinoError for a request that no bundle can be measured with."""
     rules = [("repetitions", request.repetitions, 1), ("seed", request.seed, 0)]
     rules.extend(("threads", threads, 1) for threads in request.threads)
     rules.extend(("depth", depth, 0) for depth in request.depths)

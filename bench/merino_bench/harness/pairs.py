@@ -30,7 +30,7 @@ class Ratio(NamedTuple):
 
 
 def paired_ratio(speeds: Sequence[float], base_speeds: Sequence[float]) -> Ratio:
-    """speeds over base_speeds, one value per process; the i-th of both ran in turn."""
+    """Return the ratio of speeds to base_speeds, one value per process; the i-th processes of both ran in turn."""
     count = len(speeds)
     assert count == len(base_speeds) and count, (count, len(base_speeds))
     logs = np.log(np.asarray(speeds, float) / np.asarray(base_speeds, float))  # [pairs]
@@ -42,7 +42,7 @@ def paired_ratio(speeds: Sequence[float], base_speeds: Sequence[float]) -> Ratio
 
 
 def student_t(freedom: int) -> float:
-    """Student's t at 0.975; from eleven degrees of freedom by the Cornish-Fisher expansion, within 0.01 %."""
+    """Return Student's t at 0.975; from eleven degrees of freedom by the Cornish-Fisher expansion, within 0.01 %."""
     if freedom <= len(_T_975):
         return _T_975[freedom - 1]
     z = _Z_975
@@ -51,30 +51,29 @@ def student_t(freedom: int) -> float:
             + (3 * z ** 7 + 19 * z ** 5 + 17 * z ** 3 - 15 * z) / (384 * freedom ** 3))
 
 
-class Chosen(NamedTuple):
-    """places: at most one per turn, in order. turns: that were measured. flags: what disturbed the places; empty where
-    enough undisturbed turns remained, so that the others were dropped."""
+class Selection(NamedTuple):
+    """places: the processes that count, at most one per turn, in order. turns: the number that was measured. flags:
+    what disturbed the places; empty if enough undisturbed turns remained, so that the others were dropped."""
     places: List[Place]
     turns: int
     flags: List[str]
 
 
-def chosen(*rows: Flags) -> Chosen:
-    """The places that count for one row, or for a comparison of several.
+def select_processes(*rows: Flags) -> Selection:
+    """Select the processes that count for one row, or for a comparison of several rows.
 
-    Undisturbed places count alone where there are three turns of them (or as many as were measured). A board that is
-    throttled, or in a low power mode, on all sides of a comparison is in a state of its own: that is no disturbance
-    where too few places are without it. Where even then too few remain, all turns count and `flags` lists what
-    disturbed them.
+    Only undisturbed places count if there are three turns of them, or as many as were measured. If a board is throttled
+    or in a low power mode on all sides of a comparison, this counts as a disturbance only while enough places are
+    without it. If even then too few remain, all turns count and `flags` lists what disturbed them.
     """
     common = sorted(set(rows[0]).intersection(*rows[1:]))
     turns = len({turn for turn, _ in common})
     for disturbing in (any_flags, unequal_flags):
         clean = _first_of_each_turn(place for place in common if not disturbing(rows, place))
         if len(clean) >= min(LEAST_PAIRS, turns):
-            return Chosen(clean, turns, [])
+            return Selection(clean, turns, [])
     least = _first_of_each_turn(sorted(common, key=lambda place: (place[0], len(any_flags(rows, place)), place[1])))
-    return Chosen(least, turns, sorted(set().union(*(unequal_flags(rows, place) for place in least))))
+    return Selection(least, turns, sorted(set().union(*(unequal_flags(rows, place) for place in least))))
 
 
 def any_flags(rows: Sequence[Flags], place: Place) -> FrozenSet[str]:
@@ -82,21 +81,21 @@ def any_flags(rows: Sequence[Flags], place: Place) -> FrozenSet[str]:
 
 
 def unequal_flags(rows: Sequence[Flags], place: Place) -> FrozenSet[str]:
-    """All flags, without the flags of STEADY that every row has."""
+    """Return all flags, without the flags of STEADY that every row has."""
     return any_flags(rows, place) - frozenset(flag for flag in STEADY if all(flag in row[place] for row in rows))
 
 
 def flags_by_place(processes: Iterable[Mapping[str, Any]]) -> Dict[Place, FrozenSet[str]]:
-    """processes: of a record."""
-    return {(one["turn"], one["attempt"]): frozenset(one["flags"]) for one in processes}
+    """Return the flags of a record's processes."""
+    return {(process["turn"], process["attempt"]): frozenset(process["flags"]) for process in processes}
 
 
 def rounds_by_place(processes: Iterable[Mapping[str, Any]], per_round: Sequence[Any]) -> Dict[Place, List[Any]]:
-    """What is listed per repetition, by the process that it is of."""
+    """Group entries, of which there is one per repetition, by their process."""
     rounds, begin = {}, 0
-    for one in processes:
-        rounds[one["turn"], one["attempt"]] = list(per_round[begin:begin + one["repetitions"]])
-        begin += one["repetitions"]
+    for process in processes:
+        rounds[process["turn"], process["attempt"]] = list(per_round[begin:begin + process["repetitions"]])
+        begin += process["repetitions"]
     return rounds
 
 

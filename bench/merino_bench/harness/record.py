@@ -2,19 +2,19 @@
 speed ratio to a baseline, of equal format or as shipped.
 
 The record of a failed measurement has the same keys: nulls, and the reason among its flags. A ratio is of pairs:
-processes of both rows that ran side by side. Disturbed pairs are dropped where three others remain; else all count, and
-the ratio is marked with what disturbed them. Only a row that failed has no ratio.
+processes of both rows that ran side by side. Disturbed pairs are dropped if three others remain; otherwise all count,
+and the ratio is marked with what disturbed them. Only a row that failed has no ratio.
 """
 
 import os
 import time
 from statistics import mean, median, stdev
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
 from merino_bench.harness.cases import Case
-from merino_bench.harness.pairs import Place, chosen, flags_by_place, paired_ratio, rounds_by_place
+from merino_bench.harness.pairs import Place, flags_by_place, paired_ratio, rounds_by_place, select_processes
 from merino_bench.sensors.environment import Load
 from merino_runtime.backends.choice import TENSORRT
 from merino_runtime.bundle import Bundle, quantized_cache, sha256_of
@@ -24,8 +24,6 @@ SCHEMA = 3
 WEIGHTS = {"trained": "real", "random": "random"}
 FAILED = "failed: "  # a flag that begins so gives the reason
 TIMED = "model and argmax; tokenizing apart"
-PER_REPETITION = ("prefill_ms", "step_ms")
-PHASES = ("prefill_phases_s", "decode_phases_s")
 RECORD_KEYS = (
     "schema", "bundle", "bundle_sha256", "engine", "precision", "dialect", "weights", "weights_source",
     "kv",  # the cache's format where it is quantized; null: the format of the activations, and other engines
@@ -65,7 +63,7 @@ Record = Dict[str, Any]
 
 
 def identity_of(path: str, bundle: Optional[Bundle]) -> Dict[str, Any]:
-    """The keys that all rows of a bundle share. Of a bundle that cannot be read: the folder's name alone."""
+    """Return the keys that all rows of a bundle share; if it cannot be read, only the folder's name."""
     if bundle is None:
         return {"bundle": as_text(os.path.basename(os.path.abspath(path)))}
     description = os.path.join(bundle.folder, "bundle.json")
@@ -79,20 +77,21 @@ def identity_of(path: str, bundle: Optional[Bundle]) -> Dict[str, Any]:
 
 
 def format_words(precision: Optional[str], dialect: Optional[str], kv: Optional[str]) -> str:
-    """A bundle's format for people; empty where it is not known."""
+    """Return a bundle's format for people; empty if it is not known."""
     return " ".join(filter(None, [precision, dialect, kv and f"{kv} cache"]))
 
 
 def record_of(identity: Dict[str, Any], bundle: Bundle, case: Case, processes: Sequence[Dict[str, Any]],
               read_gb_s: Optional[float] = None, energy: Optional[Dict[str, Any]] = None,
               command: Optional[str] = None) -> Dict[str, Any]:
-    """identity: of `identity_of`; processes: of `measure`, each with its turn and attempt; energy: of `energy_of`."""
+    """Return the record of one row. identity: from `identity_of`; processes: from `measure`, each with its turn and
+    attempt; energy: from `energy_of`."""
     measured = joined(processes)
     record = empty_record(identity, case, command)
     record.update(
         {key: measured[key] for key in ("engine", "threads", "prefill_threads", "processes", "tokenize_ms", "load_ms",
                                         "verify_ms", "peak_rss_mb", "environment")},
-        rounds_ms=measured["step_ms"] if case.steps else [[one] for one in measured["prefill_ms"]],
+        rounds_ms=measured["step_ms"] if case.steps else [[ms] for ms in measured["prefill_ms"]],
         flops_per_token=flops_per_token(bundle, case), bytes_per_token=bytes_per_token(bundle, case),
         read_gb_s=read_gb_s, energy=energy, flags=list(measured["flags"]), notes=list(measured["notes"]))
     counting = counting_rounds(record, measured["prefill_ms"])
@@ -101,8 +100,10 @@ def record_of(identity: Dict[str, Any], bundle: Bundle, case: Case, processes: S
         record["ttft_ms"] = record["tokenize_ms"] + record["prefill_ms"]
     rounds_ms = counting_rounds(record, record["rounds_ms"])
     speeds = speeds_of(rounds_ms, case.steps or case.prompt)
-    record.update(statistics_of(rounds_ms), repetitions=len(rounds_ms), tok_s=mean(speeds),
-                  tok_s_sd=stdev(speeds) if len(speeds) > 1 else None)
+    samples_ms = [sample for samples in rounds_ms for sample in samples]
+    record.update({f"ms_p{share}": float(np.percentile(samples_ms, share)) for share in (50, 90, 95, 99)},
+                  ms_mean=mean(samples_ms), ms_sd=stdev(samples_ms) if len(samples_ms) > 1 else None,
+                  repetitions=len(rounds_ms), tok_s=mean(speeds), tok_s_sd=stdev(speeds) if len(speeds) > 1 else None)
     if case.steps:
         record["tpot_ms"] = record["ms_mean"]  # rounds are of equal length
         if read_gb_s and not record["engine"].startswith(TENSORRT):  # read_gb_s is the CPU's
@@ -114,36 +115,22 @@ def record_of(identity: Dict[str, Any], bundle: Bundle, case: Case, processes: S
 
 
 def counting_rounds(record: Dict[str, Any], per_round: Sequence[Any]) -> List[Any]:
-    """The entries of a list with one per repetition, of the processes that count alone."""
-    places = chosen(flags_by_place(record["processes"])).places
-    return [one for place, rounds in rounds_by_place(record["processes"], per_round).items() if place in places
-            for one in rounds]
-
-
-def counting_phases(processes: Sequence[Dict[str, Any]]) -> Tuple[List[List[float]], List[List[float]]]:
-    """[start, end] in s of the prefills and of the decodings, of the processes that count."""
-    measured = joined(processes)
-    return measured["prefill_phases_s"], measured["decode_phases_s"]
+    """Return the entries, one per repetition, of the processes that count."""
+    places = select_processes(flags_by_place(record["processes"])).places
+    return [entry for place, entries in rounds_by_place(record["processes"], per_round).items() if place in places
+            for entry in entries]
 
 
 def process_speeds(record: Dict[str, Any]) -> Dict[Place, float]:
-    """tok/s of each process, the mean over its repetitions."""
+    """Return the tok/s of each process, the mean over its repetitions."""
     rounds = rounds_by_place(record["processes"], record["rounds_ms"])
     steps = len(record["rounds_ms"][0]) if record["test"].startswith("tg") else 0
     return {place: mean(speeds_of(ms, steps or record["prompt_tokens"])) for place, ms in rounds.items()}
 
 
-def statistics_of(rounds_ms: Sequence[Sequence[float]]) -> Dict[str, Any]:
-    """Mean, standard deviation and quantiles in ms, of the samples of all repetitions together."""
-    samples_ms = [sample for one in rounds_ms for sample in one]
-    quantiles = {f"ms_p{share}": float(np.percentile(samples_ms, share)) for share in (50, 90, 95, 99)}
-    return dict(quantiles, ms_mean=mean(samples_ms),
-                ms_sd=stdev(samples_ms) if len(samples_ms) > 1 else None)
-
-
 def speeds_of(rounds_ms: Sequence[Sequence[float]], tokens: int) -> List[float]:
-    """tok/s of each repetition. tokens: how many one repetition makes."""
-    return [1000 * tokens / sum(one) for one in rounds_ms]
+    """Return the tok/s of each repetition, which processes `tokens` tokens."""
+    return [1000 * tokens / sum(samples_ms) for samples_ms in rounds_ms]
 
 
 def failed_record(identity: Dict[str, Any], case: Case, reason: str,
@@ -152,14 +139,14 @@ def failed_record(identity: Dict[str, Any], case: Case, reason: str,
 
 
 def failures(records: Sequence[Dict[str, Any]]) -> List[str]:
-    """Which rows failed, and why."""
+    """Return which rows failed, and why."""
     return [f"{record['bundle']} {record['test']} {flag}" for record in records for flag in record["flags"]
             if flag.startswith(FAILED)]
 
 
 def bytes_per_token(bundle: Bundle, case: Case) -> int:
-    """Bytes that a step (tg) or a prefill (pp) must read at least: weights, and the filled part of the cache. A
-    `portable` graph reads the whole cache, which this does not count.
+    """Return the bytes that a step (tg) or a prefill (pp) must read at least: weights, and the filled part of the
+    cache. A `portable` graph reads the whole cache, which this does not count.
 
     Step i of a repetition finds decode_start + i cached entries, so the mean over i = 0 .. steps - 1 is taken.
     """
@@ -181,7 +168,7 @@ def flops_per_token(bundle: Bundle, case: Case) -> int:
 
 
 def empty_record(identity: Dict[str, Any], case: Case, command: Optional[str] = None) -> Dict[str, Any]:
-    """A record with every key: what is known before measuring, and nulls."""
+    """Return a record with every key: what is known before measuring, and nulls."""
     record: Dict[str, Any] = dict.fromkeys(RECORD_KEYS)
     record.update(identity, schema=SCHEMA, test=case.name, prompt_tokens=case.prompt, depth=case.depth, timed=TIMED,
                   date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), command=command, flags=[], notes=[])
@@ -189,42 +176,44 @@ def empty_record(identity: Dict[str, Any], case: Case, command: Optional[str] = 
 
 
 def joined(processes: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
-    """One result from the results of a row's processes, each with its `turn` and `attempt`.
+    """Return one result from the results of a row's processes, each with its `turn` and `attempt`.
 
     `processes`, `prefill_ms` and `step_ms` cover all processes. All else covers the processes that count
-    (`pairs.chosen`): `flags`, the median load time, the highest load and memory peak, the machine's state before the
-    first and after the last.
+    (`pairs.select_processes`): `flags`, the median load time, the highest load and memory peak, the machine's state
+    before the first and after the last.
     """
-    choice = chosen(flags_by_place(processes))
-    counting = [one for one in processes if (one["turn"], one["attempt"]) in choice.places]
+    places = select_processes(flags_by_place(processes)).places
+    counting = [process for process in processes if (process["turn"], process["attempt"]) in places]
+
+    def concatenated(processes: Sequence[Dict[str, Any]], key: str) -> List[Any]:
+        return [entry for process in processes for entry in process[key]]
+
     result = dict(counting[0], verify_ms=processes[0]["verify_ms"])
-    result["processes"] = [{"turn": one["turn"], "attempt": one["attempt"], "repetitions": len(one["prefill_ms"]),
-                            "flags": one["flags"]} for one in processes]
-    for key in PER_REPETITION:
-        result[key] = _strung(processes, key)
-    for key in PHASES:
-        result[key] = _strung(counting, key)
+    result["processes"] = [{"turn": process["turn"], "attempt": process["attempt"],
+                            "repetitions": len(process["prefill_ms"]), "flags": process["flags"]}
+                           for process in processes]
+    for key in ("prefill_ms", "step_ms"):
+        result[key] = concatenated(processes, key)
+    for key in ("prefill_phases_s", "decode_phases_s"):
+        result[key] = concatenated(counting, key)
     for key in ("flags", "notes"):
-        names = _strung(counting, key)
+        names = concatenated(counting, key)
         result[key] = sorted(set(names), key=names.index)
-    result["load_ms"] = median(one["load_ms"] for one in counting)
-    result["peak_rss_mb"] = max(one["peak_rss_mb"] for one in counting)
-    tokenize_ms = [one["tokenize_ms"] for one in counting if one.get("tokenize_ms") is not None]
+    result["load_ms"] = median(process["load_ms"] for process in counting)
+    result["peak_rss_mb"] = max(process["peak_rss_mb"] for process in counting)
+    tokenize_ms = [process["tokenize_ms"] for process in counting if process.get("tokenize_ms") is not None]
     result["tokenize_ms"] = median(tokenize_ms) if tokenize_ms else None
-    states = [one["environment"] for one in counting]
+    states = [process["environment"] for process in counting]
     loads = {key: max((state[key] for state in states if state[key] is not None), default=None)
              for key in Load._fields}
     result["environment"] = dict(states[0], after=states[-1]["after"], **loads)
     return result
 
 
-def _strung(processes: Sequence[Dict[str, Any]], key: str) -> List[Any]:
-    return [one for process in processes for one in process[key]]
-
-
 def add_ratios(records: Sequence[Record], baselines: Sequence[Record]) -> None:
-    """To the rows of one case that took turns: `baseline` (which, and its format), `ratio_kind`, `ratio_to_baseline`
-    (this row's speed over the baseline's), `ratio_interval`, `ratio_turns`, `ratio_flags` and `params_ratio`.
+    """Add the ratio's keys to the rows of one case that took turns: `baseline` (which, and its format), `ratio_kind`,
+    `ratio_to_baseline` (this row's speed over the baseline's), `ratio_interval`, `ratio_turns`, `ratio_flags` and
+    `params_ratio`.
 
     baselines: rows of this case; a row is compared with the first one of its own format, else with the first.
     """
@@ -233,26 +222,24 @@ def add_ratios(records: Sequence[Record], baselines: Sequence[Record]) -> None:
         base = baseline_for(record, baselines)
         if base is None:
             continue
-        record["baseline"] = name_and_format(base)
+        form = format_words(base["precision"], base["dialect"], base.get("kv"))
+        record["baseline"] = " ".join(filter(None, [base["bundle"], form]))
         record["ratio_kind"] = EQUAL if same_format(record, base) else AS_SHIPPED
         if record["params"] and base["params"]:
             record["params_ratio"] = record["params"] / base["params"]
-        reason = why_not(record, base)
-        if reason:
-            record["notes"] = [*record["notes"], f"no ratio: {reason}"]
+        failed = [name for row, name in ((record, "this row"), (base, f"the baseline {base['bundle']}"))
+                  if any(flag.startswith(FAILED) for flag in row["flags"])]
+        if failed:
+            record["notes"] = [*record["notes"], f"no ratio: {failed[0]} failed"]
+        elif record is base:
+            record["ratio_to_baseline"] = 1.0  # it has no interval
         else:
-            record.update(ratio_of(record, base))
-
-
-def ratio_of(record: Record, base: Record) -> Dict[str, Any]:
-    """The keys of the ratio; of a row with itself it is 1 and has no interval."""
-    if record is base:
-        return {"ratio_to_baseline": 1.0}
-    choice = chosen(flags_by_place(record["processes"]), flags_by_place(base["processes"]))
-    speeds, base_speeds = process_speeds(record), process_speeds(base)
-    ratio = paired_ratio([speeds[place] for place in choice.places], [base_speeds[place] for place in choice.places])
-    return {"ratio_to_baseline": ratio.value, "ratio_interval": ratio.interval,
-            "ratio_turns": [len(choice.places), choice.turns], "ratio_flags": choice.flags}
+            selection = select_processes(flags_by_place(record["processes"]), flags_by_place(base["processes"]))
+            speeds, base_speeds = process_speeds(record), process_speeds(base)
+            ratio = paired_ratio([speeds[place] for place in selection.places],
+                                 [base_speeds[place] for place in selection.places])
+            record.update(ratio_to_baseline=ratio.value, ratio_interval=ratio.interval, ratio_flags=selection.flags,
+                          ratio_turns=[len(selection.places), selection.turns])
 
 
 def baseline_for(record: Record, baselines: Sequence[Record]) -> Optional[Record]:
@@ -261,19 +248,9 @@ def baseline_for(record: Record, baselines: Sequence[Record]) -> Optional[Record
 
 
 def same_format(record: Record, base: Record) -> bool:
-    """Whether weights, dialect and cache are equal; another engine's row has no dialect and differs in none of the
-    two. The precision of a bundle that cannot be read is unknown, and equals no other."""
+    """Return whether weights, dialect and cache are equal. Another engine's row has no dialect, so only its precision
+    counts. The precision of a bundle that cannot be read is unknown, and equals no other."""
     graphs = {(row["dialect"], row.get("kv")) for row in (record, base) if row.get("dialect")}
     return record.get("precision") is not None and record["precision"] == base.get("precision") and len(graphs) < 2
 
 
-def name_and_format(record: Record) -> str:
-    form = format_words(record["precision"], record["dialect"], record.get("kv"))
-    return " ".join(filter(None, [record["bundle"], form]))
-
-
-def why_not(record: Record, base: Record) -> Optional[str]:
-    for row, name in ((record, "this row"), (base, f"the baseline {base['bundle']}")):
-        if any(flag.startswith(FAILED) for flag in row["flags"]):
-            return f"{name} failed"
-    return None

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import textwrap
+from contextlib import suppress
 from functools import partial
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence
 
@@ -29,8 +30,8 @@ PAPER = ("paper (MeRino-64M against OPT-350M on a Jetson Nano): 4.9x faster, "
 
 
 def render(records: Sequence[Dict[str, Any]], output: str, width: Optional[int] = None) -> str:
-    """output: one of OUTPUTS. width: of the terminal that shows it, in columns; None: of no terminal. Ends with a line
-    break."""
+    """Return the records as text that ends with a line break. output: one of OUTPUTS. width: columns of the terminal;
+    None without a terminal."""
     forms: Dict[str, Callable[..., str]] = {
         "md": partial(as_markdown, width=width), "json": as_json, "jsonl": as_json_lines, "csv": as_csv}
     if output not in forms:
@@ -40,22 +41,22 @@ def render(records: Sequence[Dict[str, Any]], output: str, width: Optional[int] 
 
 
 def terminal_width() -> Optional[int]:
-    """Columns of the terminal on stdout, None where it is none."""
+    """Return the columns of the terminal on stdout, or None if stdout is not a terminal."""
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     return shutil.get_terminal_size().columns if is_terminal else None
 
 
 def as_json(records: Sequence[Dict[str, Any]]) -> str:
-    """A JSON list with one record per line."""
-    return "[" + ",\n ".join(_json(record) for record in records) + "]\n"
+    """Return a JSON list with one record per line."""
+    return "[" + ",\n ".join(json.dumps(record, allow_nan=False) for record in records) + "]\n"
 
 
 def as_json_lines(records: Sequence[Dict[str, Any]]) -> str:
-    return "".join(_json(record) + "\n" for record in records)
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
 
 
 def as_csv(records: Sequence[Dict[str, Any]]) -> str:
-    """All but the nested fields; lists joined by semicolons."""
+    """Return all but the nested fields; lists joined by semicolons."""
     keys = [key for key in (records[0] if records else ()) if key not in NESTED]
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -67,8 +68,8 @@ def as_csv(records: Sequence[Dict[str, Any]]) -> str:
 
 
 def as_markdown(records: Sequence[Dict[str, Any]], width: Optional[int] = None) -> str:
-    """An aligned table; within a width, in columns, several where one is too wide. Below: what failed, what has no
-    ratio and why, what the marks of ratios mean, the ratio here beside the paper's."""
+    """Return an aligned table, or several if one is wider than `width` columns. Below it: which rows failed, which have
+    no ratio and why, what the marks of ratios mean, and the paper's ratio."""
     columns = columns_of(records)
     titles, alike = list(columns), []
     if width is not None and _table_width(columns, titles) > width:
@@ -76,9 +77,11 @@ def as_markdown(records: Sequence[Dict[str, Any]], width: Optional[int] = None) 
         titles = [title for title in titles if title not in alike]
     tables = [titles] if width is None else titles_within(columns, titles, width)
     common = "; ".join(f"{title} {columns[title][0]}" for title in alike)
+    no_ratio = [f"{record['bundle']} {record['test']} {note}" for record in records for note in record["notes"]
+                if note.startswith("no ratio: ") and not any(flag.startswith(FAILED) for flag in record["flags"])]
     below = (textwrap.wrap(f"all rows: {common}", width or 0) if alike else []) + [
-        *failures(records), *without_ratio(records), *marks_explained(records), *beside_the_paper(records)]
-    shown = "\n\n".join("\n".join(_table(columns, each)) for each in tables)
+        *failures(records), *no_ratio, *marks_explained(records), *beside_the_paper(records)]
+    shown = "\n\n".join("\n".join(_table(columns, table)) for table in tables)
     return "\n".join([shown, *[""] * bool(below), *below]) + "\n"
 
 
@@ -93,44 +96,36 @@ def columns_of(records: Sequence[Dict[str, Any]]) -> Columns:
 
 
 def alike_in_all_rows(columns: Columns) -> List[str]:
-    """Titles of what was requested and is the same in all rows."""
+    """Return the titles of the requested columns whose cells are the same in all rows."""
     return [title for title in REQUESTED if title in columns and len(set(columns[title])) == 1]
 
 
 def titles_within(columns: Columns, titles: Sequence[str], width: int) -> List[List[str]]:
-    """The titles of each table: all in one, or in tables of at most `width` where that is possible. Each of several
-    begins with what distinguishes the rows, and what matters most is in the first."""
+    """Return the titles of each table: all in one, or in tables of at most `width` columns if that is possible. Each of
+    several begins with the keys that distinguish the rows, and the most important titles are in the first."""
     if _table_width(columns, titles) <= width:
         return [list(titles)]
-    keys = distinguishing(columns)
-    tables: List[List[str]] = []
-    for title in (one for one in BY_WORTH if one in titles and one not in keys):
-        room = next((table for table in tables if _table_width(columns, [*table, title]) <= width), None)
-        if room is None:
-            tables.append([*keys, title])
-        else:
-            room.append(title)
-    return [[*keys, *(title for title in titles if title in table and title not in keys)] for table in tables]
-
-
-def distinguishing(columns: Columns) -> List[str]:
-    """The bundle and the test, and what else is needed so that no two rows look alike, if anything does."""
+    # 1. The keys: bundle and test, and further ones until no two rows look alike.
     keys = ["bundle", "test"]
     for title in ("format", "threads", "engine"):
         rows = list(zip(*(columns[key] for key in keys)))
         if len(set(rows)) == len(rows):
             break
         keys.append(title)
-    return keys
-
-
-def without_ratio(records: Sequence[Dict[str, Any]]) -> List[str]:
-    return [f"{record['bundle']} {record['test']} {note}" for record in records for note in record["notes"]
-            if note.startswith("no ratio: ") and not any(flag.startswith(FAILED) for flag in record["flags"])]
+    # 2. Each title goes into the first table with room for it.
+    tables: List[List[str]] = []
+    for title in BY_WORTH:
+        if title in titles and title not in keys:
+            room = next((table for table in tables if _table_width(columns, [*table, title]) <= width), None)
+            if room is None:
+                tables.append([*keys, title])
+            else:
+                room.append(title)
+    return [[*keys, *(title for title in titles if title in table and title not in keys)] for table in tables]
 
 
 def marks_explained(records: Sequence[Dict[str, Any]]) -> List[str]:
-    """What brackets and marks of the ratios mean, as far as they occur."""
+    """Explain the brackets and marks of the ratios, as far as they occur."""
     rated = [record for record in records if record["ratio_turns"]]
     notes = []
     if any(record["ratio_interval"] for record in rated):
@@ -143,7 +138,7 @@ def marks_explained(records: Sequence[Dict[str, Any]]) -> List[str]:
 
 
 def beside_the_paper(records: Sequence[Dict[str, Any]]) -> List[str]:
-    """Lines with the decode ratio and the paper's own, where OPT-350M is the baseline."""
+    """Return lines with the decode ratio and the paper's own, if OPT-350M is the baseline."""
     compared = [record for record in records
                 if (record.get("baseline") or "").startswith("opt-350m ") and record["bundle"] != "opt-350m"
                 and record["test"].startswith("tg") and record["ratio_to_baseline"] and record["params_ratio"]]
@@ -152,10 +147,6 @@ def beside_the_paper(records: Sequence[Dict[str, Any]]) -> List[str]:
     return [f"here: {record['bundle']} {record['test']} {record['ratio_to_baseline']:.1f}x as fast at "
             f"{record['ratio_kind']}, {1 / record['params_ratio']:.1f}x smaller in parameters"
             for record in compared] + [PAPER]
-
-
-def _json(record: Dict[str, Any]) -> str:
-    return json.dumps(record, allow_nan=False)
 
 
 def _cells(record: Dict[str, Any], with_ratio: bool, with_energy: bool) -> List[str]:
@@ -190,7 +181,7 @@ def ratio_cell(record: Dict[str, Any]) -> str:
 
 def ratio_words(ratio: float, interval: Optional[Sequence[float]], turns: Optional[Sequence[int]],
                 flags: Sequence[str]) -> str:
-    """`3.00x [2.91, 3.10] (3 of 5 pairs)`; the pairs are named where some were dropped, flags where none could be.
+    """Return `3.00x [2.91, 3.10] (3 of 5 pairs)`, with the pairs if some were dropped, or flags if none could be.
 
     turns None: of the baseline itself.
     """
@@ -224,21 +215,19 @@ def _table_width(columns: Columns, titles: Iterable[str]) -> int:
 
 
 def _table(columns: Columns, titles: Sequence[str]) -> List[str]:
-    """The lines of a table: head, rule, rows."""
+    """Return the lines of a table: head, rule, rows."""
     widths, left = _widths(columns, titles), [title in LEFT for title in titles]
     rule = [":" + "-" * (width - 1) if to_left else "-" * (width - 1) + ":" for width, to_left in zip(widths, left)]
-    rows = zip(*(columns[title] for title in titles))
-    return [_line(row, widths, left) for row in [titles, rule, *rows]]
-
-
-def _line(cells: Sequence[str], widths: Sequence[int], left: Sequence[bool]) -> str:
-    padded = [cell.ljust(width) if to_left else cell.rjust(width)
-              for cell, width, to_left in zip(cells, widths, left)]
-    return "| " + " | ".join(padded) + " |"
+    lines = []
+    for row in [titles, rule, *zip(*(columns[title] for title in titles))]:
+        cells = [cell.ljust(width) if to_left else cell.rjust(width)
+                 for cell, width, to_left in zip(row, widths, left)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def check_can_save(path: str) -> None:
-    """Raises MerinoError where `path` cannot be written, or is to be appended to and holds no JSON lines. To be called
+    """Raise MerinoError if `path` cannot be written, or is to be appended to and holds no JSON lines. To be called
     before measuring: a missing folder then costs no hour."""
     check_output(path)
     if appends(path) and os.path.isfile(path) and not _holds_lines(path):
@@ -247,29 +236,28 @@ def check_can_save(path: str) -> None:
 
 
 def _holds_lines(path: str) -> bool:
-    """Whether a line of the file is a JSON object, or the file is empty or one torn line, as a power cut leaves it."""
+    """Return whether a line of the file is a JSON object, or the file is empty or one torn line, as a power cut leaves
+    it."""
     with open(path, "rb") as file:
         lines = [line for line in file if line.strip()]
-    return not lines or any(map(_is_object, lines)) or (len(lines) == 1 and lines[0].startswith(b'{"'))
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line.decode("utf-8")), dict)
-    except (ValueError, RecursionError):
-        return False
+    for line in lines:
+        with suppress(ValueError, RecursionError):
+            if isinstance(json.loads(line.decode("utf-8")), dict):
+                return True
+    return not lines or (len(lines) == 1 and lines[0].startswith(b'{"'))
 
 
 def save(records: Sequence[Dict[str, Any]], path: str) -> None:
-    """A JSON list in place of what was there. MerinoError where it cannot be written."""
+    """Replace the file by a JSON list. Raise MerinoError if it cannot be written."""
     write_output(path, as_json(records))
 
 
 def appends(path: str) -> bool:
-    """Whether records are appended to the file (JSON lines); any other is rewritten."""
+    """Return whether records are appended to the file (JSON lines); any other is rewritten."""
     return path.endswith(".jsonl")
 
 
 def append(records: Sequence[Dict[str, Any]], path: str) -> None:
-    """One line per record, synced: a power cut then costs the last line alone. MerinoError where that fails."""
+    """Append one line per record and sync, so that a power cut costs only the last line. Raise MerinoError if that
+    fails."""
     append_output(path, as_json_lines(records))

@@ -1,15 +1,14 @@
-"""Runs the benchmark: measures idle power and read bandwidth once, then every bundle in each case, in fresh processes
+"""Run the benchmark: measure idle power and read bandwidth once, then every bundle in each case, in fresh processes
 that take turns.
 
-An engine that fails gives rows with the reason, and the others go on. `turns` measures one case, `worker` times in each
-process, `record` derives the statistics and compares with baselines.
+An engine that fails gets rows with the reason, and the others continue. `turns` measures one case, `worker` times in
+each process, `record` derives the statistics and compares with baselines.
 """
 
 import os
 import shlex
 import sys
 import time
-from functools import partial
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from merino_bench.harness import record
@@ -30,11 +29,6 @@ TIMEOUT_S = 3600.0  # of one row: a swapping board may never end
 Records = List[Dict[str, Any]]
 
 
-def line_progress() -> Optional[Progress]:
-    """None where stderr is no terminal."""
-    return show_progress if stderr_is_terminal() else None
-
-
 def show_progress(done: int, total: int, what: str) -> None:
     show_line(f"merino: {done}/{total} {what}" if done < total else "")
 
@@ -48,8 +42,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Conditions(NamedTuple):
-    """What is measured or known once for all rows of a run."""
-    run: str
+    """What is measured once for all rows of a run."""
     read_gb_s: Optional[float]
     sampler: Optional[Sampler]
     idle_w: Optional[float]
@@ -60,34 +53,45 @@ class Conditions(NamedTuple):
 def run_bench(bundle_paths: Sequence[str], request: BenchRequest = BenchRequest(),  # noqa: B008
               baselines: Sequence[str] = (), progress: Optional[Progress] = None, timeout_s: float = TIMEOUT_S,
               more: Sequence[Engine] = (), keep: Optional[Callable[[Records], None]] = None) -> Records:
-    """-> one record per case and engine: by case, within it by bundle as given, then the baselines, then `more`.
+    """Return one record per case and engine: by case, within it by bundle in the given order, then the baselines, then
+    `more`.
 
     All engines of a case take turns, so that a drift of the machine affects all alike. more: models of other engines.
-    keep: is called with the rows of each case as soon as they are complete. Raises MerinoError where nothing can be
+    keep: is called with the rows of each case as soon as they are complete. Raise MerinoError if nothing can be
     measured as requested, Interrupted on ctrl-C.
     """
     check_timeout(timeout_s)
     engines = [*bundle_engines(bundle_paths, baselines, request.seed, request.backend), *more]
-    cases = cases_for(request, [(one.bundle.name, one.bundle.context) for one in engines if one.bundle])
+    cases = cases_for(request, [(engine.bundle.name, engine.bundle.context) for engine in engines if engine.bundle])
     records: Records = []
     planned = len(turn_sizes(request.repetitions)) * len(engines)  # processes of a case
-    report = progress or unheard
+    report = progress or (lambda *_: None)
     total = 1 + len(cases) * planned
+    run_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}"  # unique on this machine
     source, why_none = find_source()
     sampler = Sampler(source) if source else None
     try:
         report(0, total, "power at rest and read bandwidth")
+        bandwidth = None
+        idle_w = idle_watts(sampler) if sampler else None
+        if any(engine.bundle for engine in engines):
+            buffer = touched_buffer(buffer_bytes())
+            # On some boards the fastest thread count is not the number of cores.
+            bandwidth = max(read_gb_s(threads, buffer=buffer) for threads in thread_counts(len(board.usable_cpus())))
+            del buffer
         power = f"{source.name}, {source.rail}" if source else f"none: {why_none}"
-        conditions = Conditions(
-            run=new_run_id(), idle_w=idle_watts(sampler) if sampler else None,
-            read_gb_s=best_read_gb_s() if any(one.bundle for one in engines) else None,
-            sampler=sampler, power_source=power, command=command_line())
+        conditions = Conditions(bandwidth, sampler, idle_w, power, command_line())
         for number, case in enumerate(cases):
+            def report_turn(done: int, what: str, begun: int = 1 + number * planned) -> None:
+                report(begun + done, total, what)
+
             turns = Turns(engines, case, request.repetitions, timeout_s)
-            turns.measure(partial(_report_turn, report, 1 + number * planned, total))
-            rows = rows_of(turns, conditions)
+            turns.measure(report_turn)
+            rows = [dict(record.failed_record(engine.identity, case, reason, conditions.command) if reason
+                         else _row(engine, case, processes, conditions), run=run_id)
+                    for engine, processes, reason in zip(engines, turns.processes, turns.reasons)]
             if baselines:
-                add_ratios(rows, [row for row, one in zip(rows, engines) if one.is_baseline])
+                add_ratios(rows, [row for row, engine in zip(rows, engines) if engine.is_baseline])
             records.extend(rows)
             if keep:
                 keep(rows)
@@ -103,19 +107,31 @@ def run_bench(bundle_paths: Sequence[str], request: BenchRequest = BenchRequest(
 def bench_command(bundle_paths: Sequence[str], request: BenchRequest, baselines: Sequence[str] = (),
                   output: str = "md", save_path: Optional[str] = None, timeout_s: float = TIMEOUT_S,
                   progress: Optional[Progress] = None, more: Sequence[Engine] = ()) -> int:
-    """The verb `bench` of both command lines: writes the records to stdout and to a file -> exit code, 1 where a row
-    failed. On ctrl-C it writes what is complete and raises KeyboardInterrupt again. progress None: a plain line where
-    stderr is a terminal."""
+    """Run the verb `bench` of both command lines: write the records to stdout and to a file. Return the exit code, 1 if
+    a row failed.
+
+    On ctrl-C, write the complete rows and raise KeyboardInterrupt again. progress None: a plain line if stderr is a
+    terminal.
+    """
     render([], output)
     check_baselines(baselines)
     if save_path is not None:
         check_can_save(save_path)
+    progress = progress or (show_progress if stderr_is_terminal() else None)
     unsaved: List[MerinoError] = []
-    keep = partial(_append, str(save_path), unsaved) if save_path is not None and appends(save_path) else None
+
+    def keep(rows: Records) -> None:
+        if save_path is not None and appends(save_path):
+            try:
+                append(rows, save_path)
+            except MerinoError as fault:  # a full disk does not end the measurement: its rows are printed
+                say_note(f"{fault} What is measured will be printed.")
+                unsaved.append(fault)
+
     try:
-        records = run_bench(bundle_paths, request, baselines, progress or line_progress(), timeout_s, more, keep)
+        records = run_bench(bundle_paths, request, baselines, progress, timeout_s, more=more, keep=keep)
     except Interrupted as stopped:
-        _deliver(stopped.records, output, save_path if stopped.records else None)  # else older records stay
+        _deliver(stopped.records, output, save_path if stopped.records else None)  # older records are kept
         raise
     _deliver(records, output, save_path)
     if unsaved:
@@ -131,18 +147,11 @@ def check_timeout(timeout_s: float) -> None:
         raise MerinoError(f"timeout is {timeout_s:g} s, allowed: more than 0.")
 
 
-def rows_of(turns: Turns, conditions: Conditions) -> Records:
-    """A record per engine."""
-    rows = [record.failed_record(engine.identity, turns.case, reason, conditions.command) if reason
-            else _row(engine, turns.case, processes, conditions)
-            for engine, processes, reason in zip(turns.engines, turns.processes, turns.reasons)]
-    return [dict(row, run=conditions.run) for row in rows]
-
-
 def _row(engine: Engine, case: Case, processes: Sequence[Measured], conditions: Conditions) -> Dict[str, Any]:
     energy, notes = None, []  # type: Optional[Dict[str, Any]], List[str]
     if conditions.sampler:
-        prefill, decode = record.counting_phases(processes)
+        phases = record.joined(processes)
+        prefill, decode = phases["prefill_phases_s"], phases["decode_phases_s"]
         energy = energy_of(conditions.sampler, conditions.idle_w, prefill, decode)
         timed = decode if case.steps else prefill
         if timed and energy["decode_j" if case.steps else "prefill_j"] is None:
@@ -153,44 +162,16 @@ def _row(engine: Engine, case: Case, processes: Sequence[Measured], conditions: 
     return row
 
 
-def new_run_id() -> str:
-    """Of the second and of this process, so that no two runs on one machine share it."""
-    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}"
-
-
-def best_read_gb_s() -> float:
-    """Read bandwidth in GB/s (10**9 bytes) at the fastest thread count: on some boards that is not all cores."""
-    buffer = touched_buffer(buffer_bytes())
-    return max(read_gb_s(threads, buffer=buffer) for threads in thread_counts(len(board.usable_cpus())))
-
-
-def unheard(done: int, total: int, what: str) -> None:  # noqa: ARG001
-    """A `Progress` that shows nothing."""
-
-
-def _report_turn(report: Progress, begun: int, total: int, done: int, what: str) -> None:
-    report(begun + done, total, what)
-
-
 def command_line() -> str:
-    """The command as it was typed, the program's name without its folders."""
+    """Return the command as it was typed, the program's name without its folders."""
     program = os.path.basename(sys.argv[0] or "python")
     if program == "__main__.py":
         program = os.path.basename(os.path.dirname(sys.argv[0]))
     return as_text(" ".join(map(shlex.quote, [program, *sys.argv[1:]])))
 
 
-def _append(path: str, unsaved: List[MerinoError], rows: Records) -> None:
-    """A disk that is full by now ends no measurement: its rows are printed at the end."""
-    try:
-        append(rows, path)
-    except MerinoError as fault:
-        say_note(f"{fault} What is measured will be printed.")
-        unsaved.append(fault)
-
-
 def _deliver(records: Records, output: str, save_path: Optional[str]) -> None:
-    """Saved first, since printing may fail; and printed where saving fails, since they took long."""
+    """Save the records, because printing may fail, then print them, even if saving fails."""
     try:
         if save_path is not None and not appends(save_path):
             save(records, save_path)

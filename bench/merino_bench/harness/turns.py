@@ -1,6 +1,6 @@
-"""Interleaved runs of the engines of one case, each in fresh processes.
+"""Measure the engines of one case in interleaved runs, each in fresh processes.
 
-The order alternates (A B, B A, A B, ...), so that a steady drift of the machine meets both sides alike. Where a process
+The order alternates (A B, B A, A B, ...), so that a steady drift of the machine meets both sides alike. If a process
 was disturbed, it and the one it is compared with are measured again, up to twice.
 """
 
@@ -15,7 +15,6 @@ from merino_bench.harness import record
 from merino_bench.harness.cases import Case
 from merino_bench.harness.pairs import unequal_flags
 from merino_bench.harness.record import baseline_for
-from merino_bench.harness.worker import request_of
 from merino_runtime.backends.choice import TENSORRT, choose_backend
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
@@ -30,10 +29,15 @@ MOST_VAIN = 2  # turns that stayed disturbed in all attempts: then it is the mac
 Report = Callable[[int, str], None]  # (processes of planned turns that are done, what comes next)
 
 
+def never(*_: Any) -> Any:
+    """Stand in for `measure` and `row` of an engine that cannot be measured."""
+    raise AssertionError("an engine with a reason takes no turn")
+
+
 class Engine(NamedTuple):
     """A bundle in this project's runtime, or a model in another engine (`merino_edge`).
 
-    identity: the keys that all its rows share. reason: why it cannot be measured, empty where it can.
+    identity: the keys that all its rows share. reason: why it cannot be measured, empty if it can.
 
     measure: (case, repetitions, whether the row's first process, timeout in s) -> one process's result; raises
     MerinoError. row: (case, the row's processes, read bandwidth in GB/s, energy, command) -> a record.
@@ -42,12 +46,12 @@ class Engine(NamedTuple):
     is_baseline: bool
     bundle: Optional[Bundle]  # None: it cannot be read
     reason: str
-    measure: Callable[[Case, int, bool, float], Measured]
-    row: Callable[..., Dict[str, Any]]
+    measure: Callable[[Case, int, bool, float], Measured] = never
+    row: Callable[..., Dict[str, Any]] = never
 
 
 def check_baselines(paths: Sequence[str]) -> None:
-    """Raises MerinoError for a baseline that cannot be read: no ratio would be left, after all was measured."""
+    """Raise MerinoError for a baseline that cannot be read: no ratio would be left, after all was measured."""
     for path in paths:
         try:
             load_bundle(path, verify=False)
@@ -57,7 +61,7 @@ def check_baselines(paths: Sequence[str]) -> None:
 
 def bundle_engines(bundle_paths: Sequence[str], baselines: Sequence[str], seed: int,
                    backend: Optional[str] = None) -> List[Engine]:
-    """The bundles and the baselines, each folder once. One that cannot be read takes part too, with the reason."""
+    """Return the bundles and the baselines, each folder once. One that cannot be read is included, with the reason."""
     if not bundle_paths:
         raise MerinoError("no bundle was given. Name at least one folder that `merino-edge export` wrote.")
     baseline_folders = {os.path.realpath(path) for path in baselines}
@@ -73,38 +77,29 @@ def bundle_engine(path: str, is_baseline: bool, seed: int, backend: Optional[str
     try:
         bundle = load_bundle(path, verify=False)
     except MerinoError as error:
-        return Engine(record.identity_of(path, None), is_baseline, None, str(error), never, never)
+        return Engine(record.identity_of(path, None), is_baseline, None, str(error))
     identity = record.identity_of(path, bundle)
     try:
-        make_ready(path, bundle, backend)
+        if choose_backend(bundle, backend, say) == TENSORRT:  # its engine is built before anything is timed
+            run_separately("merino_bench.harness.worker", json.dumps({"bundle_path": path}), BUILD_TIMEOUT_S)
     except MerinoError as error:
-        return Engine(identity, is_baseline, bundle, str(error), never, never)
+        return Engine(identity, is_baseline, bundle, str(error))
 
     def measure(case: Case, repetitions: int, first: bool, timeout_s: float) -> Measured:
-        # Files are hashed once.
-        return measure_separately(path, case, repetitions, seed, first, timeout_s, TIME_OF_A_ROW, backend)
+        # Only the first process hashes the files.
+        return measure_separately(path, case, repetitions, seed, verify=first, timeout_s=timeout_s,
+                                  remedy=TIME_OF_A_ROW, backend=backend)
 
-    return Engine(identity, is_baseline, bundle, "", measure, partial(record.record_of, identity, bundle))
-
-
-def make_ready(path: str, bundle: Bundle, backend: Optional[str]) -> None:
-    """Has the bundle's TensorRT engine built before anything is timed; nothing where it runs on the CPU. Raises
-    MerinoError where it does not run on the requested backend, or no engine can be built."""
-    if choose_backend(bundle, backend, say) == TENSORRT:
-        run_separately("merino_bench.harness.worker", json.dumps({"bundle_path": path}), BUILD_TIMEOUT_S)
+    return Engine(identity, is_baseline, bundle, "", measure, row=partial(record.record_of, identity, bundle))
 
 
 def measure_separately(path: str, case: Case, repetitions: int, seed: int, verify: bool,
                        timeout_s: float, remedy: str = "", backend: Optional[str] = None) -> Dict[str, Any]:
-    """`worker.measure` in a fresh process. Raises MerinoError with the reason where it gives no result. remedy: as of
-    `run_separately`."""
-    request = request_of(path, case, repetitions, seed, verify, backend)
-    return run_separately("merino_bench.harness.worker", request, timeout_s, remedy=remedy)
-
-
-def never(*_: Any) -> Any:
-    """In place of `measure` and `row` of an engine that cannot be measured."""
-    raise AssertionError("an engine with a reason takes no turn")
+    """Run `worker.measure` in a fresh process and return its result. Raise MerinoError with the reason if there is
+    none. remedy: as in `run_separately`."""
+    request = {"bundle_path": path, "case": list(case), "repetitions": repetitions, "seed": seed, "verify": verify,
+               "backend_name": backend}
+    return run_separately("merino_bench.harness.worker", json.dumps(request), timeout_s, remedy=remedy)
 
 
 class Turns:
@@ -114,7 +109,13 @@ class Turns:
         self.engines, self.case = engines, case
         self.processes: List[List[Dict[str, Any]]] = [[] for _ in engines]
         self.reasons = [engine.reason for engine in engines]
-        self.base_of = base_indices(engines)
+        identities = [engine.identity for engine in engines]
+        baselines = [engine.identity for engine in engines if engine.is_baseline]
+        index_of = {id(identity): index for index, identity in enumerate(identities)}
+        bases = [baseline_for(identity, baselines) for identity in identities]
+        # For each engine the index of its baseline; None for the baseline itself and without one.
+        self.base_of = [None if base is None or base is identity else index_of[id(base)]
+                        for identity, base in zip(identities, bases)]
         self._sizes = turn_sizes(repetitions)
         self._left_s = [timeout_s] * len(engines)
         self._longest_s = [0.0] * len(engines)
@@ -127,15 +128,15 @@ class Turns:
                 report(turn * len(everyone) + count, self._title(index, turn))
                 self._measure(index, turn, 0)
             for attempt in range(1, MOST_ATTEMPTS if vain < MOST_VAIN else 1):
-                again = self._to_repeat(turn, attempt - 1)
+                disturbed = self._disturbed(turn, attempt - 1)
                 for index in (order if attempt % 2 == 0 else order[::-1]):
-                    if index in again:
+                    if index in disturbed:
                         report((turn + 1) * len(everyone) - 1, self._title(index, turn) + ", again: it was disturbed")
                         self._measure(index, turn, attempt)
-            vain += bool(self._to_repeat(turn, MOST_ATTEMPTS - 1))
+            vain += bool(self._disturbed(turn, MOST_ATTEMPTS - 1))
 
     def _measure(self, index: int, turn: int, attempt: int) -> None:
-        """One process. A row that fails once is not measured again."""
+        """Measure one process. A row that fails once is not measured again."""
         if self.reasons[index]:
             return
         began = time.perf_counter()
@@ -149,21 +150,21 @@ class Turns:
         self._left_s[index] = max(0.0, self._left_s[index] - took_s)
         self._longest_s[index] = max(self._longest_s[index], took_s)
 
-    def _to_repeat(self, turn: int, attempt: int) -> List[int]:
-        """Both sides of each comparison in which one side was disturbed in this attempt. A row that may need its time
-        for the turns still planned is left out."""
-        flags = {index: frozenset(one["flags"]) for index, processes in enumerate(self.processes)
-                 for one in processes if (one["turn"], one["attempt"]) == (turn, attempt)}
+    def _disturbed(self, turn: int, attempt: int) -> List[int]:
+        """Return both sides of each comparison in which one side was disturbed in this attempt. A row that may need its
+        time for the turns still planned is left out."""
+        flags = {index: frozenset(process["flags"]) for index, processes in enumerate(self.processes)
+                 for process in processes if (process["turn"], process["attempt"]) == (turn, attempt)}
         disturbed: Set[int] = set()
         for index in flags:
             base = self.base_of[index]
             pair = {index} if base is None else {index, base}
-            rows = [{(turn, attempt): flags[one]} for one in pair if one in flags]
+            rows = [{(turn, attempt): flags[side]} for side in pair if side in flags]
             if unequal_flags(rows, (turn, attempt)):
                 disturbed |= pair
         turns_left = len(self._sizes) - turn - 1
-        return [one for one in sorted(disturbed) if not self.reasons[one]
-                and self._left_s[one] > 2 * (turns_left + 1) * self._longest_s[one]]
+        return [index for index in sorted(disturbed) if not self.reasons[index]
+                and self._left_s[index] > 2 * (turns_left + 1) * self._longest_s[index]]
 
     def _title(self, index: int, turn: int) -> str:
         name = self.engines[index].identity["bundle"]
@@ -171,15 +172,6 @@ class Turns:
 
 
 def turn_sizes(repetitions: int) -> List[int]:
-    """Repetitions of each turn: 7 -> 2, 2, 1, 1, 1."""
+    """Return the repetitions of each turn: 7 -> 2, 2, 1, 1, 1."""
     turns = min(MOST_PROCESSES, repetitions)
     return [repetitions // turns + (turn < repetitions % turns) for turn in range(turns)]
-
-
-def base_indices(engines: Sequence[Engine]) -> List[Optional[int]]:
-    """For each engine the index of the one that it is compared with; None for itself and without a baseline."""
-    baselines = [engine.identity for engine in engines if engine.is_baseline]
-    index_of = {id(engine.identity): index for index, engine in enumerate(engines)}
-    bases = [baseline_for(engine.identity, baselines) for engine in engines]
-    return [None if base is None or base is engine.identity else index_of[id(base)]
-            for engine, base in zip(engines, bases)]

@@ -1,13 +1,12 @@
-"""Measures some repetitions of one case of one bundle in this process. It should be a fresh process: then an earlier
-run has left nothing in its memory, its caches or its peak.
+"""Measure some repetitions of one case of one bundle in this process. It should be a fresh process, so that no earlier
+run has left anything in its memory, its caches or its peak.
 
 `python -m merino_bench.harness.worker REQUEST` takes a JSON object and prints one; `turns` starts it. Without a case it
-has the bundle's TensorRT engine built, in a separate process because a builder leaves memory held. A timed
-prefill begins with the case's depth cached and ends with the choice of the first token. A timed decode step is the time
-from one token to the next: one run of the model and the choice of the token, greedy, batch 1, also after an end-of-text
-token. The choice (argmax) is timed. Prompts are random ids; what tokenizing the text of such a prompt takes is measured
-apart, once. Untimed rounds warm up for WARM_UP_S. `record` derives the statistics. The parent process integrates energy
-over the times of the phases.
+builds the bundle's TensorRT engine, in a separate process because a builder leaves memory held. A timed prefill begins
+with the case's depth cached and ends with the argmax of the first token. A timed decode step is the time from one token
+to the next: one run of the model and the argmax, batch 1, also after an end-of-text token. Prompts are random ids; the
+time to tokenize the text of such a prompt is measured once, separately. `record` derives the statistics. The parent
+process integrates energy over the times of the phases.
 """
 import json
 import sys
@@ -49,24 +48,9 @@ class Round(NamedTuple):
         return [_ms(after - before) for before, after in zip(self.token_s, self.token_s[1:])]
 
 
-def request_of(bundle_path: str, case: Case, repetitions: int, seed: int, verify: bool,
-               backend: Optional[str] = None) -> str:
-    return json.dumps({"bundle_path": bundle_path, "case": list(case), "repetitions": repetitions,
-                       "seed": seed, "verify": verify, "backend": backend})
-
-
-def build_engine(bundle_path: str) -> Dict[str, Any]:
-    from merino_runtime.backends.tensorrt_model import open_model
-
-    bundle = load_bundle(bundle_path, verify=False)
-    check_files_once(bundle)
-    open_model(bundle, say).close()
-    return {}
-
-
 def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
             verify: bool = True, backend_name: Optional[str] = None) -> Dict[str, Any]:
-    """-> the samples in ms, the times of the phases in s, memory, and the state of the machine.
+    """Return the samples in ms, the times of the phases in s, memory, and the state of the machine.
 
     `load_ms`: reading bundle.json, importing the backend, opening the session and the KV cache. `verify_ms`: hashing
     the files, None without `verify`; it comes before loading, which then finds the weights in the page cache.
@@ -103,10 +87,10 @@ def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
             "engine": backend.engine, "threads": threads, "prefill_threads": prefill_threads,
             "load_ms": round(read_ms + open_ms, DIGITS), "verify_ms": verify_ms, "peak_rss_mb": peak_rss_mb,
             "tokenize_ms": tokenizing_ms,
-            "prefill_ms": [one.prefill_ms for one in rounds],  # per repetition
-            "step_ms": [one.step_ms for one in rounds],  # per repetition, one per step
-            "prefill_phases_s": [[one.start_s, one.token_s[0]] for one in rounds],
-            "decode_phases_s": [[one.token_s[0], one.token_s[-1]] for one in rounds if case.steps],
+            "prefill_ms": [repetition.prefill_ms for repetition in rounds],
+            "step_ms": [repetition.step_ms for repetition in rounds],  # one value per step
+            "prefill_phases_s": [[repetition.start_s, repetition.token_s[0]] for repetition in rounds],
+            "decode_phases_s": [[repetition.token_s[0], repetition.token_s[-1]] for repetition in rounds if case.steps],
             "environment": dict(here, before=before, after=after, **load.as_record()),
             "flags": environment.flags_of(before, after, load) + gpu.mode_flags(before, after), "notes": notes,
         }
@@ -116,72 +100,73 @@ def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
 
 def timed_rounds(backend: Backend, case: Case, repetitions: int, seed: int
                  ) -> Tuple[CpuMoment, List[Round], CpuMoment]:
-    """Fills the depth, warms up, then runs the repetitions -> them, between the CPU's counters before the warm-up and
-    after the last repetition."""
+    """Fill the depth, warm up, then run the repetitions. Return them between the CPU's counters before the warm-up and
+    after the last repetition. Raise MerinoError if the logits are not finite."""
+    clock = time.perf_counter
+    # 1. The ids that are cached before the timing, then the prompt's.
     ids = case_ids(backend.vocab, case, seed)
     if case.untimed:
         backend.prefill(ids[:case.untimed])
-    began = cpu_moment()
-    warm_up(backend, ids[case.untimed:], case.untimed, case.steps)
-    rounds = [one_round(backend, ids[case.untimed:], case.untimed, case.steps) for _ in range(repetitions)]
+    prompt = ids[case.untimed:]
+    # 2. Untimed rounds allocate memory, read pages in and let the governor raise the clock.
+    began, end_s = cpu_moment(), clock() + WARM_UP_S
+    while True:
+        backend.truncate(case.untimed)
+        token_id = int(backend.prefill(prompt).argmax())
+        for _ in range(case.steps):
+            token_id = int(backend.step(token_id).argmax())
+            if clock() >= end_s:
+                break
+        if clock() >= end_s:
+            break
+    # 3. The repetitions.
+    rounds: List[Round] = []
+    for _ in range(repetitions):
+        backend.truncate(case.untimed)
+        start_s = clock()
+        logits = backend.prefill(prompt)  # [vocab]
+        token_id = int(logits.argmax())
+        token_s = [clock()]
+        for _ in range(case.steps):
+            logits = backend.step(token_id)
+            token_id = int(logits.argmax())
+            token_s.append(clock())
+        if not np.isfinite(logits).all():
+            raise MerinoError("the model's logits are not finite, so its speed means nothing. Check with "
+                              "`selftest`, export in another --precision.")
+        rounds.append(Round(start_s, token_s))
     return began, rounds, cpu_moment()
 
 
 def case_ids(vocab: int, case: Case, seed: int) -> List[int]:
-    """Random ids: those cached before the timing, then the prompt's."""
+    """Return random ids: those cached before the timing, then the prompt's."""
     return list(np.random.RandomState(seed).randint(0, vocab, case.decode_start).tolist())
 
 
-def warm_up(backend: Backend, prompt: Sequence[int], depth: int, steps: int) -> None:
-    """Untimed rounds for WARM_UP_S: at least one prefill and, where steps are timed, one step. They allocate memory,
-    read pages in and let the governor raise the clock."""
-    end_s = time.perf_counter() + WARM_UP_S
-    while True:
-        backend.truncate(depth)
-        token_id = int(backend.prefill(prompt).argmax())
-        for _ in range(steps):
-            token_id = int(backend.step(token_id).argmax())
-            if time.perf_counter() >= end_s:
-                break
-        if time.perf_counter() >= end_s:
-            return
-
-
 def tokenize_ms(bundle: Bundle, ids: Sequence[int]) -> float:
-    """Time of tokenizing the text of these ids, the first text of the process. Raises MerinoError without a tokenizer.
+    """Return the ms of tokenizing the text of these ids, the first text of the process. Raise MerinoError without a
+    tokenizer.
 
-    The text gives about as many ids again, not the same: random ids are seldom the tokenizer's own choice.
+    The text gives about as many ids again, but not the same ones: the tokenizer seldom chooses random ids.
     """
     tokenizer = open_tokenizer(bundle)
     text = b"".join(tokenizer.bytes_of(token_id) for token_id in ids).decode("utf-8", "replace")
     return _timed(lambda: tokenizer.encode(text))[1]
 
 
-def one_round(backend: Backend, prompt: Sequence[int], depth: int, steps: int) -> Round:
-    """One repetition. depth: cached ids that it starts with, at most as many as are cached now. Raises MerinoError
-    where the logits are not finite."""
-    clock = time.perf_counter
-    backend.truncate(depth)
-    start_s = clock()
-    logits = backend.prefill(prompt)  # [vocab]
-    token_id = int(logits.argmax())
-    token_s = [clock()]
-    for _ in range(steps):
-        logits = backend.step(token_id)
-        token_id = int(logits.argmax())
-        token_s.append(clock())
-    if not np.isfinite(logits).all():
-        raise MerinoError("the model's logits are not finite, so its speed means nothing. Check with "
-                          "`selftest`, export in another --precision.")
-    return Round(start_s, token_s)
-
-
 def main() -> int:
     request = json.loads(sys.argv[1])
     try:
-        result = (measure(request["bundle_path"], Case(*request["case"]), request["repetitions"], request["seed"],
-                          request["verify"], request["backend"])
-                  if "case" in request else build_engine(request["bundle_path"]))
+        if "case" in request:
+            request["case"] = Case(*request["case"])
+            result = measure(**request)
+        else:
+            from merino_runtime.backends.tensorrt_model import open_model
+
+            bundle = load_bundle(request["bundle_path"], verify=False)
+            check_files_once(bundle)
+            open_model(bundle, say).close()
+            result = {}
     except MerinoError as error:
         result = {"error": str(error)}
     except MemoryError:

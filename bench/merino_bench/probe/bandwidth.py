@@ -1,4 +1,5 @@
-"""Read bandwidth of this machine's memory: the ceiling of decoding, which reads every weight once per token.
+"""Measure the read bandwidth of this machine's memory: the upper limit of decoding, which reads every weight once per
+token.
 
 Needs Python 3.6 and numpy only, so that it runs on every board. Callers judge and store the result.
 """
@@ -19,7 +20,7 @@ _REDUCTIONS = (("float32", np.maximum.reduce), ("uint64", np.bitwise_or.reduce))
 
 
 def read_gb_s(threads: int, seconds: float = 0.5, buffer: Optional[np.ndarray] = None) -> float:
-    """Best read rate in GB/s (10**9 bytes). Each thread reduces its own slice of a large buffer.
+    """Return the best read rate in GB/s (10**9 bytes). Each thread reduces its own slice of a large buffer.
 
     numpy releases the interpreter's lock inside a reduction, so Python threads do read at the same time.
     """
@@ -42,17 +43,18 @@ def read_gb_s(threads: int, seconds: float = 0.5, buffer: Optional[np.ndarray] =
 
 
 def thread_counts(cores: int) -> List[int]:
-    """The thread counts to try: all up to four, then doublings, and all cores."""
+    """Return the thread counts to try: all up to four, then doublings, and all cores."""
     return [count for count in (1, 2, 3, 4, 8, 16, 32, 64, 128) if count < cores] + [cores]
 
 
 def touched_buffer(size: int) -> np.ndarray:
-    """`size` bytes of float32 ones [size / 4], written, because untouched pages all share one page of zeros."""
+    """Return `size` bytes of float32 ones [size / 4]. They are written, because untouched pages all share one page of
+    zeros."""
     return np.ones(size // 8 * 2, np.float32)
 
 
 def buffer_bytes() -> int:
-    """Several times the last-level cache, at most a quarter of the free memory: 64 MB on a board of 512 MB."""
+    """Return several times the last-level cache, at most a quarter of the free memory: 64 MB on a board of 512 MB."""
     size = max(DEFAULT_BUFFER_MB * MB, 4 * last_level_cache_bytes())
     free = available_bytes()
     while free and size > LEAST_BUFFER_MB * MB and size > free // 4:
@@ -61,5 +63,5 @@ def buffer_bytes() -> int:
 
 
 def available_bytes() -> int:
-    """Memory a process can take without swapping; 0 where the system does not say so in /proc."""
+    """Return the bytes that a process can take without swapping, or 0 if /proc does not report them."""
     return int(read_memory_mb(read_text("/proc/meminfo")).get("MemAvailable", 0) * MB)

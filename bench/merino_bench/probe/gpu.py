@@ -26,8 +26,6 @@ import numpy as np
 from merino_bench.fresh_process import run_separately
 from merino_bench.probe import graphs
 from merino_bench.probe.bandwidth import available_bytes
-from merino_bench.probe.graphs import Kernel
-from merino_bench.probe.memory import resident_mb
 from merino_bench.probe.tasks import Task
 from merino_bench.probe.timing import MOST_RUN_S, repeat_ms, row_of
 from merino_bench.sensors import environment
@@ -36,7 +34,7 @@ from merino_bench.sensors.gpu import with_gpu
 from merino_runtime.backends.cuda import ON_DEVICE, TO_DEVICE, TO_HOST, Cuda, raising_cuda_faults
 from merino_runtime.backends.engine_build import DECODE, WORKSPACE_MB, Build, build, builder_version
 from merino_runtime.backends.engine_file import EngineKey
-from merino_runtime.backends.gpu import Device, device_of, open_cuda
+from merino_runtime.backends.gpu import device_of, open_cuda
 from merino_runtime.backends.tensorrt_model import NotLoadedError, bind, captured, engine_of, released
 from merino_runtime.backends.tensorrt_versions import TensorRt, open_tensorrt
 from merino_runtime.bundle.requirements import version_tuple
@@ -57,7 +55,7 @@ Report = Callable[[str], None]
 
 @contextlib.contextmanager
 def opened(trt: TensorRt, cuda: Cuda, plan: Any, columns: int) -> Iterator[List[Tuple[int, Callable[[], None]]]]:
-    """-> (tokens, a call that runs the chain over them and waits) of both profiles. Raises MerinoError, CudaError."""
+    """Yield (tokens, a call that runs the chain over them and waits) of both profiles. Raise MerinoError, CudaError."""
     row, size = FLOAT_BYTES * columns, FLOAT_BYTES * columns * TOKENS
     with contextlib.ExitStack() as stack:
         try:
@@ -67,7 +65,7 @@ def opened(trt: TensorRt, cuda: Cuda, plan: Any, columns: int) -> Iterator[List[
                               "programs that use the GPU.") from error
         loaded = bind(stack, trt, cuda, engine, TOKENS)
         stream = loaded.stream
-        source, target, entries = (_allocated(stack, cuda.malloc, cuda.free, each) for each in (size, size, row))
+        source, target, entries = (_allocated(stack, cuda.malloc, cuda.free, length) for length in (size, size, row))
         pinned = _allocated(stack, cuda.host_alloc, cuda.free_host, 2 * row)
         stack.callback(released, cuda.synchronize, stream)  # first of all
         cuda.memset(source, 0, size, stream)
@@ -100,7 +98,8 @@ def opened(trt: TensorRt, cuda: Cuda, plan: Any, columns: int) -> Iterator[List[
 
 
 def copy_ms(cuda: Cuda, size: int, seconds: float) -> List[float]:
-    """Samples of bringing `size` bytes to where a sampler reads them: to pinned memory, and from there to an array."""
+    """Return the samples of bringing `size` bytes to where a sampler reads them: to pinned memory, and from there to an
+    array."""
     with contextlib.ExitStack() as stack:
         stream = cuda.stream_create()
         stack.callback(released, cuda.stream_destroy, stream)
@@ -127,20 +126,50 @@ def _allocated(stack: contextlib.ExitStack, allocate: Callable[[int], int], free
 
 
 def probe_gpu(work: str, schema: int, report: Report) -> Dict[str, Any]:
-    """-> the content of probe.json. work: a folder for graphs and plans, 140 MB. Raises MerinoError where TensorRT or
-    the GPU is not there, or fails."""
+    """Return the content of probe.json. work: a folder for graphs and plans, 140 MB. Raise MerinoError if TensorRT or
+    the GPU is missing or fails."""
     trt = open_tensorrt()
     cuda = open_cuda(version_tuple(trt.version))
     started, began, before = time.perf_counter(), cpu_moment(), with_gpu(environment.state())
     with raising_cuda_faults("measuring the GPU"):
         device = device_of(cuda)
-        rows, small = _chain_rows(trt, cuda, device, work, report)
+        small = os.path.join(work, "small.plan")
+        rows: List[Dict[str, Any]] = []
+        for side, count in CHAINS:
+            # 1. A folder with the chain's graph and weights.
+            kernel = graphs.kernel_of("portable", "chain", "fp32", columns=side, count=count)
+            folder = os.path.join(work, f"{side}x{count}")
+            os.mkdir(folder)
+            graphs.write_weights(folder, kernel.weight_bytes, 0)
+            os.truncate(os.path.join(folder, graphs.WEIGHTS_FILE), kernel.weight_bytes)
+            with open(os.path.join(folder, "model.onnx"), "wb") as file:
+                file.write(kernel.model)
+            for precision in PRECISIONS:
+                # 2. Build its engine.
+                report(f"{count} multiplications of {side} x {side} in {precision}")
+                built = (trt.version, device.runtime, "", precision, 1, TOKENS, builder_version())
+                key = EngineKey(device.name, device.capability, *built)
+                need_mb = 4 * kernel.weight_bytes / board.MB + WORKSPACE_MB + board.CUDA_MB + board.PROCESS_MB
+                plan = build(graphs.chain_bundle(folder, kernel), trt, Build(key, WORKSPACE_MB, need_mb), report)
+                if side == COLUMNS and precision == "fp32":
+                    with open(small, "wb") as file:
+                        file.write(plan)
+                # 3. Time it over one token and over many.
+                task = Task("chain", precision, side, side, count=count)
+                size = kernel.weight_bytes // (2 if precision == "fp16" else 1)
+                with opened(trt, cuda, plan, side) as calls:
+                    rows += [row_of(task, (0, tokens), size, False, repeat_ms(call, MOST_RUN_S))
+                             for tokens, call in calls]
         report("copies to the host")
-        rows += [row_of(Task("copy", "fp32", 0, 0, 0, 1, 1, ()), (0, 0), size, False, copy_ms(cuda, size, MOST_RUN_S))
+        rows += [row_of(Task("copy", "fp32"), (0, 0), size, False, copy_ms(cuda, size, MOST_RUN_S))
                  for size in COPY_BYTES]
     after, ended = with_gpu(environment.state()), cpu_moment()
     load = load_between(began, ended, os.cpu_count() or 1)
     report("memory of a process")
+    resident = []
+    with contextlib.suppress(MerinoError):
+        memory = run_separately("merino_bench.probe.gpu", small, MEMORY_TIMEOUT_S)
+        resident = [dict(memory, kind="call", format="fp32", weight_bytes=0)]
     here = board.this_board()
     return {
         "schema": schema,
@@ -160,73 +189,24 @@ def probe_gpu(work: str, schema: int, report: Report) -> Dict[str, Any]:
         "others_cpu_share": load.others_cpu_share,
         "left_out": [],
         "measurements": rows,
-        "resident": _resident_rows(small),
+        "resident": resident,
     }
 
 
-def _chain_rows(trt: TensorRt, cuda: Cuda, device: Device, work: str, report: Report
-                ) -> Tuple[List[Dict[str, Any]], str]:
-    """Rows of all chains, and the path of the plan of a small one."""
-    rows: List[Dict[str, Any]] = []
-    small = os.path.join(work, "small.plan")
-    for side, count in CHAINS:
-        kernel = graphs.kernel_of("portable", "chain", "fp32", columns=side, count=count)
-        folder = _written(work, kernel)
-        for precision in PRECISIONS:
-            report(f"{count} multiplications of {side} x {side} in {precision}")
-            plan = _built(trt, device, folder, kernel, precision, report)
-            if side == COLUMNS and precision == "fp32":
-                with open(small, "wb") as file:
-                    file.write(plan)
-            task = Task("chain", precision, side, side, 0, count, 1, ())
-            size = kernel.weight_bytes // (2 if precision == "fp16" else 1)
-            with opened(trt, cuda, plan, side) as calls:
-                rows += [row_of(task, (0, tokens), size, False, repeat_ms(call, MOST_RUN_S)) for tokens, call in calls]
-    return rows, small
-
-
-def _written(work: str, kernel: Kernel) -> str:
-    """-> a folder with the graph and weights."""
-    folder = os.path.join(work, f"{kernel.columns}x{kernel.count}")
-    os.mkdir(folder)
-    graphs.write_weights(folder, kernel.weight_bytes, 0)
-    os.truncate(os.path.join(folder, graphs.WEIGHTS_FILE), kernel.weight_bytes)
-    with open(os.path.join(folder, "model.onnx"), "wb") as file:
-        file.write(kernel.model)
-    return folder
-
-
-def _built(trt: TensorRt, device: Device, folder: str, kernel: Kernel, precision: str, report: Report) -> memoryview:
-    """-> the plan."""
-    key = EngineKey(device.name, device.capability, trt.version, device.runtime, "", precision, 1, TOKENS,
-                    builder_version())
-    need_mb = 4 * kernel.weight_bytes / board.MB + WORKSPACE_MB + board.CUDA_MB + board.PROCESS_MB
-    return build(graphs.chain_bundle(folder, kernel), trt, Build(key, WORKSPACE_MB, need_mb), report)
-
-
-def _resident_rows(plan: str) -> List[Dict[str, Any]]:
-    """One row; none where the process fails."""
-    try:
-        row = run_separately("merino_bench.probe.gpu", plan, MEMORY_TIMEOUT_S)
-    except MerinoError:
-        return []
-    return [dict(row, kind="call", format="fp32", weight_bytes=0)]
-
-
 def measure_memory(path: str) -> Dict[str, float]:
-    """Resident MB after the imports, after CUDA was started and a small engine was run, at the peak; and `gpu_mb`, what
-    the whole machine lost meanwhile beyond what became resident here. On a Jetson, whose GPU shares the memory, that is
-    the CUDA context. MB are 2^20 bytes."""
+    """Return the resident MB (2^20 bytes) after the imports, after CUDA was started and a small engine was run, and at
+    the peak. `gpu_mb` is what the whole machine lost meanwhile beyond what became resident here: the CUDA context on a
+    Jetson, whose GPU shares the memory."""
     with contextlib.suppress(ImportError):
         import tokenizers  # noqa: F401 - text needs it, so its memory counts
     trt = open_tensorrt()
     with open(path, "rb") as file:
         plan = file.read()
-    imports_mb, free_mb = resident_mb(), available_bytes() / board.MB
+    imports_mb, free_mb = board.rss_mb() or 0.0, available_bytes() / board.MB
     cuda = open_cuda(version_tuple(trt.version))
     with opened(trt, cuda, plan, COLUMNS) as calls:
         calls[0][1]()
-        open_mb, lost_mb = resident_mb(), free_mb - available_bytes() / board.MB
+        open_mb, lost_mb = board.rss_mb() or 0.0, free_mb - available_bytes() / board.MB
     return {"imports_mb": imports_mb, "open_mb": open_mb, "peak_mb": board.peak_rss_mb(),
             "gpu_mb": max(0.0, lost_mb - (open_mb - imports_mb))}
 

@@ -1,8 +1,8 @@
-"""The graphs that the probe times, out of `graphs.tar.xz`: models without weights, which the exporter built.
+"""Read the graphs that the probe times from `graphs.tar.xz`: models without weights, which the exporter built.
 
 The archive's `index.json` describes each graph. All of them read their weights from one file of random bytes, which
-`write_weights` makes. `tasks` lists which graphs a machine times; how the archive is made is in
-`bench/probe_graphs`, which is not installed.
+`write_weights` writes. `tasks` lists which graphs a machine times. `bench/probe_graphs`, which is not installed, builds
+the archive.
 """
 import io
 import json
@@ -48,13 +48,13 @@ class Kernel(NamedTuple):
 
     @property
     def model(self) -> bytes:
-        """The bytes of an .onnx file."""
+        """Return the bytes of an .onnx file."""
         return members()[self.file]
 
 
 @lru_cache(maxsize=1)
 def members() -> Dict[str, bytes]:
-    """The archive's files by name, 4 MB in all; a stream of xz cannot be read out of order."""
+    """Return the archive's files by name, 4 MB in all; a stream of xz cannot be read out of order."""
     content = pkgutil.get_data("merino_bench.probe", ARCHIVE)
     assert content is not None
     content_of = {}
@@ -68,37 +68,38 @@ def members() -> Dict[str, bytes]:
 
 @lru_cache(maxsize=1)
 def kernels() -> Tuple[Kernel, ...]:
-    return tuple(_kernel(entry) for entry in json.loads(members()[INDEX].decode("utf-8")))
-
-
-def _kernel(entry: Dict[str, Any]) -> Kernel:
-    ports = {key: tuple(Port(name, dtype, tuple(shape)) for name, dtype, shape in entry[key])
-             for key in ("inputs", "outputs")}
-    return Kernel(**dict(entry, dialects=tuple(entry["dialects"]), **ports))
+    """Return the graphs that the archive's index describes."""
+    graphs = []
+    for entry in json.loads(members()[INDEX].decode("utf-8")):
+        ports = {key: tuple(Port(name, dtype, tuple(shape)) for name, dtype, shape in entry[key])
+                 for key in ("inputs", "outputs")}
+        graphs.append(Kernel(**dict(entry, dialects=tuple(entry["dialects"]), **ports)))
+    return tuple(graphs)
 
 
 def kernels_of(dialect: str, kind: str, form: str, **fields: Union[int, str]) -> List[Kernel]:
-    """Those of a kind and format whose `fields` (rows, columns, heads, count, uses, kv_heads, kv) have these values."""
-    return [one for one in kernels() if (one.kind, one.format) == (kind, form) and dialect in one.dialects
-            and all(getattr(one, name) == value for name, value in fields.items())]
+    """Return the graphs of a kind and format whose `fields` (rows, columns, heads, count, uses, kv_heads, kv) have
+    these values."""
+    return [kernel for kernel in kernels() if (kernel.kind, kernel.format) == (kind, form)
+            and dialect in kernel.dialects and all(getattr(kernel, name) == value for name, value in fields.items())]
 
 
 def kernel_of(dialect: str, kind: str, form: str, **fields: Union[int, str]) -> Kernel:
-    """The one that `fields` leave."""
+    """Return the only graph that has these `fields`."""
     kernels = kernels_of(dialect, kind, form, **fields)
     assert len(kernels) == 1, (dialect, kind, form, fields, len(kernels))
     return kernels[0]
 
 
 def decoder_bundle(folder: str, kernel: Kernel) -> Bundle:
-    """What bundle.json would state of the decoder in `folder`, as far as a backend reads it."""
+    """Describe the decoder in `folder` as bundle.json would, as far as a backend reads it."""
     context = int(kernel.inputs[2].shape[2])  # of a cache [1, heads, context, head_size]
     layers = (kv_layer(kernel),) * (kernel.count * kernel.uses)
     return _bundle(folder, kernel, "fused", context, layers)
 
 
 def operators_bundle(folder: str, kernel: Kernel) -> Bundle:
-    """The same of operators that stand alone, as far as the choice of attention's kernel reads it."""
+    """Describe a graph of single operators, as far as the choice of attention's kernel reads it."""
     return _bundle(folder, kernel, "fused", 0, (kv_layer(kernel),) * kernel.count if kernel.heads else ())
 
 
@@ -107,27 +108,27 @@ def kv_layer(kernel: Kernel) -> KvLayer:
 
 
 def chain_bundle(folder: str, kernel: Kernel) -> Bundle:
-    """The same of a graph without a cache, as far as the builder of engines reads it."""
+    """Describe a graph without a cache, as far as the builder of engines reads it."""
     return _bundle(folder, kernel, "portable", 1, ())
 
 
 def _bundle(folder: str, kernel: Kernel, dialect: str, context: int, kv_layers: Tuple[KvLayer, ...]) -> Bundle:
-    known = dict.fromkeys(Bundle._fields)  # type: Dict[str, Any]
-    known.update(
+    fields: Dict[str, Any] = dict.fromkeys(Bundle._fields)
+    fields.update(
         kernels=tuple(OPERATORS) if kernel.own_kernels else (), files=(BundleFile(WEIGHTS_FILE, 0, ""),),
         folder=folder, name="probe", precision=kernel.format, dialect=dialect,
         vocab=kernel.outputs[-1].shape[-1], context=context, kv_layers=kv_layers,
         inputs=kernel.inputs, outputs=kernel.outputs, weight_bytes=kernel.weight_bytes,
         decode_weight_bytes=kernel.weight_bytes, kv_bytes=0, isa=(), threads=Threads(None, None),
         backends=(BackendNeed("onnxruntime", "1.18", ()),))
-    return Bundle(**known)
+    return Bundle(**fields)
 
 
 def write_weights(work: str, size: int, written: int) -> int:
-    """Append to the weights' file until it has `size` bytes; returns the bytes it has, `written` being those before.
+    """Append to the weights' file until it has `size` bytes, and return its size. `written`: its size before.
 
-    Small random float32, which taken as bytes are random codes, and taken as float16 scales below 2. All matrices
-    differ: ONNX Runtime would hold equal ones once.
+    Small random float32, which read as bytes are random codes, and read as float16 scales below 2. All matrices differ,
+    because ONNX Runtime would store equal ones once.
     """
     random = np.random.RandomState(written // PAGE)
     with open(os.path.join(work, WEIGHTS_FILE), "ab") as file:

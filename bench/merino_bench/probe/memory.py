@@ -22,8 +22,8 @@ MOST_BYTES = 48 * 2 ** 20
 
 
 def resident_rows(work: str, machine: Machine, deadline: float) -> List[Dict[str, Any]]:
-    """One row for a graph of one operator, and per format one for matrices and one for an embedding that is the head
-    too, as large as the machine can spare. A process that fails or that the deadline leaves no time for has no row."""
+    """Return one row for a graph of one operator, and per format one for matrices and one for a tied embedding, as
+    large as the machine can spare. A process that fails or that the deadline leaves no time for has no row."""
     graphs = [kernel_of(machine.dialect, "call", "fp32")]
     for form in machine.formats:
         graphs.append(largest(machine, kernels_of(machine.dialect, "linear", form, rows=SQUARE[0], columns=SQUARE[1])))
@@ -38,35 +38,24 @@ def resident_rows(work: str, machine: Machine, deadline: float) -> List[Dict[str
         path = os.path.join(work, "resident.onnx")
         with open(path, "wb") as file:
             file.write(kernel.model)
-        row = _separately(path, kernel.own_kernels)
-        if row:
+        request = json.dumps([path, kernel.own_kernels])
+        with contextlib.suppress(MerinoError):
+            row = run_separately("merino_bench.probe.memory", request, TIMEOUT_S)
             weights = 0 if kind == "call" else kernel.weight_bytes
             rows.append(dict(row, kind=kind, format=kernel.format, weight_bytes=weights))
     return rows
 
 
 def largest(machine: Machine, graphs: List[Kernel]) -> Kernel:
-    """Of the graphs that the machine can spare memory for, the largest; the smallest where there is none."""
+    """Return the largest graph that the machine can spare memory for, or the smallest if there is none."""
     most = min(MOST_BYTES, beyond_bytes(machine))
     graphs = sorted(graphs, key=lambda kernel: kernel.weight_bytes)
     return ([kernel for kernel in graphs if kernel.weight_bytes <= most] or graphs[:1])[-1]
 
 
-def _separately(path: str, own_kernels: bool) -> Dict[str, float]:
-    """What the process prints; empty if it fails."""
-    try:
-        return run_separately("merino_bench.probe.memory", json.dumps([path, own_kernels]), TIMEOUT_S)
-    except MerinoError:
-        return {}
-
-
-def resident_mb() -> float:
-    """0 where the system does not report it."""
-    return board.rss_mb() or 0.0
-
-
 def measure_graph(path: str, own_kernels: bool = False) -> Dict[str, float]:
-    """own_kernels: see `open_graph`."""
+    """Return the MB after the imports, after the graph was opened and run, and at the peak. own_kernels:
+    see `open_graph`."""
     import numpy as np
     import onnxruntime
 
@@ -74,14 +63,14 @@ def measure_graph(path: str, own_kernels: bool = False) -> Dict[str, float]:
 
     with contextlib.suppress(ImportError):
         import tokenizers  # noqa: F401 - text needs it, so its memory counts
-    imports_mb = resident_mb()
+    imports_mb = board.rss_mb() or 0.0  # None: the system does not report it
     session = open_graph(onnxruntime, path, 1, own_kernels)
     port = session.get_inputs()[0]
     if port.name == "input_ids":
         session.run(None, {port.name: np.ones((1, 1), np.int64)})
     else:
         session.run(None, {"x": np.full((1, 1, port.shape[-1]), 0.5, np.float32)})
-    return {"imports_mb": imports_mb, "open_mb": resident_mb(), "peak_mb": board.peak_rss_mb()}
+    return {"imports_mb": imports_mb, "open_mb": board.rss_mb() or 0.0, "peak_mb": board.peak_rss_mb()}
 
 
 if __name__ == "__main__":

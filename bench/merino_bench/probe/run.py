@@ -1,4 +1,4 @@
-"""`merino probe`: measures what this machine can do, through the backend itself, and writes it as one JSON file.
+"""`merino probe`: measure this machine through the backend itself, and write the measurements as one JSON file.
 
 Measures the read bandwidth (`bandwidth`), times graphs (`tasks` lists them, `timing` runs them), and reads the memory
 of fresh processes (`memory`). The workstation turns the file into coefficients of the latency model (`merino-edge
@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from merino_bench.probe import bandwidth
 from merino_bench.probe import graphs as kernels
@@ -40,18 +40,13 @@ MEASURED = (
 FIRST_FUSED, FIRST_BLOCKED, REFUSED = (1, 18), (1, 23), (1, 21, 0)
 
 
-class Result(NamedTuple):
-    rows: List[Dict[str, Any]]
-    left_out: List[str]
-
-
 def run_probe(path: str, seconds: float = MOST_SECONDS,
               report: Optional[Callable[[str], None]] = None, backend: str = ONNXRUNTIME) -> Dict[str, Any]:
     """Measure this machine for about `seconds` and write probe.json -> its content. A slow machine takes longer, and so
     does a GPU (backend `tensorrt`), for which engines are built.
 
     A scratch folder beside `path` takes up to 130 MB meanwhile; of a pipe or device, one in the system's folder for
-    temporary files. Raises MerinoError where that is not there, or where the backend cannot be imported.
+    temporary files. Raise MerinoError if that is not there, or where the backend cannot be imported.
     """
     check_output(path)
     target = target_of(path)
@@ -66,18 +61,20 @@ def run_probe(path: str, seconds: float = MOST_SECONDS,
 
 
 def probe_machine(work: str, deadline: float, report: Callable[[str], None]) -> Dict[str, Any]:
-    """-> the content of probe.json. work: a folder for the graphs and their weights."""
+    """Return the content of probe.json. work: a folder for the graphs and their weights."""
     began, before = cpu_moment(), environment.state()
-    onnxruntime = import_backend()
+    onnxruntime = require("onnxruntime", ["onnxruntime"])
     version = version_tuple(onnxruntime.__version__)
+    if version == REFUSED:
+        raise MerinoError("onnxruntime 1.21.0 dies on some boards: install another version.")
     machine = this_machine(version, loads_kernels(onnxruntime))
     started = time.perf_counter()
     left_s = deadline - started
     report("read bandwidth")
     reads = read_rows(machine, left_s * READ_SHARE)
     resident_s = left_s * RESIDENT_SHARE
-    timed = timed_rows(onnxruntime, machine, work, deadline - resident_s, report)
-    deadline = max(deadline, time.perf_counter() + resident_s)  # a slow machine has its time for memory too
+    rows, left_out = timed_rows(onnxruntime, machine, work, deadline - resident_s, report)
+    deadline = max(deadline, time.perf_counter() + resident_s)  # memory is measured on a slow machine too
     after, ended = environment.state(), cpu_moment()
     load = load_between(began, ended, os.cpu_count() or 1)
     report("memory of processes")
@@ -96,22 +93,15 @@ def probe_machine(work: str, deadline: float, report: Callable[[str], None]) -> 
         "dialect": machine.dialect,
         "flags": environment.flags_of(before, after, load),
         "others_cpu_share": load.others_cpu_share,
-        "left_out": timed.left_out,
-        "measurements": reads + timed.rows,
+        "left_out": left_out,
+        "measurements": reads + rows,
         "resident": resident,
     }
 
 
-def import_backend() -> Any:
-    onnxruntime = require("onnxruntime", ["onnxruntime"])
-    if version_tuple(onnxruntime.__version__) == REFUSED:
-        raise MerinoError("onnxruntime 1.21.0 dies on some boards: install another version.")
-    return onnxruntime
-
-
 def this_machine(version: Tuple[int, ...], own_kernels: bool = False) -> Machine:
-    """The facts that the tasks depend on. Formats whose operators this version of ONNX Runtime lacks are left out.
-    own_kernels: see `Machine`; they compute int4 in dialect `portable`, and int8 and int4 for no-dotprod cores and
+    """Return the facts that the tasks depend on. Formats whose operators this version of ONNX Runtime lacks are left
+    out. own_kernels: see `Machine`; they compute int4 in dialect `portable`, and int8 and int4 for no-dotprod cores and
     those with AVX-512 VNNI."""
     fused = version >= FIRST_FUSED
     here = board.this_board()
@@ -124,12 +114,12 @@ def this_machine(version: Tuple[int, ...], own_kernels: bool = False) -> Machine
     counts = sorted({count for count in (1, 2, 4) if count < cores} | {cores})
     caches = QUANTIZED_CACHES if version >= version_tuple(FIRST_QUANTIZED_CACHE) else ()
     return Machine(board.last_level_cache_bytes(), bandwidth.available_bytes(), tuple(counts), formats, fused,
-                   core, caches, own_kernels)
+                   core=core, caches=caches, own_kernels=own_kernels)
 
 
 def read_rows(machine: Machine, seconds: float) -> List[Dict[str, Any]]:
-    """Reads without arithmetic, by thread count: of a buffer beyond the last-level cache, and of one within it.
-    `ms` is for all of `weight_bytes`."""
+    """Read without arithmetic, by thread count: of a buffer beyond the last-level cache, and of one within it. `ms` is
+    for all of `weight_bytes`."""
     rows = []
     sizes = [bandwidth.buffer_bytes()] + ([int(plan.WITHIN * machine.cache_bytes)] if machine.cache_bytes else [])
     for index, size in enumerate(sizes):
@@ -137,18 +127,19 @@ def read_rows(machine: Machine, seconds: float) -> List[Dict[str, Any]]:
         buffer = bandwidth.touched_buffer(size)
         for threads in machine.threads:
             rate = bandwidth.read_gb_s(threads, seconds / len(machine.threads) / 2, buffer)
-            rows.append(row_of(Task("read", "fp32", 0, 0, 0, 1, threads, ()), (0, 0), buffer.nbytes, cached,
+            rows.append(row_of(Task("read", "fp32", threads=threads), (0, 0), buffer.nbytes, cached,
                                [1000 * buffer.nbytes / rate / 1e9]))
     return rows
 
 
 def timed_rows(onnxruntime: Any, machine: Machine, work: str, deadline: float,
-               report: Callable[[str], None]) -> Result:
-    """Times every task in two passes, as far as the time goes: an interruption of seconds spoils one of them.
+               report: Callable[[str], None]) -> Tuple[List[Dict[str, Any]], List[str]]:
+    """Time every task in two passes, as far as the time allows, because an interruption of seconds spoils only one of
+    them. Return the rows and the names of the tasks that were left out.
 
-    Of each row the pass with the smaller `ms` counts, since whatever disturbs a run only adds time. What a calibration
-    needs at least is timed after the deadline too, once, and for MOST_LATE_SECONDS at most. A task that the deadline
-    cuts has the rows that it came to, and is left out.
+    Of each row the pass with the smaller `ms` counts, because a disturbance only adds time. The tasks that a
+    calibration needs at least are timed once even after the deadline, for MOST_LATE_SECONDS at most. A task that the
+    deadline cuts keeps its rows and counts as left out.
     """
     tasks, latest = plan.tasks(machine), deadline + MOST_LATE_SECONDS
     needed = plan.needed_of(tasks)
@@ -168,13 +159,14 @@ def timed_rows(onnxruntime: Any, machine: Machine, work: str, deadline: float,
         written = kernels.write_weights(work, kernel.weight_bytes if kernel else 0, written)
         must_end = task in needed and task not in done
         rows = time_task(onnxruntime, task, kernel, work, min(MOST_RUN_S, max(LEAST_RUN_S, seconds)),
-                         machine.cache_bytes or plan.DEFAULT_CACHE_BYTES, latest if must_end else deadline)
+                         cache_bytes=machine.cache_bytes or plan.DEFAULT_CACHE_BYTES,
+                         deadline=latest if must_end else deadline)
         for row in rows:
             key = tuple(row[name] for name in MEASURED)
-            best[key] = min(best.get(key, row), row, key=lambda one: float(one["ms"]))
+            best[key] = min(best.get(key, row), row, key=lambda timing: float(timing["ms"]))
         if len(rows) == len(task.runs):
             done.add(task)
-    return Result(list(best.values()), [task_name(task) for task in tasks if task not in done])
+    return list(best.values()), [task_name(task) for task in tasks if task not in done]
 
 
 def task_name(task: Task) -> str:

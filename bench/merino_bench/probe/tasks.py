@@ -1,7 +1,8 @@
-"""What a probe times on this machine: graphs within the last-level cache and beyond it, by format and thread count.
+"""List the graphs that a probe times on this machine: within the last-level cache and beyond it, by format and thread
+count.
 
-Sizes follow the machine: of the graphs that are shipped (`graphs`), those nearest to a part or a multiple of its cache
-that its memory can hold. The most informative ones come first, since a slow board may not get to the end of the list.
+Sizes follow the machine: of the shipped graphs (`graphs`), those nearest to a part or a multiple of its cache that its
+memory can hold. The most informative ones come first, because a slow board may not reach the end of the list.
 """
 import math
 from typing import Dict, Iterator, List, NamedTuple, Tuple
@@ -70,12 +71,12 @@ class Task(NamedTuple):
     as keys of a row of probe.json."""
     kind: str
     format: str
-    rows: int
-    columns: int
-    heads: int
-    count: int  # type: ignore[assignment]
-    threads: int
-    runs: Tuple[Tuple[int, int], ...]
+    rows: int = 0
+    columns: int = 0
+    heads: int = 0
+    count: int = 1  # type: ignore[assignment]
+    threads: int = 1
+    runs: Tuple[Tuple[int, int], ...] = ()
     uses: int = 1
     kv_heads: int = 0  # 0: as many as `heads`
     kv: str = "fp32"
@@ -98,14 +99,14 @@ class Machine(NamedTuple):
 
 
 def tasks(machine: Machine) -> List[Task]:
-    """One task of each thread count in turn, so that each count has its most informative ones first."""
+    """Return the tasks, one of each thread count in turn, so that each count has its most informative ones first."""
     lists = [list(dict.fromkeys(tasks_of(machine, threads))) for threads in machine.threads]
-    return [one[index] for index in range(max(map(len, lists))) for one in lists if index < len(one)]
+    return [task_list[index] for index in range(max(map(len, lists))) for task_list in lists if index < len(task_list)]
 
 
 def needed_of(tasks: List[Task]) -> List[Task]:
-    """What a calibration needs at least: on all cores, all tasks up to the first grouped-query attention.
-    Without it the cost of computing attention cannot be separated from the cost of reading the cache."""
+    """Return the tasks that a calibration needs at least: on all cores, all tasks up to the first grouped-query
+    attention. Without it the cost of computing attention cannot be separated from the cost of reading the cache."""
     most = max(task.threads for task in tasks)
     on_all_cores = [task for task in tasks if task.threads == most]
     return on_all_cores[:1 + [task.kind == "attention" and task.kv_heads > 0 for task in on_all_cores].index(True)]
@@ -113,38 +114,38 @@ def needed_of(tasks: List[Task]) -> List[Task]:
 
 def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
     cache, decoder_formats = cache_bytes(machine), machine.formats if machine.fused else ()
-    yield Task("call", "fp32", 0, CALL_WIDTH, 0, 1, threads, DECODE)
-    yield Task("argmax", "fp32", CHOICES, 0, 0, 1, threads, DECODE)
-    yield Task("norm", "fp32", 0, NORM_WIDTH, 0, IN_A_ROW, threads, PREFILL)
-    yield Task("activation", "fp32", 0, ACTIVATION_WIDTH, 0, IN_A_ROW, threads, PREFILL)
+    yield Task("call", "fp32", columns=CALL_WIDTH, threads=threads, runs=DECODE)
+    yield Task("argmax", "fp32", rows=CHOICES, threads=threads, runs=DECODE)
+    yield Task("norm", "fp32", columns=NORM_WIDTH, count=IN_A_ROW, threads=threads, runs=PREFILL)
+    yield Task("activation", "fp32", columns=ACTIVATION_WIDTH, count=IN_A_ROW, threads=threads, runs=PREFILL)
     for form in machine.formats:
         yield within(machine, form, SQUARE, threads)
         yield beyond(machine, form, SQUARE, threads, beyond_bytes(machine))
         yield within(machine, form, SMALL_SQUARE, threads)
-    yield Task("attention", "fp32", 0, ATTENTION_WIDTHS[0], ATTENTION_HEADS, ATTENTIONS, threads, ATTENTION)
-    yield attention_of(ATTENTION_KV_HEADS[0], "fp32", threads)
+    yield attention_of(threads, ATTENTION)
+    yield attention_of(threads, kv_heads=ATTENTION_KV_HEADS[0])
     for kv_heads in CHOSEN_KV_HEADS if machine.fused else ():
-        yield Task("attention", "fp32", 0, CHOSEN_WIDTH, CHOSEN_HEADS, CHOSEN_ATTENTIONS, threads, CHOSEN_ATTENTION,
-                   kv_heads=kv_heads)
+        yield Task("attention", "fp32", columns=CHOSEN_WIDTH, heads=CHOSEN_HEADS, count=CHOSEN_ATTENTIONS,
+                   threads=threads, runs=CHOSEN_ATTENTION, kv_heads=kv_heads)
     for width, heads, count, uses, kv_heads, kv, by_groups in GROUPS if machine.fused and machine.own_kernels else ():
-        yield Task("attention", "fp32", 0, width, heads, count, threads,
-                   CHOSEN_ATTENTION if width == CHOSEN_WIDTH else GROUPED_ATTENTION, uses, kv_heads, kv, by_groups)
-    for width, ffn, layers, heads in DECODERS:
+        yield Task("attention", "fp32", columns=width, heads=heads, count=count, threads=threads,
+                   runs=CHOSEN_ATTENTION if width == CHOSEN_WIDTH else GROUPED_ATTENTION, uses=uses,
+                   kv_heads=kv_heads, kv=kv, by_groups=by_groups)
+    for decoder_shape in DECODERS:
         for form in decoder_formats:
-            yield Task("decoder", form, ffn, width, heads, layers, threads, DECODER)
+            yield decoder_of(form, decoder_shape, threads, DECODER)
     yield from chosen_decoders(machine, threads)
     for form in sorted({*decoder_formats[:1], *decoder_formats[-1:]}):
-        width, ffn, layers, heads = DECODERS[-1]
-        yield Task("decoder", form, ffn, width, heads, layers, threads, DECODER, kv_heads=GROUPED_DECODER_KV_HEADS)
+        yield decoder_of(form, DECODERS[-1], threads, DECODER)._replace(kv_heads=GROUPED_DECODER_KV_HEADS)
     for kv in machine.caches if machine.fused else ():
         for kv_heads in QUANTIZED_KV_HEADS:
-            yield attention_of(kv_heads, kv, threads)
+            yield attention_of(threads, kv_heads=kv_heads, kv=kv)
     for kv_heads in ATTENTION_KV_HEADS[1:]:
-        yield attention_of(kv_heads, "fp32", threads)
+        yield attention_of(threads, kv_heads=kv_heads)
     for form in decoder_formats:
         sizes = decoder_sizes(form, LARGE_WIDTH, 2 * LARGE_WIDTH)
         layers = nearest(sizes, beyond_bytes(machine), allowed_bytes(machine))
-        yield Task("decoder", form, 2 * LARGE_WIDTH, LARGE_WIDTH, LARGE_HEADS, layers, threads, LARGE_DECODER)
+        yield decoder_of(form, (LARGE_WIDTH, 2 * LARGE_WIDTH, layers, LARGE_HEADS), threads, LARGE_DECODER)
     if machine.fused:
         yield from shared_decoders(machine, threads)
     for form in machine.formats:
@@ -152,7 +153,7 @@ def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
             yield from heads_alone(machine, form, threads)
         for shape in PREFILL_SHAPES[2:]:
             yield within(machine, form, shape, threads)
-    yield Task("attention", "fp32", 0, ATTENTION_WIDTHS[1], ATTENTION_HEADS, ATTENTIONS, threads, NARROW_ATTENTION)
+    yield attention_of(threads, NARROW_ATTENTION)._replace(columns=ATTENTION_WIDTHS[1])
     side = sweep_side(machine)
     for share in SWEEP:
         if share * cache < beyond_bytes(machine):
@@ -162,78 +163,86 @@ def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
         sizes = decoder_sizes(form, width, ffn)
         for count in sorted({nearest(sizes, share * cache) for share in DECODER_SWEEP
                              if share * cache >= min(sizes.values())}):
-            yield Task("decoder", form, ffn, width, heads, count, threads, LONG_DECODE)
+            yield decoder_of(form, (width, ffn, count, heads), threads, LONG_DECODE)
     for form in machine.formats:
         yield beyond(machine, form, SMALL_SQUARE, threads, beyond_bytes(machine) / SMALL_SHARE)
 
 
-def attention_of(kv_heads: int, kv: str, threads: int) -> Task:
-    """kv_heads 0: as many as query heads. kv: the format of the cache."""
-    return Task("attention", "fp32", 0, ATTENTION_WIDTHS[0], ATTENTION_HEADS, ATTENTIONS, threads, GROUPED_ATTENTION,
-                kv_heads=kv_heads, kv=kv)
+def attention_of(threads: int, runs: Tuple[Tuple[int, int], ...] = GROUPED_ATTENTION, kv_heads: int = 0,
+                 kv: str = "fp32") -> Task:
+    """Return a task of attention. kv_heads 0: as many as query heads. kv: the format of the cache."""
+    return Task("attention", "fp32", columns=ATTENTION_WIDTHS[0], heads=ATTENTION_HEADS, count=ATTENTIONS,
+                threads=threads, runs=runs, kv_heads=kv_heads, kv=kv)
+
+
+def decoder_of(form: str, shape: Tuple[int, int, int, int], threads: int, runs: Tuple[Tuple[int, int], ...]) -> Task:
+    """Return a task of a whole decoder. shape: (width, FFN width, layers, heads)."""
+    width, ffn, layers, heads = shape
+    return Task("decoder", form, ffn, width, heads, count=layers, threads=threads, runs=runs)
 
 
 def within(machine: Machine, form: str, shape: Tuple[int, int], threads: int) -> Task:
-    """Matrices that the cache surely holds; decode and prefill."""
-    size = WITHIN * cache_bytes(machine)
-    sizes = {count: each for count, each in linear_sizes(machine, form, shape).items() if count <= ALONGSIDE}
-    return Task("linear", form, *shape, 0, nearest(sizes, size, size), threads, PREFILL)
+    """Return a task of matrices that the cache surely holds; decode and prefill."""
+    most = WITHIN * cache_bytes(machine)
+    sizes = {count: size for count, size in linear_sizes(machine, form, shape).items() if count <= ALONGSIDE}
+    return Task("linear", form, *shape, count=nearest(sizes, most, most), threads=threads, runs=PREFILL)
 
 
 def beyond(machine: Machine, form: str, shape: Tuple[int, int], threads: int, size: float) -> Task:
-    """Matrices of about `size` bytes; decode only."""
+    """Return a task of matrices of about `size` bytes; decode only."""
     count = nearest(linear_sizes(machine, form, shape), size, allowed_bytes(machine))
-    return Task("linear", form, *shape, 0, count, threads, DECODE)
+    return Task("linear", form, *shape, count=count, threads=threads, runs=DECODE)
 
 
 def heads_alone(machine: Machine, form: str, threads: int) -> Iterator[Task]:
-    """A narrow head within the cache where one is small enough, and a wide one beyond it."""
+    """Yield a narrow head within the cache if one is small enough, and a wide one beyond it."""
     size = WITHIN * cache_bytes(machine)
     for columns, wished, most in ((NARROW_COLUMNS, size, size),
                                   (HEAD_COLUMNS, beyond_bytes(machine), allowed_bytes(machine))):
-        sizes = {one.rows: one.weight_bytes
-                 for one in graphs.kernels_of(machine.dialect, "head", form, columns=columns)}
-        yield Task("head", form, nearest(sizes, wished, most), columns, 0, 1, threads, DECODE)
+        sizes = {kernel.rows: kernel.weight_bytes
+                 for kernel in graphs.kernels_of(machine.dialect, "head", form, columns=columns)}
+        yield Task("head", form, nearest(sizes, wished, most), columns, threads=threads, runs=DECODE)
 
 
 def chosen_decoders(machine: Machine, threads: int) -> Iterator[Task]:
     for width, ffn, layers, heads, kv_heads in CHOSEN_DECODERS if machine.fused else ():
         for form in machine.formats:
-            task = Task("decoder", form, ffn, width, heads, layers, threads, CHOSEN_DECODER, kv_heads=kv_heads)
+            task = decoder_of(form, (width, ffn, layers, heads), threads, CHOSEN_DECODER)._replace(kv_heads=kv_heads)
             if kernel_of(task, machine.dialect).weight_bytes <= allowed_bytes(machine):
                 yield task
 
 
 def shared_decoders(machine: Machine, threads: int) -> Iterator[Task]:
     shapes = [(form, *shape) for shape in SHARED_DECODERS for form in machine.formats]
-    sizes = {one.columns: one.layer_bytes
-             for one in graphs.kernels_of("fused", "decoder", "fp32", count=1, uses=SWEEP_USES)}
+    sizes = {kernel.columns: kernel.layer_bytes
+             for kernel in graphs.kernels_of("fused", "decoder", "fp32", count=1, uses=SWEEP_USES)}
     widths = {nearest(sizes, share * cache_bytes(machine)) for share in SHARED_SWEEP}
     shapes += [("fp32", width, width, 1, SWEEP_USES, width // SWEEP_HEAD_SIZE) for width in sorted(widths)]
     for form, width, ffn, layers, uses, heads in shapes:
-        task = Task("decoder", form, ffn, width, heads, layers, threads, LONG_DECODE, uses)
+        task = decoder_of(form, (width, ffn, layers, heads), threads, LONG_DECODE)._replace(uses=uses)
         taken = layers * (kernel_of(task, machine.dialect).layer_bytes + uses * 2 * width * DECODER_CONTEXT * 4)
         if taken * SHARE_OF_FREE <= (machine.free_bytes or taken * SHARE_OF_FREE):
             yield task
 
 
 def linear_sizes(machine: Machine, form: str, shape: Tuple[int, int]) -> Dict[int, int]:
-    """Bytes of the shipped graphs of matrices of this shape, by the number of matrices."""
+    """Return the bytes of the shipped graphs of matrices of this shape, by the number of matrices."""
     rows, columns = shape
     kernels = graphs.kernels_of(machine.dialect, "linear", form, rows=rows, columns=columns)
-    return {one.count: one.weight_bytes for one in kernels}
+    return {kernel.count: kernel.weight_bytes for kernel in kernels}
 
 
 def decoder_sizes(form: str, width: int, ffn: int) -> Dict[int, int]:
-    """Bytes of the layers' matrices of the shipped decoders of this shape, by the number of layers."""
+    """Return the bytes of the layers' matrices of the shipped decoders of this shape, by the number of layers."""
     kernels = graphs.kernels_of("fused", "decoder", form, rows=ffn, columns=width, uses=1, kv_heads=0)
-    return {one.count: one.count * one.layer_bytes for one in kernels}
+    return {kernel.count: kernel.count * kernel.layer_bytes for kernel in kernels}
 
 
 def nearest(sizes: Dict[int, int], wished: float, most: float = math.inf) -> int:
-    """The number whose size in bytes is nearest to `wished`, by their ratio. Sizes above `most` bytes are left out; the
-    smallest where all are above."""
-    fitting = [number for number, size in sizes.items() if size <= most] or [min(sizes, key=lambda one: sizes[one])]
+    """Return the number whose size in bytes is nearest to `wished`, by their ratio. Sizes above `most` bytes are left
+    out; if all are above, return the smallest."""
+    smallest = min(sizes, key=lambda number: sizes[number])
+    fitting = [number for number, size in sizes.items() if size <= most] or [smallest]
     return min(fitting, key=lambda number: abs(math.log(sizes[number] / wished)))
 
 
@@ -242,22 +251,22 @@ def cache_bytes(machine: Machine) -> int:
 
 
 def beyond_bytes(machine: Machine) -> int:
-    """Weights that no cache holds, as far as memory allows."""
+    """Return the bytes of weights that no cache holds, as far as memory allows."""
     return min(max(LEAST_BEYOND_BYTES, int(BEYOND * cache_bytes(machine))), allowed_bytes(machine))
 
 
 def allowed_bytes(machine: Machine) -> int:
-    """The largest weights that a graph may have on this machine."""
+    """Return the largest weights that a graph may have on this machine."""
     return min(MOST_BEYOND_BYTES, machine.free_bytes // SHARE_OF_FREE or MOST_BEYOND_BYTES)
 
 
 def sweep_side(machine: Machine) -> int:
-    """The side of square matrices of which 10 to 40 fill the cache."""
+    """Return the side of square matrices of which 10 to 40 fill the cache."""
     return next((side for side in SWEEP_SIDES if 40 * side * side <= cache_bytes(machine)), SWEEP_SIDES[-1])
 
 
 def kernel_of(task: Task, dialect: str) -> Kernel:
-    """The shipped graph of a task of any kind but `argmax`, which has none."""
+    """Return the shipped graph of a task of any kind but `argmax`, which has none."""
     return graphs.kernel_of(dialect, task.kind, task.format, rows=task.rows, columns=task.columns, heads=task.heads,
                             count=task.count, uses=task.uses, kv_heads=task.kv_heads, kv=task.kv,
                             by_groups=task.by_groups)

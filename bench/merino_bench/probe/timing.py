@@ -1,6 +1,5 @@
-"""Times one task of the probe: opens its graph in the backend, runs it until the time is over, and sums up the samples
-in rows.
-"""
+"""Time one task of the probe: open its graph in the backend, run it until the time is over, and summarize the samples
+in rows."""
 import os
 import statistics
 import time
@@ -25,29 +24,51 @@ LEAST_RUNS, ENOUGH_RUNS = 3, 20  # a lower decile of less than 20 is their least
 
 def time_task(onnxruntime: Any, task: Task, kernel: Optional[Kernel], work: str, seconds: float,
               cache_bytes: int, deadline: float) -> List[Dict[str, Any]]:
-    """kernel None: no graph, but the choice of a token among `rows` logits."""
+    """Time each run of a task for about `seconds`, and return a row per run. A decoder runs in the runtime's backend,
+    with the argmax of a token at the end. kernel None: no graph, but the argmax of `rows` logits."""
     if kernel is None:
         logits = np.random.RandomState(0).uniform(size=task.rows).astype(np.float32)
         return [row_of(task, (0, 1), 0, True, repeat_ms(lambda: int(logits.argmax()), LEAST_RUN_S))]
     path = os.path.join(work, "model.onnx")
     with open(path, "wb") as file:
         file.write(kernel.model)
+    backend: Optional[OnnxBackend] = None
     if task.kind == "decoder":
-        return time_decoder(task, kernel, work, seconds, cache_bytes, deadline)
-    with faster_attention(operators_bundle(work, kernel)):
-        session = open_graph(onnxruntime, path, task.threads, kernel.own_kernels)
+        opened = open_backend(decoder_bundle(work, kernel), task.threads)
+        assert isinstance(opened, OnnxBackend)
+        backend = opened
+        for entries in backend.cache.values():
+            entries.fill(0.5)  # this also gives them memory of their own
+    else:
+        with faster_attention(operators_bundle(work, kernel)):
+            session = open_graph(onnxruntime, path, task.threads, kernel.own_kernels)
     rows: List[Dict[str, Any]] = []
-    for cached_tokens, tokens in task.runs:
+    for cached, tokens in task.runs:
         if rows and time.perf_counter() > deadline:
             break
-        call = bound(session, kernel, cached_tokens, tokens)
-        rows.append(row_of(task, (cached_tokens, tokens), kernel.weight_bytes,
+        call = decoder_call(backend, cached, tokens) if backend else bound(session, kernel, cached, tokens)
+        rows.append(row_of(task, (cached, tokens), kernel.weight_bytes,
                            kernel.weight_bytes <= plan.WITHIN * cache_bytes, repeat_ms(call, seconds)))
+    if backend:
+        backend.close()
     return rows
 
 
+def decoder_call(backend: OnnxBackend, cached: int, tokens: int) -> Callable[[], Any]:
+    """Return a call that runs the decoder over `tokens` new positions behind `cached` ones."""
+    backend.truncate(0)
+    backend.ids.extend([1] * cached)  # the values of the entries do not matter to the time
+    ids = [1] * tokens
+
+    def call() -> Any:
+        backend.truncate(cached)
+        return int((backend.step(1) if len(ids) == 1 else backend.prefill(ids)).argmax())
+    return call
+
+
 def open_graph(onnxruntime: Any, path: str, threads: int, own_kernels: bool = False) -> Any:
-    """A session as the runtime opens it. own_kernels: whether the graph has operators of this project's kernels."""
+    """Return a session as the runtime opens it. own_kernels: whether the graph has operators of this project's
+    kernels."""
     options = session_options(onnxruntime, threads)
     if own_kernels:
         register_kernels(onnxruntime, options, threads)
@@ -55,7 +76,7 @@ def open_graph(onnxruntime: Any, path: str, threads: int, own_kernels: bool = Fa
 
 
 def loads_kernels(onnxruntime: Any) -> bool:
-    """Whether this project's kernels can be loaded here."""
+    """Return whether this project's kernels can be loaded here."""
     try:
         register_kernels(onnxruntime, onnxruntime.SessionOptions(), 1)
     except Exception:  # onnxruntime's exceptions have no base of their own
@@ -63,33 +84,8 @@ def loads_kernels(onnxruntime: Any) -> bool:
     return True
 
 
-def time_decoder(task: Task, kernel: Kernel, work: str, seconds: float, cache_bytes: int,
-                 deadline: float) -> List[Dict[str, Any]]:
-    """By the runtime's backend, with the choice of a token at the end, as the benchmark has it."""
-    backend = open_backend(decoder_bundle(work, kernel), task.threads)
-    assert isinstance(backend, OnnxBackend)
-    for entries in backend.cache.values():
-        entries.fill(0.5)  # which also gives them memory of their own
-    rows: List[Dict[str, Any]] = []
-    for cached, tokens in task.runs:
-        if rows and time.perf_counter() > deadline:
-            break
-        backend.truncate(0)
-        backend.ids.extend([1] * cached)  # what the entries are does not matter to time
-        ids = [1] * tokens
-
-        def call(cached: int = cached, ids: List[int] = ids) -> Any:
-            backend.truncate(cached)
-            return int((backend.step(1) if len(ids) == 1 else backend.prefill(ids)).argmax())
-
-        rows.append(row_of(task, (cached, tokens), kernel.weight_bytes,
-                           kernel.weight_bytes <= plan.WITHIN * cache_bytes, repeat_ms(call, seconds)))
-    backend.close()
-    return rows
-
-
 def bound(session: Any, kernel: Kernel, cached: int, tokens: int) -> Callable[[], Any]:
-    """A call that runs the graph on arrays that stay where they are. Outputs of one shape share their memory."""
+    """Return a call that runs the graph on arrays that stay where they are. Outputs of one shape share their memory."""
     binding, arrays, shared = session.io_binding(), {}, {}  # type: Any, Dict[str, np.ndarray], Dict[Any, np.ndarray]
     for port in kernel.inputs:
         array = np.full(_shape(port, tokens), _value(port, cached, tokens), port.dtype)
@@ -110,8 +106,8 @@ def bound(session: Any, kernel: Kernel, cached: int, tokens: int) -> Callable[[]
 
 
 def _value(port: Port, cached: int, tokens: int) -> float:
-    """Any number is as good as another for activations, weights and what is cached; positions must lie within the
-    context."""
+    """Return the value that fills an input. Any number will do for activations, weights and cached entries; positions
+    must lie within the context."""
     if port.dtype == "float32":
         return 0.5
     if port.name.startswith("past_key_values."):
@@ -124,8 +120,8 @@ def _shape(port: Port, tokens: int) -> List[int]:
 
 
 def repeat_ms(call: Callable[[], Any], seconds: float) -> List[float]:
-    """For at most so long, or until there are enough. The first runs are not counted: they allocate, page in, and fill
-    the caches with what is read again and again, which took a dozen of them."""
+    """Return the ms of repeated calls, over at most so many seconds, or until there are enough of them. The first dozen
+    calls are not counted: they allocate memory, read pages in and fill the caches."""
     began = time.perf_counter()
     for _ in range(WARM_UP_RUNS):
         call()
@@ -142,8 +138,8 @@ def repeat_ms(call: Callable[[], Any], seconds: float) -> List[float]:
 
 
 def lower_decile_ms(samples_ms: Sequence[float]) -> float:
-    """A tenth of the runs took less: what disturbs a run only adds time. On an idle machine the median is within 2 % of
-    it. Bursts of other work, milliseconds long, move the median but not the lower decile."""
+    """Return the ms that a tenth of the runs undercut, because a disturbance only adds time. On an idle machine the
+    median is within 2 % of it. Bursts of other work, milliseconds long, move the median but not the lower decile."""
     return sorted(samples_ms)[len(samples_ms) // 10]
 
 

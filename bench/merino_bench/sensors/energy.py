@@ -1,7 +1,7 @@
-"""Energy of the timed phases: a thread reads the power source while child processes measure, and the readings are
-integrated over prefill and over decode.
+"""Measure the energy of the timed phases: a thread reads the power source while child processes measure, and the
+readings are integrated over prefill and over decode.
 
-The thread runs in the parent, which only waits, so that it takes no core or memory of the measured process. Phases are
+The thread runs in the parent, which only waits, so it takes no core or memory from the measured process. Phases are
 times of `time.perf_counter`, which on Linux is one clock for all processes. `power` finds the sources.
 """
 import threading
@@ -40,7 +40,7 @@ class Sampler:
         self.source.close()
 
     def wait_past(self, time_s: float) -> None:
-        """Returns as soon as there is a reading later than `time_s`, or the sensor has been silent for too long."""
+        """Return as soon as there is a reading later than `time_s`, or the sensor has been silent for too long."""
         latest_s = time_s + MOST_GAPS * self.source.interval_s
         while time.perf_counter() < latest_s and not (self.readings and self.readings[-1].time_s > time_s):
             time.sleep(self.source.interval_s / 20)
@@ -56,8 +56,8 @@ class Sampler:
 
 
 def idle_watts(sampler: Sampler, seconds: float = IDLE_S) -> Optional[float]:
-    """The mean power in W while nothing of this project runs, so it must be called before anything is started; None
-    where too few readings came."""
+    """Return the mean power in W while nothing of this project runs, so it must be called before anything is started;
+    None if too few readings came."""
     sampler.wait_past(time.perf_counter())
     start_s = time.perf_counter()
     time.sleep(seconds)
@@ -68,8 +68,8 @@ def idle_watts(sampler: Sampler, seconds: float = IDLE_S) -> Optional[float]:
 
 
 def energy_of(sampler: Sampler, idle_w: Optional[float], prefill: Phases, decode: Phases) -> Dict[str, Any]:
-    """A record's `energy`: joules over all repetitions, None for a phase that the readings do not cover.
-    samples: readings inside the phases. Waits for the reading after the last phase."""
+    """Return a record's `energy`: joules over all repetitions, None for a phase that the readings do not cover.
+    samples: readings inside the phases. Wait for the reading after the last phase."""
     sampler.wait_past(max((end_s for _, end_s in [*prefill, *decode]), default=0.0))
     energy: Dict[str, Any] = {
         "source": sampler.source.name, "rail": sampler.source.rail, "interval_s": sampler.source.interval_s,
@@ -84,7 +84,7 @@ def energy_of(sampler: Sampler, idle_w: Optional[float], prefill: Phases, decode
 
 
 def phases_j(sampler: Sampler, phases: Phases) -> Optional[float]:
-    """Joules of all phases; None where too few readings lie inside them, or where the sensor was silent or gave
+    """Return the joules of all phases, or None if too few readings are inside them, or the sensor was silent or read
     nothing but 0."""
     readings = list(sampler.readings)
     if not phases or inside(readings, phases) < LEAST_SAMPLES:
@@ -97,7 +97,7 @@ def phases_j(sampler: Sampler, phases: Phases) -> Optional[float]:
 
 
 def why_no_energy(sampler: Sampler, phases: Phases) -> str:
-    """For people: why `phases_j` gives None."""
+    """Explain to people why `phases_j` returns None."""
     source, count = sampler.source, inside(sampler.readings, phases)
     if count < LEAST_SAMPLES:
         return (f"no energy: {count} readings of {source.name}, one each {source.interval_s:g} s, fell into the timed "
@@ -106,11 +106,12 @@ def why_no_energy(sampler: Sampler, phases: Phases) -> str:
 
 
 def inside(readings: Sequence[Reading], phases: Phases) -> int:
-    return sum(any(start_s <= one.time_s <= end_s for start_s, end_s in phases) for one in readings)
+    return sum(any(start_s <= reading.time_s <= end_s for start_s, end_s in phases) for reading in readings)
 
 
 def cumulative_j(readings: Sequence[Reading], counts_joules: bool) -> List[Tuple[float, float]]:
-    """(time in s, joules since the first reading) for each reading; powers are integrated by the trapezoid rule."""
+    """Return (time in s, joules since the first reading) for each reading; powers are integrated by the trapezoid
+    rule."""
     curve: List[Tuple[float, float]] = []
     for index, (time_s, value) in enumerate(readings):
         if counts_joules:
@@ -126,8 +127,8 @@ def cumulative_j(readings: Sequence[Reading], counts_joules: bool) -> List[Tuple
 
 def between_j(curve: Sequence[Tuple[float, float]], start_s: float, end_s: float,
               most_gap_s: float) -> Optional[float]:
-    """Joules between two times, by linear interpolation of the curve; None where the readings do not span both times,
-    or have a gap above `most_gap_s` between them."""
+    """Return the joules between two times, by linear interpolation of the curve; None if the readings do not span both
+    times, or have a gap above `most_gap_s` between them."""
     times = [time_s for time_s, _ in curve]
     first, last = bisect_right(times, start_s) - 1, bisect_right(times, end_s)  # around both
     if first < 0 or last >= len(times):

@@ -1,12 +1,12 @@
-"""The machine's state before and after a run: clocks, temperatures, throttling, swap.
+"""Read the machine's state before and after a run: clocks, temperatures, throttling, swap.
 
-A source that this machine lacks gives None. Parsers take text and readers take a root folder, so that both are tested
-on recorded boards. Instruction set and memory are in `merino_runtime.io.board`, power is in `power`.
+Parsers take text and readers take a root folder, so that both are tested on recorded boards. Instruction set and memory
+are in `merino_runtime.io.board`, power is in `power`.
 
 The CPU time that other processes and other guests of the host took is the difference of two readings. Clock ticks see
 what runs for 10 ms or longer. A shorter burst shows in two exact counters of the kernel: the time that runnable threads
 of this process waited for a core (schedstat), and the involuntary context switches. A source that this machine lacks
-gives None.
+returns None.
 """
 
 import glob
@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import merino_runtime
@@ -37,7 +38,7 @@ class CpuMoment(NamedTuple):
 
 
 class Load(NamedTuple):
-    """Shares from 0 to 1; None where the source is missing or the time was too short."""
+    """Shares from 0 to 1; None if the source is missing or the time was too short."""
     others_cpu_share: Optional[float]  # of all cores' time, that other processes and guests took
     steal_share: Optional[float]  # of all cores' time, that other guests took
     waiting_share: Optional[float]  # of the time that this process's threads were runnable, that they had no core
@@ -54,8 +55,13 @@ class Load(NamedTuple):
 
 def cpu_moment(root: str = "/") -> CpuMoment:
     own, stat = os.times(), _read(root, "proc/stat")
+    preemptions = None
+    with suppress(ImportError):
+        import resource  # here, because Windows has no such module
+
+        preemptions = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
     return CpuMoment(clock_s=time.perf_counter(), busy_s=busy_s(stat), stolen_s=stolen_s(stat),
-                     own_s=own.user + own.system, waited_s=waited_s(root), preemptions=_preemptions())
+                     own_s=own.user + own.system, waited_s=waited_s(root), preemptions=preemptions)
 
 
 def load_between(before: CpuMoment, after: CpuMoment, cpus: int) -> Load:
@@ -72,7 +78,8 @@ def load_between(before: CpuMoment, after: CpuMoment, cpus: int) -> Load:
 
 
 def busy_s(stat: Optional[str], ticks_per_s: Optional[int] = None) -> Optional[float]:
-    """Seconds of all cores since boot: user + nice + system + irq + softirq + steal, without idle and iowait."""
+    """Return the seconds of all cores since boot: user + nice + system + irq + softirq + steal, without idle and
+    iowait."""
     match = re.search(r"^cpu +(.+)$", stat or "", re.MULTILINE)
     if not match:
         return None
@@ -81,24 +88,17 @@ def busy_s(stat: Optional[str], ticks_per_s: Optional[int] = None) -> Optional[f
 
 
 def stolen_s(stat: Optional[str], ticks_per_s: Optional[int] = None) -> Optional[float]:
-    """Seconds since boot in which a core had work and the host gave it to another guest."""
+    """Return the seconds since boot in which a core had work and the host gave it to another guest."""
     match = re.search(r"^cpu +(?:\d+ +){7}(\d+)", stat or "", re.MULTILINE)
     return int(match.group(1)) / (ticks_per_s or os.sysconf("SC_CLK_TCK")) if match else None
 
 
 def waited_s(root: str = "/") -> Optional[float]:
-    """Seconds that the threads of this process have waited for a core; None where the kernel does not count them."""
+    """Return the seconds that the threads of this process have waited for a core; None if the kernel does not count
+    them."""
     texts = [_read("", path) for path in glob.glob(os.path.join(root, "proc/self/task/*/schedstat"))]
     waits_ns = [int(text.split()[1]) for text in texts if text]  # a thread may end meanwhile
     return sum(waits_ns) / 1e9 if waits_ns else None
-
-
-def _preemptions() -> Optional[int]:
-    try:
-        import resource  # here, because Windows has no such module
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _grown(before: Optional[float], after: Optional[float]) -> Optional[float]:
@@ -110,7 +110,7 @@ def _share(part_s: Optional[float], whole_s: float) -> Optional[float]:
 
 
 def machine(root: str = "/") -> Dict[str, Any]:
-    """Facts that do not change during a run."""
+    """Return the facts that do not change during a run."""
     return {
         "board": board_model(_read(root, "proc/device-tree/model")) or cpu_model(_read(root, "proc/cpuinfo")),
         "kernel": platform.release() or None, "arch": platform.machine() or None, "cpus": os.cpu_count(),
@@ -123,7 +123,7 @@ def machine(root: str = "/") -> Dict[str, Any]:
 
 
 def state(root: str = "/") -> Dict[str, Any]:
-    """Facts that may change, so they are taken before and after a run."""
+    """Return the facts that may change, so they are taken before and after a run."""
     clocks = "sys/devices/system/cpu/cpu[0-9]*/cpufreq/"
     governors = {word for _, word in _read_all(root, clocks + "scaling_governor")}
     clocks_mhz = [khz / 1000 for _, khz in _numbers(root, clocks + "scaling_cur_freq")]
@@ -145,17 +145,17 @@ def state(root: str = "/") -> Dict[str, Any]:
 
 
 def flags_of(before: Dict[str, Any], after: Dict[str, Any], load: Load) -> List[str]:
-    """`throttled`, `busy` and `swapping`, each where it was seen; a missing source raises no flag. before, after: of
-    `state`; load: of the time between them."""
+    """Return `throttled`, `busy` and `swapping`, if they were seen; a missing source raises no flag. before, after:
+    from `state`; load: of the time between them."""
     flags = []
-    bits_before, bits_after = (int(one["throttle_bits"] or "0", 16) for one in (before, after))
+    bits_before, bits_after = (int(facts["throttle_bits"] or "0", 16) for facts in (before, after))
     newly = bits_after & ~bits_before & SINCE_BOOT_BITS
-    cooled = any((one[unit] or 0) > 0 for one in (before, after) for unit in ("cpu_cooling", "gpu_cooling"))
+    cooled = any((facts[unit] or 0) > 0 for facts in (before, after) for unit in ("cpu_cooling", "gpu_cooling"))
     if (bits_before | bits_after) & NOW_BITS or newly or cooled:
         flags.append("throttled")
     if load.busy:
         flags.append("busy")
-    pages = [one["swapped_pages"] for one in (before, after)]
+    pages = [facts["swapped_pages"] for facts in (before, after)]
     if None not in pages and pages[1] - pages[0] > SWAPPED_PAGES:
         flags.append("swapping")
     return flags
@@ -176,13 +176,13 @@ def cpuinfo_clocks_mhz(cpuinfo: Optional[str]) -> Optional[List[float]]:
 
 
 def throttle_bits(vcgencmd: Optional[str]) -> Optional[str]:
-    """"throttled=0x50000" -> "0x50000"."""
+    """Parse "throttled=0x50000" into "0x50000"."""
     match = re.search(r"throttled=(0x[0-9a-fA-F]+)", vcgencmd or "")
     return match.group(1) if match else None
 
 
 def power_mode(nvpmodel: Optional[str]) -> Optional[str]:
-    """The name and, in parentheses, the number that `nvpmodel -m` takes."""
+    """Return the name and, in parentheses, the number that `nvpmodel -m` takes."""
     match = re.search(r"NV Power Mode:\s*(\S+)(?:\s+(\d+)\s*$)?", nvpmodel or "", re.MULTILINE)
     if not match:
         return None
@@ -195,13 +195,14 @@ def swap_used_mb(meminfo: Optional[str]) -> Optional[float]:
 
 
 def swapped_pages(vmstat: Optional[str]) -> Optional[int]:
-    """Pages swapped in and out since boot."""
+    """Return the number of pages swapped in and out since boot."""
     counts = re.findall(r"^pswp(?:in|out) (\d+)", vmstat or "", re.MULTILINE)
     return sum(map(int, counts)) if counts else None
 
 
 def temperatures_c(root: str = "/") -> Optional[Dict[str, float]]:
-    """Degrees Celsius by the zone's name; a second zone of one name has its folder's name added."""
+    """Return degrees Celsius by the zone's name. If two zones have the same name, the second has its folder's name
+    added."""
     temperatures: Dict[str, float] = {}
     zones = "sys/class/thermal/thermal_zone*/"
     names = dict(_read_all(root, zones + "type"))
@@ -212,8 +213,8 @@ def temperatures_c(root: str = "/") -> Optional[Dict[str, float]]:
 
 
 def cooling_level(root: str, words: Tuple[str, ...]) -> Optional[int]:
-    """The highest level of the kernel's throttling devices whose type has one of the words, 0: not throttled. A GPU's
-    are called `devfreq-17000000.ga10b`, `thermal-devfreq-0` or `gpu-balanced`, by kernel."""
+    """Return the highest level of the kernel's throttling devices whose type has one of the words, 0: not throttled. A
+    GPU's are called `devfreq-17000000.ga10b`, `thermal-devfreq-0` or `gpu-balanced`, by kernel."""
     devices = "sys/class/thermal/cooling_device*/"
     names = dict(_read_all(root, devices + "type"))
     levels = [level for folder, level in _numbers(root, devices + "cur_state")
@@ -230,8 +231,8 @@ def _read(root: str, path: str) -> Optional[str]:
 
 
 def _read_all(root: str, pattern: str) -> List[Tuple[str, str]]:
-    """(its folder's name, its text) of each file that matches, in the order of the numbers in the path. Files that
-    cannot be read are left out, as those of a temperature zone that is switched off."""
+    """Return (its folder's name, its text) of each file that matches, in the order of the numbers in the path. Files
+    that cannot be read are left out, such as those of a temperature zone that is switched off."""
     paths = glob.glob(os.path.join(root, pattern))
     paths.sort(key=lambda path: [int(number) for number in re.findall(r"\d+", path[len(root):])])
     texts = [(os.path.basename(os.path.dirname(path)), (_read("", path) or "").strip()) for path in paths]
@@ -239,12 +240,12 @@ def _read_all(root: str, pattern: str) -> List[Tuple[str, str]]:
 
 
 def _numbers(root: str, pattern: str) -> List[Tuple[str, int]]:
-    """As `_read_all`, without what is no integer: a driver may write `<unsupported>`."""
+    """Read the files of `_read_all`, without those that hold no integer: a driver may write `<unsupported>`."""
     return [(folder, int(text)) for folder, text in _read_all(root, pattern) if re.match(r"-?\d+$", text)]
 
 
 def output_of(*command: str) -> Optional[str]:
-    """A program's stdout; None where there is none or it hangs."""
+    """Return a program's stdout; None if there is none or it hangs."""
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except OSError:  # no such program, or no memory to start one

@@ -1,8 +1,8 @@
-"""The GPU of a Jetson and the board's power mode, before and after a run.
+"""Read the GPU of a Jetson and the board's power mode, before and after a run.
 
-From jetson-stats (jtop) 3.x and 4.x, where it is installed and its service runs; else from the kernel's and nvpmodel's
-files. jtop is AGPL, so we import it and never ship it. A fact that this machine lacks is None; a machine without a GPU
-of this kind has no facts.
+From jetson-stats (jtop) 3.x and 4.x, if it is installed and its service runs; else from the files of the kernel and of
+nvpmodel. jtop is AGPL, so it is imported and never shipped. A fact that this machine lacks is None; a machine without a
+GPU of this kind has no facts.
 """
 import glob
 import json
@@ -28,9 +28,9 @@ LONGEST_S = 20.0  # for jtop's answer
 
 
 def with_gpu(state: Dict[str, Any], root: str = "/") -> Dict[str, Any]:
-    """The state of `environment`, with `gpu`: {source, name, compute_capability, clock_mhz, clock_max_mhz,
-    load_percent, power_w, power_rail} or None; with `power_modes`, the names of all; and with `power_mode` where
-    nvpmodel itself did not answer."""
+    """Return the state of `environment`, with `gpu`: {source, name, compute_capability, clock_mhz, clock_max_mhz,
+    load_percent, power_w, power_rail} or None; with `power_modes`, the names of all; and with `power_mode` if nvpmodel
+    itself did not report it."""
     name, capability = gpu_name(root)
     readings = (jtop_facts() if root == "/" and name else None) or file_facts(root)
     mode, modes = readings.pop("mode"), readings.pop("modes")
@@ -40,35 +40,36 @@ def with_gpu(state: Dict[str, Any], root: str = "/") -> Dict[str, Any]:
 
 
 def mode_flags(before: Mapping[str, Any], after: Mapping[str, Any]) -> List[str]:
-    """`low-power` where the board's mode was below its highest. before, after: of `with_gpu`."""
-    low = any(is_low(one.get("power_mode"), one.get("power_modes")) for one in (before, after))
+    """Return `low-power` if the board's mode was below its highest. before, after: from `with_gpu`."""
+    low = any(is_low(state.get("power_mode"), state.get("power_modes")) for state in (before, after))
     return ["low-power"] if low else []
 
 
 def is_low(mode: Optional[str], modes: Optional[Sequence[str]]) -> bool:
-    """mode: `MAXN (0)` and the like. Without a mode MAXN, as on an Orin Nano before its Super mode, the mode of
-    the most watts is the highest; without a list of modes MAXN alone is high."""
+    """Return whether `mode`, such as `MAXN (0)`, is below the board's highest. If there is no mode MAXN, as on an Orin
+    Nano before its Super mode, the mode of the most watts is the highest; without a list of modes only MAXN is."""
     name = (mode or "MAXN").split(" (")[0]
     if name.startswith("MAXN"):
         return False
-    watts = [_watts(one) for one in modes or ()]
-    return any(one.startswith("MAXN") for one in modes or ()) or not any(watts) or _watts(name) < max(watts)
+    watts = [watts_of_mode(other) for other in modes or ()]
+    return any(other.startswith("MAXN") for other in modes or ()) or not any(watts) or watts_of_mode(name) < max(watts)
 
 
-def _watts(mode: str) -> float:
+def watts_of_mode(mode: str) -> float:
+    """Return the watts in a power mode's name, or 0 if there are none."""
     match = re.search(r"(\d+(?:\.\d+)?)W", mode)
     return float(match.group(1)) if match else 0.0
 
 
 def gpu_name(root: str = "/") -> Tuple[Optional[str], Optional[str]]:
-    """-> (name, compute capability), as far as the chip is a known one."""
+    """Return (name, compute capability), or Nones if the chip is not a known one."""
     chips = read_text(os.path.join(root, "proc/device-tree/compatible")).split("\0")
     return next((CHIPS[chip] for chip in chips if chip in CHIPS), (None, None))
 
 
 def jtop_facts() -> Optional[Dict[str, Any]]:
-    """Of jtop's service, read in a separate process: a client adds memory and a thread. None where there is no such
-    service."""
+    """Return the facts of jtop's service, or None without the service. A separate process reads them, because a client
+    adds memory and a thread."""
     try:
         if find_spec("jtop") is None:
             return None
@@ -78,7 +79,7 @@ def jtop_facts() -> Optional[Dict[str, Any]]:
 
 
 def main() -> None:
-    """Prints {"facts": what jtop reports}; null where it does not answer."""
+    """Print {"facts": what jtop reports}; null if it does not answer."""
     facts, client = None, None  # type: Any, Any
     try:
         from jtop import jtop
@@ -94,7 +95,7 @@ def main() -> None:
 
 
 def facts_of(client: Any) -> Dict[str, Any]:
-    """Of a client of jtop, of either kind."""
+    """Return the facts of a client of jtop, of either version."""
     clock_mhz, clock_max_mhz, load = _gpu_of(client.gpu)
     rails = jtop_rails(client.power)
     rail = gpu_rail(rails)
@@ -108,26 +109,27 @@ def facts_of(client: Any) -> Dict[str, Any]:
 
 
 def _gpu_of(gpu: Any) -> Tuple[Optional[float], Optional[float], Optional[float]]:
-    """jtop's `gpu` -> (MHz, highest MHz, load in percent).
+    """Parse jtop's `gpu` into (MHz, highest MHz, load in percent).
 
     4.x has an entry per GPU, in kHz. 3.x has one GPU: `frq` in kHz, `max_freq` in Hz unlike its documentation.
     """
     if "val" in gpu:
         return _scaled(gpu.get("frq"), KHZ_PER_MHZ), _scaled(gpu.get("max_freq"), HZ_PER_MHZ), float(gpu["val"])
-    for one in dict(gpu.items()).values():
-        if one.get("type") == "integrated":
-            clocks, load = one.get("freq", {}), one.get("status", {}).get("load")
+    for entry in dict(gpu.items()).values():
+        if entry.get("type") == "integrated":
+            clocks, load = entry.get("freq", {}), entry.get("status", {}).get("load")
             return _scaled(clocks.get("cur"), KHZ_PER_MHZ), _scaled(clocks.get("max"), KHZ_PER_MHZ), load
     return None, None, None
 
 
 def gpu_rail(rails: Mapping[str, float]) -> Optional[str]:
-    """The rail that feeds the GPU: alone, or on Orin Nano with the CPU."""
+    """Return the rail that supplies the GPU: alone, or on Orin Nano with the CPU."""
     return next((rail for rail in sorted(rails, key=len) if "GPU" in rail.upper()), None)
 
 
 def file_facts(root: str = "/") -> Dict[str, Any]:
-    """The same of files: a frequency device in Hz, `load` in tenths of a percent, the INA3221, nvpmodel's own."""
+    """Return the same facts from files: a frequency device in Hz, `load` in tenths of a percent, the INA3221,
+    nvpmodel's files."""
     folder = next((path for path in sorted(glob.glob(os.path.join(root, "sys/class/devfreq/*")))
                    if read_text(os.path.join(path, "device/of_node/name")).strip("\0\n") in NODES
                    or path.endswith(tuple("." + node for node in NODES))), "")
@@ -143,13 +145,13 @@ def file_facts(root: str = "/") -> Dict[str, Any]:
 
 
 def nvpmodel_files(root: str = "/") -> Tuple[Optional[str], Optional[List[str]]]:
-    """-> (`MAXN (0)`, names of all modes) from the state that nvpmodel keeps, and from its configuration."""
+    """Return (`MAXN (0)`, names of all modes) from the state that nvpmodel keeps, and from its configuration."""
     names = {int(number): name for number, name in re.findall(
         r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>", read_text(os.path.join(root, "etc/nvpmodel.conf")))}
     chosen = re.search(r"pmode:\s*(\d+)", read_text(os.path.join(root, "var/lib/nvpmodel/status")))
     number = int(chosen.group(1)) if chosen else None
     mode = f"{names[number]} ({number})" if number in names else None
-    return mode, [names[each] for each in sorted(names)] or None
+    return mode, [names[mode_id] for mode_id in sorted(names)] or None
 
 
 def _scaled(value: Optional[float], divisor: float) -> Optional[float]:

@@ -1,4 +1,4 @@
-"""Energy of what runs now, for a server: a sensor is read all the time, and gives the energy of a past span."""
+"""Measure the energy of a server's requests: a sensor is read all the time, and reports the energy of a past span."""
 import time
 from typing import Optional
 
@@ -16,12 +16,13 @@ class Meter:
         self.name = f"{sampler.source.name} {sampler.source.rail}"
 
     def joules(self, start_s: float, end_s: float) -> Optional[float]:
-        """Between two times of time.perf_counter: the mean power of the readings within, times the span. None where
-        fewer than LEAST_SAMPLES are."""
+        """Return the joules between two times of time.perf_counter: the mean power of the readings within, times the
+        span. None if fewer than LEAST_SAMPLES readings are within."""
         readings = self._sampler.readings
-        old = next((index for index, one in enumerate(readings) if one.time_s > time.perf_counter() - KEPT_S), 0)
-        del readings[:old]
-        within = [one for one in list(readings) if start_s <= one.time_s <= end_s]
+        oldest_s = time.perf_counter() - KEPT_S
+        outdated = next((index for index, reading in enumerate(readings) if reading.time_s > oldest_s), 0)
+        del readings[:outdated]
+        within = [reading for reading in list(readings) if start_s <= reading.time_s <= end_s]
         if len(within) < LEAST_SAMPLES:
             return None
         joules = cumulative_j(within, self._sampler.source.counts_joules)[-1][1]
@@ -32,6 +33,6 @@ class Meter:
 
 
 def open_sensors() -> Sensors:
-    """What this machine has of them, for `merino_runtime.serving`."""
+    """Return the sensors of this machine, for `merino_runtime.serving`."""
     source, _ = find_source()
     return Sensors(temperatures_c, None if source is None else Meter(Sampler(source)))

@@ -1,7 +1,7 @@
-"""Power sources of a machine: jtop, the INA3221 of Jetsons, the PMIC of the Raspberry Pi 5, RAPL, or none.
+"""Find the power source of a machine: jtop, the INA3221 of Jetsons, the PMIC of the Raspberry Pi 5, RAPL, or none.
 
-Each source has a function that takes a root folder, so that all are tested on recorded boards. A source gives the power
-of the whole board where that is measured, and names the rail. `energy` integrates the readings.
+Each source has a function that takes a root folder, so that all are tested on recorded boards. A source reads the power
+of the whole board if that is measured, and names the rail. `energy` integrates the readings.
 """
 import glob
 import os
@@ -29,9 +29,9 @@ class Source(NamedTuple):
 
 
 def find_source(root: str = "/") -> Tuple[Optional[Source], str]:
-    """-> the first source that answers, and why the ones before it do not."""
+    """Return the first source that answers, and why the ones before it do not."""
     reasons: List[str] = []
-    for find in (jtop_source, ina3221_jetpack4, ina3221_hwmon, pmic_source, rapl_source):
+    for find in (jtop_source, ina3221_source, pmic_source, rapl_source):
         source = None
         try:
             source = find(root)
@@ -47,8 +47,8 @@ def find_source(root: str = "/") -> Tuple[Optional[Source], str]:
 
 
 def jtop_source(root: str) -> Source:
-    """jetson-stats, where it is installed and its service runs; it is AGPL, so we import it and never ship it. `power`
-    is the reading in mW; its `avg` is not a mean. The service sets the interval."""
+    """Return the source of jetson-stats, if it is installed and its service runs. It is AGPL, so it is imported and
+    never shipped. `power` is the reading in mW; its `avg` is not a mean. The service sets the interval."""
     if root != "/":
         raise OSError("jtop: a recorded board has no service")
     try:
@@ -70,7 +70,7 @@ def jtop_source(root: str) -> Source:
 
 
 def jtop_watts(power: Any) -> Tuple[float, str]:
-    """jtop's `power` -> (watts, rail). The total has a rail's name where the board measures it, else it is a sum.
+    """Parse jtop's `power` into (watts, rail). The total has a rail's name if the board measures it, else it is a sum.
 
     4.x gives {"rail", "tot"} with `power`; 3.x gives (total, rails) with `cur`, and does not name the total.
     """
@@ -78,7 +78,7 @@ def jtop_watts(power: Any) -> Tuple[float, str]:
     sum_of = f"sum of {' + '.join(sorted(rails))}"
     if isinstance(power, (tuple, list)):
         total = power[0] or {}
-        is_sum = total.get("cur") == sum(_mw(one) for one in power[1].values())
+        is_sum = total.get("cur") == sum(_mw(rail) for rail in power[1].values())
         watts, name = total.get("cur"), sum_of if is_sum else None
     else:
         total = power.get("tot") or {}
@@ -89,39 +89,45 @@ def jtop_watts(power: Any) -> Tuple[float, str]:
 
 
 def jtop_rails(power: Any) -> Dict[str, float]:
-    """jtop's `power` -> watts of each rail but the total."""
+    """Parse jtop's `power` into the watts of each rail but the total."""
     rails = power[1] if isinstance(power, (tuple, list)) else power.get("rail")
-    return {rail: _mw(one) / 1000 for rail, one in (rails or {}).items()}
+    return {name: _mw(rail) / 1000 for name, rail in (rails or {}).items()}
 
 
 def _mw(rail: Dict[str, Any]) -> float:
     return rail["power"] if "power" in rail else rail["cur"]
 
 
-def ina3221_jetpack4(root: str) -> Source:
-    return _rails_source("ina3221 (JetPack 4)", _jetpack4_rails(root))
+def ina3221_source(root: str) -> Source:
+    """Return the chip's rail of the whole board, or the sum of its rails."""
+    rails = ina3221_rails(root)
+    if not rails:
+        raise OSError("ina3221: no rail in /sys, of JetPack 4 or in hwmon")
+    counted: List[str] = [rail for rail in TOTAL_RAILS if rail in rails][:1] or sorted(rails)
 
+    def read() -> float:
+        return sum(_rail_watts(rails[rail]) for rail in counted)
 
-def ina3221_hwmon(root: str) -> Source:
-    return _rails_source("ina3221 (hwmon)", _hwmon_rails(root))
+    name = f"ina3221 ({'JetPack 4' if _jetpack4_rails(root) else 'hwmon'})"
+    return Source(name, counted[0] if len(counted) == 1 else f"sum of {' + '.join(counted)}", SYSFS_INTERVAL_S, read)
 
 
 def ina3221_rails(root: str) -> Dict[str, Sequence[Any]]:
-    """Of either kernel; empty where there is no such chip."""
+    """Return the rails that either kernel shows, as arguments of `_rail_watts`; empty if there is no such chip."""
     return _jetpack4_rails(root) or _hwmon_rails(root)
 
 
 def rail_watts(rails: Dict[str, Sequence[Any]]) -> Dict[str, float]:
-    """Of each rail that answers."""
+    """Return the watts of each rail that answers."""
     watts = {}
     for rail, readings in rails.items():
         with suppress(OSError, ValueError):
-            watts[rail] = _power_of_pair(readings)
+            watts[rail] = _rail_watts(readings)
     return watts
 
 
 def _jetpack4_rails(root: str) -> Dict[str, Sequence[Any]]:
-    """`in_power0_input` in mW beside `rail_name_0`, below the driver's folder."""
+    """Return the rails of JetPack 4: `in_power0_input` in mW beside `rail_name_0`, below the driver's folder."""
     folder = "sys/bus/i2c/drivers/ina3221x/*/iio:device*/"
     rails: Dict[str, Sequence[Any]] = {}
     for path in sorted(glob.glob(os.path.join(root, folder + "rail_name_*"))):
@@ -131,9 +137,9 @@ def _jetpack4_rails(root: str) -> Dict[str, Sequence[Any]]:
 
 
 def _hwmon_rails(root: str) -> Dict[str, Sequence[Any]]:
-    """JetPack 5 and later: inN_input in mV, currN_input in mA, inN_label; `NC` is not connected. Where a chip of
-    this family gives powerN_input, that is in uW. An INA3221 has 3 channels: its curr4 is the sum of the currents, and
-    its in4 a shunt voltage."""
+    """Return the rails of JetPack 5 and later: inN_input in mV, currN_input in mA, inN_label; `NC` is not connected. If
+    a chip of this family has powerN_input, that is in uW. An INA3221 has 3 channels: its curr4 is the sum of the
+    currents, and its in4 a shunt voltage."""
     rails: Dict[str, Sequence[Any]] = {}
     for folder in sorted(glob.glob(os.path.join(root, "sys/class/hwmon/hwmon*/"))):
         chip = _word_or_none(folder + "name")
@@ -153,7 +159,8 @@ def _hwmon_rails(root: str) -> Dict[str, Sequence[Any]]:
 
 
 def pmic_source(root: str) -> Source:
-    """Raspberry Pi 5: an estimate, since the PMIC measures its own rails and not what USB and HATs draw from 5 V."""
+    """Return the source of the Raspberry Pi 5: an estimate, because the PMIC measures its own rails and not the current
+    that USB and HATs draw from 5 V."""
     if root != "/":
         raise OSError("vcgencmd: a recorded board has no firmware")
 
@@ -166,7 +173,8 @@ def pmic_source(root: str) -> Source:
 
 
 def pmic_watts(text: Optional[str]) -> Tuple[float, int]:
-    """-> (watts, rails): those that have both a current and a voltage. Raises OSError where there is none."""
+    """Return (watts, number of rails), over the rails that have both a current and a voltage. Raise OSError if there is
+    none."""
     readings = re.findall(r"^\s*(\S+)_([AV]) (?:current|volt)\(\d+\)=([\d.]+)[AV]\s*$", text or "", re.MULTILINE)
     values = {(rail, kind): float(value) for rail, kind, value in readings}
     rails = [rail for rail, kind in values if kind == "A" and (rail, "V") in values]
@@ -176,8 +184,8 @@ def pmic_watts(text: Optional[str]) -> Tuple[float, int]:
 
 
 def rapl_source(root: str) -> Source:
-    """Energy counters of the packages and their DRAM, in uJ; they wrap at max_energy_range_uj. `psys` and the zones
-    inside a package would count the same energy twice."""
+    """Return the energy counters of the packages and their DRAM, in uJ, which wrap at max_energy_range_uj. `psys` and
+    the zones inside a package would count the same energy twice."""
     zones = []
     for folder in sorted(glob.glob(os.path.join(root, "sys/class/powercap/intel-rapl:*/"))):
         name = _word_or_none(folder + "name")
@@ -198,19 +206,9 @@ def rapl_source(root: str) -> Source:
     return Source("RAPL", " + ".join(name for name, _, _ in zones), SYSFS_INTERVAL_S, read, counts_joules=True)
 
 
-def _rails_source(name: str, rails: Dict[str, Sequence[Any]]) -> Source:
-    """rails: by name a path and the factor to W, or two such pairs whose product is W (volts, amperes)."""
-    if not rails:
-        raise OSError(f"{name}: no rail in /sys")
-    counted: List[str] = [rail for rail in TOTAL_RAILS if rail in rails][:1] or sorted(rails)
-
-    def read() -> float:
-        return sum(_power_of_pair(rails[rail]) for rail in counted)
-
-    return Source(name, counted[0] if len(counted) == 1 else f"sum of {' + '.join(counted)}", SYSFS_INTERVAL_S, read)
-
-
-def _power_of_pair(readings: Sequence[Any]) -> float:
+def _rail_watts(readings: Sequence[Any]) -> float:
+    """Return the watts of a rail. readings: a path and its factor to W, or two such pairs (volts, amperes) whose
+    product is W."""
     value = 1.0
     for path, factor in zip(readings[::2], readings[1::2]):
         value *= float(_word(path)) * factor
