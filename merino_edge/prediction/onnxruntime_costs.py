@@ -94,8 +94,10 @@ class OnnxRuntimeCosts:
         return latencies
 
     def latency_tables(self, operators: Sequence[Operator], prefill: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Return `cached_ms` and `memory_ms` of decode and of prefill for each operator alone and each thread count, two
-        arrays [operators, thread counts, 2]. Without `prefill` the second is zeros."""
+        """Return `cached_ms` and `memory_ms` of decode and of prefill for each operator alone and each thread count.
+
+        Two arrays [operators, thread counts, 2]. Without `prefill` the second is zeros.
+        """
         shape, dialect = self.shape, self.coefficients.dialect
         decode, prefilled = (
             latency.latency_table(
