@@ -13,14 +13,14 @@ from merino_edge.report.front import front_svg, save_front
 from merino_edge.report.tables import number
 from merino_runtime.errors import MerinoError
 
-SPACE = Space(widths=tuple(range(64, 321, 64)), depths=(1, 2, 3), ffn_ratios=(1.0, 2.0), blocks=3, vocab=2000)
+SPACE = Space(widths=tuple(range(64, 321, 64)), depths=(3, 6, 9), ffn_ratios=(1.0, 2.0))
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture(scope="module", params=["decode_ms", "memory_mb"])
 def pareto(request):
     board = load_profile("raspberry-pi-zero-2w")
-    return front(board, {}, request.param, 4, space=SPACE, context=256, prompt=128)
+    return front(board, {}, request.param, 4, space=SPACE, context=256, prompt=128, vocabs=[2000])
 
 
 def test_it_names_every_model_the_axes_and_the_default_budget(pareto):
@@ -31,7 +31,7 @@ def test_it_names_every_model_the_axes_and_the_default_budget(pareto):
     (limit,) = [text for text in texts if text.startswith("the board's default budget")]
     assert limit.endswith(f"{number(pareto.default_limit)} {unit}")
     assert any(text.endswith(f"{unit} (log scale)") for text in texts)
-    assert "effective weights x effectiveness, millions" in texts
+    assert "effective weights, millions" in texts
 
 
 def test_it_is_one_file_that_loads_nothing_and_the_same_each_time(pareto):

@@ -38,8 +38,8 @@ from merino_runtime.errors import MerinoError
 
 FORMATS = ("fp32", "int8", "int4")
 NOISE = 0.05
-SPACE = Space(widths=(64, 128, 256), depths=(1, 2, 4), ffn_ratios=(1.0, 2.0), blocks=2, vocab=2000)
-KEYS = {"space": SPACE, "context": 256, "prompt": 64}
+SPACE = Space(widths=(64, 128, 256), depths=(2, 4, 8), ffn_ratios=(1.0, 2.0))
+KEYS = {"space": SPACE, "context": 256, "prompt": 64, "vocabs": [2000], "kvs": [None]}
 TIMED = ("decode_ms", "prefill_ms", "j_per_token")
 KNOWN = with_errors(BOARD)
 
@@ -193,7 +193,7 @@ def test_a_confidence_out_of_range_is_refused(confidence):
 @examples(40, by_day=15)
 def test_a_design_keeps_the_upper_end_of_its_interval(error, confidence, name, share, form):
     board = with_errors(BOARD, **error.model_dump())
-    keys = {**KEYS, "precision": form, "confidence": confidence}
+    keys = {**KEYS, "precisions": [form], "confidence": confidence}
     free = design(board, {"params_m": 100}, **keys).predicted
     limit = share * free.upper(name)
     try:
@@ -214,13 +214,13 @@ def test_a_design_keeps_the_upper_end_of_its_interval(error, confidence, name, s
 
 def test_more_confidence_never_gives_a_better_decoder():
     entropies = [
-        design(KNOWN, {"decode_ms": 2}, **KEYS, confidence=share).entropy for share in (0.5, 0.8, 0.9, 0.99, 0.999)
+        design(KNOWN, {"decode_ms": 0.4}, **KEYS, confidence=share).entropy for share in (0.5, 0.8, 0.9, 0.99, 0.999)
     ]
     assert all(less <= more * (1 + 1e-12) for more, less in pairwise(entropies)) and entropies[0] > entropies[-1]
 
 
 def test_every_point_of_a_front_and_every_verdict_keep_the_upper_end():
-    result = front(KNOWN, {}, "decode_ms", 4, space=SPACE, context=256, prompt=64, confidence=0.95)
+    result = front(KNOWN, {}, "decode_ms", 4, **KEYS, confidence=0.95)
     for point in result.points:
         assert point.predicted.decode_ms < point.predicted.decode_ms_interval[1] <= point.budget["decode_ms"]
         assert point.predicted.confidence == 0.95
@@ -256,7 +256,7 @@ def run(*words):
 
 def test_design_prints_and_writes_its_intervals(calibrated, tmp_path):
     words = ("design", "--device", calibrated, "--decode-ms", "4", "--vocab", "2000", "--context", "128")
-    words += ("--blocks", "2", "--kv-heads", "full")
+    words += ("--precision", "int8")
     code, shown, _ = run(*words, "-o", tmp_path / "design.json")
     assert code == 0
     assert "the upper bound of each 80% prediction interval must meet its latency or energy budget" in shown
