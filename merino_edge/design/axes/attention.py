@@ -18,7 +18,8 @@ CONSTANTS = {
     ),
     "kv_int8": Constant(
         0.0, -0.0006, 0.0006,
-        "the embedded model and SmolLM2-135M: perplexity 0.00 (0.02) % and -0.07 (0.09) % (docs/decisions/quantization.md)",
+        "the embedded model and SmolLM2-135M: perplexity 0.00 (0.02) % and -0.07 (0.09) %"
+        " (docs/decisions/quantization.md)",
     ),
     "kv_int4": Constant(
         0.015, 0.007, 0.023,
