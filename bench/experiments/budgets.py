@@ -18,6 +18,7 @@ import hashlib
 import json
 import statistics
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -33,10 +34,9 @@ from merino_edge.benchmarking.redesign import measure_design, redesign
 from merino_edge.calibration.board import board
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.design_file import Design
-from merino_edge.design.designer import design
-from merino_edge.design.law import MeasuredScoring
-from merino_edge.design.score import SCORES, score_named
-from merino_edge.design.space import spaced
+from merino_edge.design.designer import design, design_by_paper
+from merino_edge.design.paper.space import PAPER_SPACE
+from merino_edge.design.score import MERINO, SCORES, score_named
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.prediction.shape import default_prompt
 from merino_edge.storage.atomic import cache_folder
@@ -65,13 +65,13 @@ def random_budgets(count=COUNT):
 
 
 def designed(profile, scoring, budget, measured):
-    space = spaced(64, 4, budget.vocab, padded=isinstance(scoring, MeasuredScoring))
+    lengths = {"context": budget.context, "prompt": default_prompt(budget.context)}
 
     def search(limits, _=None):
-        return design(
-            profile, limits, space=space, context=budget.context, prompt=default_prompt(budget.context),
-            precision=budget.form, scoring=scoring,
-        )  # fmt: skip
+        if scoring == MERINO:
+            space = replace(PAPER_SPACE, vocab=budget.vocab)
+            return design_by_paper(profile, limits, space=space, precision=budget.form, **lengths)
+        return design(profile, limits, vocabs=[budget.vocab], precisions=[budget.form], kvs=[None], **lengths)
 
     limits = with_board_defaults({"decode_ms": budget.ms}, profile)
     if not measured:
