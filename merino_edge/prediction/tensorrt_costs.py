@@ -90,7 +90,8 @@ class TensorRtCosts:
         return {None: (self.decode_ms(operators, None, "streaming"), self.prefill_ms(operators, None, "streaming"))}
 
     def latency_tables(self, operators: Sequence[Operator], prefill: bool) -> tuple[np.ndarray, np.ndarray]:
-        """As of `onnxruntime_costs`: one column of thread counts, and nothing that caches could spare."""
+        """Return the same tables as `onnxruntime_costs`: one column of thread counts, and no latency that caches could
+        save."""
         decode, whole = np.zeros((2, len(operators), 1, 2))
         decode[:, 0, 0] = [self.decode_ms([op], None, "streaming") for op in operators]
         if prefill:
