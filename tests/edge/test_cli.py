@@ -77,7 +77,7 @@ def design_file(tmp_path_factory):
 def test_design_json_has_the_fields_of_the_contract(design_file):
     design = json.loads(design_file.read_text())
     assert {"schema", "device", "architecture", "precision", "budget", "predicted", "entropy", "solver"} <= set(design)
-    constants = {"rope_theta", "rms_norm_eps"}
+    constants = {"rope_theta", "rms_norm_eps", "width_change"}
     assert set(design["architecture"]) == {"blocks", "vocab", "head_size", "context"} | constants
     assert {"width", "ffn_ratio", "depth", "shared"} <= set(design["architecture"]["blocks"][0])
     predicted = {"decode_ms", "prefill_ms", "memory_mb", "flops_g", "params", "weight_bytes", "kv_bytes", "provenance"}
