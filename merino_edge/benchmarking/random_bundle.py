@@ -17,8 +17,7 @@ from merino_edge.design.design_file import Design
 from merino_edge.export.dialects.build import build_graph
 from merino_edge.export.quantize.kv_cache import BITS, CacheScales
 from merino_edge.export.quantize.matrix import QuantizedMatrix
-from merino_edge.export.quantize.weights import layout_of as matrix_layout
-from merino_edge.export.quantize.weights import matrix_bits
+from merino_edge.export.quantize.weights import matrix_bits, matrix_layout
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import Core, core_of, largest_group

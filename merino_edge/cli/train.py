@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 DATA, RECIPE, TUNING, MACHINE, RUN = "Data", "Recipe", "Fine-tuning and distillation", "Machine", "Run"
 
 
-class Start(NamedTuple):
-    """What a run starts from. `pretrained`: None for random weights."""
+class InitialModel(NamedTuple):
+    """The model that a run starts from. `pretrained`: None for random weights."""
 
     name: str
     architecture: Any  # a Geometry
@@ -108,7 +108,7 @@ def train(
     from merino_edge.training.sources import read_sources
 
     # 1. Check paths and values.
-    plan = read_source_plan(source)
+    designed = read_design_source(source)
     read_sources(data)
     read_sources(held_out or (), "--held-out")
     check_files([tokenizer] if tokenizer else (), "--tokenizer")
@@ -137,7 +137,7 @@ def train(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # one for each saved state
-    start = plan or load_pretrained(source)
+    start = designed or load_pretrained(source)
     # 3. Complete the recipe, and train.
     if not kept:
         recipe = new_recipe(
@@ -161,22 +161,18 @@ def train(
         say(f"the checkpoint is {out}")
 
 
-def read_source_plan(source: str) -> Start | None:
+def read_design_source(source: str) -> InitialModel | None:
     """Return the model that a design or an architecture describes; None for a source that has weights. Loads no torch.
     Raises MerinoError if it is neither."""
-    from merino_edge.design.design_file import Design, model_name, read_plan
-    from merino_edge.export.request import Plan, find_source
+    from merino_edge.design.design_file import read_plan
+    from merino_edge.export.request import DesignFile, find_source
 
     path = Path(source)
-    resolved = Plan(path, read_plan(path)) if path.suffix == ".json" else find_source(source)
-    if not isinstance(resolved, Plan):
-        return None
-    design = resolved.content if isinstance(resolved.content, Design) else None
-    arch = design.architecture if design else resolved.content
-    return Start(model_name(resolved.path, resolved.content), arch, design)
+    found = DesignFile(path, read_plan(path)) if path.suffix == ".json" else find_source(source)
+    return InitialModel(found.name, found.geometry, found.design) if isinstance(found, DesignFile) else None
 
 
-def load_pretrained(source: str) -> Start:
+def load_pretrained(source: str) -> InitialModel:
     """Load a model to fine-tune. Raises MerinoError if it has no tokenizer, or random weights."""
     from merino_edge.export.source import load_source
     from merino_edge.families.hugging_face import Checkpoint
@@ -188,13 +184,13 @@ def load_pretrained(source: str) -> Start:
             " fine-tuned: give the checkpoint that it was exported from, or train its design"
         )
     checkpoint = Checkpoint(loaded.arch, loaded.model, loaded.stop_ids, loaded.tokenizer, loaded.chat)
-    return Start(loaded.name, loaded.arch, loaded.design, checkpoint)
+    return InitialModel(loaded.name, loaded.arch, loaded.design, checkpoint)
 
 
 def load_teacher(what: str) -> "Teacher":
     """Hash a teacher's files; its weights are not read yet. Raises MerinoError for a design, which has none."""
     from merino_edge.bundles.files import is_bundle
-    from merino_edge.export.request import Plan, find_source, published
+    from merino_edge.export.request import DesignFile, find_source, published
     from merino_edge.export.source import load_source
     from merino_edge.families.checkpoint import CONFIG, weight_files
     from merino_edge.families.hub import fetch
@@ -203,7 +199,7 @@ def load_teacher(what: str) -> "Teacher":
     from merino_runtime.bundle import sha256_of
 
     resolved = find_source(what)
-    if isinstance(resolved, Plan):
+    if isinstance(resolved, DesignFile):
         raise MerinoError(f"--teacher {what} is a design, which has no weights: give a trained model")
     model = published(resolved, None)
     path = fetch(model, say) if model else resolved

@@ -6,8 +6,9 @@ kept if the bundle would have written the same tokens. It counts as kept too if 
 nearly tied in float32: there the argmax depends on more than the format.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import chain, groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,6 @@ from merino_edge.export.questions import questions
 from merino_edge.export.source import Source, not_finite, tokenizer_of
 from merino_edge.text.scoring import logits_behind
 from merino_runtime.backends import open_backend
-from merino_runtime.backends.backend import Backend
 from merino_runtime.bundle import Bundle
 from merino_runtime.chat.template import compiled, messages_of, rendered
 
@@ -30,8 +30,11 @@ MOST_LOST = 0.05  # of the answers
 
 
 class Answer(NamedTuple):
-    """`ids`: greedy, of float32. `tokens` and `logprobs` [tokens, TOP]: the likeliest tokens of each step and their
-    log-probabilities, the likeliest first."""
+    """A greedy answer of the model in float32.
+
+    `tokens` and `logprobs` [steps, TOP]: the likeliest tokens of each step and their log-probabilities, the likeliest
+    first.
+    """
 
     prompt: list[int]
     ids: list[int]
@@ -68,7 +71,7 @@ def divergence_words(measured: Divergence) -> str:
 
 
 def prompts_of(source: Source, count: int) -> list[list[int]]:
-    """Questions in the source's chat template, if it has one."""
+    """Return the token ids of questions, in the source's chat template if it has one."""
     tokenizer, chat = tokenizer_of(source), source.chat
     if chat is None:
         return [tokenizer.encode(question).ids for question in questions(count)]
@@ -78,8 +81,10 @@ def prompts_of(source: Source, count: int) -> list[list[int]]:
 
 
 def answers_of(source: Source, context: int, count: int = QUESTIONS, tokens: int = ANSWER_TOKENS) -> list[Answer]:
-    """Greedy answers by torch, prompts of one length in a batch. Left out are prompts that leave no room in the
-    context, and prompts that a small tokenizer encodes to nothing."""
+    """Return greedy answers by torch. Prompts of one length form a batch.
+
+    Prompts that leave no room in the context, and prompts that a small tokenizer encodes to nothing, are left out.
+    """
     answers: list[Answer] = []
     prompts = sorted((prompt for prompt in prompts_of(source, count) if 0 < len(prompt) <= context - tokens), key=len)
     for _, group in groupby(prompts, len):
@@ -91,7 +96,7 @@ def answers_of(source: Source, context: int, count: int = QUESTIONS, tokens: int
 
 @torch.no_grad()
 def batch_answers(source: Source, prompts: Sequence[Sequence[int]], count: int) -> list[Answer]:
-    """Answers to prompts of one length, each up to and with its first stop token."""
+    """Return answers to prompts of one length, each up to and including its first stop token."""
     given, cache = torch.tensor(prompts), None
     steps: list[tuple[list[int], np.ndarray, np.ndarray]] = []  # ids, and tokens and log-probabilities [prompts, TOP]
     for _ in range(count):
@@ -111,42 +116,36 @@ def batch_answers(source: Source, prompts: Sequence[Sequence[int]], count: int) 
     return answers
 
 
+class Step(NamedTuple):
+    """One token of an answer. `kl`: KL divergence from float32. `same`: whether the likeliest token is float32's.
+    `near`: whether it is float32's, or nearly tied with it."""
+
+    kl: float
+    same: bool
+    near: bool
+
+
 def divergence(bundle: Bundle, answers: Sequence[Answer]) -> Divergence:
-    backend = open_backend(bundle)
-    try:
-        return divergence_of(backend, answers)
-    finally:
-        backend.close()
-
-
-def divergence_of(backend: Backend, answers: Sequence[Answer]) -> Divergence:
-    divergences: list[float] = []
-    same = kept = 0
-    for answer in answers:
-        steps = [compared(logits, answer, place) for place, logits in enumerate(logits_of(backend, answer))]
-        divergences += [kl for kl, _, _ in steps]
-        same += sum(equal for _, equal, _ in steps)
-        kept += all(tied for _, _, tied in steps[: parting(steps) + 1])
+    """Return the divergence of the bundle from float32 on these answers."""
+    all_steps: list[Step] = []
+    kept = 0
+    with closing(open_backend(bundle)) as backend:
+        for answer in answers:
+            ids = [*answer.prompt, *answer.ids[:-1]]
+            logits = chain.from_iterable(logits_behind(backend, ids, len(answer.prompt) - 1))  # [vocab] of each step
+            steps = [compare_step(row, answer, index) for index, row in enumerate(logits)]
+            kept += next((step.near for step in steps if not step.same), True)  # at the first token that differs
+            all_steps += steps
+    kl = [step.kl for step in all_steps]
     return Divergence(
-        kl_mean=float(np.mean(divergences)), kl_p99=float(np.quantile(divergences, 0.99)),
-        top1=same / len(divergences), kept=kept, answers=len(answers), tokens=len(divergences),
+        kl_mean=float(np.mean(kl)), kl_p99=float(np.quantile(kl, 0.99)),
+        top1=sum(step.same for step in all_steps) / len(kl), kept=kept, answers=len(answers), tokens=len(kl),
     )  # fmt: skip
 
 
-def parting(steps: Sequence[tuple[float, bool, bool]]) -> int:
-    """The first step at which the likeliest token differs; the last step if none does."""
-    return next((place for place, (_, equal, _) in enumerate(steps) if not equal), len(steps) - 1)
-
-
-def logits_of(backend: Backend, answer: Answer) -> Iterator[np.ndarray]:
-    """[vocab] before each id of the answer."""
-    for rows in logits_behind(backend, [*answer.prompt, *answer.ids[:-1]], len(answer.prompt) - 1):
-        yield from rows
-
-
-def compared(logits: np.ndarray, answer: Answer, place: int) -> tuple[float, bool, bool]:
-    """(KL divergence, whether the likeliest token is float32's, whether it is float32's or nearly tied with it)."""
-    tokens, expected = answer.tokens[place], answer.logprobs[place].astype(np.float64)
+def compare_step(logits: np.ndarray, answer: Answer, index: int) -> Step:
+    """Compare logits [vocab] with float32's distribution at token `index` of the answer."""
+    tokens, expected = answer.tokens[index], answer.logprobs[index].astype(np.float64)
     shifted = logits.astype(np.float64) - logits.max()
     logprobs = shifted - np.log(np.exp(shifted).sum())
     probabilities, others = np.exp(expected), 1 - np.exp(expected).sum()
@@ -154,6 +153,6 @@ def compared(logits: np.ndarray, answer: Answer, place: int) -> tuple[float, boo
     if others > 1e-6:
         kl += float(others * (np.log(others) - np.log(max(1e-12, 1 - np.exp(logprobs[tokens]).sum()))))
     chosen = int(logits.argmax())
-    where = np.flatnonzero(tokens == chosen)
-    near = bool(len(where)) and bool(expected[0] - expected[where[0]] < TIE)
-    return max(0.0, kl), chosen == answer.ids[place], near
+    rank = np.flatnonzero(tokens == chosen)
+    near = bool(len(rank)) and bool(expected[0] - expected[rank[0]] < TIE)
+    return Step(max(0.0, kl), chosen == answer.ids[index], near)

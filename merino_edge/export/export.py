@@ -21,7 +21,7 @@ from merino_edge.export.mixed import mixed_plan
 from merino_edge.export.parity import empty, proved, with_quantized
 from merino_edge.export.plan import ExportPlan, fastest_plans, resolve_plan
 from merino_edge.export.quantize.gptq import Hessians
-from merino_edge.export.quantize.inputs import hessians_on, input_hessians, norm_input_sizes, rows_to_read
+from merino_edge.export.quantize.inputs import LONGEST_ROW, hessians_on, input_hessians, norm_input_sizes, rows_to_read
 from merino_edge.export.quantize.kv_calibration import Calibrated, calibrated_cache
 from merino_edge.export.quantize.matrix import MatrixError
 from merino_edge.export.quantize.outliers import TWICE, with_outliers
@@ -130,7 +130,7 @@ def export(
 def export_planned(
     source: Source, out: Path, plan: ExportPlan, calibration: Calibration, last_use: bool = False
 ) -> Exported:
-    """Write the bundle `out` as it was planned. `last_use`, and MerinoError: see `export`."""
+    """Write the bundle `out` by one plan. See `export` for `last_use` and MerinoError."""
     form, hessians, note = plan.form, calibration.hessians, ""
     scales, rise = calibration.cache or (None, None)
 
@@ -190,13 +190,19 @@ def export_planned(
 
 
 def calibrate(source: Source, plan: ExportPlan) -> Calibration:
-    """Raises MerinoError if the text cannot be read, or the cache costs too much on it."""
+    """Measure the statistics that the plan needs.
+
+    Raises MerinoError if the text cannot be read, or if a quantized KV cache costs too much on it.
+    """
     form, text = plan.form, plan.calibration
     rows = cache(lambda: rows_to_read(source, form.context, text))
     hessians = None
     if plan.gptq:
         hessians = hessians_on(source, text) if text else cache(lambda: input_hessians(source.model, rows()))
-    fitted = calibrated_cache(source, form.kv, form.context, text, None if text else rows()) if form.kv else None
+    fitted = None
+    if form.kv:
+        long_rows = rows_to_read(source, form.context, text, LONGEST_ROW) if text else rows()
+        fitted = calibrated_cache(source, form.kv, long_rows, text)
     return Calibration(rows, hessians, fitted, answers_of(source, form.context) if plan.compared else [])
 
 
@@ -232,7 +238,7 @@ def export_fastest(
 
 
 def type_counts(source: Source, matrices: Matrices) -> list[TypeCount]:
-    """By GGUF type, in the order of the graph: matrices in the source's own blocks, and matrices quantized again."""
+    """Count the matrices of each GGUF type that are taken over exactly, and those that are quantized again."""
     blocks = source.blocks
     if blocks is None:
         return []

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from merino_edge.bundles.files import is_bundle
-from merino_edge.design.design_file import Design, model_name
-from merino_edge.export.request import Plan, find_source
+from merino_edge.export.request import DesignFile, find_source
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hub import HubModel, fetch, is_cached
 from merino_edge.families.registry import read_geometry
@@ -20,13 +19,15 @@ class Described(NamedTuple):
 
 
 def describe(what: str) -> Described:
-    """Nothing is downloaded. Raises MerinoError if `what` is no source, or its geometry is not on this machine."""
+    """Return the name and the geometry of a SOURCE. Downloads nothing.
+
+    Raises MerinoError if `what` names no source, or if its geometry is not on this machine.
+    """
     source = find_source(what)
     if isinstance(source, Model):
         return Described(source.id, source.geometry)
-    if isinstance(source, Plan):
-        plan = source.content
-        return Described(model_name(source.path, plan), plan.architecture if isinstance(plan, Design) else plan)
+    if isinstance(source, DesignFile):
+        return Described(source.name, source.geometry)
     if isinstance(source, HubModel):
         if not is_cached(source):
             raise MerinoError(
@@ -41,7 +42,7 @@ def describe(what: str) -> Described:
 
 
 def geometry_in(path: Path) -> Geometry:
-    """The geometry of a GGUF file or of a checkpoint's folder."""
+    """Return the geometry of a GGUF file or of a checkpoint's folder."""
     if path.is_file():
         from merino_edge.families.gguf.checkpoint import geometry_of_gguf
 

@@ -46,12 +46,13 @@ def clear_golden(model: PreTrainedModel, vocab: int, context: int, scales: Cache
 
 
 def golden_prompt(vocab: int, context: int, attempt: int) -> list[int]:
-    """Ids spread over the vocabulary, so that the self-test needs no tokenizer."""
+    """Return ids spread over the vocabulary, so that the self-test needs no tokenizer."""
     return [(37 + 7919 * index + 104729 * attempt) % vocab for index in range(min(8, context // 2))]
 
 
 def lead(logits: np.ndarray) -> float:
-    """The difference of the two largest of one step's logits [vocab], relative to their RMS; NaN if that is 0."""
+    """Return the difference of the two largest of one step's logits [vocab], relative to their RMS; NaN if that is
+    0."""
     second, first = np.sort(logits)[-2:]
     with np.errstate(invalid="ignore"):
         return float((first - second) / np.sqrt(np.square(logits).mean()))

@@ -14,18 +14,21 @@ QUANTIZED_COPIES = 3.0  # and torch's dequantized copy
 
 
 def needed_mb(arch: Geometry, precision: str, calibrated: bool = False) -> float:
-    """Peak MB (2^20 bytes) of the process. The KV cache is left out: next to none of its pages is touched."""
+    """Return the peak memory of the process in MB (2^20 bytes).
+
+    The KV cache is not counted, because few of its pages are touched.
+    """
     hessians = hessians_mb(arch) if calibrated else 0.0
     return IMPORTS_MB + (COPIES if precision == "fp32" else QUANTIZED_COPIES) * weights_mb(arch) + hessians
 
 
 def hessians_mb(arch: Geometry) -> float:
-    """Upper bound of the memory of all Hessians in float32: matrices that share an input share one."""
+    """Return an upper bound of the memory of all float32 Hessians: matrices that share an input share one."""
     return sum(4 * op.columns**2 for op in arch.operators if op.kind == "linear") / BYTES_PER_MB
 
 
 def weights_mb(arch: Geometry) -> float:
-    """One copy of the weights in float32."""
+    """Return the memory of one float32 copy of the weights."""
     return 4 * params(arch.operators) / BYTES_PER_MB
 
 

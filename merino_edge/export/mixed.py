@@ -86,9 +86,9 @@ def mixed_plan(
 def promotions(
     source: Source, form: GraphFormat, answers: Sequence[Answer], more_ms: float
 ) -> tuple[list[Promotion], int]:
-    """All possible promotions in an int4 export of this form, and the bytes of its weights without any.
+    """Return all possible promotions in an int4 export of this form, and the bytes of its weights without any.
 
-    `more_ms`: predicted decode latency in int8 less that in int4, which is spread over the weights.
+    `more_ms`: predicted decode latency in int8 minus that in int4. It is spread over the weights.
     """
     weights, how = graph_weights(source), Rounding(source.blocks)
     four, eight = (
@@ -118,8 +118,8 @@ def promotions(
 def divergence_saved(
     source: Source, answers: Sequence[Answer], differences: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
-    """KL divergence in nats per token of the answers, by matrix: half the Fisher information times the squared errors,
-    summed over weights.
+    """Return by matrix the KL divergence in nats per token of the answers: half the Fisher information times the
+    squared errors, summed over weights.
 
     The gradients are those of the log-likelihood of sampled tokens. Tokens are sampled independently, so that the
     expected square of the sum is the sum of the expected squares.
@@ -142,7 +142,7 @@ def divergence_saved(
 
 
 def chosen(candidates: Sequence[Promotion], most_bytes: float | None, most_ms: float | None) -> list[Promotion]:
-    """The promotions that save most divergence within `most_bytes` and `most_ms` in all; None: no limit."""
+    """Choose the promotions that save most divergence within `most_bytes` and `most_ms` in total; None: no limit."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     useful = [candidate for candidate in candidates if candidate.kl > 0]

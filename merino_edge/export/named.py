@@ -47,7 +47,7 @@ def export_named(what: str, out: Path, request: ExportRequest, weights: Path | N
 
 
 def nearest_formats(made: "Exported", request: ExportRequest) -> list[ExportRequest]:
-    """The formats that may keep the answers that `made` loses, the smallest first. Float32 always does."""
+    """Return the formats that may keep the answers that `made` loses, the smallest first. Float32 always does."""
     precision = made.bundle.precision
     formats: list[tuple[str, str | None]] = []
     if quantized_cache(made.bundle) and precision != "fp32":

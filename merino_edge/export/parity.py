@@ -3,6 +3,7 @@ runtime."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -38,15 +39,17 @@ class Golden(NamedTuple):
 
 
 def torch_greedy(model: PreTrainedModel, prompt_ids: Sequence[int], steps: int) -> Golden:
-    """`steps` ids after the prompt, with torch's own KV cache."""
+    """Decode `steps` greedy ids after the prompt, with torch's own KV cache."""
     return golden_of(prompt_ids, list(islice(greedy_rows(model, prompt_ids), steps)))
 
 
 def greedy_rows(
     model: PreTrainedModel, prompt_ids: Sequence[int], cache: DynamicCache | None = None
 ) -> Iterator[np.ndarray]:
-    """Endless greedy decoding: logits [vocab] of one prefill, then of each decode step. `cache`: an empty one; None:
-    the model's own."""
+    """Decode greedily without end: yield logits [vocab] of the prefill, then of each decode step.
+
+    `cache`: an empty cache to use instead of the model's own.
+    """
     inputs = torch.tensor([list(prompt_ids)])
     while True:
         with torch.no_grad():
@@ -65,9 +68,9 @@ def with_quantized(
     model: PreTrainedModel, matrices: Mapping[str, QuantizedMatrix],
     layout: Callable[[str], Layout | None] = lambda _: None, *, in_place: bool = False,
 ) -> PreTrainedModel:  # fmt: skip
-    """A copy of the model with dequantized weights, or the model itself `in_place` or if nothing is quantized.
+    """Return a copy of the model with dequantized weights; the model itself if `in_place`, or if nothing is quantized.
 
-    `layout`: how a weight of the state dict lies in the graph.
+    `layout`: returns the layout in the graph of a weight of the state dict.
     """
     if not matrices:
         return model
@@ -117,44 +120,38 @@ def proved(
 
 
 def bundle_error(bundle: Bundle, golden: Golden) -> float:
-    """The largest error of any step: in fp32 the maximum logit error, in other formats the RMS error."""
-    return largest_over_steps(bundle, golden, max_logit_error if bundle.precision == "fp32" else rms_error)
+    """Return the largest error of any step: in fp32 the maximum logit error, in other formats the RMS error."""
+    return largest_error(bundle, golden, max_logit_error if bundle.precision == "fp32" else rms_error)
 
 
 def unrounded_error(bundle: Bundle, golden: Golden) -> float:
-    """The maximum logit error of any step of a quantized graph with float activations.
+    """Return the maximum logit error of any step of a quantized graph with float activations.
 
     During the measurement that graph replaces the one in the bundle's folder.
     """
     with replaced_model(Path(bundle.folder), with_float_activations):
-        return largest_over_steps(bundle, golden, max_logit_error)
+        return largest_error(bundle, golden, max_logit_error)
 
 
-def largest_over_steps(bundle: Bundle, golden: Golden, error: Callable[[np.ndarray, np.ndarray], float]) -> float:
-    """The largest error of any step."""
-    backend = open_backend(bundle)
-    try:
-        largest = 0.0
+def largest_error(bundle: Bundle, golden: Golden, error: Callable[[np.ndarray, np.ndarray], float]) -> float:
+    """Return the largest `error(logits, expected logits)` of the prefill and of each decode step."""
+    largest = 0.0
+    with closing(open_backend(bundle)) as backend:
         logits = backend.prefill(golden.prompt_ids)
         for step, expected in enumerate(golden.logits):
             largest = max(largest, error(logits, expected))
             if step + 1 < len(golden.logits):
                 logits = backend.step(golden.greedy_ids[step])
-        return largest
-    finally:
-        backend.close()
+    return largest
 
 
 def greedy_ids(bundle: Bundle, prompt_ids: Sequence[int], steps: int) -> tuple[int, ...]:
-    """`steps` ids after the prompt, by the bundle itself in the board's runtime."""
-    backend = open_backend(bundle)
-    try:
+    """Return `steps` greedy ids after the prompt, decoded by the bundle in the board's runtime."""
+    with closing(open_backend(bundle)) as backend:
         ids = [int(backend.prefill(list(prompt_ids)).argmax())] if steps else []
         while len(ids) < steps:
             ids.append(int(backend.step(ids[-1]).argmax()))
-        return tuple(ids)
-    finally:
-        backend.close()
+    return tuple(ids)
 
 
 def rms_error(logits: np.ndarray, expected: np.ndarray) -> float:

@@ -16,11 +16,11 @@ from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat
 from merino_edge.bundles.files import described, is_bundle
 from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
 from merino_edge.export.request import (
-    LEAST_CONTEXT,
     PRECISIONS,
     ROUNDED,
     ExportRequest,
     check_calibration,
+    check_context,
     graph_format,
     in_one_format,
 )
@@ -71,7 +71,8 @@ class ExportPlan(NamedTuple):
 
 def resolve_plan(request: ExportRequest, source: Source, out: Path) -> ExportPlan:
     """Resolve a request of one precision, or none. Raises MerinoError for a request that is not possible."""
-    form = graph_format(request, source.design, chosen_context(source, request.context))
+    check_context(request.context, source.arch.context)
+    form = graph_format(request, source.design, request.context or source.arch.context)
     check_replaces(source, out, request.overwrite)
     check_readable(source)
     template = source.chat if request.chat else None
@@ -121,8 +122,11 @@ def fastest_plans(request: ExportRequest, source: Source, out: Path) -> list[Exp
 
 
 def gptq_pays(source: Source) -> bool:
-    """Whether int4 is rounded by GPTQ without a text from the user: trained float weights, of matrices so narrow that
-    the text that the model generates tells enough of their inputs."""
+    """Return whether int4 uses GPTQ without a text from the user.
+
+    It does for trained float weights whose matrices are so narrow that text from the model itself suffices to measure
+    their inputs.
+    """
     columns = max(op.columns for op in source.arch.operators if op.kind == "linear" and op.own)
     return source.weights == "trained" and source.blocks is None and columns <= MOST_COLUMNS
 
@@ -130,7 +134,7 @@ def gptq_pays(source: Source) -> bool:
 def predicted_ms(
     arch: Geometry, board: DeviceProfile, formats: Sequence[str], context: int, kv: str | None = None
 ) -> dict[str, float]:
-    """Predicted latency of a decode step at a full cache, in each format that CPUs have kernels for. `kv`: the format
+    """Predict the latency of a decode step with a full cache, in each format that CPUs have kernels for. `kv`: format
     of the cache."""
     on_cpu = board.with_backend("onnxruntime")
     shapes = [InferenceShape(name, context, default_prompt(context), kv) for name in formats if name in CPU_FORMATS]
@@ -138,23 +142,13 @@ def predicted_ms(
 
 
 def planned_threads(source: Source, precision: str) -> Threads:
-    """The thread counts that were planned for this weight format; else the runtime chooses."""
+    """Return the thread counts that were planned for this weight format; otherwise the runtime chooses."""
     predicted = source.design.predicted if source.design and source.design.precision == precision else None
     if predicted:
         return Threads(prefill=predicted.prefill_threads, decode=predicted.decode_threads)
     if source.bundle and source.bundle.precision == precision:
         return source.bundle.threads
     return RUNTIME_CHOOSES
-
-
-def chosen_context(source: Source, context: int | None) -> int:
-    """The bundle's context in tokens. Raises MerinoError, with what is allowed, for one that the model cannot have."""
-    longest = source.arch.context
-    if context is not None and not LEAST_CONTEXT <= context <= longest:
-        raise MerinoError(
-            f"--context {context} is not allowed: {source.name} takes {LEAST_CONTEXT} to {longest} tokens"
-        )
-    return context or longest
 
 
 def check_readable(source: Source) -> None:

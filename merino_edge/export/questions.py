@@ -47,7 +47,7 @@ OTHERS = (
 
 
 def questions(count: int = 200) -> list[str]:
-    """`count` of them, evenly over their kinds."""
+    """Return `count` of the questions, spread evenly over their kinds."""
     kinds = (
         ("What is the capital of {}?", CAPITALS), ("What is {}?", THINGS), ("Name three {}.", NAMED),
         ("Why {}?", WHYS), ("How do I {}?", HOWS), ("What is {}?", SUMS),

@@ -46,7 +46,7 @@ def recover_weights(
     weights = ModelWeights(model, layout)
     missing = set(weights) - set(model.all_tied_weights_keys)
     rows = {name: len(weights[name]) for name in weights}
-    for constant, value in whole_tables(graph_weights(Path(folder)), set(rows)):
+    for constant, value in whole_tables(graph_constants(Path(folder)), set(rows)):
         for name, part in split(constant, value, rows):
             if part.shape != weights[name].shape:
                 raise MerinoError(f"{folder} does not hold the model it describes: {name} is {part.shape}. {AGAIN}")
@@ -79,8 +79,8 @@ def check_recovered(bundle: Bundle, model: PreTrainedModel) -> None:
         )
 
 
-def graph_weights(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and value of each constant, as in the state dict: [out, in] for matrices."""
+def graph_constants(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield name and value of each constant, as in the state dict: [out, in] for matrices."""
     graph = onnx.load(str(folder / MODEL_FILE)).graph
     transposed = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
     for constant in graph.initializer:
@@ -89,7 +89,7 @@ def graph_weights(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def whole_tables(constants: Iterable[tuple[str, np.ndarray]], names: set[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """The constants; slices of a table that is not a constant itself are joined, and come last."""
+    """Yield the constants, then the tables that are stored only as slices, joined."""
     slices: dict[str, dict[int, np.ndarray]] = {}
     whole = set()
     for name, value in constants:
@@ -104,7 +104,7 @@ def whole_tables(constants: Iterable[tuple[str, np.ndarray]], names: set[str]) -
 
 
 def split(name: str, value: np.ndarray, rows: dict[str, int]) -> Iterator[tuple[str, np.ndarray]]:
-    """The weights in a constant, by name: several if matrices are joined, none if it is no weight.
+    """Yield the weights in a constant, by name: several if matrices are joined, none if it is no weight.
 
     `rows`: length of the first axis of each weight.
     """

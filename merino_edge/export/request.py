@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.bundles.files import is_bundle, is_bundle_alone
-from merino_edge.design.design_file import DESIGN, Design, load_design, read_plan
+from merino_edge.design.design_file import DESIGN, Design, load_design, model_name, read_plan
 from merino_edge.families.checkpoint import check_checkpoint, check_tokenizer
 from merino_edge.families.designed import Architecture
 from merino_edge.families.gguf.named import is_gguf
@@ -72,18 +72,26 @@ class ExportRequest(NamedTuple):
     decode_ms: float | None = None
 
 
-class Plan(NamedTuple):
-    """A file that describes a model to build. It has no weights."""
+class DesignFile(NamedTuple):
+    """A design.json, or an architecture as JSON: a model to build, without weights."""
 
     path: Path
     content: Design | Architecture
 
     @property
-    def architecture(self) -> Architecture:
+    def name(self) -> str:
+        return model_name(self.path, self.content)
+
+    @property
+    def design(self) -> Design | None:
+        return self.content if isinstance(self.content, Design) else None
+
+    @property
+    def geometry(self) -> Architecture:
         return self.content.architecture if isinstance(self.content, Design) else self.content
 
 
-FoundSource = Model | HubModel | Plan | Path
+FoundSource = Model | HubModel | DesignFile | Path
 
 
 def check_request(request: ExportRequest, what: str, weights: Path | None, out: Path) -> HubModel | None:
@@ -103,17 +111,19 @@ def check_request(request: ExportRequest, what: str, weights: Path | None, out: 
     folder = source if isinstance(source, Path) else weights if isinstance(source, Model) else None
     if folder and folder.is_dir() and not is_bundle(folder):
         check_tokenizer(folder)
-    check_context(request.context, source)
+    geometry = source.geometry if isinstance(source, DesignFile | Model) else None
+    check_context(request.context, geometry.context if geometry else None)
     graph_format(in_one_format(request), design_of(source), request.context or LEAST_CONTEXT)
     return None if request.random_weights else published(source, weights)
 
 
 def find_source(what: str, weights: Path | None = None, *, random: bool = False) -> FoundSource:
-    """Return a model of the zoo or of the hub, the plan in a file, a GGUF file, or the folder of a bundle or
-    checkpoint.
+    """Return what `what` names: a model of the zoo or of the hub, a design file, a GGUF file, or the folder of a bundle
+    or checkpoint.
 
-    `weights`: for a model of the zoo a local Hugging Face folder instead of the published weights. `random`: whether
-    random weights replace these. Raises MerinoError if `what` is no source or is ambiguous, or such a folder is none.
+    `weights`: for a model of the zoo, a local Hugging Face folder instead of the published weights. `random`: whether
+    random weights replace these. Raises MerinoError if `what` is ambiguous or names no source, or if a folder is no
+    checkpoint.
     """
     named = resolve(what)
     if isinstance(named, Model):
@@ -125,7 +135,7 @@ def find_source(what: str, weights: Path | None = None, *, random: bool = False)
         raise MerinoError(f"--weights goes with {names}: give a checkpoint folder by its own path")
     path = Path(named)
     if path.is_file():
-        return path if is_gguf(path) else Plan(path, read_plan(path))
+        return path if is_gguf(path) else DesignFile(path, read_plan(path))
     if not path.is_dir():
         hub_model = hub_name(what)
         if hub_model:
@@ -141,16 +151,16 @@ def find_source(what: str, weights: Path | None = None, *, random: bool = False)
 
 
 def published(source: FoundSource, weights: Path | None = None) -> HubModel | None:
-    """The model of the hub that the source is loaded from; None for a local source."""
+    """Return the model of the hub that the source is loaded from; None for a local source."""
     if isinstance(source, Model):
         return None if weights else HubModel(source.hub)
     return source if isinstance(source, HubModel) else None
 
 
 def design_of(source: FoundSource) -> Design | None:
-    """The design itself, or the one that the checkpoint was trained from."""
-    if isinstance(source, Plan):
-        return source.content if isinstance(source.content, Design) else None
+    """Return the design in a design file, or the one that a checkpoint was trained from."""
+    if isinstance(source, DesignFile):
+        return source.design
     path = source / DESIGN if isinstance(source, Path) else None
     return load_design(path) if path and path.is_file() else None
 
@@ -222,11 +232,8 @@ def cache_format(
     return chosen
 
 
-def check_context(context: int | None, source: FoundSource) -> None:
-    """Raises MerinoError for a context that is too short for any model, or too long for this plan or zoo model."""
-    longest = None
-    if isinstance(source, Plan | Model):
-        longest = source.architecture.context if isinstance(source, Plan) else source.geometry.context
+def check_context(context: int | None, longest: int | None) -> None:
+    """Raises MerinoError for a context that is too short for any model, or above `longest`, the model's own."""
     if context is not None and (context < LEAST_CONTEXT or (longest is not None and context > longest)):
         most = f"to {longest} tokens" if longest else "tokens or more, up to the model's context"
         raise MerinoError(f"--context {context} is not allowed: choose {LEAST_CONTEXT} {most}")

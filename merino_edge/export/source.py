@@ -11,10 +11,10 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from merino_edge.bundles.files import is_bundle
-from merino_edge.design.design_file import DESIGN, Design, load_design, model_name
+from merino_edge.design.design_file import DESIGN, Design, load_design
 from merino_edge.export.memory import check_memory
 from merino_edge.export.recover import check_recovered, recover_weights
-from merino_edge.export.request import Plan, find_source
+from merino_edge.export.request import DesignFile, find_source
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.gguf.checkpoint import GgufCheckpoint, read_gguf
@@ -68,22 +68,21 @@ def load_source(
         return load_weights_of(source, weights) if weights else load_published(HubModel(source.hub), source.id, say)
     if isinstance(source, HubModel):
         return load_published(source, source.name.rpartition("/")[2], say)
-    if isinstance(source, Plan):
-        made = random_source(source.architecture, model_name(source.path, source.content))
-        return made._replace(design=source.content if isinstance(source.content, Design) else None)
+    if isinstance(source, DesignFile):
+        return random_source(source.geometry, source.name)._replace(design=source.design)
     if source.is_file():
         return load_gguf(source)
     return load_bundle_again(source) if is_bundle(source) else load_checkpoint(source)
 
 
 def graph_weights(source: Source) -> GraphWeights:
-    """The weights of the model's state dict, float32, in the layout of the graph."""
+    """Return the weights of the model's state dict, float32, in the layout of the graph."""
     weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
     return GraphWeights(weights, layout_of(source.arch))
 
 
 def not_finite(model: PreTrainedModel, name: str) -> MerinoError:
-    """The error for a model whose logits are not finite."""
+    """Return the error for a model whose logits are not finite."""
     wrong = [key for key, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -95,18 +94,18 @@ def not_finite(model: PreTrainedModel, name: str) -> MerinoError:
 
 
 def random_source(arch: Geometry, name: str) -> Source:
-    """A geometry with random weights, the same at each call. Speed does not depend on the values."""
+    """Return a geometry with random weights, the same at each call. Speed does not depend on the values."""
     check_memory(arch, name)
     return Source(name, arch, random_model(arch), "random", f"random, seed {SEED}", stop_ids=(), tokenizer=None)
 
 
 def load_published(model: HubModel, name: str, say: Callable[[str], None]) -> Source:
-    """A model of the hub with its weights."""
+    """Load a model of the hub with its weights."""
     return load_checkpoint(fetch(model, say))._replace(name=name, weights_source=f"hub {model.name}", design=None)
 
 
 def load_weights_of(known: Model, folder: Path) -> Source:
-    """A model of the zoo with its published weights, from a local Hugging Face folder."""
+    """Load a model of the zoo with its published weights, from a local Hugging Face folder."""
     checkpoint = read_checkpoint(folder, lambda geometry: check_memory(geometry, known.id))
     remedy = f"Give --weights with a folder of {known.id}"
     family = family_of(checkpoint.geometry).name
@@ -121,13 +120,13 @@ def load_weights_of(known: Model, folder: Path) -> Source:
 
 
 def load_gguf(path: Path) -> Source:
-    """A GGUF file: its weights dequantized for torch, and its blocks for a graph that takes them over."""
+    """Load a GGUF file: its weights dequantized for torch, and its blocks for a graph that takes them over."""
     gguf = read_gguf(path, lambda geometry: check_memory(geometry, path.name))
     return trained_source(path.stem, gguf, f"file {path.name}")._replace(blocks=gguf.blocks)
 
 
 def load_checkpoint(folder: Path) -> Source:
-    """A trained checkpoint in Hugging Face's layout, with its name and the design that it was trained from."""
+    """Load a trained checkpoint in Hugging Face's layout, with its name and the design that it was trained from."""
     checkpoint = read_checkpoint(folder, lambda geometry: check_memory(geometry, folder.name))
     path = folder / DESIGN
     design = load_design(path) if path.is_file() else None
@@ -144,7 +143,7 @@ def trained_source(name: str, checkpoint: Checkpoint | GgufCheckpoint, weights_s
 
 
 def load_bundle_again(folder: Path) -> Source:
-    """A float32 bundle, its weights read back from its graph."""
+    """Load a float32 bundle: its weights are read back from its graph."""
     bundle = load_bundle(str(folder))
     source = random_source(read_geometry(bundle.family, bundle.architecture), bundle.name)
     recover_weights(bundle, source.model, layout_of(source.arch))
@@ -157,7 +156,7 @@ def load_bundle_again(folder: Path) -> Source:
 
 
 def template_in(bundle: Bundle) -> ChatTemplate | None:
-    """The chat template that a bundle was exported with."""
+    """Return the chat template that a bundle was exported with."""
     if bundle.chat is None:
         return None
     path = str(Path(bundle.folder) / bundle.chat.template)
@@ -166,9 +165,9 @@ def template_in(bundle: Bundle) -> ChatTemplate | None:
 
 
 def text_rows(source: Source, text: Path, length: int, tokens: int) -> torch.Tensor:
-    """Rows of ids [n, length], `tokens` ids at most, sampled evenly from the text.
+    """Return rows of ids [n, length], `tokens` ids at most, sampled evenly from the text.
 
-    Raises MerinoError if the text cannot be read, is too short, or the source has no tokenizer.
+    Raises MerinoError if the text cannot be read or is too short, or if the source has no tokenizer.
     """
     if source.tokenizer is None:
         raise MerinoError(f"--calibrate {text}: {source.name} has no tokenizer. Export without --calibrate")
@@ -176,6 +175,6 @@ def text_rows(source: Source, text: Path, length: int, tokens: int) -> torch.Ten
 
 
 def tokenizer_of(source: Source) -> Tokenizer:
-    """The tokenizer of a source; the source must have one."""
+    """Return the tokenizer of a source, which must have one."""
     assert source.tokenizer is not None, source.name
     return load_tokenizer(source.tokenizer)

@@ -10,7 +10,7 @@ from merino_edge.cli.app import main
 from merino_edge.embedded import FOLDER
 from merino_edge.export import divergence as measured
 from merino_edge.export import export as exporting
-from merino_edge.export.divergence import Answer, answers_of, compared, divergence, keeps
+from merino_edge.export.divergence import Answer, answers_of, compare_step, divergence, keeps
 from merino_edge.export.export import export
 from merino_edge.export.questions import questions
 from merino_edge.export.request import ExportRequest
@@ -85,10 +85,10 @@ def test_a_near_tie_costs_no_answer():
     expected = np.log([[0.41, 0.39, 0.15], [0.6, 0.3, 0.05]])
     answer = Answer([1], [7, 2], np.array([[7, 3, 1], [2, 5, 0]]), expected.astype(np.float32))
     logits = np.full(9, -5.0, np.float32)
-    assert compared(np.where(np.arange(9) == 3, 2.0, logits), answer, 0)[1:] == (False, True)
-    assert compared(np.where(np.arange(9) == 1, 2.0, logits), answer, 0)[1:] == (False, False)
-    assert compared(np.where(np.arange(9) == 5, 2.0, logits), answer, 1)[1:] == (False, False)
-    assert compared(np.where(np.arange(9) == 2, 2.0, logits), answer, 1)[1:] == (True, True)
+    assert compare_step(np.where(np.arange(9) == 3, 2.0, logits), answer, 0)[1:] == (False, True)
+    assert compare_step(np.where(np.arange(9) == 1, 2.0, logits), answer, 0)[1:] == (False, False)
+    assert compare_step(np.where(np.arange(9) == 5, 2.0, logits), answer, 1)[1:] == (False, False)
+    assert compare_step(np.where(np.arange(9) == 2, 2.0, logits), answer, 1)[1:] == (True, True)
 
 
 @pytest.mark.parametrize(

@@ -203,5 +203,5 @@ def test_the_command_says_one_line_and_leaves_nothing(whole, tmp_path, capsys):
         assert capsys.readouterr().err.startswith(f"merino-edge: {tmp_path}/cut.gguf is no GGUF file that can be read")
     with pytest.raises(SystemExit):
         main(["export", str(whole), "-o", str(tmp_path / "out"), "--context", "33"])
-    assert "--context 33 is not allowed: tiny takes 8 to 32 tokens" in capsys.readouterr().err
+    assert "--context 33 is not allowed: choose 8 to 32 tokens" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.gguf"]

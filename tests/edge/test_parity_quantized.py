@@ -15,7 +15,7 @@ from merino_edge.export.golden import PARITY_STEPS
 from merino_edge.export.parity import torch_greedy, unrounded_error, with_quantized
 from merino_edge.export.quantize.inputs import rows_to_read
 from merino_edge.export.quantize.smoothquant import smoothed
-from merino_edge.export.recover import graph_weights
+from merino_edge.export.recover import graph_constants
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.registry import family_of, layout_of
@@ -82,7 +82,7 @@ def test_a_float32_bundle_gives_back_the_weights_of_any_family(source, dialect, 
     again = load_source(str(folder))
     for name, weight in source.model.state_dict().items():
         assert np.abs(again.model.state_dict()[name] - weight).max() <= 1e-6, name
-    assert family_of(again.arch) is family_of(source.arch) and dict(graph_weights(folder))
+    assert family_of(again.arch) is family_of(source.arch) and dict(graph_constants(folder))
 
 
 def test_a_wrong_operator_is_seen_through_the_rounding(decoder, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ ONE = "one"
 
 
 def with_float_activations(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with the same constants in the same file."""
+    """Return a copy of the model with float matmuls over the same data file."""
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     nodes = [new for node in copied.graph.node for new in in_floats(node)]
@@ -24,7 +24,7 @@ def with_float_activations(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def in_floats(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """The nodes that replace one node: a matmul of floats, whose input has the scale 1."""
+    """Return the nodes that replace one node. A float matmul takes its input with the scale 1."""
     if node.op_type == "MatMulNBits":
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
@@ -40,18 +40,11 @@ def in_floats(node: onnx.NodeProto) -> list[onnx.NodeProto]:
             helper.make_node("Cast", [node.input[1]], [weights], to=onnx.TensorProto.FLOAT),
             helper.make_node("MatMul", [node.input[0], weights], [node.output[0]]),
         ]
-    elif node.op_type == "MatMulIntegerToFloat":
-        weights, matmul = (f"{node.output[0]}.{part}" for part in ("weights", "product"))
-        return [
-            helper.make_node("Cast", [node.input[1]], [weights], to=onnx.TensorProto.FLOAT),
-            helper.make_node("MatMul", [node.input[0], weights], [matmul]),
-            helper.make_node("Mul", [matmul, node.input[3]], [node.output[0]]),  # by the scales of the weights
-        ]
     return [node]
 
 
 def floats_of_tiles(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """A float MatMul that dequantizes all rows of a matrix in tiles."""
+    """Return a float MatMul that dequantizes all rows of a matrix in tiles."""
     (x, weights, *order), (out,) = node.input, node.output
     rows = next(attribute.i for attribute in node.attribute if attribute.name == "rows")
     ids, floats, turned = (f"{out}.{part}" for part in ("ids", "floats", "turned"))

@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from merino_edge.export.dialects.external_data import PAGE
 from merino_edge.export.dialects.graph import KERNELS_DOMAIN, Port, ports
-from merino_edge.export.dialects.matmuls import CONTRIB, quantized_head, table_rows
+from merino_edge.export.dialects.matmuls import CONTRIB, table_rows
 from merino_edge.export.dialects.operations import Operations
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm
 from merino_edge.families.operators import FUSED_HEAD_MULTIPLE, HEAD_SLICE_BYTES, by_groups, runs_on_kernels
@@ -47,9 +47,11 @@ class Fused(Operations):
         self.cache_ports(kv_layers, self.context)
 
     def declared(self, port: Port) -> tuple[int | str, ...]:
-        """The lengths of batch and cache are symbolic in the file: a server decodes several sequences in one run, and
-        other programs bind a buffer of another length, or first an empty one and then the graph's output. The runtime
-        binds buffers of the shape in bundle.json."""
+        """Return the shape with symbolic lengths of batch and cache.
+
+        A server decodes several sequences in one run. Other programs bind a buffer of another length, or first an empty
+        one and then the graph's output. The runtime binds buffers of the shape in bundle.json.
+        """
         shape = list(port.shape)
         if self.batched and shape[:1] == [1]:
             shape[0] = BATCH
@@ -93,16 +95,12 @@ class Fused(Operations):
             return x
         return self.node("Gather", [x, self.integers(-1)], axis=1)
 
-    def head(self, x: str, table: str) -> None:
-        logits = quantized_head(self, x, table) if table in self.matrices else self._sliced_head(x, table)
-        self.logits(logits, self.weights[table].shape[0])
-
-    def _sliced_head(self, x: str, table: str) -> str:
-        """Logits [B, 1, vocab] of x [B, 1, width], or with `all_logits` [1, T, vocab] of x [1, T, width], against a
+    def float_head(self, x: str, table: str) -> str:
+        """Return logits [B, 1, vocab] of x [B, 1, width], or with `all_logits` [1, T, vocab] of x [1, T, width], for a
         table [vocab, width] that is not quantized.
 
-        ONNX Runtime packs a copy of each matrix for its kernels, and frees the original if no other operator reads
-        it. The embedding reads the whole table. So the head has its own constants over the same bytes of the file:
+        ONNX Runtime packs a copy of each matrix for its kernels, and frees the original if no other operator reads it.
+        The embedding reads the whole table. So the head has its own constants over the same bytes of the file. They are
         slices, so that only one at a time is in memory twice.
         """
         rows = self.real_weight(table)  # [vocab, width]
@@ -120,7 +118,7 @@ class Fused(Operations):
 
 
 def group_query_attention(graph: Fused, qkv: str, layer: KvLayer, attention: Attention) -> str:
-    """ONNX Runtime's operator."""
+    """Write attention by ONNX Runtime's operator."""
     parts = normed_parts(graph, qkv, layer, attention) or [qkv, "", ""]
     tables = graph.rotary_constants(attention.rotary, layer.head_size) if attention.rotary else ("", "")
     options: dict[str, int | float | str] = {}
@@ -146,7 +144,7 @@ def group_query_attention(graph: Fused, qkv: str, layer: KvLayer, attention: Att
 
 
 def group_attention(graph: Fused, qkv: str, layer: KvLayer, attention: Attention) -> str:
-    """This project's operator."""
+    """Write attention by this project's operator."""
     parts = normed_parts(graph, qkv, layer, attention)
     if parts:
         qkv = graph.node("Concat", parts, axis=-1)
@@ -164,12 +162,12 @@ def group_attention(graph: Fused, qkv: str, layer: KvLayer, attention: Attention
 
 
 def window_of(graph: Fused, attention: Attention) -> int:
-    """0: there is none, or the cache is no longer than it."""
+    """Return the length of the attention window; 0 if there is none, or if the cache is no longer than the window."""
     return attention.window if attention.window and attention.window < graph.context else 0
 
 
 def cache_scales(graph: Fused, layer: KvLayer) -> list[str]:
-    """Scales of keys and values [1, heads, 1, head_size]; none for a cache of floats."""
+    """Store the scales of keys and values [1, heads, 1, head_size]; return no names for a cache of floats."""
     if graph.cache_scales is None:
         return []
     names = [f"{name}_scale" for name in ports("cache", layer)]
@@ -178,8 +176,11 @@ def cache_scales(graph: Fused, layer: KvLayer) -> list[str]:
 
 
 def normed_parts(graph: Fused, qkv: str, layer: KvLayer, attention: Attention) -> list[str]:
-    """Queries [B, T, heads * head_size], keys and values [B, T, layer.heads * head_size], each head of the first two
-    normed separately; empty if there are no such norms."""
+    """Split packed queries, keys and values, and normalize each head of the first two.
+
+    Return queries [B, T, heads * head_size], and keys and values [B, T, layer.heads * head_size]; an empty list if the
+    model has no such norms.
+    """
     if not attention.query_norm or not attention.key_norm:
         return []
     size = layer.head_size

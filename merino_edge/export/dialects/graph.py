@@ -105,7 +105,7 @@ class Graph:
         return tuple(sorted({node.op_type for node in self._nodes if node.domain == KERNELS_DOMAIN}))
 
     def padded(self, x: str, channels: int) -> str:
-        """x [1, T, n] with zeros for new channels behind its own."""
+        """Append channels of zeros to x [1, T, n]."""
         return self.node("Pad", [x, self.integers(*[0] * 5, channels)])
 
     def to_real(self, x: str) -> str:
@@ -134,7 +134,7 @@ class Graph:
         return self._made[key]
 
     def rotary_constants(self, rotary: Rotary, head_size: int) -> tuple[str, str]:
-        """cos and sin of each position [context, head_size / 2], stored once for each rotary and head size."""
+        """Store cos and sin of each position [context, head_size / 2], once for each rotary and head size."""
 
         def make() -> tuple[str, str]:
             more = sum(name.split(".")[0] == f"cos_{head_size}" for name in self._constants)
@@ -215,7 +215,7 @@ class Graph:
                 self.output(present, dtype, [1, layer.heads, present_axis, size])
 
     def declared(self, port: Port) -> tuple[int | str, ...]:
-        """The shape of an input or output as the file states it."""
+        """Return the shape of an input or output as model.onnx declares it."""
         return port.shape
 
     # Files
@@ -264,6 +264,6 @@ def replaced_model(folder: Path, change: Callable[[onnx.ModelProto], onnx.ModelP
 
 
 def ports(kind: str, layer: KvLayer) -> tuple[str, str]:
-    """Names of a layer's inputs or outputs of keys and values, as in Hugging Face's exports; `kind`: `past_key_values`
-    or `present`."""
+    """Return the names of a layer's inputs or outputs of keys and values, as in Hugging Face's exports. `kind`:
+    `past_key_values` or `present`."""
     return f"{kind}.{layer.index}.key", f"{kind}.{layer.index}.value"

@@ -18,7 +18,7 @@ ACCURACY = 4  # of MatMulNBits: activations in int8
 
 
 def matmul(graph: Graph, x: str, name: str) -> str:
-    """x [1, T, in] times joined matrices [sum of out, in]; [1, T, sum of out]."""
+    """Multiply x [1, T, in] by joined matrices [sum of out, in]; the result is [1, T, sum of out]."""
     matrix = graph.matrices.get(name)
     if matrix is None:
         return graph.node("MatMul", [x, graph.matrix(name)])
@@ -31,7 +31,7 @@ def matmul(graph: Graph, x: str, name: str) -> str:
 
 
 def table_rows(graph: Graph, ids: str, name: str) -> str:
-    """Rows of an embedding [rows, columns], of which a decode step reads one; [1, T, columns]."""
+    """Look up rows [1, T, columns] of an embedding [rows, columns], of which a decode step reads one."""
     matrix = graph.matrices.get(name)
     if matrix is None:
         value = graph.real_weight(name)
@@ -52,7 +52,7 @@ def table_rows(graph: Graph, ids: str, name: str) -> str:
 
 
 def quantized_head(graph: Graph, x: str, table: str) -> str:
-    """Logits [1, T, vocab] of x [1, T, width] against a quantized table, which may be the embedding too."""
+    """Return logits [1, T, vocab] of x [1, T, width] for a quantized table, which may be the embedding too."""
     matrix = graph.matrices[table]
     if matrix.layout != "rows":
         return matmul(graph, x, table)
@@ -67,7 +67,7 @@ def quantized_head(graph: Graph, x: str, table: str) -> str:
 
 
 def integer_matmul(graph: Graph, x: str, codes: str, scales: str) -> str:
-    """x @ codes * scales with x quantized to uint8 over its range; codes [in, out], scales [out]."""
+    """Compute x @ codes * scales, with x quantized to uint8 over its range; codes [in, out], scales [out]."""
     quantized = graph.node("DynamicQuantizeLinear", [x], outputs=3)
     matmul = graph.node("MatMulInteger", [quantized, codes, f"{quantized}.2"])
     scale = graph.node("Mul", [f"{quantized}.1", scales])
@@ -75,14 +75,14 @@ def integer_matmul(graph: Graph, x: str, codes: str, scales: str) -> str:
 
 
 def signed_table(graph: Graph, name: str, matrix: QuantizedMatrix) -> tuple[str, str]:
-    """Codes [rows, columns] and scales [rows, 1] of an embedding, of which a decode step reads one row."""
+    """Store codes [rows, columns] and scales [rows, 1] of an embedding, of which a decode step reads one row."""
     columns, scales = matrix.columns, matrix.scales
     codes = graph.stored(f"{name}.codes", signed(matrix, transposed=False), columns)
     return codes, graph.stored(f"{name}.scales", scales, scales[0].nbytes)
 
 
 def signed(matrix: QuantizedMatrix, *, transposed: bool) -> Deferred:
-    """Codes as int8 around zero: [rows, columns], or [columns, rows] if `transposed`.
+    """Return the codes as int8 around zero: [rows, columns], or [columns, rows] if `transposed`.
 
     No code is -128: two multiplications by it overflow the 16 bits in which no-dotprod Arm cores accumulate.
     """
@@ -99,7 +99,10 @@ def signed(matrix: QuantizedMatrix, *, transposed: bool) -> Deferred:
 
 
 def grouped_matmul(graph: Graph, x: str, name: str, matrix: QuantizedMatrix) -> str:
-    """MatMulNBits also takes minimums as float zero points, but then multiplies in float32, fifty times slower."""
+    """Multiply x by a matrix in groups, by MatMulNBits.
+
+    That operator also takes GGUF minimums as float zero points, but then it multiplies in float32, fifty times slower.
+    """
     if matrix.rests:
         x = with_means(graph, x, matrix)
     if matrix.outliers:
@@ -116,7 +119,7 @@ def grouped_matmul(graph: Graph, x: str, name: str, matrix: QuantizedMatrix) -> 
 
 
 def with_means(graph: Graph, x: str, matrix: QuantizedMatrix) -> str:
-    """x, and behind it for each of the rests the means of its groups, padded to whole groups."""
+    """Append to x, for each of the matrix's rests, the means of its groups, padded to whole groups."""
     groups, size = matrix.scales.shape[1], matrix.group_size
     means = graph.node("AveragePool", [x], kernel_shape=[size], strides=[size])  # [1, T, groups]
     if groups % size:
@@ -125,7 +128,7 @@ def with_means(graph: Graph, x: str, matrix: QuantizedMatrix) -> str:
 
 
 def with_copies(graph: Graph, x: str, name: str, matrix: QuantizedMatrix) -> str:
-    """x with zeros for its outliers, and behind it copies of their groups that have these alone."""
+    """Set the outliers of x to zero, and append copies of their groups that hold the outliers alone."""
     groups, size = matrix.scales.shape[1], matrix.group_size
     columns = size * (groups + sum(rest.scales.shape[1] for rest in matrix.rests))
     filled = bool(matrix.rests) and groups % size > 0
@@ -137,9 +140,9 @@ def with_copies(graph: Graph, x: str, name: str, matrix: QuantizedMatrix) -> str
 
 
 def widened(matrix: QuantizedMatrix) -> QuantizedMatrix:
-    """The matrix with columns for the means and copies behind its input.
+    """Return the matrix with the columns that multiply the appended means and copies.
 
-    A rest is multiplied by group_size, since its input is a mean.
+    A rest is multiplied by group_size, because its input is a mean.
     """
     if not matrix.rests and not matrix.outliers:
         return matrix

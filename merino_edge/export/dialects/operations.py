@@ -1,7 +1,7 @@
 """The operations of a decoder (`families/graph_ops`) that both dialects write alike."""
 
 from merino_edge.export.dialects.graph import Graph
-from merino_edge.export.dialects.matmuls import matmul, table_rows
+from merino_edge.export.dialects.matmuls import matmul, quantized_head, table_rows
 
 
 class Operations(Graph):
@@ -17,9 +17,16 @@ class Operations(Graph):
         return self.node("Add", [result, self.vector(biases)]) if biases else result
 
     def joined_names(self, names: list[str]) -> list[str]:
-        """The matrices of one input as they are stored: quantized ones of different bits are apart."""
+        """Return the names under which the matrices of one input are stored: those of different bits are not joined."""
         owners = self.once("owners", lambda: {one: joined for joined in self.matrices for one in joined.split("+")})
         return list(dict.fromkeys(owners.get(name, "+".join(names)) for name in names))
+
+    def head(self, x: str, table: str) -> None:
+        logits = quantized_head(self, x, table) if table in self.matrices else self.float_head(x, table)
+        self.logits(logits, self.weights[table].shape[0])
+
+    def float_head(self, x: str, table: str) -> str:
+        raise NotImplementedError
 
     def activation(self, x: str, kind: str) -> str:
         raise NotImplementedError

@@ -13,7 +13,7 @@ import numpy as np
 from onnx import TensorProto
 
 from merino_edge.export.dialects.graph import ports
-from merino_edge.export.dialects.matmuls import quantized_head, table_rows
+from merino_edge.export.dialects.matmuls import table_rows
 from merino_edge.export.dialects.operations import Operations
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm
 from merino_edge.families.rotary import Rotary
@@ -48,12 +48,13 @@ class Portable(Operations):
         self.cache_ports(kv_layers, "sequence")
 
     def _mask(self, hidden: str, *axes: int) -> str:
-        """MASKED if `hidden` is true, 0 elsewhere; `axes` are inserted."""
+        """Return MASKED if `hidden` is true, 0 elsewhere, with new axes at `axes`."""
         mask = self.node("Mul", [self.to_real(hidden), self.scalar(MASKED)])
         return self.node("Unsqueeze", [mask, self.integers(*axes)])
 
     def _masks(self, window: int | None) -> tuple[str, str]:
-        """Masks of cached slots [1, 1, 1 or T, context] and of new positions [1, 1, T, T]. Slot n holds position n."""
+        """Return the masks of cached slots [1, 1, 1 or T, context] and of new positions [1, 1, T, T]. Slot n holds
+        position n."""
         if window is None or window >= self.context:
             return self.cached_mask, self.new_mask
 
@@ -72,7 +73,7 @@ class Portable(Operations):
         return table_rows(self, self.node("Add", [self.positions, self.integer(offset)]), table)
 
     def norm(self, x: str, norm: Norm) -> str:
-        """Computed in float32 in every format, since squares of activations overflow float16."""
+        """Normalize x in float32, even in fp16: squares of activations overflow float16."""
         half = self.real == "float16"
         x = self.node("Cast", [x], to=TensorProto.FLOAT) if half else x
         if norm.bias is not None:
@@ -126,7 +127,7 @@ class Portable(Operations):
         return self.node("Reshape", [mixed, self.integers(1, -1, attention.heads * layer.head_size)])
 
     def _heads(self, qkv: str, layer: KvLayer, attention: Attention) -> list[str]:
-        """Query [1, heads, T, head_size], key and value [1, layer.heads, T, head_size], of packed ones."""
+        """Split packed heads into query [1, heads, T, head_size], and key and value [1, layer.heads, T, head_size]."""
         heads = (attention.heads, layer.heads, layer.heads)
         if attention.heads == layer.heads:
             split = self.node("Split", [qkv], outputs=3, axis=-1)
@@ -138,14 +139,17 @@ class Portable(Operations):
         return [self.node("Transpose", [self.node("Reshape", part)], perm=[0, 2, 1, 3]) for part in parts]
 
     def _as_heads(self, x: str, count: int, layer: KvLayer, attention: Attention) -> str:
-        """x [1, heads, T, n] as [1, KV heads, heads / KV heads * T, n], or back: query heads of one KV head are joined,
-        so that keys and values are not repeated."""
+        """Reshape x [1, heads, T, n] to [1, KV heads, heads / KV heads * T, n], or back.
+
+        Query heads of one KV head are joined, so that keys and values are not repeated.
+        """
         if attention.heads == layer.heads:
             return x
         return self.node("Reshape", [x, self.integers(1, count, -1, 0)])
 
     def _rotate(self, x: str, layer: KvLayer, rotary: Rotary) -> str:
-        """Rotary position embedding of x [1, heads, T, head_size]: element i is paired with i + head_size / 2."""
+        """Apply the rotary position embedding to x [1, heads, T, head_size]: element i is paired with i + head_size /
+        2."""
 
         def make() -> list[str]:
             rows = [
@@ -162,12 +166,13 @@ class Portable(Operations):
         return self.node("Concat", [turned_left, turned_right], axis=-1)
 
     def _scores(self, query: str, key: str, layer: KvLayer, attention: Attention) -> str:
-        """[1, heads, T, n] of grouped queries and keys [1, layer.heads, n, head_size]."""
+        """Return the scores [1, heads, T, n] of grouped queries and keys [1, layer.heads, n, head_size]."""
         scores = self.node("MatMul", [query, self.node("Transpose", [key], perm=[0, 1, 3, 2])])
         return self._as_heads(scores, attention.heads, layer, attention)
 
     def _mixed(self, weights: str, value: str, layer: KvLayer, attention: Attention) -> str:
-        """[1, heads, T, head_size] of weights [1, heads, T, n] and values [1, layer.heads, n, head_size]."""
+        """Multiply weights [1, heads, T, n] by values [1, layer.heads, n, head_size]; the result is [1, heads, T,
+        head_size]."""
         mixed = self.node("MatMul", [self._as_heads(weights, layer.heads, layer, attention), value])
         return self._as_heads(mixed, attention.heads, layer, attention)
 
@@ -179,16 +184,12 @@ class Portable(Operations):
             return x
         return self.node("Slice", [x, self.integers(-1), self.integers(END), self.integers(1)])
 
-    def head(self, x: str, table: str) -> None:
-        logits = quantized_head(self, x, table) if table in self.matrices else self._whole_head(x, table)
-        self.logits(logits, self.weights[table].shape[0])
-
-    def _whole_head(self, x: str, table: str) -> str:
-        """Logits [1, T, vocab] of x [1, T, width], T = 1 without `all_logits`, against a table [vocab, width], the
+    def float_head(self, x: str, table: str) -> str:
+        """Return logits [1, T, vocab] of x [1, T, width], T = 1 without `all_logits`, for a table [vocab, width], the
         embedding's own constant.
 
-        One matmul over one constant: TensorRT's parser refuses constants that overlap in the data file and differ in
-        size, and version 8.2 copies each constant, so that a second one would double the table's memory.
+        It is one matmul over one constant. TensorRT's parser refuses constants that overlap in the data file and differ
+        in size. Version 8.2 copies each constant, so a second one would double the table's memory.
         """
         axis = self.integers(0 if self.all_logits else 1)
         row = self.node("Squeeze", [x, axis])  # [T, width]

@@ -39,7 +39,7 @@ def tile_node(graph: Graph, kind: str, x: str, name: str, rows: int = 0) -> str:
 
 
 def deferred_tiles(name: str, matrix: QuantizedMatrix, minimums: np.ndarray | None) -> Deferred:
-    """The tiles of a matrix and of the copies of its groups with outliers. `minimums` hold its rests."""
+    """Return the tiles of a matrix and of the copies of its groups with outliers. `minimums` include its rests."""
     copied = groups_of(matrix.outliers, matrix.group_size)
     groups = matrix.scales.shape[1] + len(copied)
     rows, columns = TILE_ROWS[matrix.bits], groups * matrix.group_size
@@ -58,10 +58,10 @@ def deferred_tiles(name: str, matrix: QuantizedMatrix, minimums: np.ndarray | No
 
 
 def tiles_of(name: str, matrix: QuantizedMatrix, minimums: np.ndarray | None = None) -> np.ndarray:
-    """A matrix in the layout of runtime/kernels/matmul.h: tiles of 16 rows, in 4 bits of 8 rows, by 32 columns, each
-    with its codes, float16 scales, and float16 minimums if the matrix has any.
+    """Return a matrix in the layout of runtime/kernels/matmul.h, uint8 [tiles, columns / 32, bytes of a tile].
 
-    uint8 [tiles, columns / 32, bytes of a tile]; minimums float32 [rows, groups]; rows are padded with zeros.
+    A tile has 16 rows, or 8 in 4 bits, by 32 columns, with its codes, float16 scales, and float16 minimums if the
+    matrix has any. minimums: float32 [rows, groups]. Rows are padded with zeros.
     """
     bits, rows = matrix.bits, len(matrix.codes)
     count = TILE_ROWS[bits]
@@ -82,7 +82,8 @@ def tiles_of(name: str, matrix: QuantizedMatrix, minimums: np.ndarray | None = N
 
 
 def in_few_bits(codes: np.ndarray, bits: int) -> list[np.ndarray]:
-    """Bytes of codes [tiles, groups, 32 columns * 16 rows] in 5 or 6 bits: two nibbles in each, then the upper bits."""
+    """Pack codes [tiles, groups, 32 columns * 16 rows] in 5 or 6 bits: two nibbles in each byte, then the upper
+    bits."""
     low, upper, half = codes & 15, codes >> 4, codes.shape[-1] // 2
     nibbles = low[..., :half] | low[..., half:] << 4
     if bits == 5:
@@ -93,8 +94,10 @@ def in_few_bits(codes: np.ndarray, bits: int) -> list[np.ndarray]:
 
 
 def minimums_of(matrix: QuantizedMatrix) -> np.ndarray | None:
-    """GGUF minimums of the groups, float32 [rows, groups]: weight = (code - middle) * scale + minimum, where the middle
-    is the code for zero without zero points. None: all are 0."""
+    """Return the GGUF minimums of the groups, float32 [rows, groups]; None if all are 0.
+
+    weight = (code - middle) * scale + minimum, where the middle is the code for zero without zero points.
+    """
     if matrix.zero_points is None and not matrix.rests:
         return None
     first = dequantize(matrix).reshape(*matrix.scales.shape, -1)[..., 0]
@@ -104,7 +107,8 @@ def minimums_of(matrix: QuantizedMatrix) -> np.ndarray | None:
 
 
 def tiled(values: np.ndarray, count: int) -> np.ndarray:
-    """[rows, groups, n] of any type as bytes [tiles, groups, count * n * bytes of one]; `count`: rows of a tile."""
+    """Return [rows, groups, n] of any type as bytes [tiles, groups, count * n * bytes of one]. `count`: rows of a
+    tile."""
     rows, groups, _ = values.shape
     filled = np.pad(values, ((0, -rows % count), (0, 0), (0, 0)))
     by_tile = filled.reshape(-1, count, groups, values.shape[2]).transpose(0, 2, 1, 3)

@@ -20,8 +20,10 @@ RESTS = 2  # with one, the error of the rests raises a model's KL divergence by 
 def matrix_from_blocks(
     source: BlockSource, names: Sequence[str], weights: Weights, bits: int
 ) -> QuantizedMatrix | None:
-    """The matrices `names` [out, in] in the source's own blocks, joined along their outputs, in `bits`; None if no
-    matrix can be taken over. If only some can, the others are quantized in groups of the same size."""
+    """Return the matrices `names` [out, in] in the source's own blocks and in `bits`, joined along their outputs.
+
+    If only some can be taken over, the others are quantized in groups of the same size. Return None if none can.
+    """
     stored = {name: blocks for name in names if (blocks := source.blocks(name)) and fits(blocks, bits)}
     if not stored:
         return None

@@ -40,7 +40,7 @@ def gptq(
 
 
 def damped_hessian(hessian: np.ndarray) -> np.ndarray:
-    """float64 [columns, columns]"""
+    """Return the Hessian with DAMPING, float64 [columns, columns]."""
     damped = hessian.astype(np.float64)
     damped[np.diag_indices_from(damped)] += DAMPING * (float(np.trace(damped)) / len(damped) or 1.0)
     return damped
@@ -49,7 +49,7 @@ def damped_hessian(hessian: np.ndarray) -> np.ndarray:
 def compensated(
     weights: np.ndarray, damped: np.ndarray, bits: int, group_size: int, both_signs: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """GPTQ's codes [columns, rows], from -2^(bits - 1), and scales [groups, rows], of weights [columns, rows].
+    """Return GPTQ's codes [columns, rows], from -2^(bits - 1), and scales [groups, rows], of weights [columns, rows].
 
     A group's scales minimize the squared error of its weights after the compensation of earlier columns.
     """
@@ -74,7 +74,7 @@ def compensated(
 
 
 def fitted_scales(weights: np.ndarray, codes: np.ndarray, scales: np.ndarray, damped: np.ndarray) -> np.ndarray:
-    """The scales [groups, rows] of least error for these codes: least squares over all groups of a row at once."""
+    """Fit the scales [groups, rows] to these codes, by least squares over all groups of a row at once."""
     groups, rows = scales.shape
     size = len(weights) // groups
     rest = weights - codes * np.repeat(scales, size, 0)  # [columns, rows]
@@ -92,8 +92,11 @@ def fitted_scales(weights: np.ndarray, codes: np.ndarray, scales: np.ndarray, da
 def descended(
     weights: np.ndarray, codes: np.ndarray, scales: np.ndarray, damped: np.ndarray, limits: tuple[int, int]
 ) -> np.ndarray:
-    """Codes [columns, rows] after one sweep of coordinate descent: each column in turn takes the codes of least error
-    beside those of all others. `limits`: the lowest and the highest code."""
+    """Return codes [columns, rows] after one sweep of coordinate descent.
+
+    Each column in turn gets the codes of least error, given those of all other columns. `limits`: the lowest and the
+    highest code.
+    """
     codes, steps = codes.copy(), np.repeat(scales, len(weights) // len(scales), 0)  # [columns, rows]
     divisor = np.where(steps == 0, 1, steps)
     gradient = damped @ (weights - codes * steps)  # of half the error, towards larger codes

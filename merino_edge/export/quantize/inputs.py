@@ -25,15 +25,16 @@ from merino_edge.families.registry import decoder_of
 SEED = 0
 LEAST_TOKENS, MOST_TOKENS = 16_384, 131_072  # of the text for Hessians, sampled evenly
 WORK = LEAST_TOKENS * 135_000_000  # tokens times weights for which the number of tokens lies between
-TOKENS = 4096  # of the text for sizes of channels
+TOKENS = 4096  # of the text for sizes of channels, and for the scales of a KV cache
 ROW = 512  # tokens in a sequence of the text
-LONGEST_ROW = 2048  # tokens in a sequence that the model generates; at most the context
+LONGEST_ROW = 2048  # tokens in a sequence that the model generates, or that fills a KV cache; at most the context
 TEXTS, TEXT_TOKENS = 16, 128  # that the model generates, as one batch: each step reads the weights once
 HEAD_EVERY = 8  # the head's input is measured at every eighth token, since logits take memory
 
 
 def hessians_on(source: Source, text: Path) -> Callable[[], Hessians]:
-    """The Hessians on a text, computed at the first call. Raises MerinoError at once if the text cannot be read."""
+    """Return a function that computes the Hessians on a text, once. Raises MerinoError at once if the text cannot be
+    read."""
     tokens = min(max(WORK // params(source.arch.operators), LEAST_TOKENS), MOST_TOKENS)
     rows = text_rows(source, text, min(ROW, source.arch.context), tokens)
     return cache(lambda: input_hessians(source.model, rows.numpy()))
@@ -41,8 +42,10 @@ def hessians_on(source: Source, text: Path) -> Callable[[], Hessians]:
 
 @torch.no_grad()
 def input_hessians(model: PreTrainedModel, rows: np.ndarray) -> Hessians:
-    """The Hessian of the input of each matrix except the head's; rows: ids [n, T]. Matrices with the same input share
-    one array."""
+    """Return by matrix the Hessian of its input, except for the head; rows: ids [n, T].
+
+    Matrices with the same input share one array.
+    """
     sums: dict[str, torch.Tensor] = {}
     owners: dict[str, str] = {}  # by the name of a matrix, the one whose Hessian it shares
     seen: list[tuple[torch.Tensor, str]] = []  # the input of the matrix before, and that matrix's owner
@@ -73,8 +76,10 @@ def is_matrix(module: torch.nn.Module) -> bool:
 
 @torch.no_grad()
 def input_sizes(model: PreTrainedModel, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """By the name of a matrix, the size of each channel of its input, [in]: the geometric mean of maximum and RMS over
-    tokens, each token normalized to RMS 1."""
+    """Return by matrix the size of each channel of its input, [in].
+
+    The size is the geometric mean of maximum and RMS over tokens, each token normalized to RMS 1.
+    """
     squares: dict[str, list[torch.Tensor]] = {name: [] for name in names}  # of each row the mean
     largest: dict[str, list[torch.Tensor]] = {name: [] for name in names}
 
@@ -94,7 +99,7 @@ def input_sizes(model: PreTrainedModel, names: Sequence[str], rows: np.ndarray) 
 
 
 def norm_input_sizes(source: Source, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """By the name of each matrix behind a norm, the sizes of its input's channels."""
+    """Return the sizes of the input's channels for each matrix after a norm."""
     decoder = decoder_of(source.arch)
     linears = [linear for layer in decoder.layers for linear in (layer.qkv, layer.up)] if decoder else []
     sizes = input_sizes(source.model, [linear.weights[0] for linear in linears], rows)
@@ -119,16 +124,21 @@ def observed_inputs(
             hook.remove()
 
 
-def rows_to_read(source: Source, context: int, text: Path | None) -> np.ndarray:
-    """Ids [rows, T] of the text, or of text that the model generates. Raises MerinoError if the text cannot be read."""
+def rows_to_read(source: Source, context: int, text: Path | None, row: int = ROW) -> np.ndarray:
+    """Return ids [rows, T] of the text, in rows of at most `row` tokens, or of text that the model generates.
+
+    Raises MerinoError if the text cannot be read.
+    """
     if text:
-        return text_rows(source, text, min(ROW, context), TOKENS).numpy()
+        return text_rows(source, text, min(row, context), TOKENS).numpy()
     return own_rows(source, min(context, LONGEST_ROW))
 
 
 def own_rows(source: Source, length: int) -> np.ndarray:
-    """Text that a trained model generates, cut into rows [rows, length]; random ids for random weights, whose text
-    means nothing."""
+    """Return text that a trained model generates, in rows of ids [rows, length].
+
+    For random weights, whose text means nothing, the ids are random.
+    """
     vocab = source.arch.vocab
     if source.weights == "random":
         shape = max(1, TEXTS * TEXT_TOKENS // length), length
@@ -143,7 +153,7 @@ def own_rows(source: Source, length: int) -> np.ndarray:
 
 @torch.no_grad()
 def written_by(model: PreTrainedModel, starts: Sequence[int], length: int) -> np.ndarray:
-    """Continuations [len(starts), length] of these ids, sampled from the model's distribution."""
+    """Sample continuations [len(starts), length] of these ids from the model's distribution."""
     random = torch.Generator().manual_seed(SEED)
     ids = given = torch.tensor(starts)[:, None]
     cache = None

@@ -21,7 +21,7 @@ class CacheScales(NamedTuple):
     layers: tuple[tuple[np.ndarray, np.ndarray], ...]
 
     def in_order(self, channels: np.ndarray | None) -> "CacheScales":
-        """The scales with each head's channels of keys reordered; None: unchanged."""
+        """Return the scales with each head's key channels in another order; None: unchanged."""
         if channels is None:
             return self
         return self._replace(
@@ -30,19 +30,22 @@ class CacheScales(NamedTuple):
 
 
 def largest_code(bits: int) -> int:
-    """The codes are -largest - 1 to largest."""
+    """Return the largest code; the smallest is -largest - 1."""
     return 2 ** (bits - 1) - 1
 
 
 def rounded(values: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
-    """`values` [..., heads, tokens, head_size] quantized with scales [heads, head_size] and dequantized."""
+    """Quantize and dequantize `values` [..., heads, tokens, head_size] with scales [heads, head_size]."""
     step, most = scales[:, None], largest_code(bits)
     return np.clip(np.rint(values / step), -most - 1, most) * step
 
 
 def fitted_scales(values: np.ndarray, bits: int) -> np.ndarray:
-    """Scales float32 [heads, head_size] of values [heads, tokens, head_size]: for each channel the one of `SHARES` with
-    the least squared error. A smaller share rounds most values more finely, and clips the largest."""
+    """Fit scales float32 [heads, head_size] to values [heads, tokens, head_size].
+
+    Each channel gets the one of `SHARES` with the least squared error. A smaller share rounds most values more finely,
+    and clips the largest.
+    """
     largest = np.abs(values).max(axis=1)  # [heads, head_size]
     best, least = np.zeros_like(largest), np.full_like(largest, np.inf)
     for share in SHARES:
@@ -54,5 +57,5 @@ def fitted_scales(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def scales_of(layers: Sequence[tuple[np.ndarray, np.ndarray]], bits: int) -> CacheScales:
-    """Scales fitted to (keys, values) of each layer, float32 [heads, tokens, head_size] each."""
+    """Fit scales to (keys, values) of each layer, float32 [heads, tokens, head_size] each."""
     return CacheScales(bits, tuple((fitted_scales(keys, bits), fitted_scales(values, bits)) for keys, values in layers))

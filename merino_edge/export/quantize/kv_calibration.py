@@ -8,12 +8,10 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from merino_edge.export.quantize.inputs import LONGEST_ROW, own_rows
 from merino_edge.export.quantize.kv_cache import BITS, CacheScales, largest_code, scales_of
-from merino_edge.export.source import Source, text_rows
+from merino_edge.export.source import Source
 from merino_runtime.errors import MerinoError
 
-TOKENS = 4096  # of a text
 LONGEST_JUDGED = 1024  # tokens whose loss is computed at once
 MOST_RISE = 0.02
 
@@ -30,7 +28,7 @@ class RoundedCache(DynamicCache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [1, heads, T, head_size]."""
+        """Round keys and values [1, heads, T, head_size], and add them to the cache."""
         kept = [
             torch.clamp(torch.round(part / step), -self._most - 1, self._most) * step
             for part, step in zip((key_states, value_states), self._steps[layer_idx], strict=True)
@@ -46,18 +44,11 @@ class Calibrated(NamedTuple):
     rise: float | None
 
 
-def calibrated_cache(
-    source: Source, kv: str, context: int, text: Path | None = None, rows: np.ndarray | None = None
-) -> Calibrated:
-    """Scales of the source's model for `kv`, int8 or int4. `rows`: text that the model generated, if any.
+def calibrated_cache(source: Source, kv: str, rows: np.ndarray, text: Path | None = None) -> Calibrated:
+    """Fit the scales of a cache in `kv`, int8 or int4, to ids [rows, T] of `text`, or of text that the model generated.
 
-    Raises MerinoError if the text cannot be read, and if the cache raises its perplexity by more than MOST_RISE.
+    Raises MerinoError if the cache raises the perplexity of these rows by more than MOST_RISE.
     """
-    length = min(context, LONGEST_ROW)
-    if text:
-        rows = text_rows(source, text, length, TOKENS).numpy()
-    elif rows is None:
-        rows = own_rows(source, length)
     scales = scales_of(filled_layers(source.model, rows), BITS[kv])
     if source.weights == "random":
         return Calibrated(scales, None)
@@ -73,8 +64,10 @@ def calibrated_cache(
 
 @torch.no_grad()
 def filled_layers(model: PreTrainedModel, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(keys, values) of each layer, float32 [heads, all tokens of the rows, head_size]; each row is prefilled into its
-    own cache."""
+    """Return (keys, values) of each layer, float32 [heads, all tokens of the rows, head_size].
+
+    Each row is prefilled into its own cache.
+    """
     kept: list[list[list[np.ndarray]]] = []  # of each row, of each layer
     for row in rows:
         output = model(input_ids=torch.from_numpy(row)[None].long(), use_cache=True, logits_to_keep=1)
@@ -87,7 +80,10 @@ def filled_layers(model: PreTrainedModel, rows: np.ndarray) -> list[tuple[np.nda
 
 @torch.no_grad()
 def rise_of(model: PreTrainedModel, rows: np.ndarray, scales: CacheScales) -> float:
-    """Relative rise of the rows' perplexity by a quantized cache. In parts, since a row's logits take memory."""
+    """Return the relative rise of the rows' perplexity by a quantized cache.
+
+    Long rows are cut, because a row's logits take memory.
+    """
     differences = []
     length = min(rows.shape[1], LONGEST_JUDGED)
     parts = rows[:, : rows.shape[1] // length * length].reshape(-1, length)

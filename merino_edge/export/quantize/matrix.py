@@ -14,7 +14,7 @@ from merino_runtime.errors import MerinoError
 
 # How a graph multiplies a matrix: by ONNX Runtime's MatMulNBits, by MatMulInteger with one scale per row and codes
 # symmetric around zero, or by this project's kernels.
-Layout = Literal["groups", "rows", "tiles"]
+MatrixLayout = Literal["groups", "rows", "tiles"]
 ERROR_RATIO = {4: 1.25, 8: 2.0}  # by bits: allowed RMS error of a larger group, relative to the smallest group's
 # By bits: scales to try, relative to the scale at which the largest weight has the outermost code.
 SHRINKS = {4: np.linspace(0.7, 1.1, 9, dtype=np.float32), 8: np.linspace(1.0, 1.04, 5, dtype=np.float32)}
@@ -51,7 +51,7 @@ class QuantizedMatrix(NamedTuple):
     group_size: int
     zero_points: np.ndarray | None = None
     rests: "tuple[QuantizedMatrix, ...]" = ()
-    layout: Layout = "groups"
+    layout: MatrixLayout = "groups"
     outliers: tuple[Outliers, ...] = ()
     exact: frozenset[str] = frozenset()
     by_gptq: bool = False
@@ -91,9 +91,9 @@ def quantize(name: str, matrix: np.ndarray, bits: int, fewest: int = GROUP_SIZES
 
 
 def group_sizes(name: str, columns: int, fewest: int = GROUP_SIZES[-1]) -> list[int]:
-    """The group sizes that divide rows of `columns` weights, the largest first.
+    """Return the group sizes that divide rows of `columns` weights, the largest first.
 
-    `fewest`: the smallest size, where one of at least that size divides the row. Raises MerinoError if none divides it.
+    `fewest`: the smallest size, if one of at least that size divides the row. Raises MerinoError if none divides it.
     """
     dividing = [group_size for group_size in GROUP_SIZES if columns % group_size == 0]
     sizes = [group_size for group_size in dividing if group_size >= fewest] or dividing
@@ -147,25 +147,25 @@ def quantize_rows(values: np.ndarray, bits: int, both_signs: bool) -> tuple[np.n
 
 
 def rounded(values: np.ndarray, scale: np.ndarray, lowest: int, highest: int) -> np.ndarray:
-    """values / scale as integers from `lowest` to `highest`, float32; values [rows, groups, group_size], scale
-    [rows, groups]."""
+    """Return values / scale as integers from `lowest` to `highest`, in float32; values [rows, groups, group_size],
+    scale [rows, groups]."""
     codes = values / np.where(scale == 0, 1, scale)[..., None]  # a scale underflows to 0 with the tiniest values
     np.rint(codes, out=codes)
     return np.clip(codes, lowest, highest, out=codes)
 
 
 def packed(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes uint8 [..., group_size], two of 4 bits in a byte."""
+    """Pack codes uint8 [..., group_size]: two of 4 bits in a byte."""
     return codes[..., 0::2] | (codes[..., 1::2] << 4) if bits == 4 else codes
 
 
 def packed_points(points: np.ndarray) -> np.ndarray:
-    """Zero points uint8 [rows, groups] as MatMulNBits takes them: two in a byte, each row padded to whole bytes."""
+    """Pack zero points uint8 [rows, groups] for MatMulNBits: two in a byte, each row padded to whole bytes."""
     return packed(np.pad(points, ((0, 0), (0, points.shape[1] % 2)), constant_values=8), 4).reshape(-1)
 
 
 def dequantize(matrix: QuantizedMatrix) -> np.ndarray:
-    """The weights that the codes represent, float32 [rows, columns]."""
+    """Return the weights that the codes represent, float32 [rows, columns]."""
     codes = matrix.codes
     if matrix.bits == 4:
         codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:2], -1)

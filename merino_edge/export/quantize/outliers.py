@@ -50,9 +50,10 @@ def with_outliers(
 
 
 def outliers_of(sizes: np.ndarray, norms: np.ndarray) -> tuple[float, np.ndarray]:
-    """(fall of the output's squared error, channels to separate) of the best split of a group into outliers and others.
+    """Split a group into outliers and others: return (fall of the output's squared error, outlier channels) of the best
+    split.
 
-    A channel's rounding error is proportional to the largest channel of its group, and is multiplied by the channel's
+    A channel's rounding error is proportional to the largest channel of its group. It is multiplied by the channel's
     column of weights, whose squared norm is in `norms`.
     """
     order = np.argsort(-sizes, kind="stable")
@@ -64,7 +65,8 @@ def outliers_of(sizes: np.ndarray, norms: np.ndarray) -> tuple[float, np.ndarray
 
 
 def input_order(columns: int, zero: int, outliers: Iterable[Outliers]) -> np.ndarray:
-    """Indices that gather an input of `columns` channels, which is 0 at index `zero`: its groups, then the copies."""
+    """Return the indices that gather an input of `columns` channels, which is 0 at index `zero`: its groups, then the
+    copies."""
     whole, copies = np.arange(columns), []
     for first, size, channels in outliers:
         copies.append(np.full(size, zero))
@@ -74,5 +76,5 @@ def input_order(columns: int, zero: int, outliers: Iterable[Outliers]) -> np.nda
 
 
 def groups_of(outliers: Iterable[Outliers], group_size: int) -> list[int]:
-    """The groups of a matrix that are stored twice, in the order of the copies."""
+    """Return the groups of a matrix that are stored twice, in the order of the copies."""
     return [at // group_size for first, size, _ in outliers for at in range(first, first + size, group_size)]

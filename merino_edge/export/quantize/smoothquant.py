@@ -57,10 +57,10 @@ class OwnBlocks:
 
 
 def smoothed(source: Source, rows: Callable[[], np.ndarray], *, in_place: bool = False) -> Source:
-    """The source with channels rescaled by their sizes on `rows()`, ids [rows, T].
+    """Return the source with channels rescaled by their sizes on `rows()`, ids [rows, T].
 
-    A copy of the model is changed, or the model itself `in_place`. Returns the source unchanged if the graph takes over
-    all of the source's blocks. Its family must have a `Decoder`.
+    A copy of the model is changed, or the model itself if `in_place`. Returns the source unchanged if the graph takes
+    over all of its blocks, or if its family has no `Decoder`.
     """
     decoder = decoder_of(source.arch)
     sites = [site for site in sites_of(decoder) if not is_kept(source.blocks, site)] if decoder else []
@@ -77,8 +77,11 @@ def smoothed(source: Source, rows: Callable[[], np.ndarray], *, in_place: bool =
 
 
 def sites_of(decoder: Decoder) -> Iterator[Site]:
-    """The activations where factors help at no cost: behind norms, and behind a gated FFN's elementwise product, whose
-    other half takes them. Before the head only if it is not tied to the embedding. Behind attention they did not help.
+    """Yield the activations at which factors help at no cost: after norms, and after a gated FFN's elementwise product,
+    whose other half absorbs them.
+
+    The norm before the head counts only if the head is not tied to the embedding. After attention, factors did not
+    help.
     """
     for layer in decoder.layers:
         yield Site(layer.attention_norm, layer.qkv)
@@ -90,7 +93,7 @@ def sites_of(decoder: Decoder) -> Iterator[Site]:
 
 
 def is_kept(blocks: BlockSource | None, site: Site) -> bool:
-    """Whether the graph takes over the source's blocks of one of its matrices."""
+    """Return whether the graph takes over the source's blocks for one of the site's matrices."""
     stored = [blocks.blocks(name) for name in site.matrices] if blocks else []
     return any(one is not None and fits(one, BITS) for one in stored)
 
@@ -112,8 +115,10 @@ def move(weights: ModelWeights, site: Site, factors: np.ndarray) -> None:
 
 
 def factors_of(inputs: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Factors from the sizes of an input's channels and of the matrix's columns, [in], that make both equally uneven:
-    each is rounded in groups, and the error of the matmul grows with the unevenness of either."""
+    """Return factors that make an input's channels and the matrix's columns equally uneven, from their sizes [in].
+
+    Both are rounded in groups, and the error of the matmul grows with the unevenness of either.
+    """
     inputs, columns = (np.maximum(sizes, LEAST * sizes.mean() or 1) for sizes in (inputs, columns))
     factors = np.sqrt(inputs / columns)
     normalized: np.ndarray = (factors / np.exp(np.log(factors).mean())).astype(np.float32)

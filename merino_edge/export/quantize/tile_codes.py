@@ -16,7 +16,7 @@ def fits_tiles(matrix: QuantizedMatrix, few_bits: bool) -> bool:
 
 
 def for_tiles(name: str, matrix: QuantizedMatrix, few_bits: bool) -> QuantizedMatrix:
-    """The matrix with scales rounded to float16, and in `few_bits` codes of 8 bits in 5 or 6 if these hold them."""
+    """Return the matrix with scales rounded to float16. `few_bits`: store codes of 8 bits in 5 or 6 if they fit."""
     scales = halves(name, matrix.scales).astype(np.float32)
     bits = fewest_bits(matrix) if few_bits else matrix.bits
     codes = matrix.codes if bits == matrix.bits else matrix.codes - np.uint8(2**7 - 2 ** (bits - 1))
@@ -32,13 +32,13 @@ def fewest_bits(matrix: QuantizedMatrix) -> int:
 
 
 def hold(bits: int, codes: np.ndarray) -> bool:
-    """Whether so many bits hold these codes of 8 bits."""
+    """Return whether these codes of 8 bits fit in so many bits."""
     half = 2 ** (bits - 1)
     return bool(codes.min() >= 2**7 - half and codes.max() < 2**7 + half)
 
 
 def halves(name: str, values: np.ndarray) -> np.ndarray:
-    """The values in float16. Raises MerinoError for values beyond its range."""
+    """Return the values in float16. Raises MerinoError for values beyond its range."""
     if np.abs(values).max(initial=0) > LARGEST_HALF:
         raise MerinoError(
             f"{name} has groups whose scale is above {LARGEST_HALF:.0f}, which float16 cannot hold: export with"

@@ -14,8 +14,8 @@ from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.quantize.blocks import matrix_from_blocks
 from merino_edge.export.quantize.gptq import Hessians, gptq
 from merino_edge.export.quantize.matrix import (
-    Layout,
     MatrixError,
+    MatrixLayout,
     QuantizedMatrix,
     group_sizes,
     matrix_error,
@@ -61,7 +61,7 @@ def quantized_matrices(arch: Geometry, weights: Weights, form: GraphFormat, how:
 
 
 def quantized_matrix(name: str, weights: Weights, bits: int, form: GraphFormat, how: Rounding) -> QuantizedMatrix:
-    names, layout, few_bits = name.split("+"), layout_of(form, bits), has_few_bits(form)
+    names, layout, few_bits = name.split("+"), matrix_layout(form, bits), has_few_bits(form)
     if how.blocks and layout != "rows":  # a block has a scale of its own, a row one for all its weights
         stored = matrix_from_blocks(how.blocks, names, weights, bits)
         if stored is not None and layout == "tiles" and fits_tiles(stored, few_bits):
@@ -73,7 +73,7 @@ def quantized_matrix(name: str, weights: Weights, bits: int, form: GraphFormat, 
     return for_tiles(name, rounded, few_bits) if layout == "tiles" else rounded._replace(layout=layout)
 
 
-def rounded_matrix(name: str, matrix: np.ndarray, bits: int, layout: Layout, how: Rounding) -> QuantizedMatrix:
+def rounded_matrix(name: str, matrix: np.ndarray, bits: int, layout: MatrixLayout, how: Rounding) -> QuantizedMatrix:
     """Round a matrix float32 [rows, columns] in the groups that its layout takes."""
     names, columns, both_signs = name.split("+"), matrix.shape[1], layout == "rows"
     hessian = how.hessians().get(names[0]) if how.hessians else None  # joined matrices have one input
@@ -95,15 +95,15 @@ def rounded_matrix(name: str, matrix: np.ndarray, bits: int, layout: Layout, how
     return gptq(matrix, hessian, bits, group_size, both_signs=both_signs)._replace(by_gptq=True)
 
 
-def layout_of(form: GraphFormat, bits: int) -> Layout:
-    """How a graph of this format multiplies matrices of so many bits."""
+def matrix_layout(form: GraphFormat, bits: int) -> MatrixLayout:
+    """Return how a graph of this format multiplies matrices of so many bits."""
     if form.dialect == "portable":
         return "tiles" if bits == 4 else "rows"
     return "tiles" if runs_on_kernels(form.core, form.precision) else "groups"
 
 
 def has_few_bits(form: GraphFormat) -> bool:
-    """Whether codes of 8 bits that fit 5 or 6 are stored in these. On no-dotprod cores unpacking costs more than it
+    """Return whether codes of 8 bits that fit in 5 or 6 are stored so. On no-dotprod cores unpacking costs more than it
     saves."""
     return form.dialect == "fused" and form.core == "avx512-vnni"
 
@@ -122,7 +122,7 @@ def matrix_bits(
         return 8 if name in eight_bits or stored and stored > numbers.bits else numbers.bits
 
     def stored_bits(name: str) -> int:
-        """Matrices that are stored alike are joined."""
+        """Return the key by which matrices are joined: those that are stored alike."""
         stored = blocks.bits(name) if blocks and has_few_bits(form) and bits_of(name) == 8 else None
         return stored if stored in (5, 6) else bits_of(name)
 

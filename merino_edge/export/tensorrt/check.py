@@ -75,7 +75,7 @@ def _opset_problems(model: onnx.ModelProto, support: Support) -> Iterator[Proble
 
 
 def _node_problems(model: onnx.ModelProto, support: Support) -> Iterator[Problem]:
-    """Operators that the parser has no importer for, and inputs that must be constants."""
+    """Yield operators that the parser does not support, and inputs that must be constants."""
     constants = {tensor.name for tensor in model.graph.initializer}
     constants |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
     for place, node in enumerate(model.graph.node):

@@ -24,7 +24,7 @@ class Place(NamedTuple):
 
 
 def constant_problems(graph: onnx.GraphProto, bundle: Bundle, support: Support) -> Iterator[Problem]:
-    """The problems of each constant. Values in the data file are not read."""
+    """Yield the problems of each constant. Values in the data file are not read."""
     limits: set[str] = set()
     others: set[str] = set()
     for node in graph.node:
@@ -45,7 +45,8 @@ def constant_problems(graph: onnx.GraphProto, bundle: Bundle, support: Support) 
 
 
 def _overlaps(places: list[Place]) -> Iterator[Problem]:
-    """Each constant that lies in the bytes of one that begins before it, or with it and is longer."""
+    """Yield each constant whose bytes overlap those of a constant that begins earlier, or at the same byte and is
+    longer."""
     widest = Place(0, 0, "", 0)
     for place in sorted(places, key=lambda place: (place.offset, -place.end)):
         if place.offset < widest.end:
@@ -58,7 +59,7 @@ def _overlaps(places: list[Place]) -> Iterator[Problem]:
 
 
 def _place(tensor: onnx.TensorProto) -> Place:
-    """Where its bytes lie; an entry that is no number counts as 0."""
+    """Return the bytes of the data file that hold a constant. An entry that is not a number counts as 0."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     offset, length = (int(text) if (text := entries.get(key, "")).isdigit() else 0 for key in ("offset", "length"))
     return Place(offset, offset + length, tensor.name, math.prod(tensor.dims))
@@ -77,7 +78,8 @@ def _place_problems(tensor: onnx.TensorProto, place: Place, bundle: Bundle) -> I
 
 
 def _value_problems(tensor: onnx.TensorProto, support: Support, clamped: bool) -> Iterator[Problem]:
-    """`clamped`: clamping would change the result, since the value is not only a limit of a Slice."""
+    """Yield the problems of a constant's values. `clamped`: whether clamping would change the result, because the value
+    is not only a limit of a Slice."""
     try:
         value = numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as error:

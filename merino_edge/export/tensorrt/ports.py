@@ -18,7 +18,7 @@ FOLLOWED = ("Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape")
 
 
 def port_problems(graph: onnx.GraphProto, bundle: Bundle, support: Support, longest: int) -> Iterator[Problem]:
-    """`longest`: new tokens of the longer profile."""
+    """Yield the problems of inputs, outputs and tables. `longest`: new tokens of the longer profile."""
     for infos, ports in ((graph.input, bundle.inputs), (graph.output, bundle.outputs)):
         described = {port.name: port for port in ports}
         for name in sorted(set(described) - {info.name for info in infos}):
@@ -56,7 +56,7 @@ def _shape(tensor: onnx.TypeProto.Tensor) -> Shape:
 
 
 def _length_problems(graph: onnx.GraphProto, bundle: Bundle) -> Iterator[Problem]:
-    """A fixed number of new tokens above the context."""
+    """Yield inputs with a fixed number of new tokens above the context."""
     for info in graph.input:
         shape = _shape(info.type.tensor_type)
         fixed = shape[1] if info.name in ("input_ids", "position_ids") and len(shape) == 2 else 0
@@ -65,7 +65,7 @@ def _length_problems(graph: onnx.GraphProto, bundle: Bundle) -> Iterator[Problem
 
 
 def _table_problems(graph: onnx.GraphProto, bundle: Bundle) -> Iterator[Problem]:
-    """Tables with fewer rows than ids or positions."""
+    """Yield tables with fewer rows than ids or positions."""
     rows = {tensor.name: tensor.dims[0] for tensor in graph.initializer if tensor.dims}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     makers = {output: node for node in graph.node for output in node.output}
@@ -81,7 +81,7 @@ def _table_problems(graph: onnx.GraphProto, bundle: Bundle) -> Iterator[Problem]
 
 
 def _source(name: str, makers: dict[str, onnx.NodeProto], constants: dict[str, onnx.TensorProto]) -> tuple[str, int]:
-    """The graph's input that indices come from, and the constant that is added to it on the way."""
+    """Return the graph input that indices come from, and the constant that is added to it on the way."""
     offset = 0
     for _ in range(len(makers)):  # a graph with a cycle ends too
         node = makers.get(name)

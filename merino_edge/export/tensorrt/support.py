@@ -31,7 +31,7 @@ class Support(NamedTuple):
     operators: Mapping[str, frozenset[str]]
 
     def stored_as(self, dtype: str) -> str:
-        """The type that TensorRT has for a tensor of this ONNX type; the same if it has it itself."""
+        """Return the type that TensorRT uses for a tensor of this ONNX type."""
         return self.becomes.get(dtype, dtype)
 
 
@@ -66,5 +66,6 @@ class Problem(NamedTuple):
 
 
 def label(node: onnx.NodeProto, place: int) -> str:
-    """A node's name; the first output of one without, as NVIDIA's tools call it; else its place in the graph."""
+    """Return a node's name; without one, its first output, as NVIDIA's tools do; without that, its index in the
+    graph."""
     return node.name or next(iter(node.output), "") or f"node {place}"

@@ -20,7 +20,7 @@ LENGTH = "sequence"  # the axis of the new tokens
 
 
 def type_name(code: int) -> str:
-    """`float32` and so on; of a code that ONNX lacks, its number."""
+    """Return the name of a type, such as `float32`; for a code that ONNX lacks, its number."""
     if code == TensorProto.BFLOAT16:
         return "bfloat16"
     try:
@@ -30,8 +30,8 @@ def type_name(code: int) -> str:
 
 
 def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """The model with the type and the shape of each tensor, as far as they follow from the inputs; None if they
-    contradict each other, which `shape_problems` reports."""
+    """Return the model with the inferred type and shape of each tensor; None if they contradict each other, which
+    `shape_problems` reports."""
     try:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except FAULTS:
@@ -39,7 +39,7 @@ def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto | None:
 
 
 def shape_problems(model: onnx.ModelProto, length: int) -> Iterator[Problem]:
-    """The first node whose shapes do not fit with `length` new tokens."""
+    """Yield the first node whose shapes do not fit with `length` new tokens."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     for info in (*fixed.graph.input, *fixed.graph.output):
@@ -56,7 +56,7 @@ def shape_problems(model: onnx.ModelProto, length: int) -> Iterator[Problem]:
 
 
 def tensor_problems(model: onnx.ModelProto, support: Support) -> Iterator[Problem]:
-    """Types that the version lacks, or lacks for this operator, and unknown ranks. `model`: from `with_shapes`."""
+    """Yield types that the version lacks, or lacks for an operator, and unknown ranks. `model`: from `with_shapes`."""
     infos = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     known = {info.name: info.type.tensor_type for info in infos}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
