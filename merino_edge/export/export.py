@@ -4,6 +4,7 @@ The steps are numbered, in `export` and `export_planned`. A source is loaded by 
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,9 +17,9 @@ from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.bundles.other_programs import files_for_others
 from merino_edge.export.dialects.build import build_graph
 from merino_edge.export.divergence import Answer, Divergence, answers_of, divergence, divergence_words, keeps
-from merino_edge.export.golden import GOLDEN_STEPS, clear_golden
+from merino_edge.export.golden import GOLDEN_STEPS, decode_golden
 from merino_edge.export.mixed import mixed_plan
-from merino_edge.export.parity import empty, proved, with_quantized
+from merino_edge.export.parity import check_parity, dequantized_model, free_weights
 from merino_edge.export.plan import ExportPlan, fastest_plans, resolve_plan
 from merino_edge.export.quantize.gptq import Hessians
 from merino_edge.export.quantize.inputs import LONGEST_ROW, hessians_on, input_hessians, norm_input_sizes, rows_to_read
@@ -155,8 +156,8 @@ def export_planned(
     check_folder(out, is_bundle_alone, graph.weight_bytes)
 
     # 6. Decode golden ids by torch, with the weights that the codes stand for.
-    dequantized = with_quantized(source.model, matrices, layout_of(source.arch), in_place=last_use)
-    golden = clear_golden(dequantized, source.arch.vocab, form.context, scales)
+    dequantized = dequantized_model(source.model, matrices, layout_of(source.arch), in_place=last_use)
+    golden = decode_golden(dequantized, source.arch.vocab, form.context, scales)
     if not np.isfinite(golden.logits).all():
         raise not_finite(source.model, source.name)
 
@@ -177,10 +178,10 @@ def export_planned(
         del weights, matrices
         if last_use:
             graph.forget()
-            empty(source.model)
+            free_weights(source.model)
 
         # 8. Prove it: logits against torch's at each step, answers against float32's.
-        bundle, error, unrounded = proved(load_bundle(str(folder)), golden, bool(errors), form.kv)
+        bundle, error, unrounded = check_parity(load_bundle(str(folder)), golden, bool(errors), form.kv)
         diverges = divergence(bundle, calibration.answers) if plan.compared and calibration.answers else None
     return Exported(
         out, bundle._replace(folder=str(out)), error, steps=len(golden.logits) - 1, unrounded=unrounded,
@@ -242,10 +243,6 @@ def type_counts(source: Source, matrices: Matrices) -> list[TypeCount]:
     blocks = source.blocks
     if blocks is None:
         return []
-    exact = {name for matrix in matrices.values() for name in matrix.exact}
-    kinds = {name: blocks.kind(name) for joined in matrices for name in joined.split("+")}
-    counts = []
-    for kind in dict.fromkeys(kinds.values()):
-        names = {name for name in kinds if kinds[name] == kind}
-        counts.append(TypeCount(kind, len(names & exact), len(names - exact)))
-    return counts
+    totals = Counter(blocks.kind(name) for joined in matrices for name in joined.split("+"))
+    exact = Counter(blocks.kind(name) for matrix in matrices.values() for name in matrix.exact)
+    return [TypeCount(kind, exact[kind], total - exact[kind]) for kind, total in totals.items()]

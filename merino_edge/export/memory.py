@@ -18,13 +18,10 @@ def needed_mb(arch: Geometry, precision: str, calibrated: bool = False) -> float
 
     The KV cache is not counted, because few of its pages are touched.
     """
-    hessians = hessians_mb(arch) if calibrated else 0.0
-    return IMPORTS_MB + (COPIES if precision == "fp32" else QUANTIZED_COPIES) * weights_mb(arch) + hessians
-
-
-def hessians_mb(arch: Geometry) -> float:
-    """Return an upper bound of the memory of all float32 Hessians: matrices that share an input share one."""
-    return sum(4 * op.columns**2 for op in arch.operators if op.kind == "linear") / BYTES_PER_MB
+    needed = IMPORTS_MB + (COPIES if precision == "fp32" else QUANTIZED_COPIES) * weights_mb(arch)
+    if calibrated:  # at most a float32 Hessian for each matrix: those that share an input share one
+        needed += sum(4 * op.columns**2 for op in arch.operators if op.kind == "linear") / BYTES_PER_MB
+    return needed
 
 
 def weights_mb(arch: Geometry) -> float:

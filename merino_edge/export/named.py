@@ -5,9 +5,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merino_edge.export.request import ROUNDED, ExportRequest, check_request
-from merino_edge.families.hub import fetch
-from merino_edge.storage.atomic import scratch_folder
+from merino_edge.bundles.files import is_bundle, is_bundle_alone
+from merino_edge.design.design_file import DESIGN, Design, load_design
+from merino_edge.export.request import (
+    LEAST_CONTEXT,
+    ROUNDED,
+    DesignFile,
+    ExportRequest,
+    FoundSource,
+    check_context,
+    find_source,
+    graph_format,
+    in_one_format,
+    published,
+)
+from merino_edge.families.checkpoint import check_tokenizer
+from merino_edge.families.hub import HubModel, fetch
+from merino_edge.families.names import resolve
+from merino_edge.families.zoo import Model
+from merino_edge.storage.atomic import check_folder, check_keeps, scratch_folder
+from merino_edge.text.documents import check_files, read_documents
 from merino_runtime.bundle import quantized_cache
 
 if TYPE_CHECKING:
@@ -60,3 +77,34 @@ def nearest_formats(made: "Exported", request: ExportRequest) -> list[ExportRequ
             decode_ms=None,
         ) for name, kv in formats
     ]  # fmt: skip
+
+
+def check_request(request: ExportRequest, what: str, weights: Path | None, out: Path) -> HubModel | None:
+    """Check the request without loading the model; return the model of the hub to fetch for it, if any.
+
+    Raises MerinoError for files that cannot be read, an output that would replace an input, a SOURCE that names no
+    model, and a combination of options that is not possible.
+    """
+    text = request.calibration
+    if text:
+        check_files([text], "--calibrate")
+        read_documents([text], "--calibrate")
+    inputs = (weights, text, resolve(what))
+    check_keeps(out, [Path(path) for path in inputs if isinstance(path, str | Path)])
+    check_folder(out, is_bundle_alone)
+    source = find_source(what, weights, random=request.random_weights)
+    folder = source if isinstance(source, Path) else weights if isinstance(source, Model) else None
+    if folder and folder.is_dir() and not is_bundle(folder):
+        check_tokenizer(folder)
+    geometry = source.geometry if isinstance(source, DesignFile | Model) else None
+    check_context(request.context, geometry.context if geometry else None)
+    graph_format(in_one_format(request), design_of(source), request.context or LEAST_CONTEXT)
+    return None if request.random_weights else published(source, weights)
+
+
+def design_of(source: FoundSource) -> Design | None:
+    """Return the design in a design file, or the one that a checkpoint was trained from."""
+    if isinstance(source, DesignFile):
+        return source.design
+    path = source / DESIGN if isinstance(source, Path) else None
+    return load_design(path) if path and path.is_file() else None

@@ -64,7 +64,7 @@ def golden_of(prompt_ids: Sequence[int], rows: Sequence[np.ndarray]) -> Golden:
     return Golden(list(prompt_ids), [int(row.argmax()) for row in rows], np.stack(rows))
 
 
-def with_quantized(
+def dequantized_model(
     model: PreTrainedModel, matrices: Mapping[str, QuantizedMatrix],
     layout: Callable[[str], Layout | None] = lambda _: None, *, in_place: bool = False,
 ) -> PreTrainedModel:  # fmt: skip
@@ -84,13 +84,13 @@ def with_quantized(
     return twin
 
 
-def empty(model: PreTrainedModel) -> None:
+def free_weights(model: PreTrainedModel) -> None:
     """Free the memory of a model that is not needed any more, even while references to it remain."""
     for parameter in model.parameters():
         parameter.data = torch.empty(0)
 
 
-def proved(
+def check_parity(
     bundle: Bundle, golden: Golden, quantized: bool, kv: str | None = None
 ) -> tuple[Bundle, float, float | None]:
     """Return the bundle, its error, and its error with float activations (None if not `quantized`).

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from merino_edge.bundles.description import GraphFormat
-from merino_edge.bundles.files import is_bundle, is_bundle_alone
-from merino_edge.design.design_file import DESIGN, Design, load_design, model_name, read_plan
-from merino_edge.families.checkpoint import check_checkpoint, check_tokenizer
+from merino_edge.bundles.files import is_bundle
+from merino_edge.design.design_file import Design, model_name, read_plan
+from merino_edge.families.checkpoint import check_checkpoint
 from merino_edge.families.designed import Architecture
 from merino_edge.families.gguf.named import is_gguf
 from merino_edge.families.hub import HubModel, hub_name
@@ -24,8 +24,6 @@ from merino_edge.prediction.formats import (
     quantized_kv,
 )
 from merino_edge.profiles.profile import DeviceProfile
-from merino_edge.storage.atomic import check_folder, check_keeps
-from merino_edge.text.documents import check_files, read_documents
 from merino_runtime.errors import MerinoError
 
 LEAST_CONTEXT = 8
@@ -94,29 +92,6 @@ class DesignFile(NamedTuple):
 FoundSource = Model | HubModel | DesignFile | Path
 
 
-def check_request(request: ExportRequest, what: str, weights: Path | None, out: Path) -> HubModel | None:
-    """Check the request without loading the model; return the model of the hub to fetch for it, if any.
-
-    Raises MerinoError for files that cannot be read, an output that would replace an input, a SOURCE that names no
-    model, and a combination of options that is not possible.
-    """
-    text = request.calibration
-    if text:
-        check_files([text], "--calibrate")
-        read_documents([text], "--calibrate")
-    inputs = (weights, text, resolve(what))
-    check_keeps(out, [Path(path) for path in inputs if isinstance(path, str | Path)])
-    check_folder(out, is_bundle_alone)
-    source = find_source(what, weights, random=request.random_weights)
-    folder = source if isinstance(source, Path) else weights if isinstance(source, Model) else None
-    if folder and folder.is_dir() and not is_bundle(folder):
-        check_tokenizer(folder)
-    geometry = source.geometry if isinstance(source, DesignFile | Model) else None
-    check_context(request.context, geometry.context if geometry else None)
-    graph_format(in_one_format(request), design_of(source), request.context or LEAST_CONTEXT)
-    return None if request.random_weights else published(source, weights)
-
-
 def find_source(what: str, weights: Path | None = None, *, random: bool = False) -> FoundSource:
     """Return what `what` names: a model of the zoo or of the hub, a design file, a GGUF file, or the folder of a bundle
     or checkpoint.
@@ -155,14 +130,6 @@ def published(source: FoundSource, weights: Path | None = None) -> HubModel | No
     if isinstance(source, Model):
         return None if weights else HubModel(source.hub)
     return source if isinstance(source, HubModel) else None
-
-
-def design_of(source: FoundSource) -> Design | None:
-    """Return the design in a design file, or the one that a checkpoint was trained from."""
-    if isinstance(source, DesignFile):
-        return source.design
-    path = source / DESIGN if isinstance(source, Path) else None
-    return load_design(path) if path and path.is_file() else None
 
 
 def in_one_format(request: ExportRequest) -> ExportRequest:

@@ -62,17 +62,17 @@ def load_source(
     Raises MerinoError if `what` is no source, is ambiguous, or does not load.
     """
     source = find_source(what, weights, random=random)
-    if isinstance(source, Model) and random:
-        return random_source(source.geometry, source.id)
     if isinstance(source, Model):
-        return load_weights_of(source, weights) if weights else load_published(HubModel(source.hub), source.id, say)
+        if random:
+            return random_source(source.geometry, source.id)
+        return load_zoo_model(source, weights) if weights else load_published(HubModel(source.hub), source.id, say)
     if isinstance(source, HubModel):
         return load_published(source, source.name.rpartition("/")[2], say)
     if isinstance(source, DesignFile):
         return random_source(source.geometry, source.name)._replace(design=source.design)
     if source.is_file():
         return load_gguf(source)
-    return load_bundle_again(source) if is_bundle(source) else load_checkpoint(source)
+    return load_float32_bundle(source) if is_bundle(source) else load_checkpoint(source)
 
 
 def graph_weights(source: Source) -> GraphWeights:
@@ -104,7 +104,7 @@ def load_published(model: HubModel, name: str, say: Callable[[str], None]) -> So
     return load_checkpoint(fetch(model, say))._replace(name=name, weights_source=f"hub {model.name}", design=None)
 
 
-def load_weights_of(known: Model, folder: Path) -> Source:
+def load_zoo_model(known: Model, folder: Path) -> Source:
     """Load a model of the zoo with its published weights, from a local Hugging Face folder."""
     checkpoint = read_checkpoint(folder, lambda geometry: check_memory(geometry, known.id))
     remedy = f"Give --weights with a folder of {known.id}"
@@ -142,7 +142,7 @@ def trained_source(name: str, checkpoint: Checkpoint | GgufCheckpoint, weights_s
     )  # fmt: skip
 
 
-def load_bundle_again(folder: Path) -> Source:
+def load_float32_bundle(folder: Path) -> Source:
     """Load a float32 bundle: its weights are read back from its graph."""
     bundle = load_bundle(str(folder))
     source = random_source(read_geometry(bundle.family, bundle.architecture), bundle.name)

@@ -144,7 +144,7 @@ def check_folder(out: Path, resume: bool) -> None:
     elif out.exists() and not out.is_dir():
         raise MerinoError(f"{out} is a file, a folder is to be written: choose another -o")
     elif out.is_dir() and not is_replaceable(out):
-        resumable = "go on with --resume, or " if saved_states(out / STATE) else ""
+        resumable = "continue with --resume, or " if saved_states(out / STATE) else ""
         raise MerinoError(f"{out} is not empty: {resumable}choose another -o")
 
 
@@ -176,7 +176,7 @@ def locked(out: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise MerinoError(f"another `train` is at work in {out}: wait for its end, or choose another -o") from error
+        raise MerinoError(f"another `train` is running in {out}: wait until it ends, or choose another -o") from error
     except OSError as error:
         raise MerinoError(f"cannot write {folder}: {error.strerror or error}. Choose another -o") from error
     try:
@@ -221,11 +221,11 @@ def mark_whole(state: Path) -> None:
 
 
 def fault_of(state: Path) -> str | None:
-    """Return the fault of a saved state; None if it is whole."""
+    """Return what is wrong with a saved state; None if it is whole."""
     try:
         files = dict(read_json(str(state / WHOLE), ""))
     except (MerinoError, TypeError, ValueError):
-        return "it was not saved to its end"
+        return "it was not saved completely"
     present = {path.name: path for path in state.iterdir() if path.is_file()}
     for name, sha256 in files.items():
         if name not in present:
@@ -261,7 +261,7 @@ def remove_older(folder: Path, best: str | None) -> None:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove the states that were not saved to their end."""
+    """Remove the states that were not saved completely."""
     for state in saved_states(folder):
         if not (state / WHOLE).is_file():
             shutil.rmtree(state)

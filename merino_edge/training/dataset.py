@@ -26,12 +26,12 @@ PATTERN = 1000  # rows in which each weighted source has its share
 MOST_BPE_CHARACTERS = 200_000_000  # of a larger corpus a BPE is trained on the first ones of each source
 
 
-class Group:
+class PackedRows:
     """Rows of `length` ids, packed from shards: first those of documents, then those of samples.
 
     `text_ends`: of each shard of documents, in their concatenation. `shard_of`, `starts`, `stops`: of each sample; row
     r of the samples has those from `firsts[r]` to before `firsts[r + 1]`. `tokens`: in all rows, without padding.
-    `cut`, `lost`: samples that were truncated, and that were left out because nothing learned would remain.
+    `cut`, `lost`: samples that were truncated, and that were left out because the loss would count nothing in them.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class RowDataset(torch.utils.data.Dataset):
     `logits`: a teacher's for all rows of the groups (distill.py), or None.
     """
 
-    def __init__(self, groups: Sequence[Group], group_of: np.ndarray, row_of: np.ndarray, missing: int = 0):
+    def __init__(self, groups: Sequence[PackedRows], group_of: np.ndarray, row_of: np.ndarray, missing: int = 0):
         self.groups, self.group_of, self.row_of, self.missing = groups, group_of, row_of, missing
         self.has_samples = any(group.samples for group in groups)
         self.offsets = np.cumsum([0, *map(len, groups)])  # of each group, among all rows
@@ -172,22 +172,22 @@ def load_data(
     shards = [load_shard(source, tokenization, say) for source in data]
     check_separates(tokenization.tokenizer, sum(len(shard.ends) for shard in shards))
     if held_out:
-        judged = [load_shard(source, tokenization, say) for source in held_out]
+        held_out_shards = [load_shard(source, tokenization, say) for source in held_out]
         origin, remedy = "the text of --held-out", "give more text"
     else:
-        shards, judged = zip(*map(split, shards), strict=True)
+        shards, held_out_shards = zip(*map(split, shards), strict=True)
         origin, remedy = "the held-out text, the last 2 % of --data,", "give more text, or one with --held-out"
     # 2. Shards to groups of packed rows: one group per weighted source, or one of all.
-    pack = partial(Group, length=length, pad=end_id(tokenization.tokenizer) or 0, cut_long=recipe.cut_long)
+    pack = partial(PackedRows, length=length, pad=end_id(tokenization.tokenizer) or 0, cut_long=recipe.cut_long)
     weights = [source.weight for source in data if source.weight is not None]
     if weights:
         groups = [pack([shard], what=shard.source.what) for shard in shards]
     else:
         groups = [pack(shards, what="the text of --data")]
-    judges = pack(judged, what=origin, remedy=remedy)
-    cut, lost = (sum(getattr(group, name) for group in (*groups, judges)) for name in ("cut", "lost"))
+    held_out_rows = pack(held_out_shards, what=origin, remedy=remedy)
+    cut, lost = (sum(getattr(group, name) for group in (*groups, held_out_rows)) for name in ("cut", "lost"))
     if cut or lost:
-        say(f"{cut:,} samples are cut at {length} tokens, and {lost:,} are left out: nothing learned would remain")
+        say(f"{cut:,} samples are cut at {length} tokens; {lost:,} are left out, because the loss would count nothing")
     # 3. Groups to an order of rows.
     order = run_order(list(map(len, groups)), weights or [1.0], recipe.steps * recipe.batch, recipe.seed)
     rows = RowDataset(groups, *order)
@@ -195,13 +195,14 @@ def load_data(
         places = np.bincount(rows.group_of, minlength=len(groups))
         for source, group, count in zip(data, groups, places, strict=True):
             say(f"{source.what}: {count / len(group):.2g} passes over its rows")
-    taken = len(judges) if held_out else min(len(judges), max(1, MOST_HELD_OUT // length))
-    if taken < len(judges):
-        say(f"held out are {len(judges):,} rows; {taken:,} of them, evenly spread, are evaluated")
-    spread = np.arange(taken) * len(judges) // taken
-    evaluated = RowDataset([judges], np.zeros(taken, np.uint16), spread, -taken % multiple)
+    taken = len(held_out_rows) if held_out else min(len(held_out_rows), max(1, MOST_HELD_OUT // length))
+    if taken < len(held_out_rows):
+        say(f"held out are {len(held_out_rows):,} rows; {taken:,} of them, evenly spread, are evaluated")
+    spread = np.arange(taken) * len(held_out_rows) // taken
+    evaluated = RowDataset([held_out_rows], np.zeros(taken, np.uint16), spread, -taken % multiple)
     evaluated.has_samples = rows.has_samples = rows.has_samples or evaluated.has_samples
-    return RunData(rows, evaluated, sum(group.tokens for group in groups), judges.tokens * taken // len(judges))
+    tokens = sum(group.tokens for group in groups)
+    return RunData(rows, evaluated, tokens, held_out_rows.tokens * taken // len(held_out_rows))
 
 
 def split(shard: Shard) -> tuple[Shard, Shard]:

@@ -51,7 +51,7 @@ class Logits:
         self.path, self.rows = cache_folder() / "teachers" / f"{key}.bin", sum(sizes)
         self.record = np.dtype([("ids", TYPES[self.vocab > 1 << 16], (length, TOP)), ("logits", "<f2", (length, TOP))])
 
-    def done(self) -> int:
+    def stored_rows(self) -> int:
         """Return the number of whole rows in the file."""
         return self.path.stat().st_size // self.record.itemsize if self.path.is_file() else 0
 
@@ -72,12 +72,12 @@ def keep_logits(teacher: Teacher, logits: Logits, tokenizer: Tokenizer, rows: Ro
     folder = logits.path.parent
     check_owner(folder, 0o022)
     check_owner(logits.path)
-    if logits.done() == logits.rows:
+    if logits.stored_rows() == logits.rows:
         say(f"the logits of {teacher.name} are kept in {logits.path}: it does not run again")
         return
     # 1. The teacher.
     if len(rows) < logits.rows:
-        say(f"the run takes {len(rows):,} of {logits.rows:,} rows, and {teacher.name} reads all: less --data will do")
+        say(f"the run takes {len(rows):,} of {logits.rows:,} rows, but {teacher.name} reads all: give less --data")
     loaded = teacher.load()
     check_teacher(teacher.name, loaded, tokenizer, logits.length)
     say(f"{teacher.name} reads {logits.rows:,} rows, once; its {TOP} likeliest tokens are kept in {logits.path}")
@@ -86,8 +86,8 @@ def keep_logits(teacher: Teacher, logits: Logits, tokenizer: Tokenizer, rows: Ro
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with FileLock(f"{logits.path}.lock"), logits.path.open("ab") as file:
-            os.truncate(file.fileno(), logits.done() * logits.record.itemsize)
-            start, batch = logits.done(), max(1, BATCH_TOKENS // logits.length)
+            os.truncate(file.fileno(), logits.stored_rows() * logits.record.itemsize)
+            start, batch = logits.stored_rows(), max(1, BATCH_TOKENS // logits.length)
             for first in range(start, logits.rows, batch):
                 if (first - start) * 10 // logits.rows != (first - start - batch) * 10 // logits.rows:
                     say(f"{teacher.name}: {100 * first // logits.rows} % read")
@@ -95,7 +95,7 @@ def keep_logits(teacher: Teacher, logits: Logits, tokenizer: Tokenizer, rows: Ro
     except OSError as error:
         raise MerinoError(
             f"the teacher's logits cannot be kept: {machine_fault(f'write {logits.path}', error)} They are kept in"
-            f" {folder}, which may be emptied; let XDG_CACHE_HOME name another disk"
+            f" {folder}, which may be emptied; set XDG_CACHE_HOME to a folder on another disk"
         ) from None
 
 

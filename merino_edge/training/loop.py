@@ -22,7 +22,7 @@ from merino_edge.training.checkpoint import mark_whole, remove_older
 from merino_edge.training.dataset import NO_LOSS
 from merino_edge.training.distill import distillation_loss
 from merino_edge.training.optimizer import optimizer_for
-from merino_edge.training.processes import any_of_them, micro_batch, wait_for_all
+from merino_edge.training.processes import any_process, micro_batch, wait_for_all
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.resources import peak_mb
 from merino_edge.training.shards import Say
@@ -145,7 +145,7 @@ def check_finite(what: str, value: float, step: int, recipe: Recipe) -> None:
     )
 
 
-class Watch(TrainerCallback):
+class RunCallback(TrainerCallback):
     """Report progress, time and memory; save on a signal and by time; mark saved states as whole; stop early.
 
     `folder`: of the saved states. `stop`: set by a signal, in any process.
@@ -167,7 +167,7 @@ class Watch(TrainerCallback):
         elif state.global_step == self.first_step + TIMED_STEPS and state.global_step < state.max_steps:
             step_s, left = self.timing(state)
             self.say(f"{step_s:.2g} s per step, {left}; peak memory {peak_mb():,.0f} MB")
-        stop, late = any_of_them(self.stop.is_set(), time.monotonic() - self.saved > SAVE_SECONDS)
+        stop, late = any_process(self.stop.is_set(), time.monotonic() - self.saved > SAVE_SECONDS)
         if state.global_step < state.max_steps:
             control.should_save |= stop or late
             control.should_training_stop |= stop

@@ -43,7 +43,7 @@ def joined() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def by_the_first(work: Callable[[], Result]) -> Result:
+def on_first_process(work: Callable[[], Result]) -> Result:
     """Return the first process's result of `work` in all processes. If it raises there, the others end silently."""
     if count() == 1:
         return work()
@@ -63,7 +63,7 @@ def wait_for_all() -> None:
         distributed.barrier()
 
 
-def any_of_them(*flags: bool) -> list[bool]:
+def any_process(*flags: bool) -> list[bool]:
     """Return for each flag whether it is set in any process."""
     if count() == 1:
         return list(flags)

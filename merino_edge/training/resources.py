@@ -5,7 +5,7 @@ The estimate counts bytes on top of the process with its libraries:
 * weights, gradients and AdamW's two moments, 4 bytes each per parameter;
 * tensors for the backward pass, at each use of a layer: LAYER_TENSORS of its width and FFN_TENSORS of its FFN's width,
   4 bytes per token; with bf16 a part of them takes half;
-* attention's scores only if `keeps_scores` is true: SCORE_BYTES for each head, of [batch, length, length];
+* attention's scores only if `uses_eager_attention` is true: SCORE_BYTES for each head, of [batch, length, length];
 * LOGIT_TENSORS of [batch, length, vocabulary], 4 bytes each: the logits, their log-softmax, its gradient.
 
 The three counts were fitted to peaks on a CPU: docs/decisions/training.md.
@@ -56,13 +56,13 @@ def training_need(arch: Geometry, recipe: Recipe, rows: int | None = None, train
     length = recipe.length or arch.context
     tokens = (rows or recipe.batch) * length
     width = sum(LAYER_TENSORS * layer.width + FFN_TENSORS * layer.ffn_width for layer in arch.layer_shapes)
-    heads = sum(layer.heads for layer in arch.layer_shapes) if keeps_scores(recipe, arch) else 0
+    heads = sum(layer.heads for layer in arch.layer_shapes) if uses_eager_attention(recipe, arch) else 0
     state = 16 * params(arch.operators) if trained is None else 12 * trained
     layers = round(4 * tokens * width * (BF16_SHARE if recipe.bf16 else 1.0)) + SCORE_BYTES * tokens * length * heads
     return FIXED_BYTES + state + layers + 4 * LOGIT_TENSORS * tokens * arch.vocab
 
 
-def keeps_scores(recipe: Recipe, arch: Geometry) -> bool:
+def uses_eager_attention(recipe: Recipe, arch: Geometry) -> bool:
     """Return whether attention is computed by separate operators, which in short rows are faster than the fused one
     if they are compiled for a CPU."""
     return recipe.compile and (recipe.length or arch.context) <= MOST_EAGER and not torch.cuda.is_available()
@@ -139,5 +139,5 @@ def reported_faults(folder: Path, arch: Geometry, recipe: Recipe, trained: int |
             raise
         remove_partial(folder)
         step = next((state.name for state in saved_states(folder)), None)
-        resumed = f"go on from {step} with the same command and --resume" if step else "give the same command again"
+        resumed = f"continue from {step} with the same command and --resume" if step else "run the same command again"
         raise MerinoError(f"cannot write {folder}: {cause}. Free some space, then {resumed}") from error

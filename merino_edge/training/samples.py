@@ -37,10 +37,10 @@ class Segment(NamedTuple):
 
 
 def segments_of(source: DataSource, chat: ChatTemplate | None) -> tuple[str, Iterator[Segment]]:
-    """Return (documents, completions or chats; the segments of a source in its order).
+    """Return (documents, completions or chats; the segments of a source in order).
 
-    chat: the template that `messages` are written with. Raises MerinoError, now or later, for text or a record that
-    cannot be used, with its place.
+    chat: the template for `messages`. Raises MerinoError for text or a record that cannot be used, with its place, now
+    or when the segments are read.
     """
     if source.kind == "text":
         return "documents", (Segment(*given) for given in document_segments(read_chunks(source.path, str(source))))
@@ -48,7 +48,7 @@ def segments_of(source: DataSource, chat: ChatTemplate | None) -> tuple[str, Ite
     start = next(entries, None)
     if start is None:
         raise MerinoError(f"no text in {source}: {GIVE_TEXT}")
-    form, _ = formed(*start, chat)
+    form, _ = normalized_record(*start, chat)
     if form == ("messages",) and chat is None:
         raise MerinoError(
             f"{start[0]}, has `messages`, and there is no chat template to write them in: give a --tokenizer with a"
@@ -58,14 +58,14 @@ def segments_of(source: DataSource, chat: ChatTemplate | None) -> tuple[str, Ite
 
     def all_segments() -> Iterator[Segment]:
         for where, given in chain([start], entries):
-            other, record = formed(where, given, chat)
+            other, record = normalized_record(where, given, chat)
             if other != form:
                 raise MerinoError(
-                    f"{where}, has {quoted(other)}, and what stands before it {quoted(form)}: one file has one form."
-                    " Write two files, and give --data twice"
+                    f"{where}, has {quoted(other)}, but earlier records have {quoted(form)}: a file has one form. Write"
+                    " two files, and give --data twice"
                 )
             if form == ("text",):
-                yield from (Segment(*given) for given in document_segments([string_of(where, record, "text")]))
+                yield from (Segment(*given) for given in document_segments([checked_string(where, record, "text")]))
             elif template is None or chat is None:
                 yield from completion_segments(where, record)
             else:
@@ -74,7 +74,7 @@ def segments_of(source: DataSource, chat: ChatTemplate | None) -> tuple[str, Ite
     return FORMS[form], all_segments()
 
 
-def formed(where: str, record: Record, chat: ChatTemplate | None) -> tuple[tuple[str, ...], Record]:
+def normalized_record(where: str, record: Record, chat: ChatTemplate | None) -> tuple[tuple[str, ...], Record]:
     """Return a record's form, and the record in it. Raises MerinoError for a record in no known form."""
     fields = tuple(name for name in FIELDS if record.get(name) is not None)
     turns, instruction, output = (record.get(name) for name in ("conversations", "instruction", "output"))
@@ -99,7 +99,7 @@ def quoted(fields: tuple[str, ...]) -> str:
     return " and ".join(f"`{name}`" for name in fields)
 
 
-def string_of(where: str, record: Record, name: str) -> str:
+def checked_string(where: str, record: Record, name: str) -> str:
     value = record[name]
     if not isinstance(value, str):
         raise MerinoError(f"{where}, `{name}` is {shortened(repr(value))}, must be a string")
@@ -110,7 +110,7 @@ def completion_segments(where: str, record: Record) -> Iterator[Segment]:
     def strings(name: str) -> list[str]:
         value = record[name]
         listed = isinstance(value, list) and value and all(isinstance(text, str) for text in value)
-        return value if listed else [string_of(where, record, name)]
+        return value if listed else [checked_string(where, record, name)]
 
     prompts, completions = strings("prompt"), strings("completion")
     if len(prompts) != len(completions):

@@ -61,7 +61,7 @@ def shards_folder() -> Path:
 
 
 def load_shard(source: DataSource, tokenization: Tokenization, say: Say) -> Shard:
-    """Return a source's shard, which is made first if it is missing or cut short.
+    """Return a source's shard. It is made first if it is missing or incomplete.
 
     Raises MerinoError for text that cannot be used, a full disk, and a cache that another user may change.
     """
@@ -74,7 +74,7 @@ def load_shard(source: DataSource, tokenization: Tokenization, say: Say) -> Shar
     dtype = TYPES[tokenizer.get_vocab_size() > 1 << 16]
     if not is_whole(folder, dtype):
         if folder.exists():
-            say(f"the tokens of {source.what} in {folder} are damaged: they are made again")
+            say(f"the tokens of {source.what} in {folder} are damaged and are made again")
         make_shard(folder, source, tokenization, dtype, say)
     learned = np.memmap(folder / LEARNED, np.uint8, "r") if (folder / LEARNED).is_file() else None
     return Shard(source, np.memmap(folder / IDS, dtype, "r"), np.memmap(folder / ENDS, np.int64, "r"), learned)
@@ -87,12 +87,12 @@ def check_owner(path: Path, mode: int = 0) -> None:
             check_own(str(path), mode)
     except OSError as error:
         raise MerinoError(
-            f"{error}. Remove {path}, which is made again, or let XDG_CACHE_HOME name another folder"
+            f"{error}. Remove {path}, or set XDG_CACHE_HOME to another folder: it is made again"
         ) from None
 
 
 def is_whole(folder: Path, dtype: str) -> bool:
-    """Return whether a shard is there with ids of this type, and its files have the sizes that were written."""
+    """Return whether a shard exists with ids of this type, and its files have the sizes that were written."""
     try:
         described = read_json(str(folder / DESCRIPTION), "")
         sizes = {name: file["bytes"] for name, file in described["files"].items()}
@@ -116,7 +116,7 @@ def make_shard(folder: Path, source: DataSource, tokenization: Tokenization, dty
             raise
         raise MerinoError(
             f"the tokens of {source} cannot be kept: {error} They are kept in {shards_folder()}, which may be"
-            " emptied; let XDG_CACHE_HOME name another disk"
+            " emptied; set XDG_CACHE_HOME to a folder on another disk"
         ) from None
     say(f"{source.what}: {tokens:,} tokens in {time.perf_counter() - started:.1f} s, kept for later runs in {folder}")
 

@@ -144,7 +144,7 @@ def records(source: DataSource, fields: Iterable[str]) -> Iterator[tuple[str, di
 
 
 def parquet_rows(source: DataSource, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
-    parquet = needed("pyarrow.parquet", source)
+    parquet = import_extra("pyarrow.parquet", source)
     try:
         with parquet.ParquetFile(source.what) as file:
             columns = [name for name in fields if name in file.schema_arrow.names]
@@ -162,7 +162,7 @@ def dataset_rows(source: DataSource, fields: Sequence[str]) -> Iterator[dict[str
 @cache
 def open_dataset(source: DataSource) -> Any:
     """Return the split `train` of a dataset. Raises MerinoError if it does not load."""
-    datasets = needed("datasets", source)
+    datasets = import_extra("datasets", source)
     datasets.disable_progress_bars()
     load = datasets.load_from_disk if source.kind == "folder" else datasets.load_dataset
     try:
@@ -178,7 +178,7 @@ def open_dataset(source: DataSource) -> Any:
     return dataset
 
 
-def needed(module: str, source: DataSource) -> Any:
+def import_extra(module: str, source: DataSource) -> Any:
     try:
         return import_module(module)
     except ImportError as error:

@@ -27,7 +27,7 @@ from merino_edge.training.dataset import RunData, bpe_text, load_data
 from merino_edge.training.distill import Logits, Teacher, keep_logits
 from merino_edge.training.loop import CheckedTrainer, Progress
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.resources import check_disk, check_memory, keeps_scores, reported_faults
+from merino_edge.training.resources import check_disk, check_memory, reported_faults, uses_eager_attention
 from merino_edge.training.shards import Say, Tokenization
 from merino_edge.training.sources import INSTALL, DataSource, read_sources
 from merino_runtime.errors import MerinoError
@@ -92,17 +92,17 @@ def train(
             checkpoint.check_folder(out, request.resume)
             request.say(check_memory(arch, recipe, ignore=ignore_memory, trained=trained, rows=rows))
             check_disk(arch, out, request.resume, recipe.patience, trained)
-        sources, others = read_sources(data), read_sources(held_out, "--held-out")
-        run = describe(request, sources, others)
+        sources, held_out_sources = read_sources(data), read_sources(held_out, "--held-out")
+        run = describe(request, sources, held_out_sources)
         if not is_finished(out):
-            return run, sources, others, None
+            return run, sources, held_out_sources, None
         checkpoint.check_same(checkpoint.read_run(out), run, out)
         request.say(f"this run is finished: nothing in {out} is changed")
-        return run, sources, others, json.loads((out / checkpoint.RECORD).read_bytes())
+        return run, sources, held_out_sources, json.loads((out / checkpoint.RECORD).read_bytes())
 
     with processes.joined():
         # 1. Check the request, and describe the run by the hashes of what it reads.
-        run, sources, others, record = processes.by_the_first(check)
+        run, sources, held_out_sources, record = processes.on_first_process(check)
         if record is not None:
             return record
         lock = checkpoint.locked(out) if processes.is_first() else nullcontext()
@@ -110,12 +110,12 @@ def train(
             if threads is not None:
                 torch.set_num_threads(threads)
             # 2. Tokenize what is not in the cache, let the teacher read it, and write run.json.
-            run, tokenization = processes.by_the_first(lambda: prepare(request, run, sources, others))
+            run, tokenization = processes.on_first_process(lambda: prepare(request, run, sources, held_out_sources))
             # 3. Load the rows, in every process.
             rows = processes.micro_batch(recipe.batch, request.parts)
             multiple = rows * processes.count() if processes.count() > 1 else 1
             dataset = load_data(
-                sources, others, tokenization, recipe, length=request.length, say=silent, multiple=multiple
+                sources, held_out_sources, tokenization, recipe, length=request.length, say=silent, multiple=multiple
             )
             if request.teacher:
                 dataset.rows.logits = Logits(request.teacher.sha256, run, dataset.rows, request.length)
@@ -145,13 +145,13 @@ def check_options(request: Request) -> None:
         raise MerinoError(f"--length {recipe.length} is more than the model's context, {context}: give less")
 
 
-def describe(request: Request, sources: Sequence[DataSource], others: Sequence[DataSource]) -> Run:
+def describe(request: Request, sources: Sequence[DataSource], held_out: Sequence[DataSource]) -> Run:
     """Return the description of a run, with a tokenizer only if one is given."""
     pretrained, teacher = request.pretrained, request.teacher
     given = pretrained.tokenizer if pretrained else request.tokenizer_file
     return Run(
         name=request.name, family=family_of(request.arch).name, architecture=request.arch.model_dump(mode="json"),
-        recipe=request.recipe, data=[source.file for source in sources], held_out=[source.file for source in others],
+        recipe=request.recipe, data=[source.file for source in sources], held_out=[source.file for source in held_out],
         tokenizer_sha256=tokenizer_hash(load_tokenizer(given)) if given else "",
         weights_sha256=weights_hash(pretrained.model) if pretrained else "",
         teacher_sha256=teacher.sha256 if teacher else "",
@@ -159,7 +159,7 @@ def describe(request: Request, sources: Sequence[DataSource], others: Sequence[D
 
 
 def prepare(
-    request: Request, run: Run, sources: Sequence[DataSource], others: Sequence[DataSource]
+    request: Request, run: Run, sources: Sequence[DataSource], held_out: Sequence[DataSource]
 ) -> tuple[Run, Tokenization]:
     """Make the tokenizer, the shards and the teacher's logits of a run, and write its description. Those of a run that
     is resumed are checked."""
@@ -178,7 +178,7 @@ def prepare(
         check_fits(tokenizer, vocab)
         run = run.model_copy(update={"tokenizer_sha256": tokenizer_hash(tokenizer)})
     tokenization = Tokenization(tokenizer, chat, next(iter(pretrained.stop_ids), None) if pretrained else None)
-    rows = load_data(sources, others, tokenization, request.recipe, length=request.length, say=say).rows
+    rows = load_data(sources, held_out, tokenization, request.recipe, length=request.length, say=say).rows
     if request.teacher:
         keep_logits(request.teacher, Logits(request.teacher.sha256, run, rows, request.length), tokenizer, rows, say)
     if not request.resume:
@@ -192,13 +192,13 @@ def fit(request: Request, tokenization: Tokenization, dataset: RunData) -> tuple
     recipe, folder, say, end = request.recipe, request.out / STATE, request.say, end_id(tokenization.tokenizer)
     state = None
     if request.resume:
-        state, faults = processes.by_the_first(lambda: checkpoint.newest_whole_state(folder))
+        state, faults = processes.on_first_process(lambda: checkpoint.newest_whole_state(folder))
         for fault in faults:
             say(f"{fault}: removed")
-        say(f"going on from {state.name}")
+        say(f"resuming from {state.name}")
     set_seed(recipe.seed)
     model = model_of(request, end)
-    if keeps_scores(recipe, request.arch):
+    if uses_eager_attention(recipe, request.arch):
         model.set_attn_implementation("eager")
     model.config.use_cache = False  # with a cache transformers does not keep the samples of a row apart
     trainer = CheckedTrainer(
@@ -208,15 +208,15 @@ def fit(request: Request, tokenization: Tokenization, dataset: RunData) -> tuple
     )  # fmt: skip
     passes = recipe.steps * recipe.batch / sum(map(len, dataset.rows.groups))
     say(f"{recipe.steps:,} steps on {dataset.tokens:,} tokens, {passes:.2g} passes over the data; ctrl-C saves,"
-        " --resume goes on")  # fmt: skip
+        " --resume continues")  # fmt: skip
     with loop.stop_on_signal() as stop:
-        watch = loop.Watch(folder, stop, recipe, say, request.progress)
+        watch = loop.RunCallback(folder, stop, recipe, say, request.progress)
         trainer.remove_callback(PrinterCallback)  # it prints to stdout
         trainer.add_callback(watch)
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(state) if state else None)
     if trainer.state.global_step < recipe.steps and not watch.ended_early:
-        say(f"stopped and saved at step {trainer.state.global_step}: go on with the same command and --resume")
+        say(f"stopped and saved at step {trainer.state.global_step}: continue with the same command and --resume")
         raise KeyboardInterrupt
     return trainer, time.perf_counter() - started
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from merino_edge.export import golden
-from merino_edge.export.golden import GOLDEN_PROMPTS, GOLDEN_STEPS, clear_golden, golden_prompt, lead
+from merino_edge.export.golden import GOLDEN_PROMPTS, GOLDEN_STEPS, decode_golden, golden_prompt, lead
 from merino_edge.export.parity import torch_greedy
 from tests.sample_geometries import small
 
@@ -25,7 +25,7 @@ def test_the_first_clear_one_is_taken_or_the_clearest(seed, context, decoder, mo
         monkeypatch.setattr(golden, "CLEAR_LEAD", enough)
         clear = [each for each in all_of_them if each[0] >= enough]
         _, expected = clear[0] if clear else max(all_of_them, key=lambda each: each[0])
-        result = clear_golden(model, 300, context)
+        result = decode_golden(model, 300, context)
         assert (result.prompt_ids, result.greedy_ids) == (expected.prompt_ids, expected.greedy_ids)
         assert np.array_equal(result.logits, expected.logits)
 
@@ -35,6 +35,6 @@ def test_logits_that_lead_nowhere_are_given_back_as_they_are(value, decoder):
     """All the same, or none a number: the export decides."""
     model = decoder(small("llama", vocab=300, context=48), 1)
     model.get_output_embeddings().weight.data.fill_(value)
-    result = clear_golden(model, 300, 48)
+    result = decode_golden(model, 300, 48)
     assert result.prompt_ids == golden_prompt(300, 48, 0) and len(result.greedy_ids) == 32
     assert np.array_equal(result.logits, np.full_like(result.logits, value), equal_nan=True)

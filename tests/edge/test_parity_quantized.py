@@ -12,7 +12,7 @@ import merino_edge.export.parity as proving
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.export import export
 from merino_edge.export.golden import PARITY_STEPS
-from merino_edge.export.parity import torch_greedy, unrounded_error, with_quantized
+from merino_edge.export.parity import dequantized_model, torch_greedy, unrounded_error
 from merino_edge.export.quantize.inputs import rows_to_read
 from merino_edge.export.quantize.smoothquant import smoothed
 from merino_edge.export.recover import graph_constants
@@ -60,7 +60,7 @@ def test_codes_and_torchs_weights_compute_the_same(source, kind, tmp_path):
     by_groups = core == "no-dotprod" and source.arch.heads >= 3 * source.arch.kv_layers[0][0]
     windowed = any(getattr(source.arch, "windowed", ())) and not by_groups
     assert (oldest == "1.24") == (dialect == "fused" and windowed)
-    twin = with_quantized(source.model, matrices, layout_of(source.arch))
+    twin = dequantized_model(source.model, matrices, layout_of(source.arch))
     ids = np.random.default_rng(1).integers(0, source.arch.vocab, 9).tolist()
     assert unrounded_error(exported.bundle, torch_greedy(twin, ids, PARITY_STEPS)) <= CLOSE
     assert 1e-4 < exported.error < 0.1  # rounded, and not by much

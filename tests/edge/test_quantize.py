@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 
 from merino_edge.export.dialects.external_data import DATA_FILE, PAGE
 from merino_edge.export.export import export
-from merino_edge.export.parity import rms_error, with_quantized
+from merino_edge.export.parity import dequantized_model, rms_error
 from merino_edge.export.quantize.matrix import GROUP_SIZES, dequantize, matrix_error, quantize, quantize_groups, rms
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
@@ -129,7 +129,7 @@ def test_the_graph_computes_what_the_codes_stand_for(source, dialect, precision,
     done = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, core=core))
     signed = dialect == "portable" or core == "no-dotprod"  # rows of 8 bits whole, without -128
     codes = {row.name: requantized(source, row, signed) for row in done.matrices}
-    model = with_quantized(source.model, codes)
+    model = dequantized_model(source.model, codes)
     ids = np.random.default_rng(5).integers(0, 311, PROMPT + STEPS)
     with torch.no_grad():
         expected = model(torch.tensor([ids.tolist()])).logits[0].numpy()

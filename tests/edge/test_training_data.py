@@ -24,7 +24,7 @@ from merino_edge.text.documents import END_OF_TEXT
 from merino_edge.text.rows import PackedTokens
 from merino_edge.text.tokenizer import train_tokenizer
 from merino_edge.training import samples
-from merino_edge.training.dataset import PATTERN, Group, RowDataset, load_data, run_order, split
+from merino_edge.training.dataset import PATTERN, PackedRows, RowDataset, load_data, run_order, split
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.shards import Tokenization, load_shard
 from merino_edge.training.sources import read_sources
@@ -56,7 +56,7 @@ def shard(path, tokenization=TOKENIZATION, notes=None):
 
 
 def group(*paths, length=32):
-    return Group([shard(path) for path in paths], length=length, pad=0, cut_long=False, what="the text")
+    return PackedRows([shard(path) for path in paths], length=length, pad=0, cut_long=False, what="the text")
 
 
 def write_lines(path, records):

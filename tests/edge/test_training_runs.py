@@ -97,7 +97,7 @@ def states(out):
 def test_ctrl_c_saves_and_the_resumed_run_ends_as_if_nothing_had_happened(stopped, finished, text):
     assert states(stopped) == ["checkpoint-6", "checkpoint-7"] and not (stopped / "training.json").exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    with pytest.raises(MerinoError, match="go on with --resume"):
+    with pytest.raises(MerinoError, match="continue with --resume"):
         train(ARCH, [text], stopped, recipe=RECIPE)
     train(ARCH, [text], stopped, recipe=RECIPE, resume=True)
     assert same_weights(stopped, finished)
@@ -262,15 +262,15 @@ def flip(path):
         (lambda state: cut(state / "optimizer.pt"), "optimizer.pt is damaged"),
         (lambda state: flip(state / "model.safetensors"), "model.safetensors is damaged"),
         (lambda state: (state / "trainer_state.json").unlink(), "trainer_state.json is missing"),
-        (lambda state: (state / "saved.json").unlink(), "it was not saved to its end"),
-        (lambda state: cut(state / "saved.json"), "it was not saved to its end"),
+        (lambda state: (state / "saved.json").unlink(), "it was not saved completely"),
+        (lambda state: cut(state / "saved.json"), "it was not saved completely"),
     ],
 )
 def test_a_damaged_newest_state_falls_back_to_the_one_before(damage, message, stopped, finished, text):
     damage(stopped / "trainer" / "checkpoint-7")
     messages = []
     train(ARCH, [text], stopped, recipe=RECIPE, resume=True, say=messages.append)
-    assert any(f"checkpoint-7: {message}" in line for line in messages) and "going on from checkpoint-6" in messages
+    assert any(f"checkpoint-7: {message}" in line for line in messages) and "resuming from checkpoint-6" in messages
     assert same_weights(stopped, finished)
 
 
@@ -314,7 +314,7 @@ def test_ctrl_c_and_kill_of_a_process_and_a_second_process_in_its_folder(plan, t
     recipe = Recipe(steps=150, batch=2, learning_rate=3e-3, weight_decay=0.5)
     process, stderr, lines = start(plan, text, out)
     assert any("to go" in line and "peak memory" in line for line in lines)
-    with pytest.raises(MerinoError, match="another `train` is at work"):
+    with pytest.raises(MerinoError, match="another `train` is running"):
         train(ARCH, [text], out, recipe=recipe)
     os.kill(process.pid, signal.SIGINT)
     with stderr:
@@ -356,7 +356,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(kills, p
             printed += stderr.read()
         process.wait()
         assert "Traceback" not in printed, printed
-        assert "removed" not in printed.replace("not saved to its end: removed", ""), printed
+        assert "removed" not in printed.replace("not saved completely: removed", ""), printed
         newest = [state for state in saved_states(out / "trainer") if (state / "saved.json").is_file()]
         assert not newest or fault_of(newest[0]) is None  # an older one may have been in removal
         assert not whole or step_of(newest[0]) >= max(map(step_of, whole))
@@ -414,7 +414,7 @@ def test_a_disk_that_is_full_at_first_blocks_no_later_start(limit, text, finishe
 
 
 def test_a_disk_that_is_full_later_costs_no_saved_state(stopped, finished, text):
-    with files_of_at_most(150_000), pytest.raises(MerinoError, match="go on from checkpoint-7 .*--resume"):
+    with files_of_at_most(150_000), pytest.raises(MerinoError, match="continue from checkpoint-7 .*--resume"):
         train(ARCH, [text], stopped, recipe=RECIPE, resume=True)
     assert states(stopped) == ["checkpoint-6", "checkpoint-7"]
     train(ARCH, [text], stopped, recipe=RECIPE, resume=True)
@@ -429,7 +429,7 @@ def test_a_disk_that_is_full_at_the_end_costs_no_step(stopped, finished, text, m
         with files_of_at_most(20_000):
             real(model, folder)
 
-    with monkeypatch.context() as patch, pytest.raises(MerinoError, match="go on from checkpoint-20"):
+    with monkeypatch.context() as patch, pytest.raises(MerinoError, match="continue from checkpoint-20"):
         patch.setattr(training, "save_model", full)
         train(ARCH, [text], stopped, recipe=RECIPE, resume=True)
     assert {path.name for path in stopped.iterdir()} == {"trainer"}

@@ -81,12 +81,10 @@ class Portable(Operations):
         square = self.node("ReduceMean", [self.node("Mul", [x, x])], axes=[-1])
         eps = self.constant(f"eps_{norm.eps!r}", np.array(norm.eps, np.float32))
         root = self.node("Sqrt", [self.node("Add", [square, eps])])
-        scaled = self.node("Mul", [self.node("Div", [x, root]), self._float_weight(norm.weight)])
-        normed = self.add(scaled, self._float_weight(norm.bias)) if norm.bias is not None else scaled
+        normed = self.node("Mul", [self.node("Div", [x, root]), self.stored(norm.weight, self.weights[norm.weight])])
+        if norm.bias is not None:
+            normed = self.add(normed, self.stored(norm.bias, self.weights[norm.bias]))
         return self.to_real(normed) if half else normed
-
-    def _float_weight(self, name: str) -> str:
-        return self.stored(name, self.weights[name])
 
     def add_norm(self, x: str, residual: str, norm: Norm) -> tuple[str, str]:
         total = self.add(x, residual)

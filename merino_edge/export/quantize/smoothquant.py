@@ -63,7 +63,7 @@ def smoothed(source: Source, rows: Callable[[], np.ndarray], *, in_place: bool =
     over all of its blocks, or if its family has no `Decoder`.
     """
     decoder = decoder_of(source.arch)
-    sites = [site for site in sites_of(decoder) if not is_kept(source.blocks, site)] if decoder else []
+    sites = [site for site in sites_of(decoder) if not keeps_blocks(source.blocks, site)] if decoder else []
     if not sites:
         return source
     model = source.model if in_place else copy.deepcopy(source.model)
@@ -92,7 +92,7 @@ def sites_of(decoder: Decoder) -> Iterator[Site]:
         yield Site(decoder.final_norm, Linear((decoder.head,)))
 
 
-def is_kept(blocks: BlockSource | None, site: Site) -> bool:
+def keeps_blocks(blocks: BlockSource | None, site: Site) -> bool:
     """Return whether the graph takes over the source's blocks for one of the site's matrices."""
     stored = [blocks.blocks(name) for name in site.matrices] if blocks else []
     return any(one is not None and fits(one, BITS) for one in stored)

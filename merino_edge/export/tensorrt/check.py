@@ -85,7 +85,7 @@ def _node_problems(model: onnx.ModelProto, support: Support) -> Iterator[Problem
         elif node.op_type not in support.operators:
             yield Problem(name, node.op_type, "the parser has no such operator")
         if any(one.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for one in node.attribute):
-            yield Problem(name, node.op_type, "a graph inside the graph, which is not judged here")
+            yield Problem(name, node.op_type, "a nested graph, which is not checked")
         for index in support.constants.get(node.op_type, ()):
             if index < len(node.input) and node.input[index] and node.input[index] not in constants:
                 yield Problem(name, node.op_type, f"its input {index}, {node.input[index]}, must be a constant")

@@ -34,7 +34,7 @@ def constant_problems(graph: onnx.GraphProto, bundle: Bundle, support: Support) 
     for tensor in graph.initializer:
         dtype = type_name(tensor.data_type)
         if support.stored_as(dtype) not in support.types:
-            yield Problem(tensor.name, "", f"a constant of {dtype}, which TensorRT {support.version} has not")
+            yield Problem(tensor.name, "", f"a constant of {dtype}, which TensorRT {support.version} does not support")
         elif tensor.data_location == onnx.TensorProto.EXTERNAL:
             place = _place(tensor)
             yield from _place_problems(tensor, place, bundle)

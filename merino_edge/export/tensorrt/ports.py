@@ -25,9 +25,14 @@ def port_problems(graph: onnx.GraphProto, bundle: Bundle, support: Support, long
             yield Problem(name, "", "bundle.json lists it, and the graph has no such input or output")
         for info in infos:
             yield from _port_problems(info, described.get(info.name), support)
-    if longest > bundle.context:
-        yield Problem("input_ids", "", f"{longest} new tokens are more than the context of {bundle.context}")
-    yield from _length_problems(graph, bundle)
+    lengths = [("input_ids", longest)]
+    for info in graph.input:
+        shape = _shape(info.type.tensor_type)
+        if info.name in ("input_ids", "position_ids") and len(shape) == 2 and isinstance(shape[1], int):
+            lengths.append((info.name, shape[1]))
+    for name, length in lengths:
+        if length > bundle.context:
+            yield Problem(name, "", f"{length} new tokens are more than the context of {bundle.context}")
     yield from _table_problems(graph, bundle)
 
 
@@ -35,16 +40,16 @@ def _port_problems(info: onnx.ValueInfoProto, port: Port | None, support: Suppor
     tensor = info.type.tensor_type
     dtype = type_name(tensor.elem_type)
     if not info.type.HasField("tensor_type") or not tensor.HasField("shape"):
-        yield Problem(info.name, "", "its rank is not known")
+        yield Problem(info.name, "", "its rank is unknown")
         return
     shape = _shape(tensor)
     if support.stored_as(dtype) not in support.types:
-        yield Problem(info.name, "", f"it is {dtype}, which TensorRT {support.version} has not")
+        yield Problem(info.name, "", f"it is {dtype}, which TensorRT {support.version} does not support")
     if len(shape) > support.most_dims:
         yield Problem(info.name, "", f"it has {len(shape)} dimensions; allowed are {support.most_dims}")
     open_axes = [str(axis or "no name") for axis in shape if not isinstance(axis, int) and axis != LENGTH]
     if open_axes:
-        yield Problem(info.name, "", f"a length that is open: {', '.join(open_axes)}; only `{LENGTH}` may be")
+        yield Problem(info.name, "", f"a symbolic length: {', '.join(open_axes)}; only `{LENGTH}` may be symbolic")
     if port is None:
         yield Problem(info.name, "", "bundle.json does not list it")
     elif (dtype, shape) != (port.dtype, tuple(port.shape)):
@@ -53,15 +58,6 @@ def _port_problems(info: onnx.ValueInfoProto, port: Port | None, support: Suppor
 
 def _shape(tensor: onnx.TypeProto.Tensor) -> Shape:
     return tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim)
-
-
-def _length_problems(graph: onnx.GraphProto, bundle: Bundle) -> Iterator[Problem]:
-    """Yield inputs with a fixed number of new tokens above the context."""
-    for info in graph.input:
-        shape = _shape(info.type.tensor_type)
-        fixed = shape[1] if info.name in ("input_ids", "position_ids") and len(shape) == 2 else 0
-        if isinstance(fixed, int) and fixed > bundle.context:
-            yield Problem(info.name, "", f"{fixed} new tokens are more than the context of {bundle.context}")
 
 
 def _table_problems(graph: onnx.GraphProto, bundle: Bundle) -> Iterator[Problem]:

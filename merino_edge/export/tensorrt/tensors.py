@@ -59,41 +59,36 @@ def tensor_problems(model: onnx.ModelProto, support: Support) -> Iterator[Proble
     """Yield types that the version lacks, or lacks for an operator, and unknown ranks. `model`: from `with_shapes`."""
     infos = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     known = {info.name: info.type.tensor_type for info in infos}
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    ranked = {name for name, inferred in known.items() if inferred.HasField("shape")}
+    ranked |= {tensor.name for tensor in model.graph.initializer}
+    codes = {name: inferred.elem_type for name, inferred in known.items()}
+    codes |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     for place, node in enumerate(model.graph.node):
         if node.domain not in ("", "ai.onnx") or node.op_type not in support.operators:
             continue  # it is refused as a whole, and ONNX knows no types of it
         name, allowed = label(node, place), support.operators[node.op_type]
         for index, tensor in enumerate(node.input):
-            code = constants[tensor].data_type if tensor in constants else _code(known, tensor)
-            dtype = "" if code is None else type_name(code)
+            dtype = type_name(codes[tensor]) if tensor in codes else ""
             stored = support.stored_as(dtype)
             if dtype and stored not in support.types:
-                yield Problem(name, node.op_type, f"{tensor} is {dtype}, which TensorRT {support.version} has not")
+                what = f"{tensor} is {dtype}, which TensorRT {support.version} does not support"
+                yield Problem(name, node.op_type, what)
             elif dtype and stored not in allowed and index not in BESIDES.get(node.op_type, ()):
                 yield Problem(name, node.op_type, f"{tensor} is {dtype}; allowed is {', '.join(sorted(allowed))}")
-        if all(tensor in constants or _has_rank(known, tensor) for tensor in filter(None, node.input)):
+        if ranked.issuperset(filter(None, node.input)):
             for tensor in filter(None, node.output):
                 yield from _output_problems(name, node.op_type, tensor, known.get(tensor), support)
-
-
-def _code(known: dict[str, onnx.TypeProto.Tensor], tensor: str) -> int | None:
-    return known[tensor].elem_type if tensor in known else None
-
-
-def _has_rank(known: dict[str, onnx.TypeProto.Tensor], tensor: str) -> bool:
-    return tensor in known and known[tensor].HasField("shape")
 
 
 def _output_problems(
     name: str, kind: str, tensor: str, inferred: onnx.TypeProto.Tensor | None, support: Support
 ) -> Iterator[Problem]:
     if inferred is None or not inferred.HasField("shape"):
-        yield Problem(name, kind, f"the rank of its output {tensor} is not known")
+        yield Problem(name, kind, f"the rank of its output {tensor} is unknown")
         return
     dtype = type_name(inferred.elem_type)
     if support.stored_as(dtype) not in support.types:
-        yield Problem(name, kind, f"its output {tensor} is {dtype}, which TensorRT {support.version} has not")
+        yield Problem(name, kind, f"its output {tensor} is {dtype}, which TensorRT {support.version} does not support")
     if len(inferred.shape.dim) > support.most_dims:
         dims = len(inferred.shape.dim)
         yield Problem(name, kind, f"its output {tensor} has {dims} dimensions; allowed are {support.most_dims}")
