@@ -23,7 +23,8 @@ from merino_edge.export.parity import check_parity, dequantized_model, free_weig
 from merino_edge.export.plan import ExportPlan, fastest_plans, resolve_plan
 from merino_edge.export.quantize.gptq import Hessians
 from merino_edge.export.quantize.inputs import LONGEST_ROW, hessians_on, input_hessians, norm_input_sizes, rows_to_read
-from merino_edge.export.quantize.kv_calibration import Calibrated, calibrated_cache
+from merino_edge.export.quantize.kv_cache import CacheScales
+from merino_edge.export.quantize.kv_calibration import calibrated_cache
 from merino_edge.export.quantize.matrix import MatrixError
 from merino_edge.export.quantize.outliers import TWICE, with_outliers
 from merino_edge.export.quantize.smoothquant import NOTE, smoothed
@@ -90,13 +91,15 @@ class Calibration(NamedTuple):
     Attributes:
         rows: returns the text's ids [rows, T], for SmoothQuant, and for GPTQ without a text from the user.
         hessians: of the inputs of the matrices, for GPTQ; None if no weight is rounded by it.
-        cache: scales of a quantized KV cache; None if it is not quantized.
+        scales: of a quantized KV cache; None if it is not quantized.
+        cache_rise: see `Exported`.
         answers: of the model in float32, to compare the bundle with; empty if nothing is compared.
     """
 
     rows: Callable[[], np.ndarray]
     hessians: Callable[[], Hessians] | None
-    cache: Calibrated | None
+    scales: CacheScales | None
+    cache_rise: float | None
     answers: list[Answer]
 
 
@@ -132,8 +135,7 @@ def export_planned(
     source: Source, out: Path, plan: ExportPlan, calibration: Calibration, last_use: bool = False
 ) -> Exported:
     """Write the bundle `out` by one plan. See `export` for `last_use` and MerinoError."""
-    form, hessians, note = plan.form, calibration.hessians, ""
-    scales, rise = calibration.cache or (None, None)
+    form, scales, hessians, note = plan.form, calibration.scales, calibration.hessians, ""
 
     # 3. SmoothQuant: move outlier channels of activations into the weights.
     if plan.smoothquant and (rescaled := smoothed(source, calibration.rows, in_place=last_use)) is not source:
@@ -186,7 +188,7 @@ def export_planned(
     return Exported(
         out, bundle._replace(folder=str(out)), error, steps=len(golden.logits) - 1, unrounded=unrounded,
         matrices=errors, stored=stored, why_jinja=plan.chat.why_jinja if plan.chat else "", calibrated=calibrated,
-        cache_rise=rise, note=note, divergence=diverges,
+        cache_rise=calibration.cache_rise, note=note, divergence=diverges,
     )  # fmt: skip
 
 
@@ -200,11 +202,11 @@ def calibrate(source: Source, plan: ExportPlan) -> Calibration:
     hessians = None
     if plan.gptq:
         hessians = hessians_on(source, text) if text else cache(lambda: input_hessians(source.model, rows()))
-    fitted = None
+    scales = rise = None
     if form.kv:
         long_rows = rows_to_read(source, form.context, text, LONGEST_ROW) if text else rows()
-        fitted = calibrated_cache(source, form.kv, long_rows, text)
-    return Calibration(rows, hessians, fitted, answers_of(source, form.context) if plan.compared else [])
+        scales, rise = calibrated_cache(source, form.kv, long_rows, text)
+    return Calibration(rows, hessians, scales, rise, answers_of(source, form.context) if plan.compared else [])
 
 
 def export_fastest(

@@ -14,10 +14,8 @@ QUANTIZED_COPIES = 3.0  # and torch's dequantized copy
 
 
 def needed_mb(arch: Geometry, precision: str, calibrated: bool = False) -> float:
-    """Return the peak memory of the process in MB (2^20 bytes).
-
-    The KV cache is not counted, because few of its pages are touched.
-    """
+    """Return the peak memory of the process in MB (2^20 bytes). The KV cache is not counted, because few of its pages
+    are touched."""
     needed = IMPORTS_MB + (COPIES if precision == "fp32" else QUANTIZED_COPIES) * weights_mb(arch)
     if calibrated:  # at most a float32 Hessian for each matrix: those that share an input share one
         needed += sum(4 * op.columns**2 for op in arch.operators if op.kind == "linear") / BYTES_PER_MB

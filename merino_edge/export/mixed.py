@@ -87,9 +87,7 @@ def promotions(
     source: Source, form: GraphFormat, answers: Sequence[Answer], more_ms: float
 ) -> tuple[list[Promotion], int]:
     """Return all possible promotions in an int4 export of this form, and the bytes of its weights without any.
-
-    `more_ms`: predicted decode latency in int8 minus that in int4. It is spread over the weights.
-    """
+    `more_ms`: predicted decode latency in int8 minus that in int4. It is spread over the weights."""
     weights, how = graph_weights(source), Rounding(source.blocks)
     four, eight = (
         quantized_matrices(source.arch, weights, form._replace(precision=name), how) for name in ("int4", "int8")

@@ -122,11 +122,8 @@ def fastest_plans(request: ExportRequest, source: Source, out: Path) -> list[Exp
 
 
 def gptq_pays(source: Source) -> bool:
-    """Return whether int4 uses GPTQ without a text from the user.
-
-    It does for trained float weights whose matrices are so narrow that text from the model itself suffices to measure
-    their inputs.
-    """
+    """Return whether int4 uses GPTQ without a text from the user. It does for trained float weights whose matrices are
+    so narrow that text from the model itself suffices to measure their inputs."""
     columns = max(op.columns for op in source.arch.operators if op.kind == "linear" and op.own)
     return source.weights == "trained" and source.blocks is None and columns <= MOST_COLUMNS
 

@@ -104,10 +104,8 @@ def whole_tables(constants: Iterable[tuple[str, np.ndarray]], names: set[str]) -
 
 
 def split(name: str, value: np.ndarray, rows: dict[str, int]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the weights in a constant, by name: several if matrices are joined, none if it is no weight.
-
-    `rows`: length of the first axis of each weight.
-    """
+    """Yield the weights in a constant, by name: several if matrices are joined, none if it is no weight. `rows`: length
+    of the first axis of each weight."""
     names = name.split("+")
     if set(names) <= set(rows):
         yield from zip(names, np.split(value, np.cumsum([rows[one] for one in names])[:-1]), strict=True)

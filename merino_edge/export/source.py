@@ -165,10 +165,8 @@ def template_in(bundle: Bundle) -> ChatTemplate | None:
 
 
 def text_rows(source: Source, text: Path, length: int, tokens: int) -> torch.Tensor:
-    """Return rows of ids [n, length], `tokens` ids at most, sampled evenly from the text.
-
-    Raises MerinoError if the text cannot be read or is too short, or if the source has no tokenizer.
-    """
+    """Return rows of ids [n, length], `tokens` ids at most, sampled evenly from the text. Raises MerinoError if the
+    text cannot be read or is too short, or if the source has no tokenizer."""
     if source.tokenizer is None:
         raise MerinoError(f"--calibrate {text}: {source.name} has no tokenizer. Export without --calibrate")
     return spread_rows(text, tokenizer_of(source), length, tokens, "--calibrate")

@@ -100,7 +100,7 @@ def codes_in(cache, scales, order):
 def test_the_graph_is_torch_with_a_cache_of_the_same_codes(source, bundle):
     """At the prefill and at every step to the last slot."""
     form = bundle.kv_layers[0].format
-    scales = calibrated_cache(source, form, own_rows(source, CONTEXT)).scales
+    scales, _ = calibrated_cache(source, form, own_rows(source, CONTEXT))
     ids = np.random.default_rng(5).integers(0, VOCAB, CONTEXT).tolist()
     cache, backend, errors = RoundedCache(scales), open_backend(bundle), []
     now = ids[:PROMPT]
@@ -172,7 +172,7 @@ def test_a_cache_that_costs_too_much_is_not_offered(decoder, monkeypatch):
     monkeypatch.setattr(kv_calibration, "MOST_RISE", -1.0)
     with pytest.raises(MerinoError, match="--kv int4 raises the perplexity .* give --kv int8 or --kv fp32"):
         calibrated_cache(trained, "int4", ids)
-    assert calibrated_cache(source, "int4", ids).rise is None
+    assert calibrated_cache(source, "int4", ids)[1] is None
 
 
 def test_weights_and_cache_are_quantized_together(decoder, tmp_path):

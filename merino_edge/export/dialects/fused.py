@@ -176,11 +176,8 @@ def cache_scales(graph: Fused, layer: KvLayer) -> list[str]:
 
 
 def normed_parts(graph: Fused, qkv: str, layer: KvLayer, attention: Attention) -> list[str]:
-    """Split packed queries, keys and values, and normalize each head of the first two.
-
-    Return queries [B, T, heads * head_size], and keys and values [B, T, layer.heads * head_size]; an empty list if the
-    model has no such norms.
-    """
+    """Split packed queries, keys and values, and normalize each head of the first two. Return queries [B, T, heads *
+    head_size], and keys and values [B, T, layer.heads * head_size]; an empty list if the model has no such norms."""
     if not attention.query_norm or not attention.key_norm:
         return []
     size = layer.head_size

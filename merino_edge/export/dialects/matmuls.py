@@ -82,10 +82,8 @@ def signed_table(graph: Graph, name: str, matrix: QuantizedMatrix) -> tuple[str,
 
 
 def signed(matrix: QuantizedMatrix, *, transposed: bool) -> Deferred:
-    """Return the codes as int8 around zero: [rows, columns], or [columns, rows] if `transposed`.
-
-    No code is -128: two multiplications by it overflow the 16 bits in which no-dotprod Arm cores accumulate.
-    """
+    """Return the codes as int8 around zero: [rows, columns], or [columns, rows] if `transposed`. No code is -128: two
+    multiplications by it overflow the 16 bits in which no-dotprod Arm cores accumulate."""
     codes = matrix.codes[:, 0]
 
     def make() -> np.ndarray:
@@ -99,10 +97,8 @@ def signed(matrix: QuantizedMatrix, *, transposed: bool) -> Deferred:
 
 
 def grouped_matmul(graph: Graph, x: str, name: str, matrix: QuantizedMatrix) -> str:
-    """Multiply x by a matrix in groups, by MatMulNBits.
-
-    That operator also takes GGUF minimums as float zero points, but then it multiplies in float32, fifty times slower.
-    """
+    """Multiply x by a matrix in groups, by MatMulNBits. That operator also takes GGUF minimums as float zero points,
+    but then it multiplies in float32, fifty times slower."""
     if matrix.rests:
         x = with_means(graph, x, matrix)
     if matrix.outliers:
@@ -140,10 +136,8 @@ def with_copies(graph: Graph, x: str, name: str, matrix: QuantizedMatrix) -> str
 
 
 def widened(matrix: QuantizedMatrix) -> QuantizedMatrix:
-    """Return the matrix with the columns that multiply the appended means and copies.
-
-    A rest is multiplied by group_size, because its input is a mean.
-    """
+    """Return the matrix with the columns that multiply the appended means and copies. A rest is multiplied by
+    group_size, because its input is a mean."""
     if not matrix.rests and not matrix.outliers:
         return matrix
     copied = groups_of(matrix.outliers, matrix.group_size)

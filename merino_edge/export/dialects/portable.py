@@ -137,10 +137,8 @@ class Portable(Operations):
         return [self.node("Transpose", [self.node("Reshape", part)], perm=[0, 2, 1, 3]) for part in parts]
 
     def _as_heads(self, x: str, count: int, layer: KvLayer, attention: Attention) -> str:
-        """Reshape x [1, heads, T, n] to [1, KV heads, heads / KV heads * T, n], or back.
-
-        Query heads of one KV head are joined, so that keys and values are not repeated.
-        """
+        """Reshape x [1, heads, T, n] to [1, KV heads, heads / KV heads * T, n], or back. Query heads of one KV head are
+        joined, so that keys and values are not repeated."""
         if attention.heads == layer.heads:
             return x
         return self.node("Reshape", [x, self.integers(1, count, -1, 0)])

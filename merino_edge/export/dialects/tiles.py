@@ -94,10 +94,8 @@ def in_few_bits(codes: np.ndarray, bits: int) -> list[np.ndarray]:
 
 
 def minimums_of(matrix: QuantizedMatrix) -> np.ndarray | None:
-    """Return the GGUF minimums of the groups, float32 [rows, groups]; None if all are 0.
-
-    weight = (code - middle) * scale + minimum, where the middle is the code for zero without zero points.
-    """
+    """Return the GGUF minimums of the groups, float32 [rows, groups]; None if all are 0. weight = (code - middle) *
+    scale + minimum, where the middle is the code for zero without zero points."""
     if matrix.zero_points is None and not matrix.rests:
         return None
     first = dequantize(matrix).reshape(*matrix.scales.shape, -1)[..., 0]

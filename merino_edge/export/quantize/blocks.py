@@ -20,10 +20,8 @@ RESTS = 2  # with one, the error of the rests raises a model's KL divergence by 
 def matrix_from_blocks(
     source: BlockSource, names: Sequence[str], weights: Weights, bits: int
 ) -> QuantizedMatrix | None:
-    """Return the matrices `names` [out, in] in the source's own blocks and in `bits`, joined along their outputs.
-
-    If only some can be taken over, the others are quantized in groups of the same size. Return None if none can.
-    """
+    """Return the matrices `names` [out, in] in the source's own blocks and in `bits`, joined along their outputs. If
+    only some can be taken over, the others are quantized in groups of the same size. Return None if none can."""
     stored = {name: blocks for name in names if (blocks := source.blocks(name)) and fits(blocks, bits)}
     if not stored:
         return None

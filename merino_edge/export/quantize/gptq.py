@@ -49,10 +49,8 @@ def damped_hessian(hessian: np.ndarray) -> np.ndarray:
 def compensated(
     weights: np.ndarray, damped: np.ndarray, bits: int, group_size: int, both_signs: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return GPTQ's codes [columns, rows], from -2^(bits - 1), and scales [groups, rows], of weights [columns, rows].
-
-    A group's scales minimize the squared error of its weights after the compensation of earlier columns.
-    """
+    """Return GPTQ's codes [columns, rows], from -2^(bits - 1), and scales [groups, rows], of weights [columns, rows]. A
+    group's scales minimize the squared error of its weights after the compensation of earlier columns."""
     # U with U' U the inverse: column j changes by U[i, j] / U[i, i] per unit of error in column i
     spread = np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
     left, half = weights.copy(), 2 ** (bits - 1)  # compensated for all quantized columns
@@ -92,11 +90,8 @@ def fitted_scales(weights: np.ndarray, codes: np.ndarray, scales: np.ndarray, da
 def descended(
     weights: np.ndarray, codes: np.ndarray, scales: np.ndarray, damped: np.ndarray, limits: tuple[int, int]
 ) -> np.ndarray:
-    """Return codes [columns, rows] after one sweep of coordinate descent.
-
-    Each column in turn gets the codes of least error, given those of all other columns. `limits`: the lowest and the
-    highest code.
-    """
+    """Return codes [columns, rows] after one sweep of coordinate descent. Each column in turn gets the codes of least
+    error, given those of all other columns. `limits`: the lowest and the highest code."""
     codes, steps = codes.copy(), np.repeat(scales, len(weights) // len(scales), 0)  # [columns, rows]
     divisor = np.where(steps == 0, 1, steps)
     gradient = damped @ (weights - codes * steps)  # of half the error, towards larger codes

@@ -42,10 +42,8 @@ def hessians_on(source: Source, text: Path) -> Callable[[], Hessians]:
 
 @torch.no_grad()
 def input_hessians(model: PreTrainedModel, rows: np.ndarray) -> Hessians:
-    """Return by matrix the Hessian of its input, except for the head; rows: ids [n, T].
-
-    Matrices with the same input share one array.
-    """
+    """Return by matrix the Hessian of its input, except for the head; rows: ids [n, T]. Matrices with the same input
+    share one array."""
     sums: dict[str, torch.Tensor] = {}
     owners: dict[str, str] = {}  # by the name of a matrix, the one whose Hessian it shares
     seen: list[tuple[torch.Tensor, str]] = []  # the input of the matrix before, and that matrix's owner
@@ -76,10 +74,8 @@ def is_matrix(module: torch.nn.Module) -> bool:
 
 @torch.no_grad()
 def input_sizes(model: PreTrainedModel, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Return by matrix the size of each channel of its input, [in].
-
-    The size is the geometric mean of maximum and RMS over tokens, each token normalized to RMS 1.
-    """
+    """Return by matrix the size of each channel of its input, [in]. The size is the geometric mean of maximum and RMS
+    over tokens, each token normalized to RMS 1."""
     squares: dict[str, list[torch.Tensor]] = {name: [] for name in names}  # of each row the mean
     largest: dict[str, list[torch.Tensor]] = {name: [] for name in names}
 
@@ -135,10 +131,8 @@ def rows_to_read(source: Source, context: int, text: Path | None, row: int = ROW
 
 
 def own_rows(source: Source, length: int) -> np.ndarray:
-    """Return text that a trained model generates, in rows of ids [rows, length].
-
-    For random weights, whose text means nothing, the ids are random.
-    """
+    """Return text that a trained model generates, in rows of ids [rows, length]. For random weights, whose text means
+    nothing, the ids are random."""
     vocab = source.arch.vocab
     if source.weights == "random":
         shape = max(1, TEXTS * TEXT_TOKENS // length), length

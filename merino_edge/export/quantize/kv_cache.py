@@ -41,11 +41,8 @@ def rounded(values: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
 
 
 def fitted_scales(values: np.ndarray, bits: int) -> np.ndarray:
-    """Fit scales float32 [heads, head_size] to values [heads, tokens, head_size].
-
-    Each channel gets the one of `SHARES` with the least squared error. A smaller share rounds most values more finely,
-    and clips the largest.
-    """
+    """Fit scales float32 [heads, head_size] to values [heads, tokens, head_size]. Each channel gets the one of `SHARES`
+    with the least squared error. A smaller share rounds most values more finely, and clips the largest."""
     largest = np.abs(values).max(axis=1)  # [heads, head_size]
     best, least = np.zeros_like(largest), np.full_like(largest, np.inf)
     for share in SHARES:

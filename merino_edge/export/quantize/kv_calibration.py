@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,22 +36,17 @@ class RoundedCache(DynamicCache):
         return super().update(kept[0], kept[1], layer_idx, *args, **kwargs)
 
 
-class Calibrated(NamedTuple):
-    """`scales` are in the order of torch's model. `rise`: relative rise of the text's perplexity over a float32 cache;
-    None for random weights."""
-
-    scales: CacheScales
-    rise: float | None
-
-
-def calibrated_cache(source: Source, kv: str, rows: np.ndarray, text: Path | None = None) -> Calibrated:
+def calibrated_cache(
+    source: Source, kv: str, rows: np.ndarray, text: Path | None = None
+) -> tuple[CacheScales, float | None]:
     """Fit the scales of a cache in `kv`, int8 or int4, to ids [rows, T] of `text`, or of text that the model generated.
 
-    Raises MerinoError if the cache raises the perplexity of these rows by more than MOST_RISE.
+    Return the scales, in the order of torch's model, and the relative rise of the perplexity of these rows over a
+    float32 cache; None for random weights. Raises MerinoError if it rises by more than MOST_RISE.
     """
     scales = scales_of(filled_layers(source.model, rows), BITS[kv])
     if source.weights == "random":
-        return Calibrated(scales, None)
+        return scales, None
     rise = rise_of(source.model, rows, scales)
     if rise > MOST_RISE:
         raise MerinoError(
@@ -59,15 +54,13 @@ def calibrated_cache(source: Source, kv: str, rows: np.ndarray, text: Path | Non
             f" allowed is {MOST_RISE:.0%}: give {'--kv int8 or ' if kv == 'int4' else ''}--kv fp32"
             f"{'' if text else ', or fit the scales to a text of yours with --calibrate TEXT'}"
         )
-    return Calibrated(scales, rise)
+    return scales, rise
 
 
 @torch.no_grad()
 def filled_layers(model: PreTrainedModel, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (keys, values) of each layer, float32 [heads, all tokens of the rows, head_size].
-
-    Each row is prefilled into its own cache.
-    """
+    """Return (keys, values) of each layer, float32 [heads, all tokens of the rows, head_size]. Each row is prefilled
+    into its own cache."""
     kept: list[list[list[np.ndarray]]] = []  # of each row, of each layer
     for row in rows:
         output = model(input_ids=torch.from_numpy(row)[None].long(), use_cache=True, logits_to_keep=1)
@@ -80,10 +73,8 @@ def filled_layers(model: PreTrainedModel, rows: np.ndarray) -> list[tuple[np.nda
 
 @torch.no_grad()
 def rise_of(model: PreTrainedModel, rows: np.ndarray, scales: CacheScales) -> float:
-    """Return the relative rise of the rows' perplexity by a quantized cache.
-
-    Long rows are cut, because a row's logits take memory.
-    """
+    """Return the relative rise of the rows' perplexity by a quantized cache. Long rows are cut, because a row's logits
+    take memory."""
     differences = []
     length = min(rows.shape[1], LONGEST_JUDGED)
     parts = rows[:, : rows.shape[1] // length * length].reshape(-1, length)

@@ -91,10 +91,8 @@ def quantize(name: str, matrix: np.ndarray, bits: int, fewest: int = GROUP_SIZES
 
 
 def group_sizes(name: str, columns: int, fewest: int = GROUP_SIZES[-1]) -> list[int]:
-    """Return the group sizes that divide rows of `columns` weights, the largest first.
-
-    `fewest`: the smallest size, if one of at least that size divides the row. Raises MerinoError if none divides it.
-    """
+    """Return the group sizes that divide rows of `columns` weights, the largest first. `fewest`: the smallest size, if
+    one of at least that size divides the row. Raises MerinoError if none divides it."""
     dividing = [group_size for group_size in GROUP_SIZES if columns % group_size == 0]
     sizes = [group_size for group_size in dividing if group_size >= fewest] or dividing
     if not sizes:

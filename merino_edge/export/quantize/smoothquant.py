@@ -115,10 +115,8 @@ def move(weights: ModelWeights, site: Site, factors: np.ndarray) -> None:
 
 
 def factors_of(inputs: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Return factors that make an input's channels and the matrix's columns equally uneven, from their sizes [in].
-
-    Both are rounded in groups, and the error of the matmul grows with the unevenness of either.
-    """
+    """Return factors that make an input's channels and the matrix's columns equally uneven, from their sizes [in]. Both
+    are rounded in groups, and the error of the matmul grows with the unevenness of either."""
     inputs, columns = (np.maximum(sizes, LEAST * sizes.mean() or 1) for sizes in (inputs, columns))
     factors = np.sqrt(inputs / columns)
     normalized: np.ndarray = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
