@@ -1,6 +1,6 @@
 """The golden ids of a bundle: a greedy continuation by torch in which each argmax leads clearly.
 
-CPUs round differently, above all where activations are quantized to int8, so the argmax of nearly equal logits differs
+CPUs round differently, above all if activations are quantized to int8, so the argmax of nearly equal logits differs
 between them.
 """
 
@@ -14,9 +14,9 @@ from merino_edge.export.parity import Golden, golden_of, greedy_rows
 from merino_edge.export.quantize.kv_cache import CacheScales
 from merino_edge.export.quantize.kv_calibration import RoundedCache
 
-GOLDEN_STEPS = 16  # whose ids the bundle carries
+GOLDEN_STEPS = 16  # their ids are stored in the bundle
 PARITY_STEPS = 32
-GOLDEN_PROMPTS = 8  # tried at most
+GOLDEN_PROMPTS = 8  # maximum number of prompts to try
 CLEAR_LEAD = 0.15  # three times the error that quantized formats are allowed
 
 

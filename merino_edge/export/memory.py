@@ -1,4 +1,4 @@
-"""What an export takes in RAM, estimated from the geometry before a weight is made or read."""
+"""Estimates the memory of an export from the geometry, before any weight is allocated or read."""
 
 import psutil
 
@@ -40,6 +40,6 @@ def check_memory(
     if needed > available:
         raise MerinoError(
             f"exporting {name} in {precision} needs about {needed:,.0f} MB, for copies of {weights_mb(arch):,.0f} MB of"
-            f" float32 weights, and {available:,.0f} MB are available. Stop other programs, export where there is more"
-            " memory, or take a smaller model"
+            f" float32 weights, and {available:,.0f} MB are available. Stop other programs, export on a machine with"
+            " more memory, or choose a smaller model"
         )

@@ -37,7 +37,7 @@ class ExportRequest(NamedTuple):
 
     Attributes:
         precision: weight format; `auto`: the fastest on `board` that keeps the model's answers; `mixed`: int4, with 8
-            bits for the matrices where they save most divergence. By default the design's, or fp32 without a design.
+            bits for the matrices in which they save most divergence. By default the design's, or fp32 without a design.
         board: the graph is written for its runtime and its kind of core, and uses this project's kernels if the
             runtime loads them.
         dialect: by default that of the board and of the design's backend, else `fused`.

@@ -1,6 +1,6 @@
 """Loads a SOURCE: a checkpoint's folder, a GGUF, a design.json, an architecture's JSON, a float32 bundle, or a name of
-the zoo or the hub. Each becomes a `Source`: a geometry and a torch model. And tokenizes the text of `--calibrate` with
-its tokenizer."""
+the zoo or the hub. Each becomes a `Source`: a geometry and a torch model. `text_rows` tokenizes the text of
+`--calibrate`."""
 
 from collections.abc import Callable
 from pathlib import Path

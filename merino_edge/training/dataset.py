@@ -22,7 +22,7 @@ from merino_runtime.errors import MerinoError
 NO_LOSS = -100  # torch's label of a token that the loss does not count
 HELD_OUT_SHARE = 0.02
 MOST_HELD_OUT = 1 << 20  # tokens that are evaluated of a held-out share
-PATTERN = 1000  # rows in which each weighted source has its share
+PATTERN = 1000  # rows within which each weighted source gets its share
 MOST_BPE_CHARACTERS = 200_000_000  # of a larger corpus a BPE is trained on the first ones of each source
 
 

@@ -33,7 +33,7 @@ TIMED_STEPS = 3  # after the first one, which is slower
 SAVE_SECONDS = 600  # at most between two saved states
 LOSSES = "losses.csv"
 COLUMNS = {"loss": "loss", "eval_loss": "held_out_loss", "learning_rate": "learning_rate", "grad_norm": "gradient_norm"}
-Progress = Callable[[int, int, str], None]  # (steps done, of how many, what to show beside them)
+Progress = Callable[[int, int, str], None]  # (steps done, total steps, text to show beside them)
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ TORCH_WORDS = re.compile(r"can't allocate memory|out of memory", re.ASCII)
 STATES = 3  # two are kept while one is written; with patience the best one too
 STATE_BYTES, MODEL_BYTES = 12, 4  # per parameter: weights and AdamW's two moments; weights
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Of safetensors (Rust) and of torch's archive writer, which raise errors of their own.
+# Messages of safetensors (Rust) and of torch's archive writer, which raise their own errors.
 DISK_WORDS = re.compile(r"No space left|File too large|quota exceeded|PytorchStreamWriter|unexpected pos|write failed")
 
 

@@ -1,8 +1,8 @@
 """Sources as token ids in the cache: each source is tokenized once for its content, its tokenizer and its template. A
 cache that another user can change is refused.
 
-A shard is a folder. `ids.bin`: all ids, in 2 bytes each if they fit, else in 4. `ends.bin`: where each document or
-sample ends, in 8 bytes. `learned.bin`, of samples only: a byte per id, 1 if the loss counts it. `shard.json`: the type
+A shard is a folder. `ids.bin`: all ids, in 2 bytes each if they fit, else in 4. `ends.bin`: the end of each document or
+sample, in 8 bytes. `learned.bin`, of samples only: a byte per id, 1 if the loss counts it. `shard.json`: the type
 of the ids, and size and SHA-256 of the files. Shards are memory-mapped.
 """
 
@@ -105,7 +105,7 @@ def make_shard(folder: Path, source: DataSource, tokenization: Tokenization, dty
     started = time.perf_counter()
     try:
         with new_folder(folder, lambda _: True, 2 * source.file.bytes // 3) as made:
-            shards_folder().chmod(0o700)  # what people wrote is in these files
+            shards_folder().chmod(0o700)  # the files hold users' text
             tokens = write_ids(made, source, tokenization, dtype, say)
             files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(str(path))}
                      for path in sorted(made.iterdir())}  # fmt: skip

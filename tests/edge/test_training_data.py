@@ -178,7 +178,7 @@ FAULTS = {
     "nothing.jsonl": (b'{"prompt": "a", "completion": ""}\n', "line 1, has an empty `completion`"),
     "uneven.jsonl": (b'{"prompt": ["a", "b"], "completion": ["c"]}\n', "line 1, has 2 prompts and 1 completions"),
     "mixed.jsonl": (b'{"text": "a"}\n{"prompt": "a", "completion": "b"}\n', "line 2, has `prompt` and `completion`, .*"
-                    "before it `text`: one file has one form"),
+                    "but earlier records have `text`: a file has one form"),
     "mute.jsonl": (b'{"messages": [{"role": "user", "content": "a"}]}', "line 1, has no message of the assistant"),
     "string.jsonl": (b'{"messages": "a"}', "line 1, `messages` is 'a', must be a list"),
     "torn.parquet": (b"PAR1xxxx", "torn.parquet is not a Parquet file"),
@@ -229,7 +229,7 @@ def test_messages_without_a_template_and_samples_longer_than_a_row(tmp_path):
         train(ARCH, [path], tmp_path / "out", recipe=Recipe(steps=1))
     messages = []
     train(ARCH, [path], tmp_path / "out", recipe=Recipe(steps=1, batch=2, cut_long=True), say=messages.append)
-    assert any("1 samples are cut at 32 tokens, and 1 are left out" in line for line in messages)
+    assert any("1 samples are cut at 32 tokens; 1 are left out" in line for line in messages)
 
 
 def test_samples_are_packed_whole_and_see_only_themselves(tmp_path):

@@ -3,7 +3,7 @@
 Attention is written by `group_query_attention`, or by `group_attention` with this project's operator, which computes
 all query heads that share a KV head at once (docs/decisions/kernels.md). Both operators write new keys and values in
 place: past and present of a layer are one buffer, which the runtime binds to both, so that the cache is never copied.
-Inputs and outputs are described in docs/formats.md.
+docs/formats.md describes inputs and outputs.
 """
 
 from collections.abc import Sequence
@@ -200,7 +200,7 @@ def check_heads(layer: KvLayer, attention: Attention) -> None:
     multiple = FUSED_HEAD_MULTIPLE * (2 if attention.rotary else 1)
     if layer.head_size % multiple:
         raise MerinoError(
-            f"heads of {layer.head_size} channels are not possible in dialect fused, since ONNX Runtime's attention"
+            f"heads of {layer.head_size} channels are not possible in dialect fused, because ONNX Runtime's attention"
             f" takes multiples of {multiple}{' with rotary positions' if attention.rotary else ''}: export with"
             " --dialect portable"
         )

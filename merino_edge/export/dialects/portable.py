@@ -1,8 +1,8 @@
 """Dialect `portable`: plain ONNX of opset 13, which ONNX Runtime 1.10 and TensorRT 8.2 take.
 
 The cache is an input of fixed shape with a mask of its filled slots. The graph returns the new keys and values alone,
-and the host writes them at their position. Masks are -1e4 instead of minus infinity, which float16 can hold too. Not
-used, since those runtimes lack them: LayerNormalization, Gelu, Trilu, Mod, OneHot. Inputs and outputs are described in
+and the host writes them at their position. Masks are -1e4 instead of minus infinity, so that float16 can hold them.
+LayerNormalization, Gelu, Trilu, Mod and OneHot are not used, because those runtimes lack them. Inputs and outputs:
 docs/formats.md.
 """
 
@@ -60,7 +60,7 @@ class Portable(Operations):
 
         def make() -> list[str]:
             slots = self.constant("slots", np.arange(self.context, dtype=np.float32)[None, None])
-            last = self.constant(f"window_{window}", np.array(window - 1, np.float32))  # what is farther is not seen
+            last = self.constant(f"window_{window}", np.array(window - 1, np.float32))  # earlier positions are masked
             return [
                 self.add(mask, self._mask(self.node("Less", [last, self.node("Sub", [self.query_positions, keys])]), 1))
                 for mask, keys in ((self.cached_mask, slots), (self.new_mask, self.key_positions))

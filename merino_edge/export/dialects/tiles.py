@@ -1,7 +1,7 @@
 """Matrices in tiles, for this project's operators (runtime/kernels).
 
-MatMul4 and MatMul8 multiply int4 and int8 weights on no-dotprod Arm cores, with 0.34 and 0.41 instructions per weight
-where MatMulNBits takes 2.8 and 16. On x86 cores with AVX-512 VNNI they read weights at the speed of memory. Figures and
+MatMul4 and MatMul8 multiply int4 and int8 weights on no-dotprod Arm cores, with 0.34 and 0.41 instructions per weight;
+MatMulNBits takes 2.8 and 16. On x86 cores with AVX-512 VNNI they read weights at the speed of memory. Figures and
 choices: docs/decisions/kernels.md.
 """
 
@@ -19,8 +19,8 @@ TILE_ROWS = {4: 8, 5: 16, 6: 16, 8: 16}  # by bits
 def tile_node(graph: Graph, kind: str, x: str, name: str, rows: int = 0) -> str:
     """Add a MatMul of x with a matrix in tiles, or the Rows of it by the ids x.
 
-    `rows`: of those that a decode step reads; 0: all. A tied embedding is stored once: Rows8 reads its rows where the
-    head reads all.
+    `rows`: the number of rows that a decode step reads; 0: all. A tied embedding is stored once: Rows8 reads a few of
+    its rows, the head reads all.
     """
     matrix = graph.matrices[name]
     minimums = graph.once(("minimums", name), lambda: minimums_of(matrix))

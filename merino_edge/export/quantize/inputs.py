@@ -24,12 +24,12 @@ from merino_edge.families.registry import decoder_of
 
 SEED = 0
 LEAST_TOKENS, MOST_TOKENS = 16_384, 131_072  # of the text for Hessians, sampled evenly
-WORK = LEAST_TOKENS * 135_000_000  # tokens times weights for which the number of tokens lies between
+WORK = LEAST_TOKENS * 135_000_000  # tokens times weights; it sets the number of tokens between these limits
 TOKENS = 4096  # of the text for sizes of channels, and for the scales of a KV cache
 ROW = 512  # tokens in a sequence of the text
 LONGEST_ROW = 2048  # tokens in a sequence that the model generates, or that fills a KV cache; at most the context
 TEXTS, TEXT_TOKENS = 16, 128  # that the model generates, as one batch: each step reads the weights once
-HEAD_EVERY = 8  # the head's input is measured at every eighth token, since logits take memory
+HEAD_EVERY = 8  # the head's input is measured at every eighth token, because logits take memory
 
 
 def hessians_on(source: Source, text: Path) -> Callable[[], Hessians]:

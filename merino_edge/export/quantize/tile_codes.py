@@ -1,5 +1,5 @@
-"""What this project's kernels ask of a quantized matrix: groups of 32 channels, or of 16 in 6 bits, and scales that
-float16 can hold. `dialects/tiles` has the order of its bytes."""
+"""Quantized matrices for this project's kernels: groups of 32 channels, or of 16 in 6 bits, and float16 scales.
+`dialects/tiles` writes their bytes."""
 
 import numpy as np
 

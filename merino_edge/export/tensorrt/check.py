@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import onnx
-from google.protobuf.message import DecodeError  # what a damaged file ends in
+from google.protobuf.message import DecodeError  # raised for a damaged file
 
 from merino_edge.export.dialects.graph import MODEL_FILE
 from merino_edge.export.tensorrt.constants import constant_problems

@@ -1,4 +1,4 @@
-"""Constants of a graph: where their values lie in the data file, integers that TensorRT clamps, infinities and NaN."""
+"""Checks a graph's constants: their place in the data file, integers that TensorRT clamps, infinities and NaN."""
 
 import math
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from merino_edge.export.tensorrt.tensors import type_name
 from merino_runtime.bundle import Bundle
 
 INT32 = np.iinfo(np.int32)
-LIMITS = {"Slice": (1, 2)}  # starts and ends: clamped to 32 bits they still lie beyond every axis
+LIMITS = {"Slice": (1, 2)}  # starts and ends: clamped to 32 bits, they still exceed every axis
 
 
 class Place(NamedTuple):
@@ -90,4 +90,4 @@ def _value_problems(tensor: onnx.TensorProto, support: Support, clamped: bool) -
         if beyond.size:
             yield Problem(tensor.name, "", f"{beyond.flat[0]} does not fit into the 32 bits that its integers become")
     if value.dtype.kind == "f" and not np.isfinite(value).all():
-        yield Problem(tensor.name, "", "a value that is not finite: masks are -1e4, which float16 can hold too")
+        yield Problem(tensor.name, "", "a value that is not finite: masks must be -1e4, which float16 can hold")

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 from merino_edge.export.tensorrt.support import Problem, Support, label
 
-# Positions of inputs that are no values of the operator: indices, shapes, scales. ONNX states which types they have.
+# Inputs by position that are indices, shapes or scales of the operator. ONNX defines their types.
 BESIDES = {
     "ConstantOfShape": (0,), "CumSum": (1,), "DequantizeLinear": (1,), "Expand": (1,), "Gather": (1,),
     "GatherElements": (1,), "GatherND": (1,), "OneHot": (0, 1), "Pad": (1, 3), "QuantizeLinear": (2,),
