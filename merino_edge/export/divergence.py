@@ -80,26 +80,27 @@ def prompts_of(source: Source, count: int) -> list[list[int]]:
     return [tokenizer.encode(prompt, add_special_tokens=False).ids for prompt in prompts]
 
 
-def answers_of(source: Source, context: int, count: int = QUESTIONS, tokens: int = ANSWER_TOKENS) -> list[Answer]:
+def answers_of(source: Source, context: int, count: int = QUESTIONS) -> list[Answer]:
     """Return greedy answers by torch. Prompts of one length form a batch.
 
     Prompts that leave no room in the context, and prompts that a small tokenizer encodes to nothing, are left out.
     """
     answers: list[Answer] = []
-    prompts = sorted((prompt for prompt in prompts_of(source, count) if 0 < len(prompt) <= context - tokens), key=len)
+    longest = context - ANSWER_TOKENS
+    prompts = sorted((prompt for prompt in prompts_of(source, count) if 0 < len(prompt) <= longest), key=len)
     for _, group in groupby(prompts, len):
         equally_long = list(group)
         for start in range(0, len(equally_long), BATCH):
-            answers += batch_answers(source, equally_long[start : start + BATCH], tokens)
+            answers += batch_answers(source, equally_long[start : start + BATCH])
     return sorted(answers, key=lambda answer: answer.prompt)
 
 
 @torch.no_grad()
-def batch_answers(source: Source, prompts: Sequence[Sequence[int]], count: int) -> list[Answer]:
+def batch_answers(source: Source, prompts: Sequence[Sequence[int]]) -> list[Answer]:
     """Return answers to prompts of one length, each up to and including its first stop token."""
     given, cache = torch.tensor(prompts), None
     steps: list[tuple[list[int], np.ndarray, np.ndarray]] = []  # ids, and tokens and log-probabilities [prompts, TOP]
-    for _ in range(count):
+    for _ in range(ANSWER_TOKENS):
         output = source.model(input_ids=given, cache=cache, use_cache=True, logits_to_keep=1)
         cache = output.cache
         likeliest = output.logits[:, -1].float().log_softmax(-1).topk(min(TOP, output.logits.shape[-1]))

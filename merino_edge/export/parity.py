@@ -91,7 +91,7 @@ def free_weights(model: PreTrainedModel) -> None:
 
 
 def check_parity(
-    bundle: Bundle, golden: Golden, quantized: bool, kv: str | None = None
+    bundle: Bundle, golden: Golden, quantized: bool, kv: str | None
 ) -> tuple[Bundle, float, float | None]:
     """Return the bundle, its error, and its error with float activations (None if not `quantized`).
 

@@ -24,9 +24,7 @@ from merino_runtime.errors import MerinoError
 AGAIN = "Export it again"
 
 
-def recover_weights(
-    bundle: Bundle, model: PreTrainedModel, layout: Callable[[str], Layout | None] = lambda _: None
-) -> None:
+def recover_weights(bundle: Bundle, model: PreTrainedModel, layout: Callable[[str], Layout | None]) -> None:
     """Fill `model`, of the bundle's geometry, with the weights in its graph. `layout`: of each weight in the graph.
 
     Raises MerinoError if the bundle is not float32, or does not hold each weight of the model.

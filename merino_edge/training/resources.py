@@ -103,7 +103,7 @@ def largest_batch(arch: Geometry, recipe: Recipe, available: int, trained: int |
     return f"--batch {1 + (available - one) // (two - one)} fits"
 
 
-def check_disk(arch: Geometry, out: Path, resume: bool, patience: int = 0, trained: int | None = None) -> None:
+def check_disk(arch: Geometry, out: Path, resume: bool, patience: int, trained: int | None) -> None:
     """Raises MerinoError if nothing can be written, or the saved states and the model would not fit."""
     count = params(arch.operators)
     states = 1 if resume else STATES + (patience > 0)

@@ -77,10 +77,10 @@ class MatrixError(NamedTuple):
     worst: float
 
 
-def quantize(name: str, matrix: np.ndarray, bits: int, fewest: int = GROUP_SIZES[-1]) -> QuantizedMatrix:
+def quantize(name: str, matrix: np.ndarray, bits: int) -> QuantizedMatrix:
     """Quantize a matrix float32 [rows, columns] in the largest groups whose RMS error is within ERROR_RATIO of the
-    smallest's. A larger group has fewer scales to read. `fewest`, and MerinoError: see `group_sizes`."""
-    candidates = group_sizes(name, matrix.shape[1], fewest)
+    smallest's. A larger group has fewer scales to read. Raises MerinoError if no group divides a row."""
+    candidates = group_sizes(name, matrix.shape[1])
     smallest = quantize_groups(matrix, bits, candidates[-1])
     allowed = ERROR_RATIO[bits] * rms(dequantize(smallest) - matrix)
     for group_size in candidates[:-1]:
@@ -90,11 +90,9 @@ def quantize(name: str, matrix: np.ndarray, bits: int, fewest: int = GROUP_SIZES
     return smallest
 
 
-def group_sizes(name: str, columns: int, fewest: int = GROUP_SIZES[-1]) -> list[int]:
-    """Return the group sizes that divide rows of `columns` weights, the largest first. `fewest`: the smallest size, if
-    one of at least that size divides the row. Raises MerinoError if none divides it."""
-    dividing = [group_size for group_size in GROUP_SIZES if columns % group_size == 0]
-    sizes = [group_size for group_size in dividing if group_size >= fewest] or dividing
+def group_sizes(name: str, columns: int) -> list[int]:
+    """Return the group sizes that divide `columns`, the largest first. Raises MerinoError if none does."""
+    sizes = [group_size for group_size in GROUP_SIZES if columns % group_size == 0]
     if not sizes:
         raise MerinoError(
             f"{name} has rows of {columns} weights, which groups of {GROUP_SIZES[-1]} do not divide: export with"
