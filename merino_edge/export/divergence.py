@@ -59,8 +59,9 @@ class Divergence(NamedTuple):
         return 1 - self.kept / self.answers
 
 
-def keeps(measured: Divergence) -> bool:
-    return measured.lost <= MOST_LOST
+def keeps(measured: Divergence | None) -> bool:
+    """Return whether a format keeps enough of the model's answers; True if none were compared."""
+    return measured is None or measured.lost <= MOST_LOST
 
 
 def divergence_words(measured: Divergence) -> str:

@@ -228,7 +228,7 @@ def export_fastest(
                 say(f"{line}, refused: {one_line(error)}")
                 continue
             measured = made.divergence if plan is not plans[-1] else None
-            taken = measured is None or keeps(measured)
+            taken = keeps(measured)
             words = f", {divergence_words(measured)}" if measured else ""
             say(f"{line}{words}: {'taken' if taken else 'refused'}")
             if taken:

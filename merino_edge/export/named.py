@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 
 
 def export_named(what: str, out: Path, request: ExportRequest, weights: Path | None, say: Say) -> "Exported":
-    """Write the bundle `out`. `weights`: see `find_source`.
+    """Export the SOURCE `what` to the bundle `out`. `weights`: see `find_source`.
 
     `say` gets the progress of a download and of `auto`. If the format loses too many of the model's answers, other
     formats are tried until one keeps them. Raises MerinoError as `export` does.
@@ -46,19 +46,16 @@ def export_named(what: str, out: Path, request: ExportRequest, weights: Path | N
     from merino_edge.export.export import export  # imports torch
     from merino_edge.export.source import load_source
 
-    def keeping(made: "Exported") -> bool:
-        return made.divergence is None or keeps(made.divergence)
-
     source = load_source(what, weights, random=request.random_weights)
     made = export(source, out, request, last_use=True, say=say)
-    if keeping(made) or request.precision == "auto":
+    if keeps(made.divergence) or request.precision == "auto":
         return made
     for other in nearest_formats(made, request):
         options = f"--precision {other.precision}" + (f" --kv {other.kv}" if other.kv != request.kv else "")
         say(f"{made.bundle.precision} loses answers: {options} is tried")
         source = load_source(what, weights, random=request.random_weights)
         with scratch_folder(out) as place:
-            if keeping(export(source, place / "tried", other, last_use=True)):
+            if keeps(export(source, place / "tried", other, last_use=True).divergence):
                 return made._replace(instead=options)
     return made._replace(instead=f"--precision fp32{' --kv fp32' if quantized_cache(made.bundle) else ''}")
 
