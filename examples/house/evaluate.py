@@ -19,7 +19,7 @@ from house import REFUSAL, Device, House, device_tool, meaning, prompt, read_act
 from refusals import new_wordings
 
 from merino_runtime.api import LanguageModel, open_model
-from merino_runtime.generation.generate import Likely, Token
+from merino_runtime.generation.generate import Token, TokenLogprobs
 from merino_runtime.sampling import GREEDY
 
 HERE = Path(__file__).parent
@@ -126,7 +126,7 @@ def decoded(model: LanguageModel, house: House, sentence: str, tools: list[dict[
     asked = prompt(house, sentence)
     events = list(model.generate(asked, tools=tools, max_new_tokens=MOST_TOKENS, sampling=GREEDY, top=0))
     text = "".join(event.text for event in events if isinstance(event, Token))
-    return text, math.exp(sum(event.logprob for event in events if isinstance(event, Likely)))
+    return text, math.exp(sum(event.logprob for event in events if isinstance(event, TokenLogprobs)))
 
 
 def is_sure(text: str, probability: float, house: House) -> bool:

@@ -1,10 +1,10 @@
 """The workstation's command line, `merino-edge`. Each command: parse, one call, one file written.
 
-The main path stands here, in its order. Commands have a module each, or one per group: `design`, `train`,
-`export`, `choose`, `records`, `deliver`, and `board_verbs` for those that the board has too.
+The commands are registered here, in the order of the help. Each has a module, or shares one with its group: `design`,
+`train`, `export`, `choose`, `records`, `deliver`, and `board_verbs` for those that the board has too.
 
-Data goes to stdout, messages to stderr. Exit 0 done, 1 the request cannot be met, 2 wrong usage. What loads torch is
-imported inside the commands, so that the others start at once.
+Data goes to stdout, messages to stderr. Exit codes: 0 done, 1 the request cannot be met, 2 wrong usage. Modules that
+load torch are imported inside the commands, so that the others start at once.
 """
 
 import atexit
@@ -36,12 +36,12 @@ from merino_edge.storage.extras import not_installed
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.streams import CLOSED_PIPE, drop_stdout, exit_code
 
-# At its end Python searches what was loaded for cycles: 0.2 s of CPU, 1.4 behind torch. The process frees it anyway.
+# At exit Python searches all objects for cycles, which takes 1.4 s of CPU if torch is loaded. The process ends anyway.
 atexit.register(gc.freeze)
 
 
 class Commands(TyperGroup):
-    """A closed pipe ends a command here: click, further up, would exit with 1."""
+    """Ends a command whose pipe was closed, because click would exit with 1."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -123,7 +123,9 @@ def calibrate(
         refuse_remote(accept_new=accept_new)
     measure = None if ssh is None else partial(probe_there, ssh, accept_new)
     measure_designs = partial(choose_and_measure, ssh, accept_new)
-    calibrated = recalibrate(device, probe or (), out, say, measure, backend, measure_designs)
+    calibrated = recalibrate(
+        device, probe or (), out, say, probe_board=measure, backend=backend, choose=measure_designs
+    )
     if out is not None and is_stdout(str(out)):
         return
     if out:
@@ -194,14 +196,17 @@ def bench(
         refuse_local(peers=peers, peers_file=peers_file)
         options = words_of(p=prompts, n=steps, d=depths, r=repetitions, t=threads, timeout=timeout)
         raise typer.Exit(
-            bench_there(ssh, accept_new, root, bundles, baseline, baseline_precision, options, output, save)
-        )
+            bench_there(
+                ssh, bundles, options, accept_new=accept_new, root=root, baseline=baseline,
+                precision=baseline_precision, output=output, save=save,
+            )
+        )  # fmt: skip
     refuse_remote(accept_new=accept_new, root=root)
     with bench_progress() as progress:
         code = run_benchmark(
-            bundles, request, baseline, baseline_precision, output, save, timeout, peers, progress, say,
-            peers_file,
-        )
+            bundles, request, baseline=baseline, baseline_precision=baseline_precision, output=output, save=save,
+            timeout_s=timeout, peers=peers, progress=progress, say=say, peers_file=peers_file,
+        )  # fmt: skip
     raise typer.Exit(code)
 
 
@@ -234,15 +239,15 @@ def demo(
 
 
 def main(argv: Any = None) -> None:
-    """The entry point: what a user or the machine can cause becomes one line and an exit code."""
+    """The entry point. Errors that a user or the machine can cause become one line and an exit code."""
     sys.exit(exit_code(lambda: called(argv), lambda text: say(f"merino-edge: {text}")))
 
 
 def called(argv: Any) -> Any:
-    """The exit code of the command line, as typer leaves it."""
+    """Run the command line -> its exit code."""
     try:
         return app(argv)
-    except SystemExit as ended:
-        return ended.code
+    except SystemExit as stop:
+        return stop.code
     except ImportError as error:
         raise not_installed(error) or error from error

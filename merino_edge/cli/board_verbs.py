@@ -1,5 +1,5 @@
 """The commands that the board has too: `generate`, `chat`, `serve`, `info` and `verify`. The board's parser reads their
-arguments, and its functions do the work.
+arguments, and the board's functions run them.
 
 Here BUNDLE may also be `embedded`, and `generate` and `chat` take --ssh to run on a board.
 """
@@ -18,12 +18,12 @@ from merino_runtime.io.verb import Verb
 NAMES = ("generate", "chat", "serve", "info", "verify")
 VERBS = {verb.name: verb for verb in (*RUNTIME_VERBS, *BENCH_VERBS) if verb.name in NAMES}
 OVER_SSH = ("generate", "chat")
-HERE_ALONE = ("cache", "json_schema", "tools")  # files of this machine
+LOCAL_OPTIONS = ("cache", "json_schema", "tools")  # files of this machine
 EPILOG = "A bundle may be `embedded`, the trained model that comes with merino-edge"
 
 
 class BoardCommand(TyperCommand):
-    """A command whose words all go to the board's parser, --help too."""
+    """A command that passes all its words, --help included, to the board's parser."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.args = list(args)
@@ -64,8 +64,13 @@ def called(name: str, words: list[str]) -> int:
         from merino_edge.cli.over_ssh import refuse_local, refuse_remote
 
         if arguments.ssh is not None:
-            refuse_local(**{option: getattr(arguments, option, None) for option in HERE_ALONE})
-            return called_there(name, arguments, words_of(parser, arguments))
+            from merino_edge.cli.over_ssh import chat_there, generate_there
+            from merino_runtime.commands import chat_options, generate_options
+
+            refuse_local(**{option: getattr(arguments, option, None) for option in LOCAL_OPTIONS})
+            check, run = (generate_options, generate_there) if name == "generate" else (chat_options, chat_there)
+            check(arguments)  # before the bundle is copied
+            return run(arguments, words_of(parser, arguments))
         refuse_remote(accept_new=arguments.accept_new, root=arguments.root)
     if name == "serve":
         arguments.bundles = [bundle_path(path) for path in arguments.bundles]
@@ -74,20 +79,8 @@ def called(name: str, words: list[str]) -> int:
     return verb.run(arguments)
 
 
-def called_there(name: str, arguments: Namespace, words: list[str]) -> int:
-    """Run `generate` or `chat` on a board. What its options refuse is refused before the bundle is copied."""
-    from merino_edge.cli.over_ssh import chat_there, generate_there
-    from merino_runtime.commands import chat_options, generate_options
-
-    if name == "generate":
-        generate_options(arguments)
-        return generate_there(arguments, words)
-    chat_options(arguments)
-    return chat_there(arguments, words)
-
-
 def words_of(parser: ArgumentParser, arguments: Namespace) -> list[str]:
-    """The options for the board, as words: those that are not at their defaults and not about the connection."""
+    """Return the options for the board as words, without defaults and options of the connection."""
     words = []
     for action in parser._actions:
         value = getattr(arguments, action.dest, action.default)

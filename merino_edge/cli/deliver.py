@@ -1,4 +1,4 @@
-"""Commands that make and check files for boards: `keygen`, `pack`, `check`."""
+"""The commands `keygen`, `pack` and `check`, which write and check files for boards."""
 
 import json
 from collections import Counter
@@ -47,18 +47,21 @@ def pack(
     from merino_edge.delivery.pack import pack as run
     from merino_edge.families.names import bundle_path
 
-    folders = [Path(bundle_path(each)) for each in bundles]
-    devices = [board(each, say) for each in dict.fromkeys(device or ())]
+    folders = [Path(bundle_path(name)) for name in bundles]
+    devices = [board(name, say) for name in dict.fromkeys(device or ())]
     with working(f"packing {out.name}"):
-        made = run(folders, out, devices, wheels, sign, say, counter, withdraw or ())
+        packed = run(
+            folders, out, devices, wheels, key=sign, say=say, counter=counter, withdraw=withdraw or ()
+        )
     if as_json:
-        print(json.dumps({"path": str(out), "id": made.id, "bytes": made.size_bytes, "signed": made.signed,
-                          "counter": made.manifest.counter}))  # fmt: skip
+        print(json.dumps({"path": str(out), "id": packed.id, "bytes": packed.size_bytes, "signed": packed.signed,
+                          "counter": packed.manifest.counter}))  # fmt: skip
         return
-    boards = ", ".join(need.id for need in made.manifest.boards) or "any board"
-    pythons = ", ".join(f"Python {each.python} ({each.architecture})" for each in made.manifest.wheels)
-    put(f"{out}: release {made.id}, {made.size_bytes / 2**20:.1f} MB, for {boards}; packages for {pythons or 'none'}")
-    if not made.signed:
+    boards = ", ".join(need.id for need in packed.manifest.boards) or "any board"
+    pythons = ", ".join(f"Python {wheels.python} ({wheels.architecture})" for wheels in packed.manifest.wheels)
+    size_mb = packed.size_bytes / 2**20
+    put(f"{out}: release {packed.id}, {size_mb:.1f} MB, for {boards}; packages for {pythons or 'none'}")
+    if not packed.signed:
         say("it is not signed: boards install it with --allow-unsigned only")
 
 
@@ -86,7 +89,8 @@ def check(
     if as_json:
         print(json.dumps({
             "schema": SCHEMA, "bundle": loaded.name, "tensorrt": result.version, "opset": result.opset,
-            "nodes": result.nodes, "lengths": result.lengths, "problems": [each._asdict() for each in result.problems],
+            "nodes": result.nodes, "lengths": result.lengths,
+            "problems": [problem._asdict() for problem in result.problems],
         }, indent=1))  # fmt: skip
     elif not result.problems:
         lengths = " and ".join(f"{length:,}" for length in result.lengths)
@@ -95,8 +99,8 @@ def check(
             f" {result.opset}, {lengths} new tokens"
         )
     else:
-        kinds = Counter((each.operator, each.what) for each in result.problems)
-        first = {(each.operator, each.what): each.node for each in reversed(result.problems)}
+        kinds = Counter((problem.operator, problem.what) for problem in result.problems)
+        first = {(problem.operator, problem.what): problem.node for problem in reversed(result.problems)}
         for (operator, what), count in list(kinds.items())[:SHOWN]:
             more = f" and {count - 1} more" if count > 1 else ""
             put(f"{first[operator, what]}{more}{f' ({operator})' if operator else ''}: {what}")

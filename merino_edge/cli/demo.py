@@ -79,7 +79,7 @@ def demo_design(out: Path) -> Design:
 
 
 def demo_export(out: Path) -> tuple[Path, str]:
-    """The design with random weights (its speed does not depend on the values), and the baseline's bundle."""
+    """Return the design with random weights (its speed does not depend on the values), and the baseline's bundle."""
     folder = out / "pi4-design"
     done = export(load_source(str(out / "design.json"))._replace(name="pi4-design"), folder, last_use=True)
     print(f"{folder}: maximum logit error against torch {done.error:.1e} relative, over prefill and every decode step")
@@ -97,7 +97,7 @@ def run_chat_demo(source: str, out: Path) -> None:
     """A chat model answers one question, in the first of this machine's CHAT_FORMATS that keeps its answers. Writes its
     bundle into `out`.
 
-    Raises MerinoError where `source` has no chat template.
+    Raise MerinoError if `source` has no chat template.
     """
     loaded = load_source(source)
     if loaded.chat is None:

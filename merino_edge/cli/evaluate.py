@@ -1,14 +1,12 @@
-"""`eval`: what models know, by tasks of lm-evaluation-harness, or their perplexity on a text."""
+"""The command `eval`: scores on tasks of lm-evaluation-harness, or perplexity on a text."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from merino_edge.cli.options import Json
-
-if TYPE_CHECKING:
-    from merino_edge.records.evaluation import Evaluation
+from merino_runtime.errors import MerinoError
 
 
 def evaluate(
@@ -41,7 +39,7 @@ def evaluate(
     """Score models on tasks or on a text, bundles through the board's runtime."""
     from merino_edge.cli.record_tables import evaluation_table
     from merino_edge.cli.tables import show
-    from merino_edge.cli.terminal import save
+    from merino_edge.cli.terminal import counted_progress, save, say
     from merino_edge.records.evaluation import to_json
 
     if (tasks is None) == (perplexity is None):
@@ -50,7 +48,24 @@ def evaluate(
         raise typer.BadParameter("--data and --chat-template go with --tasks")
     if resume and out is None:
         raise typer.BadParameter("--resume goes on with the evaluation whose record is -o FILE: give that")
-    rows = scored(sources, tasks, perplexity, data, limit, chat_template, out, resume)
+    from merino_edge.evaluation.perplexity import evaluate_text
+    from merino_edge.evaluation.request_cache import open_cache
+    from merino_edge.evaluation.run import TaskRequest
+    from merino_edge.evaluation.run import evaluate as run
+    from merino_edge.storage.atomic import check_file, check_keeps
+
+    if out is not None:
+        check_keeps(out, [*map(Path, sources), *([perplexity] if perplexity else [])])
+        check_file(out)
+    if limit is not None and limit < 1:
+        raise MerinoError(f"--limit {limit} is not allowed: choose 1 or more")
+    cache = open_cache(out, resume)
+    with counted_progress("request" if tasks else "document", keep=True) as progress:
+        if perplexity:
+            rows = list(evaluate_text(sources, perplexity, limit, cache, progress=progress, say=say))
+        else:
+            request = TaskRequest(tuple((tasks or "").split(",")), data, limit, chat_template)
+            rows = list(run(sources, request, cache, progress, say))
     text = to_json(rows)
     free = save(out, text)
     if out:
@@ -59,27 +74,3 @@ def evaluate(
         print(text, end="")
     elif free:
         show(evaluation_table(rows))
-
-
-def scored(
-    sources: list[str], tasks: str | None, perplexity: Path | None, data: Path | None, limit: int | None,
-    chat_template: bool, out: Path | None, resume: bool,
-) -> "list[Evaluation]":  # fmt: skip
-    from merino_edge.cli.terminal import counted_progress, say
-    from merino_edge.evaluation.perplexity import evaluate_text
-    from merino_edge.evaluation.request_cache import open_cache
-    from merino_edge.evaluation.run import TaskRequest, evaluate
-    from merino_edge.storage.atomic import check_file, check_keeps
-    from merino_runtime.errors import MerinoError
-
-    if out is not None:
-        check_keeps(out, [*map(Path, sources), *([perplexity] if perplexity else [])])
-        check_file(out)
-    if limit is not None and limit < 1:
-        raise MerinoError(f"--limit {limit} is not allowed: choose 1 or more")
-    cache = open_cache(out, resume)
-    with counted_progress("request" if tasks else "document", again=True) as progress:
-        if perplexity:
-            return list(evaluate_text(sources, perplexity, limit, cache, progress, say))
-        request = TaskRequest(tuple((tasks or "").split(",")), data, limit, chat_template)
-        return list(evaluate(sources, request, cache, progress, say))

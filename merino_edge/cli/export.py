@@ -1,4 +1,4 @@
-"""`export`: a model of any source to a bundle, in one dialect and format, for a board or for all."""
+"""The command `export`: from any source to a bundle in one dialect and format."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -80,7 +80,7 @@ def export(
 
 
 def print_export(done: "Exported", request: "ExportRequest", verbose: bool) -> None:
-    """`verbose`: with a row for each quantized matrix."""
+    """Print the result of an export. verbose: with a row for each quantized matrix."""
     from merino_edge.cli.record_tables import matrices_line, matrix_table
     from merino_edge.cli.tables import show
     from merino_edge.export.divergence import divergence_words, keeps
@@ -93,7 +93,9 @@ def print_export(done: "Exported", request: "ExportRequest", verbose: bool) -> N
     if done.divergence:
         put(f"{divergence_words(done.divergence)}, of questions that the model answered in float32")
         if not keeps(done.divergence):
-            say(lost_words(done))
+            lost = done.divergence.answers - done.divergence.kept
+            say(f"warning: {done.bundle.precision} loses {lost} of {done.divergence.answers} answers of"
+                f" {done.bundle.name}; {done.instead} does not")  # fmt: skip
     if made.chat:
         needed = f"jinja2 on the board, since {done.why_jinja}" if done.why_jinja else "nothing but the bundle"
         put(f"chat template included (`merino-edge chat {done.folder}`); it needs {needed}")
@@ -101,16 +103,6 @@ def print_export(done: "Exported", request: "ExportRequest", verbose: bool) -> N
         show(matrix_table(done.matrices))
     elif done.matrices:
         put(f"{matrices_line(done.matrices)}; --verbose lists them")
-
-
-def lost_words(done: "Exported") -> str:
-    divergence = done.divergence
-    assert divergence is not None
-    lost = divergence.answers - divergence.kept
-    return (
-        f"warning: {done.bundle.precision} loses {lost} of {divergence.answers} answers of {done.bundle.name};"
-        f" {done.instead} does not"
-    )
 
 
 def summary_line(done: "Exported") -> str:
@@ -130,7 +122,7 @@ def summary_line(done: "Exported") -> str:
 
 
 def print_calibration(done: "Exported", request: "ExportRequest") -> None:
-    """What GPTQ, SmoothQuant and the scales of the KV cache did, and what was taken over from a GGUF."""
+    """Print the effects of GPTQ, SmoothQuant and the KV cache's scales, and what was copied from a GGUF."""
     from merino_edge.export.request import ROUNDED
     from merino_runtime.bundle import cache_formats
 
@@ -138,8 +130,8 @@ def print_calibration(done: "Exported", request: "ExportRequest") -> None:
     on = text or "text that the model generated"
     if done.cache_rise is not None:
         put(f"the KV cache in {cache_formats(done.bundle)} changes the perplexity on {on} by {done.cache_rise:+.2%}")
-    for each in done.stored:
-        say(f"{each.kind}: {each.exact} matrices taken over exactly, {each.requantized} requantized")
+    for stored in done.stored:
+        say(f"{stored.kind}: {stored.exact} matrices taken over exactly, {stored.requantized} requantized")
     if done.note:
         say(f"{done.note}, calibrated on {on}; in float32 the model is the same")
     if done.calibrated or text and done.bundle.precision in ROUNDED:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -51,27 +50,36 @@ def flash(
 ) -> None:
     """Install a package on boards over ssh, tested and measured there; or write it into a system that boots later."""
     places = {"--ssh": bool(ssh), "--rootfs": rootfs, "--image": image}
-    given = [name for name, value in places.items() if value]
-    if len(given) != 1:
-        raise MerinoError(f"flash has {' and '.join(given) or 'no place'}: give one of {', '.join(places)}")
+    targets = [name for name, value in places.items() if value]
+    if len(targets) != 1:
+        raise MerinoError(f"flash has {' and '.join(targets) or 'no place'}: give one of {', '.join(places)}")
     if ssh:
-        done = flash_boards(
-            ssh, file, trust or (), at_once or 4, accept_new, dry_run, allow_unsigned=allow_unsigned,
-            allow_downgrade=allow_downgrade, force=force, service=service or serve, serve=serve,
-            root=root,
-        )  # fmt: skip
+        from merino_edge.cli.terminal import boards_progress, working
+        from merino_edge.delivery.ssh.address import parse_addresses
+        from merino_edge.delivery.ssh.flash import flash_all, package
+
+        addresses = parse_addresses(ssh)
+        with working(f"checking {file}"):
+            checked = package(
+                file, trust or (), report=say, allow_unsigned=allow_unsigned, allow_downgrade=allow_downgrade,
+                force=force, service=service or serve, serve=serve, root=root,
+            )  # fmt: skip
+        with boards_progress() as report:
+            done = asyncio.run(flash_all(
+                addresses, checked, at_once=at_once or 4, accept_new=accept_new, dry_run=dry_run, report=report, say=say
+            ))  # fmt: skip
         show_flashed(done, dry_run, as_json)
-        raise typer.Exit(1 if any(one.error for one in done) else 0)
+        raise typer.Exit(1 if any(board.error for board in done) else 0)
     if root or force or accept_new or at_once or service or serve or allow_downgrade:
         raise MerinoError(
             "--root, --force, --accept-new, --at-once, --service, --serve and --allow-downgrade go with --ssh, not with"
-            f" {given[0]}: leave them out"
+            f" {targets[0]}: leave them out"
         )
     from merino_edge.delivery.first_boot import flash_rootfs
     from merino_edge.delivery.image import finished_image, flash_image
 
-    how: Any = {"trust": trust or (), "allow_unsigned": allow_unsigned, "dry_run": dry_run, "report": say}
-    steps = flash_rootfs(file, rootfs, **how) if rootfs else flash_image(file, cast(Path, image), **how)
+    options: Any = {"trust": trust or (), "allow_unsigned": allow_unsigned, "dry_run": dry_run, "report": say}
+    steps = flash_rootfs(file, rootfs, **options) if rootfs else flash_image(file, cast(Path, image), **options)
     for line in [json.dumps(steps)] if as_json else steps:
         put(line)
     if not dry_run:
@@ -79,41 +87,22 @@ def flash(
         say(f"done: {file.name} is in {place}; the board that starts from it installs it")
 
 
-def flash_boards(
-    ssh: list[str], file: Path, trust: Sequence[Path], at_once: int, accept_new: bool, dry_run: bool, **how: Any
-) -> "list[Flashed]":
-    """`how`: options of `install`, as `package` takes them."""
-    from merino_edge.cli.terminal import boards_progress, working
-    from merino_edge.delivery.ssh.address import parse_addresses
-    from merino_edge.delivery.ssh.flash import flash_all, package
-
-    addresses = parse_addresses(ssh)
-    with working(f"checking {file}"):
-        checked = package(file, trust, report=say, **how)
-    with boards_progress() as report:
-        return asyncio.run(
-            flash_all(
-                addresses, checked, at_once=at_once, accept_new=accept_new, dry_run=dry_run, report=report, say=say
-            )
-        )
-
-
 def show_flashed(done: "list[Flashed]", dry_run: bool, as_json: bool) -> None:
-    """The summary on stdout, the boards' notes and errors on stderr."""
+    """Print the summary to stdout, the boards' notes and errors to stderr."""
     from merino_edge.cli.record_tables import flashed_json, flashed_table
     from merino_edge.cli.tables import show
     from merino_runtime.io.visible import visible
 
     if as_json:
-        print(json.dumps([flashed_json(one) for one in done]))
+        print(json.dumps([flashed_json(board) for board in done]))
         return
-    for one in done:
-        for line in one.plan:
-            put(f"{one.host}: {visible(line)}")
-        for note in one.notes:
-            say(f"note: {one.host}: {note}")
+    for board in done:
+        for line in board.plan:
+            put(f"{board.host}: {visible(line)}")
+        for note in board.notes:
+            say(f"note: {board.host}: {note}")
     if not dry_run:
         show(flashed_table(done))
-    for one in done:
-        if one.error:
-            say(f"{one.host}: {one.error}")
+    for board in done:
+        if board.error:
+            say(f"{board.host}: {board.error}")

@@ -69,15 +69,15 @@ def integers(option: str, text: str) -> list[int]:
 
 
 def with_budgets(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with an option per budget in place of its parameter `limits`, a mapping of the given ones."""
+    """Return the command with an option per budget in place of its parameter `limits`, a mapping of the given ones."""
     options = {
         budget.name: (
             Annotated[float | None, typer.Option(budget.option, help=budget.help, rich_help_panel=BUDGETS)], None
         )
         for budget in BUDGETS_BY_NAME.values()
     }
-    return with_options(command, "limits", options, lambda given: {
-        name: limit for name, limit in given.items() if limit is not None
+    return with_options(command, "limits", options, lambda values: {
+        name: limit for name, limit in values.items() if limit is not None
     })  # fmt: skip
 
 
@@ -85,8 +85,8 @@ def with_options(
     command: Callable[..., None], name: str, options: dict[str, tuple[Any, Any]],
     gathered: Callable[[dict[str, Any]], Any],
 ) -> Callable[..., None]:  # fmt: skip
-    """The command with `options`, (annotation, default) by name, in place of its parameter `name`, which gets what
-    `gathered` makes of their values."""
+    """Return the command with `options`, (annotation, default) by name, in place of its parameter `name`, which gets
+    what `gathered` makes of their values."""
     signature = inspect.signature(command)
     added = [
         inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -94,8 +94,8 @@ def with_options(
     ]
 
     @functools.wraps(command)
-    def run(**given: Any) -> None:
-        command(**{name: gathered({option: given.pop(option) for option in options})}, **given)
+    def run(**values: Any) -> None:
+        command(**{name: gathered({option: values.pop(option) for option in options})}, **values)
 
     parameters: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
@@ -107,7 +107,7 @@ def with_options(
 
 
 def parse_confidence(text: str) -> float:
-    """"90%" -> 0.9. Raises MerinoError where it is out of its range."""
+    """"90%" -> 0.9. Raise MerinoError if it is out of its range."""
     confidence = parse_percent("--confidence", text, ALLOWED)
     check_confidence(confidence)
     return confidence

@@ -1,4 +1,4 @@
-"""`--ssh` of the commands that have a form without it: generate, chat, bench, calibrate, recommend on a board."""
+"""Runs commands on a board over ssh: the `--ssh` of generate, chat, bench, calibrate and recommend."""
 
 import asyncio
 from argparse import Namespace
@@ -23,11 +23,11 @@ Result = TypeVar("Result")
 
 
 class ReaderGoneError(Exception):
-    """stdout takes nothing more. No OSError: those of a connection are the board's."""
+    """The reader of stdout is gone. It is no OSError, because those belong to the connection."""
 
 
 def on_board(host: str, accept_new: bool, work: "Callable[[Board], Coroutine[Any, Any, Result]]") -> Result:
-    """Connects and runs `work`. Raises MerinoError."""
+    """Connect to a board and run `work`. Raise MerinoError if the connection fails."""
     from merino_edge.cli.terminal import say
     from merino_edge.delivery.ssh.address import parse_address
     from merino_edge.delivery.ssh.connect import connected
@@ -42,7 +42,7 @@ def on_board(host: str, accept_new: bool, work: "Callable[[Board], Coroutine[Any
 
 
 async def with_bundle(board: "Board", root: str | None, folder: str) -> "tuple[Program, str]":
-    """The program on the board, and the bundle's folder there."""
+    """Copy what is missing -> the program on the board, and the bundle's folder there."""
     from merino_edge.cli.terminal import boards_progress
     from merino_edge.delivery.ssh.programs import bundle_there, program
 
@@ -53,7 +53,7 @@ async def with_bundle(board: "Board", root: str | None, folder: str) -> "tuple[P
 
 
 def generate_there(arguments: Namespace, options: Sequence[str]) -> int:
-    """Streams to stdout what the board's program writes -> its exit code. options: words for the board."""
+    """Run `generate` on a board and stream its stdout -> its exit code. options: words for the board."""
     from merino_edge.cli.terminal import say
     from merino_edge.delivery.ssh.programs import INSTALLED
     from merino_edge.families.names import bundle_path
@@ -62,18 +62,18 @@ def generate_there(arguments: Namespace, options: Sequence[str]) -> int:
 
     bundle, prompt = arguments.bundle, arguments.prompt
     folder = bundle if bundle == INSTALLED else bundle_path(bundle)
-    text = prompt_from_stdin() if prompt in (None, STDIN) else str(prompt)
+    prompt = prompt_from_stdin() if prompt in (None, STDIN) else str(prompt)
 
-    def take(piece: str) -> None:
+    def take(text: str) -> None:
         try:
-            write_out(piece)
+            write_out(text)
         except BrokenPipeError as error:
             raise ReaderGoneError from error
 
     async def work(board: "Board") -> int:
         there, place = await with_bundle(board, arguments.root, folder)
         ran = await there.run(
-            ["generate", place, "-", *options], (text + "\n").encode("utf-8", "surrogateescape"), doing="generate",
+            ["generate", place, "-", *options], (prompt + "\n").encode("utf-8", "surrogateescape"), doing="generate",
             timeout_s=GENERATED_S, most_bytes=GENERATED_BYTES, report=say, take=take,
         )  # fmt: skip
         return ran.code
@@ -85,7 +85,7 @@ def generate_there(arguments: Namespace, options: Sequence[str]) -> int:
 
 
 def chat_there(arguments: Namespace, options: Sequence[str]) -> int:
-    """A chat with the model on the board, typed and shown here -> the exit code. options: words for the board."""
+    """Chat with a model on a board, typed and shown here -> the exit code. options: words for the board."""
     from merino_edge.cli.terminal import say
     from merino_edge.delivery.ssh.programs import INSTALLED
     from merino_edge.delivery.ssh.remote_chat import RemoteChat, opened
@@ -112,10 +112,10 @@ def chat_there(arguments: Namespace, options: Sequence[str]) -> int:
 
 
 def bench_there(
-    host: str, accept_new: bool, root: str | None, bundles: Sequence[str], baseline: str | None,
-    precision: str | None, options: Sequence[str], output: str, save: Path | None,
+    host: str, bundles: Sequence[str], options: Sequence[str], *, accept_new: bool, root: str | None,
+    baseline: str | None, precision: str | None, output: str, save: Path | None,
 ) -> int:  # fmt: skip
-    """`bench` on a board -> exit code."""
+    """Run `bench` on a board -> its exit code."""
     from merino_edge.benchmarking.bench_there import bench_over_ssh
     from merino_edge.benchmarking.run import bundles_of
     from merino_edge.cli.terminal import boards_progress, say
@@ -126,15 +126,14 @@ def bench_there(
     with boards_progress() as report:
         return asyncio.run(
             bench_over_ssh(
-                address, accept_new, root, folders, bases, options, output, save, say,
-                lambda name, done, total: report(host, f"copying {name}" if total else name, done, total),
-            )  # fmt: skip
-        )
+                address, accept_new, root, folders, bases, options=options, output=output, save_path=save, say=say,
+                copied=lambda name, done, total: report(host, f"copying {name}" if total else name, done, total),
+            )
+        )  # fmt: skip
 
 
 def probe_there(host: str, accept_new: bool, profile: "DeviceProfile") -> "Probe":
-    """The probe that the profile's board makes of itself with its backend. Raises MerinoError, for another machine
-    before it measures."""
+    """Probe the profile's board with its backend. Raise MerinoError, for another machine before it is measured."""
     from merino_edge.calibration.calibrate import check_machine
     from merino_edge.calibration.probe import parse_probe
     from merino_edge.cli.terminal import say, working
@@ -155,7 +154,7 @@ def probe_there(host: str, accept_new: bool, profile: "DeviceProfile") -> "Probe
 def choose_and_measure(
     host: str | None, accept_new: bool, profile: "DeviceProfile", number: int
 ) -> "list[MeasuredDesign]":
-    """Designs that the search chooses by the profile, measured on the board, or on this machine without one."""
+    """Measure designs that the search chooses with the profile, on the board, or on this machine if host is None."""
     from merino_edge.benchmarking.chosen import measured_designs  # loads torch
     from merino_edge.benchmarking.measuring import bench_here, bench_on
     from merino_edge.cli.terminal import bench_progress, boards_progress, say
@@ -169,7 +168,7 @@ def choose_and_measure(
 
 
 def device_there(host: str, accept_new: bool) -> str:
-    """The id of the profile that names the board's model. Raises MerinoError where none does."""
+    """Return the id of the profile that names the board's model. Raise MerinoError if none does."""
     from merino_edge.cli.terminal import say, working
     from merino_edge.delivery.ssh.programs import facts_of
 
@@ -183,7 +182,7 @@ def device_there(host: str, accept_new: bool) -> str:
 
 
 def chosen_device(device: str | None, ssh: str | None, accept_new: bool) -> str:
-    """Of `--device` or `--ssh`, one of which is to be given."""
+    """Return the device id of `--device` or of the board behind `--ssh`; exactly one is required."""
     if ssh is not None and device is not None:
         raise typer.BadParameter("the board reports its model: give one of --ssh and --device", param_hint="--device")
     if ssh is not None:
@@ -194,26 +193,26 @@ def chosen_device(device: str | None, ssh: str | None, accept_new: bool) -> str:
     return device
 
 
-def refuse_local(**given: Any) -> None:
-    """Raises MerinoError for options that make no sense on a board, where one was given."""
-    if wrong := options_in(given):
+def refuse_local(**options: Any) -> None:
+    """Raise MerinoError if an option was given that only works on this machine."""
+    if wrong := options_in(options):
         raise MerinoError(f"{wrong} is of this machine, and --ssh runs on the board: leave one of them out")
 
 
-def refuse_remote(**given: Any) -> None:
-    """Raises MerinoError for options of a board over ssh, where one was given without --ssh."""
-    if wrong := options_in(given):
+def refuse_remote(**options: Any) -> None:
+    """Raise MerinoError if an option was given that requires --ssh."""
+    if wrong := options_in(options):
         raise MerinoError(f"{wrong} goes with --ssh HOST, and this runs here: leave it out, or give --ssh")
 
 
-def options_in(given: dict[str, Any]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name, value in given.items() if value not in (None, False))
+def options_in(options: dict[str, Any]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, False))
 
 
-def words_of(**given: Any) -> list[str]:
-    """Options of the board's command line: those that are None or False are left out, True is the option alone."""
+def words_of(**options: Any) -> list[str]:
+    """Return options as words for the board's command line. None and False are left out; True is a flag."""
     words: list[str] = []
-    for name, value in given.items():
+    for name, value in options.items():
         option = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
         if value is True:
             words.append(option)

@@ -1,4 +1,4 @@
-"""Tables of what was measured: errors of quantized matrices, a benchmark, a comparison, flashed boards."""
+"""Tables of measurements: errors of quantized matrices, a benchmark, a comparison, flashed boards, scores."""
 
 import statistics
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def matrix_table(matrices: Sequence[MatrixError]) -> Table:
 
 
 def matrices_line(matrices: Sequence[MatrixError]) -> str:
-    """How many there are and how large their errors, in one line."""
+    """Summarize the number of matrices and their errors in one line."""
     worst = max(matrices, key=lambda row: row.mean)
     megabytes = sum(row.nbytes for row in matrices) / 1e6
     return (
@@ -47,13 +47,13 @@ def matrices_line(matrices: Sequence[MatrixError]) -> str:
 
 
 def joined_name(name: str) -> str:
-    """`a.q.weight+a.k.weight` as `a.q+k.weight`: the parts of a joined matrix differ in their last module."""
+    """Shorten `a.q.weight+a.k.weight` to `a.q+k.weight`: parts of a joined matrix differ in their last module."""
     first, *others = (part.split(".") for part in name.split("+"))
     return ".".join([*first[:-2], "+".join(part[-2] for part in (first, *others)), first[-1]])
 
 
 def bench_table(records: Sequence[dict[str, Any]]) -> Table:
-    """A row per figure, a column per bundle, from the bundle's prefill record and its decode record."""
+    """Return a row per figure and a column per bundle, from its prefill record and its decode record."""
     names = list(dict.fromkeys(record["bundle"] for record in records))
     by_name = {name: [record for record in records if record["bundle"] == name] for name in names}
     rows = []
@@ -81,7 +81,7 @@ BENCH_ROWS = (
 
 
 def row(records: Sequence[dict[str, Any]], kind: str) -> dict[str, Any] | None:
-    """The first record of a kind of test that did not fail, with sizes in the units people read."""
+    """Return the first record of a test that did not fail, with sizes in MB and millions. kind: `pp` or `tg`."""
     for record in records:
         if record["test"].startswith(kind) and record["tok_s"] is not None:
             shown = {"bundle_mb": record["bundle_bytes"] / BYTES_PER_MB, "params_m": record["params"] / 1e6}
@@ -90,11 +90,25 @@ def row(records: Sequence[dict[str, Any]], kind: str) -> dict[str, Any] | None:
 
 
 def print_comparison(comparison: "Comparison") -> None:
-    """The table, then rows without a partner, then the notes."""
-    show(compare_table(comparison))
+    """Print the table of pairs, then the rows without a partner, then the notes."""
+    from merino_edge.records.compare import SMALLEST_DIFFERENCE
+
+    rows = []
+    for pair in comparison.pairs:
+        ratio = pair.ratio
+        interval = "-" if ratio is None or ratio.low is None else f"{ratio.low:.3f} .. {ratio.high:.3f}"
+        speeds = ("-" if tok_s is None else f"{tok_s:,.1f}" for tok_s in (pair.a_tok_s, pair.b_tok_s))
+        rows.append([
+            pair.bundle, pair.engine, pair.precision, pair.test, f"{pair.threads or '-'}", *speeds,
+            "-" if ratio is None else f"{ratio.value:.3f}", interval,
+            f"{pair.verdict} ({pair.reason})" if pair.reason else pair.verdict,
+        ])  # fmt: skip
+    limits = f"{LEVEL:.0%} interval over processes; below {SMALLEST_DIFFERENCE:.0%} is no difference"
+    dropped = ["threads", "engine", "A tok/s", "format"]
+    show(Table(COLUMNS, rows, title="B against A", below=[limits], dropped=dropped))
     for side, titles in (("A", comparison.only_a), ("B", comparison.only_b)):
-        for each in titles:
-            put(f"only in {side}: {each}")
+        for title in titles:
+            put(f"only in {side}: {title}")
     for note in comparison.notes:
         put(f"note: {note}")
 
@@ -106,101 +120,82 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def compare_table(comparison: "Comparison") -> Table:
-    from merino_edge.records.compare import SMALLEST_DIFFERENCE
-
-    rows = []
-    for pair in comparison.pairs:
-        ratio = pair.ratio
-        interval = "-" if ratio is None or ratio.low is None else f"{ratio.low:.3f} .. {ratio.high:.3f}"
-        verdict = f"{pair.verdict} ({pair.reason})" if pair.reason else pair.verdict
-        rows.append([
-            pair.bundle, pair.engine, pair.precision, pair.test, f"{pair.threads or '-'}",
-            _speed(pair.a_tok_s), _speed(pair.b_tok_s), "-" if ratio is None else f"{ratio.value:.3f}", interval,
-            verdict,
-        ])  # fmt: skip
-    limits = f"{LEVEL:.0%} interval over processes; below {SMALLEST_DIFFERENCE:.0%} is no difference"
-    return Table(COLUMNS, rows, title="B against A", below=[limits], dropped=["threads", "engine", "A tok/s", "format"])
-
-
-def _speed(tok_s: float | None) -> str:
-    return "-" if tok_s is None else f"{tok_s:,.1f}"
-
-
 LEFT = ("board", "what it is", "installed", "self-test")
 SPEEDS = ("prefill", "decode")
 
 
 def flashed_table(done: "Sequence[Flashed]") -> Table:
-    """One row per board; a speed is measured / predicted, in ms."""
+    """Return one row per board; a speed is measured / predicted, in ms."""
     columns = [Column(title, left=True) for title in LEFT]
     columns += [Column(f"{what} ms, predicted") for what in SPEEDS]
-    good = sum(not one.error for one in done)
+    good = sum(not board.error for board in done)
     return Table(
-        columns=columns, rows=[_row(one) for one in done], title=f"Flashed: {good} of {len(done)} boards",
+        columns=columns, rows=[_row(board) for board in done], title=f"Flashed: {good} of {len(done)} boards",
         below=["predicted: for the shipped profile that names the board's model; of a whole prompt, and per token"],
         dropped=["what it is"],
     )  # fmt: skip
 
 
-def flashed_json(one: "Flashed") -> dict[str, Any]:
-    """A row of `flash --json`: docs/formats.md."""
-    profile = one.facts.profile if one.facts else None
-    measured, predicted = measured_ms(one), predicted_ms(one)
+def flashed_json(board: "Flashed") -> dict[str, Any]:
+    """Return a row of `flash --json`: docs/formats.md."""
+    profile = board.facts.profile if board.facts else None
+    measured, predicted = measured_ms(board), predicted_ms(board)
     return {
-        "schema": 1, "host": one.host, "error": one.error or None,
-        "model": one.facts.machine.model if one.facts else None, "device": profile.id if profile else None,
-        "bundle": one.bundle or None, "precision": one.precision or None,
-        "was_there": one.was_there, "replaced": one.replaced, "selftest": "ok" if one.tested else None,
+        "schema": 1, "host": board.host, "error": board.error or None,
+        "model": board.facts.machine.model if board.facts else None, "device": profile.id if profile else None,
+        "bundle": board.bundle or None, "precision": board.precision or None,
+        "was_there": board.was_there, "replaced": board.replaced, "selftest": "ok" if board.tested else None,
         "measured": {f"{what}_ms": measured.get(what) for what in SPEEDS},
-        "predicted": {f"{what}_ms": predicted.get(what) for what in SPEEDS}, "notes": one.notes, "plan": one.plan,
+        "predicted": {f"{what}_ms": predicted.get(what) for what in SPEEDS}, "notes": board.notes, "plan": board.plan,
     }  # fmt: skip
 
 
-def measured_ms(one: "Flashed") -> dict[str, float]:
+def measured_ms(board: "Flashed") -> dict[str, float]:
     from merino_edge.report.series import series_of
 
     medians = {}
-    for series in series_of(one.records)[:1]:
+    for series in series_of(board.records)[:1]:
         for what, row in (("prefill", series.prefill), ("decode", series.decode)):
             if row is not None and row.ms_p50 is not None:
                 medians[what] = row.ms_p50
     return medians
 
 
-def predicted_ms(one: "Flashed") -> dict[str, float]:
-    """By the board's profile; empty where no profile names the board."""
+def predicted_ms(board: "Flashed") -> dict[str, float]:
+    """By the board's profile; empty if no profile names the board."""
     from merino_edge.report.series import series_of
     from merino_edge.report.summary import predictions
 
-    profile = one.facts.profile if one.facts else None
-    predicted = predictions(series_of(one.records)[:1], profile) if profile else []
-    return {each.what: each.predicted for each in predicted if each.what in SPEEDS}
+    profile = board.facts.profile if board.facts else None
+    predicted = predictions(series_of(board.records)[:1], profile) if profile else []
+    return {prediction.what: prediction.predicted for prediction in predicted if prediction.what in SPEEDS}
 
 
-def _row(one: "Flashed") -> list[str]:
-    measured, predicted = measured_ms(one), predicted_ms(one)
-    installed = f"in place of {visible(one.replaced)}" if one.replaced else "was there" if one.was_there else "new"
-    installed = "failed" if one.error else installed
+def _row(board: "Flashed") -> list[str]:
+    measured, predicted = measured_ms(board), predicted_ms(board)
+    installed = "was there" if board.was_there else "new"
+    if board.error or board.replaced:
+        installed = "failed" if board.error else f"in place of {visible(board.replaced or '')}"
     speeds = []
     for what in SPEEDS:
         known = f"{measured[what]:,.1f}" if what in measured else "-"
         speeds.append(f"{known}, {predicted[what]:,.1f}" if what in predicted else f"{known}, -")
-    return [one.host, visible(one.facts.model) if one.facts else "-", installed, "ok" if one.tested else "-", *speeds]
+    model = visible(board.facts.model) if board.facts else "-"
+    return [board.host, model, installed, "ok" if board.tested else "-", *speeds]
 
 
 def evaluation_table(rows: "Sequence[Evaluation]") -> Table:
-    """A row per metric."""
+    """Return a row per metric."""
     cells = [
         [
-            each.model, format_words(each.precision, each.dialect, each.kv), each.task, name, f"{metric.value:.4g}",
-            uncertainty(metric), f"{each.items:,} of {each.of_items:,}", f"{each.truncated:,}",
+            row.model, format_words(row.precision, row.dialect, row.kv), row.task, name, f"{metric.value:.4g}",
+            uncertainty(metric), f"{row.items:,} of {row.of_items:,}", f"{row.truncated:,}",
         ]
-        for each in rows for name, metric in each.metrics.items()
+        for row in rows for name, metric in row.metrics.items()
     ]
     named, titles = ("format", "task", "metric"), ("value", "±", "items", "cut")
     return Table(
-        columns=[Column("model", left=True, wraps=True), *(Column(each, left=True) for each in named),
+        columns=[Column("model", left=True, wraps=True), *(Column(title, left=True) for title in named),
                  *map(Column, titles)],
         rows=cells, title="Scores",
         below=["±: standard error over items, or a 95 % interval over the documents of a text. cut: requests that were"

@@ -58,7 +58,7 @@ def show(*tables: Table) -> None:
 
 
 def shown(table: Table) -> Table:
-    """The table without control characters: its names come from files and boards."""
+    """Return the table without control characters: its names come from files and boards."""
     columns = [column._replace(title=visible_text(column.title)) for column in table.columns]
     rows = [[visible_text(cell) for cell in row] for row in table.rows]
     below = [visible_text(line) for line in table.below]
@@ -80,7 +80,8 @@ def plain(table: Table) -> str:
 
 
 def fitted(table: Table, width: int) -> tuple[Table, list[int]]:
-    """The table without the columns that have no room in `width`, and the widths of the others, in characters."""
+    """Return the table without the columns that have no room in `width`, and the widths of the others, in characters.
+    """
     missing: list[str] = []
     for title in (*table.dropped, None):
         kept = [place for place, column in enumerate(table.columns) if column.title not in missing]
@@ -104,12 +105,12 @@ def cells_of(table: Table, place: int) -> list[str]:
 
 
 def natural(column: Column, cells: Sequence[str]) -> int:
-    """The width without wrapping."""
+    """Return the width without wrapping."""
     return max(map(len, (column.title, *cells)))
 
 
 def floor(column: Column, cells: Sequence[str]) -> int:
-    """The least width: of the longest word of the title and, where cells do not wrap, of the longest cell."""
+    """Return the least width: of the longest word of the title and, where cells do not wrap, of the longest cell."""
     words = [word for text in (column.title, *cells) for word in text.split()]
     longest = max(map(len, words), default=0)
     if column.wraps:
@@ -144,33 +145,33 @@ SHAPE = (
 ENTROPY = "entropy: what the search maximizes, in nats of randomly drawn layers, weighted: see docs/search.md"
 
 def on_backend(profile: DeviceProfile, name: str) -> str:
-    """The board, by its name or id; where it has several backends, with the one that the costs are of."""
+    """Return the board, by its name or id; where it has several backends, with the one that the costs are of."""
     return f"{name} on {profile.backend}" if len(profile.backends) > 1 else name
 
 
 def other_backends(profile: DeviceProfile) -> str:
-    """The options that give the costs in the board's other backends; empty where it has one backend."""
+    """Return the options that give the costs in the board's other backends; empty if it has one backend."""
     others = [f"--backend {name}" for name in profile.backends if name != profile.backend]
     return f" ({', '.join(others)} for the other)" if others else ""
 
 
 def interval_line(costs: "Sequence[CostModel]") -> str:
-    """How the limits on latency and energy are judged, by one cost model per weight format."""
+    """Return how the limits on latency and energy are judged, by one cost model per weight format."""
     notes = []
-    if any(each.decode_factors or each.prefill_factors for each in costs):
+    if any(cost.decode_factors or cost.prefill_factors for cost in costs):
         share = percent(costs[0].confidence)
         notes.append(f"the upper bound of each {share} prediction interval must meet its latency or energy budget")
-    for each in costs:
-        factors = {"decode": each.decode_factors, "prefill": each.prefill_factors}
+    for cost in costs:
+        factors = {"decode": cost.decode_factors, "prefill": cost.prefill_factors}
         without = [phase for phase, known in factors.items() if known is None]
         if without:
             which = "no interval" if len(without) == len(factors) else f"no {without[0]} interval"
-            notes.append(f"{which}: {each.on.why_no_interval()}")
+            notes.append(f"{which}: {cost.on.why_no_interval()}")
     return "; ".join(dict.fromkeys(notes))
 
 
 def interval_shown(interval: Interval | None, confidence: float | None = None) -> str:
-    """In a cell behind the predicted value, with the confidence where it is given; nothing where there is none."""
+    """In a cell behind the predicted value, with the confidence where it is given; nothing if there is none."""
     if not interval:
         return ""
     low, high = map(interval_number, interval)
@@ -185,7 +186,7 @@ def interval_number(value: float) -> str:
 
 
 def devices_table(profiles: Sequence[DeviceProfile]) -> Table:
-    """`host` is the last row; listing it measures nothing."""
+    """List the boards. `host` is the last row; listing it measures nothing."""
     left = ("id", "name", "CPU", "ISA", "backend")
     titles = (*left[:-1], "RAM MB", "backend", "read GB/s", "decode ms", "memory MB", "context")
     rows = [
@@ -216,7 +217,7 @@ def read_gb_s(profile: DeviceProfile) -> float:
 
 
 def device_table(profile: DeviceProfile) -> Table:
-    """Every figure of one board in its backend with its kind and source; of a GPU the [gpu] facts too."""
+    """Return every figure of one board in its backend with its kind and source; of a GPU the [gpu] facts too."""
     on_gpu = ["gpu"] if profile.gpu and profile.backend == "tensorrt" else []
     parts: list[tuple[str, Facts]] = [(name, getattr(profile, name)) for name in ("cpu", *on_gpu, "memory")]
     speed: Facts = getattr(profile.performance, profile.backend)
@@ -241,7 +242,7 @@ def device_table(profile: DeviceProfile) -> Table:
 
 
 def measured_by(profile: DeviceProfile) -> list[str]:
-    """A line where people sent probes of the board."""
+    """Return a line if people sent probes of the board."""
     count = len(collected_probes(profile.id))
     many = "1 probe" if count == 1 else f"{count} probes"
     line = f"{profile.id}: measured by {many}; `calibrate --device {profile.id} -o FILE` fits to them"

@@ -43,7 +43,7 @@ def save(out: Path | None, text: str) -> bool:
 
 
 def console(stderr: bool = False) -> "Console":
-    """The one place where a console is made. Text goes through as it is: names and paths come from files."""
+    """Make a console, which prints text unchanged, because names and paths come from files."""
     from rich.console import Console
 
     class Plain(Console):
@@ -56,7 +56,7 @@ def console(stderr: bool = False) -> "Console":
 
 @contextmanager
 def working(on: str) -> Iterator[None]:
-    """A spinner on stderr while a call takes its seconds; nothing where stderr is no terminal."""
+    """A spinner on stderr while a call takes its seconds; nothing if stderr is no terminal."""
     from rich.text import Text
 
     stderr = console(stderr=True)
@@ -75,9 +75,9 @@ def bench_progress() -> "Iterator[Progress | None]":
 
 
 @contextmanager
-def counted_progress(unit: str = "step", *, again: bool = False) -> "Iterator[Progress]":
-    """A bar on stderr; without a terminal a line at each tenth of the units. `again`: several counts follow."""
-    with counting(ends=not again) as report:
+def counted_progress(unit: str = "step", *, keep: bool = False) -> "Iterator[Progress]":
+    """A bar on stderr; without a terminal a line at each tenth of the units. `keep`: several counts follow."""
+    with counting(ends=not keep) as report:
         yield report or partial(tenths, unit)
 
 

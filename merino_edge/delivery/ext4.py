@@ -48,7 +48,7 @@ def tool_path(name: str) -> str | None:
 
 
 def check_tools() -> None:
-    """Raises MerinoError with every program that is not installed here, and their Debian packages."""
+    """Raise MerinoError with every program that is not installed here, and their Debian packages."""
     missing = sorted(name for name in DEBIAN_PACKAGES if tool_path(name) is None)
     if missing:
         packages = " ".join(sorted({DEBIAN_PACKAGES[name] for name in missing}))
@@ -83,7 +83,7 @@ class Partition(NamedTuple):
 def partitions(folder: Path, name: str, shown: str) -> list[Partition]:
     """List the partitions of the image `folder`/`name` in the table's order. shown: the image in messages.
 
-    Raises MerinoError if there is no table, or one that leads out of the file.
+    Raise MerinoError if there is no table, or one that leads out of the file.
     """
     with open(folder / name, "rb") as file:
 
@@ -159,7 +159,7 @@ def superblock(volume: Volume) -> Superblock:
 
 
 def check_clean(volume: Volume) -> None:
-    """Raises MerinoError if the file system must be repaired first. Changes nothing."""
+    """Raise MerinoError if the file system must be repaired first. Changes nothing."""
     fs = superblock(volume)
     if fs.needs_recovery:
         raise MerinoError(
@@ -179,7 +179,8 @@ def repairing(volume: Volume) -> str:
 
 
 def enlarging(volume: Volume, image: str, number: int, missing_bytes: int) -> str:
-    """The commands that give the last partition `missing_bytes` more of free space. number: 0 if there is no table.
+    """Return the commands that give the last partition `missing_bytes` more of free space. number: 0 if there is no
+    table.
 
     One sixth more: up to 1/16 of it becomes tables of inodes, 1/20 the administrator's reserve.
     """
@@ -220,7 +221,7 @@ class Ext4Tree:
         return sorted(set(self._folder(folder)) - {".", ".."})
 
     def link(self, path: str) -> str:
-        """A short link is stored in the inode, a longer one in a block."""
+        """Return a link's target. A short one is stored in the inode, a longer one in a block."""
         shown = self._debugfs(f"stat {plain(path)}").decode("utf-8", errors="backslashreplace")
         match = re.search(r'^Fast link dest: "(.*)"$', shown, re.MULTILINE)
         return match.group(1) if match else self.read(path, 4096).decode("utf-8", errors="backslashreplace")
@@ -260,7 +261,7 @@ class Ext4Tree:
 
 
 def plain(path: str) -> str:
-    """Raises MerinoError for a path, as a link in an image may have one, that debugfs would read as something else."""
+    """Raise MerinoError for a path, as a link in an image may have one, that debugfs would read as something else."""
     if not PLAIN_PATH.fullmatch(path):
         raise MerinoError(
             f"the image has the path {ascii(path)[:200]}; only one of letters, digits and ._+@:=,~- can be followed. "
@@ -270,7 +271,7 @@ def plain(path: str) -> str:
 
 
 def change(volume: Volume, commands: Sequence[str]) -> None:
-    """Run commands of debugfs(8) that change the volume. Raises MerinoError if it complained about one of them."""
+    """Run commands of debugfs(8) that change the volume. Raise MerinoError if it complained about one of them."""
     ran = run_tool("debugfs", ["-w", "-f", "-", volume.device], volume.folder, "\n".join([*commands, ""]))
     if ran.code or ran.err:
         raise MerinoError(

@@ -60,7 +60,7 @@ class Placed(NamedTuple):
 
     @property
     def is_done(self) -> bool:
-        """Whether it is left as it is: a link, a system folder, or a folder of this project with its mode and owner."""
+        """Whether it stays unchanged: a link, a system folder, or a folder of this project with its mode and owner."""
         if self.before is None or stat.S_ISREG(self.mode):
             return False
         return not f"{self.wanted}/".startswith(f"{ROOT}/") or self.before[:3] == (self.mode, 0, 0)
@@ -79,7 +79,7 @@ def checked_archive(
 ) -> Archive:
     """Return the package after checking its layout, signature and every hash, as the board will check them.
 
-    trust: files of public keys. report: gets the path of each file in it that is hashed. Raises MerinoError.
+    trust: files of public keys. report: gets the path of each file in it that is hashed. Raise MerinoError.
     """
     archive = open_archive(str(path))
     signer = check_signature(archive, [read_public_key(str(key)).key for key in trust])
@@ -92,7 +92,7 @@ def checked_archive(
 
 
 def make_plan(tree: RootTree, archive: Archive, trust: Sequence[Path]) -> Plan:
-    """Raises MerinoError if the package cannot be put into this root file system. Free space is not checked."""
+    """Raise MerinoError if the package cannot be put into this root file system. Free space is not checked."""
     facts = root_facts(tree)
     notes = check_fits(tree, facts, archive.manifest)
     if located(tree, Placed(CURRENT, LINK)).before:
@@ -115,7 +115,7 @@ def make_plan(tree: RootTree, archive: Archive, trust: Sequence[Path]) -> Plan:
 def first_boot(archive: Archive, trust: Sequence[Path]) -> list[Placed]:
     """List all entries in the order of writing: a folder before its files, the unit after what it names, its link last.
 
-    Raises MerinoError if a key's file has a name that cannot be kept.
+    Raise MerinoError if a key's file has a name that cannot be kept.
     """
     # Without characters that are special to systemd or a shell.
     name = f"{re.sub(r'[^A-Za-z0-9._-]', '-', archive.manifest.name)[:LONGEST_NAME]}-{archive.id}.merino"
@@ -150,7 +150,7 @@ def located(tree: RootTree, new: Placed) -> Placed:
 
 
 def check_kind(tree: RootTree, new: Placed) -> None:
-    """Raises MerinoError if the entry at its path is of another kind, or a link to another target."""
+    """Raise MerinoError if the entry at its path is of another kind, or a link to another target."""
     if new.before is None:
         return
     required, present = stat.S_IFMT(new.mode), stat.S_IFMT(new.before.mode)
@@ -199,7 +199,7 @@ def flash_rootfs(
     """Put the package, its keys and a unit that installs it into the root file system in the folder `rootfs`.
 
     trust: files of public keys, which become trusted on the board. dry_run: nothing is written. report: gets the
-    current step. Returns the steps. Raises MerinoError before anything is written, except if the disk itself fails.
+    current step. Returns the steps. Raise MerinoError before anything is written, except if the disk itself fails.
     """
     if not dry_run and os.geteuid() != 0:
         raise MerinoError(

@@ -1,4 +1,4 @@
-"""Whether bundles belong into one packed file: they are one model in several formats, and each board can run one."""
+"""Checks that bundles may share a package: they are one model in several formats, and each board can run one."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,10 +17,8 @@ Say = Callable[[str], None]
 
 
 def check_one_model(bundles: Sequence[Bundle], say: Say = lambda _: None) -> None:
-    """Raises MerinoError where a bundle is of another model than the first, or is given twice.
-
-    Weights are not compared, since formats change them. `say` gets a line where their `weights_source` differs.
-    """
+    """Raise MerinoError if a bundle is of another model than the first, or is listed twice. Weights are not compared,
+    because formats change them. say: gets a line if their sources differ."""
     first = bundles[0]
     for bundle in bundles[1:]:
         other = [what for what, value in _identity(bundle).items() if value != _identity(first)[what]]
@@ -47,12 +45,12 @@ def _identity(bundle: Bundle) -> dict[str, object]:
 
 
 def check_devices(bundles: Sequence[Bundle], devices: Sequence[DeviceProfile], say: Say = lambda _: None) -> None:
-    """Raises MerinoError where a device can run none of the bundles well. `say` gets a line for a bundle that no device
+    """Raise MerinoError if a device can run none of the bundles well. say: gets a line for a bundle that no device
     uses."""
     reasons = [[why_not(bundle, profile) for bundle in bundles] for profile in devices]
     for profile, whys in zip(devices, reasons, strict=True):
         if all(whys):
-            raise MerinoError(f"{profile.id} can run none of the bundles: {'; '.join(each for each in whys if each)}."
+            raise MerinoError(f"{profile.id} can run none of the bundles: {'; '.join(filter(None, whys))}."
                               " Add a bundle that it can run, or leave out the device")  # fmt: skip
     for profile, whys in zip(devices, reasons, strict=True):
         times = [times_slower(bundle, profile) for bundle, reason in zip(bundles, whys, strict=True) if not reason]
@@ -64,18 +62,19 @@ def check_devices(bundles: Sequence[Bundle], devices: Sequence[DeviceProfile], s
 
 
 def times_slower(bundle: Bundle, profile: DeviceProfile) -> float:
-    """How many times slower the bundle's graph decodes than a graph for the device's kind of core; 1 where it is for
-    that kind."""
+    """Return how many times slower the bundle's graph decodes than one for the device's core type; 1 for that type."""
     if bundle.core is None:
         return 1.0
     operators = read_geometry(bundle.family, bundle.architecture).operators
     core, kv = core_named(bundle.core), quantized_cache(bundle)
-    slower = slower_on(operators, bundle.precision, bundle.context, core, [profile], kv, bool(bundle.kernels))
+    slower = slower_on(
+        operators, bundle.precision, bundle.context, core, [profile], kv=kv, groups=bool(bundle.kernels)
+    )
     return slower[0].times if slower else 1.0
 
 
 def why_not(bundle: Bundle, profile: DeviceProfile) -> str:
-    """Why the device should not run the bundle on any of its backends; empty where it can on one."""
+    """Return why the device cannot run the bundle on any of its backends; empty if it can."""
     named = f"{bundle.folder} ({bundle.dialect} {bundle.precision})"
     own = [need for need in bundle.backends if need.name in profile.backends]
     if not own:
@@ -89,7 +88,7 @@ def why_not(bundle: Bundle, profile: DeviceProfile) -> str:
 
 
 def why_not_on(need: BackendNeed, bundle: Bundle, profile: DeviceProfile) -> str:
-    """Why the profile's backend should not run the bundle, which needs this version of it; empty where it can."""
+    """Return why the profile's backend cannot run the bundle; empty if it can. need: the backend and its version."""
     has = getattr(profile.software, profile.backend) or "0"
     if version_tuple(has) < version_tuple(need.min_version):
         less = f" (an export with {older_graph(bundle)} needs less)" if bundle.dialect != "portable" else ""

@@ -41,7 +41,7 @@ SPARE_INODES = 32
 
 
 def finished_image(image: Path) -> Path:
-    """The image that `flash_image` leaves: the image itself, or for FILE.img.xz the unpacked FILE.img."""
+    """Return the image that `flash_image` leaves: the image itself, or for FILE.img.xz the unpacked FILE.img."""
     return image.with_suffix("") if image.suffix == PACKED else image
 
 
@@ -77,7 +77,10 @@ def flash_image(
         check_clean(volume)
         plan = make_plan(Ext4Tree(volume), archive, trust)
         check_room(volume, plan, number, parts, target)
-        steps = [*partition_steps(volume, number, parts), *steps_of(plan)]
+        fs = superblock(volume)
+        sizes = f"{fs.size_bytes / MB:.0f} MB, {fs.free_bytes / MB:.0f} MB free"
+        steps = [f"partition {part.number} stays as it is" for part in parts if part.number != number]
+        steps += [f"partition {number} (ext4, {sizes}) takes the files", *steps_of(plan)]
         steps.append(f"unpack {image} to {target}" if target != image else
                      f"replace {image} when its copy is complete and clean")  # fmt: skip
         # 3. The copy, which replaces the image at the end of this block.
@@ -86,9 +89,13 @@ def flash_image(
                 report(f"copying {image}")
                 copy_sparse(image, Path(file.name))
             report("writing the files")
-            write_plan(volume._replace(name=copy), plan)
+            changed = volume._replace(name=copy)
+            commands = [f"rm {plain(path)}" for path in plan.stale]
+            for index, new in enumerate(plan.placed):
+                commands += [] if new.is_done else commands_of(changed, new, f"content-{index}")
+            change(changed, commands)
             report("checking the new image")
-            check_written(volume._replace(name=copy), plan)
+            check_written(changed, plan)
     return steps
 
 
@@ -148,15 +155,8 @@ def check_room(volume: Volume, plan: Plan, number: int, parts: Sequence[Partitio
         )
 
 
-def partition_steps(volume: Volume, number: int, parts: Sequence[Partition]) -> list[str]:
-    fs = superblock(volume)
-    others = [f"partition {part.number} stays as it is" for part in parts if part.number != number]
-    sizes = f"{fs.size_bytes / MB:.0f} MB, {fs.free_bytes / MB:.0f} MB free"
-    return [*others, f"partition {number} (ext4, {sizes}) takes the files"]
-
-
 def copy_sparse(image: Path, copy: Path) -> None:
-    """Copy `image` with its holes. Raises MerinoError if that fails or the copy has another SHA-256 than the image."""
+    """Copy `image` with its holes. Raise MerinoError if that fails or the copy has another SHA-256 than the image."""
     done = subprocess.run(["cp", "--sparse=always", "--", image, copy], capture_output=True, check=False)
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().rpartition(": ")[2] or f"exit status {done.returncode}"
@@ -169,7 +169,7 @@ def copy_sparse(image: Path, copy: Path) -> None:
 
 
 def unpack_xz(image: Path, to: BinaryIO) -> None:
-    """Unpack `image`. Raises MerinoError if it is damaged, or would be larger than the free space beside `to`."""
+    """Unpack `image`. Raise MerinoError if it is damaged, or would be larger than the free space beside `to`."""
     free = shutil.disk_usage(os.path.dirname(to.name)).free
     size_bytes = 0
     try:
@@ -191,17 +191,9 @@ def unpack_xz(image: Path, to: BinaryIO) -> None:
     to.flush()
 
 
-def write_plan(volume: Volume, plan: Plan) -> None:
-    """Change the volume, which is a copy in a scratch folder. Raises MerinoError; the copy is to be discarded then."""
-    commands = [f"rm {plain(path)}" for path in plan.stale]
-    for number, new in enumerate(plan.placed):
-        if not new.is_done:
-            commands += commands_of(volume, new, f"content-{number}")
-    change(volume, commands)
-
-
 def commands_of(volume: Volume, new: Placed, source: str) -> Iterator[str]:
-    """`cd` first: older versions of debugfs take a path in `write` for a name."""
+    """Yield the debugfs commands that write an entry. `cd` comes first, because older versions of debugfs treat a path
+    in `write` as a name."""
     folder, _, name = plain(new.path).rpartition("/")
     yield f"cd {folder or '/'}"
     if new.link:
@@ -222,7 +214,7 @@ def commands_of(volume: Volume, new: Placed, source: str) -> Iterator[str]:
 
 
 def check_written(volume: Volume, plan: Plan) -> None:
-    """Raises MerinoError if the volume is not clean, or does not hold what the plan places."""
+    """Raise MerinoError if the volume is not clean, or does not hold what the plan places."""
     check_clean(volume)
     tree = Ext4Tree(volume)
     for new in plan.placed:

@@ -28,7 +28,7 @@ ED25519 = "cryptography.hazmat.primitives.asymmetric.ed25519"
 
 
 def make_key(name: Path) -> tuple[Path, Path]:
-    """Make a pair -> (NAME.key, NAME.pub). Raises MerinoError where one of them is there: no key is overwritten, not
+    """Make a pair -> (NAME.key, NAME.pub). Raise MerinoError if one of them is there: no key is overwritten, not
     even one that another process makes at the same time."""
     if name.name in ("", ".."):
         raise MerinoError(f"-o {str(name)!r} names a folder or nothing: give a name, such as -o fleet")
@@ -53,7 +53,7 @@ def make_key(name: Path) -> tuple[Path, Path]:
 
 
 def read_private_key(path: Path) -> "Ed25519PrivateKey":
-    """Raises MerinoError where it cannot be read, is of another kind, or, as ssh has it, others may read it."""
+    """Raise MerinoError if it cannot be read, is of another kind, or, as ssh has it, others may read it."""
     text = read_text(str(path), A_KEY, REMEDY, LARGEST_BYTES)
     if "PRIVATE KEY" in text and stat.S_IMODE(path.stat().st_mode) & OTHERS:
         raise MerinoError(f"{path} can be read by other users, who could sign with it. Run: chmod 600 {path}")

@@ -1,4 +1,4 @@
-"""Writes a packed file, NAME.merino: bundles of one model, the board's application, wheels, manifest and signature.
+"""Writes a package, NAME.merino: bundles of one model, the board's application, wheels, manifest and signature.
 
 The same input and counter give the same bytes, whoever packs it and when. Layout and reading:
 `merino_runtime.delivery.archive`.
@@ -74,7 +74,7 @@ def pack(
 
     `with_wheels`: also the packages for each Python that the devices have. `key`: the private key that signs.
     `counter`: see `counter_of`. `withdraw`: files of public keys; boards that install the file stop trusting them.
-    Raises MerinoError where a bundle is damaged, they are of different models, a device could run none of them, or the
+    Raise MerinoError if a bundle is damaged, they are of different models, a device could run none of them, or the
     file cannot be written.
     """
     check_request(bundles, out, devices, with_wheels, key)
@@ -90,7 +90,9 @@ def pack(
         app = scratch / APP
         write_board_app(app)
         sources = dict(sources_of(loaded, app, wheels))
-        manifest = manifest_of(loaded, needs_of(devices, say), wheels, sources, number, withdrawn)
+        manifest = manifest_of(
+            loaded, needs_of(devices, say), wheels, sources, counter=number, withdrawn=withdrawn
+        )
         size_bytes = write_archive(out, manifest, sources, private)
     return Packed(out, release_id(manifest_bytes(manifest)), size_bytes, manifest, bool(key))
 
@@ -98,7 +100,7 @@ def pack(
 def check_request(
     bundles: Sequence[Path], out: Path, devices: Sequence[DeviceProfile], with_wheels: bool, key: Path | None
 ) -> None:
-    """Raises MerinoError for faults of the request that need no file to be read."""
+    """Raise MerinoError for errors in the request that show before any file is read."""
     if is_stdout(str(out)):
         raise MerinoError(f"-o {out} is stdout, which a packed file is not written to: name a file")
     if with_wheels and not devices:
@@ -108,9 +110,8 @@ def check_request(
 
 
 def counter_of(counter: int | None) -> int:
-    """The number by which boards order signed files: as given, else SOURCE_DATE_EPOCH, else the time, both in seconds.
-    A bundle has no date, so the time of packing is the one order that needs no record elsewhere. Raises MerinoError
-    where it is no such number."""
+    """Return the rollback counter: `counter`, else SOURCE_DATE_EPOCH, else the time, both in seconds. The time of
+    packing orders packages without a record elsewhere. Raise MerinoError for an invalid number."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     if counter is None and epoch is not None and not re.fullmatch("[0-9]{1,16}", epoch):
         raise MerinoError(f"SOURCE_DATE_EPOCH is {epoch!r}, not a number of seconds. Correct or unset it.")
@@ -121,8 +122,8 @@ def counter_of(counter: int | None) -> int:
 
 
 def withdrawn_of(paths: Sequence[Path], private: "Ed25519PrivateKey | None") -> tuple[str, ...]:
-    """Raises MerinoError where no key signs the list, or the key that signs it is on it: a board that trusts that key
-    alone could then install nothing any more."""
+    """Return the withdrawn keys in base64. Raise MerinoError if no key signs the list, or if the signing key is on it:
+    a board that trusts only that key could not install anything afterwards."""
     keys = {key_base64(read_public_key(str(path)).key): path for path in paths}
     if keys and not private:
         raise MerinoError(
@@ -135,7 +136,7 @@ def withdrawn_of(paths: Sequence[Path], private: "Ed25519PrivateKey | None") -> 
 
 
 def needs_of(devices: Sequence[DeviceProfile], say: Say) -> tuple[BoardNeed, ...]:
-    """The boards that may install the file; none where one of them cannot be recognized by its device tree."""
+    """Return the boards that may install the package; empty if the device tree of one of them is unknown."""
     unknown = [profile.id for profile in devices if not profile.device_tree_models]
     if unknown:
         say(f"the profile of {', '.join(unknown)} has no device_tree_models: any board may install the file")
@@ -144,7 +145,7 @@ def needs_of(devices: Sequence[DeviceProfile], say: Say) -> tuple[BoardNeed, ...
 
 
 def wheels_of(devices: Sequence[DeviceProfile], say: Say, more: Sequence[str] = ()) -> list[Wheels]:
-    """The sets of all devices, each once, in the order of their paths. `more`: packages beside the runtime's."""
+    """Return the wheel sets of all devices in the order of their paths. more: packages beside the runtime's."""
     sets: dict[str, Wheels] = {}
     for profile in devices:
         for target in targets_of(profile):
@@ -156,36 +157,35 @@ def wheels_of(devices: Sequence[DeviceProfile], say: Say, more: Sequence[str] = 
 
 
 def sources_of(bundles: Sequence[Bundle], app: Path, wheels: Sequence[Wheels]) -> Iterator[tuple[str, Path]]:
-    """(path in the archive, file) in the archive's order."""
+    """Yield (path in the archive, file) in the archive's order."""
     yield APP, app
     for number, bundle in enumerate(bundles):
         for name in (DESCRIPTION_FILE, *(file.path for file in bundle.files)):
             yield f"bundles/{number}/{name}", Path(bundle.folder) / name
-    for each in wheels:
-        yield from ((f"{each.path}/{file.name}", file) for file in each.files)
+    for wheel_set in wheels:
+        yield from ((f"{wheel_set.path}/{file.name}", file) for file in wheel_set.files)
 
 
 def manifest_of(
     bundles: Sequence[Bundle], boards: tuple[BoardNeed, ...], wheels: Sequence[Wheels], sources: Mapping[str, Path],
     counter: int = 0, withdrawn: tuple[str, ...] = (),
 ) -> Manifest:  # fmt: skip
-    """Hashes the files. Raises MerinoError where a board would refuse the manifest."""
-    sets = [
-        WheelSet(each.path, each.target.python, each.target.architecture, each.target.glibc, each.packages)
-        for each in wheels
-    ]
-    files = [FileEntry(name, path.stat().st_size, sha256_of(str(path))) for name, path in sources.items()]
-    numbered = [f"bundles/{number}" for number in range(len(bundles))]
-    made = Manifest(
-        SCHEMA, bundles[0].name, __version__, boards, tuple(numbered), tuple(sets), tuple(files), counter, withdrawn
+    """Hash the files -> the manifest. Raise MerinoError if a board would refuse it."""
+    manifest = Manifest(
+        schema=SCHEMA, name=bundles[0].name, version=__version__, boards=boards,
+        bundles=tuple(f"bundles/{number}" for number in range(len(bundles))),
+        wheels=tuple(WheelSet(wheel_set.path, *wheel_set.target, wheel_set.packages) for wheel_set in wheels),
+        files=tuple(FileEntry(name, path.stat().st_size, sha256_of(str(path))) for name, path in sources.items()),
+        counter=counter, withdrawn=withdrawn,
     )  # fmt: skip
-    return parse_manifest(manifest_bytes(made), "what is to be packed")
+    return parse_manifest(manifest_bytes(manifest), "what is to be packed")
 
 
 def write_archive(
     out: Path, manifest: Manifest, sources: Mapping[str, Path], key: "Ed25519PrivateKey | None" = None
 ) -> int:
-    """Write the file in constant memory -> its bytes. Raises MerinoError where a source changed since it was hashed."""
+    """Write the package in constant memory -> its size in bytes. Raise MerinoError if a source changed since it was
+    hashed."""
     data = manifest_bytes(manifest)
     first = packed_member(NAME, data) + packed_member(CHECKSUM, checksum_bytes(data))
     if key:

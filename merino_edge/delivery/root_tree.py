@@ -1,8 +1,7 @@
-"""A board's root file system that is not running, in a folder here or in a disk image; and whether it can take a packed
-file: userland, Python, C library, systemd. Nothing of it is run.
+"""Reads a board's root file system, in a folder or in a disk image, and checks that it can take a package: userland,
+Python, C library, systemd. No program of it is run.
 
-Paths are the board's, from its `/`, and links are resolved as on the board. So no link leads out of the folder:
-`/etc/x` in a link means the board's."""
+Paths start at the board's `/`, and links are resolved as on the board, so no link leads out of the folder."""
 
 import os
 import re
@@ -22,7 +21,7 @@ MOST_LINKS = 40  # as Linux
 
 
 class Entry(NamedTuple):
-    """What stands at a path: `st_mode` with the bits of its type, owner, size."""
+    """An entry of a folder: `st_mode` with the bits of its type, owner, size."""
 
     mode: int
     uid: int
@@ -36,15 +35,15 @@ class RootTree(Protocol):
     name: str  # what a message calls it
 
     def entry(self, path: str) -> Entry | None:
-        """None where nothing stands there."""
+        """Return the entry; None if there is none."""
 
     def names(self, folder: str) -> list[str]: ...
 
     def link(self, path: str) -> str:
-        """Where a link leads, as it is written."""
+        """Return a link's target as it is written."""
 
     def read(self, path: str, most_bytes: int) -> bytes:
-        """The beginning of a regular file."""
+        """Return the beginning of a regular file."""
 
 
 class Resolved(NamedTuple):
@@ -53,9 +52,9 @@ class Resolved(NamedTuple):
 
 
 def resolve(tree: RootTree, path: str) -> Resolved:
-    """Follows every link of `path` as the board's kernel would. What is missing is kept as it is written.
+    """Follow every link of `path` as the board's kernel would. Missing parts are kept as they are written.
 
-    Raises MerinoError where links form a cycle or lead to a missing path, as on a disk that is mounted at start, which
+    Raise MerinoError if links form a cycle or lead to a missing path, as on a disk that is mounted at start, which
     would hide what is written there; and where a file stands in place of a folder.
     """
     waiting = [(part, "") for part in reversed(path.split("/"))]  # (part, the link that it is of)
@@ -79,7 +78,7 @@ def resolve(tree: RootTree, path: str) -> Resolved:
             target = tree.link(here)
             done = [] if target.startswith("/") else done
             entry = tree.entry(joined(done))
-            waiting += [(each, here) for each in reversed(target.split("/"))]
+            waiting += [(part, here) for part in reversed(target.split("/"))]
             continue
         if entry is None and link:
             raise MerinoError(
@@ -104,7 +103,7 @@ class FolderTree:
         self.root = root
 
     def here(self, path: str) -> Path:
-        """The path on this machine."""
+        """Return the path on this machine."""
         return self.root / path.lstrip("/")
 
     def entry(self, path: str) -> Entry | None:
@@ -149,7 +148,7 @@ class RootFacts(NamedTuple):
     system: str  # as os-release calls it
     architecture: str  # of the userland
     python: str  # as `3.11`
-    glibc: str  # as `2.36`; empty where there is another C library
+    glibc: str  # as `2.36`; empty if there is another C library
 
 
 def is_root(tree: RootTree) -> bool:
@@ -157,7 +156,7 @@ def is_root(tree: RootTree) -> bool:
 
 
 def root_facts(tree: RootTree) -> RootFacts:
-    """Raises MerinoError where this is no root file system, or none on which the board's side runs."""
+    """Raise MerinoError if this is no root file system, or none on which the board's side runs."""
     release = _os_release(tree)
     if release is None:
         raise MerinoError(
@@ -178,7 +177,7 @@ def root_facts(tree: RootTree) -> RootFacts:
 
 
 def check_fits(tree: RootTree, facts: RootFacts, manifest: Manifest) -> list[str]:
-    """Raises MerinoError where the packages in the file are for another system. Returns notes.
+    """Raise MerinoError if the packages in the file are for another system. Returns notes.
 
     The model, CPU and memory are checked on the board, before anything is installed.
     """
@@ -199,7 +198,7 @@ def _os_release(tree: RootTree) -> str | None:
 
 
 def _file(tree: RootTree, path: str) -> str | None:
-    """The regular file that a path leads to; None where none is there."""
+    """Return the path of the regular file to which a path leads; None if there is none."""
     try:
         resolved = resolve(tree, path)
     except MerinoError:  # a link that leads nowhere
@@ -226,7 +225,7 @@ def _architecture(tree: RootTree, path: str) -> str:
 
 
 def _python(tree: RootTree, path: str) -> str:
-    """From the program's name, since python3 is a link to it; else from the folder of its library."""
+    """Return Python's version, from the program's name, to which python3 links, or from the folder of its library."""
     names = [path, *(name for name in tree.names("/usr/lib") if "." not in path)]
     versions = [match.group(1) for name in names if (match := re.search(r"(?:^|/)python(3\.\d+)$", name))]
     if not versions:
@@ -238,7 +237,7 @@ def _python(tree: RootTree, path: str) -> str:
 
 
 def _glibc(tree: RootTree, architecture: str) -> str:
-    """From the library's version text: since 2.34 its file's name has no version any more."""
+    """Return glibc's version from the library's version text: file names have no version since 2.34."""
     for folder in (f"/lib/{architecture}-linux-gnu", f"/usr/lib/{architecture}-linux-gnu", "/lib64", "/lib"):
         path = _file(tree, f"{folder}/libc.so.6")
         match = path and re.search(

@@ -1,7 +1,7 @@
-"""The packages that a board's Python needs, as wheels: downloaded by pip for another Python, kept in the user's cache.
+"""Downloads the wheels that a board's Python needs with this machine's pip, and keeps them in the user's cache.
 
-pip evaluates the conditions of requirements for the Python that it runs in. So pip downloads single packages, and the
-requirements of each are read from its metadata and evaluated for the target here, until nothing is missing.
+pip evaluates the markers of requirements for the Python that runs it. So pip downloads single packages, and this module
+evaluates their requirements for the target, until nothing is missing.
 Names and versions of Linux wheels: PEP 425 (tags), PEP 600 (manylinux_2_28 needs glibc 2.28 or later)."""
 
 import importlib.metadata
@@ -49,7 +49,7 @@ class Target(NamedTuple):
 
 
 def targets_of(profile: DeviceProfile) -> list[Target]:
-    """One for each system that the board may run. Raises MerinoError where the profile lacks a version."""
+    """Return a target per system that the board may run. Raise MerinoError if the profile lacks a version."""
     if profile.arch not in OLDEST_MINOR:
         raise MerinoError(
             f"--wheels: {profile.id} has the architecture {profile.arch!r}, for which no wheels are published;"
@@ -75,40 +75,36 @@ def _minor(glibc: str) -> int | None:
 
 
 def platforms(target: Target) -> list[str]:
-    """Names of all platforms whose wheels run on the target, the newest first."""
+    """Return the platform tags of wheels that run on the target, the newest first."""
     minors = range(_minor(target.glibc) or 0, OLDEST_MINOR[target.architecture] - 1, -1)
     names = ([f"manylinux_2_{minor}", *([OLDER_NAMES[minor]] if minor in OLDER_NAMES else [])] for minor in minors)
     return [f"{name}_{target.architecture}" for group in names for name in group]
 
 
 def least_glibc(files: Iterable[Path], target: Target) -> str:
-    """The oldest glibc with which all these wheels run. Raises MerinoError for one that does not run on the target."""
-    return f"2.{max(_least_minor(file, target) for file in files)}"
-
-
-def _least_minor(file: Path, target: Target) -> int:
+    """Return the oldest glibc with which all these wheels run. Raise MerinoError for one that does not run on the
+    target."""
     major, minor = map(int, target.python.split("."))
-    abi = target.interpreter + "m" * ((major, minor) < (3, 8))  # until then memory was allocated in two ways
+    abi = target.interpreter + "m" * ((major, minor) < (3, 8))  # Python 3.7 and older have the ABI flag m
     names = platforms(target)
     known = {
         *tags.cpython_tags((major, minor), [abi], names),
         *tags.compatible_tags((major, minor), target.interpreter, names),
     }
-    here = [tag.platform for tag in parse_wheel_filename(file.name)[3] if tag in known]
-    if not here:
-        raise MerinoError(f"{file.name} does not run on Python {target.python}, {target.architecture}, glibc"
-                          f" {target.glibc}, although pip chose it for that. Report this")  # fmt: skip
-    return min(OLDEST_MINOR[target.architecture] if name == "any" else _minor_of_platform(name) for name in here)
-
-
-def _minor_of_platform(name: str) -> int:
-    older = {name: minor for minor, name in OLDER_NAMES.items()}
-    family = name.removesuffix("_aarch64").removesuffix("_x86_64")
-    return older[family] if family in older else int(family.removeprefix("manylinux_2_"))
+    older = {name: minor for minor, name in OLDER_NAMES.items()} | {"any": OLDEST_MINOR[target.architecture]}
+    needed = []
+    for file in files:
+        tags_here = [tag.platform for tag in parse_wheel_filename(file.name)[3] if tag in known]
+        if not tags_here:
+            raise MerinoError(f"{file.name} does not run on Python {target.python}, {target.architecture}, glibc"
+                              f" {target.glibc}, although pip chose it for that. Report this")  # fmt: skip
+        families = [name.removesuffix("_aarch64").removesuffix("_x86_64") for name in tags_here]
+        needed.append(min(older.get(name) or int(name.removeprefix("manylinux_2_")) for name in families))
+    return f"2.{max(needed)}"
 
 
 def marker_environment(target: Target) -> dict[str, str]:
-    """The values for a requirement's condition. The patch version of Python is not known."""
+    """Return the values for a requirement's markers. The patch version of Python is unknown."""
     return {
         "implementation_name": "cpython", "implementation_version": f"{target.python}.0", "os_name": "posix",
         "platform_machine": target.architecture, "platform_python_implementation": "CPython", "platform_release": "",
@@ -119,8 +115,8 @@ def marker_environment(target: Target) -> dict[str, str]:
 
 INSTALLER = "pip"
 BACKEND = "onnxruntime"
-# Requirements of parts of a package that the runtime does not use: downloads from the model hub, tools for the
-# preparation of models. With them there would be 15 packages more, and minutes of installation on a small board.
+# Requirements of features that the runtime does not use: downloads from the hub, tools that prepare models. They would
+# add 15 packages, and minutes of installation on a small board.
 LEFT_OUT = {"tokenizers": {"huggingface-hub"}, BACKEND: {"sympy", "coloredlogs"}}
 MOST_ROUNDS = 10
 USUAL_MB = 40  # of numpy, onnxruntime, tokenizers and pip
@@ -130,7 +126,7 @@ Requirements = Mapping[str, SpecifierSet]  # by canonical name
 
 
 class Wheels(NamedTuple):
-    """A set that needs nothing else. `glibc`: the oldest that all of them run with."""
+    """A complete set of wheels. `target.glibc`: the oldest with which all of them run."""
 
     target: Target
     files: tuple[Path, ...]
@@ -143,7 +139,7 @@ class Wheels(NamedTuple):
 
 
 def requirements_of(software: Software, more: Sequence[str] = ()) -> dict[str, SpecifierSet]:
-    """The runtime's packages in the versions that the profile has for its board; pip, and `more`, in any."""
+    """Return the runtime's packages in the profile's versions; pip and `more` in any version."""
     refused = ",".join(f"!={version}" for version in REFUSED_VERSIONS)
     versions = {"numpy": software.numpy, "tokenizers": software.tokenizers, BACKEND: software.onnxruntime}
     exact = {name: SpecifierSet(f"=={version}.*") for name, version in versions.items()}
@@ -154,10 +150,8 @@ def requirements_of(software: Software, more: Sequence[str] = ()) -> dict[str, S
 def wheels_for(
     software: Software, target: Target, say: Callable[[str], None] = lambda _: None, more: Sequence[str] = ()
 ) -> Wheels:
-    """The wheels for a target, out of the cache where it has them, with those of the packages `more`.
-
-    Raises MerinoError where there are none.
-    """
+    """Return the wheels for a target, `more` packages included, from the cache or the index. Raise MerinoError if there
+    are none."""
     required = requirements_of(software, more)
     key = sha256(repr(sorted((name, str(specifier)) for name, specifier in required.items())).encode()).hexdigest()[:16]
     place = cache_folder() / "wheels" / f"{target.name}-{key}"
@@ -168,7 +162,8 @@ def wheels_for(
         )
         with new_folder(place, lambda _: True) as folder:
             fetch(required, target, folder)
-            write_index(folder)
+            hashes = {path.name: sha256_of(str(path)) for path in sorted(folder.glob("*.whl"))}
+            write_output(str(folder / INDEX_FILE), json.dumps({"schema": SCHEMA, "files": hashes}, indent=1) + "\n")
             size = sum(path.stat().st_size for path in folder.glob("*.whl"))
         say(f"fetched {size / 2**20:,.0f} MB into {place}")
     names = kept_names(place)
@@ -180,7 +175,7 @@ def wheels_for(
 
 
 def kept_names(place: Path) -> list[str] | None:
-    """Names of the wheels in a folder of the cache, sorted; None where it is not there, or one is not as it was."""
+    """Return the sorted names of the wheels in a folder of the cache; None if it is missing or a wheel changed."""
     try:
         kept = read_json(str(place / INDEX_FILE), "")["files"]
         whole = all(sha256_of(str(place / name)) == digest for name, digest in kept.items())
@@ -189,13 +184,8 @@ def kept_names(place: Path) -> list[str] | None:
     return sorted(kept) if whole else None
 
 
-def write_index(folder: Path) -> None:
-    hashes = {path.name: sha256_of(str(path)) for path in sorted(folder.glob("*.whl"))}
-    write_output(str(folder / INDEX_FILE), json.dumps({"schema": SCHEMA, "files": hashes}, indent=1) + "\n")
-
-
 def fetch(required: Requirements, target: Target, folder: Path) -> None:
-    """Fill `folder` with wheels that meet `required` and all that they require. Raises MerinoError where none do."""
+    """Download wheels that meet `required` and their own requirements. Raise MerinoError if there are none."""
     needed = required
     for _ in range(MOST_ROUNDS):
         present = {str(parse_wheel_filename(path.name)[0]): path for path in folder.glob("*.whl")}
@@ -210,7 +200,7 @@ def fetch(required: Requirements, target: Target, folder: Path) -> None:
         if not lacking:
             break
         download(lacking, target, folder)
-        needed = joined(required, (each for path in folder.glob("*.whl") for each in required_by(path, target)))
+        needed = joined(required, [need for path in folder.glob("*.whl") for need in required_by(path, target)])
     else:
         raise MerinoError(f"the packages for {target.name} contradict each other: {', '.join(lacking)} after"
                           f" {MOST_ROUNDS} rounds. Name other versions in the profile's [software]")  # fmt: skip
@@ -219,27 +209,27 @@ def fetch(required: Requirements, target: Target, folder: Path) -> None:
 
 def joined(required: Requirements, more: Iterable[Requirement]) -> dict[str, SpecifierSet]:
     merged = dict(required)
-    for each in more:
-        name = canonicalize_name(each.name)
-        merged[name] = merged.get(name, SpecifierSet()) & each.specifier
+    for requirement in more:
+        name = canonicalize_name(requirement.name)
+        merged[name] = merged.get(name, SpecifierSet()) & requirement.specifier
     return merged
 
 
 def required_by(wheel: Path, target: Target) -> list[Requirement]:
-    """The requirements of a wheel on the target, without LEFT_OUT."""
+    """Return the requirements of a wheel on the target, without LEFT_OUT."""
     name, version = parse_wheel_filename(wheel.name)[:2]
     with zipfile.ZipFile(wheel) as archive:
-        inner = next(each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
+        inner = next(member for member in archive.namelist() if member.endswith(".dist-info/METADATA"))
         folder = zipfile.Path(archive, inner.removesuffix("METADATA"))
         requires = importlib.metadata.PathDistribution(folder).requires or []
     environment = marker_environment(target)
-    requirements = [Requirement(text) for text in requires]
-    needed = [each for each in requirements if each.marker is None or each.marker.evaluate(environment)]
-    return [each for each in needed if canonicalize_name(each.name) not in LEFT_OUT.get(str(name), ())]
+    left_out = LEFT_OUT.get(str(name), ())
+    return [need for need in map(Requirement, requires) if canonicalize_name(need.name) not in left_out
+            and (need.marker is None or need.marker.evaluate(environment))]  # fmt: skip
 
 
 def download(requirements: list[str], target: Target, folder: Path) -> None:
-    """One wheel for each requirement, the newest that runs on the target. Raises MerinoError with pip's reason."""
+    """Download the newest wheel for each requirement that runs on the target. Raise MerinoError with pip's reason."""
     options = [part for name in platforms(target) for part in ("--platform", name)]
     done = subprocess.run(
         module_command(

@@ -48,7 +48,7 @@ class BiasedGeometry(EqualLayers):
 
     @property
     def has_tied_head(self) -> bool:
-        """Whether the head is the embedding."""
+        """Return whether the head is the embedding."""
         return True
 
     @property
@@ -64,7 +64,7 @@ class BiasedGeometry(EqualLayers):
         return Norm(f"{at}.weight", f"{at}.bias", self.norm_eps)
 
     def decoder(self) -> Decoder:
-        """What the graph builder writes."""
+        """Return what the graph builder writes."""
         raise NotImplementedError
 
 
@@ -73,7 +73,8 @@ def linear(at: str) -> Linear:
 
 
 def transformer_decoder(arch: BiasedGeometry, layers: Sequence[Layer]) -> Decoder:
-    """The decoder of GPT-2 and GPT-Neo, by its tensors' names: learned positions from 0, the head is the embedding."""
+    """Return the decoder of GPT-2 and GPT-Neo, by its tensors' names: learned positions from 0, the head is the
+    embedding."""
     embedding = "transformer.wte.weight"
     return Decoder(
         embedding=embedding,

@@ -30,7 +30,7 @@ HARMLESS = frozenset({
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Raises MerinoError where the folder has no config.json, or not all weights as safetensors."""
+    """Raise MerinoError if the folder has no config.json, or not all weights as safetensors."""
     if not (folder / CONFIG).is_file():
         if (folder / "trainer" / "run.json").is_file():
             raise MerinoError(
@@ -62,7 +62,7 @@ def check_checkpoint(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """The names of the files with the folder's weights, whether they are there or not."""
+    """Return the names of the files with the folder's weights, whether they are there or not."""
     if (folder / WEIGHTS).is_file() or not (folder / SHARDS).is_file():
         return [WEIGHTS]
     return sorted(set(shards(folder)))
@@ -83,7 +83,7 @@ def shards(folder: Path) -> Iterator[str]:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raises MerinoError where the folder has no tokenizer.json, without which a bundle cannot read or write text."""
+    """Raise MerinoError if the folder has no tokenizer.json, without which a bundle cannot read or write text."""
     if (folder / TOKENIZER).is_file():
         return
     others = [name for name in ("tokenizer.model", "merges.txt", "vocab.json") if (folder / name).is_file()]
@@ -96,7 +96,7 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def unknown_keys(content: Mapping[str, Any], known: Collection[str]) -> list[str]:
-    """`key is value`, for each key of config.json that is neither in `known` nor harmless, and not null."""
+    """Return `key is value`, for each key of config.json that is neither in `known` nor harmless, and not null."""
     return [
         f"{shortened(key)} is {shortened(repr(value))}" for key, value in content.items()
         if value is not None and key not in known and key not in HARMLESS
@@ -104,10 +104,10 @@ def unknown_keys(content: Mapping[str, Any], known: Collection[str]) -> list[str
 
 
 def stop_ids_of(folder: Path, in_config: Any, vocab: int) -> tuple[int, ...]:
-    """The ids of generation_config.json and then those of config.json, each once. The token that ends a chat model's
-    turn is often only in the first.
+    """Return the ids of generation_config.json and then those of config.json, each once. The token that ends a chat
+    model's turn is often only in the first.
 
-    `in_config`: the value of eos_token_id there. Raises MerinoError for a value that is no id of the vocabulary.
+    `in_config`: the value of eos_token_id there. Raise MerinoError for a value that is no id of the vocabulary.
     """
     ids = [*ids_in(in_config, vocab, folder / CONFIG)]
     path = folder / GENERATION_CONFIG
@@ -119,12 +119,12 @@ def stop_ids_of(folder: Path, in_config: Any, vocab: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-def ids_in(given: Any, vocab: int, path: Path) -> Iterator[int]:
-    """An eos_token_id of JSON: null, an id, or a list of ids."""
-    for each in given if isinstance(given, list) else [] if given is None else [given]:
-        if type(each) is not int or not 0 <= each < vocab:
-            raise MerinoError(f"{path}: eos_token_id is {shortened(repr(given))}, allowed: 0 to {vocab - 1}")
-        yield each
+def ids_in(value: Any, vocab: int, path: Path) -> Iterator[int]:
+    """Yield an eos_token_id of JSON: null, an id, or a list of ids."""
+    for token_id in value if isinstance(value, list) else [] if value is None else [value]:
+        if type(token_id) is not int or not 0 <= token_id < vocab:
+            raise MerinoError(f"{path}: eos_token_id is {shortened(repr(value))}, allowed: 0 to {vocab - 1}")
+        yield token_id
 
 
 class ChatTemplate(NamedTuple):
@@ -138,23 +138,23 @@ class ChatTemplate(NamedTuple):
 def read_chat_template(folder: Path) -> ChatTemplate | None:
     """From chat_template.jinja, or else from tokenizer_config.json, where `default` is the first choice of several.
 
-    None where the folder has none: the model is no chat model. Raises MerinoError for files that cannot be read.
+    None if the folder has none: the model is no chat model. Raise MerinoError for files that cannot be read.
     """
     config = _read(folder / TOKENIZER_CONFIG)
     tokens = special_tokens({**_read(folder / TOKENS_MAP), **config})
     path = folder / TEMPLATE
     if path.is_file():
         return ChatTemplate(read_text(str(path), "a chat template", COPY_AGAIN), tokens, str(path))
-    given = config.get("chat_template")
-    if isinstance(given, list):
-        named = {one.get("name"): one.get("template") for one in given if isinstance(one, dict)}
-        given = named.get("default", next(iter(named.values()), None))
-    if given is None:
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default", next(iter(named.values()), None))
+    if template is None:
         return None
     source = f"chat_template in {folder / TOKENIZER_CONFIG}"
-    if not isinstance(given, str):
-        raise MerinoError(f"{source} is {shortened(repr(given))}, not a string. {COPY_AGAIN}")
-    return ChatTemplate(given, tokens, source)
+    if not isinstance(template, str):
+        raise MerinoError(f"{source} is {shortened(repr(template))}, not a string. {COPY_AGAIN}")
+    return ChatTemplate(template, tokens, source)
 
 
 def special_tokens(config: dict[str, Any]) -> dict[str, str]:

@@ -46,7 +46,7 @@ class Block(BaseModel):
         return round(self.width * self.ffn_ratio)
 
     def kv_width(self, head_size: int) -> int:
-        """Channels of keys, and as many of values."""
+        """Return channels of keys, and as many of values."""
         return self.width if self.kv_heads is None else self.kv_heads * head_size
 
     @model_validator(mode="after")
@@ -165,7 +165,7 @@ def layer_operators(
 
 
 def block_operators(block: Block, head_size: int, *, last: bool = False) -> Iterator[Operator]:
-    """All uses of a block's layers.
+    """Yield all uses of a block's layers.
 
     `last`: the decoder's last block. Its last layer computes only the last position after its attention.
     """
@@ -176,18 +176,18 @@ def block_operators(block: Block, head_size: int, *, last: bool = False) -> Iter
             block.width, block.ffn_width, block.width // head_size, kv_width=block.kv_width(head_size),
             gated=block.gated, own=own, final=final,
         )  # fmt: skip
-        yield from layer if own else again(layer)
+        yield from layer if own else repeated(layer)
 
 
-def again(layer: Iterable[Operator]) -> Iterator[Operator]:
-    """A repeated use of a shared layer: between two reads of one matrix, all matrices of the layer are read."""
+def repeated(layer: Iterable[Operator]) -> Iterator[Operator]:
+    """Yield the operators of a repeated use of a shared layer. All its matrices are read between two reads of one."""
     ops = list(layer)
     between = sum(op.matrix for op in ops)
     return (replace(op, reread=between) if op.matrix else op for op in ops)
 
 
 def transition_operators(before: int, after: int, *, padded: bool = False, final: bool = False) -> Iterator[Operator]:
-    """The projection where the width changes, or the copy that padding makes; none where it does not change."""
+    """Yield the projection where the width changes, or the copy that padding makes; none if it does not change."""
     if before != after:
         yield activation(max(before, after), final=final) if padded else linear(before, after, final=final)
 
@@ -236,7 +236,7 @@ def decoder_of(arch: Architecture) -> Decoder:
 
 
 def layers_of(arch: Architecture) -> Iterator[Layer]:
-    """Each use of a layer, with the names of its weights."""
+    """Yield each use of a layer, with the names of its weights."""
     size = arch.head_size
     places = [(index, block, use) for index, block in enumerate(arch.blocks) for use in range(block.depth)]
     for cached, (index, block, use) in enumerate(places):

@@ -41,7 +41,7 @@ class MerinoConfig(PreTrainedConfig):
         head_size, rope_theta, rms_norm_eps, width_change: as in `Architecture`.
 
     `hidden_size`, `num_hidden_layers` and `num_attention_heads` are computed from the blocks, for tools that read them.
-    Raises MerinoError for a geometry that cannot be.
+    Raise MerinoError for a geometry that cannot be.
     """
 
     model_type = "merino"
@@ -209,7 +209,7 @@ class BlockModule(nn.Module):
         self.layers = nn.ModuleList(Layer(config, block) for _ in range(1 if block.shared else block.depth))
 
     def uses(self) -> list[nn.Module]:
-        """The layer of each use, in order: `depth` entries."""
+        """Return the layer of each use, in order: `depth` entries."""
         return [self.layers[min(use, len(self.layers) - 1)] for use in range(self.depth)]
 
 

@@ -36,7 +36,7 @@ class Family:
         supported: keys of config.json that must have this value: the graph builder has no other variant.
         keys: further keys of config.json that are read.
         config_words: arguments of the configuration of a geometry.
-        geometry_of: the geometry of such a configuration. Raises MerinoError or ValidationError for one that cannot be.
+        geometry_of: the geometry of such a configuration. Raise MerinoError or ValidationError for one that cannot be.
         layout: how a weight of the state dict lies in the graph.
         key_order: which channel of torch's keys the graph has at each place of a head; None if both are alike.
         loader: None if transformers itself has the family.
@@ -61,7 +61,7 @@ class Family:
         return self._class(self.config_name)(**self.config_words(geometry), **keys)
 
     def model_class(self) -> Any:
-        """A transformers PreTrainedModel, registered for `AutoModelForCausalLM`. Loads torch."""
+        """Return a transformers PreTrainedModel, registered for `AutoModelForCausalLM`. Loads torch."""
         return self._class(self.model_name)
 
     def _class(self, name: str) -> Any:

@@ -79,14 +79,14 @@ class GatedGeometry(EqualLayers):
         return Norm(f"{at}.weight", None, self.norm_eps)
 
     def attention_of(self, layer: int) -> Attention:
-        """The attention of a layer. Norms of heads are named as in the state dict."""
+        """Return the attention of a layer. Norms of heads are named as in the state dict."""
         at = f"model.layers.{layer}.self_attn"
         norms = [self.rms_norm(f"{at}.{part}_norm") if self.NORMED_HEADS else None for part in "qk"]
         rotary = Rotary(self.rope_theta, self.head_size, self.rope_scaling)
         return Attention(self.heads, self.head_size**-0.5, rotary, None, *norms)
 
     def layer_of(self, layer: int) -> Layer:
-        """The layer with the names that transformers gives its weights."""
+        """Return the layer with the names that transformers gives its weights."""
         at = f"model.layers.{layer}"
         qkv = [f"{at}.self_attn.{part}_proj" for part in "qkv"]
         return Layer(
@@ -105,7 +105,7 @@ class GatedGeometry(EqualLayers):
         )
 
     def decoder(self) -> Decoder:
-        """What the graph builder writes."""
+        """Return what the graph builder writes."""
         embedding = "model.embed_tokens.weight"
         return Decoder(
             embedding=embedding,
@@ -121,24 +121,24 @@ def build_gated(graph: GraphOps, arch: GatedGeometry) -> None:
 
 
 def gated_words(geometry: GatedGeometry) -> dict[str, Any]:
-    """Arguments of transformers' configuration."""
+    """Return arguments of transformers' configuration."""
     rope = rope_words(geometry.rope_theta, geometry.rope_scaling)
     return {**words_by(GATED, geometry), "head_dim": geometry.head_size, "rope_parameters": rope}
 
 
 def shape_facts(config: Any) -> dict[str, Any]:
-    """Fields of the geometry that have the same names in all these families, without the rotary ones."""
+    """Return fields of the geometry that have the same names in all these families, without the rotary ones."""
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return {**facts_by(GATED, config), "head_size": head_size}
 
 
 def gated_facts(config: Any) -> dict[str, Any]:
-    """All fields of a `GatedGeometry`."""
+    """Return all fields of a `GatedGeometry`."""
     return {**shape_facts(config), **rope_facts(config.rope_parameters)}
 
 
 def check_full_attention(config: Any) -> None:
-    """Raises MerinoError where a layer's attention is not full attention."""
+    """Raise MerinoError if a layer's attention is not full attention."""
     other = sorted({kind for kind in config.layer_types or () if kind != "full_attention"})
     if other:
         raise MerinoError(f"layer_types has {', '.join(map(repr, other))}, known is 'full_attention'")
@@ -147,7 +147,7 @@ def check_full_attention(config: Any) -> None:
 def gated_family(
     name: str, geometry: type[GatedGeometry], classes: str, supported: Mapping[str, Any], *, layer_types: bool = False
 ) -> Family:
-    """A family of the common part only. `classes`: the beginning of the names of its classes in transformers;
+    """Return a family of the common part only. `classes`: the beginning of the names of its classes in transformers;
     `layer_types`: whether its config.json lists the attention of each layer, which must be full attention."""
 
     def geometry_of(config: Any) -> GatedGeometry:

@@ -66,7 +66,7 @@ class Gemma3Architecture(GatedGeometry):
 
 
 def layout(_geometry: Gemma3Architecture, name: str) -> Layout | None:
-    """The state dict stores each norm's factor minus 1."""
+    """Return the layout of a weight: the state dict stores each norm's factor minus 1."""
     return ABOVE_ONE if name.endswith("norm.weight") else None
 
 
@@ -85,7 +85,7 @@ def config_words(geometry: Gemma3Architecture) -> dict[str, Any]:
 
 
 def whole(number: float) -> int | float:
-    """The number as an integer where only rounding keeps it from being one: transformers requires an integer."""
+    """Return the number as an integer where only rounding keeps it from being one: transformers requires an integer."""
     return round(number) if abs(number - round(number)) < 1e-9 * number else number
 
 

@@ -51,10 +51,10 @@ class Geometry(Protocol):
         """In order of use. A shared layer appears at each use."""
 
     def shape(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
 
     def model_dump(self, *, mode: str = "python") -> dict[str, Any]:
-        """The `architecture` object of bundle.json; as JSON has it with mode `json`."""
+        """Return the `architecture` object of bundle.json; as JSON has it with mode `json`."""
 
     @classmethod
     def model_validate(cls, obj: Any) -> Self:
@@ -162,17 +162,18 @@ Keys = Mapping[str, str]  # by field of a geometry: the key of config.json with 
 
 
 def words_by(keys: Keys, geometry: Any) -> dict[str, Any]:
-    """Arguments of transformers' configuration."""
+    """Return arguments of transformers' configuration."""
     return {key: getattr(geometry, field) for field, key in keys.items()}
 
 
 def facts_by(keys: Keys, config: Any) -> dict[str, Any]:
-    """Fields of a geometry."""
+    """Return fields of a geometry."""
     return {field: getattr(config, key) for field, key in keys.items()}
 
 
 def layer_operators(geometry: UniformGeometry, final: bool = False) -> Iterator[Operator]:
-    """One layer. Where the norms stand, and whether the FFN runs beside the attention, does not change the counts.
+    """Yield one layer. Where the norms stand, and whether the FFN runs beside the attention, does not change the
+    counts.
 
     `final`: whether it computes one position only after its attention.
     """

@@ -52,7 +52,7 @@ class Gpt2Architecture(BiasedGeometry):
 
 
 def layout(_geometry: Gpt2Architecture, name: str) -> Layout | None:
-    """Matrices of layers are [in, out] in the state dict."""
+    """Return the layout of a weight. Matrices of layers are [in, out] in the state dict."""
     return TRANSPOSED if name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")) else None
 
 

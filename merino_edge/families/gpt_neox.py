@@ -78,19 +78,20 @@ class GptNeoxArchitecture(BiasedGeometry):
 
 
 def layout(geometry: GptNeoxArchitecture, name: str) -> Layout | None:
-    """The state dict has query, key and value of a head side by side; the graph has all queries first."""
+    """Return the layout of a weight. The state dict has query, key and value of a head side by side; the graph has all
+    queries first."""
     return permuted(qkv_order(geometry)) if QKV in name else None
 
 
 def qkv_order(geometry: GptNeoxArchitecture) -> np.ndarray:
-    """Rows of the state dict in the graph's order, [3 * width]."""
+    """Return rows of the state dict in the graph's order, [3 * width]."""
     turned, size = key_order(geometry), geometry.head_size
     rows = np.arange(3 * geometry.width).reshape(geometry.heads, 3, size)
     return np.concatenate([rows[:, 0, turned].ravel(), rows[:, 1, turned].ravel(), rows[:, 2].ravel()])
 
 
 def key_order(geometry: GptNeoxArchitecture) -> np.ndarray:
-    """Channels of a head of queries or keys in the graph's order, [head_size].
+    """Return channels of a head of queries or keys in the graph's order, [head_size].
 
     The graph rotates a channel with the one half a head behind it. So the second half of the rotated channels goes
     behind the middle of the head, and the other channels fill the rest of both halves. The attention scores are the

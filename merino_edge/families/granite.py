@@ -48,12 +48,12 @@ class GraniteArchitecture(MultipliedGeometry):
 
 
 def multiplied_words(geometry: MultipliedGeometry) -> dict[str, Any]:
-    """Arguments of transformers' configuration."""
+    """Return arguments of transformers' configuration."""
     return gated_words(geometry) | words_by(MULTIPLIED, geometry)
 
 
 def multiplied_facts(config: Any) -> dict[str, Any]:
-    """All fields of a `MultipliedGeometry`."""
+    """Return all fields of a `MultipliedGeometry`."""
     return gated_facts(config) | facts_by(MULTIPLIED, config)
 
 

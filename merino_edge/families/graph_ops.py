@@ -62,10 +62,10 @@ class GraphOps(Protocol):
     """Weights are named as in the state dict. A weight that is used twice is stored once."""
 
     def embed(self, table: str) -> str:
-        """Rows of `table` [vocab, width] for input_ids; [1, T, width]."""
+        """Return rows of `table` [vocab, width] for input_ids; [1, T, width]."""
 
     def embed_positions(self, table: str, offset: int) -> str:
-        """Rows of `table` [rows, width] for position_ids + offset; [1, T, width]."""
+        """Return rows of `table` [rows, width] for position_ids + offset; [1, T, width]."""
 
     def linear(self, x: str, weight: str, bias: str | None = None) -> str:
         """x [1, T, in] times the transpose of `weight` [out, in], plus `bias` [out]; [1, T, out]."""
@@ -86,13 +86,13 @@ class GraphOps(Protocol):
         """Over the last axis; the shape of `x`."""
 
     def add_norm(self, x: str, residual: str, norm: Norm) -> tuple[str, str]:
-        """(norm(x + residual), x + residual)."""
+        """Return (norm(x + residual), x + residual)."""
 
     def activation(self, x: str, kind: str) -> str:
-        """`gelu` (tanh form), `gelu_erf`, `silu` or `relu`, elementwise."""
+        """Apply `gelu` (tanh form), `gelu_erf`, `silu` or `relu`, elementwise."""
 
     def gated(self, x: str, kind: str) -> str:
-        """The activation of the first half of the channels times the second half; [1, T, 2 * n] -> [1, T, n]."""
+        """Return the activation of the first half of the channels times the second half; [1, T, 2 * n] -> [1, T, n]."""
 
     def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
         """Causal attention of packed queries, keys and values over cached and new positions.
@@ -102,7 +102,7 @@ class GraphOps(Protocol):
         """
 
     def last(self, x: str) -> str:
-        """The last position only; [1, 1, width]. All of them in a graph that returns the logits of all."""
+        """Return the last position only; [1, 1, width]. All of them in a graph that returns the logits of all."""
 
     def head(self, x: str, table: str) -> None:
         """The graph's output: logits [1, 1, vocab] of x [1, 1, width] against `table` [vocab, width], which is the

@@ -30,14 +30,15 @@ class HubModel(NamedTuple):
 
 
 def hub_name(text: str) -> HubModel | None:
-    """The model that `text` names on the hub; None where it has another form, or is a path that is there."""
+    """Return the model that `text` names on the hub; None if it has another form, or is a path that is there."""
     return HubModel(text) if NAME.fullmatch(text) and ".." not in text and not Path(text).exists() else None
 
 
 def fetch(model: HubModel, say: Callable[[str], None] = lambda _: None) -> Path:
-    """The folder of the model's files, in the cache. Missing files are downloaded, after `say` reported their size.
+    """Return the folder of the model's files, in the cache. Missing files are downloaded, after `say` reported their
+    size.
 
-    Raises MerinoError with the remedy where the model cannot be fetched: no network, gated, unknown, no safetensors.
+    Raise MerinoError with the remedy where the model cannot be fetched: no network, gated, unknown, no safetensors.
     """
     import huggingface_hub
     from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationError
@@ -70,7 +71,7 @@ def is_cached(model: HubModel) -> bool:
 
 
 def judge_files(model: HubModel, files: list[Any], say: Callable[[str], None]) -> None:
-    """`files`: those that huggingface_hub would download. Raises MerinoError where they are no model, or do not fit the
+    """`files`: those that huggingface_hub would download. Raise MerinoError if they are no model, or do not fit the
     disk."""
     from huggingface_hub import constants
 
@@ -96,7 +97,7 @@ def judge_files(model: HubModel, files: list[Any], say: Callable[[str], None]) -
 
 
 def fault(model: HubModel, error: Exception) -> str:
-    """The fault and its remedy, for people."""
+    """Return the fault and its remedy, for people."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if isinstance(error, GatedRepoError):
@@ -117,7 +118,7 @@ def fault(model: HubModel, error: Exception) -> str:
 
 
 def by_hand(model: HubModel) -> str:
-    """How to bring a model to a machine without network."""
+    """Return how to bring a model to a machine without network."""
     folder = model.name.rpartition("/")[2]
     patterns = " ".join(f'--include "{pattern}"' for pattern in ("*.json", "*.jinja", WEIGHTS))
     return (

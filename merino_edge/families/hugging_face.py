@@ -51,7 +51,7 @@ class Checkpoint(NamedTuple):
 
 
 def build_model(geometry: Geometry, **config: Any) -> PreTrainedModel:
-    """A model with weights from torch's random generator, which the caller seeds.
+    """Return a model with weights from torch's random generator, which the caller seeds.
 
     `config`: more keys of transformers' configuration.
     """
@@ -61,7 +61,7 @@ def build_model(geometry: Geometry, **config: Any) -> PreTrainedModel:
 
 
 def random_model(geometry: Geometry) -> PreTrainedModel:
-    """A model for inference with random weights, the same at each call. Seeds all generators."""
+    """Return a model for inference with random weights, the same at each call. Seeds all generators."""
     set_seed(SEED)
     return build_model(geometry).eval()
 
@@ -76,9 +76,9 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
 
 
 def read_checkpoint(folder: Path, judge: Callable[[Geometry], None] = lambda _: None) -> Checkpoint:
-    """A model in float32 with its tokenizer. `judge` is called before the weights are read, and may raise.
+    """Return a model in float32 with its tokenizer. `judge` is called before the weights are read, and may raise.
 
-    Raises MerinoError for an unknown family, an unsupported variant, and files that are missing or damaged.
+    Raise MerinoError for an unknown family, an unsupported variant, and files that are missing or damaged.
     """
     config = read_config(folder)
     geometry = checked_geometry(config, folder)
@@ -90,7 +90,8 @@ def read_checkpoint(folder: Path, judge: Callable[[Geometry], None] = lambda _: 
 
 
 def checked_geometry(config: Any, folder: Path) -> Geometry:
-    """The geometry in a configuration. Raises MerinoError for a variant that its family's graph builder has not."""
+    """Return the geometry in a configuration. Raise MerinoError for a variant that its family's graph builder has not.
+    """
     family = FAMILIES[config.model_type]
     faults = [
         f"{key} is {shortened(repr(getattr(config, key)))}, supported is {value!r}"
@@ -131,7 +132,7 @@ def read_config(folder: Path) -> Any:
 
 
 def made_config(path: Path, make: Callable[[], Any]) -> Any:
-    """The result of `make`, a configuration of transformers' from the file `path`. Raises MerinoError where it
+    """Return the result of `make`, a configuration of transformers' from the file `path`. Raise MerinoError if it
     fails."""
     try:
         return make()
@@ -142,7 +143,7 @@ def made_config(path: Path, make: Callable[[], Any]) -> Any:
 
 
 def read_weights(kind: Any, folder: Path) -> PreTrainedModel:
-    """All weights in float32. A missing one is an error: transformers would draw it at random."""
+    """Return all weights in float32. A missing one is an error: transformers would draw it at random."""
     try:
         model, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except (ValueError, OSError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
@@ -158,7 +159,7 @@ def read_weights(kind: Any, folder: Path) -> PreTrainedModel:
 
 
 def check_tied(model: PreTrainedModel, folder: Path) -> None:
-    """Raises MerinoError for a head that config.json calls the embedding, where the weights have another one."""
+    """Raise MerinoError for a head that config.json calls the embedding, where the weights have another one."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if model.config.tie_word_embeddings and head is not None and head.weight is not embedding.weight:
         raise MerinoError(
@@ -177,7 +178,7 @@ def weights_hash(model: PreTrainedModel) -> str:
 
 
 def read_tokenizer(folder: Path) -> Path | None:
-    """tokenizer.json. Raises MerinoError where the folder has only the older vocab.json and merges.txt."""
+    """tokenizer.json. Raise MerinoError if the folder has only the older vocab.json and merges.txt."""
     path = folder / TOKENIZER
     if not path.is_file() and (folder / "merges.txt").is_file():
         raise MerinoError(

@@ -11,9 +11,9 @@ from merino_runtime.errors import MerinoError
 
 
 def resolve(text: str) -> Model | str:
-    """A model of the zoo that can be exported, or a path (for `embedded` the packaged bundle's).
+    """Return a model of the zoo that can be exported, or a path (for `embedded` the packaged bundle's).
 
-    Raises MerinoError where `text` is a name and a path at once.
+    Raise MerinoError if `text` is a name and a path at once.
     """
     models = exportable_models()
     if text != EMBEDDED and text not in models:
@@ -29,7 +29,7 @@ def resolve(text: str) -> Model | str:
 
 
 def bundle_path(text: str) -> str:
-    """The folder of a bundle. Raises MerinoError for a model of the zoo, which is not a bundle yet."""
+    """Return the folder of a bundle. Raise MerinoError for a model of the zoo, which is not a bundle yet."""
     resolved = resolve(text)
     if isinstance(resolved, Model):
         raise MerinoError(

@@ -51,28 +51,28 @@ KERNEL_CORES = ("no-dotprod", "avx512-vnni")
 
 
 def core_of(dialect: str, precision: str, core: Core) -> Core | None:
-    """`core` where graphs of this dialect and format differ between cores, else None."""
+    """Return `core` if graphs of this dialect and format differ between cores, else None."""
     return core if dialect == "fused" and FORMATS[precision].grouped else None
 
 
 def runs_on_kernels(core: str | None, precision: str) -> bool:
-    """Whether a `fused` graph for this kind of core multiplies matrices and attends by this project's kernels."""
+    """Return whether a `fused` graph for this core type runs matmuls and attention in this project's kernels."""
     return core in KERNEL_CORES and FORMATS[precision].grouped
 
 
 def by_groups(heads: int, kv_heads: int, kv_bits: int) -> bool:
-    """Whether a graph with this project's kernels computes such an attention with them: over a cache of int8 any, over
-    one of float32 from LEAST_GROUP query heads on a KV head."""
+    """Return whether this project's kernels compute such an attention: any over an int8 cache, one over a float32 cache
+    from LEAST_GROUP query heads per KV head on."""
     return kv_bits == KV_BITS["int8"] or (heads >= LEAST_GROUP * kv_heads and kv_bits != KV_BITS["int4"])
 
 
 def core_named(core: str | None) -> Core:
-    """A bundle's or a machine's kind of core; `dotprod` where it has none."""
-    return next((each for each in get_args(Core) if each == core), "dotprod")
+    """Return the core type with this name; `dotprod` for an unknown one."""
+    return next((known for known in get_args(Core) if known == core), "dotprod")
 
 
 def fast_isa(core: Core | None) -> list[str]:
-    """Instructions without which a graph's integer kernels fall back to slower ones."""
+    """Return the instructions without which a graph's integer kernels fall back to slower ones."""
     return {"dotprod": ["avx2", "dotprod"], "avx512-vnni": ["avx2"]}.get(core or "", [])
 
 
@@ -115,11 +115,11 @@ class Operator:
     reread: int = 0
 
     def stored_bytes(self, precision: str) -> float:
-        """Bytes of its weights, scales included, whether `own` or not."""
+        """Return bytes of its weights, scales included, whether `own` or not."""
         return self.matrix * self.bytes_per_weight(precision) + FORMATS[precision].element_bytes * self.vector
 
     def read_bytes(self, precision: str) -> float:
-        """Bytes of weights that one decode step reads here."""
+        """Return bytes of weights that one decode step reads here."""
         elements = self.columns if self.row_only else self.matrix
         return elements * self.bytes_per_weight(precision) + FORMATS[precision].element_bytes * self.vector
 
@@ -131,14 +131,14 @@ class Operator:
 
 
 def largest_group(columns: int) -> int | None:
-    """The largest group_size that divides a row of `columns`; None where none does."""
+    """Return the largest group_size that divides a row of `columns`; None if none does."""
     return next((size for size in GROUP_SIZES if columns % size == 0), None)
 
 
 def linear(
     inputs: int, outputs: int, *, bias: bool = False, own: bool = True, also_live: int = 0, final: bool = False
 ) -> Operator:
-    """A matrix [outputs, inputs]. `also_live`: elements per token in memory besides its input and output."""
+    """Return a matrix [outputs, inputs]. `also_live`: elements per token in memory besides its input and output."""
     size = inputs * outputs
     vector = outputs if bias else 0
     return Operator("linear", size, vector, inputs, own, macs=size, live=inputs + outputs + also_live, final=final)
@@ -161,17 +161,17 @@ def activation(width: int, *, also_live: int = 0, final: bool = False) -> Operat
 
 
 def embed(rows: int, width: int, *, also_live: int = 0) -> Operator:
-    """An embedding [rows, width]; one row is read per token."""
+    """Return an embedding [rows, width]; one row is read per token."""
     return Operator("embed", rows * width, columns=width, row_only=True, live=width + also_live)
 
 
 def head(width: int, vocab: int, *, own: bool = False) -> Operator:
-    """The LM head, for the last position only. Tied to the embedding (not `own`), it stores no matrix."""
+    """Return the LM head, for the last position only. Tied to the embedding (not `own`), it stores no matrix."""
     return Operator("head", width * vocab, columns=width, own=own, macs=width * vocab)
 
 
 def packed_bytes(head_bytes: float, form: str) -> float:
-    """Bytes of the head that a backend prepacks at one time: in fp32 one slice, else the whole matrix."""
+    """Return bytes of the head that a backend prepacks at one time: in fp32 one slice, else the whole matrix."""
     return min(head_bytes, HEAD_SLICE_BYTES) if form == "fp32" else head_bytes
 
 
@@ -180,22 +180,23 @@ def params(operators: Iterable[Operator]) -> int:
 
 
 def weight_bytes(operators: Iterable[Operator], precision: str) -> int:
-    """Bytes stored; shared and tied weights count once."""
+    """Return bytes stored; shared and tied weights count once."""
     return round(sum(op.stored_bytes(precision) for op in operators if op.own))
 
 
 def decode_weight_bytes(operators: Iterable[Operator], precision: str) -> int:
-    """Bytes of weights that one decode step reads: shared weights at each use, one row of the embedding, the head."""
+    """Return bytes of weights that one decode step reads: shared weights at each use, one row of the embedding, the
+    head."""
     return round(sum(op.read_bytes(precision) for op in operators))
 
 
 def kv_format(precision: str, kv: str | None = None) -> str:
-    """The format of keys and values, a name in KV_BITS: `kv`, else the activations' format."""
+    """Return the format of keys and values, a name in KV_BITS: `kv`, else the activations' format."""
     return kv or ("fp16" if precision == "fp16" else "fp32")
 
 
 def kv_bytes(operators: Iterable[Operator], tokens: int, precision: str = "fp32", kv: str | None = None) -> int:
-    """Bytes of keys and values for `tokens` cached positions. `kv`: see `kv_format`."""
+    """Return bytes of keys and values for `tokens` cached positions. `kv`: see `kv_format`."""
     return sum(2 * op.width for op in operators) * tokens * KV_BITS[kv_format(precision, kv)] // 8
 
 

@@ -78,7 +78,7 @@ def build_decoder(graph: GraphOps, decoder: Decoder) -> None:
 
 
 def build_layer(graph: GraphOps, decoder: Decoder, layer: Layer, x: str, delta: str | None) -> tuple[str, str]:
-    """(x, delta) before the layer -> (x, delta) after it."""
+    """Return (x, delta) before the layer -> (x, delta) after it."""
     normed, x = residual_norm(graph, x, delta, layer.attention_norm)
     mixed = graph.attention(linear(graph, normed, layer.qkv), layer.cache, layer.attention)
     if layer == decoder.layers[-1]:
@@ -105,7 +105,7 @@ def linear(graph: GraphOps, x: str, matrices: Linear) -> str:
 
 
 def residual_norm(graph: GraphOps, x: str, delta: str | None, norm: Norm) -> tuple[str, str]:
-    """(norm(x + delta), x + delta), if there is a delta."""
+    """Return (norm(x + delta), x + delta), if there is a delta."""
     return graph.add_norm(delta, x, norm) if delta else (graph.norm(x, norm), x)
 
 

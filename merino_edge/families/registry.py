@@ -41,29 +41,30 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def family_of(geometry: Geometry) -> Family:
-    """The family that a geometry belongs to, by its class."""
+    """Return the family that a geometry belongs to, by its class."""
     return next(family for family in FAMILIES.values() if isinstance(geometry, family.geometry))
 
 
 def layout_of(geometry: Geometry) -> Callable[[str], Layout | None]:
-    """How a weight of its torch model's state dict lies in the graph, by its name."""
+    """Return how a weight of its torch model's state dict lies in the graph, by its name."""
     return partial(family_of(geometry).layout, geometry)
 
 
 def key_order_of(geometry: Geometry) -> np.ndarray | None:
-    """Which channel of torch's keys the graph has at each place of a head; None if both are alike."""
+    """Return which channel of torch's keys the graph has at each place of a head; None if both are alike."""
     return family_of(geometry).key_order(geometry)
 
 
 def decoder_of(geometry: Geometry) -> Decoder | None:
-    """The names and roles of its weights, if its family has the graph builder of most published ones; else None."""
+    """Return the names and roles of its weights, if its family has the graph builder of most published ones; else None.
+    """
     return geometry.decoder() if isinstance(geometry, GatedGeometry | BiasedGeometry) else None
 
 
 def read_geometry(name: str, architecture: Mapping[str, Any]) -> Geometry:
-    """The geometry in bundle.json's `family` and `architecture`.
+    """Return the geometry in bundle.json's `family` and `architecture`.
 
-    Raises MerinoError for an unknown family, with those known, and for an architecture that is none of the family's.
+    Raise MerinoError for an unknown family, with those known, and for an architecture that is none of the family's.
     """
     if name not in FAMILIES:
         raise MerinoError(f"family {name!r} is not known: known are {', '.join(FAMILIES)}")

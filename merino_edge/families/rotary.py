@@ -73,7 +73,7 @@ def scaled(angles: np.ndarray, scaling: RopeScaling | None) -> np.ndarray:
 
 
 def rope_words(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
-    """`rope_parameters` of a configuration."""
+    """Return `rope_parameters` of a configuration."""
     if scaling is None:
         return {"rope_type": "default", "rope_theta": theta}
     kept = scaling.model_dump(exclude={"kind", "original_context"})
@@ -81,7 +81,8 @@ def rope_words(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
 
 
 def rope_facts(words: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling` of a geometry. Raises MerinoError for a kind of scaling that is not known."""
+    """Return `rope_theta` and `rope_scaling` of a geometry. Raise MerinoError for a kind of scaling that is not known.
+    """
     kind = words.get("rope_type", "default")
     if kind not in ROPE_KEYS:
         raise MerinoError(f"rope_scaling has the type {kind!r}, known are {', '.join(ROPE_KEYS)}")
@@ -100,7 +101,7 @@ def rope_facts(words: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain_theta(words: Mapping[str, Any]) -> float:
-    """`rope_theta` where no scaling is known. Raises MerinoError where there is one."""
+    """Return `rope_theta` where no scaling is known. Raise MerinoError if there is one."""
     facts = rope_facts(words)
     if facts["rope_scaling"]:
         raise MerinoError(f"rope_scaling has the type {words['rope_type']!r}, known is default")

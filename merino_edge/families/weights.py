@@ -33,7 +33,8 @@ def alike(_geometry: Any, _name: str) -> Layout | None:
 
 
 def permuted(order: np.ndarray) -> Layout:
-    """Rows of a matrix, or elements of a vector; `order[i]` is the row of the state dict that the graph has at i."""
+    """Return rows of a matrix, or elements of a vector; `order[i]` is the row of the state dict that the graph has at
+    i."""
     back = np.argsort(order)
     return Layout(lambda weight: weight[order], lambda weight: weight[back])
 
@@ -99,7 +100,7 @@ class Blocks(NamedTuple):
         return Blocks(self.levels[order], self.scales[order], minimums, self.bits)
 
     def cut(self, block: int) -> "Blocks":
-        """The same weights in smaller blocks, of which several then share a scale."""
+        """Return the same weights in smaller blocks, of which several then share a scale."""
         parts = self.block // block
         minimums = None if self.minimums is None else self.minimums.repeat(parts, axis=1)
         levels = self.levels.reshape(len(self.levels), -1, block)
@@ -110,7 +111,7 @@ class BlockSource(Protocol):
     """The source of blocks, by the names of the state dict; matrices are [out, in] as the graph has them."""
 
     def kind(self, name: str) -> str:
-        """The type in which the source has it, for people."""
+        """Return the type in which the source has it, for people."""
 
     def bits(self, name: str) -> int | None:
         """Of a level, without reading the matrix; None if it has no blocks, or none of equal steps."""

@@ -52,7 +52,7 @@ def _read_geometry(raw: Any, info: ValidationInfo) -> Geometry:
 
 
 class Model(_Facts):
-    """One published model. `source` is the geometry's; `note` is for people; `scores` is None where none is known."""
+    """One published model. `source` is the geometry's; `note` is for people; `scores` is None if none is known."""
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9.-]+$")]
     name: str
@@ -65,7 +65,7 @@ class Model(_Facts):
     scores: Scores | None = None
 
     def ranking_score(self) -> float | None:
-        """Mean accuracy in percent over the tasks in RANKING; None where one is missing."""
+        """Mean accuracy in percent over the tasks in RANKING; None if one is missing."""
         if self.scores is None or not set(RANKING) <= set(self.scores.percent):
             return None
         return sum(self.scores.percent[task] for task in RANKING) / len(RANKING)
@@ -86,15 +86,15 @@ class Zoo(_Facts):
 
 @cache
 def load_models() -> tuple[Model, ...]:
-    """All models, in the file's order."""
+    """Return all models, in the file's order."""
     return parse_zoo((files("merino_edge.families") / FILE).read_text(encoding="utf-8"))
 
 
 def parse_zoo(text: str) -> tuple[Model, ...]:
-    """The models in the TOML of a zoo. Raises MerinoError with all its faults."""
+    """Return the models in the TOML of a zoo. Raise MerinoError with all its faults."""
     try:
         raw = tomllib.loads(text)
-        models = [_with_family_switches(raw, each) for each in raw.get("models", [])]
+        models = [_with_family_switches(raw, entry) for entry in raw.get("models", [])]
         return Zoo.model_validate({"schema": raw.get("schema"), "models": models}).models
     except tomllib.TOMLDecodeError as error:
         raise MerinoError(f"{FILE} is not a TOML file: {error}. Correct it") from error
@@ -103,17 +103,17 @@ def parse_zoo(text: str) -> tuple[Model, ...]:
 
 
 def model(name: str) -> Model:
-    """A model by its id, which must exist."""
-    return next(each for each in load_models() if each.id == name)
+    """Return a model by its id, which must exist."""
+    return next(published for published in load_models() if published.id == name)
 
 
 def exportable_models() -> dict[str, Model]:
     """By id; with random weights if need be."""
-    return {each.id: each for each in load_models()}
+    return {published.id: published for published in load_models()}
 
 
 def _with_family_switches(raw: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """One model of the file with what its family shares, and the full reference of its scores."""
+    """Return one model of the file with what its family shares, and the full reference of its scores."""
     filled = dict(entry)
     shared = raw.get("families", {}).get(entry.get("family"), {})
     filled["geometry"] = {**shared, **entry.get("geometry", {})}

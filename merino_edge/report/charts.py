@@ -1,4 +1,4 @@
-"""The charts of the report's page, drawn by matplotlib. Each shows values of the records; none is computed here.
+"""The charts of the report's page, drawn by matplotlib from values of the records.
 
 The colors become CSS variables of the page, so a chart follows the page's light or dark theme.
 """
@@ -8,7 +8,6 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from io import StringIO
 from statistics import mean, median
 from textwrap import fill, shorten
@@ -19,7 +18,7 @@ import numpy as np
 from merino_edge.records.evaluation import Evaluation
 from merino_edge.records.schema import Record
 from merino_edge.report.series import REFERENCE, Series
-from merino_edge.report.summary import Prediction, Summary
+from merino_edge.report.summary import Summary
 from merino_edge.report.tables import number
 
 if TYPE_CHECKING:
@@ -49,20 +48,36 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One chart. draw: from a width in px to a figure. description: the values, for screen readers."""
+    """One chart. values: one text per series, for screen readers. draw: from a width in px to a figure."""
 
     name: str
     title: str
-    description: str
+    values: Sequence[str]
     note: str
     provenance: str
     draw: "Callable[[int], Figure]"
 
+    @property
+    def description(self) -> str:
+        return "; ".join(self.values)
+
     def svg(self, kind: str) -> str:
-        """An element for the page, without script, date or a reference to anything outside it."""
-        return as_svg(lambda: self.draw(WIDTHS[kind]), f"{self.name}-{kind}", kind)
+        """Return an element for the page, without script, date or external references."""
+        import matplotlib
+
+        out, name = StringIO(), f"{self.name}-{kind}"
+        with warnings.catch_warnings(), matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+            warnings.simplefilter("ignore", UserWarning)  # the browser has the characters that matplotlib's font lacks
+            figure = self.draw(WIDTHS[kind])
+            figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        svg = out.getvalue()
+        svg = svg[svg.index("<svg") :]
+        for variable, color in COLORS.items():
+            svg = svg.replace(color, f"var(--{variable})")
+        svg = re.sub(r'( id="|url\(#|xlink:href="#)', rf"\g<1>{name}-", svg)  # ids are unique on the page
+        return re.sub(r' width="[^"]*" height="[^"]*"', f' class="{kind}"', svg, count=1)
 
 
 @dataclass(frozen=True)
@@ -85,24 +100,25 @@ class Bar:
 
 
 def charts_of(summary: Summary) -> list[Chart]:
-    """The charts that the records have values for, in the order of the page."""
+    """Return the charts that the records have values for, in the order of the page."""
     styles = {one.label: style(index, one) for index, one in enumerate(summary.series)}
-    made = (
+    titles = {"decode": "decode, per token", "prefill": "prefill", "memory": "peak memory"}
+    charts = (
         speed_against_size(summary, styles), decode_against_cache(summary, styles),
         prefill_against_prompt(summary, styles), latency(summary), memory(summary), bandwidth(summary),
-        accuracy(summary, styles), *predicted_against_measured(summary),
+        accuracy(summary, styles), *(predicted(summary, what, title) for what, title in titles.items()),
     )  # fmt: skip
-    return [chart for chart in made if chart is not None]
+    return [chart for chart in charts if chart.values]
 
 
 def style(index: int, series: Series) -> dict[str, Any]:
-    """A series' color and marker, the same in each chart. The reference's marks are hollow and its lines dashed."""
+    """Return a series' color and marker, the same in all charts. The reference has hollow marks and dashed lines."""
     color = COLORS[f"e{index % 6}"]
     shown = {"color": color, "marker": MARKERS[index % len(MARKERS)], "markeredgecolor": color}
     return {**shown, "markerfacecolor": COLORS["card"], "linestyle": "--"} if series.is_reference else shown
 
 
-def speed_against_size(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart | None:
+def speed_against_size(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart:
     rows = [(one, row) for one in summary.series if (row := one.decode) and row.tok_s and one.params]
     curves = [Curve(flagged(one, row), ((one.params or 0) / 1e6,), (row.tok_s or 0,), styles[one.label])
               for one, row in rows]  # fmt: skip
@@ -122,36 +138,40 @@ def speed_against_size(summary: Summary, styles: dict[str, dict[str, Any]]) -> C
     lead = f"Left of and above the dotted lines: smaller and faster than {REFERENCE} at its fastest. "
     note = f"{lead if known else ''}Each model's decode row with the least cached."
     values = [f"{one.label}, {one.engine}: {number(row.tok_s or 0)} tokens/s ({row.test})" for one, row in rows]
-    return chart("size", "Decode speed against size", values, note, summary.measured_on, draw)
+    return Chart(name="size", title="Decode speed against size", values=values, note=note, draw=draw,
+                 provenance=summary.measured_on)  # fmt: skip
 
 
-def decode_against_cache(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart | None:
+def decode_against_cache(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart:
     points = {one.label: cache_points(one) for one in summary.series}
     spans = {label: line[-1][0] - line[0][0] for label, line in points.items() if line}
     drawn = {label: points[label] for label, span in spans.items() if span and span >= MIN_SPAN * max(spans.values())}
     note = f"Medians: of each depth, or of slices of consecutive steps if there is one depth.{cut(drawn, MAX_LINES)}"
-    return lines("cache", "Decode time as the cache fills", drawn, styles, ("tokens in the cache", "ms per token"),
-                 note, summary.measured_on)  # fmt: skip
+    return lines(
+        drawn, styles, ("tokens in the cache", "ms per token"), name="cache", title="Decode time as the cache fills",
+        note=note, provenance=summary.measured_on,
+    )  # fmt: skip
 
 
-def prefill_against_prompt(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart | None:
-    """One line for each bundle that was measured at two prompt lengths or more."""
+def prefill_against_prompt(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart:
+    """Draw a line for each bundle that was measured at two prompt lengths or more."""
     drawn = {}
     for one in summary.series:
         rows = [row for row in one.records if not row.decodes and not row.cached and row.ms_p50]
         points = tuple(sorted({float(row.tokens): row.ms_p50 or 0 for row in rows}.items()))
         if len(points) > 1:
             drawn[one.label] = points
-    note = f"Medians over repetitions.{cut(drawn, MAX_LINES)}"
-    return lines("prompt", "Prefill time against the prompt's length", drawn, styles, ("tokens of the prompt", "ms"),
-                 note, summary.measured_on)  # fmt: skip
+    return lines(
+        drawn, styles, ("tokens of the prompt", "ms"), name="prompt", title="Prefill time against the prompt's length",
+        note=f"Medians over repetitions.{cut(drawn, MAX_LINES)}", provenance=summary.measured_on,
+    )  # fmt: skip
 
 
 def lines(
-    name: str, title: str, drawn: dict[str, tuple[tuple[float, float], ...]], styles: dict[str, dict[str, Any]],
-    axis_titles: tuple[str, str], note: str, provenance: str,
-) -> Chart | None:  # fmt: skip
-    """Lines by the labels of their series, the first MAX_LINES of them."""
+    drawn: dict[str, tuple[tuple[float, float], ...]], styles: dict[str, dict[str, Any]], axis_titles: tuple[str, str],
+    **texts: Any,
+) -> Chart:  # fmt: skip
+    """Draw the first MAX_LINES lines. drawn: points by label of the series. texts: fields of the chart."""
     curves = [Curve(label, tuple(x for x, _ in points), tuple(y for _, y in points), styles[label])
               for label, points in drawn.items()][:MAX_LINES]  # fmt: skip
 
@@ -169,10 +189,10 @@ def lines(
 
     values = [f"{one.label}: {number(one.y[0])} ms at {number(one.x[0])} tokens, {number(one.y[-1])} ms at"
               f" {number(one.x[-1])}" for one in curves]  # fmt: skip
-    return chart(name, title, values, note, provenance, draw)
+    return Chart(values=values, draw=draw, **texts)
 
 
-def latency(summary: Summary) -> Chart | None:
+def latency(summary: Summary) -> Chart:
     panels = [(flagged(one, row), row.samples_ms) for one in summary.series
               if (row := one.decode) and row.samples_ms and len(row.samples_ms) > 1]  # fmt: skip
     values = [f"{label}: median {number(float(np.median(samples)))} ms" for label, samples in panels]
@@ -196,11 +216,13 @@ def latency(summary: Summary) -> Chart | None:
         return figure
 
     note = "ms per decode step; each panel has its own axis. Dashed lines: the 50th, 90th and 99th percentile."
-    return chart("latency", "Time between two tokens", values[:MAX_PANELS], note + cut(panels, MAX_PANELS),
-                 summary.measured_on, draw)  # fmt: skip
+    return Chart(
+        name="latency", title="Time between two tokens", values=values[:MAX_PANELS],
+        note=note + cut(panels, MAX_PANELS), provenance=summary.measured_on, draw=draw,
+    )  # fmt: skip
 
 
-def memory(summary: Summary) -> Chart | None:
+def memory(summary: Summary) -> Chart:
     rows = [
         Bar(parts.series.label, f"{number(parts.weights_mb + (parts.kv_mb or 0) + parts.rest_mb)} MB",
             (parts.weights_mb, parts.kv_mb or 0, parts.rest_mb))
@@ -210,21 +232,23 @@ def memory(summary: Summary) -> Chart | None:
     note = "The KV cache is computed from the geometry; without one it is part of the rest. " if split else ""
     parts = {"weights": COLORS["e0"], "KV cache at full context": COLORS["e1"], "rest": COLORS["rest"]}
     note += f"Rest: Python, engine, activations{'' if split else ', KV cache'}."
-    return bars("memory", "Peak memory", rows, "MB", parts, note, summary.measured_on)
+    return bars(rows, "MB", parts, name="memory", title="Peak memory", note=note, provenance=summary.measured_on)
 
 
-def bandwidth(summary: Summary) -> Chart | None:
+def bandwidth(summary: Summary) -> Chart:
     chosen = [(one, row) for one in summary.series if (row := one.decode) and row.mbu]
     rows = [Bar(flagged(one, row), f"{100 * (row.mbu or 0):.0f} % of {number(row.read_gb_s or 0)} GB/s",
                 (100 * (row.mbu or 0),)) for one, row in chosen]  # fmt: skip
     note = "Bytes of weights and KV that a decode step must read, over its time, over the probed read bandwidth."
     if any((row.mbu or 0) > 1 for _, row in chosen):
         note += " Above 100 %: the weights stayed in the CPU's cache, or memory was slower while it was probed."
-    return bars("bandwidth", "Memory-bandwidth utilization (MBU)", rows, "%", {"": COLORS["e0"]}, note,
-                summary.measured_on, 100)  # fmt: skip
+    return bars(
+        rows, "%", {"": COLORS["e0"]}, 100, name="bandwidth", title="Memory-bandwidth utilization (MBU)", note=note,
+        provenance=summary.measured_on,
+    )  # fmt: skip
 
 
-def accuracy(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart | None:
+def accuracy(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart:
     scored, tasks = accuracies(summary.evaluations, summary.series)
     curves = [Curve(one.label, (row.ms_p50 or 0,), (100 * share,), styles[one.label])
               for one, share in scored if (row := one.decode)]  # fmt: skip
@@ -243,18 +267,13 @@ def accuracy(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart | Non
 
     values = [f"{curve.label}: {curve.y[0]:.1f} % at {number(curve.x[0])} ms" for curve in curves]
     note = f"Mean over {', '.join(tasks)}. The dotted line joins what no other bundle beats in both."
-    return chart("accuracy", "Accuracy against decode time", values, note, summary.measured_on, draw)
+    return Chart(name="accuracy", title="Accuracy against decode time", values=values, note=note, draw=draw,
+                 provenance=summary.measured_on)  # fmt: skip
 
 
-def predicted_against_measured(summary: Summary) -> list[Chart | None]:
-    titles = {"decode": "decode, per token", "prefill": "prefill", "memory": "peak memory"}
-    return [predicted(summary.predicted_for, title, [one for one in summary.predictions if one.what == what])
-            for what, title in titles.items()]  # fmt: skip
-
-
-def predicted(board: str, title: str, chosen: Sequence[Prediction]) -> Chart | None:
-    if not chosen:
-        return None
+def predicted(summary: Summary, what: str, title: str) -> Chart:
+    """Draw predicted and measured values. what: decode, prefill or memory."""
+    chosen, board = [one for one in summary.predictions if one.what == what], summary.predicted_for
     rows = []
     for one in chosen:
         verdict = f", {one.verdict}" if one.verdict else ""
@@ -265,17 +284,20 @@ def predicted(board: str, title: str, chosen: Sequence[Prediction]) -> Chart | N
                         f"{number(one.measured)} {one.unit}{error}", (0, one.measured)))  # fmt: skip
     elsewhere = "" if all(one.here for one in chosen) else " Measured on another machine than predicted for."
     note = f"Predicted by the cost model of the design search. Measured times are medians.{elsewhere}"
-    provenance = f"predicted from {chosen[0].provenance} coefficients; measured"
     parts = {"predicted": COLORS["e1"], "measured": COLORS["e0"]}
-    return bars(f"predicted-{chosen[0].what}", f"Predicted and measured: {title}", rows, chosen[0].unit, parts, note,
-                provenance)  # fmt: skip
+    provenances = {one.provenance for one in chosen[:1]}
+    return bars(
+        rows, "MB" if what == "memory" else "ms", parts, name=f"predicted-{what}",
+        title=f"Predicted and measured: {title}", note=note,
+        provenance=f"predicted from {''.join(provenances)} coefficients; measured",
+    )  # fmt: skip
 
 
 def bars(
-    name: str, title: str, rows: Sequence[Bar], unit: str, parts: dict[str, str], note: str, provenance: str,
-    limit: float | None = None,
-) -> Chart | None:  # fmt: skip
-    """Horizontal bars, each below its text. parts: the colors by name. `limit` is drawn as a dotted line."""
+    rows: Sequence[Bar], unit: str, parts: dict[str, str], limit: float | None = None, **texts: Any
+) -> Chart:
+    """Draw horizontal bars, each below its text. parts: the colors by name. limit: position of a dotted line. texts:
+    fields of the chart."""
 
     def draw(width: int) -> "Figure":
         texts = [wrapped(f"{row.label}: {row.note}".replace(f" {unit}", f"\u00a0{unit}"), width) for row in rows]
@@ -301,13 +323,7 @@ def bars(
                           loc="outside upper left", ncols=len(parts), handlelength=1, columnspacing=1)  # fmt: skip
         return figure
 
-    return chart(name, title, [f"{row.label}: {row.note}" for row in rows], note, provenance, draw)
-
-
-def chart(
-    name: str, title: str, values: Sequence[str], note: str, provenance: str, draw: "Callable[[int], Figure]"
-) -> Chart | None:
-    return Chart(name, title, "; ".join(values), note, provenance, draw) if values else None
+    return Chart(values=[f"{row.label}: {row.note}" for row in rows], draw=draw, **texts)
 
 
 def empty_figure(width: int, height: int) -> "Figure":
@@ -317,7 +333,7 @@ def empty_figure(width: int, height: int) -> "Figure":
 
 
 def curves_figure(width: int, curves: Sequence[Curve], x_title: str, y_title: str) -> "Figure":
-    """Axes with all curves and, below them, a legend."""
+    """Draw axes with all curves and, below them, a legend."""
     labels = [wrapped(curve.label, width - 40) for curve in curves]
     columns = 2 if width > 400 and max(map(len, labels)) * CHARACTER_PX < width / 2 - 40 else 1
     rows = math.ceil(sum(label.count("\n") + 1 for label in labels) / columns)
@@ -345,30 +361,14 @@ def logarithmic(axes: "Axes", name: str, values: Sequence[float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def as_svg(draw: "Callable[[], Figure]", name: str, class_: str) -> str:
-    """`name` makes the ids unique on the page."""
-    import matplotlib
-
-    out = StringIO()
-    with warnings.catch_warnings(), matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        warnings.simplefilter("ignore", UserWarning)  # the browser has the characters that matplotlib's font lacks
-        draw().savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for variable, color in COLORS.items():
-        svg = svg.replace(color, f"var(--{variable})")
-    svg = re.sub(r'( id="|url\(#|xlink:href="#)', rf"\g<1>{name}-", svg)
-    return re.sub(r' width="[^"]*" height="[^"]*"', f' class="{escape(class_)}"', svg, count=1)
-
-
 def wrapped(text: str, width: float) -> str:
-    """On at most two lines of `width` px."""
+    """Wrap the text into at most two lines of `width` px."""
     columns = int(width / CHARACTER_PX)
     return fill(shorten(text, 2 * columns - 8, placeholder="…"), columns)
 
 
 def flagged(series: Series, row: Record) -> str:
-    """The series' label, and the flags of a disturbed row."""
+    """Return the series' label with the flags of a disturbed row."""
     return " ".join([series.label, *(f"({flag})" for flag in row.flags)])
 
 
@@ -377,7 +377,7 @@ def cut(drawn: Sequence[object] | dict[str, Any], most: int) -> str:
 
 
 def cache_points(series: Series) -> tuple[tuple[float, float], ...]:
-    """(tokens in the cache, median ms) of each decode row; of a single row, of SLICES parts of its steps."""
+    """Return (tokens in the cache, median ms) of each decode row; for a single row, of SLICES parts of its steps."""
     medians: dict[float, float] = {}
     rows = [row for row in series.records if row.decodes and row.rounds]
     for row in rows:
@@ -393,7 +393,7 @@ def cache_points(series: Series) -> tuple[tuple[float, float], ...]:
 def accuracies(
     evaluations: Sequence[Evaluation], series: Sequence[Series]
 ) -> tuple[list[tuple[Series, float]], list[str]]:
-    """The mean accuracy of each series with a decode row, and the tasks of that mean: those of all such bundles."""
+    """Return the mean accuracy of each series with a decode row, and its tasks: those that all such bundles have."""
     by_bundle = {one.records[0].bundle_sha256: one for one in series if one.decode and one.decode.ms_p50}
     scores: dict[str, dict[str, float]] = {}
     for evaluation in evaluations:

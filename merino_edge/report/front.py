@@ -32,7 +32,7 @@ STYLE: dict[Any, Any] = {
 
 
 def save_front(front: Front, path: Path) -> None:
-    """Write the drawing. Raises MerinoError for a suffix other than .svg, or if the file cannot be written."""
+    """Write the drawing. Raise MerinoError for a suffix other than .svg, or if the file cannot be written."""
     check_plot(path)
     write_text(path, front_svg(front))
 
@@ -47,7 +47,7 @@ def check_plot(path: Path) -> None:
 
 
 def front_svg(front: Front) -> str:
-    """The whole file, on white."""
+    """Return the whole file, on white."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
@@ -107,12 +107,12 @@ def overlap(one: Box, other: Box) -> bool:
 
 
 def taken(front: Front, shown: Design | Mark) -> float:
-    """The value that is compared with a limit: the upper bound if there is an interval."""
+    """Return the value that is compared with a limit: the upper bound if there is an interval."""
     return amount(BUDGETS_BY_NAME[front.against], shown.predicted)
 
 
 def coordinates(front: Front, shown: Design | Mark) -> str:
-    """The values on both axes with their units."""
+    """Return the values on both axes with their units."""
     unit = BUDGETS_BY_NAME[front.against].unit
     return f"{number(taken(front, shown))} {unit}, {number(shown.entropy / 1e6)} M effective weights"
 
@@ -134,7 +134,7 @@ def opened(front: Front) -> str:
 
 
 def footnote(front: Front) -> list[str]:
-    """Lines of text: what the drawing shows, and what the score means."""
+    """Return lines of text: what the drawing shows, and what the score means."""
     limits = options_line(front.budget)
     within = f", within {limits}" if limits else ""
     first = front.points[0].predicted

@@ -24,8 +24,8 @@ from merino_runtime.io.visible import harmless, visible
 
 
 def page(summary: Summary) -> str:
-    """The template's autoescape escapes text from records; in charts matplotlib does. No record's name changes the
-    direction of the text behind it."""
+    """Render the page. The template's autoescape escapes texts of records; in charts matplotlib does. No record's name
+    changes the direction of the text behind it."""
     templates = Environment(
         loader=PackageLoader("merino_edge.report", "template"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from merino_edge.families.operators import FORMATS, Operator, params
 from merino_edge.families.zoo import model
 from merino_edge.records.compare import Ratio, row_ratio
-from merino_edge.records.schema import DEFAULT_ENGINE, Record
+from merino_edge.records.schema import Record
 
 REFERENCE = "OPT-350M"
 REFERENCE_PARAMS = params(model("opt-350m").geometry.operators)
@@ -49,7 +49,7 @@ class Series:
 
     @property
     def operators(self) -> list[Operator] | None:
-        """Of the records' architecture; None where they have none, or where the format's size in memory is unknown."""
+        """Of the records' architecture; None if they have none, or where the format's size in memory is unknown."""
         geometry = self.records[0].geometry
         return geometry.operators if geometry and self.precision in FORMATS else None
 
@@ -76,7 +76,7 @@ class Series:
 
 
 def series_of(records: Iterable[Record]) -> list[Series]:
-    """Series in the order of the records. Failed rows belong to none."""
+    """Group the records into series, in their order. Failed rows belong to none."""
     groups: dict[tuple[object, ...], list[Record]] = {}
     for row in records:
         if row.failure is None:
@@ -85,15 +85,16 @@ def series_of(records: Iterable[Record]) -> list[Series]:
     labels = distinct_labels([rows[0] for rows in groups.values()])
     return [
         Series(
-            label, one.bundle, one.engine or "-", one.precision or "-", one.dialect or "", one.kv,
-            one.weights or "unknown", one.threads, one.board, tuple(rows),
+            label=label, bundle=first.bundle, engine=first.engine or "-", precision=first.precision or "-",
+            dialect=first.dialect or "", kv=first.kv, weights=first.weights or "unknown", threads=first.threads,
+            board=first.board, records=tuple(rows),
         )
-        for label, rows in zip(labels, groups.values(), strict=True) for one in rows[:1]
+        for label, rows in zip(labels, groups.values(), strict=True) for first in rows[:1]
     ]  # fmt: skip
 
 
 def distinct_labels(rows: Sequence[Record]) -> list[str]:
-    """Bundle, formats, and the engine unless it is the default one; then more keys until the labels differ."""
+    """Label rows by bundle, formats, and the engine if it is not the default; add keys until the labels differ."""
     labels = [
         " ".join([
             row.bundle, row.precision or "-", *([f"{row.kv} cache"] if row.kv else []),
@@ -101,8 +102,8 @@ def distinct_labels(rows: Sequence[Record]) -> list[str]:
         ])
         for row in rows
     ]
-    for more in (lambda row: row.dialect, _thread_words, lambda row: row.engine, lambda row: row.weights,
-                 lambda row: row.board):  # fmt: skip
+    for more in (lambda row: row.dialect, lambda row: f"{row.threads} thread{'s' * (row.threads != 1)}",
+                 lambda row: row.engine, lambda row: row.weights, lambda row: row.board):  # fmt: skip
         values: dict[str, set[object]] = {}
         for label, row in zip(labels, rows, strict=True):
             values.setdefault(label, set()).add(more(row))
@@ -111,23 +112,13 @@ def distinct_labels(rows: Sequence[Record]) -> list[str]:
     return labels
 
 
-def engines_of(series: Sequence[Series]) -> list[str]:
-    """Names without versions, ONNX Runtime first, so that its color is the same in each report."""
-    names = dict.fromkeys(one.engine_name for one in series)
-    return sorted(names, key=lambda name: not name.startswith(DEFAULT_ENGINE))
-
-
-def _thread_words(row: Record) -> str:
-    return f"{row.threads} thread{'s' * (row.threads != 1)}"
-
-
 PAPER_SPEED, PAPER_PARAMS = 4.9, 5.5
 PAPER = "MeRino (arXiv 2403.07921), against OPT-350M on a Jetson Nano; published, not measured here"
 
 
 @dataclass(frozen=True)
-class Against:
-    """One row and the reference's for the same test on the same machine.
+class SpeedRatio:
+    """The speed of one row relative to the reference's row for the same test on the same machine.
 
     cached: tokens in the cache before the first timed one. params_ratio: the reference's parameters over the model's.
     """
@@ -141,16 +132,15 @@ class Against:
     decodes: bool
 
 
-def equal_ratios(series: Sequence[Series]) -> list[Against]:
-    """Ratios where engine with version, format, dialect, cache and machine are the same on both sides.
-
-    If the reference was measured with several thread counts, its fastest row counts: the ratio is the smallest one.
-    """
+def equal_ratios(series: Sequence[Series]) -> list[SpeedRatio]:
+    """Return ratios with the same engine, version, format, dialect, cache and machine on both sides. If the reference
+    was measured with several thread counts, its fastest row counts: the ratio is the smallest one."""
     return _ratios(series, equal=True)
 
 
-def shipped_ratios(series: Sequence[Series]) -> list[Against]:
-    """Ratios where engine or format differ, as for a user who runs the reference as published; highest first.
+def shipped_ratios(series: Sequence[Series]) -> list[SpeedRatio]:
+    """Return ratios between different engines or formats, as for a user who runs the reference as published; the
+    highest first.
 
     Each bundle is represented by its fastest form in this project's runtime on each machine, and that form by its
     representative decode row. It is compared with every other form of the reference.
@@ -162,23 +152,23 @@ def shipped_ratios(series: Sequence[Series]) -> list[Against]:
             fastest[one.bundle, one.board] = one
     references = [one for one in series if one.is_reference]
     ratios = [
-        each for each in _ratios([*fastest.values(), *references], equal=False)
-        if each.model.decode and (each.test, each.cached) == (each.model.decode.test, each.model.decode.cached)
+        ratio for ratio in _ratios([*fastest.values(), *references], equal=False)
+        if ratio.model.decode and (ratio.test, ratio.cached) == (ratio.model.decode.test, ratio.model.decode.cached)
     ]  # fmt: skip
-    return sorted(ratios, key=lambda each: -each.speed.value)
+    return sorted(ratios, key=lambda ratio: -ratio.speed.value)
 
 
-def headline_ratio(ratios: Sequence[Against]) -> Against | None:
-    """The most cautious of the equal decode ratios: an undisturbed one, in fp32, least cached, of the largest model."""
-    def caution(one: Against) -> tuple[object, ...]:
+def headline_ratio(ratios: Sequence[SpeedRatio]) -> SpeedRatio | None:
+    """Return the most cautious of the equal decode ratios: undisturbed, in fp32, least cached, of the largest model."""
+    def caution(one: SpeedRatio) -> tuple[object, ...]:
         return bool(one.speed.flags), one.model.precision != "fp32", one.cached, -(one.model.params or 0)
 
-    return min((each for each in ratios if each.decodes), key=caution, default=None)
+    return min((ratio for ratio in ratios if ratio.decodes), key=caution, default=None)
 
 
-def _ratios(series: Sequence[Series], equal: bool) -> list[Against]:
+def _ratios(series: Sequence[Series], equal: bool) -> list[SpeedRatio]:
     references = [one for one in series if one.is_reference]
-    ratios: dict[tuple[object, ...], Against] = {}
+    ratios: dict[tuple[object, ...], SpeedRatio] = {}
     for candidate in series:
         if candidate.is_reference:
             continue
@@ -186,14 +176,14 @@ def _ratios(series: Sequence[Series], equal: bool) -> list[Against]:
             alike = _form(candidate) == _form(reference)
             if candidate.board != reference.board or alike != equal:
                 continue
-            for each in _against(candidate, reference):
-                key = id(candidate), _form(reference), each.test, each.cached
-                ratios[key] = min(ratios.get(key, each), each, key=_caution)
+            for ratio in _against(candidate, reference):
+                key = id(candidate), _form(reference), ratio.test, ratio.cached
+                ratios[key] = min(ratios.get(key, ratio), ratio, key=_caution)
     return list(ratios.values())
 
 
-def _caution(one: Against) -> tuple[bool, float]:
-    """Undisturbed, then the smaller ratio."""
+def _caution(one: SpeedRatio) -> tuple[bool, float]:
+    """Order ratios: undisturbed ones first, then the smaller ones."""
     return bool(one.speed.flags), one.speed.value
 
 
@@ -206,11 +196,14 @@ def _form(series: Series) -> tuple[str, str, str, str | None]:
     return series.engine, series.precision, series.dialect, series.kv
 
 
-def _against(model: Series, reference: Series) -> list[Against]:
-    """Rows of the same test with equally many cached tokens."""
+def _against(model: Series, reference: Series) -> list[SpeedRatio]:
+    """Return the ratios of rows of the same test with equally many cached tokens."""
     base = {(row.test, row.cached): row for row in reference.records}
     fewer = reference.params / model.params if reference.params and model.params else None
     return [
-        Against(model, reference, row.test, row.cached, row_ratio(row, other), fewer, row.decodes)
+        SpeedRatio(
+            model=model, reference=reference, test=row.test, cached=row.cached, speed=row_ratio(row, other),
+            params_ratio=fewer, decodes=row.decodes,
+        )
         for row in model.records if (other := base.get((row.test, row.cached)))
     ]  # fmt: skip

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from merino_bench.sensors.environment import machine
 from merino_edge.families.operators import CPU_FORMATS, kv_bytes, weight_bytes
-from merino_edge.prediction.cost_model import Predicted, cost_model
+from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.intervals import Interval
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.records.evaluation import Evaluation
 from merino_edge.records.schema import Environment, Record
-from merino_edge.report.series import Against, Series, equal_ratios, headline_ratio, series_of, shipped_ratios
+from merino_edge.report.series import Series, SpeedRatio, equal_ratios, headline_ratio, series_of, shipped_ratios
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
 
@@ -31,22 +31,15 @@ class Prediction:
 
     @property
     def verdict(self) -> str:
-        """Whether the measurement lies in the interval; empty where there is none, or on another machine."""
+        """Return whether the measurement lies in the interval; empty if there is none, or on another machine."""
         if not self.interval or not self.here:
             return ""
         low, high = self.interval
         return f"{'within' if low <= self.measured <= high else 'outside'} {low:.3g} to {high:.3g}"
 
 
-@dataclass(frozen=True)
-class Unpredicted:
-    series: Series
-    reason: str
-
-
 def predictions(series: Sequence[Series], profile: DeviceProfile) -> list[Prediction]:
-    """Predictions for each series that the cost model covers: decode, prefill and memory as far as they were measured.
-    """
+    """Predict the measured quantities (decode, prefill, memory) of each series that the cost model covers."""
     predicted: list[Prediction] = []
     for one in series:
         if not reason_against(one, profile):
@@ -54,13 +47,13 @@ def predictions(series: Sequence[Series], profile: DeviceProfile) -> list[Predic
     return predicted
 
 
-def unpredicted(series: Sequence[Series], profile: DeviceProfile) -> list[Unpredicted]:
-    """The series that the cost model does not cover, each with the reason."""
-    return [Unpredicted(one, reason) for one in series if (reason := reason_against(one, profile))]
+def unpredicted(series: Sequence[Series], profile: DeviceProfile) -> list[tuple[Series, str]]:
+    """Return the series that the cost model does not cover, each with the reason."""
+    return [(one, reason) for one in series if (reason := reason_against(one, profile))]
 
 
 def reason_against(series: Series, profile: DeviceProfile) -> str:
-    """Why the board's cost model has no prediction for a series; empty where it has one."""
+    """Return why the board's cost model does not cover a series; empty if it does."""
     row = series.records[0]
     if row.backend is None:
         return "the cost model covers ONNX Runtime and TensorRT only"
@@ -74,7 +67,8 @@ def reason_against(series: Series, profile: DeviceProfile) -> str:
 
 
 def is_board(profile: DeviceProfile, board: str) -> bool:
-    """Whether a record's board is the profile's. A device tree appends a revision to the name, a profile the memory."""
+    """Return whether a record's board is the profile's. Device trees append a revision to the name, and
+    profiles the memory."""
     if profile.id == "host":
         return board == machine()["board"]
     return board.startswith(profile.name.partition(" (")[0])
@@ -86,30 +80,25 @@ def _of(series: Series, profile: DeviceProfile) -> list[Prediction]:
     precision = series.records[0].engine_precision or series.precision
     predicted = []
 
-    def predict(context: int, prompt: int) -> Predicted:
+    def add(field: str, row: Record, measured: float, context: int, prompt: int) -> None:
+        """field: of Predicted, with its unit at the end."""
         whole = series.context if on_gpu else None  # an engine reads the whole cache, however little of it is filled
-        return cost_model(profile, InferenceShape(precision, whole or context, prompt, series.kv)).predict(operators)
+        shape = InferenceShape(precision, whole or context, prompt, series.kv)
+        cost = cost_model(profile, shape).predict(operators)
+        what, unit = field.split("_")
+        predicted.append(Prediction(
+            series=series, what=what, test=row.test, unit={"ms": "ms", "mb": "MB"}[unit],
+            predicted=getattr(cost, field), measured=measured, provenance=cost.provenance, here=here,
+            interval=cost.interval(field),
+        ))  # fmt: skip
 
     if decode and decode.ms_p50:
-        mean_cached = decode.cached + decode.tokens // 2
-        cost = predict(mean_cached, max(1, decode.cached))
-        predicted.append(_one(series, "decode_ms", decode, cost, decode.ms_p50, here))
+        add("decode_ms", decode, decode.ms_p50, decode.cached + decode.tokens // 2, max(1, decode.cached))
     if prefill and prefill.ms_p50:
-        cost = predict(prefill.tokens, prefill.tokens)
-        predicted.append(_one(series, "prefill_ms", prefill, cost, prefill.ms_p50, here))
-    if prefill and prefill.peak_rss_mb and series.context and not on_gpu:  # whose memory is no part of the process's
-        cost = predict(series.context, prefill.tokens)
-        predicted.append(_one(series, "memory_mb", prefill, cost, prefill.peak_rss_mb, here))
+        add("prefill_ms", prefill, prefill.ms_p50, prefill.tokens, prefill.tokens)
+    if prefill and prefill.peak_rss_mb and series.context and not on_gpu:  # a process's RSS excludes GPU memory
+        add("memory_mb", prefill, prefill.peak_rss_mb, series.context, prefill.tokens)
     return predicted
-
-
-def _one(series: Series, name: str, row: Record, cost: Predicted, measured: float, here: bool) -> Prediction:
-    """name: of a field of `cost`, its unit at the end."""
-    what, unit = name.split("_")
-    return Prediction(
-        series, what, row.test, {"ms": "ms", "mb": "MB"}[unit], getattr(cost, name), measured, cost.provenance, here,
-        cost.interval(name),
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,7 +112,7 @@ class MemoryParts:
 
 
 def parts_of(series: Series) -> MemoryParts | None:
-    """None where the peak or the size of the weights is unknown.
+    """None if the peak or the size of the weights is unknown.
 
     The size of the weights follows from the architecture on ONNX Runtime. For other engines, whose storage is
     unknown, it is the size of the bundle's files.
@@ -154,14 +143,14 @@ class Place:
 class Summary:
     records: tuple[Record, ...]
     series: tuple[Series, ...]
-    equal: tuple[Against, ...]
-    shipped: tuple[Against, ...]
-    headline: Against | None
+    equal: tuple[SpeedRatio, ...]
+    shipped: tuple[SpeedRatio, ...]
+    headline: SpeedRatio | None
     memory: tuple[MemoryParts, ...]
     places: tuple[Place, ...]
     profile: DeviceProfile | None
     predictions: tuple[Prediction, ...]
-    unpredicted: tuple[Unpredicted, ...]  # empty without a profile
+    unpredicted: tuple[tuple[Series, str], ...]  # with the reasons; empty without a profile
     evaluations: tuple[Evaluation, ...] = ()
 
     @property
@@ -195,14 +184,15 @@ class Summary:
 def summarize(
     records: Sequence[Record], profile: DeviceProfile | None = None, evaluations: Sequence[Evaluation] = ()
 ) -> Summary:
-    """profile: the board to predict for; None for no predictions."""
+    """Summarize records. profile: the board to predict for; None for no predictions."""
     series = series_of(records)
     equal = equal_ratios(series)
     return Summary(
-        tuple(records), tuple(series), tuple(equal), tuple(shipped_ratios(series)), headline_ratio(equal),
-        tuple(parts for one in series if (parts := parts_of(one))), tuple(_places(records)), profile,
-        tuple(predictions(series, profile)) if profile else (), tuple(unpredicted(series, profile)) if profile else (),
-        tuple(evaluations),
+        records=tuple(records), series=tuple(series), equal=tuple(equal), shipped=tuple(shipped_ratios(series)),
+        headline=headline_ratio(equal), memory=tuple(parts for one in series if (parts := parts_of(one))),
+        places=tuple(_places(records)), profile=profile,
+        predictions=tuple(predictions(series, profile)) if profile else (),
+        unpredicted=tuple(unpredicted(series, profile)) if profile else (), evaluations=tuple(evaluations),
     )  # fmt: skip
 
 

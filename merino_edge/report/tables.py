@@ -8,7 +8,7 @@ from merino_bench.harness.record import format_words
 from merino_edge.records.compare import LEAST_PROCESSES, Ratio
 from merino_edge.records.evaluation import Evaluation
 from merino_edge.records.schema import Record
-from merino_edge.report.series import PAPER, PAPER_PARAMS, PAPER_SPEED, REFERENCE, Against, Series
+from merino_edge.report.series import PAPER, PAPER_PARAMS, PAPER_SPEED, REFERENCE, Series, SpeedRatio
 from merino_edge.report.summary import Place, Summary
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
@@ -20,8 +20,8 @@ def headline(summary: Summary) -> str:
         return f"{multiple(best.speed.value)} as fast as {REFERENCE}{fewer}"
     rows = [row for one in summary.series if (row := one.decode) and row.tok_s]
     if not rows and summary.evaluations:
-        models = {(each.sha256, each.precision) for each in summary.evaluations}
-        tasks = {each.task for each in summary.evaluations}
+        models = {(evaluation.sha256, evaluation.precision) for evaluation in summary.evaluations}
+        tasks = {evaluation.task for evaluation in summary.evaluations}
         return f"{len(models)} model{'s' * (len(models) > 1)} scored on {len(tasks)} task{'s' * (len(tasks) > 1)}"
     if not rows:
         return "No decode row"
@@ -46,7 +46,7 @@ def paper_words() -> str:
 
 
 def tiles(summary: Summary) -> list[tuple[str, str, str]]:
-    """(title, value, the reference's) of quantities of the headline's two bundles; none without a headline."""
+    """Return (title, value, reference's value) for the headline's two bundles; nothing without a headline."""
     if summary.headline is None:
         return []
     sides = summary.headline.model, summary.headline.reference
@@ -78,7 +78,7 @@ def interval_words(ratio: Ratio) -> str:
 
 
 def pairs_words(ratio: Ratio) -> str:
-    """What disturbed the ratio, or how many pairs were dropped for it; empty where neither."""
+    """Return what disturbed the ratio, or how many pairs were dropped; empty if neither."""
     if ratio.flags:
         return f", disturbed: {', '.join(ratio.flags)}"
     if ratio.turns and ratio.turns[0] < ratio.turns[1]:
@@ -92,7 +92,7 @@ def ratio_words(ratio: Ratio) -> str:
 
 
 def flags_words(summary: Summary) -> str:
-    """Empty where all rows are undisturbed."""
+    """Count disturbed and failed rows; empty if there are none."""
     parts = []
     if summary.disturbed:
         rows = f"{len(summary.disturbed)} of {len(summary.records)} rows"
@@ -103,10 +103,10 @@ def flags_words(summary: Summary) -> str:
 
 
 def unpredicted_words(summary: Summary) -> str:
-    """Which series have no prediction and why, series with the same reason together; empty where there are none."""
+    """Return which series have no prediction, grouped by reason; empty if there are none."""
     labels: dict[str, list[str]] = {}
-    for each in summary.unpredicted:
-        labels.setdefault(each.reason, []).append(each.series.label)
+    for series, reason in summary.unpredicted:
+        labels.setdefault(reason, []).append(series.label)
     return ". ".join(f"No prediction for {', '.join(names)}: {reason}" for reason, names in labels.items())
 
 
@@ -128,25 +128,25 @@ class DataTable:
 
 
 def equal_table(summary: Summary, short: bool = False) -> DataTable:
-    """short: only ratios of representative rows."""
+    """Return the table of equal ratios. short: only ratios of representative rows."""
     caption = "At equal engine and format: both sides run the same engine, version and weight format."
     shown = {(row.test, row.cached, id(one)) for one in summary.series for row in one.representatives}
-    rows = tuple(_equal_cells(each) for each in summary.equal
-                 if not short or (each.test, each.cached, id(each.model)) in shown)  # fmt: skip
+    rows = tuple(_equal_cells(ratio) for ratio in summary.equal
+                 if not short or (ratio.test, ratio.cached, id(ratio.model)) in shown)  # fmt: skip
     return DataTable("equal", caption, EQUAL_COLUMNS, rows)
 
 
 def shipped_table(summary: Summary) -> DataTable:
     caption = "As shipped: engine or format differ, so a ratio includes the effect of model, format and engine."
     rows = tuple(
-        (*_equal_cells(each)[:-1], f"{each.reference.bundle}: {form_words(each.reference)}")
-        for each in summary.shipped
+        (*_equal_cells(ratio)[:-1], f"{ratio.reference.bundle}: {form_words(ratio.reference)}")
+        for ratio in summary.shipped
     )
     return DataTable("shipped", caption, (*EQUAL_COLUMNS[:-1], ("against", False)), rows)
 
 
 def records_table(summary: Summary, short: bool = False) -> DataTable:
-    """Every row, or with `short` the representative ones. Columns that are empty in all rows are left out."""
+    """Return the table of rows, with `short` of representative ones, without columns that are empty in all rows."""
     records = [row for one in summary.series for row in one.representatives] if short else summary.records
     columns = [column for column in COLUMNS if any(column.of(row) is not None for row in records)]
     rows = tuple(tuple(_cell(column, row) for column in columns) for row in records)
@@ -156,7 +156,7 @@ def records_table(summary: Summary, short: bool = False) -> DataTable:
 
 
 def scores_table(evaluations: Sequence[Evaluation]) -> DataTable:
-    """A row per metric. Uncertainty is an interval over documents or a standard error over items."""
+    """Return a row per metric. Uncertainty: an interval over documents, or a standard error over items."""
     rows = []
     for one in evaluations:
         model = (one.model, format_words(one.precision, one.dialect, one.kv), one.engine, one.task)
@@ -172,7 +172,7 @@ def scores_table(evaluations: Sequence[Evaluation]) -> DataTable:
 
 
 def environment_rows(place: Place) -> list[tuple[str, str]]:
-    """(name, value) of one machine, without facts that it does not report."""
+    """Return (name, value) of the facts that a machine reports."""
     environment, rows = place.environment, place.rows
     states = [state for row in rows if row.environment for state in (row.environment.before, row.environment.after)]
     heat = [degrees for state in states for degrees in (state.temperatures_c or {}).values()]
@@ -203,7 +203,7 @@ def environment_rows(place: Place) -> list[tuple[str, str]]:
 
 
 def number(value: float) -> str:
-    """Three significant digits, with commas between thousands."""
+    """Format a number with three significant digits and commas between thousands."""
     if value == 0:
         return "0"
     digits = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-9))
@@ -259,10 +259,10 @@ EQUAL_COLUMNS = (
 )  # fmt: skip
 
 
-def _equal_cells(each: Against) -> tuple[str, ...]:
-    model, reference, fewer = each.model, each.reference, each.params_ratio
+def _equal_cells(ratio: SpeedRatio) -> tuple[str, ...]:
+    model, reference, fewer = ratio.model, ratio.reference, ratio.params_ratio
     return (
-        model.bundle, each.test, ratio_words(each.speed), "–" if fewer is None else multiple(fewer),
+        model.bundle, ratio.test, ratio_words(ratio.speed), "–" if fewer is None else multiple(fewer),
         _both(model.weights, reference.weights), form_words(model),
         _both(f"{model.threads or '–'}", f"{reference.threads or '–'}"),
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """The Python API: open a bundle, stream text, hold a conversation, fork, save and load the cache (docs/python.md).
 
-The verbs of the command line use nothing else. numpy and a backend are imported when a model is opened.
+The commands use only this. numpy and a backend are imported when a model is opened.
 """
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional, Sequence
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 def open_model(path: str, *, threads: Optional[int] = None, prefill_threads: Optional[int] = None,
                verify: bool = True, allow_slow: bool = False, backend: Optional[str] = None,
                say: Callable[[str], None] = lambda _: None) -> "LanguageModel":
-    """Opens the bundle in the folder `path`. MerinoError if it is damaged or this machine cannot run it.
+    """Open the bundle in the folder `path`. Raise MerinoError if it is damaged or this machine cannot run it.
 
-    threads: of decode, and of prefill if prefill_threads is None; None: the bundle's choice, else by the machine.
-    verify: hash files that changed since they were last hashed. allow_slow: run although this CPU lacks the format's
+    threads: for decode, and for prefill if prefill_threads is None; None: the bundle's choice, else the machine's.
+    verify: hash files that changed since they were last hashed. allow_slow: run even if this CPU lacks the format's
     instructions. backend: `onnxruntime` or `tensorrt`; None: the machine's and the bundle's choice. say: gets notes on
-    what will be slow, and on the choice.
+    slow settings and on the chosen backend.
     """
     bundle = load_bundle(path, verify=False)
     if verify:
@@ -39,17 +39,15 @@ def open_model(path: str, *, threads: Optional[int] = None, prefill_threads: Opt
     sessions = thread_counts(bundle, threads, prefill_threads).sessions
     for note in check_bundle_fits(bundle, allow_slow=allow_slow, sessions=sessions, backend=chosen):
         say(note)
-    require("numpy")  # imported below, and only now: what cannot run here was refused before
+    require("numpy")  # imported only now, because bundles that cannot run here were refused before
     from merino_runtime.backends import open_backend
 
     return LanguageModel(bundle, open_backend(bundle, threads, prefill_threads, chosen, say))
 
 
 class LanguageModel:
-    """A bundle with one KV cache. It runs one generation at a time; `fork` gives more. Close it, or use `with`.
-
-    A generation that is resumed after another one used the cache raises MerinoError.
-    """
+    """A bundle with one KV cache. It runs one generation at a time; `fork` returns further models. Close it, or use
+    `with`. A generation that is resumed after another one used the cache raises MerinoError."""
 
     def __init__(self, bundle: Bundle, backend: "Backend", tokenizer: Optional["Tokenizer"] = None) -> None:
         self.bundle = bundle
@@ -64,7 +62,7 @@ class LanguageModel:
 
     @property
     def tokenizer(self) -> "Tokenizer":
-        """Opened at its first use. MerinoError if the bundle has none."""
+        """The tokenizer, opened at its first use. Raise MerinoError if the bundle has none."""
         if self._tokenizer is None:
             from merino_runtime.generation.text import open_tokenizer
 
@@ -72,29 +70,30 @@ class LanguageModel:
         return self._tokenizer
 
     def generate(self, prompt: str, **options: Any) -> "Generation":
-        """Continues a prompt, event by event: a Token per id, and a Done with the measurements at the end.
+        """Continue a prompt, event by event: a Token per id, and at the end a Done with the measurements.
 
         options: the fields of `sampling.GenerateOptions`. stops: the text ends before the first of these strings.
-        overflow: `stop`, `error` or `shift` if the context is too short. Ids that the cache shares with the prompt are
-        not computed again. json_schema: the text is JSON that this schema takes. tools: it is a call of one of these, a
-        list as OpenAI's API has it, as {"name":...,"arguments":{...}}. Where Done has the stop_reason `eos`, such a
-        text is complete (docs/constrained.md). top: a Likely follows each Token that the schema or the tools do not
-        force, with its log-probability by the model's own logits and with `top` of the likeliest ids. MerinoError for a
-        request that cannot be met.
+        overflow: `stop`, `error` or `shift` if the context is too short. json_schema: the text is JSON that is valid
+        for this schema. tools: the text is a call of one of these tools (OpenAI's list), as
+        {"name":...,"arguments":{...}}. Such a text is complete if Done has the stop_reason `eos` (docs/constrained.md).
+        top: a TokenLogprobs follows each Token that is not forced, with the log-probabilities of the token and of the
+        `top` likeliest ids, by the model's own logits. Ids that the cache shares with the prompt are not computed
+        again. Raise MerinoError for a request that cannot be met.
         """
-        asked = GenerateOptions(**options)
-        asked.check()
+        generate_options = GenerateOptions(**options)
+        generate_options.check()
         if not prompt:  # refused even if the tokenizer would add a first token
             raise MerinoError("the prompt is empty. Give at least one word.")
-        return self._generation(self.tokenizer.encode(prompt), asked)
+        return self._generation(self.tokenizer.encode(prompt), generate_options)
 
-    def _generation(self, ids: Sequence[int], asked: GenerateOptions) -> "Generation":
+    def _generation(self, ids: Sequence[int], options: GenerateOptions) -> "Generation":
         from merino_runtime.generation.generate import generate
         from merino_runtime.generation.text import TextStream
 
         return generate(
-            self.backend, ids, asked, stop_ids=() if asked.ignore_eos else self.bundle.stop_ids,
-            stream=TextStream(self.tokenizer, asked.stops), constraint=self.constraint(asked.json_schema, asked.tools))
+            self.backend, ids, options, stop_ids=() if options.ignore_eos else self.bundle.stop_ids,
+            stream=TextStream(self.tokenizer, options.stops),
+            constraint=self.constraint(options.json_schema, options.tools))
 
     def constraint(self, json_schema: Any = None, tools: Any = None) -> Optional["Compiled"]:
         """Compile a schema or a list of tools; None if both are None."""
@@ -105,54 +104,53 @@ class LanguageModel:
         return None if tools is None else compile_tools(tools, "required", self.tokenizer, self.bundle.stop_ids)
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
-        """Continues a prompt, piece by piece of text. options: those of `generate`."""
-        return _texts(self.generate(prompt, **options))
+        """Continue a prompt -> its text in parts, as they are generated. options: as of `generate`."""
+        texts = (getattr(event, "text", "") for event in self.generate(prompt, **options))
+        return filter(None, texts)
 
     def conversation(self) -> "Conversation":
-        """A dialogue whose earlier turns stay in the cache."""
+        """Start a plain dialogue, whose earlier turns stay in the cache."""
         return Conversation(self)
 
     def chat(self, **options: Any) -> "ChatSession":
-        """A conversation in the model's own chat template, whose earlier turns stay in the cache. options: the fields
-        of `merino_runtime.chat.conversation.ChatOptions`. MerinoError if the bundle has no template."""
+        """Start a conversation in the model's chat template, whose earlier turns stay in the cache. options: the fields
+        of `merino_runtime.chat.conversation.ChatOptions`. Raise MerinoError if the bundle has no template."""
         from merino_runtime.chat.conversation import ChatOptions, ChatSession
 
         return ChatSession(self.bundle, self.backend, self.tokenizer, ChatOptions(**options))
 
     def fork(self) -> "LanguageModel":
-        """A model with a copy of the cache over the same weights. Both are closed separately, in any order, and may run
-        in two threads."""
+        """Return a model with a copy of the cache and the same weights. Both are closed separately, in any order, and
+        may run in two threads."""
         return LanguageModel(self.bundle, self.backend.fork(), self._tokenizer)
 
     def save_cache(self, path: str) -> None:
-        """Writes the cache to a file, whole or not at all. MerinoError if that fails."""
+        """Write the cache to a file, whole or not at all. Raise MerinoError if that fails."""
         from merino_runtime.generation.cache_file import save_cache
 
         save_cache(self.bundle, self.backend, path)
 
     def load_cache(self, path: str) -> None:
-        """Reads a file of `save_cache`. A prompt that begins with its ids computes the rest alone. MerinoError if the
-        file is damaged or was written by another bundle."""
+        """Read a file of `save_cache`. A prompt that begins with its ids then computes only the rest. Raise MerinoError
+        if the file is damaged or was written by another bundle."""
         from merino_runtime.generation.cache_file import load_cache
 
         load_cache(self.bundle, self.backend, path)
 
     def selftest(self) -> Optional["Mismatch"]:
-        """Compares greedy decoding with the bundle's golden ids: the first difference, None if there is none."""
+        """Compare greedy decoding with the bundle's golden ids -> the first difference, or None."""
         from merino_runtime.generation.selftest import selftest
 
         return selftest(self.bundle, self.backend)
 
     def close(self) -> None:
-        """Frees the cache, and the weights with the last fork."""
+        """Free the cache, and with the last fork the weights."""
         self.backend.close()
 
 
 class Conversation:
-    """Text and replies in turns over one model. Each turn computes only its new text.
-
-    The text is passed on as it is: marks between turns, if the model was trained with such, are the caller's.
-    """
+    """Text and replies in turns with one model. Each turn computes only its new text. The caller adds marks between
+    turns if the model was trained with them."""
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
@@ -160,17 +158,17 @@ class Conversation:
         self.done: Optional["Done"] = None  # measurements of the last complete reply
 
     def reply(self, text: str, **options: Any) -> Iterator[str]:
-        """Adds text and streams the reply, piece by piece. Options as of `LanguageModel.generate`. A reply that is not
-        read to its end counts as far as it was read."""
+        """Add text and stream the reply in parts. options: as of `LanguageModel.generate`. If the reply is not read to
+        its end, only the part that was read counts."""
         model = self._model
         if not text and not self.ids:
             raise MerinoError("the conversation is empty. Begin it with at least one word.")
         ids = [*self.ids, *(model.tokenizer.encode(text, begins=not self.ids) if text else [])]
         generation = model._generation(ids, GenerateOptions(**options))
         self.ids, self.done = ids, None
-        return self._pieces(generation)
+        return self._texts(generation)
 
-    def _pieces(self, generation: "Generation") -> Iterator[str]:
+    def _texts(self, generation: "Generation") -> Iterator[str]:
         from merino_runtime.generation.generate import Done, Token
 
         for event in generation:
@@ -180,11 +178,3 @@ class Conversation:
                     yield event.text
             elif isinstance(event, Done):
                 self.done = event
-
-
-def _texts(generation: "Generation") -> Iterator[str]:
-    from merino_runtime.generation.generate import Token
-
-    for event in generation:
-        if isinstance(event, Token) and event.text:
-            yield event.text

@@ -1,4 +1,4 @@
-"""One function per verb, shared by the board's command line and the workstation's. It gets the parsed arguments.
+"""One function per verb, which takes the parsed arguments; the board's and the workstation's command lines share it.
 
 Results go to stdout, messages to stderr. `__main__` parses arguments and turns errors into exit codes.
 """
@@ -37,35 +37,35 @@ from merino_runtime.io.streams import (
     write_out,
 )
 from merino_runtime.io.visible import harmless
-from merino_runtime.sampling import GenerateOptions, Sampling
+from merino_runtime.sampling import OPTIONS, GenerateOptions, Sampling
 
 if TYPE_CHECKING:
     from merino_runtime.chat.conversation import ChatOptions
 
-STDIN = "-"  # in place of a prompt
-PROGRAMS = (b"#!", b"\x7fELF", b"PK", b"MZ")  # how they begin: scripts, native code, zip applications
+STDIN = "-"  # as PROMPT: read stdin
+PROGRAMS = (b"#!", b"\x7fELF", b"PK", b"MZ")  # first bytes of scripts, native code, zip applications
 
-# numpy and what needs it are imported inside the functions: `info` and `verify` work without it. So is delivery, which
-# a start of `generate` need not wait for.
+# numpy is imported inside the functions, so that `info` and `verify` work without it; delivery too, so that `generate`
+# starts sooner.
 
 
 def sampling_of(arguments: Namespace) -> Sampling:
-    return Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p,
-                    arguments.repetition_penalty, arguments.seed)
+    return Sampling(**{name: getattr(arguments, name) for name, _, _ in OPTIONS})
 
 
 def generate_options(arguments: Namespace) -> GenerateOptions:
     """Read and check the options of the verb `generate`."""
     options = GenerateOptions(
-        arguments.max_new_tokens, sampling_of(arguments), [as_text(stop) for stop in arguments.stop],
-        arguments.ignore_eos, arguments.overflow, json_at(arguments.json_schema, "Give a file with a JSON schema."),
-        json_at(arguments.tools, 'Give a list of tools: [{"type": "function", "function": {...}}].'))
+        arguments.max_new_tokens, sampling_of(arguments), stops=[as_text(stop) for stop in arguments.stop],
+        ignore_eos=arguments.ignore_eos, overflow=arguments.overflow,
+        json_schema=json_at(arguments.json_schema, "Give a file with a JSON schema."),
+        tools=json_at(arguments.tools, 'Give a list of tools: [{"type": "function", "function": {...}}].'))
     options.check()
     return options
 
 
 def run_generate(arguments: Namespace) -> int:
-    """The cache file is read if it exists, and else written after the prefill."""
+    """Generate. The cache file is read if it exists; otherwise it is written after the prefill."""
     options, cache = generate_options(arguments), arguments.cache
     restored = cache is not None and os.path.exists(cache)
     if cache and not restored:
@@ -84,7 +84,7 @@ def run_generate(arguments: Namespace) -> int:
                 if constrained and getattr(event, "stop_reason", "eos") != "eos":
                     say_note(f"the text was cut by {event.stop_reason} and is not complete JSON: allow more tokens "
                              "with -n, or limit the schema's strings and lists by maxLength and maxItems")
-                if cache and not restored and isinstance(event, Token):  # the first one: the prefill is done
+                if cache and not restored and isinstance(event, Token):  # the first token: the prefill is complete
                     model.save_cache(cache)
                     restored = True
         except KeyboardInterrupt:
@@ -105,7 +105,7 @@ def json_at(path: Optional[str], remedy: str) -> Any:
 
 
 def _counted(events: Iterator[Any], most: int) -> Iterator[Any]:
-    """The events; where the text goes to a file, a person sees on stderr how far it is, each second."""
+    """Yield the events; if the text goes to a file, print the progress to stderr every second."""
     if not (stdout_is_file() and stderr_is_terminal()):
         yield from events
         return
@@ -141,9 +141,9 @@ def chat_options(arguments: Namespace) -> "ChatOptions":
     from merino_runtime.chat.conversation import ChatOptions
 
     options = ChatOptions(
-        None if arguments.system is None else as_text(arguments.system), arguments.max_new_tokens,
-        sampling_of(arguments), arguments.no_think, arguments.overflow,
-        json_at(arguments.json_schema, "Give a file with a JSON schema."))
+        system=None if arguments.system is None else as_text(arguments.system),
+        max_new_tokens=arguments.max_new_tokens, sampling=sampling_of(arguments), no_think=arguments.no_think,
+        overflow=arguments.overflow, json_schema=json_at(arguments.json_schema, "Give a file with a JSON schema."))
     options.check()
     return options
 
@@ -174,7 +174,7 @@ def run_selftest(arguments: Namespace) -> int:
 
 
 def run_build_engine(bundle_path: str, fp16: bool = False, workspace_mb: Optional[int] = None) -> int:
-    """Builds the TensorRT engine of a bundle for this GPU, and does nothing where it is there."""
+    """Build the TensorRT engine of a bundle for this GPU, and does nothing if it is there."""
     bundle = load_bundle(bundle_path, verify=False)
     check_files_once(bundle)
     choose_backend(bundle, TENSORRT)
@@ -187,12 +187,12 @@ def run_build_engine(bundle_path: str, fp16: bool = False, workspace_mb: Optiona
 
 
 def _is_packed(path: str) -> bool:
-    """Whether it is meant as a packed file: bundles are folders."""
+    """Return whether the path is a package; bundles are folders."""
     return os.path.exists(path) and not os.path.isdir(path)
 
 
 def run_verify(path: str, trust: Sequence[str] = (), as_json: bool = False) -> int:
-    """Of a bundle, or of a packed file: there `trust` names files of public keys, one of which must have signed it."""
+    """Verify a bundle, or a package. trust: files of public keys, one of which must have signed the package."""
     if _is_packed(path):
         from merino_runtime.delivery import packed
 
@@ -215,8 +215,7 @@ def run_verify(path: str, trust: Sequence[str] = (), as_json: bool = False) -> i
 
 
 def run_info(path: str, as_json: bool = False) -> int:
-    """Of a bundle: as_json has the keys of bundle.json, `code` in it, and this machine under `board`. Or of a packed
-    file."""
+    """Describe a bundle or a package. as_json: the keys of bundle.json, its `code`, and this machine as `board`."""
     if _is_packed(path):
         from merino_runtime.delivery import packed
 
@@ -254,7 +253,7 @@ def _facts(bundle: Bundle, here: board.Board) -> List[Sequence]:
 
 
 def code_in(bundle: Bundle) -> List[str]:
-    """The names of the programs and native libraries among the bundle's files. No verb loads any of them."""
+    """Return the names of programs and native libraries among the bundle's files. No verb loads them."""
     names = []
     for path in filter(os.path.isfile, own_files(bundle)):
         with contextlib.suppress(OSError), open(path, "rb") as file:
@@ -274,7 +273,7 @@ def _shown_kernels(bundle: Bundle) -> str:
 
 
 def summary(done) -> str:
-    """One line for people. done: generate.Done."""
+    """Summarize a generate.Done in one line."""
     decode = ("no decode step" if done.tok_s is None else
               f"decode {done.decode_ms_p50:.2f} ms (p50), {done.tok_s:.1f} tok/s")
     shifts = f", the older half of the context was dropped {done.shifts} times" if done.shifts else ""
@@ -288,8 +287,7 @@ def stdin_is_terminal() -> bool:
 
 
 def prompt_from_stdin() -> str:
-    """All of stdin, without its last line break: that is the mark of a text file's end. Raises MerinoError where
-    nothing is left, or where it is not UTF-8."""
+    """Read stdin without its last line break, which ends a text file. Raise MerinoError if it is empty or not UTF-8."""
     if stdin_is_terminal():
         say_note("the prompt is read from the terminal; end it with ctrl-D on a line of its own")
     data = b"" if sys.stdin is None else sys.stdin.buffer.read(LONGEST_TEXT_BYTES + 1)

@@ -177,7 +177,7 @@ def test_a_report_says_which_rows_have_no_prediction_and_why(changes, reason):
     rows = record(10), record(30, test="pp64"), record(8, bundle="other", **changes)
     result = summary_of(*rows, board="raspberry-pi-4")
     assert {one.series.bundle for one in result.predictions} == {"ours"}
-    assert [(one.series.bundle, one.reason) for one in result.unpredicted] == [("other", reason)]
+    assert [(series.bundle, why) for series, why in result.unpredicted] == [("other", reason)]
     output = f"No prediction for {result.unpredicted[0].series.label}: {reason}."
     assert output in page(result) and output in markdown(result).replace("\\", "")
     without_board = summary_of(*rows)

@@ -10,7 +10,7 @@ import pytest
 
 from merino_runtime.api import open_model
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.generate import Likely, Token
+from merino_runtime.generation.generate import Token, TokenLogprobs
 from merino_runtime.sampling import GREEDY, GenerateOptions, Sampling
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "python.md"
@@ -56,7 +56,7 @@ def test_each_token_that_is_not_forced_is_followed_by_its_log_probability(model)
         assert tokens == without and done.forced == last.forced == len(tokens) - (len(events) - len(tokens))
         assert bool(done.forced) == ("json_schema" in options)
         for token, event in zip(events, events[1:]):  # noqa: B905, not in 3.6
-            if isinstance(event, Likely):
+            if isinstance(event, TokenLogprobs):
                 assert len(event.top) == 2 and event.logprob <= event.top[0][1] <= 0
                 assert "json_schema" in options or event.top[0] == (token.id, event.logprob)
 

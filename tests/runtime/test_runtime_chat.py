@@ -15,7 +15,7 @@ from test_runtime_conversation import conversation_of
 
 import merino_runtime
 from merino_runtime.chat import session
-from merino_runtime.chat.commands import Record, line_of
+from merino_runtime.chat.commands import Record, parse_line
 from merino_runtime.chat.screen import Thinking, Wrapped, columns_of, harmless
 from merino_runtime.chat.session import converse
 from merino_runtime.errors import MerinoError
@@ -246,9 +246,9 @@ def test_thinking_is_told_wherever_the_text_is_cut(text, thinks, data):
 def test_lines_and_commands(typed, expected):
     if expected is None:
         with pytest.raises(MerinoError):
-            line_of(typed)
+            parse_line(typed)
     else:
-        assert line_of(typed) == expected
+        assert parse_line(typed) == expected
 
 
 def test_what_was_dropped_or_not_answered_is_not_saved(tmp_path):

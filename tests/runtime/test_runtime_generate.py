@@ -206,16 +206,16 @@ def test_a_prefill_in_pieces_tells_how_far_it_is_and_can_be_left_between_them():
     prompt = [*range(4), *range(10, 20)]
     calls = []
     events = generate(backend, prompt, GenerateOptions(max_new_tokens=2, sampling=GREEDY),
-                      piece=lambda at: calls.append(at) or 4)
+                      chunk_size=lambda at: calls.append(at) or 4)
     assert [next(events) for _ in range(3)] == [Prefilled(4, 14), Prefilled(8, 14), Prefilled(12, 14)]
     *tokens, last = events
     assert [token.id for token in tokens] == spelled("hi") and backend.ids == [*prompt, *spelled("h")]
     assert last.prefill_tokens == 10 and calls == [4, 8, 12]
-    left = generate(backend, [*range(30, 40)], piece=lambda _: 4)
+    left = generate(backend, [*range(30, 40)], chunk_size=lambda _: 4)
     assert [next(left), next(left)] == [Prefilled(0, 10), Prefilled(4, 10)]
     left.close()
     assert backend.ids == [*range(30, 34)]
-    disturbed = generate(backend, [*range(40, 50)], piece=lambda _: 4)
+    disturbed = generate(backend, [*range(40, 50)], chunk_size=lambda _: 4)
     next(disturbed)
     backend.changes += 1
     with pytest.raises(MerinoError, match="changed by something else"):

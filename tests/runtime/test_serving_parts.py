@@ -12,9 +12,9 @@ from merino_runtime.serving.burden import Burden, Sensors
 from merino_runtime.serving.choice import Call, Calls, TextDelta
 from merino_runtime.serving.connections import listening
 from merino_runtime.serving.events import Events
-from merino_runtime.serving.requests import Ended, GenerationRequest, Piece, Progress
+from merino_runtime.serving.requests import Finished, GenerationRequest, Progress, TextChunk
 from merino_runtime.serving.scheduler import Job as RunningJob
-from merino_runtime.serving.scheduler import Scheduler, Served
+from merino_runtime.serving.scheduler import LoadedModel, Scheduler
 from merino_runtime.serving.slots import Slots
 from merino_runtime.serving.waiting import Waiting
 from merino_runtime.serving.wrong_keys import WrongKeys
@@ -85,7 +85,7 @@ def test_a_run_for_several_requests_is_shared_out_and_one_that_fails_is_made_up_
     if "fused" not in bundle_dirs:
         pytest.skip("no fused bundle for this Python's onnxruntime")
     slots = Slots(open_model(str(bundle_dirs["fused"]), threads=1), 3)
-    served, row, batched, runs_s, message = Served(slots), slots.persons[0].backend, [], [], []
+    served, row, batched, runs_s, message = LoadedModel(slots), slots.persons[0].backend, [], [], []
     request, computed = GenerationRequest((1, 2, 3), 20, GREEDY, ignore_eos=True), type(row).step_ahead
 
     def timed(backend, steps):
@@ -100,9 +100,9 @@ def test_a_run_for_several_requests_is_shared_out_and_one_that_fails_is_made_up_
         del message[:], runs_s[:]
 
         def take(event):
-            message.append(event.id if isinstance(event, Piece) else None)
-            if isinstance(event, Ended):
-                ended.append(event.used)
+            message.append(event.id if isinstance(event, TextChunk) else None)
+            if isinstance(event, Finished):
+                ended.append(event.usage)
                 if len(ended) == 3:
                     scheduler.close()
 
@@ -136,7 +136,7 @@ def test_the_first_token_is_written_at_once_and_later_ones_together():
     async def run():
         events = Events(loop)
         events.gather_s = 3600
-        progress, first, second = Progress(0, 32), Piece(5, "a"), Piece(6, "b")
+        progress, first, second = Progress(0, 32), TextChunk(5, "a"), TextChunk(6, "b")
         assert await written(events, progress) == [(0, progress)]
         assert await written(events, first) == [(0, first)]
         events.put(0, second)
@@ -157,7 +157,7 @@ def test_wrong_keys_are_forgotten_after_the_pause_and_their_addresses_are_bounde
     wrong = WrongKeys()
     for number in range(5000):
         wrong.add(str(number))
-    assert len(wrong._of) == 1024
+    assert len(wrong._counts) == 1024
     for number in range(10):
         assert wrong.wait_s("here") == 0, number
         wrong.add("here")

@@ -24,7 +24,7 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """Raises MerinoError where it is not of that form."""
+    """Raise MerinoError if it is not of that form."""
     match = _ADDRESS.fullmatch(text)
     port = int(match["port"]) if match and match["port"] else None
     host = (match["six"] or match["host"]) if match else ""
@@ -37,7 +37,7 @@ def parse_address(text: str) -> Address:
 
 
 def parse_addresses(texts: list[str]) -> list[Address]:
-    """Raises MerinoError too where one is named twice: two installs on one board would wait for each other."""
+    """Raise MerinoError too where one is named twice: two installs on one board would wait for each other."""
     twice = sorted({text for text in texts if texts.count(text) > 1})
     if twice:
         raise MerinoError(f"--ssh {twice[0]} is given twice: give each board once")

@@ -1,6 +1,6 @@
-"""What a board is and what it has installed, reported by the application that is installed there. Where there is none,
-this workstation's is sent over stdin and leaves nothing behind. The application of a packed file is never run, because
-nobody verified it, nor one that another user of the board can change.
+"""Describes a board and its releases, by the application that is installed there. If there is none, this workstation's
+is sent over stdin and leaves nothing behind. Unverified applications are never run: neither that of a package, nor one
+that another user of the board can change.
 """
 
 import shlex
@@ -55,8 +55,7 @@ class Facts:
 
 
 async def described(board: Board, app: bytes, root: str | None = None) -> Facts:
-    """`app`: this workstation's application. Raises MerinoError where the board does not answer as one that can run it.
-    """
+    """Describe a board. app: this workstation's application. Raise MerinoError if the board gives no valid answer."""
     doing = "describe the board"
     calls = [["board", "--json"], ["status", "--json"]]
     request = {"do": "describe", "app_bytes": len(app), "root": root, "calls": calls, "timeout_s": FACTS_S}
@@ -77,7 +76,8 @@ async def described(board: Board, app: bytes, root: str | None = None) -> Facts:
     except MerinoError as error:
         raise MerinoError(f"{error}.{older_there(reply['root'])}" if reply["app"] else str(error)) from error
     return Facts(
-        facts, reply["root"], current, reply["app"], reply["foreign"], reply["service"], frozenset(reply["keys"])
+        machine=facts, current=current, keys=frozenset(reply["keys"]),
+        **{name: reply[name] for name in ("root", "app", "foreign", "service")},
     )
 
 
@@ -105,7 +105,7 @@ def _installed(board: Board, root: str, status: Any) -> str | None:
 
 
 def profile_of(address: str, facts: Facts) -> DeviceProfile:
-    """Raises MerinoError where no shipped profile names the board's model."""
+    """Raise MerinoError if no shipped profile names the board's model."""
     profile = facts.profile
     if profile is None:
         raise MerinoError(

@@ -1,6 +1,6 @@
-"""Runs things on a board through its Python: `merino_runtime.delivery.agent` is sent with each request.
+"""Runs requests on a board through its Python: `merino_runtime.delivery.agent` is sent with each request.
 
-Every answer has a limit in bytes and in time, and begins behind a marker: what a login shell prints before is dropped.
+Every answer has a limit in bytes and in time. It starts behind a marker, so output of a login shell is dropped.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ class Finished:
 async def started(
     board: Board, doing: str, request: dict[str, Any], report: Take | None = None, timeout_s: float | None = None
 ) -> AsyncIterator[Session]:
-    """Sends the request, and waits for the beginning of its answer. The program there is ended with the body.
+    """Send the request and wait for the start of its answer. The program on the board ends with the body.
 
     report: gets each line of stderr. timeout_s: for the whole body; None: each step of it has its own. Raises
     MerinoError where no answer begins.
@@ -86,9 +86,9 @@ async def finished(
     board: Board, doing: str, request: dict[str, Any], data: bytes = b"", *, timeout_s: float = SHORT_S,
     most_bytes: int = SHORT_BYTES, report: Take | None = None, take: Take | None = None,
 ) -> Finished:  # fmt: skip
-    """Sends the request and `data`, and reads the answer to its end.
+    """Send the request and `data`, and read the whole answer.
 
-    take: gets each piece of the answer, fit for a terminal; None: the pieces are collected. Raises MerinoError where
+    take: gets each piece of the answer, fit for a terminal; None: the pieces are collected. Raise MerinoError if
     the answer is longer than `most_bytes`, comes too late or not at all.
     """
     async with started(board, doing, request, report, timeout_s) as session:
@@ -99,13 +99,13 @@ async def finished(
 
 
 def give(session: Session, data: bytes) -> None:
-    """To the program's stdin. A program that has ended takes nothing more; its answer, which is read next, explains."""
+    """Write to the program's stdin. If the program has ended, its answer, which is read next, explains why."""
     with suppress(BrokenPipeError):
         session.process.stdin.write(data)
 
 
 async def answer(session: Session, most_bytes: int = SHORT_BYTES) -> Any:
-    """The value in the next line of JSON. Raises MerinoError where there is none."""
+    """Read the next line as JSON. Raise MerinoError if there is none."""
     try:
         line = await session.process.stdout.readuntil(b"\n")
     except asyncio.IncompleteReadError as error:
@@ -119,7 +119,7 @@ async def answer(session: Session, most_bytes: int = SHORT_BYTES) -> Any:
 
 
 def json_of(board: Board, doing: str, text: str) -> Any:
-    """The value of a JSON text from the board. Raises MerinoError where it is none."""
+    """Parse a JSON text from the board. Raise MerinoError if it is invalid."""
     try:
         return value_of(text)
     except ValueError as error:
@@ -130,7 +130,7 @@ def json_of(board: Board, doing: str, text: str) -> Any:
 
 
 async def ended(session: Session) -> tuple[int, str]:
-    """Exit code, -1 where there is none, and the last line of stderr, once the program there has ended."""
+    """Wait for the program's end -> its exit code, -1 if there is none, and the last line of stderr."""
     async with asyncio.timeout(SHORT_S):
         await session.process.wait_closed()
         last_words = await session.last_line
@@ -173,7 +173,7 @@ async def _rest(session: Session, most_bytes: int, take: Take | None) -> str:
 
 
 async def _stderr(process: "asyncssh.SSHClientProcess[bytes]", report: Take | None) -> str:
-    """Reads stderr to its end, passes its lines to `report`, returns the last one. Drops what exceeds the limit."""
+    """Read stderr to its end and pass its lines to `report` -> the last one. Output beyond the limit is dropped."""
     last, kept, size = "", b"", 0
     while data := await process.stderr.read(PIECE):
         size += len(data)

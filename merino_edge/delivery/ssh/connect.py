@@ -36,7 +36,7 @@ class Board:
 async def connected(
     address: Address, accept_new: bool = False, say: Callable[[str], None] = lambda _: None, keep_key: bool = True
 ) -> AsyncIterator[Board]:
-    """Raises MerinoError with the host's name where no connection comes about; it is closed at the end of the body.
+    """Raise MerinoError with the host's name where no connection comes about; it is closed at the end of the body.
     keep_key: a new host key that is accepted is written into known_hosts."""
     for name in ("asyncssh", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # a server's words would reach the terminal as they are
@@ -88,12 +88,12 @@ async def _login(
 
 async def _options(address: Address) -> asyncssh.SSHClientConnectionOptions:
     """Those of ~/.ssh/config, without forwarding, passwords and environment, which no board needs."""
-    given = {key: value for key, value in (("username", address.user), ("port", address.port)) if value is not None}
+    options = {key: value for key, value in (("username", address.user), ("port", address.port)) if value is not None}
     return await asyncssh.SSHClientConnectionOptions.construct(
         config=(), host=address.host, agent_forwarding=False, x11_forwarding=False, password_auth=False,
         kbdint_auth=False, host_based_auth=False, gss_kex=False, gss_auth=False, request_pty=False,
         env=(), send_env=(), compression_algs=None, keepalive_interval=KEEPALIVE_S, keepalive_count_max=3,
-        connect_timeout=None, **given,
+        connect_timeout=None, **options,
     )  # fmt: skip
 
 

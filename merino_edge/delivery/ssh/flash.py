@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from merino_edge.bundles.board_app import board_app
-from merino_edge.delivery.ssh import transfer
 from merino_edge.delivery.ssh.address import Address
 from merino_edge.delivery.ssh.board import LOOK, Facts, described, older_there
 from merino_edge.delivery.ssh.command import finished, json_of
@@ -71,7 +70,7 @@ class Package:
 
 @dataclass
 class Flashed:
-    """The result of one board. `error`: empty where all went well."""
+    """The result of one board. `error`: empty after a success."""
 
     host: str
     error: str = ""
@@ -87,7 +86,7 @@ class Flashed:
 
 
 def package(path: Path, keys: Sequence[Path] = (), *, report: Say = lambda _: None, **how: Any) -> Package:
-    """Checks the packed file here: layout, signature, every hash. Raises MerinoError.
+    """Check the package here: layout, signature, every hash. Raise MerinoError.
 
     keys: files of public keys that the boards will trust; one of them must have signed the file. Without any, the
     signature is still checked, and each board decides whether it trusts the key. how: `root` and the options of
@@ -120,14 +119,14 @@ async def flash_all(
     addresses: Sequence[Address], package: Package, *, at_once: int = 4, accept_new: bool = False,
     dry_run: bool = False, report: Report = lambda *_: None, say: Say = lambda _: None,
 ) -> list[Flashed]:  # fmt: skip
-    """At most `at_once` boards at a time -> the result of each, in the order of `addresses`."""
+    """Flash at most `at_once` boards at a time -> their results in the order of `addresses`."""
     slots = asyncio.Semaphore(at_once)
 
     async def one(address: Address) -> Flashed:
         done = Flashed(address.text)
         async with slots:
             try:
-                await flash(address, package, done, accept_new, dry_run, report, say)
+                await flash(address, package, done, accept_new=accept_new, dry_run=dry_run, report=report, say=say)
             except MerinoError as error:
                 done.error = visible(str(error).removeprefix(f"{address.text}: "), LONGEST_ERROR)
         done.notes = [visible(note) for note in done.notes]
@@ -138,9 +137,9 @@ async def flash_all(
 
 
 async def flash(
-    address: Address, package: Package, done: Flashed, accept_new: bool, dry_run: bool, report: Report, say: Say
+    address: Address, package: Package, done: Flashed, *, accept_new: bool, dry_run: bool, report: Report, say: Say
 ) -> None:
-    """Fills in `done` as far as it comes. Raises MerinoError."""
+    """Flash one board and record every finished step in `done`. Raise MerinoError."""
     host = address.text
     report(host, STEPS[0], 0, 0)
     async with connected(address, accept_new, say, keep_key=not dry_run) as board:
@@ -161,9 +160,17 @@ async def flash(
         launcher = f"{facts.root}/current/merino"
         if done.was_there and facts.app and not missing(package, facts):
             report(host, STEPS[3], 0, 0)
-            await _selftest(board, launcher)
+            ran = await finished(
+                board, "run the self-test", _run([launcher, "selftest", "installed"]), timeout_s=INSTALL_S
+            )
+            if ran.code:
+                raise MerinoError(f"{host}: {_words(ran.last_words, ran.code)}")
         else:
-            place = await _copy(board, package, facts, lambda sent, total: report(host, STEPS[2], sent, total))
+            for small in (*([] if facts.app else [package.app]), *package.keys):
+                await send(board, INCOMING, small)
+            place = await send(
+                board, INCOMING, package.whole, lambda sent, total: report(host, STEPS[2], sent, total)
+            )
             report(host, STEPS[3], 0, 0)
             launcher = await _install(board, package, place, done, facts)
         done.tested = True
@@ -172,8 +179,8 @@ async def flash(
 
 
 def check_signer(package: Package, facts: Facts) -> None:
-    """Raises MerinoError where neither the board nor --trust names the key that signed the file. The board's `install`
-    decides; this check saves copying a file that it will refuse."""
+    """Raise MerinoError if neither the board nor --trust names the key that signed the package. The board's `install`
+    decides; this check saves copying a package that it will refuse."""
     signature = package.archive.signature
     if signature is None or in_base64(signature.key) in facts.keys | package.trusted:
         return
@@ -185,8 +192,8 @@ def check_signer(package: Package, facts: Facts) -> None:
 
 
 def check_service(package: Package, facts: Facts) -> list[str]:
-    """-> notes. Raises MerinoError where the default folder of releases is not the folder of the board's service: there
-    would be two installations, and the service would keep the old one."""
+    """Return notes. Raise MerinoError if the default folder of releases is not that of the board's service: there would
+    be two installations, and the service would keep the old one."""
     if facts.service in (None, facts.root):
         return []
     if package.root is not None:
@@ -199,7 +206,7 @@ def check_service(package: Package, facts: Facts) -> list[str]:
 
 
 def missing(package: Package, facts: Facts) -> list[str]:
-    """What the user requires beside the release and the board lacks: keys to trust, the service."""
+    """Return what the board lacks beside the release: keys to trust, the service."""
     keys = sorted(package.trusted - facts.keys)
     lacking = [f"trust {len(keys)} new key{'s' * (len(keys) > 1)}"] * bool(keys)
     lacking += ["set up merino.service"] * (package.service and facts.service != facts.root)
@@ -207,7 +214,7 @@ def missing(package: Package, facts: Facts) -> list[str]:
 
 
 def plan_of(package: Package, facts: Facts, choice: Choice) -> list[str]:
-    """What a flash would do, in lines."""
+    """Describe what a flash would do, in lines."""
     here = f"{facts.model}; Python {facts.machine.python}; {facts.machine.free_bytes / 2**20:,.0f} MB free"
     more = missing(package, facts)
     if facts.current == package.archive.id and facts.app and not more:
@@ -224,14 +231,8 @@ def plan_of(package: Package, facts: Facts, choice: Choice) -> list[str]:
     ]
 
 
-async def _copy(board: Board, package: Package, facts: Facts, sent: transfer.Sent) -> str:
-    for small in (*([] if facts.app else [package.app]), *package.keys):
-        await send(board, INCOMING, small)
-    return await send(board, INCOMING, package.whole, sent)
-
-
 async def _install(board: Board, package: Package, place: str, done: Flashed, facts: Facts) -> str:
-    """-> the launcher's path on the board."""
+    """Install the copied package -> the launcher's path on the board."""
     host = board.address.text
     app = facts.app or f"{INCOMING}/{package.app.name}"
     keys = [f"{INCOMING}/{key.name}" for key in package.keys]
@@ -258,14 +259,8 @@ async def _install(board: Board, package: Package, place: str, done: Flashed, fa
     return str(own["launcher"])
 
 
-async def _selftest(board: Board, launcher: str) -> None:
-    ran = await finished(board, "run the self-test", _run([launcher, "selftest", "installed"]), timeout_s=INSTALL_S)
-    if ran.code:
-        raise MerinoError(f"{board.address.text}: {_words(ran.last_words, ran.code)}")
-
-
 async def _measure(board: Board, launcher: str, done: Flashed) -> None:
-    """A benchmark that fails is a note: the release is installed and tested."""
+    """Run a benchmark. If it fails, add a note, because the release is installed and tested."""
     try:
         ran = await finished(board, "measure", _run([launcher, *BENCH]), timeout_s=BENCH_S, most_bytes=BENCH_BYTES)
         rows, faults, _ = parse_records(ran.out)

@@ -47,8 +47,8 @@ class HostKeys(asyncssh.SSHClient):
         return self.accept_new and not self.known
 
     def keep(self, write: bool = True) -> str:
-        """Writes a new key into the first file, once the host has proved that it has it -> a line that reports it,
-        empty where the key was known. write=False: the line reports what would be written. Raises MerinoError where it
+        """Write a new key into the first file, once the host has proved that it has it -> a line that reports it,
+        empty if the key was known. write=False: the line reports what would be written. Raise MerinoError if it
         cannot be written."""
         if self.offered is None or self.known:
             return ""
@@ -62,7 +62,7 @@ class HostKeys(asyncssh.SSHClient):
         return f"{line} now in {path}"
 
     def refusal(self) -> MerinoError:
-        """Why the host's key was not taken, and what to do."""
+        """Return why the host's key was not taken, and what to do."""
         host, path = self.address.text, self.files[0]
         print_of = f" {self.offered.get_fingerprint()}" if self.offered else ""
         if self.known:
@@ -78,7 +78,7 @@ class HostKeys(asyncssh.SSHClient):
 
 
 def known_hosts_files(config: Any) -> list[Path]:
-    """The user's files, then the system's, of what asyncssh read from ~/.ssh/config. `none` there is an empty
+    """Return the user's files, then the system's, of what asyncssh read from ~/.ssh/config. `none` there is an empty
     list, and does not switch the check off."""
     own = config.get("UserKnownHostsFile") or ["~/.ssh/known_hosts"]
     shared = [Path(text) for text in config.get("GlobalKnownHostsFile") or ()] or list(GLOBAL_FILES)

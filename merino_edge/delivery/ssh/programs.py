@@ -38,7 +38,7 @@ class Program:
         self.board, self.facts, self.command, self.root = board, facts, command, root
 
     def installed(self) -> str:
-        """The release in use, as the program's BUNDLE. Raises MerinoError where --root has none."""
+        """Return the release in use, as the program's BUNDLE. Raise MerinoError if --root has none."""
         if self.root is None:
             return INSTALLED
         if self.facts.current is None:
@@ -52,7 +52,7 @@ class Program:
         self, arguments: list[str], data: bytes = b"", *, doing: str, timeout_s: float, most_bytes: int,
         report: Take | None = None, take: Take | None = None,
     ) -> Finished:  # fmt: skip
-        """Raises MerinoError where the program's answer is too long or too late. Its exit code is the caller's."""
+        """Raise MerinoError if the program's answer is too long or too late. Its exit code is the caller's."""
         request = {"do": "run", "arguments": [*self.command, *arguments], "stdin_bytes": len(data)}
         return await finished(
             self.board, doing, request, data, timeout_s=timeout_s, most_bytes=most_bytes, report=report, take=take
@@ -60,15 +60,15 @@ class Program:
 
     @asynccontextmanager
     async def interactive(self, arguments: list[str], report: Take) -> AsyncIterator[Session]:
-        """The program with an open stdin, for as long as the body takes."""
+        """Run the program with an open stdin while the body runs."""
         request = {"do": "interact", "arguments": [*self.command, *arguments]}
         async with started(self.board, "chat", request, report) as session:
             yield session
 
 
 async def program(board: Board, root: str | None = None) -> Program:
-    """Copies the application where it is not there yet. root: the folder of releases there; None: the folder that its
-    user's `install` takes. Raises MerinoError where no Python there has the packages."""
+    """Copy the application to the board if it is not there yet. root: the folder of releases there; None: the default
+    of `install` for its user. Raise MerinoError if no Python there has the packages."""
     app = board_app()
     facts = await described(board, app, root)
     doing = "find a Python with numpy and onnxruntime"
@@ -87,8 +87,8 @@ async def program(board: Board, root: str | None = None) -> Program:
 
 
 async def bundle_there(there: Program, bundle: str, progress: Copied = lambda *_: None) -> str:
-    """The bundle's folder on the board, for its command line; copied, where it is not there yet. Its description comes
-    last, so that a folder with one is whole."""
+    """Copy the bundle to the board if it is not there yet -> its folder there. The description is copied last, so that
+    a folder with one is complete."""
     board = there.board
     if bundle == INSTALLED:
         return there.installed()
@@ -103,17 +103,14 @@ async def bundle_there(there: Program, bundle: str, progress: Copied = lambda *_
 
 
 async def remove_bundle(there: Program, bundle: str, place: str) -> None:
-    """The files that `bundle_there` copied from the folder `bundle` to `place`."""
+    """Remove the files that `bundle_there` copied from the folder `bundle` to `place`."""
     names = [DESCRIPTION_FILE, *(file.path for file in load_bundle(bundle, verify=False).files)]
     request = {"do": "discard", "paths": [*(f"{place}/{name}" for name in names), place]}
     await finished(there.board, "remove what was measured", request, timeout_s=SHORT_S)
 
 
 async def probe(there: Program, backend: str, report: Take) -> str:
-    """Probes the board in this backend, which takes one to five minutes -> the text of its probe.json.
-
-    Raises MerinoError.
-    """
+    """Probe the board with this backend, in one to five minutes -> the text of its probe.json. Raise MerinoError."""
     ran = await there.run(
         ["probe", "-o", "-", f"--backend={backend}"], doing="probe", timeout_s=PROBE_S, most_bytes=PROBE_BYTES,
         report=report,

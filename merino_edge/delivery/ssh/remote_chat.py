@@ -31,7 +31,7 @@ class Remote:
         self.loop.call_soon_threadsafe(give, self.session, (line + "\n").encode("utf-8", "replace"))
 
     def receive(self) -> dict[str, Any]:
-        """The board's next event. Raises MerinoError where there is none, and for what it refuses."""
+        """Return the board's next event. Raise MerinoError if there is none, or if it is an error."""
         self._coming = self._coming or asyncio.run_coroutine_threadsafe(answer(self.session), self.loop)
         try:
             event = self._coming.result()
@@ -50,8 +50,8 @@ class Remote:
 
 @contextmanager
 def opened(work: Callable[[Serve], Any]) -> Iterator[Remote]:
-    """Runs `work` in a thread. `work` awaits its argument with the session, until the body has ended. Raises
-    MerinoError where no session comes about, and in the body where it breaks."""
+    """Run `work` in a thread. `work` awaits its argument with the session, until the body ends. Raise MerinoError if no
+    session starts, and in the body if it breaks."""
     ready: queue.Queue[Remote | BaseException] = queue.Queue()
     over: list[asyncio.Event] = []
 

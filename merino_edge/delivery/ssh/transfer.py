@@ -56,10 +56,8 @@ def source_of(name: str, content: bytes) -> Source:
 
 
 async def send(board: Board, folder: str, source: Source, sent: Sent = lambda *_: None) -> str:
-    """Makes `source` a file in `folder`, of the board's cache -> its path there, with the placeholder of the cache.
-
-    Raises MerinoError where the connection is cut, the board has not the space, or the bytes arrive as others.
-    """
+    """Copy `source` into `folder` of the board's cache -> its path there, with the placeholder of the cache. Raise
+    MerinoError if the connection breaks, the board lacks space, or the bytes arrive changed."""
     doing = f"copy {source.name}"
     piece = piece_bytes(source.size_bytes)
     request = {
@@ -83,12 +81,12 @@ async def send(board: Board, folder: str, source: Source, sent: Sent = lambda *_
 
 
 def piece_bytes(size_bytes: int) -> int:
-    """Such that a file has at most MOST_PIECES."""
+    """Return a size with which a file has at most MOST_PIECES."""
     return max(LEAST_PIECE_BYTES, -(-size_bytes // MOST_PIECES))
 
 
 def _there(session: Session, reply: Any) -> bool:
-    """Whether the board has the whole file. Raises MerinoError where its answer makes no sense."""
+    """Return whether the board has the whole file. Raise MerinoError for an invalid answer."""
     if reply == {"busy": True}:
         raise session.fault("another copy of it is on its way there: wait for that one")
     problems = problems_in(reply, SHAPE)
@@ -100,7 +98,7 @@ def _there(session: Session, reply: Any) -> bool:
 
 
 def _agreeing(source: Source, piece: int, pieces: list[str]) -> int:
-    """Bytes from the beginning that the board has already."""
+    """Return how many bytes from the beginning the board has already."""
     offset = 0
     with _opened(source) as read:
         for digest in pieces:
@@ -132,16 +130,12 @@ async def _stream(session: Session, source: Source, offset: int, sent: Sent) -> 
         await ended(session)
     error = reply.get("error") if isinstance(reply, dict) else None
     if error != "":
-        raise session.fault(_words(error))
-
-
-def _words(error: Any) -> str:
-    return visible(error) if isinstance(error, str) else "the board's answer is wrong"
+        raise session.fault(visible(error) if isinstance(error, str) else "the board's answer is wrong")
 
 
 @contextmanager
 def _opened(source: Source, offset: int = 0) -> Iterator[Callable[[int], bytes]]:
-    """A function that reads the next bytes. Raises MerinoError where the file here cannot be read."""
+    """A function that reads the next bytes. Raise MerinoError if the file here cannot be read."""
     if isinstance(source.content, bytes):
         file: BinaryIO = io.BytesIO(source.content)
     else:
@@ -155,7 +149,7 @@ def _opened(source: Source, offset: int = 0) -> Iterator[Callable[[int], bytes]]
 
 
 def check_name(name: str) -> str:
-    """A file's name for the board: a plain one. Raises MerinoError for any other."""
+    """Return a file's name for the board: a plain one. Raise MerinoError for any other."""
     if name in ("", ".", "..") or set(name) & set("/\\\0") or not name.isprintable():
         raise MerinoError(f"{name!r} cannot be a file's name on a board: rename it")
     return name

@@ -17,7 +17,7 @@ SUPER = 256  # weights that share the outer scale of a K type
 
 
 def weights_of(file: GgufFile, name: str) -> np.ndarray:
-    """A tensor in float32, in its own shape. Raises MerinoError for a type that is not dequantized."""
+    """Return a tensor in float32, in its own shape. Raise MerinoError for a type that is not dequantized."""
     place = file.tensors[name]
     try:
         weights = dequantize(file.raw(name), place.kind)
@@ -29,7 +29,7 @@ def weights_of(file: GgufFile, name: str) -> np.ndarray:
 
 
 def blocks_of(file: GgufFile, name: str) -> Blocks | None:
-    """The blocks of a matrix; None for a type that has none, or none of equal steps."""
+    """Return the blocks of a matrix; None for a type that has none, or none of equal steps."""
     place = file.tensors[name]
     if place.kind not in LAYOUTS or len(place.shape) != 2:
         return None
@@ -53,7 +53,7 @@ Unpacked = tuple[np.ndarray, np.ndarray, np.ndarray | None, int]
 
 
 def halves(raw: np.ndarray, start: int) -> np.ndarray:
-    """The float16 at a byte of each block, as float32."""
+    """Return the float16 at a byte of each block, as float32."""
     return np.ascontiguousarray(raw[..., start : start + 2]).view(np.float16)[..., 0].astype(np.float32)
 
 

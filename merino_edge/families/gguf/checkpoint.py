@@ -21,7 +21,7 @@ from merino_runtime.errors import MerinoError
 
 
 class GgufCheckpoint(NamedTuple):
-    """`tokenizer`: the content of tokenizer.json. `chat`: its template, None where it has none. `blocks`: the
+    """`tokenizer`: the content of tokenizer.json. `chat`: its template, None if it has none. `blocks`: the
     matrices as they are stored."""
 
     geometry: Geometry
@@ -33,9 +33,9 @@ class GgufCheckpoint(NamedTuple):
 
 
 def read_gguf(path: Path, judge: Callable[[Geometry], None] = lambda _: None) -> GgufCheckpoint:
-    """All tensors dequantized, one at a time. `judge` is called before the weights are read, and may raise.
+    """Return all tensors dequantized, one at a time. `judge` is called before the weights are read, and may raise.
 
-    Raises MerinoError for a file that is damaged, of an architecture, variant or tokenizer that is not known, or whose
+    Raise MerinoError for a file that is damaged, of an architecture, variant or tokenizer that is not known, or whose
     tensors are not those that its metadata describes.
     """
     file = open_gguf(path)
@@ -48,7 +48,7 @@ def read_gguf(path: Path, judge: Callable[[Geometry], None] = lambda _: None) ->
 
 
 def geometry_of_gguf(path: Path) -> Geometry:
-    """Of a file whose weights are not read. Raises MerinoError as `read_gguf`."""
+    """Of a file whose weights are not read. Raise MerinoError as `read_gguf`."""
     return described(open_gguf(path))[2]
 
 
@@ -62,7 +62,7 @@ def described(file: GgufFile) -> tuple[dict[str, Any], Any, Geometry]:
 
 
 def filled(file: GgufFile, words: Mapping[str, Any], config: Any) -> tuple[PreTrainedModel, Mapping[str, Layout]]:
-    """The model of a configuration with the file's weights. Shapes are compared before a weight is made."""
+    """Return the model of a configuration with the file's weights. Shapes are compared before a weight is made."""
     kind = FAMILIES[config.model_type].model_class()
     with torch.device("meta"):
         shapes = {name: tuple(value.shape) for name, value in stored_weights(kind(config)).items()}
@@ -85,6 +85,6 @@ def filled(file: GgufFile, words: Mapping[str, Any], config: Any) -> tuple[PreTr
 
 
 def stored_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The state dict without what is tied to another weight."""
+    """Return the state dict without what is tied to another weight."""
     tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
     return {name: value for name, value in model.state_dict().items() if name not in tied}

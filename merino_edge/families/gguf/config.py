@@ -49,7 +49,7 @@ class Metadata(NamedTuple):
         return int(self._checked(key, lambda v: type(v) is int and 0 < v < LARGEST, "an integer above 0", default))
 
     def same_count(self, key: str, default: int | None = None) -> int:
-        """A count that may be a list with an entry per layer, which then must be equal."""
+        """Return a count that may be a list with an entry per layer, which then must be equal."""
         stored = self.value(key)
         if isinstance(stored, list | np.ndarray):
             counts = stored if isinstance(stored, np.ndarray) and stored.dtype.kind in "iu" else np.zeros(1)
@@ -62,7 +62,7 @@ class Metadata(NamedTuple):
         return self.count(key, default)
 
     def sizes(self, keys: Mapping[str, str]) -> dict[str, int]:
-        """Counts by the words of config.json."""
+        """Return counts by keys of config.json."""
         return {word: self.same_count(key) for word, key in keys.items()}
 
     def real(self, key: str, default: float | None = None) -> float:
@@ -79,7 +79,7 @@ class Metadata(NamedTuple):
         return name in self.file.tensors
 
     def refuse_others(self) -> None:
-        """Raises MerinoError for keys that were not read and are not neutral, all at once."""
+        """Raise MerinoError for keys that were not read and are not neutral, all at once."""
         begin = f"{self.architecture}."
         own = {key[len(begin) :]: value for key, value in self.file.metadata.items() if key.startswith(begin)}
         wrong = [
@@ -105,7 +105,7 @@ def rounded(value: float) -> float:
 
 
 def config_of(file: GgufFile) -> dict[str, Any]:
-    """Raises MerinoError for an architecture that is not exported, and for values that are missing or cannot be."""
+    """Raise MerinoError for an architecture that is not exported, and for values that are missing or cannot be."""
     key, allowed = "general.architecture", "the name of an architecture"
     name = checked_value(file.metadata, key, lambda v: isinstance(v, str), allowed)
     if name not in ARCHITECTURES:
@@ -125,13 +125,13 @@ def config_of(file: GgufFile) -> dict[str, Any]:
 
 
 def special_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
-    """The file's bos and eos; `stop_ids` of the tokenizer has further end tokens."""
+    """Return the file's bos and eos; `stop_ids` of the tokenizer has further end tokens."""
     keys = {"bos_token_id": "tokenizer.ggml.bos_token_id", "eos_token_id": "tokenizer.ggml.eos_token_id"}
     return {word: metadata[key] for word, key in keys.items() if type(metadata.get(key)) is int}
 
 
 def vocabulary(metadata: Metadata) -> int:
-    """Rows of the embedding. The list of tokens may be shorter, where the embedding is padded."""
+    """Return rows of the embedding. The list of tokens may be shorter, where the embedding is padded."""
     place = metadata.file.tensors.get("token_embd.weight")
     if place is None or len(place.shape) != 2:
         raise MerinoError(f"{metadata.file.path} has no token_embd.weight: give a model that generates text")
@@ -143,9 +143,9 @@ def vocabulary(metadata: Metadata) -> int:
 
 
 def rotary(metadata: Metadata, default: float = 10000.0) -> dict[str, Any]:
-    """`rope_parameters`, with the scaling that the file stores as factors of the frequencies.
+    """Return `rope_parameters`, with the scaling that the file stores as factors of the frequencies.
 
-    Raises MerinoError for a scaling by the metadata. As in llama.cpp its type is linear where none is stated.
+    Raise MerinoError for a scaling by the metadata. As in llama.cpp its type is linear where none is stated.
     """
     kind = metadata.value("rope.scaling.type", "linear")
     factors = {key: metadata.value(key, 0) for key in ("rope.scaling.factor", "rope.scale_linear")}
@@ -163,8 +163,8 @@ def rotary(metadata: Metadata, default: float = 10000.0) -> dict[str, Any]:
 
 
 def llama3_scaling(metadata: Metadata, theta: float) -> dict[str, Any]:
-    """The scaling that gives the stored factors, by which llama.cpp divides the frequencies. Published models differ
-    only in `factor`."""
+    """Return the scaling that gives the stored factors, by which llama.cpp divides the frequencies. Published models
+    differ only in `factor`."""
     stored = weights_of(metadata.file, ROPE_FACTORS).reshape(-1)
     factor = rounded(float(stored.max()))
     if factor == 1:
@@ -190,7 +190,7 @@ def llama3_factors(size: int, theta: float, scaling: Mapping[str, float]) -> np.
 
 
 def rms_decoder(metadata: Metadata, kind: str) -> dict[str, Any]:
-    """The keys that llama and its kin share: RMSNorm, gated FFN, rotary positions over the whole head."""
+    """Return the keys that llama and its kin share: RMSNorm, gated FFN, rotary positions over the whole head."""
     width, heads = metadata.count("embedding_length"), metadata.same_count("attention.head_count")
     head_size = metadata.count("attention.key_length", max(1, width // heads))
     for key in ("attention.value_length", "rope.dimension_count"):
@@ -244,7 +244,8 @@ def granite(metadata: Metadata) -> dict[str, Any]:
 
 
 def gemma3(metadata: Metadata) -> dict[str, Any]:
-    """Every sixth layer attends to all positions, the others to a window with rotary frequencies of their own."""
+    """Return the keys of Gemma 3. Every sixth layer attends to all positions, the others to a window, with rotary
+    frequencies of their own."""
     words = rms_decoder(metadata, "gemma3_text")
     del words["hidden_act"]
     if not words["tie_word_embeddings"]:

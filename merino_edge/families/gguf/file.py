@@ -47,7 +47,7 @@ class GgufFile(NamedTuple):
     tensors: Mapping[str, TensorPlace]
 
     def raw(self, name: str) -> np.ndarray:
-        """The stored bytes of a tensor, uint8 [rows, bytes of a row]; only these are read."""
+        """Return the stored bytes of a tensor, uint8 [rows, bytes of a row]; only these are read."""
         place = self.tensors[name]
         try:
             data = np.fromfile(self.path, np.uint8, place.nbytes, offset=place.offset)
@@ -65,7 +65,7 @@ class _FaultError(ValueError):
 def open_gguf(path: Path) -> GgufFile:
     """Metadata and places of all tensors; no tensor is read.
 
-    Raises MerinoError for a file that cannot be read, is cut short, or contradicts itself.
+    Raise MerinoError for a file that cannot be read, is cut short, or contradicts itself.
     """
     try:
         with open(path, "rb") as file:
@@ -88,7 +88,7 @@ class _Bytes:
         self.entries = 0  # of lists, so far
 
     def take(self, count: int) -> int:
-        """The place of the next `count` bytes, which are then in `data`."""
+        """Return the place of the next `count` bytes, which are then in `data`."""
         start, self.at = self.at, self.at + count
         if self.at > min(self.size, LARGEST_HEADER):
             raise _FaultError(
@@ -232,9 +232,9 @@ def _place(info: tuple[str, tuple[int, ...], int, int], begin: int, alignment: i
 def checked_value(
     metadata: Mapping[str, Any], key: str, judge: Callable[[Any], bool], allowed: str, default: Any = None
 ) -> Any:
-    """A value of the metadata; `default`, where one is given, stands for a missing one.
+    """Return a value of the metadata; `default`, where one is given, stands for a missing one.
 
-    Raises MerinoError, with what is `allowed`, where it is missing or `judge` refuses it.
+    Raise MerinoError, with what is `allowed`, where it is missing or `judge` refuses it.
     """
     if key not in metadata and default is not None:
         return default
@@ -246,5 +246,5 @@ def checked_value(
 
 
 def shown(value: Any) -> str:
-    """A value of the metadata in a message."""
+    """Return a value of the metadata in a message."""
     return shortened(repr(value[:20].tolist() if isinstance(value, np.ndarray) else value))

@@ -6,7 +6,7 @@ MAGIC = b"GGUF"
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file begins like a GGUF, or is named as one."""
+    """Return whether a file begins like a GGUF, or is named as one."""
     try:
         with open(path, "rb") as file:
             return file.read(len(MAGIC)) == MAGIC or path.suffix == ".gguf"

@@ -36,7 +36,7 @@ class Layout(NamedTuple):
 def layouts(file: GgufFile, config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Layout]:
     """For each name of the state dict of Hugging Face's class. A tied head is not among `names`.
 
-    Raises MerinoError where the file lacks a tensor, or has one that the model does not.
+    Raise MerinoError if the file lacks a tensor, or has one that the model does not.
     """
     architecture = file.metadata["general.architecture"]
     number = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
@@ -50,7 +50,7 @@ def layouts(file: GgufFile, config: Mapping[str, Any], names: Iterable[str]) -> 
                 f"{file.path} lacks {shortened(repr(stored or name))}, which the model it describes has. {AGAIN}"
             )
         by_name[name] = layout(architecture, config, name, stored)
-    spare = sorted(set(file.tensors) - {each.stored for each in by_name.values()} - UNUSED)
+    spare = sorted(set(file.tensors) - {tensor.stored for tensor in by_name.values()} - UNUSED)
     if spare:
         raise MerinoError(
             f"{file.path} has tensors that the {architecture} it describes has not: {shortened(', '.join(spare), 200)}."
@@ -100,21 +100,21 @@ def check_rows(file: GgufFile, form: Layout) -> None:
 
 class StoredBlocks(NamedTuple):
     """The blocks of a file's matrices as they are stored, by their name in the state dict; [out, in], rows in the order
-    in which the graph has them. `in_graph`: how a matrix of the state dict lies there, None where both are alike."""
+    in which the graph has them. `in_graph`: how a matrix of the state dict lies there, None if both are alike."""
 
     file: GgufFile
     layouts: Mapping[str, Layout]
     in_graph: Callable[[str], GraphLayout | None]
 
     def kind(self, name: str) -> str:
-        """The type in which the file has it, such as `Q4_1`."""
+        """Return the type in which the file has it, such as `Q4_1`."""
         return str(self.file.tensors[self.layouts[name].stored].kind.name)
 
     def bits(self, name: str) -> int | None:
         return bits_of(self.file.tensors[self.layouts[name].stored].kind)
 
     def blocks(self, name: str) -> Blocks | None:
-        """None where the matrix is stored in float, or in blocks without equal steps. Reads that tensor again."""
+        """None if the matrix is stored in float, or in blocks without equal steps. Reads that tensor again."""
         form = self.layouts[name]
         stored = blocks_of(self.file, form.stored)
         if stored is None or form.transposed:  # the graph transposes it back

@@ -33,7 +33,7 @@ class Words(NamedTuple):
     """How text is cut before its words are encoded.
 
     `expression`: None for GPT-2's own. `digits`: each digit is a word. `whole`: a word that is a token is taken as it
-    is, whatever the merges. `normalizer`: None where the text stays as it is. `begins`: whether text begins with the
+    is, whatever the merges. `normalizer`: None if the text stays as it is. `begins`: whether text begins with the
     bos token by default.
     """
 
@@ -79,7 +79,7 @@ class Tokens(NamedTuple):
         ]  # fmt: skip
 
     def id(self, name: str) -> int | None:
-        """A special token by its name in the metadata, such as `bos`; None where there is none."""
+        """Return a special token by its name in the metadata, such as `bos`; None if there is none."""
         index = self.metadata.get(f"tokenizer.ggml.{name}_token_id")
         if index is None:
             return None
@@ -95,7 +95,7 @@ class Tokens(NamedTuple):
 
 
 def tokens_of(metadata: Mapping[str, Any]) -> Tokens:
-    """Raises MerinoError where the file has no tokens, or lists that do not fit."""
+    """Raise MerinoError if the file has no tokens, or lists that do not fit."""
     key = "tokenizer.ggml.tokens"
     texts = checked_value(metadata, key, of_strings, "a list of texts: a file without tokenizer cannot be exported")
     kinds = metadata.get("tokenizer.ggml.token_type", np.full(len(texts), NORMAL))
@@ -111,7 +111,8 @@ def of_strings(value: Any) -> bool:
 
 
 def tokenizer_json(metadata: Mapping[str, Any]) -> str:
-    """The content of tokenizer.json. Raises MerinoError for a kind of tokenizer that is not known, by its name."""
+    """Return the content of tokenizer.json. Raise MerinoError for a kind of tokenizer that is not known, by its name.
+    """
     kind = checked_value(metadata, "tokenizer.ggml.model", lambda v: isinstance(v, str), f"one of {', '.join(MODELS)}")
     if kind not in MODELS:
         raise MerinoError(
@@ -191,7 +192,7 @@ def sentence_piece(tokens: Tokens) -> dict[str, Any]:
 
 
 def merges_of(tokens: Tokens, scores: Sequence[float]) -> list[str]:
-    """The pairs that make a token, of the highest score first: SentencePiece joins whichever pair gives it.
+    """Return the pairs that make a token, of the highest score first: SentencePiece joins whichever pair gives it.
 
     A pair is written "left right", a fifth shorter than a list, and read by all versions of tokenizers. Spaces have
     become marks before anything is joined. Tokens with plain spaces, as Gemma's runs of them, are matched in the text
@@ -209,7 +210,7 @@ def merges_of(tokens: Tokens, scores: Sequence[float]) -> list[str]:
 
 
 def vocabulary(tokens: Tokens) -> dict[str, int]:
-    """By text. Raises MerinoError where two tokens have the same text: one of them could never be chosen."""
+    """By text. Raise MerinoError if two tokens have the same text: one of them could never be chosen."""
     ids = {text: index for index, text in enumerate(tokens.texts)}
     if len(ids) != len(tokens.texts):
         twice = next(text for index, text in enumerate(tokens.texts) if ids[text] != index)
@@ -218,7 +219,7 @@ def vocabulary(tokens: Tokens) -> dict[str, int]:
 
 
 def beginning(tokens: Tokens, default: bool) -> dict[str, Any] | None:
-    """The bos token before each text, where the tokenizer adds one."""
+    """Return the bos token before each text, where the tokenizer adds one."""
     bos = tokens.id("bos")
     if bos is None or not tokens.flag("add_bos_token", default):
         return None
@@ -235,7 +236,7 @@ MODELS: Mapping[str, Callable[[Tokens], dict[str, Any]]] = {"gpt2": byte_level, 
 
 
 def stop_ids(metadata: Mapping[str, Any]) -> list[int]:
-    """Ids that end an answer: those that the metadata names, then special tokens with a text of END_TEXTS."""
+    """Return ids that end an answer: those that the metadata names, then special tokens with a text of END_TEXTS."""
     tokens = tokens_of(metadata)
     named = [tokens.id(name) for name in END_KEYS]
     by_text = [index for index, text in enumerate(tokens.texts) if text in END_TEXTS and tokens.kinds[index] != NORMAL]

@@ -103,7 +103,7 @@ def add_key(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 
 def words_of(config: Any) -> dict[str, Any]:
-    """The sizes that `layout` requires, by one name in all families."""
+    """Return the sizes that `layout` requires, by one name in all families."""
     return {
         "num_attention_heads": config.num_attention_heads, "hidden_size": config.hidden_size,
         "num_key_value_heads": getattr(config, "num_key_value_heads", config.num_attention_heads),
@@ -121,7 +121,7 @@ def rope_of(config: Any) -> dict[str, Any]:
 
 
 def facts(architecture: str, config: Any) -> dict[str, Any]:
-    """The metadata by key, without the architecture's name before it."""
+    """Return the metadata by key, without the architecture's name before it."""
     head_size = head_size_of(config)
     known = {key: getattr(config, word, None) for word, key in SIZES.items()}
     known["feed_forward_length"] = known["feed_forward_length"] or config.n_inner or 4 * config.hidden_size

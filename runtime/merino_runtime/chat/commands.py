@@ -1,4 +1,4 @@
-"""What can be typed in a chat: messages, commands, and what commands do to the conversation and to its record."""
+"""Parses the lines of a chat into messages and commands, and runs the commands."""
 import json
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
@@ -14,13 +14,14 @@ COMMANDS = (
 
 
 class Line(NamedTuple):
-    """What was typed: a message, or a command with what follows it."""
+    """A typed line: a message, or a command with its argument."""
     command: str  # empty: a message
     text: str
 
 
-def line_of(text: str) -> Line:
-    """A message that begins with `/` is written with `//`. Raises MerinoError for a command that there is not."""
+def parse_line(text: str) -> Line:
+    """Parse a typed line. A message that begins with `/` is typed with `//`. Raise MerinoError for an unknown
+    command."""
     if not text.startswith("/"):
         return Line("", text)
     if text.startswith("//"):
@@ -38,7 +39,7 @@ def line_of(text: str) -> Line:
 
 
 class Record:
-    """The messages, for /save, and what they took, for /stats. kept: files that /save may not replace."""
+    """The messages, for /save, and the last measurements, for /stats. kept: files that /save may not replace."""
 
     def __init__(self, system: Optional[str], kept: Sequence[str] = ()) -> None:
         self.messages: List[Dict[str, str]] = []
@@ -75,8 +76,8 @@ class Record:
         return "\n".join([*lines, f"peak RSS: {done['peak_rss_mb']:.0f} MB"])
 
 
-def obeyed(line: Line, conversation: Any, record: Record) -> str:
-    """Runs a command -> its reply."""
+def run_command(line: Line, conversation: Any, record: Record) -> str:
+    """Run a command -> its output."""
     if line.command == "reset":
         conversation.reset()
         record.messages, record.done = [], None

@@ -1,16 +1,16 @@
-"""A conversation in turns with a model that was trained for it. The model reads the messages in its chat template.
+"""A conversation with a chat model, in the model's chat template.
 
-Earlier turns stay in the KV cache, so that a turn computes its new tokens only. An answer stays there as the ids that
-were generated; where the template takes another text of it than was generated, such as the answer without the thinking
-before it, that text is computed with the next turn. Events are dicts, as `chat --json` prints them.
+Earlier turns stay in the KV cache, so that a turn computes only its new tokens. An answer stays there as the generated
+ids. If the template changes its text, for example by removing the thinking, that text is computed with the next turn.
+Events are dicts, as `chat --json` prints them.
 """
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from merino_runtime.bundle import Bundle, Chat, file_path
+from merino_runtime.bundle import Bundle, file_path
 from merino_runtime.chat.template import (
     THINK,
     THINK_END,
-    Piece,
+    Segment,
     Turn,
     by_jinja,
     by_parts,
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 Event = Dict[str, Any]
 OVERFLOWS = ("error", "shift")
 SHORTEST_TURN = 2  # tokens: one of a message and one of its answer
-ROOM = 4  # with overflow `shift` an answer has this part of the context, or `max_new_tokens`
+ROOM = 4  # with overflow `shift` an answer gets one part in four of the context, or `max_new_tokens`
 
 
 class PastTurn(NamedTuple):
-    """A turn that is over."""
+    """A finished turn."""
     user: str
     answer: str  # with the thinking
-    ids: Tuple[int, ...]  # as generated, without what ended it
-    opening: str  # the template's text before it
+    ids: Tuple[int, ...]  # as generated, without the stop token
+    opening: str  # the template's text before the answer
 
 
 class ChatOptions(NamedTuple):
-    """What a chat is asked for."""
+    """The options of a chat."""
     system: Optional[str] = None  # message before the first turn; None: the template's own, if any
-    max_new_tokens: Optional[int] = None  # of an answer; None: as many as the context holds
+    max_new_tokens: Optional[int] = None  # per answer; None: as many as the context holds
     sampling: Sampling = Sampling()
     no_think: bool = False  # answers without thinking
-    overflow: str = "error"  # `error` refuses a turn for which the context has no room, `shift` drops the oldest turns
+    overflow: str = "error"  # `error` refuses a turn that does not fit the context, `shift` drops the oldest turns
     json_schema: Any = None  # each answer is JSON that is valid for this schema
 
     def check(self) -> None:
@@ -59,7 +59,7 @@ class ChatOptions(NamedTuple):
 
 
 class ChatSession:
-    """One conversation over one model; its backend is used by nothing else meanwhile. Raises MerinoError if the bundle
+    """One conversation with one model, whose backend nothing else may use meanwhile. Raise MerinoError if the bundle
     has no chat template, and for options that are out of range."""
 
     def __init__(self, bundle: Bundle, backend: "Backend", tokenizer: "Tokenizer",
@@ -75,13 +75,13 @@ class ChatSession:
             self._constraint = compile_schema(options.json_schema, tokenizer, bundle.stop_ids)
         self._render = _renderer(bundle, options.no_think)
         self._past: List[PastTurn] = []
-        self._now: Optional[_Answer] = None
+        self._active: Optional[_ActiveTurn] = None
         self.system: Optional[str] = None
         self.set_system(options.system)
 
     def set_system(self, system: Optional[str]) -> None:
-        """From the next turn on, for the earlier ones too. Raises MerinoError where the template takes none, and where
-        the context has no room for a message beside it."""
+        """Set the system message of the whole conversation, from the next turn on. Raise MerinoError if the template
+        supports none, or if no message fits the context beside it."""
         if system is not None:
             _check_text("the system message", system)
             size, context = len(self._ids(system, (), "")[0]), self.backend.context
@@ -92,14 +92,14 @@ class ChatSession:
         self.system = system
 
     def reset(self) -> None:
-        """Forgets all turns; the system message stays."""
+        """Forget all turns; keep the system message."""
         self._past = []
 
     def answer(self, text: str, stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:
-        """Adds a turn: {begin, prompt_tokens, dropped_turns, thinks}, {id, text} per token, and {done, ...} with the
-        measurements. This call raises MerinoError for a turn that is not possible, and then nothing has changed.
+        """Add a turn: yield {begin, prompt_tokens, dropped_turns, thinks}, {id, text} per token, and {done, ...} with
+        the measurements. This call raises MerinoError for an impossible turn, which changes nothing.
 
-        stopped: called after each token. Where the caller is interrupted, or leaves, `interrupted` ends the turn.
+        stopped: called after each token; true ends the turn. If the caller is interrupted, it calls `interrupted`.
         """
         from merino_runtime.generation.generate import generate
         from merino_runtime.generation.text import TextStream
@@ -113,58 +113,57 @@ class ChatSession:
         generation = generate(self.backend, ids, GenerateOptions(self._most or self.backend.context, self._sampling),
                               stop_ids=list(self._stops), stream=stream, constraint=self._constraint)
         self._past = self._past[dropped:]
-        self._now = _Answer(text, opening, len(ids), generation, stream)
-        return self._events(self._now, dropped, stopped)
+        self._active = _ActiveTurn(text, opening, len(ids), generation, stream)
+        return self._events(self._active, dropped, stopped)
 
-    def _events(self, now: "_Answer", dropped: int, stopped: Callable[[], bool]) -> Iterator[Event]:
+    def _events(self, active: "_ActiveTurn", dropped: int, stopped: Callable[[], bool]) -> Iterator[Event]:
         from merino_runtime.generation.generate import Done, Token
 
-        yield {"begin": True, "prompt_tokens": now.prompt_tokens, "dropped_turns": dropped,
-               "thinks": bool(_opened(now.opening))}
-        for event in now.generation:
+        yield {"begin": True, "prompt_tokens": active.prompt_tokens, "dropped_turns": dropped,
+               "thinks": bool(_opened(active.opening))}
+        for event in active.generation:
             if isinstance(event, Done):
-                yield self._over(now, event)
+                yield self._over(active, event)
                 return
             assert isinstance(event, Token)  # a prompt that is too long was refused
-            now.ids.append(event.id)
-            now.text += event.text
+            active.ids.append(event.id)
+            active.text += event.text
             yield event._asdict()
             if stopped():
                 yield from self.interrupted()
                 return
 
     def interrupted(self) -> List[Event]:
-        """Ends an answer that is not complete: what there is of it stays in the conversation. Returns its last text and
-        its {done}."""
-        now = self._now
-        if now is None:
+        """End an incomplete answer, whose text so far stays in the conversation -> its last text and its {done}."""
+        active = self._active
+        if active is None:
             return []
-        now.generation.close()
-        text = now.stream.finish()
-        now.text += text
-        done = self._over(now, now.generation.measured())
+        active.generation.close()
+        text = active.stream.finish()
+        active.text += text
+        done = self._over(active, active.generation.measured())
         return [{"id": None, "text": text}, done] if text else [done]
 
-    def _over(self, now: "_Answer", done: "Done") -> Event:
-        self._now = None
-        ids = tuple(now.ids[:-1] if now.ids and now.ids[-1] in self._stops else now.ids)
-        answer = _opened(now.opening) + now.text
-        if now.ids:
-            self._past.append(PastTurn(now.user, answer, ids, now.opening))
+    def _over(self, active: "_ActiveTurn", done: "Done") -> Event:
+        self._active = None
+        ids = tuple(active.ids[:-1] if active.ids and active.ids[-1] in self._stops else active.ids)
+        answer = _opened(active.opening) + active.text
+        if active.ids:
+            self._past.append(PastTurn(active.user, answer, ids, active.opening))
         thinking, end, rest = answer.rpartition(THINK_END)
         if not end and answer.lstrip().startswith(THINK):
             thinking, rest = answer, ""
-        return dict(done._asdict(), done=True, prompt_tokens=now.prompt_tokens, context=self.backend.context,
-                    context_used=now.prompt_tokens + len(now.ids), turns=len(self._past), answer=rest,
+        return dict(done._asdict(), done=True, prompt_tokens=active.prompt_tokens, context=self.backend.context,
+                    context_used=active.prompt_tokens + len(active.ids), turns=len(self._past), answer=rest,
                     thinking=thinking.replace(THINK, "", 1) if thinking else None)
 
     def _fitting(self, text: str) -> Tuple[int, List[int], str]:
-        """How many of the oldest turns are left out, the prompt's ids, and the text that opens the answer."""
+        """Return the number of oldest turns to drop, the prompt's ids, and the text that opens the answer."""
         context = self.backend.context
         needed = max(1, min(self._most or context, context // ROOM)) if self._shifts else 1
         for dropped in range(len(self._past) + 1):
             ids, opening = self._ids(self.system, self._past[dropped:], text)
-            # What is kept behind a gap is computed again: where one is made, it holds for some turns.
+            # Turns behind a dropped one are computed again, so a drop makes room for several turns.
             room = max(needed, context // 2) if 0 < dropped < len(self._past) else needed
             if context - len(ids) >= room:
                 return dropped, ids, opening
@@ -177,18 +176,18 @@ class ChatSession:
                           f"is {context}: no answer fits. Shorten it, or export with a longer --context.")
 
     def _ids(self, system: Optional[str], past: Sequence[PastTurn], text: str) -> Tuple[List[int], str]:
-        pieces = self._render(system, [Turn(each.user, each.answer) for each in past], text)
+        segments = self._render(system, [Turn(turn.user, turn.answer) for turn in past], text)
         encode = self._tokenizer.encode_pieces
         ids: List[int] = []
         group: List[Tuple[str, bool]] = []
-        for index, piece in enumerate(pieces):
-            turn = None if piece.turn is None else past[piece.turn]
-            if turn and piece.text == turn.answer and pieces[index - 1].text == turn.opening:
+        for index, segment in enumerate(segments):
+            turn = None if segment.turn is None else past[segment.turn]
+            if turn and segment.text == turn.answer and segments[index - 1].text == turn.opening:
                 ids += [*encode(group), *turn.ids]
                 group = []
             else:
-                group.append((piece.text, piece.own))
-        return ids + encode(group), pieces[-1].text
+                group.append((segment.text, segment.own))
+        return ids + encode(group), segments[-1].text
 
 
 def _check_text(what: str, text: Any) -> None:
@@ -196,8 +195,8 @@ def _check_text(what: str, text: Any) -> None:
         raise MerinoError(f"{what} is {text!r:.80}, allowed is a string. Decode bytes first.")
 
 
-class _Answer:
-    """One that is being generated."""
+class _ActiveTurn:
+    """The turn whose answer is being generated."""
 
     def __init__(self, user: str, opening: str, prompt_tokens: int, generation: "Generation", stream: "TextStream"
                  ) -> None:
@@ -208,14 +207,14 @@ class _Answer:
 
 
 def _opened(opening: str) -> str:
-    """The thinking that the template's own text begins for the answer; mostly none."""
+    """Return the thinking that the template opens for the answer; usually empty."""
     start = opening.rfind(THINK)
     return opening[start:] if start > opening.rfind(THINK_END) else ""
 
 
-def _renderer(bundle: Bundle, no_think: bool) -> Callable[[Optional[str], Sequence[Turn], str], List[Piece]]:
-    """(system, turns, user's text) -> pieces. Raises MerinoError where the bundle has no template, or one that does not
-    know of `no_think`."""
+def _renderer(bundle: Bundle, no_think: bool) -> Callable[[Optional[str], Sequence[Turn], str], List[Segment]]:
+    """Return a function (system, turns, user's text) -> segments. Raise MerinoError if the bundle has no template, or
+    one without a switch for `no_think`."""
     chat = bundle.chat
     if chat is None:
         raise MerinoError(f"bundle {bundle.name!r} has no chat template: its model was not trained to chat, or was "
@@ -227,7 +226,9 @@ def _renderer(bundle: Bundle, no_think: bool) -> Callable[[Optional[str], Sequen
         known = parts.no_think is not None
         render = lambda system, turns, user: by_parts(parts, system, turns, user, no_think)  # noqa: E731
     else:
-        template = _template_of(bundle, chat)
+        path = file_path(bundle, chat.template)
+        assert path is not None, chat.template  # otherwise bundle.json is refused
+        template = compiled(read_text(path, "a chat template", "Copy or export the bundle again."), path)
         messages = messages_of(None, (), "x")
         known = rendered(template, chat.tokens, messages, True) != rendered(template, chat.tokens, messages)
         render = lambda system, turns, user: by_jinja(template, chat, system, turns, user, no_think)  # noqa: E731
@@ -235,9 +236,3 @@ def _renderer(bundle: Bundle, no_think: bool) -> Callable[[Optional[str], Sequen
         raise MerinoError(f"the chat template of {bundle.name!r} does not know of answers without thinking "
                           "(enable_thinking). Leave out --no-think.")
     return render
-
-
-def _template_of(bundle: Bundle, chat: Chat) -> Callable[..., str]:
-    path = file_path(bundle, chat.template)
-    assert path is not None, chat.template  # bundle.json is refused without
-    return compiled(read_text(path, "a chat template", "Copy or export the bundle again."), path)

@@ -1,4 +1,4 @@
-"""An answer on a terminal: lines broken between words, thinking dimmed, nothing that steers the terminal."""
+"""Writes an answer to a terminal: lines broken between words, thinking dimmed, no control characters."""
 import os
 import shutil
 import sys
@@ -13,7 +13,7 @@ DIM, NORMAL = "\x1b[2m", "\x1b[22m"
 
 
 def is_terminal() -> bool:
-    """Whether a person types and reads."""
+    """Return whether stdin and stdout are a terminal."""
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 
@@ -26,27 +26,27 @@ def width() -> int:
 
 
 class Thinking:
-    """Separates an answer's thinking from the rest, piece by piece. thinks: whether it begins within it."""
+    """Separates an answer's thinking from the rest, as the text arrives. thinks: whether it begins inside thinking."""
 
     def __init__(self, thinks: bool = False) -> None:
         self._thinks, self._withheld = thinks, ""
 
     def push(self, text: str) -> List[Tuple[str, bool]]:
-        """Pieces of text, and whether they are thinking: the marks around it are a part of it."""
-        text, pieces = self._withheld + text, []
+        """Return parts of the text, each with whether it is thinking. The marks belong to the thinking."""
+        text, parts = self._withheld + text, []
         while True:
             mark = THINK_END if self._thinks else THINK
             start = text.find(mark)
             if start < 0:
                 break
             end = start + (len(mark) if self._thinks else 0)
-            pieces.append((text[:end], self._thinks))
+            parts.append((text[:end], self._thinks))
             text = text[end:]
             self._thinks = not self._thinks
         sure = len(text) - tail_to_hold(text, [THINK_END if self._thinks else THINK])
-        pieces.append((text[:sure], self._thinks))
+        parts.append((text[:sure], self._thinks))
         self._withheld = text[sure:]
-        return [piece for piece in pieces if piece[0]]
+        return [part for part in parts if part[0]]
 
     def finish(self) -> List[Tuple[str, bool]]:
         text, self._withheld = self._withheld, ""
@@ -54,8 +54,8 @@ class Thinking:
 
 
 class Wrapped:
-    """Writes text in lines of at most `columns`, broken between words; a word that is longer is cut. The last word is
-    written once it is complete."""
+    """Writes text in lines of at most `columns`, broken between words; longer words are cut. A word is written once it
+    is complete."""
 
     def __init__(self, write: Callable[[str], None], columns: int, styles: bool = False) -> None:
         self._write, self._columns, self._styles = write, columns, styles
@@ -70,27 +70,24 @@ class Wrapped:
             self._dim = dim
             out += [DIM if dim else NORMAL] * self._styles
         for char in harmless(text):
-            self._push(char, out)
+            if char == "\n":
+                self._take_word(out)
+                out.append("\n")
+                self._gap, self._column = "", 0
+            elif char in " \t":
+                self._take_word(out)
+                self._gap += " " if char == " " else "    "
+            else:
+                self._add(char, out)
         self._write("".join(out))
 
     def finish(self) -> None:
-        """To the end of the line, in the normal style."""
+        """End the line, in the normal style."""
         out: List[str] = []
         self._take_word(out)
         out += [NORMAL] * (self._styles and self._dim) + ["\n"] * (self._column > 0)
         self._gap, self._column, self._dim = "", 0, False
         self._write("".join(out))
-
-    def _push(self, char: str, out: List[str]) -> None:
-        if char == "\n":
-            self._take_word(out)
-            out.append("\n")
-            self._gap, self._column = "", 0
-        elif char in " \t":
-            self._take_word(out)
-            self._gap += " " if char == " " else "    "
-        else:
-            self._add(char, out)
 
     def _add(self, char: str, out: List[str]) -> None:
         columns = columns_of(char)
@@ -114,7 +111,7 @@ class Wrapped:
 
 
 def columns_of(char: str) -> int:
-    """On a terminal: 2 for a wide character of East Asia and for emoji, 0 for one that joins another."""
+    """Return a character's width: 2 for East Asian wide characters and emoji, 0 for combining ones."""
     if unicodedata.combining(char) or unicodedata.category(char) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1

@@ -1,8 +1,8 @@
-"""The loop of a chat: reads messages and commands line by line, and shows answers on a terminal, a pipe, or as JSON.
+"""The loop of a chat: reads messages and commands line by line, and writes answers to a terminal, a pipe, or as JSON.
 
-A conversation has one interface wherever it runs: `ChatSession` here, or its twin on a board behind `--json`, which
-the workstation's `chat --ssh` uses. For programs each line of stdin is a message or a command, and each line of stdout
-an event in JSON.
+A conversation is a `ChatSession` here, or an object with the same interface for a board behind `--json`, which the
+workstation's `chat --ssh` uses. With `--json` each line of stdin is a message or a command, and each line of stdout an
+event.
 """
 import contextlib
 import json
@@ -11,7 +11,7 @@ import sys
 import threading
 from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
 
-from merino_runtime.chat.commands import Line, Record, line_of, obeyed
+from merino_runtime.chat.commands import Line, Record, parse_line, run_command
 from merino_runtime.chat.screen import Thinking, Wrapped, is_terminal, takes_styles, width
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.text import LONGEST_TEXT_BYTES
@@ -21,36 +21,36 @@ STOP = "\x03"  # a line of this alone stops the answers to all lines before it
 
 
 def converse(conversation: Any, name: str, kept: Sequence[str] = ()) -> int:
-    """conversation: as `ChatSession`. kept: files that /save may not replace. What cannot be done is reported and the
-    conversation goes on; from a pipe the exit code is 1 then."""
-    ways = Terminal() if is_terminal() else Pipe()
+    """Run a chat -> the exit code. conversation: as `ChatSession`. kept: files that /save may not replace. After an
+    error the conversation continues; from a pipe the exit code is then 1."""
+    screen: Any = Terminal() if is_terminal() else Pipe()
     record = Record(conversation.system, kept)
-    ways.note(f"{name}: /help lists commands, ctrl-C stops an answer, ctrl-D leaves", greeting=True)
+    screen.note(f"{name}: /help lists commands, ctrl-C stops an answer, ctrl-D leaves", greeting=True)
     while True:
-        typed = ways.read()
+        typed = screen.read()
         if typed is None:
-            return ways.code
+            return screen.code
         line = Line("", typed)
         try:
-            line = line_of(typed)
+            line = parse_line(typed)
             if line.command == "exit":
-                return ways.code
+                return screen.code
             if line.command:
-                ways.note(obeyed(line, conversation, record))
+                screen.note(run_command(line, conversation, record))
             elif line.text.strip():
-                _answered(line.text, conversation, record, ways)
+                _answered(line.text, conversation, record, screen)
         except MerinoError as error:
-            ways.refuse(error)
+            screen.refuse(error)
         except KeyboardInterrupt:  # when an answer had just ended, or a second one while it was being stopped
-            if not ways.goes_on:
+            if not screen.handles_interrupt:
                 raise
             for event in conversation.interrupted():
                 if "done" in event:
                     record.add(line.text, event, 0)
 
 
-def _answered(text: str, conversation: Any, record: Record, ways: Any) -> None:
-    """Shows an answer; ctrl-C stops it, and what there is of it stays in the conversation."""
+def _answered(text: str, conversation: Any, record: Record, screen: Any) -> None:
+    """Show an answer. ctrl-C stops it, and its text so far stays in the conversation."""
     begin: Dict[str, Any] = {}
     done: Dict[str, Any] = {}
 
@@ -58,40 +58,40 @@ def _answered(text: str, conversation: Any, record: Record, ways: Any) -> None:
         if "begin" in event:
             begin.update(event)
             if event["dropped_turns"]:
-                ways.note(f"the context is full: the oldest {event['dropped_turns']} turns are left out from here on")
-            ways.begin(event["thinks"])
+                screen.note(f"the context is full: the oldest {event['dropped_turns']} turns are left out from here on")
+            screen.begin(event["thinks"])
         elif "done" in event:
             done.update(event)
             record.add(text, event, begin.get("dropped_turns", 0))
         else:
-            ways.show(event["text"])
+            screen.show(event["text"])
 
     try:
         for event in conversation.answer(text):
             take(event)
     except KeyboardInterrupt:
-        if not ways.goes_on:
+        if not screen.handles_interrupt:
             raise
         for event in conversation.interrupted():
             take(event)
     finally:
         if begin:
-            ways.end()
+            screen.end()
     if done.get("stop_reason") == "interrupt":
-        ways.note("stopped")
+        screen.note("stopped")
     elif done.get("stop_reason") == "context":
-        ways.note(f"the context of {done['context']} tokens is full, so the answer ends here: /reset starts again")
+        screen.note(f"the context of {done['context']} tokens is full, so the answer ends here: /reset starts again")
     elif done.get("stop_reason") == "length":
-        ways.note(f"the answer ends after {done['tokens']} tokens, as set by -n")
+        screen.note(f"the answer ends after {done['tokens']} tokens, as set by -n")
 
 
 class Terminal:
-    """A person's. ctrl-C at the prompt leaves where it comes twice."""
-    goes_on = True  # after ctrl-C
+    """A person's terminal. ctrl-C, pressed twice at the prompt, ends the chat."""
+    handles_interrupt = True  # after ctrl-C
     code = 0
 
     def __init__(self) -> None:
-        with contextlib.suppress(ImportError):  # a Python without it has no keys to edit a line with
+        with contextlib.suppress(ImportError):  # without it, lines cannot be edited
             import readline  # noqa: F401
         self._interrupts = 0
 
@@ -116,12 +116,12 @@ class Terminal:
         self._lines = Wrapped(write_out, width(), takes_styles())
 
     def show(self, text: str) -> None:
-        for piece, thinking in self._thinking.push(text):
-            self._lines.push(piece, thinking)
+        for part, thinking in self._thinking.push(text):
+            self._lines.push(part, thinking)
 
     def end(self) -> None:
-        for piece, thinking in self._thinking.finish():
-            self._lines.push(piece, thinking)
+        for part, thinking in self._thinking.finish():
+            self._lines.push(part, thinking)
         self._lines.finish()
 
     def note(self, text: str, greeting: bool = False) -> None:  # noqa: ARG002
@@ -134,8 +134,8 @@ class Terminal:
 
 
 class Pipe:
-    """Each line of stdin is a turn; stdout gets the answers and nothing else."""
-    goes_on = False
+    """Each line of stdin is a turn; stdout gets only the answers."""
+    handles_interrupt = False
 
     def __init__(self) -> None:
         self._lines = stdin_lines()
@@ -168,8 +168,9 @@ def write_json(event: Dict[str, Any]) -> None:
 
 
 def converse_in_json(conversation: Any, kept: Sequence[str] = ()) -> int:
-    """Each line of stdin is a message or a command, each line of stdout an event. What cannot be done is {error}, the
-    conversation goes on, and the exit code is 1. kept: files that /save may not replace."""
+    """Run a chat for a program -> the exit code. Each line of stdin is a message or a command, each line of stdout an
+    event. After an {error} the conversation continues, and the exit code is 1. kept: files that /save may not replace.
+    """
     record, code = Record(conversation.system, kept), 0
     lines = _Lines()
     while True:
@@ -179,13 +180,18 @@ def converse_in_json(conversation: Any, kept: Sequence[str] = ()) -> int:
         try:
             if isinstance(typed, MerinoError):
                 raise typed
-            line = line_of(typed)
+            line = parse_line(typed)
             if line.command == "exit":
                 return code
             if line.command:
-                write_json({"done": True, "command": line.command, "output": obeyed(line, conversation, record)})
+                write_json({"done": True, "command": line.command, "output": run_command(line, conversation, record)})
             elif line.text.strip():
-                _answered_in_json(line.text, conversation, record, stopped)
+                dropped = 0
+                for event in conversation.answer(line.text, stopped):
+                    dropped = event.get("dropped_turns", dropped)
+                    if "done" in event:
+                        record.add(line.text, event, dropped)
+                    write_json(event)
         except MerinoError as error:
             write_json({"error": str(error)})
             code = 1
@@ -193,18 +199,9 @@ def converse_in_json(conversation: Any, kept: Sequence[str] = ()) -> int:
                 return code
 
 
-def _answered_in_json(text: str, conversation: Any, record: Record, stopped: Callable[[], bool]) -> None:
-    dropped = 0
-    for event in conversation.answer(text, stopped):
-        dropped = event.get("dropped_turns", dropped)
-        if "done" in event:
-            record.add(text, event, dropped)
-        write_json(event)
-
-
 class _Lines:
-    """stdin in a thread of its own, so that an answer can be stopped by a line. Lines are counted, so that a STOP
-    counts for those before it, whether or not their answers have begun."""
+    """Reads stdin in a thread, so that a line can stop an answer. Lines are counted, so that a STOP applies to all
+    lines before it, whether or not their answers have started."""
 
     def __init__(self) -> None:
         self._queue: Any = queue.Queue()
@@ -212,7 +209,8 @@ class _Lines:
         threading.Thread(target=self._run, daemon=True).start()
 
     def next(self) -> Tuple[Any, Callable[[], bool]]:
-        """A line, None at the end, or a MerinoError for what is no text; and whether its answer is to stop."""
+        """Return a line, None at the end, or a MerinoError for invalid text; and a function that returns whether its
+        answer must stop."""
         typed = self._queue.get()
         self._taken += 1
         number = self._taken
@@ -232,7 +230,7 @@ class _Lines:
 
 
 def stdin_lines() -> Iterator[str]:
-    """Without their ends. Raises MerinoError for one that is not UTF-8 or too long."""
+    """Yield lines without their ends. Raise MerinoError for a line that is too long or not UTF-8."""
     number = 0
     while sys.stdin is not None:
         data = sys.stdin.buffer.readline(LONGEST_TEXT_BYTES + 1)

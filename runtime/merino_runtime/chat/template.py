@@ -1,9 +1,9 @@
-"""The text of a conversation as its model was trained to read it. Knows nothing of models and ids.
+"""Renders conversations in a model's chat template. Knows nothing of models and ids.
 
-Chat templates are programs in Jinja. The exporter renders them into parts where that is exact, and then a board needs
-no Jinja: `by_parts`. Otherwise jinja2 renders the template here: `by_jinja`. Both give pieces, which separate the
-template's own text, in which special tokens count, from the texts of the messages, in which they do not. The
-environment is the one of transformers, for which authors write templates.
+Chat templates are Jinja programs. If the exporter can render one into parts exactly, a board needs no Jinja:
+`by_parts`. Otherwise jinja2 renders the template here: `by_jinja`. Both return segments, which separate the template's
+own text, in which special tokens count, from the texts of messages, in which they do not. The Jinja environment is that
+of transformers, for which authors write templates.
 """
 import itertools
 import json
@@ -18,8 +18,8 @@ from merino_runtime.errors import MerinoError
 
 THINK, THINK_END = "<think>", "</think>"
 DATE = "\0"  # in parts: today's date
-TOOL_TEXTS = (*MESSAGE_TEXTS[:2], "json")  # what templates take of a tool's answer
-MARK, MARK_END = "\ue000", "\ue001"  # of the private use area: no text of a template has them
+TOOL_TEXTS = (*MESSAGE_TEXTS[:2], "json")  # forms in which templates render a tool's answer
+MARK, MARK_END = "\ue000", "\ue001"  # of the private use area: no template contains them
 Render = Callable[..., str]  # of a compiled template: its variables by name -> text
 
 
@@ -28,42 +28,43 @@ class Turn(NamedTuple):
     answer: str
 
 
-class Piece(NamedTuple):
+class Segment(NamedTuple):
     text: str
-    turn: Optional[int] = None  # of the answer that it is; None for all other text
+    turn: Optional[int] = None  # index of the turn whose answer this is; None for other text
     own: bool = False  # the template's own text
 
 
-def by_parts(parts: ChatParts, system: Optional[str], turns: Sequence[Turn], user: str, no_think: bool) -> List[Piece]:
-    """The conversation up to where its next answer begins. Raises MerinoError for a system message where the template
-    takes none."""
+def by_parts(parts: ChatParts, system: Optional[str], turns: Sequence[Turn], user: str, no_think: bool
+             ) -> List[Segment]:
+    """Render the conversation up to its next answer. Raise MerinoError for a system message if the template supports
+    none."""
     if system is None:
-        pieces = [_own(parts, parts.begin)]
+        segments = [_own(parts, parts.begin)]
     elif parts.system is None:
         raise MerinoError(NO_SYSTEM)
     else:
-        pieces = [_own(parts, parts.system.before), Piece(text_of(parts.texts.system, system)),
-                  _own(parts, parts.system.after)]
+        segments = [_own(parts, parts.system.before), Segment(text_of(parts.texts.system, system)),
+                    _own(parts, parts.system.after)]
     for index, turn in enumerate(turns):
-        pieces += [Piece(text_of(parts.texts.user, turn.user)), _own(parts, parts.answer),
-                   Piece(text_of(parts.texts.assistant, turn.answer), index), _own(parts, parts.user)]
+        segments += [Segment(text_of(parts.texts.user, turn.user)), _own(parts, parts.answer),
+                     Segment(text_of(parts.texts.assistant, turn.answer), index), _own(parts, parts.user)]
     opening = parts.no_think if no_think and parts.no_think is not None else parts.generation
-    return [*pieces, Piece(text_of(parts.texts.user, user)), _own(parts, opening)]
+    return [*segments, Segment(text_of(parts.texts.user, user)), _own(parts, opening)]
 
 
 NO_SYSTEM = ("the model's chat template takes no system message. Leave out --system and /system, and write its "
              "text into the first message.")
 
 
-def _own(parts: ChatParts, text: str) -> Piece:
+def _own(parts: ChatParts, text: str) -> Segment:
     if parts.date_format and DATE in text:
         text = text.replace(DATE, time.strftime(parts.date_format))
-    return Piece(text, own=True)
+    return Segment(text, own=True)
 
 
 def text_of(kind: str, text: str) -> str:
-    """What a template takes of a message's text: kind is one of MESSAGE_TEXTS or TOOL_TEXTS."""
-    if kind == "json":  # within the quotes that are the template's
+    """Return a message's text as a template renders it. kind: one of MESSAGE_TEXTS or TOOL_TEXTS."""
+    if kind == "json":  # the template writes the quotes
         return json.dumps(text, ensure_ascii=False)[1:-1]
     if kind.startswith("answer") and THINK_END in text:
         text = text.split(THINK_END)[-1]
@@ -73,7 +74,7 @@ def text_of(kind: str, text: str) -> str:
 
 
 def messages_of(system: Optional[str], turns: Sequence[Turn], user: str) -> List[Dict[str, str]]:
-    """As chat templates take them."""
+    """Return the messages as chat templates expect them."""
     messages = [] if system is None else [("system", system)]
     for turn in turns:
         messages += [("user", turn.user), ("assistant", turn.answer)]
@@ -81,18 +82,18 @@ def messages_of(system: Optional[str], turns: Sequence[Turn], user: str) -> List
 
 
 def by_jinja(template: Render, chat: Chat, system: Optional[str], turns: Sequence[Turn], user: str, no_think: bool
-             ) -> List[Piece]:
-    """As `by_parts`, by a compiled template. Raises MerinoError where the template raises, and where the messages'
+             ) -> List[Segment]:
+    """Render as `by_parts`, with a compiled template. Raise MerinoError if the template raises, or if the messages'
     texts cannot be separated from its own."""
     first = 0 if system is None else 1
     turn_of = {first + 2 * index + 1: index for index in range(len(turns))}
-    return pieces_of(template, chat, messages_of(system, turns, user), no_think, turn_of)
+    return segments_of(template, chat, messages_of(system, turns, user), no_think, turn_of)
 
 
-def pieces_of(template: Render, chat: Chat, messages: Sequence[Dict[str, Any]], no_think: bool,
-              turns: Optional[Dict[int, int]] = None, **variables: Any) -> List[Piece]:
-    """Messages of any roles, by a compiled template. It is rendered with marks in place of the messages' texts as well,
-    which shows where these are. turns: the turn of each message that is an answer. Raises as `by_jinja`."""
+def segments_of(template: Render, chat: Chat, messages: Sequence[Dict[str, Any]], no_think: bool,
+                turns: Optional[Dict[int, int]] = None, **variables: Any) -> List[Segment]:
+    """Render messages of any roles with a compiled template. A second rendering, with marks instead of the messages'
+    texts, shows where these texts are. turns: turn by index of the message, for answers. Raise as `by_jinja`."""
     spoken = [index for index, message in enumerate(messages)  # a template may test whether a call comes with a text
               if message.get("content") or not message.get("tool_calls")]
     marks = {index: f"{MARK}{index}{MARK_END}" for index in spoken}
@@ -111,27 +112,19 @@ def pieces_of(template: Render, chat: Chat, messages: Sequence[Dict[str, Any]], 
             of_role = dict(zip(("system", "user", "assistant", "tool"), kinds))  # noqa: B905, not in 3.6
             taken = [text_of(of_role.get(role, "whole"), content)
                      for role, content in zip(roles, contents)]  # noqa: B905
-            pieces = _interleaved(own, taken, [(turns or {}).get(index) for index in order])
-            if "".join(piece.text for piece in pieces) == text:
-                return pieces
+            segments = [Segment(own[0], own=True)]
+            for place, index in enumerate(order):
+                segments += [Segment(taken[place], (turns or {}).get(index)), Segment(own[place + 1], own=True)]
+            if "".join(segment.text for segment in segments) == text:
+                return segments
     raise MerinoError("the model's chat template changes the texts of this conversation in a way of its own, so that "
                       "they cannot be separated from the template's marks. /reset starts again.")
 
 
-def _interleaved(own: Sequence[str], taken: Sequence[str], turns: Sequence[Optional[int]]) -> List[Piece]:
-    """turns: of each taken text, None where it is no answer."""
-    pieces = [Piece(own[0], own=True)]
-    for index, turn in enumerate(turns):
-        pieces += [Piece(taken[index], turn), Piece(own[index + 1], own=True)]
-    return pieces
-
-
 def rendered(template: Render, tokens: Dict[str, str], messages: Sequence[Dict[str, Any]], no_think: bool = False,
              **changed: Any) -> str:
-    """The template's text of a conversation whose next answer is to come. changed: other functions than its own.
-
-    Raises MerinoError with what the template raises.
-    """
+    """Render a conversation up to its next answer. changed: replacements of the template's functions. Raise MerinoError
+    with the template's error."""
     options = {"enable_thinking": False} if no_think else {}
     try:
         return template(messages=list(messages), add_generation_prompt=True, **dict(tokens, **options), **changed)
@@ -143,7 +136,7 @@ def rendered(template: Render, tokens: Dict[str, str], messages: Sequence[Dict[s
 
 
 def compiled(text: str, source: str) -> Render:
-    """source: the template's name in messages. Raises MerinoError where it is no template, or jinja2 is absent."""
+    """Compile a template. source: its name in messages. Raise MerinoError if it is invalid, or jinja2 is missing."""
     jinja2 = require("jinja2", ["jinja2"])
     sandbox = require("jinja2.sandbox", ["jinja2"])
 
@@ -170,12 +163,12 @@ def compiled(text: str, source: str) -> Render:
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,
             sort_keys: bool = False) -> str:
-    """Jinja's own escapes what HTML would read."""
+    """Write JSON as transformers does; Jinja's own filter escapes for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _generation_tag(jinja2: Any) -> Any:
-    """`{% generation %}`, which marks answers for training, is passed through."""
+    """Return an extension that ignores `{% generation %}`, which marks answers for training."""
     extension = require("jinja2.ext", ["jinja2"]).Extension
 
     class Generation(extension):  # type: ignore[misc, valid-type]
@@ -190,6 +183,6 @@ def _generation_tag(jinja2: Any) -> Any:
 
 
 def _shown(error: BaseException) -> str:
-    """One line that steers no terminal."""
+    """Return the error in one line, without control characters."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return re.sub("[\x00-\x1f\x7f-\x9f]", "?", line)[:300]

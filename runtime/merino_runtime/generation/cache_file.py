@@ -1,6 +1,6 @@
 """A KV cache on disk: the ids and the filled slots, so that a long prompt is computed once (docs/formats.md).
 
-A file is read by the bundle that wrote it alone: other weights would make other keys and values of the same ids.
+Only the bundle that wrote a file reads it, because other weights compute other keys and values for the same ids.
 """
 import hashlib
 import json
@@ -22,10 +22,14 @@ LONGEST_HEADER_BYTES = 64 * 2 ** 20
 KEYS = {"schema", "bundle_sha256", "ids", "arrays", "sha256"}
 
 
-def save_cache(bundle: Bundle, backend: Any, path: str) -> None:
-    """Writes what the cache holds, whole or not at all. backend: or what else has `filled` of one. MerinoError if the
-    file cannot be written."""
-    ids, arrays = backend.filled()  # arrays [1, heads, len(ids), head_size]
+def save_cache(bundle: Bundle, backend: Backend, path: str) -> None:
+    """Write the backend's cache to a file, whole or not at all. Raise MerinoError if it cannot be written."""
+    ids, arrays = backend.filled()
+    write_cache(bundle, ids, arrays, path)
+
+
+def write_cache(bundle: Bundle, ids: List[int], arrays: Dict[str, np.ndarray], path: str) -> None:
+    """arrays [1, heads, len(ids), head_size] by name."""
     digest = hashlib.sha256()
     for array in arrays.values():
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -40,12 +44,12 @@ def save_cache(bundle: Bundle, backend: Any, path: str) -> None:
 
 
 def load_cache(bundle: Bundle, backend: Backend, path: str) -> None:
-    """Replaces what the backend's cache holds. MerinoError if the file is damaged or of another bundle; the cache is
-    then empty."""
+    """Replace the backend's cache by a file. Raise MerinoError if the file is damaged or of another bundle; the cache
+    is then empty."""
     backend.truncate(0)
     try:
         with open(path, "rb") as file:
-            header = _own_header(bundle, file, path)
+            header = _header(bundle, file, path)
             _check_arrays(header, backend, path)
             backend.fill(header["ids"], _arrays(file, header, path))
     except OSError as error:
@@ -53,28 +57,20 @@ def load_cache(bundle: Bundle, backend: Backend, path: str) -> None:
 
 
 def cached_ids(bundle: Bundle, path: str) -> List[int]:
-    """Of a file, by its header alone. MerinoError as `load_cache`."""
+    """Read the ids in a file's header. Raise MerinoError as `load_cache`."""
     try:
         with open(path, "rb") as file:
-            return _own_header(bundle, file, path)["ids"]
+            return _header(bundle, file, path)["ids"]
     except OSError as error:
         raise MerinoError(f"cannot read the cache {path}: {error.strerror}. Check the file's permissions.") from error
 
 
-def _own_header(bundle: Bundle, file: BinaryIO, path: str) -> Dict[str, Any]:
-    header = _header(file, path)
-    if header["bundle_sha256"] != identity(bundle):
-        raise MerinoError(f"the cache {path} was written by another bundle than {bundle.name!r} in "
-                          f"{bundle.folder}. Name another file, or delete this one to have it written again.")
-    return header
-
-
 def identity(bundle: Bundle) -> str:
-    """sha256 of bundle.json, which holds the hashes of the weights."""
+    """Return the sha256 of bundle.json, which holds the hashes of the weights."""
     return sha256_of(os.path.join(bundle.folder, "bundle.json"))
 
 
-def _header(file: BinaryIO, path: str) -> Dict[str, Any]:
+def _header(bundle: Bundle, file: BinaryIO, path: str) -> Dict[str, Any]:
     if file.read(len(MAGIC)) != MAGIC:
         raise MerinoError(f"{path} is not a cache that merino wrote. Name another file.")
     line = file.readline(LONGEST_HEADER_BYTES)
@@ -88,13 +84,17 @@ def _header(file: BinaryIO, path: str) -> Dict[str, Any]:
                           "to have it written again.")
     if set(header) != KEYS or not isinstance(header["ids"], list) or not isinstance(header["arrays"], list):
         raise _damaged(path, "its header has other keys than expected")
+    if header["bundle_sha256"] != identity(bundle):
+        raise MerinoError(f"the cache {path} was written by another bundle than {bundle.name!r} in "
+                          f"{bundle.folder}. Name another file, or delete this one to have it written again.")
     return header
 
 
 def _check_arrays(header: Dict[str, Any], backend: Backend, path: str) -> None:
     """backend: with an empty cache."""
     ids: List[Any] = header["ids"]
-    if not all(type(each) is int and 0 <= each < backend.vocab for each in ids) or len(ids) > backend.context:
+    known = all(type(token_id) is int and 0 <= token_id < backend.vocab for token_id in ids)
+    if not known or len(ids) > backend.context:
         raise _damaged(path, "its ids are not the model's")
     expected = [{"name": name, "dtype": str(array.dtype), "shape": [*array.shape[:2], len(ids), *array.shape[3:]]}
                 for name, array in backend.filled()[1].items()]
@@ -103,7 +103,7 @@ def _check_arrays(header: Dict[str, Any], backend: Backend, path: str) -> None:
 
 
 def _arrays(file: BinaryIO, header: Dict[str, Any], path: str) -> Iterator[np.ndarray]:
-    """Raises behind the last array if the hash of all is not the header's."""
+    """Yield the arrays; raise after the last one if their hash is not the header's."""
     digest = hashlib.sha256()
     for array in header["arrays"]:
         dtype = np.dtype(array["dtype"])

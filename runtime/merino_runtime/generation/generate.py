@@ -44,14 +44,14 @@ class PromptCut(NamedTuple):
 
 
 class Prefilled(NamedTuple):
-    """With `piece`: how far the prefill is. The first one counts the ids that the cache held."""
+    """With `chunk_size`: progress of the prefill. The first event counts the ids that the cache held."""
     ids: int  # of the prompt, in the cache
     total: int
 
 
-class Likely(NamedTuple):
-    """With `top`: follows a Token that took a step. Log-probabilities by the model's own logits, before any penalty or
-    cut."""
+class TokenLogprobs(NamedTuple):
+    """With `top`: follows a Token that took a step. Log-probabilities of the model's own logits, before penalties and
+    cuts."""
     logprob: float  # of the token
     top: Tuple[Tuple[int, float], ...]  # ids and their log-probabilities, likeliest first
 
@@ -68,24 +68,23 @@ class Done(NamedTuple):
     forced: int = 0  # tokens that the constraint forced: they took no step
 
 
-Event = Union[PromptCut, Prefilled, Token, Likely, Done]
-Piece = Callable[[int], int]  # ids of the prompt so far -> number of ids in the next piece of its prefill
+Event = Union[PromptCut, Prefilled, Token, TokenLogprobs, Done]
+ChunkSize = Callable[[int], int]  # ids of the prompt so far -> number of ids in the next chunk of its prefill
 
 
 def generate(backend: Backend, prompt_ids: Sequence[int], options: GenerateOptions = GenerateOptions(), *,  # noqa: B008
-             stop_ids: Sequence[int] = (), stream: Optional[TextStream] = None, piece: Optional[Piece] = None,
+             stop_ids: Sequence[int] = (), stream: Optional[TextStream] = None, chunk_size: Optional[ChunkSize] = None,
              constraint: Optional["Compiled"] = None, forces: bool = True) -> "Generation":
-    """Yields a Token per id, then one Done. The ids do not depend on what the cache held before.
+    """Yield a Token per id, then one Done. The ids do not depend on what the cache held before.
 
-    options: those that concern text, stops and the constraint, are the caller's to turn into `stream`, `stop_ids` and
-    `constraint`. piece: the prefill is cut into pieces, with a Prefilled before each, so that a caller can do something
-    else in between, or stop. forces: the tokens between which the constraint leaves no choice take no step.
+    options: the caller turns those on text, stops and constraint into `stream`, `stop_ids` and `constraint`.
+    chunk_size: cut the prefill into chunks, with a Prefilled before each, so that the caller can do other work in
+    between, or stop. forces: tokens that the constraint forces take no step. stop_ids: any of them ends the generation
+    if the constraint allows it. stream None: yield ids only, every text is empty.
 
-    Any id of stop_ids ends the generation, as far as a constraint allows it. stream None: ids only, every text is
-    empty. This call, not the first `next`, raises MerinoError for a wrong request. After closing the iterator early, or
-    after ctrl-C, the backend can be used again; `measured` then gives what a `Done` would. Where something else changes
-    the cache between two tokens, such as another generation on this backend, the next token would follow other text:
-    `next` raises MerinoError.
+    This call, not the first `next`, raises MerinoError for a wrong request. After the iterator is closed early, or
+    after ctrl-C, the backend can be used again, and `measured` returns the Done so far. `next` raises MerinoError if
+    something else, such as another generation on this backend, changed the cache between two tokens.
     """
     options.check()
     check_fits(len(prompt_ids), options, backend.context)
@@ -93,12 +92,12 @@ def generate(backend: Backend, prompt_ids: Sequence[int], options: GenerateOptio
     if unknown:
         raise MerinoError(f"logit_bias names the token id {unknown[0]}, the model has 0 to {backend.vocab - 1}. Use "
                           "ids of this model's tokenizer.")
-    return Generation(backend, prompt_ids, options, stop_ids=stop_ids, stream=stream, piece=piece,
+    return Generation(backend, prompt_ids, options, stop_ids=stop_ids, stream=stream, chunk_size=chunk_size,
                       constraint=constraint, forces=forces)
 
 
 def check_fits(prompt: int, options: GenerateOptions, context: int) -> None:
-    """Raises MerinoError if the context does not allow a prompt of `prompt` ids and this number of new tokens."""
+    """Raise MerinoError if the context does not allow a prompt of `prompt` ids and this number of new tokens."""
     max_new_tokens, overflow = options.max_new_tokens, options.overflow
     if not prompt:
         raise MerinoError("the prompt is empty: it has no ids. Give at least one token.")
@@ -113,7 +112,7 @@ def check_fits(prompt: int, options: GenerateOptions, context: int) -> None:
 
 
 def shift(backend: Backend, ids: Sequence[int]) -> np.ndarray:
-    """Drops the older half of a full cache and adds ids -> logits [vocab].
+    """Drop the older half of a full cache and prefill ids -> logits [vocab].
 
     The kept ids are prefilled again. Moving their keys to new positions would give other logits than a fresh cache:
     a key depends on its position and, above the first layer, on all ids before it.
@@ -128,8 +127,8 @@ def newest_half(ids: Sequence[int], context: int) -> Sequence[int]:
 
 
 def keep_shared(backend: Backend, ids: Sequence[int]) -> Sequence[int]:
-    """Truncates the cache to the prefix that it shares with ids -> the other ids, to prefill. The last id is always
-    among them, since only a prefill returns logits."""
+    """Truncate the cache to the prefix that it shares with ids -> the other ids, to prefill. The last id is always
+    among them, because only a prefill returns logits."""
     most = min(backend.length, len(ids) - 1)
     shared = next((index for index in range(most) if backend.ids[index] != ids[index]), most)
     if not backend.extends_fast and 2 * shared < len(ids):
@@ -138,15 +137,15 @@ def keep_shared(backend: Backend, ids: Sequence[int]) -> Sequence[int]:
     return ids[shared:]
 
 
-def likely_of(logits: np.ndarray, token_id: int, top: int) -> Likely:
-    """logits [vocab]; top: how many of the likeliest ids are returned."""
+def token_logprobs(logits: np.ndarray, token_id: int, top: int) -> TokenLogprobs:
+    """Return the log-probabilities of an id and of the `top` likeliest ids. logits [vocab]."""
     logprobs = log_probabilities(logits)
     best = np.argsort(-logprobs, kind="stable")[:top]
-    return Likely(float(logprobs[token_id]), tuple((int(each), float(logprobs[each])) for each in best))
+    return TokenLogprobs(float(logprobs[token_id]), tuple((int(index), float(logprobs[index])) for index in best))
 
 
 def done(step_ms: Sequence[float], stop_reason: str, prefill_tokens: int, shifts: int = 0) -> Done:
-    """step_ms: of each token; 0 for one that was forced, the first other one is the prefill."""
+    """Summarize a generation. step_ms: time of each token, 0 for a forced one; the first other one is the prefill."""
     runs = [index for index, ms in enumerate(step_ms) if ms]
     behind = step_ms[runs[0] + 1:] if runs else []
     decode_ms = [ms for ms in behind if ms]
@@ -157,19 +156,19 @@ def done(step_ms: Sequence[float], stop_reason: str, prefill_tokens: int, shifts
 
 
 class Generation(Iterator[Event]):
-    """The events of one generation, and what was measured so far. Made by `generate`."""
+    """The events of one generation, and its measurements so far. `generate` makes it."""
 
     def __init__(self, backend: Backend, prompt_ids: Sequence[int], options: GenerateOptions, *,
-                 stop_ids: Sequence[int], stream: Optional[TextStream], piece: Optional[Piece],
+                 stop_ids: Sequence[int], stream: Optional[TextStream], chunk_size: Optional[ChunkSize],
                  constraint: Optional["Compiled"], forces: bool) -> None:
         context = backend.context
         kept = prompt_ids if len(prompt_ids) < context else newest_half(prompt_ids, context)
         self._backend, self._stream, self._stop_ids = backend, stream, frozenset(stop_ids)
         self._sampler = Sampler(options.sampling, kept)
-        self._piece, self._top, self._forces = piece, options.top, forces
+        self._chunk_size, self._top, self._forces = chunk_size, options.top, forces
         self._rest: Optional[Sequence[int]] = None  # of the prompt: what is not in the cache yet
         self._behind: List[int] = []  # ids behind the prompt that are not in the cache
-        self._pieces_ms = 0.0  # of the next token so far: the prefill's pieces, forced tokens, a step computed ahead
+        self._pending_ms = 0.0  # of the next token so far: the prefill's chunks, forced tokens, a step computed ahead
         self._state = constraint.start() if constraint else None
         self._forced_next: Optional[List[int]] = None  # ids that the constraint forces next; None: not computed yet
         self._step_ms: List[float] = []  # of each token: the prefill, then each decode step; 0 where it was forced
@@ -183,41 +182,41 @@ class Generation(Iterator[Event]):
         return next(self._events)
 
     def close(self) -> None:
-        """Ends the generation. The backend can be used again."""
+        """End the generation. The backend can be used again."""
         self._events.close()
 
     @property
     def next_id(self) -> Optional[int]:
-        """The id of the decode step with which the next event begins; None where it begins otherwise. So its caller can
+        """Return the id of the next decode step; None if the next event needs another computation. A caller can thus
         compute the steps of several generations together (`Backend.step_ahead`)."""
         if not self._runs or len(self._behind) != 1 or self._backend.length >= self._backend.context:
             return None
         return None if self._forced() else self._behind[0]
 
     def computed_ahead(self, ms: float) -> None:
-        """Counts the time of a decode step that was computed ahead."""
-        self._pieces_ms += ms
+        """Add the time of a decode step that was computed ahead."""
+        self._pending_ms += ms
 
     def measured(self, stop_reason: str = "interrupt") -> Done:
-        """The measurements of the tokens so far, for a generation that did not come to its own `Done`."""
+        """Return the measurements so far, for a generation that did not reach its own `Done`."""
         return done(self._step_ms[:self._tokens], stop_reason, self._prefill_tokens, self._shifts)
 
     def _run(self, prompt_ids: Sequence[int], left_out: int, max_new_tokens: int, shifting: bool
              ) -> Generator[Event, None, None]:
         if left_out:
             yield PromptCut(left_out, len(prompt_ids))
-        if self._piece:
-            yield from self._in_pieces(prompt_ids, self._piece)
+        if self._chunk_size:
+            yield from self._prefill_chunks(prompt_ids, self._chunk_size)
         stop_reason, stream, state = "", self._stream, self._state
         while not stop_reason:
             start = time.perf_counter()
-            likely = None
+            logprobs = None
             tokens = self._forced()
             forced = bool(tokens)
             if not forced:
                 logits, self._behind = self._logits(prompt_ids, self._behind), []
                 tokens = [self._sampler.sample(logits, state.allowed() if state else None)]
-                likely = None if self._top is None else likely_of(logits, tokens[0], self._top)
+                logprobs = None if self._top is None else token_logprobs(logits, tokens[0], self._top)
             for token_id in tokens:
                 self._behind.append(token_id)
                 if forced:
@@ -227,30 +226,31 @@ class Generation(Iterator[Event]):
                     self._forced_next = None
                 is_eos = token_id in self._stop_ids
                 text = stream.push(token_id) if stream and not is_eos else ""
-                self._pieces_ms += 1000 * (time.perf_counter() - start)
-                self._step_ms.append(0.0 if forced else self._pieces_ms)
-                self._pieces_ms = self._pieces_ms if forced else 0.0
+                self._pending_ms += 1000 * (time.perf_counter() - start)
+                self._step_ms.append(0.0 if forced else self._pending_ms)
+                self._pending_ms = self._pending_ms if forced else 0.0
                 stop_reason = self._stop_reason(is_eos, len(prompt_ids), max_new_tokens, shifting)
                 if stop_reason:
                     self._behind = []
                     text += stream.finish() if stream else ""
                 self._tokens += 1
                 yield Token(token_id, text)
-                if likely:
-                    yield likely
+                if logprobs:
+                    yield logprobs
                 if stop_reason:
                     break
                 start = time.perf_counter()
         yield self.measured(stop_reason)
 
     def _forced(self) -> List[int]:
-        """Computed once per token: `next_id` needs it too."""
+        """Return the ids that the constraint forces next. They are computed once per token, since `next_id` needs them
+        too."""
         if self._forced_next is None:
             self._forced_next = self._state.forced() if self._state and self._forces else []
         return self._forced_next
 
     def _stop_reason(self, is_eos: bool, prompt: int, max_new_tokens: int, shifting: bool) -> str:
-        """Empty: the generation goes on."""
+        """Return why the generation ends; empty if it continues."""
         count = len(self._step_ms)
         if is_eos or self._state and self._state.ended:
             return "eos"
@@ -260,23 +260,23 @@ class Generation(Iterator[Event]):
             return "length"
         return "context" if prompt + count >= self._backend.context and not shifting else ""
 
-    def _in_pieces(self, prompt_ids: Sequence[int], piece: Piece) -> Iterator[Event]:
-        """Computes the prompt but for its last piece."""
-        rest = self._begin(prompt_ids)
+    def _prefill_chunks(self, prompt_ids: Sequence[int], chunk_size: ChunkSize) -> Iterator[Event]:
+        """Compute the prompt except for its last chunk."""
+        rest = self._reuse_prefix(prompt_ids)
         while True:
             self._rest = rest
             self._changes = self._backend.changes
             yield Prefilled(len(prompt_ids) - len(rest), len(prompt_ids))
             self._check_unchanged()
-            count = max(1, piece(len(prompt_ids) - len(rest)))
+            count = max(1, chunk_size(len(prompt_ids) - len(rest)))
             if count >= len(rest) or not self._backend.extends_fast:
                 return
             start = time.perf_counter()
             self._backend.prefill(rest[:count])
-            self._pieces_ms += 1000 * (time.perf_counter() - start)
+            self._pending_ms += 1000 * (time.perf_counter() - start)
             rest = rest[count:]
 
-    def _begin(self, prompt_ids: Sequence[int]) -> Sequence[int]:
+    def _reuse_prefix(self, prompt_ids: Sequence[int]) -> Sequence[int]:
         rest = keep_shared(self._backend, prompt_ids)
         self._prefill_tokens = len(rest)
         return rest
@@ -288,11 +288,11 @@ class Generation(Iterator[Event]):
                               "run each on a fork() of the model.")
 
     def _logits(self, prompt_ids: Sequence[int], behind: Sequence[int]) -> np.ndarray:
-        """Logits [vocab] of the next token: of the prompt's prefill, of a decode step, of a prefill where tokens were
-        forced, or of a shift. behind: ids behind the prompt that are not in the cache."""
+        """Return the logits [vocab] of the next token, from the prompt's prefill, a decode step, a prefill of forced
+        tokens, or a shift. behind: ids behind the prompt that are not in the cache."""
         backend = self._backend
         if not self._runs:
-            behind = [*(self._begin(prompt_ids) if self._rest is None else self._rest), *behind]
+            behind = [*(self._reuse_prefix(prompt_ids) if self._rest is None else self._rest), *behind]
         else:
             self._check_unchanged()
         if backend.length + len(behind) > backend.context:

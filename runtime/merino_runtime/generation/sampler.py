@@ -1,12 +1,11 @@
 """Samples the next token from logits, in numpy. Knows nothing of text, models or time.
 
 The order is repetition penalty, presence and frequency penalties, logit bias, temperature, top-k, top-p, min-p, as in
-transformers. Each cut works on what the one before kept. llama.cpp applies the temperature last, so its top-p and
-min-p keep other tokens at temperatures other than 1. top-k keeps the k likeliest tokens, top-p the fewest whose
-probabilities sum to p or more, min-p those with at least min_p times the probability of the likeliest. Equal logits
-are cut in a fixed, otherwise arbitrary order, so that top-k keeps k tokens; transformers keeps all that equal the
-k-th.
-"""
+transformers. Each cut works on the tokens that the one before kept. llama.cpp applies the temperature last, so its
+top-p and min-p keep other tokens at temperatures other than 1. top-k keeps the k likeliest tokens, top-p the fewest
+whose probabilities sum to p or more, min-p those with at least min_p times the probability of the likeliest. Equal
+logits are cut in a fixed, otherwise arbitrary order, so that top-k keeps k tokens; transformers keeps all that equal
+the k-th."""
 from collections import Counter
 from typing import Iterable, Optional, Tuple
 
@@ -16,12 +15,12 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.sampling import Sampling
 
 FIRST_LOOK = 256  # number of candidates sorted first if top_k is off
-FEW = 4  # where at most this part of the vocabulary is allowed, nothing is computed for the rest
+FEW = 4  # if at most one in FEW tokens is allowed, nothing is computed for the others
 
 
 def penalize(logits: np.ndarray, seen_ids: np.ndarray, penalty: float) -> np.ndarray:
-    """The repetition penalty of CTRL (arXiv 1909.05858), as in transformers: divides positive logits of seen tokens
-    and multiplies negative ones, so that both become less likely.
+    """Apply the repetition penalty of CTRL (arXiv 1909.05858), as transformers does: divide positive logits of seen
+    tokens and multiply negative ones, so that both become less likely.
 
     logits [vocab], seen_ids [n] without repeats -> a changed copy [vocab].
     """
@@ -32,7 +31,7 @@ def penalize(logits: np.ndarray, seen_ids: np.ndarray, penalty: float) -> np.nda
 
 
 def candidates(logits: np.ndarray, sampling: Sampling) -> Tuple[np.ndarray, np.ndarray]:
-    """logits [vocab] -> ids [n] and their probabilities [n], likeliest first, summing to 1."""
+    """Apply the cuts: logits [vocab] -> ids [n] and their probabilities [n], likeliest first, summing to 1."""
     if 0 < sampling.top_k < len(logits):
         ids = _likeliest(logits, sampling.top_k)
         kept = _weights(logits[ids], sampling.temperature)
@@ -49,25 +48,25 @@ def candidates(logits: np.ndarray, sampling: Sampling) -> Tuple[np.ndarray, np.n
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """logits [vocab] -> log softmax [vocab] in float64."""
+    """Return the log softmax [vocab] of logits [vocab], in float64."""
     shifted = logits.astype(np.float64) - logits.max()
     return shifted - np.log(np.exp(shifted).sum())
 
 
 class Sampler:
-    """State of one generation: its random stream, and the ids that it has seen for the penalty."""
+    """The state of one generation: its random stream, and the seen ids for the penalties."""
 
     def __init__(self, sampling: Sampling, prompt_ids: Iterable[int] = ()) -> None:
         self._sampling = sampling
         self._random = np.random.RandomState(sampling.seed)
         self._seen = set(prompt_ids)
         self._chosen = Counter()  # type: Counter[int]
-        self._bias_ids = np.array([each for each, _ in sampling.logit_bias], dtype=np.int64)
+        self._bias_ids = np.array([token_id for token_id, _ in sampling.logit_bias], dtype=np.int64)
         self._bias = np.array([bias for _, bias in sampling.logit_bias], dtype=np.float64)
 
     def sample(self, logits: np.ndarray, allowed: Optional[np.ndarray] = None) -> int:
-        """logits [vocab] -> an id, which counts as seen from then on. allowed: those ids alone, [n] of bool; ids from n
-        on are not."""
+        """Sample an id from logits [vocab] and count it as seen. allowed [n] of bool: only these ids; ids from n on are
+        not allowed."""
         if not np.isfinite(logits).all():
             bad = int(np.argmin(np.isfinite(logits)))
             raise MerinoError(f"the model's logits are not finite (id {bad}: {logits[bad]}). The weights or "
@@ -79,18 +78,25 @@ class Sampler:
         ids = None
         if allowed is not None:
             logits, ids = _only(logits, allowed)
-        chosen = int(np.argmax(logits)) if self._sampling.temperature == 0 else self._draw(logits)
+        sampling = self._sampling
+        if sampling.temperature == 0:
+            chosen = int(np.argmax(logits))
+        elif 0 < sampling.top_k < len(logits) or sampling.top_p < 1 or sampling.min_p > 0:
+            kept, probabilities = candidates(logits, sampling)
+            chosen = int(kept[_drawn(probabilities, self._random.random_sample())])
+        else:  # without cuts the order does not matter, and nothing is sorted
+            chosen = _drawn(_weights(logits, sampling.temperature), self._random.random_sample())
         chosen = chosen if ids is None else int(ids[chosen])
         self.note(chosen)
         return chosen
 
     def note(self, token_id: int) -> None:
-        """Counts an id as generated that was not sampled here."""
+        """Count an id as generated that was not sampled here."""
         self._seen.add(token_id)
         self._chosen[token_id] += 1
 
     def _shifted(self, logits: np.ndarray) -> np.ndarray:
-        """With the presence and frequency penalties, and the bias: a changed copy, or the same where there is none."""
+        """Apply the presence and frequency penalties and the bias -> a changed copy, or `logits` if there are none."""
         presence, frequency = self._sampling.presence_penalty, self._sampling.frequency_penalty
         if (presence or frequency) and self._chosen:
             ids = np.fromiter(self._chosen.keys(), dtype=np.int64, count=len(self._chosen))
@@ -102,15 +108,10 @@ class Sampler:
             logits[self._bias_ids] += self._bias
         return logits
 
-    def _draw(self, logits: np.ndarray) -> int:
-        if _all_cuts_off(self._sampling, len(logits)):  # then the order does not matter, and nothing is sorted
-            return _drawn(_weights(logits, self._sampling.temperature), self._random.random_sample())
-        ids, probabilities = candidates(logits, self._sampling)
-        return int(ids[_drawn(probabilities, self._random.random_sample())])
-
 
 def _only(logits: np.ndarray, allowed: np.ndarray) -> Tuple[np.ndarray, Optional[np.ndarray]]:
-    """Logits of the allowed ids and these ids, or, where they are many, all logits with the others at -inf."""
+    """Return the logits of the allowed ids and these ids; if they are many, all logits with the others at -inf, None.
+    """
     allowed = allowed[:len(logits)]
     count = int(np.count_nonzero(allowed))
     if not count:
@@ -124,20 +125,16 @@ def _only(logits: np.ndarray, allowed: np.ndarray) -> Tuple[np.ndarray, Optional
     return kept, None
 
 
-def _all_cuts_off(sampling: Sampling, vocab: int) -> bool:
-    return not 0 < sampling.top_k < vocab and sampling.top_p == 1 and sampling.min_p == 0
-
-
 def _drawn(weights: np.ndarray, uniform: float) -> int:
-    """Inverse transform sampling: weights [n] of any sum, uniform in [0, 1) -> an index."""
+    """Draw an index by inverse transform sampling: weights [n] of any sum, uniform in [0, 1)."""
     sums = np.cumsum(weights)
     index = int(np.searchsorted(sums, uniform * sums[-1], side="right"))
-    # By rounding the product may reach the last sum; the last index with a weight is meant then.
+    # The product may round up to the last sum; then the last index with a weight is drawn.
     return index if index < len(sums) else int(np.flatnonzero(weights)[-1])
 
 
 def _weights(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities relative to the largest: logits [n] -> [n] in 0..1.
+    """Return probabilities relative to the largest: logits [n] -> [n] in 0..1.
 
     The maximum is subtracted before the division, so that a tiny temperature gives zeros and never inf / inf.
     """
@@ -146,7 +143,7 @@ def _weights(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def _likeliest(scores: np.ndarray, count: int) -> np.ndarray:
-    """Ids [count] of the highest scores [vocab], best first. Partitions the vocabulary and sorts only `count` ids."""
+    """Return the ids [count] of the highest scores [vocab], best first. Only `count` ids are sorted."""
     if count < len(scores):
         near = np.flatnonzero(scores >= _floor(scores, count))
         ids = np.sort(near[np.argpartition(scores[near], -count)[-count:]])
@@ -156,8 +153,8 @@ def _likeliest(scores: np.ndarray, count: int) -> np.ndarray:
 
 
 def _floor(scores: np.ndarray, count: int) -> float:
-    """A lower bound of the `count` highest scores [vocab] that few others reach. Partitioning only those above it is
-    five times as fast as partitioning all.
+    """Return a lower bound of the `count` highest scores [vocab] that few others reach. Partitioning only the scores
+    above it is five times as fast as partitioning all.
 
     The scores are laid out in 8 * count columns. The `count`-th largest of the columns' maxima is such a bound, since
     `count` columns have a maximum at or above it.
@@ -169,7 +166,7 @@ def _floor(scores: np.ndarray, count: int) -> float:
 
 
 def _enough(weights: np.ndarray, total: float, sampling: Sampling) -> int:
-    """An upper bound of how many tokens top-p and min-p keep: candidates are multiplied by 8 until they suffice."""
+    """Return an upper bound of the number of tokens that top-p and min-p keep: multiply by 8 until it suffices."""
     count = FIRST_LOOK
     while count < len(weights):
         top = np.partition(weights, -count)[-count:]  # [count]

@@ -19,7 +19,7 @@ class Mismatch(NamedTuple):
 
 
 def selftest(bundle: Bundle, backend: Backend) -> Optional[Mismatch]:
-    """The first difference, None if all ids agree. Empties the cache first."""
+    """Empty the cache and compare -> the first difference, or None if all ids agree."""
     golden = bundle.golden
     if not golden.prompt_ids or not golden.greedy_ids:
         raise MerinoError(f"bundle {bundle.name!r} has no golden ids to compare with. Export it again.")

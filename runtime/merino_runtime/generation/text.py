@@ -1,7 +1,7 @@
-"""Text to ids and ids to text, for BPE of bytes as in GPT-2, and of characters with bytes for those it lacks, as in
-SentencePiece. Knows nothing of models.
+"""Converts text to ids and ids to text, for byte-level BPE (GPT-2), and for BPE of characters with byte fallback
+(SentencePiece). Knows nothing of models.
 
-Tokens are decoded to bytes, because a token may end inside a UTF-8 character and a stream shows whole characters only.
+Tokens are decoded to bytes, because a token may end inside a UTF-8 character, and a stream shows only whole characters.
 `tokenizers` is imported when a tokenizer is opened.
 """
 import codecs
@@ -16,8 +16,8 @@ from merino_runtime.io.json_file import JSON, read_text, value_of
 
 
 def byte_table() -> Dict[str, int]:
-    """GPT-2's alphabet, character -> byte. Printable characters of Latin-1 map to their own byte; the other 68 bytes
-    have U+0100 and following, in order."""
+    """Return GPT-2's alphabet, character -> byte. Printable characters of Latin-1 map to their own byte; the other 68
+    bytes have U+0100 and following, in order."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(byte): byte for byte in printable}
     others = [byte for byte in range(256) if byte not in set(printable)]
@@ -26,12 +26,12 @@ def byte_table() -> Dict[str, int]:
 
 
 BYTE_OF = byte_table()
-LONGEST_TEXT_BYTES = 2 ** 20  # a word of so many takes 1 to 2 s on x86, and no context holds so much text
-MOST_WORDS = 1000  # whose ids the tokenizer keeps; its own 10,000 are megabytes, which a server fills in days
+LONGEST_TEXT_BYTES = 2 ** 20  # a word of this length takes 1 to 2 s on x86, and no context holds so much text
+MOST_WORDS = 1000  # size of the tokenizer's word cache; its default of 10,000 takes megabytes in a server
 REMEDY = "Copy or export the bundle again."
 FIRST_WITH_BYTE_FALLBACK = (0, 13, 3)
-SPACE = "\u2581"  # in place of a space, in vocabularies as SentencePiece makes them
-SHOWN = ("<think>", "</think>")  # special in some tokenizers, and text to whoever reads an answer
+SPACE = "\u2581"  # replaces a space in SentencePiece vocabularies
+SHOWN = ("<think>", "</think>")  # special tokens in some tokenizers, but part of an answer's text
 
 
 def open_tokenizer(bundle: Bundle) -> "Tokenizer":
@@ -56,8 +56,8 @@ class Tokenizer:
         self.drops_first_space = not self._of_bytes and _drops_first_space(parsed)
         self._description = with_merges_as_strings(parsed, description)
         self._tokenizer, self._source = _tokenizer_of(self._description, source), source
-        self._plain: Optional[Any] = None  # the same without added tokens: made when a text needs it
-        self.kept: Dict[str, Any] = {}  # what others make of this tokenizer once
+        self._plain: Optional[Any] = None  # the same without added tokens, made when a text needs it
+        self.kept: Dict[str, Any] = {}  # objects that other modules derive from this tokenizer once
         added = parsed.get("added_tokens", ())
         # Added tokens are spelled in plain text, not in the byte alphabet. Special ones (<|endoftext|>) have no text.
         self._added: Dict[int, bytes] = {
@@ -66,16 +66,15 @@ class Tokenizer:
         self._marks = frozenset(token["id"] for token in added if token["special"] or token["content"] in SHOWN)
 
     def encode(self, text: str, begins: bool = True) -> List[int]:
-        """A prompt; the text of a special token is that token. begins: with what the tokenizer puts before a text, such
-        as a beginning-of-text token. What it puts behind one is left out, since the model continues the text."""
+        """Encode a prompt; the text of a special token becomes that token. begins: add the tokenizer's prefix, such as
+        a beginning-of-text token. Its suffix is left out, because the model continues the text."""
         return self._ids(text, begins)
 
     def encode_pieces(self, pieces: Sequence[Tuple[str, bool]]) -> List[int]:
-        """A conversation: (text, whether special tokens count in it). Nothing is put around it.
+        """Encode a conversation of (text, whether special tokens count in it), without prefix and suffix.
 
-        In a text where they do not count, what is spelled like one becomes the tokens of its letters. Where there is no
-        such text, the ids are those of the pieces as one string.
-        """
+        If special tokens do not count in a text, one that it spells becomes the tokens of its letters. If no text
+        spells one, the ids are those of the joined texts."""
         whole = self._ids("".join(text for text, _ in pieces))
         allowed = [mark for text, own in pieces if own for mark in self._marks_in(self._ids(text))]
         if self._marks_in(whole) == allowed:
@@ -121,15 +120,15 @@ class Tokenizer:
             raise MerinoError(f"{self._source} cannot encode the text: {error}. {REMEDY}") from error
 
     def bytes_of(self, token_id: int) -> bytes:
-        """The bytes of a token, perhaps not whole characters. Empty for an id past the tokenizer's vocabulary, which
-        a model has if its own is padded."""
+        """Return the bytes of a token, which may be incomplete characters. Empty for an id past the tokenizer's
+        vocabulary, which a model with a padded vocabulary has."""
         if token_id in self._added:
             return self._added[token_id]
         token = self._tokenizer.id_to_token(token_id)
         return b"" if token is None else self._bytes_of(token)
 
     def spellings(self) -> List[bytes]:
-        """By id: the bytes of each token, empty for special ones and for those that mark thinking."""
+        """Return the bytes of all tokens by id, empty for special tokens and for marks of thinking."""
         by_id = {token_id: token for token, token_id in self._tokenizer.get_vocab(with_added_tokens=True).items()}
         spellings = [b""] * (max(by_id, default=-1) + 1)
         for token_id, token in by_id.items():
@@ -145,15 +144,16 @@ class Tokenizer:
 
 
 def _is_of_tokenizers(error: BaseException) -> bool:
-    """It raises bare Exception, and where its Rust code panics what is no Exception."""
+    """Return whether tokenizers raised the error: it raises bare Exception, and if its Rust code panics, no Exception.
+    """
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 class TextStream:
-    """Turns ids into text. Withholds incomplete characters, and a tail that may be the beginning of a stop string.
+    """Converts ids to text. Withholds incomplete characters, and a tail that may be the beginning of a stop string.
 
-    The first complete stop string ends the stream. Neither it nor what follows is returned. begins: the text begins
-    here and goes on from none, so that a space which the tokenizer put before it is left out.
+    The first complete stop string ends the stream. Neither it nor the text behind it is returned. begins: the text
+    continues no other text, so a space that the tokenizer put before it is left out.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), begins: bool = False) -> None:
@@ -162,7 +162,7 @@ class TextStream:
         self._tokenizer = tokenizer
         self._stops = tuple(stops)
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._withheld = ""  # withheld: the beginning of a possible stop string
+        self._withheld = ""  # the beginning of a possible stop string
         self.stopped = False
 
     def push(self, token_id: int) -> str:
@@ -173,7 +173,7 @@ class TextStream:
         return self._give(self._utf8.decode(data))
 
     def finish(self) -> str:
-        """The withheld text. An incomplete character becomes U+FFFD."""
+        """Return the withheld text. An incomplete character becomes U+FFFD."""
         text = self._give(self._utf8.decode(b"", final=True))
         if self.stopped:
             return text
@@ -184,10 +184,11 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._withheld + text
-        stop = _first_stop(text, self._stops)
-        self.stopped = stop >= 0
-        sure = stop if self.stopped else len(text) - tail_to_hold(text, self._stops)
-        self._withheld = "" if self.stopped else text[sure:]
+        # The stop string that *ends* first counts, so that token boundaries do not change the result.
+        ends = [(text.index(stop) + len(stop), text.index(stop)) for stop in self._stops if stop in text]
+        self.stopped = bool(ends)
+        sure = min(ends)[1] if ends else len(text) - tail_to_hold(text, self._stops)
+        self._withheld = "" if ends else text[sure:]
         return text[:sure]
 
 
@@ -197,22 +198,15 @@ def check_stops(stops: Sequence[str]) -> None:
                           "character.")
 
 
-def _first_stop(text: str, stops: Sequence[str]) -> int:
-    """Start of the stop string that *ends* first, -1 if there is none. The end decides, so that the result does not
-    depend on where token boundaries lie."""
-    ends = [(text.index(stop) + len(stop), text.index(stop)) for stop in stops if stop in text]
-    return min(ends)[1] if ends else -1
-
-
 def tail_to_hold(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest suffix of text that is a prefix of a stop string."""
+    """Return the length of the longest suffix of text that is a prefix of a stop string."""
     longest = min(len(text), max(map(len, stops), default=1) - 1)
     return next((length for length in range(longest, 0, -1)
                  if any(stop.startswith(text[-length:]) for stop in stops)), 0)
 
 
 def _is_byte_level(parsed: Any, source: str) -> bool:
-    """Of bytes, and not of characters with bytes for those that it lacks. Raises MerinoError for any other kind."""
+    """Return whether the BPE is byte-level instead of one with byte fallback. Raise MerinoError for any other kind."""
     kinds = _types_in(parsed, "model"), _types_in(parsed, "decoder")
     if "BPE" not in kinds[0] or not {"ByteLevel", "ByteFallback"} & set(kinds[1]):
         raise MerinoError(
@@ -223,14 +217,14 @@ def _is_byte_level(parsed: Any, source: str) -> bool:
 
 
 def _drops_first_space(parsed: Any) -> bool:
-    """Whether the decoder of a whole text leaves out a space at its beginning."""
+    """Return whether the decoder of a whole text leaves out a space at its beginning."""
     return any(one.get("type") == "Strip" and one.get("content") == " " and one.get("start") == 1
                or one.get("type") == "Metaspace" and one.get("prepend_scheme", "always") != "never"
                and one.get("add_prefix_space", True) for one in parsed["decoder"].get("decoders", [parsed["decoder"]]))
 
 
 def _types_in(parsed: Any, part: str) -> Tuple[str, ...]:
-    """The type of a part of tokenizer.json; of a Sequence, the types of its members."""
+    """Return the type of a part of tokenizer.json; for a Sequence, the types of its members."""
     described = parsed.get(part) if isinstance(parsed, dict) else None
     if not isinstance(described, dict):
         return ()
@@ -243,7 +237,7 @@ def _types_in(parsed: Any, part: str) -> Tuple[str, ...]:
 
 
 def with_merges_as_strings(parsed: Dict[str, Any], description: str) -> str:
-    """Rewrites merges from ["a", "b"] (tokenizers 0.20 and later) to "a b", the only form that 0.12 reads, the last
+    """Rewrite merges from ["a", "b"] (tokenizers 0.20 and later) to "a b", the only form that 0.12 reads, the last
     version for Python 3.6. All versions read it, unless a token contains a space, which no published one does. Other
     descriptions are returned as they are. `export` does this, since 150,000 merges take as long as the rest of a start.
     """
@@ -263,7 +257,8 @@ def with_merges_as_strings(parsed: Dict[str, Any], description: str) -> str:
 
 
 def _check_bytes_are_known(source: str) -> None:
-    """Older versions read such a file and take characters that the vocabulary lacks for one unknown token."""
+    """Raise MerinoError for a version of tokenizers without byte fallback. It would encode characters that the
+    vocabulary lacks as one unknown token."""
     version = require("tokenizers").__version__
     if version_tuple(version) < FIRST_WITH_BYTE_FALLBACK:
         raise MerinoError(f"tokenizers is {version}, and {source} has bytes for what its vocabulary lacks, which needs "

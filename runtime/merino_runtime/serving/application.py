@@ -1,4 +1,4 @@
-"""The application: a request in, a response or an answer under way out. Knows paths and keys, and no HTTP library."""
+"""The application: a request -> a response, or one that is still generated. Knows paths and keys, no HTTP library."""
 import hmac
 import json
 import sys
@@ -10,7 +10,7 @@ from merino_runtime import __version__
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.heap import freeze_loaded_objects
 from merino_runtime.sampling import Sampling
-from merino_runtime.serving import fields, metrics, models, ollama, openai_answers, openai_requests
+from merino_runtime.serving import fields, metrics, models, ollama, openai_requests, openai_responses
 from merino_runtime.serving.burden import Burden, Sensors
 from merino_runtime.serving.models import Model
 from merino_runtime.serving.openai_requests import Limits
@@ -22,8 +22,8 @@ from merino_runtime.serving.requests import (
     UNAVAILABLE,
     UNKNOWN_KEY,
     WRONG_METHOD,
-    Ended,
     Event,
+    Finished,
     RefusedError,
 )
 from merino_runtime.serving.scheduler import Job, Scheduler
@@ -33,8 +33,7 @@ JSON = "application/json"
 PUBLIC = ("/", "/health", "/v1/health")  # without a key
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
-
-Deliver = Callable[[int, Event], None]  # the index of a prompt, an event of its answer
+Deliver = Callable[[int, Event], None]  # the index of a prompt, an event of its completion
 
 
 class Request(NamedTuple):
@@ -61,47 +60,42 @@ class Settings(NamedTuple):
     ceiling_c: Optional[float] = None  # of the hottest sensor
 
 
-class UnderWay:
-    """An answer that is being generated. Its events go to `deliver`; whoever writes the response gives them back to
-    `take`, which returns what a stream writes then."""
+class PendingResponse:
+    """A response that is still generated. Its events go to `deliver`; the HTTP task passes them to `take`, which
+    returns the bytes that a stream writes."""
 
-    def __init__(self, scheduler: Scheduler, model: Model, requests: Sequence[Any], answer: Any,
+    def __init__(self, scheduler: Scheduler, model: Model, requests: Sequence[Any], writer: Any,
                  deliver: Deliver) -> None:
-        self._scheduler, self._model, self._answer = scheduler, model, answer
-        self.jobs = [self._job(index, request, deliver) for index, request in enumerate(requests)]
-        self.stream, self.content_type = answer.stream, answer.content_type
-
-    def _job(self, index: int, request: Any, deliver: Deliver) -> Job:
-        return Job(request, self._model.served, lambda event: deliver(index, event))
+        self._scheduler, self._model, self._writer = scheduler, model, writer
+        self.jobs = [Job(request, model.loaded, partial(deliver, index)) for index, request in enumerate(requests)]
+        self.stream, self.content_type = writer.stream, writer.content_type
 
     @property
     def over(self) -> bool:
-        return bool(self._answer.over or self._answer.refusal)
+        return bool(self._writer.over or self._writer.refusal)
 
     def take(self, index: int, event: Event) -> bytes:
-        written: bytes = self._answer.take(index, event)
-        if isinstance(event, Ended):
-            self._remember(self.jobs[index], self._answer.choices[index], event)
+        written: bytes = self._writer.take(index, event)
+        if isinstance(event, Finished):
+            # A later request may send this text back; tokens of a stop string are not part of it.
+            job, text = self.jobs[index], self._writer.choices[index].raw
+            known = event.reason in ("stop", "length", "context") and job.request.begins and not job.request.stops
+            if known and job.completion is not None and text and "\ufffd" not in text:
+                self._model.prompts.remember(text, job.completion.ids)
         return written
 
-    def _remember(self, job: Job, choice: Any, event: Ended) -> None:
-        """For the request that brings this answer back; a stop string's tokens are no part of its text."""
-        known = event.reason in ("stop", "length", "context") and job.request.begins and not job.request.stops
-        if known and job.answering is not None and choice.raw and "\ufffd" not in choice.raw:
-            self._model.prompts.remember(choice.raw, job.answering.ids)
-
     def response(self) -> Response:
-        """Of an answer that is over and was not streamed."""
-        if self._answer.refusal:
-            return refused(self._answer.refusal, self._answer.error_of)
-        return _json(self._answer.whole())
+        """Return the whole response, if it was not streamed and is over."""
+        if self._writer.refusal:
+            return refused(self._writer.refusal, self._writer.error_of)
+        return _json(self._writer.whole())
 
     def cancel(self) -> None:
         for job in self.jobs:
             self._scheduler.cancel(job)
 
 
-Handled = Union[Response, UnderWay]
+Handled = Union[Response, PendingResponse]
 
 
 class Application:
@@ -120,14 +114,14 @@ class Application:
             "/metrics": {"GET": self._metrics}, "/v1/stats": {"GET": self._stats},
             "/api/version": {"GET": lambda *_: _json({"version": __version__})}, "/api/tags": {"GET": self._tags},
             "/api/ps": {"GET": self._running}, "/api/show": {"POST": self._show}, "/api/pull": {"POST": self._pull},
-            "/api/chat": {"POST": partial(self._ollama, read=ollama.chat_of, given="messages")},
-            "/api/generate": {"POST": partial(self._ollama, read=ollama.generate_of, given="prompt")},
+            "/api/chat": {"POST": partial(self._ollama, read=ollama.chat_of, field="messages")},
+            "/api/generate": {"POST": partial(self._ollama, read=ollama.generate_of, field="prompt")},
         }
         if page:
             self._routes["/"] = {"GET": lambda *_: page}
 
     def serve_models(self, load: Callable[[Model], None]) -> None:
-        """Loads the models one after another, then answers until `close`. Raises what a load raises."""
+        """Load the models one after another, then run requests until `close`."""
         for model in self.models.values():
             load(model)
         freeze_loaded_objects()
@@ -135,7 +129,7 @@ class Application:
         self.scheduler.run()
 
     def refusal_of(self, request: Request) -> Optional[Response]:
-        """What is refused without its body: a page of the web, a wrong key, path or method."""
+        """Refuse a request before its body is read: a foreign web page, a wrong key, path or method; else None."""
         try:
             self._call_of(request)
         except RefusedError as refusal:
@@ -143,7 +137,7 @@ class Application:
         return None
 
     def handle(self, request: Request, deliver: Deliver) -> Handled:
-        """deliver: gets the events of an answer, with the index of its prompt, from another thread. Raises nothing."""
+        """Handle a request; never raise. deliver: gets events with the index of their prompt, from another thread."""
         error_of = _error_of(request)
         try:
             return self._call_of(request)(request, deliver)
@@ -151,7 +145,7 @@ class Application:
             return refused(refusal, error_of)
         except MerinoError as error:
             return refused(RefusedError(str(error)), error_of)
-        except Exception:  # the fault of one request ends no other one
+        except Exception:  # a bug in one request must not end the others
             traceback.print_exc(file=sys.stderr)
             return refused(RefusedError("the server failed at this request. Look into its log.", FAULT), error_of)
 
@@ -178,18 +172,18 @@ class Application:
         if wait_s:
             raise RefusedError("too many wrong API keys came from your address. Try again later.", TOO_MANY,
                                code="too_many_wrong_keys", retry_s=wait_s)
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
-        given = given.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key", "")
-        # All are compared, and each in constant time, so that the time reveals none of them.
-        if sum(hmac.compare_digest(given.encode("utf-8", "replace"), key.encode("utf-8")) for key in keys) == 0:
-            if given:
+        scheme, _, sent = request.headers.get("authorization", "").partition(" ")
+        sent = sent.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+        # All keys are compared, each in constant time, so that the time reveals none of them.
+        if sum(hmac.compare_digest(sent.encode("utf-8", "replace"), key.encode("utf-8")) for key in keys) == 0:
+            if sent:
                 self._wrong_keys.add(address)
             raise RefusedError("the API key is missing or wrong. Send it as `Authorization: Bearer KEY`.", UNKNOWN_KEY,
                           code="invalid_api_key")
 
     def _check_origin(self, request: Request) -> None:
-        """A page of the web that a browser on this machine shows must not reach a server without a key: neither by a
-        request of its own, nor by a name that leads here."""
+        """Keep web pages in a browser on this machine from using a server without a key, be it by a request to this
+        address or by a domain name that resolves to it."""
         if self.settings.keys:
             return
         host = request.headers.get("host", "")
@@ -214,36 +208,37 @@ class Application:
     def _openai(self, request: Request, deliver: Deliver, read: Callable[..., Any]) -> Handled:
         body = fields.body_of(request.body)
         model = models.model_of(self.models, fields.text(body, "model", ""))
-        requests, form = read(body, model.prompts, self._limits(model), self._client(request))
-        answer = openai_answers.Answer(form._replace(model=model.name), len(requests), model.served.model.tokenizer)
-        return self._started(model, requests, answer, deliver)
+        requests, options = read(body, model.prompts, self._limits(model), self._client(request))
+        writer = openai_responses.ResponseWriter(options._replace(model=model.name), len(requests),
+                                                 model.loaded.model.tokenizer)
+        return self._started(model, requests, writer, deliver)
 
     def _tags(self, *_: Any) -> Response:
         return _json({"models": [ollama.tag_of(model) for model in self.models.values()]})
 
     def _running(self, *_: Any) -> Response:
-        return _json({"models": [ollama.running(model) for model in self.models.values() if model.served]})
+        return _json({"models": [ollama.running(model) for model in self.models.values() if model.loaded]})
 
     def _show(self, request: Request, *_: Any) -> Response:
-        body = fields.body_of(request.body)
-        return _json(ollama.shown(self._named(body)))
+        return _json(ollama.shown(self._named(fields.body_of(request.body))))
 
     def _pull(self, request: Request, *_: Any) -> Response:
-        """Nothing is fetched: a model that is served is there, any other one is unknown."""
+        """Report success for a model that is served. Nothing is downloaded."""
         self._named(fields.body_of(request.body))
         return _json({"status": "success"})
 
     def _named(self, body: fields.Body) -> Model:
-        """Ollama's older clients call the field `name`."""
+        """Return the model that the body names. Ollama's older clients call the field `name`."""
         return models.model_of(self.models, fields.text(body, "model") or fields.text(body, "name", ""))
 
-    def _ollama(self, request: Request, deliver: Deliver, read: Callable[..., Any], given: str) -> Handled:
+    def _ollama(self, request: Request, deliver: Deliver, read: Callable[..., Any], field: str) -> Handled:
         body = fields.body_of(request.body)
         model = self._named(body)
-        if not body.get(given):
-            return _json(ollama.loaded(model.name, given == "messages"))
-        generation, form = read(body, model.prompts, self._limits(model), self._client(request))
-        return self._started(model, [generation], ollama.Answer(form._replace(model=model.name), model), deliver)
+        if not body.get(field):
+            return _json(ollama.loaded(model.name, field == "messages"))
+        generation, options = read(body, model.prompts, self._limits(model), self._client(request))
+        writer = ollama.ResponseWriter(options._replace(model=model.name))
+        return self._started(model, [generation], writer, deliver)
 
     def _metrics(self, *_: Any) -> Response:
         text = self.metrics.text(len(self.scheduler.running), len(self.scheduler.waiting))
@@ -254,29 +249,29 @@ class Application:
         return _json(dict(self.metrics.stats(), temperatures_c=temperatures, running=len(self.scheduler.running),
                           waiting=len(self.scheduler.waiting), models=metrics.of_models(self.models)))
 
-    def _started(self, model: Model, requests: Sequence[Any], answer: Any, deliver: Deliver) -> UnderWay:
-        under_way = UnderWay(self.scheduler, model, requests, answer, deliver)
-        self.scheduler.submit(under_way.jobs)
-        return under_way
+    def _started(self, model: Model, requests: Sequence[Any], writer: Any, deliver: Deliver) -> PendingResponse:
+        response = PendingResponse(self.scheduler, model, requests, writer, deliver)
+        self.scheduler.submit(response.jobs)
+        return response
 
     def _limits(self, model: Model) -> Limits:
         bundle = model.bundle
         return Limits(bundle.context, bundle.vocab, self.settings.sampling, self.settings.limit_s)
 
     def _client(self, request: Request) -> str:
-        """The client, whose requests take turns with other clients': by its key, else by its address."""
+        """Identify the client by its key, else by its address. Clients take turns."""
         return request.headers.get("authorization") or request.client
 
 
 def _error_of(request: Request) -> Callable[[RefusedError], Any]:
-    return ollama.error_of if request.path.startswith("/api/") else openai_answers.error_of
+    return ollama.error_of if request.path.startswith("/api/") else openai_responses.error_of
 
 
 def _json(value: Any, status: int = 200, headers: Tuple[Tuple[str, str], ...] = ()) -> Response:
     return Response(status, json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"), JSON, headers)
 
 
-def refused(refusal: RefusedError, error_of: Callable[[RefusedError], Any] = openai_answers.error_of) -> Response:
+def refused(refusal: RefusedError, error_of: Callable[[RefusedError], Any] = openai_responses.error_of) -> Response:
     headers = [] if refusal.retry_s is None else [("Retry-After", str(refusal.retry_s))]
     if refusal.status == UNKNOWN_KEY:
         headers.append(("WWW-Authenticate", "Bearer"))

@@ -1,4 +1,4 @@
-"""What requests cost the board: energy where a sensor is read, and a ceiling on its temperature.
+"""The cost of requests to the board: their energy, if there is a sensor, and a limit on the temperature.
 
 The sensors are the caller's (`merino_bench.sensors` has them): a meter's `joules(start_s, end_s)`, and a function that
 gives degrees Celsius by sensor.
@@ -6,9 +6,9 @@ gives degrees Celsius by sensor.
 import time
 from typing import Any, Callable, Dict, NamedTuple, Optional
 
-COOLER_C = 2.0  # below the ceiling: so far it cools before it goes on at full speed
-LOOK_S = 1.0  # between two looks at the sensors
-LONGEST_PAUSE_S = 1.0  # between two turns: an answer goes on, slowly
+COOLER_C = 2.0  # degrees below the ceiling at which full speed resumes
+LOOK_S = 1.0  # between two readings of the sensors
+LONGEST_PAUSE_S = 1.0  # between two turns, so that completions continue slowly
 
 
 class Sensors(NamedTuple):
@@ -17,14 +17,14 @@ class Sensors(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """Of a request's beginning."""
+    """Counters at the start of a request."""
     time_s: float
     busy_s: float
     paused_s: float
 
 
 class Burden:
-    """Of all that the scheduler's thread computes. ceiling_c: None: none."""
+    """Counts the computing time of the scheduler's thread, and pauses it. ceiling_c: None for no limit."""
 
     def __init__(self, sensors: Sensors, ceiling_c: Optional[float]) -> None:
         self._sensors, self._ceiling_c = sensors, ceiling_c
@@ -36,7 +36,7 @@ class Burden:
         return Moment(time.perf_counter(), self.busy_s, self.paused_s)
 
     def hot(self, margin_c: float = 0.0) -> bool:
-        """Whether the hottest sensor is at the ceiling, or nearer than the margin."""
+        """Return whether the hottest sensor is within `margin_c` of the ceiling."""
         if self._ceiling_c is None:
             return False
         now_s = time.perf_counter()
@@ -47,7 +47,7 @@ class Burden:
         return self.hottest_c is not None and self.hottest_c >= self._ceiling_c - margin_c
 
     def cool(self) -> None:
-        """Waits where it is too hot, for at most LONGEST_PAUSE_S."""
+        """If it is too hot, wait for at most LONGEST_PAUSE_S."""
         if not self.hot():
             return
         start_s = time.perf_counter()
@@ -58,8 +58,8 @@ class Burden:
         self.paused_s += time.perf_counter() - start_s
 
     def energy(self, since: Moment, own_busy_s: float) -> Optional[Dict[str, Any]]:
-        """Of one request: the board's energy since then, by the request's share of the computing. None without a
-        sensor, and for what was shorter than a few readings."""
+        """Return the energy of one request: the board's energy since its start times the request's share of the
+        computing time. None without a sensor, or if the request was shorter than a few readings."""
         meter = self._sensors.meter
         if meter is None:
             return None
@@ -70,7 +70,7 @@ class Burden:
         return {"joules": joules * min(1.0, own_busy_s / busy_s), "sensor": meter.name}
 
     def thermal(self, since: Moment) -> Optional[Dict[str, Any]]:
-        """What the ceiling did to one request."""
+        """Return the temperature and the pauses during one request; None without a limit."""
         if self._ceiling_c is None:
             return None
         return {"ceiling_c": self._ceiling_c, "hottest_c": self.hottest_c,

@@ -1,14 +1,14 @@
-"""What an answer consists of, token by token: content, thinking before it, calls of tools."""
+"""Splits a completion into content, the thinking before it, and tool calls, token by token."""
 import json
 import uuid
-from typing import Any, Dict, List, NamedTuple, Optional, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from merino_runtime.chat.screen import Thinking
 from merino_runtime.chat.template import THINK, THINK_END
 from merino_runtime.generation.text import tail_to_hold
 from merino_runtime.io.json_file import value_of
 from merino_runtime.serving.prompts import CALL, CALL_END
-from merino_runtime.serving.requests import Ended, Event, Failed, Piece, RefusedError, Used
+from merino_runtime.serving.requests import Event, Failed, Finished, RefusedError, TextChunk, Usage
 
 
 class TextDelta(NamedTuple):
@@ -26,54 +26,51 @@ Delta = Union[TextDelta, Call]
 
 
 class Choice:
-    """One answer. chat: thinking and, with `tools`, calls are separated from the content; else all text is content."""
+    """The completion of one prompt. chat: separate thinking and, with `tools`, calls from the content; otherwise all
+    text is content."""
 
     def __init__(self, chat: bool = False, thinks: bool = False, tools: bool = False) -> None:
         self._thinking = Thinking(thinks) if chat else None
         self._calls = Calls() if tools else None
-        self._began = False  # whether content was returned
+        self._has_content = False
         self.raw = ""  # all text
         self.content, self.thinking = "", ""
         self.calls: List[Call] = []
-        self.pieces: List[Piece] = []
+        self.chunks: List[TextChunk] = []
         self.tokens = 0  # generated so far
         self.reason: Optional[str] = None
-        self.used: Optional[Used] = None
+        self.usage: Optional[Usage] = None
         self.refusal: Optional[RefusedError] = None
 
     def take(self, event: Event) -> List[Delta]:
-        if isinstance(event, Piece):
+        if isinstance(event, TextChunk):
             if event.id is not None:
-                self.pieces.append(event)
+                self.chunks.append(event)
             if not event.of_prompt:
                 self.raw += event.text
                 self.tokens += event.tokens if event.id is not None else 0
-            return self._keep(self._split(event.text))
-        if isinstance(event, Ended):
-            deltas = self._keep(self._rest())
-            self.reason, self.used = event.reason, event.used
-            return deltas
+            if self._thinking is None:
+                return self._keep([TextDelta(event.text)] if event.text else [])
+            return self._keep(self._split(self._thinking.push(event.text)))
+        if isinstance(event, Finished):
+            deltas = self._split(self._thinking.finish()) if self._thinking else []
+            deltas += self._calls.finish() if self._calls else []
+            self.reason, self.usage = event.reason, event.usage
+            return self._keep(deltas)
         if isinstance(event, Failed):
             self.reason, self.refusal = "failed", event.refusal
         return []
 
-    def _split(self, text: str) -> List[Delta]:
-        if self._thinking is None:
-            return [TextDelta(text)] if text else []
-        return [delta for piece, thinks in self._thinking.push(text) for delta in self._deltas_of(piece, thinks)]
-
-    def _rest(self) -> List[Delta]:
-        pieces = [] if self._thinking is None else self._thinking.finish()
-        deltas = [delta for piece, thinks in pieces for delta in self._deltas_of(piece, thinks)]
-        return deltas + (self._calls.finish() if self._calls else [])
+    def _split(self, parts: List[Tuple[str, bool]]) -> List[Delta]:
+        return [delta for text, thinks in parts for delta in self._deltas_of(text, thinks)]
 
     def _deltas_of(self, text: str, thinks: bool) -> List[Delta]:
         if thinks:
             text = text.replace(THINK, "", 1).replace(THINK_END, "", 1)
             return [TextDelta(text, thinking=True)] if text else []
-        if self.thinking and not self._began:
+        if self.thinking and not self._has_content:
             text = text.lstrip("\n")
-        self._began = self._began or bool(text)
+        self._has_content = self._has_content or bool(text)
         if self._calls is None:
             return [TextDelta(text)] if text else []
         return self._calls.push(text)
@@ -90,7 +87,7 @@ class Choice:
 
 
 class Calls:
-    """Separates calls of tools from the text around them. What is marked as a call and is none stays text."""
+    """Separates tool calls from the text around them. A marked text that is not a valid call stays text."""
 
     def __init__(self) -> None:
         self._text, self._inside, self._any = "", False, False
@@ -130,6 +127,7 @@ class Calls:
 
 
 def call_of(text: str) -> Optional[Call]:
+    """Parse a call's JSON; None if it is not a call."""
     try:
         value = value_of(text)
     except ValueError:
@@ -146,7 +144,7 @@ def call_of(text: str) -> Optional[Call]:
 
 
 def one_line(value: Any) -> bytes:
-    """JSON for a stream of lines. Clients in Python end lines at these characters too, which JSON does not escape."""
+    """Return JSON for a stream of lines. It escapes characters at which clients in Python end lines."""
     text = json.dumps(value, ensure_ascii=False)
     for character in "\x85\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

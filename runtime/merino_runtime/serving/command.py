@@ -1,8 +1,8 @@
-"""The verb `serve`: its options, what is refused before anything is loaded, and the life of the server."""
+"""The verb `serve`: its options, checks before anything is loaded, and the life of the server."""
 import argparse
 import os
 import threading
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.backends.choice import BACKENDS
 from merino_runtime.errors import MerinoError
@@ -11,6 +11,7 @@ from merino_runtime.io.streams import say, say_note
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 LEAST_KEY = 8  # characters
 PORT, WAITING = 8080, 32
+OPENING = ("threads", "prefill_threads", "verify", "allow_slow", "backend")  # options of `open_model`
 
 
 class ServeRequest(NamedTuple):
@@ -62,7 +63,7 @@ def keys_of(path: Optional[str]) -> Tuple[str, ...]:
 
 
 def check_address(host: str, keys: Sequence[str]) -> None:
-    """Raises MerinoError for an address that others reach, without a key."""
+    """Raise MerinoError for an address that other machines reach, if there is no key."""
     if host not in LOCAL_HOSTS and not keys:
         raise MerinoError(
             f"--host {host} lets everyone who reaches this machine use the model. Give the clients a key: "
@@ -71,7 +72,7 @@ def check_address(host: str, keys: Sequence[str]) -> None:
 
 
 def run_serve(request: ServeRequest, sensors: Any = None) -> int:
-    """Serves until SIGINT or SIGTERM. Raises MerinoError where it cannot begin. sensors: a `burden.Sensors`."""
+    """Serve until SIGINT or SIGTERM. Raise MerinoError if the server cannot start. sensors: a `burden.Sensors`."""
     keys = keys_of(request.api_key_file)
     check_address(request.host, keys)
     if request.queue < 0:
@@ -90,13 +91,12 @@ def run_serve(request: ServeRequest, sensors: Any = None) -> int:
     from merino_runtime.serving.application import Application, Settings
     from merino_runtime.serving.burden import Sensors
     from merino_runtime.serving.connections import listening
-    from merino_runtime.serving.http import server_of
+    from merino_runtime.serving.http import server_of, stop_at_signals
     from merino_runtime.serving.page import page
 
     known = models.described(request.bundles)
     count = models.slots_of([model.bundle for model in known.values()], request.slots, request.memory_mb)
-    opening = models.Opening(request.threads, request.prefill_threads, request.verify, request.allow_slow,
-                             request.backend)
+    options = {name: getattr(request, name) for name in OPENING}
     application = Application(known, Settings(
         keys=keys, local=request.host in LOCAL_HOSTS, most_waiting=request.queue, limit_s=request.max_seconds,
         ceiling_c=request.max_temperature), sensors or Sensors(), page())
@@ -104,24 +104,15 @@ def run_serve(request: ServeRequest, sensors: Any = None) -> int:
     listener = listening(request.host, request.port)
     shown = f"[{request.host}]" if ":" in request.host else request.host
     say(f"serving {', '.join(known)} on http://{shown}:{listener.getsockname()[1]}")
-    kept = request.cache_dir or _cache_folder(), request.cache_mb
-    return _served(application, server, listener, lambda model: models.load(model, count, opening, kept, say_note))
-
-
-def _cache_folder() -> str:
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "merino/serve")
-
-
-def _served(application: Any, server: Any, listener: Any, load: Callable[[Any], None]) -> int:
-    """Connections on this thread, models on another. A load that fails ends both."""
-    from merino_runtime.serving.http import stop_at_signals
-
+    folder = request.cache_dir or os.path.join(base, "merino/serve")
+    # Connections are served on this thread, models on another. A load that fails ends both.
     faults: List[BaseException] = []
 
     def work() -> None:
         try:
-            application.serve_models(load)
+            application.serve_models(
+                lambda model: models.load(model, count, options, folder, request.cache_mb, say_note))
         except BaseException as error:
             faults.append(error)
             server.should_exit = True
@@ -137,10 +128,8 @@ def _served(application: Any, server: Any, listener: Any, load: Callable[[Any], 
         listener.close()
     if faults:
         raise faults[0]
-    from merino_runtime.serving.models import closed
-
     for model in application.models.values():
-        closed(model)
+        models.close(model)
     say("stopped")
     return 0
 
@@ -165,10 +154,5 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def request_of(arguments: argparse.Namespace) -> ServeRequest:
-    return ServeRequest(
-        bundles=tuple(arguments.bundles), host=arguments.host, port=arguments.port,
-        api_key_file=arguments.api_key_file, slots=arguments.slots, memory_mb=arguments.memory_mb,
-        queue=arguments.queue, max_seconds=arguments.max_seconds, threads=arguments.threads,
-        prefill_threads=arguments.prefill_threads, verify=arguments.verify, allow_slow=arguments.allow_slow,
-        backend=arguments.backend, max_temperature=arguments.max_temperature, cache_dir=arguments.cache_dir,
-        cache_mb=arguments.cache_mb)
+    values = {name: getattr(arguments, name) for name in ServeRequest._fields}
+    return ServeRequest(**dict(values, bundles=tuple(values["bundles"])))

@@ -1,4 +1,4 @@
-"""Connections: the socket that listens, and uvicorn's protocol with an end to clients that send or take nothing."""
+"""Connections: the listening socket, and uvicorn's protocol with timeouts for clients that send or read nothing."""
 import socket
 from typing import Any
 
@@ -6,13 +6,13 @@ from merino_runtime.bundle.requirements import require
 from merino_runtime.errors import MerinoError
 
 REQUIREMENTS = ["uvicorn>=0.16"]
-HEADER_S = 30.0  # for the head of a request to arrive
+HEADER_S = 30.0  # for the headers of a request to arrive
 IDLE_S = 75.0  # between two requests of a connection
-WRITE_S = 60.0  # for a client to take what was written
+WRITE_S = 60.0  # for a client to read a write
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """Raises MerinoError where the address cannot be had."""
+    """Return a socket that listens. Raise MerinoError if the address cannot be bound."""
     try:
         family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, number)  # asyncio sets TCP_NODELAY only if the protocol is named
@@ -30,7 +30,7 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def protocol() -> Any:
-    """uvicorn's, with an end to connections that send no request or half of one, or take nothing."""
+    """Return uvicorn's protocol, which also closes connections that send no request or half of one, or read nothing."""
     base = require("uvicorn.protocols.http.h11_impl", REQUIREMENTS).H11Protocol
 
     class Protocol(base):  # type: ignore[misc, valid-type]
@@ -38,7 +38,7 @@ def protocol() -> Any:
             super().connection_made(transport)
             self._answered: Any = None  # the latest request of the connection that was over at the latest look
             self._silent = self.loop.call_later(HEADER_S, self._close_if_silent)
-            self._full: Any = None  # timer of a client that does not take what was written
+            self._full: Any = None  # timer of a client that does not read
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -57,7 +57,7 @@ def protocol() -> Any:
                 self.timeout_keep_alive_task.cancel()
 
         def _close_if_silent(self) -> None:
-            """uvicorn closes a connection that is idle, not one that sends a byte now and then."""
+            """uvicorn closes an idle connection, but not one that sends a byte now and then."""
             over = self.cycle is None or self.cycle.response_complete
             if over and self.cycle is self._answered:
                 self.transport.abort()

@@ -1,4 +1,4 @@
-"""Reads the fields of a request's body. A wrong one is refused by its name; unknown ones are the caller's to ignore."""
+"""Reads the fields of a request's body. A wrong value is refused with the field's name; unknown fields are ignored."""
 import json
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -9,11 +9,11 @@ from merino_runtime.serving.requests import TOO_LARGE, RefusedError
 Body = Dict[str, Any]
 MOST_STOPS = 16
 MOST_BIASES = 1024
-MOST_VALUES = 2 ** 18  # of a body, whose values take up to 60 times its bytes
+MOST_VALUES = 2 ** 18  # per body; parsed values take up to 60 times its bytes
 
 
 def body_of(data: bytes) -> Body:
-    """The JSON object of a request's body."""
+    """Parse the JSON object of a request's body."""
     values = sum(map(data.count, (b",", b"[", b"{", b":")))  # at least as many
     if values > MOST_VALUES:
         raise RefusedError(f"the body may have {values:,} values, allowed are {MOST_VALUES:,}. Send less.", TOO_LARGE)
@@ -38,7 +38,7 @@ def wrong(name: str, value: Any, allowed: str) -> RefusedError:
 
 
 def number(body: Body, name: str, default: Any, low: float, high: float) -> Any:
-    """A field that is absent or null is its default."""
+    """Return a number in a range; the default if the field is absent or null."""
     value = body.get(name)
     if value is None:
         return default
@@ -86,7 +86,8 @@ def _typed(body: Body, name: str, kind: type, allowed: str, default: Any) -> Any
 def stops(body: Body, name: str = "stop") -> Tuple[str, ...]:
     value = body.get(name)
     texts = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or len(texts) > MOST_STOPS or not all(isinstance(one, str) and one for one in texts):
+    if not isinstance(texts, list) or len(texts) > MOST_STOPS or any(
+            not isinstance(stop, str) or not stop for stop in texts):
         raise wrong(name, value, f"a string, or a list of up to {MOST_STOPS} strings")
     return tuple(texts)
 
@@ -102,7 +103,7 @@ def logit_bias(body: Body) -> Tuple[Tuple[int, float], ...]:
 
 
 def texts_of(content: Any, name: str) -> str:
-    """A message's content: a string, null, or a list of parts of which each is a text."""
+    """Return the text of a message's content: a string, null, or a list of text parts."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):

@@ -1,4 +1,4 @@
-"""What an answer must follow: a request's JSON schema, or its tools, as a grammar."""
+"""Compiles a request's JSON schema or tools to a grammar that the completion follows."""
 import threading
 from typing import Any, Dict, Optional, Sequence
 
@@ -8,13 +8,13 @@ from merino_runtime.serving.fields import Body
 from merino_runtime.serving.prompts import Prompts
 from merino_runtime.serving.requests import RefusedError
 
-STYLE = "hermes"  # of calls, as `prompts` describes them to the model
+STYLE = "hermes"  # of tool calls, as `prompts` describes them to the model
 FORMATS = ("text", "json_object", "json_schema")
-_compiling = threading.Lock()  # grammars are kept for the next request, by a tokenizer that requests share
+_compiling = threading.Lock()  # requests share the tokenizer, which keeps grammars for later requests
 
 
 def schema_of(body: Body) -> Any:
-    """Of OpenAI's response_format: a schema, True for any JSON object, None for text."""
+    """Read OpenAI's response_format -> a schema, True for any JSON object, None for text."""
     response_format = fields.an_object(body, "response_format")
     kind = response_format.get("type", "text")
     if kind not in FORMATS:
@@ -28,7 +28,7 @@ def schema_of(body: Body) -> Any:
 
 
 def schema_of_format(body: Body) -> Any:
-    """The same of Ollama's `format`."""
+    """Read Ollama's `format` -> as `schema_of`."""
     schema = body.get("format")
     if schema in (None, ""):
         return None
@@ -39,8 +39,9 @@ def schema_of_format(body: Body) -> Any:
 
 def grammar_of(prompts: Prompts, schema: Any, tools: Sequence[Dict[str, Any]] = (), choice: Any = "auto",
                thinks: bool = False) -> Optional[Any]:
-    """None where the answer is free. thinks: whether it may begin with its thinking: then only a call that is required
-    is one. With both the answer is a call, or JSON. Raises RefusedError for what cannot be expressed."""
+    """Return the grammar of a completion; None if it is unconstrained. With both a schema and tools it is a call or
+    JSON. thinks: whether it may begin with thinking, so that only a required call is constrained. Raise RefusedError
+    for a schema that cannot be expressed."""
     if schema is None and (not tools or (choice == "auto" and thinks)):
         return None
     from merino_runtime.generation import constraints

@@ -1,4 +1,4 @@
-"""HTTP: an ASGI application over `application`, on uvicorn. Bounds on bodies and times; clients that leave.
+"""HTTP: the ASGI application over `application`, on uvicorn. Bounds on bodies and times; clients that leave.
 
 uvicorn 0.16 is the last for Python 3.6, so nothing here needs a later one (docs/decisions/serving.md).
 """
@@ -10,7 +10,7 @@ from typing import Any, Awaitable, Callable, Dict, Iterator, List, Tuple
 
 from merino_runtime.bundle.requirements import require
 from merino_runtime.serving import connections
-from merino_runtime.serving.application import Application, Request, Response, UnderWay, refused
+from merino_runtime.serving.application import Application, PendingResponse, Request, Response, refused
 from merino_runtime.serving.events import WHOLE_S, Events, LeftError
 from merino_runtime.serving.requests import TOO_LARGE, TOO_SLOW, UNAVAILABLE, RefusedError
 
@@ -39,9 +39,9 @@ class Site:
         if scope["type"] != "http":
             return
         with contextlib.suppress(LeftError):
-            await self._answered(scope, receive, send)
+            await self._handle(scope, receive, send)
 
-    async def _answered(self, scope: Dict[str, Any], receive: Receive, send: Send) -> None:
+    async def _handle(self, scope: Dict[str, Any], receive: Receive, send: Send) -> None:
         loop = asyncio.get_event_loop()
         request = _request(scope)
         refusal = self._application.refusal_of(request)
@@ -54,22 +54,26 @@ class Site:
             await _respond(send, refused(error), closes=True)
             return
         events = Events(loop)
-        handled = await loop.run_in_executor(self._handlers, self._application.handle, request, events.put)
-        if isinstance(handled, Response):
-            await _respond(send, handled, scope["method"] == "HEAD")
+        response = await loop.run_in_executor(self._handlers, self._application.handle, request, events.put)
+        if isinstance(response, Response):
+            await _respond(send, response, scope["method"] == "HEAD")
             return
         gone = asyncio.ensure_future(_gone(receive))
         gone.add_done_callback(events.leave)
         try:
-            if handled.stream:
-                await _stream(send, handled, events)
-            else:
-                await _respond(send, await _whole(handled, events))
+            if response.stream:
+                await _stream(send, response, events)
+                return
+            events.gather_s = WHOLE_S
+            while not response.over:
+                await events.wait(None)
+                for index, event in events.take():
+                    response.take(index, event)
+            await _respond(send, response.response())
         finally:
             gone.cancel()
-            if not handled.over:
-                handled.cancel()
-
+            if not response.over:
+                response.cancel()
 
     async def _body(self, request: Request, receive: Receive) -> bytes:
         if "transfer-encoding" in request.headers and "content-length" in request.headers:
@@ -95,25 +99,17 @@ class Site:
             self._arriving -= sum(map(len, parts))
 
 
-async def _stream(send: Send, handled: UnderWay, events: Events) -> None:
-    headers = [("Content-Type", handled.content_type), ("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")]
+async def _stream(send: Send, response: PendingResponse, events: Events) -> None:
+    headers = [("Content-Type", response.content_type), ("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")]
     await _sent(send, {"type": "http.response.start", "status": 200, "headers": _encoded(headers)})
-    while not handled.over:
+    while not response.over:
         await events.wait(QUIET_S)
         taken = events.take()
-        data = b"".join(handled.take(*each) for each in taken) if taken else COMMENTS.get(handled.content_type, b"")
+        data = b"".join(response.take(index, event) for index, event in taken)
+        data = data if taken else COMMENTS.get(response.content_type, b"")
         if data:
             await _sent(send, {"type": "http.response.body", "body": data, "more_body": True})
     await _sent(send, {"type": "http.response.body", "body": b""})
-
-
-async def _whole(handled: UnderWay, events: Events) -> Response:
-    events.gather_s = WHOLE_S
-    while not handled.over:
-        await events.wait(None)
-        for each in events.take():
-            handled.take(*each)
-    return handled.response()
 
 
 async def _gone(receive: Receive) -> None:
@@ -122,7 +118,7 @@ async def _gone(receive: Receive) -> None:
 
 
 async def _part(receive: Receive, end_s: float) -> Tuple[bytes, bool]:
-    """The next part of a body, and whether it is the last."""
+    """Receive the next part of a body -> (its bytes, whether it is the last)."""
     try:
         message = await asyncio.wait_for(receive(), max(0.001, end_s - asyncio.get_event_loop().time()))
     except asyncio.TimeoutError:
@@ -157,7 +153,7 @@ def _encoded(headers: List[Tuple[str, str]]) -> List[Tuple[bytes, bytes]]:
 
 
 def server_of(application: Application) -> Any:
-    """A uvicorn.Server; `run(sockets=[...])` serves until a signal, or until its `should_exit` is set."""
+    """Return a uvicorn.Server; `run(sockets=[...])` serves until a signal, or until its `should_exit` is set."""
     uvicorn = require("uvicorn", connections.REQUIREMENTS)
     config = uvicorn.Config(Site(application), http=connections.protocol(), ws="none", lifespan="off", log_config=None,
                             access_log=False, server_header=False, loop="asyncio",

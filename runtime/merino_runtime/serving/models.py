@@ -1,5 +1,6 @@
-"""The models of a server by name: descriptions at once, weights when they are loaded; how many slots memory allows."""
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+"""The models of a server by name: descriptions, loading, and the number of slots that memory allows."""
+import os
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from merino_runtime.api import open_model
 from merino_runtime.bundle import Bundle, load_bundle
@@ -8,7 +9,7 @@ from merino_runtime.io import board
 from merino_runtime.serving.prefix_cache import PrefixCache
 from merino_runtime.serving.prompts import Prompts
 from merino_runtime.serving.requests import NOT_FOUND, RefusedError
-from merino_runtime.serving.scheduler import Served
+from merino_runtime.serving.scheduler import LoadedModel
 from merino_runtime.serving.slots import Slots
 
 SLOTS = 4  # for requests of people, where memory allows
@@ -17,28 +18,15 @@ SHARE = 0.5  # of the memory that is available when the server starts
 
 class Model:
     def __init__(self, bundle: Bundle, modified_s: float) -> None:
-        self.bundle, self.modified_s = bundle, modified_s
-        self.served: Any = None  # Served, once it is loaded
+        self.bundle, self.name, self.modified_s = bundle, bundle.name, modified_s
+        self.loaded: Any = None  # LoadedModel, once it is loaded
         self.prompts: Any = None  # Prompts
 
-    @property
-    def name(self) -> str:
-        return self.bundle.name
-
-
-class Opening(NamedTuple):
-    """How bundles are opened."""
-    threads: Optional[int] = None
-    prefill_threads: Optional[int] = None
-    verify: bool = True
-    allow_slow: bool = False
-    backend: Optional[str] = None
 
 
 def described(paths: Sequence[str]) -> Dict[str, Model]:
-    """By name, in order. Raises MerinoError for a bundle that cannot be read, and for two of one name."""
-    import os
-
+    """Read the bundles' descriptions -> models by name, in order. Raise MerinoError for a bundle that cannot be read,
+    and for two with the same name."""
     models: Dict[str, Model] = {}
     for path in paths:
         bundle = load_bundle(path, verify=False)
@@ -50,9 +38,10 @@ def described(paths: Sequence[str]) -> Dict[str, Model]:
 
 
 def slots_of(bundles: Sequence[Bundle], count: Optional[int], memory_mb: Optional[float]) -> int:
-    """How many slots each model gets for requests of people; one more is for background requests.
+    """Return the number of slots per model for interactive requests; one more is for background requests.
 
-    memory_mb: of all slots of all models; None: half of what is available. MerinoError where `count` needs more.
+    memory_mb: limit for all slots of all models; None: half of the available memory. Raise MerinoError if `count` needs
+    more.
     """
     kv_mb = sum(bundle.kv_bytes for bundle in bundles) / board.MB
     if memory_mb is None:
@@ -70,35 +59,36 @@ def slots_of(bundles: Sequence[Bundle], count: Optional[int], memory_mb: Optiona
     return min(most, SLOTS) if count is None else count
 
 
-def load(model: Model, count: int, opening: Opening, kept: Tuple[str, float], say: Callable[[str], None]) -> None:
-    """count: of slots. kept: the folder of the prefix cache, and how many MB it may hold, 0: none."""
-    opened = open_model(model.bundle.folder, say=say, **opening._asdict())
+def load(model: Model, slots: int, options: Mapping[str, Any], cache_folder: str, cache_mb: float,
+         say: Callable[[str], None]) -> None:
+    """Open a model with this number of slots. options: of `open_model`. cache_mb: limit of the prefix cache in
+    `cache_folder`; 0: no cache."""
+    opened = open_model(model.bundle.folder, say=say, **options)
     model.prompts = Prompts(opened.bundle, opened.tokenizer)
-    folder, most_mb = kept
-    prefixes = PrefixCache(opened.bundle, folder, most_mb, say) if most_mb else None
-    model.served = Served(Slots(opened, count), prefixes)
+    prefixes = PrefixCache(opened.bundle, cache_folder, cache_mb, say) if cache_mb else None
+    model.loaded = LoadedModel(Slots(opened, slots), prefixes)
 
 
-def closed(model: Model) -> None:
-    if model.served is not None:
-        if model.served.prefixes is not None:
-            model.served.prefixes.close()
-        model.served.slots.close()
+def close(model: Model) -> None:
+    if model.loaded is not None:
+        if model.loaded.prefixes is not None:
+            model.loaded.prefixes.close()
+        model.loaded.slots.close()
 
 
 def model_of(models: Dict[str, Model], name: str) -> Model:
-    """The one that a request names; the first where it names none. Ollama's clients add `:latest`."""
+    """Return the model that a request names; the first one if it names none. Ollama's clients append `:latest`."""
     model = models.get(name) or models.get(name.rpartition(":")[0]) if name else next(iter(models.values()))
     if model is None:
         raise RefusedError(f"there is no model {name[:80]!r} here, there is: {', '.join(models)}.", NOT_FOUND,
-                      param="model", code="model_not_found")
-    if model.served is None:
+                           param="model", code="model_not_found")
+    if model.loaded is None:
         raise RefusedError("Loading model", 503, retry_s=5)
     return model
 
 
 def listed(models: Dict[str, Model]) -> List[Dict[str, Any]]:
-    """As /v1/models has them."""
+    """Describe the models for /v1/models."""
     return [{"id": model.name, "object": "model", "created": int(model.modified_s), "owned_by": "this machine",
              "meta": {"n_ctx_train": model.bundle.context, "n_vocab": model.bundle.vocab,
                       "n_params": model.bundle.params, "size": sum(file.bytes for file in model.bundle.files),

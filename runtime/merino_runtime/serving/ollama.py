@@ -1,11 +1,11 @@
-"""Ollama's interface: bodies as requests, answers as lines of JSON. Its options have other names, the arguments of its
-tools are objects, and its times are nanoseconds."""
+"""Ollama's interface: bodies -> requests, responses -> lines of JSON. Its options have other names, arguments of tool
+calls are objects, and times are nanoseconds."""
 import datetime
 import hashlib
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from merino_runtime.serving import fields, grammars
-from merino_runtime.serving.choice import Call, Choice, TextDelta, one_line
+from merino_runtime.serving.choice import Call, Choice, one_line
 from merino_runtime.serving.fields import Body
 from merino_runtime.serving.models import Model
 from merino_runtime.serving.openai_requests import LARGEST, Limits, messages_of, request_of, tools_of
@@ -13,12 +13,11 @@ from merino_runtime.serving.prompts import Prompts
 from merino_runtime.serving.requests import Event, GenerationRequest, Progress, RefusedError
 
 Json = Dict[str, Any]
-REASONS = {"stop": "stop", "cancelled": "stop"}  # all others are `length`
 RENAMED = {"repeat_penalty": "repetition_penalty"}
 
 
-class AnswerForm(NamedTuple):
-    """How the answer is written."""
+class ResponseOptions(NamedTuple):
+    """How the response is written."""
     model: str
     stream: bool
     chat: bool
@@ -32,11 +31,11 @@ def error_of(refusal: RefusedError) -> Json:
 
 
 def options_of(body: Body) -> Body:
-    """The `options` under the names that OpenAI's fields have. -1 and -2 of num_predict: as many as fit."""
+    """Return Ollama's `options` under the names of OpenAI's fields. num_predict -1 and -2: as many as fit."""
     options = {RENAMED.get(name, name): value for name, value in fields.an_object(body, "options").items()}
     if isinstance(options.get("num_predict"), (int, float)) and options["num_predict"] < 0:
         del options["num_predict"]
-    if options.get("seed") == 0:  # Ollama's default, which is none
+    if options.get("seed") == 0:  # Ollama's default: no seed
         del options["seed"]
     for name in ("priority", "max_seconds", "tools", "messages"):
         if name in body:
@@ -44,32 +43,34 @@ def options_of(body: Body) -> Body:
     return options
 
 
-def chat_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[GenerationRequest, AnswerForm]:
-    body = dict(body, messages=[_with_ids(each) for each in fields.a_list(body, "messages")])
+def chat_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[GenerationRequest, ResponseOptions]:
+    if any(isinstance(message, dict) and message.get("images") for message in fields.a_list(body, "messages")):
+        raise RefusedError("messages have images: leave them out, this model reads text alone.", param="messages")
     tools = tools_of(body)
     think = body.get("think")
     grammar = grammars.grammar_of(prompts, grammars.schema_of_format(body), tools,
                                   thinks=prompts.thinking and think is not False)
     prompt = prompts.of_messages(messages_of(body), tools, no_think=grammar is not None or think is False)
-    return _request_of(body, prompt.ids, limits, client, begins=True, grammar=grammar), AnswerForm(
+    return _request_of(body, prompt.ids, limits, client, begins=True, grammar=grammar), ResponseOptions(
         "", fields.flag(body, "stream", True), True, bool(tools), prompt.thinks and grammar is None,
         think is not False)
 
 
-def generate_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[GenerationRequest, AnswerForm]:
-    """By the chat template, as Ollama does, unless `raw` is set or the model has none."""
+def generate_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[GenerationRequest, ResponseOptions]:
+    """Apply the chat template, as Ollama does, unless `raw` is set or the model has none."""
     text = fields.text(body, "prompt", "")
     stream, think = fields.flag(body, "stream", True), body.get("think")
     grammar = grammars.grammar_of(prompts, grammars.schema_of_format(body))
     if fields.flag(body, "raw") or not prompts.has_template:
         if not text:
             raise RefusedError("the prompt is empty. Give at least one character.", param="prompt")
-        return _request_of(body, prompts.of_text(text), limits, client, grammar=grammar), AnswerForm("", stream, False)
+        request = _request_of(body, prompts.of_text(text), limits, client, grammar=grammar)
+        return request, ResponseOptions("", stream, False)
     system = fields.text(body, "system", "")
     messages = [{"role": "system", "content": system}] if system else []
     prompt = prompts.of_messages([*messages, {"role": "user", "content": text}],
                                  no_think=grammar is not None or think is False)
-    return _request_of(body, prompt.ids, limits, client, begins=True, grammar=grammar), AnswerForm(
+    return _request_of(body, prompt.ids, limits, client, begins=True, grammar=grammar), ResponseOptions(
         "", stream, False, thinks=prompt.thinks and grammar is None, shows_thinking=think is not False)
 
 
@@ -79,20 +80,13 @@ def _request_of(body: Body, ids: Tuple[int, ...], limits: Limits, client: str, *
     return request_of(options, ids, limits, client, most, watched=fields.flag(body, "stream", True), **more)
 
 
-def _with_ids(message: Any) -> Any:
-    """Ollama's messages name the tool, not the call."""
-    if isinstance(message, dict) and message.get("images"):
-        raise RefusedError("messages have images: leave them out, this model reads text alone.", param="messages")
-    return message
-
-
-class Answer:
+class ResponseWriter:
     content_type = "application/x-ndjson"
     error_of = staticmethod(error_of)
 
-    def __init__(self, form: AnswerForm, model: Model) -> None:
-        self.form, self.stream, self._model = form, form.stream, model
-        self.choices = [Choice(chat=form.chat or form.thinks, thinks=form.thinks, tools=form.tools)]
+    def __init__(self, options: ResponseOptions) -> None:
+        self.options, self.stream = options, options.stream
+        self.choices = [Choice(chat=options.chat or options.thinks, thinks=options.thinks, tools=options.tools)]
 
     @property
     def over(self) -> bool:
@@ -111,7 +105,12 @@ class Answer:
             return b""
         if choice.refusal:
             return _line(error_of(choice.refusal))
-        lines = [self._delta(delta) for delta in deltas]
+        lines = []
+        for delta in deltas:
+            if isinstance(delta, Call):
+                lines.append(self._part("", "", [delta]))
+            else:
+                lines.append(self._part("", delta.text, []) if delta.thinking else self._part(delta.text, "", []))
         if choice.reason:
             lines.append(self._last("", "", []))
         return b"".join(map(_line, lines))
@@ -120,19 +119,13 @@ class Answer:
         choice = self.choices[0]
         return self._last(choice.content, choice.thinking, choice.calls)
 
-    def _delta(self, delta: Any) -> Json:
-        if isinstance(delta, Call):
-            return self._part("", "", [delta])
-        assert isinstance(delta, TextDelta)
-        return self._part("" if delta.thinking else delta.text, delta.text if delta.thinking else "", [])
-
     def _part(self, content: str, thinking: str, calls: List[Call], done: bool = False) -> Json:
-        head: Json = {"model": self.form.model, "created_at": _now()}
-        if not self.form.chat:
+        head: Json = {"model": self.options.model, "created_at": _now()}
+        if not self.options.chat:
             part = dict(head, response=content, done=done)
             return dict(part, thinking=thinking) if thinking else part
         message: Json = {"role": "assistant", "content": content}
-        if thinking and self.form.shows_thinking:
+        if thinking and self.options.shows_thinking:
             message["thinking"] = thinking
         if calls:
             message["tool_calls"] = [{"function": {"index": index, "name": call.name, "arguments": call.arguments}}
@@ -140,26 +133,26 @@ class Answer:
         return dict(head, message=message, done=done)
 
     def _last(self, content: str, thinking: str, calls: List[Call]) -> Json:
-        choice = self.choices[0]
+        reason, usage = self.choices[0].reason, self.choices[0].usage
         part = dict(self._part(content, thinking, calls, done=True),
-                    done_reason=REASONS.get(choice.reason or "", "length"))
-        used = choice.used
-        if used is not None:
-            part.update(total_duration=_ns(used.total_ms), load_duration=0, prompt_eval_count=used.prompt_tokens,
-                        prompt_eval_duration=_ns(used.prefill_ms), eval_count=used.tokens,
-                        eval_duration=_ns(used.decode_ms))
-            part.update({name: value for name, value in (("energy", used.energy), ("thermal", used.thermal)) if value})
+                    done_reason="stop" if reason in ("stop", "cancelled") else "length")
+        if usage is not None:
+            part.update(total_duration=_ns(usage.total_ms), load_duration=0, prompt_eval_count=usage.prompt_tokens,
+                        prompt_eval_duration=_ns(usage.prefill_ms), eval_count=usage.tokens,
+                        eval_duration=_ns(usage.decode_ms))
+            part.update({name: value for name, value in (("energy", usage.energy), ("thermal", usage.thermal))
+                         if value})
         return part
 
 
 def loaded(model: str, chat: bool) -> Json:
-    """The answer to a request without a prompt, which Ollama takes as: load the model."""
+    """Return the response to a request without a prompt, which in Ollama loads the model."""
     head: Json = {"model": model, "created_at": _now(), "done": True, "done_reason": "load"}
     return dict(head, message={"role": "assistant", "content": ""}) if chat else dict(head, response="")
 
 
 def tag_of(model: Model) -> Json:
-    """As /api/tags lists it."""
+    """Describe a model for /api/tags."""
     bundle = model.bundle
     digest = hashlib.sha256("".join(file.sha256 for file in bundle.files).encode("ascii")).hexdigest()
     modified = _time(datetime.datetime.fromtimestamp(model.modified_s, datetime.timezone.utc))
@@ -174,17 +167,17 @@ def details_of(model: Model) -> Json:
 
 
 def shown(model: Model) -> Json:
-    """As /api/show has it."""
+    """Describe a model for /api/show."""
     bundle = model.bundle
-    able = ["completion"] + (["tools"] if bundle.chat else []) + (["thinking"] if model.prompts.thinking else [])
-    return {"details": details_of(model), "capabilities": able, "template": "", "parameters": "", "license": "",
+    capabilities = ["completion", *["tools"] * bool(bundle.chat), *["thinking"] * model.prompts.thinking]
+    return {"details": details_of(model), "capabilities": capabilities, "template": "", "parameters": "", "license": "",
             "modelfile": "", "modified_at": tag_of(model)["modified_at"],
             "model_info": {"general.architecture": bundle.family, "general.parameter_count": bundle.params,
                            f"{bundle.family}.context_length": bundle.context}}
 
 
 def running(model: Model) -> Json:
-    """As /api/ps lists it."""
+    """Describe a loaded model for /api/ps."""
     tag = tag_of(model)
     return dict({name: tag[name] for name in ("name", "model", "size", "digest", "details")},
                 expires_at="9999-12-31T23:59:59Z", size_vram=0, context_length=model.bundle.context)

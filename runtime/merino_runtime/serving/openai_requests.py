@@ -1,4 +1,4 @@
-"""Bodies of OpenAI's chat completions and completions, as requests. Fields that are not known are ignored."""
+"""Parses the bodies of OpenAI's chat completions and completions into requests. Unknown fields are ignored."""
 import time
 import uuid
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -21,15 +21,15 @@ SAME_SEED = 2 ** 32
 
 
 class Limits(NamedTuple):
-    """What holds for every request of a model."""
+    """Limits and defaults of every request to a model."""
     context: int
     vocab: int
     sampling: Sampling  # where the request has none
     limit_s: Optional[float]
 
 
-class AnswerForm(NamedTuple):
-    """How the answer is written."""
+class ResponseOptions(NamedTuple):
+    """How the response is written."""
     id: str
     created: int
     model: str
@@ -40,7 +40,7 @@ class AnswerForm(NamedTuple):
     tools: bool = False
     thinks: bool = False
     logprobs: bool = False
-    echo: Tuple[str, ...] = ()  # per prompt: the text that comes before the answer
+    echo: Tuple[str, ...] = ()  # per prompt: the text before the completion
 
 
 def sampling_of(body: Body, default: Sampling) -> Sampling:
@@ -62,7 +62,7 @@ def check_one_choice(body: Body) -> None:
 
 def request_of(body: Body, ids: Sequence[int], limits: Limits, client: str, most: Any, **more: Any
                ) -> GenerationRequest:
-    """most: `max_tokens` of the body; None: as many as fit. Clamped to what the context has room for."""
+    """Build a request. most: `max_tokens`, clamped to the room in the context; None: as many as fit."""
     room = limits.context - len(ids)
     if room < 1:
         raise RefusedError(f"the prompt has {len(ids)} tokens and the context of this model is {limits.context}: at "
@@ -80,21 +80,18 @@ def request_of(body: Body, ids: Sequence[int], limits: Limits, client: str, most
         raise RefusedError("ignore_eos is set, and the answer ends where its JSON does. Leave one out.",
                            param="ignore_eos")
     limit_s = fields.number(body, "max_seconds", None, 0, LONGEST_S)
-    both = [each for each in (limit_s, limits.limit_s) if each is not None]
-    return GenerationRequest(ids=tuple(ids), max_new_tokens=room if most is None else min(most, room),
-               sampling=sampling, stops=fields.stops(body),
-               ignore_eos=fields.flag(body, "ignore_eos"), background=_is_background(body), client=client,
-               limit_s=min(both) if both else None, **more)
-
-
-def _is_background(body: Body) -> bool:
+    limits_s = [limit for limit in (limit_s, limits.limit_s) if limit is not None]
     priority = fields.text(body, "priority", "normal")
     if priority not in ("normal", "background"):
         raise fields.wrong("priority", priority, "normal, background")
-    return bool(priority == "background")
+    return GenerationRequest(
+        ids=tuple(ids), max_new_tokens=room if most is None else min(most, room), sampling=sampling,
+        stops=fields.stops(body), ignore_eos=fields.flag(body, "ignore_eos"), background=priority == "background",
+        client=client, limit_s=min(limits_s) if limits_s else None, **more)
 
 
-def chat_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[List[GenerationRequest], AnswerForm]:
+def chat_of(body: Body, prompts: Prompts, limits: Limits, client: str
+            ) -> Tuple[List[GenerationRequest], ResponseOptions]:
     check_one_choice(body)
     choice = body.get("tool_choice") or "auto"
     tools = [] if choice == "none" else tools_of(body)
@@ -107,59 +104,58 @@ def chat_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[
                           LARGEST)
     request = request_of(body, prompt.ids, limits, client, most, begins=True, top=top if logprobs else None,
                  grammar=grammar, watched=fields.flag(body, "stream"))
-    return [request], _form_of(body, "chatcmpl", chat=True, tools=bool(tools),
+    return [request], _response_options(body, "chatcmpl", chat=True, tools=bool(tools),
                           thinks=prompt.thinks and grammar is None, logprobs=logprobs)
 
 
 def completions_of(body: Body, prompts: Prompts, limits: Limits, client: str
-                   ) -> Tuple[List[GenerationRequest], AnswerForm]:
+                   ) -> Tuple[List[GenerationRequest], ResponseOptions]:
     check_one_choice(body)
     echo = fields.flag(body, "echo")
     top = fields.integer(body, "logprobs", None, 0, MOST_TOP)
     most = fields.integer(body, "max_tokens", 16, 0, LARGEST)
     if not most and not echo:
         raise RefusedError("max_tokens is 0, which is allowed with echo alone. Request 1 or more.", param="max_tokens")
-    prompts_given = prompts_of(body)
-    requests = [request_of(body, each if isinstance(each, tuple) else prompts.of_text(each), limits, client, most,
+    listed = prompts_of(body)
+    requests = [request_of(body, prompt if isinstance(prompt, tuple) else prompts.of_text(prompt), limits, client, most,
                            top=top, echo=echo and top is not None, watched=fields.flag(body, "stream"))
-                for each in prompts_given]
-    texts = tuple(each if isinstance(each, str) else "" for each in prompts_given) if echo and top is None else ()
-    return requests, _form_of(body, "cmpl", chat=False, logprobs=top is not None, echo=texts)
+                for prompt in listed]
+    texts = tuple(prompt if isinstance(prompt, str) else "" for prompt in listed) if echo and top is None else ()
+    return requests, _response_options(body, "cmpl", chat=False, logprobs=top is not None, echo=texts)
 
 
-def _form_of(body: Body, kind: str, **more: Any) -> AnswerForm:
-    return AnswerForm(id=f"{kind}-{uuid.uuid4().hex[:24]}", created=int(time.time()),
+def _response_options(body: Body, kind: str, **more: Any) -> ResponseOptions:
+    return ResponseOptions(id=f"{kind}-{uuid.uuid4().hex[:24]}", created=int(time.time()),
                       model=fields.text(body, "model", ""), stream=fields.flag(body, "stream"),
                       usage=fields.flag(fields.an_object(body, "stream_options"), "include_usage"),
                       counts=fields.flag(body, "timings_per_token"), **more)
 
 
 def prompts_of(body: Body) -> List[Any]:
-    """Each prompt a string, or a tuple of ids."""
+    """Return the prompts, each a string or a tuple of ids."""
     value = body.get("prompt")
     several = isinstance(value, list) and bool(value) and not isinstance(value[0], int)
-    given: Any = value if several else [value]
-    if len(given) > MOST_PROMPTS:
-        raise RefusedError(f"prompt has {len(given)} texts, allowed are {MOST_PROMPTS}.", param="prompt")
+    listed: Any = value if several else [value]
+    if len(listed) > MOST_PROMPTS:
+        raise RefusedError(f"prompt has {len(listed)} texts, allowed are {MOST_PROMPTS}.", param="prompt")
     prompts: List[Any] = []
-    for each in given:
-        ids = isinstance(each, list) and all(isinstance(one, int) and not isinstance(one, bool) and one >= 0
-                                             for one in each)
-        if not each or not (ids or isinstance(each, str)):
-            raise fields.wrong("prompt", each, "a text of at least one character, a list of token ids, or a list of "
-                                               "such")
-        prompts.append(tuple(each) if ids else each)
+    for prompt in listed:
+        ids = isinstance(prompt, list) and all(type(token_id) is int and token_id >= 0 for token_id in prompt)
+        if not prompt or not (ids or isinstance(prompt, str)):
+            raise fields.wrong("prompt", prompt,
+                               "a text of at least one character, a list of token ids, or a list of such")
+        prompts.append(tuple(prompt) if ids else prompt)
     return prompts
 
 
 def _thinks(body: Body) -> bool:
-    """Where the template can do without: by chat_template_kwargs, as for llama.cpp and vLLM, or reasoning_effort."""
+    """Return whether thinking is enabled: by chat_template_kwargs, as in llama.cpp and vLLM, or reasoning_effort."""
     enabled = fields.flag(fields.an_object(body, "chat_template_kwargs"), "enable_thinking", True)
     return enabled and fields.text(body, "reasoning_effort") != "none"
 
 
 def messages_of(body: Body) -> List[Message]:
-    """With contents as one text each and arguments of calls as objects."""
+    """Return the messages. Contents are joined to one text each; arguments of calls are objects."""
     messages = fields.a_list(body, "messages")
     if not messages or len(messages) > MOST_MESSAGES:
         raise RefusedError(f"messages has {len(messages)} messages, allowed are 1 to {MOST_MESSAGES}.",
@@ -171,14 +167,15 @@ def _message(message: Any, name: str) -> Message:
     role = message.get("role") if isinstance(message, dict) else None
     if not isinstance(role, str) or role not in ROLES:
         raise RefusedError(f"{name}.role must be one of {', '.join(ROLES)}.", param=f"{name}.role")
-    made: Dict[str, Any] = {"role": ROLES[role], "content": fields.texts_of(message.get("content"), f"{name}.content")}
+    content = fields.texts_of(message.get("content"), f"{name}.content")
+    parsed: Dict[str, Any] = {"role": ROLES[role], "content": content}
     calls = [_call(call, f"{name}.tool_calls") for call in fields.a_list(message, "tool_calls")]
     if calls:
-        made["tool_calls"] = calls
+        parsed["tool_calls"] = calls
     for key in ("tool_call_id", "name"):
         if isinstance(message.get(key), str):
-            made[key] = message[key]
-    return made
+            parsed[key] = message[key]
+    return parsed
 
 
 def _call(call: Any, name: str) -> Dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The page at `/`: one response, made of the files in `page/` beside this module, which may lie in a zip application.
+"""The page at `/`: one response from the files in `page/` beside this module, which may be in a zip application.
 
-Its policy allows the script and the style that it has itself, by their hashes, and requests to this server. So nothing
-that stands in an answer or in a bundle's name can run.
+Its policy allows only its own script and style, by their hashes, and requests to this server. So nothing in an answer
+or in a bundle's name can run.
 """
 import base64
 import hashlib

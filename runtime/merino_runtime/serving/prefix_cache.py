@@ -1,7 +1,7 @@
-"""Prefixes that prompts have in common, kept on disk: a system message is computed once, also across restarts.
+"""A disk cache of prefixes that prompts share: a system message is computed once, even across restarts.
 
-A prefix of two prompts, neither of which continues the other's conversation, will come again. It is saved by a thread
-of its own when a prefill has just computed it, and read where no slot holds as much of a prompt.
+A prefix that two separate conversations share is likely to come again. A thread of its own saves it once a prefill has
+computed it. It is loaded if no slot holds as much of a prompt.
 """
 import collections
 import hashlib
@@ -14,19 +14,19 @@ import numpy as np
 from merino_runtime.backends.backend import Backend
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.cache_file import cached_ids, identity, load_cache, save_cache
+from merino_runtime.generation.cache_file import cached_ids, identity, load_cache, write_cache
 from merino_runtime.io.board import MB
 from merino_runtime.io.owner import check_own
 from merino_runtime.serving.slots import shared
 
 LEAST = 64  # ids that are worth a file
-ALIKE = 16  # ids: a prefix that is so little longer than a kept one is not kept beside it
+ALIKE = 16  # ids; a prefix is saved only if it is longer than a saved one by more
 RECENT = 32  # prompts that the next one is compared with
 END = ".cache"
 
 
 class PrefixCache:
-    """Of one bundle, in a folder of its own. most_mb: the oldest files beyond that are deleted."""
+    """The cache of one bundle, in a folder of its own. most_mb: size limit; the oldest files are deleted first."""
 
     def __init__(self, bundle: Bundle, folder: str, most_mb: float, say: Callable[[str], None]) -> None:
         self._bundle, self._most_mb, self._say = bundle, most_mb, say
@@ -55,16 +55,16 @@ class PrefixCache:
             self._drop(path, str(error))
 
     def to_keep(self, ids: Tuple[int, ...]) -> int:
-        """How many ids of a new prompt are a prefix that came before and is not kept yet; 0: none."""
-        common = [shared(one, ids) for one in self._recent if shared(one, ids) < len(one)]  # else its chat goes on
+        """Return how many ids of a new prompt are a prefix that came before and is not saved yet; 0 for none."""
+        common = [shared(prompt, ids) for prompt in self._recent if shared(prompt, ids) < len(prompt)]  # another chat
         self._recent.append(ids)
         count = max(common, default=0)
         known = max((shared(kept, ids) for kept in self._kept.values()), default=0)
         return count if self._most_mb and count >= max(LEAST, known + ALIKE) else 0
 
     def load(self, backend: Backend, ids: Sequence[int]) -> None:
-        """Into a slot's cache, where a file has more of the prompt than it."""
-        path = max(self._kept, key=lambda each: shared(self._kept[each], ids), default=None)
+        """Load a file into a slot's cache if it has more of the prompt."""
+        path = max(self._kept, key=lambda name: shared(self._kept[name], ids), default=None)
         if path is None or shared(self._kept[path], ids) < shared(backend.ids, ids) + LEAST:
             return
         try:
@@ -74,19 +74,19 @@ class PrefixCache:
             self._drop(path, str(error))
 
     def save(self, backend: Backend) -> None:
-        """What the cache holds now; the file is written meanwhile. Nothing where another one still is."""
+        """Save a copy of the slot's cache, in a thread. Do nothing while another one is being written."""
         if self._saving is not None and self._saving.is_alive():
             return
-        filled = Filled(*backend.filled())
-        self._saving = threading.Thread(target=self._write, args=(filled,), name="prefix cache")
+        ids, arrays = backend.filled()
+        self._saving = threading.Thread(target=self._write, args=(ids, arrays), name="prefix cache")
         self._saving.start()
 
-    def _write(self, filled: "Filled") -> None:
-        name = hashlib.sha256(np.array(filled.ids, dtype=np.int64).tobytes()).hexdigest()[:16] + END
+    def _write(self, ids: List[int], arrays: Dict[str, Any]) -> None:
+        name = hashlib.sha256(np.array(ids, dtype=np.int64).tobytes()).hexdigest()[:16] + END
         path = os.path.join(self._folder, name)
         try:
-            save_cache(self._bundle, filled, path)
-            self._kept = dict(self._kept, **{path: filled.ids})  # another thread may be looking through the old one
+            write_cache(self._bundle, ids, arrays, path)
+            self._kept = dict(self._kept, **{path: ids})  # another thread may be reading the old dict
             self._delete_oldest()
         except (MerinoError, OSError) as error:
             self._say(f"a prefix is not kept, and the prefix cache is off: {error}")
@@ -109,16 +109,6 @@ class PrefixCache:
             self._most_mb = 0.0
 
     def close(self) -> None:
-        """Waits for a file that is being written."""
+        """Wait for a file that is being written."""
         if self._saving is not None:
             self._saving.join()
-
-
-class Filled:
-    """A copy of a cache, to be written while the slot goes on."""
-
-    def __init__(self, ids: List[int], arrays: Dict[str, Any]) -> None:
-        self.ids, self._arrays = ids, arrays
-
-    def filled(self) -> Tuple[List[int], Dict[str, Any]]:
-        return self.ids, self._arrays

@@ -1,22 +1,22 @@
-"""From messages to the ids that a model reads, by its chat template.
+"""Converts messages to the ids that a model reads, by its chat template.
 
-Messages of a request are an open list: any roles in any order, calls of tools and their answers. Where the template has
-parts and the messages alternate, no Jinja is needed. Tools are given to a template that has its own variable for them;
-else they are described in the system message, calls and answers become texts, and the same marks are used.
+A request may have messages of any roles in any order, tool calls and their results. If the template has parts and the
+messages alternate, no Jinja is needed. A template with a variable for tools gets them; otherwise the system message
+describes them, and calls and results become texts with the same marks.
 """
 import collections
 import json
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.bundle import Bundle, file_path
-from merino_runtime.chat.template import THINK, THINK_END, Piece, Turn, by_parts, compiled, pieces_of
+from merino_runtime.chat.template import THINK, THINK_END, Segment, Turn, by_parts, compiled, segments_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.text import Tokenizer
 from merino_runtime.io.json_file import read_text
 from merino_runtime.serving.requests import RefusedError
 
 CALL, CALL_END = "<tool_call>", "</tool_call>"
-MOST_ANSWERS = 256  # whose ids are remembered
+MOST_ANSWERS = 256  # answers whose ids are remembered
 DESCRIBED = """# Tools
 
 You may call one or more functions to help the user. Their signatures are within <tools></tools>:
@@ -37,8 +37,8 @@ class Prompt(NamedTuple):
 
 
 class Prompts:
-    """Of one model. An answer that comes back in a later request is read as the ids that were generated, which the
-    slot holds: the tokenizer may cut its text in another way."""
+    """Renders prompts for one model. If a later request repeats an answer, its generated ids are used, because the slot
+    holds them and the tokenizer may split the text differently."""
 
     def __init__(self, bundle: Bundle, tokenizer: Tokenizer) -> None:
         self.bundle, self.tokenizer, self._chat = bundle, tokenizer, bundle.chat
@@ -51,11 +51,10 @@ class Prompts:
 
     @property
     def thinking(self) -> bool:
-        """Whether the template knows of thinking: an answer may begin with it."""
+        """Return whether the template supports thinking, so that an answer may begin with it."""
         return self._chat is not None and THINK in self._source()
 
     def _source(self) -> str:
-        """The template's text."""
         assert self._chat is not None
         path = file_path(self.bundle, self._chat.template)
         assert path is not None
@@ -66,40 +65,40 @@ class Prompts:
 
     def of_messages(self, messages: Sequence[Message], tools: Sequence[Dict[str, Any]] = (), no_think: bool = False
                     ) -> Prompt:
-        """Raises RefusedError where the template takes no such messages."""
+        """Render messages. Raise RefusedError if the template does not support them."""
         if self._chat is None:
             raise RefusedError(f"the model {self.bundle.name!r} has no chat template: it continues texts. Use "
                           "/v1/completions or /api/generate with raw, or serve a model that was trained to chat.")
         try:
-            pieces = self._pieces(messages, tools, no_think)
+            segments = self._segments(messages, tools, no_think)
         except RefusedError:
             raise
         except MerinoError as error:
             raise RefusedError(str(error), param="messages") from error
-        opening = pieces[-1].text
-        return Prompt(tuple(self._ids(pieces)), opening.rfind(THINK) > opening.rfind(THINK_END))
+        opening = segments[-1].text
+        return Prompt(tuple(self._ids(segments)), opening.rfind(THINK) > opening.rfind(THINK_END))
 
     def remember(self, text: str, ids: Sequence[int]) -> None:
-        """Of an answer that is over."""
+        """Remember the ids of a complete answer."""
         stops = self.bundle.stop_ids
         self._answers.pop(text, None)
         self._answers[text] = tuple(ids[:-1] if ids and ids[-1] in stops else ids)
         if len(self._answers) > MOST_ANSWERS:
             del self._answers[next(iter(self._answers))]
 
-    def _ids(self, pieces: Sequence[Piece]) -> List[int]:
+    def _ids(self, segments: Sequence[Segment]) -> List[int]:
         ids: List[int] = []
         group: List[Tuple[str, bool]] = []
-        for piece in pieces:
-            known = None if piece.turn is None else self._answers.get(piece.text)
+        for segment in segments:
+            known = None if segment.turn is None else self._answers.get(segment.text)
             if known:
                 ids += [*self.tokenizer.encode_pieces(group), *known]
                 group = []
             else:
-                group.append((piece.text, piece.own))
+                group.append((segment.text, segment.own))
         return ids + self.tokenizer.encode_pieces(group)
 
-    def _pieces(self, messages: Sequence[Message], tools: Sequence[Dict[str, Any]], no_think: bool) -> List[Piece]:
+    def _segments(self, messages: Sequence[Message], tools: Sequence[Dict[str, Any]], no_think: bool) -> List[Segment]:
         chat = self._chat
         assert chat is not None
         calls = tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
@@ -111,12 +110,12 @@ class Prompts:
             conversation = _conversation_of(messages)
             if conversation:
                 return by_parts(parts, *conversation, no_think=no_think and parts.no_think is not None)
-        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        answers = {index: index for index, message in enumerate(messages) if message["role"] == "assistant"}
         variables = {"tools": list(tools)} if own and tools else {}
-        return pieces_of(self._compiled(), chat, messages, no_think, {each: each for each in answers}, **variables)
+        return segments_of(self._compiled(), chat, messages, no_think, answers, **variables)
 
     def _takes_tools(self) -> bool:
-        """Whether the template has a variable for tools, and marks calls as DESCRIBED does."""
+        """Return whether the template has a variable for tools, and marks calls as DESCRIBED does."""
         text = self._source()
         if "tools" not in text or CALL not in text:
             return False
@@ -133,7 +132,7 @@ class Prompts:
 
 
 def without_tools(messages: Sequence[Message], tools: Sequence[Dict[str, Any]]) -> List[Message]:
-    """The same conversation for a template that knows no tools: they are described in the system message."""
+    """Rewrite a conversation for a template without tools: the system message describes them."""
     rewritten: List[Message] = []
     for message in messages:
         if message["role"] == "tool":
@@ -144,7 +143,9 @@ def without_tools(messages: Sequence[Message], tools: Sequence[Dict[str, Any]]) 
                 rewritten.append({"role": "user", "content": text, "answers_tools": True})
         elif message.get("tool_calls"):
             texts = [message["content"]] if message.get("content") else []
-            texts += [spelled_call(call["function"]) for call in message["tool_calls"]]
+            for function in [call["function"] for call in message["tool_calls"]]:
+                call = {"name": function["name"], "arguments": function["arguments"]}
+                texts.append(f"{CALL}\n{json.dumps(call, ensure_ascii=False)}\n{CALL_END}")
             rewritten.append({"role": "assistant", "content": "\n".join(texts)})
         else:
             rewritten.append(dict(message))
@@ -157,13 +158,8 @@ def without_tools(messages: Sequence[Message], tools: Sequence[Dict[str, Any]]) 
     return [{"role": message["role"], "content": message["content"]} for message in rewritten]
 
 
-def spelled_call(function: Dict[str, Any]) -> str:
-    call = {"name": function["name"], "arguments": function["arguments"]}
-    return f"{CALL}\n{json.dumps(call, ensure_ascii=False)}\n{CALL_END}"
-
-
 def _conversation_of(messages: Sequence[Message]) -> Optional[Tuple[Optional[str], List[Turn], str]]:
-    """(system message, turns, last text of the user); None where the messages are no such conversation."""
+    """Return (system message, turns, last user message); None if the messages do not alternate."""
     system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
     rest = messages[system is not None:]
     roles = [message["role"] for message in rest]

@@ -1,8 +1,8 @@
-"""A request to a model, the events of its answer, and why it is refused. Knows no HTTP and no schema."""
+"""Requests to a model, the events of their completions, and refusals. Knows neither HTTP nor a client's schema."""
 from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.generate import Likely
+from merino_runtime.generation.generate import TokenLogprobs
 from merino_runtime.sampling import Sampling
 
 BAD_REQUEST, UNKNOWN_KEY, FORBIDDEN, NOT_FOUND, WRONG_METHOD = 400, 401, 403, 404, 405
@@ -11,71 +11,68 @@ KINDS = {TOO_MANY: "rate_limit_error", FAULT: "server_error", UNAVAILABLE: "unav
 
 
 class RefusedError(MerinoError):
-    """A request that is not met. status: of HTTP. param: the field that is wrong. code: for programs, as OpenAI names
-    them. retry_s: when it may be met."""
+    """A refused request. status: HTTP status. param: the wrong field. code: OpenAI's error code. retry_s: when the
+    client may try again."""
 
     def __init__(self, message: str, status: int = BAD_REQUEST, param: Optional[str] = None, code: Optional[str] = None,
                  retry_s: Optional[int] = None) -> None:
         super().__init__(message)
         self.status, self.param, self.code, self.retry_s = status, param, code, retry_s
-
-    @property
-    def kind(self) -> str:
-        return KINDS.get(self.status, "invalid_request_error")
+        self.kind = KINDS.get(status, "invalid_request_error")
 
 
 class GenerationRequest(NamedTuple):
-    """One answer of one model."""
+    """One prompt for one model."""
     ids: Tuple[int, ...]  # the prompt
     max_new_tokens: int
     sampling: Sampling
     stops: Tuple[str, ...] = ()
     ignore_eos: bool = False
-    top: Optional[int] = None  # number of likeliest tokens whose log-probabilities are returned beside each token's own
-    begins: bool = False  # the text begins with the answer, as in a chat
-    background: bool = False  # gives way to the requests of people
-    watched: bool = False  # streamed: somebody reads along, and is likely to go on
-    limit_s: Optional[float] = None  # wall-clock time, the wait for a slot included
-    client: str = ""  # requests of several clients take turns
-    grammar: Any = None  # what the answer must follow
+    top: Optional[int] = None  # number of likeliest tokens whose log-probabilities are returned with each token
+    begins: bool = False  # the text begins with the completion, as in a chat
+    background: bool = False  # gives way to interactive requests
+    watched: bool = False  # streamed: somebody reads along, and is likely to continue
+    limit_s: Optional[float] = None  # wall-clock limit, the wait for a slot included
+    client: str = ""  # clients take turns
+    grammar: Any = None  # the constraint that the text follows
     echo: bool = False  # the prompt's tokens come first; with `top`, with their log-probabilities
 
 
 class Progress(NamedTuple):
-    """How far the prefill is. The first one counts the ids that a slot's cache held."""
+    """Progress of the prefill. The first event counts the ids that the slot's cache held."""
     ids: int
     total: int
 
 
-class Piece(NamedTuple):
-    """A token; or, with id None, text that was withheld until the end. Or several tokens in one."""
+class TextChunk(NamedTuple):
+    """A token, or several whose texts are joined. id None: text that was withheld until the end."""
     id: Optional[int]
     text: str
-    likely: Optional[Likely] = None
+    logprobs: Optional[TokenLogprobs] = None
     of_prompt: bool = False
     tokens: int = 1
 
 
-class Used(NamedTuple):
-    """What an answer took. Milliseconds of prefill and decode leave out the turns of other requests."""
+class Usage(NamedTuple):
+    """Cost of a completion. prefill_ms and decode_ms exclude the turns of other requests."""
     prompt_tokens: int
-    cached_tokens: int  # of the prompt, held by the cache
+    cached_tokens: int  # of the prompt
     tokens: int
     waited_ms: float  # for a slot
     prefill_ms: float
     decode_ms: float
-    total_ms: float  # from the request on
+    total_ms: float  # from the arrival of the request
     energy: Optional[Dict[str, Any]] = None
     thermal: Optional[Dict[str, Any]] = None
 
 
-class Ended(NamedTuple):
+class Finished(NamedTuple):
     reason: str  # stop (a stop string, or an end-of-text token), length, context, time, cancelled
-    used: Used
+    usage: Usage
 
 
 class Failed(NamedTuple):
     refusal: RefusedError
 
 
-Event = Union[Progress, Piece, Ended, Failed]
+Event = Union[Progress, TextChunk, Finished, Failed]

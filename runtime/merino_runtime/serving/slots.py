@@ -1,9 +1,9 @@
-"""KV caches over one set of weights. A request gets the one with which it shares the longest prefix.
+"""KV caches over one set of weights. A request gets the slot with which it shares the longest prefix.
 
-A request that goes on where a slot ends, or that changes less than half of it, takes the slot over. Another one gets
-the slot that was used longest ago, with a copy of the prefix that it shares with any slot, so that two chats with
-one system message live side by side. A slot whose answer was streamed goes last, for a while: a client may ask for a
-title, tags and follow-ups behind each answer, none of which is a stream. Background requests have a slot of their own.
+If a prompt extends a cached prefix, or changes less than half of it, its request reuses that slot. Other requests get
+the least recently used slot, with a copy of the prefix that they share with any slot, so that two chats with the same
+system message coexist. For a while a slot whose response was streamed is taken last: after each answer a client may
+request a title, tags and follow-ups, which are not streamed. Background requests have a slot of their own.
 """
 import time
 from typing import List, Optional, Sequence, Tuple
@@ -11,8 +11,8 @@ from typing import List, Optional, Sequence, Tuple
 from merino_runtime.api import LanguageModel
 from merino_runtime.backends.backend import Backend
 
-WORTH_A_COPY = 16  # ids: fewer are computed again as fast
-WATCHED_S = 900.0  # so long a streamed answer is likely to be gone on with
+WORTH_A_COPY = 16  # ids; computing fewer again is as fast
+WATCHED_S = 900.0  # a chat is likely to continue within this time
 
 
 class Slot:
@@ -28,28 +28,29 @@ class Slot:
 
 
 class Slots:
-    """Of one model, used by one thread. count: for requests of people; one more is for background requests."""
+    """The slots of one model, used by one thread. count: slots for interactive requests; one more is for background
+    requests."""
 
     def __init__(self, model: LanguageModel, count: int) -> None:
         self.model, self.count = model, count
         *persons, background = model.backend.rows(count + 1)
-        self.persons, self.background = [Slot(each) for each in persons], [Slot(background)]
+        self.persons, self.background = [Slot(backend) for backend in persons], [Slot(background)]
         model.backend.close()
 
     def take(self, ids: Sequence[int], background: bool, watched: bool = False) -> Optional[Slot]:
-        """A slot for a prompt, busy from now on; None where all are."""
+        """Return a slot for a prompt and mark it busy; None if all are."""
         free = [slot for slot in (self.background if background else self.persons) if not slot.busy]
         if not free:
             return None
-        slot = max(free, key=lambda each: shared(each.ids, ids))
-        if not _goes_on(slot, ids):
-            slot = next((each for each in free if not each.ids), None) or min(free, key=_turn)
+        slot = max(free, key=lambda candidate: shared(candidate.ids, ids))
+        if not _continues(slot, ids):
+            slot = next((candidate for candidate in free if not candidate.ids), None) or min(free, key=_turn)
             self._copy_prefix(slot, ids)
         slot.busy, slot.watched, slot.used_s = True, watched, time.monotonic()
         return slot
 
     def _copy_prefix(self, slot: Slot, ids: Sequence[int]) -> None:
-        """From the slot that shares the most with the prompt, whoever uses it."""
+        """Copy a prefix from the slot that shares the most with the prompt, busy or not."""
         others = [other for other in [*self.persons, *self.background] if other is not slot]
         source = max(others, key=lambda other: shared(other.ids, ids), default=None)
         if source is None or shared(source.ids, ids) < shared(slot.ids, ids) + WORTH_A_COPY:
@@ -65,16 +66,16 @@ class Slots:
 
 
 def _turn(slot: Slot) -> Tuple[bool, float]:
-    """The least of all slots is emptied first."""
+    """Order slots by when they are emptied, the smallest first."""
     return slot.watched and time.monotonic() - slot.used_s < WATCHED_S, slot.used_s
 
 
-def _goes_on(slot: Slot, ids: Sequence[int]) -> bool:
-    """Whether at least half of what the slot holds is a prefix of the prompt."""
+def _continues(slot: Slot, ids: Sequence[int]) -> bool:
+    """Return whether at least half of the slot's ids are a prefix of the prompt."""
     return bool(slot.ids) and 2 * shared(slot.ids, ids) >= len(slot.ids)
 
 
 def shared(ids: Sequence[int], others: Sequence[int]) -> int:
-    """Number of ids with which both begin."""
+    """Return the length of the common prefix."""
     most = min(len(ids), len(others))
     return next((index for index in range(most) if ids[index] != others[index]), most)

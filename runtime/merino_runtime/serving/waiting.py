@@ -1,11 +1,11 @@
-"""Requests that wait for a slot: people's before background ones, and clients in turn, however many each has sent."""
+"""Requests that wait for a slot: interactive before background ones, and clients in turn, however many each sent."""
 import collections
 from typing import Any, Callable, Deque, Dict, List, Optional
 
 
 class Waiting:
     def __init__(self) -> None:
-        # By client, the one whose turn it is first.
+        # By client; the client whose turn it is comes first.
         self._persons: Dict[str, Deque[Any]] = collections.OrderedDict()
         self._background: Dict[str, Deque[Any]] = collections.OrderedDict()
 
@@ -20,7 +20,7 @@ class Waiting:
         group.setdefault(job.request.client, collections.deque()).append(job)
 
     def remove(self, job: Any) -> bool:
-        """Whether it was waiting."""
+        """Remove a job -> whether it was waiting."""
         group = self._background if job.request.background else self._persons
         jobs = group.get(job.request.client, ())
         if job not in jobs:
@@ -31,7 +31,7 @@ class Waiting:
         return True
 
     def next(self, starts: Callable[[Any], bool]) -> Optional[Any]:
-        """The first job that `starts`, taken out; its client is behind all others then."""
+        """Remove and return the first job that `starts`. Its client then comes last."""
         for group in (self._persons, self._background):
             for client, jobs in list(group.items()):
                 job = jobs[0]

@@ -1,7 +1,7 @@
-"""Answers that must parse: a JSON schema or a list of tools as a constraint on which tokens may follow.
+"""Constrained decoding: a JSON schema or a list of tools limits the tokens that may follow.
 
-A grammar is made once and gives a state for each answer: `start()`. A state names the tokens that may follow
-(`allowed`), those that must (`forced`), and takes the one that came (`advance`).
+A grammar is compiled once; `start()` returns the state of one text. A state returns the tokens that may follow
+(`allowed`) and those that must (`forced`), and advances by the chosen one (`advance`).
 """
 import json
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Union
@@ -22,22 +22,22 @@ KEPT_GRAMMARS = 16  # of a tokenizer, with the masks that they have computed
 
 
 def compile_schema(schema: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int]) -> Compiled:
-    """JSON that a schema takes. MerinoError names the keyword that cannot be expressed, and its path."""
+    """Compile a JSON schema. MerinoError names a keyword that cannot be expressed, and its path."""
     return _grammar(("schema", _plain(schema, "the JSON schema")), tokenizer, eos_ids,
                     lambda make: schema_node(make, schema),
                     lambda: {"schema": schema} if isinstance(schema, dict) else {})
 
 
 def compile_json(tokenizer: "Tokenizer", eos_ids: Iterable[int]) -> Compiled:
-    """Any JSON object, with a bound on how deep it is nested."""
+    """Compile a grammar of any JSON object, of bounded depth."""
     return _grammar(("json",), tokenizer, eos_ids, any_object, dict)
 
 
 def compile_tools(tools: Any, tool_choice: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int], style: str = "json",
                   or_schema: Any = None) -> Compiled:
-    """A call of one of the tools. tool_choice: `required`, a tool, or `auto`, where the answer may be a text too that
-    does not begin as a call does; with or_schema, JSON that this schema takes. style: of tools.STYLES;
-    `tools.read_call` reads the call."""
+    """Compile a grammar of calls of the tools. tool_choice: `required`, a tool, or `auto`, which also allows a text
+    that does not begin like a call, or with or_schema JSON that is valid for it. style: of tools.STYLES;
+    `tools.read_call` parses the call."""
     form, allowed = style_named(style), tools_of(tools, tool_choice)
     if tool_choice == "none":
         raise MerinoError("tool_choice is none: no call is allowed, so there is nothing to constrain an answer to. "
@@ -77,7 +77,8 @@ def _plain(value: Any, what: str) -> str:
 
 def _grammar(key: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int], made: Callable[[Automaton], int],
              source: Callable[[], Dict[str, Any]]) -> Compiled:
-    """source: the same for llguidance; empty where it is none of its kind."""
+    """Return a grammar from the tokenizer's cache, or compile it. source: the same for llguidance; empty if it cannot
+    express it."""
     key = (*key, tuple(eos_ids))
     kept: Dict[Any, Compiled] = tokenizer.kept.setdefault("grammars", {})
     grammar = kept.pop(key, None)

@@ -37,7 +37,7 @@ class Automaton:
     # Expressions
 
     def one_of(self, data: Iterable[int]) -> int:
-        """One byte of these."""
+        """Return one byte of these."""
         bytes_spelled = self._spelled.intersection(data)
         return self._node(SET, bytes(sorted(bytes_spelled))) if bytes_spelled else NOTHING
 
@@ -66,7 +66,7 @@ class Automaton:
         return self._node(REP, node, low, high) if high else self.seq()
 
     def text(self, low: int = 0, high: int = -1) -> int:
-        """A JSON string of low to high characters, from behind its first quote to its last one."""
+        """Return a JSON string of low to high characters, from behind its first quote to its last one."""
         return NOTHING if 0 <= high < low else self._node(TEXT, low, high)
 
     def different(self, parts: Sequence[int], low: int, high: int, between: int) -> int:
@@ -101,7 +101,7 @@ class Automaton:
             (0x20, 0x21), (0x23, 0x5B), (0x5D, 0xD7FF), (0xE000, 0x10FFFF))])
 
     def code_points(self, low: int, high: int) -> int:
-        """One character from low to high, which must not enclose surrogates, in UTF-8."""
+        """Return one character from low to high, which must not enclose surrogates, in UTF-8."""
         for last in (0x7F, 0x7FF, 0xFFFF):  # of each length
             if low <= last < high:
                 return self.alt(self.code_points(low, last), self.code_points(last + 1, high))
@@ -133,7 +133,8 @@ class Automaton:
         return self._states[state]
 
     def text_on(self, stack: int) -> Optional[Tuple[int, int, int]]:
-        """Where the rest of a string is on top: its least and most characters, and the stack below; else None."""
+        """Return where the rest of a string is on top: its least and most characters, and the stack below; else None.
+        """
         node, below = self._stacks[stack]
         made = self._nodes[node] if node != NOTHING else (SEQ,)
         return (made[1], made[2], below) if made[0] == TEXT else None
@@ -172,7 +173,7 @@ class Automaton:
         return states_after
 
     def only_byte(self, state: int) -> Optional[int]:
-        """The byte that must come next; None if there are several, or if the text may end here."""
+        """Return the byte that must come next; None if there are several, or if the text may end here."""
         candidates: Set[int] = set()
         text = self.inside_text(state)
         if text and text[1]:
@@ -191,7 +192,7 @@ class Automaton:
         sets = [frozenset(made[1]) for made in self._nodes if made[0] == SET]
         single = {byte for made in self._nodes if made[0] == LIT for byte in made[1]} | {ord('"')}
         numbers: Dict[Tuple, int] = {}
-        kinds = [(byte if byte in single else -1, tuple(byte in each for each in sets)) for byte in range(256)]
+        kinds = [(byte if byte in single else -1, tuple(byte in members for members in sets)) for byte in range(256)]
         self._class_of = np.array([numbers.setdefault(kind, len(numbers)) for kind in kinds], dtype=np.intp)
         self._moves = np.full((64, len(numbers)), -1, dtype=np.int32)
         self._moves[DEAD] = DEAD
@@ -251,7 +252,7 @@ class Automaton:
         return opened
 
     def _inner(self, node: int, below: int) -> Optional[List[int]]:
-        """The stacks that one with this node on top stands for; None if its top is a byte."""
+        """Return the stacks that one with this node on top stands for; None if its top is a byte."""
         made = self._nodes[node]
         if made[0] == SEQ:
             for part in reversed(made[1]):
@@ -270,8 +271,8 @@ class Automaton:
         if made[0] in (REP, TEXT):
             one, low, high = made[1:] if made[0] == REP else (self.char, *made[1:])
             fewer = (max(low - 1, 0), high - 1 if high > 0 else high)
-            again = self.rep(one, *fewer) if made[0] == REP else self.text(*fewer)
+            repeated = self.rep(one, *fewer) if made[0] == REP else self.text(*fewer)
             ends = below if made[0] == REP else self._stack(self.lit(b'"'), below)
-            more = [self._stack(one, self._stack(again, below))] if high else []
+            more = [self._stack(one, self._stack(repeated, below))] if high else []
             return more + [ends] * (low == 0)
         return None

@@ -1,6 +1,6 @@
-"""llguidance, where it is installed, for what the built-in automaton cannot express: recursion, multipleOf and more.
+"""Uses llguidance, if it is installed, for schemas that the built-in automaton cannot express, such as recursion.
 
-Optional, for Python 3.9 and later (extra `serve`). Our own comes first, since what it takes it takes on every board.
+It is optional, for Python 3.9 and later. The built-in automaton comes first, because it behaves alike on every board.
 """
 import contextlib
 import itertools
@@ -65,7 +65,7 @@ def _json_rule(name: str, schema: Dict[str, Any]) -> str:
 
 
 class _Tokens:
-    """A tokenizer as llguidance takes it."""
+    """A tokenizer with llguidance's interface."""
 
     def __init__(self, trie: Trie, eos_ids: Sequence[int]) -> None:
         spellings = list(trie.spellings)
@@ -77,26 +77,23 @@ class _Tokens:
         self._of_byte = {data[0]: index for index, data in enumerate(trie.spellings) if len(data) == 1}
 
     def __call__(self, data: bytes) -> List[int]:
-        """Ids of exactly these bytes, since llguidance takes what it forces from here.
+        """Return ids of exactly these bytes, which llguidance uses for forced text.
 
-        What it forces may begin and end within a character, and the tokenizer may change a character, as SentencePiece
-        makes a space of U+2581. Such bytes are tokens, and the text beside them is encoded as usual: behind each token
-        llguidance encodes the rest again, and allows only what it then gets.
-        """
+        Forced text may begin and end within a character, and the tokenizer may change a character, as SentencePiece
+        replaces a space by U+2581. Such bytes become single tokens, and the text beside them is encoded as usual.
+        Behind each token llguidance encodes the rest again, and allows only the result."""
         text = data.decode(*BYTES)
         ids = self._encoded(text)
         if ids:
             return ids
-        parts = itertools.groupby(text, lambda char: bool(self._encoded(char)))
-        return [one for kept, chars in parts for one in self._part("".join(chars), kept)]
-
-    def _part(self, text: str, kept: bool) -> List[int]:
-        """kept: the tokenizer changes no character of it."""
-        ids = self._encoded(text) if kept else []
-        return ids or [self._of_byte[byte] for byte in text.encode(*BYTES) if byte in self._of_byte]
+        for kept, chars in itertools.groupby(text, lambda char: bool(self._encoded(char))):
+            part = "".join(chars)  # kept: the tokenizer changes none of its characters
+            ids += (self._encoded(part) if kept else []) or [
+                self._of_byte[byte] for byte in part.encode(*BYTES) if byte in self._of_byte]
+        return ids
 
     def _encoded(self, text: str) -> List[int]:
-        """[]: it has bytes of no whole character, or is not what the tokenizer makes of it."""
+        """Return the text's ids; [] if it has incomplete characters, or if the tokenizer changes it."""
         whole = text.encode("utf-8", "ignore")
         return spelled(self._trie, b"", whole) if whole == text.encode(*BYTES) else []
 

@@ -1,6 +1,7 @@
 """Numbers of JSON within bounds, as expressions over their digits."""
+import math
 from decimal import Decimal
-from typing import Any, Callable, Optional, Tuple, Union
+from typing import Callable, Optional, Tuple, Union
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.constraints.automaton import NOTHING, Automaton
@@ -16,21 +17,13 @@ Refuse = Callable[[str], MerinoError]
 
 def integer(make: Automaton, low: Bound = None, high: Bound = None, above: Bound = None, below: Bound = None,
             refuse: Refuse = MerinoError) -> int:  # noqa: ARG001
-    lows = [-_floor(-each) for each in (low,) if each is not None]
-    lows += [_floor(each) + 1 for each in (above,) if each is not None]
-    highs = [_floor(each) for each in (high,) if each is not None]
-    highs += [-_floor(-each) - 1 for each in (below,) if each is not None]
+    """Return the integers from low to high, strictly between above and below. None: no bound."""
+    lows = [math.ceil(bound) for bound in (low,) if bound is not None]
+    lows += [math.floor(bound) + 1 for bound in (above,) if bound is not None]
+    highs = [math.floor(bound) for bound in (high,) if bound is not None]
+    highs += [math.ceil(bound) - 1 for bound in (below,) if bound is not None]
     least, most = max(lows, default=None), min(highs, default=None)
-    return _signed(make, least, most)
-
-
-def _floor(value: Any) -> int:
-    whole = int(value)
-    return whole - (whole > value)
-
-
-def _signed(make: Automaton, least: Optional[int], most: Optional[int]) -> int:
-    largest = 10 ** max(MOST_DIGITS, *(len(str(abs(each))) + 1 for each in (least or 0, most or 0))) - 1
+    largest = 10 ** max(MOST_DIGITS, *(len(str(abs(bound))) + 1 for bound in (least or 0, most or 0))) - 1
     least, most = -largest if least is None else least, largest if most is None else most
     negative = _whole(make, max(1, -most), -least)
     return make.alt(_whole(make, max(0, least), most),
@@ -38,7 +31,7 @@ def _signed(make: Automaton, least: Optional[int], most: Optional[int]) -> int:
 
 
 def _whole(make: Automaton, least: int, most: int) -> int:
-    """From least to most, both 0 or more, without leading zeros."""
+    """Return the integers from least to most, both 0 or more, without leading zeros."""
     choices = []
     for count in range(len(str(least)), len(str(max(most, 0))) + 1):
         first, last = max(least, 10 ** (count - 1) if count > 1 else 0), min(most, 10 ** count - 1)
@@ -48,7 +41,7 @@ def _whole(make: Automaton, least: int, most: int) -> int:
 
 
 def _between(make: Automaton, first: str, last: str) -> int:
-    """Digits from first to last, which have as many. Three parts: as first begins, between, as last begins."""
+    """Return the digits from first to last, which are equally long: those that begin as first, between, as last."""
     if not first:
         return make.seq()
     rest = len(first) - 1
@@ -72,13 +65,13 @@ def _digits(make: Automaton, first: int, last: int) -> int:
 
 def number(make: Automaton, low: Bound = None, high: Bound = None, above: Bound = None, below: Bound = None,
            refuse: Refuse = MerinoError) -> int:
-    """With bounds: without an exponent."""
+    """Return the numbers within bounds, as `integer`. Bounded numbers have no exponent."""
     if (low, high, above, below) == (None, None, None, None):
         return _unbounded(make)
-    lower = max([(Decimal(repr(each)), strict) for each, strict in ((low, False), (above, True)) if each is not None],
-                default=None)
-    upper = min([(Decimal(repr(each)), not strict) for each, strict in ((high, False), (below, True))
-                 if each is not None], default=None)
+    lower = max([(Decimal(repr(bound)), strict) for bound, strict in ((low, False), (above, True))
+                 if bound is not None], default=None)
+    upper = min([(Decimal(repr(bound)), not strict) for bound, strict in ((high, False), (below, True))
+                 if bound is not None], default=None)
     if upper is not None:
         upper = upper[0], not upper[1]
     strict = [bound for bound in (lower, upper) if bound and bound[1]]
@@ -100,7 +93,7 @@ def number(make: Automaton, low: Bound = None, high: Bound = None, above: Bound 
 
 
 def _unbounded(make: Automaton) -> int:
-    """At most about 1e308, so that it is finite as a float."""
+    """Return numbers up to about 1e308, which are finite as floats."""
     digit, some = make.one_of(DIGITS), make.one_of
     fraction = make.rep(make.seq(make.lit(b"."), make.rep(digit, 1, MOST_DIGITS)), 0, 1)
     e, sign = some(b"eE"), make.rep(some(b"+-"), 0, 1)
@@ -115,14 +108,14 @@ def _unbounded(make: Automaton) -> int:
 
 
 def _parts(value: Decimal) -> Tuple[str, str]:
-    """Digits before and behind the point, the latter without zeros at the end."""
+    """Return the digits before and behind the point, without trailing zeros."""
     whole, _, decimals = format(value, "f").partition(".")
     return whole, decimals.rstrip("0")
 
 
 def _magnitude(make: Automaton, lower: Tuple[Decimal, bool], upper: Optional[Tuple[Decimal, bool]], decimals: int
                ) -> int:
-    """Numbers of 0 or more between bounds; each with whether it is excluded."""
+    """Return numbers of 0 or more between bounds, each a value and whether it is excluded."""
     first, low = _parts(lower[0])
     last, high = _parts(upper[0]) if upper else ("", None)
     most = int(last) if last else 10 ** max(MOST_DIGITS, len(first) + 1)
@@ -137,8 +130,8 @@ def _magnitude(make: Automaton, lower: Tuple[Decimal, bool], upper: Optional[Tup
 
 
 def _fraction(make: Automaton, low: str, high: Optional[str], above: bool, below: bool, decimals: int) -> int:
-    """What follows the digits before the point: nothing, or a point and decimals between those of low and of high
-    (None: no bound). above, below: whether low and high themselves are excluded."""
+    """Return what follows the integer part: nothing, or a point and decimals between those of low and of high (None: no
+    bound). above, below: whether low and high are excluded."""
     ends = not low and not above and (high is None or bool(high) or not below)
     behind = _decimals(make, low, high, above, below, decimals, False)
     return make.alt(make.seq() if ends else NOTHING, make.seq(make.lit(b"."), behind))
@@ -146,8 +139,8 @@ def _fraction(make: Automaton, low: str, high: Optional[str], above: bool, below
 
 def _decimals(make: Automaton, low: Optional[str], high: Optional[str], above: bool, below: bool, left: int,
               may_end: bool) -> int:
-    """Decimals whose number is at least low and at most high. low None: above it already. may_end: whether a digit
-    stands before them, so that they may end here."""
+    """Return decimals from low to high. low None: already above it. may_end: whether a digit precedes them, so that
+    they may end here."""
     least = low or ""
     ended = may_end and not least and not (low is not None and above) and (high is None or bool(high) or not below)
     ending = make.seq() if ended else NOTHING

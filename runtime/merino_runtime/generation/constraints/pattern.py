@@ -28,7 +28,7 @@ Refuse = Callable[[str], MerinoError]
 
 
 def pattern(make: Automaton, text: str, refuse: Refuse) -> int:
-    """A JSON string with its quotes, in which the pattern is found. `refuse` makes the error for one that is not
+    """Return a JSON string with its quotes, in which the pattern is found. `refuse` makes the error for one that is not
     supported."""
     import re
     parser: Any = getattr(re, "_parser", None)
@@ -58,9 +58,9 @@ def _named(item: Any) -> Tuple[str, str]:
 
 
 def _branches(parsed: List[Any]) -> List[List[Any]]:
-    """The alternatives of the whole pattern, each with its own anchors."""
+    """Return the alternatives of the whole pattern, each with its own anchors."""
     if len(parsed) == 1 and str(parsed[0][0]) == "BRANCH":
-        return [list(each) for each in parsed[0][1][1]]
+        return [list(sequence) for sequence in parsed[0][1][1]]
     return [parsed]
 
 
@@ -80,7 +80,7 @@ def _item(make: Automaton, kind: str, value: Any, refuse: Refuse) -> int:
     if kind == "SUBPATTERN" and (len(value) == 2 or not any(value[1:3])):
         return _sequence(make, value[-1], refuse)
     if kind == "BRANCH":
-        return make.alt(*[_sequence(make, each, refuse) for each in value[1]])
+        return make.alt(*[_sequence(make, sequence, refuse) for sequence in value[1]])
     if kind in ("MAX_REPEAT", "MIN_REPEAT"):
         low, high, inner = int(value[0]), int(value[1]), _sequence(make, value[2], refuse)
         high = -1 if str(value[1]) == "MAXREPEAT" else high
@@ -106,7 +106,7 @@ def _class(items: Sequence[Any], refuse: Refuse) -> Ranges:
             if members is None:
                 raise refuse(f"{name} is not supported")
             # Beyond ASCII the two dialects differ in what a class is: there nothing is one or is none.
-            ranges += [each for each in _others(members) if each[1] < 128] if name.startswith("NOT_") else members
+            ranges += [span for span in _others(members) if span[1] < 128] if name.startswith("NOT_") else members
         else:
             raise refuse(f"{kind} is not supported")
     return _others(ranges) if negated else ranges
@@ -122,7 +122,7 @@ def _others(ranges: Ranges) -> Ranges:
 
 
 def _characters(make: Automaton, ranges: Ranges) -> int:
-    """One character of these, as `json.dumps` writes it."""
+    """Return one character of these, as `json.dumps` writes it."""
     nodes = []
     for low, high in ranges:
         special = [code for code in [*range(32), 0x22, 0x5C] if low <= code <= high]

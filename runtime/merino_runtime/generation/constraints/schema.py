@@ -77,7 +77,7 @@ class Reader:
                 raise refused(f"{where}/{keyword}", "this keyword is not supported")
         whole = [keyword for keyword in keywords if keyword in WHOLE]
         if whole:
-            beside = [each for each in keywords if each not in (whole[0], "type")]
+            beside = [keyword for keyword in keywords if keyword not in (whole[0], "type")]
             if beside or "type" in keywords and whole[0] not in ("enum", "const"):
                 other = beside[0] if beside else "type"
                 raise refused(f"{where}/{other}", f"this keyword beside {whole[0]} is not supported")
@@ -92,12 +92,12 @@ class Reader:
 
     def _types(self, schema: Dict[str, Any], where: str, keywords: Sequence[str]) -> List[str]:
         """None: any. Without `type` the type is that of the other keywords."""
-        given = schema.get("type")
-        if given is None and "type" not in schema:
+        declared = schema.get("type")
+        if declared is None and "type" not in schema:
             return [kind for kind in ("object", "array", "string", "number") if set(BY_TYPE[kind]) & set(keywords)]
-        kinds: List[Any] = given if isinstance(given, list) else [given]
+        kinds: List[Any] = declared if isinstance(declared, list) else [declared]
         if not kinds or any(not isinstance(kind, str) or kind not in BY_TYPE for kind in kinds):
-            raise refused(f"{where}/type", f"it is {shown(given)}, allowed: {', '.join(BY_TYPE)}, or a list of them")
+            raise refused(f"{where}/type", f"it is {shown(declared)}, allowed: {', '.join(BY_TYPE)}, or a list of them")
         return [kind for kind in kinds if not (kind == "integer" and "number" in kinds)]
 
     def _whole(self, keyword: str, schema: Dict[str, Any], where: str, depth: int) -> int:
@@ -111,15 +111,15 @@ class Reader:
             raise refused(here, f"it is {what}, must be a list of at least one")
         if keyword in ("enum", "const"):
             kinds = self._types(schema, where, ()) if "type" in schema else list(BY_TYPE)
-            fitting = [each for each in value if any(is_a(kind, each) for kind in kinds)]
+            fitting = [constant for constant in value if any(is_a(kind, constant) for kind in kinds)]
             if not fitting:
                 raise refused(here, f"no value of it is of type {' or '.join(kinds)}")
-            return self.make.alt(*[self.make.lit(compact(each)) for each in fitting])
+            return self.make.alt(*[self.make.lit(compact(constant)) for constant in fitting])
         if keyword == "allOf" and len(value) > 1:
             return self.node(_as_one(value, here), here, depth + 1)
         if keyword == "oneOf":
             self._check_one(value, here)
-        return self.make.alt(*[self.node(each, f"{here}/{index}", depth + 1) for index, each in enumerate(value)])
+        return self.make.alt(*[self.node(branch, f"{here}/{index}", depth + 1) for index, branch in enumerate(value)])
 
     def _ref(self, ref: Any, here: str, depth: int) -> int:
         target = self._target(ref, here)
@@ -147,7 +147,7 @@ class Reader:
 
     def _check_one(self, schemas: Sequence[Any], here: str) -> None:
         """oneOf means that no two match: shown by their types, or by a key that each requires with other values."""
-        seen = [self._features_of(each, f"{here}/{index}") for index, each in enumerate(schemas)]
+        seen = [self._features_of(branch, f"{here}/{index}") for index, branch in enumerate(schemas)]
         for index, one in enumerate(seen):
             for other in seen[:index]:
                 if not any(name in other and not values & other[name] for name, values in one.items()):
@@ -155,7 +155,7 @@ class Reader:
                                         "required key with a const of its own")
 
     def _features_of(self, schema: Any, where: str) -> Dict[str, frozenset]:
-        """What distinguishes values of a schema from others: types under "", and values of required keys."""
+        """Return what distinguishes values of a schema from others: types under "", and values of required keys."""
         for _ in range(DEEPEST_SCHEMA):
             if isinstance(schema, dict) and "$ref" in schema:
                 schema = self._target(schema["$ref"], where)
@@ -163,8 +163,8 @@ class Reader:
             return {}
         fixed = [schema["const"]] if "const" in schema else schema.get("enum")
         if isinstance(fixed, list):
-            fitting = {kind for kind in BY_TYPE for each in fixed if is_a(kind, each)}
-            return {"": frozenset(fitting - {"integer"}), "value": frozenset(compact(each) for each in fixed)}
+            fitting = {kind for kind in BY_TYPE for constant in fixed if is_a(kind, constant)}
+            return {"": frozenset(fitting - {"integer"}), "value": frozenset(compact(constant) for constant in fixed)}
         features = {}
         if "type" in schema:
             kinds = self._types(schema, where, ())
@@ -213,12 +213,13 @@ class Reader:
 
     def _string(self, schema: Dict[str, Any], where: str) -> int:
         make, limits = self.make, self._counts(schema, "minLength", "maxLength", where)
-        given = [keyword for keyword in ("pattern", "format") if keyword in schema and not _describes(keyword, schema)]
-        if not given:
+        formats = [keyword for keyword in ("pattern", "format")
+                   if keyword in schema and not _describes(keyword, schema)]
+        if not formats:
             return make.seq(make.lit(b'"'), make.text(*limits))
-        keyword, value = given[0], schema[given[0]]
-        beside = [each for each in ("format", "minLength", "maxLength")
-                  if each in schema and each != keyword and not _describes(each, schema)]
+        keyword, value = formats[0], schema[formats[0]]
+        beside = [other for other in ("format", "minLength", "maxLength")
+                  if other in schema and other != keyword and not _describes(other, schema)]
         if beside:
             raise refused(f"{where}/{beside[0]}", f"this keyword beside {keyword} is not supported")
         if not isinstance(value, str):
@@ -271,7 +272,7 @@ class Reader:
         begin = schema.get("prefixItems", [])
         if not isinstance(begin, list):
             raise refused(f"{where}/prefixItems", f"it is {shown(begin)}, must be a list")
-        first = [self.node(each, f"{where}/prefixItems/{index}", depth + 1) for index, each in enumerate(begin)]
+        first = [self.node(item, f"{where}/prefixItems/{index}", depth + 1) for index, item in enumerate(begin)]
         least, most = self._counts(schema, "minItems", "maxItems", where)
         if schema.get("uniqueItems") and not 0 <= most <= 1:
             node = self._unique(schema, least, most, where, depth)
@@ -283,20 +284,20 @@ class Reader:
         return node
 
     def _unique(self, schema: Dict[str, Any], least: int, most: int, where: str, depth: int) -> int:
-        """A list of different values of an enum."""
+        """Return a list of different values of an enum."""
         items: Any = schema.get("items")
         values = items.get("enum") if isinstance(items, dict) and "prefixItems" not in schema else None
         if not isinstance(values, list) or len(values) > MOST_UNIQUE:
             raise refused(f"{where}/uniqueItems",
                           f"it is supported for items with an enum of up to {MOST_UNIQUE} values")
-        different = {compact(each): each for each in values}.values()
-        parts = [self.node(dict(items, enum=[each]), f"{where}/items", depth + 1) for each in different]
+        different = {compact(value): value for value in values}.values()
+        parts = [self.node(dict(items, enum=[value]), f"{where}/items", depth + 1) for value in different]
         make = self.make
         listed = make.different(parts, least, most if most >= 0 else len(parts), make.lit(b","))
         return make.seq(make.lit(b"["), listed, make.lit(b"]"))
 
     def _listed(self, ends: bytes, first: Sequence[int], item: int, least: int, most: int) -> int:
-        """A list of least to most parts that begins with `first`, then items; most -1: without limit."""
+        """Return a list of least to most parts that begins with `first`, then items; most -1: without limit."""
         make, begin = self.make, list(first) or [item]
         closing, comma = make.lit(ends[1:]), make.lit(b",")
         left = max(most - len(begin), 0) if most >= 0 else -1
@@ -318,8 +319,8 @@ class Reader:
     def _made_any(self, kind: str, deepest: int) -> int:
         make = self.make
         if kind == "any":
-            kinds = [each for each in BY_TYPE if deepest or each not in ("object", "array")]
-            return make.alt(*[self.any_of(each, deepest) for each in kinds])
+            kinds = [kind for kind in BY_TYPE if deepest or kind not in ("object", "array")]
+            return make.alt(*[self.any_of(kind, deepest) for kind in kinds])
         if kind == "string":
             return make.seq(make.lit(b'"'), make.text())
         if kind == "boolean":
@@ -334,21 +335,21 @@ class Reader:
 
 
 def _describes(keyword: str, schema: Dict[str, Any]) -> bool:
-    """Whether a keyword states nothing of which values are valid."""
+    """Return whether a keyword states nothing of which values are valid."""
     value = schema.get(keyword)
     return keyword in DESCRIBING or keyword == "uniqueItems" and value is False or (
         keyword == "format" and isinstance(value, str) and value not in FORMATS and value not in OTHER_FORMATS)
 
 
 def _as_one(schemas: Sequence[Any], here: str) -> Dict[str, Any]:
-    """The schemas of an allOf, where no keyword has two values, and one alone describes what an object or a list
+    """Return the schemas of an allOf, where no keyword has two values, and one alone describes what an object or a list
     holds."""
     merged: Dict[str, Any] = {}
     inside: Dict[str, int] = {}
     for index, schema in enumerate(schemas):
         if not isinstance(schema, dict):
             raise refused(f"{here}/{index}", f"it is {shown(schema)}, beside others it must be an object")
-        for keyword in [each for each in schema if not _describes(each, schema)]:
+        for keyword in [key for key in schema if not _describes(key, schema)]:
             kind = next((kind for kind in ("object", "array") if keyword in BY_TYPE[kind]), "")
             if merged.setdefault(keyword, schema[keyword]) != schema[keyword] or kind and inside.setdefault(
                     kind, index) != index:
@@ -358,7 +359,7 @@ def _as_one(schemas: Sequence[Any], here: str) -> Dict[str, Any]:
 
 
 def is_a(kind: str, value: Any) -> bool:
-    """Whether a value is of a schema's type."""
+    """Return whether a value is of a schema's type."""
     if isinstance(value, bool) or kind == "boolean":
         return kind == "boolean" and isinstance(value, bool)
     if kind == "integer":

@@ -73,7 +73,7 @@ class Trie:
             reached[nodes] = True
 
     def find(self, data: bytes) -> int:
-        """The node of these bytes, 0 if no token begins so."""
+        """Return the node of these bytes, 0 if no token begins so."""
         node = 0
         for byte in data:
             first = int(self.first_child[node])
@@ -171,13 +171,13 @@ class State:
 
     @property
     def finished(self) -> bool:
-        """Whether the text may end here."""
+        """Return whether the text may end here."""
         with self._grammar.lock:
             return self._ended or self._grammar.automaton.accepts(self._number)
 
     @property
     def ended(self) -> bool:
-        """Whether nothing but an EOS may follow."""
+        """Return whether nothing but an EOS may follow."""
         with self._grammar.lock:
             return self._ended or not self._grammar.automaton.goes_on(self._number)
 
@@ -205,8 +205,8 @@ class State:
         self._number, self._tail = number, (self._tail + data)[-TAIL_BYTES:]
 
     def forced(self) -> List[int]:
-        """The tokens that must follow, as the tokenizer writes their text: without the last ones where a longer token
-        could stand in their place."""
+        """Return the tokens that must follow, as the tokenizer writes their text: without the last ones where a longer
+        token could stand in their place."""
         with self._grammar.lock:
             data = b"" if self._ended else self._forced_bytes()
             if not data:

@@ -41,7 +41,7 @@ def tools_of(tools: Any, tool_choice: Any) -> List[Tool]:
         what = "an empty list" if tools == [] else shown(tools)
         raise MerinoError(f"tools are {what}, allowed is a list of at least one: "
                           '{"type": "function", "function": {"name": ..., "parameters": {...}}}.')
-    known = [_tool(each, f"tools[{index}]") for index, each in enumerate(tools)]
+    known = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
     names = [tool.name for tool in known]
     for name in names:
         if names.count(name) > 1:
@@ -74,7 +74,7 @@ def _tool(tool: Any, path: str) -> Tool:
 
 
 def read_call(text: str, style: str = "json") -> Optional[Tuple[str, str]]:
-    """The name and the arguments, as JSON, of an answer that is a call; None where it is a text."""
+    """Return the name and the arguments, as JSON, of an answer that is a call; None if it is a text."""
     form = style_named(style)
     begin, end = form.before.partition("{")[0], form.after.partition("}")[2]
     if not text.startswith(begin) or not text.endswith(end):

@@ -1,15 +1,14 @@
-"""Answers in the form of OpenAI's chat completions and completions, whole and in chunks."""
-from typing import Any, Dict, List, Optional, Tuple
+"""Responses in the form of OpenAI's chat completions and completions, whole or streamed in chunks."""
+from typing import Any, Dict, List, Optional
 
 from merino_runtime import __version__
-from merino_runtime.generation.generate import Likely
 from merino_runtime.generation.text import Tokenizer
 from merino_runtime.serving.choice import Call, Choice, Delta, arguments_text, one_line
-from merino_runtime.serving.openai_requests import AnswerForm
-from merino_runtime.serving.requests import Event, Piece, Progress, RefusedError, Used
+from merino_runtime.serving.openai_requests import ResponseOptions
+from merino_runtime.serving.requests import Event, Progress, RefusedError, TextChunk, Usage
 
 Json = Dict[str, Any]
-REASONS = {"stop": "stop"}  # all others are `length`
+DONE = b"data: [DONE]\n\n"
 
 
 def error_of(refusal: RefusedError) -> Json:
@@ -17,14 +16,14 @@ def error_of(refusal: RefusedError) -> Json:
                       "code": refusal.code or refusal.status}}
 
 
-class Answer:
-    """Of one request, which may have several prompts. `take` gives what a stream writes for an event."""
+class ResponseWriter:
+    """Writes the response to one request, which may have several prompts."""
     content_type = "text/event-stream"
     error_of = staticmethod(error_of)
 
-    def __init__(self, form: AnswerForm, count: int, tokenizer: Tokenizer) -> None:
-        self.form, self.stream, self._tokenizer = form, form.stream, tokenizer
-        self.choices = [Choice(form.chat, form.thinks, form.tools) for _ in range(count)]
+    def __init__(self, options: ResponseOptions, count: int, tokenizer: Tokenizer) -> None:
+        self.options, self.stream, self._tokenizer = options, options.stream, tokenizer
+        self.choices = [Choice(options.chat, options.thinks, options.tools) for _ in range(count)]
         self._begun = [False] * count
         self._offsets = [0] * count  # of the next token in the text, where each token has one
 
@@ -37,7 +36,7 @@ class Answer:
         return next((choice.refusal for choice in self.choices if choice.refusal), None)
 
     def take(self, index: int, event: Event) -> bytes:
-        """index: of the prompt."""
+        """Return the bytes that a stream writes for an event of the prompt `index`."""
         if self.over:
             return b""
         choice = self.choices[index]
@@ -49,33 +48,34 @@ class Answer:
             return b"".join([_data(error_of(choice.refusal)), DONE])
         if isinstance(event, Progress):
             return f": {event.ids} of {event.total} tokens of the prompt\n\n".encode("ascii")
-        chunks = self._chat_chunks(index, event, deltas, calls) if self.form.chat else \
+        chunks = self._chat_chunks(index, event, deltas, calls) if self.options.chat else \
             self._text_chunks(index, event, deltas)
         if choice.reason:
             chunks += self._last_chunks(index)
         return b"".join([*map(_data, chunks), *([DONE] if self.over else [])])
 
     def whole(self) -> Json:
-        kind = "chat.completion" if self.form.chat else "text_completion"
-        choices = [self._chat_choice(index) if self.form.chat else self._text_choice(index)
+        """Return the response that is not streamed."""
+        kind = "chat.completion" if self.options.chat else "text_completion"
+        choices = [self._chat_choice(index) if self.options.chat else self._text_choice(index)
                    for index in range(len(self.choices))]
         return dict(self._head(kind), choices=choices, usage=self._usage(), **self._extras())
 
     def _head(self, kind: str) -> Json:
-        return {"id": self.form.id, "object": kind, "created": self.form.created, "model": self.form.model,
+        return {"id": self.options.id, "object": kind, "created": self.options.created, "model": self.options.model,
                 "system_fingerprint": f"merino {__version__}"}
 
     def _chunk(self, *choices: Json) -> Json:
-        chunk = self._head("chat.completion.chunk" if self.form.chat else "text_completion")
+        chunk = self._head("chat.completion.chunk" if self.options.chat else "text_completion")
         chunk["choices"] = list(choices)
-        if self.form.usage:
+        if self.options.usage:
             chunk["usage"] = None
-        if self.form.counts:
+        if self.options.counts:
             chunk["timings"] = {"predicted_n": sum(choice.tokens for choice in self.choices)}
         return chunk
 
     def _chat_chunks(self, index: int, event: Event, deltas: List[Delta], calls: int) -> List[Json]:
-        logprobs = self._chat_logprobs([event]) if self.form.logprobs and isinstance(event, Piece) else None
+        logprobs = self._chat_logprobs([event]) if self.options.logprobs and isinstance(event, TextChunk) else None
         parts: List[Json] = []
         for delta in deltas:
             if isinstance(delta, Call):
@@ -99,19 +99,19 @@ class Answer:
         if not self._begun[index]:
             self._begun[index] = True
             text = self._echo(index) + text
-        if not text and not (self.form.logprobs and isinstance(event, Piece)):
+        if not text and not (self.options.logprobs and isinstance(event, TextChunk)):
             return []
-        pieces = [event] if isinstance(event, Piece) and event.id is not None else []
-        logprobs = self._text_logprobs(index, pieces) if self.form.logprobs else None
+        tokens = [event] if isinstance(event, TextChunk) and event.id is not None else []
+        logprobs = self._text_logprobs(index, tokens) if self.options.logprobs else None
         return [self._chunk({"index": index, "text": text, "logprobs": logprobs, "finish_reason": None})]
 
     def _last_chunks(self, index: int) -> List[Json]:
         last: Json = {"index": index, "logprobs": None, "finish_reason": self._reason(index)}
-        last["delta" if self.form.chat else "text"] = {} if self.form.chat else ""
+        last["delta" if self.options.chat else "text"] = {} if self.options.chat else ""
         chunks = [self._chunk(last)]
         if self.over:
             chunks[0].update(self._extras())
-            if self.form.usage:
+            if self.options.usage:
                 chunks.append(dict(self._chunk(), usage=self._usage()))
         return chunks
 
@@ -123,72 +123,63 @@ class Answer:
         if choice.calls:
             message["content"] = choice.content or None
             message["tool_calls"] = [_call(call) for call in choice.calls]
-        logprobs = self._chat_logprobs(choice.pieces) if self.form.logprobs else None
+        logprobs = self._chat_logprobs(choice.chunks) if self.options.logprobs else None
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": self._reason(index)}
 
     def _text_choice(self, index: int) -> Json:
         choice = self.choices[index]
-        logprobs = self._text_logprobs(index, choice.pieces) if self.form.logprobs else None
+        logprobs = self._text_logprobs(index, choice.chunks) if self.options.logprobs else None
         return {"index": index, "text": self._echo(index) + choice.content, "logprobs": logprobs,
                 "finish_reason": self._reason(index)}
 
     def _echo(self, index: int) -> str:
-        return self.form.echo[index] if self.form.echo else ""
+        return self.options.echo[index] if self.options.echo else ""
 
     def _reason(self, index: int) -> str:
         choice = self.choices[index]
         if choice.calls and choice.reason == "stop":
             return "tool_calls"
-        return REASONS.get(choice.reason or "", "length")
+        return "stop" if choice.reason == "stop" else "length"
 
-    def _token(self, token_id: int) -> Tuple[str, List[int]]:
-        data = self._tokenizer.bytes_of(token_id)
-        return data.decode("utf-8", "replace"), list(data)
+    def _token(self, token_id: int) -> str:
+        return self._tokenizer.bytes_of(token_id).decode("utf-8", "replace")
 
     def _chat_logprobs(self, events: List[Any]) -> Json:
         def entry(token_id: int, logprob: float) -> Json:
-            text, data = self._token(token_id)
-            return {"token": text, "logprob": logprob, "bytes": data}
+            data = self._tokenizer.bytes_of(token_id)
+            return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
 
-        entries = []
-        for piece in events:
-            if piece.id is not None and piece.likely is not None:
-                tops = [entry(*each) for each in piece.likely.top]
-                entries.append(dict(entry(piece.id, piece.likely.logprob), top_logprobs=tops))
+        entries = [dict(entry(chunk.id, chunk.logprobs.logprob), top_logprobs=[
+            entry(token_id, logprob) for token_id, logprob in chunk.logprobs.top])
+            for chunk in events if chunk.id is not None and chunk.logprobs is not None]
         return {"content": entries, "refusal": None}
 
-    def _text_logprobs(self, index: int, pieces: List[Piece]) -> Json:
+    def _text_logprobs(self, index: int, chunks: List[TextChunk]) -> Json:
         logprobs: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-        for piece in pieces:
-            likely: Optional[Likely] = piece.likely
-            text = self._token(piece.id or 0)[0]
+        for chunk in chunks:
+            known, text = chunk.logprobs, self._token(chunk.id or 0)
             logprobs["tokens"].append(text)
-            logprobs["token_logprobs"].append(None if likely is None else likely.logprob)
+            logprobs["token_logprobs"].append(known and known.logprob)
             logprobs["top_logprobs"].append(
-                None if likely is None else {self._token(each)[0]: value for each, value in reversed(likely.top)})
+                known and {self._token(token_id): logprob for token_id, logprob in reversed(known.top)})
             logprobs["text_offset"].append(self._offsets[index])
             self._offsets[index] += len(text)
         return logprobs
 
     def _usage(self) -> Json:
-        used = [choice.used for choice in self.choices if choice.used]
-        prompt, tokens = sum(one.prompt_tokens for one in used), sum(one.tokens for one in used)
+        usages = [choice.usage for choice in self.choices if choice.usage]
+        prompt, tokens = sum(usage.prompt_tokens for usage in usages), sum(usage.tokens for usage in usages)
         return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens,
-                "prompt_tokens_details": {"cached_tokens": sum(one.cached_tokens for one in used)}}
+                "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in usages)}}
 
     def _extras(self) -> Json:
-        """What goes beyond OpenAI's answer."""
-        used, first = self.choices[0].used, self.choices[0]
-        if used is None:
+        """Return the fields beyond OpenAI's."""
+        first = self.choices[0]
+        if first.usage is None:
             return {}
-        extras: Json = {"timings": timings(used), "stop_reason": first.reason}
-        for name, value in (("energy", used.energy), ("thermal", used.thermal)):
-            if value is not None:
-                extras[name] = value
-        return extras
-
-
-DONE = b"data: [DONE]\n\n"
+        costs = {name: value for name, value in (("energy", first.usage.energy), ("thermal", first.usage.thermal))
+                 if value is not None}
+        return dict(costs, timings=timings(first.usage), stop_reason=first.reason)
 
 
 def _data(value: Json) -> bytes:
@@ -199,13 +190,13 @@ def _call(call: Call, **index: int) -> Json:
     return dict(index, id=call.id, type="function", function={"name": call.name, "arguments": arguments_text(call)})
 
 
-def timings(used: Used) -> Json:
-    """As llama.cpp's server has them, and the wait for a slot."""
-    computed, steps = used.prompt_tokens - used.cached_tokens, max(0, used.tokens - 1)
-    return {"cache_n": used.cached_tokens, "prompt_n": computed, "prompt_ms": used.prefill_ms,
-            "prompt_per_token_ms": used.prefill_ms / computed if computed else 0.0,
-            "prompt_per_second": 1000 * computed / used.prefill_ms if used.prefill_ms else 0.0,
-            "predicted_n": used.tokens, "predicted_ms": used.decode_ms,
-            "predicted_per_token_ms": used.decode_ms / steps if steps else 0.0,
-            "predicted_per_second": 1000 * steps / used.decode_ms if used.decode_ms else 0.0,
-            "queue_ms": used.waited_ms, "total_ms": used.total_ms}
+def timings(usage: Usage) -> Json:
+    """Return the timings under llama.cpp's names, and the wait for a slot."""
+    computed, steps = usage.prompt_tokens - usage.cached_tokens, max(0, usage.tokens - 1)
+    return {"cache_n": usage.cached_tokens, "prompt_n": computed, "prompt_ms": usage.prefill_ms,
+            "prompt_per_token_ms": usage.prefill_ms / computed if computed else 0.0,
+            "prompt_per_second": 1000 * computed / usage.prefill_ms if usage.prefill_ms else 0.0,
+            "predicted_n": usage.tokens, "predicted_ms": usage.decode_ms,
+            "predicted_per_token_ms": usage.decode_ms / steps if steps else 0.0,
+            "predicted_per_second": 1000 * steps / usage.decode_ms if usage.decode_ms else 0.0,
+            "queue_ms": usage.waited_ms, "total_ms": usage.total_ms}

@@ -1,0 +1,103 @@
+"""One completion on one slot, event by event: with `echo` the prompt's own tokens, then the generation and its end.
+
+The caller may stop after any event; `finish` then returns the withheld text and the measurements so far.
+"""
+import time
+from typing import Callable, Generator, Iterator, List, Optional, Sequence
+
+from merino_runtime.api import LanguageModel
+from merino_runtime.backends.backend import Backend
+from merino_runtime.generation.generate import (
+    Done,
+    Generation,
+    Prefilled,
+    Token,
+    TokenLogprobs,
+    generate,
+    token_logprobs,
+)
+from merino_runtime.generation.text import TextStream
+from merino_runtime.sampling import GenerateOptions
+from merino_runtime.serving.requests import Event, Finished, GenerationRequest, Progress, TextChunk, Usage
+
+REASONS = {"eos": "stop"}
+
+
+class Completion(Iterator[Event]):
+    """The events of one request. arrived_s: arrival of the request by time.monotonic. chunk_size: as of `generate`."""
+
+    def __init__(self, request: GenerationRequest, model: LanguageModel, backend: Backend, arrived_s: float,
+                 chunk_size: Callable[[int], int]) -> None:
+        self._request, self._model, self._backend, self._chunk_size = request, model, backend, chunk_size
+        self._arrived_s, self._started_s = arrived_s, time.monotonic()
+        self._stream = TextStream(model.tokenizer, request.stops, request.begins)
+        self.generation: Optional[Generation] = None
+        self.ids: List[int] = []  # generated
+        self.cached = 0  # ids of the prompt that the slot's cache held
+        self._events = self._run()
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def close(self) -> None:
+        self._events.close()
+
+    def finish(self, reason: str) -> List[Event]:
+        """End the completion early -> the withheld text and the Finished."""
+        self.close()
+        text = self._stream.finish()
+        done = None if self.generation is None else self.generation.measured()
+        return [*([TextChunk(None, text)] if text else []), self._finished(reason, done)]
+
+    def _run(self) -> Generator[Event, None, None]:
+        request = self._request
+        if request.echo:
+            for token_id, logprobs in prompt_logprobs(self._backend, request.ids, request.top):
+                text = self._model.tokenizer.bytes_of(token_id).decode("utf-8", "replace")
+                yield TextChunk(token_id, text, logprobs, of_prompt=True)
+        if not request.max_new_tokens:
+            yield self._finished("length", None)
+            return
+        self.generation = generate(
+            self._backend, request.ids, GenerateOptions(request.max_new_tokens, request.sampling, top=request.top),
+            stop_ids=() if request.ignore_eos else self._model.bundle.stop_ids, stream=self._stream,
+            chunk_size=self._chunk_size, constraint=request.grammar, forces=request.top is None)
+        cache_counted, pending = request.echo, None  # pending: a token whose log-probabilities follow it
+        for event in self.generation:
+            if pending is not None:
+                yield TextChunk(pending.id, pending.text, event if isinstance(event, TokenLogprobs) else None)
+                pending = None
+            if isinstance(event, Prefilled):
+                if not cache_counted:
+                    self.cached, cache_counted = event.ids, True
+                yield Progress(event.ids, event.total)
+            elif isinstance(event, Token):
+                self.ids.append(event.id)
+                if request.top is None:
+                    yield TextChunk(event.id, event.text)
+                else:
+                    pending = event
+            elif isinstance(event, Done):
+                yield self._finished(REASONS.get(event.stop_reason, event.stop_reason), event)
+
+    def _finished(self, reason: str, done: Optional[Done]) -> Finished:
+        prefill_ms = done.prefill_ms if done and done.prefill_ms is not None else 0.0
+        decode_ms = 1000 * (done.tokens - 1) / done.tok_s if done and done.tok_s else 0.0
+        return Finished(reason, Usage(
+            prompt_tokens=len(self._request.ids), cached_tokens=self.cached, tokens=len(self.ids),
+            waited_ms=1000 * (self._started_s - self._arrived_s), prefill_ms=prefill_ms, decode_ms=decode_ms,
+            total_ms=1000 * (time.monotonic() - self._arrived_s)))
+
+
+def prompt_logprobs(backend: Backend, ids: Sequence[int], top: Optional[int]) -> Iterator:
+    """Yield (id, TokenLogprobs) for the prompt, one decode step per id. The first id has None."""
+    backend.truncate(0)
+    yield ids[0], None
+    for before, token_id in zip(ids, ids[1:]):  # noqa: B905, not in 3.6
+        yield token_id, token_logprobs(backend.step(before), token_id, top or 0)
+
+
+def finished_without_slot(request: GenerationRequest, reason: str, arrived_s: float) -> Finished:
+    """Return the end of a request that never had a slot."""
+    waited_ms = 1000 * (time.monotonic() - arrived_s)
+    return Finished(reason, Usage(len(request.ids), 0, 0, waited_ms, 0.0, 0.0, waited_ms))
