@@ -1,4 +1,4 @@
-"""The demo: the same calls as the commands, in order, with words between them."""
+"""The demo: the calls of the commands, in order, with explanations."""
 
 import subprocess
 import sys
@@ -16,7 +16,6 @@ from merino_edge.cli.record_tables import bench_table
 from merino_edge.cli.tables import show
 from merino_edge.cli.terminal import bench_progress
 from merino_edge.design.budgets import with_board_defaults
-from merino_edge.design.design_file import Design
 from merino_edge.design.designer import design
 from merino_edge.embedded import FOLDER
 from merino_edge.export.divergence import divergence_words, keeps
@@ -44,15 +43,42 @@ REQUEST = BenchRequest(prompts=(128,), steps=(64,), repetitions=5)
 
 
 def run_demo(out: Path) -> None:
-    """Minutes on two cores. Writes design.json, a bundle and the benchmark's records into `out`."""
+    """Run the demo, which takes minutes on two cores. Writes design.json, a bundle and the records into `out`."""
     check_file(out / "design.json")
-    designed = demo_design(out)
+    # 1. Design.
+    profile = load_profile(BOARD)
+    context = profile.budget.context
+    heading(1, f"design a decoder for a {profile.name}")
+    designed = design(
+        profile, with_board_defaults({}, profile), context=context, prompt=default_prompt(context)
+    )
+    write_text(out / "design.json", designed.to_json())
+    print_design(designed, profile)
+    # 2. Export. Random weights do, because speed does not depend on their values.
     heading(2, "export to ONNX with KV cache, this design and OPT-350M by the same exporter")
-    bundle, opt = demo_export(out)
+    bundle = out / "pi4-design"
+    done = export(load_source(str(out / "design.json"))._replace(name="pi4-design"), bundle, last_use=True)
+    print(f"{bundle}: maximum logit error against torch {done.error:.1e} relative, over prefill and every decode step")
+    opt = baseline_bundle(model("opt-350m"), say)
+    print(f"{opt}: OPT-350M")
+    # 3. Generate.
     heading(3, "generate: the embedded model, trained on stories, by the file that a board runs")
-    demo_generate()
+    print(PROMPT, end="", flush=True)
+    run_application(["generate", str(FOLDER), PROMPT, "-n", "160", "--temperature", "0"])
+    # 4. Benchmark.
     heading(4, "benchmark on this machine, each bundle in fresh processes")
-    demo_bench(out, bundle, opt, designed)
+    with bench_progress() as progress:
+        records = run_bench([str(bundle)], REQUEST, [opt], progress)
+    save(records, str(out / "bench.json"))
+    write_text(out / "bench.md", render(records, "md"))
+    show(bench_table(records))
+    predicted = designed.predicted
+    print(
+        "Measured: speed, memory and size, on this machine (not on the board), with random weights in both models.\n"
+        f"Predicted: on the {BOARD}, {predicted.decode_ms:.0f} ms per token with the cache full and"
+        f" {predicted.memory_mb:.0f} MB, from {predicted.provenance} figures; no board has confirmed it yet.\n"
+        f"Saved: {out / 'design.json'}, {out / 'bench.json'}, {out / 'bench.md'}, {bundle}"
+    )
 
 
 def heading(number: int, text: str) -> None:
@@ -63,42 +89,9 @@ def say(text: str) -> None:
     say_line(f"   {text}")
 
 
-def demo_design(out: Path) -> Design:
-    profile = load_profile(BOARD)
-    budget = profile.budget
-    heading(1, f"design a decoder for a {profile.name}")
-    designed = design(
-        profile,
-        with_board_defaults({}, profile),
-        context=budget.context,
-        prompt=default_prompt(budget.context),
-    )
-    write_text(out / "design.json", designed.to_json())
-    print_design(designed, profile)
-    return designed
-
-
-def demo_export(out: Path) -> tuple[Path, str]:
-    """Return the design with random weights (its speed does not depend on the values), and the baseline's bundle."""
-    folder = out / "pi4-design"
-    done = export(load_source(str(out / "design.json"))._replace(name="pi4-design"), folder, last_use=True)
-    print(f"{folder}: maximum logit error against torch {done.error:.1e} relative, over prefill and every decode step")
-    opt = baseline_bundle(model("opt-350m"), say)
-    print(f"{opt}: OPT-350M")
-    return folder, opt
-
-
-def demo_generate() -> None:
-    print(PROMPT, end="", flush=True)
-    run_application("generate", str(FOLDER), PROMPT, "-n", "160", "--temperature", "0")
-
-
 def run_chat_demo(source: str, out: Path) -> None:
-    """A chat model answers one question, in the first of this machine's CHAT_FORMATS that keeps its answers. Writes its
-    bundle into `out`.
-
-    Raise MerinoError if `source` has no chat template.
-    """
+    """Let a chat model answer one question, in the first of this machine's CHAT_FORMATS that keeps its answers. Its
+    bundle is written into `out`. Raise MerinoError if `source` has no chat template."""
     loaded = load_source(source)
     if loaded.chat is None:
         raise MerinoError(f"{source} has no chat template: `make demo-chat` requires a chat model")
@@ -117,11 +110,11 @@ def run_chat_demo(source: str, out: Path) -> None:
     folder, params = made.folder, made.bundle.params / 1e6
     print(f"{folder}: {params:.0f} M parameters, {bundle_bytes(folder) / 2**20:.0f} MB, context {context}")
     print(f"\n== 2/2  chat, by the file that a board runs\n> {QUESTION}", flush=True)
-    run_application("chat", str(folder), "-n", "80", "--temperature", "0", typed=f"{QUESTION}\n/stats\n")
+    run_application(["chat", str(folder), "-n", "80", "--temperature", "0"], typed=f"{QUESTION}\n/stats\n")
 
 
-def run_application(*words: str, typed: str = "") -> None:
-    """In a process of its own, as on a board, so that the memory that it prints is without torch's."""
+def run_application(words: list[str], typed: str = "") -> None:
+    """Run the board's application in its own process, so that the memory that it prints excludes torch."""
     with tempfile.TemporaryDirectory() as folder:
         application = Path(folder) / APP_FILE
         write_board_app(application)
@@ -131,18 +124,3 @@ def run_application(*words: str, typed: str = "") -> None:
         raise BrokenPipeError
     if code:
         raise MerinoError(f"the board's application ended with exit code {code}: see above why")
-
-
-def demo_bench(out: Path, bundle: Path, opt: str, designed: Design) -> None:
-    with bench_progress() as progress:
-        records = run_bench([str(bundle)], REQUEST, [opt], progress)
-    save(records, str(out / "bench.json"))
-    write_text(out / "bench.md", render(records, "md"))
-    show(bench_table(records))
-    predicted = designed.predicted
-    print(
-        "Measured: speed, memory and size, on this machine (not on the board), with random weights in both models.\n"
-        f"Predicted: on the {BOARD}, {predicted.decode_ms:.0f} ms per token with the cache full and"
-        f" {predicted.memory_mb:.0f} MB, from {predicted.provenance} figures; no board has confirmed it yet.\n"
-        f"Saved: {out / 'design.json'}, {out / 'bench.json'}, {out / 'bench.md'}, {bundle}"
-    )

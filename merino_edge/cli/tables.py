@@ -1,8 +1,7 @@
-"""How a table is laid out: aligned text for pipes and files; on a terminal within its width, words kept whole. And the
-tables of boards.
+"""Lays out tables: as aligned text for pipes and files, on a terminal within its width. Also the tables of boards.
 
-No word is cut: a column wraps only at spaces, and only if its `wraps` is set. Where that is not enough, the table
-leaves out its `dropped` columns, and a line below names them."""
+No word is cut: a column wraps only at spaces, and only if its `wraps` is set. If that is not enough, the table leaves
+out its `dropped` columns, and a line below names them."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -46,7 +45,7 @@ class Table(NamedTuple):
 
 
 def show(*tables: Table) -> None:
-    """On stdout."""
+    """Print tables to stdout."""
     screen = console()
     for table in map(shown, tables):
         if screen.is_terminal:
@@ -66,7 +65,7 @@ def shown(table: Table) -> Table:
 
 
 def plain(table: Table) -> str:
-    """Aligned by spaces, no wider than the cells need."""
+    """Format a table aligned by spaces, no wider than its cells."""
     widths = [natural(column, cells_of(table, place)) for place, column in enumerate(table.columns)]
     head = [column.title for column in table.columns]
     rows = [
@@ -171,18 +170,14 @@ def interval_line(costs: "Sequence[CostModel]") -> str:
 
 
 def interval_shown(interval: Interval | None, confidence: float | None = None) -> str:
-    """In a cell behind the predicted value, with the confidence where it is given; nothing if there is none."""
+    """Format an interval for a cell, behind the predicted value; empty if there is none."""
     if not interval:
         return ""
-    low, high = map(interval_number, interval)
+    low, high = (
+        f"{value:.3g}" if value < 1 else f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+        for value in interval
+    )
     return f" ({low} to {high}{f', {percent(confidence)}' if confidence else ''})"
-
-
-def interval_number(value: float) -> str:
-    """Three digits and more."""
-    if value < 1:
-        return f"{value:.3g}"
-    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 def devices_table(profiles: Sequence[DeviceProfile]) -> Table:

@@ -143,7 +143,8 @@ def made_config(path: Path, make: Callable[[], Any]) -> Any:
 
 
 def read_weights(kind: Any, folder: Path) -> PreTrainedModel:
-    """Return all weights in float32. A missing one is an error: transformers would draw it at random."""
+    """Return the model with all weights in float32. Raise MerinoError for missing weights, which transformers would
+    draw at random, and for a head that config.json ties to the embedding although the weights differ."""
     try:
         model, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except (ValueError, OSError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
@@ -153,19 +154,14 @@ def read_weights(kind: Any, folder: Path) -> PreTrainedModel:
         raise MerinoError(
             f"the weights in {folder} do not fit its config.json: {', '.join(wrong[:5])} ... {COPY_AGAIN}"
         )
-    loaded: PreTrainedModel = model.eval()
-    check_tied(loaded, folder)
-    return loaded
-
-
-def check_tied(model: PreTrainedModel, folder: Path) -> None:
-    """Raise MerinoError for a head that config.json calls the embedding, where the weights have another one."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if model.config.tie_word_embeddings and head is not None and head.weight is not embedding.weight:
         raise MerinoError(
             f"the weights in {folder} do not fit its config.json: tie_word_embeddings is true, and lm_head.weight is"
             " not the embedding. Set it to false"
         )
+    loaded: PreTrainedModel = model.eval()
+    return loaded
 
 
 def weights_hash(model: PreTrainedModel) -> str:

@@ -63,27 +63,22 @@ def build_opt(graph: GraphOps, arch: OptArchitecture) -> None:
     if arch.embed_width != arch.width:
         x = graph.linear(x, f"{ROOT}.project_in.weight")
     x = graph.add(x, graph.embed_positions(f"{ROOT}.embed_positions.weight", POSITION_OFFSET))
-    layer = build_pre_norm_layer if arch.pre_norm else build_post_norm_layer
     for index in range(arch.layers):
-        x = layer(graph, f"{ROOT}.layers.{index}", x, KvLayer(index, arch.heads, arch.head_size))
+        at, cache = f"{ROOT}.layers.{index}", KvLayer(index, arch.heads, arch.head_size)
+        norms = layer_norm(f"{at}.self_attn_layer_norm"), layer_norm(f"{at}.final_layer_norm")
+        if arch.pre_norm:
+            attended = self_attention(graph, at, graph.norm(x, norms[0]), cache)
+            normed, x = graph.add_norm(attended, x, norms[1])
+            x = graph.add(ffn(graph, at, normed), x)
+        else:
+            x, _ = graph.add_norm(self_attention(graph, at, x, cache), x, norms[0])
+            x, _ = graph.add_norm(ffn(graph, at, x), x, norms[1])
     x = graph.last(x)
     if arch.pre_norm:
         x = graph.norm(x, layer_norm(f"{ROOT}.final_layer_norm"))
     if arch.embed_width != arch.width:
         x = graph.linear(x, f"{ROOT}.project_out.weight")
     graph.head(x, f"{ROOT}.embed_tokens.weight")
-
-
-def build_post_norm_layer(graph: GraphOps, at: str, x: str, cache: KvLayer) -> str:
-    x, _ = graph.add_norm(self_attention(graph, at, x, cache), x, layer_norm(f"{at}.self_attn_layer_norm"))
-    x, _ = graph.add_norm(ffn(graph, at, x), x, layer_norm(f"{at}.final_layer_norm"))
-    return x
-
-
-def build_pre_norm_layer(graph: GraphOps, at: str, x: str, cache: KvLayer) -> str:
-    attended = self_attention(graph, at, graph.norm(x, layer_norm(f"{at}.self_attn_layer_norm")), cache)
-    normed, x = graph.add_norm(attended, x, layer_norm(f"{at}.final_layer_norm"))
-    return graph.add(ffn(graph, at, normed), x)
 
 
 def self_attention(graph: GraphOps, at: str, x: str, cache: KvLayer) -> str:

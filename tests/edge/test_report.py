@@ -178,7 +178,7 @@ def test_a_report_says_which_rows_have_no_prediction_and_why(changes, reason):
     result = summary_of(*rows, board="raspberry-pi-4")
     assert {one.series.bundle for one in result.predictions} == {"ours"}
     assert [(series.bundle, why) for series, why in result.unpredicted] == [("other", reason)]
-    output = f"No prediction for {result.unpredicted[0].series.label}: {reason}."
+    output = f"No prediction for {result.unpredicted[0][0].label}: {reason}."
     assert output in page(result) and output in markdown(result).replace("\\", "")
     without_board = summary_of(*rows)
     assert not without_board.unpredicted and "No prediction" not in page(without_board) + markdown(without_board)

@@ -15,6 +15,7 @@ from merino_runtime.chat.template import (
     by_jinja,
     by_parts,
     compiled,
+    encode_segments,
     messages_of,
     rendered,
 )
@@ -177,17 +178,14 @@ class ChatSession:
 
     def _ids(self, system: Optional[str], past: Sequence[PastTurn], text: str) -> Tuple[List[int], str]:
         segments = self._render(system, [Turn(turn.user, turn.answer) for turn in past], text)
-        encode = self._tokenizer.encode_pieces
-        ids: List[int] = []
-        group: List[Tuple[str, bool]] = []
-        for index, segment in enumerate(segments):
+
+        def known(index: int) -> Sequence[int]:
+            segment = segments[index]
             turn = None if segment.turn is None else past[segment.turn]
-            if turn and segment.text == turn.answer and segments[index - 1].text == turn.opening:
-                ids += [*encode(group), *turn.ids]
-                group = []
-            else:
-                group.append((segment.text, segment.own))
-        return ids + encode(group), segments[-1].text
+            same = turn and segment.text == turn.answer and segments[index - 1].text == turn.opening
+            return turn.ids if turn and same else ()
+
+        return encode_segments(self._tokenizer, segments, known), segments[-1].text
 
 
 def _check_text(what: str, text: Any) -> None:

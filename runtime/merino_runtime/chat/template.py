@@ -9,12 +9,15 @@ import itertools
 import json
 import re
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.bundle import Chat, ChatParts
 from merino_runtime.bundle.requirements import require
 from merino_runtime.bundle.schema import MESSAGE_TEXTS
 from merino_runtime.errors import MerinoError
+
+if TYPE_CHECKING:
+    from merino_runtime.generation.text import Tokenizer
 
 THINK, THINK_END = "<think>", "</think>"
 DATE = "\0"  # in parts: today's date
@@ -60,6 +63,20 @@ def _own(parts: ChatParts, text: str) -> Segment:
     if parts.date_format and DATE in text:
         text = text.replace(DATE, time.strftime(parts.date_format))
     return Segment(text, own=True)
+
+
+def encode_segments(tokenizer: "Tokenizer", segments: Sequence[Segment], known: Callable[[int], Sequence[int]]
+                    ) -> List[int]:
+    """Return the ids of the segments. known: ids of a segment by its index, empty to encode its text."""
+    ids: List[int] = []
+    group: List[Tuple[str, bool]] = []
+    for index, segment in enumerate(segments):
+        if known(index):
+            ids += [*tokenizer.encode_pieces(group), *known(index)]
+            group = []
+        else:
+            group.append((segment.text, segment.own))
+    return ids + tokenizer.encode_pieces(group)
 
 
 def text_of(kind: str, text: str) -> str:

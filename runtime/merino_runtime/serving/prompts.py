@@ -9,7 +9,16 @@ import json
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.bundle import Bundle, file_path
-from merino_runtime.chat.template import THINK, THINK_END, Segment, Turn, by_parts, compiled, segments_of
+from merino_runtime.chat.template import (
+    THINK,
+    THINK_END,
+    Segment,
+    Turn,
+    by_parts,
+    compiled,
+    encode_segments,
+    segments_of,
+)
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.text import Tokenizer
 from merino_runtime.io.json_file import read_text
@@ -75,8 +84,10 @@ class Prompts:
             raise
         except MerinoError as error:
             raise RefusedError(str(error), param="messages") from error
-        opening = segments[-1].text
-        return Prompt(tuple(self._ids(segments)), opening.rfind(THINK) > opening.rfind(THINK_END))
+        opening, answers = segments[-1].text, self._answers
+        ids = encode_segments(self.tokenizer, segments, lambda index: (
+            () if segments[index].turn is None else answers.get(segments[index].text, ())))
+        return Prompt(tuple(ids), opening.rfind(THINK) > opening.rfind(THINK_END))
 
     def remember(self, text: str, ids: Sequence[int]) -> None:
         """Remember the ids of a complete answer."""
@@ -85,18 +96,6 @@ class Prompts:
         self._answers[text] = tuple(ids[:-1] if ids and ids[-1] in stops else ids)
         if len(self._answers) > MOST_ANSWERS:
             del self._answers[next(iter(self._answers))]
-
-    def _ids(self, segments: Sequence[Segment]) -> List[int]:
-        ids: List[int] = []
-        group: List[Tuple[str, bool]] = []
-        for segment in segments:
-            known = None if segment.turn is None else self._answers.get(segment.text)
-            if known:
-                ids += [*self.tokenizer.encode_pieces(group), *known]
-                group = []
-            else:
-                group.append((segment.text, segment.own))
-        return ids + self.tokenizer.encode_pieces(group)
 
     def _segments(self, messages: Sequence[Message], tools: Sequence[Dict[str, Any]], no_think: bool) -> List[Segment]:
         chat = self._chat
