@@ -167,26 +167,21 @@ def choose_and_measure(
         return measured_designs(profile, number, bench_on(parse_address(host), accept_new, say, progress), say)
 
 
-def device_there(host: str, accept_new: bool) -> str:
-    """Return the id of the profile that names the board's model. Raise MerinoError if none does."""
-    from merino_edge.cli.terminal import say, working
-    from merino_edge.delivery.ssh.programs import facts_of
-
-    with working(f"asking {host} what it is"):
-        facts = on_board(host, accept_new, facts_of)
-    from merino_edge.delivery.ssh.board import profile_of
-
-    profile = profile_of(host, facts)
-    say(f"{host} is a {profile.name}: --device {profile.id}")
-    return profile.id
-
-
 def chosen_device(device: str | None, ssh: str | None, accept_new: bool) -> str:
     """Return the device id of `--device` or of the board behind `--ssh`; exactly one is required."""
     if ssh is not None and device is not None:
         raise typer.BadParameter("the board reports its model: give one of --ssh and --device", param_hint="--device")
     if ssh is not None:
-        return device_there(ssh, accept_new)
+        from merino_edge.cli.terminal import say, working
+        from merino_edge.delivery.ssh.programs import facts_of
+
+        with working(f"asking {ssh} what it is"):
+            facts = on_board(ssh, accept_new, facts_of)
+        from merino_edge.delivery.ssh.board import profile_of
+
+        profile = profile_of(ssh, facts)
+        say(f"{ssh} is a {profile.name}: --device {profile.id}")
+        return profile.id
     refuse_remote(accept_new=accept_new)
     if device is None:
         raise typer.BadParameter("give a board: --device ID, or --ssh HOST to query it", param_hint="--device")

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -70,43 +70,46 @@ def pack(
     bundles: Sequence[Path], out: Path, devices: Sequence[DeviceProfile] = (), with_wheels: bool = False,
     key: Path | None = None, say: Say = lambda _: None, counter: int | None = None, withdraw: Sequence[Path] = (),
 ) -> Packed:  # fmt: skip
-    """Write `bundles`, the preferred one first, to `out`, for `devices` or, where none is named, any board.
+    """Write `bundles`, the preferred one first, to `out`, for `devices`, or for any board if none is named.
 
     `with_wheels`: also the packages for each Python that the devices have. `key`: the private key that signs.
     `counter`: see `counter_of`. `withdraw`: files of public keys; boards that install the file stop trusting them.
     Raise MerinoError if a bundle is damaged, they are of different models, a device could run none of them, or the
     file cannot be written.
     """
-    check_request(bundles, out, devices, with_wheels, key)
-    private = read_private_key(key) if key else None
-    number, withdrawn = counter_of(counter), withdrawn_of(withdraw, private)
-    loaded = [load_bundle(str(folder)) for folder in bundles]
-    check_one_model(loaded, say)
-    check_devices(loaded, devices, say)
-    by_jinja = any(bundle.chat and bundle.chat.parts is None for bundle in loaded)
-    more = [*SERVER, *(["jinja2"] if by_jinja else [])]
-    wheels = wheels_of(devices, say, more) if with_wheels else []
-    with scratch_folder(out) as scratch:
-        app = scratch / APP
-        write_board_app(app)
-        sources = dict(sources_of(loaded, app, wheels))
-        manifest = manifest_of(
-            loaded, needs_of(devices, say), wheels, sources, counter=number, withdrawn=withdrawn
-        )
-        size_bytes = write_archive(out, manifest, sources, private)
-    return Packed(out, release_id(manifest_bytes(manifest)), size_bytes, manifest, bool(key))
-
-
-def check_request(
-    bundles: Sequence[Path], out: Path, devices: Sequence[DeviceProfile], with_wheels: bool, key: Path | None
-) -> None:
-    """Raise MerinoError for errors in the request that show before any file is read."""
+    # 1. Check the request, the keys and the bundles.
     if is_stdout(str(out)):
         raise MerinoError(f"-o {out} is stdout, which a packed file is not written to: name a file")
     if with_wheels and not devices:
         raise MerinoError("--wheels needs to know for which board: name it with --device, which may be repeated")
     check_keeps(out, [*bundles, *([key] if key else [])])
     check_file(out)
+    private = read_private_key(key) if key else None
+    number, withdrawn = counter_of(counter), withdrawn_of(withdraw, private)
+    loaded = [load_bundle(str(folder)) for folder in bundles]
+    check_one_model(loaded, say)
+    check_devices(loaded, devices, say)
+    unknown = [profile.id for profile in devices if not profile.device_tree_models]
+    if unknown:
+        say(f"the profile of {', '.join(unknown)} has no device_tree_models: any board may install the file")
+    boards = () if unknown else tuple(BoardNeed(profile.id, profile.device_tree_models) for profile in devices)
+    # 2. Fetch the wheels.
+    by_jinja = any(bundle.chat and bundle.chat.parts is None for bundle in loaded)
+    more = [*SERVER, *(["jinja2"] if by_jinja else [])]
+    wheels = wheels_of(devices, say, more) if with_wheels else []
+    # 3. Hash all files, and write them.
+    with scratch_folder(out) as scratch:
+        app = scratch / APP
+        write_board_app(app)
+        sources = {APP: app}  # by path in the archive, in its order
+        for index, bundle in enumerate(loaded):
+            for name in (DESCRIPTION_FILE, *(file.path for file in bundle.files)):
+                sources[f"bundles/{index}/{name}"] = Path(bundle.folder) / name
+        for wheel_set in wheels:
+            sources |= {f"{wheel_set.path}/{file.name}": file for file in wheel_set.files}
+        manifest = manifest_of(loaded, boards, wheels, sources, counter=number, withdrawn=withdrawn)
+        size_bytes = write_archive(out, manifest, sources, private)
+    return Packed(out, release_id(manifest_bytes(manifest)), size_bytes, manifest, bool(key))
 
 
 def counter_of(counter: int | None) -> int:
@@ -135,15 +138,6 @@ def withdrawn_of(paths: Sequence[Path], private: "Ed25519PrivateKey | None") -> 
     return tuple(sorted(keys))
 
 
-def needs_of(devices: Sequence[DeviceProfile], say: Say) -> tuple[BoardNeed, ...]:
-    """Return the boards that may install the package; empty if the device tree of one of them is unknown."""
-    unknown = [profile.id for profile in devices if not profile.device_tree_models]
-    if unknown:
-        say(f"the profile of {', '.join(unknown)} has no device_tree_models: any board may install the file")
-        return ()
-    return tuple(BoardNeed(profile.id, profile.device_tree_models) for profile in devices)
-
-
 def wheels_of(devices: Sequence[DeviceProfile], say: Say, more: Sequence[str] = ()) -> list[Wheels]:
     """Return the wheel sets of all devices in the order of their paths. more: packages beside the runtime's."""
     sets: dict[str, Wheels] = {}
@@ -154,16 +148,6 @@ def wheels_of(devices: Sequence[DeviceProfile], say: Say, more: Sequence[str] = 
                 raise MerinoError(f"the devices have other versions of packages for the same Python ({wheels.path}):"
                                   " pack a file for each of them")  # fmt: skip
     return [sets[path] for path in sorted(sets)]
-
-
-def sources_of(bundles: Sequence[Bundle], app: Path, wheels: Sequence[Wheels]) -> Iterator[tuple[str, Path]]:
-    """Yield (path in the archive, file) in the archive's order."""
-    yield APP, app
-    for number, bundle in enumerate(bundles):
-        for name in (DESCRIPTION_FILE, *(file.path for file in bundle.files)):
-            yield f"bundles/{number}/{name}", Path(bundle.folder) / name
-    for wheel_set in wheels:
-        yield from ((f"{wheel_set.path}/{file.name}", file) for file in wheel_set.files)
 
 
 def manifest_of(

@@ -44,7 +44,8 @@ def read_gguf(path: Path, judge: Callable[[Geometry], None] = lambda _: None) ->
     judge(geometry)
     model, places = filled(file, words, config)
     blocks = StoredBlocks(file, places, layout_of(geometry))
-    return GgufCheckpoint(geometry, model, stops, tokenizer, chat_template(file.metadata, str(path)), blocks)
+    chat = chat_template(file.metadata, str(path))
+    return GgufCheckpoint(geometry, model, stops, tokenizer, chat=chat, blocks=blocks)
 
 
 def geometry_of_gguf(path: Path) -> Geometry:

@@ -119,46 +119,44 @@ def _magnitude(make: Automaton, lower: Tuple[Decimal, bool], upper: Optional[Tup
     first, low = _parts(lower[0])
     last, high = _parts(upper[0]) if upper else ("", None)
     most = int(last) if last else 10 ** max(MOST_DIGITS, len(first) + 1)
+    anything = ("", False), (None, False)
+    above, below = (low, lower[1]), (high, bool(upper and upper[1]))
     if int(first) == most:
-        fraction = _fraction(make, low, high, lower[1], bool(upper and upper[1]), decimals)
-        return make.seq(make.lit(first.encode()), fraction)
-    choices = [make.seq(make.lit(first.encode()), _fraction(make, low, None, lower[1], False, decimals)),
-               make.seq(_whole(make, int(first) + 1, most - 1), _fraction(make, "", None, False, False, decimals))]
+        return make.seq(make.lit(first.encode()), _fraction(make, above, below, decimals))
+    choices = [make.seq(make.lit(first.encode()), _fraction(make, above, anything[1], decimals)),
+               make.seq(_whole(make, int(first) + 1, most - 1), _fraction(make, *anything, decimals))]
     if upper:
-        choices.append(make.seq(make.lit(last.encode()), _fraction(make, "", high, False, upper[1], decimals)))
+        choices.append(make.seq(make.lit(last.encode()), _fraction(make, anything[0], below, decimals)))
     return make.alt(*choices)
 
 
-def _fraction(make: Automaton, low: str, high: Optional[str], above: bool, below: bool, decimals: int) -> int:
-    """Return what follows the integer part: nothing, or a point and decimals between those of low and of high (None: no
-    bound). above, below: whether low and high are excluded."""
+def _fraction(make: Automaton, lower: Tuple[str, bool], upper: Tuple[Optional[str], bool], decimals: int) -> int:
+    """Return what follows the integer part: nothing, or a point and up to `decimals` digits. lower, upper: digits
+    behind the point and whether this bound is excluded; upper None: no bound."""
+    above, below = lower[1], upper[1]
+
+    def digits(low: Optional[str], high: Optional[str], left: int, may_end: bool) -> int:
+        """low None: already above it. may_end: whether a digit precedes, so that the number may end here."""
+        least = low or ""
+        ended = may_end and not least and not (low is not None and above) and (high is None or bool(high) or not below)
+        ending = make.seq() if ended else NOTHING
+        if left <= 0 and not least and not high:
+            return ending
+        if low is None and high is None:
+            return make.rep(make.one_of(DIGITS), 0 if may_end else 1, left)
+        first = int(least[:1] or 0)
+        last = int(high[:1] or 0) if high is not None else 9
+        if first > last:
+            return ending
+        choices = [ending]
+        for digit in sorted({first, last}):
+            rest = digits(least[1:] if low is not None and digit == first else None,
+                          high[1:] if high is not None and digit == last else None, left - 1, True)
+            choices.append(make.seq(_digit(make, str(digit)), rest))
+        if last - first > 1:
+            choices.append(make.seq(_digits(make, first + 1, last - 1), digits(None, None, left - 1, True)))
+        return make.alt(*choices)
+
+    low, high = lower[0], upper[0]
     ends = not low and not above and (high is None or bool(high) or not below)
-    behind = _decimals(make, low, high, above, below, decimals, False)
-    return make.alt(make.seq() if ends else NOTHING, make.seq(make.lit(b"."), behind))
-
-
-def _decimals(make: Automaton, low: Optional[str], high: Optional[str], above: bool, below: bool, left: int,
-              may_end: bool) -> int:
-    """Return decimals from low to high. low None: already above it. may_end: whether a digit precedes them, so that
-    they may end here."""
-    least = low or ""
-    ended = may_end and not least and not (low is not None and above) and (high is None or bool(high) or not below)
-    ending = make.seq() if ended else NOTHING
-    if left <= 0 and not least and not high:
-        return ending
-    if low is None and high is None:
-        return make.rep(make.one_of(DIGITS), 0 if may_end else 1, left)
-    first = int(least[:1] or 0)
-    last = int(high[:1] or 0) if high is not None else 9
-    if first > last:
-        return ending
-    choices = [ending]
-    for digit in sorted({first, last}):
-        lower = least[1:] if low is not None and digit == first else None
-        upper = high[1:] if high is not None and digit == last else None
-        rest = _decimals(make, lower, upper, above, below, left - 1, True)
-        choices.append(make.seq(_digit(make, str(digit)), rest))
-    if last - first > 1:
-        rest = _decimals(make, None, None, above, below, left - 1, True)
-        choices.append(make.seq(_digits(make, first + 1, last - 1), rest))
-    return make.alt(*choices)
+    return make.alt(make.seq() if ends else NOTHING, make.seq(make.lit(b"."), digits(low, high, decimals, False)))
