@@ -91,5 +91,5 @@ def words_of(parser: ArgumentParser, arguments: Namespace) -> list[str]:
             words.append(option)
         else:
             values = value if isinstance(value, list) else [value]
-            words += [f"{option}={one}" if option.startswith("--") else f"{option}{one}" for one in values]
+            words += [f"{option}={part}" if option.startswith("--") else f"{option}{part}" for part in values]
     return words

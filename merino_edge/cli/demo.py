@@ -100,14 +100,14 @@ def run_chat_demo(source: str, out: Path) -> None:
     for precision in CHAT_FORMATS[core]:
         print(f"== 1/2  export {loaded.name} to {precision}", flush=True)
         request = ExportRequest(precision=precision, context=context, core=core)
-        made = export(loaded, out / f"chat-{precision}", request, last_use=True)
-        if made.divergence:
-            print(divergence_words(made.divergence))
-        if not made.divergence or keeps(made.divergence):
+        exported = export(loaded, out / f"chat-{precision}", request, last_use=True)
+        if exported.divergence:
+            print(divergence_words(exported.divergence))
+        if not exported.divergence or keeps(exported.divergence):
             break
         print(f"{precision} loses too many", flush=True)
         loaded = load_source(source)  # the export used it up
-    folder, params = made.folder, made.bundle.params / 1e6
+    folder, params = exported.folder, exported.bundle.params / 1e6
     print(f"{folder}: {params:.0f} M parameters, {bundle_bytes(folder) / 2**20:.0f} MB, context {context}")
     print(f"\n== 2/2  chat, by the file that a board runs\n> {QUESTION}", flush=True)
     run_application(["chat", str(folder), "-n", "80", "--temperature", "0"], typed=f"{QUESTION}\n/stats\n")

@@ -85,9 +85,9 @@ def print_export(done: "Exported", request: "ExportRequest", verbose: bool) -> N
     from merino_edge.cli.tables import show
     from merino_edge.export.divergence import divergence_words, keeps
 
-    made = done.bundle
+    bundle = done.bundle
     put(summary_line(done))
-    for slower in made.slower_on:
+    for slower in bundle.slower_on:
         put(f"on {slower.board} {slower.times:g} times slower than an export with --for {slower.board}")
     print_calibration(done, request)
     if done.divergence:
@@ -96,7 +96,7 @@ def print_export(done: "Exported", request: "ExportRequest", verbose: bool) -> N
             lost = done.divergence.answers - done.divergence.kept
             say(f"warning: {done.bundle.precision} loses {lost} of {done.divergence.answers} answers of"
                 f" {done.bundle.name}; {done.instead} does not")  # fmt: skip
-    if made.chat:
+    if bundle.chat:
         needed = f"jinja2 on the board, since {done.why_jinja}" if done.why_jinja else "nothing but the bundle"
         put(f"chat template included (`merino-edge chat {done.folder}`); it needs {needed}")
     if done.matrices and verbose:
@@ -109,15 +109,15 @@ def summary_line(done: "Exported") -> str:
     from merino_edge.bundles.files import bundle_bytes
     from merino_runtime.bundle import cache_formats
 
-    made = done.bundle
-    measure = "maximum logit error" if made.precision == "fp32" else "RMS error of the logits"
+    bundle = done.bundle
+    measure = "maximum logit error" if bundle.precision == "fp32" else "RMS error of the logits"
     with_floats = "" if done.unrounded is None else f", maximum {done.unrounded:.1e} with float activations"
     return (
-        f"{done.folder}: {made.name}, {made.dialect} {made.precision}, KV cache in {cache_formats(made)},"
-        f" {made.params / 1e6:.1f} M parameters ({made.weights} weights),"
+        f"{done.folder}: {bundle.name}, {bundle.dialect} {bundle.precision}, KV cache in {cache_formats(bundle)},"
+        f" {bundle.params / 1e6:.1f} M parameters ({bundle.weights} weights),"
         f" {bundle_bytes(done.folder) / 2**20:.1f} MB; {measure} against torch with the same weights {done.error:.1e}"
         f" relative, over prefill and {done.steps} decode steps{with_floats};"
-        f" fits {', '.join(made.boards) or 'no board of the profiles'}"
+        f" fits {', '.join(bundle.boards) or 'no board of the profiles'}"
     )
 
 

@@ -46,10 +46,10 @@ async def with_bundle(board: "Board", root: str | None, folder: str) -> "tuple[P
     from merino_edge.cli.terminal import boards_progress
     from merino_edge.delivery.ssh.programs import bundle_there, program
 
-    host, there = board.address.text, await program(board, root)
+    host, program_there = board.address.text, await program(board, root)
     with boards_progress() as report:
         copied = lambda name, done, total: report(host, f"copying {name}", done, total)  # noqa: E731
-        return there, await bundle_there(there, folder, copied)
+        return program_there, await bundle_there(program_there, folder, copied)
 
 
 def generate_there(arguments: Namespace, options: Sequence[str]) -> int:
@@ -71,8 +71,8 @@ def generate_there(arguments: Namespace, options: Sequence[str]) -> int:
             raise ReaderGoneError from error
 
     async def work(board: "Board") -> int:
-        there, place = await with_bundle(board, arguments.root, folder)
-        ran = await there.run(
+        program_there, place = await with_bundle(board, arguments.root, folder)
+        ran = await program_there.run(
             ["generate", place, "-", *options], (prompt + "\n").encode("utf-8", "surrogateescape"), doing="generate",
             timeout_s=GENERATED_S, most_bytes=GENERATED_BYTES, report=say, take=take,
         )  # fmt: skip
@@ -98,9 +98,9 @@ def chat_there(arguments: Namespace, options: Sequence[str]) -> int:
     kept = [] if bundle == INSTALLED else own_files(load_bundle(folder, verify=False))
 
     async def work(board: "Board", serve: "Serve") -> None:
-        there, place = await with_bundle(board, arguments.root, folder)
+        program_there, place = await with_bundle(board, arguments.root, folder)
         words = [word for word in options if word != "--json"]
-        async with there.interactive(["chat", place, "--json", *words], say) as session:
+        async with program_there.interactive(["chat", place, "--json", *words], say) as session:
             await serve(session)
 
     with opened(lambda serve: on_board(host, arguments.accept_new, lambda board: work(board, serve))) as remote:
@@ -140,11 +140,11 @@ def probe_there(host: str, accept_new: bool, profile: "DeviceProfile") -> "Probe
     from merino_edge.delivery.ssh.programs import probe, program
 
     async def work(board: "Board") -> str:
-        there = await program(board)
-        machine = there.facts.machine
+        program_there = await program(board)
+        machine = program_there.facts.machine
         check_machine(machine.board.architecture, machine.model, profile.backend, profile)
         say(f"{host} measures itself for a minute, a slow board for up to five; let nothing else run there")
-        return await probe(there, profile.backend, say)
+        return await probe(program_there, profile.backend, say)
 
     with working(f"{host} measures itself"):
         text = on_board(host, accept_new, work)

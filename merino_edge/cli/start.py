@@ -7,11 +7,11 @@ end_at_once()  # before the imports that take time
 
 
 def main() -> None:
-    heard = end_at_once()
+    interrupted = end_at_once()
     leave_current_folder()
     from merino_edge.cli.app import main as run
 
-    if heard:
+    if interrupted:
         raise_again()
     run()
 

@@ -101,7 +101,7 @@ class Bar:
 
 def charts_of(summary: Summary) -> list[Chart]:
     """Return the charts that the records have values for, in the order of the page."""
-    styles = {one.label: style(index, one) for index, one in enumerate(summary.series)}
+    styles = {entry.label: style(index, entry) for index, entry in enumerate(summary.series)}
     titles = {"decode": "decode, per token", "prefill": "prefill", "memory": "peak memory"}
     charts = (
         speed_against_size(summary, styles), decode_against_cache(summary, styles),
@@ -119,10 +119,10 @@ def style(index: int, series: Series) -> dict[str, Any]:
 
 
 def speed_against_size(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart:
-    rows = [(one, row) for one in summary.series if (row := one.decode) and row.tok_s and one.params]
-    curves = [Curve(flagged(one, row), ((one.params or 0) / 1e6,), (row.tok_s or 0,), styles[one.label])
-              for one, row in rows]  # fmt: skip
-    known = [curve for curve, (one, _) in zip(curves, rows, strict=True) if one.is_reference]
+    rows = [(entry, row) for entry in summary.series if (row := entry.decode) and row.tok_s and entry.params]
+    curves = [Curve(flagged(entry, row), ((entry.params or 0) / 1e6,), (row.tok_s or 0,), styles[entry.label])
+              for entry, row in rows]  # fmt: skip
+    known = [curve for curve, (entry, _) in zip(curves, rows, strict=True) if entry.is_reference]
     reference = max(known, key=lambda curve: curve.y) if known else None
 
     def draw(width: int) -> "Figure":
@@ -137,13 +137,13 @@ def speed_against_size(summary: Summary, styles: dict[str, dict[str, Any]]) -> C
 
     lead = f"Left of and above the dotted lines: smaller and faster than {REFERENCE} at its fastest. "
     note = f"{lead if known else ''}Each model's decode row with the least cached."
-    values = [f"{one.label}, {one.engine}: {number(row.tok_s or 0)} tokens/s ({row.test})" for one, row in rows]
+    values = [f"{entry.label}, {entry.engine}: {number(row.tok_s or 0)} tokens/s ({row.test})" for entry, row in rows]
     return Chart(name="size", title="Decode speed against size", values=values, note=note, draw=draw,
                  provenance=summary.measured_on)  # fmt: skip
 
 
 def decode_against_cache(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart:
-    points = {one.label: cache_points(one) for one in summary.series}
+    points = {entry.label: cache_points(entry) for entry in summary.series}
     spans = {label: line[-1][0] - line[0][0] for label, line in points.items() if line}
     drawn = {label: points[label] for label, span in spans.items() if span and span >= MIN_SPAN * max(spans.values())}
     note = f"Medians: of each depth, or of slices of consecutive steps if there is one depth.{cut(drawn, MAX_LINES)}"
@@ -156,11 +156,11 @@ def decode_against_cache(summary: Summary, styles: dict[str, dict[str, Any]]) ->
 def prefill_against_prompt(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart:
     """Draw a line for each bundle that was measured at two prompt lengths or more."""
     drawn = {}
-    for one in summary.series:
-        rows = [row for row in one.records if not row.decodes and not row.cached and row.ms_p50]
+    for entry in summary.series:
+        rows = [row for row in entry.records if not row.decodes and not row.cached and row.ms_p50]
         points = tuple(sorted({float(row.tokens): row.ms_p50 or 0 for row in rows}.items()))
         if len(points) > 1:
-            drawn[one.label] = points
+            drawn[entry.label] = points
     return lines(
         drawn, styles, ("tokens of the prompt", "ms"), name="prompt", title="Prefill time against the prompt's length",
         note=f"Medians over repetitions.{cut(drawn, MAX_LINES)}", provenance=summary.measured_on,
@@ -187,14 +187,14 @@ def lines(
             axes.set_ylim(bottom=0)
         return figure
 
-    values = [f"{one.label}: {number(one.y[0])} ms at {number(one.x[0])} tokens, {number(one.y[-1])} ms at"
-              f" {number(one.x[-1])}" for one in curves]  # fmt: skip
+    values = [f"{curve.label}: {number(curve.y[0])} ms at {number(curve.x[0])} tokens, {number(curve.y[-1])} ms at"
+              f" {number(curve.x[-1])}" for curve in curves]  # fmt: skip
     return Chart(values=values, draw=draw, **texts)
 
 
 def latency(summary: Summary) -> Chart:
-    panels = [(flagged(one, row), row.samples_ms) for one in summary.series
-              if (row := one.decode) and row.samples_ms and len(row.samples_ms) > 1]  # fmt: skip
+    panels = [(flagged(entry, row), row.samples_ms) for entry in summary.series
+              if (row := entry.decode) and row.samples_ms and len(row.samples_ms) > 1]  # fmt: skip
     values = [f"{label}: median {number(float(np.median(samples)))} ms" for label, samples in panels]
 
     def draw(width: int) -> "Figure":
@@ -236,9 +236,9 @@ def memory(summary: Summary) -> Chart:
 
 
 def bandwidth(summary: Summary) -> Chart:
-    chosen = [(one, row) for one in summary.series if (row := one.decode) and row.mbu]
-    rows = [Bar(flagged(one, row), f"{100 * (row.mbu or 0):.0f} % of {number(row.read_gb_s or 0)} GB/s",
-                (100 * (row.mbu or 0),)) for one, row in chosen]  # fmt: skip
+    chosen = [(entry, row) for entry in summary.series if (row := entry.decode) and row.mbu]
+    rows = [Bar(flagged(entry, row), f"{100 * (row.mbu or 0):.0f} % of {number(row.read_gb_s or 0)} GB/s",
+                (100 * (row.mbu or 0),)) for entry, row in chosen]  # fmt: skip
     note = "Bytes of weights and KV that a decode step must read, over its time, over the probed read bandwidth."
     if any((row.mbu or 0) > 1 for _, row in chosen):
         note += " Above 100 %: the weights stayed in the CPU's cache, or memory was slower while it was probed."
@@ -250,8 +250,8 @@ def bandwidth(summary: Summary) -> Chart:
 
 def accuracy(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart:
     scored, tasks = accuracies(summary.evaluations, summary.series)
-    curves = [Curve(one.label, (row.ms_p50 or 0,), (100 * share,), styles[one.label])
-              for one, share in scored if (row := one.decode)]  # fmt: skip
+    curves = [Curve(entry.label, (row.ms_p50 or 0,), (100 * share,), styles[entry.label])
+              for entry, share in scored if (row := entry.decode)]  # fmt: skip
     best: list[tuple[float, float]] = []  # the points that no other point beats in both, the fastest first
     for x, y in sorted(((curve.x[0], curve.y[0]) for curve in curves), key=lambda point: (point[0], -point[1])):
         if not best or y > best[-1][1]:
@@ -273,19 +273,21 @@ def accuracy(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart:
 
 def predicted(summary: Summary, what: str, title: str) -> Chart:
     """Draw predicted and measured values. what: decode, prefill or memory."""
-    chosen, board = [one for one in summary.predictions if one.what == what], summary.predicted_for
+    chosen, board = [prediction for prediction in summary.predictions if prediction.what == what], summary.predicted_for
     rows = []
-    for one in chosen:
-        verdict = f", {one.verdict}" if one.verdict else ""
-        error = f" ({one.measured / one.predicted - 1:+.0%}{verdict})" if one.here else ""
-        rows.append(Bar(f"{one.series.label}, predicted for {board}", f"{number(one.predicted)} {one.unit}",
-                        (one.predicted, 0)))  # fmt: skip
-        rows.append(Bar(f"{one.series.label}, measured on {one.series.board}",
-                        f"{number(one.measured)} {one.unit}{error}", (0, one.measured)))  # fmt: skip
-    elsewhere = "" if all(one.here for one in chosen) else " Measured on another machine than predicted for."
+    for prediction in chosen:
+        verdict = f", {prediction.verdict}" if prediction.verdict else ""
+        error = f" ({prediction.measured / prediction.predicted - 1:+.0%}{verdict})" if prediction.here else ""
+        series, unit = prediction.series, prediction.unit
+        rows.append(Bar(f"{series.label}, predicted for {board}", f"{number(prediction.predicted)} {unit}",
+                        (prediction.predicted, 0)))  # fmt: skip
+        rows.append(Bar(f"{series.label}, measured on {series.board}",
+                        f"{number(prediction.measured)} {unit}{error}", (0, prediction.measured)))  # fmt: skip
+    here = all(prediction.here for prediction in chosen)
+    elsewhere = "" if here else " Measured on another machine than predicted for."
     note = f"Predicted by the cost model of the design search. Measured times are medians.{elsewhere}"
     parts = {"predicted": COLORS["e1"], "measured": COLORS["e0"]}
-    provenances = {one.provenance for one in chosen[:1]}
+    provenances = {prediction.provenance for prediction in chosen[:1]}
     return bars(
         rows, "MB" if what == "memory" else "ms", parts, name=f"predicted-{what}",
         title=f"Predicted and measured: {title}", note=note,
@@ -381,11 +383,11 @@ def cache_points(series: Series) -> tuple[tuple[float, float], ...]:
     medians: dict[float, float] = {}
     rows = [row for row in series.records if row.decodes and row.rounds]
     for row in rows:
-        steps = min(len(one) for one in row.rounds)
+        steps = min(len(samples_ms) for samples_ms in row.rounds)
         if steps:
             edges = np.linspace(0, steps, (min(SLICES, steps) if len(rows) == 1 else 1) + 1).astype(int)
             for start, end in zip(edges, edges[1:], strict=False):
-                samples = [sample for one in row.rounds for sample in one[start:end]]
+                samples = [sample for samples_ms in row.rounds for sample in samples_ms[start:end]]
                 medians[row.cached + (int(start) + int(end) - 1) / 2] = median(samples)
     return tuple(sorted(medians.items()))
 
@@ -394,7 +396,7 @@ def accuracies(
     evaluations: Sequence[Evaluation], series: Sequence[Series]
 ) -> tuple[list[tuple[Series, float]], list[str]]:
     """Return the mean accuracy of each series with a decode row, and its tasks: those that all such bundles have."""
-    by_bundle = {one.records[0].bundle_sha256: one for one in series if one.decode and one.decode.ms_p50}
+    by_bundle = {entry.records[0].bundle_sha256: entry for entry in series if entry.decode and entry.decode.ms_p50}
     scores: dict[str, dict[str, float]] = {}
     for evaluation in evaluations:
         name, metric = evaluation.main

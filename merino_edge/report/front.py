@@ -102,8 +102,8 @@ def annotate(axes: "Axes", name: str, point: tuple[float, float], others: list[B
                   arrowprops={"arrowstyle": "-", "color": ORANGE, "linewidth": 0.6})  # fmt: skip
 
 
-def overlap(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def overlap(first: Box, other: Box) -> bool:
+    return first[0] < other[2] and other[0] < first[2] and first[1] < other[3] and other[1] < first[3]
 
 
 def taken(front: Front, shown: Design | Mark) -> float:

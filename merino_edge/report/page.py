@@ -80,11 +80,12 @@ def _predicted(summary: Summary) -> str:
     interval = f"{percent(DEFAULT_CONFIDENCE)} interval"
     titles = ["model", "what", "test", "predicted", "measured", interval, "measured on"]
     lines = [_line(titles), _line([*[":--"] * 3, "--:", "--:", ":--", ":--"])]
-    for one in summary.predictions:
-        values = (f"{value:,.1f} {one.unit}" for value in (one.predicted, one.measured))
-        cells = (text(one.series.label), one.what, one.test, *values, one.verdict or "-", text(one.series.board))
+    for prediction in summary.predictions:
+        values = (f"{value:,.1f} {prediction.unit}" for value in (prediction.predicted, prediction.measured))
+        series, verdict = prediction.series, prediction.verdict or "-"
+        cells = (text(series.label), prediction.what, prediction.test, *values, verdict, text(series.board))
         lines.append(_line(cells))
-    kinds = ", ".join(sorted({one.provenance for one in summary.predictions}))
+    kinds = ", ".join(sorted({prediction.provenance for prediction in summary.predictions}))
     return f"Predicted for {text(summary.predicted_for)} from {kinds} coefficients.\n\n" + "\n".join(lines)
 
 

@@ -146,11 +146,11 @@ def shipped_ratios(series: Sequence[Series]) -> list[SpeedRatio]:
     representative decode row. It is compared with every other form of the reference.
     """
     fastest: dict[tuple[str, str], Series] = {}
-    for one in series:
-        ships = one.records[0].runs_on_onnxruntime and not one.is_reference
-        if ships and _decode_tok_s(one) > _decode_tok_s(fastest.get((one.bundle, one.board))):
-            fastest[one.bundle, one.board] = one
-    references = [one for one in series if one.is_reference]
+    for entry in series:
+        ships = entry.records[0].runs_on_onnxruntime and not entry.is_reference
+        if ships and _decode_tok_s(entry) > _decode_tok_s(fastest.get((entry.bundle, entry.board))):
+            fastest[entry.bundle, entry.board] = entry
+    references = [entry for entry in series if entry.is_reference]
     ratios = [
         ratio for ratio in _ratios([*fastest.values(), *references], equal=False)
         if ratio.model.decode and (ratio.test, ratio.cached) == (ratio.model.decode.test, ratio.model.decode.cached)
@@ -160,14 +160,14 @@ def shipped_ratios(series: Sequence[Series]) -> list[SpeedRatio]:
 
 def headline_ratio(ratios: Sequence[SpeedRatio]) -> SpeedRatio | None:
     """Return the most cautious of the equal decode ratios: undisturbed, in fp32, least cached, of the largest model."""
-    def caution(one: SpeedRatio) -> tuple[object, ...]:
-        return bool(one.speed.flags), one.model.precision != "fp32", one.cached, -(one.model.params or 0)
+    def caution(ratio: SpeedRatio) -> tuple[object, ...]:
+        return bool(ratio.speed.flags), ratio.model.precision != "fp32", ratio.cached, -(ratio.model.params or 0)
 
     return min((ratio for ratio in ratios if ratio.decodes), key=caution, default=None)
 
 
 def _ratios(series: Sequence[Series], equal: bool) -> list[SpeedRatio]:
-    references = [one for one in series if one.is_reference]
+    references = [ratio for ratio in series if ratio.is_reference]
     ratios: dict[tuple[object, ...], SpeedRatio] = {}
     for candidate in series:
         if candidate.is_reference:
@@ -182,9 +182,9 @@ def _ratios(series: Sequence[Series], equal: bool) -> list[SpeedRatio]:
     return list(ratios.values())
 
 
-def _caution(one: SpeedRatio) -> tuple[bool, float]:
+def _caution(ratio: SpeedRatio) -> tuple[bool, float]:
     """Order ratios: undisturbed ones first, then the smaller ones."""
-    return bool(one.speed.flags), one.speed.value
+    return bool(ratio.speed.flags), ratio.speed.value
 
 
 def _decode_tok_s(series: Series | None) -> float:

@@ -41,15 +41,15 @@ class Prediction:
 def predictions(series: Sequence[Series], profile: DeviceProfile) -> list[Prediction]:
     """Predict the measured quantities (decode, prefill, memory) of each series that the cost model covers."""
     predicted: list[Prediction] = []
-    for one in series:
-        if not reason_against(one, profile):
-            predicted += _of(one, profile.with_backend(one.records[0].backend))
+    for entry in series:
+        if not reason_against(entry, profile):
+            predicted += _of(entry, profile.with_backend(entry.records[0].backend))
     return predicted
 
 
 def unpredicted(series: Sequence[Series], profile: DeviceProfile) -> list[tuple[Series, str]]:
     """Return the series that the cost model does not cover, each with the reason."""
-    return [(one, reason) for one in series if (reason := reason_against(one, profile))]
+    return [(entry, reason) for entry in series if (reason := reason_against(entry, profile))]
 
 
 def reason_against(series: Series, profile: DeviceProfile) -> str:
@@ -155,7 +155,7 @@ class Summary:
 
     @property
     def boards(self) -> list[str]:
-        return list(dict.fromkeys(one.board for one in self.series))
+        return list(dict.fromkeys(entry.board for entry in self.series))
 
     @property
     def failed(self) -> list[Record]:
@@ -189,7 +189,7 @@ def summarize(
     equal = equal_ratios(series)
     return Summary(
         records=tuple(records), series=tuple(series), equal=tuple(equal), shipped=tuple(shipped_ratios(series)),
-        headline=headline_ratio(equal), memory=tuple(parts for one in series if (parts := parts_of(one))),
+        headline=headline_ratio(equal), memory=tuple(parts for entry in series if (parts := parts_of(entry))),
         places=tuple(_places(records)), profile=profile,
         predictions=tuple(predictions(series, profile)) if profile else (),
         unpredicted=tuple(unpredicted(series, profile)) if profile else (), evaluations=tuple(evaluations),

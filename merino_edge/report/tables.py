@@ -18,7 +18,7 @@ def headline(summary: Summary) -> str:
     if best is not None:
         fewer = f" with {best.params_ratio:.1f}× fewer parameters" if (best.params_ratio or 0) > 1 else ""
         return f"{multiple(best.speed.value)} as fast as {REFERENCE}{fewer}"
-    rows = [row for one in summary.series if (row := one.decode) and row.tok_s]
+    rows = [row for entry in summary.series if (row := entry.decode) and row.tok_s]
     if not rows and summary.evaluations:
         models = {(evaluation.sha256, evaluation.precision) for evaluation in summary.evaluations}
         tasks = {evaluation.task for evaluation in summary.evaluations}
@@ -52,21 +52,21 @@ def tiles(summary: Summary) -> list[tuple[str, str, str]]:
     sides = summary.headline.model, summary.headline.reference
     prefill, decode = (f" ({row.test})" if row else "" for row in (sides[0].prefill, sides[0].decode))
     rows: list[tuple[str, list[float | None]]] = [
-        (f"Decode{decode}, tokens/s", [one.decode.tok_s if one.decode else None for one in sides]),
-        (f"Prefill{prefill}, ms", [one.prefill.prefill_ms if one.prefill else None for one in sides]),
-        ("Peak memory, MB", [one.peak_rss_mb for one in sides]),
-        ("On disk, MB", [(one.records[0].bundle_bytes or 0) / BYTES_PER_MB for one in sides]),
+        (f"Decode{decode}, tokens/s", [entry.decode.tok_s if entry.decode else None for entry in sides]),
+        (f"Prefill{prefill}, ms", [entry.prefill.prefill_ms if entry.prefill else None for entry in sides]),
+        ("Peak memory, MB", [entry.peak_rss_mb for entry in sides]),
+        ("On disk, MB", [(entry.records[0].bundle_bytes or 0) / BYTES_PER_MB for entry in sides]),
     ]
     return [(title, number(value), number(reference)) for title, (value, reference) in rows if value and reference]
 
 
 def weights_words(*series: Series) -> str:
-    kinds = {one.weights for one in series}
+    kinds = {entry.weights for entry in series}
     if kinds == {"real"}:
         return "trained weights"
     if kinds == {"random"}:
         return "random weights, on whose values speed does not depend"
-    return "weights " + " and ".join(f"{one.weights} ({one.bundle})" for one in series)
+    return "weights " + " and ".join(f"{entry.weights} ({entry.bundle})" for entry in series)
 
 
 def interval_words(ratio: Ratio) -> str:
@@ -130,7 +130,7 @@ class DataTable:
 def equal_table(summary: Summary, short: bool = False) -> DataTable:
     """Return the table of equal ratios. short: only ratios of representative rows."""
     caption = "At equal engine and format: both sides run the same engine, version and weight format."
-    shown = {(row.test, row.cached, id(one)) for one in summary.series for row in one.representatives}
+    shown = {(row.test, row.cached, id(entry)) for entry in summary.series for row in entry.representatives}
     rows = tuple(_equal_cells(ratio) for ratio in summary.equal
                  if not short or (ratio.test, ratio.cached, id(ratio.model)) in shown)  # fmt: skip
     return DataTable("equal", caption, EQUAL_COLUMNS, rows)
@@ -147,7 +147,7 @@ def shipped_table(summary: Summary) -> DataTable:
 
 def records_table(summary: Summary, short: bool = False) -> DataTable:
     """Return the table of rows, with `short` of representative ones, without columns that are empty in all rows."""
-    records = [row for one in summary.series for row in one.representatives] if short else summary.records
+    records = [row for entry in summary.series for row in entry.representatives] if short else summary.records
     columns = [column for column in COLUMNS if any(column.of(row) is not None for row in records)]
     rows = tuple(tuple(_cell(column, row) for column in columns) for row in records)
     shown = f"{len(records)} of {len(summary.records)} rows" if len(records) < len(summary.records) else "Every row"
@@ -158,14 +158,14 @@ def records_table(summary: Summary, short: bool = False) -> DataTable:
 def scores_table(evaluations: Sequence[Evaluation]) -> DataTable:
     """Return a row per metric. Uncertainty: an interval over documents, or a standard error over items."""
     rows = []
-    for one in evaluations:
-        model = (one.model, format_words(one.precision, one.dialect, one.kv), one.engine, one.task)
-        for name, metric in one.metrics.items():
+    for score in evaluations:
+        model = (score.model, format_words(score.precision, score.dialect, score.kv), score.engine, score.task)
+        for name, metric in score.metrics.items():
             spread = "–" if metric.stderr is None else f"± {metric.stderr:.2g}"
             if metric.interval is not None:
                 spread = f"{metric.interval[0]:.4g} to {metric.interval[1]:.4g}"
-            rows.append((*model, name, f"{metric.value:.4g}", spread, f"{one.items:,} of {one.of_items:,}"))
-    caption = "Scores of lm-evaluation-harness; bundles ran in the board's runtime. Uncertainty: standard error over"
+            rows.append((*model, name, f"{metric.value:.4g}", spread, f"{score.items:,} of {score.of_items:,}"))
+    caption = "Scores of lm-score-harness; bundles ran in the board's runtime. Uncertainty: standard error over"
     texts = ("model", "format", "engine", "task", "metric")
     columns = (*((title, False) for title in texts), ("value", True), ("uncertainty", False), ("items", True))
     return DataTable("scores", f"{caption} items, or 95 % interval over documents.", columns, tuple(rows))
@@ -268,8 +268,8 @@ def _equal_cells(ratio: SpeedRatio) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _both(one: str, other: str) -> str:
-    return one if one == other else f"{one} / {other}"
+def _both(first: str, other: str) -> str:
+    return first if first == other else f"{first} / {other}"
 
 
 def _all(values: Iterable[object]) -> str:

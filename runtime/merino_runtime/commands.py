@@ -181,8 +181,8 @@ def run_build_engine(bundle_path: str, fp16: bool = False, workspace_mb: Optiona
     require("numpy")
     from merino_runtime.backends.engine_build import build_engine
 
-    made = build_engine(bundle, fp16, workspace_mb, say)
-    write_lines(f"{'built' if made.built else 'already there'}: {made.path}\n")
+    engine = build_engine(bundle, fp16, workspace_mb, say)
+    write_lines(f"{'built' if engine.built else 'already there'}: {engine.path}\n")
     return 0
 
 

@@ -66,10 +66,10 @@ async def described(board: Board, app: bytes, root: str | None = None) -> Facts:
     problems = problems_in(reply, ANSWER)
     if problems or len(reply["calls"]) != len(calls):
         raise session.fault(f"its answer is wrong: {listed(problems) or 'another number of answers'}. {TRY_THERE}")
-    for one in reply["calls"]:
-        if one["code"]:
-            raise session.fault(visible(one["err"].strip().rpartition("\n")[2]) or f"exit code {one['code']}")
-    machine, status = (json_of(board, doing, one["out"]) for one in reply["calls"])
+    for call in reply["calls"]:
+        if call["code"]:
+            raise session.fault(visible(call["err"].strip().rpartition("\n")[2]) or f"exit code {call['code']}")
+    machine, status = (json_of(board, doing, call["out"]) for call in reply["calls"])
     try:
         facts = machine_of(machine, f"{board.address.text}: its answer")
         current = _installed(board, reply["root"], status)

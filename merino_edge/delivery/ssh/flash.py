@@ -122,7 +122,7 @@ async def flash_all(
     """Flash at most `at_once` boards at a time -> their results in the order of `addresses`."""
     slots = asyncio.Semaphore(at_once)
 
-    async def one(address: Address) -> Flashed:
+    async def flash_one(address: Address) -> Flashed:
         done = Flashed(address.text)
         async with slots:
             try:
@@ -133,7 +133,7 @@ async def flash_all(
         report(address.text, "failed" if done.error else "done", 0, 0)
         return done
 
-    return list(await asyncio.gather(*map(one, addresses)))
+    return list(await asyncio.gather(*map(flash_one, addresses)))
 
 
 async def flash(

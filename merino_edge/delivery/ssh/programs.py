@@ -86,12 +86,12 @@ async def program(board: Board, root: str | None = None) -> Program:
     return Program(board, facts, [python, place], root)
 
 
-async def bundle_there(there: Program, bundle: str, progress: Copied = lambda *_: None) -> str:
+async def bundle_there(program: Program, bundle: str, progress: Copied = lambda *_: None) -> str:
     """Copy the bundle to the board if it is not there yet -> its folder there. The description is copied last, so that
     a folder with one is complete."""
-    board = there.board
+    board = program.board
     if bundle == INSTALLED:
-        return there.installed()
+        return program.installed()
     loaded = load_bundle(bundle, verify=False)
     description = source_of(DESCRIPTION_FILE, (Path(loaded.folder) / DESCRIPTION_FILE).read_bytes())
     folder = f"{CACHE}/bundles/{description.sha256}"
@@ -102,20 +102,20 @@ async def bundle_there(there: Program, bundle: str, progress: Copied = lambda *_
     return folder
 
 
-async def remove_bundle(there: Program, bundle: str, place: str) -> None:
+async def remove_bundle(program: Program, bundle: str, place: str) -> None:
     """Remove the files that `bundle_there` copied from the folder `bundle` to `place`."""
     names = [DESCRIPTION_FILE, *(file.path for file in load_bundle(bundle, verify=False).files)]
     request = {"do": "discard", "paths": [*(f"{place}/{name}" for name in names), place]}
-    await finished(there.board, "remove what was measured", request, timeout_s=SHORT_S)
+    await finished(program.board, "remove what was measured", request, timeout_s=SHORT_S)
 
 
-async def probe(there: Program, backend: str, report: Take) -> str:
+async def probe(program: Program, backend: str, report: Take) -> str:
     """Probe the board with this backend, in one to five minutes -> the text of its probe.json. Raise MerinoError."""
-    ran = await there.run(
+    ran = await program.run(
         ["probe", "-o", "-", f"--backend={backend}"], doing="probe", timeout_s=PROBE_S, most_bytes=PROBE_BYTES,
         report=report,
     )  # fmt: skip
     if ran.code:
         refusal = ran.last_words or f"it ended with code {ran.code}"
-        raise MerinoError(f"{there.board.address.text}: cannot probe: {refusal}")
+        raise MerinoError(f"{program.board.address.text}: cannot probe: {refusal}")
     return ran.out

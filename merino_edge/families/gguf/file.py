@@ -198,7 +198,7 @@ def _places(
     begin = -(-header // alignment) * alignment
     places = [_place(info, begin, alignment) for info in infos]
     last = begin
-    for place in sorted(places, key=lambda one: one.offset):
+    for place in sorted(places, key=lambda tensor: tensor.offset):
         if place.offset < last:
             raise _FaultError(f"tensor {shortened(repr(place.name))} lies over another")
         last = place.offset + place.nbytes

@@ -240,7 +240,7 @@ def stop_ids(metadata: Mapping[str, Any]) -> list[int]:
     tokens = tokens_of(metadata)
     named = [tokens.id(name) for name in END_KEYS]
     by_text = [index for index, text in enumerate(tokens.texts) if text in END_TEXTS and tokens.kinds[index] != NORMAL]
-    return list(dict.fromkeys([one for one in named if one is not None] + by_text))
+    return list(dict.fromkeys([token_id for token_id in named if token_id is not None] + by_text))
 
 
 def chat_template(metadata: Mapping[str, Any], source: str) -> ChatTemplate | None:

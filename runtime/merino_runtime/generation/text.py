@@ -218,9 +218,10 @@ def _is_byte_level(parsed: Any, source: str) -> bool:
 
 def _drops_first_space(parsed: Any) -> bool:
     """Return whether the decoder of a whole text leaves out a space at its beginning."""
-    return any(one.get("type") == "Strip" and one.get("content") == " " and one.get("start") == 1
-               or one.get("type") == "Metaspace" and one.get("prepend_scheme", "always") != "never"
-               and one.get("add_prefix_space", True) for one in parsed["decoder"].get("decoders", [parsed["decoder"]]))
+    decoders = parsed["decoder"].get("decoders", [parsed["decoder"]])
+    return any(part.get("type") == "Strip" and part.get("content") == " " and part.get("start") == 1
+               or part.get("type") == "Metaspace" and part.get("prepend_scheme", "always") != "never"
+               and part.get("add_prefix_space", True) for part in decoders)
 
 
 def _types_in(parsed: Any, part: str) -> Tuple[str, ...]:
@@ -232,8 +233,8 @@ def _types_in(parsed: Any, part: str) -> Tuple[str, ...]:
     if not isinstance(inner, list):
         return ()
     # Old versions of tokenizers omit the model's type. A model with merges is a BPE.
-    return tuple(str(one.get("type") or ("BPE" if "merges" in one else "unnamed")) for one in inner
-                 if isinstance(one, dict))
+    return tuple(str(part.get("type") or ("BPE" if "merges" in part else "unnamed")) for part in inner
+                 if isinstance(part, dict))
 
 
 def with_merges_as_strings(parsed: Dict[str, Any], description: str) -> str:

@@ -58,8 +58,8 @@ class Site:
         if isinstance(response, Response):
             await _respond(send, response, scope["method"] == "HEAD")
             return
-        gone = asyncio.ensure_future(_gone(receive))
-        gone.add_done_callback(events.leave)
+        departure = asyncio.ensure_future(_gone(receive))
+        departure.add_done_callback(events.leave)
         try:
             if response.stream:
                 await _stream(send, response, events)
@@ -71,7 +71,7 @@ class Site:
                     response.take(index, event)
             await _respond(send, response.response())
         finally:
-            gone.cancel()
+            departure.cancel()
             if not response.over:
                 response.cancel()
 

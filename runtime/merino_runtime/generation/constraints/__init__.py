@@ -45,7 +45,7 @@ def compile_tools(tools: Any, tool_choice: Any, tokenizer: "Tokenizer", eos_ids:
     key = ("tools", _plain(tools, "the list of tools"), json.dumps(tool_choice, sort_keys=True), style,
            _plain(or_schema, "the JSON schema"))
 
-    def made(make: Automaton) -> int:
+    def build(make: Automaton) -> int:
         calls = []
         for tool in allowed:
             arguments = make.lit(b"{}") if tool.parameters is None else schema_node(make, tool.parameters, tool.path)
@@ -61,7 +61,7 @@ def compile_tools(tools: Any, tool_choice: Any, tokenizer: "Tokenizer", eos_ids:
             calls.append(make.seq(other, make.rep(any_char)))
         return make.alt(*calls)
 
-    return _grammar(key, tokenizer, eos_ids, made,
+    return _grammar(key, tokenizer, eos_ids, build,
                     lambda: {"lark": tools_source(form, allowed, tool_choice == "auto", or_schema)})
 
 
@@ -75,7 +75,7 @@ def _plain(value: Any, what: str) -> str:
     return text
 
 
-def _grammar(key: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int], made: Callable[[Automaton], int],
+def _grammar(key: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int], build: Callable[[Automaton], int],
              source: Callable[[], Dict[str, Any]]) -> Compiled:
     """Return a grammar from the tokenizer's cache, or compile it. source: the same for llguidance; empty if it cannot
     express it."""
@@ -86,7 +86,7 @@ def _grammar(key: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int], made: Cal
         trie = tokenizer.kept.get("trie") or tokenizer.kept.setdefault("trie", Trie(tokenizer))
         automaton = Automaton(trie.spelled)
         try:
-            grammar = Grammar(trie, automaton, made(automaton), key[-1])
+            grammar = Grammar(trie, automaton, build(automaton), key[-1])
         except MerinoError as refusal:
             if not source():
                 raise

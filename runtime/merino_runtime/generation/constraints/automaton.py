@@ -80,14 +80,14 @@ class Automaton:
         """first: what stands before the next part."""
         return self._node(DIFFERENT, parts, left, low, high, first, between) if high else self.seq()
 
-    def _node(self, *made: object) -> int:
-        number = self._node_of.get(made)
+    def _node(self, *expression: object) -> int:
+        number = self._node_of.get(expression)
         if number is None:
             if len(self._nodes) >= MOST_NODES and self._class_of is None:
                 raise MerinoError(f"the constraint is too large: it has more than {MOST_NODES:,} parts. Give a schema "
                                   "with fewer alternatives.")
-            number = self._node_of[made] = len(self._nodes)
-            self._nodes.append(made)
+            number = self._node_of[expression] = len(self._nodes)
+            self._nodes.append(expression)
         return number
 
     def _json_char(self) -> int:
@@ -136,8 +136,8 @@ class Automaton:
         """Return where the rest of a string is on top: its least and most characters, and the stack below; else None.
         """
         node, below = self._stacks[stack]
-        made = self._nodes[node] if node != NOTHING else (SEQ,)
-        return (made[1], made[2], below) if made[0] == TEXT else None
+        expression = self._nodes[node] if node != NOTHING else (SEQ,)
+        return (expression[1], expression[2], below) if expression[0] == TEXT else None
 
     def inside_text(self, state: int) -> Optional[Tuple[int, int, int]]:
         """As text_on, of a state of one stack."""
@@ -189,8 +189,8 @@ class Automaton:
 
     def _divide(self) -> None:
         """Bytes that every expression treats alike share a column of the table."""
-        sets = [frozenset(made[1]) for made in self._nodes if made[0] == SET]
-        single = {byte for made in self._nodes if made[0] == LIT for byte in made[1]} | {ord('"')}
+        sets = [frozenset(expression[1]) for expression in self._nodes if expression[0] == SET]
+        single = {byte for expression in self._nodes if expression[0] == LIT for byte in expression[1]} | {ord('"')}
         numbers: Dict[Tuple, int] = {}
         kinds = [(byte if byte in single else -1, tuple(byte in members for members in sets)) for byte in range(256)]
         self._class_of = np.array([numbers.setdefault(kind, len(numbers)) for kind in kinds], dtype=np.intp)
@@ -253,26 +253,26 @@ class Automaton:
 
     def _inner(self, node: int, below: int) -> Optional[List[int]]:
         """Return the stacks that one with this node on top stands for; None if its top is a byte."""
-        made = self._nodes[node]
-        if made[0] == SEQ:
-            for part in reversed(made[1]):
+        expression = self._nodes[node]
+        if expression[0] == SEQ:
+            for part in reversed(expression[1]):
                 below = self._stack(part, below)
             return [below]
-        if made[0] == ALT:
-            return [self._stack(choice, below) for choice in made[1]]
-        if made[0] == DIFFERENT:
-            parts, left, low, high, first, between = made[1:]
+        if expression[0] == ALT:
+            return [self._stack(choice, below) for choice in expression[1]]
+        if expression[0] == DIFFERENT:
+            parts, left, low, high, first, between = expression[1:]
             stacks = [below] * (low == 0)
             for index, part in enumerate(parts):
                 if left >> index & 1:
                     rest = self._different(parts, left & ~(1 << index), max(low - 1, 0), high - 1, between, between)
                     stacks.append(self._stack(self.seq(first, part, rest), below))
             return stacks
-        if made[0] in (REP, TEXT):
-            one, low, high = made[1:] if made[0] == REP else (self.char, *made[1:])
+        if expression[0] in (REP, TEXT):
+            unit, low, high = expression[1:] if expression[0] == REP else (self.char, *expression[1:])
             fewer = (max(low - 1, 0), high - 1 if high > 0 else high)
-            repeated = self.rep(one, *fewer) if made[0] == REP else self.text(*fewer)
-            ends = below if made[0] == REP else self._stack(self.lit(b'"'), below)
-            more = [self._stack(one, self._stack(repeated, below))] if high else []
+            repeated = self.rep(unit, *fewer) if expression[0] == REP else self.text(*fewer)
+            ends = below if expression[0] == REP else self._stack(self.lit(b'"'), below)
+            more = [self._stack(unit, self._stack(repeated, below))] if high else []
             return more + [ends] * (low == 0)
         return None

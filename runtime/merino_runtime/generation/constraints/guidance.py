@@ -36,10 +36,10 @@ def guided(trie: Trie, eos_ids: Sequence[int], source: Dict[str, Any], refusal: 
     matcher = llguidance.LLMatcher
     grammar = (matcher.grammar_from_lark(source["lark"]) if "lark" in source else
                matcher.grammar_from_json_schema(json.dumps(source["schema"]), overrides=COMPACT))
-    made = matcher(tokens, grammar, log_level=0)
-    constraint = Guided(made, eos_ids)
-    if made.is_error() or not constraint.start().allowed().any():
-        reason = (made.get_error().strip().splitlines() or ["nothing satisfies it"])[0][:200]
+    compiled = matcher(tokens, grammar, log_level=0)
+    constraint = Guided(compiled, eos_ids)
+    if compiled.is_error() or not constraint.start().allowed().any():
+        reason = (compiled.get_error().strip().splitlines() or ["nothing satisfies it"])[0][:200]
         raise MerinoError(f"{refusal} llguidance refuses it too: {reason}.")
     return constraint
 

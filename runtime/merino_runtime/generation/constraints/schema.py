@@ -148,9 +148,9 @@ class Reader:
     def _check_one(self, schemas: Sequence[Any], here: str) -> None:
         """oneOf means that no two match: shown by their types, or by a key that each requires with other values."""
         seen = [self._features_of(branch, f"{here}/{index}") for index, branch in enumerate(schemas)]
-        for index, one in enumerate(seen):
+        for index, features in enumerate(seen):
             for other in seen[:index]:
-                if not any(name in other and not values & other[name] for name, values in one.items()):
+                if not any(name in other and not values & other[name] for name, values in features.items()):
                     raise refused(here, "two of its schemas may match the same value. Write anyOf, or give each a "
                                         "required key with a const of its own")
 
@@ -186,9 +186,9 @@ class Reader:
         if kind == "string":
             return self._string(schema, where)
         if kind in ("integer", "number"):
-            made: Callable = integer if kind == "integer" else number
+            bounded: Callable = integer if kind == "integer" else number
             bounds = [self._bound(schema, keyword, where) for keyword in BY_TYPE["number"]]
-            node = made(self.make, *bounds, lambda what: refused(where, what))
+            node = bounded(self.make, *bounds, lambda what: refused(where, what))
             if node == NOTHING:
                 raise refused(where, f"no {kind} is within its bounds")
             return node

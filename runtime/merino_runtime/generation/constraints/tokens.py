@@ -116,7 +116,7 @@ class Grammar:
         self.lock = threading.RLock()  # held while the automaton may grow
         self._start = automaton.start(node)
         self._masks: Dict[Any, np.ndarray] = {}  # packed bits
-        self.vocab = max([len(trie.spellings), *[one + 1 for one in self.eos_ids]])
+        self.vocab = max([len(trie.spellings), *[token_id + 1 for token_id in self.eos_ids]])
 
     def start(self) -> "State":
         return State(self, self._start, b"")
@@ -247,9 +247,9 @@ def spelled(trie: Trie, tail: bytes, data: bytes) -> List[int]:
     """Token ids of exactly these bytes, as the tokenizer writes them behind the tail or another beginning."""
     encode = trie.tokenizer.encode
     for before in (tail.decode("utf-8", "ignore"), "", "\n"):
-        begun, ids = encode(before, False), encode(before + data.decode("utf-8"), False)
-        rest = ids[len(begun):]
-        spellings = [trie.spellings[one] if one < len(trie.spellings) else b"" for one in rest]
-        if ids[:len(begun)] == begun and all(spellings) and b"".join(spellings) == data:
+        prefix, ids = encode(before, False), encode(before + data.decode("utf-8"), False)
+        rest = ids[len(prefix):]
+        spellings = [trie.spellings[token_id] if token_id < len(trie.spellings) else b"" for token_id in rest]
+        if ids[:len(prefix)] == prefix and all(spellings) and b"".join(spellings) == data:
             return rest
     return []
