@@ -162,7 +162,7 @@ def measured_ms(board: "Flashed") -> dict[str, float]:
 
 
 def predicted_ms(board: "Flashed") -> dict[str, float]:
-    """By the board's profile; empty if no profile names the board."""
+    """Predict the speeds with the board's profile; empty if no profile names the board."""
     from merino_edge.report.series import series_of
     from merino_edge.report.summary import predictions
 

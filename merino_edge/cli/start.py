@@ -1,4 +1,4 @@
-"""Where `merino-edge` begins. Only the imports of the packages themselves stand between Python and this."""
+"""The entry point of `merino-edge`. Only the packages themselves are imported before it."""
 
 from merino_runtime.io.ctrl_c import end_at_once, raise_again
 from merino_runtime.io.import_path import leave_current_folder

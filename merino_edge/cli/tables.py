@@ -205,7 +205,7 @@ def devices_table(profiles: Sequence[DeviceProfile]) -> Table:
 
 
 def read_gb_s(profile: DeviceProfile) -> float:
-    """Of the profile's backend."""
+    """Return the read bandwidth of the profile's backend."""
     figure = profile.figure(f"performance.{profile.backend}.read_gb_s")
     assert figure is not None, "a profile's backend has figures"
     return figure.value

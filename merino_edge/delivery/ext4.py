@@ -230,7 +230,7 @@ class Ext4Tree:
         return self._debugfs(f"cat {plain(path)}")[:most_bytes]
 
     def sha256(self, path: str) -> str:
-        """Of what can be read of the file."""
+        """Hash the readable part of a file."""
         debugfs = tool_path("debugfs") or "debugfs"
         with subprocess.Popen(
             [debugfs, "-R", f"cat {plain(path)}", self.volume.device], cwd=self.volume.folder, stdout=subprocess.PIPE,

@@ -8,7 +8,7 @@ from merino_runtime.errors import MerinoError
 
 
 def needed(module: str) -> Any:
-    """Import a module. Raise MerinoError with the command that installs its extra if it cannot be imported."""
+    """Import a module. Raises MerinoError with the command that installs its extra if it cannot be imported."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

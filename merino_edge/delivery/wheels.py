@@ -40,7 +40,7 @@ class Target(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As in the archive: `cp311-aarch64-glibc2.36`."""
+        """The name in the archive, such as `cp311-aarch64-glibc2.36`."""
         return f"{self.interpreter}-{self.architecture}-glibc{self.glibc}"
 
     @property

@@ -136,7 +136,7 @@ class ChatTemplate(NamedTuple):
 
 
 def read_chat_template(folder: Path) -> ChatTemplate | None:
-    """From chat_template.jinja, or else from tokenizer_config.json, where `default` is the first choice of several.
+    """Read chat_template.jinja, or else tokenizer_config.json, whose template `default` is preferred if it has several.
 
     None if the folder has none: the model is no chat model. Raise MerinoError for files that cannot be read.
     """
@@ -158,7 +158,7 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
 
 
 def special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """By name, such as `bos_token`: each is a string, or an object with `content`."""
+    """Return the special tokens by name, such as `bos_token`. Each is a string, or an object with `content`."""
     tokens = {}
     for name, value in config.items():
         text = value.get("content") if isinstance(value, dict) else value

@@ -40,7 +40,7 @@ class Geometry(Protocol):
 
     @property
     def operators(self) -> list[Operator]:
-        """In order of execution. Shared weights appear at each use."""
+        """The operators in order of execution. Shared weights appear at each use."""
 
     @property
     def kv_layers(self) -> list[tuple[int, int]]:
@@ -48,7 +48,7 @@ class Geometry(Protocol):
 
     @property
     def layer_shapes(self) -> list[LayerShape]:
-        """In order of use. A shared layer appears at each use."""
+        """The shapes of layers in order of use. A shared layer appears at each use."""
 
     def shape(self) -> str:
         """Return one line for people."""
@@ -58,7 +58,7 @@ class Geometry(Protocol):
 
     @classmethod
     def model_validate(cls, obj: Any) -> Self:
-        """From such an object. Raises pydantic's ValidationError."""
+        """Build the geometry from such an object. Raise pydantic's ValidationError."""
 
 
 class UniformGeometry(BaseModel):

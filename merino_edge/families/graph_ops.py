@@ -54,7 +54,7 @@ class Attention:
 
 
 def plain_attention(layer: KvLayer, rotary: Rotary | None = None) -> Attention:
-    """As many query heads as KV heads, scaled by the root of their size."""
+    """Return an attention with as many query heads as KV heads, scaled by the root of their size."""
     return Attention(layer.heads, layer.head_size**-0.5, rotary)
 
 

@@ -124,7 +124,7 @@ class Operator:
         return elements * self.bytes_per_weight(precision) + FORMATS[precision].element_bytes * self.vector
 
     def bytes_per_weight(self, precision: str) -> float:
-        """Of its matrix; scales are those of the largest group_size that divides a row."""
+        """Return the bytes per weight of its matrix, with the scales of the largest group_size that divides a row."""
         form = FORMATS[precision]
         bits = form.embedding_bits if self.kind in ("embed", "head") else form.bits
         return bits / 8 + (4 / (largest_group(self.columns) or self.columns) if form.grouped else 0)

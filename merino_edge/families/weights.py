@@ -28,7 +28,7 @@ ABOVE_ONE = Layout(lambda weight: 1 + weight, lambda weight: weight - 1)  # a no
 
 
 def alike(_geometry: Any, _name: str) -> Layout | None:
-    """For a family whose state dict has all weights as the graph has them."""
+    """Return None, for a family whose state dict has all weights as the graph has them."""
     return None
 
 
@@ -95,7 +95,7 @@ class Blocks(NamedTuple):
         return int(self.levels.shape[-1])
 
     def rows(self, order: np.ndarray) -> "Blocks":
-        """With its rows in another order; a block lies within a row."""
+        """Return the blocks with rows in another order; a block lies within a row."""
         minimums = None if self.minimums is None else self.minimums[order]
         return Blocks(self.levels[order], self.scales[order], minimums, self.bits)
 
@@ -114,7 +114,7 @@ class BlockSource(Protocol):
         """Return the type in which the source has it, for people."""
 
     def bits(self, name: str) -> int | None:
-        """Of a level, without reading the matrix; None if it has no blocks, or none of equal steps."""
+        """Return the bits of a level, without reading the matrix; None without blocks of equal steps."""
 
     def blocks(self, name: str) -> Blocks | None:
         """None if the source has it in float, or in blocks of another form."""

@@ -41,7 +41,7 @@ class Scores(_Facts):
 
 
 def _read_geometry(raw: Any, info: ValidationInfo) -> Geometry:
-    """By the class of the model's family, which is validated before it."""
+    """Validate a geometry with the class of the model's family, a field before it."""
     family = FAMILIES.get(info.data.get("family", ""))
     if family is None:
         raise ValueError(f"the family is not one of {', '.join(FAMILIES)}")
@@ -108,7 +108,7 @@ def model(name: str) -> Model:
 
 
 def exportable_models() -> dict[str, Model]:
-    """By id; with random weights if need be."""
+    """Return the models by id."""
     return {published.id: published for published in load_models()}
 
 

@@ -118,7 +118,7 @@ def coordinates(front: Front, shown: Design | Mark) -> str:
 
 
 def described(front: Front) -> str:
-    """For screen readers."""
+    """Describe the front for screen readers."""
     models = "; ".join(f"{model.name}: {coordinates(front, model)}" for model in front.models)
     first, last = front.points[0], front.points[-1]
     ends = f"The front from {coordinates(front, first)} to {coordinates(front, last)}."

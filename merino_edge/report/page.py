@@ -72,7 +72,7 @@ def as_table(table: DataTable) -> str:
 
 
 def text(raw: str) -> str:
-    """On one line, with the characters that Markdown or HTML would interpret escaped."""
+    """Return text on one line, with the characters of Markdown and HTML escaped."""
     return visible(" ".join(raw.split()), None).translate(SPECIAL)
 
 

@@ -49,7 +49,7 @@ class Series:
 
     @property
     def operators(self) -> list[Operator] | None:
-        """Of the records' architecture; None if they have none, or where the format's size in memory is unknown."""
+        """The operators of the records' architecture; None if it or the format's size in memory is unknown."""
         geometry = self.records[0].geometry
         return geometry.operators if geometry and self.precision in FORMATS else None
 

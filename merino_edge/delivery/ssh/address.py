@@ -15,7 +15,7 @@ _ADDRESS = re.compile(
 
 @dataclass(frozen=True)
 class Address:
-    """Of one board. `user` and `port` None: as ~/.ssh/config has it, else this user's name and 22."""
+    """The address of a board. user, port: None for the value of ~/.ssh/config, else this user's name and 22."""
 
     text: str  # as it was given, for messages
     host: str

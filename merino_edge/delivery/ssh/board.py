@@ -82,7 +82,7 @@ async def described(board: Board, app: bytes, root: str | None = None) -> Facts:
 
 
 def older_there(root: str) -> str:
-    """For the end of a message: what to do where the installed application is older than this workstation's."""
+    """Return the end of a message: what to do if the installed application is older than this workstation's."""
     return (
         " The application installed there may be older than this workstation's. Install once by this one: `python3 -m"
         " merino_edge.bundles.board_app merino.pyz` here, copy it and NAME.merino to the board, and there: python3"
@@ -91,7 +91,7 @@ def older_there(root: str) -> str:
 
 
 def _installed(board: Board, root: str, status: Any) -> str | None:
-    """Of `status --json`: the current release's id. Other keys may stand beside."""
+    """Return the current release's id from `status --json`, whose other keys are ignored."""
     same = isinstance(status, dict) and status.get("root") == root and root.startswith("/")
     current = status.get("current") if isinstance(status, dict) else None
     release = current.get("id") if isinstance(current, dict) else None

@@ -52,8 +52,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Package:
-    """What every board gets: the checked file, and how to install it. `app`: this workstation's application. `keys`:
-    the files of --trust; `trusted`: the same keys in base64. `root`: on the board; None: its default."""
+    """The checked package and how to install it, the same for every board. `app`: this workstation's application.
+    `keys`: the files of --trust; `trusted`: the same keys in base64. `root`: on the board; None: its default."""
 
     archive: Archive
     whole: Source

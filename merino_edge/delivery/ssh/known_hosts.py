@@ -28,7 +28,7 @@ class HostKeys(asyncssh.SSHClient):
         self.name = ""  # of the host, as known_hosts writes it
 
     def trusted(self, host: str, addr: str, port: int | None) -> Any:
-        """For asyncssh's `known_hosts`: the keys of the files for this host."""
+        """Return the known keys of this host, for asyncssh's `known_hosts`."""
         self.name = f"[{host}]:{port}" if port else host
         keys = asyncssh.read_known_hosts([str(path) for path in self.files if path.is_file()]).match(host, addr, port)
         self.known = any(keys)

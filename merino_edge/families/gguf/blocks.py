@@ -58,12 +58,12 @@ def halves(raw: np.ndarray, start: int) -> np.ndarray:
 
 
 def nibbles(raw: np.ndarray) -> np.ndarray:
-    """Of bytes [..., n] the low halves and then the high ones, int8 [..., 2 n]."""
+    """Unpack bytes [..., n] to their low halves and then the high ones, int8 [..., 2 n]."""
     return np.concatenate([raw & 15, raw >> 4], axis=-1).astype(np.int8)
 
 
 def fifth_bits(raw: np.ndarray) -> np.ndarray:
-    """Of 4 bytes their 32 bits, each worth 16; int8 [..., 32]."""
+    """Unpack 4 bytes to 32 bits, each worth 16; int8 [..., 32]."""
     return np.unpackbits(raw, axis=-1, bitorder="little").astype(np.int8) << 4
 
 

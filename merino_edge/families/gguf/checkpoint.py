@@ -49,7 +49,7 @@ def read_gguf(path: Path, judge: Callable[[Geometry], None] = lambda _: None) ->
 
 
 def geometry_of_gguf(path: Path) -> Geometry:
-    """Of a file whose weights are not read. Raise MerinoError as `read_gguf`."""
+    """Return the geometry of a file without reading its weights. Raise MerinoError as `read_gguf`."""
     return described(open_gguf(path))[2]
 
 

@@ -110,7 +110,7 @@ class _Bytes:
         return struct.unpack_from("<" + codes, self.data, start)
 
     def list_of(self, code: str, count: int) -> np.ndarray:
-        """As an array, which takes no more memory than the file."""
+        """Read a list as an array, which takes no more memory than the file."""
         start = self.take(count * struct.calcsize("<" + code))
         return np.frombuffer(self.data, np.dtype("<" + code), count, start).copy()
 
@@ -194,7 +194,7 @@ def _alignment(metadata: Mapping[str, Any]) -> int:
 def _places(
     infos: list[tuple[str, tuple[int, ...], int, int]], header: int, size: int, alignment: int
 ) -> dict[str, TensorPlace]:
-    """By name. The tensors lie behind the header, aligned, inside the file, and none over another."""
+    """Return the tensors by name. They are checked: behind the header, aligned, inside the file, not overlapping."""
     begin = -(-header // alignment) * alignment
     places = [_place(info, begin, alignment) for info in infos]
     last = begin

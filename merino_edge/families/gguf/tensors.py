@@ -34,7 +34,7 @@ class Layout(NamedTuple):
 
 
 def layouts(file: GgufFile, config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Layout]:
-    """For each name of the state dict of Hugging Face's class. A tied head is not among `names`.
+    """Return the layouts of `names`, the state dict of Hugging Face's class without a tied head.
 
     Raise MerinoError if the file lacks a tensor, or has one that the model does not.
     """
@@ -75,7 +75,8 @@ def layout(architecture: str, config: Mapping[str, Any], name: str, stored: str)
 
 
 def halves_together(heads: int, size: int) -> np.ndarray:
-    """Within a head the file has element 0, size/2, 1, size/2 + 1, ...: the even places first, then the odd ones."""
+    """Return the file's rows in Hugging Face's order. Within a head the file has element 0, size/2, 1, size/2 + 1, ...:
+    the even places first, then the odd ones."""
     return np.arange(heads * size).reshape(heads, size // 2, 2).swapaxes(1, 2).reshape(-1)
 
 

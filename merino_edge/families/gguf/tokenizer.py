@@ -210,7 +210,7 @@ def merges_of(tokens: Tokens, scores: Sequence[float]) -> list[str]:
 
 
 def vocabulary(tokens: Tokens) -> dict[str, int]:
-    """By text. Raise MerinoError if two tokens have the same text: one of them could never be chosen."""
+    """Return ids by text. Raise MerinoError for two tokens with the same text, one of which could never be chosen."""
     ids = {text: index for index, text in enumerate(tokens.texts)}
     if len(ids) != len(tokens.texts):
         twice = next(text for index, text in enumerate(tokens.texts) if ids[text] != index)

@@ -159,7 +159,7 @@ def compiled(text: str, source: str) -> Render:
 
     class Sandbox(sandbox.ImmutableSandboxedEnvironment):  # type: ignore[name-defined]
         def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-            """Without str.format, by which templates left the sandbox before jinja2 3.1.6; Python 3.6 has 3.0.3."""
+            """Refuse str.format, with which templates left the sandbox before jinja2 3.1.6. Python 3.6 has 3.0.3."""
             return attr not in ("format", "format_map") and super().is_safe_attribute(obj, attr, value)
 
     environment = Sandbox(trim_blocks=True, lstrip_blocks=True,

@@ -140,7 +140,7 @@ class Automaton:
         return (expression[1], expression[2], below) if expression[0] == TEXT else None
 
     def inside_text(self, state: int) -> Optional[Tuple[int, int, int]]:
-        """As text_on, of a state of one stack."""
+        """Return `text_on` of a state of one stack; else None."""
         stacks = self._states[state]
         return self.text_on(stacks[0]) if len(stacks) == 1 else None
 

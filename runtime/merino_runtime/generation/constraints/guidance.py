@@ -99,7 +99,7 @@ class _Tokens:
 
 
 class Guided:
-    """As tokens.Grammar."""
+    """A grammar of llguidance, with the interface of tokens.Grammar."""
 
     def __init__(self, matcher: Any, eos_ids: Sequence[int]) -> None:
         self._matcher, self.eos_ids = matcher, tuple(eos_ids)
@@ -109,7 +109,7 @@ class Guided:
 
 
 class GuidedState:
-    """As tokens.State."""
+    """A state of llguidance, with the interface of tokens.State."""
 
     def __init__(self, matcher: Any, eos_ids: Sequence[int], ended: bool = False) -> None:
         self._matcher, self._eos_ids, self._ended = matcher, eos_ids, ended

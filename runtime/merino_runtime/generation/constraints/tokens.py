@@ -64,7 +64,7 @@ class Trie:
         return first[parents] + np.arange(len(parents)), parents
 
     def reach(self, automaton: Automaton, nodes: np.ndarray, states: np.ndarray, reached: np.ndarray) -> None:
-        """From nodes [n] in states [n]: sets the nodes below in `reached` [nodes] whose bytes lead to no dead state."""
+        """Set in `reached` [nodes] all nodes below nodes [n] in states [n] whose bytes lead to no dead state."""
         while nodes.size:
             nodes, parents = self.below(nodes)
             states = automaton.after_all(states[parents], self.byte[nodes])
