@@ -32,7 +32,7 @@ class GenerateOptions(NamedTuple):
     overflow: str = "stop"  # when the context is full: `stop`, `error` or `shift`
     json_schema: Any = None  # the text is JSON that is valid for this schema
     tools: Any = None  # the text is a call of one of these tools, a list as OpenAI's API has it
-    top: Optional[int] = None  # a Likely with so many of the likeliest ids follows each token
+    top: Optional[int] = None  # a TokenLogprobs with this many likeliest ids follows each token
 
     def check(self) -> None:
         """Raise MerinoError for a value that no model and prompt allow."""
