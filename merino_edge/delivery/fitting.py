@@ -99,7 +99,9 @@ def why_not_on(need: BackendNeed, bundle: Bundle, profile: DeviceProfile) -> str
     if missing:
         return f"needs {', '.join(missing)}, which its CPU lacks"
     operators = read_geometry(bundle.family, bundle.architecture).operators
-    on, kv = [profile.backend], quantized_cache(bundle)
-    if not fitting_boards(operators, bundle.precision, bundle.context, bundle.threads, on, [profile], kv=kv):
+    if not fitting_boards(
+        operators, bundle.precision, bundle.context, bundle.threads, backends=[profile.backend], profiles=[profile],
+        kv=quantized_cache(bundle),
+    ):  # fmt: skip
         return "needs more memory than it has free"
     return ""

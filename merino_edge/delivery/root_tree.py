@@ -181,9 +181,13 @@ def check_fits(tree: RootTree, facts: RootFacts, manifest: Manifest) -> list[str
 
     The model, CPU and memory are checked on the board, before anything is installed.
     """
-    board = Board(facts.architecture, 64, 1, 1, frozenset(), None, None)
+    board = Board(
+        facts.architecture, pointer_bits=64, logical_cores=1, physical_cores=1, isa=frozenset(), memory_total_mb=None,
+        memory_available_mb=None,
+    )  # fmt: skip
+    machine = Machine(board, "", facts.python, facts.glibc, free_bytes=0, managed=False)
     try:
-        wheels = fitting_wheels(manifest, Machine(board, "", facts.python, facts.glibc, 0, False))
+        wheels = fitting_wheels(manifest, machine)
     except MerinoError as error:
         raise MerinoError(f"{tree.name}: {error}") from error
     return [] if wheels else ["the file holds no packages: numpy, tokenizers and onnxruntime must be in the system"]

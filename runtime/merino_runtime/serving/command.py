@@ -112,7 +112,7 @@ def run_serve(request: ServeRequest, sensors: Any = None) -> int:
     def work() -> None:
         try:
             application.serve_models(
-                lambda model: models.load(model, count, options, folder, request.cache_mb, say_note))
+                lambda model: models.load(model, count, options, folder, cache_mb=request.cache_mb, say=say_note))
         except BaseException as error:
             faults.append(error)
             server.should_exit = True

@@ -100,4 +100,5 @@ def prompt_logprobs(backend: Backend, ids: Sequence[int], top: Optional[int]) ->
 def finished_without_slot(request: GenerationRequest, reason: str, arrived_s: float) -> Finished:
     """Return the end of a request that never had a slot."""
     waited_ms = 1000 * (time.monotonic() - arrived_s)
-    return Finished(reason, Usage(len(request.ids), 0, 0, waited_ms, 0.0, 0.0, waited_ms))
+    return Finished(reason, Usage(len(request.ids), cached_tokens=0, tokens=0, waited_ms=waited_ms, prefill_ms=0.0,
+                                  decode_ms=0.0, total_ms=waited_ms))

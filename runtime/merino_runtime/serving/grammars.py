@@ -51,8 +51,8 @@ def grammar_of(prompts: Prompts, schema: Any, tools: Sequence[Dict[str, Any]] = 
         with _compiling:
             if tools:
                 described = [{"type": "function", "function": tool["function"]} for tool in tools]
-                return constraints.compile_tools(described, choice, tokenizer, stop_ids, STYLE,
-                                                 {"type": "object"} if schema is True else schema)
+                return constraints.compile_tools(described, choice, tokenizer, stop_ids, style=STYLE,
+                                                 or_schema={"type": "object"} if schema is True else schema)
             if schema is True:
                 return constraints.compile_json(tokenizer, stop_ids)
             return constraints.compile_schema(schema, tokenizer, stop_ids)

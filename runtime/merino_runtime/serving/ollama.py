@@ -52,8 +52,8 @@ def chat_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[
                                   thinks=prompts.thinking and think is not False)
     prompt = prompts.of_messages(messages_of(body), tools, no_think=grammar is not None or think is False)
     return _request_of(body, prompt.ids, limits, client, begins=True, grammar=grammar), ResponseOptions(
-        "", fields.flag(body, "stream", True), True, bool(tools), prompt.thinks and grammar is None,
-        think is not False)
+        "", fields.flag(body, "stream", True), chat=True, tools=bool(tools),
+        thinks=prompt.thinks and grammar is None, shows_thinking=think is not False)
 
 
 def generate_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[GenerationRequest, ResponseOptions]:
