@@ -113,11 +113,11 @@ def train(
     read_sources(held_out or (), "--held-out")
     check_files([tokenizer] if tokenizer else (), "--tokenizer")
     chosen: dict[str, Any] = read_preset(preset) if preset else {"recipe": {}, "accumulate": 1}
-    given = {
+    typed = {
         "steps": steps, "batch": batch, "length": length, "cut_long": cut_long, "learning_rate": learning_rate,
         "seed": seed, "bf16": bf16, "compile": compile_model, "lora": lora, "patience": patience,
     }  # fmt: skip
-    options = {name: value for name, value in given.items() if value is not None} | read_settings(settings or ())
+    options = {name: value for name, value in typed.items() if value is not None} | read_settings(settings or ())
     if options.keys() & {"teacher_weight", "temperature"} and not teacher:
         raise MerinoError("--set teacher_weight and temperature go with a --teacher: give one, or leave them out")
     kept = read_run(out) if resume or is_finished(out) else None
