@@ -6,9 +6,9 @@ FOLDER: `gem_hot_100b+.jsonl` and `gem_hot.jsonl` of the repository mcleish7/gem
 evaluation. Each decoder counts by its loss nearest to 100 billion tokens. Its layers have grouped attention (3 E^2
 weights) and a gated FFN of ratio 4 (12 E^2). The law is scored leaving out the decoder that it predicts.
 
-And two sets that the law was not fitted from: `summary_df.pickle.xz` of formll/resolving-scaling-law-discrepancies (MIT),
-sixteen sizes; `arch_ppl_bench_s`, `_m` and `_l` of automl/HW-GPT-Bench (Apache 2.0; in its history), subnetworks of
-three supernets. Reading a pickle runs what it holds. Two minutes.
+And two sets that the law was not fitted from: `summary_df.pickle.xz` of formll/resolving-scaling-law-discrepancies
+(MIT), sixteen sizes; `arch_ppl_bench_s`, `_m` and `_l` of automl/HW-GPT-Bench (Apache 2.0; in its history), subnetworks
+of three supernets. Reading a pickle runs what it holds. A minute.
 """
 
 import argparse
@@ -143,10 +143,9 @@ def sixteen_sizes(path, tokens):
     return weights, layers, losses
 
 
-def subnetworks(folder, scale):
+def subnets(folder):
     """Weights, layers and losses. A layer has heads of 64 channels and an FFN without a gate."""
-    files = sorted(folder.glob(f"arch_ppl_bench_{scale}/ppl_observations_*.pkl"))
-    rows = [row for file in files for row in pickle.loads(file.read_bytes())]
+    rows = [row for file in sorted(folder.glob("ppl_observ*.pkl")) for row in pickle.loads(file.read_bytes())]
     weights, layers = [], np.array([row["arch"]["sample_n_layer"] for row in rows])
     for row, depth in zip(rows, layers, strict=True):
         width, heads, ratios = (row["arch"][f"sample_{key}"] for key in ("embed_dim", "n_head", "mlp_ratio"))
@@ -179,7 +178,7 @@ def main():
     summary["sixteen_sizes_0.5b_tokens"] = beside_weights(weights, layers, at_tokens[0], random)
     summary["sixteen_sizes_1.5b_tokens"] = beside_weights(weights, layers, at_tokens[1], random)
     for scale in "sml":
-        summary[f"hw_gpt_bench_{scale}"] = beside_weights(*subnetworks(options.data, scale), random)
+        summary[f"hw_gpt_bench_{scale}"] = beside_weights(*subnets(options.data / f"arch_ppl_bench_{scale}"), random)
     drawn = {name: scores[name] for name in ("merino", "number of weights", "measured")}  # docs/pictures/shapes.svg
     decoder_rows = [
         {"width": width, "layers": layers, "loss": round(loss, 4), "weights": LAYER * width**2 * layers,
@@ -188,7 +187,8 @@ def main():
     ]  # fmt: skip
     claim = "How scores order published decoders by their loss; the constants of the score `measured`"
     command = "python bench/experiments/shapes.py --data FOLDER"
-    write_record(options.out, {"summary": summary, "rows": decoder_rows}, claim, command)
+    content = {"machine": "any: no timing", "summary": summary, "rows": decoder_rows}
+    write_record(options.out, content, claim, command)
     print(json.dumps(summary, indent=1))
 
 
