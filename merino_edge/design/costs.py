@@ -85,12 +85,4 @@ class AtThreads:
     weight_bytes = property(lambda self: self.costs.column(WEIGHT_BYTES))
     kv_bytes = property(lambda self: self.costs.column(KV_BYTES))
     file_mb = property(lambda self: self.costs.column(FILE_MB) + self.costs.model.file_mb(()))
-    j_per_token = property(lambda self: joules(self.costs.model, self.decode_ms))
-
-
-def joules(model: CostModel, decode_ms: np.ndarray) -> np.ndarray:
-    per_ms = model.joules(1.0)
-    assert per_ms is not None, "require_predictable comes first"
-    return per_ms * decode_ms
-
-
+    j_per_token = property(lambda self: self.costs.model.joules(1.0) * self.decode_ms)
