@@ -82,11 +82,6 @@ BUDGETS_BY_NAME: dict[str, Budget] = {
 }  # fmt: skip
 
 
-def board_defaults() -> list[Budget]:
-    """Budgets for which a profile has a limit of its own."""
-    return [budget for budget in BUDGETS_BY_NAME.values() if budget.default]
-
-
 def requested(limits: Mapping[str, float]) -> dict[str, float]:
     """The limits, in the table's order. Raises MerinoError for unknown names and for limits that are not positive."""
     ordered = known(limits)
@@ -185,16 +180,14 @@ def refusal(
         need = f"{ceil_digits(float(needs[row, candidate])):g}, {which} ({budget.label}, in {budget.unit})"
         return f"{own}{budget.option} {limit:g} {fault} {need}"
 
-    alone = {}  # of each limit that is the only one in the way, the candidate that needs least of it
-    for row in range(len(names)):
-        only = np.flatnonzero(over[row] & (over.sum(axis=0) == 1))
-        if len(only):
-            alone[row] = int(only[needs[row][only].argmin()])
+    rows, only = range(len(names)), over & (over.sum(axis=0) == 1)
+    # Of each limit that is the only one in the way, the candidate that needs least of it.
+    alone = {row: int(np.where(only[row], needs[row], np.inf).argmin()) for row in rows if only[row].any()}
     listed = [f"{words(row, one, 'the smallest that any decoder needs')}: {name_of(one)}" for row, one in alone.items()]
     if not alone:
         share = needs / np.where(asked > 0, asked, 1e-300)[:, None]
         nearest = int(np.where(over, share, 0).max(axis=0).argmin())
-        missed = [words(row, nearest, "that the nearest decoder needs") for row in np.flatnonzero(over[:, nearest])]
+        missed = [words(row, nearest, "that the nearest decoder needs") for row in rows if over[row, nearest]]
         fault, end = f": {'; '.join(missed)}. It is {name_of(nearest)}", f"Raise all of them together, {OTHERWISE}"
     elif len(alone) == 1:
         finite = math.isfinite(limits[names[next(iter(alone))]])

@@ -37,11 +37,6 @@ def table(model: CostModel, operators: Sequence[Operator], prefill: bool) -> np.
     return np.concatenate([np.array(rows), decode.reshape(flat), whole.reshape(flat)], axis=1)
 
 
-def activations_mb(model: CostModel, operators: Sequence[Operator]) -> np.ndarray:
-    """MB of each operator's activations, of which a decoder needs the largest. [operators]"""
-    return np.array([model.activation_mb([op]) for op in operators])
-
-
 class Costs:
     """Costs of whole decoders, in arrays of one shape, each computed when it is first asked for."""
 

@@ -58,12 +58,14 @@ def design(
         )
     limits = predictable(limits, profile)
     choice = enumeration.best(space, models, vocabs, limits, scoring.constants, most)
-    score = float(effective_weights(choice.ln_loss, scoring.constants))
-    solver = Solver(
-        name="enumeration", gap=0.0, bound=score, seconds=seconds_since(started), seed=0, members=choice.members
-    )
-    considered = Considered(vocab=vocabs, precision=precisions, kv=list(kvs))
-    return written(choice.architecture, choice.model, limits, score, scoring, solver, considered, tokens)
+    score, seconds = float(effective_weights(choice.ln_loss, scoring.constants)), time.perf_counter() - started
+    return written(
+        choice.architecture, choice.model, limits, score, scoring=scoring, tokens=tokens,
+        considered=Considered(vocab=vocabs, precision=precisions, kv=list(kvs)),
+        solver=Solver(
+            name="enumeration", gap=0.0, bound=score, seconds=round(seconds, 3), seed=0, members=choice.members
+        ),
+    )  # fmt: skip
 
 
 def design_by_paper(
@@ -80,26 +82,25 @@ def design_by_paper(
     best = solve(space, costs, limits, scoring)
     gap = best.bound / best.score - 1 if best.score else float(best.bound > 0)
     proof = {"gap": gap, "bound": best.bound} if math.isfinite(gap) else {"gap": None, "bound": None}
-    solver = Solver(name="integer program", **proof, seconds=seconds_since(started), seed=0)
-    considered = Considered(vocab=[space.vocab], precision=[precision], kv=[kv])
-    return written(best.architecture, costs, limits, best.score, scoring, solver, considered, None)
+    seconds = round(time.perf_counter() - started, 3)
+    return written(
+        best.architecture, costs, limits, best.score, scoring=scoring,
+        considered=Considered(vocab=[space.vocab], precision=[precision], kv=[kv]),
+        solver=Solver(name="integer program", **proof, seconds=seconds, seed=0),
+    )  # fmt: skip
 
 
 def written(
-    arch: Architecture, costs: CostModel, limits: Mapping[str, float], score: float, scoring: Scoring, solver: Solver,
-    considered: Considered, tokens: float | None,
+    arch: Architecture, costs: CostModel, limits: Mapping[str, float], score: float, *, scoring: Scoring,
+    solver: Solver, considered: Considered, tokens: float | None = None,
 ) -> Design:  # fmt: skip
     shape, profile = costs.shape, costs.profile
     return Design(
         device=profile.id, backend=profile.backend, architecture=arch, precision=shape.precision, kv=shape.kv,
-        prompt=shape.prompt, budget=dict(limits), searched=dict(limits), predicted=costs.predict(arch.operators, limits),
-        entropy=score, scoring=scoring, training=training(arch, tokens), considered=considered, solver=solver,
-        loss_ratio=loss_ratio(arch, costs, scoring) if isinstance(scoring, MeasuredScoring) else None,
+        prompt=shape.prompt, budget=dict(limits), searched=dict(limits), entropy=score, scoring=scoring,
+        predicted=costs.predict(arch.operators, limits), training=training(arch, tokens), considered=considered,
+        solver=solver, loss_ratio=loss_ratio(arch, costs, scoring) if isinstance(scoring, MeasuredScoring) else None,
     )  # fmt: skip
-
-
-def seconds_since(started: float) -> float:
-    return round(time.perf_counter() - started, 3)
 
 
 def training(arch: Architecture, tokens: float | None) -> Training:

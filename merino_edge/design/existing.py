@@ -32,9 +32,7 @@ def existing_score(
     return paper_score(geometry, scoring)
 
 
-def geometry_loss(
-    geometry: Geometry, constants: Constants, precision: str = "fp32", kv: str | None = None
-) -> float:
+def geometry_loss(geometry: Geometry, constants: Constants, precision: str = "fp32", kv: str | None = None) -> float:
     """`law.ln_loss` of any decoder."""
     return loss_of(groups_of(geometry), geometry, constants, precision, kv)
 

@@ -56,9 +56,6 @@ class Front(Strict):
     points: tuple[Design, ...]  # rising limits
     models: tuple[Mark, ...]
 
-    def to_json(self) -> str:
-        return self.model_dump_json(by_alias=True, indent=2) + "\n"
-
 
 def front(
     profile: DeviceProfile, limits: Mapping[str, float], against: str, points: int, *, context: int, prompt: int,
@@ -81,10 +78,7 @@ def front(
     axis = BUDGETS_BY_NAME[against]
     if against in limits:
         raise MerinoError(f"{axis.option} is the axis of the front: leave it out, or choose another --against")
-    if axis.default is None:
-        raise MerinoError(
-            f"{axis.option} is no axis of a front, since profiles have no limit on it: choose another --against"
-        )
+    assert axis.default, f"{against}: an axis of a front is a budget on which profiles have a limit"
     fixed = with_board_defaults(requested(limits), profile, axis)
 
     def best(ceilings: Mapping[str, float]) -> Design:

@@ -122,9 +122,7 @@ def judge(model: Model, costs: Sequence[CostModel], limits: Mapping[str, float])
     return Candidate(model, long_enough, tuple(verdicts), costs[0].shape.kv)
 
 
-def design_at(
-    costs: CostModel, limits: Mapping[str, float], space: Space, kvs: Sequence[str | None]
-) -> FormatDesign:
+def design_at(costs: CostModel, limits: Mapping[str, float], space: Space, kvs: Sequence[str | None]) -> FormatDesign:
     shape, precision = costs.shape, costs.shape.precision
     if refused := refused_words(costs.profile, precision):
         return FormatDesign(precision, None, refused)
