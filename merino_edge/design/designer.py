@@ -126,7 +126,8 @@ def loss_ratio(arch: Architecture, costs: CostModel, scoring: MeasuredScoring) -
         return math.exp(above - loss_of(other, reference, constants, "fp32", None))
 
     value = ratio(scoring.constants)
-    ends = {name: (one.low, one.high) for name, one in CONSTANTS.items() if None not in (one.low, one.high)}
+    known = [(name, one.low, one.high) for name, one in CONSTANTS.items()]
+    ends = {name: (low, high) for name, low, high in known if low is not None and high is not None}
     varied = [name for name in ends if len({ratio({**scoring.constants, name: end}) for end in ends[name]}) == 2]
     corners = [
         ratio({**scoring.constants, **dict(zip(varied, corner, strict=True))})
