@@ -56,8 +56,8 @@ def board_rows():
 
 
 def paper_rows():
-    for name, preset in PRESETS.items():
-        yield timed(design_by_paper, name, load_profile("raspberry-pi-4"), preset.limits)
+    for name, limits in PRESETS.items():
+        yield timed(design_by_paper, name, load_profile("raspberry-pi-4"), limits)
     for board in list_profiles():
         yield timed(design_by_paper, board.id, board, with_board_defaults({}, board))
 

@@ -1,17 +1,23 @@
-"""Which score orders decoders as training does? Against 22 published ones of many shapes and sizes.
+"""Which score orders decoders as training does? Against published ones of many shapes and sizes.
 
     python bench/experiments/shapes.py --data FOLDER -o bench/results/shapes.json
 
 FOLDER: `gem_hot_100b+.jsonl` and `gem_hot.jsonl` of the repository mcleish7/gemstone-scaling-laws (MIT), a line per
 evaluation. Each decoder counts by its loss nearest to 100 billion tokens. Its layers have grouped attention (3 E^2
-weights) and a gated FFN of ratio 4 (12 E^2). The law is scored leaving out the decoder that it predicts. Seconds.
+weights) and a gated FFN of ratio 4 (12 E^2). The law is scored leaving out the decoder that it predicts.
+
+And two sets that the law was not fitted from: `summary_df.pickle.xz` of formll/resolving-scaling-law-discrepancies
+(MIT), sixteen sizes; `arch_ppl_bench_s`, `_m` and `_l` of automl/HW-GPT-Bench (Apache 2.0; in its history), subnetworks
+of three supernets. Reading a pickle runs what it holds. A minute.
 """
 
 import argparse
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
+import pandas
 from scipy.stats import spearmanr
 from write_record import write_record
 
@@ -27,6 +33,8 @@ BOOTSTRAPS = 2_000
 TABLE = 2 * 50304  # rows of embedding and head
 LOW, HIGH = 90e6, 120e6  # the group of about 100 M weights, embedding and head counted
 EPS = 64.0  # of law A
+SIXTEEN = ((96, 3), (128, 4), (160, 5), (224, 6), (288, 8), (320, 9), (384, 10), (480, 12), (576, 14), (640, 15),
+           (704, 18), (832, 21), (1024, 23), (1120, 26), (1312, 26), (1504, 30))  # widths and layers  # fmt: skip
 
 
 def decoders(folder):
@@ -123,6 +131,33 @@ def constant_rows(rows, random):
     }  # fmt: skip
 
 
+def sixteen_sizes(path, tokens):
+    """Weights, layers, and losses at each number of tokens, with a constant learning rate."""
+    runs = pandas.read_pickle(path).query("hparams == 'tuned' and decay == 'const'").data.iloc[0]
+    points = pandas.concat([pandas.DataFrame({"size": run.orig_n, "tokens": run.orig_t, "loss": run.orig_loss})
+                            for run in runs.itertuples()]).sort_values("tokens")  # fmt: skip
+    width, layers = np.array(SIXTEEN).T
+    weights = (4 * width + 3 * 256 * -(-(8 * width // 3) // 256)) * width * layers
+    curves = [points[points["size"] == size] for size in weights + 50432 * width]
+    losses = [np.array([np.interp(np.log(count), np.log(one.tokens), one.loss) for one in curves]) for count in tokens]
+    return weights, layers, losses
+
+
+def subnets(folder):
+    """Weights, layers and losses. A layer has heads of 64 channels and an FFN without a gate."""
+    rows = [row for file in sorted(folder.glob("ppl_observ*.pkl")) for row in pickle.loads(file.read_bytes())]
+    weights, layers = [], np.array([row["arch"]["sample_n_layer"] for row in rows])
+    for row, depth in zip(rows, layers, strict=True):
+        width, heads, ratios = (row["arch"][f"sample_{key}"] for key in ("embed_dim", "n_head", "mlp_ratio"))
+        weights.append(width * (4 * 64 * sum(heads[:depth]) + 2 * width * sum(ratios[:depth])))
+    return np.array(weights), layers, np.log([row["perplexity"] for row in rows])
+
+
+def beside_weights(weights, layers, losses, random):
+    law = -ln_loss(weights, layers, 0.0, MEASURED.constants)
+    return {"decoders": len(losses), **correlations({"number of weights": weights, "measured": law}, losses, random)}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -139,6 +174,11 @@ def main():
             {name: values[group] for name, values in scores.items()}, losses[group], random)},
         "constants": constant_rows(rows, random),
     }  # fmt: skip
+    weights, layers, at_tokens = sixteen_sizes(options.data / "summary_df.pickle.xz", (0.5e9, 1.5e9))
+    summary["sixteen_sizes_0.5b_tokens"] = beside_weights(weights, layers, at_tokens[0], random)
+    summary["sixteen_sizes_1.5b_tokens"] = beside_weights(weights, layers, at_tokens[1], random)
+    for scale in "sml":
+        summary[f"hw_gpt_bench_{scale}"] = beside_weights(*subnets(options.data / f"arch_ppl_bench_{scale}"), random)
     drawn = {name: scores[name] for name in ("merino", "number of weights", "measured")}  # docs/pictures/shapes.svg
     decoder_rows = [
         {"width": width, "layers": layers, "loss": round(loss, 4), "weights": LAYER * width**2 * layers,
@@ -147,7 +187,8 @@ def main():
     ]  # fmt: skip
     claim = "How scores order published decoders by their loss; the constants of the score `measured`"
     command = "python bench/experiments/shapes.py --data FOLDER"
-    write_record(options.out, {"summary": summary, "rows": decoder_rows}, claim, command)
+    content = {"machine": "any: no timing", "summary": summary, "rows": decoder_rows}
+    write_record(options.out, content, claim, command)
     print(json.dumps(summary, indent=1))
 
 

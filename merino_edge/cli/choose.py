@@ -28,11 +28,11 @@ from merino_edge.cli.options import (
     parse_confidence,
     with_budgets,
 )
-from merino_edge.design.budgets import board_defaults
+from merino_edge.design.budgets import BUDGETS_BY_NAME
 from merino_runtime.errors import MerinoError
 
 Against = StrEnum(  # type: ignore[misc]
-    "Against", {budget.name: budget.option.removeprefix("--") for budget in board_defaults()}
+    "Against", {name: budget.option.removeprefix("--") for name, budget in BUDGETS_BY_NAME.items() if budget.default}
 )
 FIRST_AXIS = next(iter(Against))
 

@@ -98,7 +98,7 @@ def design(
         check_file(out)
     profile = board(device, say, backend)
     longest, length = default_lengths(profile, context, prompt)
-    limits = with_board_defaults(limits, profile) if preset is None else PRESETS[preset].limits
+    limits = with_board_defaults(limits, profile) if preset is None else PRESETS[preset]
 
     def search(within: "Mapping[str, float]", like: "Design | None" = None) -> "Design":
         """`like`: a design whose vocabulary and formats are taken."""

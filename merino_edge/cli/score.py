@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from merino_edge.profiles.profile import DeviceProfile
 
 SCHEMA = 1
+UNKNOWN = "the paper's entropy is defined for FFNs of two matrices, and for attention as wide as its layer"
 
 
 def score(
@@ -33,7 +34,7 @@ def score(
     from merino_edge.cli.score_tables import cost_table, score_table
     from merino_edge.cli.tables import show
     from merino_edge.cli.terminal import say
-    from merino_edge.design.existing import every_score, layers_weights
+    from merino_edge.design.existing import existing_score, layers_weights
     from merino_edge.design.score import SCORES, score_named
     from merino_edge.export.geometry import describe
 
@@ -45,10 +46,7 @@ def score(
         {
             "source": source, "name": each.name, "shape": each.geometry.shape(),
             "weights": layers_weights(each.geometry),
-            "scores": {
-                scored.name: {"value": scored.value, "reason": scored.reason}
-                for scored in every_score(each.geometry, names)
-            },
+            "scores": {name: with_reason(existing_score(each.geometry, SCORES[name])) for name in names},
             "predicted": {precision: predicted.model_dump() for precision, predicted in cost.items()},
         }
         for source, each, cost in zip(sources, decoders, costs, strict=True)
@@ -62,14 +60,17 @@ def score(
         show(cost_table([each.name for each in decoders], costs, profile))
 
 
+def with_reason(value: float | None) -> dict[str, float | str | None]:
+    return {"value": value, "reason": "" if value is not None else UNKNOWN}
+
+
 def costs_of(
     profile: "DeviceProfile", decoder: "Geometry", context: int | None, prompt: int | None
 ) -> "dict[str, Predicted]":
     """By weight format. Without a context the board's own, or the model's where that is shorter."""
-    from merino_edge.design.designer import check_lengths
     from merino_edge.prediction.cost_model import cost_model
     from merino_edge.prediction.formats import formats_of
-    from merino_edge.prediction.shape import InferenceShape, default_lengths
+    from merino_edge.prediction.shape import InferenceShape, check_lengths, default_lengths
     from merino_runtime.errors import MerinoError
 
     if context is not None and context > decoder.context:

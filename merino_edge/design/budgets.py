@@ -24,38 +24,25 @@ OTHERWISE = "or `design` with a smaller --vocab or a shorter --context"
 
 @dataclass(frozen=True)
 class Budget:
-    """A quantity that can be limited.
+    """A quantity that can be limited. `of`: its value in a prediction or in `costs.AtThreads`, None if it cannot be
+    predicted; it is linear, so that an integer program can add up the parts of a decoder."""
 
-    Attributes:
-        name: key in files, its unit at the end.
-        title: one word for table cells.
-        label: the quantity, without the unit.
-        of: its value, in `unit`, in a prediction or in arrays of the same names (`costs.Totals`); None if it cannot be
-            predicted. It is linear, so that an integer program can add up the parts of a decoder.
-        default: the board's own limit.
-        most: the physical maximum of the board. Such a budget is always applied.
-        needs: figure of the profile that its prediction needs, by backend.
-        phase: the phase whose latency it depends on, and so whose thread counts a search tries.
-    """
-
-    name: str
-    title: str
-    label: str
+    name: str  # key in files, its unit at the end
+    title: str  # one word for table cells
+    label: str  # without the unit
     unit: str
     of: Callable[[Any], Any]
-    default: "Callable[[DeviceProfile], float] | None" = None
-    most: "Callable[[DeviceProfile], float] | None" = None
-    needs: Mapping[str, str] | None = None
-    phase: Literal["decode", "prefill"] | None = None
+    default: "Callable[[DeviceProfile], float] | None" = None  # the board's own limit
+    most: "Callable[[DeviceProfile], float] | None" = None  # what the board has; such a budget is always applied
+    needs: Mapping[str, str] | None = None  # figure of the profile that its prediction needs, by backend
+    phase: Literal["decode", "prefill"] | None = None  # whose latency it depends on; a search tries its thread counts
 
     @property
     def option(self) -> str:
-        """The option's name on the command line."""
         return "--" + self.name.replace("_", "-")
 
     @property
     def help(self) -> str:
-        """The text of the option's help."""
         notes = ["; default: the board's"] if self.most else []
         figures = [path.rpartition(".")[2] for path in (self.needs or {}).values()]
         notes += [f"; the profile must have {' or '.join(figures)}"] if figures else []
@@ -95,18 +82,14 @@ BUDGETS_BY_NAME: dict[str, Budget] = {
 }  # fmt: skip
 
 
-def board_defaults() -> list[Budget]:
-    """Budgets for which a profile has a limit of its own."""
-    return [budget for budget in BUDGETS_BY_NAME.values() if budget.default]
-
-
 def requested(limits: Mapping[str, float]) -> dict[str, float]:
     """The limits, in the table's order. Raises MerinoError for unknown names and for limits that are not positive."""
-    bad = [f"{BUDGETS_BY_NAME[name].option} {limit:g}" for name, limit in known(limits).items() if not positive(limit)]
+    ordered = known(limits)
+    bad = [f"{BUDGETS_BY_NAME[name].option} {limit:g}" for name, limit in ordered.items() if not positive(limit)]
     if bad:
         listed = ", ".join(bad)
         raise MerinoError(f"a budget must be a positive number, not {listed}: give a larger value or leave it out")
-    return known(limits)
+    return ordered
 
 
 def known(limits: Mapping[str, float]) -> dict[str, float]:
@@ -117,41 +100,42 @@ def known(limits: Mapping[str, float]) -> dict[str, float]:
     return {name: limits[name] for name in BUDGETS_BY_NAME if name in limits}
 
 
-def with_board_defaults(limits: Mapping[str, float], profile: "DeviceProfile") -> dict[str, float]:
-    """The board's own limits where the user gave none, and its memory where the user gave no limit on memory.
+def with_board_defaults(
+    limits: Mapping[str, float], profile: "DeviceProfile", axis: Budget | None = None
+) -> dict[str, float]:
+    """The board's own limits where the user gave none, and its memory where the user gave no limit on memory. `axis`:
+    the budget that a front varies; it gets no limit, and no other limit but memory is the board's.
 
-    Raises MerinoError as `require_possible` does.
+    Raises MerinoError for a limit above the board's maximum, and as `predictable` does.
     """
     own = {
         budget.name: budget.default(profile)
-        for budget in BUDGETS_BY_NAME.values() if budget.default and (budget.most or not limits)
-    }  # fmt: skip
+        for budget in BUDGETS_BY_NAME.values()
+        if budget.default and budget != axis and (budget.most or not (limits or axis))
+    }
     filled = known({**own, **limits})
-    require_possible(filled, profile)
-    return filled
-
-
-def require_possible(limits: Mapping[str, float], profile: "DeviceProfile") -> None:
-    """Raises MerinoError for a limit above the board's maximum, and for a budget that its profile cannot predict."""
-    for budget in map(BUDGETS_BY_NAME.__getitem__, limits):
-        limit = limits[budget.name]
+    for name, limit in filled.items():
+        budget = BUDGETS_BY_NAME[name]
         if budget.most and positive(limit) and limit > budget.most(profile):
             raise MerinoError(
                 f"{budget.option} {limit:g} is more than a {profile.name} has free, {budget.most(profile):g}:"
                 " give at most that"
             )
-    require_predictable(limits, profile)
+    return predictable(filled, profile)
 
 
-def require_predictable(limits: Mapping[str, float], profile: "DeviceProfile") -> None:
-    """Raises MerinoError for a budget whose prediction needs a figure that the profile does not have."""
-    for budget in map(BUDGETS_BY_NAME.__getitem__, limits):
+def predictable(limits: Mapping[str, float], profile: "DeviceProfile") -> dict[str, float]:
+    """The limits, in the table's order. Raises MerinoError for unknown names, and for a budget whose prediction needs a
+    figure that the profile does not have."""
+    ordered = known(limits)
+    for budget in map(BUDGETS_BY_NAME.__getitem__, ordered):
         needed = budget.needs and budget.needs[profile.backend]
         if needed and profile.figure(needed) is None:
             raise MerinoError(
                 f"{budget.option} needs {needed} in the profile, and a {profile.name}'s has none: leave it out,"
                 " or copy the profile to a TOML file, add that figure and give its path as --device"
             )
+    return ordered
 
 
 def amount(budget: Budget, predicted: "Predicted") -> float:
@@ -188,40 +172,32 @@ def refusal(
     names, asked = list(limits), np.array([limit if positive(limit) else 0.0 for limit in limits.values()])
     over = needs > most_within(asked[:, None])
 
-    def words(name: str, candidate: int, which: str) -> str:
-        return smallest(name, limits[name], float(needs[names.index(name), candidate]), which, profile)
+    def words(row: int, candidate: int, which: str) -> str:
+        """`--decode-ms 1 is below 3.2, the smallest that any decoder needs (...)`."""
+        budget, limit = BUDGETS_BY_NAME[names[row]], limits[names[row]]
+        own = "the board's own " if profile and budget.default and budget.default(profile) == limit else ""
+        fault = "is below" if positive(limit) else "is not a positive, finite number, and may not be below"
+        need = f"{ceil_digits(float(needs[row, candidate])):g}, {which} ({budget.label}, in {budget.unit})"
+        return f"{own}{budget.option} {limit:g} {fault} {need}"
 
-    alone: dict[str, int] = {}  # of each limit that is the only one in the way, the candidate that needs least of it
-    for row, name in enumerate(names):
-        only = np.flatnonzero(over[row] & (over.sum(axis=0) == 1))
-        if len(only):
-            alone[name] = int(only[needs[row][only].argmin()])
+    rows, only = range(len(names)), over & (over.sum(axis=0) == 1)
+    # Of each limit that is the only one in the way, the candidate that needs least of it.
+    alone = {row: int(np.where(only[row], needs[row], np.inf).argmin()) for row in rows if only[row].any()}
+    listed = [f"{words(row, one, 'the smallest that any decoder needs')}: {name_of(one)}" for row, one in alone.items()]
     if not alone:
         share = needs / np.where(asked > 0, asked, 1e-300)[:, None]
         nearest = int(np.where(over, share, 0).max(axis=0).argmin())
-        missed = [name for row, name in enumerate(names) if over[row, nearest]]
-        needed = "; ".join(words(name, nearest, "that the nearest decoder needs") for name in missed)
-        end = f"Raise all of them together, {OTHERWISE}"
-        return MerinoError(f"no decoder of this space fits: {needed}. It is {name_of(nearest)}. {end}")
-    any_needs = "the smallest that any decoder needs"
-    listed = [f"{words(name, least, any_needs)}: {name_of(least)}" for name, least in alone.items()]
-    if len(alone) == 1:
-        finite = math.isfinite(limits[next(iter(alone))])
+        missed = [words(row, nearest, "that the nearest decoder needs") for row in rows if over[row, nearest]]
+        fault, end = f": {'; '.join(missed)}. It is {name_of(nearest)}", f"Raise all of them together, {OTHERWISE}"
+    elif len(alone) == 1:
+        finite = math.isfinite(limits[names[next(iter(alone))]])
         end = f"Raise that budget, {OTHERWISE}" if finite else "Give a number, or leave the option out"
-        return MerinoError(f"no decoder of this space fits: {listed[0]}. {end}")
-    together = " and ".join(BUDGETS_BY_NAME[name].option for name in alone)
-    return MerinoError(
-        f"no decoder of this space fits {together} together, but each of them alone. With the other limits unchanged,"
-        f" {'; or '.join(listed)}. Raise one of them, {OTHERWISE}"
-    )
-
-
-def smallest(name: str, limit: float, need: float, which: str, profile: "DeviceProfile | None") -> str:
-    """`--decode-ms 1 is below 3.2, the smallest that any decoder needs (...)`."""
-    budget = BUDGETS_BY_NAME[name]
-    own = "the board's own " if profile and budget.default and budget.default(profile) == limit else ""
-    fault = "is below" if positive(limit) else "is not a positive, finite number, and may not be below"
-    return f"{own}{budget.option} {limit:g} {fault} {ceil_digits(need):g}, {which} ({budget.label}, in {budget.unit})"
+        fault = f": {listed[0]}"
+    else:
+        together = " and ".join(BUDGETS_BY_NAME[names[row]].option for row in alone)
+        fault = f" {together} together, but each of them alone. With the other limits unchanged, {'; or '.join(listed)}"
+        end = f"Raise one of them, {OTHERWISE}"
+    return MerinoError(f"no decoder of this space fits{fault}. {end}")
 
 
 def ceil_digits(value: float, digits: int = 4) -> float:

@@ -37,11 +37,6 @@ def table(model: CostModel, operators: Sequence[Operator], prefill: bool) -> np.
     return np.concatenate([np.array(rows), decode.reshape(flat), whole.reshape(flat)], axis=1)
 
 
-def activations_mb(model: CostModel, operators: Sequence[Operator]) -> np.ndarray:
-    """MB of each operator's activations, of which a decoder needs the largest. [operators]"""
-    return np.array([model.activation_mb([op]) for op in operators])
-
-
 class Costs:
     """Costs of whole decoders, in arrays of one shape, each computed when it is first asked for."""
 
@@ -85,12 +80,4 @@ class AtThreads:
     weight_bytes = property(lambda self: self.costs.column(WEIGHT_BYTES))
     kv_bytes = property(lambda self: self.costs.column(KV_BYTES))
     file_mb = property(lambda self: self.costs.column(FILE_MB) + self.costs.model.file_mb(()))
-    j_per_token = property(lambda self: joules(self.costs.model, self.decode_ms))
-
-
-def joules(model: CostModel, decode_ms: np.ndarray) -> np.ndarray:
-    per_ms = model.joules(1.0)
-    assert per_ms is not None, "require_predictable comes first"
-    return per_ms * decode_ms
-
-
+    j_per_token = property(lambda self: self.costs.model.joules(1.0) * self.decode_ms)

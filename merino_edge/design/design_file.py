@@ -17,8 +17,6 @@ from merino_runtime.io.json_file import read_json, read_json_and_text
 SCHEMA = 5
 DESIGN = "design.json"  # the usual name; in a checkpoint's folder the one that it was trained from
 
-SolverName = Literal["enumeration", "integer program"]
-
 
 def quantized(kv: str) -> str:
     if kv not in QUANTIZED_CACHES:
@@ -30,9 +28,12 @@ QuantizedCache = Annotated[str, AfterValidator(quantized)]
 
 
 class Strict(BaseModel):
-    """A part of a file: frozen, no unknown keys."""
+    """A file or a part of one: frozen, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+    def to_json(self) -> str:
+        return self.model_dump_json(by_alias=True, indent=2) + "\n"
 
 
 class Solver(Strict):
@@ -40,7 +41,7 @@ class Solver(Strict):
     score) / score. Both are None if nothing was proved. `members`: the number of decoders that were looked at, if all
     were."""
 
-    name: SolverName
+    name: Literal["enumeration", "integer program"]
     gap: float | None
     bound: float | None
     seconds: float
@@ -66,20 +67,13 @@ class Ratio(Strict):
 
 
 class Training(Strict):
-    """The text that a decoder of this size wants.
+    """The text that a decoder of this size wants."""
 
-    Attributes:
-        tokens: of the text, as given; None: unknown.
-        right_tokens: the number of tokens for which this size is best, each seen once.
-        bytes_per_token: of English text with a vocabulary of this size.
-        most_weights, most_weights_interval: parameters that the given text can train, and what they may be.
-    """
-
-    tokens: float | None
-    right_tokens: float
-    bytes_per_token: float
-    most_weights: float | None
-    most_weights_interval: tuple[float, float] | None
+    tokens: float | None  # of the text, as given; None: unknown
+    right_tokens: float  # for which this size is best, each seen once
+    bytes_per_token: float  # of English text with a vocabulary of this size
+    most_weights: float | None  # parameters that the given text can train
+    most_weights_interval: tuple[float, float] | None  # what they may be
 
 
 class Measured(Strict):
@@ -113,9 +107,6 @@ class Design(Strict):
     considered: Considered
     solver: Solver
 
-    def to_json(self) -> str:
-        return self.model_dump_json(by_alias=True, indent=2) + "\n"
-
 
 def load_design(path: Path) -> Design:
     """Raises MerinoError with all faults of the file at once, or only for its schema where that is another."""
@@ -139,10 +130,3 @@ def read_plan(path: Path) -> Design | Architecture:
         raise MerinoError(
             f"{path} is neither a design.json nor an architecture: {fault_list(error)}. Correct it"
         ) from error
-
-
-def model_name(path: Path, plan: Design | Architecture) -> str:
-    """The name of a model made from a file: the file's stem; for a `design.json`, prefixed with the board's id."""
-    if isinstance(plan, Design) and path.name == DESIGN:
-        return f"{Path(plan.device).stem}-{path.stem}"
-    return path.stem

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from merino_edge.design import enumeration
 from merino_edge.design.axes import tokens as texts
 from merino_edge.design.axes import vocabulary
-from merino_edge.design.budgets import known, require_predictable
+from merino_edge.design.budgets import predictable
 from merino_edge.design.design_file import Considered, Design, Ratio, Solver, Training
 from merino_edge.design.existing import groups_of, loss_of
 from merino_edge.design.law import Constants, effective_weights
@@ -21,9 +21,9 @@ from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import params
 from merino_edge.families.zoo import model
 from merino_edge.prediction.cost_model import CostModel, cost_model
-from merino_edge.prediction.formats import cache_needs, fast_formats, formats_of, has_cache, is_predicted
+from merino_edge.prediction.formats import check_cache, check_format, fast_formats, formats_of, has_cache
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
-from merino_edge.prediction.shape import InferenceShape
+from merino_edge.prediction.shape import InferenceShape, check_lengths
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.bundle import QUANTIZED_CACHES
 from merino_runtime.errors import MerinoError
@@ -32,23 +32,13 @@ MOST_COMBINATIONS = 128
 
 
 def design(
-    profile: DeviceProfile,
-    limits: Mapping[str, float],
-    *,
-    context: int,
-    prompt: int,
-    space: Space = SPACE,
-    vocabs: Sequence[int] = (),
-    precisions: Sequence[str] = (),
-    kvs: Sequence[str | None] | None = None,
-    tokens: float | None = None,
-    scoring: MeasuredScoring = MEASURED,
-    confidence: float = DEFAULT_CONFIDENCE,
-) -> Design:
+    profile: DeviceProfile, limits: Mapping[str, float], *, context: int, prompt: int, space: Space = SPACE,
+    vocabs: Sequence[int] = (), precisions: Sequence[str] = (), kvs: Sequence[str | None] | None = None,
+    tokens: float | None = None, scoring: MeasuredScoring = MEASURED, confidence: float = DEFAULT_CONFIDENCE,
+) -> Design:  # fmt: skip
     """The decoder of highest score in `space` within `limits` (`budgets`) on the board, at the costs of its backend.
 
     On a calibrated board, the upper bound of each latency's prediction interval at `confidence` must meet its limit.
-
     `vocabs`, `precisions`, `kvs`: vocabularies and formats of weights and cache to choose from; by default VOCABS and
     the formats that the board is fast at. In `kvs` None is the format of the activations. `tokens`: of the training
     text. Raises MerinoError if no decoder fits, with the smallest limits that one needs.
@@ -66,74 +56,51 @@ def design(
         raise MerinoError(
             f"{len(vocabs)} vocabularies x {len(models)} pairs of formats: give at most {MOST_COMBINATIONS} in all"
         )
-    limits = known(limits)
-    require_predictable(limits, profile)
+    limits = predictable(limits, profile)
     choice = enumeration.best(space, models, vocabs, limits, scoring.constants, most)
-    score = float(effective_weights(choice.ln_loss, scoring.constants))
-    solver = Solver(
-        name="enumeration", gap=0.0, bound=score, seconds=seconds_since(started), seed=0, members=choice.members
-    )
+    score, seconds = float(effective_weights(choice.ln_loss, scoring.constants)), time.perf_counter() - started
     return written(
-        profile, choice.architecture, choice.model, limits, score, scoring, solver,
-        Considered(vocab=vocabs, precision=precisions, kv=list(kvs)), training(choice.architecture, tokens),
+        choice.architecture, choice.model, limits, score, scoring=scoring, tokens=tokens,
+        considered=Considered(vocab=vocabs, precision=precisions, kv=list(kvs)),
+        solver=Solver(
+            name="enumeration", gap=0.0, bound=score, seconds=round(seconds, 3), seed=0, members=choice.members
+        ),
     )  # fmt: skip
 
 
 def design_by_paper(
-    profile: DeviceProfile,
-    limits: Mapping[str, float],
-    *,
-    context: int,
-    prompt: int,
-    space: PaperSpace = PAPER_SPACE,
-    precision: str | None = None,
-    kv: str | None = None,
-    scoring: MerinoScoring = MERINO,
-    confidence: float = DEFAULT_CONFIDENCE,
-) -> Design:
+    profile: DeviceProfile, limits: Mapping[str, float], *, context: int, prompt: int,
+    space: PaperSpace = PAPER_SPACE, precision: str | None = None, kv: str | None = None,
+    scoring: MerinoScoring = MERINO, confidence: float = DEFAULT_CONFIDENCE,
+) -> Design:  # fmt: skip
     """The decoder of highest score in the paper's space. The paper's score sees neither vocabulary nor format, so each
     is given. `precision`: by default the backend's preferred one."""
     started = time.perf_counter()
     precision = precision or formats_of(profile)[0]
     (costs,) = cost_models(profile, [precision], [kv], context, prompt, [space.vocab], confidence)
-    limits = known(limits)
-    require_predictable(limits, profile)
+    limits = predictable(limits, profile)
     best = solve(space, costs, limits, scoring)
     gap = best.bound / best.score - 1 if best.score else float(best.bound > 0)
-    solver = Solver(name="integer program", gap=gap, bound=best.bound, seconds=seconds_since(started), seed=0)
-    if not math.isfinite(gap):
-        solver = solver.model_copy(update={"gap": None, "bound": None})
+    proof = {"gap": gap, "bound": best.bound} if math.isfinite(gap) else {"gap": None, "bound": None}
+    seconds = round(time.perf_counter() - started, 3)
     return written(
-        profile, best.architecture, costs, limits, best.score, scoring, solver,
-        Considered(vocab=[space.vocab], precision=[precision], kv=[kv]), training(best.architecture, None),
+        best.architecture, costs, limits, best.score, scoring=scoring,
+        considered=Considered(vocab=[space.vocab], precision=[precision], kv=[kv]),
+        solver=Solver(name="integer program", **proof, seconds=seconds, seed=0),
     )  # fmt: skip
 
 
 def written(
-    profile: DeviceProfile, arch: Architecture, costs: CostModel, limits: Mapping[str, float], score: float,
-    scoring: Scoring, solver: Solver, considered: Considered, text: Training,
+    arch: Architecture, costs: CostModel, limits: Mapping[str, float], score: float, *, scoring: Scoring,
+    solver: Solver, considered: Considered, tokens: float | None = None,
 ) -> Design:  # fmt: skip
+    shape, profile = costs.shape, costs.profile
     return Design(
-        device=profile.id,
-        backend=profile.backend,
-        architecture=arch,
-        precision=costs.shape.precision,
-        kv=costs.shape.kv,
-        prompt=costs.shape.prompt,
-        budget=dict(limits),
-        searched=dict(limits),
-        predicted=costs.predict(arch.operators, limits),
-        entropy=score,
-        scoring=scoring,
-        loss_ratio=loss_ratio(arch, costs, scoring) if isinstance(scoring, MeasuredScoring) else None,
-        training=text,
-        considered=considered,
-        solver=solver,
-    )
-
-
-def seconds_since(started: float) -> float:
-    return round(time.perf_counter() - started, 3)
+        device=profile.id, backend=profile.backend, architecture=arch, precision=shape.precision, kv=shape.kv,
+        prompt=shape.prompt, budget=dict(limits), searched=dict(limits), entropy=score, scoring=scoring,
+        predicted=costs.predict(arch.operators, limits), training=training(arch, tokens), considered=considered,
+        solver=solver, loss_ratio=loss_ratio(arch, costs, scoring) if isinstance(scoring, MeasuredScoring) else None,
+    )  # fmt: skip
 
 
 def training(arch: Architecture, tokens: float | None) -> Training:
@@ -196,28 +163,3 @@ def vocabularies(most_weights: float | None) -> tuple[int, ...]:
     """Those to choose from, with small ones for a text that trains few weights."""
     few = most_weights is not None and most_weights < vocabulary.LAYERS
     return (*vocabulary.SMALL_VOCABS, *vocabulary.VOCABS) if few else vocabulary.VOCABS
-
-
-def check_format(profile: DeviceProfile, precision: str) -> None:
-    if not is_predicted(profile, precision):
-        where = "" if len(profile.backends) == 1 else f" on {profile.backend}"
-        others = [name for name in profile.backends if is_predicted(profile.with_backend(name), precision)]
-        raise MerinoError(
-            f"--precision {precision} cannot be designed for{where}: choose one of {', '.join(formats_of(profile))}"
-            + "".join(f", or --backend {name}" for name in others)
-        )
-
-
-def check_cache(profile: DeviceProfile, kv: str | None) -> None:
-    if not has_cache(profile, kv):
-        raise MerinoError(
-            f"--kv {kv} cannot be designed for on this board: it needs {cache_needs()}, and a {profile.name} has"
-            f" {profile.backend} {getattr(profile.software, profile.backend)}. Leave --kv out"
-        )
-
-
-def check_lengths(context: int, prompt: int) -> None:
-    if not 2 <= context <= 131_072:
-        raise MerinoError(f"--context {context} is not allowed: choose 2 to 131072 tokens")
-    if not 1 <= prompt <= context:
-        raise MerinoError(f"--prompt {prompt} is not allowed: choose 1 to the context, {context} tokens")

@@ -6,6 +6,7 @@
    be proved.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -15,7 +16,7 @@ import numpy as np
 
 from merino_edge.design.axes import attention, ffn, vocabulary, weight_format
 from merino_edge.design.budgets import BUDGETS_BY_NAME, refusal
-from merino_edge.design.costs import AtThreads, Costs, activations_mb, table
+from merino_edge.design.costs import AtThreads, Costs, table
 from merino_edge.design.law import Constants, ln_loss
 from merino_edge.design.space import Layer, Space, architecture
 from merino_edge.families.designed import Architecture
@@ -26,22 +27,15 @@ from merino_runtime.errors import MerinoError
 
 
 class Kinds(NamedTuple):
-    """Every kind of layer of a space. K kinds.
+    """Every kind of layer of a space, and the attentions and FFNs that layers are made of. K kinds."""
 
-    Attributes:
-        layers: [K]
-        attentions, ffns: the attentions and FFNs that layers are made of.
-        attention, ffn, width: index of each kind's attention and FFN, and of its width in the space. [K]
-        weights: of one layer's matrices. [K]
-    """
-
-    layers: list[Layer]
+    layers: list[Layer]  # [K]
     attentions: list[tuple[int, int]]
     ffns: list[tuple[int, float, bool]]
-    attention: np.ndarray
-    ffn: np.ndarray
-    width: np.ndarray
-    weights: np.ndarray
+    attention: np.ndarray  # index of each kind's attention [K]
+    ffn: np.ndarray  # of its FFN [K]
+    width: np.ndarray  # of its width in the space [K]
+    weights: np.ndarray  # of one layer's matrices [K]
 
 
 class Choice(NamedTuple):
@@ -78,7 +72,12 @@ def best(
     """
     kinds, depths = kinds_of(space), np.array(space.depths)
     weights = kinds.weights[:, None] * depths  # [K, D]
-    losses = ln_loss(weights, depths, terms_of(kinds, constants)[:, None], constants)
+    terms = [
+        attention.heads_term(layer.width // attention.head_size(layer.width), layer.kv_heads, constants)
+        + ffn.term(layer.gated, constants)
+        for layer in kinds.layers
+    ]
+    losses = ln_loss(weights, depths, np.array(terms)[:, None], constants)
     widths = np.array(space.widths)[kinds.width][:, None]
     chosen, least, fewest = None, np.inf, np.inf
     for vocab in vocabs:
@@ -103,15 +102,6 @@ def best(
     kind, depth = divmod(place, len(depths))
     arch = architecture(kinds.layers[kind], int(depths[depth]), vocab, model.shape.context)
     return Choice(arch, model, least, losses.size * len(vocabs) * len(models))
-
-
-def terms_of(kinds: Kinds, constants: Constants) -> np.ndarray:
-    """The terms of the axes of a layer. [K]"""
-    return np.array([
-        attention.heads_term(layer.width // attention.head_size(layer.width), layer.kv_heads, constants)
-        + ffn.term(layer.gated, constants)
-        for layer in kinds.layers
-    ])
 
 
 def reads_prompts(limits: Mapping[str, float]) -> bool:
@@ -150,16 +140,11 @@ def costs_of(space: Space, model: CostModel, vocab: int, depths: np.ndarray, pre
 
 
 class LayerTables(NamedTuple):
-    """Amounts of layers by one cost model. K kinds, Q columns of `costs`.
+    """Amounts of layers by one cost model. K kinds, Q columns of `costs`."""
 
-    Attributes:
-        layer, last: of a layer, and of the last one, which computes one position only after its attention. [K, Q]
-        peak: MB of a layer's largest activations. [K]
-    """
-
-    layer: np.ndarray
-    last: np.ndarray
-    peak: np.ndarray
+    layer: np.ndarray  # [K, Q]
+    last: np.ndarray  # of the last layer, which computes one position only after its attention [K, Q]
+    peak: np.ndarray  # MB of a layer's largest activations [K]
 
 
 @lru_cache(maxsize=64)
@@ -188,7 +173,7 @@ def sums(model: CostModel, groups: Sequence[list[Operator]], prefill: bool) -> t
     """The amounts of groups of equally many operators, and MB of their largest activations. [groups, Q], [groups]"""
     place: dict[Operator, int] = {}
     rows = np.array([[place.setdefault(op, len(place)) for op in group] for group in groups])
-    amounts, peaks = table(model, list(place), prefill), activations_mb(model, list(place))
+    amounts, peaks = table(model, list(place), prefill), np.array([model.activation_mb([op]) for op in place])
     return amounts[rows].sum(axis=1), peaks[rows].max(axis=1)
 
 
@@ -196,10 +181,10 @@ def least_need(
     space: Space, models: Sequence[CostModel], vocabs: Sequence[int], limits: Mapping[str, float], name: str
 ) -> float:
     """The smallest limit on a budget at which a decoder keeps `limits` too; infinite if none keeps these."""
-    asked = {**limits, name: 1.0}
-    row, needs = list(asked).index(name), shallowest(space, models, vocabs, asked)[0]
-    others = [needs[index] <= most_within(limit) for index, limit in enumerate(asked.values()) if index != row]
-    return float(np.where(np.logical_and.reduce([np.ones(needs.shape[1], bool), *others]), needs[row], np.inf).min())
+    asked = {**limits, name: np.inf}
+    needs, _ = shallowest(space, models, vocabs, asked)
+    kept = (needs <= most_within(np.array(list(asked.values())))[:, None]).all(axis=0)
+    return float(np.where(kept, needs[list(asked).index(name)], np.inf).min())
 
 
 def shallowest(
@@ -208,14 +193,13 @@ def shallowest(
     """What the decoders of fewest layers need of each limit, [limits, candidates]; each further layer costs something.
     And vocabulary and cost model of each K candidates."""
     needs, combinations = [], []
-    for vocab in vocabs:
-        for model in models:
-            costs = costs_of(space, model, vocab, np.array([min(space.depths)]), reads_prompts(limits))
-            for pair in thread_pairs(model, limits):
-                at = AtThreads(costs, *pair)
-                rows = [np.broadcast_to(BUDGETS_BY_NAME[name].of(at), costs.peak.shape)[:, 0] for name in limits]
-                needs.append(np.stack(rows))
-                combinations.append((vocab, model))
+    for vocab, model in itertools.product(vocabs, models):
+        costs = costs_of(space, model, vocab, np.array([min(space.depths)]), reads_prompts(limits))
+        for pair in thread_pairs(model, limits):
+            at = AtThreads(costs, *pair)
+            rows = [np.broadcast_to(BUDGETS_BY_NAME[name].of(at), costs.peak.shape)[:, 0] for name in limits]
+            needs.append(np.stack(rows))
+            combinations.append((vocab, model))
     return np.concatenate(needs, axis=1), combinations
 
 
@@ -224,12 +208,12 @@ def nothing_fits(
 ) -> MerinoError:
     """The error that names the decoders that need least."""
     needs, combinations = shallowest(space, models, vocabs, limits)
-    kinds = kinds_of(space)
+    layers = kinds_of(space).layers
 
     def name_of(candidate: int) -> str:
-        which, kind = divmod(candidate, len(kinds.weights))
-        vocab, model = combinations[which]
-        shape = architecture(kinds.layers[kind], min(space.depths), vocab, model.shape.context).shape()
+        vocab, model = combinations[candidate // len(layers)]
+        layer = layers[candidate % len(layers)]
+        shape = architecture(layer, min(space.depths), vocab, model.shape.context).shape()
         cache = f", a cache of {model.shape.kv}" if model.shape.kv else ""
         return f"{shape}, vocabulary {vocab}, {model.shape.precision}{cache}"
 

@@ -5,47 +5,21 @@ from typing import NamedTuple
 from merino_edge.design.axes import attention, ffn, vocabulary, weight_format
 from merino_edge.design.law import Constants, effective_weights, ln_loss, worth
 from merino_edge.design.paper.score import MerinoScoring, block_score, total_score
-from merino_edge.design.score import SCORES, MeasuredScoring, Scoring
+from merino_edge.design.score import MeasuredScoring, Scoring
 from merino_edge.families.designed import Architecture
 from merino_edge.families.geometry import Geometry
 
-UNKNOWN = "the paper's entropy is defined for FFNs of two matrices, and for attention as wide as its layer"
 BLOCKS = 4  # into which a published model's equal layers are cut, as in the paper's space
-
-
-class Score(NamedTuple):
-    """`value`: None if the score is not defined for the decoder's matrices; then `reason` explains it."""
-
-    name: str
-    value: float | None
-    reason: str = ""
-
-
-def every_score(geometry: Geometry, names: list[str]) -> list[Score]:
-    """The decoder's score by each of these names."""
-    scores = []
-    for name in names:
-        value = existing_score(geometry, SCORES[name])
-        scores.append(Score(name, value, "" if value is not None else UNKNOWN))
-    return scores
 
 
 def layers_weights(geometry: Geometry) -> int:
     """Weights of the layers' matrices, without embedding, head and projections between widths. Shared weights count
     once per use."""
     if isinstance(geometry, Architecture):
-        return sum(block.depth * one for block, one in zip(geometry.blocks, block_weights(geometry), strict=True))
+        return sum(group.depth * group.weights for group in groups_of(geometry))
     width, embedded = geometry.layer_shapes[0].width, geometry.embed_width
     beside = 2 * width * embedded if width != embedded else 0
     return sum(op.matrix for op in geometry.operators if op.kind == "linear") - beside
-
-
-def block_weights(arch: Architecture) -> list[int]:
-    """Weights of one layer's matrices, of each block."""
-    return [
-        block.width * (2 * block.width + 2 * block.kv_width(arch.head_size) + (2 + block.gated) * block.ffn_width)
-        for block in arch.blocks
-    ]
 
 
 def existing_score(
@@ -58,9 +32,7 @@ def existing_score(
     return paper_score(geometry, scoring)
 
 
-def geometry_loss(
-    geometry: Geometry, constants: Constants, precision: str = "fp32", kv: str | None = None
-) -> float:
+def geometry_loss(geometry: Geometry, constants: Constants, precision: str = "fp32", kv: str | None = None) -> float:
     """`law.ln_loss` of any decoder."""
     return loss_of(groups_of(geometry), geometry, constants, precision, kv)
 
@@ -82,11 +54,12 @@ def groups_of(geometry: Geometry) -> list[Group]:
     if not isinstance(geometry, Architecture):
         weights = layers_weights(geometry) // len(layers)
         return [Group(len(layers), False, weights, is_gated(geometry), layers[0].heads, geometry.kv_layers[0][0])]
-    size = geometry.head_size
-    return [
-        Group(one.depth, one.shared, weights, one.gated, one.width // size, one.kv_width(size) // size)
-        for one, weights in zip(geometry.blocks, block_weights(geometry), strict=True)
-    ]
+    groups, size = [], geometry.head_size
+    for one in geometry.blocks:
+        keys, ffn_width = one.kv_width(size), (2 + one.gated) * one.ffn_width
+        weights = one.width * (2 * one.width + 2 * keys + ffn_width)
+        groups.append(Group(one.depth, one.shared, weights, one.gated, one.width // size, keys // size))
+    return groups
 
 
 def loss_of(groups: list[Group], geometry: Geometry, constants: Constants, precision: str, kv: str | None) -> float:

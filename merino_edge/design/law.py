@@ -5,10 +5,6 @@
 N: weights of the layers; D: number of layers; E: width of a decoder of FFN ratio 4 with N weights (12 E^2 per layer);
 terms: those of the axes. The score is exp(-ln loss / alpha): the weights of a decoder of the best shape, in float32 and
 with the best vocabulary, that has the same loss. Twice the score means 2^-alpha times the loss.
-
-The law is MeRino's product (arXiv 2403.07921) with both factors measured. As eps goes to infinity, log(1 + s^2 / eps^2)
-becomes s^2 / eps^2, so a matrix's entropy is its number of weights. The effectiveness is exp(-(kappa / alpha)
-(a - a*)^2), over the whole decoder.
 """
 
 from collections.abc import Mapping

@@ -8,15 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from merino_edge.design.axes import vocabulary
-from merino_edge.design.budgets import (
-    BUDGETS_BY_NAME,
-    Budget,
-    amount,
-    board_defaults,
-    known,
-    requested,
-    require_possible,
-)
+from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, requested, with_board_defaults
 from merino_edge.design.design_file import Considered, Design, QuantizedCache, Strict
 from merino_edge.design.designer import caches_of, cost_models, design
 from merino_edge.design.enumeration import least_need
@@ -64,31 +56,19 @@ class Front(Strict):
     points: tuple[Design, ...]  # rising limits
     models: tuple[Mark, ...]
 
-    def to_json(self) -> str:
-        return self.model_dump_json(by_alias=True, indent=2) + "\n"
-
 
 def front(
-    profile: DeviceProfile,
-    limits: Mapping[str, float],
-    against: str,
-    points: int,
-    *,
-    context: int,
-    prompt: int,
-    space: Space = SPACE,
-    vocabs: Sequence[int] = (),
-    precisions: Sequence[str] = (),
-    kvs: Sequence[str | None] | None = None,
-    confidence: float = DEFAULT_CONFIDENCE,
+    profile: DeviceProfile, limits: Mapping[str, float], against: str, points: int, *, context: int, prompt: int,
+    space: Space = SPACE, vocabs: Sequence[int] = (), precisions: Sequence[str] = (),
+    kvs: Sequence[str | None] | None = None, confidence: float = DEFAULT_CONFIDENCE,
     progress: Callable[[float], None] = lambda _: None,
-) -> Front:
+) -> Front:  # fmt: skip
     """The best decoder at `points` limits on the budget `against`, log-spaced from the smallest decoder's value to the
     limit above which no decoder is better.
 
     `limits` apply at every point, and by default the board's own limit on memory; a memory axis ends at the board's
-    free memory. The upper bound of a latency's prediction interval at `confidence` must meet the limit. `vocabs`,
-    `precisions`, `kvs`: as of `design`. `progress` gets each limit before it is searched.
+    free memory. `vocabs`, `precisions`, `kvs`, `confidence`: as of `design`. `progress` gets each limit before it is
+    searched.
     """
     vocabs, precisions = vocabs or vocabulary.VOCABS, precisions or fast_formats(profile)
     kvs = caches_of(profile) if kvs is None else kvs
@@ -98,11 +78,8 @@ def front(
     axis = BUDGETS_BY_NAME[against]
     if against in limits:
         raise MerinoError(f"{axis.option} is the axis of the front: leave it out, or choose another --against")
-    if axis.default is None:
-        raise MerinoError(
-            f"{axis.option} is no axis of a front, since profiles have no limit on it: choose another --against"
-        )
-    fixed = always(requested(limits), profile, axis)
+    assert axis.default, f"{against}: an axis of a front is a budget on which profiles have a limit"
+    fixed = with_board_defaults(requested(limits), profile, axis)
 
     def best(ceilings: Mapping[str, float]) -> Design:
         return design(
@@ -119,31 +96,11 @@ def front(
         designs.append(best({**fixed, against: limit}))
     shape = InferenceShape(top.precision, context, prompt, top.kv)
     return Front(
-        device=profile.id,
-        device_name=profile.name,
-        backend=profile.backend,
-        against=against,
-        precision=top.precision,
-        kv=top.kv,
-        context=context,
-        prompt=prompt,
-        considered=top.considered,
-        budget=fixed,
-        default_limit=axis.default(profile),
-        points=tuple(designs),
+        device=profile.id, device_name=profile.name, backend=profile.backend, against=against,
+        precision=top.precision, kv=top.kv, context=context, prompt=prompt, considered=top.considered, budget=fixed,
+        default_limit=axis.default(profile), points=tuple(designs),
         models=marks(cost_model(profile, shape, confidence)),
-    )
-
-
-def always(limits: Mapping[str, float], profile: DeviceProfile, axis: Budget) -> dict[str, float]:
-    """The limits at every point: the user's, and by default the board's own limit on memory."""
-    own = {
-        budget.name: budget.default(profile)
-        for budget in board_defaults() if budget.default and budget.most and budget != axis
-    }  # fmt: skip
-    complete = known({**own, **limits})
-    require_possible(complete, profile)
-    return complete
+    )  # fmt: skip
 
 
 def log_spaced(least: float, most: float, points: int, ceiling: float | None) -> list[float]:

@@ -4,37 +4,32 @@ All predictions assume this project's exporter and runtime, for the same inferen
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from merino_edge.design.budgets import requested, require_predictable, shares_over
+from merino_edge.design.budgets import predictable, requested, shares_over
 from merino_edge.design.design_file import Design
-from merino_edge.design.designer import caches_of, check_cache, check_lengths, design
+from merino_edge.design.designer import caches_of, design
 from merino_edge.design.existing import existing_score
 from merino_edge.design.score import DEFAULT
 from merino_edge.design.space import SPACE, Space
 from merino_edge.families.zoo import Model, load_models
 from merino_edge.prediction.cost_model import CostModel, Predicted, cost_model
-from merino_edge.prediction.formats import formats_of, refused_words
+from merino_edge.prediction.formats import check_cache, formats_of, refused_words
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
-from merino_edge.prediction.shape import InferenceShape
+from merino_edge.prediction.shape import InferenceShape, check_lengths
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One model in one weight format.
-
-    Attributes:
-        over: predicted value over limit, for each budget that is exceeded.
-        refused: why the board's runtime does not run the format; empty where it does.
-    """
+    """One model in one weight format."""
 
     precision: str
     predicted: Predicted
-    over: dict[str, float]
-    refused: str
+    over: dict[str, float]  # predicted value over limit, for each budget that is exceeded
+    refused: str  # why the board's runtime does not run the format; empty where it does
 
     @property
     def fits(self) -> bool:
@@ -51,9 +46,9 @@ class Candidate:
     """A published model with a verdict per format, the backend's preferred one first."""
 
     model: Model
-    entropy: float | None  # the search's score, in the chosen format
     long_enough: bool  # whether its context reaches the requested one
     verdicts: tuple[Verdict, ...]
+    kv: str | None  # the cache's format
 
     @property
     def fits(self) -> bool:
@@ -64,6 +59,11 @@ class Candidate:
         """The first format that fits; where none does, the nearest to fitting."""
         fitting = [verdict for verdict in self.verdicts if verdict.fits]
         return fitting[0] if fitting else min(self.verdicts, key=lambda verdict: verdict.excess)
+
+    @property
+    def entropy(self) -> float | None:
+        """The search's score, in the chosen format."""
+        return existing_score(self.model.geometry, DEFAULT, self.chosen.precision, self.kv)
 
 
 @dataclass(frozen=True)
@@ -88,42 +88,27 @@ class Recommendation:
 
 
 def recommend(
-    profile: DeviceProfile,
-    limits: Mapping[str, float],
-    *,
-    context: int,
-    prompt: int,
-    space: Space = SPACE,
-    confidence: float = DEFAULT_CONFIDENCE,
-    kv: str | None = None,
-) -> Recommendation:
+    profile: DeviceProfile, limits: Mapping[str, float], *, context: int, prompt: int, space: Space = SPACE,
+    confidence: float = DEFAULT_CONFIDENCE, kv: str | None = None,
+) -> Recommendation:  # fmt: skip
     """Every model of the zoo in every format of the profile's backend, judged by `limits`, and a design per format
     within the same limits.
 
-    A latency is judged by the upper bound of its prediction interval at `confidence`. `kv`: the format of
-    the cache; by default that of the activations for models, and the best one for designs.
-
-    Raises MerinoError for an impossible inference shape or limit.
+    A latency is judged by the upper bound of its prediction interval at `confidence`. `kv`: the format of the cache; by
+    default that of the activations for models, and the best one for designs.
     """
     formats = formats_of(profile)
     check_cache(profile, kv)
     check_lengths(context, prompt)
-    limits = requested(limits)
-    require_predictable(limits, profile)
+    limits = predictable(requested(limits), profile)
     costs = [cost_model(profile, InferenceShape(precision, context, prompt, kv), confidence) for precision in formats]
     candidates = [judge(model, costs, limits) for model in load_models()]
     kvs = caches_of(profile) if kv is None else [kv]
     designs = [design_at(each, limits, space, kvs) for each in costs]
     return Recommendation(
-        device=profile.id,
-        backend=profile.backend,
-        context=context,
-        prompt=prompt,
-        budget=limits,
-        candidates=ranked(candidates),
-        designs=tuple(designs),
-        kv=kv,
-    )
+        device=profile.id, backend=profile.backend, context=context, prompt=prompt, budget=limits,
+        candidates=ranked(candidates), designs=tuple(designs), kv=kv,
+    )  # fmt: skip
 
 
 def judge(model: Model, costs: Sequence[CostModel], limits: Mapping[str, float]) -> Candidate:
@@ -134,27 +119,20 @@ def judge(model: Model, costs: Sequence[CostModel], limits: Mapping[str, float])
         over = shares_over(limits, predicted)
         verdicts.append(Verdict(precision, predicted, over, refused_words(each.profile, precision)))
     long_enough = model.geometry.context >= costs[0].shape.context
-    candidate = Candidate(model, None, long_enough, tuple(verdicts))
-    precision, kv = candidate.chosen.precision, costs[0].shape.kv
-    return replace(candidate, entropy=existing_score(model.geometry, DEFAULT, precision, kv))
+    return Candidate(model, long_enough, tuple(verdicts), costs[0].shape.kv)
 
 
-def design_at(
-    costs: CostModel, limits: Mapping[str, float], space: Space, kvs: Sequence[str | None]
-) -> FormatDesign:
-    shape, profile = costs.shape, costs.profile
-    precision = shape.precision
-    refused = refused_words(profile, precision)
-    if refused:
+def design_at(costs: CostModel, limits: Mapping[str, float], space: Space, kvs: Sequence[str | None]) -> FormatDesign:
+    shape, precision = costs.shape, costs.shape.precision
+    if refused := refused_words(costs.profile, precision):
         return FormatDesign(precision, None, refused)
     try:
-        optimum = design(
-            profile, limits, space=space, context=shape.context, prompt=shape.prompt, precisions=[precision], kvs=kvs,
-            confidence=costs.confidence,
-        )  # fmt: skip
+        return FormatDesign(precision, design(
+            costs.profile, limits, space=space, context=shape.context, prompt=shape.prompt, precisions=[precision],
+            kvs=kvs, confidence=costs.confidence,
+        ))  # fmt: skip
     except MerinoError as error:
         return FormatDesign(precision, None, str(error))
-    return FormatDesign(precision, optimum)
 
 
 def ranked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:

@@ -4,14 +4,13 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from merino_edge.design import law
 from merino_edge.design.axes import attention, ffn, vocabulary, weight_format
-from merino_edge.design.law import CONSTANTS as OF_LAW
-from merino_edge.design.law import Constant
 from merino_edge.design.paper.score import MERINO, MerinoScoring
 from merino_runtime.errors import MerinoError
 
-CONSTANTS: dict[str, Constant] = {
-    **OF_LAW, **attention.CONSTANTS, **ffn.CONSTANTS, **vocabulary.CONSTANTS, **weight_format.CONSTANTS
+CONSTANTS: dict[str, law.Constant] = {
+    **law.CONSTANTS, **attention.CONSTANTS, **ffn.CONSTANTS, **vocabulary.CONSTANTS, **weight_format.CONSTANTS
 }  # fmt: skip
 
 

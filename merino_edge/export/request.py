@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.bundles.files import is_bundle
-from merino_edge.design.design_file import Design, model_name, read_plan
+from merino_edge.design.design_file import DESIGN, Design, read_plan
 from merino_edge.families.checkpoint import check_checkpoint
 from merino_edge.families.designed import Architecture
 from merino_edge.families.gguf.named import is_gguf
@@ -77,16 +77,19 @@ class DesignFile(NamedTuple):
     content: Design | Architecture
 
     @property
-    def name(self) -> str:
-        return model_name(self.path, self.content)
-
-    @property
     def design(self) -> Design | None:
         return self.content if isinstance(self.content, Design) else None
 
     @property
     def geometry(self) -> Architecture:
         return self.content.architecture if isinstance(self.content, Design) else self.content
+
+    @property
+    def name(self) -> str:
+        """The model's name: the file's stem; for a `design.json`, prefixed with the board's id."""
+        if isinstance(self.content, Design) and self.path.name == DESIGN:
+            return f"{Path(self.content.device).stem}-{self.path.stem}"
+        return self.path.stem
 
 
 FoundSource = Model | HubModel | DesignFile | Path
@@ -165,9 +168,7 @@ def graph_format(request: ExportRequest, design: Design | None, context: int) ->
     else:
         origin = "--precision {}"
     if precision not in PRECISIONS:
-        raise MerinoError(
-            f"{origin.format(precision or EMPTY)} is not known: choose one of {', '.join(PRECISIONS)}"
-        )
+        raise MerinoError(f"{origin.format(precision or EMPTY)} is not known: choose one of {', '.join(PRECISIONS)}")
     kv = cache_format(request.kv, dialect, precision, design=design, board=board)
     check_calibration(precision, kv, request.calibration)
     core = core_of(dialect, precision, request.core or (core_of_board(board) if board else "dotprod"))

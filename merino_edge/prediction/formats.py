@@ -108,3 +108,23 @@ def missing_isa(profile: DeviceProfile, precision: str) -> tuple[str, ...]:
     if profile.backend != "onnxruntime" or profile.arch != "x86_64" or precision not in ("int8", "int4"):
         return ()
     return tuple(name for name in fast_isa("dotprod") if name in X86_FEATURES and name not in profile.isa)
+
+
+def check_format(profile: DeviceProfile, precision: str) -> None:
+    """Raise MerinoError for a format whose latency is not predicted."""
+    if not is_predicted(profile, precision):
+        where = "" if len(profile.backends) == 1 else f" on {profile.backend}"
+        others = [name for name in profile.backends if is_predicted(profile.with_backend(name), precision)]
+        raise MerinoError(
+            f"--precision {precision} cannot be designed for{where}: choose one of {', '.join(formats_of(profile))}"
+            + "".join(f", or --backend {name}" for name in others)
+        )
+
+
+def check_cache(profile: DeviceProfile, kv: str | None) -> None:
+    """Raise MerinoError for a cache that the profile's backend does not take."""
+    if not has_cache(profile, kv):
+        raise MerinoError(
+            f"--kv {kv} cannot be designed for on this board: it needs {cache_needs()}, and a {profile.name} has"
+            f" {profile.backend} {getattr(profile.software, profile.backend)}. Leave --kv out"
+        )

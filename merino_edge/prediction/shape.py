@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from merino_edge.profiles.profile import DeviceProfile
+from merino_runtime.errors import MerinoError
 
 LONGEST_DEFAULT_PROMPT = 512
 
@@ -32,3 +33,11 @@ def default_lengths(profile: DeviceProfile, context: int | None, prompt: int | N
     """Return (context, prompt) in tokens; by default the board's context and `default_prompt`."""
     longest = profile.budget.context if context is None else context
     return longest, default_prompt(longest) if prompt is None else prompt
+
+
+def check_lengths(context: int, prompt: int) -> None:
+    """Raise MerinoError for lengths that no search, verdict or prediction takes."""
+    if not 2 <= context <= 131_072:
+        raise MerinoError(f"--context {context} is not allowed: choose 2 to 131072 tokens")
+    if not 1 <= prompt <= context:
+        raise MerinoError(f"--prompt {prompt} is not allowed: choose 1 to the context, {context} tokens")

@@ -19,7 +19,7 @@ import merino_edge.export.quantize.kv_calibration as kv_calibration
 from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.cli.app import app
 from merino_edge.design.design_file import load_design
-from merino_edge.design.designer import check_cache, design
+from merino_edge.design.designer import design
 from merino_edge.export.export import export
 from merino_edge.export.quantize.inputs import own_rows, written_by
 from merino_edge.export.quantize.kv_cache import fitted_scales, largest_code, rounded, scales_of
@@ -31,6 +31,7 @@ from merino_edge.families.operators import kv_bytes
 from merino_edge.families.registry import key_order_of
 from merino_edge.families.zoo import model
 from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.formats import check_cache
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.backends import onnx_session, open_backend

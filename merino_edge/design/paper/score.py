@@ -17,24 +17,18 @@ Weight = Annotated[float, Field(ge=0, le=1000)]
 
 
 class MerinoScoring(BaseModel):
-    """Parameters of the paper's score, as stored in design.json.
-
-    Attributes:
-        attention_weight, ffn_weight: a1 and a2 (recalled). Not both 0.
-        eps: noise scale in `log(1 + s^2 / eps^2)` (own choice).
-        beta: 1/16 (known). A block loses the share L / (beta E) of its entropy (own reading of a ratio of depth and
-            width).
-        shared_discount: relative loss of score for each repeated use of shared weights. Entropy counts each use in full
-            (recalled), so this decides ties only: weights are shared if a limit requires it (own choice).
-    """
+    """Parameters of the paper's score, as stored in design.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["merino"] = "merino"
-    attention_weight: Weight = 0.6
-    ffn_weight: Weight = 0.4
-    eps: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
+    attention_weight: Weight = 0.6  # a1 (recalled); not 0 if a2 is
+    ffn_weight: Weight = 0.4  # a2 (recalled)
+    eps: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0  # noise scale in log(1 + s^2 / eps^2) (own choice)
+    # A block loses the share L / (beta E) of its entropy: 1/16 is known, the ratio of depth and width an own reading.
     beta: Annotated[float, Field(ge=1e-6, le=1e6)] = 1 / 16
+    # Relative loss for each repeated use of shared weights (own choice). Entropy counts each use in full (recalled), so
+    # this decides ties only: weights are shared if a limit requires it.
     shared_discount: Annotated[float, Field(ge=0, le=1)] = 1e-4
 
     @model_validator(mode="after")
@@ -50,10 +44,8 @@ MERINO = MerinoScoring()
 def total_score(blocks: Iterable[Block], head_size: int, scoring: MerinoScoring) -> float:
     """The score of a decoder, in weighted nats."""
     return sum(
-        block_score(
-            block.width, block.ffn_width, block.depth, block.shared, scoring, kv_width=block.kv_width(head_size)
-        )
-        for block in blocks
+        block_score(one.width, one.ffn_width, one.depth, one.shared, scoring, kv_width=one.kv_width(head_size))
+        for one in blocks
     )
 
 

@@ -40,20 +40,14 @@ class Solution(NamedTuple):
 
 class Variables(NamedTuple):
     """The variables of a program: for each block its options, then for each two neighbors and for the two ends the
-    pairs of widths that they may have. N variables, Q columns of `costs`.
+    pairs of widths that they may have. N variables, Q columns of `costs`."""
 
-    Attributes:
-        option: index of the option in the space; -1, -2 ...: a pair of widths, by the two blocks that it joins. [N]
-        blocks, widths: of an option its block and its width, twice; of a pair those of its two sides. [N, 2]
-        score, amounts, peak: peak is in MB, of the largest activations. [N], [N, Q], [N]
-    """
-
-    option: np.ndarray
-    blocks: np.ndarray
-    widths: np.ndarray
-    score: np.ndarray
-    amounts: np.ndarray
-    peak: np.ndarray
+    option: np.ndarray  # its index in the space; -1, -2 ...: a pair of widths, by the two blocks that it joins [N]
+    blocks: np.ndarray  # of an option its block, twice; of a pair those of its two sides [N, 2]
+    widths: np.ndarray  # likewise [N, 2]
+    score: np.ndarray  # [N]
+    amounts: np.ndarray  # [N, Q]
+    peak: np.ndarray  # MB of the largest activations [N]
 
 
 class Case(NamedTuple):
