@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -54,20 +55,11 @@ def flash(
     if len(targets) != 1:
         raise MerinoError(f"flash has {' and '.join(targets) or 'no place'}: give one of {', '.join(places)}")
     if ssh:
-        from merino_edge.cli.terminal import boards_progress, working
-        from merino_edge.delivery.ssh.address import parse_addresses
-        from merino_edge.delivery.ssh.flash import flash_all, package
-
-        addresses = parse_addresses(ssh)
-        with working(f"checking {file}"):
-            checked = package(
-                file, trust or (), report=say, allow_unsigned=allow_unsigned, allow_downgrade=allow_downgrade,
-                force=force, service=service or serve, serve=serve, root=root,
-            )  # fmt: skip
-        with boards_progress() as report:
-            done = asyncio.run(flash_all(
-                addresses, checked, at_once=at_once or 4, accept_new=accept_new, dry_run=dry_run, report=report, say=say
-            ))  # fmt: skip
+        done = flash_boards(
+            file, ssh, at_once=at_once or 4, accept_new=accept_new, dry_run=dry_run, keys=trust or (),
+            allow_unsigned=allow_unsigned, allow_downgrade=allow_downgrade, force=force, service=service or serve,
+            serve=serve, root=root,
+        )  # fmt: skip
         show_flashed(done, dry_run, as_json)
         raise typer.Exit(1 if any(board.error for board in done) else 0)
     if root or force or accept_new or at_once or service or serve or allow_downgrade:
@@ -85,6 +77,23 @@ def flash(
     if not dry_run:
         place = rootfs or finished_image(cast(Path, image))
         say(f"done: {file.name} is in {place}; the board that starts from it installs it")
+
+
+def flash_boards(
+    file: Path, ssh: list[str], *, at_once: int, accept_new: bool, dry_run: bool, keys: Sequence[Path], **options: Any
+) -> "list[Flashed]":
+    """Check the package, then install it on the boards. `options`: those of `package`, such as `root` and `force`."""
+    from merino_edge.cli.terminal import boards_progress, working
+    from merino_edge.delivery.ssh.address import parse_addresses
+    from merino_edge.delivery.ssh.flash import flash_all, package
+
+    addresses = parse_addresses(ssh)
+    with working(f"checking {file}"):
+        checked = package(file, keys, report=say, **options)
+    with boards_progress() as report:
+        return asyncio.run(flash_all(
+            addresses, checked, at_once=at_once, accept_new=accept_new, dry_run=dry_run, report=report, say=say
+        ))  # fmt: skip
 
 
 def show_flashed(done: "list[Flashed]", dry_run: bool, as_json: bool) -> None:

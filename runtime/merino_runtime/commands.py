@@ -37,7 +37,7 @@ from merino_runtime.io.streams import (
     write_out,
 )
 from merino_runtime.io.visible import harmless
-from merino_runtime.sampling import OPTIONS, GenerateOptions, Sampling
+from merino_runtime.sampling import GenerateOptions, Sampling
 
 if TYPE_CHECKING:
     from merino_runtime.chat.conversation import ChatOptions
@@ -50,7 +50,9 @@ PROGRAMS = (b"#!", b"\x7fELF", b"PK", b"MZ")  # first bytes of scripts, native c
 
 
 def sampling_of(arguments: Namespace) -> Sampling:
-    return Sampling(**{name: getattr(arguments, name) for name, _, _ in OPTIONS})
+    return Sampling(
+        temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, min_p=arguments.min_p,
+        repetition_penalty=arguments.repetition_penalty, seed=arguments.seed)
 
 
 def generate_options(arguments: Namespace) -> GenerateOptions:
@@ -174,7 +176,7 @@ def run_selftest(arguments: Namespace) -> int:
 
 
 def run_build_engine(bundle_path: str, fp16: bool = False, workspace_mb: Optional[int] = None) -> int:
-    """Build the TensorRT engine of a bundle for this GPU, and does nothing if it is there."""
+    """Build the TensorRT engine of a bundle for this GPU, unless it is there."""
     bundle = load_bundle(bundle_path, verify=False)
     check_files_once(bundle)
     choose_backend(bundle, TENSORRT)

@@ -206,7 +206,7 @@ def test_each_option_of_the_board_is_read_by_its_verb(verb):
 def test_what_goes_to_a_board_is_what_its_command_line_takes(command, outcome, monkeypatch):
     """Each option at another value, as the board's parser reads it."""
     got = []
-    monkeypatch.setattr(OVER_SSH + f"{command}_there", lambda *arguments: got.append(arguments) or 0)
+    monkeypatch.setattr(OVER_SSH + f"{command}_there", lambda *arguments, **_: got.append(arguments) or 0)
     words = {"generate": ["embedded", "Once"], "chat": ["embedded"], "bench": ["embedded"]}[command]
     here = {"--cache", "--json-schema", "--tools", "--peers", "--peers-file", "--baseline", "--baseline-precision",
             "--ssh", "--accept-new", "--root", "--json", "-o", "--save"}  # fmt: skip

@@ -154,5 +154,10 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def request_of(arguments: argparse.Namespace) -> ServeRequest:
-    values = {name: getattr(arguments, name) for name in ServeRequest._fields}
-    return ServeRequest(**dict(values, bundles=tuple(values["bundles"])))
+    return ServeRequest(
+        bundles=tuple(arguments.bundles), host=arguments.host, port=arguments.port,
+        api_key_file=arguments.api_key_file, slots=arguments.slots, memory_mb=arguments.memory_mb,
+        queue=arguments.queue, max_seconds=arguments.max_seconds, threads=arguments.threads,
+        prefill_threads=arguments.prefill_threads, verify=arguments.verify, allow_slow=arguments.allow_slow,
+        backend=arguments.backend, max_temperature=arguments.max_temperature, cache_dir=arguments.cache_dir,
+        cache_mb=arguments.cache_mb)
