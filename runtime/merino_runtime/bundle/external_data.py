@@ -75,7 +75,7 @@ def _locations(data: Any) -> Set[str]:
                 entry[number] = data[at:after]
             at = after
         if entry.get(KEY) == b"location":
-            locations.add(entry.get(VALUE, b"").decode("utf-8", "backslashreplace"))
+            locations.add(entry.get(VALUE, b"").decode("utf-8"))
     return locations
 
 
