@@ -50,7 +50,7 @@ def build(folder: Path) -> None:
         with tarfile.open(fileobj=io.BytesIO(git_bytes("archive", "HEAD"))) as archive:
             archive.extractall(tree, filter="data")
         # Where Python finds our packages: nowhere else than in the tree.
-        python_path = os.pathsep.join(map(str, (tree, tree / "runtime", tree / "bench")))
+        python_path = os.pathsep.join(map(str, (tree, tree / "runtime")))
         variables = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch), "PYTHONPATH": python_path, "PYTHONSAFEPATH": "1"}
         for project in PROJECTS:
             build_project(tree / project, folder, variables, epoch)

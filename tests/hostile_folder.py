@@ -9,8 +9,7 @@ MODULE = "open({!r}, 'a').write(__file__ + chr(10))\n"
 
 
 def environment(**variables):
-    """This process's without what a command line of this project leaves in it: a command that a test calls here protects
-    the processes that are started after it too."""
+    """Return this process's environment without PYTHONSAFEPATH, which a command that a test calls in-process leaves."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     return dict(kept, **variables)
 

@@ -28,13 +28,12 @@ class Server:
 
     def __init__(self, *bundles, options=(), python=sys.executable, wait=True, threads=1, before="", **environment):
         self.log = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
-        paths = os.pathsep.join(os.path.join(ROOT, name) for name in ("runtime", "bench"))
         program = before + "\nimport sys; from merino_bench.__main__ import main; sys.exit(main())"
         words = [python] if isinstance(python, str) else python
         command = [*words, "-c", program, "serve", *map(str, bundles), "--port", "0", "-t", str(threads),
                    *map(str, options)]
         self.process = subprocess.Popen(command, stderr=self.log, stdout=self.log,
-                                        env=dict(os.environ, PYTHONPATH=paths, **environment))
+                                        env=dict(os.environ, PYTHONPATH=os.path.join(ROOT, "runtime"), **environment))
         self.port = int(self._match_in_log(r"on http://\S+:(\d+)"))
         self.key = None
         while wait and not self.ready():

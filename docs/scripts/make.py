@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(Path(__file__).parent), *(str(ROOT / name) for name in ("", "runtime", "bench"))]
+sys.path[:0] = [str(Path(__file__).parent), str(ROOT), str(ROOT / "runtime")]
 
 import api  # noqa: E402
 import boards  # noqa: E402

@@ -13,7 +13,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 
 def bench(*words, **environment):
-    paths = [ON_PATH, *(os.path.join(ROOT, name) for name in ("runtime", "bench"))]
+    paths = [ON_PATH, os.path.join(ROOT, "runtime")]
     process = subprocess.Popen([sys.executable, "-m", "merino_bench", "bench", *words, "-p", "8", "-n", "4", "-r", "1",
                                 "-o", "json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                env=dict(os.environ, PYTHONPATH=os.pathsep.join(paths), **environment))

@@ -109,7 +109,7 @@ def run(python, tmp_path, *words):
     if not interpreter.exists():
         pytest.skip(f"no {python} on this machine (make test sets it up)")
     variables = {
-        **os.environ, "PYTHONPATH": f"{ROOT / 'runtime'}:{ROOT / 'bench'}", "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        **os.environ, "PYTHONPATH": str(ROOT / "runtime"), "XDG_CACHE_HOME": str(tmp_path / "cache"),
     }  # fmt: skip
     return subprocess.run([interpreter, "-m", "merino_bench", *map(str, words)], capture_output=True, text=True,
                           env=variables, timeout=120, check=False)  # fmt: skip

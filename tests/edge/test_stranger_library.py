@@ -66,7 +66,7 @@ def mark(tmp_path, monkeypatch):
 
 
 def run(module, *words):
-    variables = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'runtime'}:{ROOT / 'bench'}"}
+    variables = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'runtime'}"}
     words = [sys.executable, "-m", module, *map(str, words)]
     return subprocess.run(words, capture_output=True, text=True, check=False, env=variables)
 

@@ -35,14 +35,14 @@ class Copy:
     def __init__(self, folder):
         self.folder = folder
         left_out = shutil.ignore_patterns("__pycache__", "results", "merino.pyz")
-        for name in ("merino_edge", "runtime", "bench", "device_profiles"):
+        for name in ("merino_edge", "runtime", "device_profiles"):
             shutil.copytree(ROOT / name, folder / name, ignore=left_out)
         for name, module in (("merino-edge", "merino_edge"), ("merino", "merino_bench")):
             program = folder / "bin" / name
             program.parent.mkdir(exist_ok=True)
             program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
             program.chmod(0o755)
-        path = os.pathsep.join(str(folder / name) for name in (".", "runtime", "bench"))
+        path = os.pathsep.join((str(folder), str(folder / "runtime")))
         self.variables = {
             **os.environ, "PYTHONPATH": path, "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
         }  # fmt: skip

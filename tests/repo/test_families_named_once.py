@@ -15,12 +15,12 @@ ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / "merino_edge" / "families"
 FILES = sorted(path.stem for path in HOME.glob("*.py") if "\nFAMILY = " in path.read_text(encoding="utf-8"))
 PRIVATE = {*FILES, "designed_torch"} - {"designed"}
-PACKAGES = (ROOT / "merino_edge", ROOT / "runtime" / "merino_runtime", ROOT / "bench" / "merino_bench")
+PACKAGES = (ROOT / "merino_edge", ROOT / "runtime" / "merino_runtime", ROOT / "runtime" / "merino_bench")
 EXPERIMENTS = ROOT / "bench" / "experiments"
 # "merino" is also what the board's program is called: on its command line, in the versions of a record, in its cache.
 PROGRAM = {
     "runtime/merino_runtime/__main__.py", "runtime/merino_runtime/bundle/verified.py",
-    "bench/merino_bench/sensors/environment.py", "bench/merino_bench/start.py",
+    "runtime/merino_bench/sensors/environment.py", "runtime/merino_bench/start.py",
     "runtime/merino_runtime/backends/engine_file.py",
     "runtime/merino_runtime/delivery/releases.py", "runtime/merino_runtime/delivery/service.py",
 }  # fmt: skip

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECTS = {
     ".": ({"merino_edge": "merino_edge"}, {"merino_edge.device_profiles"}),
     "release/merino-runtime": (
-        {"merino_runtime": "runtime/merino_runtime", "merino_bench": "bench/merino_bench"}, set()
+        {"merino_runtime": "runtime/merino_runtime", "merino_bench": "runtime/merino_bench"}, set()
     ),
 }  # fmt: skip
 MADE = {"merino.pyz"}  # at run time

@@ -15,7 +15,7 @@ PATHS = [STATION.findall(block) for block in re.findall(r"```\n(.*?)```", TEXT, 
 
 def module_of(station):
     parts = Path(station.removesuffix("/__init__.py")).with_suffix("").parts
-    return ".".join(parts[1:] if parts[0] in ("runtime", "bench") else parts)
+    return ".".join(parts[1:] if parts[0] == "runtime" else parts)
 
 
 def imports_of(station):

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(sys.version_info < (3, 10), reason="reads old sy
 ROOT = pathlib.Path(__file__).parents[2]
 ALLOWED = {
     "runtime/merino_runtime": {"merino_runtime", "numpy", "onnxruntime", "tensorrt", "tokenizers", "llguidance"},
-    "bench/merino_bench": {"merino_bench", "merino_runtime", "numpy", "psutil", "jtop",
+    "runtime/merino_bench": {"merino_bench", "merino_runtime", "numpy", "psutil", "jtop",
                            "onnxruntime", "tokenizers"},
 }
 # Imported where they are needed: a board has one backend, and perhaps no text.

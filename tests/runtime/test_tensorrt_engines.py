@@ -281,7 +281,7 @@ print("built" if made.built else "found", flush=True)
 
 
 def child(bundle, version, seconds, how="whole"):
-    paths = [ROOT] + [os.path.join(ROOT, name) for name in ("runtime", "bench")]
+    paths = [ROOT, os.path.join(ROOT, "runtime")]
     return subprocess.Popen([sys.executable, "-c", CHILD, bundle.folder, version, str(seconds), how],
                             env=dict(os.environ, PYTHONPATH=os.pathsep.join(paths)), stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, cwd=ROOT)

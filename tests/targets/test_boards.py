@@ -234,7 +234,7 @@ def test_the_server_says_there_what_generate_says_here(cpu, packaged, server_pac
     here = output(run(sys.executable, *GENERATE, cwd=packaged))
     text = "".join(json.loads(line).get("text", "") for line in here.splitlines())
     body = {"prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
-    path = f"{SITE}:{server_packages}:{ROOT}/runtime:{ROOT}/bench"
+    path = f"{SITE}:{server_packages}:{ROOT}/runtime"
     with Server(packaged, python=python_words(cpu, path), options=["--cache-dir", tmp_path]) as server:
         assert server.post("/v1/completions", **body)["choices"][0]["text"] == text
         chunks, _ = server.stream("/v1/completions", **body)
