@@ -5,8 +5,8 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merino_edge.delivery.extra import needed
 from merino_edge.storage.atomic import make_parent
+from merino_edge.storage.extras import import_extra
 from merino_runtime.delivery.archive import Signature, signed_bytes
 from merino_runtime.delivery.keys import SUFFIX, key_line
 from merino_runtime.errors import MerinoError
@@ -36,8 +36,8 @@ def make_key(name: Path) -> tuple[Path, Path]:
     for path in (private, public):
         if os.path.lexists(path):
             raise MerinoError(f"{path} is there, and {KEPT}")
-    serialization = needed(SERIALIZATION)
-    key = needed(ED25519).Ed25519PrivateKey.generate()
+    serialization = import_extra(SERIALIZATION)
+    key = import_extra(ED25519).Ed25519PrivateKey.generate()
     line = key_line(key.public_key().public_bytes_raw(), name.name)
     make_parent(private)
     pem = key.private_bytes(
@@ -57,12 +57,12 @@ def read_private_key(path: Path) -> "Ed25519PrivateKey":
     text = read_text(str(path), A_KEY, REMEDY, LARGEST_BYTES)
     if "PRIVATE KEY" in text and stat.S_IMODE(path.stat().st_mode) & OTHERS:
         raise MerinoError(f"{path} can be read by other users, who could sign with it. Run: chmod 600 {path}")
-    unsupported = needed("cryptography.exceptions").UnsupportedAlgorithm
+    unsupported = import_extra("cryptography.exceptions").UnsupportedAlgorithm
     try:
-        key = needed(SERIALIZATION).load_pem_private_key(text.encode(), password=None)
+        key = import_extra(SERIALIZATION).load_pem_private_key(text.encode(), password=None)
     except (ValueError, TypeError, unsupported) as error:  # TypeError: it has a password
         raise MerinoError(f"{path} is not {A_KEY}. {REMEDY}") from error
-    if not isinstance(key, needed(ED25519).Ed25519PrivateKey):
+    if not isinstance(key, import_extra(ED25519).Ed25519PrivateKey):
         raise MerinoError(f"{path} is not {A_KEY}, but of another algorithm. {REMEDY}")
     return key
 

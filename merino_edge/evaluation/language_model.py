@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from merino_edge.bundles.files import TOKENIZER_FILE
-from merino_edge.evaluation.extra import needed
 from merino_edge.evaluation.request_cache import RequestCache, request_hash
+from merino_edge.storage.extras import import_extra
 from merino_edge.text.scoring import log_likelihood, logits_behind
 from merino_edge.text.tokenizer import load_tokenizer, prefix_id
 from merino_runtime.api import LanguageModel
@@ -25,9 +25,9 @@ from merino_runtime.sampling import GREEDY, GenerateOptions
 
 MOST_NEW_TOKENS = 256  # of a task that names no number, as lm-eval's own models have it
 
-_lm_eval = needed("lm_eval.api.model")
-_utils = needed("lm_eval.utils")
-_model_utils = needed("lm_eval.models.utils")
+_lm_eval = import_extra("lm_eval.api.model")
+_utils = import_extra("lm_eval.utils")
+_model_utils = import_extra("lm_eval.models.utils")
 Request = tuple[Any, list[int], list[int]]  # key, context, continuation
 
 

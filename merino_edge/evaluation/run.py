@@ -11,11 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merino_edge.evaluation.extra import needed
 from merino_edge.evaluation.models import SourceModel, open_source
 from merino_edge.evaluation.request_cache import RequestCache
 from merino_edge.evaluation.tasks import LoadedTask, loaded_tasks
 from merino_edge.records.evaluation import Evaluation, Metric
+from merino_edge.storage.extras import import_extra
 from merino_edge.text.scoring import slow_words
 from merino_runtime.errors import MerinoError
 
@@ -81,7 +81,7 @@ def language_model(model: SourceModel) -> Any:
     tokenizer.name_or_path = model.name
     if model.source.chat:
         tokenizer.chat_template = model.source.chat.text
-    made = needed("lm_eval.models.huggingface").HFLM
+    made = import_extra("lm_eval.models.huggingface").HFLM
     return made(pretrained=model.source.model, tokenizer=tokenizer, max_length=model.context, batch_size=1)
 
 
@@ -91,7 +91,7 @@ def run_task(
     """Evaluate one task with one model, and return the row's keys that come from lm-eval."""
     from merino_edge.evaluation.language_model import CachedLM
 
-    evaluator = needed("lm_eval.evaluator")
+    evaluator = import_extra("lm_eval.evaluator")
     evaluator.eval_logger.setLevel(logging.ERROR)
     cached = CachedLM(lm, cache, model_hash, lambda requests: progress.start(lm, requests), progress.advance)
     with contextlib.redirect_stdout(sys.stderr):  # lm-eval prints to stdout, which holds the records

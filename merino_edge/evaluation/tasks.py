@@ -6,16 +6,23 @@ the published ones.
 
 import difflib
 import json
+import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from merino_edge.evaluation.extra import needed
+from merino_edge.storage.extras import import_extra
 from merino_edge.storage.faults import one_line
 from merino_edge.text.documents import TextFile, read_file
 from merino_runtime.errors import MerinoError
+
+# The command shows its own progress, and lm-eval's warnings concern features that are not used.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TQDM_DISABLE", "1")
+logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 NEAR_NAMES = 5
 SEED = 1234  # of the order of examples in a prompt, as lm-eval's own command has it
@@ -126,7 +133,7 @@ def check_data(name: str, folder: Path) -> TextFile:
 def loaded_tasks(names: Sequence[str], folder: Path | None) -> Iterator[list[LoadedTask]]:
     """Yield the tasks, ready to be evaluated. Raise MerinoError if one is not known, or its data cannot be loaded."""
     data = check_local(names, folder) if folder else {}
-    manager = needed("lm_eval.tasks").TaskManager
+    manager = import_extra("lm_eval.tasks").TaskManager
     with ExitStack() as stack:
         if folder:
             scratch = Path(stack.enter_context(TemporaryDirectory(prefix="merino-eval-")))
@@ -155,7 +162,7 @@ def loaded_tasks(names: Sequence[str], folder: Path | None) -> Iterator[list[Loa
 def task_file(name: str, folder: Path, scratch: Path) -> Path:
     """Write a task file in `scratch` that includes lm-eval's own and reads the local data."""
     local = LOCAL_TASKS[name]
-    stock = Path(needed("lm_eval.tasks").__file__).parent / local.stock
+    stock = Path(import_extra("lm_eval.tasks").__file__).parent / local.stock
     splits = {f"{split}_split": None for split in ("training", "validation", "test", "fewshot")}
     content = {
         "include": str(stock), "task": name, "dataset_path": "json", "dataset_name": None,

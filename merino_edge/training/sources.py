@@ -8,12 +8,11 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from merino_edge.families.hub import hub_name
-from merino_edge.storage.extras import remedy
+from merino_edge.storage.extras import import_extra
 from merino_edge.storage.faults import one_line, shortened
 from merino_edge.text.documents import TextFile, read_json_lines
 from merino_runtime.bundle import sha256_of
@@ -28,7 +27,6 @@ CONVERTED = {
 }
 CONVERTED[".tsv"] = CONVERTED[".csv"]
 FORMS = "text, JSONL (.jsonl), Parquet (.parquet), a folder of datasets' save_to_disk, or the name of a hub dataset"
-INSTALL = remedy("train")
 GIVE_TEXT = "give a source with text"
 SPLIT = "train"  # of a dataset with several splits
 
@@ -144,7 +142,7 @@ def records(source: DataSource, fields: Iterable[str]) -> Iterator[tuple[str, di
 
 
 def parquet_rows(source: DataSource, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
-    parquet = import_extra("pyarrow.parquet", source)
+    parquet = import_extra("pyarrow.parquet")
     try:
         with parquet.ParquetFile(source.what) as file:
             columns = [name for name in fields if name in file.schema_arrow.names]
@@ -162,7 +160,7 @@ def dataset_rows(source: DataSource, fields: Sequence[str]) -> Iterator[dict[str
 @cache
 def open_dataset(source: DataSource) -> Any:
     """Return the split `train` of a dataset. Raises MerinoError if it does not load."""
-    datasets = import_extra("datasets", source)
+    datasets = import_extra("datasets")
     datasets.disable_progress_bars()
     load = datasets.load_from_disk if source.kind == "folder" else datasets.load_dataset
     try:
@@ -176,10 +174,3 @@ def open_dataset(source: DataSource) -> Any:
             raise MerinoError(f"{source} has no split {SPLIT!r}, but {splits}: save one of these and name its folder")
         dataset = dataset[SPLIT]
     return dataset
-
-
-def import_extra(module: str, source: DataSource) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise MerinoError(f"{source} needs {module.partition('.')[0]}: {INSTALL}") from error

@@ -20,6 +20,7 @@ from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import Checkpoint, build_model, save_model, weights_hash
 from merino_edge.families.registry import family_of
 from merino_edge.storage.atomic import write_text
+from merino_edge.storage.extras import import_extra
 from merino_edge.text.tokenizer import check_fits, end_id, load_tokenizer, tokenizer_hash, train_tokenizer
 from merino_edge.training import checkpoint, loop, processes
 from merino_edge.training.checkpoint import STATE, Run, is_finished
@@ -29,7 +30,7 @@ from merino_edge.training.loop import CheckedTrainer, Progress
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.resources import check_disk, check_memory, reported_faults, uses_eager_attention
 from merino_edge.training.shards import Say, Tokenization
-from merino_edge.training.sources import INSTALL, DataSource, read_sources
+from merino_edge.training.sources import DataSource, read_sources
 from merino_runtime.errors import MerinoError
 
 ADAPTER = "adapter"  # the folder of a LoRA run's adapters, in peft's form
@@ -231,10 +232,7 @@ def model_of(request: Request, end: int | None) -> Any:
         return model
     if not rank:
         return request.pretrained.model
-    try:
-        import peft
-    except ImportError as error:
-        raise MerinoError(f"--lora needs peft: {INSTALL}") from error
+    peft = import_extra("peft")
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     return peft.get_peft_model(request.pretrained.model, config)
 
