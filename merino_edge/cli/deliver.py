@@ -74,29 +74,24 @@ def check(
     tensorrt: Annotated[
         str, typer.Option(metavar="VERSION", help="TensorRT version: 8.2 (JetPack 4.6) or 10.3 (JetPack 6)")
     ],
-    chunk: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="number of new tokens in a prefill; default: the context")
-    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check that TensorRT's parser supports the graph; else list unsupported nodes and exit 1. Builds no engine."""
-    from merino_edge.export.tensorrt.check import check_bundle
+    from merino_edge.export.tensorrt import check_bundle
     from merino_edge.families.names import bundle_path
     from merino_runtime.bundle import load_bundle
 
     loaded = load_bundle(bundle_path(bundle))
-    result = check_bundle(loaded, tensorrt, chunk)
+    result = check_bundle(loaded, tensorrt)
     if as_json:
         print(json.dumps({
             "schema": SCHEMA, "bundle": loaded.name, "tensorrt": result.version, "opset": result.opset,
-            "nodes": result.nodes, "lengths": result.lengths,
-            "problems": [problem._asdict() for problem in result.problems],
+            "nodes": result.nodes, "problems": [problem._asdict() for problem in result.problems],
         }, indent=1))  # fmt: skip
     elif not result.problems:
-        lengths = " and ".join(f"{length:,}" for length in result.lengths)
         put(
             f"{loaded.name}: the parser of TensorRT {result.version} takes its graph: {result.nodes:,} nodes of opset"
-            f" {result.opset}, {lengths} new tokens"
+            f" {result.opset}"
         )
     else:
         kinds = Counter((problem.operator, problem.what) for problem in result.problems)

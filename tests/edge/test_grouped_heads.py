@@ -17,7 +17,7 @@ from merino_edge.design.design_file import load_design
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
-from merino_edge.export.tensorrt.check import check_bundle
+from merino_edge.export.tensorrt import check_bundle
 from merino_edge.families.designed import Architecture
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
