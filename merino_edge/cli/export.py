@@ -95,7 +95,7 @@ def print_export(done: "Exported", request: "ExportRequest", verbose: bool) -> N
         if not keeps(done.divergence):
             lost = done.divergence.answers - done.divergence.kept
             say(f"warning: {done.bundle.precision} loses {lost} of {done.divergence.answers} answers of"
-                f" {done.bundle.name}; {done.instead} does not")  # fmt: skip
+                f" {done.bundle.name}. Choose a larger format, or let --precision auto --for BOARD choose")  # fmt: skip
     if bundle.chat:
         needed = f"jinja2 on the board, since {done.why_jinja}" if done.why_jinja else "nothing but the bundle"
         put(f"chat template included (`merino-edge chat {done.folder}`); it needs {needed}")

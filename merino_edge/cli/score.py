@@ -36,7 +36,7 @@ def score(
     from merino_edge.cli.terminal import say
     from merino_edge.design.existing import existing_score, layers_weights
     from merino_edge.design.score import SCORES, score_named
-    from merino_edge.export.geometry import describe
+    from merino_edge.export.named import describe
 
     names: list[str] = list(SCORES) if score is None else [score_named(score).name]
     decoders = [describe(source) for source in sources]

@@ -14,19 +14,37 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from merino_edge.export.questions import questions
 from merino_edge.export.source import Source, not_finite, tokenizer_of
 from merino_edge.text.scoring import logits_behind
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import Bundle
 from merino_runtime.chat.template import compiled, messages_of, rendered
 
-QUESTIONS = 64  # of an export
 ANSWER_TOKENS = 12
 TOP = 512  # likeliest tokens of a distribution that are compared one by one; all others count as one token
 TIE = 0.1  # nats: float32 gives both tokens nearly the same probability
 BATCH = 16
 MOST_LOST = 0.05  # of the answers
+QUESTIONS = (
+    *(f"What is the capital of {country}?" for country in (
+        "France", "Spain", "Brazil", "Kenya", "Sweden", "Chile", "Turkey", "Ireland", "Mexico", "Germany",
+    )),
+    *(f"What is {topic}?" for topic in (
+        "photosynthesis", "democracy", "DNA", "an eclipse", "a haiku", "electricity", "a computer", "a database",
+        "a continent", "a galaxy", "friction", "yeast", "an orchestra", "a mortgage", "a compass", "pollen",
+    )),
+    *(f"Name three {kind}." for kind in (
+        "fruits", "oceans", "countries in Africa", "vegetables", "birds", "languages", "painters", "insects",
+        "kinds of cheese", "pieces of furniture", "seasons", "things in a kitchen", "ways to save water",
+    )),
+    "Why do leaves fall in autumn?", "Why is the sea salty?", "Why do we need vitamins?", "Why do onions make us cry?",
+    "Why do we have leap years?", "Why does thunder follow lightning?", "How do I boil an egg?",
+    "How do I write a letter?", "How do I fall asleep faster?", "How do I cook rice?", "How do I take a good photo?",
+    "How do I remove a stain?", "How do I prepare for an interview?", "What is 10 - 3?", "What is 100 divided by 4?",
+    "What is 12 times 12?", "What is 20 percent of 50?", "What is 1000 - 1?", "What is 60 divided by 5?",
+    "Who painted the Mona Lisa?", "Who was Albert Einstein?", "How many legs does a spider have?",
+    "What is the largest planet?", "What language do people speak in Brazil?", "When did World War II end?",
+)  # fmt: skip
 
 
 class Answer(NamedTuple):
@@ -71,24 +89,19 @@ def divergence_words(measured: Divergence) -> str:
     )
 
 
-def prompts_of(source: Source, count: int) -> list[list[int]]:
-    """Return the token ids of questions, in the source's chat template if it has one."""
-    tokenizer, chat = tokenizer_of(source), source.chat
-    if chat is None:
-        return [tokenizer.encode(question).ids for question in questions(count)]
-    template = compiled(chat.text, chat.source)
-    prompts = [rendered(template, chat.tokens, messages_of(None, [], question)) for question in questions(count)]
-    return [tokenizer.encode(prompt, add_special_tokens=False).ids for prompt in prompts]
-
-
-def answers_of(source: Source, context: int, count: int = QUESTIONS) -> list[Answer]:
-    """Return greedy answers by torch. Prompts of one length form a batch.
+def answers_of(source: Source, context: int, questions: Sequence[str] = QUESTIONS) -> list[Answer]:
+    """Return greedy answers by torch, to questions in the source's chat template if it has one. Prompts of one length
+    form a batch.
 
     Prompts that leave no room in the context, and prompts that a small tokenizer encodes to nothing, are left out.
     """
+    tokenizer, chat = tokenizer_of(source), source.chat
+    if chat:
+        template = compiled(chat.text, chat.source)
+        questions = [rendered(template, chat.tokens, messages_of(None, [], question)) for question in questions]
+    encoded = [tokenizer.encode(question, add_special_tokens=chat is None).ids for question in questions]
+    prompts = sorted((prompt for prompt in encoded if 0 < len(prompt) <= context - ANSWER_TOKENS), key=len)
     answers: list[Answer] = []
-    longest = context - ANSWER_TOKENS
-    prompts = sorted((prompt for prompt in prompts_of(source, count) if 0 < len(prompt) <= longest), key=len)
     for _, group in groupby(prompts, len):
         equally_long = list(group)
         for start in range(0, len(equally_long), BATCH):

@@ -11,20 +11,26 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from merino_edge.bundles.description import ModelFacts, write_bundle
 from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.bundles.other_programs import files_for_others
 from merino_edge.export.dialects.build import build_graph
 from merino_edge.export.divergence import Answer, Divergence, answers_of, divergence, divergence_words, keeps
-from merino_edge.export.golden import GOLDEN_STEPS, decode_golden
 from merino_edge.export.mixed import mixed_plan
-from merino_edge.export.parity import check_parity, dequantized_model, free_weights
+from merino_edge.export.parity import GOLDEN_STEPS, check_parity, decode_golden, dequantized_model
 from merino_edge.export.plan import ExportPlan, fastest_plans, resolve_plan
+from merino_edge.export.quantize.calibration import (
+    LONGEST_ROW,
+    calibrated_cache,
+    hessians_on,
+    input_hessians,
+    norm_input_sizes,
+    rows_to_read,
+)
 from merino_edge.export.quantize.gptq import Hessians
-from merino_edge.export.quantize.inputs import LONGEST_ROW, hessians_on, input_hessians, norm_input_sizes, rows_to_read
 from merino_edge.export.quantize.kv_cache import CacheScales
-from merino_edge.export.quantize.kv_calibration import calibrated_cache
 from merino_edge.export.quantize.matrix import MatrixError
 from merino_edge.export.quantize.outliers import TWICE, with_outliers
 from merino_edge.export.quantize.smoothquant import NOTE, smoothed
@@ -67,7 +73,6 @@ class Exported(NamedTuple):
         note: of the graph.
         divergence: from float32, on the model's own answers; None for random weights, for a model without a tokenizer,
             and if nothing is quantized.
-        instead: if too many answers are lost, the options of a format that keeps them; set by `export_named`.
     """
 
     folder: Path
@@ -82,7 +87,6 @@ class Exported(NamedTuple):
     cache_rise: float | None = None
     note: str = ""
     divergence: Divergence | None = None
-    instead: str = ""
 
 
 class Calibration(NamedTuple):
@@ -180,7 +184,8 @@ def export_planned(
         del weights, matrices
         if last_use:
             graph.forget()
-            free_weights(source.model)
+            for parameter in source.model.parameters():  # references to the model may remain
+                parameter.data = torch.empty(0)
 
         # 8. Prove it: logits against torch's at each step, answers against float32's.
         bundle, error, unrounded = check_parity(load_bundle(str(folder)), golden, bool(errors), form.kv)

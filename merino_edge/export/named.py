@@ -1,18 +1,15 @@
-"""Export of a SOURCE by its name: the request is checked before torch is imported, then the model is fetched, loaded
-and exported."""
+"""A SOURCE by its name: its geometry, and its export. A request is checked before torch is imported."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from merino_edge.bundles.files import is_bundle, is_bundle_alone
-from merino_edge.design.design_file import DESIGN, Design, load_design
+from merino_edge.design.design_file import DESIGN, load_design
 from merino_edge.export.request import (
     LEAST_CONTEXT,
-    ROUNDED,
     DesignFile,
     ExportRequest,
-    FoundSource,
     check_context,
     find_source,
     graph_format,
@@ -20,12 +17,15 @@ from merino_edge.export.request import (
     published,
 )
 from merino_edge.families.checkpoint import check_tokenizer
-from merino_edge.families.hub import HubModel, fetch
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.hub import HubModel, fetch, is_cached
 from merino_edge.families.names import resolve
+from merino_edge.families.registry import read_geometry
 from merino_edge.families.zoo import Model
-from merino_edge.storage.atomic import check_folder, check_keeps, scratch_folder
+from merino_edge.storage.atomic import check_folder, check_keeps
 from merino_edge.text.documents import check_files, read_documents
-from merino_runtime.bundle import quantized_cache
+from merino_runtime.bundle import load_bundle
+from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:
     from merino_edge.export.export import Exported
@@ -33,47 +33,24 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
+class Described(NamedTuple):
+    name: str
+    geometry: Geometry
+
+
 def export_named(what: str, out: Path, request: ExportRequest, weights: Path | None, say: Say) -> "Exported":
     """Export the SOURCE `what` to the bundle `out`. `weights`: see `find_source`.
 
-    `say` gets the progress of a download and of `auto`. If the format loses too many of the model's answers, other
-    formats are tried until one keeps them. Raises MerinoError as `export` does.
+    `say` gets the progress of a download and of `auto`. Raises MerinoError as `export` does.
     """
     hub_model = check_request(request, what, weights, out)
     if hub_model:
         fetch(hub_model, say)
-    from merino_edge.export.divergence import keeps
     from merino_edge.export.export import export  # imports torch
     from merino_edge.export.source import load_source
 
     source = load_source(what, weights, random=request.random_weights)
-    made = export(source, out, request, last_use=True, say=say)
-    if keeps(made.divergence) or request.precision == "auto":
-        return made
-    for other in nearest_formats(made, request):
-        options = f"--precision {other.precision}" + (f" --kv {other.kv}" if other.kv != request.kv else "")
-        say(f"{made.bundle.precision} loses answers: {options} is tried")
-        source = load_source(what, weights, random=request.random_weights)
-        with scratch_folder(out) as place:
-            if keeps(export(source, place / "tried", other, last_use=True).divergence):
-                return made._replace(instead=options)
-    return made._replace(instead=f"--precision fp32{' --kv fp32' if quantized_cache(made.bundle) else ''}")
-
-
-def nearest_formats(made: "Exported", request: ExportRequest) -> list[ExportRequest]:
-    """Return the formats that may keep the answers that `made` loses, the smallest first. Float32 always does."""
-    precision = made.bundle.precision
-    formats: list[tuple[str, str | None]] = []
-    if quantized_cache(made.bundle) and precision != "fp32":
-        formats.append((precision, "fp32"))
-    if precision == "int4":
-        formats.append(("int8", request.kv))
-    return [
-        request._replace(
-            precision=name, kv=kv, calibration=request.calibration if name in ROUNDED else None, file_mb=None,
-            decode_ms=None,
-        ) for name, kv in formats
-    ]  # fmt: skip
+    return export(source, out, request, last_use=True, say=say)
 
 
 def check_request(request: ExportRequest, what: str, weights: Path | None, out: Path) -> HubModel | None:
@@ -95,13 +72,39 @@ def check_request(request: ExportRequest, what: str, weights: Path | None, out: 
         check_tokenizer(folder)
     geometry = source.geometry if isinstance(source, DesignFile | Model) else None
     check_context(request.context, geometry.context if geometry else None)
-    graph_format(in_one_format(request), design_of(source), request.context or LEAST_CONTEXT)
+    design = source.design if isinstance(source, DesignFile) else None
+    if isinstance(source, Path) and (source / DESIGN).is_file():  # the design that a checkpoint was trained from
+        design = load_design(source / DESIGN)
+    graph_format(in_one_format(request), design, request.context or LEAST_CONTEXT)
     return None if request.random_weights else published(source, weights)
 
 
-def design_of(source: FoundSource) -> Design | None:
-    """Return the design in a design file, or the one that a checkpoint was trained from."""
+def describe(what: str) -> Described:
+    """Return the name and the geometry of a SOURCE. Downloads nothing.
+
+    Raises MerinoError if `what` names no source, or if its geometry is not on this machine.
+    """
+    source = find_source(what)
+    if isinstance(source, Model):
+        return Described(source.id, source.geometry)
     if isinstance(source, DesignFile):
-        return source.design
-    path = source / DESIGN if isinstance(source, Path) else None
-    return load_design(path) if path and path.is_file() else None
+        return Described(source.name, source.geometry)
+    if isinstance(source, HubModel):
+        if not is_cached(source):
+            raise MerinoError(
+                f"{source.name} is not in the hub's cache here, so its config.json with the geometry is missing:"
+                " download it, and give its folder"
+            )
+        name, source = source.name, fetch(source)
+    elif is_bundle(source):
+        bundle = load_bundle(str(source))
+        return Described(bundle.name, read_geometry(bundle.family, bundle.architecture))
+    else:
+        name = source.stem if source.is_file() else source.name
+    if source.is_file():
+        from merino_edge.families.gguf.checkpoint import geometry_of_gguf
+
+        return Described(name, geometry_of_gguf(source))
+    from merino_edge.families.hugging_face import checked_geometry, read_config
+
+    return Described(name, checked_geometry(read_config(source), source))

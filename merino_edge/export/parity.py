@@ -1,12 +1,17 @@
-"""Parity of a bundle with its torch model: logits of one prefill and of each decode step, the bundle's in the board's
-runtime."""
+"""Proof of a bundle: torch decodes golden ids, and the bundle's logits in the board's runtime are compared with torch's
+at the prefill and at each decode step.
+
+Each argmax of the golden ids leads clearly if possible. CPUs round differently, above all if activations are quantized
+to int8, so the argmax of nearly equal logits differs between them.
+"""
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 from merino_edge.bundles.description import write_description
 from merino_edge.export.dialects.float_activations import with_float_activations
 from merino_edge.export.dialects.graph import replaced_model
+from merino_edge.export.quantize.kv_cache import CacheScales, largest_code
 from merino_edge.export.quantize.matrix import QuantizedMatrix, dequantize
 from merino_edge.families.weights import Layout, ModelWeights
 from merino_runtime.backends import open_backend
@@ -28,6 +34,10 @@ MOST_LOGIT_ERROR = 1e-3
 MOST_RMS_ERROR = {"fp16": 0.01, "int8": 0.5, "int4": 0.5}
 # As MOST_LOGIT_ERROR, over a quantized KV cache: a value midway between two codes rounds to either.
 MOST_LOGIT_ERROR_BY_CACHE = {"fp32": MOST_LOGIT_ERROR, "fp16": MOST_LOGIT_ERROR, "int8": 0.03, "int4": 0.3}
+GOLDEN_STEPS = 16  # their ids are stored in the bundle
+PARITY_STEPS = 32
+GOLDEN_PROMPTS = 8  # maximum number of prompts to try
+CLEAR_LEAD = 0.15  # three times the error that quantized formats are allowed
 
 
 class Golden(NamedTuple):
@@ -36,6 +46,26 @@ class Golden(NamedTuple):
     prompt_ids: list[int]
     greedy_ids: list[int]  # [steps]
     logits: np.ndarray  # float32 [steps, vocab]
+
+
+class RoundedCache(DynamicCache):
+    """torch's cache, with keys and values rounded as a quantized cache rounds them. `scales` are in the order of
+    torch's model."""
+
+    def __init__(self, scales: CacheScales):
+        super().__init__()
+        self._most = largest_code(scales.bits)
+        self._steps = [[torch.from_numpy(one)[:, None] for one in layer] for layer in scales.layers]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Round keys and values [1, heads, T, head_size], and add them to the cache."""
+        kept = [
+            torch.clamp(torch.round(part / step), -self._most - 1, self._most) * step
+            for part, step in zip((key_states, value_states), self._steps[layer_idx], strict=True)
+        ]
+        return super().update(kept[0], kept[1], layer_idx, *args, **kwargs)
 
 
 def torch_greedy(model: PreTrainedModel, prompt_ids: Sequence[int], steps: int) -> Golden:
@@ -64,6 +94,44 @@ def golden_of(prompt_ids: Sequence[int], rows: Sequence[np.ndarray]) -> Golden:
     return Golden(list(prompt_ids), [int(row.argmax()) for row in rows], np.stack(rows))
 
 
+def decode_golden(model: PreTrainedModel, vocab: int, context: int, scales: CacheScales | None = None) -> Golden:
+    """Return the first greedy continuation in which every argmax leads by CLEAR_LEAD; of GOLDEN_PROMPTS without one,
+    the best.
+
+    A continuation is given up at the first lead that is no larger than the best one's least lead: most are, in a few
+    steps. Its least lead is NaN if the logits are not finite or all equal.
+    """
+    best, best_lead = golden_prompt(vocab, context, 0), -math.inf
+    for attempt in range(GOLDEN_PROMPTS):
+        prompt_ids = golden_prompt(vocab, context, attempt)
+        logits = greedy_rows(model, prompt_ids, RoundedCache(scales) if scales else None)
+        followed, least = [], math.inf  # rows of logits [vocab]
+        for row in islice(logits, min(GOLDEN_STEPS, context - len(prompt_ids))):
+            followed.append(row)
+            least = min(lead(row), least)
+            if not least > best_lead:
+                break
+        if not least <= best_lead:
+            best, best_lead, rows, rest = prompt_ids, least, followed, logits
+        if not best_lead < CLEAR_LEAD:
+            break
+    steps = min(PARITY_STEPS, context - len(best))
+    return golden_of(best, [*rows, *islice(rest, steps - len(rows))])
+
+
+def golden_prompt(vocab: int, context: int, attempt: int) -> list[int]:
+    """Return ids spread over the vocabulary, so that the self-test needs no tokenizer."""
+    return [(37 + 7919 * index + 104729 * attempt) % vocab for index in range(min(8, context // 2))]
+
+
+def lead(logits: np.ndarray) -> float:
+    """Return the difference of the two largest of one step's logits [vocab], relative to their RMS; NaN if that is
+    0."""
+    second, first = np.sort(logits)[-2:]
+    with np.errstate(invalid="ignore"):
+        return float((first - second) / np.sqrt(np.square(logits).mean()))
+
+
 def dequantized_model(
     model: PreTrainedModel, matrices: Mapping[str, QuantizedMatrix],
     layout: Callable[[str], Layout | None] = lambda _: None, *, in_place: bool = False,
@@ -82,12 +150,6 @@ def dequantized_model(
             count = len(weights[name])
             weights[name], rows = rows[:count], rows[count:]
     return twin
-
-
-def free_weights(model: PreTrainedModel) -> None:
-    """Free the memory of a model that is not needed any more, even while references to it remain."""
-    for parameter in model.parameters():
-        parameter.data = torch.empty(0)
 
 
 def check_parity(

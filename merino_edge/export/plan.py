@@ -14,7 +14,6 @@ import tokenizers
 from merino_edge.bundles.chat import BundleChat, chat_of
 from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat
 from merino_edge.bundles.files import described, is_bundle
-from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
 from merino_edge.export.request import (
     PRECISIONS,
     ROUNDED,
@@ -24,7 +23,7 @@ from merino_edge.export.request import (
     graph_format,
     in_one_format,
 )
-from merino_edge.export.source import Source
+from merino_edge.export.source import IMPORTS_MB, Source, check_memory, weights_mb
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.families.registry import decoder_of
@@ -91,7 +90,8 @@ def resolve_plan(request: ExportRequest, source: Source, out: Path) -> ExportPla
         outliers=has_outliers and form.precision == "int4",
         compared=trained and source.tokenizer is not None and (rounded or form.kv is not None),
     )
-    check_memory(source.arch, source.name, form.precision, IMPORTS_MB + weights_mb(source.arch), plan.gptq)
+    used = IMPORTS_MB + weights_mb(source.arch)
+    check_memory(source.arch, source.name, form.precision, calibrated=plan.gptq, used=used)
     return plan
 
 
@@ -143,9 +143,7 @@ def planned_threads(source: Source, precision: str) -> Threads:
     predicted = source.design.predicted if source.design and source.design.precision == precision else None
     if predicted:
         return Threads(prefill=predicted.prefill_threads, decode=predicted.decode_threads)
-    if source.bundle and source.bundle.precision == precision:
-        return source.bundle.threads
-    return RUNTIME_CHOOSES
+    return source.bundle.threads if source.bundle and source.bundle.precision == precision else RUNTIME_CHOOSES
 
 
 def check_readable(source: Source) -> None:

@@ -1,13 +1,12 @@
-"""A float32 bundle as a source: its weights read back, so that it can be exported in another format or dialect.
+"""Reads the weights of a float32 bundle back from its graph, so that it can be exported in another format or dialect.
 
 The graph's constants carry the names of the state dict. Three things differ: a matrix that a MatMul reads is
-transposed; several matrices of one input are joined into one constant, with `+` between their names (see
-`Graph.matrix`); and a head that is not the embedding is cut into slices, with the first row's number behind its name
-(see `Graph.real_head`).
+transposed; several matrices of one input are joined into one constant, with `+` between their names; and a head that is
+not the embedding is cut into slices, with the first row's number behind its name.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -17,93 +16,57 @@ from transformers import PreTrainedModel
 from merino_edge.export.dialects.graph import MODEL_FILE
 from merino_edge.export.parity import MOST_LOGIT_ERROR, bundle_error, torch_greedy
 from merino_edge.families.weights import Layout, ModelWeights
-from merino_runtime.bundle import Bundle, quantized_cache
+from merino_runtime.bundle import Bundle, cache_formats, quantized_cache
 from merino_runtime.bundle.external_data import check_external_data
 from merino_runtime.errors import MerinoError
-
-AGAIN = "Export it again"
 
 
 def recover_weights(bundle: Bundle, model: PreTrainedModel, layout: Callable[[str], Layout | None]) -> None:
     """Fill `model`, of the bundle's geometry, with the weights in its graph. `layout`: of each weight in the graph.
 
-    Raises MerinoError if the bundle is not float32, or does not hold each weight of the model.
+    Raises MerinoError if the bundle is not float32, lacks weights of the model, or computes other logits than it.
     """
     folder = bundle.folder
-    if bundle.precision != "fp32":
+    if bundle.precision != "fp32" or quantized_cache(bundle):
         raise MerinoError(
-            f"{folder} has {bundle.precision} weights, from which float32 weights cannot be recovered: export from a"
-            " bundle in fp32, or from the checkpoint"
-        )
-    if quantized_cache(bundle):
-        raise MerinoError(
-            f"{folder} has a KV cache in {quantized_cache(bundle)}, so its weights cannot be checked against its golden"
-            " ids: export from a bundle with --kv fp32, or from the checkpoint"
+            f"{folder} has {bundle.precision} weights and a KV cache in {cache_formats(bundle)}, from which the model"
+            " cannot be recovered: export from a bundle in fp32 with --kv fp32, or from the checkpoint"
         )
     check_external_data(bundle)
-    weights = ModelWeights(model, layout)
-    missing = set(weights) - set(model.all_tied_weights_keys)
-    rows = {name: len(weights[name]) for name in weights}
-    for constant, value in whole_tables(graph_constants(Path(folder)), set(rows)):
-        for name, part in split(constant, value, rows):
-            if part.shape != weights[name].shape:
-                raise MerinoError(f"{folder} does not hold the model it describes: {name} is {part.shape}. {AGAIN}")
-            weights[name] = part
-            missing.discard(name)
-    if missing:
-        raise MerinoError(
-            f"{folder} lacks weights of the model it describes: {', '.join(sorted(missing)[:5])}. {AGAIN}"
-        )
-
-
-def check_recovered(bundle: Bundle, model: PreTrainedModel) -> None:
-    """Raises MerinoError if `model` and the bundle compute different logits, or other greedy ids than the golden
-    ones. A bundle without golden ids is not checked.
-
-    Equal weights do not suffice: torch has constants such as the base of the rotary frequencies from bundle.json, and
-    the graph has its own copy.
-    """
-    golden = bundle.golden
-    if not golden.prompt_ids or not golden.greedy_ids:
-        return
-    decoded = torch_greedy(model, golden.prompt_ids, len(golden.greedy_ids))
-    error = bundle_error(bundle, decoded)
-    if decoded.greedy_ids != list(golden.greedy_ids) or not error <= MOST_LOGIT_ERROR:
-        raise MerinoError(
-            f"{bundle.folder}: bundle.json and the graph do not belong together. The model that bundle.json describes,"
-            f" with the graph's weights, decodes the golden prompt to {decoded.greedy_ids}; the golden ids are"
-            f" {list(golden.greedy_ids)}. Its logits differ from the graph's by {error:.1e}, relative, allowed is"
-            f" {MOST_LOGIT_ERROR:.0e}. Export from the checkpoint instead"
-        )
-
-
-def graph_constants(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield name and value of each constant, as in the state dict: [out, in] for matrices."""
-    graph = onnx.load(str(folder / MODEL_FILE)).graph
+    weights, found = ModelWeights(model, layout), dict[str, np.ndarray]()
+    graph = onnx.load(f"{folder}/{MODEL_FILE}").graph
     transposed = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
+    slices: dict[str, dict[int, np.ndarray]] = defaultdict(dict)  # by table: rows from this one on
     for constant in graph.initializer:
         value = numpy_helper.to_array(constant)
-        yield constant.name, value.T if constant.name in transposed else value
+        value = value.T if constant.name in transposed else value  # [out, in], as in the state dict
+        names, (table, _, row) = constant.name.split("+"), constant.name.rpartition(".")
+        if set(names) <= set(weights):
+            ends = np.cumsum([len(weights[name]) for name in names])[:-1]
+            found |= dict(zip(names, np.split(value, ends), strict=True))
+        elif table in set(weights) and row.isdecimal():
+            slices[table][int(row)] = value
+    for table in slices.keys() - found.keys():
+        found[table] = np.concatenate([slices[table][row] for row in sorted(slices[table])])
+    wrong = set(weights) - found.keys() - set(model.all_tied_weights_keys)
+    wrong |= {name for name, value in found.items() if value.shape != weights[name].shape}
+    if wrong:
+        some = ", ".join(sorted(wrong)[:5])
+        raise MerinoError(f"{folder} does not hold the model it describes: its graph lacks {some}. Export it again")
+    for name, value in found.items():
+        weights[name] = value
 
-
-def whole_tables(constants: Iterable[tuple[str, np.ndarray]], names: set[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the constants, then the tables that are stored only as slices, joined."""
-    slices: dict[str, dict[int, np.ndarray]] = {}
-    whole = set()
-    for name, value in constants:
-        table, _, row = name.rpartition(".")
-        if table in names and row.isdecimal():
-            slices.setdefault(table, {})[int(row)] = value
-        else:
-            whole.add(name)
-            yield name, value
-    for table in slices.keys() - whole:
-        yield table, np.concatenate([value for _, value in sorted(slices[table].items(), key=lambda item: item[0])])
-
-
-def split(name: str, value: np.ndarray, rows: dict[str, int]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the weights in a constant, by name: several if matrices are joined, none if it is no weight. `rows`: length
-    of the first axis of each weight."""
-    names = name.split("+")
-    if set(names) <= set(rows):
-        yield from zip(names, np.split(value, np.cumsum([rows[one] for one in names])[:-1]), strict=True)
+    # Equal weights do not suffice: torch has constants such as the base of the rotary frequencies from bundle.json, and
+    # the graph has its own copy.
+    prompt_ids, greedy_ids = bundle.golden.prompt_ids, list(bundle.golden.greedy_ids)
+    if not prompt_ids or not greedy_ids:
+        return
+    decoded = torch_greedy(model, prompt_ids, len(greedy_ids))
+    error = bundle_error(bundle, decoded)
+    if decoded.greedy_ids != greedy_ids or not error <= MOST_LOGIT_ERROR:
+        raise MerinoError(
+            f"{folder}: bundle.json and the graph do not belong together. The model that bundle.json describes, with"
+            f" the graph's weights, decodes the golden prompt to {decoded.greedy_ids} instead of {greedy_ids}, and its"
+            f" logits differ by {error:.1e}, relative, allowed is {MOST_LOGIT_ERROR:.0e}. Export from the checkpoint"
+            " instead"
+        )

@@ -1,25 +1,26 @@
 """Loads a SOURCE: a checkpoint's folder, a GGUF, a design.json, an architecture's JSON, a float32 bundle, or a name of
-the zoo or the hub. Each becomes a `Source`: a geometry and a torch model. `text_rows` tokenizes the text of
-`--calibrate`."""
+the zoo or the hub. Each becomes a `Source`: a geometry and a torch model. Memory is estimated from the geometry, before
+any weight is allocated or read."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from merino_edge.bundles.files import is_bundle
 from merino_edge.design.design_file import DESIGN, Design, load_design
-from merino_edge.export.memory import check_memory
-from merino_edge.export.recover import check_recovered, recover_weights
+from merino_edge.export.recover import recover_weights
 from merino_edge.export.request import DesignFile, find_source
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.gguf.checkpoint import GgufCheckpoint, read_gguf
 from merino_edge.families.hub import HubModel, fetch
 from merino_edge.families.hugging_face import SEED, TOKENIZER, Checkpoint, random_model, read_checkpoint
+from merino_edge.families.operators import params
 from merino_edge.families.registry import family_of, layout_of, read_geometry
 from merino_edge.families.weights import BlockSource, GraphWeights
 from merino_edge.families.zoo import Model
@@ -28,7 +29,13 @@ from merino_edge.text.tokenizer import load_tokenizer
 from merino_edge.training.checkpoint import trained_name
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.board import MB as BYTES_PER_MB
 from merino_runtime.io.json_file import read_text
+
+# Near the lowest of the measured peaks (docs/decisions/house.md), so that no export that fits is refused.
+IMPORTS_MB = 450  # Python, torch, transformers and onnx
+COPIES = 2.5  # float32 copies of the weights: torch's, the graph's, and ONNX Runtime's packed ones during parity
+QUANTIZED_COPIES = 3.0  # and torch's dequantized copy
 
 
 class Source(NamedTuple):
@@ -73,6 +80,37 @@ def load_source(
     if source.is_file():
         return load_gguf(source)
     return load_float32_bundle(source) if is_bundle(source) else load_checkpoint(source)
+
+
+def needed_mb(arch: Geometry, precision: str = "fp32", calibrated: bool = False) -> float:
+    """Return the peak memory of an export in MB (2^20 bytes). `calibrated`: whether GPTQ keeps Hessians.
+
+    The KV cache is not counted, because few of its pages are touched.
+    """
+    needed = IMPORTS_MB + (COPIES if precision == "fp32" else QUANTIZED_COPIES) * weights_mb(arch)
+    if calibrated:  # at most a float32 Hessian for each matrix: those that share an input share one
+        needed += sum(4 * op.columns**2 for op in arch.operators if op.kind == "linear") / BYTES_PER_MB
+    return needed
+
+
+def weights_mb(arch: Geometry) -> float:
+    """Return the memory of one float32 copy of the weights."""
+    return 4 * params(arch.operators) / BYTES_PER_MB
+
+
+def check_memory(
+    arch: Geometry, name: str, precision: str = "fp32", *, calibrated: bool = False, used: float = 0.0
+) -> None:
+    """Raises MerinoError if an export needs more memory than is available now, beside the `used` MB that this process
+    has for it already."""
+    needed = needed_mb(arch, precision, calibrated)
+    available = psutil.virtual_memory().available / BYTES_PER_MB + used
+    if needed > available:
+        raise MerinoError(
+            f"exporting {name} in {precision} needs about {needed:,.0f} MB, for copies of {weights_mb(arch):,.0f} MB of"
+            f" float32 weights, and {available:,.0f} MB are available. Stop other programs, export on a machine with"
+            " more memory, or choose a smaller model"
+        )
 
 
 def graph_weights(source: Source) -> GraphWeights:
@@ -147,21 +185,15 @@ def load_float32_bundle(folder: Path) -> Source:
     bundle = load_bundle(str(folder))
     source = random_source(read_geometry(bundle.family, bundle.architecture), bundle.name)
     recover_weights(bundle, source.model, layout_of(source.arch))
-    check_recovered(bundle, source.model)
-    tokenizer = folder / TOKENIZER
+    tokenizer, chat = folder / TOKENIZER, None
+    if bundle.chat:
+        path = str(folder / bundle.chat.template)
+        text = read_text(path, "a chat template", "Copy or export the bundle again.")
+        chat = ChatTemplate(text, bundle.chat.tokens, path)
     return source._replace(
         weights=bundle.weights, weights_source=bundle.weights_source, stop_ids=bundle.stop_ids,
-        tokenizer=tokenizer if tokenizer.is_file() else None, bundle=bundle, chat=template_in(bundle),
+        tokenizer=tokenizer if tokenizer.is_file() else None, bundle=bundle, chat=chat,
     )  # fmt: skip
-
-
-def template_in(bundle: Bundle) -> ChatTemplate | None:
-    """Return the chat template that a bundle was exported with."""
-    if bundle.chat is None:
-        return None
-    path = str(Path(bundle.folder) / bundle.chat.template)
-    text = read_text(path, "a chat template", "Copy or export the bundle again.")
-    return ChatTemplate(text, bundle.chat.tokens, path)
 
 
 def text_rows(source: Source, text: Path, length: int, tokens: int) -> torch.Tensor:

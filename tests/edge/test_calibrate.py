@@ -12,14 +12,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-import merino_edge.export.quantize.inputs as reading
+import merino_edge.export.quantize.calibration as reading
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.cli.app import app
 from merino_edge.embedded import FOLDER
 from merino_edge.export.export import export
 from merino_edge.export.plan import gptq_pays
+from merino_edge.export.quantize.calibration import input_hessians
 from merino_edge.export.quantize.gptq import compensated, damped_hessian, descended, fitted_scales, gptq
-from merino_edge.export.quantize.inputs import input_hessians
 from merino_edge.export.quantize.matrix import dequantize, quantize_groups
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source

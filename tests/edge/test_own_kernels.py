@@ -17,8 +17,7 @@ from sample_geometries import small
 from merino_bench.__main__ import main
 from merino_edge.export.dialects.tiles import minimums_of
 from merino_edge.export.export import export
-from merino_edge.export.quantize.matrix import dequantize, quantize_groups
-from merino_edge.export.quantize.tile_codes import for_tiles
+from merino_edge.export.quantize.matrix import dequantize, for_tiles, quantize_groups
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture

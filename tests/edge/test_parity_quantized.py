@@ -7,13 +7,13 @@ from functools import partial
 
 import numpy as np
 import pytest
+from merino_edge.export.golden import PARITY_STEPS
 
 import merino_edge.export.parity as proving
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.export import export
-from merino_edge.export.golden import PARITY_STEPS
 from merino_edge.export.parity import dequantized_model, torch_greedy, unrounded_error
-from merino_edge.export.quantize.inputs import rows_to_read
+from merino_edge.export.quantize.calibration import rows_to_read
 from merino_edge.export.quantize.smoothquant import smoothed
 from merino_edge.export.recover import graph_constants
 from merino_edge.export.request import ExportRequest

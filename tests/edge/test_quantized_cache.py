@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from typer.testing import CliRunner
 
-import merino_edge.export.quantize.kv_calibration as kv_calibration
+import merino_edge.export.quantize.calibration as calibration
 from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.cli.app import app
 from merino_edge.design.design_file import load_design
 from merino_edge.design.designer import design
 from merino_edge.export.export import export
-from merino_edge.export.quantize.inputs import own_rows, written_by
+from merino_edge.export.parity import RoundedCache
+from merino_edge.export.quantize.calibration import calibrated_cache, filled_layers, own_rows, rise_of, written_by
 from merino_edge.export.quantize.kv_cache import fitted_scales, largest_code, rounded, scales_of
-from merino_edge.export.quantize.kv_calibration import RoundedCache, calibrated_cache, filled_layers, rise_of
 from merino_edge.export.request import ExportRequest, cache_format
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.designed import Architecture
@@ -170,7 +170,7 @@ def test_a_cache_that_costs_too_much_is_not_offered(decoder, monkeypatch):
     trained, ids = source._replace(weights="trained"), own_rows(source, CONTEXT)
     fine, coarse = (scales_of(filled_layers(source.model, ids), bits) for bits in (8, 2))
     assert abs(rise_of(source.model, ids, fine)) < abs(rise_of(source.model, ids, coarse))
-    monkeypatch.setattr(kv_calibration, "MOST_RISE", -1.0)
+    monkeypatch.setattr(calibration, "MOST_RISE", -1.0)
     with pytest.raises(MerinoError, match="--kv int4 raises the perplexity .* give --kv int8 or --kv fp32"):
         calibrated_cache(trained, "int4", ids)
     assert calibrated_cache(source, "int4", ids)[1] is None

@@ -9,9 +9,8 @@ import numpy as np
 
 from merino_edge.export.dialects.external_data import Deferred
 from merino_edge.export.dialects.graph import KERNELS_DOMAIN, Graph
-from merino_edge.export.quantize.matrix import QuantizedMatrix, dequantize
+from merino_edge.export.quantize.matrix import TILE_GROUP, QuantizedMatrix, dequantize, halves
 from merino_edge.export.quantize.outliers import groups_of, input_order
-from merino_edge.export.quantize.tile_codes import GROUP_SIZE, halves
 
 TILE_ROWS = {4: 8, 5: 16, 6: 16, 8: 16}  # by bits
 
@@ -31,7 +30,7 @@ def tile_node(graph: Graph, kind: str, x: str, name: str, rows: int = 0) -> str:
     if matrix.outliers:
         order = input_order(matrix.columns, matrix.columns, matrix.outliers).astype(np.int32)
         inputs.append(graph.constant(f"{name}.order", order))
-    columns = tiles.shape[1] * GROUP_SIZE
+    columns = tiles.shape[1] * TILE_GROUP
     return graph.node(
         f"{kind}{matrix.bits}", inputs, domain=KERNELS_DOMAIN,
         rows=count, columns=columns, minimums=int(minimums is not None),
@@ -43,9 +42,9 @@ def deferred_tiles(name: str, matrix: QuantizedMatrix, minimums: np.ndarray | No
     copied = groups_of(matrix.outliers, matrix.group_size)
     groups = matrix.scales.shape[1] + len(copied)
     rows, columns = TILE_ROWS[matrix.bits], groups * matrix.group_size
-    halves_of_group = GROUP_SIZE // min(GROUP_SIZE, matrix.group_size) * (1 + (minimums is not None))
-    tile_bytes = rows * (GROUP_SIZE * matrix.bits // 8 + 2 * halves_of_group)
-    shape = -(-len(matrix.codes) // rows), columns // GROUP_SIZE, tile_bytes
+    halves_of_group = TILE_GROUP // min(TILE_GROUP, matrix.group_size) * (1 + (minimums is not None))
+    tile_bytes = rows * (TILE_GROUP * matrix.bits // 8 + 2 * halves_of_group)
+    shape = -(-len(matrix.codes) // rows), columns // TILE_GROUP, tile_bytes
 
     def make() -> np.ndarray:
         if not copied:
@@ -66,17 +65,17 @@ def tiles_of(name: str, matrix: QuantizedMatrix, minimums: np.ndarray | None = N
     bits, rows = matrix.bits, len(matrix.codes)
     count = TILE_ROWS[bits]
     if bits == 4:
-        codes = np.stack([matrix.codes & 15, matrix.codes >> 4], -1).reshape(rows, -1, GROUP_SIZE)
-        parts = [tiled(codes[..., : GROUP_SIZE // 2] | codes[..., GROUP_SIZE // 2 :] << 4, count)]
+        codes = np.stack([matrix.codes & 15, matrix.codes >> 4], -1).reshape(rows, -1, TILE_GROUP)
+        parts = [tiled(codes[..., : TILE_GROUP // 2] | codes[..., TILE_GROUP // 2 :] << 4, count)]
     else:
-        codes = matrix.codes.reshape(rows, -1, GROUP_SIZE)
-        quads = [tiled(codes[..., at : at + 4], count) for at in range(0, GROUP_SIZE, 4)]
+        codes = matrix.codes.reshape(rows, -1, TILE_GROUP)
+        quads = [tiled(codes[..., at : at + 4], count) for at in range(0, TILE_GROUP, 4)]
         parts = quads if bits == 8 else in_few_bits(np.concatenate(quads, -1), bits)
     factors = [matrix.scales, *([] if minimums is None else [minimums])]
-    if matrix.group_size < GROUP_SIZE:
+    if matrix.group_size < TILE_GROUP:
         of_32 = [values[:, first::2] for values in factors for first in (0, 1)]
     else:
-        of_32 = [np.repeat(values, matrix.group_size // GROUP_SIZE, 1) for values in factors]
+        of_32 = [np.repeat(values, matrix.group_size // TILE_GROUP, 1) for values in factors]
     parts += [tiled(halves(name, values)[..., None], count) for values in of_32]
     return np.ascontiguousarray(np.concatenate(parts, -1))
 

@@ -1,7 +1,7 @@
 """Quantization of a KV cache to 8 or 4 bits: codes, and scales of least squared error on calibration values.
 
 As in ONNX Runtime's GroupQueryAttention: code = round(value / scale), one float32 scale per channel of each KV head, no
-zero points. `kv_calibration` computes the calibration values.
+zero points. `calibration` computes the calibration values.
 """
 
 from collections.abc import Sequence

@@ -18,6 +18,8 @@ MatrixLayout = Literal["groups", "rows", "tiles"]
 ERROR_RATIO = {4: 1.25, 8: 2.0}  # by bits: allowed RMS error of a larger group, relative to the smallest group's
 # By bits: scales to try, relative to the scale at which the largest weight has the outermost code.
 SHRINKS = {4: np.linspace(0.7, 1.1, 9, dtype=np.float32), 8: np.linspace(1.0, 1.04, 5, dtype=np.float32)}
+TILE_GROUP = 32  # channels of a group of this project's kernels
+LARGEST_HALF = float(np.finfo(np.float16).max)
 CHUNK = 2**17  # weights quantized at a time: they fit the CPU's cache
 THREADS = 2  # numpy releases the interpreter's lock during its loops
 
@@ -183,3 +185,43 @@ def matrix_error(name: str, exact: np.ndarray, quantized: QuantizedMatrix) -> Ma
 
 def rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+
+
+# For this project's kernels: groups of 32 channels, or of 16 in 6 bits, and float16 scales. `dialects/tiles` writes
+# their bytes.
+
+
+def fits_tiles(matrix: QuantizedMatrix, few_bits: bool) -> bool:
+    return matrix.group_size % TILE_GROUP == 0 or few_bits and fewest_bits(matrix) == 6
+
+
+def for_tiles(name: str, matrix: QuantizedMatrix, few_bits: bool) -> QuantizedMatrix:
+    """Return the matrix with scales rounded to float16. `few_bits`: store codes of 8 bits in 5 or 6 if they fit."""
+    scales = halves(name, matrix.scales).astype(np.float32)
+    bits = fewest_bits(matrix) if few_bits else matrix.bits
+    codes = matrix.codes if bits == matrix.bits else matrix.codes - np.uint8(2**7 - 2 ** (bits - 1))
+    return matrix._replace(codes=codes, scales=scales, bits=bits, layout="tiles")
+
+
+def fewest_bits(matrix: QuantizedMatrix) -> int:
+    if matrix.bits != 8:
+        return matrix.bits
+    if matrix.group_size == TILE_GROUP // 2:
+        return 6 if matrix.codes.shape[1] % 2 == 0 and hold(6, matrix.codes) else 8
+    return 5 if hold(5, matrix.codes) else 8
+
+
+def hold(bits: int, codes: np.ndarray) -> bool:
+    """Return whether these codes of 8 bits fit in so many bits."""
+    half = 2 ** (bits - 1)
+    return bool(codes.min() >= 2**7 - half and codes.max() < 2**7 + half)
+
+
+def halves(name: str, values: np.ndarray) -> np.ndarray:
+    """Return the values in float16. Raises MerinoError for values beyond its range."""
+    if np.abs(values).max(initial=0) > LARGEST_HALF:
+        raise MerinoError(
+            f"{name} has groups whose scale is above {LARGEST_HALF:.0f}, which float16 cannot hold: export with"
+            " --precision fp32"
+        )
+    return values.astype(np.float16)

@@ -17,12 +17,13 @@ from merino_edge.export.quantize.matrix import (
     MatrixError,
     MatrixLayout,
     QuantizedMatrix,
+    fits_tiles,
+    for_tiles,
     group_sizes,
     matrix_error,
     quantize,
     quantize_groups,
 )
-from merino_edge.export.quantize.tile_codes import fits_tiles, for_tiles
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import MatrixNames, Weights
 from merino_edge.families.operators import FORMATS, GROUP_SIZES, runs_on_kernels

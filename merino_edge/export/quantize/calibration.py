@@ -1,5 +1,5 @@
-"""Statistics of the inputs of a model's matrices while the model prefills a text: Hessians for GPTQ, and the sizes of
-channels for SmoothQuant and outliers.
+"""Statistics while a model prefills a text: Hessians of the inputs of its matrices for GPTQ, the sizes of channels for
+SmoothQuant and outliers, and the scales of a quantized KV cache.
 
 A Hessian weighs the errors of weights: an error e of a row adds e' H e to the mean square of the output, with H the
 mean of x x' [in, in] over the inputs x of the matrix.
@@ -8,6 +8,7 @@ The text is the user's, or one that the model generates from its own first token
 network. Why that serves: docs/decisions/quantization.md.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -17,10 +18,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from merino_edge.export.parity import RoundedCache
 from merino_edge.export.quantize.gptq import Hessians
+from merino_edge.export.quantize.kv_cache import BITS, CacheScales, scales_of
 from merino_edge.export.source import Source, not_finite, text_rows, tokenizer_of
 from merino_edge.families.operators import params
 from merino_edge.families.registry import decoder_of
+from merino_runtime.errors import MerinoError
 
 SEED = 0
 LEAST_TOKENS, MOST_TOKENS = 16_384, 131_072  # of the text for Hessians, sampled evenly
@@ -29,6 +33,8 @@ TOKENS = 4096  # of the text for sizes of channels, and for the scales of a KV c
 ROW = 512  # tokens in a sequence of the text
 LONGEST_ROW = 2048  # tokens in a sequence that the model generates, or that fills a KV cache; at most the context
 TEXTS, TEXT_TOKENS = 16, 128  # that the model generates, as one batch: each step reads the weights once
+LONGEST_JUDGED = 1024  # tokens whose loss over a KV cache is computed at once
+MOST_RISE = 0.02  # of the perplexity by a quantized KV cache
 HEAD_EVERY = 8  # the head's input is measured at every eighth token, because logits take memory
 
 
@@ -160,3 +166,56 @@ def written_by(model: PreTrainedModel, starts: Sequence[int], length: int) -> np
         given = torch.multinomial(chances, 1, generator=random)
         ids = torch.cat((ids, given), dim=1)
     return ids.numpy()
+
+
+def calibrated_cache(
+    source: Source, kv: str, rows: np.ndarray, text: Path | None = None
+) -> tuple[CacheScales, float | None]:
+    """Fit the scales of a cache in `kv`, int8 or int4, to ids [rows, T] of `text`, or of text that the model generated.
+
+    Return the scales, in the order of torch's model, and the relative rise of the perplexity of these rows over a
+    float32 cache; None for random weights. Raises MerinoError if it rises by more than MOST_RISE.
+    """
+    scales = scales_of(filled_layers(source.model, rows), BITS[kv])
+    if source.weights == "random":
+        return scales, None
+    rise = rise_of(source.model, rows, scales)
+    if rise > MOST_RISE:
+        raise MerinoError(
+            f"--kv {kv} raises the perplexity of {source.name} by {rise:.1%} on {text or 'text that it generates'},"
+            f" allowed is {MOST_RISE:.0%}: give {'--kv int8 or ' if kv == 'int4' else ''}--kv fp32"
+            f"{'' if text else ', or fit the scales to a text of yours with --calibrate TEXT'}"
+        )
+    return scales, rise
+
+
+@torch.no_grad()
+def filled_layers(model: PreTrainedModel, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return (keys, values) of each layer, float32 [heads, all tokens of the rows, head_size]. Each row is prefilled
+    into its own cache."""
+    kept: list[list[list[np.ndarray]]] = []  # of each row, of each layer
+    for row in rows:
+        output = model(input_ids=torch.from_numpy(row)[None].long(), use_cache=True, logits_to_keep=1)
+        kept.append([[part[0].float().numpy() for part in (one.keys, one.values)] for one in output.cache.layers])
+    return [
+        (np.concatenate([keys for keys, _ in layer], axis=1), np.concatenate([values for _, values in layer], axis=1))
+        for layer in zip(*kept, strict=True)
+    ]
+
+
+@torch.no_grad()
+def rise_of(model: PreTrainedModel, rows: np.ndarray, scales: CacheScales) -> float:
+    """Return the relative rise of the rows' perplexity by a quantized cache. Long rows are cut, because a row's logits
+    take memory."""
+    differences = []
+    length = min(rows.shape[1], LONGEST_JUDGED)
+    parts = rows[:, : rows.shape[1] // length * length].reshape(-1, length)
+    for row in torch.from_numpy(parts).long():
+        losses = [
+            torch.nn.functional.cross_entropy(
+                model(input_ids=row[None], cache=cache, use_cache=True).logits[0, :-1].float(), row[1:]
+            ).item()
+            for cache in (None, RoundedCache(scales))
+        ]
+        differences.append(losses[1] - losses[0])
+    return math.exp(sum(differences) / len(differences)) - 1
