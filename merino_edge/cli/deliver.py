@@ -77,7 +77,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check that TensorRT's parser supports the graph; else list unsupported nodes and exit 1. Builds no engine."""
-    from merino_edge.export.tensorrt import check_bundle
+    from merino_edge.bundles.tensorrt import check_bundle
     from merino_edge.families.names import bundle_path
     from merino_runtime.bundle import load_bundle
 

@@ -130,8 +130,8 @@ def print_calibration(done: "Exported", request: "ExportRequest") -> None:
     on = text or "text that the model generated"
     if done.cache_rise is not None:
         put(f"the KV cache in {cache_formats(done.bundle)} changes the perplexity on {on} by {done.cache_rise:+.2%}")
-    for stored in done.stored:
-        say(f"{stored.kind}: {stored.exact} matrices taken over exactly, {stored.requantized} requantized")
+    for kind, exact, requantized in done.stored:
+        say(f"{kind}: {exact} matrices taken over exactly, {requantized} requantized")
     if done.note:
         say(f"{done.note}, calibrated on {on}; in float32 the model is the same")
     if done.calibrated or text and done.bundle.precision in ROUNDED:

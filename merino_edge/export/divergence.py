@@ -131,35 +131,27 @@ def batch_answers(source: Source, prompts: Sequence[Sequence[int]]) -> list[Answ
     return answers
 
 
-class Step(NamedTuple):
-    """One token of an answer. `kl`: KL divergence from float32. `same`: whether the likeliest token is float32's.
-    `near`: whether it is float32's, or nearly tied with it."""
-
-    kl: float
-    same: bool
-    near: bool
-
-
 def divergence(bundle: Bundle, answers: Sequence[Answer]) -> Divergence:
     """Return the divergence of the bundle from float32 on these answers."""
-    all_steps: list[Step] = []
+    all_steps: list[tuple[float, bool, bool]] = []
     kept = 0
     with closing(open_backend(bundle)) as backend:
         for answer in answers:
             ids = [*answer.prompt, *answer.ids[:-1]]
             logits = chain.from_iterable(logits_behind(backend, ids, len(answer.prompt) - 1))  # [vocab] of each step
             steps = [compare_step(row, answer, index) for index, row in enumerate(logits)]
-            kept += next((step.near for step in steps if not step.same), True)  # at the first token that differs
+            kept += next((near for _, same, near in steps if not same), True)  # at the first token that differs
             all_steps += steps
-    kl = [step.kl for step in all_steps]
+    kl, same_top, _ = zip(*all_steps, strict=True)
     return Divergence(
         kl_mean=float(np.mean(kl)), kl_p99=float(np.quantile(kl, 0.99)),
-        top1=sum(step.same for step in all_steps) / len(kl), kept=kept, answers=len(answers), tokens=len(kl),
+        top1=sum(same_top) / len(kl), kept=kept, answers=len(answers), tokens=len(kl),
     )  # fmt: skip
 
 
-def compare_step(logits: np.ndarray, answer: Answer, index: int) -> Step:
-    """Compare logits [vocab] with float32's distribution at token `index` of the answer."""
+def compare_step(logits: np.ndarray, answer: Answer, index: int) -> tuple[float, bool, bool]:
+    """Compare logits [vocab] with float32's distribution at token `index` of the answer. Return the KL divergence from
+    it, whether the likeliest token is float32's, and whether it is at least nearly tied with that in float32."""
     tokens, expected = answer.tokens[index], answer.logprobs[index].astype(np.float64)
     shifted = logits.astype(np.float64) - logits.max()
     logprobs = shifted - np.log(np.exp(shifted).sum())
@@ -170,4 +162,4 @@ def compare_step(logits: np.ndarray, answer: Answer, index: int) -> Step:
     chosen = int(logits.argmax())
     rank = np.flatnonzero(tokens == chosen)
     near = bool(len(rank)) and bool(expected[0] - expected[rank[0]] < TIE)
-    return Step(max(0.0, kl), chosen == answer.ids[index], near)
+    return max(0.0, kl), chosen == answer.ids[index], near

@@ -48,14 +48,6 @@ DEFAULTS = ExportRequest()
 Say = Callable[[str], None]
 
 
-class TypeCount(NamedTuple):
-    """The source's matrices of one GGUF type: how many are taken over bit-exactly, and how many are quantized again."""
-
-    kind: str
-    exact: int
-    requantized: int
-
-
 class Exported(NamedTuple):
     """A finished export.
 
@@ -65,7 +57,8 @@ class Exported(NamedTuple):
         steps: decode steps behind the prefill that were compared.
         unrounded: maximum logit error of a quantized graph with float activations; None if nothing is quantized.
         matrices: the quantization error of each; empty if nothing is quantized.
-        stored: how the source's quantized matrices were taken over; empty if it has none, or nothing is quantized.
+        stored: (GGUF type, matrices taken over bit-exactly, matrices quantized again) for each type in the source;
+            empty if its matrices are floats, or nothing is quantized.
         why_jinja: why the board needs jinja2 for the chat template; empty if it does not.
         calibrated: number of matrices that GPTQ rounded.
         cache_rise: relative rise of the perplexity by a quantized KV cache, in torch, on the text that its scales are
@@ -81,7 +74,7 @@ class Exported(NamedTuple):
     steps: int
     unrounded: float | None
     matrices: list[MatrixError]
-    stored: list[TypeCount]
+    stored: list[tuple[str, int, int]]
     why_jinja: str = ""
     calibrated: int = 0
     cache_rise: float | None = None
@@ -245,11 +238,11 @@ def export_fastest(
     return made._replace(folder=out, bundle=made.bundle._replace(folder=str(out)))
 
 
-def type_counts(source: Source, matrices: Matrices) -> list[TypeCount]:
+def type_counts(source: Source, matrices: Matrices) -> list[tuple[str, int, int]]:
     """Count the matrices of each GGUF type that are taken over exactly, and those that are quantized again."""
     blocks = source.blocks
     if blocks is None:
         return []
     totals = Counter(blocks.kind(name) for joined in matrices for name in joined.split("+"))
     exact = Counter(blocks.kind(name) for matrix in matrices.values() for name in matrix.exact)
-    return [TypeCount(kind, exact[kind], total - exact[kind]) for kind, total in totals.items()]
+    return [(kind, exact[kind], total - exact[kind]) for kind, total in totals.items()]

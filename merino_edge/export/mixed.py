@@ -74,12 +74,8 @@ def mixed_plan(
     spare_bytes = None if most_bytes is None else most_bytes - least
     taken = chosen(candidates, spare_bytes, None if most_ms is None else most_ms - ms["int4"])
     names = [name for candidate in taken for name in candidate.name.split("+")]
-    saved, all_saved = (sum(candidate.kl for candidate in some) for some in (taken, candidates))
-    say(
-        f"mixed: 8 bits for {len(names)} of {sum(len(one.name.split('+')) for one in candidates)} matrices,"
-        f" {sum(candidate.nbytes for candidate in taken) / MB:.1f} MB more than int4; they hold"
-        f" {saved / all_saved if all_saved > 0 else 0:.0%} of the divergence that int4's weights add"
-    )
+    more_mb = sum(candidate.nbytes for candidate in taken) / MB
+    say(f"mixed: 8 bits for {len(names)} matrices, {more_mb:.1f} MB more than int4")
     return plan._replace(eight_bits=frozenset(names))
 
 

@@ -181,23 +181,19 @@ def check_parity(
     return bundle, error, unrounded
 
 
-def bundle_error(bundle: Bundle, golden: Golden) -> float:
-    """Return the largest error of any step: in fp32 the maximum logit error, in other formats the RMS error."""
-    return largest_error(bundle, golden, max_logit_error if bundle.precision == "fp32" else rms_error)
-
-
 def unrounded_error(bundle: Bundle, golden: Golden) -> float:
-    """Return the maximum logit error of any step of a quantized graph with float activations.
-
-    During the measurement that graph replaces the one in the bundle's folder.
-    """
+    """Return the maximum logit error of any step of a quantized graph with float activations, which replaces the one in
+    the bundle's folder during the measurement."""
     with replaced_model(Path(bundle.folder), with_float_activations):
-        return largest_error(bundle, golden, max_logit_error)
+        return bundle_error(bundle, golden, max_logit_error)
 
 
-def largest_error(bundle: Bundle, golden: Golden, error: Callable[[np.ndarray, np.ndarray], float]) -> float:
-    """Return the largest `error(logits, expected logits)` of the prefill and of each decode step."""
-    largest = 0.0
+def bundle_error(
+    bundle: Bundle, golden: Golden, error: Callable[[np.ndarray, np.ndarray], float] | None = None
+) -> float:
+    """Return the largest `error(logits, expected logits)` of the prefill and of each decode step: by default the
+    maximum logit error in fp32, and the RMS error in other formats."""
+    error, largest = error or (max_logit_error if bundle.precision == "fp32" else rms_error), 0.0
     with closing(open_backend(bundle)) as backend:
         logits = backend.prefill(golden.prompt_ids)
         for step, expected in enumerate(golden.logits):

@@ -23,7 +23,7 @@ from merino_edge.export.request import (
     graph_format,
     in_one_format,
 )
-from merino_edge.export.source import IMPORTS_MB, Source, check_memory, weights_mb
+from merino_edge.export.source import Source, check_memory
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.families.registry import decoder_of
@@ -79,19 +79,23 @@ def resolve_plan(request: ExportRequest, source: Source, out: Path) -> ExportPla
     # Random weights have no outliers, and families with a graph builder of their own do not name their norms' matrices.
     # In dialect fused activations are rounded in groups, so that an outlier costs its group precision.
     has_outliers = trained and form.dialect == "fused" and decoder_of(source.arch) is not None
+    threads = RUNTIME_CHOOSES
+    if source.bundle and source.bundle.precision == form.precision:
+        threads = source.bundle.threads
+    elif source.design and source.design.precision == form.precision and (predicted := source.design.predicted):
+        threads = Threads(prefill=predicted.prefill_threads, decode=predicted.decode_threads)
     plan = ExportPlan(
         form=form,
         calibration=request.calibration,
         chat=chat_of(template) if template else None,
         template=template.text if template else None,
-        threads=planned_threads(source, form.precision),
+        threads=threads,
         gptq=rounded and request.calibration is not None or form.precision == "int4" and gptq_pays(source),
         smoothquant=has_outliers and form.precision == "int8",
         outliers=has_outliers and form.precision == "int4",
         compared=trained and source.tokenizer is not None and (rounded or form.kv is not None),
     )
-    used = IMPORTS_MB + weights_mb(source.arch)
-    check_memory(source.arch, source.name, form.precision, calibrated=plan.gptq, used=used)
+    check_memory(source.arch, source.name, form.precision, calibrated=plan.gptq, is_loaded=True)
     return plan
 
 
@@ -136,14 +140,6 @@ def predicted_ms(
     on_cpu = board.with_backend("onnxruntime")
     shapes = [InferenceShape(name, context, default_prompt(context), kv) for name in formats if name in CPU_FORMATS]
     return {shape.precision: cost_model(on_cpu, shape).predict(arch.operators).decode_ms for shape in shapes}
-
-
-def planned_threads(source: Source, precision: str) -> Threads:
-    """Return the thread counts that were planned for this weight format; otherwise the runtime chooses."""
-    predicted = source.design.predicted if source.design and source.design.precision == precision else None
-    if predicted:
-        return Threads(prefill=predicted.prefill_threads, decode=predicted.decode_threads)
-    return source.bundle.threads if source.bundle and source.bundle.precision == precision else RUNTIME_CHOOSES
 
 
 def check_readable(source: Source) -> None:

@@ -87,27 +87,24 @@ def needed_mb(arch: Geometry, precision: str = "fp32", calibrated: bool = False)
 
     The KV cache is not counted, because few of its pages are touched.
     """
-    needed = IMPORTS_MB + (COPIES if precision == "fp32" else QUANTIZED_COPIES) * weights_mb(arch)
+    weights_mb = 4 * params(arch.operators) / BYTES_PER_MB  # one copy in float32
+    needed = IMPORTS_MB + (COPIES if precision == "fp32" else QUANTIZED_COPIES) * weights_mb
     if calibrated:  # at most a float32 Hessian for each matrix: those that share an input share one
         needed += sum(4 * op.columns**2 for op in arch.operators if op.kind == "linear") / BYTES_PER_MB
     return needed
 
 
-def weights_mb(arch: Geometry) -> float:
-    """Return the memory of one float32 copy of the weights."""
-    return 4 * params(arch.operators) / BYTES_PER_MB
-
-
 def check_memory(
-    arch: Geometry, name: str, precision: str = "fp32", *, calibrated: bool = False, used: float = 0.0
+    arch: Geometry, name: str, precision: str = "fp32", *, calibrated: bool = False, is_loaded: bool = False
 ) -> None:
-    """Raises MerinoError if an export needs more memory than is available now, beside the `used` MB that this process
-    has for it already."""
-    needed = needed_mb(arch, precision, calibrated)
+    """Raises MerinoError if an export needs more memory than is available now, beside that of a model that is loaded
+    already."""
+    needed, weights_mb = needed_mb(arch, precision, calibrated), 4 * params(arch.operators) / BYTES_PER_MB
+    used = IMPORTS_MB + weights_mb if is_loaded else 0.0
     available = psutil.virtual_memory().available / BYTES_PER_MB + used
     if needed > available:
         raise MerinoError(
-            f"exporting {name} in {precision} needs about {needed:,.0f} MB, for copies of {weights_mb(arch):,.0f} MB of"
+            f"exporting {name} in {precision} needs about {needed:,.0f} MB, for copies of {weights_mb:,.0f} MB of"
             f" float32 weights, and {available:,.0f} MB are available. Stop other programs, export on a machine with"
             " more memory, or choose a smaller model"
         )

@@ -203,7 +203,7 @@ def test_blocks_of_a_source_are_not_rounded_again_and_the_text_is_not_run(tales,
     source = load_source(str(path))
     monkeypatch.setattr(reading, "input_hessians", lambda *_: pytest.fail("nothing is rounded"))
     done = export(source, tmp_path / "bundle", ExportRequest(precision="int4", context=64, calibration=tales[0]))
-    assert done.calibrated == 0 and sum(matrix.exact for matrix in done.stored) == len(
+    assert done.calibrated == 0 and sum(exact for _, exact, _ in done.stored) == len(
         parts(quantized(source, GraphFormat("int4", "fused", 64)))
     )
 

@@ -174,7 +174,7 @@ def test_blocks_go_into_the_graph_as_they_are_where_it_has_such_blocks(
     expected = {"Q8_0": (1, 0), kind: (len(names) - 1, 0) if exact else (0, len(names) - 1)}
     if kind == "Q8_0":
         expected = {"Q8_0": (len(names), 0) if exact else (1, len(names) - 1)}
-    assert {each.kind: (each.exact, each.requantized) for each in done.stored} == expected
+    assert {name: (exact, again) for name, exact, again in done.stored} == expected
     plain_bytes = build_graph(source.arch, graph_weights(source), matrices, form).weight_bytes
     if precision == "int8" and not exact:  # its channels are scaled, for larger blocks
         assert done.bundle.weight_bytes < plain_bytes
@@ -198,7 +198,7 @@ def test_tiles_for_avx512_vnni_hold_the_blocks_of_a_file(kind, precision, matmul
     kinds = Counter(node.op_type for node in graph.node)
     assert {name: count for name, count in kinds.items() if name.startswith("MatMul")} == matmuls
     assert (kinds["Rows8"], kinds["GatherBlockQuantized"]) == (1, 0)
-    requantized = sum(each.requantized for each in done.stored)
+    requantized = sum(requantized for _, _, requantized in done.stored)
     assert requantized == (7 if (kind, precision) == ("Q4_1", "int8") else 0)
 
 
@@ -283,7 +283,7 @@ def test_int4_keeps_in_8_bits_what_a_mixed_file_has_in_more_than_4(tmp_path, mon
         "0.self_attn.v_proj.weight", "1.mlp.up_proj.weight", "1.mlp.down_proj.weight", "model.embed_tokens.weight",
     }  # fmt: skip
     if core == "dotprod":
-        assert {tuple(each) for each in done.stored} == {("Q8_0", 2, 0), ("Q4_1", 11, 0), ("Q5_0", 2, 0)}
+        assert set(done.stored) == {("Q8_0", 2, 0), ("Q4_1", 11, 0), ("Q5_0", 2, 0)}
         assert max(each.worst for each in done.matrices) < 0.01
 
 
@@ -293,7 +293,7 @@ def test_for_a_core_without_dotprod_blocks_of_16_weights_are_quantized_again(tmp
     write_in_blocks(tmp_path / "model.gguf", "llama", "Q6_K", "Q8_0", num_hidden_layers=1, **WIDE)
     request = ExportRequest(precision=precision, context=64, core="no-dotprod")
     done = export(load_source(str(tmp_path / "model.gguf")), tmp_path / "bundle", request)
-    assert {tuple(each) for each in done.stored} == {("Q8_0", 1, 0), ("Q6_K", 0, 7)}
+    assert set(done.stored) == {("Q8_0", 1, 0), ("Q6_K", 0, 7)}
     graph = onnx.load(tmp_path / "bundle" / "model.onnx", load_external_data=False).graph
     assert {node.op_type for node in graph.node if node.op_type.startswith("MatMul")} == {"MatMul8"}
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from sample_training import write_stories
 from typer.testing import CliRunner
 
+from merino_edge.bundles.tensorrt import check_bundle
 from merino_edge.cli.app import app
 from merino_edge.design.design_file import load_design
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
-from merino_edge.export.tensorrt import check_bundle
 from merino_edge.families.designed import Architecture
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train

@@ -48,7 +48,7 @@ CALLS = [
     ("bench", ["embedded", *SSH], [OVER_SSH + "bench_there"]),
     ("flash", ["f.merino", *SSH], ["merino_edge.cli.flash.flash_boards"]),
     ("flash", ["f.merino", "--image", "i.img"], ["merino_edge.delivery.image.flash_image"]),
-    ("check", ["embedded", "--tensorrt", "8.2"], ["merino_edge.export.tensorrt.check_bundle"]),
+    ("check", ["embedded", "--tensorrt", "8.2"], ["merino_edge.bundles.tensorrt.check_bundle"]),
     ("score", ["opt-125m", *PI], ["merino_edge.cli.score.costs_of"]),
     ("eval", ["embedded", "--tasks", "piqa"],
      ["merino_edge.storage.atomic.check_file", "merino_edge.evaluation.run.evaluate",

@@ -15,10 +15,10 @@ from mutations import fuzz, mutated_bytes, taken
 from onnx import TensorProto, helper, numpy_helper
 from sample_geometries import SMALL, small
 
+from merino_edge.bundles.tensorrt import check_bundle, table
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import random_source
-from merino_edge.export.tensorrt import check_bundle, table
 from merino_edge.families.designed import Architecture
 from merino_edge.families.opt import OptArchitecture
 from merino_edge.families.zoo import model

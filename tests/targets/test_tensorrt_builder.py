@@ -24,7 +24,7 @@ pytestmark = [
 from graph_bundles import graph_bundle  # noqa: E402
 from sample_geometries import SMALL, small  # noqa: E402
 
-from merino_edge.export.tensorrt import check_bundle  # noqa: E402
+from merino_edge.bundles.tensorrt import check_bundle  # noqa: E402
 from merino_edge.families.designed import Architecture  # noqa: E402
 from merino_edge.families.opt import OptArchitecture  # noqa: E402
 from merino_edge.families.zoo import model  # noqa: E402

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.dialects.fused import Fused
 from merino_edge.export.dialects.portable import Portable
@@ -21,7 +23,11 @@ def build_graph(
 ) -> Decoder:  # fmt: skip
     """Build the graph of a geometry. `weights`: in the graph's layout. `scales`: of a quantized cache, in the order of
     torch's model."""
-    graph = DIALECTS[form.dialect](weights, matrices, form, scales.in_order(key_order_of(arch)) if scales else None)
+    order = key_order_of(arch)  # of a head's channels in the graph
+    if scales and order is not None:
+        layers = [(np.ascontiguousarray(keys[:, order]), values) for keys, values in scales.layers]
+        scales = scales._replace(layers=tuple(layers))
+    graph = DIALECTS[form.dialect](weights, matrices, form, scales)
     graph.begin_decoder([KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)])
     family_of(arch).build_graph(graph, arch)
     return graph

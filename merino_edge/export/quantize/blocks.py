@@ -28,14 +28,15 @@ def matrix_from_blocks(
     group_size = min(blocks.block for blocks in stored.values())
     cut = {name: blocks.cut(group_size) for name, blocks in stored.items()}
     parts = [
-        as_codes(cut[name], bits) if name in cut else quantize_groups(weights[name], bits, group_size) for name in names
-    ]
-    codes, scales = (np.concatenate([part[field] for part in parts]) for field in (0, 1))
+        (packed((cut[name].levels.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8), bits), cut[name].scales)
+        if name in cut else quantize_groups(weights[name], bits, group_size)[:2] for name in names
+    ]  # fmt: skip
+    codes, scales = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     points: np.ndarray | None = None
     rests: tuple[QuantizedMatrix, ...] = ()
     if any(blocks.minimums is not None for blocks in cut.values()):
         given = [cut[name].minimums if name in cut else None for name in names]
-        zeros = [np.zeros_like(part.scales) for part in parts]
+        zeros = [np.zeros_like(own_scales) for _, own_scales in parts]
         minimums = [zero if one is None else one for zero, one in zip(zeros, given, strict=True)]
         points, rests = as_zero_points(np.concatenate(minimums), scales, group_size)
     return QuantizedMatrix(
@@ -45,11 +46,6 @@ def matrix_from_blocks(
 
 def fits(blocks: Blocks, bits: int) -> bool:
     return blocks.bits <= bits and (blocks.minimums is None or bits == WITH_MINIMUMS)
-
-
-def as_codes(blocks: Blocks, bits: int) -> QuantizedMatrix:
-    codes = (blocks.levels.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
-    return QuantizedMatrix(packed(codes, bits), blocks.scales, bits, blocks.block)
 
 
 def as_zero_points(

@@ -64,18 +64,17 @@ def input_hessians(model: PreTrainedModel, rows: np.ndarray) -> Hessians:
         sums[name] = sums[name].addmm_(x.T, x) if name in sums else x.T @ x
 
     head = model.get_output_embeddings()
-    names = [f"{name}.weight" for name, module in model.named_modules() if module is not head and is_matrix(module)]
+    names = [
+        f"{name}.weight" for name, module in model.named_modules()
+        if module is not head and not isinstance(module, torch.nn.Embedding)
+        and getattr(getattr(module, "weight", None), "ndim", 0) == 2
+    ]  # fmt: skip
     with observed_inputs(model, names, add):
         for row in rows:
             model.base_model(input_ids=torch.from_numpy(row)[None].long())
             seen.clear()
     means = {name: (total / rows.size).numpy() for name, total in sums.items()}
     return {name: means[owner] for name, owner in owners.items()}
-
-
-def is_matrix(module: torch.nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, torch.Tensor) and weight.ndim == 2 and not isinstance(module, torch.nn.Embedding)
 
 
 @torch.no_grad()

@@ -20,14 +20,6 @@ class CacheScales(NamedTuple):
     bits: int
     layers: tuple[tuple[np.ndarray, np.ndarray], ...]
 
-    def in_order(self, channels: np.ndarray | None) -> "CacheScales":
-        """Return the scales with each head's key channels in another order; None: unchanged."""
-        if channels is None:
-            return self
-        return self._replace(
-            layers=tuple((np.ascontiguousarray(keys[:, channels]), values) for keys, values in self.layers)
-        )
-
 
 def largest_code(bits: int) -> int:
     """Return the largest code; the smallest is -largest - 1."""

@@ -191,10 +191,6 @@ def rms(values: np.ndarray) -> float:
 # their bytes.
 
 
-def fits_tiles(matrix: QuantizedMatrix, few_bits: bool) -> bool:
-    return matrix.group_size % TILE_GROUP == 0 or few_bits and fewest_bits(matrix) == 6
-
-
 def for_tiles(name: str, matrix: QuantizedMatrix, few_bits: bool) -> QuantizedMatrix:
     """Return the matrix with scales rounded to float16. `few_bits`: store codes of 8 bits in 5 or 6 if they fit."""
     scales = halves(name, matrix.scales).astype(np.float32)
@@ -204,17 +200,12 @@ def for_tiles(name: str, matrix: QuantizedMatrix, few_bits: bool) -> QuantizedMa
 
 
 def fewest_bits(matrix: QuantizedMatrix) -> int:
-    if matrix.bits != 8:
-        return matrix.bits
-    if matrix.group_size == TILE_GROUP // 2:
-        return 6 if matrix.codes.shape[1] % 2 == 0 and hold(6, matrix.codes) else 8
-    return 5 if hold(5, matrix.codes) else 8
-
-
-def hold(bits: int, codes: np.ndarray) -> bool:
-    """Return whether these codes of 8 bits fit in so many bits."""
-    half = 2 ** (bits - 1)
-    return bool(codes.min() >= 2**7 - half and codes.max() < 2**7 + half)
+    """Return the fewest bits in which the kernels have the codes: 6 in groups of 16 channels, 5 in others."""
+    small = matrix.group_size == TILE_GROUP // 2
+    bits = 6 if small else 5
+    half, codes = 2 ** (bits - 1), matrix.codes
+    fit = matrix.bits == 8 and codes.min() >= 2**7 - half and codes.max() < 2**7 + half
+    return bits if fit and not (small and codes.shape[1] % 2) else matrix.bits
 
 
 def halves(name: str, values: np.ndarray) -> np.ndarray:

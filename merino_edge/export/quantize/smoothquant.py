@@ -34,10 +34,6 @@ class Site(NamedTuple):
     before: Norm | Linear
     after: Linear
 
-    @property
-    def matrices(self) -> tuple[str, ...]:
-        return self.after.weights if isinstance(self.before, Norm) else (*self.before.weights, *self.after.weights)
-
 
 class OwnBlocks:
     """The source's blocks that an int8 graph takes over; all other matrices are quantized."""
@@ -63,7 +59,12 @@ def smoothed(source: Source, rows: Callable[[], np.ndarray], *, in_place: bool =
     over all of its blocks, or if its family has no `Decoder`.
     """
     decoder = decoder_of(source.arch)
-    sites = [site for site in sites_of(decoder) if not keeps_blocks(source.blocks, site)] if decoder else []
+    sites, blocks = list(sites_of(decoder)) if decoder else [], OwnBlocks(source.blocks) if source.blocks else None
+    if blocks:
+        sites = [
+            site for site in sites
+            if not any(blocks.blocks(name) for name in (*site.after.weights, *getattr(site.before, "weights", ())))
+        ]  # fmt: skip
     if not sites:
         return source
     model = source.model if in_place else copy.deepcopy(source.model)
@@ -72,7 +73,6 @@ def smoothed(source: Source, rows: Callable[[], np.ndarray], *, in_place: bool =
     for site in sites:
         columns = np.concatenate([weights[name] for name in site.after.weights])
         move(weights, site, factors_of(sizes[site.after.weights[0]], np.sqrt(np.square(columns).mean(0))))
-    blocks = OwnBlocks(source.blocks) if source.blocks else None
     return source._replace(model=model, blocks=blocks)
 
 
@@ -90,12 +90,6 @@ def sites_of(decoder: Decoder) -> Iterator[Site]:
             yield Site(layer.up, layer.down)
     if decoder.head != decoder.embedding:
         yield Site(decoder.final_norm, Linear((decoder.head,)))
-
-
-def keeps_blocks(blocks: BlockSource | None, site: Site) -> bool:
-    """Return whether the graph takes over the source's blocks for one of the site's matrices."""
-    stored = [blocks.blocks(name) for name in site.matrices] if blocks else []
-    return any(one is not None and fits(one, BITS) for one in stored)
 
 
 def move(weights: ModelWeights, site: Site, factors: np.ndarray) -> None:

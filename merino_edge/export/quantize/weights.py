@@ -14,10 +14,11 @@ from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.quantize.blocks import matrix_from_blocks
 from merino_edge.export.quantize.gptq import Hessians, gptq
 from merino_edge.export.quantize.matrix import (
+    TILE_GROUP,
     MatrixError,
     MatrixLayout,
     QuantizedMatrix,
-    fits_tiles,
+    fewest_bits,
     for_tiles,
     group_sizes,
     matrix_error,
@@ -65,10 +66,12 @@ def quantized_matrix(name: str, weights: Weights, bits: int, form: GraphFormat, 
     names, layout, few_bits = name.split("+"), matrix_layout(form, bits), has_few_bits(form)
     if how.blocks and layout != "rows":  # a block has a scale of its own, a row one for all its weights
         stored = matrix_from_blocks(how.blocks, names, weights, bits)
-        if stored is not None and layout == "tiles" and fits_tiles(stored, few_bits):
-            return for_tiles(name, stored, few_bits)
-        if stored is not None and (layout == "groups" or few_bits and bits == 8):  # MatMulNBits is fast there
-            return stored
+        if stored is not None:
+            in_tiles = stored.group_size % TILE_GROUP == 0 or few_bits and fewest_bits(stored) == 6
+            if layout == "tiles" and in_tiles:
+                return for_tiles(name, stored, few_bits)
+            if layout == "groups" or few_bits and bits == 8:  # MatMulNBits is fast there
+                return stored
     matrix = np.concatenate([weights[one] for one in names])  # float32 [sum of out, in]
     rounded = rounded_matrix(name, matrix, bits, layout, how)
     return for_tiles(name, rounded, few_bits) if layout == "tiles" else rounded._replace(layout=layout)

@@ -16,7 +16,6 @@ import onnx
 from google.protobuf.message import DecodeError  # raised for a damaged file
 from onnx import TensorProto, helper
 
-from merino_edge.export.dialects.graph import MODEL_FILE
 from merino_edge.storage.faults import one_line
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
@@ -28,6 +27,7 @@ BESIDES = {
     "ReduceSum": (1,), "Reshape": (1,), "Resize": (3,), "Scatter": (1,), "ScatterElements": (1,), "ScatterND": (1,),
     "Slice": (1, 2, 3, 4), "Split": (1,), "Squeeze": (1,), "Tile": (1,), "TopK": (1,), "Trilu": (1,), "Unsqueeze": (1,),
 }  # fmt: skip
+MODEL_FILE = "model.onnx"
 LENGTH = "sequence"  # the axis of the new tokens: an engine has a profile for decode and one for prefill
 
 
@@ -76,7 +76,7 @@ class Checked(NamedTuple):
 @cache
 def table() -> Mapping[str, Support]:
     """Return the versions of TensorRT that can be judged."""
-    text = files("merino_edge.export").joinpath("tensorrt.toml").read_text(encoding="utf-8")
+    text = files("merino_edge.bundles").joinpath("tensorrt.toml").read_text(encoding="utf-8")
     versions = {}
     for version, facts in tomllib.loads(text).items():
         operators = {name: frozenset(group["types"]) for group in facts["operators"] for name in group["names"]}
