@@ -99,7 +99,9 @@ def few_answers():
     module = sys.modules.get("merino_edge.export.export")  # of a file that has tests of exports
     with pytest.MonkeyPatch.context() as patch:
         if module is not None:
-            patch.setattr(module, "answers_of", partial(module.answers_of, count=4))
+            from merino_edge.export.divergence import QUESTIONS
+
+            patch.setattr(module, "answers_of", partial(module.answers_of, questions=QUESTIONS[::16]))
         yield
 
 

@@ -207,9 +207,9 @@ def test_the_tokenizer_gives_the_ids_of_llama_cpp(tokenizer):
 
 
 @pytest.mark.nightly
-def test_int4_keeps_what_the_model_answers_to_200_questions(source, bundle):
-    measured = divergence(bundle("fused", "int4").bundle, answers_of(source, CONTEXT, count=200))
-    assert measured.answers == 200 and measured.lost <= 0.06 and measured.kl_mean < 0.0025 and measured.top1 > 0.96
+def test_int4_keeps_what_the_model_answers(source, bundle):
+    measured = divergence(bundle("fused", "int4").bundle, answers_of(source, CONTEXT))
+    assert measured.answers == 64 and measured.lost <= 0.06 and measured.kl_mean < 0.0025 and measured.top1 > 0.96
 
 
 @pytest.mark.nightly
