@@ -23,11 +23,10 @@ from merino_edge.design.space import Space
 from merino_edge.export.dialects.external_data import PAGE
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
-from merino_edge.export.source import Source, load_source, random_source
+from merino_edge.export.source import load_source, random_source
 from merino_edge.families import operators
 from merino_edge.families.designed import Architecture
 from merino_edge.families.opt import OptArchitecture
-from merino_edge.families.zoo import model
 from merino_edge.profiles.reading import list_profiles, load_profile, profile_ids
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import Threads, load_bundle
@@ -67,7 +66,7 @@ def documented_keys():
 
 def test_bundle_json_has_exactly_the_documented_keys(folder):
     assert len(documented_keys()) > 20
-    assert set(described(folder)) == documented_keys()
+    assert set(described(folder)) == documented_keys() == load_bundle(str(folder))._asdict().keys() - {"folder"}
 
 
 def test_bundle_json_says_what_the_model_is(folder, dialect, tiny_arch):
@@ -239,7 +238,7 @@ def test_a_fused_graph_uses_the_runtimes_own_operators(bundle_dirs):
     assert {"SkipSimplifiedLayerNormalization", "FastGelu"} <= set(contrib)
 
 
-@pytest.mark.parametrize("context", [8, 11, 12, 17, 22, 23, 64])
+@pytest.mark.parametrize("context", [8, 11, 22, 64])
 def test_any_allowed_context_can_be_exported(tiny_checkpoint, tmp_path, dialect, context):
     exported = export(
         load_source(str(tiny_checkpoint)), tmp_path / "bundle", ExportRequest(dialect=dialect, context=context)
@@ -358,14 +357,6 @@ def test_a_design_and_a_bare_architecture_are_exported_with_random_weights(tmp_p
         assert "tokenizer.json" not in [file.path for file in bundle.files]
 
 
-def test_opt_350m_is_known_by_name():
-    small = {"layers": 1, "vocab": 64, "context": 16}
-    source = random_source(model("opt-350m").geometry.model_copy(update=small), "opt-350m")
-    assert source.family == "opt"
-    assert source.model.config.word_embed_proj_dim == 512
-    assert operators.params(source.arch.operators) == source.model.num_parameters()
-
-
 @pytest.mark.slow
 def test_boards_are_those_whose_free_memory_holds_it(tmp_path):
     """An embedding of 107 MB and a cache of 156 MB, beside the runtime: too much for the smallest board."""
@@ -418,21 +409,15 @@ def test_an_old_bundle_is_replaced_and_nothing_else_is(folder, dialect, tiny_che
     export(source, target, ExportRequest(dialect=dialect, context=32))  # an empty folder
     export(source, target, ExportRequest(dialect=dialect))
     assert contents(target) == contents(folder)
-    mine = tmp_path / "mine"
-    mine.mkdir()
+    mine = Path(shutil.copytree(folder, tmp_path / "mine"))
     (mine / "thesis.tex").write_text("x")
+    before = contents(mine)
     with pytest.raises(MerinoError, match="mine holds other files, which are not replaced"):
         export(source, mine, ExportRequest(dialect=dialect))
     with pytest.raises(MerinoError, match="is a file"):
         export(source, mine / "thesis.tex", ExportRequest(dialect=dialect))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "mine"]
-    assert contents(mine) == {"thesis.tex": b"x"}
-
-
-def test_the_runtime_reads_what_was_described(folder):
-    bundle = load_bundle(str(folder))
-    assert bundle._asdict().keys() == {"folder", *documented_keys()}
-    assert selftest(bundle, open_backend(bundle)) is None
+    assert contents(mine) == before
 
 
 ALONE = """
@@ -469,13 +454,6 @@ def test_a_bundle_runs_by_itself(folder, tmp_path):
     assert alone.stdout == direct.stdout
     assert run(pyz, "selftest", str(folder)).returncode == 0
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_source_says_where_its_weights_come_from(tiny_checkpoint):
-    source = load_source(str(tiny_checkpoint))
-    assert isinstance(source, Source)
-    assert (source.weights, source.family, source.stop_ids) == ("trained", "merino", (0,))
-    assert source.tokenizer == tiny_checkpoint / "tokenizer.json"
 
 
 def test_a_bundle_has_the_format_and_the_threads_that_its_design_planned_for(tmp_path):

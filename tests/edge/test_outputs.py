@@ -17,7 +17,8 @@ from merino_edge.cli.app import main
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source, random_source
-from merino_edge.storage.atomic import check_keeps
+from merino_edge.profiles.reading import profile_text
+from merino_edge.storage.atomic import check_keeps, write_text
 from merino_runtime.errors import MerinoError
 
 SMALL = ["--device", "raspberry-pi-zero-2w", "--decode-ms", "4", "--vocab", "300", "--context", "64"]
@@ -138,13 +139,7 @@ def test_a_design_is_kept_where_printing_fails(stdout, expected, more, tmp_path)
 def test_a_bundle_is_kept_where_printing_fails(stdout, expected, tiny_checkpoint, tmp_path):
     with stdout() as unwritable:
         code, *_ = apart("export", tiny_checkpoint, "-o", "b", cwd=tmp_path, stdout=unwritable)
-    assert code == expected and load_bundle_weights(tmp_path / "b") == "trained"
-
-
-def load_bundle_weights(folder):
-    from merino_runtime.bundle import load_bundle
-
-    return load_bundle(str(folder)).weights
+    assert code == expected and described(tmp_path / "b")["weights"] == "trained"
 
 
 def content(folder):
@@ -178,7 +173,7 @@ def test_the_exporter_called_from_python_keeps_its_input_too(bundle_dirs, tmp_pa
 
 
 def test_a_file_never_replaces_its_input(run, tmp_path):
-    records, profile = json.dumps([record()]), run_profile()
+    records, profile = json.dumps([record()]), profile_text("raspberry-pi-4")
     (tmp_path / "r.json").write_text(records)
     os.link(tmp_path / "r.json", tmp_path / "same.json")
     (tmp_path / "my.toml").write_text(profile)
@@ -199,12 +194,6 @@ def test_a_file_never_replaces_its_input(run, tmp_path):
     assert run("report", "r.json", "-o", "r.html")[0] == 0
 
 
-def run_profile():
-    from merino_edge.profiles.reading import profile_text
-
-    return profile_text("raspberry-pi-4")
-
-
 def test_an_output_beside_its_input_is_no_fault(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a").write_text("")
@@ -212,7 +201,7 @@ def test_an_output_beside_its_input_is_no_fault(tmp_path):
         check_keeps(tmp_path / out, [tmp_path / "in", tmp_path / "in" / "a"])
 
 
-def test_random_weights_replace_trained_ones_only_where_that_is_meant(bundle_dirs, tiny_arch, tmp_path):
+def test_random_weights_replace_trained_ones_only_where_that_is_meant(run, bundle_dirs, tiny_arch, tmp_path):
     out = Path(shutil.copytree(bundle_dirs["fused"], tmp_path / "bundle"))
     before, random = content(out), random_source(tiny_arch, "tiny")
     with pytest.raises(MerinoError, match="holds trained weights .checkpoint tiny.*are random: .*--overwrite"):
@@ -223,25 +212,25 @@ def test_random_weights_replace_trained_ones_only_where_that_is_meant(bundle_dir
     (out / "bundle.json").write_text('{"weights": ')
     with pytest.raises(MerinoError, match="unknown weights .bundle.json is damaged"):
         export(random, out)
-
-
-def test_the_option_says_that_it_is_meant(run, bundle_dirs, tiny_arch, tmp_path):
-    shutil.copytree(bundle_dirs["fused"], tmp_path / "bundle")
     (tmp_path / "arch.json").write_text(tiny_arch.model_dump_json())
-    code, _, err = run("export", "arch.json", "-o", "bundle")
-    assert code == 1 and "give --overwrite to replace them" in err
     assert run("export", "arch.json", "-o", "bundle", "--overwrite")[0] == 0
-    assert load_bundle_weights(tmp_path / "bundle") == "random"
 
 
-def test_a_bundle_with_files_of_the_users_is_not_replaced(bundle_dirs, tiny_checkpoint, tmp_path):
-    out = Path(shutil.copytree(bundle_dirs["fused"], tmp_path / "bundle"))
-    (out / "notes.txt").write_text("mine")
-    with pytest.raises(MerinoError, match="holds other files, which are not replaced"):
-        export(load_source(str(tiny_checkpoint)), out)
-    (out / "notes.txt").unlink()
-    export(load_source(str(tiny_checkpoint)), out, ExportRequest(dialect="portable"))
-    assert described(out)["dialect"] == "portable" and os.listdir(tmp_path) == ["bundle"]
+def test_a_text_takes_the_place_of_the_old_one(tmp_path):
+    path = tmp_path / "new" / "file.json"
+    for text in ("old", "é\n"):
+        write_text(path, text)
+        assert path.read_text(encoding="utf-8") == text
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_old_text_and_no_temporary_file(tmp_path):
+    """A lone surrogate has no UTF-8 form, so encoding fails when the temporary file is already there."""
+    path = tmp_path / "file.json"
+    write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")
+    assert list(tmp_path.iterdir()) == [path] and path.read_text() == "old"
 
 
 @pytest.fixture
