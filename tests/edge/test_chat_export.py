@@ -66,19 +66,6 @@ def test_parts_give_what_transformers_renders_for_any_texts(name):
     check()
 
 
-def test_what_each_template_does():
-    parts = {name: exported_template(name)[1].chat.parts for name in chat_templates.EXACT}
-    assert {name for name, each in parts.items() if each.system is None} == {"gemma2"}
-    assert {name for name, each in parts.items() if each.no_think} == {"qwen3"}
-    assert {name: each.date_format for name, each in parts.items() if each.date_format} == {
-        "llama3.2": "%d %b %Y", "granite": "%B %d, %Y",
-    }  # fmt: skip
-    assert {name: each.texts.assistant for name, each in parts.items() if each.texts.assistant != "whole"} == {
-        "qwen3": "answer_lines", "llama3.2": "stripped", "gemma2": "stripped", "gemma3": "stripped",
-        "distilled": "answer",
-    }  # fmt: skip
-
-
 def test_the_parts_that_the_boards_tests_use_are_what_is_exported():
     for name, described in (("chatml", chat_templates.CHATML_PARTS), ("qwen3", chat_templates.QWEN3_PARTS)):
         parts = exported_template(name)[1].chat.parts

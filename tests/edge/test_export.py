@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM
 
 from merino_edge.design.designer import design
@@ -308,21 +307,11 @@ def test_what_is_nothing_to_export_is_refused(tmp_path, tiny_checkpoint):
         load_source("opt-350m", weights=tiny_checkpoint)
 
 
-def test_weights_that_do_not_fit_are_refused(tiny_checkpoint, decoder, tmp_path):
+def test_weights_that_do_not_fit_or_load_are_refused(tiny_checkpoint, decoder, tmp_path):
     decoder(OPT).save_pretrained(tmp_path / "opt")
     with pytest.raises(MerinoError, match="is not opt-350m: it has 2 layers of 64.*24 layers of 1024"):
         load_source("opt-350m", weights=tmp_path / "opt")
-    broken = tmp_path / "broken"
-    shutil.copytree(tiny_checkpoint, broken)
-    state = load_file(broken / "model.safetensors")
-    lost = state.pop("blocks.0.layers.0.up.weight")
-    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(MerinoError, match=r"do not fit its config.json: blocks\.0\.layers\.0\.up\.weight"):
-        load_source(str(broken))
-    state["blocks.0.layers.0.up.weight"] = lost[:-1]
-    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(MerinoError, match="weights in .* do not"):
-        load_source(str(broken))
+    broken = shutil.copytree(tiny_checkpoint, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(MerinoError, match="weights in .* do not load"):
         load_source(str(broken))

@@ -1,7 +1,6 @@
 """KV heads that several query heads share, by block: from the search to each format of a bundle."""
 
 import json
-from math import prod
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 from sample_training import write_stories
 from typer.testing import CliRunner
 
-from merino_edge.bundles.tensorrt import check_bundle
 from merino_edge.cli.app import app
 from merino_edge.design.design_file import load_design
 from merino_edge.export.export import export
@@ -22,14 +20,8 @@ from merino_edge.families.designed import Architecture
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
 from merino_runtime.backends import open_backend
-from merino_runtime.generation.selftest import selftest
 
 VOCAB, CONTEXT, PROMPT = 211, 24, 7
-KINDS = [
-    ("fused", "fp32", "dotprod"), ("fused", "fp16", "dotprod"), ("fused", "int8", "dotprod"),
-    ("fused", "int4", "dotprod"), ("fused", "int8", "no-dotprod"), ("fused", "int4", "no-dotprod"),
-    ("portable", "fp32", "dotprod"), ("portable", "fp16", "dotprod"), ("portable", "int8", "dotprod"),
-]  # fmt: skip
 
 
 @st.composite
@@ -87,34 +79,6 @@ def test_torch_and_both_dialects_compute_what_repeated_keys_give(decoder, tmp_pa
         backend.close()
     for name, logits in results.items():
         assert np.abs(logits - expected[PROMPT - 1 :]).max() <= 2e-5 * np.abs(expected).max(), name
-
-
-@pytest.fixture(scope="module")
-def grouped(decoder):
-    block = {"ffn_ratio": 1.5, "depth": 2, "shared": False}
-    blocks = [
-        {**block, "width": 64, "kv_heads": 1, "gated": True}, {**block, "width": 128, "kv_heads": 2, "shared": True}
-    ]
-    arch = Architecture(blocks=blocks, vocab=VOCAB, head_size=32, context=64)
-    return source_of(arch, decoder(arch, 3))
-
-
-@pytest.mark.parametrize("kind", KINDS, ids="-".join)
-def test_every_format_is_exported_and_its_cache_has_the_bytes_that_are_counted(grouped, kind, tmp_path):
-    """The export itself proves the graph against torch, with the weights that the codes stand for."""
-    dialect, precision, core = kind
-    done = export(grouped, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, core=core))
-    sizes = {"float32": 4, "float16": 2}
-    caches = [port for port in done.bundle.inputs if port.name.startswith("past_key_values.")]
-    fixed = [[size if isinstance(size, int) else 64 for size in port.shape] for port in caches]
-    held = sum(prod(shape) * sizes[port.dtype] for shape, port in zip(fixed, caches, strict=True))
-    assert done.bundle.kv_bytes == held == 2 * 32 * (2 * 1 + 2 * 2) * 64 * (2 if precision == "fp16" else 4)
-    if precision != "fp16":
-        backend = open_backend(done.bundle)
-        assert selftest(done.bundle, backend) is None
-        backend.close()
-    if dialect == "portable" and precision != "int8":  # whose matmuls TensorRT does not have
-        assert not check_bundle(done.bundle, "8.2").problems
 
 
 def test_a_design_with_grouped_heads_and_a_gated_ffn_is_trained_and_exported(tmp_path):

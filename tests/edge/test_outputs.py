@@ -208,12 +208,11 @@ def test_random_weights_replace_trained_ones_only_where_that_is_meant(run, bundl
         export(random, out)
     assert content(out) == before
     assert export(random, out, ExportRequest(overwrite=True)).bundle.weights == described(out)["weights"] == "random"
-    export(random, out)
+    (tmp_path / "arch.json").write_text(tiny_arch.model_dump_json())
+    assert run("export", "arch.json", "-o", "bundle", "--overwrite")[0] == 0
     (out / "bundle.json").write_text('{"weights": ')
     with pytest.raises(MerinoError, match="unknown weights .bundle.json is damaged"):
         export(random, out)
-    (tmp_path / "arch.json").write_text(tiny_arch.model_dump_json())
-    assert run("export", "arch.json", "-o", "bundle", "--overwrite")[0] == 0
 
 
 def test_a_text_takes_the_place_of_the_old_one(tmp_path):

@@ -15,7 +15,6 @@ from merino_edge.export.export import export
 from merino_edge.export.parity import dequantized_model, torch_greedy, unrounded_error
 from merino_edge.export.quantize.calibration import rows_to_read
 from merino_edge.export.quantize.smoothquant import smoothed
-from merino_edge.export.recover import graph_constants
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.registry import family_of, layout_of
@@ -69,11 +68,6 @@ def test_codes_and_torchs_weights_compute_the_same(source, kind, tmp_path):
     backend.close()
 
 
-@pytest.mark.parametrize("dialect", [pytest.param("fused", marks=pytest.mark.nightly), "portable"])
-def test_a_graph_of_float16_has_nothing_to_prove_that_way(source, dialect, tmp_path):
-    assert export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision="fp16")).error <= 0.01
-
-
 @pytest.mark.parametrize("dialect", ["fused", pytest.param("portable", marks=pytest.mark.nightly)])
 def test_a_float32_bundle_gives_back_the_weights_of_any_family(source, dialect, tmp_path):
     exported = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect))
@@ -82,7 +76,7 @@ def test_a_float32_bundle_gives_back_the_weights_of_any_family(source, dialect, 
     again = load_source(str(folder))
     for name, weight in source.model.state_dict().items():
         assert np.abs(again.model.state_dict()[name] - weight).max() <= 1e-6, name
-    assert family_of(again.arch) is family_of(source.arch) and dict(graph_constants(folder))
+    assert family_of(again.arch) is family_of(source.arch)
 
 
 def test_a_wrong_operator_is_seen_through_the_rounding(decoder, tmp_path, monkeypatch):

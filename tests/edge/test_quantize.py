@@ -1,8 +1,9 @@
-"""Block quantization: the codes and scales alone, and the exported graphs that compute with them."""
+"""Quantized matrices alone, the graphs that compute with them, and SmoothQuant, which rescales channels before."""
 
 import json
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from few_examples import examples
@@ -10,18 +11,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.dialects.external_data import DATA_FILE, PAGE
 from merino_edge.export.export import export
 from merino_edge.export.parity import dequantized_model, rms_error
+from merino_edge.export.plan import resolve_plan
+from merino_edge.export.quantize import outliers
 from merino_edge.export.quantize.matrix import GROUP_SIZES, dequantize, matrix_error, quantize, quantize_groups, rms
+from merino_edge.export.quantize.smoothquant import NOTE, move, sites_of, smoothed
 from merino_edge.export.request import ExportRequest
-from merino_edge.export.source import load_source
+from merino_edge.export.source import Source, load_source
 from merino_edge.families import operators
 from merino_edge.families.designed import Architecture
+from merino_edge.families.graph_ops import Norm
 from merino_edge.families.opt import OptArchitecture
+from merino_edge.families.registry import decoder_of, layout_of
+from merino_edge.families.weights import ModelWeights
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
+from tests.quantized import parts, quantized
+from tests.sample_geometries import SMALL, small
 
 FORMATS = [
     ("fused", "int8", "dotprod"), ("fused", "int4", "dotprod"), ("fused", "int8", "no-dotprod"),
@@ -101,12 +111,13 @@ MODELS = {
     "wider, shared": Architecture(
         blocks=(
             {"width": 64, "ffn_ratio": 1.5, "depth": 1},
-            {"width": 128, "ffn_ratio": 2, "depth": 2, "shared": True},
+            {"width": 128, "ffn_ratio": 2, "depth": 2, "shared": True, "kv_heads": 2},
         ),
         vocab=311, head_size=32, context=PROMPT + STEPS,
     ),
-    "one block": Architecture(
-        blocks=({"width": 256, "ffn_ratio": 1, "depth": 2},), vocab=311, head_size=64, context=PROMPT + STEPS
+    "one block, gated": Architecture(
+        blocks=({"width": 256, "ffn_ratio": 1, "depth": 2, "kv_heads": 1, "gated": True},), vocab=311, head_size=64,
+        context=PROMPT + STEPS,
     ),
     "opt": OptArchitecture(
         width=128, layers=2, heads=4, ffn_width=256, embed_width=64, vocab=311, context=PROMPT + STEPS, pre_norm=False
@@ -166,3 +177,94 @@ def test_a_tied_table_is_stored_once_and_bytes_are_those_of_the_file(source, dia
         assert description["backends"][0]["min_version"] == {
             ("int8", "no-dotprod"): "1.18", ("int4", "no-dotprod"): "1.18",
         }.get((precision, core), "1.23")  # fmt: skip
+
+
+PUBLISHED = {name: small(name) for name in SMALL} | {"llama untied": small("llama", tied=False)}
+ROWS = np.random.default_rng(0).integers(0, 96, (4, 16))
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=torch.from_numpy(ROWS)).logits.numpy()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_model_computes_the_same_whatever_the_factors(name, decoder):
+    arch, random = PUBLISHED[name], np.random.default_rng(1)
+    model, kept = decoder(arch, 3), decoder(arch, 3)
+    weights, sites = ModelWeights(model, layout_of(arch)), list(sites_of(decoder_of(arch)))
+    for site in sites:
+        columns = weights[site.after.weights[0]].shape[1]
+        move(weights, site, np.exp(random.uniform(-3, 3, columns)).astype(np.float32))
+    expected = logits(kept)
+    assert np.abs(logits(model) - expected).max() < 2e-5 * np.abs(expected).max()
+    state = kept.state_dict()
+    changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, state[name])}
+    norms = {part for site in sites if isinstance(site.before, Norm) for part in (site.before.weight, site.before.bias)}
+    assert changed >= {part for site in sites for part in site.after.weights} | norms - {None}
+    assert ("lm_head.weight" in changed) == (decoder_of(arch).head == "lm_head.weight")
+
+
+def with_outliers(model, arch):
+    """A few channels behind each norm fifty times as large as the others, as published models have them, and read as
+    weakly."""
+    weights = ModelWeights(model, layout_of(arch))
+    for index, site in enumerate(sites_of(decoder_of(arch))):
+        factors = np.ones(weights[site.after.weights[0]].shape[1], np.float32)
+        factors[index % 7 :: 23] = 1 / 50
+        move(weights, site, factors)
+    return model
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+def test_an_export_in_int8_loses_less_of_a_model_with_outliers(family, decoder, tmp_path, monkeypatch):
+    arch = small(family, context=48)
+    source = Source(family, arch, with_outliers(decoder(arch, 3), arch), "trained", "drawn", (), None)
+    before = {name: weight.clone() for name, weight in source.model.state_dict().items()}
+    done = export(source, tmp_path / "smoothed", ExportRequest(precision="int8"))
+    assert done.note == onnx.load(str(done.folder / "model.onnx"), load_external_data=False).doc_string == NOTE
+    assert all(torch.equal(weight, before[name]) for name, weight in source.model.state_dict().items())
+    monkeypatch.setattr("merino_edge.export.export.smoothed", lambda given, *_, **__: given)
+    plain = export(source, tmp_path / "plain", ExportRequest(precision="int8"))
+    assert plain.note == "" and done.error < 0.6 * plain.error
+
+
+def test_int4_stores_groups_with_outliers_twice_and_loses_less(decoder, tmp_path, monkeypatch):
+    """In codes and scales that stay as they are: what torch computes with them is the same."""
+    arch, made = small("llama", context=48), {}
+    for share in (0, 0.3, 1.0):  # by default less than the smallest group of so small a model
+        monkeypatch.setattr(outliers, "MOST_BYTES", share)
+        source = Source("llama", arch, with_outliers(decoder(arch, 3), arch), "trained", "drawn", (), None)
+        made[share] = export(source, tmp_path / str(share), ExportRequest(precision="int4"))
+    plain, few, all_of_them = made.values()
+    assert all_of_them.error < 0.7 * plain.error
+    assert plain.note == "" and few.note == all_of_them.note == outliers.TWICE
+    assert plain.bundle.weight_bytes < few.bundle.weight_bytes < 1.3 * plain.bundle.weight_bytes
+    assert all(done.unrounded < 1e-4 for done in made.values())
+    assert plain.matrices == few.matrices == all_of_them.matrices
+
+
+def test_blocks_that_the_graph_takes_over_stay_as_they_are(tmp_path):
+    """A file in Q8_0 has no site; one in Q4_1 is scaled, and cut into blocks of the quantizer's choice; its table in
+    Q8_0 is taken over."""
+    from tests.edge.test_gguf import WIDE, write_in_blocks
+
+    for kind, changed in (("Q8_0", False), ("Q4_1", True)):
+        path = tmp_path / f"{kind}.gguf"
+        write_in_blocks(path, "llama", kind, "Q8_0", num_hidden_layers=1, **WIDE)
+        source = load_source(str(path))
+        result = smoothed(source, lambda: ROWS)
+        assert (result is not source) == changed
+        matrices = quantized(result, GraphFormat("int8", "fused", 64))
+        tables = {source.arch.decoder().embedding, source.arch.decoder().head}
+        exact = {name for matrix in matrices.values() for name in matrix.exact}
+        assert exact == {name for name in parts(matrices) if name in tables or not changed}
+
+
+def test_random_weights_and_designs_are_left_alone(tiny_arch, decoder, tmp_path):
+    for arch, weights, planned in (
+        (small("llama"), "random", False), (tiny_arch, "trained", False), (small("llama"), "trained", True)
+    ):  # fmt: skip
+        source = Source("any", arch, decoder(arch, 1), weights, "drawn", (), None)
+        plan = resolve_plan(ExportRequest(precision="int8"), source, tmp_path / "bundle")
+        assert plan.smoothquant == planned

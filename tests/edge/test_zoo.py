@@ -80,15 +80,6 @@ def test_parameters_and_cache_are_those_of_a_real_model_whatever_its_shape(sampl
     assert operators.kv_bytes(geometry.operators, tokens) == held
 
 
-def test_a_group_of_queries_shares_a_cache_and_computes_as_much():
-    whole = MODELS["smollm-135m"].geometry
-    wide = whole.model_copy(update={"kv_heads": whole.heads})
-    narrow, full = ([op for op in each.operators if op.kind == "attention"] for each in (whole, wide))
-    assert operators.kv_bytes(full, 8) == 3 * operators.kv_bytes(narrow, 8)
-    assert operators.decode_flops(full, 8) == operators.decode_flops(narrow, 8)
-    assert operators.flops(full, 8) == operators.flops(narrow, 8)
-
-
 def test_every_score_names_its_source():
     scored = [each for each in MODELS.values() if each.scores]
     assert len(scored) >= 12

@@ -1,8 +1,9 @@
-"""Weights outside of what bundle.json lists: the runtime refuses the graph before a backend reads it."""
+"""Bundles of a stranger: weights outside of what bundle.json lists are not read, and a native library is not loaded."""
 
 import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from merino_runtime.bundle.external_data import INNER, external_files
+from merino_runtime.bundle.kernels import library_file
 from merino_runtime.errors import MerinoError
+from tests.packed_files import app_bytes, bundle_files, packed_bytes
+from tests.served import Server
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "model.onnx.data"
@@ -262,3 +266,112 @@ def test_no_location_that_protobuf_finds_is_missed(tmp_path_factory, changes):
         assert "DecodeError" in type(error).__name__
         return
     assert expected <= result
+
+
+ROOT = Path(__file__).parents[2]
+BOARD, WORKSTATION = "merino_bench", "merino_edge.cli.start"
+LIBRARY = library_file(platform.machine())  # the name that the release's own library has
+SOURCE = """
+#include <stdio.h>
+#include <stdlib.h>
+__attribute__((constructor)) static void run_module(void) { FILE *mark = fopen(getenv("MARK"), "w"); fclose(mark); }
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """A shared library that makes the file $MARK as soon as it is loaded."""
+    compiler = next(filter(shutil.which, ("cc", "gcc", "gcc-14")), None)
+    if compiler is None:
+        pytest.skip("no C compiler here to make a library with")
+    strange = tmp_path_factory.mktemp("library")
+    (strange / "run.c").write_text(SOURCE)
+    subprocess.run_module([compiler, "-shared", "-fPIC", "-o", strange / "run.so", strange / "run.c"], check=True)
+    return strange / "run.so"
+
+
+@pytest.fixture(params=["as operators", "as paths"])
+def strange(request, library, embedded_bundles, tmp_path):
+    """A sound bundle but for one file more. As paths: `kernels` names the file itself, as bundles once did."""
+    strange = Path(shutil.copytree(embedded_bundles["no-dotprod", "int4"], tmp_path / "bundle"))
+    shutil.copy(library, strange / LIBRARY)
+    description = json.loads((strange / "bundle.json").read_text())
+    content = library.read_bytes()
+    description["files"].append(
+        {"path": LIBRARY, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    )
+    if request.param == "as paths":
+        description["kernels"] = [{"machine": platform.machine(), "path": LIBRARY}]
+    (strange / "bundle.json").write_text(json.dumps(description))
+    return strange
+
+
+def is_taken(strange):
+    """Whether its bundle.json follows the schema, so that it runs: by the library of the release."""
+    return isinstance(json.loads((strange / "bundle.json").read_text())["kernels"][0], str)
+
+
+@pytest.fixture
+def mark(tmp_path, monkeypatch):
+    monkeypatch.setenv("MARK", str(tmp_path / "mark"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "mark"
+
+
+def run_module(module, *words):
+    variables = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'runtime'}"}
+    words = [sys.executable, "-m", module, *map(str, words)]
+    return subprocess.run_module(words, capture_output=True, text=True, check=False, env=variables)
+
+
+def test_the_library_runs_where_it_is_loaded(library, mark):
+    """Else the attacks would prove nothing."""
+    subprocess.run_module([sys.executable, "-c", f"import ctypes; ctypes.CDLL({str(library)!r})"], check=True)
+    assert mark.exists()
+
+
+@pytest.mark.slow
+def test_no_verb_of_either_side_loads_it(strange, mark, tmp_path):
+    (tmp_path / "text.txt").write_text("Once upon a time there was a fox. " * 9)
+    for module, *words in (
+        (BOARD, "selftest", strange), (BOARD, "generate", strange, "Once", "-n", "2"), (BOARD, "info", strange),
+        (BOARD, "bench", strange, "-p", "8", "-n", "2", "-r", "1"), (BOARD, "verify", strange),
+        (BOARD, "generate", strange, "Once", "-n", "2", "--no-verify"), (WORKSTATION, "info", strange),
+        (WORKSTATION, "generate", strange, "Once", "-n", "2"),
+        (WORKSTATION, "eval", strange, "--perplexity", tmp_path / "text.txt"),
+    ):  # fmt: skip
+        done = run_module(module, *words)
+        assert not mark.exists(), (words, "ran the library")
+        assert done.returncode == (0 if is_taken(strange) else 1), (words, done.stderr)
+        assert is_taken(strange) or "does not follow schema" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_server_does_not_load_it(strange, mark):
+    if is_taken(strange):
+        with Server(strange, XDG_CACHE_HOME=os.environ["XDG_CACHE_HOME"]) as server:
+            assert server.call("POST", "/v1/completions", {"prompt": "Once", "max_tokens": 2})[0] == 200
+    else:
+        assert run_module(BOARD, "serve", strange, "--port", "0").returncode == 1
+    assert not mark.exists()
+
+
+@pytest.mark.slow
+def test_an_install_does_not_load_it(strange, mark, tmp_path):
+    """The application is this project's, the bundle in the package is the stranger's."""
+    packed = tmp_path / "a.merino"
+    packed.write_bytes(packed_bytes(app_bytes(tmp_path / "app.pyz"), [bundle_files(strange)]))
+    done = run_module(BOARD, "install", packed, "--root", tmp_path / "root", "--allow-unsigned")
+    assert not mark.exists() and done.returncode == (0 if is_taken(strange) else 1), done.stderr
+
+
+@pytest.mark.parametrize("strange", ["as operators"], indirect=True)
+def test_info_and_verify_name_it(strange, mark):
+    note = f"{LIBRARY} (never loaded from a bundle; runs only if you start it)"
+    (strange / "merino.pyz").unlink()
+    printed = run_module(BOARD, "info", strange).stdout
+    assert "code in it" in printed and note in printed
+    assert f"code: {note}; kernels: GroupAttention, MatMul4" in run_module(BOARD, "verify", strange).stdout
+    for verb in ("info", "verify"):
+        assert json.loads(run_module(BOARD, verb, strange, "--json").stdout)["code"] == [LIBRARY]
+    assert not mark.exists()
