@@ -2,18 +2,23 @@
 the zoo or the hub. Each becomes a `Source`: a geometry and a torch model. Memory is estimated from the geometry, before
 any weight is allocated or read."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import onnx
 import psutil
 import torch
+from onnx import numpy_helper
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from merino_edge.bundles.files import is_bundle
 from merino_edge.design.design_file import DESIGN, Design, load_design
-from merino_edge.export.recover import recover_weights
+from merino_edge.export.dialects.graph import MODEL_FILE
+from merino_edge.export.parity import MOST_LOGIT_ERROR, bundle_error, torch_greedy
 from merino_edge.export.request import DesignFile, find_source
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.geometry import Geometry
@@ -22,12 +27,13 @@ from merino_edge.families.hub import HubModel, fetch
 from merino_edge.families.hugging_face import SEED, TOKENIZER, Checkpoint, random_model, read_checkpoint
 from merino_edge.families.operators import params
 from merino_edge.families.registry import family_of, layout_of, read_geometry
-from merino_edge.families.weights import BlockSource, GraphWeights
+from merino_edge.families.weights import BlockSource, GraphWeights, Layout, ModelWeights
 from merino_edge.families.zoo import Model
 from merino_edge.text.rows import spread_rows
 from merino_edge.text.tokenizer import load_tokenizer
 from merino_edge.training.checkpoint import trained_name
-from merino_runtime.bundle import Bundle, load_bundle
+from merino_runtime.bundle import Bundle, cache_formats, load_bundle, quantized_cache
+from merino_runtime.bundle.external_data import check_external_data
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import MB as BYTES_PER_MB
 from merino_runtime.io.json_file import read_text
@@ -191,6 +197,61 @@ def load_float32_bundle(folder: Path) -> Source:
         weights=bundle.weights, weights_source=bundle.weights_source, stop_ids=bundle.stop_ids,
         tokenizer=tokenizer if tokenizer.is_file() else None, bundle=bundle, chat=chat,
     )  # fmt: skip
+
+
+def recover_weights(bundle: Bundle, model: PreTrainedModel, layout: Callable[[str], Layout | None]) -> None:
+    """Fill `model`, of the bundle's geometry, with the weights in its graph. `layout`: of each weight in the graph.
+
+    The graph's constants carry the names of the state dict. A matrix that a MatMul reads is transposed. Several
+    matrices of one input are joined into one constant, with `+` between their names. A head that is not the embedding
+    is cut into slices, with the first row's number behind its name.
+
+    Raises MerinoError if the bundle is not float32, lacks weights of the model, or computes other logits than it.
+    """
+    folder = bundle.folder
+    if bundle.precision != "fp32" or quantized_cache(bundle):
+        raise MerinoError(
+            f"{folder} has {bundle.precision} weights and a KV cache in {cache_formats(bundle)}, from which the model"
+            " cannot be recovered: export from a bundle in fp32 with --kv fp32, or from the checkpoint"
+        )
+    check_external_data(bundle)
+    weights, found = ModelWeights(model, layout), dict[str, np.ndarray]()
+    graph = onnx.load(f"{folder}/{MODEL_FILE}").graph
+    transposed = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
+    slices: dict[str, dict[int, np.ndarray]] = defaultdict(dict)  # by table: rows from this one on
+    for constant in graph.initializer:
+        value = numpy_helper.to_array(constant)
+        value = value.T if constant.name in transposed else value  # [out, in], as in the state dict
+        names, (table, _, row) = constant.name.split("+"), constant.name.rpartition(".")
+        if set(names) <= set(weights):
+            ends = np.cumsum([len(weights[name]) for name in names])[:-1]
+            found |= dict(zip(names, np.split(value, ends), strict=True))
+        elif table in set(weights) and row.isdecimal():
+            slices[table][int(row)] = value
+    for table in slices.keys() - found.keys():
+        found[table] = np.concatenate([slices[table][row] for row in sorted(slices[table])])
+    wrong = set(weights) - found.keys() - set(model.all_tied_weights_keys)
+    wrong |= {name for name, value in found.items() if value.shape != weights[name].shape}
+    if wrong:
+        some = ", ".join(sorted(wrong)[:5])
+        raise MerinoError(f"{folder} does not hold the model it describes: its graph lacks {some}. Export it again")
+    for name, value in found.items():
+        weights[name] = value
+
+    # Equal weights do not suffice: torch has constants such as the base of the rotary frequencies from bundle.json, and
+    # the graph has its own copy.
+    prompt_ids, greedy_ids = bundle.golden.prompt_ids, list(bundle.golden.greedy_ids)
+    if not prompt_ids or not greedy_ids:
+        return
+    decoded = torch_greedy(model, prompt_ids, len(greedy_ids))
+    error = bundle_error(bundle, decoded)
+    if decoded.greedy_ids != greedy_ids or not error <= MOST_LOGIT_ERROR:
+        raise MerinoError(
+            f"{folder}: bundle.json and the graph do not belong together. The model that bundle.json describes, with"
+            f" the graph's weights, decodes the golden prompt to {decoded.greedy_ids} instead of {greedy_ids}, and its"
+            f" logits differ by {error:.1e}, relative, allowed is {MOST_LOGIT_ERROR:.0e}. Export from the checkpoint"
+            " instead"
+        )
 
 
 def text_rows(source: Source, text: Path, length: int, tokens: int) -> torch.Tensor:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from merino_edge.export.quantize.blocks import fits
 from merino_edge.export.quantize.calibration import input_sizes
+from merino_edge.export.quantize.weights import fits
 from merino_edge.export.source import Source
 from merino_edge.families.graph_ops import Norm
 from merino_edge.families.pre_norm import Decoder, Linear
