@@ -282,34 +282,26 @@ print(peak_rss_mb())
 """
 
 
-def refused(source):
+@pytest.mark.parametrize("source", ["design", "checkpoint", "bundle"])
+def test_a_model_for_which_no_machine_has_memory_is_refused_before_its_weights(
+    source, tmp_path, tiny_checkpoint, bundle_dirs
+):
+    """A design, a checkpoint or a bundle whose description lies."""
+    geometry = {"blocks": [GIANT] * 16, "head_size": 64, "vocab": 50257, "context": 1024}
+    path = tmp_path / "lies"
+    if source == "design":
+        path.write_text(json.dumps(geometry))
+    else:
+        shutil.copytree(tiny_checkpoint if source == "checkpoint" else bundle_dirs["fused"], path)
+        file = path / ("config.json" if source == "checkpoint" else "bundle.json")
+        described = json.loads(file.read_text())
+        (described if source == "checkpoint" else described["architecture"]).update(blocks=[GIANT] * 16, head_size=64)
+        file.write_text(json.dumps(described))
     with pytest.raises(MerinoError) as caught:
-        load_source(str(source))
+        load_source(str(path))
     figures = re.findall(r"([\d,]+) MB(?:,| are)", str(caught.value))
     needed, available = (float(figure.replace(",", "")) for figure in figures)
     assert needed > 1e7 and 10 < available < needed and "smaller model" in str(caught.value)
-
-
-def test_a_design_for_which_no_machine_has_memory_is_refused_before_it_is_made(tmp_path):
-    path = tmp_path / "architecture.json"
-    path.write_text(json.dumps({"blocks": [GIANT] * 16, "vocab": 50257, "context": 1024}))
-    refused(path)
-
-
-def test_a_checkpoint_whose_config_lies_is_refused_before_its_weights_are_read(tmp_path, tiny_checkpoint):
-    shutil.copytree(tiny_checkpoint, tmp_path / "lies")
-    config = json.loads((tmp_path / "lies" / "config.json").read_text())
-    (tmp_path / "lies" / "config.json").write_text(json.dumps({**config, "blocks": [GIANT] * 16, "head_size": 64}))
-    refused(tmp_path / "lies")
-
-
-def test_a_bundle_whose_geometry_lies_is_refused_before_a_model_is_made(tmp_path, bundle_dirs):
-    shutil.copytree(bundle_dirs["fused"], tmp_path / "lies")
-    path = tmp_path / "lies" / "bundle.json"
-    described = json.loads(path.read_text())
-    described["architecture"].update(blocks=[GIANT] * 16, head_size=64)
-    path.write_text(json.dumps(described))
-    refused(tmp_path / "lies")
 
 
 def test_what_was_loaded_is_refused_by_what_its_format_takes_more(tiny_arch, tmp_path, monkeypatch):

@@ -211,21 +211,6 @@ def test_weights_larger_than_the_memory_are_refused_before_they_are_read(whole, 
     assert "exporting tiny.gguf in fp32 needs about" in output and "2 MB are available" in output
 
 
-def test_the_command_says_one_line_and_leaves_nothing(whole, tmp_path, capsys):
-    cuts = random.Random(0)
-    data = whole.read_bytes()
-    for _ in range(3):
-        (tmp_path / "cut.gguf").write_bytes(data[: cuts.randrange(8, len(data))])
-        with pytest.raises(SystemExit) as ended:
-            main(["export", str(tmp_path / "cut.gguf"), "-o", str(tmp_path / "out")])
-        assert ended.value.code == 1
-        assert capsys.readouterr().err.startswith(f"merino-edge: {tmp_path}/cut.gguf is no GGUF file that can be read")
-    with pytest.raises(SystemExit):
-        main(["export", str(whole), "-o", str(tmp_path / "out"), "--context", "33"])
-    assert "--context 33 is not allowed: choose 8 to 32 tokens" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.gguf"]
-
-
 TEXT = (
     "Once upon a time, in 1987, there weren't 1,000 foxes; they'd run 3.14 miles (I'LL say: it's fun!) and didn't stop."
     " The quick brown fox jumps over the lazy dog. def run(x):\n    return x + 1\n\n\nWhat's the élan of naïve cafés?"
@@ -352,12 +337,6 @@ def test_runs_of_spaces_that_a_user_defined_are_tokens_as_in_gemma_3(tmp_path):
     for text in spaced(80):
         ids = board.encode(text)
         assert ids == own.encode(text).ids and b"".join(map(board.bytes_of, ids)).decode() == text
-
-
-def test_gemma_3s_runs_of_spaces_are_read_by_the_board(tmp_path):
-    board = Tokenizer(made_json(open_gguf(model_file(tmp_path, sentence_piece_tokens(False, GEMMA))).metadata))
-    ids = board.encode("a" + " " * 40 + "b\n\n\n\n")
-    assert [board.bytes_of(one) for one in ids[1:]] == [b"a", b" " * 31, b" " * 9, b"b", b"\n\n\n\n"]
 
 
 def test_qwens_texts_are_composed_as_its_own_tokenizer_composes_them(tmp_path):

@@ -278,11 +278,6 @@ def test_a_design_for_a_backend_without_such_a_cache_is_refused(backend):
         check_cache(ORIN.with_backend(backend), "int8")
 
 
-def test_a_text_without_a_tokenizer_is_refused(source, tmp_path):
-    with pytest.raises(MerinoError, match="has no tokenizer"):
-        export(source, tmp_path / "bundle", ExportRequest(kv="int8", calibration=tmp_path / "text.txt"))
-
-
 def test_an_older_runtime_is_refused_with_what_helps(bundle, monkeypatch):
     import onnxruntime
 
