@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from merino_edge.bundles.files import TOKENIZER_FILE
-from merino_edge.evaluation.extra import needed
 from merino_edge.evaluation.request_cache import RequestCache, request_hash
+from merino_edge.evaluation.tasks import needed
 from merino_edge.text.scoring import log_likelihood, logits_behind
 from merino_edge.text.tokenizer import load_tokenizer, prefix_id
 from merino_runtime.api import LanguageModel

@@ -11,10 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merino_edge.evaluation.extra import needed
 from merino_edge.evaluation.models import SourceModel, open_source
 from merino_edge.evaluation.request_cache import RequestCache
-from merino_edge.evaluation.tasks import LoadedTask, loaded_tasks
+from merino_edge.evaluation.tasks import LoadedTask, loaded_tasks, needed
 from merino_edge.records.evaluation import Evaluation, Metric
 from merino_edge.text.scoring import slow_words
 from merino_runtime.errors import MerinoError

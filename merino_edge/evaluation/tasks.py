@@ -1,18 +1,22 @@
 """Load tasks of lm-evaluation-harness, over data of the hub or over local files.
 
-A task over a local file is a separate task file that includes the stock one, so that prompts, answers and metrics are
-the published ones.
+The harness is imported when it is used; the rest of merino_edge works without the extra `eval`. A task over a local
+file is a separate task file that includes the stock one, so that prompts, answers and metrics are the published ones.
 """
 
+import contextlib
 import difflib
+import importlib
+import io
 import json
+import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from merino_edge.evaluation.extra import needed
+from merino_edge.storage.extras import remedy
 from merino_edge.storage.faults import one_line
 from merino_edge.text.documents import TextFile, read_file
 from merino_runtime.errors import MerinoError
@@ -82,6 +86,20 @@ class LoadedTask(NamedTuple):
     data: TextFile | None
 
 
+def needed(module: str) -> Any:
+    """Import a module of lm-evaluation-harness. Raise MerinoError with the command that installs it if it cannot be
+    imported. Its output while it loads is dropped: the warnings concern features that are not used."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the command shows its own progress
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            package = importlib.import_module(module)
+    except ImportError as error:
+        raise MerinoError(f"lm-evaluation-harness cannot be imported ({error}): {remedy('eval')}") from error
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return package
+
+
 def check_local(names: Sequence[str], folder: Path) -> dict[str, TextFile]:
     """Return the file of each task. Raise MerinoError for a task that has no local form, and for a file that is missing
     or lacks a field, with its line."""
@@ -122,12 +140,12 @@ def check_data(name: str, folder: Path) -> TextFile:
     return file
 
 
-@contextmanager
+@contextlib.contextmanager
 def loaded_tasks(names: Sequence[str], folder: Path | None) -> Iterator[list[LoadedTask]]:
     """Yield the tasks, ready to be evaluated. Raise MerinoError if one is not known, or its data cannot be loaded."""
     data = check_local(names, folder) if folder else {}
     manager = needed("lm_eval.tasks").TaskManager
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         if folder:
             scratch = Path(stack.enter_context(TemporaryDirectory(prefix="merino-eval-")))
             loader = manager(include_defaults=False)

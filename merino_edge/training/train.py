@@ -27,7 +27,7 @@ from merino_edge.training.dataset import RunData, bpe_text, load_data
 from merino_edge.training.distill import Logits, Teacher, keep_logits
 from merino_edge.training.loop import CheckedTrainer, Progress
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.resources import check_disk, check_memory, reported_faults, uses_eager_attention
+from merino_edge.training.resources import check_memory, reported_faults, uses_eager_attention
 from merino_edge.training.shards import Say, Tokenization
 from merino_edge.training.sources import INSTALL, DataSource, read_sources
 from merino_runtime.errors import MerinoError
@@ -65,6 +65,11 @@ class Request(NamedTuple):
     def length(self) -> int:
         return self.recipe.length or self.arch.context
 
+    @property
+    def rows(self) -> int:
+        """The rows of a micro-batch: what a process computes at once."""
+        return self.recipe.batch // (processes.count() * self.parts)
+
 
 def train(
     arch: Geometry, data: Sequence[str | Path], out: Path, *, recipe: Recipe, held_out: Sequence[str | Path] = (),
@@ -85,26 +90,24 @@ def train(
     request = Request(arch, recipe, out, **options)
     trained = trained_count(request.pretrained, recipe.lora)
 
-    def check() -> tuple[Run, list[DataSource], list[DataSource], dict[str, Any] | None]:
+    def check() -> tuple[Run, list[DataSource], list[DataSource]]:
         check_options(request)
-        rows = processes.micro_batch(recipe.batch, request.parts)
         if not is_finished(out):
             checkpoint.check_folder(out, request.resume)
-            request.say(check_memory(arch, recipe, ignore=ignore_memory, trained=trained, rows=rows))
-            check_disk(arch, out, request.resume, recipe.patience, trained)
+            request.say(check_memory(arch, recipe, ignore=ignore_memory, trained=trained, rows=request.rows))
         sources, held_out_sources = read_sources(data), read_sources(held_out, "--held-out")
         run = describe(request, sources, held_out_sources)
-        if not is_finished(out):
-            return run, sources, held_out_sources, None
-        checkpoint.check_same(checkpoint.read_run(out), run, out)
-        request.say(f"this run is finished: nothing in {out} is changed")
-        return run, sources, held_out_sources, json.loads((out / checkpoint.RECORD).read_bytes())
+        if is_finished(out):
+            checkpoint.check_same(checkpoint.read_run(out), run, out)
+            request.say(f"this run is finished: nothing in {out} is changed")
+        return run, sources, held_out_sources
 
     with processes.joined():
         # 1. Check the request, and describe the run by the hashes of what it reads.
-        run, sources, held_out_sources, record = processes.on_first_process(check)
-        if record is not None:
-            return record
+        run, sources, held_out_sources = processes.on_first_process(check)
+        if is_finished(out):
+            finished: dict[str, Any] = json.loads((out / checkpoint.RECORD).read_bytes())
+            return finished
         lock = checkpoint.locked(out) if processes.is_first() else nullcontext()
         with lock, reported_faults(out / STATE, arch, recipe, trained):
             if threads is not None:
@@ -112,8 +115,7 @@ def train(
             # 2. Tokenize what is not in the cache, let the teacher read it, and write run.json.
             run, tokenization = processes.on_first_process(lambda: prepare(request, run, sources, held_out_sources))
             # 3. Load the rows, in every process.
-            rows = processes.micro_batch(recipe.batch, request.parts)
-            multiple = rows * processes.count() if processes.count() > 1 else 1
+            multiple = request.rows * processes.count() if processes.count() > 1 else 1
             dataset = load_data(
                 sources, held_out_sources, tokenization, recipe, length=request.length, say=silent, multiple=multiple
             )
@@ -130,6 +132,7 @@ def train(
 def check_options(request: Request) -> None:
     """Raises MerinoError for options that do not go together, or that this machine does not have."""
     recipe, context, compiler = request.recipe, request.arch.context, os.environ.get("CXX", "g++")
+    divided = processes.count() * request.parts
     if request.pretrained and request.tokenizer_file:
         raise MerinoError("--tokenizer goes with a design: a trained model keeps its own, leave --tokenizer out")
     if recipe.lora and not request.pretrained:
@@ -143,6 +146,12 @@ def check_options(request: Request) -> None:
         )
     if request.length > context:
         raise MerinoError(f"--length {recipe.length} is more than the model's context, {context}: give less")
+    if recipe.batch % divided:
+        of = f"{processes.count()} processes and " if processes.count() > 1 else ""
+        raise MerinoError(
+            f"--batch {recipe.batch} is not a multiple of {divided}, by {of}--accumulate {request.parts}: give --batch"
+            f" {-(-recipe.batch // divided) * divided}"
+        )
 
 
 def describe(request: Request, sources: Sequence[DataSource], held_out: Sequence[DataSource]) -> Run:
@@ -203,7 +212,7 @@ def fit(request: Request, tokenization: Tokenization, dataset: RunData) -> tuple
     model.config.use_cache = False  # with a cache transformers does not keep the samples of a row apart
     trainer = CheckedTrainer(
         recipe, end or 0, by_width=request.pretrained is None, model=model,
-        args=loop.training_arguments(recipe, folder, request.parts),
+        args=loop.training_arguments(recipe, folder, request.rows, request.parts),
         train_dataset=dataset.rows, eval_dataset=dataset.held_out,
     )  # fmt: skip
     passes = recipe.steps * recipe.batch / sum(map(len, dataset.rows.groups))
@@ -283,7 +292,6 @@ def write_checkpoint(
         saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**special, **(chat.tokens if chat else {})})
         saved.chat_template = chat.text if chat else None
         saved.save_pretrained(folder)
-        loop.write_losses(folder / loop.LOSSES, trainer.state.log_history)
         if request.design is not None:  # export reads its weight format and threads
             write_text(folder / DESIGN, request.design.to_json())
     write_text(request.out / checkpoint.RECORD, json.dumps(record, indent=1) + "\n")

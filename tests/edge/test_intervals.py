@@ -5,7 +5,6 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ElementTree
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,9 +15,8 @@ from sample_probe import BOARD, MACHINE, calibrated_board, synthetic, with_error
 from typer.testing import CliRunner
 
 from merino_edge.calibration import fit as fitting
-from merino_edge.calibration.calibrate import calibrate, rounded
+from merino_edge.calibration.calibrate import calibrate
 from merino_edge.calibration.command import recalibrate
-from merino_edge.calibration.errors import distributions
 from merino_edge.calibration.probe import joined
 from merino_edge.cli.app import app
 from merino_edge.design.budgets import BUDGETS_BY_NAME, amount
@@ -105,19 +103,6 @@ def test_an_unseen_decoder_is_predicted_from_the_others_alone():
     assert np.mean(np.abs(seen)) < np.mean(np.abs(unseen))
 
 
-def test_a_few_disturbed_rows_widen_an_interval_less_than_a_normal_distribution_would():
-    probe = synthetic(0.03)
-    disturbed = [index for index, row in enumerate(probe.measurements) if row.kind == "decoder"][::15]
-    rows = [
-        row.model_copy(update={"ms": 2 * row.ms}) if index in disturbed else row
-        for index, row in enumerate(probe.measurements)
-    ]
-    slower = probe.model_copy(update={"measurements": rows})
-    unseen = [error for count in slower.threads for _, error in fitting.fit_threads(slower, count).held_out]
-    upper = factors(calibrate(slower).errors["fp32 decode"], 0.9).high
-    assert factors(calibrate(probe).errors["fp32 decode"], 0.9).high < upper < math.exp(1.645 * np.std(unseen))
-
-
 def test_the_difference_between_probes_widens_the_interval():
     def slower(factor):
         probe = synthetic(0.02)
@@ -131,16 +116,6 @@ def test_the_difference_between_probes_widens_the_interval():
         assert error.scale > 2 * together[name].scale, name
 
 
-def test_a_calibrated_profile_keeps_the_errors():
-    probe = synthetic(NOISE)
-    own, fit = calibrated_board(probe).performance.onnxruntime.coefficients, calibrate(probe)
-    for form in FORMATS:
-        known = own.of_format(form)
-        assert known.decode_error == fit.errors[f"{form} decode"] != fit.errors[f"{form} prefill"]
-        assert known.prefill_error == fit.errors[f"{form} prefill"]
-        assert rounded(known.decode_error.scale) == known.decode_error.scale
-
-
 def test_a_format_with_too_few_decoders_has_no_interval():
     left = {(192, 576, 3, 1, 6), (256, 1024, 4, 1, 8)}
     probe = synthetic(left_out=lambda row: row.kind == "decoder" and row.format == "int8" and
@@ -149,16 +124,6 @@ def test_a_format_with_too_few_decoders_has_no_interval():
     costs = cost_model(calibrated_board(probe), InferenceShape("int8", 256, 64))
     assert costs.predict(SMALL).decode_ms_interval is None
     assert "no errors of whole decoders in int8" in costs.on.why_no_interval()
-
-
-@given(st.lists(st.lists(st.floats(-0.3, 0.3), min_size=1, max_size=2), min_size=14, max_size=20))
-def test_formats_of_few_decoders_share_one_distribution(errors):
-    by_format = {"fp32": errors[:3], "int8": errors[3:7], "int4": errors[7:]}
-    numbered = {form: dict(enumerate(errors)) for form, errors in by_format.items()}
-    found = distributions(numbered)
-    assert found["fp32"] == found["int8"] == distributions({"fp32": dict(enumerate(errors[:7]))})["fp32"]
-    assert found["int4"] == distributions({"int4": numbered["int4"]})["int4"]
-    assert set(distributions(numbered | {"int8": dict(enumerate(errors[:2]))})) == {"fp32", "int4"}
 
 
 SMALL = Architecture(blocks=(Block(width=128, ffn_ratio=2, depth=2),), vocab=2000).operators
@@ -210,13 +175,6 @@ def test_a_design_keeps_the_upper_end_of_its_interval(error, confidence, name, s
     expected = factors(error, confidence)
     assert (low, high) == pytest.approx(tuple(factor * getattr(designed.predicted, name) for factor in expected))
     assert designed.predicted.confidence == confidence
-
-
-def test_more_confidence_never_gives_a_better_decoder():
-    entropies = [
-        design(KNOWN, {"decode_ms": 0.4}, **KEYS, confidence=share).entropy for share in (0.5, 0.8, 0.9, 0.99, 0.999)
-    ]
-    assert all(less <= more * (1 + 1e-12) for more, less in pairwise(entropies)) and entropies[0] > entropies[-1]
 
 
 def test_every_point_of_a_front_and_every_verdict_keep_the_upper_end():

@@ -229,7 +229,7 @@ for arch, batch, bf16 in json.loads(sys.argv[1]):
     rows = [{"input_ids": row, "labels": row} for row in torch.randint(0, arch.vocab, (8, arch.context))]
     before = psutil.Process().memory_info().rss
     with tempfile.TemporaryDirectory() as folder:
-        arguments = training_arguments(Recipe(steps=2, batch=batch, bf16=bf16), Path(folder))
+        arguments = training_arguments(Recipe(steps=2, batch=batch, bf16=bf16), Path(folder), batch)
         Trainer(model=build_model(arch), args=arguments, train_dataset=rows, eval_dataset=rows).train()
     print("peak", int(peak_rss_mb() * 2**20 - before), flush=True)
     os._exit(0)
