@@ -111,11 +111,10 @@ def check_local(names: Sequence[str], folder: Path) -> dict[str, TextFile]:
                 f"--tasks {name!r} cannot be read from files{near_names(name, LOCAL_TASKS)}. Tasks for --data:"
                 f" {', '.join(LOCAL_TASKS)}"
             )
-    return {name: check_data(name, folder) for name in names}
+    return {name: check_data(name, LOCAL_TASKS[name], folder) for name in names}
 
 
-def check_data(name: str, folder: Path) -> TextFile:
-    local = LOCAL_TASKS[name]
+def check_data(name: str, local: LocalTask, folder: Path) -> TextFile:
     path = folder / local.file
     if not path.is_file():
         raise MerinoError(f"--data {folder} has no {local.file}, which the task {name} reads: copy it there")

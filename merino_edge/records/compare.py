@@ -113,13 +113,12 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> Comparison:
     """Pair the rows of A and B, and judge each pair.
 
     Two rows are partners if bundle, engine without its version, precision, dialect, cache, test, depth and threads (of
-    prefill in its rows) agree. Bundles agree by name. Rows without a partner are paired in a second pass by geometry,
-    in a third, for failed rows, by the keys that a failed row has. Rows of one side with the same key are pooled. Raise
-    MerinoError if no row has a partner.
+    prefill in its rows) agree. Rows without a partner are paired in a second pass, for failed rows, by the keys that a
+    failed row has. Rows of one side with the same key are pooled. Raise MerinoError if no row has a partner.
     """
     pairs: list[Pair] = []
     left_a, left_b = list(a), list(b)
-    for key_of in (_by_name, _by_geometry, _by_keys_of_a_failed_row):
+    for key_of in (_by_name, _by_keys_of_a_failed_row):
         groups_a, groups_b = _groups(left_a, key_of), _groups(left_b, key_of)
         shared = [key for key in groups_a if key in groups_b and _may_pair(groups_a[key], groups_b[key])]
         pairs += [pair_of(groups_a[key], groups_b[key]) for key in shared]
@@ -128,7 +127,7 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> Comparison:
     only_a, only_b = _titles(left_a), _titles(left_b)
     if not pairs:
         raise MerinoError(
-            "A and B have no row in common: the same bundle (or geometry), engine, format, test, depth and threads. "
+            "A and B have no row in common: the same bundle, engine, format, test, depth and threads. "
             f"A has {_few(only_a)}. B has {_few(only_b)}. Measure both with the same options"
         )
     return Comparison(tuple(pairs), only_a, only_b, _notes(a, b))
@@ -144,9 +143,8 @@ def pair_of(a: Sequence[Record], b: Sequence[Record]) -> Pair:
     if ratio is not None and not reason and ratio.low is None:
         reason = f"fewer than {LEAST_PROCESSES} processes have no interval, measure with -r 5"
     first = a[0]
-    names = dict.fromkeys([first.bundle, b[0].bundle])
     return Pair(
-        bundle=" / ".join(names), engine=first.engine_name, precision=first.precision or "-", test=first.test,
+        bundle=first.bundle, engine=first.engine_name, precision=first.precision or "-", test=first.test,
         depth=first.depth or 0, threads=first.timed_threads,
         a_tok_s=geometric_mean(speeds_a) if speeds_a else None, b_tok_s=geometric_mean(speeds_b) if speeds_b else None,
         ratio=ratio, verdict=NOT_JUDGED if reason or ratio is None else verdict_of(ratio), reason=reason,
@@ -201,14 +199,6 @@ def _by_name(row: Record) -> Hashable:
     return row.bundle, *_conditions(row)
 
 
-def _by_geometry(row: Record) -> Hashable:
-    """Return a key of the geometry, or None if the record has no architecture: such a row has no partner by
-    geometry."""
-    if row.architecture is None:
-        return None
-    return json.dumps([row.family, row.architecture], sort_keys=True), *_conditions(row)
-
-
 def _by_keys_of_a_failed_row(row: Record) -> Hashable:
     """Return a key without engine and threads, which a failed row does not name."""
     return row.bundle, row.precision, row.test, row.depth or 0
@@ -229,9 +219,7 @@ def _may_pair(a: Sequence[Record], b: Sequence[Record]) -> bool:
 def _groups(rows: Sequence[Record], key_of: Callable[[Record], Hashable]) -> dict[Hashable, list[Record]]:
     groups: dict[Hashable, list[Record]] = {}
     for row in rows:
-        key = key_of(row)
-        if key is not None:
-            groups.setdefault(key, []).append(row)
+        groups.setdefault(key_of(row), []).append(row)
     return groups
 
 

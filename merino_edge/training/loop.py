@@ -19,7 +19,7 @@ from merino_edge.training.checkpoint import mark_whole, remove_older
 from merino_edge.training.dataset import NO_LOSS
 from merino_edge.training.distill import distillation_loss
 from merino_edge.training.optimizer import optimizer_for
-from merino_edge.training.processes import any_process, wait_for_all
+from merino_edge.training.processes import any_process, count
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.resources import peak_mb
 from merino_edge.training.shards import Say
@@ -183,7 +183,8 @@ class RunCallback(TrainerCallback):
             self.ended_early = control.should_training_stop = True
 
     def on_save(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        wait_for_all()  # each process writes the state of its generators
+        if count() > 1:
+            torch.distributed.barrier()  # each process writes the state of its generators
         if state.is_world_process_zero:
             mark_whole(self.folder / f"checkpoint-{state.global_step}")
             remove_older(self.folder, state.best_model_checkpoint if self.recipe.patience else None)

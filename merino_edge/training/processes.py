@@ -56,11 +56,6 @@ def on_first_process(work: Callable[[], Result]) -> Result:
     return shared[0]
 
 
-def wait_for_all() -> None:
-    if count() > 1:
-        distributed.barrier()
-
-
 def any_process(*flags: bool) -> list[bool]:
     """Return for each flag whether it is set in any process."""
     if count() == 1:

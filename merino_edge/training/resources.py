@@ -13,6 +13,7 @@ The three counts were fitted to peaks on a CPU: docs/decisions/training.md.
 
 import errno
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import params
-from merino_edge.training.checkpoint import remove_partial, saved_states
+from merino_edge.training.checkpoint import WHOLE, saved_states
 from merino_edge.training.recipe import Recipe
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import peak_rss_mb
@@ -118,7 +119,9 @@ def reported_faults(folder: Path, arch: Geometry, recipe: Recipe, trained: int |
         cause = error.__cause__ if isinstance(error, MerinoError) else error
         if not (getattr(cause, "errno", None) in FULL or DISK_WORDS.search(str(cause))):
             raise
-        remove_partial(folder)
+        for state in saved_states(folder):
+            if not (state / WHOLE).is_file():
+                shutil.rmtree(state)
         step = next((state.name for state in saved_states(folder)), None)
         resumed = f"continue from {step} with the same command and --resume" if step else "run the same command again"
         raise MerinoError(f"cannot write {folder}: {cause}. Free some space, then {resumed}") from error

@@ -66,6 +66,11 @@ class Request(NamedTuple):
         return self.recipe.length or self.arch.context
 
     @property
+    def tokenizer(self) -> Path | str | None:
+        """The given tokenizer, as `load_tokenizer` takes it; None: one is trained."""
+        return self.pretrained.tokenizer if self.pretrained else self.tokenizer_file
+
+    @property
     def rows(self) -> int:
         """The rows of a micro-batch: what a process computes at once."""
         return self.recipe.batch // (processes.count() * self.parts)
@@ -122,8 +127,9 @@ def train(
             if request.teacher:
                 dataset.rows.logits = Logits(request.teacher.sha256, run, dataset.rows, request.length)
             # 4. Take the steps, and write the checkpoint.
-            trainer, seconds = fit(request, tokenization, dataset)
-            record = record_of(trainer, run, dataset, seconds)
+            started = time.perf_counter()
+            trainer = fit(request, tokenization, dataset)
+            record = record_of(trainer, run, dataset, time.perf_counter() - started)
             if processes.is_first():
                 write_checkpoint(trainer, request, tokenization, record)
             return record
@@ -157,11 +163,10 @@ def check_options(request: Request) -> None:
 def describe(request: Request, sources: Sequence[DataSource], held_out: Sequence[DataSource]) -> Run:
     """Return the description of a run, with a tokenizer only if one is given."""
     pretrained, teacher = request.pretrained, request.teacher
-    given = pretrained.tokenizer if pretrained else request.tokenizer_file
     return Run(
         name=request.name, family=family_of(request.arch).name, architecture=request.arch.model_dump(mode="json"),
         recipe=request.recipe, data=[source.file for source in sources], held_out=[source.file for source in held_out],
-        tokenizer_sha256=tokenizer_hash(load_tokenizer(given)) if given else "",
+        tokenizer_sha256=tokenizer_hash(load_tokenizer(request.tokenizer)) if request.tokenizer else "",
         weights_sha256=weights_hash(pretrained.model) if pretrained else "",
         teacher_sha256=teacher.sha256 if teacher else "",
     )  # fmt: skip
@@ -180,7 +185,7 @@ def prepare(
         run = kept
     else:
         checkpoint.clear_folder(out)
-        given, vocab = pretrained.tokenizer if pretrained else request.tokenizer_file, request.arch.vocab
+        given, vocab = request.tokenizer, request.arch.vocab
         tokenizer = load_tokenizer(given) if given else train_tokenizer(bpe_text(sources, vocab, say), vocab)
         folder = request.tokenizer_file.parent if request.tokenizer_file else None
         chat = pretrained.chat if pretrained else read_chat_template(folder) if folder else None
@@ -195,9 +200,8 @@ def prepare(
     return run, tokenization
 
 
-def fit(request: Request, tokenization: Tokenization, dataset: RunData) -> tuple[CheckedTrainer, float]:
-    """Return the trainer after the last step, and the seconds of this process's steps. Raises KeyboardInterrupt after a
-    signal."""
+def fit(request: Request, tokenization: Tokenization, dataset: RunData) -> CheckedTrainer:
+    """Return the trainer after the last step. Raises KeyboardInterrupt after a signal."""
     recipe, folder, say, end = request.recipe, request.out / STATE, request.say, end_id(tokenization.tokenizer)
     state = None
     if request.resume:
@@ -222,12 +226,11 @@ def fit(request: Request, tokenization: Tokenization, dataset: RunData) -> tuple
         watch = loop.RunCallback(folder, stop, recipe, say, request.progress)
         trainer.remove_callback(PrinterCallback)  # it prints to stdout
         trainer.add_callback(watch)
-        started = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(state) if state else None)
     if trainer.state.global_step < recipe.steps and not watch.ended_early:
         say(f"stopped and saved at step {trainer.state.global_step}: continue with the same command and --resume")
         raise KeyboardInterrupt
-    return trainer, time.perf_counter() - started
+    return trainer
 
 
 def model_of(request: Request, end: int | None) -> Any:
