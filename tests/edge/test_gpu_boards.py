@@ -17,10 +17,8 @@ from merino_edge.calibration.command import recalibrate
 from merino_edge.calibration.gpu_fit import fit_gpu
 from merino_edge.calibration.probe import PROBE_SCHEMA, Probe
 from merino_edge.cli.app import app
-from merino_edge.cli.recommended import recommendation_json
 from merino_edge.design.design_file import Design, load_design
 from merino_edge.design.designer import design
-from merino_edge.design.recommend import recommend
 from merino_edge.design.space import Space
 from merino_edge.export.request import ExportRequest, graph_format
 from merino_edge.families.designed import Architecture, Block
@@ -177,19 +175,6 @@ def test_the_figures_of_a_board_are_those_of_its_backend():
     assert {name: ("tensorrt" in words, "onnxruntime" in words) for name, words in rows.items()} == {
         name: (name.startswith("jetson"), name.startswith("raspberry")) for name in rows
     }
-
-
-def test_recommend_judges_the_formats_of_the_backend():
-    judged = recommend(ORIN, {"decode_ms": 40, "memory_mb": 4096}, context=256, prompt=64, space=SMALL)
-    result = recommendation_json(judged, ORIN, ORIN.id)
-    assert (result["schema"], result["backend"]) == (5, "tensorrt")
-    formats = {tuple(verdict["precision"] for verdict in model["formats"]) for model in result["models"]}
-    assert formats == {("fp16", "fp32")}
-    assert [design["precision"] for design in result["designs"]] == ["fp16", "fp32"]
-    assert all(design["design"]["backend"] == "tensorrt" for design in result["designs"])
-    fitting = [model for model in result["models"] if model["fits"]]
-    assert fitting and {model["precision"] for model in fitting} == {"fp16"}
-    assert not any(verdict["refused"] for model in result["models"] for verdict in model["formats"])
 
 
 def test_a_design_for_tensorrt_is_exported_in_its_dialect(tmp_path):

@@ -16,10 +16,8 @@ from merino_edge.calibration import host
 from merino_edge.calibration.board import board as named_board
 from merino_edge.profiles.coefficients import KINDS, Figure, weakest_kind
 from merino_edge.profiles.reading import (
-    known_models,
     list_profiles,
     load_profile,
-    names_model,
     parse_profile,
     profile_ids,
     profile_of_model,
@@ -86,19 +84,6 @@ def test_every_figure_says_how_it_is_known(board):
 def test_a_board_is_known_by_its_device_tree(model, board):
     result = profile_of_model(model)
     assert (result.id if result else None) == board
-
-
-def test_the_longest_beginning_decides_and_no_shipped_one_begins_another():
-    known = known_models()
-    assert len(known) >= len(BOARDS)
-    pairs = [(beginning, longer) for beginning in known for longer in known if beginning != longer]
-    assert [pair for pair in pairs if names_model(*pair)] == []
-    own = load_profile("raspberry-pi-5").model_copy(
-        update={"id": "my-pi", "device_tree_models": ("Raspberry Pi 5 Model B Rev 1.1",)}
-    )
-    for profiles in ([*list_profiles(), own], [own, *list_profiles()]):
-        results = [profile_of_model(f"Raspberry Pi 5 Model B Rev 1.{minor}", profiles) for minor in (0, 1)]
-        assert [profile.id for profile in results if profile] == ["raspberry-pi-5", "my-pi"]
 
 
 LOADED = """

@@ -7,11 +7,10 @@ import shlex
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from merino_edge.cli.app import app
-from merino_edge.cli.design_tables import front_table, reasons
+from merino_edge.cli.design_tables import reasons
 from merino_edge.cli.recommended import first_command, recommendation_json
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.designer import design
@@ -199,21 +198,6 @@ def test_pareto_json_is_read_as_it_was_written(computed_front):
         assert mark.predicted == cost_model(ZERO, shape).predict(model(mark.id).geometry.operators)
 
 
-def test_a_front_over_a_quantized_cache_is_of_designs_and_models_with_one():
-    pareto = front(PI5, {}, "memory_mb", 3, space=SMALL, context=2048, prompt=128, kvs=["int8"])
-    assert pareto.kv == "int8" and {point.kv for point in pareto.points} == {"int8"}
-    again = design(PI5, pareto.points[1].budget, space=SMALL, context=2048, prompt=128, kvs=["int8"])
-    assert again.architecture == pareto.points[1].architecture
-    for mark in pareto.models:
-        shape = InferenceShape(pareto.precision, 2048, 128, "int8")
-        assert mark.predicted == cost_model(PI5, shape).predict(model(mark.id).geometry.operators)
-    svg, table = front_svg(pareto), front_table(pareto, PI5)
-    designs = table.rows[: len(pareto.points)]
-    assert "a KV cache of int8" in svg and all("a KV cache of int8" in row[0] for row in designs)
-    with pytest.raises(ValidationError, match="must be int8 or int4"):
-        Front.model_validate_json(pareto.to_json().replace('"kv": "int8"', '"kv": "int2"', 1))
-
-
 def run(*words):
     result = CliRunner().invoke(app, list(words), env={"COLUMNS": "250"})
     return result.exit_code, result.stdout, result.exception
@@ -260,13 +244,10 @@ def test_pareto_writes_json_and_svg(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("recommend", "--device", "raspberry-pi-9"), "No device profile"),
         (("recommend", "--device", "raspberry-pi-4", "--decode-ms", "-1"), "positive"),
         (("recommend", "--device", "raspberry-pi-4", "--memory-mb", "1e9"), "free"),
         (("recommend", "--device", "raspberry-pi-4", "--context", "1"), "--context 1 "),
-        (("recommend", "--device", "raspberry-pi-4", "--prompt", "9999"), "--prompt 9999 "),
         (("recommend", "--device", "jetson-nano", *ON_CPU, "--j-per-token", "1"), "power.stress_w"),
-        (("pareto", "--device", "jetson-nano", *ON_CPU, "--j-per-token", "1"), "power.stress_w"),
         (("pareto", "--device", "raspberry-pi-4", "--backend", "tensorrt"), "no performance.tensorrt"),
         (("recommend", "--device", "jetson-nano", "--backend", "cuda"), "choose onnxruntime or tensorrt"),
         (("pareto", "--device", "jetson-nano", "--precision", "int8"), "choose one of fp16, fp32, or --backend onnx"),
@@ -276,12 +257,9 @@ def test_pareto_writes_json_and_svg(tmp_path):
         (("pareto", "--device", "raspberry-pi-4", "--kv", "int2"), "--kv int2 is not known: choose one of fp32, int8"),
         (("pareto", "--device", "jetson-nano", *ON_CPU, "--kv", "int8"), "1.27 or later, and a "),
         (("pareto", "--device", "raspberry-pi-4", "--points", "0"), "--points 0 is not allowed: choose 2 to 100"),
-        (("pareto", "--device", "raspberry-pi-4", "--points", "101"), "--points 101"),
         (("pareto", "--device", "raspberry-pi-4", "--decode-ms", "20"), "--decode-ms is the axis of the front"),
-        (("pareto", "--device", "raspberry-pi-4", "--params-m", "0.001"), "--params-m 0.001 is below"),
         (("pareto", "--device", "raspberry-pi-4", "--precision", "fp7"), "fp7"),
         (("pareto", "--device", "raspberry-pi-4", "--plot", "front.png"), "such as --plot front.svg"),
-        (("pareto", "--device", "raspberry-pi-4", "--plot", "front"), "such as --plot front.svg"),
         (("pareto", "--device", "raspberry-pi-4", "--vocab", "300", "--points", "2", "-o", "/proc/no/p.json"), "write"),
         (("pareto", "--device", "raspberry-pi-4", "--vocab", "300", "--points", "2", "--plot", "/proc/a.svg"), "write"),
     ],

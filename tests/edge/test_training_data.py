@@ -411,19 +411,6 @@ def test_samples_and_text_train_together_by_weight_and_resume_exactly(tmp_path):
     assert same_weights(tmp_path / "out", tmp_path / "whole")
 
 
-def test_a_completion_is_learned(tmp_path):
-    """After a minute fraction of training the model answers by the prompt's own word, and ends."""
-    records = [
-        {"prompt": f"{who} {what}:", "completion": f" {what}"}
-        for who in ("miller", "baker", "child") for what in ("flour", "bread", "water") for _ in range(12)
-    ]  # fmt: skip
-    path = write_lines(tmp_path / "a.jsonl", records)
-    (tmp_path / "tokenizer.json").write_text(TOKENIZER.to_str())
-    recipe = Recipe(steps=150, batch=4, learning_rate=5e-3)
-    record = train(ARCH, [path], tmp_path / "out", recipe=recipe, tokenizer_file=tmp_path / "tokenizer.json")
-    assert record["held_out_loss"] < 0.05
-
-
 LIMITED = """
 import resource, sys
 from pathlib import Path

@@ -455,15 +455,6 @@ def test_a_place_that_is_read_only_is_not_called_full(small_disk, text):
         train(ARCH, [text], small_disk / "out", recipe=RECIPE)
 
 
-def test_a_disk_that_fills_up_costs_no_saved_state(small_disk, text, finished):
-    out = small_disk / "out"
-    with pytest.raises(MerinoError, match="cannot write .*Free some space, then"):
-        train(ARCH, [text], out, recipe=RECIPE)
-    subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
-    train(ARCH, [text], out, recipe=RECIPE, resume=bool(states(out)))
-    assert same_weights(out, finished)
-
-
 @pytest.mark.parametrize(
     "keys, remedy", [({"bf16": True, "compile": True}, "with --no-bf16"), ({"compile": True}, "without --compile")]
 )
