@@ -36,9 +36,9 @@ def board(
         raise MerinoError(f"--backend {backend} is not known: choose {' or '.join(BACKENDS)}")
     if str(id_or_path) != HOST:
         return load_profile(id_or_path).with_backend(backend)
-    from merino_edge.calibration.host import host_profile  # loads scipy and the harness
+    from merino_edge.calibration.host import host_probes, profile_from  # loads scipy and the harness
 
-    return parse_profile(host_profile(say), "The profile probed from this machine").with_backend(backend)
+    return parse_profile(profile_from(host_probes(say)), "The profile probed from this machine").with_backend(backend)
 
 
 def facts() -> dict[str, Any]:

@@ -23,13 +23,8 @@ DEFAULT_RUNTIME_MB = 65  # of one tiny onnxruntime session on x86_64, see the bo
 Say = Callable[[str], None]
 
 
-def host_profile(say: Say = lambda _: None) -> dict[str, Any]:
-    """Return a profile's keys and values, as in a TOML file. Measure the machine if no probe is stored."""
-    return profile_from(host_probes(say))
-
-
 def profile_from(probes: Sequence[Probe]) -> dict[str, Any]:
-    """Return a profile's keys and values from these probes."""
+    """Return a profile's keys and values, as in a TOML file, from these probes."""
     runtime_mb = {"value": DEFAULT_RUNTIME_MB, "kind": "estimated", "source": "measured on another x86_64 machine"}
     return facts() | {"performance": {"onnxruntime": {"runtime_mb": runtime_mb} | calibrate(*probes).performance}}
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from merino_edge.families.operators import Operator, flops, kv_bytes, params, weight_bytes
 from merino_edge.prediction.formats import attends_by_groups, formats_of, is_predicted
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, Factors, Interval, check_confidence
-from merino_edge.prediction.limits import busy_watts, within
+from merino_edge.prediction.limits import WATTS, within
 from merino_edge.prediction.onnxruntime_costs import OnnxRuntimeCosts, onnxruntime_costs
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.prediction.tensorrt_costs import TensorRtCosts, tensorrt_costs
@@ -115,14 +115,6 @@ class CostModel:
         """Return the MB that Python and the backend use before a model is loaded."""
         return self.on.runtime_mb
 
-    def _require_predicted(self) -> None:
-        profile, precision = self.profile, self.shape.precision
-        if not is_predicted(profile, precision):
-            raise MerinoError(
-                f"the latency of {precision} cannot be predicted, {profile.backend} has no figures for it: choose one"
-                f" of {', '.join(formats_of(profile))}"
-            )
-
     def read_mb(self, operators: Sequence[Operator]) -> float:
         """Return the MB of a decode step's first reads, which decide the residency. Additive over operators."""
         return self.on.read_mb(operators)
@@ -155,7 +147,7 @@ class CostModel:
         """Return the joules of `busy_ms` with all cores or the GPU busy, idle power included, or None if the profile
         lacks these watts. This is too high if decoding uses fewer threads than cores, or less power than the mode
         allows."""
-        watts = busy_watts(self.profile)
+        watts = self.profile.figure(WATTS[self.profile.backend])
         return None if watts is None else watts.value * busy_ms / 1e3
 
     def predict(self, operators: Sequence[Operator], limits: Mapping[str, float] | None = None) -> Predicted:
@@ -176,7 +168,12 @@ class CostModel:
 
     def predict_each(self, operators: Sequence[Operator]) -> list[Predicted]:
         """Return the costs of a whole decoder for each pair of (decode, prefill) thread counts."""
-        self._require_predicted()
+        profile, precision = self.profile, self.shape.precision
+        if not is_predicted(profile, precision):
+            raise MerinoError(
+                f"the latency of {precision} cannot be predicted, {profile.backend} has no figures for it: choose one"
+                f" of {', '.join(formats_of(profile))}"
+            )
         latencies = self.on.by_thread_counts(operators)
         memory_mb = {sessions: self.memory_mb(operators, sessions) for sessions in (1, 2)}
         same_for_all_counts: dict[str, Any] = {

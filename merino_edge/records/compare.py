@@ -118,9 +118,12 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> Comparison:
     """
     pairs: list[Pair] = []
     left_a, left_b = list(a), list(b)
-    for key_of in (_by_name, _by_keys_of_a_failed_row):
+    for key_of, only_failed in ((_conditions, False), (_keys_of_a_failed_row, True)):
         groups_a, groups_b = _groups(left_a, key_of), _groups(left_b, key_of)
-        shared = [key for key in groups_a if key in groups_b and _may_pair(groups_a[key], groups_b[key])]
+        shared = [
+            key for key in groups_a if key in groups_b
+            and (not only_failed or any(row.failure for row in (*groups_a[key], *groups_b[key])))
+        ]  # fmt: skip
         pairs += [pair_of(groups_a[key], groups_b[key]) for key in shared]
         left_a = [row for row in left_a if key_of(row) not in shared]
         left_b = [row for row in left_b if key_of(row) not in shared]
@@ -168,52 +171,44 @@ def verdict_of(ratio: Ratio) -> str:
 
 def check_not_slower(comparison: Comparison, share: float) -> None:
     """Raise MerinoError unless every pair was judged and its interval rules out that it fell by more than `share`."""
+    pairs, allowed = comparison.pairs, f"slower by more than {100 * share:g} %"
     slower = [
-        f"{title(pair)} by {1 - pair.ratio.value:.1%}" for pair in comparison.pairs
+        f"{title(pair)} by {1 - pair.ratio.value:.1%}" for pair in pairs
         if pair.verdict == "slower" and pair.ratio and pair.ratio.value < 1 - share
     ]  # fmt: skip
-    if slower:
-        raise MerinoError(f"slower by more than {100 * share:g} %: {'; '.join(slower)}. Make B faster, or allow more")
-    broken = [pair for pair in comparison.pairs if pair.a_tok_s is not None and pair.b_tok_s is None]
-    if broken:
-        raise MerinoError(f"measured in A, not in B: {_reasons(broken)}. Measure it in B too")
-    unjudged = [pair for pair in comparison.pairs if pair.verdict == NOT_JUDGED]
-    if unjudged:
-        raise MerinoError(f"not judged: {_reasons(unjudged)}. Measure again on a quiet machine")
     doubtful = [
-        f"{title(pair)} ({pair.ratio.low:.2f} to {pair.ratio.high:.2f})"
-        for pair in comparison.pairs if pair.ratio and pair.ratio.low is not None and pair.ratio.low < 1 - share
+        f"{title(pair)} ({pair.ratio.low:.2f} to {pair.ratio.high:.2f})" for pair in pairs
+        if pair.ratio and pair.ratio.low is not None and pair.ratio.low < 1 - share
     ]  # fmt: skip
-    if doubtful:
-        raise MerinoError(
-            f"undecided whether slower by more than {100 * share:g} %: {'; '.join(doubtful)}. Measure both again on a "
-            "quiet machine, with more repetitions (-r 10)"
+    broken, unjudged = (
+        [f"{title(pair)} ({pair.reason})" for pair in chosen]
+        for chosen in (
+            [pair for pair in pairs if pair.a_tok_s is not None and pair.b_tok_s is None],
+            [pair for pair in pairs if pair.verdict == NOT_JUDGED],
         )
+    )
+    for fault, titles, remedy in (
+        (allowed, slower, "Make B faster, or allow more"),
+        ("measured in A, not in B", broken, "Measure it in B too"),
+        ("not judged", unjudged, "Measure again on a quiet machine"),
+        (f"undecided whether {allowed}", doubtful, "Measure both again on a quiet machine, with -r 10"),
+    ):
+        if titles:
+            raise MerinoError(f"{fault}: {'; '.join(titles)}. {remedy}")
 
 
 def title(pair: Pair) -> str:
     return f"{pair.bundle} {pair.precision} {pair.test}"
 
 
-def _by_name(row: Record) -> Hashable:
-    return row.bundle, *_conditions(row)
-
-
-def _by_keys_of_a_failed_row(row: Record) -> Hashable:
-    """Return a key without engine and threads, which a failed row does not name."""
-    return row.bundle, row.precision, row.test, row.depth or 0
-
-
-def _conditions(row: Record) -> tuple[Hashable, ...]:
-    where = row.engine_name, row.precision, row.dialect, row.kv
+def _conditions(row: Record) -> Hashable:
+    where = row.bundle, row.engine_name, row.precision, row.dialect, row.kv
     return *where, row.test, row.depth or 0, row.timed_threads, bool(row.failure)
 
 
-def _may_pair(a: Sequence[Record], b: Sequence[Record]) -> bool:
-    """Return whether two groups may be paired. Rows measured under unequal conditions are paired only if one failed,
-    and are then not judged."""
-    alike = {_conditions(row) for row in a} == {_conditions(row) for row in b}
-    return alike or any(row.failure for row in (*a, *b))
+def _keys_of_a_failed_row(row: Record) -> Hashable:
+    """Return a key without engine and threads, which a failed row does not name. Such a pair is not judged."""
+    return row.bundle, row.precision, row.test, row.depth or 0
 
 
 def _groups(rows: Sequence[Record], key_of: Callable[[Record], Hashable]) -> dict[Hashable, list[Record]]:
@@ -221,10 +216,6 @@ def _groups(rows: Sequence[Record], key_of: Callable[[Record], Hashable]) -> dic
     for row in rows:
         groups.setdefault(key_of(row), []).append(row)
     return groups
-
-
-def _reasons(pairs: Sequence[Pair]) -> str:
-    return "; ".join(f"{title(pair)} ({pair.reason})" for pair in pairs)
 
 
 def _disturbances(rows: Sequence[Record], others: Sequence[Record]) -> list[str]:

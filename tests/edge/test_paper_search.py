@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from few_examples import ALL
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sample_boards import of_two_cores
 from scipy.optimize import OptimizeResult
@@ -17,7 +17,7 @@ from merino_edge.design.designer import design_by_paper
 from merino_edge.design.paper import search
 from merino_edge.design.paper.score import MERINO, block_score, linear_entropy
 from merino_edge.design.paper.search import solve, variables_of
-from merino_edge.design.paper.space import PAPER_SPACE, PaperSpace
+from merino_edge.design.paper.space import PaperSpace
 from merino_edge.design.score import SCORES, score_named
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.limits import most_within
@@ -217,16 +217,6 @@ def test_the_score_of_a_block():
     assert score(beta=1 / 8) > score()
     attention_only = score(beta=1e6, attention_weight=1, ffn_weight=0)
     assert attention_only == pytest.approx(12 * linear_entropy(256, 256), rel=1e-6)
-
-
-@given(st.sampled_from(PAPER_SPACE.widths), st.sampled_from([1, 2, 4, 8]), st.booleans())
-def test_fewer_kv_heads_score_less(width, kv_heads, shared):
-    def score(kv_width):
-        return block_score(width, 2 * width, 2, shared, MERINO, kv_width=kv_width)
-
-    assert score(None) == score(width)
-    assume(64 * kv_heads < width and score(width) > 0)
-    assert score(32 * kv_heads) < score(64 * kv_heads) < score(width)
 
 
 def test_a_score_that_has_no_name_is_refused():

@@ -1,11 +1,9 @@
 """Verdicts on existing models against direct predictions, and the front against the search at each of its limits."""
 
-import itertools
 import json
 import re
 import shlex
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -14,8 +12,6 @@ from merino_edge.cli.design_tables import reasons
 from merino_edge.cli.recommended import first_command, recommendation_json
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.designer import design
-from merino_edge.design.existing import BLOCKS, existing_score
-from merino_edge.design.paper.score import MERINO, block_score
 from merino_edge.design.pareto import MARKED, Front, front
 from merino_edge.design.recommend import recommend
 from merino_edge.design.space import Space
@@ -102,19 +98,6 @@ def test_a_model_whose_context_is_too_short_does_not_fit_however_small():
     assert not short.fits and all(verdict.fits for verdict in short.verdicts)
     assert "context 2048 of 4096" in reasons(short, short.chosen, recommendation)
     assert any(each.fits for each in recommendation.candidates if each.model.geometry.context >= 4096)
-
-
-@pytest.mark.parametrize("name", MARKED)
-def test_layers_are_counted_as_blocks_cut_to_their_best(name):
-    geometry = model(name).geometry
-
-    def score(depths):
-        return sum(block_score(geometry.width, geometry.ffn_width, depth, False, MERINO) for depth in depths)
-
-    inner = itertools.combinations_with_replacement(range(geometry.layers + 1), BLOCKS - 1)
-    cuts = [np.diff([0, *places, geometry.layers]).tolist() for places in inner]
-    best = max(score([depth for depth in cut if depth]) for cut in cuts)
-    assert existing_score(geometry, MERINO) == pytest.approx(best)
 
 
 @pytest.mark.parametrize(("board", "graph", "core"), [
