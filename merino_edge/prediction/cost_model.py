@@ -116,7 +116,7 @@ class CostModel:
         return self.on.runtime_mb
 
     def read_mb(self, operators: Sequence[Operator]) -> float:
-        """Return the MB of a decode step's first reads, which decide the residency. Additive over operators."""
+        """Return the MB of a decode step's first reads. The caches hold a part of them. Additive over operators."""
         return self.on.read_mb(operators)
 
     def kv_bytes(self, operators: Sequence[Operator]) -> int:
