@@ -18,7 +18,7 @@ from write_record import write_record  # noqa: E402
 
 from merino_edge.design.budgets import with_board_defaults  # noqa: E402
 from merino_edge.design.designer import design, design_by_paper  # noqa: E402
-from merino_edge.design.paper.presets import PRESETS  # noqa: E402
+from merino_edge.design.paper.score import PRESETS  # noqa: E402
 from merino_edge.prediction.cost_model import cost_model  # noqa: E402
 from merino_edge.prediction.latency import amounts  # noqa: E402
 from merino_edge.prediction.shape import default_lengths  # noqa: E402

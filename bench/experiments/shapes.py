@@ -23,8 +23,7 @@ from write_record import write_record
 
 from merino_edge.design.existing import BLOCKS
 from merino_edge.design.law import effective_weights, ln_loss
-from merino_edge.design.paper.entropy import linear_entropy
-from merino_edge.design.paper.score import MERINO, effectiveness_loss
+from merino_edge.design.paper.score import MERINO, effectiveness_loss, linear_entropy
 from merino_edge.design.score import MEASURED
 
 TOKENS, NEAR = 100e9, 5e9

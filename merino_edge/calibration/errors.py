@@ -12,7 +12,7 @@ is the number of decoders, because rows of one decoder are not independent.
 
 from collections.abc import Mapping, Sequence
 from math import log
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy.special import gammaln
@@ -29,13 +29,6 @@ TURNS = 100  # of expectation maximization
 LEAST_SCALE = 1e-4  # coefficients have four digits
 
 Errors = dict[Decoder, list[float]]  # log(measured / predicted) by decoder
-
-
-class Student(NamedTuple):
-    center: float
-    scale: float
-    degrees_of_freedom: float
-    likelihood: float  # its logarithm
 
 
 def latency_errors(fits: Mapping[int, ThreadFit], probes: Sequence[Probe]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -107,15 +100,13 @@ def distribution(decoders: Sequence[Sequence[float]]) -> dict[str, float]:
     """
     count, errors = len(decoders), np.concatenate(decoders)
     tails = [*(tail for tail in TAILS if tail < count - 1), float(count - 1)]
-    best = max((student(errors, tail) for tail in tails), key=lambda fit: fit.likelihood)
-    return {
-        "center": best.center, "scale": best.scale * ((count + 1) / (count - 1)) ** 0.5,
-        "degrees_of_freedom": best.degrees_of_freedom,
-    }  # fmt: skip
+    _, center, scale, tail = max((student(errors, tail) for tail in tails), key=lambda fit: fit[0])
+    return {"center": center, "scale": scale * ((count + 1) / (count - 1)) ** 0.5, "degrees_of_freedom": tail}
 
 
-def student(errors: np.ndarray, tail: float) -> Student:
-    """Return the most likely center and scale for these degrees of freedom, by expectation maximization. errors [n]"""
+def student(errors: np.ndarray, tail: float) -> tuple[float, float, float, float]:
+    """Return (log likelihood, center, scale, tail): the most likely center and scale for `tail` degrees of freedom, by
+    expectation maximization. errors [n]"""
     center = float(np.median(errors))
     scale = max(float(np.std(errors - center)), LEAST_SCALE)
     for _ in range(TURNS):
@@ -125,4 +116,4 @@ def student(errors: np.ndarray, tail: float) -> Student:
     squares = ((errors - center) / scale) ** 2
     constant = gammaln((tail + 1) / 2) - gammaln(tail / 2) - 0.5 * log(tail * np.pi) - log(scale)
     likelihood = float(np.sum(constant - (tail + 1) / 2 * np.log1p(squares / tail)))
-    return Student(center, scale, tail, likelihood)
+    return likelihood, center, scale, tail

@@ -215,20 +215,22 @@ def fit_threads(probe: Probe, threads: int, designs: Sequence[DesignTime] = ()) 
         is_design = np.array([isinstance(row, DesignTime) for row in rows])
         tables = [table._replace(weight=np.where(is_design, weight, table.weight)) for weight in DESIGN_WEIGHTS]
         candidates = [(candidate, held_out_errors(rows, candidate, edges)) for candidate in tables]
-        table, held_out = min(candidates, key=lambda candidate: error_of_designs(candidate[1]))
+        any_measured = any(not design.extrapolated for design in designs)
+
+        def error_of_designs(candidate: tuple[Table, list[tuple[Row, float]]]) -> float:
+            """Return the mean absolute error of held-out designs, if possible of those measured at this count."""
+            return float(np.mean([
+                abs(error) for row, error in candidate[1]
+                if isinstance(row, DesignTime) and not (any_measured and row.extrapolated)
+            ]))  # fmt: skip
+
+        table, held_out = min(candidates, key=error_of_designs)
         coefficients = fit_coefficients(table, edges)
     errors = errors_of(table, coefficients, edges).tolist()
     if all(is_operator(row) for row in rows):  # a portable probe has no decoders: a decoder's run costs as any graph's
         coefficients["step_us"] = coefficients[GRAPH]
     edges_mb = Edges(*(edge * cache_bytes(probe) / MB for edge in edges))
     return ThreadFit(coefficients, edges_mb, list(zip(rows, errors, strict=True)), held_out)
-
-
-def error_of_designs(held_out: Sequence[tuple[Row, float]]) -> float:
-    """Return the mean absolute error of held-out designs; only of those measured at this thread count, if any."""
-    errors = [(row.extrapolated, abs(error)) for row, error in held_out if isinstance(row, DesignTime)]
-    measured = [error for extrapolated, error in errors if not extrapolated]
-    return float(np.mean(measured or [error for _, error in errors]))
 
 
 def is_operator(row: Row) -> bool:

@@ -1,4 +1,4 @@
-"""Build the profile of this machine: its facts (`this_machine`), and coefficients from the probe that boards run.
+"""Build the profile of this machine: its facts (`board`), and coefficients from the probe that boards run.
 
 The probe takes most of a minute, so it is stored in the user's cache folder, by CPU, cores and ONNX Runtime; a probe of
 a busy machine is stored only on request.
@@ -11,28 +11,20 @@ from contextlib import suppress
 from typing import Any
 
 from merino_bench.probe.run import run_probe
+from merino_edge.calibration.board import core_name, facts, version_of
 from merino_edge.calibration.calibrate import calibrate
 from merino_edge.calibration.probe import PROBE_SCHEMA, Probe, read_probe
-from merino_edge.calibration.this_machine import core_name, facts, version_of
 from merino_edge.storage.atomic import cache_folder, scratch_folder, write_text
 from merino_runtime.errors import MerinoError
-from merino_runtime.io import board
-from merino_runtime.io.board import last_level_cache_bytes
+from merino_runtime.io.board import last_level_cache_bytes, usable_cpus
 
 PROBE_SECONDS = 50.0
 DEFAULT_RUNTIME_MB = 65  # of one tiny onnxruntime session on x86_64, see the boards' profiles
-
-
 Say = Callable[[str], None]
 
 
-def host_profile(say: Say = lambda _: None) -> dict[str, Any]:
-    """Return a profile's keys and values, as in a TOML file. Measure the machine if no probe is stored."""
-    return profile_from(host_probes(say))
-
-
 def profile_from(probes: Sequence[Probe]) -> dict[str, Any]:
-    """Return a profile's keys and values from these probes."""
+    """Return a profile's keys and values, as in a TOML file, from these probes."""
     runtime_mb = {"value": DEFAULT_RUNTIME_MB, "kind": "estimated", "source": "measured on another x86_64 machine"}
     return facts() | {"performance": {"onnxruntime": {"runtime_mb": runtime_mb} | calibrate(*probes).performance}}
 
@@ -78,5 +70,5 @@ def new_probe(say: Say, more: Callable[[Probe], Probe] | None = None) -> Probe:
 
 def machine_key() -> str:
     """Return a hash of the facts that a probe depends on: CPU, cores, cache, ONNX Runtime, schema."""
-    facts = [core_name(), len(board.usable_cpus()), last_level_cache_bytes(), version_of("onnxruntime"), PROBE_SCHEMA]
+    facts = [core_name(), len(usable_cpus()), last_level_cache_bytes(), version_of("onnxruntime"), PROBE_SCHEMA]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]

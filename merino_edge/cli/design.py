@@ -75,7 +75,7 @@ def design(
     from merino_edge.design.axes.vocabulary import VOCABS
     from merino_edge.design.budgets import with_board_defaults
     from merino_edge.design.designer import design as best_design
-    from merino_edge.design.paper.presets import PRESETS
+    from merino_edge.design.paper.score import PRESETS
     from merino_edge.design.score import DEFAULT, MERINO, score_named
     from merino_edge.prediction.shape import default_lengths
     from merino_edge.storage.atomic import check_file, check_keeps

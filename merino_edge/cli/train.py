@@ -120,10 +120,10 @@ def train(
     options = {name: value for name, value in typed.items() if value is not None} | read_settings(settings or ())
     if options.keys() & {"teacher_weight", "temperature"} and not teacher:
         raise MerinoError("--set teacher_weight and temperature go with a --teacher: give one, or leave them out")
-    kept = read_run(out) if resume or is_finished(out) else None
-    recipe = Recipe(**{**(vars(kept.recipe) if kept else chosen["recipe"]), **options})
     if not is_finished(out):
         check_folder(out, resume)
+    kept = read_run(out) if resume or is_finished(out) else None
+    recipe = Recipe(**{**(vars(kept.recipe) if kept else chosen["recipe"]), **options})
 
     # 2. Load torch, and the model that the run starts from.
     if find_spec("accelerate") is None:

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -28,15 +27,6 @@ TASK = "perplexity"
 LEAST_DOCUMENTS = 5  # for an interval
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
 Logits = Callable[[list[int], int], Iterator[np.ndarray]]  # ids, first -> [m, vocab] after each from ids[first] on
-
-
-class DocumentScore(NamedTuple):
-    """`loss`: of the whole document, in nats."""
-
-    loss: float
-    tokens: int
-    words: int
-    bytes: int
 
 
 def evaluate_text(
@@ -60,13 +50,13 @@ def evaluate_text(
             try:
                 for number, (document, its_ids) in enumerate(zip(used, ids, strict=True), 1):
                     loss = loss_of(model, its_ids, cache)
-                    scores.append(DocumentScore(loss, len(its_ids), len(document.split()), len(document.encode())))
+                    scores.append((loss, len(its_ids), len(document.split()), len(document.encode())))
                     progress(number, len(used), f"documents, {model.name}")
             finally:
                 cache.write()
             yield Evaluation(
                 **model.facts, task=TASK, task_version=None, metrics=metrics_of(scores), items=len(used),
-                of_items=len(documents), scored_tokens=sum(score.tokens for score in scores), few_shot=0,
+                of_items=len(documents), scored_tokens=sum(map(len, ids)), few_shot=0,
                 chat_template=False, truncated=0, seconds=round(time.monotonic() - start, 1), **circumstances(file),
             )  # fmt: skip
 
@@ -117,8 +107,11 @@ def logits_of(model: SourceModel) -> Logits:
     return run
 
 
-def metrics_of(documents: Sequence[DocumentScore]) -> dict[str, Metric]:
-    """Return the metrics over all documents, with intervals by bootstrap over documents."""
+def metrics_of(documents: Sequence[tuple[float, int, int, int]]) -> dict[str, Metric]:
+    """Return the metrics over all documents, with intervals by bootstrap over documents.
+
+    documents: (loss in nats, tokens, words, bytes) of each.
+    """
     table = np.array(documents, float)  # [documents, 4]
     random = np.random.default_rng(SEED)
     draws = random.integers(0, len(table), (RESAMPLES, len(table)))

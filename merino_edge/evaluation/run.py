@@ -51,9 +51,9 @@ def evaluate(
                     raise MerinoError(f"{model.name} has no chat template: leave out --chat-template")
                 for task in tasks:
                     start, truncated = time.monotonic(), getattr(lm, "truncated", 0)
+                    cached = cached_model(lm, model, task.name, cache, progress, say)
                     try:
-                        shown = TaskProgress(task.name, progress, say)
-                        row = run_task(lm, model.facts["sha256"], task, request, cache=cache, progress=shown)
+                        row = run_task(cached, task, request)
                     finally:
                         cache.write()
                     yield Evaluation(
@@ -85,15 +85,33 @@ def language_model(model: SourceModel) -> Any:
     return made(pretrained=model.source.model, tokenizer=tokenizer, max_length=model.context, batch_size=1)
 
 
-def run_task(
-    lm: Any, model_hash: str, task: LoadedTask, request: TaskRequest, cache: RequestCache, progress: "TaskProgress"
-) -> dict[str, Any]:
-    """Evaluate one task with one model, and return the row's keys that come from lm-eval."""
-    from merino_edge.evaluation.language_model import CachedLM
+def cached_model(
+    lm: Any, model: SourceModel, task: str, cache: RequestCache, progress: Progress, say: Say
+) -> Any:
+    """Return lm-eval's model behind the cache, which reports how many requests of a task are done."""
+    from merino_edge.evaluation.language_model import CachedLM, steps_of
 
+    done = total = 0
+
+    def start(requests: Sequence[Any]) -> None:
+        nonlocal total
+        total += len(requests)
+        note = slow_words(model.bundle, steps_of(lm, requests)) if model.bundle else None
+        if note:
+            say(f"note: {task}: {note}")
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        progress(done, max(total, done), task)
+
+    return CachedLM(lm, cache, model.facts["sha256"], start, advance)
+
+
+def run_task(cached: Any, task: LoadedTask, request: TaskRequest) -> dict[str, Any]:
+    """Evaluate one task with one model, and return the row's keys that come from lm-eval."""
     evaluator = import_extra("lm_eval.evaluator")
     evaluator.eval_logger.setLevel(logging.ERROR)
-    cached = CachedLM(lm, cache, model_hash, lambda requests: progress.start(lm, requests), progress.advance)
     with contextlib.redirect_stdout(sys.stderr):  # lm-eval prints to stdout, which holds the records
         result = evaluator.evaluate(
             cached, {"tasks": {task.name: task.task}, "groups": {}}, limit=request.limit, bootstrap_iters=BOOTSTRAPS,
@@ -106,27 +124,6 @@ def run_task(
         "items": counts["effective"], "of_items": counts["original"], "few_shot": result["n-shot"][task.name],
         "chat_template": request.chat_template,
     }  # fmt: skip
-
-
-class TaskProgress:
-    """Reports how many requests of a task are done."""
-
-    def __init__(self, name: str, progress: Progress, say: Say) -> None:
-        self.name, self._progress, self._say = name, progress, say
-        self.done = self.total = 0
-
-    def start(self, lm: Any, requests: Sequence[Any]) -> None:
-        self.total += len(requests)
-        if hasattr(lm, "runtime"):
-            from merino_edge.evaluation.language_model import steps_of
-
-            words = slow_words(lm.model, steps_of(lm, requests))
-            if words:
-                self._say(f"note: {self.name}: {words}")
-
-    def advance(self) -> None:
-        self.done += 1
-        self._progress(self.done, max(self.total, self.done), self.name)
 
 
 def metrics_of(results: dict[str, Any], higher: dict[str, Any]) -> dict[str, Metric]:

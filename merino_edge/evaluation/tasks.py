@@ -1,15 +1,15 @@
 """Load tasks of lm-evaluation-harness, over data of the hub or over local files.
 
-A task over a local file is a separate task file that includes the stock one, so that prompts, answers and metrics are
-the published ones.
+The harness is imported when it is used; the rest of merino_edge works without the extra `eval`. A task over a local
+file is a separate task file that includes the stock one, so that prompts, answers and metrics are the published ones.
 """
 
+import contextlib
 import difflib
 import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -100,11 +100,10 @@ def check_local(names: Sequence[str], folder: Path) -> dict[str, TextFile]:
                 f"--tasks {name!r} cannot be read from files{near_names(name, LOCAL_TASKS)}. Tasks for --data:"
                 f" {', '.join(LOCAL_TASKS)}"
             )
-    return {name: check_data(name, folder) for name in names}
+    return {name: check_data(name, LOCAL_TASKS[name], folder) for name in names}
 
 
-def check_data(name: str, folder: Path) -> TextFile:
-    local = LOCAL_TASKS[name]
+def check_data(name: str, local: LocalTask, folder: Path) -> TextFile:
     path = folder / local.file
     if not path.is_file():
         raise MerinoError(f"--data {folder} has no {local.file}, which the task {name} reads: copy it there")
@@ -129,12 +128,12 @@ def check_data(name: str, folder: Path) -> TextFile:
     return file
 
 
-@contextmanager
+@contextlib.contextmanager
 def loaded_tasks(names: Sequence[str], folder: Path | None) -> Iterator[list[LoadedTask]]:
     """Yield the tasks, ready to be evaluated. Raise MerinoError if one is not known, or its data cannot be loaded."""
     data = check_local(names, folder) if folder else {}
     manager = import_extra("lm_eval.tasks").TaskManager
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         if folder:
             scratch = Path(stack.enter_context(TemporaryDirectory(prefix="merino-eval-")))
             loader = manager(include_defaults=False)

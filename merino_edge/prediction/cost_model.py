@@ -1,10 +1,11 @@
 """Predict what a decoder costs on a board: latency, memory, file size and energy, for one inference shape.
 
 `cost_model(profile, shape)` binds the costs of the profile's backend (`onnxruntime_costs`, `tensorrt_costs`). Its
-functions take operators. Under a `Regime` all costs except activation memory are additive over operators, as searches
-require; `predict` determines the regime of a whole decoder.
+functions take operators. All that `design.costs` adds up over operators is additive; the share of a step's reads that
+comes from memory, and the largest activations, are of a whole decoder.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,8 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from merino_edge.families.operators import Operator, flops, kv_bytes, params, weight_bytes
 from merino_edge.prediction.formats import attends_by_groups, formats_of, is_predicted
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, Factors, Interval, check_confidence
-from merino_edge.prediction.latency import Regime, Residency
-from merino_edge.prediction.limits import busy_watts, within
+from merino_edge.prediction.limits import WATTS, within
 from merino_edge.prediction.onnxruntime_costs import OnnxRuntimeCosts, onnxruntime_costs
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.prediction.tensorrt_costs import TensorRtCosts, tensorrt_costs
@@ -115,56 +115,25 @@ class CostModel:
         """Return the MB that Python and the backend use before a model is loaded."""
         return self.on.runtime_mb
 
-    def decode_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:
-        """Return the ms of one decode step, batch 1, at a full KV cache. Additive over operators. Raise MerinoError
-        for a format that the backend has no figures for."""
-        self._require_predicted()
-        return self.on.decode_ms(operators, threads, residency)
-
-    def prefill_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:
-        """Return the ms of prefilling the whole prompt into an empty KV cache. Otherwise as `decode_ms`."""
-        self._require_predicted()
-        return self.on.prefill_ms(operators, threads, residency)
-
-    def _require_predicted(self) -> None:
-        profile, precision = self.profile, self.shape.precision
-        if not is_predicted(profile, precision):
-            raise MerinoError(
-                f"the latency of {precision} cannot be predicted, {profile.backend} has no figures for it: choose one"
-                f" of {', '.join(formats_of(profile))}"
-            )
-
     def read_mb(self, operators: Sequence[Operator]) -> float:
-        """Return the MB of a decode step's first reads, which decide the residency. Additive over operators."""
+        """Return the MB of a decode step's first reads. The caches hold a part of them. Additive over operators."""
         return self.on.read_mb(operators)
 
     def kv_bytes(self, operators: Sequence[Operator]) -> int:
         """Return the bytes of a full KV cache. Additive over operators."""
         return kv_bytes(operators, self.shape.context, self.shape.precision, self.shape.kv)
 
-    def in_use_mb(self, operators: Sequence[Operator], sessions: int = 1) -> float:
-        """Return the MB of weights in all sessions and of a full KV cache. Additive over operators."""
-        cache = self.kv_bytes(operators) / BYTES_PER_MB
-        return sessions * self.on.weights_mb(operators, opening=False) + cache
-
-    def opening_mb(self, operators: Sequence[Operator], sessions: int = 1) -> float:
-        """Return the MB of weights while the last session opens, before the KV cache exists. Additive over
-        operators."""
-        others = (sessions - 1) * self.on.weights_mb(operators, opening=False)
-        return others + self.on.weights_mb(operators, opening=True)
-
-    def opening_can_peak(self, table: Operator) -> bool:
-        """Return whether a decoder with an embedding of this size can reach its peak memory while it opens."""
-        return self.on.opening_can_peak(table)
-
     def activation_mb(self, operators: Sequence[Operator]) -> float:
         """Return the MB of the largest operator's activations: a maximum, not a sum."""
         return self.on.activation_mb(operators)
 
     def memory_mb(self, operators: Sequence[Operator], sessions: int = 1) -> float:
-        """Return the peak MB of the process: while the backend opens, or at the end of the longest prompt."""
-        in_use = self.in_use_mb(operators, sessions) + self.activation_mb(operators)
-        return max(in_use, self.opening_mb(operators, sessions)) + self.runtime_mb
+        """Return the peak MB of the process: while the last session opens, before the KV cache exists, or at the end
+        of the longest prompt."""
+        weights = self.on.weights_mb(operators, opening=False)
+        in_use = sessions * weights + self.kv_bytes(operators) / BYTES_PER_MB + self.activation_mb(operators)
+        opening = (sessions - 1) * weights + self.on.weights_mb(operators, opening=True)
+        return max(in_use, opening) + self.runtime_mb
 
     def added_file_mb(self, operators: Sequence[Operator]) -> float:
         """Return the MB that the operators add to the bundle's folder. Additive over operators."""
@@ -178,19 +147,8 @@ class CostModel:
         """Return the joules of `busy_ms` with all cores or the GPU busy, idle power included, or None if the profile
         lacks these watts. This is too high if decoding uses fewer threads than cores, or less power than the mode
         allows."""
-        watts = busy_watts(self.profile)
+        watts = self.profile.figure(WATTS[self.profile.backend])
         return None if watts is None else watts.value * busy_ms / 1e3
-
-    def regimes(self) -> list[Regime]:
-        """Return every regime; few threads and small decoders first."""
-        return self.on.regimes()
-
-    def default_regime(self) -> Regime:
-        return self.on.default_regime
-
-    def ceiling_mb(self, regime: Regime) -> float | None:
-        """Return the upper limit of `read_mb` in the regime, or None if there is no limit."""
-        return self.on.ceiling_mb(regime)
 
     def predict(self, operators: Sequence[Operator], limits: Mapping[str, float] | None = None) -> Predicted:
         """Return the costs of a whole decoder, at the thread counts of least decode latency, then of least prefill
@@ -210,7 +168,12 @@ class CostModel:
 
     def predict_each(self, operators: Sequence[Operator]) -> list[Predicted]:
         """Return the costs of a whole decoder for each pair of (decode, prefill) thread counts."""
-        self._require_predicted()
+        profile, precision = self.profile, self.shape.precision
+        if not is_predicted(profile, precision):
+            raise MerinoError(
+                f"the latency of {precision} cannot be predicted, {profile.backend} has no figures for it: choose one"
+                f" of {', '.join(formats_of(profile))}"
+            )
         latencies = self.on.by_thread_counts(operators)
         memory_mb = {sessions: self.memory_mb(operators, sessions) for sessions in (1, 2)}
         same_for_all_counts: dict[str, Any] = {
@@ -227,17 +190,17 @@ class CostModel:
             return factors.of(value) if factors and value is not None else None
 
         predictions = []
-        for regime in self.on.regimes():
-            if regime.residency == "streaming":
-                decode_ms, prefill_ms = latencies[regime.decode_threads][0], latencies[regime.prefill_threads][1]
-                joules = self.joules(decode_ms)
-                predictions.append(Predicted(
-                    decode_ms=decode_ms, decode_ms_interval=interval(decode_ms, self.decode_factors),
-                    prefill_ms=prefill_ms, prefill_ms_interval=interval(prefill_ms, self.prefill_factors),
-                    j_per_token=joules, j_per_token_interval=interval(joules, self.decode_factors),
-                    memory_mb=memory_mb[regime.sessions], decode_threads=regime.decode_threads,
-                    prefill_threads=regime.prefill_threads, **same_for_all_counts,
-                ))  # fmt: skip
+        for decode_threads, prefill_threads in itertools.product(latencies, repeat=2):
+            decode_ms, prefill_ms = latencies[decode_threads][0], latencies[prefill_threads][1]
+            joules = self.joules(decode_ms)
+            predictions.append(Predicted(
+                decode_ms=decode_ms, decode_ms_interval=interval(decode_ms, self.decode_factors),
+                prefill_ms=prefill_ms, prefill_ms_interval=interval(prefill_ms, self.prefill_factors),
+                j_per_token=joules, j_per_token_interval=interval(joules, self.decode_factors),
+                # Two thread counts need two sessions, each with its own prepacked weights.
+                memory_mb=memory_mb[1 + (decode_threads != prefill_threads)],
+                decode_threads=decode_threads, prefill_threads=prefill_threads, **same_for_all_counts,
+            ))  # fmt: skip
         return predictions
 
 

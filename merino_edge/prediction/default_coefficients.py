@@ -206,6 +206,6 @@ def decode_ms(
     """Return the ms of a decode step at a full cache, at the best thread count, of a `fused` graph for `core`."""
     dialect, groups = WRITTEN_FOR[core], groups or runs_on_kernels(core, precision)
     return min(
-        latency(operators, precision, [(1, context)], dialect, at, kv=kv, groups=groups).streaming_ms
+        sum(latency(operators, precision, [(1, context)], dialect, at, kv=kv, groups=groups))
         for at in by_threads(estimated(profile, dialect)).values()
     )

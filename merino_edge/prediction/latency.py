@@ -1,12 +1,12 @@
 """The latency model: each operator is a vector of amounts, and latency is linear in them, at one thread count.
 
 Latency is the sum over operators and quantities of amount x coefficient. It is linear in the coefficients, so that
-`calibration` can fit them to a probe, and additive over operators, which the exact solver requires. Without a probe
+`calibration` can fit them to a probe, and additive over operators, which the search requires. Without a probe
 `default_coefficients` estimates the coefficients.
 
-The caches make latency non-linear: the share of reads from memory depends on all reads of a step. Under an assumed
-`Residency` latency is a sum again, so that a search can add up parts of a decoder. `cost_model` determines the
-residency of a whole decoder.
+The caches make latency non-linear: the share of reads from memory depends on all reads of a step. So the latency with
+all reads from the caches and the extra latency of memory are two sums, and `cost_model` takes the share of the second
+that a whole decoder pays.
 
 Quantities, by the names of their coefficients:
     step_us: runs of the decoder          launch_us: operators          matmul_us: matmuls
@@ -31,7 +31,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -46,11 +46,6 @@ from merino_edge.profiles.coefficients import (
     Dialect,
 )
 from merino_runtime.io.board import MB as BYTES_PER_MB
-
-# The last-level cache holds all weights, keys and values of a decode step (resident), a part that shrinks as the step
-# reads more (partial), or none (streaming).
-Residency = Literal["resident", "partial", "streaming"]
-RESIDENCIES: tuple[Residency, ...] = ("resident", "partial", "streaming")
 
 # Default time of a multiply-add of attention over a quantized cache, relative to a float32 cache.
 # aarch64: executed instructions of ONNX Runtime 1.32's kernels (docs/decisions/quantization.md).
@@ -82,21 +77,6 @@ Amounts = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Regime:
-    """Thread counts (None on a GPU) and residency. In one regime all costs except activation memory are additive over
-    operators."""
-
-    decode_threads: int | None
-    prefill_threads: int | None
-    residency: Residency
-
-    @property
-    def sessions(self) -> int:
-        """Return the number of sessions: two different thread counts need two, each with its own prepacked weights."""
-        return 1 if self.decode_threads == self.prefill_threads else 2
-
-
-@dataclass(frozen=True)
 class ThreadCoefficients:
     """Coefficients of the latency model for one thread count.
 
@@ -112,51 +92,16 @@ class ThreadCoefficients:
     streaming_mb: float
     half_bytes: float
 
-    def missed_share(self, read_mb: float) -> float:
-        """Return the share of a step's first reads that come from memory, for `read_mb` MB of them."""
-        return float(memory_share(read_mb, self.resident_mb, self.streaming_mb))
-
-    def ceiling_mb(self, residency: Residency) -> float | None:
-        """Return the upper limit of a step's reads in this residency, in MB, or None if there is no limit."""
-        ceilings = {"resident": self.resident_mb, "partial": self.streaming_mb, "streaming": None}
-        return ceilings[residency]
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Latency of operators in ms. All three are additive over operators.
-
-    Attributes:
-        cached_ms: with all first reads from the caches.
-        memory_ms: extra latency with all of them from memory.
-        partial_ms: in partial residency, where the reads from memory rise linearly from none at the resident edge to
-            all at the streaming edge. The constant of this line is charged to the head, which is unique.
-    """
-
-    cached_ms: float
-    memory_ms: float
-    partial_ms: float
-
-    @property
-    def streaming_ms(self) -> float:
-        return self.cached_ms + self.memory_ms
-
 
 def by_threads(
     coefficients: Coefficients, cache_times: Mapping[str, float] = CACHE_TIMES["aarch64"]
 ) -> dict[int, ThreadCoefficients]:
     """Return the coefficients of each measured or estimated thread count. `cache_times`: time of attention's
     multiply-adds over a quantized cache, relative to float32."""
-    edges = zip(
-        coefficients.cache_within_mb, coefficients.cache_beyond_mb, coefficients.cache_half_mb, strict=True
-    )
+    table, names = coefficients, ("threads", "by_threads", "cache_within_mb", "cache_beyond_mb", "cache_half_mb")
     return {
-        count: ThreadCoefficients(
-            with_defaults(us_per_unit, cache_times), resident, streaming, half * BYTES_PER_MB
-        )
-        for count, us_per_unit, (resident, streaming, half) in zip(
-            coefficients.threads, coefficients.by_threads, edges, strict=True
-        )
+        count: ThreadCoefficients(with_defaults(us_per_unit, cache_times), resident, streaming, half * BYTES_PER_MB)
+        for count, us_per_unit, resident, streaming, half in zip(*(getattr(table, name) for name in names), strict=True)
     }
 
 
@@ -176,21 +121,18 @@ def with_defaults(us_per_unit: Mapping[str, float], cache_times: Mapping[str, fl
 def latency(
     operators: Sequence[Operator], precision: str, runs: Sequence[Run], dialect: Dialect, at: ThreadCoefficients,
     kv: str | None = None, groups: bool = False,
-) -> Latency:  # fmt: skip
-    """Return the total latency of the operators over all `runs`. `kv`: the cache's format; None: float32. `groups`:
-    whether the graph has GroupAttention."""
+) -> tuple[float, float]:  # fmt: skip
+    """Return the latency of the operators over all `runs` in ms: (with all first reads from the caches, the extra
+    latency with all of them from memory). Both are additive over operators.
+
+    kv: the cache's format; None: float32. groups: whether the graph has GroupAttention.
+    """
     counted = [
         amounts(op, precision, new, cached, dialect, half=at.half_bytes, kv=kv, groups=groups)
         for op in operators for new, cached in runs
     ]  # fmt: skip
-    unit_us = at.us_per_unit[MEMORY]
-    memory_us = first_reads(counted) * unit_us
-    cached_us = total_us(counted, at.us_per_unit) - memory_us
-    heads = sum(op.kind == "head" for op in operators) * len(runs)
-    spared_us = heads * at.resident_mb * BYTES_PER_MB * 1e-6 * unit_us
-    slope = at.streaming_mb / (at.streaming_mb - at.resident_mb)
-    partial_us = cached_us + slope * (memory_us - spared_us)
-    return Latency(cached_us / 1e3, memory_us / 1e3, partial_us / 1e3)
+    memory_us = first_reads(counted) * at.us_per_unit[MEMORY]
+    return (total_us(counted, at.us_per_unit) - memory_us) / 1e3, memory_us / 1e3
 
 
 def latency_table(

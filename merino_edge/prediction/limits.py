@@ -1,15 +1,12 @@
-"""Decide whether a predicted amount meets a limit: one rule for searches, refusals, verdicts and predictions. Find the
-profile's figure that a limit on energy needs. Imports no pydantic, because the command line imports it at its start."""
+"""Decide whether a predicted amount meets a limit: one rule for searches, refusals, verdicts and predictions. Imports
+no pydantic, because the command line imports it at its start."""
 
 import math
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from merino_edge.profiles.coefficients import Figure
-    from merino_edge.profiles.profile import DeviceProfile
+from typing import Any
 
 TOLERANCE = 1e-12  # relative: the same terms summed in another order differ by less
-WATTS = {"onnxruntime": "power.stress_w", "tensorrt": "performance.tensorrt.busy_w"}  # paths in the profile's file
+# The watts of the whole busy board, which a limit on energy needs: paths in the profile's file.
+WATTS = {"onnxruntime": "power.stress_w", "tensorrt": "performance.tensorrt.busy_w"}
 
 
 def positive(limit: float) -> bool:
@@ -25,8 +22,3 @@ def most_within(limit: Any) -> Any:
 def within(amount: float, limit: float) -> bool:
     """Return whether `amount` meets `limit`; no amount meets a limit that is not positive."""
     return positive(limit) and bool(amount <= most_within(limit))
-
-
-def busy_watts(profile: "DeviceProfile") -> "Figure | None":
-    """Return the watts of the whole busy board, or None if the profile has none."""
-    return profile.figure(WATTS[profile.backend])

@@ -14,7 +14,7 @@ from merino_edge.prediction import latency
 from merino_edge.prediction.default_coefficients import coefficients_for
 from merino_edge.prediction.formats import attends_by_groups
 from merino_edge.prediction.intervals import Factors, phase_factors, why_no_interval
-from merino_edge.prediction.latency import Latency, Regime, Residency, Run, ThreadCoefficients, matrix_format
+from merino_edge.prediction.latency import Run, ThreadCoefficients, matrix_format, memory_share
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.coefficients import Coefficients, Figure
 from merino_edge.profiles.profile import DeviceProfile
@@ -38,7 +38,6 @@ class OnnxRuntimeCosts:
         runtime_figure: MB of Python and the backend before a model is loaded.
         arena_factor: memory of the backend's arena, relative to the activations in it.
         by_groups: whether exports for this board use GroupAttention.
-        default_regime: streaming, at the thread counts of the profile.
     """
 
     shape: InferenceShape
@@ -49,7 +48,6 @@ class OnnxRuntimeCosts:
     runtime_figure: Figure
     arena_factor: float
     by_groups: bool
-    default_regime: Regime
 
     @property
     def runtime_mb(self) -> float:
@@ -64,33 +62,20 @@ class OnnxRuntimeCosts:
     def thread_counts(self) -> list[ThreadCoefficients]:
         return list(self.by_threads.values())
 
-    def latency(self, operators: Sequence[Operator], runs: Sequence[Run], threads: int | None) -> Latency:
-        assert threads is not None
-        at, dialect, shape = self.by_threads[threads], self.coefficients.dialect, self.shape
-        return latency.latency(
-            operators, shape.precision, runs, dialect, at, kv=shape.kv, groups=self.by_groups
-        )  # fmt: skip
-
-    def decode_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:
-        """Return the ms of one decode step. Additive over operators."""
-        step = self.latency(operators, self.decode_runs, threads)
-        return {"resident": step.cached_ms, "partial": step.partial_ms, "streaming": step.streaming_ms}[residency]
-
-    def prefill_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:
-        """Return the ms of the prefill; only resident weights come from the caches. Additive over operators."""
-        prefill = self.latency(operators, self.prefill_runs, threads)
-        return prefill.cached_ms if residency == "resident" else prefill.streaming_ms
-
     def by_thread_counts(self, operators: Sequence[Operator]) -> dict[int | None, tuple[float, float]]:
-        """Return (decode, prefill) in ms of a whole decoder, in its residency, for each thread count."""
+        """Return (decode, prefill) in ms of a whole decoder for each thread count.
+
+        A step reads from memory what the caches do not hold; a prefill reads all weights from the caches or none.
+        """
+        shape, dialect, read_mb = self.shape, self.coefficients.dialect, self.read_mb(operators)
         latencies: dict[int | None, tuple[float, float]] = {}
-        read_mb = self.read_mb(operators)
         for count, at in self.by_threads.items():
-            missed = at.missed_share(read_mb)
-            step = self.latency(operators, self.decode_runs, count)
-            prefill = self.latency(operators, self.prefill_runs, count)
-            decode_ms = step.cached_ms + missed * step.memory_ms
-            latencies[count] = decode_ms, prefill.streaming_ms if missed else prefill.cached_ms
+            missed = float(memory_share(read_mb, at.resident_mb, at.streaming_mb))
+            (cached_ms, memory_ms), (prefill_ms, prefill_memory_ms) = (
+                latency.latency(operators, shape.precision, runs, dialect, at, kv=shape.kv, groups=self.by_groups)
+                for runs in (self.decode_runs, self.prefill_runs)
+            )
+            latencies[count] = cached_ms + missed * memory_ms, prefill_ms + bool(missed) * prefill_memory_ms
         return latencies
 
     def latency_tables(self, operators: Sequence[Operator], prefill: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -108,22 +93,9 @@ class OnnxRuntimeCosts:
         return decode, prefilled
 
     def read_mb(self, operators: Sequence[Operator]) -> float:
-        """Return the MB of a decode step's first reads, which decide the residency. Additive over operators."""
+        """Return the MB of a decode step's first reads. The caches hold a part of them. Additive over operators."""
         shape = self.shape
         return latency.read_mb(operators, shape.precision, shape.context, self.coefficients.dialect, shape.kv)
-
-    def regimes(self) -> list[Regime]:
-        """Return every regime; few threads and small decoders first."""
-        counts = list(self.by_threads)
-        return [
-            Regime(decode, prefill, residency)
-            for residency in latency.RESIDENCIES for decode in counts for prefill in counts
-        ]  # fmt: skip
-
-    def ceiling_mb(self, regime: Regime) -> float | None:
-        """Return the upper limit of `read_mb` in the regime, or None if there is no limit."""
-        assert regime.decode_threads is not None
-        return self.by_threads[regime.decode_threads].ceiling_mb(regime.residency)
 
     def weights_mb(self, operators: Sequence[Operator], *, opening: bool) -> float:
         """Return the MB of weights in one session; while it opens, with the copies of prepacking. Additive over
@@ -138,20 +110,9 @@ class OnnxRuntimeCosts:
         factors = self.coefficients.of_format(form)
         if op.kind not in ("embed", "head"):
             return factors.resident * size
-        piece = self._prepacked_bytes(op)
+        piece = packed_bytes(size, form)  # prepacked at once: the original and the packed copy coexist
         original = factors.table_opening * piece if prepacking or piece <= HEAP_BYTES else 0.0
         return factors.table_resident * size + original
-
-    def _prepacked_bytes(self, table: Operator) -> float:
-        """Return the bytes of an embedding that the backend prepacks at once. The original and the packed copy of
-        these coexist."""
-        precision = self.shape.precision
-        return packed_bytes(table.stored_bytes(precision), matrix_format(table, precision))
-
-    def opening_can_peak(self, table: Operator) -> bool:
-        """Return whether an embedding of this size can take more memory during prepacking than after it. The heap
-        keeps smaller blocks."""
-        return self._prepacked_bytes(table) > HEAP_BYTES
 
     def activation_mb(self, operators: Sequence[Operator]) -> float:
         """Return the MB of the largest operator in the last chunk of the prefill, which attends to the whole prompt: a
@@ -183,7 +144,6 @@ def onnxruntime_costs(profile: DeviceProfile, shape: InferenceShape) -> OnnxRunt
         runtime_figure=speed.runtime_mb,
         arena_factor=ARENA_FACTOR if profile.memory.ram_mb.value >= SMALL_BOARD_MB else 1.0,
         by_groups=attends_by_groups(profile, shape.precision),
-        default_regime=Regime(speed.decode_threads.value, speed.prefill_threads.value, "streaming"),
     )
 
 

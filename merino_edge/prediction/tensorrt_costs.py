@@ -16,7 +16,7 @@ import numpy as np
 
 from merino_edge.families.operators import FORMATS, Operator, activation_bytes
 from merino_edge.prediction.intervals import Factors
-from merino_edge.prediction.latency import Regime, Residency, ThreadCoefficients
+from merino_edge.prediction.latency import ThreadCoefficients
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.coefficients import Figure
 from merino_edge.profiles.profile import DeviceProfile, TensorRtPerformance
@@ -37,7 +37,6 @@ LAUNCHES: Mapping[str, int] = {
 NORM_PASSES, ACTIVATION_PASSES, SCORE_PASSES = 6, 2, 8  # reads and writes of each element
 LOGIT_COPIES = 2  # to the host, and there by the sampler
 OPENING_COPIES = 2  # of the engine: the plan from the file, and its weights
-ONLY_REGIME = Regime(None, None, "streaming")  # a GPU's cache is a fraction of any decoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +45,11 @@ class TensorRtCosts:
 
     Attributes:
         chunk: tokens in one run of the prefill.
-        default_regime: the only one; a GPU has no thread counts to choose.
     """
 
     shape: InferenceShape
     speed: TensorRtPerformance
     chunk: int
-    default_regime: Regime = ONLY_REGIME
 
     @property
     def runtime_mb(self) -> float:
@@ -74,28 +71,22 @@ class TensorRtCosts:
 
     @property
     def thread_counts(self) -> list[ThreadCoefficients]:
-        """One, without caches: a GPU has none to choose."""
+        """One, without caches: a GPU has no thread counts to choose, and its cache is a fraction of any decoder."""
         return [ThreadCoefficients({}, 0.0, 0.0, 0.0)]
 
-    def decode_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:  # noqa: ARG002
-        """Return the ms of one decode step. Additive over operators."""
-        return self._run_ms(operators, 1)
-
-    def prefill_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:  # noqa: ARG002
-        """Return the ms of the whole prompt, in runs of `chunk` tokens. Additive over operators."""
-        return -(-self.shape.prompt // self.chunk) * self._run_ms(operators, self.chunk)
-
     def by_thread_counts(self, operators: Sequence[Operator]) -> dict[int | None, tuple[float, float]]:
-        """Return (decode, prefill) in ms of a whole decoder."""
-        return {None: (self.decode_ms(operators, None, "streaming"), self.prefill_ms(operators, None, "streaming"))}
+        """Return (decode, prefill) in ms of a decoder. Additive over operators."""
+        runs = -(-self.shape.prompt // self.chunk)
+        return {None: (self._run_ms(operators, 1), runs * self._run_ms(operators, self.chunk))}
 
     def latency_tables(self, operators: Sequence[Operator], prefill: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return the same tables as `onnxruntime_costs`: one column of thread counts, and no latency that caches could
         save."""
         decode, whole = np.zeros((2, len(operators), 1, 2))
-        decode[:, 0, 0] = [self.decode_ms([op], None, "streaming") for op in operators]
+        pairs = [self.by_thread_counts([op])[None] for op in operators]
+        decode[:, 0, 0] = [step_ms for step_ms, _ in pairs]
         if prefill:
-            whole[:, 0, 0] = [self.prefill_ms([op], None, "streaming") for op in operators]
+            whole[:, 0, 0] = [prefill_ms for _, prefill_ms in pairs]
         return decode, whole
 
     def _run_ms(self, operators: Sequence[Operator], tokens: int) -> float:
@@ -133,13 +124,6 @@ class TensorRtCosts:
         """Return the MB that a decode step reads and writes. Additive over operators."""
         return sum(self._moved_bytes(op, 1) for op in operators) / BYTES_PER_MB
 
-    def regimes(self) -> list[Regime]:
-        return [self.default_regime]
-
-    def ceiling_mb(self, regime: Regime) -> float | None:  # noqa: ARG002
-        """Return None, because there is no limit."""
-        return None
-
     def weights_mb(self, operators: Sequence[Operator], *, opening: bool) -> float:
         """Return the MB of the engine's weights; while it opens, with the plan. Additive over operators.
 
@@ -148,9 +132,6 @@ class TensorRtCosts:
         """
         engine = sum(op.stored_bytes(self.shape.precision) for op in operators) / BYTES_PER_MB
         return OPENING_COPIES * engine if opening else engine
-
-    def opening_can_peak(self, table: Operator) -> bool:  # noqa: ARG002
-        return True
 
     def activation_mb(self, operators: Sequence[Operator]) -> float:
         """Return the MB of the execution context: the largest operator in a run of the prefill, a maximum."""

@@ -113,22 +113,24 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> Comparison:
     """Pair the rows of A and B, and judge each pair.
 
     Two rows are partners if bundle, engine without its version, precision, dialect, cache, test, depth and threads (of
-    prefill in its rows) agree. Bundles agree by name. Rows without a partner are paired in a second pass by geometry,
-    in a third, for failed rows, by the keys that a failed row has. Rows of one side with the same key are pooled. Raise
-    MerinoError if no row has a partner.
+    prefill in its rows) agree. Rows without a partner are paired in a second pass, for failed rows, by the keys that a
+    failed row has. Rows of one side with the same key are pooled. Raise MerinoError if no row has a partner.
     """
     pairs: list[Pair] = []
     left_a, left_b = list(a), list(b)
-    for key_of in (_by_name, _by_geometry, _by_keys_of_a_failed_row):
+    for key_of, only_failed in ((_conditions, False), (_keys_of_a_failed_row, True)):
         groups_a, groups_b = _groups(left_a, key_of), _groups(left_b, key_of)
-        shared = [key for key in groups_a if key in groups_b and _may_pair(groups_a[key], groups_b[key])]
+        shared = [
+            key for key in groups_a if key in groups_b
+            and (not only_failed or any(row.failure for row in (*groups_a[key], *groups_b[key])))
+        ]  # fmt: skip
         pairs += [pair_of(groups_a[key], groups_b[key]) for key in shared]
         left_a = [row for row in left_a if key_of(row) not in shared]
         left_b = [row for row in left_b if key_of(row) not in shared]
     only_a, only_b = _titles(left_a), _titles(left_b)
     if not pairs:
         raise MerinoError(
-            "A and B have no row in common: the same bundle (or geometry), engine, format, test, depth and threads. "
+            "A and B have no row in common: the same bundle, engine, format, test, depth and threads. "
             f"A has {_few(only_a)}. B has {_few(only_b)}. Measure both with the same options"
         )
     return Comparison(tuple(pairs), only_a, only_b, _notes(a, b))
@@ -144,9 +146,8 @@ def pair_of(a: Sequence[Record], b: Sequence[Record]) -> Pair:
     if ratio is not None and not reason and ratio.low is None:
         reason = f"fewer than {LEAST_PROCESSES} processes have no interval, measure with -r 5"
     first = a[0]
-    names = dict.fromkeys([first.bundle, b[0].bundle])
     return Pair(
-        bundle=" / ".join(names), engine=first.engine_name, precision=first.precision or "-", test=first.test,
+        bundle=first.bundle, engine=first.engine_name, precision=first.precision or "-", test=first.test,
         depth=first.depth or 0, threads=first.timed_threads,
         a_tok_s=geometric_mean(speeds_a) if speeds_a else None, b_tok_s=geometric_mean(speeds_b) if speeds_b else None,
         ratio=ratio, verdict=NOT_JUDGED if reason or ratio is None else verdict_of(ratio), reason=reason,
@@ -170,73 +171,51 @@ def verdict_of(ratio: Ratio) -> str:
 
 def check_not_slower(comparison: Comparison, share: float) -> None:
     """Raise MerinoError unless every pair was judged and its interval rules out that it fell by more than `share`."""
+    pairs, allowed = comparison.pairs, f"slower by more than {100 * share:g} %"
     slower = [
-        f"{title(pair)} by {1 - pair.ratio.value:.1%}" for pair in comparison.pairs
+        f"{title(pair)} by {1 - pair.ratio.value:.1%}" for pair in pairs
         if pair.verdict == "slower" and pair.ratio and pair.ratio.value < 1 - share
     ]  # fmt: skip
-    if slower:
-        raise MerinoError(f"slower by more than {100 * share:g} %: {'; '.join(slower)}. Make B faster, or allow more")
-    broken = [pair for pair in comparison.pairs if pair.a_tok_s is not None and pair.b_tok_s is None]
-    if broken:
-        raise MerinoError(f"measured in A, not in B: {_reasons(broken)}. Measure it in B too")
-    unjudged = [pair for pair in comparison.pairs if pair.verdict == NOT_JUDGED]
-    if unjudged:
-        raise MerinoError(f"not judged: {_reasons(unjudged)}. Measure again on a quiet machine")
     doubtful = [
-        f"{title(pair)} ({pair.ratio.low:.2f} to {pair.ratio.high:.2f})"
-        for pair in comparison.pairs if pair.ratio and pair.ratio.low is not None and pair.ratio.low < 1 - share
+        f"{title(pair)} ({pair.ratio.low:.2f} to {pair.ratio.high:.2f})" for pair in pairs
+        if pair.ratio and pair.ratio.low is not None and pair.ratio.low < 1 - share
     ]  # fmt: skip
-    if doubtful:
-        raise MerinoError(
-            f"undecided whether slower by more than {100 * share:g} %: {'; '.join(doubtful)}. Measure both again on a "
-            "quiet machine, with more repetitions (-r 10)"
+    broken, unjudged = (
+        [f"{title(pair)} ({pair.reason})" for pair in chosen]
+        for chosen in (
+            [pair for pair in pairs if pair.a_tok_s is not None and pair.b_tok_s is None],
+            [pair for pair in pairs if pair.verdict == NOT_JUDGED],
         )
+    )
+    for fault, titles, remedy in (
+        (allowed, slower, "Make B faster, or allow more"),
+        ("measured in A, not in B", broken, "Measure it in B too"),
+        ("not judged", unjudged, "Measure again on a quiet machine"),
+        (f"undecided whether {allowed}", doubtful, "Measure both again on a quiet machine, with -r 10"),
+    ):
+        if titles:
+            raise MerinoError(f"{fault}: {'; '.join(titles)}. {remedy}")
 
 
 def title(pair: Pair) -> str:
     return f"{pair.bundle} {pair.precision} {pair.test}"
 
 
-def _by_name(row: Record) -> Hashable:
-    return row.bundle, *_conditions(row)
-
-
-def _by_geometry(row: Record) -> Hashable:
-    """Return a key of the geometry, or None if the record has no architecture: such a row has no partner by
-    geometry."""
-    if row.architecture is None:
-        return None
-    return json.dumps([row.family, row.architecture], sort_keys=True), *_conditions(row)
-
-
-def _by_keys_of_a_failed_row(row: Record) -> Hashable:
-    """Return a key without engine and threads, which a failed row does not name."""
-    return row.bundle, row.precision, row.test, row.depth or 0
-
-
-def _conditions(row: Record) -> tuple[Hashable, ...]:
-    where = row.engine_name, row.precision, row.dialect, row.kv
+def _conditions(row: Record) -> Hashable:
+    where = row.bundle, row.engine_name, row.precision, row.dialect, row.kv
     return *where, row.test, row.depth or 0, row.timed_threads, bool(row.failure)
 
 
-def _may_pair(a: Sequence[Record], b: Sequence[Record]) -> bool:
-    """Return whether two groups may be paired. Rows measured under unequal conditions are paired only if one failed,
-    and are then not judged."""
-    alike = {_conditions(row) for row in a} == {_conditions(row) for row in b}
-    return alike or any(row.failure for row in (*a, *b))
+def _keys_of_a_failed_row(row: Record) -> Hashable:
+    """Return a key without engine and threads, which a failed row does not name. Such a pair is not judged."""
+    return row.bundle, row.precision, row.test, row.depth or 0
 
 
 def _groups(rows: Sequence[Record], key_of: Callable[[Record], Hashable]) -> dict[Hashable, list[Record]]:
     groups: dict[Hashable, list[Record]] = {}
     for row in rows:
-        key = key_of(row)
-        if key is not None:
-            groups.setdefault(key, []).append(row)
+        groups.setdefault(key_of(row), []).append(row)
     return groups
-
-
-def _reasons(pairs: Sequence[Pair]) -> str:
-    return "; ".join(f"{title(pair)} ({pair.reason})" for pair in pairs)
 
 
 def _disturbances(rows: Sequence[Record], others: Sequence[Record]) -> list[str]:

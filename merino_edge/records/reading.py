@@ -8,20 +8,19 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
+from pydantic_core import from_json
 
 from merino_edge.records.evaluation import Evaluation, is_evaluations, parse_evaluations
 from merino_edge.records.schema import Record
-from merino_edge.storage.faults import fault
+from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import JSON, read_text, value_of
-from merino_runtime.io.json_shape import path_of
 
 LARGEST_BYTES = 256 * 2**20  # many runs may be appended to one file
 REMEDY = "Give a file of records."
 MAX_LISTED_ROWS = 5  # row numbers listed for one fault; the others are counted
 MAX_LISTED_FAULTS = 40  # the others are counted
-MERGED_FAULTS = {"missing": "missing", "extra_forbidden": "unknown keys, remove them"}  # one line names all their keys
 
 
 def read_records(paths: Iterable[Path], say: Callable[[str], None] = lambda _: None) -> list[Record]:
@@ -35,7 +34,7 @@ def read_records(paths: Iterable[Path], say: Callable[[str], None] = lambda _: N
         try:
             rows, wrong, cut = parse_records(read_text(str(path), JSON, REMEDY, LARGEST_BYTES))
             if cut:
-                say(f"note: {path}: {_row_list(cut)}cut off, as by a power cut or a full disk, and left out")
+                say(f"note: {path}: {row_list(cut)}cut off, as by a power cut or a full disk, and left out")
         except MerinoError as error:
             faults.append(str(error))
             continue
@@ -70,76 +69,40 @@ def read_all(
 def parse_records(text: str) -> tuple[list[Record], list[str], list[int]]:
     """Parse a JSON list or JSON lines into (rows, faults, numbers of cut rows). A list begins with a bracket, whatever
     the file's name. It was written as a whole, so one that is cut is a fault."""
-    return _parse_list(text) if text.lstrip().startswith("[") else _parse_lines(text)
-
-
-def faults_by_row(details: Sequence[tuple[int | None, dict[str, Any]]]) -> list[str]:
-    """Return one line for each fault and set of rows, such as `row 2, 3: missing: depth, date`; the first row is 1.
-
-    details: (index of the row or None, pydantic's detail whose `loc` begins with that index).
-    """
-    rows: dict[tuple[str, str], list[int]] = {}  # (merged fault or "", key or message) -> row numbers
-    for index, detail in details:
-        inner = {**detail, "loc": detail["loc"][1:]}
-        merged = MERGED_FAULTS.get(detail["type"], "")
-        key = path_of(inner["loc"])
-        text = key if merged else fault(inner).removeprefix("the file: ")
-        rows.setdefault((merged, text), []).extend([] if index is None else [index + 1])
-    lines: dict[str, list[str]] = {}  # beginning of the line -> keys, or nothing where it is the whole line
-    for (merged, text), numbers in rows.items():
-        if merged:
-            lines.setdefault(f"{_row_list(numbers)}{merged}: ", []).append(text)
-        else:
-            lines.setdefault(f"{_row_list(numbers)}{text}", [])
-    return [start + ", ".join(keys) for start, keys in lines.items()]
-
-
-def _parse_list(text: str) -> tuple[list[Record], list[str], list[int]]:
+    rows: list[Record] = []
+    cut: list[int] = []
+    faults: dict[str, list[int]] = {}  # of a row -> the numbers of the rows that have them
+    is_list = text.lstrip().startswith("[")
     try:
-        rows = TypeAdapter(list[Record]).validate_json(text)
-        value_of(text)
-    except ValidationError as error:
-        if _is_cut(error):
-            return [], ["is a JSON list that is cut off before its end: copy it again"], []
-        details = _details(error)
-        return [], faults_by_row([(int(detail["loc"][0]) if detail["loc"] else None, detail) for detail in details]), []
+        parts = decode(text) if is_list else [line for line in text.split("\n") if line.strip()]
+    except EOFError:
+        return [], ["is a JSON list that is cut off before its end: copy it again"], []
     except ValueError as error:
         return [], [f"is not {JSON}: {error}"], []
-    return rows, [] if rows else ["holds no record"], []
-
-
-def _parse_lines(text: str) -> tuple[list[Record], list[str], list[int]]:
-    rows: list[Record] = []
-    wrong: list[tuple[int | None, dict[str, Any]]] = []
-    cut: list[int] = []
-    lines = [line for line in text.split("\n") if line.strip()]
-    for index, line in enumerate(lines):
+    for number, part in enumerate(parts, 1):
         try:
-            row = Record.model_validate_json(line)
-            value_of(line)
-            rows.append(row)
+            rows.append(Record.model_validate(part if is_list else decode(part)))
+        except EOFError:
+            cut.append(number)
         except ValidationError as error:
-            if _is_cut(error):
-                cut.append(index + 1)
-            else:
-                wrong += [(index, {**detail, "loc": (index, *detail["loc"])}) for detail in _details(error)]
+            faults.setdefault(fault_list(error), []).append(number)
         except ValueError as error:
-            wrong.append((index, {"type": "json", "loc": (index,), "msg": f"not {JSON}: {error}", "input": None}))
-    faults = faults_by_row(wrong)
-    return rows, faults if rows or faults else ["holds no complete record" if cut else "holds no record"], cut
+            faults.setdefault(f"not {JSON}: {error}", []).append(number)
+    listed = [row_list(numbers) + fault.replace("the file: ", "") for fault, numbers in faults.items()]
+    return rows, listed if rows or faults else ["holds no complete record" if cut else "holds no record"], cut
 
 
-def _is_cut(error: ValidationError) -> bool:
-    """Return whether the text is the beginning of JSON: the parser found no fault until the end came."""
-    return any(detail["type"] == "json_invalid" and "EOF while parsing" in detail["msg"] for detail in _details(error))
+def decode(text: str) -> Any:
+    """Return the value of a JSON text. Raise EOFError if it is only the beginning of one, and ValueError if it is
+    none."""
+    try:
+        from_json(text)
+    except ValueError as error:
+        if "EOF while parsing" in str(error):
+            raise EOFError from None
+    return value_of(text)
 
 
-def _row_list(numbers: Sequence[int]) -> str:
-    if not numbers:
-        return ""
+def row_list(numbers: Sequence[int]) -> str:
     more = f" and {len(numbers) - MAX_LISTED_ROWS} more" if len(numbers) > MAX_LISTED_ROWS else ""
     return f"row {', '.join(map(str, numbers[:MAX_LISTED_ROWS]))}{more}: "
-
-
-def _details(error: ValidationError) -> list[dict[str, Any]]:
-    return [dict(detail) for detail in error.errors(include_url=False, include_context=False)]

@@ -75,9 +75,8 @@ class Run(BaseModel):
         }  # fmt: skip
 
 
-def check_same(kept: Run | None, requested: Run, out: Path) -> None:
+def check_same(kept: Run, requested: Run, out: Path) -> None:
     """Raises MerinoError if the run in `out` is not the requested one. A tokenizer need not be given again."""
-    assert kept is not None
     there = kept.facts()
     differing = [
         f"{option} is {shown}; the run's is {there[option][1]}" for option, (value, shown) in requested.facts().items()
@@ -90,11 +89,11 @@ def check_same(kept: Run | None, requested: Run, out: Path) -> None:
         )
 
 
-def read_run(out: Path) -> Run | None:
-    """Return the run in `out`, finished or not; None if there is none. Raises MerinoError for a damaged file."""
+def read_run(out: Path) -> Run:
+    """Return the run in `out`, finished or not. Raises MerinoError for a missing or damaged file."""
     path = out / RECORD if is_finished(out) else out / STATE / RUN
     if not path.is_file():
-        return None
+        raise MerinoError(f"{path.parent} has no {RUN}, so it is not known how the run started. {ELSEWHERE}")
     content = read_json(str(path), f"{ELSEWHERE}.")
     try:
         return Run.model_validate({key: content[key] for key in Run.model_fields if key in content})
@@ -114,10 +113,7 @@ def write_run(out: Path, run: Run, tokenizer: Tokenizer, chat: ChatTemplate | No
 
 def read_unfinished(out: Path) -> tuple[Run, Tokenizer, ChatTemplate | None]:
     """Return what `write_run` wrote. Raises MerinoError if it is missing or changed."""
-    run = read_run(out)
-    if run is None:
-        raise MerinoError(f"{out / STATE} has no {RUN}, so it is not known how the run started. {ELSEWHERE}")
-    tokenizer, path = load_tokenizer(out / STATE / TOKENIZER), out / STATE / CHAT
+    run, tokenizer, path = read_run(out), load_tokenizer(out / STATE / TOKENIZER), out / STATE / CHAT
     if tokenizer_hash(tokenizer) != run.tokenizer_sha256:
         raise MerinoError(f"{out / STATE / TOKENIZER} is no longer the run's tokenizer. {ELSEWHERE}")
     return run, tokenizer, ChatTemplate(**read_json(str(path), ELSEWHERE)) if path.is_file() else None
@@ -143,16 +139,13 @@ def check_folder(out: Path, resume: bool) -> None:
             raise MerinoError(f"{out} holds no run to resume: leave out --resume to start one")
     elif out.exists() and not out.is_dir():
         raise MerinoError(f"{out} is a file, a folder is to be written: choose another -o")
-    elif out.is_dir() and not is_replaceable(out):
-        resumable = "continue with --resume, or " if saved_states(out / STATE) else ""
-        raise MerinoError(f"{out} is not empty: {resumable}choose another -o")
-
-
-def is_replaceable(out: Path) -> bool:
-    """Return whether `out` holds only files of a run that was stopped before its first saved state was whole."""
-    states, others = saved_states(out / STATE), {path.name for path in out.iterdir()} - {STATE}
-    partial = (out / STATE / RUN).is_file() and not any((state / WHOLE).is_file() for state in states)
-    return not others and (partial or not states)
+    elif out.is_dir():
+        # The files of a run that was stopped before its first saved state was whole may be replaced.
+        states, others = saved_states(out / STATE), {path.name for path in out.iterdir()} - {STATE}
+        partial = (out / STATE / RUN).is_file() and not any((state / WHOLE).is_file() for state in states)
+        if others or (states and not partial):
+            resumable = "continue with --resume, or " if states else ""
+            raise MerinoError(f"{out} is not empty: {resumable}choose another -o")
 
 
 def clear_folder(out: Path) -> None:
@@ -257,11 +250,4 @@ def remove_older(folder: Path, best: str | None) -> None:
     """Remove all saved states but the newest two and `best`, the one with the lowest held-out loss."""
     for state in saved_states(folder)[2:]:
         if best is None or state.name != Path(best).name:
-            shutil.rmtree(state)
-
-
-def remove_partial(folder: Path) -> None:
-    """Remove the states that were not saved completely."""
-    for state in saved_states(folder):
-        if not (state / WHOLE).is_file():
             shutil.rmtree(state)

@@ -14,9 +14,8 @@ import torch
 
 from merino_edge.text.tokenizer import check_separates, end_id
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.samples import segments_of
 from merino_edge.training.shards import Say, Shard, Tokenization, load_shard
-from merino_edge.training.sources import GIVE_TEXT, DataSource
+from merino_edge.training.sources import GIVE_TEXT, DataSource, segments_of
 from merino_runtime.errors import MerinoError
 
 NO_LOSS = -100  # torch's label of a token that the loss does not count
@@ -58,7 +57,8 @@ class PackedRows:
                 f" {int((stops - starts).max()):,}, the first is sample {number:,} of {shard.source.what}: give"
                 " --cut-long, which cuts their ends off, a --length of up to the model's context, or shorter samples"
             )
-        lost = [sample for sample in long if not self.learned_in(shard_of[sample], starts[sample])]
+        kept = [(self.samples[shard_of[sample]].learned, starts[sample]) for sample in long]
+        lost = long[[not learned[start : start + length].any() for learned, start in kept]]
         self.cut, self.lost = len(long) - len(lost), len(lost)
         self.shard_of, self.starts = np.delete(shard_of, lost), np.delete(starts, lost)
         self.stops = np.minimum(np.delete(stops, lost), self.starts + length)
@@ -74,11 +74,6 @@ class PackedRows:
                 f" {remedy}, or design with a shorter --context"
             )
         self.tokens = self.text_rows * length + done
-
-    def learned_in(self, shard: int, start: int) -> bool:
-        """Return whether the loss counts anything in the row that starts there."""
-        learned = self.samples[shard].learned
-        return learned is not None and bool(learned[start : start + self.length].any())
 
     def __len__(self) -> int:
         return self.text_rows + len(self.firsts) - 1

@@ -1,13 +1,11 @@
 """The training loop: transformers' Trainer with this project's loss, optimizer and checks, and a callback that reports,
 stops on a signal and marks whole saved states."""
 
-import csv
-import io
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,11 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
 
-from merino_edge.storage.atomic import write_text
 from merino_edge.training.checkpoint import mark_whole, remove_older
 from merino_edge.training.dataset import NO_LOSS
 from merino_edge.training.distill import distillation_loss
 from merino_edge.training.optimizer import optimizer_for
-from merino_edge.training.processes import any_process, micro_batch, wait_for_all
+from merino_edge.training.processes import any_process, count
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.resources import peak_mb
 from merino_edge.training.shards import Say
@@ -31,8 +28,6 @@ from merino_runtime.errors import MerinoError
 BRANCHES = ("attention.out.weight", "down.weight")  # of a layer: their outputs are added to the residual stream
 TIMED_STEPS = 3  # after the first one, which is slower
 SAVE_SECONDS = 600  # at most between two saved states
-LOSSES = "losses.csv"
-COLUMNS = {"loss": "loss", "eval_loss": "held_out_loss", "learning_rate": "learning_rate", "grad_norm": "gradient_norm"}
 Progress = Callable[[int, int, str], None]  # (steps done, total steps, text to show beside them)
 
 
@@ -186,11 +181,10 @@ class RunCallback(TrainerCallback):
             if state.global_step < state.max_steps:
                 self.say(f"no lower held-out loss in {patience} evaluations: ended at step {state.global_step}")
             self.ended_early = control.should_training_stop = True
-        if state.is_world_process_zero:
-            write_losses(self.folder / LOSSES, state.log_history)
 
     def on_save(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        wait_for_all()  # each process writes the state of its generators
+        if count() > 1:
+            torch.distributed.barrier()  # each process writes the state of its generators
         if state.is_world_process_zero:
             mark_whole(self.folder / f"checkpoint-{state.global_step}")
             remove_older(self.folder, state.best_model_checkpoint if self.recipe.patience else None)
@@ -205,38 +199,23 @@ class RunCallback(TrainerCallback):
         return step_s, f"about {f'{left_s:.0f} s' if left_s < 100 else long} to go"
 
 
-def write_losses(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """Write a row per step at which anything was logged; a field that was not logged is empty."""
-    rows: dict[int, dict[str, Any]] = {}
-    for entry in history:
-        values = {column: entry[key] for key, column in COLUMNS.items() if key in entry}
-        if values:
-            rows.setdefault(entry["step"], {"step": entry["step"]}).update(values)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["step", *COLUMNS.values()], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows[step] for step in sorted(rows))
-    write_text(path, text.getvalue())
-
-
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
     """Yield an event that the first SIGINT (ctrl-C) or SIGTERM sets; the second one interrupts as ever."""
-    stop = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handled = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
-    if threading.current_thread() is not threading.main_thread():  # the others get no signals
-        handled = []
+    stop, handlers = threading.Event(), {}
+    if threading.current_thread() is threading.main_thread():  # the others get no signals
+        known = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: handler for number, handler in known.items() if handler not in (signal.SIG_IGN, None)}
 
     def restore() -> None:
-        for number in handled:
-            signal.signal(number, before[number])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
     def first(_number: int, _frame: Any) -> None:
         stop.set()
         restore()
 
-    for number in handled:
+    for number in handlers:
         signal.signal(number, first)
     try:
         yield stop
@@ -244,13 +223,12 @@ def stop_on_signal() -> Iterator[threading.Event]:
         restore()
 
 
-def training_arguments(recipe: Recipe, folder: Path, parts: int = 1) -> Arguments:
+def training_arguments(recipe: Recipe, folder: Path, rows: int, parts: int = 1) -> Arguments:
     """Return transformers' arguments: linear warm-up, cosine decay, gradients clipped at norm 1.
 
-    parts: the number of micro-batches in which a process computes its rows of a step, to save memory.
+    rows: of a micro-batch. parts: the number of micro-batches in which a process computes its rows of a step.
     """
     between = max(1, recipe.steps // recipe.evaluations)
-    rows = micro_batch(recipe.batch, parts)
     return Arguments(
         output_dir=str(folder), max_steps=recipe.steps, seed=recipe.seed,
         per_device_train_batch_size=rows, per_device_eval_batch_size=rows, gradient_accumulation_steps=parts,

@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from merino_runtime.errors import MerinoError
-
 Result = TypeVar("Result")
 TIMEOUT = timedelta(days=2)  # of the others, while the first one tokenizes
 KEPT_GROUPS: list[Any] = []  # until the process ends
@@ -58,11 +56,6 @@ def on_first_process(work: Callable[[], Result]) -> Result:
     return shared[0]
 
 
-def wait_for_all() -> None:
-    if count() > 1:
-        distributed.barrier()
-
-
 def any_process(*flags: bool) -> list[bool]:
     """Return for each flag whether it is set in any process."""
     if count() == 1:
@@ -70,14 +63,3 @@ def any_process(*flags: bool) -> list[bool]:
     shared = torch.tensor(flags, dtype=torch.int, device="cuda" if torch.cuda.is_available() else "cpu")
     distributed.all_reduce(shared, distributed.ReduceOp.MAX)
     return [bool(flag) for flag in shared]
-
-
-def micro_batch(batch: int, parts: int) -> int:
-    """Return the rows that a process computes at once. Raises MerinoError if the batch cannot be divided so."""
-    divided = count() * parts
-    if batch % divided:
-        of = f"{count()} processes and --accumulate {parts}" if count() > 1 else f"--accumulate {parts}"
-        raise MerinoError(
-            f"--batch {batch} is not a multiple of {divided}, by {of}: give --batch {-(-batch // divided) * divided}"
-        )
-    return batch // divided

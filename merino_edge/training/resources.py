@@ -1,4 +1,4 @@
-"""Memory and disk of a training run: an estimate before it starts, and the message if either runs out all the same.
+"""Memory of a training run: an estimate before it starts, and the message if memory or the disk runs out all the same.
 
 The estimate counts bytes on top of the process with its libraries:
 
@@ -23,12 +23,11 @@ import torch
 
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import params
-from merino_edge.training.checkpoint import remove_partial, saved_states
+from merino_edge.training.checkpoint import WHOLE, saved_states
 from merino_edge.training.recipe import Recipe
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import peak_rss_mb
 from merino_runtime.io.memory import is_out_of_memory
-from merino_runtime.io.outputs import check_room
 
 LAYER_TENSORS, FFN_TENSORS, LOGIT_TENSORS = 16, 2, 3
 BF16_SHARE = 0.75  # of the layers' tensors
@@ -36,8 +35,6 @@ SCORE_BYTES = 6  # in bfloat16 and in float32
 MOST_EAGER = 512  # tokens of a row: scores grow with their square
 FIXED_BYTES = 25 << 20
 TORCH_WORDS = re.compile(r"can't allocate memory|out of memory", re.ASCII)
-STATES = 3  # two are kept while one is written; with patience the best one too
-STATE_BYTES, MODEL_BYTES = 12, 4  # per parameter: weights and AdamW's two moments; weights
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Messages of safetensors (Rust) and of torch's archive writer, which raise their own errors.
 DISK_WORDS = re.compile(r"No space left|File too large|quota exceeded|PytorchStreamWriter|unexpected pos|write failed")
@@ -103,21 +100,6 @@ def largest_batch(arch: Geometry, recipe: Recipe, available: int, trained: int |
     return f"--batch {1 + (available - one) // (two - one)} fits"
 
 
-def check_disk(arch: Geometry, out: Path, resume: bool, patience: int, trained: int | None) -> None:
-    """Raises MerinoError if nothing can be written, or the saved states and the model would not fit."""
-    count = params(arch.operators)
-    states = 1 if resume else STATES + (patience > 0)
-    need = (count if trained is None else trained) * STATE_BYTES * states + count * MODEL_BYTES
-    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
-    check_room(str(out), str(folder))  # a read-only place has no bytes free either
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise MerinoError(
-            f"the saved states and the model take {size(need)} in {out}, {size(free)} are free: free some, or choose"
-            " an -o on another disk"
-        )
-
-
 @contextmanager
 def reported_faults(folder: Path, arch: Geometry, recipe: Recipe, trained: int | None) -> Iterator[None]:
     """Raises MerinoError if memory runs out in the body, or the disk is full. A state that it cut short is removed.
@@ -137,7 +119,9 @@ def reported_faults(folder: Path, arch: Geometry, recipe: Recipe, trained: int |
         cause = error.__cause__ if isinstance(error, MerinoError) else error
         if not (getattr(cause, "errno", None) in FULL or DISK_WORDS.search(str(cause))):
             raise
-        remove_partial(folder)
+        for state in saved_states(folder):
+            if not (state / WHOLE).is_file():
+                shutil.rmtree(state)
         step = next((state.name for state in saved_states(folder)), None)
         resumed = f"continue from {step} with the same command and --resume" if step else "run the same command again"
         raise MerinoError(f"cannot write {folder}: {cause}. Free some space, then {resumed}") from error

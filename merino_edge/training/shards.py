@@ -3,7 +3,7 @@ cache that another user can change is refused.
 
 A shard is a folder. `ids.bin`: all ids, in 2 bytes each if they fit, else in 4. `ends.bin`: the end of each document or
 sample, in 8 bytes. `learned.bin`, of samples only: a byte per id, 1 if the loss counts it. `shard.json`: the type
-of the ids, and size and SHA-256 of the files. Shards are memory-mapped.
+of the ids, and the sizes of the files. Shards are memory-mapped.
 """
 
 import hashlib
@@ -20,14 +20,12 @@ from tokenizers import Tokenizer
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.storage.atomic import cache_folder, new_folder
 from merino_edge.text.tokenizer import around, end_id, tokenizer_hash
-from merino_edge.training.samples import Segment, segments_of
-from merino_edge.training.sources import GIVE_TEXT, DataSource
-from merino_runtime.bundle import sha256_of
+from merino_edge.training.sources import GIVE_TEXT, DataSource, Segment, segments_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
 from merino_runtime.io.owner import check_own
 
-FORMAT = 2
+FORMAT = 3
 IDS, ENDS, LEARNED, DESCRIPTION = "ids.bin", "ends.bin", "learned.bin", "shard.json"
 TYPES = "<u2", "<u4"  # of ids, in vocabularies of up to 65,536 and larger
 # Characters that all cores encode at once: their Encodings take some 100 bytes per token.
@@ -95,8 +93,8 @@ def is_whole(folder: Path, dtype: str) -> bool:
     """Return whether a shard exists with ids of this type, and its files have the sizes that were written."""
     try:
         described = read_json(str(folder / DESCRIPTION), "")
-        sizes = {name: file["bytes"] for name, file in described["files"].items()}
-        return described["dtype"] == dtype and all((folder / name).stat().st_size == sizes[name] for name in sizes)
+        sizes = described["bytes"].items()
+        return described["dtype"] == dtype and all((folder / name).stat().st_size == size for name, size in sizes)
     except (MerinoError, OSError, KeyError, TypeError, AttributeError):
         return False
 
@@ -107,10 +105,8 @@ def make_shard(folder: Path, source: DataSource, tokenization: Tokenization, dty
         with new_folder(folder, lambda _: True, 2 * source.file.bytes // 3) as made:
             shards_folder().chmod(0o700)  # the files hold users' text
             tokens = write_ids(made, source, tokenization, dtype, say)
-            files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(str(path))}
-                     for path in sorted(made.iterdir())}  # fmt: skip
-            described = {"format": FORMAT, "source": source.file.name, "tokens": tokens, "dtype": dtype, "files": files}
-            (made / DESCRIPTION).write_text(json.dumps(described, indent=1) + "\n")
+            sizes = {path.name: path.stat().st_size for path in sorted(made.iterdir())}
+            (made / DESCRIPTION).write_text(json.dumps({"dtype": dtype, "bytes": sizes}) + "\n")
     except MerinoError as error:
         if not isinstance(error.__cause__, OSError):
             raise

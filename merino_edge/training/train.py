@@ -28,7 +28,7 @@ from merino_edge.training.dataset import RunData, bpe_text, load_data
 from merino_edge.training.distill import Logits, Teacher, keep_logits
 from merino_edge.training.loop import CheckedTrainer, Progress
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.resources import check_disk, check_memory, reported_faults, uses_eager_attention
+from merino_edge.training.resources import check_memory, reported_faults, uses_eager_attention
 from merino_edge.training.shards import Say, Tokenization
 from merino_edge.training.sources import DataSource, read_sources
 from merino_runtime.errors import MerinoError
@@ -66,6 +66,16 @@ class Request(NamedTuple):
     def length(self) -> int:
         return self.recipe.length or self.arch.context
 
+    @property
+    def tokenizer(self) -> Path | str | None:
+        """The given tokenizer, as `load_tokenizer` takes it; None: one is trained."""
+        return self.pretrained.tokenizer if self.pretrained else self.tokenizer_file
+
+    @property
+    def rows(self) -> int:
+        """The rows of a micro-batch: what a process computes at once."""
+        return self.recipe.batch // (processes.count() * self.parts)
+
 
 def train(
     arch: Geometry, data: Sequence[str | Path], out: Path, *, recipe: Recipe, held_out: Sequence[str | Path] = (),
@@ -86,26 +96,24 @@ def train(
     request = Request(arch, recipe, out, **options)
     trained = trained_count(request.pretrained, recipe.lora)
 
-    def check() -> tuple[Run, list[DataSource], list[DataSource], dict[str, Any] | None]:
+    def check() -> tuple[Run, list[DataSource], list[DataSource]]:
         check_options(request)
-        rows = processes.micro_batch(recipe.batch, request.parts)
         if not is_finished(out):
             checkpoint.check_folder(out, request.resume)
-            request.say(check_memory(arch, recipe, ignore=ignore_memory, trained=trained, rows=rows))
-            check_disk(arch, out, request.resume, recipe.patience, trained)
+            request.say(check_memory(arch, recipe, ignore=ignore_memory, trained=trained, rows=request.rows))
         sources, held_out_sources = read_sources(data), read_sources(held_out, "--held-out")
         run = describe(request, sources, held_out_sources)
-        if not is_finished(out):
-            return run, sources, held_out_sources, None
-        checkpoint.check_same(checkpoint.read_run(out), run, out)
-        request.say(f"this run is finished: nothing in {out} is changed")
-        return run, sources, held_out_sources, json.loads((out / checkpoint.RECORD).read_bytes())
+        if is_finished(out):
+            checkpoint.check_same(checkpoint.read_run(out), run, out)
+            request.say(f"this run is finished: nothing in {out} is changed")
+        return run, sources, held_out_sources
 
     with processes.joined():
         # 1. Check the request, and describe the run by the hashes of what it reads.
-        run, sources, held_out_sources, record = processes.on_first_process(check)
-        if record is not None:
-            return record
+        run, sources, held_out_sources = processes.on_first_process(check)
+        if is_finished(out):
+            finished: dict[str, Any] = json.loads((out / checkpoint.RECORD).read_bytes())
+            return finished
         lock = checkpoint.locked(out) if processes.is_first() else nullcontext()
         with lock, reported_faults(out / STATE, arch, recipe, trained):
             if threads is not None:
@@ -113,16 +121,16 @@ def train(
             # 2. Tokenize what is not in the cache, let the teacher read it, and write run.json.
             run, tokenization = processes.on_first_process(lambda: prepare(request, run, sources, held_out_sources))
             # 3. Load the rows, in every process.
-            rows = processes.micro_batch(recipe.batch, request.parts)
-            multiple = rows * processes.count() if processes.count() > 1 else 1
+            multiple = request.rows * processes.count() if processes.count() > 1 else 1
             dataset = load_data(
                 sources, held_out_sources, tokenization, recipe, length=request.length, say=silent, multiple=multiple
             )
             if request.teacher:
                 dataset.rows.logits = Logits(request.teacher.sha256, run, dataset.rows, request.length)
             # 4. Take the steps, and write the checkpoint.
-            trainer, seconds = fit(request, tokenization, dataset)
-            record = record_of(trainer, run, dataset, seconds)
+            started = time.perf_counter()
+            trainer = fit(request, tokenization, dataset)
+            record = record_of(trainer, run, dataset, time.perf_counter() - started)
             if processes.is_first():
                 write_checkpoint(trainer, request, tokenization, record)
             return record
@@ -131,6 +139,7 @@ def train(
 def check_options(request: Request) -> None:
     """Raises MerinoError for options that do not go together, or that this machine does not have."""
     recipe, context, compiler = request.recipe, request.arch.context, os.environ.get("CXX", "g++")
+    divided = processes.count() * request.parts
     if request.pretrained and request.tokenizer_file:
         raise MerinoError("--tokenizer goes with a design: a trained model keeps its own, leave --tokenizer out")
     if recipe.lora and not request.pretrained:
@@ -144,16 +153,21 @@ def check_options(request: Request) -> None:
         )
     if request.length > context:
         raise MerinoError(f"--length {recipe.length} is more than the model's context, {context}: give less")
+    if recipe.batch % divided:
+        of = f"{processes.count()} processes and " if processes.count() > 1 else ""
+        raise MerinoError(
+            f"--batch {recipe.batch} is not a multiple of {divided}, by {of}--accumulate {request.parts}: give --batch"
+            f" {-(-recipe.batch // divided) * divided}"
+        )
 
 
 def describe(request: Request, sources: Sequence[DataSource], held_out: Sequence[DataSource]) -> Run:
     """Return the description of a run, with a tokenizer only if one is given."""
     pretrained, teacher = request.pretrained, request.teacher
-    given = pretrained.tokenizer if pretrained else request.tokenizer_file
     return Run(
         name=request.name, family=family_of(request.arch).name, architecture=request.arch.model_dump(mode="json"),
         recipe=request.recipe, data=[source.file for source in sources], held_out=[source.file for source in held_out],
-        tokenizer_sha256=tokenizer_hash(load_tokenizer(given)) if given else "",
+        tokenizer_sha256=tokenizer_hash(load_tokenizer(request.tokenizer)) if request.tokenizer else "",
         weights_sha256=weights_hash(pretrained.model) if pretrained else "",
         teacher_sha256=teacher.sha256 if teacher else "",
     )  # fmt: skip
@@ -172,7 +186,7 @@ def prepare(
         run = kept
     else:
         checkpoint.clear_folder(out)
-        given, vocab = pretrained.tokenizer if pretrained else request.tokenizer_file, request.arch.vocab
+        given, vocab = request.tokenizer, request.arch.vocab
         tokenizer = load_tokenizer(given) if given else train_tokenizer(bpe_text(sources, vocab, say), vocab)
         folder = request.tokenizer_file.parent if request.tokenizer_file else None
         chat = pretrained.chat if pretrained else read_chat_template(folder) if folder else None
@@ -187,9 +201,8 @@ def prepare(
     return run, tokenization
 
 
-def fit(request: Request, tokenization: Tokenization, dataset: RunData) -> tuple[CheckedTrainer, float]:
-    """Return the trainer after the last step, and the seconds of this process's steps. Raises KeyboardInterrupt after a
-    signal."""
+def fit(request: Request, tokenization: Tokenization, dataset: RunData) -> CheckedTrainer:
+    """Return the trainer after the last step. Raises KeyboardInterrupt after a signal."""
     recipe, folder, say, end = request.recipe, request.out / STATE, request.say, end_id(tokenization.tokenizer)
     state = None
     if request.resume:
@@ -204,7 +217,7 @@ def fit(request: Request, tokenization: Tokenization, dataset: RunData) -> tuple
     model.config.use_cache = False  # with a cache transformers does not keep the samples of a row apart
     trainer = CheckedTrainer(
         recipe, end or 0, by_width=request.pretrained is None, model=model,
-        args=loop.training_arguments(recipe, folder, request.parts),
+        args=loop.training_arguments(recipe, folder, request.rows, request.parts),
         train_dataset=dataset.rows, eval_dataset=dataset.held_out,
     )  # fmt: skip
     passes = recipe.steps * recipe.batch / sum(map(len, dataset.rows.groups))
@@ -214,12 +227,11 @@ def fit(request: Request, tokenization: Tokenization, dataset: RunData) -> tuple
         watch = loop.RunCallback(folder, stop, recipe, say, request.progress)
         trainer.remove_callback(PrinterCallback)  # it prints to stdout
         trainer.add_callback(watch)
-        started = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(state) if state else None)
     if trainer.state.global_step < recipe.steps and not watch.ended_early:
         say(f"stopped and saved at step {trainer.state.global_step}: continue with the same command and --resume")
         raise KeyboardInterrupt
-    return trainer, time.perf_counter() - started
+    return trainer
 
 
 def model_of(request: Request, end: int | None) -> Any:
@@ -281,7 +293,6 @@ def write_checkpoint(
         saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**special, **(chat.tokens if chat else {})})
         saved.chat_template = chat.text if chat else None
         saved.save_pretrained(folder)
-        loop.write_losses(folder / loop.LOSSES, trainer.state.log_history)
         if request.design is not None:  # export reads its weight format and threads
             write_text(folder / DESIGN, request.design.to_json())
     write_text(request.out / checkpoint.RECORD, json.dumps(record, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""The measured score: its law, and the term of each axis against the records that the constants come from."""
+"""The measured score: its law, each axis's term against the records of its constants, and `merino-edge score`."""
 
 import json
 import math
@@ -6,15 +6,19 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from merino_edge.design.axes import attention, ffn, tokens, vocabulary, weight_format
+from merino_edge.cli.app import app
+from merino_edge.design.axes import attention, tokens, vocabulary, weight_format
 from merino_edge.design.designer import design
 from merino_edge.design.existing import existing_score, geometry_loss
 from merino_edge.design.law import effective_weights, ln_loss
-from merino_edge.design.score import CONSTANTS, MEASURED, MERINO, MeasuredScoring
+from merino_edge.design.score import CONSTANTS, MEASURED, MERINO, SCORES, MeasuredScoring
 from merino_edge.families.designed import Architecture, Block
+from merino_edge.families.hugging_face import build_model, save_model
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.families.zoo import model
 from merino_edge.profiles.reading import load_profile
@@ -35,17 +39,6 @@ def test_the_best_aspect_ratio_is_the_constants():
     assert abs(math.log(width_over_depth) - VALUES["aspect"]) < 1.5 * math.log((best + 1) / best)
 
 
-@given(st.floats(1e4, 1e10), st.floats(1.01, 3), st.integers(1, 64))
-def test_more_weights_in_as_many_layers_score_more(weights, more, layers):
-    assert score(weights * more, layers) > score(weights, layers)
-
-
-def test_twice_the_score_is_two_to_the_minus_alpha_of_the_loss():
-    one, other = ln_loss(1e6, 8, 0.01, VALUES), ln_loss(5e6, 12, -0.02, VALUES)
-    ratio = effective_weights(other, VALUES) / effective_weights(one, VALUES)
-    assert math.exp(other - one) == pytest.approx(ratio ** -VALUES["alpha"])
-
-
 def decoder(**keys):
     block = {"width": 512, "ffn_ratio": 4, "depth": 6, **keys}
     return Architecture(blocks=(Block(**block),), vocab=4096, context=64)
@@ -60,11 +53,6 @@ def test_sharing_kv_heads_and_gates_count_as_the_constants_say():
     assert one_head == pytest.approx(2 * 512 * (512 + 64 + 2048) * math.exp(-3 * 0.002 / VALUES["alpha"]))
     gated = existing_score(decoder(depth=1, gated=True), flat)
     assert gated == pytest.approx(512 * (4 * 512 + 3 * 2048) * math.exp(0.026 / VALUES["alpha"]))
-
-
-def test_layers_count_the_same_in_one_block_or_in_two():
-    two = Architecture(blocks=(decoder(depth=2).blocks[0], decoder(depth=4).blocks[0]), vocab=4096, context=64)
-    assert geometry_loss(two, VALUES) == pytest.approx(geometry_loss(decoder(), VALUES), rel=1e-12)
 
 
 def test_a_published_gated_ffn_is_seen():
@@ -146,10 +134,6 @@ def test_a_vocabulary_that_no_tokenizer_has_is_refused(wrong):
         design(load_profile("raspberry-pi-4"), {"decode_ms": 50}, context=64, prompt=32, vocabs=[wrong])
 
 
-def test_an_ffn_whose_rows_are_no_groups_is_left_out():
-    assert ffn.fits(32, 1.0) and not ffn.fits(32, 1.5) and ffn.fits(64, 1.5)
-
-
 @pytest.mark.parametrize(("change", "message"), [
     ({"alpha": 0.0}, "alpha 0.0 must be above 0"), ({"color": 1.0}, "color is missing or unknown"),
 ])  # fmt: skip
@@ -170,3 +154,48 @@ def test_every_constant_is_in_the_docs_with_its_value_and_interval():
         assert shown == pytest.approx(known, rel=0.05), name
     for name in set(type(MERINO).model_fields) - {"name"}:
         assert f"`{name}`" in text, name
+
+
+BLOCKS = [{"width": 64, "ffn_ratio": 1.0, "depth": 2, "shared": True}, {"width": 128, "ffn_ratio": 2.0, "depth": 1}]
+ARCH = Architecture(blocks=BLOCKS, vocab=300, head_size=32, context=64)
+
+
+def scored(*arguments):
+    result = CliRunner().invoke(app, ["score", "--json", *map(str, arguments)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return json.loads(result.output)
+
+
+def test_a_source_scores_the_same_in_each_form_and_no_weights_are_read(tmp_path):
+    plan, folder = tmp_path / "arch.json", tmp_path / "checkpoint"
+    plan.write_text(ARCH.model_dump_json())
+    torch.manual_seed(0)
+    save_model(build_model(ARCH), folder)
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    result = scored(plan, folder, "--device", "raspberry-pi-4")
+    one, other = result["sources"]
+    assert one["scores"] == other["scores"] and list(one["scores"]) == list(SCORES)
+    assert one["weights"] == other["weights"] == 2 * 2 * 64 * 192 + 2 * 128 * (128 + 128 + 256)
+    assert set(one["predicted"]) == {"fp32", "int8", "int4"} and one["predicted"] == other["predicted"]
+    assert one["scores"]["merino"]["value"] == existing_score(ARCH, MERINO)
+
+
+def test_a_gated_ffn_has_weights_and_no_entropy():
+    [row] = scored("smollm2-135m", "embedded")["sources"][:1]
+    assert row["scores"]["merino"]["value"] is None and "two matrices" in row["scores"]["merino"]["reason"]
+    geometry = model("smollm2-135m").geometry
+    assert row["weights"] == 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
+    assert row["scores"]["measured"]["value"] == existing_score(geometry, MEASURED)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("opt-125m", "--score", "best"), "--score best is not known: choose one of measured, merino"),
+    (("nothing-here",), "'nothing-here' names no model"),
+    (("someone/something",), "not in the hub's cache here, so its config.json with the geometry is missing"),
+    (("opt-125m", "--device", "raspberry-pi-4", "--context", "4096"), "takes 2 to 2048 tokens"),
+])  # fmt: skip
+def test_what_cannot_be_scored_says_why(arguments, message):
+    with pytest.raises(MerinoError) as refused:
+        scored(*arguments)
+    assert message in str(refused.value)

@@ -24,7 +24,6 @@ from merino_edge.profiles.coefficients import CacheCoefficients
 from merino_edge.profiles.reading import load_profile, profile_text
 from merino_runtime.errors import MerinoError
 
-FACTORS = ("resident", "table_resident", "table_opening")
 DECODER = Architecture(blocks=(Block(width=512, ffn_ratio=2, depth=6),), vocab=8192)
 
 
@@ -250,12 +249,6 @@ def test_calibrate_keeps_the_probe_of_a_busy_machine_and_says_how_to_undo_that(r
     assert "busy and throttled" in messages[-2] and f"remove {path}" in messages[-1]
 
 
-def test_nothing_is_printed_without_a_listener(recorded, capsys):
-    recorded([timed(1.0)])
-    host.host_probes()
-    assert capsys.readouterr() == ("", "")
-
-
 def timed(factor):
     """A probe all of whose rows took so many times as long."""
     probe = synthetic()
@@ -269,30 +262,6 @@ def test_each_row_of_joined_probes_has_the_median_of_the_probes():
         assert row.ms == pytest.approx(1.5 * true.ms)
 
 
-def held(factor, weight_bytes):
-    """A probe whose processes held so many times the MB of `resident` beyond the imports, for so many weights."""
-    rows = [
-        row.model_copy(update={
-            "open_mb": 60 + factor * (row.open_mb - 60), "peak_mb": 60 + factor * (row.peak_mb - 60),
-            "weight_bytes": row.weight_bytes and weight_bytes,
-        })
-        for row in synthetic().resident
-    ]  # fmt: skip
-    return synthetic().model_copy(update={"resident": rows})
-
-
-@pytest.mark.parametrize("sizes_mb", [(40, 40, 40), (40, 20, 80)])
-def test_memory_of_joined_probes_is_the_median_of_all(sizes_mb):
-    """Of equal weights, and of weights that each probe chose by the memory that was free."""
-    factors = [factor * size_mb / 40 for factor, size_mb in zip((1.0, 1.1, 3.0), sizes_mb, strict=True)]
-    probes = [held(factor, size_mb * MB) for factor, size_mb in zip(factors, sizes_mb, strict=True)]
-    expected = calibrate(held(1.1, 40 * MB)).performance["coefficients"]
-    result = calibrate(joined(probes)).performance["coefficients"]
-    for form, names in (("fp32", FACTORS[:2]), ("int8", FACTORS)):
-        for name in names:
-            assert result[form][name] == pytest.approx(expected[form][name], rel=1e-3), (form, name)
-
-
 def test_several_probes_of_one_board_are_fitted_together(tmp_path):
     paths = [tmp_path / name for name in ("one.json", "two.json", "other.json")]
     other = synthetic().model_copy(update={"machine": {**synthetic().machine, "board": "another"}})
@@ -304,15 +273,6 @@ def test_several_probes_of_one_board_are_fitted_together(tmp_path):
     with pytest.raises(MerinoError, match="different machines"):
         recalibrate("raspberry-pi-5", paths, tmp_path / "none.toml")
     assert not (tmp_path / "none.toml").exists()
-
-
-def test_calibrate_writes_a_profile_that_devices_takes(tmp_path):
-    path, out = tmp_path / "probe.json", tmp_path / "mine.toml"
-    path.write_text(synthetic().model_dump_json(by_alias=True))
-    fit = recalibrate("raspberry-pi-5", [path], out)
-    assert fit.residuals[-1].kind == "all"
-    assert load_profile(out).performance.onnxruntime.coefficients is not None
-    assert load_profile("raspberry-pi-5").performance.onnxruntime.coefficients is None
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,42 @@
-"""Properties of the cost model: it adds up under each regime, it grows with the model, and the best regime is found."""
+"""The cost model: costs add up and grow with the model. Prediction intervals cover as often as they say."""
 
 import itertools
+import json
+import math
+import re
+import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from few_examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_probe import with_coefficients
+from sample_probe import BOARD, MACHINE, calibrated_board, synthetic, with_errors
+from typer.testing import CliRunner
 
+from merino_edge.calibration import fit as fitting
+from merino_edge.calibration.calibrate import calibrate
+from merino_edge.calibration.command import recalibrate
+from merino_edge.calibration.probe import joined
+from merino_edge.cli.app import app
+from merino_edge.design.budgets import BUDGETS_BY_NAME, amount
+from merino_edge.design.designer import design
+from merino_edge.design.pareto import front
+from merino_edge.design.recommend import recommend
+from merino_edge.design.space import Space
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.operators import CPU_FORMATS, linear, weight_bytes
 from merino_edge.families.zoo import model as published
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.default_coefficients import estimated
 from merino_edge.prediction.formats import formats_of, is_predicted
+from merino_edge.prediction.intervals import factors
 from merino_edge.prediction.latency import amounts, by_threads, latency
 from merino_edge.prediction.shape import InferenceShape
+from merino_edge.profiles.coefficients import LatencyError
 from merino_edge.profiles.reading import load_profile, profile_ids
+from merino_edge.report.front import front_svg
 from merino_runtime.backends.threads import TWO_SESSIONS_BELOW_BYTES
 from merino_runtime.errors import MerinoError
 
@@ -48,16 +68,15 @@ models = st.sampled_from(MACHINES).flatmap(
 
 
 @given(decoders(), models, st.data())
-def test_costs_add_up_under_each_regime(arch, model, data):
-    regime = data.draw(st.sampled_from(model.regimes()))
+def test_costs_add_up_over_operators(arch, model, data):
     operators = arch.operators
     cut = data.draw(st.integers(0, len(operators)))
     for cost in (
-        lambda ops: model.decode_ms(ops, regime.decode_threads, regime.residency),
-        lambda ops: model.prefill_ms(ops, regime.prefill_threads, regime.residency),
         model.read_mb,
-        lambda ops: model.in_use_mb(ops, regime.sessions),
-        lambda ops: model.opening_mb(ops, regime.sessions),
+        lambda ops: model.on.weights_mb(ops, opening=False),
+        lambda ops: model.on.weights_mb(ops, opening=True),
+        lambda ops: model.on.latency_tables(ops, prefill=True)[0].sum(),
+        lambda ops: model.on.latency_tables(ops, prefill=True)[1].sum(),
         model.added_file_mb,
     ):
         parts = [cost(part) for part in (operators[:cut], operators[cut:]) if part]
@@ -65,42 +84,11 @@ def test_costs_add_up_under_each_regime(arch, model, data):
 
 
 @given(decoders(), models)
-def test_a_prediction_is_never_above_any_regime_that_holds(arch, model):
-    """So a decoder that keeps a limit under a regime keeps it as predicted; and one regime is no looser than that."""
+def test_a_prediction_is_positive_and_of_the_weakest_kind(arch, model):
     result = model.predict(arch.operators)
-    holds = []
-    for regime in model.regimes():
-        ceiling = model.ceiling_mb(regime)
-        if ceiling is None or model.read_mb(arch.operators) <= ceiling:
-            lines = [model.decode_ms(arch.operators, regime.decode_threads, regime.residency)]
-            if regime.residency == "partial":  # whose line runs below the truth where the caches hold all
-                lines.append(model.decode_ms(arch.operators, regime.decode_threads, "resident"))
-            holds.append(max(lines))
-    assert result.decode_ms == pytest.approx(min(holds), rel=1e-9)  # all reads of these boards have one rate
     assert 0 < result.decode_ms < 1e6 and 0 < result.prefill_ms < 1e7
     assert result.memory_mb > model.runtime_mb
     assert result.provenance == "estimated"
-
-
-@given(decoders(), shapes, st.floats(0.05, 20))
-def test_a_search_sums_up_to_what_is_predicted_in_each_residency(arch, shape, rate):
-    """So a limit that a search fills is filled by the prediction too."""
-    model = cost_model(with_memory(ON_CPU["jetson-orin-nano"], rate), shape)
-    read_mb = model.read_mb(arch.operators)
-    for count, at in model.on.by_threads.items():
-        step = model.on.latency(arch.operators, model.on.decode_runs, count)
-        residency = (
-            "resident" if read_mb <= at.resident_mb else "partial" if read_mb <= at.streaming_mb else "streaming"
-        )
-        predicted = step.cached_ms + at.missed_share(read_mb) * step.memory_ms
-        assert model.decode_ms(arch.operators, count, residency) == pytest.approx(predicted, rel=1e-9)
-
-
-def with_memory(profile, rate):
-    """The board with coefficients of its own, whose memory is `rate` times as slow."""
-    own = estimated(profile)
-    slower = own.model_copy(update={"memory_ms_gb": tuple(rate * ms for ms in own.memory_ms_gb)})
-    return with_coefficients(profile, slower)
 
 
 def model_of(board, precision, context, prompt):
@@ -110,8 +98,7 @@ def model_of(board, precision, context, prompt):
 def test_two_sessions_hold_prepacked_weights_twice():
     model, operators = model_of("raspberry-pi-5", "fp32", 512, 256), OPT_350M.operators
     one, two = (model.memory_mb(operators, sessions) for sessions in (1, 2))
-    cache_mb = 24 * 512 * 2 * 1024 * 4 / 2**20
-    assert two - one == pytest.approx(model.in_use_mb(operators) - cache_mb)
+    assert two - one == pytest.approx(model.on.weights_mb(operators, opening=False))
     for result in model.predict_each(operators):
         assert result.memory_mb == (one if result.decode_threads == result.prefill_threads else two)
     tight = model.predict(operators, {"memory_mb": one + 1})
@@ -144,18 +131,18 @@ def test_nothing_gets_cheaper_by_growing(arch, model):
 
 
 @pytest.mark.parametrize("board", ON_CPU)
-def test_decode_latency_does_not_jump_at_the_edges_of_residency(board):
+def test_decode_latency_does_not_jump_at_the_edges_of_the_cache(board):
     profile, shape = ON_CPU[board], InferenceShape("fp32", 16, 16)
     operators = Architecture(blocks=(Block(width=64, ffn_ratio=1, depth=1),), vocab=256, head_size=32).operators
     model = cost_model(profile, shape)
-    read_mb, at = model.read_mb(operators), model.on.by_threads[1]
-    edges = {("resident", "partial"): at.resident_mb, ("partial", "streaming"): at.streaming_mb}
-    for residencies, edge_mb in edges.items():
-        size = profile.cpu.last_level_cache_mb
-        cache = size.model_copy(update={"value": size.value * read_mb / edge_mb})  # this decoder sits on the edge
-        scaled = profile.model_copy(update={"cpu": profile.cpu.model_copy(update={"last_level_cache_mb": cache})})
-        below, above = (cost_model(scaled, shape).decode_ms(operators, 1, residency) for residency in residencies)
-        assert below == pytest.approx(above, rel=1e-9)
+    read_mb, at, size = model.read_mb(operators), model.on.by_threads[1], profile.cpu.last_level_cache_mb
+    for edge_mb in (at.resident_mb, at.streaming_mb):
+        below, above = (
+            cost_model(profile.model_copy(update={"cpu": profile.cpu.model_copy(update={
+                "last_level_cache_mb": size.model_copy(update={"value": factor * size.value * read_mb / edge_mb})
+            })}), shape).predict(operators) for factor in (1 + 1e-12, 1 - 1e-12)
+        )  # fmt: skip
+        assert below.decode_ms == pytest.approx(above.decode_ms, rel=1e-9)
 
 
 def test_shared_weights_that_fit_the_cache_are_read_once():
@@ -163,7 +150,7 @@ def test_shared_weights_that_fit_the_cache_are_read_once():
 
     def milliseconds(width, shared):
         arch = Architecture(blocks=(Block(width=width, ffn_ratio=1, depth=4, shared=shared),), vocab=256)
-        return model.decode_ms(arch.operators, 4, "streaming")
+        return sum(latency(arch.operators, "fp32", [(1, 64)], "fused", model.on.by_threads[4]))
 
     assert milliseconds(256, True) < 0.8 * milliseconds(256, False)
     assert milliseconds(1024, True) == pytest.approx(milliseconds(1024, False))
@@ -173,9 +160,8 @@ def test_a_format_without_coefficients_has_memory_and_no_latency():
     model, operators = model_of("jetson-nano", "fp16", 512, 256), OPT_350M.operators
     assert not is_predicted(model.profile, "fp16") and all(is_predicted(model.profile, form) for form in FORMATS)
     assert model.on.weights_mb(operators, opening=True) == pytest.approx(weight_bytes(operators, "fp16") / 2**20)
-    for predicted_cost in (model.predict, lambda ops: model.decode_ms(ops, 1, "streaming")):
-        with pytest.raises(MerinoError, match="latency of fp16 cannot be predicted.* fp32, int8, int4"):
-            predicted_cost(operators)
+    with pytest.raises(MerinoError, match="latency of fp16 cannot be predicted.* fp32, int8, int4"):
+        model.predict(operators)
 
 
 def test_the_last_layer_of_a_prefill_computes_one_position():
@@ -216,15 +202,10 @@ def test_estimates_without_dotprod_are_those_of_the_cycles(board):
     for form, (low, high) in TIMES[board].items():
         coefficients = estimated(profile)
         results = [
-            latency([matmul], form, [(1, 0)], coefficients.dialect, at).streaming_ms
+            sum(latency([matmul], form, [(1, 0)], coefficients.dialect, at))
             for at in by_threads(coefficients).values()
         ]
         assert 0.95 * low < min(results) < 1.25 * high, (form, results)
-
-
-def test_decode_and_prefill_choose_their_own_thread_counts():
-    result = model_of("raspberry-pi-5", "fp32", 512, 256).predict(OPT_350M.operators, {})
-    assert (result.decode_threads, result.prefill_threads) == (2, 4)  # as published for this board
 
 
 @given(decoders(), st.integers(0, 900))
@@ -232,3 +213,218 @@ def test_amounts_are_never_negative(arch, past):
     for op, precision, tokens in itertools.product(arch.operators, FORMATS, (1, 64)):
         for dialect in ("fused", "portable", "no-dotprod"):
             assert all(amount >= 0 for amount in amounts(op, precision, tokens, past, dialect).values())
+
+
+NOISE = 0.05
+SPACE = Space(widths=(64, 128, 256), depths=(2, 4, 8), ffn_ratios=(1.0, 2.0))
+KEYS = {"space": SPACE, "context": 256, "prompt": 64, "vocabs": [2000], "kvs": [None]}
+TIMED = ("decode_ms", "prefill_ms", "j_per_token")
+KNOWN = with_errors(BOARD)
+
+errors = st.builds(
+    LatencyError, center=st.floats(-0.1, 0.1), scale=st.floats(0.001, 0.3), degrees_of_freedom=st.floats(3, 40)
+)
+confidences = st.floats(0.5, 0.999)
+
+
+def random_decoders(random, count):
+    for _ in range(count):
+        widths = sorted(64 * random.integers(1, 13, 2))
+        yield Architecture(
+            blocks=tuple(
+                Block(width=int(width), ffn_ratio=float(random.choice([1, 2, 3])), depth=int(random.integers(1, 7)),
+                      shared=bool(random.random() < 0.3))
+                for width in widths
+            ),
+            vocab=int(random.choice([4096, 16384])), head_size=32,
+        )  # fmt: skip
+
+
+def fresh(seed):
+    """(interval, measured) of decoders that no probe had, on a board calibrated from a noisy probe."""
+    random = np.random.default_rng(seed)
+    board = calibrated_board(synthetic(NOISE, seed=seed))
+    for decoder in random_decoders(random, 8):
+        for form in FORMATS:
+            shape = InferenceShape(form, 512, 256)
+            result = cost_model(board, shape, 0.9).predict(decoder.operators)
+            threads = result.decode_threads, result.prefill_threads
+            true = next(
+                predicted for predicted in cost_model(BOARD, shape).predict_each(decoder.operators)
+                if (predicted.decode_threads, predicted.prefill_threads) == threads
+            )  # fmt: skip
+            for name in TIMED[:2]:
+                yield result.interval(name), getattr(true, name) * math.exp(NOISE * random.normal())
+
+
+@pytest.mark.nightly
+def test_intervals_of_90_percent_cover_about_that_share_of_fresh_decoders():
+    seen = [ratio for seed in range(10) for ratio in fresh(seed)]
+    assert len(seen) == 10 * 8 * 3 * 2
+    inside = np.mean([low <= measured <= high for (low, high), measured in seen])
+    above = np.mean([measured > high for (_, high), measured in seen])
+    assert 0.87 <= inside <= 0.97
+    assert 0.01 <= above <= 0.08
+
+
+def test_an_unseen_decoder_is_predicted_from_the_others_alone():
+    """One decoder takes 1.5 times as long in a probe without noise: all rows together explain a part of that."""
+    slow = (256, 1024, 4, 1, 8, 8)
+    probe = synthetic()
+    rows = [
+        row.model_copy(update={"ms": 1.5 * row.ms}) if fitting.shape_of(row) == slow else row
+        for row in probe.measurements
+    ]
+    fit = fitting.fit_threads(probe.model_copy(update={"measurements": rows}), 4)
+    unseen = [error for row, error in fit.held_out if fitting.shape_of(row) == slow]
+    seen = [-math.log1p(error) for row, error in fit.rows if row.kind == "decoder" and fitting.shape_of(row) == slow]
+    assert len(unseen) == len(seen) == 5 * len(FORMATS)
+    assert np.median(unseen) == pytest.approx(math.log(1.5), abs=0.03)
+    assert np.mean(np.abs(seen)) < np.mean(np.abs(unseen))
+
+
+def test_the_difference_between_probes_widens_the_interval():
+    def slower(factor):
+        probe = synthetic(0.02)
+        rows = [row.model_copy(update={"ms": row.ms * factor}) for row in probe.measurements]
+        return probe.model_copy(update={"measurements": rows})
+
+    probes = [slower(1.0), slower(0.8), slower(1.25)]
+    apart, together = calibrate(*probes).errors, calibrate(joined(probes)).errors
+    assert set(apart) == set(together) == {f"{form} {phase}" for form in FORMATS for phase in ("decode", "prefill")}
+    for name, error in apart.items():
+        assert error.scale > 2 * together[name].scale, name
+
+
+def test_a_format_with_too_few_decoders_has_no_interval():
+    left = {(192, 576, 3, 1, 6), (256, 1024, 4, 1, 8)}
+    probe = synthetic(left_out=lambda row: row.kind == "decoder" and row.format == "int8" and
+                      fitting.shape_of(row) not in left)  # fmt: skip
+    assert {name.split()[0] for name in calibrate(probe).errors} == {"fp32", "int4"}
+    costs = cost_model(calibrated_board(probe), InferenceShape("int8", 256, 64))
+    assert costs.predict(SMALL).decode_ms_interval is None
+    assert "no errors of whole decoders in int8" in costs.on.why_no_interval()
+
+
+SMALL = Architecture(blocks=(Block(width=128, ffn_ratio=2, depth=2),), vocab=2000).operators
+
+
+@given(errors, confidences, confidences)
+def test_an_interval_grows_with_its_confidence(error, confidence, higher):
+    narrow, wide = (factors(error, confidence) for confidence in sorted((confidence, higher)))
+    assert 0 < wide.low <= narrow.low < narrow.high <= wide.high < math.inf
+    assert narrow.low * narrow.high == pytest.approx(math.exp(2 * error.center))
+
+
+@pytest.mark.parametrize("profile", [load_profile("raspberry-pi-4"), calibrated_board(synthetic(
+    machine=MACHINE._replace(formats=("fp32", "int8"), fused=False), truth=estimated(load_profile("jetson-nano"))
+))], ids=["estimated", "portable"])  # fmt: skip
+def test_where_errors_are_not_known_there_is_no_interval(profile):
+    costs = cost_model(profile, InferenceShape("fp32", 256, 64))
+    result = costs.predict(SMALL)
+    assert [result.interval(name) for name in TIMED] == [None] * 3 and result.confidence is None
+    assert all(result.upper(name) == getattr(result, name) for name in (*TIMED, "memory_mb"))
+    assert costs.on.why_no_interval()
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.499, 0.9995, 1.0, 90.0, -0.9, math.nan])
+def test_a_confidence_out_of_range_is_refused(confidence):
+    with pytest.raises(MerinoError, match=r"--confidence .*% is not allowed: choose 50% to 99\.9%, such as 80%"):
+        design(KNOWN, {"decode_ms": 5}, **KEYS, confidence=confidence)
+
+
+@pytest.mark.slow
+@given(errors, confidences, st.sampled_from(TIMED), st.floats(0.05, 0.9), st.sampled_from(FORMATS))
+@examples(40, by_day=15)
+def test_a_design_keeps_the_upper_end_of_its_interval(error, confidence, name, share, form):
+    board = with_errors(BOARD, **error.model_dump())
+    keys = {**KEYS, "precisions": [form], "confidence": confidence}
+    free = design(board, {"params_m": 100}, **keys).predicted
+    limit = share * free.upper(name)
+    try:
+        designed = design(board, {name: limit}, **keys)
+    except MerinoError as refused:  # the value told works at this confidence, and none below it does
+        message = float(re.search(r"is below (\S+), the smallest", str(refused))[1])
+        assert design(board, {name: message}, **keys).predicted.upper(name) <= message
+        with pytest.raises(MerinoError, match="the smallest that any decoder needs"):
+            design(board, {name: message * 0.99}, **keys)
+        return
+    assert designed.solver.gap < 1e-8 and designed.budget == {name: limit}
+    low, high = designed.predicted.interval(name)
+    assert low < high <= limit * (1 + 1e-12)
+    expected = factors(error, confidence)
+    assert (low, high) == pytest.approx(tuple(factor * getattr(designed.predicted, name) for factor in expected))
+    assert designed.predicted.confidence == confidence
+
+
+def test_every_point_of_a_front_and_every_verdict_keep_the_upper_end():
+    result = front(KNOWN, {}, "decode_ms", 4, **KEYS, confidence=0.95)
+    for point in result.points:
+        assert point.predicted.decode_ms < point.predicted.decode_ms_interval[1] <= point.budget["decode_ms"]
+        assert point.predicted.confidence == 0.95
+    drawn = ElementTree.fromstring(front_svg(result)).itertext()
+    assert "upper bounds of 95% prediction intervals" in " ".join(" ".join(drawn).split())
+    verdicts = [
+        verdict
+        for candidate in recommend(KNOWN, {"decode_ms": 20}, context=256, prompt=64, space=SPACE).candidates
+        for verdict in candidate.verdicts
+    ]
+    decode = BUDGETS_BY_NAME["decode_ms"]
+    assert all(verdict.fits == (amount(decode, verdict.predicted) <= 20) for verdict in verdicts)
+    narrowly = [
+        verdict for verdict in verdicts
+        if verdict.predicted.decode_ms <= 20 < verdict.predicted.decode_ms_interval[1]
+    ]  # fmt: skip
+    assert narrowly and not any(verdict.fits for verdict in narrowly)
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory):
+    """The path of a profile as `calibrate` writes it."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    (folder / "probe.json").write_text(synthetic(NOISE).model_dump_json(by_alias=True))
+    recalibrate("raspberry-pi-5", [folder / "probe.json"], folder / "mine.toml")
+    return folder / "mine.toml"
+
+
+def run(*words):
+    result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
+    return result.exit_code, " ".join(result.output.split()), result.exception
+
+
+def test_design_prints_and_writes_its_intervals(calibrated, tmp_path):
+    words = ("design", "--device", calibrated, "--decode-ms", "4", "--vocab", "2000", "--context", "128")
+    words += ("--precision", "int8")
+    code, shown, _ = run(*words, "-o", tmp_path / "design.json")
+    assert code == 0
+    assert "the upper bound of each 80% prediction interval must meet its latency or energy budget" in shown
+    result = json.loads((tmp_path / "design.json").read_text())["predicted"]
+    (low, high), predicted = result["decode_ms_interval"], result["decode_ms"]
+    assert low < predicted < high <= 4 and result["confidence"] == 0.8 and result["prefill_ms_interval"]
+    assert f"{predicted:.1f} ms ({low:.2f} to {high:.2f}, 80%)" in shown
+    code, shown, _ = run(*words, "--confidence", "99%")
+    assert code == 0 and re.search(r"to (3\.9\d|4\.00), 99%\)", shown)
+
+
+@pytest.mark.parametrize("command", [
+    "recommend", *(pytest.param(command, marks=pytest.mark.nightly) for command in ("design", "pareto"))])  # fmt: skip
+@pytest.mark.usefixtures("small_space")
+def test_each_command_takes_a_confidence_and_says_why_there_is_no_interval(command, calibrated):
+    words = ("--context", "64", *(("--vocab", "300") if command != "recommend" else ()))
+    words += ("--points", "2") if command == "pareto" else ()
+    code, shown, _ = run(command, "--device", "raspberry-pi-4", *words)
+    assert code == 0 and "no interval: the coefficients are estimated; run `merino.pyz probe` on the board" in shown
+    code, shown, _ = run(command, "--device", calibrated, *words, "--confidence", "95%")
+    assert code == 0 and "each 95% prediction interval" in shown and re.search(r"\(\d[\d.,]* to \d", shown)
+    code, _, error = run(command, "--device", "host", "--confidence", "20%")  # before this machine is measured
+    assert code == 1 and "--confidence 20% is not allowed: choose 50% to 99.9%" in str(error)
+    code, shown, _ = run(command, "--device", "host", "--confidence", "0.9")
+    assert code == 2 and "'0.9' is not allowed: choose 50% to 99.9%, such as 80%" in shown.replace("│ ", "")
+
+
+def test_calibrate_prints_the_intervals(calibrated, tmp_path):
+    probe = calibrated.parent / "probe.json"
+    code, shown, _ = run("calibrate", "--device", "raspberry-pi-5", "--probe", probe, "-o", tmp_path / "again.toml")
+    within = factors(load_profile(calibrated).performance.onnxruntime.coefficients.int8.decode_error, 0.8)
+    assert code == 0 and "80% prediction intervals" in shown
+    assert f"int8 decode {within.low:.2f} to {within.high:.2f}" in shown

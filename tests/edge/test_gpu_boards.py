@@ -1,4 +1,4 @@
-"""Boards with a GPU: their costs in TensorRT, the searches that these drive, profiles with several backends."""
+"""Boards with a GPU: costs in TensorRT, searches, profiles with several backends, and what a probe of a GPU gives."""
 
 import json
 import tomllib
@@ -8,16 +8,17 @@ import pytest
 from few_examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_probe import calibrated_board, synthetic
+from sample_probe import synthetic
 from typer.testing import CliRunner
 
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.calibration.calibrate import calibrate, calibrated_toml
+from merino_edge.calibration.command import recalibrate
+from merino_edge.calibration.gpu_fit import fit_gpu
+from merino_edge.calibration.probe import PROBE_SCHEMA, Probe
 from merino_edge.cli.app import app
-from merino_edge.cli.recommended import recommendation_json
 from merino_edge.design.design_file import Design, load_design
 from merino_edge.design.designer import design
-from merino_edge.design.recommend import recommend
 from merino_edge.design.space import Space
 from merino_edge.export.request import ExportRequest, graph_format
 from merino_edge.families.designed import Architecture, Block
@@ -27,6 +28,9 @@ from merino_edge.prediction.formats import fast_formats, formats_of, missing_isa
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile, parse_profile, parse_profile_text, profile_text
 from merino_runtime.errors import MerinoError
+from tests.sample_gpu_probe import SPEEDS, probed
+from tests.sample_probe import row
+from tests.tensorrt_stand_in import VERSIONS, Speeds
 
 NANO, ORIN = load_profile("jetson-nano"), load_profile("jetson-orin-nano")
 GPUS = st.sampled_from([NANO, ORIN])
@@ -97,7 +101,8 @@ def test_memory_holds_the_engine_the_cache_and_the_context(arch, board, shape):
     fixed = speed.runtime_mb.value + speed.cuda_context_mb.value
     stored_mb = (result.weight_bytes + result.kv_bytes) / 2**20
     assert result.memory_mb >= fixed + stored_mb
-    assert result.memory_mb >= fixed + model.opening_mb(arch.operators) >= fixed + 2 * result.weight_bytes / 2**20
+    opening_mb = model.on.weights_mb(arch.operators, opening=True)
+    assert result.memory_mb >= fixed + opening_mb >= fixed + 2 * result.weight_bytes / 2**20
 
 
 def test_a_gpu_computes_fp16_first_and_no_integers():
@@ -112,32 +117,6 @@ def test_a_gpu_computes_fp16_first_and_no_integers():
     assert 1.7 < whole.decode_ms / half.decode_ms < 2  # half the bytes, as many launches
     with pytest.raises(MerinoError, match="latency of int8 cannot be predicted, tensorrt has no figures.* fp16, fp32"):
         cost_model(NANO, InferenceShape("int8", 512, 64)).predict(OPT_350M.operators)
-
-
-@given(GPUS, st.sampled_from((*FASTER, *SLOWER, *LARGER)), st.floats(1, 4))
-@examples(15)
-def test_a_better_gpu_is_never_given_a_worse_design(board, name, factor):
-    limits = {"decode_ms": 4, "memory_mb": board.performance.tensorrt.runtime_mb.value * 2}
-    before, after = (
-        design(profile, limits, space=SMALL, context=256, prompt=64, vocabs=[8000]).entropy
-        for profile in (board, with_gpu(board, **{name: factor if name in FASTER else 1 / factor}))
-    )
-    assert after >= before * (1 - 1e-9)
-
-
-def test_bandwidth_drives_the_design():
-    """Ten times the bandwidth at the same launches: the search spends it on more weights."""
-    limits = {"decode_ms": 8}
-    slow, fast = (
-        design(with_gpu(NANO, read_gb_s=factor), limits, context=256, prompt=64, vocabs=[8000])
-        for factor in (0.2, 1.7)
-    )
-    assert fast.predicted.params > 2 * slow.predicted.params
-    assert (slow.precision, slow.backend) == ("fp16", "tensorrt")
-    launches = design(with_gpu(NANO, launch_us=3), limits, context=256, prompt=64, vocabs=[8000])
-    normal = design(NANO, limits, context=256, prompt=64, vocabs=[8000])
-    depth = [sum(block.depth for block in result.architecture.blocks) for result in (launches, normal)]
-    assert depth[0] < depth[1], "where a launch costs more, a design has fewer layers"
 
 
 def run(*words):
@@ -198,19 +177,6 @@ def test_the_figures_of_a_board_are_those_of_its_backend():
     }
 
 
-def test_recommend_judges_the_formats_of_the_backend():
-    judged = recommend(ORIN, {"decode_ms": 40, "memory_mb": 4096}, context=256, prompt=64, space=SMALL)
-    result = recommendation_json(judged, ORIN, ORIN.id)
-    assert (result["schema"], result["backend"]) == (5, "tensorrt")
-    formats = {tuple(verdict["precision"] for verdict in model["formats"]) for model in result["models"]}
-    assert formats == {("fp16", "fp32")}
-    assert [design["precision"] for design in result["designs"]] == ["fp16", "fp32"]
-    assert all(design["design"]["backend"] == "tensorrt" for design in result["designs"])
-    fitting = [model for model in result["models"] if model["fits"]]
-    assert fitting and {model["precision"] for model in fitting} == {"fp16"}
-    assert not any(verdict["refused"] for model in result["models"] for verdict in model["formats"])
-
-
 def test_a_design_for_tensorrt_is_exported_in_its_dialect(tmp_path):
     made = design(NANO, {"decode_ms": 20}, space=SMALL, context=64, prompt=32, kvs=[None])
     path = tmp_path / "design.json"
@@ -268,9 +234,109 @@ def test_calibrating_the_cpu_leaves_the_gpu_as_it_was():
         calibrate(probe.model_copy(update={"backend": "tensorrt"}))
 
 
-def test_a_board_without_a_gpu_is_what_it_was():
-    pi = load_profile("raspberry-pi-5")
-    assert pi.with_backend(None) is pi and pi.with_backend("onnxruntime") == pi
-    assert calibrated_board(synthetic()).backends == ("onnxruntime",)
-    with pytest.raises(MerinoError, match="no performance.tensorrt: choose onnxruntime"):
-        pi.with_backend("tensorrt")
+MODEL = "NVIDIA Jetson Nano Developer Kit"
+
+
+def as_of(probe, model=MODEL, mode="MAXN (0)", **changes):
+    """The probe as the board would have written it."""
+    return probe | {"machine": probe["machine"] | {"arch": "aarch64", "board": model}, "power_mode": mode} | changes
+
+
+def written(folder, probe, name="probe.json"):
+    path = folder / name
+    path.write_text(json.dumps(probe))
+    return path
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        return as_of(probed(VERSIONS[0], tmp_path_factory.mktemp("nano") / "probe.json", patch))
+
+
+def test_the_devices_figures_come_back_within_one_percent(nano, tmp_path):
+    fit = recalibrate("jetson-nano", [written(tmp_path, nano)], tmp_path / "mine.toml")
+    board, shipped = load_profile(tmp_path / "mine.toml"), load_profile("jetson-nano")
+    speed = board.performance.tensorrt
+    for name, truth in SPEEDS._asdict().items():
+        figure = getattr(speed, name)
+        assert figure.value == pytest.approx(truth, rel=0.01), name
+        assert figure.kind == "calibrated" and "tensorrt 8.2.1.8" in figure.source and "MAXN (0)" in figure.source
+    assert speed.runtime_mb.value == pytest.approx(nano["resident"][0]["open_mb"], rel=1e-3)
+    assert speed.power_mode == "10W" and speed.busy_w == shipped.performance.tensorrt.busy_w
+    assert board.performance.onnxruntime == shipped.performance.onnxruntime and board.backend == "tensorrt"
+    assert {residual.kind for residual in fit.residuals} >= {"chain fp16 decode", "chain fp32 prefill", "all"}
+    assert max(residual.worst for residual in fit.residuals) < 0.03 and fit.errors == {}
+
+
+positive = st.floats(1, 100)
+
+
+@examples(40)
+@given(positive, st.floats(10, 120), st.floats(1, 2), st.floats(1, 40), st.floats(20, 500), st.floats(0.5, 20))
+def test_any_device_that_computes_longer_than_it_reads_comes_back(read, flops_a_byte, more, launch, step, copy):
+    speeds = Speeds(read, flops_a_byte * read, more * flops_a_byte * read, launch, step, copy)
+    rows = []
+    for side, count in ((1024, 16), (64, 8), (64, 64)):
+        for form in ("fp32", "fp16"):
+            size = 4 * side * side * count
+            plan = {"flags": ["FP16"] if form == "fp16" else [], "weight_bytes": size, "matmuls": count}
+            rows += [row("chain", format=form, rows=side, columns=side, count=count, tokens=tokens,
+                         weight_bytes=size // (2 if form == "fp16" else 1), ms=1e3 * speeds.run_s(plan, tokens))
+                     for tokens in (1, 256)]  # fmt: skip
+    rows += [row("copy", weight_bytes=size, ms=0.01 + 1e3 * speeds.copy_s(size)) for size in (2**16, 2**22)]
+    memory = {"imports_mb": 40, "open_mb": 300, "peak_mb": 310, "gpu_mb": 170, "kind": "call", "format": "fp32",
+              "weight_bytes": 0}  # fmt: skip
+    probe = Probe.model_validate({
+        "schema": PROBE_SCHEMA, "backend": "tensorrt", "date": "2026-01-01", "seconds": 50, "cores": 4, "isa": [],
+        "machine": {"board": MODEL, "arch": "aarch64"}, "last_level_cache_mb": 2.0, "memory_mb": 4000,
+        "dialect": "portable", "flags": [], "others_cpu_share": 0.0, "left_out": [], "resident": [memory],
+        "measurements": rows,
+    })  # fmt: skip
+    results = {name: figure["value"] for name, figure in fit_gpu(probe)[0].items()}
+    for name, truth in speeds._asdict().items():
+        assert results[name] == pytest.approx(truth, rel=0.01), name
+    assert (results["runtime_mb"], results["cuda_context_mb"]) == (300, 170)
+
+
+def test_a_probe_of_another_backend_board_or_mode_is_refused_by_name(nano, tmp_path):
+    gpu, out = written(tmp_path, nano), tmp_path / "x.toml"
+    refused = [
+        ("raspberry-pi-4", gpu, None, "made with tensorrt, but Raspberry Pi 4.* has only onnxruntime"),
+        ("jetson-nano", gpu, "onnxruntime", "made with tensorrt, not with --backend onnxruntime"),
+        ("raspberry-pi-4", gpu, "tensorrt", "no performance.tensorrt: choose onnxruntime"),
+        ("jetson-orin-nano", gpu, None, f"the probed machine is '{MODEL}', the profile is of NVIDIA Jetson Orin Nano"),
+    ]
+    changes = {
+        "mode": (as_of(nano, mode="5W_EXTRA (7)"), "power mode 5W_EXTRA, the profile has 10W, 5W"),
+        "arch": (nano | {"machine": nano["machine"] | {"arch": "x86_64"}}, "the probed machine is x86_64"),
+        "fp16": (nano | {"measurements": [row for row in nano["measurements"] if row["format"] != "fp16"]}, "lacks"),
+        "memory": (nano | {"resident": []}, "lacks copies to the host or the memory"),
+        "time": (nano | {"measurements": [row | {"ms": 1} for row in nano["measurements"]]}, "took no longer"),
+    }
+    refused += [("jetson-nano", written(tmp_path, got, name), None, text) for name, (got, text) in changes.items()]
+    for device, path, backend, text in refused:
+        with pytest.raises(MerinoError, match=text):
+            recalibrate(device, [path], out, backend=backend)
+        assert not out.exists()
+    with pytest.raises(MerinoError, match="--device host takes no .*--backend tensorrt"):
+        recalibrate("host", [], None, backend="tensorrt")
+
+
+def test_a_mode_that_the_profile_has_stands_in_the_file(nano, tmp_path):
+    for mode, named in (("5W (1)", "5W"), (None, "10W")):
+        recalibrate("jetson-nano", [written(tmp_path, as_of(nano, mode=mode))], tmp_path / "mine.toml")
+        assert tomllib.loads((tmp_path / "mine.toml").read_text())["performance"]["tensorrt"]["power_mode"] == named
+
+
+def test_a_board_over_ssh_is_asked_for_the_backend_of_its_profile(nano, tmp_path):
+    calls = []
+
+    def search(profile):
+        calls.append(profile.backend)
+        return Probe.model_validate(nano)
+
+    recalibrate("jetson-nano", [], tmp_path / "mine.toml", probe_board=search)
+    with pytest.raises(MerinoError, match="not with --backend onnxruntime"):
+        recalibrate("jetson-nano", [], tmp_path / "other.toml", probe_board=search, backend="onnxruntime")
+    assert calls == ["tensorrt", "onnxruntime"]

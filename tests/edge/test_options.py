@@ -80,11 +80,11 @@ DRIVEN_BY = {
     ("pareto", "-o"): "test_recommend.py", ("pareto", "--plot"): "test_recommend.py",
     ("design", "--json"): "test_cli.py", ("design", "-o"): "test_cli.py", ("design", "--measure"): "test_cli.py",
     ("export", "--verbose"): "test_cli.py",
-    ("check", "--json"): "test_tensorrt_check.py", ("compare", "--json"): "test_compare.py",
-    ("compare", "--fail-if-slower"): "test_compare.py", ("pack", "--json"): "test_pack.py",
+    ("check", "--json"): "test_tensorrt_check.py", ("compare", "--json"): "test_records.py",
+    ("compare", "--fail-if-slower"): "test_records.py", ("pack", "--json"): "test_pack.py",
     ("flash", "--json"): "test_delivery_ssh_flash.py", ("report", "--device"): "test_report.py",
-    ("report", "--md"): "test_report.py", ("score", "--score"): "test_score_command.py",
-    ("score", "--json"): "test_score_command.py", ("eval", "--json"): "test_evaluation.py",
+    ("report", "--md"): "test_report.py", ("score", "--score"): "test_axes.py",
+    ("score", "--json"): "test_axes.py", ("eval", "--json"): "test_evaluation.py",
 }  # fmt: skip
 
 

@@ -1,9 +1,8 @@
-"""Training from text to a checkpoint: it learns, it is recorded, it goes on where it was interrupted."""
+"""Training from text to a checkpoint: it learns, it is recorded, unusable text is refused."""
 
 import hashlib
 import json
 import math
-import shutil
 
 import pytest
 import torch
@@ -24,7 +23,6 @@ from merino_edge.training.optimizer import optimizer_for
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
 from merino_runtime.errors import MerinoError
-from tests.bundle_loss import mean_loss
 
 RECIPE = Recipe(steps=300, batch=4, learning_rate=3e-3)
 SMALL = Recipe(steps=1, batch=2)
@@ -96,7 +94,7 @@ def test_the_loss_falls_below_what_the_frequencies_of_tokens_give(finished, text
     assert record["held_out_loss"] < 0.6 * unigram
 
 
-def test_a_checkpoint_has_the_layout_of_the_ecosystem(finished):
+def test_a_checkpoint_has_the_layout_of_the_ecosystem_and_its_record(finished, text):
     folder, record = finished
     assert {"config.json", "model.safetensors", "tokenizer.json", "training.json"} <= {
         path.name for path in folder.iterdir()
@@ -110,15 +108,10 @@ def test_a_checkpoint_has_the_layout_of_the_ecosystem(finished):
     assert tokenizer.decode(ids, skip_special_tokens=True) == "the miller counts é flour."
     assert ids[0] == 0
     assert json.loads((folder / "training.json").read_text()) == json.loads(json.dumps(record))
-
-
-def test_the_record_says_how_it_was_made(finished, text):
-    _, record = finished
     content = text.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
     assert record["data"] == [{"name": "stories.txt", "bytes": len(content), "sha256": sha256, "weight": None}]
-    assert Architecture.model_validate(record["architecture"]) == ARCH
-    assert Recipe(**record["recipe"]) == RECIPE
+    assert Architecture.model_validate(record["architecture"]) == ARCH and Recipe(**record["recipe"]) == RECIPE
     assert record["seen_tokens"] == 300 * 4 * 32
     assert record["held_out_perplexity"] == pytest.approx(math.exp(record["held_out_loss"]), rel=1e-12)
 
@@ -140,42 +133,6 @@ def test_the_recorded_held_out_loss_is_that_of_the_checkpoint(finished, text):
     assert record["held_out_loss"] == pytest.approx(loss, rel=1e-4)
 
 
-class Interrupted(training.CheckedTrainer):
-    """A run that ctrl-C hits between two saves, with a third of its work still to come."""
-
-    def training_step(self, *arguments, **keys):
-        if self.state.global_step == 200:
-            raise KeyboardInterrupt
-        return super().training_step(*arguments, **keys)
-
-
-@pytest.mark.slow
-@pytest.mark.nightly  # by day: test_training_runs.py kills a run at a random moment
-def test_an_interrupted_run_ends_as_if_it_had_not_been_interrupted(finished, text, tmp_path, monkeypatch):
-    folder, record = finished[0], dict(finished[1])
-    out = tmp_path / "checkpoint"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "CheckedTrainer", Interrupted)
-        train(ARCH, [text], out, recipe=RECIPE)
-    assert not (out / "model.safetensors").exists()
-    with pytest.raises(MerinoError, match="--resume"):
-        train(ARCH, [text], out, recipe=RECIPE)
-    again = train(ARCH, [text], out, recipe=RECIPE, resume=True)
-    expected, result = load_file(folder / "model.safetensors"), load_file(out / "model.safetensors")
-    assert result.keys() == expected.keys()
-    for name in expected:
-        assert torch.equal(result[name], expected[name]), name
-    assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
-    del record["seconds_of_last_run"], again["seconds_of_last_run"]
-    assert curve(again.pop("losses")) == curve(record.pop("losses"))
-    assert again == record
-
-
-def curve(losses):
-    """(step, loss) of training and of evaluation; the rest is speed."""
-    return [(entry["step"], entry.get("loss"), entry.get("eval_loss")) for entry in losses]
-
-
 def test_another_seed_gives_another_model(text, tmp_path):
     results = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -192,23 +149,6 @@ def test_held_out_files_take_the_place_of_the_split(text, tmp_path):
     assert record["held_out"][0]["name"] == "held.txt"
     tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
     assert record["train_tokens"] == PackedTokens(read_documents([text]), tokenizer, ARCH.context).tokens
-
-
-def test_a_tokenizer_may_be_given(finished, text, tmp_path):
-    given = finished[0] / "tokenizer.json"
-    train(ARCH, [text], tmp_path / "out", recipe=SMALL, tokenizer_file=given)
-    written = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
-    assert written.get_vocab() == Tokenizer.from_file(str(given)).get_vocab()
-
-
-def test_documents_are_packed_end_to_end_each_with_its_beginning():
-    tokenizer = train_tokenizer([story(1)], 290)
-    documents = ["the baker sells bread.", "a child carries water."]
-    ids = [token for document in documents for token in tokenizer.encode(document).ids]
-    assert ids.count(0) == 2
-    packed = PackedTokens(documents, tokenizer, 5)
-    assert packed.rows.flatten().tolist() == ids[: len(ids) // 5 * 5]
-    assert packed[1]["input_ids"].tolist() == packed[1]["labels"].tolist() == ids[5:10]
 
 
 # What tokenizer.json files put around a text: (post-processor, tokens before and after, the token that ends a text).
@@ -249,7 +189,7 @@ def test_a_tokenizer_of_the_hub_gives_all_ids_of_each_document_and_separates_the
     assert tokenizer.id_to_token(end_id(tokenizer)) == HUB_FILES[kind][3]
 
 
-def test_a_tokenizer_of_the_hub_through_training_and_perplexity(text, tmp_path, bundle_dirs):
+def test_a_tokenizer_of_the_hub_through_training(text, tmp_path):
     """All text is trained on, the model learns where a text ends, and what it has seen is counted in whole."""
     given = hub_file(tmp_path / "tokenizer.json", "GPT-2")
     arch = ARCH.model_copy(update={"vocab": 292})
@@ -263,17 +203,6 @@ def test_a_tokenizer_of_the_hub_through_training_and_perplexity(text, tmp_path, 
     assert record["train_tokens"] == rows * ARCH.context
     assert record["seen_tokens"] == 300 * ARCH.context > rows * ARCH.context
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == plain.token_to_id(END_OF_TEXT)
-    bundle = tmp_path / "bundle"
-    shutil.copytree(bundle_dirs["portable"], bundle)
-    measured = []
-    for without in ({}, {"limits": False}):
-        content = hub_file(bundle / "tokenizer.json", "GPT-2", **without).read_bytes()
-        output = json.loads((bundle / "bundle.json").read_text())
-        (file,) = (each for each in output["files"] if each["path"] == "tokenizer.json")
-        file.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-        (bundle / "bundle.json").write_text(json.dumps(output))
-        measured.append(mean_loss(bundle, text, 200))
-    assert measured[0] == measured[1] and measured[0][1] > 100
 
 
 def test_documents_that_no_token_would_separate_are_refused(text, tmp_path):
@@ -298,17 +227,6 @@ def test_a_tokenizer_has_exactly_the_entries_asked_for_and_spells_any_text(vocab
 def refused(message, data, out, arch=ARCH, **keys):
     with pytest.raises(MerinoError, match=message):
         train(arch, data, out, recipe=SMALL, **keys)
-
-
-def test_text_that_is_none_is_refused(tmp_path):
-    out = tmp_path / "out"
-    (tmp_path / "empty.txt").write_text(f" \n{END_OF_TEXT}\n ")
-    (tmp_path / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
-    refused("no text in .*empty", [tmp_path / "empty.txt"], out)
-    refused("latin.txt is not UTF-8 text .byte 3", [tmp_path / "latin.txt"], out)
-    refused("absent.txt does not exist", [tmp_path / "absent.txt"], out)
-    refused("is a folder that", [tmp_path], out)
-    assert not out.exists()
 
 
 def test_a_vocabulary_that_cannot_be_is_refused(finished, text, tmp_path):
@@ -337,16 +255,6 @@ class InterruptedAtOnce(training.CheckedTrainer):
         raise KeyboardInterrupt
 
 
-def test_a_run_interrupted_before_its_first_save_can_be_begun_again(text, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "CheckedTrainer", InterruptedAtOnce)
-        train(ARCH, [text], out, recipe=SMALL)
-    assert out.exists()
-    train(ARCH, [text], out, recipe=SMALL)
-    assert (out / "model.safetensors").exists()
-
-
 def test_a_run_begun_again_with_other_data_trains_its_own_tokenizer(text, tmp_path, monkeypatch):
     """The tokenizer of the run that was stopped before its first save is that of other text."""
     other, out = tmp_path / "other.txt", tmp_path / "out"
@@ -367,17 +275,3 @@ def test_a_folder_in_use_and_a_run_that_is_none_are_refused(text, tmp_path):
     refused("holds no run to resume", [text], tmp_path / "full", resume=True)
     refused("holds no run to resume", [text], tmp_path / "absent", resume=True)
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"steps": 0}, "--steps 0"),
-        ({"batch": 0}, "--batch 0"),
-        ({"learning_rate": 0.0}, "--learning-rate 0"),
-        ({"learning_rate": math.nan}, "--learning-rate nan"),
-    ],
-)
-def test_a_recipe_that_cannot_be_is_refused(keys, message):
-    with pytest.raises(MerinoError, match=message):
-        Recipe(**keys)

@@ -23,11 +23,10 @@ from merino_edge.text import documents
 from merino_edge.text.documents import END_OF_TEXT
 from merino_edge.text.rows import PackedTokens
 from merino_edge.text.tokenizer import train_tokenizer
-from merino_edge.training import samples
 from merino_edge.training.dataset import PATTERN, PackedRows, RowDataset, load_data, run_order, split
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.shards import Tokenization, load_shard
-from merino_edge.training.sources import read_sources
+from merino_edge.training.sources import read_sources, segments_of
 from merino_edge.training.train import train
 from merino_runtime.errors import MerinoError
 
@@ -151,11 +150,11 @@ def test_documents_longer_than_a_piece_are_the_same_documents(tmp_path, monkeypa
         monkeypatch.setattr(documents, "SEGMENT", piece)
         monkeypatch.setattr(documents, "READ_BYTES", read)
         (source,) = read_sources([path])
-        segments = list(samples.segments_of(source, None)[1])
+        segments = list(segments_of(source, None)[1])
         assert len(segments) > 10 if piece < 2000 else len(segments) >= 3
         for form in (path, write_lines(tmp_path / "long.jsonl", records)):
             ids = []
-            for segment in samples.segments_of(read_sources([form])[0], None)[1]:
+            for segment in segments_of(read_sources([form])[0], None)[1]:
                 ids += [0] * segment.first + TOKENIZER.encode(segment.text, add_special_tokens=False).ids
             assert ids == expected, (piece, read, form)
 
@@ -410,19 +409,6 @@ def test_samples_and_text_train_together_by_weight_and_resume_exactly(tmp_path):
         train(ARCH, [data[0], f"{path}:0.5"], tmp_path / "out", recipe=recipe, resume=True)
     train(ARCH, data, tmp_path / "out", recipe=recipe, resume=True)
     assert same_weights(tmp_path / "out", tmp_path / "whole")
-
-
-def test_a_completion_is_learned(tmp_path):
-    """After a minute fraction of training the model answers by the prompt's own word, and ends."""
-    records = [
-        {"prompt": f"{who} {what}:", "completion": f" {what}"}
-        for who in ("miller", "baker", "child") for what in ("flour", "bread", "water") for _ in range(12)
-    ]  # fmt: skip
-    path = write_lines(tmp_path / "a.jsonl", records)
-    (tmp_path / "tokenizer.json").write_text(TOKENIZER.to_str())
-    recipe = Recipe(steps=150, batch=4, learning_rate=5e-3)
-    record = train(ARCH, [path], tmp_path / "out", recipe=recipe, tokenizer_file=tmp_path / "tokenizer.json")
-    assert record["held_out_loss"] < 0.05
 
 
 LIMITED = """

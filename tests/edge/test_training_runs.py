@@ -449,26 +449,10 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_disk_too_small_is_refused_with_the_figures_before_anything_is_written(small_disk, text):
-    with pytest.raises(MerinoError, match=r"take \d+ MB in .*, 1 MB are free"):
-        train(ARCH, [text], small_disk / "out", recipe=RECIPE)
-    assert list(small_disk.iterdir()) == []
-
-
 def test_a_place_that_is_read_only_is_not_called_full(small_disk, text):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(MerinoError, match="cannot write .*Read-only file system"):
         train(ARCH, [text], small_disk / "out", recipe=RECIPE)
-
-
-def test_a_disk_that_fills_up_although_it_seemed_large_enough(small_disk, text, finished, monkeypatch):
-    out = small_disk / "out"
-    monkeypatch.setattr(training, "check_disk", lambda *_: None)
-    with pytest.raises(MerinoError, match="cannot write .*Free some space, then"):
-        train(ARCH, [text], out, recipe=RECIPE)
-    subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
-    train(ARCH, [text], out, recipe=RECIPE, resume=bool(states(out)))
-    assert same_weights(out, finished)
 
 
 @pytest.mark.parametrize(

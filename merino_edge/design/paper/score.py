@@ -1,19 +1,25 @@
-"""The paper's score: entropy times effectiveness, block by block.
+"""The paper's score, entropy times effectiveness, block by block; and its FLOPs budgets.
 
-Known (MeRino, arXiv 2403.07921): entropy is weighted between attention and FFN and multiplied by an effectiveness that
-depends on depth over width. Recalled, not confirmed: the formula of a layer, the weights 0.6 and 0.4, beta 1/16. This
-project's choices: eps 1, the reading of the effectiveness, and the preference for unshared weights in a tie.
+Known (MeRino, arXiv 2403.07921): the entropy of the randomly initialized decoder measures its expressiveness, and comes
+from a lookup table. It is weighted between attention and FFN and multiplied by an effectiveness that depends on depth
+over width. Recalled, not confirmed: the formula of a layer, the weights 0.6 and 0.4, beta 1/16. This project's choices:
+unit variance and a formula instead of the table, eps 1, the reading of the effectiveness, and the preference for
+unshared weights in a tie.
 """
 
+import math
 from collections.abc import Iterable
+from functools import cache
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from merino_edge.design.paper.entropy import linear_entropy
 from merino_edge.families.designed import Block
 
 Weight = Annotated[float, Field(ge=0, le=1000)]
+# The paper's three budgets in GFLOPs, at 1024 tokens without the LM head (recalled), named after the parameters of its
+# models: 52 M and 61 M (recalled), and 64 M, 5.5 times fewer than OPT-350M (known).
+PRESETS = {"merino-52m": {"flops_g": 60.0}, "merino-61m": {"flops_g": 110.0}, "merino-64m": {"flops_g": 160.0}}
 
 
 class MerinoScoring(BaseModel):
@@ -39,6 +45,23 @@ class MerinoScoring(BaseModel):
 
 
 MERINO = MerinoScoring()
+
+
+@cache
+def linear_entropy(inputs: int, outputs: int, eps: float = 1.0) -> float:
+    """E[sum_j log(1 + s_j^2 / eps^2)] in nats over singular values of W [inputs, outputs], W_jk ~ N(0, 1).
+
+    By the Marchenko-Pastur law, in closed form (Verdu and Shamai 1999, eq. 9), which is exact in the limit of large
+    matrices. The last term corrects it for a finite size (Bai and Silverstein 2004): for this sum the logarithm of a
+    geometric over an arithmetic mean. Sampled matrices agree within 0.1 % (a test).
+    """
+    small, large = sorted((inputs, outputs))
+    ratio, snr = small / large, large / eps**2
+    low = math.sqrt(snr * (1 - math.sqrt(ratio)) ** 2 + 1)
+    high = math.sqrt(snr * (1 + math.sqrt(ratio)) ** 2 + 1)
+    quarter = (high - low) ** 2 / 4
+    law = large * (ratio * math.log(1 + snr - quarter) + math.log(1 + snr * ratio - quarter) - quarter / snr)
+    return law + math.log(math.sqrt(low * high) / ((low + high) / 2))
 
 
 def total_score(blocks: Iterable[Block], head_size: int, scoring: MerinoScoring) -> float:
