@@ -10,7 +10,7 @@ from markupsafe import Markup
 from merino_edge import __version__
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, percent
 from merino_edge.report import tables as words
-from merino_edge.report.charts import WIDTHS, charts_of
+from merino_edge.report.charts import charts_of
 from merino_edge.report.summary import Summary
 from merino_edge.report.tables import (
     DataTable,
@@ -34,7 +34,7 @@ def page(summary: Summary) -> str:
     return harmless(templates.get_template("page.html").render(
         summary=summary, words=words, version=__version__, style=Markup(style),
         policy="default-src 'none'; style-src 'unsafe-inline'; img-src data:",
-        charts=[(chart, [Markup(chart.svg(kind)) for kind in WIDTHS]) for chart in charts_of(summary)],
+        charts=[(chart, Markup(chart.svg)) for chart in charts_of(summary)],
         ratios=[table for table in (equal_table(summary), shipped_table(summary)) if table.rows],
         scores=scores_table(summary.evaluations), records=records_table(summary),
         environments=[(place, environment_rows(place)) for place in summary.places],
