@@ -20,6 +20,7 @@ from merino_bench.harness import record
 from merino_bench.harness.cases import Case
 from merino_bench.harness.turns import TIME_OF_A_ROW, Engine, Measured
 from merino_edge.benchmarking.engines import (
+    GENERIC_BUILD,
     Peer,
     as_gpt2,
     decode_weight_bytes,
@@ -30,7 +31,6 @@ from merino_edge.benchmarking.engines import (
     shares_layers,
     stored_params,
 )
-from merino_edge.benchmarking.llama_cpp_native import GENERIC_BUILD
 from merino_edge.families.checkpoint import check_checkpoint
 from merino_edge.families.registry import read_geometry
 from merino_edge.storage.atomic import scratch_folder

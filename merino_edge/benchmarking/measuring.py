@@ -18,8 +18,8 @@ from merino_bench.probe.timing import lower_decile_ms
 from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:  # imports asyncssh
-    from merino_edge.delivery.ssh.address import Address
-    from merino_edge.delivery.ssh.programs import Copied
+    from merino_edge.delivery.ssh.board import Copied
+    from merino_edge.delivery.ssh.connect import Address
 
 STEPS, DECODE_REPETITIONS, PREFILL_REPETITIONS = 32, 4, 2  # few steps, so that the cache is as good as full
 
@@ -71,9 +71,9 @@ def bench_here(progress: Callable[[], AbstractContextManager[Progress | None]]) 
 
 def bench_on(address: "Address", accept_new: bool, say: Say, copied: "Copied") -> Bench:
     """Return a function that measures on a board, and removes the bundles that it copied there."""
-    from merino_edge.benchmarking.bench_there import records_of
+    from merino_edge.benchmarking.run import records_of
+    from merino_edge.delivery.ssh.board import bundle_there, program, remove_bundle
     from merino_edge.delivery.ssh.connect import connected
-    from merino_edge.delivery.ssh.programs import bundle_there, program, remove_bundle
 
     async def work(bundles: Sequence[str], requests: Sequence[BenchRequest]) -> list[Sequence[Record]]:
         async with connected(address, accept_new, say) as board:

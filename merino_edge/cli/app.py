@@ -1,7 +1,7 @@
 """The workstation's command line, `merino-edge`. Each command: parse, one call, one file written.
 
-The commands are registered here, in the order of the help. Each has a module, or shares one with its group: `design`,
-`train`, `export`, `choose`, `records`, `deliver`, and `board_verbs` for those that the board has too.
+The commands are registered here, in the order of the help. Each has a module, or shares one with its group: `choose`,
+`records`, `deliver`, and `board_verbs` for those that the board has too.
 
 Data goes to stdout, messages to stderr. Exit codes: 0 done, 1 the request cannot be met, 2 wrong usage. Modules that
 load torch are imported inside the commands, so that the others start at once.
@@ -19,16 +19,13 @@ import typer
 from typer.core import TyperGroup
 
 from merino_edge import __version__
-from merino_edge.cli import choose as cli_choose
-from merino_edge.cli import deliver as cli_deliver
-from merino_edge.cli import records as cli_records
 from merino_edge.cli.board_verbs import add_to
-from merino_edge.cli.deliver import check
+from merino_edge.cli.choose import pareto, recommend
+from merino_edge.cli.deliver import check, flash, keygen, pack
 from merino_edge.cli.design import design
-from merino_edge.cli.evaluate import evaluate
 from merino_edge.cli.export import export
-from merino_edge.cli.flash import flash
 from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Root, Ssh
+from merino_edge.cli.records import compare, evaluate, report
 from merino_edge.cli.score import score
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
@@ -91,9 +88,8 @@ def devices(
         show(device_table(profiles[0]) if device else devices_table(profiles))
 
 
-app.command()(cli_choose.recommend)
-app.command()(cli_choose.pareto)
-app.command()(design)
+for command in (recommend, pareto, design):
+    app.command()(command)
 
 
 @app.command()
@@ -135,9 +131,8 @@ def calibrate(
 
 app.command()(train)
 app.command()(export)
-add_to(app, "generate")
-add_to(app, "chat")
-add_to(app, "serve")
+for name in ("generate", "chat", "serve"):
+    add_to(app, name)
 
 
 @app.command()
@@ -210,14 +205,11 @@ def bench(
     raise typer.Exit(code)
 
 
-app.command()(flash)
-app.command()(check)
-app.command()(score)
+for command in (flash, check, score):
+    app.command()(command)
 app.command("eval")(evaluate)
-app.command()(cli_records.compare)
-app.command()(cli_records.report)
-app.command()(cli_deliver.keygen)
-app.command()(cli_deliver.pack)
+for command in (compare, report, keygen, pack):
+    app.command()(command)
 add_to(app, "info")
 add_to(app, "verify")
 

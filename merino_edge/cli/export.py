@@ -1,6 +1,8 @@
 """The command `export`: from any source to a bundle in one dialect and format."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,7 +12,9 @@ from merino_edge.cli.terminal import put, say
 
 if TYPE_CHECKING:
     from merino_edge.export.export import Exported
+    from merino_edge.export.quantize.matrix import MatrixError
     from merino_edge.export.request import ExportRequest
+
 
 def export(
     source: Annotated[
@@ -58,9 +62,6 @@ def export(
                                    " on the board of --for, in ms")
     ] = None,
     no_chat: Annotated[bool, typer.Option("--no-chat", help="leave out the model's chat template")] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="list the quantization error of each matrix")
-    ] = False,
 ) -> None:
     """Export a model to an ONNX bundle with KV cache, compared with torch at each step."""
     from merino_edge.calibration.board import board
@@ -76,13 +77,11 @@ def export(
     )  # fmt: skip
     with working(f"exporting {source}"):
         done = export_named(source, out, request, None if random else weights, say)
-    print_export(done, request, verbose)
+    print_export(done, request)
 
 
-def print_export(done: "Exported", request: "ExportRequest", verbose: bool) -> None:
-    """Print the result of an export. verbose: with a row for each quantized matrix."""
-    from merino_edge.cli.record_tables import matrices_line, matrix_table
-    from merino_edge.cli.tables import show
+def print_export(done: "Exported", request: "ExportRequest") -> None:
+    """Print the result of an export."""
     from merino_edge.export.divergence import divergence_words, keeps
 
     bundle = done.bundle
@@ -99,10 +98,8 @@ def print_export(done: "Exported", request: "ExportRequest", verbose: bool) -> N
     if bundle.chat:
         needed = f"jinja2 on the board, since {done.why_jinja}" if done.why_jinja else "nothing but the bundle"
         put(f"chat template included (`merino-edge chat {done.folder}`); it needs {needed}")
-    if done.matrices and verbose:
-        show(matrix_table(done.matrices))
-    elif done.matrices:
-        put(f"{matrices_line(done.matrices)}; --verbose lists them")
+    if done.matrices:
+        put(matrices_line(done.matrices))
 
 
 def summary_line(done: "Exported") -> str:
@@ -118,6 +115,18 @@ def summary_line(done: "Exported") -> str:
         f" {bundle_bytes(done.folder) / 2**20:.1f} MB; {measure} against torch with the same weights {done.error:.1e}"
         f" relative, over prefill and {done.steps} decode steps{with_floats};"
         f" fits {', '.join(bundle.boards) or 'no board of the profiles'}"
+    )
+
+
+def matrices_line(matrices: "Sequence[MatrixError]") -> str:
+    """Summarize the number of matrices and their errors in one line."""
+    worst = max(matrices, key=lambda row: row.mean)
+    megabytes = sum(row.nbytes for row in matrices) / 1e6
+    first, *others = (part.split(".") for part in worst.name.split("+"))  # joined matrices: `a.q.weight+a.k.weight`
+    name = ".".join([*first[:-2], "+".join(part[-2] for part in (first, *others)), first[-1]])
+    return (
+        f"{len(matrices)} quantized matrices, {megabytes:,.1f} MB; error relative to the RMS of the matrix:"
+        f" {median(row.mean for row in matrices):.2%} in the median matrix, {worst.mean:.2%} in {name}"
     )
 
 

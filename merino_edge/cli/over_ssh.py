@@ -3,7 +3,6 @@
 import asyncio
 from argparse import Namespace
 from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
@@ -12,8 +11,8 @@ from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:
     from merino_edge.calibration.probe import MeasuredDesign, Probe
+    from merino_edge.delivery.ssh.board import Program
     from merino_edge.delivery.ssh.connect import Board
-    from merino_edge.delivery.ssh.programs import Program
     from merino_edge.delivery.ssh.remote_chat import Serve
     from merino_edge.profiles.profile import DeviceProfile
 
@@ -29,8 +28,7 @@ class ReaderGoneError(Exception):
 def on_board(host: str, accept_new: bool, work: "Callable[[Board], Coroutine[Any, Any, Result]]") -> Result:
     """Connect to a board and run `work`. Raise MerinoError if the connection fails."""
     from merino_edge.cli.terminal import say
-    from merino_edge.delivery.ssh.address import parse_address
-    from merino_edge.delivery.ssh.connect import connected
+    from merino_edge.delivery.ssh.connect import connected, parse_address
 
     address = parse_address(host)
 
@@ -44,7 +42,7 @@ def on_board(host: str, accept_new: bool, work: "Callable[[Board], Coroutine[Any
 async def with_bundle(board: "Board", root: str | None, folder: str) -> "tuple[Program, str]":
     """Copy what is missing -> the program on the board, and the bundle's folder there."""
     from merino_edge.cli.terminal import boards_progress
-    from merino_edge.delivery.ssh.programs import bundle_there, program
+    from merino_edge.delivery.ssh.board import bundle_there, program
 
     host, program_there = board.address.text, await program(board, root)
     with boards_progress() as report:
@@ -55,7 +53,7 @@ async def with_bundle(board: "Board", root: str | None, folder: str) -> "tuple[P
 def generate_there(arguments: Namespace, options: Sequence[str]) -> int:
     """Run `generate` on a board and stream its stdout -> its exit code. options: words for the board."""
     from merino_edge.cli.terminal import say
-    from merino_edge.delivery.ssh.programs import INSTALLED
+    from merino_edge.delivery.ssh.board import INSTALLED
     from merino_edge.families.names import bundle_path
     from merino_runtime.commands import STDIN, prompt_from_stdin
     from merino_runtime.io.streams import write_out
@@ -87,7 +85,7 @@ def generate_there(arguments: Namespace, options: Sequence[str]) -> int:
 def chat_there(arguments: Namespace, options: Sequence[str]) -> int:
     """Chat with a model on a board, typed and shown here -> the exit code. options: words for the board."""
     from merino_edge.cli.terminal import say
-    from merino_edge.delivery.ssh.programs import INSTALLED
+    from merino_edge.delivery.ssh.board import INSTALLED
     from merino_edge.delivery.ssh.remote_chat import RemoteChat, opened
     from merino_edge.families.names import bundle_path
     from merino_runtime.bundle import load_bundle, own_files
@@ -111,25 +109,14 @@ def chat_there(arguments: Namespace, options: Sequence[str]) -> int:
         return converse(remote_chat, f"{remote_chat.greeting['chat']} on {host}", kept)
 
 
-def bench_there(
-    host: str, bundles: Sequence[str], options: Sequence[str], *, accept_new: bool, root: str | None,
-    baseline: str | None, precision: str | None, output: str, save: Path | None,
-) -> int:  # fmt: skip
+def bench_there(host: str, bundles: Sequence[str], options: Sequence[str], **how: Any) -> int:
     """Run `bench` on a board -> its exit code."""
-    from merino_edge.benchmarking.bench_there import bench_over_ssh
-    from merino_edge.benchmarking.run import bundles_of
+    from merino_edge.benchmarking.run import run_there
     from merino_edge.cli.terminal import boards_progress, say
-    from merino_edge.delivery.ssh.address import parse_address
 
-    address = parse_address(host)
-    folders, bases = bundles_of(bundles, baseline, precision, say)
     with boards_progress() as report:
-        return asyncio.run(
-            bench_over_ssh(
-                address, accept_new, root, folders, bases, options=options, output=output, save_path=save, say=say,
-                copied=lambda name, done, total: report(host, f"copying {name}" if total else name, done, total),
-            )
-        )  # fmt: skip
+        copied = lambda name, done, total: report(host, f"copying {name}" if total else name, done, total)  # noqa: E731
+        return run_there(host, bundles, options, say=say, copied=copied, **how)
 
 
 def probe_there(host: str, accept_new: bool, profile: "DeviceProfile") -> "Probe":
@@ -137,7 +124,7 @@ def probe_there(host: str, accept_new: bool, profile: "DeviceProfile") -> "Probe
     from merino_edge.calibration.calibrate import check_machine
     from merino_edge.calibration.probe import parse_probe
     from merino_edge.cli.terminal import say, working
-    from merino_edge.delivery.ssh.programs import probe, program
+    from merino_edge.delivery.ssh.board import probe, program
 
     async def work(board: "Board") -> str:
         program_there = await program(board)
@@ -158,7 +145,7 @@ def choose_and_measure(
     from merino_edge.benchmarking.chosen import measured_designs  # loads torch
     from merino_edge.benchmarking.measuring import bench_here, bench_on
     from merino_edge.cli.terminal import bench_progress, boards_progress, say
-    from merino_edge.delivery.ssh.address import parse_address
+    from merino_edge.delivery.ssh.connect import parse_address
 
     if host is None:
         return measured_designs(profile, number, bench_here(bench_progress), say)
@@ -173,7 +160,7 @@ def chosen_device(device: str | None, ssh: str | None, accept_new: bool) -> str:
         raise typer.BadParameter("the board reports its model: give one of --ssh and --device", param_hint="--device")
     if ssh is not None:
         from merino_edge.cli.terminal import say, working
-        from merino_edge.delivery.ssh.programs import facts_of
+        from merino_edge.delivery.ssh.board import facts_of
 
         with working(f"asking {ssh} what it is"):
             facts = on_board(ssh, accept_new, facts_of)

@@ -1,12 +1,13 @@
 """Key pairs of Ed25519, made and used here; boards hold public keys alone (`merino_runtime.delivery.keys`)."""
 
+import importlib
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from merino_edge.delivery.extra import needed
 from merino_edge.storage.atomic import make_parent
+from merino_edge.storage.extras import remedy
 from merino_runtime.delivery.archive import Signature, signed_bytes
 from merino_runtime.delivery.keys import SUFFIX, key_line
 from merino_runtime.errors import MerinoError
@@ -25,6 +26,14 @@ A_KEY = "a private key of Ed25519 in PEM, without a password"
 REMEDY = "Give the NAME.key that `merino-edge keygen -o NAME` wrote."
 SERIALIZATION = "cryptography.hazmat.primitives.serialization"
 ED25519 = "cryptography.hazmat.primitives.asymmetric.ed25519"
+
+
+def needed(module: str) -> Any:
+    """Import a module. Raise MerinoError with the command that installs the extra `delivery` if that fails."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MerinoError(f"{module.partition('.')[0]} is not installed: {remedy('delivery')}") from error
 
 
 def make_key(name: Path) -> tuple[Path, Path]:

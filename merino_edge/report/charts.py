@@ -90,8 +90,7 @@ class Curve:
 class Bar:
     """Values stacked from zero, one per part of the chart's legend, below a line of text."""
 
-    label: str
-    note: str
+    text: str
     values: tuple[float, ...]
 
 
@@ -220,7 +219,7 @@ def latency(summary: Summary) -> Chart:
 
 def memory(summary: Summary) -> Chart:
     rows = [
-        Bar(parts.series.label, f"{number(parts.weights_mb + (parts.kv_mb or 0) + parts.rest_mb)} MB",
+        Bar(f"{parts.series.label}: {number(parts.weights_mb + (parts.kv_mb or 0) + parts.rest_mb)} MB",
             (parts.weights_mb, parts.kv_mb or 0, parts.rest_mb))
         for parts in summary.memory
     ]  # fmt: skip
@@ -233,7 +232,7 @@ def memory(summary: Summary) -> Chart:
 
 def bandwidth(summary: Summary) -> Chart:
     chosen = [(entry, row) for entry in summary.series if (row := entry.decode) and row.mbu]
-    rows = [Bar(flagged(entry, row), f"{100 * (row.mbu or 0):.0f} % of {number(row.read_gb_s or 0)} GB/s",
+    rows = [Bar(f"{flagged(entry, row)}: {100 * (row.mbu or 0):.0f} % of {number(row.read_gb_s or 0)} GB/s",
                 (100 * (row.mbu or 0),)) for entry, row in chosen]  # fmt: skip
     note = "Bytes of weights and KV that a decode step must read, over its time, over the probed read bandwidth."
     if any((row.mbu or 0) > 1 for _, row in chosen):
@@ -275,10 +274,12 @@ def predicted(summary: Summary, what: str, title: str) -> Chart:
         verdict = f", {prediction.verdict}" if prediction.verdict else ""
         error = f" ({prediction.measured / prediction.predicted - 1:+.0%}{verdict})" if prediction.here else ""
         series, unit = prediction.series, prediction.unit
-        rows.append(Bar(f"{series.label}, predicted for {board}", f"{number(prediction.predicted)} {unit}",
-                        (prediction.predicted, 0)))  # fmt: skip
-        rows.append(Bar(f"{series.label}, measured on {series.board}",
-                        f"{number(prediction.measured)} {unit}{error}", (0, prediction.measured)))  # fmt: skip
+        rows += [
+            Bar(f"{series.label}, predicted for {board}: {number(prediction.predicted)} {unit}",
+                (prediction.predicted, 0)),
+            Bar(f"{series.label}, measured on {series.board}: {number(prediction.measured)} {unit}{error}",
+                (0, prediction.measured)),
+        ]  # fmt: skip
     here = all(prediction.here for prediction in chosen)
     elsewhere = "" if here else " Measured on another machine than predicted for."
     note = f"Predicted by the cost model of the design search. Measured times are medians.{elsewhere}"
@@ -298,7 +299,7 @@ def bars(
     fields of the chart."""
 
     def draw() -> "Figure":
-        texts = [wrapped(f"{row.label}: {row.note}".replace(f" {unit}", f"\u00a0{unit}")) for row in rows]
+        texts = [wrapped(row.text.replace(f" {unit}", f"\u00a0{unit}")) for row in rows]
         tallest = max(text.count("\n") + 1 for text in texts)
         row_px = 22 + LINE_PX * tallest
         figure = empty_figure(row_px * len(rows) + 40 + LINE_PX * (len(parts) > 1))
@@ -321,7 +322,7 @@ def bars(
                           loc="outside upper left", ncols=len(parts), handlelength=1, columnspacing=1)  # fmt: skip
         return figure
 
-    return Chart(values=[f"{row.label}: {row.note}" for row in rows], draw=draw, **texts)
+    return Chart(values=[row.text for row in rows], draw=draw, **texts)
 
 
 def empty_figure(height: int) -> "Figure":

@@ -45,21 +45,6 @@ def paper_words() -> str:
     return f"{PAPER_SPEED}× as fast with {PAPER_PARAMS}× fewer parameters: {PAPER}."
 
 
-def tiles(summary: Summary) -> list[tuple[str, str, str]]:
-    """Return (title, value, reference's value) for the headline's two bundles; nothing without a headline."""
-    if summary.headline is None:
-        return []
-    sides = summary.headline.model, summary.headline.reference
-    prefill, decode = (f" ({row.test})" if row else "" for row in (sides[0].prefill, sides[0].decode))
-    rows: list[tuple[str, list[float | None]]] = [
-        (f"Decode{decode}, tokens/s", [entry.decode.tok_s if entry.decode else None for entry in sides]),
-        (f"Prefill{prefill}, ms", [entry.prefill.prefill_ms if entry.prefill else None for entry in sides]),
-        ("Peak memory, MB", [entry.peak_rss_mb for entry in sides]),
-        ("On disk, MB", [(entry.records[0].bundle_bytes or 0) / BYTES_PER_MB for entry in sides]),
-    ]
-    return [(title, number(value), number(reference)) for title, (value, reference) in rows if value and reference]
-
-
 def weights_words(*series: Series) -> str:
     kinds = {entry.weights for entry in series}
     if kinds == {"real"}:

@@ -46,7 +46,7 @@ def edge(tmp_path_factory):
 def test_the_base_runs_these_commands_without_any_extra(edge):
     for words in (
         ["devices"], ["recommend", "--device", "raspberry-pi-4"], ["design", *SMALL, "-o", "design.json"],
-        ["pareto", *SMALL, "--points", "2", "--plot", "front.svg"], ["generate", "embedded", "Once", "-n", "3"],
+        ["pareto", *SMALL, "--plot", "front.svg"], ["generate", "embedded", "Once", "-n", "3"],
         ["bench", "embedded", "-p", "8", "-n", "4", "-r", "1"], ["pack", "embedded", "-o", "p.merino"],
         ["info", "p.merino"], ["verify", "p.merino"], ["score", "opt-125m"], ["compare", "r.json", "r.json"],
         ["report", "r.json", "-o", "r.html", "--device", "raspberry-pi-4"],

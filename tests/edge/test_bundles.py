@@ -12,8 +12,7 @@ import pytest
 import merino_bench
 import merino_runtime
 from merino_edge.bundles.board_app import packed_files, write_board_app
-from merino_edge.bundles.boards import fitting_boards
-from merino_edge.bundles.description import GraphFormat, ModelFacts, backends_of, describe, write_bundle
+from merino_edge.bundles.description import GraphFormat, ModelFacts, backends_of, describe, fitting_boards, write_bundle
 from merino_edge.bundles.files import bundle_bytes, is_bundle
 from merino_edge.families.operators import FORMATS
 from merino_edge.families.zoo import model as published

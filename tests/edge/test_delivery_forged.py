@@ -25,8 +25,8 @@ from test_delivery_trust import AS_ROOT, FLEET, OTHERS, OVER_SSH, marking_app_by
 from merino_edge.bundles.board_app import board_app
 from merino_edge.delivery.first_boot import flash_rootfs
 from merino_edge.delivery.image import flash_image
-from merino_edge.delivery.ssh.address import parse_addresses
 from merino_edge.delivery.ssh.board import Facts
+from merino_edge.delivery.ssh.connect import parse_addresses
 from merino_edge.delivery.ssh.flash import BENCH, check_signer, flash_all, in_base64, package
 from merino_edge.delivery.ssh.transfer import Source
 from merino_edge.embedded import FOLDER

@@ -13,7 +13,7 @@ import ssh_board
 from test_cli import run
 
 from merino_edge.cli.over_ssh import on_board
-from merino_edge.delivery.ssh.programs import program
+from merino_edge.delivery.ssh.board import program
 from merino_edge.profiles.reading import load_profile, profile_text
 from merino_edge.records.reading import read_records
 from merino_runtime.errors import MerinoError

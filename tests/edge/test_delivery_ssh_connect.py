@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from served import free_port
 
-from merino_edge.delivery.ssh.address import parse_address, parse_addresses
 from merino_edge.delivery.ssh.command import finished
-from merino_edge.delivery.ssh.connect import connected
+from merino_edge.delivery.ssh.connect import connected, parse_address, parse_addresses
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.visible import visible, visible_text
 

@@ -14,7 +14,7 @@ from served import free_port
 from test_cli import run
 
 from merino_edge.delivery.ssh import flash as flash_module
-from merino_edge.delivery.ssh.address import parse_address
+from merino_edge.delivery.ssh.connect import parse_address
 from merino_edge.delivery.ssh.flash import flash_all, package
 from merino_edge.embedded import FOLDER
 from merino_runtime.delivery.archive import open_archive
@@ -101,7 +101,7 @@ def test_from_nothing_to_text_then_again_without_a_copy(board, archive, workstat
 def test_one_board_that_fails_keeps_no_other_back(board, archive):
     nobody = f"127.0.0.1:{free_port()}"
     root = board.home / "merino-of-two"
-    code, out, err = flash(archive, "--ssh", nobody, "--ssh", board.address, "--root", root, "--at-once", "2", "--json")
+    code, out, err = flash(archive, "--ssh", nobody, "--ssh", board.address, "--root", root, "--json")
     assert code == 1
     bad, good = json.loads(out)
     assert bad["host"] == nobody and "refused" in bad["error"].lower()

@@ -15,7 +15,7 @@ import ssh_board
 from packed_files import app_bytes, bundle_files, packed_bytes
 
 from merino_edge.delivery.ssh import board, command, connect, flash, transfer
-from merino_edge.delivery.ssh.address import parse_address
+from merino_edge.delivery.ssh.connect import parse_address
 from merino_edge.embedded import FOLDER
 from merino_runtime.delivery.agent import BEGIN
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from sample_records import record
 
-from merino_edge.cli.record_tables import flashed_json, flashed_table, predicted_ms
+from merino_edge.cli.record_tables import flashed_json, flashed_table, speeds_ms
 from merino_edge.cli.tables import plain
 from merino_edge.delivery.ssh.board import Facts, profile_of
 from merino_edge.delivery.ssh.flash import Flashed
@@ -35,7 +35,7 @@ def flashed(model="Raspberry Pi 5 Model B Rev 1.0", **changes):
 
 def test_what_was_measured_stands_beside_the_prediction_for_the_boards_profile():
     one = flashed()
-    predicted = predicted_ms(one)
+    _, predicted = speeds_ms(one)
     (series, *_) = {row.bundle: row for row in one.records}.values()
     cost = cost_model(load_profile("raspberry-pi-5"), InferenceShape("fp32", 8 + 32 // 2, 8))
     assert predicted["decode"] == pytest.approx(cost.predict(series.geometry.operators).decode_ms)

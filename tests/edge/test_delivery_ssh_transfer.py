@@ -10,9 +10,8 @@ import pytest
 import ssh_board
 
 from merino_edge.delivery.ssh import transfer
-from merino_edge.delivery.ssh.address import parse_address
 from merino_edge.delivery.ssh.command import finished
-from merino_edge.delivery.ssh.connect import connected
+from merino_edge.delivery.ssh.connect import connected, parse_address
 from merino_edge.delivery.ssh.transfer import INCOMING, Source, piece_bytes, send, source_of
 from merino_runtime.delivery import agent
 from merino_runtime.errors import MerinoError

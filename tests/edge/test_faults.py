@@ -32,7 +32,7 @@ BENCH = ["bench", FOLDER, "-p", "8", "-n", "0", "-r", "1"]
 PRINTS = [
     (["devices"], [], STREAMS), (["recommend", "--device", "raspberry-pi-4", "--json"], [], ["full"]),
     (["design", *SMALL, "-o", "out.json"], ["out.json"], ["closed"]),
-    (["pareto", *SMALL, "--points", "2", "-o", "out.json", "--plot", "out.svg"], ["out.json", "out.svg"], STREAMS),
+    (["pareto", *SMALL, "-o", "out.json", "--plot", "out.svg"], ["out.json", "out.svg"], STREAMS),
     (["calibrate", *PROBE, "-o", "out.toml"], ["out.toml"], ["full", "closed"]),
     (["report", "records.json", "-o", "out.html", "--md"], ["out.html"], ["full", "closed"]),
     (["compare", "records.json", "records.json"], [], ["pipe"]),
@@ -43,7 +43,7 @@ PRINTS = [
 ]  # fmt: skip
 WRITES = [
     ["design", *SMALL, "-o", "disk/out/far/away.json"],
-    ["pareto", *SMALL, "--points", "2", "--plot", "disk/out.svg"],
+    ["pareto", *SMALL, "--plot", "disk/out.svg"],
     ["report", "records.json", "-o", "disk/out.html"],
     ["calibrate", *PROBE, "-o", "disk/out.toml"],
     ["generate", FOLDER, "Once", "-n", "2", "--cache", "disk/out"], ["export", "arch.json", "-o", "disk/out"],

@@ -20,9 +20,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from merino_edge.bundles.description import GraphFormat, backends_of
-from merino_edge.delivery.fitting import check_devices, check_one_model
 from merino_edge.delivery.keys import make_key, read_private_key
-from merino_edge.delivery.pack import counter_of, manifest_of, pack, write_archive
+from merino_edge.delivery.pack import check_devices, check_one_model, counter_of, manifest_of, pack, write_archive
 from merino_edge.embedded import FOLDER
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.bundle import load_bundle

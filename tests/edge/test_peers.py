@@ -23,6 +23,7 @@ from merino_bench.harness.record import FAILED, RECORD_KEYS, failed_record
 from merino_bench.harness.turns import Turns
 from merino_bench.harness.worker import timed_rounds
 from merino_edge.benchmarking import engine_models, engine_rows, engines
+from merino_edge.benchmarking.engine_process import lacking
 from merino_edge.benchmarking.engine_rows import (
     Peers,
     folder_name,
@@ -35,15 +36,16 @@ from merino_edge.benchmarking.engine_rows import (
 )
 from merino_edge.benchmarking.engines import (
     ENGINES,
+    GENERIC_BUILD,
     PEERS,
     as_gpt2,
     decode_weight_bytes,
     given_gguf,
+    native_build,
     parse_engines,
     peers_of,
     stored_params,
 )
-from merino_edge.benchmarking.llama_cpp_native import GENERIC_BUILD, lacking, native_build
 from merino_edge.cli.app import main
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest

@@ -52,8 +52,7 @@ def test_a_gated_ffn_has_weights_and_no_entropy():
 
 def test_opt_350m_has_nearly_the_best_aspect_ratio():
     """1,024 channels over 24 layers: ln 42.7 beside a* of 3.76. What is left is its vocabulary."""
-    [row] = scored("opt-350m", "--score", "measured")["sources"]
-    assert list(row["scores"]) == ["measured"]
+    [row] = scored("opt-350m")["sources"]
     of_vocab = vocabulary.term(50272, 512, row["weights"], MEASURED.constants)
     score = row["weights"] * math.exp(-of_vocab / MEASURED.constants["alpha"])
     assert row["scores"]["measured"]["value"] == pytest.approx(score, rel=1e-3)
@@ -61,7 +60,6 @@ def test_opt_350m_has_nearly_the_best_aspect_ratio():
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("opt-125m", "--score", "best"), "--score best is not known: choose one of measured, merino"),
     (("nothing-here",), "'nothing-here' names no model"),
     (("someone/something",), "not in the hub's cache here, so its config.json with the geometry is missing"),
     (("opt-125m", "--device", "raspberry-pi-4", "--context", "4096"), "takes 2 to 2048 tokens"),

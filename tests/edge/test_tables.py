@@ -103,7 +103,7 @@ def test_devices_shows_every_id_whole(width):
 @pytest.mark.parametrize("arguments", [
     ["devices", "raspberry-pi-4"], ["recommend", "--device", "raspberry-pi-zero-2w"],
     ["design", "--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64"],
-    ["pareto", "--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64", "--points", "2"],
+    ["pareto", "--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64"],
 ])  # fmt: skip
 def test_no_line_of_a_table_is_wider_than_the_terminal_or_cut(arguments, width):
     code, shown = command_on_a_terminal(arguments, width, both=False)
@@ -127,7 +127,7 @@ def test_in_a_pipe_devices_is_plain_text_and_as_narrow_as_it_can_be():
 def test_shapes_and_the_score_are_explained_where_they_are_shown():
     board = ["--device", "raspberry-pi-zero-2w"]
     small = [*board, "--vocab", "300", "--context", "64"]
-    for words in (["design", *small], ["pareto", *small, "--points", "2"]):
+    for words in (["design", *small], ["pareto", *small]):
         out = piped(*words)
         assert re.search(r"\d+x[\d.]+x\d+", out) and SHAPE in out and LAW in out
     assert LAW in piped("recommend", *board)
@@ -155,8 +155,6 @@ from merino_edge.cli import terminal
 for shown in (terminal.bench_progress(), terminal.counted_progress()):
     with shown as tell:
         tell(1, 4, sys.argv[1])
-with terminal.solving_progress(4) as tell:
-    tell(sys.argv[1])
 with terminal.working(sys.argv[1]):
     pass
 """
@@ -174,8 +172,8 @@ def test_names_from_files_are_shown_as_they_are_beside_bars_and_spinners():
     code, shown = on_a_terminal([sys.executable, "-c", SHOWS, MARKUP], 200)
     assert code == 0, shown
     lines = {line for line in re.split(r"[\r\n]", shown) if "home" in line}
-    assert len(lines) >= 3 and all(MARKUP in line for line in lines), shown
-    assert sum(shown.count(part) for part in ("1/4", " 25%")) >= 2  # of the bars
+    assert len(lines) >= 2 and all(MARKUP in line for line in lines), shown
+    assert "1/4" in shown  # of the bars
 
 
 @pytest.mark.slow

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from merino_edge.bundles.board_app import board_app
-from merino_edge.delivery.ssh.address import Address
 from merino_edge.delivery.ssh.board import LOOK, Facts, described, older_there
 from merino_edge.delivery.ssh.command import finished, json_of
-from merino_edge.delivery.ssh.connect import Board, connected
+from merino_edge.delivery.ssh.connect import Address, Board, connected
 from merino_edge.delivery.ssh.transfer import INCOMING, Source, check_name, send, source_of
 from merino_edge.records.reading import parse_records
 from merino_edge.records.schema import Record
