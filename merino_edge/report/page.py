@@ -2,7 +2,6 @@
 as Markdown for a pull request: headline, ratios, representative rows, machines."""
 
 from collections.abc import Iterable
-from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -30,9 +29,8 @@ def page(summary: Summary) -> str:
         loader=PackageLoader("merino_edge.report", "template"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    style = SOURCES.joinpath("style.css").read_text(encoding="utf-8")
     return harmless(templates.get_template("page.html").render(
-        summary=summary, words=words, version=__version__, style=Markup(style),
+        summary=summary, words=words, version=__version__,
         policy="default-src 'none'; style-src 'unsafe-inline'; img-src data:",
         charts=[(chart, Markup(chart.svg)) for chart in charts_of(summary)],
         ratios=[table for table in (equal_table(summary), shipped_table(summary)) if table.rows],
@@ -41,7 +39,6 @@ def page(summary: Summary) -> str:
     ))  # fmt: skip
 
 
-SOURCES = files("merino_edge.report") / "template"
 SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#~"})
 OMITTED = ("load ms", "p95 ms", "p99 ms", "machine", "parameters M")  # columns that only the page has
 
