@@ -19,8 +19,18 @@ import pytest
 import ssh_board
 from packed_files import bundle_files, packed_bytes, renamed, tree
 from sample_roots import MISSING, WHY, digest, make_image, make_root
-from test_delivery_fleet import PLAYBOOK, SFTP, playing
-from test_delivery_trust import AS_ROOT, FLEET, OTHERS, OVER_SSH, marking_app_bytes, public_key_file, signed_by
+from test_delivery_trust import (
+    AS_ROOT,
+    FLEET,
+    OTHERS,
+    OVER_SSH,
+    PLAYBOOK,
+    SFTP,
+    marking_app_bytes,
+    playing,
+    public_key_file,
+    signed_by,
+)
 
 from merino_edge.bundles.board_app import board_app
 from merino_edge.delivery.first_boot import flash_rootfs

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import forked
@@ -17,7 +16,6 @@ from merino_edge.cli.app import main
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source, random_source
-from merino_edge.storage.atomic import check_keeps
 from merino_runtime.errors import MerinoError
 
 SMALL = ["--device", "raspberry-pi-zero-2w", "--decode-ms", "4", "--vocab", "300", "--context", "64"]
@@ -46,14 +44,6 @@ def apart(*arguments, cwd, **streams):
     done = forked.run(arguments, cwd=cwd, **{name: file.fileno() for name, file in streams.items()})
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, done.stdout, done.stderr
-
-
-def test_a_cut_row_costs_that_row_alone_in_every_command(run, tmp_path):
-    line = json.dumps(record())
-    (tmp_path / "r.jsonl").write_text(f"{line}\n{line[:200]}")
-    for words in (["report", "r.jsonl", "-o", "r.html"], ["compare", "r.jsonl", "r.jsonl"]):
-        code, _, err = run(*words)
-        assert code == 0 and "note: r.jsonl: row 2: cut off, as by a power cut or a full disk, and left out\n" in err
 
 
 IMPOSSIBLE = ["design", "--device", "raspberry-pi-4", "--decode-ms", "0.1"]  # refused by the search
@@ -87,13 +77,6 @@ def test_an_export_to_what_is_no_bundle_is_refused_before_the_work(there, run, t
     assert run("export", "missing", "-o", "-")[2] == (
         "merino-edge: -o - is stdout, a folder is to be written: choose another -o\n"
     )
-
-
-def test_missing_folders_are_made_when_there_is_something_to_write(run, tmp_path):
-    assert run(*IMPOSSIBLE, "-o", "far/away/design.json")[0] == 1
-    assert os.listdir(tmp_path) == []
-    assert run(*DESIGN, "-o", "far/away/design.json")[0] == 0
-    assert [path.name for path in (tmp_path / "far" / "away").iterdir()] == ["design.json"]
 
 
 @pytest.mark.parametrize(("name", "into"), [
@@ -169,14 +152,6 @@ def test_an_export_never_replaces_its_input(way, run, bundle_dirs, tmp_path):
     assert content("bundle") == before and sorted(os.listdir(tmp_path)) == ["bundle", "link"]
 
 
-def test_the_exporter_called_from_python_keeps_its_input_too(bundle_dirs, tmp_path):
-    folder = Path(shutil.copytree(bundle_dirs["fused"], tmp_path / "bundle"))
-    before = content(folder)
-    with pytest.raises(MerinoError, match="would replace the input"):
-        export(load_source(str(folder)), folder)
-    assert content(folder) == before
-
-
 def test_a_file_never_replaces_its_input(run, tmp_path):
     records, profile = json.dumps([record()]), run_profile()
     (tmp_path / "r.json").write_text(records)
@@ -205,13 +180,6 @@ def run_profile():
     return profile_text("raspberry-pi-4")
 
 
-def test_an_output_beside_its_input_is_no_fault(tmp_path):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a").write_text("")
-    for out in ("out", "in/b", "in/a/out"):
-        check_keeps(tmp_path / out, [tmp_path / "in", tmp_path / "in" / "a"])
-
-
 def test_random_weights_replace_trained_ones_only_where_that_is_meant(bundle_dirs, tiny_arch, tmp_path):
     out = Path(shutil.copytree(bundle_dirs["fused"], tmp_path / "bundle"))
     before, random = content(out), random_source(tiny_arch, "tiny")
@@ -225,15 +193,6 @@ def test_random_weights_replace_trained_ones_only_where_that_is_meant(bundle_dir
         export(random, out)
 
 
-def test_the_option_says_that_it_is_meant(run, bundle_dirs, tiny_arch, tmp_path):
-    shutil.copytree(bundle_dirs["fused"], tmp_path / "bundle")
-    (tmp_path / "arch.json").write_text(tiny_arch.model_dump_json())
-    code, _, err = run("export", "arch.json", "-o", "bundle")
-    assert code == 1 and "give --overwrite to replace them" in err
-    assert run("export", "arch.json", "-o", "bundle", "--overwrite")[0] == 0
-    assert load_bundle_weights(tmp_path / "bundle") == "random"
-
-
 def test_a_bundle_with_files_of_the_users_is_not_replaced(bundle_dirs, tiny_checkpoint, tmp_path):
     out = Path(shutil.copytree(bundle_dirs["fused"], tmp_path / "bundle"))
     (out / "notes.txt").write_text("mine")
@@ -242,37 +201,6 @@ def test_a_bundle_with_files_of_the_users_is_not_replaced(bundle_dirs, tiny_chec
     (out / "notes.txt").unlink()
     export(load_source(str(tiny_checkpoint)), out, ExportRequest(dialect="portable"))
     assert described(out)["dialect"] == "portable" and os.listdir(tmp_path) == ["bundle"]
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """A file system of 64 KB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if not shutil.which("mount"):
-        pytest.skip("there is no `mount` here")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"nothing can be mounted here: {done.stderr}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_bundle_larger_than_the_disk_is_refused_with_both_sizes(disk, tiny_checkpoint):
-    with pytest.raises(MerinoError, match=r"cannot write .*b: 0\.\d MB are needed and 0\.1 MB are free there"):
-        export(load_source(str(tiny_checkpoint)), disk / "b")
-    assert os.listdir(disk) == []
-
-
-def test_a_disk_that_fills_up_meanwhile_is_a_message_and_leaves_nothing(disk, tiny_checkpoint, monkeypatch):
-    """Space is checked for the weights alone; another process may take it too."""
-    from merino_runtime.io import outputs
-
-    monkeypatch.setattr(outputs, "_check_space", lambda *_: None)
-    with pytest.raises(MerinoError, match="cannot write .*b: No space left on device. Free space on that disk"):
-        export(load_source(str(tiny_checkpoint)), disk / "b")
-    assert os.listdir(disk) == []
 
 
 PAUSED = """
