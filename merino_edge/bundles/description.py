@@ -61,31 +61,18 @@ TENSORRT = BackendNeed("tensorrt", "8.2", ())  # JetPack 4.6's
 RUNTIME_CHOOSES = Threads(None, None)
 
 
-class PortLike(Protocol):
-    """An input or output of a graph; an axis is a length or a name."""
+class Graph(Protocol):
+    """A graph that writes itself, with its weights, into a folder. Bytes count weights as the graph stores them.
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def dtype(self) -> str: ...
-
-    @property
-    def shape(self) -> tuple[int | str, ...]: ...
-
-
-class GraphFacts(Protocol):
-    """What a description needs of the graph. Bytes count weights as the graph stores them.
-
-    `windowed`: whether a fused attention has a window. `own_kernels`: the names of its operators
-    from this project's library, sorted.
+    `inputs`, `outputs`: each with a name, a dtype and a shape, whose axes are lengths or names. `windowed`: whether a
+    fused attention has a window. `own_kernels`: the names of its operators from this project's library, sorted.
     """
 
     @property
-    def inputs(self) -> Sequence[PortLike]: ...
+    def inputs(self) -> Sequence[Any]: ...
 
     @property
-    def outputs(self) -> Sequence[PortLike]: ...
+    def outputs(self) -> Sequence[Any]: ...
 
     @property
     def weight_bytes(self) -> int: ...
@@ -98,6 +85,8 @@ class GraphFacts(Protocol):
 
     @property
     def own_kernels(self) -> Sequence[str]: ...
+
+    def save(self, folder: Path) -> None: ...
 
 
 class ModelFacts(NamedTuple):
@@ -141,7 +130,7 @@ class GraphFormat(NamedTuple):
 
 
 def describe(
-    folder: Path, model: ModelFacts, graph: GraphFacts, form: GraphFormat, golden: Golden, threads: Threads
+    folder: Path, model: ModelFacts, graph: Graph, form: GraphFormat, golden: Golden, threads: Threads
 ) -> Bundle:
     """The description of the model whose graph, weights and tokenizer lie in `folder`; hashes them."""
     geometry = model.geometry
@@ -252,14 +241,8 @@ def as_json(value: Any) -> Any:
     return [as_json(part) for part in value] if isinstance(value, tuple) else value
 
 
-class SavedGraph(GraphFacts, Protocol):
-    """A graph that can write itself, with its weights, into a folder."""
-
-    def save(self, folder: Path) -> None: ...
-
-
 def write_bundle(
-    folder: Path, model: ModelFacts, graph: SavedGraph, form: GraphFormat, golden: Golden, *,
+    folder: Path, model: ModelFacts, graph: Graph, form: GraphFormat, golden: Golden, *,
     threads: Threads = RUNTIME_CHOOSES, tokenizer: Path | str | None = None, template: str | None = None,
     beside: Mapping[str, str] = MappingProxyType({}),
 ) -> Bundle:  # fmt: skip

@@ -186,10 +186,11 @@ def bench(
     for count in request.threads:
         check_threads("threads", count)
     if ssh is not None:
-        from merino_edge.cli.over_ssh import bench_there, words_of
+        from merino_edge.cli.over_ssh import bench_there
 
         refuse_local(peers=peers, peers_file=peers_file)
-        options = words_of(p=prompts, n=steps, d=depths, r=repetitions, t=threads, timeout=timeout)
+        given = {"-p": prompts, "-n": steps, "-d": depths, "-r": repetitions, "-t": threads, "--timeout=": timeout}
+        options = [f"{option}{value}" for option, value in given.items() if value is not None]
         raise typer.Exit(
             bench_there(
                 ssh, bundles, options, accept_new=accept_new, root=root, baseline=baseline,

@@ -41,12 +41,11 @@ def on_board(host: str, accept_new: bool, work: "Callable[[Board], Coroutine[Any
 
 async def with_bundle(board: "Board", root: str | None, folder: str) -> "tuple[Program, str]":
     """Copy what is missing -> the program on the board, and the bundle's folder there."""
-    from merino_edge.cli.terminal import boards_progress
+    from merino_edge.cli.terminal import copy_progress
     from merino_edge.delivery.ssh.board import bundle_there, program
 
-    host, program_there = board.address.text, await program(board, root)
-    with boards_progress() as report:
-        copied = lambda name, done, total: report(host, f"copying {name}", done, total)  # noqa: E731
+    program_there = await program(board, root)
+    with copy_progress(board.address.text) as copied:
         return program_there, await bundle_there(program_there, folder, copied)
 
 
@@ -112,10 +111,9 @@ def chat_there(arguments: Namespace, options: Sequence[str]) -> int:
 def bench_there(host: str, bundles: Sequence[str], options: Sequence[str], **how: Any) -> int:
     """Run `bench` on a board -> its exit code."""
     from merino_edge.benchmarking.run import run_there
-    from merino_edge.cli.terminal import boards_progress, say
+    from merino_edge.cli.terminal import copy_progress, say
 
-    with boards_progress() as report:
-        copied = lambda name, done, total: report(host, f"copying {name}" if total else name, done, total)  # noqa: E731
+    with copy_progress(host) as copied:
         return run_there(host, bundles, options, say=say, copied=copied, **how)
 
 
@@ -144,14 +142,13 @@ def choose_and_measure(
     """Measure designs that the search chooses with the profile, on the board, or on this machine if host is None."""
     from merino_edge.benchmarking.chosen import measured_designs  # loads torch
     from merino_edge.benchmarking.measuring import bench_here, bench_on
-    from merino_edge.cli.terminal import bench_progress, boards_progress, say
+    from merino_edge.cli.terminal import bench_progress, copy_progress, say
     from merino_edge.delivery.ssh.connect import parse_address
 
     if host is None:
         return measured_designs(profile, number, bench_here(bench_progress), say)
-    with boards_progress() as report:
-        progress = lambda name, done, total: report(host, f"copying {name}" if total else name, done, total)  # noqa: E731
-        return measured_designs(profile, number, bench_on(parse_address(host), accept_new, say, progress), say)
+    with copy_progress(host) as copied:
+        return measured_designs(profile, number, bench_on(parse_address(host), accept_new, say, copied), say)
 
 
 def chosen_device(device: str | None, ssh: str | None, accept_new: bool) -> str:
@@ -189,15 +186,3 @@ def refuse_remote(**options: Any) -> None:
 
 def options_in(options: dict[str, Any]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, False))
-
-
-def words_of(**options: Any) -> list[str]:
-    """Return options as words for the board's command line. None and False are left out; True is a flag."""
-    words: list[str] = []
-    for name, value in options.items():
-        option = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
-        if value is True:
-            words.append(option)
-        elif value is not None and value is not False:
-            words.append(f"{option}={value}" if option.startswith("--") else f"{option}{value}")
-    return words

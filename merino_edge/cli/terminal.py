@@ -134,6 +134,13 @@ def boards_progress() -> Iterator[Callable[[str, str, int, int], None]]:
         yield report
 
 
+@contextmanager
+def copy_progress(host: str) -> Iterator[Callable[[str, int, int], None]]:
+    """The bar of one board: a file's name, the bytes that are copied, of how many; 0 of 0 for other work."""
+    with boards_progress() as report:
+        yield lambda name, done, total: report(host, f"copying {name}" if total else name, done, total)
+
+
 def tenths(unit: str, done: int, total: int, what: str) -> None:
     if done % max(1, total // 10) == 0:
         say(f"{unit} {done:,} of {total:,}: {what}")

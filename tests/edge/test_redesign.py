@@ -10,8 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_probe import with_errors
 
-from merino_edge.benchmarking.measuring import bench_here
-from merino_edge.benchmarking.redesign import AIM, ENOUGH, MOST_DESIGNS, largest_share, measure_design, redesign
+from merino_edge.benchmarking.measuring import (
+    AIM,
+    ENOUGH,
+    MOST_DESIGNS,
+    bench_here,
+    largest_share,
+    measure_design,
+    redesign,
+)
 from merino_edge.cli.design_tables import solver_line
 from merino_edge.design.budgets import options_line
 from merino_edge.design.design_file import Measured

@@ -180,8 +180,8 @@ async def _login(
         known = keys is not None and keys.known and not keys.offered  # no key of a kind that is known was offered
         raise (keys.refusal() if keys and known else _fault(address, "log in", error)) from error
     except asyncssh.PermissionDenied as error:
-        if keys:
-            _say(say, keys.keep(keep_key))
+        if keys and (line := keys.keep(keep_key)):
+            say(line)
         user = f"{address.user}@" if address.user else ""
         raise MerinoError(
             f"{address.text}: no key of yours is accepted there. Passwords are not asked for: copy your key to the"
@@ -193,7 +193,8 @@ async def _login(
         ) from error
     except FAULTS as error:
         raise _fault(address, "log in", error) from error
-    _say(say, keys.keep(keep_key))
+    if line := keys.keep(keep_key):
+        say(line)
     return connection
 
 
@@ -228,8 +229,3 @@ def _fault(address: Address, doing: str, error: BaseException) -> MerinoError:
     else:
         reason = getattr(error, "reason", "") or str(error) or type(error).__name__
     return MerinoError(f"{address.text}: cannot {doing}: {visible(str(reason))}. Check that it is up and reachable")
-
-
-def _say(say: Callable[[str], None], line: str) -> None:
-    if line:
-        say(line)
