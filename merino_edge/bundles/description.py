@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from merino_edge.bundles.board_app import write_board_app
-from merino_edge.bundles.files import APP_FILE, DESCRIPTION_FILE, TOKENIZER_FILE, list_files
+from merino_edge.bundles.files import APP_FILE, DESCRIPTION_FILE, TOKENIZER_FILE
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import (
     Core,
@@ -38,11 +38,13 @@ from merino_runtime.bundle import (
     QUANTIZED_CACHES,
     BackendNeed,
     Bundle,
+    BundleFile,
     Chat,
     Golden,
     KvLayer,
     Port,
     Threads,
+    sha256_of,
 )
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.bundle.schema import BUNDLE_SHAPE, SCHEMA, problems_of
@@ -133,6 +135,11 @@ def describe(
     folder: Path, model: ModelFacts, graph: Graph, form: GraphFormat, golden: Golden, threads: Threads
 ) -> Bundle:
     """The description of the model whose graph, weights and tokenizer lie in `folder`; hashes them."""
+    # Without the application, so that the bundle's hash does not depend on the version of the runtime beside it.
+    files = tuple(
+        BundleFile(path.name, path.stat().st_size, sha256_of(str(path)))
+        for path in sorted(folder.iterdir()) if path.name not in (DESCRIPTION_FILE, APP_FILE)
+    )  # fmt: skip
     geometry = model.geometry
     operators, backends = geometry.operators, backends_of(form, graph.windowed)
     slower = (
@@ -173,7 +180,7 @@ def describe(
         threads=threads,
         golden=golden,
         chat=model.chat,
-        files=list_files(folder),
+        files=files,
         kernels=tuple(graph.own_kernels),
     )
 
@@ -216,8 +223,8 @@ def fitting_boards(
 
 
 def sessions_of(threads: Threads, profile: DeviceProfile, weights: int) -> int:
-    """How many sessions the runtime opens on this board for `weights` bytes: in ONNX Runtime two where the thread
-    counts, at most one per core, differ. As `merino_runtime.backends.threads` counts them."""
+    """Return how many sessions the runtime opens on this board for `weights` bytes: in ONNX Runtime two if the thread
+    counts, at most one per core, differ, as `merino_runtime.backends.threads` counts them."""
     if profile.backend != "onnxruntime":
         return 1
     cores = int(profile.cpu.cores.value)

@@ -16,7 +16,7 @@ from merino_edge.cli.tables import (
 )
 from merino_edge.cli.terminal import put
 from merino_edge.design.budgets import BUDGETS_BY_NAME, options_line
-from merino_edge.design.design_file import Design, Measured, Ratio, Training
+from merino_edge.design.design_file import Design, Measured, Training
 from merino_edge.design.existing import existing_score
 from merino_edge.design.pareto import Front
 from merino_edge.design.recommend import Recommendation
@@ -50,7 +50,11 @@ def print_design(design: Design, profile: DeviceProfile, named: str | None = Non
     if design.measured:
         put(measured_line(design.measured))
     if design.loss_ratio:
-        put(loss_line(design.loss_ratio))
+        ratio = design.loss_ratio
+        put(
+            f"predicted loss, equal training: {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of OPT-350M's"
+            " geometry in float32; in brackets with the constants of the score at the ends of their intervals"
+        )
     put(training_line(design.training))
     arch = design.architecture
     put(f"heads of {arch.head_size}, {len(arch.kv_layers)} layers, context {arch.context}; {solver_line(design)}")
@@ -132,14 +136,6 @@ def design_table(design: Design, costs: CostModel) -> Table:
 
 def formats_line(design: Design) -> str:
     return f"{design.precision}, a KV cache of {design.kv}" if design.kv else design.precision
-
-
-def loss_line(ratio: Ratio) -> str:
-    """What the score means for the loss."""
-    return (
-        f"predicted loss, equal training: {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of OPT-350M's geometry"
-        " in float32; in brackets with the constants of the score at the ends of their intervals"
-    )
 
 
 def training_line(text: Training) -> str:

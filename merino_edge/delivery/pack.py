@@ -16,7 +16,7 @@ from merino_edge import __version__
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.bundles.description import fitting_boards
 from merino_edge.bundles.files import DESCRIPTION_FILE, TOKENIZER_FILE
-from merino_edge.delivery.keys import read_private_key, signature_of
+from merino_edge.delivery.keys import read_private_key
 from merino_edge.delivery.wheels import Wheels, targets_of, wheels_for
 from merino_edge.families.operators import core_named
 from merino_edge.families.registry import read_geometry
@@ -40,11 +40,13 @@ from merino_runtime.delivery.archive import (
     COPIED_AT_ONCE,
     END,
     SIGNATURE,
+    Signature,
     checksum_bytes,
     header,
     packed_member,
     padded,
     signature_bytes,
+    signed_bytes,
 )
 from merino_runtime.delivery.keys import key_base64, read_public_key
 from merino_runtime.delivery.manifest import (
@@ -187,7 +189,8 @@ def write_archive(
     data = manifest_bytes(manifest)
     first = packed_member(NAME, data) + packed_member(CHECKSUM, checksum_bytes(data))
     if key:
-        first += packed_member(SIGNATURE, signature_bytes(signature_of(key, data)))
+        signature = Signature(key.public_key().public_bytes_raw(), key.sign(signed_bytes(data)))
+        first += packed_member(SIGNATURE, signature_bytes(signature))
     size_bytes = len(first) + sum(BLOCK + padded(entry.bytes) for entry in manifest.files) + len(END)
     make_parent(out)
     with open_output(str(out), size_bytes) as file:

@@ -1,10 +1,8 @@
 """Outputs of the commands: refused before the work, saved before anything is printed, never in place of an input."""
 
-import contextlib
 import json
 import os
 import shutil
-import signal
 from pathlib import Path
 
 import forked
@@ -201,42 +199,3 @@ def test_a_bundle_with_files_of_the_users_is_not_replaced(bundle_dirs, tiny_chec
     (out / "notes.txt").unlink()
     export(load_source(str(tiny_checkpoint)), out, ExportRequest(dialect="portable"))
     assert described(out)["dialect"] == "portable" and os.listdir(tmp_path) == ["bundle"]
-
-
-PAUSED = """
-import sys
-from merino_edge.export import export as exporting
-write = exporting.write_bundle
-def write_and_wait(*arguments, **options):
-    bundle = write(*arguments, **options)
-    print("written", flush=True)
-    sys.stdin.read()
-    return bundle
-exporting.write_bundle = write_and_wait
-"""
-
-
-def paused_export(ending, source, out):
-    """An export that has written what it makes and waits: (process, its stdin)."""
-    (stdin, write), (read, stdout) = os.pipe(), os.pipe()
-    process = forked.Forked(["export", source, "-o", out], first=PAUSED, stdin=stdin, stdout=stdout)
-    for handle in (stdin, stdout):
-        os.close(handle)
-    message = ending.enter_context(os.fdopen(read))  # closed at the end: it prints its result
-    assert message.readline() == "written\n"
-    return process, ending.enter_context(os.fdopen(write, "w"))
-
-
-@pytest.mark.slow
-def test_a_killed_exports_leavings_are_swept_by_the_next_and_a_running_ones_are_not(tiny_checkpoint, tmp_path):
-    out = tmp_path / "bundle"
-    with contextlib.ExitStack() as ending:
-        (dead, _), (alive, stdin) = (paused_export(ending, tiny_checkpoint, out) for _ in range(2))
-        os.kill(dead.pid, signal.SIGKILL)
-        dead.wait()
-        assert len(os.listdir(tmp_path)) == 2 and not out.exists()
-        export(load_source(str(tiny_checkpoint)), out, ExportRequest(dialect="portable"))
-        assert len(os.listdir(tmp_path)) == 2 and described(out)["dialect"] == "portable"
-        stdin.close()
-        assert alive.wait() == 0
-    assert os.listdir(tmp_path) == ["bundle"] and described(out)["dialect"] == "fused"

@@ -35,14 +35,12 @@ from merino_edge.benchmarking.engine_rows import (
     peers_for,
 )
 from merino_edge.benchmarking.engines import (
-    ENGINES,
     GENERIC_BUILD,
     PEERS,
     as_gpt2,
     decode_weight_bytes,
     given_gguf,
     native_build,
-    parse_engines,
     peers_of,
     stored_params,
 )
@@ -59,7 +57,7 @@ from merino_edge.families.operators import params
 from merino_edge.families.opt import OptArchitecture
 from merino_edge.families.zoo import model
 from merino_runtime.backends import open_backend
-from merino_runtime.bundle import load_bundle, quantized_cache
+from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_benchmarks")]
@@ -298,13 +296,6 @@ def test_the_command_shows_peers_beside_ours(bundles, capsys):
     assert code == 1 and "known are transformers" in err
 
 
-def test_names_of_engines_are_checked():
-    assert parse_engines("all") == ENGINES and parse_engines("llama.cpp, transformers") == ("llama.cpp", "transformers")
-    for text in ("vllm", "", ","):
-        with pytest.raises(MerinoError, match="known are transformers, .*, llama.cpp-q8_0-cache, and all"):
-            parse_engines(text)
-
-
 def test_llama_cpp_runs_the_file_of_the_bundles_weights_where_it_is_named(tmp_path, bundles, kept):
     skip_if_not_here(given_gguf("Q8_0", "Q8_0")[0])
     path = sample_gguf.write_gguf(
@@ -426,16 +417,6 @@ def test_it_is_for_the_measured_bundles_kind_of_core(tiny_arch, tmp_path):
     folders = baseline_bundles("opt-350m", list(map(str, measured)), None, lambda _: None)
     assert [load_bundle(folder).core for folder in folders] == ["no-dotprod", "dotprod"] and len(set(folders)) == 2
     assert baseline_bundles("opt-350m", [str(measured[0])], "int8", print) == folders[:1]
-
-
-@pytest.mark.usefixtures("tiny_opt")
-def test_it_has_the_measured_bundles_cache(tiny_arch, tmp_path):
-    measured = [str(tmp_path / str(kv)) for kv in (None, "int8")]
-    for folder, kv in zip(measured, (None, "int8"), strict=True):
-        write_random_bundle(tiny_arch, "fp32", Path(folder), "timed", kv=kv)
-    folders = baseline_bundles("opt-350m", measured, None, lambda _: None)
-    assert [quantized_cache(load_bundle(folder)) for folder in folders] == [None, "int8"]
-    assert baseline_bundles("opt-350m", measured[1:], "fp32", print) == folders[:1]  # as shipped
 
 
 @pytest.mark.usefixtures("tiny_opt")
