@@ -135,14 +135,17 @@ for name in ("generate", "chat", "serve"):
     add_to(app, name)
 
 
+AgainstOption = partial(typer.Option, rich_help_panel="Baseline and other engines")
+
+
 @app.command()
 def bench(
     bundles: Annotated[list[str], typer.Argument(metavar="BUNDLE", help="bundle folders, or `embedded`")],
     baseline: Annotated[
-        str | None, typer.Option(help="baseline of the ratios: opt-350m, opt-125m or a bundle folder")
+        str | None, AgainstOption(help="baseline of the ratios: opt-350m, opt-125m or a bundle folder")
     ] = None,
     baseline_precision: Annotated[
-        str | None, typer.Option(help="weight format of baseline opt-350m or opt-125m; default: as each bundle")
+        str | None, AgainstOption(help="weight format of baseline opt-350m or opt-125m; default: as each bundle")
     ] = None,
     prompts: Annotated[
         str | None, typer.Option("-p", help="prompt lengths; default: 512, or what fits the context")
@@ -158,13 +161,13 @@ def bench(
     timeout: Annotated[float, typer.Option(help="time limit in seconds for all repetitions of a row")] = 3600.0,
     peers: Annotated[
         str | None,
-        typer.Option(
+        AgainstOption(
             help="other engines to compare with, a list: transformers, torch.compile, ctranslate2, llama.cpp,"
                  " llama.cpp-q8_0-cache; or all"
         ),
     ] = None,
     peers_file: Annotated[
-        Path | None, typer.Option(help="GGUF or Hugging Face folder of the bundle's weights, for llama.cpp")
+        Path | None, AgainstOption(help="GGUF or Hugging Face folder of the bundle's weights, for llama.cpp")
     ] = None,
     output: Annotated[Literal["md", "json", "jsonl", "csv"], typer.Option("-o", help="output format")] = "md",
     save: Annotated[Path | None, typer.Option(help="also save the records as JSON; FILE.jsonl is appended to")] = None,

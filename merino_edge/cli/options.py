@@ -30,9 +30,8 @@ Confidence = Annotated[
                       f" latency budget (calibrated boards): at 80% nine of ten latencies lie below it; {ALLOWED}")
 ]  # fmt: skip
 CONFIDENCE = percent(DEFAULT_CONFIDENCE)
-Kv = Annotated[
-    str | None, typer.Option(help="KV cache format: fp32, int8 or int4 (fused dialect, onnxruntime 1.27 or later)")
-]
+KV = "KV cache format: fp32, int8 or int4 (fused dialect, onnxruntime 1.27 or later)"
+Kv = Annotated[str | None, typer.Option(help=KV)]
 OpenKv = Annotated[str | None, typer.Option(
     rich_help_panel=CHOICES, help="KV cache format (fp32, int8, int4), or a list to choose from; default: all",
 )]  # fmt: skip

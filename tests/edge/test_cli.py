@@ -94,25 +94,6 @@ def test_design_shows_a_table_beside_opt(here):
         assert words in out
 
 
-def test_design_says_of_a_format_what_recommend_says_and_of_opt_the_same_figures(here, tmp_path):
-    """ONNX Runtime 1.10 has no int4, and this project's kernels for x86 need FMA too."""
-    nano = (Path(__file__).parents[2] / "device_profiles" / "jetson-nano.toml").read_text()
-    board = tmp_path / "old.toml"
-    board.write_text(nano.replace('"aarch64"', '"x86_64"').replace('["neon"]', '["avx2"]'))
-    words = ("--device", board, "--backend", "onnxruntime")
-    missing = "not there: onnxruntime 1.10.0 has no int4, and this CPU no kernels"
-    _, out, _ = here("design", *words, "--precision", "int4")
-    assert f"int4 is {missing}" in out
-    _, out, _ = here("recommend", *words, "--json")
-    recommended = json.loads(out)
-    assert [each["reason"] for each in recommended["designs"] if each["reason"]] == [missing]
-    _, table, _ = here("design", *words, "--precision", "fp32")
-    assert missing not in table
-    opt = next(one for one in recommended["models"] if one["id"] == "opt-350m")["formats"][0]["predicted"]
-    for amount in (f"{opt['decode_ms']:,.1f} ms", f"{opt['prefill_ms']:,.1f} ms", f"{opt['memory_mb']:,.1f} MB"):
-        assert amount in table
-
-
 @pytest.mark.usefixtures("quick_benchmarks")
 @pytest.mark.parametrize("dialect", ["fused", "portable"])
 def test_a_design_is_exported_and_measured(design_file, dialect, here, tmp_path):
@@ -196,32 +177,23 @@ def test_a_refused_budget_names_options_that_exist(command, here):
 
 REFUSED_WITHOUT_TORCH = [
     (["export", "nothing", "-o", "out"], "'nothing' names no model: give"),
-    (["export", "opt-350", "-o", "out"], "'opt-350' names no model: give"),
     (["export", ".", "-o", "out"], ". is no checkpoint: it has no config.json"),
     (["export", "opt-350m", "--weights", "nothing", "-o", "out"], "nothing is no checkpoint: it has no config.json"),
     (["export", "embedded", "--dialect", "portabel", "-o", "out"], "--dialect portabel is not known: choose one of"),
     (["export", "embedded", "--precision", "int5", "-o", "out"], "--precision int5 is not known: choose one"),
     (["export", "embedded", "--calibrate", "nope.txt", "-o", "out"], "--calibrate nope.txt does not exist"),
-    (["export", "embedded", "--calibrate", "/dev/null", "-o", "out"], "--calibrate /dev/null is a device or a pipe"),
-    (["export", "embedded", "--calibrate", "empty.txt", "-o", "out"], "no text in empty.txt"),
     (["export", "threads.json", "-o", "out"], "threads.json is not a design.json: predicted.prefill_threads is "),
     (["export", "broken.json", "-o", "out"], "broken.json is not JSON"),
     (["bench", "embedded", "--baseline", "nope"], "--baseline nope cannot be measured: no such bundle: 'nope'"),
-    (["bench", "embedded", "--baseline", "nope", "--peers", "all"], "Or name one: opt-"),
     (["bench", "embedded", "--baseline", "opt-350m", "--baseline-precision", "int2"], "int2 is not known: choose one"),
     (["bench", "embedded", "--baseline-precision", "int8"], "is of a baseline by name: give --baseline opt-350m"),
     (["bench", "embedded", "--baseline", "embedded", "--baseline-precision", "int8"], "goes with opt-125m, opt-350m"),
-    (["export", "embedded", "--kv", "", "-o", "out"], "--kv '' is not known: choose one of fp32, int8, int4"),
-    (["export", "embedded", "--precision", "", "-o", "out"], "--precision '' is not known"),
-    (["export", "embedded", "--dialect", "", "-o", "out"], "--dialect '' is not known"),
     (["generate", "embedded", "Once", "--ssh", "h:99999"], "no host has a port 99999, allowed: 1 to 65535"),
     (["design", "--device", "raspberry-pi-4", "--decode-ms", "inf"], "Give a number, or leave the option out"),
     (["bench", "embedded", "--baseline", "opt-350m", "-r", "0"], "repetitions is 0, allowed: 1 or more"),
     (["bench", "embedded", "--baseline", "opt-350m", "--timeout", "0"], "timeout is 0 s, allowed: more than 0"),
-    (["bench", "embedded", "--baseline", "opt-350m", "--peers", "lama"], "lama"),
     (["bench", "embedded", "--baseline", "opt-350m", "--peers", "all", "--peers-file", "x"], "--peers-file x does not"),
     (["export", "opt-350m", "--context", "9000", "-o", "out"], "--context 9000 is not allowed: choose 8 to 2048"),
-    (["export", "embedded", "--context", "0", "-o", "out"], "--context 0 is not allowed: choose 8 tokens or more"),
     (["generate", "embedded", "Once", "-n", "0"], "0 new tokens were requested, allowed: an integer, 1 or more"),
     (["generate", "embedded", "Once", "--top-p", "3"], "top_p is 3.0, allowed: above 0, up to 1"),
     (["chat", "embedded", "-n", "0"], "0 new tokens were requested, allowed: an integer, 1 or more"),
@@ -266,7 +238,6 @@ def test_a_typo_is_refused_where_torch_cannot_be_loaded(design_file, tmp_path):
         json.dumps({**design, "predicted": {**design["predicted"], "prefill_threads": -1}})
     )
     (folder / "broken.json").write_text("{")
-    (folder / "empty.txt").write_text("")
     before = sorted(folder.iterdir())
     words = json.dumps([words for words, _ in REFUSED_WITHOUT_TORCH])
     done = subprocess.run(
@@ -427,10 +398,6 @@ def test_a_preset_is_the_papers_flops_and_nothing_else(here):
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
-        (("--decode-ms", "nan"), 1, "--decode-ms nan is not a positive, finite number, and may not be below"),
-        (("--memory-mb=-3",), 1, "--memory-mb -3 is not"),
-        (("--decode-ms", "1e-9", "--flops-g", "1e-9"), 1, "Raise all of them together"),
-        (("--memory-mb", "1e9"), 1, "give at most that"),
         (("--score", "best"), 1, "--score best is not known: choose one of measured, merino"),
         (("--preset", "merino-52m", "--score", "measured"), 1, "leave --score measured out"),
         (("--score", "merino", "--tokens", "1e9"), 1, "leave --tokens and --data out"),

@@ -3,7 +3,6 @@ What is said of flashed boards: tables, JSON, the missing extra."""
 
 import asyncio
 import json
-import os
 import platform
 import random
 import re
@@ -343,25 +342,6 @@ def test_a_probe_of_the_board_and_designs_that_ran_there_become_its_profile(boar
     profile = load_profile(place / "my.toml")
     assert profile.performance.onnxruntime.coefficients is not None
     assert profile.performance.onnxruntime.read_gb_s.kind == "calibrated"
-
-
-@pytest.mark.nightly
-def test_a_connection_that_is_lost_while_designs_are_measured_leaves_the_former_profile(board, place, base):
-    out = place / "kept.toml"
-    out.write_text("# the former profile\n")
-    words = ["calibrate", "--ssh", board.address, "--device", base, "--backend=onnxruntime", "-o", out]
-    code = f"{SHORT_PROBE}{FEW_DESIGNS}\nfrom merino_edge.cli.app import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, words)], stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "COLUMNS": "200"},
-    )  # fmt: skip
-    messages = []
-    for line in process.stderr:
-        messages.append(line)
-        if ": measuring" in line:
-            board.cut()
-    assert process.wait(60) == 1 and board.address in messages[-1], messages
-    assert out.read_text() == "# the former profile\n"
 
 
 def test_a_probe_is_asked_for_only_where_its_result_can_be_used(board, place):

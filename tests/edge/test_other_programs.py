@@ -12,7 +12,6 @@ from pathlib import Path
 import chat_bundle
 import chat_templates
 import numpy as np
-import onnx
 import pytest
 from test_families import GEOMETRIES
 from transformers import AutoConfig, AutoTokenizer
@@ -187,20 +186,6 @@ def test_config_json_is_the_geometry_where_transformers_has_the_family(name, dec
         return
     config = AutoConfig.from_pretrained(tmp_path / "bundle")
     assert family.geometry_of(config) == geometry and config.architectures == [family.model_class().__name__]
-
-
-def test_the_caches_lengths_are_names_in_the_file_and_numbers_in_the_description(bundles):
-    bundle = bundles["llama", "int4"]
-    graph = onnx.load(Path(bundle.folder) / "model.onnx", load_external_data=False).graph
-    axes = {
-        value.name: value.type.tensor_type.shape.dim[2] for value in (*graph.input, *graph.output)
-        if value.name.startswith(("past_key_values.", "present."))
-    }  # fmt: skip
-    assert len(axes) == 8
-    for name, axis in axes.items():
-        assert axis.dim_param == ("total_sequence_length" if "present" in name else "past_sequence_length")
-    shapes = {port.name: port.shape for port in (*bundle.inputs, *bundle.outputs)}
-    assert all(shapes[name] == (1, 2, 96, 16) for name in axes)
 
 
 OPTIMUM_RUN = """

@@ -34,7 +34,6 @@ from merino_runtime.errors import MerinoError
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results" / "demo-x86-2cores.json"
-PAGE = ROOT / "merino_edge" / "report" / "template" / "page.html"
 SPACE = Space(widths=tuple(range(64, 321, 64)), depths=(3, 6, 9), ffn_ratios=(1.0, 2.0))
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\"'|&"
 
@@ -287,30 +286,6 @@ def test_records_without_the_reference_make_a_report_without_ratios():
 def test_series_with_the_same_name_have_different_labels():
     labels = [one.label for one in summary_of(record(), record(threads=1), record(engine="llama.cpp 7")).series]
     assert labels == ["ours fp32, 2 threads", "ours fp32, 1 thread", "ours fp32 llama.cpp"]
-
-
-def luminance(color):
-    parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
-
-
-def contrast(one, other):
-    """As WCAG 2 defines it."""
-    high, low = sorted((luminance(one), luminance(other)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
-
-
-def test_colors_have_contrast_in_light_and_in_dark():
-    themes = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", part)) for part in re.findall(
-        r":root \{(.*?)\}", PAGE.read_text(encoding="utf-8"), re.DOTALL)]  # fmt: skip
-    assert len(themes) == 2 and themes[0].items() >= COLORS.items()
-    for theme in themes:
-        for text in ("ink", "quiet"):
-            assert min(contrast(theme[text], theme[back]) for back in ("page", "card", "grid")) >= 4.5, text
-        assert contrast(theme["warn"], theme["warn-page"]) >= 4.5
-        engines = [theme[f"e{index}"] for index in range(6)]
-        assert min(contrast(engine, theme["card"]) for engine in engines) >= 3
 
 
 def test_the_command_writes_the_page_and_prints_the_markdown(tmp_path, capsys):
