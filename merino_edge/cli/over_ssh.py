@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from merino_edge.delivery.ssh.remote_chat import Serve
     from merino_edge.profiles.profile import DeviceProfile
 
-GENERATED_BYTES = 64 << 20
-GENERATED_S = 24 * 3600.0
+GENERATED_BYTES, PROBE_BYTES = 64 << 20, 4 << 20
+GENERATED_S, PROBE_S = 24 * 3600.0, 600.0
 Result = TypeVar("Result")
 
 
@@ -122,14 +122,20 @@ def probe_there(host: str, accept_new: bool, profile: "DeviceProfile") -> "Probe
     from merino_edge.calibration.calibrate import check_machine
     from merino_edge.calibration.probe import parse_probe
     from merino_edge.cli.terminal import say, working
-    from merino_edge.delivery.ssh.board import probe, program
+    from merino_edge.delivery.ssh.board import program
 
     async def work(board: "Board") -> str:
         program_there = await program(board)
         machine = program_there.facts.machine
         check_machine(machine.board.architecture, machine.model, profile.backend, profile)
         say(f"{host} measures itself for a minute, a slow board for up to five; let nothing else run there")
-        return await probe(program_there, profile.backend, say)
+        ran = await program_there.run(
+            ["probe", "-o", "-", f"--backend={profile.backend}"], doing="probe", timeout_s=PROBE_S,
+            most_bytes=PROBE_BYTES, report=say,
+        )  # fmt: skip
+        if ran.code:
+            raise MerinoError(f"{host}: cannot probe: {ran.last_words or f'it ended with code {ran.code}'}")
+        return ran.out
 
     with working(f"{host} measures itself"):
         text = on_board(host, accept_new, work)

@@ -97,11 +97,10 @@ class Bar:
 def charts_of(summary: Summary) -> list[Chart]:
     """Return the charts that the records have values for, in the order of the page."""
     styles = {entry.label: style(index, entry) for index, entry in enumerate(summary.series)}
-    titles = {"decode": "decode, per token", "prefill": "prefill", "memory": "peak memory"}
     charts = (
         speed_against_size(summary, styles), decode_against_cache(summary, styles),
         prefill_against_prompt(summary, styles), latency(summary), memory(summary), bandwidth(summary),
-        accuracy(summary, styles), *(predicted(summary, what, title) for what, title in titles.items()),
+        accuracy(summary, styles),
     )  # fmt: skip
     return [chart for chart in charts if chart.values]
 
@@ -264,32 +263,6 @@ def accuracy(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart:
     note = f"Mean over {', '.join(tasks)}. The dotted line joins what no other bundle beats in both."
     return Chart(name="accuracy", title="Accuracy against decode time", values=values, note=note, draw=draw,
                  provenance=summary.measured_on)  # fmt: skip
-
-
-def predicted(summary: Summary, what: str, title: str) -> Chart:
-    """Draw predicted and measured values. what: decode, prefill or memory."""
-    chosen, board = [prediction for prediction in summary.predictions if prediction.what == what], summary.predicted_for
-    rows = []
-    for prediction in chosen:
-        verdict = f", {prediction.verdict}" if prediction.verdict else ""
-        error = f" ({prediction.measured / prediction.predicted - 1:+.0%}{verdict})" if prediction.here else ""
-        series, unit = prediction.series, prediction.unit
-        rows += [
-            Bar(f"{series.label}, predicted for {board}: {number(prediction.predicted)} {unit}",
-                (prediction.predicted, 0)),
-            Bar(f"{series.label}, measured on {series.board}: {number(prediction.measured)} {unit}{error}",
-                (0, prediction.measured)),
-        ]  # fmt: skip
-    here = all(prediction.here for prediction in chosen)
-    elsewhere = "" if here else " Measured on another machine than predicted for."
-    note = f"Predicted by the cost model of the design search. Measured times are medians.{elsewhere}"
-    parts = {"predicted": COLORS["e1"], "measured": COLORS["e0"]}
-    provenances = {prediction.provenance for prediction in chosen[:1]}
-    return bars(
-        rows, "MB" if what == "memory" else "ms", parts, name=f"predicted-{what}",
-        title=f"Predicted and measured: {title}", note=note,
-        provenance=f"predicted from {''.join(provenances)} coefficients; measured",
-    )  # fmt: skip
 
 
 def bars(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from merino_bench.harness.record import format_words
+from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, percent
 from merino_edge.records.compare import LEAST_PROCESSES, Ratio
 from merino_edge.records.evaluation import Evaluation
 from merino_edge.records.schema import Record
@@ -138,6 +139,20 @@ def records_table(summary: Summary, short: bool = False) -> DataTable:
     shown = f"{len(records)} of {len(summary.records)} rows" if len(records) < len(summary.records) else "Every row"
     caption = f"{shown} as measured; busy and swapping ones were disturbed."
     return DataTable("records", caption, tuple((column.title, column.numeric) for column in columns), rows)
+
+
+def predicted_table(summary: Summary) -> DataTable:
+    """Return a row per predicted quantity, beside its measurement."""
+    interval = f"{percent(DEFAULT_CONFIDENCE)} interval"
+    titles = ("model", "what", "test", "predicted", "measured", interval, "measured on")
+    rows = tuple(
+        (one.series.label, one.what, one.test, *(f"{value:,.1f} {one.unit}" for value in (one.predicted, one.measured)),
+         one.verdict or "–", one.series.board)
+        for one in summary.predictions
+    )  # fmt: skip
+    kinds = ", ".join(sorted({one.provenance for one in summary.predictions}))
+    columns = tuple((title, title in ("predicted", "measured")) for title in titles)
+    return DataTable("predicted", f"Predicted for {summary.predicted_for} from {kinds} coefficients.", columns, rows)
 
 
 def scores_table(evaluations: Sequence[Evaluation]) -> DataTable:

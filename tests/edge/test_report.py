@@ -199,8 +199,7 @@ def test_charts_show_the_records_values():
     """Read back from the drawn figures, and worked out here from the rows."""
     summary = summary_of(*many(), board="raspberry-pi-4")
     figures = {chart.name: chart.draw() for chart in charts_of(summary)}
-    assert list(figures) == ["size", "cache", "prompt", "latency", "memory", "bandwidth", "predicted-decode",
-                             "predicted-prefill", "predicted-memory"]  # fmt: skip
+    assert list(figures) == ["size", "cache", "prompt", "latency", "memory", "bandwidth"]
     decoding = [one for one in summary.series if one.decode and one.params]
     marks = [line for line in figures["size"].axes[0].lines if line.get_marker() != "None"]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in marks] == [
@@ -211,9 +210,9 @@ def test_charts_show_the_records_values():
     by_depth = {one.label: tuple(zip(*cache_points(one), strict=True)) for one in summary.series if cache_points(one)}
     for line, text in zip(figures["cache"].axes[0].lines, figures["cache"].legends[0].get_texts(), strict=True):
         assert (tuple(line.get_xdata()), tuple(line.get_ydata())) == by_depth[text.get_text()]
-    widths = [bar.get_width() for bars in figures["predicted-decode"].axes[0].containers for bar in bars]
-    decode = [one for one in summary.predictions if one.what == "decode"]
-    assert widths == [value for one in decode for value in (one.predicted, 0, 0, one.measured)]
+    widths = [bar.get_width() for bars in figures["memory"].axes[0].containers for bar in bars]
+    assert widths == [value for parts in summary.memory
+                      for value in (parts.weights_mb, parts.kv_mb or 0, parts.rest_mb)]  # fmt: skip
     samples = decoding[0].decode.samples_ms
     lines = [line.get_xdata()[0] for line in figures["latency"].axes[0].lines]
     assert lines == [pytest.approx(np.percentile(samples, rank)) for rank in (50, 90, 99)]
@@ -237,8 +236,8 @@ def test_a_page_loads_nothing_and_each_chart_has_its_provenance():
     html = page(summary_of(*many(), board="raspberry-pi-4"))
     html = re.sub(r' xmlns(:xlink)?="[^"]*"', "", html)
     assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)|<link (?!rel=\"icon\" href=\"data:,\")", html)
-    assert "measured on Test board" in html and "predicted from estimated coefficients" in html
-    assert html.count('class="provenance"') == html.count("<figure") == 9
+    assert "measured on Test board" in html and "Predicted for Raspberry Pi 4" in html
+    assert html.count('class="provenance"') == html.count("<figure") == 6
 
 
 def test_text_of_a_record_is_shown_and_never_run():

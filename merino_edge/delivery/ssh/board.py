@@ -141,8 +141,6 @@ def profile_of(address: str, facts: Facts) -> DeviceProfile:
 
 INSTALLED = "installed"  # as BUNDLE: the release in use there
 MODULES = ["numpy", "onnxruntime"]
-PROBE_S = 600.0
-PROBE_BYTES = 4 << 20
 
 Copied = Callable[[str, int, int], None]  # a file's name, bytes that are copied, of how many
 
@@ -227,15 +225,3 @@ async def remove_bundle(program: Program, bundle: str, place: str) -> None:
     names = [DESCRIPTION_FILE, *(file.path for file in load_bundle(bundle, verify=False).files)]
     request = {"do": "discard", "paths": [*(f"{place}/{name}" for name in names), place]}
     await finished(program.board, "remove what was measured", request, timeout_s=SHORT_S)
-
-
-async def probe(program: Program, backend: str, report: Take) -> str:
-    """Probe the board with this backend, in one to five minutes -> the text of its probe.json. Raise MerinoError."""
-    ran = await program.run(
-        ["probe", "-o", "-", f"--backend={backend}"], doing="probe", timeout_s=PROBE_S, most_bytes=PROBE_BYTES,
-        report=report,
-    )  # fmt: skip
-    if ran.code:
-        refusal = ran.last_words or f"it ended with code {ran.code}"
-        raise MerinoError(f"{program.board.address.text}: cannot probe: {refusal}")
-    return ran.out

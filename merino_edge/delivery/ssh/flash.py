@@ -38,7 +38,7 @@ BENCH_BYTES = 16 << 20
 LONGEST_ERROR = 1200  # characters: all refusals of several bundles
 WRONG_USAGE = 2  # exit code
 OTHER_SCHEMA = "this version reads schema"  # of `parse_manifest`
-STEPS = ("connecting", "asking what it is", "copying", "installing", "measuring")
+AT_ONCE = 4  # boards
 INSTALLED: dict[str, Any] = {
     "schema": integer(1), "id": text, "name": text, "bundle": text, "precision": text, "python": text, "root": text,
     "launcher": text, "replaced": or_null(text), "selftest": one_of("ok"), "notes": [text],
@@ -104,11 +104,11 @@ def package(path: Path, keys: Sequence[Path] = (), *, report: Say = lambda _: No
 
 
 async def flash_all(
-    addresses: Sequence[Address], package: Package, *, at_once: int = 4, accept_new: bool = False,
-    dry_run: bool = False, report: Report = lambda *_: None, say: Say = lambda _: None,
+    addresses: Sequence[Address], package: Package, *, accept_new: bool = False, dry_run: bool = False,
+    report: Report = lambda *_: None, say: Say = lambda _: None,
 ) -> list[Flashed]:  # fmt: skip
-    """Flash at most `at_once` boards at a time -> their results in the order of `addresses`."""
-    slots = asyncio.Semaphore(at_once)
+    """Flash at most AT_ONCE boards at a time -> their results in the order of `addresses`."""
+    slots = asyncio.Semaphore(AT_ONCE)
 
     async def flash_one(address: Address) -> Flashed:
         done = Flashed(address.text)
@@ -129,9 +129,9 @@ async def flash(
 ) -> None:
     """Flash one board and record every finished step in `done`. Raise MerinoError."""
     host = address.text
-    report(host, STEPS[0], 0, 0)
+    report(host, "connecting", 0, 0)
     async with connected(address, accept_new, say, keep_key=not dry_run) as board:
-        report(host, STEPS[1], 0, 0)
+        report(host, "asking what it is", 0, 0)
         done.facts = facts = await described(board, package.app.data, package.root)
         done.notes += check_service(package, facts)
         if facts.foreign:
@@ -147,7 +147,7 @@ async def flash(
             return
         launcher = f"{facts.root}/current/merino"
         if done.was_there and facts.app and not missing(package, facts):
-            report(host, STEPS[3], 0, 0)
+            report(host, "installing", 0, 0)
             ran = await finished(
                 board, "run the self-test", _run([launcher, "selftest", "installed"]), timeout_s=INSTALL_S
             )
@@ -157,12 +157,12 @@ async def flash(
             for small in (*([] if facts.app else [package.app]), *package.keys):
                 await send(board, INCOMING, small)
             place = await send(
-                board, INCOMING, package.whole, lambda sent, total: report(host, STEPS[2], sent, total)
+                board, INCOMING, package.whole, lambda sent, total: report(host, "copying", sent, total)
             )
-            report(host, STEPS[3], 0, 0)
+            report(host, "installing", 0, 0)
             launcher = await _install(board, package, place, done, facts)
         done.tested = True
-        report(host, STEPS[4], 0, 0)
+        report(host, "measuring", 0, 0)
         await _measure(board, launcher, done)
 
 
