@@ -28,9 +28,8 @@ from predictions import VOCABS, arguments, over_passes, take_turns
 from merino_bench.harness.cases import decode_case
 from merino_bench.harness.turns import measure_separately
 from merino_bench.probe.timing import lower_decile_ms
-from merino_edge.benchmarking.measuring import bench_here
+from merino_edge.benchmarking.measuring import bench_here, measure_design, redesign
 from merino_edge.benchmarking.random_bundle import write_random_bundle
-from merino_edge.benchmarking.redesign import measure_design, redesign
 from merino_edge.calibration.board import board
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.design_file import Design

@@ -9,7 +9,10 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Sequence
+import types
+from collections.abc import Callable, Sequence, Set
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,18 +20,17 @@ import numpy as np
 from merino_bench.harness.worker import DIGITS, WARM_UP_S
 from merino_bench.sensors import environment
 from merino_bench.sensors.environment import cpu_moment, load_between
-from merino_edge.benchmarking.engines import WITH_Q8_0_CACHE
-from merino_edge.benchmarking.llama_cpp_native import (
-    GENERIC_BUILD,
-    described,
-    lacking,
-    native_build,
-    open_native,
-    version,
-)
+from merino_edge.benchmarking.engines import GENERIC_BUILD, WITH_Q8_0_CACHE, native_build
 from merino_runtime.io import board
 
-Opened = tuple[str, Any, list[str]]  # engine with version, a function of (ids, steps) that runs one round, notes
+# By a feature's name in bundles and profiles, its name in llama.cpp's description of itself.
+FEATURES = {
+    "f16c": "F16C", "fma": "FMA", "avx2": "AVX2", "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI",
+    "avx512_bf16": "AVX512_BF16", "avx_vnni": "AVX_VNNI", "amx_int8": "AMX_INT8", "dotprod": "DOTPROD",
+    "i8mm": "MATMUL_INT8", "sve": "SVE",
+}  # fmt: skip
+Round = Callable[[Sequence[int], int], tuple[float, list[float], list[int]]]
+Opened = tuple[str, Round, list[str]]  # engine with version, a function of (ids, steps) that runs one round, notes
 WARM_UP_STEPS = 8  # of a warm-up round
 
 
@@ -163,6 +165,73 @@ def features_of(build: str) -> list[str]:
     return [f"built with {words}", *([f"{GENERIC_BUILD}: without this machine's {', '.join(lacks)}"] if lacks else [])]
 
 
+def lacking(described: str, isa: Set[str]) -> list[str]:
+    """Return the features of this machine that a build does not use, by llama.cpp's description of itself."""
+    used = set(re.findall(r"(\w+) = 1", described))
+    return [name for name, known in FEATURES.items() if name in isa and known not in used]
+
+
+def library(folder: Path) -> Any:
+    """Return the functions of llama.h. The package itself is not imported: it needs more than these."""
+    if "llama_cpp" not in sys.modules:
+        package = types.ModuleType("llama_cpp")
+        package.__path__ = [str(folder)]
+        sys.modules["llama_cpp"] = package
+    return import_module("llama_cpp.llama_cpp")
+
+
+def version(folder: Path) -> str:
+    match = re.search(r'__version__ = "([^"]+)"', (folder / "__init__.py").read_text())
+    return match[1] if match else "?"
+
+
+def described(folder: Path) -> str:
+    return str(library(folder).llama_print_system_info().decode())
+
+
+def open_native(folder: Path, request: dict[str, Any], q8_0_cache: bool) -> Round:
+    """Return a function that runs one prefill and greedy decode steps, each timed to the argmax of its token."""
+    llama = library(folder)
+    # 1. The model, with a log callback that prints nothing.
+    quiet = llama.llama_log_callback(lambda *_: None)
+    llama.llama_log_set(quiet, None)
+    llama.llama_backend_init()
+    model = llama.llama_model_load_from_file(request["path"].encode(), llama.llama_model_default_params())
+    if not model:
+        raise RuntimeError(f"llama.cpp does not load {request['path']}")
+    # 2. Its context.
+    options = llama.llama_context_default_params()
+    options.n_ctx = request["prompt"] + request["steps"] + 8
+    options.n_batch = options.n_ubatch = max(512, request["prompt"])  # the prompt in one piece
+    options.n_threads = options.n_threads_batch = request["threads"]
+    if q8_0_cache:
+        options.type_k = options.type_v = llama.GGML_TYPE_Q8_0
+        options.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED  # which its values need
+    context = llama.llama_init_from_model(model, options)
+    if not context:
+        raise RuntimeError("llama.cpp makes no context of such a cache")
+    vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+
+    def next_id(ids: Sequence[int]) -> int:
+        tokens = (llama.llama_token * len(ids))(*ids)
+        if llama.llama_decode(context, llama.llama_batch_get_one(tokens, len(ids))):
+            raise RuntimeError(f"llama.cpp does not decode {len(ids)} ids")
+        return int(np.ctypeslib.as_array(llama.llama_get_logits_ith(context, -1), (vocab,)).argmax())
+
+    def run_round(ids: Sequence[int], steps: int) -> tuple[float, list[float], list[int]]:
+        _ = quiet  # llama.cpp calls it as long as there is a context
+        llama.llama_memory_clear(llama.llama_get_memory(context), True)
+        moments, generated = [time.perf_counter()], [next_id(ids)]
+        moments.append(time.perf_counter())
+        for _ in range(steps):
+            generated.append(next_id(generated[-1:]))
+            moments.append(time.perf_counter())
+        times_ms = [1e3 * (end - start) for start, end in zip(moments, moments[1:], strict=False)]
+        return times_ms[0], times_ms[1:], generated
+
+    return run_round
+
+
 def open_wheel(request: dict[str, Any], notes: list[str]) -> Opened:
     """Open llama.cpp through xllamacpp: its server in this process reports the time of the prompt and of each token."""
     import xllamacpp
@@ -213,7 +282,6 @@ def open_wheel(request: dict[str, Any], notes: list[str]) -> Opened:
         return timings[1]["prompt_ms"], step_ms, [int(text[1:]) for text in texts] if made_up else []
 
     return f"{request['engine']} (xllamacpp {xllamacpp.__version__}) CPU", run_round, notes
-
 
 
 OPENERS = {"transformers": open_transformers, "ctranslate2": open_ctranslate2, "llama_cpp": open_llama_cpp}

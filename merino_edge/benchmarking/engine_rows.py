@@ -20,6 +20,7 @@ from merino_bench.harness import record
 from merino_bench.harness.cases import Case
 from merino_bench.harness.turns import TIME_OF_A_ROW, Engine, Measured
 from merino_edge.benchmarking.engines import (
+    GENERIC_BUILD,
     Peer,
     as_gpt2,
     decode_weight_bytes,
@@ -30,7 +31,6 @@ from merino_edge.benchmarking.engines import (
     shares_layers,
     stored_params,
 )
-from merino_edge.benchmarking.llama_cpp_native import GENERIC_BUILD
 from merino_edge.families.checkpoint import check_checkpoint
 from merino_edge.families.registry import read_geometry
 from merino_edge.storage.atomic import scratch_folder
@@ -195,8 +195,9 @@ def make_separately(peers: Peers, peer: Peer, bundle: Bundle) -> dict[str, Any]:
     reason = missing(peer)
     if reason:
         raise MerinoError(reason)
+    folder = peers.folder / sha256(geometry_key(bundle).encode()).hexdigest()[:16]  # one per geometry
     request = {
-        "folder": str(peers.folder / folder_name(bundle)), "artifact": peer.artifact, "precision": peer.precision,
+        "folder": str(folder), "artifact": peer.artifact, "precision": peer.precision,
         "embedding": peer.embedding, "family": bundle.family, "architecture": bundle.architecture,
         "given": str(peers.source.path) if peers.source else None,
         "checkpoint": str(peers.checkpoint) if peers.checkpoint else None,
@@ -225,11 +226,6 @@ def measure_peer_separately(
 
 def geometry_key(bundle: Bundle) -> str:
     return json.dumps([bundle.family, bundle.architecture], sort_keys=True)
-
-
-def folder_name(bundle: Bundle) -> str:
-    """Return the name of the folder of the bundle's geometry."""
-    return sha256(geometry_key(bundle).encode()).hexdigest()[:16]
 
 
 def gguf_file(path: Path) -> GgufFile:

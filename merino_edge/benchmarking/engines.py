@@ -6,11 +6,12 @@ Counts are sums over the operators of the geometry, so they hold for every famil
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
-from merino_edge.benchmarking.llama_cpp_native import native_build
 from merino_edge.families.geometry import Geometry, UniformGeometry
 from merino_edge.families.operators import Operator
+from merino_edge.storage.atomic import cache_folder
 from merino_runtime.errors import MerinoError
 
 
@@ -32,6 +33,7 @@ class Peer(NamedTuple):
 
 TORCH = (("torch", "torch"), ("transformers", "transformers"))
 WITH_Q8_0_CACHE = "llama.cpp-q8_0-cache"
+GENERIC_BUILD = "generic-build"  # flag of a row of llama.cpp: the wheel is built for AVX2, whatever the machine has
 LLAMA = (("xllamacpp", "xllamacpp"), ("gguf", "gguf"))
 
 
@@ -75,6 +77,13 @@ def parse_engines(text: str) -> tuple[str, ...]:
 
 def peers_of(engines: Sequence[str]) -> list[Peer]:
     return [peer for peer in PEERS if peer.engine in engines]
+
+
+def native_build() -> Path | None:
+    """Return the folder of llama-cpp-python's package that `make peers-native` builds for this machine; None if it was
+    not built."""
+    folder = cache_folder() / "peers-native" / "llama_cpp"
+    return folder if (folder / "llama_cpp.py").is_file() else None
 
 
 def missing(peer: Peer) -> str | None:

@@ -6,29 +6,45 @@ The type of a description is `merino_runtime.bundle.Bundle`, which `load_bundle`
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from merino_edge.bundles.board_app import write_board_app
-from merino_edge.bundles.boards import fitting_boards
-from merino_edge.bundles.files import APP_FILE, DESCRIPTION_FILE, TOKENIZER_FILE, list_files
+from merino_edge.bundles.files import APP_FILE, DESCRIPTION_FILE, TOKENIZER_FILE
 from merino_edge.families.geometry import Geometry
-from merino_edge.families.operators import Core, decode_flops, fast_isa, head_flops, kv_bytes, kv_format, params
+from merino_edge.families.operators import (
+    Core,
+    Operator,
+    decode_flops,
+    fast_isa,
+    head_flops,
+    kv_bytes,
+    kv_format,
+    params,
+    weight_bytes,
+)
+from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.default_coefficients import slower_on
+from merino_edge.prediction.formats import has_cache, is_predicted, missing_isa
+from merino_edge.prediction.shape import InferenceShape, default_prompt
+from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import list_profiles
 from merino_edge.storage.atomic import write_text
+from merino_runtime.backends.threads import prefill_choice
 from merino_runtime.bundle import (
     FIRST_QUANTIZED_CACHE,
     QUANTIZED_CACHES,
     BackendNeed,
     Bundle,
+    BundleFile,
     Chat,
     Golden,
     KvLayer,
     Port,
     Threads,
+    sha256_of,
 )
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.bundle.schema import BUNDLE_SHAPE, SCHEMA, problems_of
@@ -47,31 +63,18 @@ TENSORRT = BackendNeed("tensorrt", "8.2", ())  # JetPack 4.6's
 RUNTIME_CHOOSES = Threads(None, None)
 
 
-class PortLike(Protocol):
-    """An input or output of a graph; an axis is a length or a name."""
+class Graph(Protocol):
+    """A graph that writes itself, with its weights, into a folder. Bytes count weights as the graph stores them.
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def dtype(self) -> str: ...
-
-    @property
-    def shape(self) -> tuple[int | str, ...]: ...
-
-
-class GraphFacts(Protocol):
-    """What a description needs of the graph. Bytes count weights as the graph stores them.
-
-    `windowed`: whether a fused attention has a window. `own_kernels`: the names of its operators
-    from this project's library, sorted.
+    `inputs`, `outputs`: each with a name, a dtype and a shape, whose axes are lengths or names. `windowed`: whether a
+    fused attention has a window. `own_kernels`: the names of its operators from this project's library, sorted.
     """
 
     @property
-    def inputs(self) -> Sequence[PortLike]: ...
+    def inputs(self) -> Sequence[Any]: ...
 
     @property
-    def outputs(self) -> Sequence[PortLike]: ...
+    def outputs(self) -> Sequence[Any]: ...
 
     @property
     def weight_bytes(self) -> int: ...
@@ -84,6 +87,8 @@ class GraphFacts(Protocol):
 
     @property
     def own_kernels(self) -> Sequence[str]: ...
+
+    def save(self, folder: Path) -> None: ...
 
 
 class ModelFacts(NamedTuple):
@@ -127,9 +132,14 @@ class GraphFormat(NamedTuple):
 
 
 def describe(
-    folder: Path, model: ModelFacts, graph: GraphFacts, form: GraphFormat, golden: Golden, threads: Threads
+    folder: Path, model: ModelFacts, graph: Graph, form: GraphFormat, golden: Golden, threads: Threads
 ) -> Bundle:
     """The description of the model whose graph, weights and tokenizer lie in `folder`; hashes them."""
+    # Without the application, so that the bundle's hash does not depend on the version of the runtime beside it.
+    files = tuple(
+        BundleFile(path.name, path.stat().st_size, sha256_of(str(path)))
+        for path in sorted(folder.iterdir()) if path.name not in (DESCRIPTION_FILE, APP_FILE)
+    )  # fmt: skip
     geometry = model.geometry
     operators, backends = geometry.operators, backends_of(form, graph.windowed)
     slower = (
@@ -170,7 +180,7 @@ def describe(
         threads=threads,
         golden=golden,
         chat=model.chat,
-        files=list_files(folder),
+        files=files,
         kernels=tuple(graph.own_kernels),
     )
 
@@ -182,6 +192,44 @@ def backends_of(form: GraphFormat, windowed: bool = False) -> tuple[BackendNeed,
     plain = form.dialect == "portable" and form.precision in ("fp32", "fp16") and not form.all_logits
     on_gpu = (TENSORRT,) if plain else ()
     return (BackendNeed("onnxruntime", oldest, REFUSED_VERSIONS), *on_gpu)
+
+
+def fitting_boards(
+    operators: Sequence[Operator], precision: str, context: int, threads: Threads,
+    backends: Sequence[str], profiles: Sequence[DeviceProfile] | None = None, kv: str | None = None,
+    slower: Collection[str] = (),
+) -> tuple[str, ...]:  # fmt: skip
+    """Ids of the `profiles` (default: the shipped ones) that the bundle fits, a prompt of half the context included.
+
+    `threads`: the bundle's, since counts that differ open two sessions, each with a copy of the weights. `backends`:
+    those that run the bundle's graph. `kv`: the format of the cache; None: the activations'. `slower`: ids of boards
+    with the other kind of core, on which the graph decodes slower than a graph for that kind: these are left out.
+    """
+    shape, weights = InferenceShape(precision, context, default_prompt(context), kv), weight_bytes(operators, precision)
+
+    def fits(profile: DeviceProfile) -> bool:
+        if not is_predicted(profile, precision) or missing_isa(profile, precision) or not has_cache(profile, kv):
+            return False
+        if profile.backend == "onnxruntime" and profile.id in slower:
+            return False
+        needed_mb = cost_model(profile, shape).memory_mb(operators, sessions_of(threads, profile, weights))
+        return needed_mb <= profile.memory.free_mb.value
+
+    return tuple(
+        profile.id
+        for profile in (list_profiles() if profiles is None else profiles)
+        if any(fits(profile.with_backend(name)) for name in profile.backends if name in backends)
+    )
+
+
+def sessions_of(threads: Threads, profile: DeviceProfile, weights: int) -> int:
+    """Return how many sessions the runtime opens on this board for `weights` bytes: in ONNX Runtime two if the thread
+    counts, at most one per core, differ, as `merino_runtime.backends.threads` counts them."""
+    if profile.backend != "onnxruntime":
+        return 1
+    cores = int(profile.cpu.cores.value)
+    decode = min(threads.decode or profile.performance.onnxruntime.decode_threads.value, cores)
+    return 1 if min(threads.prefill or prefill_choice(weights, decode, cores), cores) == decode else 2
 
 
 def write_description(bundle: Bundle) -> None:
@@ -200,14 +248,8 @@ def as_json(value: Any) -> Any:
     return [as_json(part) for part in value] if isinstance(value, tuple) else value
 
 
-class SavedGraph(GraphFacts, Protocol):
-    """A graph that can write itself, with its weights, into a folder."""
-
-    def save(self, folder: Path) -> None: ...
-
-
 def write_bundle(
-    folder: Path, model: ModelFacts, graph: SavedGraph, form: GraphFormat, golden: Golden, *,
+    folder: Path, model: ModelFacts, graph: Graph, form: GraphFormat, golden: Golden, *,
     threads: Threads = RUNTIME_CHOOSES, tokenizer: Path | str | None = None, template: str | None = None,
     beside: Mapping[str, str] = MappingProxyType({}),
 ) -> Bundle:  # fmt: skip

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from merino_runtime.bundle import BundleFile, sha256_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
 
@@ -32,19 +31,6 @@ def described(folder: Path) -> dict[str, Any]:
     except MerinoError:
         return {}
     return description if isinstance(description, dict) else {}
-
-
-def list_files(folder: Path) -> tuple[BundleFile, ...]:
-    """The model's files in `folder`, sorted by name: all but bundle.json and merino.pyz.
-
-    The application is left out so that bundle.json, and with it the bundle's hash, depends on the model alone and not
-    on the version of the runtime that travels beside it.
-    """
-    return tuple(
-        BundleFile(path.name, path.stat().st_size, sha256_of(str(path)))
-        for path in sorted(folder.iterdir())
-        if path.name not in (DESCRIPTION_FILE, APP_FILE)
-    )
 
 
 def bundle_bytes(folder: Path) -> int:

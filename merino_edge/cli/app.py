@@ -1,7 +1,7 @@
 """The workstation's command line, `merino-edge`. Each command: parse, one call, one file written.
 
-The commands are registered here, in the order of the help. Each has a module, or shares one with its group: `design`,
-`train`, `export`, `choose`, `records`, `deliver`, and `board_verbs` for those that the board has too.
+The commands are registered here, in the order of the help. Each has a module, or shares one with its group: `choose`,
+`records`, `deliver`, and `board_verbs` for those that the board has too.
 
 Data goes to stdout, messages to stderr. Exit codes: 0 done, 1 the request cannot be met, 2 wrong usage. Modules that
 load torch are imported inside the commands, so that the others start at once.
@@ -19,16 +19,13 @@ import typer
 from typer.core import TyperGroup
 
 from merino_edge import __version__
-from merino_edge.cli import choose as cli_choose
-from merino_edge.cli import deliver as cli_deliver
-from merino_edge.cli import records as cli_records
 from merino_edge.cli.board_verbs import add_to
-from merino_edge.cli.deliver import check
+from merino_edge.cli.choose import pareto, recommend
+from merino_edge.cli.deliver import check, flash, keygen, pack
 from merino_edge.cli.design import design
-from merino_edge.cli.evaluate import evaluate
 from merino_edge.cli.export import export
-from merino_edge.cli.flash import flash
 from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Root, Ssh
+from merino_edge.cli.records import compare, evaluate, report
 from merino_edge.cli.score import score
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
@@ -90,9 +87,8 @@ def devices(
         show(device_table(profiles[0]) if device else devices_table(profiles))
 
 
-app.command()(cli_choose.recommend)
-app.command()(cli_choose.pareto)
-app.command()(design)
+for command in (recommend, pareto, design):
+    app.command()(command)
 
 
 @app.command()
@@ -134,19 +130,21 @@ def calibrate(
 
 app.command()(train)
 app.command()(export)
-add_to(app, "generate")
-add_to(app, "chat")
-add_to(app, "serve")
+for name in ("generate", "chat", "serve"):
+    add_to(app, name)
+
+
+AgainstOption = partial(typer.Option, rich_help_panel="Baseline and other engines")
 
 
 @app.command()
 def bench(
     bundles: Annotated[list[str], typer.Argument(metavar="BUNDLE", help="bundle folders, or `embedded`")],
     baseline: Annotated[
-        str | None, typer.Option(help="baseline of the ratios: opt-350m, opt-125m or a bundle folder")
+        str | None, AgainstOption(help="baseline of the ratios: opt-350m, opt-125m or a bundle folder")
     ] = None,
     baseline_precision: Annotated[
-        str | None, typer.Option(help="weight format of baseline opt-350m or opt-125m; default: as each bundle")
+        str | None, AgainstOption(help="weight format of baseline opt-350m or opt-125m; default: as each bundle")
     ] = None,
     prompts: Annotated[
         str | None, typer.Option("-p", help="prompt lengths; default: 512, or what fits the context")
@@ -162,13 +160,13 @@ def bench(
     timeout: Annotated[float, typer.Option(help="time limit in seconds for all repetitions of a row")] = 3600.0,
     peers: Annotated[
         str | None,
-        typer.Option(
+        AgainstOption(
             help="other engines to compare with, a list: transformers, torch.compile, ctranslate2, llama.cpp,"
                  " llama.cpp-q8_0-cache; or all"
         ),
     ] = None,
     peers_file: Annotated[
-        Path | None, typer.Option(help="GGUF or Hugging Face folder of the bundle's weights, for llama.cpp")
+        Path | None, AgainstOption(help="GGUF or Hugging Face folder of the bundle's weights, for llama.cpp")
     ] = None,
     output: Annotated[Literal["md", "json", "jsonl", "csv"], typer.Option("-o", help="output format")] = "md",
     save: Annotated[Path | None, typer.Option(help="also save the records as JSON; FILE.jsonl is appended to")] = None,
@@ -190,10 +188,11 @@ def bench(
     for count in request.threads:
         check_threads("threads", count)
     if ssh is not None:
-        from merino_edge.cli.over_ssh import bench_there, words_of
+        from merino_edge.cli.over_ssh import bench_there
 
         refuse_local(peers=peers, peers_file=peers_file)
-        options = words_of(p=prompts, n=steps, d=depths, r=repetitions, t=threads, timeout=timeout)
+        given = {"-p": prompts, "-n": steps, "-d": depths, "-r": repetitions, "-t": threads, "--timeout=": timeout}
+        options = [f"{option}{value}" for option, value in given.items() if value is not None]
         raise typer.Exit(
             bench_there(
                 ssh, bundles, options, accept_new=accept_new, root=root, baseline=baseline,
@@ -209,14 +208,11 @@ def bench(
     raise typer.Exit(code)
 
 
-app.command()(flash)
-app.command()(check)
-app.command()(score)
+for command in (flash, check, score):
+    app.command()(command)
 app.command("eval")(evaluate)
-app.command()(cli_records.compare)
-app.command()(cli_records.report)
-app.command()(cli_deliver.keygen)
-app.command()(cli_deliver.pack)
+for command in (compare, report, keygen, pack):
+    app.command()(command)
 add_to(app, "info")
 add_to(app, "verify")
 

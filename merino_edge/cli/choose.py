@@ -35,6 +35,7 @@ Against = StrEnum(  # type: ignore[misc]
     "Against", {name: budget.option.removeprefix("--") for name, budget in BUDGETS_BY_NAME.items() if budget.default}
 )
 FIRST_AXIS = next(iter(Against))
+POINTS = 12  # limits of a front
 
 
 @with_budgets
@@ -55,9 +56,8 @@ def recommend(
 ) -> None:
     """List the published models and formats that meet a board's budgets, and a design for the same budgets."""
     from merino_edge.calibration.board import board
-    from merino_edge.cli.design_tables import budgets_line, recommendation_table
     from merino_edge.cli.over_ssh import chosen_device
-    from merino_edge.cli.recommended import first_command, recommendation_json
+    from merino_edge.cli.recommended import budgets_line, first_command, recommendation_json, recommendation_table
     from merino_edge.cli.tables import show
     from merino_edge.cli.terminal import put, say, working
     from merino_edge.design.budgets import with_board_defaults
@@ -89,12 +89,7 @@ def pareto(
     limits: dict[str, float],
     backend: Backend = None,
     against: Annotated[Against, typer.Option(help="budget on the x axis of the Pareto front")] = FIRST_AXIS,
-    points: Annotated[
-        int, typer.Option(help="number of limits, log-spaced from the smallest decoder to the largest")
-    ] = 12,
     context: Context = None,
-    prompt: Prompt = None,
-    confidence: Confidence = CONFIDENCE,
     vocab: Vocab = None,
     precision: Precision = None,
     kv: OpenKv = None,
@@ -106,11 +101,11 @@ def pareto(
     from merino_edge.calibration.board import board
     from merino_edge.cli.design_tables import front_table, intervals_of
     from merino_edge.cli.tables import show
-    from merino_edge.cli.terminal import put, save, say, solving_progress
+    from merino_edge.cli.terminal import put, save, say, working
     from merino_edge.design.pareto import front
     from merino_edge.prediction.shape import default_lengths
-    from merino_edge.report.front import check_plot, save_front
-    from merino_edge.storage.atomic import check_file, check_keeps
+    from merino_edge.report.front import check_plot, front_svg
+    from merino_edge.storage.atomic import check_file, check_keeps, write_text
 
     if out and plot and out.resolve() == plot.resolve():
         raise MerinoError(f"-o {out} and --plot {plot} are one file: choose another for one of them")
@@ -121,16 +116,12 @@ def pareto(
     if plot:
         check_plot(plot)
     chosen = opened(vocab, precision, kv)
-    share = parse_confidence(confidence)
     profile = board(device, say, backend)
-    longest, tokens = default_lengths(profile, context, prompt)
-    with solving_progress(points) as report:
-        pareto_front = front(
-            profile, limits, against.name, points, **chosen, context=longest, prompt=tokens, confidence=share,
-            progress=lambda limit: report(f"{against.value} {limit:g}"),
-        )  # fmt: skip
+    longest, tokens = default_lengths(profile, context, None)
+    with working(f"searching for {profile.name}"):
+        pareto_front = front(profile, limits, against.name, POINTS, **chosen, context=longest, prompt=tokens)
     if plot:
-        save_front(pareto_front, plot)
+        write_text(plot, front_svg(pareto_front))
         say(f"wrote {plot}")
     free = save(out, pareto_front.to_json())
     if as_json and free:

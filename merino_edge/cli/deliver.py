@@ -1,14 +1,26 @@
-"""The commands `keygen`, `pack` and `check`, which write and check files for boards."""
+"""The commands that bring a bundle onto boards: `check`, `keygen`, `pack` and `flash`."""
 
+import asyncio
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from merino_edge.cli.options import Json
+from merino_edge.cli.options import ACCEPT_NEW, HOST, Json
 from merino_edge.cli.terminal import put, say, working
+from merino_runtime.errors import MerinoError
+
+if TYPE_CHECKING:  # imports asyncssh
+    from merino_edge.delivery.ssh.flash import Flashed
+
+SCHEMA = 1
+SHOWN = 20  # kinds of problems; --json has all
+PlaceOption, TrustOption, SshOption = (
+    partial(typer.Option, rich_help_panel=panel) for panel in ("One place", "Trust", "With --ssh")
+)
 
 
 def keygen(
@@ -65,10 +77,6 @@ def pack(
         say("it is not signed: boards install it with --allow-unsigned only")
 
 
-SCHEMA = 1
-SHOWN = 20  # kinds of problems; --json has all
-
-
 def check(
     bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="bundle folder, or `embedded`")],
     tensorrt: Annotated[
@@ -105,3 +113,97 @@ def check(
         say(f"merino-edge: {loaded.name} is not for TensorRT {result.version}{hidden}{remedy}")
     if result.problems:
         raise typer.Exit(1)
+
+
+def flash(
+    file: Annotated[Path, typer.Argument(metavar="NAME.merino", help="package made by `pack`")],
+    ssh: Annotated[list[str] | None, PlaceOption(
+        metavar=HOST, help="running board to install on; repeat for more: four at a time"
+    )] = None,
+    rootfs: Annotated[Path | None, PlaceOption(help="root file system of a board, mounted or staged")] = None,
+    image: Annotated[Path | None, PlaceOption(help="disk image of a system: FILE.img or FILE.img.xz")] = None,
+    trust: Annotated[list[Path] | None, TrustOption(
+        metavar="KEY.pub", help="public key to trust from now on; repeat for more"
+    )] = None,
+    allow_unsigned: Annotated[bool, TrustOption("--allow-unsigned", help="accept an unsigned package")] = False,
+    allow_downgrade: Annotated[bool, SshOption(
+        "--allow-downgrade", help="accept a package older than one that was installed"
+    )] = False,
+    accept_new: Annotated[bool, SshOption("--accept-new", help=ACCEPT_NEW)] = False,
+    root: Annotated[str | None, SshOption(help="folder of releases on the board; default: as `install`")] = None,
+    force: Annotated[bool, SshOption(
+        "--force", help="install even if the package is for another board or slow on it"
+    )] = False,
+    service: Annotated[bool, SshOption(
+        "--service", help="as root: test the release at each boot, roll back if it fails"
+    )] = False,
+    serve: Annotated[bool, SshOption(
+        "--serve", help="as --service, and serve the release on port 8080 of the board itself"
+    )] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be done, and change nothing")] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Install a package on boards over ssh, tested and measured there; or write it into a system that boots later."""
+    places = {"--ssh": bool(ssh), "--rootfs": rootfs, "--image": image}
+    targets = [name for name, value in places.items() if value]
+    if len(targets) != 1:
+        raise MerinoError(f"flash has {' and '.join(targets) or 'no place'}: give one of {', '.join(places)}")
+    options: dict[str, Any] = {"allow_unsigned": allow_unsigned, "dry_run": dry_run}
+    if ssh:
+        done = flash_boards(
+            file, ssh, accept_new=accept_new, keys=trust or (), allow_downgrade=allow_downgrade, force=force,
+            service=service or serve, serve=serve, root=root, **options,
+        )  # fmt: skip
+        show_flashed(done, dry_run, as_json)
+        raise typer.Exit(1 if any(board.error for board in done) else 0)
+    if root or force or accept_new or service or serve or allow_downgrade:
+        raise MerinoError(
+            "--root, --force, --accept-new, --service, --serve and --allow-downgrade go with --ssh, not with"
+            f" {targets[0]}: leave them out"
+        )
+    from merino_edge.delivery.first_boot import flash_rootfs
+    from merino_edge.delivery.image import finished_image, flash_image
+
+    options |= {"trust": trust or (), "report": say}
+    steps = flash_rootfs(file, rootfs, **options) if rootfs else flash_image(file, cast(Path, image), **options)
+    for line in [json.dumps(steps)] if as_json else steps:
+        put(line)
+    if not dry_run:
+        place = rootfs or finished_image(cast(Path, image))
+        say(f"done: {file.name} is in {place}; the board that starts from it installs it")
+
+
+def flash_boards(file: Path, ssh: list[str], *, accept_new: bool, dry_run: bool, **options: Any) -> "list[Flashed]":
+    """Check the package, then install it on the boards. `options`: those of `package`, such as `keys` and `force`."""
+    from merino_edge.cli.terminal import boards_progress
+    from merino_edge.delivery.ssh.connect import parse_addresses
+    from merino_edge.delivery.ssh.flash import flash_all, package
+
+    addresses = parse_addresses(ssh)
+    with working(f"checking {file}"):
+        checked = package(file, report=say, **options)
+    with boards_progress() as report:
+        return asyncio.run(
+            flash_all(addresses, checked, accept_new=accept_new, dry_run=dry_run, report=report, say=say)
+        )
+
+
+def show_flashed(done: "list[Flashed]", dry_run: bool, as_json: bool) -> None:
+    """Print the summary to stdout, the boards' notes and errors to stderr."""
+    from merino_edge.cli.record_tables import flashed_json, flashed_table
+    from merino_edge.cli.tables import show
+    from merino_runtime.io.visible import visible
+
+    if as_json:
+        print(json.dumps([flashed_json(board) for board in done]))
+        return
+    for board in done:
+        for line in board.plan:
+            put(f"{board.host}: {visible(line)}")
+        for note in board.notes:
+            say(f"note: {board.host}: {note}")
+    if not dry_run:
+        show(flashed_table(done))
+    for board in done:
+        if board.error:
+            say(f"{board.host}: {board.error}")

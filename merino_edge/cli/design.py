@@ -148,8 +148,7 @@ def tried(
     machine."""
     if profile.id != "host":
         raise MerinoError(f"--measure measures on this machine, not on a {profile.name}: give --device host with it")
-    from merino_edge.benchmarking.measuring import bench_here
-    from merino_edge.benchmarking.redesign import MOST_DESIGNS, measure_design, redesign  # loads torch
+    from merino_edge.benchmarking.measuring import MOST_DESIGNS, bench_here, measure_design, redesign  # loads torch
     from merino_edge.cli.terminal import bench_progress, say
 
     def measure(candidate: "Design") -> "Measured":

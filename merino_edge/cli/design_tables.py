@@ -1,9 +1,8 @@
-"""What `design`, `recommend` and `pareto` print: budgets, the design beside OPT-350M, models that exist, the front."""
+"""What `design` and `pareto` print: budgets, the design beside OPT-350M, the front. `recommended` uses parts of it."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import shlex
+from collections.abc import Sequence
 
-from merino_edge.cli.recommended import graph_options
 from merino_edge.cli.tables import (
     ENTROPY,
     SHAPE,
@@ -16,13 +15,12 @@ from merino_edge.cli.tables import (
     show,
 )
 from merino_edge.cli.terminal import put
-from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, options_line
-from merino_edge.design.design_file import Design, Measured, Ratio, Training
+from merino_edge.design.budgets import BUDGETS_BY_NAME, options_line
+from merino_edge.design.design_file import Design, Measured, Training
 from merino_edge.design.existing import existing_score
 from merino_edge.design.pareto import Front
-from merino_edge.design.recommend import Candidate, FormatDesign, Recommendation, Verdict
-from merino_edge.design.score import MeasuredScoring, Scoring
-from merino_edge.families.designed import Architecture
+from merino_edge.design.recommend import Recommendation
+from merino_edge.design.score import MeasuredScoring
 from merino_edge.families.operators import FORMATS
 from merino_edge.families.zoo import model
 from merino_edge.prediction.cost_model import CostModel, Predicted, cost_model
@@ -40,21 +38,6 @@ LAW = (
 )
 
 
-class ScoreTerms(NamedTuple):
-    """The words for a score: in a sentence, in a row of a table, its amounts, what it means."""
-
-    name: str
-    row: str
-    amount: Callable[[float], str]
-    meaning: str
-
-
-def score_terms(scoring: Scoring) -> ScoreTerms:
-    if isinstance(scoring, MeasuredScoring):
-        return ScoreTerms("effective weights", "effective weights", lambda value: f"{value / 1e6:,.1f} M", LAW)
-    return ScoreTerms("entropy", "entropy (weighted nats)", lambda value: f"{value:,.0f}", ENTROPY)
-
-
 def print_design(design: Design, profile: DeviceProfile, named: str | None = None) -> None:
     """The budgets, the table, the design and how it was found. `named`: how the user named the profile, if not by its
     id."""
@@ -67,9 +50,14 @@ def print_design(design: Design, profile: DeviceProfile, named: str | None = Non
     if design.measured:
         put(measured_line(design.measured))
     if design.loss_ratio:
-        put(loss_line(design.loss_ratio))
+        ratio = design.loss_ratio
+        put(
+            f"predicted loss, equal training: {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of OPT-350M's"
+            " geometry in float32; in brackets with the constants of the score at the ends of their intervals"
+        )
     put(training_line(design.training))
-    put(f"{heads_line(design.architecture)}; {solver_line(design)}")
+    arch = design.architecture
+    put(f"heads of {arch.head_size}, {len(arch.kv_layers)} layers, context {arch.context}; {solver_line(design)}")
     if hint := export_line(design, profile, named or profile.id):
         put(hint)
 
@@ -78,10 +66,17 @@ def export_line(design: Design, profile: DeviceProfile, named: str) -> str:
     """The options that `export` requires, where without them it would write another graph than the costs are of; else
     empty."""
     own = graph_dialect(profile) == "portable" or FORMATS[design.precision].grouped
-    options = graph_options(profile, named)
-    if profile.backend != "onnxruntime" or not own or not options:
-        return ""
-    return f"export it, or the checkpoint trained from it, with{options}: other graphs are slower there, or do not run"
+    options = graph_options(profile, named) if own and profile.backend == "onnxruntime" else ""
+    return options and (
+        f"export it, or the checkpoint trained from it, with{options}: other graphs are slower there, or do not run"
+    )
+
+
+def graph_options(profile: DeviceProfile, named: str) -> str:
+    """Options of `export` where the board needs another graph than the default one."""
+    if profile.backend == "tensorrt":
+        return " --dialect portable"
+    return "" if graph_dialect(profile) == "fused" else f" --for {shlex.quote(named)}"
 
 
 def costs_of(design: Design, profile: DeviceProfile) -> CostModel:
@@ -91,19 +86,16 @@ def costs_of(design: Design, profile: DeviceProfile) -> CostModel:
 
 
 def design_budgets(design: Design, profile: DeviceProfile) -> str:
+    """The budgets, and what the search was to choose, if anything."""
     tokens = lengths_words(design.architecture.context, design.prompt, design.kv)
     board = f"{on_backend(profile, design.device)}{other_backends(profile)}"
-    return f"budgets for {board}: {options_line(design.budget)}; {tokens}{open_words(design)}"
-
-
-def open_words(design: Design) -> str:
-    """What the search was to choose, if anything."""
+    line = f"budgets for {board}: {options_line(design.budget)}; {tokens}"
     considered = design.considered
     if len(considered.vocab) * len(considered.precision) * len(considered.kv) == 1:
-        return ""
+        return line
     vocabs, formats = ", ".join(map(str, considered.vocab)), ", ".join(considered.precision)
     caches = ", ".join(kv or "float" for kv in considered.kv)
-    return f"\nopen: vocabulary {vocabs}; format {formats}; KV cache {caches}"
+    return f"{line}\nopen: vocabulary {vocabs}; format {formats}; KV cache {caches}"
 
 
 def design_table(design: Design, costs: CostModel) -> Table:
@@ -121,32 +113,29 @@ def design_table(design: Design, costs: CostModel) -> Table:
             rows.append([budget.label, *ratio_cells(value, opt_value, budget.unit, interval)])
     opt_score = existing_score(reference, design.scoring, design.precision)
     assert opt_score is not None
-    terms = score_terms(design.scoring)
+    if isinstance(design.scoring, MeasuredScoring):
+        title, meaning = "effective weights", LAW
+        scores = [f"{value / 1e6:,.1f} M" for value in (design.entropy, opt_score)]
+    else:
+        title, meaning = "entropy (weighted nats)", ENTROPY
+        scores = [f"{value:,.0f}" for value in (design.entropy, opt_score)]
     rows += [
         ["weights", *ratio_cells(predicted.weight_bytes / BYTES_PER_MB, opt.weight_bytes / BYTES_PER_MB, "MB")],
         [f"KV cache at {arch.context} tokens",
          *ratio_cells(predicted.kv_bytes / BYTES_PER_MB, opt.kv_bytes / BYTES_PER_MB, "MB")],
-        [terms.row, terms.amount(design.entropy), terms.amount(opt_score), f"{opt_score / design.entropy:.2f}x"],
+        [title, *scores, f"{opt_score / design.entropy:.2f}x"],
     ]
     return Table(
         columns=[Column("", left=True, wraps=True), Column("this design", wraps=True), Column("OPT-350M"),
                  Column("OPT-350M / design")],
         rows=rows,
         title=f"Design for {on_backend(profile, profile.name)}, predicted from {predicted.provenance} coefficients",
-        below=[f"{arch.shape()}; vocabulary {arch.vocab}, {formats_line(design)}", SHAPE, terms.meaning],
+        below=[f"{arch.shape()}; vocabulary {arch.vocab}, {formats_line(design)}", SHAPE, meaning],
     )  # fmt: skip
 
 
 def formats_line(design: Design) -> str:
     return f"{design.precision}, a KV cache of {design.kv}" if design.kv else design.precision
-
-
-def loss_line(ratio: Ratio) -> str:
-    """What the score means for the loss."""
-    return (
-        f"predicted loss, equal training: {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of OPT-350M's geometry"
-        " in float32; in brackets with the constants of the score at the ends of their intervals"
-    )
 
 
 def training_line(text: Training) -> str:
@@ -198,99 +187,9 @@ def solver_line(design: Design) -> str:
     if solver.gap is None:
         return f"{found}not proved"
     if solver.gap < PROVED:
-        name = score_terms(design.scoring).name
-        return f"{found}proved: no decoder of the paper's space has 0.01 % more {name}{searched}"
+        return f"{found}proved: no decoder of the paper's space has 0.01 % more entropy{searched}"
     below = solver.gap / (1 + solver.gap)  # the gap is relative to the design's score, and may be above 1
     return f"{found}not proved, at most {below:.2%} below the optimum"
-
-
-def heads_line(arch: Architecture) -> str:
-    return f"heads of {arch.head_size}, {len(arch.kv_layers)} layers, context {arch.context}"
-
-
-COLUMNS = (
-    Column("model", left=True, wraps=True, least=16), Column("format", left=True), Column("params M"),
-    Column("decode ms", wraps=True), Column("prefill ms", wraps=True), Column("memory MB"), Column(EFFECTIVE),
-    Column("score"), Column("formats that fit", left=True, wraps=True),
-    Column("verdict", left=True, wraps=True, least=24),
-)  # fmt: skip
-
-
-def recommendation_table(recommendation: Recommendation, profile: DeviceProfile) -> Table:
-    """The designs first, then every model of the zoo in the preferred format that fits, else the nearest."""
-    provenance = recommendation.candidates[0].chosen.predicted.provenance
-    fitting = sum(candidate.fits for candidate in recommendation.candidates)  # they come first
-    return Table(
-        columns=COLUMNS,
-        rows=[
-            *map(design_cells, recommendation.designs),
-            *(candidate_cells(candidate, recommendation) for candidate in recommendation.candidates),
-        ],
-        title=f"Models for {on_backend(profile, profile.name)}, predicted from {provenance} coefficients",
-        below=[
-            f"{EFFECTIVE}: {LAW}",
-            "score: mean of published zero-shot HellaSwag, PIQA and WinoGrande in %, sources with --json; those of two"
-            " sources are not quite comparable. Designs are untrained, so they have none.",
-        ],
-        dropped=["formats that fit", "params M", "prefill ms", EFFECTIVE],
-        lines_after=[len(recommendation.designs) - 1, len(recommendation.designs) + fitting - 1],
-    )  # fmt: skip
-
-
-def design_cells(row: FormatDesign) -> list[str]:
-    if row.design is None:
-        return ["our design", row.precision, *["-"] * 6, "none", row.reason]
-    cost = row.design.predicted
-    score = f"{row.design.entropy / 1e6:,.1f}"
-    return ["our design", row.precision, *cost_columns(cost), score, "", row.precision, "fits"]
-
-
-def cost_columns(cost: Predicted) -> list[str]:
-    return [
-        f"{cost.params / 1e6:,.1f}", f"{cost.decode_ms:,.1f}{interval_shown(cost.decode_ms_interval)}",
-        f"{cost.prefill_ms:,.0f}{interval_shown(cost.prefill_ms_interval)}", f"{cost.memory_mb:,.0f}",
-    ]  # fmt: skip
-
-
-def candidate_cells(candidate: Candidate, recommendation: Recommendation) -> list[str]:
-    model, verdict = candidate.model, candidate.chosen
-    cost, score = verdict.predicted, model.ranking_score()
-    fitting = [each.precision for each in candidate.verdicts if each.fits and candidate.long_enough]
-    return [
-        f"{model.name}, {model.note}" if model.note else model.name,
-        verdict.precision,
-        *cost_columns(cost),
-        "-" if candidate.entropy is None else f"{candidate.entropy / 1e6:,.1f}",
-        "" if score is None else f"{score:.1f}",
-        " ".join(fitting) or "none",
-        "fits" if candidate.fits else reasons(candidate, verdict, recommendation),
-    ]
-
-
-def reasons(candidate: Candidate, verdict: Verdict, recommendation: Recommendation) -> str:
-    """Each thing that fails and by how much, e.g. `decode 120 of 50 ms (2.4x)`."""
-    failing = []
-    if not candidate.long_enough:
-        failing.append(f"context {candidate.model.geometry.context} of {recommendation.context}")
-    for name, share in verdict.over.items():
-        budget = BUDGETS_BY_NAME[name]
-        used, limit = amount(budget, verdict.predicted), recommendation.budget[name]
-        excess = f"{share:.1f}x" if share >= 1.1 else f"+{100 * (share - 1):.1f} %"
-        failing.append(f"{budget.title} {used:,.4g} of {limit:,g} {budget.unit} ({excess})")
-    if verdict.refused:
-        failing.append(verdict.refused)
-    return "; ".join(failing)
-
-
-def budgets_line(recommendation: Recommendation, profile: DeviceProfile) -> str:
-    """The budgets, and what the verdicts hold for."""
-    tokens = lengths_words(recommendation.context, recommendation.prompt, recommendation.kv)
-    verdicts = recommendation.candidates[0].verdicts
-    board = f"{on_backend(profile, recommendation.device)}{other_backends(profile)}"
-    return (
-        f"budgets for {board}: {options_line(recommendation.budget)}; {tokens}\n"
-        + intervals_of(profile, recommendation, [(each.precision, each.predicted) for each in verdicts])
-    )
 
 
 def intervals_of(

@@ -1,67 +1,68 @@
 """The command `export`: from any source to a bundle in one dialect and format."""
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from merino_edge.cli.options import Kv
+from merino_edge.cli.options import KV
 from merino_edge.cli.terminal import put, say
 
 if TYPE_CHECKING:
     from merino_edge.export.export import Exported
+    from merino_edge.export.quantize.matrix import MatrixError
     from merino_edge.export.request import ExportRequest
 
+
+FormatOption, MixedOption, ModelOption = (
+    partial(typer.Option, rich_help_panel=panel) for panel in ("Format", "With --precision mixed", "Model")
+)
+
+
 def export(
-    source: Annotated[
-        str, typer.Argument(help="checkpoint folder, GGUF file, design.json, bundle in fp32, or a model's name in the"
-                            " catalog or on the hub")
-    ],
+    source: Annotated[str, typer.Argument(
+        help="checkpoint folder, GGUF file, design.json, bundle in fp32, or a model's name in the catalog or on the hub"
+    )],
     out: Annotated[Path, typer.Option("-o", help="folder of the bundle")],
-    precision: Annotated[
-        str | None, typer.Option(help="weight format: fp32, fp16, int8 or int4; default: the design's, else fp32; auto:"
-                                 " the fastest on the board of --for that keeps 95 % of the model's answers; mixed:"
-                                 " int4, with 8 bits for the most sensitive matrices")
-    ] = None,
-    board_name: Annotated[
-        str | None, typer.Option("--for", metavar="BOARD", help="target board: sets the dialect, and the kernels for"
-                                 " its kind of core")
-    ] = None,
-    dialect: Annotated[
-        str | None, typer.Option(help="fused: ONNX Runtime 1.18 and later; portable: ONNX Runtime 1.10 and TensorRT;"
-                                 " default: the board's or the design's, else fused")
-    ] = None,
-    context: Annotated[
-        int | None, typer.Option(help="length of the KV cache in tokens; default: the model's context")
-    ] = None,
-    kv: Kv = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="weights for a catalog name: a Hugging Face folder, or random; default: the"
-                                  " published ones")
-    ] = None,
-    calibrate: Annotated[
-        Path | None, typer.Option(metavar="TEXT", help="calibration text for GPTQ, SmoothQuant and the scales of --kv")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="allow random weights to replace trained ones")
-    ] = False,
-    all_logits: Annotated[
-        bool, typer.Option("--all-logits", help="return the logits of all positions: faster `eval`, slower prefill,"
-                           " since the LM head runs for each token")
-    ] = False,
-    file_mb: Annotated[
-        float | None, typer.Option(metavar="MB", help="with --precision mixed: limit of all weights in MB;"
-                                       " default: the mean of int4 and int8")
-    ] = None,
-    decode_ms: Annotated[
-        float | None, typer.Option(metavar="MS", help="with --precision mixed: limit of the predicted decode latency"
-                                   " on the board of --for, in ms")
-    ] = None,
-    no_chat: Annotated[bool, typer.Option("--no-chat", help="leave out the model's chat template")] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="list the quantization error of each matrix")
-    ] = False,
-) -> None:
+    precision: Annotated[str | None, FormatOption(
+        help="weight format: fp32, fp16, int8 or int4; default: the design's, else fp32; auto: the fastest on the board"
+        " of --for that keeps 95 % of the model's answers; mixed: int4, with 8 bits for the most sensitive matrices",
+    )] = None,
+    board_name: Annotated[str | None, FormatOption(
+        "--for", metavar="BOARD", help="target board: sets the dialect, and the kernels for its kind of core"
+    )] = None,
+    dialect: Annotated[str | None, FormatOption(
+        help="fused: ONNX Runtime 1.18 and later; portable: ONNX Runtime 1.10 and TensorRT; default: the board's or the"
+        " design's, else fused",
+    )] = None,
+    context: Annotated[int | None, FormatOption(
+        help="length of the KV cache in tokens; default: the model's context"
+    )] = None,
+    kv: Annotated[str | None, FormatOption(help=KV)] = None,
+    all_logits: Annotated[bool, FormatOption(
+        "--all-logits", help="return the logits of all positions: faster `eval`, slower prefill, since the LM head runs"
+        " for each token",
+    )] = False,
+    file_mb: Annotated[float | None, MixedOption(
+        metavar="MB", help="limit of all weights in MB; default: the mean of int4 and int8"
+    )] = None,
+    decode_ms: Annotated[float | None, MixedOption(
+        metavar="MS", help="limit of the predicted decode latency on the board of --for, in ms"
+    )] = None,
+    weights: Annotated[Path | None, ModelOption(
+        help="weights for a catalog name: a Hugging Face folder, or random; default: the published ones"
+    )] = None,
+    calibrate: Annotated[Path | None, ModelOption(
+        metavar="TEXT", help="calibration text for GPTQ, SmoothQuant and the scales of --kv"
+    )] = None,
+    no_chat: Annotated[bool, ModelOption("--no-chat", help="leave out the model's chat template")] = False,
+    overwrite: Annotated[bool, typer.Option(
+        "--overwrite", help="allow random weights to replace trained ones"
+    )] = False,
+) -> None:  # fmt: skip
     """Export a model to an ONNX bundle with KV cache, compared with torch at each step."""
     from merino_edge.calibration.board import board
     from merino_edge.cli.terminal import working
@@ -76,13 +77,11 @@ def export(
     )  # fmt: skip
     with working(f"exporting {source}"):
         done = export_named(source, out, request, None if random else weights, say)
-    print_export(done, request, verbose)
+    print_export(done, request)
 
 
-def print_export(done: "Exported", request: "ExportRequest", verbose: bool) -> None:
-    """Print the result of an export. verbose: with a row for each quantized matrix."""
-    from merino_edge.cli.record_tables import matrices_line, matrix_table
-    from merino_edge.cli.tables import show
+def print_export(done: "Exported", request: "ExportRequest") -> None:
+    """Print the result of an export."""
     from merino_edge.export.divergence import divergence_words, keeps
 
     bundle = done.bundle
@@ -99,10 +98,8 @@ def print_export(done: "Exported", request: "ExportRequest", verbose: bool) -> N
     if bundle.chat:
         needed = f"jinja2 on the board, since {done.why_jinja}" if done.why_jinja else "nothing but the bundle"
         put(f"chat template included (`merino-edge chat {done.folder}`); it needs {needed}")
-    if done.matrices and verbose:
-        show(matrix_table(done.matrices))
-    elif done.matrices:
-        put(f"{matrices_line(done.matrices)}; --verbose lists them")
+    if done.matrices:
+        put(matrices_line(done.matrices))
 
 
 def summary_line(done: "Exported") -> str:
@@ -118,6 +115,18 @@ def summary_line(done: "Exported") -> str:
         f" {bundle_bytes(done.folder) / 2**20:.1f} MB; {measure} against torch with the same weights {done.error:.1e}"
         f" relative, over prefill and {done.steps} decode steps{with_floats};"
         f" fits {', '.join(bundle.boards) or 'no board of the profiles'}"
+    )
+
+
+def matrices_line(matrices: "Sequence[MatrixError]") -> str:
+    """Summarize the number of matrices and their errors in one line."""
+    worst = max(matrices, key=lambda row: row.mean)
+    megabytes = sum(row.nbytes for row in matrices) / 1e6
+    first, *others = (part.split(".") for part in worst.name.split("+"))  # joined matrices: `a.q.weight+a.k.weight`
+    name = ".".join([*first[:-2], "+".join(part[-2] for part in (first, *others)), first[-1]])
+    return (
+        f"{len(matrices)} quantized matrices, {megabytes:,.1f} MB; error relative to the RMS of the matrix:"
+        f" {median(row.mean for row in matrices):.2%} in the median matrix, {worst.mean:.2%} in {name}"
     )
 
 

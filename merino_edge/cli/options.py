@@ -24,16 +24,14 @@ SSH = "run on this board instead of on this machine"
 Ssh = Annotated[str | None, typer.Option(metavar=HOST, help=SSH)]
 ROOT = "with --ssh: folder of releases on the board, as for `flash --root`"
 Root = Annotated[str | None, typer.Option(metavar="DIR", help=ROOT)]
-Seed = Annotated[int, typer.Option(help="random seed")]
 Context = Annotated[int | None, typer.Option(help="context length in tokens, prompt included; default: the board's")]
 Confidence = Annotated[
     str, typer.Option(metavar="SHARE", help="confidence of the prediction interval, whose upper bound must meet the"
                       f" latency budget (calibrated boards): at 80% nine of ten latencies lie below it; {ALLOWED}")
 ]  # fmt: skip
 CONFIDENCE = percent(DEFAULT_CONFIDENCE)
-Kv = Annotated[
-    str | None, typer.Option(help="KV cache format: fp32, int8 or int4 (fused dialect, onnxruntime 1.27 or later)")
-]
+KV = "KV cache format: fp32, int8 or int4 (fused dialect, onnxruntime 1.27 or later)"
+Kv = Annotated[str | None, typer.Option(help=KV)]
 OpenKv = Annotated[str | None, typer.Option(
     rich_help_panel=CHOICES, help="KV cache format (fp32, int8, int4), or a list to choose from; default: all",
 )]  # fmt: skip
@@ -70,37 +68,24 @@ def integers(option: str, text: str) -> list[int]:
 
 def with_budgets(command: Callable[..., None]) -> Callable[..., None]:
     """Return the command with an option per budget in place of its parameter `limits`, a mapping of the given ones."""
-    options = {
-        budget.name: (
-            Annotated[float | None, typer.Option(budget.option, help=budget.help, rich_help_panel=BUDGETS)], None
+    added = [
+        inspect.Parameter(
+            budget.name, inspect.Parameter.KEYWORD_ONLY, default=None,
+            annotation=Annotated[float | None, typer.Option(budget.option, help=budget.help, rich_help_panel=BUDGETS)],
         )
         for budget in BUDGETS_BY_NAME.values()
-    }
-    return with_options(command, "limits", options, lambda values: {
-        name: limit for name, limit in values.items() if limit is not None
-    })  # fmt: skip
-
-
-def with_options(
-    command: Callable[..., None], name: str, options: dict[str, tuple[Any, Any]],
-    gathered: Callable[[dict[str, Any]], Any],
-) -> Callable[..., None]:  # fmt: skip
-    """Return the command with `options`, (annotation, default) by name, in place of its parameter `name`, which gets
-    what `gathered` makes of their values."""
-    signature = inspect.signature(command)
-    added = [
-        inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        for option, (annotation, default) in options.items()
-    ]
+    ]  # fmt: skip
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        command(**{name: gathered({option: values.pop(option) for option in options})}, **values)
+        given = {name: values.pop(name) for name in BUDGETS_BY_NAME}
+        command(limits={name: limit for name, limit in given.items() if limit is not None}, **values)
 
+    signature = inspect.signature(command)
     parameters: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
         own = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        parameters += added if parameter.name == name else [own]
+        parameters += added if parameter.name == "limits" else [own]
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run

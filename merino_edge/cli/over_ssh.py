@@ -3,7 +3,6 @@
 import asyncio
 from argparse import Namespace
 from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
@@ -12,13 +11,13 @@ from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:
     from merino_edge.calibration.probe import MeasuredDesign, Probe
+    from merino_edge.delivery.ssh.board import Program
     from merino_edge.delivery.ssh.connect import Board
-    from merino_edge.delivery.ssh.programs import Program
     from merino_edge.delivery.ssh.remote_chat import Serve
     from merino_edge.profiles.profile import DeviceProfile
 
-GENERATED_BYTES = 64 << 20
-GENERATED_S = 24 * 3600.0
+GENERATED_BYTES, PROBE_BYTES = 64 << 20, 4 << 20
+GENERATED_S, PROBE_S = 24 * 3600.0, 600.0
 Result = TypeVar("Result")
 
 
@@ -29,8 +28,7 @@ class ReaderGoneError(Exception):
 def on_board(host: str, accept_new: bool, work: "Callable[[Board], Coroutine[Any, Any, Result]]") -> Result:
     """Connect to a board and run `work`. Raise MerinoError if the connection fails."""
     from merino_edge.cli.terminal import say
-    from merino_edge.delivery.ssh.address import parse_address
-    from merino_edge.delivery.ssh.connect import connected
+    from merino_edge.delivery.ssh.connect import connected, parse_address
 
     address = parse_address(host)
 
@@ -43,19 +41,18 @@ def on_board(host: str, accept_new: bool, work: "Callable[[Board], Coroutine[Any
 
 async def with_bundle(board: "Board", root: str | None, folder: str) -> "tuple[Program, str]":
     """Copy what is missing -> the program on the board, and the bundle's folder there."""
-    from merino_edge.cli.terminal import boards_progress
-    from merino_edge.delivery.ssh.programs import bundle_there, program
+    from merino_edge.cli.terminal import copy_progress
+    from merino_edge.delivery.ssh.board import bundle_there, program
 
-    host, program_there = board.address.text, await program(board, root)
-    with boards_progress() as report:
-        copied = lambda name, done, total: report(host, f"copying {name}", done, total)  # noqa: E731
+    program_there = await program(board, root)
+    with copy_progress(board.address.text) as copied:
         return program_there, await bundle_there(program_there, folder, copied)
 
 
 def generate_there(arguments: Namespace, options: Sequence[str]) -> int:
     """Run `generate` on a board and stream its stdout -> its exit code. options: words for the board."""
     from merino_edge.cli.terminal import say
-    from merino_edge.delivery.ssh.programs import INSTALLED
+    from merino_edge.delivery.ssh.board import INSTALLED
     from merino_edge.families.names import bundle_path
     from merino_runtime.commands import STDIN, prompt_from_stdin
     from merino_runtime.io.streams import write_out
@@ -87,7 +84,7 @@ def generate_there(arguments: Namespace, options: Sequence[str]) -> int:
 def chat_there(arguments: Namespace, options: Sequence[str]) -> int:
     """Chat with a model on a board, typed and shown here -> the exit code. options: words for the board."""
     from merino_edge.cli.terminal import say
-    from merino_edge.delivery.ssh.programs import INSTALLED
+    from merino_edge.delivery.ssh.board import INSTALLED
     from merino_edge.delivery.ssh.remote_chat import RemoteChat, opened
     from merino_edge.families.names import bundle_path
     from merino_runtime.bundle import load_bundle, own_files
@@ -111,25 +108,13 @@ def chat_there(arguments: Namespace, options: Sequence[str]) -> int:
         return converse(remote_chat, f"{remote_chat.greeting['chat']} on {host}", kept)
 
 
-def bench_there(
-    host: str, bundles: Sequence[str], options: Sequence[str], *, accept_new: bool, root: str | None,
-    baseline: str | None, precision: str | None, output: str, save: Path | None,
-) -> int:  # fmt: skip
+def bench_there(host: str, bundles: Sequence[str], options: Sequence[str], **how: Any) -> int:
     """Run `bench` on a board -> its exit code."""
-    from merino_edge.benchmarking.bench_there import bench_over_ssh
-    from merino_edge.benchmarking.run import bundles_of
-    from merino_edge.cli.terminal import boards_progress, say
-    from merino_edge.delivery.ssh.address import parse_address
+    from merino_edge.benchmarking.run import run_there
+    from merino_edge.cli.terminal import copy_progress, say
 
-    address = parse_address(host)
-    folders, bases = bundles_of(bundles, baseline, precision, say)
-    with boards_progress() as report:
-        return asyncio.run(
-            bench_over_ssh(
-                address, accept_new, root, folders, bases, options=options, output=output, save_path=save, say=say,
-                copied=lambda name, done, total: report(host, f"copying {name}" if total else name, done, total),
-            )
-        )  # fmt: skip
+    with copy_progress(host) as copied:
+        return run_there(host, bundles, options, say=say, copied=copied, **how)
 
 
 def probe_there(host: str, accept_new: bool, profile: "DeviceProfile") -> "Probe":
@@ -137,14 +122,20 @@ def probe_there(host: str, accept_new: bool, profile: "DeviceProfile") -> "Probe
     from merino_edge.calibration.calibrate import check_machine
     from merino_edge.calibration.probe import parse_probe
     from merino_edge.cli.terminal import say, working
-    from merino_edge.delivery.ssh.programs import probe, program
+    from merino_edge.delivery.ssh.board import program
 
     async def work(board: "Board") -> str:
         program_there = await program(board)
         machine = program_there.facts.machine
         check_machine(machine.board.architecture, machine.model, profile.backend, profile)
         say(f"{host} measures itself for a minute, a slow board for up to five; let nothing else run there")
-        return await probe(program_there, profile.backend, say)
+        ran = await program_there.run(
+            ["probe", "-o", "-", f"--backend={profile.backend}"], doing="probe", timeout_s=PROBE_S,
+            most_bytes=PROBE_BYTES, report=say,
+        )  # fmt: skip
+        if ran.code:
+            raise MerinoError(f"{host}: cannot probe: {ran.last_words or f'it ended with code {ran.code}'}")
+        return ran.out
 
     with working(f"{host} measures itself"):
         text = on_board(host, accept_new, work)
@@ -157,14 +148,13 @@ def choose_and_measure(
     """Measure designs that the search chooses with the profile, on the board, or on this machine if host is None."""
     from merino_edge.benchmarking.chosen import measured_designs  # loads torch
     from merino_edge.benchmarking.measuring import bench_here, bench_on
-    from merino_edge.cli.terminal import bench_progress, boards_progress, say
-    from merino_edge.delivery.ssh.address import parse_address
+    from merino_edge.cli.terminal import bench_progress, copy_progress, say
+    from merino_edge.delivery.ssh.connect import parse_address
 
     if host is None:
         return measured_designs(profile, number, bench_here(bench_progress), say)
-    with boards_progress() as report:
-        progress = lambda name, done, total: report(host, f"copying {name}" if total else name, done, total)  # noqa: E731
-        return measured_designs(profile, number, bench_on(parse_address(host), accept_new, say, progress), say)
+    with copy_progress(host) as copied:
+        return measured_designs(profile, number, bench_on(parse_address(host), accept_new, say, copied), say)
 
 
 def chosen_device(device: str | None, ssh: str | None, accept_new: bool) -> str:
@@ -173,7 +163,7 @@ def chosen_device(device: str | None, ssh: str | None, accept_new: bool) -> str:
         raise typer.BadParameter("the board reports its model: give one of --ssh and --device", param_hint="--device")
     if ssh is not None:
         from merino_edge.cli.terminal import say, working
-        from merino_edge.delivery.ssh.programs import facts_of
+        from merino_edge.delivery.ssh.board import facts_of
 
         with working(f"asking {ssh} what it is"):
             facts = on_board(ssh, accept_new, facts_of)
@@ -202,15 +192,3 @@ def refuse_remote(**options: Any) -> None:
 
 def options_in(options: dict[str, Any]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, False))
-
-
-def words_of(**options: Any) -> list[str]:
-    """Return options as words for the board's command line. None and False are left out; True is a flag."""
-    words: list[str] = []
-    for name, value in options.items():
-        option = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
-        if value is True:
-            words.append(option)
-        elif value is not None and value is not False:
-            words.append(f"{option}={value}" if option.startswith("--") else f"{option}{value}")
-    return words

@@ -1,11 +1,14 @@
-"""What `recommend` prints beside its table: the object of --json, and the command that exports a model."""
+"""What `recommend` prints: the budgets, the table, the command that exports the first model, the object of --json."""
 
-import shlex
 from typing import Any
 
-from merino_edge.design.recommend import Candidate, Recommendation
+from merino_edge.cli.design_tables import EFFECTIVE, LAW, graph_options, intervals_of
+from merino_edge.cli.tables import Column, Table, interval_shown, on_backend, other_backends
+from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, options_line
+from merino_edge.design.recommend import Candidate, FormatDesign, Recommendation, Verdict
 from merino_edge.families.operators import FUSED_HEAD_MULTIPLE
-from merino_edge.prediction.formats import graph_dialect
+from merino_edge.prediction.cost_model import Predicted
+from merino_edge.prediction.shape import lengths_words
 from merino_edge.profiles.profile import DeviceProfile
 
 SCHEMA = 5
@@ -38,13 +41,6 @@ def first_command(result: Recommendation, profile: DeviceProfile, named: str) ->
     """The command that exports the first model in its format; None if no model fits."""
     first = result.candidates[0]
     return export_command(first, result.context, graph_options(profile, named), result.kv) if first.fits else None
-
-
-def graph_options(profile: DeviceProfile, named: str) -> str:
-    """Options of `export` where the board needs another graph than the default one."""
-    if profile.backend == "tensorrt":
-        return " --dialect portable"
-    return "" if graph_dialect(profile) == "fused" else f" --for {shlex.quote(named)}"
 
 
 def export_command(candidate: Candidate, context: int, graph: str, kv: str | None = None) -> str:
@@ -87,3 +83,88 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
             for verdict in candidate.verdicts
         ],
     }
+
+
+COLUMNS = (
+    Column("model", left=True, wraps=True, least=16), Column("format", left=True), Column("params M"),
+    Column("decode ms", wraps=True), Column("prefill ms", wraps=True), Column("memory MB"), Column(EFFECTIVE),
+    Column("score"), Column("formats that fit", left=True, wraps=True),
+    Column("verdict", left=True, wraps=True, least=24),
+)  # fmt: skip
+
+
+def recommendation_table(recommendation: Recommendation, profile: DeviceProfile) -> Table:
+    """The designs first, then every model of the zoo in the preferred format that fits, else the nearest."""
+    provenance = recommendation.candidates[0].chosen.predicted.provenance
+    fitting = sum(candidate.fits for candidate in recommendation.candidates)  # they come first
+    return Table(
+        columns=COLUMNS,
+        rows=[
+            *map(design_cells, recommendation.designs),
+            *(candidate_cells(candidate, recommendation) for candidate in recommendation.candidates),
+        ],
+        title=f"Models for {on_backend(profile, profile.name)}, predicted from {provenance} coefficients",
+        below=[
+            f"{EFFECTIVE}: {LAW}",
+            "score: mean of published zero-shot HellaSwag, PIQA and WinoGrande in %, sources with --json; those of two"
+            " sources are not quite comparable. Designs are untrained, so they have none.",
+        ],
+        dropped=["formats that fit", "params M", "prefill ms", EFFECTIVE],
+        lines_after=[len(recommendation.designs) - 1, len(recommendation.designs) + fitting - 1],
+    )  # fmt: skip
+
+
+def design_cells(row: FormatDesign) -> list[str]:
+    if row.design is None:
+        return ["our design", row.precision, *["-"] * 6, "none", row.reason]
+    cost = row.design.predicted
+    score = f"{row.design.entropy / 1e6:,.1f}"
+    return ["our design", row.precision, *cost_columns(cost), score, "", row.precision, "fits"]
+
+
+def cost_columns(cost: Predicted) -> list[str]:
+    return [
+        f"{cost.params / 1e6:,.1f}", f"{cost.decode_ms:,.1f}{interval_shown(cost.decode_ms_interval)}",
+        f"{cost.prefill_ms:,.0f}{interval_shown(cost.prefill_ms_interval)}", f"{cost.memory_mb:,.0f}",
+    ]  # fmt: skip
+
+
+def candidate_cells(candidate: Candidate, recommendation: Recommendation) -> list[str]:
+    model, verdict = candidate.model, candidate.chosen
+    cost, score = verdict.predicted, model.ranking_score()
+    fitting = [each.precision for each in candidate.verdicts if each.fits and candidate.long_enough]
+    return [
+        f"{model.name}, {model.note}" if model.note else model.name,
+        verdict.precision,
+        *cost_columns(cost),
+        "-" if candidate.entropy is None else f"{candidate.entropy / 1e6:,.1f}",
+        "" if score is None else f"{score:.1f}",
+        " ".join(fitting) or "none",
+        "fits" if candidate.fits else reasons(candidate, verdict, recommendation),
+    ]
+
+
+def reasons(candidate: Candidate, verdict: Verdict, recommendation: Recommendation) -> str:
+    """Each thing that fails and by how much, e.g. `decode 120 of 50 ms (2.4x)`."""
+    failing = []
+    if not candidate.long_enough:
+        failing.append(f"context {candidate.model.geometry.context} of {recommendation.context}")
+    for name, share in verdict.over.items():
+        budget = BUDGETS_BY_NAME[name]
+        used, limit = amount(budget, verdict.predicted), recommendation.budget[name]
+        excess = f"{share:.1f}x" if share >= 1.1 else f"+{100 * (share - 1):.1f} %"
+        failing.append(f"{budget.title} {used:,.4g} of {limit:,g} {budget.unit} ({excess})")
+    if verdict.refused:
+        failing.append(verdict.refused)
+    return "; ".join(failing)
+
+
+def budgets_line(recommendation: Recommendation, profile: DeviceProfile) -> str:
+    """The budgets, and what the verdicts hold for."""
+    tokens = lengths_words(recommendation.context, recommendation.prompt, recommendation.kv)
+    verdicts = recommendation.candidates[0].verdicts
+    board = f"{on_backend(profile, recommendation.device)}{other_backends(profile)}"
+    return (
+        f"budgets for {board}: {options_line(recommendation.budget)}; {tokens}\n"
+        + intervals_of(profile, recommendation, [(each.precision, each.predicted) for each in verdicts])
+    )

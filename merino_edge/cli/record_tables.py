@@ -1,6 +1,5 @@
-"""Tables of measurements: errors of quantized matrices, a benchmark, a comparison, flashed boards, scores."""
+"""Tables of measurements: a benchmark, a comparison, flashed boards, scores."""
 
-import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +8,6 @@ from merino_bench.harness.record import format_words
 from merino_bench.harness.render import marks_explained, ratio_cell
 from merino_edge.cli.tables import Column, Table, show
 from merino_edge.cli.terminal import put
-from merino_edge.export.quantize.matrix import MatrixError
 from merino_runtime.io.board import MB as BYTES_PER_MB
 from merino_runtime.io.visible import visible
 
@@ -17,39 +15,6 @@ if TYPE_CHECKING:  # loads scipy, which `export` and its refusals do not need
     from merino_edge.delivery.ssh.flash import Flashed
     from merino_edge.records.compare import Comparison
     from merino_edge.records.evaluation import Evaluation
-
-
-def matrix_table(matrices: Sequence[MatrixError]) -> Table:
-    titles = ("bits", "group_size", "kB", "mean error", "maximum error")
-    return Table(
-        columns=[Column("matrix", left=True), *map(Column, titles)],
-        rows=[
-            [
-                joined_name(row.name), f"{row.bits}", f"{row.group_size}", f"{row.nbytes / 1e3:,.0f}",
-                f"{row.mean:.2%}", f"{row.worst:.2%}",
-            ]
-            for row in matrices
-        ],
-        title="Quantized matrices; errors relative to the RMS of the matrix",
-        dropped=["group_size", "kB", "bits"],
-    )  # fmt: skip
-
-
-def matrices_line(matrices: Sequence[MatrixError]) -> str:
-    """Summarize the number of matrices and their errors in one line."""
-    worst = max(matrices, key=lambda row: row.mean)
-    megabytes = sum(row.nbytes for row in matrices) / 1e6
-    return (
-        f"{len(matrices)} quantized matrices, {megabytes:,.1f} MB; error relative to the RMS of the matrix:"
-        f" {statistics.median(row.mean for row in matrices):.2%} in the median matrix, {worst.mean:.2%} in"
-        f" {joined_name(worst.name)}"
-    )
-
-
-def joined_name(name: str) -> str:
-    """Shorten `a.q.weight+a.k.weight` to `a.q+k.weight`: parts of a joined matrix differ in their last module."""
-    first, *others = (part.split(".") for part in name.split("+"))
-    return ".".join([*first[:-2], "+".join(part[-2] for part in (first, *others)), first[-1]])
 
 
 def bench_table(records: Sequence[dict[str, Any]]) -> Table:
@@ -139,7 +104,7 @@ def flashed_table(done: "Sequence[Flashed]") -> Table:
 def flashed_json(board: "Flashed") -> dict[str, Any]:
     """Return a row of `flash --json`: docs/formats.md."""
     profile = board.facts.profile if board.facts else None
-    measured, predicted = measured_ms(board), predicted_ms(board)
+    measured, predicted = speeds_ms(board)
     return {
         "schema": 1, "host": board.host, "error": board.error or None,
         "model": board.facts.machine.model if board.facts else None, "device": profile.id if profile else None,
@@ -150,36 +115,29 @@ def flashed_json(board: "Flashed") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measured_ms(board: "Flashed") -> dict[str, float]:
-    from merino_edge.report.series import series_of
-
-    medians = {}
-    for series in series_of(board.records)[:1]:
-        for what, row in (("prefill", series.prefill), ("decode", series.decode)):
-            if row is not None and row.ms_p50 is not None:
-                medians[what] = row.ms_p50
-    return medians
-
-
-def predicted_ms(board: "Flashed") -> dict[str, float]:
-    """Predict the speeds with the board's profile; empty if no profile names the board."""
+def speeds_ms(board: "Flashed") -> tuple[dict[str, float], dict[str, float]]:
+    """Return the measured medians of SPEEDS, and their predictions if a profile names the board."""
     from merino_edge.report.series import series_of
     from merino_edge.report.summary import predictions
 
     profile = board.facts.profile if board.facts else None
-    predicted = predictions(series_of(board.records)[:1], profile) if profile else []
-    return {prediction.what: prediction.predicted for prediction in predicted if prediction.what in SPEEDS}
+    for series in series_of(board.records)[:1]:
+        rows = {"prefill": series.prefill, "decode": series.decode}
+        measured = {what: row.ms_p50 for what, row in rows.items() if row is not None and row.ms_p50 is not None}
+        predicted = predictions(series, profile) if profile else []
+        return measured, {one.what: one.predicted for one in predicted if one.what in SPEEDS}
+    return {}, {}
 
 
 def _row(board: "Flashed") -> list[str]:
-    measured, predicted = measured_ms(board), predicted_ms(board)
+    measured, predicted = speeds_ms(board)
     installed = "was there" if board.was_there else "new"
     if board.error or board.replaced:
         installed = "failed" if board.error else f"in place of {visible(board.replaced or '')}"
-    speeds = []
-    for what in SPEEDS:
-        known = f"{measured[what]:,.1f}" if what in measured else "-"
-        speeds.append(f"{known}, {predicted[what]:,.1f}" if what in predicted else f"{known}, -")
+    speeds = [
+        ", ".join(f"{known[what]:,.1f}" if what in known else "-" for known in (measured, predicted))
+        for what in SPEEDS
+    ]
     model = visible(board.facts.model) if board.facts else "-"
     return [board.host, model, installed, "ok" if board.tested else "-", *speeds]
 

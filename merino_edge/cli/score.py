@@ -1,26 +1,31 @@
 """`merino-edge score`: every score of any decoder, and its predicted costs on a board."""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from merino_edge.cli.options import Backend, Context, Json, Prompt
 
 if TYPE_CHECKING:
+    from merino_edge.cli.tables import Table
     from merino_edge.families.geometry import Geometry
     from merino_edge.prediction.cost_model import Predicted
     from merino_edge.profiles.profile import DeviceProfile
 
 SCHEMA = 1
 UNKNOWN = "the paper's entropy is defined for FFNs of two matrices, and for attention as wide as its layer"
+MEANING = (
+    "measured: effective weights, with float32 weights; twice as many mean 2^-alpha of the loss",
+    "merino: the paper's entropy times effectiveness, in weighted nats",
+)
 
 
 def score(
     sources: Annotated[list[str], typer.Argument(
         metavar="SOURCE", help="a design.json, an architecture, a checkpoint, a GGUF, a bundle, a catalog name"
     )],
-    score: Annotated[str | None, typer.Option(help="name of one score; default: all scores")] = None,
     device: Annotated[
         str | None, typer.Option(help="also predict the costs on this board: id, `host` or path of a profile")
     ] = None,
@@ -31,43 +36,38 @@ def score(
 ) -> None:  # fmt: skip
     """Scores of decoders, and with --device their predicted costs. Reads no weights."""
     from merino_edge.calibration.board import board
-    from merino_edge.cli.score_tables import cost_table, score_table
     from merino_edge.cli.tables import show
     from merino_edge.cli.terminal import say
     from merino_edge.design.existing import existing_score, layers_weights
-    from merino_edge.design.score import SCORES, score_named
+    from merino_edge.design.score import SCORES
     from merino_edge.export.named import describe
 
-    names: list[str] = list(SCORES) if score is None else [score_named(score).name]
     decoders = [describe(source) for source in sources]
     profile = board(device, say, backend) if device else None
-    costs = [costs_of(profile, each.geometry, context, prompt) if profile else {} for each in decoders]
-    rows = [
-        {
-            "source": source, "name": each.name, "shape": each.geometry.shape(),
-            "weights": layers_weights(each.geometry),
-            "scores": {name: with_reason(existing_score(each.geometry, SCORES[name])) for name in names},
+    costs = [costs_of(profile, decoder.geometry, context, prompt) if profile else {} for decoder in decoders]
+    rows = []
+    for source, decoder, cost in zip(sources, decoders, costs, strict=True):
+        scores = {name: existing_score(decoder.geometry, scoring) for name, scoring in SCORES.items()}
+        rows.append({
+            "source": source, "name": decoder.name, "shape": decoder.geometry.shape(),
+            "weights": layers_weights(decoder.geometry),
+            "scores": {name: {"value": value, "reason": UNKNOWN if value is None else ""}
+                       for name, value in scores.items()},
             "predicted": {precision: predicted.model_dump() for precision, predicted in cost.items()},
-        }
-        for source, each, cost in zip(sources, decoders, costs, strict=True)
-    ]  # fmt: skip
+        })  # fmt: skip
     if as_json:
         target = {"device": profile.id, "backend": profile.backend} if profile else {}
         print(json.dumps({"schema": SCHEMA, **target, "sources": rows}, indent=1))
         return
-    show(score_table(rows, names))
+    show(score_table(rows, list(SCORES)))
     if profile:
-        show(cost_table([each.name for each in decoders], costs, profile))
-
-
-def with_reason(value: float | None) -> dict[str, float | str | None]:
-    return {"value": value, "reason": "" if value is not None else UNKNOWN}
+        show(cost_table([decoder.name for decoder in decoders], costs, profile))
 
 
 def costs_of(
     profile: "DeviceProfile", decoder: "Geometry", context: int | None, prompt: int | None
 ) -> "dict[str, Predicted]":
-    """By weight format. Without a context the board's own, or the model's where that is shorter."""
+    """Predict the costs by weight format. Without a context the board's own, or the model's if that is shorter."""
     from merino_edge.prediction.cost_model import cost_model
     from merino_edge.prediction.formats import formats_of
     from merino_edge.prediction.shape import InferenceShape, check_lengths, default_lengths
@@ -77,9 +77,53 @@ def costs_of(
         raise MerinoError(f"--context {context} is not allowed: {decoder.shape()} takes 2 to {decoder.context} tokens")
     longest, _ = default_lengths(profile, context, None)
     longest, tokens = default_lengths(profile, min(longest, decoder.context), prompt)
-    formats = formats_of(profile)
     check_lengths(longest, tokens)
     return {
         precision: cost_model(profile, InferenceShape(precision, longest, tokens)).predict(decoder.operators)
-        for precision in formats
+        for precision in formats_of(profile)
     }
+
+
+def score_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> "Table":
+    from merino_edge.cli.tables import Column, Table
+
+    def cell(name: str, value: float | None) -> str:
+        if value is None:
+            return "-"
+        return f"{value / 1e6:,.2f} M" if name == "measured" else f"{value:,.0f}"
+
+    reasons = {
+        f"- ({row['name']}): {scored['reason']}"
+        for row in rows for scored in row["scores"].values() if scored["reason"]
+    }
+    return Table(
+        columns=[Column("source", left=True, wraps=True), Column("shape", left=True, wraps=True),
+                 Column("weights of layers"), *map(Column, names)],
+        rows=[
+            [row["name"], row["shape"], f"{row['weights'] / 1e6:,.2f} M",
+             *(cell(name, row["scores"][name]["value"]) for name in names)]
+            for row in rows
+        ],
+        title="Scores, higher is better: what they are stands in docs/search.md",
+        below=[*MEANING, *sorted(reasons)],
+    )  # fmt: skip
+
+
+def cost_table(
+    names: Sequence[str], costs: "Sequence[Mapping[str, Predicted]]", profile: "DeviceProfile"
+) -> "Table":
+    from merino_edge.cli.design_tables import number
+    from merino_edge.cli.tables import Column, Table, on_backend
+    from merino_edge.design.budgets import BUDGETS_BY_NAME
+
+    predicted = [cost for by_format in costs for cost in by_format.values()]
+    budgets = [budget for budget in BUDGETS_BY_NAME.values() if all(budget.of(cost) is not None for cost in predicted)]
+    return Table(
+        columns=[Column("source", left=True, wraps=True), Column("format", left=True),
+                 *(Column(budget.option.removeprefix("--"), wraps=True) for budget in budgets)],
+        rows=[
+            [name, precision, *(number(budget.of(cost)) for budget in budgets)]
+            for name, by_format in zip(names, costs, strict=True) for precision, cost in by_format.items()
+        ],
+        title=f"Costs on {on_backend(profile, profile.name)}, predicted from {predicted[0].provenance} coefficients",
+    )  # fmt: skip

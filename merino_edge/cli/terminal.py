@@ -104,19 +104,6 @@ def counting(auto_refresh: bool = True, ends: bool = True) -> "Iterator[Progress
 
 
 @contextmanager
-def solving_progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on stderr that moves by one at each call, which names what comes next; nothing without a terminal."""
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    stderr = console(stderr=True)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
-        task = bar.add_task("solving", total=total)
-        yield lambda what: bar.update(task, advance=1, description=what)
-
-
-@contextmanager
 def boards_progress() -> Iterator[Callable[[str, str, int, int], None]]:
     """A bar per board, as `flash_all` reports them; without a terminal a line at each step."""
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
@@ -145,6 +132,13 @@ def boards_progress() -> Iterator[Callable[[str, str, int, int], None]]:
             bar.update(tasks[host], description=doing + size, completed=done, total=total or None)
 
         yield report
+
+
+@contextmanager
+def copy_progress(host: str) -> Iterator[Callable[[str, int, int], None]]:
+    """The bar of one board: a file's name, the bytes that are copied, of how many; 0 of 0 for other work."""
+    with boards_progress() as report:
+        yield lambda name, done, total: report(host, f"copying {name}" if total else name, done, total)
 
 
 def tenths(unit: str, done: int, total: int, what: str) -> None:

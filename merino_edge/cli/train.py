@@ -1,5 +1,6 @@
 """The command `merino-edge train`. A wrong path or value is reported before torch is loaded."""
 
+from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
     from merino_edge.families.hugging_face import Checkpoint
     from merino_edge.training.distill import Teacher
 
-DATA, RECIPE, TUNING, MACHINE, RUN = "Data", "Recipe", "Fine-tuning and distillation", "Machine", "Run"
+DataOption, RecipeOption, TuningOption, MachineOption, RunOption = (
+    partial(typer.Option, rich_help_panel=panel)
+    for panel in ("Data", "Recipe", "Fine-tuning and distillation", "Machine", "Run")
+)
 
 
 class InitialModel(NamedTuple):
@@ -28,77 +32,65 @@ class InitialModel(NamedTuple):
 
 def train(
     source: Annotated[str, typer.Argument(
-        metavar="SOURCE", help="design.json or an architecture as JSON; or a model to fine-tune: folder, GGUF or name",
+        metavar="SOURCE", help="design.json or an architecture as JSON; or a model to fine-tune: folder, GGUF or name"
     )],
-    data: Annotated[list[str], typer.Option(
-        metavar="PATH[:WEIGHT]", rich_help_panel=DATA,
+    data: Annotated[list[str], DataOption(
+        metavar="PATH[:WEIGHT]",
         help="text, JSONL, Parquet, a folder of datasets, or a name on the hub; repeat for more",
     )],
-    out: Annotated[Path, typer.Option("-o", rich_help_panel=RUN, help="output folder of the checkpoint")],
-    held_out: Annotated[list[str] | None, typer.Option(
-        rich_help_panel=DATA, help="held-out text or samples; default: the last 2 % of each --data",
+    out: Annotated[Path, RunOption("-o", help="output folder of the checkpoint")],
+    held_out: Annotated[list[str] | None, DataOption(
+        help="held-out text or samples; default: the last 2 % of each --data"
     )] = None,
-    tokenizer: Annotated[Path | None, typer.Option(
-        rich_help_panel=DATA, help="tokenizer.json; default: train a BPE tokenizer on the text",
+    tokenizer: Annotated[Path | None, DataOption(
+        help="tokenizer.json; default: train a BPE tokenizer on the text"
     )] = None,
-    length: Annotated[int | None, typer.Option(
-        rich_help_panel=DATA, help="sequence length in tokens; default: the context, in fine-tuning at most 1024",
+    length: Annotated[int | None, DataOption(
+        help="sequence length in tokens; default: the context, in fine-tuning at most 1024"
     )] = None,
-    cut_long: Annotated[bool | None, typer.Option(
-        "--cut-long", rich_help_panel=DATA, help="truncate samples longer than --length; default: refuse them",
+    cut_long: Annotated[bool | None, DataOption(
+        "--cut-long", help="truncate samples longer than --length; default: refuse them"
     )] = None,
-    preset: Annotated[str | None, typer.Option(
-        rich_help_panel=RECIPE,
-        help="recipe by machine: paper, gpu-day or laptop-hour; other options take precedence",
+    preset: Annotated[str | None, RecipeOption(
+        help="recipe by machine: paper, gpu-day or laptop-hour; other options take precedence"
     )] = None,
-    steps: Annotated[int | None, typer.Option(
-        rich_help_panel=RECIPE, help="number of optimizer steps; default: 1000",
+    steps: Annotated[int | None, RecipeOption(help="number of optimizer steps; default: 1000")] = None,
+    batch: Annotated[int | None, RecipeOption(help="batch size, in sequences; default: 16")] = None,
+    learning_rate: Annotated[float | None, RecipeOption(
+        help="peak learning rate, after warm-up; default: 0.01, in fine-tuning 5e-05, with --lora 0.0002"
     )] = None,
-    batch: Annotated[int | None, typer.Option(
-        rich_help_panel=RECIPE, help="batch size, in sequences; default: 16",
+    patience: Annotated[int | None, RecipeOption(
+        help="early stopping: evaluations without a lower held-out loss; keeps the best weights"
     )] = None,
-    learning_rate: Annotated[float | None, typer.Option(
-        rich_help_panel=RECIPE,
-        help="peak learning rate, after warm-up; default: 0.01, in fine-tuning 5e-05, with --lora 0.0002",
+    seed: Annotated[int | None, RecipeOption(help="random seed; default: 0")] = None,
+    settings: Annotated[list[str] | None, RecipeOption(
+        "--set", metavar="NAME=VALUE",
+        help="another hyperparameter: optimizer, weight_decay, warmup_share, evaluations, prompt_weight, teacher_weight"
+        " or temperature; repeat for more",
     )] = None,
-    patience: Annotated[int | None, typer.Option(
-        rich_help_panel=RECIPE,
-        help="early stopping: evaluations without a lower held-out loss; keeps the best weights",
+    lora: Annotated[int | None, TuningOption(
+        metavar="RANK", help="fine-tune adapters of this rank, merged at the end; default: all weights"
     )] = None,
-    seed: Annotated[int | None, typer.Option(rich_help_panel=RECIPE, help="random seed; default: 0")] = None,
-    settings: Annotated[list[str] | None, typer.Option(
-        "--set", metavar="NAME=VALUE", rich_help_panel=RECIPE,
-        help="another hyperparameter: optimizer, weight_decay, warmup_share, evaluations, prompt_weight,"
-        " teacher_weight or temperature; repeat for more",
+    teacher: Annotated[str | None, TuningOption(
+        metavar="SOURCE", help="distill from this model's logits; it must have the same tokenizer"
     )] = None,
-    lora: Annotated[int | None, typer.Option(
-        metavar="RANK", rich_help_panel=TUNING,
-        help="fine-tune adapters of this rank, merged at the end; default: all weights",
+    bf16: Annotated[bool | None, MachineOption(
+        help="train in bfloat16; default: if the GPU or CPU is faster in it"
     )] = None,
-    teacher: Annotated[str | None, typer.Option(
-        metavar="SOURCE", rich_help_panel=TUNING,
-        help="distill from this model's logits; it must have the same tokenizer",
+    compile_model: Annotated[bool | None, MachineOption(
+        "--compile", help="use torch.compile: a shorter step after a minute's compilation, needs g++"
     )] = None,
-    bf16: Annotated[bool | None, typer.Option(
-        rich_help_panel=MACHINE, help="train in bfloat16; default: if the GPU or CPU is faster in it",
+    accumulate: Annotated[int | None, MachineOption(
+        metavar="N", min=1, help="gradient accumulation: micro-batches per step, to save memory; default: 1"
     )] = None,
-    compile_model: Annotated[bool | None, typer.Option(
-        "--compile", rich_help_panel=MACHINE,
-        help="use torch.compile: a shorter step after a minute's compilation, needs g++",
+    threads: Annotated[int | None, MachineOption(
+        "-t", "--threads", min=1, help="number of threads; default: torch's choice"
     )] = None,
-    accumulate: Annotated[int | None, typer.Option(
-        metavar="N", min=1, rich_help_panel=MACHINE,
-        help="gradient accumulation: micro-batches per step, to save memory; default: 1",
-    )] = None,
-    threads: Annotated[int | None, typer.Option(
-        "-t", "--threads", min=1, rich_help_panel=MACHINE, help="number of threads; default: torch's choice",
-    )] = None,
-    ignore_memory: Annotated[bool, typer.Option(
-        "--ignore-memory", rich_help_panel=MACHINE,
-        help="start even if the memory estimate exceeds the free memory",
+    ignore_memory: Annotated[bool, MachineOption(
+        "--ignore-memory", help="start even if the memory estimate exceeds the free memory"
     )] = False,
-    resume: Annotated[bool, typer.Option(
-        "--resume", rich_help_panel=RUN, help="resume the run in -o; options default to those of the run",
+    resume: Annotated[bool, RunOption(
+        "--resume", help="resume the run in -o; options default to those of the run"
     )] = False,
 ) -> None:  # fmt: skip
     """Train a design, or fine-tune a model, on text or samples; prints the held-out loss."""

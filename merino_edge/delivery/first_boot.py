@@ -75,14 +75,20 @@ class Plan(NamedTuple):
 
 
 def checked_archive(
-    path: Path, trust: Sequence[Path], allow_unsigned: bool, report: Callable[[str], None] = lambda _: None
-) -> Archive:
+    path: Path, trust: Sequence[Path], allow_unsigned: bool, report: Callable[[str], None] = lambda _: None,
+    boards_decide: bool = False,
+) -> Archive:  # fmt: skip
     """Return the package after checking its layout, signature and every hash, as the board will check them.
 
-    trust: files of public keys. report: gets the path of each file in it that is hashed. Raise MerinoError.
+    trust: files of public keys. report: gets the path of each file in it that is hashed. boards_decide: without
+    `trust`, the signature of any key is enough here, because each board decides whether it trusts the key. Raise
+    MerinoError.
     """
     archive = open_archive(str(path))
-    signer = check_signature(archive, [read_public_key(str(key)).key for key in trust])
+    keys = [read_public_key(str(key)).key for key in trust]
+    if boards_decide and archive.signature:
+        keys = keys or [archive.signature.key]
+    signer = check_signature(archive, keys)
     if signer is None and not allow_unsigned:
         raise MerinoError(
             f"{path} is not signed. Pack it with --sign KEY and give --trust KEY.pub, or give --allow-unsigned."

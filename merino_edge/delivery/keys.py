@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from merino_edge.storage.atomic import make_parent
 from merino_edge.storage.extras import import_extra
-from merino_runtime.delivery.archive import Signature, signed_bytes
 from merino_runtime.delivery.keys import SUFFIX, key_line
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_text
@@ -65,7 +64,3 @@ def read_private_key(path: Path) -> "Ed25519PrivateKey":
     if not isinstance(key, import_extra(ED25519).Ed25519PrivateKey):
         raise MerinoError(f"{path} is not {A_KEY}, but of another algorithm. {REMEDY}")
     return key
-
-
-def signature_of(key: "Ed25519PrivateKey", manifest: bytes) -> Signature:
-    return Signature(key.public_key().public_bytes_raw(), key.sign(signed_bytes(manifest)))

@@ -1,6 +1,6 @@
 """Pareto front of the measured score against one budget of a board: the best decoder at each of a series of limits."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, Context
 from typing import Annotated
 
@@ -25,7 +25,6 @@ from merino_runtime.errors import MerinoError
 
 SCHEMA = 4
 MARKED = ("opt-125m", "opt-350m", "gpt2", "pythia-70m", "pythia-160m")
-FEWEST, MOST = 2, 100  # points
 
 
 class Mark(Strict):
@@ -61,20 +60,16 @@ def front(
     profile: DeviceProfile, limits: Mapping[str, float], against: str, points: int, *, context: int, prompt: int,
     space: Space = SPACE, vocabs: Sequence[int] = (), precisions: Sequence[str] = (),
     kvs: Sequence[str | None] | None = None, confidence: float = DEFAULT_CONFIDENCE,
-    progress: Callable[[float], None] = lambda _: None,
 ) -> Front:  # fmt: skip
     """The best decoder at `points` limits on the budget `against`, log-spaced from the smallest decoder's value to the
     limit above which no decoder is better.
 
     `limits` apply at every point, and by default the board's own limit on memory; a memory axis ends at the board's
-    free memory. `vocabs`, `precisions`, `kvs`, `confidence`: as of `design`. `progress` gets each limit before it is
-    searched.
+    free memory. `vocabs`, `precisions`, `kvs`, `confidence`: as of `design`.
     """
     vocabs, precisions = vocabs or vocabulary.VOCABS, precisions or fast_formats(profile)
     kvs = caches_of(profile) if kvs is None else kvs
     models = cost_models(profile, precisions, kvs, context, prompt, vocabs, confidence)
-    if not FEWEST <= points <= MOST:
-        raise MerinoError(f"--points {points} is not allowed: choose {FEWEST} to {MOST}")
     axis = BUDGETS_BY_NAME[against]
     if against in limits:
         raise MerinoError(f"{axis.option} is the axis of the front: leave it out, or choose another --against")
@@ -90,15 +85,12 @@ def front(
     ceiling = axis.most(profile) if axis.most else None
     top = best(fixed if ceiling is None else {**fixed, against: ceiling})
     least = least_need(space, models, vocabs, fixed, against)
-    designs = []
-    for limit in log_spaced(least, amount(axis, top.predicted), points, ceiling):
-        progress(limit)
-        designs.append(best({**fixed, against: limit}))
+    rising = log_spaced(least, amount(axis, top.predicted), points, ceiling)
     shape = InferenceShape(top.precision, context, prompt, top.kv)
     return Front(
         device=profile.id, device_name=profile.name, backend=profile.backend, against=against,
         precision=top.precision, kv=top.kv, context=context, prompt=prompt, considered=top.considered, budget=fixed,
-        default_limit=axis.default(profile), points=tuple(designs),
+        default_limit=axis.default(profile), points=tuple(best({**fixed, against: limit}) for limit in rising),
         models=marks(cost_model(profile, shape, confidence)),
     )  # fmt: skip
 

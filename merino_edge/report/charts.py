@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTHS = {"wide": 540, "narrow": 304}  # px: the page holds both drawings and shows the one that fits
+WIDTH = 304  # px, of a phone; the page scales the drawing to its column
 MAX_LINES, MAX_PANELS = 10, 6  # in one chart; the table has the others
 SLICES = 8  # consecutive parts of a decode row's steps; each is drawn as its median
 MIN_SPAN = 0.1  # of the longest line's extent in x; a shorter line shows no trend and is left out
@@ -50,34 +50,30 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One chart. values: one text per series, for screen readers. draw: from a width in px to a figure."""
+    """One chart. values: one text per series, for screen readers."""
 
     name: str
     title: str
     values: Sequence[str]
     note: str
     provenance: str
-    draw: "Callable[[int], Figure]"
+    draw: "Callable[[], Figure]"
 
     @property
-    def description(self) -> str:
-        return "; ".join(self.values)
-
-    def svg(self, kind: str) -> str:
+    def svg(self) -> str:
         """Return an element for the page, without script, date or external references."""
         import matplotlib
 
-        out, name = StringIO(), f"{self.name}-{kind}"
-        with warnings.catch_warnings(), matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        out = StringIO()
+        with warnings.catch_warnings(), matplotlib.rc_context({**STYLE, "svg.hashsalt": self.name}):
             warnings.simplefilter("ignore", UserWarning)  # the browser has the characters that matplotlib's font lacks
-            figure = self.draw(WIDTHS[kind])
-            figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+            self.draw().savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
         svg = out.getvalue()
         svg = svg[svg.index("<svg") :]
         for variable, color in COLORS.items():
             svg = svg.replace(color, f"var(--{variable})")
-        svg = re.sub(r'( id="|url\(#|xlink:href="#)', rf"\g<1>{name}-", svg)  # ids are unique on the page
-        return re.sub(r' width="[^"]*" height="[^"]*"', f' class="{kind}"', svg, count=1)
+        svg = re.sub(r'( id="|url\(#|xlink:href="#)', rf"\g<1>{self.name}-", svg)  # ids are unique on the page
+        return re.sub(r' width="[^"]*" height="[^"]*"', "", svg, count=1)
 
 
 @dataclass(frozen=True)
@@ -94,19 +90,17 @@ class Curve:
 class Bar:
     """Values stacked from zero, one per part of the chart's legend, below a line of text."""
 
-    label: str
-    note: str
+    text: str
     values: tuple[float, ...]
 
 
 def charts_of(summary: Summary) -> list[Chart]:
     """Return the charts that the records have values for, in the order of the page."""
     styles = {entry.label: style(index, entry) for index, entry in enumerate(summary.series)}
-    titles = {"decode": "decode, per token", "prefill": "prefill", "memory": "peak memory"}
     charts = (
         speed_against_size(summary, styles), decode_against_cache(summary, styles),
         prefill_against_prompt(summary, styles), latency(summary), memory(summary), bandwidth(summary),
-        accuracy(summary, styles), *(predicted(summary, what, title) for what, title in titles.items()),
+        accuracy(summary, styles),
     )  # fmt: skip
     return [chart for chart in charts if chart.values]
 
@@ -125,8 +119,8 @@ def speed_against_size(summary: Summary, styles: dict[str, dict[str, Any]]) -> C
     known = [curve for curve, (entry, _) in zip(curves, rows, strict=True) if entry.is_reference]
     reference = max(known, key=lambda curve: curve.y) if known else None
 
-    def draw(width: int) -> "Figure":
-        figure = curves_figure(width, curves, "parameters, M (log scale)", "tokens/s (log scale)")
+    def draw() -> "Figure":
+        figure = curves_figure(curves, "parameters, M (log scale)", "tokens/s (log scale)")
         axes = figure.axes[0]
         logarithmic(axes, "x", [x for curve in curves for x in curve.x])
         logarithmic(axes, "y", [y for curve in curves for y in curve.y])
@@ -175,10 +169,10 @@ def lines(
     curves = [Curve(label, tuple(x for x, _ in points), tuple(y for _, y in points), styles[label])
               for label, points in drawn.items()][:MAX_LINES]  # fmt: skip
 
-    def draw(width: int) -> "Figure":
+    def draw() -> "Figure":
         values = [y for curve in curves for y in curve.y]
         wide = max(values) / min(values) > LOG_SPAN
-        figure = curves_figure(width, curves, axis_titles[0], axis_titles[1] + (" (log scale)" if wide else ""))
+        figure = curves_figure(curves, axis_titles[0], axis_titles[1] + (" (log scale)" if wide else ""))
         axes = figure.axes[0]
         axes.set_xlim(left=0)
         if wide:
@@ -197,9 +191,9 @@ def latency(summary: Summary) -> Chart:
               if (row := entry.decode) and row.samples_ms and len(row.samples_ms) > 1]  # fmt: skip
     values = [f"{label}: median {number(float(np.median(samples)))} ms" for label, samples in panels]
 
-    def draw(width: int) -> "Figure":
+    def draw() -> "Figure":
         shown = panels[:MAX_PANELS]
-        figure = empty_figure(width, 128 * len(shown))
+        figure = empty_figure(128 * len(shown))
         for axes, (label, samples) in zip(np.atleast_1d(figure.subplots(len(shown))), shown, strict=True):
             ranks = [float(np.percentile(samples, rank)) for rank in (50, 90, 99)]
             low = min(samples)
@@ -207,10 +201,10 @@ def latency(summary: Summary) -> Chart:
             axes.hist(samples, bins=36, range=(low, high), histtype="stepfilled", color=COLORS["e0"])
             for rank in ranks:
                 axes.axvline(rank, color=COLORS["ink"], linestyle="--", linewidth=0.8)
-            axes.set_title(shorten(label, int(width / CHARACTER_PX), placeholder="…"), loc="left", fontsize=TEXT_PX)
+            axes.set_title(shorten(label, int(WIDTH / CHARACTER_PX), placeholder="…"), loc="left", fontsize=TEXT_PX)
             words = ", ".join(f"p{rank} {number(value)}" for rank, value in zip((50, 90, 99), ranks, strict=True))
             axes.set(xlim=(low, high), yticks=[])
-            axes.set_xlabel(f"{words}{f', longest {number(max(samples))}' if width > 400 else ''} ms")
+            axes.set_xlabel(f"{words} ms")
             axes.spines["left"].set_visible(False)
             axes.locator_params(axis="x", nbins=5)
         return figure
@@ -224,7 +218,7 @@ def latency(summary: Summary) -> Chart:
 
 def memory(summary: Summary) -> Chart:
     rows = [
-        Bar(parts.series.label, f"{number(parts.weights_mb + (parts.kv_mb or 0) + parts.rest_mb)} MB",
+        Bar(f"{parts.series.label}: {number(parts.weights_mb + (parts.kv_mb or 0) + parts.rest_mb)} MB",
             (parts.weights_mb, parts.kv_mb or 0, parts.rest_mb))
         for parts in summary.memory
     ]  # fmt: skip
@@ -237,7 +231,7 @@ def memory(summary: Summary) -> Chart:
 
 def bandwidth(summary: Summary) -> Chart:
     chosen = [(entry, row) for entry in summary.series if (row := entry.decode) and row.mbu]
-    rows = [Bar(flagged(entry, row), f"{100 * (row.mbu or 0):.0f} % of {number(row.read_gb_s or 0)} GB/s",
+    rows = [Bar(f"{flagged(entry, row)}: {100 * (row.mbu or 0):.0f} % of {number(row.read_gb_s or 0)} GB/s",
                 (100 * (row.mbu or 0),)) for entry, row in chosen]  # fmt: skip
     note = "Bytes of weights and KV that a decode step must read, over its time, over the probed read bandwidth."
     if any((row.mbu or 0) > 1 for _, row in chosen):
@@ -257,8 +251,8 @@ def accuracy(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart:
         if not best or y > best[-1][1]:
             best.append((x, y))
 
-    def draw(width: int) -> "Figure":
-        figure = curves_figure(width, curves, "ms per token", "accuracy, %")
+    def draw() -> "Figure":
+        figure = curves_figure(curves, "ms per token", "accuracy, %")
         axes = figure.axes[0]
         axes.plot(*zip(*best, strict=True), color=COLORS["quiet"], linestyle=":", linewidth=1, zorder=0)
         axes.set_xlim(0, 1.1 * max(curve.x[0] for curve in curves))
@@ -271,41 +265,17 @@ def accuracy(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart:
                  provenance=summary.measured_on)  # fmt: skip
 
 
-def predicted(summary: Summary, what: str, title: str) -> Chart:
-    """Draw predicted and measured values. what: decode, prefill or memory."""
-    chosen, board = [prediction for prediction in summary.predictions if prediction.what == what], summary.predicted_for
-    rows = []
-    for prediction in chosen:
-        verdict = f", {prediction.verdict}" if prediction.verdict else ""
-        error = f" ({prediction.measured / prediction.predicted - 1:+.0%}{verdict})" if prediction.here else ""
-        series, unit = prediction.series, prediction.unit
-        rows.append(Bar(f"{series.label}, predicted for {board}", f"{number(prediction.predicted)} {unit}",
-                        (prediction.predicted, 0)))  # fmt: skip
-        rows.append(Bar(f"{series.label}, measured on {series.board}",
-                        f"{number(prediction.measured)} {unit}{error}", (0, prediction.measured)))  # fmt: skip
-    here = all(prediction.here for prediction in chosen)
-    elsewhere = "" if here else " Measured on another machine than predicted for."
-    note = f"Predicted by the cost model of the design search. Measured times are medians.{elsewhere}"
-    parts = {"predicted": COLORS["e1"], "measured": COLORS["e0"]}
-    provenances = {prediction.provenance for prediction in chosen[:1]}
-    return bars(
-        rows, "MB" if what == "memory" else "ms", parts, name=f"predicted-{what}",
-        title=f"Predicted and measured: {title}", note=note,
-        provenance=f"predicted from {''.join(provenances)} coefficients; measured",
-    )  # fmt: skip
-
-
 def bars(
     rows: Sequence[Bar], unit: str, parts: dict[str, str], limit: float | None = None, **texts: Any
 ) -> Chart:
     """Draw horizontal bars, each below its text. parts: the colors by name. limit: position of a dotted line. texts:
     fields of the chart."""
 
-    def draw(width: int) -> "Figure":
-        texts = [wrapped(f"{row.label}: {row.note}".replace(f" {unit}", f"\u00a0{unit}"), width) for row in rows]
+    def draw() -> "Figure":
+        texts = [wrapped(row.text.replace(f" {unit}", f"\u00a0{unit}")) for row in rows]
         tallest = max(text.count("\n") + 1 for text in texts)
         row_px = 22 + LINE_PX * tallest
-        figure = empty_figure(width, row_px * len(rows) + 40 + LINE_PX * (len(parts) > 1))
+        figure = empty_figure(row_px * len(rows) + 40 + LINE_PX * (len(parts) > 1))
         axes = figure.subplots()
         for y, (row, text) in enumerate(zip(rows, texts, strict=True)):
             left = 0.0
@@ -325,21 +295,19 @@ def bars(
                           loc="outside upper left", ncols=len(parts), handlelength=1, columnspacing=1)  # fmt: skip
         return figure
 
-    return Chart(values=[f"{row.label}: {row.note}" for row in rows], draw=draw, **texts)
+    return Chart(values=[row.text for row in rows], draw=draw, **texts)
 
 
-def empty_figure(width: int, height: int) -> "Figure":
+def empty_figure(height: int) -> "Figure":
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width / 72, height / 72), layout="constrained")  # matplotlib's SVG has 72 px per inch
+    return Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")  # matplotlib's SVG has 72 px per inch
 
 
-def curves_figure(width: int, curves: Sequence[Curve], x_title: str, y_title: str) -> "Figure":
+def curves_figure(curves: Sequence[Curve], x_title: str, y_title: str) -> "Figure":
     """Draw axes with all curves and, below them, a legend."""
-    labels = [wrapped(curve.label, width - 40) for curve in curves]
-    columns = 2 if width > 400 and max(map(len, labels)) * CHARACTER_PX < width / 2 - 40 else 1
-    rows = math.ceil(sum(label.count("\n") + 1 for label in labels) / columns)
-    figure = empty_figure(width, 240 + LINE_PX * rows)
+    labels = [wrapped(curve.label, WIDTH - 40) for curve in curves]
+    figure = empty_figure(240 + LINE_PX * sum(label.count("\n") + 1 for label in labels))
     axes = figure.subplots()
     points = {"linestyle": ""} if all(len(curve.x) == 1 for curve in curves) else {}
     handles = [axes.plot(curve.x, curve.y, **{**curve.style, **points})[0] for curve in curves]
@@ -347,7 +315,7 @@ def curves_figure(width: int, curves: Sequence[Curve], x_title: str, y_title: st
     axes.margins(0.08)
     axes.xaxis.set_major_formatter(lambda value, _: number(value))
     axes.yaxis.set_major_formatter(lambda value, _: number(value))
-    figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+    figure.legend(handles, labels, loc="outside lower left")
     return figure
 
 
@@ -363,7 +331,7 @@ def logarithmic(axes: "Axes", name: str, values: Sequence[float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def wrapped(text: str, width: float) -> str:
+def wrapped(text: str, width: float = WIDTH) -> str:
     """Wrap the text into at most two lines of `width` px."""
     columns = int(width / CHARACTER_PX)
     return fill(shorten(text, 2 * columns - 8, placeholder="…"), columns)

@@ -11,7 +11,6 @@ from merino_edge.design.pareto import Front, Mark
 from merino_edge.prediction.intervals import percent
 from merino_edge.prediction.shape import lengths_words
 from merino_edge.report.tables import number
-from merino_edge.storage.atomic import write_text
 from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:
@@ -29,12 +28,6 @@ STYLE: dict[Any, Any] = {
     "legend.framealpha": 1, "legend.edgecolor": "white",
     "figure.constrained_layout.h_pad": 0.14, "figure.constrained_layout.w_pad": 0.14,
 }  # fmt: skip
-
-
-def save_front(front: Front, path: Path) -> None:
-    """Write the drawing. Raise MerinoError for a suffix other than .svg, or if the file cannot be written."""
-    check_plot(path)
-    write_text(path, front_svg(front))
 
 
 def check_plot(path: Path) -> None:
@@ -95,15 +88,14 @@ def annotate(axes: "Axes", name: str, point: tuple[float, float], others: list[B
     tops = [y + offset for line in range(20) for offset in (-6 - LINE_PX * line, 6 + LINE_PX * (line + 1))]
     boxes = [(left, top - LINE_PX, left + CHARACTER_PX * len(name), top) for top in tops
              if axes.bbox.y0 <= top - LINE_PX and top <= axes.bbox.y1]  # fmt: skip
-    box = next((box for box in boxes if not any(overlap(box, other) for other in others)), boxes[0])
+    free = (box for box in boxes if not any(
+        box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3] for other in others
+    ))  # fmt: skip
+    box = next(free, boxes[0])
     others.append(box)
     axes.annotate(name, point, (left - x, box[3] - y), textcoords="offset pixels", va="top", color=ORANGE,
                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 0},
                   arrowprops={"arrowstyle": "-", "color": ORANGE, "linewidth": 0.6})  # fmt: skip
-
-
-def overlap(first: Box, other: Box) -> bool:
-    return first[0] < other[2] and other[0] < first[2] and first[1] < other[3] and other[1] < first[3]
 
 
 def taken(front: Front, shown: Design | Mark) -> float:
@@ -111,38 +103,29 @@ def taken(front: Front, shown: Design | Mark) -> float:
     return amount(BUDGETS_BY_NAME[front.against], shown.predicted)
 
 
-def coordinates(front: Front, shown: Design | Mark) -> str:
-    """Return the values on both axes with their units."""
-    unit = BUDGETS_BY_NAME[front.against].unit
-    return f"{number(taken(front, shown))} {unit}, {number(shown.entropy / 1e6)} M effective weights"
-
-
 def described(front: Front) -> str:
     """Describe the front for screen readers."""
-    models = "; ".join(f"{model.name}: {coordinates(front, model)}" for model in front.models)
-    first, last = front.points[0], front.points[-1]
-    ends = f"The front from {coordinates(front, first)} to {coordinates(front, last)}."
+    def coordinates(shown: Design | Mark) -> str:
+        unit = BUDGETS_BY_NAME[front.against].unit
+        return f"{number(taken(front, shown))} {unit}, {number(shown.entropy / 1e6)} M effective weights"
+
+    models = "; ".join(f"{model.name}: {coordinates(model)}" for model in front.models)
+    ends = f"The front from {coordinates(front.points[0])} to {coordinates(front.points[-1])}."
     return f"{ends} Existing models: {models}." if models else ends
-
-
-def opened(front: Front) -> str:
-    """The vocabularies and formats that the search chose from."""
-    considered = front.considered
-    caches = ", ".join(kv or "float" for kv in considered.kv)
-    vocabs = ", ".join(f"{vocab:,}" for vocab in considered.vocab)
-    return f"vocabulary {vocabs}; {', '.join(considered.precision)}; a KV cache of {caches}"
 
 
 def footnote(front: Front) -> list[str]:
     """Return lines of text: what the drawing shows, and what the score means."""
     limits = options_line(front.budget)
     within = f", within {limits}" if limits else ""
-    first = front.points[0].predicted
+    first, considered = front.points[0].predicted, front.considered
+    vocabs, caches = ", ".join(map(str, considered.vocab)), ", ".join(kv or "float" for kv in considered.kv)
     ends = ""
     if first.confidence and first.interval(front.against):
         ends = f" Latencies are upper bounds of {percent(first.confidence)} prediction intervals."
     paragraphs = (
-        f"Blue: {opened(front)}, {lengths_words(front.context, front.prompt, None)}{within}; predicted"
+        f"Blue: vocabulary {vocabs}; {', '.join(considered.precision)}; a KV cache of {caches},"
+        f" {lengths_words(front.context, front.prompt, None)}{within}; predicted"
         f" from {first.provenance} coefficients.{ends} The line ends at the largest decoder of the search space or at"
         " the board's free memory.",
         "The score is the number of effective weights: it counts shape, vocabulary and formats by laws that were"

@@ -2,20 +2,19 @@
 as Markdown for a pull request: headline, ratios, representative rows, machines."""
 
 from collections.abc import Iterable
-from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from merino_edge import __version__
-from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, percent
 from merino_edge.report import tables as words
-from merino_edge.report.charts import WIDTHS, charts_of
+from merino_edge.report.charts import charts_of
 from merino_edge.report.summary import Summary
 from merino_edge.report.tables import (
     DataTable,
     environment_rows,
     equal_table,
+    predicted_table,
     records_table,
     scores_table,
     shipped_table,
@@ -30,18 +29,16 @@ def page(summary: Summary) -> str:
         loader=PackageLoader("merino_edge.report", "template"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    style = SOURCES.joinpath("style.css").read_text(encoding="utf-8")
     return harmless(templates.get_template("page.html").render(
-        summary=summary, words=words, version=__version__, style=Markup(style),
+        summary=summary, words=words, version=__version__,
         policy="default-src 'none'; style-src 'unsafe-inline'; img-src data:",
-        charts=[(chart, [Markup(chart.svg(kind)) for kind in WIDTHS]) for chart in charts_of(summary)],
+        charts=[(chart, Markup(chart.svg)) for chart in charts_of(summary)],
         ratios=[table for table in (equal_table(summary), shipped_table(summary)) if table.rows],
-        scores=scores_table(summary.evaluations), records=records_table(summary),
+        predicted=predicted_table(summary), scores=scores_table(summary.evaluations), records=records_table(summary),
         environments=[(place, environment_rows(place)) for place in summary.places],
     ))  # fmt: skip
 
 
-SOURCES = files("merino_edge.report") / "template"
 SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#~"})
 OMITTED = ("load ms", "p95 ms", "p99 ms", "machine", "parameters M")  # columns that only the page has
 
@@ -51,7 +48,7 @@ def markdown(summary: Summary) -> str:
     if summary.headline:
         parts.append(f"The paper: {text(words.paper_words())}")
     parts += [as_table(table) for table in (equal_table(summary, short=True), shipped_table(summary)) if table.rows]
-    parts += [_predicted(summary)] if summary.predictions else []
+    parts += [as_table(predicted_table(summary))] if summary.predictions else []
     parts += [f"{text(words.unpredicted_words(summary))}."] if summary.unpredicted else []
     parts += [as_table(scores_table(summary.evaluations))] if summary.evaluations else []
     parts += [as_table(records_table(summary, short=True))] if summary.records else []
@@ -74,19 +71,6 @@ def as_table(table: DataTable) -> str:
 def text(raw: str) -> str:
     """Return text on one line, with the characters of Markdown and HTML escaped."""
     return visible(" ".join(raw.split()), None).translate(SPECIAL)
-
-
-def _predicted(summary: Summary) -> str:
-    interval = f"{percent(DEFAULT_CONFIDENCE)} interval"
-    titles = ["model", "what", "test", "predicted", "measured", interval, "measured on"]
-    lines = [_line(titles), _line([*[":--"] * 3, "--:", "--:", ":--", ":--"])]
-    for prediction in summary.predictions:
-        values = (f"{value:,.1f} {prediction.unit}" for value in (prediction.predicted, prediction.measured))
-        series, verdict = prediction.series, prediction.verdict or "-"
-        cells = (text(series.label), prediction.what, prediction.test, *values, verdict, text(series.board))
-        lines.append(_line(cells))
-    kinds = ", ".join(sorted({prediction.provenance for prediction in summary.predictions}))
-    return f"Predicted for {text(summary.predicted_for)} from {kinds} coefficients.\n\n" + "\n".join(lines)
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -132,12 +132,6 @@ class SpeedRatio:
     decodes: bool
 
 
-def equal_ratios(series: Sequence[Series]) -> list[SpeedRatio]:
-    """Return ratios with the same engine, version, format, dialect, cache and machine on both sides. If the reference
-    was measured with several thread counts, its fastest row counts: the ratio is the smallest one."""
-    return _ratios(series, equal=True)
-
-
 def shipped_ratios(series: Sequence[Series]) -> list[SpeedRatio]:
     """Return ratios between different engines or formats, as for a user who runs the reference as published; the
     highest first.
@@ -152,7 +146,7 @@ def shipped_ratios(series: Sequence[Series]) -> list[SpeedRatio]:
             fastest[entry.bundle, entry.board] = entry
     references = [entry for entry in series if entry.is_reference]
     ratios = [
-        ratio for ratio in _ratios([*fastest.values(), *references], equal=False)
+        ratio for ratio in ratios_of([*fastest.values(), *references], equal=False)
         if ratio.model.decode and (ratio.test, ratio.cached) == (ratio.model.decode.test, ratio.model.decode.cached)
     ]  # fmt: skip
     return sorted(ratios, key=lambda ratio: -ratio.speed.value)
@@ -166,25 +160,28 @@ def headline_ratio(ratios: Sequence[SpeedRatio]) -> SpeedRatio | None:
     return min((ratio for ratio in ratios if ratio.decodes), key=caution, default=None)
 
 
-def _ratios(series: Sequence[Series], equal: bool) -> list[SpeedRatio]:
-    references = [ratio for ratio in series if ratio.is_reference]
+def ratios_of(series: Sequence[Series], equal: bool) -> list[SpeedRatio]:
+    """Return ratios on one machine, if `equal` with the same engine, version, format, dialect and cache on both sides,
+    else with another one. If the reference was measured with several thread counts, its fastest undisturbed row counts:
+    the ratio is the smallest one."""
     ratios: dict[tuple[object, ...], SpeedRatio] = {}
-    for candidate in series:
-        if candidate.is_reference:
-            continue
-        for reference in references:
-            alike = _form(candidate) == _form(reference)
-            if candidate.board != reference.board or alike != equal:
+    for candidate in (entry for entry in series if not entry.is_reference):
+        for reference in (entry for entry in series if entry.is_reference and entry.board == candidate.board):
+            if (_form(candidate) == _form(reference)) != equal:
                 continue
-            for ratio in _against(candidate, reference):
-                key = id(candidate), _form(reference), ratio.test, ratio.cached
-                ratios[key] = min(ratios.get(key, ratio), ratio, key=_caution)
+            base = {(row.test, row.cached): row for row in reference.records}
+            fewer = reference.params / candidate.params if reference.params and candidate.params else None
+            for row in candidate.records:
+                if other := base.get((row.test, row.cached)):
+                    ratio = SpeedRatio(
+                        model=candidate, reference=reference, test=row.test, cached=row.cached,
+                        speed=row_ratio(row, other), params_ratio=fewer, decodes=row.decodes,
+                    )  # fmt: skip
+                    key = id(candidate), _form(reference), row.test, row.cached
+                    ratios[key] = min(
+                        ratios.get(key, ratio), ratio, key=lambda one: (bool(one.speed.flags), one.speed.value)
+                    )
     return list(ratios.values())
-
-
-def _caution(ratio: SpeedRatio) -> tuple[bool, float]:
-    """Order ratios: undisturbed ones first, then the smaller ones."""
-    return bool(ratio.speed.flags), ratio.speed.value
 
 
 def _decode_tok_s(series: Series | None) -> float:
@@ -194,16 +191,3 @@ def _decode_tok_s(series: Series | None) -> float:
 
 def _form(series: Series) -> tuple[str, str, str, str | None]:
     return series.engine, series.precision, series.dialect, series.kv
-
-
-def _against(model: Series, reference: Series) -> list[SpeedRatio]:
-    """Return the ratios of rows of the same test with equally many cached tokens."""
-    base = {(row.test, row.cached): row for row in reference.records}
-    fewer = reference.params / model.params if reference.params and model.params else None
-    return [
-        SpeedRatio(
-            model=model, reference=reference, test=row.test, cached=row.cached, speed=row_ratio(row, other),
-            params_ratio=fewer, decodes=row.decodes,
-        )
-        for row in model.records if (other := base.get((row.test, row.cached)))
-    ]  # fmt: skip

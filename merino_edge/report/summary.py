@@ -11,7 +11,7 @@ from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.records.evaluation import Evaluation
 from merino_edge.records.schema import Environment, Record
-from merino_edge.report.series import Series, SpeedRatio, equal_ratios, headline_ratio, series_of, shipped_ratios
+from merino_edge.report.series import Series, SpeedRatio, headline_ratio, ratios_of, series_of, shipped_ratios
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
 
@@ -38,20 +38,6 @@ class Prediction:
         return f"{'within' if low <= self.measured <= high else 'outside'} {low:.3g} to {high:.3g}"
 
 
-def predictions(series: Sequence[Series], profile: DeviceProfile) -> list[Prediction]:
-    """Predict the measured quantities (decode, prefill, memory) of each series that the cost model covers."""
-    predicted: list[Prediction] = []
-    for entry in series:
-        if not reason_against(entry, profile):
-            predicted += _of(entry, profile.with_backend(entry.records[0].backend))
-    return predicted
-
-
-def unpredicted(series: Sequence[Series], profile: DeviceProfile) -> list[tuple[Series, str]]:
-    """Return the series that the cost model does not cover, each with the reason."""
-    return [(entry, reason) for entry in series if (reason := reason_against(entry, profile))]
-
-
 def reason_against(series: Series, profile: DeviceProfile) -> str:
     """Return why the board's cost model does not cover a series; empty if it does."""
     row = series.records[0]
@@ -74,7 +60,12 @@ def is_board(profile: DeviceProfile, board: str) -> bool:
     return board.startswith(profile.name.partition(" (")[0])
 
 
-def _of(series: Series, profile: DeviceProfile) -> list[Prediction]:
+def predictions(series: Series, profile: DeviceProfile) -> list[Prediction]:
+    """Predict the measured quantities (decode, prefill, memory) of a series; none if the cost model does not cover
+    it."""
+    if reason_against(series, profile):
+        return []
+    profile = profile.with_backend(series.records[0].backend)
     operators, here = series.operators or [], is_board(profile, series.board)
     decode, prefill, on_gpu = series.decode, series.prefill, profile.backend == "tensorrt"
     precision = series.records[0].engine_precision or series.precision
@@ -186,13 +177,15 @@ def summarize(
 ) -> Summary:
     """Summarize records. profile: the board to predict for; None for no predictions."""
     series = series_of(records)
-    equal = equal_ratios(series)
+    equal = ratios_of(series, equal=True)
+    reasons = {entry.label: reason_against(entry, profile) for entry in series} if profile else {}
     return Summary(
         records=tuple(records), series=tuple(series), equal=tuple(equal), shipped=tuple(shipped_ratios(series)),
         headline=headline_ratio(equal), memory=tuple(parts for entry in series if (parts := parts_of(entry))),
         places=tuple(_places(records)), profile=profile,
-        predictions=tuple(predictions(series, profile)) if profile else (),
-        unpredicted=tuple(unpredicted(series, profile)) if profile else (), evaluations=tuple(evaluations),
+        predictions=tuple(one for entry in series for one in predictions(entry, profile)) if profile else (),
+        unpredicted=tuple((entry, reasons[entry.label]) for entry in series if reasons.get(entry.label)),
+        evaluations=tuple(evaluations),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from merino_bench.harness.record import format_words
+from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, percent
 from merino_edge.records.compare import LEAST_PROCESSES, Ratio
 from merino_edge.records.evaluation import Evaluation
 from merino_edge.records.schema import Record
@@ -43,21 +44,6 @@ def headline_details(summary: Summary) -> str:
 
 def paper_words() -> str:
     return f"{PAPER_SPEED}× as fast with {PAPER_PARAMS}× fewer parameters: {PAPER}."
-
-
-def tiles(summary: Summary) -> list[tuple[str, str, str]]:
-    """Return (title, value, reference's value) for the headline's two bundles; nothing without a headline."""
-    if summary.headline is None:
-        return []
-    sides = summary.headline.model, summary.headline.reference
-    prefill, decode = (f" ({row.test})" if row else "" for row in (sides[0].prefill, sides[0].decode))
-    rows: list[tuple[str, list[float | None]]] = [
-        (f"Decode{decode}, tokens/s", [entry.decode.tok_s if entry.decode else None for entry in sides]),
-        (f"Prefill{prefill}, ms", [entry.prefill.prefill_ms if entry.prefill else None for entry in sides]),
-        ("Peak memory, MB", [entry.peak_rss_mb for entry in sides]),
-        ("On disk, MB", [(entry.records[0].bundle_bytes or 0) / BYTES_PER_MB for entry in sides]),
-    ]
-    return [(title, number(value), number(reference)) for title, (value, reference) in rows if value and reference]
 
 
 def weights_words(*series: Series) -> str:
@@ -153,6 +139,20 @@ def records_table(summary: Summary, short: bool = False) -> DataTable:
     shown = f"{len(records)} of {len(summary.records)} rows" if len(records) < len(summary.records) else "Every row"
     caption = f"{shown} as measured; busy and swapping ones were disturbed."
     return DataTable("records", caption, tuple((column.title, column.numeric) for column in columns), rows)
+
+
+def predicted_table(summary: Summary) -> DataTable:
+    """Return a row per predicted quantity, beside its measurement."""
+    interval = f"{percent(DEFAULT_CONFIDENCE)} interval"
+    titles = ("model", "what", "test", "predicted", "measured", interval, "measured on")
+    rows = tuple(
+        (one.series.label, one.what, one.test, *(f"{value:,.1f} {one.unit}" for value in (one.predicted, one.measured)),
+         one.verdict or "–", one.series.board)
+        for one in summary.predictions
+    )  # fmt: skip
+    kinds = ", ".join(sorted({one.provenance for one in summary.predictions}))
+    columns = tuple((title, title in ("predicted", "measured")) for title in titles)
+    return DataTable("predicted", f"Predicted for {summary.predicted_for} from {kinds} coefficients.", columns, rows)
 
 
 def scores_table(evaluations: Sequence[Evaluation]) -> DataTable:

@@ -1,5 +1,5 @@
 """A stranger's bundle folder holds modules by the names of what is imported: none of them runs, whatever verb runs in
-the folder. Real processes; runs on Python 3.6 too. The workstation's verbs: tests/edge/test_current_folder.py."""
+the folder. Real processes; runs on Python 3.6 too. The workstation's verbs: tests/edge/test_start.py."""
 import os
 import shutil
 import sys

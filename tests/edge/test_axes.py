@@ -190,7 +190,6 @@ def test_a_gated_ffn_has_weights_and_no_entropy():
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("opt-125m", "--score", "best"), "--score best is not known: choose one of measured, merino"),
     (("nothing-here",), "'nothing-here' names no model"),
     (("someone/something",), "not in the hub's cache here, so its config.json with the geometry is missing"),
     (("opt-125m", "--device", "raspberry-pi-4", "--context", "4096"), "takes 2 to 2048 tokens"),

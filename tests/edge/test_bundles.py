@@ -1,8 +1,5 @@
 """A bundle's folder without torch: what is written is read back, what is packed, and which boards it fits."""
 
-import os
-import subprocess
-import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +9,16 @@ import pytest
 import merino_bench
 import merino_runtime
 from merino_edge.bundles.board_app import packed_files, write_board_app
-from merino_edge.bundles.boards import fitting_boards
-from merino_edge.bundles.description import GraphFormat, ModelFacts, backends_of, describe, write_bundle
+from merino_edge.bundles.description import GraphFormat, ModelFacts, backends_of, describe, fitting_boards, write_bundle
 from merino_edge.bundles.files import bundle_bytes, is_bundle
 from merino_edge.families.operators import FORMATS
 from merino_edge.families.zoo import model as published
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.default_coefficients import slower_on
-from merino_edge.prediction.formats import core_of_board, missing_isa
+from merino_edge.prediction.formats import core_of_board
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import list_profiles, load_profile, profile_ids
-from merino_runtime.bundle import Bundle, Golden, Port, Threads, load_bundle
-from merino_runtime.bundle.schema import BUNDLE_SHAPE
+from merino_runtime.bundle import Golden, Port, Threads, load_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIME_CHOOSES = Threads(None, None)
@@ -77,10 +72,6 @@ def test_a_description_is_read_as_it_was_written(graph, model, tmp_path):
     assert bundle_bytes(folder) > sum(file.bytes for file in written.files)
 
 
-def test_the_type_and_the_schema_have_the_same_keys():
-    assert Bundle._fields == ("folder", *BUNDLE_SHAPE)
-
-
 def test_a_bundles_description_does_not_depend_on_the_runtime_beside_it(graph, model, tmp_path):
     written = write_bundle(tmp_path, model, graph, GraphFormat("fp32", "fused", 64), Golden((1,), (1,)))
     before = (tmp_path / "bundle.json").read_bytes()
@@ -112,32 +103,6 @@ def test_data_files_beside_the_sources_travel_in_the_application(tmp_path):
     assert dict(packed_files(tmp_path / "package")) == {f"package/{name}": data for name, data in files.items()}
 
 
-WITHOUT_TORCH = """
-import importlib, pkgutil, sys
-BLOCKED = {"torch", "transformers", "onnx", "onnxruntime", "scipy", "rich", "typer"}
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in BLOCKED:
-            raise ImportError("blocked: " + name)
-sys.meta_path.insert(0, Blocker())
-import merino_edge.bundles
-for info in pkgutil.iter_modules(merino_edge.bundles.__path__, "merino_edge.bundles."):
-    importlib.import_module(info.name)
-    print(info.name)
-"""
-
-
-def test_bundles_needs_no_torch():
-    roots = os.pathsep.join((str(ROOT), str(ROOT / "runtime")))
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH], env={**os.environ, "PYTHONPATH": roots}, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    modules = {path.stem for path in (ROOT / "merino_edge" / "bundles").glob("*.py")} - {"__init__"}
-    assert {line.rpartition(".")[2] for line in done.stdout.split()} == modules
-
-
 @pytest.mark.parametrize("large", [False, True])
 def test_two_thread_counts_take_the_memory_of_two_sessions(tiny_arch, large):
     """A board whose free memory lies between the two needs: the bundle fits with one count and not with two. Of few
@@ -158,22 +123,6 @@ def test_two_thread_counts_take_the_memory_of_two_sessions(tiny_arch, large):
     assert fits(Threads(4, 4)) and not fits(Threads(4, 2))
     assert fits(RUNTIME_CHOOSES) is fits(Threads(None, 2)) is large
     assert fits(Threads(16, 8))  # more than its four cores: both are four
-
-
-def test_an_x86_board_is_judged_by_its_own_instructions(tiny_arch):
-    arm = load_profile("raspberry-pi-5")
-    quick, old, other = (
-        arm.model_copy(update={"id": name, "arch": arch, "isa": isa})
-        for name, arch, isa in (("quick", "x86_64", ("avx2",)), ("old", "x86_64", ()), ("other", "other", ()))
-    )
-
-    def fitting(precision):
-        boards = [arm, quick, old, other]
-        return fitting_boards(tiny_arch.operators, precision, 64, RUNTIME_CHOOSES, ["onnxruntime"], boards)
-
-    assert fitting("fp32") == ("raspberry-pi-5", "quick", "old", "other")
-    assert fitting("int8") == fitting("int4") == ("raspberry-pi-5", "quick", "other")
-    assert missing_isa(old, "int8") == ("avx2",) and missing_isa(quick, "int8") == ()
 
 
 def test_by_default_the_boards_are_the_shipped_ones(tiny_arch):

@@ -406,12 +406,10 @@ def test_design_prints_and_writes_its_intervals(calibrated, tmp_path):
     assert code == 0 and re.search(r"to (3\.9\d|4\.00), 99%\)", shown)
 
 
-@pytest.mark.parametrize("command", [
-    "recommend", *(pytest.param(command, marks=pytest.mark.nightly) for command in ("design", "pareto"))])  # fmt: skip
+@pytest.mark.parametrize("command", ["recommend", pytest.param("design", marks=pytest.mark.nightly)])
 @pytest.mark.usefixtures("small_space")
 def test_each_command_takes_a_confidence_and_says_why_there_is_no_interval(command, calibrated):
     words = ("--context", "64", *(("--vocab", "300") if command != "recommend" else ()))
-    words += ("--points", "2") if command == "pareto" else ()
     code, shown, _ = run(command, "--device", "raspberry-pi-4", *words)
     assert code == 0 and "no interval: the coefficients are estimated; run `merino.pyz probe` on the board" in shown
     code, shown, _ = run(command, "--device", calibrated, *words, "--confidence", "95%")

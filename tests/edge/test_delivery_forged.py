@@ -19,19 +19,30 @@ import pytest
 import ssh_board
 from packed_files import bundle_files, packed_bytes, renamed, tree
 from sample_roots import MISSING, WHY, digest, make_image, make_root
-from test_delivery_fleet import PLAYBOOK, SFTP, playing
-from test_delivery_trust import AS_ROOT, FLEET, OTHERS, OVER_SSH, marking_app_bytes, public_key_file, signed_by
+from test_delivery_trust import (
+    AS_ROOT,
+    FLEET,
+    OTHERS,
+    OVER_SSH,
+    PLAYBOOK,
+    SFTP,
+    marking_app_bytes,
+    playing,
+    public_key_file,
+    signed_by,
+)
 
 from merino_edge.bundles.board_app import board_app
 from merino_edge.delivery.first_boot import flash_rootfs
 from merino_edge.delivery.image import flash_image
-from merino_edge.delivery.ssh.address import parse_addresses
 from merino_edge.delivery.ssh.board import Facts
-from merino_edge.delivery.ssh.flash import BENCH, check_signer, flash_all, in_base64, package
+from merino_edge.delivery.ssh.connect import parse_addresses
+from merino_edge.delivery.ssh.flash import BENCH, check_signer, flash_all, package
 from merino_edge.delivery.ssh.transfer import Source
 from merino_edge.embedded import FOLDER
 from merino_runtime.bundle import sha256_of
 from merino_runtime.delivery.archive import open_archive
+from merino_runtime.delivery.keys import key_base64
 from merino_runtime.delivery.machine import this_machine
 from merino_runtime.delivery.service import first_boot_unit
 from merino_runtime.errors import MerinoError
@@ -116,7 +127,7 @@ def each_refused(forged, act, or_refusal=""):
 @pytest.mark.parametrize("trust", [True, False], ids=["with --trust", "without --trust"])
 def test_before_anything_goes_over_ssh(trust, forged):
     """Without --trust the board's keys are asked for, which are known before the file is copied."""
-    facts = Facts(this_machine("/"), "/opt/merino", None, keys=frozenset({in_base64(KEY)}))
+    facts = Facts(this_machine("/"), "/opt/merino", None, keys=frozenset({key_base64(KEY)}))
     keys = [forged.pub] if trust else []
 
     def judge(path):

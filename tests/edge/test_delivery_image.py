@@ -171,31 +171,6 @@ def test_holes_stay_holes_and_names_are_no_commands(made, packed, tmp_path):
     assert image.stat().st_blocks * 512 < image.stat().st_size / 2
 
 
-SMALL_HOLES = """
-import os, subprocess, sys
-from pathlib import Path
-from merino_edge.delivery.image import copy_sparse
-image, copy = Path(sys.argv[1], "image"), Path(sys.argv[1], "copy")
-image.write_bytes(b"".join(bytes([1 + place % 255]) * 4096 for place in range(1024)))
-for place in range(1, 100, 2):
-    subprocess.run(["fallocate", "-p", "-o", str(4096 * place), "-l", "4096", image], check=True)
-copy.touch()
-copy_sparse(image, copy)
-assert image.stat().st_blksize > 4096 and image.stat().st_blocks * 512 == (1024 - 50) * 4096, image.stat()
-assert image.read_bytes() == copy.read_bytes()
-"""
-
-
-def test_holes_smaller_than_a_file_systems_preferred_read_are_copied_right(tmp_path):
-    """Memory with huge pages: its files are read in 2 MB, and their holes are of 4 KB."""
-    mounted = f"mount -t tmpfs -o huge=always small {tmp_path} || exit 77; exec \"$0\" -c \"$1\" {tmp_path}"
-    called = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mounted, sys.executable, SMALL_HOLES]
-    done = subprocess.run(called, capture_output=True, text=True)
-    if done.returncode == 77 or done.stderr.startswith("unshare"):
-        pytest.skip(f"no memory file system with huge pages can be mounted here: {done.stderr.strip()}")
-    assert done.returncode == 0, done.stderr
-
-
 def test_a_copy_that_differs_from_the_image_is_refused(tmp_path, monkeypatch):
     """By a cp that loses the last byte."""
     (tmp_path / "image").write_bytes(b"content" * 1000)
@@ -233,15 +208,6 @@ def test_a_small_file_system_is_refused_and_the_commands_given_enlarge_it(label,
     flash_image(packed, image, allow_unsigned=True)
     check_flashed(image, packed)
     ran("sfdisk", "--verify", image)
-
-
-def test_a_small_bare_file_system_is_enlarged_by_the_commands_given(tmp_path):
-    image = tmp_path / "root.img"
-    fill_ext4(image, make_root(tmp_path / "root"), 0, 8)
-    packed = make_packed(tmp_path / "big.merino", size_bytes=20 << 20)
-    commands = flashed_and_refused(packed, image, "is too small").partition("Enlarge it: ")[2]
-    carry_out(commands)
-    flash_image(packed, image, allow_unsigned=True)
 
 
 def poke(image, at, data):
@@ -460,13 +426,3 @@ def test_garbage_in_the_tables_or_the_file_system_is_refused_or_harmless(data, m
         check_flashed(image, made / "sample.merino")
     assert os.listdir(folder) == ["board.img"]
     shutil.rmtree(folder)
-
-
-def test_the_boot_partition_reads_as_before(image, packed):
-    """By its own tools, where they are here."""
-    if not shutil.which("mdir"):
-        pytest.skip("mdir is not here (Debian: mtools)")
-    subprocess.run(["mcopy", "-i", f"{image}@@{FAT_AT}", "/etc/hostname", "::config.txt"], check=True)
-    flash_image(packed, image, allow_unsigned=True)
-    shown = subprocess.run(["mtype", "-i", f"{image}@@{FAT_AT}", "::config.txt"], check=True, capture_output=True)
-    assert shown.stdout == Path("/etc/hostname").read_bytes()

@@ -216,16 +216,6 @@ def contents_of_links(root):
     return sorted((str(path), path.lstat().st_mode, path.lstat().st_mtime_ns) for path in root.rglob("*"))
 
 
-@AS_ROOT
-def test_removing_the_link_of_the_installed_release_is_the_remedy(root, packed):
-    spoil(root, "an installed release")
-    with pytest.raises(MerinoError, match="remove that link"):
-        flash_rootfs(packed, root, allow_unsigned=True)
-    (root / "opt/merino/current").unlink()
-    flash_rootfs(packed, root, allow_unsigned=True)
-    assert armed(root)
-
-
 @pytest.mark.parametrize("there, message", [("/", "root file system of this machine"), ("missing", "is not a folder")])
 def test_this_machine_and_what_is_no_folder_are_refused(there, message, packed):
     with pytest.raises(MerinoError, match=message):
@@ -260,13 +250,6 @@ def test_another_key_of_a_trusted_name_is_not_replaced(root, tmp_path):
     with pytest.raises(MerinoError, match="us.pub is another key"):
         flash_rootfs(second, root, trust=[tmp_path / "us.pub"])
     assert contents(root) == before
-
-
-@pytest.mark.parametrize(("python", "glibc"), [("3.6", "2.27"), ("3.10", "2.35"), ("3.13", "2.41")])
-def test_the_systems_of_boards_are_distinguished(python, glibc, tmp_path, packed):
-    root = make_root(tmp_path / "other", python, glibc)
-    steps = flash_rootfs(packed, root, allow_unsigned=True, dry_run=True)
-    assert f"aarch64, Python {python}, glibc {glibc}" in steps[0]
 
 
 @AS_ROOT

@@ -15,7 +15,7 @@ import ssh_board
 from packed_files import app_bytes, bundle_files, packed_bytes
 
 from merino_edge.delivery.ssh import board, command, connect, flash, transfer
-from merino_edge.delivery.ssh.address import parse_address
+from merino_edge.delivery.ssh.connect import parse_address
 from merino_edge.embedded import FOLDER
 from merino_runtime.delivery.agent import BEGIN
 
@@ -204,6 +204,10 @@ def liar(**answers):
     return behave
 
 
+def described(*values, **changes):
+    return liar(describe=called(*values, **changes))
+
+
 async def never_answers(process):
     await process.stdin.read()
 
@@ -281,74 +285,70 @@ INSTALLED = {"schema": 1, "id": "0" * 16, "name": "x", "bundle": "x", "precision
              "notes": []}  # fmt: skip
 DEEP = b"[" * 10**4 + b"]" * 10**4 + b"\n"
 
+# By name: how it behaves, and a part of what is said of it.
 AFTER_LOGIN = {
-    "never answers": never_answers, "nothing to say": nothing_to_say, "dies": dies, "endless login": endless_login,
-    "endless line": endless_line, "endless answer": endless_answer, "endless talk": endless_talk,
-    "talk that steers": talk_that_steers, "closes the connection": closes_the_connection, "drips": slow_drip,
-    "closes in mid-transfer": closes_in_mid_transfer, "takes nothing": takes_nothing,
-    "not JSON": liar(describe=ANSI.encode() + b"\n"), "deep": liar(describe=DEEP),
-    "not UTF-8": liar(describe=b'"\xff\xfe"\n'),
-    "a number of a million digits": liar(describe=b"[" + b"9" * 10**5 + b"]\n"),
-    "another shape": liar(describe={"code": 0}), "too few answers": liar(describe=called(machine())),
-    "its own error": liar(describe=called(calls=[{"code": 1, "out": "", "err": f"{ANSI}\n{ANSI}sudo rm -rf /\n"}] * 2)),
-    "a machine of nonsense": liar(describe=called({"schema": 1, "board": ANSI}, STATUS)),
-    "a model that steers": liar(describe=called(machine(model=ANSI), STATUS)),
-    "32-bit": liar(describe=called(machine(board={**machine()["board"], "pointer_bits": 32}), STATUS)),
-    "no memory": liar(describe=called(machine(board={**machine()["board"], "memory_total_mb": 1.0}), STATUS)),
-    "a root that steers": liar(describe=called(machine(), STATUS, root=f"/opt/{ANSI}")),
-    "a root that is no path": liar(describe=called(machine(), {**STATUS, "root": "~/../x"}, root="~/../x")),
-    "a root that its application does not know": liar(describe=called(machine(), {**STATUS, "root": "/elsewhere"})),
-    "a service that steers": liar(describe=called(machine(), STATUS, service=f"/opt/{ANSI}")),
-    "another root for the service": liar(describe=called(machine(), STATUS, service="/srv/$(reboot)")),
-    "keys that are none": liar(describe=called(machine(), STATUS, keys=[1])),
-    "a release that is a path": liar(describe=called(machine(), {**STATUS, "current": {"id": "../../etc"}})),
-    "pieces that are no hashes": liar(receive={"done": False, "free": 10**12, "pieces": ["../x"]}),
-    "a million pieces": liar(receive={"done": False, "free": 10**12, "pieces": ["0" * 64] * 10**5}),
-    "no space": liar(receive={"done": False, "free": 0, "pieces": []}),
-    "minus space": liar(receive={"done": False, "free": -1, "pieces": []}),
-    "an error that steers": liar(receive=b'{"done": false, "free": 1000000000000, "pieces": []}\n'
-                                 + json.dumps({"error": ANSI}).encode() + b"\n"),
-    "an install of nothing": liar(run=b""), "an install of another shape": liar(run={"id": 1}),
-    "an install of another release": liar(run=INSTALLED),
-    "a launcher that steers": liar(run={**INSTALLED, "launcher": f"/x\n{ANSI}"}),
-    "an install that is endless": liar(run=b"x" * (1 << 22)),
-}  # fmt: skip
-
-# A part of what is said of each.
-WORDS = {
-    "never answers": "took too long", "nothing to say": "printed nothing", "dies": "code -11",
-    "endless login": "login shell", "endless line": "login shell", "endless answer": "more than 262,144 bytes",
-    "endless talk": "took too long", "talk that steers": "it was us", "closes the connection": "lost",
-    "drips": "took too long", "closes in mid-transfer": "copy merino-", "takes nothing": "too long to copy",
-    "not JSON": "not JSON", "deep": "nested too deeply", "not UTF-8": "must be an object",
-    "a number of a million digits": "which is not JSON", "another shape": ": missing",
-    "too few answers": "number of answers", "its own error": "rm -rf",
-    "a machine of nonsense": "does not describe a machine", "a model that steers": "model is", "32-bit": "32-bit",
-    "no memory": "1 MB in all", "a root that steers": "root is",
-    "a root that its application does not know": "`status` is wrong", "a service that steers": "service is",
-    "another root for the service": "merino.service on the board", "keys that are none": "keys[0]",
-    "a root that is no path": "`status` is wrong", "a release that is a path": "`status` is wrong",
-    "pieces that are no hashes": "pieces[0]", "a million pieces": "more than 327,680 bytes",
-    "no space": "0.0 MB are free", "minus space": "free is -1", "an error that steers": "copy merino-",
-    "an install of nothing": "install: the board answered ''", "an install of another shape": "launcher: missing",
-    "an install of another release": "another release", "a launcher that steers": "launcher is",
-    "an install that is endless": "more than 65,536 bytes",
+    "never answers": (never_answers, "took too long"),
+    "nothing to say": (nothing_to_say, "printed nothing"),
+    "dies": (dies, "code -11"),
+    "endless login": (endless_login, "login shell"),
+    "endless line": (endless_line, "login shell"),
+    "endless answer": (endless_answer, "more than 262,144 bytes"),
+    "endless talk": (endless_talk, "took too long"),
+    "talk that steers": (talk_that_steers, "it was us"),
+    "closes the connection": (closes_the_connection, "lost"),
+    "drips": (slow_drip, "took too long"),
+    "closes in mid-transfer": (closes_in_mid_transfer, "copy merino-"),
+    "takes nothing": (takes_nothing, "too long to copy"),
+    "not JSON": (liar(describe=ANSI.encode() + b"\n"), "not JSON"),
+    "deep": (liar(describe=DEEP), "nested too deeply"),
+    "not UTF-8": (liar(describe=b'"\xff\xfe"\n'), "must be an object"),
+    "a number of a million digits": (liar(describe=b"[" + b"9" * 10**5 + b"]\n"), "which is not JSON"),
+    "another shape": (liar(describe={"code": 0}), ": missing"),
+    "too few answers": (described(machine()), "number of answers"),
+    "its own error": (described(calls=[{"code": 1, "out": "", "err": f"{ANSI}\n{ANSI}sudo rm -rf /\n"}] * 2), "rm -rf"),
+    "a machine of nonsense": (described({"schema": 1, "board": ANSI}, STATUS), "does not describe a machine"),
+    "a model that steers": (described(machine(model=ANSI), STATUS), "model is"),
+    "32-bit": (described(machine(board={**machine()["board"], "pointer_bits": 32}), STATUS), "32-bit"),
+    "no memory": (described(machine(board={**machine()["board"], "memory_total_mb": 1.0}), STATUS), "1 MB in all"),
+    "a root that steers": (described(machine(), STATUS, root=f"/opt/{ANSI}"), "root is"),
+    "a root that is no path": (described(machine(), {**STATUS, "root": "~/../x"}, root="~/../x"), "`status` is wrong"),
+    "a root that its application does not know": (described(machine(), {**STATUS, "root": "/elsewhere"}),
+        "`status` is wrong"),
+    "a service that steers": (described(machine(), STATUS, service=f"/opt/{ANSI}"), "service is"),
+    "another root for the service": (described(machine(), STATUS, service="/srv/$(reboot)"),
+        "merino.service on the board"),
+    "keys that are none": (described(machine(), STATUS, keys=[1]), "keys[0]"),
+    "a release that is a path": (described(machine(), {**STATUS, "current": {"id": "../../etc"}}), "`status` is wrong"),
+    "pieces that are no hashes": (liar(receive={"done": False, "free": 10**12, "pieces": ["../x"]}), "pieces[0]"),
+    "a million pieces": (liar(receive={"done": False, "free": 10**12, "pieces": ["0" * 64] * 10**5}),
+        "more than 327,680 bytes"),
+    "no space": (liar(receive={"done": False, "free": 0, "pieces": []}), "0.0 MB are free"),
+    "minus space": (liar(receive={"done": False, "free": -1, "pieces": []}), "free is -1"),
+    "an error that steers": (liar(receive=b'{"done": false, "free": 1000000000000, "pieces": []}\n'
+        + json.dumps({"error": ANSI}).encode() + b"\n"),
+        "copy merino-"),
+    "an install of nothing": (liar(run=b""), "install: the board answered ''"),
+    "an install of another shape": (liar(run={"id": 1}), "launcher: missing"),
+    "an install of another release": (liar(run=INSTALLED), "another release"),
+    "a launcher that steers": (liar(run={**INSTALLED, "launcher": f"/x\n{ANSI}"}), "launcher is"),
+    "an install that is endless": (liar(run=b"x" * (1 << 22)), "more than 65,536 bytes"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", AFTER_LOGIN)
 def test_a_board_that_lets_us_in(kind, package, workstation):
+    behave, words = AFTER_LOGIN[kind]
     with a_loop() as loop:
         server = loop.run_until_complete(
             asyncssh.listen(
                 "127.0.0.1", 0, server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
                 authorized_client_keys=asyncssh.import_authorized_keys(workstation.key.export_public_key().decode()),
-                process_factory=AFTER_LOGIN[kind], encoding=None,
+                process_factory=behave, encoding=None,
             )  # fmt: skip
         )
         output = judged(*flashed(server.get_port(), package, workstation))
         server.close()
-    assert WORDS[kind] in output
+    assert words in output
 
 
 class Banners(asyncssh.SSHServer):

@@ -1,9 +1,11 @@
-"""The same forged files on every path: none runs a byte of the sender's before it is verified.
+"""Trust on every path to a board: nothing of the sender's runs before it is verified.
 
-The sender's application leaves a file when it is run, and takes every signature. Boards are sshd on loopback, a
-root file system, an image, and the unit of a first boot; Ansible and all other kinds: test_delivery_forged.py.
+The sender's application leaves a file when it is run, and takes every signature. Boards are sshd on loopback, a root
+file system, an image, and the unit of a first boot; all other kinds: test_delivery_forged.py. The Ansible role of
+fleet/ runs against two sshd: it is idempotent, goes in batches, and stops after a board that fails.
 """
 
+import base64
 import io
 import json
 import os
@@ -16,10 +18,9 @@ from pathlib import Path
 
 import pytest
 import ssh_board
-from packed_files import app_bytes, bundle_files, packed_bytes, renamed
+from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes, renamed
 from sample_roots import MISSING, WHY, ask_debugfs, make_image, make_root
 from test_cli import run
-from test_delivery_fleet import SFTP
 
 from merino_edge.bundles.board_app import board_app
 from merino_edge.delivery.first_boot import flash_rootfs
@@ -34,6 +35,9 @@ from tests import ed25519_signer
 FLEET, OTHERS = b"the key that boards trust".ljust(32), b"the key of another sender".ljust(32)
 OVER_SSH = pytest.mark.skipif(not ssh_board.SSHD, reason=ssh_board.REASON)
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount, and write a board's files")
+ROOT = Path(__file__).resolve().parents[2]
+PLAYBOOK = ROOT / ".venv-ansible" / "bin" / "ansible-playbook"
+SFTP = "Subsystem sftp internal-sftp"
 pytestmark = pytest.mark.slow
 
 
@@ -359,3 +363,94 @@ def test_a_card_and_its_first_boot(kind, place, tmp_path):
         pytest.skip(f"nothing can be mounted here: {done.stderr}")
     assert done.returncode == 1 and "not trusted here" in done.stderr.splitlines()[-1], done.stderr
     assert not place.ran() and not (opt / "merino/current").exists()
+
+
+def playing(place, workstation, boards, **variables):
+    """A function that runs the playbook on `boards` by name. `place`: where its inventory and application lie."""
+    app = place / "controllers.pyz"
+    app.write_bytes(board_app())
+    lines = [
+        f"{name} ansible_host=127.0.0.1 ansible_port={board.port} merino_root={board.home}/merino"
+        for name, board in boards.items()
+    ]
+    (place / "boards.ini").write_text(
+        "\n".join(["[boards]", *lines, "[boards:vars]", f"ansible_python_interpreter={sys.executable}",
+                   f"merino_python={sys.executable}", f"merino_app={app}",
+                   f"ansible_ssh_private_key_file={workstation.home}/.ssh/id_ed25519",
+                   f"ansible_ssh_common_args=-F none -o UserKnownHostsFile={workstation.known_hosts}"
+                   " -o ControlMaster=no", *(f"{name}={value}" for name, value in variables.items())])
+        + "\n"
+    )  # fmt: skip
+
+    def play(archive, *more, book=ROOT / "fleet" / "site.yml"):
+        """(exit code, output, {board: (changed, failed)})"""
+        site = ["-i", place / "boards.ini", book, *(["-e", f"merino_file={archive}"] if archive else [])]
+        done = subprocess.run(
+            [PLAYBOOK, *site, *more], capture_output=True, text=True, check=False, timeout=1800,
+            env={**os.environ, "HOME": str(workstation.home), "LC_ALL": "C.UTF-8", "ANSIBLE_PIPELINING": "1"},
+        )  # fmt: skip
+        rows = re.findall(r"^(\w+)\s*: ok=\d+\s+changed=(\d+)\s+unreachable=\d+\s+failed=(\d+)", done.stdout, re.M)
+        return done.returncode, done.stdout + done.stderr, {name: (int(c), int(f)) for name, c, f in rows}
+
+    return play
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory):
+    """(a function that runs the playbook, the two boards, a folder)"""
+    place = tmp_path_factory.mktemp("fleet")
+    workstation = ssh_board.make_workstation(place / "home")
+    with (
+        ssh_board.running(place / "one", workstation.key, more=SFTP) as one,
+        ssh_board.running(place / "two", workstation.key, more=SFTP) as two,
+    ):
+        workstation.trusts(one, two)
+        yield playing(place, workstation, {"one": one, "two": two}, merino_allow_unsigned="true"), (one, two), place
+
+
+@OVER_SSH
+@pytest.mark.skipif(not PLAYBOOK.exists(), reason="no ansible-core here: make .venv-ansible")
+def test_a_fleet_is_installed_once_and_stops_where_a_release_fails(fleet, nightly):
+    play, boards, place = fleet
+    def packed(name, files):
+        path = place / f"{name}.merino"
+        path.write_bytes(packed_bytes(app_bytes(place / f"{name}.pyz"), [files], name))
+        return path
+
+    def releases():
+        links = [board.home / "merino" / "current" for board in boards]
+        return [link.resolve().name if link.exists() else None for link in links]
+
+    archive = packed("sample", bundle_files(FOLDER))
+    result = open_archive(str(archive)).id
+
+    if nightly:
+        code, out, recap = play(archive, "--check")
+        assert (code, recap) == (0, {"one": (1, 0), "two": (1, 0)}), out
+        assert releases() == [None, None]
+
+    code, out, recap = play(archive)
+    assert code == 0, out
+    assert releases() == [result, result]
+    assert all(changed for changed, _ in recap.values()) and set(recap) == {"one", "two"}
+
+    code, out, recap = play(archive)
+    assert (code, recap) == (0, {"one": (0, 0), "two": (0, 0)}), out
+
+    bad = packed("bad", changed_golden(bundle_files(FOLDER)))
+    code, out, recap = play(bad)
+    assert code != 0 and "self-test" in out
+    assert set(recap) == {"one"} and recap["one"][1] == 1, "the second batch was not begun"
+    assert releases() == [result, result]
+
+    ran, key = place / "ran", base64.b64encode(b"k" * 32).decode("ascii")
+    for board in boards:
+        release = (board.home / "merino" / "current").resolve()
+        (release / "merino.pyz").write_text(f"open({str(ran)!r}, 'w')\n")
+        (release / "manifest.sig").write_text(f'{{"algorithm":"ed25519","key":"{key}","signature":"x"}}\n')
+    assert play(archive, "--check")[0] == 0 and ran.exists(), "the sign that an application would be seen"
+    ran.unlink()
+    for board in boards:
+        (board.home / "merino" / "withdrawn.json").write_text(json.dumps({"schema": 1, "keys": [key]}, indent=1))
+    code, out, _ = play(archive, "--check")
+    assert code == 0 and not ran.exists(), out

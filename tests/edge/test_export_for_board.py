@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.cli.app import app
-from merino_edge.delivery.fitting import times_slower
+from merino_edge.delivery.pack import times_slower
 from merino_edge.export import divergence
 from merino_edge.export.dialects.build import DIALECTS
 from merino_edge.export.export import export

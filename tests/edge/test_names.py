@@ -1,13 +1,20 @@
-"""What a name on the command line means, where a folder of the same name is here and where none is."""
+"""What a name on the command line means: a folder, a model of the catalog, a model of the hub. The real huggingface_hub
+client talks to a stand-in server on loopback."""
 
-import json
+import os
+import subprocess
+import sys
 
 import pytest
+import torch
+from hub_server import hub
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from merino_edge.benchmarking.baselines import baseline_bundles
 from merino_edge.cli.app import main
 from merino_edge.embedded import FOLDER
 from merino_edge.export.source import load_source
+from merino_edge.families.checkpoint import check_checkpoint, check_tokenizer
 from merino_edge.families.names import bundle_path, resolve
 from merino_edge.families.zoo import exportable_models, model
 from merino_runtime.errors import MerinoError
@@ -68,7 +75,109 @@ def test_the_commands_refuse_it_too(here, bundle_dirs, capsys):
             main(words)
         assert ended.value.code == 1
         assert "'embedded' is both the packaged model and a folder here" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as ended:
-        main(["generate", "./embedded", "The river", "-n", "2", "--json", "--ignore-eos"])
-    assert ended.value.code in (0, None)
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["done"] is True
+
+
+CONFIG = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+          "intermediate_size": 64, "vocab_size": 512, "max_position_embeddings": 64}  # fmt: skip
+NAME = "Org/Tiny-Instruct"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_checkpoint):
+    """A small llama in three shards, with a tokenizer."""
+    place = tmp_path_factory.mktemp("hub") / "model"
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**CONFIG)).save_pretrained(place, max_shard_size="60KB")
+    AutoTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(place)
+    assert len(list(place.glob("*.safetensors"))) > 2
+    return place
+
+
+@pytest.fixture(scope="module")
+def files(folder):
+    results = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {**results, "pytorch_model.bin": b"a pickle", "onnx/model.onnx": b"another program's"}
+
+
+def exported(source, out, home, address="http://127.0.0.1:9", **variables):
+    """The command in a process of its own, since huggingface_hub reads its variables when it is imported."""
+    variables = {"HF_HOME": str(home), "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", **variables}
+    command = [sys.executable, "-m", "merino_edge.cli.start", "export", source, "-o", str(out)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **variables}, cwd=out.parent
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_a_model_is_fetched_once_and_then_comes_from_the_cache(files, tmp_path):
+    with hub({NAME: files}) as (address, requests):
+        code, out, output = exported(NAME, tmp_path / "bundle", tmp_path / "home", address)
+        assert code == 0, output
+        assert "Tiny-Instruct, fused fp32" in out and "trained weights" in out
+        assert "downloading 8 files of Org/Tiny-Instruct, " in output or "downloading" in output
+        fetched = [path.rpartition("/")[2] for kind, path in requests if kind == "GET" and "/resolve/" in path]
+        assert "pytorch_model.bin" not in fetched and "model.onnx" not in fetched
+        assert len(set(fetched)) == len(fetched), "each file once"
+    code, _, output = exported(NAME, tmp_path / "again", tmp_path / "home", HF_HUB_OFFLINE="1")
+    assert code == 0 and "downloading" not in output, output
+    assert (tmp_path / "again" / "model.onnx.data").read_bytes() == (
+        tmp_path / "bundle" / "model.onnx.data"
+    ).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source, variables, match", [
+    ("Org/Tiny-Instruct", {}, ["cannot be reached", "hf download Org/Tiny-Instruct", "--local-dir Tiny-Instruct",
+                               "export ./Tiny-Instruct"]),
+    ("smollm2-135m", {"HF_HUB_OFFLINE": "1"}, ["HF_HUB_OFFLINE is set", "hf download HuggingFaceTB/SmolLM2-135M "]),
+])  # fmt: skip
+def test_without_network_it_says_what_to_fetch_and_where_to_put_it(tmp_path, source, variables, match):
+    code, out, output = exported(source, tmp_path / "bundle", tmp_path / "home", **variables)
+    assert code == 1 and out == "" and output.startswith("merino-edge: ")
+    assert [words for words in match if words not in output] == []
+    assert len(output.strip().splitlines()) == 1 and not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.slow
+def test_models_that_cannot_be_had_are_refused_each_in_its_words(files, tmp_path):
+    plain = {"config.json": files["config.json"], "pytorch_model.bin": b"a pickle"}
+    served = {"Org/Gated": files, "Org/Pickle": plain, NAME: files}
+    shard = next(name for name in files if name.endswith(".safetensors"))
+    with hub(served, gated=["Org/Gated"], cut=[shard]) as (address, _):
+        for source, words in (
+            ("Org/Gated", "Org/Gated is gated: accept its terms at https://huggingface.co/Org/Gated"),
+            ("Org/Pickle", "Org/Pickle has no model*.safetensors on the hub. Weights as pickle (.bin) are not read"),
+            ("Org/None", "'Org/None' is no folder here, and the hub has no such model that may be seen"),
+            (NAME, "is not whole in the cache"),
+        ):
+            code, out, output = exported(source, tmp_path / "bundle", tmp_path / "home", address)
+            assert code == 1 and out == "" and words in output, output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home"]
+
+
+def test_folders_that_are_not_whole(folder, tmp_path):
+    def refused(judge, match, **contents):
+        place = tmp_path / str(len(list(tmp_path.iterdir())))
+        place.mkdir()
+        for name, content in contents.items():
+            (place / name.replace("__", ".")).write_bytes(content)
+        with pytest.raises(MerinoError, match=match):
+            judge(place)
+
+    index = (folder / "model.safetensors.index.json").read_bytes()
+    refused(check_checkpoint, "it has no config.json. It holds a.gguf: export a GGUF by the path", a__gguf=b"GGUF")
+    refused(check_checkpoint, "pytorch_model.bin is a pickle, which may run code and is not read: convert it with"
+            " transformers", config__json=b"{}", pytorch_model__bin=b"")  # fmt: skip
+    refused(check_checkpoint, "has no model.safetensors. Copy", config__json=b"{}")
+    shards = {"config__json": b"{}", "model.safetensors.index.json": index}
+    refused(check_checkpoint, r"lacks \d of the files that model.safetensors.index.json names: model-00001", **shards)
+    shards["model.safetensors.index.json"] = b'{"weight_map": {"a": "../../etc/passwd"}}'
+    refused(check_checkpoint, "names '../../etc/passwd', which is no safetensors file beside it", **shards)
+    shards["model.safetensors.index.json"] = b'{"weight_map": []}'
+    refused(check_checkpoint, "has no weight_map", **shards)
+    refused(check_tokenizer, "has no tokenizer.json, .* copy it from where the weights came", config__json=b"{}")
+    refused(check_tokenizer, "write one from its tokenizer.model with transformers.AutoTokenizer",
+            tokenizer__model=b"")  # fmt: skip
+    check_checkpoint(folder)
+    check_tokenizer(folder)

@@ -46,7 +46,7 @@ CALLS = [
     ("serve", ["embedded"], ["merino_bench.__main__.run_serve"]),
     ("bench", ["embedded"], ["merino_edge.benchmarking.run.run_benchmark", OVER_SSH + "bench_there"]),
     ("bench", ["embedded", *SSH], [OVER_SSH + "bench_there"]),
-    ("flash", ["f.merino", *SSH], ["merino_edge.cli.flash.flash_boards"]),
+    ("flash", ["f.merino", *SSH], ["merino_edge.cli.deliver.flash_boards"]),
     ("flash", ["f.merino", "--image", "i.img"], ["merino_edge.delivery.image.flash_image"]),
     ("check", ["embedded", "--tensorrt", "8.2"], ["merino_edge.bundles.tensorrt.check_bundle"]),
     ("score", ["opt-125m", *PI], ["merino_edge.cli.score.costs_of"]),
@@ -79,11 +79,10 @@ DRIVEN_BY = {
     ("recommend", "--json"): "test_recommend.py", ("pareto", "--json"): "test_recommend.py",
     ("pareto", "-o"): "test_recommend.py", ("pareto", "--plot"): "test_recommend.py",
     ("design", "--json"): "test_cli.py", ("design", "-o"): "test_cli.py", ("design", "--measure"): "test_cli.py",
-    ("export", "--verbose"): "test_cli.py",
     ("check", "--json"): "test_tensorrt_check.py", ("compare", "--json"): "test_records.py",
     ("compare", "--fail-if-slower"): "test_records.py", ("pack", "--json"): "test_pack.py",
     ("flash", "--json"): "test_delivery_ssh_flash.py", ("report", "--device"): "test_report.py",
-    ("report", "--md"): "test_report.py", ("score", "--score"): "test_axes.py",
+    ("report", "--md"): "test_report.py",
     ("score", "--json"): "test_axes.py", ("eval", "--json"): "test_evaluation.py",
 }  # fmt: skip
 

@@ -4,7 +4,6 @@ onnxruntime-genai is one of `make .venv/peers`; optimum and transformers.js are 
 """
 
 import json
-import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -126,26 +125,6 @@ def test_genai_chooses_our_ids_whatever_length_its_cache_has(genai, bundles, nam
         while len(generator.get_sequence(0)) < len(prompt) + STEPS:
             generator.generate_next_token()
         assert [int(each) for each in generator.get_sequence(0)] == prompt + expected, options
-
-
-def test_genai_stops_at_the_bundles_ids(genai, bundles, tmp_path):
-    """The id that ends the answer is made one of those that the model chooses."""
-    bundle = bundles["llama", "fp32"]
-    prompt, expected = greedy(bundle)
-    at = next(index for index, each in enumerate(expected) if index and each not in expected[:index])
-    shutil.copytree(bundle.folder, tmp_path / "stops")
-    path = tmp_path / "stops" / "genai_config.json"
-    config = json.loads(path.read_text())
-    assert config["model"]["eos_token_id"] == list(bundle.stop_ids) and len(bundle.stop_ids) == 2
-    config["model"]["eos_token_id"][1] = expected[at]
-    path.write_text(json.dumps(config))
-    model = genai.Model(str(tmp_path / "stops"))
-    settings = genai.GeneratorParams(model)
-    generator = genai.Generator(model, settings)
-    generator.append_tokens(prompt)
-    while not generator.is_done():
-        generator.generate_next_token()
-    assert [int(each) for each in generator.get_sequence(0)] == prompt + expected[:at]  # without the id itself
 
 
 @pytest.mark.parametrize("text", ["The river runs.", " two  spaces\n\nand é, 中 ", "<|im_end|>the mill"])

@@ -1,4 +1,5 @@
-"""Other engines under our protocol, on real tiny models. `make .venv/peers` installs them.
+"""What `bench` measures beside bundles: other engines under our protocol, on real tiny models; baselines by name, one
+bundle per measured format, exported once by each exporter. `make .venv/peers` installs the engines.
 
 An engine is skipped where one of its packages has no wheel for this machine; one that is not installed fails.
 """
@@ -22,32 +23,34 @@ from merino_bench.harness.cases import BenchRequest, decode_case, prefill_case
 from merino_bench.harness.record import FAILED, RECORD_KEYS, failed_record
 from merino_bench.harness.turns import Turns
 from merino_bench.harness.worker import timed_rounds
-from merino_edge.benchmarking import engine_models, engine_rows, engines
+from merino_edge.benchmarking import baselines, engine_models, engine_rows, engines
+from merino_edge.benchmarking.baselines import EXPORTER_ROOMS, baseline_bundles, digest_of, exporter_digest
+from merino_edge.benchmarking.engine_process import lacking
 from merino_edge.benchmarking.engine_rows import (
     Peers,
-    folder_name,
     gguf_file,
     make_separately,
     measure_peer_separately,
     peer_engines,
-    peers_beside,
     peers_for,
 )
 from merino_edge.benchmarking.engines import (
-    ENGINES,
+    GENERIC_BUILD,
     PEERS,
     as_gpt2,
     decode_weight_bytes,
     given_gguf,
-    parse_engines,
+    native_build,
     peers_of,
     stored_params,
 )
-from merino_edge.benchmarking.llama_cpp_native import GENERIC_BUILD, lacking, native_build
+from merino_edge.benchmarking.random_bundle import write_random_bundle
+from merino_edge.benchmarking.run import check_baseline
 from merino_edge.cli.app import main
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source, random_source
+from merino_edge.families import zoo
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import decode_weight_bytes as bytes_by_operators
 from merino_edge.families.operators import params
@@ -184,16 +187,6 @@ def assert_measured(row, peer):
         assert row["tok_s"] > 0 and row["peak_rss_mb"] > row["bundle_bytes"] / 2**20 and row["load_ms"] > 0
 
 
-@pytest.mark.nightly
-def test_behind_a_depth_a_row_has_no_time_to_first_token(bundles, kept):
-    names = tuple(engine for engine in ENGINES if engine != "torch.compile")
-    rows = peer_records(Peers(names, kept), [bundles["opt"], bundles["opt"]], decode_case(4, 20), SMALL)
-    assert [row["engine"].split()[0].lower() for row in rows] == [peer.engine for peer in QUICK]
-    for row, peer in zip(rows, QUICK, strict=True):
-        assert_measured(row, peer)
-        assert (row["test"], row["prefill_ms"]) == ("tg4 @ d20", None)
-
-
 def test_a_missing_engine_is_a_row_with_the_command_that_helps(bundles, kept, monkeypatch):
     absent = PEERS[3]._replace(needs=(("no_such_module_here", "no-such-package"),))
     monkeypatch.setattr(engines, "PEERS", (absent,))
@@ -211,16 +204,6 @@ def test_a_model_that_an_engine_does_not_know_is_a_row_with_the_reason(bundles, 
     assert all("layers of one width" in row["flags"][0] for row in rows[1:])
     deep = peer_records(Peers(names, kept), [bundles["opt"]], prefill_case(8, 8), SMALL)
     assert all("into an empty cache only" in row["flags"][0] for row in deep)
-
-
-@pytest.mark.nightly
-def test_a_family_that_transformers_does_not_have_runs_in_it(bundles):
-    skip_if_not_here(QUICK[0])
-    messages = []
-    with peers_beside("transformers", [bundles["growing"].folder, "no/such/bundle"], 0, messages.append) as engines:
-        row, = rows_of(engines, decode_case(4), SMALL)
-    assert messages == ["making the model of growing for transformers fp32"]
-    assert row["tok_s"] > 0 and row["params"] == bundles["growing"].params
 
 
 @pytest.fixture(scope="module")
@@ -313,18 +296,6 @@ def test_the_command_shows_peers_beside_ours(bundles, capsys):
     assert code == 1 and "known are transformers" in err
 
 
-def test_names_of_engines_are_checked():
-    assert parse_engines("all") == ENGINES and parse_engines("llama.cpp, transformers") == ("llama.cpp", "transformers")
-    for text in ("vllm", "", ","):
-        with pytest.raises(MerinoError, match="known are transformers, .*, llama.cpp-q8_0-cache, and all"):
-            parse_engines(text)
-
-
-def test_formats_of_one_model_share_the_peers_files(bundles):
-    assert folder_name(bundles["opt"]) == folder_name(bundles["opt"]._replace(precision="int8", name="other"))
-    assert folder_name(bundles["opt"]) != folder_name(bundles["uniform"])
-
-
 def test_llama_cpp_runs_the_file_of_the_bundles_weights_where_it_is_named(tmp_path, bundles, kept):
     skip_if_not_here(given_gguf("Q8_0", "Q8_0")[0])
     path = sample_gguf.write_gguf(
@@ -374,3 +345,89 @@ def test_llama_cpp_built_for_this_machine_runs_in_place_of_the_wheel(tmp_path, k
     for _ in range(7):
         ids.append(int(small(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
     assert result["chosen"] == ids[-len(result["chosen"]) :] and len(set(result["chosen"])) > 2
+
+
+TINY = OPT_350M.model_copy(
+    update={"width": 64, "layers": 1, "heads": 2, "ffn_width": 64, "embed_width": 32, "vocab": 64, "context": 32}
+)
+
+
+@pytest.fixture
+def tiny_opt(monkeypatch, tmp_path):
+    models = (zoo.model("opt-125m"), zoo.model("opt-350m").model_copy(update={"geometry": TINY}))
+    monkeypatch.setattr(zoo, "load_models", lambda: models)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def formats(folders):
+    bundles = [load_bundle(folder) for folder in folders]
+    assert {bundle.name for bundle in bundles} == {"opt-350m"}
+    return [(bundle.precision, bundle.dialect) for bundle in bundles]
+
+
+@pytest.mark.usefixtures("tiny_opt")
+def test_there_is_one_per_measured_format_and_it_is_exported_once(bundle_dirs):
+    notes = []
+    measured = [bundle_dirs["fused"], bundle_dirs["portable"], bundle_dirs["fused"]]
+    folders = baseline_bundles("opt-350m", measured, None, notes.append)
+    assert formats(folders) == [("fp32", "fused"), ("fp32", "portable")] and len(notes) == 2
+    assert baseline_bundles("opt-350m", measured[::-1], None, notes.append) == folders and len(notes) == 2
+
+
+@pytest.mark.usefixtures("tiny_opt")
+def test_a_baseline_of_another_exporter_is_exported_again_and_the_old_one_removed(bundle_dirs, monkeypatch):
+    notes = []
+    measured = [bundle_dirs["fused"], bundle_dirs["portable"]]
+    old_fused, portable = (Path(folder) for folder in baseline_bundles("opt-350m", measured, None, notes.append))
+    mine = old_fused.with_name("opt-350m-fp32-fused-of-mine")
+    shutil.copytree(old_fused, mine)
+    monkeypatch.setattr(baselines, "exporter_digest", lambda: "0123456789ab")
+    (new,) = baseline_bundles("opt-350m", measured[:1], None, notes.append)
+    assert Path(new) != old_fused and formats([new]) == [("fp32", "fused")]
+    assert sum("exporting" in line for line in notes) == 3
+    assert sorted(old_fused.parent.iterdir()) == sorted([Path(new), portable, mine])
+
+
+@pytest.mark.usefixtures("tiny_opt")
+def test_the_exporters_digest_is_of_its_sources(tmp_path):
+    """It changes with each byte and each name of a source, and with nothing else."""
+    shutil.copytree(Path(baselines.__file__).parents[1] / "export", tmp_path / "export")
+    digests = {digest_of([tmp_path / "export"])}
+    for change in (
+        lambda: (tmp_path / "export" / "parity.py").open("a").write("#"),
+        lambda: (tmp_path / "export" / "dialects" / "fused.py").rename(tmp_path / "export" / "dialects" / "other.py"),
+        lambda: (tmp_path / "export" / "dialects" / "new.toml").write_text(""),
+    ):
+        change()
+        assert digest_of([tmp_path / "export"]) not in digests
+        digests.add(digest_of([tmp_path / "export"]))
+    (tmp_path / "export" / "__pycache__").mkdir(exist_ok=True)
+    (tmp_path / "export" / "__pycache__" / "parity.pyc").write_text("?")
+    assert digest_of([tmp_path / "export"]) in digests
+    rooms = [Path(baselines.__file__).parents[1] / room for room in EXPORTER_ROOMS]
+    assert exporter_digest() == digest_of(rooms) and all((room / "__init__.py").is_file() for room in rooms)
+
+
+@pytest.mark.usefixtures("tiny_opt")
+def test_it_is_for_the_measured_bundles_kind_of_core(tiny_arch, tmp_path):
+    """Else OPT would be some times slower by its graph alone."""
+    measured = [tmp_path / core for core in ("no-dotprod", "dotprod")]
+    for folder in measured:
+        write_random_bundle(tiny_arch, "int8", folder, "timed", core=folder.name)
+    folders = baseline_bundles("opt-350m", list(map(str, measured)), None, lambda _: None)
+    assert [load_bundle(folder).core for folder in folders] == ["no-dotprod", "dotprod"] and len(set(folders)) == 2
+    assert baseline_bundles("opt-350m", [str(measured[0])], "int8", print) == folders[:1]
+
+
+@pytest.mark.usefixtures("tiny_opt")
+def test_the_precision_can_be_fixed(bundle_dirs):
+    folders = baseline_bundles("opt-350m", [bundle_dirs["portable"], bundle_dirs["fused"]], "int8", lambda _: None)
+    assert formats(folders) == [("int8", "portable")]
+
+
+@pytest.mark.usefixtures("tiny_opt")
+def test_a_folder_is_taken_as_it_is_and_has_its_own_precision(bundle_dirs):
+    folder = bundle_dirs["fused"]
+    assert baseline_bundles(folder, [folder], None, print) == [folder]
+    with pytest.raises(MerinoError, match="--baseline-precision goes with opt-125m, opt-350m"):
+        check_baseline(folder, "int8")

@@ -16,8 +16,15 @@ from hypothesis import strategies as st
 from sample_probe import BOARD, MACHINE, calibrated_board, synthetic, with_errors
 
 from merino_edge.benchmarking import chosen, measuring
-from merino_edge.benchmarking.measuring import bench_here
-from merino_edge.benchmarking.redesign import AIM, ENOUGH, MOST_DESIGNS, largest_share, measure_design, redesign
+from merino_edge.benchmarking.measuring import (
+    AIM,
+    ENOUGH,
+    MOST_DESIGNS,
+    bench_here,
+    largest_share,
+    measure_design,
+    redesign,
+)
 from merino_edge.calibration import host
 from merino_edge.calibration.calibrate import calibrate
 from merino_edge.calibration.command import recalibrate

@@ -1,19 +1,23 @@
-"""The report of synthetic and committed records: its claims, its two kinds of ratio, and that no text in it runs."""
+"""The report of records: its claims, its two kinds of ratio, that no text in it runs; and the drawing of a front. Both
+are opened in a real browser: they load nothing, fit a phone and turn dark."""
 
 import json
 import re
 import xml.etree.ElementTree as ElementTree
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from statistics import geometric_mean
 
+import forked
 import numpy as np
 import pytest
+from browsers import headless
 from sample_probe import with_errors
 from sample_records import OURS, failed, many, opt, record
 
 from merino_edge.cli.app import main
+from merino_edge.design.pareto import front
+from merino_edge.design.space import Space
 from merino_edge.families.designed import Architecture
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.shape import InferenceShape
@@ -21,13 +25,16 @@ from merino_edge.profiles.reading import load_profile
 from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
 from merino_edge.report import tables as words
-from merino_edge.report.charts import COLORS, WIDTHS, cache_points, charts_of
+from merino_edge.report.charts import COLORS, cache_points, charts_of
+from merino_edge.report.front import check_plot, front_svg
 from merino_edge.report.page import markdown, page
 from merino_edge.report.summary import summarize
 from merino_edge.report.tables import number
+from merino_runtime.errors import MerinoError
 
 ROOT = Path(__file__).resolve().parents[2]
-STYLE = ROOT / "merino_edge" / "report" / "template" / "style.css"
+RESULTS = ROOT / "bench" / "results" / "demo-x86-2cores.json"
+SPACE = Space(widths=tuple(range(64, 321, 64)), depths=(3, 6, 9), ffn_ratios=(1.0, 2.0))
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\"'|&"
 
 
@@ -35,33 +42,11 @@ def summary_of(*raw, board=None):
     return summarize([Record.model_validate(one) for one in raw], load_profile(board) if board else None)
 
 
-def test_the_headline_of_the_committed_records():
-    """README's table shows the ratio that follows from the rows, and names both formats."""
-    path = ROOT / "bench" / "results" / "demo-x86-2cores.json"
-    own, other = (next(row for row in json.loads(path.read_text(encoding="utf-8"))
-                         if row["test"].startswith("tg") and row["bundle"].startswith(name)) for name in ("pi4", "opt"))
-    step_ms = []
-    for row in (own, other):
-        last = {process["turn"]: np.mean(rounds)
-                for process, rounds in zip(row["processes"], row["rounds_ms"], strict=True)}
-        step_ms.append(geometric_mean(last.values()))
-    speed = step_ms[1] / step_ms[0]
-    result = summarize(read_records([path]))
-    assert own["precision"] != other["precision"] and result.headline is None, "formats differ"
-    assert words.headline(result) == f"pi4-design decodes {own['tok_s']:.0f} tokens per second"
-    assert all(output in words.paper_words() for output in ("4.9×", "5.5×", "published, not measured here"))
-    assert "no decode row of OPT-350M at an equal engine and format" in words.headline_details(result)
-    low, high = own["ratio_interval"]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"{speed:.2f}x [{low:.2f}, {high:.2f}]" in readme and "in int4 with an int8 cache" in readme
-
-
 def test_the_committed_page_is_the_one_of_the_committed_records():
-    results = ROOT / "bench" / "results" / "demo-x86-2cores.json"
     committed = (ROOT / "docs" / "report-x86-2cores.html").read_text(encoding="utf-8")
     # The text layout of a drawing depends on matplotlib's version, so drawings are compared by what they describe.
     made, kept = (re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL)
-                  for text in (page(summarize(read_records([results]))), committed))  # fmt: skip
+                  for text in (page(summarize(read_records([RESULTS]))), committed))  # fmt: skip
     assert made == kept, (
         "remake it: merino-edge report bench/results/demo-x86-2cores.json -o docs/report-x86-2cores.html"
     )
@@ -181,7 +166,7 @@ def test_a_report_says_which_rows_have_no_prediction_and_why(changes, reason):
     output = f"No prediction for {result.unpredicted[0][0].label}: {reason}."
     assert output in page(result) and output in markdown(result).replace("\\", "")
     without_board = summary_of(*rows)
-    assert not without_board.unpredicted and "No prediction" not in page(without_board) + markdown(without_board)
+    assert not without_board.unpredicted and "No prediction" not in markdown(without_board)
 
 
 def test_rows_of_a_gpu_are_held_against_its_own_figures():
@@ -193,11 +178,6 @@ def test_rows_of_a_gpu_are_held_against_its_own_figures():
     board, row = load_profile("jetson-nano"), series.decode
     costs = cost_model(board, InferenceShape("fp16", series.context, max(1, row.cached)))
     assert by_bundle["gpu", "decode"] == costs.predict(series.operators).decode_ms != by_bundle["ours", "decode"]
-
-
-@pytest.mark.parametrize(("share", "explained"), [(0.7, False), (1.0, False), (1.2, True)])
-def test_a_utilization_above_one_is_explained_where_there_is_one(share, explained):
-    assert ("Above 100 %: the weights stayed in" in page(summary_of(record(10, mbu=share)))) == explained
 
 
 def test_memory_parts_add_up_and_kv_is_separate_only_with_a_known_architecture():
@@ -215,20 +195,16 @@ def test_cache_points_are_medians_of_each_depth_or_of_slices_of_the_steps():
     assert [value for _, value in cache_points(single)] == [1, 1, 2, 2, 3, 3, 4, 4]
 
 
-def figures_of(summary):
-    return {chart.name: chart.draw(WIDTHS["wide"]) for chart in charts_of(summary)}
-
-
 def test_charts_show_the_records_values():
     """Read back from the drawn figures, and worked out here from the rows."""
     summary = summary_of(*many(), board="raspberry-pi-4")
-    figures = figures_of(summary)
-    assert list(figures) == ["size", "cache", "prompt", "latency", "memory", "bandwidth", "predicted-decode",
-                             "predicted-prefill", "predicted-memory"]  # fmt: skip
+    figures = {chart.name: chart.draw() for chart in charts_of(summary)}
+    assert list(figures) == ["size", "cache", "prompt", "latency", "memory", "bandwidth"]
     decoding = [one for one in summary.series if one.decode and one.params]
     marks = [line for line in figures["size"].axes[0].lines if line.get_marker() != "None"]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in marks] == [
         (one.params / 1e6, one.decode.tok_s) for one in decoding]  # fmt: skip
+    assert len({(line.get_color(), line.get_marker(), line.get_markerfacecolor()) for line in marks}) == len(marks)
     assert [text.get_text().split(" (")[0] for text in figures["size"].legends[0].get_texts()] == [
         one.label for one in decoding]  # fmt: skip
     by_depth = {one.label: tuple(zip(*cache_points(one), strict=True)) for one in summary.series if cache_points(one)}
@@ -237,33 +213,22 @@ def test_charts_show_the_records_values():
     widths = [bar.get_width() for bars in figures["memory"].axes[0].containers for bar in bars]
     assert widths == [value for parts in summary.memory
                       for value in (parts.weights_mb, parts.kv_mb or 0, parts.rest_mb)]  # fmt: skip
-    widths = [bar.get_width() for bars in figures["predicted-decode"].axes[0].containers for bar in bars]
-    decode = [one for one in summary.predictions if one.what == "decode"]
-    assert widths == [value for one in decode for value in (one.predicted, 0, 0, one.measured)]
     samples = decoding[0].decode.samples_ms
     lines = [line.get_xdata()[0] for line in figures["latency"].axes[0].lines]
     assert lines == [pytest.approx(np.percentile(samples, rank)) for rank in (50, 90, 99)]
-
-
-def test_series_of_a_chart_differ_in_color_or_shape():
-    figure = figures_of(summary_of(*many()))["size"]
-    styles = Counter((line.get_color(), line.get_marker(), line.get_markerfacecolor()) for line in figure.axes[0].lines
-                     if line.get_marker() != "None")  # fmt: skip
-    assert len(styles) == 13 and max(styles.values()) == 1
 
 
 def test_drawings_are_well_formed_and_the_same_each_time_with_ids_that_are_unique_on_the_page():
     summary = summary_of(*many(), board="raspberry-pi-4")
     ids = []
     for chart, again in zip(charts_of(summary), charts_of(summary), strict=True):
-        assert chart.provenance and chart.description
-        for kind in WIDTHS:
-            svg = chart.svg(kind)
-            assert svg == again.svg(kind) and not set(COLORS.values()) & set(re.findall(r"#[0-9a-f]{6}", svg))
-            ids += re.findall(r' id="([^"]*)"', svg)
-            references = re.findall(r"url\(#([^)]*)\)|xlink:href=\"#([^\"]*)\"", svg)
-            assert {one or other for one, other in references} <= set(ids)
-            assert ElementTree.fromstring(svg).get("class") == kind
+        assert chart.provenance and chart.values
+        svg = chart.svg
+        assert svg == again.svg and not set(COLORS.values()) & set(re.findall(r"#[0-9a-f]{6}", svg))
+        ids += re.findall(r' id="([^"]*)"', svg)
+        references = re.findall(r"url\(#([^)]*)\)|xlink:href=\"#([^\"]*)\"", svg)
+        assert {one or other for one, other in references} <= set(ids)
+        assert ElementTree.fromstring(svg).get("viewBox")
     assert len(ids) == len(set(ids)) > 100
 
 
@@ -271,8 +236,8 @@ def test_a_page_loads_nothing_and_each_chart_has_its_provenance():
     html = page(summary_of(*many(), board="raspberry-pi-4"))
     html = re.sub(r' xmlns(:xlink)?="[^"]*"', "", html)
     assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)|<link (?!rel=\"icon\" href=\"data:,\")", html)
-    assert "measured on Test board" in html and "predicted from estimated coefficients" in html
-    assert html.count('class="provenance"') == html.count("<figure") == 9
+    assert "measured on Test board" in html and "Predicted for Raspberry Pi 4" in html
+    assert html.count('class="provenance"') == html.count("<figure") == 6
 
 
 def test_text_of_a_record_is_shown_and_never_run():
@@ -322,35 +287,6 @@ def test_series_with_the_same_name_have_different_labels():
     assert labels == ["ours fp32, 2 threads", "ours fp32, 1 thread", "ours fp32 llama.cpp"]
 
 
-def test_numbers_have_three_digits():
-    assert [number(value) for value in (0, 1234.5, 21.14, 0.0123, 5, 100, 8.2, -3.456)] == [
-        "0", "1,234", "21.1", "0.0123", "5", "100", "8.2", "-3.46"]  # fmt: skip
-
-
-def luminance(color):
-    parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
-
-
-def contrast(one, other):
-    """As WCAG 2 defines it."""
-    high, low = sorted((luminance(one), luminance(other)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
-
-
-def test_colors_have_contrast_in_light_and_in_dark():
-    themes = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", part)) for part in re.findall(
-        r":root \{(.*?)\}", STYLE.read_text(encoding="utf-8"), re.DOTALL)]  # fmt: skip
-    assert len(themes) == 2 and themes[0].items() >= COLORS.items()
-    for theme in themes:
-        for text in ("ink", "quiet"):
-            assert min(contrast(theme[text], theme[back]) for back in ("page", "card", "grid")) >= 4.5, text
-        assert contrast(theme["warn"], theme["warn-page"]) >= 4.5
-        engines = [theme[f"e{index}"] for index in range(6)]
-        assert min(contrast(engine, theme["card"]) for engine in engines) >= 3
-
-
 def test_the_command_writes_the_page_and_prints_the_markdown(tmp_path, capsys):
     results, out = tmp_path / "r.json", tmp_path / "deep" / "report.html"
     results.write_text(json.dumps(many()))
@@ -365,3 +301,176 @@ def test_the_command_writes_the_page_and_prints_the_markdown(tmp_path, capsys):
         with pytest.raises(SystemExit) as done:
             main(wrong)
         assert done.value.code == code
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module", params=["decode_ms", "memory_mb"])
+def pareto(request):
+    board = load_profile("raspberry-pi-zero-2w")
+    return front(board, {}, request.param, 4, space=SPACE, context=256, prompt=128, vocabs=[2000])
+
+
+def test_it_names_every_model_the_axes_and_the_default_budget(pareto):
+    texts = [text.text for text in ElementTree.fromstring(front_svg(pareto)).iter(f"{SVG}text")]
+    for model in pareto.models:
+        assert texts.count(model.name) == 1
+    unit = "ms" if pareto.against == "decode_ms" else "MB"
+    (limit,) = [text for text in texts if text.startswith("the board's default budget")]
+    assert limit.endswith(f"{number(pareto.default_limit)} {unit}")
+    assert any(text.endswith(f"{unit} (log scale)") for text in texts)
+    assert "effective weights, millions" in texts
+
+
+def test_it_is_one_file_that_loads_nothing_and_the_same_each_time(pareto):
+    text = front_svg(pareto)
+    svg = ElementTree.fromstring(text)
+    assert svg.tag == f"{SVG}svg" and (svg.get("width"), svg.get("height")) == ("800px", "600px")
+    assert text == front_svg(pareto) and "<dc:date" not in text
+    assert not re.search(r"@import|url\((?!#)|<script|<image|href=\"(?!#)|var\(", text)
+
+
+@pytest.mark.parametrize("name", ["front.png", "front", "front.svg.pdf"])
+def test_another_suffix_is_refused_with_what_to_do(tmp_path, name):
+    with pytest.raises(MerinoError, match=r"SVG only.*such as --plot front"):
+        check_plot(tmp_path / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "code"), [("front.svg", 0), ("front.SVG", 0), ("front.png", 1), ("front", 1)])
+def test_the_command_draws_an_svg_and_refuses_another_name_before_it_solves(name, code, tmp_path):
+    small = ["--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64"]
+    done = forked.run(["pareto", *small, "--plot", name, "-o", "front.json"], cwd=tmp_path, first=forked.SMALL)
+    assert done.returncode == code, done.stderr
+    if code:
+        assert "drawn as SVG only" in done.stderr and done.stdout == "" and list(tmp_path.iterdir()) == []
+    else:
+        assert ElementTree.parse(tmp_path / name).getroot().tag == f"{SVG}svg"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with headless() as driver:
+        yield driver
+
+
+def written(folder, results, *options):
+    with pytest.raises(SystemExit) as done:
+        main(["report", str(results), "-o", str(folder / "report.html"), *options])
+    assert done.value.code == 0
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """Files by name: of the committed records, and of many synthetic ones with predictions."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("committed", "many")}
+    (folders["many"] / "many.json").write_text(json.dumps(many()))
+    return {
+        "committed": written(folders["committed"], RESULTS),
+        "many": written(folders["many"], folders["many"] / "many.json", "--device", "raspberry-pi-4"),
+    }
+
+
+@pytest.fixture
+def opened(browser):
+    """A function: (file, width, scheme) -> the page; what it said and asked for is judged when the test ends."""
+    pages, output, requested = [], [], []
+
+    def open_page(path, width=1280, scheme="light"):
+        shown = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        shown.on("console", lambda message: output.append(message.text))
+        shown.on("pageerror", lambda error: output.append(str(error)))
+        shown.on("request", lambda request: requested.append(request.url))
+        shown.goto(path.as_uri())
+        pages.append(shown)
+        return shown
+
+    yield open_page
+    for shown in pages:
+        shown.close()
+    assert output == [] and [url for url in requested if not url.startswith("data:")] == [
+        url for url in requested if url.startswith("file:") and url.endswith("/report.html")]  # fmt: skip
+    assert len([url for url in requested if url.startswith("file:")]) == len(pages)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 768, 1280])
+@pytest.mark.parametrize("name", ["committed", "many"])
+def test_it_fits_and_asks_for_nothing(reports, opened, name, width, scheme):
+    shown = opened(reports[name], width, scheme)
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width
+    light = shown.evaluate(LIGHT)
+    assert light > 200 if scheme == "light" else light < 60
+    assert shown.locator("figure svg:visible").count() == shown.locator("figure").count() >= 4
+    assert shown.evaluate(TEXT_PX) >= 10.1
+    assert shown.evaluate(OUTSIDE) == []
+    assert shown.evaluate(OVERLAPS) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", ["decode_ms", "memory_mb"])
+def test_a_front_in_the_browser_has_no_text_outside_and_no_label_on_another(browser, tmp_path, axis):
+    path = tmp_path / "front.svg"
+    board = load_profile("raspberry-pi-zero-2w")
+    path.write_text(front_svg(front(board, {}, axis, 3, space=SPACE, context=128, prompt=64, vocabs=[2000])))
+    shown = browser.new_page(viewport={"width": 800, "height": 700})
+    shown.goto(path.as_uri())
+    assert shown.evaluate(OVERLAPS) == []
+    assert shown.evaluate("""[...document.querySelectorAll('text')].filter(text => {
+        const box = text.getBoundingClientRect();
+        return box.left < 0 || box.right > 800 || box.top < 0 || box.bottom > 600;
+      }).map(text => text.textContent)""") == []
+    shown.close()
+
+
+LIGHT = "Math.max(...getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number))"
+# The smallest size of a drawing's text as shown, in px.
+TEXT_PX = """Math.min(...[...document.querySelectorAll('figure svg')].filter(svg => svg.getBoundingClientRect().width)
+  .map(svg => 11 * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width))"""
+# Texts that reach out of their drawing, or of the page.
+OUTSIDE = """[...document.querySelectorAll('figure svg text, h1, h2, h3, p, dt, dd')].filter(text => {
+    const box = text.getBoundingClientRect();
+    const around = (text.closest('svg') || document.body).getBoundingClientRect();
+    return box.width && (box.left < around.left - 1 || box.right > around.right + 1);
+  }).map(text => text.textContent)"""
+
+
+# Pairs of texts of one drawing that cover each other; a px of two boxes' edges is no more than their padding.
+OVERLAPS = """[...document.querySelectorAll('svg')].filter(svg => svg.getBoundingClientRect().width).flatMap(svg => {
+    const texts = [...svg.querySelectorAll('text')];
+    return texts.flatMap((one, index) => texts.slice(index + 1).filter(other => {
+        const a = one.getBoundingClientRect(), b = other.getBoundingClientRect();
+        return a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3;
+      }).map(other => [one.textContent, other.textContent]));
+  })"""
+
+
+@pytest.mark.slow
+def test_a_script_in_a_name_does_not_run(opened, tmp_path):
+    results = tmp_path / "evil.json"
+    results.write_text(json.dumps([record(10, bundle=EVIL, notes=[EVIL]), opt(50)]))
+    shown = opened(written(tmp_path, results))
+    assert shown.evaluate("typeof window.hacked") == "undefined" and shown.locator("img").count() == 0
+    assert EVIL in shown.locator("#records td").first.inner_text()
+
+
+@pytest.mark.slow
+def test_the_policy_forbids_what_the_page_does_not_need(browser, reports):
+    """The control: were the page to ask for something, these listeners would tell, and nothing would leave."""
+    shown = browser.new_page()
+    output, failed = [], []
+    shown.on("console", lambda message: output.append(message.text))
+    shown.on("requestfailed", lambda request: failed.append(request.url))
+    shown.goto(reports["committed"].as_uri())
+    shown.evaluate("""() => {
+        const script = document.createElement('script'), image = document.createElement('img');
+        script.textContent = 'window.hacked = 1'; image.src = 'http://127.0.0.1:9/x.png';
+        document.body.append(script, image);
+    }""")
+    shown.wait_for_timeout(200)
+    assert shown.evaluate("typeof window.hacked") == "undefined"
+    assert len([text for text in output if "Content Security Policy" in text]) == 2, output
+    shown.close()

@@ -1,24 +1,41 @@
-"""How the command lines begin: ctrl-C during imports, a terminal of ASCII.
+"""How command lines begin and end, in real processes: ctrl-C during imports; streams and disks that take nothing more;
+the base install without any extra; a current folder with a stranger's modules, which none of them imports.
 
-Real processes: what pip makes of the entry points in each setup.cfg, and merino.pyz as it lies in a bundle.
+The board's verbs: tests/bench/test_import_path.py and test_bench_faults.py. `design` and `export` before a closed pipe:
+test_outputs.py.
 """
 
 import configparser
+import json
+import os
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from bounded import run_bounded
-from sample_records import opt, record
+from hostile_folder import Hostile
+from sample_probe import MACHINE, synthetic
+from sample_records import many, opt, record
+from sample_roots import make_packed, make_root
+from sample_training import ARCH, write_stories
 
 from merino_bench.harness.render import as_json
 from merino_edge.bundles.board_app import write_board_app
+from merino_edge.delivery.ssh.command import AGENT, COMMAND
+from merino_edge.embedded import FOLDER
 from merino_edge.profiles.reading import profile_text
+from merino_edge.storage.extras import EXTRA_OF, not_installed
+from merino_runtime.delivery import agent
 
 pytestmark = [
     pytest.mark.slow, pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits and signals of Linux")
 ]  # fmt: skip
 ROOT = Path(__file__).parents[2]
+CALL = [sys.executable, "-c", "from merino_edge.cli.start import main; main()"]
+SMALL = ["--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64"]
 # Runs a file with a signal to itself when the named module is about to be imported.
 INTERRUPTED = """
 import os, runpy, signal, sys
@@ -101,8 +118,242 @@ def test_python_m_runs_a_command_line(module):
     assert (code, err) == (0, "") and out.startswith(b"merino")
 
 
-def test_what_was_loaded_is_not_searched_for_cycles_at_the_end():
-    """It took a second and more of `merino-edge export`."""
-    code = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count())); import merino_edge.cli.app"
-    status, out, err = run_bounded([sys.executable, "-c", code])
-    assert (status, err) == (0, "") and int(out) > 10_000
+# Python imports sitecustomize in each process, so in children of a command too.
+BLOCKED = f"""
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {sorted(EXTRA_OF)}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name.partition(".")[0])
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+@pytest.fixture(scope="module")
+def edge(tmp_path_factory):
+    """A function: words -> the finished process, in one folder."""
+    folder, site = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(BLOCKED)
+    (folder / "r.json").write_text(json.dumps(many()))
+    (folder / "t.txt").write_text("The miller counts sacks of flour.\n")
+    path = os.pathsep.join([str(site), *(entry for entry in sys.path if entry)])
+    def run(*words):
+        return subprocess.run([*CALL, *words], cwd=folder, capture_output=True, text=True, input="",
+                              env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"})  # fmt: skip
+
+    return run
+
+
+def test_the_base_runs_these_commands_without_any_extra(edge):
+    for words in (
+        ["devices"], ["recommend", "--device", "raspberry-pi-4"], ["design", *SMALL, "-o", "design.json"],
+        ["pareto", *SMALL, "--plot", "front.svg"], ["generate", "embedded", "Once", "-n", "3"],
+        ["bench", "embedded", "-p", "8", "-n", "4", "-r", "1"], ["pack", "embedded", "-o", "p.merino"],
+        ["info", "p.merino"], ["verify", "p.merino"], ["score", "opt-125m"], ["compare", "r.json", "r.json"],
+        ["report", "r.json", "-o", "r.html", "--device", "raspberry-pi-4"],
+        ["eval", "embedded", "--perplexity", "t.txt"],
+    ):  # fmt: skip
+        done = edge(*words)
+        assert done.returncode == 0, (words, done.stderr)
+    # Without a template or a root file system they end with their own refusal, behind all imports.
+    for words, refusal in (
+        (["chat", "embedded"], "has no chat template"),
+        (["flash", "p.merino", "--rootfs", ".", "--allow-unsigned", "--dry-run"], "is not a root file system"),
+    ):
+        assert refusal in edge(*words).stderr
+
+
+@pytest.mark.parametrize(("words", "module", "extra"), [
+    (["export", "opt-125m", "--weights", "random", "-o", "b"], "torch", "export"),
+    (["check", "embedded", "--tensorrt", "8.2"], "onnx", "export"),
+    (["train", "design.json", "--data", "t.txt", "-o", "o"], "accelerate", "train"),
+    (["keygen", "-o", "k"], "cryptography", "delivery"),
+    (["flash", "p.merino", "--ssh", "nowhere", "--allow-unsigned"], "asyncssh", "delivery"),
+])  # fmt: skip
+def test_a_command_that_needs_an_extra_names_it(edge, words, module, extra):
+    edge("design", *SMALL, "-o", "design.json")
+    done = edge(*words)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert f"{module} is not installed" in last and f"-e '.[{extra}]'" in last
+
+
+def test_a_module_of_no_extra_is_a_fault_of_this_project():
+    assert not_installed(ModuleNotFoundError(name="merino_edge.nowhere")) is None
+
+
+PROGRAM = "import sys\nfrom merino_edge.cli.start import main\nsys.exit(main())\n"
+BENCH_HERE = ("bench", ".", "-p", "8", "-n", "0", "-r", "1", "-t", "1")
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to a board's root")
+VERBS = [
+    ("devices",), ("info", "."), ("verify", "."), ("generate", ".", "the", "-n", "2"), ("chat", "CHAT"), BENCH_HERE,
+    ("compare", "records.json", "records.json"), ("report", "records.json", "--md"), ("pack", ".", "-o", "OUT"),
+    ("eval", ".", "--perplexity", "text.txt"),
+    ("design", "--device", "raspberry-pi-4", "-o", "OUT"), ("export", "embedded", "-o", "OUT"),
+    ("calibrate", "--device", "raspberry-pi-4", "--probe", "probe.json", "-o", "OUT"),
+    ("train", "design.json", "--data", "text.txt", "--steps", "1", "-o", "OUT"),
+    pytest.param(("flash", "beside.merino", "--allow-unsigned", "--rootfs", "ROOTFS"), marks=AS_ROOT),
+    pytest.param((*BENCH_HERE, "--peers", "transformers"), marks=pytest.mark.nightly),
+]  # fmt: skip
+
+
+@pytest.fixture
+def hostile(bundle_dirs, tmp_path):
+    """A bundle's folder with other inputs in it, and the modules in this folder and beside it."""
+    folder = tmp_path / "stranger" / "bundle"
+    shutil.copytree(bundle_dirs["portable"], folder)
+    write_stories(folder / "text.txt")
+    make_packed(folder / "beside.merino")
+    (folder / "records.json").write_text(as_json([record(), opt()]))
+    (folder / "design.json").write_text(ARCH.model_dump_json())
+    (folder / "probe.json").write_text(synthetic(0.02, MACHINE).model_dump_json(by_alias=True))
+    made = Hostile(folder)
+    made.fill(folder.parent)
+    return made
+
+
+@pytest.fixture
+def merino_edge(hostile, tmp_path):
+    """A function: runs a verb in that folder by the program that pip would install, or by `python -m`."""
+    program = tmp_path / "bin" / "merino-edge"
+    program.parent.mkdir()
+    program.write_text(PROGRAM)
+
+    def run(words, call=(program,), **options):
+        return hostile.run([sys.executable, *call, *words], XDG_CACHE_HOME=str(tmp_path / "cache"), **options)
+
+    return run
+
+
+@pytest.mark.parametrize("words", VERBS, ids=lambda words: " ".join(words[:2]))
+def test_no_verb_imports_from_the_current_folder(words, merino_edge, chat_dir, tmp_path):
+    places = {"OUT": tmp_path / "out", "CHAT": chat_dir, "ROOTFS": tmp_path / "rootfs"}
+    make_root(tmp_path / "rootfs")
+    merino_edge([places.get(word, word) for word in words])
+
+
+def test_python_m_does_not_either(merino_edge):
+    merino_edge(["generate", ".", "the", "-n", "2"], call=("-m", "merino_edge"))
+
+
+def test_pip_is_the_installed_one(merino_edge, tmp_path):
+    words = ["pack", ".", "--device", "raspberry-pi-4", "--wheels", "-o", tmp_path / "out"]
+    assert "pip finds no set of wheels" in merino_edge(words, code=1, PIP_NO_INDEX="1")
+
+
+def test_what_libraries_start_does_not(hostile):
+    """As torch, tqdm and multiprocessing do, by the environment of a started command line."""
+    start = "import subprocess, sys; subprocess.check_call([sys.executable, '-c', 'import numpy'])"
+    code = f"import os, sys; sys.path[:] = filter(None, sys.path); import merino_edge.cli.start as s; " \
+           f"from merino_edge.cli import app; app.main = lambda: exec({start!r}); s.main()"  # fmt: skip
+    hostile.run([sys.executable, "-P", "-c", code])
+
+
+def test_the_agent_on_a_board_does_not(hostile):
+    """In the folder where ssh begins."""
+    request = json.dumps({"do": "discard", "paths": []}).encode()
+    done = subprocess.run(COMMAND, shell=True, cwd=hostile.folder, input=AGENT + request + b"\n", capture_output=True)
+    assert done.stdout.decode().split("\n")[:2] == [agent.BEGIN, "true"] and hostile.imported() == []
+
+
+def test_every_call_of_python_leaves_the_current_folder_out():
+    """`-m` and `-c` put it on the path. A call by the path of a file or zip does not."""
+    call = re.compile(r'(sys\.executable|python\([^)]*\)|python|placed\(candidate\)), "-[mc]"|python3 -c ')
+    files = (path for top in ("merino_edge", "runtime", "bench", "release", "container", "docs", "examples")
+             for path in (ROOT / top).rglob("*.py"))  # fmt: skip
+    found = {path.name for path in files if call.search(path.read_text(encoding="utf-8"))}
+    assert found == {"import_path.py", "agent.py", "build.py"}  # by words of their own, and by PYTHONSAFEPATH
+
+
+STREAMS = {"full": (">/dev/full", True, 1), "pipe": ("", False, 141), "closed": (">&- 2>&-", True, 1)}
+TRAIN = ["train", "arch.json", "--data", "text.txt", "--steps", "1", "--batch", "1", "-o"]
+PROBE = ["--probe", "probe.json", "--device", "raspberry-pi-5"]
+BENCH = ["bench", FOLDER, "-p", "8", "-n", "0", "-r", "1"]
+# (command, what it leaves, which streams); those of BY_NIGHT, which compute more, in `make test-nightly`
+PRINTS = [
+    (["devices"], [], STREAMS), (["recommend", "--device", "raspberry-pi-4", "--json"], [], ["full"]),
+    (["design", *SMALL, "-o", "out.json"], ["out.json"], ["closed"]),
+    (["pareto", *SMALL, "-o", "out.json", "--plot", "out.svg"], ["out.json", "out.svg"], STREAMS),
+    (["calibrate", *PROBE, "-o", "out.toml"], ["out.toml"], ["full", "closed"]),
+    (["report", "records.json", "-o", "out.html", "--md"], ["out.html"], ["full", "closed"]),
+    (["compare", "records.json", "records.json"], [], ["pipe"]),
+    (["generate", FOLDER, "Once", "-n", "2"], [], STREAMS),
+    ([*BENCH, "--save", "out.json"], ["out.json"], ["closed"]),
+    (["export", "arch.json", "-o", "out"], ["out"], ["closed"]), ([*TRAIN, "out"], ["out"], ["full"]),
+    (["--help"], [], ["full"]), (["fly"], [], ["closed"]),
+]  # fmt: skip
+WRITES = [
+    ["design", *SMALL, "-o", "disk/out/far/away.json"],
+    ["pareto", *SMALL, "--plot", "disk/out.svg"],
+    ["report", "records.json", "-o", "disk/out.html"],
+    ["calibrate", *PROBE, "-o", "disk/out.toml"],
+    ["generate", FOLDER, "Once", "-n", "2", "--cache", "disk/out"], ["export", "arch.json", "-o", "disk/out"],
+    [*TRAIN, "disk/out"], ["demo", "-o", "disk/out"],
+]  # fmt: skip
+
+
+BY_NIGHT = ("recommend", "pareto", "train", "export", "calibrate", "demo")
+ALIKE = ("devices, closed", "generate, closed", "generate, full")  # as another command by day
+
+
+def by_command(*values, words, name):
+    """A parameter, marked where the command is one of BY_NIGHT, or it is one of ALIKE."""
+    by_night = words[0] in BY_NIGHT or words[0] + name in ALIKE
+    return pytest.param(*values, id=f"{words[0]}{name}", marks=pytest.mark.nightly if by_night else ())
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    """By name: the texts of the files that the commands read."""
+    lines = [f"The miller counts {count} sacks, and the baker buys {count + 1}.\n" for count in range(400)]
+    return {
+        "arch.json": ARCH.model_dump_json(), "records.json": as_json([record(), opt()]), "text.txt": "".join(lines),
+        "probe.json": synthetic(noise=0.02).model_dump_json(by_alias=True),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def run(inputs, tmp_path):
+    """A function: (words, options of run_bounded) -> exit code, lines of stderr, names of the new files."""
+    for name, text in inputs.items():
+        (tmp_path / name).write_text(text)
+
+    def run_here(words, **options):
+        before = set(os.listdir(tmp_path))
+        code, _, err = run_bounded([*CALL, *words], cwd=tmp_path, **options)
+        assert "Traceback" not in err and "Exception ignored" not in err, err
+        return code, err.splitlines(), sorted(set(os.listdir(tmp_path)) - before)
+
+    return run_here
+
+
+@pytest.mark.parametrize(
+    ("words", "kept", "streams", "reader", "expected"),
+    [
+        by_command(words, kept, *STREAMS[name], words=words, name=f", {name}")
+        for words, kept, names in PRINTS for name in names
+    ],
+)  # fmt: skip
+def test_a_stream_that_takes_nothing(words, kept, streams, reader, expected, run):
+    code, lines, result = run(words, streams=streams, reader=reader)
+    own = [line for line in lines if line.startswith("merino-edge: ")]
+    message = expected == 1 and "2>&-" not in streams
+    assert len(own) == message and all("cannot write to stdout: No space left" in line for line in own), lines
+    assert code == (2 if words == ["fly"] else expected)
+    assert result == kept
+
+
+@pytest.mark.parametrize("words", [by_command(words, words=words, name=f" {words[-2]}") for words in WRITES])
+def test_a_disk_that_takes_nothing(words, no_room, run):
+    folder, kind = no_room
+    if words[0] == "demo" and kind == "full":
+        pytest.skip("its first step writes as `design` does")
+    before = os.listdir(folder)
+    code, lines, result = run(words)
+    (own,) = [line for line in lines if line.startswith("merino-edge: ")]
+    reason = {"read-only": "Read-only file system", "full": "No space left on device"}[kind]
+    assert code == 1 and "disk/out" in own, lines
+    assert reason in own or " free" in own, own
+    assert os.listdir(folder) == before and result == []

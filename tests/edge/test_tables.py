@@ -1,7 +1,5 @@
 """Tables on terminals of 80 and 100 columns and in pipes: what must be typed is whole, nothing is too wide."""
 
-import io
-import json
 import os
 import re
 import sys
@@ -12,11 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pseudo_terminal import on_a_terminal
-from rich.console import Console
-from sample_records import many, opt, record
 
-from merino_edge.cli.design_tables import LAW
-from merino_edge.cli.tables import SHAPE, Column, Table, drawn, fitted, floor, natural, plain, total
+from merino_edge.cli.tables import Column, Table, fitted, floor, natural, plain, total
 from merino_edge.cli.terminal import console
 from merino_edge.profiles.reading import profile_ids, profile_text
 
@@ -56,19 +51,6 @@ def test_a_table_is_fitted_by_wrapping_and_by_leaving_out_and_never_by_cutting(t
             assert max(map(len, words)) <= widths[place]
 
 
-@given(tables(), st.integers(10, 120))
-def test_what_is_drawn_is_as_wide_as_was_fitted_and_holds_every_cell(table, width):
-    result, widths = fitted(table, width)
-    screen = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=max(width, total(widths)))
-    screen.print(drawn(result, widths))
-    lines = screen.file.getvalue().splitlines()
-    assert all(len(line.rstrip()) <= max(total(widths), width) for line in lines)
-    text = "\n".join(lines)
-    for place, column in enumerate(result.columns):
-        for row in result.rows:
-            assert all(word in text for word in (row[place].split() if column.wraps else [row[place]]))
-
-
 @given(tables())
 def test_plain_text_holds_every_cell_and_no_space_too_many(table):
     title, *lines = plain(table).splitlines()
@@ -103,7 +85,7 @@ def test_devices_shows_every_id_whole(width):
 @pytest.mark.parametrize("arguments", [
     ["devices", "raspberry-pi-4"], ["recommend", "--device", "raspberry-pi-zero-2w"],
     ["design", "--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64"],
-    ["pareto", "--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64", "--points", "2"],
+    ["pareto", "--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64"],
 ])  # fmt: skip
 def test_no_line_of_a_table_is_wider_than_the_terminal_or_cut(arguments, width):
     code, shown = command_on_a_terminal(arguments, width, both=False)
@@ -123,31 +105,6 @@ def test_in_a_pipe_devices_is_plain_text_and_as_narrow_as_it_can_be():
     assert max(map(len, rows)) == sum(max(map(len, column)) for column in zip(*cells, strict=True)) + 2 * 9
 
 
-@pytest.mark.slow
-def test_shapes_and_the_score_are_explained_where_they_are_shown():
-    board = ["--device", "raspberry-pi-zero-2w"]
-    small = [*board, "--vocab", "300", "--context", "64"]
-    for words in (["design", *small], ["pareto", *small, "--points", "2"]):
-        out = piped(*words)
-        assert re.search(r"\d+x[\d.]+x\d+", out) and SHAPE in out and LAW in out
-    assert LAW in piped("recommend", *board)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("width", WIDTHS)
-def test_compare_shows_every_bundle_test_and_verdict(width, tmp_path):
-    a, b = tmp_path / "a.json", tmp_path / "b.json"
-    rows = [each for each in many() if each["tok_s"] is not None]
-    a.write_text(json.dumps(rows))
-    b.write_text(json.dumps([*rows[:4], record(8.0, depth=1900), opt(30.0, test="pp64")]))
-    code, shown = command_on_a_terminal(["compare", a, b], width)
-    lines = shown.splitlines()
-    end = next(place for place, line in enumerate(lines) if "interval over" in line)
-    assert code == 0 and max(map(len, lines[:end])) <= width and "…" not in shown
-    assert sum(line.startswith(("ours ", "opt-350m ")) for line in lines[:end]) == 6
-    assert "verdict" in shown and "B / A" in shown
-
-
 MARKUP = "[/home/x] :smile: [bold]12[/bold] 'a' https://x"  # rich would raise, draw a face, drop the tags and color
 SHOWS = """
 import sys
@@ -155,8 +112,6 @@ from merino_edge.cli import terminal
 for shown in (terminal.bench_progress(), terminal.counted_progress()):
     with shown as tell:
         tell(1, 4, sys.argv[1])
-with terminal.solving_progress(4) as tell:
-    tell(sys.argv[1])
 with terminal.working(sys.argv[1]):
     pass
 """
@@ -174,8 +129,8 @@ def test_names_from_files_are_shown_as_they_are_beside_bars_and_spinners():
     code, shown = on_a_terminal([sys.executable, "-c", SHOWS, MARKUP], 200)
     assert code == 0, shown
     lines = {line for line in re.split(r"[\r\n]", shown) if "home" in line}
-    assert len(lines) >= 3 and all(MARKUP in line for line in lines), shown
-    assert sum(shown.count(part) for part in ("1/4", " 25%")) >= 2  # of the bars
+    assert len(lines) >= 2 and all(MARKUP in line for line in lines), shown
+    assert "1/4" in shown  # of the bars
 
 
 @pytest.mark.slow

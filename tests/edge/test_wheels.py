@@ -4,9 +4,7 @@ pip resolves against folders of small wheels made here, without a network. Tests
 no package index can be reached.
 """
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -239,48 +237,3 @@ def test_a_template_that_only_jinja_renders_brings_it_for_python_3_6_too():
     result = wheels_for(old, Target("3.6", "aarch64", "2.27"), more=["jinja2", "uvicorn"])
     assert result.packages["jinja2"] == "3.0.3" and "markupsafe" in result.packages
     assert result.packages["uvicorn"] == "0.16.0" and {"h11", "click", "asgiref", "dataclasses"} <= set(result.packages)
-
-
-# onnxruntime, numpy, tokenizers: of the boards' systems, and of Python 3.8 with the glibc of a Jetson Nano.
-PYTHONS = {
-    "3.6": ("1.10.0", "1.19.5", "0.12.1"), "3.8": ("1.19.2", "1.24.4", "0.20.3"), "3.10": ("1.23.2", "2.2.6", "0.23"),
-    "3.11": ("1.32", "2.4", "0.23"), "3.13": ("1.32", "2.4", "0.23"),
-}  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.nightly  # by day on the oldest Python and on the system's: test_install_wheels.py
-@pytest.mark.usefixtures("online")
-@pytest.mark.parametrize("version", PYTHONS)
-def test_pip_from_its_wheel_installs_the_set_offline_and_a_bundle_runs(version, embedded_bundles, tmp_path):
-    """As on a board, by this machine's CPU: an environment without pip, no index, the bundle's golden ids.
-
-    `install` makes one of 3.6 and one of the system's Python in every run (tests/targets/test_install_wheels.py).
-    """
-    python = shutil.which(f"python{version}", path=os.pathsep.join(
-        [*map(str, (Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin")), os.environ["PATH"]]))  # fmt: skip
-    if python is None:
-        pytest.skip(f"no Python {version} on this machine")
-    machine = os.uname().machine
-    onnxruntime, numpy, tokenizers = PYTHONS[version]
-    software = Software(system="x", python=version, onnxruntime=onnxruntime, numpy=numpy, tokenizers=tokenizers)
-    result = wheels_for(software, Target(version, machine, "2.28"))
-
-    def run(*words):
-        environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PIP_NO_INDEX": "1"}
-        done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    run(python, "-m", "venv", "--without-pip", "env")
-    pip = next(file for file in result.files if file.name.startswith("pip-"))
-    rest = [str(file) for file in result.files if file != pip]
-    run("env/bin/python", f"{pip}/pip", "install", "--quiet", "--no-index", "--no-deps", "--only-binary=:all:", *rest)
-    listed = json.loads(run("env/bin/python", f"{pip}/pip", "--disable-pip-version-check", "list", "--format", "json"))
-    assert {each["name"].lower(): each["version"] for each in listed} == {
-        name: installed for name, installed in result.packages.items() if name != "pip"
-    }
-    bundle = embedded_bundles["portable", "fp32"]
-    app = str(Path(bundle) / "merino.pyz")
-    assert run("env/bin/python", app, "selftest", bundle) == "ok: 16 greedy ids as expected\n"
-    assert len(run("env/bin/python", app, "generate", bundle, "Once upon a time", "-n", "8", "--temperature", "0")) > 10

@@ -1,27 +1,138 @@
-"""A connection to a board by asyncssh: host key, login by agent or key file, ~/.ssh/config; every fault in one line.
+"""A connection to a board by asyncssh: the value of `--ssh`, host key, login by agent or key file, ~/.ssh/config.
 
 This module bounds what a hostile or broken server can do: the time to log in, its requests (no agent, no X11, no
-password), and the exceptions of asyncssh, which become a MerinoError with the host's name.
+password), and the exceptions of asyncssh, which become a MerinoError of one line with the host's name. Host keys are
+trusted as ssh's StrictHostKeyChecking=accept-new does: with `--accept-new` the key of a host of which none is known;
+a host with another key than the known one is refused in any case.
 """
 
 import asyncio
 import logging
 import os
+import re
+import shlex
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import asyncssh
+from asyncssh.public_key import get_default_certificate_algs, get_default_public_key_algs
 
-from merino_edge.delivery.ssh.address import Address
-from merino_edge.delivery.ssh.known_hosts import HostKeys, known_hosts_files
+from merino_edge.storage.atomic import make_parent
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.outputs import append_output
 from merino_runtime.io.visible import visible
 
 LOGIN_S = 60.0
 KEEPALIVE_S = 15.0  # and three unanswered: the board is gone
 # asyncssh raises some of Python's own for bytes that no server of good will sends.
 FAULTS = (asyncssh.Error, OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, AssertionError)
+GLOBAL_FILES = (Path("/etc/ssh/ssh_known_hosts"),)
+FORM = "[USER@]HOST[:PORT], as pi@192.168.1.7, [fe80::1%eth0]:2222 with brackets for IPv6, or a Host of ~/.ssh/config"
+_ADDRESS = re.compile(
+    r"(?:(?P<user>[^@\s/][^@\s]*)@)?(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[\w.-]+))"
+    r"(?::(?P<port>[0-9]{1,18}))?"
+)
+
+
+@dataclass(frozen=True)
+class Address:
+    """The address of a board. user, port: None for the value of ~/.ssh/config, else this user's name and 22."""
+
+    text: str  # as it was given, for messages
+    host: str
+    user: str | None = None
+    port: int | None = None
+
+
+def parse_address(text: str) -> Address:
+    """Raise MerinoError if it is not of that form."""
+    match = _ADDRESS.fullmatch(text)
+    port = int(match["port"]) if match and match["port"] else None
+    host = (match["six"] or match["host"]) if match else ""
+    user = match["user"] if match else None
+    if port is not None and not 0 < port < 65536:
+        raise MerinoError(f"--ssh {visible(text)!r}: no host has a port {port}, allowed: 1 to 65535")
+    if not host or host.startswith("-") or (user or "").startswith("-"):
+        raise MerinoError(f"--ssh {visible(text)!r} names no host: write {FORM}")
+    return Address(text, host, user, port)
+
+
+def parse_addresses(texts: list[str]) -> list[Address]:
+    """Raise MerinoError too where one is named twice: two installs on one board would wait for each other."""
+    twice = sorted({text for text in texts if texts.count(text) > 1})
+    if twice:
+        raise MerinoError(f"--ssh {twice[0]} is given twice: give each board once")
+    return [parse_address(text) for text in texts]
+
+
+class HostKeys(asyncssh.SSHClient):
+    """Judges the host's key of one connection; asyncssh calls it for a key that no file has."""
+
+    def __init__(self, address: Address, files: list[Path], accept_new: bool) -> None:
+        self.address, self.files, self.accept_new = address, files, accept_new
+        self.known = False  # whether any key of the host, or of its authority, is known
+        self.offered: asyncssh.SSHKey | None = None
+        self.name = ""  # of the host, as known_hosts writes it
+
+    def trusted(self, host: str, addr: str, port: int | None) -> Any:
+        """Return the known keys of this host, for asyncssh's `known_hosts`."""
+        self.name = f"[{host}]:{port}" if port else host
+        keys = asyncssh.read_known_hosts([str(path) for path in self.files if path.is_file()]).match(host, addr, port)
+        self.known = any(keys)
+        return keys
+
+    def kinds(self, host: str, port: int | None) -> list[str]:
+        """Algorithms of host keys to request: those of the known keys first, as ssh does, then all others. Without the
+        others, a host whose key is of another kind would hang up without a reason."""
+        keys, authorities, *_ = self.trusted(host, "", port)
+        first = [kind for key in keys for kind in key.sig_algorithms]
+        algorithms = [*(get_default_certificate_algs() if authorities else ()), *first, *get_default_public_key_algs()]
+        return [kind.decode("ascii") for kind in dict.fromkeys(algorithms)]
+
+    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:  # noqa: ARG002
+        self.offered = key
+        return self.accept_new and not self.known
+
+    def keep(self, write: bool = True) -> str:
+        """Write a new key into the first file, once the host has proved that it has it -> a line that reports it,
+        empty if the key was known. write=False: the line reports what would be written. Raise MerinoError if it
+        cannot be written."""
+        if self.offered is None or self.known:
+            return ""
+        path = self.files[0]
+        line = f"{self.address.text}: its host key {self.offered.get_fingerprint()} is new and"
+        if not write:
+            return f"{line} would be written into {path}"
+        make_parent(path)
+        append_output(str(path), f"{self.name} {self.offered.export_public_key().decode('ascii').strip()}\n")
+        self.known = True
+        return f"{line} now in {path}"
+
+    def refusal(self) -> MerinoError:
+        """Return why the host's key was not taken, and what to do."""
+        host, path = self.address.text, self.files[0]
+        print_of = f" {self.offered.get_fingerprint()}" if self.offered else ""
+        if self.known:
+            return MerinoError(
+                f"{host}: the host key{print_of} is not the one in {path}: the board was set up anew, or something else"
+                f" answers at its address. If it was set up anew, remove the old key: ssh-keygen -f"
+                f" {shlex.quote(str(path))} -R {shlex.quote(self.name)}"
+            )
+        return MerinoError(
+            f"{host}: the host key{print_of} is in no known_hosts file. Compare it with the board's (`ssh-keygen -lf"
+            " /etc/ssh/ssh_host_ed25519_key.pub` there), then run this again with --accept-new"
+        )
+
+
+def known_hosts_files(config: Any) -> list[Path]:
+    """Return the user's files, then the system's, of what asyncssh read from ~/.ssh/config. `none` there is an empty
+    list, and does not switch the check off."""
+    own = config.get("UserKnownHostsFile") or ["~/.ssh/known_hosts"]
+    shared = [Path(text) for text in config.get("GlobalKnownHostsFile") or ()] or list(GLOBAL_FILES)
+    return [*(Path(text).expanduser() for text in own), *shared]
 
 
 @dataclass(frozen=True)
@@ -69,8 +180,8 @@ async def _login(
         known = keys is not None and keys.known and not keys.offered  # no key of a kind that is known was offered
         raise (keys.refusal() if keys and known else _fault(address, "log in", error)) from error
     except asyncssh.PermissionDenied as error:
-        if keys:
-            _say(say, keys.keep(keep_key))
+        if keys and (line := keys.keep(keep_key)):
+            say(line)
         user = f"{address.user}@" if address.user else ""
         raise MerinoError(
             f"{address.text}: no key of yours is accepted there. Passwords are not asked for: copy your key to the"
@@ -82,7 +193,8 @@ async def _login(
         ) from error
     except FAULTS as error:
         raise _fault(address, "log in", error) from error
-    _say(say, keys.keep(keep_key))
+    if line := keys.keep(keep_key):
+        say(line)
     return connection
 
 
@@ -117,8 +229,3 @@ def _fault(address: Address, doing: str, error: BaseException) -> MerinoError:
     else:
         reason = getattr(error, "reason", "") or str(error) or type(error).__name__
     return MerinoError(f"{address.text}: cannot {doing}: {visible(str(reason))}. Check that it is up and reachable")
-
-
-def _say(say: Callable[[str], None], line: str) -> None:
-    if line:
-        say(line)

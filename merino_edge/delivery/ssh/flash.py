@@ -7,7 +7,6 @@ gigabytes are copied, and the board judges them again. A board that fails does n
 """
 
 import asyncio
-import base64
 import hashlib
 import shlex
 from collections.abc import Callable, Sequence
@@ -16,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from merino_edge.bundles.board_app import board_app
-from merino_edge.delivery.ssh.address import Address
+from merino_edge.delivery.first_boot import checked_archive
 from merino_edge.delivery.ssh.board import LOOK, Facts, described, older_there
 from merino_edge.delivery.ssh.command import finished, json_of
-from merino_edge.delivery.ssh.connect import Board, connected
+from merino_edge.delivery.ssh.connect import Address, Board, connected
 from merino_edge.delivery.ssh.transfer import INCOMING, Source, check_name, send, source_of
 from merino_edge.records.reading import parse_records
 from merino_edge.records.schema import Record
 from merino_runtime.bundle import sha256_of
 from merino_runtime.delivery.agent import PYTHON
-from merino_runtime.delivery.archive import Archive, check_hashes, check_signature, open_archive
+from merino_runtime.delivery.archive import Archive
 from merino_runtime.delivery.fit import Choice, choose
-from merino_runtime.delivery.keys import read_public_key
+from merino_runtime.delivery.keys import key_base64, read_public_key
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_shape import integer, listed, one_of, or_null, problems_in, text
 from merino_runtime.io.visible import visible
@@ -39,7 +38,7 @@ BENCH_BYTES = 16 << 20
 LONGEST_ERROR = 1200  # characters: all refusals of several bundles
 WRONG_USAGE = 2  # exit code
 OTHER_SCHEMA = "this version reads schema"  # of `parse_manifest`
-STEPS = ("connecting", "asking what it is", "copying", "installing", "measuring")
+AT_ONCE = 4  # boards
 INSTALLED: dict[str, Any] = {
     "schema": integer(1), "id": text, "name": text, "bundle": text, "precision": text, "python": text, "root": text,
     "launcher": text, "replaced": or_null(text), "selftest": one_of("ok"), "notes": [text],
@@ -92,35 +91,24 @@ def package(path: Path, keys: Sequence[Path] = (), *, report: Say = lambda _: No
     signature is still checked, and each board decides whether it trusts the key. how: `root` and the options of
     `install`, as in Package.
     """
-    archive = open_archive(str(path))
-    read = [read_public_key(str(key)).key for key in keys]
-    if archive.signature is None and not how.get("allow_unsigned"):
-        raise MerinoError(
-            f"{path} has no signature, and a board refuses it: pack it with --sign, or give --allow-unsigned"
-        )
-    if archive.signature is not None:
-        check_signature(archive, read or [archive.signature.key])
-    report(f"hashing {archive.bytes / 2**20:,.0f} MB")
-    check_hashes(archive)
+    report(f"hashing {path.name}")
+    archive = checked_archive(path, keys, bool(how.get("allow_unsigned")), boards_decide=True)
     app = board_app()
     return Package(
         archive, Source(check_name(path.name), path, archive.bytes, sha256_of(str(path))),
         source_of(f"merino-{hashlib.sha256(app).hexdigest()[:16]}.pyz", app),
-        tuple(source_of(check_name(key.name), key.read_bytes()) for key in keys), frozenset(map(in_base64, read)),
+        tuple(source_of(check_name(key.name), key.read_bytes()) for key in keys),
+        frozenset(key_base64(read_public_key(str(key)).key) for key in keys),
         **how,
     )  # fmt: skip
 
 
-def in_base64(key: bytes) -> str:
-    return base64.b64encode(key).decode("ascii")
-
-
 async def flash_all(
-    addresses: Sequence[Address], package: Package, *, at_once: int = 4, accept_new: bool = False,
-    dry_run: bool = False, report: Report = lambda *_: None, say: Say = lambda _: None,
+    addresses: Sequence[Address], package: Package, *, accept_new: bool = False, dry_run: bool = False,
+    report: Report = lambda *_: None, say: Say = lambda _: None,
 ) -> list[Flashed]:  # fmt: skip
-    """Flash at most `at_once` boards at a time -> their results in the order of `addresses`."""
-    slots = asyncio.Semaphore(at_once)
+    """Flash at most AT_ONCE boards at a time -> their results in the order of `addresses`."""
+    slots = asyncio.Semaphore(AT_ONCE)
 
     async def flash_one(address: Address) -> Flashed:
         done = Flashed(address.text)
@@ -141,9 +129,9 @@ async def flash(
 ) -> None:
     """Flash one board and record every finished step in `done`. Raise MerinoError."""
     host = address.text
-    report(host, STEPS[0], 0, 0)
+    report(host, "connecting", 0, 0)
     async with connected(address, accept_new, say, keep_key=not dry_run) as board:
-        report(host, STEPS[1], 0, 0)
+        report(host, "asking what it is", 0, 0)
         done.facts = facts = await described(board, package.app.data, package.root)
         done.notes += check_service(package, facts)
         if facts.foreign:
@@ -159,7 +147,7 @@ async def flash(
             return
         launcher = f"{facts.root}/current/merino"
         if done.was_there and facts.app and not missing(package, facts):
-            report(host, STEPS[3], 0, 0)
+            report(host, "installing", 0, 0)
             ran = await finished(
                 board, "run the self-test", _run([launcher, "selftest", "installed"]), timeout_s=INSTALL_S
             )
@@ -169,12 +157,12 @@ async def flash(
             for small in (*([] if facts.app else [package.app]), *package.keys):
                 await send(board, INCOMING, small)
             place = await send(
-                board, INCOMING, package.whole, lambda sent, total: report(host, STEPS[2], sent, total)
+                board, INCOMING, package.whole, lambda sent, total: report(host, "copying", sent, total)
             )
-            report(host, STEPS[3], 0, 0)
+            report(host, "installing", 0, 0)
             launcher = await _install(board, package, place, done, facts)
         done.tested = True
-        report(host, STEPS[4], 0, 0)
+        report(host, "measuring", 0, 0)
         await _measure(board, launcher, done)
 
 
@@ -182,11 +170,11 @@ def check_signer(package: Package, facts: Facts) -> None:
     """Raise MerinoError if neither the board nor --trust names the key that signed the package. The board's `install`
     decides; this check saves copying a package that it will refuse."""
     signature = package.archive.signature
-    if signature is None or in_base64(signature.key) in facts.keys | package.trusted:
+    if signature is None or key_base64(signature.key) in facts.keys | package.trusted:
         return
     known = f"the board trusts {len(facts.keys)} other keys" if facts.keys else "the board trusts no key yet"
     raise MerinoError(
-        f"{package.archive.path} is signed by the key {in_base64(signature.key)}, which is not trusted there: {known}."
+        f"{package.archive.path} is signed by the key {key_base64(signature.key)}, which is not trusted there: {known}."
         " If the key is yours, trust it: --trust NAME.pub"
     )
 
