@@ -5,13 +5,7 @@ import os
 import pytest
 
 from merino_runtime.delivery import keys
-from merino_runtime.delivery.keys import (
-    PublicKey,
-    key_line,
-    key_to_trust,
-    read_public_key,
-    trusted_keys,
-)
+from merino_runtime.delivery.keys import PublicKey, key_line, key_to_trust, read_public_key, trusted_keys
 from merino_runtime.errors import MerinoError
 from tests.ed25519_signer import public_key_of
 

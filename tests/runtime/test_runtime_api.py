@@ -19,11 +19,11 @@ OPTIONS = {"max_new_tokens": 6, "sampling": GREEDY, "ignore_eos": True}
 
 def alone(folder, ids, options=OPTIONS):
     """The ids that a fresh model gives behind these ids."""
-    from merino_runtime.generation.generate import generate
+    from merino_runtime.generation.generate import Generation
 
     with open_model(folder, threads=1) as other:
-        *tokens, _ = generate(other.backend, ids,
-                              GenerateOptions(max_new_tokens=options["max_new_tokens"], sampling=GREEDY))
+        *tokens, _ = Generation(other.backend, ids,
+                                GenerateOptions(max_new_tokens=options["max_new_tokens"], sampling=GREEDY))
     return [token.id for token in tokens]
 
 

@@ -4,7 +4,7 @@ import platform
 
 import pytest
 
-from merino_runtime.backends.attention import SWITCH, attention_path, faster_attention
+from merino_runtime.backends.onnx_session import SWITCH, attention_path, faster_attention
 from merino_runtime.bundle import KvLayer
 from merino_runtime.io import board
 

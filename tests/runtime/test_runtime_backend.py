@@ -11,7 +11,7 @@ from merino_runtime.backends import onnx, open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.generate import Done, generate
+from merino_runtime.generation.generate import Done, Generation
 from merino_runtime.generation.selftest import selftest
 from merino_runtime.generation.text import open_tokenizer
 from merino_runtime.sampling import GREEDY, GenerateOptions, Sampling
@@ -230,7 +230,7 @@ def test_the_golden_ids_come_out_and_a_wrong_one_is_placed(bundle, backend):
 
 
 def greedy_ids(backend, prompt_ids, count=12):
-    *tokens, last = generate(backend, prompt_ids, GenerateOptions(max_new_tokens=count, sampling=GREEDY))
+    *tokens, last = Generation(backend, prompt_ids, GenerateOptions(max_new_tokens=count, sampling=GREEDY))
     return [token.id for token in tokens], last.prefill_tokens
 
 
@@ -394,7 +394,7 @@ def recorded_prefills(backend, monkeypatch):
 def test_after_a_shift_the_logits_are_those_of_a_fresh_cache_with_the_kept_ids(bundle, backend, monkeypatch):
     prefills = recorded_prefills(backend, monkeypatch)
     count = 2 * bundle.context
-    *tokens, last = generate(backend, IDS, GenerateOptions(max_new_tokens=count, sampling=GREEDY, overflow="shift"))
+    *tokens, last = Generation(backend, IDS, GenerateOptions(max_new_tokens=count, sampling=GREEDY, overflow="shift"))
     history = IDS + [token.id for token in tokens]
     assert len(tokens) == count and last.stop_reason == "length" and last.shifts == len(prefills) - 1 > 1
     half, position = (bundle.context + 1) // 2, bundle.context + 1
@@ -424,7 +424,7 @@ def test_text_is_generated_repeatably_and_after_an_early_close(bundle, backend):
 
 
 def test_generation_fills_the_context_and_says_so(bundle, backend):
-    *tokens, last = generate(backend, IDS, GenerateOptions(max_new_tokens=10 ** 6, sampling=GREEDY))
+    *tokens, last = Generation(backend, IDS, GenerateOptions(max_new_tokens=10 ** 6, sampling=GREEDY))
     assert last.stop_reason == "context" and len(IDS) + len(tokens) == bundle.context
 
 

@@ -7,16 +7,7 @@ import tempfile
 
 import pytest
 
-from merino_runtime.bundle import (
-    Bundle,
-    Chat,
-    Golden,
-    KvLayer,
-    Port,
-    SystemParts,
-    file_path,
-    load_bundle,
-)
+from merino_runtime.bundle import Bundle, Chat, Golden, KvLayer, Port, SystemParts, file_path, load_bundle
 from merino_runtime.errors import MerinoError
 
 FILES = {"model.onnx": b"graph", "model.onnx.data": bytes(range(256)) * 20, "tokenizer.json": b"{}"}

@@ -2,7 +2,6 @@
 import json
 import os
 import platform
-import pty
 import shutil
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import sys
 import zipapp
 
 import pytest
-from pseudo_terminal import on_a_terminal, read_until_closed
+from pseudo_terminal import on_a_terminal
 
 import merino_runtime
 from merino_runtime.io.visible import visible_text
@@ -95,20 +94,6 @@ def test_on_a_terminal_a_forgotten_prompt_is_wrong_usage_and_a_dash_reads_what_i
     code, shown = on_a_terminal([*CALL, "generate", folder, "-", *GREEDY], typed=b"the river\n\x04", PYTHONPATH=ROOT)
     assert code == 0 and "ctrl-D" in shown
     assert visible_text(run("generate", folder, "the river", *GREEDY)[1].strip()) in shown
-
-
-def test_text_that_goes_to_a_file_is_counted_on_the_terminal(folder, tmp_path):
-    own, other = pty.openpty()
-    with open(str(tmp_path / "text"), "wb") as out:
-        process = subprocess.Popen(
-            [*CALL, "generate", folder, "the river", "-n", "1500", "--overflow", "shift", "--ignore-eos"], stdout=out,
-            stderr=other, env=dict(os.environ, PYTHONPATH=ROOT))
-        os.close(other)
-        shown = read_until_closed(own).decode()
-        assert process.wait() == 0
-    first, line, *_, figures, end = shown.split("\r\x1b[K")
-    assert (first, line, end) == ("", "merino: 0 of at most 1,500 tokens", "")
-    assert figures.startswith("merino: 1500 tokens, prefill ") and figures.endswith("\r\n")
 
 
 def test_one_token_has_no_decode_figures(folder):

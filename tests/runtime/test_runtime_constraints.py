@@ -24,7 +24,7 @@ from merino_runtime.generation.constraints.automaton import DEAD
 from merino_runtime.generation.constraints.guidance import _Tokens, guided
 from merino_runtime.generation.constraints.tokens import State
 from merino_runtime.generation.constraints.tools import read_call
-from merino_runtime.generation.generate import Done, generate
+from merino_runtime.generation.generate import Done, Generation
 from merino_runtime.sampling import GenerateOptions, Sampling
 
 BOTH = {name: (tokenizer, eos) for name, tokenizer, eos in tokenizers_of_both_kinds()}
@@ -258,17 +258,18 @@ def test_forced_tokens_are_prefilled_together_and_the_limits_hold(model):
     model.backend.step = lambda token: runs.append(1) or step(token)
     ids = model.tokenizer.encode("The mill")
     constraint = model.constraint(json_schema=LIGHT)
-    *tokens, done = generate(model.backend, ids, GenerateOptions(max_new_tokens=60, sampling=Sampling(temperature=0.0)),
-                             constraint=constraint, stop_ids=model.bundle.stop_ids)  # fmt: skip
+    options = GenerateOptions(max_new_tokens=60, sampling=Sampling(temperature=0.0))
+    *tokens, done = Generation(model.backend, ids, options,
+                               constraint=constraint, stop_ids=model.bundle.stop_ids)  # fmt: skip
     assert done.stop_reason == "eos" and len(runs) == done.tokens - done.forced
     assert runs[0] > len(ids) and max(runs[1:]) > 3  # with the beginning, and with `","brightness":`
-    *tokens, done = generate(model.backend, ids, GenerateOptions(max_new_tokens=5), constraint=constraint)
+    *tokens, done = Generation(model.backend, ids, GenerateOptions(max_new_tokens=5), constraint=constraint)
     assert len(tokens) == 5 and done.stop_reason == "length"
-    *tokens, done = generate(model.backend, ids * 20 + [1, 2], GenerateOptions(max_new_tokens=500, overflow="shift"),
-                             constraint=constraint)  # fmt: skip
+    *tokens, done = Generation(model.backend, ids * 20 + [1, 2], GenerateOptions(max_new_tokens=500, overflow="shift"),
+                               constraint=constraint)  # fmt: skip
     assert done.stop_reason == "eos"
     full = (ids * 64)[:model.backend.context - 3]
-    *tokens, done = generate(model.backend, full, constraint=constraint)
+    *tokens, done = Generation(model.backend, full, constraint=constraint)
     assert len(tokens) == 3 and done.stop_reason == "context"
 
 
@@ -277,8 +278,8 @@ def test_what_is_forced_is_computed_once_for_each_token(model, monkeypatch):
     tokens, places, forced = [], [], State.forced
     monkeypatch.setattr(State, "forced", lambda state: places.append(len(tokens)) or forced(state))
     options = GenerateOptions(max_new_tokens=60, sampling=Sampling(temperature=0.0))
-    generation = generate(model.backend, model.tokenizer.encode("The mill"), options,
-                          constraint=model.constraint(json_schema=LIGHT))
+    generation = Generation(model.backend, model.tokenizer.encode("The mill"), options,
+                            constraint=model.constraint(json_schema=LIGHT))
     steps = 0
     for event in generation:
         tokens.append(event)

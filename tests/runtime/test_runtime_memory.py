@@ -166,7 +166,7 @@ def test_a_small_file_takes_little_memory_to_read(tmp_path):
 
 REPEATED = """
 import resource, sys
-from merino_runtime.io.heap import keep_free_pages
+from merino_runtime.io.memory import keep_free_pages
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

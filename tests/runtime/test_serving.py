@@ -232,8 +232,8 @@ def test_a_request_that_two_readers_would_cut_in_two_ways_is_refused(server):
 
 
 LIMITS = """
-from merino_runtime.serving import connections, http
-http.BODY_S, connections.HEADER_S, connections.IDLE_S, connections.WRITE_S = 0.5, 1, 1, 0.5
+from merino_runtime.serving import http
+http.BODY_S, http.HEADER_S, http.IDLE_S, http.WRITE_S = 0.5, 1, 1, 0.5
 """
 
 

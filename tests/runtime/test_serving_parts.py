@@ -8,16 +8,15 @@ import pytest
 
 from merino_runtime.api import open_model
 from merino_runtime.sampling import GREEDY
+from merino_runtime.serving.access import WrongKeys
 from merino_runtime.serving.burden import Burden, Sensors
 from merino_runtime.serving.choice import Call, Calls, TextDelta
-from merino_runtime.serving.connections import listening
 from merino_runtime.serving.events import Events
+from merino_runtime.serving.http import listening
 from merino_runtime.serving.requests import Finished, GenerationRequest, Progress, TextChunk
 from merino_runtime.serving.scheduler import Job as RunningJob
-from merino_runtime.serving.scheduler import LoadedModel, Scheduler
+from merino_runtime.serving.scheduler import LoadedModel, Scheduler, Waiting
 from merino_runtime.serving.slots import Slots
-from merino_runtime.serving.waiting import Waiting
-from merino_runtime.serving.wrong_keys import WrongKeys
 
 Job = namedtuple("Job", "name request")
 Request = namedtuple("Request", "client background")
@@ -153,7 +152,7 @@ def test_the_first_token_is_written_at_once_and_later_ones_together():
 
 def test_wrong_keys_are_forgotten_after_the_pause_and_their_addresses_are_bounded(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("merino_runtime.serving.wrong_keys.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("merino_runtime.serving.access.time.monotonic", lambda: now[0])
     wrong = WrongKeys()
     for number in range(5000):
         wrong.add(str(number))

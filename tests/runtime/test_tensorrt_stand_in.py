@@ -5,10 +5,9 @@ import gc
 import numpy as np
 import pytest
 
-from merino_runtime.backends import device_memory, open_backend, tensorrt, tensorrt_session
-from merino_runtime.backends.cuda import ON_DEVICE, TO_DEVICE, TO_HOST, CudaError
-from merino_runtime.backends.device_memory import Field, aligned, cache_copies, laid_out
-from merino_runtime.backends.gpu import device_of, open_cuda
+from merino_runtime.backends import open_backend, tensorrt, tensorrt_session
+from merino_runtime.backends.cuda import ON_DEVICE, TO_DEVICE, TO_HOST, CudaError, device_of, open_cuda
+from merino_runtime.backends.tensorrt_session import Field, aligned, cache_copies, laid_out
 from merino_runtime.backends.tensorrt_versions import BoundEngine
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
@@ -92,7 +91,7 @@ def test_misuse_of_cuda_is_found(gpu, cuda, misuse, message):
 
 
 def broken_layout(monkeypatch):
-    monkeypatch.setattr(device_memory, "ALIGNMENT", 4)
+    monkeypatch.setattr(tensorrt_session, "ALIGNMENT", 4)
 
 
 def shared_cache(monkeypatch):

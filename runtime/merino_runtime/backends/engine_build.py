@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set
 
-from merino_runtime.backends.cuda import MB, Cuda, raising_cuda_faults
+from merino_runtime.backends.cuda import MB, Cuda, device_of, open_cuda, raising_cuda_faults
 from merino_runtime.backends.engine_file import (
     EngineKey,
     keep_engine,
@@ -22,7 +22,6 @@ from merino_runtime.backends.engine_file import (
     sound_path,
     timing_cache,
 )
-from merino_runtime.backends.gpu import device_of, open_cuda
 from merino_runtime.backends.tensorrt_versions import TensorRt, fp16_flags, limit_workspace, open_tensorrt
 from merino_runtime.bundle import Bundle
 from merino_runtime.bundle.external_data import check_external_data

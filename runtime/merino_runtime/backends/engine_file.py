@@ -15,9 +15,8 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import value_of
-from merino_runtime.io.lock import locked, raising_machine_faults
+from merino_runtime.io.lock import locked, others_may_write, raising_machine_faults
 from merino_runtime.io.outputs import open_output, write_output
-from merino_runtime.io.owner import others_may_write
 
 MAGIC = b"merino-engine\n"
 SCHEMA = 1

@@ -18,13 +18,12 @@ from merino_runtime.bundle import sha256_of
 from merino_runtime.delivery import probation, releases
 from merino_runtime.delivery.archive import SIGNATURE
 from merino_runtime.delivery.manifest import APP, NAME, parse_manifest
-from merino_runtime.delivery.release_runs import selftest
+from merino_runtime.delivery.packages import selftest
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import value_of
-from merino_runtime.io.lock import hold, raising_machine_faults
+from merino_runtime.io.lock import hold, is_root, raising_machine_faults
 from merino_runtime.io.machine_faults import last_line, machine_fault
 from merino_runtime.io.outputs import write_output
-from merino_runtime.io.owner import is_root
 
 USER = "merino"
 SERVE_UNIT, SERVE_OPTIONS = "merino-serve.service", "/etc/merino/serve.env"

@@ -11,8 +11,7 @@ from typing import Any, Dict, Optional
 from merino_runtime.backends.choice import BACKENDS
 from merino_runtime.delivery import releases
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.streams import say, say_note, write_out
-from merino_runtime.io.verb import Verb
+from merino_runtime.io.streams import Verb, say, say_note, write_out
 
 BUNDLE_ARGUMENTS = ("bundle", "bundles", "baselines")
 

@@ -6,11 +6,10 @@ from merino_runtime.api import open_model
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
-from merino_runtime.serving.prefix_cache import PrefixCache
 from merino_runtime.serving.prompts import Prompts
 from merino_runtime.serving.requests import NOT_FOUND, RefusedError
 from merino_runtime.serving.scheduler import LoadedModel
-from merino_runtime.serving.slots import Slots
+from merino_runtime.serving.slots import PrefixCache, Slots
 
 SLOTS = 4  # for requests of people, where memory allows
 SHARE = 0.5  # of the memory that is available when the server starts

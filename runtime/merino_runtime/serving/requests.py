@@ -1,9 +1,11 @@
 """Requests to a model, the events of their completions, and refusals. Knows neither HTTP nor a client's schema."""
-from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, NamedTuple, Optional, Tuple, Union
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.generate import TokenLogprobs
 from merino_runtime.sampling import Sampling
+
+if TYPE_CHECKING:
+    from merino_runtime.generation.generate import TokenLogprobs  # imports numpy
 
 BAD_REQUEST, UNKNOWN_KEY, FORBIDDEN, NOT_FOUND, WRONG_METHOD = 400, 401, 403, 404, 405
 TOO_SLOW, TOO_LARGE, TOO_MANY, FAULT, UNAVAILABLE = 408, 413, 429, 500, 503
@@ -48,7 +50,7 @@ class TextChunk(NamedTuple):
     """A token, or several whose texts are joined. id None: text that was withheld until the end."""
     id: Optional[int]
     text: str
-    logprobs: Optional[TokenLogprobs] = None
+    logprobs: Optional["TokenLogprobs"] = None
     of_prompt: bool = False
     tokens: int = 1
 

@@ -4,17 +4,17 @@ There is one thread because a step uses all cores already (docs/decisions/servin
 have a decode step next, one run of the graph computes them all before their turns. Between two turns a request can
 start, be cancelled or run out of time. Background requests have a turn only if no interactive request runs.
 """
+import collections
 import sys
 import threading
 import time
 import traceback
-from typing import Callable, List, Optional, Sequence
+from typing import Any, Callable, Deque, Dict, List, Optional, Sequence
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.io import heap
+from merino_runtime.io.memory import return_free_pages
 from merino_runtime.serving.burden import Burden, Moment
 from merino_runtime.serving.completion import Completion, finished_without_slot
-from merino_runtime.serving.prefix_cache import PrefixCache
 from merino_runtime.serving.requests import (
     FAULT,
     TOO_MANY,
@@ -26,8 +26,7 @@ from merino_runtime.serving.requests import (
     Progress,
     RefusedError,
 )
-from merino_runtime.serving.slots import Slot, Slots
-from merino_runtime.serving.waiting import Waiting
+from merino_runtime.serving.slots import PrefixCache, Slot, Slots
 
 TURN_S = 0.25  # longest time that a chunk of a prefill may block the others
 FIRST_CHUNK, LEAST_CHUNK, MOST_CHUNK = 64, 16, 256  # ids
@@ -74,6 +73,47 @@ class Job:
     @property
     def late(self) -> bool:
         return self.request.limit_s is not None and time.monotonic() - self.arrived_s > self.request.limit_s
+
+
+class Waiting:
+    def __init__(self) -> None:
+        # By client; the client whose turn it is comes first.
+        self._persons: Dict[str, Deque[Any]] = collections.OrderedDict()
+        self._background: Dict[str, Deque[Any]] = collections.OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.all())
+
+    def all(self) -> List[Any]:
+        return [job for group in (self._persons, self._background) for jobs in group.values() for job in jobs]
+
+    def add(self, job: Any) -> None:
+        group = self._background if job.request.background else self._persons
+        group.setdefault(job.request.client, collections.deque()).append(job)
+
+    def remove(self, job: Any) -> bool:
+        """Remove a job -> whether it was waiting."""
+        group = self._background if job.request.background else self._persons
+        jobs = group.get(job.request.client, ())
+        if job not in jobs:
+            return False
+        jobs.remove(job)  # type: ignore[union-attr]
+        if not jobs:
+            del group[job.request.client]
+        return True
+
+    def next(self, starts: Callable[[Any], bool]) -> Optional[Any]:
+        """Remove and return the first job that `starts`. Its client then comes last."""
+        for group in (self._persons, self._background):
+            for client, jobs in list(group.items()):
+                job = jobs[0]
+                if starts(job):
+                    jobs.popleft()
+                    del group[client]
+                    if jobs:
+                        group[client] = jobs
+                    return job
+        return None
 
 
 class Scheduler:
@@ -148,7 +188,7 @@ class Scheduler:
         quiet_s: Optional[float] = QUIET_S
         while not (len(self.waiting) or self.running or self._closing):
             if not self._changed.wait(quiet_s):
-                heap.return_free_pages()
+                return_free_pages()
                 quiet_s = None
 
     def _admit(self) -> None:
