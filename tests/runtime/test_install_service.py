@@ -11,7 +11,8 @@ from packed_files import app_bytes, bundle_files, packed_bytes, renamed
 
 from merino_runtime.delivery import keys, probation, releases
 from merino_runtime.delivery.install import install
-from merino_runtime.delivery.service import check_service, first_boot_unit, serve_unit, service_unit
+from merino_runtime.delivery.service import check_service
+from merino_runtime.delivery.units import first_boot_unit, serve_unit, service_unit
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.lock import locked
 from merino_runtime.io.outputs import write_output

@@ -23,7 +23,6 @@ from merino_runtime.generation.constraints import compile_json, compile_schema, 
 from merino_runtime.generation.constraints.automaton import DEAD
 from merino_runtime.generation.constraints.guidance import _Tokens, guided
 from merino_runtime.generation.constraints.tokens import State
-from merino_runtime.generation.constraints.tools import read_call
 from merino_runtime.generation.generate import Done, Generation
 from merino_runtime.sampling import GenerateOptions, Sampling
 
@@ -129,11 +128,10 @@ def test_an_answer_with_tools_is_a_call_or_with_auto_a_text():
 
     call = '{"name":"turn_on","arguments":{"room":"kitchen","brightness":100,"note":"a b"}}'
     assert state_after(call, "required").ended and state_after(call, "auto").ended
-    assert read_call(call) == ("turn_on", '{"room": "kitchen", "brightness": 100, "note": "a b"}')
     hermes = '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'
     named = {"type": "function", "function": {"name": "stop"}}
-    assert state_after(hermes, named, "hermes").ended and read_call(hermes, "hermes") == ("stop", "{}")
-    assert state_after("It is warm. {", "auto").finished and read_call("It is warm.") is None
+    assert state_after(hermes, named, "hermes").ended
+    assert state_after("It is warm. {", "auto").finished
     for text, choice in (("It", "required"), ('{"name":"turn', named), (call.replace("100", "101"), "auto")):
         with pytest.raises(MerinoError, match="not allowed here"):
             state_after(text, choice)
@@ -210,7 +208,6 @@ def test_a_list_of_different_values_has_them_in_any_order(least, most):
     ([], "auto", "an empty list"), ([{"type": "function"}], "auto", "tools[0] is no function"),
     (TOOLS, "any", "allowed: auto"),
     (TOOLS + TOOLS[:1], "auto", "twice"), (TOOLS, {"function": {"name": "x"}}, "allowed: turn_on, stop"),
-    (TOOLS, "none", "Leave the tools out"),
     ([{"function": {"name": "a", "parameters": {"properties": {"b": {"not": {}}}}}}], "auto",
      "tools[0].function.parameters#/properties/b/not"),
 ])  # fmt: skip
@@ -362,7 +359,7 @@ def test_the_command_line_takes_files_and_says_what_is_wrong_with_them(folder, t
     assert code == 0
     validate(LIGHT, json.loads(out))
     code, out, _ = run("--tools", tools)
-    assert code == 0 and read_call(out.rstrip("\n")) == ("stop", "{}")
+    assert code == 0 and json.loads(out) == {"name": "stop", "arguments": {}}
     code, out, err = run("--json-schema", schema, "-n", "12")
     assert code == 0 and "was cut by length and is not complete JSON" in err and "stopped by length" in err
     for words, expected in (

@@ -63,7 +63,7 @@ def built(bundle, fp16=False, workspace_mb=None):
 def test_an_engine_is_built_once_and_then_loaded(bundle, gpu, cache):
     made, notes = built(bundle)
     assert made.built and [str(path) for path in engines(cache)] == [made.path]
-    assert gpu.name in notes[0] and "minutes" in notes[0] and "trtexec --onnx=" in notes[0] and made.path in notes[-1]
+    assert gpu.name in notes[0] and "minutes" in notes[0] and made.path in notes[-1]
     assert built(bundle) == ((made.path, False), [])
     open_backend(bundle, backend="tensorrt").close()
     assert gpu.builds == 1

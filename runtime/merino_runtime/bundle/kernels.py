@@ -3,13 +3,13 @@
 A bundle names the operators that its graph uses, and the library of this release computes them: no native code is ever
 loaded from a bundle. `make kernels` builds the library; a test builds it again and compares the bytes.
 """
-import ctypes
 import os
 import pkgutil
 from functools import lru_cache
 from typing import List
 
 from merino_runtime.bundle import Bundle
+from merino_runtime.io.board import libc_function
 
 MACHINES = ("aarch64", "x86_64")  # as `platform.machine()` names them
 OPERATORS = frozenset(("MatMul4", "MatMul5", "MatMul6", "MatMul8", "Rows4", "Rows5", "Rows6", "Rows8",
@@ -38,7 +38,7 @@ def library_path(machine: str) -> str:
     if os.path.isfile(path):
         return path
     content = pkgutil.get_data(__name__.rpartition(".")[0], f"{NATIVE}/{library_file(machine)}")
-    create = getattr(ctypes.CDLL(None), "memfd_create", None)  # os.memfd_create is younger than Python 3.6
+    create = libc_function("memfd_create")  # os.memfd_create is younger than Python 3.6
     handle = create(library_file(machine).encode("ascii"), MFD_CLOEXEC) if create else -1
     if content is None or handle < 0:
         raise OSError("this system has no memfd_create, by which merino.pyz loads a library: install merino-runtime "

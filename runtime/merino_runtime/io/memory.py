@@ -4,7 +4,7 @@ search for cycles. `bundle.fit` makes the message for a bundle that does not fit
 import gc
 import os
 import re
-from typing import Any, Optional
+from typing import Optional
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
@@ -63,7 +63,7 @@ def keep_one_heap() -> None:
     """Limit glibc to one heap; call it before threads start. By default each thread gets a heap, and no other thread
     reuses what it frees. A large block that was freed once also raises the size from which blocks are returned to the
     system, up to 32 MB: large request bodies would then stay in the heap. Do nothing without glibc."""
-    mallopt = _of_glibc("mallopt")
+    mallopt = board.libc_function("mallopt")
     if mallopt:
         mallopt(ARENA_MAX, 1)
         mallopt(MMAP_THRESHOLD, LARGE_BYTES)
@@ -73,7 +73,7 @@ def keep_free_pages() -> None:
     """Keep freed memory, for a process that allocates the same large blocks repeatedly, as each training step does. By
     default glibc returns blocks above 32 MB to the system when they are freed, and the next step waits for new
     pages."""
-    mallopt = _of_glibc("mallopt")
+    mallopt = board.libc_function("mallopt")
     if mallopt:
         mallopt(MMAP_MAX, 0)
         mallopt(TRIM_THRESHOLD, -1)
@@ -82,19 +82,9 @@ def keep_free_pages() -> None:
 def return_free_pages() -> None:
     """Return free pages of glibc's heap to the system, in 0.3 ms for 30 MB: glibc itself returns only those at its end.
     Small blocks between freed ones let it grow by 2 % in ten minutes of 150 requests a second."""
-    malloc_trim = _of_glibc("malloc_trim")
+    malloc_trim = board.libc_function("malloc_trim")
     if malloc_trim:
         malloc_trim(0)
-
-
-def _of_glibc(name: str) -> Any:
-    """Return a function of glibc; None if there is no glibc."""
-    try:
-        import ctypes
-
-        return getattr(ctypes.CDLL(None), name)
-    except (ImportError, OSError, AttributeError, TypeError):
-        return None
 
 
 def keep_small_pages() -> None:

@@ -8,7 +8,7 @@ from typing import Dict, Optional, Sequence, Tuple
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_text
 from merino_runtime.io.streams import say
-from merino_runtime.serving.requests import FORBIDDEN, TOO_MANY, UNKNOWN_KEY, RefusedError
+from merino_runtime.serving.requests import RefusedError
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -48,10 +48,10 @@ def check_origin(headers: Dict[str, str], local: bool) -> None:
     origin = headers.get("origin")
     if local and host and name.lower() not in LOCAL_NAMES:
         raise RefusedError(f"the name {name[:80]!r} is not this machine's own. Use localhost, or serve with "
-                           "--api-key-file.", FORBIDDEN)
+                           "--api-key-file.", 403)
     if origin is not None and origin.partition("://")[2].lower() != host.lower():  # null: of a sandboxed frame
         raise RefusedError(f"pages of {origin[:80]!r} may not use this server. Serve with --api-key-file, and give "
-                           "the page a key.", FORBIDDEN)
+                           "the page a key.", 403)
 
 
 class WrongKeys:
@@ -82,7 +82,7 @@ class WrongKeys:
         address = client[:80]
         wait_s = self.wait_s(address)
         if wait_s:
-            raise RefusedError("too many wrong API keys came from your address. Try again later.", TOO_MANY,
+            raise RefusedError("too many wrong API keys came from your address. Try again later.", 429,
                                code="too_many_wrong_keys", retry_s=wait_s)
         scheme, _, sent = headers.get("authorization", "").partition(" ")
         sent = sent.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
@@ -90,5 +90,5 @@ class WrongKeys:
         if sum(hmac.compare_digest(sent.encode("utf-8", "replace"), key.encode("utf-8")) for key in keys) == 0:
             if sent:
                 self.add(address)
-            raise RefusedError("the API key is missing or wrong. Send it as `Authorization: Bearer KEY`.", UNKNOWN_KEY,
+            raise RefusedError("the API key is missing or wrong. Send it as `Authorization: Bearer KEY`.", 401,
                                code="invalid_api_key")

@@ -14,16 +14,7 @@ from merino_runtime.serving.access import WrongKeys, check_origin
 from merino_runtime.serving.burden import Burden, Sensors
 from merino_runtime.serving.models import Model
 from merino_runtime.serving.openai_requests import Limits
-from merino_runtime.serving.requests import (
-    FAULT,
-    NOT_FOUND,
-    UNAVAILABLE,
-    UNKNOWN_KEY,
-    WRONG_METHOD,
-    Event,
-    Finished,
-    RefusedError,
-)
+from merino_runtime.serving.requests import Event, Finished, RefusedError
 from merino_runtime.serving.scheduler import Job, Scheduler
 
 JSON = "application/json"
@@ -143,7 +134,7 @@ class Application:
             return refused(RefusedError(str(error)), error_of)
         except Exception:  # a bug in one request must not end the others
             traceback.print_exc(file=sys.stderr)
-            return refused(RefusedError("the server failed at this request. Look into its log.", FAULT), error_of)
+            return refused(RefusedError("the server failed at this request. Look into its log.", 500), error_of)
 
     def _call_of(self, request: Request) -> Callable[..., Handled]:
         if not self.settings.keys:
@@ -153,18 +144,18 @@ class Application:
         if path not in PUBLIC:
             self._wrong_keys.check(self.settings.keys, request.headers, request.client)
         if methods is None:
-            raise RefusedError(f"there is no {request.path[:80]} here, there is: {', '.join(self._routes)}.", NOT_FOUND)
+            raise RefusedError(f"there is no {request.path[:80]} here, there is: {', '.join(self._routes)}.", 404)
         call = methods.get("GET" if request.method == "HEAD" else request.method)
         if call is None:
             raise RefusedError(f"{path} does not take {request.method[:20]}, allowed: {', '.join(methods)}.",
-                               WRONG_METHOD)
+                               405)
         return call
 
     def _health(self, *_: Any) -> Response:
         if self.ready:
             return _json({"status": "ok"})
-        error = {"message": "Loading model", "type": "unavailable_error", "code": UNAVAILABLE}
-        return _json({"error": error}, UNAVAILABLE)
+        error = {"message": "Loading model", "type": "unavailable_error", "code": 503}
+        return _json({"error": error}, 503)
 
     def _listed(self, *_: Any) -> Response:
         return _json({"object": "list", "data": models.listed(self.models)})
@@ -237,6 +228,6 @@ def _json(value: Any, status: int = 200, headers: Tuple[Tuple[str, str], ...] = 
 
 def refused(refusal: RefusedError, error_of: Callable[[RefusedError], Any] = openai_responses.error_of) -> Response:
     headers = [] if refusal.retry_s is None else [("Retry-After", str(refusal.retry_s))]
-    if refusal.status == UNKNOWN_KEY:
+    if refusal.status == 401:
         headers.append(("WWW-Authenticate", "Bearer"))
     return _json(error_of(refusal), refusal.status, tuple(headers))

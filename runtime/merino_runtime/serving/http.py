@@ -16,7 +16,7 @@ from merino_runtime.bundle.requirements import require
 from merino_runtime.errors import MerinoError
 from merino_runtime.serving.application import Application, PendingResponse, Request, Response, refused
 from merino_runtime.serving.events import WHOLE_S, Events, LeftError
-from merino_runtime.serving.requests import TOO_LARGE, TOO_SLOW, UNAVAILABLE, RefusedError
+from merino_runtime.serving.requests import RefusedError
 
 LARGEST_BODY = 4 * 2 ** 20
 MOST_ARRIVING = 32 * 2 ** 20  # of all bodies that are arriving
@@ -96,12 +96,12 @@ class Site:
                     self._arriving -= sum(map(len, parts))
                     parts.clear()
                     if ends or size > MOST_DROPPED:
-                        raise RefusedError(f"the body has more than {LARGEST_BODY:,} bytes. Send less.", TOO_LARGE)
+                        raise RefusedError(f"the body has more than {LARGEST_BODY:,} bytes. Send less.", 413)
                 else:
                     self._arriving += len(part)
                     parts.append(part)
                 if self._arriving > MOST_ARRIVING:
-                    raise RefusedError("too many bodies arrive at once. Try again.", UNAVAILABLE, retry_s=1)
+                    raise RefusedError("too many bodies arrive at once. Try again.", 503, retry_s=1)
             return b"".join(parts)
         finally:
             self._arriving -= sum(map(len, parts))
@@ -130,7 +130,7 @@ async def _part(receive: Receive, end_s: float) -> Tuple[bytes, bool]:
     try:
         message = await asyncio.wait_for(receive(), max(0.001, end_s - asyncio.get_event_loop().time()))
     except asyncio.TimeoutError:
-        raise RefusedError(f"the body did not arrive within {BODY_S:g} s. Send it again.", TOO_SLOW) from None
+        raise RefusedError(f"the body did not arrive within {BODY_S:g} s. Send it again.", 408) from None
     if message["type"] == "http.disconnect":
         raise LeftError
     return message.get("body", b""), not message.get("more_body")

@@ -2,7 +2,7 @@
 import bisect
 import threading
 import time
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 from merino_runtime.io import board
 from merino_runtime.serving.requests import Event, Failed, Finished, TextChunk
@@ -29,23 +29,18 @@ class Histogram:
         return [*lines, f"{name}_sum {self.total}", f"{name}_count {count}"]
 
 
-class Metric(NamedTuple):
-    name: str
-    kind: str
-    help: str
-
-
+# Name, help.
 COUNTERS = (
-    Metric("llamacpp:prompt_tokens_total", "counter", "Number of prompt tokens processed."),
-    Metric("llamacpp:prompt_seconds_total", "counter", "Prompt process time."),
-    Metric("llamacpp:tokens_predicted_total", "counter", "Number of generation tokens processed."),
-    Metric("llamacpp:tokens_predicted_seconds_total", "counter", "Predict process time."),
-    Metric("merino:batches_total", "counter", "Runs of the graph that computed the decode steps of several requests."),
-    Metric("merino:tokens_batched_total", "counter", "Generation tokens whose decode steps these runs computed."),
-    Metric("merino:prompt_tokens_cached_total", "counter", "Prompt tokens that a slot held already."),
-    Metric("merino:requests_total", "counter", "Answers that ended by themselves or by a limit."),
-    Metric("merino:requests_cancelled_total", "counter", "Answers whose client left."),
-    Metric("merino:requests_failed_total", "counter", "Answers that failed."),
+    ("llamacpp:prompt_tokens_total", "Number of prompt tokens processed."),
+    ("llamacpp:prompt_seconds_total", "Prompt process time."),
+    ("llamacpp:tokens_predicted_total", "Number of generation tokens processed."),
+    ("llamacpp:tokens_predicted_seconds_total", "Predict process time."),
+    ("merino:batches_total", "Runs of the graph that computed the decode steps of several requests."),
+    ("merino:tokens_batched_total", "Generation tokens whose decode steps these runs computed."),
+    ("merino:prompt_tokens_cached_total", "Prompt tokens that a slot held already."),
+    ("merino:requests_total", "Answers that ended by themselves or by a limit."),
+    ("merino:requests_cancelled_total", "Answers whose client left."),
+    ("merino:requests_failed_total", "Answers that failed."),
 )
 
 
@@ -55,7 +50,7 @@ class Metrics:
     def __init__(self) -> None:
         self.started_s = time.time()
         self._lock = threading.Lock()
-        self.counts: Dict[str, float] = {counter.name: 0 for counter in COUNTERS}
+        self.counts: Dict[str, float] = {name: 0 for name, _ in COUNTERS}
         self._first, self._between, self._whole = Histogram(FIRST_S), Histogram(TOKEN_S), Histogram(WHOLE_S)
         self._latest: Dict[int, float] = {}  # time of a job's latest token
 
@@ -93,21 +88,21 @@ class Metrics:
 
     def text(self, running: int, waiting: int) -> str:
         with self._lock:
-            rows = [(counter, [f"{counter.name} {self.counts[counter.name]}"]) for counter in COUNTERS]
+            rows = [(name, "counter", help_, [f"{name} {self.counts[name]}"]) for name, help_ in COUNTERS]
             for name, value, help_ in (
                     ("llamacpp:requests_processing", running, "Number of requests processing."),
                     ("llamacpp:requests_deferred", waiting, "Number of requests deferred."),
                     ("vllm:num_requests_running", running, "Number of requests that have a slot."),
                     ("vllm:num_requests_waiting", waiting, "Number of requests that wait for a slot."),
                     ("merino:peak_rss_mb", board.peak_rss_mb(), "Peak resident memory of the server in MB.")):
-                rows.append((Metric(name, "gauge", help_), [f"{name} {value}"]))
+                rows.append((name, "gauge", help_, [f"{name} {value}"]))
             for name, histogram, help_ in (
                     ("vllm:time_to_first_token_seconds", self._first, "Time to first token."),
                     ("vllm:inter_token_latency_seconds", self._between, "Time between two tokens."),
                     ("vllm:e2e_request_latency_seconds", self._whole, "Time of a request, the wait included.")):
-                rows.append((Metric(name, "histogram", help_), histogram.lines(name)))
-        return "".join(f"# HELP {row.name} {row.help}\n# TYPE {row.name} {row.kind}\n" + "\n".join(lines) + "\n"
-                       for row, lines in rows)
+                rows.append((name, "histogram", help_, histogram.lines(name)))
+        return "".join(f"# HELP {name} {help_}\n# TYPE {name} {kind}\n" + "\n".join(lines) + "\n"
+                       for name, kind, help_, lines in rows)
 
     def stats(self) -> Dict[str, Any]:
         """Return totals and mean speeds, for people."""

@@ -15,17 +15,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.memory import return_free_pages
 from merino_runtime.serving.burden import Burden, Moment
 from merino_runtime.serving.completion import Completion, finished_without_slot
-from merino_runtime.serving.requests import (
-    FAULT,
-    TOO_MANY,
-    UNAVAILABLE,
-    Event,
-    Failed,
-    Finished,
-    GenerationRequest,
-    Progress,
-    RefusedError,
-)
+from merino_runtime.serving.requests import Event, Failed, Finished, GenerationRequest, Progress, RefusedError
 from merino_runtime.serving.slots import PrefixCache, Slot, Slots
 
 TURN_S = 0.25  # longest time that a chunk of a prefill may block the others
@@ -132,7 +122,7 @@ class Scheduler:
         """Queue all jobs or none. Raise RefusedError if too many wait."""
         with self._changed:
             if self._closing:
-                raise RefusedError("the server is being stopped. Try again when it is back.", UNAVAILABLE, retry_s=10)
+                raise RefusedError("the server is being stopped. Try again when it is back.", 503, retry_s=10)
             free = max(0, jobs[0].loaded.slots.count - len(self.running))
             waiting = len(self.waiting)
             if waiting + len(jobs) > self.most_waiting + max(free, len(jobs) if not waiting else 0):
@@ -140,7 +130,7 @@ class Scheduler:
                 ages = [time.monotonic() - job.arrived_s for job in list(self.running)]
                 retry_s = max(1, min(LONGEST_RETRY_S, int(sum(ages) / len(ages)) if ages else 1))
                 raise RefusedError(f"{waiting} requests are waiting, allowed are {self.most_waiting}. Try again later.",
-                                   TOO_MANY, code="queue_full", retry_s=retry_s)
+                                   429, code="queue_full", retry_s=retry_s)
             for job in jobs:
                 self.waiting.add(job)
             self._changed.notify()
@@ -174,15 +164,15 @@ class Scheduler:
                 try:
                     self._turn(job)
                 except MerinoError as error:
-                    self._end(job, [Failed(RefusedError(str(error), FAULT))])
+                    self._end(job, [Failed(RefusedError(str(error), 500))])
                 except Exception:  # a bug in one request must not end the others
                     traceback.print_exc(file=sys.stderr)
                     message = "the server failed at this request. Look into its log."
-                    self._end(job, [Failed(RefusedError(message, FAULT))])
+                    self._end(job, [Failed(RefusedError(message, 500))])
         for job in [*self.running, *self.waiting.all()]:
             if job.completion is not None:
                 job.completion.close()
-            self._deliver(job, Failed(RefusedError("the server was stopped.", UNAVAILABLE, retry_s=10)))
+            self._deliver(job, Failed(RefusedError("the server was stopped.", 503, retry_s=10)))
 
     def _wait_for_work(self) -> None:
         quiet_s: Optional[float] = QUIET_S

@@ -11,7 +11,7 @@ from merino_runtime.generation.constraints.automaton import Automaton
 from merino_runtime.generation.constraints.guidance import Guided, guided, tools_source
 from merino_runtime.generation.constraints.schema import any_object, schema_node
 from merino_runtime.generation.constraints.tokens import Grammar, Trie
-from merino_runtime.generation.constraints.tools import style_named, tools_of
+from merino_runtime.generation.constraints.tools import STYLES, tools_of
 from merino_runtime.io.json_file import value_of
 
 if TYPE_CHECKING:
@@ -36,12 +36,8 @@ def compile_json(tokenizer: "Tokenizer", eos_ids: Iterable[int]) -> Compiled:
 def compile_tools(tools: Any, tool_choice: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int], style: str = "json",
                   or_schema: Any = None) -> Compiled:
     """Compile a grammar of calls of the tools. tool_choice: `required`, a tool, or `auto`, which also allows a text
-    that does not begin like a call, or with or_schema JSON that is valid for it. style: of tools.STYLES;
-    `tools.read_call` parses the call."""
-    form, allowed = style_named(style), tools_of(tools, tool_choice)
-    if tool_choice == "none":
-        raise MerinoError("tool_choice is none: no call is allowed, so there is nothing to constrain an answer to. "
-                          "Leave the tools out.")
+    that does not begin like a call, or with or_schema JSON that is valid for it. style: of tools.STYLES."""
+    form, allowed = STYLES[style], tools_of(tools, tool_choice)
     key = ("tools", _plain(tools, "the list of tools"), json.dumps(tool_choice, sort_keys=True), style,
            _plain(or_schema, "the JSON schema"))
 

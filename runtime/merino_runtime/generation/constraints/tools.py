@@ -1,38 +1,30 @@
 """A call of one of several tools, as OpenAI describes tools, in the form that a chat template teaches its model."""
 import json
 import re
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_shape import shown
 
 
 class Style(NamedTuple):
-    """Text before a call's name, between the name and the arguments, behind them, and the key of the arguments."""
+    """Text before a call's name, between the name and the arguments, and behind them."""
     before: str
     between: str
     after: str
-    arguments: str = "arguments"
 
 
 STYLES = {
     "json": Style('{"name":', ',"arguments":', "}"),
     "hermes": Style('<tool_call>\n{"name": ', ', "arguments": ', "}\n</tool_call>"),  # Qwen, SmolLM3
-    "llama3": Style('{"name": ', ', "parameters": ', "}", "parameters"),
 }
-CHOICES = ("auto", "required", "none")
+CHOICES = ("auto", "required")
 
 
 class Tool(NamedTuple):
     name: str
     parameters: Optional[Dict[str, Any]]  # None: there are none
     path: str  # of the parameters, for messages
-
-
-def style_named(name: str) -> Style:
-    if name not in STYLES:
-        raise MerinoError(f"the style of tool calls is {name!r:.80}, allowed: {', '.join(sorted(STYLES))}.")
-    return STYLES[name]
 
 
 def tools_of(tools: Any, tool_choice: Any) -> List[Tool]:
@@ -71,16 +63,3 @@ def _tool(tool: Any, path: str) -> Tool:
     none = not parameters or not (parameters.get("properties") or parameters.get("additionalProperties")
                                   or set(parameters) & {"$ref", "anyOf", "oneOf", "allOf", "enum", "const"})
     return Tool(name, None if none else parameters, path + ".function.parameters")
-
-
-def read_call(text: str, style: str = "json") -> Optional[Tuple[str, str]]:
-    """Return the name and the arguments, as JSON, of an answer that is a call; None if it is a text."""
-    form = style_named(style)
-    begin, end = form.before.partition("{")[0], form.after.partition("}")[2]
-    if not text.startswith(begin) or not text.endswith(end):
-        return None
-    try:
-        call = json.loads(text[len(begin):len(text) - len(end)])
-        return call["name"], json.dumps(call[form.arguments], ensure_ascii=False)
-    except (ValueError, KeyError, TypeError):
-        return None
