@@ -139,16 +139,6 @@ def test_a_good_release_that_fails_is_no_reason_to_go_back(root):
     assert releases.links(str(root)) == releases.Links(NEW, OLD)
 
 
-def test_marked_good_by_a_person_ends_the_probation(root):
-    add(root, OLD)
-    (add(root, NEW) / "fails").write_text("")
-    assert start(root)[0] == 1
-    probation.mark_good(str(root))
-    for _ in range(4):
-        assert start(root)[0] == 1
-    assert releases.links(str(root)).current == NEW
-
-
 def test_two_releases_that_fail_do_not_take_turns_for_ever(root):
     for release_id in (OLD, NEW):
         (add(root, release_id) / "fails").write_text("")

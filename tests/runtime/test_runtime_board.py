@@ -64,16 +64,6 @@ def test_the_auxiliary_vector_answers_here():
     assert board._auxiliary_value(9999) == 0
 
 
-def test_memory_is_read_in_megabytes():
-    assert board.read_memory_mb("MemTotal:  1000000 kB\nMemFree: 1 kB\nMemAvailable:   500000 kB\n") == {
-        "MemTotal": 976.5625, "MemAvailable": 488.28125}
-    assert board.read_memory_mb("") == {}
-
-
-def test_a_fitting_bundle_passes_without_notes():
-    assert check_bundle_fits(BUNDLE, BOARD) == []
-
-
 def test_a_32_bit_userland_under_a_64_bit_kernel_is_refused():
     with pytest.raises(MerinoError, match="32-bit.*64-bit image"):
         check_bundle_fits(BUNDLE, BOARD._replace(pointer_bits=32))

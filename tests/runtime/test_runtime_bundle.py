@@ -181,11 +181,6 @@ def test_a_path_out_of_the_bundle_is_refused(folder, path):
     assert "files[0].path" in refusal(folder)
 
 
-def test_a_family_is_a_name_and_no_more_to_the_runtime(folder):
-    rewrite(folder, dict(description(), family="a family of tomorrow", architecture={"anything": [1]}))
-    assert load_bundle(folder).family == "a family of tomorrow"
-
-
 def test_a_chat_template_is_read_with_its_parts(folder):
     described = description()
     described["chat"] = {"template": "tokenizer.json", "tokens": {"bos_token": "<s>"}, "parts": PARTS}
@@ -198,16 +193,6 @@ def test_a_chat_template_is_read_with_its_parts(folder):
     described["chat"].update(template="absent.jinja")
     rewrite(folder, described)
     assert "files has no absent.jinja, which is chat.template" in refusal(folder)
-
-
-def test_a_file_in_a_subfolder_is_fine(folder):
-    (folder / "deep").mkdir()
-    (folder / "deep" / "notes").write_bytes(b"hello")
-    described = description()
-    digest = hashlib.sha256(b"hello").hexdigest()
-    described["files"].append({"path": "deep/notes", "bytes": 5, "sha256": digest})
-    rewrite(folder, described)
-    assert len(load_bundle(folder).files) == 4
 
 
 def test_keys_that_contradict_each_other_are_refused(folder):

@@ -74,12 +74,6 @@ def test_what_cannot_be_done_is_said_and_in_the_exit_code(chat_dir, typed, messa
     assert code == 1 and message in json.loads(out.splitlines()[-1])["error"] and err == ""
 
 
-def test_from_a_pipe_the_lines_behind_a_wrong_one_are_answered(chat_dir):
-    code, out, err = run(chat_dir, *WILD, typed="/what\nHello\n")
-    assert code == 1 and "there is no command /what" in err
-    assert out == run(chat_dir, *WILD, typed="Hello\n")[1] != ""
-
-
 def test_a_talk_is_not_saved_over_its_bundle(chat_dir, tmp_path):
     bundle = tmp_path / "bundle"
     shutil.copytree(chat_dir, str(bundle))
@@ -93,11 +87,6 @@ def test_a_talk_is_not_saved_over_its_bundle(chat_dir, tmp_path):
         assert code == 1 and (out + err).count("is a file of the bundle that this chat runs on") == 4
     (bundle / "talk.json").unlink()
     assert {name: (bundle / name).read_bytes() for name in os.listdir(str(bundle))} == before
-
-
-def test_the_backend_that_is_named_is_taken_or_refused(chat_dir):
-    code, out, err = run(chat_dir, "--backend", "tensorrt", typed="Hello\n")
-    assert (code, out) == (1, "") and "tensorrt" in err.lower()
 
 
 def test_a_stop_right_behind_a_message_stops_its_answer(chat_dir):
@@ -118,10 +107,6 @@ def test_a_system_message_without_room_is_called_one(chat_dir):
 def test_a_bundle_that_cannot_talk_is_refused(bundle_dirs):
     code, out, err = run(str(bundle_dirs["portable"]), typed="a\n")
     assert (code, out) == (1, "") and "has no chat template" in err and "`generate`" in err
-
-
-def test_an_empty_talk_is_one_too(chat_dir):
-    assert run(chat_dir, typed="")[0] == 0
 
 
 def test_a_terminal_shows_answers_and_commands(chat_dir):

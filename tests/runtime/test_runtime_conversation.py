@@ -211,21 +211,6 @@ def test_an_interrupt_inside_the_model_is_one_too():
     assert last_event(conversation, "b")["answer"] == "hello"
 
 
-def test_half_a_character_comes_out_where_an_answer_ends():
-    conversation = conversation_of("\u20ac<|im_end|>", {"max_new_tokens": 2})
-    assert last_event(conversation, "a")["answer"] == "\ufffd"
-    conversation = conversation_of("\u20ac<|im_end|>")
-    events = conversation.answer("a")
-    assert [next(events).get("text") for _ in range(3)] == [None, "", ""]
-    assert [event.get("text") for event in conversation.interrupted()] == ["\ufffd", None]
-
-
-def test_a_stop_that_is_asked_for_comes_after_the_next_token():
-    conversation = conversation_of("hello<|im_end|>")
-    *_, done = conversation.answer("a", stopped=lambda: True)
-    assert (done["stop_reason"], done["answer"]) == ("interrupt", "h")
-
-
 def test_a_full_context_refuses_the_turn_and_changes_nothing():
     conversation = conversation_of("x" * 60 + "<|im_end|>", context=220)
     first = last_event(conversation, "a")
@@ -239,12 +224,6 @@ def test_a_full_context_refuses_the_turn_and_changes_nothing():
     conversation.reset()
     with pytest.raises(MerinoError, match="the message has .*Shorten it"):
         conversation.answer("y" * 250)
-
-
-def test_the_end_of_the_context_ends_the_answer_and_says_so():
-    conversation = conversation_of("x", context=200)
-    done = last_event(conversation, "a")
-    assert done["stop_reason"] == "context" and done["context_used"] == 200
 
 
 def test_the_oldest_turns_are_dropped_where_that_is_asked_for_and_told():

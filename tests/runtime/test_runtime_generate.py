@@ -1,6 +1,5 @@
 """Generation over a scripted model: when it stops, what it counts, what it leaves behind."""
 import json
-import time
 
 import numpy as np
 import pytest
@@ -80,20 +79,9 @@ def test_it_stops_at_any_of_several_ids(last):
     assert "".join(token.text for token in tokens) == "hi" and done_.stop_reason == "eos" and done_.tokens == 3
 
 
-def test_it_stops_at_the_eos_which_is_counted_and_has_no_text():
-    tokens, last = run(Script([*spelled("hi"), EOS]), stop_ids=[EOS])
-    assert [token.id for token in tokens] == [*spelled("hi"), EOS] and last.stop_reason == "eos"
-    assert "".join(token.text for token in tokens) == "hi"
-
-
 def test_an_eos_gives_out_what_a_stop_string_held_back():
     tokens, _ = run(Script([*spelled("so"), EOS]), stop_ids=[EOS], stops=["oh"])
     assert [token.text for token in tokens] == ["s", "", "o"]
-
-
-def test_an_eos_that_is_also_a_byte_is_still_not_text():
-    tokens, _ = run(Script(spelled("a.b")), stop_ids=spelled("."))
-    assert "".join(token.text for token in tokens) == "a"
 
 
 def test_without_an_eos_it_goes_on():
@@ -163,30 +151,6 @@ def test_shift_gives_as_many_tokens_as_asked_for_over_the_newest_ids(context, pr
     assert backend.heard == history[-1 - held:-1]
 
 
-def test_the_time_of_a_shift_is_in_its_tokens_step():
-    class Slow(Script):
-        def prefill(self, ids):
-            end = time.perf_counter() + (0.05 if self.heard == [] and len(ids) == 4 else 0)
-            while time.perf_counter() < end:
-                pass
-            return super().prefill(ids)
-
-    backend = Slow(spelled("abc"), context=8)
-    last = run(backend, prompt_ids=[1] * 7, max_new_tokens=4, overflow="shift")[1]
-    assert last.shifts == 1 and 3000 / last.tok_s >= 50 > last.prefill_ms
-
-
-def test_half_a_character_is_given_out_with_the_last_token():
-    tokens, last = run(Script([*spelled("a"), TOKENIZER.encode("€")[0]]), max_new_tokens=2)
-    assert [token.text for token in tokens] == ["a", "\ufffd"] and last.stop_reason == "length"
-
-
-def test_each_token_is_fed_back_once_and_the_last_one_is_not():
-    backend = Script(spelled("abcd"))
-    run(backend, prompt_ids=[7, 8], max_new_tokens=4)
-    assert backend.heard == [7, 8, *spelled("abc")]
-
-
 @pytest.mark.parametrize("prompt, prefilled", [
     ([7, 8], 1), ([7, 8, 9], 1), ([7], 1), ([7, 8, *spelled("abc"), 5, 6], 2), ([7, 8, *spelled("abx")], 1),
     ([8, 7], 2), ([7, 9, 9, 9], 3)])
@@ -240,11 +204,6 @@ def test_a_cache_that_is_slow_to_extend_is_kept_only_for_half_of_the_prompt():
     run(backend, prompt_ids=[7, 8], max_new_tokens=1)
     assert run(backend, prompt_ids=[7, 8, 1, 2, 3], max_new_tokens=1)[1].prefill_tokens == 5
     assert run(backend, prompt_ids=[7, 8, 1, 4], max_new_tokens=1)[1].prefill_tokens == 1
-
-
-def test_without_a_stream_there_are_ids_and_no_text():
-    *tokens, _ = Generation(Script([5, 6]), [1], GenerateOptions(max_new_tokens=2, sampling=GREEDY))
-    assert tokens == [Token(5, ""), Token(6, "")]
 
 
 def test_closing_early_leaves_the_backend_fit():

@@ -7,8 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from merino_runtime.bundle.requirements import PACKAGES, install_commands, require
-from merino_runtime.errors import MerinoError
+from merino_runtime.bundle.requirements import PACKAGES, install_commands
 
 PATH = os.pathsep.join(os.path.abspath(path) for path in sys.path)
 WITHOUT = """
@@ -59,15 +58,3 @@ def test_where_the_system_refuses_pip_the_remedy_is_a_virtual_environment(system
         "Run: python3 -m venv ~/merino && " + UPGRADE.format("~/merino/bin/python") +
         "~/merino/bin/python -m pip install --only-binary=:all: numpy "
         "'onnxruntime>=1.18' (and from then on ~/merino/bin/python in place of python3)")
-
-
-def test_inside_a_virtual_environment_pip_is_enough(system_python, monkeypatch):
-    (system_python / "EXTERNALLY-MANAGED").write_text("[externally-managed]\n")
-    monkeypatch.setattr(sys, "prefix", "/somewhere/else")
-    assert "-m venv" not in install_commands()
-
-
-def test_what_is_there_is_returned_and_what_is_not_is_named():
-    assert require("json").dumps([]) == "[]"
-    with pytest.raises(MerinoError, match=r"^no_such_package cannot be imported \(No module named"):
-        require("no_such_package")

@@ -99,18 +99,6 @@ def test_chunks_that_are_shorter_than_the_prompt(bundle, gpu, truth, monkeypatch
     opened.close()
 
 
-@pytest.mark.parametrize("keep", [0, 1, 5, 9])
-def test_truncating_and_going_on_gives_what_a_fresh_cache_gives(backend, truth, keep):
-    backend.prefill(IDS)
-    backend.step(17)
-    backend.step(250)
-    kept = backend.ids[:keep]
-    backend.truncate(keep)
-    assert_close(backend.prefill([8, 150, 42]), truth(kept + [8, 150, 42]))
-    backend.truncate(keep)
-    assert_close(backend.step(8), truth(kept + [8]))
-
-
 def test_a_fork_goes_its_own_way_over_the_same_weights(backend, truth, gpu):
     backend.prefill(IDS)
     backend.step(3)

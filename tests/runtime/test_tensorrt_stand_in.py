@@ -1,16 +1,13 @@
 """That the stand-in is strict: each kind of misuse, and a backend that is made to commit it, is found. And the layout
 of device memory, against numpy."""
-import gc
 
 import numpy as np
 import pytest
 
-from merino_runtime.backends import open_backend, tensorrt, tensorrt_session
+from merino_runtime.backends import tensorrt_session
 from merino_runtime.backends.cuda import ON_DEVICE, TO_DEVICE, TO_HOST, CudaError, device_of, open_cuda
 from merino_runtime.backends.tensorrt_session import Field, aligned, cache_copies, laid_out
-from merino_runtime.backends.tensorrt_versions import BoundEngine
 from merino_runtime.bundle import load_bundle
-from merino_runtime.errors import MerinoError
 from tests.tensorrt_stand_in import VERSIONS, Gpu, put_in
 
 try:
@@ -88,81 +85,6 @@ def test_misuse_of_cuda_is_found(gpu, cuda, misuse, message):
     except CudaError:
         pass
     assert any(message in violation for violation in gpu.violations), gpu.violations
-
-
-def broken_layout(monkeypatch):
-    monkeypatch.setattr(tensorrt_session, "ALIGNMENT", 4)
-
-
-def shared_cache(monkeypatch):
-    """New entries written where the cache lies: what a graph with past and present in one buffer would do."""
-    make = tensorrt_session.SessionMemory._phase
-
-    def phase(self, *arguments):
-        result = make(self, *arguments)
-        name = self.caches[0].name
-        result.addresses[name.replace("past_key_values", "present")] = result.addresses[name]
-        return result
-
-    monkeypatch.setattr(tensorrt_session.SessionMemory, "_phase", phase)
-
-
-def unset_address(monkeypatch):
-    make = tensorrt_session.SessionMemory._phase
-
-    def phase(self, *arguments):
-        result = make(self, *arguments)
-        result.addresses["logits"] = 0
-        return result
-
-    monkeypatch.setattr(tensorrt_session.SessionMemory, "_phase", phase)
-
-
-def early_capture(monkeypatch):
-    start = tensorrt.TensorRtBackend.__init__
-
-    def started(self, model):
-        start(self, model)
-        self._decoded = True
-
-    monkeypatch.setattr(tensorrt.TensorRtBackend, "__init__", started)
-
-
-def long_chunk(monkeypatch):
-    set_shape = BoundEngine.set_shape
-    monkeypatch.setattr(BoundEngine, "set_shape", lambda self, name, shape: set_shape(
-        self, name, (1, shape[1] + 1) if name == "input_ids" else shape))
-
-
-@pytest.mark.parametrize("fault, message", [
-    (shared_cache, "share memory"), (early_capture, "a capture before a run"), (broken_layout, "not aligned|refused"),
-    (unset_address, "refused|no address"), (long_chunk, "outside of profile"),
-])
-def test_a_backend_with_a_fault_is_found(gpu, bundle, monkeypatch, fault, message):
-    import re
-
-    fault(monkeypatch)
-    errors = []
-    try:
-        opened = open_backend(bundle, backend="tensorrt")
-        opened.step(3)
-        opened.step(4)
-        opened.prefill([1, 2, 3])
-        opened.close()
-    except MerinoError as error:
-        errors.append(str(error))
-    gc.collect()
-    assert re.search(message, " ".join(gpu.violations + errors)), (gpu.violations, errors)
-
-
-def test_without_the_wait_the_logits_are_garbage(gpu, bundle, monkeypatch):
-    opened = open_backend(bundle, backend="tensorrt")
-    opened.prefill([1, 2, 3])
-    monkeypatch.setattr(opened._cuda, "synchronize", lambda stream: None)
-    with pytest.raises(MerinoError, match="not finite"):
-        opened.step(3)
-    monkeypatch.undo()
-    opened.close()
 
 
 def moved(shapes, context, count, position, dtype):
