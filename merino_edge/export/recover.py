@@ -18,7 +18,7 @@ from merino_edge.export.dialects.graph import MODEL_FILE
 from merino_edge.export.parity import MOST_LOGIT_ERROR, bundle_error, torch_greedy
 from merino_edge.families.weights import Layout, ModelWeights
 from merino_runtime.bundle import Bundle, quantized_cache
-from merino_runtime.bundle.external_data import check_external_data
+from merino_runtime.bundle.verified import check_external_data
 from merino_runtime.errors import MerinoError
 
 AGAIN = "Export it again"

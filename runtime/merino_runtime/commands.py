@@ -14,11 +14,9 @@ from merino_runtime.api import LanguageModel, open_model
 from merino_runtime.backends.choice import TENSORRT, choose_backend
 from merino_runtime.backends.onnx_session import attention_path
 from merino_runtime.bundle import Bundle, backends_text, cache_formats, load_bundle, own_files
-from merino_runtime.bundle.external_data import check_external_data
-from merino_runtime.bundle.fit import check_bundle_fits
-from merino_runtime.bundle.kernels import unknown_operators
+from merino_runtime.bundle.fit import check_bundle_fits, unknown_operators
 from merino_runtime.bundle.requirements import require
-from merino_runtime.bundle.verified import check_and_stamp, check_files_once
+from merino_runtime.bundle.verified import check_and_stamp, check_external_data, check_files_once
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.text import LONGEST_TEXT_BYTES
 from merino_runtime.io import board

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from merino_runtime.bundle.external_data import INNER, external_files
+from merino_runtime.bundle.verified import INNER, external_files
 from merino_runtime.errors import MerinoError
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from merino_runtime.bundle.kernels import library_file
+from merino_runtime.bundle.fit import library_file
 from tests.packed_files import app_bytes, bundle_files, packed_bytes
 from tests.served import Server
 

@@ -22,7 +22,6 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.generation.constraints import compile_json, compile_schema, compile_tools
 from merino_runtime.generation.constraints.automaton import DEAD
 from merino_runtime.generation.constraints.guidance import _Tokens, guided
-from merino_runtime.generation.constraints.tokens import State
 from merino_runtime.generation.generate import Done, Generation
 from merino_runtime.sampling import GenerateOptions, Sampling
 
@@ -268,21 +267,6 @@ def test_forced_tokens_are_prefilled_together_and_the_limits_hold(model):
     full = (ids * 64)[:model.backend.context - 3]
     *tokens, done = Generation(model.backend, full, constraint=constraint)
     assert len(tokens) == 3 and done.stop_reason == "context"
-
-
-def test_what_is_forced_is_computed_once_for_each_token(model, monkeypatch):
-    """The server needs it before a token, to know whether a decode step comes next, and then for the token."""
-    tokens, places, forced = [], [], State.forced
-    monkeypatch.setattr(State, "forced", lambda state: places.append(len(tokens)) or forced(state))
-    options = GenerateOptions(max_new_tokens=60, sampling=Sampling(temperature=0.0))
-    generation = Generation(model.backend, model.tokenizer.encode("The mill"), options,
-                            constraint=model.constraint(json_schema=LIGHT))
-    steps = 0
-    for event in generation:
-        tokens.append(event)
-        steps += generation.next_id is not None and generation.next_id == event.id
-    assert isinstance(tokens[-1], Done) and steps > 3
-    assert len(places) == len(set(places)) > steps
 
 
 # SentencePiece's mark of a space as a key: the tokenizer encodes it as a space, so it is written by its bytes.

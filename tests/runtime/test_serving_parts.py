@@ -8,9 +8,9 @@ import pytest
 from merino_runtime.api import open_model
 from merino_runtime.sampling import GREEDY
 from merino_runtime.serving.access import WrongKeys
-from merino_runtime.serving.burden import Burden, Sensors
 from merino_runtime.serving.choice import Call, Calls, TextDelta
 from merino_runtime.serving.events import Events
+from merino_runtime.serving.metrics import Burden, Sensors
 from merino_runtime.serving.requests import Finished, GenerationRequest, Progress, TextChunk
 from merino_runtime.serving.scheduler import Job as RunningJob
 from merino_runtime.serving.scheduler import LoadedModel, Scheduler, Waiting

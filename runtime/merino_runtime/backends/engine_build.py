@@ -24,8 +24,8 @@ from merino_runtime.backends.engine_file import (
 )
 from merino_runtime.backends.tensorrt_versions import TensorRt, fp16_flags, limit_workspace, open_tensorrt
 from merino_runtime.bundle import Bundle
-from merino_runtime.bundle.external_data import check_external_data
 from merino_runtime.bundle.requirements import version_tuple
+from merino_runtime.bundle.verified import check_external_data
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
 from merino_runtime.io.memory import lack_of_memory

@@ -13,10 +13,9 @@ from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.backends.threads import ThreadCounts, thread_counts
 from merino_runtime.bundle import Bundle, Port, need_of, older_graph, quantized_cache, without_kernels
-from merino_runtime.bundle.external_data import check_external_data
-from merino_runtime.bundle.fit import out_of_memory
-from merino_runtime.bundle.kernels import library_path
+from merino_runtime.bundle.fit import library_path, out_of_memory
 from merino_runtime.bundle.requirements import install_commands, require, version_tuple
+from merino_runtime.bundle.verified import check_external_data
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
 from merino_runtime.io.memory import is_out_of_memory

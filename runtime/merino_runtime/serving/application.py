@@ -11,7 +11,7 @@ from merino_runtime.io.memory import freeze_loaded_objects
 from merino_runtime.sampling import Sampling
 from merino_runtime.serving import fields, metrics, models, ollama, openai_requests, openai_responses
 from merino_runtime.serving.access import WrongKeys, check_origin
-from merino_runtime.serving.burden import Burden, Sensors
+from merino_runtime.serving.metrics import Burden, Sensors
 from merino_runtime.serving.models import Model
 from merino_runtime.serving.openai_requests import Limits
 from merino_runtime.serving.requests import Event, Finished, RefusedError

@@ -55,8 +55,8 @@ def run_serve(arguments: argparse.Namespace, sensors: Any = None) -> int:
     require("numpy")
     from merino_runtime.serving import models
     from merino_runtime.serving.application import Application, Settings
-    from merino_runtime.serving.burden import Sensors
     from merino_runtime.serving.http import listening, page, server_of, stop_at_signals
+    from merino_runtime.serving.metrics import Sensors
 
     known = models.described(arguments.bundles)
     count = models.slots_of([model.bundle for model in known.values()], arguments.slots, arguments.memory_mb)

@@ -13,8 +13,8 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Sequence
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.memory import return_free_pages
-from merino_runtime.serving.burden import Burden, Moment
 from merino_runtime.serving.completion import Completion, finished_without_slot
+from merino_runtime.serving.metrics import Burden, Moment
 from merino_runtime.serving.requests import Event, Failed, Finished, GenerationRequest, Progress, RefusedError
 from merino_runtime.serving.slots import PrefixCache, Slot, Slots
 
