@@ -15,24 +15,24 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 from merino_runtime.backends.cuda import MB, Cuda, device_of, open_cuda, raising_cuda_faults
 from merino_runtime.backends.engine_file import (
     EngineKey,
+    engine_folder,
     keep_engine,
-    keep_timing_cache,
     model_sha256,
-    one_builder,
     sound_path,
-    timing_cache,
 )
-from merino_runtime.backends.tensorrt_versions import TensorRt, fp16_flags, limit_workspace, open_tensorrt
+from merino_runtime.backends.tensorrt_versions import TensorRt, limit_workspace, open_tensorrt
 from merino_runtime.bundle import Bundle
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.bundle.verified import check_external_data
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
+from merino_runtime.io.lock import locked
 from merino_runtime.io.memory import lack_of_memory
 
 DECODE, PREFILL = 0, 1  # numbers of the profiles
 PREFILL_CHUNK_IDS = 64  # at this length the boards' GPUs read the weights about as long as they compute
 WORKSPACE_MB = 128  # for a kernel beside its inputs: matrix multiplications need little
+WAIT_S = 7200.0  # for another builder: a Jetson Nano builds a large model for a quarter of an hour and more
 REPORT_EVERY_S = 15.0
 Report = Callable[[str], None]
 
@@ -83,7 +83,7 @@ def ensure_engine(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str, rep
     path = None if rebuild else sound_path(bundle, key)
     if path:
         return Made(path, False)
-    with one_builder(bundle):
+    with locked(engine_folder(bundle), "build-engine", WAIT_S):  # a small board has too little memory for two builds
         path = None if rebuild else sound_path(bundle, key)  # the process that held the lock may have built it
         if path:
             return Made(path, False)
@@ -139,13 +139,11 @@ def build(bundle: Bundle, trt: TensorRt, key: EngineKey, *, workspace_mb: int, n
     limit_workspace(trt, config, workspace_mb * MB)
     config.clear_flag(module.BuilderFlag.TF32)  # fp32 means float32: TF32 keeps 10 bits of a factor
     if key.precision == "fp16":
-        for flag in fp16_flags(trt):
-            config.set_flag(flag)
+        config.set_flag(module.BuilderFlag.FP16)
+        config.set_flag(module.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
         keep_norms_float32(trt, network)
     for length in (1, key.chunk):
         config.add_optimization_profile(_profile(builder, network, length))
-    cache = config.create_timing_cache(timing_cache(bundle, key))
-    config.set_timing_cache(cache, False)
     with _reporting_time(report):
         plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -157,7 +155,6 @@ def build(bundle: Bundle, trt: TensorRt, key: EngineKey, *, workspace_mb: int, n
                               "--precision fp16 or a shorter --context.")
         raise MerinoError(f"{failed} NVIDIA's trtexec (--onnx={os.path.join(bundle.folder, 'model.onnx')} --verbose) "
                           "shows its whole log.")
-    keep_timing_cache(bundle, key, bytes(memoryview(config.get_timing_cache().serialize())))
     return memoryview(plan).cast("B")
 
 

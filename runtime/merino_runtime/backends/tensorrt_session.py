@@ -5,7 +5,7 @@ memory holds the logits and both phases' inputs too. No address ever changes, so
 """
 import contextlib
 import ctypes
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
@@ -96,12 +96,16 @@ class SessionMemory:
     def __init__(self, model: Model) -> None:
         self._cuda, self._stream = model.cuda, model.stream
         tensors = model.tensors
-        self.caches = [Field(name, tensors[name].dtype, tensors[name].shape) for name in _ordered_caches(tensors)]
+        names = [name.split(".") for name in tensors if name.startswith(PAST)]
+        names.sort(key=lambda parts: (int(parts[1]), parts[2]))  # by layer, the key before the value
+        self.caches = [Field(name, tensors[name].dtype, tensors[name].shape) for name in map(".".join, names)]
         layout = laid_out(self.caches)
         self.cache_at, self.cache_bytes = layout.offsets, layout.size
         entries = {length: laid_out([cache._replace(shape=(1, cache.shape[1], length, cache.shape[3]))
                                      for cache in self.caches], aligned(layout.size)) for length in model.lengths}
-        inputs = {length: _inputs(model, length) for length in model.lengths}
+        inputs = {length: [Field(name, tensor.dtype, tuple(length if axis < 0 else axis for axis in tensor.shape))
+                           for name, tensor in tensors.items() if tensor.is_input and not name.startswith(PAST)]
+                  for length in model.lengths}  # that the host writes: ids, mask, positions
         logits = Field("logits", tensors["logits"].dtype, (model.bundle.vocab,))
         self.logits_bytes = logits.size
         logits_at = aligned(max(layout.size for layout in entries.values()))
@@ -182,19 +186,3 @@ class SessionMemory:
 def _bytes_at(address: int, size: int) -> np.ndarray:
     """Return pinned memory as an array of bytes, which must not outlive that memory."""
     return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
-
-
-def _inputs(model: Model, length: int) -> List[Field]:
-    """Return the inputs that the host writes: ids, mask, positions."""
-    return [Field(name, tensor.dtype, tuple(length if axis < 0 else axis for axis in tensor.shape))
-            for name, tensor in model.tensors.items() if tensor.is_input and not name.startswith(PAST)]
-
-
-def _ordered_caches(tensors: Iterable[str]) -> List[str]:
-    """Return the names of the inputs that hold keys and values, in the order of the layers, the key before the
-    value."""
-    def order(name: str) -> Tuple[int, str]:
-        _, layer, part = name.split(".")
-        return int(layer), part
-
-    return sorted((name for name in tensors if name.startswith(PAST)), key=order)

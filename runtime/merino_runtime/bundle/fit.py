@@ -41,9 +41,8 @@ def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow:
     """Raise MerinoError if the bundle cannot run on this machine. Return notes on what will make it slow.
 
     On the CPU, a format whose instructions are missing falls back to emulation and runs many times slower: it is
-    rejected, or noted with `allow_slow`. A graph for the other kind of Arm core is noted with its cost, and rejected if
-    its results are wrong. sessions: of the backend; each of them holds the weights. What a GPU can compute, TensorRT
-    checks when it builds the engine.
+    rejected, or noted with `allow_slow`. A graph for the other kind of Arm core is noted with its cost. sessions: of
+    the backend; each of them holds the weights. What a GPU can compute, TensorRT checks when it builds the engine.
     """
     board = board or this_board()
     if board.pointer_bits != 64:
@@ -98,17 +97,11 @@ def is_for_other_core(bundle: Bundle, board: Board) -> bool:
 
 def _check_overflow(bundle: Bundle, board: Board) -> None:
     """Raise MerinoError if 8-bit matrix multiplications would overflow the 16 bits in which the CPU adds up."""
-    remedy = f"Export {bundle.name!r} again"
-    is_old = bundle.core == "no-dotprod" and not bundle.kernels  # before MatMul8 was the operator of such cores
-    by_rows = is_old or bundle.dialect == "portable" and bundle.precision in ("int8", "int4")
+    by_rows = bundle.dialect == "portable" and bundle.precision in ("int8", "int4")
     if by_rows and board.architecture in X86_MACHINES and not board.isa & VNNI:
         raise MerinoError("this CPU has neither avx512_vnni nor avx_vnni: without them matrix multiplications by int8 "
                           "weights with one scale per row overflow 16 bits, and the results are wrong. "
-                          f"{remedy} with --precision fp32, or --dialect fused without --for.")
-    if bundle.dialect == "portable" and bundle.core == "dotprod" and is_for_other_core(bundle, board):
-        raise MerinoError("this CPU lacks dotprod, and the bundle may hold weights of -128: without dotprod, integer "
-                          "matrix multiplications by these overflow 16 bits, and the results would be wrong. "
-                          f"{remedy} with this version.")
+                          f"Export {bundle.name!r} again with --precision fp32, or --dialect fused without --for.")
 
 
 def _check_kernels(bundle: Bundle, board: Board) -> None:

@@ -1,9 +1,8 @@
 """The systemd service: the verb `service`, and its setup (`install --service`). `units` has the texts of the units.
 
-A start has four steps. Root counts it and may roll back; the service's user tests the release; root marks it good; the
-user probes the board, once for each release. After three failed starts of a new release the service rolls back.
-ROOT/merino.pyz, from a release that was good, runs all four, so that no damage of the release under test stops them.
-Standard library only.
+A start has three steps. Root counts it and may roll back; the service's user tests the release; root marks it good.
+After three failed starts of a new release the service rolls back. ROOT/merino.pyz, from a release that was good, runs
+all three, so that no damage of the release under test stops them. Standard library only.
 """
 import contextlib
 import os
@@ -27,7 +26,6 @@ from merino_runtime.io.machine_faults import last_line, machine_fault
 from merino_runtime.io.outputs import write_output
 
 UNITS = "/etc/systemd/system"
-PROBE, PROBED, PROBE_TIMEOUT_S = "probe.json", "probed", 600.0  # in ROOT/state
 GPU_DEVICES = ("/dev/nvmap", "/dev/nvhost-gpu")  # of a Jetson; their group may open them
 WAIT_S = 1800.0  # for an install that runs when the board starts
 HIDDEN = ("/home", "/root", "/run", "/tmp")  # from a hardened service
@@ -91,27 +89,6 @@ def _current(root: str) -> str:
     if current is None:
         raise MerinoError(f"no release is installed in {root}. {releases.INSTALL_FIRST}")
     return current
-
-
-def probe_once(root: str, report: Report) -> None:
-    """Measure the board, as the service's user, once for each release. The attempt is recorded before it is made: a
-    board that crashes under the load must not do so at each start. A failed probe is not a failure of the release."""
-    current, state = _current(root), os.path.join(root, releases.STATE)
-    folder, path = releases.release_folder(root, current), os.path.join(state, PROBED)
-    probed = set()
-    with contextlib.suppress(OSError), open(path, encoding="ascii", errors="replace") as file:
-        probed = set(file.read(1000).split())
-    if current in probed:
-        return
-    hold(folder)
-    write_output(path, "\n".join(sorted({current, *probed.intersection(releases.release_ids(root))})) + "\n")
-    command = [os.path.join(folder, releases.LAUNCHER), "probe", "-o", os.path.join(state, PROBE)]
-    try:
-        code = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=PROBE_TIMEOUT_S).returncode
-    except (OSError, subprocess.TimeoutExpired) as error:
-        report(f"the probe failed: {error}")
-    else:
-        report(f"the probe ended with exit code {code}" if code else f"the board was measured: {state}/{PROBE}")
 
 
 def keep_application(root: str, release_id: str) -> None:

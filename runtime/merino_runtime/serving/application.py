@@ -99,7 +99,8 @@ class Application:
             "/v1/chat/completions": {"POST": partial(self._openai, read=openai_requests.chat_of)},
             "/v1/completions": {"POST": partial(self._openai, read=openai_requests.completions_of)},
             "/metrics": {"GET": self._metrics}, "/v1/stats": {"GET": self._stats},
-            "/api/version": {"GET": lambda *_: _json({"version": __version__})}, "/api/tags": {"GET": self._tags},
+            "/api/version": {"GET": lambda *_: _json({"version": __version__})}, "/api/tags": {
+                "GET": lambda *_: _json({"models": [ollama.tag_of(model) for model in self.models.values()]})},
             "/api/ps": {"GET": self._running}, "/api/show": {"POST": self._show}, "/api/pull": {"POST": self._pull},
             "/api/chat": {"POST": partial(self._ollama, read=ollama.chat_of, field="messages")},
             "/api/generate": {"POST": partial(self._ollama, read=ollama.generate_of, field="prompt")},
@@ -167,9 +168,6 @@ class Application:
         writer = openai_responses.ResponseWriter(options._replace(model=model.name), len(requests),
                                                  model.loaded.model.tokenizer)
         return self._started(model, requests, writer, deliver)
-
-    def _tags(self, *_: Any) -> Response:
-        return _json({"models": [ollama.tag_of(model) for model in self.models.values()]})
 
     def _running(self, *_: Any) -> Response:
         return _json({"models": [ollama.running(model) for model in self.models.values() if model.loaded]})

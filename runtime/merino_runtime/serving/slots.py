@@ -60,7 +60,7 @@ class Slots:
         if not free:
             return None
         slot = max(free, key=lambda candidate: shared(candidate.ids, ids))
-        if not _continues(slot, ids):
+        if not slot.ids or 2 * shared(slot.ids, ids) < len(slot.ids):  # it does not extend most of the slot's prefix
             slot = next((candidate for candidate in free if not candidate.ids), None) or min(free, key=_turn)
             self._copy_prefix(slot, ids)
         slot.busy, slot.watched, slot.used_s = True, watched, time.monotonic()
@@ -85,11 +85,6 @@ class Slots:
 def _turn(slot: Slot) -> Tuple[bool, float]:
     """Order slots by when they are emptied, the smallest first."""
     return slot.watched and time.monotonic() - slot.used_s < WATCHED_S, slot.used_s
-
-
-def _continues(slot: Slot, ids: Sequence[int]) -> bool:
-    """Return whether at least half of the slot's ids are a prefix of the prompt."""
-    return bool(slot.ids) and 2 * shared(slot.ids, ids) >= len(slot.ids)
 
 
 def shared(ids: Sequence[int], others: Sequence[int]) -> int:
@@ -118,16 +113,13 @@ class PrefixCache:
             for name in sorted(os.listdir(self._folder)):
                 path = os.path.join(self._folder, name)
                 if name.endswith(END):
-                    self._read_file(path)
+                    try:
+                        self._kept[path] = cached_ids(self._bundle, path)
+                    except MerinoError as error:
+                        self._drop(path, str(error))
         except OSError as error:
             self._say(f"the prefix cache is off: {error}. Choose another --cache-dir, or run chmod 700 on it.")
             self._most_mb = 0.0
-
-    def _read_file(self, path: str) -> None:
-        try:
-            self._kept[path] = cached_ids(self._bundle, path)
-        except MerinoError as error:
-            self._drop(path, str(error))
 
     def to_keep(self, ids: Tuple[int, ...]) -> int:
         """Return how many ids of a new prompt are a prefix that came before and is not saved yet; 0 for none."""
