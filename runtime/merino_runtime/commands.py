@@ -64,20 +64,20 @@ def run_generate(arguments: Namespace) -> int:
         if restores:
             model.load_cache(cache)
         generation = model.generate(text, **options._asdict())
-        constrained = options.json_schema is not None or options.tools is not None
+        event: Any = None
         try:
             for event in generation:
                 _write_event(event, arguments.json)
-                cut_by = getattr(event, "stop_reason", "eos")
-                if constrained and cut_by != "eos":
-                    say_note(f"the text was cut by {cut_by} and is not complete JSON: allow more tokens "
-                             "with -n, or limit the schema's strings and lists by maxLength and maxItems")
                 if cache and not restores and model.backend.length:  # the prefill is complete
                     model.save_cache(cache)
                     restores = True
         except KeyboardInterrupt:
             _write_event(generation.measured(), arguments.json)
             raise
+    # 3. The last event, a Done, says whether a constrained text is whole.
+    if (options.json_schema is not None or options.tools is not None) and event.stop_reason != "eos":
+        say_note(f"the text was cut by {event.stop_reason} and is not complete JSON: allow more tokens with -n, or "
+                 "limit the schema's strings and lists by maxLength and maxItems")
     return 0
 
 
