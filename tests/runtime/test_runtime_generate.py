@@ -67,12 +67,6 @@ def spelled(text):
     return TOKENIZER.encode(text)
 
 
-def test_it_stops_at_the_length():
-    tokens, last = run(Script(spelled("hello")), max_new_tokens=3)
-    assert "".join(token.text for token in tokens) == "hel" and last.stop_reason == "length"
-    assert last.prefill_ms > 0 and last.decode_ms_p50 > 0 and last.tok_s > 0 and last.peak_rss_mb > 0
-
-
 @pytest.mark.parametrize("last", [EOS, *spelled("!?")])
 def test_it_stops_at_any_of_several_ids(last):
     tokens, done_ = run(Script([*spelled("hi"), last]), stop_ids=[EOS, *spelled("!?")])
