@@ -63,7 +63,10 @@ def fields_of(one: Any) -> list[str]:
     """Of a NamedTuple: its fields, with the comments behind them."""
     if not hasattr(one, "_fields"):
         return []
-    rows = re.findall(r"^    (\w+): ([^=#\n]+?)(?: = ([^#\n]+?))?(?:  # (.*))?$", inspect.getsource(one), re.MULTILINE)
+    fields = next(kind for kind in one.__mro__ if tuple in kind.__bases__)  # a subclass checks them
+    rows = re.findall(
+        r"^    (\w+): ([^=#\n]+?)(?: = ([^#\n]+?))?(?:  # (.*))?$", inspect.getsource(fields), re.MULTILINE
+    )
     cells = [(name, kind, default, what) for name, kind, default, what in rows if name in one._fields]
     table = [
         f"| `{name}` | `{kind}` | {f'`{default}`' if default else ''} | {what} |" for name, kind, default, what in cells

@@ -15,7 +15,7 @@ from merino_edge.cli import board_verbs
 from merino_edge.cli.app import app
 from merino_runtime import __main__ as board
 from merino_runtime.delivery.verbs import VERBS as DELIVERY_VERBS
-from merino_runtime.io.verb import Verb
+from merino_runtime.io.streams import Verb
 
 NAMES = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from merino_edge import __version__
 from merino_runtime.sampling import RANGES
-from merino_runtime.serving import fields, grammars, openai_requests
+from merino_runtime.serving import fields, openai_requests
 from merino_runtime.serving.openai_requests import LARGEST, LONGEST_S, MOST_TOP
 
 Schema = dict[str, Any]
@@ -101,7 +101,7 @@ STREAMING = {
     "timings_per_token": described("each chunk of a stream has the number of tokens so far", FLAG),
 }
 RESPONSE_FORMAT = request(
-    type=one_of(*grammars.FORMATS), json_schema=request(("schema",), schema=ANY, name=TEXT, strict=FLAG)
+    type=one_of(*openai_requests.FORMATS), json_schema=request(("schema",), schema=ANY, name=TEXT, strict=FLAG)
 )
 CHAT = request(
     ("messages",),

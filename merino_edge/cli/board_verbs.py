@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 from merino_bench.__main__ import VERBS as BENCH_VERBS
 from merino_edge.cli.options import ACCEPT_NEW, HOST, ROOT, SSH
 from merino_runtime.__main__ import VERBS as RUNTIME_VERBS
-from merino_runtime.io.verb import Verb
+from merino_runtime.io.streams import Verb
 
 NAMES = ("generate", "chat", "serve", "info", "verify")
 VERBS = {verb.name: verb for verb in (*RUNTIME_VERBS, *BENCH_VERBS) if verb.name in NAMES}

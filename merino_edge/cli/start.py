@@ -1,7 +1,6 @@
 """The entry point of `merino-edge`. Only the packages themselves are imported before it."""
 
-from merino_runtime.io.ctrl_c import end_at_once, raise_again
-from merino_runtime.io.import_path import leave_current_folder
+from merino_runtime.io.start import end_at_once, leave_current_folder, raise_again
 
 end_at_once()  # before the imports that take time
 

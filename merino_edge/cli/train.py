@@ -125,7 +125,7 @@ def train(
     from merino_edge.training.optimizer import bf16_is_faster
     from merino_edge.training.processes import is_first
     from merino_edge.training.train import train as run
-    from merino_runtime.io.heap import keep_free_pages
+    from merino_runtime.io.memory import keep_free_pages
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # one for each saved state

@@ -24,7 +24,7 @@ from merino_edge.delivery.root_tree import Entry, FolderTree, RootFacts, RootTre
 from merino_runtime.delivery.archive import Archive, check_hashes, check_signature, open_archive
 from merino_runtime.delivery.keys import key_line, read_public_key
 from merino_runtime.delivery.manifest import APP
-from merino_runtime.delivery.service import FIRST_BOOT_UNIT, first_boot_unit
+from merino_runtime.delivery.units import FIRST_BOOT_UNIT, first_boot_unit
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import outputs
 from merino_runtime.io.board import MB

@@ -24,9 +24,9 @@ from merino_edge.storage.atomic import cache_folder, new_folder
 from merino_edge.storage.faults import shortened
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.import_path import module_command, safe_environment
 from merino_runtime.io.json_file import read_json
 from merino_runtime.io.outputs import write_output
+from merino_runtime.io.start import module_command, safe_environment
 
 # The oldest glibc that PEP 600 gives a name, by CPU, and names from before it by glibc 2's minor version.
 OLDEST_MINOR = {"aarch64": 17, "x86_64": 5}

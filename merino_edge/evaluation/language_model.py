@@ -18,7 +18,7 @@ from merino_edge.text.tokenizer import load_tokenizer, prefix_id
 from merino_runtime.api import LanguageModel
 from merino_runtime.chat.template import compiled, rendered
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.generate import Token, generate
+from merino_runtime.generation.generate import Generation, Token
 from merino_runtime.generation.text import TextStream
 from merino_runtime.io.json_file import read_text
 from merino_runtime.sampling import GREEDY, GenerateOptions
@@ -134,7 +134,7 @@ class BundleLM(_lm_eval.TemplateLM):  # type: ignore[name-defined]
             ids = self.tok_encode(context)
             self.truncated += len(ids) > room
             text = ""
-            events = generate(
+            events = Generation(
                 self.runtime, ids[-room:], GenerateOptions(new, GREEDY),
                 stop_ids=self.model.bundle.stop_ids or (self.eot_token_id,), stream=TextStream(self.model.tokenizer),
             )  # fmt: skip

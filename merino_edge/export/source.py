@@ -33,7 +33,7 @@ from merino_edge.text.rows import spread_rows
 from merino_edge.text.tokenizer import load_tokenizer
 from merino_edge.training.checkpoint import trained_name
 from merino_runtime.bundle import Bundle, cache_formats, load_bundle, quantized_cache
-from merino_runtime.bundle.external_data import check_external_data
+from merino_runtime.bundle.verified import check_external_data
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import MB as BYTES_PER_MB
 from merino_runtime.io.json_file import read_text

@@ -70,7 +70,7 @@ class Logits:
 def keep_logits(teacher: Teacher, logits: Logits, tokenizer: Tokenizer, rows: RowDataset, say: Say) -> None:
     """Compute the missing logits. Raises MerinoError if the teacher does not fit the run, and if the disk is full."""
     folder = logits.path.parent
-    check_owner(folder, 0o022)
+    check_owner(folder)
     check_owner(logits.path)
     if logits.stored_rows() == logits.rows:
         say(f"the logits of {teacher.name} are kept in {logits.path}: it does not run again")

@@ -23,7 +23,7 @@ from merino_edge.text.tokenizer import around, end_id, tokenizer_hash
 from merino_edge.training.sources import GIVE_TEXT, DataSource, Segment, segments_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
-from merino_runtime.io.owner import check_own
+from merino_runtime.io.lock import others_may_write
 
 FORMAT = 3
 IDS, ENDS, LEARNED, DESCRIPTION = "ids.bin", "ends.bin", "learned.bin", "shard.json"
@@ -66,8 +66,7 @@ def load_shard(source: DataSource, tokenization: Tokenization, say: Say) -> Shar
     tokenizer, chat, end = tokenization
     facts = [FORMAT, source.kind, source.file.sha256, tokenizer_hash(tokenizer), chat and [chat.text, chat.tokens], end]
     folder = shards_folder() / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-    check_owner(shards_folder(), 0o022)
-    for path in (folder, *folder.glob("*")):
+    for path in (shards_folder(), folder, *folder.glob("*")):
         check_owner(path)
     dtype = TYPES[tokenizer.get_vocab_size() > 1 << 16]
     if not is_whole(folder, dtype):
@@ -78,15 +77,12 @@ def load_shard(source: DataSource, tokenization: Tokenization, say: Say) -> Shar
     return Shard(source, np.memmap(folder / IDS, dtype, "r"), np.memmap(folder / ENDS, np.int64, "r"), learned)
 
 
-def check_owner(path: Path, mode: int = 0) -> None:
-    """Raises MerinoError if another user may have written `path`: text of theirs would be trained on."""
-    try:
-        if path.exists():
-            check_own(str(path), mode)
-    except OSError as error:
+def check_owner(path: Path) -> None:
+    """Raise MerinoError if another user may have written `path`: text of theirs would be trained on."""
+    if path.exists() and others_may_write(path.stat()):
         raise MerinoError(
-            f"{error}. Remove {path}, or set XDG_CACHE_HOME to another folder: it is made again"
-        ) from None
+            f"other users may change {path}. Remove it, or set XDG_CACHE_HOME to another folder: it is made again"
+        )
 
 
 def is_whole(folder: Path, dtype: str) -> bool:

@@ -5,7 +5,7 @@ numpy and what needs it are imported inside the functions, so that a board witho
 import sys
 
 if __name__ == "__main__":  # `python -m` puts the current folder on the path, where an argparse.py may be a stranger's
-    from merino_runtime.io.import_path import leave_current_folder
+    from merino_runtime.io.start import leave_current_folder
 
     leave_current_folder()
 
@@ -26,8 +26,8 @@ from merino_runtime.backends.choice import BACKENDS, TENSORRT, backend_of_machin
 from merino_runtime.backends.threads import check_threads
 from merino_runtime.bundle.requirements import require
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.verb import Verb
-from merino_runtime.serving.command import add_serve, request_of, run_serve
+from merino_runtime.io.streams import Verb
+from merino_runtime.serving.command import add_serve, run_serve
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -117,7 +117,7 @@ def _probe(arguments: argparse.Namespace) -> int:
 def _serve(arguments: argparse.Namespace) -> int:
     from merino_bench.sensors.meter import open_sensors
 
-    return run_serve(request_of(arguments), open_sensors())
+    return run_serve(arguments, open_sensors())
 
 
 VERBS = (Verb("bench", "measure speed and memory", _add_bench, _bench),

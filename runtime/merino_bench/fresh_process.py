@@ -8,8 +8,8 @@ import subprocess
 from typing import Any, Dict, Optional
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.import_path import module_command, package_folders, safe_environment
 from merino_runtime.io.memory import OUT_OF_MEMORY_WORDS
+from merino_runtime.io.start import module_command, package_folders, safe_environment
 
 OUT_OF_MEMORY = "out of memory"
 LESS = "stop other programs"

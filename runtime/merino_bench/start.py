@@ -1,6 +1,5 @@
 """Where the board's command line begins: `merino` and merino.pyz. Only its imports stand between Python and this."""
-from merino_runtime.io.ctrl_c import end_at_once, raise_again
-from merino_runtime.io.import_path import leave_current_folder
+from merino_runtime.io.start import end_at_once, leave_current_folder, raise_again
 
 end_at_once()  # before the imports that take time
 

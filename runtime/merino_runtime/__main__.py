@@ -6,7 +6,7 @@ Each verb parses its arguments and calls one function of `commands`. Exit codes:
 import sys
 
 if __name__ == "__main__":  # `python -m` puts the current folder on the path, where an argparse.py may be a stranger's
-    from merino_runtime.io.import_path import leave_current_folder
+    from merino_runtime.io.start import leave_current_folder
 
     leave_current_folder()
 
@@ -14,10 +14,9 @@ import argparse
 from typing import Optional, Sequence
 
 from merino_runtime import __version__, commands
-from merino_runtime.backends.choice import BACKENDS
+from merino_runtime.backends.choice import add_opening
 from merino_runtime.delivery import verbs
-from merino_runtime.io.streams import exit_code
-from merino_runtime.io.verb import Verb
+from merino_runtime.io.streams import Verb, exit_code
 from merino_runtime.sampling import OPTIONS, Sampling
 
 
@@ -50,23 +49,6 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
                         help="bundle folder; `.` is the current one, `installed` the bundle of the installed release")
 
 
-def _add_threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-t", "--threads", type=int, metavar="N",
-                        help="number of threads; default: the bundle's setting")
-    parser.add_argument("--prefill-threads", type=int, metavar="N",
-                        help="number of threads for prefill; default: as -t, or the bundle's setting")
-
-
-def _add_allow_slow(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--allow-slow", action="store_true",
-                        help="run a format whose instructions this CPU lacks")
-
-
-def _add_backend(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", choices=BACKENDS,
-                        help="backend; default: tensorrt on a Jetson that has it, else the first that the bundle lists")
-
-
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
     # Optional only where a pipe or a file can give it: on a terminal a forgotten PROMPT is wrong usage.
@@ -88,7 +70,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", metavar="FILE",
                         help="file of the prompt's KV cache: written if FILE does not exist; else read, and only the "
                              "rest of a prompt with the same beginning is prefilled")
-    _add_opening(parser)
+    add_opening(parser)
 
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +87,7 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true",
                         help="print one JSON line per event; stdin has a message or command per line, and a line of "
                              "U+0003 stops the pending answers")
-    _add_opening(parser)
+    add_opening(parser)
 
 
 def _add_schema(parser: argparse.ArgumentParser) -> None:
@@ -118,13 +100,6 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         default = getattr(Sampling(), name)
         parser.add_argument("--" + name.replace("_", "-"), type=kind, default=default, metavar="N",
                             help=text if default is None else text + " (default %(default)s)")
-
-
-def _add_opening(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-verify", action="store_true", help="skip the hash check of the bundle's files")
-    _add_backend(parser)
-    _add_threads(parser)
-    _add_allow_slow(parser)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
@@ -145,10 +120,7 @@ def _add_bundle_or_file(parser: argparse.ArgumentParser) -> None:
 
 def _add_selftest(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
-    parser.set_defaults(no_verify=False)
-    _add_backend(parser)
-    _add_threads(parser)
-    _add_allow_slow(parser)
+    add_opening(parser)
 
 
 def _add_build_engine(parser: argparse.ArgumentParser) -> None:
@@ -163,14 +135,11 @@ VERBS = (
     Verb("generate", "continue a prompt", _add_generate, commands.run_generate),
     Verb("chat", "chat with an instruction-tuned model", _add_chat, commands.run_chat),
     Verb("info", "describe a bundle or a package, and whether it fits this machine", _add_info,
-         lambda arguments: commands.run_info(arguments.bundle, arguments.json)),
-    Verb("verify", "verify the hashes of a bundle or a package", _add_verify,
-         lambda arguments: commands.run_verify(arguments.bundle, arguments.trust, arguments.json)),
-    Verb("selftest", "compare greedy decoding with the bundle's golden ids", _add_selftest,
-         commands.run_selftest),
+         commands.run_info),
+    Verb("verify", "verify the hashes of a bundle or a package", _add_verify, commands.run_verify),
+    Verb("selftest", "compare greedy decoding with the bundle's golden ids", _add_selftest, commands.run_selftest),
     Verb("build-engine", "build the bundle's TensorRT engine for this GPU, once; other commands then load it",
-         _add_build_engine,
-         lambda arguments: commands.run_build_engine(arguments.bundle, arguments.fp16, arguments.workspace_mb)),
+         _add_build_engine, commands.run_build_engine),
 )
 
 if __name__ == "__main__":

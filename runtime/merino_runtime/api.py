@@ -80,17 +80,16 @@ class LanguageModel:
         `top` likeliest ids, by the model's own logits. Ids that the cache shares with the prompt are not computed
         again. Raise MerinoError for a request that cannot be met.
         """
-        generate_options = GenerateOptions(**options)
-        generate_options.check()
+        checked = GenerateOptions(**options)
         if not prompt:  # refused even if the tokenizer would add a first token
             raise MerinoError("the prompt is empty. Give at least one word.")
-        return self._generation(self.tokenizer.encode(prompt), generate_options)
+        return self._generation(self.tokenizer.encode(prompt), checked)
 
     def _generation(self, ids: Sequence[int], options: GenerateOptions) -> "Generation":
-        from merino_runtime.generation.generate import generate
+        from merino_runtime.generation.generate import Generation
         from merino_runtime.generation.text import TextStream
 
-        return generate(
+        return Generation(
             self.backend, ids, options, stop_ids=() if options.ignore_eos else self.bundle.stop_ids,
             stream=TextStream(self.tokenizer, options.stops),
             constraint=self.constraint(options.json_schema, options.tools))

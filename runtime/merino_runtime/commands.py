@@ -7,35 +7,22 @@ import json
 import os
 import re
 import sys
-import time
 from argparse import Namespace
-from typing import TYPE_CHECKING, Any, Iterator, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, List, Optional, Sequence
 
 from merino_runtime.api import LanguageModel, open_model
-from merino_runtime.backends.attention import attention_path
 from merino_runtime.backends.choice import TENSORRT, choose_backend
+from merino_runtime.backends.onnx_session import attention_path
 from merino_runtime.bundle import Bundle, backends_text, cache_formats, load_bundle, own_files
-from merino_runtime.bundle.external_data import check_external_data
-from merino_runtime.bundle.fit import check_bundle_fits
-from merino_runtime.bundle.kernels import unknown_operators
+from merino_runtime.bundle.fit import check_bundle_fits, unknown_operators
 from merino_runtime.bundle.requirements import require
-from merino_runtime.bundle.verified import check_and_stamp, check_files_once
+from merino_runtime.bundle.verified import check_and_stamp, check_external_data, check_files_once
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.text import LONGEST_TEXT_BYTES
 from merino_runtime.io import board
 from merino_runtime.io.json_file import read_json
 from merino_runtime.io.outputs import check_output
-from merino_runtime.io.streams import (
-    as_text,
-    say,
-    say_note,
-    show_line,
-    stderr_is_terminal,
-    stdout_is_file,
-    stdout_is_terminal,
-    write_lines,
-    write_out,
-)
+from merino_runtime.io.streams import as_text, say, say_note, stdout_is_terminal, write_lines, write_out
 from merino_runtime.io.visible import harmless
 from merino_runtime.sampling import GenerateOptions, Sampling
 
@@ -56,42 +43,41 @@ def sampling_of(arguments: Namespace) -> Sampling:
 
 
 def generate_options(arguments: Namespace) -> GenerateOptions:
-    """Read and check the options of the verb `generate`."""
-    options = GenerateOptions(
+    """Return the options of the verb `generate`. Raise MerinoError for one that is out of range."""
+    return GenerateOptions(
         arguments.max_new_tokens, sampling_of(arguments), stops=[as_text(stop) for stop in arguments.stop],
         ignore_eos=arguments.ignore_eos, overflow=arguments.overflow,
         json_schema=json_at(arguments.json_schema, "Give a file with a JSON schema."),
         tools=json_at(arguments.tools, 'Give a list of tools: [{"type": "function", "function": {...}}].'))
-    options.check()
-    return options
 
 
 def run_generate(arguments: Namespace) -> int:
     """Generate. The cache file is read if it exists; otherwise it is written after the prefill."""
+    # 1. What can be refused before the model is opened.
     options, cache = generate_options(arguments), arguments.cache
-    restored = cache is not None and os.path.exists(cache)
-    if cache and not restored:
+    restores = cache is not None and os.path.exists(cache)
+    if cache and not restores:
         check_output(cache)
     text = prompt_from_stdin() if arguments.prompt in (None, STDIN) else as_text(str(arguments.prompt))
+    # 2. The generation.
     with opened(arguments) as model:
-        from merino_runtime.generation.generate import Token
-
-        if cache and restored:
+        if restores:
             model.load_cache(cache)
         generation = model.generate(text, **options._asdict())
-        constrained = options.json_schema is not None or options.tools is not None
+        event: Any = None
         try:
-            for event in _counted(generation, options.max_new_tokens):
+            for event in generation:
                 _write_event(event, arguments.json)
-                if constrained and getattr(event, "stop_reason", "eos") != "eos":
-                    say_note(f"the text was cut by {event.stop_reason} and is not complete JSON: allow more tokens "
-                             "with -n, or limit the schema's strings and lists by maxLength and maxItems")
-                if cache and not restored and isinstance(event, Token):  # the first token: the prefill is complete
+                if cache and not restores and model.backend.length:  # the prefill is complete
                     model.save_cache(cache)
-                    restored = True
+                    restores = True
         except KeyboardInterrupt:
             _write_event(generation.measured(), arguments.json)
             raise
+    # 3. The last event, a Done, says whether a constrained text is whole.
+    if (options.json_schema is not None or options.tools is not None) and event.stop_reason != "eos":
+        say_note(f"the text was cut by {event.stop_reason} and is not complete JSON: allow more tokens with -n, or "
+                 "limit the schema's strings and lists by maxLength and maxItems")
     return 0
 
 
@@ -104,24 +90,6 @@ def opened(arguments: Namespace) -> LanguageModel:
 
 def json_at(path: Optional[str], remedy: str) -> Any:
     return None if path is None else read_json(path, remedy)
-
-
-def _counted(events: Iterator[Any], most: int) -> Iterator[Any]:
-    """Yield the events; if the text goes to a file, print the progress to stderr every second."""
-    if not (stdout_is_file() and stderr_is_terminal()):
-        yield from events
-        return
-    shown = 0.0
-    try:
-        for number, event in enumerate(events):
-            if time.monotonic() >= shown + 1:
-                shown = time.monotonic()
-                show_line(f"merino: {number:,} of at most {most:,} tokens")
-            if hasattr(event, "stop_reason"):  # the last one: figures are printed next
-                show_line("")
-            yield event
-    finally:
-        show_line("")
 
 
 def _write_event(event: Any, as_json: bool) -> None:
@@ -139,15 +107,13 @@ def _write_event(event: Any, as_json: bool) -> None:
 
 
 def chat_options(arguments: Namespace) -> "ChatOptions":
-    """Read and check the options of the verb `chat`."""
+    """Return the options of the verb `chat`. Raise MerinoError for one that is out of range."""
     from merino_runtime.chat.conversation import ChatOptions
 
-    options = ChatOptions(
+    return ChatOptions(
         system=None if arguments.system is None else as_text(arguments.system),
         max_new_tokens=arguments.max_new_tokens, sampling=sampling_of(arguments), no_think=arguments.no_think,
         overflow=arguments.overflow, json_schema=json_at(arguments.json_schema, "Give a file with a JSON schema."))
-    options.check()
-    return options
 
 
 def run_chat(arguments: Namespace) -> int:
@@ -175,38 +141,34 @@ def run_selftest(arguments: Namespace) -> int:
     return 0
 
 
-def run_build_engine(bundle_path: str, fp16: bool = False, workspace_mb: Optional[int] = None) -> int:
+def run_build_engine(arguments: Namespace) -> int:
     """Build the TensorRT engine of a bundle for this GPU, unless it is there."""
-    bundle = load_bundle(bundle_path, verify=False)
+    bundle = load_bundle(arguments.bundle, verify=False)
     check_files_once(bundle)
     choose_backend(bundle, TENSORRT)
     require("numpy")
     from merino_runtime.backends.engine_build import build_engine
 
-    engine = build_engine(bundle, fp16, workspace_mb, say)
+    engine = build_engine(bundle, arguments.fp16, arguments.workspace_mb, say)
     write_lines(f"{'built' if engine.built else 'already there'}: {engine.path}\n")
     return 0
 
 
-def _is_packed(path: str) -> bool:
-    """Return whether the path is a package; bundles are folders."""
-    return os.path.exists(path) and not os.path.isdir(path)
-
-
-def run_verify(path: str, trust: Sequence[str] = (), as_json: bool = False) -> int:
-    """Verify a bundle, or a package. trust: files of public keys, one of which must have signed the package."""
-    if _is_packed(path):
+def run_verify(arguments: Namespace) -> int:
+    """Verify a bundle, or a package and that one of the keys in `trust` signed it."""
+    path = arguments.bundle
+    if os.path.exists(path) and not os.path.isdir(path):  # a package; bundles are folders
         from merino_runtime.delivery import packed
 
-        return packed.run_verify(path, trust, as_json)
-    if trust:
+        return packed.run_verify(path, arguments.trust, arguments.json)
+    if arguments.trust:
         raise MerinoError(f"{path} is a bundle's folder, which has no signature. Leave out --trust, or name the packed "
                           "file (NAME.merino).")
     bundle = load_bundle(path, verify=False)
     check_and_stamp(bundle)
     check_external_data(bundle)
     total_bytes, code = sum(file.bytes for file in bundle.files), code_in(bundle)
-    if as_json:
+    if arguments.json:
         write_out(json.dumps({"name": bundle.name, "files": len(bundle.files), "bytes": total_bytes, "code": code,
                               "unknown_kernels": unknown_operators(bundle)}) + "\n")
         return 0
@@ -216,17 +178,17 @@ def run_verify(path: str, trust: Sequence[str] = (), as_json: bool = False) -> i
     return 0
 
 
-def run_info(path: str, as_json: bool = False) -> int:
-    """Describe a bundle or a package. as_json: the keys of bundle.json, its `code`, and this machine as `board`."""
-    if _is_packed(path):
+def run_info(arguments: Namespace) -> int:
+    """Describe a bundle or a package. As JSON: the keys of bundle.json, its `code`, and this machine as `board`."""
+    path = arguments.bundle
+    if os.path.exists(path) and not os.path.isdir(path):  # a package; bundles are folders
         from merino_runtime.delivery import packed
 
-        return packed.run_info(path, as_json)
+        return packed.run_info(path, arguments.json)
     bundle = load_bundle(path, verify=False)
     here = board.this_board()
-    if as_json:
-        path = os.path.join(bundle.folder, "bundle.json")
-        description = read_json(path, "Copy or export the bundle again.")
+    if arguments.json:
+        description = read_json(os.path.join(bundle.folder, "bundle.json"), "Copy or export the bundle again.")
         description.update(code=code_in(bundle), board=dict(here._asdict(), isa=sorted(here.isa)))
         write_out(json.dumps(description, indent=2) + "\n")
     else:

@@ -21,34 +21,6 @@ class Sampling(NamedTuple):
 
 GREEDY = Sampling(temperature=0.0)
 OVERFLOWS = ("stop", "error", "shift")
-
-
-class GenerateOptions(NamedTuple):
-    """What a generation is asked for. Whoever takes these options from a user calls `check`."""
-    max_new_tokens: int = 128
-    sampling: Sampling = Sampling()
-    stops: Sequence[str] = ()  # the text ends before the first of these strings
-    ignore_eos: bool = False  # continue after an end-of-text token
-    overflow: str = "stop"  # when the context is full: `stop`, `error` or `shift`
-    json_schema: Any = None  # the text is JSON that is valid for this schema
-    tools: Any = None  # the text is a call of one of these tools, a list as OpenAI's API has it
-    top: Optional[int] = None  # a TokenLogprobs with this many likeliest ids follows each token
-
-    def check(self) -> None:
-        """Raise MerinoError for a value that no model and prompt allow."""
-        if self.overflow not in OVERFLOWS:
-            raise MerinoError(f"overflow is {self.overflow!r}, allowed: {', '.join(OVERFLOWS)}.")
-        if not _is_integer(self.max_new_tokens) or self.max_new_tokens < 1:
-            raise MerinoError(f"{self.max_new_tokens!r} new tokens were requested, allowed: an integer, 1 or more.")
-        if self.top is not None and not (_is_integer(self.top) and self.top >= 0):
-            raise MerinoError(f"top is {self.top!r}, allowed: an integer, 0 or more, or none.")
-        check_sampling(self.sampling)
-        constrained = self.json_schema is not None or self.tools is not None
-        if self.json_schema is not None and self.tools is not None:
-            raise MerinoError("a JSON schema and tools were given: an answer follows one of them. Leave one out.")
-        if constrained and self.ignore_eos:
-            raise MerinoError("ignore_eos is set, and the text is to end where its JSON does. Leave out --ignore-eos, "
-                              "or --json-schema and --tools.")
 # Lowest and highest value; the server and its OpenAPI document have them from here.
 RANGES: Dict[str, Tuple[float, float]] = {
     "temperature": (0, 100), "top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (0.01, 100),
@@ -64,8 +36,40 @@ OPTIONS: Tuple[Tuple[str, type, str], ...] = (
 )
 
 
+class _GenerateOptions(NamedTuple):
+    max_new_tokens: int = 128
+    sampling: Sampling = Sampling()
+    stops: Sequence[str] = ()  # the text ends before the first of these strings
+    ignore_eos: bool = False  # continue after an end-of-text token
+    overflow: str = "stop"  # when the context is full: `stop`, `error` or `shift`
+    json_schema: Any = None  # the text is JSON that is valid for this schema
+    tools: Any = None  # the text is a call of one of these tools, a list as OpenAI's API has it
+    top: Optional[int] = None  # a TokenLogprobs with this many likeliest ids follows each token
+
+
+class GenerateOptions(_GenerateOptions):
+    """What a generation is asked for. Raise MerinoError for a value that no model and prompt allow."""
+    __slots__ = ()
+
+    def __new__(cls, *values: Any, **named: Any) -> "GenerateOptions":
+        self = super().__new__(cls, *values, **named)
+        if self.overflow not in OVERFLOWS:
+            raise MerinoError(f"overflow is {self.overflow!r}, allowed: {', '.join(OVERFLOWS)}.")
+        if not _is_integer(self.max_new_tokens) or self.max_new_tokens < 1:
+            raise MerinoError(f"{self.max_new_tokens!r} new tokens were requested, allowed: an integer, 1 or more.")
+        if self.top is not None and not (_is_integer(self.top) and self.top >= 0):
+            raise MerinoError(f"top is {self.top!r}, allowed: an integer, 0 or more, or none.")
+        check_sampling(self.sampling)
+        if self.json_schema is not None and self.tools is not None:
+            raise MerinoError("a JSON schema and tools were given: an answer follows one of them. Leave one out.")
+        if self.ignore_eos and (self.json_schema is not None or self.tools is not None):
+            raise MerinoError("ignore_eos is set, and the text is to end where its JSON does. Leave out --ignore-eos, "
+                              "or --json-schema and --tools.")
+        return self
+
+
 def check_sampling(sampling: Sampling) -> None:
-    """Raises one MerinoError that names all values out of range."""
+    """Raise one MerinoError that names all values out of range."""
     if not isinstance(sampling, Sampling):
         raise MerinoError(f"sampling is {sampling!r:.80}, allowed is a Sampling, as Sampling(temperature=0.5).")
 
@@ -83,8 +87,8 @@ def check_sampling(sampling: Sampling) -> None:
          "an integer from 0 to 2**32 - 1, or none"),
         ranged("presence_penalty", "0 is off"),
         ranged("frequency_penalty", "0 is off"),
-        ("logit_bias", all(_is_integer(each) and each >= 0 and _within(bias, *RANGES["logit_bias"])
-                           for each, bias in sampling.logit_bias), f"{_range('logit_bias')} for each token id"),
+        ("logit_bias", all(_is_integer(token_id) and token_id >= 0 and _within(bias, *RANGES["logit_bias"])
+                           for token_id, bias in sampling.logit_bias), f"{_range('logit_bias')} for each token id"),
     ]
     wrong = [f"{name} is {getattr(sampling, name)!r}, allowed: {allowed}" for name, good, allowed in rules
              if not good]

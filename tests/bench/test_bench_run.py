@@ -24,7 +24,7 @@ from merino_bench.harness.turns import bundle_engine, measure_separately, turn_s
 from merino_bench.harness.worker import measure
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.import_path import package_folders, safe_environment
+from merino_runtime.io.start import package_folders, safe_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_benchmarks")]
 

@@ -44,7 +44,7 @@ from merino_runtime.bundle import sha256_of
 from merino_runtime.delivery.archive import open_archive
 from merino_runtime.delivery.keys import key_base64
 from merino_runtime.delivery.machine import this_machine
-from merino_runtime.delivery.service import first_boot_unit
+from merino_runtime.delivery.units import first_boot_unit
 from merino_runtime.errors import MerinoError
 from tests import ed25519_signer
 from tests.hostile_archives import SEED, kinds_with

@@ -28,7 +28,7 @@ from merino_edge.delivery.image import flash_image
 from merino_edge.embedded import FOLDER
 from merino_runtime.delivery.archive import Signature, open_archive, signed_bytes
 from merino_runtime.delivery.keys import key_line
-from merino_runtime.delivery.service import first_boot_unit, service_unit
+from merino_runtime.delivery.units import first_boot_unit, service_unit
 from merino_runtime.errors import MerinoError
 from tests import ed25519_signer
 

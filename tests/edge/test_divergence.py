@@ -19,7 +19,7 @@ from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
-from merino_runtime.generation.generate import Token, generate
+from merino_runtime.generation.generate import Generation, Token
 from merino_runtime.sampling import GREEDY, GenerateOptions
 
 
@@ -70,7 +70,7 @@ def test_what_is_kept_is_what_the_bundle_would_write(answers, embedded_bundles, 
     backend = open_backend(bundle)
     same = 0
     for each in answers:
-        events = generate(backend, each.prompt, GenerateOptions(max_new_tokens=len(each.ids), sampling=GREEDY))
+        events = Generation(backend, each.prompt, GenerateOptions(max_new_tokens=len(each.ids), sampling=GREEDY))
         same += [event.id for event in events if isinstance(event, Token)] == each.ids
     backend.close()
     result = divergence(bundle, answers)

@@ -27,7 +27,7 @@ from merino_edge.prediction.default_coefficients import decode_ms, slower_on
 from merino_edge.prediction.formats import has_cache
 from merino_edge.profiles.reading import list_profiles, load_profile
 from merino_runtime.bundle import load_bundle, quantized_cache
-from merino_runtime.bundle.kernels import library_path
+from merino_runtime.bundle.fit import library_path
 from merino_runtime.errors import MerinoError
 
 TEXT = "The river runs past the old mill, and the miller counts the sacks of flour in the evening. " * 20

@@ -6,6 +6,7 @@ If a file was taken, what is made of it may fail with a MerinoError too, and wit
 import json
 import shutil
 import tomllib
+from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
@@ -71,7 +72,8 @@ def test_a_bundles_description(folder):
         path.write_bytes(data)
         bundle = taken(load_bundle, folder, False)
         if bundle:
-            taken(run_info, str(folder), True), taken(run_info, str(folder))
+            for as_json in (True, False):
+                taken(run_info, Namespace(bundle=str(folder), json=as_json))
             taken(read_geometry, bundle.family, bundle.architecture)
             taken(two_tokens, folder)
         return bundle

@@ -15,8 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from merino_runtime.bundle.external_data import INNER, external_files
-from merino_runtime.bundle.kernels import library_file
+from merino_runtime.bundle.fit import library_file
+from merino_runtime.bundle.verified import INNER, external_files
 from merino_runtime.errors import MerinoError
 from tests.packed_files import app_bytes, bundle_files, packed_bytes
 from tests.served import Server

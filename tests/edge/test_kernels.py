@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from merino_edge.export.dialects.tiles import tiles_of
 from merino_edge.export.quantize.matrix import Outliers, QuantizedMatrix, dequantize, quantize_groups
 from merino_edge.export.quantize.outliers import input_order
-from merino_runtime.bundle.kernels import library_path
+from merino_runtime.bundle.fit import library_path
 
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "runtime" / "kernels"

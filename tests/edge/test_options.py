@@ -58,8 +58,8 @@ CALLS = [
      ["merino_edge.storage.atomic.check_file", "merino_edge.records.reading.read_all"]),
     ("keygen", ["-o", "name"], ["merino_edge.delivery.keys.make_key"]),
     ("pack", ["embedded", "-o", "f.merino"], ["merino_edge.delivery.pack.pack"]),
-    ("info", ["embedded"], ["merino_runtime.commands.run_info"]),
-    ("verify", ["embedded"], ["merino_runtime.commands.run_verify"]),
+    ("info", ["embedded"], ["merino_runtime.commands.write_out", "merino_runtime.commands.write_lines"]),
+    ("verify", ["embedded"], ["merino_runtime.commands.write_out", "merino_runtime.commands.write_lines"]),
     ("demo", [], ["merino_edge.cli.demo.run_demo", "merino_edge.cli.demo.run_chat_demo"]),
 ]  # fmt: skip
 VALUES = {
@@ -187,7 +187,7 @@ def read_by(function, seen=()):
     """Names of the parsed arguments that a function, and those which it gives all of them, read."""
     source = inspect.getsource(function)
     result = set(re.findall(r"\barguments\.(\w+)", source))
-    for name in re.findall(r"(\w+)\(arguments\)", source):
+    for name in re.findall(r"(\w+)\(arguments[,)]", source):
         inner = function.__globals__.get(name)
         if inner is not None and name not in seen:
             result |= read_by(inner, (*seen, name))

@@ -23,8 +23,7 @@ from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.bundle import load_bundle
-from merino_runtime.bundle.fit import check_bundle_fits
-from merino_runtime.bundle.kernels import OPERATORS, library_path
+from merino_runtime.bundle.fit import OPERATORS, check_bundle_fits, library_path
 from merino_runtime.commands import code_in
 from merino_runtime.delivery.archive import open_archive
 from merino_runtime.delivery.fit import choose
@@ -129,7 +128,7 @@ def test_a_bundle_for_a_later_library_names_what_it_lacks(folder, capsys):
 
 IN_MEMORY = """
 import platform, sys
-from merino_runtime.bundle import kernels
+from merino_runtime.bundle import fit as kernels
 print(kernels.__file__.startswith(sys.path[0]))
 path = kernels.library_path(platform.machine())
 assert kernels.library_path(platform.machine()) == path

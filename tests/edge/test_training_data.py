@@ -297,7 +297,7 @@ def test_a_shard_that_another_user_could_have_written_is_refused(tmp_path, cache
     (folder,) = cache.iterdir()
     assert cache.stat().st_mode & 0o777 == 0o700
     cache.chmod(0o777)
-    with pytest.raises(MerinoError, match="other users may change .*tokens. Remove .*XDG_CACHE_HOME"):
+    with pytest.raises(MerinoError, match="other users may change .*tokens. Remove it.*XDG_CACHE_HOME"):
         shard(text)
     cache.chmod(0o700)
     shard(text)

@@ -177,7 +177,7 @@ FILLERS = {
     "merino_bench.probe.graphs", "merino_bench.probe.memory", "merino_bench.probe.timing",
     "merino_bench.probe.gpu",
     "merino_runtime.delivery.archive",
-    "merino_runtime.bundle.kernels",  # fills an anonymous file in memory
+    "merino_runtime.bundle.fit",  # fills an anonymous file in memory
     "merino_runtime.delivery.agent",  # runs where nothing of ours is yet, and fills its own cache there
 }  # fmt: skip
 WRITES = {

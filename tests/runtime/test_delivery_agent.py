@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from merino_runtime.delivery import agent, keys, releases, service
+from merino_runtime.delivery import agent, keys, releases, service, units
 from merino_runtime.delivery.archive import SIGNATURE
 
 with open(agent.__file__, "rb") as _file:
@@ -210,8 +210,8 @@ def test_the_agent_and_the_installer_mean_the_same_places():
     assert f"{releases.CURRENT}/{releases.APP}" in agent.INSTALLED_APPS
     assert (agent.WITHDRAWN, agent.SIGNATURE) == (keys.WITHDRAWN, SIGNATURE)
     assert agent.default_root() == releases.default_root()
-    assert os.path.split(agent.SERVICE_UNIT) == (service.UNITS, service.UNIT)
-    assert re.search(agent.SERVICE_ROOT, service.service_unit("/srv/merino"), re.MULTILINE).group(1) == "/srv/merino"
+    assert os.path.split(agent.SERVICE_UNIT) == (service.UNITS, units.UNIT)
+    assert re.search(agent.SERVICE_ROOT, units.service_unit("/srv/merino"), re.MULTILINE).group(1) == "/srv/merino"
 
 
 def test_a_python_is_found_by_its_modules(tmp_path):

@@ -24,17 +24,7 @@ from merino_runtime.delivery.keys import key_line
 from merino_runtime.delivery.machine import this_machine
 from merino_runtime.errors import MerinoError
 from tests import ed25519_signer
-from tests.hostile_archives import (
-    BLOCK,
-    SEED,
-    archive,
-    canonical,
-    description,
-    good,
-    kinds,
-    member,
-    signature,
-)
+from tests.hostile_archives import BLOCK, SEED, archive, canonical, description, good, kinds, member, signature
 
 KEY = ed25519_signer.public_key_of(SEED)
 KINDS = kinds()

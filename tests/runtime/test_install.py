@@ -12,7 +12,6 @@ from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes, 
 from merino_runtime.delivery import releases
 from merino_runtime.delivery.archive import open_archive
 from merino_runtime.delivery.install import check
-from merino_runtime.delivery.manifest import BoardNeed
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.lock import locked
 
@@ -194,12 +193,6 @@ def test_verbs_that_need_a_release_say_how_to_get_one(merino):
     assert json.loads(merino("status", "--json")[1])["current"] is None
 
 
-def test_rollback_without_a_release_before(install, merino):
-    install("old")
-    code, _, err = merino("rollback")
-    assert code == 1 and "no previous release" in err
-
-
 def test_mark_good_is_told_by_status(install, merino):
     result = install("old")["id"]
     assert not json.loads(merino("status", "--json")[1])["current"]["good"]
@@ -253,14 +246,6 @@ def refused(path, root, **options):
 
 
 class TestBeforeAnythingMoves:
-    def test_no_signature(self, packs, root):
-        assert "--allow-unsigned" in refused(packs / "old.merino", root, allow_unsigned=False)
-
-    def test_another_board(self, packs, root, files):
-        path = packs / "board.merino"
-        path.write_bytes(packed_bytes(b"", [files], boards=[BoardNeed("sample-board", ("Sample Board",))]))
-        assert "the file is for sample-board" in refused(path, root)
-
     def test_instructions_that_the_cpu_lacks(self, packs, root, files):
         """Python imports neither numpy nor a backend before."""
         described = dict(json.loads(files["bundle.json"].decode("utf-8")), isa=["of_no_cpu"])

@@ -15,7 +15,7 @@ from packed_files import app_bytes, bundle_files, packed_bytes, renamed
 
 from merino_runtime.delivery.archive import Signature, open_archive, signed_bytes
 from merino_runtime.delivery.keys import key_line
-from merino_runtime.delivery.service import first_boot_unit, service_unit
+from merino_runtime.delivery.units import first_boot_unit, service_unit
 from tests import ed25519_signer
 
 PYTHON = "/usr/bin/python3"

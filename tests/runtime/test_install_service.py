@@ -1,4 +1,4 @@
-"""The service: counts starts, goes back where a new release keeps failing, marks good, probes once. And the units."""
+"""The service: counts starts, goes back where a new release keeps failing, marks good. And the units."""
 import json
 import os
 import re
@@ -11,10 +11,10 @@ from packed_files import app_bytes, bundle_files, packed_bytes, renamed
 
 from merino_runtime.delivery import keys, probation, releases
 from merino_runtime.delivery.install import install
-from merino_runtime.delivery.service import check_service, first_boot_unit, serve_unit, service_unit
+from merino_runtime.delivery.service import check_service
+from merino_runtime.delivery.units import first_boot_unit, serve_unit, service_unit
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.lock import locked
-from merino_runtime.io.outputs import write_output
 
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not sys.platform.startswith("linux"), reason="boards run Linux")]
@@ -26,7 +26,6 @@ here=$(dirname "$0")
 echo "$1" >> "$here/calls"
 case $1 in
     selftest) if [ -e "$here/fails" ]; then echo broken >&2; exit 1; fi; echo "ok: 4 greedy ids as expected" ;;
-    probe) [ ! -e "$here/no-probe" ] || exit 1; echo "{}" > "$3" ;;
 esac
 """
 
@@ -58,7 +57,7 @@ def step(root, name):
 
 
 def start(root):
-    """One start of the unit, of four steps of which one that fails ends it -> (exit code, what they said)."""
+    """One start of the unit, of three steps of which one that fails ends it -> (exit code, what they said)."""
     output = ""
     for name in re.findall("service ([a-z]+) --root", service_unit(str(root))):
         code, out = step(root, name)
@@ -72,22 +71,13 @@ def probation_of(root, release_id):
     return probation.read_probation(str(root), release_id)
 
 
-def test_a_release_that_passes_is_good_and_probed_once(root):
+def test_a_release_that_passes_is_good(root):
     folder = add(root, OLD)
     for _ in range(2):
         code, output = start(root)
         assert code == 0 and f"release {OLD} generates its golden ids" in output
     assert probation_of(root, OLD) == probation.Probation(1, good=True)
-    assert (root / "state" / "probe.json").exists()
-    assert (folder / "calls").read_text().split() == ["selftest", "probe", "selftest"]
-
-
-def test_a_probe_that_fails_fails_nothing(root):
-    (add(root, OLD) / "no-probe").write_text("")
-    for _ in range(2):
-        code, output = start(root)
-        assert code == 0
-    assert probation_of(root, OLD).good and not (root / "state" / "probe.json").exists()
+    assert (folder / "calls").read_text().split() == ["selftest", "selftest"]
 
 
 def test_three_failed_starts_go_back_to_the_release_before(root):
@@ -136,16 +126,6 @@ def test_a_good_release_that_fails_is_no_reason_to_go_back(root):
     for _ in range(5):
         assert start(root)[0] == 1
     assert releases.links(str(root)) == releases.Links(NEW, OLD)
-
-
-def test_marked_good_by_a_person_ends_the_probation(root):
-    add(root, OLD)
-    (add(root, NEW) / "fails").write_text("")
-    assert start(root)[0] == 1
-    probation.mark_good(str(root))
-    for _ in range(4):
-        assert start(root)[0] == 1
-    assert releases.links(str(root)).current == NEW
 
 
 def test_two_releases_that_fail_do_not_take_turns_for_ever(root):
@@ -200,13 +180,9 @@ def test_a_real_release_that_fails_in_service(tmp_path, bundle_dirs):
     """Installed, started, damaged afterwards: the release before it generates."""
     files, root = bundle_files(bundle_dirs["portable"]), str(tmp_path / "root")
     app = app_bytes(tmp_path / "merino.pyz")
-    ids = []
     for name in ("old", "new"):
         (tmp_path / name).write_bytes(packed_bytes(app, [renamed(files, name)], name))
-        result = install(str(tmp_path / name), root, allow_unsigned=True)
-        os.makedirs(os.path.join(root, "state"), exist_ok=True)
-        ids.append(result["id"])
-        write_output(os.path.join(root, "state", "probed"), "\n".join(ids))  # the probe takes a minute
+        install(str(tmp_path / name), root, allow_unsigned=True)
         if name == "old":
             assert start(tmp_path / "root")[0] == 0
             assert (tmp_path / "root" / "merino.pyz").read_bytes() == app, "it counts the starts from now on"

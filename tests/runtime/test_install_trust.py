@@ -121,12 +121,6 @@ def test_an_older_signed_file_needs_allow_downgrade(board):
     board.taken("three")
 
 
-def test_a_file_that_fails_its_test_raises_no_counter(board):
-    board.taken("one", "fleet")
-    board.refused("bad", "self-test failed")
-    board.taken("two")
-
-
 def test_a_signed_list_withdraws_keys_once_its_release_is_installed(board):
     board.taken("one", "fleet")
     board.refused("withdraws", "not trusted here")
@@ -220,13 +214,6 @@ def test_previous_is_the_last_release_that_was_marked_good(board):
     board.run("mark-good")
     board.taken("unsigned", "--allow-unsigned")
     assert board.current("previous") == "three"
-
-
-def test_without_one_that_is_good_previous_is_the_one_before(board):
-    board.taken("one", "fleet")
-    board.taken("two")
-    board.taken("three")
-    assert board.current("previous") == "two"
 
 
 def test_an_empty_root_is_not_the_default_one(packs):

@@ -1,13 +1,19 @@
-"""The Python API as its page shows it, on bundles of both dialects."""
+"""The Python API as its page shows it, and a KV cache on disk, on bundles of both dialects."""
 import contextlib
 import io
+import json
 import os
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
 import threading
 
+import numpy as np
 import pytest
 
+import merino_runtime
 from merino_runtime.api import open_model
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.generate import Token, TokenLogprobs
@@ -19,11 +25,11 @@ OPTIONS = {"max_new_tokens": 6, "sampling": GREEDY, "ignore_eos": True}
 
 def alone(folder, ids, options=OPTIONS):
     """The ids that a fresh model gives behind these ids."""
-    from merino_runtime.generation.generate import generate
+    from merino_runtime.generation.generate import Generation
 
     with open_model(folder, threads=1) as other:
-        *tokens, _ = generate(other.backend, ids,
-                              GenerateOptions(max_new_tokens=options["max_new_tokens"], sampling=GREEDY))
+        *tokens, _ = Generation(other.backend, ids,
+                                GenerateOptions(max_new_tokens=options["max_new_tokens"], sampling=GREEDY))
     return [token.id for token in tokens]
 
 
@@ -194,3 +200,84 @@ def test_a_fork_beside_a_generation_does_not_disturb_it(model):
     with model.fork() as other:
         list(other.generate("in the morning", **OPTIONS))
     assert results + [token.id for token in list(first)[:-1]] == expected
+
+
+ROOT = os.path.dirname(os.path.dirname(merino_runtime.__file__))
+CALL = [sys.executable, "-m", "merino_runtime", "generate"]
+IDS = [5, 9, 100, 3, 77, 31, 2, 200]
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    model.backend.prefill(IDS)
+    model.save_cache(str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_restored_cache_continues_with_the_very_same_logits(model, saved, folder):
+    assert os.listdir(str(saved.parent)) == ["cache"]
+    expected = model.backend.step(7).copy()
+    with open_model(folder, threads=1) as other:
+        other.backend.prefill([1, 2, 3])
+        other.load_cache(str(saved))
+        assert other.backend.ids == IDS
+        np.testing.assert_array_equal(other.backend.step(7), expected)
+
+
+def test_another_bundles_cache_is_refused(model, saved, tmp_path):
+    shutil.copytree(model.bundle.folder, str(tmp_path / "other"))
+    described = json.loads((tmp_path / "other" / "bundle.json").read_text())
+    described["weights_source"] = "elsewhere"
+    (tmp_path / "other" / "bundle.json").write_text(json.dumps(described))
+    with open_model(str(tmp_path / "other"), threads=1) as other:
+        other.backend.prefill([1, 2])
+        with pytest.raises(MerinoError, match="written by another bundle than 'tiny'"):
+            other.load_cache(str(saved))
+        assert other.backend.ids == []
+
+
+def rewritten(path, change):
+    magic, header, payload = path.read_bytes().split(b"\n", 2)
+    described = json.loads(header.decode())
+    change(described)
+    path.write_bytes(b"\n".join([magic, json.dumps(described).encode(), payload]))
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda path: path.write_bytes(b""), "not a cache that merino wrote"),
+    (lambda path: path.write_bytes(b"merino-cache\n{"), "header is not JSON"),
+    (lambda path: path.write_bytes(b"merino-cache\n[]\n"), "schema null"),
+    (lambda path: rewritten(path, lambda header: header.update(schema=2)), "schema 2, this runtime reads schema 1"),
+    (lambda path: rewritten(path, lambda header: header.pop("ids")), "other keys"),
+    (lambda path: rewritten(path, lambda header: header["ids"].append(1)), "arrays are not"),
+    (lambda path: rewritten(path, lambda header: header.update(ids=[10 ** 6] * 8)), "ids are not"),
+    (lambda path: rewritten(path, lambda header: header["arrays"].pop()), "arrays are not"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-1]), "ends too early"),
+    (lambda path: path.write_bytes(path.read_bytes() + b"x"), "another sha256"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x01"), "another sha256"),
+    (lambda path: path.unlink(), "cannot read the cache .*No such file")])
+def test_a_damaged_file_is_refused_and_leaves_an_empty_cache(model, saved, damage, message):
+    damage(saved)
+    with pytest.raises(MerinoError, match=message):
+        model.load_cache(str(saved))
+    assert model.backend.ids == []
+    assert model.backend.prefill(IDS).shape == (model.bundle.vocab,)
+
+
+def test_the_command_line_computes_a_prompt_once(folder, tmp_path):
+    def generated(prompt):
+        arguments = [folder, prompt, "-n", "4", "--temperature", "0", "--ignore-eos", "--json", "--cache", path]
+        out = subprocess.check_output([*CALL, *arguments], env=dict(os.environ, PYTHONPATH=ROOT))
+        *tokens, last = [json.loads(line) for line in out.decode().splitlines()]
+        return [token["id"] for token in tokens], last["prefill_tokens"]
+
+    path = str(tmp_path / "cache")
+    first, computed = generated("the river runs")
+    content = (tmp_path / "cache").read_bytes()
+    assert computed > 2
+    assert generated("the river runs") == (first, 1)
+    longer, rest = generated("the river runs past the mill")
+    assert (tmp_path / "cache").read_bytes() == content  # a file that is there is read only
+    path = str(tmp_path / "another")
+    result, alone = generated("the river runs past the mill")
+    assert result == longer and alone - rest >= computed - 1  # the last token may end otherwise before more text

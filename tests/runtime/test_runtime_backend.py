@@ -1,20 +1,18 @@
 """The ONNX Runtime backend on real bundles of both dialects, against itself: one truth, many ways to it."""
 import shutil
-import sys
 import threading
 
 import numpy as np
 import pytest
 
-from merino_runtime.api import LanguageModel
 from merino_runtime.backends import onnx, open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.generate import Done, generate
+from merino_runtime.generation.generate import Generation
 from merino_runtime.generation.selftest import selftest
 from merino_runtime.generation.text import open_tokenizer
-from merino_runtime.sampling import GREEDY, GenerateOptions, Sampling
+from merino_runtime.sampling import GREEDY, GenerateOptions
 
 IDS = [5, 9, 100, 3, 77, 31, 2, 200]
 
@@ -51,24 +49,6 @@ def assert_close(computed, expected):
     np.testing.assert_allclose(computed, expected, rtol=1e-3, atol=1e-4 * float(np.abs(expected).max()))
 
 
-def test_logits_are_one_row_of_the_vocabulary(bundle, backend):
-    logits = backend.prefill(IDS)
-    assert logits.shape == (bundle.vocab,) and np.isfinite(logits).all() and logits.std() > 0
-    assert backend.length == len(IDS) and backend.context == bundle.context
-
-
-@pytest.mark.parametrize("cut", [1, 3, 7])
-def test_prefill_and_steps_give_what_one_prefill_gives(bundle, backend, cut):
-    expected = fresh(bundle, IDS)
-    backend.prefill(IDS[:cut])
-    for token_id in IDS[cut:]:
-        logits = backend.step(token_id)
-    assert_close(logits, expected)
-    assert backend.length == len(IDS)
-    backend.truncate(cut)
-    assert_close(backend.prefill(IDS[cut:]), expected)
-
-
 @pytest.mark.parametrize("chunk", [1, 3, 8])
 def test_a_prefill_in_chunks_gives_what_one_piece_gives(bundle, backend, monkeypatch, chunk):
     ids = [(7 * place) % bundle.vocab for place in range(20)]
@@ -94,22 +74,6 @@ def test_old_fused_attention_gets_several_ids_into_an_empty_cache_only(bundle, b
     backend.prefill(IDS[:4])
     assert_close(backend.prefill(IDS[4:]), fresh(bundle, IDS))
     assert lengths == ([4, 1, 1, 1, 1] if bundle.dialect == "fused" else [3, 1, 3, 1])
-
-
-@pytest.mark.parametrize("keep", [0, 1, 5])
-def test_truncating_and_going_on_gives_what_a_fresh_cache_gives(bundle, backend, keep):
-    backend.prefill(IDS)
-    backend.step(17)
-    backend.step(250)
-    backend.truncate(keep)
-    assert backend.length == keep
-    assert_close(backend.prefill([8, 150, 42]), fresh(bundle, IDS[:keep] + [8, 150, 42]))
-    backend.truncate(keep)
-    assert_close(backend.step(8), fresh(bundle, IDS[:keep] + [8]))
-
-
-def test_the_past_matters(bundle, backend):
-    assert np.abs(backend.prefill(IDS) - fresh(bundle, IDS[::-1][:-1] + IDS[-1:])).max() > 1e-3
 
 
 def test_the_cache_is_written_in_place_and_never_moves(backend):
@@ -230,7 +194,7 @@ def test_the_golden_ids_come_out_and_a_wrong_one_is_placed(bundle, backend):
 
 
 def greedy_ids(backend, prompt_ids, count=12):
-    *tokens, last = generate(backend, prompt_ids, GenerateOptions(max_new_tokens=count, sampling=GREEDY))
+    *tokens, last = Generation(backend, prompt_ids, GenerateOptions(max_new_tokens=count, sampling=GREEDY))
     return [token.id for token in tokens], last.prefill_tokens
 
 
@@ -250,19 +214,6 @@ def test_a_prompt_that_shares_a_beginning_pays_for_the_rest_and_gives_a_fresh_ca
             (turn, 4),  # the last id given out was never fed back
             (turn, 1), (IDS[:5] + [99, 98], 2), (IDS[:3], 1), ([1] + IDS, 1 + len(IDS))]:
         assert greedy_ids(backend, prompt_ids) == (fresh_greedy_ids(bundle, prompt_ids), expected)
-
-
-def test_a_fork_goes_on_from_the_ids_of_its_origin_and_outlives_it(bundle):
-    origin = open_backend(bundle)
-    origin.prefill(IDS)
-    twin = origin.fork()
-    assert twin.ids == IDS and type(twin) is type(origin) and twin.threads == origin.threads
-    assert_close(twin.step(3), fresh(bundle, IDS + [3]))
-    assert origin.ids == IDS
-    assert_close(origin.step(4), fresh(bundle, IDS + [4]))
-    origin.close()
-    assert_close(twin.step(5), fresh(bundle, IDS + [3, 5]))
-    twin.close()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -331,23 +282,6 @@ def test_forks_share_the_weights_and_nothing_that_a_run_writes(backend):
     twin.close()
 
 
-def test_forks_run_in_two_threads(bundle, backend):
-    prompts = [IDS, IDS[::-1]]
-    twins = [backend, backend.fork()]
-    results = [None, None]
-
-    def work(place):
-        results[place] = greedy_ids(twins[place], prompts[place], 40)[0]
-
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    twins[1].close()
-    assert [ids[:12] for ids in results] == [fresh_greedy_ids(bundle, prompt_ids) for prompt_ids in prompts]
-
-
 def test_threads_do_not_change_the_ids(bundle):
     ids = []
     for threads, prefill_threads, expected in [(1, None, (1, 1)), (2, None, (2, 2)), (1, 2, (2, 1)), (2, 1, (1, 2))]:
@@ -394,7 +328,7 @@ def recorded_prefills(backend, monkeypatch):
 def test_after_a_shift_the_logits_are_those_of_a_fresh_cache_with_the_kept_ids(bundle, backend, monkeypatch):
     prefills = recorded_prefills(backend, monkeypatch)
     count = 2 * bundle.context
-    *tokens, last = generate(backend, IDS, GenerateOptions(max_new_tokens=count, sampling=GREEDY, overflow="shift"))
+    *tokens, last = Generation(backend, IDS, GenerateOptions(max_new_tokens=count, sampling=GREEDY, overflow="shift"))
     history = IDS + [token.id for token in tokens]
     assert len(tokens) == count and last.stop_reason == "length" and last.shifts == len(prefills) - 1 > 1
     half, position = (bundle.context + 1) // 2, bundle.context + 1
@@ -407,27 +341,6 @@ def test_after_a_shift_the_logits_are_those_of_a_fresh_cache_with_the_kept_ids(b
     assert_close(backend.step(history[-1]), fresh(bundle, backend.ids))
 
 
-def test_text_is_generated_repeatably_and_after_an_early_close(bundle, backend):
-    tokenizer = open_tokenizer(bundle)
-    model = LanguageModel(bundle, backend)
-    options = {"max_new_tokens": 20, "sampling": Sampling(seed=4), "ignore_eos": True}
-    *tokens, last = model.generate("the thé", **options)
-    assert isinstance(last, Done) and last.tokens == 20 and last.stop_reason == "length"
-    expected = b"".join(tokenizer.bytes_of(token.id) for token in tokens).decode("utf-8", "replace")
-    assert "".join(token.text for token in tokens) == expected
-    events = model.generate("something else", **options)
-    next(events)
-    next(events)
-    events.close()
-    *repeated, _ = model.generate("the thé", **options)
-    assert repeated == tokens
-
-
-def test_generation_fills_the_context_and_says_so(bundle, backend):
-    *tokens, last = generate(backend, IDS, GenerateOptions(max_new_tokens=10 ** 6, sampling=GREEDY))
-    assert last.stop_reason == "context" and len(IDS) + len(tokens) == bundle.context
-
-
 def test_a_version_that_does_not_fit_is_refused_with_the_command_to_run(bundle):
     import onnxruntime
 
@@ -437,12 +350,6 @@ def test_a_version_that_does_not_fit_is_refused_with_the_command_to_run(bundle):
     refused = (onnxruntime.__version__,)
     with pytest.raises(MerinoError, match="refuses.*pip install.*!=" + refused[0]):
         open_backend(bundle._replace(backends=(need._replace(refused_versions=refused),)))
-
-
-def test_no_onnxruntime_is_refused_with_the_command_to_run(bundle, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MerinoError, match="pip install --only-binary=:all: numpy tokenizers 'onnxruntime>="):
-        open_backend(bundle)
 
 
 def test_a_model_that_onnxruntime_cannot_open_is_refused(bundle, tmp_path):
@@ -458,14 +365,6 @@ def test_a_model_that_onnxruntime_cannot_open_is_refused(bundle, tmp_path):
 def test_a_graph_that_is_not_the_described_one_is_refused(bundle):
     with pytest.raises(MerinoError, match="disagree about inputs: input_ids"):
         open_backend(bundle._replace(inputs=bundle.inputs[1:]))
-
-
-@pytest.mark.parametrize("threads", [0, -1])
-def test_no_threads_are_refused(bundle, threads):
-    with pytest.raises(MerinoError, match="^threads"):
-        open_backend(bundle, threads)
-    with pytest.raises(MerinoError, match="prefill_threads"):
-        open_backend(bundle, None, threads)
 
 
 def test_an_unknown_backend_is_refused(bundle):

@@ -1,4 +1,4 @@
-"""Facts about machines that are not this one, from what their kernels print."""
+"""Machines that are not this one, from what their kernels print: whether a bundle fits, thread counts, attention."""
 import os
 import platform
 import struct
@@ -8,7 +8,9 @@ import sys
 import pytest
 
 import merino_runtime
-from merino_runtime.bundle import BackendNeed, Bundle, Golden, Slower, Threads
+from merino_runtime.backends.onnx_session import SWITCH, attention_path, faster_attention
+from merino_runtime.backends.threads import thread_counts
+from merino_runtime.bundle import BackendNeed, Bundle, Golden, KvLayer, Slower, Threads
 from merino_runtime.bundle.fit import check_bundle_fits
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
@@ -64,16 +66,6 @@ def test_the_auxiliary_vector_answers_here():
     assert board._auxiliary_value(9999) == 0
 
 
-def test_memory_is_read_in_megabytes():
-    assert board.read_memory_mb("MemTotal:  1000000 kB\nMemFree: 1 kB\nMemAvailable:   500000 kB\n") == {
-        "MemTotal": 976.5625, "MemAvailable": 488.28125}
-    assert board.read_memory_mb("") == {}
-
-
-def test_a_fitting_bundle_passes_without_notes():
-    assert check_bundle_fits(BUNDLE, BOARD) == []
-
-
 def test_a_32_bit_userland_under_a_64_bit_kernel_is_refused():
     with pytest.raises(MerinoError, match="32-bit.*64-bit image"):
         check_bundle_fits(BUNDLE, BOARD._replace(pointer_bits=32))
@@ -117,30 +109,14 @@ def test_a_graph_for_another_core_runs_and_its_cost_is_named():
     assert "`--for BOARD` is faster" in check_bundle_fits(FOR_DOTPROD._replace(slower_on=()), NO_DOTPROD)[0]
 
 
-@pytest.mark.parametrize("bundle, where", [
-    (FOR_NO_DOTPROD, "avx2"), (FOR_NO_DOTPROD._replace(precision="int8"), "avx2 avx512f"),
-    (BUNDLE._replace(precision="int8", dialect="portable"), "avx2")])
-def test_products_that_would_overflow_on_x86_are_refused(bundle, where):
+@pytest.mark.parametrize("where", ["avx2", "avx2 avx512f"])
+def test_products_that_would_overflow_on_x86_are_refused(where):
+    bundle = BUNDLE._replace(precision="int8", dialect="portable")
     pc = BOARD._replace(architecture="x86_64", isa=frozenset(where.split()))
     with pytest.raises(MerinoError, match="neither avx512_vnni nor avx_vnni.*wrong.*--precision fp32"):
         check_bundle_fits(bundle, pc, allow_slow=True)
     for name in ("avx512_vnni", "avx_vnni"):
         assert check_bundle_fits(bundle, pc._replace(isa=pc.isa | {name})) == []
-
-
-def test_own_kernels_add_up_in_32_bits_on_any_x86_that_has_their_instructions():
-    pc = BOARD._replace(architecture="x86_64", isa=board.KERNELS_NEED)
-    bundle = FOR_NO_DOTPROD._replace(kernels=("MatMul4",))
-    assert check_bundle_fits(bundle, pc) == []
-    with pytest.raises(MerinoError, match="overflow"):
-        check_bundle_fits(bundle._replace(dialect="portable"), pc)
-
-
-def test_an_old_portable_bundle_is_refused_where_its_weights_may_overflow():
-    old = BUNDLE._replace(precision="int8", dialect="portable", core="dotprod", isa=("avx2", "dotprod"))
-    with pytest.raises(MerinoError, match="-128.*wrong.*Export 'tiny' again"):
-        check_bundle_fits(old, NO_DOTPROD, allow_slow=True)
-    assert check_bundle_fits(old, BOARD) == check_bundle_fits(old._replace(core=None, isa=()), NO_DOTPROD) == []
 
 
 def test_memory_that_is_short_is_noted_and_that_does_not_exist_refused():
@@ -179,3 +155,101 @@ def test_peak_memory_rises_by_what_is_held_and_stays_when_that_is_freed():
     out = subprocess.check_output([sys.executable, "-c", PEAK], env=dict(os.environ, PYTHONPATH=root))
     before, held, after = map(float, out.split())
     assert before > 3 and 49 < held - before < 60 and abs(after - held) < 1
+
+
+MB = 10 ** 6
+ZERO_2_W, PI5, PC6, NO_CACHE = (4, 512 * 1024), (4, 2 * 2 ** 20), (6, 32 * 2 ** 20), (4, 0)
+
+
+def of_size(size, prefill=None, decode=None):
+    return BUNDLE._replace(weight_bytes=int(size), decode_weight_bytes=int(size), threads=Threads(prefill, decode))
+
+
+@pytest.fixture
+def on(monkeypatch):
+    def machine(cores, cache_bytes):
+        monkeypatch.setattr(board, "usable_cpus", lambda: list(range(cores)))
+        monkeypatch.setattr(board, "physical_core_count", lambda: cores)
+        monkeypatch.setattr(board, "last_level_cache_bytes", lambda: cache_bytes)
+    return machine
+
+
+def test_what_was_asked_for_is_given_whatever_the_machine(on):
+    on(*PC6)
+    large = of_size(1000 * MB, 3, 2)
+    assert thread_counts(large, 4) == (4, 4) and thread_counts(large, None, 5) == (5, 2)
+    assert thread_counts(large, 1, 8) == (8, 1)
+    assert thread_counts(of_size(MB), 2) == (2, 2)
+
+
+@pytest.mark.parametrize("option, count", [("threads", 0), ("threads", 25), ("prefill_threads", 100000)])
+def test_more_threads_than_four_for_each_core_are_refused(on, option, count):
+    on(*PC6)
+    with pytest.raises(MerinoError, match=f"{option} is {count}, allowed: 1 to 24, 4 for each of the 6 cores"):
+        thread_counts(BUNDLE, **{option: count})
+    assert thread_counts(BUNDLE, 24) == (24, 24)
+
+
+def test_the_bundles_choice_is_limited_by_the_cores(on):
+    on(*PC6)
+    assert thread_counts(of_size(1000 * MB, 3, 2)) == (3, 2)
+    assert thread_counts(of_size(1000 * MB, 9, 8)) == (6, 6)
+    assert thread_counts(of_size(1000 * MB, None, 2)) == (2, 2)
+    assert thread_counts(of_size(1000 * MB, 5, None)) == (5, 4)
+    assert thread_counts(of_size(MB, None, 2)) == (6, 2)
+
+
+@pytest.mark.parametrize("machine, size_mb, expected", [
+    (ZERO_2_W, 7.3, (4, 2)), (ZERO_2_W, 1.2, (4, 2)), (ZERO_2_W, 0.2, (4, 1)), (PI5, 0.9, (4, 1)), (PI5, 7.3, (4, 2)),
+    (NO_CACHE, 0.2, (4, 2)), (PC6, 7.3, (6, 1)), (PC6, 20, (6, 4)), (PC6, 400, (4, 4)), (ZERO_2_W, 100, (4, 4)),
+    ((1, 512 * 1024), 7.3, (1, 1)), ((2, 0), 400, (2, 2))])
+def test_without_a_choice_cores_cache_and_size_decide(on, machine, size_mb, expected):
+    on(*machine)
+    counts = thread_counts(of_size(size_mb * MB))
+    assert counts == expected and counts.sessions == 1 + (expected[0] != expected[1])
+
+
+@pytest.mark.parametrize("files, expected", [
+    ({"index0": ("1", "32K"), "index2": ("2", "512K")}, 512 * 1024), ({"index3": ("3", "36M")}, 36 * 2 ** 20),
+    ({}, 0), ({"index0": ("", "")}, 0), ({"index0": ("1", "unknown")}, 0)])
+def test_the_last_cache_is_read_from_the_system(monkeypatch, files, expected):
+    def read(path):
+        level, size = files.get(path.split("/")[-2], ("", ""))
+        return (level if path.endswith("level") else size) + "\n"
+
+    monkeypatch.setattr(board, "read_text", read)
+    assert board.last_level_cache_bytes() == expected
+
+
+A53_INFO, A72_INFO = "CPU part\t: 0xd03\n", "CPU part\t: 0xd08\n"
+BOTH = A53_INFO + A72_INFO
+
+
+class Cached:
+    """A bundle, as far as the choice asks."""
+    def __init__(self, form):
+        self.kv_layers = (KvLayer(2, 32, form),)
+
+
+@pytest.mark.parametrize("machine, cpuinfo, form, switch", [
+    ("x86_64", "", "int8", "1"), ("x86_64", "", "int4", "1"), ("x86_64", "", "fp32", None),
+    ("aarch64", A53_INFO, "fp32", "1"), ("aarch64", BOTH, "fp32", "1"), ("aarch64", A53_INFO, "int8", None),
+    ("aarch64", A72_INFO, "fp32", None), ("aarch64", "", "fp32", None), ("riscv64", A53_INFO, "fp32", None)])
+def test_the_kernel_that_is_faster_is_asked_for(monkeypatch, machine, cpuinfo, form, switch):
+    monkeypatch.delenv(SWITCH, raising=False)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(board, "read_text", lambda path: cpuinfo if path == "/proc/cpuinfo" else "")
+    bundle = Cached(form)
+    assert ("faster here" in attention_path(bundle)) == (switch is not None)
+    with pytest.raises(KeyError), faster_attention(bundle):
+        assert os.environ.get(SWITCH) == switch
+        raise KeyError
+    assert SWITCH not in os.environ
+
+
+@pytest.mark.parametrize("wish", ["0", "1"])
+def test_a_wish_of_the_users_stands(monkeypatch, wish):
+    monkeypatch.setenv(SWITCH, wish)
+    with faster_attention(Cached("int8")):
+        assert os.environ[SWITCH] == wish
+    assert os.environ[SWITCH] == wish and f"{SWITCH}={wish}" in attention_path(Cached("int8"))

@@ -1,4 +1,4 @@
-"""Reading bundles: a whole one, and every way in which one can be broken."""
+"""Reading bundles, and JSON that anyone may have written: a whole one, and every way in which one can be broken."""
 import hashlib
 import json
 import os
@@ -7,17 +7,9 @@ import tempfile
 
 import pytest
 
-from merino_runtime.bundle import (
-    Bundle,
-    Chat,
-    Golden,
-    KvLayer,
-    Port,
-    SystemParts,
-    file_path,
-    load_bundle,
-)
+from merino_runtime.bundle import Bundle, Chat, Golden, KvLayer, Port, SystemParts, file_path, load_bundle
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.json_file import DEEPEST, LARGEST_BYTES, read_json, value_of
 
 FILES = {"model.onnx": b"graph", "model.onnx.data": bytes(range(256)) * 20, "tokenizer.json": b"{}"}
 
@@ -190,11 +182,6 @@ def test_a_path_out_of_the_bundle_is_refused(folder, path):
     assert "files[0].path" in refusal(folder)
 
 
-def test_a_family_is_a_name_and_no_more_to_the_runtime(folder):
-    rewrite(folder, dict(description(), family="a family of tomorrow", architecture={"anything": [1]}))
-    assert load_bundle(folder).family == "a family of tomorrow"
-
-
 def test_a_chat_template_is_read_with_its_parts(folder):
     described = description()
     described["chat"] = {"template": "tokenizer.json", "tokens": {"bos_token": "<s>"}, "parts": PARTS}
@@ -207,16 +194,6 @@ def test_a_chat_template_is_read_with_its_parts(folder):
     described["chat"].update(template="absent.jinja")
     rewrite(folder, described)
     assert "files has no absent.jinja, which is chat.template" in refusal(folder)
-
-
-def test_a_file_in_a_subfolder_is_fine(folder):
-    (folder / "deep").mkdir()
-    (folder / "deep" / "notes").write_bytes(b"hello")
-    described = description()
-    digest = hashlib.sha256(b"hello").hexdigest()
-    described["files"].append({"path": "deep/notes", "bytes": 5, "sha256": digest})
-    rewrite(folder, described)
-    assert len(load_bundle(folder).files) == 4
 
 
 def test_keys_that_contradict_each_other_are_refused(folder):
@@ -279,3 +256,51 @@ def test_a_file_that_this_user_may_not_read_is_told(nobodys, name):
         os.chmod(os.path.join(folder, other), 0 if other == name else 0o644)
     as_somebody_else()
     assert refusal(folder).startswith(f"cannot read {path}: Permission denied. Check the folder's permissions.")
+
+
+def short(value):
+    """A name for a case: pytest's own of 64 MB took 26 s to make."""
+    return repr(value)[:24]
+
+
+@pytest.mark.parametrize("text, reason", [
+    ("", "Expecting value"), ("{", "Expecting property name"), ('{"a": 1, "b": 2, "a": 3}', 'the key "a" twice'),
+    ('[{"a": {"b": 1, "b": 1}}]', 'the key "b" twice'), ("[NaN]", "NaN is not a number"),
+    ("[-Infinity]", "-Infinity is not a number"), ("[1e400]", "1e400 is too large"),
+    ("1" * 4301, "digits"), ("[" * 100000, "nested too deeply"), ('{"a":' * 100000, "nested too deeply"),
+    ("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), "nested too deeply"),
+    ('["\\ud800"]', "half of a surrogate pair"), ('{"\\uDFFF": 1}', "half of a surrogate pair")], ids=short)
+def test_what_is_wrong_is_said(text, reason):
+    with pytest.raises(ValueError, match=reason) as caught:
+        value_of(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [
+    [[[]]] * 100, {"a": {"a": {"a": []}}}, "\U0001f600", ["\u00e9\u4e2d", 1e308, -2 ** 63, True, None],
+    eval("[" * DEEPEST + "]" * DEEPEST)], ids=short)  # noqa: S307
+def test_what_is_right_is_the_value(value):
+    assert value_of(json.dumps(value)) == value == value_of(json.dumps(value, ensure_ascii=False))
+
+
+@pytest.mark.parametrize("content, reason", [
+    (b"\xff\xfe{", "byte 0 is not UTF-8"), (b'["abc\xe9"]', "byte 5 is not UTF-8"), (b"{", "Expecting property name"),
+    (b" " * (LARGEST_BYTES + 1), "more than 64 MB")], ids=short)
+def test_a_file_that_is_not_json_is_one_line_with_its_name_and_the_remedy(tmp_path, content, reason):
+    path = tmp_path / "file.json"
+    path.write_bytes(content)
+    with pytest.raises(MerinoError, match=reason) as caught:
+        read_json(str(path), "Write it anew.")
+    message = str(caught.value)
+    assert message.startswith(f"{path} is not JSON") and message.endswith(" Write it anew.") and "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["absent", ".", "a\0b", "x" * 300])
+def test_a_path_that_cannot_be_read_is_said_too(tmp_path, name):
+    with pytest.raises(MerinoError, match="cannot read.*Write it anew"):
+        read_json(str(tmp_path) + "/" + name, "Write it anew.")
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path):
+    (tmp_path / "file.json").write_bytes(b"\xef\xbb\xbf[1]")
+    assert read_json(str(tmp_path / "file.json"), "") == [1]

@@ -2,7 +2,6 @@
 import json
 import os
 import platform
-import pty
 import shutil
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import sys
 import zipapp
 
 import pytest
-from pseudo_terminal import on_a_terminal, read_until_closed
+from pseudo_terminal import on_a_terminal
 
 import merino_runtime
 from merino_runtime.io.visible import visible_text
@@ -97,35 +96,6 @@ def test_on_a_terminal_a_forgotten_prompt_is_wrong_usage_and_a_dash_reads_what_i
     assert visible_text(run("generate", folder, "the river", *GREEDY)[1].strip()) in shown
 
 
-def test_text_that_goes_to_a_file_is_counted_on_the_terminal(folder, tmp_path):
-    own, other = pty.openpty()
-    with open(str(tmp_path / "text"), "wb") as out:
-        process = subprocess.Popen(
-            [*CALL, "generate", folder, "the river", "-n", "1500", "--overflow", "shift", "--ignore-eos"], stdout=out,
-            stderr=other, env=dict(os.environ, PYTHONPATH=ROOT))
-        os.close(other)
-        shown = read_until_closed(own).decode()
-        assert process.wait() == 0
-    first, line, *_, figures, end = shown.split("\r\x1b[K")
-    assert (first, line, end) == ("", "merino: 0 of at most 1,500 tokens", "")
-    assert figures.startswith("merino: 1500 tokens, prefill ") and figures.endswith("\r\n")
-
-
-def test_one_token_has_no_decode_figures(folder):
-    code, out, err = run("generate", folder, "the", "-n", "1", "--json")
-    assert code == 0 and lines(out)[-1]["tok_s"] is None and lines(out)[-1]["decode_ms_p50"] is None
-    assert "no decode step" in err
-
-
-def test_a_stop_string_ends_the_text(folder):
-    arguments = ("generate", folder, "the", "-n", "20", "--temperature", "0", "--ignore-eos", "--json")
-    text = "".join(token["text"] for token in lines(run(*arguments)[1])[:-1])
-    stop = text[3:5]
-    *tokens, last = lines(run(*arguments, "--stop", "never this", "--stop", stop)[1])
-    assert "".join(token["text"] for token in tokens) == text[:text.index(stop)]
-    assert last["stop_reason"] == "stop"
-
-
 @pytest.mark.parametrize("arguments, message", [
     (["-n", "0"], "0 new tokens"), (["--top-p", "7", "--min-p", "-1"], "top_p is 7.0"),
     (["--stop", ""], "stop string"), (["--seed", "-1"], "seed is -1"), (["-t", "0"], "threads is 0"),
@@ -134,12 +104,6 @@ def test_a_stop_string_ends_the_text(folder):
 def test_a_request_that_cannot_be_met_is_one_line_and_exit_1(folder, arguments, message):
     code, out, err = run("generate", folder, "the", *arguments)
     assert code == 1 and out == "" and err.startswith("merino: ") and message in err
-
-
-def test_an_empty_and_an_overlong_prompt_are_exit_1(folder):
-    assert run("generate", folder, "")[0] == 1
-    code, _, err = run("generate", folder, "x" * 500)
-    assert code == 1 and "context is" in err
 
 
 def test_overflow_is_the_users_choice(folder):
@@ -155,13 +119,6 @@ def test_overflow_is_the_users_choice(folder):
     code, out, err = run("generate", folder, "x" * 500, "-n", "3", "--overflow", "shift", "--ignore-eos", "--json")
     assert code == 0 and len(lines(out)) == 4
     assert err.startswith("merino: note: the prompt has") and "are left out" in err
-
-
-@pytest.mark.parametrize("verb", [["generate", "nowhere", "x"], ["info", "nowhere"], ["verify", "nowhere"],
-                                  ["selftest", "nowhere"]])
-def test_no_bundle_is_exit_1(verb):
-    code, out, err = run(*verb)
-    assert code == 1 and out == "" and "no such bundle" in err
 
 
 @pytest.mark.parametrize("arguments", [[], ["dance"], ["generate"], ["generate", ".", "x", "-n", "many"],
@@ -246,11 +203,6 @@ def test_a_format_this_cpu_is_slow_at_is_refused_before_numpy_is_imported(slow_h
     assert code == 0 and out and "note: this CPU lacks " + name in err
 
 
-def test_info_of_a_format_this_cpu_is_slow_at_is_given_with_a_note(slow_here):
-    code, out, err = run("info", slow_here[0])
-    assert code == 0 and out and "note: this CPU lacks " + slow_here[1] in err
-
-
 def test_a_reader_that_went_away_is_quiet(folder):
     reading, writing = os.pipe()
     os.close(reading)
@@ -285,14 +237,6 @@ def test_a_cache_that_cannot_be_written_is_refused_before_the_model_is_loaded(fo
     code, out, err = run("generate", folder, "the", "--cache", path, call=[sys.executable, "-c", blocked])
     assert code == 1 and out == ""
     assert err == f"merino: cannot write {path}: No such file or directory. Make the folder, or name another path.\n"
-
-
-def test_text_of_any_script_goes_through_the_c_locale(folder):
-    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    arguments = ("generate", folder, "naïve €", "-n", "20", "--seed", "3", "--ignore-eos", "--stop", "日本語")
-    code, out, err = run(*arguments, **environment)
-    assert code == 0, err
-    assert out == run(*arguments, LC_ALL="C.UTF-8")[1]
 
 
 INTERRUPTED = """

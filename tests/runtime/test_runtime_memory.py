@@ -14,7 +14,6 @@ from merino_runtime.bundle.requirements import require
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
 from merino_runtime.io.json_file import read_json
-from merino_runtime.io.memory import is_out_of_memory
 from merino_runtime.io.streams import exit_code
 
 ROOT = os.path.dirname(os.path.dirname(merino_runtime.__file__))
@@ -103,11 +102,6 @@ def test_memory_that_runs_out_in_prefill_and_decode_leaves_the_cache_as_it_was(b
     backend.close()
 
 
-@pytest.mark.parametrize("error", [RuntimeError("protobuf parsing failed"), ImportError("No module named 'x'")])
-def test_other_errors_are_not_taken_for_memory(error):
-    assert not is_out_of_memory(error)
-
-
 def test_two_sessions_need_the_weights_twice_and_the_process_counts(bundle):
     once, twice = memory_need_mb(bundle), memory_need_mb(bundle, 2)
     assert twice - once == bundle.weight_bytes / board.MB
@@ -162,28 +156,3 @@ def test_a_small_file_takes_little_memory_to_read(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2 ** 20
-
-
-REPEATED = """
-import resource, sys
-from merino_runtime.io.heap import keep_free_pages
-
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-if sys.argv[1:]:
-    keep_free_pages()
-bytearray(64 << 20)
-before = faults()
-for _ in range(8):
-    bytearray(64 << 20)
-print(faults() - before)
-"""
-
-
-def test_pages_of_large_blocks_are_kept_for_the_next_one():
-    def faults(*kept):
-        command = [sys.executable, "-c", REPEATED, *kept]
-        return int(subprocess.check_output(command, env=dict(os.environ, PYTHONPATH=ROOT)))
-
-    assert faults("kept") < faults() / 10

@@ -8,7 +8,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation import sampler as sampler_module
 from merino_runtime.generation.sampler import Sampler, _drawn, candidates, penalize
 from merino_runtime.sampling import Sampling, check_sampling
 
@@ -68,17 +67,6 @@ def test_the_same_seed_draws_the_same(logits, sampling):
     assert [one.sample(array) for _ in range(20)] == [other.sample(array) for _ in range(20)]
 
 
-def test_different_seeds_draw_differently():
-    logits = np.zeros(1000)
-    flat = Sampling(top_k=0, top_p=1.0, min_p=0.0)
-    assert len({Sampler(flat._replace(seed=seed)).sample(logits) for seed in range(20)}) > 10
-
-
-def test_no_seed_is_a_new_draw_each_time():
-    logits, sampling = np.zeros(10 ** 6), Sampling(top_k=0, top_p=1.0, min_p=0.0)
-    assert Sampler(sampling).sample(logits) != Sampler(sampling).sample(logits)
-
-
 def test_the_frequencies_are_the_softmax_at_the_temperature():
     logits, temperature, draws = np.log([0.5, 0.3, 0.15, 0.05]), 0.7, 20000
     sampler = Sampler(Sampling(temperature, top_k=0, top_p=1.0, min_p=0.0, seed=7))
@@ -87,34 +75,9 @@ def test_the_frequencies_are_the_softmax_at_the_temperature():
     np.testing.assert_allclose(result, expected, atol=0.015)  # four standard deviations
 
 
-@pytest.mark.parametrize("sampling", [FLAT, FLAT._replace(top_k=5000), FLAT._replace(temperature=0.3)])
-def test_without_cuts_nothing_is_sorted(sampling, monkeypatch):
-    def refuse(*_):
-        raise AssertionError("sorted")
-
-    monkeypatch.setattr(sampler_module, "_likeliest", refuse)
-    monkeypatch.setattr(sampler_module, "_enough", refuse)
-    assert 0 <= Sampler(sampling).sample(np.random.RandomState(1).randn(5000)) < 5000
-
-
 def test_a_draw_is_in_proportion_to_the_weights_and_never_past_the_last_one():
     assert [_drawn(np.array([1.0, 0.0, 3.0, 0.0]), uniform) for uniform in (0, 0.2, 0.25, 0.9, 1 - 2 ** -53, 1.0)] == [
         0, 0, 2, 2, 2, 2]
-
-
-def test_a_cut_token_is_never_drawn():
-    sampler = Sampler(Sampling(temperature=5.0, top_k=2, top_p=1.0, min_p=0.0, seed=3))
-    assert {sampler.sample(np.array([0.0, 3.0, 2.9, 2.8])) for _ in range(500)} == {1, 2}
-
-
-def test_temperature_comes_before_top_p():
-    # p = 0.6, 0.3, 0.1 at temperature 1, and nearly even at 100: then two thirds need two tokens, 0.9 all
-    # three.
-    logits = np.log([0.6, 0.3, 0.1])
-    flat = Sampling(temperature=100.0, top_k=0, top_p=0.9, min_p=0.0)
-    assert len(candidates(logits, flat)[0]) == 3
-    assert len(candidates(logits, flat._replace(temperature=1.0))[0]) == 2
-    assert len(candidates(logits, flat._replace(temperature=0.1))[0]) == 1
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 5e-324, 1e-30])

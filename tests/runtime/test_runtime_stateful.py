@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from merino_runtime.backends import onnx, open_backend
 from merino_runtime.bundle import load_bundle
-from merino_runtime.generation.generate import generate
+from merino_runtime.generation.generate import Generation
 from merino_runtime.sampling import GREEDY, GenerateOptions
 
 CHUNK = 4
@@ -237,7 +237,7 @@ def test_memory_is_flat_over_thousands_of_generations_and_forks(origin, what):
     def work(count):
         for _ in range(count):
             backend = origin.fork() if what == "forks" else kept
-            for _ in generate(backend, [1, 2, 3, 4, 5, 6], GenerateOptions(max_new_tokens=3, sampling=GREEDY)):
+            for _ in Generation(backend, [1, 2, 3, 4, 5, 6], GenerateOptions(max_new_tokens=3, sampling=GREEDY)):
                 pass
             if what == "forks":
                 backend.close()

@@ -12,7 +12,7 @@ jsonschema = pytest.importorskip("jsonschema")
 from served import ROOT, Server  # noqa: E402
 
 from merino_runtime.serving.application import Application, Settings  # noqa: E402
-from merino_runtime.serving.page import page  # noqa: E402
+from merino_runtime.serving.http import page  # noqa: E402
 
 FILE = os.path.join(ROOT, "docs", "reference", "openapi.json")
 if not os.path.exists(FILE):
@@ -67,7 +67,6 @@ def names_documented(schema):
 
 @pytest.mark.parametrize(("module", "requests"), [
     ("openai_requests.py", ["ChatRequest", "CompletionsRequest"]),
-    ("grammars.py", ["ChatRequest", "OllamaChatRequest"]),
     ("ollama.py", ["OllamaChatRequest", "OllamaGenerateRequest"]),
 ])
 def test_each_field_that_is_read_is_documented(module, requests):

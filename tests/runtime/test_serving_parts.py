@@ -1,6 +1,5 @@
 """Parts of the server alone: whose turn it is among waiting requests, what heat does, who pays for a run."""
 import asyncio
-import socket
 import time
 from collections import namedtuple
 
@@ -8,16 +7,14 @@ import pytest
 
 from merino_runtime.api import open_model
 from merino_runtime.sampling import GREEDY
-from merino_runtime.serving.burden import Burden, Sensors
+from merino_runtime.serving.access import WrongKeys
 from merino_runtime.serving.choice import Call, Calls, TextDelta
-from merino_runtime.serving.connections import listening
 from merino_runtime.serving.events import Events
+from merino_runtime.serving.metrics import Burden, Sensors
 from merino_runtime.serving.requests import Finished, GenerationRequest, Progress, TextChunk
 from merino_runtime.serving.scheduler import Job as RunningJob
-from merino_runtime.serving.scheduler import LoadedModel, Scheduler
+from merino_runtime.serving.scheduler import LoadedModel, Scheduler, Waiting
 from merino_runtime.serving.slots import Slots
-from merino_runtime.serving.waiting import Waiting
-from merino_runtime.serving.wrong_keys import WrongKeys
 
 Job = namedtuple("Job", "name request")
 Request = namedtuple("Request", "client background")
@@ -153,7 +150,7 @@ def test_the_first_token_is_written_at_once_and_later_ones_together():
 
 def test_wrong_keys_are_forgotten_after_the_pause_and_their_addresses_are_bounded(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("merino_runtime.serving.wrong_keys.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("merino_runtime.serving.access.time.monotonic", lambda: now[0])
     wrong = WrongKeys()
     for number in range(5000):
         wrong.add(str(number))
@@ -166,21 +163,3 @@ def test_wrong_keys_are_forgotten_after_the_pause_and_their_addresses_are_bounde
     assert wrong.wait_s("here") == 0
     wrong.add("here")
     assert wrong.wait_s("here") == 0
-
-
-def test_connections_send_each_write_at_once():
-    """Else Nagle's algorithm and the client's delayed acknowledgment add 40 ms to each answer of a kept connection."""
-    async def accepted():
-        made = asyncio.get_event_loop().create_future()
-
-        class Protocol(asyncio.Protocol):
-            def connection_made(self, transport):
-                made.set_result(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-
-        server = await asyncio.get_event_loop().create_server(Protocol, sock=listening("127.0.0.1", 0))
-        with socket.create_connection(server.sockets[0].getsockname()):
-            nodelay = await made
-        server.close()
-        return nodelay
-
-    assert asyncio.new_event_loop().run_until_complete(accepted())

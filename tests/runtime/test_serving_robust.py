@@ -135,15 +135,6 @@ def test_requests_that_are_decoded_together_keep_sampler_constraint_and_ends(dec
         assert result[2] == pytest.approx(expected[2], abs=1e-3)
 
 
-def test_a_stop_string_across_tokens_ends_a_stream_and_a_whole_answer_alike(server):
-    text = whole(server, 3)
-    stop = text[9:24]
-    cut = server.post(TEXTS, **body_of(3, stop=["nowhere", stop]))["choices"][0]
-    assert (cut["text"], cut["finish_reason"]) == (text[:text.index(stop)], "stop")
-    chunks, _ = server.stream(TEXTS, **body_of(3, stop=stop))
-    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == cut["text"]
-
-
 def test_clients_that_read_slowly_or_leave_keep_nobody_waiting(server):
     before = whole(server, 1)
     with contextlib.ExitStack() as stack:

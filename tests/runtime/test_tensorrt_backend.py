@@ -14,7 +14,7 @@ from merino_runtime.backends.tensorrt_model import open_model
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.cache_file import load_cache, save_cache
-from merino_runtime.generation.generate import generate
+from merino_runtime.generation.generate import Generation
 from merino_runtime.generation.selftest import selftest
 from merino_runtime.sampling import GREEDY, GenerateOptions
 from tests.tensorrt_stand_in import VERSIONS, Gpu, put_in
@@ -72,7 +72,7 @@ def test_the_golden_ids_come_out(bundle, backend):
 def test_greedy_generation_to_the_end_of_the_context_is_the_same(bundle, backend):
     other = open_backend(bundle, backend="onnxruntime")
     options = GenerateOptions(max_new_tokens=10 ** 6, sampling=GREEDY)
-    runs = [list(generate(opened, IDS, options)) for opened in (backend, other)]
+    runs = [list(Generation(opened, IDS, options)) for opened in (backend, other)]
     other.close()
     assert [token.id for token in runs[0][:-1]] == [token.id for token in runs[1][:-1]]
     assert len(runs[0]) - 1 + len(IDS) == bundle.context and runs[0][-1].stop_reason == "context"
@@ -97,18 +97,6 @@ def test_chunks_that_are_shorter_than_the_prompt(bundle, gpu, truth, monkeypatch
     for start, end in ((0, 21), (21, 22), (22, 39), (39, 47), (47, bundle.context)):
         assert_close(opened.prefill(ids[start:end]), truth(ids[:end]))
     opened.close()
-
-
-@pytest.mark.parametrize("keep", [0, 1, 5, 9])
-def test_truncating_and_going_on_gives_what_a_fresh_cache_gives(backend, truth, keep):
-    backend.prefill(IDS)
-    backend.step(17)
-    backend.step(250)
-    kept = backend.ids[:keep]
-    backend.truncate(keep)
-    assert_close(backend.prefill([8, 150, 42]), truth(kept + [8, 150, 42]))
-    backend.truncate(keep)
-    assert_close(backend.step(8), truth(kept + [8]))
 
 
 def test_a_fork_goes_its_own_way_over_the_same_weights(backend, truth, gpu):
@@ -328,7 +316,7 @@ def test_a_gpu_without_memory_for_the_cache_says_so(bundle, gpu):
 
 
 def test_without_the_cuda_runtime_the_message_names_the_package(bundle, gpu, monkeypatch):
-    monkeypatch.setattr("merino_runtime.backends.gpu.open_library", lambda _: None)
+    monkeypatch.setattr("merino_runtime.backends.cuda.open_library", lambda _: None)
     with pytest.raises(MerinoError, match="libcudart.so.*nvidia-jetpack"):
         open_backend(bundle, backend="tensorrt")
 

@@ -63,7 +63,7 @@ def built(bundle, fp16=False, workspace_mb=None):
 def test_an_engine_is_built_once_and_then_loaded(bundle, gpu, cache):
     made, notes = built(bundle)
     assert made.built and [str(path) for path in engines(cache)] == [made.path]
-    assert gpu.name in notes[0] and "minutes" in notes[0] and "trtexec --onnx=" in notes[0] and made.path in notes[-1]
+    assert gpu.name in notes[0] and "minutes" in notes[0] and made.path in notes[-1]
     assert built(bundle) == ((made.path, False), [])
     open_backend(bundle, backend="tensorrt").close()
     assert gpu.builds == 1
@@ -216,18 +216,6 @@ def test_a_graph_that_the_parser_refuses_is_named_with_its_node(bundle_dirs, gpu
     fused = load_bundle(str(bundle_dirs["fused"]))
     with pytest.raises(MerinoError, match="does not take .*model.onnx: node -?[0-9]+: (opset|no importer)"):
         built(fused)
-
-
-def test_timings_of_kernels_are_kept_for_the_next_build(bundle, gpu, cache):
-    built(bundle)
-    timings = [path for path in cache.iterdir() if path.name.startswith("timing-")]
-    assert len(timings) == 1
-    first = timings[0].read_bytes()
-    built(bundle, fp16=True)
-    assert timings[0].read_bytes()[32:] == first[32:] + b"."
-    timings[0].write_bytes(first[:-1] + b"?")  # damaged: left out, and written anew
-    built(bundle)
-    assert timings[0].read_bytes() == first
 
 
 def test_the_commands(bundle, gpu, cache, capsys, monkeypatch):

@@ -1,18 +1,20 @@
-"""That the stand-in is strict: each kind of misuse, and a backend that is made to commit it, is found. And the layout
-of device memory, against numpy."""
-import gc
+"""The stand-in is strict; the layout of device memory, against numpy; a packed file onto a board with TensorRT."""
+import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from packed_files import app_bytes, bundle_files, packed_bytes
 
-from merino_runtime.backends import device_memory, open_backend, tensorrt, tensorrt_session
-from merino_runtime.backends.cuda import ON_DEVICE, TO_DEVICE, TO_HOST, CudaError
-from merino_runtime.backends.device_memory import Field, aligned, cache_copies, laid_out
-from merino_runtime.backends.gpu import device_of, open_cuda
-from merino_runtime.backends.tensorrt_versions import BoundEngine
+from merino_runtime.backends import choice, tensorrt_session
+from merino_runtime.backends.choice import choose_backend
+from merino_runtime.backends.cuda import ON_DEVICE, TO_DEVICE, TO_HOST, CudaError, open_cuda
+from merino_runtime.backends.tensorrt_session import Field, aligned, cache_copies, laid_out
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
-from tests.tensorrt_stand_in import VERSIONS, Gpu, put_in
+from tests.tensorrt_stand_in import ON_PATH, VERSIONS, Gpu, put_in
 
 try:
     from hypothesis import given
@@ -57,19 +59,6 @@ def test_work_takes_effect_when_the_stream_is_synchronized(gpu, cuda):
     assert gpu.violations == []
 
 
-def test_addresses_reach_the_library_whole(gpu, cuda):
-    """Without argtypes ctypes would pass 32 bits of them."""
-    assert cuda.malloc(10) > 2 ** 32
-    cuda.free(cuda.malloc(1))
-    assert gpu.violations == [] and device_of(cuda).name == gpu.name
-    bare = gpu.__class__()
-    from tests.tensorrt_stand_in.cuda_runtime import runtime_library
-
-    function = runtime_library(bare).cudaFree
-    function(bare.allocate(64, "device"))
-    assert len(bare.violations) == 1 and "no device memory" in bare.violations[0]
-
-
 @pytest.mark.parametrize("misuse, message", [
     (lambda cuda, stream, device, pinned: cuda.memcpy(device, PAGEABLE.ctypes.data, 64, TO_DEVICE, stream),
      "not in pinned memory"),
@@ -89,81 +78,6 @@ def test_misuse_of_cuda_is_found(gpu, cuda, misuse, message):
     except CudaError:
         pass
     assert any(message in violation for violation in gpu.violations), gpu.violations
-
-
-def broken_layout(monkeypatch):
-    monkeypatch.setattr(device_memory, "ALIGNMENT", 4)
-
-
-def shared_cache(monkeypatch):
-    """New entries written where the cache lies: what a graph with past and present in one buffer would do."""
-    make = tensorrt_session.SessionMemory._phase
-
-    def phase(self, *arguments):
-        result = make(self, *arguments)
-        name = self.caches[0].name
-        result.addresses[name.replace("past_key_values", "present")] = result.addresses[name]
-        return result
-
-    monkeypatch.setattr(tensorrt_session.SessionMemory, "_phase", phase)
-
-
-def unset_address(monkeypatch):
-    make = tensorrt_session.SessionMemory._phase
-
-    def phase(self, *arguments):
-        result = make(self, *arguments)
-        result.addresses["logits"] = 0
-        return result
-
-    monkeypatch.setattr(tensorrt_session.SessionMemory, "_phase", phase)
-
-
-def early_capture(monkeypatch):
-    start = tensorrt.TensorRtBackend.__init__
-
-    def started(self, model):
-        start(self, model)
-        self._decoded = True
-
-    monkeypatch.setattr(tensorrt.TensorRtBackend, "__init__", started)
-
-
-def long_chunk(monkeypatch):
-    set_shape = BoundEngine.set_shape
-    monkeypatch.setattr(BoundEngine, "set_shape", lambda self, name, shape: set_shape(
-        self, name, (1, shape[1] + 1) if name == "input_ids" else shape))
-
-
-@pytest.mark.parametrize("fault, message", [
-    (shared_cache, "share memory"), (early_capture, "a capture before a run"), (broken_layout, "not aligned|refused"),
-    (unset_address, "refused|no address"), (long_chunk, "outside of profile"),
-])
-def test_a_backend_with_a_fault_is_found(gpu, bundle, monkeypatch, fault, message):
-    import re
-
-    fault(monkeypatch)
-    errors = []
-    try:
-        opened = open_backend(bundle, backend="tensorrt")
-        opened.step(3)
-        opened.step(4)
-        opened.prefill([1, 2, 3])
-        opened.close()
-    except MerinoError as error:
-        errors.append(str(error))
-    gc.collect()
-    assert re.search(message, " ".join(gpu.violations + errors)), (gpu.violations, errors)
-
-
-def test_without_the_wait_the_logits_are_garbage(gpu, bundle, monkeypatch):
-    opened = open_backend(bundle, backend="tensorrt")
-    opened.prefill([1, 2, 3])
-    monkeypatch.setattr(opened._cuda, "synchronize", lambda stream: None)
-    with pytest.raises(MerinoError, match="not finite"):
-        opened.step(3)
-    monkeypatch.undo()
-    opened.close()
 
 
 def moved(shapes, context, count, position, dtype):
@@ -208,3 +122,79 @@ if given is not None:
 def test_layers_whose_heads_have_one_size_need_one_copy():
     assert moved([(heads, 64) for heads in (4, 4, 6, 6, 2, 2)], 16, 1, 3, "float32")[3] == 1
     assert moved([(3, 64), (3, 64), (3, 32), (3, 32)], 16, 4, 3, "float32")[3] == 2
+
+
+@pytest.fixture
+def pack(bundle_dirs, tmp_path):
+    path = tmp_path / "model.merino"
+    path.write_bytes(packed_bytes(app_bytes(tmp_path / "merino.pyz"), [bundle_files(bundle_dirs["portable"])]))
+    return path
+
+
+def run(*command, **environment):
+    """-> (exit code, stdout, stderr) of a process for which the stand-in is installed."""
+    path = os.pathsep.join(filter(None, [ON_PATH, os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env=dict(os.environ, PYTHONPATH=path, **environment))
+    out, err = (stream.decode("utf-8") for stream in process.communicate())
+    assert "Traceback" not in err, err
+    return process.returncode, out, err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="boards run Linux")
+def test_install_builds_the_engine_and_the_release_runs_on_it(pack, tmp_path):
+    root, app = tmp_path / "root", tmp_path / "merino.pyz"
+    code, out, err = run(sys.executable, app, "install", pack, "--allow-unsigned", "--json", "--root", root,
+                         "--backend", "tensorrt")
+    assert code == 0, err
+    assert err.index("building an engine") < err.index("self-test")
+    release = root / "releases" / json.loads(out)["id"]
+    engines = [path.name for path in (release / "engines").iterdir() if path.suffix == ".engine"]
+    assert len(engines) == 1, "beside the bundle, for whoever runs it"
+    code, out, err = run(root / "current" / "merino", "selftest", "installed")
+    assert code == 0 and out.startswith("ok: ") and "building" not in err
+    code, _, err = run(root / "current" / "merino", "selftest", "installed", MERINO_STAND_IN_BROKEN="1")
+    assert code == 1 and "no NVIDIA driver" in err, "the release's backend is the one that it was installed with"
+    assert run(root / "current" / "merino", "selftest", "installed", "--backend", "onnxruntime",
+               MERINO_STAND_IN_BROKEN="1")[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="boards run Linux")
+def test_where_no_engine_can_be_built_nothing_is_installed(pack, tmp_path):
+    root = tmp_path / "root"
+    code, _, err = run(sys.executable, tmp_path / "merino.pyz", "install", pack, "--allow-unsigned", "--root", root,
+                       "--backend", "tensorrt", MERINO_STAND_IN_BROKEN="1")
+    assert code == 1 and "no engine was built" in err and "no NVIDIA driver" in err and "nothing is installed" in err
+    assert list((root / "releases").iterdir()) == []
+
+
+def test_the_command_line_chooses_then_the_environment_then_the_bundle(bundle, monkeypatch):
+    assert choose_backend(bundle) == "onnxruntime"
+    assert choose_backend(bundle, "tensorrt") == "tensorrt"
+    monkeypatch.setenv("MERINO_BACKEND", "tensorrt")
+    assert choose_backend(bundle) == "tensorrt" and choose_backend(bundle, "onnxruntime") == "onnxruntime"
+    monkeypatch.setenv("MERINO_BACKEND", "abacus")
+    with pytest.raises(MerinoError, match="'abacus', allowed: onnxruntime, tensorrt"):
+        choose_backend(bundle)
+    monkeypatch.delenv("MERINO_BACKEND")
+    without_tensorrt = bundle._replace(backends=bundle.backends[:1])
+    with pytest.raises(MerinoError, match="does not run on tensorrt: it needs onnxruntime .*--dialect portable"):
+        choose_backend(without_tensorrt, "tensorrt")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_jetson_that_has_tensorrt_takes_it_and_says_so(bundle, monkeypatch, version):
+    messages = []
+    monkeypatch.setattr(choice, "is_installed", lambda name: True)
+    put_in(Gpu(), version, monkeypatch)
+    assert choose_backend(bundle, None, messages.append) == "onnxruntime" and messages == []
+    models = {"/proc/device-tree/model": "NVIDIA Jetson Nano Developer Kit\0"}
+    monkeypatch.setattr(choice.board, "read_text", lambda path: models.get(path, ""))
+    assert choose_backend(bundle, None, messages.append) == "tensorrt"
+    assert version in messages[0] and "--backend onnxruntime runs on the CPU" in messages[0]
+    assert choose_backend(bundle._replace(backends=bundle.backends[:1]), None, messages.append) == "onnxruntime"
+    put_in(Gpu(), "8.0.1.6", monkeypatch)  # JetPack 4.6.0
+    assert choose_backend(bundle, None, messages.append) == "onnxruntime"
+    assert "TensorRT is 8.0.1.6" in messages[-1] and "onnxruntime is used" in messages[-1]

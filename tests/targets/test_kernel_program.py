@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from kernel_program import CROSS, EMULATOR, KERNELS, inner_loops, instructions_per_mac, printed, why_not
 
-from merino_runtime.bundle.kernels import library_path
+from merino_runtime.bundle.fit import library_path
 
 pytestmark = pytest.mark.slow
 on_arm = pytest.mark.skipif(why_not(CROSS, EMULATOR) != "", reason=why_not(CROSS, EMULATOR))

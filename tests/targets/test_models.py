@@ -22,7 +22,6 @@ from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
 from merino_runtime.api import open_model
 from merino_runtime.backends import open_backend
-from merino_runtime.generation.constraints.tools import read_call
 from merino_runtime.sampling import GREEDY
 
 MODELS = Path(os.environ["MERINO_USERS_CACHE"]) / "merino_edge" / "models"  # tests have a cache of their own
@@ -166,7 +165,8 @@ def test_an_answer_follows_a_schema_or_calls_a_tool(bundle):
         assert done.forced > done.tokens / 3
         prompt = prompt_of("Tools: turn_on_light(room), get_time(). Turn on the light in the kitchen, please.")
         *tokens, done = model.generate(prompt, tools=TOOLS, sampling=GREEDY)
-        assert read_call("".join(token.text for token in tokens)) == ("turn_on_light", '{"room": "kitchen"}')
+        call = json.loads("".join(token.text for token in tokens))
+        assert call == {"name": "turn_on_light", "arguments": {"room": "kitchen"}}
 
 
 PIECES = (

@@ -20,7 +20,7 @@ from emulated_machine import EDGE, MODELS, PARTS, boot, copied, needs_machine, n
 from sample_roots import FAT_AT, FAT_BYTES, ROOT_AT, SECTOR, e2fsck, ran
 
 from merino_runtime.delivery.archive import open_archive
-from merino_runtime.delivery.service import FIRST_WORDS
+from merino_runtime.delivery.units import FIRST_WORDS
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench" / "experiments"))
 from write_record import write_record  # noqa: E402 - a script beside the packages

@@ -28,7 +28,7 @@ ON_PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "on_path")  #
 
 
 def open_library_of(gpu):
-    """In place of `merino_runtime.backends.gpu.open_library`."""
+    """In place of `merino_runtime.backends.cuda.open_library`."""
     libraries = {"libcudart": runtime_library(gpu), "libcuda.": driver_library(gpu)}
 
     def open_library(names):
@@ -45,7 +45,7 @@ def put_in(gpu, version, monkeypatch):
     """Makes `import tensorrt` and the backend's libcudart those of the stand-in."""
     import sys
 
-    from merino_runtime.backends import gpu as opener
+    from merino_runtime.backends import cuda as opener
 
     gpu.runtime = RUNTIMES.get(version, 12060)
     monkeypatch.setitem(sys.modules, "tensorrt", tensorrt_module(gpu, version))

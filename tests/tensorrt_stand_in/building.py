@@ -162,16 +162,9 @@ def building_classes(gpu, module, old):
                 raise ValueError("inconsistent shapes")
             self.shapes[input] = [list(min), list(opt), list(max)]
 
-    class ITimingCache:
-        def __init__(self, data):
-            self.data = data
-
-        def serialize(self):
-            return HostMemory(self.data + b"." if self.data else b"stand-in timings of " + gpu.name.encode("utf-8"))
-
     class IBuilderConfig:
         def __init__(self):
-            self.flags_set, self.profiles, self.cache, self.workspace = {module.BuilderFlag.TF32}, [], None, None
+            self.flags_set, self.profiles, self.workspace = {module.BuilderFlag.TF32}, [], None
             if old:
                 self.max_workspace_size = 2 ** 20
 
@@ -184,16 +177,6 @@ def building_classes(gpu, module, old):
         def add_optimization_profile(self, profile):
             self.profiles.append(profile)
             return len(self.profiles) - 1
-
-        def create_timing_cache(self, serialized_timing_cache):
-            return ITimingCache(bytes(serialized_timing_cache))
-
-        def set_timing_cache(self, cache, ignore_mismatch):
-            self.cache = cache
-            return True
-
-        def get_timing_cache(self):
-            return self.cache
 
         if not old:
             def set_memory_pool_limit(self, pool, pool_size):
@@ -261,7 +244,7 @@ def building_classes(gpu, module, old):
         return None if profiles else "network has dynamic inputs, but no optimization profile has been defined"
 
     return [ITensor, ILayer, IElementWiseLayer, INetworkDefinition, ParserError, OnnxParser, IOptimizationProfile,
-            ITimingCache, IBuilderConfig, Builder]
+            IBuilderConfig, Builder]
 
 
 def numpy_type(name):

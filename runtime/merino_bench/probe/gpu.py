@@ -31,10 +31,9 @@ from merino_bench.probe.timing import MOST_RUN_S, repeat_ms, row_of
 from merino_bench.sensors import environment
 from merino_bench.sensors.environment import cpu_moment, load_between
 from merino_bench.sensors.gpu import with_gpu
-from merino_runtime.backends.cuda import ON_DEVICE, TO_DEVICE, TO_HOST, Cuda, raising_cuda_faults
-from merino_runtime.backends.engine_build import DECODE, WORKSPACE_MB, Build, build, builder_version
+from merino_runtime.backends.cuda import ON_DEVICE, TO_DEVICE, TO_HOST, Cuda, device_of, open_cuda, raising_cuda_faults
+from merino_runtime.backends.engine_build import DECODE, WORKSPACE_MB, build, builder_version
 from merino_runtime.backends.engine_file import EngineKey
-from merino_runtime.backends.gpu import device_of, open_cuda
 from merino_runtime.backends.tensorrt_model import NotLoadedError, bind, captured, engine_of, released
 from merino_runtime.backends.tensorrt_versions import TensorRt, open_tensorrt
 from merino_runtime.bundle.requirements import version_tuple
@@ -150,7 +149,8 @@ def probe_gpu(work: str, schema: int, report: Report) -> Dict[str, Any]:
                 built = (trt.version, device.runtime, "", precision, 1, TOKENS, builder_version())
                 key = EngineKey(device.name, device.capability, *built)
                 need_mb = 4 * kernel.weight_bytes / board.MB + WORKSPACE_MB + board.CUDA_MB + board.PROCESS_MB
-                plan = build(graphs.chain_bundle(folder, kernel), trt, Build(key, WORKSPACE_MB, need_mb), report)
+                plan = build(graphs.chain_bundle(folder, kernel), trt, key, workspace_mb=WORKSPACE_MB, need_mb=need_mb,
+                             report=report)
                 if side == COLUMNS and precision == "fp32":
                     with open(small, "wb") as file:
                         file.write(plan)

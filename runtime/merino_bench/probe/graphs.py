@@ -15,7 +15,7 @@ from typing import Any, Dict, List, NamedTuple, Tuple, Union
 import numpy as np
 
 from merino_runtime.bundle import BackendNeed, Bundle, BundleFile, KvLayer, Port, Threads
-from merino_runtime.bundle.kernels import OPERATORS
+from merino_runtime.bundle.fit import OPERATORS
 
 ARCHIVE, INDEX = "graphs.tar.xz", "index.json"
 WEIGHTS_FILE = "model.onnx.data"  # the name that the graphs refer to
@@ -43,7 +43,7 @@ class Kernel(NamedTuple):
     outputs: Tuple[Port, ...]
     weight_bytes: int  # of the weights' file that it reads
     layer_bytes: int  # of the matrices of one layer of a decoder, else 0
-    own_kernels: bool  # it has operators of `merino_runtime.bundle.kernels`
+    own_kernels: bool  # it has operators of `merino_runtime.bundle.fit`
     in_place: bool  # outputs `present.*` are written to the memory of `past_key_values.*`
 
     @property

@@ -11,10 +11,9 @@ from merino_bench.probe import tasks as plan
 from merino_bench.probe.graphs import Kernel, decoder_bundle, operators_bundle
 from merino_bench.probe.tasks import Task
 from merino_runtime.backends import open_backend
-from merino_runtime.backends.attention import faster_attention
 from merino_runtime.backends.onnx import OnnxBackend
-from merino_runtime.backends.onnx_binding import element_type
-from merino_runtime.backends.onnx_session import register_kernels, session_options
+from merino_runtime.backends.onnx_rows import element_type
+from merino_runtime.backends.onnx_session import faster_attention, register_kernels, session_options
 from merino_runtime.bundle import Port
 
 WARM_UP_RUNS, WARM_UP_S, LEAST_RUN_S, MOST_RUN_S = 12, 0.03, 0.01, 0.3

@@ -5,7 +5,7 @@ from typing import Optional
 from merino_bench.sensors.energy import LEAST_SAMPLES, Sampler, cumulative_j
 from merino_bench.sensors.environment import temperatures_c
 from merino_bench.sensors.power import find_source
-from merino_runtime.serving.burden import Sensors
+from merino_runtime.serving.metrics import Sensors
 
 KEPT_S = 900.0  # of readings: longer spans are judged by their end
 

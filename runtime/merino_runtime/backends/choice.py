@@ -1,6 +1,7 @@
 """Chooses the backend for a bundle on this machine: the requested one, otherwise TensorRT on a Jetson, otherwise the
 first one that the bundle lists. Nothing that a board may lack is imported, except TensorRT on a Jetson that has it.
 """
+import argparse
 import importlib.util
 import os
 import re
@@ -76,3 +77,16 @@ def is_installed(backend: str) -> bool:
         return importlib.util.find_spec(backend) is not None
     except (ImportError, ValueError):  # a module without a spec, as one that was put there by hand
         return False
+
+
+def add_opening(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of opening a bundle: those of `api.open_model`."""
+    parser.add_argument("--no-verify", action="store_true", help="skip the hash check of the bundle's files")
+    parser.add_argument("--backend", choices=BACKENDS,
+                        help="backend; default: tensorrt on a Jetson that has it, else the first that the bundle lists")
+    parser.add_argument("-t", "--threads", type=int, metavar="N",
+                        help="number of threads; default: the bundle's setting")
+    parser.add_argument("--prefill-threads", type=int, metavar="N",
+                        help="number of threads for prefill; default: as -t, or the bundle's setting")
+    parser.add_argument("--allow-slow", action="store_true",
+                        help="run a format whose instructions this CPU lacks")

@@ -1,13 +1,16 @@
-"""The CUDA runtime's functions that the TensorRT backend uses, by ctypes on libcudart.
+"""The CUDA runtime of this machine and its GPU: the functions that the TensorRT backend uses, by ctypes on libcudart.
 
 GPU memory is represented by its address, a number. Work on a stream is complete after `synchronize`; until then its
 host memory must not change, and must be pinned. Every call that fails raises CudaError, from which `cuda_fault` makes
-the user's message. `gpu` finds the library.
+the user's message.
 """
 import contextlib
 import ctypes
+import glob
+import os
+import sys
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_void_p
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.errors import MerinoError
 
@@ -38,6 +41,9 @@ SIGNATURES: Dict[str, List[Any]] = {
 INSTANTIATE_FROM_12 = [POINTER(c_void_p), c_void_p, ctypes.c_ulonglong]
 INSTANTIATE_BEFORE_12 = [POINTER(c_void_p), c_void_p, POINTER(c_void_p), c_char_p, c_size_t]
 TEXTS = ("cudaGetErrorName", "cudaGetErrorString")
+CAPABILITY_MAJOR, CAPABILITY_MINOR, INTEGRATED = 75, 76, 18  # cudaDeviceAttr
+DRIVER_SIGNATURES: Dict[str, List[Any]] = {
+    "cuInit": [c_uint], "cuDeviceGet": [POINTER(c_int), c_int], "cuDeviceGetName": [c_char_p, c_int, c_int]}
 
 
 class CudaError(Exception):
@@ -181,3 +187,67 @@ def raising_cuda_faults(doing: str) -> Iterator[None]:
         yield
     except CudaError as error:
         raise cuda_fault(doing, error) from error
+
+
+class Device(NamedTuple):
+    name: str
+    capability: str  # "5.3"
+    integrated: bool  # it shares its memory with the CPU, as on every Jetson
+    runtime: int  # version of the CUDA runtime: 10020 is 10.2
+
+
+def open_library(names: Sequence[str]) -> Optional[Any]:
+    """Return the first of the shared libraries that can be loaded; None if none can."""
+    for name in names:
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(name)
+    return None
+
+
+def library_names(tensorrt_version: Tuple[int, ...]) -> List[str]:
+    """Return the possible names of libcudart. That of the CUDA version that TensorRT was built for is first, because
+    both share the process."""
+    versions = ["10.2"] if tensorrt_version < (10,) else ["12", "13"]
+    folders = ["", "/usr/local/cuda/lib64/"]
+    names = [f"{folder}libcudart.so.{version}" for version in versions for folder in folders]
+    names += [f"{folder}libcudart.so" for folder in folders]
+    for folder in sys.path:  # of pip's packages
+        names += sorted(glob.glob(os.path.join(glob.escape(folder), "nvidia", "cuda_runtime", "lib", "libcudart.so.*")))
+    return names
+
+
+def open_cuda(tensorrt_version: Tuple[int, ...]) -> Cuda:
+    """Return the CUDA runtime of this machine. Raise MerinoError if there is none, no driver or no GPU."""
+    library = open_library(library_names(tensorrt_version))
+    if library is None:
+        raise MerinoError("TensorRT is installed and the CUDA runtime (libcudart.so) is not. On a Jetson: sudo "
+                          "apt-get install nvidia-jetpack. Elsewhere: python3 -m pip install nvidia-cuda-runtime-cu12. "
+                          "Or run on the CPU: --backend onnxruntime.")
+    with raising_cuda_faults("starting CUDA"):
+        cuda = Cuda(library)
+        if not cuda.driver_version():
+            raise CudaError("cudaDriverGetVersion", INSUFFICIENT_DRIVER)
+        cuda.get_device()
+        cuda.mem_get_info()  # makes the context: what the driver rejects, it rejects here
+    return cuda
+
+
+def device_of(cuda: Cuda) -> Device:
+    """Return the GPU in use. Raise CudaError."""
+    number = cuda.get_device()
+    major, minor, integrated = (cuda.attribute(attribute, number)
+                                for attribute in (CAPABILITY_MAJOR, CAPABILITY_MINOR, INTEGRATED))
+    return Device(_name_of(number), f"{major}.{minor}", bool(integrated), cuda.runtime)
+
+
+def _name_of(number: int) -> str:
+    """Return the GPU's name from the driver, because the runtime has no function for the name alone; `unknown GPU` if
+    there is none."""
+    library = open_library(["libcuda.so.1", "libcuda.so"])
+    if library is None:
+        return "unknown GPU"
+    start, get, name_of = (c_function(library, name, types, c_int) for name, types in DRIVER_SIGNATURES.items())
+    handle, name = c_int(), ctypes.create_string_buffer(256)
+    if start(0) or get(ctypes.byref(handle), number) or name_of(name, len(name), handle.value):
+        return "unknown GPU"
+    return name.value.decode("utf-8", "replace")

@@ -12,37 +12,29 @@ import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set
 
-from merino_runtime.backends.cuda import MB, Cuda, raising_cuda_faults
+from merino_runtime.backends.cuda import MB, Cuda, device_of, open_cuda, raising_cuda_faults
 from merino_runtime.backends.engine_file import (
     EngineKey,
+    engine_folder,
     keep_engine,
-    keep_timing_cache,
     model_sha256,
-    one_builder,
     sound_path,
-    timing_cache,
 )
-from merino_runtime.backends.gpu import device_of, open_cuda
-from merino_runtime.backends.tensorrt_versions import TensorRt, fp16_flags, limit_workspace, open_tensorrt
+from merino_runtime.backends.tensorrt_versions import TensorRt, limit_workspace, open_tensorrt
 from merino_runtime.bundle import Bundle
-from merino_runtime.bundle.external_data import check_external_data
 from merino_runtime.bundle.requirements import version_tuple
+from merino_runtime.bundle.verified import check_external_data
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
+from merino_runtime.io.lock import locked
 from merino_runtime.io.memory import lack_of_memory
 
 DECODE, PREFILL = 0, 1  # numbers of the profiles
 PREFILL_CHUNK_IDS = 64  # at this length the boards' GPUs read the weights about as long as they compute
 WORKSPACE_MB = 128  # for a kernel beside its inputs: matrix multiplications need little
+WAIT_S = 7200.0  # for another builder: a Jetson Nano builds a large model for a quarter of an hour and more
 REPORT_EVERY_S = 15.0
 Report = Callable[[str], None]
-
-
-class Build(NamedTuple):
-    """The request of a build, and the memory that it needs."""
-    key: EngineKey
-    workspace_mb: int
-    need_mb: float  # of this process: the graph's weights, TensorRT's copies of them, the plan, workspace, CUDA
 
 
 def chunk_ids(bundle: Bundle) -> int:
@@ -91,16 +83,15 @@ def ensure_engine(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str, rep
     path = None if rebuild else sound_path(bundle, key)
     if path:
         return Made(path, False)
-    with one_builder(bundle):
+    with locked(engine_folder(bundle), "build-engine", WAIT_S):  # a small board has too little memory for two builds
         path = None if rebuild else sound_path(bundle, key)  # the process that held the lock may have built it
         if path:
             return Made(path, False)
-        request = Build(key, workspace_mb, check_memory(bundle, cuda, precision, workspace_mb, report))
+        need_mb = check_memory(bundle, cuda, precision, workspace_mb, report)
         started = time.monotonic()
         report(f"building an engine for {key.gpu} (TensorRT {key.tensorrt}, {key.precision}, about "
-               f"{request.need_mb:.0f} MB): this takes minutes, once per bundle. The same by NVIDIA's own tool, which "
-               f"keeps no engine for this program: {trtexec_command(bundle, request)}")
-        plan = build(bundle, trt, request, report)
+               f"{need_mb:.0f} MB): this takes minutes, once per bundle")
+        plan = build(bundle, trt, key, workspace_mb=workspace_mb, need_mb=need_mb, report=report)
         path = keep_engine(bundle, key, plan)
     report(f"built in {time.monotonic() - started:.0f} s, {len(plan) / MB:.0f} MB: {path}")
     return Made(path, True)
@@ -132,9 +123,10 @@ def check_memory(bundle: Bundle, cuda: Cuda, precision: str, workspace_mb: int, 
     return need_mb
 
 
-def build(bundle: Bundle, trt: TensorRt, request: Build, report: Report) -> memoryview:
-    """Return the plan. Raise MerinoError with the errors of TensorRT."""
-    module, key = trt.module, request.key
+def build(bundle: Bundle, trt: TensorRt, key: EngineKey, *, workspace_mb: int, need_mb: float, report: Report
+          ) -> memoryview:
+    """Return the plan. need_mb: estimated memory of this process. Raise MerinoError with the errors of TensorRT."""
+    module = trt.module
     try:
         builder = module.Builder(trt.logger)
     except TypeError as error:  # "factory function returned nullptr": no GPU, or no memory for its context
@@ -144,28 +136,25 @@ def build(bundle: Bundle, trt: TensorRt, request: Build, report: Report) -> memo
     network = builder.create_network(explicit)
     parse(bundle, trt, network)
     config = builder.create_builder_config()
-    limit_workspace(trt, config, request.workspace_mb * MB)
+    limit_workspace(trt, config, workspace_mb * MB)
     config.clear_flag(module.BuilderFlag.TF32)  # fp32 means float32: TF32 keeps 10 bits of a factor
     if key.precision == "fp16":
-        for flag in fp16_flags(trt):
-            config.set_flag(flag)
+        config.set_flag(module.BuilderFlag.FP16)
+        config.set_flag(module.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
         keep_norms_float32(trt, network)
     for length in (1, key.chunk):
         config.add_optimization_profile(_profile(builder, network, length))
-    cache = config.create_timing_cache(timing_cache(bundle, key))
-    config.set_timing_cache(cache, False)
     with _reporting_time(report):
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         why = trt.why()
         failed = f"TensorRT {trt.version} cannot build an engine of {bundle.name!r}: {why}."
         if "memory" in why.lower() or lack_of_memory(MerinoError(why)) is not None:
-            raise MerinoError(f"{failed} It ran out of memory (an estimate was {request.need_mb:.0f} MB). Stop other "
+            raise MerinoError(f"{failed} It ran out of memory (an estimate was {need_mb:.0f} MB). Stop other "
                               "programs, add swap, make the workspace smaller (--workspace-mb), or export with "
                               "--precision fp16 or a shorter --context.")
-        raise MerinoError(f"{failed} The same by NVIDIA's own tool, with its whole log: "
-                          f"{trtexec_command(bundle, request)}")
-    keep_timing_cache(bundle, key, bytes(memoryview(config.get_timing_cache().serialize())))
+        raise MerinoError(f"{failed} NVIDIA's trtexec (--onnx={os.path.join(bundle.folder, 'model.onnx')} --verbose) "
+                          "shows its whole log.")
     return memoryview(plan).cast("B")
 
 
@@ -229,20 +218,6 @@ def keep_norms_float32(trt: TensorRt, network: Any) -> int:
         layer.precision = trt.module.float32
         layer.set_output_type(0, trt.module.float32)
     return len(norms)
-
-
-def trtexec_command(bundle: Bundle, request: Build) -> str:
-    """Return NVIDIA's command for the same graph, with one profile for both lengths: it shows what TensorRT does, and
-    how fast."""
-    key = request.key
-    ids = [port.name for port in bundle.inputs if "sequence" in port.shape]
-    shapes = {length: ",".join(f"{name}:1x{length}" for name in ids) for length in (1, key.chunk)}
-    workspace = (f"--workspace={request.workspace_mb}" if key.tensorrt.startswith("8.") else
-                 f"--memPoolSize=workspace:{request.workspace_mb}M")
-    fp16 = " --fp16" if key.precision == "fp16" else " --noTF32"
-    return (f"/usr/src/tensorrt/bin/trtexec --onnx={os.path.join(bundle.folder, 'model.onnx')} "
-            f"--minShapes={shapes[1]} --optShapes={shapes[key.chunk]} --maxShapes={shapes[key.chunk]} {workspace}"
-            f"{fp16} --verbose")
 
 
 @contextlib.contextmanager

@@ -15,9 +15,8 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import value_of
-from merino_runtime.io.lock import locked, raising_machine_faults
-from merino_runtime.io.outputs import open_output, write_output
-from merino_runtime.io.owner import others_may_write
+from merino_runtime.io.lock import others_may_write, raising_machine_faults
+from merino_runtime.io.outputs import open_output
 
 MAGIC = b"merino-engine\n"
 SCHEMA = 1
@@ -26,7 +25,6 @@ FOLDER, APP = "engines", "merino.pyz"  # in a release
 SUFFIX = ".engine"
 PRECISIONS = ("fp32", "fp16")
 MODEL_FILES = ("model.onnx", "model.onnx.data")
-WAIT_S = 7200.0  # for another builder: a Jetson Nano builds a large model for a quarter of an hour and more
 
 
 class EngineKey(NamedTuple):
@@ -158,32 +156,3 @@ def keep_engine(bundle: Bundle, key: EngineKey, plan: Any) -> str:
                 with contextlib.suppress(OSError):
                     os.unlink(stale)
     return path
-
-
-@contextlib.contextmanager
-def one_builder(bundle: Bundle) -> Iterator[None]:
-    """Hold the lock of the folder while the body runs, after waiting for another builder: a small board has too little
-    memory for two builds."""
-    with locked(engine_folder(bundle), "build-engine", WAIT_S):
-        yield
-
-
-def timing_cache(bundle: Bundle, key: EngineKey) -> bytes:
-    """Return the times of kernels in earlier builds on this GPU; empty if unknown."""
-    try:
-        with _opened_own(_timing_path(bundle, key)) as file:
-            digest, data = file.read(32), file.read()
-    except (OSError, MerinoError):
-        return b""
-    return data if hashlib.sha256(data).digest() == digest else b""
-
-
-def keep_timing_cache(bundle: Bundle, key: EngineKey, data: bytes) -> None:
-    """Store the times of kernels. If the disk rejects them, only the next build takes longer."""
-    with contextlib.suppress(MerinoError):
-        write_output(_timing_path(bundle, key), hashlib.sha256(data).digest() + data, sync=False)
-
-
-def _timing_path(bundle: Bundle, key: EngineKey) -> str:
-    facts = json.dumps([key.gpu, key.capability, key.tensorrt, key.cuda])
-    return os.path.join(engine_folder(bundle), f"timing-{hashlib.sha256(facts.encode('utf-8')).hexdigest()[:16]}")

@@ -11,8 +11,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tupl
 import numpy as np
 
 from merino_runtime.backends.backend import Backend, check_prefill, check_step, check_truncate, closed
-from merino_runtime.backends.onnx_binding import bind_caches, bind_input, bind_output, caches
-from merino_runtime.backends.onnx_rows import Rows, takes_batch
+from merino_runtime.backends.onnx_rows import Rows, bind_caches, bind_input, bind_output, caches, takes_batch
 from merino_runtime.backends.onnx_session import Model, first_line
 from merino_runtime.bundle import returns_all_logits
 from merino_runtime.bundle.fit import out_of_memory

@@ -4,24 +4,26 @@ A session has one thread pool. If prefill and decode have different thread count
 same mapped file. Each session packs the weights for its kernels, so packed weights are then in memory twice
 (docs/decisions/kernels.md). `onnx` runs the sessions.
 """
+import contextlib
 import ctypes
 import os
 import platform
-from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
+import re
+from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from merino_runtime.backends.attention import faster_attention
 from merino_runtime.backends.threads import ThreadCounts, thread_counts
-from merino_runtime.bundle import Bundle, Port, need_of, older_graph, without_kernels
-from merino_runtime.bundle.external_data import check_external_data
-from merino_runtime.bundle.fit import out_of_memory
-from merino_runtime.bundle.kernels import library_path
+from merino_runtime.bundle import Bundle, Port, need_of, older_graph, quantized_cache, without_kernels
+from merino_runtime.bundle.fit import library_path, out_of_memory
 from merino_runtime.bundle.requirements import install_commands, require, version_tuple
+from merino_runtime.bundle.verified import check_external_data
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
 from merino_runtime.io.memory import is_out_of_memory
 
 SMALL_BOARD_MB = 2000
 FIRST_LENDING_THREADS = (1, 17)  # to a library's operators; before, the library has its own threads
+SWITCH = "ORT_GQA_DISABLE_FLASH_ATTENTION"
+CORTEX_A53 = "0xd03"  # "CPU part" in /proc/cpuinfo
 
 
 class Model(NamedTuple):
@@ -128,3 +130,37 @@ def _check_ports(ports: Sequence[Port], nodes: List[Any], what: str) -> None:
 
 def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def faster_attention(bundle: Bundle) -> Iterator[None]:
+    """Set the variable while sessions are opened, if the earlier kernel is faster. A value that the user set is
+    kept."""
+    if SWITCH in os.environ or not is_faster_untiled(bundle):
+        yield
+        return
+    os.environ[SWITCH] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[SWITCH]
+
+
+def attention_path(bundle: Bundle) -> str:
+    """Return the choice for people."""
+    if SWITCH in os.environ:
+        return f"as {SWITCH}={os.environ[SWITCH]} requires"
+    if is_faster_untiled(bundle):
+        return "by matrix multiplications, faster here"
+    return "as onnxruntime does by default"
+
+
+def is_faster_untiled(bundle: Bundle) -> bool:
+    """Return whether the earlier kernel is faster: on x86 over a quantized cache, by measurement; on Cortex-A53 over a
+    float cache, by a model of the core."""
+    quantized = quantized_cache(bundle) is not None
+    here = platform.machine()
+    if here in board.X86_MACHINES:
+        return quantized
+    parts = re.findall(r"^CPU part\s*:\s*(\S+)", board.read_text("/proc/cpuinfo"), re.MULTILINE)
+    return here == "aarch64" and CORTEX_A53 in parts and not quantized

@@ -7,10 +7,9 @@ import contextlib
 import threading
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
-from merino_runtime.backends.cuda import Cuda, CudaError, raising_cuda_faults
+from merino_runtime.backends.cuda import Cuda, CudaError, open_cuda, raising_cuda_faults
 from merino_runtime.backends.engine_build import DECODE, PREFILL, Report, chunk_ids, ensure_engine, key_of
 from merino_runtime.backends.engine_file import opened_plan
-from merino_runtime.backends.gpu import open_cuda
 from merino_runtime.backends.tensorrt_versions import BoundEngine, Tensor, TensorRt, open_tensorrt, tensors_of
 from merino_runtime.bundle import Bundle
 from merino_runtime.bundle.requirements import version_tuple

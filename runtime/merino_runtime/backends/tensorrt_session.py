@@ -5,15 +5,78 @@ memory holds the logits and both phases' inputs too. No address ever changes, so
 """
 import contextlib
 import ctypes
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
 from merino_runtime.backends.cuda import TO_DEVICE, TO_HOST
-from merino_runtime.backends.device_memory import Field, Layout, StridedCopy, aligned, cache_copies, laid_out
 from merino_runtime.backends.tensorrt_model import Model, released
 
 PAST, PRESENT = "past_key_values.", "present."
+ALIGNMENT = 256  # of every address that TensorRT is given
+
+
+class Field(NamedTuple):
+    name: str
+    dtype: str
+    shape: Tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+class Layout(NamedTuple):
+    offsets: Dict[str, int]  # in the order of the fields
+    size: int
+
+
+class StridedCopy(NamedTuple):
+    """Copies one row per head. The starts of the rows are a pitch apart, in the cache and in the new entries."""
+    to: int  # offset of the cache's row
+    source: int  # offset of the new entries' row
+    to_pitch: int  # context * entry
+    pitch: int  # new ids * entry
+    entry: int  # bytes of one id's key or value in one head
+    rows: int
+
+
+def laid_out(fields: Sequence[Field], start: int = 0) -> Layout:
+    """Return the fields one after the other, each at a multiple of ALIGNMENT."""
+    offsets, end = {}, start
+    for field in fields:
+        offsets[field.name] = aligned(end)
+        end = offsets[field.name] + field.size
+    return Layout(offsets, end)
+
+
+def aligned(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
+def cache_copies(caches: Sequence[Field], cache_at: Dict[str, int], new_at: Dict[str, int], count: int
+                 ) -> List[StridedCopy]:
+    """Return the copies that move new entries [1, heads, count, head_size] into caches [1, heads, context, head_size].
+    new_at: by the name of the cache.
+
+    There is one copy per cache; neighbors that touch in both places are joined, so a model whose heads have one size
+    usually needs one copy for all its layers.
+    """
+    copies: List[StridedCopy] = []
+    for field in caches:
+        _, heads, context, head_size = field.shape
+        entry = head_size * np.dtype(field.dtype).itemsize
+        copy = StridedCopy(to=cache_at[field.name], source=new_at[field.name], to_pitch=context * entry,
+                           pitch=count * entry, entry=entry, rows=heads)
+        if copies:
+            last = copies[-1]
+            joined = last._replace(to=last.to + last.rows * last.to_pitch, source=last.source + last.rows * last.pitch,
+                                   rows=heads)
+            if joined == copy:  # it starts where the last one ends, in both places
+                copies[-1] = last._replace(rows=last.rows + heads)
+                continue
+        copies.append(copy)
+    return copies
 
 
 class Phase(NamedTuple):
@@ -33,12 +96,16 @@ class SessionMemory:
     def __init__(self, model: Model) -> None:
         self._cuda, self._stream = model.cuda, model.stream
         tensors = model.tensors
-        self.caches = [Field(name, tensors[name].dtype, tensors[name].shape) for name in _ordered_caches(tensors)]
+        names = [name.split(".") for name in tensors if name.startswith(PAST)]
+        names.sort(key=lambda parts: (int(parts[1]), parts[2]))  # by layer, the key before the value
+        self.caches = [Field(name, tensors[name].dtype, tensors[name].shape) for name in map(".".join, names)]
         layout = laid_out(self.caches)
         self.cache_at, self.cache_bytes = layout.offsets, layout.size
         entries = {length: laid_out([cache._replace(shape=(1, cache.shape[1], length, cache.shape[3]))
                                      for cache in self.caches], aligned(layout.size)) for length in model.lengths}
-        inputs = {length: _inputs(model, length) for length in model.lengths}
+        inputs = {length: [Field(name, tensor.dtype, tuple(length if axis < 0 else axis for axis in tensor.shape))
+                           for name, tensor in tensors.items() if tensor.is_input and not name.startswith(PAST)]
+                  for length in model.lengths}  # that the host writes: ids, mask, positions
         logits = Field("logits", tensors["logits"].dtype, (model.bundle.vocab,))
         self.logits_bytes = logits.size
         logits_at = aligned(max(layout.size for layout in entries.values()))
@@ -119,19 +186,3 @@ class SessionMemory:
 def _bytes_at(address: int, size: int) -> np.ndarray:
     """Return pinned memory as an array of bytes, which must not outlive that memory."""
     return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
-
-
-def _inputs(model: Model, length: int) -> List[Field]:
-    """Return the inputs that the host writes: ids, mask, positions."""
-    return [Field(name, tensor.dtype, tuple(length if axis < 0 else axis for axis in tensor.shape))
-            for name, tensor in model.tensors.items() if tensor.is_input and not name.startswith(PAST)]
-
-
-def _ordered_caches(tensors: Iterable[str]) -> List[str]:
-    """Return the names of the inputs that hold keys and values, in the order of the layers, the key before the
-    value."""
-    def order(name: str) -> Tuple[int, str]:
-        _, layer, part = name.split(".")
-        return int(layer), part
-
-    return sorted((name for name in tensors if name.startswith(PAST)), key=order)

@@ -140,8 +140,3 @@ class BoundEngine:
             raise MerinoError(f"TensorRT {self._trt.version} refused {self._what}: {self._trt.why()}. Build the engine "
                               "again with `build-engine`, or run on the CPU: --backend onnxruntime.")
         return result
-
-
-def fp16_flags(trt: TensorRt) -> List[Any]:
-    """Return the builder's flags for float16 kernels with float32 in the layers that require it."""
-    return [trt.module.BuilderFlag.FP16, trt.module.BuilderFlag.OBEY_PRECISION_CONSTRAINTS]

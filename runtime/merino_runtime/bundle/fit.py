@@ -1,12 +1,16 @@
-"""Checks whether a bundle can run on this machine, what will make it slow, and how much memory it needs.
+"""Checks whether a bundle can run on this machine, what will make it slow, and how much memory it needs. Finds the
+library of this project's operators for ONNX Runtime (runtime/kernels), a part of this package.
 
-Standard library only: it runs before numpy or a backend is imported.
+A bundle names the operators that its graph uses, and the library of this release computes them: no native code is ever
+loaded from a bundle. Standard library only: all of this runs before numpy or a backend is imported.
 """
+import os
+import pkgutil
+from functools import lru_cache
 from typing import List, Optional
 
 from merino_runtime import __version__
 from merino_runtime.bundle import Bundle, without_kernels
-from merino_runtime.bundle.kernels import MACHINES, unknown_operators
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import (
     ARM_FEATURES,
@@ -19,10 +23,17 @@ from merino_runtime.io.board import (
     X86_MACHINES,
     Board,
     kind_of_core,
+    libc_function,
     this_board,
 )
 from merino_runtime.io.json_shape import listed
 from merino_runtime.io.memory import memory_figures
+
+MACHINES = ("aarch64", "x86_64")  # as `platform.machine()` names them
+OPERATORS = frozenset(("MatMul4", "MatMul5", "MatMul6", "MatMul8", "Rows4", "Rows5", "Rows6", "Rows8",
+                       "GroupAttention", "GroupAttention8"))
+NATIVE = "native"  # a folder: beside modules a library would be taken for one
+MFD_CLOEXEC = 1
 
 
 def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow: bool = False,
@@ -30,9 +41,8 @@ def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow:
     """Raise MerinoError if the bundle cannot run on this machine. Return notes on what will make it slow.
 
     On the CPU, a format whose instructions are missing falls back to emulation and runs many times slower: it is
-    rejected, or noted with `allow_slow`. A graph for the other kind of Arm core is noted with its cost, and rejected if
-    its results are wrong. sessions: of the backend; each of them holds the weights. What a GPU can compute, TensorRT
-    checks when it builds the engine.
+    rejected, or noted with `allow_slow`. A graph for the other kind of Arm core is noted with its cost. sessions: of
+    the backend; each of them holds the weights. What a GPU can compute, TensorRT checks when it builds the engine.
     """
     board = board or this_board()
     if board.pointer_bits != 64:
@@ -87,17 +97,11 @@ def is_for_other_core(bundle: Bundle, board: Board) -> bool:
 
 def _check_overflow(bundle: Bundle, board: Board) -> None:
     """Raise MerinoError if 8-bit matrix multiplications would overflow the 16 bits in which the CPU adds up."""
-    remedy = f"Export {bundle.name!r} again"
-    is_old = bundle.core == "no-dotprod" and not bundle.kernels  # before MatMul8 was the operator of such cores
-    by_rows = is_old or bundle.dialect == "portable" and bundle.precision in ("int8", "int4")
+    by_rows = bundle.dialect == "portable" and bundle.precision in ("int8", "int4")
     if by_rows and board.architecture in X86_MACHINES and not board.isa & VNNI:
         raise MerinoError("this CPU has neither avx512_vnni nor avx_vnni: without them matrix multiplications by int8 "
                           "weights with one scale per row overflow 16 bits, and the results are wrong. "
-                          f"{remedy} with --precision fp32, or --dialect fused without --for.")
-    if bundle.dialect == "portable" and bundle.core == "dotprod" and is_for_other_core(bundle, board):
-        raise MerinoError("this CPU lacks dotprod, and the bundle may hold weights of -128: without dotprod, integer "
-                          "matrix multiplications by these overflow 16 bits, and the results would be wrong. "
-                          f"{remedy} with this version.")
+                          f"Export {bundle.name!r} again with --precision fp32, or --dialect fused without --for.")
 
 
 def _check_kernels(bundle: Bundle, board: Board) -> None:
@@ -147,3 +151,33 @@ def out_of_memory(bundle: Bundle, doing: str, sessions: int = 1) -> str:
             f"{memory_need_mb(bundle, sessions):.0f} MB ({parts}) and memory "
             f"for activations{memory_figures()}. Stop other programs, {equal}shorten the prompt, or export with a "
             "shorter --context or a smaller --precision.")
+
+
+def unknown_operators(bundle: Bundle) -> List[str]:
+    """Return the operators of the bundle's graph that this library lacks: a later release has them."""
+    return sorted(set(bundle.kernels) - OPERATORS)
+
+
+def library_file(machine: str) -> str:
+    return f"kernels-{machine}.so"
+
+
+@lru_cache(maxsize=None)
+def library_path(machine: str) -> str:
+    """Return a path to load the library from, valid in this process. Raise OSError if there is none.
+
+    merino.pyz copies its library to an anonymous file in memory: no other user can change that file, no link can
+    replace it, and no file system that was mounted noexec holds it.
+    """
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), NATIVE, library_file(machine))
+    if os.path.isfile(path):
+        return path
+    content = pkgutil.get_data(__name__.rpartition(".")[0], f"{NATIVE}/{library_file(machine)}")
+    create = libc_function("memfd_create")  # os.memfd_create is younger than Python 3.6
+    handle = create(library_file(machine).encode("ascii"), MFD_CLOEXEC) if create else -1
+    if content is None or handle < 0:
+        raise OSError("this system has no memfd_create, by which merino.pyz loads a library: install merino-runtime "
+                      "with pip, which writes it as a file")
+    with open(handle, "wb", closefd=False) as file:  # it stays open: the path ends with it
+        file.write(content)
+    return f"/proc/self/fd/{handle}"

@@ -43,8 +43,7 @@ class PastTurn(NamedTuple):
     opening: str  # the template's text before the answer
 
 
-class ChatOptions(NamedTuple):
-    """The options of a chat."""
+class _ChatOptions(NamedTuple):
     system: Optional[str] = None  # message before the first turn; None: the template's own, if any
     max_new_tokens: Optional[int] = None  # per answer; None: as many as the context holds
     sampling: Sampling = Sampling()
@@ -52,20 +51,25 @@ class ChatOptions(NamedTuple):
     overflow: str = "error"  # `error` refuses a turn that does not fit the context, `shift` drops the oldest turns
     json_schema: Any = None  # each answer is JSON that is valid for this schema
 
-    def check(self) -> None:
-        """Raise MerinoError for a value that no model allows."""
+
+class ChatOptions(_ChatOptions):
+    """The options of a chat. Raise MerinoError for a value that no model allows."""
+    __slots__ = ()
+
+    def __new__(cls, *values: Any, **named: Any) -> "ChatOptions":
+        self = super().__new__(cls, *values, **named)
         if self.overflow not in OVERFLOWS:
             raise MerinoError(f"overflow is {self.overflow!r}, allowed: {', '.join(OVERFLOWS)}.")
-        GenerateOptions(1 if self.max_new_tokens is None else self.max_new_tokens, self.sampling).check()
+        GenerateOptions(1 if self.max_new_tokens is None else self.max_new_tokens, self.sampling)
+        return self
 
 
 class ChatSession:
     """One conversation with one model, whose backend nothing else may use meanwhile. Raise MerinoError if the bundle
-    has no chat template, and for options that are out of range."""
+    has no chat template."""
 
     def __init__(self, bundle: Bundle, backend: "Backend", tokenizer: "Tokenizer",
                  options: ChatOptions = ChatOptions()) -> None:  # noqa: B008
-        options.check()
         self.backend, self._tokenizer, self._stops = backend, tokenizer, frozenset(bundle.stop_ids)
         self._sampling, self._most = options.sampling, options.max_new_tokens
         self._shifts = options.overflow == "shift"
@@ -102,7 +106,7 @@ class ChatSession:
 
         stopped: called after each token; true ends the turn. If the caller is interrupted, it calls `interrupted`.
         """
-        from merino_runtime.generation.generate import generate
+        from merino_runtime.generation.generate import Generation
         from merino_runtime.generation.text import TextStream
 
         _check_text("the message", text)
@@ -111,8 +115,8 @@ class ChatSession:
         self.interrupted()
         dropped, ids, opening = self._fitting(text)
         stream = TextStream(self._tokenizer, begins=True)
-        generation = generate(self.backend, ids, GenerateOptions(self._most or self.backend.context, self._sampling),
-                              stop_ids=list(self._stops), stream=stream, constraint=self._constraint)
+        generation = Generation(self.backend, ids, GenerateOptions(self._most or self.backend.context, self._sampling),
+                                stop_ids=list(self._stops), stream=stream, constraint=self._constraint)
         self._past = self._past[dropped:]
         self._active = _ActiveTurn(text, opening, len(ids), generation, stream)
         return self._events(self._active, dropped, stopped)

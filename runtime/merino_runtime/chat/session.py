@@ -6,17 +6,20 @@ event.
 """
 import contextlib
 import json
+import os
 import queue
 import sys
 import threading
 from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
 
 from merino_runtime.chat.commands import Line, Record, parse_line, run_command
-from merino_runtime.chat.screen import Thinking, Wrapped, is_terminal, takes_styles, width
+from merino_runtime.chat.template import Thinking
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.text import LONGEST_TEXT_BYTES
 from merino_runtime.io.streams import as_text, say, write_out
+from merino_runtime.io.visible import harmless
 
+DIM, NORMAL = "\x1b[2m", "\x1b[22m"
 STOP = "\x03"  # a line of this alone stops the answers to all lines before it
 
 
@@ -85,6 +88,11 @@ def _answered(text: str, conversation: Any, record: Record, screen: Any) -> None
         screen.note(f"the answer ends after {done['tokens']} tokens, as set by -n")
 
 
+def is_terminal() -> bool:
+    """Return whether stdin and stdout are a terminal."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+
+
 class Terminal:
     """A person's terminal. ctrl-C, pressed twice at the prompt, ends the chat."""
     handles_interrupt = True  # after ctrl-C
@@ -93,7 +101,8 @@ class Terminal:
     def __init__(self) -> None:
         with contextlib.suppress(ImportError):  # without it, lines cannot be edited
             import readline  # noqa: F401
-        self._interrupts = 0
+        self._interrupts, self._dim = 0, False
+        self._styles = "NO_COLOR" not in os.environ and os.environ.get("TERM") not in (None, "dumb")
 
     def read(self) -> Optional[str]:
         while True:
@@ -113,21 +122,25 @@ class Terminal:
 
     def begin(self, thinks: bool) -> None:
         self._thinking = Thinking(thinks)
-        self._lines = Wrapped(write_out, width(), takes_styles())
 
     def show(self, text: str) -> None:
-        for part, thinking in self._thinking.push(text):
-            self._lines.push(part, thinking)
+        self._write(self._thinking.push(text))
 
     def end(self) -> None:
-        for part, thinking in self._thinking.finish():
-            self._lines.push(part, thinking)
-        self._lines.finish()
+        self._write([*self._thinking.finish(), ("\n", False)])
 
     def note(self, text: str, greeting: bool = False) -> None:  # noqa: ARG002
-        lines = Wrapped(write_out, width(), takes_styles())
-        lines.push(text, dim=True)
-        lines.finish()
+        self._write([(text, True), ("\n", False)])
+
+    def _write(self, parts: Sequence[Tuple[str, bool]]) -> None:
+        """Write texts, each with whether it is dimmed. What would control the terminal is escaped."""
+        out = ""
+        for text, dim in parts:
+            if dim != self._dim and self._styles:
+                out += DIM if dim else NORMAL
+            self._dim = dim
+            out += harmless(text)
+        write_out(out)
 
     def refuse(self, error: MerinoError) -> None:
         self.note(str(error))

@@ -15,6 +15,7 @@ from merino_runtime.bundle import Chat, ChatParts
 from merino_runtime.bundle.requirements import require
 from merino_runtime.bundle.schema import MESSAGE_TEXTS
 from merino_runtime.errors import MerinoError
+from merino_runtime.generation.text import tail_to_hold
 
 if TYPE_CHECKING:
     from merino_runtime.generation.text import Tokenizer
@@ -77,6 +78,34 @@ def encode_segments(tokenizer: "Tokenizer", segments: Sequence[Segment], known: 
         else:
             group.append((segment.text, segment.own))
     return ids + tokenizer.encode_pieces(group)
+
+
+class Thinking:
+    """Separates an answer's thinking from the rest, as the text arrives. thinks: whether it begins inside thinking."""
+
+    def __init__(self, thinks: bool = False) -> None:
+        self._thinks, self._withheld = thinks, ""
+
+    def push(self, text: str) -> List[Tuple[str, bool]]:
+        """Return parts of the text, each with whether it is thinking. The marks belong to the thinking."""
+        text, parts = self._withheld + text, []
+        while True:
+            mark = THINK_END if self._thinks else THINK
+            start = text.find(mark)
+            if start < 0:
+                break
+            end = start + (len(mark) if self._thinks else 0)
+            parts.append((text[:end], self._thinks))
+            text = text[end:]
+            self._thinks = not self._thinks
+        sure = len(text) - tail_to_hold(text, [THINK_END if self._thinks else THINK])
+        parts.append((text[:sure], self._thinks))
+        self._withheld = text[sure:]
+        return [part for part in parts if part[0]]
+
+    def finish(self) -> List[Tuple[str, bool]]:
+        text, self._withheld = self._withheld, ""
+        return [(text, self._thinks)] if text else []
 
 
 def text_of(kind: str, text: str) -> str:

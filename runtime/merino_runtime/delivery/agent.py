@@ -47,16 +47,12 @@ def report(line: str) -> None:
     sys.stdout.flush()
 
 
-def cache_folder() -> str:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return base + "/merino"
-
-
 def placed(text: str) -> str:
     """Return an argument with its placeholder filled in."""
     if text == PYTHON:
         return sys.executable
-    return cache_folder() + text[len(CACHE):] if text.startswith(CACHE + "/") else text
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return base + "/merino" + text[len(CACHE):] if text.startswith(CACHE + "/") else text
 
 
 def describe(app_bytes: int, root: Optional[str], calls: List[List[str]], timeout_s: float) -> int:
@@ -112,11 +108,10 @@ def changeable(path: str) -> Optional[str]:
 def called(app: str, arguments: List[str], timeout_s: float) -> Dict[str, Any]:
     child = subprocess.Popen([sys.executable, app] + arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE)
-    try:
-        out, err = child.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        out, err = child.communicate()
+    timer = threading.Timer(timeout_s, child.kill)
+    timer.start()
+    out, err = child.communicate()
+    timer.cancel()
     return {"code": child.returncode, "out": out.decode("utf-8", "replace"), "err": err.decode("utf-8", "replace")}
 
 
@@ -181,18 +176,10 @@ def find_python(candidates: List[str], modules: List[str]) -> int:
     return 0
 
 
-def run(arguments: List[str], stdin_bytes: int) -> int:
-    """Run a program. Its stdin follows the request, and its output is the agent's. It ends with the connection."""
-    return run_child(arguments, sys.stdin.buffer.read(stdin_bytes))
-
-
-def interact(arguments: List[str]) -> int:
-    """Run a program that receives this one's stdin line by line, and ends with it."""
-    return run_child(arguments, None)
-
-
-def run_child(arguments: List[str], data: Optional[bytes]) -> int:
-    """Run a program with `data` as its stdin; None: with the lines of this one's. Return its exit code."""
+def run(arguments: List[str], stdin_bytes: Optional[int] = None) -> int:
+    """Run a program, whose output is the agent's, and which ends with the connection. Its stdin follows the request;
+    without `stdin_bytes` it receives this one's line by line. Return its exit code."""
+    data = None if stdin_bytes is None else sys.stdin.buffer.read(stdin_bytes)
     try:
         child = subprocess.Popen(list(map(placed, arguments)), stdin=subprocess.PIPE, start_new_session=True)
     except OSError as error:
@@ -260,7 +247,9 @@ def receive(folder: str, name: str, size: int, sha256: str, piece: int) -> int:
             os.unlink(path + ".part")
         if not error:
             os.replace(path + ".part", path)
-            sync_folder(target)
+            handle = os.open(target, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
     report(json.dumps({"error": error}))
     return 1 if error else 0
 
@@ -309,14 +298,6 @@ def hash_of(path: str) -> str:
     return digest.hexdigest()
 
 
-def sync_folder(folder: str) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def discard(paths: List[str]) -> int:
     """Remove files and empty folders of the cache, if they exist."""
     for path in map(placed, paths):
@@ -327,7 +308,7 @@ def discard(paths: List[str]) -> int:
 
 
 REQUESTS: Dict[str, Callable[..., int]] = {
-    "describe": describe, "find_python": find_python, "run": run, "interact": interact, "receive": receive,
+    "describe": describe, "find_python": find_python, "run": run, "interact": run, "receive": receive,
     "discard": discard}
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""Chooses the parts of a packed file that a machine uses: one bundle, and the wheels for its Python.
+"""Chooses the parts of a packed file that a machine uses: one bundle, and the wheels for its Python. Rejects a file
+that is older than one that was installed.
 
 This is checked on the workstation before a file travels, and on the board before anything is unpacked or imported.
 """
+import contextlib
+import os
 import re
 from typing import List, NamedTuple, Optional, Tuple
 
@@ -9,14 +12,17 @@ from merino_runtime.backends.choice import TENSORRT, choose_backend
 from merino_runtime.bundle import Bundle, backends_text, bundle_of, older_graph
 from merino_runtime.bundle.fit import check_bundle_fits, is_for_other_core
 from merino_runtime.bundle.requirements import version_tuple
-from merino_runtime.delivery.archive import Archive, read_member
+from merino_runtime.delivery import releases
+from merino_runtime.delivery.archive import SIGNATURE, Archive, read_member
 from merino_runtime.delivery.machine import Machine
-from merino_runtime.delivery.manifest import Manifest, WheelSet, files_under
+from merino_runtime.delivery.manifest import NAME, Manifest, WheelSet, files_under, parse_manifest
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.json_file import value_of
+from merino_runtime.io.json_file import read_json, value_of
 from merino_runtime.io.json_shape import listed
 
 LARGEST_DESCRIPTION_BYTES = 2 ** 20  # of bundle.json; OPT-350M's has 20 kB. JSON can grow 100 times when it is read
+COUNTER = "counter.json"
+REMEDY = "It is written again."
 
 
 class Choice(NamedTuple):
@@ -121,3 +127,40 @@ def _check_version(bundle: Bundle, wheels: Optional[WheelSet]) -> None:
     raise MerinoError(f"{bundle.name!r} ({bundle.dialect}, {bundle.precision}) needs {backends_text(bundle)}, the "
                       f"file's wheels for this Python hold {versions}. Pack a bundle that was exported with "
                       f"{older_graph(bundle)}.")
+
+
+def check_counter(root: str, archive: Archive) -> None:
+    """Raise MerinoError if ROOT has accepted a signed file with a higher counter. The release in use may be installed
+    again."""
+    highest, current = highest_counter(root), releases.linked(root, releases.CURRENT)
+    if archive.signature and archive.manifest.counter < highest and archive.id != current:
+        raise MerinoError(f"{archive.path} is older than what was installed in {root}: its counter is "
+                          f"{archive.manifest.counter}, the highest so far {highest}. Pack it again, go back to the "
+                          "release before by `rollback`, or install the older one all the same with --allow-downgrade.")
+
+
+def highest_counter(root: str) -> int:
+    """Return the highest of the stored counter and those of signed, installed releases: either may be lost."""
+    counters = [_stored_counter(root)]
+    for release_id in filter(None, releases.links(root)):
+        folder = releases.release_folder(root, release_id)
+        with contextlib.suppress(OSError, MerinoError):
+            if os.path.exists(os.path.join(folder, SIGNATURE)):
+                with open(os.path.join(folder, NAME), "rb") as file:
+                    counters.append(parse_manifest(file.read(), folder).counter)
+    return max(counters)
+
+
+def keep_counter(root: str, archive: Archive) -> None:
+    """Store the counter of a signed file if it is the highest. The caller holds the lock."""
+    if archive.signature and archive.manifest.counter > _stored_counter(root):
+        releases.write_json(os.path.join(root, COUNTER), {"schema": 1, "highest": archive.manifest.counter})
+
+
+def _stored_counter(root: str) -> int:
+    """Return the counter in ROOT/counter.json; 0 if there is none."""
+    try:
+        highest = read_json(os.path.join(root, COUNTER), REMEDY)["highest"]
+    except (MerinoError, KeyError, TypeError):
+        return 0
+    return highest if isinstance(highest, int) and not isinstance(highest, bool) else 0

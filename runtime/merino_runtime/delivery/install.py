@@ -23,8 +23,7 @@ from merino_runtime.delivery.archive import (
     open_archive,
     signature_bytes,
 )
-from merino_runtime.delivery.counter import check_counter, keep_counter
-from merino_runtime.delivery.fit import Choice, check_bundles, choose
+from merino_runtime.delivery.fit import Choice, check_bundles, check_counter, choose, keep_counter
 from merino_runtime.delivery.keys import (
     PublicKey,
     key_base64,
@@ -35,7 +34,7 @@ from merino_runtime.delivery.keys import (
 )
 from merino_runtime.delivery.machine import this_machine
 from merino_runtime.delivery.manifest import APP, NAME, FileEntry, files_under
-from merino_runtime.delivery.release_runs import build_engine, selftest
+from merino_runtime.delivery.packages import build_engine, selftest
 from merino_runtime.delivery.service import make_user
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json

@@ -13,8 +13,6 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
 from merino_runtime.io.lock import raising_machine_faults
 
-MOST_STARTS = 3  # of a release that nothing and nobody marked good
-
 
 class Probation(NamedTuple):
     starts: int = 0  # of the service, while the release was not good

@@ -21,9 +21,8 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 from merino_runtime.delivery.keys import TRUSTED, PublicKey, key_base64, key_of_base64, trust, withdraw
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
-from merino_runtime.io.lock import hold, in_use, locked, raising_machine_faults
+from merino_runtime.io.lock import hold, in_use, is_root, locked, others_may_write, raising_machine_faults
 from merino_runtime.io.outputs import move_folder, replace_link, sync_folder, write_output
-from merino_runtime.io.owner import is_root, others_may_write
 from merino_runtime.io.scratch import sweep_folder
 
 SCHEMA = 1

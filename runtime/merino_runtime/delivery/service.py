@@ -1,9 +1,8 @@
-"""The systemd service: the texts of its units, the verb `service`, and their setup (`install --service`).
+"""The systemd service: the verb `service`, and its setup (`install --service`). `units` has the texts of the units.
 
-A start has four steps. Root counts it and may roll back; the service's user tests the release; root marks it good; the
-user probes the board, once for each release. After three failed starts of a new release the service rolls back.
-ROOT/merino.pyz, from a release that was good, runs all four, so that no damage of the release under test stops them.
-Standard library only.
+A start has three steps. Root counts it and may roll back; the service's user tests the release; root marks it good.
+After three failed starts of a new release the service rolls back. ROOT/merino.pyz, from a release that was good, runs
+all three, so that no damage of the release under test stops them. Standard library only.
 """
 import contextlib
 import os
@@ -15,137 +14,22 @@ import zipfile
 from typing import Callable, List, Sequence
 
 from merino_runtime.bundle import sha256_of
-from merino_runtime.delivery import probation, releases
+from merino_runtime.delivery import probation, releases, units
 from merino_runtime.delivery.archive import SIGNATURE
 from merino_runtime.delivery.manifest import APP, NAME, parse_manifest
-from merino_runtime.delivery.release_runs import selftest
+from merino_runtime.delivery.packages import selftest
+from merino_runtime.delivery.units import MOST_STARTS, PYTHON, SERVE_UNIT, UNIT, USER
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import value_of
-from merino_runtime.io.lock import hold, raising_machine_faults
+from merino_runtime.io.lock import hold, is_root, raising_machine_faults
 from merino_runtime.io.machine_faults import last_line, machine_fault
 from merino_runtime.io.outputs import write_output
-from merino_runtime.io.owner import is_root
 
-USER = "merino"
-SERVE_UNIT, SERVE_OPTIONS = "merino-serve.service", "/etc/merino/serve.env"
-UNIT, UNITS = "merino.service", "/etc/systemd/system"
-FIRST_BOOT_UNIT, INCOMING = "merino-install.service", "incoming"
-FIRST_WORDS = (releases.INSTALLED, '"Once upon a time"', "-n", "24", "--temperature", "0")
-PROBE, PROBED, PROBE_TIMEOUT_S = "probe.json", "probed", 600.0  # in ROOT/state
-PYTHON = "/usr/bin/python3"  # the system's: what root runs at each start
+UNITS = "/etc/systemd/system"
 GPU_DEVICES = ("/dev/nvmap", "/dev/nvhost-gpu")  # of a Jetson; their group may open them
 WAIT_S = 1800.0  # for an install that runs when the board starts
-# Units that enlarge a card's file system at its first start: systemd's, cloud-init's, Raspberry Pi OS's, JetPack's.
-GROWING = ("systemd-repart.service", "systemd-growfs-root.service", "systemd-growfs@-.service", "cloud-init.service",
-           "rpi-resize.service", "resize2fs_once.service", "nvresizefs.service", "nvfb.service")
 HIDDEN = ("/home", "/root", "/run", "/tmp")  # from a hardened service
 Report = Callable[[str], None]
-
-
-def service_unit(root: str) -> str:
-    """Return merino.service. It runs on systemd 237 (JetPack 4), which rejects Restart= with Type=oneshot. `+` means as
-    root. It wants the server's unit, so that each start of this one starts the server again, if there is one."""
-    run = f"{PYTHON} -I {root}/{APP} service"
-    return f"""[Unit]
-Description=merino: self-test of the installed language model
-ConditionPathIsDirectory={root}/{releases.RELEASES}
-After=local-fs.target
-Wants={SERVE_UNIT}
-StartLimitIntervalSec=3600
-StartLimitBurst={probation.MOST_STARTS + 3}
-
-[Service]
-Type=simple
-RemainAfterExit=yes
-User={USER}
-ExecStartPre=+{run} begin --root {root}
-ExecStartPre={run} test --root {root}
-ExecStartPre=+{run} end --root {root}
-ExecStart={run} probe --root {root}
-TimeoutStartSec=infinity
-Restart=on-failure
-RestartSec=5
-Environment=HOME={root}/{releases.STATE} XDG_CACHE_HOME={root}/{releases.STATE}
-UMask=0022
-{hardened(root)}RestrictAddressFamilies=AF_UNIX
-
-[Install]
-WantedBy=multi-user.target
-"""
-
-
-def hardened(root: str) -> str:
-    """Return the limits of a process of the service's user, except those on sockets."""
-    return f"""NoNewPrivileges=yes
-CapabilityBoundingSet=
-ProtectSystem=strict
-ReadWritePaths={root}/{releases.STATE}
-ProtectHome=yes
-PrivateTmp=yes
-ProtectKernelTunables=yes
-ProtectKernelModules=yes
-ProtectControlGroups=yes
-RestrictNamespaces=yes
-RestrictRealtime=yes
-LockPersonality=yes
-SystemCallArchitectures=native
-"""
-
-
-def serve_unit(root: str) -> str:
-    """Return merino-serve.service, which serves the release in use once it has passed its test. An upgrade or a
-    rollback restarts it with merino.service. Root may set options in SERVE_OPTIONS."""
-    return f"""[Unit]
-Description=merino: serves the installed language model
-Requires={UNIT}
-PartOf={UNIT}
-After={UNIT} network.target
-StartLimitIntervalSec=600
-StartLimitBurst=20
-
-[Service]
-User={USER}
-EnvironmentFile=-{SERVE_OPTIONS}
-ExecStart={root}/{releases.CURRENT}/{releases.LAUNCHER} serve {releases.INSTALLED} $OPTIONS
-Restart=always
-RestartSec=5
-Environment=HOME={root}/{releases.STATE} XDG_CACHE_HOME={root}/{releases.STATE}
-UMask=0077
-{hardened(root)}RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
-
-[Install]
-WantedBy=multi-user.target
-"""
-
-
-def first_boot_unit(root: str, archive_name: str, allow_unsigned: bool = False) -> str:
-    """Return merino-install.service. It installs what is in ROOT/incoming, after the file system has grown to the size
-    of its card. After a failure it runs again, soon and at the next boot; `install --service` disables it. The console
-    shows its output, then a few words that the release generates as the service's user. These fail no install: a model
-    may have no tokenizer."""
-    unsigned = " --allow-unsigned" if allow_unsigned else ""
-    return f"""[Unit]
-Description=merino: installs the language model that came with this card
-After=local-fs.target {" ".join(GROWING)}
-StartLimitIntervalSec=3600
-StartLimitBurst=3
-
-[Service]
-Type=simple
-RemainAfterExit=yes
-ExecStartPre={PYTHON} -I {root}/{INCOMING}/{APP} install {root}/{INCOMING}/{archive_name} --root {root} --service{unsigned}
-ExecStart=-/sbin/runuser -u {USER} -- {root}/{releases.CURRENT}/{releases.LAUNCHER} generate {" ".join(FIRST_WORDS)}
-TimeoutStartSec=infinity
-Restart=on-failure
-RestartSec=10
-Environment=HOME=/root
-UMask=0022
-StandardOutput=journal+console
-StandardError=journal+console
-
-[Install]
-WantedBy=multi-user.target
-"""  # noqa: E501
 
 
 def begin_start(root: str, report: Report) -> None:
@@ -161,12 +45,12 @@ def begin_start(root: str, report: Report) -> None:
                 return
             state = probation.count_start(root, links.current)
             target = probation.rollback_target(root, links)
-            if state.good or state.starts <= probation.MOST_STARTS or target is None:
+            if state.good or state.starts <= MOST_STARTS or target is None:
                 return
             if probation.read_probation(root, target).gave_up:  # otherwise the two would alternate forever
                 return
             probation.rollback(root, gave_up=True)
-            report(f"release {links.current} failed {probation.MOST_STARTS} starts: back to {target}")
+            report(f"release {links.current} failed {MOST_STARTS} starts: back to {target}")
             for note in probation.withdrawn_notes(root):
                 report(note)
             probation.count_start(root, target)
@@ -205,27 +89,6 @@ def _current(root: str) -> str:
     if current is None:
         raise MerinoError(f"no release is installed in {root}. {releases.INSTALL_FIRST}")
     return current
-
-
-def probe_once(root: str, report: Report) -> None:
-    """Measure the board, as the service's user, once for each release. The attempt is recorded before it is made: a
-    board that crashes under the load must not do so at each start. A failed probe is not a failure of the release."""
-    current, state = _current(root), os.path.join(root, releases.STATE)
-    folder, path = releases.release_folder(root, current), os.path.join(state, PROBED)
-    probed = set()
-    with contextlib.suppress(OSError), open(path, encoding="ascii", errors="replace") as file:
-        probed = set(file.read(1000).split())
-    if current in probed:
-        return
-    hold(folder)
-    write_output(path, "\n".join(sorted({current, *probed.intersection(releases.release_ids(root))})) + "\n")
-    command = [os.path.join(folder, releases.LAUNCHER), "probe", "-o", os.path.join(state, PROBE)]
-    try:
-        code = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=PROBE_TIMEOUT_S).returncode
-    except (OSError, subprocess.TimeoutExpired) as error:
-        report(f"the probe failed: {error}")
-    else:
-        report(f"the probe ended with exit code {code}" if code else f"the board was measured: {state}/{PROBE}")
 
 
 def keep_application(root: str, release_id: str) -> None:
@@ -335,13 +198,13 @@ def set_up_service(root: str, serve: bool = False) -> List[str]:
                 else:
                     keep_application(root, _current(root))
         # 2. The units.
-        write_output(os.path.join(UNITS, UNIT), service_unit(root))
+        write_output(os.path.join(UNITS, UNIT), units.service_unit(root))
         if serve:
-            write_output(os.path.join(UNITS, SERVE_UNIT), serve_unit(root))
+            write_output(os.path.join(UNITS, SERVE_UNIT), units.serve_unit(root))
     for unit in [UNIT, *[SERVE_UNIT] * serve]:
         _run(["systemctl", "enable", "--quiet", unit])
-    if os.path.lexists(os.path.join(UNITS, FIRST_BOOT_UNIT)):
-        _run(["systemctl", "disable", "--quiet", FIRST_BOOT_UNIT])
+    if os.path.lexists(os.path.join(UNITS, units.FIRST_BOOT_UNIT)):
+        _run(["systemctl", "disable", "--quiet", units.FIRST_BOOT_UNIT])
     # 3. The start.
     if not os.path.isdir("/run/systemd/system"):
         return [f"{UNIT} is enabled; systemd is not running here"]
@@ -351,7 +214,7 @@ def set_up_service(root: str, serve: bool = False) -> List[str]:
     notes = [f"{UNIT} is enabled and started: it tests this release at each start of the board"]
     if serve:
         notes.append(f"{SERVE_UNIT} is enabled: it serves http://127.0.0.1:8080 once that test is passed, with the "
-                     f"options that {SERVE_OPTIONS} has")
+                     f"options that {units.SERVE_OPTIONS} has")
     return notes
 
 

@@ -11,8 +11,7 @@ from typing import Any, Dict, Optional
 from merino_runtime.backends.choice import BACKENDS
 from merino_runtime.delivery import releases
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.streams import say, say_note, write_out
-from merino_runtime.io.verb import Verb
+from merino_runtime.io.streams import Verb, say, say_note, write_out
 
 BUNDLE_ARGUMENTS = ("bundle", "bundles", "baselines")
 
@@ -179,17 +178,16 @@ def _untrust(arguments: argparse.Namespace) -> int:
 
 
 def _add_service(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("step", choices=("begin", "test", "end", "probe"),
+    parser.add_argument("step", choices=("begin", "test", "end"),
                         help="begin: count the boot, roll back a release that keeps failing; test: the self-test; end: "
-                             "mark the release good; probe: measure the board once")
+                             "mark the release good")
     _add_root(parser)
 
 
 def _service(arguments: argparse.Namespace) -> int:
     from merino_runtime.delivery import service
 
-    steps = {"begin": service.begin_start, "test": service.try_release, "end": service.end_start,
-             "probe": service.probe_once}
+    steps = {"begin": service.begin_start, "test": service.try_release, "end": service.end_start}
     steps[arguments.step](_installed_root(arguments), say)
     return 0
 

@@ -1,4 +1,4 @@
-"""Generation: a prefill, then one decode step per token, as a generator whose last item holds the measurements.
+"""Generation: a prefill, then one decode step per token, as an iterator whose last item holds the measurements.
 
 The prefill computes only the ids after the prefix that prompt and cache share. `overflow` decides what happens if
 prompt and new tokens do not fit the context. `stop`: generation ends when the context is full. `error`: the request is
@@ -72,30 +72,6 @@ Event = Union[PromptCut, Prefilled, Token, TokenLogprobs, Done]
 ChunkSize = Callable[[int], int]  # ids of the prompt so far -> number of ids in the next chunk of its prefill
 
 
-def generate(backend: Backend, prompt_ids: Sequence[int], options: GenerateOptions = GenerateOptions(), *,  # noqa: B008
-             stop_ids: Sequence[int] = (), stream: Optional[TextStream] = None, chunk_size: Optional[ChunkSize] = None,
-             constraint: Optional["Compiled"] = None, forces: bool = True) -> "Generation":
-    """Yield a Token per id, then one Done. The ids do not depend on what the cache held before.
-
-    options: the caller turns those on text, stops and constraint into `stream`, `stop_ids` and `constraint`.
-    chunk_size: cut the prefill into chunks, with a Prefilled before each, so that the caller can do other work in
-    between, or stop. forces: tokens that the constraint forces take no step. stop_ids: any of them ends the generation
-    if the constraint allows it. stream None: yield ids only, every text is empty.
-
-    This call, not the first `next`, raises MerinoError for a wrong request. After the iterator is closed early, or
-    after ctrl-C, the backend can be used again, and `measured` returns the Done so far. `next` raises MerinoError if
-    something else, such as another generation on this backend, changed the cache between two tokens.
-    """
-    options.check()
-    check_fits(len(prompt_ids), options, backend.context)
-    unknown = [token_id for token_id, _ in options.sampling.logit_bias if token_id >= backend.vocab]
-    if unknown:
-        raise MerinoError(f"logit_bias names the token id {unknown[0]}, the model has 0 to {backend.vocab - 1}. Use "
-                          "ids of this model's tokenizer.")
-    return Generation(backend, prompt_ids, options, stop_ids=stop_ids, stream=stream, chunk_size=chunk_size,
-                      constraint=constraint, forces=forces)
-
-
 def check_fits(prompt: int, options: GenerateOptions, context: int) -> None:
     """Raise MerinoError if the context does not allow a prompt of `prompt` ids and this number of new tokens."""
     max_new_tokens, overflow = options.max_new_tokens, options.overflow
@@ -144,23 +120,28 @@ def token_logprobs(logits: np.ndarray, token_id: int, top: int) -> TokenLogprobs
     return TokenLogprobs(float(logprobs[token_id]), tuple((int(index), float(logprobs[index])) for index in best))
 
 
-def done(step_ms: Sequence[float], stop_reason: str, prefill_tokens: int, shifts: int = 0) -> Done:
-    """Summarize a generation. step_ms: time of each token, 0 for a forced one; the first other one is the prefill."""
-    runs = [index for index, ms in enumerate(step_ms) if ms]
-    behind = step_ms[runs[0] + 1:] if runs else []
-    decode_ms = [ms for ms in behind if ms]
-    return Done(tokens=len(step_ms), prefill_tokens=prefill_tokens, prefill_ms=step_ms[runs[0]] if runs else None,
-                decode_ms_p50=statistics.median(decode_ms) if decode_ms else None,
-                tok_s=1000 * len(behind) / sum(decode_ms) if decode_ms else None,
-                peak_rss_mb=peak_rss_mb(), stop_reason=stop_reason, shifts=shifts, forced=len(step_ms) - len(runs))
-
-
 class Generation(Iterator[Event]):
-    """The events of one generation, and its measurements so far. `generate` makes it."""
+    """Yields a Token per id, then one Done. The ids do not depend on what the cache held before.
 
-    def __init__(self, backend: Backend, prompt_ids: Sequence[int], options: GenerateOptions, *,
-                 stop_ids: Sequence[int], stream: Optional[TextStream], chunk_size: Optional[ChunkSize],
-                 constraint: Optional["Compiled"], forces: bool) -> None:
+    options: those on text, stops and constraint are the caller's, who makes `stream`, `stop_ids` and `constraint` of
+    them. chunk_size: cut the prefill into chunks, with a Prefilled before each, so that the caller can do other work in
+    between, or stop. forces: tokens that the constraint forces take no step. stop_ids: any of them ends the generation
+    if the constraint allows it. stream None: yield ids only, every text is empty.
+
+    Raise MerinoError for a wrong request. After the iterator is closed early, or after ctrl-C, the backend can be used
+    again, and `measured` returns the Done so far. `next` raises MerinoError if something else, such as another
+    generation on this backend, changed the cache between two tokens.
+    """
+
+    def __init__(self, backend: Backend, prompt_ids: Sequence[int], options: GenerateOptions = GenerateOptions(), *,  # noqa: B008, E501
+                 stop_ids: Sequence[int] = (), stream: Optional[TextStream] = None,
+                 chunk_size: Optional[ChunkSize] = None, constraint: Optional["Compiled"] = None, forces: bool = True
+                 ) -> None:
+        check_fits(len(prompt_ids), options, backend.context)
+        unknown = [token_id for token_id, _ in options.sampling.logit_bias if token_id >= backend.vocab]
+        if unknown:
+            raise MerinoError(f"logit_bias names the token id {unknown[0]}, the model has 0 to {backend.vocab - 1}. "
+                              "Use ids of this model's tokenizer.")
         context = backend.context
         kept = prompt_ids if len(prompt_ids) < context else newest_half(prompt_ids, context)
         self._backend, self._stream, self._stop_ids = backend, stream, frozenset(stop_ids)
@@ -199,7 +180,16 @@ class Generation(Iterator[Event]):
 
     def measured(self, stop_reason: str = "interrupt") -> Done:
         """Return the measurements so far, for a generation that did not reach its own `Done`."""
-        return done(self._step_ms[:self._tokens], stop_reason, self._prefill_tokens, self._shifts)
+        step_ms = self._step_ms[:self._tokens]
+        runs = [index for index, ms in enumerate(step_ms) if ms]  # the first is the prefill
+        behind = step_ms[runs[0] + 1:] if runs else []
+        decode_ms = [ms for ms in behind if ms]
+        return Done(tokens=len(step_ms), prefill_tokens=self._prefill_tokens,
+                    prefill_ms=step_ms[runs[0]] if runs else None,
+                    decode_ms_p50=statistics.median(decode_ms) if decode_ms else None,
+                    tok_s=1000 * len(behind) / sum(decode_ms) if decode_ms else None,
+                    peak_rss_mb=peak_rss_mb(), stop_reason=stop_reason, shifts=self._shifts,
+                    forced=len(step_ms) - len(runs))
 
     def _run(self, prompt_ids: Sequence[int], left_out: int, max_new_tokens: int, shifting: bool
              ) -> Generator[Event, None, None]:

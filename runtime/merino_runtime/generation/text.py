@@ -157,7 +157,9 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), begins: bool = False) -> None:
-        check_stops(stops)
+        if not isinstance(stops, (list, tuple)) or any(not isinstance(stop, str) or not stop for stop in stops):
+            raise MerinoError(f"stops are {stops!r:.80}, allowed is a list of strings, each a stop string of at least "
+                              "one character.")
         self._drops_space = begins and tokenizer.drops_first_space
         self._tokenizer = tokenizer
         self._stops = tuple(stops)
@@ -190,12 +192,6 @@ class TextStream:
         sure = min(ends)[1] if ends else len(text) - tail_to_hold(text, self._stops)
         self._withheld = "" if ends else text[sure:]
         return text[:sure]
-
-
-def check_stops(stops: Sequence[str]) -> None:
-    if not isinstance(stops, (list, tuple)) or any(not isinstance(stop, str) or not stop for stop in stops):
-        raise MerinoError(f"stops are {stops!r:.80}, allowed is a list of strings, each a stop string of at least one "
-                          "character.")
 
 
 def tail_to_hold(text: str, stops: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import struct
-from typing import Dict, FrozenSet, List, NamedTuple, Optional
+from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional
 
 MB = 2 ** 20
 # Python, numpy, tokenizers and onnxruntime after their imports: 43 MB (onnxruntime 1.10) to 53 MB (1.32) on x86.
@@ -85,14 +85,23 @@ def arm64_isa(hwcap: int, hwcap2: int) -> FrozenSet[str]:
 
 def _auxiliary_value(entry: int) -> int:
     """Return an entry of the auxiliary vector; 0 if there is no such entry, or no getauxval."""
+    getauxval = libc_function("getauxval")
+    if getauxval is None:
+        return 0
+    import ctypes
+
+    getauxval.argtypes, getauxval.restype = [ctypes.c_ulong], ctypes.c_ulong
+    return getauxval(entry)
+
+
+def libc_function(name: str) -> Any:
+    """Return a function of the C library; None if it has no such function."""
     try:
         import ctypes  # some small builds of Python have none
 
-        getauxval = ctypes.CDLL(None).getauxval
+        return getattr(ctypes.CDLL(None), name)
     except (ImportError, OSError, AttributeError, TypeError):
-        return 0
-    getauxval.argtypes, getauxval.restype = [ctypes.c_ulong], ctypes.c_ulong
-    return getauxval(entry)
+        return None
 
 
 def read_isa(cpuinfo: str) -> FrozenSet[str]:

@@ -1,10 +1,11 @@
-"""Locks of a folder that commands change: one command at a time, and a release in use is not removed.
+"""Who may change a folder: locks for commands and releases in use, and the rule on files of other users.
 
-Both use `flock`, which the kernel releases when a process ends, however it ends. Standard library only.
+Locks use `flock`, which the kernel releases when a process ends, however it ends. Standard library only.
 """
 import contextlib
 import errno
 import os
+import stat
 import time
 from typing import Iterator
 
@@ -81,3 +82,16 @@ def raising_machine_faults(doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise machine_fault(doing, error) from error
+
+
+def is_root() -> bool:
+    return hasattr(os, "geteuid") and os.geteuid() == 0  # Windows has no such function
+
+
+def others_may_write(status: os.stat_result, sticky_allowed: bool = False) -> bool:
+    """Return whether a user other than root and this one owns the file or folder, or may write it. sticky_allowed: a
+    folder like /tmp counts as protected, because what is this user's in it stays this user's."""
+    group = 0 if is_root() else os.getegid()
+    writable = status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid not in (0, group))
+    sticky = sticky_allowed and status.st_mode & stat.S_ISVTX
+    return status.st_uid not in (0, os.geteuid()) or bool(writable and not sticky)

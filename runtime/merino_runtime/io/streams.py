@@ -1,19 +1,19 @@
-"""Writes results to stdout and messages to stderr, and turns the errors of a command into its exit code.
+"""The command line's ends: a verb, results on stdout, messages on stderr, and errors as an exit code.
 
 Outputs are written to files before anything is printed, so a stdout that fails loses only what is nowhere else. A
 message that stderr rejects is dropped: no command may fail because of it.
 """
+import argparse
 import contextlib
 import io
 import os
-import stat
 import sys
-from typing import Callable, Optional, TextIO
+from typing import Callable, NamedTuple, Optional, TextIO
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.ctrl_c import INTERRUPTED
 from merino_runtime.io.machine_faults import machine_fault
 from merino_runtime.io.memory import lack_of_memory, ran_out
+from merino_runtime.io.start import INTERRUPTED
 from merino_runtime.io.visible import visible_text
 
 CLOSED_PIPE = 141  # 128 + SIGPIPE
@@ -99,14 +99,6 @@ def as_text(argument: str) -> str:
 
 def stdout_is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
-
-
-def stdout_is_file() -> bool:
-    """Return whether stdout is a file on a disk."""
-    try:
-        return sys.stdout is not None and stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
-    except (OSError, ValueError):  # it was replaced by something in memory
-        return False
 
 
 def stderr_is_terminal() -> bool:
@@ -199,3 +191,11 @@ def _drop(stream: Optional[TextIO]) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())  # type: ignore[union-attr]
         os.close(nowhere)
+
+
+class Verb(NamedTuple):
+    """A subcommand. `merino_bench` adds its own through `__main__.main(extra_verbs=...)`."""
+    name: str
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]

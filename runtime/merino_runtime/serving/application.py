@@ -1,5 +1,4 @@
 """The application: a request -> a response, or one that is still generated. Knows paths and keys, no HTTP library."""
-import hmac
 import json
 import sys
 import traceback
@@ -8,30 +7,18 @@ from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple, U
 
 from merino_runtime import __version__
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.heap import freeze_loaded_objects
+from merino_runtime.io.memory import freeze_loaded_objects
 from merino_runtime.sampling import Sampling
 from merino_runtime.serving import fields, metrics, models, ollama, openai_requests, openai_responses
-from merino_runtime.serving.burden import Burden, Sensors
+from merino_runtime.serving.access import WrongKeys, check_origin
+from merino_runtime.serving.metrics import Burden, Sensors
 from merino_runtime.serving.models import Model
 from merino_runtime.serving.openai_requests import Limits
-from merino_runtime.serving.requests import (
-    FAULT,
-    FORBIDDEN,
-    NOT_FOUND,
-    TOO_MANY,
-    UNAVAILABLE,
-    UNKNOWN_KEY,
-    WRONG_METHOD,
-    Event,
-    Finished,
-    RefusedError,
-)
+from merino_runtime.serving.requests import Event, Finished, RefusedError
 from merino_runtime.serving.scheduler import Job, Scheduler
-from merino_runtime.serving.wrong_keys import WrongKeys
 
 JSON = "application/json"
 PUBLIC = ("/", "/health", "/v1/health")  # without a key
-LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 Deliver = Callable[[int, Event], None]  # the index of a prompt, an event of its completion
 
@@ -112,7 +99,8 @@ class Application:
             "/v1/chat/completions": {"POST": partial(self._openai, read=openai_requests.chat_of)},
             "/v1/completions": {"POST": partial(self._openai, read=openai_requests.completions_of)},
             "/metrics": {"GET": self._metrics}, "/v1/stats": {"GET": self._stats},
-            "/api/version": {"GET": lambda *_: _json({"version": __version__})}, "/api/tags": {"GET": self._tags},
+            "/api/version": {"GET": lambda *_: _json({"version": __version__})}, "/api/tags": {
+                "GET": lambda *_: _json({"models": [ollama.tag_of(model) for model in self.models.values()]})},
             "/api/ps": {"GET": self._running}, "/api/show": {"POST": self._show}, "/api/pull": {"POST": self._pull},
             "/api/chat": {"POST": partial(self._ollama, read=ollama.chat_of, field="messages")},
             "/api/generate": {"POST": partial(self._ollama, read=ollama.generate_of, field="prompt")},
@@ -147,60 +135,28 @@ class Application:
             return refused(RefusedError(str(error)), error_of)
         except Exception:  # a bug in one request must not end the others
             traceback.print_exc(file=sys.stderr)
-            return refused(RefusedError("the server failed at this request. Look into its log.", FAULT), error_of)
+            return refused(RefusedError("the server failed at this request. Look into its log.", 500), error_of)
 
     def _call_of(self, request: Request) -> Callable[..., Handled]:
-        self._check_origin(request)
+        if not self.settings.keys:
+            check_origin(request.headers, self.settings.local)
         path = request.path.rstrip("/") or "/"
         methods = self._routes.get(path) or self._routes.get("/v1" + path)
         if path not in PUBLIC:
-            self._check_key(request)
+            self._wrong_keys.check(self.settings.keys, request.headers, request.client)
         if methods is None:
-            raise RefusedError(f"there is no {request.path[:80]} here, there is: {', '.join(self._routes)}.", NOT_FOUND)
+            raise RefusedError(f"there is no {request.path[:80]} here, there is: {', '.join(self._routes)}.", 404)
         call = methods.get("GET" if request.method == "HEAD" else request.method)
         if call is None:
             raise RefusedError(f"{path} does not take {request.method[:20]}, allowed: {', '.join(methods)}.",
-                               WRONG_METHOD)
+                               405)
         return call
-
-    def _check_key(self, request: Request) -> None:
-        keys = self.settings.keys
-        if not keys:
-            return
-        address = request.client[:80]
-        wait_s = self._wrong_keys.wait_s(address)
-        if wait_s:
-            raise RefusedError("too many wrong API keys came from your address. Try again later.", TOO_MANY,
-                               code="too_many_wrong_keys", retry_s=wait_s)
-        scheme, _, sent = request.headers.get("authorization", "").partition(" ")
-        sent = sent.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
-        # All keys are compared, each in constant time, so that the time reveals none of them.
-        if sum(hmac.compare_digest(sent.encode("utf-8", "replace"), key.encode("utf-8")) for key in keys) == 0:
-            if sent:
-                self._wrong_keys.add(address)
-            raise RefusedError("the API key is missing or wrong. Send it as `Authorization: Bearer KEY`.", UNKNOWN_KEY,
-                          code="invalid_api_key")
-
-    def _check_origin(self, request: Request) -> None:
-        """Keep web pages in a browser on this machine from using a server without a key, be it by a request to this
-        address or by a domain name that resolves to it."""
-        if self.settings.keys:
-            return
-        host = request.headers.get("host", "")
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        origin = request.headers.get("origin")
-        if self.settings.local and host and name.lower() not in LOCAL_NAMES:
-            raise RefusedError(f"the name {name[:80]!r} is not this machine's own. Use localhost, or serve with "
-                          "--api-key-file.", FORBIDDEN)
-        if origin is not None and origin.partition("://")[2].lower() != host.lower():  # null: of a sandboxed frame
-            raise RefusedError(f"pages of {origin[:80]!r} may not use this server. Serve with --api-key-file, and give "
-                               "the page a key.", FORBIDDEN)
 
     def _health(self, *_: Any) -> Response:
         if self.ready:
             return _json({"status": "ok"})
-        error = {"message": "Loading model", "type": "unavailable_error", "code": UNAVAILABLE}
-        return _json({"error": error}, UNAVAILABLE)
+        error = {"message": "Loading model", "type": "unavailable_error", "code": 503}
+        return _json({"error": error}, 503)
 
     def _listed(self, *_: Any) -> Response:
         return _json({"object": "list", "data": models.listed(self.models)})
@@ -212,9 +168,6 @@ class Application:
         writer = openai_responses.ResponseWriter(options._replace(model=model.name), len(requests),
                                                  model.loaded.model.tokenizer)
         return self._started(model, requests, writer, deliver)
-
-    def _tags(self, *_: Any) -> Response:
-        return _json({"models": [ollama.tag_of(model) for model in self.models.values()]})
 
     def _running(self, *_: Any) -> Response:
         return _json({"models": [ollama.running(model) for model in self.models.values() if model.loaded]})
@@ -273,6 +226,6 @@ def _json(value: Any, status: int = 200, headers: Tuple[Tuple[str, str], ...] = 
 
 def refused(refusal: RefusedError, error_of: Callable[[RefusedError], Any] = openai_responses.error_of) -> Response:
     headers = [] if refusal.retry_s is None else [("Retry-After", str(refusal.retry_s))]
-    if refusal.status == UNKNOWN_KEY:
+    if refusal.status == 401:
         headers.append(("WWW-Authenticate", "Bearer"))
     return _json(error_of(refusal), refusal.status, tuple(headers))

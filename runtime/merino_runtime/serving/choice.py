@@ -3,8 +3,7 @@ import json
 import uuid
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
-from merino_runtime.chat.screen import Thinking
-from merino_runtime.chat.template import THINK, THINK_END
+from merino_runtime.chat.template import THINK, THINK_END, Thinking
 from merino_runtime.generation.text import tail_to_hold
 from merino_runtime.io.json_file import value_of
 from merino_runtime.serving.prompts import CALL, CALL_END

@@ -7,15 +7,7 @@ from typing import Callable, Generator, Iterator, List, Optional, Sequence
 
 from merino_runtime.api import LanguageModel
 from merino_runtime.backends.backend import Backend
-from merino_runtime.generation.generate import (
-    Done,
-    Generation,
-    Prefilled,
-    Token,
-    TokenLogprobs,
-    generate,
-    token_logprobs,
-)
+from merino_runtime.generation.generate import Done, Generation, Prefilled, Token, TokenLogprobs, token_logprobs
 from merino_runtime.generation.text import TextStream
 from merino_runtime.sampling import GenerateOptions
 from merino_runtime.serving.requests import Event, Finished, GenerationRequest, Progress, TextChunk, Usage
@@ -58,7 +50,7 @@ class Completion(Iterator[Event]):
         if not request.max_new_tokens:
             yield self._finished("length", None)
             return
-        self.generation = generate(
+        self.generation = Generation(
             self._backend, request.ids, GenerateOptions(request.max_new_tokens, request.sampling, top=request.top),
             stop_ids=() if request.ignore_eos else self._model.bundle.stop_ids, stream=self._stream,
             chunk_size=self._chunk_size, constraint=request.grammar, forces=request.top is None)

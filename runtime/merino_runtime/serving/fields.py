@@ -4,7 +4,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from merino_runtime.io.json_file import value_of
 from merino_runtime.sampling import RANGES
-from merino_runtime.serving.requests import TOO_LARGE, RefusedError
+from merino_runtime.serving.requests import RefusedError
 
 Body = Dict[str, Any]
 MOST_STOPS = 16
@@ -16,7 +16,7 @@ def body_of(data: bytes) -> Body:
     """Parse the JSON object of a request's body."""
     values = sum(map(data.count, (b",", b"[", b"{", b":")))  # at least as many
     if values > MOST_VALUES:
-        raise RefusedError(f"the body may have {values:,} values, allowed are {MOST_VALUES:,}. Send less.", TOO_LARGE)
+        raise RefusedError(f"the body may have {values:,} values, allowed are {MOST_VALUES:,}. Send less.", 413)
     try:
         value = value_of(data.decode("utf-8"))
     except UnicodeDecodeError as error:

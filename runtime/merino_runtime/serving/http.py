@@ -1,18 +1,22 @@
-"""HTTP: the ASGI application over `application`, on uvicorn. Bounds on bodies and times; clients that leave.
+"""HTTP: the ASGI application over `application` and the chat page, on uvicorn. Bounds on bodies, times, connections.
 
 uvicorn 0.16 is the last for Python 3.6, so nothing here needs a later one (docs/decisions/serving.md).
 """
 import asyncio
+import base64
 import concurrent.futures
 import contextlib
+import hashlib
+import pkgutil
 import signal
+import socket
 from typing import Any, Awaitable, Callable, Dict, Iterator, List, Tuple
 
 from merino_runtime.bundle.requirements import require
-from merino_runtime.serving import connections
+from merino_runtime.errors import MerinoError
 from merino_runtime.serving.application import Application, PendingResponse, Request, Response, refused
 from merino_runtime.serving.events import WHOLE_S, Events, LeftError
-from merino_runtime.serving.requests import TOO_LARGE, TOO_SLOW, UNAVAILABLE, RefusedError
+from merino_runtime.serving.requests import RefusedError
 
 LARGEST_BODY = 4 * 2 ** 20
 MOST_ARRIVING = 32 * 2 ** 20  # of all bodies that are arriving
@@ -25,6 +29,10 @@ COMMENTS = {"text/event-stream": b": waiting\n\n"}
 
 Receive = Callable[[], Awaitable[Dict[str, Any]]]
 Send = Callable[[Dict[str, Any]], Awaitable[None]]
+REQUIREMENTS = ["uvicorn>=0.16"]
+HEADER_S = 30.0  # for the headers of a request to arrive
+IDLE_S = 75.0  # between two requests of a connection
+WRITE_S = 60.0  # for a client to read a write
 
 
 class Site:
@@ -88,12 +96,12 @@ class Site:
                     self._arriving -= sum(map(len, parts))
                     parts.clear()
                     if ends or size > MOST_DROPPED:
-                        raise RefusedError(f"the body has more than {LARGEST_BODY:,} bytes. Send less.", TOO_LARGE)
+                        raise RefusedError(f"the body has more than {LARGEST_BODY:,} bytes. Send less.", 413)
                 else:
                     self._arriving += len(part)
                     parts.append(part)
                 if self._arriving > MOST_ARRIVING:
-                    raise RefusedError("too many bodies arrive at once. Try again.", UNAVAILABLE, retry_s=1)
+                    raise RefusedError("too many bodies arrive at once. Try again.", 503, retry_s=1)
             return b"".join(parts)
         finally:
             self._arriving -= sum(map(len, parts))
@@ -122,7 +130,7 @@ async def _part(receive: Receive, end_s: float) -> Tuple[bytes, bool]:
     try:
         message = await asyncio.wait_for(receive(), max(0.001, end_s - asyncio.get_event_loop().time()))
     except asyncio.TimeoutError:
-        raise RefusedError(f"the body did not arrive within {BODY_S:g} s. Send it again.", TOO_SLOW) from None
+        raise RefusedError(f"the body did not arrive within {BODY_S:g} s. Send it again.", 408) from None
     if message["type"] == "http.disconnect":
         raise LeftError
     return message.get("body", b""), not message.get("more_body")
@@ -154,10 +162,10 @@ def _encoded(headers: List[Tuple[str, str]]) -> List[Tuple[bytes, bytes]]:
 
 def server_of(application: Application) -> Any:
     """Return a uvicorn.Server; `run(sockets=[...])` serves until a signal, or until its `should_exit` is set."""
-    uvicorn = require("uvicorn", connections.REQUIREMENTS)
-    config = uvicorn.Config(Site(application), http=connections.protocol(), ws="none", lifespan="off", log_config=None,
+    uvicorn = require("uvicorn", REQUIREMENTS)
+    config = uvicorn.Config(Site(application), http=protocol(), ws="none", lifespan="off", log_config=None,
                             access_log=False, server_header=False, loop="asyncio",
-                            timeout_keep_alive=int(connections.IDLE_S), limit_concurrency=MOST_CONNECTIONS)
+                            timeout_keep_alive=int(IDLE_S), limit_concurrency=MOST_CONNECTIONS)
 
     class Server(uvicorn.Server):  # type: ignore[name-defined]
         """Signals are `stop_at_signals`'s: newer versions raise them again at the end, and the process dies of them."""
@@ -185,3 +193,79 @@ def stop_at_signals(server: Any) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens. Raise MerinoError if the address cannot be bound."""
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, number)  # asyncio sets TCP_NODELAY only if the protocol is named
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(512)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+    except OSError as error:
+        raise MerinoError(f"cannot serve on {host}, port {port}: {error.strerror or error}. Choose another --port or "
+                          "--host, or stop what uses it.") from error
+
+
+def protocol() -> Any:
+    """Return uvicorn's protocol, which also closes connections that send no request or half of one, or read nothing."""
+    base = require("uvicorn.protocols.http.h11_impl", REQUIREMENTS).H11Protocol
+
+    class Protocol(base):  # type: ignore[misc, valid-type]
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._answered: Any = None  # the latest request of the connection that was over at the latest look
+            self._silent = self.loop.call_later(HEADER_S, self._close_if_silent)
+            self._full: Any = None  # timer of a client that does not read
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._full = self.loop.call_later(WRITE_S, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._full.cancel()
+
+        def connection_lost(self, exc: Any) -> None:
+            self._silent.cancel()
+            if self._full is not None:
+                self._full.cancel()
+            super().connection_lost(exc)
+            if self.timeout_keep_alive_task is not None:  # else a connection that was reset stays in memory for IDLE_S
+                self.timeout_keep_alive_task.cancel()
+
+        def _close_if_silent(self) -> None:
+            """uvicorn closes an idle connection, but not one that sends a byte now and then."""
+            over = self.cycle is None or self.cycle.response_complete
+            if over and self.cycle is self._answered:
+                self.transport.abort()
+                return
+            self._answered = self.cycle if over else self
+            self._silent = self.loop.call_later(IDLE_S + 1, self._close_if_silent)
+
+    return Protocol
+
+
+def page() -> Response:
+    """Return the chat page: one response from the files in `page/` beside this module, which may be in a zip
+    application. Its policy allows only its own script and style, by their hashes, and requests to this server. So
+    nothing in an answer or in a bundle's name can run."""
+    html, style, script = ((pkgutil.get_data(__name__, "page/page." + end) or b"").decode("utf-8")
+                           for end in ("html", "css", "js"))
+    allowed = {"default-src": "'none'", "script-src": _hash(script), "style-src": _hash(style), "img-src": "data:",
+               "connect-src": "'self'", "base-uri": "'none'", "form-action": "'none'", "frame-ancestors": "'none'"}
+    text = html.replace("<style></style>", f"<style>{style}</style>").replace(
+        "<script></script>", f"<script>{script}</script>")
+    return Response(200, text.encode("utf-8"), "text/html; charset=utf-8", (
+        ("Content-Security-Policy", "; ".join(f"{name} {value}" for name, value in allowed.items())),
+        ("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer"), ("Cache-Control", "no-cache")))
+
+
+def _hash(text: str) -> str:
+    return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii") + "'"

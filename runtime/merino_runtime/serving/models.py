@@ -6,11 +6,10 @@ from merino_runtime.api import open_model
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
-from merino_runtime.serving.prefix_cache import PrefixCache
 from merino_runtime.serving.prompts import Prompts
-from merino_runtime.serving.requests import NOT_FOUND, RefusedError
+from merino_runtime.serving.requests import RefusedError
 from merino_runtime.serving.scheduler import LoadedModel
-from merino_runtime.serving.slots import Slots
+from merino_runtime.serving.slots import PrefixCache, Slots
 
 SLOTS = 4  # for requests of people, where memory allows
 SHARE = 0.5  # of the memory that is available when the server starts
@@ -80,7 +79,7 @@ def model_of(models: Dict[str, Model], name: str) -> Model:
     """Return the model that a request names; the first one if it names none. Ollama's clients append `:latest`."""
     model = models.get(name) or models.get(name.rpartition(":")[0]) if name else next(iter(models.values()))
     if model is None:
-        raise RefusedError(f"there is no model {name[:80]!r} here, there is: {', '.join(models)}.", NOT_FOUND,
+        raise RefusedError(f"there is no model {name[:80]!r} here, there is: {', '.join(models)}.", 404,
                            param="model", code="model_not_found")
     if model.loaded is None:
         raise RefusedError("Loading model", 503, retry_s=5)

@@ -4,11 +4,11 @@ import datetime
 import hashlib
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from merino_runtime.serving import fields, grammars
+from merino_runtime.serving import fields
 from merino_runtime.serving.choice import Call, Choice, one_line
 from merino_runtime.serving.fields import Body
 from merino_runtime.serving.models import Model
-from merino_runtime.serving.openai_requests import LARGEST, Limits, messages_of, request_of, tools_of
+from merino_runtime.serving.openai_requests import LARGEST, Limits, grammar_of, messages_of, request_of, tools_of
 from merino_runtime.serving.prompts import Prompts
 from merino_runtime.serving.requests import Event, GenerationRequest, Progress, RefusedError
 
@@ -43,12 +43,22 @@ def options_of(body: Body) -> Body:
     return options
 
 
+def schema_of_format(body: Body) -> Any:
+    """Read `format` -> a schema, True for any JSON object, None for text."""
+    schema = body.get("format")
+    if schema in (None, ""):
+        return None
+    if schema != "json" and not isinstance(schema, dict):
+        raise fields.wrong("format", schema, '"json", or a JSON schema')
+    return True if schema == "json" else schema
+
+
 def chat_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[GenerationRequest, ResponseOptions]:
     if any(isinstance(message, dict) and message.get("images") for message in fields.a_list(body, "messages")):
         raise RefusedError("messages have images: leave them out, this model reads text alone.", param="messages")
     tools = tools_of(body)
     think = body.get("think")
-    grammar = grammars.grammar_of(prompts, grammars.schema_of_format(body), tools,
+    grammar = grammar_of(prompts, schema_of_format(body), tools,
                                   thinks=prompts.thinking and think is not False)
     prompt = prompts.of_messages(messages_of(body), tools, no_think=grammar is not None or think is False)
     return _request_of(body, prompt.ids, limits, client, begins=True, grammar=grammar), ResponseOptions(
@@ -60,7 +70,7 @@ def generate_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tu
     """Apply the chat template, as Ollama does, unless `raw` is set or the model has none."""
     text = fields.text(body, "prompt", "")
     stream, think = fields.flag(body, "stream", True), body.get("think")
-    grammar = grammars.grammar_of(prompts, grammars.schema_of_format(body))
+    grammar = grammar_of(prompts, schema_of_format(body))
     if fields.flag(body, "raw") or not prompts.has_template:
         if not text:
             raise RefusedError("the prompt is empty. Give at least one character.", param="prompt")

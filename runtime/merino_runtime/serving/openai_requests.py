@@ -1,10 +1,12 @@
 """Parses the bodies of OpenAI's chat completions and completions into requests. Unknown fields are ignored."""
+import threading
 import time
 import uuid
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+from merino_runtime.errors import MerinoError
 from merino_runtime.sampling import RANGES, Sampling
-from merino_runtime.serving import fields, grammars
+from merino_runtime.serving import fields
 from merino_runtime.serving.fields import Body
 from merino_runtime.serving.prompts import Message, Prompts
 from merino_runtime.serving.requests import GenerationRequest, RefusedError
@@ -18,6 +20,9 @@ MOST_TOP = 20
 LARGEST = 2 ** 31
 LONGEST_S = 86400
 SAME_SEED = 2 ** 32
+STYLE = "hermes"  # of tool calls, as `prompts` describes them to the model
+FORMATS = ("text", "json_object", "json_schema")
+_compiling = threading.Lock()  # requests share the tokenizer, which keeps grammars for later requests
 
 
 class Limits(NamedTuple):
@@ -95,8 +100,8 @@ def chat_of(body: Body, prompts: Prompts, limits: Limits, client: str
     check_one_choice(body)
     choice = body.get("tool_choice") or "auto"
     tools = [] if choice == "none" else tools_of(body)
-    schema = grammars.schema_of(body)
-    grammar = grammars.grammar_of(prompts, schema, tools, choice, prompts.thinking and _thinks(body))
+    schema = schema_of(body)
+    grammar = grammar_of(prompts, schema, tools, choice, prompts.thinking and _thinks(body))
     prompt = prompts.of_messages(messages_of(body), tools, no_think=grammar is not None or not _thinks(body))
     logprobs = fields.flag(body, "logprobs")
     top = fields.integer(body, "top_logprobs", 0, 0, MOST_TOP)
@@ -203,3 +208,40 @@ def tools_of(body: Body) -> List[Dict[str, Any]]:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise RefusedError(f"tools[{index}] must be of type function, with a name.", param="tools")
     return tools
+
+
+def schema_of(body: Body) -> Any:
+    """Read OpenAI's response_format -> a schema, True for any JSON object, None for text."""
+    response_format = fields.an_object(body, "response_format")
+    kind = response_format.get("type", "text")
+    if kind not in FORMATS:
+        raise fields.wrong("response_format.type", kind, ", ".join(FORMATS))
+    if kind == "json_schema":
+        schema = fields.an_object(response_format, "json_schema").get("schema")
+        if not isinstance(schema, (dict, bool)):
+            raise fields.wrong("response_format.json_schema.schema", schema, "a JSON schema")
+        return schema
+    return True if kind == "json_object" else None
+
+
+def grammar_of(prompts: Prompts, schema: Any, tools: Sequence[Dict[str, Any]] = (), choice: Any = "auto",
+               thinks: bool = False) -> Optional[Any]:
+    """Return the grammar of a completion; None if it is unconstrained. With both a schema and tools it is a call or
+    JSON. thinks: whether it may begin with thinking, so that only a required call is constrained. Raise RefusedError
+    for a schema that cannot be expressed."""
+    if schema is None and (not tools or (choice == "auto" and thinks)):
+        return None
+    from merino_runtime.generation import constraints
+
+    tokenizer, stop_ids = prompts.tokenizer, prompts.bundle.stop_ids
+    try:
+        with _compiling:
+            if tools:
+                described = [{"type": "function", "function": tool["function"]} for tool in tools]
+                return constraints.compile_tools(described, choice, tokenizer, stop_ids, style=STYLE,
+                                                 or_schema={"type": "object"} if schema is True else schema)
+            if schema is True:
+                return constraints.compile_json(tokenizer, stop_ids)
+            return constraints.compile_schema(schema, tokenizer, stop_ids)
+    except MerinoError as error:
+        raise RefusedError(str(error), param="tools" if tools else "response_format") from error

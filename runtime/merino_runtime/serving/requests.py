@@ -1,20 +1,20 @@
 """Requests to a model, the events of their completions, and refusals. Knows neither HTTP nor a client's schema."""
-from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, NamedTuple, Optional, Tuple, Union
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.generate import TokenLogprobs
 from merino_runtime.sampling import Sampling
 
-BAD_REQUEST, UNKNOWN_KEY, FORBIDDEN, NOT_FOUND, WRONG_METHOD = 400, 401, 403, 404, 405
-TOO_SLOW, TOO_LARGE, TOO_MANY, FAULT, UNAVAILABLE = 408, 413, 429, 500, 503
-KINDS = {TOO_MANY: "rate_limit_error", FAULT: "server_error", UNAVAILABLE: "unavailable_error"}
+if TYPE_CHECKING:
+    from merino_runtime.generation.generate import TokenLogprobs  # imports numpy
+
+KINDS = {429: "rate_limit_error", 500: "server_error", 503: "unavailable_error"}
 
 
 class RefusedError(MerinoError):
     """A refused request. status: HTTP status. param: the wrong field. code: OpenAI's error code. retry_s: when the
     client may try again."""
 
-    def __init__(self, message: str, status: int = BAD_REQUEST, param: Optional[str] = None, code: Optional[str] = None,
+    def __init__(self, message: str, status: int = 400, param: Optional[str] = None, code: Optional[str] = None,
                  retry_s: Optional[int] = None) -> None:
         super().__init__(message)
         self.status, self.param, self.code, self.retry_s = status, param, code, retry_s
@@ -48,7 +48,7 @@ class TextChunk(NamedTuple):
     """A token, or several whose texts are joined. id None: text that was withheld until the end."""
     id: Optional[int]
     text: str
-    logprobs: Optional[TokenLogprobs] = None
+    logprobs: Optional["TokenLogprobs"] = None
     of_prompt: bool = False
     tokens: int = 1
 

@@ -4,30 +4,19 @@ There is one thread because a step uses all cores already (docs/decisions/servin
 have a decode step next, one run of the graph computes them all before their turns. Between two turns a request can
 start, be cancelled or run out of time. Background requests have a turn only if no interactive request runs.
 """
+import collections
 import sys
 import threading
 import time
 import traceback
-from typing import Callable, List, Optional, Sequence
+from typing import Any, Callable, Deque, Dict, List, Optional, Sequence
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.io import heap
-from merino_runtime.serving.burden import Burden, Moment
+from merino_runtime.io.memory import return_free_pages
 from merino_runtime.serving.completion import Completion, finished_without_slot
-from merino_runtime.serving.prefix_cache import PrefixCache
-from merino_runtime.serving.requests import (
-    FAULT,
-    TOO_MANY,
-    UNAVAILABLE,
-    Event,
-    Failed,
-    Finished,
-    GenerationRequest,
-    Progress,
-    RefusedError,
-)
-from merino_runtime.serving.slots import Slot, Slots
-from merino_runtime.serving.waiting import Waiting
+from merino_runtime.serving.metrics import Burden, Moment
+from merino_runtime.serving.requests import Event, Failed, Finished, GenerationRequest, Progress, RefusedError
+from merino_runtime.serving.slots import PrefixCache, Slot, Slots
 
 TURN_S = 0.25  # longest time that a chunk of a prefill may block the others
 FIRST_CHUNK, LEAST_CHUNK, MOST_CHUNK = 64, 16, 256  # ids
@@ -76,6 +65,47 @@ class Job:
         return self.request.limit_s is not None and time.monotonic() - self.arrived_s > self.request.limit_s
 
 
+class Waiting:
+    def __init__(self) -> None:
+        # By client; the client whose turn it is comes first.
+        self._persons: Dict[str, Deque[Any]] = collections.OrderedDict()
+        self._background: Dict[str, Deque[Any]] = collections.OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.all())
+
+    def all(self) -> List[Any]:
+        return [job for group in (self._persons, self._background) for jobs in group.values() for job in jobs]
+
+    def add(self, job: Any) -> None:
+        group = self._background if job.request.background else self._persons
+        group.setdefault(job.request.client, collections.deque()).append(job)
+
+    def remove(self, job: Any) -> bool:
+        """Remove a job -> whether it was waiting."""
+        group = self._background if job.request.background else self._persons
+        jobs = group.get(job.request.client, ())
+        if job not in jobs:
+            return False
+        jobs.remove(job)  # type: ignore[union-attr]
+        if not jobs:
+            del group[job.request.client]
+        return True
+
+    def next(self, starts: Callable[[Any], bool]) -> Optional[Any]:
+        """Remove and return the first job that `starts`. Its client then comes last."""
+        for group in (self._persons, self._background):
+            for client, jobs in list(group.items()):
+                job = jobs[0]
+                if starts(job):
+                    jobs.popleft()
+                    del group[client]
+                    if jobs:
+                        group[client] = jobs
+                    return job
+        return None
+
+
 class Scheduler:
     """most_waiting: number of requests that may wait for a slot; more are refused. watch: gets each event. batched:
     gets the number of decode steps of each run of the graph that computed several."""
@@ -92,7 +122,7 @@ class Scheduler:
         """Queue all jobs or none. Raise RefusedError if too many wait."""
         with self._changed:
             if self._closing:
-                raise RefusedError("the server is being stopped. Try again when it is back.", UNAVAILABLE, retry_s=10)
+                raise RefusedError("the server is being stopped. Try again when it is back.", 503, retry_s=10)
             free = max(0, jobs[0].loaded.slots.count - len(self.running))
             waiting = len(self.waiting)
             if waiting + len(jobs) > self.most_waiting + max(free, len(jobs) if not waiting else 0):
@@ -100,7 +130,7 @@ class Scheduler:
                 ages = [time.monotonic() - job.arrived_s for job in list(self.running)]
                 retry_s = max(1, min(LONGEST_RETRY_S, int(sum(ages) / len(ages)) if ages else 1))
                 raise RefusedError(f"{waiting} requests are waiting, allowed are {self.most_waiting}. Try again later.",
-                                   TOO_MANY, code="queue_full", retry_s=retry_s)
+                                   429, code="queue_full", retry_s=retry_s)
             for job in jobs:
                 self.waiting.add(job)
             self._changed.notify()
@@ -134,21 +164,21 @@ class Scheduler:
                 try:
                     self._turn(job)
                 except MerinoError as error:
-                    self._end(job, [Failed(RefusedError(str(error), FAULT))])
+                    self._end(job, [Failed(RefusedError(str(error), 500))])
                 except Exception:  # a bug in one request must not end the others
                     traceback.print_exc(file=sys.stderr)
                     message = "the server failed at this request. Look into its log."
-                    self._end(job, [Failed(RefusedError(message, FAULT))])
+                    self._end(job, [Failed(RefusedError(message, 500))])
         for job in [*self.running, *self.waiting.all()]:
             if job.completion is not None:
                 job.completion.close()
-            self._deliver(job, Failed(RefusedError("the server was stopped.", UNAVAILABLE, retry_s=10)))
+            self._deliver(job, Failed(RefusedError("the server was stopped.", 503, retry_s=10)))
 
     def _wait_for_work(self) -> None:
         quiet_s: Optional[float] = QUIET_S
         while not (len(self.waiting) or self.running or self._closing):
             if not self._changed.wait(quiet_s):
-                heap.return_free_pages()
+                return_free_pages()
                 quiet_s = None
 
     def _admit(self) -> None:

@@ -4,21 +4,42 @@ A grammar is compiled once; `start()` returns the state of one text. A state ret
 (`allowed`) and those that must (`forced`), and advances by the chosen one (`advance`).
 """
 import json
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Union
+import re
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Union
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.constraints.automaton import Automaton
-from merino_runtime.generation.constraints.guidance import Guided, guided, tools_source
+from merino_runtime.generation.constraints.guidance import COMPACT, Guided, guided
 from merino_runtime.generation.constraints.schema import any_object, schema_node
 from merino_runtime.generation.constraints.tokens import Grammar, Trie
-from merino_runtime.generation.constraints.tools import style_named, tools_of
 from merino_runtime.io.json_file import value_of
+from merino_runtime.io.json_shape import shown
 
 if TYPE_CHECKING:
     from merino_runtime.generation.text import Tokenizer
 
 Compiled = Union[Grammar, Guided]
 KEPT_GRAMMARS = 16  # of a tokenizer, with the masks that they have computed
+CHOICES = ("auto", "required")
+
+
+class Style(NamedTuple):
+    """Text before a call's name, between the name and the arguments, and behind them."""
+    before: str
+    between: str
+    after: str
+
+
+STYLES = {
+    "json": Style('{"name":', ',"arguments":', "}"),
+    "hermes": Style('<tool_call>\n{"name": ', ', "arguments": ', "}\n</tool_call>"),  # Qwen, SmolLM3
+}
+
+
+class Tool(NamedTuple):
+    name: str
+    parameters: Optional[Dict[str, Any]]  # None: there are none
+    path: str  # of the parameters, for messages
 
 
 def compile_schema(schema: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int]) -> Compiled:
@@ -36,12 +57,8 @@ def compile_json(tokenizer: "Tokenizer", eos_ids: Iterable[int]) -> Compiled:
 def compile_tools(tools: Any, tool_choice: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int], style: str = "json",
                   or_schema: Any = None) -> Compiled:
     """Compile a grammar of calls of the tools. tool_choice: `required`, a tool, or `auto`, which also allows a text
-    that does not begin like a call, or with or_schema JSON that is valid for it. style: of tools.STYLES;
-    `tools.read_call` parses the call."""
-    form, allowed = style_named(style), tools_of(tools, tool_choice)
-    if tool_choice == "none":
-        raise MerinoError("tool_choice is none: no call is allowed, so there is nothing to constrain an answer to. "
-                          "Leave the tools out.")
+    that does not begin like a call, or with or_schema JSON that is valid for it. style: of STYLES."""
+    form, allowed = STYLES[style], tools_of(tools, tool_choice)
     key = ("tools", _plain(tools, "the list of tools"), json.dumps(tool_choice, sort_keys=True), style,
            _plain(or_schema, "the JSON schema"))
 
@@ -95,3 +112,61 @@ def _grammar(key: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int], build: Ca
         kept.pop(next(iter(kept)), None)
     kept[key] = grammar
     return grammar
+
+
+def tools_of(tools: Any, tool_choice: Any) -> List[Tool]:
+    """Those that may be called. MerinoError for what is no list of tools, and for a choice that is none of them."""
+    if not isinstance(tools, list) or not tools:
+        what = "an empty list" if tools == [] else shown(tools)
+        raise MerinoError(f"tools are {what}, allowed is a list of at least one: "
+                          '{"type": "function", "function": {"name": ..., "parameters": {...}}}.')
+    known = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
+    names = [tool.name for tool in known]
+    for name in names:
+        if names.count(name) > 1:
+            raise MerinoError(f"tools have the name {json.dumps(name)} twice. Give each a name of its own.")
+    if isinstance(tool_choice, dict):
+        inner = tool_choice.get("function", tool_choice)
+        chosen = inner.get("name") if isinstance(inner, dict) else None
+        if chosen not in names:
+            raise MerinoError(f"tool_choice is the tool {shown(chosen)}, allowed: {', '.join(names)}.")
+        return [tool for tool in known if tool.name == chosen]
+    if tool_choice not in CHOICES:
+        raise MerinoError(f"tool_choice is {shown(tool_choice)}, allowed: {', '.join(CHOICES)}, or a tool as "
+                          '{"type": "function", "function": {"name": ...}}.')
+    return known
+
+
+def _tool(tool: Any, path: str) -> Tool:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or tool.get("type", "function") != "function":
+        raise MerinoError(f'{path} is no function. Allowed: {{"type": "function", "function": {{"name": ..., '
+                          '"parameters": {...}}}.')
+    name, parameters = function.get("name"), function.get("parameters")
+    if not isinstance(name, str) or not re.match(r"[\w.:-]{1,64}\Z", name, re.ASCII):
+        raise MerinoError(f"{path}.function.name is {shown(name)}, allowed are 1 to 64 letters, digits and _ . : -")
+    if parameters is not None and not isinstance(parameters, dict):
+        raise MerinoError(f"{path}.function.parameters is {shown(parameters)}, must be a JSON schema, an object.")
+    none = not parameters or not (parameters.get("properties") or parameters.get("additionalProperties")
+                                  or set(parameters) & {"$ref", "anyOf", "oneOf", "allOf", "enum", "const"})
+    return Tool(name, None if none else parameters, path + ".function.parameters")
+
+
+def tools_source(form: Style, tools: Sequence[Tool], or_other: bool, schema: Optional[Dict[str, Any]] = None) -> str:
+    """Calls in llguidance's own language of grammars. or_other: or JSON that the schema takes, without one any text."""
+    calls, rules = [], []
+    for index, tool in enumerate(tools):
+        parameters = dict(tool.parameters or {"type": "object", "additionalProperties": False})
+        rules.append(_json_rule(f"a{index}", parameters))
+        begin = form.before + json.dumps(tool.name) + form.between
+        calls.append(f"{json.dumps(begin)} a{index} {json.dumps(form.after)}")
+    if or_other and schema is not None:
+        calls.append("other")
+        rules.append(_json_rule("other", schema))
+    elif or_other:
+        calls.append(f"/[^{form.before[0]}](.|\\n)*/")
+    return f"start: {' | '.join(calls)}\n" + "".join(rules)
+
+
+def _json_rule(name: str, schema: Dict[str, Any]) -> str:
+    return f"{name}: %json {json.dumps(dict(schema, **{'x-guidance': COMPACT}))}\n"

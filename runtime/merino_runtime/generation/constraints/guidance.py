@@ -11,7 +11,6 @@ import numpy as np
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.constraints.tokens import Trie, spelled
-from merino_runtime.generation.constraints.tools import Style, Tool
 
 BYTES = ("utf-8", "surrogateescape")  # a byte of no whole character becomes a character of its own
 
@@ -42,26 +41,6 @@ def guided(trie: Trie, eos_ids: Sequence[int], source: Dict[str, Any], refusal: 
         reason = (compiled.get_error().strip().splitlines() or ["nothing satisfies it"])[0][:200]
         raise MerinoError(f"{refusal} llguidance refuses it too: {reason}.")
     return constraint
-
-
-def tools_source(form: Style, tools: Sequence[Tool], or_other: bool, schema: Optional[Dict[str, Any]] = None) -> str:
-    """Calls in llguidance's own language of grammars. or_other: or JSON that the schema takes, without one any text."""
-    calls, rules = [], []
-    for index, tool in enumerate(tools):
-        parameters = dict(tool.parameters or {"type": "object", "additionalProperties": False})
-        rules.append(_json_rule(f"a{index}", parameters))
-        begin = form.before + json.dumps(tool.name) + form.between
-        calls.append(f"{json.dumps(begin)} a{index} {json.dumps(form.after)}")
-    if or_other and schema is not None:
-        calls.append("other")
-        rules.append(_json_rule("other", schema))
-    elif or_other:
-        calls.append(f"/[^{form.before[0]}](.|\\n)*/")
-    return f"start: {' | '.join(calls)}\n" + "".join(rules)
-
-
-def _json_rule(name: str, schema: Dict[str, Any]) -> str:
-    return f"{name}: %json {json.dumps(dict(schema, **{'x-guidance': COMPACT}))}\n"
 
 
 class _Tokens:

@@ -41,9 +41,9 @@ def pattern(make: Automaton, text: str, refuse: Refuse) -> int:
     except (re.error, RecursionError, OverflowError) as error:
         raise refuse(f"{json.dumps(text)[:80]} is not a pattern that can be read: {error}") from error
     any_text = make.rep(_characters(make, [(0, LAST)]))
-    choices = _branches(parsed)
+    branches = len(parsed) == 1 and str(parsed[0][0]) == "BRANCH"  # alternatives, each with its own anchors
     nodes = []
-    for items in choices:
+    for items in (map(list, parsed[0][1][1]) if branches else [parsed]):
         begins = items and _named(items[0]) == ("AT", "AT_BEGINNING")
         items = items[1:] if begins else items
         ends = items and _named(items[-1]) == ("AT", "AT_END")
@@ -55,13 +55,6 @@ def pattern(make: Automaton, text: str, refuse: Refuse) -> int:
 
 def _named(item: Any) -> Tuple[str, str]:
     return str(item[0]), str(item[1])
-
-
-def _branches(parsed: List[Any]) -> List[List[Any]]:
-    """Return the alternatives of the whole pattern, each with its own anchors."""
-    if len(parsed) == 1 and str(parsed[0][0]) == "BRANCH":
-        return [list(sequence) for sequence in parsed[0][1][1]]
-    return [parsed]
 
 
 def _sequence(make: Automaton, items: Sequence[Any], refuse: Refuse) -> int:

@@ -4,46 +4,35 @@ refused by its keyword and its path; only descriptions are left out silently.
 All text that matches is valid. Valid text that does not match: other spellings, keys in another order, keys that
 `properties` does not name beside those that it names, and numbers of more than 18 digits.
 """
-import json
 import re
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
-from merino_runtime.errors import MerinoError
 from merino_runtime.generation.constraints.automaton import NOTHING, Automaton
+from merino_runtime.generation.constraints.keywords import (
+    BY_TYPE,
+    KNOWN,
+    WHOLE,
+    as_one,
+    bound_of,
+    compact,
+    counts_of,
+    describes,
+    is_a,
+    refused,
+    types_of,
+)
 from merino_runtime.generation.constraints.numerals import integer, number
 from merino_runtime.generation.constraints.pattern import FORMATS, pattern
 from merino_runtime.io.json_shape import shown
 
-DESCRIBING = {"title", "description", "default", "examples", "$schema", "$id", "$comment", "$anchor", "deprecated",
-              "readOnly", "writeOnly", "$defs", "definitions", "nullable"}  # OpenAPI's: null is never written then
-# Of JSON schema: texts that are of none are refused. A name that it does not know, such as entity_id, only describes.
-OTHER_FORMATS = {"duration", "hostname", "idn-hostname", "idn-email", "ipv6", "uri", "uri-reference", "uri-template",
-                 "iri", "iri-reference", "json-pointer", "relative-json-pointer", "regex"}
-BY_TYPE: Dict[str, Tuple[str, ...]] = {
-    "object": ("properties", "required", "additionalProperties", "minProperties", "maxProperties"),
-    "array": ("items", "prefixItems", "minItems", "maxItems", "uniqueItems"),
-    "string": ("minLength", "maxLength", "pattern", "format"),
-    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
-    "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), "boolean": (), "null": (),
-}
-WHOLE = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")  # stand alone, or beside a type and nothing else
-KNOWN = {"type", *WHOLE, *(keyword for keywords in BY_TYPE.values() for keyword in keywords)}
 DEEPEST = 16  # levels of lists and objects where any JSON may stand
 DEEPEST_SCHEMA = 64
 MOST_UNIQUE = 256
 
 
-def compact(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-
-
-def refused(where: str, what: str) -> MerinoError:
-    return MerinoError(f"the JSON schema cannot be a constraint: {where}: {what}. Change that part.")
-
-
 def schema_node(automaton: Automaton, schema: Any, path: str = "") -> int:
-    """MerinoError for what cannot be expressed, and where nothing satisfies the schema. path: of the schema, for
-    messages."""
+    """Return the expression of a schema. Raise MerinoError for what cannot be expressed, or if nothing satisfies the
+    schema. path: of the schema, for messages."""
     node = Reader(automaton, schema, path).node(schema, path + "#", 0)
     if node == NOTHING:
         raise refused(path + "#", "nothing satisfies it (or the tokenizer has no tokens to write it)")
@@ -71,7 +60,7 @@ class Reader:
             raise refused(where, f"it is {shown(schema)}, a schema is an object, true or false")
         if depth > DEEPEST_SCHEMA:
             raise refused(where, f"it is nested more than {DEEPEST_SCHEMA} levels")
-        keywords = [keyword for keyword in schema if not _describes(keyword, schema)]
+        keywords = [keyword for keyword in schema if not describes(keyword, schema)]
         for keyword in keywords:
             if keyword not in KNOWN:
                 raise refused(f"{where}/{keyword}", "this keyword is not supported")
@@ -82,23 +71,13 @@ class Reader:
                 other = beside[0] if beside else "type"
                 raise refused(f"{where}/{other}", f"this keyword beside {whole[0]} is not supported")
             return self._whole(whole[0], schema, where, depth)
-        kinds = self._types(schema, where, keywords)
+        kinds = types_of(schema, where, keywords)
         if not kinds:
             return self.any_of("any", DEEPEST)
         for keyword in keywords:
             if keyword != "type" and not any(keyword in BY_TYPE[kind] for kind in kinds):
                 raise refused(f"{where}/{keyword}", f"this keyword is not of type {' or '.join(kinds)}")
         return self.make.alt(*[self._of_type(kind, schema, where, depth) for kind in kinds])
-
-    def _types(self, schema: Dict[str, Any], where: str, keywords: Sequence[str]) -> List[str]:
-        """None: any. Without `type` the type is that of the other keywords."""
-        declared = schema.get("type")
-        if declared is None and "type" not in schema:
-            return [kind for kind in ("object", "array", "string", "number") if set(BY_TYPE[kind]) & set(keywords)]
-        kinds: List[Any] = declared if isinstance(declared, list) else [declared]
-        if not kinds or any(not isinstance(kind, str) or kind not in BY_TYPE for kind in kinds):
-            raise refused(f"{where}/type", f"it is {shown(declared)}, allowed: {', '.join(BY_TYPE)}, or a list of them")
-        return [kind for kind in kinds if not (kind == "integer" and "number" in kinds)]
 
     def _whole(self, keyword: str, schema: Dict[str, Any], where: str, depth: int) -> int:
         value, here = schema[keyword], f"{where}/{keyword}"
@@ -110,13 +89,13 @@ class Reader:
             what = "an empty list" if value == [] else shown(value)
             raise refused(here, f"it is {what}, must be a list of at least one")
         if keyword in ("enum", "const"):
-            kinds = self._types(schema, where, ()) if "type" in schema else list(BY_TYPE)
+            kinds = types_of(schema, where, ()) if "type" in schema else list(BY_TYPE)
             fitting = [constant for constant in value if any(is_a(kind, constant) for kind in kinds)]
             if not fitting:
                 raise refused(here, f"no value of it is of type {' or '.join(kinds)}")
             return self.make.alt(*[self.make.lit(compact(constant)) for constant in fitting])
         if keyword == "allOf" and len(value) > 1:
-            return self.node(_as_one(value, here), here, depth + 1)
+            return self.node(as_one(value, here), here, depth + 1)
         if keyword == "oneOf":
             self._check_one(value, here)
         return self.make.alt(*[self.node(branch, f"{here}/{index}", depth + 1) for index, branch in enumerate(value)])
@@ -167,7 +146,7 @@ class Reader:
             return {"": frozenset(fitting - {"integer"}), "value": frozenset(compact(constant) for constant in fixed)}
         features = {}
         if "type" in schema:
-            kinds = self._types(schema, where, ())
+            kinds = types_of(schema, where, ())
             features[""] = frozenset("number" if kind == "integer" else kind for kind in kinds)
         properties, required = schema.get("properties"), schema.get("required")
         if not isinstance(required, list) or not isinstance(properties, dict):
@@ -187,39 +166,22 @@ class Reader:
             return self._string(schema, where)
         if kind in ("integer", "number"):
             bounded: Callable = integer if kind == "integer" else number
-            bounds = [self._bound(schema, keyword, where) for keyword in BY_TYPE["number"]]
+            bounds = [bound_of(schema, keyword, where) for keyword in BY_TYPE["number"]]
             node = bounded(self.make, *bounds, lambda what: refused(where, what))
             if node == NOTHING:
                 raise refused(where, f"no {kind} is within its bounds")
             return node
         return self.any_of(kind, 0)
 
-    def _bound(self, schema: Dict[str, Any], keyword: str, where: str) -> Any:
-        value = schema.get(keyword)
-        if keyword in schema and not is_a("number", value):
-            raise refused(f"{where}/{keyword}", f"it is {shown(value)}, must be a number")
-        return value
-
-    def _counts(self, schema: Dict[str, Any], low: str, high: str, where: str) -> Tuple[int, int]:
-        """high -1: none."""
-        for keyword in (low, high):
-            value = schema.get(keyword, 0)
-            if not is_a("integer", value) or value < 0:
-                raise refused(f"{where}/{keyword}", f"it is {shown(value)}, must be an integer, 0 or more")
-        least, most = int(schema.get(low, 0)), int(schema.get(high, -1))
-        if 0 <= most < least:
-            raise refused(f"{where}/{high}", f"nothing satisfies it: it is {most}, and {low} is {least}")
-        return least, most
-
     def _string(self, schema: Dict[str, Any], where: str) -> int:
-        make, limits = self.make, self._counts(schema, "minLength", "maxLength", where)
+        make, limits = self.make, counts_of(schema, "minLength", "maxLength", where)
         formats = [keyword for keyword in ("pattern", "format")
-                   if keyword in schema and not _describes(keyword, schema)]
+                   if keyword in schema and not describes(keyword, schema)]
         if not formats:
             return make.seq(make.lit(b'"'), make.text(*limits))
         keyword, value = formats[0], schema[formats[0]]
         beside = [other for other in ("format", "minLength", "maxLength")
-                  if other in schema and other != keyword and not _describes(other, schema)]
+                  if other in schema and other != keyword and not describes(other, schema)]
         if beside:
             raise refused(f"{where}/{beside[0]}", f"this keyword beside {keyword} is not supported")
         if not isinstance(value, str):
@@ -236,7 +198,7 @@ class Reader:
         if not isinstance(required, list) or any(not isinstance(name, str) for name in required):
             raise refused(f"{where}/required", f"it is {shown(required)}, must be a list of strings")
         others = schema.get("additionalProperties", True)
-        least, most = self._counts(schema, "minProperties", "maxProperties", where)
+        least, most = counts_of(schema, "minProperties", "maxProperties", where)
         if not properties and not required:
             if least > 1:  # the keys of a text may be alike
                 raise refused(f"{where}/minProperties", "more than 1 is not supported for keys that are not named")
@@ -273,7 +235,7 @@ class Reader:
         if not isinstance(begin, list):
             raise refused(f"{where}/prefixItems", f"it is {shown(begin)}, must be a list")
         first = [self.node(item, f"{where}/prefixItems/{index}", depth + 1) for index, item in enumerate(begin)]
-        least, most = self._counts(schema, "minItems", "maxItems", where)
+        least, most = counts_of(schema, "minItems", "maxItems", where)
         if schema.get("uniqueItems") and not 0 <= most <= 1:
             node = self._unique(schema, least, most, where, depth)
         else:
@@ -332,37 +294,3 @@ class Reader:
         value = self.any_of("any", deepest - 1)
         return self._listed(b"{}" if kind == "object" else b"[]", [],
                             make.seq(self._key(), value) if kind == "object" else value, 0, -1)
-
-
-def _describes(keyword: str, schema: Dict[str, Any]) -> bool:
-    """Return whether a keyword states nothing of which values are valid."""
-    value = schema.get(keyword)
-    return keyword in DESCRIBING or keyword == "uniqueItems" and value is False or (
-        keyword == "format" and isinstance(value, str) and value not in FORMATS and value not in OTHER_FORMATS)
-
-
-def _as_one(schemas: Sequence[Any], here: str) -> Dict[str, Any]:
-    """Return the schemas of an allOf, where no keyword has two values, and one alone describes what an object or a list
-    holds."""
-    merged: Dict[str, Any] = {}
-    inside: Dict[str, int] = {}
-    for index, schema in enumerate(schemas):
-        if not isinstance(schema, dict):
-            raise refused(f"{here}/{index}", f"it is {shown(schema)}, beside others it must be an object")
-        for keyword in [key for key in schema if not _describes(key, schema)]:
-            kind = next((kind for kind in ("object", "array") if keyword in BY_TYPE[kind]), "")
-            if merged.setdefault(keyword, schema[keyword]) != schema[keyword] or kind and inside.setdefault(
-                    kind, index) != index:
-                raise refused(f"{here}/{index}/{keyword}", "another schema beside it has this keyword, or one that it "
-                                                           "depends on, which is not supported")
-    return merged
-
-
-def is_a(kind: str, value: Any) -> bool:
-    """Return whether a value is of a schema's type."""
-    if isinstance(value, bool) or kind == "boolean":
-        return kind == "boolean" and isinstance(value, bool)
-    if kind == "integer":
-        return isinstance(value, int) or isinstance(value, float) and value.is_integer()
-    kinds: Dict[str, Any] = {"number": (int, float), "string": str, "array": list, "object": dict, "null": type(None)}
-    return isinstance(value, kinds[kind])

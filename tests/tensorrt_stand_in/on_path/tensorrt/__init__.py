@@ -5,7 +5,7 @@ import sys
 
 sys.path.append(os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 4)))
 
-from merino_runtime.backends import gpu as opener  # noqa: E402
+from merino_runtime.backends import cuda as opener  # noqa: E402
 from tests.tensorrt_stand_in import RUNTIMES, Gpu, open_library_of, tensorrt_module  # noqa: E402
 
 __version__ = os.environ.get("MERINO_STAND_IN_VERSION", "8.2.1.8")

@@ -1,7 +1,9 @@
-"""Keep the current folder off Python's import path: it may be a stranger's, with a `numpy.py` or a `pip.py` in it.
+"""What a process does first: leave the current folder's modules alone, end at Ctrl-C, set environment variables.
 
-Imports next to nothing: a module that is imported before `leave_current_folder` may be the stranger's.
+The current folder may be a stranger's, with a `numpy.py` or a `pip.py` in it. So this module imports nothing that
+Python has not loaded already: `signal` would also take 20 ms, in which Ctrl-C prints a traceback.
 """
+import _signal  # type: ignore[import-not-found]
 import os
 import sys
 
@@ -9,6 +11,7 @@ PACKAGES = ("merino_runtime", "merino_bench", "merino_edge")
 # Python 3.11 and later read PYTHONSAFEPATH; an older one puts "" on the path for `-c`.
 RUN_MODULE = ("import sys; sys.path[:] = filter(None, sys.path); import runpy; "
               "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)")
+INTERRUPTED = 130  # 128 + SIGINT
 
 
 def module_command(module: str, *arguments: str) -> list:
@@ -42,3 +45,33 @@ def leave_current_folder() -> None:
     library = os.path.dirname(os.__file__)  # the folders behind it, such as site-packages, belong to the installation
     end = sys.path.index(library) if library in sys.path else len(sys.path)
     sys.path[:end] = [path for path in sys.path[:end] if path in wanted or path not in ("", current)]
+
+
+def end_at_once() -> bool:
+    """Let ctrl-C end the process silently. Return whether it does: an interrupt that the parent process disabled, as
+    for a job in the background, stays disabled."""
+    handled = _signal.getsignal(_signal.SIGINT) in (_signal.default_int_handler, _end)
+    if handled:
+        _signal.signal(_signal.SIGINT, _end)
+    return handled
+
+
+def raise_again() -> None:
+    """Let ctrl-C raise KeyboardInterrupt again."""
+    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+
+
+def _end(*_: object) -> None:
+    os._exit(INTERRUPTED)
+
+
+def prepare_environment() -> None:
+    """Set the variables. The import of `merino_runtime` calls this, so it precedes any import of numpy or
+    onnxruntime."""
+    # onnxruntime 1.32 on Linux writes a device id and a database into the user's cache when it is imported, and sends
+    # events over HTTPS.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    if hasattr(os, "uname") and os.uname().machine == "aarch64":  # the module `platform` takes 30 ms
+        # OpenBLAS in numpy 1.19.5, the last for Python 3.6, misreads the Jetson Nano's CPU and dies of an illegal
+        # instruction at import. The generic kernels cost nothing: the runtime multiplies no matrices in numpy.
+        os.environ.setdefault("OPENBLAS_CORETYPE", "ARMV8")
