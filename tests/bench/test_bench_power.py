@@ -8,7 +8,7 @@ import time
 import pytest
 
 from merino_bench.sensors.energy import Reading, Sampler, energy_of, idle_watts, phases_j
-from merino_bench.sensors.power import Source, find_source, jtop_watts, pmic_source, pmic_watts
+from merino_bench.sensors.power import Source, find_source, pmic_source, pmic_watts
 
 # vcgencmd pmic_read_adc on a Raspberry Pi 5 at rest. HDMI has no voltage, EXT5V and BATT no current.
 PMIC = """ 3V7_WL_SW_A current(0)=0.00780744A
@@ -45,10 +45,6 @@ PMIC_W = (0.00780744 * 3.7072 + 0.1219913 * 3.325809 + 0.2430066 * 1.800858 + 0.
 JTOP_NANO = {"rail": {"POM_5V_CPU": {"volt": 5032, "curr": 120, "power": 604, "avg": 588, "type": "I2C"},
                       "POM_5V_GPU": {"volt": 5032, "curr": 8, "power": 40, "avg": 40, "type": "I2C"}},
              "tot": {"volt": 5032, "curr": 592, "power": 2979, "avg": 2900, "name": "POM_5V_IN", "type": "I2C"}}
-JTOP_XAVIER = {"rail": {"CPU": {"power": 920, "avg": 900}, "GPU": {"power": 310, "avg": 300}},
-               "tot": {"power": 1230, "avg": 1200}}
-
-
 def write(root, folder, **files):
     path = os.path.join(str(root), folder)
     os.makedirs(path, exist_ok=True)
@@ -122,13 +118,6 @@ def test_a_chip_that_gives_microwatts_is_read_in_microwatts(tmp_path):
           power1_input=3060000)
     source, _ = find_source(str(tmp_path))
     assert source.rail == "ina219" and source.read() == pytest.approx(3.06)
-
-
-def test_jtop_gives_milliwatts_and_the_name_of_its_total():
-    assert jtop_watts(JTOP_NANO) == (pytest.approx(2.979), "POM_5V_IN")
-    assert jtop_watts(JTOP_XAVIER) == (pytest.approx(1.23), "sum of CPU + GPU")
-    with pytest.raises(OSError, match="knows no power"):
-        jtop_watts({})
 
 
 def test_the_pmics_rails_are_currents_times_voltages():
@@ -277,14 +266,6 @@ def sampled(root, seconds, change=lambda: None):
         return energy_of(sampler, idle_w, [[start_s, end_s]], []), end_s - start_s
     finally:
         sampler.close()
-
-
-@pytest.mark.slow
-def test_a_constant_power_gives_its_time_times_itself(nano):
-    result, seconds = sampled(nano, 0.6)
-    assert result["idle_w"] == pytest.approx(2.979)
-    assert result["prefill_j"] == pytest.approx(2.979 * seconds)
-    assert result["prefill_net_j"] == pytest.approx(0, abs=1e-6) and result["samples"] >= 3
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
 """No verb of the workstation imports a stranger's module from the current folder, nor does a process that it starts.
-Real processes in a bundle's folder with such modules. The board's verbs: tests/bench/test_import_path.py."""
+Real processes in a bundle's folder with such modules. The board's verbs: tests/bench/test_bench_faults.py."""
 
 import json
 import os
