@@ -70,7 +70,7 @@ boards-older: boards
 
 test-boards: boards
 	MERINO_BOARD_ROOT="$(BOARD_ROOT)" $(BIN)/python -m pytest \
-		tests/targets/test_boards.py tests/targets/test_boards_children.py tests/targets/test_boards_install.py
+		tests/targets/test_boards.py tests/targets/test_boards_install.py
 
 # On Debian, as root: takes 4 minutes of a core the first time, keeps 360 MB in VM_ROOT.
 vm:
@@ -79,8 +79,7 @@ vm:
 # Neither in `make test` nor in CI: a clean machine would need more than 5 minutes for it.
 test-vm: .venv/ready vm
 	MERINO_VM_ROOT="$(VM_ROOT)" $(BIN)/python -m pytest \
-		tests/targets/test_vm.py tests/targets/test_vm_delivery.py tests/targets/test_vm_power.py \
-		tests/targets/test_vm_walk.py
+		tests/targets/test_vm.py tests/targets/test_vm_delivery.py tests/targets/test_vm_power.py
 
 # Keeps 225 MB of NVIDIA's packages in TENSORRT_ROOT, under NVIDIA's license; x86-64 Linux only. No GPU is needed.
 tensorrt: .venv/ready
@@ -107,7 +106,7 @@ models: .venv/ready
 
 # On emulated Arm CPUs too where `make boards` has been, which `make test` does not: 135 million weights take minutes there.
 test-models: models
-	MERINO_MODELS_ON_BOARDS=1 $(BIN)/python -m pytest tests/targets/test_models.py tests/targets/test_models_boards.py
+	MERINO_MODELS_ON_BOARDS=1 $(BIN)/python -m pytest tests/targets/test_models.py
 
 # The library of runtime/kernels, which is part of the package: by Debian 13's gcc-14, gcc-aarch64-linux-gnu and libc6-dev-arm64-cross.
 kernels:

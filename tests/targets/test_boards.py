@@ -4,8 +4,9 @@ Emulated are instructions, not time: nothing here measures anything, and an inst
 Of float32 the greedy ids are compared; of quantized weights, whose kernels differ by CPU class, the logits behind
 given ids, and the choices that lead clearly (`assert_same_choices`). `make test` runs float32 on a CPU without dotprod
 and a quantized format on a CPU of each kind, `make test-nightly` every format on each CPU.
-"""
 
+Processes that start others, as installing does, run on the CPU that was named too.
+"""
 import functools
 import json
 import shutil
@@ -29,6 +30,7 @@ from emulated_board import (
     WITH_DOTPROD,
     needs_board,
     on_board,
+    on_board_with_children,
     output,
     python_words,
     run,
@@ -90,12 +92,6 @@ def test_greedy_ids_are_those_of_this_machine(cpu, bundle, ids_here):
     assert greedy_ids(output(on_board(cpu, *GENERATE, cwd=bundle))) == ids_here
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("cpu", CPUS)
-def test_the_selftest_passes(cpu, packaged):
-    assert output(on_board(cpu, "merino.pyz", "selftest", ".", cwd=packaged)).startswith("ok: ")
-
-
 @pytest.fixture(scope="module")
 def quantized(request, embedded_bundles):
     """(folder, precision) of the same model in integers."""
@@ -145,13 +141,6 @@ def test_quantized_weights_choose_as_on_this_machine(cpu, quantized, chosen):
     slower = CPUS[cpu] in [each.board for each in bundle.slower_on]
     assert slower == (bundle.core == "dotprod" and not dotprod)  # the other graphs are about as fast with dotprod
     assert (f"times slower here than `--for {CPUS[cpu]}`" in done.stderr) == slower
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("quantized", QUANTIZED, indirect=True, ids="-".join, scope="module")
-@pytest.mark.parametrize("cpu", BY_DEFAULT)
-def test_the_selftest_of_quantized_weights_passes(cpu, quantized):
-    assert output(on_board(cpu, "merino.pyz", "selftest", ".", cwd=quantized[0])).startswith("ok: ")
 
 
 @pytest.mark.nightly
@@ -282,3 +271,38 @@ def test_an_instruction_that_the_cpu_has_not_kills(cpu):
     status = 0 if cpu in WITH_DOTPROD else -signal.SIGILL
     done = on_board(cpu, INSTRUCTIONS, "dotprod")
     assert (done.returncode, done.stdout) == (status, "" if status else "24\n")
+
+
+# A shell that Python starts, and a Python that this shell starts.
+GRANDCHILD = "import subprocess, sys; sys.exit(subprocess.call(['sh', '-c', '\"$@\"; exit $?', 'sh', *sys.argv[1:]]))"
+
+
+def in_grandchild(cpu, *command, cwd):
+    return on_board_with_children(cpu, "python3", "-c", GRANDCHILD, *command, cwd=cwd)
+
+
+@pytest.mark.parametrize("cpu, device", ON_EACH)
+def test_a_child_has_the_instructions_of_the_profile(cpu, device, tmp_path):
+    write_board_app(tmp_path / "merino.pyz")
+    script = "import os; from merino_runtime.io import board; print(os.uname().machine, *board.this_isa())"
+    done = in_grandchild(cpu, "env", "PYTHONPATH=merino.pyz", "python3", "-c", script, cwd=tmp_path)
+    assert set(output(done).split()) | {"neon"} == {"aarch64", *load_profile(device).isa}
+
+
+@pytest.mark.parametrize("cpu", OF_EACH_KIND)
+def test_an_instruction_that_the_cpu_has_not_kills_a_child(cpu, tmp_path):
+    killed = cpu not in WITH_DOTPROD
+    shutil.copy(INSTRUCTIONS, tmp_path)
+    done = in_grandchild(cpu, "python3", INSTRUCTIONS.name, "dotprod", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == ((128 + signal.SIGILL, "") if killed else (0, "24\n"))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("cpu", CPUS)
+def test_a_virtual_environment_made_there_generates_the_golden_tokens(cpu, tmp_path):
+    shutil.copytree(PACKAGED, tmp_path / "bundle")
+    write_board_app(tmp_path / "merino.pyz")
+    output(on_board_with_children(cpu, "python3", "-m", "venv", "--without-pip", "env", cwd=tmp_path))
+    (tmp_path / "env" / "lib" / "python3.11" / "site-packages" / "board.pth").write_text("/opt/site\n")
+    done = in_grandchild(cpu, "env/bin/python3", "merino.pyz", "selftest", "bundle", cwd=tmp_path)
+    assert output(done).startswith("ok: ")

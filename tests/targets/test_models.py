@@ -1,5 +1,8 @@
-"""A published model with its own weights, SmolLM2-135M-Instruct: `make models` installs it, else this is skipped."""
+"""A published model with its own weights, SmolLM2-135M-Instruct: `make models` installs it, else this is skipped.
 
+On the boards' CPUs, emulated, it knows a capital in int4 too: `make test-models` where `make boards` has been. `make
+test` does not, because a model of this size takes minutes on each CPU. Nothing is measured.
+"""
 import json
 import math
 import os
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
+from emulated_board import CPUS, WITH_DOTPROD, needs_board, on_board, output
 from sample_tasks import write_tasks
 
 from merino_edge.export.divergence import answers_of, divergence
@@ -253,3 +257,28 @@ def test_a_published_model_learns_a_persons_own_answer(tmp_path):
     export(load_source(str(tmp_path / "tuned")), tmp_path / "bundle", ExportRequest(context=CONTEXT))
     with open_model(str(tmp_path / "bundle")) as model:
         assert answer in "".join(model.stream(prompt_of(question), max_new_tokens=2 * STEPS, sampling=GREEDY))
+
+
+BOARD_CONTEXT = 64
+GENERATE = ["merino.pyz", "generate", ".", "The capital of France is", "-n", 2, "--temperature", 0, "--json"]
+
+
+@pytest.fixture(scope="module", params=["no-dotprod", "dotprod"])
+def of_a_core(request, tmp_path_factory):
+    """int4 for each kind of core, as `--for raspberry-pi-4` and `--for raspberry-pi-5` write it."""
+    folder = tmp_path_factory.mktemp("smollm2") / request.param
+    int4 = ExportRequest("int4", core=request.param, context=BOARD_CONTEXT)
+    export(load_source(str(GGUF)), folder, int4, last_use=True)
+    return folder
+
+
+@needs_board
+@pytest.mark.skipif("MERINO_MODELS_ON_BOARDS" not in os.environ, reason="takes minutes on each CPU: make test-models")
+@pytest.mark.parametrize("cpu", ["cortex-a53", "cortex-a72", "cortex-a76"])
+def test_int4_knows_a_capital_on_each_cpu(cpu, of_a_core):
+    """Written for the other kind of core it runs, and says what that costs."""
+    other = (of_a_core.name == "dotprod") != (cpu in WITH_DOTPROD)
+    done = on_board(cpu, *GENERATE, cwd=of_a_core)
+    *tokens, last = [json.loads(line) for line in output(done).splitlines()]
+    assert last["done"] and last["tokens"] == len(tokens) and "Paris" in "".join(token["text"] for token in tokens)
+    assert (f"times slower here than `--for {CPUS[cpu]}`" in done.stderr) == other
