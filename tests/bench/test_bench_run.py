@@ -13,7 +13,7 @@ import zipfile
 
 import pytest
 import quick_bench
-from pseudo_terminal import on_a_terminal, read_until_closed
+from processes import on_a_terminal, read_until_closed
 
 from merino_bench.harness.cases import BenchRequest, decode_case
 from merino_bench.harness.pairs import flags_by_place, select_processes

@@ -24,7 +24,7 @@ from merino_runtime.backends import open_backend
 from probe_graphs import build
 from probe_graphs.grid import GraphKey, graph_keys
 from probe_graphs.layout import operator_graph
-from tests.quantized import quantized
+from tests.sample_bundles import quantized
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import forked
 import pytest
-from pseudo_terminal import on_a_terminal
+from processes import on_a_terminal
 from sample_records import record
 from typer.main import get_command
 

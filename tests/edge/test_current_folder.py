@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from hostile_folder import Hostile
+from sample_models import ARCH, write_stories
 from sample_probe import MACHINE, synthetic
 from sample_records import opt, record
 from sample_roots import make_packed, make_root
-from sample_training import ARCH, write_stories
 
 from merino_bench.harness.render import as_json
 from merino_edge.delivery.ssh.command import AGENT, COMMAND

@@ -10,7 +10,7 @@ import os
 import sys
 
 import pytest
-from bounded import run_bounded
+from processes import run_bounded
 from sample_probe import synthetic
 from sample_records import opt, record
 

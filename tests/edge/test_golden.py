@@ -6,7 +6,7 @@ import pytest
 from merino_edge.export import golden
 from merino_edge.export.golden import GOLDEN_PROMPTS, GOLDEN_STEPS, decode_golden, golden_prompt, lead
 from merino_edge.export.parity import torch_greedy
-from tests.sample_geometries import small
+from tests.sample_models import small
 
 
 def followed(model, vocab, context, attempt):

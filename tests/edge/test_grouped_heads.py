@@ -9,7 +9,7 @@ import torch
 from few_examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_training import write_stories
+from sample_models import write_stories
 from typer.testing import CliRunner
 
 from merino_edge.cli.app import app

@@ -22,8 +22,8 @@ from merino_edge.families.registry import family_of, layout_of
 from merino_runtime.backends import open_backend
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.selftest import selftest
-from tests.quantized import quantized
-from tests.sample_geometries import LLAMA3, SMALL, small
+from tests.sample_bundles import quantized
+from tests.sample_models import LLAMA3, SMALL, small
 
 SCALED = ("fused", "int8", "dotprod")  # its channels are scaled first
 KINDS = [

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from browsers import headless
+from local_programs import headless
 from sample_records import many, opt, record
 
 from merino_edge.cli.app import main

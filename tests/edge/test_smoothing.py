@@ -15,8 +15,8 @@ from merino_edge.export.source import Source, load_source
 from merino_edge.families.graph_ops import Norm
 from merino_edge.families.registry import decoder_of, layout_of
 from merino_edge.families.weights import ModelWeights
-from tests.quantized import parts, quantized
-from tests.sample_geometries import SMALL, small
+from tests.sample_bundles import parts, quantized
+from tests.sample_models import SMALL, small
 
 MODELS = {name: small(name) for name in SMALL} | {"llama untied": small("llama", tied=False)}
 ROWS = np.random.default_rng(0).integers(0, 96, (4, 16))

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from bounded import run_bounded
+from processes import run_bounded
 from sample_records import opt, record
 
 from merino_bench.harness.render import as_json

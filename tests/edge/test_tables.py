@@ -11,7 +11,7 @@ import forked
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pseudo_terminal import on_a_terminal
+from processes import on_a_terminal
 from rich.console import Console
 from sample_records import many, opt, record
 

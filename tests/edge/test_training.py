@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from sample_training import ARCH, story, write_stories
+from sample_models import ARCH, story, write_stories
 from tokenizers import Tokenizer, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,7 +24,7 @@ from merino_edge.training.optimizer import optimizer_for
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
 from merino_runtime.errors import MerinoError
-from tests.bundle_loss import mean_loss
+from tests.sample_bundles import mean_loss
 
 RECIPE = Recipe(steps=300, batch=4, learning_rate=3e-3)
 SMALL = Recipe(steps=1, batch=2)

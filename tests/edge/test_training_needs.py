@@ -9,7 +9,7 @@ import sys
 import psutil
 import pytest
 import torch
-from sample_training import ARCH, story, write_stories
+from sample_models import ARCH, story, write_stories
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 

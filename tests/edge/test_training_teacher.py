@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from sample_training import ARCH, story, write_stories
+from sample_models import ARCH, story, write_stories
 from test_training_data import write_lines
 from test_training_runs import ctrl_c_at, main_ends, same_weights
 

@@ -10,7 +10,7 @@ import sys
 import zipapp
 
 import pytest
-from pseudo_terminal import on_a_terminal, read_until_closed
+from processes import on_a_terminal, read_until_closed
 
 import merino_runtime
 from merino_runtime.io.visible import visible_text

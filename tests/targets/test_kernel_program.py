@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from c_compilers import has_headers
+from local_programs import has_headers
 
 from merino_runtime.bundle.kernels import library_path
 
