@@ -15,7 +15,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import onnx
 import pytest
 from emulated_board import (
     BY_DEFAULT,
@@ -36,7 +35,6 @@ from emulated_board import (
     run,
     under,
 )
-from onnx import TensorProto, helper, numpy_helper
 from served import ROOT, Server
 
 from merino_edge.bundles.board_app import write_board_app
@@ -48,7 +46,7 @@ from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.generation.text import open_tokenizer
 from merino_runtime.io.board import ARM_FEATURES
 
-LOGITS, OVERFLOW = SCRIPTS / "logits.py", SCRIPTS / "overflow.py"
+LOGITS = SCRIPTS / "logits.py"
 PROMPT, TOKENS = "Once upon a time", 16
 GENERATE = ["merino.pyz", "generate", ".", PROMPT, "-n", TOKENS, "--temperature", 0, "--ignore-eos", "--json"]
 BY_NIGHT = pytest.mark.nightly
@@ -181,23 +179,6 @@ def test_what_would_be_wrong_is_refused_before_anything_is_imported(cpu, verb, w
     done = on_board(cpu, "merino.pyz", *verb, "--allow-slow", cwd=with_any_weights, path=poison)
     assert done.returncode == 1 and done.stdout == ""
     assert "weights of -128" in done.stderr and "was imported" not in done.stderr
-
-
-@pytest.mark.parametrize("cpu", ON_THE_OLDER)
-def test_weights_of_minus_128_overflow_where_dotprod_lacks(cpu, tmp_path):
-    """Why they are refused and no longer written. -127 does not."""
-    weights = {lowest: np.full((64, 16), lowest, np.int8) for lowest in (-128, -127)}
-    for lowest, matrix in weights.items():
-        nodes = [helper.make_node("MatMulInteger", ["x", "w", "zero"], ["y"])]
-        ports = [helper.make_tensor_value_info(*port) for port in (
-            ("x", TensorProto.UINT8, [1, 64]), ("zero", TensorProto.UINT8, []), ("y", TensorProto.INT32, [1, 16]))]
-        graph = helper.make_graph(nodes, "product", ports[:2], ports[2:], [numpy_helper.from_array(matrix, "w")])
-        opset = [helper.make_opsetid("", 13)]
-        onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / f"{lowest}.onnx")
-    outputs = json.loads(output(on_board(cpu, OVERFLOW, tmp_path, "-128", "-127")))
-    right = {str(lowest): 64 * -128 * lowest for lowest in weights}  # of inputs 0, around a zero of 128
-    assert outputs["-127"] == right["-127"]
-    assert (outputs["-128"] == right["-128"]) == (cpu in WITH_DOTPROD)
 
 
 @pytest.fixture(scope="module")
