@@ -149,12 +149,12 @@ def test_a_record_is_a_summary(path):
 
 @of_each_record
 def test_a_record_names_claim_code_date_machine_and_command(path):
-    facts = results.facts_of(path.name)
-    assert all(facts[name] for name in ("claim", "commits", "machine", "command"))
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d", facts["date"])
-    if git("rev-parse", "--is-shallow-repository").stdout.strip() == "false":
-        commits = [commit.removesuffix("-dirty") for commit in facts["commits"]]
-        assert [one for one in commits if git("merge-base", "--is-ancestor", one, "HEAD").returncode] == []
+    for facts in results.records_of(path.name).values():
+        assert all(facts[name] for name in ("claim", "commits", "machine", "command"))
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", facts["date"])
+        if git("rev-parse", "--is-shallow-repository").stdout.strip() == "false":
+            commits = [commit.removesuffix("-dirty") for commit in facts["commits"]]
+            assert [one for one in commits if git("merge-base", "--is-ancestor", one, "HEAD").returncode] == []
 
 
 @of_each_record
