@@ -37,13 +37,6 @@ pytestmark = [
 ]
 CONTEXT = 256
 STEPS = 12
-QUESTIONS = (
-    "What is the capital of France?", "What is the capital of Japan?", "Name a fruit.", "What is 2 + 3?",
-    "Who wrote Hamlet?", "What color is the sky?", "Say hello.", "Which animal barks?", "What is water made of?",
-    "How many days has a week?", "Name a planet.", "What do bees make?", "What is the opposite of hot?",
-    "Name a river in Egypt.", "What language is spoken in Brazil?", "Is ice cold?", "What is a triangle?",
-    "Translate 'good morning' into French.", "Write one word.", "Who painted the Mona Lisa?",
-)  # fmt: skip
 TEXT = (
     "The tower is 330 meters tall, about the height of an 81-storey building, and the tallest structure in the city."
     " Its base is square, measuring 125 meters on each side. During its construction it surpassed the monument in the"
@@ -109,21 +102,6 @@ def test_float32_computes_what_transformers_computes(source, tokenizer, bundle, 
 
 
 @pytest.mark.nightly
-def test_twenty_answers_are_those_of_transformers(source, tokenizer, bundle):
-    done = bundle("fused", "fp32")
-    assert done.bundle.stop_ids == (2, 0)
-    backend = open_backend(done.bundle)
-    for question in QUESTIONS:
-        ids = tokenizer.encode(prompt_of(question)).ids
-        with torch.no_grad():
-            expected = source.model.generate(
-                torch.tensor([ids]), max_new_tokens=STEPS, do_sample=False, eos_token_id=[2, 0], pad_token_id=2
-            )
-        assert greedy(backend, ids, (2, 0)) == expected[0, len(ids) :].tolist(), question
-    backend.close()
-
-
-@pytest.mark.nightly
 def test_int4_has_the_blocks_of_the_file_and_keeps_what_the_model_knows(source, tokenizer, bundle):
     done = bundle("fused", "int4")
     assert {tuple(each) for each in done.stored} == {("Q8_0", 1, 0), ("Q4_1", 210, 0)}
@@ -132,7 +110,7 @@ def test_int4_has_the_blocks_of_the_file_and_keeps_what_the_model_knows(source, 
     backend = open_backend(done.bundle)
     answer = tokenizer.decode(greedy(backend, tokenizer.encode("The capital of France is").ids, (2, 0)))
     assert "Paris" in answer
-    assert "Paris" in tokenizer.decode(greedy(backend, tokenizer.encode(prompt_of(QUESTIONS[0])).ids, (2, 0)))
+    assert "Paris" in tokenizer.decode(greedy(backend, tokenizer.encode(prompt_of("What is the capital of France?")).ids, (2, 0)))
     ids = tokenizer.encode(TEXT).ids
     with torch.no_grad():
         rows = source.model(torch.tensor([ids])).logits[0].numpy()
