@@ -1,8 +1,6 @@
-"""The GPU of both Jetsons, from recordings of jetson-stats and from files; `probe --backend tensorrt` on the stand-in.
-"""
+"""The GPU of both Jetsons from files of the kernel and of nvpmodel; `probe --backend tensorrt` on the stand-in."""
 import json
 import os
-import sys
 
 import pytest
 
@@ -13,7 +11,6 @@ from merino_bench.probe import gpu as gpu_probe
 from merino_bench.probe import timing
 from merino_bench.probe.run import run_probe
 from merino_bench.sensors import gpu
-from merino_bench.sensors.power import jtop_rails, jtop_watts
 from merino_runtime.backends import choice
 from merino_runtime.backends.choice import backend_of_machine
 from merino_runtime.bundle import load_bundle
@@ -21,21 +18,9 @@ from merino_runtime.errors import MerinoError
 from tests.sample_gpu_probe import SPEEDS, StandInClock, probed
 from tests.tensorrt_stand_in import VERSIONS, Gpu, put_in
 
-RECORDINGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "jetson_recordings.json")
 NANO_CONF = "# comment\n< POWER_MODEL ID=0 NAME=MAXN >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=1 NAME=5W >\n"
 ORIN_CONF = "".join(f"< POWER_MODEL ID={number} NAME={name} >\n"
                     for number, name in enumerate(("15W", "25W", "MAXN_SUPER", "7W")))
-
-
-class Recorded:
-    """A client of jtop that answers what was recorded."""
-
-    def __init__(self, name):
-        with open(RECORDINGS) as file:
-            result = json.load(file)[name]
-        self.gpu = result["gpu"]
-        self.power = tuple(result["power"]) if isinstance(result["power"], list) else result["power"]
-        self.nvpmodel = type("NVPModel", (), result["nvpmodel"])
 
 
 def write(root, path, text):
@@ -82,37 +67,6 @@ def orin(tmp_path):
     write(tmp_path, "etc/nvpmodel.conf", ORIN_CONF)
     write(tmp_path, "var/lib/nvpmodel/status", "pmode:0002")
     return str(tmp_path)
-
-
-def test_jetson_stats_3_on_a_nano():
-    client = Recorded("nano-3.1.4")
-    assert gpu.facts_of(client) == {
-        "source": "jtop", "clock_mhz": 921.0, "clock_max_mhz": 921.6, "load_percent": 63.0, "power_w": 1.206,
-        "power_rail": "5V GPU", "mode": "MAXN (0)", "modes": ["MAXN", "5W"]}
-    assert jtop_watts(client.power) == (4.412, "the board's input")
-    assert jtop_rails(client.power) == {"5V GPU": 1.206, "5V CPU": 0.842}
-
-
-def test_jetson_stats_4_on_an_orin():
-    client = Recorded("orin-4.2.12")
-    assert gpu.facts_of(client) == {
-        "source": "jtop", "clock_mhz": 612.0, "clock_max_mhz": 612.0, "load_percent": 87.4, "power_w": 4.603,
-        "power_rail": "VDD_CPU_GPU_CV", "mode": "15W (0)", "modes": ["15W", "25W", "MAXN_SUPER", "7W"]}
-    assert jtop_watts(client.power) == (9.303, "VDD_IN")
-
-
-def test_a_sum_of_rails_is_named_as_one():
-    rails = {"CPU": {"cur": 920, "avg": 900}, "GPU": {"cur": 310, "avg": 300}}
-    assert jtop_watts(({"cur": 1230, "avg": 1200}, rails)) == (1.23, "sum of CPU + GPU")
-    for nothing in ((None, {}), ({}, {}), {}, {"tot": None, "rail": None}):
-        with pytest.raises(OSError):
-            jtop_watts(nothing)
-
-
-def test_what_jtop_lacks_is_none():
-    client = Recorded("orin-4.2.12")
-    client.gpu, client.nvpmodel, client.power = {}, None, {"rail": {}, "tot": {}}
-    assert set(gpu.facts_of(client).values()) == {"jtop", None}
 
 
 def test_files_of_a_nano(nano):
@@ -166,36 +120,6 @@ def test_a_machine_without_such_a_gpu_has_none(tmp_path):
     ("MODE_15W_6CORE (2)", ["MODE_15W_6CORE", "MODE_10W_2CORE"], False), ("odd (4)", ["odd"], True)])
 def test_low_power(mode, modes, low):
     assert gpu.is_low(mode, modes) is low
-
-
-def module_of(folder, name, body):
-    """jtop's interface: what was recorded, or a service that fails."""
-    with open(os.path.join(str(folder), "jtop.py"), "w") as file:
-        file.write(f"import json\nwith open({RECORDINGS!r}) as file:\n    states = json.load(file)[{name!r}]\n"
-                   "class jtop:\n    gpu, power = states['gpu'], states['power']\n"
-                   "    nvpmodel = type('NVPModel', (), states['nvpmodel'])\n"
-                   "    def __init__(self, interval):\n        assert interval == 0.5\n"
-                   f"    def start(self):\n        {body}\n    def ok(self):\n        return True\n"
-                   "    def close(self):\n        raise OSError('closed before')\n")
-
-
-@pytest.mark.parametrize("name, body, clock_mhz", [
-    ("nano-3.1.4", "pass", 921.0), ("orin-4.2.12", "pass", 612.0),
-    ("orin-4.2.12", "raise RuntimeError('no service')", None)])
-def test_jtop_is_asked_in_a_process_of_its_own(name, body, clock_mhz, tmp_path, monkeypatch):
-    """Whatever it raises, and whatever it leaves: without an answer the files are read."""
-    module_of(tmp_path, name, body)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    result = gpu.jtop_facts()
-    assert (result and result["clock_mhz"]) == clock_mhz
-    assert "jtop" not in sys.modules
-
-
-def test_without_jtop_no_process_is_started(monkeypatch):
-    monkeypatch.setattr(gpu, "run_separately", None)
-    monkeypatch.setitem(sys.modules, "jtop", None)
-    assert gpu.jtop_facts() is None
 
 
 def test_a_row_of_tensorrt_names_backend_gpu_clocks_mode_and_power(nano, bundle_dirs, tmp_path, monkeypatch):

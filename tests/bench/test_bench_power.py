@@ -8,7 +8,7 @@ import time
 import pytest
 
 from merino_bench.sensors.energy import Reading, Sampler, energy_of, idle_watts, phases_j
-from merino_bench.sensors.power import Source, find_source, pmic_source, pmic_watts
+from merino_bench.sensors.power import Source, find_source, jtop_watts, pmic_source, pmic_watts
 
 # vcgencmd pmic_read_adc on a Raspberry Pi 5 at rest. HDMI has no voltage, EXT5V and BATT no current.
 PMIC = """ 3V7_WL_SW_A current(0)=0.00780744A
@@ -41,7 +41,7 @@ PMIC = """ 3V7_WL_SW_A current(0)=0.00780744A
 PMIC_W = (0.00780744 * 3.7072 + 0.1219913 * 3.325809 + 0.2430066 * 1.800858 + 0.02147046 * 1.11476
           + 0.1864026 * 1.106332 + 0.2693567 * 0.802197 + 0.56259 * 0.7207074 + 0.0029304 * 0.7990228
           + 0.0255189 * 5.1384)
-# jtop's `power` on a Jetson Nano and, where no rail carries all, on a Xavier.
+# jtop's `power` on a Jetson Nano.
 JTOP_NANO = {"rail": {"POM_5V_CPU": {"volt": 5032, "curr": 120, "power": 604, "avg": 588, "type": "I2C"},
                       "POM_5V_GPU": {"volt": 5032, "curr": 8, "power": 40, "avg": 40, "type": "I2C"}},
              "tot": {"volt": 5032, "curr": 592, "power": 2979, "avg": 2900, "name": "POM_5V_IN", "type": "I2C"}}
@@ -118,6 +118,22 @@ def test_a_chip_that_gives_microwatts_is_read_in_microwatts(tmp_path):
           power1_input=3060000)
     source, _ = find_source(str(tmp_path))
     assert source.rail == "ina219" and source.read() == pytest.approx(3.06)
+
+
+@pytest.mark.parametrize("power, expected", [
+    (JTOP_NANO, (2.979, "POM_5V_IN")),
+    ({"rail": {"CPU": {"power": 920}, "GPU": {"power": 310}}, "tot": {"power": 1230}}, (1.23, "sum of CPU + GPU")),
+    # Version 3 does not name the total: it is a sum, or the board's input.
+    (({"cur": 1230}, {"CPU": {"cur": 920}, "GPU": {"cur": 310}}), (1.23, "sum of CPU + GPU")),
+    (({"cur": 4412}, {"5V GPU": {"cur": 1206}, "5V CPU": {"cur": 842}}), (4.412, "the board's input"))])
+def test_jtop_gives_milliwatts_and_the_name_of_its_total(power, expected):
+    assert jtop_watts(power) == expected
+
+
+@pytest.mark.parametrize("power", [(None, {}), ({}, {}), {}, {"tot": None, "rail": None}])
+def test_a_jtop_without_power_is_no_source(power):
+    with pytest.raises(OSError, match="knows no power"):
+        jtop_watts(power)
 
 
 def test_the_pmics_rails_are_currents_times_voltages():

@@ -110,7 +110,8 @@ def test_int4_has_the_blocks_of_the_file_and_keeps_what_the_model_knows(source, 
     backend = open_backend(done.bundle)
     answer = tokenizer.decode(greedy(backend, tokenizer.encode("The capital of France is").ids, (2, 0)))
     assert "Paris" in answer
-    assert "Paris" in tokenizer.decode(greedy(backend, tokenizer.encode(prompt_of("What is the capital of France?")).ids, (2, 0)))
+    question = tokenizer.encode(prompt_of("What is the capital of France?")).ids
+    assert "Paris" in tokenizer.decode(greedy(backend, question, (2, 0)))
     ids = tokenizer.encode(TEXT).ids
     with torch.no_grad():
         rows = source.model(torch.tensor([ids])).logits[0].numpy()
