@@ -70,7 +70,7 @@ boards-older: boards
 
 test-boards: boards
 	MERINO_BOARD_ROOT="$(BOARD_ROOT)" $(BIN)/python -m pytest \
-		tests/targets/test_boards.py tests/targets/test_boards_children.py tests/targets/test_boards_install.py
+		tests/targets/test_boards.py tests/targets/test_boards_install.py
 
 # On Debian, as root: takes 4 minutes of a core the first time, keeps 360 MB in VM_ROOT.
 vm:
@@ -79,12 +79,11 @@ vm:
 # Neither in `make test` nor in CI: a clean machine would need more than 5 minutes for it.
 test-vm: .venv/ready vm
 	MERINO_VM_ROOT="$(VM_ROOT)" $(BIN)/python -m pytest \
-		tests/targets/test_vm.py tests/targets/test_vm_delivery.py tests/targets/test_vm_power.py \
-		tests/targets/test_vm_walk.py
+		tests/targets/test_vm.py tests/targets/test_vm_delivery.py tests/targets/test_vm_power.py
 
 # Keeps 225 MB of NVIDIA's packages in TENSORRT_ROOT, under NVIDIA's license; x86-64 Linux only. No GPU is needed.
 tensorrt: .venv/ready
-	@tests/targets/tensorrt.sh "$(TENSORRT_ROOT)" $(BIN)/python
+	@tests/targets/programs.sh tensorrt $(BIN)/python "$(TENSORRT_ROOT)"
 
 test-tensorrt: tensorrt
 	MERINO_TENSORRT_ROOT="$(TENSORRT_ROOT)" $(BIN)/python -m pytest tests/targets/test_tensorrt_builder.py
@@ -98,16 +97,16 @@ test-home-assistant: .venv/ready home-assistant
 
 # Open WebUI itself, without torch: keeps 1.2 GB in OPEN_WEBUI_ROOT. Needs Python 3.11 or 3.12.
 test-open-webui: .venv/ready
-	@tests/targets/open_webui.sh "$(OPEN_WEBUI_ROOT)" $(PYTHON)
+	@tests/targets/programs.sh open-webui $(PYTHON) "$(OPEN_WEBUI_ROOT)"
 	MERINO_OPEN_WEBUI="$(OPEN_WEBUI_ROOT)" $(BIN)/python -m pytest tests/targets/test_open_webui.py
 
 # A published model with its weights: 98 MB, once. `make test` takes its tests too where it is there.
 models: .venv/ready
-	@tests/targets/models.sh $(BIN)/python "$(MODELS)"
+	@tests/targets/programs.sh models $(BIN)/python "$(MODELS)"
 
 # On emulated Arm CPUs too where `make boards` has been, which `make test` does not: 135 million weights take minutes there.
 test-models: models
-	MERINO_MODELS_ON_BOARDS=1 $(BIN)/python -m pytest tests/targets/test_models.py tests/targets/test_models_boards.py
+	MERINO_MODELS_ON_BOARDS=1 $(BIN)/python -m pytest tests/targets/test_models.py
 
 # The library of runtime/kernels, which is part of the package: by Debian 13's gcc-14, gcc-aarch64-linux-gnu and libc6-dev-arm64-cross.
 kernels:
@@ -144,16 +143,16 @@ lint: .venv/ready
 	@tests/targets/pythons/venv.sh 3.$* .venv3$* $<
 
 # The role of fleet/ is tried by an Ansible of its own, where one can be had.
-.venv-ansible: tests/targets/ansible.sh
-	@tests/targets/ansible.sh $(PYTHON) $@
+.venv-ansible: tests/targets/programs.sh
+	@tests/targets/programs.sh ansible $(PYTHON) $@
 
 # llama.cpp built for this machine, for `bench --peers llama.cpp`: the wheel is built for AVX2. 8 CPU minutes, 50 MB.
 peers-native: .venv/ready
-	@tests/targets/peers_native.sh $(BIN)/python "$(CACHE)/peers-native"
+	@tests/targets/programs.sh peers-native $(BIN)/python "$(CACHE)/peers-native"
 
 # Our graphs are run by optimum and transformers.js, where these can be had.
-.venv-others: .venv/ready tests/targets/other_programs.sh
-	@tests/targets/other_programs.sh $(BIN)/python $@
+.venv-others: .venv/ready tests/targets/programs.sh
+	@tests/targets/programs.sh others $(BIN)/python $@
 
 clean:
 	rm -rf .venv .venv-ansible .venv-others $(OLDER) .pytest_cache .mypy_cache .ruff_cache out

@@ -1,6 +1,9 @@
 """Benchmarks of tests: other tests run beside them, so nearly each process is disturbed, and nobody reads a figure."""
+import os
 import sys
 
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOTS = os.pathsep.join([os.path.join(os.path.dirname(HERE), "runtime"), HERE])  # for PYTHONPATH
 MAIN = """
 import sys
 import quick_bench
@@ -9,7 +12,7 @@ quick_bench.quicken()
 sys.argv[0] = "merino_bench"
 sys.exit(main())
 """
-CALL = [sys.executable, "-c", MAIN]  # in place of `python -m merino_bench`, with this folder in PYTHONPATH
+CALL = [sys.executable, "-c", MAIN]  # in place of `python -m merino_bench`, with ROOTS in PYTHONPATH
 
 
 # The same in an application: (end of a file's name, what it has, what it has in tests).

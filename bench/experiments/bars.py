@@ -7,7 +7,7 @@ Needs the extra `peers`, `make peers-native`, and a machine on which nothing els
 host`). DIR keeps bundles and the records of each section (12 GB); what is there is not made or measured again. Weights
 are random, but for those of a file: it is measured in each format beside llama.cpp on the same weights (a copy of the
 file in F32 or Q8_0, the file as it is for int4). Where several rows of an engine match, as with llama.cpp's caches of
-float16 and Q8_0, the fastest counts. `--try` runs everything on tiny models, in minutes.
+float16 and Q8_0, the fastest counts.
 """
 
 import argparse
@@ -16,38 +16,43 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gguf
 from write_record import kept_record, table, write_record
 
 from merino_bench.harness.cases import BenchRequest
 from merino_edge.benchmarking.run import run_benchmark
+from merino_edge.calibration.board import board
+from merino_edge.export.export import export
+from merino_edge.export.request import ExportRequest
+from merino_edge.export.source import load_source, random_source
+from merino_edge.families.designed import Architecture
+from merino_edge.families.gguf.write import write_file
+from merino_edge.families.zoo import model
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.records.compare import row_ratio
 from merino_edge.records.reading import read_records
 from merino_edge.records.schema import DEFAULT_ENGINE, Record
 
-CLAIM = "Speed ratios to other engines and to OPT-350M"
 OPT = "opt-350m"
-VOCAB_CUT, VOCAB_PREFERRED = 2048, 16384  # shows what a large vocabulary costs; what the search takes for a Pi 4
+VOCAB_PREFERRED = 16384  # what the search takes for a Pi 4
 # Stored parameters at most OPT-350M's 331.2 M / 5.5. With parameters as the only budget the search shares layers and
 # goes deep, so that a token reads far more weights than are stored: the FLOPs are the paper's middle budget.
 DESIGN = ("--device", "jetson-nano", "--backend", "onnxruntime", "--params-m", "60.2", "--flops-g", "110")
 TIMED, FASTER = "timed-", 5.4  # a tenth above the bar, for what predictions are off by
 CONTEXT, LONG_CONTEXT, PROMPT, DEPTHS = 512, 2048, 64, (64, 448, 1984)
-TRY = {"blocks": [{"width": 64, "ffn_ratio": 1, "depth": 2}], "vocab": 4096, "head_size": 32, "context": LONG_CONTEXT}
-TRY_OPT = {"width": 64, "layers": 2, "heads": 2, "ffn_width": 128, "embed_width": 32, "vocab": 4096, "context": 2048,
-           "pre_norm": False}  # fmt: skip
 FORMATS = {"fp32": "F32", "int8": "Q8_0", "int4": "Q4_0, table Q8_0"}  # llama.cpp's of equal bytes
 LLAMA = "llama.cpp,llama.cpp-q8_0-cache"
 TITLES = ("test", "this project", "other", "tok/s", "ratio", "95 %", "peak MB", "bar")
-TIMEOUT_S = 3600.0
+say = partial(print, file=sys.stderr, flush=True)
 
 
 class Exported(NamedTuple):
-    """A bundle."""
-
     model: str
     precision: str
     kv: str | None = None
@@ -88,11 +93,10 @@ class Section(NamedTuple):
     prompt: int | None = PROMPT
     peers_file: Path | None = None
 
-    def requests(self, small: bool) -> dict[str, BenchRequest]:
+    def requests(self) -> dict[str, BenchRequest]:
         """Prefill into an empty cache alone: that is what other engines are measured at."""
-        repetitions, steps = (1, 8) if small else (5, 64 if self.depths == (PROMPT,) else 32)
-        decode = BenchRequest((), (steps,), repetitions, depths=self.depths)
-        return {"decode": decode} | ({"prefill": BenchRequest((self.prompt,), (), repetitions)} if self.prompt else {})
+        decode = BenchRequest((), (64 if self.depths == (PROMPT,) else 32,), depths=self.depths)
+        return {"decode": decode} | ({"prefill": BenchRequest((self.prompt,), ())} if self.prompt else {})
 
 
 def section_66m() -> Section:
@@ -107,32 +111,20 @@ def section_66m() -> Section:
 
 
 def section_opt() -> Section:
-    """OPT-350M against other engines; llama.cpp knows no embedding at half width: `equal` reads as many bytes."""
-    engines = [
-        bar for form, llama_form in FORMATS.items() for bar in (
-            Bar(Side(OPT, form), Side(f"{OPT}-equal", llama_form, "llama.cpp"), 1.0),
-            Bar(Side(OPT, form), Side(OPT, llama_form, "llama.cpp")),
-        )
-    ]  # fmt: skip
-    engines += [
+    """OPT-350M against other engines."""
+    bars = [
         Bar(Side(OPT, "int8"), Side(OPT, "int8", "CTranslate2"), 1.5),
         Bar(Side(OPT, "fp32"), Side(OPT, "fp32", "transformers")),
         Bar(Side(OPT, "int4"), Side(OPT, "fp32", "transformers"), 5.0),  # as shipped
     ]
-    bundles = [*(Exported(OPT, precision) for precision in FORMATS), Exported(f"{OPT}-equal", "fp32")]
-    return Section(bundles, engines, f"{LLAMA},ctranslate2,transformers")
+    return Section([Exported(OPT, precision) for precision in FORMATS], bars, "ctranslate2,transformers")
 
 
 def section_64m() -> Section:
-    """A design of 5.5 times fewer parameters against OPT-350M, with both vocabularies cut, and with one of its own."""
-    cut, own = f"-v{VOCAB_CUT}", f"-v{VOCAB_PREFERRED}"
-    names = [(f"64m{suffix}", f"{OPT}{opt_suffix}") for suffix, opt_suffix in (("", ""), (own, ""), (cut, cut))]
-    bars = [
-        Bar(Side(small, precision), Side(large, precision), None if cut in small else 4.9)
-        for precision in FORMATS for small, large in names
-    ]  # fmt: skip
-    models = dict.fromkeys(name for pair in names for name in pair)
-    return Section([Exported(model, precision) for precision in FORMATS for model in models], bars)
+    """A design of 5.5 times fewer parameters against OPT-350M, with OPT's vocabulary and with one of its own."""
+    names = ("64m", f"64m-v{VOCAB_PREFERRED}")
+    bars = [Bar(Side(name, precision), Side(OPT, precision), 4.9) for precision in FORMATS for name in names]
+    return Section([Exported(model, precision) for precision in FORMATS for model in (*names, OPT)], bars)
 
 
 def section_timed() -> Section:
@@ -141,19 +133,16 @@ def section_timed() -> Section:
     return Section([Exported(side.bundle, side.precision) for bar in bars for side in bar[:2]], bars)
 
 
-def section_deep(model: str, equal: str) -> Section:
-    """Decode behind a long cache: of float32 and, beside quantized weights, of int8. equal: a model of equal bytes."""
-    bundles = [Exported(model, precision, kv, LONG_CONTEXT) for precision, kv in by_cache()]
-    bars = [Bar(Side(model, one.precision, kv=one.kv), Side(equal, FORMATS[one.precision], "llama.cpp"))
+def section_deep() -> Section:
+    """Decode behind a long cache: of float32 and, beside quantized weights, of int8."""
+    bundles = [Exported("66m", precision, kv, LONG_CONTEXT) for precision, kv in by_cache()]
+    bars = [Bar(Side("66m", one.precision, kv=one.kv), Side("66m", FORMATS[one.precision], "llama.cpp"))
             for one in bundles]  # fmt: skip
-    others = [] if model == equal else [Exported(equal, "fp32", None, LONG_CONTEXT)]
-    return Section([*bundles, *others], bars, LLAMA, DEPTHS, None)
+    return Section(bundles, bars, LLAMA, DEPTHS, None)
 
 
 def section_file(file: Path, precision: str, cache: Path) -> Section:
     """A published model in one format."""
-    from llama_cpp_peer import write_copy
-
     kind = {"fp32": "F32", "int8": "Q8_0", "int4": None}[precision]
     copy = write_copy(file, cache / f"{file.stem}.{kind}.gguf", kind) if kind else file
     bundles = [Exported(str(file), precision, kv, LONG_CONTEXT) for form, kv in by_cache() if form == precision]
@@ -167,56 +156,61 @@ def by_cache() -> list[tuple[str, str | None]]:
 
 
 SECTIONS = {
-    "66m": section_66m, "opt": section_opt, "64m": section_64m, "timed": section_timed,
-    "depth": lambda: section_deep("66m", "66m"), "depth-opt": lambda: section_deep(OPT, f"{OPT}-equal"),
-}  # fmt: skip
+    "66m": section_66m, "opt": section_opt, "64m": section_64m, "timed": section_timed, "depth": section_deep,
+}
 
 
-def bundle_of(exported: Exported, cache: Path, small: bool) -> str:
+def write_copy(source: Path, out: Path, kind: str) -> Path:
+    """Write a copy of a GGUF whose matrices are of a type such as Q8_0, for llama.cpp. One that is there is kept."""
+    if out.exists():
+        return out
+    reader = gguf.GGUFReader(source)
+    part = out.with_name(f".{out.name}.part")
+
+    def add_keys(writer: gguf.GGUFWriter) -> None:
+        for field in reader.fields.values():
+            if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+                inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+                writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
+
+    tensors = (
+        (tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type), "F32" if len(tensor.shape) < 2 else kind)
+        for tensor in reader.tensors
+    )
+    write_file(part, reader.fields["general.architecture"].contents(), add_keys, tensors)
+    part.rename(out)
+    return out
+
+
+def bundle_of(exported: Exported, cache: Path) -> str:
     """Its folder; exported in a process of its own, whose memory is given back."""
     cache_form = [f"kv-{exported.kv}"] if exported.kv else []
-    parts = [Path(exported.model).stem, exported.precision, str(exported.context), *cache_form]
-    folder = cache / "-".join(parts)
+    folder = cache / "-".join([Path(exported.model).stem, exported.precision, str(exported.context), *cache_form])
     if not (folder / "bundle.json").exists():
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            pool.submit(export_model, exported, folder, cache, small).result()
+            pool.submit(export_model, exported, folder, cache).result()
     return str(folder)
 
 
-def export_model(exported: Exported, folder: Path, cache: Path, small: bool) -> None:
-    from merino_edge.calibration.board import board
-    from merino_edge.export.export import export
-    from merino_edge.export.request import ExportRequest
-
+def export_model(exported: Exported, folder: Path, cache: Path) -> None:
     request = ExportRequest(exported.precision, board("host"), context=exported.context, kv=exported.kv)
-    export(source_of(exported, cache, small), folder, request)
+    export(source_of(exported, cache), folder, request)
 
 
-def source_of(exported: Exported, cache: Path, small: bool) -> Any:
-    from merino_edge.benchmarking.engines import elements
-    from merino_edge.export.source import load_source, random_source
-    from merino_edge.families.designed import Architecture
-    from merino_edge.families.zoo import model as published
-
+def source_of(exported: Exported, cache: Path) -> Any:
     if exported.model.endswith(".gguf"):
         return load_source(exported.model)
-    base, _, cut = exported.model.partition("-v")
-    update = {"vocab": int(cut)} if cut else {}
-    if base.startswith(OPT):
-        opt = published(OPT).geometry
-        arch = opt.model_validate({**opt.model_dump(), **(TRY_OPT if small else {}), **update})
-        if base != OPT:  # an embedding of the layers' width with as many weights as the true one and its projections
-            vocab = (elements(arch.operators, "head") // arch.width + 2 * arch.embed_width) // 8 * 8
-            arch = arch.model_copy(update={"embed_width": arch.width, "vocab": vocab})
-        return random_source(arch, exported.model)
-    if small:
-        architecture = TRY
-    elif base == "66m":
-        block = {"width": 640, "ffn_ratio": 1, "depth": 14}
-        architecture = {"blocks": [block], "vocab": 50257, "head_size": 64, "context": LONG_CONTEXT}
+    base, _, vocab = exported.model.partition("-v")
+    if base == OPT:
+        return random_source(model(OPT).geometry, OPT)
+    if base == "66m":
+        blocks = [{"width": 640, "ffn_ratio": 1, "depth": 14}]
+        architecture = {"blocks": blocks, "vocab": 50257, "head_size": 64, "context": LONG_CONTEXT}
     else:
         architecture = designed(cache / f"design-{base}.json", base)
-    return random_source(Architecture.model_validate({**architecture, **update}), exported.model)
+    if vocab:
+        architecture["vocab"] = int(vocab)
+    return random_source(Architecture.model_validate(architecture), exported.model)
 
 
 def designed(path: Path, name: str) -> dict[str, Any]:
@@ -230,25 +224,20 @@ def designed(path: Path, name: str) -> dict[str, Any]:
 
 def for_the_time(precision: str) -> tuple[str, ...]:
     """A decode time on this machine that OPT-350M's predicted one exceeds FASTER times, in one format."""
-    from merino_edge.calibration.board import board
-    from merino_edge.families.zoo import model
-    from merino_edge.prediction.cost_model import cost_model
-    from merino_edge.prediction.shape import InferenceShape
-
     costs = cost_model(board("host"), InferenceShape(precision, CONTEXT, PROMPT))
     opt_ms = costs.predict(model(OPT).geometry.operators).decode_ms
     return ("--device", "host", "--precision", precision, "--params-m", "60.2", "--decode-ms", f"{opt_ms / FASTER:.4g}",
             "--context", str(CONTEXT), "--prompt", str(PROMPT))  # fmt: skip
 
 
-def measured(name: str, section: Section, cache: Path, small: bool) -> list[Record]:
-    saved = [cache / f"{name}-{phase}.json" for phase in section.requests(small)]
-    for path, request in zip(saved, section.requests(small).values(), strict=True):
+def measured(name: str, section: Section, cache: Path) -> list[Record]:
+    saved = {cache / f"{name}-{phase}.json": request for phase, request in section.requests().items()}
+    for path, request in saved.items():
         if not path.exists():
-            folders = [bundle_of(one, cache, small) for one in section.bundles]
-            run_benchmark(folders, request, None, None, "md", path, TIMEOUT_S, section.peers, None, say,
+            folders = [bundle_of(one, cache) for one in section.bundles]
+            run_benchmark(folders, request, None, None, "md", path, 3600.0, section.peers, None, say,
                           section.peers_file)  # fmt: skip
-    return read_records(saved, say)
+    return read_records(list(saved), say)
 
 
 def ratios(section: Section, rows: list[Record]) -> Iterator[dict[str, Any]]:
@@ -274,10 +263,6 @@ def rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
 
 
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def cells(row: dict[str, Any]) -> list[str]:
     low, high = row["interval"]
     met = "-" if row["bar"] is None else f"{row['bar']:g}: {'yes' if row['ratio'] >= row['bar'] else 'NO'}"
@@ -294,10 +279,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--only", help=f"sections: {','.join(SECTIONS)}; of a --model formats; by default all")
     parser.add_argument("--model", type=Path, help="a GGUF to measure in place of these")
-    parser.add_argument("--try", action="store_true", dest="small", help="tiny models: whether it all runs")
     parser.add_argument("-o", type=Path, dest="out", required=True)
     given = parser.parse_args()
-    cache: Path = (given.cache / "try" if given.small else given.cache).resolve()
+    cache: Path = given.cache.resolve()
     cache.mkdir(parents=True, exist_ok=True)
     record = kept_record(given.out, {"sections": {}})
     chosen = given.only.split(",") if given.only else list(FORMATS if given.model else SECTIONS)
@@ -305,10 +289,11 @@ def main() -> None:
         sections = {f"{given.model.stem}-{form}": section_file(given.model, form, cache) for form in chosen}
     else:
         sections = {name: SECTIONS[name]() for name in chosen}
+    claim = "Speed ratios to other engines and to OPT-350M"
     for name, section in sections.items():
-        rows = list(ratios(section, measured(name, section, cache, given.small)))
+        rows = list(ratios(section, measured(name, section, cache)))
         record["sections"][name] = rows
-        write_record(given.out, record, CLAIM, f"python bench/experiments/bars.py --cache DIR --only {given.only}")
+        write_record(given.out, record, claim, f"python bench/experiments/bars.py --cache DIR --only {given.only}")
         print(f"\n### {name}\n\n{table(TITLES, map(cells, rows))}")
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT), str(ROOT / "runtime")]
 
-import api  # noqa: E402
 import boards  # noqa: E402
-import charts  # noqa: E402
-import commands  # noqa: E402
 import openapi  # noqa: E402
+import pictures  # noqa: E402
+import reference  # noqa: E402
 import terminal  # noqa: E402
 
 import results  # noqa: E402
@@ -30,12 +29,12 @@ def between_marks(path: Path, name: str, text: str) -> str:
 
 MADE = {
     "pictures/demo.svg": lambda path: terminal.text(path.with_suffix(".cast")),
-    "pictures/shapes.svg": lambda _: charts.shapes(),
-    "pictures/predictions.svg": lambda _: charts.predictions(),
-    "pictures/behind-cache.svg": lambda _: charts.behind_cache(),
-    "reference/command-line.md": lambda _: commands.workstation(),
-    "reference/board-commands.md": lambda _: commands.on_the_board(),
-    "reference/python-api.md": lambda _: api.text(),
+    "pictures/shapes.svg": lambda _: pictures.shapes(),
+    "pictures/predictions.svg": lambda _: pictures.predictions(),
+    "pictures/behind-cache.svg": lambda _: pictures.behind_cache(),
+    "reference/command-line.md": lambda _: reference.workstation(),
+    "reference/board-commands.md": lambda _: reference.on_the_board(),
+    "reference/python-api.md": lambda _: reference.python_api(),
     "reference/openapi.json": lambda _: openapi.text(),
     "../bench/results/README.md": lambda _: results.text(),
     "boards/index.md": lambda path: between_marks(path, "boards", boards.text()),

@@ -12,29 +12,33 @@ DEMO, DEMO_CLAIM = "demo-x86-2cores.json", "The benchmark of `make demo`: a desi
 HEAD = """# Records
 
 Each figure in README and docs links to the record that holds it. A record is a summary of at most 200 lines: medians,
-intervals and counts. `bench/experiments/write_record.py` adds the claim, the commits that measured (the oldest first),
+intervals and counts. A file holds one record, or several of one subject whose scripts are gone.
+`bench/experiments/write_record.py` adds the claim, the commits that measured (the oldest first),
 the date, the machine and the command. If a script is gone, its commit still has it. This table is made by
 `python docs/scripts/make.py`.
 """
 
 
-def facts_of(name: str) -> dict[str, Any]:
-    """Return claim, commits, date, machine and command of a record."""
+def records_of(name: str) -> dict[str, dict[str, Any]]:
+    """Return claim, commits, date, machine and command of each record in a file, by the record's name: of the only one,
+    or of several that one page rests on."""
     record = json.loads((RESULTS / name).read_text(encoding="utf-8"))
     if name != DEMO:
-        return dict(record)
+        return dict(record["records"]) if "records" in record else {name.removesuffix(".json"): record}
     cast = json.loads((DOCS / "pictures" / "demo.cast").read_text(encoding="utf-8").partition("\n")[0])
     facts = record[0]["environment"]
     machine = f"{facts['arch']}, {facts['board']}, {facts['cpus']} cores"
-    return {"claim": DEMO_CLAIM, "commits": [cast["commit"]], "date": record[0]["date"][:10], "machine": machine,
-            "command": "make demo"}  # fmt: skip
+    return {name.removesuffix(".json"): {
+        "claim": DEMO_CLAIM, "commits": [cast["commit"]], "date": record[0]["date"][:10], "machine": machine,
+        "command": "make demo",
+    }}  # fmt: skip
 
 
 def text() -> str:
     rows = [TITLES, ["---"] * len(TITLES)]
     for path in sorted(RESULTS.glob("*.json")):
-        facts = facts_of(path.name)
-        commits = ", ".join(facts["commits"][:1] + facts["commits"][1:][-1:])
-        command = "<br>".join(f"`{part}`" for part in facts["command"].replace("|", "or").split("; "))
-        rows.append([f"[{path.stem}]({path.name})", facts["claim"], facts["date"], commits, facts["machine"], command])
+        for name, facts in records_of(path.name).items():
+            commits = ", ".join(facts["commits"][:1] + facts["commits"][1:][-1:])
+            command = "<br>".join(f"`{part}`" for part in facts["command"].replace("|", "or").split("; "))
+            rows.append([f"[{name}]({path.name})", facts["claim"], facts["date"], commits, facts["machine"], command])
     return HEAD + "\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -1,10 +1,23 @@
-"""Draws a recorded run (`record_terminal.py`) as an animated SVG: each line appears when it came, older ones scroll.
+"""Records a command on a terminal: `python docs/scripts/terminal.py FILE.cast COMMAND...`, and draws such a file as an
+animated SVG, in which each line appears when it came and older ones scroll.
 
-Waiting is cut to PAUSE_S. The motion is CSS and needs no script; with `prefers-reduced-motion` it stands at its end."""
+The file is an asciicast of version 2: a header, which keeps the commit, then a line per output, with the second at
+which it came. Waiting is cut to PAUSE_S. The motion is CSS and needs no script; with `prefers-reduced-motion` it stands
+at its end."""
 
+import fcntl
 import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+import time
 from html import escape
 from pathlib import Path
+
+from merino_edge.storage.atomic import write_text
 
 COLUMNS, ROWS = 104, 22
 ADVANCE, LINE, MARGIN = 8, 17, 14  # of a character of 13 pixels; the font may differ, so lines have a textLength
@@ -108,3 +121,42 @@ def text_of(index: int, line: str) -> str:
 
 def text(path: Path) -> str:
     return drawn(path.read_text(encoding="utf-8"))
+
+
+ROOT = Path(__file__).resolve().parents[2]
+WIDTH, HEIGHT = 100, 30  # of the terminal, in characters
+
+
+def output_of(command: list[str]) -> list[tuple[float, str]]:
+    """(second, text) of each output of a command that ran without an error."""
+    reader, tty = pty.openpty()
+    fcntl.ioctl(tty, termios.TIOCSWINSZ, struct.pack("HHHH", HEIGHT, WIDTH, 0, 0))
+    environment = {**os.environ, "TERM": "dumb", "COLUMNS": str(WIDTH), "LINES": str(HEIGHT)}
+    began, events = time.monotonic(), []
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=tty, stderr=tty, env=environment, cwd=ROOT)
+    os.close(tty)
+    while True:
+        try:
+            chunk = os.read(reader, 1 << 16)
+        except OSError:  # Linux: the other end was closed
+            break
+        if not chunk:
+            break
+        text = chunk.decode("utf-8", "replace").replace(str(Path.home()), "~")
+        events.append((round(time.monotonic() - began, 3), text))
+    if child.wait():
+        sys.exit(f"{command[0]} ended with exit code {child.returncode}")
+    return events
+
+
+def main() -> None:
+    path, *command = sys.argv[1:]
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short=7", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    header = {"version": 2, "width": WIDTH, "height": HEIGHT, "command": " ".join(command), "commit": commit}
+    lines = [header, *([second, "o", text] for second, text in output_of(command))]
+    write_text(Path(path), "".join(json.dumps(line) + "\n" for line in lines))
+
+
+if __name__ == "__main__":
+    main()

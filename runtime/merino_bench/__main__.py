@@ -115,7 +115,7 @@ def _probe(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from merino_bench.sensors.meter import open_sensors
+    from merino_bench.sensors.energy import open_sensors
 
     return run_serve(arguments, open_sensors())
 

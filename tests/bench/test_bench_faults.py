@@ -1,24 +1,27 @@
-"""The board's verbs where a stream or a disk takes nothing more: an exit code of the contract, one line,
-results kept, nothing left behind. Real processes; runs under Python 3.6 too.
+"""The board's verbs, by real processes: on streams and disks that take nothing more, and in a stranger's folder whose
+modules have the names of what is imported. The exit code is one of the contract, results are kept, nothing is left
+behind, and no module of the current folder runs.
 
-The writer itself: tests/runtime/test_runtime_outputs.py. Of `probe`, which measures for a minute, only refusals.
+The writer itself: tests/runtime/test_runtime_outputs.py; the workstation's verbs: tests/edge/test_current_folder.py.
 """
 import json
 import os
+import shutil
 import sys
+import zipfile
 
 import pytest
 import quick_bench
-from bounded import run_bounded
+from hostile_folder import Hostile, check_modules
+from packed_files import WheelSet, app_bytes, bundle_files, packed_bytes
+from processes import run_bounded
 
-import merino_bench
-import merino_runtime
+from merino_bench.fresh_process import run_separately
+from merino_runtime.delivery import agent
+from merino_runtime.delivery.machine import this_machine
 
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not sys.platform.startswith("linux"), reason="devices of Linux")]
-
-ROOTS = os.pathsep.join([os.path.dirname(os.path.dirname(package.__file__))
-                         for package in (merino_runtime, merino_bench)] + [os.path.dirname(quick_bench.__file__)])
 CALL = [sys.executable, "-c", "import sys; from merino_bench.start import main; sys.exit(main())"]
 BENCH = ["bench", "BUNDLE", "-p", "8", "-n", "0", "-r", "1", "-t", "1"]
 VERBS = [["generate", "BUNDLE", "the", "-n", "3"], ["info", "BUNDLE", "--json"], ["verify", "BUNDLE"],
@@ -35,7 +38,7 @@ def bundle(bundle_dirs):
 def run(words, bundle, cwd, **options):
     call = quick_bench.CALL if words[0] == "bench" else CALL
     call = call + [bundle if word == "BUNDLE" else word for word in words]
-    code, out, err = run_bounded(call, cwd=str(cwd), PYTHONPATH=ROOTS, **options)
+    code, out, err = run_bounded(call, cwd=str(cwd), PYTHONPATH=quick_bench.ROOTS, **options)
     assert "Traceback" not in err and "Exception ignored" not in err, err
     return code, out, err
 
@@ -88,3 +91,83 @@ def test_a_terminal_that_takes_ascii_alone(variables, bundle, tmp_path):
     for words, expected in ((["info", absent], 1), (["bench", absent, "-r", "1", "-n", "0"], 1), (["--help"], 0),
                             (["generate", "BUNDLE", "na\u00efve \u20ac", "-n", "3"], 0), (["verify", "BUNDLE"], 0)):
         assert run(words, bundle, tmp_path, **variables)[0] == expected, words
+
+
+BENCH_HERE = ("bench", ".", "-p", "8", "-n", "0", "-r", "1", "-t", "1")
+VERBS_HERE = [("generate", ".", "the", "-n", "2"), ("chat", "CHAT"), ("info", "."), ("verify", "."), ("selftest", "."),
+              ("info", "beside.merino"), ("verify", "beside.merino"), ("status", "--root", "ROOT"), BENCH_HERE,
+              ("install", "beside.merino", "--allow-unsigned", "--root", "ROOT"),
+              pytest.param(("probe", "-o", "ROOT"), marks=pytest.mark.nightly)]
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    path = tmp_path_factory.mktemp("app") / "merino.pyz"
+    app_bytes(path)
+    return path
+
+
+@pytest.fixture
+def hostile(bundle_dirs, app, tmp_path):
+    """A bundle's folder with a package in it, and the modules in this folder and beside it."""
+    folder = tmp_path / "stranger" / "bundle"
+    shutil.copytree(str(bundle_dirs["portable"]), str(folder))
+    made = Hostile(folder)
+    made.fill(tmp_path / "stranger")
+    (folder / "beside.merino").write_bytes(packed_bytes(app.read_bytes(), [bundle_files(folder)]))
+    return made
+
+
+def test_the_modules_leave_marks(tmp_path):
+    check_modules(tmp_path)
+
+
+@pytest.mark.parametrize("program", ["merino.pyz", "python -m"])
+@pytest.mark.parametrize("verb", VERBS_HERE, ids=lambda words: "-".join(words[:2]))
+def test_no_verb_of_a_board_imports_from_the_current_folder(verb, program, hostile, app, chat_dir, tmp_path):
+    call = [sys.executable, app] if program == "merino.pyz" else [sys.executable, "-m", "merino_bench"]
+    places = {"CHAT": chat_dir, "ROOT": tmp_path / "root"}
+    hostile.run([*call, *(places.get(word, word) for word in verb)],
+                PYTHONPATH="" if program == "merino.pyz" else quick_bench.ROOTS)
+
+
+def test_an_empty_entry_in_pythonpath_is_not_the_current_folder(hostile, app):
+    hostile.run([sys.executable, app, *BENCH_HERE], PYTHONPATH=os.pathsep.join(["", quick_bench.ROOTS, ""]))
+
+
+def test_no_child_of_a_program_of_the_users_does(hostile, monkeypatch):
+    """Which imports this project from a folder of its own, and whose path begins with the current folder."""
+    monkeypatch.chdir(hostile.folder)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", ".", quick_bench.ROOTS, ""]))
+    with pytest.raises(Exception, match="ended with code 1"):
+        run_separately("merino_bench.harness.worker", "no JSON", 60)
+    assert hostile.imported() == []
+
+
+@pytest.mark.parametrize("pip, printed", [(b"raise SystemExit('pip ran')", "pip ran"), (b"", "No module named")])
+def test_an_installation_that_makes_an_environment_does_not(pip, printed, hostile, app, tmp_path):
+    """Root installs in another user's folder: by `venv`, the package's own pip, and a check of what can be imported."""
+    machine = this_machine(str(tmp_path))
+    if not machine.glibc:
+        pytest.skip("this C library is not glibc, for which wheels are made")
+    packages = {"onnxruntime": "1.30.0", "numpy": "2.2.6", "pip": "1.0"}
+    wheels = WheelSet("wheels/here", machine.python, machine.board.architecture, "2.5", packages)
+    wheel = tmp_path / "pip.whl"
+    with zipfile.ZipFile(str(wheel), "w") as archive:
+        archive.writestr("pip/__main__.py", pip)
+    members = {"pip-1.0-py3-none-any.whl": wheel.read_bytes()}
+    path = os.path.join(hostile.folder, "wheels.merino")
+    with open(path, "wb") as file:
+        file.write(packed_bytes(app.read_bytes(), [bundle_files(hostile.folder)], wheels=[(wheels, members)]))
+    call = ["install", "wheels.merino", "--allow-unsigned", "--root", tmp_path / "root"]
+    assert printed in hostile.run([sys.executable, app, *call], code=1, PYTHONPATH="")
+
+
+def test_the_search_for_a_python_does_not(hostile, monkeypatch, capsys):
+    """By the agent, in the folder in which ssh begins."""
+    monkeypatch.chdir(hostile.folder)
+    assert agent.find_python([agent.PYTHON], ["no_such_module"]) == 0
+    assert capsys.readouterr().out == "null\n" and hostile.imported() == []
+    os.rename("torch.py", "of_the_folder.py")
+    assert agent.find_python([agent.PYTHON], ["of_the_folder"]) == 0
+    assert capsys.readouterr().out == "null\n"

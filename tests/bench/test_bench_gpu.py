@@ -1,36 +1,26 @@
-"""The GPU of both Jetsons, from recordings of jetson-stats and from files.
-
-How the recordings were made: jetson_recordings/record.py.
-"""
+"""The GPU of both Jetsons from files of the kernel and of nvpmodel; `probe --backend tensorrt` on the stand-in."""
 import json
 import os
-import sys
 
 import pytest
 
 from merino_bench.harness import worker
 from merino_bench.harness.cases import Case
 from merino_bench.harness.record import identity_of, record_of
+from merino_bench.probe import gpu as gpu_probe
+from merino_bench.probe import timing
+from merino_bench.probe.run import run_probe
 from merino_bench.sensors import gpu
-from merino_bench.sensors.power import jtop_rails, jtop_watts
+from merino_runtime.backends import choice
+from merino_runtime.backends.choice import backend_of_machine
 from merino_runtime.bundle import load_bundle
-from tests.tensorrt_stand_in import Gpu, put_in
+from merino_runtime.errors import MerinoError
+from tests.sample_gpu_probe import SPEEDS, StandInClock, probed
+from tests.tensorrt_stand_in import VERSIONS, Gpu, put_in
 
-RECORDINGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "jetson_recordings")
 NANO_CONF = "# comment\n< POWER_MODEL ID=0 NAME=MAXN >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=1 NAME=5W >\n"
 ORIN_CONF = "".join(f"< POWER_MODEL ID={number} NAME={name} >\n"
                     for number, name in enumerate(("15W", "25W", "MAXN_SUPER", "7W")))
-
-
-class Recorded:
-    """A client of jtop that answers what was recorded."""
-
-    def __init__(self, name):
-        with open(os.path.join(RECORDINGS, name + ".json")) as file:
-            result = json.load(file)
-        self.gpu = result["gpu"]
-        self.power = tuple(result["power"]) if isinstance(result["power"], list) else result["power"]
-        self.nvpmodel = type("NVPModel", (), result["nvpmodel"])
 
 
 def write(root, path, text):
@@ -77,37 +67,6 @@ def orin(tmp_path):
     write(tmp_path, "etc/nvpmodel.conf", ORIN_CONF)
     write(tmp_path, "var/lib/nvpmodel/status", "pmode:0002")
     return str(tmp_path)
-
-
-def test_jetson_stats_3_on_a_nano():
-    client = Recorded("nano-3.1.4")
-    assert gpu.facts_of(client) == {
-        "source": "jtop", "clock_mhz": 921.0, "clock_max_mhz": 921.6, "load_percent": 63.0, "power_w": 1.206,
-        "power_rail": "5V GPU", "mode": "MAXN (0)", "modes": ["MAXN", "5W"]}
-    assert jtop_watts(client.power) == (4.412, "the board's input")
-    assert jtop_rails(client.power) == {"5V GPU": 1.206, "5V CPU": 0.842}
-
-
-def test_jetson_stats_4_on_an_orin():
-    client = Recorded("orin-4.2.12")
-    assert gpu.facts_of(client) == {
-        "source": "jtop", "clock_mhz": 612.0, "clock_max_mhz": 612.0, "load_percent": 87.4, "power_w": 4.603,
-        "power_rail": "VDD_CPU_GPU_CV", "mode": "15W (0)", "modes": ["15W", "25W", "MAXN_SUPER", "7W"]}
-    assert jtop_watts(client.power) == (9.303, "VDD_IN")
-
-
-def test_a_sum_of_rails_is_named_as_one():
-    rails = {"CPU": {"cur": 920, "avg": 900}, "GPU": {"cur": 310, "avg": 300}}
-    assert jtop_watts(({"cur": 1230, "avg": 1200}, rails)) == (1.23, "sum of CPU + GPU")
-    for nothing in ((None, {}), ({}, {}), {}, {"tot": None, "rail": None}):
-        with pytest.raises(OSError):
-            jtop_watts(nothing)
-
-
-def test_what_jtop_lacks_is_none():
-    client = Recorded("orin-4.2.12")
-    client.gpu, client.nvpmodel, client.power = {}, None, {"rail": {}, "tot": {}}
-    assert set(gpu.facts_of(client).values()) == {"jtop", None}
 
 
 def test_files_of_a_nano(nano):
@@ -163,37 +122,6 @@ def test_low_power(mode, modes, low):
     assert gpu.is_low(mode, modes) is low
 
 
-def module_of(folder, name, body):
-    """jtop's interface: what was recorded, or a service that fails."""
-    recorded = os.path.join(RECORDINGS, name + ".json")
-    with open(os.path.join(str(folder), "jtop.py"), "w") as file:
-        file.write(f"import json\nwith open({recorded!r}) as file:\n    states = json.load(file)\n"
-                   "class jtop:\n    gpu, power = states['gpu'], states['power']\n"
-                   "    nvpmodel = type('NVPModel', (), states['nvpmodel'])\n"
-                   "    def __init__(self, interval):\n        assert interval == 0.5\n"
-                   f"    def start(self):\n        {body}\n    def ok(self):\n        return True\n"
-                   "    def close(self):\n        raise OSError('closed before')\n")
-
-
-@pytest.mark.parametrize("name, body, clock_mhz", [
-    ("nano-3.1.4", "pass", 921.0), ("orin-4.2.12", "pass", 612.0),
-    ("orin-4.2.12", "raise RuntimeError('no service')", None)])
-def test_jtop_is_asked_in_a_process_of_its_own(name, body, clock_mhz, tmp_path, monkeypatch):
-    """Whatever it raises, and whatever it leaves: without an answer the files are read."""
-    module_of(tmp_path, name, body)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    result = gpu.jtop_facts()
-    assert (result and result["clock_mhz"]) == clock_mhz
-    assert "jtop" not in sys.modules
-
-
-def test_without_jtop_no_process_is_started(monkeypatch):
-    monkeypatch.setattr(gpu, "run_separately", None)
-    monkeypatch.setitem(sys.modules, "jtop", None)
-    assert gpu.jtop_facts() is None
-
-
 def test_a_row_of_tensorrt_names_backend_gpu_clocks_mode_and_power(nano, bundle_dirs, tmp_path, monkeypatch):
     """The benchmark's own process code, on the stand-in as its GPU and a Nano's files as its system."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -211,3 +139,66 @@ def test_a_row_of_tensorrt_names_backend_gpu_clocks_mode_and_power(nano, bundle_
         result = state["gpu"]
         assert (result["name"], result["clock_mhz"], result["power_w"]) == ("Tegra X1 GPU (Maxwell)", 921.6, 1.206)
         assert state["power_mode"] == "5W (1)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", VERSIONS)
+def test_each_chain_takes_the_devices_own_time(version, tmp_path, monkeypatch):
+    path = tmp_path / "probe.json"
+    result = probed(version, path, monkeypatch)
+    assert json.loads(path.read_text()) == result and os.listdir(str(tmp_path)) == ["probe.json", "probe.json.cache"]
+    assert (result["backend"], result["dialect"], result["left_out"]) == ("tensorrt", "portable", [])
+    assert result["gpu"]["name"] == "NVIDIA Stand-In X1" and result["gpu"]["compute_capability"] == "5.3"
+    assert result["machine"]["versions"]["tensorrt"] == version
+    chains = {(row["format"], row["rows"], row["count"], row["tokens"]): row
+              for row in result["measurements"] if row["kind"] == "chain"}
+    assert set(chains) == {(form, side, count, tokens) for form in gpu_probe.PRECISIONS
+                           for side, count in gpu_probe.CHAINS for tokens in (1, gpu_probe.TOKENS)}
+    for (form, side, count, tokens), row in chains.items():
+        half = form == "fp16"
+        assert row["weight_bytes"] == 4 * side * side * count // (2 if half else 1)
+        plan = {"flags": ["FP16"] if half else [], "weight_bytes": 4 * side * side * count, "matmuls": count}
+        truth_ms = 1e3 * (SPEEDS.run_s(plan, tokens) + SPEEDS.copy_s(4 * side))
+        assert row["ms"] == pytest.approx(truth_ms, rel=1e-4, abs=2e-5) and row["repeats"] >= 3
+    (memory,) = result["resident"]
+    assert 0 < memory["imports_mb"] < memory["open_mb"] < memory["peak_mb"] + 1 and memory["gpu_mb"] >= 0
+
+
+@pytest.mark.slow
+def test_a_gpu_that_fails_at_any_call_leaves_no_probe_and_nothing_on_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(gpu_probe, "CHAINS", gpu_probe.CHAINS[1:2])
+    monkeypatch.setattr(gpu_probe, "MOST_RUN_S", 0.0)
+    sound = Gpu()
+    put_in(sound, "8.2.1.8", monkeypatch)
+    monkeypatch.setattr(timing, "time", StandInClock(sound))  # which stands still: each run has as many calls
+    run_probe(str(tmp_path / "sound.json"), backend="tensorrt")
+    assert sound.calls[-4:] == ["cudaStreamSynchronize", "cudaFreeHost", "cudaFree", "cudaStreamDestroy"]
+    last = len(sound.calls) - 4  # what fails in freeing at the end spoils no figure
+    for fail_at in range(0, last, last // 12):
+        broken = Gpu()
+        broken.fail_at = fail_at
+        put_in(broken, "8.2.1.8", monkeypatch)
+        with pytest.raises(MerinoError, match="GPU|CUDA|TensorRT"):
+            run_probe(str(tmp_path / "broken.json"), backend="tensorrt")
+        assert broken.violations == [] and broken.left() == [], fail_at
+    assert sorted(os.listdir(str(tmp_path))) == ["cache", "sound.json"]
+
+
+def test_without_a_driver_the_probe_says_so(tmp_path, monkeypatch):
+    put_in(Gpu(driver=0), "10.3.0", monkeypatch)
+    with pytest.raises(MerinoError, match="no NVIDIA driver"):
+        run_probe(str(tmp_path / "probe.json"), backend="tensorrt")
+
+
+def test_a_jetson_with_tensorrt_is_probed_in_it_unless_asked_otherwise(monkeypatch):
+    messages = []
+    monkeypatch.delenv(choice.BACKEND_VARIABLE, raising=False)
+    assert backend_of_machine(None, messages.append) == "onnxruntime" and not messages
+    put_in(Gpu(), "10.3.0", monkeypatch)
+    monkeypatch.setattr(choice, "is_jetson", lambda: True)
+    monkeypatch.setattr(choice, "is_installed", lambda _: True)
+    assert backend_of_machine(None, messages.append) == "tensorrt" and "--backend onnxruntime" in messages[0]
+    assert backend_of_machine("onnxruntime") == "onnxruntime"
+    with pytest.raises(MerinoError, match="allowed: onnxruntime, tensorrt"):
+        backend_of_machine("cuda")

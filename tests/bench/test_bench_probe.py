@@ -93,13 +93,6 @@ def test_the_grid_of_sizes_suits_caches_from_half_a_megabyte_to_64(cache_bytes, 
     assert len({round(size, 2) for size in swept}) >= 4
 
 
-def test_the_nearest_size_is_that_of_the_least_ratio():
-    sizes = {1: 100, 2: 200, 4: 400, 8: 800}
-    assert plan.nearest(sizes, 270) == 2 and plan.nearest(sizes, 290) == 4
-    assert plan.nearest(sizes, 800, 500) == 4
-    assert plan.nearest(sizes, 800, 50) == 1
-
-
 def test_a_graph_of_each_kind_and_format_opens_and_runs(tmp_path):
     """In the operators that this machine's ONNX Runtime has: `portable` on the oldest boards."""
     own_kernels = probe_timing.loads_kernels(onnxruntime)
@@ -273,12 +266,6 @@ def test_of_two_passes_the_quicker_counts(pass_ms, tmp_path, monkeypatch):
     rows, left_out, timed, tasks = passes_of(monkeypatch, tmp_path, pass_ms)
     assert timed == tasks + tasks and left_out == []
     assert {(row["ms"], row["median_ms"], row["least_ms"]) for row in rows} == {(1.0, 1.1, 0.9)}
-
-
-def test_what_the_time_does_not_suffice_for_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(board_probe, "MOST_LATE_SECONDS", 0.0)
-    rows, left_out, timed, tasks = passes_of(monkeypatch, tmp_path, (1.0, 1.0), seconds=-1)
-    assert timed == rows == [] and len(left_out) == len(tasks)
 
 
 def test_a_graph_is_run_until_there_are_enough_samples_or_no_time(monkeypatch):

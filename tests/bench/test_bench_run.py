@@ -1,4 +1,5 @@
-"""Real runs over the tiny bundles: figures against their samples, broken bundles, the zip, ctrl-C."""
+"""Real runs over the tiny bundles: figures against their samples, broken bundles, the zip, ctrl-C, tables on terminals,
+TensorRT."""
 import json
 import os
 import re
@@ -12,31 +13,29 @@ import zipfile
 
 import pytest
 import quick_bench
-from pseudo_terminal import read_until_closed
+from processes import on_a_terminal, read_until_closed
 
-import merino_bench
-import merino_runtime
 from merino_bench.harness.cases import BenchRequest, decode_case
 from merino_bench.harness.pairs import flags_by_place, select_processes
 from merino_bench.harness.record import RECORD_KEYS
+from merino_bench.harness.render import BY_WORTH
 from merino_bench.harness.run import Interrupted, run_bench
 from merino_bench.harness.turns import bundle_engine, measure_separately, turn_sizes
 from merino_bench.harness.worker import measure
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.start import package_folders, safe_environment
+from tests.tensorrt_stand_in import ON_PATH
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_benchmarks")]
 
-ROOTS = os.pathsep.join([os.path.dirname(os.path.dirname(package.__file__))
-                         for package in (merino_runtime, merino_bench)] + [os.path.dirname(quick_bench.__file__)])
 SMALL = BenchRequest(prompts=(8, 16), steps=(6,), repetitions=3, threads=(1,))
 RATIO_KEYS = {"ratio_to_baseline", "params_ratio", "baseline", "ratio_kind"}
 PP_ONLY = ("-p", "8", "-n", "0", "-r", "1")
 DEADLINE_S = 60  # of what should take a moment
 
 
-def run(*arguments, call=None, cwd=None, path=ROOTS):
+def run(*arguments, call=None, cwd=None, path=quick_bench.ROOTS):
     environment = dict(os.environ)
     environment.pop("PYTHONPATH", None)
     if path:
@@ -170,13 +169,6 @@ class TestRun:
             if not record["ratio_flags"] and record["flags"] == base[record["test"]]["flags"] == []:
                 assert record["ratio_to_baseline"] == pytest.approx(speeds[0] / speeds[1], rel=0.5)
 
-    def test_each_row_is_told_before_it_begins(self, folder):
-        messages = []
-        run_bench([folder, folder], SMALL._replace(repetitions=2), progress=lambda *message: messages.append(message))
-        assert [(done, total) for done, total, _ in messages] == [(done, 7) for done in range(8)]
-        tests = [what.split()[1:] for _, _, what in messages[1:-1]]  # one folder counts once
-        assert tests == [[test, turn] for test in ("pp8", "pp16", "tg6") for turn in ("1/2", "2/2")]
-
     def test_bundles_take_turns_and_each_block_is_a_process_of_its_own(self, folder, tmp_path, monkeypatch):
         other = str(tmp_path / "other")
         shutil.copytree(folder, other)
@@ -245,10 +237,6 @@ class TestRun:
             run_bench([folder], SMALL._replace(prompts=(65,)), progress=lambda *message: messages.append(message))
         assert not messages
 
-    def test_the_context_can_be_filled_to_the_last_slot(self, folder):
-        rows = run_bench([folder], BenchRequest((64,), (56,), repetitions=2))
-        assert [len(sum(counting_rounds(row), [])) for row in rows] == [2, 112]
-
     def test_peak_rss_is_the_kernels_in_mb_of_2_20(self, folder):
         peak_mb = measure(folder, decode_case(4), 1)["peak_rss_mb"]  # after a prefill a tokenizer is loaded
         with open("/proc/self/status") as status:
@@ -266,10 +254,6 @@ class TestFailure:
         assert bad["tok_s"] is None and bad["params"] == good["params"] and bad["ratio_to_baseline"] is None
         assert missing["bundle"] == "none" and "no such bundle" in missing["flags"][0]
         assert good["tok_s"] > 0 and good["ratio_to_baseline"] == 1
-
-    def test_a_baseline_that_fails_leaves_no_ratio(self, folder, tmp_path):
-        good, bad = run_bench([folder], BenchRequest((8,), (), 1), [str(tmp_path / "none")])
-        assert good["tok_s"] > 0 and good["ratio_to_baseline"] is None and bad["tok_s"] is None
 
     def test_what_takes_too_long_is_stopped(self, folder):
         row, = run_bench([folder], BenchRequest((), (8,), 10 ** 7), timeout_s=1)
@@ -364,7 +348,8 @@ class TestCommand:
     def test_a_terminal_sees_progress_on_one_line(self, folder):
         own, other = os.openpty()
         process = subprocess.Popen([*quick_bench.CALL, "bench", folder, *PP_ONLY],
-                                   stdout=subprocess.PIPE, stderr=other, env=dict(os.environ, PYTHONPATH=ROOTS))
+                                   stdout=subprocess.PIPE, stderr=other,
+                                   env=dict(os.environ, PYTHONPATH=quick_bench.ROOTS))
         os.close(other)
         assert process.communicate()[0].startswith(b"| bundle")
         seen = read_until_closed(own)
@@ -379,7 +364,7 @@ class TestCommand:
         parent = subprocess.Popen(
             [*quick_bench.CALL, "bench", folder, "-p", "8", "-n", "0", "-r", str(10 ** 8), "-o", "json",
              "--save", str(older)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=ROOTS),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=quick_bench.ROOTS),
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's background job ignores it
         child = wait_for(lambda: children_of(parent.pid))[0]
         parent.send_signal(signal.SIGINT)
@@ -402,10 +387,6 @@ class TestZip:
             check_figures(row)
         return rows
 
-    @pytest.mark.nightly
-    def test_it_measures(self, folder, tmp_path):
-        self.bench_from(sys.executable, folder, tmp_path)
-
     def test_its_child_runs_the_zips_own_code(self, folder, tmp_path):
         """A relative path to the zip, and a backend in it that says who it is."""
         app, marked = os.path.join(folder, "merino.pyz"), str(tmp_path / "marked.pyz")
@@ -421,7 +402,7 @@ class TestZip:
         assert json.loads(out)[0]["engine"].endswith("CPU of the zip")
 
     @pytest.mark.nightly
-    @pytest.mark.skipif(sys.version_info < (3, 7), reason="the test above is that one here")
+    @pytest.mark.skipif(sys.version_info < (3, 7), reason="the zip's other test is that one here")
     def test_it_measures_on_the_oldest_boards_python(self, old_python, folder, tmp_path):
         row = self.bench_from(old_python, folder, tmp_path)[0]
         assert row["environment"]["versions"]["python"].startswith("3.6.")
@@ -449,3 +430,63 @@ def children_of(pid):
         except OSError:
             continue
     return results
+
+
+TITLES = ["bundle", "test"] + list(BY_WORTH)
+
+
+def with_a_baseline(folder):
+    return quick_bench.CALL + ["bench", folder, "--baseline", folder, "-p", "8", "-n", "4", "-r", "1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [80, 100])
+def test_no_line_of_a_table_is_wider_than_the_terminal(folder, width):
+    code, shown = on_a_terminal(with_a_baseline(folder), width, both=False, PYTHONPATH=quick_bench.ROOTS)
+    lines = shown.splitlines()
+    assert code == 0
+    tables = [line for line in lines if line.startswith("|")]
+    assert tables and max(map(len, tables)) <= width
+    heads = " ".join(line for line in tables if "| test" in line)
+    for title in ("tok/s", "vs baseline", "flags", "RSS MB", "MBU", "bundle MB", "load ms"):
+        assert title in heads
+    output = " ".join(lines)
+    assert "all rows: format fp32 portable; weights real; engine onnxruntime" in output
+
+
+@pytest.mark.slow
+def test_a_pipe_gets_one_table_with_all_columns(folder):
+    environment = dict(os.environ, PYTHONPATH=quick_bench.ROOTS, COLUMNS="80")
+    process = subprocess.Popen(with_a_baseline(folder), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               env=environment)
+    lines = process.communicate()[0].decode("utf-8").splitlines()
+    assert process.returncode == 0
+    head = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    assert set(TITLES) - {"J/token"} <= set(head) and sum(line.startswith("| :") for line in lines) == 1
+
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def on_tensorrt(*words, **environment):
+    paths = [ON_PATH, os.path.join(ROOT, "runtime")]
+    process = subprocess.Popen([sys.executable, "-m", "merino_bench", "bench", *words, "-p", "8", "-n", "4", "-r", "1",
+                                "-o", "json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env=dict(os.environ, PYTHONPATH=os.pathsep.join(paths), **environment))
+    out, err = process.communicate()
+    return process.returncode, json.loads(out.decode("utf-8")), err.decode("utf-8")
+
+
+def test_rows_name_the_backend_and_the_engine_is_built_before_any_is_timed(bundle_dirs, tmp_path):
+    code, rows, err = on_tensorrt(str(bundle_dirs["portable"]), "--backend", "tensorrt", XDG_CACHE_HOME=str(tmp_path))
+    assert code == 0, err
+    assert [row["test"] for row in rows] == ["pp8", "tg4"]
+    for row in rows:
+        assert row["engine"] == "tensorrt 8.2.1.8 fp32 NVIDIA Stand-In X1" and row["tok_s"] > 0
+        assert not [note for note in row["notes"] if "building" in note or "float16" in note]
+
+
+def test_a_gpu_that_is_not_there_fails_its_rows_with_the_reason(bundle_dirs, tmp_path):
+    code, rows, _ = on_tensorrt(str(bundle_dirs["portable"]), "--backend", "tensorrt", XDG_CACHE_HOME=str(tmp_path),
+                          MERINO_STAND_IN_BROKEN="1")
+    assert code == 1 and all("no NVIDIA driver" in row["flags"][0] for row in rows) and len(rows) == 2

@@ -6,7 +6,6 @@ changes nothing. The timed assertions are about our own delays, never about a co
 import json
 import os
 import statistics
-import sys
 
 import pytest
 
@@ -137,18 +136,6 @@ def program_of_a_raspberry_pi_5(folder, patch):
     return "vcgencmd pmic_read_adc", 2.0
 
 
-def service_of_jetson_stats(folder, patch):
-    """A module of jtop's interface: `ok` waits for the service's next reading."""
-    (folder / "jtop.py").write_text(
-        "import time\nclass jtop:\n    def __init__(self, interval):\n        self.interval = interval\n"
-        "    def start(self):\n        pass\n    def close(self):\n        pass\n"
-        "    def ok(self):\n        time.sleep(self.interval)\n        return True\n"
-        "    power = {'rail': {}, 'tot': {'power': 3000, 'name': 'VDD_IN'}}\n")
-    patch.syspath_prepend(str(folder))
-    patch.delitem(sys.modules, "jtop", raising=False)
-    return "jtop", 3.0
-
-
 def files_of_an_orin(folder, patch):
     for name, text in (("name", "ina3221"), ("in1_label", "VDD_IN"), ("in1_input", "5000"), ("curr1_input", "800")):
         path = folder / "sys/class/hwmon/hwmon1" / name
@@ -159,7 +146,7 @@ def files_of_an_orin(folder, patch):
 
 
 @pytest.mark.parametrize("board, id_s, step_s", [
-    (program_of_a_raspberry_pi_5, 0.11, 0.1), (service_of_jetson_stats, 0.11, 0.1), (files_of_an_orin, 0.025, 0.02)])
+    (program_of_a_raspberry_pi_5, 0.11, 0.1), (files_of_an_orin, 0.025, 0.02)])
 def test_every_row_has_energy_at_the_interval_of_the_source(board, id_s, step_s, bundle_dirs, tmp_path, monkeypatch):
     """Also the last row, after which nothing runs, and the power at rest."""
     name, watts = board(tmp_path, monkeypatch)

@@ -24,7 +24,7 @@ from merino_runtime.backends import open_backend
 from probe_graphs import build
 from probe_graphs.grid import GraphKey, graph_keys
 from probe_graphs.layout import operator_graph
-from tests.quantized import quantized
+from tests.sample_bundles import quantized
 
 pytestmark = pytest.mark.slow
 
@@ -71,20 +71,6 @@ def test_the_boards_application_carries_the_graphs(tmp_path):
     )  # fmt: skip
     path, size = done.stdout.split()
     assert path.startswith(str(tmp_path)) and int(size) == len(graphs.kernels()[-1].model)
-
-
-def test_weights_take_no_more_memory_than_their_place(built):
-    """Constants of a graph lie in the weights' file one behind the other, each at a page, or are views of another."""
-    stored = [graph for graph in built if graph.key.kind in ("linear", "decoder")]
-    assert {graph.key.kind for graph in stored} == {"linear", "decoder"}
-    for graph in stored:
-        places = sorted(
-            (int(of["offset"]), int(of["length"]))
-            for tensor in graph.model.graph.initializer
-            if (of := {entry.key: entry.value for entry in tensor.external_data})
-        )
-        assert all(offset % graphs.PAGE == 0 for offset, _ in places)
-        assert max(offset + length for offset, length in places) == graph.weight_bytes
 
 
 @pytest.mark.parametrize("form", ["fp32", "int8", "int4"])
@@ -177,15 +163,6 @@ def test_a_quantized_linear_is_the_product_with_its_dequantized_weights(run, for
     scales = np.frombuffer(raw[size : size + 4 * rows * 2], np.float32).reshape(rows, 2)
     expected = x @ dequantize(QuantizedMatrix(codes, scales, bits, 128)).T
     assert np.sqrt(np.square(result - expected).mean()) < 0.05 * np.sqrt(np.square(expected).mean())
-
-
-def test_an_embedding_that_is_the_head_too_is_one_table(run, monkeypatch):
-    rows, columns = 2500, 16
-    monkeypatch.setattr("merino_edge.export.dialects.fused.HEAD_SLICE_BYTES", 1)  # slices of 1024 rows
-    key = GraphKey("fused", "table", "fp32", rows, columns, 0, 1)
-    (result,) = built_and_run(run, key, {"input_ids": np.array([[3, 7]])})
-    table = random_weights(rows * columns).reshape(rows, columns)
-    np.testing.assert_allclose(result[0, 0], table @ table[7], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("by_groups", [False, True])

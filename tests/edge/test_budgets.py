@@ -9,7 +9,7 @@ import typer
 from few_examples import examples
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from sample_boards import of_two_cores
+from sample_models import of_two_cores
 from typer.testing import CliRunner
 
 from merino_edge.bundles.board_app import write_board_app

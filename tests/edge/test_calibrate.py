@@ -28,9 +28,8 @@ from merino_edge.families.registry import layout_of
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
-from tests.bundle_loss import mean_loss
-from tests.quantized import parts, quantized
-from tests.sample_geometries import SMALL, small
+from tests.sample_bundles import mean_loss, parts, quantized
+from tests.sample_models import SMALL, small
 
 TABLES = ("embed", "wte", "wpe", "head")  # in the names of what is gathered from, and of the head
 MATRICES = arrays.arrays(np.float32, (3, 64), elements=st.floats(-4, 4, width=32, allow_subnormal=False))

@@ -12,7 +12,7 @@ import time
 import chat_bundle
 import pytest
 import ssh_board
-from pseudo_terminal import read_until_closed
+from processes import read_until_closed
 
 pytestmark = pytest.mark.slow
 CHAT = [sys.executable, "-c", "from merino_edge.cli.app import main; main()", "chat"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import chat_bundle
 import forked
 import pytest
-from pseudo_terminal import on_a_terminal
+from processes import on_a_terminal
 from sample_records import record
 from typer.main import get_command
 

@@ -11,7 +11,7 @@ import pytest
 from few_examples import ALL, examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sample_boards import of_two_cores
+from sample_models import of_two_cores
 from sample_probe import with_errors
 
 from merino_edge.calibration.probe import read_probe

@@ -13,7 +13,7 @@ from merino_edge.families.designed import Architecture
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.generation.selftest import selftest
-from tests.bundle_loss import mean_loss
+from tests.sample_bundles import mean_loss
 
 DATA = os.environ.get("MERINO_DATA")
 RECORD = json.loads((FOLDER.parent / "training.json").read_text())

@@ -14,7 +14,7 @@ import torch
 from few_examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_training import write_stories
+from sample_models import write_stories
 from typer.testing import CliRunner
 
 from merino_edge.cli.app import app
@@ -40,7 +40,7 @@ from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle, returns_all_logits
 from merino_runtime.bundle.fit import check_bundle_fits
 from merino_runtime.errors import MerinoError
-from tests.sample_geometries import small
+from tests.sample_models import small
 
 
 def followed(model, vocab, context, attempt):

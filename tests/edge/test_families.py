@@ -16,7 +16,7 @@ from merino_edge.families.registry import FAMILIES, family_of, read_geometry
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
-from tests.sample_geometries import LLAMA3, SMALL, small
+from tests.sample_models import LLAMA3, SMALL, small
 
 GEOMETRIES = {
     "merino": Architecture(

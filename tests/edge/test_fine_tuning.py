@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from sample_geometries import SMALL, small
-from sample_training import ARCH, story, write_stories
+from sample_models import ARCH, SMALL, small, story, write_stories
 from test_training_data import CONVERSATION, write_lines
 from test_training_runs import ctrl_c_at, main_ends, same_weights
 from transformers import PreTrainedTokenizerFast

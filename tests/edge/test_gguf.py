@@ -32,7 +32,7 @@ from merino_edge.families.gguf.write import tensors_of
 from merino_edge.families.registry import FAMILIES
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
-from tests.quantized import parts, quantized
+from tests.sample_bundles import parts, quantized
 
 EXPORTED = [name for name, config in sample.CONFIGS.items() if config["model_type"] in FAMILIES]
 FLOATS = {Kind.Q4_1: (0, 2), Kind.Q5_1: (0, 2), Kind.Q4_K: (0, 2), Kind.Q5_K: (0, 2), Kind.Q6_K: (208,)}

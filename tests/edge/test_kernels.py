@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from c_compilers import has_headers
 from hypothesis import given
 from hypothesis import strategies as st
+from local_programs import has_headers
 from onnx import TensorProto, helper
 
 from merino_edge.export.dialects.tiles import tiles_of

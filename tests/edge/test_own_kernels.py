@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from sample_geometries import small
+from sample_models import small
 
 from merino_bench.__main__ import main
 from merino_edge.export.dialects.tiles import minimums_of

@@ -7,7 +7,7 @@ import pytest
 from few_examples import ALL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sample_boards import of_two_cores
+from sample_models import of_two_cores
 from scipy.optimize import OptimizeResult
 
 from merino_edge.cli.design_tables import PROVED, solver_line

@@ -16,7 +16,7 @@ from merino_edge.families.opt import OptArchitecture
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.generation.generate import shift
-from tests.sample_geometries import LLAMA3, SMALL, small
+from tests.sample_models import LLAMA3, SMALL, small
 
 PROMPT, STEPS = 9, 32
 CONTEXT = PROMPT + STEPS  # so that the last step fills the last slot

@@ -7,12 +7,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-from merino_edge.export.golden import PARITY_STEPS
 
 import merino_edge.export.parity as proving
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.export import export
-from merino_edge.export.parity import dequantized_model, torch_greedy, unrounded_error
+from merino_edge.export.parity import PARITY_STEPS, dequantized_model, torch_greedy, unrounded_error
 from merino_edge.export.quantize.calibration import rows_to_read
 from merino_edge.export.quantize.smoothquant import smoothed
 from merino_edge.export.request import ExportRequest
@@ -21,8 +20,8 @@ from merino_edge.families.registry import family_of, layout_of
 from merino_runtime.backends import open_backend
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.selftest import selftest
-from tests.quantized import quantized
-from tests.sample_geometries import LLAMA3, SMALL, small
+from tests.sample_bundles import quantized
+from tests.sample_models import LLAMA3, SMALL, small
 
 SCALED = ("fused", "int8", "dotprod")  # its channels are scaled first
 KINDS = [

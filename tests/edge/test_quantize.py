@@ -30,8 +30,8 @@ from merino_edge.families.weights import ModelWeights
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
-from tests.quantized import parts, quantized
-from tests.sample_geometries import SMALL, small
+from tests.sample_bundles import parts, quantized
+from tests.sample_models import SMALL, small
 
 FORMATS = [
     ("fused", "int8", "dotprod"), ("fused", "int4", "dotprod"), ("fused", "int8", "no-dotprod"),

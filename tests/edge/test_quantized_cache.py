@@ -39,7 +39,7 @@ from merino_runtime.bundle import load_bundle, quantized_cache
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.cache_file import load_cache, save_cache
 from merino_runtime.generation.selftest import selftest
-from tests.sample_geometries import small
+from tests.sample_models import small
 
 PROMPT, STEPS, VOCAB = 9, 24, 311
 CONTEXT = PROMPT + STEPS

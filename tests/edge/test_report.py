@@ -11,7 +11,7 @@ from statistics import geometric_mean
 import forked
 import numpy as np
 import pytest
-from browsers import headless
+from local_programs import headless
 from sample_probe import with_errors
 from sample_records import OURS, failed, many, opt, record
 

@@ -3,7 +3,7 @@ alone but for rounding; what was computed ahead counts for nothing once a cache 
 
 import numpy as np
 import pytest
-from sample_geometries import small
+from sample_models import small
 
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest

@@ -1,8 +1,7 @@
 """How command lines begin and end, in real processes: ctrl-C during imports; streams and disks that take nothing more;
 the base install without any extra; a current folder with a stranger's modules, which none of them imports.
 
-The board's verbs: tests/bench/test_import_path.py and test_bench_faults.py. `design` and `export` before a closed pipe:
-test_outputs.py.
+The board's verbs: tests/bench/test_bench_faults.py. `design` and `export` before a closed pipe: test_outputs.py.
 """
 
 import configparser
@@ -15,12 +14,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from bounded import run_bounded
 from hostile_folder import Hostile
+from processes import run_bounded
+from sample_models import ARCH, write_stories
 from sample_probe import MACHINE, synthetic
 from sample_records import many, opt, record
 from sample_roots import make_packed, make_root
-from sample_training import ARCH, write_stories
 
 from merino_bench.harness.render import as_json
 from merino_edge.bundles.board_app import write_board_app

@@ -105,7 +105,7 @@ def test_the_package_for_a_board_is_made_and_verified(pasted, shell):
 
 
 def test_what_the_pages_run_on_a_board_runs_on_that_bundle(pasted, shell):
-    """Left out: installing, which needs an index (tests/targets/test_install_commands.py), the probe's minute, and what
+    """Left out: installing, which needs an index (tests/targets/test_install_wheels.py), the probe's minute, and what
     needs a GPU."""
     on_cpu = [block for block in blocks("docs/board.md") if "tensorrt" not in block]
     of_page = [line for block in on_cpu for line in block.splitlines() if "merino.pyz" in line]

@@ -9,7 +9,7 @@ import forked
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pseudo_terminal import on_a_terminal
+from processes import on_a_terminal
 
 from merino_edge.cli.tables import Column, Table, fitted, floor, natural, plain, total
 from merino_edge.cli.terminal import console

@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import pytest
 from few_examples import examples
-from graph_bundles import graph_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 from mutations import fuzz, mutated_bytes, taken
 from onnx import TensorProto, helper, numpy_helper
-from sample_geometries import SMALL, small
+from sample_bundles import graph_bundle
+from sample_models import SMALL, small
 
 from merino_edge.bundles.tensorrt import check_bundle, table
 from merino_edge.export.export import export

@@ -173,12 +173,6 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path, gpu_check, monkey
     assert "no NVIDIA GPU" in message and "Nothing was run" in message and not (tmp_path / "x").exists()
 
 
-def test_torchs_own_model_gives_the_graphs_logits(gpu_check, bundle):
-    expected, ids = gpu_check.greedy(gpu_check.of_backend(open_backend(bundle)), [5, 6, 7, 8], 12)
-    result, own = gpu_check.greedy(gpu_check.torch_eager(bundle, "cpu"), [5, 6, 7, 8], 12, ids)
-    assert np.abs(result - expected).max() < 1e-4 * np.abs(expected).max() and own == ids
-
-
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_whole_check_over_the_stand_in(gpu_check, bundle, version, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -188,7 +182,7 @@ def test_the_whole_check_over_the_stand_in(gpu_check, bundle, version, monkeypat
     monkeypatch.setattr(sys, "argv", ["gpu_check", bundle.folder, "-o", str(tmp_path / "record.json"), "--fp16"])
     assert gpu_check.main() == 0
     record = json.loads((tmp_path / "record.json").read_text())
-    assert record["tensorrt"] and record["engine"] == f"tensorrt {version} fp16 {gpu.name}"
+    assert record["engine"] == f"tensorrt {version} fp16 {gpu.name}"
     assert record["parity"]["ok"] and record["parity"]["same_choices"] == record["parity"]["steps"]
     assert {"onnxruntime CPU", record["engine"]} <= set(record["speed"])
     assert gpu.violations == []

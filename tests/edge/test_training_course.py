@@ -13,7 +13,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from sample_training import ARCH, story, write_stories
+from sample_models import ARCH, story, write_stories
 from served import free_port
 from test_training_data import write_lines
 from test_training_runs import ctrl_c_at, main_ends, same_weights

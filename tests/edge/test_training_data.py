@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_training import ARCH, story, write_stories
+from sample_models import ARCH, story, write_stories
 
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.hugging_face import build_model
@@ -414,7 +414,7 @@ def test_samples_and_text_train_together_by_weight_and_resume_exactly(tmp_path):
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from sample_training import ARCH
+from sample_models import ARCH
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
 import merino_edge.training.train

@@ -17,7 +17,7 @@ import forked
 import pytest
 import torch
 from safetensors.torch import load_file
-from sample_training import ARCH, story, write_stories
+from sample_models import ARCH, story, write_stories
 from test_training_data import write_lines
 
 from merino_edge.cli.app import main

@@ -11,7 +11,7 @@ from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import random_source
 from merino_edge.families.hugging_face import build_model, read_checkpoint
 from merino_runtime.errors import MerinoError
-from tests.sample_geometries import SMALL, small
+from tests.sample_models import SMALL, small
 
 UNTIED = {"llama": {"tied": False}}
 NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}

@@ -1,21 +1,35 @@
-"""The documents: every page of decisions is listed, and what README, docs/ and the code point to exists: pages, files,
-commands and their options."""
-
+"""The documents: what they name exists (pages, anchors, files, commands and their options), the pages of boards say
+where each command ran, mkdocs builds the site without a warning, and generated pages are current."""
+import json
+import logging
 import re
 import shlex
+import sys
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
+import matplotlib
 import pytest
 from typer.testing import CliRunner
 
+from merino_bench.__main__ import VERBS as BENCH_VERBS
 from merino_edge.cli.app import app
+from merino_edge.profiles.reading import load_profile, profile_ids
+from merino_runtime.__main__ import VERBS, _parser
+from merino_runtime.delivery.verbs import VERBS as DELIVERY_VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
-DECISIONS = ROOT / "docs" / "decisions"
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(DOCS / "scripts"))
+
+import make  # noqa: E402
+import terminal  # noqa: E402
+
+DECISIONS = DOCS / "decisions"
 INDEX = DECISIONS / "README.md"
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PAGES = [path for path in sorted(DECISIONS.rglob("*.md")) if path != INDEX]
+PAGES = sorted(DOCS.rglob("*.md"))
+DOCUMENTS = [ROOT / "README.md", *PAGES]
 CODE = [
     path
     for folder in ("merino_edge", "runtime", "bench", "tests", "device_profiles")
@@ -41,7 +55,9 @@ def test_the_decisions_are_linked_from_the_first_page():
 
 
 def test_each_page_of_decisions_is_linked_from_the_index():
-    assert sorted(map(name, {target for _, target in relative_links(INDEX)})) == sorted(map(name, PAGES))
+    assert sorted(map(name, {target for _, target in relative_links(INDEX)})) == sorted(
+        name(path) for path in DECISIONS.rglob("*.md") if path != INDEX
+    )
 
 
 OTHERS = [
@@ -127,6 +143,154 @@ def test_each_file_that_a_code_span_names_exists(path):
 
 
 def test_the_table_of_rooms_names_each_of_the_workstation():
-    text = (ROOT / "docs" / "paths.md").read_text(encoding="utf-8")
+    text = (DOCS / "paths.md").read_text(encoding="utf-8")
     rooms = {path.parent.name for path in (ROOT / "merino_edge").glob("*/__init__.py")}
     assert set(re.findall(r"^\| `merino_edge/(\w+)/` \|", text, re.MULTILINE)) == rooms
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site's folder. A dead link, a missing anchor or a page outside the navigation ends the build."""
+    build = pytest.importorskip("mkdocs.commands.build", reason="mkdocs is in the extra `dev`")
+    from mkdocs.config import load_config
+
+    folder = tmp_path_factory.mktemp("site")
+    warnings = []
+
+    class Kept(logging.Handler):
+        def emit(self, record):
+            warnings.append(record.getMessage())
+
+    handler = Kept(logging.WARNING)
+    logger = logging.getLogger("mkdocs")
+    logger.addHandler(handler)
+    try:
+        build.build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=False))
+    finally:
+        logger.removeHandler(handler)
+    assert warnings == []
+    return folder
+
+
+def test_the_site_is_built_without_a_warning_and_can_be_searched(site):
+    built = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
+    named = {re.sub(r"(^|/)README$", r"\1index", page.relative_to(DOCS).with_suffix("").as_posix()) for page in PAGES}
+    assert {f"{name}.html" for name in named} <= built
+    assert "Raspberry Pi Zero 2 W" in (site / "search" / "search_index.json").read_text(encoding="utf-8")
+
+
+def test_no_page_of_the_site_fetches_from_elsewhere(site):
+    """It is read offline: scripts, styles and pictures are its own."""
+    for path in site.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        tags = re.findall(r"<(?:script|img|link rel=\"stylesheet\")[^>]*>", text)
+        assert not [tag for tag in tags if re.search(r"(?:src|href)=\"(?:https?:)?//", tag)], path.name
+        assert tags or path.name == "report-x86-2cores.html", "the report has neither script nor style sheet"
+
+
+def test_a_figure_in_a_table_stays_beside_its_unit(site):
+    cells = [cell for path in site.rglob("*.html") for cell in re.findall("<td[^>]*>([^<]*%)</td>", path.read_text())]
+    assert len(cells) > 50 and not [cell for cell in cells if re.search(r"\d %$", cell)]
+
+
+def test_a_block_is_no_wider_than_its_page():
+    """112 characters are seen at once where a window has 1,250 pixels."""
+    blocks = {page: re.findall(r"^```\w*\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+              for page in PAGES}  # fmt: skip
+    wide = [(page.name, line) for page in PAGES for block in blocks[page] for line in block.splitlines()
+            if len(line) > 112]  # fmt: skip
+    assert wide == [] and sum(map(len, blocks.values())) > 60
+
+
+def test_each_page_has_one_line_in_llms_txt():
+    text = (DOCS / "llms.txt").read_text(encoding="utf-8")
+    lines = re.findall(r"^- \[[^\]]+\]\(([^)]+)\): .{20,}$", text, re.MULTILINE)
+    assert sorted(lines) == sorted(page.relative_to(DOCS).as_posix() for page in PAGES)
+
+
+@pytest.mark.parametrize("name", make.MADE)
+def test_what_is_made_from_the_code_is_as_the_code_says(name):
+    path = DOCS / name
+    kept = path.read_text(encoding="utf-8")
+    drawn_by = re.search(r"Matplotlib v([\d.]+)", kept)
+    if drawn_by and drawn_by[1] != matplotlib.__version__:
+        pytest.skip(f"drawn by matplotlib {drawn_by[1]}, here is {matplotlib.__version__}")
+    assert make.MADE[name](path) == kept, "remake it: python docs/scripts/make.py"
+
+
+def test_decisions_stay_few():
+    pages = list((DOCS / "decisions").glob("*.md"))
+    assert len(pages) <= 12  # the list of them included
+    assert [page.name for page in pages if len(page.read_text(encoding="utf-8").splitlines()) > 80] == []
+
+
+def test_a_recorded_run_becomes_a_picture_with_its_lines_in_their_order():
+    printed = ["a <b> & c", " 1.5x", "last"]
+    events = terminal.output_of(["printf", "\\n".join(printed) + "\\n"])
+    header = {"command": "printf"}
+    cast = "".join(f"{json.dumps(line)}\n" for line in [header, *([second, "o", text] for second, text in events)])
+    shown = ElementTree.fromstring(terminal.drawn(cast)).iter("{http://www.w3.org/2000/svg}text")
+    assert ["".join(each.itertext()) for each in shown] == ["$ printf", *printed]
+
+
+def test_pictures_are_small():
+    assert all(path.stat().st_size < 1e6 for path in (DOCS / "pictures").iterdir())
+
+
+BOARDS = DOCS / "boards" / "index.md"
+BOARD_PAGES = [path for path in sorted(BOARDS.parent.glob("*.md")) if path != BOARDS]
+APPLICATION = re.compile(r"(?:sudo )?(?:python3 merino\.pyz|\S+/current/merino) (.*)")
+
+of_each_page = pytest.mark.parametrize("page", BOARD_PAGES, ids=lambda page: page.stem)
+
+
+def marked_commands(page):
+    """(mark or None, command) of each command in the page's blocks. A mark holds for the commands below it."""
+    for block in re.findall(r"^```bash\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+        mark = None
+        for line in block.splitlines():
+            if line.startswith("# "):
+                mark = line.removeprefix("# ")
+            else:
+                yield mark, line
+
+
+def legend():
+    """What the list of boards says that marks may be."""
+    section = BOARDS.read_text(encoding="utf-8").partition("## What the marks mean")[2]
+    return re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+
+
+def test_each_profile_has_a_page_that_the_list_of_boards_links():
+    assert [page.stem for page in BOARD_PAGES] == sorted(profile_ids())
+    text = BOARDS.read_text(encoding="utf-8")
+    assert [page.name for page in BOARD_PAGES if f"({page.name})" not in text] == []
+
+
+@of_each_page
+def test_each_command_says_where_it_ran(page):
+    """In the words of the legend, with CORE the one of the page's board."""
+    known = {words.replace("CORE", load_profile(page.stem).cpu.core) for words in legend()}
+    assert len(known) >= 4
+    for mark, command in marked_commands(page):
+        assert mark is not None, f"{page.name}: {command} has no mark"
+        parts = re.split("; ", mark.removeprefix("run: "))
+        assert all(part.split(" with ")[0] in known for part in parts), f"{page.name}: {mark}"
+        assert mark.startswith("run: ") or mark == "not run yet", f"{page.name}: {mark}"
+
+
+@of_each_page
+def test_each_command_for_the_board_is_one_of_the_application(page):
+    results = [match[1] for _, command in marked_commands(page) if (match := APPLICATION.fullmatch(command))]
+    parser = _parser([*VERBS, *BENCH_VERBS, *DELIVERY_VERBS])
+    parsed = [parser.parse_args(shlex.split(words)) for words in results]
+    assert {"board", "install", "generate", "selftest", "status", "bench", "probe"} <= {each.verb for each in parsed}
+
+
+@of_each_page
+def test_the_commands_name_the_pages_own_board(page):
+    named = {
+        device for _, command in marked_commands(page) for device in re.findall(r"--device (\S+)", command)
+        if not device.endswith(".toml")
+    }  # fmt: skip
+    assert named == {page.stem}

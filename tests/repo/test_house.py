@@ -1,5 +1,5 @@
-"""Who may import whom, read from the syntax trees."""
-
+"""Who may import whom, read from the syntax trees: packages and rooms import downward, nothing outside `families/`
+knows a model family, and the arrows of docs/paths.md are imports."""
 import ast
 import os
 import re
@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from merino_edge.families.registry import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 # From the top: a package imports itself and packages further down.
@@ -116,19 +118,6 @@ def test_nothing_imports_the_tests_or_the_experiments():
 
 def test_a_room_imports_only_from_rooms_further_down():
     assert sorted(set(upward())) == []
-
-
-# What a room must not import, though the order of the rooms or packages would let it.
-APART = {
-    "merino_edge.training": "merino_bench",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("room", "other"), APART.items())
-def test_rooms_that_have_nothing_in_common_stay_apart(room, other):
-    results = [(name, target) for name, targets in GRAPH.items() if name.startswith(f"{room}.") for target in targets]
-    assert results and any(name.startswith(f"{other}.") for name in MODULES)
-    assert [(name, target) for name, target in results if f"{target}.".startswith(f"{other}.")] == []
 
 
 def is_program(node):
@@ -264,3 +253,82 @@ def test_the_board_side_needs_nothing_of_the_workstation():
     assert done.returncode == 0, done.stderr
     board_side = {name for name in MODULES if not name.startswith("merino_edge")} - {"merino_runtime", "merino_bench"}
     assert set(done.stdout.split()) == board_side
+
+
+FAMILY_FILES = {
+    name for name, path in MODULES.items()
+    if name.startswith("merino_edge.families.") and "\nFAMILY = " in path.read_text(encoding="utf-8")
+}  # fmt: skip
+# Tests may import them: they build models of a family. All may import the designed family, which the search is about.
+PRIVATE = FAMILY_FILES - {"merino_edge.families.designed"} | {"merino_edge.families.designed_torch"}
+EXPERIMENTS = ROOT / "bench" / "experiments"
+OUTSIDE = [
+    path for path in sources()
+    if ROOT / "merino_edge" / "families" not in path.parents and (module_name(path) or EXPERIMENTS in path.parents)
+]  # fmt: skip
+# "merino" is also what the board's program is called: on its command line, in the versions of a record, in its cache.
+PROGRAM = {
+    "runtime/merino_runtime/__main__.py", "runtime/merino_runtime/bundle/verified.py",
+    "runtime/merino_bench/sensors/environment.py", "runtime/merino_bench/start.py",
+    "runtime/merino_runtime/backends/engine_file.py",
+    "runtime/merino_runtime/delivery/releases.py", "runtime/merino_runtime/delivery/service.py",
+}  # fmt: skip
+
+# "gpt2" is also the id of a model of the zoo, and a word of GGUF files; "merino" also a score, and the domain
+# of this project's operators.
+OTHER_NAMES = {
+    ("merino_edge/design/pareto.py", "gpt2"), ("merino_edge/benchmarking/engine_models.py", "gpt2"),
+    ("merino_edge/design/paper/score.py", "merino"), ("merino_edge/cli/design.py", "merino"),
+    ("merino_edge/export/dialects/graph.py", "merino"),
+}  # fmt: skip
+
+
+def strings(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def test_each_family_file_is_listed_in_the_registry():
+    assert {family.geometry.__module__ for family in FAMILIES.values()} == FAMILY_FILES
+    assert len(FAMILY_FILES) == len(FAMILIES) >= 2
+
+
+def test_nothing_imports_a_familys_file():
+    """Neither by a statement nor by a name in a string."""
+    assert len(OUTSIDE) > 100
+    wrong = [
+        (str(path.relative_to(ROOT)), name) for path in OUTSIDE for name in (*imported(path), *strings(path))
+        if any(f"{name.split(':')[0]}.".startswith(f"{private}.") for private in PRIVATE)
+    ]  # fmt: skip
+    assert wrong == []
+
+
+def test_nothing_holds_a_familys_name():
+    """Experiments are left out: "opt" is a section of their tables."""
+    results = {
+        (str(path.relative_to(ROOT)), text) for path in OUTSIDE if EXPERIMENTS not in path.parents
+        for text in strings(path) & set(FAMILIES)
+    }  # fmt: skip
+    assert {pair for pair in results if pair[0] not in PROGRAM} == OTHER_NAMES
+
+
+TEXT = (ROOT / "docs" / "paths.md").read_text(encoding="utf-8")
+STATION = re.compile(r"^(?:  -> )?(\S+\.(?:py|toml))", re.MULTILINE)
+PATHS = [STATION.findall(block) for block in re.findall(r"```\n(.*?)```", TEXT, re.DOTALL)]
+
+
+def test_there_are_three_paths_through_the_rooms():
+    assert len(PATHS) == 3 and min(map(len, PATHS)) >= 9
+    rooms = {Path(station).parts[1] for path in PATHS for station in path if station.startswith("merino_edge")}
+    assert rooms >= {"cli", "report", "export", "bundles", "design", "records", "prediction", "families", "profiles"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [pair for path in PATHS for pair in zip(path, path[1:], strict=False)], ids=lambda name: name
+)
+def test_an_arrow_is_an_import(one, other):
+    if one.endswith(".toml"):  # data of the room that reads it
+        assert (ROOT / one).exists() and Path(one).parts[0] in (ROOT / other).read_text(encoding="utf-8")
+        return
+    above, below = module_name(ROOT / one), module_name(ROOT / other)
+    assert below in GRAPH[above] or above in GRAPH[below]

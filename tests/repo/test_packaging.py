@@ -1,10 +1,18 @@
-"""Each setup.cfg names every package and every file that one needs beside its code: what it leaves out no wheel has."""
-
+"""Each setup.cfg names every package and every file that one needs beside its code, and a stranger's merino-edge and
+merino-runtime on the package index are taken by no documented command. The real wheels and images: tests/targets."""
 import fnmatch
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+
+import merino_runtime
 
 ROOT = Path(__file__).resolve().parents[2]
 # The folders of each distribution's packages, and packages from elsewhere.
@@ -56,3 +64,104 @@ def test_every_file_of_data_is_named(project):
             inner = path.relative_to(owner).as_posix()
             given = patterns.get(package_of(folder, name, owner), [])
             assert any(fnmatch.fnmatch(inner, pattern) for pattern in given), f"{path} is in no wheel"
+
+
+RELEASE = (ROOT / "docs" / "release.md").read_text(encoding="utf-8")
+VERSION = merino_runtime.__version__
+COMMANDS = re.search(r"in the same folder:\n\n```bash\n(.*?)```", RELEASE, re.DOTALL)[1].splitlines()
+# pip's command up to the end of a shell's word list, and our names in it that are no part of a path.
+INSTALLS = re.compile(r"""\bpip3?\b['",\s]+(?:-\S+\s+)*(?:install|download|wheel)\b((?:(?!\bpip3?['",\s])[^`&|;#])*)""")
+BY_NAME = re.compile(r"(?<![\w./*-])merino[-_](?:edge|runtime)(?![\w./*-])")
+
+
+def wheel(folder, name, version, *requires):
+    stem = f"{name}-{version}"
+    path = folder / f"{stem}-py3-none-any.whl"
+    extras = [f"Provides-Extra: {extra}" for extra in ("train", "eval", "onnxruntime", "serve", "templates")]
+    fields = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *extras,
+              *(f"Requires-Dist: {each}" for each in requires)]  # fmt: skip
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{stem}.dist-info/METADATA", "\n".join(fields) + "\n")
+        archive.writestr(f"{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{stem}.dist-info/RECORD", "")
+    return path
+
+
+@pytest.fixture
+def chosen(tmp_path):
+    """A function: a shell's command with `pip install` -> what pip would install, where an index has the names too."""
+    release, index = tmp_path / "release", tmp_path / "index"
+    release.mkdir()
+    wheel(release, "merino_runtime", VERSION)
+    wheel(release, "merino_edge", VERSION, f"merino-runtime=={VERSION}")
+    for name in ("merino_runtime", "merino_edge"):
+        page = index / name.replace("_", "-")
+        page.mkdir(parents=True)
+        files = [wheel(page, name, version) for version in (VERSION, "99.0")]
+        (page / "index.html").write_text("".join(f'<a href="{each.name}">{each.name}</a>\n' for each in files))
+
+    def run(command):
+        report = tmp_path / "report.json"
+        pip = f"'{sys.executable}' -m pip install --ignore-installed --dry-run --quiet --report '{report}'"
+        environment = {**os.environ, "PIP_INDEX_URL": index.as_uri(), "PIP_CONFIG_FILE": os.devnull}
+        script = re.sub(r"(\S*python -m )?\bpip install\b", lambda _: pip, command)
+        subprocess.run(["sh", "-ec", script], cwd=release, env=environment, check=True, stdout=subprocess.DEVNULL)
+        installed = json.loads(report.read_text())["install"]
+        return {each["metadata"]["name"].replace("_", "-"): each["download_info"]["url"] for each in installed}, release
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_documented_command_takes_the_releases_own_files(command, chosen):
+    names = {"merino-runtime", "merino-edge"} if "merino_edge" in command else {"merino-runtime"}
+    urls, release = chosen(command)
+    assert set(urls) == names and all(url.startswith(release.as_uri()) for url in urls.values()), urls
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["container/Containerfile", "container/home-assistant/Dockerfile"])
+def test_an_image_takes_the_file_that_was_copied_into_it(path, chosen):
+    """By its last `pip install`. The one before installs requirements.txt by hashes, in which our names are not."""
+    lines = re.sub(r"\\\n\s*", "", (ROOT / path).read_text()).splitlines()
+    (run,) = [line.removeprefix("RUN ") for line in lines if line.startswith("RUN ")]
+    pinned, own = [part.strip() for part in run.split("&&") if "pip install" in part]
+    assert "--require-hashes --requirement /tmp/wheels/requirements.txt" in pinned and "--no-deps" in pinned
+    urls, release = chosen(own.replace("/tmp/wheels/", "./").replace("${PIP_OPTIONS}", ""))
+    assert list(urls) == ["merino-runtime"] and urls["merino-runtime"].startswith(release.as_uri())
+
+
+@pytest.mark.slow
+def test_by_name_a_strangers_package_would_be_taken(chosen):
+    """The attack: pip prefers the index's newer version to the file at hand."""
+    urls, release = chosen("pip install --find-links . merino_edge")
+    assert "/index/" in urls["merino-edge"] and "99.0" in urls["merino-edge"]
+
+
+def by_name(text):
+    """The commands of a text that install this project by its name."""
+    joined = re.sub(r"\\?\n[ \t]*(?=\S)", " ", text)
+    return [found[0] for found in INSTALLS.finditer(joined) if BY_NAME.search(found[1].partition("\n")[0])]
+
+
+def test_no_file_installs_this_project_by_name():
+    for text in (
+        "`pip install 'merino_edge[train]'`", "pip install --find-links dist merino_edge",
+        "(`pip install\n  'merino_edge[eval]'`)", 'run("pip", "install", "merino_edge")',
+        "RUN python -m pip install --disable-pip-version-check \\\n  --find-links x 'merino-runtime[a]'",
+    ):  # fmt: skip
+        assert by_name(text), text
+    assert not by_name("pip install ./merino_runtime-*.whl -e release/merino-runtime")
+    names = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True, check=True).stdout
+    left_out = ("tests/repo/", "docs/reference/")  # the attack itself, and what is made from the code
+    paths = [ROOT / name for name in names.splitlines() if not name.startswith(left_out)]
+    kinds = ("", ".md", ".py", ".sh", ".yml", ".yaml", ".toml", ".cfg", ".txt", ".html")
+    texts = {path: path.read_text(encoding="utf-8") for path in paths if path.is_file() and path.suffix in kinds}
+    assert {path for path in texts if path.name in ("Makefile", "Containerfile", "Dockerfile", "run")}
+    assert {str(path): by_name(text) for path, text in texts.items() if by_name(text)} == {}
+
+
+def test_a_release_begins_with_the_names():
+    first = RELEASE.partition("## Checklist of a release")[2].strip().splitlines()[0]
+    assert first.startswith("1. Register `merino-edge` and `merino-runtime`")

@@ -10,7 +10,7 @@ import pytest
 from few_examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from pseudo_terminal import on_a_terminal
+from processes import on_a_terminal
 from test_runtime_conversation import conversation_of
 
 import merino_runtime

@@ -9,7 +9,7 @@ import sys
 import zipapp
 
 import pytest
-from pseudo_terminal import on_a_terminal
+from processes import on_a_terminal
 
 import merino_runtime
 from merino_runtime.io.visible import visible_text

@@ -16,7 +16,7 @@ from chat_bundle import make_bundle  # noqa: E402
 from served import Server  # noqa: E402
 
 pytestmark = pytest.mark.slow
-PAGES = Path(__file__).resolve().parents[2] / "docs" / "clients"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "clients.md"
 MESSAGES = [{"role": "system", "content": "You count sacks."}, {"role": "user", "content": "How many are there?"}]
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {
     "type": "object", "properties": {"city": {"type": "string"}}}}}
@@ -99,9 +99,10 @@ def test_the_calls_of_open_webui_leave_the_conversation_in_its_slot(server, clie
     assert parts[-1].usage.prompt_tokens_details.cached_tokens >= first > 60
 
 
-def programs(name, language):
-    """The programs of a page of the documentation, each whole."""
-    result = re.findall(rf"```{language}\n(.*?)```", (PAGES / f"{name}.md").read_text(encoding="utf-8"), re.DOTALL)
+def programs(title, language):
+    """The programs of a section of the page of clients, each whole."""
+    section = PAGE.read_text(encoding="utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    result = re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
     assert result
     return result
 
@@ -115,10 +116,10 @@ def run_on(server, text, *command, cwd=None):
     return done.stdout
 
 
-@pytest.mark.parametrize("page, needs", [("openai-python", "openai"), ("langchain", "langchain_openai")])
-def test_the_programs_of_the_pages_run(server, page, needs):
+@pytest.mark.parametrize("title, needs", [("openai in Python", "openai"), ("LangChain", "langchain_openai")])
+def test_the_programs_of_the_page_run(server, title, needs):
     pytest.importorskip(needs)
-    printed = [run_on(server, text, sys.executable, "-c") for text in programs(page, "python")]
+    printed = [run_on(server, text, sys.executable, "-c") for text in programs(title, "python")]
     assert all(len(text) > 5 for text in printed) and "set_light" in printed[1]
 
 
@@ -192,7 +193,7 @@ def test_prometheus_reads_the_metrics_and_people_the_stats(server):
 @pytest.mark.nightly
 @pytest.mark.skipif(shutil.which("npm") is None, reason="no node here")
 def test_the_program_of_the_page_for_node_runs(server, tmp_path):
-    (program,) = programs("openai-javascript", "js")
+    (program,) = programs("openai in JavaScript", "js")
     install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "openai"]
     subprocess.run(install, cwd=tmp_path, check=True, timeout=300)
     refused = """

@@ -13,8 +13,8 @@ import pytest
 pytest.importorskip("uvicorn")
 pytest.importorskip("torch")  # of the workstation, which makes the bundle
 
-from browsers import headless  # noqa: E402
 from chat_bundle import make_bundle  # noqa: E402
+from local_programs import headless  # noqa: E402
 from served import Server  # noqa: E402
 
 pytestmark = pytest.mark.slow

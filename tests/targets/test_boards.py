@@ -4,8 +4,9 @@ Emulated are instructions, not time: nothing here measures anything, and an inst
 Of float32 the greedy ids are compared; of quantized weights, whose kernels differ by CPU class, the logits behind
 given ids, and the choices that lead clearly (`assert_same_choices`). `make test` runs float32 on a CPU without dotprod
 and a quantized format on a CPU of each kind, `make test-nightly` every format on each CPU.
-"""
 
+Processes that start others, as installing does, run on the CPU that was named too.
+"""
 import functools
 import json
 import shutil
@@ -14,7 +15,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import onnx
 import pytest
 from emulated_board import (
     BY_DEFAULT,
@@ -29,12 +29,12 @@ from emulated_board import (
     WITH_DOTPROD,
     needs_board,
     on_board,
+    on_board_with_children,
     output,
     python_words,
     run,
     under,
 )
-from onnx import TensorProto, helper, numpy_helper
 from served import ROOT, Server
 
 from merino_edge.bundles.board_app import write_board_app
@@ -46,7 +46,7 @@ from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.generation.text import open_tokenizer
 from merino_runtime.io.board import ARM_FEATURES
 
-LOGITS, OVERFLOW = SCRIPTS / "logits.py", SCRIPTS / "overflow.py"
+LOGITS = SCRIPTS / "logits.py"
 PROMPT, TOKENS = "Once upon a time", 16
 GENERATE = ["merino.pyz", "generate", ".", PROMPT, "-n", TOKENS, "--temperature", 0, "--ignore-eos", "--json"]
 BY_NIGHT = pytest.mark.nightly
@@ -88,12 +88,6 @@ def ids_here(bundle):
 @pytest.mark.parametrize("cpu", ON_THE_OLDER)
 def test_greedy_ids_are_those_of_this_machine(cpu, bundle, ids_here):
     assert greedy_ids(output(on_board(cpu, *GENERATE, cwd=bundle))) == ids_here
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("cpu", CPUS)
-def test_the_selftest_passes(cpu, packaged):
-    assert output(on_board(cpu, "merino.pyz", "selftest", ".", cwd=packaged)).startswith("ok: ")
 
 
 @pytest.fixture(scope="module")
@@ -148,13 +142,6 @@ def test_quantized_weights_choose_as_on_this_machine(cpu, quantized, chosen):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("quantized", QUANTIZED, indirect=True, ids="-".join, scope="module")
-@pytest.mark.parametrize("cpu", BY_DEFAULT)
-def test_the_selftest_of_quantized_weights_passes(cpu, quantized):
-    assert output(on_board(cpu, "merino.pyz", "selftest", ".", cwd=quantized[0])).startswith("ok: ")
-
-
-@pytest.mark.nightly
 @pytest.mark.parametrize("version", OLDER)
 @pytest.mark.parametrize("cpu", [each for each in CPUS if each not in WITH_DOTPROD])
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
@@ -192,23 +179,6 @@ def test_what_would_be_wrong_is_refused_before_anything_is_imported(cpu, verb, w
     done = on_board(cpu, "merino.pyz", *verb, "--allow-slow", cwd=with_any_weights, path=poison)
     assert done.returncode == 1 and done.stdout == ""
     assert "weights of -128" in done.stderr and "was imported" not in done.stderr
-
-
-@pytest.mark.parametrize("cpu", ON_THE_OLDER)
-def test_weights_of_minus_128_overflow_where_dotprod_lacks(cpu, tmp_path):
-    """Why they are refused and no longer written. -127 does not."""
-    weights = {lowest: np.full((64, 16), lowest, np.int8) for lowest in (-128, -127)}
-    for lowest, matrix in weights.items():
-        nodes = [helper.make_node("MatMulInteger", ["x", "w", "zero"], ["y"])]
-        ports = [helper.make_tensor_value_info(*port) for port in (
-            ("x", TensorProto.UINT8, [1, 64]), ("zero", TensorProto.UINT8, []), ("y", TensorProto.INT32, [1, 16]))]
-        graph = helper.make_graph(nodes, "product", ports[:2], ports[2:], [numpy_helper.from_array(matrix, "w")])
-        opset = [helper.make_opsetid("", 13)]
-        onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / f"{lowest}.onnx")
-    outputs = json.loads(output(on_board(cpu, OVERFLOW, tmp_path, "-128", "-127")))
-    right = {str(lowest): 64 * -128 * lowest for lowest in weights}  # of inputs 0, around a zero of 128
-    assert outputs["-127"] == right["-127"]
-    assert (outputs["-128"] == right["-128"]) == (cpu in WITH_DOTPROD)
 
 
 @pytest.fixture(scope="module")
@@ -282,3 +252,38 @@ def test_an_instruction_that_the_cpu_has_not_kills(cpu):
     status = 0 if cpu in WITH_DOTPROD else -signal.SIGILL
     done = on_board(cpu, INSTRUCTIONS, "dotprod")
     assert (done.returncode, done.stdout) == (status, "" if status else "24\n")
+
+
+# A shell that Python starts, and a Python that this shell starts.
+GRANDCHILD = "import subprocess, sys; sys.exit(subprocess.call(['sh', '-c', '\"$@\"; exit $?', 'sh', *sys.argv[1:]]))"
+
+
+def in_grandchild(cpu, *command, cwd):
+    return on_board_with_children(cpu, "python3", "-c", GRANDCHILD, *command, cwd=cwd)
+
+
+@pytest.mark.parametrize("cpu, device", ON_EACH)
+def test_a_child_has_the_instructions_of_the_profile(cpu, device, tmp_path):
+    write_board_app(tmp_path / "merino.pyz")
+    script = "import os; from merino_runtime.io import board; print(os.uname().machine, *board.this_isa())"
+    done = in_grandchild(cpu, "env", "PYTHONPATH=merino.pyz", "python3", "-c", script, cwd=tmp_path)
+    assert set(output(done).split()) | {"neon"} == {"aarch64", *load_profile(device).isa}
+
+
+@pytest.mark.parametrize("cpu", OF_EACH_KIND)
+def test_an_instruction_that_the_cpu_has_not_kills_a_child(cpu, tmp_path):
+    killed = cpu not in WITH_DOTPROD
+    shutil.copy(INSTRUCTIONS, tmp_path)
+    done = in_grandchild(cpu, "python3", INSTRUCTIONS.name, "dotprod", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == ((128 + signal.SIGILL, "") if killed else (0, "24\n"))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("cpu", CPUS)
+def test_a_virtual_environment_made_there_generates_the_golden_tokens(cpu, tmp_path):
+    shutil.copytree(PACKAGED, tmp_path / "bundle")
+    write_board_app(tmp_path / "merino.pyz")
+    output(on_board_with_children(cpu, "python3", "-m", "venv", "--without-pip", "env", cwd=tmp_path))
+    (tmp_path / "env" / "lib" / "python3.11" / "site-packages" / "board.pth").write_text("/opt/site\n")
+    done = in_grandchild(cpu, "env/bin/python3", "merino.pyz", "selftest", "bundle", cwd=tmp_path)
+    assert output(done).startswith("ok: ")

@@ -6,7 +6,6 @@
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import time
 import urllib.error
@@ -19,8 +18,36 @@ from chat_bundle import make_bundle
 from served import Server
 
 ROOT = Path(os.environ.get("MERINO_HOME_ASSISTANT_ROOT", "none"))
-CONFIG = Path(__file__).parent / "home_assistant" / "configuration.yaml"
-PORT = 18123  # of the configuration
+PORT = 18123
+CONFIGURATION = f"""\
+homeassistant:
+  name: Home
+  latitude: 48.4
+  longitude: 10.0
+  elevation: 478
+  unit_system: metric
+  time_zone: Europe/Berlin
+http:
+  server_host: 127.0.0.1
+  server_port: {PORT}
+api:
+config:
+onboarding:
+conversation:
+input_boolean:
+  lamp:
+template:
+  - light:
+      - name: Kitchen lamp
+        unique_id: kitchen_lamp
+        state: "{{{{ is_state('input_boolean.lamp', 'on') }}}}"
+        turn_on:
+          action: input_boolean.turn_on
+          target: {{entity_id: input_boolean.lamp}}
+        turn_off:
+          action: input_boolean.turn_off
+          target: {{entity_id: input_boolean.lamp}}
+"""
 URL = f"http://127.0.0.1:{PORT}"
 START_S = 120
 ENTER = """
@@ -99,7 +126,7 @@ def call(path, data, headers):
 @contextlib.contextmanager
 def home(folder):
     folder.mkdir()
-    shutil.copy(CONFIG, folder)
+    (folder / "configuration.yaml").write_text(CONFIGURATION)
     with open(folder / "log", "wb") as log:
         words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "home", ROOT, folder]
         process = subprocess.Popen(words, stdout=log, stderr=log)

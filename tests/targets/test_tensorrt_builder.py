@@ -21,8 +21,8 @@ pytestmark = [
     pytest.mark.skipif(not (ROOT / "recipe").exists(), reason=f"no TensorRT-RTX in {ROOT}: make tensorrt"),
 ]
 
-from graph_bundles import graph_bundle  # noqa: E402
-from sample_geometries import SMALL, small  # noqa: E402
+from sample_bundles import graph_bundle  # noqa: E402
+from sample_models import SMALL, small  # noqa: E402
 
 from merino_edge.bundles.tensorrt import check_bundle  # noqa: E402
 from merino_edge.families.designed import Architecture  # noqa: E402

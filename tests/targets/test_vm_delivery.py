@@ -1,19 +1,14 @@
 """The whole way onto an emulated board: flash, upgrade, rollback, measurements over ssh; and a card's first start.
 
-What was run, and what became of it, is written to MERINO_VM_RECORD where that names a file. `make test-vm`.
+`make test-vm`.
 """
 
-import datetime
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
-import time
 import tomllib
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from emulated_machine import EDGE, MODELS, PARTS, boot, copied, needs_machine, new_root
@@ -22,9 +17,6 @@ from sample_roots import FAT_AT, FAT_BYTES, ROOT_AT, SECTOR, e2fsck, ran
 from merino_runtime.delivery.archive import open_archive
 from merino_runtime.delivery.units import FIRST_WORDS
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench" / "experiments"))
-from write_record import write_record  # noqa: E402 - a script beside the packages
-
 pytestmark = [pytest.mark.slow, needs_machine]
 
 CPU, BOARD = "cortex-a72", "raspberry-pi-4"
@@ -32,11 +24,6 @@ PROMPT = "Once upon a time"
 GENERATE = ["-n", "12", "--temperature", "0", "--json"]
 BENCH = ["-p", "8", "-n", "4", "-r", "1", "-o", "jsonl"]
 INSTALLED = "/opt/merino/current/merino"
-VERSIONS = (
-    "import json, onnxruntime, numpy, tokenizers; "
-    "print(json.dumps({each.__name__: each.__version__ for each in (onnxruntime, numpy, tokenizers)}))"
-)
-SPEEDS = "emulated on x86-64: no statement about the speed of a board"
 UNTIL_GOOD = f"""
 for turn in $(seq 600); do
     systemctl is-active --quiet merino.service && {INSTALLED} status | grep -q '^current .*, good$' && exit 0
@@ -63,54 +50,6 @@ def edge_ok(machine, *arguments):
 
 def ids(lines):
     return [row["id"] for row in map(json.loads, lines.splitlines()) if "id" in row]
-
-
-@pytest.fixture(scope="module")
-def record():
-    """What ran, in order."""
-    kept = empty_record()
-    yield kept
-    if path := os.environ.get("MERINO_VM_RECORD"):
-        add_record(Path(path), kept)
-
-
-def empty_record():
-    version = subprocess.run(["qemu-system-aarch64", "--version"], capture_output=True, text=True, check=True).stdout
-    return {
-        "workstation": {"python": platform.python_version(), "qemu": version.split()[3]},
-        "board": {"cpu": CPU, "model": MODELS[CPU]}, "steps": [],
-    }  # fmt: skip
-
-
-def add_record(path, kept):
-    """Steps of an earlier run that were not run now stay in the file."""
-    before = json.loads(path.read_text()) if path.exists() else {"board": {}, "steps": []}
-    names = {step["step"] for step in kept["steps"]}
-    board = {**before["board"], **kept["board"]}
-    steps = [step for step in before["steps"] if step["step"] not in names] + kept["steps"]
-    claim = "Delivery onto a whole emulated board: flash, upgrade, rollback, calibration, the first start of an image"
-    record = {**before, "machine": SPEEDS, "workstation": kept["workstation"], "board": board, "steps": steps}
-    write_record(path, record, claim, f"MERINO_VM_RECORD=bench/results/{path.name} make test-vm")
-
-
-@contextmanager
-def step(record, name):
-    """Notes how the body ended and how long it took. Yields a dict for its results."""
-    began = time.monotonic()
-    entry = {"step": name, "date": datetime.date.today().isoformat(), "outcome": "failed"}
-    record["steps"].append(entry)
-    try:
-        yield entry
-        if entry["outcome"] == "failed":
-            entry["outcome"] = "ok"
-    finally:
-        entry["seconds"] = round(time.monotonic() - began, 1)
-
-
-def note_system(record, machine):
-    printed = machine.ssh(f"uname -r; python3 -V; /opt/merino/current/env/bin/python -c '{VERSIONS}'").stdout
-    kernel, python, packages = printed.splitlines()
-    record["board"].update(kernel=kernel, python=python.split()[1], **json.loads(packages))
 
 
 @pytest.fixture(scope="module")
@@ -142,38 +81,34 @@ def current(machine):
     return json.loads(machine.ssh(f"{INSTALLED} status --json").stdout)["current"]["id"]
 
 
-def flash(record, machine, place, name):
-    with step(record, f"flash --ssh {name}") as entry:
-        out = edge_ok(machine, "flash", place / f"{name}.merino", "--ssh", "board", "--trust", place / "fleet.pub",
-                      "--json")  # fmt: skip
-        (row,) = json.loads(out)
-        assert (row["error"], row["selftest"], row["was_there"]) == (None, "ok", False)
-        assert row["measured"] and row["measured"]["decode_ms"] > 0, row
-        entry["measured"] = row["measured"]
+def flash(machine, place, name):
+    out = edge_ok(machine, "flash", place / f"{name}.merino", "--ssh", "board", "--trust", place / "fleet.pub",
+                  "--json")  # fmt: skip
+    (row,) = json.loads(out)
+    assert (row["error"], row["selftest"], row["was_there"]) == (None, "ok", False)
+    assert row["measured"] and row["measured"]["decode_ms"] > 0, row
     assert current(machine) == open_archive(str(place / f"{name}.merino")).id
     return row
 
 
-def test_from_nothing_to_text_then_upgraded_rolled_back_and_measured(place, expected, record, tmp_path):
+def test_from_nothing_to_text_then_upgraded_rolled_back_and_measured(place, expected, tmp_path):
     with boot(new_root(tmp_path / "root.img"), CPU, tmp_path) as machine:
         assert machine.ssh("ls /opt").stdout == "", "nothing of ours is there yet"
-        first = flash(record, machine, place, "first")
+        first = flash(machine, place, "first")
         assert first["replaced"] is None
-        note_system(record, machine)
-        with step(record, "generate on the board"):
-            assert generated_there(machine) == expected
-        with step(record, "generate --ssh"):
-            assert ids(edge_ok(machine, "generate", place / "first", PROMPT, *GENERATE, "--ssh", "board")) == expected
+        assert generated_there(machine) == expected
+        assert ids(edge_ok(machine, "generate", place / "first", PROMPT, *GENERATE, "--ssh", "board")) == expected
         before = current(machine)
-        assert flash(record, machine, place, "second")["replaced"] == before
-        with step(record, "generate after the upgrade"):
-            assert generated_there(machine) == expected
-        with step(record, "rollback"):
-            machine.ssh(f"{INSTALLED} rollback")
-            assert current(machine) == before
-            assert generated_there(machine) == expected
-        measured(record, machine, place)
-        calibrated(record, machine, tmp_path / "pi.toml")
+        assert flash(machine, place, "second")["replaced"] == before
+        assert generated_there(machine) == expected
+        machine.ssh(f"{INSTALLED} rollback")
+        assert current(machine) == before
+        assert generated_there(machine) == expected
+        out = edge_ok(machine, "bench", place / "first", *BENCH, "--ssh", "board")
+        rows = [json.loads(line) for line in out.splitlines()]
+        assert rows and all(row["tok_s"] > 0 and row["environment"]["board"] == MODELS[CPU] for row in rows)
+        edge_ok(machine, "calibrate", "--ssh", "board", "--device", BOARD, "-o", tmp_path / "pi.toml")
+        assert tomllib.loads((tmp_path / "pi.toml").read_text())["performance"]["onnxruntime"]["coefficients"]
 
 
 COMPLETION = """
@@ -197,52 +132,34 @@ cat answer*
 """
 
 
-def test_the_service_serves_and_comes_back_after_a_kill_under_load(place, record, tmp_path):
+def test_the_service_serves_and_comes_back_after_a_kill_under_load(place, tmp_path):
     here = edge_ok(None, "generate", place / "first", PROMPT, "-n", 24, "--temperature", 0, "--ignore-eos", "--json")
     text = "".join(json.loads(line).get("text", "") for line in here.splitlines()).strip()
     with boot(new_root(tmp_path / "root.img"), CPU, tmp_path) as machine:
-        with step(record, "flash --ssh --serve"):
-            out = edge_ok(machine, "flash", place / "first.merino", "--ssh", "board", "--trust", place / "fleet.pub",
-                          "--serve", "--json")  # fmt: skip
-            (row,) = json.loads(out)
-            assert row["error"] is None and any("merino-serve.service is enabled" in note for note in row["notes"])
-            machine.ssh(UNTIL_SERVED, timeout_s=1200)
-        with step(record, "the service is killed under load"):
-            machine.ssh("cat >ask.py", input=COMPLETION)
-            assert machine.ssh("python3 ask.py 24").stdout.strip() == text
-            whole = machine.ssh(KILLED_UNDER_LOAD, timeout_s=600).stdout.strip()
-            assert whole.replace(text, "").strip() == "", "an answer that is none"
-            machine.ssh(UNTIL_SERVED, timeout_s=600)
-            assert machine.ssh("python3 ask.py 24").stdout.strip() == text
-            assert machine.ssh("systemctl show --property NRestarts --value merino-serve.service").stdout == "1\n"
+        out = edge_ok(machine, "flash", place / "first.merino", "--ssh", "board", "--trust", place / "fleet.pub",
+                      "--serve", "--json")  # fmt: skip
+        (row,) = json.loads(out)
+        assert row["error"] is None and any("merino-serve.service is enabled" in note for note in row["notes"])
+        machine.ssh(UNTIL_SERVED, timeout_s=1200)
+        machine.ssh("cat >ask.py", input=COMPLETION)
+        assert machine.ssh("python3 ask.py 24").stdout.strip() == text
+        whole = machine.ssh(KILLED_UNDER_LOAD, timeout_s=600).stdout.strip()
+        assert whole.replace(text, "").strip() == "", "an answer that is none"
+        machine.ssh(UNTIL_SERVED, timeout_s=600)
+        assert machine.ssh("python3 ask.py 24").stdout.strip() == text
+        assert machine.ssh("systemctl show --property NRestarts --value merino-serve.service").stdout == "1\n"
 
 
-def measured(record, machine, place):
-    with step(record, "bench --ssh") as entry:
-        out = edge_ok(machine, "bench", place / "first", *BENCH, "--ssh", "board")
-        rows = [json.loads(line) for line in out.splitlines()]
-        assert rows and all(row["tok_s"] > 0 and row["environment"]["board"] == MODELS[CPU] for row in rows)
-        entry["tests"] = [row["test"] for row in rows]
-
-
-def calibrated(record, machine, profile):
-    with step(record, "calibrate --ssh"):
-        edge_ok(machine, "calibrate", "--ssh", "board", "--device", BOARD, "-o", profile)
-        assert tomllib.loads(profile.read_text())["performance"]["onnxruntime"]["coefficients"]
-
-
-def test_a_flashed_image_installs_at_its_first_start_and_says_its_text_on_the_console(place, record, tmp_path):
+def test_a_flashed_image_installs_at_its_first_start_and_says_its_text_on_the_console(place, tmp_path):
     image = make_image(tmp_path / "card.img", tmp_path)
-    with step(record, "flash --image"):
-        edge_ok(None, "flash", place / "first.merino", "--image", image, "--trust", place / "fleet.pub")
+    edge_ok(None, "flash", place / "first.merino", "--image", image, "--trust", place / "fleet.pub")
     assert e2fsck(image) == 0
     text = edge_ok(None, "generate", place / "first", *shlex.split(" ".join(FIRST_WORDS[1:])))
-    with step(record, "first start of the image") as entry, boot(image, CPU, tmp_path, partition="2") as machine:
+    with boot(image, CPU, tmp_path, partition="2") as machine:
         machine.ssh(UNTIL_INSTALLED, timeout_s=1200)
         console = machine.console.read_text(errors="replace")
         assert f"release {open_archive(str(place / 'first.merino')).id}" in console
         assert text.strip() and all(line in console for line in text.splitlines()), console[-3000:]
-        entry["console"] = [line for line in console.splitlines() if "runuser[" in line][0]
         machine.shut_down()
     with boot(image, CPU, tmp_path, partition="2") as machine:
         assert machine.ssh("systemctl is-enabled merino-install.service", check=False).stdout == "disabled\n"

@@ -1,20 +1,21 @@
 """A board whose power is cut at any flush of its disk, whose card is full, that two installers reach at once: it
 answers with a known-good release each time. On the emulated machine with systemd, `make test-vm`.
 
-The commands run once. What a power cut leaves is made from the log of the disk (disk_log.py): at each flush what was
-written until then, and beside it a part of what was not flushed yet. In each such state the file system is repaired as
-at a start, and the release in use must be a complete one. Some of the states are started.
+The commands run once. What a power cut leaves is made from a log of what was written to the disk and when it was
+flushed (qemu's driver blklogwrites, in the format of Linux's dm-log-writes): at each flush what was written until then,
+and beside it a part of what was not flushed yet. In each such state the file system is repaired as at a start, and the
+release in use must be a complete one. Some of the states are started.
 """
-
 import json
 import random
 import shutil
+import struct
 import subprocess
 import zipfile
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import pytest
-from disk_log import entries_now, states
 from emulated_machine import PARTS, boot, copied, needs_machine, new_root
 from packed_files import tree
 from sample_roots import ROOT_AT, tool
@@ -139,7 +140,7 @@ def cut_everywhere(image, command, allowed, whole, tmp_path, start_bytes=0, part
     log, disk = tmp_path / "log", tmp_path / "disk.img"
     copied(image, disk)
     with boot(disk, CPU, tmp_path, partition, log) as machine:
-        first = entries_now(log) if command else 0
+        first = len(read_log(log)) if command else 0  # while it is being written
         if command:
             machine.ssh(command, timeout_s=1200)
         machine.ssh(UNTIL_GOOD, timeout_s=1200)
@@ -254,3 +255,78 @@ def test_two_installers_at_once_leave_one_release_in_use_that_answers(images, ex
         machine.ssh("sync")
         machine.cut_power()
     check_answers(image, tmp_path, expected)
+
+
+FLUSH, DISCARD = 1, 4
+START, ENTRY = struct.Struct("<QQQI"), struct.Struct("<QQQQ")
+MAGIC = 0x6A736677736872
+
+
+class Entry(NamedTuple):
+    """Bytes from `at` on became those from `data_at` in the log; zeros where that is None. Or all before is flushed."""
+
+    flush: bool
+    at: int
+    length: int
+    data_at: int | None
+
+
+def read_log(path):
+    """The entries, up to the one that was cut short."""
+    entries, end = [], path.stat().st_size
+    with open(path, "rb") as file:
+        magic, version, _, sector = START.unpack(file.read(START.size))
+        assert (magic, version) == (MAGIC, 1)
+        place = sector
+        while place + sector <= end:
+            file.seek(place)
+            first, count, flags, _ = ENTRY.unpack(file.read(ENTRY.size))
+            length, place = count * sector, place + sector
+            data_at = None if flags & DISCARD or not length else place
+            if data_at is not None:
+                place += length
+            if place > end or not (flags or length):
+                break
+            entries.append(Entry(bool(flags & FLUSH), first * sector, length, data_at))
+    return entries
+
+
+def write(disk, entry, log):
+    if not entry.length:
+        return
+    if entry.data_at is not None:
+        log.seek(entry.data_at)
+        data = log.read(entry.length)
+    else:
+        data = bytes(entry.length)
+    disk.seek(entry.at)
+    disk.write(data)
+
+
+def states(base, log_path, first, folder, start_bytes=0):
+    """(name, image) of each state from entry `first` on: at each flush what was written before it, nothing behind it;
+    and beside that some of what came until the next flush, in no order. An image is there until the next.
+
+    base: the disk's content from start_bytes on, before the first entry.
+    """
+    entries, rng = [each._replace(at=each.at - start_bytes) for each in read_log(log_path)], random.Random(7)
+    flushes = [number for number, entry in enumerate(entries) if entry.flush and number >= first]
+    work, image = folder / "work.img", folder / "state.img"
+    copied(base, work)
+    done = 0
+    with open(log_path, "rb") as log:
+        for flush, following in zip(flushes, [*flushes[1:], len(entries)], strict=True):
+            with open(work, "r+b") as disk:
+                for entry in entries[done:flush]:
+                    write(disk, entry, log)
+            done = flush
+            pending = [entry for entry in entries[flush:following] if not entry.flush]
+            for some in ("flushed", "some of the rest"):
+                copied(work, image)
+                if some != "flushed":
+                    with open(image, "r+b") as disk:
+                        for entry in rng.sample(pending, rng.randint(0, len(pending))):
+                            write(disk, entry, log)
+                yield f"flush {flush} of {len(entries)}, {some}", image
+    work.unlink()
+    image.unlink(missing_ok=True)

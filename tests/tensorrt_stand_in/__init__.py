@@ -14,17 +14,20 @@ What the real ones would crash at, or answer with garbage, is collected in `Gpu.
 are none. Speeds, numerics of GPU kernels and what TensorRT's parser takes are not shown by it. That its methods have
 the real ones' signatures: tests/targets/test_tensorrt_bindings.py.
 """
+import enum
 import os
+import types
 
+from tests.tensorrt_stand_in.building import building_classes
 from tests.tensorrt_stand_in.cuda_runtime import driver_library, runtime_library
 from tests.tensorrt_stand_in.gpu import Gpu, Speeds
-from tests.tensorrt_stand_in.module import tensorrt_module
+from tests.tensorrt_stand_in.running import running_classes
 
 VERSIONS = ("8.2.1.8", "10.3.0")
 RUNTIMES = {"8.2.1.8": 10020, "10.3.0": 12060}  # of CUDA, as JetPack pairs them
-
-
 ON_PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "on_path")  # for processes: see `on_path/tensorrt`
+LAYER_TYPES = ("CONVOLUTION", "ACTIVATION", "SOFTMAX", "CONCATENATION", "ELEMENTWISE", "UNARY", "SHUFFLE", "REDUCE",
+               "MATRIX_MULTIPLY", "CONSTANT", "IDENTITY", "SLICE", "GATHER", "SELECT")
 
 
 def open_library_of(gpu):
@@ -41,6 +44,37 @@ def open_library_of(gpu):
     return open_library
 
 
+def tensorrt_module(gpu, version):
+    """A module object; several may stand beside each other."""
+    old = version.startswith("8.")
+    module = types.ModuleType("tensorrt")
+    module.__version__ = version
+    module.Severity = enum.IntEnum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE", start=0)
+    module.DataType = enum.Enum("DataType", "FLOAT HALF INT8 INT32 BOOL" + ("" if old else " INT64"))
+    module.float32, module.float16 = module.DataType.FLOAT, module.DataType.HALF
+    module.BuilderFlag = enum.Enum("BuilderFlag", "FP16 INT8 TF32 OBEY_PRECISION_CONSTRAINTS")
+    module.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH", start=0)
+    module.LayerType = enum.Enum("LayerType", LAYER_TYPES)
+    module.ElementWiseOperation = enum.Enum("ElementWiseOperation", "SUM PROD SUB DIV POW EQUAL GREATER LESS")
+    if not old:
+        module.TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")
+        module.MemoryPoolType = enum.Enum("MemoryPoolType", "WORKSPACE DLA_MANAGED_SRAM")
+    module.ILogger = type("ILogger", (ILogger,), {severity.name: severity for severity in module.Severity})
+    for result in (*building_classes(gpu, module, old), *running_classes(gpu, module, old)):
+        setattr(module, result.__name__, result)
+    return module
+
+
+class ILogger:
+    """To derive from. The real one ends the process where a derived class does not call `__init__`."""
+
+    def __init__(self):
+        self.initialized = True
+
+    def log(self, severity, msg):
+        raise NotImplementedError
+
+
 def put_in(gpu, version, monkeypatch):
     """Makes `import tensorrt` and the backend's libcudart those of the stand-in."""
     import sys
@@ -52,4 +86,4 @@ def put_in(gpu, version, monkeypatch):
     monkeypatch.setattr(opener, "open_library", open_library_of(gpu))
 
 
-__all__ = ["Gpu", "ON_PATH", "RUNTIMES", "Speeds", "VERSIONS", "open_library_of", "put_in", "tensorrt_module"]
+__all__ = ["Gpu", "Speeds", "VERSIONS", "RUNTIMES", "ON_PATH", "open_library_of", "put_in", "tensorrt_module"]

@@ -2,7 +2,8 @@
 readings are integrated over prefill and over decode.
 
 The thread runs in the parent, which only waits, so it takes no core or memory from the measured process. Phases are
-times of `time.perf_counter`, which on Linux is one clock for all processes. `power` finds the sources.
+times of `time.perf_counter`, which on Linux is one clock for all processes. `power` finds the sources. For a server's
+requests, `Meter` gives the energy of a past span.
 """
 import threading
 import time
@@ -10,11 +11,14 @@ from bisect import bisect_right
 from contextlib import suppress
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from merino_bench.sensors.power import Source
+from merino_bench.sensors.environment import temperatures_c
+from merino_bench.sensors.power import Source, find_source
+from merino_runtime.serving.metrics import Sensors
 
 IDLE_S = 3.0
 LEAST_SAMPLES = 3  # inside the phases; fewer say nothing about them
 MOST_GAPS = 4.0  # of the interval: a longer silence is a sensor that went away
+KEPT_S = 900.0  # of readings: longer spans are judged by their end
 
 Phases = Sequence[Sequence[float]]  # [[start_s, end_s], ...]
 
@@ -141,3 +145,33 @@ def between_j(curve: Sequence[Tuple[float, float]], start_s: float, end_s: float
 def _at(curve: Sequence[Tuple[float, float]], index: int, time_s: float) -> float:
     (before_s, before_j), (after_s, after_j) = curve[index:index + 2]
     return before_j + (after_j - before_j) * (time_s - before_s) / (after_s - before_s)
+
+
+class Meter:
+    """Measures the energy of a server's requests: the sensor is read all the time."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self.name = f"{sampler.source.name} {sampler.source.rail}"
+
+    def joules(self, start_s: float, end_s: float) -> Optional[float]:
+        """Return the joules between two times of time.perf_counter: the mean power of the readings within, times the
+        span. None if fewer than LEAST_SAMPLES readings are within."""
+        readings = self._sampler.readings
+        oldest_s = time.perf_counter() - KEPT_S
+        outdated = next((index for index, reading in enumerate(readings) if reading.time_s > oldest_s), 0)
+        del readings[:outdated]
+        within = [reading for reading in list(readings) if start_s <= reading.time_s <= end_s]
+        if len(within) < LEAST_SAMPLES:
+            return None
+        joules = cumulative_j(within, self._sampler.source.counts_joules)[-1][1]
+        return joules / (within[-1].time_s - within[0].time_s) * (end_s - start_s) if joules > 0 else None
+
+    def close(self) -> None:
+        self._sampler.close()
+
+
+def open_sensors() -> Sensors:
+    """Return the sensors of this machine, for `merino_runtime.serving`."""
+    source, _ = find_source()
+    return Sensors(temperatures_c, None if source is None else Meter(Sampler(source)))

@@ -1,20 +1,14 @@
 """Read the GPU of a Jetson and the board's power mode, before and after a run.
 
-From jetson-stats (jtop) 3.x and 4.x, if it is installed and its service runs; else from the files of the kernel and of
-nvpmodel. jtop is AGPL, so it is imported and never shipped. A fact that this machine lacks is None; a machine without a
-GPU of this kind has no facts.
+From the files of the kernel and of nvpmodel. A fact that this machine lacks is None; a machine without a GPU of this
+kind has no facts.
 """
 import glob
-import json
 import os
 import re
-from contextlib import suppress
-from importlib.util import find_spec
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from merino_bench.fresh_process import run_separately
-from merino_bench.sensors.power import PROGRAM_INTERVAL_S, ina3221_rails, jtop_rails, rail_watts
-from merino_runtime.errors import MerinoError
+from merino_bench.sensors.power import ina3221_rails, rail_watts
 from merino_runtime.io.board import read_text
 
 # By the chip in the device tree's `compatible`: name, and CUDA's compute capability.
@@ -23,8 +17,7 @@ CHIPS = {
     "nvidia,tegra194": ("Xavier GPU (Volta)", "7.2"), "nvidia,tegra234": ("Orin GPU (Ampere)", "8.7"),
 }
 NODES = ("gpu", "gp10b", "gv11b", "ga10b")  # of the GPU in the device tree, and so the end of its folder's name
-KHZ_PER_MHZ, HZ_PER_MHZ = 1e3, 1e6
-LONGEST_S = 20.0  # for jtop's answer
+HZ_PER_MHZ = 1e6
 
 
 def with_gpu(state: Dict[str, Any], root: str = "/") -> Dict[str, Any]:
@@ -32,7 +25,7 @@ def with_gpu(state: Dict[str, Any], root: str = "/") -> Dict[str, Any]:
     load_percent, power_w, power_rail} or None; with `power_modes`, the names of all; and with `power_mode` if nvpmodel
     itself did not report it."""
     name, capability = gpu_name(root)
-    readings = (jtop_facts() if root == "/" and name else None) or file_facts(root)
+    readings = file_facts(root)
     mode, modes = readings.pop("mode"), readings.pop("modes")
     known = name is not None or readings["clock_mhz"] is not None
     facts = dict({"source": readings.pop("source"), "name": name, "compute_capability": capability}, **readings)
@@ -67,68 +60,13 @@ def gpu_name(root: str = "/") -> Tuple[Optional[str], Optional[str]]:
     return next((CHIPS[chip] for chip in chips if chip in CHIPS), (None, None))
 
 
-def jtop_facts() -> Optional[Dict[str, Any]]:
-    """Return the facts of jtop's service, or None without the service. A separate process reads them, because a client
-    adds memory and a thread."""
-    try:
-        if find_spec("jtop") is None:
-            return None
-        return run_separately("merino_bench.sensors.gpu", "", LONGEST_S)["facts"]
-    except (ValueError, ImportError, MerinoError):  # ValueError: a module without a spec
-        return None
-
-
-def main() -> None:
-    """Print {"facts": what jtop reports}; null if it does not answer."""
-    facts, client = None, None  # type: Any, Any
-    try:
-        from jtop import jtop
-        client = jtop(interval=PROGRAM_INTERVAL_S)
-        client.start()
-        facts = facts_of(client) if client.ok() else None
-    except Exception:  # JtopException has no base of its own; whatever it is, the files are read then
-        pass
-    if client is not None:
-        with suppress(Exception):
-            client.close()
-    print(json.dumps({"facts": facts}))
-
-
-def facts_of(client: Any) -> Dict[str, Any]:
-    """Return the facts of a client of jtop, of either version."""
-    clock_mhz, clock_max_mhz, load = _gpu_of(client.gpu)
-    rails = jtop_rails(client.power)
-    rail = gpu_rail(rails)
-    nvpmodel = client.nvpmodel
-    modes = None if nvpmodel is None else getattr(nvpmodel, "models", None) or getattr(nvpmodel, "modes", None)
-    return {
-        "source": "jtop", "clock_mhz": clock_mhz, "clock_max_mhz": clock_max_mhz, "load_percent": load,
-        "power_w": rails[rail] if rail else None, "power_rail": rail,
-        "mode": None if nvpmodel is None else f"{nvpmodel.name} ({nvpmodel.id})",
-        "modes": list(modes) if modes else None}
-
-
-def _gpu_of(gpu: Any) -> Tuple[Optional[float], Optional[float], Optional[float]]:
-    """Parse jtop's `gpu` into (MHz, highest MHz, load in percent).
-
-    4.x has an entry per GPU, in kHz. 3.x has one GPU: `frq` in kHz, `max_freq` in Hz unlike its documentation.
-    """
-    if "val" in gpu:
-        return _scaled(gpu.get("frq"), KHZ_PER_MHZ), _scaled(gpu.get("max_freq"), HZ_PER_MHZ), float(gpu["val"])
-    for entry in dict(gpu.items()).values():
-        if entry.get("type") == "integrated":
-            clocks, load = entry.get("freq", {}), entry.get("status", {}).get("load")
-            return _scaled(clocks.get("cur"), KHZ_PER_MHZ), _scaled(clocks.get("max"), KHZ_PER_MHZ), load
-    return None, None, None
-
-
 def gpu_rail(rails: Mapping[str, float]) -> Optional[str]:
     """Return the rail that supplies the GPU: alone, or on Orin Nano with the CPU."""
     return next((rail for rail in sorted(rails, key=len) if "GPU" in rail.upper()), None)
 
 
 def file_facts(root: str = "/") -> Dict[str, Any]:
-    """Return the same facts from files: a frequency device in Hz, `load` in tenths of a percent, the INA3221,
+    """Return the facts from files: a frequency device in Hz, `load` in tenths of a percent, the INA3221,
     nvpmodel's files."""
     folder = next((path for path in sorted(glob.glob(os.path.join(root, "sys/class/devfreq/*")))
                    if read_text(os.path.join(path, "device/of_node/name")).strip("\0\n") in NODES
@@ -161,7 +99,3 @@ def _scaled(value: Optional[float], divisor: float) -> Optional[float]:
 def _number(path: str) -> Optional[int]:
     text = read_text(path).strip()
     return int(text) if re.match(r"\d+$", text) else None
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ wheels() {
     folder=$1 version=$2
     shift 2
     rm -rf "$folder.new"
-    "$(dirname "$0")/wheels.sh" "$python" "$version" "$folder.new" "$@"
+    "$(dirname "$0")/parts.sh" wheels "$python" "$version" "$folder.new" "$@"
     mv "$folder.new" "$folder"
 }
 
@@ -28,7 +28,7 @@ if [ ! -d "$older" ]; then
     trap 'rm -rf "$work" "$new"' EXIT
     rm -rf "$new"
     # Debian 11 gets no updates for arm64 any more: the main archive alone.
-    "$(dirname "$0")/sources.sh" bullseye "$work/all"
+    "$(dirname "$0")/parts.sh" sources bullseye "$work/all"
     sed '/security.*bullseye/d; /^deb.*bullseye-updates/d; s/ bullseye-updates//' "$work/all" |
         awk -v RS= -v ORS='\n\n' '!/-security/' >"$work/sources"
     mmdebstrap --quiet --mode=root --arch=arm64 --variant=extract --include=python3,libstdc++6,libgomp1 bullseye "$new" \

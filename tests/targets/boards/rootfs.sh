@@ -37,12 +37,12 @@ mkdir -p "$(dirname "$root")"
 work=$(mktemp -d)
 trap 'rm -rf "$work" "$new"' EXIT
 
-"$(dirname "$0")/sources.sh" "$suite" "$work/sources"
+"$(dirname "$0")/parts.sh" sources "$suite" "$work/sources"
 
 mmdebstrap --quiet --mode=root --arch=arm64 --variant=extract --include="$packages" "$suite" "$new" "$work/sources"
 
 # shellcheck disable=SC2086  # a list of words
-"$(dirname "$0")/wheels.sh" "$python" 3.11 "$new/opt/site" $wheels
+"$(dirname "$0")/parts.sh" wheels "$python" 3.11 "$new/opt/site" $wheels
 
 echo "$recipe" >"$new/recipe"
 rm -rf "$root"

@@ -4,7 +4,7 @@
 set -eu
 sources=$(mktemp)
 trap 'rm -f "$sources" "$2.part"' EXIT
-"$(dirname "$0")/../boards/sources.sh" trixie "$sources"
+"$(dirname "$0")/../boards/parts.sh" sources trixie "$sources"
 # Debian's pip opens the list of certificates, which a script of a package that is not run would have made.
 # shellcheck disable=SC2016  # for the hook's shell
 list='cat "$1"/usr/share/ca-certificates/mozilla/*.crt > "$1/etc/ssl/certs/ca-certificates.crt"'

@@ -13,7 +13,7 @@ ip link set lo up
 export TMPDIR="$work/tmp"
 architecture=
 if [ "$emulated" = yes ]; then
-    "$(dirname "$0")/../boards/formats.sh" "$work/formats"
+    "$(dirname "$0")/../boards/parts.sh" formats "$work/formats"
     architecture="--platform linux/arm64"
 fi
 run() { buildah --root "$work/root" --runroot "$work/run" --storage-driver vfs "$@"; }

@@ -31,7 +31,7 @@ mkdir -p "$(dirname "$root")"
 work=$(mktemp -d)
 trap 'rm -rf "$work" "$new"' EXIT
 
-"$(dirname "$0")/../boards/sources.sh" "$suite" "$work/sources"
+"$(dirname "$0")/../boards/parts.sh" sources "$suite" "$work/sources"
 
 # A mirror of a suite that is not released may be a snapshot, whose signed index is over its date.
 mmdebstrap --quiet --mode=root --aptopt='Acquire::Check-Valid-Until "false"' --variant=minbase --include="$packages" \

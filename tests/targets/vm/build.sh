@@ -11,7 +11,7 @@ folder=$1
 suite=bookworm
 packages=python3,python3-venv,libstdc++6,libgomp1,openssh-server,systemd-sysv
 kernel=linux-image-cloud-arm64 # of linux-image-arm64, what a virtual machine needs; ext4 is built in
-recipe=$(cat "$0" "$here/init" "$here/configure.sh" "$boards/formats.sh" | cksum)
+recipe=$(cat "$0" "$here/init" "$here/configure.sh" "$boards/parts.sh" | cksum)
 
 stop() {
     echo "vm: $1" >&2
@@ -44,7 +44,7 @@ rm -rf "$new"
 mkdir -p "$new"
 work=$(mktemp -d)
 trap 'rm -rf "$work" "$new"' EXIT
-"$boards/sources.sh" "$suite" "$work/sources"
+"$boards/parts.sh" sources "$suite" "$work/sources"
 ssh-keygen -q -t ed25519 -N "" -C tests -f "$new/key"
 
 echo "vm: the kernel"
@@ -64,9 +64,9 @@ unshare --user --map-users=0:0:65536 --map-groups=0:0:65536 --mount --pid --fork
     formats=$1
     shift
     mkdir "$formats"
-    "$0" "$formats"
+    "$0" formats "$formats"
     exec "$@"
-' "$boards/formats.sh" "$work/formats" \
+' "$boards/parts.sh" "$work/formats" \
     mmdebstrap --mode=root --arch=arm64 --variant=minbase --include="$packages" \
     --customize-hook="'$here/configure.sh' \"\$1\" '$new/key.pub'" "$suite" "$work/root" "$work/sources" \
     >"$work/log" 2>&1 || { tail -n 20 "$work/log" >&2; stop "mmdebstrap failed"; }

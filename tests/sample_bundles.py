@@ -1,14 +1,46 @@
-"""Bundles whose weights are zeros that no disk holds: the graph of a large decoder in milliseconds, for what judges or
-builds graphs and runs none."""
+"""What tests of exports share: matrices as an export quantizes them without calibration, the loss of a bundle, and
+bundles that are only a graph."""
+from pathlib import Path
 
 import onnx
 
 from merino_edge.bundles.description import BackendNeed, GraphFormat
 from merino_edge.export.dialects.external_data import DATA_FILE
 from merino_edge.export.dialects.graph import MODEL_FILE
+from merino_edge.export.quantize.weights import Rounding, quantized_matrices
+from merino_edge.export.source import graph_weights
 from merino_edge.families.registry import family_of
-from merino_runtime.bundle import Bundle, BundleFile, Golden, KvLayer, Port, Threads
+from merino_edge.text.documents import read_documents
+from merino_edge.text.rows import PackedTokens
+from merino_edge.text.scoring import log_likelihood
+from merino_edge.text.tokenizer import load_tokenizer
+from merino_runtime.backends import open_backend
+from merino_runtime.bundle import Bundle, BundleFile, Golden, KvLayer, Port, Threads, load_bundle
 from probe_graphs.layout import decoder_graph, model_without_weights
+
+
+def quantized(source, form):
+    """{names joined with `+`: QuantizedMatrix}"""
+    return quantized_matrices(source.arch, graph_weights(source), form, Rounding(source.blocks))
+
+
+def parts(matrices):
+    """The names of all matrices, each by itself."""
+    return [name for joined in matrices for name in joined.split("+")]
+
+
+def mean_loss(folder, text, most_tokens=20_000):
+    """(nats per predicted token, how many) of the text's first tokens, in rows as long as the context."""
+    bundle = load_bundle(str(folder), verify=False)
+    packed = PackedTokens(read_documents([text]), load_tokenizer(Path(folder) / "tokenizer.json"), bundle.context)
+    rows = packed.rows[: max(1, most_tokens // bundle.context)].tolist()
+    backend, total = open_backend(bundle), 0.0
+    for row in rows:
+        backend.truncate(0)
+        total -= log_likelihood((backend.step(token)[None] for token in row[:-1]), row[1:])[0]
+    backend.close()
+    tokens = len(rows) * (bundle.context - 1)
+    return total / tokens, tokens
 
 
 def graph_bundle(folder, arch, dialect="portable", precision="fp32", context=None):

@@ -1,6 +1,7 @@
-"""The browser of tests: this machine's Chromium, headless."""
-
+"""Programs of this machine that tests may call: its Chromium, headless, and compilers of C.
+"""
 import shutil
+import subprocess
 from contextlib import contextmanager
 
 import pytest
@@ -19,3 +20,11 @@ def headless():
         result = driver.chromium.launch(executable_path=path, args=list(QUIET))
         yield result
         result.close()
+
+
+HEADERS = ["-fsyntax-only", "-include", "stdio.h", "-x", "c", "/dev/null"]
+
+
+def has_headers(compiler: str) -> bool:
+    """Whether a compiler is here with the headers of its C library."""
+    return bool(shutil.which(compiler)) and not subprocess.run([compiler, *HEADERS], capture_output=True).returncode

@@ -1,7 +1,12 @@
 """The pictures of docs/evidence.md from the records: losses beside scores, predictions beside measurements, decoding
-behind a cache."""
+behind a cache.
+
+`python docs/scripts/pictures.py` draws report.png, the top of the demo's report in Chromium. By hand, after the report
+changed: the pixels depend on the browser's version and fonts, so no test compares them."""
 
 import json
+import shutil
+import sys
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -9,6 +14,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from merino_runtime.io.outputs import write_output
 
 RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
 COLORS = {"fp32": "#1664b5", "int8": "#c2410c", "int4": "#15803d"}
@@ -93,3 +100,27 @@ def behind_cache() -> str:
     axes.set(xlim=(0, 2048), ylim=(0, None), xticks=DEPTHS, xlabel="tokens cached", ylabel="ms per token")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     return drawing(figure, "Decode latency behind a long cache")
+
+
+DOCS = Path(__file__).resolve().parents[1]
+REPORT, PICTURE = DOCS / "report-x86-2cores.html", DOCS / "pictures" / "report.png"
+SIZE = {"width": 1280, "height": 1180}
+
+
+def top_of(report: Path) -> bytes:
+    """A PNG of the page's top."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport=SIZE)
+        page.goto(report.as_uri())
+        picture = page.screenshot()
+        browser.close()
+    return picture
+
+
+if __name__ == "__main__":
+    if not shutil.which("chromium"):
+        sys.exit("there is no chromium here; on Debian: apt-get install chromium")
+    write_output(str(PICTURE), top_of(REPORT))

@@ -1,4 +1,5 @@
-"""A hook of mkdocs: the records of bench/results, which lie outside of the pages' folder, are part of the site."""
+"""Hooks of mkdocs: the records of bench/results, which lie outside of the pages' folder, are part of the site, and in a
+cell of a table a figure stays on one line with its unit."""
 
 import re
 from pathlib import Path
@@ -18,3 +19,10 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
     up = "../" * page.file.src_uri.count("/")
     return re.sub(r"\]\((?:\.\./)+bench/results/", f"]({up}results/", markdown)
+
+
+UNIT = re.compile(r"(?<=\d) (?=(%|ms|s|MB|GB|M)</td>)")
+
+
+def on_page_content(html: str, **_: object) -> str:
+    return UNIT.sub("&nbsp;", html)

@@ -1,0 +1,72 @@
+"""Processes that tests start: one that cannot outlive its test, in a group of its own that is killed at the end, and
+one on a terminal of a given width. Runs on Python 3.6."""
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import termios
+
+TIMEOUT_S = 240
+
+
+def run_bounded(call, streams="", reader=True, ignore_interrupts=False, cwd=None, **variables):
+    """(exit code, stdout as bytes, stderr as text), without a terminal and with an empty stdin.
+
+    streams: redirections as a shell takes them, `>/dev/full 2>&-`. reader=False: nobody reads stdout, a
+    pipe. A process that has not ended after TIMEOUT_S fails the test.
+    """
+    environment = dict(os.environ, **variables)
+    environment.pop("PYTHONUNBUFFERED", None)  # a user's stdout is buffered
+    handler = signal.SIG_IGN if ignore_interrupts else signal.SIG_DFL
+    reading, writing = os.pipe()
+    if not reader:
+        os.close(reading)
+    words = ["sh", "-c", 'exec "$@" ' + streams, "sh"] + [str(word) for word in call]
+    process = subprocess.Popen(
+        [word.encode("utf-8") for word in words], cwd=cwd, env=environment,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE if reader else writing, stderr=subprocess.PIPE,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, handler))
+    os.close(writing)
+    try:
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    finally:
+        with contextlib.suppress(OSError):  # nobody is left in it
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if reader:
+            os.close(reading)
+    return process.returncode, out or b"", err.decode("utf-8", "replace")
+
+
+def on_a_terminal(call, width=80, typed=b"", both=True, start=subprocess.Popen, **environment):
+    """(exit code, text shown) of a process whose stdin and stdout are a terminal, and with `both` its stderr.
+
+    The text is without escape sequences, its lines end in a line feed. typed: bytes that the user enters. start: as
+    subprocess.Popen."""
+    variables = dict(os.environ, TERM="xterm", **environment)
+    for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
+        variables.pop(name, None)
+    own, other = pty.openpty()
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+    with open(os.devnull, "wb") as null:
+        process = start([str(word) for word in call], stdin=other, stdout=other,
+                        stderr=other if both else null.fileno(), env=variables)
+    os.close(other)
+    os.write(own, typed)
+    text = read_until_closed(own).decode("utf-8").replace("\r\n", "\n")
+    return process.wait(), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def read_until_closed(fd):
+    """The bytes that a terminal got until its other end was closed. fd: its file descriptor, closed here."""
+    shown = b""
+    while True:
+        try:
+            shown += os.read(fd, 4096)
+        except OSError:  # the other end is closed
+            os.close(fd)
+            return shown

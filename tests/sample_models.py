@@ -1,0 +1,72 @@
+"""Small models for tests, and what they learn from: geometries of the published families with a layer of each kind, a
+decoder of the designed family, text that it learns within seconds; and a board of two cores.
+"""
+import random
+
+from merino_edge.families.designed import Architecture
+from merino_edge.families.registry import FAMILIES
+from merino_edge.text.documents import END_OF_TEXT
+
+SHAPE = {"width": 64, "layers": 2, "heads": 4, "ffn_width": 96, "vocab": 96, "context": 16, "norm_eps": 1e-3}
+GATED = {**SHAPE, "kv_heads": 2, "head_size": 16, "tied": True, "rope_theta": 500.0}
+MULTIPLIED = {
+    **GATED, "embedding_multiplier": 12.0, "attention_multiplier": 0.1, "residual_multiplier": 0.3,
+    "logits_divisor": 4.0,
+}  # fmt: skip
+LLAMA3 = {
+    "kind": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 16
+}  # fmt: skip
+SMALL = {
+    "llama": GATED,
+    "qwen2": GATED,
+    "qwen3": {**GATED, "head_size": 32},
+    "granite": MULTIPLIED,
+    "granitemoehybrid": MULTIPLIED,
+    "gemma3_text": {
+        **GATED, "kv_heads": 1, "head_size": 32, "attention_scale": 0.125, "window": 5, "windowed": (True, False),
+        "local_rope_theta": 50.0,
+    },
+    "gpt2": {**SHAPE, "activation": "gelu"},
+    "gpt_neo": {**SHAPE, "window": 5, "windowed": (False, True)},
+    "gpt_neox": {**SHAPE, "rotated": 4, "rope_theta": 500.0, "parallel": True, "tied": False},
+}  # fmt: skip
+
+
+def small(family, **keys):
+    """The small geometry of a family, with other values for some of its fields."""
+    return FAMILIES[family].geometry(**{**SMALL[family], **keys})
+
+
+ARCH = Architecture(
+    blocks=[{"width": 32, "ffn_ratio": 1.0, "depth": 1}, {"width": 64, "ffn_ratio": 1.0, "depth": 2, "shared": True}],
+    vocab=290,
+    head_size=32,
+    context=32,
+)
+
+
+def story(seed, sentences=12):
+    words = random.Random(seed)
+    lines = (
+        f"{words.choice(['the miller', 'the baker', 'a child'])} {words.choice(['counts', 'carries', 'sells'])}"
+        f" {words.choice(['flour', 'bread', 'water'])}."
+        for _ in range(sentences)
+    )
+    return " ".join(lines)
+
+
+def write_stories(path, seeds=range(60)):
+    path.write_text(END_OF_TEXT.join(map(story, seeds)), encoding="utf-8")
+    return path
+
+
+def of_two_cores(profile):
+    """The board with two of its cores. A search tries every pair of thread counts: 4 pairs in place of 9."""
+    two = {"update": {"value": 2}}
+    cpu, speed = profile.cpu, profile.performance.onnxruntime
+    return profile.model_copy(update={
+        "cpu": cpu.model_copy(update={"cores": cpu.cores.model_copy(**two)}),
+        "performance": profile.performance.model_copy(update={"onnxruntime": speed.model_copy(update={
+            name: getattr(speed, name).model_copy(**two) for name in ("decode_threads", "prefill_threads")
+        })}),
+    })  # fmt: skip
