@@ -146,7 +146,7 @@ def test_a_row_of_tensorrt_names_backend_gpu_clocks_mode_and_power(nano, bundle_
 def test_each_chain_takes_the_devices_own_time(version, tmp_path, monkeypatch):
     path = tmp_path / "probe.json"
     result = probed(version, path, monkeypatch)
-    assert json.loads(path.read_text()) == result and os.listdir(str(tmp_path)) == ["probe.json", "probe.json.cache"]
+    assert json.loads(path.read_text()) == result and os.listdir(str(tmp_path)) == ["probe.json"]
     assert (result["backend"], result["dialect"], result["left_out"]) == ("tensorrt", "portable", [])
     assert result["gpu"]["name"] == "NVIDIA Stand-In X1" and result["gpu"]["compute_capability"] == "5.3"
     assert result["machine"]["versions"]["tensorrt"] == version
@@ -182,7 +182,7 @@ def test_a_gpu_that_fails_at_any_call_leaves_no_probe_and_nothing_on_it(tmp_path
         with pytest.raises(MerinoError, match="GPU|CUDA|TensorRT"):
             run_probe(str(tmp_path / "broken.json"), backend="tensorrt")
         assert broken.violations == [] and broken.left() == [], fail_at
-    assert sorted(os.listdir(str(tmp_path))) == ["cache", "sound.json"]
+    assert sorted(os.listdir(str(tmp_path))) == ["sound.json"]
 
 
 def test_without_a_driver_the_probe_says_so(tmp_path, monkeypatch):
