@@ -123,7 +123,7 @@ class Bundle(NamedTuple):
     golden: Golden
     chat: Optional[Chat]
     files: Tuple[BundleFile, ...]
-    kernels: Tuple[str, ...] = ()  # operators of the graph that `bundle.kernels` has and onnxruntime has not
+    kernels: Tuple[str, ...] = ()  # operators of the graph that `bundle.fit` names and onnxruntime has not
 
 
 def load_bundle(path: str, verify: bool = True) -> Bundle:
