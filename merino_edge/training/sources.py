@@ -26,12 +26,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.machine_faults import machine_fault
 
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-# Files that would be trained as text, with their syntax.
-CONVERTED = {
-    ".json": "Write one object per line to a .jsonl file, such as by `jq -c '.[]' FILE.json > FILE.jsonl`",
-    ".csv": "Write JSONL or Parquet, such as by datasets: `load_dataset('csv', data_files=FILE)`, then `to_json`",
-}
-CONVERTED[".tsv"] = CONVERTED[".csv"]
+CONVERTED = ".json", ".csv", ".tsv"  # would be trained as text, with their syntax
 FORMS = "text, JSONL (.jsonl), Parquet (.parquet), a folder of datasets' save_to_disk, or the name of a hub dataset"
 GIVE_TEXT = "give a source with text"
 SPLIT = "train"  # of a dataset with several splits
@@ -127,18 +122,19 @@ def kind_of(what: str, option: str) -> str:
     suffix = path.suffix.lower()
     if path.is_file():
         if suffix in CONVERTED:
-            remedy = f"convert it. {CONVERTED[suffix]}"
-            raise MerinoError(f"{option} {what} has the suffix {suffix}, which is not read: {remedy}")
+            raise MerinoError(
+                f"{option} {what} has the suffix {suffix}, which is not read: write one JSON object per line to a"
+                " .jsonl file, by `jq -c '.[]'` or by datasets' `load_dataset('csv', data_files=FILE)` and `to_json`"
+            )
         return SUFFIXES.get(suffix, "text")
-    if path.is_dir():
-        if not any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-            raise MerinoError(f"{option} {what} is a folder that datasets' save_to_disk did not write: give {FORMS}")
+    if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
         return "folder"
-    if path.exists():
-        raise MerinoError(f"{option} {what} is a device or a pipe: give {FORMS}")
-    if hub_name(what) is None or path.parent.is_dir() or suffix in (*SUFFIXES, *CONVERTED, ".txt"):
-        raise MerinoError(f"{option} {what} does not exist: give {FORMS}")
-    return "hub"
+    is_local = path.exists() or path.parent.is_dir() or suffix in (*SUFFIXES, *CONVERTED, ".txt")
+    if hub_name(what) and not is_local:
+        return "hub"
+    fault = "is a device or a pipe" if path.exists() else "does not exist"
+    fault = "is a folder that datasets' save_to_disk did not write" if path.is_dir() else fault
+    raise MerinoError(f"{option} {what} {fault}: give {FORMS}")
 
 
 def records(source: DataSource, fields: Sequence[str]) -> Iterator[tuple[str, Record]]:
