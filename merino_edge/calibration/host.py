@@ -1,4 +1,4 @@
-"""Build the profile of this machine: its facts (`board`), and coefficients from the probe that boards run.
+"""Build the profile of this machine: its facts (`this_machine`), and coefficients from the probe that boards run.
 
 The probe takes most of a minute, so it is stored in the user's cache folder, by CPU, cores and ONNX Runtime; a probe of
 a busy machine is stored only on request.
@@ -11,9 +11,9 @@ from contextlib import suppress
 from typing import Any
 
 from merino_bench.probe.run import run_probe
-from merino_edge.calibration.board import core_name, facts, version_of
 from merino_edge.calibration.calibrate import calibrate
 from merino_edge.calibration.probe import PROBE_SCHEMA, Probe, read_probe
+from merino_edge.calibration.this_machine import core_name, facts, version_of
 from merino_edge.storage.atomic import cache_folder, scratch_folder, write_text
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import last_level_cache_bytes, usable_cpus

@@ -73,7 +73,8 @@ def devices(
     as_json: Json = False,
 ) -> None:
     """List the boards, or print every figure of one board with its source: of one backend, with --json of all."""
-    from merino_edge.calibration.board import board, facts
+    from merino_edge.calibration.board import board
+    from merino_edge.calibration.this_machine import facts
     from merino_edge.cli.tables import device_table, devices_table, show
     from merino_edge.profiles.reading import list_profiles
 

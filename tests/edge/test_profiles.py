@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from merino_edge.calibration import board as this_machine
-from merino_edge.calibration import host
+from merino_edge.calibration import host, this_machine
 from merino_edge.calibration.board import board as named_board
 from merino_edge.profiles.coefficients import KINDS, Figure, weakest_kind
 from merino_edge.profiles.reading import (
