@@ -271,7 +271,7 @@ PROGRAM = {
     "runtime/merino_runtime/__main__.py", "runtime/merino_runtime/bundle/verified.py",
     "runtime/merino_bench/sensors/environment.py", "runtime/merino_bench/start.py",
     "runtime/merino_runtime/backends/engine_file.py",
-    "runtime/merino_runtime/delivery/releases.py", "runtime/merino_runtime/delivery/service.py",
+    "runtime/merino_runtime/delivery/releases.py", "runtime/merino_runtime/delivery/units.py",
 }  # fmt: skip
 
 # "gpt2" is also the id of a model of the zoo, and a word of GGUF files; "merino" also a score, and the domain
