@@ -1,7 +1,7 @@
 """An export: source -> plan -> quantized weights -> graph -> bundle -> proof.
 
-The steps are numbered, in `export` and `export_planned`. `source.load_source` loads the model that a name, a folder or a
-GGUF file means. `quantize.weights` makes matrices in integers of its weights.
+The steps are numbered, in `export` and `export_planned`. `source.load_source` loads the model that a name, a folder or
+a GGUF file means. `quantize.weights` makes quantized matrices of its weights.
 """
 
 import shutil
