@@ -286,7 +286,7 @@ def library(tmp_path_factory):
         pytest.skip("no C compiler here to make a library with")
     strange = tmp_path_factory.mktemp("library")
     (strange / "run.c").write_text(SOURCE)
-    subprocess.run_module([compiler, "-shared", "-fPIC", "-o", strange / "run.so", strange / "run.c"], check=True)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", strange / "run.so", strange / "run.c"], check=True)
     return strange / "run.so"
 
 
@@ -321,12 +321,12 @@ def mark(tmp_path, monkeypatch):
 def run_module(module, *words):
     variables = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'runtime'}"}
     words = [sys.executable, "-m", module, *map(str, words)]
-    return subprocess.run_module(words, capture_output=True, text=True, check=False, env=variables)
+    return subprocess.run(words, capture_output=True, text=True, check=False, env=variables)
 
 
 def test_the_library_runs_where_it_is_loaded(library, mark):
     """Else the attacks would prove nothing."""
-    subprocess.run_module([sys.executable, "-c", f"import ctypes; ctypes.CDLL({str(library)!r})"], check=True)
+    subprocess.run([sys.executable, "-c", f"import ctypes; ctypes.CDLL({str(library)!r})"], check=True)
     assert mark.exists()
 
 
