@@ -2,7 +2,7 @@
 modules have the names of what is imported. The exit code is one of the contract, results are kept, nothing is left
 behind, and no module of the current folder runs.
 
-The writer itself: tests/runtime/test_runtime_outputs.py; the workstation's verbs: tests/edge/test_current_folder.py.
+The writer itself: tests/runtime/test_runtime_outputs.py; the workstation's verbs: tests/edge/test_start.py.
 """
 import json
 import os

@@ -317,7 +317,7 @@ def test_design_takes_the_papers_score_with_budgets(here):
     assert len(design["architecture"]["blocks"]) == 4 and design["predicted"]["decode_ms"] <= 2
 
 
-# All eight processes: test_redesign.py.
+# Two processes in place of all eight.
 TWO_PROCESSES = """
 from merino_edge.benchmarking import measuring
 measuring.DECODE_REPETITIONS = measuring.PREFILL_REPETITIONS = 1
