@@ -75,6 +75,9 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="folder of the tasks' data (docs/benchmark.md); default: the hub")
     ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="folder of your own task files, in lm-evaluation-harness's form")
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(help="only the first N items of each task, or documents of the text")
     ] = None,
@@ -95,8 +98,10 @@ def evaluate(
 
     if (tasks is None) == (perplexity is None):
         raise typer.BadParameter("give --tasks LIST or --perplexity FILE, one of them")
-    if perplexity and (data or chat_template):
-        raise typer.BadParameter("--data and --chat-template go with --tasks")
+    if perplexity and (data or include_path or chat_template):
+        raise typer.BadParameter("--data, --include-path and --chat-template go with --tasks")
+    if data and include_path:
+        raise typer.BadParameter("a task file of --include-path names its own data: leave --data out")
     if resume and out is None:
         raise typer.BadParameter("--resume goes on with the evaluation whose record is -o FILE: give that")
     from merino_edge.evaluation.perplexity import evaluate_text
@@ -115,7 +120,7 @@ def evaluate(
         if perplexity:
             rows = list(evaluate_text(sources, perplexity, limit, cache, progress=progress, say=say))
         else:
-            request = TaskRequest(tuple((tasks or "").split(",")), data, limit, chat_template)
+            request = TaskRequest(tuple((tasks or "").split(",")), data, limit, chat_template, include_path)
             rows = list(run(sources, request, cache, progress, say))
     text = to_json(rows)
     free = save(out, text)

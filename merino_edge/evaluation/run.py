@@ -27,12 +27,14 @@ SHOWN = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"}  #
 
 
 class TaskRequest(NamedTuple):
-    """`data`: the folder of local files; None: data of the hub. `limit`: items per task; None: all."""
+    """`data`: the folder of local files; None: data of the hub. `limit`: items per task; None: all. `include`: a folder
+    of further task files."""
 
     tasks: tuple[str, ...]
     data: Path | None = None
     limit: int | None = None
     chat_template: bool = False
+    include: Path | None = None
 
 
 def evaluate(
@@ -43,7 +45,7 @@ def evaluate(
     evaluated."""
     if not all(request.tasks):
         raise MerinoError("--tasks has an empty name: give names with commas between, such as hellaswag,arc_easy")
-    with loaded_tasks(request.tasks, request.data) as tasks:
+    with loaded_tasks(request.tasks, request.data, request.include) as tasks:
         for what in sources:
             with open_source(what, say) as model:
                 lm = language_model(model)

@@ -129,8 +129,13 @@ def check_data(name: str, local: LocalTask, folder: Path) -> TextFile:
 
 
 @contextlib.contextmanager
-def loaded_tasks(names: Sequence[str], folder: Path | None) -> Iterator[list[LoadedTask]]:
-    """Yield the tasks, ready to be evaluated. Raise MerinoError if one is not known, or its data cannot be loaded."""
+def loaded_tasks(
+    names: Sequence[str], folder: Path | None, include: Path | None = None
+) -> Iterator[list[LoadedTask]]:
+    """Yield the tasks, ready to be evaluated. `include`: a folder of further task files, in lm-evaluation-harness's own
+    form. Raise MerinoError if a task is not known, or its data cannot be loaded."""
+    if include and not include.is_dir():
+        raise MerinoError(f"--include-path {include} is no folder: give one with task files of lm-evaluation-harness")
     data = check_local(names, folder) if folder else {}
     manager = import_extra("lm_eval.tasks").TaskManager
     with contextlib.ExitStack() as stack:
@@ -139,7 +144,7 @@ def loaded_tasks(names: Sequence[str], folder: Path | None) -> Iterator[list[Loa
             loader = manager(include_defaults=False)
             groups = {name: loader.load([str(task_file(name, folder, scratch))])["tasks"] for name in names}
         else:
-            loader = manager()
+            loader = manager(include_path=str(include.resolve()) if include else None)
             for name in names:
                 if name not in loader.all_tasks:
                     raise MerinoError(

@@ -171,6 +171,25 @@ def run(*words):
     return ended.value.code
 
 
+def test_a_task_of_ones_own_is_scored(bundles, tmp_path):
+    """A file in lm-evaluation-harness's form, over a file of one's own."""
+    rows = [{"question": "Is ice cold?", "answer": 0}, {"question": "Is fire cold?", "answer": 1}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "task": "cold_things", "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}, "cache_dir": str(tmp_path / "cache")},
+        "doc_to_text": "{{question}}", "doc_to_target": "answer", "doc_to_choice": ["yes", "no"],
+        "metric_list": [{"metric": "acc"}],
+    }  # fmt: skip
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "cold_things.yaml").write_text(json.dumps(task))  # JSON is YAML
+    request = TaskRequest(("cold_things",), include=tmp_path / "tasks")
+    row, = evaluate([bundles["all"]], request, RequestCache())
+    assert (row.task, row.items) == ("cold_things", 2)
+    with pytest.raises(MerinoError, match="--include-path .* is no folder"):
+        list(evaluate([bundles["all"]], TaskRequest(("cold_things",), include=tmp_path / "none"), RequestCache()))
+
+
 def test_the_command_writes_a_record_that_report_shows(bundles, data, tmp_path, capsys):
     out = tmp_path / "scores.json"
     assert run("eval", bundles["all"], "--tasks", "piqa,wikitext", "--data", data, "-o", out, "--json") == 0
