@@ -18,13 +18,15 @@ GENAI, CONFIG, TOKENIZER_CONFIG = "genai_config.json", "config.json", "tokenizer
 
 
 def files_for_others(
-    model: ModelFacts, inputs: Iterable[str], context: int, tokenizer: Path | str | None, template: str | None
-) -> dict[str, str]:
+    model: ModelFacts, inputs: Iterable[str], context: int, tokenizer: Path | str | None, template: str | None,
+    library: str | None = None,
+) -> dict[str, str]:  # fmt: skip
     """Texts by the names of their files. `inputs`: names of the graph's; `context` in tokens; `tokenizer`: a
-    tokenizer.json that the runtime can read, or the text of one; `template`: the chat template's text.
+    tokenizer.json that the runtime can read, or the text of one; `template`: the chat template's text; `library`: the
+    file with this project's operators, if the graph has some. transformers.js and optimum cannot load it.
     """
-    files = {GENAI: genai_config(model, set(inputs), context)}
-    config = hugging_face_config(model, context)
+    files = {GENAI: genai_config(model, set(inputs), context, library)}
+    config = None if library else hugging_face_config(model, context)
     if config:
         files[CONFIG] = config
     if tokenizer:
@@ -33,8 +35,9 @@ def files_for_others(
     return {name: json.dumps(content, indent=1) + "\n" for name, content in files.items()}
 
 
-def genai_config(model: ModelFacts, inputs: set[str], context: int) -> dict[str, Any]:
-    """onnxruntime-genai's description of a decoder, as its version 0.18 reads it.
+def genai_config(model: ModelFacts, inputs: set[str], context: int, library: str | None) -> dict[str, Any]:
+    """onnxruntime-genai's description of a decoder, as its version 0.18 reads it. It looks for `library` in the folder
+    of the bundle.
 
     Heads, widths and the length of a head are those of the first layer. genai takes each layer's own from the graph.
     """
@@ -43,7 +46,7 @@ def genai_config(model: ModelFacts, inputs: set[str], context: int) -> dict[str,
     named = [name for name in ("input_ids", "attention_mask", "position_ids") if name in inputs]
     decoder: dict[str, Any] = {
         "filename": "model.onnx",
-        "session_options": {"provider_options": []},
+        "session_options": {"provider_options": [], **({"custom_ops_library": library} if library else {})},
         "hidden_size": layers[0].width,
         "num_attention_heads": layers[0].heads,
         "num_key_value_heads": kv_heads,

@@ -4,6 +4,7 @@ The steps are numbered, in `export` and `export_planned`. `source.load_source` l
 a GGUF file means. `quantize.weights` makes quantized matrices of its weights.
 """
 
+import platform
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -43,6 +44,7 @@ from merino_edge.storage.atomic import check_folder, new_folder, parents_made, s
 from merino_edge.storage.faults import one_line
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.bundle import Golden as GoldenIds
+from merino_runtime.bundle.fit import library_file
 from merino_runtime.errors import MerinoError
 
 DEFAULTS = ExportRequest()
@@ -166,10 +168,10 @@ def export_planned(
         source.name, source.family, source.arch, source.weights, source.weights_source, stop_ids=source.stop_ids,
         chat=plan.chat.chat if plan.chat else None,
     )  # fmt: skip
-    # Other programs allocate float caches, and lack this project's operators.
-    others = form.dialect == "fused" and form.kv is None and not graph.own_kernels
-    names = [port.name for port in graph.inputs]
-    beside = files_for_others(model, names, form.context, source.tokenizer, plan.template) if others else {}
+    # Other programs allocate float caches.
+    others = form.dialect == "fused" and form.kv is None
+    names, library = [port.name for port in graph.inputs], library_of(form.core) if graph.own_kernels else None
+    beside = files_for_others(model, names, form.context, source.tokenizer, plan.template, library) if others else {}
     with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
         write_bundle(
             folder, model, graph, form, GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),
@@ -189,6 +191,11 @@ def export_planned(
         matrices=errors, stored=stored, why_jinja=plan.chat.why_jinja if plan.chat else "", calibrated=calibrated,
         cache_rise=calibration.cache_rise, note=note, divergence=diverges,
     )  # fmt: skip
+
+
+def library_of(core: str | None) -> str:
+    """Return the file name of this project's operators for the machines with such a core."""
+    return library_file("x86_64" if core == "avx512-vnni" else "aarch64" if core else platform.machine())
 
 
 def calibrate(source: Source, plan: ExportPlan) -> Calibration:

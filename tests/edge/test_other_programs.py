@@ -4,6 +4,8 @@ onnxruntime-genai is one of `make .venv/peers`; optimum and transformers.js are 
 """
 
 import json
+import platform
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -26,6 +28,7 @@ from merino_edge.families.opt import OptArchitecture
 from merino_edge.families.registry import FAMILIES, family_of
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
+from merino_runtime.bundle.fit import library_path
 from merino_runtime.generation.text import open_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,6 +128,25 @@ def test_genai_chooses_our_ids_whatever_length_its_cache_has(genai, bundles, nam
         while len(generator.get_sequence(0)) < len(prompt) + STEPS:
             generator.generate_next_token()
         assert [int(each) for each in generator.get_sequence(0)] == prompt + expected, options
+
+
+def test_genai_runs_a_bundle_with_this_projects_operators(genai, checkpoints, tmp_path):
+    """The library lies beside genai_config.json, which names it."""
+    core = "avx512-vnni" if platform.machine() == "x86_64" else "no-dotprod"
+    request = ExportRequest(precision="int8", core=core)
+    bundle = export(load_source(str(checkpoints["llama"]))._replace(weights="random"), tmp_path / "own", request).bundle
+    prompt, expected = greedy(bundle)
+    assert bundle.kernels and not (tmp_path / "own" / "config.json").exists()
+    options = json.loads((tmp_path / "own" / "genai_config.json").read_text())["model"]["decoder"]["session_options"]
+    shutil.copy(library_path(platform.machine()), tmp_path / "own" / options["custom_ops_library"])
+    model = genai.Model(bundle.folder)
+    settings = genai.GeneratorParams(model)
+    settings.set_search_options(do_sample=False, max_length=len(prompt) + STEPS)
+    generator = genai.Generator(model, settings)
+    generator.append_tokens(prompt)
+    while len(generator.get_sequence(0)) < len(prompt) + STEPS:
+        generator.generate_next_token()
+    assert [int(token) for token in generator.get_sequence(0)] == prompt + expected
 
 
 @pytest.mark.parametrize("text", ["The river runs.", " two  spaces\n\nand é, 中 ", "<|im_end|>the mill"])
