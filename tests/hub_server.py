@@ -1,6 +1,7 @@
 """A stand-in for the Hugging Face hub on loopback: the paths that huggingface_hub's client asks for, with its headers.
 
-`gated`: names of which the list of files may be read and no file, as the hub has it. `requests` lists what was asked.
+`gated`: names of which the list of files may be read and no file, as the hub has it. `requests` lists what was asked:
+(method, path, the Range header or None).
 """
 
 import contextlib
@@ -19,7 +20,8 @@ def git_sha(data):
 
 @contextlib.contextmanager
 def hub(repositories, gated=(), cut=()):
-    """-> (address, requests). `repositories`: name -> {path: bytes}. `cut`: paths of which half arrives."""
+    """-> (address, requests). `repositories`: name -> {path: bytes}. `cut`: paths of which half arrives before the
+    connection breaks."""
     requests = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -36,7 +38,7 @@ def hub(repositories, gated=(), cut=()):
 
         def answer(self, body):
             path = urllib.parse.unquote(self.path.partition("?")[0])
-            requests.append((self.command, path))
+            requests.append((self.command, path, self.headers.get("Range")))
             parts = path.strip("/").split("/")
             if parts[:2] == ["api", "models"]:
                 return self.api("/".join(parts[2:4]), parts[4:], body)
@@ -70,7 +72,10 @@ def hub(repositories, gated=(), cut=()):
             headers = {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT}
             if large:
                 headers |= {"X-Linked-Etag": f'"{tag}"', "X-Linked-Size": str(len(data))}
-            self.send(200, data, headers, body, cut=path in cut)
+            start = int((self.headers.get("Range") or "bytes=0-")[6:].partition("-")[0])
+            if start:
+                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            self.send(206 if start else 200, data[start:], headers, body, cut=path in cut and not start)
 
         def refuse(self, status, code, body):
             self.send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code}, body)

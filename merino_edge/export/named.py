@@ -45,7 +45,9 @@ def export_named(what: str, out: Path, request: ExportRequest, weights: Path | N
     """
     hub_model = check_request(request, what, weights, out)
     if hub_model:
-        fetch(hub_model, say)
+        from merino_edge.export.source import check_memory  # imports torch
+
+        fetch(hub_model, say, lambda geometry: check_memory(geometry, hub_model.name))
     from merino_edge.export.export import export  # imports torch
     from merino_edge.export.source import load_source
 

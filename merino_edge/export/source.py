@@ -78,14 +78,14 @@ def load_source(
     if isinstance(source, Model):
         if random:
             return random_source(source.geometry, source.id)
-        return load_zoo_model(source, weights) if weights else load_published(HubModel(source.hub), source.id, say)
+        return load_zoo_model(source, weights, say) if weights else load_published(HubModel(source.hub), source.id, say)
     if isinstance(source, HubModel):
         return load_published(source, source.name.rpartition("/")[2], say)
     if isinstance(source, DesignFile):
         return random_source(source.geometry, source.name)._replace(design=source.design)
     if source.is_file():
         return load_gguf(source)
-    return load_float32_bundle(source) if is_bundle(source) else load_checkpoint(source)
+    return load_float32_bundle(source) if is_bundle(source) else load_checkpoint(source, say)
 
 
 def needed_mb(arch: Geometry, precision: str = "fp32", calibrated: bool = False) -> float:
@@ -142,12 +142,12 @@ def random_source(arch: Geometry, name: str) -> Source:
 
 def load_published(model: HubModel, name: str, say: Callable[[str], None]) -> Source:
     """Load a model of the hub with its weights."""
-    return load_checkpoint(fetch(model, say))._replace(name=name, weights_source=f"hub {model.name}", design=None)
+    return load_checkpoint(fetch(model, say), say)._replace(name=name, weights_source=f"hub {model.name}", design=None)
 
 
-def load_zoo_model(known: Model, folder: Path) -> Source:
+def load_zoo_model(known: Model, folder: Path, say: Callable[[str], None] = lambda _: None) -> Source:
     """Load a model of the zoo with its published weights, from a local Hugging Face folder."""
-    checkpoint = read_checkpoint(folder, lambda geometry: check_memory(geometry, known.id))
+    checkpoint = read_checkpoint(folder, lambda geometry: check_memory(geometry, known.id), say)
     remedy = f"Give --weights with a folder of {known.id}"
     family = family_of(checkpoint.geometry).name
     if family != known.family:
@@ -166,9 +166,9 @@ def load_gguf(path: Path) -> Source:
     return trained_source(path.stem, gguf, f"file {path.name}")._replace(blocks=gguf.blocks)
 
 
-def load_checkpoint(folder: Path) -> Source:
+def load_checkpoint(folder: Path, say: Callable[[str], None] = lambda _: None) -> Source:
     """Load a trained checkpoint in Hugging Face's layout, with its name and the design that it was trained from."""
-    checkpoint = read_checkpoint(folder, lambda geometry: check_memory(geometry, folder.name))
+    checkpoint = read_checkpoint(folder, lambda geometry: check_memory(geometry, folder.name), say)
     path = folder / DESIGN
     design = load_design(path) if path.is_file() else None
     made_from = design if design and design.architecture == checkpoint.geometry else None

@@ -19,14 +19,16 @@ CHOOSE = "Choose a model that `merino-edge recommend --device ID` lists"
 TEMPLATE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENS_MAP = "special_tokens_map.json"
-# Of training, of output, of other programs, and ids that are read elsewhere: none of these changes the logits.
+# Keys of training, of output, of other programs, and ids that are read elsewhere: none of them changes the logits.
 HARMLESS = frozenset({
-    "_name_or_path", "architectures", "attention_dropout", "auto_map", "bos_token_id", "chunk_size_feed_forward",
-    "classifier_dropout", "dtype", "eos_token_id", "id2label", "initializer_range", "is_decoder", "is_encoder_decoder",
-    "is_llama_config", "label2id", "model_type", "output_attentions", "output_hidden_states", "output_past",
-    "pad_token_id", "prefix", "pretraining_tp", "problem_type", "return_dict", "task_specific_params", "torch_dtype",
-    "transformers.js_config", "transformers_version", "unk_token_id", "use_cache",
+    "_name_or_path", "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype", "eod_token_id",
+    "eos_token_id", "gradient_checkpointing", "id2label", "initializer_range", "is_decoder", "is_encoder_decoder",
+    "label2id", "model_type", "output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp",
+    "problem_type", "return_dict", "task_specific_params", "torch_dtype", "transformers_version", "unk_token_id",
+    "use_cache",
 })  # fmt: skip
+HARMLESS_FORMS = re.compile(r"summary_\w+|\w*(dropout|pdrop|layerdrop)|_attn_implementation\w*|transformers\.js_\w+")
+QUANTIZED = ("quantization_config", "compression_config")
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -95,12 +97,35 @@ def check_tokenizer(folder: Path) -> None:
     raise MerinoError(f"{folder} has no {TOKENIZER}, without which a bundle reads and writes no text: {remedy}")
 
 
-def unknown_keys(content: Mapping[str, Any], known: Collection[str]) -> list[str]:
-    """Return `key is value`, for each key of config.json that is neither in `known` nor harmless, and not null."""
-    return [
-        f"{shortened(key)} is {shortened(repr(value))}" for key, value in content.items()
-        if value is not None and key not in known and key not in HARMLESS
+def split_keys(
+    content: Mapping[str, Any], known: Collection[str], declared: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """Return the keys of config.json, as `key is value`, that may change the logits, and those that cannot.
+
+    Both leave out null, keys in `known` and harmless keys. `declared`: keys that transformers' configuration class
+    reads. An export is compared with that class, so a key that the class does not read is ignored on both sides.
+    """
+    unknown = [
+        key for key, value in content.items()
+        if value is not None and key not in known and key not in HARMLESS and not HARMLESS_FORMS.fullmatch(key)
     ]  # fmt: skip
+    shown = {key: f"{shortened(key)} is {shortened(repr(content[key]))}" for key in unknown}
+    return (
+        [text for key, text in shown.items() if key in declared],
+        [text for key, text in shown.items() if key not in declared],
+    )
+
+
+def check_not_quantized(content: Mapping[str, Any], path: Path) -> None:
+    """Raise MerinoError for a checkpoint whose weights were quantized for another program."""
+    config = next((content[key] for key in QUANTIZED if content.get(key) is not None), None)
+    if config is not None:
+        method = config.get("quant_method") if isinstance(config, dict) else None
+        by = f" by {shortened(str(method))}" if method else ""
+        raise MerinoError(
+            f"{path} has a quantization_config: its weights were quantized{by} for another program. Take the model that"
+            " it was quantized from, or a GGUF of it; `merino-edge export --precision int4` quantizes it here"
+        )
 
 
 def stop_ids_of(folder: Path, in_config: Any, vocab: int) -> tuple[int, ...]:

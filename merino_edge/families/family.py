@@ -6,11 +6,12 @@ Importing a family loads neither torch nor transformers: its classes there are l
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from typing import Any, NamedTuple
 
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import GraphBuilder
-from merino_edge.families.weights import KeyOrder, LayoutOf, alike
+from merino_edge.families.weights import KeyOrder, LayoutOf
 
 
 class Loader(NamedTuple):
@@ -52,17 +53,23 @@ class Family:
     config_words: Callable[[Any], dict[str, Any]]
     geometry_of: Callable[[Any], Geometry]
     module: str = "transformers"
-    layout: LayoutOf = alike
+    layout: LayoutOf = lambda *_: None
     key_order: KeyOrder = lambda _: None
     loader: Loader | None = None
 
     def config_of(self, geometry: Geometry, **keys: Any) -> Any:
         """transformers' configuration of a geometry; `keys` are passed on. Loads torch."""
-        return self._class(self.config_name)(**self.config_words(geometry), **keys)
+        return self._class(self.config_name)(**{**self.config_words(geometry), **keys})
 
     def model_class(self) -> Any:
         """Return a transformers PreTrainedModel, registered for `AutoModelForCausalLM`. Loads torch."""
         return self._class(self.model_name)
+
+    def declared_keys(self) -> frozenset[str]:
+        """Return the keys of config.json that transformers' configuration class reads by name. Loads transformers."""
+        parameters = signature(self._class(self.config_name).__init__).parameters.values()
+        named = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+        return frozenset(named - {"self"})
 
     def _class(self, name: str) -> Any:
         return getattr(import_module(self.module), name)

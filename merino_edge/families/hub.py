@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from merino_edge.families.checkpoint import CONFIG
+from merino_edge.families.geometry import Geometry
 from merino_edge.storage.atomic import existing_parent
 from merino_edge.storage.faults import one_line
 from merino_runtime.errors import MerinoError
@@ -18,7 +20,7 @@ from merino_runtime.io.board import MB
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 WEIGHTS = "model*.safetensors"
 FILES = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "chat_template.jinja", "model.safetensors.index.json", WEIGHTS,
 )  # fmt: skip
 
@@ -34,26 +36,40 @@ def hub_name(text: str) -> HubModel | None:
     return HubModel(text) if NAME.fullmatch(text) and ".." not in text and not Path(text).exists() else None
 
 
-def fetch(model: HubModel, say: Callable[[str], None] = lambda _: None) -> Path:
+def fetch(
+    model: HubModel, say: Callable[[str], None] = lambda _: None, judge: Callable[[Geometry], None] = lambda _: None
+) -> Path:
     """Return the folder of the model's files, in the cache. Missing files are downloaded, after `say` reported their
-    size.
+    size; it gets a line at each tenth. huggingface_hub goes on after a broken connection, and a later call keeps the
+    files that are complete.
 
-    Raise MerinoError with the remedy where the model cannot be fetched: no network, gated, unknown, no safetensors.
+    config.json is downloaded and judged before any weights: `judge` gets the geometry and may raise. Raise MerinoError
+    with the remedy for a model that is not exported, and for one that cannot be fetched: no network, gated, unknown, no
+    safetensors.
     """
     import huggingface_hub
     from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils import disable_progress_bars
 
-    disable_progress_bars()  # the command line has a spinner of its own
+    from merino_edge.families.hugging_face import checked_geometry, read_config  # loads torch
+
     try:
+        # 1. config.json, to judge the model.
+        folder = huggingface_hub.snapshot_download(model.name, allow_patterns=[CONFIG], tqdm_class=silent_bar())
+        judge(checked_geometry(read_config(Path(folder)), model.name))
+        # 2. The list of files, to judge their size. Without network the cache may hold all of them.
         try:
-            files = huggingface_hub.snapshot_download(model.name, allow_patterns=list(FILES), dry_run=True)
+            files = huggingface_hub.snapshot_download(
+                model.name, allow_patterns=list(FILES), dry_run=True, tqdm_class=silent_bar()
+            )
         except DryRunError as error:
             if isinstance(error.__cause__, HfHubHTTPError) and not is_cached(model):
                 raise error.__cause__ from None
+            total = 0
         else:
-            judge_files(model, files, say)
-        return Path(huggingface_hub.snapshot_download(model.name, allow_patterns=list(FILES)))
+            total = judge_files(model, files, say)
+        # 3. The missing files.
+        bar = silent_bar(lambda done: say(f"{done / MB:,.0f} of {total / MB:,.0f} MB"), total)
+        return Path(huggingface_hub.snapshot_download(model.name, allow_patterns=list(FILES), tqdm_class=bar))
     except MerinoError:
         raise
     except HFValidationError as error:
@@ -64,15 +80,33 @@ def fetch(model: HubModel, say: Callable[[str], None] = lambda _: None) -> Path:
         raise MerinoError(fault(model, error)) from error
 
 
+def silent_bar(report: Callable[[float], None] = lambda _: None, total: int = 0) -> Any:
+    """Return a class of progress bars that draw nothing, because the command line has a spinner of its own. The bar
+    that counts the bytes on disk calls `report` with them at each tenth of `total`."""
+    from huggingface_hub.utils import tqdm
+
+    class Silent(tqdm):
+        def __init__(self, *args: Any, name: str | None = None, **options: Any):
+            super().__init__(*args, **{**options, "disable": True})
+            self.counts, self.done = name == "huggingface_hub.snapshot_download", 0.0
+
+        def update(self, n: float | None = 1) -> None:
+            before, self.done = self.done, self.done + (n or 0)
+            if self.counts and total and int(10 * self.done / total) > int(10 * before / total):
+                report(self.done)
+
+    return Silent
+
+
 def is_cached(model: HubModel) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(model.name, "config.json"), str)
+    return isinstance(try_to_load_from_cache(model.name, CONFIG), str)
 
 
-def judge_files(model: HubModel, files: list[Any], say: Callable[[str], None]) -> None:
-    """`files`: those that huggingface_hub would download. Raise MerinoError if they are no model, or do not fit the
-    disk."""
+def judge_files(model: HubModel, files: list[Any], say: Callable[[str], None]) -> int:
+    """Return the bytes to download. `files`: those of the model. Raise MerinoError if they are no model, or do not fit
+    the disk."""
     from huggingface_hub import constants
 
     names = {file.filename for file in files}
@@ -84,7 +118,7 @@ def judge_files(model: HubModel, files: list[Any], say: Callable[[str], None]) -
     missing = [file for file in files if file.will_download]
     needed = sum(file.file_size or 0 for file in missing)
     if not needed:
-        return
+        return 0
     cache = Path(constants.HF_HUB_CACHE)
     place = existing_parent(cache / model.name)
     free = shutil.disk_usage(place).free
@@ -94,6 +128,7 @@ def judge_files(model: HubModel, files: list[Any], say: Callable[[str], None]) -
             " HF_HOME to a folder on another disk"
         )
     say(f"downloading {len(missing)} files of {model.name}, {needed / MB:,.1f} MB, into {cache}")
+    return needed
 
 
 def fault(model: HubModel, error: Exception) -> str:

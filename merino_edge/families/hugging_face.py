@@ -5,6 +5,7 @@ Importing this module registers the families that transformers does not have, so
 
 import hashlib
 from collections.abc import Callable
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,18 +15,19 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, set_seed
 
 from merino_edge.families.checkpoint import (
-    CHOOSE,
     CONFIG,
     COPY_AGAIN,
     TOKENIZER,
     ChatTemplate,
     check_checkpoint,
+    check_not_quantized,
     read_chat_template,
+    split_keys,
     stop_ids_of,
-    unknown_keys,
 )
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES, family_of
+from merino_edge.families.zoo import Model, load_models
 from merino_edge.storage.atomic import write_text
 from merino_edge.storage.faults import fault_list, one_line, shortened
 from merino_runtime.errors import MerinoError
@@ -75,12 +77,16 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def read_checkpoint(folder: Path, judge: Callable[[Geometry], None] = lambda _: None) -> Checkpoint:
-    """Return a model in float32 with its tokenizer. `judge` is called before the weights are read, and may raise.
+def read_checkpoint(
+    folder: Path, judge: Callable[[Geometry], None] = lambda _: None, say: Callable[[str], None] = lambda _: None
+) -> Checkpoint:
+    """Return a model in float32 with its tokenizer. `judge` is called before the weights are read, and may raise. `say`
+    gets one line with the keys of config.json that nothing reads.
 
     Raise MerinoError for an unknown family, an unsupported variant, and files that are missing or damaged.
     """
-    config = read_config(folder)
+    check_checkpoint(folder)
+    config = read_config(folder, say)
     geometry = checked_geometry(config, folder)
     judge(geometry)
     tokenizer, stop_ids = read_tokenizer(folder), stop_ids_of(folder, config.eos_token_id, geometry.vocab)
@@ -89,46 +95,63 @@ def read_checkpoint(folder: Path, judge: Callable[[Geometry], None] = lambda _: 
     return Checkpoint(geometry, model, stop_ids, tokenizer, chat)
 
 
-def checked_geometry(config: Any, folder: Path) -> Geometry:
-    """Return the geometry in a configuration. Raise MerinoError for a variant that its family's graph builder has not.
-    """
+def checked_geometry(config: Any, source: Path | str) -> Geometry:
+    """Return the geometry in a configuration of `source`, which messages name. Raise MerinoError for a variant that its
+    family's graph builder cannot build."""
     family = FAMILIES[config.model_type]
     faults = [
         f"{key} is {shortened(repr(getattr(config, key)))}, supported is {value!r}"
-        for key, value in family.supported.items() if getattr(config, key, value) != value
+        for key, value in family.supported.items()
+        if (found := getattr(config, key, value)) != value and not (found is None and value is False)
     ]  # fmt: skip
+    what = f"{source} is a variant of {config.model_type} that is not exported"
     if faults:
-        raise MerinoError(
-            f"{folder} is a variant of {config.model_type} that is not exported: {'; '.join(faults)}. {CHOOSE}"
-        )
+        raise MerinoError(f"{what}: {'; '.join(faults)}. {nearest(config.model_type)}")
     try:
         return family.geometry_of(config)
     except ValidationError as error:
-        raise MerinoError(
-            f"{folder} is a {config.model_type} that is not exported: {fault_list(error)}. {CHOOSE}"
-        ) from error
+        raise MerinoError(f"{what}: {fault_list(error)}. {nearest(config.model_type)}") from error
     except MerinoError as refusal:
-        raise MerinoError(f"{folder} is a variant of {config.model_type} that is not exported: {refusal}") from refusal
+        raise MerinoError(f"{what}: {refusal}. {nearest(config.model_type)}") from refusal
 
 
-def read_config(folder: Path) -> Any:
-    """config.json of a local folder. Checks that it is there, since transformers would look for it on the network."""
-    check_checkpoint(folder)
+def read_config(folder: Path, say: Callable[[str], None] = lambda _: None) -> Any:
+    """Return transformers' configuration from the config.json of a local folder.
+
+    `say` gets one line with the keys that nothing reads. Raise MerinoError for an unknown family, for quantized
+    weights, and for a key that transformers' class reads and the family's graph builder does not know.
+    """
     path = folder / CONFIG
     content = read_json(str(path), COPY_AGAIN)
     kind = content.get("model_type") if isinstance(content, dict) else None
     if kind is None:
         raise MerinoError(f"{path} has no model_type, which names the family: {', '.join(FAMILIES)}. {COPY_AGAIN}")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise MerinoError(f"{folder} is a {shortened(repr(kind))} model: exported are {', '.join(FAMILIES)}")
-    known = FAMILIES[kind].keys | set(FAMILIES[kind].supported)
-    unknown = unknown_keys(content, known)
-    if unknown:
         raise MerinoError(
-            f"{path} has keys that a {kind} model is not known to have: {', '.join(unknown[:5])}. Remove them if they"
-            f" do not change what it computes; read are {', '.join(sorted(known))}"
+            f"{folder} is a {shortened(repr(kind))} model: exported are {', '.join(FAMILIES)}. {nearest(str(kind))}"
         )
+    check_not_quantized(content, path)
+    known = FAMILIES[kind].keys | set(FAMILIES[kind].supported)
+    refused, ignored = split_keys(content, known, FAMILIES[kind].declared_keys())
+    if refused:
+        raise MerinoError(
+            f"{folder} is a variant of {kind} that is not exported: {', '.join(refused[:5])}. {nearest(kind)}"
+        )
+    if ignored:
+        say(f"{CONFIG}: {', '.join(ignored)} ignored, because transformers' {kind} class does not read it")
     return made_config(path, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False))
+
+
+def nearest(kind: str) -> str:
+    """Return which model of the catalogue is of the nearest family, by the beginning of its name, and its export."""
+
+    def shared(model: Model) -> int:
+        return len(commonprefix([kind, model.family]))
+
+    model = max(load_models(), key=shared)
+    if shared(model) < 3:
+        model = next(iter(load_models()))
+    return f"The nearest model that works is {model.name}: `merino-edge export {model.id} -o {model.id}-bundle`"
 
 
 def made_config(path: Path, make: Callable[[], Any]) -> Any:

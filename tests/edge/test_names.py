@@ -1,6 +1,7 @@
 """What a name on the command line means: a folder, a model of the catalog, a model of the hub. The real huggingface_hub
 client talks to a stand-in server on loopback."""
 
+import json
 import os
 import subprocess
 import sys
@@ -115,10 +116,11 @@ def test_a_model_is_fetched_once_and_then_comes_from_the_cache(files, tmp_path):
         code, out, output = exported(NAME, tmp_path / "bundle", tmp_path / "home", address)
         assert code == 0, output
         assert "Tiny-Instruct, fused fp32" in out and "trained weights" in out
-        assert "downloading 8 files of Org/Tiny-Instruct, " in output or "downloading" in output
-        fetched = [path.rpartition("/")[2] for kind, path in requests if kind == "GET" and "/resolve/" in path]
+        assert "downloading 7 files of Org/Tiny-Instruct, " in output and " of 0 MB" in output
+        fetched = [path.rpartition("/")[2] for kind, path, _ in requests if kind == "GET" and "/resolve/" in path]
         assert "pytorch_model.bin" not in fetched and "model.onnx" not in fetched
         assert len(set(fetched)) == len(fetched), "each file once"
+        assert fetched[0] == "config.json"
     code, _, output = exported(NAME, tmp_path / "again", tmp_path / "home", HF_HUB_OFFLINE="1")
     assert code == 0 and "downloading" not in output, output
     assert (tmp_path / "again" / "model.onnx.data").read_bytes() == (
@@ -137,6 +139,32 @@ def test_without_network_it_says_what_to_fetch_and_where_to_put_it(tmp_path, sou
     assert code == 1 and out == "" and output.startswith("merino-edge: ")
     assert [words for words in match if words not in output] == []
     assert len(output.strip().splitlines()) == 1 and not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.slow
+def test_a_model_is_judged_by_its_config_before_any_weights_are_fetched(files, tmp_path):
+    changes = {"Org/Hybrid": {"model_type": "qwen3_5"}, "Org/Awq": {"quantization_config": {"quant_method": "awq"}}}
+    content = json.loads(files["config.json"])
+    served = {
+        name: {**files, "config.json": json.dumps({**content, **keys}).encode()} for name, keys in changes.items()
+    }
+    with hub(served) as (address, requests):
+        for name, words in (("Org/Hybrid", "The nearest model that works is Qwen3-"), ("Org/Awq", "quantized by awq")):
+            code, _, output = exported(name, tmp_path / "bundle", tmp_path / "home", address)
+            assert code == 1 and words in output, output
+    fetched = {path.rpartition("/")[2] for kind, path, _ in requests if kind == "GET" and "/resolve/" in path}
+    assert fetched == {"config.json"}
+
+
+@pytest.mark.slow
+def test_a_download_shows_its_progress_and_goes_on_after_a_broken_connection(files, tmp_path):
+    name = "model.safetensors"
+    with hub({NAME: {"config.json": files["config.json"], name: bytes(24 << 20)}}, cut=[name]) as (address, requests):
+        _, _, output = exported(NAME, tmp_path / "bundle", tmp_path / "home", address)
+    assert [begin for kind, path, begin in requests if kind == "GET" and path.endswith(name)] == [
+        None, f"bytes={10 << 20}-"
+    ]  # fmt: skip
+    assert "10 of 24 MB" in output and "24 of 24 MB" in output and "the weights in" in output
 
 
 @pytest.mark.slow
