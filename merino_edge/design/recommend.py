@@ -136,13 +136,13 @@ def design_at(costs: CostModel, limits: Mapping[str, float], space: Space, kvs: 
 
 
 def ranked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Models that fit by published score, then those without a score by size, then the others by distance from
-    fitting."""
+    """Models that fit: those tuned to follow instructions first, by published score, then those without a score by
+    size. Behind them the others by distance from fitting."""
 
     def rank(candidate: Candidate) -> tuple[Any, ...]:
         score = candidate.model.ranking_score()
         if candidate.fits:
-            return 0, score is None, -(score or 0.0), -candidate.chosen.predicted.params
+            return 0, not candidate.model.chat, score is None, -(score or 0.0), -candidate.chosen.predicted.params
         return 1, not candidate.long_enough, *candidate.chosen.excess
 
     return tuple(sorted(candidates, key=rank))

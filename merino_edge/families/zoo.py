@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES
+from merino_edge.families.rotary import rope_facts
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 
@@ -52,7 +53,8 @@ def _read_geometry(raw: Any, info: ValidationInfo) -> Geometry:
 
 
 class Model(_Facts):
-    """One published model. `source` is the geometry's; `note` is for people; `scores` is None if none is known."""
+    """One published model. `source` is the geometry's; `note` is for people; `scores` is None if none is known. `chat`:
+    whether it was tuned to follow instructions; such models stand first."""
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9.-]+$")]
     name: str
@@ -62,6 +64,7 @@ class Model(_Facts):
     source: str
     params: Parameters
     note: str = ""
+    chat: bool = False
     scores: Scores | None = None
 
     def ranking_score(self) -> float | None:
@@ -86,8 +89,9 @@ class Zoo(_Facts):
 
 @cache
 def load_models() -> tuple[Model, ...]:
-    """Return all models, in the file's order."""
-    return parse_zoo((files("merino_edge.families") / FILE).read_text(encoding="utf-8"))
+    """Return all models, those that follow instructions first, else in the file's order."""
+    models = parse_zoo((files("merino_edge.families") / FILE).read_text(encoding="utf-8"))
+    return tuple(sorted(models, key=lambda model: not model.chat))
 
 
 def parse_zoo(text: str) -> tuple[Model, ...]:
@@ -113,10 +117,15 @@ def exportable_models() -> dict[str, Model]:
 
 
 def _with_family_switches(raw: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """Return one model of the file with what its family shares, and the full reference of its scores."""
+    """Return one model of the file with what its family shares, the full reference of its scores, and the geometry's
+    form of `rope_scaling`, which is written as in config.json."""
     filled = dict(entry)
     shared = raw.get("families", {}).get(entry.get("family"), {})
-    filled["geometry"] = {**shared, **entry.get("geometry", {})}
+    filled["geometry"] = geometry = {**shared, **entry.get("geometry", {})}
+    if "rope_scaling" in geometry:
+        words = {"rope_theta": geometry["rope_theta"], **geometry["rope_scaling"]}
+        turned = geometry.get("rotated", geometry["head_size"])
+        filled["geometry"] = {**geometry, **rope_facts(words, turned, geometry["context"])}
     if "scores" in entry:
         percent = dict(entry["scores"])
         key = percent.pop("source", None)

@@ -60,6 +60,7 @@ def geometries(draw):
         "head_size": size, "ffn_width": draw(st.sampled_from([24, 64])), "vocab": draw(st.integers(50, 200)),
         "context": 16, "embed_width": draw(st.sampled_from([width, 8])), "pre_norm": draw(st.booleans()),
         "windowed": draw(st.lists(st.booleans(), min_size=layers, max_size=layers)), "rotated": size // 2,
+        "rope_scaling": None, "rotated_layers": [True] * layers,
         "tied": draw(st.booleans()), "parallel": draw(st.booleans()),
         "activation": draw(st.sampled_from(["gelu", "relu"])),
     }  # fmt: skip
