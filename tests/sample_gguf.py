@@ -8,11 +8,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 from merino_edge.families.gguf.write import write_model
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
-         "vocab_size": 320, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+         "vocab_size": 320, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2,
+         "pad_token_id": None}  # fmt: skip
 GROUPED = {**SMALL, "num_key_value_heads": 2}
 THETA = {"rope_parameters": {"rope_type": "default", "rope_theta": 20000.0}}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0,
           "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
+
+SHORT = [1.0, 1.02, 1.03, 1.05, 1.1, 1.4, 1.5, 2.0, 2.5, 3.0, 4.5, 6.0]
 
 # By architecture: what a config.json of the family says.
 CONFIGS = {
@@ -26,6 +29,27 @@ CONFIGS = {
                "query_pre_attn_scalar": 32, "rope_parameters": {
                    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
                    "full_attention": {"rope_type": "default", "rope_theta": 1000000.0}}},
+    "ernie4_5": {"model_type": "ernie4_5", **GROUPED, **THETA, "head_dim": 16, "tie_word_embeddings": True},
+    "olmo2": {"model_type": "olmo2", **GROUPED, **THETA, "tie_word_embeddings": False},
+    "hunyuan-dense": {"model_type": "hunyuan_v1_dense", **GROUPED, **THETA, "head_dim": 32,
+                      "tie_word_embeddings": True},
+    "smollm3": {"model_type": "smollm3", **GROUPED, **THETA, "num_hidden_layers": 5, "tie_word_embeddings": True},
+    "exaone4": {"model_type": "exaone4", **GROUPED, "head_dim": 16, "sliding_window": None,
+                "layer_types": ["full_attention"] * 2,
+                "tie_word_embeddings": True, "rope_parameters": LLAMA3},
+    "phi3": {"model_type": "phi3", **GROUPED, "hidden_size": 128, "num_hidden_layers": 2, "sliding_window": None,
+             "original_max_position_embeddings": 128, "tie_word_embeddings": True, "rope_parameters": {
+                 "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
+                 "short_factor": SHORT, "long_factor": SHORT, "attention_factor": 1.19,
+                 "original_max_position_embeddings": 128}},
+    "stablelm": {"model_type": "stablelm", **SMALL, "num_key_value_heads": 4, "use_qkv_bias": True,
+                 "tie_word_embeddings": False, "rope_parameters": {
+                     "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    "gemma": {"model_type": "gemma", **GROUPED, **THETA, "head_dim": 32},
+    "gemma2": {"model_type": "gemma2", **GROUPED, **THETA, "num_hidden_layers": 4, "head_dim": 32,
+               "sliding_window": 16, "query_pre_attn_scalar": 32},
+    "phi2": {"model_type": "phi", **SMALL, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
     "gpt2": {"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 4, "n_inner": 96, "n_positions": 128,
              "vocab_size": 320, "bos_token_id": 1, "eos_token_id": 2},
     "gptneox": {"model_type": "gpt_neox", **SMALL, "rope_parameters": {

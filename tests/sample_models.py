@@ -13,13 +13,30 @@ MULTIPLIED = {
     **GATED, "embedding_multiplier": 12.0, "attention_multiplier": 0.1, "residual_multiplier": 0.3,
     "logits_divisor": 4.0,
 }  # fmt: skip
-LLAMA3 = {
-    "kind": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 16
-}  # fmt: skip
+ROPE_SCALED = {"divisors": (1.0, 1.0, 1.5, 2.5, 4.0, 8.0, 8.0, 8.0), "magnitude": 1.1}
 SMALL = {
     "llama": GATED,
     "qwen2": GATED,
     "qwen3": {**GATED, "head_size": 32},
+    "ernie4_5": GATED,
+    "olmo2": GATED,
+    "smollm3": {**GATED, "rotated_layers": (True, False)},
+    "mistral": {**GATED, "window": 5, "windowed": (True, True)},
+    "ministral": {**GATED, "window": 5, "windowed": (True, False)},
+    "ministral3": {**GATED, "window": None, "windowed": (False, False)},
+    "exaone4": {**GATED, "window": 5, "windowed": (True, False)},
+    "llama4_text": {**GATED, "rotated_layers": (True, False), "normed_heads": True},
+    "phi3": {
+        **GATED, "rotated": 12, "window": None, "windowed": (False, False),
+        "rope_scaling": {"divisors": (1.0, 1.1, 1.5, 2.0, 2.5, 4.0), "magnitude": 1.2},
+    },
+    "stablelm": {**GATED, "rotated": 4, "biased": True},
+    "hunyuan_v1_dense": GATED,
+    "gemma": {**GATED, "exact_gelu": False},
+    "gemma2": {
+        **GATED, "attention_scale": 0.125, "window": 5, "windowed": (True, False), "attention_softcap": 4.0,
+        "logit_softcap": 40.0,
+    },
     "granite": MULTIPLIED,
     "granitemoehybrid": MULTIPLIED,
     "gemma3_text": {
@@ -28,6 +45,8 @@ SMALL = {
     },
     "gpt2": {**SHAPE, "activation": "gelu"},
     "gpt_neo": {**SHAPE, "window": 5, "windowed": (False, True)},
+    "phi": {**SHAPE, "rotated": 8, "rope_theta": 500.0},
+    "bloom": {**SHAPE, "heads": 6, "width": 96, "ffn_width": 384},
     "gpt_neox": {**SHAPE, "rotated": 4, "rope_theta": 500.0, "parallel": True, "tied": False},
 }  # fmt: skip
 

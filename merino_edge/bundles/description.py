@@ -57,7 +57,6 @@ MIN_VERSIONS = {
     ("fused", "fp32"): "1.18", ("fused", "fp16"): "1.20", ("fused", "int8"): "1.23", ("fused", "int4"): "1.23",
 }  # fmt: skip
 NO_DOTPROD_MIN_VERSION = "1.18"  # the fused attention's: matrices are multiplied by this project's kernels
-WINDOWED_VERSION = "1.24"  # before, the fused attention keeps a position more than the window has
 REFUSED_VERSIONS = ("1.21.0",)  # dies of an illegal instruction on Cortex-A53 and A72
 TENSORRT = BackendNeed("tensorrt", "8.2", ())  # JetPack 4.6's
 RUNTIME_CHOOSES = Threads(None, None)
@@ -66,8 +65,9 @@ RUNTIME_CHOOSES = Threads(None, None)
 class Graph(Protocol):
     """A graph that writes itself, with its weights, into a folder. Bytes count weights as the graph stores them.
 
-    `inputs`, `outputs`: each with a name, a dtype and a shape, whose axes are lengths or names. `windowed`: whether a
-    fused attention has a window. `own_kernels`: the names of its operators from this project's library, sorted.
+    `inputs`, `outputs`: each with a name, a dtype and a shape, whose axes are lengths or names. `oldest`: the
+    first ONNX Runtime with all options of its operators. `own_kernels`: the names of those from this project's library,
+    sorted.
     """
 
     @property
@@ -83,7 +83,7 @@ class Graph(Protocol):
     def decode_weight_bytes(self) -> int: ...
 
     @property
-    def windowed(self) -> bool: ...
+    def oldest(self) -> str: ...
 
     @property
     def own_kernels(self) -> Sequence[str]: ...
@@ -141,7 +141,7 @@ def describe(
         for path in sorted(folder.iterdir()) if path.name not in (DESCRIPTION_FILE, APP_FILE)
     )  # fmt: skip
     geometry = model.geometry
-    operators, backends = geometry.operators, backends_of(form, graph.windowed)
+    operators, backends = geometry.operators, backends_of(form, graph.oldest)
     slower = (
         slower_on(
             operators, form.precision, form.context, form.core, list_profiles(), form.kv, form.by_groups
@@ -185,10 +185,10 @@ def describe(
     )
 
 
-def backends_of(form: GraphFormat, windowed: bool = False) -> tuple[BackendNeed, ...]:
-    """What can run such a graph, the preferred backend first. TensorRT takes standard operators on floats, and its
-    backend takes the logits of one position."""
-    oldest = max(form.min_version, WINDOWED_VERSION, key=version_tuple) if windowed else form.min_version
+def backends_of(form: GraphFormat, oldest: str = "1.10") -> tuple[BackendNeed, ...]:
+    """What can run such a graph, the preferred backend first. `oldest`: ONNX Runtime by the graph's operators. TensorRT
+    takes standard operators on floats, and its backend takes the logits of one position."""
+    oldest = max(form.min_version, oldest, key=version_tuple)
     plain = form.dialect == "portable" and form.precision in ("fp32", "fp16") and not form.all_logits
     on_gpu = (TENSORRT,) if plain else ()
     return (BackendNeed("onnxruntime", oldest, REFUSED_VERSIONS), *on_gpu)

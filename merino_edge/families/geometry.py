@@ -70,12 +70,14 @@ class UniformGeometry(BaseModel):
         gated: whether the FFN has a third matrix, whose output multiplies the first one's (SwiGLU, Shazeer 2020).
         norm: LayerNorm (`layer`) has two parameters per channel, RMSNorm (`rms`) one.
         final_norm: whether a norm stands before the head.
-        query_key_norm: whether queries and keys are normed, with one parameter per channel of a head.
+        query_key_norm: whether queries and keys are normed, with one parameter per channel of a head; `whole`: per
+            channel of all heads; `plain`: without parameters.
         biases: which matrices have one: packed queries, keys and values; attention's output; those of the FFN.
         positions: `learned` is an embedding of `context` + `position_offset` rows, of which the first are never read.
         tied: whether the head is the embedding.
         embed_width: of the embedding; where it is not `width`, a projection stands before the layers and one behind.
-        norms_behind: whether a norm stands behind attention and one behind the FFN, besides those before.
+        norms: of a layer: 2 stand before or behind attention and FFN, 4 do both, 1 is shared by both.
+        embedding_norm, head_bias: whether the embedding is normed, and whether the head has a bias.
         last_alone: whether the graph computes only the last position behind the last attention; else from the final
             norm on.
     """
@@ -93,13 +95,15 @@ class UniformGeometry(BaseModel):
     gated: bool
     norm: Literal["layer", "rms"]
     final_norm: bool
-    query_key_norm: bool
+    query_key_norm: bool | Literal["whole", "plain"]
     biases: Annotated[tuple[Biased, ...], Field(strict=False)]
     positions: Literal["learned", "rotary"]
     position_offset: Annotated[int, Field(ge=0)]
     tied: bool
     embed_width: Count
-    norms_behind: bool = False
+    norms: Literal[1, 2, 4] = 2
+    embedding_norm: bool = False
+    head_bias: bool = False
     last_alone: bool = False
 
     @model_validator(mode="after")
@@ -184,23 +188,26 @@ def layer_operators(geometry: UniformGeometry, final: bool = False) -> Iterator[
     if geometry.query_key_norm:
         for normed in (queries, cached):
             live = queries + 2 * cached + normed + width
-            yield Operator("norm", vector=geometry.head_size, live=live, vectors=normed)
+            vector = {"whole": normed, "plain": 0}.get(str(geometry.query_key_norm), geometry.head_size)
+            yield Operator("norm", vector=vector, live=live, vectors=normed)
     yield attention(queries, geometry.heads, kv_width=cached, also_live=width)
     yield linear(queries, width, bias="out" in geometry.biases, also_live=width, final=final)
-    if geometry.norms_behind:
+    for _ in range(geometry.norms // 2):
         yield norm(width, affine=affine, also_live=width, final=final)
-    yield norm(width, affine=affine, also_live=width, final=final)
     biased = "ffn" in geometry.biases
     yield linear(width, 2 * ffn if geometry.gated else ffn, bias=biased, also_live=width, final=final)
     yield activation(ffn, also_live=width + ffn if geometry.gated else width, final=final)
     yield linear(ffn, width, bias=biased, also_live=width, final=final)
-    if geometry.norms_behind:
+    if geometry.norms == 4:
         yield norm(width, affine=affine, also_live=width, final=final)
 
 
 def decoder_operators(geometry: UniformGeometry) -> Iterator[Operator]:
     width, embedded = geometry.width, geometry.embed_width
     yield embed(geometry.vocab, embedded)
+    affine = 2 if geometry.norm == "layer" else 1
+    if geometry.embedding_norm:
+        yield norm(embedded, affine=affine)
     if embedded != width:
         yield linear(embedded, width)
     if geometry.positions == "learned":
@@ -208,7 +215,7 @@ def decoder_operators(geometry: UniformGeometry) -> Iterator[Operator]:
     for layer in range(geometry.layers):
         yield from layer_operators(geometry, final=geometry.last_alone and layer == geometry.layers - 1)
     if geometry.final_norm:
-        yield norm(width, affine=2 if geometry.norm == "layer" else 1, final=True)
+        yield norm(width, affine=affine, final=True)
     if embedded != width:
         yield linear(width, embedded, final=True)
-    yield head(embedded, geometry.vocab, own=not geometry.tied)
+    yield head(embedded, geometry.vocab, own=not geometry.tied, bias=geometry.head_bias)

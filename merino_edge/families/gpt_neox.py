@@ -12,11 +12,10 @@ from merino_edge.families.family import Family
 from merino_edge.families.geometry import Keys, facts_by, words_by
 from merino_edge.families.graph_ops import KvLayer, plain_attention
 from merino_edge.families.pre_norm import Decoder, Layer
-from merino_edge.families.rotary import Positive, Rotary, plain_theta, rope_words
+from merino_edge.families.rotary import PART, Positive, Rotary, head_order, plain_theta, rope_words, turned_channels
 from merino_edge.families.weights import Layout, permuted
 
 QKV = "attention.query_key_value"
-PART = "partial_rotary_factor"
 KEYS: Keys = {
     "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
     "ffn_width": "intermediate_size", "vocab": "vocab_size", "context": "max_position_embeddings",
@@ -76,7 +75,6 @@ class GptNeoxArchitecture(BiasedGeometry):
         )
 
 
-
 def layout(geometry: GptNeoxArchitecture, name: str) -> Layout | None:
     """Return the layout of a weight. The state dict has query, key and value of a head side by side; the graph has all
     queries first."""
@@ -87,31 +85,22 @@ def qkv_order(geometry: GptNeoxArchitecture) -> np.ndarray:
     """Return rows of the state dict in the graph's order, [3 * width]."""
     turned, size = key_order(geometry), geometry.head_size
     rows = np.arange(3 * geometry.width).reshape(geometry.heads, 3, size)
+    turned = np.arange(size) if turned is None else turned
     return np.concatenate([rows[:, 0, turned].ravel(), rows[:, 1, turned].ravel(), rows[:, 2].ravel()])
 
 
-def key_order(geometry: GptNeoxArchitecture) -> np.ndarray:
-    """Return channels of a head of queries or keys in the graph's order, [head_size].
-
-    The graph rotates a channel with the one half a head behind it. So the second half of the rotated channels goes
-    behind the middle of the head, and the other channels fill the rest of both halves. The attention scores are the
-    same, and the rotary tables cover whole heads, which the fused attention requires in multiples of 16.
-    """
-    size, half, pairs = geometry.head_size, geometry.head_size // 2, geometry.rotated // 2
-    still = np.arange(geometry.rotated, size)
-    return np.concatenate([
-        np.arange(pairs), still[: half - pairs], np.arange(pairs, 2 * pairs), still[half - pairs :]
-    ])  # fmt: skip
+def key_order(geometry: GptNeoxArchitecture) -> np.ndarray | None:
+    return head_order(geometry.head_size, geometry.rotated)
 
 
 def config_words(geometry: GptNeoxArchitecture) -> dict[str, Any]:
-    part = {PART: geometry.rotated / geometry.head_size}
-    return {**words_by(KEYS, geometry), "rope_parameters": {**rope_words(geometry.rope_theta, None), **part}}
+    rope = rope_words(geometry.rope_theta, None, geometry.context)
+    return {**words_by(KEYS, geometry), "rope_parameters": {**rope, PART: geometry.rotated / geometry.head_size}}
 
 
 def geometry_of(config: Any) -> GptNeoxArchitecture:
-    words = dict(config.rope_parameters)
-    rotated = int(config.hidden_size // config.num_attention_heads * words.pop(PART, 1.0))
+    words = config.rope_parameters
+    rotated = turned_channels(words, config.hidden_size // config.num_attention_heads)
     return GptNeoxArchitecture(**facts_by(KEYS, config), rotated=rotated, rope_theta=plain_theta(words))
 
 

@@ -17,11 +17,13 @@ Weights = Mapping[str, np.ndarray]  # a state dict; matrices are [out, in] as in
 
 @dataclass(frozen=True)
 class Norm:
-    """Parameters of a normalization: RMSNorm if `bias` is None, else LayerNorm."""
+    """Parameters of a normalization: RMSNorm if `bias` is None, else LayerNorm. `width`: of a norm without a weight,
+    whose name is then empty."""
 
     weight: str
     bias: str | None
     eps: float
+    width: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,11 @@ class Attention:
         scale: factor of the attention scores.
         rotary: positions by rotation; None for a family without.
         window: positions that a query sees, its own included; None for all before it.
-        query_norm, key_norm: RMSNorm of each head of queries and keys, before they are rotated.
+        query_norm, key_norm: RMSNorm of queries and keys, of each head before it is rotated.
+        norm_whole: whether these norms are over all heads together.
+        norm_rotated: whether these norms stand behind the rotation.
+        softcap: the largest score; scores become softcap * tanh(score / softcap).
+        slopes: of each head, what a score gains per position of its key (ALiBi, arXiv 2108.12409).
     """
 
     heads: int
@@ -51,6 +57,10 @@ class Attention:
     window: int | None = None
     query_norm: Norm | None = None
     key_norm: Norm | None = None
+    norm_whole: bool = False
+    norm_rotated: bool = False
+    softcap: float | None = None
+    slopes: tuple[float, ...] | None = None
 
 
 def plain_attention(layer: KvLayer, rotary: Rotary | None = None) -> Attention:
@@ -104,9 +114,9 @@ class GraphOps(Protocol):
     def last(self, x: str) -> str:
         """Return the last position only; [1, 1, width]. All of them in a graph that returns the logits of all."""
 
-    def head(self, x: str, table: str) -> None:
+    def head(self, x: str, table: str, bias: str | None = None, softcap: float | None = None) -> None:
         """The graph's output: logits [1, 1, vocab] of x [1, 1, width] against `table` [vocab, width], which is the
-        embedding or a matrix of its own."""
+        embedding or a matrix of its own. `softcap`: the largest logit, as in `Attention`."""
 
 
 class MatrixNames:
@@ -126,7 +136,7 @@ class MatrixNames:
     def embed_positions(self, table: str, offset: int) -> str:  # noqa: ARG002 - as in GraphOps
         return self.embed(table)
 
-    def head(self, x: str, table: str) -> None:  # noqa: ARG002
+    def head(self, x: str, table: str, bias: str | None = None, softcap: float | None = None) -> None:  # noqa: ARG002
         self.embed(table)
 
     def linear(self, x: str, weight: str, bias: str | None = None) -> str:  # noqa: ARG002

@@ -165,9 +165,9 @@ def embed(rows: int, width: int, *, also_live: int = 0) -> Operator:
     return Operator("embed", rows * width, columns=width, row_only=True, live=width + also_live)
 
 
-def head(width: int, vocab: int, *, own: bool = False) -> Operator:
+def head(width: int, vocab: int, *, own: bool = False, bias: bool = False) -> Operator:
     """Return the LM head, for the last position only. Tied to the embedding (not `own`), it stores no matrix."""
-    return Operator("head", width * vocab, columns=width, own=own, macs=width * vocab)
+    return Operator("head", width * vocab, vocab if bias else 0, width, own, macs=width * vocab)
 
 
 def packed_bytes(head_bytes: float, form: str) -> float:

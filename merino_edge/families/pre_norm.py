@@ -1,4 +1,4 @@
-"""The graph builder of decoders whose norms stand before attention and FFN, as most published ones do.
+"""The graph builder of most published decoders: norms before or behind attention and FFN, or both.
 
 A family defines the weights and the switches of its `Decoder`. It may share this graph builder and need not.
 """
@@ -23,15 +23,17 @@ class Layer:
     Attributes:
         qkv: queries, keys and values, in that order.
         up: into the FFN; if it is `gated`, the matrix of the activated half is the first.
+        attention_norm, ffn_norm: before attention and FFN; None if there is none. If attention and FFN are parallel, an
+            FFN without a norm reads the input of the attention.
         norm_behind_attention, norm_behind_ffn: on the output that is added to the residual; None if there is none.
     """
 
     cache: KvLayer
     attention: Attention
-    attention_norm: Norm
+    attention_norm: Norm | None
     qkv: Linear
     out: Linear
-    ffn_norm: Norm
+    ffn_norm: Norm | None
     up: Linear
     down: Linear
     activation: str
@@ -49,6 +51,8 @@ class Decoder:
         positions: the position embedding and the row of the first one; None for a family without.
         parallel: whether attention and FFN of a layer read the same residual, and are added to it together.
         embedding_factor, residual_factor, logit_factor: on the embedding, on each sublayer's output, on the logits.
+        embedding_norm: on the embedding.
+        head_bias, logit_softcap: of the logits; see `GraphOps.head`.
     """
 
     embedding: str
@@ -60,6 +64,9 @@ class Decoder:
     embedding_factor: float = 1.0
     residual_factor: float = 1.0
     logit_factor: float = 1.0
+    embedding_norm: Norm | None = None
+    head_bias: str | None = None
+    logit_softcap: float | None = None
 
 
 def build_decoder(graph: GraphOps, decoder: Decoder) -> None:
@@ -68,13 +75,15 @@ def build_decoder(graph: GraphOps, decoder: Decoder) -> None:
     The norm that follows writes the sum of a sublayer's output `delta` and its residual `x`, so that a dialect can fuse
     the two. Behind the last attention only the last position is computed, since only its logits are needed.
     """
-    x, delta = scaled(graph, graph.embed(decoder.embedding), decoder.embedding_factor), None
+    embedded = normed_behind(graph, graph.embed(decoder.embedding), decoder.embedding_norm)
+    x, delta = scaled(graph, embedded, decoder.embedding_factor), None
     if decoder.positions:
         x = graph.add(x, graph.embed_positions(*decoder.positions))
     for layer in decoder.layers:
         x, delta = build_layer(graph, decoder, layer, x, delta)
     normed, _ = residual_norm(graph, x, delta, decoder.final_norm)
-    graph.head(scaled(graph, normed, decoder.logit_factor), decoder.head)
+    normed = scaled(graph, normed, decoder.logit_factor)
+    graph.head(normed, decoder.head, decoder.head_bias, decoder.logit_softcap)
 
 
 def build_layer(graph: GraphOps, decoder: Decoder, layer: Layer, x: str, delta: str | None) -> tuple[str, str]:
@@ -83,12 +92,13 @@ def build_layer(graph: GraphOps, decoder: Decoder, layer: Layer, x: str, delta: 
     mixed = graph.attention(linear(graph, normed, layer.qkv), layer.cache, layer.attention)
     if layer == decoder.layers[-1]:
         mixed, x = graph.last(mixed), graph.last(x)
+        normed = graph.last(normed) if decoder.parallel and not layer.ffn_norm else normed
     attended = normed_behind(graph, linear(graph, mixed, layer.out), layer.norm_behind_attention)
     attended = scaled(graph, attended, decoder.residual_factor)
-    if decoder.parallel:
+    if not decoder.parallel:
+        normed, x = residual_norm(graph, x, attended, layer.ffn_norm)
+    elif layer.ffn_norm:
         normed = graph.norm(x, layer.ffn_norm)
-    else:
-        normed, x = graph.add_norm(attended, x, layer.ffn_norm)
     fed = normed_behind(graph, ffn(graph, layer, normed), layer.norm_behind_ffn)
     fed = scaled(graph, fed, decoder.residual_factor)
     return x, graph.add(attended, fed) if decoder.parallel else fed
@@ -104,9 +114,12 @@ def linear(graph: GraphOps, x: str, matrices: Linear) -> str:
     return graph.packed_linear(x, list(matrices.weights), list(matrices.biases) or None)
 
 
-def residual_norm(graph: GraphOps, x: str, delta: str | None, norm: Norm) -> tuple[str, str]:
-    """Return (norm(x + delta), x + delta), if there is a delta."""
-    return graph.add_norm(delta, x, norm) if delta else (graph.norm(x, norm), x)
+def residual_norm(graph: GraphOps, x: str, delta: str | None, norm: Norm | None) -> tuple[str, str]:
+    """Return (norm(x + delta), x + delta), if there is a delta and a norm."""
+    if norm:
+        return graph.add_norm(delta, x, norm) if delta else (graph.norm(x, norm), x)
+    total = graph.add(delta, x) if delta else x
+    return total, total
 
 
 def normed_behind(graph: GraphOps, x: str, norm: Norm | None) -> str:

@@ -11,17 +11,20 @@ import numpy as np
 from pydantic import ValidationError
 
 from merino_edge.families import (
+    bloom,
     designed,
-    gemma3_text,
+    gemma,
     gpt2,
     gpt_neo,
     gpt_neox,
     granite,
-    granitemoehybrid,
+    hunyuan,
     llama,
     opt,
-    qwen2,
-    qwen3,
+    per_layer,
+    phi,
+    phi3,
+    stablelm,
 )
 from merino_edge.families.biased import BiasedGeometry
 from merino_edge.families.family import Family
@@ -33,16 +36,18 @@ from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 
 FAMILIES: Mapping[str, Family] = {
-    module.FAMILY.name: module.FAMILY
-    for module in (
-        designed, opt, llama, qwen2, qwen3, granite, granitemoehybrid, gemma3_text, gpt2, gpt_neo, gpt_neox
+    family.name: family
+    for family in (
+        designed.FAMILY, opt.FAMILY, *llama.FAMILIES, *per_layer.FAMILIES, *granite.FAMILIES, *gemma.FAMILIES,
+        phi3.FAMILY, stablelm.FAMILY, hunyuan.FAMILY, gpt2.FAMILY, gpt_neo.FAMILY, gpt_neox.FAMILY, phi.FAMILY,
+        bloom.FAMILY,
     )
 }  # fmt: skip
 
 
 def family_of(geometry: Geometry) -> Family:
     """Return the family that a geometry belongs to, by its class."""
-    return next(family for family in FAMILIES.values() if isinstance(geometry, family.geometry))
+    return next(family for family in FAMILIES.values() if type(geometry) is family.geometry)
 
 
 def layout_of(geometry: Geometry) -> Callable[[str], Layout | None]:

@@ -27,11 +27,6 @@ TRANSPOSED = Layout(np.transpose, np.transpose)  # [in, out] in the state dict
 ABOVE_ONE = Layout(lambda weight: 1 + weight, lambda weight: weight - 1)  # a norm's factor, minus 1 in the state dict
 
 
-def alike(_geometry: Any, _name: str) -> Layout | None:
-    """Return None, for a family whose state dict has all weights as the graph has them."""
-    return None
-
-
 def permuted(order: np.ndarray) -> Layout:
     """Return rows of a matrix, or elements of a vector; `order[i]` is the row of the state dict that the graph has at
     i."""

@@ -32,7 +32,7 @@ class Graph:
     outputs: tuple[Port, ...] = (Port("logits", "float32", (1, 1, 300)),)
     weight_bytes: int = 4000
     decode_weight_bytes: int = 3000
-    windowed: bool = False
+    oldest: str = "1.10"
     own_kernels: tuple = ()
 
     def save(self, folder):

@@ -54,7 +54,7 @@ def test_its_description_is_what_todays_exporter_writes():
     model = ModelFacts(bundle.name, bundle.family, arch, bundle.weights, bundle.weights_source, bundle.stop_ids)
     form = GraphFormat(bundle.precision, bundle.dialect, bundle.context)
     names = ("inputs", "outputs", "weight_bytes", "decode_weight_bytes")
-    graph = SimpleNamespace(**{name: getattr(bundle, name) for name in names}, windowed=False, own_kernels=())
+    graph = SimpleNamespace(**{name: getattr(bundle, name) for name in names}, oldest="1.10", own_kernels=())
     assert describe(FOLDER, model, graph, form, bundle.golden, bundle.threads) == bundle
     names = ["genai_config.json", "model.onnx", "model.onnx.data", "tokenizer.json", "tokenizer_config.json"]
     assert [file.path for file in bundle.files] == names

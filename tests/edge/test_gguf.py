@@ -25,7 +25,7 @@ from merino_edge.export.quantize.matrix import dequantize as matrix_weights
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import graph_weights, load_source
 from merino_edge.families.gguf.blocks import LAYOUTS
-from merino_edge.families.gguf.config import LLAMA3, config_of, llama3_factors
+from merino_edge.families.gguf.config import config_of
 from merino_edge.families.gguf.file import open_gguf
 from merino_edge.families.gguf.tensors import layouts, tensors
 from merino_edge.families.gguf.write import tensors_of
@@ -37,6 +37,7 @@ from tests.sample_bundles import parts, quantized
 EXPORTED = [name for name, config in sample.CONFIGS.items() if config["model_type"] in FAMILIES]
 FLOATS = {Kind.Q4_1: (0, 2), Kind.Q5_1: (0, 2), Kind.Q4_K: (0, 2), Kind.Q5_K: (0, 2), Kind.Q6_K: (208,)}
 STEPS = 24
+STRENGTHS = {"granite": 40, "gpt2": 12, "hunyuan-dense": 12, "stablelm": 20, "gemma": 10, "smollm3": 10}
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "vocab_size": 512}  # K types have blocks of 256
 
 
@@ -47,7 +48,7 @@ def made(tmp_path_factory):
 
     def make(name):
         if name not in result:
-            model = sample.random_model(name, strength={"granite": 40, "gpt2": 12}.get(name, 5))
+            model = sample.random_model(name, strength=STRENGTHS.get(name, 5))
             result[name] = sample.write_gguf(folder / f"{name}.gguf", model), model
         return result[name]
 
@@ -66,13 +67,22 @@ def test_metadata_and_tensors_are_those_of_hugging_face(made, name):
         key: (expected[key], config[key]) for key in set(expected) & set(config) - harmless
         if expected[key] != config[key] and not close(expected[key], config[key])
     }  # fmt: skip
+    geometry_of = FAMILIES[model.config.model_type].geometry_of
+    stored, scaled = (getattr(geometry_of(known), "rope_scaling", None) for known in (
+        AutoConfig.for_model(**words), model.config
+    ))  # fmt: skip
+    if scaled:  # the file has its divisors, not its rule
+        differing.pop("rope_parameters", None)
+        np.testing.assert_allclose(stored.divisors, scaled.divisors, rtol=1e-5)
+        assert close(stored.magnitude, scaled.magnitude)
     assert differing == {}
     state = model.state_dict()
     names = [key for key in state if key != "lm_head.weight" or not model.config.tie_word_embeddings]
     result = dict(tensors(file, layouts(file, words, names)))
     assert set(result) == set(names)
     for key in names:
-        np.testing.assert_allclose(result[key], state[key].numpy(), rtol=0, atol=2e-7 if name == "gemma3" else 0)
+        atol = 2e-7 if name.startswith("gemma") else 0
+        np.testing.assert_allclose(result[key], state[key].numpy(), rtol=0, atol=atol)
 
 
 def close(one, other):
@@ -98,15 +108,17 @@ def test_llama_cpp_reads_the_same_model_from_the_file(made, name):
     assert len(set(expected)) > 3, "a model that repeats itself would hide a difference"
 
 
-def test_a_scaling_of_the_rotary_frequencies_that_is_none_of_llama_3_is_refused(made, tmp_path):
-    path, _ = made("llama-untied")
-    factors = llama3_factors(16, 500000.0, {**LLAMA3, "factor": 32.0})
-    assert factors[0] == 1 and factors[-1] == 32 and 1 < sorted(factors)[len(factors) // 2] < 32
-    data = path.read_bytes()
-    at = data.index(factors.tobytes())
-    (tmp_path / "other.gguf").write_bytes(data[: at + 12] + np.float32(5).tobytes() + data[at + 16 :])
-    with pytest.raises(Exception, match=r"rope_freqs.weight is no scaling that is exported: known is llama3"):
-        config_of(open_gguf(tmp_path / "other.gguf"))
+@pytest.mark.parametrize("keys, kind, factor", [
+    ({"type": "linear", "factor": 4.0}, "linear", 4.0),
+    ({"type": "yarn", "factor": 4.0, "original_context_length": 32}, "yarn", 4.0),
+    ({"type": "none", "factor": 4.0}, "default", None),
+])  # fmt: skip
+def test_a_scaling_of_the_rotary_frequencies_in_the_metadata_is_read(tmp_path, keys, kind, factor):
+    path = sample.write_gguf(tmp_path / "model.gguf", sample.random_model("llama"), **{
+        f"llama.rope.scaling.{key}": value for key, value in keys.items()
+    })  # fmt: skip
+    rope = config_of(open_gguf(path))["rope_parameters"]
+    assert (rope["rope_type"], rope.get("factor")) == (kind, factor)
 
 
 @pytest.mark.parametrize("kind", LAYOUTS, ids=lambda kind: kind.name)

@@ -16,7 +16,7 @@ from merino_edge.families.opt import OptArchitecture
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.generation.generate import shift
-from tests.sample_models import LLAMA3, SMALL, small
+from tests.sample_models import ROPE_SCALED, SMALL, small
 
 PROMPT, STEPS = 9, 32
 CONTEXT = PROMPT + STEPS  # so that the last step fills the last slot
@@ -72,11 +72,11 @@ MODELS = {
     "opt pre-norm projected": opt_of(embed_width=32, heads=2),
     "opt post-norm projected": opt_of(embed_width=32, pre_norm=False, heads=8),
     **{name: published(name) for name in SMALL},
-    "llama scaled and untied": published("llama", tied=False, rope_scaling=LLAMA3),
+    "llama scaled and untied": published("llama", tied=False, rope_scaling=ROPE_SCALED),
     "llama of one group": published("llama", kv_heads=1, norm_eps=0.1),
     "llama ungrouped, of heads wider than the stream": published("llama", kv_heads=4, head_size=32),
     "qwen2 untied": published("qwen2", tied=False, heads=6),
-    "granite untied": published("granite", tied=False, rope_scaling=LLAMA3),
+    "granite untied": published("granite", tied=False, rope_scaling=ROPE_SCALED),
     "gemma3 with windows only": published("gemma3_text", layers=1, windowed=(True,), window=2, kv_heads=4),
     "gemma3 with windows longer than the context": published("gemma3_text", window=CONTEXT),
     "gpt2 with erf": published("gpt2", activation="gelu_erf"),

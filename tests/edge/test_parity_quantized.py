@@ -21,7 +21,7 @@ from merino_runtime.backends import open_backend
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.selftest import selftest
 from tests.sample_bundles import quantized
-from tests.sample_models import LLAMA3, SMALL, small
+from tests.sample_models import ROPE_SCALED, SMALL, small
 
 SCALED = ("fused", "int8", "dotprod")  # its channels are scaled first
 KINDS = [
@@ -31,7 +31,7 @@ KINDS = [
 DAILY = ("llama", "gemma3_text", "gpt_neo", "gpt_neox")  # in two kinds beside SCALED, which every family is exported in
 CLOSE = 1e-5  # of the largest logit
 MODELS = {name: small(name, context=48) for name in SMALL} | {
-    "llama untied": small("llama", context=48, tied=False, rope_scaling=LLAMA3)
+    "llama untied": small("llama", context=48, tied=False, rope_scaling=ROPE_SCALED)
 }
 
 

@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import random_source
+from merino_edge.families.checkpoint import split_keys
 from merino_edge.families.hugging_face import build_model, read_checkpoint
+from merino_edge.families.registry import FAMILIES
 from merino_runtime.errors import MerinoError
 from tests.sample_models import SMALL, small
 
@@ -24,16 +26,18 @@ VARIANTS = [
     ("llama", {"mlp_bias": True}, "mlp_bias is True, supported is False"),
     ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu', supported is 'silu'"),
     ("llama", {"rope_interleaved": True}, "rope_interleaved is True, supported is False"),
-    ("llama", {"sliding_window": 16}, "keys that a llama model is not known to have: sliding_window is 16"),
-    ("llama", {"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}"),
-    ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "the type 'yarn', known are default, llama3"),
-    ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "the type 'linear', known are default, llama3"),
+    ("llama", {"quantization_config": {"bits": 4}}, "has a quantization_config: its weights were quantized for"),
+    ("llama", {"rope_scaling": {"rope_type": "proportional", "factor": 4.0}}, "the type 'proportional', known are"),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, supported is 1"),
+    ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "short_factor"),
+    ("stablelm", {"qk_layernorm": True}, "qk_layernorm is True, supported is False"),
+    ("llama4_text", {"moe_layers": [1]}, "moe_layers is [1], supported is a model without experts"),
+    ("bloom", {"apply_residual_connection_post_layernorm": True}, "supported is False"),
+    ("phi", {"num_key_value_heads": 2}, "num_key_value_heads is 2, supported is num_attention_heads"),
     ("llama", {"num_key_value_heads": 3}, "heads 4 is not a multiple of kv_heads 3"),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "use_sliding_window is True"),
     ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has 'sliding_attention'"),
-    ("qwen2", {"attention_bias": True}, "keys that a qwen2 model is not known to have: attention_bias is True"),
     ("qwen3", {"attention_bias": True}, "attention_bias is True, supported is False"),
-    ("qwen3", {"use_qk_norm": False}, "use_qk_norm is False"),
     ("granite", {"mlp_bias": True}, "mlp_bias is True, supported is False"),
     ("granitemoehybrid", {"num_local_experts": 4}, "num_local_experts is 4, supported is 0"),
     ("granitemoehybrid", {"layer_types": ["mamba", "attention"]}, "layer_types has 'linear_attention'"),
@@ -51,7 +55,7 @@ VARIANTS = [
     ("gpt_neo", {"attention_types": [[["global"], 1]]}, "attention_types"),
     ("gpt_neox", {"attention_bias": False}, "attention_bias is False, supported is True"),
     ("gpt_neox", {"hidden_act": "gelu_fast"}, "hidden_act is 'gelu_fast', supported is 'gelu'"),
-    ("gpt_neox", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "the type 'linear', known are default"),
+    ("gpt_neox", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "the type 'linear', known is default"),
 ]  # fmt: skip
 
 
@@ -96,8 +100,7 @@ def test_a_config_in_the_words_of_older_transformers_is_read(changed):
     """Published ones have `rope_theta` and `rope_scaling` side by side, and keys of other programs."""
     keys = {"rope_theta": 500_000.0, "rope_scaling": OLD_SCALING, "is_llama_config": True, "torch_dtype": "bfloat16"}
     result = read_checkpoint(changed("llama", keys, without=("rope_parameters", "dtype"))).geometry
-    assert result.rope_theta == 500_000.0 and result.rope_scaling.factor == 32.0
-    assert result.rope_scaling.original_context == 8
+    assert result.rope_theta == 500_000.0 and result.rope_scaling.divisors[-1] == 32.0
 
 
 @pytest.mark.parametrize(
@@ -135,6 +138,25 @@ def test_a_head_that_the_config_calls_tied_and_that_is_not_is_refused(changed):
     folder = changed("llama", {"tie_word_embeddings": True})
     with pytest.raises(MerinoError, match="lm_head.weight"):
         read_checkpoint(folder)
+
+
+def test_keys_that_nothing_reads_are_ignored_and_noted_in_one_line(changed):
+    lines = []
+    keys = {"use_mrope": False, "unsloth_version": "2025.1", "use_qk_norm": False, "_attn_implementation_autoset": True}
+    assert read_checkpoint(changed("qwen2", keys), say=lines.append).geometry.layers == 2
+    assert lines == [
+        "config.json: use_mrope is False, unsloth_version is '2025.1', use_qk_norm is False ignored, because"
+        " transformers' qwen2 class does not read it"
+    ]
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_family_knows_each_key_that_transformers_declares(family):
+    """So that only a key of a newer transformers is refused by its name alone."""
+    declared = FAMILIES[family].declared_keys()
+    known = FAMILIES[family].keys | set(FAMILIES[family].supported)
+    assert split_keys(dict.fromkeys(declared, 1), known, declared) == ([], [])
+    assert split_keys({"from_tomorrow": 1}, known, declared | {"from_tomorrow"}) == (["from_tomorrow is 1"], [])
 
 
 @pytest.mark.parametrize("family", sorted(SMALL))

@@ -72,18 +72,19 @@ def test_a_board_is_added(copy):
 @pytest.mark.nightly
 def test_a_family_is_added_exported_and_run(copy, tiny_checkpoint):
     (source,), (register, export) = blocks("A model family", "python"), blocks("A model family", "bash")
-    (copy.folder / "merino_edge" / "families" / "mistral.py").write_text(source)
+    (copy.folder / "merino_edge" / "families" / "helium.py").write_text(source)
     copy.run(register)
     copy.run(f"""'{sys.executable}' - <<'E'
-from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
+from transformers import AutoTokenizer, HeliumConfig, HeliumForCausalLM
 words = dict(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=64, sliding_window=None, bos_token_id=0, eos_token_id=0)
-MistralForCausalLM(MistralConfig(**words)).save_pretrained("mistral-tiny")
-AutoTokenizer.from_pretrained("{tiny_checkpoint}").save_pretrained("mistral-tiny")
+             num_key_value_heads=2, max_position_embeddings=64, head_dim=16, pad_token_id=0, bos_token_id=0,
+             eos_token_id=0)
+HeliumForCausalLM(HeliumConfig(**words)).save_pretrained("helium-tiny")
+AutoTokenizer.from_pretrained("{tiny_checkpoint}").save_pretrained("helium-tiny")
 E""")
     copy.run(export)
-    bundle = json.loads((copy.folder / "mistral-bundle" / "bundle.json").read_text())
-    assert bundle["family"] == "mistral" and bundle["golden"]["greedy_ids"]
+    bundle = json.loads((copy.folder / "helium-bundle" / "bundle.json").read_text())
+    assert bundle["family"] == "helium" and bundle["golden"]["greedy_ids"]
 
 
 MINE = '''

@@ -17,10 +17,13 @@ from merino_edge.export.dialects.matmuls import CONTRIB, table_rows
 from merino_edge.export.dialects.operations import Operations
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm
 from merino_edge.families.operators import FUSED_HEAD_MULTIPLE, HEAD_SLICE_BYTES, by_groups, runs_on_kernels
+from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
 
 CACHE_LENGTHS = {"past_key_values": "past_sequence_length", "present": "total_sequence_length"}
 BATCH = "batch_size"
+# The oldest ONNX Runtime whose attention has an option. Before 1.24 it keeps a position more than the window has.
+SOFTCAP_VERSION, BIAS_VERSION, WINDOW_VERSION = "1.21", "1.22", "1.24"
 
 
 class Fused(Operations):
@@ -66,7 +69,7 @@ class Fused(Operations):
 
     def norm(self, x: str, norm: Norm) -> str:
         if norm.bias is None:
-            return self.node("SimplifiedLayerNormalization", [x, self.weight(norm.weight)], axis=-1, epsilon=norm.eps)
+            return self.node("SimplifiedLayerNormalization", [x, self.norm_weight(norm)], axis=-1, epsilon=norm.eps)
         inputs = [x, self.weight(norm.weight), self.weight(norm.bias)]
         return self.node("LayerNormalization", inputs, axis=-1, epsilon=norm.eps)
 
@@ -87,8 +90,21 @@ class Fused(Operations):
         check_heads(layer, attention)
         bits = self.cache_scales.bits if self.cache_scales else 32
         by_kernels = self.form.by_groups or runs_on_kernels(self.form.core, self.form.precision)
-        own = by_kernels and by_groups(attention.heads, layer.heads, bits)
+        plain = attention.softcap is None and attention.slopes is None
+        own = by_kernels and plain and by_groups(attention.heads, layer.heads, bits)
         return (group_attention if own else group_query_attention)(self, qkv, layer, attention)
+
+    def new_positions(self) -> str:
+        """Return the positions of the new tokens, int64 [B, T], where no operator derives them from the lengths."""
+
+        def make() -> str:
+            length = self.node("Squeeze", [self.node("Shape", ["input_ids"], start=1, end=2), self.integers(0)])
+            back = self.node("Range", [self.node("Sub", [self.integer(1), length]), self.integer(1), self.integer(1)])
+            last = self.node("Cast", [self.last_index], to=TensorProto.INT64)
+            return self.node("Add", [self.node("Unsqueeze", [last, self.integers(1)]), back])
+
+        name: str = self.once("new positions", make)
+        return name
 
     def last(self, x: str) -> str:
         if self.all_logits:
@@ -120,27 +136,48 @@ class Fused(Operations):
 def group_query_attention(graph: Fused, qkv: str, layer: KvLayer, attention: Attention) -> str:
     """Write attention by ONNX Runtime's operator."""
     parts = normed_parts(graph, qkv, layer, attention) or [qkv, "", ""]
-    tables = graph.rotary_constants(attention.rotary, layer.head_size) if attention.rotary else ("", "")
+    rotary = None if attention.norm_rotated else attention.rotary
+    tables = graph.rotary_constants(rotary, layer.head_size) if rotary else ("", "")
     options: dict[str, int | float | str] = {}
+    if attention.softcap:
+        options["softcap"] = attention.softcap
+        graph.oldest = max(graph.oldest, SOFTCAP_VERSION, key=version_tuple)
     if attention.scale != layer.head_size**-0.5:
         options["scale"] = attention.scale
     if window := window_of(graph, attention):
         options["local_window_size"] = window
-        graph.windowed = True
-    scales = cache_scales(graph, layer)
+        graph.oldest = max(graph.oldest, WINDOW_VERSION, key=version_tuple)
+    more = ["", biases(graph, attention.slopes)] if attention.slopes else []  # position_ids and attention_bias
     if graph.cache_scales:
-        scales = ["", "", "", *scales]  # three inputs that are not used
+        more = [*(more or ["", ""]), "", *cache_scales(graph, layer)]  # head_sink
         options |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
         options["kv_cache_bit_width"] = graph.cache_scales.bits
     mixed = f"attention.{layer.index}"
     graph.node_into(
         "GroupQueryAttention",
-        [*parts, *ports("past_key_values", layer), graph.last_index, graph.total_length, *tables, *scales],
+        [*parts, *ports("past_key_values", layer), graph.last_index, graph.total_length, *tables, *more],
         [mixed, *ports("present", layer)],
         domain=CONTRIB, num_heads=attention.heads, kv_num_heads=layer.heads,
-        do_rotary=int(attention.rotary is not None), **options,
+        do_rotary=int(rotary is not None), **options,
     )  # fmt: skip
     return mixed
+
+
+def biases(graph: Fused, slopes: tuple[float, ...]) -> str:
+    """Return what ALiBi adds to the scores, [1, heads, T, total]: of each head its slope times the key's position."""
+
+    def make() -> str:
+        graph.oldest = max(graph.oldest, BIAS_VERSION, key=version_tuple)
+        total = graph.node("Cast", [graph.total_length], to=TensorProto.INT64)
+        keys = graph.node("Range", [graph.integer(0), total, graph.integer(1)])
+        factors = graph.constant("slopes", np.array(slopes, graph.real)[None, :, None, None])
+        by_key = graph.node("Mul", [graph.to_real(keys), factors])  # [1, heads, 1, total]
+        length = graph.node("Shape", ["input_ids"], start=1, end=2)
+        shape = graph.node("Concat", [graph.integers(1, len(slopes)), length, graph.integers(1)], axis=0)
+        return graph.node("Expand", [by_key, shape])
+
+    name: str = graph.once(("biases", slopes), make)
+    return name
 
 
 def group_attention(graph: Fused, qkv: str, layer: KvLayer, attention: Attention) -> str:
@@ -149,14 +186,15 @@ def group_attention(graph: Fused, qkv: str, layer: KvLayer, attention: Attention
     if parts:
         qkv = graph.node("Concat", parts, axis=-1)
     none = graph.constant("no_angles", np.zeros(1, np.float32))
-    angles = graph.rotary_constants(attention.rotary, layer.head_size) if attention.rotary else (none, none)
+    rotary = None if attention.norm_rotated else attention.rotary
+    angles = graph.rotary_constants(rotary, layer.head_size) if rotary else (none, none)
     mixed = f"attention.{layer.index}"
     graph.node_into(
         "GroupAttention8" if graph.cache_scales else "GroupAttention",
         [qkv, *ports("past_key_values", layer), graph.last_index, *angles, *cache_scales(graph, layer)],
         [mixed, *ports("present", layer)],
         domain=KERNELS_DOMAIN, heads=attention.heads, kv_heads=layer.heads, window=window_of(graph, attention),
-        rotary=int(attention.rotary is not None), scale=float(attention.scale),
+        rotary=int(rotary is not None), scale=float(attention.scale),
     )  # fmt: skip
     return mixed
 
@@ -185,6 +223,11 @@ def normed_parts(graph: Fused, qkv: str, layer: KvLayer, attention: Attention) -
     query = graph.node("Split", [qkv, graph.integers(*sizes)], outputs=3, axis=-1)
 
     def normed(x: str, heads: int, norm: Norm) -> str:
+        if attention.norm_whole:
+            return graph.norm(x, norm)
+        if attention.norm_rotated and attention.rotary:
+            tables = graph.rotary_constants(attention.rotary, size)
+            x = graph.node("RotaryEmbedding", [x, graph.new_positions(), *tables], domain=CONTRIB)
         split = graph.node("Reshape", [x, graph.integers(0, -1, heads, size)])
         return graph.node("Reshape", [graph.norm(split, norm), graph.integers(0, -1, heads * size)])
 

@@ -54,7 +54,7 @@ class Graph:
         batched: whether several sequences can be decoded in one run of a `fused` graph, and none changes the result of
             another.
         note: doc_string of the model's file.
-        windowed: whether an attention operator has a window, whose length versions of ONNX Runtime count differently.
+        oldest: the oldest version of ONNX Runtime that has all options of the graph's operators.
         decode_weight_bytes: bytes of weights that one decode step reads; a weight used twice counts twice.
     """
 
@@ -74,7 +74,7 @@ class Graph:
         self.real = "float16" if form.precision == "fp16" else "float32"
         self.batched = False
         self.note = ""
-        self.windowed = False
+        self.oldest = "1.10"
         self.decode_weight_bytes = 0
         self.inputs: list[Port] = []
         self.outputs: list[Port] = []

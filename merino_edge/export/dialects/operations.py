@@ -1,7 +1,10 @@
 """The operations of a decoder (`families/graph_ops`) that both dialects write alike."""
 
+import numpy as np
+
 from merino_edge.export.dialects.graph import Graph
 from merino_edge.export.dialects.matmuls import matmul, quantized_head, table_rows
+from merino_edge.families.graph_ops import Norm
 
 
 class Operations(Graph):
@@ -21,9 +24,21 @@ class Operations(Graph):
         owners = self.once("owners", lambda: {one: joined for joined in self.matrices for one in joined.split("+")})
         return list(dict.fromkeys(owners.get(name, "+".join(names)) for name in names))
 
-    def head(self, x: str, table: str) -> None:
+    def head(self, x: str, table: str, bias: str | None = None, softcap: float | None = None) -> None:
         logits = quantized_head(self, x, table) if table in self.matrices else self.float_head(x, table)
-        self.logits(logits, self.weights[table].shape[0])
+        if bias:
+            logits = self.add(logits, self.vector([bias]))
+        self.logits(self.capped(logits, softcap) if softcap else logits, self.weights[table].shape[0])
+
+    def capped(self, x: str, softcap: float) -> str:
+        """Return softcap * tanh(x / softcap)."""
+        return self.scale(self.node("Tanh", [self.scale(x, 1 / softcap)]), softcap)
+
+    def norm_weight(self, norm: Norm) -> str:
+        """Store the factors of a norm; ones for a norm without a weight."""
+        if norm.weight:
+            return self.weight(norm.weight)
+        return self.constant(f"ones_{norm.width}", np.ones(norm.width, self.real))
 
     def float_head(self, x: str, table: str) -> str:
         raise NotImplementedError

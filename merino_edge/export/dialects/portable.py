@@ -52,9 +52,20 @@ class Portable(Operations):
         mask = self.node("Mul", [self.to_real(hidden), self.scalar(MASKED)])
         return self.node("Unsqueeze", [mask, self.integers(*axes)])
 
-    def _masks(self, window: int | None) -> tuple[str, str]:
-        """Return the masks of cached slots [1, 1, 1 or T, context] and of new positions [1, 1, T, T]. Slot n holds
-        position n."""
+    def _masks(self, window: int | None, slopes: tuple[float, ...] | None) -> tuple[str, str]:
+        """Return the masks of cached slots [1, 1 or heads, 1 or T, context] and of new positions [1, 1 or heads, T, T].
+        Slot n holds position n. `slopes`: of each head, what is added per position of the key."""
+        if slopes:
+
+            def sloped() -> list[str]:
+                factors = self.constant("slopes", np.array(slopes, self.real)[None, :, None, None])
+                keys = self.node("Unsqueeze", [self.to_real(self.key_positions), self.integers(1)])
+                slots = self.constant("real_slots", np.arange(self.context, dtype=self.real)[None, None, None])
+                masks = zip(self._masks(window, None), (slots, keys), strict=True)
+                return [self.add(mask, self.node("Mul", [positions, factors])) for mask, positions in masks]
+
+            cached, new = self.once(("slopes", window), sloped)
+            return cached, new
         if window is None or window >= self.context:
             return self.cached_mask, self.new_mask
 
@@ -81,10 +92,16 @@ class Portable(Operations):
         square = self.node("ReduceMean", [self.node("Mul", [x, x])], axes=[-1])
         eps = self.constant(f"eps_{norm.eps!r}", np.array(norm.eps, np.float32))
         root = self.node("Sqrt", [self.node("Add", [square, eps])])
-        normed = self.node("Mul", [self.node("Div", [x, root]), self.stored(norm.weight, self.weights[norm.weight])])
+        normed = self.node("Mul", [self.node("Div", [x, root]), self._factors(norm)])
         if norm.bias is not None:
             normed = self.add(normed, self.stored(norm.bias, self.weights[norm.bias]))
         return self.to_real(normed) if half else normed
+
+    def _factors(self, norm: Norm) -> str:
+        """Store the factors of a norm in float32; ones for a norm without a weight."""
+        if norm.weight:
+            return self.stored(norm.weight, self.weights[norm.weight])
+        return self.constant(f"ones_{norm.width}", np.ones(norm.width, np.float32))
 
     def add_norm(self, x: str, residual: str, norm: Norm) -> tuple[str, str]:
         total = self.add(x, residual)
@@ -106,16 +123,18 @@ class Portable(Operations):
 
     def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
         query, key, value = self._heads(qkv, layer, attention)  # [1, heads, T, head_size]
-        if attention.query_norm and attention.key_norm:
-            query, key = self.norm(query, attention.query_norm), self.norm(key, attention.key_norm)
+        if not attention.norm_whole and not attention.norm_rotated:
+            query, key = self._normed(query, key, attention)
         if attention.rotary:
             query, key = self._rotate(query, layer, attention.rotary), self._rotate(key, layer, attention.rotary)
+        if attention.norm_rotated:
+            query, key = self._normed(query, key, attention)
         query = self.node("Mul", [query, self.scalar(attention.scale)])
         query = self._as_heads(query, layer.heads, layer, attention)
         for name, new in zip(ports("present", layer), (key, value), strict=True):
             self.node_into("Identity", [new], [name])
         past_key, past_value = ports("past_key_values", layer)
-        cached_mask, new_mask = self._masks(attention.window)
+        cached_mask, new_mask = self._masks(attention.window, attention.slopes)
         cached = self.add(self._scores(query, past_key, layer, attention), cached_mask)  # [1, heads, T, context]
         fresh = self.add(self._scores(query, key, layer, attention), new_mask)  # [1, heads, T, T]
         weights = self.node("Softmax", [self.node("Concat", [cached, fresh], axis=-1)], axis=-1)
@@ -123,6 +142,12 @@ class Portable(Operations):
         from_new = self._mixed(self._part(weights, self.context, END), value, layer, attention)
         mixed = self.node("Transpose", [self.add(from_cache, from_new)], perm=[0, 2, 1, 3])
         return self.node("Reshape", [mixed, self.integers(1, -1, attention.heads * layer.head_size)])
+
+    def _normed(self, query: str, key: str, attention: Attention) -> tuple[str, str]:
+        """Apply the norms of queries and keys, if there are any."""
+        if not attention.query_norm or not attention.key_norm:
+            return query, key
+        return self.norm(query, attention.query_norm), self.norm(key, attention.key_norm)
 
     def _heads(self, qkv: str, layer: KvLayer, attention: Attention) -> list[str]:
         """Split packed heads into query [1, heads, T, head_size], and key and value [1, layer.heads, T, head_size]."""
@@ -133,7 +158,10 @@ class Portable(Operations):
             sizes = self.integers(*(count * layer.head_size for count in heads))
             split = self.node("Split", [qkv, sizes], outputs=3, axis=-1)
         shapes = [self.integers(1, -1, count, layer.head_size) for count in heads]
-        parts = zip((split, f"{split}.1", f"{split}.2"), shapes, strict=True)
+        query, key = split, f"{split}.1"
+        if attention.norm_whole:
+            query, key = self._normed(query, key, attention)
+        parts = zip((query, key, f"{split}.2"), shapes, strict=True)
         return [self.node("Transpose", [self.node("Reshape", part)], perm=[0, 2, 1, 3]) for part in parts]
 
     def _as_heads(self, x: str, count: int, layer: KvLayer, attention: Attention) -> str:
@@ -164,6 +192,7 @@ class Portable(Operations):
     def _scores(self, query: str, key: str, layer: KvLayer, attention: Attention) -> str:
         """Return the scores [1, heads, T, n] of grouped queries and keys [1, layer.heads, n, head_size]."""
         scores = self.node("MatMul", [query, self.node("Transpose", [key], perm=[0, 1, 3, 2])])
+        scores = self.capped(scores, attention.softcap) if attention.softcap else scores
         return self._as_heads(scores, attention.heads, layer, attention)
 
     def _mixed(self, weights: str, value: str, layer: KvLayer, attention: Attention) -> str:

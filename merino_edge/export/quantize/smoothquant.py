@@ -84,8 +84,11 @@ def sites_of(decoder: Decoder) -> Iterator[Site]:
     help.
     """
     for layer in decoder.layers:
-        yield Site(layer.attention_norm, layer.qkv)
-        yield Site(layer.ffn_norm, layer.up)
+        shared = decoder.parallel and not layer.ffn_norm  # the FFN reads the attention's input
+        if layer.attention_norm:
+            yield Site(layer.attention_norm, Linear(layer.qkv.weights + layer.up.weights) if shared else layer.qkv)
+        if layer.ffn_norm:
+            yield Site(layer.ffn_norm, layer.up)
         if layer.gated:
             yield Site(layer.up, layer.down)
     if decoder.head != decoder.embedding:

@@ -17,7 +17,7 @@ from merino_runtime.errors import MerinoError
 
 ROPE_FACTORS = "rope_freqs.weight"
 HEAD = "output.weight"
-LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+LONG_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 LARGEST = 1 << 40
 SIZES = {  # by key of most families' config.json
     "hidden_size": "embedding_length", "num_hidden_layers": "block_count",
@@ -29,8 +29,8 @@ SIZES = {  # by key of most families' config.json
 # not 0 may change the logits, so the file is refused.
 NEUTRAL: Mapping[str, Any] = {
     "vocab_size": None, "expert_used_count": None, "rope.scaling.finetuned": None,
-    "rope.scaling.original_context_length": None, "attention.causal": True, "embedding_scale": 1, "residual_scale": 1,
-    "logit_scale": 1, "rope.scaling.attn_factor": 1,
+    "attention.causal": True, "embedding_scale": 1, "residual_scale": 1, "logit_scale": 1,
+    "rope.scaling.attn_factor": 1,
 }  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         raise MerinoError(f"{file.path} describes {layers:,} layers and has {len(file.tensors):,} tensors. {AGAIN}")
     config = ARCHITECTURES[name](metadata)
     metadata.refuse_others()
-    return {**config, **special_ids(file.metadata), "vocab_size": vocabulary(metadata)}
+    return {"pad_token_id": None, **config, **special_ids(file.metadata), "vocab_size": vocabulary(metadata)}
 
 
 def special_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
@@ -143,99 +143,143 @@ def vocabulary(metadata: Metadata) -> int:
 
 
 def rotary(metadata: Metadata, default: float = 10000.0) -> dict[str, Any]:
-    """Return `rope_parameters`, with the scaling that the file stores as factors of the frequencies.
+    """Return `rope_parameters`: the scaling is in tensors with a divisor per frequency, or in the metadata.
 
-    Raise MerinoError for a scaling by the metadata. As in llama.cpp its type is linear where none is stated.
+    Raise MerinoError for a kind of scaling that is not known. As in llama.cpp it is linear where none is stated.
     """
     kind = metadata.value("rope.scaling.type", "linear")
-    factors = {key: metadata.value(key, 0) for key in ("rope.scaling.factor", "rope.scale_linear")}
-    if kind != "none" and (kind != "linear" or any(value not in (0, 1) for value in factors.values())):
-        stated = {"rope.scaling.type": kind, **factors}
-        listed = [f"{metadata.architecture}.{key} is {shown(value)}" for key, value in stated.items() if value]
-        raise MerinoError(
-            f"{metadata.file.path} scales its rotary frequencies by its metadata ({'; '.join(listed)}): exported are"
-            f" frequencies without scaling, or with Llama 3's in {ROPE_FACTORS}"
-        )
+    factor = max(metadata.value(key, 0) or 0 for key in ("rope.scaling.factor", "rope.scale_linear"))
+    original, context = metadata.value("rope.scaling.original_context_length"), metadata.count("context_length")
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": metadata.real("rope.freq_base", default)}
-    if metadata.tensor(ROPE_FACTORS):
-        rope |= llama3_scaling(metadata, rope["rope_theta"])
-    return rope
+    long = metadata.tensor(LONG_FACTORS["long_factor"])
+    tensors = LONG_FACTORS if long else dict.fromkeys(LONG_FACTORS, ROPE_FACTORS)
+    if metadata.tensor(tensors["long_factor"]):
+        factors = {key: weights_of(metadata.file, name).reshape(-1).tolist() for key, name in tensors.items()}
+        magnitude = metadata.real("rope.scaling.attn_factor", 1.0)
+        if magnitude == 1 and set(factors["long_factor"]) == {1.0} == set(factors["short_factor"]):
+            return rope
+        return {
+            **rope, "rope_type": "longrope", **{key: list(map(rounded, values)) for key, values in factors.items()},
+            "factor": 1.0, "attention_factor": magnitude, "original_max_position_embeddings": original or context,
+        }  # fmt: skip
+    if kind == "none" or factor in (0, 1):
+        return rope
+    if kind == "linear":
+        return {**rope, "rope_type": "linear", "factor": rounded(factor)}
+    if kind == "yarn" and original:
+        return {**rope, "rope_type": "yarn", "factor": rounded(factor), "original_max_position_embeddings": original}
+    raise MerinoError(
+        f"{metadata.file.path}: {metadata.architecture}.rope.scaling.type is {shown(kind)}: exported are linear, and"
+        " yarn with its original_context_length"
+    )
 
 
-def llama3_scaling(metadata: Metadata, theta: float) -> dict[str, Any]:
-    """Return the scaling that gives the stored factors, by which llama.cpp divides the frequencies. Published models
-    differ only in `factor`."""
-    stored = weights_of(metadata.file, ROPE_FACTORS).reshape(-1)
-    factor = rounded(float(stored.max()))
-    if factor == 1:
-        return {}
-    scaling = {**LLAMA3, "factor": factor}
-    expected = llama3_factors(2 * len(stored), theta, scaling)
-    if not np.allclose(stored, expected, rtol=1e-4):
-        raise MerinoError(
-            f"{metadata.file.path}: {ROPE_FACTORS} is no scaling that is exported: known is llama3 with low_freq_factor"
-            " 1, high_freq_factor 4 and original_max_position_embeddings 8192"
-        )
-    return {"rope_type": "llama3", **scaling}
-
-
-def llama3_factors(size: int, theta: float, scaling: Mapping[str, float]) -> np.ndarray:
-    """float32 [size / 2] of Llama 3.1's rule: long waves are stretched by `factor`, short ones are not, those between
-    them in proportion."""
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    waves = 2 * np.pi * theta ** (np.arange(0, size, 2) / size)
-    smooth = np.clip((scaling["original_max_position_embeddings"] / waves - low) / (high - low), 0, 1)
-    factors: np.ndarray = (1 / ((1 - smooth) / scaling["factor"] + smooth)).astype(np.float32)
-    return factors
-
-
-def rms_decoder(metadata: Metadata, kind: str) -> dict[str, Any]:
-    """Return the keys that llama and its kin share: RMSNorm, gated FFN, rotary positions over the whole head."""
+def rms_decoder(metadata: Metadata, kind: str, **more: Any) -> dict[str, Any]:
+    """Return the keys that llama and its kin share: RMSNorm, gated FFN, rotary positions over the whole head. `more`:
+    further keys of the family; None leaves a key out."""
     width, heads = metadata.count("embedding_length"), metadata.same_count("attention.head_count")
     head_size = metadata.count("attention.key_length", max(1, width // heads))
-    for key in ("attention.value_length", "rope.dimension_count"):
+    part = "partial_rotary_factor" in more
+    for key in ("attention.value_length", *(() if part else ("rope.dimension_count",))):
         if metadata.count(key, head_size) != head_size:
             raise MerinoError(
                 f"{metadata.file.path}: {metadata.architecture}.{key} is {metadata.count(key)}, supported is the"
                 f" size of a head, {head_size}"
             )
-    return {
+    if "head_dim" in more and head_size * heads != width:
+        raise MerinoError(f"{metadata.file.path}: the heads of {kind} must together be as wide as the model")
+    words = {
         "model_type": kind,
         **metadata.sizes(SIZES),
         "num_key_value_heads": metadata.same_count("attention.head_count_kv", heads),
         "head_dim": head_size,
-        "rms_norm_eps": metadata.real("attention.layer_norm_rms_epsilon"),
         "rope_parameters": rotary(metadata),
         "hidden_act": "silu",
         "tie_word_embeddings": not metadata.tensor(HEAD),
+        **more,
     }
+    if "rms_norm_eps" not in more:
+        words["rms_norm_eps"] = metadata.real("attention.layer_norm_rms_epsilon")
+    if part:
+        turned = metadata.count("rope.dimension_count", head_size)
+        words["rope_parameters"]["partial_rotary_factor"] = turned / head_size
+    return {key: value for key, value in words.items() if key not in more or value is not None}
+
+
+WHOLE: dict[str, Any] = {"head_dim": None}  # the class has no head_dim: the heads are as wide as the model
+PART: dict[str, Any] = {"partial_rotary_factor": None}
+LAYER_NORM: dict[str, Any] = {"rms_norm_eps": None}
 
 
 def llama(metadata: Metadata) -> dict[str, Any]:
-    return {**rms_decoder(metadata, "llama"), "attention_bias": metadata.tensor("blk.0.attn_q.bias"),
-            "mlp_bias": metadata.tensor("blk.0.ffn_up.bias")}  # fmt: skip
+    bias, mlp_bias = metadata.tensor("blk.0.attn_q.bias"), metadata.tensor("blk.0.ffn_up.bias")
+    return rms_decoder(metadata, "llama", attention_bias=bias, mlp_bias=mlp_bias)
 
 
-def qwen2(metadata: Metadata) -> dict[str, Any]:
-    words = rms_decoder(metadata, "qwen2")
-    if words.pop("head_dim") * words["num_attention_heads"] != words["hidden_size"]:
-        raise MerinoError(f"{metadata.file.path}: the heads of qwen2 must together be as wide as the model")
-    return {**words, "use_sliding_window": False}
+def of_layers(metadata: Metadata, period: int) -> list[bool]:
+    """Return for each layer whether it is not the last one of `period`."""
+    return [bool((index + 1) % period) for index in range(metadata.count("block_count"))]
 
 
-def qwen3(metadata: Metadata) -> dict[str, Any]:
-    return {**rms_decoder(metadata, "qwen3"), "attention_bias": False, "use_sliding_window": False}
+def windows(metadata: Metadata, period: int) -> dict[str, Any]:
+    """Return the window of the layers that have one: all but every `period`th; without a window none has."""
+    window = metadata.value("attention.sliding_window") or None
+    kinds = {True: "sliding_attention", False: "full_attention"}
+    pattern = metadata.count("attention.sliding_window_pattern", period)
+    listed = [kinds[windowed and window is not None] for windowed in of_layers(metadata, pattern)]
+    return {"sliding_window": window, "layer_types": listed}
+
+
+def smollm3(metadata: Metadata) -> dict[str, Any]:
+    rotated = [int(index) for index in of_layers(metadata, 4)]
+    return rms_decoder(metadata, "smollm3", no_rope_layers=rotated, **WHOLE)
+
+
+def exaone4(metadata: Metadata) -> dict[str, Any]:
+    found = windows(metadata, 4)
+    return rms_decoder(metadata, "exaone4", **found) | {"sliding_window": found["sliding_window"]}
+
+
+def phi3(metadata: Metadata) -> dict[str, Any]:
+    window = metadata.value("attention.sliding_window") or None
+    context = metadata.value("rope.scaling.original_context_length") or metadata.count("context_length")
+    words = rms_decoder(metadata, "phi3", **WHOLE, **PART)
+    return {**words, "sliding_window": window, "original_max_position_embeddings": context}
+
+
+def stablelm(metadata: Metadata) -> dict[str, Any]:
+    eps = metadata.real("attention.layer_norm_epsilon")
+    bias, parallel = metadata.tensor("blk.0.attn_q.bias"), metadata.value("use_parallel_residual", False)
+    words = rms_decoder(metadata, "stablelm", **WHOLE, **PART, **LAYER_NORM)
+    return {**words, "layer_norm_eps": eps, "use_qkv_bias": bias, "use_parallel_residual": parallel}
+
+
+def phi(metadata: Metadata) -> dict[str, Any]:
+    eps = metadata.real("attention.layer_norm_epsilon")
+    words = rms_decoder(metadata, "phi", **WHOLE, **PART, **LAYER_NORM)
+    return {**words, "layer_norm_eps": eps, "hidden_act": "gelu_new"}
+
+
+def gemma(metadata: Metadata) -> dict[str, Any]:
+    return rms_decoder(metadata, "gemma", hidden_act="gelu_pytorch_tanh")
+
+
+def gemma2(metadata: Metadata) -> dict[str, Any]:
+    words = rms_decoder(metadata, "gemma2", hidden_act=None, **windows(metadata, 2))
+    return {
+        **words,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": words["head_dim"],
+        "attn_logit_softcapping": metadata.real("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": metadata.real("final_logit_softcapping", 30.0),
+    }
 
 
 def granite(metadata: Metadata) -> dict[str, Any]:
-    words = rms_decoder(metadata, "granite")
-    head_size = words.pop("head_dim")
-    if head_size * words["num_attention_heads"] != words["hidden_size"]:
-        raise MerinoError(f"{metadata.file.path}: the heads of granite must together be as wide as the model")
+    words = rms_decoder(metadata, "granite", attention_bias=False, mlp_bias=False, **WHOLE)
+    head_size = words["hidden_size"] // words["num_attention_heads"]
     return {
         **words,
-        "attention_bias": False,
-        "mlp_bias": False,
         "embedding_multiplier": metadata.real("embedding_scale", 1.0),
         "residual_multiplier": metadata.real("residual_scale", 1.0),
         "attention_multiplier": metadata.real("attention.scale", head_size**-0.5),
@@ -246,25 +290,17 @@ def granite(metadata: Metadata) -> dict[str, Any]:
 def gemma3(metadata: Metadata) -> dict[str, Any]:
     """Return the keys of Gemma 3. Every sixth layer attends to all positions, the others to a window, with rotary
     frequencies of their own."""
-    words = rms_decoder(metadata, "gemma3_text")
-    del words["hidden_act"]
+    words = rms_decoder(metadata, "gemma3_text", hidden_act=None, attention_bias=False, **windows(metadata, 6))
     if not words["tie_word_embeddings"]:
         raise MerinoError(f"{metadata.file.path} has {HEAD}, supported is a gemma3 whose head is its embedding")
-    period = metadata.count("attention.sliding_window_pattern", 6)
-    layers = words["num_hidden_layers"]
-    everywhere = rotary(metadata, 1e6)
     return {
         **words,
         "hidden_activation": "gelu_pytorch_tanh",
-        "attention_bias": False,
         "query_pre_attn_scalar": words["head_dim"],
         "sliding_window": metadata.count("attention.sliding_window"),
-        "layer_types": [
-            "sliding_attention" if (index + 1) % period else "full_attention" for index in range(layers)
-        ],
         "rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": metadata.real("rope.freq_base_swa", 1e4)},
-            "full_attention": everywhere,
+            "full_attention": rotary(metadata, 1e6),
         },
         "final_logit_softcapping": None,
         "attn_logit_softcapping": None,
@@ -300,6 +336,12 @@ def gpt_neox(metadata: Metadata) -> dict[str, Any]:
 
 
 ARCHITECTURES: Mapping[str, Callable[[Metadata], dict[str, Any]]] = {
-    "llama": llama, "qwen2": qwen2, "qwen3": qwen3, "granite": granite, "gemma3": gemma3, "gpt2": gpt2,
-    "gptneox": gpt_neox,
+    "llama": llama,
+    "qwen2": lambda metadata: rms_decoder(metadata, "qwen2", use_sliding_window=False, **WHOLE),
+    "qwen3": lambda metadata: rms_decoder(metadata, "qwen3", attention_bias=False, use_sliding_window=False),
+    "ernie4_5": lambda metadata: rms_decoder(metadata, "ernie4_5", use_bias=False),
+    "olmo2": lambda metadata: rms_decoder(metadata, "olmo2", attention_bias=False, **WHOLE),
+    "hunyuan-dense": lambda metadata: rms_decoder(metadata, "hunyuan_v1_dense", attention_bias=False),
+    "smollm3": smollm3, "exaone4": exaone4, "phi3": phi3, "stablelm": stablelm, "granite": granite, "gemma": gemma,
+    "gemma2": gemma2, "gemma3": gemma3, "gpt2": gpt2, "gptneox": gpt_neox, "phi2": phi,
 }  # fmt: skip

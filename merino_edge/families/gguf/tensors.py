@@ -12,16 +12,17 @@ import numpy as np
 from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
 from merino_edge.families.gguf.blocks import bits_of, blocks_of, weights_of
-from merino_edge.families.gguf.config import ROPE_FACTORS
+from merino_edge.families.gguf.config import LONG_FACTORS, ROPE_FACTORS
 from merino_edge.families.gguf.file import AGAIN, GgufFile
 from merino_edge.families.weights import Blocks
 from merino_edge.families.weights import Layout as GraphLayout
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
 
-PAIRS_APART = ("llama", "granite")  # llama.cpp rotates neighbors there, Hugging Face halves: the rows are reordered
+# llama.cpp rotates neighbors there, and Hugging Face halves: the rows are in another order.
+PAIRS_APART = ("llama", "granite", "smollm3")
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # of GPT-2: [in, out] in Hugging Face
-UNUSED = {ROPE_FACTORS}  # read into the configuration
+UNUSED = {ROPE_FACTORS, *LONG_FACTORS.values()}  # read into the configuration
 
 
 class Layout(NamedTuple):
@@ -66,7 +67,7 @@ def layout(architecture: str, config: Mapping[str, Any], name: str, stored: str)
         of_part = heads if part == "attn_q" else int(config["num_key_value_heads"])
         size = int(config.get("head_dim") or config["hidden_size"] // heads)
         return Layout(stored, halves_together(of_part, size))
-    if architecture == "gemma3" and part.endswith("_norm"):
+    if architecture in ("gemma", "gemma2", "gemma3") and part.endswith("_norm"):
         return Layout(stored, added=-1.0)
     if architecture == "gptneox" and part == "attn_qkv":
         size = int(config["hidden_size"]) // heads

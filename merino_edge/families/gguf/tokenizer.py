@@ -44,19 +44,25 @@ class Words(NamedTuple):
     begins: bool = False
 
 
-GPT2 = Words()
-DIGITS = Words(digits=True)
-LLAMA3 = f"{CONTRACTIONS}|{REST % '{1,3}'}"
-WORDS: Mapping[str, Words] = {
-    "gpt-2": GPT2, "phi-2": GPT2, "olmo": GPT2, "mpt": GPT2, "jais": GPT2, "gpt-neox": GPT2, "granite-docling": GPT2,
-    "smollm": DIGITS, "starcoder": DIGITS, "refact": DIGITS, "command-r": DIGITS, "codeshell": DIGITS,
-    "exaone": DIGITS, "minerva-7b": DIGITS,
-    "qwen2": Words(f"{CONTRACTIONS}|{REST % ''}", normalizer="NFC"),
-    "stablelm2": Words(f"{CONTRACTIONS}|{REST % ''}"),
-    "llama-bpe": Words(LLAMA3, whole=True, begins=True), "llama3": Words(LLAMA3, whole=True, begins=True),
-    "llama-v3": Words(LLAMA3, whole=True, begins=True),
-    "dbrx": Words(LLAMA3), "smaug-bpe": Words(LLAMA3),
+LLAMA3 = Words(f"{CONTRACTIONS}|{REST % '{1,3}'}", whole=True, begins=True)
+QWEN2 = Words(f"{CONTRACTIONS}|{REST % ''}", normalizer="NFC")
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{CONTRACTIONS}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# By the names that share them, as llama.cpp groups them.
+GROUPS: Mapping[str, Words] = {
+    "gpt-2 phi-2 jina-es jina-de jina-v2-es jina-v2-de gigachat a.x-4.0 mellum modern-bert exaone4 olmo mpt jais"
+    " gpt-neox granite-docling": Words(),
+    "smollm starcoder refact command-r codeshell exaone minerva-7b": Words(digits=True),
+    "qwen2 deepseek-r1-qwen megrez kormo f2llmv2": QWEN2,
+    "stablelm2": QWEN2._replace(normalizer=None),
+    "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2": LLAMA3,
+    "dbrx smaug-bpe": LLAMA3._replace(whole=False, begins=False),
+    "gpt-4o llama4 kanana2": Words(GPT4O),
 }  # fmt: skip
+WORDS: Mapping[str, Words] = {name: words for names, words in GROUPS.items() for name in names.split()}
 
 
 class Tokens(NamedTuple):

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import numpy as np
 
-from merino_edge.families.gguf.config import ROPE_FACTORS, SIZES, llama3_factors
+from merino_edge.families.gguf.config import LONG_FACTORS, ROPE_FACTORS, SIZES
 from merino_edge.families.gguf.tensors import Layout, layout
+from merino_edge.families.rotary import rope_facts, turned_channels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 # By `model_type`: the architecture's name in a GGUF.
 ARCHITECTURES = {
     "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "granite": "granite", "gemma3_text": "gemma3", "gpt2": "gpt2",
-    "gpt_neox": "gptneox",
+    "gpt_neox": "gptneox", "ernie4_5": "ernie4_5", "olmo2": "olmo2", "hunyuan_v1_dense": "hunyuan-dense",
+    "smollm3": "smollm3", "exaone4": "exaone4", "phi3": "phi3", "stablelm": "stablelm", "gemma": "gemma",
+    "gemma2": "gemma2", "phi": "phi2", "mistral": "llama",
 }  # fmt: skip
 EMBEDDINGS = ("token_embd.weight", "output.weight")
 
@@ -80,9 +83,11 @@ def tensors_of(
         values = as_stored(value.detach().float().numpy(), layout(architecture, words_of(config), name, stored))
         whole = values.ndim == 1 or stored.startswith("position_embd")
         yield stored, values, "F32" if whole else embedding if stored in EMBEDDINGS else matrices
-    rope = rope_of(config)
-    if rope.get("rope_type") == "llama3":
-        yield ROPE_FACTORS, llama3_factors(head_size_of(config), rope["rope_theta"], rope), "F32"
+    scaling = scaling_of_config(config)
+    if scaling:
+        divisors = np.array(scaling["divisors"], np.float32)
+        for stored in LONG_FACTORS.values() if architecture == "phi3" else (ROPE_FACTORS,):
+            yield stored, divisors, "F32"
 
 
 def as_stored(value: np.ndarray, form: Layout) -> np.ndarray:
@@ -120,6 +125,16 @@ def rope_of(config: Any) -> dict[str, Any]:
     return rope.get("full_attention", rope)
 
 
+def scaling_of_config(config: Any) -> dict[str, Any] | None:
+    """Return the divisors of the rotary frequencies, and the factor of cos and sin; None without a scaling."""
+    rope = rope_of(config)
+    if not rope:
+        return None
+    facts = rope_facts(rope, turned_channels(rope, head_size_of(config)), config.max_position_embeddings)
+    scaling: dict[str, Any] | None = facts["rope_scaling"]
+    return scaling
+
+
 def facts(architecture: str, config: Any) -> dict[str, Any]:
     """Return the metadata by key, without the architecture's name before it."""
     head_size = head_size_of(config)
@@ -129,20 +144,30 @@ def facts(architecture: str, config: Any) -> dict[str, Any]:
         return {**known, "attention.layer_norm_epsilon": float(config.layer_norm_epsilon)}
     rope = rope_of(config)
     known["rope.freq_base"] = float(rope["rope_theta"])
+    known["rope.dimension_count"] = turned_channels(rope, head_size)
+    if architecture in ("gptneox", "stablelm", "phi2"):
+        known["attention.layer_norm_epsilon"] = float(config.layer_norm_eps)
+    else:
+        known["attention.layer_norm_rms_epsilon"] = float(config.rms_norm_eps)
+    if architecture in ("gptneox", "stablelm"):
+        known["use_parallel_residual"] = bool(config.use_parallel_residual)
     if architecture == "gptneox":
-        turned = round(head_size * rope.get("partial_rotary_factor", 1.0))
-        return {
-            **known, "attention.layer_norm_epsilon": float(config.layer_norm_eps), "rope.dimension_count": turned,
-            "use_parallel_residual": bool(config.use_parallel_residual),
-        }  # fmt: skip
+        return known
     known |= {
-        "attention.head_count_kv": config.num_key_value_heads,
-        "attention.key_length": head_size,
-        "attention.value_length": head_size,
-        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        "rope.dimension_count": head_size,
-        "vocab_size": config.vocab_size,
-    }
+        "attention.head_count_kv": config.num_key_value_heads, "attention.key_length": head_size,
+        "attention.value_length": head_size, "vocab_size": config.vocab_size,
+    }  # fmt: skip
+    scaling = scaling_of_config(config)
+    if architecture == "phi3" and scaling:
+        known |= {
+            "rope.scaling.attn_factor": scaling["magnitude"],
+            "rope.scaling.original_context_length": config.max_position_embeddings,
+        }
+    if architecture in ("phi3", "gemma2", "exaone4") and config.sliding_window:
+        known["attention.sliding_window"] = config.sliding_window
+    if architecture == "gemma2":
+        known["attn_logit_softcapping"] = float(config.attn_logit_softcapping)
+        known["final_logit_softcapping"] = float(config.final_logit_softcapping)
     if architecture == "gemma3":
         known["attention.sliding_window"] = config.sliding_window
     if architecture == "granite":

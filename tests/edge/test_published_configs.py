@@ -1,0 +1,100 @@
+"""config.json of 60 popular small models: each is judged as expected, and those that export do so in tiny.
+
+`published_configs.jsonl` has the facts of each config.json, without long lists that do not matter, and the verdict.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from merino_edge.export.export import export
+from merino_edge.export.source import load_source
+from merino_edge.families.hugging_face import checked_geometry, read_config
+from merino_runtime.backends import open_backend
+from merino_runtime.errors import MerinoError
+
+FILE = Path(__file__).resolve().parents[1] / "published_configs.jsonl"
+PUBLISHED = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
+EXPORTED = [entry for entry in PUBLISHED if entry["verdict"] == "exported"]
+PROMPT, STEPS, CONTEXT = 24, 16, 64
+SIZES = {  # of the tiny model; a key that the published config.json does not have stays absent
+    "vocab_size": 311, "max_position_embeddings": CONTEXT, "n_positions": CONTEXT, "intermediate_size": 160,
+    "ffn_dim": 160, "shared_intermediate_size": 160, "intermediate_size_mlp": 160, "sliding_window": 12,
+    "window_size": 12, "original_max_position_embeddings": CONTEXT, "bos_token_id": 1, "eos_token_id": 2,
+    "pad_token_id": 0,
+}  # fmt: skip
+WIDTHS = ("hidden_size", "n_embd", "n_embed", "word_embed_proj_dim")
+HEADS = ("num_attention_heads", "num_heads", "n_head")
+
+
+def tiny(config):
+    """The same config.json with a head of 32 channels, four heads, and six layers if the layers differ."""
+    layers = 6 if any(key in config for key in ("layer_types", "no_rope_layers", "sliding_window_pattern")) else 2
+    small = {key: SIZES.get(key, value) if value is not None else None for key, value in config.items()}
+    kv_heads = config.get("num_key_value_heads")
+    for key, value in config.items():
+        if key in WIDTHS:
+            small[key] = 128
+        elif key in HEADS:
+            small[key] = 4
+        elif key in ("num_hidden_layers", "n_layer", "num_layers"):
+            small[key] = layers
+        elif key in ("layer_types", "no_rope_layers", "attention_layers"):
+            small[key] = value[-layers:]
+        elif key == "attention_types":
+            small[key] = [[value[0][0], 1]]
+        elif key in ("rope_scaling", "rope_parameters") and isinstance(value, dict):
+            small[key] = {name: part[:12] if isinstance(part, list) else part for name, part in value.items()}
+    heads = next(config[key] for key in HEADS if key in config)
+    if kv_heads:
+        small["num_key_value_heads"] = 4 if kv_heads == heads else 2
+    if config.get("head_dim"):
+        small["head_dim"] = 32
+    return small
+
+
+def ids(entries):
+    return [entry["model"].rpartition("/")[2] for entry in entries]
+
+
+def test_there_are_as_many_as_the_project_promises():
+    assert len(PUBLISHED) == 60 and len(EXPORTED) >= 50
+    assert len({entry["model"] for entry in PUBLISHED}) == 60
+
+
+@pytest.mark.parametrize("entry", PUBLISHED, ids=ids(PUBLISHED))
+def test_a_published_config_is_judged_as_expected_and_a_refusal_has_a_next_step(entry, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(entry["config"]))
+    if entry["verdict"] == "exported":
+        geometry = checked_geometry(read_config(tmp_path), tmp_path)
+        assert geometry.vocab == entry["config"]["vocab_size"]
+        return
+    with pytest.raises(MerinoError) as caught:
+        checked_geometry(read_config(tmp_path), tmp_path)
+    assert entry["verdict"] in str(caught.value) and "merino-edge export" in str(caught.value)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("entry", EXPORTED, ids=ids(EXPORTED))
+def test_a_published_config_exports_in_tiny_and_continues_as_transformers_does(entry, tmp_path, randomize):
+    words = tiny(entry["config"])
+    config = AutoConfig.for_model(words.pop("model_type"), **words)
+    model = randomize(AutoModelForCausalLM.from_config(config, dtype=torch.float32), 3)
+    model.save_pretrained(tmp_path / "checkpoint")
+    path = tmp_path / "checkpoint" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **words, "architectures": None}))
+    bundle = export(load_source(str(tmp_path / "checkpoint")), tmp_path / "bundle").bundle
+    prompt = [(37 + 7 * index) % 300 + 3 for index in range(PROMPT)]
+    with torch.no_grad():
+        expected = model.generate(
+            torch.tensor([prompt]), max_new_tokens=STEPS, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+    backend = open_backend(bundle)
+    continued = [int(backend.prefill(prompt).argmax())]
+    while len(continued) < STEPS:
+        continued.append(int(backend.step(continued[-1]).argmax()))
+    backend.close()
+    assert continued == expected[0, PROMPT:].tolist()
