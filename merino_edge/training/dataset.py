@@ -222,8 +222,8 @@ def run_order(sizes: Sequence[int], shares: Sequence[float], count: int, seed: i
     """Return the group and the row of each of a run's `count` places.
 
     Every group gets its share of each PATTERN places, shuffled. A group's rows are read in passes: each pass reads all
-    rows once, in another order. A shorter run of the same seed reads the same first rows. Raises MerinoError for a share
-    of less than one place.
+    rows once, in another order. A shorter run of the same seed reads the same first rows. Raises MerinoError for a
+    share of less than one place.
     """
     bounds = np.cumsum(shares) / sum(shares)
     pattern = np.searchsorted(bounds[:-1], (np.arange(PATTERN) + 0.5) / PATTERN, "right").astype(np.uint16)
