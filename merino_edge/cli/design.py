@@ -19,7 +19,7 @@ from merino_edge.cli.options import (
     Precision,
     Prompt,
     Vocab,
-    opened,
+    parse_choices,
     parse_confidence,
     with_budgets,
 )
@@ -93,7 +93,7 @@ def design(
         raise MerinoError(f"--tokens {tokens:g} and --data are two numbers of tokens: give one of them")
     if scoring == MERINO and (tokens is not None or data):
         raise MerinoError("the paper's score ignores the training text: leave --tokens and --data out")
-    choices = opened(vocab, precision, kv)
+    choices = parse_choices(vocab, precision, kv)
     for option, values in zip(("--vocab", "--precision", "--kv"), choices.values(), strict=True):
         if scoring == MERINO and values and len(values) > 1:
             raise MerinoError(f"{option} is a list, and the paper's score cannot compare its values: give one")
@@ -106,7 +106,7 @@ def design(
 
     # 2. Load or measure the board, and take its defaults for what is not given.
     profile = board(device, say, backend)
-    longest, length = default_lengths(profile, context, prompt)
+    slots, prompt_tokens = default_lengths(profile, context, prompt)
     limits = with_board_defaults(limits, profile) if preset is None else PRESETS[preset]
 
     def search(within: "Mapping[str, float]", like: "Design | None" = None) -> "Design":
@@ -117,12 +117,12 @@ def design(
         with working(f"searching for {profile.name}"):
             if scoring != MERINO:
                 return best_design(
-                    profile, within, context=longest, prompt=length, tokens=tokens, confidence=level, **given
+                    profile, within, context=slots, prompt=prompt_tokens, tokens=tokens, confidence=level, **given
                 )  # fmt: skip
             one_vocab, one_precision, one_kv = (next(iter(values or ()), None) for values in given.values())
             space = PAPER_SPACE if one_vocab is None else replace(PAPER_SPACE, vocab=one_vocab)
             return design_by_paper(
-                profile, within, space=space, context=longest, prompt=length, precision=one_precision, kv=one_kv,
+                profile, within, space=space, context=slots, prompt=prompt_tokens, precision=one_precision, kv=one_kv,
                 confidence=level,
             )  # fmt: skip
 
