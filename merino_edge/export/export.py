@@ -153,7 +153,7 @@ def export_planned(
     errors, stored = matrix_errors(weights, matrices), type_counts(source, matrices)
     calibrated = sum(len(name.split("+")) for name, matrix in matrices.items() if matrix.by_gptq)
 
-    # 5. Build the graph.
+    # 5. Build the graph. Its size is known now, so check the disk before the slow steps.
     graph = build_graph(source.arch, weights, matrices, form, scales)
     graph.note = note
     check_folder(out, is_bundle_alone, graph.weight_bytes)
@@ -184,7 +184,8 @@ def export_planned(
             for parameter in source.model.parameters():  # references to the model may remain
                 parameter.data = torch.empty(0)
 
-        # 8. Prove it: compare the logits of each step with torch's, and the answers with the float32 model's.
+        # 8. Prove it: compare logits with torch's, and answers with the float32 model's. Write a quantized bundle's own
+        #    golden ids.
         bundle, error, unrounded = check_parity(load_bundle(str(folder)), golden, bool(errors), form.kv)
         diverges = divergence(bundle, calibration.answers) if plan.compared and calibration.answers else None
     return Exported(
