@@ -95,24 +95,18 @@ def design_of(
     solver: Solver, considered: Considered, tokens: float | None = None,
 ) -> Design:  # fmt: skip
     shape, profile = costs.shape, costs.profile
-    return Design(
-        device=profile.id, backend=profile.backend, architecture=arch, precision=shape.precision, kv=shape.kv,
-        prompt=shape.prompt, budget=dict(limits), searched=dict(limits), entropy=score, scoring=scoring,
-        predicted=costs.predict(arch.operators, limits), training=training_for(arch, tokens), considered=considered,
-        solver=solver, loss_ratio=loss_ratio(arch, costs, scoring) if isinstance(scoring, MeasuredScoring) else None,
-    )  # fmt: skip
-
-
-def training_for(arch: Architecture, tokens: float | None) -> Training:
-    """Return how many tokens suit the decoder and, if `tokens` are given, which decoder size suits these."""
-    weights = params(arch.operators)
-    return Training(
-        tokens=tokens,
-        right_tokens=weights * texts.TOKENS_PER_WEIGHT.value,
+    training = Training(
+        tokens=tokens, right_tokens=params(arch.operators) * texts.TOKENS_PER_WEIGHT.value,
         bytes_per_token=vocabulary.bytes_per_token(arch.vocab),
         most_weights=None if tokens is None else texts.most_weights(tokens),
         most_weights_interval=None if tokens is None else texts.size_interval(tokens),
-    )
+    )  # fmt: skip
+    return Design(
+        device=profile.id, backend=profile.backend, architecture=arch, precision=shape.precision, kv=shape.kv,
+        prompt=shape.prompt, budget=dict(limits), searched=dict(limits), entropy=score, scoring=scoring,
+        predicted=costs.predict(arch.operators, limits), training=training, considered=considered,
+        solver=solver, loss_ratio=loss_ratio(arch, costs, scoring) if isinstance(scoring, MeasuredScoring) else None,
+    )  # fmt: skip
 
 
 def loss_ratio(arch: Architecture, costs: CostModel, scoring: MeasuredScoring) -> Ratio:
