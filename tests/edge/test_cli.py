@@ -192,7 +192,7 @@ REFUSED_WITHOUT_TORCH = [
     (["design", "--device", "raspberry-pi-4", "--decode-ms", "inf"], "Give a number, or leave the option out"),
     (["bench", "embedded", "--baseline", "opt-350m", "-r", "0"], "repetitions is 0, allowed: 1 or more"),
     (["bench", "embedded", "--baseline", "opt-350m", "--timeout", "0"], "timeout is 0 s, allowed: more than 0"),
-    (["bench", "embedded", "--baseline", "opt-350m", "--peers", "all", "--peers-file", "x"], "--peers-file x does not"),
+    (["bench", "embedded", "--baseline", "opt-350m", "--peers", "all", "--peers-file", "x"], "--peers-file x is no file"),
     (["export", "opt-350m", "--context", "9000", "-o", "out"], "--context 9000 is not allowed: choose 8 to 2048"),
     (["generate", "embedded", "Once", "-n", "0"], "0 new tokens were requested, allowed: an integer, 1 or more"),
     (["generate", "embedded", "Once", "--top-p", "3"], "top_p is 3.0, allowed: above 0, up to 1"),
