@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -26,10 +26,8 @@ from merino_edge.cli.options import (
 from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
-    from merino_edge.design.design_file import Design, Measured
-    from merino_edge.profiles.profile import DeviceProfile
+    pass
 
 
 @with_budgets
@@ -61,10 +59,6 @@ def design(
         )
     ] = None,
     confidence: Confidence = CONFIDENCE,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="measure the design on this machine, correct the budgets by the error and"
-                           " search again: at most 3 designs")
-    ] = False,
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option("-o", help="output path of design.json")] = None,
 ) -> None:  # fmt: skip
@@ -109,45 +103,21 @@ def design(
     slots, prompt_tokens = default_lengths(profile, context, prompt)
     limits = with_board_defaults(limits, profile) if preset is None else PRESETS[preset]
 
-    def search(within: "Mapping[str, float]", like: "Design | None" = None) -> "Design":
-        """Return the best design within these limits, with the vocabulary and formats of `like` if it is given."""
-        given: dict[str, Any] = choices if like is None else {
-            "vocabs": [like.architecture.vocab], "precisions": [like.precision], "kvs": [like.kv]
-        }  # fmt: skip
-        with working(f"searching for {profile.name}"):
-            if scoring != MERINO:
-                return best_design(
-                    profile, within, context=slots, prompt=prompt_tokens, tokens=tokens, confidence=level, **given
-                )  # fmt: skip
-            one_vocab, one_precision, one_kv = (next(iter(values or ()), None) for values in given.values())
+    # 3. Search, write the design, print it.
+    with working(f"searching for {profile.name}"):
+        if scoring != MERINO:
+            best = best_design(
+                profile, limits, context=slots, prompt=prompt_tokens, tokens=tokens, confidence=level, **choices
+            )  # fmt: skip
+        else:
+            one_vocab, one_precision, one_kv = (next(iter(values or ()), None) for values in choices.values())
             space = PAPER_SPACE if one_vocab is None else replace(PAPER_SPACE, vocab=one_vocab)
-            return design_by_paper(
-                profile, within, space=space, context=slots, prompt=prompt_tokens, precision=one_precision, kv=one_kv,
+            best = design_by_paper(
+                profile, limits, space=space, context=slots, prompt=prompt_tokens, precision=one_precision, kv=one_kv,
                 confidence=level,
             )  # fmt: skip
-
-    # 3. Search, with --measure again for each design that measures above a limit; then write and print the design.
-    best = search_and_measure(profile, limits, search) if measure else search(limits)
     stdout_is_free = save(out, best.to_json())
     if as_json and stdout_is_free:
         print(best.to_json(), end="")
     elif stdout_is_free:
         print_design(best, profile, device)
-
-
-def search_and_measure(
-    profile: "DeviceProfile", limits: "Mapping[str, float]",
-    search: "Callable[[Mapping[str, float], Design | None], Design]",
-) -> "Design":
-    """Return the best design that keeps `limits` when it is measured on this machine. Raise MerinoError for a profile
-    of another machine."""
-    if profile.id != "host":
-        raise MerinoError(f"--measure measures on this machine, not on a {profile.name}: give --device host with it")
-    from merino_edge.benchmarking.measuring import MOST_DESIGNS, bench_here, measure_design, redesign  # loads torch
-    from merino_edge.cli.terminal import bench_progress, say
-
-    def measure(candidate: "Design") -> "Measured":
-        say(f"measuring {candidate.architecture.shape()}; there are at most {MOST_DESIGNS} designs")
-        return measure_design(candidate, bench_here(bench_progress))
-
-    return redesign(limits, search, measure, say)

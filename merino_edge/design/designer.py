@@ -103,7 +103,7 @@ def design_of(
     )  # fmt: skip
     return Design(
         device=profile.id, backend=profile.backend, architecture=arch, precision=shape.precision, kv=shape.kv,
-        prompt=shape.prompt, budget=dict(limits), searched=dict(limits), entropy=score, scoring=scoring,
+        prompt=shape.prompt, budget=dict(limits), entropy=score, scoring=scoring,
         predicted=costs.predict(arch.operators, limits), training=training, considered=considered,
         solver=solver, loss_ratio=loss_ratio(arch, costs, scoring) if isinstance(scoring, MeasuredScoring) else None,
     )  # fmt: skip

@@ -57,8 +57,8 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
         content = json.loads(result.to_json())
         assert content["schema"] == 5
         assert set(content) == {
-            "schema", "device", "backend", "architecture", "precision", "kv", "prompt", "budget", "searched",
-            "predicted", "measured", "loss_ratio", "entropy", "scoring", "training", "considered", "solver",
+            "schema", "device", "backend", "architecture", "precision", "kv", "prompt", "budget",
+            "predicted", "loss_ratio", "entropy", "scoring", "training", "considered", "solver",
         }
         assert set(content["solver"]) == {"name", "gap", "bound", "seconds", "seed", "members"}
 

@@ -78,7 +78,7 @@ VALUES = {
 DRIVEN_BY = {
     ("recommend", "--json"): "test_recommend.py", ("pareto", "--json"): "test_recommend.py",
     ("pareto", "-o"): "test_recommend.py", ("pareto", "--plot"): "test_recommend.py",
-    ("design", "--json"): "test_cli.py", ("design", "-o"): "test_cli.py", ("design", "--measure"): "test_cli.py",
+    ("design", "--json"): "test_cli.py", ("design", "-o"): "test_cli.py",
     ("check", "--json"): "test_tensorrt_check.py", ("compare", "--json"): "test_records.py",
     ("compare", "--fail-if-slower"): "test_records.py", ("pack", "--json"): "test_pack.py",
     ("flash", "--json"): "test_delivery_ssh_flash.py", ("report", "--device"): "test_report.py",
