@@ -23,8 +23,7 @@ from merino_bench.harness.record import FAILED, RECORD_KEYS, failed_record
 from merino_bench.harness.turns import Turns
 from merino_bench.harness.worker import timed_rounds
 from merino_edge.benchmarking import baselines, engine_models, engine_rows, engines
-from merino_edge.benchmarking.baselines import EXPORTER_ROOMS, baseline_bundles, digest_of, exporter_digest
-from merino_edge.benchmarking.engine_process import lacking
+from merino_edge.benchmarking.baselines import baseline_bundles
 from merino_edge.benchmarking.engine_rows import (
     Peers,
     gguf_file,
@@ -303,13 +302,6 @@ def test_llama_cpp_runs_the_file_of_the_bundles_weights_where_it_is_named(tmp_pa
     assert "is no file of the bundle's weights" in other["flags"][0]
 
 
-def test_a_build_without_what_the_machine_has_is_flagged():
-    described = "CPU : SSE3 = 1 | AVX2 = 1 | F16C = 1 | FMA = 1 | AVX512 = 0 | OPENMP = 1 | "
-    assert lacking(described, {"avx2", "fma", "f16c"}) == []
-    assert lacking(described, {"avx2", "avx512f", "avx512_vnni"}) == ["avx512f", "avx512_vnni"]
-    assert lacking("CPU : NEON = 1 | DOTPROD = 1 | ", {"dotprod", "i8mm"}) == ["i8mm"]
-
-
 @torch.no_grad()
 def test_llama_cpp_built_for_this_machine_runs_in_place_of_the_wheel(tmp_path, kept, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", os.environ["MERINO_USERS_CACHE"])
@@ -372,26 +364,6 @@ def test_a_baseline_of_another_exporter_is_exported_again_and_the_old_one_remove
 
 
 @pytest.mark.usefixtures("tiny_opt")
-def test_the_exporters_digest_is_of_its_sources(tmp_path):
-    """It changes with each byte and each name of a source, and with nothing else."""
-    shutil.copytree(Path(baselines.__file__).parents[1] / "export", tmp_path / "export")
-    digests = {digest_of([tmp_path / "export"])}
-    for change in (
-        lambda: (tmp_path / "export" / "parity.py").open("a").write("#"),
-        lambda: (tmp_path / "export" / "dialects" / "fused.py").rename(tmp_path / "export" / "dialects" / "other.py"),
-        lambda: (tmp_path / "export" / "dialects" / "new.toml").write_text(""),
-    ):
-        change()
-        assert digest_of([tmp_path / "export"]) not in digests
-        digests.add(digest_of([tmp_path / "export"]))
-    (tmp_path / "export" / "__pycache__").mkdir(exist_ok=True)
-    (tmp_path / "export" / "__pycache__" / "parity.pyc").write_text("?")
-    assert digest_of([tmp_path / "export"]) in digests
-    rooms = [Path(baselines.__file__).parents[1] / room for room in EXPORTER_ROOMS]
-    assert exporter_digest() == digest_of(rooms) and all((room / "__init__.py").is_file() for room in rooms)
-
-
-@pytest.mark.usefixtures("tiny_opt")
 def test_it_is_for_the_measured_bundles_kind_of_core(tiny_arch, tmp_path):
     """Else OPT would be some times slower by its graph alone."""
     measured = [tmp_path / core for core in ("no-dotprod", "dotprod")]
@@ -400,12 +372,6 @@ def test_it_is_for_the_measured_bundles_kind_of_core(tiny_arch, tmp_path):
     folders = baseline_bundles("opt-350m", list(map(str, measured)), None, lambda _: None)
     assert [load_bundle(folder).core for folder in folders] == ["no-dotprod", "dotprod"] and len(set(folders)) == 2
     assert baseline_bundles("opt-350m", [str(measured[0])], "int8", print) == folders[:1]
-
-
-@pytest.mark.usefixtures("tiny_opt")
-def test_the_precision_can_be_fixed(bundle_dirs):
-    folders = baseline_bundles("opt-350m", [bundle_dirs["portable"], bundle_dirs["fused"]], "int8", lambda _: None)
-    assert formats(folders) == [("int8", "portable")]
 
 
 @pytest.mark.usefixtures("tiny_opt")

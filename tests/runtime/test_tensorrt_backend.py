@@ -290,17 +290,6 @@ def test_where_a_decode_step_cannot_be_captured_it_is_enqueued(bundle, gpu, trut
     opened.close()
 
 
-def test_a_decode_step_is_one_replay_one_copy_per_group_and_one_wait(backend, gpu):
-    backend.prefill(IDS)
-    backend.step(1)
-    backend.step(2)
-    gpu.calls = []
-    backend.step(3)
-    copies = len(backend._memory.phases[0].copies)
-    assert gpu.calls == ["cudaGraphLaunch"] + ["cudaMemcpy2DAsync"] * copies + ["cudaStreamSynchronize"]
-    assert copies <= len(backend._memory.caches) // 2
-
-
 def test_without_a_driver_the_message_says_so(bundle, gpu):
     gpu.driver = 0
     with pytest.raises(MerinoError, match=r"\(35\).*no NVIDIA driver.*--backend onnxruntime"):

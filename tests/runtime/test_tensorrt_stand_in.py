@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from packed_files import app_bytes, bundle_files, packed_bytes
 
-from merino_runtime.backends import choice, tensorrt_session
+from merino_runtime.backends import choice
 from merino_runtime.backends.choice import choose_backend
-from merino_runtime.backends.cuda import ON_DEVICE, TO_DEVICE, TO_HOST, CudaError, open_cuda
+from merino_runtime.backends.cuda import ON_DEVICE, TO_DEVICE, CudaError, open_cuda
 from merino_runtime.backends.tensorrt_session import Field, aligned, cache_copies, laid_out
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
@@ -42,21 +42,6 @@ def bundle(bundle_dirs):
 
 
 PAGEABLE = np.zeros(64, np.uint8)
-
-
-def host(cuda, size):
-    address = cuda.host_alloc(size)
-    return address, tensorrt_session._bytes_at(address, size)
-
-
-def test_work_takes_effect_when_the_stream_is_synchronized(gpu, cuda):
-    stream, device, (address, pinned) = cuda.stream_create(), cuda.malloc(64), host(cuda, 64)
-    pinned[:] = 7
-    cuda.memcpy(device, address, 64, TO_DEVICE, stream)
-    cuda.memcpy(address, device, 64, TO_HOST, stream)
-    assert set(pinned) == {255}, "before that it holds garbage"
-    cuda.synchronize(stream)
-    assert gpu.violations == []
 
 
 @pytest.mark.parametrize("misuse, message", [
@@ -117,11 +102,6 @@ if given is not None:
             now[:, position:position + count] = old[:, position:position + count]
             np.testing.assert_array_equal(now, old)
         assert copies <= len(shapes)
-
-
-def test_layers_whose_heads_have_one_size_need_one_copy():
-    assert moved([(heads, 64) for heads in (4, 4, 6, 6, 2, 2)], 16, 1, 3, "float32")[3] == 1
-    assert moved([(3, 64), (3, 64), (3, 32), (3, 32)], 16, 4, 3, "float32")[3] == 2
 
 
 @pytest.fixture
