@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from merino_edge.cli.app import app
-from merino_edge.design.axes import attention, tokens, vocabulary, weight_format
+from merino_edge.design.axes import tokens, vocabulary
 from merino_edge.design.designer import design
-from merino_edge.design.existing import existing_score, geometry_loss
+from merino_edge.design.existing import existing_score
 from merino_edge.design.law import effective_weights, ln_loss
 from merino_edge.design.score import CONSTANTS, MEASURED, MERINO, SCORES, MeasuredScoring
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.hugging_face import build_model, save_model
-from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.families.zoo import model
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.errors import MerinoError
@@ -30,13 +29,6 @@ VALUES = MEASURED.constants
 
 def score(weights, layers, terms=0.0, constants=VALUES):
     return effective_weights(ln_loss(weights, layers, terms, constants), constants)
-
-
-def test_the_best_aspect_ratio_is_the_constants():
-    """Decoders of 100 M weights: the best width over depth is e^a*, but for whole layers."""
-    best = max(range(2, 49), key=lambda layers: score(1e8, layers))
-    width_over_depth = math.sqrt(1e8 / 12 / best) / best
-    assert abs(math.log(width_over_depth) - VALUES["aspect"]) < 1.5 * math.log((best + 1) / best)
 
 
 def decoder(**keys):
@@ -53,14 +45,6 @@ def test_sharing_kv_heads_and_gates_count_as_the_constants_say():
     assert one_head == pytest.approx(2 * 512 * (512 + 64 + 2048) * math.exp(-3 * 0.002 / VALUES["alpha"]))
     gated = existing_score(decoder(depth=1, gated=True), flat)
     assert gated == pytest.approx(512 * (4 * 512 + 3 * 2048) * math.exp(0.026 / VALUES["alpha"]))
-
-
-def test_a_published_gated_ffn_is_seen():
-    gated = model("smollm2-135m").geometry
-    plain = geometry_loss(gated, {**VALUES, "gate": 0.0})
-    assert geometry_loss(gated, VALUES) == pytest.approx(plain + VALUES["gate"])
-    opt = model("opt-350m").geometry
-    assert geometry_loss(opt, VALUES) == geometry_loss(opt, {**VALUES, "gate": 0.0})
 
 
 def test_bytes_per_token_are_the_measured_ones():
@@ -90,15 +74,6 @@ def test_the_curve_of_the_vocabulary_is_the_fitted_one():
     assert vocabulary.CONSTANTS["vocab_curve"][:3] == pytest.approx(curve, abs=1e-4)
     assert vocabulary.CONSTANTS["vocab_best"][1:3] == pytest.approx(record["best_interval"], rel=5e-3)
     assert vocabulary.CONSTANTS["vocab_exponent"][1:3] == pytest.approx(record["exponent_interval"], abs=5e-3)
-
-
-def test_fewer_bits_cost_loss():
-    assert weight_format.term("fp32", VALUES) == weight_format.term("fp16", VALUES) == 0
-    assert weight_format.term("int8", VALUES) == pytest.approx(0.00018, abs=2e-5)
-    assert weight_format.term("int4", VALUES) == pytest.approx(0.0088, abs=2e-4)
-    assert set(weight_format.PERPLEXITY) == set(CPU_FORMATS)
-    assert attention.cache_term(None, VALUES) == attention.cache_term("int8", VALUES) == 0
-    assert attention.cache_term("int4", VALUES) > weight_format.term("int4", VALUES)
 
 
 def test_alpha_and_the_best_size_follow_from_the_tokens():

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sample_bundles import graph_bundle
 from sample_models import SMALL, small
 
-from merino_edge.bundles.tensorrt import check_bundle, table
+from merino_edge.bundles.tensorrt import check_bundle
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import random_source
@@ -230,18 +230,6 @@ def test_a_damaged_graph_ends_in_problems_or_in_one_message(tmp_path):
 
     whole = path.read_bytes()
     fuzz(lambda chance: mutated_bytes(chance, whole), use)
-
-
-def test_the_table_has_what_tells_the_versions_apart():
-    old, new = (table()[version] for version in VERSIONS)
-    assert {"Trilu", "LayerNormalization", "Mod", "OneHot"} & set(old.operators) == set()
-    assert {"Trilu", "LayerNormalization", "Mod", "OneHot"} <= set(new.operators)
-    assert {"GroupQueryAttention", "MatMulNBits", "DynamicQuantizeLinear", "MatMulInteger", "Attention",
-            "RotaryEmbedding"} & (set(old.operators) | set(new.operators)) == set()  # fmt: skip
-    assert (old.stored_as("int64"), new.stored_as("int64")) == ("int32", "int64")
-    for support in (old, new):
-        assert all(types <= support.types for types in support.operators.values())
-        assert set(support.constants) <= set(support.operators)
 
 
 def run(*words):

@@ -159,10 +159,3 @@ def test_a_trusted_key_has_a_plain_name(tmp_path, name):
     with pytest.raises(MerinoError, match="cannot be the name"):
         trust(str(tmp_path / "root"), str(path))
     assert not (tmp_path / "root").exists()
-
-
-def test_a_folder_that_cannot_be_made_is_said(tmp_path):
-    (tmp_path / "a.pub").write_text(key_line(KEY, "x"))
-    (tmp_path / "root").write_text("a file")
-    with pytest.raises(MerinoError, match="cannot (make|read)"):
-        trust(str(tmp_path / "root"), str(tmp_path / "a.pub"))

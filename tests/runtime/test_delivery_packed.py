@@ -3,7 +3,6 @@ import collections
 import hashlib
 import json
 import os
-import random
 
 import pytest
 
@@ -24,7 +23,6 @@ from tests.ed25519_signer import (
     encode,
     hashed,
     point_of,
-    public_key_of,
     secret_of,
     sign,
     small_points,
@@ -172,46 +170,6 @@ def test_vectors_of_the_rfc(vector):
     assert not verify(key, message + b"\0", signature)
 
 
-def test_every_bit_of_a_signature_and_of_a_key_counts():
-    key, signature = sign(OWN_SEED, MESSAGE)
-    assert verify(key, MESSAGE, signature)
-    for bit in range(0, 512, 3):
-        assert not verify(key, MESSAGE, flipped(signature, bit)), bit
-    for bit in range(0, 256, 3):
-        assert not verify(flipped(key, bit), MESSAGE, signature), bit
-
-
-def flipped(data, bit):
-    return (int.from_bytes(data, "little") ^ 1 << bit).to_bytes(len(data), "little")
-
-
-def test_random_keys_and_messages_as_the_tests_own_signer_makes_them():
-    numbers = random.Random(8032)
-    for length in (0, 1, 63, 64, 1000, 100000):
-        seed, message = (bytes(numbers.getrandbits(8) for _ in range(size)) for size in (32, length))
-        key, signature = sign(seed, message)
-        assert verify(key, message, signature)
-        assert not verify(public_key_of(OWN_SEED), message, signature)
-
-
-@pytest.mark.parametrize("length", [0, 1, 32, 63, 65, 128])
-def test_other_lengths_are_refused(length):
-    key, signature = sign(OWN_SEED, MESSAGE)
-    assert not verify(key, MESSAGE, (signature * 2)[:length])
-    if length != len(key):
-        assert not is_public_key((key * 4)[:length]) and not verify((key * 4)[:length], MESSAGE, signature)
-
-
-def test_a_scalar_of_the_order_or_more_is_refused():
-    """S + L satisfies the equation as well: without this, anyone could make a second signature of a first."""
-    key, signature = sign(OWN_SEED, MESSAGE)
-    s = int.from_bytes(signature[32:], "little")
-    more = [s + count * ORDER for count in range(1, 16) if s + count * ORDER < 2 ** 256]
-    assert len(more) > 10
-    for scalar in more:
-        assert not verify(key, MESSAGE, signature[:32] + scalar.to_bytes(32, "little")), scalar
-
-
 def test_a_key_of_small_order_verifies_nothing():
     """For such a key anybody finds signatures: R = -k A and S = 0, here until one satisfies the equation."""
     points = small_points()
@@ -224,22 +182,6 @@ def test_a_key_of_small_order_verifies_nothing():
                 k = hashed(encode(r), encode(key), message) % ORDER
                 if add(r, times(k % 8, key)) == ZERO:
                     assert not verify(encode(key), message, encode(r) + bytes(32))
-
-
-def test_the_equation_is_the_one_without_the_cofactor():
-    """With a part of small order in the key, or in R, other implementations say yes where this one says no."""
-    point = small_points()[1]
-    outcomes = set()
-    for number in range(24):
-        message = b"%d" % number
-        key, signature = sign(OWN_SEED, message, key_part=point)
-        k = hashed(signature[:32], key, message) % ORDER
-        outcomes.add(verify(key, message, signature))
-        assert verify(key, message, signature) == (k % 8 == 0)
-    assert outcomes == {True, False}
-    for r_part in small_points()[1:]:
-        key, signature = sign(OWN_SEED, MESSAGE, r_part=r_part)
-        assert not verify(key, MESSAGE, signature)
 
 
 def test_a_key_has_one_encoding():
