@@ -1,6 +1,5 @@
 """The cost model: costs add up and grow with the model. Prediction intervals cover as often as they say."""
 
-import itertools
 import json
 import math
 import re
@@ -26,13 +25,13 @@ from merino_edge.design.pareto import front
 from merino_edge.design.recommend import recommend
 from merino_edge.design.space import Space
 from merino_edge.families.designed import Architecture, Block
-from merino_edge.families.operators import CPU_FORMATS, linear, weight_bytes
+from merino_edge.families.operators import CPU_FORMATS, weight_bytes
 from merino_edge.families.zoo import model as published
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.default_coefficients import estimated
 from merino_edge.prediction.formats import formats_of, is_predicted
 from merino_edge.prediction.intervals import factors
-from merino_edge.prediction.latency import amounts, by_threads, latency
+from merino_edge.prediction.latency import latency
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.coefficients import LatencyError
 from merino_edge.profiles.reading import load_profile, profile_ids
@@ -55,9 +54,6 @@ def decoders(draw, most=512):
         for width in widths
     )  # fmt: skip
     return Architecture(blocks=blocks, vocab=draw(st.sampled_from([512, 8000, 50257])), head_size=32)
-
-
-shapes = st.builds(InferenceShape, st.sampled_from(FORMATS), st.integers(8, 2048), st.integers(1, 600))
 MACHINES = [board.with_backend(backend) for board in BOARDS.values() for backend in board.backends]
 models = st.sampled_from(MACHINES).flatmap(
     lambda board: st.builds(
@@ -164,18 +160,6 @@ def test_a_format_without_coefficients_has_memory_and_no_latency():
         model.predict(operators)
 
 
-def test_the_last_layer_of_a_prefill_computes_one_position():
-    one, two = (
-        Architecture(blocks=(Block(width=64, ffn_ratio=2, depth=depth),), vocab=256).operators for depth in (1, 2)
-    )
-    linears = [[op for op in ops if op.kind == "linear"] for ops in (one, two)]
-    macs = [sum(amounts(op, "fp32", 100, 0)["fp32.mac_ms_g"] for op in ops) for ops in linears]
-    width = 64
-    layer, tail = 8 * width * width, 5 * width * width  # all matrices; all but queries, keys and values
-    assert macs[0] * 1e6 == pytest.approx(100 * (layer - tail) + tail)
-    assert (macs[1] - macs[0]) * 1e6 == pytest.approx(100 * layer)
-
-
 def test_formats_are_as_fast_as_the_cores_kernels():
     """With dot products prompts in int8 and int4 take less than half of float32's time, and without less than three
     quarters, by kernels of this project. Decoding is faster on both."""
@@ -184,35 +168,6 @@ def test_formats_are_as_fast_as_the_cores_kernels():
         fp32, int8, int4 = (model.predict(OPT_350M.operators, {}) for model in models)
         assert all(least < predicted.prefill_ms / fp32.prefill_ms < most for predicted in (int8, int4))
         assert int8.decode_ms < 0.45 * fp32.decode_ms and int4.decode_ms < 0.9 * int8.decode_ms
-
-
-# ms of a decode step of 135 M weights, all read once: what reading and computing take one
-# beside the other, and one after the other (counted instructions, modeled cycles, published bandwidths).
-TIMES = {
-    "raspberry-pi-zero-2w": {"fp32": (284, 313), "int8": (71, 83), "int4": (40, 56)},
-    "raspberry-pi-4": {"fp32": (112, 118), "int8": (28, 32), "int4": (16, 19)},
-}
-
-
-@pytest.mark.parametrize("board", TIMES)
-def test_estimates_without_dotprod_are_those_of_the_cycles(board):
-    """Of one matrix, so that launches and rows do not count; at the bandwidth of two threads, which is a fifth more."""
-    profile = BOARDS[board]
-    matmul = linear(13_500, 10_000)
-    for form, (low, high) in TIMES[board].items():
-        coefficients = estimated(profile)
-        results = [
-            sum(latency([matmul], form, [(1, 0)], coefficients.dialect, at))
-            for at in by_threads(coefficients).values()
-        ]
-        assert 0.95 * low < min(results) < 1.25 * high, (form, results)
-
-
-@given(decoders(), st.integers(0, 900))
-def test_amounts_are_never_negative(arch, past):
-    for op, precision, tokens in itertools.product(arch.operators, FORMATS, (1, 64)):
-        for dialect in ("fused", "portable", "no-dotprod"):
-            assert all(amount >= 0 for amount in amounts(op, precision, tokens, past, dialect).values())
 
 
 NOISE = 0.05

@@ -15,7 +15,7 @@ from merino_edge.design.budgets import BUDGETS_BY_NAME, amount
 from merino_edge.design.costs import AtThreads, Costs
 from merino_edge.design.designer import design_by_paper
 from merino_edge.design.paper import search
-from merino_edge.design.paper.score import MERINO, block_score, linear_entropy
+from merino_edge.design.paper.score import MERINO, linear_entropy
 from merino_edge.design.paper.search import solve, variables_of
 from merino_edge.design.paper.space import PaperSpace
 from merino_edge.design.score import SCORES, score_named
@@ -203,20 +203,6 @@ def test_entropy_grows_with_either_side_and_falls_with_noise(inputs, outputs, mo
     assert here == linear_entropy(outputs, inputs, eps) > 0
     assert linear_entropy(inputs + more, outputs, eps) > here < linear_entropy(inputs, outputs + more, eps)
     assert linear_entropy(inputs, outputs, 2 * eps) < here
-
-
-def test_the_score_of_a_block():
-    width, ffn_width, depth = 256, 384, 3
-    layer = 0.6 * 4 * linear_entropy(width, width) + 0.4 * 2 * linear_entropy(width, ffn_width)
-
-    def score(depth=depth, **keys):
-        return block_score(width, ffn_width, depth, False, MERINO.model_copy(update=keys))
-
-    assert score() == pytest.approx((1 - depth * 16 / width) * depth * layer, rel=1e-12)
-    assert score(depth=16) == score(depth=20) == 0
-    assert score(beta=1 / 8) > score()
-    attention_only = score(beta=1e6, attention_weight=1, ffn_weight=0)
-    assert attention_only == pytest.approx(12 * linear_entropy(256, 256), rel=1e-6)
 
 
 def test_a_score_that_has_no_name_is_refused():

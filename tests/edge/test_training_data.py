@@ -383,17 +383,6 @@ def test_the_last_of_each_source_is_held_out_and_never_trained_on(tmp_path):
     )
 
 
-def test_of_much_held_out_text_rows_from_all_of_it_are_evaluated(tmp_path, monkeypatch):
-    monkeypatch.setattr("merino_edge.training.dataset.MOST_HELD_OUT", 320)
-    path, output = write_stories(tmp_path / "a.txt", range(1500)), []
-    made = load_data(read_sources([path]), [], Tokenization(TOKENIZER), Recipe(), length=32, say=output.append)
-    assert len(made.held_out) == 10 and made.held_out_tokens == 320 and made.held_out.learned == 310
-    assert any("10 of them, evenly spread, are evaluated" in line for line in output)
-    ids = split(shard(path, Tokenization(TOKENIZER)))[1].ids
-    places = [ids.tobytes().find(row["input_ids"].numpy().astype(np.uint16).tobytes()) // 64 for row in made.held_out]
-    assert places[0] == 0 and places == sorted(set(places)) and places[-1] > len(ids) // 32 * 0.8
-
-
 def test_samples_and_text_train_together_by_weight_and_resume_exactly(tmp_path):
     from test_training_runs import ctrl_c_at, same_weights
 
