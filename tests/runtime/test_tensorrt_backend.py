@@ -14,9 +14,7 @@ from merino_runtime.backends.tensorrt_model import open_model
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.cache_file import load_cache, save_cache
-from merino_runtime.generation.generate import Generation
 from merino_runtime.generation.selftest import selftest
-from merino_runtime.sampling import GREEDY, GenerateOptions
 from tests.tensorrt_stand_in import VERSIONS, Gpu, put_in
 
 IDS = [5, 9, 100, 3, 77, 31, 2, 200]
@@ -67,27 +65,6 @@ def assert_close(computed, expected):
 def test_the_golden_ids_come_out(bundle, backend):
     assert selftest(bundle, backend) is None
     assert backend.replays_graph and "tensorrt" in backend.engine
-
-
-def test_greedy_generation_to_the_end_of_the_context_is_the_same(bundle, backend):
-    other = open_backend(bundle, backend="onnxruntime")
-    options = GenerateOptions(max_new_tokens=10 ** 6, sampling=GREEDY)
-    runs = [list(Generation(opened, IDS, options)) for opened in (backend, other)]
-    other.close()
-    assert [token.id for token in runs[0][:-1]] == [token.id for token in runs[1][:-1]]
-    assert len(runs[0]) - 1 + len(IDS) == bundle.context and runs[0][-1].stop_reason == "context"
-
-
-@pytest.mark.parametrize("parts", [[1], [8], [63], [64], [1, 7, 1], [40, 20], [3, 60, 1], [1] * 10])
-def test_a_prefill_in_parts_gives_what_one_piece_gives(bundle, backend, truth, parts):
-    """Below, at and above what one chunk takes: padded, repeating cached ids, or neither."""
-    ids = [(7 * place + 3) % bundle.vocab for place in range(sum(parts))]
-    done = 0
-    for count in parts:
-        logits = backend.prefill(ids[done:done + count])
-        done += count
-        assert_close(logits, truth(ids[:done]))
-    assert backend.ids == ids
 
 
 def test_chunks_that_are_shorter_than_the_prompt(bundle, gpu, truth, monkeypatch):

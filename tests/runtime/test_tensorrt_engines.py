@@ -69,13 +69,6 @@ def test_an_engine_is_built_once_and_then_loaded(bundle, gpu, cache):
     assert gpu.builds == 1
 
 
-def test_what_the_builder_is_told(bundle, gpu, cache):
-    built(bundle, workspace_mb=17)
-    plan = plan_of(engines(cache)[0])
-    assert plan["flags"] == [] and plan["pinned"] == [] and plan["workspace"] == 17 * 2 ** 20
-    assert [profile["input_ids"] for profile in plan["profiles"]] == [[[1, length]] * 3 for length in (1, 64)]
-
-
 def test_an_engine_of_float16_kernels_keeps_each_norm_in_float32(bundle, gpu, cache):
     built(bundle)
     built(bundle, fp16=True)
