@@ -21,7 +21,6 @@ from merino_bench.harness.record import RECORD_KEYS
 from merino_bench.harness.render import BY_WORTH
 from merino_bench.harness.run import Interrupted, run_bench
 from merino_bench.harness.turns import bundle_engine, measure_separately
-from merino_bench.harness.worker import measure
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.start import package_folders, safe_environment
@@ -125,9 +124,6 @@ def check_figures(record):
 
 
 class TestRun:
-    def test_rows_come_by_test_then_by_bundle(self, records, bundle_dirs):
-        expected = [(test, dialect) for test in ("pp8", "pp16", "tg6") for dialect in bundle_dirs]
-        assert [(record["test"], record["dialect"]) for record in records] == expected
 
     def test_every_row_has_the_contracts_fields(self, records):
         for record in records:
@@ -211,12 +207,6 @@ class TestRun:
         with pytest.raises(MerinoError, match="pp65 does not fit the context"):
             run_bench([folder], SMALL._replace(prompts=(65,)), progress=lambda *message: messages.append(message))
         assert not messages
-
-    def test_peak_rss_is_the_kernels_in_mb_of_2_20(self, folder):
-        peak_mb = measure(folder, decode_case(4), 1)["peak_rss_mb"]  # after a prefill a tokenizer is loaded
-        with open("/proc/self/status") as status:
-            kib = int(re.search(r"VmHWM:\s*(\d+) kB", status.read()).group(1))
-        assert peak_mb == pytest.approx(kib / 1024, rel=0.01)
 
 
 class TestFailure:

@@ -31,7 +31,6 @@ from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.default_coefficients import estimated
 from merino_edge.prediction.formats import formats_of, is_predicted
 from merino_edge.prediction.intervals import factors
-from merino_edge.prediction.latency import latency
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.coefficients import LatencyError
 from merino_edge.profiles.reading import load_profile, profile_ids
@@ -141,33 +140,12 @@ def test_decode_latency_does_not_jump_at_the_edges_of_the_cache(board):
         assert below.decode_ms == pytest.approx(above.decode_ms, rel=1e-9)
 
 
-def test_shared_weights_that_fit_the_cache_are_read_once():
-    model = model_of("jetson-orin-nano", "fp32", 64, 16)  # 4 MB
-
-    def milliseconds(width, shared):
-        arch = Architecture(blocks=(Block(width=width, ffn_ratio=1, depth=4, shared=shared),), vocab=256)
-        return sum(latency(arch.operators, "fp32", [(1, 64)], "fused", model.on.by_threads[4]))
-
-    assert milliseconds(256, True) < 0.8 * milliseconds(256, False)
-    assert milliseconds(1024, True) == pytest.approx(milliseconds(1024, False))
-
-
 def test_a_format_without_coefficients_has_memory_and_no_latency():
     model, operators = model_of("jetson-nano", "fp16", 512, 256), OPT_350M.operators
     assert not is_predicted(model.profile, "fp16") and all(is_predicted(model.profile, form) for form in FORMATS)
     assert model.on.weights_mb(operators, opening=True) == pytest.approx(weight_bytes(operators, "fp16") / 2**20)
     with pytest.raises(MerinoError, match="latency of fp16 cannot be predicted.* fp32, int8, int4"):
         model.predict(operators)
-
-
-def test_formats_are_as_fast_as_the_cores_kernels():
-    """With dot products prompts in int8 and int4 take less than half of float32's time, and without less than three
-    quarters, by kernels of this project. Decoding is faster on both."""
-    for board, least, most in (("raspberry-pi-5", 0.3, 0.5), ("raspberry-pi-4", 0.6, 0.75)):
-        models = [model_of(board, form, 512, 256) for form in FORMATS]
-        fp32, int8, int4 = (model.predict(OPT_350M.operators, {}) for model in models)
-        assert all(least < predicted.prefill_ms / fp32.prefill_ms < most for predicted in (int8, int4))
-        assert int8.decode_ms < 0.45 * fp32.decode_ms and int4.decode_ms < 0.9 * int8.decode_ms
 
 
 NOISE = 0.05
@@ -220,22 +198,6 @@ def test_intervals_of_90_percent_cover_about_that_share_of_fresh_decoders():
     above = np.mean([measured > high for (_, high), measured in seen])
     assert 0.87 <= inside <= 0.97
     assert 0.01 <= above <= 0.08
-
-
-def test_an_unseen_decoder_is_predicted_from_the_others_alone():
-    """One decoder takes 1.5 times as long in a probe without noise: all rows together explain a part of that."""
-    slow = (256, 1024, 4, 1, 8, 8)
-    probe = synthetic()
-    rows = [
-        row.model_copy(update={"ms": 1.5 * row.ms}) if fitting.shape_of(row) == slow else row
-        for row in probe.measurements
-    ]
-    fit = fitting.fit_threads(probe.model_copy(update={"measurements": rows}), 4)
-    unseen = [error for row, error in fit.held_out if fitting.shape_of(row) == slow]
-    seen = [-math.log1p(error) for row, error in fit.rows if row.kind == "decoder" and fitting.shape_of(row) == slow]
-    assert len(unseen) == len(seen) == 5 * len(FORMATS)
-    assert np.median(unseen) == pytest.approx(math.log(1.5), abs=0.03)
-    assert np.mean(np.abs(seen)) < np.mean(np.abs(unseen))
 
 
 def test_the_difference_between_probes_widens_the_interval():

@@ -13,9 +13,8 @@ from merino_edge.bundles.files import described
 from merino_edge.cli.app import main
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
-from merino_edge.export.source import load_source, random_source
+from merino_edge.export.source import random_source
 from merino_edge.profiles.reading import profile_text
-from merino_edge.storage.atomic import write_text
 from merino_runtime.errors import MerinoError
 
 SMALL = ["--device", "raspberry-pi-zero-2w", "--decode-ms", "4", "--vocab", "300", "--context", "64"]
@@ -180,30 +179,3 @@ def test_random_weights_replace_trained_ones_only_where_that_is_meant(bundle_dir
     (out / "bundle.json").write_text('{"weights": ')
     with pytest.raises(MerinoError, match="unknown weights .bundle.json is damaged"):
         export(random, out)
-
-
-def test_a_text_takes_the_place_of_the_old_one(tmp_path):
-    path = tmp_path / "new" / "file.json"
-    for text in ("old", "é\n"):
-        write_text(path, text)
-        assert path.read_text(encoding="utf-8") == text
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_failed_write_leaves_the_old_text_and_no_temporary_file(tmp_path):
-    """A lone surrogate has no UTF-8 form, so encoding fails when the temporary file is already there."""
-    path = tmp_path / "file.json"
-    write_text(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "\ud800")
-    assert list(tmp_path.iterdir()) == [path] and path.read_text() == "old"
-
-
-def test_a_bundle_with_files_of_the_users_is_not_replaced(bundle_dirs, tiny_checkpoint, tmp_path):
-    out = Path(shutil.copytree(bundle_dirs["fused"], tmp_path / "bundle"))
-    (out / "notes.txt").write_text("mine")
-    with pytest.raises(MerinoError, match="holds other files, which are not replaced"):
-        export(load_source(str(tiny_checkpoint)), out)
-    (out / "notes.txt").unlink()
-    export(load_source(str(tiny_checkpoint)), out, ExportRequest(dialect="portable"))
-    assert described(out)["dialect"] == "portable" and os.listdir(tmp_path) == ["bundle"]

@@ -180,19 +180,6 @@ def test_a_file_system_without_programs_holds_such_a_bundle(folder, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("python", [
-    pytest.param(".venv38", marks=pytest.mark.nightly), pytest.param(".venv310", marks=pytest.mark.nightly), ".venv",
-])  # fmt: skip
-def test_versions_of_onnxruntime_choose_the_golden_ids(python, folder):
-    """1.19, 1.23 and this one. Other CPUs: tests/targets/test_boards.py."""
-    interpreter = Path(__file__).parents[2] / python / "bin" / "python"
-    if not interpreter.exists():
-        pytest.skip(f"no {python} on this machine (make test sets it up)")
-    done = subprocess.run([interpreter, "merino.pyz", "selftest", "."], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("ok: "), done.stderr
-
-
 def test_scales_and_minimums_are_those_of_the_quantized_matrix():
     matrix = np.random.default_rng(0).standard_normal((5, 128)).astype(np.float32) * 0.02
     for size in (32, 64, 128):

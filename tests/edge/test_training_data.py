@@ -280,17 +280,6 @@ def test_shards_are_made_once_and_a_damaged_one_is_made_again(tmp_path, cache):
     assert len(list(cache.iterdir())) == 3
 
 
-@pytest.mark.parametrize("dtype", ["O", "<f8", "<u4"])
-def test_a_shard_of_another_dtype_is_made_again(dtype, tmp_path, cache):
-    text = write_stories(tmp_path / "a.txt")
-    expected = shard(text).ids.tolist()
-    (folder,) = cache.iterdir()
-    described = json.loads((folder / "shard.json").read_text())
-    (folder / "shard.json").write_text(json.dumps({**described, "dtype": dtype}))
-    again = shard(text).ids
-    assert again.dtype == np.uint16 and again.tolist() == expected  # dtype first: objects from a file are no pointers
-
-
 def test_a_shard_that_another_user_could_have_written_is_refused(tmp_path, cache):
     text = write_stories(tmp_path / "a.txt")
     shard(text)

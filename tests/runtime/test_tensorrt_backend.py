@@ -67,15 +67,6 @@ def test_the_golden_ids_come_out(bundle, backend):
     assert backend.replays_graph and "tensorrt" in backend.engine
 
 
-def test_chunks_that_are_shorter_than_the_prompt(bundle, gpu, truth, monkeypatch):
-    monkeypatch.setattr("merino_runtime.backends.engine_build.PREFILL_CHUNK_IDS", 8)
-    opened = open_backend(bundle, backend="tensorrt")
-    ids = [(5 * place + 1) % bundle.vocab for place in range(bundle.context)]
-    for start, end in ((0, 21), (21, 22), (22, 39), (39, 47), (47, bundle.context)):
-        assert_close(opened.prefill(ids[start:end]), truth(ids[:end]))
-    opened.close()
-
-
 def test_a_fork_goes_its_own_way_over_the_same_weights(backend, truth, gpu):
     backend.prefill(IDS)
     backend.step(3)
