@@ -1,6 +1,5 @@
-"""The measured score: its law, each axis's term against the records of its constants, and `merino-edge score`. The paper's
-search against the enumeration of small spaces, and its entropy against sampled matrices.
-"""
+"""The measured score: its law, each axis's term against the records of its constants, and `merino-edge score`. The
+paper's search against the enumeration of small spaces, and its entropy against sampled matrices."""
 
 import itertools
 import json

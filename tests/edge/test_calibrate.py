@@ -1,6 +1,5 @@
 """GPTQ: the quantization alone, the Hessian that it uses, and exports that keep more of a model. Answers that an export
-loses, and the matrices that are kept in 8 bits.
-"""
+loses, and the matrices that are kept in 8 bits."""
 
 import itertools
 from itertools import chain, combinations

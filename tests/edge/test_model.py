@@ -1,6 +1,5 @@
-"""The decoder in transformers' form: cache, loading, sharing, generation, padding, gradients, faults. Counts against what
-torch really does: parameters, bytes of caches and activations, multiply-adds.
-"""
+"""The decoder in transformers' form: cache, loading, sharing, generation, padding, gradients, faults. Counts against
+what torch really does: parameters, bytes of caches and activations, multiply-adds."""
 
 import json
 from math import prod

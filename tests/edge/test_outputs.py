@@ -1,6 +1,5 @@
-"""Outputs of the commands: refused before the work, saved before anything is printed, never in place of an input. Tables
-on terminals and in pipes.
-"""
+"""Outputs of the commands: refused before the work, saved before anything is printed, never in place of an input.
+Tables on terminals and in pipes."""
 
 import json
 import os

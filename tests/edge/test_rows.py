@@ -1,7 +1,6 @@
 """Sequences that are decoded in one run: in each format a row's logits are its own, to the bit, and those of a step
 alone but for rounding; what was computed ahead counts for nothing once a cache has changed. Sampling as transformers
-does it.
-"""
+does it."""
 
 import numpy as np
 import pytest

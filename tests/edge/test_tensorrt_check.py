@@ -1,6 +1,5 @@
-"""`check --tensorrt`: no graph of ours is refused, and each thing that TensorRT refuses is named by its node. Designs and
-OPT through the TensorRT backend on a stand-in, beside ONNX Runtime on the same graph; gpu_check.py.
-"""
+"""`check --tensorrt`: no graph of ours is refused, and each thing that TensorRT refuses is named by its node. Designs
+and OPT through the TensorRT backend on a stand-in, beside ONNX Runtime on the same graph; gpu_check.py."""
 
 import gc
 import importlib.util

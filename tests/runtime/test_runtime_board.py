@@ -1,6 +1,5 @@
-"""Machines that are not this one, from what their kernels print: whether a bundle fits, thread counts, attention. Memory
-that is short, or ends.
-"""
+"""Machines that are not this one, from what their kernels print: whether a bundle fits, thread counts, attention.
+Memory that is short, or ends."""
 import os
 import platform
 import struct

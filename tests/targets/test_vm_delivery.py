@@ -1,8 +1,7 @@
 """The whole way onto an emulated board: flash, upgrade, rollback, measurements over ssh; and a card's first start. The
 machine keeps what it synced, and a stranger's walk down the page of a board ends on it.
 
-`make test-vm`.
-"""
+`make test-vm`."""
 
 import json
 import os

@@ -1,6 +1,5 @@
-"""Parser, network, builder: from an ONNX file, by the wire format of protobuf alone, to a "plan", a description of it that
-names GPU and version.
-"""
+"""Parser, network, builder: from an ONNX file, by the wire format of protobuf alone, to a "plan", a description of it
+that names GPU and version."""
 import json
 import os
 from collections import namedtuple
