@@ -19,9 +19,9 @@ from merino_edge.cli.app import app, main
 from merino_edge.embedded import FOLDER
 from merino_edge.export import divergence as measured
 from merino_edge.export.divergence import QUESTIONS, Answer, answers_of, compare_step, divergence, keeps
-from merino_edge.export.export import calibrate, export, export_planned
-from merino_edge.export.mixed import Promotion, chosen, promotions
-from merino_edge.export.plan import gptq_pays, resolve_plan
+from merino_edge.export.export import export
+from merino_edge.export.mixed import Promotion, chosen
+from merino_edge.export.plan import gptq_pays
 from merino_edge.export.quantize.calibration import input_hessians
 from merino_edge.export.quantize.gptq import compensated, damped_hessian, descended, fitted_scales, gptq
 from merino_edge.export.quantize.matrix import dequantize, quantize_groups
@@ -327,30 +327,6 @@ def test_the_choice_saves_as_much_as_the_best_subset(values, most_bytes, most_ms
     best = max(sum(each.kl for each in subset) for subset in subsets if fits(subset))
     taken = chosen(candidates, most_bytes, most_ms)
     assert fits(taken) and sum(each.kl for each in taken) == pytest.approx(best, abs=1e-9)
-
-
-def test_the_chosen_matrices_save_more_than_others_of_as_many_bytes(tmp_path):
-    source = load_source(str(FOLDER))
-    lines = []
-    made = export(source, tmp_path / "mixed", ExportRequest(precision="mixed"), say=lines.append)
-    assert made.bundle.precision == "int4" and len(lines) == 1 and "MB more than int4" in lines[0]
-    bits = {each.name: each.bits for each in made.matrices}
-    plan = resolve_plan(ExportRequest(precision="int4"), source, tmp_path / "int4")
-    measured = calibrate(source, plan)
-    candidates, _ = promotions(source, plan.form, measured.answers, 0.0)
-    spare = sum(each.nbytes for each in candidates) / 2
-    spent = sum(each.nbytes for each in candidates if bits[each.name] == 8)
-    assert 0.8 * spare < spent <= spare
-    others = chosen([each._replace(kl=float(bits[each.name] != 8)) for each in candidates], spare, None)
-    kl = {"mixed": made.divergence.kl_mean}
-    for name, promoted in {"int4": [], "others": others}.items():
-        names = frozenset(part for each in promoted for part in each.name.split("+"))
-        planned = plan._replace(eight_bits=names)
-        kl[name] = export_planned(source, tmp_path / name, planned, measured).divergence.kl_mean
-    assert kl["mixed"] < 0.7 * kl["int4"] and kl["mixed"] < 0.8 * kl["others"], kl
-    rise = sum(each.kl for each in candidates)  # of int4 over int8, predicted to second order
-    assert 0.3 * kl["int4"] < rise < 3 * kl["int4"], (rise, kl)
-    assert divergence(made.bundle, measured.answers).kl_mean == pytest.approx(kl["mixed"])
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from sample_probe import BOARD, MACHINE, calibrated_board, synthetic, with_errors
 from typer.testing import CliRunner
 
-from merino_edge.calibration import fit as fitting
 from merino_edge.calibration.calibrate import calibrate
 from merino_edge.calibration.command import recalibrate
 from merino_edge.calibration.probe import joined
@@ -211,16 +210,6 @@ def test_the_difference_between_probes_widens_the_interval():
     assert set(apart) == set(together) == {f"{form} {phase}" for form in FORMATS for phase in ("decode", "prefill")}
     for name, error in apart.items():
         assert error.scale > 2 * together[name].scale, name
-
-
-def test_a_format_with_too_few_decoders_has_no_interval():
-    left = {(192, 576, 3, 1, 6), (256, 1024, 4, 1, 8)}
-    probe = synthetic(left_out=lambda row: row.kind == "decoder" and row.format == "int8" and
-                      fitting.shape_of(row) not in left)  # fmt: skip
-    assert {name.split()[0] for name in calibrate(probe).errors} == {"fp32", "int4"}
-    costs = cost_model(calibrated_board(probe), InferenceShape("int8", 256, 64))
-    assert costs.predict(SMALL).decode_ms_interval is None
-    assert "no errors of whole decoders in int8" in costs.on.why_no_interval()
 
 
 SMALL = Architecture(blocks=(Block(width=128, ffn_ratio=2, depth=2),), vocab=2000).operators
