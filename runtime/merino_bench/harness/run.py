@@ -113,7 +113,6 @@ def bench_command(bundle_paths: Sequence[str], request: BenchRequest, baselines:
     On ctrl-C, write the complete rows and raise KeyboardInterrupt again. progress None: a plain line if stderr is a
     terminal.
     """
-    render([], output)
     check_baselines(baselines)
     if save_path is not None:
         check_can_save(save_path)
