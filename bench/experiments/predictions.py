@@ -3,20 +3,17 @@
     merino-edge calibrate --device host
     python bench/experiments/predictions.py -o bench/results/predictions-x86-2cores.json
 
-Resumable: what was measured stays in RECORD.passes, which is not committed. Each measurement runs in fresh processes of
-the benchmark: a prefill of 64 and of 256 ids, and decode steps behind a filled cache; of several passes the median
-counts, the machine is calibrated once more between passes. Bars: decode error at most 7 % in the median and 15 % at the
-90th percentile, prefill 10 and 20, memory 10.
+Resumable: what was measured stays in RECORD.measured, which is not committed. Each measurement runs in fresh processes
+of the benchmark: a prefill of 64 and of 256 ids, and decode steps behind a filled cache. Bars: decode error at most 7 %
+in the median and 15 % at the 90th percentile, prefill 10 and 20, memory 10.
 """
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -33,7 +30,6 @@ from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.storage.atomic import write_text
 
-PASSES = 5
 DESIGNS, SEED, CONTEXT = 24, 2026, 1024
 FORMATS = ("fp32", "int8", "int4")
 CACHED, STEPS, REPETITIONS, TIMEOUT_S = 384, 64, 5, 600
@@ -42,13 +38,12 @@ VOCABS = (4096, 8192, 16384, 32000, 50257)
 
 
 def arguments(
-    description: str, default_out: str, passes: int = PASSES, more: dict[str, dict[str, Any]] | None = None
+    description: str, default_out: str, more: dict[str, dict[str, Any]] | None = None
 ) -> argparse.Namespace:
     """more: further options, each with its keywords."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", type=Path, dest="out", required=True, help=f"for the record: {default_out}")
     parser.add_argument("--device", default="host", help="a calibrated profile; default: this machine's own")
-    parser.add_argument("--passes", type=int, default=passes, help="default %(default)s")
     parser.add_argument("--only-table", action="store_true", help="measure nothing")
     for option, keywords in (more or {}).items():
         parser.add_argument(option, **keywords)
@@ -60,33 +55,24 @@ def take_turns(
     claim: str,
     tasks: dict[str, Any],
     measure: Callable[[Any, Path], dict[str, Any]],
-    row_of: Callable[[Any, list[dict[str, Any]]], dict[str, Any]],
+    row_of: Callable[[Any, dict[str, Any]], dict[str, Any]],
     summary: Callable[[list[dict[str, Any]]], Any],
 ) -> list[dict[str, Any]]:
-    """`measure(task, folder for its bundle)` -> quantities and `flags`; `row_of(task, passes)` -> a row."""
+    """`measure(task, folder for its bundle)` -> quantities; `row_of(task, quantities)` -> a row."""
     coefficients = board(options.device).performance.onnxruntime.coefficients
-    kept = options.out.with_suffix(".passes")
-    passes = json.loads(kept.read_text()) if kept.exists() else {}
+    kept = options.out.with_suffix(".measured")
+    measured = json.loads(kept.read_text()) if kept.exists() else {}
     with tempfile.TemporaryDirectory() as scratch:
-        for number in range(0 if options.only_table else options.passes):
-            for index, (name, task) in enumerate(tasks.items()):
-                done = passes.setdefault(name, [])
-                if len(done) > number:
-                    continue
-                print(f"pass {number + 1} of {options.passes}, {index + 1} of {len(tasks)}: {name}", file=sys.stderr)
-                done.append(measure(task, Path(scratch) / str(index)))
-                write_text(kept, json.dumps(passes))
-    rows = [{"name": name, **row_of(task, passes[name])} for name, task in tasks.items() if passes.get(name)]
+        for index, (name, task) in enumerate(() if options.only_table else tasks.items()):
+            if name not in measured:
+                print(f"{index + 1} of {len(tasks)}: {name}", file=sys.stderr)
+                measured[name] = measure(task, Path(scratch) / str(index))
+                write_text(kept, json.dumps(measured))
+    rows = [{"name": name, **row_of(task, measured[name])} for name, task in tasks.items() if name in measured]
     record = {"calibration": coefficients.source if coefficients else None, "summary": summary(rows), "rows": rows}
-    script = f"python bench/experiments/{Path(sys.argv[0]).name} --passes {options.passes}"
+    script = f"python bench/experiments/{Path(sys.argv[0]).name}"
     write_record(options.out, record, claim, f"merino-edge calibrate --device {options.device}; {script}")
     return rows
-
-
-def over_passes(done: list[dict[str, Any]]) -> dict[str, float]:
-    """The median of each quantity over the passes without flags; over all passes where each has one."""
-    runs = [run for run in done if not run["flags"]] or done
-    return {key: median(run[key] for run in runs) for key in runs[0] if key != "flags"}
 
 
 def random_designs(count, seed):
@@ -127,24 +113,20 @@ def predicted(task, profile):
 def measure(task, folder, profile):
     if not folder.exists():
         write_random_bundle(*task, folder, "random")
-    best, flags, measured = predicted(task, profile), [], {}
+    best, measured = predicted(task, profile), {}
     for name, shape in shapes(task[1]).items():
         decode = name == "decode"
         threads = best[name].decode_threads if decode else best[name].prefill_threads
         case = Case("tg", CACHED, STEPS, 0, threads) if decode else Case("pp", shape.prompt, 0, 0, threads)
         run = measure_separately(str(folder), case, REPETITIONS, SEED, False, TIMEOUT_S)
-        flags += run["flags"]
-        samples = sum(run["step_ms"], []) if decode else run["prefill_ms"]
-        measured[name] = lower_decile_ms(samples)
-        measured[name + "_median"] = statistics.median(samples)
+        measured[name] = lower_decile_ms(sum(run["step_ms"], []) if decode else run["prefill_ms"])
         if decode:
             measured["memory"] = run["peak_rss_mb"]
-    return {**measured, "flags": sorted(set(flags))}
+    return measured
 
 
-def row_of(task, passes, profile):
+def row_of(task, measured, profile):
     arch, form = task
-    measured = over_passes(passes)
     best = predicted(task, profile)
     full = InferenceShape(form, CACHED + STEPS, CACHED)
     predictions = {name: cost.decode_ms if name == "decode" else cost.prefill_ms for name, cost in best.items()}
@@ -182,7 +164,7 @@ def main():
     rows = take_turns(
         options, "Predicted against measured latency and memory of random designs on a calibrated machine", named,
         lambda task, folder: measure(task, folder, profile),
-        lambda task, passes: row_of(task, passes, profile), summary,
+        lambda task, measured: row_of(task, measured, profile), summary,
     )  # fmt: skip
     for row in sorted(rows, key=lambda row: row["params"]):
         names = (*shapes(""), "memory")

@@ -138,8 +138,6 @@ def test_a_failed_row_has_every_key_and_its_reason():
     assert failures(rows()) == ["gone pp60 failed: no such\nbundle | here"]
 
 
-
-
 def test_markdown_is_aligned_and_its_cells_are_escaped():
     records = rows()
     lines = as_markdown(records).splitlines()
