@@ -21,7 +21,7 @@ from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
-from predictions import VOCABS, arguments, over_passes, take_turns
+from predictions import VOCABS, arguments, take_turns
 
 from merino_bench.harness.cases import decode_case
 from merino_bench.harness.turns import measure_separately
@@ -70,9 +70,9 @@ def designed(profile, scoring, budget):
 
 
 def step_ms(folder, context):
-    """One process's, and its flags."""
+    """Return that of one process."""
     run = measure_separately(str(folder), decode_case(STEPS, context - STEPS), REPETITIONS, SEED, False, TIMEOUT_S)
-    return lower_decile_ms(sum(run["step_ms"], [])), run["flags"]
+    return lower_decile_ms(sum(run["step_ms"], []))
 
 
 def prepared(profile, scoring, budget):
@@ -95,17 +95,14 @@ def measure(make, _):
         times.append(step_ms(folder, chosen.architecture.context))
         beside.append(step_ms(reference, REFERENCE.context))
     return {
-        "decode_ms": statistics.median(ms for ms, _ in times),
-        "reference_ms": statistics.median(ms for ms, _ in beside),
+        "decode_ms": statistics.median(times), "reference_ms": statistics.median(beside),
         "design": chosen.model_dump(mode="json", by_alias=True),
-        "flags": sorted({flag for _, flags in times for flag in flags}),
     }  # fmt: skip
 
 
-def row_of(_, passes):
+def row_of(_, measured):
     """Of the design that was measured, whatever the machine's profile is by now."""
-    chosen = Design.model_validate_json(json.dumps(passes[0]["design"]))
-    measured = over_passes([{key: value for key, value in one.items() if key != "design"} for one in passes])
+    chosen = Design.model_validate_json(json.dumps(measured["design"]))
     ms, cost, budget = measured["decode_ms"], chosen.predicted, chosen.budget["decode_ms"]
     low, high = cost.decode_ms_interval or (None, None)
     return {
@@ -131,7 +128,7 @@ def summary(rows):
 
 def main():
     options = arguments(
-        __doc__, "bench/results/budgets-x86-2cores.json", passes=1,
+        __doc__, "bench/results/budgets-x86-2cores.json",
         more={
             "--score": {"choices": list(SCORES), "required": True}, "--count": {"type": int, "default": COUNT},
             "--prepare": {"action": "store_true"},
