@@ -10,7 +10,11 @@ import pytest
 from pydantic import ValidationError
 
 from merino_edge.families.operators import params
-from merino_edge.profiles.reading import profile_ids
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, factors
+from merino_edge.prediction.shape import InferenceShape
+from merino_edge.profiles.coefficients import LatencyError
+from merino_edge.profiles.reading import load_profile, profile_ids
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bench" / "experiments"))
@@ -100,3 +104,21 @@ def test_pages_claim_no_more_than_the_judging_rows_show(page, compared):
     words = " ".join((ROOT / page).read_text().split())
     assert beyond == 2
     assert f"confirmed by {len(judging)} published measurements of other engines within 25 %, except for two" in words
+
+
+@pytest.mark.parametrize(("board", "rows"), [
+    ("raspberry-pi-4", "raspberry-pi-4"), ("raspberry-pi-5", "raspberry-pi-5"), ("jetson-nano", "all"),
+    ("raspberry-pi-zero-2w", "all"), ("jetson-orin-nano", None),
+])  # fmt: skip
+def test_a_boards_interval_of_decode_is_that_of_the_judging_rows(board, rows, record):
+    profile = load_profile(board).with_backend("onnxruntime")
+    found = record["decode_on_cpus"][rows] if rows else None
+    expected = found and LatencyError(
+        center=found["center"], scale=found["scale"], degrees_of_freedom=found["rows"] - 1, of="published",
+        decoders=found["rows"],
+    )  # fmt: skip
+    assert profile.performance.onnxruntime.decode_error == expected
+    costs = cost_model(profile, InferenceShape("int4", 512, 256))
+    assert costs.decode_factors == (expected and factors(expected, DEFAULT_CONFIDENCE))
+    assert costs.prefill_factors is None
+    assert ("other engines" in costs.on.why_no_interval()) == bool(rows)
