@@ -42,7 +42,7 @@ from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile, profile_text
 from merino_runtime.errors import MerinoError
 
-PI5 = load_profile("raspberry-pi-5")
+PI5 = with_errors(load_profile("raspberry-pi-5"), forms=())
 SEARCHED = Space(widths=(64, 128, 192, 256), depths=(2, 3, 4, 5, 6, 7, 8), ffn_ratios=(1.0, 2.0))
 ONE_FORMAT = {"vocabs": [2000], "precisions": ["fp32"], "kvs": [None]}
 
