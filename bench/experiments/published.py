@@ -136,7 +136,7 @@ def cpu_ms(
     figures = dict(at.us_per_unit) | {
         "fp32.load_ms_gb": (step_ms - mac_ms) / FP32_BYTES - memory_ms, "fp32.mac_ms_g": mac_ms,
     }  # fmt: skip
-    return latency(operators, "fp32", [run], "fused", replace(at, us_per_unit=figures)).streaming_ms
+    return sum(latency(operators, "fp32", [run], "fused", replace(at, us_per_unit=figures)))
 
 
 @cache
@@ -192,10 +192,11 @@ def gpu_ms(
     performance = profile.performance.model_copy(update={"tensorrt": speed})
     shape = InferenceShape("fp16", max(2, sum(run)), run[0])
     costs = tensorrt_costs(profile.model_copy(update={"performance": performance}), shape)
+    decode_ms, prefill_ms = costs.by_thread_counts(operators)[None]
     if row.phase == "prefill":
-        return costs.prefill_ms(operators, None, "streaming")
+        return prefill_ms
     fewer = FP16_BYTES * matrix_weights(operators) - read_bytes(row, operators)
-    return costs.decode_ms(operators, None, "streaming") - fewer / gb_s / 1e6
+    return decode_ms - fewer / gb_s / 1e6
 
 
 def summary(errors: Iterable[float]) -> dict[str, float]:
