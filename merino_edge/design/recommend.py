@@ -154,7 +154,8 @@ def ranked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     def rank(candidate: Candidate) -> tuple[Any, ...]:
         model, score = candidate.model, candidate.model.ranking_score()
         if candidate.fits or candidate.borderline:
-            return candidate.borderline, not model.chat, score is None, -(score or 0.0), -candidate.chosen.predicted.params
+            size = candidate.chosen.predicted.params
+            return candidate.borderline, not model.chat, score is None, -(score or 0.0), -size
         return 2, not candidate.long_enough, *candidate.chosen.excess
 
     return tuple(sorted(candidates, key=rank))
