@@ -79,7 +79,7 @@ vm:
 # Neither in `make test` nor in CI: a clean machine would need more than 5 minutes for it.
 test-vm: .venv/ready vm
 	MERINO_VM_ROOT="$(VM_ROOT)" $(BIN)/python -m pytest \
-		tests/targets/test_vm.py tests/targets/test_vm_delivery.py tests/targets/test_vm_power.py
+		tests/targets/test_vm_delivery.py tests/targets/test_vm_power.py
 
 # Keeps 225 MB of NVIDIA's packages in TENSORRT_ROOT, under NVIDIA's license; x86-64 Linux only. No GPU is needed.
 tensorrt: .venv/ready
@@ -139,7 +139,7 @@ lint: .venv/ready
 	@tests/targets/peers.sh $(BIN)/python $@
 
 # Bundles are run by the Pythons of boards too, where there are such: .venv36 is Python 3.6.
-.venv3%/ready: tests/targets/pythons/3.%.txt tests/targets/pythons/venv.sh
+.venv3%/ready: tests/targets/pythons/requirements.txt tests/targets/pythons/venv.sh
 	@tests/targets/pythons/venv.sh 3.$* .venv3$* $<
 
 # The role of fleet/ is tried by an Ansible of its own, where one can be had.

@@ -95,7 +95,7 @@ def pytest_collection_finish():
 @pytest.fixture(scope="session", autouse=True)
 def few_answers():
     """An export of this process compares 4 answers of the model with the bundle's, in place of 64, which take most of
-    its time. What they tell: test_divergence.py."""
+    its time. What they tell: test_calibrate.py."""
     module = sys.modules.get("merino_edge.export.export")  # of a file that has tests of exports
     with pytest.MonkeyPatch.context() as patch:
         if module is not None:

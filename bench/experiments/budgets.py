@@ -3,7 +3,6 @@
     merino-edge calibrate --device host
     python bench/experiments/budgets.py --score measured --prepare -o bench/results/budgets-x86-2cores.json
     python bench/experiments/budgets.py --score measured -o bench/results/budgets-x86-2cores.json
-    python bench/experiments/budgets.py --score measured --measure -o redesigned.json
 
 Budgets of 1.5 to 9 ms (log-evenly), formats in turn, vocabularies of 4,096 to 50,257, contexts of 512 and 1,024: the
 same for each score and each calibration. Designs are made as `merino-edge design` makes them, at its default
@@ -17,7 +16,6 @@ measured again, whatever the calibration is by now.
 import hashlib
 import json
 import statistics
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, partial
 from typing import NamedTuple
@@ -28,7 +26,6 @@ from predictions import VOCABS, arguments, over_passes, take_turns
 from merino_bench.harness.cases import decode_case
 from merino_bench.harness.turns import measure_separately
 from merino_bench.probe.timing import lower_decile_ms
-from merino_edge.benchmarking.measuring import bench_here, measure_design, redesign
 from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.calibration.board import board
 from merino_edge.design.budgets import with_board_defaults
@@ -63,20 +60,13 @@ def random_budgets(count=COUNT):
         yield Budget(FORMATS[index % len(FORMATS)], ms, vocab, context)
 
 
-def designed(profile, scoring, budget, measured):
+def designed(profile, scoring, budget):
     lengths = {"context": budget.context, "prompt": default_prompt(budget.context)}
-
-    def search(limits, _=None):
-        if scoring == MERINO:
-            space = replace(PAPER_SPACE, vocab=budget.vocab)
-            return design_by_paper(profile, limits, space=space, precision=budget.form, **lengths)
-        return design(profile, limits, vocabs=[budget.vocab], precisions=[budget.form], kvs=[None], **lengths)
-
     limits = with_board_defaults({"decode_ms": budget.ms}, profile)
-    if not measured:
-        return search(limits)
-    bench = bench_here(nullcontext)
-    return redesign(limits, search, lambda each: measure_design(each, bench))
+    if scoring == MERINO:
+        space = replace(PAPER_SPACE, vocab=budget.vocab)
+        return design_by_paper(profile, limits, space=space, precision=budget.form, **lengths)
+    return design(profile, limits, vocabs=[budget.vocab], precisions=[budget.form], kvs=[None], **lengths)
 
 
 def step_ms(folder, context):
@@ -85,12 +75,12 @@ def step_ms(folder, context):
     return lower_decile_ms(sum(run["step_ms"], [])), run["flags"]
 
 
-def prepared(profile, scoring, budget, measured):
+def prepared(profile, scoring, budget):
     """The design for a budget by this calibration, and its bundle, made once."""
-    key = hashlib.sha256(repr((budget, scoring, profile.performance, measured)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((budget, scoring, profile.performance)).encode()).hexdigest()[:16]
     kept, folder = FOLDER / f"{key}.json", FOLDER / key
     if not kept.exists():
-        chosen = designed(profile, scoring, budget, measured)
+        chosen = designed(profile, scoring, budget)
         write_random_bundle(chosen.architecture, chosen.precision, folder, "budget", chosen)
         kept.write_text(chosen.to_json())
     return Design.model_validate_json(kept.read_text()), folder
@@ -144,13 +134,13 @@ def main():
         __doc__, "bench/results/budgets-x86-2cores.json", passes=1,
         more={
             "--score": {"choices": list(SCORES), "required": True}, "--count": {"type": int, "default": COUNT},
-            "--measure": {"action": "store_true"}, "--prepare": {"action": "store_true"},
+            "--prepare": {"action": "store_true"},
         },
     )
     profile, scoring = board(options.device), score_named(options.score)
     tasks = {
         f"{each.ms:g} ms in {each.form}, vocabulary {each.vocab}, context {each.context}": cache(
-            partial(prepared, profile, scoring, each, options.measure)
+            partial(prepared, profile, scoring, each)
         )
         for each in random_budgets(options.count)
     }

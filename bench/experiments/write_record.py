@@ -1,7 +1,7 @@
 """Write a record of `bench/results`: a summary with what was claimed, and how, where and by which code it was measured.
 
 `commits` has one entry per checkout that measured a part, the oldest first; `-dirty` marks changed files.
-`docs/scripts/results.py` makes the table of all records from these fields.
+`docs/scripts/make.py` makes the table of all records from these fields.
 """
 
 import json

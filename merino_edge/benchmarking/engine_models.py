@@ -1,7 +1,7 @@
 """Make the files of one engine in a separate process, so that this leaves nothing in the measured process.
 
 `python -m merino_edge.benchmarking.engine_models REQUEST`: a JSON object in, one JSON object out. A file gets its name
-when it is complete, so one that exists is kept. Weights are random if no checkpoint is named."""
+when it is complete, so one that exists is kept. Weights are random."""
 
 import json
 import sys
@@ -31,16 +31,6 @@ def make(request: Mapping[str, Any]) -> dict[str, Any]:
         stored = geometry_of_gguf(path)
         if stored != geometry:
             raise ValueError(f"{path} is no file of the bundle's weights: {stored.shape()}, here {geometry.shape()}")
-    elif request["artifact"] == "gguf" and request["checkpoint"]:
-        from merino_edge.families.gguf.write import write_model
-        from merino_edge.families.hugging_face import read_checkpoint
-
-        matrices, embedding, given = request["precision"], request["embedding"], Path(request["checkpoint"])
-        path = folder / f"weights-{matrices}-{embedding}.gguf"
-        source = read_checkpoint(given)
-        if source.geometry != geometry:
-            raise ValueError(f"{given} has other weights: {source.geometry.shape()}, the bundle {geometry.shape()}")
-        written(path, lambda beside: write_model(beside, source.model, matrices, embedding))
     elif request["artifact"] == "gguf":
         gpt2, notes = as_gpt2(geometry)
         matrices, embedding = request["precision"], request["embedding"]

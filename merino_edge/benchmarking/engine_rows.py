@@ -31,7 +31,6 @@ from merino_edge.benchmarking.engines import (
     shares_layers,
     stored_params,
 )
-from merino_edge.families.checkpoint import check_checkpoint
 from merino_edge.families.registry import read_geometry
 from merino_edge.storage.atomic import scratch_folder
 from merino_runtime.backends.threads import thread_counts
@@ -55,13 +54,11 @@ class GgufFile(NamedTuple):
 
 class Peers(NamedTuple):
     """`engines`: names as in `engines.ENGINES`; `folder`: where their models are made and kept; `source`: a GGUF whose
-    weights the bundles have, which llama.cpp then runs in place of random ones; `checkpoint`: such a Hugging Face
-    folder, which is made into GGUFs of the same weights."""
+    weights the bundles have, which llama.cpp then runs in place of random ones."""
 
     engines: tuple[str, ...]
     folder: Path
     source: GgufFile | None = None
-    checkpoint: Path | None = None
 
 
 def check_peers(engines: str | None, source: Path | None) -> None:
@@ -70,8 +67,8 @@ def check_peers(engines: str | None, source: Path | None) -> None:
         raise MerinoError("--peers-file goes with --peers: name the engines, such as --peers llama.cpp")
     if engines is not None:
         parse_engines(engines)
-    if source is not None and not source.exists():
-        raise MerinoError(f"--peers-file {source} does not exist: give a GGUF or a Hugging Face folder")
+    if source is not None and not source.is_file():
+        raise MerinoError(f"--peers-file {source} is no file: give a GGUF of the bundle's weights")
 
 
 @contextmanager
@@ -80,23 +77,20 @@ def peers_beside(
 ) -> Iterator[list[Engine]]:
     """Yield the engines for `bench_command`; none if `engines` is None.
 
-    A bundle that cannot be read is left out, because the harness gives it a failed row. `source`: a GGUF or a Hugging
-    Face folder with the bundles' weights, for llama.cpp. Raise MerinoError for an unknown engine or another source.
+    A bundle that cannot be read is left out, because the harness gives it a failed row. `source`: a GGUF with the
+    bundles' weights, for llama.cpp. Raise MerinoError for an unknown engine or another source.
     """
     check_peers(engines, source)
     if engines is None:
         yield []
         return
-    checkpoint = source if source and source.is_dir() else None
-    if checkpoint:
-        check_checkpoint(checkpoint)
-    gguf = gguf_file(source) if source and not checkpoint else None
+    gguf = gguf_file(source) if source else None
     bundles = []
     for folder in folders:
         with suppress(MerinoError):
             bundles.append(load_bundle(folder, verify=False))
     with scratch_folder(Path(tempfile.gettempdir()) / "merino-peers") as scratch:
-        yield peer_engines(Peers(parse_engines(engines), scratch, gguf, checkpoint), bundles, seed, say)
+        yield peer_engines(Peers(parse_engines(engines), scratch, gguf), bundles, seed, say)
 
 
 def peer_engines(
@@ -135,8 +129,6 @@ def peer_engine(peers: Peers, peer: Peer, bundle: Bundle, seed: int, say: Callab
     if gguf:
         identity |= {"weights": "real", "weights_source": f"file {gguf.path.name}"}
     else:
-        if peers.checkpoint and peer.artifact == "gguf":
-            identity |= {"weights": "trained", "weights_source": f"checkpoint {peers.checkpoint.name}"}
         say(f"making the model of {bundle.name} for {peer.engine} {peer.shown_precision}")
     try:
         model = make_separately(peers, peer, bundle)
@@ -146,12 +138,12 @@ def peer_engine(peers: Peers, peer: Peer, bundle: Bundle, seed: int, say: Callab
         # The bytes that llama.cpp reads of the file per token.
         sized = bundle._replace(decode_weight_bytes=gguf.decode_weight_bytes, kv_bytes=cache_bytes(peer, bundle))
     else:
-        sized = as_read_by(peer, bundle, gpt2=peers.checkpoint is None)
+        sized = as_read_by(peer, bundle)
     identity |= {"bundle_bytes": model["bytes"], "params": sized.params}
 
     def measure(case: Case, repetitions: int, _first: bool, timeout_s: float) -> Measured:
         return measure_peer_separately(
-            peers, peer, bundle, model["path"], case, repetitions=repetitions, seed=seed, timeout_s=timeout_s
+            peer, bundle, model["path"], case, repetitions=repetitions, seed=seed, timeout_s=timeout_s
         )
 
     def row(
@@ -171,11 +163,10 @@ def peer_engine(peers: Peers, peer: Peer, bundle: Bundle, seed: int, say: Callab
     return Engine(identity, False, None, "", measure, row=row)
 
 
-def as_read_by(peer: Peer, bundle: Bundle, gpt2: bool = True) -> Bundle:
-    """Return the bundle with the bytes that this engine reads per token. `gpt2`: whether llama.cpp runs a GPT-2 of
-    equal size instead of the model."""
+def as_read_by(peer: Peer, bundle: Bundle) -> Bundle:
+    """Return the bundle with the bytes that this engine reads per token of its model, in llama.cpp a GPT-2."""
     geometry = read_geometry(bundle.family, bundle.architecture)
-    operators = as_gpt2(geometry)[0].operators if peer.artifact == "gguf" and gpt2 else geometry.operators
+    operators = as_gpt2(geometry)[0].operators if peer.artifact == "gguf" else geometry.operators
     return bundle._replace(
         decode_weight_bytes=decode_weight_bytes(operators, peer.precision, peer.embedding),
         kv_bytes=cache_bytes(peer, bundle),
@@ -200,13 +191,12 @@ def make_separately(peers: Peers, peer: Peer, bundle: Bundle) -> dict[str, Any]:
         "folder": str(folder), "artifact": peer.artifact, "precision": peer.precision,
         "embedding": peer.embedding, "family": bundle.family, "architecture": bundle.architecture,
         "given": str(peers.source.path) if peers.source else None,
-        "checkpoint": str(peers.checkpoint) if peers.checkpoint else None,
     }  # fmt: skip
     return run_separately(MODELS, json.dumps(request), TIMEOUT_S)
 
 
 def measure_peer_separately(
-    peers: Peers, peer: Peer, bundle: Bundle, path: str, case: Case, repetitions: int, seed: int,
+    peer: Peer, bundle: Bundle, path: str, case: Case, repetitions: int, seed: int,
     timeout_s: float = TIMEOUT_S,
 ) -> Measured:  # fmt: skip
     """Measure a peer in a fresh process and return the worker's keys. Raise MerinoError if it fails."""
@@ -220,8 +210,7 @@ def measure_peer_separately(
         "vocab": bundle.vocab,
     }  # fmt: skip
     pinned = dict.fromkeys(THREAD_VARIABLES, str(threads))  # no pool of an engine starts more than were requested
-    inductor = {"TORCHINDUCTOR_CACHE_DIR": str(peers.folder / "inductor")}
-    return run_separately(PROCESS, json.dumps(request), timeout_s, {**pinned, **inductor}, TIME_OF_A_ROW)
+    return run_separately(PROCESS, json.dumps(request), timeout_s, pinned, TIME_OF_A_ROW)
 
 
 def geometry_key(bundle: Bundle) -> str:

@@ -47,7 +47,6 @@ def llama_cpp(precision: str, embedding: str, engine: str = "llama.cpp", artifac
 
 PEERS = (
     Peer("transformers", "fp32", "fp32", "checkpoint", "transformers", TORCH),
-    Peer("torch.compile", "fp32", "fp32", "checkpoint", "transformers", TORCH),
     Peer("ctranslate2", "int8", "int8", "ctranslate2", "ctranslate2", (*TORCH, ("ctranslate2", "ctranslate2"))),
     llama_cpp("F32", "F32"),
     llama_cpp("Q8_0", "Q8_0"),

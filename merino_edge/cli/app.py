@@ -162,12 +162,12 @@ def bench(
     peers: Annotated[
         str | None,
         AgainstOption(
-            help="other engines to compare with, a list: transformers, torch.compile, ctranslate2, llama.cpp,"
-                 " llama.cpp-q8_0-cache; or all"
+            help="other engines to compare with, a list: transformers, ctranslate2, llama.cpp, llama.cpp-q8_0-cache;"
+                 " or all"
         ),
     ] = None,
     peers_file: Annotated[
-        Path | None, AgainstOption(help="GGUF or Hugging Face folder of the bundle's weights, for llama.cpp")
+        Path | None, AgainstOption(help="GGUF of the bundle's weights, for llama.cpp")
     ] = None,
     output: Annotated[Literal["md", "json", "jsonl", "csv"], typer.Option("-o", help="output format")] = "md",
     save: Annotated[Path | None, typer.Option(help="also save the records as JSON; FILE.jsonl is appended to")] = None,

@@ -24,7 +24,7 @@ from merino_edge.cli.options import (
     Precision,
     Prompt,
     Vocab,
-    opened,
+    parse_choices,
     parse_confidence,
     with_budgets,
 )
@@ -66,13 +66,14 @@ def recommend(
     from merino_edge.prediction.shape import default_lengths
 
     cache = quantized_kv(kv)
-    share = parse_confidence(confidence)
+    level = parse_confidence(confidence)
     chosen = chosen_device(device, ssh, accept_new)
     profile = board(chosen, say, backend)
-    longest, tokens = default_lengths(profile, context, prompt)
+    slots, prompt_tokens = default_lengths(profile, context, prompt)
     with working(f"judging models for {profile.name}"):
         recommendation = find(
-            profile, with_board_defaults(limits, profile), context=longest, prompt=tokens, confidence=share, kv=cache
+            profile, with_board_defaults(limits, profile), context=slots, prompt=prompt_tokens, kv=cache,
+            confidence=level,
         )  # fmt: skip
     if as_json:
         print(json.dumps(recommendation_json(recommendation, profile, chosen), indent=2))
@@ -115,11 +116,11 @@ def pareto(
             check_file(path)
     if plot:
         check_plot(plot)
-    chosen = opened(vocab, precision, kv)
+    choices = parse_choices(vocab, precision, kv)
     profile = board(device, say, backend)
-    longest, tokens = default_lengths(profile, context, None)
+    slots, prompt_tokens = default_lengths(profile, context, None)
     with working(f"searching for {profile.name}"):
-        pareto_front = front(profile, limits, against.name, POINTS, **chosen, context=longest, prompt=tokens)
+        pareto_front = front(profile, limits, against.name, POINTS, **choices, context=slots, prompt=prompt_tokens)
     if plot:
         write_text(plot, front_svg(pareto_front))
         say(f"wrote {plot}")

@@ -16,7 +16,7 @@ from merino_edge.cli.tables import (
 )
 from merino_edge.cli.terminal import put
 from merino_edge.design.budgets import BUDGETS_BY_NAME, options_line
-from merino_edge.design.design_file import Design, Measured, Training
+from merino_edge.design.design_file import Design, Training
 from merino_edge.design.existing import existing_score
 from merino_edge.design.pareto import Front
 from merino_edge.design.recommend import Recommendation
@@ -47,8 +47,6 @@ def print_design(design: Design, profile: DeviceProfile, named: str | None = Non
     if refused := refused_words(profile, design.precision):
         put(f"{design.precision} is {refused}; `recommend` refuses it too")
     show(design_table(design, costs))
-    if design.measured:
-        put(measured_line(design.measured))
     if design.loss_ratio:
         ratio = design.loss_ratio
         put(
@@ -159,13 +157,6 @@ def number_of(value: float) -> str:
     return f"{value:.3g} "
 
 
-def measured_line(measured: Measured) -> str:
-    tried = f"; {measured.designs} designs tried" if measured.designs > 1 else ""
-    flags = f" (the machine was {', '.join(measured.flags)} meanwhile)" if measured.flags else ""
-    latencies = f"decode {measured.decode_ms:.2f} ms, prefill {measured.prefill_ms:.1f} ms"
-    return f"measured here with random weights: {latencies}, memory {measured.memory_mb:,.0f} MB{flags}{tried}"
-
-
 def ratio_cells(value: float, reference: float, unit: str, interval: str = "") -> list[str]:
     return [f"{number(value)} {unit}{interval}", f"{number(reference)} {unit}", f"{reference / value:.2f}x"]
 
@@ -177,17 +168,14 @@ def number(value: float) -> str:
 
 def solver_line(design: Design) -> str:
     solver = design.solver
-    searched = ""
-    if design.searched != design.budget:
-        searched = f" within the rescaled budgets: {options_line(design.searched)}"
     taken = f"in {solver.seconds:.1f} s on this CPU"
     if solver.members is not None:
-        return f"the best of all {solver.members:,} decoders of the space{searched}, {taken}"
+        return f"the best of all {solver.members:,} decoders of the space, {taken}"
     found = f"found by {solver.name} {taken}; "
     if solver.gap is None:
         return f"{found}not proved"
     if solver.gap < PROVED:
-        return f"{found}proved: no decoder of the paper's space has 0.01 % more entropy{searched}"
+        return f"{found}proved: no decoder of the paper's space has 0.01 % more entropy"
     below = solver.gap / (1 + solver.gap)  # the gap is relative to the design's score, and may be above 1
     return f"{found}not proved, at most {below:.2%} below the optimum"
 

@@ -44,8 +44,8 @@ Precision = Annotated[str | None, typer.Option(
 Prompt = Annotated[int | None, typer.Option(help="prompt length in tokens; default: half the context, at most 512")]
 
 
-def opened(vocab: str | None, precision: str | None, kv: str | None) -> dict[str, Any]:
-    """`vocabs`, `precisions` and `kvs` of a search from its options. Raises MerinoError for an unknown format."""
+def parse_choices(vocab: str | None, precision: str | None, kv: str | None) -> dict[str, Any]:
+    """Return `vocabs`, `precisions` and `kvs` of a search from its options. Raise MerinoError for an unknown format."""
     from merino_edge.prediction.formats import quantized_kv
 
     return {
@@ -67,7 +67,7 @@ def integers(option: str, text: str) -> list[int]:
 
 
 def with_budgets(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with an option per budget in place of its parameter `limits`, a mapping of the given ones."""
+    """Return the command with an option per budget instead of its parameter `limits`, which maps the given ones."""
     added = [
         inspect.Parameter(
             budget.name, inspect.Parameter.KEYWORD_ONLY, default=None,

@@ -144,7 +144,7 @@ def train(
         record = run(
             start.architecture, data, out, recipe=recipe, name=start.name, design=start.design,
             pretrained=start.pretrained, teacher=load_teacher(teacher) if teacher else None, tokenizer_file=tokenizer,
-            held_out=held_out or (), resume=resume, threads=threads, parts=accumulate or chosen["accumulate"],
+            held_out=held_out or (), resume=resume, threads=threads, accumulate=accumulate or chosen["accumulate"],
             ignore_memory=ignore_memory, say=say, progress=progress,
         )  # fmt: skip
     if is_first():

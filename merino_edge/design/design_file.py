@@ -76,16 +76,6 @@ class Training(Strict):
     most_weights_interval: tuple[float, float] | None  # what they may be
 
 
-class Measured(Strict):
-    """Measured on this machine, with random weights; `designs`: number of designs measured in all."""
-
-    decode_ms: float
-    prefill_ms: float
-    memory_mb: float
-    flags: list[str]
-    designs: int
-
-
 class Design(Strict):
     """design.json, as the next stages read it."""
 
@@ -97,9 +87,7 @@ class Design(Strict):
     kv: QuantizedCache | None = None  # the cache's format; None: that of the activations
     prompt: int
     budget: dict[str, float]  # as requested
-    searched: dict[str, float]  # the limits of the search; they differ from `budget` only with --measure
     predicted: Predicted
-    measured: Measured | None = None  # by `design --measure`
     entropy: float  # the score, in its unit
     scoring: Annotated[Scoring, Field(discriminator="name")]
     loss_ratio: Ratio | None = None  # of the measured score only

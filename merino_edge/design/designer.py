@@ -1,4 +1,4 @@
-"""From a board and limits to a design: by looking at every decoder of the default space, or by the paper's search."""
+"""From a board and limits to a design: score every decoder of the default space, or run the paper's search."""
 
 import itertools
 import math
@@ -28,7 +28,7 @@ from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.bundle import QUANTIZED_CACHES
 from merino_runtime.errors import MerinoError
 
-MOST_COMBINATIONS = 128
+MOST_COMBINATIONS = 128  # of vocabulary and formats: each scores the whole space
 
 
 def design(
@@ -36,19 +36,19 @@ def design(
     vocabs: Sequence[int] = (), precisions: Sequence[str] = (), kvs: Sequence[str | None] | None = None,
     tokens: float | None = None, scoring: MeasuredScoring = MEASURED, confidence: float = DEFAULT_CONFIDENCE,
 ) -> Design:  # fmt: skip
-    """The decoder of highest score in `space` within `limits` (`budgets`) on the board, at the costs of its backend.
+    """Return the decoder of highest score in `space` within `limits` (`budgets`), by the costs of the board's backend.
 
     On a calibrated board, the upper bound of each latency's prediction interval at `confidence` must meet its limit.
     `vocabs`, `precisions`, `kvs`: vocabularies and formats of weights and cache to choose from; by default VOCABS and
-    the formats that the board is fast at. In `kvs` None is the format of the activations. `tokens`: of the training
-    text. Raises MerinoError if no decoder fits, with the smallest limits that one needs.
+    the formats that the board is fast at. In `kvs` None is the format of the activations. `tokens`: number of tokens of
+    the training text. Raises MerinoError if no decoder fits, with the smallest limits that one needs.
     """
     started = time.perf_counter()
-    most = None
+    most_weights = None
     if tokens is not None:
         texts.check(tokens)
-        scoring, most = scoring.having(alpha=texts.alpha(tokens)), texts.most_weights(tokens)
-    vocabs = sorted(set(vocabs or vocabularies(most)))
+        scoring, most_weights = scoring.having(alpha=texts.alpha(tokens)), texts.most_weights(tokens)
+    vocabs = sorted(set(vocabs or vocabularies(most_weights)))
     precisions = [name for name in [*formats_of(profile), *precisions] if name in (precisions or fast_formats(profile))]
     precisions, kvs = list(dict.fromkeys(precisions)), caches_of(profile) if kvs is None else kvs
     models = cost_models(profile, precisions, kvs, context, prompt, vocabs, confidence)
@@ -57,9 +57,9 @@ def design(
             f"{len(vocabs)} vocabularies x {len(models)} pairs of formats: give at most {MOST_COMBINATIONS} in all"
         )
     limits = predictable(limits, profile)
-    choice = enumeration.best(space, models, vocabs, limits, scoring.constants, most)
+    choice = enumeration.best(space, models, vocabs, limits, scoring.constants, most_weights)
     score, seconds = float(effective_weights(choice.ln_loss, scoring.constants)), time.perf_counter() - started
-    return written(
+    return design_of(
         choice.architecture, choice.model, limits, score, scoring=scoring, tokens=tokens,
         considered=Considered(vocab=vocabs, precision=precisions, kv=list(kvs)),
         solver=Solver(
@@ -73,8 +73,8 @@ def design_by_paper(
     space: PaperSpace = PAPER_SPACE, precision: str | None = None, kv: str | None = None,
     scoring: MerinoScoring = MERINO, confidence: float = DEFAULT_CONFIDENCE,
 ) -> Design:  # fmt: skip
-    """The decoder of highest score in the paper's space. The paper's score sees neither vocabulary nor format, so each
-    is given. `precision`: by default the backend's preferred one."""
+    """Return the decoder of highest score in the paper's space. The paper's score ignores vocabulary and formats, so
+    one of each is given. `precision`: by default the backend's preferred one."""
     started = time.perf_counter()
     precision = precision or formats_of(profile)[0]
     (costs,) = cost_models(profile, [precision], [kv], context, prompt, [space.vocab], confidence)
@@ -83,41 +83,35 @@ def design_by_paper(
     gap = best.bound / best.score - 1 if best.score else float(best.bound > 0)
     proof = {"gap": gap, "bound": best.bound} if math.isfinite(gap) else {"gap": None, "bound": None}
     seconds = round(time.perf_counter() - started, 3)
-    return written(
+    return design_of(
         best.architecture, costs, limits, best.score, scoring=scoring,
         considered=Considered(vocab=[space.vocab], precision=[precision], kv=[kv]),
         solver=Solver(name="integer program", **proof, seconds=seconds, seed=0),
     )  # fmt: skip
 
 
-def written(
+def design_of(
     arch: Architecture, costs: CostModel, limits: Mapping[str, float], score: float, *, scoring: Scoring,
     solver: Solver, considered: Considered, tokens: float | None = None,
 ) -> Design:  # fmt: skip
     shape, profile = costs.shape, costs.profile
+    training = Training(
+        tokens=tokens, right_tokens=params(arch.operators) * texts.TOKENS_PER_WEIGHT.value,
+        bytes_per_token=vocabulary.bytes_per_token(arch.vocab),
+        most_weights=None if tokens is None else texts.most_weights(tokens),
+        most_weights_interval=None if tokens is None else texts.size_interval(tokens),
+    )  # fmt: skip
     return Design(
         device=profile.id, backend=profile.backend, architecture=arch, precision=shape.precision, kv=shape.kv,
-        prompt=shape.prompt, budget=dict(limits), searched=dict(limits), entropy=score, scoring=scoring,
-        predicted=costs.predict(arch.operators, limits), training=training(arch, tokens), considered=considered,
+        prompt=shape.prompt, budget=dict(limits), entropy=score, scoring=scoring,
+        predicted=costs.predict(arch.operators, limits), training=training, considered=considered,
         solver=solver, loss_ratio=loss_ratio(arch, costs, scoring) if isinstance(scoring, MeasuredScoring) else None,
     )  # fmt: skip
 
 
-def training(arch: Architecture, tokens: float | None) -> Training:
-    """The text that the decoder is right for; with `tokens` the size that this text is right for."""
-    weights = params(arch.operators)
-    return Training(
-        tokens=tokens,
-        right_tokens=weights * texts.TOKENS_PER_WEIGHT.value,
-        bytes_per_token=vocabulary.bytes_per_token(arch.vocab),
-        most_weights=None if tokens is None else texts.most_weights(tokens),
-        most_weights_interval=None if tokens is None else texts.size_interval(tokens),
-    )
-
-
 def loss_ratio(arch: Architecture, costs: CostModel, scoring: MeasuredScoring) -> Ratio:
-    """Predicted loss relative to OPT-350M's geometry in float32, both trained alike; between the extremes over the ends
-    of the intervals of all constants that matter."""
+    """Return the predicted loss relative to OPT-350M's geometry in float32, if both train alike. Its bounds are the
+    extremes over the interval ends of all constants that change it."""
     reference, shape = model("opt-350m").geometry, costs.shape
     own, other = groups_of(arch), groups_of(reference)
 
@@ -140,7 +134,7 @@ def cost_models(
     profile: DeviceProfile, precisions: Sequence[str], kvs: Sequence[str | None], context: int, prompt: int,
     vocabs: Sequence[int], confidence: float,
 ) -> list[CostModel]:  # fmt: skip
-    """One for each pair of formats. Raises MerinoError for a request that cannot be met."""
+    """Return a cost model for each pair of formats. Raise MerinoError for a request that cannot be met."""
     for precision in precisions:
         check_format(profile, precision)
     for kv in kvs:
@@ -155,11 +149,11 @@ def cost_models(
 
 
 def caches_of(profile: DeviceProfile) -> list[str | None]:
-    """The formats of the KV cache that the board's runtime has; None: that of the activations."""
+    """Return the KV cache formats that the board's runtime supports; None is the format of the activations."""
     return [None, *(kv for kv in QUANTIZED_CACHES if has_cache(profile, kv))]
 
 
 def vocabularies(most_weights: float | None) -> tuple[int, ...]:
-    """Those to choose from, with small ones for a text that trains few weights."""
+    """Return the vocabularies to choose from, with small ones for a text that trains few weights."""
     few = most_weights is not None and most_weights < vocabulary.LAYERS
     return (*vocabulary.SMALL_VOCABS, *vocabulary.VOCABS) if few else vocabulary.VOCABS

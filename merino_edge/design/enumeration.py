@@ -1,9 +1,8 @@
-"""The default search: look at every decoder of the space.
+"""The default search: score every decoder of the space.
 
-1. The cost model gives the amounts of each operator, and these add up to layers of each kind (`costs`).
-2. A decoder's amounts are those of its layers, embedding and head. Its score is the law's, with the terms of the axes.
-3. The answer is the decoder of highest score among those within the limits. Nothing is left out, so nothing remains to
-   be proved.
+1. The cost model computes the costs of each operator. Their sums are the costs of each kind of layer (`costs`).
+2. A decoder costs the sum of its layers, embedding and head. The loss law and the terms of the axes predict its loss.
+3. The result is the decoder of lowest predicted loss within the limits. It is the optimum, because all were compared.
 """
 
 import itertools
@@ -39,7 +38,7 @@ class Kinds(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The best decoder, the cost model of its formats, and `members`, the number of decoders that were looked at."""
+    """The best decoder, the cost model of its formats, and `members`, the number of decoders that were compared."""
 
     architecture: Architecture
     model: CostModel
@@ -65,10 +64,11 @@ def best(
     space: Space, models: Sequence[CostModel], vocabs: Sequence[int], limits: Mapping[str, float],
     constants: Constants, most_weights: float | None = None,
 ) -> Choice:  # fmt: skip
-    """The decoder of highest score within `limits`. Raises MerinoError if there is none.
+    """Return the decoder of highest score within `limits`. Raise MerinoError if there is none.
 
     `models`: one for each pair of weight format and cache format; the first of equal decoders wins. `most_weights`:
-    the most stored parameters that the training text is worth; a smallest decoder may have more.
+    the most stored parameters that the training text can train. If all decoders within `limits` have more, the smallest
+    number among them is allowed instead.
     """
     kinds, depths = kinds_of(space), np.array(space.depths)
     weights = kinds.weights[:, None] * depths  # [K, D]
@@ -79,7 +79,7 @@ def best(
     ]
     losses = ln_loss(weights, depths, np.array(terms)[:, None], constants)
     widths = np.array(space.widths)[kinds.width][:, None]
-    chosen, least, fewest = None, np.inf, np.inf
+    chosen, least_loss, fewest = None, np.inf, np.inf
     for vocab in vocabs:
         of_vocab = losses + vocabulary.term(vocab, widths, weights, constants)
         for model in models:
@@ -88,20 +88,20 @@ def best(
             costs = costs_of(space, model, vocab, depths, reads_prompts(limits))
             fits = within_limits(costs, limits)
             if most_weights is not None:
-                params = AtThreads(costs, 0, 0).params
+                params = AtThreads(costs, 0, 0).params  # the same at all thread counts
                 fewest = min(fewest, float(np.where(fits, params, np.inf).min()))
                 fits &= params <= most_weights
-            place = int(np.where(fits, of_vocab, np.inf).argmin())
-            if fits.flat[place] and of_vocab.flat[place] + term < least:
-                chosen, least = (place, vocab, model), float(of_vocab.flat[place] + term)
+            index = int(np.where(fits, of_vocab, np.inf).argmin())
+            if fits.flat[index] and of_vocab.flat[index] + term < least_loss:
+                chosen, least_loss = (index, vocab, model), float(of_vocab.flat[index] + term)
     if chosen is None and np.isfinite(fewest):
         return best(space, models, vocabs, limits, constants, fewest)
     if chosen is None:
         raise nothing_fits(space, models, vocabs, limits)
-    place, vocab, model = chosen
-    kind, depth = divmod(place, len(depths))
+    index, vocab, model = chosen
+    kind, depth = divmod(index, len(depths))
     arch = architecture(kinds.layers[kind], int(depths[depth]), vocab, model.shape.context)
-    return Choice(arch, model, least, losses.size * len(vocabs) * len(models))
+    return Choice(arch, model, least_loss, losses.size * len(vocabs) * len(models))
 
 
 def reads_prompts(limits: Mapping[str, float]) -> bool:
@@ -109,15 +109,15 @@ def reads_prompts(limits: Mapping[str, float]) -> bool:
 
 
 def thread_pairs(model: CostModel, limits: Mapping[str, float]) -> list[tuple[int, int]]:
-    """Indices of the thread counts of decode and prefill that a decoder may run at, equal ones first: different ones
-    take more memory, and serve only a limit on each latency."""
+    """Return pairs of indices into the thread counts, for decode and prefill. Equal ones come first, because different
+    ones take more memory; these are only tried if a budget depends on the prefill."""
     counts = range(len(model.on.thread_counts))
     pairs = [(decode, prefill) for decode in counts for prefill in (counts if reads_prompts(limits) else [decode])]
     return sorted(pairs, key=lambda pair: pair[0] != pair[1])
 
 
 def within_limits(costs: Costs, limits: Mapping[str, float]) -> np.ndarray:
-    """Whether each decoder keeps all limits at some thread counts. [K, D]"""
+    """Return whether each decoder keeps all limits at one pair of thread counts [K, D]."""
     fits = np.zeros(costs.peak.shape, bool)
     for decode, prefill in thread_pairs(costs.model, limits):
         at = AtThreads(costs, decode, prefill)
@@ -127,7 +127,7 @@ def within_limits(costs: Costs, limits: Mapping[str, float]) -> np.ndarray:
 
 
 def costs_of(space: Space, model: CostModel, vocab: int, depths: np.ndarray, prefill: bool) -> Costs:
-    """Of every kind of layer at every depth. [K, D]"""
+    """Return the costs of decoders of every kind of layer at every depth [K, D]."""
     kinds, layers = kinds_of(space), layer_tables(space, model, prefill)
     ends, peak = end_tables(space, model, vocab, prefill)
 
@@ -140,7 +140,7 @@ def costs_of(space: Space, model: CostModel, vocab: int, depths: np.ndarray, pre
 
 
 class LayerTables(NamedTuple):
-    """Amounts of layers by one cost model. K kinds, Q columns of `costs`."""
+    """Costs of one layer of each kind, by one cost model. K kinds, Q columns of `costs.table`."""
 
     layer: np.ndarray  # [K, Q]
     last: np.ndarray  # of the last layer, which computes one position only after its attention [K, Q]
@@ -160,17 +160,18 @@ def layer_tables(space: Space, model: CostModel, prefill: bool) -> LayerTables:
 
 @lru_cache(maxsize=64)
 def end_tables(space: Space, model: CostModel, vocab: int, prefill: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Amounts of embedding, final norm and head, and MB of their largest activations. [W, Q] and [W]"""
+    """Return the costs of embedding, final norm and head [W, Q], and MB of their largest activations [W]."""
     return sums(float_cache(model), [vocabulary.operators(width, vocab) for width in space.widths], prefill)
 
 
 def float_cache(model: CostModel) -> CostModel:
-    """The cost model for a cache of floats: only attention has other costs with another cache."""
+    """Return the cost model with a float cache, so that all cache formats share tables without attention."""
     return cost_model(model.profile, replace(model.shape, kv=None), model.confidence)
 
 
 def sums(model: CostModel, groups: Sequence[list[Operator]], prefill: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The amounts of groups of equally many operators, and MB of their largest activations. [groups, Q], [groups]"""
+    """Return the costs of groups of equally many operators [groups, Q], and MB of their largest activations [groups].
+    """
     place: dict[Operator, int] = {}
     rows = np.array([[place.setdefault(op, len(place)) for op in group] for group in groups])
     amounts, peaks = table(model, list(place), prefill), np.array([model.activation_mb([op]) for op in place])
@@ -180,18 +181,18 @@ def sums(model: CostModel, groups: Sequence[list[Operator]], prefill: bool) -> t
 def least_need(
     space: Space, models: Sequence[CostModel], vocabs: Sequence[int], limits: Mapping[str, float], name: str
 ) -> float:
-    """The smallest limit on a budget at which a decoder keeps `limits` too; infinite if none keeps these."""
-    asked = {**limits, name: np.inf}
-    needs, _ = shallowest(space, models, vocabs, asked)
-    kept = (needs <= most_within(np.array(list(asked.values())))[:, None]).all(axis=0)
-    return float(np.where(kept, needs[list(asked).index(name)], np.inf).min())
+    """Return the smallest value of budget `name` at which a decoder keeps the other limits; infinite if none does."""
+    others = {**limits, name: np.inf}
+    needs, _ = shallowest(space, models, vocabs, others)
+    kept = (needs <= most_within(np.array(list(others.values())))[:, None]).all(axis=0)
+    return float(np.where(kept, needs[list(others).index(name)], np.inf).min())
 
 
 def shallowest(
     space: Space, models: Sequence[CostModel], vocabs: Sequence[int], limits: Mapping[str, float]
 ) -> tuple[np.ndarray, list[tuple[int, CostModel]]]:
-    """What the decoders of fewest layers need of each limit, [limits, candidates]; each further layer costs something.
-    And vocabulary and cost model of each K candidates."""
+    """Return what the decoders of fewest layers, which cost least, need of each limit [limits, candidates], and the
+    vocabulary and cost model of each K candidates."""
     needs, combinations = [], []
     for vocab, model in itertools.product(vocabs, models):
         costs = costs_of(space, model, vocab, np.array([min(space.depths)]), reads_prompts(limits))
@@ -206,7 +207,7 @@ def shallowest(
 def nothing_fits(
     space: Space, models: Sequence[CostModel], vocabs: Sequence[int], limits: Mapping[str, float]
 ) -> MerinoError:
-    """The error that names the decoders that need least."""
+    """Return the error that names the decoders that need least."""
     needs, combinations = shallowest(space, models, vocabs, limits)
     layers = kinds_of(space).layers
 

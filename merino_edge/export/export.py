@@ -1,7 +1,7 @@
 """An export: source -> plan -> quantized weights -> graph -> bundle -> proof.
 
-The steps are numbered, in `export` and `export_planned`. `source.load_source` loads the model that a name, a folder or
-a GGUF file means. `quantize.weights` makes quantized matrices of its weights.
+The numbered steps are in `export` and `export_planned`. `source.load_source` loads the model that a name, a folder or a
+GGUF file means. `quantize.weights` quantizes its matrices; those of a GGUF keep their blocks if the format allows it.
 """
 
 import platform
@@ -60,13 +60,13 @@ class Exported(NamedTuple):
         steps: decode steps behind the prefill that were compared.
         unrounded: maximum logit error of a quantized graph with float activations; None if nothing is quantized.
         matrices: the quantization error of each; empty if nothing is quantized.
-        stored: (GGUF type, matrices taken over bit-exactly, matrices quantized again) for each type in the source;
-            empty if its matrices are floats, or nothing is quantized.
+        stored: (GGUF type, matrices kept exactly, matrices quantized again) for each type in the source; empty if
+            its matrices are floats, or nothing is quantized.
         why_jinja: why the board needs jinja2 for the chat template; empty if it does not.
         calibrated: number of matrices that GPTQ rounded.
         cache_rise: relative rise of the perplexity by a quantized KV cache, in torch, on the text that its scales are
             fitted to; None without such a cache, or for random weights.
-        note: of the graph.
+        note: the graph's metadata, in words: whether SmoothQuant or outlier groups changed it.
         divergence: from float32, on the model's own answers; None for random weights, for a model without a tokenizer,
             and if nothing is quantized.
     """
@@ -89,11 +89,12 @@ class Calibration(NamedTuple):
     """Statistics for quantization, measured on a text, or without one on text that the model generates.
 
     Attributes:
-        rows: returns the text's ids [rows, T], for SmoothQuant, and for GPTQ without a text from the user.
-        hessians: of the inputs of the matrices, for GPTQ; None if no weight is rounded by it.
-        scales: of a quantized KV cache; None if it is not quantized.
+        rows: a function that returns the text's ids [rows, T], for SmoothQuant, outliers, and GPTQ without a text from
+            the user.
+        hessians: a function that returns the Hessians of the matrices' inputs; None if GPTQ rounds no weight.
+        scales: scales of a quantized KV cache; None if it is not quantized.
         cache_rise: see `Exported`.
-        answers: of the model in float32, to compare the bundle with; empty if nothing is compared.
+        answers: answers of the float32 model, to compare the bundle with; empty if nothing is compared.
     """
 
     rows: Callable[[], np.ndarray]
@@ -114,13 +115,13 @@ def export(
     that is not possible, for a chat template that raises, for weights that give no finite logits, and if the graph
     differs from torch; then nothing is written.
     """
-    # 1. Resolve the plan. With `auto` there are several: the first that keeps the model's answers is taken.
+    # 1. Resolve the plan. `auto` has several, the fastest first: the first that keeps the model's answers is used.
     if request.precision == "auto":
         plans = fastest_plans(request, source, out)
     else:
         plans = [resolve_plan(in_one_format(request), source, out)]
 
-    # 2. Calibrate: the model reads a text, and answers questions in float32.
+    # 2. Calibrate: run the float32 model on a text, and let it answer questions. `auto` calibrates once for all plans.
     calibration = calibrate(source, plans[0])
     if request.precision == "mixed":
         plans = [mixed_plan(plans[0], source, request, calibration.answers, say)]
@@ -142,7 +143,7 @@ def export_planned(
         source, last_use, note = rescaled, True, NOTE
         hessians = hessians_on(source, plan.calibration) if plan.calibration else None
 
-    # 4. Quantize: take over a GGUF's blocks, round the others (GPTQ), store groups with outliers twice.
+    # 4. Quantize: keep a GGUF's blocks, round the other matrices (GPTQ), store groups with outliers twice.
     weights = graph_weights(source)
     how = Rounding(source.blocks, hessians, plan.calibration is not None, plan.eight_bits)
     matrices = quantized_matrices(source.arch, weights, form, how)
@@ -152,12 +153,12 @@ def export_planned(
     errors, stored = matrix_errors(weights, matrices), type_counts(source, matrices)
     calibrated = sum(len(name.split("+")) for name, matrix in matrices.items() if matrix.by_gptq)
 
-    # 5. Build the graph.
+    # 5. Build the graph. Its size is known now, so check the disk before the slow steps.
     graph = build_graph(source.arch, weights, matrices, form, scales)
     graph.note = note
     check_folder(out, is_bundle_alone, graph.weight_bytes)
 
-    # 6. Decode golden ids by torch, with the weights that the codes stand for.
+    # 6. Decode golden ids in torch, with the dequantized weights.
     dequantized = dequantized_model(source.model, matrices, layout_of(source.arch), in_place=last_use)
     golden = decode_golden(dequantized, source.arch.vocab, form.context, scales)
     if not np.isfinite(golden.logits).all():
@@ -183,7 +184,8 @@ def export_planned(
             for parameter in source.model.parameters():  # references to the model may remain
                 parameter.data = torch.empty(0)
 
-        # 8. Prove it: logits against torch's at each step, answers against float32's.
+        # 8. Prove it: compare logits with torch's, and answers with the float32 model's. Write a quantized bundle's own
+        #    golden ids.
         bundle, error, unrounded = check_parity(load_bundle(str(folder)), golden, bool(errors), form.kv)
         diverges = divergence(bundle, calibration.answers) if plan.compared and calibration.answers else None
     return Exported(
@@ -220,14 +222,14 @@ def export_fastest(
 ) -> Exported:
     """Write the bundle `out` by the first plan that loses no more than MOST_LOST of the model's answers.
 
-    The answers of random weights mean nothing, so with these the first format that can be written is taken. The last of
+    The answers of random weights mean nothing, so for these the first format that can be written is used. The last of
     `plans` is float32, which is not compared.
     """
-    with parents_made(out), scratch_folder(out) as place:
+    with parents_made(out), scratch_folder(out) as scratch:
         for plan in plans:
             line = f"{plan.form.precision}: {plan.predicted}"
             try:
-                made = export_planned(source, place / plan.form.precision, plan, calibration)
+                made = export_planned(source, scratch / plan.form.precision, plan, calibration)
             except MerinoError as error:  # such as groups that do not divide a row
                 if plan is plans[-1]:
                     raise
@@ -247,7 +249,7 @@ def export_fastest(
 
 
 def type_counts(source: Source, matrices: Matrices) -> list[tuple[str, int, int]]:
-    """Count the matrices of each GGUF type that are taken over exactly, and those that are quantized again."""
+    """Count the matrices of each GGUF type that are kept exactly, and those that are quantized again."""
     blocks = source.blocks
     if blocks is None:
         return []

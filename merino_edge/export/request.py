@@ -1,5 +1,5 @@
-"""The request for an export, and its checks that need no torch: which model a SOURCE names, and whether weight format,
-dialect and KV cache are possible together."""
+"""The request for an export, and the checks that need no torch: which model a SOURCE names, and whether weight format,
+dialect and KV cache can be combined."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +26,8 @@ from merino_edge.prediction.formats import (
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
-LEAST_CONTEXT = 8
-ROUNDED = ("int8", "int4")  # weight formats
+LEAST_CONTEXT = 8  # tokens
+ROUNDED = ("int8", "int4")  # weight formats of integers
 PRECISIONS = ("fp32", "fp16", *ROUNDED)
 DIALECTS = ("fused", "portable")
 
@@ -37,7 +37,7 @@ class ExportRequest(NamedTuple):
 
     Attributes:
         precision: weight format; `auto`: the fastest on `board` that keeps the model's answers; `mixed`: int4, with 8
-            bits for the matrices in which they save most divergence. By default the design's, or fp32 without a design.
+            bits for the matrices in which they reduce divergence most. By default the design's; without a design fp32.
         board: the graph is written for its runtime and its kind of core, and uses this project's kernels if the
             runtime loads them.
         dialect: by default that of the board and of the design's backend, else `fused`.
@@ -136,7 +136,7 @@ def published(source: FoundSource, weights: Path | None = None) -> HubModel | No
 
 
 def in_one_format(request: ExportRequest) -> ExportRequest:
-    """Return the request in the format from which `auto` and `mixed` begin: fp32 and int4.
+    """Check the options of `auto` and `mixed`. Return the request in the format that they begin with, fp32 and int4.
 
     Raises MerinoError for limits of `mixed` that are not possible, and for a board that is missing.
     """

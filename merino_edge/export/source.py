@@ -41,11 +41,11 @@ from merino_runtime.io.json_file import read_text
 # Near the lowest of the measured peaks (docs/decisions/house.md), so that no export that fits is refused.
 IMPORTS_MB = 450  # Python, torch, transformers and onnx
 COPIES = 2.5  # float32 copies of the weights: torch's, the graph's, and ONNX Runtime's packed ones during parity
-QUANTIZED_COPIES = 3.0  # and torch's dequantized copy
+QUANTIZED_COPIES = 3.0  # the same, with torch's dequantized copy
 
 
 class Source(NamedTuple):
-    """A model to export. `weights` is `trained` or `random`; `design` is the one that it was made from, if any."""
+    """A model to export. `weights` is `trained` or `random`; `design` is the design that it was made from, if any."""
 
     name: str
     arch: Geometry
@@ -57,7 +57,7 @@ class Source(NamedTuple):
     design: Design | None = None
     bundle: Bundle | None = None  # the float32 bundle that it was read from
     chat: ChatTemplate | None = None
-    blocks: BlockSource | None = None  # its matrices as they are stored in blocks, if they are
+    blocks: BlockSource | None = None  # the matrices of a GGUF, as stored
 
     @property
     def family(self) -> str:
@@ -161,7 +161,7 @@ def load_zoo_model(known: Model, folder: Path, say: Callable[[str], None] = lamb
 
 
 def load_gguf(path: Path) -> Source:
-    """Load a GGUF file: its weights dequantized for torch, and its blocks for a graph that takes them over."""
+    """Load a GGUF file: its weights dequantized for torch, and its blocks as stored, which the graph can keep."""
     gguf = read_gguf(path, lambda geometry: check_memory(geometry, path.name))
     return trained_source(path.stem, gguf, f"file {path.name}")._replace(blocks=gguf.blocks)
 
@@ -200,7 +200,7 @@ def load_float32_bundle(folder: Path) -> Source:
 
 
 def recover_weights(bundle: Bundle, model: PreTrainedModel, layout: Callable[[str], Layout | None]) -> None:
-    """Fill `model`, of the bundle's geometry, with the weights in its graph. `layout`: of each weight in the graph.
+    """Fill `model` with the weights in the bundle's graph. `layout`: returns the layout of a weight in the graph.
 
     The graph's constants carry the names of the state dict. A matrix that a MatMul reads is transposed. Several
     matrices of one input are joined into one constant, with `+` between their names. A head that is not the embedding
@@ -218,7 +218,7 @@ def recover_weights(bundle: Bundle, model: PreTrainedModel, layout: Callable[[st
     weights, found = ModelWeights(model, layout), dict[str, np.ndarray]()
     graph = onnx.load(f"{folder}/{MODEL_FILE}").graph
     transposed = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
-    slices: dict[str, dict[int, np.ndarray]] = defaultdict(dict)  # by table: rows from this one on
+    slices: dict[str, dict[int, np.ndarray]] = defaultdict(dict)  # by embedding and number of the slice's first row
     for constant in graph.initializer:
         value = numpy_helper.to_array(constant)
         value = value.T if constant.name in transposed else value  # [out, in], as in the state dict

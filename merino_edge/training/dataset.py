@@ -18,19 +18,20 @@ from merino_edge.training.shards import Say, Shard, Tokenization, load_shard
 from merino_edge.training.sources import GIVE_TEXT, DataSource, segments_of
 from merino_runtime.errors import MerinoError
 
-NO_LOSS = -100  # torch's label of a token that the loss does not count
+NO_LOSS = -100  # label of a token without loss, as in torch
 HELD_OUT_SHARE = 0.02
-MOST_HELD_OUT = 1 << 20  # tokens that are evaluated of a held-out share
-PATTERN = 1000  # rows within which each weighted source gets its share
-MOST_BPE_CHARACTERS = 200_000_000  # of a larger corpus a BPE is trained on the first ones of each source
+MOST_HELD_OUT = 1 << 20  # tokens of a held-out share that are evaluated
+PATTERN = 1000  # rows among which every weighted source has its share
+MOST_BPE_CHARACTERS = 200_000_000  # most text for a BPE: the beginning of each source, in equal parts
 
 
 class PackedRows:
     """Rows of `length` ids, packed from shards: first those of documents, then those of samples.
 
-    `text_ends`: of each shard of documents, in their concatenation. `shard_of`, `starts`, `stops`: of each sample; row
-    r of the samples has those from `firsts[r]` to before `firsts[r + 1]`. `tokens`: in all rows, without padding.
-    `cut`, `lost`: samples that were truncated, and that were left out because the loss would count nothing in them.
+    `text_ends`: the end of each shard of documents in their concatenation. `shard_of`, `starts`, `stops`: the shard of
+    each sample, and its range in this shard. Row r of the samples holds samples `firsts[r]` to `firsts[r + 1] - 1`.
+    `tokens`: number of tokens in all rows, without padding. `cut`, `lost`: number of samples that were truncated, and
+    that were left out because no token with loss remained.
     """
 
     def __init__(
@@ -108,20 +109,20 @@ class PackedRows:
 
 
 class RowDataset(torch.utils.data.Dataset):
-    """Rows of groups in an order: `group_of` and `row_of` have one entry per place.
+    """Rows of groups in the order of a run: place i has row `row_of[i]` of group `group_of[i]`.
 
-    `missing`: further places at the end, whose rows have no loss, so that all processes get equal batches.
-    `logits`: a teacher's for all rows of the groups (distill.py), or None.
+    `padding_rows`: number of rows without loss at the end, so that all processes get equal batches.
+    `logits`: a teacher's logits for all rows of the groups (distill.py), or None.
     """
 
-    def __init__(self, groups: Sequence[PackedRows], group_of: np.ndarray, row_of: np.ndarray, missing: int = 0):
-        self.groups, self.group_of, self.row_of, self.missing = groups, group_of, row_of, missing
+    def __init__(self, groups: Sequence[PackedRows], group_of: np.ndarray, row_of: np.ndarray, padding_rows: int = 0):
+        self.groups, self.group_of, self.row_of, self.padding_rows = groups, group_of, row_of, padding_rows
         self.has_samples = any(group.samples for group in groups)
         self.offsets = np.cumsum([0, *map(len, groups)])  # of each group, among all rows
         self.logits: Any = None
 
     def __len__(self) -> int:
-        return len(self.row_of) + self.missing
+        return len(self.row_of) + self.padding_rows
 
     def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
         if place >= len(self):
@@ -134,7 +135,7 @@ class RowDataset(torch.utils.data.Dataset):
         return inputs if self.logits is None else inputs | self.logits.row(self.offsets[group] + row)
 
     def inputs(self, group: int, row: int) -> dict[str, torch.Tensor]:
-        """Return what the model takes, each [length]. Without samples it gets no positions."""
+        """Return the model's inputs, each [length]; without samples no positions."""
         ids, labels, positions = map(torch.from_numpy, self.groups[group].row(row))
         tensors = {"input_ids": ids, "labels": labels}
         return tensors | {"position_ids": positions} if self.has_samples else tensors
@@ -147,7 +148,8 @@ class RowDataset(torch.utils.data.Dataset):
 
 
 class RunData(NamedTuple):
-    """`tokens`: in all different training rows; `held_out_tokens`: in the held-out rows that are evaluated."""
+    """`tokens`: number in the training rows, each row counted once; `held_out_tokens`: number in the held-out rows that
+    are evaluated."""
 
     rows: RowDataset
     held_out: RowDataset
@@ -159,7 +161,8 @@ def load_data(
     data: Sequence[DataSource], held_out: Sequence[DataSource], tokenization: Tokenization, recipe: Recipe,
     *, length: int, say: Say, multiple: int = 1,
 ) -> RunData:  # fmt: skip
-    """Return the rows of a run. multiple: the number of held-out rows is filled up to a multiple of it.
+    """Return the rows of a run, from cached shards if there are any. The number of held-out rows becomes a multiple of
+    `multiple`.
 
     Raises MerinoError for text that cannot be used, too little text, and a tokenizer that separates no documents.
     """
@@ -168,10 +171,10 @@ def load_data(
     check_separates(tokenization.tokenizer, sum(len(shard.ends) for shard in shards))
     if held_out:
         held_out_shards = [load_shard(source, tokenization, say) for source in held_out]
-        origin, remedy = "the text of --held-out", "give more text"
+        what, remedy = "the text of --held-out", "give more text"
     else:
         shards, held_out_shards = zip(*map(split, shards), strict=True)
-        origin, remedy = "the held-out text, the last 2 % of --data,", "give more text, or one with --held-out"
+        what, remedy = "the held-out text, the last 2 % of --data,", "give more text, or one with --held-out"
     # 2. Shards to groups of packed rows: one group per weighted source, or one of all.
     pack = partial(PackedRows, length=length, pad=end_id(tokenization.tokenizer) or 0, cut_long=recipe.cut_long)
     weights = [source.weight for source in data if source.weight is not None]
@@ -179,7 +182,7 @@ def load_data(
         groups = [pack([shard], what=shard.source.what) for shard in shards]
     else:
         groups = [pack(shards, what="the text of --data")]
-    held_out_rows = pack(held_out_shards, what=origin, remedy=remedy)
+    held_out_rows = pack(held_out_shards, what=what, remedy=remedy)
     cut, lost = (sum(getattr(group, name) for group in (*groups, held_out_rows)) for name in ("cut", "lost"))
     if cut or lost:
         say(f"{cut:,} samples are cut at {length} tokens; {lost:,} are left out, because the loss would count nothing")
@@ -216,11 +219,11 @@ def split(shard: Shard) -> tuple[Shard, Shard]:
 
 
 def run_order(sizes: Sequence[int], shares: Sequence[float], count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (group, row) of each of a run's `count` places.
+    """Return the group and the row of each of a run's `count` places.
 
-    Each PATTERN places have every group's share of them, shuffled. A group's rows are taken in passes: each takes every
-    row once, in another order. A shorter run of the same seed takes the same first rows. Raises MerinoError for a share
-    that is less than a place.
+    Every group gets its share of each PATTERN places, shuffled. A group's rows are read in passes: each pass reads all
+    rows once, in another order. A shorter run of the same seed reads the same first rows. Raises MerinoError for a
+    share of less than one place.
     """
     bounds = np.cumsum(shares) / sum(shares)
     pattern = np.searchsorted(bounds[:-1], (np.arange(PATTERN) + 0.5) / PATTERN, "right").astype(np.uint16)

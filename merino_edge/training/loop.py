@@ -25,27 +25,28 @@ from merino_edge.training.resources import peak_mb
 from merino_edge.training.shards import Say
 from merino_runtime.errors import MerinoError
 
-BRANCHES = ("attention.out.weight", "down.weight")  # of a layer: their outputs are added to the residual stream
-TIMED_STEPS = 3  # after the first one, which is slower
-SAVE_SECONDS = 600  # at most between two saved states
+BRANCHES = ("attention.out.weight", "down.weight")  # matrices whose outputs are added to the residual stream
+TIMED_STEPS = 3  # steps after the first, which is slower, before the time to go is printed
+SAVE_SECONDS = 600  # longest time between two saved states
 Progress = Callable[[int, int, str], None]  # (steps done, total steps, text to show beside them)
 
 
 @torch.no_grad()
-def draw_matrices(model: PreTrainedModel) -> None:
+def initialize_matrices(model: PreTrainedModel) -> None:
     """Draw the layers' matrices with a standard deviation of 1/sqrt(inputs), so that outputs are as large as inputs at
     every width (muP: Yang et al., arXiv 2203.03466).
 
-    Attention's output and the FFN's second matrix are divided by the root of the number of such branches, two a layer
-    (GPT-2: Radford et al. 2019, section 2.3). Otherwise the outputs of the first layers dominate the embedding.
+    Attention's output and the FFN's second matrix are divided by the square root of the number of such matrices, two
+    per layer (GPT-2: Radford et al. 2019, section 2.3). Otherwise the outputs of the first layers dominate the
+    embedding.
     """
-    uses = sum(block.depth for block in model.config.architecture.blocks)  # of layers, shared ones at each use
+    layers = sum(block.depth for block in model.config.architecture.blocks)  # a shared layer counts at each use
     embedding = model.get_input_embeddings().weight
     for name, weight in model.named_parameters():
         if weight.ndim == 2 and weight is not embedding:
             weight.normal_(std=weight.shape[1] ** -0.5)
         if name.endswith(BRANCHES):
-            weight.div_((2 * uses) ** 0.5)
+            weight.div_((2 * layers) ** 0.5)
 
 
 # ruff: noqa: ARG002 - the signatures of callbacks are transformers' own
@@ -55,7 +56,7 @@ class CheckedTrainer(Trainer):
     """A Trainer that ends at a loss or gradient that is not finite, before it reaches a weight.
 
     Its held-out loss is the mean over tokens; transformers' is over rows, which differ in their learned tokens.
-    `padding`: the id after the last sample of a row. `by_width`: whether rates follow the widths.
+    `padding`: the id that fills a row after its last sample. `by_width`: whether learning rates depend on the widths.
     """
 
     def __init__(self, recipe: Recipe, padding: int, by_width: bool, **keys: Any):
@@ -191,7 +192,7 @@ class RunCallback(TrainerCallback):
         self.saved = time.monotonic()
 
     def timing(self, state: TrainerState) -> tuple[float, str]:
-        """Return the seconds of a step, and the words for the time to go."""
+        """Return the seconds per step, and the remaining time in words."""
         step_s = (time.perf_counter() - self.started) / (state.global_step - self.first_step)
         left_s = step_s * (state.max_steps - state.global_step)
         minutes = round(left_s / 60)
@@ -201,7 +202,7 @@ class RunCallback(TrainerCallback):
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT (ctrl-C) or SIGTERM sets; the second one interrupts as ever."""
+    """Yield an event that the first SIGINT (ctrl-C) or SIGTERM sets; the second one interrupts as usual."""
     stop, handlers = threading.Event(), {}
     if threading.current_thread() is threading.main_thread():  # the others get no signals
         known = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -223,15 +224,16 @@ def stop_on_signal() -> Iterator[threading.Event]:
         restore()
 
 
-def training_arguments(recipe: Recipe, folder: Path, rows: int, parts: int = 1) -> Arguments:
+def training_arguments(recipe: Recipe, folder: Path, micro_batch: int, accumulate: int = 1) -> Arguments:
     """Return transformers' arguments: linear warm-up, cosine decay, gradients clipped at norm 1.
 
-    rows: of a micro-batch. parts: the number of micro-batches in which a process computes its rows of a step.
+    micro_batch, accumulate: see `train.Request`.
     """
     between = max(1, recipe.steps // recipe.evaluations)
     return Arguments(
         output_dir=str(folder), max_steps=recipe.steps, seed=recipe.seed,
-        per_device_train_batch_size=rows, per_device_eval_batch_size=rows, gradient_accumulation_steps=parts,
+        per_device_train_batch_size=micro_batch, per_device_eval_batch_size=micro_batch,
+        gradient_accumulation_steps=accumulate,
         learning_rate=recipe.learning_rate, lr_scheduler_type="cosine", max_grad_norm=1.0,
         warmup_steps=max(1, round(recipe.steps * recipe.warmup_share)),
         bf16=recipe.bf16, torch_compile=recipe.compile, use_cpu=not torch.cuda.is_available(),

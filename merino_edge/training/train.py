@@ -1,4 +1,4 @@
-"""Train a geometry, or fine-tune a checkpoint, on data: `train` is the whole path, from files to a checkpoint."""
+"""Train a geometry from random weights, or fine-tune a checkpoint: `train` goes from data files to a checkpoint."""
 
 import json
 import math
@@ -42,11 +42,11 @@ def silent(*_: Any) -> None:
 
 
 class Request(NamedTuple):
-    """A run as it is asked for.
+    """The options of a run.
 
-    `name`: the model's. `design`: written beside the weights. `pretrained`: a checkpoint to start from, of the geometry
-    `arch`; None: random weights. `resume`: from the last whole saved state. `parts`: micro-batches of a step. `say`
-    gets lines for people.
+    `name`: the model's name. `design`: written beside the weights. `pretrained`: a checkpoint to start from, of the
+    geometry `arch`; None: random weights. `resume`: continue from the last whole saved state. `accumulate`: number of
+    micro-batches in which a process computes its rows of a step. `say` prints a line for people.
     """
 
     arch: Geometry
@@ -58,7 +58,7 @@ class Request(NamedTuple):
     teacher: Teacher | None = None
     tokenizer_file: Path | None = None
     resume: bool = False
-    parts: int = 1
+    accumulate: int = 1
     say: Say = silent
     progress: Progress = silent
 
@@ -68,13 +68,13 @@ class Request(NamedTuple):
 
     @property
     def tokenizer(self) -> Path | str | None:
-        """The given tokenizer, as `load_tokenizer` takes it; None: one is trained."""
+        """The given tokenizer, a file or the text of one; None: a tokenizer is trained."""
         return self.pretrained.tokenizer if self.pretrained else self.tokenizer_file
 
     @property
-    def rows(self) -> int:
-        """The rows of a micro-batch: what a process computes at once."""
-        return self.recipe.batch // (processes.count() * self.parts)
+    def micro_batch(self) -> int:
+        """The number of rows that a process computes at once."""
+        return self.recipe.batch // (processes.count() * self.accumulate)
 
 
 def train(
@@ -83,10 +83,10 @@ def train(
 ) -> dict[str, Any]:  # fmt: skip
     """Train, write the checkpoint into `out`, and return the record of the run. A finished run stays as it is.
 
-    data, held_out: as `read_sources` takes them; without `held_out` the last of each of `data` are held out.
-    options: the other fields of a Request.
+    data, held_out: paths or names of sources, see `read_sources`. Without `held_out` the last 2 % of each source are
+    held out. options: the other fields of a Request.
 
-    Under torchrun all processes call it: each computes its share of a step's rows, the first one does all else.
+    Under torchrun all processes call it: each computes its share of a step's rows, and the first does everything else.
 
     Raises MerinoError if `out` is in use or holds another run, for text or a tokenizer that cannot be used, if memory
     or disk do not suffice, and if the loss is not finite. Raises KeyboardInterrupt after ctrl-C or SIGTERM.
@@ -100,7 +100,7 @@ def train(
         check_options(request)
         if not is_finished(out):
             checkpoint.check_folder(out, request.resume)
-            request.say(check_memory(arch, recipe, ignore=ignore_memory, trained=trained, rows=request.rows))
+            request.say(check_memory(arch, recipe, ignore=ignore_memory, trained=trained, rows=request.micro_batch))
         sources, held_out_sources = read_sources(data), read_sources(held_out, "--held-out")
         run = describe(request, sources, held_out_sources)
         if is_finished(out):
@@ -109,7 +109,7 @@ def train(
         return run, sources, held_out_sources
 
     with processes.joined():
-        # 1. Check the request, and describe the run by the hashes of what it reads.
+        # 1. Check the request, and describe the run: its options, and the hashes of its inputs.
         run, sources, held_out_sources = processes.on_first_process(check)
         if is_finished(out):
             finished: dict[str, Any] = json.loads((out / checkpoint.RECORD).read_bytes())
@@ -118,16 +118,16 @@ def train(
         with lock, reported_faults(out / STATE, arch, recipe, trained):
             if threads is not None:
                 torch.set_num_threads(threads)
-            # 2. Tokenize what is not in the cache, let the teacher read it, and write run.json.
+            # 2. Fill the caches, by the first process: the shards and the teacher's logits. Write run.json.
             run, tokenization = processes.on_first_process(lambda: prepare(request, run, sources, held_out_sources))
-            # 3. Load the rows, in every process.
-            multiple = request.rows * processes.count() if processes.count() > 1 else 1
+            # 3. Load the rows from the caches, in every process.
+            multiple = request.micro_batch * processes.count() if processes.count() > 1 else 1
             dataset = load_data(
                 sources, held_out_sources, tokenization, recipe, length=request.length, say=silent, multiple=multiple
             )
             if request.teacher:
                 dataset.rows.logits = Logits(request.teacher.sha256, run, dataset.rows, request.length)
-            # 4. Take the steps, and write the checkpoint.
+            # 4. Run the training loop, and write the checkpoint.
             started = time.perf_counter()
             trainer = fit(request, tokenization, dataset)
             record = record_of(trainer, run, dataset, time.perf_counter() - started)
@@ -139,7 +139,7 @@ def train(
 def check_options(request: Request) -> None:
     """Raises MerinoError for options that do not go together, or that this machine does not have."""
     recipe, context, compiler = request.recipe, request.arch.context, os.environ.get("CXX", "g++")
-    divided = processes.count() * request.parts
+    divided = processes.count() * request.accumulate
     if request.pretrained and request.tokenizer_file:
         raise MerinoError("--tokenizer goes with a design: a trained model keeps its own, leave --tokenizer out")
     if recipe.lora and not request.pretrained:
@@ -156,8 +156,8 @@ def check_options(request: Request) -> None:
     if recipe.batch % divided:
         of = f"{processes.count()} processes and " if processes.count() > 1 else ""
         raise MerinoError(
-            f"--batch {recipe.batch} is not a multiple of {divided}, by {of}--accumulate {request.parts}: give --batch"
-            f" {-(-recipe.batch // divided) * divided}"
+            f"--batch {recipe.batch} is not a multiple of {divided}, by {of}--accumulate {request.accumulate}: give"
+            f" --batch {-(-recipe.batch // divided) * divided}"
         )
 
 
@@ -176,8 +176,8 @@ def describe(request: Request, sources: Sequence[DataSource], held_out: Sequence
 def prepare(
     request: Request, run: Run, sources: Sequence[DataSource], held_out: Sequence[DataSource]
 ) -> tuple[Run, Tokenization]:
-    """Make the tokenizer, the shards and the teacher's logits of a run, and write its description. Those of a run that
-    is resumed are checked."""
+    """Make the tokenizer, the cached shards and the teacher's cached logits of a run, and write its description. To
+    resume a run, read its tokenizer and compare its description instead."""
     out, pretrained, say = request.out, request.pretrained, request.say
     checkpoint.check_folder(out, request.resume)  # again: now no other process can change it
     if request.resume:
@@ -214,10 +214,10 @@ def fit(request: Request, tokenization: Tokenization, dataset: RunData) -> Check
     model = model_of(request, end)
     if uses_eager_attention(recipe, request.arch):
         model.set_attn_implementation("eager")
-    model.config.use_cache = False  # with a cache transformers does not keep the samples of a row apart
+    model.config.use_cache = False  # with a cache, transformers lets the samples of a row attend to each other
     trainer = CheckedTrainer(
         recipe, end or 0, by_width=request.pretrained is None, model=model,
-        args=loop.training_arguments(recipe, folder, request.rows, request.parts),
+        args=loop.training_arguments(recipe, folder, request.micro_batch, request.accumulate),
         train_dataset=dataset.rows, eval_dataset=dataset.held_out,
     )  # fmt: skip
     passes = recipe.steps * recipe.batch / sum(map(len, dataset.rows.groups))
@@ -235,12 +235,12 @@ def fit(request: Request, tokenization: Tokenization, dataset: RunData) -> Check
 
 
 def model_of(request: Request, end: int | None) -> Any:
-    """Return the model to train: random weights, a checkpoint's weights, or adapters on them, whose scale is 2, so that
-    one rate suits all ranks."""
+    """Return the model to train: random weights, a checkpoint's weights, or LoRA adapters on these. Adapters have a
+    scale of 2 at every rank, so that one learning rate suits all ranks."""
     rank = request.recipe.lora
     if request.pretrained is None:
         model = build_model(request.arch, bos_token_id=end, eos_token_id=end, pad_token_id=end)
-        loop.draw_matrices(model)
+        loop.initialize_matrices(model)
         return model
     if not rank:
         return request.pretrained.model
@@ -263,7 +263,7 @@ def trained_count(pretrained: Checkpoint | None, rank: int) -> int | None:
 def record_of(trainer: CheckedTrainer, run: Run, dataset: RunData, seconds: float) -> dict[str, Any]:
     state = trainer.state
     last = [entry for entry in state.log_history if entry["step"] == state.global_step and "eval_loss" in entry]
-    # With patience the weights of another step are kept, so they are evaluated again.
+    # With patience the model has the weights of its best step, so it is evaluated again.
     loss = float((last[-1] if last and not trainer.recipe.patience else trainer.evaluate())["eval_loss"])
     return {
         "schema": checkpoint.SCHEMA, **run.model_dump(mode="json"),
@@ -293,6 +293,6 @@ def write_checkpoint(
         saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**special, **(chat.tokens if chat else {})})
         saved.chat_template = chat.text if chat else None
         saved.save_pretrained(folder)
-        if request.design is not None:  # export reads its weight format and threads
+        if request.design is not None:  # export reads its weight format and thread counts
             write_text(folder / DESIGN, request.design.to_json())
     write_text(request.out / checkpoint.RECORD, json.dumps(record, indent=1) + "\n")

@@ -53,14 +53,15 @@ def generate_options(arguments: Namespace) -> GenerateOptions:
 
 def run_generate(arguments: Namespace) -> int:
     """Generate. The cache file is read if it exists; otherwise it is written after the prefill."""
-    # 1. What can be refused before the model is opened.
+    # 1. Check the request before the model is opened.
     options, cache = generate_options(arguments), arguments.cache
     restores = cache is not None and os.path.exists(cache)
-    if cache and not restores:
+    saves = bool(cache) and not restores
+    if saves:
         check_output(cache)
     text = prompt_from_stdin() if arguments.prompt in (None, STDIN) else as_text(str(arguments.prompt))
-    # 2. The generation.
-    with opened(arguments) as model:
+    # 2. Generate. `LanguageModel.generate` encodes the prompt and returns a `Generation`.
+    with open_bundle(arguments) as model:
         if restores:
             model.load_cache(cache)
         generation = model.generate(text, **options._asdict())
@@ -68,20 +69,20 @@ def run_generate(arguments: Namespace) -> int:
         try:
             for event in generation:
                 _write_event(event, arguments.json)
-                if cache and not restores and model.backend.length:  # the prefill is complete
+                if saves and model.backend.length:  # the prefill is complete
                     model.save_cache(cache)
-                    restores = True
+                    saves = False
         except KeyboardInterrupt:
             _write_event(generation.measured(), arguments.json)
             raise
-    # 3. The last event, a Done, says whether a constrained text is whole.
+    # 3. Warn if a constrained text is incomplete. The last event is a Done.
     if (options.json_schema is not None or options.tools is not None) and event.stop_reason != "eos":
         say_note(f"the text was cut by {event.stop_reason} and is not complete JSON: allow more tokens with -n, or "
                  "limit the schema's strings and lists by maxLength and maxItems")
     return 0
 
 
-def opened(arguments: Namespace) -> LanguageModel:
+def open_bundle(arguments: Namespace) -> LanguageModel:
     """Open the bundle of the arguments with their threads, backend and checks."""
     return open_model(arguments.bundle, threads=arguments.threads, prefill_threads=arguments.prefill_threads,
                       verify=not arguments.no_verify, allow_slow=arguments.allow_slow, backend=arguments.backend,
@@ -118,7 +119,7 @@ def chat_options(arguments: Namespace) -> "ChatOptions":
 
 def run_chat(arguments: Namespace) -> int:
     options = chat_options(arguments)
-    with opened(arguments) as model:
+    with open_bundle(arguments) as model:
         from merino_runtime.chat.session import converse, converse_in_json, write_json
 
         conversation = model.chat(**options._asdict())
@@ -129,7 +130,7 @@ def run_chat(arguments: Namespace) -> int:
 
 
 def run_selftest(arguments: Namespace) -> int:
-    with opened(arguments) as model:
+    with open_bundle(arguments) as model:
         mismatch = model.selftest()
         bundle = model.bundle
     if mismatch:

@@ -8,13 +8,11 @@ import pytest
 
 from merino_bench.harness.cases import (
     BenchRequest,
-    Case,
     cases_for,
     decode_case,
     parse_depths,
     parse_lengths,
     parse_threads,
-    prefill_case,
 )
 from merino_bench.harness.record import add_ratios
 from merino_bench.harness.turns import Turns, bundle_engine
@@ -35,11 +33,6 @@ def test_other_lengths_are_refused_with_what_was_written(text):
     with pytest.raises(MerinoError, match="expected numbers") as refused:
         parse_lengths(text)
     assert repr(text) in str(refused.value)
-
-
-def test_cases_are_prefills_then_decodes():
-    cases = cases_for(BenchRequest((32, 512), (128,)), [("a", 2048)])
-    assert cases == (Case("pp32", 32, 0), Case("pp512", 512, 0), Case("tg128", 8, 128))
 
 
 @pytest.mark.parametrize("context, names", [
@@ -67,10 +60,6 @@ def test_what_was_asked_for_is_never_shortened():
     assert len(cases_for(BenchRequest((64,), (56,)), contexts)) == 2
 
 
-def test_one_asked_for_leaves_the_other_usual():
-    assert [case.name for case in cases_for(BenchRequest(prompts=(16,)), [("a", 64)])] == ["pp16", "tg56"]
-
-
 @pytest.mark.parametrize("run_request, words", [
     (BenchRequest(repetitions=0), "repetitions is 0"), (BenchRequest(threads=(2, 0)), "threads is 0"),
     (BenchRequest(seed=-1), "seed is -1"), (BenchRequest(prompts=(-4,)), "length is -4"),
@@ -96,20 +85,6 @@ def test_depths_keep_their_zero_and_threads_have_none():
     assert parse_depths("0,512") == (0, 512) and parse_threads("1-4") == (1, 2, 3, 4)
     with pytest.raises(MerinoError, match="threads are '0-2', 0 is too small, allowed: 1"):
         parse_threads("0-2")
-
-
-def test_cases_come_by_threads_then_depth():
-    requested = BenchRequest((32,), (16,), threads=(1, 2), depths=(0, 64))
-    names = ["pp32", "tg16", "pp32 @ d64", "tg16 @ d64"]
-    assert [(case.name, case.threads) for case in cases_for(requested, [("a", 128)])] == [
-        (name, threads) for threads in (1, 2) for name in names]
-
-
-@pytest.mark.parametrize("case, untimed, prompt, decode_start, slots", [
-    (prefill_case(32), 0, 32, 32, 32), (prefill_case(32, 64), 64, 32, 96, 96),
-    (decode_case(16), 0, 8, 8, 24), (decode_case(16, 64), 56, 8, 64, 80), (decode_case(16, 4), 0, 4, 4, 20)])
-def test_a_depth_is_what_the_timed_part_finds_cached(case, untimed, prompt, decode_start, slots):
-    assert (case.untimed, case.prompt, case.decode_start, case.slots) == (untimed, prompt, decode_start, slots)
 
 
 def test_usual_lengths_shrink_behind_a_depth_and_what_was_asked_for_does_not_fit():

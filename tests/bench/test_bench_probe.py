@@ -2,8 +2,6 @@
 import json
 import os
 import threading
-import time
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -59,11 +57,6 @@ def test_no_decoder_has_more_layers_than_a_block_of_a_design_may_have():
     assert decoders and max(task.count * task.uses for task in decoders) <= 64
 
 
-def test_the_first_figures_of_each_thread_count_come_before_the_last_of_any():
-    tasks = plan.tasks(SERVER)
-    assert [task.threads for task in tasks[:4]] == [1, 2, 4, 64]
-
-
 @pytest.mark.parametrize("machine", MACHINES)
 def test_what_a_plan_asks_for_is_shipped(machine):
     for task in plan.tasks(machine):
@@ -71,26 +64,6 @@ def test_what_a_plan_asks_for_is_shipped(machine):
             kernel = plan.kernel_of(task, machine.dialect)
             assert kernel.model and machine.dialect in kernel.dialects
             assert len(kernel.inputs) >= 1 and len(kernel.outputs) >= (task.count if task.kind == "linear" else 1)
-
-
-@pytest.mark.parametrize("cache_bytes", [512 * 1024 << shift for shift in range(8)])
-@pytest.mark.parametrize("fused", [True, False])
-def test_the_grid_of_sizes_suits_caches_from_half_a_megabyte_to_64(cache_bytes, fused):
-    """Matrices for prefill lie within the cache or are the fewest that are shipped; those for decode lie beyond it as
-    far as the shipped sizes go; the sweep has sizes on both sides of a full cache."""
-    machine = Machine(cache_bytes, 8000 * MB, (1,), ("fp32", "int8", "int4"), fused)
-    swept = []
-    for task in plan.tasks(machine):
-        if task.kind == "linear":
-            size = plan.kernel_of(task, machine.dialect).weight_bytes
-            if task.runs == plan.PREFILL:
-                assert size <= plan.WITHIN * cache_bytes or task.count == 1
-            elif (task.rows, task.columns) == plan.SQUARE:
-                assert size > min(2 * cache_bytes, 64 * MB)
-            if task.format == "fp32" and task.rows == plan.sweep_side(machine):
-                swept.append(size / cache_bytes)
-    assert min(swept) <= 0.5 and max(swept) >= (1.3 if cache_bytes <= 64 * MB else 1)
-    assert len({round(size, 2) for size in swept}) >= 4
 
 
 def test_a_graph_of_each_kind_and_format_opens_and_runs(tmp_path):
@@ -190,29 +163,6 @@ def test_formats_follow_the_version_of_onnxruntime():
     assert board_probe.this_machine((1, 27, 0)).caches == ("int8", "int4")
 
 
-def test_on_a_slow_machine_what_a_calibration_needs_is_timed_after_the_minute(tmp_path, monkeypatch):
-    machine = Machine(2 * MB, 300 * MB, (1, 4), ("fp32", "int8", "int4"), True)
-    clock, timed = [0.0], []
-
-    def time_task(_, task, *_rest, **_limits):
-        timed.append((task, clock[0]))
-        clock[0] += 7
-        output = {"kind": task.kind, "rows": task.rows, "threads": task.threads, "ms": 1}
-        return [{**dict.fromkeys(board_probe.MEASURED, 0), **output}] * len(task.runs)
-
-    monkeypatch.setattr(board_probe, "time_task", time_task)
-    monkeypatch.setattr(board_probe, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    rows, left_out = board_probe.timed_rows(None, machine, str(tmp_path), 55.0, lambda _: None)
-    late = [task for task, at in timed if at >= 55]
-    assert late and {task.threads for task in late} == {4} and len(set(timed)) == len({task for task, _ in timed})
-    assert {"linear", "attention"} <= {row["kind"] for row in rows if row["threads"] == 4}
-    assert clock[0] < 55 + board_probe.MOST_LATE_SECONDS
-    assert len(left_out) == len(plan.tasks(machine)) - len(timed)
-    timed.clear()
-    board_probe.timed_rows(None, machine, str(tmp_path), clock[0] - board_probe.MOST_LATE_SECONDS + 15, lambda _: None)
-    assert len(timed) == 3, "no task begins later than that"
-
-
 def test_what_the_deadline_cuts_is_not_done(tmp_path, monkeypatch):
     """A needed task that runs when the minute ends is run to its end; another one has the rows that it came to."""
     machine = Machine(2 * MB, 300 * MB, (4,), ("fp32", "int8"), True)
@@ -241,43 +191,6 @@ def test_what_the_deadline_cuts_is_not_done(tmp_path, monkeypatch):
         assert all(rows_of[task] == len(task.runs) for task in needed), deadline
         cut = {board_probe.task_name(task) for task in tasks if rows_of.get(task, 0) < len(task.runs)}
         assert set(left_out) == cut, deadline
-
-
-def passes_of(monkeypatch, tmp_path, pass_ms, seconds=60.0):
-    """Return the rows and left-out tasks of `timed_rows`, if a task takes `pass_ms` in its passes; the order in which
-    tasks were timed; and all tasks."""
-    machine = Machine(2 * MB, 300 * MB, (1,), ("fp32",), True)
-    timed = []
-
-    def time_task(_, task, *_rest, **_limits):
-        ms = pass_ms[timed.count(task)]
-        timed.append(task)
-        times = {"ms": ms, "median_ms": 1.1 * ms, "least_ms": 0.9 * ms, "repeats": 20}
-        return [dict(dict.fromkeys(board_probe.MEASURED, 0), kind=task.kind, rows=task.rows, **times)] * len(task.runs)
-
-    monkeypatch.setattr(board_probe, "time_task", time_task)
-    deadline = time.perf_counter() + seconds
-    rows, left_out = board_probe.timed_rows(None, machine, str(tmp_path), deadline, lambda _: None)
-    return rows, left_out, timed, plan.tasks(machine)
-
-
-@pytest.mark.parametrize("pass_ms", [(2.0, 1.0), (1.0, 2.0)])
-def test_of_two_passes_the_quicker_counts(pass_ms, tmp_path, monkeypatch):
-    rows, left_out, timed, tasks = passes_of(monkeypatch, tmp_path, pass_ms)
-    assert timed == tasks + tasks and left_out == []
-    assert {(row["ms"], row["median_ms"], row["least_ms"]) for row in rows} == {(1.0, 1.1, 0.9)}
-
-
-def test_a_graph_is_run_until_there_are_enough_samples_or_no_time(monkeypatch):
-    clock = [0.0]
-
-    def call(seconds):
-        clock[0] += seconds
-
-    monkeypatch.setattr(probe_timing, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    few, some, many = (len(probe_timing.repeat_ms(partial(call, seconds), 0.3)) for seconds in (0.5, 0.004, 0.0001))
-    assert few == probe_timing.LEAST_RUNS and some == probe_timing.ENOUGH_RUNS
-    assert many == pytest.approx(probe_timing.LEAST_RUN_S / 0.0001, abs=2)
 
 
 def test_bursts_do_not_move_the_lower_decile():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from merino_bench.harness.cases import prefill_case
-from merino_bench.harness.pairs import paired_ratio, select_processes, student_t
+from merino_bench.harness.pairs import paired_ratio, select_processes
 from merino_bench.harness.record import add_ratios, empty_record
 
 BUSY, THROTTLED, NONE = frozenset(["busy"]), frozenset(["throttled"]), frozenset()
@@ -61,14 +61,6 @@ def test_a_disturbed_pair_is_dropped_where_three_remain():
     assert own["ratio_interval"] == pytest.approx([2.0, 2.0]) and own["ratio_flags"] == []
 
 
-def test_where_fewer_than_three_remain_the_ratio_is_there_and_marked():
-    own = row("ours", (10.0,) * 5, flags_by_turn=[["busy"]] * 3)
-    base = row("base", (20.0,) * 5, flags_by_turn=[[], [], [], ["swapping"]])
-    add_ratios([own, base], [base])
-    assert own["ratio_to_baseline"] == pytest.approx(2.0) and own["ratio_turns"] == [5, 5]
-    assert own["ratio_flags"] == ["busy", "swapping"] and own["notes"] == []
-
-
 @pytest.mark.parametrize("rows, places, turns, flags", [
     ([{(0, 0): BUSY, (0, 1): NONE, (1, 0): NONE, (2, 0): NONE}], [(0, 1), (1, 0), (2, 0)], 3, []),
     ([{(0, 0): BUSY, (0, 1): BUSY, (0, 2): NONE}], [(0, 2)], 1, []),  # one turn was asked for
@@ -100,13 +92,6 @@ def test_without_a_baseline_row_there_is_nothing_to_compare():
     assert own["ratio_to_baseline"] is None and own["baseline"] is None and own["ratio_kind"] is None
 
 
-def test_processes_of_a_turn_are_paired_so_that_a_drift_cancels():
-    drift = np.array([1.0, 1.2, 1.5, 2.0, 3.0])  # the machine gets slower all the time
-    own, base = row("ours", 10.0 * drift), row("base", 20.0 * drift)
-    add_ratios([own, base], [base])
-    assert own["ratio_interval"] == pytest.approx([2.0, 2.0])
-
-
 def test_an_interval_by_hand():
     """Logs of the ratios: 0, 0.1 and 0.2, so their mean is 0.1 and their deviation 0.1; t(2) is 4.3027."""
     result = paired_ratio([1.0, math.exp(0.1), math.exp(0.2)], [1.0, 1.0, 1.0])
@@ -119,12 +104,6 @@ def test_an_interval_by_hand():
 def test_below_three_processes_there_is_no_interval(count):
     result = paired_ratio([2.0] * count, [1.0] * count)
     assert result.value == pytest.approx(2.0) and result.interval is None
-
-
-@pytest.mark.parametrize("freedom, quantile", [(1, 12.7062), (4, 2.7764), (10, 2.2281), (11, 2.2010), (30, 2.0423),
-                                               (1000, 1.9623)])
-def test_student_t_is_that_of_the_tables(freedom, quantile):
-    assert student_t(freedom) == pytest.approx(quantile, rel=1e-4)
 
 
 @pytest.mark.parametrize("repetitions", [5, 10, 20, 50])

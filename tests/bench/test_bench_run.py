@@ -20,8 +20,7 @@ from merino_bench.harness.pairs import flags_by_place, select_processes
 from merino_bench.harness.record import RECORD_KEYS
 from merino_bench.harness.render import BY_WORTH
 from merino_bench.harness.run import Interrupted, run_bench
-from merino_bench.harness.turns import bundle_engine, measure_separately, turn_sizes
-from merino_bench.harness.worker import measure
+from merino_bench.harness.turns import bundle_engine, measure_separately
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.start import package_folders, safe_environment
@@ -125,9 +124,6 @@ def check_figures(record):
 
 
 class TestRun:
-    def test_rows_come_by_test_then_by_bundle(self, records, bundle_dirs):
-        expected = [(test, dialect) for test in ("pp8", "pp16", "tg6") for dialect in bundle_dirs]
-        assert [(record["test"], record["dialect"]) for record in records] == expected
 
     def test_every_row_has_the_contracts_fields(self, records):
         for record in records:
@@ -168,31 +164,6 @@ class TestRun:
             speeds = [record["tok_s"], base[record["test"]]["tok_s"]]
             if not record["ratio_flags"] and record["flags"] == base[record["test"]]["flags"] == []:
                 assert record["ratio_to_baseline"] == pytest.approx(speeds[0] / speeds[1], rel=0.5)
-
-    def test_bundles_take_turns_and_each_block_is_a_process_of_its_own(self, folder, tmp_path, monkeypatch):
-        other = str(tmp_path / "other")
-        shutil.copytree(folder, other)
-        log = tmp_path / "log"
-        stand_in = tmp_path / "python"
-        stand_in.write_text(f"#!/bin/sh\necho $$ \"$4\" >> {log}\nexec {sys.executable} \"$@\"\n")
-        stand_in.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(stand_in))
-        rows = run_bench([folder], BenchRequest((), (4,), 7), [other])
-        calls = [line.split(" ", 1) for line in log.read_text().splitlines()]
-        requests = [json.loads(request) for _, request in calls]
-        assert len({pid for pid, _ in calls}) == len(calls)
-        planned = {}  # the first attempt of each turn; a busy machine has more
-        for row, path in zip(rows, (folder, other)):
-            mine = [request for request in requests if request["bundle_path"] == path]
-            repetitions = [process["repetitions"] for process in row["processes"]]
-            assert [request["repetitions"] for request in mine] == repetitions
-            attempts = [process["attempt"] for process in row["processes"]]
-            planned[path] = [request for request, attempt in zip(mine, attempts) if not attempt]
-            assert [request["repetitions"] for request in planned[path]] == [2, 2, 1, 1, 1] == turn_sizes(7)
-            assert [request["verify"] for request in mine] == [True] + [False] * (len(mine) - 1)
-        first_attempts = [id(request) for request in sum(planned.values(), [])]
-        order = [request["bundle_path"] for request in requests if id(request) in first_attempts]
-        assert order == [folder, other, other, folder, folder, other, other, folder, folder, other]  # A B B A ...
 
     def test_rows_of_a_case_are_kept_as_soon_as_they_are_complete(self, folder):
         kept = []
@@ -236,12 +207,6 @@ class TestRun:
         with pytest.raises(MerinoError, match="pp65 does not fit the context"):
             run_bench([folder], SMALL._replace(prompts=(65,)), progress=lambda *message: messages.append(message))
         assert not messages
-
-    def test_peak_rss_is_the_kernels_in_mb_of_2_20(self, folder):
-        peak_mb = measure(folder, decode_case(4), 1)["peak_rss_mb"]  # after a prefill a tokenizer is loaded
-        with open("/proc/self/status") as status:
-            kib = int(re.search(r"VmHWM:\s*(\d+) kB", status.read()).group(1))
-        assert peak_mb == pytest.approx(kib / 1024, rel=0.01)
 
 
 class TestFailure:

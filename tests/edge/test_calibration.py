@@ -40,15 +40,6 @@ def test_the_fit_predicts_what_the_true_coefficients_do(precision):
     assert (result.provenance, expected.provenance) == ("calibrated", "estimated")
 
 
-def test_the_residuals_of_a_probe_without_noise_are_nothing():
-    fit = calibrate(synthetic())
-    assert fit.residuals[-1].kind == "all"
-    for residual in fit.residuals:
-        if "in part" not in residual.kind:
-            assert residual.worst < 0.01, residual
-    assert max(residual.worst for residual in fit.residuals) < 0.12  # the edges come from a grid
-
-
 def test_noise_goes_into_the_residuals_and_hardly_into_predictions():
     fit = calibrate(synthetic(noise=0.05))
     assert 0.01 < fit.residuals[-1].median < 0.06

@@ -3,7 +3,6 @@ template that raises leaves nothing behind."""
 
 import json
 import shutil
-import time
 
 import chat_bundle
 import chat_templates
@@ -70,12 +69,6 @@ def test_the_parts_that_the_boards_tests_use_are_what_is_exported():
     for name, described in (("chatml", chat_templates.CHATML_PARTS), ("qwen3", chat_templates.QWEN3_PARTS)):
         parts = exported_template(name)[1].chat.parts
         assert {**parts._asdict(), "system": parts.system._asdict(), "texts": parts.texts._asdict()} == described
-
-
-def test_the_date_is_the_days_on_which_it_is_rendered(monkeypatch):
-    _, result = exported_template("llama3.2")
-    monkeypatch.setattr(time, "strftime", lambda form: f"tomorrow as {form}")
-    assert "Today Date: tomorrow as %d %b %Y\n" in by_parts(result.chat.parts, None, (), "x", False)[0].text
 
 
 @pytest.mark.parametrize("name", chat_templates.INEXACT)

@@ -1,6 +1,5 @@
 """The cost model: costs add up and grow with the model. Prediction intervals cover as often as they say."""
 
-import itertools
 import json
 import math
 import re
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 from sample_probe import BOARD, MACHINE, calibrated_board, synthetic, with_errors
 from typer.testing import CliRunner
 
-from merino_edge.calibration import fit as fitting
 from merino_edge.calibration.calibrate import calibrate
 from merino_edge.calibration.command import recalibrate
 from merino_edge.calibration.probe import joined
@@ -26,13 +24,12 @@ from merino_edge.design.pareto import front
 from merino_edge.design.recommend import recommend
 from merino_edge.design.space import Space
 from merino_edge.families.designed import Architecture, Block
-from merino_edge.families.operators import CPU_FORMATS, linear, weight_bytes
+from merino_edge.families.operators import CPU_FORMATS, weight_bytes
 from merino_edge.families.zoo import model as published
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.default_coefficients import estimated
 from merino_edge.prediction.formats import formats_of, is_predicted
 from merino_edge.prediction.intervals import factors
-from merino_edge.prediction.latency import amounts, by_threads, latency
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.coefficients import LatencyError
 from merino_edge.profiles.reading import load_profile, profile_ids
@@ -55,9 +52,6 @@ def decoders(draw, most=512):
         for width in widths
     )  # fmt: skip
     return Architecture(blocks=blocks, vocab=draw(st.sampled_from([512, 8000, 50257])), head_size=32)
-
-
-shapes = st.builds(InferenceShape, st.sampled_from(FORMATS), st.integers(8, 2048), st.integers(1, 600))
 MACHINES = [board.with_backend(backend) for board in BOARDS.values() for backend in board.backends]
 models = st.sampled_from(MACHINES).flatmap(
     lambda board: st.builds(
@@ -145,74 +139,12 @@ def test_decode_latency_does_not_jump_at_the_edges_of_the_cache(board):
         assert below.decode_ms == pytest.approx(above.decode_ms, rel=1e-9)
 
 
-def test_shared_weights_that_fit_the_cache_are_read_once():
-    model = model_of("jetson-orin-nano", "fp32", 64, 16)  # 4 MB
-
-    def milliseconds(width, shared):
-        arch = Architecture(blocks=(Block(width=width, ffn_ratio=1, depth=4, shared=shared),), vocab=256)
-        return sum(latency(arch.operators, "fp32", [(1, 64)], "fused", model.on.by_threads[4]))
-
-    assert milliseconds(256, True) < 0.8 * milliseconds(256, False)
-    assert milliseconds(1024, True) == pytest.approx(milliseconds(1024, False))
-
-
 def test_a_format_without_coefficients_has_memory_and_no_latency():
     model, operators = model_of("jetson-nano", "fp16", 512, 256), OPT_350M.operators
     assert not is_predicted(model.profile, "fp16") and all(is_predicted(model.profile, form) for form in FORMATS)
     assert model.on.weights_mb(operators, opening=True) == pytest.approx(weight_bytes(operators, "fp16") / 2**20)
     with pytest.raises(MerinoError, match="latency of fp16 cannot be predicted.* fp32, int8, int4"):
         model.predict(operators)
-
-
-def test_the_last_layer_of_a_prefill_computes_one_position():
-    one, two = (
-        Architecture(blocks=(Block(width=64, ffn_ratio=2, depth=depth),), vocab=256).operators for depth in (1, 2)
-    )
-    linears = [[op for op in ops if op.kind == "linear"] for ops in (one, two)]
-    macs = [sum(amounts(op, "fp32", 100, 0)["fp32.mac_ms_g"] for op in ops) for ops in linears]
-    width = 64
-    layer, tail = 8 * width * width, 5 * width * width  # all matrices; all but queries, keys and values
-    assert macs[0] * 1e6 == pytest.approx(100 * (layer - tail) + tail)
-    assert (macs[1] - macs[0]) * 1e6 == pytest.approx(100 * layer)
-
-
-def test_formats_are_as_fast_as_the_cores_kernels():
-    """With dot products prompts in int8 and int4 take less than half of float32's time, and without less than three
-    quarters, by kernels of this project. Decoding is faster on both."""
-    for board, least, most in (("raspberry-pi-5", 0.3, 0.5), ("raspberry-pi-4", 0.6, 0.75)):
-        models = [model_of(board, form, 512, 256) for form in FORMATS]
-        fp32, int8, int4 = (model.predict(OPT_350M.operators, {}) for model in models)
-        assert all(least < predicted.prefill_ms / fp32.prefill_ms < most for predicted in (int8, int4))
-        assert int8.decode_ms < 0.45 * fp32.decode_ms and int4.decode_ms < 0.9 * int8.decode_ms
-
-
-# ms of a decode step of 135 M weights, all read once: what reading and computing take one
-# beside the other, and one after the other (counted instructions, modeled cycles, published bandwidths).
-TIMES = {
-    "raspberry-pi-zero-2w": {"fp32": (284, 313), "int8": (71, 83), "int4": (40, 56)},
-    "raspberry-pi-4": {"fp32": (112, 118), "int8": (28, 32), "int4": (16, 19)},
-}
-
-
-@pytest.mark.parametrize("board", TIMES)
-def test_estimates_without_dotprod_are_those_of_the_cycles(board):
-    """Of one matrix, so that launches and rows do not count; at the bandwidth of two threads, which is a fifth more."""
-    profile = BOARDS[board]
-    matmul = linear(13_500, 10_000)
-    for form, (low, high) in TIMES[board].items():
-        coefficients = estimated(profile)
-        results = [
-            sum(latency([matmul], form, [(1, 0)], coefficients.dialect, at))
-            for at in by_threads(coefficients).values()
-        ]
-        assert 0.95 * low < min(results) < 1.25 * high, (form, results)
-
-
-@given(decoders(), st.integers(0, 900))
-def test_amounts_are_never_negative(arch, past):
-    for op, precision, tokens in itertools.product(arch.operators, FORMATS, (1, 64)):
-        for dialect in ("fused", "portable", "no-dotprod"):
-            assert all(amount >= 0 for amount in amounts(op, precision, tokens, past, dialect).values())
 
 
 NOISE = 0.05
@@ -267,22 +199,6 @@ def test_intervals_of_90_percent_cover_about_that_share_of_fresh_decoders():
     assert 0.01 <= above <= 0.08
 
 
-def test_an_unseen_decoder_is_predicted_from_the_others_alone():
-    """One decoder takes 1.5 times as long in a probe without noise: all rows together explain a part of that."""
-    slow = (256, 1024, 4, 1, 8, 8)
-    probe = synthetic()
-    rows = [
-        row.model_copy(update={"ms": 1.5 * row.ms}) if fitting.shape_of(row) == slow else row
-        for row in probe.measurements
-    ]
-    fit = fitting.fit_threads(probe.model_copy(update={"measurements": rows}), 4)
-    unseen = [error for row, error in fit.held_out if fitting.shape_of(row) == slow]
-    seen = [-math.log1p(error) for row, error in fit.rows if row.kind == "decoder" and fitting.shape_of(row) == slow]
-    assert len(unseen) == len(seen) == 5 * len(FORMATS)
-    assert np.median(unseen) == pytest.approx(math.log(1.5), abs=0.03)
-    assert np.mean(np.abs(seen)) < np.mean(np.abs(unseen))
-
-
 def test_the_difference_between_probes_widens_the_interval():
     def slower(factor):
         probe = synthetic(0.02)
@@ -294,16 +210,6 @@ def test_the_difference_between_probes_widens_the_interval():
     assert set(apart) == set(together) == {f"{form} {phase}" for form in FORMATS for phase in ("decode", "prefill")}
     for name, error in apart.items():
         assert error.scale > 2 * together[name].scale, name
-
-
-def test_a_format_with_too_few_decoders_has_no_interval():
-    left = {(192, 576, 3, 1, 6), (256, 1024, 4, 1, 8)}
-    probe = synthetic(left_out=lambda row: row.kind == "decoder" and row.format == "int8" and
-                      fitting.shape_of(row) not in left)  # fmt: skip
-    assert {name.split()[0] for name in calibrate(probe).errors} == {"fp32", "int4"}
-    costs = cost_model(calibrated_board(probe), InferenceShape("int8", 256, 64))
-    assert costs.predict(SMALL).decode_ms_interval is None
-    assert "no errors of whole decoders in int8" in costs.on.why_no_interval()
 
 
 SMALL = Architecture(blocks=(Block(width=128, ffn_ratio=2, depth=2),), vocab=2000).operators

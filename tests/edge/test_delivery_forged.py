@@ -285,19 +285,6 @@ def test_a_board_over_ssh_refuses_what_was_exchanged_after_it_was_checked_here(f
     assert current(root) == open_archive(str(fleet.ours)).id and not (new / "current").exists()
 
 
-@pytest.mark.nightly
-@OVER_SSH
-def test_an_older_file_goes_over_ssh_with_allow_downgrade_alone(fleet, board):
-    root = board.home / "merino"
-    fleet.provision(root)
-    done = flashed(board, package(fleet.file("older"), root=str(root)))
-    assert "its counter is 4, the highest so far 5" in done.error and "--allow-downgrade" in done.error
-    done = flashed(board, package(fleet.file("older"), root=str(root), allow_downgrade=True))
-    assert done.tested and not done.error and current(root) == open_archive(str(fleet.file("older"))).id
-    assert fleet.marker.exists(), "the sign that a marker would be seen"
-    fleet.marker.unlink()
-
-
 # One play for many files: the role for each of `steps`, and what became of it.
 BOOK = """
 - hosts: boards

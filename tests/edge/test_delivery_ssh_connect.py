@@ -21,7 +21,6 @@ from merino_edge.delivery.ssh import transfer
 from merino_edge.delivery.ssh.command import finished
 from merino_edge.delivery.ssh.connect import connected, parse_address, parse_addresses
 from merino_edge.delivery.ssh.transfer import INCOMING, Source, piece_bytes, send, source_of
-from merino_runtime.delivery import agent
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.visible import visible, visible_text
 
@@ -324,44 +323,6 @@ def test_a_file_that_changes_here_meanwhile_never_takes_its_place(board, source,
 @with_sshd
 @pytest.mark.slow
 @copying
-def test_a_second_copy_of_the_same_file_waits_for_none(board, source):
-    async def both():
-        async with connected(parse_address(board.address)) as one, connected(parse_address(board.address)) as other:
-            started = asyncio.Event()
-            first = asyncio.ensure_future(send(one, INCOMING, source, lambda *_: started.set()))
-            await started.wait()
-            try:
-                return await asyncio.gather(first, send(other, INCOMING, source), return_exceptions=True)
-            finally:
-                first.cancel()
-
-    result = asyncio.run(both())
-    assert result[0] == f"{INCOMING}/model"
-    assert result[1] == result[0] or "another copy" in str(result[1])
-
-
-@with_sshd
-@pytest.mark.slow
-@copying
-def test_a_full_disk_is_told_before_anything_is_sent(board, source):
-    huge = Source(source.name, source.content, 2**60, source.sha256)
-    with pytest.raises(MerinoError, match="MB are free there"):
-        copied(board, huge)
-
-
-@with_sshd
-@pytest.mark.slow
-@copying
-def test_a_folder_that_cannot_be_written_is_told(board, source):
-    board.cache.parent.mkdir(exist_ok=True)
-    board.cache.write_text("a file in the folder's place")
-    with pytest.raises(MerinoError, match="cannot copy model"):
-        copied(board, source)
-
-
-@with_sshd
-@pytest.mark.slow
-@copying
 def test_what_runs_there_ends_with_the_connection(board):
     async def cut():
         async with connected(parse_address(board.address)) as there:
@@ -386,22 +347,6 @@ def sleepers():
             if path.read_bytes() == f"sleep\0{SECONDS}\0".encode():
                 results.append(path.parent.name)
     return results
-
-
-@with_sshd
-@pytest.mark.slow
-@copying
-def test_the_prompt_goes_in_and_a_code_comes_out(board):
-    async def run(arguments, data=b""):
-        async with connected(parse_address(board.address)) as there:
-            request = {"do": "run", "arguments": arguments, "stdin_bytes": len(data)}
-            return await finished(there, "run it", request, data)
-
-    assert asyncio.run(run(["cat"], b"a\nb")).out == "a\nb"
-    assert asyncio.run(run([agent.PYTHON, "-c", "import sys; sys.exit('why\x1b[2J')"])).last_words == "why\\x1b[2J"
-    assert asyncio.run(run(["false"])).code == 1
-    assert asyncio.run(run(["/no/such/program"])).code == 127
-    assert asyncio.run(run(["true"], b"x" * 10**6)).code == 0
 
 
 @with_sshd

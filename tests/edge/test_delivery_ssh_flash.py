@@ -183,23 +183,6 @@ def test_an_upgrade_replaces_and_a_release_that_fails_there_changes_nothing(boar
 
 
 @pytest.mark.nightly
-def test_a_signed_file_needs_a_key_that_the_board_trusts(board, place):
-    assert run("keygen", "-o", place / "mine")[0] == 0
-    code, _, err = run("pack", "embedded", "-o", place / "signed.merino", "--sign", place / "mine.key")
-    assert code == 0, err
-    root = board.home / "merino-signed"
-    where = ("--ssh", board.address, "--root", root, "--json")
-    code, out, _ = run("flash", place / "signed.merino", *where)
-    assert code == 1 and "not trusted" in json.loads(out)[0]["error"] and "--trust" in json.loads(out)[0]["error"]
-    code, out, err = short("flash", place / "signed.merino", *where, "--trust", place / "mine.pub")
-    assert code == 0, err
-    assert (root / "trusted" / "mine.pub").exists()
-    assert run("keygen", "-o", place / "other")[0] == 0
-    code, _, err = run("flash", place / "signed.merino", *where, "--trust", place / "other.pub")
-    assert code == 1 and "not trusted here" in err and "asking" not in err, "refused here, before any board is asked"
-
-
-@pytest.mark.nightly
 def test_a_connection_cut_anywhere_leaves_the_old_release_or_the_new_one(board, archive, place, monkeypatch):
     """Upgrades whose connection is killed at random: in the copy at random bytes, later after random times. Each next
     try of the same file succeeds."""

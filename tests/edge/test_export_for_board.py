@@ -1,33 +1,21 @@
 """Exports for a board: the graph for its runtime and kind of core, and the fastest format that reads a text well."""
 
 import json
-import platform
 import re
 import shutil
 
-import numpy as np
-import onnxruntime
 import pytest
 from typer.testing import CliRunner
 
-from merino_edge.benchmarking.random_bundle import write_random_bundle
-from merino_edge.bundles.description import GraphFormat
 from merino_edge.cli.app import app
-from merino_edge.delivery.pack import times_slower
 from merino_edge.export import divergence
-from merino_edge.export.dialects.build import DIALECTS
 from merino_edge.export.export import export
 from merino_edge.export.plan import predicted_ms
-from merino_edge.export.quantize.weights import PLAIN, quantized_matrix
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
-from merino_edge.families.zoo import model
-from merino_edge.prediction.default_coefficients import decode_ms, slower_on
-from merino_edge.prediction.formats import has_cache
-from merino_edge.profiles.reading import list_profiles, load_profile
+from merino_edge.profiles.reading import load_profile
 from merino_runtime.bundle import load_bundle, quantized_cache
-from merino_runtime.bundle.fit import library_path
 from merino_runtime.errors import MerinoError
 
 TEXT = "The river runs past the old mill, and the miller counts the sacks of flour in the evening. " * 20
@@ -61,34 +49,6 @@ def test_what_a_bundle_costs_elsewhere_is_said(tmp_path):
     assert set(slower) == {"raspberry-pi-4", "raspberry-pi-zero-2w", "jetson-nano"}
     for board, times in slower.items():
         assert f"on {board} {times:g} times slower than an export with --for {board}" in output
-
-
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_what_it_costs_elsewhere_counts_the_cache(precision):
-    """The weights alone make the difference, and attention by groups, unless the cache is in int4. Boards whose runtime
-    takes no such cache are not named, since an export for them is refused."""
-    operators = model("smollm2-135m").geometry.operators
-    floats = {each.board: each for each in slower_on(operators, precision, 2048, "dotprod", list_profiles())}
-    for kv in ("int8", "int4"):
-        got = slower_on(operators, precision, 2048, "dotprod", list_profiles(), kv)
-        assert {each.board for each in got} == {name for name in floats if has_cache(load_profile(name), kv)} != set()
-        for each in got:
-            board = load_profile(each.board)
-            there, own = (decode_ms(operators, precision, 2048, board, core, kv) for core in ("dotprod", "no-dotprod"))
-            assert each.times == float(f"{there / own:.2g}")
-            before, mine = (decode_ms(operators, precision, 2048, board, core) for core in ("dotprod", "no-dotprod"))
-            assert own != mine
-            assert (there - own > before - mine) == (kv == "int8")
-
-
-def test_what_packs_and_fits_judges_the_bundles_own_cache(tmp_path):
-    arch = model("smollm2-135m").geometry.model_copy(update={"layers": 4, "vocab": 2000})
-    bundle = write_random_bundle(arch, "int8", tmp_path / "bundle", "timed", core="dotprod", kv="int4")
-    [expected] = slower_on(arch.operators, "int8", arch.context, "dotprod", [PI_4], "int4") or [None]
-    assert times_slower(bundle, PI_4) == (expected.times if expected else 1.0)
-    assert bundle.slower_on == slower_on(arch.operators, "int8", arch.context, "dotprod", list_profiles(), "int4")
-    slower = {each.board for each in bundle.slower_on}
-    assert slower and not slower & set(bundle.boards) and "raspberry-pi-5" in bundle.boards
 
 
 def test_a_design_says_how_it_is_exported_for_its_board_and_keeps_its_cache(tmp_path):
@@ -206,25 +166,3 @@ def test_what_cannot_be_is_refused_before_a_format_is_tried(words, message, wide
     assert done.exit_code == 1 and isinstance(done.exception, MerinoError) and message in str(done.exception)
     assert "predicted on" not in done.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["short.txt", "text.txt"]
-
-
-def test_an_outlier_in_a_prompt_leaves_the_other_rows_as_exact_as_alone(tmp_path):
-    """Each row is rounded by itself."""
-    random = np.random.default_rng(0)
-    weights = {"w": random.standard_normal((48, 64)).astype(np.float32)}
-    form = GraphFormat("int8", "fused", 8, "no-dotprod")
-    graph = DIALECTS["fused"](weights, {"w": quantized_matrix("w", weights, 8, form, PLAIN)}, form)
-    x = graph.input("x", "float32", [1, "sequence", 128])
-    graph.output(graph.linear(graph.gated(x, "relu"), "w"), "float32", [1, "sequence", 48])
-    graph.save(tmp_path)
-    options = onnxruntime.SessionOptions()
-    options.register_custom_ops_library(library_path(platform.machine()))
-    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    rows = random.standard_normal((1, 3, 128)).astype(np.float32)
-    rows[0, 1] *= 100
-    rows[0, 2] = 0
-    [result] = session.run(None, {"x": rows})
-    right = (np.maximum(rows[..., :64], 0) * rows[..., 64:]) @ weights["w"].T
-    for row in (0, 1):
-        assert np.abs(result[0, row] - right[0, row]).max() < 0.02 * np.abs(right[0, row]).max()
-    assert (result[0, 2] == 0).all()

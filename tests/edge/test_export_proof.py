@@ -22,13 +22,7 @@ from merino_edge.design.design_file import load_design
 from merino_edge.embedded import FOLDER
 from merino_edge.export.export import export
 from merino_edge.export.parity import (
-    GOLDEN_PROMPTS,
-    GOLDEN_STEPS,
-    decode_golden,
-    golden_prompt,
-    lead,
     rms_error,
-    torch_greedy,
 )
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source, needed_mb, random_source
@@ -40,39 +34,6 @@ from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle, returns_all_logits
 from merino_runtime.bundle.fit import check_bundle_fits
 from merino_runtime.errors import MerinoError
-from tests.sample_models import small
-
-
-def followed(model, vocab, context, attempt):
-    """(its least lead, the continuation of this prompt)"""
-    prompt = golden_prompt(vocab, context, attempt)
-    result = torch_greedy(model, prompt, min(32, context - len(prompt)))
-    return min(map(lead, result.logits[:GOLDEN_STEPS])), result
-
-
-@pytest.mark.parametrize("seed, context", [(1, 48), (2, 48), (3, 12)])
-def test_the_first_clear_one_is_taken_or_the_clearest(seed, context, decoder, monkeypatch):
-    model = decoder(small("llama", vocab=300, context=context), seed)
-    all_of_them = [followed(model, 300, context, attempt) for attempt in range(GOLDEN_PROMPTS)]
-    leads = sorted(least for least, _ in all_of_them)
-    for enough in (leads[0], leads[4], 1.01 * leads[-1]):
-        monkeypatch.setattr("merino_edge.export.parity.CLEAR_LEAD", enough)
-        clear = [candidate for candidate in all_of_them if candidate[0] >= enough]
-        _, expected = clear[0] if clear else max(all_of_them, key=lambda candidate: candidate[0])
-        result = decode_golden(model, 300, context)
-        assert (result.prompt_ids, result.greedy_ids) == (expected.prompt_ids, expected.greedy_ids)
-        assert np.array_equal(result.logits, expected.logits)
-
-
-@pytest.mark.parametrize("value", [0.0, float("nan")])
-def test_logits_that_lead_nowhere_are_given_back_as_they_are(value, decoder):
-    """All the same, or none a number: the export decides."""
-    model = decoder(small("llama", vocab=300, context=48), 1)
-    model.get_output_embeddings().weight.data.fill_(value)
-    result = decode_golden(model, 300, 48)
-    assert result.prompt_ids == golden_prompt(300, 48, 0) and len(result.greedy_ids) == 32
-    assert np.array_equal(result.logits, np.full_like(result.logits, value), equal_nan=True)
-
 
 IDS = [0, 7, 300, 12, 45, 8, 91, 5, 33, 2, 64, 17, 9]
 FORMS = [

@@ -146,17 +146,6 @@ def test_the_command_fine_tunes_a_folder_with_its_own_template_and_defaults(fold
     assert again["recipe"]["learning_rate"] == 2e-4 and again["weights_sha256"] != record["weights_sha256"]
 
 
-def test_a_checkpoint_goes_on_learning_by_the_optimizer_that_is_named(tmp_path):
-    (tmp_path / "arch.json").write_text(ARCH.model_dump_json())
-    first, second = tmp_path / "first", tmp_path / "second"
-    words = "--data", write_stories(tmp_path / "a.txt"), "--steps", 2, "--batch", 2, "--set", "optimizer=muon"
-    main_ends(0, "train", tmp_path / "arch.json", *words, "-o", first)
-    main_ends(0, "train", first, *words, "--preset", "laptop-hour", "--length", 32, "-o", second)
-    assert json.loads((second / "training.json").read_text())["recipe"]["optimizer"] == "muon"
-    _adamw, muon = torch.load(next(second.rglob("optimizer.pt")), weights_only=False)["parts"]
-    assert muon["state"] and all(each.keys() == {"momentum_buffer"} for each in muon["state"].values())
-
-
 def test_what_does_not_go_with_a_model_is_refused(folder_of, decoder, tmp_path, capfd):
     text = write_stories(tmp_path / "a.txt")
     folder = folder_of("llama")

@@ -18,29 +18,22 @@ sys.path.insert(0, str(ROOT / "examples" / "house"))
 
 import evaluate  # noqa: E402
 import make_data  # noqa: E402
-import make_tokenizer  # noqa: E402
 from agreement import SURE_UNEXPLAINED, least_probability, to_choose_again  # noqa: E402
-from command_families import families, of_family  # noqa: E402
-from grammar import blocks, expand, rules  # noqa: E402
+from command_families import families  # noqa: E402
+from grammar import blocks  # noqa: E402
 from house import (  # noqa: E402
     REFUSE,
     SURE,
-    TIMES,
     TOOLS,
     Action,
     Device,
     House,
-    meaning,
-    prompt,
     read_action,
     said,
     tools,
 )
-from houses import SPLITS, assistants, command_words, dictionary, held_out_names, known, make_house, words  # noqa: E402
-from refer import SAME_AREA, meant  # noqa: E402
-from refusals import negatives  # noqa: E402
+from houses import SPLITS, assistants, held_out_names, words  # noqa: E402
 from sentences import make_sample  # noqa: E402
-from spoken import as_heard, at_time, duration, parts_said, plain_time, share  # noqa: E402
 
 COUNT = 1500
 
@@ -63,39 +56,6 @@ def test_a_sample_is_a_call_that_the_tools_of_its_house_allow(samples):
         jsonschema.validate(call["arguments"], schemas[call["name"]])
         assert all(sample.house.resolve(target) for target in sample.action.targets)
         assert bool(sample.action.targets) != sample.kind.startswith(("missing.", "no."))
-
-
-def test_a_time_is_a_time_alone():
-    """A pattern without anchors allows any text around what it matches."""
-    for text, valid in (("07:30", True), ("23:59", True), ("at 07:30", False), ("07:300", False), ("24:00", False)):
-        assert jsonschema.Draft202012Validator(TIMES["at"]).is_valid(text) == valid
-
-
-def test_an_answer_begins_with_the_words_that_name_its_devices(samples):
-    named = [sample for each in samples.values() for sample in each if sample.action.words]
-    called_for = [sample for each in samples.values() for sample in each if sample.action.tool != REFUSE]
-    assert len(named) > 0.8 * len(called_for)
-    for sample in named:
-        heard = sample.sentence.lower()
-        assert all(word.strip(",.?!") in heard for word in sample.action.words.split()), sample
-
-
-@pytest.mark.parametrize(("parts", "sentence", "heard", "words"), [
-    (["desk lamp"], "turn off the desk lamp", "Turn off desk lmap.", "desk lmap"),
-    (["ceiling light"], "turn the ceiling light off", "turn the sealing light off", "sealing light"),
-    (["robovac"], "send robovac home", "send robo vac home", "robo vac"),
-    (["ella's lamp"], "dim ella's lamp", "dim um ellas lamp", "ellas lamp"),
-    (["lights", "in the hall"], "lights off in the hall", "lights off in the hall", "lights, in the hall"),
-    ([], "it is dark", "it is dark", ""),
-])  # fmt: skip
-def test_the_words_are_those_that_were_heard(parts, sentence, heard, words):
-    assert as_heard(parts, sentence, heard) == words
-
-
-def test_parts_with_only_an_article_or_a_preposition_between_them_are_one():
-    assert parts_said("turn the lights in the hall off", ["hall", "lights"]) == ("lights in the hall",)
-    assert parts_said("in the hall turn the lights off", ["lights", "in the hall"]) == ("in the hall", "lights")
-    assert parts_said("it is dark", ["lights", ""]) == ()
 
 
 def test_a_right_answer_is_not_chosen_again(samples):
@@ -181,25 +141,6 @@ def test_an_answer_has_an_effect_where_it_names_a_target(answer, wrong_acted):
     assert count == {"missing": 1} and right["missing"] == (not wrong)
 
 
-def test_a_name_begins_with_the_same_tokens_wherever_it_stands(samples, tmp_path):
-    rows = list(map(make_data.row, samples["train"][:400]))
-    data = tmp_path / "train.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tokenizer = make_tokenizer.trained(data, 600)
-    for row in map(make_data.row, samples["test"]):
-        for text in (row["prompt"], row["completion"], row["sentence"]):
-            assert tokenizer.decode(tokenizer.encode(text).ids) == text
-    for sample in samples["test"]:
-        for name in (device.name for device in sample.house.devices):
-            alone, *others = (
-                tokenizer.encode(text, add_special_tokens=False).tokens
-                for text in (f"{name}\n", f"light {name}, fan", f'["{name}"]', f"> dim the {name} please\n")
-            )
-            begun = len(tokenizer.encode(name.rpartition(" ")[0] + " ", add_special_tokens=False)) if " " in name else 0
-            for tokens in others if begun else ():
-                assert any(tokens[place : place + begun] == alone[:begun] for place in range(len(tokens))), tokens
-
-
 def test_each_tool_is_asked_for_and_most_of_them_for_what_the_house_has_not(samples):
     tools_used = {family.tool.partition("=")[0] for family in families()}
     for split in SPLITS:
@@ -226,49 +167,6 @@ def test_what_is_held_out_is_in_no_training_sample(samples):
     assert held & {device.name for sample in samples["test"] for device in sample.house.devices}
 
 
-def test_words_of_the_dictionary_are_neither_held_out_nor_of_commands():
-    held = {word for name in held_out_names() for word in name.split()}
-    assert len(dictionary()) > 5000 and not set(dictionary()) & (held | command_words())
-    rng = random.Random(13)
-    strange = 0
-    for _ in range(200):
-        house = make_house(rng, "train")
-        named = {word for each in house.devices for word in each.name.split()}
-        strange += bool(named & set(dictionary()))
-    assert strange > 100
-
-
-def test_names_of_a_house_differ_and_its_listing_leaves_room_for_a_sentence():
-    rng = random.Random(3)
-    for split in SPLITS:
-        for _ in range(500):
-            house = make_house(rng, split)
-            names = [device.name for device in house.devices]
-            assert len({*names, *house.areas}) == len(names) + len(house.areas)
-            assert house.here in house.areas
-            said_twice = sum(len(name.rpartition(" ")[2]) + len(": ") for name in names if " " in name)
-            assert len(prompt(house, "")) - said_twice < 300
-
-
-def test_a_listing_has_the_last_word_of_a_name_before_the_name():
-    house = House((Device("desk lamp", "light", "office"), Device("tv", "media_player", "hall")), "office")
-    assert prompt(house, "Dim it") == "hall: media_player tv\nhere, office: light lamp: desk lamp\n> dim it\n"
-
-
-def test_everything_is_what_can_be_turned_off_and_a_target_where_it_is_of_several_domains():
-    lamp, tv = Device("lamp", "light", "hall"), Device("tv", "media_player", "hall")
-    gate, fan = Device("gate", "lock", "hall"), Device("fan", "fan", "attic")
-    house = House((lamp, tv, gate, fan), "hall")
-    groups = ["hall/light", "hall/media_player", "attic/fan", "house/light", "house/media_player", "house/fan"]
-    everything = ["hall/all", "house/all"]
-    for tool in ("turn_on", "turn_off"):
-        assert house.targets(TOOLS[tool][0]) == ["lamp", "tv", "fan", *groups, *everything]
-    assert house.targets(TOOLS["dim"][0]) == ["lamp", "hall/light", "house/light"]
-    assert house.resolve("hall/all") == {lamp, tv} and house.resolve("house/all") == {lamp, tv, fan}
-    named = Action("turn_off", ("hall/light", "tv"))
-    assert meaning(Action("turn_off", ("hall/all",)), house) == meaning(named, house)
-
-
 def test_equal_arguments_write_equal_data_whatever_the_number_of_processes(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(make_data, "CHUNK", 20)
@@ -282,84 +180,6 @@ def test_equal_arguments_write_equal_data_whatever_the_number_of_processes(tmp_p
     rows = [json.loads(line) for line in written[0].splitlines()]
     assert len(rows) == 50
     assert all(row["prompt"].endswith(said(row["sentence"])) and read_action(row["completion"]) for row in rows)
-
-
-def test_negatives_are_distinct_and_of_held_out_templates():
-    result = negatives(200, 1)
-    assert len(set(result)) == 200
-
-
-def test_a_name_means_what_is_here_before_what_is_elsewhere():
-    lamp, tv = Device("lamp", "light", "hall"), Device("tv", "media_player", "hall")
-    desk = Device("desk lamp", "light", "office")
-    at = lambda here: House((lamp, desk, tv), here)  # noqa: E731
-    assert meant("lamp", at("hall")) == [lamp]
-    assert meant("lamp", at("office")) == [desk]
-    assert meant("telly", at("office")) == [tv]
-    assert meant("desk lamp", at("hall")) == [desk]
-
-
-@pytest.mark.parametrize("template", ["a (b|c [d])", "(x;y)", "[on|off] {s} <r>"])
-def test_a_template_is_expanded_to_what_it_may_say(template):
-    rng = random.Random(0)
-    output = {expand(template, rng, {"r": "(1|2)"}, {"s": "w"}) for _ in range(200)}
-    assert output == {
-        "a (b|c [d])": {"a b", "a c", "a c d"}, "(x;y)": {"x y", "y x"},
-        "[on|off] {s} <r>": {f"{before}w {end}" for before in ("", "on ", "off ") for end in "12"},
-    }[template]  # fmt: skip
-
-
-def test_a_comment_between_templates_is_none():
-    text = (ROOT / "examples" / "house" / "phrases" / "uses.txt").read_text(encoding="utf-8")
-    assert "\n# No house has these.\n== " in text
-    templates = [line for file in ("commands", "uses") for each in blocks(file).values() for line in each]
-    assert len(templates) > 1000 and not any(line.startswith("#") for line in templates)
-
-
-def test_what_may_stand_around_a_command_makes_no_negative_of_it():
-    rng = random.Random(1)
-    slots = dict.fromkeys(("area", "in", "n", "person", "room", "thing", "things", "time"), "") | {"command": "{c}"}
-    lines = [line for listed in blocks("negatives").values() for line in listed if "{command}" in line]
-    refused = {expand(line, rng, rules(), slots) for line in lines for _ in range(100)}
-    assert {"what if you {c}", "should i {c}", "don't {c}"} < refused
-    assert not refused & {*blocks("wraps")["imperative"], *blocks("wraps")["saying"], *blocks("wraps")["held out"]}
-
-
-def test_numbers_and_times_mean_what_they_say():
-    rng = random.Random(1)
-    shares, spans, clocks = (dict(make(rng) for _ in range(15_000)) for make in (share, duration, plain_time))
-    times = {output: values["at"] for output, values in clocks.items()}
-    assert shares["half"] == 50 and shares["maximum"] == 100 and shares["forty percent"] == 40 and shares["20%"] == 20
-    assert spans["half an hour"] == 30 and spans["an hour and a half"] == 90 and spans["ten minutes"] == 10
-    assert times["at midnight"] == "00:00" and times["at half past seven in the evening"] == "19:30"
-    assert times["at quarter to eight in the morning"] == "07:45" and times["at ten pm"] == "22:00"
-    assert times["at half past seven"] == "07:30" and times["at three o'clock"] == "15:00"
-    varied = dict(at_time(rng) for _ in range(6000))
-    mornings = [values["at"] for said, values in varied.items() if "tomorrow" in said]
-    evenings = [values["at"] for said, values in varied.items() if "this evening" in said]
-    assert len(mornings) > 100 < len(evenings) and max(mornings) < "12:00" < min(evenings)
-    assert any(said.startswith("around ") for said in varied) and any(said.endswith(" sharp") for said in varied)
-
-
-def test_a_sentence_tells_the_area_of_its_target_unless_it_is_here():
-    rng = random.Random(11)
-    message = 0
-    while message < 800:
-        house = make_house(rng, "train")
-        sample = of_family(house, "train", rng)
-        if sample is None or "/" not in sample.action.targets[0]:
-            continue
-        area, _, domain = sample.action.targets[0].partition("/")
-        devices = [device for device in house.devices if device.domain == domain]
-        if area == "house":
-            everywhere = ("all", "every", "house", "home", "apartment", "place", "throughout", "each")
-            none_here = house.here not in [each.area for each in devices]
-            assert none_here or any(word in sample.sentence for word in everywhere)
-        elif area != house.here:
-            same = next((names for names in SAME_AREA if area in names), (area,))
-            kind = any(word in sample.sentence for each in devices for word in known(each.name, domain).plural)
-            assert kind or any(name in sample.sentence for name in same), sample
-        message += 1
 
 
 def test_the_decoder_is_within_the_budgets_that_its_page_states():

@@ -1,15 +1,22 @@
-"""The decoder in transformers' form: cache, loading, tying, sharing, generation, padding, gradients, faults."""
+"""The decoder in transformers' form: cache, loading, sharing, generation, padding, gradients, faults. Counts against
+what torch really does: parameters, bytes of caches and activations, multiply-adds."""
 
 import json
+from math import prod
 
 import pytest
 import torch
-from safetensors import safe_open
+from few_examples import examples
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
-from transformers import AutoModelForCausalLM
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, DynamicCache
 
-from merino_edge.families.designed import FAMILY, Architecture
+from merino_edge.families import designed_torch, operators
+from merino_edge.families.designed import FAMILY, Architecture, Block
 from merino_edge.families.designed_torch import MerinoConfig, MerinoForCausalLM
+from merino_edge.families.opt import OptArchitecture
 from merino_runtime.errors import MerinoError
 
 IDS = torch.tensor([[5, 9, 100, 3, 77, 31, 2, 200, 41, 7]])
@@ -105,18 +112,6 @@ def test_a_padded_decoder_learns_and_is_loaded_as_it_was_saved(tmp_path):
         Architecture(blocks=blocks, vocab=257, head_size=32, context=32)
 
 
-def test_tied_and_shared_weights_are_stored_once(model, tmp_path):
-    assert model.lm_head.weight is model.embed_tokens.weight
-    model.save_pretrained(tmp_path)
-    with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        names = set(file.keys())
-        elements = sum(file.get_tensor(name).numel() for name in names)
-    assert elements == sum(weight.numel() for weight in model.parameters())
-    assert len(names & {"lm_head.weight", "embed_tokens.weight"}) == 1
-    assert sum(name.startswith("blocks.1.layers.") and name.endswith(".up.weight") for name in names) == 1
-    assert sum(name.startswith("blocks.2.layers.") and name.endswith(".up.weight") for name in names) == 2
-
-
 def test_a_shared_block_is_its_one_layer_repeated(decoder, arch):
     """The same logits as a decoder of layers of their own that hold equal weights."""
     shared = decoder(arch, seed=4)
@@ -165,35 +160,6 @@ def test_gradients_reach_every_parameter_and_the_loss_is_the_next_tokens(model):
     assert lacking == []
 
 
-def test_eager_and_sdpa_attention_agree(model):
-    mask = torch.ones_like(IDS)
-    mask[0, :3] = 0
-    results = {}
-    for kind in ("eager", "sdpa"):
-        model.set_attn_implementation(kind)
-        results[kind] = logits(model, IDS), logits(model, IDS, attention_mask=mask)[:, 3:]
-    for eager, sdpa in zip(*results.values(), strict=True):
-        assert_close(sdpa, eager)
-
-
-def test_only_the_logits_that_are_wanted_are_computed(model):
-    whole = logits(model, IDS)
-    assert whole.shape == (1, IDS.shape[1], 257)
-    assert_close(logits(model, IDS, logits_to_keep=1), whole[:, -1:])
-    assert_close(logits(model, None, inputs_embeds=model.embed_tokens(IDS)), whole)
-    with pytest.raises(ValueError, match="exactly one"):
-        model(input_ids=IDS, inputs_embeds=model.embed_tokens(IDS))
-
-
-def test_random_weights_start_near_a_uniform_guess(arch):
-    torch.manual_seed(0)
-    fresh = MerinoForCausalLM(FAMILY.config_of(arch)).eval()
-    assert logits(fresh, IDS).abs().max() < 2
-    weight = fresh.blocks[2].layers[0]
-    assert weight.up.weight.std().item() == pytest.approx(0.02, rel=0.1)
-    assert weight.down.weight.std().item() == pytest.approx(0.02, rel=0.1)
-
-
 BAD = {
     "shrinking": ({"blocks": [BLOCKS[1], BLOCKS[0]]}, "must not shrink"),
     "heads": ({"head_size": 64}, "multiples of head_size 64"),
@@ -222,3 +188,201 @@ def test_a_configuration_that_is_no_decoder_is_refused(change, message, model, t
 def test_what_follows_from_the_blocks_cannot_be_said_otherwise(arch):
     config = FAMILY.config_of(arch, hidden_size=1, num_hidden_layers=1, num_attention_heads=1)
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (96, 6, 3)
+
+
+TOKENS = 12
+OPTS = {
+    f"{norm}-{width}": OptArchitecture(
+        width=64, layers=2, heads=4, ffn_width=96, embed_width=width, vocab=101, context=32,
+        pre_norm=norm == "pre",
+    )
+    for norm in ("pre", "post")
+    for width in (64, 32)
+}
+
+
+@st.composite
+def architectures(draw):
+    head_size = draw(st.sampled_from([8, 32, 64]))
+    widths = sorted(draw(st.lists(st.sampled_from([64, 128, 192]), min_size=1, max_size=3)))
+    blocks = tuple(
+        Block(
+            width=width,
+            ffn_ratio=draw(st.sampled_from([0.5, 1.0, 1.5, 4.0])),
+            depth=draw(st.integers(1, 3)),
+            shared=draw(st.booleans()),
+            kv_heads=draw(st.sampled_from([None, *divisors(width // head_size)])),
+        )
+        for width in widths
+    )
+    return Architecture(blocks=blocks, vocab=draw(st.integers(2, 300)), head_size=head_size, context=TOKENS)
+
+
+def divisors(count):
+    return [divisor for divisor in range(1, count + 1) if count % divisor == 0]
+
+
+def nbytes(*tensors):
+    return sum(prod(tensor.shape) * 4 for tensor in tensors)
+
+
+def stored(model):
+    """Parameters, each memory once."""
+    return {weight.data_ptr(): weight for weight in model.parameters()}.values()
+
+
+def ids(arch, tokens=TOKENS):
+    return torch.arange(tokens)[None] % arch.vocab
+
+
+def filled_cache(model, arch, tokens):
+    return model(input_ids=ids(arch, tokens), use_cache=True).cache
+
+
+def check_storage(model, arch):
+    weights = stored(model)
+    assert operators.params(arch.operators) == sum(weight.numel() for weight in weights)
+    assert operators.weight_bytes(arch.operators, "fp32") == sum(weight.nbytes for weight in weights)
+
+
+@torch.no_grad()
+def check_kv(model, arch):
+    cache = filled_cache(model, arch, TOKENS)
+    layers = [(layer.keys, layer.values) for layer in cache.layers]
+    assert operators.kv_bytes(arch.operators, TOKENS) == sum(nbytes(*layer) for layer in layers)
+    shapes = [tuple(keys.shape) for keys, _ in layers]
+    assert shapes == [(1, heads, TOKENS, size) for heads, size in arch.kv_layers]
+
+
+@torch.no_grad()
+def check_flops(model, arch):
+    """`eager` attention: torch counts its two matmuls like any other."""
+    model.set_attn_implementation("eager")
+    head = 2 * model.lm_head.weight.numel()
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids(arch), use_cache=False)
+    assert operators.flops(arch.operators, TOKENS) == counter.get_total_flops() - TOKENS * head
+    for cached in (0, TOKENS - 1):
+        cache = filled_cache(model, arch, cached) if cached else DynamicCache(config=model.config)
+        with FlopCounterMode(display=False) as counter:
+            model(input_ids=ids(arch, 1), use_cache=True, cache=cache)
+        assert operators.decode_flops(arch.operators, cached) == counter.get_total_flops()
+
+
+@torch.no_grad()
+def check_reads(model, arch):
+    """Every use of a weight counts, of the embedding its one row."""
+    read = []
+
+    def count(module, _, output):
+        if isinstance(module, nn.Embedding):
+            read.append(nbytes(output))
+        else:
+            read.append(nbytes(*module.parameters(recurse=False)))
+
+    leaves = [module for module in model.modules() if not list(module.children())]
+    handles = [module.register_forward_hook(count) for module in leaves]
+    model(input_ids=ids(arch, 1), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    assert operators.decode_weight_bytes(arch.operators, "fp32") == sum(read)
+
+
+def check_counts(model, arch):
+    check_storage(model, arch)
+    check_reads(model, arch)
+    check_kv(model, arch)
+    check_flops(model, arch)
+
+
+@given(architectures())
+@examples(12)
+def test_merino_stores_reads_caches_and_computes_what_is_counted(decoder, arch):
+    check_counts(decoder(arch), arch)
+
+
+@pytest.mark.parametrize("arch", OPTS.values(), ids=OPTS)
+def test_opt_stores_reads_caches_and_computes_what_is_counted(decoder, arch):
+    check_counts(decoder(arch), arch)
+
+
+class Alive:
+    """The most bytes of float tensors around one operator: its inputs, its outputs, the residual beside."""
+
+    def __init__(self):
+        self.residual = None  # the tensor a layer began with
+        self.worst = 0
+
+    def at(self, *tensors):
+        beside = [] if self.residual is None else [self.residual]
+        tensors = {tensor.data_ptr(): tensor for tensor in (*beside, *tensors)}.values()
+        self.worst = max(self.worst, nbytes(*tensors))
+
+    def watch_layer(self, layer):
+        layer.register_forward_pre_hook(lambda _, given: setattr(self, "residual", given[0]))
+        layer.register_forward_hook(lambda *_: setattr(self, "residual", None))
+
+    def watch(self, module):
+        """Embeddings take ids, which are no floats."""
+        module.register_forward_hook(
+            lambda at, given, output: self.at(*([] if isinstance(at, nn.Embedding) else given), output)
+        )
+
+
+@given(architectures())
+@examples(12)
+def test_merino_holds_the_activations_that_are_counted(decoder, arch):
+    """The largest tensors of a prefill of a real model, its attention scores among them."""
+    model, alive = decoder(arch), Alive()
+    eager = designed_torch.eager_attention
+    packed = {}
+
+    def seen(module, query, *rest, **keys):
+        mixed, weights = eager(module, query, *rest, **keys)
+        alive.at(packed["qkv"], mixed, weights)
+        return mixed, weights
+
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.RMSNorm | nn.Embedding) and module is not model.lm_head:
+            alive.watch(module)
+        if isinstance(module, designed_torch.Attention):
+            module.qkv.register_forward_hook(lambda *call: packed.update(qkv=call[2]))
+        if isinstance(module, designed_torch.Layer):
+            alive.watch_layer(module)
+            module.up.register_forward_hook(lambda *call: packed.update(up=call[2]))
+            module.down.register_forward_pre_hook(lambda _, given: alive.at(packed["up"], given[0]))
+    model.set_attn_implementation("eager")
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(designed_torch, "eager_attention", seen)
+        model(input_ids=ids(arch), use_cache=False)
+    assert operators.activation_bytes(arch.operators, TOKENS) == alive.worst
+
+
+@pytest.mark.parametrize("tokens", [2, 24])  # the FFN is the worst operator, then the attention
+@pytest.mark.parametrize("arch", OPTS.values(), ids=OPTS)
+def test_opt_holds_the_activations_that_are_counted(decoder, arch, tokens):
+    arch = arch.model_copy(update={"ffn_width": 256})
+    model, alive, packed = decoder(arch), Alive(), {}
+
+    def attended(_module, _inputs, output):
+        mixed, weights = output
+        alive.at(packed["q"], packed["k"], packed["v"], mixed, weights)
+
+    for layer in model.model.decoder.layers:
+        alive.watch_layer(layer)
+        attention = layer.self_attn
+        for part in "qkv":
+            projection = getattr(attention, f"{part}_proj")
+            projection.register_forward_pre_hook(lambda _, given: packed.update(x=given[0]))
+            projection.register_forward_hook(lambda *call, part=part: packed.update({part: call[2]}))
+        attention.v_proj.register_forward_hook(lambda *_: alive.at(*packed.values()))
+        attention.register_forward_hook(attended)
+        for module in (attention.out_proj, layer.fc1, layer.activation_fn, layer.fc2):
+            alive.watch(module)
+    for module in (model.model.decoder.project_in, model.model.decoder.project_out):
+        if module is not None:
+            alive.watch(module)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        model(input_ids=ids(arch, tokens), use_cache=False, output_attentions=True)
+    assert operators.activation_bytes(arch.operators, tokens) == alive.worst

@@ -9,15 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 from sample_models import small
 
 from merino_bench.__main__ import main
-from merino_edge.export.dialects.tiles import minimums_of
 from merino_edge.export.export import export
-from merino_edge.export.quantize.matrix import dequantize, for_tiles, quantize_groups
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
@@ -178,25 +175,3 @@ def test_a_file_system_without_programs_holds_such_a_bundle(folder, tmp_path):
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip(f"no namespace to mount in: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("python", [
-    pytest.param(".venv38", marks=pytest.mark.nightly), pytest.param(".venv310", marks=pytest.mark.nightly), ".venv",
-])  # fmt: skip
-def test_versions_of_onnxruntime_choose_the_golden_ids(python, folder):
-    """1.19, 1.23 and this one. Other CPUs: tests/targets/test_boards.py."""
-    interpreter = Path(__file__).parents[2] / python / "bin" / "python"
-    if not interpreter.exists():
-        pytest.skip(f"no {python} on this machine (make test sets it up)")
-    done = subprocess.run([interpreter, "merino.pyz", "selftest", "."], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("ok: "), done.stderr
-
-
-def test_scales_and_minimums_are_those_of_the_quantized_matrix():
-    matrix = np.random.default_rng(0).standard_normal((5, 128)).astype(np.float32) * 0.02
-    for size in (32, 64, 128):
-        result = for_tiles("w", quantize_groups(matrix, 4, size), few_bits=False)
-        assert np.abs(dequantize(result) - matrix).max() < 0.02 and minimums_of(result) is None
-    with pytest.raises(MerinoError, match="w has groups whose scale is above 65504"):
-        for_tiles("w", quantize_groups(matrix * np.float32(1e9), 4, 32), few_bits=False)

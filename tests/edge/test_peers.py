@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import sys
-import sysconfig
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,8 +23,7 @@ from merino_bench.harness.record import FAILED, RECORD_KEYS, failed_record
 from merino_bench.harness.turns import Turns
 from merino_bench.harness.worker import timed_rounds
 from merino_edge.benchmarking import baselines, engine_models, engine_rows, engines
-from merino_edge.benchmarking.baselines import EXPORTER_ROOMS, baseline_bundles, digest_of, exporter_digest
-from merino_edge.benchmarking.engine_process import lacking
+from merino_edge.benchmarking.baselines import baseline_bundles
 from merino_edge.benchmarking.engine_rows import (
     Peers,
     gguf_file,
@@ -42,7 +40,6 @@ from merino_edge.benchmarking.engines import (
     given_gguf,
     native_build,
     peers_of,
-    stored_params,
 )
 from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.benchmarking.run import check_baseline
@@ -52,8 +49,6 @@ from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source, random_source
 from merino_edge.families import zoo
 from merino_edge.families.designed import Architecture
-from merino_edge.families.operators import decode_weight_bytes as bytes_by_operators
-from merino_edge.families.operators import params
 from merino_edge.families.opt import OptArchitecture
 from merino_edge.families.zoo import model
 from merino_runtime.backends import open_backend
@@ -75,7 +70,6 @@ ONE_LAYER = UNIFORM.model_copy(update={"blocks": (UNIFORM.blocks[0].model_copy(u
 SMALL = BenchRequest(repetitions=1, threads=(1,))
 DEADLINE_S = 600.0  # of what should take seconds
 WITHOUT_WHEEL = Path(sys.prefix) / "peers"  # `make .venv/peers` writes the packages that have no wheel
-QUICK = tuple(peer for peer in PEERS if peer.engine != "torch.compile")
 
 
 @pytest.fixture(scope="module")
@@ -140,12 +134,6 @@ def why_not_here(peer):
     assert lacking <= without, f"not installed: {', '.join(lacking - without)}: run `make .venv/peers`"
     if lacking:
         return f"no wheel of {', '.join(sorted(lacking))} for this machine"
-    if peer.engine == "torch.compile":
-        compiler = os.environ.get("CXX", "g++")
-        if not shutil.which(compiler):
-            return f"torch.compile needs a C++ compiler, and there is no {compiler}"
-        if not Path(sysconfig.get_path("include"), "Python.h").exists():
-            return "torch.compile needs Python's headers, and there is no Python.h"
     return None
 
 
@@ -155,7 +143,7 @@ def skip_if_not_here(peer):
 
 
 @pytest.mark.parametrize(
-    "peer", [pytest.param(QUICK[0], marks=pytest.mark.nightly), *QUICK[1:]],  # it imports torch
+    "peer", [pytest.param(PEERS[0], marks=pytest.mark.nightly), *PEERS[1:]],  # it imports torch
     ids=lambda peer: f"{peer.engine} {peer.shown_precision}",
 )  # fmt: skip
 def test_each_engine_gets_the_ids_and_lengths_of_our_rows(peer, bundles, kept):
@@ -163,7 +151,7 @@ def test_each_engine_gets_the_ids_and_lengths_of_our_rows(peer, bundles, kept):
     bundle, case = bundles["opt"], decode_case(6)._replace(threads=1)
     peers = Peers((peer.engine,), kept)
     model = make_separately(peers, peer, bundle)
-    result = measure_peer_separately(peers, peer, bundle, model["path"], case, 2, 3)
+    result = measure_peer_separately(peer, bundle, model["path"], case, 2, 3)
     fed = []
     backend = open_backend(bundle, 1)
     prefill = backend.prefill
@@ -188,7 +176,7 @@ def assert_measured(row, peer):
 
 
 def test_a_missing_engine_is_a_row_with_the_command_that_helps(bundles, kept, monkeypatch):
-    absent = PEERS[3]._replace(needs=(("no_such_module_here", "no-such-package"),))
+    absent = PEERS[2]._replace(needs=(("no_such_module_here", "no-such-package"),))
     monkeypatch.setattr(engines, "PEERS", (absent,))
     row, = peer_records(Peers(("llama.cpp",), kept), [bundles["opt"]], decode_case(4), SMALL)
     assert set(row) == set(RECORD_KEYS) and row["tok_s"] is None
@@ -196,7 +184,7 @@ def test_a_missing_engine_is_a_row_with_the_command_that_helps(bundles, kept, mo
 
 
 def test_a_model_that_an_engine_does_not_know_is_a_row_with_the_reason(bundles, kept):
-    for peer in QUICK[1:3]:
+    for peer in PEERS[1:3]:
         skip_if_not_here(peer)
     names = ("ctranslate2", "llama.cpp")
     rows = peer_records(Peers(names, kept), [bundles["growing"]], decode_case(4), SMALL)
@@ -219,27 +207,15 @@ def varied(bundles, kept, randomize):
     return bundle, path, model
 
 
-@pytest.mark.parametrize(
-    "peer", [PEERS[0], pytest.param(PEERS[1], marks=pytest.mark.nightly)], ids=lambda peer: peer.engine  # compiles long
-)
 @torch.no_grad()
-def test_its_tokens_are_those_of_torch_without_a_cache(peer, varied, kept):
-    skip_if_not_here(peer)
+def test_the_tokens_of_transformers_are_those_of_torch_without_a_cache(varied):
     bundle, path, model = varied
     case = decode_case(8)._replace(threads=1)
-    result = measure_peer_separately(Peers((peer.engine,), kept), peer, bundle, path, case, 2, 3)
+    result = measure_peer_separately(PEERS[0], bundle, path, case, 2, 3)
     ids = result["ids"][:]
     for _ in range(9):
         ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
     assert result["chosen"] == ids[-9:] and len(set(ids[-9:])) > 4
-
-
-def test_bytes_and_parameters_are_those_of_the_operators():
-    """Of float32, to the vectors and the one row of a table that are left out here."""
-    for arch in (OPT_350M, UNIFORM):
-        assert decode_weight_bytes(arch.operators, "fp32", "fp32") == pytest.approx(
-            bytes_by_operators(arch.operators, "fp32"), rel=0.02)
-        assert stored_params(arch.operators) == pytest.approx(params(arch.operators), rel=0.02)
 
 
 def test_opt_as_gpt2_says_what_it_reads_more():
@@ -266,7 +242,7 @@ def bench(capsys, *words):
 
 @pytest.mark.nightly
 def test_peers_all_gives_a_row_of_every_engine_beside_ours(bundles, capsys, made_here):
-    """Of OPT, which every engine runs. A prefill alone: torch.compile then compiles one length."""
+    """Of OPT, which every engine runs."""
     made_here.undo()  # as a user has it: apart
     words = (bundles["opt of one layer"].folder, "-p", "8", "-n", "0", "-r", "1", "-t", "1", "-o", "json")
     code, out, err = bench(capsys, *words, "--peers", "all")
@@ -313,18 +289,6 @@ def test_llama_cpp_runs_the_file_of_the_bundles_weights_where_it_is_named(tmp_pa
     matrices = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64) + 320 * 64  # the table is the head too
     assert given.decode_weight_bytes == matrices * 34 // 32 + 4 * 5 * 64
     assert "is no file of the bundle's weights" in other["flags"][0]
-    sample_gguf.random_model("llama").save_pretrained(tmp_path / "checkpoint")
-    peers = Peers(("llama.cpp",), kept, checkpoint=tmp_path / "checkpoint")
-    rows = peer_records(peers, [bundle], decode_case(4), SMALL)
-    assert all(row["weights_source"] == "checkpoint checkpoint" and row["tok_s"] > 0 for row in rows)
-    assert [row["notes"][0] for row in rows] == [same["notes"][0]] * 4, "nothing differs from the bundle's model"
-
-
-def test_a_build_without_what_the_machine_has_is_flagged():
-    described = "CPU : SSE3 = 1 | AVX2 = 1 | F16C = 1 | FMA = 1 | AVX512 = 0 | OPENMP = 1 | "
-    assert lacking(described, {"avx2", "fma", "f16c"}) == []
-    assert lacking(described, {"avx2", "avx512f", "avx512_vnni"}) == ["avx512f", "avx512_vnni"]
-    assert lacking("CPU : NEON = 1 | DOTPROD = 1 | ", {"dotprod", "i8mm"}) == ["i8mm"]
 
 
 @torch.no_grad()
@@ -389,26 +353,6 @@ def test_a_baseline_of_another_exporter_is_exported_again_and_the_old_one_remove
 
 
 @pytest.mark.usefixtures("tiny_opt")
-def test_the_exporters_digest_is_of_its_sources(tmp_path):
-    """It changes with each byte and each name of a source, and with nothing else."""
-    shutil.copytree(Path(baselines.__file__).parents[1] / "export", tmp_path / "export")
-    digests = {digest_of([tmp_path / "export"])}
-    for change in (
-        lambda: (tmp_path / "export" / "parity.py").open("a").write("#"),
-        lambda: (tmp_path / "export" / "dialects" / "fused.py").rename(tmp_path / "export" / "dialects" / "other.py"),
-        lambda: (tmp_path / "export" / "dialects" / "new.toml").write_text(""),
-    ):
-        change()
-        assert digest_of([tmp_path / "export"]) not in digests
-        digests.add(digest_of([tmp_path / "export"]))
-    (tmp_path / "export" / "__pycache__").mkdir(exist_ok=True)
-    (tmp_path / "export" / "__pycache__" / "parity.pyc").write_text("?")
-    assert digest_of([tmp_path / "export"]) in digests
-    rooms = [Path(baselines.__file__).parents[1] / room for room in EXPORTER_ROOMS]
-    assert exporter_digest() == digest_of(rooms) and all((room / "__init__.py").is_file() for room in rooms)
-
-
-@pytest.mark.usefixtures("tiny_opt")
 def test_it_is_for_the_measured_bundles_kind_of_core(tiny_arch, tmp_path):
     """Else OPT would be some times slower by its graph alone."""
     measured = [tmp_path / core for core in ("no-dotprod", "dotprod")]
@@ -417,12 +361,6 @@ def test_it_is_for_the_measured_bundles_kind_of_core(tiny_arch, tmp_path):
     folders = baseline_bundles("opt-350m", list(map(str, measured)), None, lambda _: None)
     assert [load_bundle(folder).core for folder in folders] == ["no-dotprod", "dotprod"] and len(set(folders)) == 2
     assert baseline_bundles("opt-350m", [str(measured[0])], "int8", print) == folders[:1]
-
-
-@pytest.mark.usefixtures("tiny_opt")
-def test_the_precision_can_be_fixed(bundle_dirs):
-    folders = baseline_bundles("opt-350m", [bundle_dirs["portable"], bundle_dirs["fused"]], "int8", lambda _: None)
-    assert formats(folders) == [("int8", "portable")]
 
 
 @pytest.mark.usefixtures("tiny_opt")

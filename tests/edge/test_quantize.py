@@ -17,7 +17,7 @@ from merino_edge.export.export import export
 from merino_edge.export.parity import dequantized_model, rms_error
 from merino_edge.export.plan import resolve_plan
 from merino_edge.export.quantize import outliers
-from merino_edge.export.quantize.matrix import GROUP_SIZES, dequantize, matrix_error, quantize, quantize_groups, rms
+from merino_edge.export.quantize.matrix import dequantize, quantize_groups, rms
 from merino_edge.export.quantize.smoothquant import NOTE, move, sites_of, smoothed
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
@@ -29,7 +29,6 @@ from merino_edge.families.registry import decoder_of, layout_of
 from merino_edge.families.weights import ModelWeights
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
-from merino_runtime.errors import MerinoError
 from tests.sample_bundles import parts, quantized
 from tests.sample_models import SMALL, small
 
@@ -85,26 +84,6 @@ def test_zeros_stay_zeros():
     assert not dequantize(quantize_groups(np.zeros((2, 64), np.float32), 4, 32)).any()
     tiniest = np.full((2, 64), 1e-45, np.float32)  # its scale is 0
     assert np.abs(dequantize(quantize_groups(tiniest, 4, 32))).max() <= 1e-44
-
-
-def test_the_block_is_the_largest_of_near_the_least_error():
-    random = np.random.default_rng(0)
-    even = random.standard_normal((64, 256)).astype(np.float32)
-    assert quantize("even", even, 4).group_size == GROUP_SIZES[0]
-    uneven = even.copy()
-    uneven[:, ::128] = 30  # spoils the scale of a whole block, be it short or long
-    assert quantize("uneven", uneven, 4).group_size == GROUP_SIZES[-1]
-    assert quantize("short", even[:, :96], 4).group_size == 32
-    with pytest.raises(MerinoError, match="odd has rows of 48.*--precision fp32"):
-        quantize("odd", even[:, :48], 4)
-
-
-def test_errors_are_told_relative_to_the_matrix():
-    matrix = np.full((1, 32), 2, np.float32)
-    quantized = quantize_groups(matrix, 8, 32)
-    error = matrix_error("m", matrix * 1.1, quantized)
-    assert (error.name, error.bits, error.group_size, error.nbytes) == ("m", 8, 32, 36)
-    assert error.mean == error.worst == pytest.approx(0.1 / 1.1, rel=1e-4)
 
 
 MODELS = {

@@ -22,17 +22,14 @@ from merino_edge.design.design_file import load_design
 from merino_edge.design.designer import design
 from merino_edge.export.export import export
 from merino_edge.export.parity import RoundedCache
-from merino_edge.export.quantize.calibration import calibrated_cache, filled_layers, own_rows, rise_of, written_by
+from merino_edge.export.quantize.calibration import calibrated_cache, filled_layers, own_rows, rise_of
 from merino_edge.export.quantize.kv_cache import fitted_scales, largest_code, rounded, scales_of
 from merino_edge.export.request import ExportRequest, cache_format
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import kv_bytes
 from merino_edge.families.registry import key_order_of
-from merino_edge.families.zoo import model
-from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.formats import check_cache
-from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.backends import onnx_session, open_backend
 from merino_runtime.bundle import load_bundle, quantized_cache
@@ -193,25 +190,6 @@ def test_scales_hold_what_was_seen(values, bits):
     assert np.array_equal(fitted_scales(values[:, :, ::-1], bits), scales[:, ::-1])
 
 
-@torch.no_grad()
-def test_costs_know_the_cache():
-    """Bytes in memory, in the step's reads and in its limits; on Arm arithmetic that is dearer by its instructions."""
-    board, arch = load_profile("raspberry-pi-4"), model("smollm2-135m").geometry
-    shapes = {kv: InferenceShape("int8", 2048, 512, kv) for kv in (None, "int8", "int4")}
-    costs = {kv: cost_model(board, shape) for kv, shape in shapes.items()}
-    results = {kv: each.predict(arch.operators) for kv, each in costs.items()}
-    floats = results[None].kv_bytes
-    assert [results[kv].kv_bytes * 8 // floats for kv in ("int8", "int4")] == [2, 1]
-    for kv in ("int8", "int4"):
-        spared_mb = (floats - results[kv].kv_bytes) / 2**20
-        assert results[None].memory_mb - results[kv].memory_mb == pytest.approx(spared_mb)
-        spared_reads = costs[None].read_mb(arch.operators) - costs[kv].read_mb(arch.operators)
-        assert spared_reads == pytest.approx(spared_mb, rel=0.01)
-    pairs = {kv: each.on.by_threads[1].us_per_unit[f"{kv}.attention_ms_per_gmac"] for kv, each in costs.items() if kv}
-    base = costs[None].on.by_threads[1].us_per_unit["attention_ms_per_gmac"]
-    assert pairs == {"int8": pytest.approx(3.7 / 1.14 * base), "int4": pytest.approx(7.0 / 1.14 * base)}
-
-
 def test_a_design_keeps_its_cache_to_the_bundle(tmp_path):
     board = load_profile("raspberry-pi-4")
     request = {"context": 64, "prompt": 16, "vocabs": [257], "precisions": ["fp32"], "kvs": ["int8"]}
@@ -241,14 +219,6 @@ def test_a_checkpoint_keeps_its_designs_cache(tiny_checkpoint, tiny_arch, tmp_pa
     assert "cache is not quantized" in str(exported("--kv", "fp32").exception)
     Path("checkpoint/design.json").write_text(designed.to_json().replace('"kv": "int8"', '"kv": "int2"'))
     assert "must be int8 or int4" in str(exported().exception)
-
-
-def test_what_the_model_writes_is_its_own_and_the_same_each_time(decoder):
-    model = decoder(small("llama", vocab=VOCAB, context=CONTEXT), 2)
-    first, again = (written_by(model, [5, 9], 12) for _ in range(2))
-    assert first.shape == (2, 12) and (first == again).all() and first[:, 0].tolist() == [5, 9]
-    shares = model(input_ids=torch.from_numpy(first)).logits.softmax(dim=-1)[:, :-1]
-    assert shares.gather(2, torch.from_numpy(first)[:, 1:, None]).min() > 1e-6
 
 
 ORIN = load_profile("jetson-orin-nano")

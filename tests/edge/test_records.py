@@ -28,8 +28,6 @@ from merino_edge.records.compare import (
 )
 from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
-from merino_edge.report.page import page
-from merino_edge.report.summary import summarize
 from merino_runtime.errors import MerinoError
 
 
@@ -148,26 +146,6 @@ def test_a_list_cut_anywhere_is_one_line(left, records_file):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("number", [1e308, -1e308, 10**400, 5e-324, 1e-15, 1e18])
-def test_a_number_of_absurd_size_is_a_fault_and_never_a_crash(tmp_path, number):
-    """Wherever it stands: a ratio or a sum of such is not finite."""
-    energy = {"source": "a", "rail": "b", "interval_s": 0.5, "samples": 9, "idle_w": 1.0, "prefill_j": 1.0,
-              "decode_j": 2.0, "prefill_net_j": 1.0, "decode_net_j": 1.0}  # fmt: skip
-    base = [record(energy=energy, repetitions=3), opt(repetitions=3)]
-    path = tmp_path / "records.json"
-    refused = 0
-    for key, value in base[0].items():
-        if isinstance(value, dict | list) or (isinstance(value, int | float) and key != "schema"):
-            path.write_text(json.dumps([{**base[0], key: with_numbers(value, number)}, base[1]]))
-            try:
-                rows = read_records([path])
-                page(summarize(rows))
-                compare(rows, rows)
-            except MerinoError:
-                refused += 1
-    assert refused or number in (1e-15, 1e18)
-
-
 def with_numbers(value, number):
     """Parsed JSON with each float, or integer that stands alone, replaced."""
     if isinstance(value, dict):
@@ -205,13 +183,6 @@ def test_a_slowdown_of_a_fifth_is_found(step_ms, spread, repetitions):
     pair = one_pair(quick, slow)
     assert pair.verdict == "slower" and pair.ratio.value == pytest.approx(0.8, rel=0.06)
     assert pair.ratio.low <= 0.8 * 1.06 and pair.ratio.high < 1
-
-
-def test_rows_over_another_cache_are_no_partners():
-    floats, whole = record(10), record(8, kv="int8")
-    result = compare(rows(floats, whole), rows(floats))
-    assert len(result.pairs) == 1 and result.pairs[0].ratio.value == 1
-    assert result.only_a == ("ours fp32 int8 cache tg32, onnxruntime CPU, 2 threads",)
 
 
 @examples(60)
@@ -292,8 +263,8 @@ def test_a_row_that_failed_in_b_is_shown_and_fails_the_check():
 
 
 @pytest.mark.parametrize("changes", [
-    {"threads": 1}, {"precision": "int8"}, {"engine": "llama.cpp 3"}, {"dialect": "portable"}, {"depth": 512},
-    {"test": "tg16"}, {"test": "pp32", "prefill_threads": 1},
+    {"threads": 1}, {"precision": "int8"}, {"kv": "int8"}, {"engine": "llama.cpp 3"}, {"dialect": "portable"},
+    {"depth": 512}, {"test": "tg16"}, {"test": "pp32", "prefill_threads": 1},
 ])  # fmt: skip
 def test_unequal_conditions_never_pair(changes):
     before = record(test="pp32") if "prefill_threads" in changes else record()

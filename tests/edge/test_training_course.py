@@ -64,12 +64,12 @@ def alike(one, other):
 
 @pytest.mark.slow
 def test_a_batch_in_parts_is_the_same_batch(whole, text, samples, tmp_path):
-    record = train(ARCH, [f"{text}:1", f"{samples}:1"], tmp_path / "out", recipe=RECIPE, parts=4)
+    record = train(ARCH, [f"{text}:1", f"{samples}:1"], tmp_path / "out", recipe=RECIPE, accumulate=4)
     assert losses(record) == pytest.approx(losses(whole[1]), rel=1e-3)
     assert losses(record, "eval_loss") == pytest.approx(losses(whole[1], "eval_loss"), rel=1e-3)
     assert alike(tmp_path / "out", whole[0])
     with pytest.raises(MerinoError, match="--batch 4 is not a multiple of 3, by --accumulate 3: give --batch 6"):
-        train(ARCH, [text], tmp_path / "other", recipe=RECIPE, parts=3)
+        train(ARCH, [text], tmp_path / "other", recipe=RECIPE, accumulate=3)
 
 
 @pytest.mark.slow

@@ -280,17 +280,6 @@ def test_shards_are_made_once_and_a_damaged_one_is_made_again(tmp_path, cache):
     assert len(list(cache.iterdir())) == 3
 
 
-@pytest.mark.parametrize("dtype", ["O", "<f8", "<u4"])
-def test_a_shard_of_another_dtype_is_made_again(dtype, tmp_path, cache):
-    text = write_stories(tmp_path / "a.txt")
-    expected = shard(text).ids.tolist()
-    (folder,) = cache.iterdir()
-    described = json.loads((folder / "shard.json").read_text())
-    (folder / "shard.json").write_text(json.dumps({**described, "dtype": dtype}))
-    again = shard(text).ids
-    assert again.dtype == np.uint16 and again.tolist() == expected  # dtype first: objects from a file are no pointers
-
-
 def test_a_shard_that_another_user_could_have_written_is_refused(tmp_path, cache):
     text = write_stories(tmp_path / "a.txt")
     shard(text)
@@ -381,17 +370,6 @@ def test_the_last_of_each_source_is_held_out_and_never_trained_on(tmp_path):
     assert len(trained) * 32 == made.tokens and not any(
         tuple(last[0][place : place + 32]) in trained for place in range(len(last[0]) - 32)
     )
-
-
-def test_of_much_held_out_text_rows_from_all_of_it_are_evaluated(tmp_path, monkeypatch):
-    monkeypatch.setattr("merino_edge.training.dataset.MOST_HELD_OUT", 320)
-    path, output = write_stories(tmp_path / "a.txt", range(1500)), []
-    made = load_data(read_sources([path]), [], Tokenization(TOKENIZER), Recipe(), length=32, say=output.append)
-    assert len(made.held_out) == 10 and made.held_out_tokens == 320 and made.held_out.learned == 310
-    assert any("10 of them, evenly spread, are evaluated" in line for line in output)
-    ids = split(shard(path, Tokenization(TOKENIZER)))[1].ids
-    places = [ids.tobytes().find(row["input_ids"].numpy().astype(np.uint16).tobytes()) // 64 for row in made.held_out]
-    assert places[0] == 0 and places == sorted(set(places)) and places[-1] > len(ids) // 32 * 0.8
 
 
 def test_samples_and_text_train_together_by_weight_and_resume_exactly(tmp_path):

@@ -29,7 +29,6 @@ from merino_edge.profiles.profile import Software
 from merino_edge.profiles.reading import list_profiles, load_profile
 from merino_runtime.errors import MerinoError
 
-ROOT = Path(__file__).resolve().parents[2]
 PI = Target("3.11", "aarch64", "2.36")
 DAILY = (("3.6", "jetson-nano"), ("3.11", "raspberry-pi-4"))
 SOFTWARE = Software(system="test", glibc="2.36", python="3.11", onnxruntime="1.32", numpy="2.4", tokenizers="0.23")
@@ -80,16 +79,6 @@ def test_platforms_are_those_that_pip_itself_has_here():
     assert platforms(Target("3.11", architecture, glibc)) == here
 
 
-def test_targets_of_the_boards():
-    assert {profile.id: [target.name for target in targets_of(profile)] for profile in list_profiles()} == {
-        "jetson-nano": ["cp36-aarch64-glibc2.27"],
-        "jetson-orin-nano": ["cp310-aarch64-glibc2.35"],
-        "raspberry-pi-4": ["cp311-aarch64-glibc2.36", "cp313-aarch64-glibc2.41"],
-        "raspberry-pi-5": ["cp311-aarch64-glibc2.36", "cp313-aarch64-glibc2.41"],
-        "raspberry-pi-zero-2w": ["cp311-aarch64-glibc2.36", "cp313-aarch64-glibc2.41"],
-    }
-
-
 @pytest.mark.parametrize("change, reason", [
     ({"arch": "other"}, "aarch64, x86_64"), ({"glibc": None}, "glibc None"), ({"glibc": "3.1"}, "glibc '3.1'"),
     ({"python": "three"}, "python 'three'"),
@@ -127,13 +116,6 @@ def test_what_a_package_requires_is_judged_for_the_target_and_not_for_this_machi
     result = fetched(tmp_path / "new")
     assert result == ["always-1.0", "arm-1.0", "numpy-2.4.1", "onnxruntime-1.32.1", "pip-26.0", "tokenizers-0.23.0"]
     assert marker_environment(Target("3.6", "aarch64", "2.27"))["python_version"] == "3.6"
-
-
-def test_what_the_runtime_does_not_use_is_left_out(index, tmp_path):
-    """None of these is in the folder: asked for, pip would fail."""
-    index("tokenizers", "0.23.1", "Requires-Dist: huggingface_hub>=0.16")
-    index("onnxruntime", "1.32.1", "Requires-Dist: sympy", "Requires-Dist: coloredlogs", "Requires-Dist: numpy>=1.21")
-    assert fetched(tmp_path / "new") == ["numpy-2.4.1", "onnxruntime-1.32.1", "pip-26.0", "tokenizers-0.23.1"]
 
 
 def test_a_requirement_found_late_replaces_what_was_fetched_before(index, tmp_path):

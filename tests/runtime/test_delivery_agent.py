@@ -91,25 +91,6 @@ def test_a_program_runs_with_what_it_is_given_and_its_code_comes_back(tmp_path):
     assert (code, lines) == (127, []) and "No such file" in err
 
 
-def test_a_program_is_talked_with_line_by_line_and_ends_with_the_connection(tmp_path):
-    echo = "import sys\nfor line in sys.stdin:\n    print(line.strip()[::-1], flush=True)\nsys.exit(3)"
-    request = {"do": "interact", "arguments": ["@python", "-c", echo]}
-    process = subprocess.Popen([sys.executable, "-IS", "-c", LOADER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               cwd=str(tmp_path), env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]})
-    process.stdin.write(TEXT + json.dumps(request).encode("ascii") + b"\n")
-    process.stdin.flush()
-    assert process.stdout.readline().decode("ascii").strip() == agent.BEGIN
-    for word in (b"one", b"two"):  # each answer comes before the next line is sent
-        process.stdin.write(word + b"\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == word[::-1] + b"\n"
-    process.stdin.close()
-    assert process.wait(60) == 3
-    process.stdout.close()
-    code, lines, err = agent_output(tmp_path, {"do": "interact", "arguments": ["/no/program"]})
-    assert (code, lines) == (127, []) and "cannot run /no/program: No such file" in err
-
-
 APP = b"import sys\nprint(sys.argv[1:])\nsys.exit(int(sys.argv[2]))\n"
 
 

@@ -49,21 +49,6 @@ def assert_close(computed, expected):
     np.testing.assert_allclose(computed, expected, rtol=1e-3, atol=1e-4 * float(np.abs(expected).max()))
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 8])
-def test_a_prefill_in_chunks_gives_what_one_piece_gives(bundle, backend, monkeypatch, chunk):
-    ids = [(7 * place) % bundle.vocab for place in range(20)]
-    expected = fresh(bundle, ids)
-    lengths = []
-    run = backend._run
-    monkeypatch.setattr(onnx, "PREFILL_CHUNK_IDS", chunk)
-    monkeypatch.setattr(backend, "_run", lambda session, binding, new, part, logits: (
-        lengths.append(part.shape[1]), run(session, binding, new, part, logits))[1])
-    logits = backend.prefill(ids)
-    assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
-    assert logits.argmax() == expected.argmax() and backend.ids == ids
-    assert sum(lengths) == len(ids) and max(lengths) == (chunk if backend.extends_fast else len(ids))
-
-
 def test_old_fused_attention_gets_several_ids_into_an_empty_cache_only(bundle, backend, monkeypatch):
     monkeypatch.setattr(backend, "_ort_version", (1, 19, 2))
     monkeypatch.setattr(onnx, "PREFILL_CHUNK_IDS", 3)
@@ -74,19 +59,6 @@ def test_old_fused_attention_gets_several_ids_into_an_empty_cache_only(bundle, b
     backend.prefill(IDS[:4])
     assert_close(backend.prefill(IDS[4:]), fresh(bundle, IDS))
     assert lengths == ([4, 1, 1, 1, 1] if bundle.dialect == "fused" else [3, 1, 3, 1])
-
-
-def test_the_cache_is_written_in_place_and_never_moves(backend):
-    addresses = {name: array.ctypes.data for name, array in backend.cache.items()}
-    backend.prefill(IDS)
-    before = {name: array.copy() for name, array in backend.cache.items()}
-    backend.step(1)
-    assert addresses == {name: array.ctypes.data for name, array in backend.cache.items()}
-    filled = len(IDS)
-    for name, array in backend.cache.items():  # [1, heads, context, head_size]
-        np.testing.assert_array_equal(array[:, :, :filled], before[name][:, :, :filled])
-        assert np.abs(array[:, :, filled]).max() > 0
-        assert np.abs(array[:, :, filled + 1:]).max() == 0
 
 
 def test_logits_are_a_view_that_the_next_call_overwrites(backend):
@@ -155,32 +127,6 @@ def test_onnxruntime_itself_writes_nothing_to_stderr(bundle, backend, capfd, tmp
     with pytest.raises(MerinoError, match="cannot open"):
         open_backend(bundle._replace(folder=str(tmp_path)))
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("cut", [0, 4])
-def test_an_interrupt_leaves_the_cache_as_its_length_says(bundle, backend, cut):
-    class Interrupted:
-        def __init__(self, session):
-            self.session = session
-
-        def io_binding(self):
-            return self.session.io_binding()
-
-        def run_with_iobinding(self, binding):
-            self.session.run_with_iobinding(binding)
-            raise KeyboardInterrupt
-
-    if cut:
-        backend.prefill(IDS[:cut])
-    session = backend._decode_session
-    backend._decode_session = backend._prefill_session = Interrupted(session)
-    with pytest.raises(KeyboardInterrupt):
-        backend.prefill([250, 251])
-    with pytest.raises(KeyboardInterrupt):
-        backend.step(252)
-    backend._decode_session = backend._prefill_session = session
-    assert backend.length == cut
-    assert_close(backend.prefill(IDS[cut:]), fresh(bundle, IDS))
 
 
 def test_the_golden_ids_come_out_and_a_wrong_one_is_placed(bundle, backend):
@@ -315,30 +261,6 @@ def test_a_decode_step_allocates_and_moves_no_array(backend):
     smallest_array = min(logits.nbytes, min(array.nbytes for array in backend.cache.values()))
     assert held - before < 4096 and peak - before < 4096 + smallest_array // 4
     assert addresses == [array.ctypes.data for array in (*backend.cache.values(), *backend._decode_new.values())]
-
-
-def recorded_prefills(backend, monkeypatch):
-    """(ids, a copy of the logits) of each prefill of several ids or into an empty cache, as a list that grows."""
-    result, prefill = [], backend.prefill
-    monkeypatch.setattr(backend, "prefill", lambda ids: (
-        lambda logits: (result.append((backend.ids[:], logits.copy())), logits)[1])(prefill(ids)))
-    return result
-
-
-def test_after_a_shift_the_logits_are_those_of_a_fresh_cache_with_the_kept_ids(bundle, backend, monkeypatch):
-    prefills = recorded_prefills(backend, monkeypatch)
-    count = 2 * bundle.context
-    *tokens, last = Generation(backend, IDS, GenerateOptions(max_new_tokens=count, sampling=GREEDY, overflow="shift"))
-    history = IDS + [token.id for token in tokens]
-    assert len(tokens) == count and last.stop_reason == "length" and last.shifts == len(prefills) - 1 > 1
-    half, position = (bundle.context + 1) // 2, bundle.context + 1
-    for kept, logits in prefills[1:]:
-        assert kept == history[position - half:position]
-        expected = fresh(bundle, kept)
-        assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
-        position += bundle.context + 1 - half
-    assert backend.ids == history[-1 - len(backend.ids):-1]
-    assert_close(backend.step(history[-1]), fresh(bundle, backend.ids))
 
 
 def test_a_version_that_does_not_fit_is_refused_with_the_command_to_run(bundle):

@@ -1,13 +1,19 @@
-"""Reading bundles, and JSON that anyone may have written: a whole one, and every way in which one can be broken."""
+"""Reading bundles, and JSON that anyone may have written: a whole one, and every way in which one can be broken. Hashes
+are computed once: a stamp spares them while nothing changed, and every change is noticed."""
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
+from argparse import Namespace
 
 import pytest
 
-from merino_runtime.bundle import Bundle, Chat, Golden, KvLayer, Port, SystemParts, file_path, load_bundle
+from merino_runtime import bundle as bundle_module
+from merino_runtime import commands
+from merino_runtime.api import open_model
+from merino_runtime.bundle import Bundle, Chat, Golden, KvLayer, Port, SystemParts, file_path, load_bundle, verified
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import DEEPEST, LARGEST_BYTES, read_json, value_of
 
@@ -304,3 +310,134 @@ def test_a_path_that_cannot_be_read_is_said_too(tmp_path, name):
 def test_a_byte_order_mark_is_no_fault(tmp_path):
     (tmp_path / "file.json").write_bytes(b"\xef\xbb\xbf[1]")
     assert read_json(str(tmp_path / "file.json"), "") == [1]
+
+
+DATA = "model.onnx.data"
+
+
+def verify(stamped):
+    return commands.run_verify(Namespace(bundle=str(stamped), trust=[], json=False))
+
+
+@pytest.fixture
+def stamped(bundle_dirs, tmp_path, monkeypatch):
+    """A copy of a bundle whose files are old enough for a stamp, and a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(verified, "LEAST_AGE_NS", -10 ** 9)
+    copy = tmp_path / "bundle"
+    shutil.copytree(str(bundle_dirs["portable"]), str(copy))
+    return copy
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """Names of the files that were hashed, as a list that grows."""
+    names, sha256_of = [], bundle_module.sha256_of
+    monkeypatch.setattr(bundle_module, "sha256_of", lambda path: (names.append(os.path.basename(path)),
+                                                                  sha256_of(path))[1])
+    return names
+
+
+def opened(stamped):
+    with open_model(str(stamped), allow_slow=True) as model:
+        return model.bundle
+
+
+def flip(path, place=-1):
+    time.sleep(0.02)  # a step of the kernel's clock for file times
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0x40
+    with open(str(path), "r+b") as file:
+        file.write(bytes(data))
+
+
+def test_the_second_start_hashes_nothing(stamped, hashed):
+    bundle = opened(stamped)
+    assert sorted(hashed) == sorted(file.path for file in bundle.files)
+    del hashed[:]
+    opened(stamped)
+    assert hashed == []
+
+
+def test_verify_always_hashes(stamped, hashed, capsys):
+    for _ in range(2):
+        del hashed[:]
+        verify(stamped)
+        assert DATA in hashed
+    del hashed[:]
+    opened(stamped)  # verified just now
+    assert hashed == [] and capsys.readouterr().out.count("ok: ") == 2
+
+
+@pytest.mark.parametrize("keep_times", [False, True])
+@pytest.mark.parametrize("way", ["in place", "replaced"])
+def test_a_changed_file_is_noticed(stamped, way, keep_times):
+    opened(stamped)
+    status = os.stat(str(stamped / DATA))
+    if way == "in place":
+        flip(stamped / DATA)
+    else:
+        shutil.copy(str(stamped / DATA), str(stamped / "other"))
+        flip(stamped / "other")
+        os.replace(str(stamped / "other"), str(stamped / DATA))
+    if keep_times:
+        os.utime(str(stamped / DATA), ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(MerinoError, match=DATA + " has sha256"):
+        opened(stamped)
+
+
+def test_another_expected_hash_is_noticed(stamped):
+    opened(stamped)
+    described = json.loads((stamped / "bundle.json").read_text())
+    described["files"][0]["sha256"] = "0" * 64
+    (stamped / "bundle.json").write_text(json.dumps(described))
+    with pytest.raises(MerinoError, match="expected 0000"):
+        opened(stamped)
+
+
+def test_a_link_out_of_the_folder_is_refused_by_verify_as_by_a_start(stamped, tmp_path):
+    os.rename(str(stamped / DATA), str(tmp_path / "elsewhere"))
+    os.symlink(str(tmp_path / "elsewhere"), str(stamped / DATA))
+    for use in (lambda: verify(stamped), lambda: opened(stamped)):
+        with pytest.raises(MerinoError, match=DATA + " is a link out of the folder, to .*elsewhere"):
+            use()
+    os.rename(str(tmp_path / "elsewhere"), str(stamped / "inside"))
+    os.unlink(str(stamped / DATA))
+    os.symlink("inside", str(stamped / DATA))
+    assert verify(stamped) == 0
+    opened(stamped)
+
+
+def test_damage_leaves_no_stamp(stamped):
+    flip(stamped / DATA)
+    for _ in range(2):
+        with pytest.raises(MerinoError, match=DATA + " has sha256"):
+            opened(stamped)
+
+
+def test_files_that_changed_a_moment_ago_are_hashed_again(stamped, hashed, monkeypatch):
+    """Within a step of the file system's clock a second change would look like the first."""
+    monkeypatch.setattr(verified, "LEAST_AGE_NS", 3600 * 10 ** 9)
+    opened(stamped)
+    del hashed[:]
+    opened(stamped)
+    assert DATA in hashed
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"schema": 2, "files": []}'])
+def test_a_stamp_that_is_none_means_hashing(stamped, hashed, content):
+    path = verified._path(load_bundle(str(stamped), verify=False))
+    os.makedirs(os.path.dirname(path))
+    with open(path, "w") as file:
+        file.write(content)
+    opened(stamped)
+    assert DATA in hashed
+
+
+def test_a_cache_that_cannot_be_written_means_hashing(stamped, hashed, tmp_path, monkeypatch):
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
+    for _ in range(2):
+        del hashed[:]
+        opened(stamped)
+        assert DATA in hashed

@@ -105,12 +105,6 @@ def test_nothing_from_a_stop_string_on_is_given_out_wherever_tokens_are_cut(text
     assert "".join(pieces) == until_first_stop(text, stops)
 
 
-def test_after_a_stop_string_nothing_more_comes():
-    stream = TextStream(TOKENIZER, ["ab"])
-    pieces = [stream.push(token_id) for token_id in TOKENIZER.encode("xabyz")]
-    assert pieces == ["x", "", "", "", ""] and stream.stopped and stream.finish() == ""
-
-
 def test_special_tokens_and_ids_past_the_vocabulary_are_no_text():
     assert TOKENIZER.bytes_of(EOS) == b"" and TOKENIZER.bytes_of(10 ** 6) == b""
 

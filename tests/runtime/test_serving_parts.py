@@ -1,5 +1,4 @@
 """Parts of the server alone: whose turn it is among waiting requests, what heat does, who pays for a run."""
-import asyncio
 import time
 from collections import namedtuple
 
@@ -9,9 +8,8 @@ from merino_runtime.api import open_model
 from merino_runtime.sampling import GREEDY
 from merino_runtime.serving.access import WrongKeys
 from merino_runtime.serving.choice import Call, Calls, TextDelta
-from merino_runtime.serving.events import Events
 from merino_runtime.serving.metrics import Burden, Sensors
-from merino_runtime.serving.requests import Finished, GenerationRequest, Progress, TextChunk
+from merino_runtime.serving.requests import Finished, GenerationRequest, TextChunk
 from merino_runtime.serving.scheduler import Job as RunningJob
 from merino_runtime.serving.scheduler import LoadedModel, Scheduler, Waiting
 from merino_runtime.serving.slots import Slots
@@ -118,34 +116,6 @@ def test_a_run_for_several_requests_is_shared_out_and_one_that_fails_is_made_up_
     answers()
     assert message == first and len(batched) == 19 and "one by one from now on" in capsys.readouterr().err
     slots.close()
-
-
-def test_the_first_token_is_written_at_once_and_later_ones_together():
-    """Not with the progress of its prompt, which is written before."""
-    loop = asyncio.new_event_loop()
-
-    async def written(events, *more):
-        for event in more:
-            events.put(0, event)
-        await asyncio.wait_for(events.wait(None), 10)
-        return events.take()
-
-    async def run():
-        events = Events(loop)
-        events.gather_s = 3600
-        progress, first, second = Progress(0, 32), TextChunk(5, "a"), TextChunk(6, "b")
-        assert await written(events, progress) == [(0, progress)]
-        assert await written(events, first) == [(0, first)]
-        events.put(0, second)
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(events.wait(None), 0.2)
-        events.gather_s = 0.01
-        assert events.take() == [(0, second)]
-
-    try:
-        loop.run_until_complete(run())
-    finally:
-        loop.close()
 
 
 def test_wrong_keys_are_forgotten_after_the_pause_and_their_addresses_are_bounded(monkeypatch):

@@ -14,9 +14,7 @@ from merino_runtime.backends.tensorrt_model import open_model
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.cache_file import load_cache, save_cache
-from merino_runtime.generation.generate import Generation
 from merino_runtime.generation.selftest import selftest
-from merino_runtime.sampling import GREEDY, GenerateOptions
 from tests.tensorrt_stand_in import VERSIONS, Gpu, put_in
 
 IDS = [5, 9, 100, 3, 77, 31, 2, 200]
@@ -67,36 +65,6 @@ def assert_close(computed, expected):
 def test_the_golden_ids_come_out(bundle, backend):
     assert selftest(bundle, backend) is None
     assert backend.replays_graph and "tensorrt" in backend.engine
-
-
-def test_greedy_generation_to_the_end_of_the_context_is_the_same(bundle, backend):
-    other = open_backend(bundle, backend="onnxruntime")
-    options = GenerateOptions(max_new_tokens=10 ** 6, sampling=GREEDY)
-    runs = [list(Generation(opened, IDS, options)) for opened in (backend, other)]
-    other.close()
-    assert [token.id for token in runs[0][:-1]] == [token.id for token in runs[1][:-1]]
-    assert len(runs[0]) - 1 + len(IDS) == bundle.context and runs[0][-1].stop_reason == "context"
-
-
-@pytest.mark.parametrize("parts", [[1], [8], [63], [64], [1, 7, 1], [40, 20], [3, 60, 1], [1] * 10])
-def test_a_prefill_in_parts_gives_what_one_piece_gives(bundle, backend, truth, parts):
-    """Below, at and above what one chunk takes: padded, repeating cached ids, or neither."""
-    ids = [(7 * place + 3) % bundle.vocab for place in range(sum(parts))]
-    done = 0
-    for count in parts:
-        logits = backend.prefill(ids[done:done + count])
-        done += count
-        assert_close(logits, truth(ids[:done]))
-    assert backend.ids == ids
-
-
-def test_chunks_that_are_shorter_than_the_prompt(bundle, gpu, truth, monkeypatch):
-    monkeypatch.setattr("merino_runtime.backends.engine_build.PREFILL_CHUNK_IDS", 8)
-    opened = open_backend(bundle, backend="tensorrt")
-    ids = [(5 * place + 1) % bundle.vocab for place in range(bundle.context)]
-    for start, end in ((0, 21), (21, 22), (22, 39), (39, 47), (47, bundle.context)):
-        assert_close(opened.prefill(ids[start:end]), truth(ids[:end]))
-    opened.close()
 
 
 def test_a_fork_goes_its_own_way_over_the_same_weights(backend, truth, gpu):
@@ -288,17 +256,6 @@ def test_where_a_decode_step_cannot_be_captured_it_is_enqueued(bundle, gpu, trut
     assert_close(opened.step(3), truth(IDS + [1, 2, 3]))
     assert not opened.replays_graph and "cudaGraphLaunch" not in gpu.calls
     opened.close()
-
-
-def test_a_decode_step_is_one_replay_one_copy_per_group_and_one_wait(backend, gpu):
-    backend.prefill(IDS)
-    backend.step(1)
-    backend.step(2)
-    gpu.calls = []
-    backend.step(3)
-    copies = len(backend._memory.phases[0].copies)
-    assert gpu.calls == ["cudaGraphLaunch"] + ["cudaMemcpy2DAsync"] * copies + ["cudaStreamSynchronize"]
-    assert copies <= len(backend._memory.caches) // 2
 
 
 def test_without_a_driver_the_message_says_so(bundle, gpu):

@@ -11,12 +11,9 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from local_programs import has_headers
-
-from merino_runtime.bundle.fit import library_path
 
 KERNELS = Path(__file__).parents[2] / "runtime" / "kernels"
 SOURCES = [KERNELS / "check.c", *sorted(KERNELS.glob("matmul*.c")), KERNELS / "attention.c", KERNELS / "pool.c"]
@@ -80,35 +77,6 @@ def instructions_per_mac(name: str) -> float:
     return (three.count("Trace ") - one.count("Trace ")) / 2 / macs
 
 
-class Loop(NamedTuple):
-    """A loop that holds no other, as disassembled."""
-
-    multiplications: int  # vector instructions that multiply
-    on_stack: int  # loads and stores there
-
-
-def inner_loops(library: Path) -> list[Loop]:
-    listed = subprocess.run(["aarch64-linux-gnu-objdump", "-d", "--no-show-raw-insn", library], capture_output=True,
-                            text=True, check=True)  # fmt: skip
-    instructions = re.findall(r"^\s*([0-9a-f]+):\t(\S+)[ \t]*(.*)$", listed.stdout, re.MULTILINE)
-    place = {int(address, 16): index for index, (address, _, _) in enumerate(instructions)}
-    loops = []
-    for index, (_, name, words) in enumerate(instructions):
-        target = re.search(r"([0-9a-f]+) <", words)
-        jumps = target and (name == "b" or name.startswith(("b.", "cb", "tb")))
-        begin = place.get(int(target[1], 16)) if jumps else None
-        if begin is not None and begin <= index:
-            loops.append((begin, index))
-    inner = [(a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)]
-    return [
-        Loop(
-            sum(name.startswith(("smull", "smlal", "fmla")) for _, name, _ in instructions[a : b + 1]),
-            sum("[sp" in words for _, _, words in instructions[a : b + 1]),
-        )
-        for a, b in inner
-    ]
-
-
 pytestmark = pytest.mark.slow
 on_arm = pytest.mark.skipif(why_not(CROSS, EMULATOR) != "", reason=why_not(CROSS, EMULATOR))
 DAILY = ("decode", "decode-minimums", "decode-8", "attention-8", "attention-8-int8")
@@ -167,13 +135,3 @@ def test_a_board_prints_one_line_of_json():
     assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
     times = json.loads(done.stdout)["times"]
     assert times[0]["threads"] == 1 and all(each["decode"]["ms_best"] > 0 for each in times)
-
-
-@pytest.mark.skipif(not shutil.which("aarch64-linux-gnu-objdump"), reason="no objdump for arm64")
-def test_no_inner_loop_keeps_a_value_on_the_stack():
-    loops = [loop for loop in inner_loops(library_path("aarch64")) if loop.multiplications > 8]
-    kinds = {loop.multiplications for loop in loops}
-    matrices = {34, 36, 136, 144} | {68, 72, 280} | {17, 18}
-    assert matrices < kinds, "in 4 bits, in 8, and in 5 and 6, of one row and of four, with and without minimums"
-    assert {64, 32, 16} | {24, 12} == kinds - matrices, "scores and sums of values, in tiles; of few rows"
-    assert [loop for loop in loops if loop.on_stack] == []

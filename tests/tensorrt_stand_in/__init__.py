@@ -12,7 +12,7 @@ Runtime. It is strict about what the real ones are strict about, and about what 
 
 What the real ones would crash at, or answer with garbage, is collected in `Gpu.violations`; a test asserts that there
 are none. Speeds, numerics of GPU kernels and what TensorRT's parser takes are not shown by it. That its methods have
-the real ones' signatures: tests/targets/test_tensorrt_bindings.py.
+the real ones' signatures: tests/targets/test_tensorrt_builder.py.
 """
 import enum
 import os

@@ -1,7 +1,7 @@
 """Quantization of a model's matrices, from {name: float32 weights} to {name: QuantizedMatrix}.
 
-A matrix is taken over from a GGUF's blocks (its word for groups) without a second rounding, or rounded by GPTQ if there
-is a Hessian of its input, or rounded to the nearest codes. Matrices of one input are joined along their outputs.
+A matrix keeps the codes of a GGUF's blocks (GGUF's word for groups), or is rounded by GPTQ if there is a Hessian of
+its input, or is rounded to the nearest codes. Matrices of one input are joined along their outputs.
 Figures: docs/decisions/quantization.md.
 """
 

@@ -6,7 +6,7 @@ refused. `shift`: a full cache is cut to the newest half of the context, those i
 and generation continues.
 
 `constraint`: a grammar that the text follows. Tokens that it forces are not sampled: they are prefilled together with
-the next step. The generation ends with `eos` once nothing may follow.
+the next step. The generation ends with `eos` once no token is allowed to follow.
 
 Timing: `prefill_ms` covers the prefill and the sampling of the first token. A decode step covers the run of the
 graph, the sampling and the detokenizing of its token. The prefill of a shift counts into the step of its token.
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 
 class Token(NamedTuple):
-    """One generated id. `text` is empty while a character or a possible stop string is incomplete, and a later token
-    brings the withheld text."""
+    """One generated id. `text` is empty while a character or a possible stop string is incomplete. The withheld text
+    follows with a later token."""
     id: int
     text: str
 
@@ -50,8 +50,8 @@ class Prefilled(NamedTuple):
 
 
 class TokenLogprobs(NamedTuple):
-    """With `top`: follows a Token that took a step. Log-probabilities of the model's own logits, before penalties and
-    cuts."""
+    """With `top`: follows a Token that was sampled. Log-probabilities of the model's own logits, before penalties,
+    top_k, top_p and min_p."""
     logprob: float  # of the token
     top: Tuple[Tuple[int, float], ...]  # ids and their log-probabilities, likeliest first
 
@@ -103,8 +103,8 @@ def newest_half(ids: Sequence[int], context: int) -> Sequence[int]:
 
 
 def keep_shared(backend: Backend, ids: Sequence[int]) -> Sequence[int]:
-    """Truncate the cache to the prefix that it shares with ids -> the other ids, to prefill. The last id is always
-    among them, because only a prefill returns logits."""
+    """Truncate the cache to the prefix that it shares with ids, and return the other ids, which a prefill must compute.
+    The last id is always among them, because the cache holds no logits."""
     most = min(backend.length, len(ids) - 1)
     shared = next((index for index in range(most) if backend.ids[index] != ids[index]), most)
     if not backend.extends_fast and 2 * shared < len(ids):
@@ -123,10 +123,10 @@ def token_logprobs(logits: np.ndarray, token_id: int, top: int) -> TokenLogprobs
 class Generation(Iterator[Event]):
     """Yields a Token per id, then one Done. The ids do not depend on what the cache held before.
 
-    options: those on text, stops and constraint are the caller's, who makes `stream`, `stop_ids` and `constraint` of
-    them. chunk_size: cut the prefill into chunks, with a Prefilled before each, so that the caller can do other work in
-    between, or stop. forces: tokens that the constraint forces take no step. stop_ids: any of them ends the generation
-    if the constraint allows it. stream None: yield ids only, every text is empty.
+    options: stops, ignore_eos, json_schema and tools have no effect here: the caller turns them into `stream`,
+    `stop_ids` and `constraint`. chunk_size: cut the prefill into chunks, with a Prefilled before each, so that the
+    caller can do other work in between, or stop. forces: tokens that the constraint forces take no step. stop_ids: any
+    of them ends the generation if the constraint allows it. stream None: yield ids only, every text is empty.
 
     Raise MerinoError for a wrong request. After the iterator is closed early, or after ctrl-C, the backend can be used
     again, and `measured` returns the Done so far. `next` raises MerinoError if something else, such as another
@@ -147,15 +147,15 @@ class Generation(Iterator[Event]):
         self._backend, self._stream, self._stop_ids = backend, stream, frozenset(stop_ids)
         self._sampler = Sampler(options.sampling, kept)
         self._chunk_size, self._top, self._forces = chunk_size, options.top, forces
-        self._rest: Optional[Sequence[int]] = None  # of the prompt: what is not in the cache yet
-        self._behind: List[int] = []  # ids behind the prompt that are not in the cache
+        self._rest: Optional[Sequence[int]] = None  # ids of a prompt in chunks that are not in the cache yet
+        self._uncached: List[int] = []  # sampled or forced ids that are not in the cache yet
         self._pending_ms = 0.0  # of the next token so far: the prefill's chunks, forced tokens, a step computed ahead
         self._state = constraint.start() if constraint else None
         self._forced_next: Optional[List[int]] = None  # ids that the constraint forces next; None: not computed yet
         self._step_ms: List[float] = []  # of each token: the prefill, then each decode step; 0 where it was forced
-        self._runs = 0  # of the graph, behind the whole prompt
+        self._runs = 0  # runs of the graph that returned logits of a next token
         self._tokens = self._prefill_tokens = self._shifts = 0
-        self._changes = 0  # of the cache, after the last run of the graph
+        self._changes = 0  # the backend's count of changes of the cache, after the last run of the graph
         self._events = self._run(kept, len(prompt_ids) - len(kept), options.max_new_tokens,
                                  options.overflow == "shift")
 
@@ -170,9 +170,9 @@ class Generation(Iterator[Event]):
     def next_id(self) -> Optional[int]:
         """Return the id of the next decode step; None if the next event needs another computation. A caller can thus
         compute the steps of several generations together (`Backend.step_ahead`)."""
-        if not self._runs or len(self._behind) != 1 or self._backend.length >= self._backend.context:
+        if not self._runs or len(self._uncached) != 1 or self._backend.length >= self._backend.context:
             return None
-        return None if self._forced() else self._behind[0]
+        return None if self._forced() else self._uncached[0]
 
     def computed_ahead(self, ms: float) -> None:
         """Add the time of a decode step that was computed ahead."""
@@ -182,12 +182,12 @@ class Generation(Iterator[Event]):
         """Return the measurements so far, for a generation that did not reach its own `Done`."""
         step_ms = self._step_ms[:self._tokens]
         runs = [index for index, ms in enumerate(step_ms) if ms]  # the first is the prefill
-        behind = step_ms[runs[0] + 1:] if runs else []
-        decode_ms = [ms for ms in behind if ms]
+        after_prefill = step_ms[runs[0] + 1:] if runs else []
+        decode_ms = [ms for ms in after_prefill if ms]
         return Done(tokens=len(step_ms), prefill_tokens=self._prefill_tokens,
                     prefill_ms=step_ms[runs[0]] if runs else None,
                     decode_ms_p50=statistics.median(decode_ms) if decode_ms else None,
-                    tok_s=1000 * len(behind) / sum(decode_ms) if decode_ms else None,
+                    tok_s=1000 * len(after_prefill) / sum(decode_ms) if decode_ms else None,
                     peak_rss_mb=peak_rss_mb(), stop_reason=stop_reason, shifts=self._shifts,
                     forced=len(step_ms) - len(runs))
 
@@ -204,11 +204,11 @@ class Generation(Iterator[Event]):
             tokens = self._forced()
             forced = bool(tokens)
             if not forced:
-                logits, self._behind = self._logits(prompt_ids, self._behind), []
+                logits, self._uncached = self._logits(prompt_ids), []
                 tokens = [self._sampler.sample(logits, state.allowed() if state else None)]
                 logprobs = None if self._top is None else token_logprobs(logits, tokens[0], self._top)
             for token_id in tokens:
-                self._behind.append(token_id)
+                self._uncached.append(token_id)
                 if forced:
                     self._sampler.note(token_id)
                 if state:
@@ -221,7 +221,7 @@ class Generation(Iterator[Event]):
                 self._pending_ms = self._pending_ms if forced else 0.0
                 stop_reason = self._stop_reason(is_eos, len(prompt_ids), max_new_tokens, shifting)
                 if stop_reason:
-                    self._behind = []
+                    self._uncached = []
                     text += stream.finish() if stream else ""
                 self._tokens += 1
                 yield Token(token_id, text)
@@ -277,19 +277,19 @@ class Generation(Iterator[Event]):
                               "unfinished, such as another generation. Finish or close one before the next begins, or "
                               "run each on a fork() of the model.")
 
-    def _logits(self, prompt_ids: Sequence[int], behind: Sequence[int]) -> np.ndarray:
+    def _logits(self, prompt_ids: Sequence[int]) -> np.ndarray:
         """Return the logits [vocab] of the next token, from the prompt's prefill, a decode step, a prefill of forced
-        tokens, or a shift. behind: ids behind the prompt that are not in the cache."""
-        backend = self._backend
+        tokens, or a shift."""
+        backend, ids = self._backend, self._uncached
         if not self._runs:
-            behind = [*(self._reuse_prefix(prompt_ids) if self._rest is None else self._rest), *behind]
+            ids = [*(self._reuse_prefix(prompt_ids) if self._rest is None else self._rest), *ids]
         else:
             self._check_unchanged()
-        if backend.length + len(behind) > backend.context:
+        if backend.length + len(ids) > backend.context:
             self._shifts += 1
-            logits = shift(backend, behind)
+            logits = shift(backend, ids)
         else:
-            logits = backend.step(behind[0]) if self._runs and len(behind) == 1 else backend.prefill(behind)
+            logits = backend.step(ids[0]) if self._runs and len(ids) == 1 else backend.prefill(ids)
         self._runs += 1
         self._changes = backend.changes
         return logits

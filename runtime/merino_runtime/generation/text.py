@@ -1,5 +1,5 @@
 """Converts text to ids and ids to text, for byte-level BPE (GPT-2), and for BPE of characters with byte fallback
-(SentencePiece). Knows nothing of models.
+(SentencePiece).
 
 Tokens are decoded to bytes, because a token may end inside a UTF-8 character, and a stream shows only whole characters.
 `tokenizers` is imported when a tokenizer is opened.
@@ -50,10 +50,10 @@ class Tokenizer:
             parsed = value_of(description, any_depth=True)
         except ValueError as error:
             raise MerinoError(f"{source} is not {JSON}: {error}. {REMEDY}") from error
-        self._of_bytes = _is_byte_level(parsed, source)
-        if not self._of_bytes:
+        self._byte_level = _is_byte_level(parsed, source)
+        if not self._byte_level:
             _check_bytes_are_known(source)
-        self.drops_first_space = not self._of_bytes and _drops_first_space(parsed)
+        self.drops_first_space = not self._byte_level and _drops_first_space(parsed)
         self._description = with_merges_as_strings(parsed, description)
         self._tokenizer, self._source = _tokenizer_of(self._description, source), source
         self._plain: Optional[Any] = None  # the same without added tokens, made when a text needs it
@@ -137,7 +137,7 @@ class Tokenizer:
         return spellings
 
     def _bytes_of(self, token: str) -> bytes:
-        if self._of_bytes:
+        if self._byte_level:
             return b"".join(bytes([BYTE_OF[char]]) if char in BYTE_OF else char.encode("utf-8") for char in token)
         byte = re.match(r"<0x([0-9A-F]{2})>\Z", token)
         return bytes([int(byte.group(1), 16)]) if byte else token.replace(SPACE, " ").encode("utf-8")
@@ -172,17 +172,17 @@ class TextStream:
         if data and self._drops_space:
             self._drops_space = False
             data = data[1:] if data.startswith(b" ") else data
-        return self._give(self._utf8.decode(data))
+        return self._release(self._utf8.decode(data))
 
     def finish(self) -> str:
         """Return the withheld text. An incomplete character becomes U+FFFD."""
-        text = self._give(self._utf8.decode(b"", final=True))
+        text = self._release(self._utf8.decode(b"", final=True))
         if self.stopped:
             return text
         text, self._withheld = text + self._withheld, ""
         return text
 
-    def _give(self, text: str) -> str:
+    def _release(self, text: str) -> str:
         if self.stopped:
             return ""
         text = self._withheld + text

@@ -1,196 +1,29 @@
-"""Designs are measured and searched again: by `design --measure`, and in a calibration, which may be cut short."""
+"""Designs that a search chooses are measured in a calibration, which may be cut short."""
 
 import contextlib
-import functools
 import math
 import signal
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import forked
 import numpy as np
 import pytest
-from few_examples import examples
-from hypothesis import given
-from hypothesis import strategies as st
-from sample_probe import BOARD, MACHINE, calibrated_board, synthetic, with_errors
+from sample_probe import BOARD, MACHINE, calibrated_board, synthetic
 
 from merino_edge.benchmarking import chosen, measuring
-from merino_edge.benchmarking.measuring import (
-    AIM,
-    ENOUGH,
-    MOST_DESIGNS,
-    bench_here,
-    largest_share,
-    measure_design,
-    redesign,
-)
+from merino_edge.benchmarking.measuring import bench_here
 from merino_edge.calibration import host
 from merino_edge.calibration.calibrate import calibrate
 from merino_edge.calibration.command import recalibrate
 from merino_edge.calibration.probe import MeasuredDesign
-from merino_edge.cli.design_tables import solver_line
-from merino_edge.design.budgets import options_line
-from merino_edge.design.design_file import Measured
-from merino_edge.design.designer import design
 from merino_edge.design.paper.space import PaperSpace
 from merino_edge.design.score import MEASURED, MERINO
 from merino_edge.design.space import Space
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.shape import InferenceShape
-from merino_edge.profiles.reading import load_profile, profile_text
+from merino_edge.profiles.reading import profile_text
 from merino_runtime.errors import MerinoError
-
-PI5 = with_errors(load_profile("raspberry-pi-5"), forms=())
-SEARCHED = Space(widths=(64, 128, 192, 256), depths=(2, 3, 4, 5, 6, 7, 8), ffn_ratios=(1.0, 2.0))
-ONE_FORMAT = {"vocabs": [2000], "precisions": ["fp32"], "kvs": [None]}
-
-
-def real(budgets):
-    return design(PI5, budgets, space=SEARCHED, context=128, prompt=64, **ONE_FORMAT)
-
-
-@functools.cache
-def ladder():
-    """Optima of the space by rising decode time: what a search can answer, computed once."""
-    largest = real({"params_m": 100})
-    shares = np.geomspace(0.05, 1, 30)
-    results = {}
-    for share in shares:
-        with suppress(MerinoError):
-            design = real({"decode_ms": share * largest.predicted.decode_ms})
-            results[design.architecture] = design
-    assert len(results) > 20
-    return list(results.values())
-
-
-def find(budgets, _=None):
-    fitting = [
-        design for design in ladder()
-        if all(getattr(design.predicted, name) <= most for name, most in budgets.items())
-    ]  # fmt: skip
-    if not fitting:
-        raise MerinoError("less than the least decoder takes: --decode-ms")
-    return max(fitting, key=lambda design: design.entropy)
-
-
-def machine(decode=1.0, prefill=1.0, memory=1.0):
-    """A measurement that is so many times what is predicted."""
-    seen = []
-
-    def measure(design):
-        seen.append(design)
-        message = design.predicted
-        return Measured(decode_ms=decode * message.decode_ms, prefill_ms=prefill * message.prefill_ms,
-                        memory_mb=memory * message.memory_mb, flags=[], designs=1)  # fmt: skip
-
-    return measure, seen
-
-
-def requested(decode=1.0, **keys):
-    """Budgets, decode time as a share of the largest decoder's."""
-    return {"decode_ms": decode * ladder()[-1].predicted.decode_ms, **keys}
-
-
-@pytest.mark.slow
-@given(st.floats(0.6, 1.6), st.floats(0.6, 1.6), st.floats(0.9, 1.1), st.floats(0.3, 0.9))
-@examples(100, by_day=20)
-def test_whatever_the_machine_is_off_by_the_design_keeps_its_budgets(decode, prefill, memory, share):
-    largest = ladder()[-1].predicted
-    budgets = requested(share, prefill_ms=largest.prefill_ms, memory_mb=largest.memory_mb)
-    measure, seen = machine(decode, prefill, memory)
-    result = redesign(budgets, find, measure)
-    assert result.measured.decode_ms == pytest.approx(decode * result.predicted.decode_ms)
-    assert result.budget == budgets and result.measured.designs == len(seen) <= MOST_DESIGNS
-    assert all(getattr(result.measured, name) <= limit for name, limit in result.budget.items())
-    first = largest_share(seen[0].model_copy(update={"budget": budgets, "measured": measure(seen[0])}))
-    if ENOUGH <= first <= 1:
-        assert result.measured.designs == 1, "what keeps its budgets and uses them is not designed again"
-
-
-def by_turns(*factors):
-    """A machine off by another factor for each design; by the last one from then on."""
-    left, seen = list(factors), []
-
-    def measure(design):
-        seen.append(design)
-        return machine(left.pop(0) if len(left) > 1 else left[0])[0](design)
-
-    return measure, seen
-
-
-@pytest.mark.slow
-def test_of_an_interval_the_upper_end_is_rescaled():
-    """The search holds it against the limit, so the next design measures AIM of the budget."""
-    board, requests, made = with_errors(PI5, scale=0.1), [], []
-
-    def searching(budgets, _):
-        requests.append(budgets)
-        made.append(design(board, budgets, space=SEARCHED, context=128, prompt=64, **ONE_FORMAT))
-        return made[-1]
-
-    budget = requested(0.5)
-    redesign(budget, searching, machine(decode=0.8)[0])
-    first, second = made[:2]
-    assert first.predicted.decode_ms < first.predicted.decode_ms_interval[1] <= budget["decode_ms"]
-    assert requests[1] == {"decode_ms": pytest.approx(
-        AIM * budget["decode_ms"] * first.predicted.decode_ms_interval[1] / (0.8 * first.predicted.decode_ms)
-    )}  # fmt: skip
-    assert 0.9 * budget["decode_ms"] < 0.8 * second.predicted.decode_ms <= AIM * budget["decode_ms"]
-
-
-@pytest.mark.slow
-def test_the_record_says_which_limits_the_search_and_its_proof_are_for():
-    """Its decoder, its bound and its thread counts are those of a search for `searched`, not for `budget`."""
-    result = redesign(requested(0.5), find, machine(decode=1.25)[0])
-    assert result.budget == requested(0.5) != result.searched
-    again = find(result.searched)
-    for part in ("architecture", "entropy", "solver", "predicted"):
-        assert getattr(result, part) == getattr(again, part), part
-    assert result.solver.bound < find(requested(0.5)).solver.bound, "the proof for what was asked is another one"
-    assert f"rescaled budgets: {options_line(result.searched)}" in solver_line(result)
-
-
-@pytest.mark.slow
-def test_of_those_that_kept_the_budget_the_one_of_most_entropy_is_chosen():
-    """The first breaks it, the second uses too little of it, the third breaks it."""
-    measure, seen = by_turns(1.2, 0.9, 1.4)
-    messages = []
-    result = redesign(requested(0.5), find, measure, messages.append)
-    assert len(seen) == len(messages) == 3 and result.architecture == seen[1].architecture
-    assert result.measured.designs == 3 and "of decode_ms" in messages[0]
-
-
-@pytest.mark.slow
-def test_what_no_design_keeps_is_said_with_what_each_took():
-    with pytest.raises(MerinoError, match=r"none of 1 designs kept .* 12[0-9.]+% of decode_ms"):
-        redesign({"decode_ms": 1.02 * ladder()[0].predicted.decode_ms}, find, machine(decode=1.3)[0])
-
-
-@pytest.mark.slow
-def test_less_than_the_least_decoder_takes_is_refused_before_anything_is_measured():
-    measure, seen = machine()
-    with pytest.raises(MerinoError, match="decode"):
-        redesign({"decode_ms": 0.5 * ladder()[0].predicted.decode_ms}, find, measure)
-    assert seen == []
-
-
-@pytest.mark.slow
-@pytest.mark.nightly
-def test_a_design_is_measured_again_as_bench_does():
-    messages = []
-
-    @contextmanager
-    def progress():
-        yield lambda *message: messages.append(message)
-
-    result = real({"params_m": 0.5})
-    measured = measure_design(result, bench_here(progress))
-    assert 0 < measured.decode_ms < 1000 and 0 < measured.prefill_ms < 10_000
-    assert 30 < measured.memory_mb < 1000
-    assert any("tg32 @ d96" in what for *_, what in messages) and any("pp64" in what for *_, what in messages)
-
 
 FORMATS, NAMES = ("fp32", "int8", "int4"), (MEASURED.name, MERINO.name)
 CONTEXT, PROMPT, STEPS = 512, 256, 32
@@ -336,7 +169,7 @@ def test_a_calibration_that_ends_early_leaves_the_former_profile(at, how, cache,
 KILLED = """
 import os, signal, sys
 sys.path[:0] = [{here!r}, {tests!r}]
-from test_redesign import designs, ending, host, quick_probe, recalibrate
+from test_measured_designs import designs, ending, host, quick_probe, recalibrate
 host.run_probe = {probe}
 recalibrate("host", [], None, choose=ending({at}, lambda: os.kill(os.getpid(), signal.SIGKILL)))
 """
