@@ -75,11 +75,13 @@ def calibrated_board(probe):
 
 
 def with_errors(profile, center=0.02, scale=0.05, degrees_of_freedom=20.0, forms=("fp32", "int8", "int4"), **more):
-    """The board with its estimated coefficients as its own, and errors of predictions in some formats."""
+    """The board with its estimated coefficients as its own, and errors of predictions in these formats alone."""
     error = LatencyError(center=center, scale=scale, degrees_of_freedom=degrees_of_freedom, **more)
     own = estimated(profile)
+    known = {form: error if form in forms else None for form in own.formats}
     tables = {
-        form: own.of_format(form).model_copy(update={"decode_error": error, "prefill_error": error}) for form in forms
+        form: own.of_format(form).model_copy(update={"decode_error": error, "prefill_error": error})
+        for form, error in known.items()
     }
     own = own.model_copy(update={"kind": "calibrated", **tables})
     return with_coefficients(profile, own)

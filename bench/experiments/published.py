@@ -1,112 +1,286 @@
-"""Predictions from the boards' estimated figures against speeds that others published for those boards.
+"""Predictions from the boards' profiles against speeds that others published for those boards.
 
-    python bench/experiments/published.py docs/predictions.md
+    python bench/experiments/published.py -o bench/results/published.json docs/predictions.md
 
-Rewrites the table between the file's two marks. The published figures are llama.cpp's but for one (Q4_0, Q4_K_M: about
-4.5 bits a weight); the predictions are for the fastest format of ONNX Runtime's own kernels: int4 with dotprod, int8
-without. So engines differ, and the bar is a factor of 1.5. Speeds of this project's kernels are published nowhere. A
-speed of a GPU is set beside the prediction for TensorRT in fp16. Its format is unknown and its power mode differs, so
-the bar is a factor of 2.
+The latency model predicts each row of `device_profiles/published`, with the row's bytes per weight and the cycles of
+llama.cpp's kernels instead of this project's, at the row's threads. So the rows test what predictions rest on:
+bandwidth, its dependence on threads, cycles per weight, overhead. Then up to four factors per board are fitted to one
+half of the models, and the other half judges them. The page's table is rewritten between its two marks.
 """
 
-import sys
+import argparse
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from statistics import mean, median, stdev
+from typing import Any, NamedTuple
 
-from write_record import table
+from published_rows import BITS, SHORT, Board, Row, geometry, halves, read_boards
+from scipy.optimize import least_squares
+from write_record import table, write_record
 
-from merino_edge.families.zoo import model
-from merino_edge.prediction.cost_model import cost_model
-from merino_edge.prediction.formats import core_of_board
+from merino_edge.families.operators import Operator
+from merino_edge.prediction.default_coefficients import CACHED_SHARE, FAST_INT, estimated
+from merino_edge.prediction.latency import MEMORY, Run, ThreadCoefficients, by_threads, latency
 from merino_edge.prediction.shape import InferenceShape
+from merino_edge.prediction.tensorrt_costs import tensorrt_costs
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import load_profile
 
 BEGIN, END = "<!-- published: begin -->", "<!-- published: end -->"
-CACHED, PROMPT = 128, 128  # the sources do not say
-FACTOR, GPU_FACTOR = 1.5, 2.0
-TITLES = (
-    "board", "model", "backend, threads", "phase", "published tok/s", "predicted", "predicted / published", "note",
-)  # fmt: skip
+CLAIM = "Speeds that others published for the boards, as the latency model predicts them"
+COMMAND = "python bench/experiments/published.py -o bench/results/published.json docs/predictions.md"
+CLOSE = 0.25
+LEAST_FIT = 3  # rows; fewer do not refit a profile
+FP32_BYTES, FP16_BYTES = 4, 2
+# Cycles per weight of llama.cpp's kernels without dotprod, of up to five bits and of more: 0.87 instructions counted
+# for q4_0 and 0.75 for q8_0, in cycles by llvm-mca's models of the cores. F16 takes this project's float32 cycles.
+CYCLES = {"Cortex-A53": (1.08, 0.88), "Cortex-A57": (0.36, 0.32), "Cortex-A72": (0.36, 0.32)}
+# With dotprod llama.cpp's kernels were not counted. Row by row: the same instructions, three in a cycle. Weights that
+# are repacked into tiles: this project's cycles.
+ROW_BY_ROW = 0.87 / 3
+# The month since which llama.cpp repacks a format for dotprod (its pull requests 9921, 17494, 18096, 19356, 19360).
+TILED_SINCE = {"Q4_0": "2024-11", "IQ4_NL": "2024-12", "Q4_K_M": "2025-12", "Q8_0": "2025-12", "Q5_K_M": "2026-02",
+               "Q6_K": "2026-02"}  # fmt: skip
+SUPER_BLOCK = 256  # K-quants need such rows; shorter ones are stored as Q5_0 or Q8_0
 
 
-class Published(NamedTuple):
+class Factors(NamedTuple):
+    """Factors on a profile's figures: of the bandwidth, and of the cycles per weight in decode, in prefill of tiles and
+    in prefill row by row."""
+
+    bandwidth: float = 1.0
+    decode: float = 1.0
+    tiled: float = 1.0
+    rows: float = 1.0
+
+
+AS_IS = Factors()
+
+
+class Compared(NamedTuple):
+    """A row with the speed that the profile predicts, and the refitted profile. `fitted_to`: in the half of the fit."""
+
     board: str
-    model: str  # of the catalog
-    threads: int | None  # None: not published; the prediction takes the best
-    what: str  # decode or prefill
-    tok_s: float
-    note: str = ""
-    gpu: bool = False
+    row: Row
+    fitted_to: bool
+    predicted: float
+    refitted: float
 
     @property
-    def how(self) -> str:
-        return self.backend if self.gpu else f"{self.backend}, {self.threads or 'not stated'}"
-
-    @property
-    def backend(self) -> str:
-        return "tensorrt" if self.gpu else "onnxruntime"
-
-    @property
-    def factor(self) -> float:
-        return GPU_FACTOR if self.gpu else FACTOR
+    def errors(self) -> tuple[float, float]:
+        """Return log(predicted / published) of both."""
+        return math.log(self.predicted / self.row.tok_s), math.log(self.refitted / self.row.tok_s)
 
 
-# github.com/hybridgroup/yzma, benchmarks/linux.md, September 2026
-SHORT = "Q2_K in its name, most matrices in more bits; 30 tokens, prompt included"
-ROWS = (
-    *(Published("raspberry-pi-5", "Qwen2.5-0.5B", count, "decode", speed, "Q4_0")
-      for count, speed in ((1, 32.3), (2, 34.2), (4, 28.9))),
-    Published("raspberry-pi-5", "Qwen2.5-0.5B", 1, "prefill", 106, "Q4_0"),
-    Published("raspberry-pi-5", "Qwen2.5-0.5B", 4, "prefill", 327, "Q4_0"),
-    Published("jetson-nano", "Qwen3-0.6B", None, "decode", 7.7, "Q4_K_M"),
-    Published("jetson-nano", "Qwen3-0.6B", None, "prefill", 37.7, "Q4_K_M"),
-    Published("jetson-orin-nano", "SmolLM-135M", None, "decode", 84.2, f"{SHORT}; Super mode"),
-    Published(
-        "jetson-orin-nano", "SmolLM2-135M", None, "decode", 165, "25 W mode, all layers on the GPU, format not stated",
-        gpu=True,
-    ),
-    Published("raspberry-pi-4", "SmolLM-135M", None, "decode", 28.8, SHORT),
-    Published("raspberry-pi-zero-2w", "SmolLM-360M", None, "decode", 2.6, "Q4_K_M; rustllm, one author's engine"),
+def compare(boards: Iterable[Board]) -> tuple[list[Compared], dict[str, Factors]]:
+    """Return all rows that are not left out, and the fitted factors by board and backend."""
+    boards = list(boards)
+    fit, _ = halves(boards)
+    compared, fitted = [], {}
+    for board in boards:
+        profile = load_profile(board.board)
+        dated = [(row, board.sources[row.source].date) for row in board.rows if row.use != "left out"]
+        for backend in sorted({row.backend for row, _ in dated}):
+            rows = [(row, date) for row, date in dated if row.backend == backend]
+            to_fit = [pair for pair in rows if (board.board, backend, pair[0].model) in fit]
+            factors = refit(profile, to_fit) if len(to_fit) >= LEAST_FIT else AS_IS
+            fitted[f"{board.board}, {backend}"] = factors
+            compared += [
+                Compared(board.board, row, (row, date) in to_fit, *(tok_s(profile, row, date, by)
+                         for by in (AS_IS, factors)))
+                for row, date in rows
+            ]  # fmt: skip
+    return compared, fitted
+
+
+def refit(profile: DeviceProfile, rows: Sequence[tuple[Row, str]]) -> Factors:
+    """Return the factors of least squared log errors over the rows, each drawn toward 1."""
+
+    def errors(logs: Sequence[float]) -> list[float]:
+        factors = Factors(*map(math.exp, logs))
+        return [math.log(tok_s(profile, row, date, factors) / row.tok_s) for row, date in rows] + [
+            0.25 * log for log in logs
+        ]
+
+    return Factors(*map(math.exp, least_squares(errors, [0.0] * len(AS_IS)).x))
+
+
+def tok_s(profile: DeviceProfile, row: Row, date: str, factors: Factors = AS_IS) -> float:
+    """Return the predicted tokens per second of a row of this date."""
+    operators = geometry(row.model).operators
+    tokens = row.tokens or SHORT
+    run = (tokens, 0) if row.phase == "prefill" else (1, tokens // 2)
+    run_ms = gpu_ms if row.backend == "gpu" else cpu_ms
+    return 1e3 * run[0] / run_ms(profile, row, date, operators, run, factors)
+
+
+def cpu_ms(
+    profile: DeviceProfile, row: Row, date: str, operators: Sequence[Operator], run: Run, factors: Factors
+) -> float:
+    """Return the ms of a run by the model's float32 format, whose 4 bytes per weight get the times of the row's."""
+    threads, dotprod, clock = row.threads or 0, "dotprod" in profile.isa, profile.cpu.clock_ghz
+    assert clock is not None
+    at, tiled = on_threads(profile, threads), is_tiled(profile, row, date)
+    kernel_ms = cycles(profile, row, tiled) * 1e3 / (clock.value * threads)  # per 10^9 weights, as all below
+    mac_ms = kernel_ms * factors.rows
+    if tiled:
+        mac_ms = factors.tiled * FAST_INT * at.us_per_unit["fp32.mac_ms_g"]
+    memory_ms = at.us_per_unit[MEMORY]
+    gb = read_bytes(row, operators) / matrix_weights(operators)
+    read_ms = gb * memory_ms / (1 - CACHED_SHARE) / factors.bandwidth
+    # As in default_coefficients: the longer of reading and computing with dotprod, their sum without it.
+    step_ms = (max if dotprod else lambda *both: sum(both))(read_ms, kernel_ms * factors.decode)
+    figures = dict(at.us_per_unit) | {
+        "fp32.load_ms_gb": (step_ms - mac_ms) / FP32_BYTES - memory_ms, "fp32.mac_ms_g": mac_ms,
+    }  # fmt: skip
+    return sum(latency(operators, "fp32", [run], "fused", replace(at, us_per_unit=figures)))
+
+
+@cache
+def on_threads(profile: DeviceProfile, threads: int) -> ThreadCoefficients:
+    """Return the board's estimated coefficients at any thread count."""
+    cores = profile.cpu.cores.model_copy(update={"value": threads})
+    limited = profile.model_copy(update={"cpu": profile.cpu.model_copy(update={"cores": cores})})
+    return by_threads(estimated(limited))[threads]
+
+
+def is_tiled(profile: DeviceProfile, row: Row, date: str) -> bool:
+    """Return whether llama.cpp of this date multiplies by tiles of these weights on this core."""
+    whole = "_K" not in row.format or geometry(row.model).layer_shapes[0].width % SUPER_BLOCK == 0
+    return "dotprod" in profile.isa and whole and date >= TILED_SINCE.get(row.format, "never")
+
+
+def cycles(profile: DeviceProfile, row: Row, tiled: bool) -> float:
+    """Return the cycles of one core per weight in a decode step, without reading it."""
+    own, eight = profile.cpu.cycles_per_weight, row.format in ("Q6_K", "Q8_0")
+    assert own is not None and own.matmul4 is not None and own.matmul8 is not None
+    if row.format == "F16" and own.matmul is not None:
+        return own.matmul
+    if profile.cpu.core in CYCLES:
+        return CYCLES[profile.cpu.core][eight]
+    return (own.matmul4, own.matmul8)[eight] if tiled else ROW_BY_ROW
+
+
+def matrix_weights(operators: Sequence[Operator]) -> int:
+    """Return the weights that one decode step reads."""
+    return sum(op.matrix for op in operators if op.kind in ("linear", "head"))
+
+
+def read_bytes(row: Row, operators: Sequence[Operator]) -> float:
+    """Return the bytes of weights that one decode step reads: the file's, without an embedding beside the head."""
+    if row.read_bytes or not row.bytes:
+        return row.read_bytes or matrix_weights(operators) * BITS[row.format] / 8
+    tied = not all(op.own for op in operators if op.kind == "head")
+    beside = sum(op.matrix for op in operators if op.kind == "embed") if row.twice or not tied else 0
+    return row.bytes - beside * BITS.get(row.format, 0) / 8
+
+
+def gpu_ms(
+    profile: DeviceProfile, row: Row, _date: str, operators: Sequence[Operator], run: Run, factors: Factors
+) -> float:
+    """Return the ms of a run by the costs of TensorRT in fp16, with the row's bytes instead of two per weight."""
+    speed = profile.performance.tensorrt
+    assert speed is not None
+    gb_s = speed.read_gb_s.value * row.memory_clock * factors.bandwidth
+    speed = speed.model_copy(update={
+        "read_gb_s": speed.read_gb_s.model_copy(update={"value": gb_s}),
+        "fp16_gflops": speed.fp16_gflops.model_copy(update={"value": speed.fp16_gflops.value / factors.tiled}),
+    })  # fmt: skip
+    performance = profile.performance.model_copy(update={"tensorrt": speed})
+    shape = InferenceShape("fp16", max(2, sum(run)), run[0])
+    costs = tensorrt_costs(profile.model_copy(update={"performance": performance}), shape)
+    decode_ms, prefill_ms = costs.by_thread_counts(operators)[None]
+    if row.phase == "prefill":
+        return prefill_ms
+    fewer = FP16_BYTES * matrix_weights(operators) - read_bytes(row, operators)
+    return decode_ms - fewer / gb_s / 1e6
+
+
+def summary(errors: Iterable[float]) -> dict[str, float]:
+    """Return the median of absolute errors of speeds, the 80th percentile, and the share within CLOSE."""
+    off = sorted(abs(math.expm1(error)) for error in errors)
+    return {
+        "median": round(median(off), 3), "percentile_80": round(off[math.ceil(0.8 * len(off)) - 1], 3),
+        "within_25": round(mean(value <= CLOSE for value in off), 3),
+    }  # fmt: skip
+
+
+def summaries(compared: Sequence[Compared]) -> list[dict[str, Any]]:
+    """Return the errors per board, backend and phase: of all rows by the profile as it is, and of the judging half by
+    the refitted one."""
+    found = []
+    for key in sorted({(one.board, one.row.backend, one.row.phase) for one in compared}):
+        rows = [one for one in compared if (one.board, one.row.backend, one.row.phase) == key]
+        judging = [one.errors[1] for one in rows if not one.fitted_to]
+        names = dict(zip(("board", "backend", "phase"), key, strict=True))
+        found.append({**names, "rows": len(rows), **summary(one.errors[0] for one in rows),
+                      "judging_rows": len(judging), **{f"judging_{name}": value for name, value in
+                                                       summary(judging).items()}})  # fmt: skip
+    return found
+
+
+def confirmed(compared: Sequence[Compared], board: str) -> dict[str, float]:
+    """Return how well the judging half's decode speeds on the CPU are predicted: of one board, or of "all"."""
+    judging = [
+        one for one in compared
+        if not one.fitted_to and (one.row.backend, one.row.phase) == ("cpu", "decode") and board in (one.board, "all")
+    ]  # fmt: skip
+    errors = [one.errors[0] for one in judging]  # of speeds; in milliseconds these are measured / predicted
+    spread = stdev(errors) * math.sqrt(1 + 1 / len(errors))
+    return {"rows": len(errors), **summary(errors), "center": round(mean(errors), 3), "scale": round(spread, 3)}
+
+
+TITLES = (
+    "board", "backend, phase", "rows", "median error", "within 25 %", "judging rows", "median error, refitted",
+    "within 25 %, refitted", "80 % are within",
 )  # fmt: skip
 
 
-def predicted_tok_s(row: Published) -> float:
-    """In the format that ONNX Runtime's own kernels are fastest in: on a CPU with dot products of 8 bits int4, without
-    them int8."""
-    profile = load_profile(row.board).with_backend(row.backend)
-    return speed_in(profile, row, "fp16" if row.gpu else "int8" if core_of_board(profile) == "no-dotprod" else "int4")
+def cells(found: dict[str, Any]) -> list[str]:
+    return [
+        found["board"], f"{found['backend']}, {found['phase']}", str(found["rows"]), f"{found['median']:.0%}",
+        f"{found['within_25']:.0%}", str(found["judging_rows"]), f"{found['judging_median']:.0%}",
+        f"{found['judging_within_25']:.0%}", f"{found['judging_percentile_80']:.0%}",
+    ]  # fmt: skip
 
 
-def speed_in(profile: DeviceProfile, row: Published, precision: str) -> float:
-    # llama.cpp's head has few bits too, a bundle's has 8 in int4.
-    operators = [
-        replace(op, kind="linear", final=True) if op.kind == "head" and precision == "int4" else op
-        for op in model(row.model.lower()).geometry.operators
-    ]
-    each = cost_model(profile, InferenceShape(precision, CACHED, PROMPT)).predict_each(operators)
-    single = [cost for cost in each if cost.decode_threads == cost.prefill_threads]
-    if row.threads:
-        single = [cost for cost in single if cost.decode_threads == row.threads]
-    if row.what == "decode":
-        return 1e3 / min(cost.decode_ms for cost in single)
-    return 1e3 * PROMPT / min(cost.prefill_ms for cost in single)
-
-
-def cells(row: Published) -> list[str]:
-    predicted = predicted_tok_s(row)
-    ratio = predicted / row.tok_s
-    verdict = "" if 1 / row.factor <= ratio <= row.factor else f"beyond a factor of {row.factor:g}"
-    note = "; ".join(part for part in (row.note, verdict) if part)
-    return [row.board, row.model, row.how, row.what, f"{row.tok_s:g}", f"{predicted:.1f}", f"{ratio:.2f}", note]
-
-
-def with_table(text: str) -> str:
+def with_table(text: str, found: Iterable[dict[str, Any]]) -> str:
+    """Return the page with the table of these summaries between its marks."""
     head, rest = text.split(BEGIN)
-    return f"{head}{BEGIN}\n{table(TITLES, map(cells, ROWS))}\n{END}{rest.split(END)[1]}"
+    return f"{head}{BEGIN}\n{table(TITLES, map(cells, found))}\n{END}{rest.split(END)[1]}"
+
+
+def record_row(one: Compared) -> list[Any]:
+    row = one.row
+    return [
+        one.board, row.source, row.model, row.format, row.threads or row.backend, row.phase, row.tok_s,
+        round(one.predicted, 2), round(one.refitted, 2), "fit" if one.fitted_to else "judge",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the record")
+    options = parser.parse_args()
+    boards = read_boards()
+    compared, fitted = compare(boards)
+    found = summaries(compared)
+    options.page.write_text(with_table(options.page.read_text(), found))
+    write_record(options.output, {
+        "machine": "any: no timing",
+        "notes": "rows: board, source, model, format, threads or gpu, phase, published, predicted, refitted, half",
+        "collected": sum(len(board.rows) for board in boards), "compared": len(compared),
+        "decode_on_cpus": {name: confirmed(compared, name)
+                           for name in ("all", "jetson-nano", "raspberry-pi-4", "raspberry-pi-5")},
+        "factors": {name: [round(value, 2) for value in factors] for name, factors in fitted.items()},
+        "summaries": found, "rows": [record_row(one) for one in compared],
+    }, CLAIM, COMMAND)  # fmt: skip
+    print(table(TITLES, map(cells, found)))
 
 
 if __name__ == "__main__":
-    path = Path(sys.argv[1])
-    path.write_text(with_table(path.read_text()))
+    main()

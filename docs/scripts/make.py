@@ -70,6 +70,7 @@ MADE = {
     "pictures/demo.svg": lambda path: terminal.text(path.with_suffix(".cast")),
     "pictures/shapes.svg": lambda _: pictures.shapes(),
     "pictures/predictions.svg": lambda _: pictures.predictions(),
+    "pictures/published.svg": lambda _: pictures.published(),
     "pictures/behind-cache.svg": lambda _: pictures.behind_cache(),
     "reference/command-line.md": lambda _: reference.workstation(),
     "reference/board-commands.md": lambda _: reference.on_the_board(),

@@ -1,5 +1,5 @@
-"""The pictures of docs/evidence.md from the records: losses beside scores, predictions beside measurements, decoding
-behind a cache.
+"""The pictures of docs/evidence.md and docs/predictions.md from the records: losses beside scores, predictions beside
+measurements and published speeds, decoding behind a cache.
 
 `python docs/scripts/pictures.py` draws report.png, the top of the demo's report in Chromium. By hand, after the report
 changed: the pixels depend on the browser's version and fonts, so no test compares them."""
@@ -78,6 +78,40 @@ def predictions() -> str:
             axis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axis.set_minor_formatter(NullFormatter())
     return drawing(figure, "Predicted against measured")
+
+
+BOARDS = {
+    "jetson-nano": "#15803d", "jetson-orin-nano": "#65a30d", "raspberry-pi-4": "#1664b5", "raspberry-pi-5": "#c2410c",
+    "raspberry-pi-zero-2w": "#7c3aed",
+}  # fmt: skip
+
+
+@matplotlib.rc_context(STYLE)
+def published() -> str:
+    """A point per published speed: on the line where the profile, as it is, predicts it; a cross for a GPU."""
+    rows = read("published.json")["rows"]
+    figure = Figure(figsize=(9.5, 4.4), layout="constrained")
+    for axes, phase in zip(figure.subplots(1, 2), ("decode", "prefill"), strict=True):
+        for board, color in BOARDS.items():
+            for marker, on_gpu in (("o", False), ("x", True)):
+                points = [
+                    (row[6], row[7]) for row in rows
+                    if (row[0], row[5], row[4] == "gpu") == (board, phase, on_gpu)
+                ]  # fmt: skip
+                if points:
+                    label = board + (" (GPU)" if on_gpu else "")
+                    axes.scatter(*zip(*points, strict=True), s=20, marker=marker, color=color, alpha=0.7, label=label)
+        speeds = [speed for row in rows if row[5] == phase for speed in (row[6], row[7])]
+        ends = min(speeds) / 1.2, max(speeds) * 1.2
+        axes.plot(ends, ends, color="#888", linewidth=1, zorder=0)
+        axes.fill_between(ends, [end / 1.25 for end in ends], [end * 1.25 for end in ends], color="#eee", zorder=0)
+        axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
+        axes.set(xlabel=f"published {phase}, tokens/s", ylabel="predicted")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())
+    return drawing(figure, "Predicted against published speeds")
 
 
 DEPTHS = (64, 448, 1984)

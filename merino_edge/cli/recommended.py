@@ -11,7 +11,7 @@ from merino_edge.prediction.cost_model import Predicted
 from merino_edge.prediction.shape import lengths_words
 from merino_edge.profiles.profile import DeviceProfile
 
-SCHEMA = 5
+SCHEMA = 6
 
 
 def recommendation_json(result: Recommendation, profile: DeviceProfile, named: str) -> dict[str, Any]:
@@ -66,6 +66,7 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
         "context": model.geometry.context,
         "long_enough": candidate.long_enough,
         "fits": candidate.fits,
+        "borderline": candidate.borderline,
         "precision": candidate.chosen.precision,
         "entropy": candidate.entropy,
         "ranking_score": model.ranking_score(),
@@ -76,6 +77,7 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
             {
                 "precision": verdict.precision,
                 "fits": verdict.fits and candidate.long_enough,
+                "borderline": verdict.borderline and candidate.long_enough,
                 "over": verdict.over,
                 "refused": verdict.refused,
                 "predicted": verdict.predicted.model_dump(),
@@ -96,7 +98,8 @@ COLUMNS = (
 def recommendation_table(recommendation: Recommendation, profile: DeviceProfile) -> Table:
     """The designs first, then every model of the zoo in the preferred format that fits, else the nearest."""
     provenance = recommendation.candidates[0].chosen.predicted.provenance
-    fitting = sum(candidate.fits for candidate in recommendation.candidates)  # they come first
+    fitting = sum(candidate.fits for candidate in recommendation.candidates)  # they come first, then the borderline
+    near = fitting + sum(candidate.borderline for candidate in recommendation.candidates)
     return Table(
         columns=COLUMNS,
         rows=[
@@ -110,7 +113,7 @@ def recommendation_table(recommendation: Recommendation, profile: DeviceProfile)
             " sources are not quite comparable. Designs are untrained, so they have none.",
         ],
         dropped=["formats that fit", "params M", "prefill ms", EFFECTIVE],
-        lines_after=[len(recommendation.designs) - 1, len(recommendation.designs) + fitting - 1],
+        lines_after=[len(recommendation.designs) + rows - 1 for rows in (0, fitting, near)],
     )  # fmt: skip
 
 
@@ -145,7 +148,7 @@ def candidate_cells(candidate: Candidate, recommendation: Recommendation) -> lis
 
 
 def reasons(candidate: Candidate, verdict: Verdict, recommendation: Recommendation) -> str:
-    """Each thing that fails and by how much, e.g. `decode 120 of 50 ms (2.4x)`."""
+    """Each thing that fails or may fail and by how much, e.g. `decode 120 of 50 ms (2.4x)`."""
     failing = []
     if not candidate.long_enough:
         failing.append(f"context {candidate.model.geometry.context} of {recommendation.context}")
@@ -156,7 +159,7 @@ def reasons(candidate: Candidate, verdict: Verdict, recommendation: Recommendati
         failing.append(f"{budget.title} {used:,.4g} of {limit:,g} {budget.unit} ({excess})")
     if verdict.refused:
         failing.append(verdict.refused)
-    return "; ".join(failing)
+    return ("borderline: " if candidate.borderline else "") + "; ".join(failing)
 
 
 def budgets_line(recommendation: Recommendation, profile: DeviceProfile) -> str:

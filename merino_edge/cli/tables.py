@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from merino_edge.prediction.cost_model import CostModel
 
 GAP = 2  # spaces between columns
-DECODERS = {"designs": "designs that a search chose", "probe": "decoders of the probe"}  # that intervals come from
+DECODERS = {  # that intervals come from
+    "designs": "designs that a search chose", "probe": "decoders of the probe",
+    "published": "published speeds of other engines",
+}  # fmt: skip
 
 
 class Column(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from merino_edge.design.budgets import predictable, requested, shares_over
+from merino_edge.design.budgets import predictable, requested, shares_over, surely_over
 from merino_edge.design.design_file import Design
 from merino_edge.design.designer import caches_of, design
 from merino_edge.design.existing import existing_score
@@ -28,7 +28,8 @@ class Verdict:
 
     precision: str
     predicted: Predicted
-    over: dict[str, float]  # predicted value over limit, for each budget that is exceeded
+    over: dict[str, float]  # predicted value over limit, for each budget that it may exceed
+    surely: bool  # whether it exceeds one even if the prediction is too high by its error
     refused: str  # why the board's runtime does not run the format; empty where it does
 
     @property
@@ -36,9 +37,14 @@ class Verdict:
         return not self.over and not self.refused
 
     @property
-    def excess(self) -> tuple[bool, float]:
+    def borderline(self) -> bool:
+        """Only a measurement on the board can say whether it fits."""
+        return bool(self.over) and not self.surely and not self.refused
+
+    @property
+    def excess(self) -> tuple[bool, bool, float]:
         """Sort key: distance from fitting."""
-        return bool(self.refused), max(self.over.values(), default=1.0)
+        return bool(self.refused), self.surely, max(self.over.values(), default=1.0)
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,10 @@ class Candidate:
     @property
     def fits(self) -> bool:
         return self.long_enough and any(verdict.fits for verdict in self.verdicts)
+
+    @property
+    def borderline(self) -> bool:
+        return self.long_enough and not self.fits and self.chosen.borderline
 
     @property
     def chosen(self) -> Verdict:
@@ -94,8 +104,9 @@ def recommend(
     """Every model of the zoo in every format of the profile's backend, judged by `limits`, and a design per format
     within the same limits.
 
-    A latency is judged by the upper bound of its prediction interval at `confidence`. `kv`: the format of the cache; by
-    default that of the activations for models, and the best one for designs.
+    A model fits if the upper bounds of its prediction intervals at `confidence` keep the limits, and is refused if a
+    lower bound breaks one; between them it is borderline. A design keeps the upper bounds. `kv`: the format of the
+    cache; by default that of the activations for models, and the best one for designs.
     """
     formats = formats_of(profile)
     check_cache(profile, kv)
@@ -117,7 +128,8 @@ def judge(model: Model, costs: Sequence[CostModel], limits: Mapping[str, float])
     for each in costs:
         predicted, precision = each.predict(model.geometry.operators), each.shape.precision
         over = shares_over(limits, predicted)
-        verdicts.append(Verdict(precision, predicted, over, refused_words(each.profile, precision)))
+        surely, refused = surely_over(limits, predicted), refused_words(each.profile, precision)
+        verdicts.append(Verdict(precision, predicted, over, surely, refused))
     long_enough = model.geometry.context >= costs[0].shape.context
     return Candidate(model, long_enough, tuple(verdicts), costs[0].shape.kv)
 
@@ -137,12 +149,13 @@ def design_at(costs: CostModel, limits: Mapping[str, float], space: Space, kvs: 
 
 def ranked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """Models that fit: those tuned to follow instructions first, by published score, then those without a score by
-    size. Behind them the others by distance from fitting."""
+    size. Behind them the borderline ones likewise, then the others by distance from fitting."""
 
     def rank(candidate: Candidate) -> tuple[Any, ...]:
-        score = candidate.model.ranking_score()
-        if candidate.fits:
-            return 0, not candidate.model.chat, score is None, -(score or 0.0), -candidate.chosen.predicted.params
-        return 1, not candidate.long_enough, *candidate.chosen.excess
+        model, score = candidate.model, candidate.model.ranking_score()
+        if candidate.fits or candidate.borderline:
+            size = candidate.chosen.predicted.params
+            return candidate.borderline, not model.chat, score is None, -(score or 0.0), -size
+        return 2, not candidate.long_enough, *candidate.chosen.excess
 
     return tuple(sorted(candidates, key=rank))

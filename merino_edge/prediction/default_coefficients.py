@@ -98,6 +98,7 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
             load_ms_gb=tuple(load), mac_ms_g=tuple(macs), scale_ns=ns_of_macs(mac_ms, blocks),
             row_ns=ns_of_macs(mac_ms, row), head_row_ns=ns_of_macs(mac_ms, row),
             resident=MEMORY_FACTOR[form], table_resident=MEMORY_FACTOR[form], table_opening=PREPACKING_FACTOR[form],
+            decode_error=speed.decode_error,
         )  # fmt: skip
 
     return Coefficients(

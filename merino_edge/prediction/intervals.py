@@ -63,9 +63,11 @@ def phase_factors(
 
 
 def why_no_interval(coefficients: "Coefficients", precision: str) -> str:
-    """Return why a latency of this weight format has no interval, and how to get one."""
+    """Return why a latency of this weight format has no interval, how to get one, and whose another latency's is."""
+    known = coefficients.of_format(precision).decode_error if precision in coefficients.formats else None
+    whose = "decode's is that of other engines' published speeds; " if known and known.of == "published" else ""
     if coefficients.dialect == "portable":
-        return "a probe below ONNX Runtime 1.18 times no whole decoders"
+        return f"{whose}a probe below ONNX Runtime 1.18 times no whole decoders"
     if coefficients.kind == "estimated":
-        return f"the coefficients are estimated; {PROBE}"
+        return f"{whose}the coefficients are estimated; {PROBE}"
     return f"the profile has no errors of whole decoders in {precision}; {PROBE}, with nothing else running"

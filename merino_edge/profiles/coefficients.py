@@ -69,13 +69,13 @@ class LatencyError(Facts):
     times Student's t. Bounded, so that no interval of it overflows.
 
     `of`: which decoders, each held out of the fit that predicted it: `designs` that a search chose, or the `probe`'s
-    own. `decoders`: their number; None if it is not known.
+    own; or `published` speeds of other engines on such a board. `decoders`: their number; None if it is not known.
     """
 
     center: Annotated[float, Field(ge=-5, le=5)]
     scale: Annotated[float, Field(gt=0, le=5)]
     degrees_of_freedom: Annotated[float, Field(ge=1, le=MOST)]
-    of: Literal["designs", "probe"] = "probe"
+    of: Literal["designs", "probe", "published"] = "probe"
     decoders: Annotated[int, Field(ge=1)] | None = None
 
 

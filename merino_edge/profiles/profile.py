@@ -9,7 +9,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from merino_edge.profiles.coefficients import LEAST, MOST, Coefficients, Count, Facts, Figure, Kind, Text, Threads
+from merino_edge.profiles.coefficients import (
+    LEAST,
+    MOST,
+    Coefficients,
+    Count,
+    Facts,
+    Figure,
+    Kind,
+    LatencyError,
+    Text,
+    Threads,
+)
 from merino_runtime.errors import MerinoError
 
 Isa = Literal[
@@ -81,6 +92,7 @@ class OnnxRuntimePerformance(Facts):
     decode_threads: Threads
     prefill_threads: Threads
     coefficients: Coefficients | None = None  # measured; None: estimated from the figures above
+    decode_error: LatencyError | None = None  # of the estimated ones
 
 
 class TensorRtPerformance(Facts):

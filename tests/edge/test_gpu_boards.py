@@ -128,7 +128,7 @@ def run(*words):
 GOLDEN = {
     # (board, backend asked for): backend, format, shape, decode ms, prefill ms, memory MB of the board's own budget
     ("jetson-nano", None): ("tensorrt", "fp16", "1920x1.5x13gk1", 50, 2013, 1821),
-    ("jetson-nano", "onnxruntime"): ("onnxruntime", "int4", "1536x2x12gk1", 50, 13365, 275),
+    ("jetson-nano", "onnxruntime"): ("onnxruntime", "int4", "1408x3x9gk1", 42, 10764, 249),
     ("jetson-orin-nano", None): ("tensorrt", "fp16", "1280x4x18gk1", 25, 378, 2346),
     ("jetson-orin-nano", "onnxruntime"): ("onnxruntime", "int4", "1920x2x11gk1", 25, 1924, 597),
 }  # fmt: skip

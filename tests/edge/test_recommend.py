@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from merino_edge.cli.app import app
 from merino_edge.cli.recommended import first_command, reasons, recommendation_json
-from merino_edge.design.budgets import with_board_defaults
+from merino_edge.design.budgets import NOISE, shares_over, surely_over, with_board_defaults
 from merino_edge.design.designer import design
 from merino_edge.design.pareto import MARKED, Front, front
 from merino_edge.design.recommend import recommend
@@ -24,8 +24,9 @@ from merino_edge.report.front import front_svg
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
-PI5, ZERO, NANO = (
-    load_profile(name).with_backend("onnxruntime") for name in ("raspberry-pi-5", "raspberry-pi-zero-2w", "jetson-nano")
+PI5, ZERO, NANO, ORIN = (
+    load_profile(name).with_backend("onnxruntime")
+    for name in ("raspberry-pi-5", "raspberry-pi-zero-2w", "jetson-nano", "jetson-orin-nano")
 )
 SMALL = Space(widths=tuple(range(64, 321, 64)), depths=tuple(range(3, 10)), ffn_ratios=(1.0, 2.0))
 ON_CPU = ("--backend", "onnxruntime")
@@ -53,14 +54,42 @@ def test_every_verdict_is_a_direct_prediction_held_against_the_budgets():
             cost = predicted(candidate.model, PI5, verdict.precision, 1024)
             assert verdict.predicted == cost
             used = {
-                "decode_ms": cost.decode_ms, "prefill_ms": cost.prefill_ms, "memory_mb": cost.memory_mb,
-                "params_m": cost.params / 1e6, "file_mb": cost.file_mb, "j_per_token": cost.j_per_token,
+                "decode_ms": cost.decode_ms_interval[1], "prefill_ms": cost.prefill_ms, "memory_mb": cost.memory_mb,
+                "params_m": cost.params / 1e6, "file_mb": cost.file_mb, "j_per_token": cost.j_per_token_interval[1],
             }  # fmt: skip
+            least = used | {name: used[name] / (1 + NOISE) for name in ("prefill_ms", "memory_mb")}
+            least |= {name: cost.interval(name)[0] for name in ("decode_ms", "j_per_token")}
             assert verdict.over == {name: used[name] / limit for name, limit in recommendation.budget.items()
                                     if used[name] > limit}
             assert verdict.fits == (not verdict.over)
+            surely = any(least[name] > limit for name, limit in recommendation.budget.items())
+            assert verdict.borderline == (bool(verdict.over) and not surely)
             kinds |= {verdict.fits, *verdict.over}
     assert kinds == {True, False, *budgets}
+    borderline = [candidate.borderline for candidate in recommendation.candidates if not candidate.fits]
+    assert borderline == sorted(borderline, reverse=True)
+
+
+def test_a_budget_is_refused_when_the_interval_says_so_and_borderline_inside_it():
+    estimate = predicted(model("smollm2-135m"), ORIN, "int4", 512)  # nobody published decode on its CPU
+    known = estimate.model_copy(update={"decode_ms_interval": (0.5 * estimate.decode_ms, 2 * estimate.decode_ms)})
+    for share, of_estimate, of_known in [(2.1, "fits", "fits"), (1.01, "fits", "may"), (0.99, "may", "may"),
+                                         (0.85, "no", "may"), (0.49, "no", "no")]:  # fmt: skip
+        for cost, expected in ((estimate, of_estimate), (known, of_known)):
+            limits = {"decode_ms": share * estimate.decode_ms}
+            assert bool(shares_over(limits, cost)) == (expected != "fits"), (share, expected)
+            assert surely_over(limits, cost) == (expected == "no"), (share, expected)
+    assert surely_over({"params_m": 0.999 * estimate.params / 1e6}, estimate)
+
+
+def test_a_borderline_model_says_so_and_is_not_exported():
+    fastest = min(predicted(model("tinystories-1m"), ZERO, each, 512).decode_ms for each in CPU_FORMATS)
+    recommendation = recommended(ZERO, 512, decode_ms=0.99 * fastest)
+    near = [candidate for candidate in recommendation.candidates if candidate.borderline]
+    assert near and recommendation.candidates[0] == near[0] and not near[0].fits
+    assert reasons(near[0], near[0].chosen, recommendation).startswith("borderline: decode ")
+    assert first_command(recommendation, ZERO, ZERO.id) is None
+    assert recommendation_json(recommendation, ZERO, ZERO.id)["models"][0]["borderline"]
 
 
 def test_what_fits_comes_first_by_score_and_in_the_format_of_most_bits():
@@ -74,7 +103,8 @@ def test_what_fits_comes_first_by_score_and_in_the_format_of_most_bits():
         if fitting:
             assert candidate.chosen == fitting[0]
         else:
-            least = min(max(verdict.over.values()) for verdict in candidate.verdicts)
+            near = [verdict for verdict in candidate.verdicts if not verdict.surely] or candidate.verdicts
+            least = min(max(verdict.over.values()) for verdict in near)
             assert max(candidate.chosen.over.values()) == least > 1
             assert f"({least:.1f}x)" in reasons(candidate, candidate.chosen, recommendation) or least < 1.1
 
@@ -189,7 +219,7 @@ def run(*words):
 def test_recommend_prints_json_with_sources_and_verdicts():
     code, out, _ = run("recommend", "--device", "raspberry-pi-5", "--decode-ms", "20", "--context", "512", "--json")
     printed = json.loads(out)
-    assert code == 0 and (printed["schema"], printed["backend"]) == (5, "onnxruntime")
+    assert code == 0 and (printed["schema"], printed["backend"]) == (6, "onnxruntime")
     assert printed["budget"] == {"decode_ms": 20, "memory_mb": 1024}
     assert (printed["context"], printed["prompt"]) == (512, 256)
     smol = next(each for each in printed["models"] if each["id"] == "smollm2-135m")

@@ -271,7 +271,8 @@ def test_a_measurement_is_held_against_the_interval_where_the_board_has_one():
     assert replace(inside, measured=1e5).verdict == f"outside {low} to {high}"
     summary = replace(summarize(rows[:1], board), predictions=(inside,))
     assert f"within {low} to {high}" in page(summary) and f"| within {low} to {high} |" in markdown(summary)
-    assert summary_of(record(10), board="raspberry-pi-4").predictions[0].interval is None
+    point = with_errors(load_profile("raspberry-pi-4"), forms=())
+    assert summarize(rows[:1], point).predictions[0].interval is None
 
 
 def test_records_without_the_reference_make_a_report_without_ratios():

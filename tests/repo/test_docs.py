@@ -15,6 +15,12 @@ from typer.testing import CliRunner
 
 from merino_bench.__main__ import VERBS as BENCH_VERBS
 from merino_edge.cli.app import app
+from merino_edge.design.budgets import with_board_defaults
+from merino_edge.design.recommend import judge
+from merino_edge.families.zoo import model
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.formats import formats_of
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile, profile_ids
 from merino_runtime.__main__ import VERBS, _parser
 from merino_runtime.delivery.verbs import VERBS as DELIVERY_VERBS
@@ -23,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS / "scripts"))
 
+import boards  # noqa: E402
 import make  # noqa: E402
 import terminal  # noqa: E402
 
@@ -265,6 +272,18 @@ def test_each_profile_has_a_page_that_the_list_of_boards_links():
     assert [page.stem for page in BOARD_PAGES] == sorted(profile_ids())
     text = BOARDS.read_text(encoding="utf-8")
     assert [page.name for page in BOARD_PAGES if f"({page.name})" not in text] == []
+
+
+@pytest.mark.parametrize("board", profile_ids())
+def test_the_list_of_boards_and_recommend_agree_on_what_a_board_holds(board):
+    """And on the smallest board, where memory binds, on what its own budgets allow."""
+    profile = load_profile(board)
+    costs = [cost_model(profile, InferenceShape(form, boards.CONTEXT, boards.PROMPT)) for form in formats_of(profile)]
+    memory = {"memory_mb": profile.memory.free_mb.value}
+    for limits in (memory, with_board_defaults({}, profile)) if board == "raspberry-pi-zero-2w" else (memory,):
+        for name in boards.MODELS:
+            fitting = {verdict.precision for verdict in judge(model(name), costs, limits).verdicts if verdict.fits}
+            assert fitting == boards.speeds_of(profile, name).keys(), (name, limits)
 
 
 @of_each_page
