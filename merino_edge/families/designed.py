@@ -20,14 +20,20 @@ from merino_edge.families.rotary import Rotary
 
 KEYS: Keys = {
     "vocab": "vocab_size", "head_size": "head_size", "context": "max_position_embeddings", "rope_theta": "rope_theta",
-    "rms_norm_eps": "rms_norm_eps", "width_change": "width_change",
+    "rms_norm_eps": "rms_norm_eps", "width_change": "width_change", "taps": "taps",
 }  # fmt: skip
+MIXED, TAPPED = 3, 4  # taps of a gated convolution; taps before a mixer and before an FFN
+# Of the hash: a universal one, whose sums of three ids below 2^20 fit into int64.
+PRIME, MULTIPLIERS = 2**31 - 1, (1_540_483_477, 1_000_000_933, 1_878_242_191)
+MOST_ROWS = 2**31
+ID_PARTS = 1024  # a token's id is cached as two numbers below it, which float16 represents exactly
 
 
 class Block(BaseModel):
     """`depth` layers of one width and FFN ratio; a shared block uses one layer's weights `depth` times.
 
-    `kv_heads`: KV heads, each of which an equal group of query heads shares (arXiv 2305.13245); None: as many as query
+    `attention_every`: m: the layers 1 + (m - 1) // 2, and every m-th from there on, are attention. The others mix
+    positions by gated short convolutions (LFM2, arXiv 2511.23404). `kv_heads`: KV heads, each of which an equal group of query heads shares (arXiv 2305.13245); None: as many as query
     heads. `gated`: whether the FFN has a third matrix, whose output is multiplied by the activated one (GEGLU, arXiv
     2002.05202).
     """
@@ -40,6 +46,11 @@ class Block(BaseModel):
     shared: bool = False
     kv_heads: Annotated[int | None, Field(ge=1, le=1024)] = None
     gated: bool = False
+    attention_every: Annotated[int, Field(ge=1, le=64)] = 1
+
+    def attends(self, use: int) -> bool:
+        """Return whether this use of a layer mixes positions by attention."""
+        return use % self.attention_every == (self.attention_every - 1) // 2
 
     @property
     def ffn_width(self) -> int:
@@ -53,7 +64,26 @@ class Block(BaseModel):
     def _whole_ffn(self) -> Self:
         if self.ffn_width != self.width * self.ffn_ratio:
             raise ValueError(f"ffn_ratio {self.ffn_ratio} of width {self.width} is no integer number of channels")
+        if self.attention_every > (1 if self.shared else self.depth):
+            raise ValueError(
+                f"attention_every {self.attention_every} must be at most depth {self.depth}, and 1 in a shared block"
+            )
         return self
+
+
+class Ngrams(BaseModel):
+    """A table of hashed n-grams. The row of the last `order` tokens is added to the embedding (arXiv 2501.16975)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    order: Annotated[int, Field(ge=2, le=len(MULTIPLIERS))]
+    rows: Annotated[int, Field(ge=2, le=MOST_ROWS)]
+
+    def index(self, ids: Any) -> Any:
+        """Return the row of each token: `ids` are the arrays of the token's id and of the ids before it, nearest first,
+        in int64. Before the text begins, the id is `vocab`."""
+        mixed = sum(one * factor for one, factor in zip(ids[: self.order], MULTIPLIERS, strict=False))
+        return mixed % PRIME % self.rows
 
 
 class Architecture(BaseModel):
@@ -68,6 +98,9 @@ class Architecture(BaseModel):
         context: the longest sequence in tokens.
         rope_theta: base of the rotary frequencies (RoFormer, arXiv 2104.09864).
         rms_norm_eps: added to the mean square in RMSNorm.
+        taps: whether causal taps precede each mixer, and each FFN but the last (Canon layers, arXiv 2512.17351). The
+            last FFN has none, because a prefill computes it at one position.
+        ngrams: tables beside the embedding.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -79,6 +112,8 @@ class Architecture(BaseModel):
     width_change: Literal["projection", "padding"] = "projection"
     rope_theta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10_000.0
     rms_norm_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
+    taps: bool = False
+    ngrams: Annotated[tuple[Ngrams, ...], Field(max_length=2)] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -92,6 +127,11 @@ class Architecture(BaseModel):
         if odd:
             heads = [width // self.head_size for width in widths]
             raise ValueError(f"kv_heads {odd} must divide the blocks' heads, {heads}")
+        if self.taps and any(block.shared for block in self.blocks):
+            raise ValueError("taps are not possible in a shared block: leave out taps or shared")
+        orders = [table.order for table in self.ngrams]
+        if len(set(orders)) < len(orders):
+            raise ValueError(f"ngrams have the orders {orders}, must differ in their orders")
         return self
 
     @property
@@ -108,10 +148,16 @@ class Architecture(BaseModel):
 
     @property
     def kv_layers(self) -> list[tuple[int, int]]:
-        return [
-            (block.kv_width(self.head_size) // self.head_size, self.head_size)
-            for block in self.blocks for _ in range(block.depth)
-        ]  # fmt: skip
+        """A convolution caches its input like keys and values, half of the channels as each. The tokens' ids are the
+        last layer."""
+        layers = []
+        for index, block in enumerate(self.blocks):
+            rows = (1, block.width // 2)
+            for use in range(block.depth):
+                heads = block.kv_width(self.head_size) // self.head_size
+                layers.append((heads, self.head_size) if block.attends(use) else rows)
+                layers += [rows] * tapped(self, index, use)
+        return layers + [(1, 1)] * bool(self.ngrams)
 
     @property
     def layer_shapes(self) -> list[LayerShape]:
@@ -122,13 +168,22 @@ class Architecture(BaseModel):
 
     def shape(self) -> str:
         """`384x1.5x4 512x1.5x5k2s`: width x FFN ratio x depth of each block, `g` if the FFN is gated, `k` and the KV
-        heads if there are fewer of them than query heads, `s` if shared."""
-        return " ".join(self._block_shape(block) for block in self.blocks)
+        heads if there are fewer of them than query heads, `a4` if every 4th layer is attention, `s` if shared. `taps`,
+        and `2:65536` for a table of so many bigrams."""
+        blocks = [self._block_shape(block) for block in self.blocks]
+        return " ".join(blocks + ["taps"] * self.taps + [f"{table.order}:{table.rows}" for table in self.ngrams])
 
     def _block_shape(self, block: Block) -> str:
         grouped = f"k{block.kv_heads}" if block.kv_width(self.head_size) < block.width else ""
-        flags = f"{'g' if block.gated else ''}{grouped}{'s' if block.shared else ''}"
+        every = f"a{block.attention_every}" if block.attention_every > 1 else ""
+        flags = f"{'g' if block.gated else ''}{grouped}{every}{'s' if block.shared else ''}"
         return f"{block.width}x{block.ffn_ratio:g}x{block.depth}{flags}"
+
+
+def tapped(arch: Architecture, index: int, use: int) -> int:
+    """Return how many causal taps with residual this use of a layer has: before its mixer, and before its FFN."""
+    last = index == len(arch.blocks) - 1 and use == arch.blocks[index].depth - 1
+    return (1 if last else 2) * arch.taps
 
 
 def attention_operators(
@@ -256,11 +311,12 @@ def layers_of(arch: Architecture) -> Iterator[Layer]:
 
 
 def config_words(geometry: Architecture) -> dict[str, Any]:
-    return {**words_by(KEYS, geometry), "blocks": [block.model_dump() for block in geometry.blocks]}
+    parts = geometry.model_dump(include={"blocks", "ngrams"})
+    return {**words_by(KEYS, geometry), **{name: list(part) for name, part in parts.items()}}
 
 
 def geometry_of(config: Any) -> Architecture:
-    return Architecture.model_validate({**facts_by(KEYS, config), "blocks": config.blocks})
+    return Architecture.model_validate({**facts_by(KEYS, config), "blocks": config.blocks, "ngrams": config.ngrams})
 
 
 LOADER = Loader(
@@ -286,7 +342,7 @@ FAMILY = Family(
     model_name="MerinoForCausalLM",
     supported={},  # MerinoConfig itself refuses other values
     keys=frozenset(KEYS.values()) | {
-        "blocks", "hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings", "rope_parameters",
+        "blocks", "ngrams", "hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings", "rope_parameters",
     },
     config_words=config_words,
     geometry_of=geometry_of,
