@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from merino_edge.families.family import Family, Loader
 from merino_edge.families.geometry import Keys, LayerShape, facts_by, words_by
 from merino_edge.families.graph_ops import Attention, GraphOps, KvLayer, Norm
-from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, norm
+from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, ngrams, norm, taps
 from merino_edge.families.pre_norm import Decoder, Layer, Linear, build_layer, residual_norm
 from merino_edge.families.rotary import Rotary
 
@@ -32,10 +32,10 @@ ID_PARTS = 1024  # a token's id is cached as two numbers below it, which float16
 class Block(BaseModel):
     """`depth` layers of one width and FFN ratio; a shared block uses one layer's weights `depth` times.
 
-    `attention_every`: m: the layers 1 + (m - 1) // 2, and every m-th from there on, are attention. The others mix
-    positions by gated short convolutions (LFM2, arXiv 2511.23404). `kv_heads`: KV heads, each of which an equal group of query heads shares (arXiv 2305.13245); None: as many as query
-    heads. `gated`: whether the FFN has a third matrix, whose output is multiplied by the activated one (GEGLU, arXiv
-    2002.05202).
+    `attention_every`: m: every m-th layer, the first one in the middle of its m, is attention. The others mix positions
+    by gated short convolutions (LFM2, arXiv 2511.23404). `kv_heads`: KV heads, each of which an equal group of query
+    heads shares (arXiv 2305.13245); None: as many as query heads. `gated`: whether the FFN has a third matrix, whose
+    output is multiplied by the activated one (GEGLU, arXiv 2002.05202).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -200,6 +200,14 @@ def attention_operators(
     yield linear(width, width, own=own, also_live=width, final=final)
 
 
+def convolution_operators(width: int, *, final: bool = False) -> Iterator[Operator]:
+    """RMSNorm, in-projection, gated taps, output."""
+    yield norm(width)
+    yield linear(width, 3 * width, also_live=width)
+    yield taps(width, MIXED, also_live=3 * width)
+    yield linear(width, width, also_live=width, final=final)
+
+
 def ffn_operators(
     width: int, ffn_width: int, *, gated: bool = False, own: bool = True, final: bool = False
 ) -> Iterator[Operator]:
@@ -227,6 +235,10 @@ def block_operators(block: Block, head_size: int, *, last: bool = False) -> Iter
     for use in range(block.depth):
         own = use == 0 or not block.shared
         final = last and use == block.depth - 1
+        if not block.attends(use):
+            yield from convolution_operators(block.width, final=final)
+            yield from ffn_operators(block.width, block.ffn_width, gated=block.gated, final=final)
+            continue
         layer = layer_operators(
             block.width, block.ffn_width, block.width // head_size, kv_width=block.kv_width(head_size),
             gated=block.gated, own=own, final=final,
@@ -260,6 +272,11 @@ def decoder_operators(arch: Architecture) -> Iterator[Operator]:
     for index, block in enumerate(arch.blocks):
         yield from transition_operators(arch.blocks[max(0, index - 1)].width, block.width, padded=arch.padded)
         yield from block_operators(block, arch.head_size, last=index == len(arch.blocks) - 1)
+        for use in range(block.depth):
+            yield from [taps(block.width, TAPPED, also_live=block.width)] * tapped(arch, index, use)
+    if arch.ngrams:
+        yield Operator("ids", width=1, live=first)
+    yield from (ngrams(table.rows, first) for table in arch.ngrams)
     yield from end_operators(first, last, arch.vocab, padded=arch.padded)
 
 
@@ -342,7 +359,8 @@ FAMILY = Family(
     model_name="MerinoForCausalLM",
     supported={},  # MerinoConfig itself refuses other values
     keys=frozenset(KEYS.values()) | {
-        "blocks", "ngrams", "hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings", "rope_parameters",
+        "blocks", "ngrams", "hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings",
+        "rope_parameters",
     },
     config_words=config_words,
     geometry_of=geometry_of,

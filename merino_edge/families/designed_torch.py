@@ -1,5 +1,6 @@
 """The designed family in transformers' form: blocks of growing width, pre-norm RMSNorm, rotary attention, GELU FFN
-(gated or not), tied embedding; gated convolutions, causal taps and n-gram tables on request. Importing this module registers it for `AutoModelForCausalLM`.
+(gated or not), tied embedding; on request gated convolutions, causal taps and n-gram tables. Importing this module
+registers it for `AutoModelForCausalLM`.
 
 Batch B, sequence T, width E, query heads H, KV heads G, head size D, vocabulary V. A shared block
 runs one layer's weights `depth` times, each use with a cache layer of its own.
