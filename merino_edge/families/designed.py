@@ -284,6 +284,10 @@ def build_designed(graph: GraphOps, arch: Architecture) -> None:
     """Write the whole graph: ids to logits of the last position."""
     decoder = decoder_of(arch)
     x, delta = graph.embed(decoder.embedding), None
+    if arch.ngrams:
+        names = {f"ngrams.{index}.weight": table for index, table in enumerate(arch.ngrams)}
+        ids = KvLayer(len(arch.kv_layers) - 1, *arch.kv_layers[-1])
+        x = graph.add(x, graph.ngrams(names, ids, arch.vocab))
     before, layers = arch.blocks[0].width, iter(decoder.layers)
     for index, block in enumerate(arch.blocks):
         if block.width != before:
@@ -310,21 +314,27 @@ def decoder_of(arch: Architecture) -> Decoder:
 def layers_of(arch: Architecture) -> Iterator[Layer]:
     """Yield each use of a layer, with the names of its weights."""
     size = arch.head_size
-    places = [(index, block, use) for index, block in enumerate(arch.blocks) for use in range(block.depth)]
-    for cached, (index, block, use) in enumerate(places):
-        at = f"blocks.{index}.layers.{0 if block.shared else use}"
-        yield Layer(
-            cache=KvLayer(cached, block.kv_width(size) // size, size),
-            attention=Attention(block.width // size, size**-0.5, Rotary(arch.rope_theta, size)),
-            attention_norm=Norm(f"{at}.attention_norm.weight", None, arch.rms_norm_eps),
-            qkv=Linear((f"{at}.attention.qkv.weight",)),
-            out=Linear((f"{at}.attention.out.weight",)),
-            ffn_norm=Norm(f"{at}.ffn_norm.weight", None, arch.rms_norm_eps),
-            up=Linear((f"{at}.up.weight",)),
-            down=Linear((f"{at}.down.weight",)),
-            activation="gelu",
-            gated=block.gated,
-        )
+    cache = (KvLayer(index, *shape) for index, shape in enumerate(arch.kv_layers))
+    for index, block in enumerate(arch.blocks):
+        for use in range(block.depth):
+            at = f"blocks.{index}.layers.{0 if block.shared else use}"
+            mixer = f"{at}.attention" if block.attends(use) else f"{at}.convolution"
+            mixed, taps = next(cache), tapped(arch, index, use)
+            yield Layer(
+                cache=mixed,
+                attention=Attention(block.width // size, size**-0.5, Rotary(arch.rope_theta, size)),
+                attention_norm=Norm(f"{at}.attention_norm.weight", None, arch.rms_norm_eps),
+                qkv=Linear((f"{mixer}.qkv.weight" if block.attends(use) else f"{mixer}.into.weight",)),
+                out=Linear((f"{mixer}.out.weight",)),
+                ffn_norm=Norm(f"{at}.ffn_norm.weight", None, arch.rms_norm_eps),
+                up=Linear((f"{at}.up.weight",)),
+                down=Linear((f"{at}.down.weight",)),
+                activation="gelu",
+                gated=block.gated,
+                convolution=None if block.attends(use) else f"{mixer}.taps.weight",
+                attention_taps=(f"{at}.attention_taps.weight", next(cache)) if taps else None,
+                ffn_taps=(f"{at}.ffn_taps.weight", next(cache)) if taps > 1 else None,
+            )
 
 
 def config_words(geometry: Architecture) -> dict[str, Any]:

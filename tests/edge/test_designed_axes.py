@@ -1,12 +1,18 @@
 """The axes of the designed family: gated convolutions, causal taps and n-gram tables."""
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from transformers import DynamicCache
 
+from merino_edge.export.export import export
+from merino_edge.export.request import ExportRequest
+from merino_edge.export.source import Source
 from merino_edge.families.designed import Architecture, Block, Ngrams
 from merino_edge.families.hugging_face import build_model
+from merino_runtime.backends import open_backend
+from merino_runtime.generation.selftest import selftest
 
 VOCAB, CONTEXT = 1500, 24  # ids above 1,023 have two parts in the cache
 AXES = {
@@ -82,3 +88,62 @@ def test_no_position_sees_a_later_one():
 def test_impossible_axes_are_refused(fields, words):
     with pytest.raises(ValidationError, match=words):
         Architecture.model_validate({**architecture().model_dump(), **fields})
+
+
+# Bundles
+
+KINDS = [
+    ("fused", "fp32", "dotprod"), ("fused", "fp16", "dotprod"), ("fused", "int8", "dotprod"),
+    ("fused", "int4", "dotprod"), ("fused", "int8", "no-dotprod"), ("fused", "int4", "no-dotprod"),
+    ("fused", "int8", "avx512-vnni"), ("portable", "fp32", "dotprod"), ("portable", "fp16", "dotprod"),
+    ("portable", "int8", "dotprod"), ("portable", "int4", "dotprod"),
+]  # fmt: skip
+
+
+def exported(arch, folder, dialect="fused", precision="fp32", core="dotprod", **more):
+    source = Source("axes", arch, random_model(arch), "random", "drawn", (), None)
+    return export(source, folder, ExportRequest(precision=precision, dialect=dialect, core=core, **more)).bundle
+
+
+def logits_by_torch(arch, ids):
+    with torch.no_grad():
+        return random_model(arch)(torch.tensor([ids]), use_cache=False).logits[0].numpy()  # [T, V]
+
+
+@pytest.mark.parametrize("dialect", ["fused", "portable"])
+@pytest.mark.parametrize("axes", CASES, ids="+".join)
+def test_every_step_of_a_bundle_equals_torch(axes, dialect, tmp_path):
+    arch, ids = architecture(*axes), np.random.default_rng(1).integers(0, VOCAB, CONTEXT).tolist()
+    bundle, expected = exported(arch, tmp_path / "bundle", dialect), logits_by_torch(arch, ids)
+
+    def near(logits, place):
+        np.testing.assert_allclose(logits, expected[place], atol=2e-3 * np.abs(expected).max())
+
+    backend = open_backend(bundle)
+    near(backend.prefill(ids[:1]), 0)  # no position before it
+    near(backend.prefill(ids[1:3]), 2)
+    for place in range(3, 8):
+        near(backend.step(ids[place]), place)
+    twin = backend.fork()
+    near(backend.prefill(ids[8:20]), 19)
+    backend.truncate(9)
+    near(backend.step(ids[9]), 9)
+    near(twin.prefill(ids[8:]), CONTEXT - 1)
+    if dialect == "fused":
+        rows = backend.rows(2)
+        rows[0].prefill(ids[:6])
+        rows[1].prefill(ids[:11])
+        rows[0].step_ahead([(rows[0], ids[6]), (rows[1], ids[11])])
+        near(rows[0].step(ids[6]), 6)
+        near(rows[1].step(ids[11]), 11)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_every_format_computes_what_torch_does(kind, tmp_path):
+    arch, ids = architecture(*AXES), np.random.default_rng(1).integers(0, VOCAB, CONTEXT).tolist()
+    bundle, expected = exported(arch, tmp_path / "bundle", *kind), logits_by_torch(arch, ids)
+    backend = open_backend(bundle)
+    logits = [backend.prefill(ids[:5]).copy(), *(backend.step(one).copy() for one in ids[5:])]
+    errors = np.square(logits - expected[4:]).mean() / np.square(expected).mean()
+    assert errors < {"fp32": 1e-8, "fp16": 1e-4, "int8": 2e-3, "int4": 0.2}[kind[1]]
+    assert selftest(bundle, backend) is None

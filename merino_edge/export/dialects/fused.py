@@ -106,6 +106,48 @@ class Fused(Operations):
         name: str = self.once("new positions", make)
         return name
 
+    def with_earlier(self, x: str, layer: KvLayer, count: int, outside: Sequence[float] = (0.0,)) -> str:
+        """ScatterND writes in place, as attention does: its input and its output are one buffer."""
+        write, read, inside = self._slots(count)
+        halves = self.node("Split", [x], outputs=2, axis=-1)
+        pasts, presents = ports("past_key_values", layer), ports("present", layer)
+        for past, present, half in zip(pasts, presents, (halves, f"{halves}.1"), strict=True):
+            self.node_into("ScatterND", [past, write, half], [present])
+        earlier = [self.node("GatherND", [past, read], batch_dims=1) for past in pasts]  # [B, count, width / 2]
+        empty = self.constant(f"outside_{outside}", np.array(outside, self.real))
+        rows = self.node("Where", [inside, self.node("Concat", earlier, axis=-1), empty])
+        return self.node("Concat", [rows, x], axis=1)
+
+    def _slots(self, count: int) -> list[str]:
+        """Return the indices of the new positions' rows in a cache [B, 1, context, n], [B, T, 3]; of the `count` rows
+        before them, without B, [B, count, 2]; and whether these are of the text, [B, count, 1]."""
+
+        def write() -> list[str]:
+            length = self.node("Shape", ["input_ids"])
+            sequences, tokens = (self.node("Gather", [length, self.integer(axis)]) for axis in (0, 1))
+            last = self.node("Cast", [self.last_index], to=TensorProto.INT64)
+            last = self.node("Unsqueeze", [last, self.integers(1)])  # [B, 1]
+            one, zero = self.integer(1), self.integer(0)
+            steps = self.node("Range", [self.node("Sub", [one, tokens]), one, one])  # 1 - T to 0
+            slots = self.add(last, steps)  # [B, T]
+            zeros = self.node("Mul", [slots, zero])
+            number = self.node("Unsqueeze", [self.node("Range", [zero, sequences, one]), self.integers(1)])
+            parts = self.add(zeros, number), zeros, slots
+            parts = [self.node("Unsqueeze", [part, self.integers(2)]) for part in parts]
+            first = self.node("Add", [self.node("Sub", [last, tokens]), one])  # [B, 1]
+            return [self.node("Concat", parts, axis=-1), first]
+
+        indices, first = self.once("written slots", write)
+
+        def read() -> list[str]:
+            slots = self.node("Add", [first, self.integers(*range(-count, 0))])
+            slots = self.node("Unsqueeze", [slots, self.integers(2)])
+            inside = self.node("Less", [self.integer(-1), slots])
+            slots = self.node("Max", [slots, self.integer(0)])
+            return [self.node("Concat", [self.node("Mul", [slots, self.integer(0)]), slots], axis=-1), inside]
+
+        return [indices, *self.once(("read slots", count), read)]
+
     def last(self, x: str) -> str:
         if self.all_logits:
             return x
