@@ -122,29 +122,27 @@ class Fused(Operations):
         """Return the indices of the new positions' rows in a cache [B, 1, context, n], [B, T, 3]; of the `count` rows
         before them, without B, [B, count, 2]; and whether these are of the text, [B, count, 1]."""
 
+        def behind_zeros(slots: str, zeros: int) -> str:  # [B, n] -> [B, n, zeros + 1]
+            slots = self.node("Unsqueeze", [slots, self.integers(2)])
+            return self.node("Pad", [slots, self.integers(0, 0, zeros, 0, 0, 0)])
+
         def write() -> list[str]:
             length = self.node("Shape", ["input_ids"])
             sequences, tokens = (self.node("Gather", [length, self.integer(axis)]) for axis in (0, 1))
             last = self.node("Cast", [self.last_index], to=TensorProto.INT64)
             last = self.node("Unsqueeze", [last, self.integers(1)])  # [B, 1]
             one, zero = self.integer(1), self.integer(0)
-            steps = self.node("Range", [self.node("Sub", [one, tokens]), one, one])  # 1 - T to 0
-            slots = self.add(last, steps)  # [B, T]
-            zeros = self.node("Mul", [slots, zero])
-            number = self.node("Unsqueeze", [self.node("Range", [zero, sequences, one]), self.integers(1)])
-            parts = self.add(zeros, number), zeros, slots
-            parts = [self.node("Unsqueeze", [part, self.integers(2)]) for part in parts]
-            first = self.node("Add", [self.node("Sub", [last, tokens]), one])  # [B, 1]
-            return [self.node("Concat", parts, axis=-1), first]
+            first = self.node("Sub", [one, tokens])
+            slots = self.add(last, self.node("Range", [first, one, one]))  # [B, T]
+            numbers = self.node("Unsqueeze", [self.node("Range", [zero, sequences, one]), self.integers(1, 2)])
+            return [self.add(behind_zeros(slots, 2), self.padded(numbers, 2)), self.add(last, first)]
 
         indices, first = self.once("written slots", write)
 
         def read() -> list[str]:
-            slots = self.node("Add", [first, self.integers(*range(-count, 0))])
-            slots = self.node("Unsqueeze", [slots, self.integers(2)])
-            inside = self.node("Less", [self.integer(-1), slots])
-            slots = self.node("Max", [slots, self.integer(0)])
-            return [self.node("Concat", [self.node("Mul", [slots, self.integer(0)]), slots], axis=-1), inside]
+            slots = self.add(first, self.integers(*range(-count, 0)))  # [B, count]
+            inside = self.node("Less", [self.integer(-1), self.node("Unsqueeze", [slots, self.integers(2)])])
+            return [behind_zeros(self.node("Max", [slots, self.integer(0)]), 1), inside]
 
         return [indices, *self.once(("read slots", count), read)]
 

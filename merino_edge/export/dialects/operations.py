@@ -10,8 +10,6 @@ from merino_edge.export.dialects.matmuls import matmul, quantized_head, table_ro
 from merino_edge.families.designed import ID_PARTS, MULTIPLIERS, PRIME, Ngrams
 from merino_edge.families.graph_ops import KvLayer, Norm
 
-END = np.iinfo(np.int64).max
-
 
 class Operations(Graph):
     def embed(self, table: str) -> str:
@@ -74,8 +72,7 @@ class Operations(Graph):
 
     def earlier(self, rows: str, back: int, count: int) -> str:
         """Return the part of rows [B, count + T, ...] that is `back` positions before the new ones; [B, T, ...]."""
-        stop = self.integers(-back if back else END)
-        return self.node("Slice", [rows, self.integers(count - back), stop, self.integers(1)])
+        return self.node("Slice", [rows, self.integers(count - back), self.integers(-back), self.integers(1)])
 
     def taps(self, x: str, weight: str, layer: KvLayer, residual: bool = False) -> str:
         weights = self.weights[weight][:, 0].T.astype(self.real)  # [taps, width]
@@ -107,11 +104,11 @@ class Operations(Graph):
         pairs = self.node("Cast", [rows], to=TensorProto.INT64)
         factors = self.constant("id_factors", np.array([ID_PARTS, 1], np.int64))
         ids = self.node("ReduceSum", [self.node("Mul", [pairs, factors]), self.integers(2)], keepdims=0)
-        history = [self.earlier(ids, back, count) for back in range(count + 1)]
         # 3. The hash of each order, and the rows.
         total, mixed, results = "", "", {}
         for back, factor in zip(range(count + 1), MULTIPLIERS, strict=False):
-            part = self.node("Mul", [history[back], self.integer(factor)])
+            back_ids = self.earlier(ids, back, count) if back else "input_ids"
+            part = self.node("Mul", [back_ids, self.integer(factor)])
             mixed = self.add(mixed, part) if mixed else part
             results[back + 1] = mixed
         for name, table in tables.items():
