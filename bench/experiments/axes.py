@@ -1,26 +1,25 @@
 """Does an axis of the designed family lower the loss at equal predicted decode time?
 
     python bench/experiments/axes.py run --folder FOLDER --data FILE... --held-out FILE... [--size 0.5]
-    python bench/experiments/axes.py summary --folder FOLDER -o bench/results/axes-x86-2cores.json
+    python bench/experiments/axes.py summary --folder FOLDER [-o RECORD]
 
 Rules, written before the first run:
 
 1. Decoders: a plain one of about `--size` million active weights (layers and head), the same with more layers, and the
-   plain one with each axis: every layer but one a gated convolution; 65,536 hashed bigrams beside the embedding; four
-   causal taps; and pairs of these.
-2. Cost: the cost model's decode latency at a full cache of 256 tokens in int8, on a Raspberry Pi 4 and a Zero 2 W. All
-   decoders must keep the boards' default memory budgets; within them memory is free, as it is for the search.
-3. The rival of an axis is the plain decoder of fewest layers that takes at least as long as the axis on both boards.
-   So the plain side never has less time. A change of the cost model changes the rival, but no training.
+   plain one with each axis (all layers but one gated convolutions, 65,536 hashed bigrams, four causal taps) and pairs.
+2. Cost: predicted decode latency at a full cache of 256 tokens in int8, on a Raspberry Pi 4 and a Zero 2 W. Memory is
+   free within the boards' default budgets, as it is for the search.
+3. The rival of an axis is a plain decoder that takes as long. Its ln loss is linear in ln ms between the two plain
+   decoders whose times enclose the axis's, seed by seed; the lower one of the two boards counts. The base is the rival
+   of an axis that is faster. A change of the cost model changes no training.
 4. Training: `merino_edge.training.train` as it is, from random weights, on 20 tokens for each active weight of the
    base; all decoders of a size see equally many. Each decoder has the best of three rates of a pilot over a twentieth
    of the steps, with another seed; if the best is at an edge, one more rate beyond it is tried. Nothing else is tuned.
-5. Loss: of all held-out text, in bits per byte. An axis has one pair with its rival per seed, three at 0.5 and 2. Its
-   effect is the mean difference of ln loss, with a 95 % interval of Student's t.
+5. Loss: of all held-out text, in bits per byte. An axis has one difference of ln loss to its rival per seed, three
+   seeds at 0.5 and 2. Its effect is their mean, with a 95 % interval of Student's t.
 6. An axis enters the default space only if its interval lies below 0 at two sizes.
 
-`run` may be killed at any time: the same command continues, from ten minutes before at most. Finished runs are not
-repeated, so another size or more seeds add to the same folder.
+`run` may be killed at any time: the same command continues, from ten minutes before at most.
 """
 
 import argparse
@@ -30,6 +29,7 @@ import shutil
 import statistics
 from pathlib import Path
 
+import numpy as np
 import torch
 from write_record import table, write_record
 
@@ -46,22 +46,21 @@ from merino_edge.training.train import train
 
 # Width, FFN ratio, layers, vocabulary.
 SIZES = {"0.5": (96, 2, 4, 2048), "2": (192, 3, 4, 2048), "5": (256, 4, 5, 4096)}
-FIRST = 5  # decoders, which are trained with all seeds before the others
-MOST_MORE_LAYERS, CONTEXT, BATCH, ROWS = 4, 256, 8, 65_536
+FIRST, MOST_MORE_LAYERS = 6, 4  # decoders that are trained with all seeds before the others; of a plain one
+CONTEXT, BATCH, ROWS = 256, 8, 65_536
 TOKENS_PER_WEIGHT, PILOT_SHARE, PILOT_SEED = 20, 0.05, 100
-RATES, SEEDS = (0.005, 0.01, 0.02), {"0.5": 3, "2": 3, "5": 1}
+RATES, SEEDS = (0.01, 0.02, 0.04), {"0.5": 3, "2": 3, "5": 1}
 BOARDS = ("raspberry-pi-4", "raspberry-pi-zero-2w")
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two sides, by the number of pairs
 
 
 def decoders(size):
-    """{name: architecture}; plain ones are `plain-LAYERS`. In the order in which they are trained."""
+    """{name: architecture} in the order of training; plain ones are `plain-LAYERS`."""
     width, ratio, depth, vocab = SIZES[size]
 
     def decoder(layers=depth, every=1, **axes):
         block = Block(width=width, ffn_ratio=ratio, depth=layers, attention_every=every)
-        head = 64 if width % 64 == 0 else 32
-        return Architecture(blocks=(block,), vocab=vocab, head_size=head, context=CONTEXT, **axes)
+        return Architecture(blocks=(block,), vocab=vocab, head_size=32, context=CONTEXT, **axes)
 
     bigrams = {"ngrams": (Ngrams(order=2, rows=ROWS),)}
     axes = {
@@ -72,30 +71,39 @@ def decoders(size):
     plain = {f"plain-{layers}": decoder(layers) for layers in range(depth, depth + MOST_MORE_LAYERS + 1)}
     ordered = {}
     for name, arch in axes.items():
-        rival = rival_of(arch, plain)
-        ordered |= {rival: plain[rival]} if rival else {}
-        ordered[name] = arch
+        ordered |= {rung: plain[rung] for rung in rungs_of(arch, plain)} | {name: arch}
     return {f"plain-{depth}": plain[f"plain-{depth}"], **ordered}
 
 
-def costs(arch):
-    """{board: predicted costs}. Within the board's budget of memory, or an AssertionError."""
+def decode_ms(arch):
+    """{board: predicted ms}. Within the board's budget of memory, or an AssertionError."""
     predicted = {}
     for board in BOARDS:
         profile = load_profile(board)
         cost = cost_model(profile, InferenceShape("int8", CONTEXT, CONTEXT // 2)).predict(arch.operators)
         assert cost.memory_mb <= profile.budget.memory_mb, arch.shape()
-        predicted[board] = {"decode_ms": cost.decode_ms, "prefill_ms": cost.prefill_ms, "memory_mb": cost.memory_mb}
+        predicted[board] = cost.decode_ms
     return predicted
 
 
-def rival_of(arch, plain):
-    """The name of the plain decoder of fewest layers that takes at least as long on both boards; None if none does."""
-    least = costs(arch)
-    for name, other in plain.items():
-        if all(costs(other)[board]["decode_ms"] >= least[board]["decode_ms"] for board in BOARDS):
-            return name
-    return None
+def rungs_of(arch, plain):
+    """The names of the plain decoders whose times enclose the axis's on either board, of those that there are."""
+    names, rungs = list(plain), set()
+    for board, ms in decode_ms(arch).items():
+        faster = sum(decode_ms(other)[board] < ms for other in plain.values())
+        rungs |= {faster - 1, faster} & set(range(len(names)))
+    return [names[place] for place in sorted(rungs)]
+
+
+def rival_loss(arch, plain, losses):
+    """The ln loss of plain decoders at the axis's time by their `losses`, {name: loss}; None if all are faster."""
+    rivals = []
+    for board, own in decode_ms(arch).items():
+        ms = [decode_ms(plain[name])[board] for name in losses]
+        if not ms or own > max(ms):
+            return None
+        rivals.append(np.interp(math.log(own), np.log(ms), np.log(list(losses.values()))))
+    return float(min(rivals))
 
 
 def active_weights(arch):
@@ -103,10 +111,13 @@ def active_weights(arch):
 
 
 def trained(options, name, arch, rate, seed, share=1.0):
-    """The held-out loss in nats per token, and the record's other facts."""
+    """The held-out loss in nats per token."""
     out = options.folder / options.size / f"{name}-{rate:g}-{seed}{'-pilot' if share < 1 else ''}"
     base = next(iter(decoders(options.size).values()))
     steps = round(share * TOKENS_PER_WEIGHT * active_weights(base) / (BATCH * CONTEXT))
+    tokenizer = options.folder / f"tokenizer-{arch.vocab}.json"
+    if not tokenizer.exists():
+        write_text(tokenizer, train_tokenizer(read_texts(options.data)[0], arch.vocab).to_str())
     if not is_finished(out):
         states = saved_states(out / STATE)
         if out.exists() and not states:
@@ -114,30 +125,19 @@ def trained(options, name, arch, rate, seed, share=1.0):
         given = {"steps": steps, "batch": BATCH, "learning_rate": rate, "seed": seed, "evaluations": 1}
         train(
             arch, options.data, out, recipe=new_recipe(given, {}, fine_tuned=False, context=CONTEXT, bf16=False),
-            held_out=options.held_out, tokenizer_file=tokenizer(options, arch.vocab), resume=bool(states),
+            held_out=options.held_out, tokenizer_file=tokenizer, resume=bool(states),
             threads=options.threads, say=lambda _: None,
         )  # fmt: skip
         shutil.rmtree(out / STATE, ignore_errors=True)
-        for weights in out.glob("*.safetensors" if share < 1 else "no"):
-            weights.write_bytes(b"")  # of a pilot only the record is used
     record = json.loads((out / RECORD).read_text())
     print(f"{out.name}: {record['held_out_loss']:.4f}", flush=True)
     return record["held_out_loss"]
 
 
-def tokenizer(options, vocab):
-    path = options.folder / f"tokenizer-{vocab}.json"
-    if not path.exists():
-        documents = [document for file in options.data for document in read_texts([file])[0]]
-        write_text(path, train_tokenizer(documents, vocab).to_str())
-    return path
-
-
 def best_rate(options, name, arch):
     losses = {rate: trained(options, name, arch, rate, PILOT_SEED, PILOT_SHARE) for rate in RATES}
-    best = min(losses, key=losses.get)
-    if best in (RATES[0], RATES[-1]):
-        beyond = best / 2 if best == RATES[0] else best * 2
+    beyond = {RATES[0]: RATES[0] / 2, RATES[-1]: 2 * RATES[-1]}.get(min(losses, key=losses.get))
+    if beyond:
         losses[beyond] = trained(options, name, arch, beyond, PILOT_SEED, PILOT_SHARE)
     return min(losses, key=losses.get)
 
@@ -152,33 +152,33 @@ def run(options):
 
 
 def summary(options):
-    """Of the runs that are finished."""
     rows = []
     for size in SIZES:
         known, losses, rates = decoders(size), {}, {}
         for path in sorted((options.folder / size).glob("*[0-9]/" + RECORD)):
             name, rate, seed = path.parent.name.rsplit("-", 2)
             record = json.loads(path.read_text())
-            per_token = sum(file["bytes"] for file in record["held_out"]) / record["held_out_tokens"]
-            losses.setdefault(name, {})[int(seed)] = record["held_out_loss"] / math.log(2) / per_token
+            bits = record["held_out_loss"] * record["held_out_tokens"] / math.log(2)
+            losses.setdefault(name, {})[int(seed)] = bits / sum(file["bytes"] for file in record["held_out"])
             rates[name] = float(rate)
         plain = {name: arch for name, arch in known.items() if name.startswith("plain")}
         for name in losses:
-            rival = None if name in plain else rival_of(known[name], plain)
-            pairs = [math.log(losses[name][seed] / losses[rival][seed]) for seed in losses[name]
-                     if seed in losses.get(rival, {})]  # fmt: skip
+            pairs = []
+            for seed, loss in losses[name].items():
+                rungs = {other: losses[other][seed] for other in plain if seed in losses.get(other, {})}
+                rival = None if name in plain else rival_loss(known[name], plain, rungs)
+                pairs += [] if rival is None else [math.log(loss) - rival]
             middle = statistics.mean(pairs) if pairs else None
             half = T95[len(pairs)] * statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else None
             rows.append({
                 "size": size, "name": name, "active_weights": active_weights(known[name]), "rate": rates[name],
-                "bits_per_byte": [round(losses[name][seed], 5) for seed in sorted(losses[name])], "rival": rival,
+                "bits_per_byte": [round(losses[name][seed], 5) for seed in sorted(losses[name])],
                 "ln_loss": middle, "interval": None if half is None else [middle - half, middle + half],
-                "decode_ms": {board: round(cost["decode_ms"], 4) for board, cost in costs(known[name]).items()},
+                "decode_ms": {board: round(ms, 4) for board, ms in decode_ms(known[name]).items()},
             })  # fmt: skip
     print(table(list(rows[0]), [map(str, row.values()) for row in rows]) if rows else "no run is finished")
     if options.out:
-        claim = "Axes of a decoder at equal predicted decode time, trained on few tokens"
-        write_record(options.out, {"rows": rows}, claim, __doc__.split("\n")[2].strip())
+        write_record(options.out, {"rows": rows}, "Axes at equal predicted decode time", "bench/experiments/axes.py")
 
 
 def main():

@@ -139,6 +139,12 @@ class Architecture(BaseModel):
         return self.width_change == "padding"
 
     @property
+    def caches_inputs(self) -> bool:
+        """Return whether the cache holds more than keys and values."""
+        mixed = any(not block.attends(use) for block in self.blocks for use in range(block.depth))
+        return mixed or self.taps or bool(self.ngrams)
+
+    @property
     def embed_width(self) -> int:
         return self.blocks[0].width
 
@@ -274,6 +280,8 @@ def decoder_operators(arch: Architecture) -> Iterator[Operator]:
         yield from block_operators(block, arch.head_size, last=index == len(arch.blocks) - 1)
         for use in range(block.depth):
             yield from [taps(block.width, TAPPED, also_live=block.width)] * tapped(arch, index, use)
+    if arch.caches_inputs:
+        yield Operator("slots", live=first)
     if arch.ngrams:
         yield Operator("ids", width=1, live=first)
     yield from (ngrams(table.rows, first) for table in arch.ngrams)

@@ -82,8 +82,8 @@ class Operator:
     """One operator of the graph. Counts are in elements or multiply-adds, never in bytes.
 
     Attributes:
-        kind: `embed`, `linear`, `head`, `norm`, `activation`, `attention`, `taps`, `ids` (the cached ids that n-grams
-            are hashed from) or `ngrams` (a table).
+        kind: `embed`, `linear`, `head`, `norm`, `activation`, `attention`; `taps`, `ids` (the cached ids that n-grams
+            are hashed from), `slots` (the cache's slots that these two use) or `ngrams` (a table).
         matrix: elements of its matrix or embedding, which a weight format may compress.
         vector: elements of its vectors (a norm's, a bias), float32 in each format.
         columns: length of the matrix's rows, which a group_size divides.

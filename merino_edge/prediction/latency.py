@@ -64,13 +64,17 @@ Run = tuple[int, int]  # (new tokens, cached tokens) of one run of the graph
 US_PER_UNIT = {"us": 1.0, "ns": 1e-3, "gb": 1e-6, "g": 1e-6, "gmac": 1e-6}
 
 # Nodes of the graph per operator. `embed` carries the nodes that a graph begins with (mask and positions).
-AXIS_NODES = {"taps": 17, "ids": 22, "ngrams": 10}
-FUSED_NODES = {"embed": 9, "norm": 1, "activation": 1, "head": 3, **AXIS_NODES}
+FUSED_NODES = {
+    "embed": 9, "norm": 1, "activation": 1, "head": 3, "slots": 21, "taps": 18, "ids": 18, "ngrams": 8
+}  # fmt: skip
 NODES: Mapping[Dialect, Mapping[str, int]] = {
     "fused": FUSED_NODES,
     "no-dotprod": FUSED_NODES,
     "avx512-vnni": FUSED_NODES,
-    "portable": {"embed": 12, "norm": 6, "activation": 9, "head": 2, "attention": 30, **AXIS_NODES},
+    "portable": {
+        "embed": 12, "norm": 6, "activation": 9, "head": 2, "attention": 30, "slots": 6, "taps": 19, "ids": 19,
+        "ngrams": 8,
+    },
 }
 INTEGER_NODES = 4  # of a portable 8-bit matmul: quantize its input, rescale its output
 

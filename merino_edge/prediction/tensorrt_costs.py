@@ -33,6 +33,10 @@ LAUNCHES: Mapping[str, int] = {
     # of all layers into the cache: it is in `step_us`)
     "attention": 20,
     "head": 2,  # the last position, the product
+    "slots": 3,  # positions; whether they are of the text; the cache's slots
+    "taps": 8,  # cached and new inputs 4, joined 2; products and sums; the gates
+    "ids": 8,
+    "ngrams": 3,  # the hash, the row, the sum
 }
 NORM_PASSES, ACTIVATION_PASSES, SCORE_PASSES = 6, 2, 8  # reads and writes of each element
 LOGIT_COPIES = 2  # to the host, and there by the sampler
@@ -114,9 +118,9 @@ class TensorRtCosts:
             return size * (2 * op.width * total + ends + SCORE_PASSES * op.heads * tokens * total)
         if op.kind == "norm":
             return op.read_bytes(self.shape.precision) + 4 * NORM_PASSES * op.vectors * rows  # float32 in each format
-        if op.kind == "activation":
+        if op.kind in ("activation", "taps"):
             return size * ACTIVATION_PASSES * op.vectors * rows
-        if op.kind == "embed":
+        if op.kind in ("embed", "ngrams"):
             return 2 * size * op.columns * tokens
         return op.read_bytes(self.shape.precision) + size * rows * (op.columns + op.matrix // op.columns)
 

@@ -1,6 +1,9 @@
 """The axes of the designed family: gated convolutions, causal taps and n-gram tables."""
 
+from collections import Counter
+
 import numpy as np
+import onnx
 import pytest
 import torch
 from pydantic import ValidationError
@@ -11,6 +14,8 @@ from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source
 from merino_edge.families.designed import Architecture, Block, Ngrams
 from merino_edge.families.hugging_face import build_model
+from merino_edge.families.operators import kv_bytes, params
+from merino_edge.prediction.latency import NODES
 from merino_runtime.backends import open_backend
 from merino_runtime.generation.selftest import selftest
 
@@ -147,3 +152,28 @@ def test_every_format_computes_what_torch_does(kind, tmp_path):
     errors = np.square(logits - expected[4:]).mean() / np.square(expected).mean()
     assert errors < {"fp32": 1e-8, "fp16": 1e-4, "int8": 2e-3, "int4": 0.2}[kind[1]]
     assert selftest(bundle, backend) is None
+
+
+def node_count(arch, folder, dialect, precision="fp32"):
+    exported(arch, folder, dialect, precision)
+    return len(onnx.load(str(folder / "model.onnx"), load_external_data=False).graph.node)
+
+
+@pytest.mark.parametrize("dialect", ["fused", "portable"])
+@pytest.mark.parametrize("axes", [("taps",), ("tables",)], ids="+".join)
+def test_the_cost_model_counts_the_nodes_of_the_graph(axes, dialect, tmp_path):
+    with_axis, plain = architecture(*axes), architecture()
+    more = node_count(with_axis, tmp_path / "axis", dialect) - node_count(plain, tmp_path / "plain", dialect)
+    counted = Counter(op.kind for op in with_axis.operators) - Counter(op.kind for op in plain.operators)
+    assert abs(more - sum(NODES[dialect][kind] * count for kind, count in counted.items())) <= 1
+
+
+def test_costs_of_a_cache_of_inputs_are_those_of_the_bundle(tmp_path):
+    arch = architecture(*AXES)
+    bundle = exported(arch, tmp_path / "bundle")
+    arrays = [model.state_dict()[name] for model in [random_model(arch)] for name in model.state_dict()]
+    assert bundle.kv_bytes == kv_bytes(arch.operators, CONTEXT) == sum(
+        2 * 4 * heads * size * CONTEXT for heads, size in arch.kv_layers
+    )
+    tied = VOCAB * arch.embed_width
+    assert params(arch.operators) == sum(array.numel() for array in arrays) - tied
