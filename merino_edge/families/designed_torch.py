@@ -161,22 +161,24 @@ def rotary_table(positions: Tensor, head_size: int, theta: float) -> Rotary:
     return angles.cos(), angles.sin()
 
 
-class Taps(nn.Conv1d):
+class Taps(nn.Module):
     """Weigh each channel of a position and of those before it in its text: [B, T, E] -> [B, T, E]. The weights are
     [E, 1, taps], that of the position itself last. The input is cached as a layer of keys and values, half of the
     channels as each.
     """
 
     def __init__(self, width: int, taps: int, residual: bool = False):
-        super().__init__(width, width, taps, groups=width, bias=False)
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, 1, taps))
         self.residual = residual
 
     def forward(self, x: Tensor, inside: Tensor, cache: Cache | None, index: int) -> Tensor:
-        before, tokens = self.kernel_size[0] - 1, x.shape[1]
+        before, tokens = self.weight.shape[2] - 1, x.shape[1]
         weights = self.weight[:, 0].T  # [taps, E]
         rows = x
         if cache is not None:
-            rows = torch.cat(cache.update(*x.unsqueeze(1).chunk(2, dim=-1), index), dim=-1)[:, 0]  # [B, cached + T, E]
+            key, value = x.unsqueeze(1).chunk(2, dim=-1)  # [B, 1, T, E / 2]
+            rows = torch.cat(cache.update(key, value, index), dim=-1)[:, 0]  # [B, cached + T, E]
         rows = nn.functional.pad(rows, (0, 0, before, 0))[:, -(before + tokens) :]
         mixed = x * (weights[before] + 1 if self.residual else weights[before])
         for back in range(1, before + 1):
@@ -304,7 +306,7 @@ class MerinoPreTrainedModel(PreTrainedModel):
         elif isinstance(module, NgramTable) or (isinstance(module, Taps) and module.residual):
             initialization.zeros_(module.weight)
         elif isinstance(module, Taps):
-            initialization.normal_(module.weight, std=module.kernel_size[0] ** -0.5)
+            initialization.normal_(module.weight, std=module.weight.shape[2] ** -0.5)
 
 
 class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
@@ -373,17 +375,16 @@ class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
             raise ValueError("a model with n-gram tables needs input_ids")
         arch, tokens, known = self.config.architecture, ids.shape[1], ids
         if cache is not None:
-            parts = [part[:, None, :, None].float() for part in (ids // ID_PARTS, ids % ID_PARTS)]  # [B, 1, T, 1]
-            high, low = cache.update(*parts, len(arch.kv_layers) - 1)
+            high, low = (part[:, None, :, None].float() for part in (ids // ID_PARTS, ids % ID_PARTS))  # [B, 1, T, 1]
+            high, low = cache.update(high, low, len(arch.kv_layers) - 1)
             known = (high * ID_PARTS + low)[:, 0, :, 0].long()  # [B, cached + T]
         most = max(table.order for table in arch.ngrams)
         known = nn.functional.pad(known, (most - 1, 0))
         end = known.shape[1]
         history = [known[:, end - tokens - back : end - back] for back in range(most)]  # nearest first
         history = [one.where(positions >= back, arch.vocab) for back, one in enumerate(history)]
-        return sum(
-            rows(table.index(history)) for table, rows in zip(arch.ngrams, self.ngrams, strict=True)
-        )  # type: ignore[return-value]
+        rows = [one(table.index(history)) for table, one in zip(arch.ngrams, self.ngrams, strict=True)]
+        return torch.stack(rows).sum(0)
 
     def decode_blocks(
         self, x: Tensor, rotary: Rotary, mask: Tensor | None, inside: Tensor, cache: Cache | None

@@ -13,6 +13,7 @@ FLOPS_SEQUENCE = 1024  # tokens for which the paper (MeRino, arXiv 2403.07921) c
 KV_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 # A float32 head is exported in slices of this size: a load packs one at a time, and holds only that one twice.
 HEAD_SLICE_BYTES = 16 << 20
+FIRST_HASHING = "10.0"  # of TensorRT: earlier versions have neither Mod nor integers of 64 bits
 EMBEDDINGS = ("embed", "head", "ngrams")  # kinds of operators whose matrix has an embedding's format
 GROUP_SIZES = (128, 64, 32)  # of group-wise quantization, the largest first: fewer scales to read, so faster
 
@@ -131,6 +132,11 @@ class Operator:
         form = FORMATS[precision]
         bits = form.embedding_bits if self.kind in EMBEDDINGS else form.bits
         return bits / 8 + (4 / (largest_group(self.columns) or self.columns) if form.grouped else 0)
+
+
+def hashes_ids(operators: Iterable[Operator]) -> bool:
+    """Return whether a decoder reads tables of hashed n-grams."""
+    return any(op.kind == "ngrams" for op in operators)
 
 
 def largest_group(columns: int) -> int | None:

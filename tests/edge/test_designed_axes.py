@@ -12,11 +12,16 @@ from transformers import DynamicCache
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source
+from merino_edge.export.tensorrt.check import check_bundle
 from merino_edge.families.designed import Architecture, Block, Ngrams
 from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import kv_bytes, params
+from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.latency import NODES
+from merino_edge.prediction.shape import InferenceShape
+from merino_edge.profiles.reading import load_profile
 from merino_runtime.backends import open_backend
+from merino_runtime.errors import MerinoError
 from merino_runtime.generation.selftest import selftest
 
 VOCAB, CONTEXT = 1500, 24  # ids above 1,023 have two parts in the cache
@@ -177,3 +182,32 @@ def test_costs_of_a_cache_of_inputs_are_those_of_the_bundle(tmp_path):
     )
     tied = VOCAB * arch.embed_width
     assert params(arch.operators) == sum(array.numel() for array in arrays) - tied
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_a_quantized_cache_of_inputs_is_refused_before_any_work(axis, tmp_path):
+    with pytest.raises(MerinoError, match="cache in int8 is not possible"):
+        exported(architecture(axis), tmp_path / "bundle", kv="int8")
+
+
+def test_tables_are_refused_for_an_old_tensorrt_when_they_are_designed(tmp_path):
+    shape = InferenceShape("fp32", CONTEXT, CONTEXT)
+    old, new = load_profile("jetson-nano"), load_profile("jetson-orin-nano")
+    tables, others = architecture("tables"), architecture("convolution", "taps")
+    with pytest.raises(MerinoError, match=r"TensorRT 10.0 or later, and the board has 8.2.1"):
+        cost_model(old, shape).predict(tables.operators)
+    for profile, arch in ((new, tables), (new, others), (old, others)):
+        plain = cost_model(profile, shape).predict(architecture().operators)
+        assert cost_model(profile, shape).predict(arch.operators).decode_ms > plain.decode_ms
+    needs = {need.name: need.min_version for need in exported(tables, tmp_path / "tables", "portable").backends}
+    assert needs["tensorrt"] == "10.0"
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_portable_graphs_suit_tensorrt(axis, tmp_path):
+    bundle = exported(architecture(axis), tmp_path / "bundle", "portable")
+    assert check_bundle(bundle, "10.3").problems == ()
+    assert bool(check_bundle(bundle, "8.2").problems) == (axis == "tables")
