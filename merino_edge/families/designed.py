@@ -26,6 +26,7 @@ MIXED, TAPPED = 3, 4  # taps of a gated convolution; taps before a mixer and bef
 # Of the hash: a universal one, whose sums of three ids below 2^20 fit into int64.
 PRIME, MULTIPLIERS = 2**31 - 1, (1_540_483_477, 1_000_000_933, 1_878_242_191)
 MOST_ROWS = 2**31
+SLOTS = Operator("slots", live=1)  # of a decoder whose cache holds inputs besides keys and values
 ID_PARTS = 1024  # a token's id is cached as two numbers below it, which float16 represents exactly
 
 
@@ -273,6 +274,12 @@ def end_operators(first: int, last: int, vocab: int, *, padded: bool = False) ->
     yield head(first, vocab)
 
 
+def ngram_operators(width: int, tables: Iterable[Ngrams]) -> Iterator[Operator]:
+    """The ids that are hashed, and the tables."""
+    rows = [ngrams(table.rows, width) for table in tables]
+    yield from [Operator("ids", width=1, live=4), *rows] if rows else []
+
+
 def decoder_operators(arch: Architecture) -> Iterator[Operator]:
     first, last = arch.blocks[0].width, arch.blocks[-1].width
     for index, block in enumerate(arch.blocks):
@@ -281,10 +288,8 @@ def decoder_operators(arch: Architecture) -> Iterator[Operator]:
         for use in range(block.depth):
             yield from [taps(block.width, TAPPED, also_live=block.width)] * tapped(arch, index, use)
     if arch.caches_inputs:
-        yield Operator("slots", live=first)
-    if arch.ngrams:
-        yield Operator("ids", width=1, live=first)
-    yield from (ngrams(table.rows, first) for table in arch.ngrams)
+        yield SLOTS
+    yield from ngram_operators(first, arch.ngrams)
     yield from end_operators(first, last, arch.vocab, padded=arch.padded)
 
 

@@ -9,6 +9,14 @@ import torch
 from pydantic import ValidationError
 from transformers import DynamicCache
 
+from merino_edge.design import enumeration
+from merino_edge.design.axes import mixer, ngrams, taps
+from merino_edge.design.costs import AtThreads
+from merino_edge.design.designer import design
+from merino_edge.design.existing import existing_score
+from merino_edge.design.score import MEASURED
+from merino_edge.design.space import SPACE, Space
+from merino_edge.design.space import architecture as space_architecture
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source
@@ -211,3 +219,57 @@ def test_portable_graphs_suit_tensorrt(axis, tmp_path):
     bundle = exported(architecture(axis), tmp_path / "bundle", "portable")
     assert check_bundle(bundle, "10.3").problems == ()
     assert bool(check_bundle(bundle, "8.2").problems) == (axis == "tables")
+
+
+# Search
+
+
+TABLES = ((), (Ngrams(order=2, rows=5000),), (Ngrams(order=2, rows=5000), Ngrams(order=3, rows=9000)))
+OPEN = Space(
+    widths=(32, 64, 320), depths=(2, 3, 5, 8), ffn_ratios=(1.0, 4.0), gated=(True, False), kv_heads=(1, None),
+    attention_every=(1, 2, 4), taps=(False, True), ngrams=TABLES,
+)  # fmt: skip
+
+
+def members(space, vocab, tables):
+    for kind, layer in enumerate(enumeration.kinds_of(space).layers):
+        for place, depth in enumerate(space.depths):
+            if layer.attention_every <= depth:
+                yield (kind, place), space_architecture(layer, depth, vocab, 64, tables)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("board", ["raspberry-pi-zero-2w", "raspberry-pi-5"])
+def test_costs_of_the_open_space_are_those_of_its_decoders(board, precision):
+    model, vocab = cost_model(load_profile(board), InferenceShape(precision, 64, 16)), 512
+    for tables in TABLES:
+        costs = AtThreads(enumeration.costs_of(OPEN, model, vocab, np.array(OPEN.depths), True, tables), 0, 0)
+        for place, arch in list(members(OPEN, vocab, tables))[::5]:
+            predicted = model.predict_each(arch.operators)[0]
+            for name in ("decode_ms", "prefill_ms", "memory_mb", "flops_g", "params", "kv_bytes", "file_mb"):
+                total = np.broadcast_to(getattr(costs, name), (len(enumeration.kinds_of(OPEN).layers), 4))[place]
+                assert total == pytest.approx(getattr(predicted, name), rel=1e-9), (name, arch.shape())
+
+
+@pytest.mark.parametrize("effect", [-0.05, 0.05])
+def test_an_open_axis_is_chosen_if_it_lowers_the_loss(effect):
+    """Its term is not measured yet, so one is assumed. The choice is the best of all members by their own score."""
+    board = load_profile("raspberry-pi-zero-2w")
+    scoring = MEASURED.having(convolution=effect, taps=effect / 2, ngrams_2=effect, ngrams_3=effect / 2)
+    limits = {"decode_ms": 6.0, "memory_mb": 120.0}
+    found = design(
+        board, limits, context=64, prompt=16, space=OPEN, vocabs=[512], precisions=["int8"], kvs=[None], scoring=scoring
+    )
+    model = cost_model(board, InferenceShape("int8", 64, 16))
+    best = max(
+        existing_score(arch, scoring, "int8") for tables in TABLES for _, arch in members(OPEN, 512, tables)
+        if any(cost.meets(limits) for cost in model.predict_each(arch.operators))
+    )  # fmt: skip
+    assert found.entropy == pytest.approx(best) == pytest.approx(existing_score(found.architecture, scoring, "int8"))
+    assert found.architecture.caches_inputs == (effect < 0)
+
+
+def test_the_default_space_has_no_axis_that_is_not_measured():
+    assert (SPACE.attention_every, SPACE.taps, SPACE.ngrams) == ((1,), (False,), ((),))
+    for constants in (mixer.CONSTANTS, taps.CONSTANTS, ngrams.CONSTANTS):
+        assert {(one.value, one.low, one.high) for one in constants.values()} == {(0.0, None, None)}
