@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 from pydantic import ValidationError
+from sample_training import write_stories
 from transformers import DynamicCache
 
 from merino_edge.design import enumeration
@@ -19,7 +20,7 @@ from merino_edge.design.space import SPACE, Space
 from merino_edge.design.space import architecture as space_architecture
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
-from merino_edge.export.source import Source
+from merino_edge.export.source import Source, load_source
 from merino_edge.export.tensorrt.check import check_bundle
 from merino_edge.families.designed import Architecture, Block, Ngrams
 from merino_edge.families.hugging_face import build_model
@@ -28,6 +29,10 @@ from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.latency import NODES
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
+from merino_edge.training.loop import draw_matrices
+from merino_edge.training.optimizer import optimizer_for
+from merino_edge.training.recipe import Recipe
+from merino_edge.training.train import train
 from merino_runtime.backends import open_backend
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.selftest import selftest
@@ -273,3 +278,33 @@ def test_the_default_space_has_no_axis_that_is_not_measured():
     assert (SPACE.attention_every, SPACE.taps, SPACE.ngrams) == ((1,), (False,), ((),))
     for constants in (mixer.CONSTANTS, taps.CONSTANTS, ngrams.CONSTANTS):
         assert {(one.value, one.low, one.high) for one in constants.values()} == {(0.0, None, None)}
+
+
+# Training
+
+
+def test_tables_begin_at_zero_and_have_no_decay_and_a_rate_of_their_own():
+    model = build_model(architecture(*AXES))
+    draw_matrices(model)
+    recipe = Recipe(learning_rate=0.01, weight_decay=0.1, table_rate=3.0)
+    groups = [group for part in optimizer_for(model, recipe, by_width=True).parts for group in part.param_groups]
+    group_of = {id(weight): group for group in groups for weight in group["params"]}
+    for table in model.ngrams:
+        assert not table.weight.any()
+        group = group_of[id(table.weight)]
+        assert group["lr"] == pytest.approx(3 * group_of[id(model.embed_tokens.weight)]["lr"])
+        assert group["weight_decay"] == 0
+    for name, weight in model.named_parameters():
+        assert weight.any() == (not name.startswith("ngrams") and not name.endswith("_taps.weight"))
+
+
+def test_a_decoder_with_all_axes_is_trained_and_exported(tmp_path):
+    text = write_stories(tmp_path / "stories.txt")
+    arch = architecture(*AXES).model_copy(update={"vocab": 300})
+    recipe = Recipe(steps=24, batch=4, evaluations=2)
+    record = train(arch, [text], tmp_path / "whole", recipe=recipe)
+    assert record["losses"][-1]["eval_loss"] < np.log(300) - 0.5
+    source = load_source(tmp_path / "whole")
+    assert source.arch == arch and all(table.weight.any() for table in source.model.ngrams)
+    bundle = export(source, tmp_path / "bundle", ExportRequest(precision="int8")).bundle
+    assert selftest(bundle, open_backend(bundle)) is None
