@@ -163,27 +163,33 @@ def rotary_table(positions: Tensor, head_size: int, theta: float) -> Rotary:
 
 class Taps(nn.Module):
     """Weigh each channel of a position and of those before it in its text: [B, T, E] -> [B, T, E]. The weights are
-    [E, 1, taps], that of the position itself last. The input is cached as a layer of keys and values, half of the
+    [taps, 1, E], those of the position itself last. The input is cached as a layer of keys and values, half of the
     channels as each.
+
+    `alone`: whether they begin as if there were none.
     """
 
-    def __init__(self, width: int, taps: int, residual: bool = False):
+    def __init__(self, width: int, taps: int, alone: bool = False):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(width, 1, taps))
-        self.residual = residual
+        self.weight = nn.Parameter(torch.empty(taps, 1, width))
+        self.alone = alone
+
+    def initial(self) -> Tensor:
+        if not self.alone:
+            return torch.randn_like(self.weight) * len(self.weight) ** -0.5
+        return torch.cat((torch.zeros_like(self.weight[1:]), torch.ones_like(self.weight[:1])))
 
     def forward(self, x: Tensor, inside: Tensor, cache: Cache | None, index: int) -> Tensor:
-        before, tokens = self.weight.shape[2] - 1, x.shape[1]
-        weights = self.weight[:, 0].T  # [taps, E]
+        before, tokens = len(self.weight) - 1, x.shape[1]
         rows = x
         if cache is not None:
             key, value = x.unsqueeze(1).chunk(2, dim=-1)  # [B, 1, T, E / 2]
             rows = torch.cat(cache.update(key, value, index), dim=-1)[:, 0]  # [B, cached + T, E]
         rows = nn.functional.pad(rows, (0, 0, before, 0))[:, -(before + tokens) :]
-        mixed = x * (weights[before] + 1 if self.residual else weights[before])
+        mixed = x * self.weight[before]
         for back in range(1, before + 1):
             earlier = rows[:, before - back : before - back + tokens]
-            mixed = mixed + earlier * inside[back] * weights[before - back]
+            mixed = mixed + earlier * inside[back] * self.weight[before - back]
         return mixed
 
 
@@ -219,10 +225,8 @@ class Layer(nn.Module):
             self.attention = Attention(config, block)
         else:
             self.convolution = Convolution(block.width)
-        if tapped:
-            self.attention_taps = Taps(block.width, TAPPED, residual=True)
-        if tapped > 1:
-            self.ffn_taps = Taps(block.width, TAPPED, residual=True)
+        self.attention_taps = Taps(block.width, TAPPED, alone=True) if tapped else None
+        self.ffn_taps = Taps(block.width, TAPPED, alone=True) if tapped > 1 else None
         self.ffn_norm = nn.RMSNorm(block.width, eps=config.rms_norm_eps)
         self.gated = block.gated
         self.up = nn.Linear(block.width, (2 if block.gated else 1) * block.ffn_width, bias=False)  # the gate first
@@ -234,14 +238,14 @@ class Layer(nn.Module):
         """`inside` [TAPPED, B, T, 1]: whether the position so many tokens before is of the same text. `use`: the first
         of its `cache_layers`, that of the mixer."""
         normed = self.attention_norm(x)
-        if self.cache_layers > 1:
+        if self.attention_taps is not None:
             normed = self.attention_taps(normed, inside, cache, use + 1)
         if self.attends:
             x = x + self.attention(normed, rotary, mask, cache, use)
         else:
             x = x + self.convolution(normed, inside, cache, use)
         normed = self.ffn_norm(x)
-        if self.cache_layers > 2:
+        if self.ffn_taps is not None:
             normed = self.ffn_taps(normed, inside, cache, use + 2)
         hidden = self.up(normed)  # [B, T, F], gated [B, T, 2 F]
         gate, *value = hidden.chunk(2, dim=-1) if self.gated else (hidden,)
@@ -303,10 +307,10 @@ class MerinoPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, Projection):  # initializer_range shrinks the residual stream: to a sixth at 64 channels
             initialization.normal_(module.weight, std=module.in_features**-0.5)
-        elif isinstance(module, NgramTable) or (isinstance(module, Taps) and module.residual):
+        elif isinstance(module, NgramTable):
             initialization.zeros_(module.weight)
         elif isinstance(module, Taps):
-            initialization.normal_(module.weight, std=module.weight.shape[2] ** -0.5)
+            initialization.copy_(module.weight, module.initial())
 
 
 class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):

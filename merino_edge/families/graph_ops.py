@@ -111,10 +111,10 @@ class GraphOps(Protocol):
         into the cache.
         """
 
-    def taps(self, x: str, weight: str, layer: KvLayer, residual: bool = False) -> str:
-        """Weigh each channel of x [1, T, width] and of the positions before it by `weight` [width, 1, taps], that of
-        the position itself last; with `residual` x is added. Writes x into the cache: a layer of one head, whose key is
-        the first half of the channels and whose value is the second."""
+    def taps(self, x: str, weight: str, layer: KvLayer) -> str:
+        """Weigh each channel of x [1, T, width] and of the positions before it by `weight` [taps, 1, width], that of
+        the position itself last. Writes x into the cache: a layer of one head, whose key is the first half of the
+        channels and whose value is the second."""
 
     def gated_taps(self, x: str, weight: str, layer: KvLayer) -> str:
         """Return b * taps(a * c) of x [1, T, 3 * width], which holds a, b and c; [1, T, width]."""
@@ -168,7 +168,7 @@ class MatrixNames:
     def add_norm(self, *_: Any) -> tuple[str, str]:
         return "", ""
 
-    def _nothing(self, *_: Any, **__: Any) -> str:
+    def _nothing(self, *_: Any) -> str:
         return ""
 
     add = resize = scale = norm = activation = gated = attention = taps = gated_taps = last = _nothing

@@ -114,7 +114,7 @@ def build_layer(graph: GraphOps, decoder: Decoder, layer: Layer, x: str, delta: 
 
 
 def tapped(graph: GraphOps, x: str, taps: tuple[str, KvLayer] | None) -> str:
-    return graph.taps(x, *taps, residual=True) if taps else x
+    return graph.taps(x, *taps) if taps else x
 
 
 def ffn(graph: GraphOps, layer: Layer, x: str) -> str:

@@ -74,14 +74,14 @@ class Operations(Graph):
         """Return the part of rows [B, count + T, ...] that is `back` positions before the new ones; [B, T, ...]."""
         return self.node("Slice", [rows, self.integers(count - back), self.integers(-back), self.integers(1)])
 
-    def taps(self, x: str, weight: str, layer: KvLayer, residual: bool = False) -> str:
-        weights = self.weights[weight][:, 0].T.astype(self.real)  # [taps, width]
+    def taps(self, x: str, weight: str, layer: KvLayer) -> str:
+        weights = self.real_weight(weight)  # [taps, 1, width]
         count = len(weights) - 1
-        weights[count] += residual
         rows = self.with_earlier(x, layer, count)
         mixed = ""
         for back in range(count + 1):
-            factors = self.stored(f"{weight}.{back}", np.ascontiguousarray(weights[count - back]))
+            place = count - back
+            factors = self.stored(f"{weight}.{place}", weights[place : place + 1])
             part = self.node("Mul", [self.earlier(rows, back, count) if back else x, factors])
             mixed = self.add(mixed, part) if mixed else part
         return mixed
