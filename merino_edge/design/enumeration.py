@@ -196,7 +196,8 @@ def layer_tables(space: Space, model: CostModel, prefill: bool) -> LayerTables:
     largest = np.maximum(peak[kinds.attention], fed_peak[kinds.ffn])
     largest = np.where(kinds.every[:, 0] > 1, np.maximum(largest, other_peak[kinds.width]), largest)
     largest = np.where(tapped, np.maximum(largest, taps_peak[kinds.width]), largest)
-    return LayerTables(*tables, largest, tuple(convolutions) if max(space.attention_every) > 1 else None)
+    convolution = (convolutions[0], convolutions[1]) if max(space.attention_every) > 1 else None
+    return LayerTables(tables[0], tables[1], largest, convolution)
 
 
 @lru_cache(maxsize=64)

@@ -7,9 +7,10 @@ import onnx
 import pytest
 import torch
 from pydantic import ValidationError
-from sample_training import write_stories
+from sample_models import write_stories
 from transformers import DynamicCache
 
+from merino_edge.bundles.tensorrt import check_bundle
 from merino_edge.design import enumeration
 from merino_edge.design.axes import mixer, ngrams, taps
 from merino_edge.design.costs import AtThreads
@@ -21,7 +22,6 @@ from merino_edge.design.space import architecture as space_architecture
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
-from merino_edge.export.tensorrt.check import check_bundle
 from merino_edge.families.designed import Architecture, Block, Ngrams
 from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import kv_bytes, params
