@@ -7,9 +7,9 @@ Known from the paper: blocks of growing width, an FFN ratio and a depth, shared 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from merino_edge.families.family import Family, Loader
 from merino_edge.families.geometry import Keys, LayerShape, facts_by, words_by
@@ -30,7 +30,19 @@ SLOTS = Operator("slots", live=1)  # of a decoder whose cache holds inputs besid
 ID_PARTS = 1024  # a token's id is cached as two numbers below it, which float16 represents exactly
 
 
-class Block(BaseModel):
+class WithAxes(BaseModel):
+    """What names axes, which are written only if they are used: a plain decoder has one description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    axes: ClassVar[tuple[str, ...]]
+
+    @model_serializer(mode="wrap")
+    def _used(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        unused = [name for name in self.axes if getattr(self, name) == type(self).model_fields[name].default]
+        return {name: value for name, value in write(self).items() if name not in unused}
+
+
+class Block(WithAxes):
     """`depth` layers of one width and FFN ratio; a shared block uses one layer's weights `depth` times.
 
     `attention_every`: m: every m-th layer, the first one in the middle of its m, is attention. The others mix positions
@@ -39,7 +51,7 @@ class Block(BaseModel):
     output is multiplied by the activated one (GEGLU, arXiv 2002.05202).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    axes = ("attention_every",)
 
     width: Annotated[int, Field(ge=32, le=8192, multiple_of=32)]
     ffn_ratio: Annotated[float, Field(ge=0.5, le=8)]
@@ -87,7 +99,7 @@ class Ngrams(BaseModel):
         return mixed % PRIME % self.rows
 
 
-class Architecture(BaseModel):
+class Architecture(WithAxes):
     """A decoder: everything but the weights that its graph depends on.
 
     Attributes:
@@ -104,7 +116,7 @@ class Architecture(BaseModel):
         ngrams: tables beside the embedding.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    axes = ("taps", "ngrams")
 
     blocks: Annotated[tuple[Block, ...], Field(min_length=1, max_length=16)]
     vocab: Annotated[int, Field(ge=2, le=1_000_000)]
