@@ -122,8 +122,7 @@ class GraphOps(Protocol):
     def ngrams(self, tables: Mapping[str, Any], layer: KvLayer, vocab: int) -> str:
         """Return the sum of the rows of all tables [rows, width] for input_ids; [1, T, width].
 
-        `tables`: by name, what computes the row's `index` from ids, and the `order` of its n-grams. `layer`: caches the
-        ids.
+        `tables`: the n-grams of each table (`designed.Ngrams`), by the table's name. `layer`: caches the ids.
         """
 
     def last(self, x: str) -> str:

@@ -94,9 +94,9 @@ class Operations(Graph):
     def ngrams(self, tables: Mapping[str, Ngrams], layer: KvLayer, vocab: int) -> str:
         count = max(table.order for table in tables.values()) - 1
         # 1. Ids as two floats [B, T, 2], which the cache holds exactly.
-        both = self.node("Div", ["input_ids", self.integers(ID_PARTS)])
-        low = self.node("Sub", ["input_ids", self.node("Mul", [both, self.integers(ID_PARTS)])])
-        parts = [self.node("Unsqueeze", [part, self.integers(2)]) for part in (both, low)]
+        high = self.node("Div", ["input_ids", self.integers(ID_PARTS)])
+        low = self.node("Sub", ["input_ids", self.node("Mul", [high, self.integers(ID_PARTS)])])
+        parts = [self.node("Unsqueeze", [part, self.integers(2)]) for part in (high, low)]
         rows = self.with_earlier(
             self.to_real(self.node("Concat", parts, axis=-1)), layer, count, divmod(vocab, ID_PARTS)
         )
