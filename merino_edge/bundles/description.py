@@ -190,8 +190,8 @@ def describe(
 
 def backends_of(form: GraphFormat, oldest: str = "1.10", hashed: bool = False) -> tuple[BackendNeed, ...]:
     """What can run such a graph, the preferred backend first. `oldest`: ONNX Runtime by the graph's operators.
-    `hashed`: whether the graph hashes ids. TensorRT takes standard operators on floats, and its backend takes the logits
-    of one position."""
+    `hashed`: whether the graph hashes ids. TensorRT takes standard operators on floats, and its backend takes the
+    logits of one position."""
     oldest = max(form.min_version, oldest, key=version_tuple)
     plain = form.dialect == "portable" and form.precision in ("fp32", "fp16") and not form.all_logits
     on_gpu = (TENSORRT._replace(min_version=FIRST_HASHING) if hashed else TENSORRT,) if plain else ()
