@@ -15,10 +15,12 @@ from merino_edge.bundles.board_app import write_board_app
 from merino_edge.bundles.files import APP_FILE, DESCRIPTION_FILE, TOKENIZER_FILE
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import (
+    FIRST_HASHING,
     Core,
     Operator,
     decode_flops,
     fast_isa,
+    hashes_ids,
     head_flops,
     kv_bytes,
     kv_format,
@@ -141,7 +143,8 @@ def describe(
         for path in sorted(folder.iterdir()) if path.name not in (DESCRIPTION_FILE, APP_FILE)
     )  # fmt: skip
     geometry = model.geometry
-    operators, backends = geometry.operators, backends_of(form, graph.oldest)
+    operators = geometry.operators
+    backends = backends_of(form, graph.oldest, hashes_ids(operators))
     slower = (
         slower_on(
             operators, form.precision, form.context, form.core, list_profiles(), form.kv, form.by_groups
@@ -185,12 +188,13 @@ def describe(
     )
 
 
-def backends_of(form: GraphFormat, oldest: str = "1.10") -> tuple[BackendNeed, ...]:
-    """What can run such a graph, the preferred backend first. `oldest`: ONNX Runtime by the graph's operators. TensorRT
-    takes standard operators on floats, and its backend takes the logits of one position."""
+def backends_of(form: GraphFormat, oldest: str = "1.10", hashed: bool = False) -> tuple[BackendNeed, ...]:
+    """What can run such a graph, the preferred backend first. `oldest`: ONNX Runtime by the graph's operators.
+    `hashed`: whether the graph hashes ids. TensorRT takes standard operators on floats, and its backend takes the
+    logits of one position."""
     oldest = max(form.min_version, oldest, key=version_tuple)
     plain = form.dialect == "portable" and form.precision in ("fp32", "fp16") and not form.all_logits
-    on_gpu = (TENSORRT,) if plain else ()
+    on_gpu = (TENSORRT._replace(min_version=FIRST_HASHING) if hashed else TENSORRT,) if plain else ()
     return (BackendNeed("onnxruntime", oldest, REFUSED_VERSIONS), *on_gpu)
 
 

@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from merino_edge.design.axes import attention, ffn, vocabulary, weight_format
+from merino_edge.design.axes import attention, ffn, mixer, ngrams, taps, vocabulary, weight_format
 from merino_edge.design.budgets import BUDGETS_BY_NAME, refusal
 from merino_edge.design.costs import AtThreads, Costs, table
 from merino_edge.design.law import Constants, ln_loss
 from merino_edge.design.space import Layer, Space, architecture
-from merino_edge.families.designed import Architecture
+from merino_edge.families.designed import SLOTS, Architecture, Ngrams
 from merino_edge.families.operators import Operator
 from merino_edge.prediction.cost_model import CostModel, cost_model
 from merino_edge.prediction.limits import most_within, positive
@@ -26,7 +26,7 @@ from merino_runtime.errors import MerinoError
 
 
 class Kinds(NamedTuple):
-    """Every kind of layer of a space, and the attentions and FFNs that layers are made of. K kinds."""
+    """Every kind of layer of a space, and the attentions and FFNs that layers are made of. K kinds, D depths."""
 
     layers: list[Layer]  # [K]
     attentions: list[tuple[int, int]]
@@ -34,7 +34,10 @@ class Kinds(NamedTuple):
     attention: np.ndarray  # index of each kind's attention [K]
     ffn: np.ndarray  # of its FFN [K]
     width: np.ndarray  # of its width in the space [K]
-    weights: np.ndarray  # of one layer's matrices [K]
+    every: np.ndarray  # of so many layers one is attention [K, 1]
+    caches_inputs: np.ndarray  # whether a cache holds more than keys and values [K]
+    weights: np.ndarray  # of the matrices of all layers [K, D]
+    attended: np.ndarray  # share of these in layers with attention [K, D]
 
 
 class Choice(NamedTuple):
@@ -53,11 +56,24 @@ def kinds_of(space: Space) -> Kinds:
         (row, column, space.widths.index(width))
         for row, (width, _) in enumerate(attentions) for column, (other, *_) in enumerate(ffns) if width == other
     ]  # fmt: skip
-    layers = [Layer(*attentions[row], *ffns[column][1:]) for row, column, _ in pairs]
-    parts = [[attention.operators(*attentions[row]), ffn.operators(*ffns[column])] for row, column, _ in pairs]
-    weights = np.array([float(sum(op.matrix for part in two for op in part)) for two in parts])
-    of_attention, of_ffn, of_width = np.array(pairs).reshape(-1, 3).T
-    return Kinds(layers, attentions, ffns, of_attention, of_ffn, of_width, weights)
+    axes = list(itertools.product(space.attention_every, space.taps))
+    layers = [Layer(*attentions[row], *ffns[column][1:], *more) for row, column, _ in pairs for more in axes]
+    of_attention, of_ffn, of_width = np.repeat(np.array(pairs).reshape(-1, 3), len(axes), axis=0).T
+
+    def matrices(groups: list[list[Operator]]) -> np.ndarray:
+        return np.array([float(sum(op.matrix for op in group)) for group in groups])
+
+    fed = matrices([ffn.operators(*one) for one in ffns])[of_ffn]
+    attended = matrices([attention.operators(*one) for one in attentions])[of_attention] + fed
+    convolved = matrices([mixer.operators(width) for width in space.widths])[of_width] + fed
+    every, depths = np.array([layer.attention_every for layer in layers])[:, None], np.array(space.depths)
+    count = mixer.attentions(every, depths)
+    by_attention = count * attended[:, None]
+    weights = by_attention + (depths - count) * convolved[:, None]
+    inputs = np.array([layer.attention_every > 1 or layer.taps for layer in layers])
+    return Kinds(
+        layers, attentions, ffns, of_attention, of_ffn, of_width, every, inputs, weights, by_attention / weights
+    )
 
 
 def best(
@@ -71,37 +87,44 @@ def best(
     number among them is allowed instead.
     """
     kinds, depths = kinds_of(space), np.array(space.depths)
-    weights = kinds.weights[:, None] * depths  # [K, D]
+    weights = kinds.weights
     terms = [
-        attention.heads_term(layer.width // attention.head_size(layer.width), layer.kv_heads, constants)
-        + ffn.term(layer.gated, constants)
+        (
+            attention.heads_term(layer.width // attention.head_size(layer.width), layer.kv_heads, constants),
+            ffn.term(layer.gated, constants) + mixer.term(layer.attention_every, constants)
+            + taps.term(layer.taps, constants),
+        )
         for layer in kinds.layers
-    ]
-    losses = ln_loss(weights, depths, np.array(terms)[:, None], constants)
+    ]  # fmt: skip
+    of_heads, of_layers = np.array(terms).T[:, :, None]
+    losses = ln_loss(weights, depths, of_heads * kinds.attended + of_layers, constants)
+    losses = np.where(kinds.every <= depths, losses, np.inf)
     widths = np.array(space.widths)[kinds.width][:, None]
     chosen, least_loss, fewest = None, np.inf, np.inf
-    for vocab in vocabs:
-        of_vocab = losses + vocabulary.term(vocab, widths, weights, constants)
+    for vocab, tables in itertools.product(vocabs, space.ngrams):
+        of_vocab = losses + vocabulary.term(vocab, widths, weights, constants) + ngrams.term(tables, constants)
         for model in models:
             term = weight_format.term(model.shape.precision, constants)
             term += attention.cache_term(model.shape.kv, constants)
-            costs = costs_of(space, model, vocab, depths, reads_prompts(limits))
+            costs = costs_of(space, model, vocab, depths, reads_prompts(limits), tables)
             fits = within_limits(costs, limits)
+            if model.shape.kv:  # which quantizes keys and values alone
+                fits &= ~(kinds.caches_inputs[:, None] | bool(tables))
             if most_weights is not None:
                 params = AtThreads(costs, 0, 0).params  # the same at all thread counts
                 fewest = min(fewest, float(np.where(fits, params, np.inf).min()))
                 fits &= params <= most_weights
             index = int(np.where(fits, of_vocab, np.inf).argmin())
             if fits.flat[index] and of_vocab.flat[index] + term < least_loss:
-                chosen, least_loss = (index, vocab, model), float(of_vocab.flat[index] + term)
+                chosen, least_loss = (index, vocab, tables, model), float(of_vocab.flat[index] + term)
     if chosen is None and np.isfinite(fewest):
         return best(space, models, vocabs, limits, constants, fewest)
     if chosen is None:
         raise nothing_fits(space, models, vocabs, limits)
-    index, vocab, model = chosen
+    index, vocab, tables, model = chosen
     kind, depth = divmod(index, len(depths))
-    arch = architecture(kinds.layers[kind], int(depths[depth]), vocab, model.shape.context)
-    return Choice(arch, model, least_loss, losses.size * len(vocabs) * len(models))
+    arch = architecture(kinds.layers[kind], int(depths[depth]), vocab, model.shape.context, tables)
+    return Choice(arch, model, least_loss, losses.size * len(vocabs) * len(space.ngrams) * len(models))
 
 
 def reads_prompts(limits: Mapping[str, float]) -> bool:
@@ -126,14 +149,23 @@ def within_limits(costs: Costs, limits: Mapping[str, float]) -> np.ndarray:
     return fits
 
 
-def costs_of(space: Space, model: CostModel, vocab: int, depths: np.ndarray, prefill: bool) -> Costs:
+def costs_of(
+    space: Space, model: CostModel, vocab: int, depths: np.ndarray, prefill: bool, tables: tuple[Ngrams, ...] = ()
+) -> Costs:
     """Return the costs of decoders of every kind of layer at every depth [K, D]."""
     kinds, layers = kinds_of(space), layer_tables(space, model, prefill)
-    ends, peak = end_tables(space, model, vocab, prefill)
+    ends, peak = end_tables(space, model, vocab, prefill, tables)
+    slots = table(float_cache(model), [SLOTS], prefill)[0] * (kinds.caches_inputs[:, None] | bool(tables))
+    before = mixer.attentions(kinds.every, depths - 1)  # attentions before the last layer [K, D]
+    last = mixer.attentions(kinds.every, depths) - before  # 1 if it is one
 
     def column(number: int) -> np.ndarray:
-        once = layers.last[:, number] + ends[kinds.width, number]
-        return once[:, None] + layers.layer[:, number][:, None] * (depths - 1)
+        once = layers.last[:, number] + ends[kinds.width, number] + slots[:, number]
+        total = once[:, None] + layers.layer[:, number][:, None] * (depths - 1)
+        if layers.convolution is None:
+            return total
+        inner, outer = (part[:, number][:, None] for part in layers.convolution)
+        return total + inner * (depths - 1 - before) + outer * (1 - last)
 
     peaks = np.maximum(layers.peak, peak[kinds.width])
     return Costs(model, column, np.broadcast_to(peaks[:, None], (len(peaks), len(depths))))
@@ -145,23 +177,36 @@ class LayerTables(NamedTuple):
     layer: np.ndarray  # [K, Q]
     last: np.ndarray  # of the last layer, which computes one position only after its attention [K, Q]
     peak: np.ndarray  # MB of a layer's largest activations [K]
+    convolution: tuple[np.ndarray, np.ndarray] | None  # instead of attention, added to `layer` and to `last`
 
 
 @lru_cache(maxsize=64)
 def layer_tables(space: Space, model: CostModel, prefill: bool) -> LayerTables:
-    kinds = kinds_of(space)
-    tables = []
+    kinds, floats = kinds_of(space), float_cache(model)
+    tapped = np.array([layer.taps for layer in kinds.layers])
+    tables, convolutions = [], []
+    one_place, taps_peak = sums(floats, [taps.operators(width) for width in space.widths], prefill)
     for final in (False, True):
         mixed, peak = sums(model, [attention.operators(*one, final=final) for one in kinds.attentions], prefill)
-        fed, fed_peak = sums(float_cache(model), [ffn.operators(*one, final=final) for one in kinds.ffns], prefill)
-        tables.append(mixed[kinds.attention] + fed[kinds.ffn])
-    return LayerTables(tables[0], tables[1], np.maximum(peak[kinds.attention], fed_peak[kinds.ffn]))
+        fed, fed_peak = sums(floats, [ffn.operators(*one, final=final) for one in kinds.ffns], prefill)
+        places = taps.places(True, 1) if final else 2
+        tables.append(mixed[kinds.attention] + fed[kinds.ffn] + (places * tapped)[:, None] * one_place[kinds.width])
+        convolved, other_peak = sums(floats, [mixer.operators(width, final=final) for width in space.widths], prefill)
+        convolutions.append(convolved[kinds.width] - mixed[kinds.attention])
+    largest = np.maximum(peak[kinds.attention], fed_peak[kinds.ffn])
+    largest = np.where(kinds.every[:, 0] > 1, np.maximum(largest, other_peak[kinds.width]), largest)
+    largest = np.where(tapped, np.maximum(largest, taps_peak[kinds.width]), largest)
+    convolution = (convolutions[0], convolutions[1]) if max(space.attention_every) > 1 else None
+    return LayerTables(tables[0], tables[1], largest, convolution)
 
 
 @lru_cache(maxsize=64)
-def end_tables(space: Space, model: CostModel, vocab: int, prefill: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return the costs of embedding, final norm and head [W, Q], and MB of their largest activations [W]."""
-    return sums(float_cache(model), [vocabulary.operators(width, vocab) for width in space.widths], prefill)
+def end_tables(
+    space: Space, model: CostModel, vocab: int, prefill: bool, tables: tuple[Ngrams, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the costs of embedding, tables, final norm and head [W, Q], and MB of their largest activations [W]."""
+    ends = [vocabulary.operators(width, vocab) + ngrams.operators(width, tables) for width in space.widths]
+    return sums(float_cache(model), ends, prefill)
 
 
 def float_cache(model: CostModel) -> CostModel:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from merino_edge.design.axes import attention, ffn, vocabulary, weight_format
+from merino_edge.design.axes import attention, ffn, mixer, ngrams, taps, vocabulary, weight_format
 from merino_edge.design.law import Constants, effective_weights, ln_loss, worth
 from merino_edge.design.paper.score import MerinoScoring, block_score, total_score
 from merino_edge.design.score import MeasuredScoring, Scoring
@@ -57,8 +57,12 @@ def groups_of(geometry: Geometry) -> list[Group]:
     groups, size = [], geometry.head_size
     for one in geometry.blocks:
         keys, ffn_width = one.kv_width(size), (2 + one.gated) * one.ffn_width
+        attentions, heads = mixer.attentions(one.attention_every, one.depth), one.width // size
         weights = one.width * (2 * one.width + 2 * keys + ffn_width)
-        groups.append(Group(one.depth, one.shared, weights, one.gated, one.width // size, keys // size))
+        groups.append(Group(attentions, one.shared, weights, one.gated, heads, keys // size))
+        if convolutions := one.depth - attentions:
+            weights = one.width * (4 * one.width + ffn_width)
+            groups.append(Group(convolutions, False, weights, one.gated, heads, heads))
     return groups
 
 
@@ -68,6 +72,9 @@ def loss_of(groups: list[Group], geometry: Geometry, constants: Constants, preci
     weights = sum(sizes)
     terms = weight_format.term(precision, constants) + attention.cache_term(kv, constants)
     terms += vocabulary.term(geometry.vocab, geometry.embed_width, weights, constants)
+    if isinstance(geometry, Architecture):
+        terms += taps.term(geometry.taps, constants) + ngrams.term(geometry.ngrams, constants)
+        terms += mixer.term(max(block.attention_every for block in geometry.blocks), constants)
     for size, group in zip(sizes, groups, strict=True):
         of_layer = ffn.term(group.gated, constants) + attention.heads_term(group.heads, group.kv_heads, constants)
         terms += size / weights * of_layer

@@ -5,12 +5,13 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from merino_edge.design import law
-from merino_edge.design.axes import attention, ffn, vocabulary, weight_format
+from merino_edge.design.axes import attention, ffn, mixer, ngrams, taps, vocabulary, weight_format
 from merino_edge.design.paper.score import MERINO, MerinoScoring
 from merino_runtime.errors import MerinoError
 
 CONSTANTS: dict[str, law.Constant] = {
-    **law.CONSTANTS, **attention.CONSTANTS, **ffn.CONSTANTS, **vocabulary.CONSTANTS, **weight_format.CONSTANTS
+    **law.CONSTANTS, **attention.CONSTANTS, **ffn.CONSTANTS, **vocabulary.CONSTANTS, **weight_format.CONSTANTS,
+    **mixer.CONSTANTS, **taps.CONSTANTS, **ngrams.CONSTANTS,
 }  # fmt: skip
 
 

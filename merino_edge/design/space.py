@@ -7,8 +7,8 @@ vocabulary belong to the request (`designer`).
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from merino_edge.design.axes import attention, ffn
-from merino_edge.families.designed import Architecture, Block
+from merino_edge.design.axes import attention, ffn, mixer, ngrams, taps
+from merino_edge.families.designed import Architecture, Block, Ngrams
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,9 @@ class Space:
     ffn_ratios: tuple[float, ...] = ffn.RATIOS
     gated: tuple[bool, ...] = ffn.GATED
     kv_heads: tuple[int | None, ...] = attention.KV_HEADS
+    attention_every: tuple[int, ...] = mixer.EVERY
+    taps: tuple[bool, ...] = taps.TAPS
+    ngrams: tuple[tuple[Ngrams, ...], ...] = ngrams.TABLES
 
     def attentions(self) -> list[tuple[int, int]]:
         """Every (width, KV heads)."""
@@ -44,10 +47,19 @@ class Layer(NamedTuple):
     kv_heads: int
     ffn_ratio: float
     gated: bool
+    attention_every: int = 1  # of the layers of this kind; the others are gated convolutions
+    taps: bool = False
 
 
-def architecture(layer: Layer, depth: int, vocab: int, context: int) -> Architecture:
+def architecture(
+    layer: Layer, depth: int, vocab: int, context: int, tables: tuple[Ngrams, ...] = ()
+) -> Architecture:
     size = attention.head_size(layer.width)
     heads = None if layer.kv_heads * size == layer.width else layer.kv_heads
-    block = Block(width=layer.width, ffn_ratio=layer.ffn_ratio, depth=depth, kv_heads=heads, gated=layer.gated)
-    return Architecture(blocks=(block,), vocab=vocab, head_size=size, context=context)
+    block = Block(
+        width=layer.width, ffn_ratio=layer.ffn_ratio, depth=depth, kv_heads=heads, gated=layer.gated,
+        attention_every=layer.attention_every,
+    )  # fmt: skip
+    return Architecture(
+        blocks=(block,), vocab=vocab, head_size=size, context=context, taps=layer.taps, ngrams=tables
+    )

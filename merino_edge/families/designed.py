@@ -7,32 +7,51 @@ Known from the paper: blocks of growing width, an FFN ratio and a depth, shared 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from merino_edge.families.family import Family, Loader
 from merino_edge.families.geometry import Keys, LayerShape, facts_by, words_by
 from merino_edge.families.graph_ops import Attention, GraphOps, KvLayer, Norm
-from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, norm
+from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, ngrams, norm, taps
 from merino_edge.families.pre_norm import Decoder, Layer, Linear, build_layer, residual_norm
 from merino_edge.families.rotary import Rotary
 
 KEYS: Keys = {
     "vocab": "vocab_size", "head_size": "head_size", "context": "max_position_embeddings", "rope_theta": "rope_theta",
-    "rms_norm_eps": "rms_norm_eps", "width_change": "width_change",
+    "rms_norm_eps": "rms_norm_eps", "width_change": "width_change", "taps": "taps",
 }  # fmt: skip
+MIXED, TAPPED = 3, 4  # taps of a gated convolution; taps before a mixer and before an FFN
+# Of the hash: a universal one, whose sums of three ids below 2^20 fit into int64.
+PRIME, MULTIPLIERS = 2**31 - 1, (1_540_483_477, 1_000_000_933, 1_878_242_191)
+MOST_ROWS = 2**31
+SLOTS = Operator("slots", live=1)  # of a decoder whose cache holds inputs besides keys and values
+ID_PARTS = 1024  # a token's id is cached as two numbers below it, which float16 represents exactly
 
 
-class Block(BaseModel):
-    """`depth` layers of one width and FFN ratio; a shared block uses one layer's weights `depth` times.
-
-    `kv_heads`: KV heads, each of which an equal group of query heads shares (arXiv 2305.13245); None: as many as query
-    heads. `gated`: whether the FFN has a third matrix, whose output is multiplied by the activated one (GEGLU, arXiv
-    2002.05202).
-    """
+class WithAxes(BaseModel):
+    """What names axes, which are written only if they are used: a plain decoder has one description."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    axes: ClassVar[tuple[str, ...]]
+
+    @model_serializer(mode="wrap")
+    def _used(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        unused = [name for name in self.axes if getattr(self, name) == type(self).model_fields[name].default]
+        return {name: value for name, value in write(self).items() if name not in unused}
+
+
+class Block(WithAxes):
+    """`depth` layers of one width and FFN ratio; a shared block uses one layer's weights `depth` times.
+
+    `attention_every`: m: every m-th layer, the first one in the middle of its m, is attention. The others mix positions
+    by gated short convolutions (LFM2, arXiv 2511.23404). `kv_heads`: KV heads, each of which an equal group of query
+    heads shares (arXiv 2305.13245); None: as many as query heads. `gated`: whether the FFN has a third matrix, whose
+    output is multiplied by the activated one (GEGLU, arXiv 2002.05202).
+    """
+
+    axes = ("attention_every",)
 
     width: Annotated[int, Field(ge=32, le=8192, multiple_of=32)]
     ffn_ratio: Annotated[float, Field(ge=0.5, le=8)]
@@ -40,6 +59,11 @@ class Block(BaseModel):
     shared: bool = False
     kv_heads: Annotated[int | None, Field(ge=1, le=1024)] = None
     gated: bool = False
+    attention_every: Annotated[int, Field(ge=1, le=64)] = 1
+
+    def attends(self, use: int) -> bool:
+        """Return whether this use of a layer mixes positions by attention."""
+        return use % self.attention_every == (self.attention_every - 1) // 2
 
     @property
     def ffn_width(self) -> int:
@@ -53,10 +77,29 @@ class Block(BaseModel):
     def _whole_ffn(self) -> Self:
         if self.ffn_width != self.width * self.ffn_ratio:
             raise ValueError(f"ffn_ratio {self.ffn_ratio} of width {self.width} is no integer number of channels")
+        if self.attention_every > (1 if self.shared else self.depth):
+            raise ValueError(
+                f"attention_every {self.attention_every} must be at most depth {self.depth}, and 1 in a shared block"
+            )
         return self
 
 
-class Architecture(BaseModel):
+class Ngrams(BaseModel):
+    """A table of hashed n-grams. The row of the last `order` tokens is added to the embedding (arXiv 2501.16975)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    order: Annotated[int, Field(ge=2, le=len(MULTIPLIERS))]
+    rows: Annotated[int, Field(ge=2, le=MOST_ROWS)]
+
+    def index(self, ids: Any) -> Any:
+        """Return the row of each token: `ids` are the arrays of the token's id and of the ids before it, nearest first,
+        in int64. Before the text begins, the id is `vocab`."""
+        mixed = sum(one * factor for one, factor in zip(ids[: self.order], MULTIPLIERS, strict=False))
+        return mixed % PRIME % self.rows
+
+
+class Architecture(WithAxes):
     """A decoder: everything but the weights that its graph depends on.
 
     Attributes:
@@ -68,9 +111,12 @@ class Architecture(BaseModel):
         context: the longest sequence in tokens.
         rope_theta: base of the rotary frequencies (RoFormer, arXiv 2104.09864).
         rms_norm_eps: added to the mean square in RMSNorm.
+        taps: whether causal taps precede each mixer, and each FFN but the last (Canon layers, arXiv 2512.17351). The
+            last FFN has none, because a prefill computes it at one position.
+        ngrams: tables beside the embedding.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    axes = ("taps", "ngrams")
 
     blocks: Annotated[tuple[Block, ...], Field(min_length=1, max_length=16)]
     vocab: Annotated[int, Field(ge=2, le=1_000_000)]
@@ -79,6 +125,8 @@ class Architecture(BaseModel):
     width_change: Literal["projection", "padding"] = "projection"
     rope_theta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10_000.0
     rms_norm_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
+    taps: bool = False
+    ngrams: Annotated[tuple[Ngrams, ...], Field(max_length=2)] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -92,11 +140,22 @@ class Architecture(BaseModel):
         if odd:
             heads = [width // self.head_size for width in widths]
             raise ValueError(f"kv_heads {odd} must divide the blocks' heads, {heads}")
+        if self.taps and any(block.shared for block in self.blocks):
+            raise ValueError("taps are not possible in a shared block: leave out taps or shared")
+        orders = [table.order for table in self.ngrams]
+        if len(set(orders)) < len(orders):
+            raise ValueError(f"ngrams have the orders {orders}, must differ in their orders")
         return self
 
     @property
     def padded(self) -> bool:
         return self.width_change == "padding"
+
+    @property
+    def caches_inputs(self) -> bool:
+        """Return whether the cache holds more than keys and values."""
+        mixed = any(not block.attends(use) for block in self.blocks for use in range(block.depth))
+        return mixed or self.taps or bool(self.ngrams)
 
     @property
     def embed_width(self) -> int:
@@ -108,10 +167,16 @@ class Architecture(BaseModel):
 
     @property
     def kv_layers(self) -> list[tuple[int, int]]:
-        return [
-            (block.kv_width(self.head_size) // self.head_size, self.head_size)
-            for block in self.blocks for _ in range(block.depth)
-        ]  # fmt: skip
+        """A convolution caches its input like keys and values, half of the channels as each. The tokens' ids are the
+        last layer."""
+        layers = []
+        for index, block in enumerate(self.blocks):
+            rows = (1, block.width // 2)
+            for use in range(block.depth):
+                heads = block.kv_width(self.head_size) // self.head_size
+                layers.append((heads, self.head_size) if block.attends(use) else rows)
+                layers += [rows] * tapped(self, index, use)
+        return layers + [(1, 1)] * bool(self.ngrams)
 
     @property
     def layer_shapes(self) -> list[LayerShape]:
@@ -122,13 +187,22 @@ class Architecture(BaseModel):
 
     def shape(self) -> str:
         """`384x1.5x4 512x1.5x5k2s`: width x FFN ratio x depth of each block, `g` if the FFN is gated, `k` and the KV
-        heads if there are fewer of them than query heads, `s` if shared."""
-        return " ".join(self._block_shape(block) for block in self.blocks)
+        heads if there are fewer of them than query heads, `a4` if every 4th layer is attention, `s` if shared. `taps`,
+        and `2:65536` for a table of so many bigrams."""
+        blocks = [self._block_shape(block) for block in self.blocks]
+        return " ".join(blocks + ["taps"] * self.taps + [f"{table.order}:{table.rows}" for table in self.ngrams])
 
     def _block_shape(self, block: Block) -> str:
         grouped = f"k{block.kv_heads}" if block.kv_width(self.head_size) < block.width else ""
-        flags = f"{'g' if block.gated else ''}{grouped}{'s' if block.shared else ''}"
+        every = f"a{block.attention_every}" if block.attention_every > 1 else ""
+        flags = f"{'g' if block.gated else ''}{grouped}{every}{'s' if block.shared else ''}"
         return f"{block.width}x{block.ffn_ratio:g}x{block.depth}{flags}"
+
+
+def tapped(arch: Architecture, index: int, use: int) -> int:
+    """Return how many causal taps with residual this use of a layer has: before its mixer, and before its FFN."""
+    last = index == len(arch.blocks) - 1 and use == arch.blocks[index].depth - 1
+    return (1 if last else 2) * arch.taps
 
 
 def attention_operators(
@@ -143,6 +217,14 @@ def attention_operators(
     yield linear(width, width + 2 * kv_width, own=own, also_live=width)
     yield attention(width, heads, kv_width=kv_width, also_live=width)
     yield linear(width, width, own=own, also_live=width, final=final)
+
+
+def convolution_operators(width: int, *, final: bool = False) -> Iterator[Operator]:
+    """RMSNorm, in-projection, gated taps, output."""
+    yield norm(width)
+    yield linear(width, 3 * width, also_live=width)
+    yield taps(width, MIXED, also_live=3 * width)
+    yield linear(width, width, also_live=width, final=final)
 
 
 def ffn_operators(
@@ -172,6 +254,10 @@ def block_operators(block: Block, head_size: int, *, last: bool = False) -> Iter
     for use in range(block.depth):
         own = use == 0 or not block.shared
         final = last and use == block.depth - 1
+        if not block.attends(use):
+            yield from convolution_operators(block.width, final=final)
+            yield from ffn_operators(block.width, block.ffn_width, gated=block.gated, final=final)
+            continue
         layer = layer_operators(
             block.width, block.ffn_width, block.width // head_size, kv_width=block.kv_width(head_size),
             gated=block.gated, own=own, final=final,
@@ -200,11 +286,22 @@ def end_operators(first: int, last: int, vocab: int, *, padded: bool = False) ->
     yield head(first, vocab)
 
 
+def ngram_operators(width: int, tables: Iterable[Ngrams]) -> Iterator[Operator]:
+    """The ids that are hashed, and the tables."""
+    rows = [ngrams(table.rows, width) for table in tables]
+    yield from [Operator("ids", width=1, live=4), *rows] if rows else []
+
+
 def decoder_operators(arch: Architecture) -> Iterator[Operator]:
     first, last = arch.blocks[0].width, arch.blocks[-1].width
     for index, block in enumerate(arch.blocks):
         yield from transition_operators(arch.blocks[max(0, index - 1)].width, block.width, padded=arch.padded)
         yield from block_operators(block, arch.head_size, last=index == len(arch.blocks) - 1)
+        for use in range(block.depth):
+            yield from [taps(block.width, TAPPED, also_live=block.width)] * tapped(arch, index, use)
+    if arch.caches_inputs:
+        yield SLOTS
+    yield from ngram_operators(first, arch.ngrams)
     yield from end_operators(first, last, arch.vocab, padded=arch.padded)
 
 
@@ -212,6 +309,10 @@ def build_designed(graph: GraphOps, arch: Architecture) -> None:
     """Write the whole graph: ids to logits of the last position."""
     decoder = decoder_of(arch)
     x, delta = graph.embed(decoder.embedding), None
+    if arch.ngrams:
+        names = {f"ngrams.{index}.weight": table for index, table in enumerate(arch.ngrams)}
+        ids = KvLayer(len(arch.kv_layers) - 1, *arch.kv_layers[-1])
+        x = graph.add(x, graph.ngrams(names, ids, arch.vocab))
     before, layers = arch.blocks[0].width, iter(decoder.layers)
     for index, block in enumerate(arch.blocks):
         if block.width != before:
@@ -238,29 +339,36 @@ def decoder_of(arch: Architecture) -> Decoder:
 def layers_of(arch: Architecture) -> Iterator[Layer]:
     """Yield each use of a layer, with the names of its weights."""
     size = arch.head_size
-    places = [(index, block, use) for index, block in enumerate(arch.blocks) for use in range(block.depth)]
-    for cached, (index, block, use) in enumerate(places):
-        at = f"blocks.{index}.layers.{0 if block.shared else use}"
-        yield Layer(
-            cache=KvLayer(cached, block.kv_width(size) // size, size),
-            attention=Attention(block.width // size, size**-0.5, Rotary(arch.rope_theta, size)),
-            attention_norm=Norm(f"{at}.attention_norm.weight", None, arch.rms_norm_eps),
-            qkv=Linear((f"{at}.attention.qkv.weight",)),
-            out=Linear((f"{at}.attention.out.weight",)),
-            ffn_norm=Norm(f"{at}.ffn_norm.weight", None, arch.rms_norm_eps),
-            up=Linear((f"{at}.up.weight",)),
-            down=Linear((f"{at}.down.weight",)),
-            activation="gelu",
-            gated=block.gated,
-        )
+    cache = (KvLayer(index, *shape) for index, shape in enumerate(arch.kv_layers))
+    for index, block in enumerate(arch.blocks):
+        for use in range(block.depth):
+            at = f"blocks.{index}.layers.{0 if block.shared else use}"
+            mixer = f"{at}.attention" if block.attends(use) else f"{at}.convolution"
+            mixed, taps = next(cache), tapped(arch, index, use)
+            yield Layer(
+                cache=mixed,
+                attention=Attention(block.width // size, size**-0.5, Rotary(arch.rope_theta, size)),
+                attention_norm=Norm(f"{at}.attention_norm.weight", None, arch.rms_norm_eps),
+                qkv=Linear((f"{mixer}.qkv.weight" if block.attends(use) else f"{mixer}.into.weight",)),
+                out=Linear((f"{mixer}.out.weight",)),
+                ffn_norm=Norm(f"{at}.ffn_norm.weight", None, arch.rms_norm_eps),
+                up=Linear((f"{at}.up.weight",)),
+                down=Linear((f"{at}.down.weight",)),
+                activation="gelu",
+                gated=block.gated,
+                convolution=None if block.attends(use) else f"{mixer}.taps.weight",
+                attention_taps=(f"{at}.attention_taps.weight", next(cache)) if taps else None,
+                ffn_taps=(f"{at}.ffn_taps.weight", next(cache)) if taps > 1 else None,
+            )
 
 
 def config_words(geometry: Architecture) -> dict[str, Any]:
-    return {**words_by(KEYS, geometry), "blocks": [block.model_dump() for block in geometry.blocks]}
+    parts = geometry.model_dump(include={"blocks", "ngrams"})
+    return {**words_by(KEYS, geometry), **{name: list(part) for name, part in parts.items()}}
 
 
 def geometry_of(config: Any) -> Architecture:
-    return Architecture.model_validate({**facts_by(KEYS, config), "blocks": config.blocks})
+    return Architecture.model_validate({**facts_by(KEYS, config), "blocks": config.blocks, "ngrams": config.ngrams})
 
 
 LOADER = Loader(
@@ -286,7 +394,8 @@ FAMILY = Family(
     model_name="MerinoForCausalLM",
     supported={},  # MerinoConfig itself refuses other values
     keys=frozenset(KEYS.values()) | {
-        "blocks", "hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings", "rope_parameters",
+        "blocks", "ngrams", "hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings",
+        "rope_parameters",
     },
     config_words=config_words,
     geometry_of=geometry_of,

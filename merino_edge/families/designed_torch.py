@@ -1,5 +1,6 @@
 """The designed family in transformers' form: blocks of growing width, pre-norm RMSNorm, rotary attention, GELU FFN
-(gated or not), tied embedding. Importing this module registers it for `AutoModelForCausalLM`.
+(gated or not), tied embedding; on request gated convolutions, causal taps and n-gram tables. Importing this module
+registers it for `AutoModelForCausalLM`.
 
 Batch B, sequence T, width E, query heads H, KV heads G, head size D, vocabulary V. A shared block
 runs one layer's weights `depth` times, each use with a cache layer of its own.
@@ -25,7 +26,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.deprecation import deprecate_kwarg
 
-from merino_edge.families.designed import Architecture, Block, geometry_of
+from merino_edge.families.designed import ID_PARTS, MIXED, TAPPED, Architecture, Block, geometry_of, tapped
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 
@@ -36,9 +37,10 @@ class MerinoConfig(PreTrainedConfig):
     """`Architecture` under the names that transformers and its tools look for.
 
     Args:
-        blocks: a list of `{width, ffn_ratio, depth, shared, kv_heads, gated}`; the last three may be absent.
+        blocks: a list of `{width, ffn_ratio, depth, shared, kv_heads, gated, attention_every}`; the last four may be
+            absent.
         vocab_size, max_position_embeddings: `vocab` and `context`.
-        head_size, rope_theta, rms_norm_eps, width_change: as in `Architecture`.
+        head_size, rope_theta, rms_norm_eps, width_change, taps, ngrams: as in `Architecture`.
 
     `hidden_size`, `num_hidden_layers` and `num_attention_heads` are computed from the blocks, for tools that read them.
     Raise MerinoError for a geometry that cannot be.
@@ -56,6 +58,8 @@ class MerinoConfig(PreTrainedConfig):
         rope_theta: float = 10_000.0,
         rms_norm_eps: float = 1e-6,
         width_change: str = "projection",
+        taps: bool = False,
+        ngrams: list[dict[str, int]] | None = None,
         initializer_range: float = 0.02,
         tie_word_embeddings: bool = True,
         use_cache: bool = True,
@@ -73,6 +77,8 @@ class MerinoConfig(PreTrainedConfig):
         self.rope_theta = rope_theta
         self.rms_norm_eps = rms_norm_eps
         self.width_change = width_change
+        self.taps = taps
+        self.ngrams = ngrams or []
         self.initializer_range = initializer_range
         self.use_cache = use_cache
         self.bos_token_id = bos_token_id
@@ -155,21 +161,93 @@ def rotary_table(positions: Tensor, head_size: int, theta: float) -> Rotary:
     return angles.cos(), angles.sin()
 
 
-class Layer(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x)). [B, T, E] -> [B, T, E]"""
+class Taps(nn.Module):
+    """Weigh each channel of a position and of those before it in its text: [B, T, E] -> [B, T, E]. The weights are
+    [taps, 1, E], those of the position itself last. The input is cached as a layer of keys and values, half of the
+    channels as each.
 
-    def __init__(self, config: MerinoConfig, block: Block):
+    `alone`: whether they begin as if there were none.
+    """
+
+    def __init__(self, width: int, taps: int, alone: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(taps, 1, width))
+        self.alone = alone
+
+    def initial(self) -> Tensor:
+        if not self.alone:
+            return torch.randn_like(self.weight) * len(self.weight) ** -0.5
+        return torch.cat((torch.zeros_like(self.weight[1:]), torch.ones_like(self.weight[:1])))
+
+    def forward(self, x: Tensor, inside: Tensor, cache: Cache | None, index: int) -> Tensor:
+        before, tokens = len(self.weight) - 1, x.shape[1]
+        rows = x
+        if cache is not None:
+            key, value = x.unsqueeze(1).chunk(2, dim=-1)  # [B, 1, T, E / 2]
+            rows = torch.cat(cache.update(key, value, index), dim=-1)[:, 0]  # [B, cached + T, E]
+        rows = nn.functional.pad(rows, (0, 0, before, 0))[:, -(before + tokens) :]
+        mixed = x * self.weight[before]
+        for back in range(1, before + 1):
+            earlier = rows[:, before - back : before - back + tokens]
+            mixed = mixed + earlier * inside[back] * self.weight[before - back]
+        return mixed
+
+
+class Convolution(nn.Module):
+    """LFM2's gated short convolution (arXiv 2511.23404): [B, T, E] -> [B, T, E]."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.into = nn.Linear(width, 3 * width, bias=False)  # the gate before the taps, the one behind them, the input
+        self.taps = Taps(width, MIXED)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, inside: Tensor, cache: Cache | None, index: int) -> Tensor:
+        before, behind, value = self.into(x).chunk(3, dim=-1)
+        return self.out(behind * self.taps(before * value, inside, cache, index))
+
+
+class NgramTable(nn.Embedding):
+    """Rows of hashed n-grams, zeros at first."""
+
+
+class Layer(nn.Module):
+    """x + mixer(norm(x)), then x + ffn(norm(x)). [B, T, E] -> [B, T, E]
+
+    `attends`: whether the mixer is attention or a gated convolution. `tapped`: as the function of this name.
+    """
+
+    def __init__(self, config: MerinoConfig, block: Block, attends: bool = True, tapped: int = 0):
         super().__init__()
         self.attention_norm = nn.RMSNorm(block.width, eps=config.rms_norm_eps)
-        self.attention = Attention(config, block)
+        self.attends, self.cache_layers = attends, 1 + tapped
+        if attends:
+            self.attention = Attention(config, block)
+        else:
+            self.convolution = Convolution(block.width)
+        self.attention_taps = Taps(block.width, TAPPED, alone=True) if tapped else None
+        self.ffn_taps = Taps(block.width, TAPPED, alone=True) if tapped > 1 else None
         self.ffn_norm = nn.RMSNorm(block.width, eps=config.rms_norm_eps)
         self.gated = block.gated
         self.up = nn.Linear(block.width, (2 if block.gated else 1) * block.ffn_width, bias=False)  # the gate first
         self.down = nn.Linear(block.ffn_width, block.width, bias=False)
 
-    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: Cache | None, use: int) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotary, mask, cache, use)
-        hidden = self.up(self.ffn_norm(x))  # [B, T, F], gated [B, T, 2 F]
+    def forward(
+        self, x: Tensor, rotary: Rotary, mask: Tensor | None, inside: Tensor, cache: Cache | None, use: int
+    ) -> Tensor:
+        """`inside` [TAPPED, B, T, 1]: whether the position so many tokens before is of the same text. `use`: the first
+        of its `cache_layers`, that of the mixer."""
+        normed = self.attention_norm(x)
+        if self.attention_taps is not None:
+            normed = self.attention_taps(normed, inside, cache, use + 1)
+        if self.attends:
+            x = x + self.attention(normed, rotary, mask, cache, use)
+        else:
+            x = x + self.convolution(normed, inside, cache, use)
+        normed = self.ffn_norm(x)
+        if self.ffn_taps is not None:
+            normed = self.ffn_taps(normed, inside, cache, use + 2)
+        hidden = self.up(normed)  # [B, T, F], gated [B, T, 2 F]
         gate, *value = hidden.chunk(2, dim=-1) if self.gated else (hidden,)
         active = nn.functional.gelu(gate, approximate="tanh")
         return x + self.down(active * value[0] if value else active)
@@ -202,11 +280,16 @@ def width_change(config: MerinoConfig, width: int, following: int) -> nn.Module:
 class BlockModule(nn.Module):
     """The change to the block's width, and the layers: one only where they are shared."""
 
-    def __init__(self, config: MerinoConfig, block: Block, before: int):
+    def __init__(self, config: MerinoConfig, index: int, before: int):
         super().__init__()
+        arch = config.architecture
+        block = arch.blocks[index]
         self.depth = block.depth
         self.enter = width_change(config, before, block.width)
-        self.layers = nn.ModuleList(Layer(config, block) for _ in range(1 if block.shared else block.depth))
+        self.layers = nn.ModuleList(
+            Layer(config, block, block.attends(use), tapped(arch, index, use))
+            for use in range(1 if block.shared else block.depth)
+        )
 
     def uses(self) -> list[nn.Module]:
         """Return the layer of each use, in order: `depth` entries."""
@@ -224,6 +307,10 @@ class MerinoPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, Projection):  # initializer_range shrinks the residual stream: to a sixth at 64 channels
             initialization.normal_(module.weight, std=module.in_features**-0.5)
+        elif isinstance(module, NgramTable):
+            initialization.zeros_(module.weight)
+        elif isinstance(module, Taps):
+            initialization.copy_(module.weight, module.initial())
 
 
 class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
@@ -236,9 +323,10 @@ class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
         blocks = config.architecture.blocks
         first, last = blocks[0].width, blocks[-1].width
         self.embed_tokens = nn.Embedding(config.vocab_size, first)
+        self.ngrams = nn.ModuleList(NgramTable(table.rows, first) for table in config.architecture.ngrams)
         before = [first, *(block.width for block in blocks)]
         self.blocks = nn.ModuleList(
-            BlockModule(config, block, width) for block, width in zip(blocks, before, strict=False)
+            BlockModule(config, index, width) for index, width in enumerate(before[:-1])
         )
         self.norm = nn.RMSNorm(last, eps=config.rms_norm_eps)
         self.leave = width_change(config, last, first)
@@ -271,9 +359,13 @@ class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
         mask = create_causal_mask(
             config=self.config, inputs_embeds=x, attention_mask=attention_mask, cache=cache, position_ids=position_ids
         )
+        if self.ngrams:
+            x = x + self.ngram_rows(input_ids, position_ids, cache)
         cos, sin = rotary_table(position_ids, self.config.head_size, self.config.rope_theta)
         rotary = cos.to(x.dtype), sin.to(x.dtype)
-        x = self.decode_blocks(x, rotary, mask, cache)
+        steps = torch.arange(TAPPED, device=x.device)[:, None, None]
+        inside = (position_ids >= steps).to(x.dtype)[..., None]  # [TAPPED, 1 or B, T, 1]
+        x = self.decode_blocks(x, rotary, mask, inside, cache)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(self.leave(self.norm(x[:, keep])))
         loss = None
@@ -281,15 +373,35 @@ class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, cache=cache)
 
-    def decode_blocks(self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def ngram_rows(self, ids: Tensor | None, positions: Tensor, cache: Cache | None) -> Tensor:
+        """Return the sum of the tables' rows [B, T, E] for ids [B, T]. The ids are cached as the last layer."""
+        if ids is None:
+            raise ValueError("a model with n-gram tables needs input_ids")
+        arch, tokens, known = self.config.architecture, ids.shape[1], ids
+        if cache is not None:
+            high, low = (part[:, None, :, None].float() for part in (ids // ID_PARTS, ids % ID_PARTS))  # [B, 1, T, 1]
+            high, low = cache.update(high, low, len(arch.kv_layers) - 1)
+            known = (high * ID_PARTS + low)[:, 0, :, 0].long()  # [B, cached + T]
+        most = max(table.order for table in arch.ngrams)
+        known = nn.functional.pad(known, (most - 1, 0))
+        end = known.shape[1]
+        history = [known[:, end - tokens - back : end - back] for back in range(most)]  # nearest first
+        history = [one.where(positions >= back, arch.vocab) for back, one in enumerate(history)]
+        rows = [one(table.index(history)) for table, one in zip(arch.ngrams, self.ngrams, strict=True)]
+        return torch.stack(rows).sum(0)
+
+    def decode_blocks(
+        self, x: Tensor, rotary: Rotary, mask: Tensor | None, inside: Tensor, cache: Cache | None
+    ) -> Tensor:
         """[B, T, E of the first block] -> [B, T, E of the last]"""
         use = 0
         for block in self.blocks:
             assert isinstance(block, BlockModule)
             x = block.enter(x).to(x.dtype)  # under autocast the residual keeps its own precision
             for layer in block.uses():
-                x = layer(x, rotary, mask, cache, use)
-                use += 1
+                assert isinstance(layer, Layer)
+                x = layer(x, rotary, mask, inside, cache, use)
+                use += layer.cache_layers
         return x
 
 

@@ -111,6 +111,20 @@ class GraphOps(Protocol):
         into the cache.
         """
 
+    def taps(self, x: str, weight: str, layer: KvLayer) -> str:
+        """Weigh each channel of x [1, T, width] and of the positions before it by `weight` [taps, 1, width], that of
+        the position itself last. Writes x into the cache: a layer of one head, whose key is the first half of the
+        channels and whose value is the second."""
+
+    def gated_taps(self, x: str, weight: str, layer: KvLayer) -> str:
+        """Return b * taps(a * c) of x [1, T, 3 * width], which holds a, b and c; [1, T, width]."""
+
+    def ngrams(self, tables: Mapping[str, Any], layer: KvLayer, vocab: int) -> str:
+        """Return the sum of the rows of all tables [rows, width] for input_ids; [1, T, width].
+
+        `tables`: the n-grams of each table (`designed.Ngrams`), by the table's name. `layer`: caches the ids.
+        """
+
     def last(self, x: str) -> str:
         """Return the last position only; [1, 1, width]. All of them in a graph that returns the logits of all."""
 
@@ -146,13 +160,17 @@ class MatrixNames:
         self.read.append((tuple(weights), False))
         return ""
 
+    def ngrams(self, tables: Mapping[str, Any], layer: KvLayer, vocab: int) -> str:  # noqa: ARG002
+        self.read += [((table,), True) for table in tables]
+        return ""
+
     def add_norm(self, *_: Any) -> tuple[str, str]:
         return "", ""
 
     def _nothing(self, *_: Any) -> str:
         return ""
 
-    add = resize = scale = norm = activation = gated = attention = last = _nothing
+    add = resize = scale = norm = activation = gated = attention = taps = gated_taps = last = _nothing
 
 
 GraphBuilder = Callable[[GraphOps, Any], None]  # Any: the geometry of the builder's own family

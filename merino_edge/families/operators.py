@@ -5,7 +5,7 @@ families.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 FLOPS_SEQUENCE = 1024  # tokens for which the paper (MeRino, arXiv 2403.07921) counts FLOPs (recalled)
@@ -13,6 +13,8 @@ FLOPS_SEQUENCE = 1024  # tokens for which the paper (MeRino, arXiv 2403.07921) c
 KV_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 # A float32 head is exported in slices of this size: a load packs one at a time, and holds only that one twice.
 HEAD_SLICE_BYTES = 16 << 20
+FIRST_HASHING = "10.0"  # of TensorRT: earlier versions have neither Mod nor integers of 64 bits
+EMBEDDINGS = ("embed", "head", "ngrams")  # kinds of operators whose matrix has an embedding's format
 GROUP_SIZES = (128, 64, 32)  # of group-wise quantization, the largest first: fewer scales to read, so faster
 
 
@@ -81,19 +83,21 @@ class Operator:
     """One operator of the graph. Counts are in elements or multiply-adds, never in bytes.
 
     Attributes:
-        kind: `embed`, `linear`, `head`, `norm`, `activation` or `attention`.
+        kind: `embed`, `linear`, `head`, `norm`, `activation`, `attention`; `taps`, `ids` (the cached ids that n-grams
+            are hashed from), `slots` (the cache's slots that these two use) or `ngrams` (a table).
         matrix: elements of its matrix or embedding, which a weight format may compress.
         vector: elements of its vectors (a norm's, a bias), float32 in each format.
         columns: length of the matrix's rows, which a group_size divides.
         own: whether it stores its weights. False at a repeated use of shared weights, and for a tied head.
         row_only: whether a decode step reads one row of the embedding only.
         macs: multiply-adds per token, without those over cached positions.
-        width: attention only, KV heads * head size. 2 * width elements are cached per token.
+        width: KV heads * head size of attention; half of the cached channels of `taps` and `ids`. 2 * width elements
+            are cached per token.
         query_width: attention only, query heads * head size. Its two matmuls take 2 * query_width multiply-adds
             per pair of positions. More than `width` where several query heads share a KV head.
         heads: attention only, query heads.
         live: elements per token in memory while it runs: inputs, outputs and the residual.
-        vectors: norm and activation only, elements per token.
+        vectors: of norm, activation and taps, elements per token.
         final: whether it computes the last position only, as all operators behind the last attention do.
         reread: for a repeated use of shared weights, the elements of all matrices that were read since the use before;
             else 0. The weights are still in the CPU's cache if it holds so many.
@@ -126,8 +130,13 @@ class Operator:
     def bytes_per_weight(self, precision: str) -> float:
         """Return the bytes per weight of its matrix, with the scales of the largest group_size that divides a row."""
         form = FORMATS[precision]
-        bits = form.embedding_bits if self.kind in ("embed", "head") else form.bits
+        bits = form.embedding_bits if self.kind in EMBEDDINGS else form.bits
         return bits / 8 + (4 / (largest_group(self.columns) or self.columns) if form.grouped else 0)
+
+
+def hashes_ids(operators: Iterable[Operator]) -> bool:
+    """Return whether a decoder reads tables of hashed n-grams."""
+    return any(op.kind == "ngrams" for op in operators)
 
 
 def largest_group(columns: int) -> int | None:
@@ -158,6 +167,17 @@ def attention(width: int, heads: int, *, kv_width: int | None = None, also_live:
 
 def activation(width: int, *, also_live: int = 0, final: bool = False) -> Operator:
     return Operator("activation", live=2 * width + also_live, vectors=width, final=final)
+
+
+def taps(width: int, count: int, *, also_live: int = 0, final: bool = False) -> Operator:
+    """Return a causal convolution of `count` taps for each channel, whose input is cached."""
+    live = 4 * width + also_live
+    return Operator("taps", vector=count * width, width=width // 2, live=live, vectors=count * width, final=final)
+
+
+def ngrams(rows: int, width: int) -> Operator:
+    """Return a table of hashed n-grams; one row is read per token."""
+    return replace(embed(rows, width, also_live=width), kind="ngrams")
 
 
 def embed(rows: int, width: int, *, also_live: int = 0) -> Operator:

@@ -22,6 +22,8 @@ class Layer:
 
     Attributes:
         qkv: queries, keys and values, in that order.
+        convolution: the taps of a gated convolution, which replaces the attention; `qkv` and `out` are its matrices.
+        attention_taps, ffn_taps: causal taps behind these norms, and the cache layers of their inputs.
         up: into the FFN; if it is `gated`, the matrix of the activated half is the first.
         attention_norm, ffn_norm: before attention and FFN; None if there is none. If attention and FFN are parallel, an
             FFN without a norm reads the input of the attention.
@@ -40,6 +42,9 @@ class Layer:
     gated: bool
     norm_behind_attention: Norm | None = None
     norm_behind_ffn: Norm | None = None
+    convolution: str | None = None
+    attention_taps: tuple[str, KvLayer] | None = None
+    ffn_taps: tuple[str, KvLayer] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,11 @@ def build_decoder(graph: GraphOps, decoder: Decoder) -> None:
 def build_layer(graph: GraphOps, decoder: Decoder, layer: Layer, x: str, delta: str | None) -> tuple[str, str]:
     """Return (x, delta) before the layer -> (x, delta) after it."""
     normed, x = residual_norm(graph, x, delta, layer.attention_norm)
-    mixed = graph.attention(linear(graph, normed, layer.qkv), layer.cache, layer.attention)
+    packed = linear(graph, tapped(graph, normed, layer.attention_taps), layer.qkv)
+    if layer.convolution:
+        mixed = graph.gated_taps(packed, layer.convolution, layer.cache)
+    else:
+        mixed = graph.attention(packed, layer.cache, layer.attention)
     if layer == decoder.layers[-1]:
         mixed, x = graph.last(mixed), graph.last(x)
         normed = graph.last(normed) if decoder.parallel and not layer.ffn_norm else normed
@@ -99,9 +108,13 @@ def build_layer(graph: GraphOps, decoder: Decoder, layer: Layer, x: str, delta: 
         normed, x = residual_norm(graph, x, attended, layer.ffn_norm)
     elif layer.ffn_norm:
         normed = graph.norm(x, layer.ffn_norm)
-    fed = normed_behind(graph, ffn(graph, layer, normed), layer.norm_behind_ffn)
+    fed = normed_behind(graph, ffn(graph, layer, tapped(graph, normed, layer.ffn_taps)), layer.norm_behind_ffn)
     fed = scaled(graph, fed, decoder.residual_factor)
     return x, graph.add(attended, fed) if decoder.parallel else fed
+
+
+def tapped(graph: GraphOps, x: str, taps: tuple[str, KvLayer] | None) -> str:
+    return graph.taps(x, *taps) if taps else x
 
 
 def ffn(graph: GraphOps, layer: Layer, x: str) -> str:

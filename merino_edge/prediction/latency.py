@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from merino_edge.families.operators import FORMATS, KV_BITS, Operator, by_groups, largest_group
+from merino_edge.families.operators import EMBEDDINGS, FORMATS, KV_BITS, Operator, by_groups, largest_group
 from merino_edge.profiles.coefficients import (
     ATTENTION_MACS,
     GROUPS,
@@ -64,12 +64,17 @@ Run = tuple[int, int]  # (new tokens, cached tokens) of one run of the graph
 US_PER_UNIT = {"us": 1.0, "ns": 1e-3, "gb": 1e-6, "g": 1e-6, "gmac": 1e-6}
 
 # Nodes of the graph per operator. `embed` carries the nodes that a graph begins with (mask and positions).
-FUSED_NODES = {"embed": 9, "norm": 1, "activation": 1, "head": 3}
+FUSED_NODES = {
+    "embed": 9, "norm": 1, "activation": 1, "head": 3, "slots": 21, "taps": 18, "ids": 18, "ngrams": 8
+}  # fmt: skip
 NODES: Mapping[Dialect, Mapping[str, int]] = {
     "fused": FUSED_NODES,
     "no-dotprod": FUSED_NODES,
     "avx512-vnni": FUSED_NODES,
-    "portable": {"embed": 12, "norm": 6, "activation": 9, "head": 2, "attention": 30},
+    "portable": {
+        "embed": 12, "norm": 6, "activation": 9, "head": 2, "attention": 30, "slots": 6, "taps": 19, "ids": 19,
+        "ngrams": 8,
+    },
 }
 INTEGER_NODES = 4  # of a portable 8-bit matmul: quantize its input, rescale its output
 
@@ -178,7 +183,7 @@ def first_reads(counted: Sequence[Mapping[str, float]]) -> float:
 def matrix_format(op: Operator, precision: str) -> str:
     """Return the format in which a decoder of `precision` stores this matrix: embeddings of int4 have 8 bits."""
     form = FORMATS[precision]
-    bits = form.embedding_bits if op.kind in ("embed", "head") else form.bits
+    bits = form.embedding_bits if op.kind in EMBEDDINGS else form.bits
     return {32: "fp32", 16: "fp16", 8: "int8", 4: "int4"}[bits]
 
 
@@ -214,6 +219,8 @@ def amounts(
             attention_amounts(totals, op, tokens, past, kv)
     if op.kind in ("norm", "activation"):
         totals[f"{op.kind}_ns"] += nodes * op.vectors * rows_out
+    if op.kind == "taps":  # products and sums, which take an element as long as a norm's passes
+        totals["norm_ns"] += op.vectors * rows_out
     return {name: amount * US_PER_UNIT[name.rsplit("_", 1)[1]] for name, amount in totals.items()}
 
 

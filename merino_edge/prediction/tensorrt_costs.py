@@ -14,13 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from merino_edge.families.operators import FORMATS, Operator, activation_bytes
+from merino_edge.families.operators import FIRST_HASHING, FORMATS, Operator, activation_bytes, hashes_ids
 from merino_edge.prediction.intervals import Factors
 from merino_edge.prediction.latency import ThreadCoefficients
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.coefficients import Figure
 from merino_edge.profiles.profile import DeviceProfile, TensorRtPerformance
 from merino_runtime.backends.engine_build import PREFILL_CHUNK_IDS
+from merino_runtime.bundle.requirements import version_tuple
+from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
 LAUNCHES: Mapping[str, int] = {
@@ -33,6 +35,10 @@ LAUNCHES: Mapping[str, int] = {
     # of all layers into the cache: it is in `step_us`)
     "attention": 20,
     "head": 2,  # the last position, the product
+    "slots": 3,  # positions; whether they are of the text; the cache's slots
+    "taps": 8,  # cached and new inputs 4, joined 2; products and sums; the gates
+    "ids": 8,
+    "ngrams": 3,  # the hash, the row, the sum
 }
 NORM_PASSES, ACTIVATION_PASSES, SCORE_PASSES = 6, 2, 8  # reads and writes of each element
 LOGIT_COPIES = 2  # to the host, and there by the sampler
@@ -45,11 +51,13 @@ class TensorRtCosts:
 
     Attributes:
         chunk: tokens in one run of the prefill.
+        version: of TensorRT.
     """
 
     shape: InferenceShape
     speed: TensorRtPerformance
     chunk: int
+    version: str
 
     @property
     def runtime_mb(self) -> float:
@@ -92,6 +100,11 @@ class TensorRtCosts:
     def _run_ms(self, operators: Sequence[Operator], tokens: int) -> float:
         """Return the ms of one run over `tokens` new positions."""
         speed, total_us = self.speed, 0.0
+        if hashes_ids(operators) and version_tuple(self.version) < version_tuple(FIRST_HASHING):
+            raise MerinoError(
+                f"n-gram tables need TensorRT {FIRST_HASHING} or later, and the board has {self.version}: design"
+                " without ngrams, or for --backend onnxruntime"
+            )
         for op in operators:
             launches = LAUNCHES[op.kind] + bool(op.vector and op.kind == "linear")  # a bias
             rows = 1 if op.kind == "head" or op.final else tokens
@@ -114,9 +127,9 @@ class TensorRtCosts:
             return size * (2 * op.width * total + ends + SCORE_PASSES * op.heads * tokens * total)
         if op.kind == "norm":
             return op.read_bytes(self.shape.precision) + 4 * NORM_PASSES * op.vectors * rows  # float32 in each format
-        if op.kind == "activation":
+        if op.kind in ("activation", "taps"):
             return size * ACTIVATION_PASSES * op.vectors * rows
-        if op.kind == "embed":
+        if op.kind in ("embed", "ngrams"):
             return 2 * size * op.columns * tokens
         return op.read_bytes(self.shape.precision) + size * rows * (op.columns + op.matrix // op.columns)
 
@@ -148,4 +161,5 @@ class TensorRtCosts:
 def tensorrt_costs(profile: DeviceProfile, shape: InferenceShape) -> TensorRtCosts:
     speed = profile.performance.tensorrt
     assert speed is not None, "a profile's backend has figures"
-    return TensorRtCosts(shape, speed, min(PREFILL_CHUNK_IDS, shape.context))
+    version = profile.software.tensorrt or FIRST_HASHING
+    return TensorRtCosts(shape, speed, min(PREFILL_CHUNK_IDS, shape.context), version)

@@ -18,14 +18,15 @@ from transformers import TrainingArguments as Arguments
 from merino_edge.training.checkpoint import mark_whole, remove_older
 from merino_edge.training.dataset import NO_LOSS
 from merino_edge.training.distill import distillation_loss
-from merino_edge.training.optimizer import optimizer_for
+from merino_edge.training.optimizer import NGRAMS, optimizer_for
 from merino_edge.training.processes import any_process, count
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.resources import peak_mb
 from merino_edge.training.shards import Say
 from merino_runtime.errors import MerinoError
 
-BRANCHES = ("attention.out.weight", "down.weight")  # matrices whose outputs are added to the residual stream
+# Matrices whose outputs are added to the residual stream.
+BRANCHES = ("attention.out.weight", "convolution.out.weight", "down.weight")
 TIMED_STEPS = 3  # steps after the first, which is slower, before the time to go is printed
 SAVE_SECONDS = 600  # longest time between two saved states
 Progress = Callable[[int, int, str], None]  # (steps done, total steps, text to show beside them)
@@ -43,7 +44,7 @@ def initialize_matrices(model: PreTrainedModel) -> None:
     layers = sum(block.depth for block in model.config.architecture.blocks)  # a shared layer counts at each use
     embedding = model.get_input_embeddings().weight
     for name, weight in model.named_parameters():
-        if weight.ndim == 2 and weight is not embedding:
+        if weight.ndim == 2 and weight is not embedding and not name.startswith(NGRAMS):
             weight.normal_(std=weight.shape[1] ** -0.5)
         if name.endswith(BRANCHES):
             weight.div_((2 * layers) ** 0.5)

@@ -14,6 +14,7 @@ from merino_edge.training.recipe import BETA2, Recipe
 from merino_runtime.io.board import this_isa
 
 BF16 = frozenset(("avx512_bf16", "bf16"))  # instruction sets of CPUs that multiply in bfloat16
+NGRAMS = "ngrams."  # the tables of a designed decoder
 BASE_INPUTS = 128  # a matrix with so many inputs takes the recipe's rate
 Groups = list[dict[str, Any]]  # of parameters, as torch's optimizers take them
 
@@ -101,23 +102,25 @@ def optimizer_for(model: Any, recipe: Recipe, by_width: bool) -> torch.optim.Opt
 
     by_width: a matrix takes the recipe's rate times BASE_INPUTS / its inputs (muP: Yang et al., arXiv 2203.03466), one
     of Muon's the root of that, so that one rate suits decoders of all widths. The embedding, which is the head too,
-    counts by its channels. Weight decay is divided by the same factor.
+    counts by its channels. Weight decay is divided by the same factor. Tables of n-grams have none, because most of
+    their rows are absent from a step, and a rate of their own.
     """
     muon = recipe.optimizer == "muon"
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     embeddings = {id(embedding.weight) for embedding in ends if embedding}
-    kinds: dict[tuple[int, int | None], list[torch.Tensor]] = {}  # 0: embeddings, 1: vectors, 2: matrices; inputs
-    for weight in model.parameters():
+    kinds: dict[tuple[int, int | None], list[torch.Tensor]] = {}  # 0: embeddings, 1: vectors, 2: matrices, 3: tables
+    for name, weight in model.named_parameters():
         if weight.requires_grad:
-            kind = 1 if weight.ndim != 2 else 0 if id(weight) in embeddings else 2
+            kind = 1 if weight.ndim != 2 else 0 if id(weight) in embeddings else 3 if name.startswith(NGRAMS) else 2
             kinds.setdefault((kind, weight.shape[1] if by_width and kind != 1 else None), []).append(weight)
     others: Groups = []
     matrices: Groups = []
     for (kind, inputs), weights in sorted(kinds.items(), key=lambda item: item[0][0]):
         by_muon = muon and kind == 2
         factor = (BASE_INPUTS / inputs) ** (0.5 if by_muon else 1.0) if inputs else 1.0
-        decay = 0.0 if kind == 1 else recipe.weight_decay / factor
-        group = {"params": weights, "lr": recipe.learning_rate * factor, "weight_decay": decay}
+        decay = 0.0 if kind in (1, 3) else recipe.weight_decay / factor
+        rate = recipe.learning_rate * factor * (recipe.table_rate if kind == 3 else 1.0)
+        group = {"params": weights, "lr": rate, "weight_decay": decay}
         (matrices if by_muon else others).append(group)
     dtype = torch.bfloat16 if recipe.bf16 else torch.float32
     return MuonBesideAdamW(others, matrices, dtype) if muon else adamw(others)

@@ -14,7 +14,7 @@ BETA2 = 0.95  # of AdamW
 # Hyperparameters without an option of their own: `--set NAME=VALUE`.
 SETTINGS: dict[str, type] = {
     "optimizer": str, "weight_decay": float, "warmup_share": float, "evaluations": int, "prompt_weight": float,
-    "teacher_weight": float, "temperature": float,
+    "teacher_weight": float, "temperature": float, "table_rate": float,
 }  # fmt: skip
 MOST_SEEDS = 2**32  # numpy's generator takes no other
 DECAY_SHARE, MOST_DECAY = 0.2, 0.5
@@ -43,6 +43,7 @@ class Recipe:
     patience: int = 0  # evaluations without a lower held-out loss after which the run ends; 0: it takes all steps
     evaluations: int = 10  # of the held-out loss in a whole run; each also saves the state
     optimizer: str = "muon"
+    table_rate: float = 1.0  # of n-gram tables, relative to an embedding's
     prompt_weight: float = 0.0  # of prompt tokens in the loss; completion tokens have 1
 
     def __post_init__(self) -> None:
@@ -59,6 +60,7 @@ class Recipe:
             "temperature": (0 < self.temperature < math.inf, "above 0"),
             "patience": (self.patience >= 0, "at least 0"),
             "evaluations": (self.evaluations >= 1, "at least 1"),
+            "table_rate": (0 < self.table_rate < math.inf, "above 0"),
             "optimizer": (self.optimizer in OPTIMIZERS, " or ".join(OPTIMIZERS)),
             "prompt_weight": (0 <= self.prompt_weight <= 1, "from 0 to 1"),
         }

@@ -106,6 +106,46 @@ class Fused(Operations):
         name: str = self.once("new positions", make)
         return name
 
+    def with_earlier(self, x: str, layer: KvLayer, count: int, outside: Sequence[float] = (0.0,)) -> str:
+        """ScatterND writes in place, as attention does: its input and its output are one buffer."""
+        write, read, inside = self._slots(count)
+        halves = self.node("Split", [x], outputs=2, axis=-1)
+        pasts, presents = ports("past_key_values", layer), ports("present", layer)
+        for past, present, half in zip(pasts, presents, (halves, f"{halves}.1"), strict=True):
+            self.node_into("ScatterND", [past, write, half], [present])
+        earlier = [self.node("GatherND", [past, read], batch_dims=1) for past in pasts]  # [B, count, width / 2]
+        empty = self.constant(f"outside_{outside}", np.array(outside, self.real))
+        rows = self.node("Where", [inside, self.node("Concat", earlier, axis=-1), empty])
+        return self.node("Concat", [rows, x], axis=1)
+
+    def _slots(self, count: int) -> list[str]:
+        """Return the indices of the new positions' rows in a cache [B, 1, context, n], [B, T, 3]; of the `count` rows
+        before them, without B, [B, count, 2]; and whether these are of the text, [B, count, 1]."""
+
+        def behind_zeros(slots: str, zeros: int) -> str:  # [B, n] -> [B, n, zeros + 1]
+            slots = self.node("Unsqueeze", [slots, self.integers(2)])
+            return self.node("Pad", [slots, self.integers(0, 0, zeros, 0, 0, 0)])
+
+        def write() -> list[str]:
+            length = self.node("Shape", ["input_ids"])
+            sequences, tokens = (self.node("Gather", [length, self.integer(axis)]) for axis in (0, 1))
+            last = self.node("Cast", [self.last_index], to=TensorProto.INT64)
+            last = self.node("Unsqueeze", [last, self.integers(1)])  # [B, 1]
+            one, zero = self.integer(1), self.integer(0)
+            first = self.node("Sub", [one, tokens])
+            slots = self.add(last, self.node("Range", [first, one, one]))  # [B, T]
+            numbers = self.node("Unsqueeze", [self.node("Range", [zero, sequences, one]), self.integers(1, 2)])
+            return [self.add(behind_zeros(slots, 2), self.padded(numbers, 2)), self.add(last, first)]
+
+        indices, first = self.once("written slots", write)
+
+        def read() -> list[str]:
+            slots = self.add(first, self.integers(*range(-count, 0)))  # [B, count]
+            inside = self.node("Less", [self.integer(-1), self.node("Unsqueeze", [slots, self.integers(2)])])
+            return [behind_zeros(self.node("Max", [slots, self.integer(0)]), 1), inside]
+
+        return [indices, *self.once(("read slots", count), read)]
+
     def last(self, x: str) -> str:
         if self.all_logits:
             return x

@@ -1,10 +1,14 @@
 """The operations of a decoder (`families/graph_ops`) that both dialects write alike."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
+from onnx import TensorProto
 
 from merino_edge.export.dialects.graph import Graph
 from merino_edge.export.dialects.matmuls import matmul, quantized_head, table_rows
-from merino_edge.families.graph_ops import Norm
+from merino_edge.families.designed import ID_PARTS, MULTIPLIERS, PRIME, Ngrams
+from merino_edge.families.graph_ops import KvLayer, Norm
 
 
 class Operations(Graph):
@@ -60,3 +64,55 @@ class Operations(Graph):
         if following < width:
             return self.node("Slice", [x, self.integers(0), self.integers(following), self.integers(-1)])
         return self.padded(x, following - width)
+
+    def with_earlier(self, x: str, layer: KvLayer, count: int, outside: Sequence[float] = (0.0,)) -> str:
+        """Return x [B, T, width] behind the cached inputs of `count` earlier positions, [B, count + T, width], and
+        write x into the cache. `outside`: the channels of positions before the text."""
+        raise NotImplementedError
+
+    def earlier(self, rows: str, back: int, count: int) -> str:
+        """Return the part of rows [B, count + T, ...] that is `back` positions before the new ones; [B, T, ...]."""
+        return self.node("Slice", [rows, self.integers(count - back), self.integers(-back), self.integers(1)])
+
+    def taps(self, x: str, weight: str, layer: KvLayer) -> str:
+        weights = self.real_weight(weight)  # [taps, 1, width]
+        count = len(weights) - 1
+        rows = self.with_earlier(x, layer, count)
+        mixed = ""
+        for back in range(count + 1):
+            place = count - back
+            factors = self.stored(f"{weight}.{place}", weights[place : place + 1])
+            part = self.node("Mul", [self.earlier(rows, back, count) if back else x, factors])
+            mixed = self.add(mixed, part) if mixed else part
+        return mixed
+
+    def gated_taps(self, x: str, weight: str, layer: KvLayer) -> str:
+        before = self.node("Split", [x], outputs=3, axis=-1)
+        mixed = self.taps(self.node("Mul", [before, f"{before}.2"]), weight, layer)
+        return self.node("Mul", [f"{before}.1", mixed])
+
+    def ngrams(self, tables: Mapping[str, Ngrams], layer: KvLayer, vocab: int) -> str:
+        count = max(table.order for table in tables.values()) - 1
+        # 1. Ids as two floats [B, T, 2], which the cache holds exactly.
+        high = self.node("Div", ["input_ids", self.integers(ID_PARTS)])
+        low = self.node("Sub", ["input_ids", self.node("Mul", [high, self.integers(ID_PARTS)])])
+        parts = [self.node("Unsqueeze", [part, self.integers(2)]) for part in (high, low)]
+        rows = self.with_earlier(
+            self.to_real(self.node("Concat", parts, axis=-1)), layer, count, divmod(vocab, ID_PARTS)
+        )
+        # 2. And as integers [B, count + T] again.
+        pairs = self.node("Cast", [rows], to=TensorProto.INT64)
+        factors = self.constant("id_factors", np.array([ID_PARTS, 1], np.int64))
+        ids = self.node("ReduceSum", [self.node("Mul", [pairs, factors]), self.integers(2)], keepdims=0)
+        # 3. The hash of each order, and the rows.
+        total, mixed, results = "", "", {}
+        for back, factor in zip(range(count + 1), MULTIPLIERS, strict=False):
+            back_ids = self.earlier(ids, back, count) if back else "input_ids"
+            part = self.node("Mul", [back_ids, self.integer(factor)])
+            mixed = self.add(mixed, part) if mixed else part
+            results[back + 1] = mixed
+        for name, table in tables.items():
+            index = self.node("Mod", [results[table.order], self.integer(PRIME)])
+            row = table_rows(self, self.node("Mod", [index, self.integer(table.rows)]), name)
+            total = self.add(total, row) if total else row
+        return total

@@ -149,6 +149,25 @@ class Portable(Operations):
             return query, key
         return self.norm(query, attention.query_norm), self.norm(key, attention.key_norm)
 
+    def with_earlier(self, x: str, layer: KvLayer, count: int, outside: Sequence[float] = (0.0,)) -> str:
+        halves = self.node("Split", [x], outputs=2, axis=-1)
+        for name, half in zip(ports("present", layer), (halves, f"{halves}.1"), strict=True):
+            self.node_into("Unsqueeze", [half, self.integers(1)], [name])
+
+        def make() -> list[str]:
+            first = self.node("Slice", [self.positions, self.integers(0), self.integers(1), self.integers(1)])  # [1, 1]
+            first = self.node("Squeeze", [first, self.integers(0)])
+            slots = self.node("Add", [first, self.integers(*range(-count, 0))])
+            inside = self.node("Less", [self.constant("before_first", np.array([-1], np.int64)), slots])
+            slots = self.node("Max", [slots, self.integers(0)])
+            return [slots, self.node("Unsqueeze", [inside, self.integers(1)])]  # [count], [count, 1]
+
+        slots, inside = self.once(("earlier", count), make)
+        past = [self.node("Gather", [name, slots], axis=2) for name in ports("past_key_values", layer)]
+        rows = self.node("Squeeze", [self.node("Concat", past, axis=-1), self.integers(1)])  # [1, count, width]
+        empty = self.constant(f"outside_{outside}", np.array(outside, self.real))
+        return self.node("Concat", [self.node("Where", [inside, rows, empty]), x], axis=1)
+
     def _heads(self, qkv: str, layer: KvLayer, attention: Attention) -> list[str]:
         """Split packed heads into query [1, heads, T, head_size], and key and value [1, layer.heads, T, head_size]."""
         heads = (attention.heads, layer.heads, layer.heads)
