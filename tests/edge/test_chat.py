@@ -71,7 +71,7 @@ def chat_and_interrupt(call):
     terminal = Terminal(call)
     terminal.wait_for(b"> ")
     terminal.type(b"Hello\n")
-    terminal.wait_for(rb"\xef\xbf\xbd{20}|[^\r\n\x1b]{30}\r\n[^\r\n\x1b]{20}")  # more than a line of the answer
+    terminal.wait_for(rb"(\xef\xbf\xbd){50}|[^\r\n\x1b]{50}")  # more than a line of the answer
     terminal.type(b"\x03")
     terminal.wait_for(b"stopped")
     terminal.wait_for(b"> ")

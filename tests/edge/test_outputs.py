@@ -176,7 +176,7 @@ def test_a_file_never_replaces_its_input(run, tmp_path):
     assert run("report", "r.json", "-o", "r.html")[0] == 0
 
 
-def test_random_weights_replace_trained_ones_only_where_that_is_meant(bundle_dirs, tiny_arch, tmp_path):
+def test_random_weights_replace_trained_ones_only_where_that_is_meant(run, bundle_dirs, tiny_arch, tmp_path):
     out = Path(shutil.copytree(bundle_dirs["fused"], tmp_path / "bundle"))
     before, random = content(out), random_source(tiny_arch, "tiny")
     with pytest.raises(MerinoError, match="holds trained weights .checkpoint tiny.*are random: .*--overwrite"):
