@@ -102,7 +102,7 @@ def smallest_ms(profile: DeviceProfile, request: Request) -> float:
     """Return the upper bound of the decode latency of the space's smallest decoder."""
     if request.scoring == MERINO:
         space = replace(PAPER_SPACE, vocab=request.vocab)
-        smallest = space.architecture((space.smallest(),) * space.blocks, request.context)
+        smallest = space.architecture((space.smallest()[0],) * space.blocks, request.context)
     else:
         layer = Layer(min(SPACE.widths), 1, min(SPACE.ffn_ratios), False)
         smallest = architecture(layer, min(SPACE.depths), request.vocab, request.context)

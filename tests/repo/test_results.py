@@ -20,9 +20,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "docs" / "scripts"), str(ROOT / "bench" / "experiments")]
 
+import make as results  # noqa: E402
 import write_record  # noqa: E402
-
-import results  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
 DOCS = ROOT / "docs"

@@ -9,6 +9,7 @@ settle leaves a gap.
 import math
 from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -64,18 +65,22 @@ class Case(NamedTuple):
 
 def solve(space: PaperSpace, model: CostModel, limits: Mapping[str, float], scoring: MerinoScoring) -> Solution:
     """The decoder of highest score within `limits`. Raises MerinoError if there is none."""
-    smallest = space.architecture((space.smallest(),) * space.blocks, model.shape.context)
-    if not keeps(smallest, model, limits):
-        predicted = model.predict_each(smallest.operators)
-        needs = [[amount(BUDGETS_BY_NAME[name], one) for one in predicted] for name in limits]
-        words = f"{smallest.shape()}, vocabulary {space.vocab}, {model.shape.precision}"
-        raise refusal(limits, np.array(needs), lambda _: words, model.profile)
+    # Shared layers take less memory, and layers of their own may take less time: of each block either may be smaller.
+    smallest = [
+        space.architecture(blocks, model.shape.context) for blocks in product(space.smallest(), repeat=space.blocks)
+    ]
+    fitting = [arch for arch in smallest if keeps(arch, model, limits)]
+    if not fitting:
+        predicted = [(arch, one) for arch in smallest for one in model.predict_each(arch.operators)]
+        needs = [[amount(BUDGETS_BY_NAME[name], one) for _, one in predicted] for name in limits]
+        words = f"vocabulary {space.vocab}, {model.shape.precision}"
+        raise refusal(limits, np.array(needs), lambda index: f"{predicted[index][0].shape()}, {words}", model.profile)
     variables, options = variables_of(space, model, scoring), space.options()
     phases = len({BUDGETS_BY_NAME[name].phase for name in limits} - {None})
     cases = [rows_of(variables, model, case, limits, phases) for case in cases_of(model, phases)]
     programs = [Program(variables, *rows) for rows in cases if rows is not None]
-    known = total_score(smallest.blocks, space.head_size, scoring)
-    best = Solution(smallest, known, known)
+    known = total_score(fitting[0].blocks, space.head_size, scoring)
+    best = Solution(fitting[0], known, known)
     for relaxed, program in sorted(((program.relaxed(), program) for program in programs), key=lambda pair: -pair[0]):
         picked, bound = None, relaxed
         if relaxed > best.score * (1 + ROUNDING):

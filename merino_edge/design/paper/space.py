@@ -42,9 +42,10 @@ class PaperSpace:
             if depth > 1 or not shared
         ]  # fmt: skip
 
-    def smallest(self) -> Block:
-        """The block of least cost in every budget."""
-        return min(self.options(), key=lambda block: (block.width, block.ffn_ratio, block.depth, not block.shared))
+    def smallest(self) -> list[Block]:
+        """Return the narrowest and shallowest block, with shared layers (if it has several) and without."""
+        sizes = {block: (block.width, block.ffn_ratio, block.depth) for block in self.options()}
+        return [block for block, size in sizes.items() if size == min(sizes.values())]
 
     def architecture(self, blocks: tuple[Block, ...], context: int) -> Architecture:
         return Architecture(blocks=blocks, vocab=self.vocab, head_size=self.head_size, context=context)
