@@ -86,8 +86,8 @@ def check_baseline(baseline: str | None, precision: str | None) -> None:
     if not isinstance(resolved, Model):
         if precision is not None:
             raise MerinoError(
-                f"--baseline-precision goes with {', '.join(exportable_models())}: {baseline!r} is taken for a bundle,"
-                " which has its own. Leave the option out, or name one of these"
+                f"--baseline-precision goes with a model of the catalog, such as opt-350m: {baseline!r} is taken for a"
+                " bundle, which has its own. Leave the option out"
             )
         try:
             check_baselines([resolved])

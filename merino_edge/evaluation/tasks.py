@@ -5,17 +5,16 @@ file is a separate task file that includes the stock one, so that prompts, answe
 """
 
 import contextlib
-import difflib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from merino_edge.storage.extras import import_extra
-from merino_edge.storage.faults import one_line
+from merino_edge.storage.faults import near_names, one_line
 from merino_edge.text.documents import TextFile, read_file
 from merino_runtime.errors import MerinoError
 
@@ -24,7 +23,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
-NEAR_NAMES = 5
 SEED = 1234  # of the order of examples in a prompt, as lm-eval's own command has it
 
 
@@ -178,11 +176,6 @@ def task_file(name: str, folder: Path, scratch: Path) -> Path:
     path = scratch / f"{name}.yaml"
     path.write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML
     return path
-
-
-def near_names(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, NEAR_NAMES)
-    return f"; near names: {', '.join(near)}" if near else ""
 
 
 def from_hub(known: Any, name: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from merino_edge.prediction.formats import (
     quantized_kv,
 )
 from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.storage.faults import near_names
 from merino_runtime.errors import MerinoError
 
 LEAST_CONTEXT = 8  # tokens
@@ -108,9 +109,10 @@ def find_source(what: str, weights: Path | None = None, *, random: bool = False)
         if weights:
             check_checkpoint(weights)
         return named
-    names = ", ".join(exportable_models())
     if weights or random:
-        raise MerinoError(f"--weights goes with {names}: give a checkpoint folder by its own path")
+        raise MerinoError(
+            "--weights goes with a model of the catalog, such as opt-350m: give a checkpoint folder by its own path"
+        )
     path = Path(named)
     if path.is_file():
         return path if is_gguf(path) else DesignFile(path, read_plan(path))
@@ -120,8 +122,8 @@ def find_source(what: str, weights: Path | None = None, *, random: bool = False)
             return hub_model
         raise MerinoError(
             f"{what!r} names no model: give a checkpoint folder, a GGUF file, a name on the hub such as"
-            f" HuggingFaceTB/SmolLM2-135M-Instruct, a design.json, an architecture's JSON, a bundle in fp32, embedded,"
-            f" or {names}"
+            " HuggingFaceTB/SmolLM2-135M-Instruct, a design.json, an architecture's JSON, a bundle in fp32, embedded,"
+            f" or a model that `merino-edge recommend` lists{near_names(what, exportable_models())}"
         )
     if not is_bundle(path):
         check_checkpoint(path)

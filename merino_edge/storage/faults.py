@@ -1,7 +1,9 @@
 """Describe pydantic's validation errors as one plain message that names every fault of a file, in the words of the
 board's `json_shape`."""
 
+import difflib
 import shlex
+from collections.abc import Iterable
 
 from pydantic import ValidationError
 
@@ -57,3 +59,9 @@ def one_line(error: Exception) -> str:
 
 def shortened(text: str, most: int = LONGEST_SHOWN) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def near_names(name: str, known: Iterable[str]) -> str:
+    """Return `; near names: ...`, at most five; empty if no known name is near."""
+    near = difflib.get_close_matches(name, known, 5)
+    return f"; near names: {', '.join(near)}" if near else ""

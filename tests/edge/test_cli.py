@@ -187,7 +187,7 @@ REFUSED_WITHOUT_TORCH = [
     (["bench", "embedded", "--baseline", "nope"], "--baseline nope cannot be measured: no such bundle: 'nope'"),
     (["bench", "embedded", "--baseline", "opt-350m", "--baseline-precision", "int2"], "int2 is not known: choose one"),
     (["bench", "embedded", "--baseline-precision", "int8"], "is of a baseline by name: give --baseline opt-350m"),
-    (["bench", "embedded", "--baseline", "embedded", "--baseline-precision", "int8"], "goes with opt-125m, opt-350m"),
+    (["bench", "embedded", "--baseline", "embedded", "--baseline-precision", "int8"], "with a model of the catalog"),
     (["generate", "embedded", "Once", "--ssh", "h:99999"], "no host has a port 99999, allowed: 1 to 65535"),
     (["design", "--device", "raspberry-pi-4", "--decode-ms", "inf"], "Give a number, or leave the option out"),
     (["bench", "embedded", "--baseline", "opt-350m", "-r", "0"], "repetitions is 0, allowed: 1 or more"),

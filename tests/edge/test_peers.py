@@ -367,5 +367,5 @@ def test_it_is_for_the_measured_bundles_kind_of_core(tiny_arch, tmp_path):
 def test_a_folder_is_taken_as_it_is_and_has_its_own_precision(bundle_dirs):
     folder = bundle_dirs["fused"]
     assert baseline_bundles(folder, [folder], None, print) == [folder]
-    with pytest.raises(MerinoError, match="--baseline-precision goes with opt-125m, opt-350m"):
+    with pytest.raises(MerinoError, match="--baseline-precision goes with a model of the catalog"):
         check_baseline(folder, "int8")
