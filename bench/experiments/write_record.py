@@ -39,7 +39,7 @@ def block(value: Any, depth: int) -> str:
     """Return a list of rows, or a table of rows by name, with one line per row; a row holds no further table."""
     nested = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
     rows = [row for row in nested if isinstance(row, dict) or (isinstance(row, list) and isinstance(value, list))]
-    if not rows or len(json.dumps(value)) < 160:
+    if not rows or len(rows) < len(nested) or len(json.dumps(value)) < 160:
         return json.dumps(value)
     names = [f"{json.dumps(key)}: " for key in value] if isinstance(value, dict) else [""] * len(value)
     lines = [f"{' ' * (depth + 1)}{name}{block(row, depth + 1)}" for name, row in zip(names, nested, strict=True)]
