@@ -89,9 +89,9 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
 
 COLUMNS = (
     Column("model", left=True, wraps=True, least=16), Column("format", left=True), Column("params M"),
-    Column("decode ms", wraps=True), Column("prefill ms", wraps=True), Column("memory MB"), Column(EFFECTIVE),
+    Column("decode ms"), Column("interval"), Column("prefill ms", wraps=True), Column("memory MB"), Column(EFFECTIVE),
     Column("score"), Column("formats that fit", left=True, wraps=True),
-    Column("verdict", left=True, wraps=True, least=24),
+    Column("verdict", left=True, wraps=True, least=16),
 )  # fmt: skip
 
 
@@ -112,14 +112,14 @@ def recommendation_table(recommendation: Recommendation, profile: DeviceProfile)
             "score: mean of published zero-shot HellaSwag, PIQA and WinoGrande in %, sources with --json; those of two"
             " sources are not quite comparable. Designs are untrained, so they have none.",
         ],
-        dropped=["formats that fit", "params M", "prefill ms", EFFECTIVE],
+        dropped=["formats that fit", "params M", "prefill ms", EFFECTIVE, "interval"],
         lines_after=[len(recommendation.designs) + rows - 1 for rows in (0, fitting, near)],
     )  # fmt: skip
 
 
 def design_cells(row: FormatDesign) -> list[str]:
     if row.design is None:
-        return ["our design", row.precision, *["-"] * 6, "none", row.reason]
+        return ["our design", row.precision, *["-"] * 7, "none", row.reason]
     cost = row.design.predicted
     score = f"{row.design.entropy / 1e6:,.1f}"
     return ["our design", row.precision, *cost_columns(cost), score, "", row.precision, "fits"]
@@ -127,7 +127,7 @@ def design_cells(row: FormatDesign) -> list[str]:
 
 def cost_columns(cost: Predicted) -> list[str]:
     return [
-        f"{cost.params / 1e6:,.1f}", f"{cost.decode_ms:,.1f}{interval_shown(cost.decode_ms_interval)}",
+        f"{cost.params / 1e6:,.1f}", f"{cost.decode_ms:,.1f}", interval_shown(cost.decode_ms_interval).strip(),
         f"{cost.prefill_ms:,.0f}{interval_shown(cost.prefill_ms_interval)}", f"{cost.memory_mb:,.0f}",
     ]  # fmt: skip
 
