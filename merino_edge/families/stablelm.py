@@ -1,8 +1,8 @@
 """StableLM 2 (arXiv 2402.17834): LLaMA's form with LayerNorm, and positions in a part of each head."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from merino_edge.families.gated import GATED, GatedGeometry, gated_family
 from merino_edge.families.geometry import Keys
@@ -22,6 +22,12 @@ class StableLmArchitecture(GatedGeometry):
 
     rotated: Annotated[int, Field(ge=2, multiple_of=2)]
     biased: bool
+
+    @model_validator(mode="after")
+    def heads_fill_the_width(self) -> Self:
+        if self.heads * self.head_size != self.width:
+            raise ValueError(f"{self.heads} heads of {self.head_size} channels are not the width, {self.width}")
+        return self
 
     @property
     def qkv_biased(self) -> bool:

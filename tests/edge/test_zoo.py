@@ -54,12 +54,13 @@ def geometries(draw):
     family = draw(st.sampled_from(sorted({each.family for each in MODELS.values()})))
     size, heads = draw(st.sampled_from([8, 16])), draw(st.sampled_from([2, 4]))
     base = next(each.geometry for each in MODELS.values() if each.family == family)
-    layers, width = 2 * draw(st.integers(1, 2)), heads * size * draw(st.integers(1, 2))
+    layers, width = 2 * draw(st.integers(1, 2)), heads * size * draw(st.integers(1, 1 if family == "stablelm" else 2))
     possible = {
         "layers": layers, "width": width, "heads": heads, "kv_heads": draw(st.sampled_from([heads, heads // 2])),
         "head_size": size, "ffn_width": draw(st.sampled_from([24, 64])), "vocab": draw(st.integers(50, 200)),
         "context": 16, "embed_width": draw(st.sampled_from([width, 8])), "pre_norm": draw(st.booleans()),
-        "windowed": draw(st.lists(st.booleans(), min_size=layers, max_size=layers)), "rotated": size // 2,
+        "windowed": [getattr(base, "window", None) is not None and draw(st.booleans()) for _ in range(layers)],
+        "rotated": size // 2,
         "rope_scaling": None, "rotated_layers": [True] * layers,
         "tied": draw(st.booleans()), "parallel": draw(st.booleans()),
         "activation": draw(st.sampled_from(["gelu", "relu"])),
