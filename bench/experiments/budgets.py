@@ -70,7 +70,7 @@ def designed(profile, scoring, budget):
 
 
 def step_ms(folder, context):
-    """Return that of one process."""
+    """Return the latency of a decode step in one process, in ms."""
     run = measure_separately(str(folder), decode_case(STEPS, context - STEPS), REPETITIONS, SEED, False, TIMEOUT_S)
     return lower_decile_ms(sum(run["step_ms"], []))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -58,6 +59,16 @@ def shapes() -> str:
     return drawing(figure, "Loss against three scores")
 
 
+def compare_on_logs(axes: Axes, ends: tuple[float, float]) -> None:
+    """Give both axes the same logarithmic scale, and draw the line on which they are equal."""
+    axes.plot(ends, ends, color="#888", linewidth=1, zorder=0)
+    axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
 @matplotlib.rc_context(STYLE)
 def predictions() -> str:
     """A point per design and format: on the line where the prediction is the measurement."""
@@ -70,13 +81,8 @@ def predictions() -> str:
             measured, predicted = zip(*[pair for precision, *pair in of_key if precision == name], strict=True)
             axes.scatter(measured, predicted, s=18, color=color, alpha=0.6, linewidths=0, label=name)
         ends = min(min(pair) for _, *pair in of_key) / 1.15, max(max(pair) for _, *pair in of_key) * 1.15
-        axes.plot(ends, ends, color="#888", linewidth=1, zorder=0)
-        axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
+        compare_on_logs(axes, ends)
         axes.set(xlabel=f"measured {title}", ylabel="predicted")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axis.set_minor_formatter(NullFormatter())
     return drawing(figure, "Predicted against measured")
 
 
@@ -103,14 +109,9 @@ def published() -> str:
                     axes.scatter(*zip(*points, strict=True), s=20, marker=marker, color=color, alpha=0.7, label=label)
         speeds = [speed for row in rows if row[5] == phase for speed in (row[6], row[7])]
         ends = min(speeds) / 1.2, max(speeds) * 1.2
-        axes.plot(ends, ends, color="#888", linewidth=1, zorder=0)
+        compare_on_logs(axes, ends)
         axes.fill_between(ends, [end / 1.25 for end in ends], [end * 1.25 for end in ends], color="#eee", zorder=0)
-        axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
         axes.set(xlabel=f"published {phase}, tokens/s", ylabel="predicted")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axis.set_minor_formatter(NullFormatter())
     return drawing(figure, "Predicted against published speeds")
 
 

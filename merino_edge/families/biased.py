@@ -3,14 +3,14 @@ query heads, an FFN of two matrices, and biases. A family's class adds its own f
 """
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from merino_edge.families.geometry import Biased, EqualLayers, UniformGeometry
+from merino_edge.families.geometry import Biased, EqualLayers, Keys, UniformGeometry, facts_by, words_by
 from merino_edge.families.graph_ops import GraphOps, Norm
 from merino_edge.families.pre_norm import Decoder, Layer, Linear, build_decoder
-from merino_edge.families.rotary import Positive
+from merino_edge.families.rotary import PART, Positive, plain_theta, rope_words, turned_channels
 from merino_runtime.bundle.schema import LARGEST_LAYER, LARGEST_VOCAB, LONGEST_CONTEXT
 
 
@@ -66,6 +66,19 @@ class BiasedGeometry(EqualLayers):
     def decoder(self) -> Decoder:
         """Return what the graph builder writes."""
         raise NotImplementedError
+
+
+def partly_rotated_words(keys: Keys, geometry: Any) -> dict[str, Any]:
+    """Return config.json's words of a geometry of which the first `rotated` channels of each head have positions."""
+    rope = rope_words(geometry.rope_theta, None, geometry.context)
+    return {**words_by(keys, geometry), "rope_parameters": {**rope, PART: geometry.rotated / geometry.head_size}}
+
+
+def partly_rotated_facts(keys: Keys, config: Any) -> dict[str, Any]:
+    """Return the facts of such a geometry. Raise MerinoError for positions that are scaled."""
+    words = config.rope_parameters
+    rotated = turned_channels(words, config.hidden_size // config.num_attention_heads)
+    return {**facts_by(keys, config), "rotated": rotated, "rope_theta": plain_theta(words)}
 
 
 def linear(at: str) -> Linear:

@@ -7,12 +7,18 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from merino_edge.families.biased import BiasedGeometry, build_biased, linear
+from merino_edge.families.biased import (
+    BiasedGeometry,
+    build_biased,
+    linear,
+    partly_rotated_facts,
+    partly_rotated_words,
+)
 from merino_edge.families.family import Family
-from merino_edge.families.geometry import Keys, facts_by, words_by
+from merino_edge.families.geometry import Keys
 from merino_edge.families.graph_ops import KvLayer, plain_attention
 from merino_edge.families.pre_norm import Decoder, Layer
-from merino_edge.families.rotary import PART, Positive, Rotary, head_order, plain_theta, rope_words, turned_channels
+from merino_edge.families.rotary import Positive, Rotary, head_order
 from merino_edge.families.weights import Layout, permuted
 
 QKV = "attention.query_key_value"
@@ -94,14 +100,11 @@ def key_order(geometry: GptNeoxArchitecture) -> np.ndarray | None:
 
 
 def config_words(geometry: GptNeoxArchitecture) -> dict[str, Any]:
-    rope = rope_words(geometry.rope_theta, None, geometry.context)
-    return {**words_by(KEYS, geometry), "rope_parameters": {**rope, PART: geometry.rotated / geometry.head_size}}
+    return partly_rotated_words(KEYS, geometry)
 
 
 def geometry_of(config: Any) -> GptNeoxArchitecture:
-    words = config.rope_parameters
-    rotated = turned_channels(words, config.hidden_size // config.num_attention_heads)
-    return GptNeoxArchitecture(**facts_by(KEYS, config), rotated=rotated, rope_theta=plain_theta(words))
+    return GptNeoxArchitecture(**partly_rotated_facts(KEYS, config))
 
 
 FAMILY = Family(

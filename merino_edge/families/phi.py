@@ -7,13 +7,19 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from merino_edge.families.biased import BiasedGeometry, build_biased, linear
+from merino_edge.families.biased import (
+    BiasedGeometry,
+    build_biased,
+    linear,
+    partly_rotated_facts,
+    partly_rotated_words,
+)
 from merino_edge.families.family import Family
 from merino_edge.families.gated import in_heads
-from merino_edge.families.geometry import Keys, UniformGeometry, facts_by, words_by
+from merino_edge.families.geometry import Keys, UniformGeometry
 from merino_edge.families.graph_ops import KvLayer, plain_attention
 from merino_edge.families.pre_norm import Decoder, Layer, Linear
-from merino_edge.families.rotary import PART, Positive, Rotary, head_order, plain_theta, rope_words, turned_channels
+from merino_edge.families.rotary import PART, Positive, Rotary, head_order
 from merino_edge.families.weights import Layout, permuted
 from merino_runtime.errors import MerinoError
 
@@ -76,16 +82,13 @@ class PhiArchitecture(BiasedGeometry):
 
 
 def config_words(geometry: PhiArchitecture) -> dict[str, Any]:
-    rope = rope_words(geometry.rope_theta, None, geometry.context)
-    return {**words_by(KEYS, geometry), "rope_parameters": {**rope, PART: geometry.rotated / geometry.head_size}}
+    return partly_rotated_words(KEYS, geometry)
 
 
 def geometry_of(config: Any) -> PhiArchitecture:
     if config.num_key_value_heads not in (None, config.num_attention_heads):
         raise MerinoError(f"num_key_value_heads is {config.num_key_value_heads}, supported is num_attention_heads")
-    words = config.rope_parameters
-    rotated = turned_channels(words, config.hidden_size // config.num_attention_heads)
-    return PhiArchitecture(**facts_by(KEYS, config), rotated=rotated, rope_theta=plain_theta(words))
+    return PhiArchitecture(**partly_rotated_facts(KEYS, config))
 
 
 FAMILY = Family(
