@@ -5,14 +5,13 @@ A cached bundle is used again only by the exporter that wrote it. The folder's n
 sources, so after an upgrade the baseline is exported again and both sides of a ratio come from the same exporter.
 """
 
-import hashlib
 import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import merino_edge
 from merino_edge.bundles.files import is_bundle
+from merino_edge.export.digest import DIGEST_DIGITS, exporter_digest
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest, graph_format
 from merino_edge.export.source import random_source
@@ -23,8 +22,6 @@ from merino_edge.storage.atomic import cache_folder
 from merino_runtime.bundle import load_bundle, quantized_cache
 from merino_runtime.errors import MerinoError
 
-EXPORTER_ROOMS = ("families", "export", "bundles")  # their sources decide what a bundle's folder holds
-DIGEST_DIGITS = 12
 FLOAT32 = ExportRequest("fp32", dialect="fused")
 
 
@@ -82,24 +79,6 @@ def baseline_bundle(model: Model, say: Callable[[str], None], request: ExportReq
             say(f"removing {path}, which another version of the exporter wrote")
             shutil.rmtree(path)
     return str(folder)
-
-
-def exporter_digest() -> str:
-    """Return a digest of the sources that decide a bundle's graph, weights and description."""
-    root = Path(merino_edge.__file__).parent
-    return digest_of([root / room for room in EXPORTER_ROOMS])
-
-
-def digest_of(folders: Sequence[Path]) -> str:
-    """Return the first digits of a SHA-256 over names and contents of all Python and TOML files in `folders`."""
-    digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(folder.rglob("*")):
-            if path.suffix in (".py", ".toml"):
-                content = path.read_bytes()
-                digest.update(f"{folder.name}/{path.relative_to(folder).as_posix()} {len(content)}\n".encode())
-                digest.update(content)
-    return digest.hexdigest()[:DIGEST_DIGITS]
 
 
 def can_be_read(folder: Path) -> bool:

@@ -22,6 +22,7 @@ from merino_edge import __version__
 from merino_edge.cli.board_verbs import add_to
 from merino_edge.cli.choose import pareto, recommend
 from merino_edge.cli.deliver import check, flash, keygen, pack
+from merino_edge.cli.deploy import deploy
 from merino_edge.cli.design import design
 from merino_edge.cli.export import export
 from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Root, Ssh
@@ -88,7 +89,7 @@ def devices(
         show(device_table(profiles[0]) if device else devices_table(profiles))
 
 
-for command in (recommend, pareto, design):
+for command in (deploy, recommend, pareto, design):
     app.command()(command)
 
 

@@ -1,7 +1,9 @@
 """Key pairs of Ed25519, made and used here; boards hold public keys alone (`merino_runtime.delivery.keys`)."""
 
 import os
+import secrets
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +50,18 @@ def make_key(name: Path) -> tuple[Path, Path]:
     except BaseException:
         private.unlink()
         raise
+    return private, public
+
+
+def own_key(say: Callable[[str], None]) -> tuple[Path, Path]:
+    """Return the files of this user's key pair, private and public, which is made at the first use. Its name is random,
+    so that a board can trust those of several workstations."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "merino_edge"
+    there = sorted(home.glob(f"deploy-*{PRIVATE_SUFFIX}"))
+    if there:
+        return there[0], there[0].with_suffix(SUFFIX)
+    private, public = make_key(home / f"deploy-{secrets.token_hex(4)}")
+    say(f"made a key that signs your packages: {private} stays secret, boards get {public}")
     return private, public
 
 

@@ -184,20 +184,28 @@ class Program:
             yield session
 
 
+async def python_with(board: Board, candidates: list[str], modules: list[str]) -> str | None:
+    """Return the first of the Pythons there that has the modules; None if none has."""
+    request = {"do": "find_python", "candidates": candidates, "modules": modules}
+    async with started(board, f"find a Python with {' and '.join(modules)}", request) as session:
+        python = await answer(session)
+        await ended(session)
+    if python not in (None, *candidates):
+        raise session.fault(f"its answer is wrong. {TRY_THERE}")
+    return python
+
+
 async def program(board: Board, root: str | None = None) -> Program:
     """Copy the application to the board if it is not there yet. root: the folder of releases there; None: the default
     of `install` for its user. Raise MerinoError if no Python there has the packages."""
     app = board_app()
     facts = await described(board, app, root)
-    doing = "find a Python with numpy and onnxruntime"
     candidates = [PYTHON] if facts.foreign else [f"{facts.root}/current/env/bin/python", PYTHON]
-    async with started(board, doing, {"do": "find_python", "candidates": candidates, "modules": MODULES}) as session:
-        python = await answer(session)
-        await ended(session)
-    if python not in candidates:
-        raise session.fault(
-            "there is none. Install a packed file with its wheels (`merino-edge flash`), or on the board:"
-            " python3 -m pip install numpy tokenizers onnxruntime"
+    python = await python_with(board, candidates, MODULES)
+    if python is None:
+        raise MerinoError(
+            f"{board.address.text}: no Python there has numpy and onnxruntime. Install a packed file with its wheels"
+            " (`merino-edge flash`), or on the board: python3 -m pip install numpy tokenizers onnxruntime"
         )
     source = source_of("merino.pyz", app)
     place = await send(board, f"{CACHE}/apps/{source.sha256[:16]}", source)

@@ -34,6 +34,7 @@ from merino_runtime.io.visible import visible
 INSTALL_S = 3600.0  # of a Pi Zero 2 W: an environment from wheels, and the self-test of a large model
 BENCH_S = 3600.0
 BENCH = ("bench", "installed", "-r", "3", "-o", "jsonl")
+QUICK = ("-r", "1", "-p", "64", "-n", "32")  # seconds, where a person waits
 BENCH_BYTES = 16 << 20
 LONGEST_ERROR = 1200  # characters: all refusals of several bundles
 WRONG_USAGE = 2  # exit code
@@ -65,6 +66,7 @@ class Package:
     force: bool = False
     service: bool = False
     serve: bool = False  # and the service
+    quick: bool = False  # measured by QUICK
 
 
 @dataclass
@@ -163,7 +165,7 @@ async def flash(
             launcher = await _install(board, package, place, done, facts)
         done.tested = True
         report(host, "measuring", 0, 0)
-        await _measure(board, launcher, done)
+        await _measure(board, launcher, done, QUICK if package.quick and choice.bundle.context >= 128 else ())
 
 
 def check_signer(package: Package, facts: Facts) -> None:
@@ -247,10 +249,11 @@ async def _install(board: Board, package: Package, place: str, done: Flashed, fa
     return str(own["launcher"])
 
 
-async def _measure(board: Board, launcher: str, done: Flashed) -> None:
+async def _measure(board: Board, launcher: str, done: Flashed, options: Sequence[str]) -> None:
     """Run a benchmark. If it fails, add a note, because the release is installed and tested."""
     try:
-        ran = await finished(board, "measure", _run([launcher, *BENCH]), timeout_s=BENCH_S, most_bytes=BENCH_BYTES)
+        call = _run([launcher, *BENCH, *options])
+        ran = await finished(board, "measure", call, timeout_s=BENCH_S, most_bytes=BENCH_BYTES)
         rows, faults, _ = parse_records(ran.out)
     except MerinoError as error:
         done.notes.append(f"not measured: {error}")
