@@ -63,8 +63,9 @@ def recommend(
     from merino_edge.design.budgets import with_board_defaults
     from merino_edge.design.recommend import recommend as find
     from merino_edge.prediction.formats import quantized_kv
-    from merino_edge.prediction.shape import default_lengths
+    from merino_edge.prediction.shape import check_lengths, default_lengths
 
+    check_lengths(context, prompt)
     cache = quantized_kv(kv)
     level = parse_confidence(confidence)
     chosen = chosen_device(device, ssh, accept_new)
@@ -82,6 +83,8 @@ def recommend(
         show(recommendation_table(recommendation, profile))
         if command := first_command(recommendation, profile, chosen):
             put(f"to export the first: {command}")
+            name = recommendation.candidates[0].model.id
+            put(f"to bring it onto the board: merino-edge deploy {name} --ssh {ssh or 'USER@HOST'}")
 
 
 @with_budgets
@@ -104,7 +107,7 @@ def pareto(
     from merino_edge.cli.tables import show
     from merino_edge.cli.terminal import put, save, say, working
     from merino_edge.design.pareto import front
-    from merino_edge.prediction.shape import default_lengths
+    from merino_edge.prediction.shape import check_lengths, default_lengths
     from merino_edge.report.front import check_plot, front_svg
     from merino_edge.storage.atomic import check_file, check_keeps, write_text
 
@@ -117,6 +120,7 @@ def pareto(
     if plot:
         check_plot(plot)
     choices = parse_choices(vocab, precision, kv)
+    check_lengths(context, None)
     profile = board(device, say, backend)
     slots, prompt_tokens = default_lengths(profile, context, None)
     with working(f"searching for {profile.name}"):

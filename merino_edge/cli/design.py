@@ -74,7 +74,7 @@ def design(
     from merino_edge.design.paper.score import PRESETS
     from merino_edge.design.paper.space import PAPER_SPACE
     from merino_edge.design.score import DEFAULT, MERINO, score_named
-    from merino_edge.prediction.shape import default_lengths
+    from merino_edge.prediction.shape import check_lengths, default_lengths
     from merino_edge.storage.atomic import check_file, check_keeps
 
     # 1. Check the options, before the board `host` is measured.
@@ -93,6 +93,7 @@ def design(
             raise MerinoError(f"{option} is a list, and the paper's score cannot compare its values: give one")
     if data:  # the vocabulary is not chosen yet, so tokens are counted in a small one
         tokens = count(data, choices["vocabs"][0] if choices["vocabs"] else VOCABS[1])
+    check_lengths(context, prompt)
     level = parse_confidence(confidence)
     if out:
         check_keeps(out, [Path(device), *(data or [])])

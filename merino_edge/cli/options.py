@@ -99,8 +99,8 @@ def parse_confidence(text: str) -> float:
 
 
 def parse_percent(option: str, text: str, allowed: str) -> float:
-    """"5%" -> 0.05, below 1. The sign is required: 0.05 could mean two things."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
-    if not match or not 0 <= float(match.group(1)) < 100:
+    """"5%" or "5" -> 0.05, below 1. Below 1 the sign is required, because 0.05 could mean two things."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text.strip())
+    if not match or not 0 <= float(match[1]) < 100 or (not match[2] and 0 < float(match[1]) < 1):
         raise typer.BadParameter(f"{text!r} is not allowed: choose {allowed}", param_hint=option)
-    return float(match.group(1)) / 100
+    return float(match[1]) / 100

@@ -116,12 +116,18 @@ def evaluate(
     if limit is not None and limit < 1:
         raise MerinoError(f"--limit {limit} is not allowed: choose 1 or more")
     cache = open_cache(out, resume)
-    with counted_progress("request" if tasks else "document", keep=True) as progress:
-        if perplexity:
-            rows = list(evaluate_text(sources, perplexity, limit, cache, progress=progress, say=say))
-        else:
-            request = TaskRequest(tuple((tasks or "").split(",")), data, limit, chat_template, include_path)
-            rows = list(run(sources, request, cache, progress, say))
+    request = TaskRequest(tuple((tasks or "").split(",")), data, limit, chat_template, include_path)
+    try:
+        with counted_progress("request" if tasks else "document", keep=True) as progress:
+            if perplexity:
+                rows = list(evaluate_text(sources, perplexity, limit, cache, progress=progress, say=say))
+            else:
+                rows = list(run(sources, request, cache, progress, say))
+    except KeyboardInterrupt:
+        cache.write()
+        if out and len(cache):
+            say(f"{len(cache):,} answers are kept: the same command with --resume goes on")
+        raise
     text = to_json(rows)
     free = save(out, text)
     if out:

@@ -41,7 +41,9 @@ def score(
     from merino_edge.design.existing import existing_score, layers_weights
     from merino_edge.design.score import SCORES
     from merino_edge.export.named import describe
+    from merino_edge.prediction.shape import check_lengths
 
+    check_lengths(context, prompt)
     decoders = [describe(source) for source in sources]
     profile = board(device, say, backend) if device else None
     costs = [costs_of(profile, decoder.geometry, context, prompt) if profile else {} for decoder in decoders]

@@ -98,7 +98,7 @@ class Design(Strict):
 
 def load_design(path: Path) -> Design:
     """Raises MerinoError with all faults of the file at once, or only for its schema where that is another."""
-    content, text = read_json_and_text(str(path), f"`merino-edge design -o {path}` writes one.")
+    content, text = read_json_and_text(str(path), "`merino-edge design -o design.json` writes one.")
     device = content.get("device", "ID") if isinstance(content, dict) else "ID"
     refuse_other_schema(content, SCHEMA, str(path), "merino-edge", "design", "--device", str(device), "-o", str(path))
     try:
@@ -109,7 +109,7 @@ def load_design(path: Path) -> Design:
 
 def read_plan(path: Path) -> Design | Architecture:
     """A design.json, or an architecture object alone. Raises MerinoError where the file is neither."""
-    content = read_json(str(path), f"Give an architecture's JSON, or a design.json: `merino-edge design -o {path}`.")
+    content = read_json(str(path), "Give a model that `merino-edge export` takes, or a design.json.")
     if isinstance(content, dict) and not content.keys().isdisjoint(("architecture", "schema")):
         return load_design(path)
     try:

@@ -52,10 +52,13 @@ class RequestCache:
 
 
 def open_cache(out: Path | None, resume: bool) -> RequestCache:
-    """Return the cache for the output `out`. Raise MerinoError if an interrupted evaluation is not to be resumed."""
+    """Return the cache for the output `out`. Raise MerinoError if an interrupted evaluation is not to be resumed, or
+    a finished one is."""
     if out is None:
         return RequestCache()
     path = out.with_name(f"{out.name}.partial")
+    if resume and out.exists() and not path.exists():
+        raise MerinoError(f"{out} is finished, so there is nothing to resume: leave --resume out to evaluate again")
     cache = RequestCache(path)
     if len(cache) and not resume:
         raise MerinoError(

@@ -170,7 +170,10 @@ def graph_format(request: ExportRequest, design: Design | None, context: int) ->
     else:
         origin = "--precision {}"
     if precision not in PRECISIONS:
-        raise MerinoError(f"{origin.format(precision or EMPTY)} is not known: choose one of {', '.join(PRECISIONS)}")
+        known = (*PRECISIONS, "auto", "mixed")
+        raise MerinoError(f"{origin.format(precision or EMPTY)} is not known: choose one of {', '.join(known)}")
+    if precision == "fp16" and board and "tensorrt" not in board.backends:
+        raise MerinoError(f"{origin.format(precision)} is for GPUs, and a {board.name} has none: give int8 or int4")
     kv = cache_format(request.kv, dialect, precision, design=design, board=board)
     check_calibration(precision, kv, request.calibration)
     core = core_of(dialect, precision, request.core or (core_of_board(board) if board else "dotprod"))

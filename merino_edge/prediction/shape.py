@@ -6,6 +6,7 @@ from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
 LONGEST_DEFAULT_PROMPT = 512
+MOST_CONTEXT = 131_072
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ def default_lengths(profile: DeviceProfile, context: int | None, prompt: int | N
     return longest, default_prompt(longest) if prompt is None else prompt
 
 
-def check_lengths(context: int, prompt: int) -> None:
-    """Raise MerinoError for lengths that no search, verdict or prediction takes."""
-    if not 2 <= context <= 131_072:
-        raise MerinoError(f"--context {context} is not allowed: choose 2 to 131072 tokens")
-    if not 1 <= prompt <= context:
-        raise MerinoError(f"--prompt {prompt} is not allowed: choose 1 to the context, {context} tokens")
+def check_lengths(context: int | None, prompt: int | None) -> None:
+    """Raise MerinoError for lengths that no search, verdict or prediction takes. None: not given yet."""
+    if context is not None and not 2 <= context <= MOST_CONTEXT:
+        raise MerinoError(f"--context {context} is not allowed: choose 2 to {MOST_CONTEXT} tokens")
+    longest = MOST_CONTEXT if context is None else context
+    if prompt is not None and not 1 <= prompt <= longest:
+        raise MerinoError(f"--prompt {prompt} is not allowed: choose 1 to the context, {longest} tokens")

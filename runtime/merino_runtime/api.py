@@ -2,6 +2,7 @@
 
 The commands use only this. numpy and a backend are imported when a model is opened.
 """
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional, Sequence
 
 from merino_runtime.backends.choice import choose_backend
@@ -43,6 +44,13 @@ def open_model(path: str, *, threads: Optional[int] = None, prefill_threads: Opt
     from merino_runtime.backends import open_backend
 
     return LanguageModel(bundle, open_backend(bundle, threads, prefill_threads, chosen, say))
+
+
+def path_of(path: Any) -> str:
+    """Return a path as text. Raise MerinoError for another type: Python would take a number as a file descriptor."""
+    if not isinstance(path, (str, Path)):
+        raise MerinoError(f"the path is {path!r:.80}, and must be text. Give the path of a file.")
+    return str(path)
 
 
 class LanguageModel:
@@ -127,14 +135,14 @@ class LanguageModel:
         """Write the cache to a file, whole or not at all. Raise MerinoError if that fails."""
         from merino_runtime.generation.cache_file import save_cache
 
-        save_cache(self.bundle, self.backend, path)
+        save_cache(self.bundle, self.backend, path_of(path))
 
     def load_cache(self, path: str) -> None:
         """Read a file of `save_cache`. A prompt that begins with its ids then computes only the rest. Raise MerinoError
         if the file is damaged or was written by another bundle."""
         from merino_runtime.generation.cache_file import load_cache
 
-        load_cache(self.bundle, self.backend, path)
+        load_cache(self.bundle, self.backend, path_of(path))
 
     def selftest(self) -> Optional["Mismatch"]:
         """Compare greedy decoding with the bundle's golden ids -> the first difference, or None."""

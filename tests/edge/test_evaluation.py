@@ -148,6 +148,10 @@ def test_every_task_reads_its_file_and_an_interruption_changes_no_figure(bundles
     for own, other in zip(whole, whole[len(ROWS) :], strict=False):
         assert own.main[1].value == pytest.approx(other.main[1].value, rel=1e-4)
     assert parse_evaluations(to_json(whole), out) == whole
+    (tmp_path / "scores.json.partial").unlink()
+    out.write_text(to_json(whole))
+    with pytest.raises(MerinoError, match="finished, so there is nothing to resume"):
+        open_cache(out, resume=True)
 
 
 @pytest.mark.parametrize(("tasks", "change", "message"), [

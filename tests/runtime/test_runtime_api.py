@@ -281,3 +281,16 @@ def test_the_command_line_computes_a_prompt_once(folder, tmp_path):
     path = str(tmp_path / "another")
     result, alone = generated("the river runs past the mill")
     assert result == longer and alone - rest >= computed - 1  # the last token may end otherwise before more text
+
+
+@pytest.mark.parametrize("wrong", [None, 1.5, True, {}, object(), float("nan")], ids=repr)
+@pytest.mark.parametrize("call", [
+    lambda model, wrong: model.save_cache(wrong), lambda model, wrong: model.load_cache(wrong),
+    lambda model, wrong: model.backend.prefill(wrong), lambda model, wrong: model.backend.prefill([1, wrong]),
+    lambda model, wrong: model.backend.step(wrong), lambda model, wrong: model.backend.truncate(wrong),
+    lambda model, wrong: list(model.backend.logits_from(wrong, [1, 2])),
+    lambda model, wrong: list(model.backend.logits_from(0, wrong))])
+def test_arguments_of_another_type_are_refused_in_words(model, call, wrong):
+    model.backend.truncate(0)
+    with pytest.raises(MerinoError):
+        call(model, wrong)

@@ -1,5 +1,5 @@
 """The interface of every backend."""
-from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Sequence, Tuple
 
 import numpy as np
 
@@ -43,6 +43,8 @@ class Backend:
     def logits_from(self, first: int, ids: Sequence[int]) -> Iterator[np.ndarray]:
         """Add ids [n] to the cache. Yield the logits [m, vocab] after each of them from ids[first] on, as a view: one
         per decode step, or m at once if the graph returns the logits of all positions."""
+        check_whole("the first position", first)
+        check_prefill(self, ids)
         yield self.prefill(ids[:first + 1])[None]
         for token_id in ids[first + 1:]:
             yield self.step(token_id)[None]
@@ -89,14 +91,24 @@ class Backend:
         raise NotImplementedError
 
 
+def check_whole(what: str, value: Any) -> None:
+    """Raise MerinoError unless it is an integer, Python's or numpy's."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise MerinoError(f"{what} is {value!r:.80}, and must be an integer. Give one.")
+
+
 def check_prefill(backend: Backend, ids: Sequence[int]) -> None:
     """Raise MerinoError for ids that do not fit the free slots, or that the model does not have."""
+    if not hasattr(ids, "__len__") or not hasattr(ids, "__getitem__") or isinstance(ids, dict):
+        raise MerinoError(f"the ids of a prompt are {ids!r:.80}, and must be a list of integers. Give one.")
     count, free = len(ids), backend.context - backend.length
     if not 0 < count <= free:
         raise MerinoError(
             f"a prefill of {count} ids does not fit: {backend.length} of the {backend.context} cache slots "
             f"are filled, {free} free, and it takes at least 1 id. Shorten the "
             "prompt, or export with a longer --context.")
+    for token_id in ids:
+        check_whole("an id of the prompt", token_id)
     if not 0 <= min(ids) <= max(ids) < backend.vocab:
         raise MerinoError(f"prompt ids are from {min(ids)} to {max(ids)}, the model has 0 to "
                           f"{backend.vocab - 1}. Use the tokenizer of this model.")
@@ -104,6 +116,7 @@ def check_prefill(backend: Backend, ids: Sequence[int]) -> None:
 
 def check_step(backend: Backend, token_id: int) -> None:
     """Raise MerinoError if the id does not exist, or if the cache is full."""
+    check_whole("the token id", token_id)
     if not 0 <= token_id < backend.vocab:
         raise MerinoError(f"token id {token_id} does not exist, the model has 0 to {backend.vocab - 1}. Use ids of "
                           "this model's tokenizer.")
@@ -114,6 +127,7 @@ def check_step(backend: Backend, token_id: int) -> None:
 
 def check_truncate(backend: Backend, length: int) -> None:
     """Raise MerinoError if fewer slots are filled."""
+    check_whole("the length", length)
     if not 0 <= length <= backend.length:
         raise MerinoError(f"the cache cannot be truncated to {length} ids, it holds {backend.length}. Allowed: 0 to "
                           f"{backend.length}.")

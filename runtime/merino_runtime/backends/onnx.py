@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tupl
 
 import numpy as np
 
-from merino_runtime.backends.backend import Backend, check_prefill, check_step, check_truncate, closed
+from merino_runtime.backends.backend import Backend, check_prefill, check_step, check_truncate, check_whole, closed
 from merino_runtime.backends.onnx_rows import Rows, bind_caches, bind_input, bind_output, caches, takes_batch
 from merino_runtime.backends.onnx_session import Model, first_line
 from merino_runtime.bundle import returns_all_logits
@@ -79,6 +79,7 @@ class OnnxBackend(Backend):
         if not self._all_logits:
             yield from super().logits_from(first, ids)
             return
+        check_whole("the first position", first)
         seen = 0
         for logits in self._chunks(ids):  # [m, vocab]
             if seen + len(logits) > first:

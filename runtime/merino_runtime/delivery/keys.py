@@ -47,7 +47,7 @@ def read_public_key(path: str) -> PublicKey:
     text = read_text(path, A_KEY, REMEDY, LARGEST_BYTES)
     if "PRIVATE KEY" in text:
         raise MerinoError(f"{path} is a private key, which stays where packages are signed. {REMEDY}")
-    words = text.rstrip("\n").split(" ", 2)
+    words = text.rstrip("\r\n").split(" ", 2)
     key = key_of_base64(words[1]) if len(words) > 1 and words[0] == KIND else None
     comment = words[2] if len(words) > 2 else ""
     if key is None or not _is_comment(comment):
