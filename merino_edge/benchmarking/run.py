@@ -136,7 +136,7 @@ async def records_of(
     from merino_edge.records.reading import parse_records
 
     copied("measuring", 0, 0)
-    arguments = ["bench", *places, *words, "-o", "jsonl"]
+    arguments = ["bench", *places, *words, "--format", "jsonl"]
     ran = await there.run(arguments, doing="measure", timeout_s=MOST_S, most_bytes=MOST_BYTES, report=say)
     rows, faults, cut = parse_records(ran.out)
     if faults or cut or not rows:

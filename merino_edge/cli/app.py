@@ -170,8 +170,12 @@ def bench(
     peers_file: Annotated[
         Path | None, AgainstOption(help="GGUF of the bundle's weights, for llama.cpp")
     ] = None,
-    output: Annotated[Literal["md", "json", "jsonl"], typer.Option("-o", help="output format")] = "md",
-    save: Annotated[Path | None, typer.Option(help="also save the records as JSON; FILE.jsonl is appended to")] = None,
+    output: Annotated[
+        Literal["md", "json", "jsonl"], typer.Option("--format", help="format of what is printed")
+    ] = "md",
+    save: Annotated[
+        Path | None, typer.Option("-o", metavar="FILE", help="save the records as JSON; FILE.jsonl is appended to")
+    ] = None,
     ssh: Ssh = None,
     accept_new: AcceptNew = False,
     root: Root = None,

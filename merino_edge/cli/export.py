@@ -27,6 +27,9 @@ def export(
         help="checkpoint folder, GGUF file, design.json, bundle in fp32, or a model's name in the catalog or on the hub"
     )],
     out: Annotated[Path, typer.Option("-o", help="folder of the bundle")],
+    name: Annotated[str | None, typer.Option(
+        help="name of the bundle, by which `serve` and `bench` list it; default: the source's"
+    )] = None,
     precision: Annotated[str | None, FormatOption(
         help="weight format: fp32, fp16, int8 or int4; default: the design's, else fp32; auto: the fastest on the board"
         " of --for that keeps 95 % of the model's answers; mixed: int4, with 8 bits for the most sensitive matrices",
@@ -73,7 +76,7 @@ def export(
     request = ExportRequest(
         precision=precision, board=board(board_name, say) if board_name else None, dialect=dialect, kv=kv,
         context=context, calibration=calibrate, chat=not no_chat, overwrite=overwrite,
-        random_weights=random, all_logits=all_logits, file_mb=file_mb, decode_ms=decode_ms,
+        random_weights=random, all_logits=all_logits, file_mb=file_mb, decode_ms=decode_ms, name=name,
     )  # fmt: skip
     with working(f"exporting {source}"):
         done = export_named(source, out, request, None if random else weights, say)

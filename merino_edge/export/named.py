@@ -1,5 +1,6 @@
 """A SOURCE by its name: its geometry, and its export. A request is checked before torch is imported."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from merino_edge.export.export import Exported
 
 Say = Callable[[str], None]
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 
 
 class Described(NamedTuple):
@@ -52,6 +54,8 @@ def export_named(what: str, out: Path, request: ExportRequest, weights: Path | N
     from merino_edge.export.source import load_source
 
     source = load_source(what, weights, random=request.random_weights)
+    if request.name is not None:
+        source = source._replace(name=request.name)
     return export(source, out, request, last_use=True, say=say)
 
 
@@ -61,6 +65,8 @@ def check_request(request: ExportRequest, what: str, weights: Path | None, out: 
     Raises MerinoError for files that cannot be read, an output that would replace an input, a SOURCE that names no
     model, and a combination of options that is not possible.
     """
+    if request.name is not None and not NAME.fullmatch(request.name):
+        raise MerinoError(f"--name {request.name!r:.80} is not allowed: use up to 64 letters, digits and . _ -")
     text = request.calibration
     if text:
         check_files([text], "--calibrate")

@@ -52,6 +52,7 @@ class ExportRequest(NamedTuple):
         overwrite: whether random weights may replace trained ones.
         random_weights: for a model of the zoo, random weights instead of the published ones.
         file_mb: for `mixed`, the largest size of all weights.
+        name: of the bundle, which a server lists; by default the source's.
         decode_ms: for `mixed`, the largest predicted decode latency on `board`. Without either limit the weights take
             the mean of their sizes in int4 and int8.
     """
@@ -69,6 +70,7 @@ class ExportRequest(NamedTuple):
     all_logits: bool = False
     file_mb: float | None = None
     decode_ms: float | None = None
+    name: str | None = None
 
 
 class DesignFile(NamedTuple):

@@ -45,7 +45,7 @@ def read_records(paths: Iterable[Path], say: Callable[[str], None] = lambda _: N
         shown = faults[:MAX_LISTED_FAULTS] + more
         listed = f" {shown[0]}" if len(shown) == 1 else "".join(f"\n  {fault}" for fault in shown)
         raise MerinoError(
-            f"these are not benchmark records: correct them, or give what `bench --save FILE` wrote:{listed}"
+            f"these are not benchmark records: correct them, or give what `bench -o FILE` wrote:{listed}"
         )
     return records
 

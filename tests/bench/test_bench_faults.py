@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow,
 CALL = [sys.executable, "-c", "import sys; from merino_bench.start import main; sys.exit(main())"]
 BENCH = ["bench", "BUNDLE", "-p", "8", "-n", "0", "-r", "1", "-t", "1"]
 VERBS = [["generate", "BUNDLE", "the", "-n", "3"], ["info", "BUNDLE", "--json"], ["verify", "BUNDLE"],
-         [*BENCH, "--save", "kept.json"], ["--help"]]
+         [*BENCH, "-o", "kept.json"], ["--help"]]
 # (redirections, whether stdout has a reader, exit code)
 STREAMS = [(">/dev/full", True, 1), ("", False, 141), (">&-", True, 1), ("2>/dev/full", True, 0), ("2>&-", True, 0)]
 
@@ -66,7 +66,7 @@ def test_a_stream_that_takes_nothing(words, streams, reader, expected, bundle, t
 
 
 @pytest.mark.parametrize("words", [
-    [*BENCH, "-o", "jsonl", "--save", "disk/kept.json"], [*BENCH, "-o", "jsonl", "--save", "disk/kept.jsonl"],
+    [*BENCH, "--format", "jsonl", "-o", "disk/kept.json"], [*BENCH, "--format", "jsonl", "-o", "disk/kept.jsonl"],
     ["generate", "BUNDLE", "the", "-n", "3", "--cache", "disk/kept"], ["probe", "-o", "disk/kept.json"],
 ], ids=["bench to JSON", "bench to lines", "generate --cache", "probe"])
 def test_a_disk_that_takes_nothing(words, no_room, bundle, tmp_path):

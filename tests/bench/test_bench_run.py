@@ -270,8 +270,8 @@ class TestFailure:
 class TestCommand:
     def test_json_goes_to_stdout_and_to_the_file(self, folder, tmp_path):
         saved = tmp_path / "result.json"
-        code, out, err = run("bench", folder, "-p", "8", "-n", "4", "-r", "2", "-o", "json",
-                             "--save", str(saved))
+        code, out, err = run("bench", folder, "-p", "8", "-n", "4", "-r", "2", "--format", "json",
+                             "-o", str(saved))
         assert code == 0 and err == ""  # quiet where nobody watches
         assert [row["test"] for row in json.loads(out)] == ["pp8", "tg4"]
         assert json.loads(saved.read_text()) == json.loads(out)
@@ -281,14 +281,14 @@ class TestCommand:
         assert code == 0 and len(out.splitlines()) == 4 and "| pp32 |" in out and "| tg56 |" in out
 
     def test_a_failed_row_is_exit_1_with_the_data_written(self, folder, tmp_path):
-        code, out, err = run("bench", folder, str(tmp_path / "none"), *PP_ONLY, "-o", "jsonl")
+        code, out, err = run("bench", folder, str(tmp_path / "none"), *PP_ONLY, "--format", "jsonl")
         rows = [json.loads(line) for line in out.splitlines()]
         assert code == 1 and rows[0]["tok_s"] > 0 and rows[1]["tok_s"] is None
         assert err.startswith("merino: 1 of 2 rows failed") and "no such bundle" in err
 
     def test_a_baseline_that_does_not_exist_is_refused_before_anything_is_measured(self, folder, tmp_path):
         saved = tmp_path / "rows.jsonl"
-        code, out, err = run("bench", folder, *PP_ONLY, "--baseline", "nowhere", "--save", str(saved))
+        code, out, err = run("bench", folder, *PP_ONLY, "--baseline", "nowhere", "-o", str(saved))
         assert code == 1 and out == "" and not saved.exists()
         assert err.startswith("merino: --baseline nowhere cannot be measured: no such bundle: 'nowhere'")
 
@@ -297,7 +297,7 @@ class TestCommand:
         (["-r", "0"], 1, "repetitions is 0"), (["-p", "many"], 2, "expected numbers"),
         (["-t", "0"], 2, "too small, allowed: 1"), (["-t", "1,100000"], 2, "threads is 100000, allowed: 1 to"),
         (["-d", "64"], 1, "does not fit the context"), (["--timeout", "0"], 1, "timeout is 0 s"),
-        (["-o", "xml"], 2, "invalid choice"), (["--save", "/no/such/folder/x"], 1, "cannot write")])
+        (["--format", "xml"], 2, "invalid choice"), (["-o", "/no/such/folder/x"], 1, "cannot write")])
     def test_a_request_that_cannot_be_met_says_so(self, folder, arguments, code, words):
         result, out, err = run("bench", folder, *arguments)
         assert result == code and out == "" and words in err
@@ -305,10 +305,10 @@ class TestCommand:
     def test_json_lines_grow(self, folder, tmp_path):
         saved = tmp_path / "results.jsonl"
         for _ in range(2):
-            assert run("bench", folder, *PP_ONLY, "--save", str(saved))[0] == 0
+            assert run("bench", folder, *PP_ONLY, "-o", str(saved))[0] == 0
         rows = [json.loads(line) for line in saved.read_text().splitlines()]
         assert [row["test"] for row in rows] == ["pp8", "pp8"]
-        assert rows[0]["command"] == f"merino_bench bench {folder} -p 8 -n 0 -r 1 --save {saved}"
+        assert rows[0]["command"] == f"merino_bench bench {folder} -p 8 -n 0 -r 1 -o {saved}"
 
     def test_a_terminal_sees_progress_on_one_line(self, folder):
         own, other = os.openpty()
@@ -327,8 +327,8 @@ class TestCommand:
         older = tmp_path / "older.json"
         older.write_text('[{"test": "tg128"}]')
         parent = subprocess.Popen(
-            [*quick_bench.CALL, "bench", folder, "-p", "8", "-n", "0", "-r", str(10 ** 8), "-o", "json",
-             "--save", str(older)],
+            [*quick_bench.CALL, "bench", folder, "-p", "8", "-n", "0", "-r", str(10 ** 8), "--format", "json",
+             "-o", str(older)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=quick_bench.ROOTS),
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's background job ignores it
         child = wait_for(lambda: children_of(parent.pid))[0]
@@ -343,7 +343,7 @@ class TestZip:
 
     def bench_from(self, python, folder, cwd):
         app = os.path.join(folder, "merino.pyz")
-        code, out, err = run("bench", folder, "-p", "8", "-n", "4", "-r", "2", "-o", "json",
+        code, out, err = run("bench", folder, "-p", "8", "-n", "4", "-r", "2", "--format", "json",
                              call=[python, app], cwd=str(cwd), path=None)
         assert code == 0, err
         rows = json.loads(out)
@@ -361,7 +361,7 @@ class TestZip:
                 if name == "merino_runtime/backends/onnx.py":
                     text = text.replace(b" CPU\"", b" CPU of the zip\"")
                 copy.writestr(name, text)
-        code, out, err = run("bench", folder, *PP_ONLY, "-o", "json", call=[sys.executable, "marked.pyz"],
+        code, out, err = run("bench", folder, *PP_ONLY, "--format", "json", call=[sys.executable, "marked.pyz"],
                              cwd=str(tmp_path), path=None)
         assert code == 0, err
         assert json.loads(out)[0]["engine"].endswith("CPU of the zip")
@@ -436,7 +436,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 def on_tensorrt(*words, **environment):
     paths = [ON_PATH, os.path.join(ROOT, "runtime")]
     process = subprocess.Popen([sys.executable, "-m", "merino_bench", "bench", *words, "-p", "8", "-n", "4", "-r", "1",
-                                "-o", "json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                "--format", "json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                env=dict(os.environ, PYTHONPATH=os.pathsep.join(paths), **environment))
     out, err = process.communicate()
     return process.returncode, json.loads(out.decode("utf-8")), err.decode("utf-8")

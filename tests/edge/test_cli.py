@@ -102,7 +102,7 @@ def test_a_design_is_exported_and_measured(design_file, dialect, here, tmp_path)
     assert code == 0, err
     assert "random weights" in out and "raspberry-pi-zero-2w" in out
     saved = tmp_path / "records.json"
-    code, out, err = here("bench", bundle, "-p", "16", "-n", "8", "-r", "2", "-o", "json", "--save", saved)
+    code, out, err = here("bench", bundle, "-p", "16", "-n", "8", "-r", "2", "--format", "json", "-o", saved)
     assert code == 0, err
     records = json.loads(out)
     assert [record["test"] for record in records] == ["pp16", "tg8"]
@@ -113,8 +113,8 @@ def test_a_design_is_exported_and_measured(design_file, dialect, here, tmp_path)
 def test_an_architecture_alone_is_exported(design_file, here, tmp_path):
     path = tmp_path / "geometry.json"
     path.write_text(json.dumps(json.loads(design_file.read_text())["architecture"]))
-    code, out, err = here("export", path, "--precision", "int8", "-o", tmp_path / "bundle")
-    assert code == 0 and "geometry" in out and re.search(r"\d+ quantized matrices, .* MB; error relative", out), err
+    code, out, err = here("export", path, "--precision", "int8", "-o", tmp_path / "bundle", "--name", "mine")
+    assert code == 0 and "bundle: mine, fused int8" in out and re.search(r"\d+ quantized matrices, .* MB; error relative", out), err
 
 
 def test_generate_streams_the_embedded_model_as_text_and_as_json():
@@ -176,6 +176,8 @@ def test_a_refused_budget_names_options_that_exist(command, here):
 
 
 REFUSED_WITHOUT_TORCH = [
+    (["export", "embedded", "--name", "../x", "-o", "out"], "--name '../x' is not allowed"),
+    (["export", "embedded", "--precision", "fp16", "--for", "raspberry-pi-4", "-o", "out"], "fp16 is for GPUs"),
     (["export", "nothing", "-o", "out"], "'nothing' names no model: give"),
     (["export", ".", "-o", "out"], ". is no checkpoint: it has no config.json"),
     (["export", "opt-350m", "--weights", "nothing", "-o", "out"], "nothing is no checkpoint: it has no config.json"),

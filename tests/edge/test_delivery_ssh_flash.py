@@ -288,7 +288,7 @@ def test_records_come_home_with_their_baseline(board, place):
     saved = place / "there.json"
     code, out, err = run(
         "bench", "--ssh", board.address, "embedded", "--baseline", "opt-125m", "-p", "8", "-n", "4", "-r", "1",
-        "-o", "json", "--save", saved, first=QUICK_BENCH + SMALL_OPT,
+        "--format", "json", "-o", saved, first=QUICK_BENCH + SMALL_OPT,
     )  # fmt: skip
     assert code == 0, err
     rows = read_records([saved])

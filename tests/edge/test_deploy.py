@@ -8,8 +8,12 @@ import ssh_board
 from sample_roots import make_root
 from test_cli import run
 
+from merino_edge.delivery.keys import make_key
 from merino_edge.embedded import FOLDER
 from merino_runtime.bundle import load_bundle
+from merino_runtime.delivery.archive import open_archive
+from merino_runtime.delivery.fit import packed_bundle
+from merino_runtime.delivery.keys import read_public_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not ssh_board.SSHD, reason=ssh_board.REASON)]
 LIKE = ("--device", "raspberry-pi-4", "--precision", "int8")  # a PC has no model that a profile names
@@ -76,12 +80,24 @@ def test_a_system_that_boots_later_gets_the_package_and_the_key(tmp_path, workst
     public = next((workstation.home / ".config/merino_edge").glob("*.pub")).read_text().split()[1]
     assert any(public in path.read_text() for path in root.rglob("*.pub"))
 
+    # A key of one's own in its place, and a shorter cache.
+    fleet, root = make_key(tmp_path / "fleet"), make_root(tmp_path / "another")
+    own = ("--sign", fleet[0], "--trust", fleet[1], "--context", "64")
+    code, _, err = run("deploy", str(FOLDER), "--rootfs", root, *LIKE, *own)
+    assert code == 0, err
+    (package,) = root.rglob("*.merino")
+    archive = open_archive(str(package))
+    assert packed_bundle(archive, archive.manifest.bundles[0]).context == 64
+    assert archive.signature.key == read_public_key(str(fleet[1])).key
+    assert [path.name for path in root.rglob("*.pub")] == [fleet[1].name]
+
 
 def test_what_is_refused_says_what_to_do(tmp_path):
     for words, said in {
         (): "give one of --ssh, --image, --rootfs",
         ("--rootfs", tmp_path, "--image", tmp_path / "a.img"): "has --image and --rootfs",
         ("--rootfs", tmp_path): "--device is missing",
+        ("--rootfs", tmp_path, "--serve"): "go with --ssh, not --rootfs",
         ("--rootfs", tmp_path, "--chat"): "go with --ssh, not --rootfs",
         ("--rootfs", tmp_path, "--device", "raspberry-pi-4", "--precision", "int3"): "choose auto",
     }.items():

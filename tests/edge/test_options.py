@@ -32,6 +32,7 @@ OVER_SSH = "merino_edge.cli.over_ssh."
 # (command, what it is called with, the functions that do the work)
 CALLS = [
     ("devices", ["jetson-nano"], ["merino_edge.cli.tables.device_table"]),
+    ("deploy", ["embedded", *SSH, *PI], ["merino_edge.cli.deploy.target_of"]),
     ("recommend", PI, ["merino_edge.design.recommend.recommend"]),
     ("pareto", PI, ["merino_edge.design.pareto.front"]),
     ("design", PI, ["merino_edge.design.designer.design"]),
@@ -71,11 +72,13 @@ VALUES = {
     "--plot": "p.svg", "--data": "more.txt", "--held-out": "text.txt", "--tokenizer": "text.txt",
     ("train", "--set"): "weight_decay=0.3",
     "--calibrate": "text.txt", "--weights": "folder", "--context": "64", "--prompt": "32",
-    ("bench", "-n"): "8", ("bench", "-o"): "json", ("demo", "--chat"): "embedded",
+    ("bench", "-n"): "8", ("demo", "--chat"): "embedded",
     ("report", "-o"): "out.html",
 }  # fmt: skip
 # Used once the work is done: by whose test each is driven.
 DRIVEN_BY = {
+    **{("deploy", option): "test_deploy.py"
+       for option in ("--precision", "--context", "--sign", "--trust", "--yes", "--chat", "--serve")},
     ("recommend", "--json"): "test_recommend.py", ("pareto", "--json"): "test_recommend.py",
     ("pareto", "-o"): "test_recommend.py", ("pareto", "--plot"): "test_recommend.py",
     ("design", "--json"): "test_cli.py", ("design", "-o"): "test_cli.py",
@@ -208,7 +211,7 @@ def test_what_goes_to_a_board_is_what_its_command_line_takes(command, outcome, m
     monkeypatch.setattr(OVER_SSH + f"{command}_there", lambda *arguments, **_: got.append(arguments) or 0)
     words = {"generate": ["embedded", "Once"], "chat": ["embedded"], "bench": ["embedded"]}[command]
     here = {"--cache", "--json-schema", "--tools", "--peers", "--peers-file", "--baseline", "--baseline-precision",
-            "--ssh", "--accept-new", "--root", "--json", "-o", "--save"}  # fmt: skip
+            "--ssh", "--accept-new", "--root", "--json", "--format", "-o"}  # fmt: skip
     options = [each for each in options_of(command) if each.opts[0] not in here]
     given = [word for option in options for word in other_value(command, option)]
     assert outcome(command, [*words, *SSH, *given], []) == "ended"

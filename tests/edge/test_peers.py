@@ -244,7 +244,7 @@ def bench(capsys, *words):
 def test_peers_all_gives_a_row_of_every_engine_beside_ours(bundles, capsys, made_here):
     """Of OPT, which every engine runs."""
     made_here.undo()  # as a user has it: apart
-    words = (bundles["opt of one layer"].folder, "-p", "8", "-n", "0", "-r", "1", "-t", "1", "-o", "json")
+    words = (bundles["opt of one layer"].folder, "-p", "8", "-n", "0", "-r", "1", "-t", "1", "--format", "json")
     code, out, err = bench(capsys, *words, "--peers", "all")
     rows = json.loads(out)
     assert code == 0 and len(rows) == 1 + len(PEERS), err
@@ -260,7 +260,7 @@ def test_the_command_shows_peers_beside_ours(bundles, capsys):
     """One JSON list, told apart by engine and precision; without -r more than one process of ours each."""
     skip_if_not_here(next(peer for peer in PEERS if peer.engine == "llama.cpp"))
     folder = bundles["uniform"].folder
-    words = (folder, "-p", "0", "-n", "4", "-r", "2", "-t", "1", "-o", "json", "--peers", "llama.cpp")
+    words = (folder, "-p", "0", "-n", "4", "-r", "2", "-t", "1", "--format", "json", "--peers", "llama.cpp")
     code, out, _ = bench(capsys, *words)
     rows = json.loads(out)
     expected = [("fp32", "fused")] + [(precision, None) for precision in ("F32", "Q8_0", "Q4_0, table Q8_0", "Q4_0")]

@@ -279,7 +279,7 @@ PRINTS = [
     (["report", "records.json", "-o", "out.html", "--md"], ["out.html"], ["full", "closed"]),
     (["compare", "records.json", "records.json"], [], ["pipe"]),
     (["generate", FOLDER, "Once", "-n", "2"], [], STREAMS),
-    ([*BENCH, "--save", "out.json"], ["out.json"], ["closed"]),
+    ([*BENCH, "-o", "out.json"], ["out.json"], ["closed"]),
     (["export", "arch.json", "-o", "out"], ["out"], ["closed"]), ([*TRAIN, "out"], ["out"], ["full"]),
     (["--help"], [], ["full"]), (["fly"], [], ["closed"]),
 ]  # fmt: skip

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # As the pages have it: as it runs here, by `make test` with a small search of decoders besides.
 SHORTER = {"-n 40000": "-n 7000", "--steps 500": "--steps 4", "-r 3": "-r 1"}
 CLOSED_PORT = "http://127.0.0.1:9"  # as a proxy: whatever asks the network is refused
-OUTPUTS = {"-o", "--save", "--plot", ">"}
+OUTPUTS = {"-o", "--plot", ">"}
 
 
 def blocks(page):

@@ -180,7 +180,7 @@ def test_the_boards_wheel_runs_beside_no_torch(name, releases, tmp_path, embedde
     merino, bundle = tmp_path / "venv" / "bin" / "merino", embedded_bundles["portable", "fp32"]
     assert run(merino, "--version", cwd=tmp_path) == f"merino {merino_runtime.__version__}\n"
     assert run(merino, "selftest", bundle, cwd=tmp_path) == "ok: 16 greedy ids as expected\n"
-    run(merino, "bench", bundle, "-p", "8", "-n", "4", "-r", "1", "--save", "record.json", cwd=tmp_path)
+    run(merino, "bench", bundle, "-p", "8", "-n", "4", "-r", "1", "-o", "record.json", cwd=tmp_path)
     assert json.loads((tmp_path / "record.json").read_text())
 
 

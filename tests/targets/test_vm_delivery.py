@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, needs_machine]
 CPU, BOARD = "cortex-a72", "raspberry-pi-4"
 PROMPT = "Once upon a time"
 GENERATE = ["-n", "12", "--temperature", "0", "--json"]
-BENCH = ["-p", "8", "-n", "4", "-r", "1", "-o", "jsonl"]
+BENCH = ["-p", "8", "-n", "4", "-r", "1", "--format", "jsonl"]
 INSTALLED = "/opt/merino/current/merino"
 UNTIL_GOOD = f"""
 for turn in $(seq 600); do

@@ -33,7 +33,7 @@ from merino_runtime.io.visible import visible
 
 INSTALL_S = 3600.0  # of a Pi Zero 2 W: an environment from wheels, and the self-test of a large model
 BENCH_S = 3600.0
-BENCH = ("bench", "installed", "-r", "3", "-o", "jsonl")
+BENCH = ("bench", "installed", "-r", "3", "--format", "jsonl")
 QUICK = ("-r", "1", "-p", "64", "-n", "32")  # seconds, where a person waits
 BENCH_BYTES = 16 << 20
 LONGEST_ERROR = 1200  # characters: all refusals of several bundles

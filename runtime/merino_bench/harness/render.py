@@ -197,7 +197,7 @@ def check_can_save(path: str) -> None:
     before measuring: a missing folder then costs no hour."""
     check_output(path)
     if appends(path) and os.path.isfile(path) and not _holds_lines(path):
-        raise MerinoError(f"{path} holds no JSON lines, so no records are appended to it. Choose another --save, such "
+        raise MerinoError(f"{path} holds no JSON lines, so no records are appended to it. Choose another -o, such "
                           "as FILE.json, or move the file away.")
 
 
