@@ -1,7 +1,7 @@
 """The folder of a training run: its description, its lock, its saved states, and whether it may be resumed.
 
-`OUT/trainer/` has all that an unfinished run needs: `run.json`, the tokenizer, a lock and the saved states. `OUT`
-itself is filled when the run ends; the record `training.json` is written last and marks the run as finished.
+`OUT/trainer/` has all that an unfinished run needs: `run.json`, a lock and the saved states. `OUT` itself is filled
+when the run ends; the record `training.json` is written last and marks the run as finished.
 
 transformers' Trainer writes the files of a state one after another. The list of their hashes is written after the last
 one, so it tells a whole state from one that is damaged, or that a full disk or a killed process cut short.
@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.registry import read_geometry
+from merino_edge.storage import atomic
 from merino_edge.storage.atomic import write_text
 from merino_edge.storage.faults import fault_list
 from merino_edge.text.tokenizer import load_tokenizer, tokenizer_hash
@@ -32,11 +33,10 @@ from merino_runtime.io.json_file import read_json
 
 SCHEMA = 4  # of training.json
 STATE = "trainer"  # the folder in OUT
-RUN, LOCK, CHAT = "run.json", "lock", "chat.json"  # in STATE
+RUN, LOCK = "run.json", "lock"  # in STATE
 WHOLE = "saved.json"  # in a saved state: its files and their hashes
-TOKENIZER = "tokenizer.json"  # in STATE during the run, then in OUT
 RECORD = "training.json"
-FINISHED = {"config.json", "model.safetensors", TOKENIZER, RECORD}
+FINISHED = {"config.json", "model.safetensors", "tokenizer.json", RECORD}
 ELSEWHERE = "Start another run with another -o"
 
 
@@ -103,20 +103,23 @@ def read_run(out: Path) -> Run:
 
 
 def write_run(out: Path, run: Run, tokenizer: Tokenizer, chat: ChatTemplate | None) -> None:
-    """Write what a resumed run needs, the description last."""
-    if chat:
-        content = {**chat._asdict(), "source": "the chat template"}
-        write_text(out / STATE / CHAT, json.dumps(content, indent=1) + "\n")
-    write_text(out / STATE / TOKENIZER, tokenizer.to_str())
-    write_text(out / STATE / RUN, run.model_dump_json(indent=1) + "\n")
+    """Write what a resumed run needs."""
+    content = {**run.model_dump(mode="json"), "tokenizer": tokenizer.to_str(), "chat": chat and chat._asdict()}
+    write_text(out / STATE / RUN, json.dumps(content, indent=1) + "\n")
 
 
 def read_unfinished(out: Path) -> tuple[Run, Tokenizer, ChatTemplate | None]:
     """Return what `write_run` wrote. Raises MerinoError if it is missing or changed."""
-    run, tokenizer, path = read_run(out), load_tokenizer(out / STATE / TOKENIZER), out / STATE / CHAT
+    run, path = read_run(out), out / STATE / RUN
+    content = read_json(str(path), ELSEWHERE)
+    try:
+        tokenizer = load_tokenizer(str(content["tokenizer"]))
+        chat = ChatTemplate(**content["chat"]) if content["chat"] else None
+    except (KeyError, TypeError) as error:
+        raise MerinoError(f"{path} is damaged: {error}. {ELSEWHERE}") from error
     if tokenizer_hash(tokenizer) != run.tokenizer_sha256:
-        raise MerinoError(f"{out / STATE / TOKENIZER} is no longer the run's tokenizer. {ELSEWHERE}")
-    return run, tokenizer, ChatTemplate(**read_json(str(path), ELSEWHERE)) if path.is_file() else None
+        raise MerinoError(f"the tokenizer in {path} is no longer the run's. {ELSEWHERE}")
+    return run, tokenizer, chat
 
 
 def trained_name(folder: Path) -> str | None:
@@ -133,19 +136,15 @@ def is_finished(out: Path) -> bool:
 
 
 def check_folder(out: Path, resume: bool) -> None:
-    """Raises MerinoError if `out` holds no state to resume from, or more than a new run may replace."""
-    if resume:
-        if not saved_states(out / STATE):
-            raise MerinoError(f"{out} holds no run to resume: leave out --resume to start one")
-    elif out.exists() and not out.is_dir():
-        raise MerinoError(f"{out} is a file, a folder is to be written: choose another -o")
-    elif out.is_dir():
-        # The files of a run that was stopped before its first saved state was whole may be replaced.
-        states, others = saved_states(out / STATE), {path.name for path in out.iterdir()} - {STATE}
-        partial = (out / STATE / RUN).is_file() and not any((state / WHOLE).is_file() for state in states)
-        if others or (states and not partial):
-            resumable = "continue with --resume, or " if states else ""
-            raise MerinoError(f"{out} is not empty: {resumable}choose another -o")
+    """Raises MerinoError if `out` holds no state to resume from, or more than a new run may replace: the files of a run
+    that was stopped before its first saved state was whole."""
+    states, started = saved_states(out / STATE), (out / STATE / RUN).is_file()
+    if resume and not states:
+        raise MerinoError(f"{out} holds no run to resume: leave out --resume to start one")
+    if not resume and any((state / WHOLE).is_file() for state in states):
+        raise MerinoError(f"{out} holds an unfinished run: continue with --resume, or choose another -o")
+    if not resume:
+        atomic.check_folder(out, lambda _: {path.name for path in out.iterdir()} == {STATE} and (started or not states))
 
 
 def clear_folder(out: Path) -> None:
@@ -183,20 +182,6 @@ def locked(out: Path) -> Iterator[None]:
         lock.release()
 
 
-@contextmanager
-def finished_files(out: Path) -> Iterator[Path]:
-    """Yield an empty folder; its files are moved into `out` if the body succeeds."""
-    folder = out / STATE / "finished"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-        for path in sorted(folder.iterdir()):
-            path.replace(out / path.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def saved_states(folder: Path) -> list[Path]:
     """Return the folders `checkpoint-STEP` of transformers' Trainer, whole or not, the newest first."""
     states = [path for path in folder.glob("checkpoint-*") if path.is_dir() and path.name[11:].isdecimal()]
@@ -219,11 +204,11 @@ def fault_of(state: Path) -> str | None:
         files = dict(read_json(str(state / WHOLE), ""))
     except (MerinoError, TypeError, ValueError):
         return "it was not saved completely"
-    present = {path.name: path for path in state.iterdir() if path.is_file()}
+    present = {path.name for path in state.iterdir() if path.is_file()}
     for name, sha256 in files.items():
         if name not in present:
             return f"{name} is missing"
-        if sha256_of(str(present[name])) != sha256:
+        if sha256_of(str(state / name)) != sha256:
             return f"{name} is damaged"
     return None
 
@@ -233,17 +218,16 @@ def newest_whole_state(folder: Path) -> tuple[Path, list[str]]:
 
     Raises MerinoError if none is whole; then nothing is removed.
     """
-    faults: dict[Path, str] = {}
-    for state in saved_states(folder):
+    states = saved_states(folder)
+    faults: list[str] = []
+    for state in states:
         fault = fault_of(state)
         if fault is None:
-            for damaged in faults:
+            for damaged in states[: len(faults)]:
                 shutil.rmtree(damaged)
-            return state, list(faults.values())
-        faults[state] = f"{state.name}: {fault}"
-    raise MerinoError(
-        f"no saved state in {folder} is whole ({'; '.join(faults.values())}): start the run again with another -o"
-    )
+            return state, faults
+        faults.append(f"{state.name}: {fault}")
+    raise MerinoError(f"no saved state in {folder} is whole ({'; '.join(faults)}): start the run again with another -o")
 
 
 def remove_older(folder: Path, best: str | None) -> None:

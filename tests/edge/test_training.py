@@ -244,7 +244,7 @@ def test_a_run_begun_again_with_other_data_trains_its_own_tokenizer(text, tmp_pa
 def test_a_folder_in_use_and_a_run_that_is_none_are_refused(text, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")
-    refused("not empty", [text], tmp_path / "full")
+    refused("holds other files", [text], tmp_path / "full")
     refused("is a file", [text], text)
     refused("holds no run to resume", [text], tmp_path / "full", resume=True)
     refused("holds no run to resume", [text], tmp_path / "absent", resume=True)

@@ -150,11 +150,11 @@ def test_documents_longer_than_a_piece_are_the_same_documents(tmp_path, monkeypa
         monkeypatch.setattr(documents, "SEGMENT", piece)
         monkeypatch.setattr(documents, "READ_BYTES", read)
         (source,) = read_sources([path])
-        segments = list(segments_of(source, None)[1])
+        segments = list(segments_of(source, None))
         assert len(segments) > 10 if piece < 2000 else len(segments) >= 3
         for form in (path, write_lines(tmp_path / "long.jsonl", records)):
             ids = []
-            for segment in segments_of(read_sources([form])[0], None)[1]:
+            for segment in segments_of(read_sources([form])[0], None):
                 ids += [0] * segment.first + TOKENIZER.encode(segment.text, add_special_tokens=False).ids
             assert ids == expected, (piece, read, form)
 
