@@ -119,20 +119,14 @@ def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
 
 
 def check_finite(what: str, value: float, step: int, recipe: Recipe) -> None:
-    """Raises MerinoError if the value is not finite, because no weight would stay finite. At the first step no weight
-    has changed, so the arithmetic is at fault and not the rate."""
-    if math.isfinite(value):
-        return
-    if step == 1 and (recipe.bf16 or recipe.compile):
-        remedy = "with --no-bf16" if recipe.bf16 else "without --compile"
+    """Raises MerinoError if the value is not finite, because no weight would stay finite."""
+    if not math.isfinite(value):
+        options = f"a --learning-rate below {recipe.learning_rate:g}"
+        if step == 1 and (recipe.bf16 or recipe.compile):  # no weight has changed yet: the arithmetic is at fault
+            options = "--no-bf16" if recipe.bf16 else "no --compile"
         raise MerinoError(
-            f"the {what} is {value} at the first step, before a weight has changed: the arithmetic is at fault. Start a"
-            f" new run, with another -o and {remedy}"
+            f"the {what} is {value} at step {step}: training diverged. Start a new run, with another -o and {options}"
         )
-    raise MerinoError(
-        f"the {what} is {value} at step {step}: training diverged. Start a new run, with another -o and a"
-        f" --learning-rate below {recipe.learning_rate:g}"
-    )
 
 
 class RunCallback(TrainerCallback):
