@@ -1,6 +1,6 @@
 """The folder of a training run: its description, its lock, its saved states, and whether it may be resumed.
 
-`OUT/trainer/` has all that an unfinished run needs: `run.json`, a lock and the saved states. `OUT` itself is filled
+`OUT/trainer/` has all that an unfinished run needs: `run.json` and the saved states. `OUT` itself is filled
 when the run ends; the record `training.json` is written last and marks the run as finished.
 
 transformers' Trainer writes the files of a state one after another. The list of their hashes is written after the last
@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tokenizers import Tokenizer
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.registry import read_geometry
 from merino_edge.storage import atomic
-from merino_edge.storage.atomic import write_text
+from merino_edge.storage.atomic import cache_folder, write_text
 from merino_edge.storage.faults import fault_list
 from merino_edge.text.tokenizer import load_tokenizer, tokenizer_hash
 from merino_edge.training.recipe import Recipe, option_of
@@ -33,10 +34,11 @@ from merino_runtime.io.json_file import read_json
 
 SCHEMA = 4  # of training.json
 STATE = "trainer"  # the folder in OUT
-RUN, LOCK = "run.json", "lock"  # in STATE
+RUN = "run.json"  # in STATE
 WHOLE = "saved.json"  # in a saved state: its files and their hashes
 RECORD = "training.json"
 FINISHED = {"config.json", "model.safetensors", "tokenizer.json", RECORD}
+DIGITS = 12  # of a hash in messages
 ELSEWHERE = "Start another run with another -o"
 
 
@@ -59,29 +61,25 @@ class Run(BaseModel):
     weights_sha256: str = ""
     teacher_sha256: str = ""
 
-    def facts(self) -> dict[str, tuple[Any, str]]:
-        """Return {option: (its value, how a message shows it)}."""
-        arch, weights = read_geometry(self.family, self.architecture), self.weights_sha256[:8] or "random"
-        source = f"{arch.shape()}, vocabulary {arch.vocab}, context {arch.context}, weights {weights}"
-        files = {
-            option: ([(file.sha256, file.weight) for file in listed], ", ".join(map(str, listed)) or "not given")
-            for option, listed in (("--data", self.data), ("--held-out", self.held_out))
-        }
+    def options(self) -> dict[str, str]:
+        """Return {option: its value in words}. Runs of the same words are the same run."""
+        arch, weights = read_geometry(self.family, self.architecture), self.weights_sha256[:DIGITS] or "random"
+        digest = sha256(json.dumps([self.family, self.architecture], sort_keys=True).encode()).hexdigest()[:DIGITS]
+        files = {"--data": self.data, "--held-out": self.held_out}
         hashes = {"--teacher": self.teacher_sha256, "--tokenizer": self.tokenizer_sha256}
         return {
-            "SOURCE": ((self.family, self.architecture, self.weights_sha256), source), **files,
-            **{option: (sha256, sha256[:8] or "none") for option, sha256 in hashes.items()},
-            **{option_of(name): (value, str(value)) for name, value in vars(self.recipe).items()},
-        }  # fmt: skip
+            "SOURCE": f"{arch.shape()}, vocabulary {arch.vocab}, context {arch.context} ({digest}), weights {weights}",
+            **{option: ", ".join(map(str, listed)) or "not given" for option, listed in files.items()},
+            **{option: known[:DIGITS] or "none" for option, known in hashes.items()},
+            **{option_of(name): str(value) for name, value in vars(self.recipe).items()},
+        }
 
 
 def check_same(kept: Run, requested: Run, out: Path) -> None:
     """Raises MerinoError if the run in `out` is not the requested one. A tokenizer need not be given again."""
-    there = kept.facts()
-    differing = [
-        f"{option} is {shown}; the run's is {there[option][1]}" for option, (value, shown) in requested.facts().items()
-        if value != there[option][0] and (value or option != "--tokenizer")
-    ]  # fmt: skip
+    there, optional = kept.options(), ("--tokenizer", "none")
+    differing = [f"{option} is {value}; the run's is {there[option]}" for option, value in requested.options().items()
+                 if value != there[option] and (option, value) != optional]  # fmt: skip
     if differing:
         raise MerinoError(
             f"{out} holds another run: {'; '.join(differing)}. A run continues as it started: give the run's own"
@@ -147,38 +145,20 @@ def check_folder(out: Path, resume: bool) -> None:
         atomic.check_folder(out, lambda _: {path.name for path in out.iterdir()} == {STATE} and (started or not states))
 
 
-def clear_folder(out: Path) -> None:
-    """Remove the files of such a run, except the lock, which is held."""
-    for path in (out / STATE).iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()
-
-
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold the run's lock, which the kernel releases however the process ends.
-
-    Folders that were made for the lock alone are removed again. Raises MerinoError if another process holds it.
-    """
-    folder = out / STATE
-    lock = FileLock(folder / LOCK, timeout=0)
+    """Hold the run's lock in the cache, which the kernel releases however the process ends. Raises MerinoError if
+    another process holds it."""
+    folder = cache_folder() / "locks"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = FileLock(folder / sha256(str(out.resolve()).encode()).hexdigest(), timeout=0)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
         raise MerinoError(f"another `train` is running in {out}: wait until it ends, or choose another -o") from error
-    except OSError as error:
-        raise MerinoError(f"cannot write {folder}: {error.strerror or error}. Choose another -o") from error
     try:
         yield
     finally:
-        if [path.name for path in folder.iterdir()] == [LOCK]:
-            (folder / LOCK).unlink()  # while it is held: a process that waits for it sees that it is gone
-            folder.rmdir()
-            if not any(out.iterdir()):
-                out.rmdir()
         lock.release()
 
 
@@ -205,10 +185,10 @@ def fault_of(state: Path) -> str | None:
     except (MerinoError, TypeError, ValueError):
         return "it was not saved completely"
     present = {path.name for path in state.iterdir() if path.is_file()}
-    for name, sha256 in files.items():
+    for name, digest in files.items():
         if name not in present:
             return f"{name} is missing"
-        if sha256_of(str(state / name)) != sha256:
+        if sha256_of(str(state / name)) != digest:
             return f"{name} is damaged"
     return None
 

@@ -36,7 +36,7 @@ class DataFile(TextFile):
 
     def __str__(self) -> str:
         weight = "" if self.weight is None else f", weight {self.weight:g}"
-        return f"{self.name} ({self.bytes:,} bytes, {self.sha256[:8]}{weight})"
+        return f"{self.bytes:,} bytes ({self.sha256[:12]}{weight})"
 
 
 @dataclass(frozen=True)

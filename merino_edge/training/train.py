@@ -182,7 +182,7 @@ def prepare(
         checkpoint.check_same(kept, run, out)
         run = kept
     else:
-        checkpoint.clear_folder(out)
+        shutil.rmtree(out / STATE, ignore_errors=True)  # of a run that was stopped before it saved a state
         given, vocab = request.tokenizer, request.arch.vocab
         tokenizer = load_tokenizer(given) if given else train_tokenizer(bpe_text(sources, vocab, say), vocab)
         folder = request.tokenizer_file.parent if request.tokenizer_file else None
