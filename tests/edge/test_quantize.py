@@ -105,12 +105,8 @@ MODELS = {
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def source(request, decoder, tmp_path_factory):
-    arch = MODELS[request.param]
-    model = decoder(arch, 3)
-    folder = tmp_path_factory.mktemp("quantized") / "model"
-    model.save_pretrained(folder)
-    return load_source(str(folder))._replace(weights="random")  # rounded without GPTQ
+def source(request, saved):
+    return saved(MODELS[request.param], 3)._replace(weights="random")  # rounded without GPTQ
 
 
 @pytest.mark.parametrize(("dialect", "precision", "core"), FORMATS)

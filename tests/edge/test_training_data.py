@@ -280,6 +280,18 @@ def test_shards_are_made_once_and_a_damaged_one_is_made_again(tmp_path, cache):
     assert len(list(cache.iterdir())) == 3
 
 
+@pytest.mark.parametrize("dtype", ["O", "<f8", "<u4"])
+def test_a_shard_of_another_dtype_is_made_again(dtype, tmp_path, cache):
+    """Objects from a file would be pointers."""
+    text = write_stories(tmp_path / "a.txt")
+    expected = shard(text).ids.tolist()
+    (folder,) = cache.iterdir()
+    described = json.loads((folder / "shard.json").read_text())
+    (folder / "shard.json").write_text(json.dumps({**described, "dtype": dtype}))
+    ids = shard(text).ids
+    assert ids.dtype == np.uint16 and ids.tolist() == expected
+
+
 def test_a_shard_that_another_user_could_have_written_is_refused(tmp_path, cache):
     text = write_stories(tmp_path / "a.txt")
     shard(text)
