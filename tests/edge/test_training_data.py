@@ -21,7 +21,7 @@ from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.hugging_face import build_model
 from merino_edge.text import documents
 from merino_edge.text.documents import END_OF_TEXT
-from merino_edge.text.rows import PackedTokens
+from merino_edge.text.rows import packed_rows
 from merino_edge.text.tokenizer import train_tokenizer
 from merino_edge.training.dataset import PATTERN, PackedRows, RowDataset, load_data, run_order, split
 from merino_edge.training.recipe import Recipe
@@ -145,7 +145,7 @@ def test_documents_longer_than_a_piece_are_the_same_documents(tmp_path, monkeypa
     path = tmp_path / "long.txt"
     path.write_text(END_OF_TEXT.join(texts))
     records = [{"text": text.strip()} for text in texts]
-    expected = PackedTokens([text.strip() for text in texts if text.strip()], TOKENIZER, 1).rows.flatten().tolist()
+    expected = packed_rows([text.strip() for text in texts if text.strip()], TOKENIZER, 1).flatten().tolist()
     for piece, read in ((1 << 16, 1 << 20), (1000, 777), (997, 13), (5000, 1)):
         monkeypatch.setattr(documents, "SEGMENT", piece)
         monkeypatch.setattr(documents, "READ_BYTES", read)
