@@ -220,23 +220,17 @@ def accuracy(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart:
     scored, tasks = accuracies(summary.evaluations, summary.series)
     curves = [Curve(entry.label, (row.ms_p50 or 0,), (100 * share,), styles[entry.label])
               for entry, share in scored if (row := entry.decode)]  # fmt: skip
-    best: list[tuple[float, float]] = []  # the points that no other point beats in both, the fastest first
-    for x, y in sorted(((curve.x[0], curve.y[0]) for curve in curves), key=lambda point: (point[0], -point[1])):
-        if not best or y > best[-1][1]:
-            best.append((x, y))
 
     def draw() -> "Figure":
         figure = curves_figure(curves, "ms per token", "accuracy, %")
         axes = figure.axes[0]
-        axes.plot(*zip(*best, strict=True), color=COLORS["quiet"], linestyle=":", linewidth=1, zorder=0)
         axes.set_xlim(0, 1.1 * max(curve.x[0] for curve in curves))
         axes.set_ylim(0, 1.1 * max(curve.y[0] for curve in curves) or 1)
         return figure
 
     values = [f"{curve.label}: {curve.y[0]:.1f} % at {number(curve.x[0])} ms" for curve in curves]
-    note = f"Mean over {', '.join(tasks)}. The dotted line joins what no other bundle beats in both."
-    return Chart(name="accuracy", title="Accuracy against decode time", values=values, note=note, draw=draw,
-                 provenance=summary.measured_on)  # fmt: skip
+    return Chart(name="accuracy", title="Accuracy against decode time", values=values, draw=draw,
+                 note=f"Mean over {', '.join(tasks)}.", provenance=summary.measured_on)  # fmt: skip
 
 
 def empty_figure(height: int) -> "Figure":

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -178,10 +179,8 @@ class RunCallback(TrainerCallback):
     def timing(self, state: TrainerState) -> tuple[float, str]:
         """Return the seconds per step, and the remaining time in words."""
         step_s = (time.perf_counter() - self.started) / (state.global_step - self.first_step)
-        left_s = step_s * (state.max_steps - state.global_step)
-        minutes = round(left_s / 60)
-        long = f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-        return step_s, f"about {f'{left_s:.0f} s' if left_s < 100 else long} to go"
+        left = timedelta(seconds=round(step_s * (state.max_steps - state.global_step)))
+        return step_s, f"about {left} to go"
 
 
 @contextmanager
