@@ -35,7 +35,7 @@ class DataFile(TextFile):
     weight: float | None = None
 
     def __str__(self) -> str:
-        weight = "" if self.weight is None else f", weight {self.weight:g}"
+        weight = "" if self.weight is None else f", weight {self.weight}"
         return f"{self.bytes:,} bytes ({self.sha256[:12]}{weight})"
 
 
