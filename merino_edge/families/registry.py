@@ -27,9 +27,9 @@ from merino_edge.families import (
     phi3,
     stablelm,
 )
-from merino_edge.families.biased import build_biased
+from merino_edge.families.biased import BiasedGeometry, build_biased
 from merino_edge.families.family import Family
-from merino_edge.families.gated import build_gated
+from merino_edge.families.gated import GatedGeometry, build_gated
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.pre_norm import Decoder
 from merino_edge.families.weights import Layout
@@ -64,7 +64,8 @@ def key_order_of(geometry: Geometry) -> np.ndarray | None:
 def decoder_of(geometry: Geometry) -> Decoder | None:
     """Return the names and roles of its weights, if its family has the graph builder of most published ones; else None.
     """
-    return geometry.decoder() if family_of(geometry).build_graph in (build_gated, build_biased) else None
+    shared = family_of(geometry).build_graph in (build_gated, build_biased)
+    return geometry.decoder() if shared and isinstance(geometry, GatedGeometry | BiasedGeometry) else None
 
 
 def read_geometry(name: str, architecture: Mapping[str, Any]) -> Geometry:
