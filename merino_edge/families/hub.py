@@ -22,7 +22,7 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 WEIGHTS = "model*.safetensors"
 FILES = (
     CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "chat_template.jinja", "model.safetensors.index.json", WEIGHTS,
+    "chat_template.jinja", "chat_template.json", "model.safetensors.index.json", WEIGHTS,
 )  # fmt: skip
 
 

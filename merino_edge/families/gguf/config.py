@@ -234,7 +234,7 @@ def llama4(metadata: Metadata) -> dict[str, Any]:
     positions and has none."""
     if metadata.value("interleave_moe_layer_step", 1):
         raise MerinoError(f"{metadata.file.path} has experts, supported is a llama4 without them. {CHOOSE}")
-    metadata.value("expert_count"), metadata.value("leading_dense_block_count")
+    metadata.read.update(("expert_count", "leading_dense_block_count"))
     chunked = metadata.value("attention.sliding_window") != 0
     rotated = of_layers(metadata, 4) if chunked else [True] * metadata.count("block_count")
     words = rms_decoder(metadata, "llama4_text", attention_bias=False, moe_layers=[], use_qk_norm=True)

@@ -35,7 +35,7 @@ class Layout(NamedTuple):
     rows: np.ndarray | None = None
     transposed: bool = False
     added: float = 0.0
-    index: int | None = None  # of the matrix within a stack
+    place: int | None = None  # of the matrix within a stack
 
 
 def layouts(file: GgufFile, config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Layout]:
@@ -49,12 +49,12 @@ def layouts(file: GgufFile, config: Mapping[str, Any], names: Iterable[str]) -> 
     known = get_tensor_name_map(number, layers)
     by_name = {}
     for name in names:
-        stored, index = stored_name(known, name)
+        stored, place = stored_name(known, name)
         if stored is None or stored not in file.tensors:
             raise MerinoError(
                 f"{file.path} lacks {shortened(repr(stored or name))}, which the model it describes has. {AGAIN}"
             )
-        by_name[name] = layout(architecture, config, name, stored)._replace(index=index)
+        by_name[name] = layout(architecture, config, name, stored)._replace(place=place)
     spare = sorted(set(file.tensors) - {tensor.stored for tensor in by_name.values()} - UNUSED)
     if config.get("num_kv_shared_layers"):
         spare = [name for name in spare if not SHARED.fullmatch(name)]
@@ -67,7 +67,7 @@ def layouts(file: GgufFile, config: Mapping[str, Any], names: Iterable[str]) -> 
 
 
 def stored_name(known: TensorNameMap, name: str) -> tuple[str | None, int | None]:
-    """Return the name of a weight in the file, and its index if it is one of a stack; None for an unknown weight."""
+    """Return the name of a weight in the file, and its place if it is one of a stack; None for an unknown weight."""
     if match := STACKED.fullmatch(name):
         return f"altup_{'unembd_' if match[1] else ''}proj.weight", int(match[2])
     stored = known.get_name(name, (".weight", ".bias")) or known.get_name(
@@ -101,7 +101,7 @@ def tensors(file: GgufFile, forms: Mapping[str, Layout]) -> Iterator[tuple[str, 
     """Name and value in float32 as Hugging Face has them, one at a time."""
     for name, form in forms.items():
         value = weights_of(file, form.stored)
-        value = value if form.index is None else value[form.index]
+        value = value if form.place is None else value[form.place]
         if form.rows is not None:
             check_rows(file, form)
             value = value[form.rows]
