@@ -41,10 +41,13 @@ class Described(NamedTuple):
     geometry: Geometry
 
 
-def export_named(what: str, out: Path, request: ExportRequest, weights: Path | None, say: Say) -> "Exported":
+def export_named(
+    what: str, out: Path, request: ExportRequest, weights: Path | None, say: Say, progress: Say = lambda _: None
+) -> "Exported":
     """Export the SOURCE `what` to the bundle `out`. `weights`: see `find_source`.
 
-    `say` gets the progress of a download and of `auto`. Raises MerinoError as `export` does.
+    `say` gets the progress of a download and of `auto`, `progress` the name of each step. Raises MerinoError as
+    `export` does.
     """
     hub_model = check_request(request, what, weights, out)
     if hub_model:
@@ -61,7 +64,7 @@ def export_named(what: str, out: Path, request: ExportRequest, weights: Path | N
     source = load_source(what, weights, say, random=request.random_weights)
     if request.name is not None:
         source = source._replace(name=request.name)
-    return export(source, out, request, last_use=True, say=say)
+    return export(source, out, request, last_use=True, say=say, progress=progress)
 
 
 def check_request(request: ExportRequest, what: str, weights: Path | None, out: Path) -> HubModel | None:
