@@ -8,7 +8,7 @@ layers are sparse. The last layers have no keys and values, and read those of an
 from collections.abc import Iterator
 from dataclasses import replace
 from statistics import NormalDist
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -160,66 +160,56 @@ def as_large(graph: GraphOps, x: str, others: list[str]) -> list[str]:
     return [x, *(graph.multiply(one, graph.divide(size, graph.rms(one, LEAST))) for one in others)]
 
 
-class Names(NamedTuple):
-    """The names of a layer's weights."""
-
-    at: str
-    arch: Gemma3nArchitecture
-
-    def weight(self, name: str) -> str:
-        return f"{self.at}.{name}.weight"
-
-    def norm(self, name: str) -> Norm:
-        return self.arch.norm(f"{self.at}.{name}")
-
-
 def build_layer(graph: GraphOps, arch: Gemma3nArchitecture, layer: int, streams: str, row: str) -> str:
     """Return the streams [1, T, streams * width] behind a layer. `row`: the layer's own input."""
-    width, names = arch.width, Names(f"model.layers.{layer}", arch)
+    at, width, attended = f"model.layers.{layer}", arch.width, arch.attention_of(layer)
     sizes = [width, (arch.streams - 1) * width]
 
+    def weight(name: str) -> str:
+        return f"{at}.{name}.weight"
+
+    def times(x: str, *names: str) -> str:
+        return graph.packed_linear(x, [weight(name) for name in names])
+
+    def normed(x: str, name: str) -> str:
+        return graph.norm(x, arch.norm(f"{at}.{name}"))
+
     def routed(x: str, coefficients: str) -> str:
-        scaled = graph.scale(graph.norm(x, names.norm("altup.router_norm")), 1 / width)
-        router = graph.activation(graph.float_linear(scaled, names.weight("altup.modality_router")), "tanh")
-        return graph.float_linear(router, names.weight(coefficients))
+        scaled = graph.scale(normed(x, "altup.router_norm"), 1 / width)
+        router = graph.activation(graph.float_linear(scaled, weight("altup.modality_router")), "tanh")
+        return graph.float_linear(router, weight(coefficients))
 
     # 1. Predict the streams from each other.
-    before = graph.split(streams, sizes)[0]
-    streams = graph.add(streams, graph.mix(streams, routed(before, "altup.prediction_coefs"), arch.streams))
+    factors = routed(graph.split(streams, sizes)[0], "altup.prediction_coefs")
+    streams = graph.add(streams, graph.mix(streams, factors, arch.streams))
     x = graph.split(streams, sizes)[0]
     # 2. Attention, beside it the matrix of low rank.
-    normed = graph.norm(x, names.norm("input_layernorm"))
-    attended = arch.attention_of(layer)
-    parts = [f"self_attn.{part}_proj" for part in ("q" if attended.shared else "qkv")]
-    packed = graph.packed_linear(normed, [names.weight(part) for part in parts])
+    before = normed(x, "input_layernorm")
+    packed = times(before, *(f"self_attn.{part}_proj" for part in ("q" if attended.shared else "qkv")))
     mixed = graph.attention(packed, arch.cache_of(layer), attended)
     if layer == arch.layers - 1:
-        mixed, x, normed, streams, row = (graph.last(one) for one in (mixed, x, normed, streams, row))
-    low = graph.linear(graph.linear(normed, names.weight("laurel.linear_left")), names.weight("laurel.linear_right"))
-    beside = graph.add(normed, graph.norm(low, names.norm("laurel.post_laurel_norm")))
-    attn = graph.norm(graph.linear(mixed, names.weight("self_attn.o_proj")), names.norm("post_attention_layernorm"))
-    attn = graph.scale(graph.add(graph.add(x, attn), beside), 0.5**0.5)
+        mixed, x, before, streams, row = (graph.last(one) for one in (mixed, x, before, streams, row))
+    low = normed(times(times(before, "laurel.linear_left"), "laurel.linear_right"), "laurel.post_laurel_norm")
+    attn = graph.add(x, normed(times(mixed, "self_attn.o_proj"), "post_attention_layernorm"))
+    attn = graph.scale(graph.add(attn, graph.add(before, low)), 0.5**0.5)
     # 3. The FFN.
-    normed = graph.norm(attn, names.norm("pre_feedforward_layernorm"))
-    hidden = graph.packed_linear(normed, [names.weight("mlp.gate_proj"), names.weight("mlp.up_proj")])
+    hidden = times(normed(attn, "pre_feedforward_layernorm"), "mlp.gate_proj", "mlp.up_proj")
     if sparsity := arch.sparsity[layer]:
         gate, up = graph.split(hidden, [arch.ffn_width] * 2)
         gate = graph.centered(gate)
-        cutoff = graph.scale(graph.rms(gate), -NormalDist().inv_cdf(sparsity))
-        hidden = graph.multiply(graph.activation(graph.activation(graph.add(gate, cutoff), "relu"), "gelu"), up)
+        gate = graph.add(gate, graph.scale(graph.rms(gate), -NormalDist().inv_cdf(sparsity)))
+        hidden = graph.multiply(graph.activation(graph.activation(gate, "relu"), "gelu"), up)
     else:
         hidden = graph.gated(hidden, "gelu")
-    fed = graph.linear(hidden, names.weight("mlp.down_proj"))
-    fed = graph.add(attn, graph.norm(fed, names.norm("post_feedforward_layernorm")))
+    fed = graph.add(attn, normed(times(hidden, "mlp.down_proj"), "post_feedforward_layernorm"))
     # 4. Correct the predicted streams by what the layer computed.
     change = graph.add(fed, graph.scale(x, -1.0))
     change = graph.mix(change, graph.shift(routed(fed, "altup.correction_coefs"), 1.0), 1)
     computed, others = graph.split(graph.add(streams, change), sizes)
     # 5. Add the layer's own input to all streams but the first.
-    gate = graph.weigh(computed, f"{names.at}.altup.correct_output_scale") if arch.scaled else computed
-    gate = graph.activation(graph.linear(gate, names.weight("per_layer_input_gate")), "gelu")
-    more = graph.linear(graph.multiply(gate, row), names.weight("per_layer_projection"))
-    more = graph.norm(more, names.norm("post_per_layer_input_norm"))
+    gate = graph.weigh(computed, f"{at}.altup.correct_output_scale") if arch.scaled else computed
+    gate = graph.multiply(graph.activation(times(gate, "per_layer_input_gate"), "gelu"), row)
+    more = normed(times(gate, "per_layer_projection"), "post_per_layer_input_norm")
     return graph.concat([computed, graph.add(others, graph.concat([more] * (arch.streams - 1)))])
 
 
