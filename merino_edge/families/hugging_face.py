@@ -134,7 +134,9 @@ def transformers_config(judged: Judged, folder: Path, say: Callable[[str], None]
         raise variant(folder, kind, ", ".join(refused[:5]))
     if ignored:
         say(f"{CONFIG}: {', '.join(ignored)} ignored, because transformers' {kind} class does not read it")
-    return made_config(folder / CONFIG, lambda: AutoConfig.for_model(**words))
+    if judged.inner:
+        return made_config(folder / CONFIG, lambda: AutoConfig.for_model(**words))
+    return made_config(folder / CONFIG, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False))
 
 
 def made_config(path: Path, make: Callable[[], Any]) -> Any:
