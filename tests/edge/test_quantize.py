@@ -154,7 +154,8 @@ def test_a_tied_table_is_stored_once_and_bytes_are_those_of_the_file(source, dia
         }.get((precision, core), "1.23")  # fmt: skip
 
 
-PUBLISHED = {name: small(name) for name in SMALL} | {"llama untied": small("llama", tied=False)}
+PUBLISHED = {name: small(name) for name in SMALL if decoder_of(small(name))}
+PUBLISHED["llama untied"] = small("llama", tied=False)
 ROWS = np.random.default_rng(0).integers(0, 96, (4, 16))
 
 

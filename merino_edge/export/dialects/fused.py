@@ -23,7 +23,7 @@ from merino_runtime.errors import MerinoError
 CACHE_LENGTHS = {"past_key_values": "past_sequence_length", "present": "total_sequence_length"}
 BATCH = "batch_size"
 # The oldest ONNX Runtime whose attention has an option. Before 1.24 it keeps a position more than the window has.
-SOFTCAP_VERSION, BIAS_VERSION, WINDOW_VERSION = "1.21", "1.22", "1.24"
+SOFTCAP_VERSION, BIAS_VERSION, WINDOW_VERSION, SHARED_VERSION = "1.21", "1.22", "1.24", "1.26"
 
 
 class Fused(Operations):
@@ -80,8 +80,8 @@ class Fused(Operations):
         return normed, f"{normed}.3"
 
     def activation(self, x: str, kind: str) -> str:
-        if kind == "relu":
-            return self.node("Relu", [x])
+        if kind in ("relu", "tanh"):
+            return self.node(kind.capitalize(), [x])
         if kind == "silu":
             return self.node("QuickGelu", [x], domain=CONTRIB, alpha=1.0)  # x * sigmoid(alpha * x)
         return self.node({"gelu": "FastGelu", "gelu_erf": "Gelu"}[kind], [x], domain=CONTRIB)
@@ -90,7 +90,7 @@ class Fused(Operations):
         check_heads(layer, attention)
         bits = self.cache_scales.bits if self.cache_scales else 32
         by_kernels = self.form.by_groups or runs_on_kernels(self.form.core, self.form.precision)
-        plain = attention.softcap is None and attention.slopes is None
+        plain = attention.softcap is None and attention.slopes is None and not attention.shared
         own = by_kernels and plain and by_groups(attention.heads, layer.heads, bits)
         return (group_attention if own else group_query_attention)(self, qkv, layer, attention)
 
@@ -176,6 +176,11 @@ class Fused(Operations):
 def group_query_attention(graph: Fused, qkv: str, layer: KvLayer, attention: Attention) -> str:
     """Write attention by ONNX Runtime's operator."""
     parts = normed_parts(graph, qkv, layer, attention) or [qkv, "", ""]
+    pasts, presents = ports("past_key_values", layer), ports("present", layer)
+    mixed = f"attention.{layer.index}"
+    if attention.shared:  # no new keys and values; the cache has those of this run already
+        pasts, presents, mixed = presents, ("", ""), graph.unnamed("attention")
+        graph.oldest = max(graph.oldest, SHARED_VERSION, key=version_tuple)
     rotary = None if attention.norm_rotated else attention.rotary
     tables = graph.rotary_constants(rotary, layer.head_size) if rotary else ("", "")
     options: dict[str, int | float | str] = {}
@@ -192,11 +197,10 @@ def group_query_attention(graph: Fused, qkv: str, layer: KvLayer, attention: Att
         more = [*(more or ["", ""]), "", *cache_scales(graph, layer)]  # head_sink
         options |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
         options["kv_cache_bit_width"] = graph.cache_scales.bits
-    mixed = f"attention.{layer.index}"
     graph.node_into(
         "GroupQueryAttention",
-        [*parts, *ports("past_key_values", layer), graph.last_index, graph.total_length, *tables, *more],
-        [mixed, *ports("present", layer)],
+        [*parts, *pasts, graph.last_index, graph.total_length, *tables, *more],
+        [mixed, *presents],
         domain=CONTRIB, num_heads=attention.heads, kv_num_heads=layer.heads,
         do_rotary=int(rotary is not None), **options,
     )  # fmt: skip
@@ -260,7 +264,6 @@ def normed_parts(graph: Fused, qkv: str, layer: KvLayer, attention: Attention) -
         return []
     size = layer.head_size
     sizes = [heads * size for heads in (attention.heads, layer.heads, layer.heads)]
-    query = graph.node("Split", [qkv, graph.integers(*sizes)], outputs=3, axis=-1)
 
     def normed(x: str, heads: int, norm: Norm) -> str:
         if attention.norm_whole:
@@ -271,10 +274,15 @@ def normed_parts(graph: Fused, qkv: str, layer: KvLayer, attention: Attention) -
         split = graph.node("Reshape", [x, graph.integers(0, -1, heads, size)])
         return graph.node("Reshape", [graph.norm(split, norm), graph.integers(0, -1, heads * size)])
 
+    if attention.shared:
+        none = [graph.integers(0, 0), graph.integers(0, sizes[1]), graph.integers(1, 2)]
+        empty = graph.node("Slice", [qkv, *none])  # [B, 0, layer.heads * head_size]
+        return [normed(qkv, attention.heads, attention.query_norm), empty, empty]
+    query, key, value = graph.split(qkv, sizes)
     return [
         normed(query, attention.heads, attention.query_norm),
-        normed(f"{query}.1", layer.heads, attention.key_norm),
-        f"{query}.2",
+        normed(key, layer.heads, attention.key_norm),
+        normed(value, layer.heads, attention.value_norm) if attention.value_norm else value,
     ]
 
 

@@ -99,6 +99,10 @@ class Graph:
         name = f"{kind}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, domain=domain, **attributes))
 
+    def unnamed(self, kind: str) -> str:
+        """Return a new name of a tensor."""
+        return f"{kind}_{len(self._nodes)}"
+
     @property
     def own_kernels(self) -> tuple[str, ...]:
         """The names of the operators of this project's kernels in the graph, sorted."""
