@@ -11,7 +11,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.generation.constraints.automaton import MOST_NODES, Automaton
 from merino_runtime.generation.constraints.closed import closed_schema
 from merino_runtime.generation.constraints.guidance import COMPACT, Guided, guided
-from merino_runtime.generation.constraints.keywords import BY_TYPE, IN_PLACE
+from merino_runtime.generation.constraints.keywords import BY_TYPE, IN_PLACE, refused
 from merino_runtime.generation.constraints.schema import any_object, schema_node
 from merino_runtime.generation.constraints.tokens import Grammar, Trie
 from merino_runtime.io.json_file import value_of
@@ -114,7 +114,7 @@ def _grammar(key: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int], build: Ca
                 described = source()
             except MerinoError:
                 raise refusal  # noqa: B904
-            if not described:
+            if not described or described.get("schema") is False:
                 raise
             grammar = guided(trie, key[-1], described, refusal)
     while len(kept) >= KEPT_GRAMMARS:
@@ -178,4 +178,7 @@ def tools_source(form: Style, tools: Sequence[Tool], or_other: bool, schema: Opt
 
 
 def _json_rule(name: str, schema: Any, path: str) -> str:
-    return f"{name}: %json {json.dumps(dict(closed_schema(schema, path), **{'x-guidance': COMPACT}))}\n"
+    closed = closed_schema(schema, path)
+    if closed is False:
+        raise refused(path + "#", "nothing satisfies it")
+    return f"{name}: %json {json.dumps(dict(closed, **{'x-guidance': COMPACT}))}\n"

@@ -7,8 +7,8 @@ from merino_runtime.generation.constraints.keywords import EXCEPT, NOT_PATTERN, 
 from merino_runtime.generation.constraints.normal import Flat, Normal, Parts
 
 
-def closed_schema(schema: Any, path: str = "") -> Dict[str, Any]:
-    """Return the schema as alternatives with closed objects, each part once under `$defs`."""
+def closed_schema(schema: Any, path: str = "") -> Any:
+    """Return the schema as alternatives with closed objects, each part once under `$defs`; False if nothing is valid."""
     normal = Normal(schema, path, Budget())
     names: Dict[Any, str] = {}
     definitions: Dict[str, Any] = {}
@@ -56,4 +56,4 @@ def closed_schema(schema: Any, path: str = "") -> Dict[str, Any]:
         return result
 
     root = reference(((schema, path + "#"),))
-    return dict(root, **{"$defs": definitions})
+    return definitions["0"] and dict(root, **{"$defs": definitions})
