@@ -19,7 +19,7 @@ SET, LIT, SEQ, ALT, REP, TEXT, DIFFERENT, CALL, TABLE = range(9)
 PLAIN = frozenset(range(0x20, 0x7F)) - {0x22, 0x5C}  # characters of a string, each one byte
 MOST_NODES = 300000  # of expressions, stacks and states together
 MOST_WORK = 2000000  # expressions opened in one step
-STEP_S, COMPILE_S = 5.0, 20.0
+STEP_S, COMPILE_S = 5.0, 30.0
 DEEPEST = 16  # rules inside one another
 NEVER = 10 ** 6  # the height of an expression that matches no text
 

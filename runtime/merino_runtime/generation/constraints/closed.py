@@ -32,9 +32,13 @@ def closed_schema(schema: Any, path: str = "") -> Any:
         more = [{"multipleOf": multiple} for multiple in flat.multiples]
         for keyword, value, where in flat.texts:
             if keyword in (EXCEPT, NOT_PATTERN):
-                raise refused(where, "what a string must not be is not supported here")
-            if keyword == "pattern" or value in FORMATS or value in OTHER_FORMATS:
-                more.append({keyword: value})
+                more.append({"not": {"enum" if keyword == EXCEPT else "pattern": value}})
+            elif keyword == "pattern":
+                more.append({"pattern": value})
+            elif value in OTHER_FORMATS:
+                raise refused(where, f"{value} is not supported")
+            elif value in FORMATS:  # llguidance's own take February 30
+                more.append({"pattern": FORMATS[value]})
         if len(more) == 1:
             result.update(more[0])
         elif more:
@@ -52,7 +56,7 @@ def closed_schema(schema: Any, path: str = "") -> Any:
             result["prefixItems"], result["items"] = [reference(parts) for parts in first], reference(others)
             for part, _ in flat.arrays:
                 result.update({keyword: part[keyword] for keyword in ("uniqueItems", "contains", "unevaluatedItems")
-                               if part.get(keyword)})
+                               if part.get(keyword, False) is not False})
         return result
 
     root = reference(((schema, path + "#"),))

@@ -53,7 +53,9 @@ class Flat:
     """One alternative. Of keywords with a value the values are joined; those with schemas stay apart."""
 
     def __init__(self, literals: Parts) -> None:
-        self.literals, self.where = literals, literals[0][1] if literals else "#"
+        self.where = literals[0][1] if literals else "#"
+        self.literals = tuple((schema, where) if "not" not in schema else (_without_not(schema), where)
+                              for schema, where in literals)
         self.kinds: Optional[Set[str]] = None  # None: no `type`
         self.bounds: Dict[str, Any] = {}  # as of `bounds_of`
         self.sizes: Dict[str, int] = {}  # minLength, maxItems, ...
@@ -242,8 +244,7 @@ class Normal:
                 continue
             if count > MOST_NOT:
                 raise refused(where, "too many schemas must not match")
-            without = {keyword: value for keyword, value in schema.items() if keyword != "not"}
-            rest = (*literals[:index], (without, where), *literals[index + 1:])
+            rest = (*literals[:index], (_without_not(schema), where), *literals[index + 1:])
             return _limited([flat for parts in self._negation(part) for more in self._alternatives(parts)
                              for flat in self._settled((*rest, *more), count + 1)], where)
         if not forbidden:
@@ -396,6 +397,10 @@ class Normal:
         count = max([len(first) for first, _ in arrays], default=0)
         return [tuple(first[index] if index < len(first) else others for first, others in arrays)
                 for index in range(count)], tuple(others for _, others in arrays)
+
+
+def _without_not(schema: Dict[str, Any]) -> Dict[str, Any]:
+    return {keyword: value for keyword, value in schema.items() if keyword != "not"}
 
 
 def _never(parts: Parts) -> bool:
