@@ -226,7 +226,7 @@ def test_a_tool_without_properties_has_the_arguments_that_its_parameters_ask_for
 
     def call(parameters, arguments):
         tools = [{"function": {"name": "a", "parameters": parameters}}]
-        return spells(compile_tools(tools, "required", tokenizer, (eos,)), '{"name":"a","arguments":%s}' % arguments)
+        return spells(compile_tools(tools, "required", tokenizer, (eos,)), '{"name":"a","arguments":' + arguments + "}")
 
     assert call({"type": "object"}, "{}") and call({}, "{}") and not call({"type": "object"}, '{"a":1}')
     for parameters in ({"required": ["b"]}, {"type": "object", "minProperties": 1}, {"allOf": [{"required": ["b"]}]},
@@ -367,8 +367,8 @@ def test_llguidance_gets_the_tokens_of_exactly_its_bytes(kind, data):
 def test_llguidance_takes_what_our_automaton_refuses():
     pytest.importorskip("llguidance", reason="llguidance is not installed (serve)")
     tokenizer, eos = BOTH["bytes"]
-    tree = {"$defs": {"n": {"type": "object", "properties": {"n": {"anyOf": [{"$ref": "#/$defs/n"}, {"multipleOf": 7}]}},
-                            "required": ["n"]}}, "$ref": "#/$defs/n"}
+    either = {"anyOf": [{"$ref": "#/$defs/n"}, {"multipleOf": 7}]}
+    tree = {"$defs": {"n": {"type": "object", "properties": {"n": either}, "required": ["n"]}}, "$ref": "#/$defs/n"}
     state = compile_schema(tree, tokenizer, (eos,)).start()
     for token in tokenizer.encode('{"n":{"n":14}}'):
         assert state.allowed()[token] and not state.finished
@@ -392,8 +392,8 @@ def test_llguidance_takes_what_our_automaton_refuses():
         compile_schema({"type": "array", "contains": {}}, tokenizer, (eos,))
 
 
-LONG = {"type": "object", "properties": {"text": {"type": "string", "maxLength": 5000, "pattern": r"^(\S+\s+){0,99}\S+$"}},
-        "required": ["text"]}  # more than llguidance takes by its own limits
+LONG = {"type": "object", "required": ["text"], "properties": {"text": {
+    "type": "string", "maxLength": 5000, "pattern": r"^(\S+\s+){0,99}\S+$"}}}
 
 
 @pytest.mark.parametrize("more", [0, 3])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Compiled = Union[Grammar, Guided]
 KEPT_GRAMMARS = 16  # of a tokenizer, with the masks that they have computed
 CHOICES = ("auto", "required")
-STATED = {*BY_TYPE["object"], *IN_PLACE, "enum", "const"}  # with one of these, a tool without `properties` has arguments
+STATED = {*BY_TYPE["object"], *IN_PLACE, "enum", "const"}  # with one of these a tool has arguments
 
 
 class Style(NamedTuple):

@@ -19,7 +19,7 @@ SET, LIT, SEQ, ALT, REP, TEXT, DIFFERENT, CALL, TABLE = range(9)
 PLAIN = frozenset(range(0x20, 0x7F)) - {0x22, 0x5C}  # characters of a string, each one byte
 MOST_NODES = 300000  # of expressions, stacks and states together
 MOST_WORK = 2000000  # expressions opened in one step
-STEP_S, COMPILE_S = 5.0, 30.0
+STEP_S, COMPILE_S = 10.0, 30.0
 DEEPEST = 16  # rules inside one another
 NEVER = 10 ** 6  # the height of an expression that matches no text
 
@@ -42,8 +42,8 @@ class Budget:
             raise MerinoError(f"the constraint is too large: one step of it needs more than {MOST_WORK:,} parts. "
                               "Give a schema with fewer alternatives and smaller repetitions.")
         if before >> 9 != self._left >> 9 and time.monotonic() > self._until_s:
-            raise MerinoError(f"the constraint takes too long: one step of it may take {self._most_s:g} s, and no longer "
-                              "than its request. Give a schema with fewer alternatives and smaller repetitions.")
+            raise MerinoError(f"the constraint takes too long: one step of it may take {self._most_s:g} s, and no "
+                              "longer than its request. Give a schema with fewer alternatives and smaller repetitions.")
 
 
 class Automaton:
@@ -314,8 +314,8 @@ class Automaton:
         text = self.inside_text(state)
         if text and text[1] and byte in PLAIN and byte in self.spelled:  # without opening it, for speed
             low, high, below = text
-            depth = self._stacks[self._states[state][0]][2]
-            return self.state_of([self._stack(self.text(max(low - 1, 0), high - 1 if high > 0 else high), below, depth)])
+            fewer, depth = (max(low - 1, 0), high - 1 if high > 0 else high), self._stacks[self._states[state][0]][2]
+            return self.state_of([self._stack(self.text(*fewer), below, depth)])
         stacks: Set[int] = set()
         for stack in self._open(state):
             if stack == END:

@@ -8,7 +8,7 @@ from merino_runtime.generation.constraints.normal import Flat, Normal, Parts
 
 
 def closed_schema(schema: Any, path: str = "") -> Any:
-    """Return the schema as alternatives with closed objects, each part once under `$defs`; False if nothing is valid."""
+    """Return the schema as alternatives with closed objects, each part once under `$defs`; False: nothing is valid."""
     normal = Normal(schema, path, Budget())
     names: Dict[Any, str] = {}
     definitions: Dict[str, Any] = {}

@@ -1,6 +1,6 @@
 """A JSON schema as alternatives without keywords that combine schemas: each is a Flat, which both engines write.
 
-`$ref`, `allOf` and the keywords beside them are joined. `anyOf`, `oneOf`, `if` and the dependencies become alternatives.
+`$ref`, `allOf` and the keywords beside them are joined. `anyOf`, `oneOf`, `if` and dependencies become alternatives.
 What must not match (`not`, the other schemas of a `oneOf`) is dropped if it cannot match, and is otherwise turned into
 what must. No Flat takes more than the schema does; some valid values are in none.
 """
@@ -19,7 +19,6 @@ from merino_runtime.generation.constraints.keywords import (
     compact,
     count_of,
     different,
-    is_a,
     items_of,
     list_of,
     names_of,
@@ -284,7 +283,8 @@ class Normal:
         if kind in ("number", "integer"):
             bounds = [*flat.bounds.items(), *other.bounds.items()]
             return set() if any(
-                "inimum" in low and "aximum" in high and (least > most or least == most and low + high != "minimummaximum")
+                "inimum" in low and "aximum" in high
+                and (least > most or least == most and low + high != "minimummaximum")
                 for low, least in bounds for high, most in bounds) else None
         size = SIZES.get(kind, "")
         for one, two in ((flat, other), (other, flat)):
@@ -372,8 +372,9 @@ class Normal:
                 parts += [(inner, here)] if match else []
             if len(parts) == before and "additionalProperties" in schema:
                 parts.append((schema["additionalProperties"], f"{where}/additionalProperties"))
-            if name is not None and "propertyNames" in schema and not self._fits(name, ((schema["propertyNames"], ""),)):
-                parts.append((False, f"{where}/propertyNames"))
+            names = f"{where}/propertyNames"
+            if name is not None and not self._fits(name, ((schema.get("propertyNames", True), names),)):
+                parts.append((False, names))
         return tuple(parts)
 
     def members(self, flat: Flat) -> Members:
@@ -386,7 +387,8 @@ class Normal:
             some = any(not _never(parts) for parts in [*named.values(), *patterns.values()])
             asked = [schema for schema, _ in flat.objects if isinstance(schema.get("additionalProperties"), dict)]
             others = self._of_key(flat, None)
-            flat.members = Members(named, set(required), patterns, None if some and not asked or _never(others) else others,
+            closed = some and not asked or _never(others)
+            flat.members = Members(named, set(required), patterns, None if closed else others,
                                    tuple((schema["propertyNames"], f"{where}/propertyNames")
                                          for schema, where in flat.objects if "propertyNames" in schema))
         return flat.members

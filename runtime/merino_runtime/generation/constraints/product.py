@@ -22,7 +22,7 @@ def product(make: Automaton, wanted: Sequence[Build], unwanted: Sequence[Build],
     columns = max(classes) + 1
     # 2. All states that can be reached from the first.
     number: Dict[Tuple[int, ...], int] = {first: 0}
-    states, rows = [first], []  # type: ignore[var-annotated]
+    states, rows = [first], []  # type: List[Tuple[int, ...]], List[List[int]]
     for state in states:  # grows
         row = [-1] * columns
         for column, byte in of_class.items():
@@ -40,8 +40,8 @@ def product(make: Automaton, wanted: Sequence[Build], unwanted: Sequence[Build],
     # 3. Those that lead to an end, from the ends backward.
     before: List[List[int]] = [[] for _ in states]
     for index, row in enumerate(rows):
-        for after in set(row) - {-1}:
-            before[after].append(index)
+        for following in set(row) - {-1}:
+            before[following].append(index)
     useful = {index for index, end in enumerate(ends) if end}
     left = list(useful)
     while left:

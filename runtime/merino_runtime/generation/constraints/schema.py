@@ -4,8 +4,10 @@ refused by its keyword and its path.
 All text that matches is valid. Valid text that does not match: other spellings, keys in another order, keys that the
 schema does not name, and numbers of more than 18 digits.
 """
+import functools
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
+from merino_runtime.errors import MerinoError
 from merino_runtime.generation.constraints.automaton import NOTHING, Automaton
 from merino_runtime.generation.constraints.formats import FORMATS, OTHER_FORMATS
 from merino_runtime.generation.constraints.keywords import EXCEPT, NOT_PATTERN, compact, different, is_a, refused
@@ -13,7 +15,6 @@ from merino_runtime.generation.constraints.normal import Flat, Normal, Part, Par
 from merino_runtime.generation.constraints.numerals import integer, number
 from merino_runtime.generation.constraints.pattern import length_of, pattern
 from merino_runtime.generation.constraints.product import Build, product
-from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_shape import shown
 
 MOST_UNIQUE = 256
@@ -44,6 +45,7 @@ class Writer:
         self.make, self._normal = make, normal
         self._made: Dict[Any, Optional[int]] = {}  # by the identities of schemas; None: under way
         self._rules: Dict[Any, int] = {}  # of those that contain themselves
+        self._strings: Dict[Any, int] = {}
         self.reason: Optional[Tuple[str, str]] = None  # why a part matches nothing: its path and words
 
     def node(self, parts: Sequence[Part]) -> int:
@@ -82,15 +84,18 @@ class Writer:
         if kind in ("object", "array"):  # excluded values of these are not compared: none is written
             return NOTHING if among else self._object(flat) if kind == "object" else self._array(flat)
         if kind == "string":
-            return self._string(flat, among)
+            key = repr(([text[:2] for text in flat.texts], sorted(flat.sizes.items())))
+            if key not in self._strings:
+                self._strings[key] = self._string(flat, among)
+            return self._strings[key]
         if flat.multiples:
             raise refused(f"{where}/multipleOf", "this keyword is not supported")
         bounds = [flat.bounds.get(keyword) for keyword in BOUNDS]
+        bounded: Callable = integer if kind == "integer" or among else number
         if not among:
-            bounded: Callable = integer if kind == "integer" else number
             node = bounded(make, *bounds, refusal(where))
             return self._nothing(where, f"no {kind} is within its bounds") if node == NOTHING else node
-        return product(make, [lambda parts: integer(parts, *bounds)],  # whose spelling is unique
+        return product(make, [lambda parts: bounded(parts, *bounds, refusal(where))],  # spelled in one way
                        [lambda parts: parts.alt(*[parts.lit(b"%d" % value) for value in among])],
                        refusal(where))
 
@@ -111,10 +116,8 @@ class Writer:
                 raise refused(here, f"{shown(value)} is not supported, but {', '.join(sorted(FORMATS))} are")
             text = FORMATS[value] if keyword == "format" else value
 
-            def build(parts: Automaton, text: str = text, here: str = here) -> int:
-                return pattern(parts, text, refusal(here))
-
-            (unwanted if keyword == NOT_PATTERN else wanted).append(build)
+            (unwanted if keyword == NOT_PATTERN else wanted).append(
+                functools.partial(pattern, text=text, refuse=refusal(here)))
             shortest, longest = length_of(text, refusal(here)) if keyword != NOT_PATTERN else (0, -1)
             if shortest >= least and (most < 0 or 0 <= longest <= most):
                 counted = False
@@ -187,8 +190,7 @@ class Writer:
     def _key(self, text: Optional[str], names: List[str], others: List[str], rules: Parts, where: str) -> int:
         """Return a key that is found by one pattern, or by any, and is none of these names nor found by others."""
         wanted: List[Build] = [lambda parts: pattern(parts, text or "", refusal(where))]
-        unwanted: List[Build] = [lambda parts, other=other: pattern(parts, other, refusal(where))
-                                 for other in others]
+        unwanted: List[Build] = [functools.partial(pattern, text=other, refuse=refusal(where)) for other in others]
         if names:
             unwanted.append(lambda parts: parts.alt(*[parts.lit(compact(name)) for name in names]))
         if rules:
@@ -214,7 +216,8 @@ class Writer:
         if 0 <= most < len(nodes):
             nodes = nodes[:most]
         begin = nodes or [item]
-        more = make.rep(make.seq(comma, item), max(least - len(begin), 0), max(most - len(begin), 0) if most >= 0 else -1)
+        left = max(most - len(begin), 0) if most >= 0 else -1
+        more = make.rep(make.seq(comma, item), max(least - len(begin), 0), left)
         tail = make.seq(more, make.lit(b"]"))
         for index in range(len(begin) - 1, -1, -1):
             part = make.seq(comma if index else make.seq(), begin[index], tail)
