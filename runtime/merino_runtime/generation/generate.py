@@ -126,7 +126,8 @@ class Generation(Iterator[Event]):
     options: stops, ignore_eos, json_schema and tools have no effect here: the caller turns them into `stream`,
     `stop_ids` and `constraint`. chunk_size: cut the prefill into chunks, with a Prefilled before each, so that the
     caller can do other work in between, or stop. forces: tokens that the constraint forces take no step. stop_ids: any
-    of them ends the generation if the constraint allows it. stream None: yield ids only, every text is empty.
+    of them ends the generation if the constraint allows it. stream None: yield ids only, every text is empty. until_s:
+    by time.monotonic; the constraint raises MerinoError after it.
 
     Raise MerinoError for a wrong request. After the iterator is closed early, or after ctrl-C, the backend can be used
     again, and `measured` returns the Done so far. `next` raises MerinoError if something else, such as another
@@ -135,8 +136,8 @@ class Generation(Iterator[Event]):
 
     def __init__(self, backend: Backend, prompt_ids: Sequence[int], options: GenerateOptions = GenerateOptions(), *,  # noqa: B008, E501
                  stop_ids: Sequence[int] = (), stream: Optional[TextStream] = None,
-                 chunk_size: Optional[ChunkSize] = None, constraint: Optional["Compiled"] = None, forces: bool = True
-                 ) -> None:
+                 chunk_size: Optional[ChunkSize] = None, constraint: Optional["Compiled"] = None, forces: bool = True,
+                 until_s: float = float("inf")) -> None:
         check_fits(len(prompt_ids), options, backend.context)
         unknown = [token_id for token_id, _ in options.sampling.logit_bias if token_id >= backend.vocab]
         if unknown:
@@ -150,7 +151,7 @@ class Generation(Iterator[Event]):
         self._rest: Optional[Sequence[int]] = None  # ids of a prompt in chunks that are not in the cache yet
         self._uncached: List[int] = []  # sampled or forced ids that are not in the cache yet
         self._pending_ms = 0.0  # of the next token so far: the prefill's chunks, forced tokens, a step computed ahead
-        self._state = constraint.start() if constraint else None
+        self._state = constraint.start(until_s) if constraint else None
         self._forced_next: Optional[List[int]] = None  # ids that the constraint forces next; None: not computed yet
         self._step_ms: List[float] = []  # of each token: the prefill, then each decode step; 0 where it was forced
         self._runs = 0  # runs of the graph that returned logits of a next token

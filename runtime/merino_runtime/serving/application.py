@@ -153,9 +153,10 @@ class Application:
         return call
 
     def _health(self, *_: Any) -> Response:
-        if self.ready:
+        if self.ready and not self.scheduler.stalled:
             return _json({"status": "ok"})
-        error = {"message": "Loading model", "type": "unavailable_error", "code": 503}
+        message = "A request blocks all others" if self.ready else "Loading model"
+        error = {"message": message, "type": "unavailable_error", "code": 503}
         return _json({"error": error}, 503)
 
     def _listed(self, *_: Any) -> Response:

@@ -22,6 +22,7 @@ TURN_S = 0.25  # longest time that a chunk of a prefill may block the others
 FIRST_CHUNK, LEAST_CHUNK, MOST_CHUNK = 64, 16, 256  # ids
 LONGEST_RETRY_S = 60
 QUIET_S = 1.0  # without a request, before free memory is returned
+STALLED_S = 180  # of one turn, before the server is reported as not healthy
 
 
 class LoadedModel:
@@ -117,6 +118,12 @@ class Scheduler:
         self.running: List[Job] = []
         self._changed = threading.Condition()
         self._closing = False
+        self._turn_s = time.monotonic()  # the beginning of the current turn
+
+    @property
+    def stalled(self) -> bool:
+        """Return whether the current turn takes so long that no other request makes progress."""
+        return bool(self.running) and time.monotonic() - self._turn_s > STALLED_S
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue all jobs or none. Raise RefusedError if too many wait."""
@@ -152,6 +159,7 @@ class Scheduler:
         while True:
             with self._changed:
                 self._wait_for_work()
+                self._turn_s = time.monotonic()
                 if self._closing:
                     break
                 self._admit()
@@ -230,6 +238,7 @@ class Scheduler:
             generation.computed_ahead(1000 * took_s)
 
     def _turn(self, job: Job) -> None:
+        self._turn_s = time.monotonic()
         if job.fault is not None:
             raise job.fault
         if job.completion is None:
