@@ -12,7 +12,7 @@ import numpy as np
 
 from merino_edge.families.checkpoint import CHOOSE
 from merino_edge.families.gguf.file import AGAIN, GgufFile, checked_value
-from merino_edge.families.gguf.metadata import Metadata, rotary, rounded
+from merino_edge.families.gguf.metadata import Metadata, rotary, rounded, special_ids, vocabulary
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
 
@@ -42,24 +42,6 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     config = ARCHITECTURES[name](metadata)
     metadata.refuse_others()
     return {"pad_token_id": None, **config, **special_ids(file.metadata), "vocab_size": vocabulary(metadata)}
-
-
-def special_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
-    """Return the file's bos and eos; `stop_ids` of the tokenizer has further end tokens."""
-    keys = {"bos_token_id": "tokenizer.ggml.bos_token_id", "eos_token_id": "tokenizer.ggml.eos_token_id"}
-    return {word: metadata[key] for word, key in keys.items() if type(metadata.get(key)) is int}
-
-
-def vocabulary(metadata: Metadata) -> int:
-    """Return rows of the embedding. The list of tokens may be shorter, where the embedding is padded."""
-    place = metadata.file.tensors.get("token_embd.weight")
-    if place is None or len(place.shape) != 2:
-        raise MerinoError(f"{metadata.file.path} has no token_embd.weight: give a model that generates text")
-    rows = place.shape[0]
-    tokens = metadata.file.metadata.get("tokenizer.ggml.tokens")
-    if isinstance(tokens, list) and len(tokens) > rows:
-        raise MerinoError(f"{metadata.file.path} has {len(tokens):,} tokens and an embedding of {rows:,} rows. {AGAIN}")
-    return rows
 
 
 def rms_decoder(metadata: Metadata, kind: str, **more: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The metadata of a GGUF: counts and numbers of its architecture, checked when they are read, and rotary positions.
 
-A key that is not read and not neutral may change the logits, so it is an error.
+A key that is not read and not neutral may change the logits, so it is an error. Also the ids and the vocabulary.
 """
 
 from collections.abc import Callable, Mapping
@@ -132,3 +132,21 @@ def rotary(metadata: Metadata, default: float = 10000.0) -> dict[str, Any]:
         f"{metadata.file.path}: {metadata.architecture}.rope.scaling.type is {shown(kind)}: exported are linear, and"
         " yarn with its original_context_length"
     )
+
+
+def special_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """Return the file's bos and eos; `stop_ids` of the tokenizer has further end tokens."""
+    keys = {"bos_token_id": "tokenizer.ggml.bos_token_id", "eos_token_id": "tokenizer.ggml.eos_token_id"}
+    return {word: metadata[key] for word, key in keys.items() if type(metadata.get(key)) is int}
+
+
+def vocabulary(metadata: Metadata) -> int:
+    """Return rows of the embedding. The list of tokens may be shorter, where the embedding is padded."""
+    place = metadata.file.tensors.get("token_embd.weight")
+    if place is None or len(place.shape) != 2:
+        raise MerinoError(f"{metadata.file.path} has no token_embd.weight: give a model that generates text")
+    rows = place.shape[0]
+    tokens = metadata.file.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(tokens) > rows:
+        raise MerinoError(f"{metadata.file.path} has {len(tokens):,} tokens and an embedding of {rows:,} rows. {AGAIN}")
+    return rows
