@@ -11,7 +11,7 @@ from merino_runtime.serving.requests import RefusedError
 from merino_runtime.serving.scheduler import LoadedModel
 from merino_runtime.serving.slots import PrefixCache, Slots
 
-SLOTS = 4  # for requests of people, where memory allows
+SLOTS, SINGLE_SLOTS = 16, 4  # of people, where memory allows: if a run of the graph steps several requests; if not
 SHARE = 0.5  # of the memory that is available when the server starts
 
 
@@ -43,10 +43,12 @@ def slots_of(bundles: Sequence[Bundle], count: Optional[int], memory_mb: Optiona
     more.
     """
     kv_mb = sum(bundle.kv_bytes for bundle in bundles) / board.MB
+    together = all(bundle.dialect == "fused" for bundle in bundles)
+    usual = SLOTS if together else SINGLE_SLOTS
     if memory_mb is None:
         available = board.read_memory_mb(board.read_text("/proc/meminfo")).get("MemAvailable")
-        memory_mb = SHARE * available if available else 2 * (SLOTS + 1) * kv_mb
-    most = int(memory_mb / kv_mb) - 1 if kv_mb else SLOTS
+        memory_mb = SHARE * available if available else (SINGLE_SLOTS + 1) * kv_mb
+    most = int(memory_mb / kv_mb) - 1 if kv_mb else usual
     if count is not None and count > max(most, 0):
         raise MerinoError(f"{count} slots and one for background requests need {(count + 1) * kv_mb:,.0f} MB of KV "
                           f"cache, {memory_mb:,.0f} MB are allowed: {max(most, 0)} slots. Give fewer --slots, "
@@ -55,7 +57,7 @@ def slots_of(bundles: Sequence[Bundle], count: Optional[int], memory_mb: Optiona
         raise MerinoError(f"a slot and one for background requests need {2 * kv_mb:,.0f} MB of KV cache, "
                           f"{memory_mb:,.0f} MB are allowed. Stop other programs, give more --memory-mb, or export "
                           "with a shorter --context.")
-    return min(most, SLOTS) if count is None else count
+    return min(most, usual) if count is None else count
 
 
 def load(model: Model, slots: int, options: Mapping[str, Any], cache_folder: str, cache_mb: float,
