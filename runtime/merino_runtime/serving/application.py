@@ -106,7 +106,7 @@ class Application:
         self.ready, self._sensors, self._wrong_keys = False, sensors, WrongKeys()
         self._routes: Dict[str, Dict[str, Callable[..., Handled]]] = {
             "/health": {"GET": self._health}, "/v1/health": {"GET": self._health},
-            "/v1/models": {"GET": self._listed},
+            "/v1/models": {"GET": self._listed}, "/v1/models/{id}": {"GET": self._model},
             "/v1/chat/completions": {"POST": partial(self._openai, read=openai_requests.chat_of)},
             "/v1/completions": {"POST": partial(self._openai, read=openai_requests.completions_of)},
             "/v1/responses": {"POST": partial(self._openai, read=responses_api.response_of,
@@ -163,7 +163,7 @@ class Application:
         path = request.path.rstrip("/") or "/"
         methods = self._routes.get(path) or self._routes.get("/v1" + path)
         if path.startswith(("/v1/models/", "/models/")):
-            methods = {"GET": self._model}
+            methods = self._routes["/v1/models/{id}"]
         owner = ""
         if path not in PUBLIC:
             owner = self._wrong_keys.check(self.settings.keys, request.headers, network_of(request.address))
@@ -188,11 +188,11 @@ class Application:
         return _json({"error": error}, 503)
 
     def _listed(self, *_: Any) -> Response:
-        return _json({"object": "list", "data": models.listed(self.models)})
+        return _json({"object": "list", "data": models.listed(self.models, self.settings.sampling)})
 
     def _model(self, request: Request, *_: Any) -> Response:
         name = request.path.rstrip("/").partition("/models/")[2]
-        return _json(models.listed({name: models.model_of(self.models, name)})[0])
+        return _json(models.listed({name: models.model_of(self.models, name)}, self.settings.sampling)[0])
 
     def _openai(self, request: Request, deliver: Deliver, read: Callable[..., Any],
                 write: Callable[..., Any] = openai_responses.ResponseWriter) -> Handled:

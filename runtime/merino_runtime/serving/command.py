@@ -26,7 +26,7 @@ OPTIONS: Tuple[Tuple[str, type, Any, str], ...] = (
     ("cache_mb", float, 512.0, "size limit of the prefix cache on disk in MB; 0: none"),
 )
 # Option, least and greatest value.
-BOUNDS = (("port", 0, 65535), ("slots", 1, 1024), ("memory_mb", 1, 1e9), ("queue", 0, 1e6), ("max_seconds", 0.1, 1e9),
+BOUNDS = (("port", 0, 65535), ("slots", 1, 1024), ("memory_mb", 0, 1e9), ("queue", 0, 1e6), ("max_seconds", 0.1, 1e9),
           ("max_temperature", 0, 200), ("cache_mb", 0, 1e9))
 
 

@@ -6,6 +6,7 @@ from merino_runtime.api import open_model
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
+from merino_runtime.sampling import Sampling
 from merino_runtime.serving.prompts import Prompts
 from merino_runtime.serving.requests import RefusedError
 from merino_runtime.serving.scheduler import LoadedModel
@@ -88,10 +89,11 @@ def model_of(models: Dict[str, Model], name: str) -> Model:
     return model
 
 
-def listed(models: Dict[str, Model]) -> List[Dict[str, Any]]:
-    """Describe the models for /v1/models."""
+def listed(models: Dict[str, Model], sampling: Sampling) -> List[Dict[str, Any]]:
+    """Describe the models for /v1/models. sampling: of requests that set nothing."""
+    defaults = {"temperature": sampling.temperature, "top_p": sampling.top_p}
     return [{"id": model.name, "object": "model", "created": int(model.modified_s), "owned_by": "this machine",
              "meta": {"n_ctx_train": model.bundle.context, "n_vocab": model.bundle.vocab,
                       "n_params": model.bundle.params, "size": sum(file.bytes for file in model.bundle.files),
-                      "chat": model.bundle.chat is not None}}
+                      "chat": model.bundle.chat is not None, "defaults": defaults}}
             for model in models.values()]
