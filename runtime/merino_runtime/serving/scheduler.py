@@ -179,14 +179,15 @@ class Scheduler:
             for job in jobs:
                 if not job.prefills:
                     self._safe_turn(job)
-            end_s = time.perf_counter() + PREFILL_S
+            end_s, turns = time.perf_counter() + PREFILL_S, 0
             for job in prefilling:
                 job.left_s = end_s - time.perf_counter()
                 if job.completion is None and any(other.prefills and other.completion is not None
-                                                  and job.same_prompt(other) for other in self.running):
+                                                  and job.same_prompt(other) for other in prefilling):
                     continue  # it copies what the other one computes
-                if job.left_s < PREFILL_S / 4 and job is not prefilling[0] and not (job.cancelled or job.late):
+                if turns and job.left_s < PREFILL_S / 4 and not (job.cancelled or job.late):
                     continue
+                turns += 1
                 self._safe_turn(job)
                 if job in self.running:  # its next turn comes after the others'
                     self.running.remove(job)
