@@ -198,6 +198,7 @@ def test_the_text_goes_on_in_its_line(server, opened):
     assert first["y"] == second["y"] and 0 <= second["x"] - first["x"] - first["width"] < 10
     assert page.locator("#conversation").inner_text().startswith("Once upon *a* time")
     assert page.locator("#conversation em").count() == 0 and page.get_by_role("button", name="Copy").count() == 1
+    assert f"{name}: no chat template, so it continues texts" in server.printed()
 
 
 MARKDOWN = """Flour is *mostly* **wheat**, see `a * b` and [the mill](https://mill.example/x?y=1).

@@ -58,7 +58,8 @@ def cors_of(headers: Dict[str, str], origins: Sequence[str]) -> Tuple[Tuple[str,
     if not origin or not {"*", origin.lower()} & set(origins):
         return ()
     preflight = (("Access-Control-Allow-Methods", "GET, POST, OPTIONS"), ("Access-Control-Max-Age", "600"),
-                 ("Access-Control-Allow-Headers", headers.get("access-control-request-headers", "*")))
+                 ("Access-Control-Allow-Headers", headers.get("access-control-request-headers", "*")),
+                 ("Access-Control-Allow-Private-Network", "true"))  # a page of the internet, a server at home
     return (("Access-Control-Allow-Origin", origin), ("Vary", "Origin"),
             ("Access-Control-Expose-Headers", "Retry-After"),
             *(preflight if "access-control-request-method" in headers else ()))
