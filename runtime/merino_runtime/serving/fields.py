@@ -111,7 +111,7 @@ def texts_of(content: Any, name: str) -> str:
     texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", "input_text") or not isinstance(part.get("text"), str):
+        if kind not in ("text", "input_text", "output_text") or not isinstance(part.get("text"), str):
             raise RefusedError(f"{name} has a part of type {json.dumps(kind)[:40]}: give text alone, as "
                           '{"type": "text", "text": ...}.', param=name)
         texts.append(part["text"])
