@@ -55,9 +55,9 @@ def closed_schema(schema: Any, path: str = "") -> Any:
             first, others = normal.items(flat)
             result["prefixItems"], result["items"] = [reference(parts) for parts in first], reference(others)
             for part, _ in flat.arrays:
-                result.update({keyword: part[keyword] for keyword in ("uniqueItems", "contains", "unevaluatedItems")
+                result.update({keyword: part[keyword] for keyword in ("uniqueItems", "contains")
                                if part.get(keyword, False) is not False})
         return result
 
     root = reference(((schema, path + "#"),))
-    return definitions["0"] and dict(root, **{"$defs": definitions})
+    return definitions["0"] is not False and dict(root, **{"$defs": definitions})

@@ -12,14 +12,13 @@ TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 BY_TYPE: Dict[str, Tuple[str, ...]] = {
     "object": ("properties", "required", "additionalProperties", "patternProperties", "propertyNames", "minProperties",
                "maxProperties"),
-    "array": ("items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "contains",
-              "unevaluatedItems"),
+    "array": ("items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "contains"),
     "string": ("minLength", "maxLength", "pattern", "format"),
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
 }
 NOT_PATTERN, EXCEPT = " not pattern", " not enum"  # keywords of our own: what a string and a value must not be
 IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "dependencies", "dependentRequired", "dependentSchemas", "$ref")
-REFUSED = ("$dynamicRef", "$recursiveRef")  # they state something, and nothing here reads them
+REFUSED = ("$dynamicRef", "$recursiveRef", "unevaluatedProperties", "unevaluatedItems")  # they state something, and nothing here reads them
 
 
 def compact(value: Any) -> bytes:

@@ -77,7 +77,7 @@ def fits(value: Any, schema: Any, target: Callable[[str], Any], found: Found) ->
         results += [inner(part, item) for part, item in zip(parts, value)]  # noqa: B905, not in 3.6
         results.append(schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)))
         results += [len(different(value)) == len(value)] if schema.get("uniqueItems") is True else []
-        results += [None] * ("contains" in schema or "unevaluatedItems" in schema)
+        results += [None] * ("contains" in schema)
     if isinstance(value, dict):
         properties, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
         results += [name in value for name in schema.get("required", []) if isinstance(schema["required"], list)]
