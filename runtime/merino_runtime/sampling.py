@@ -44,6 +44,7 @@ class _GenerateOptions(NamedTuple):
     overflow: str = "stop"  # when the context is full: `stop`, `error` or `shift`
     json_schema: Any = None  # the text is JSON that is valid for this schema
     tools: Any = None  # the text is a call of one of these tools, a list as OpenAI's API has it
+    lookup: bool = True  # guess tokens from repetitions in the text; the answer is the same
     top: Optional[int] = None  # a TokenLogprobs with this many likeliest ids follows each token
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from onnx import TensorProto
 
 from merino_edge.export.dialects.external_data import PAGE
-from merino_edge.export.dialects.graph import KERNELS_DOMAIN, Port, ports
+from merino_edge.export.dialects.graph import END, KERNELS_DOMAIN, Port, ports
 from merino_edge.export.dialects.matmuls import CONTRIB, table_rows
 from merino_edge.export.dialects.operations import Operations
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm
@@ -149,7 +149,9 @@ class Fused(Operations):
     def last(self, x: str) -> str:
         if self.all_logits:
             return x
-        return self.node("Gather", [x, self.integers(-1)], axis=1)
+        first = self.once("first logits", self.first_logits)
+        rows = self.node("Slice", [x, first, self.integers(END), self.integers(1)])
+        return self.node("Reshape", [rows, self.integers(-1, 1, 0)])
 
     def float_head(self, x: str, table: str) -> str:
         """Return logits [B, 1, vocab] of x [B, 1, width], or with `all_logits` [1, T, vocab] of x [1, T, width], for a

@@ -12,14 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
-from merino_edge.export.dialects.graph import ports
+from merino_edge.export.dialects.graph import END, ports
 from merino_edge.export.dialects.matmuls import table_rows
 from merino_edge.export.dialects.operations import Operations
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm
 from merino_edge.families.rotary import Rotary
 
 MASKED = -1e4
-END = np.iinfo(np.int64).max
 
 
 class Portable(Operations):
