@@ -201,7 +201,7 @@ class Graph:
     def first_logits(self) -> str:
         """Add the optional input `first_logits` [1]: the first position whose logits are returned, by default -1, the
         last one. The runtime verifies several guessed tokens in one run by it."""
-        self.optional_inputs.append(Port(FIRST_LOGITS, "int64", (1,)))
+        self.optional_inputs = [Port(FIRST_LOGITS, "int64", (1,))]
         return self.constant(FIRST_LOGITS, np.array([-1], np.int64))
 
     def output(self, name: str, dtype: str, shape: Sequence[int | str]) -> str:
