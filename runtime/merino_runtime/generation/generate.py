@@ -152,7 +152,8 @@ class Generation(Iterator[Event]):
         context = backend.context
         kept = prompt_ids if len(prompt_ids) < context else newest_half(prompt_ids, context)
         self._backend, self._stream, self._stop_ids = backend, stream, frozenset(stop_ids)
-        self._sampler = Sampler(options.sampling, kept)
+        breakers = stream.tokenizer.breakers() if stream and options.sampling.dry_multiplier else ()
+        self._sampler = Sampler(options.sampling, kept, breakers)
         self._chunk_size, self._top, self._forces = chunk_size, options.top, forces
         self._rest: Optional[Sequence[int]] = None  # ids of a prompt in chunks that are not in the cache yet
         self._uncached: List[int] = []  # sampled or forced ids that are not in the cache yet
