@@ -16,7 +16,7 @@ GROUPED = {"width": 96, "heads": 6, "kv_heads": 2, "head_size": 16, "ffn_width":
 EXACT = [
     ("llama", "int8", None), ("llama", "int4", None), ("qwen2", "int8", "int8"), ("gemma3_text", "int4", None),
 ]  # fmt: skip
-OTHERS = [("fused", "int8", "dotprod", None), ("portable", "int8", None, None), ("fused", "fp32", None, "int8")]
+OTHERS = [("portable", "fp32", None, None), ("fused", "int8", "dotprod", None), ("portable", "int8", None, None), ("fused", "fp32", None, "int8")]
 
 
 def exported(decoder, folder, family, **form):
@@ -71,10 +71,9 @@ def test_with_own_kernels_rows_are_steps_to_the_bit(family, precision, kv, threa
     twin.close()
 
 
-@pytest.mark.parametrize("dialect", ["fused", "portable"])
 @pytest.mark.parametrize("family", ["llama", "bloom"])
-def test_in_float32_rows_are_steps_to_the_last_digits(family, dialect, decoder, tmp_path):
-    bundle = exported(decoder, tmp_path / "bundle", family, dialect=dialect)
+def test_in_float32_rows_are_steps_to_the_last_digits(family, decoder, tmp_path):
+    bundle = exported(decoder, tmp_path / "bundle", family)
     backend = open_backend(bundle, 1)
     twin = backend.fork()
     for count in range(2, 10):

@@ -12,7 +12,7 @@ import numpy as np
 from onnx import TensorProto
 
 from merino_edge.export.dialects.external_data import PAGE
-from merino_edge.export.dialects.graph import END, KERNELS_DOMAIN, Port, ports
+from merino_edge.export.dialects.graph import KERNELS_DOMAIN, Port, ports
 from merino_edge.export.dialects.matmuls import CONTRIB, table_rows
 from merino_edge.export.dialects.operations import Operations
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm
@@ -154,7 +154,7 @@ class Fused(Operations):
         if not self.verifies:
             return self.node("Gather", [x, self.integers(-1)], axis=1)
         # Positions become sequences of one position, as the head expects them.
-        rows = self.node("Slice", [x, self.first_logits(), self.integers(END), self.integers(1)])
+        rows = self.node("Slice", [x, self.first_logits(), self.integers(np.iinfo(np.int64).max), self.integers(1)])
         return self.node("Reshape", [rows, self.integers(-1, 1, 0)])
 
     @property

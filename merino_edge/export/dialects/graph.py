@@ -21,7 +21,6 @@ from merino_edge.families.rotary import Rotary, rotary_tables
 
 MODEL_FILE = "model.onnx"
 FIRST_LOGITS = "first_logits"
-END = np.iinfo(np.int64).max  # of a slice
 KERNELS_DOMAIN = "merino"  # of the operators in runtime/kernels
 TYPES = {
     "int8": TensorProto.INT8,

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
-from merino_edge.export.dialects.graph import END, Port, ports
+from merino_edge.export.dialects.graph import ports
 from merino_edge.export.dialects.matmuls import table_rows
 from merino_edge.export.dialects.operations import Operations
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm
 from merino_edge.families.rotary import Rotary
 
 MASKED = -1e4
+END = np.iinfo(np.int64).max
 
 
 class Portable(Operations):
@@ -239,13 +240,7 @@ class Portable(Operations):
     def last(self, x: str) -> str:
         if self.all_logits:
             return x
-        # Of other formats, rows share the scale of activations, or are rounded otherwise than one alone.
-        first = self.first_logits() if self.form.precision == "fp32" else self.integers(-1)
-        return self.node("Slice", [x, first, self.integers(END), self.integers(1)])
-
-    def declared(self, port: Port) -> tuple[int | str, ...]:
-        """Return the shape with a symbolic number of logits."""
-        return (1, "logits", port.shape[2]) if port.name == "logits" and self.optional_inputs else port.shape
+        return self.node("Slice", [x, self.integers(-1), self.integers(END), self.integers(1)])
 
     def float_head(self, x: str, table: str) -> str:
         """Return logits [1, T, vocab] of x [1, T, width], T = 1 without `all_logits`, for a table [vocab, width], the
@@ -254,7 +249,7 @@ class Portable(Operations):
         It is one matmul over one constant. TensorRT's parser refuses constants that overlap in the data file and differ
         in size. Version 8.2 copies each constant, so a second one would double the table's memory.
         """
-        axis = self.integers(0)
+        axis = self.integers(0 if self.all_logits else 1)
         row = self.node("Squeeze", [x, axis])  # [T, width]
         logits = self.node("Gemm", [row, self.weight(table)], transB=1)  # [T, vocab]
         return self.node("Unsqueeze", [logits, axis])
