@@ -1,5 +1,5 @@
-"""What guesses from repetitions in the text save: runs of the graph, right guesses and CPU seconds for four kinds of text,
-with and without guesses, greedy and sampled. The answers must be equal.
+"""Measure what guesses from repetitions in the text save: runs of the graph, right guesses and CPU seconds for five
+kinds of text, with and without guesses, greedy and sampled. The answers must be equal.
 
     python bench/experiments/guesses.py BUNDLE... [-o bench/results/guesses-NAME.json]
 

@@ -16,7 +16,9 @@ GROUPED = {"width": 96, "heads": 6, "kv_heads": 2, "head_size": 16, "ffn_width":
 EXACT = [
     ("llama", "int8", None), ("llama", "int4", None), ("qwen2", "int8", "int8"), ("gemma3_text", "int4", None),
 ]  # fmt: skip
-OTHERS = [("portable", "fp32", None, None), ("fused", "int8", "dotprod", None), ("portable", "int8", None, None), ("fused", "fp32", None, "int8")]
+OTHERS = [
+    ("portable", "fp32", None, None), ("fused", "int8", "dotprod", None), ("portable", "int8", None, None), ("fused", "fp32", None, "int8"),
+]  # fmt: skip
 
 
 def exported(decoder, folder, family, **form):

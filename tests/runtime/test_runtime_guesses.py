@@ -7,6 +7,7 @@ import pytest
 from few_examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from test_runtime_generate import TOKENIZER
 
 from merino_runtime.backends.backend import Backend
 from merino_runtime.errors import MerinoError
@@ -15,7 +16,6 @@ from merino_runtime.generation.generate import Done, Generation, Token
 from merino_runtime.generation.guesses import CREDIT_PER_TOKEN, FIRST_CREDIT, MOST, ROW_COST, Guesses
 from merino_runtime.generation.text import TextStream
 from merino_runtime.sampling import GREEDY, GenerateOptions, Sampling
-from test_runtime_generate import TOKENIZER
 
 
 class Chain(Backend):

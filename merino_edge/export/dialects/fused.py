@@ -160,8 +160,8 @@ class Fused(Operations):
     @property
     def verifies(self) -> bool:
         """Whether a run over several positions returns the logits that a run for each of them returns: to the bit with
-        this project's kernels, to the last digits in float32. Where ONNX Runtime's operators round activations or cached
-        entries, the last digits decide how these are rounded, and other tokens may follow."""
+        this project's kernels, to the last digits in float32. Where ONNX Runtime's operators round activations or
+        cached entries, the last digits decide how these are rounded, and other tokens may follow."""
         if self.form.precision == "fp32" and not self.cache_scales:
             return True
         return self.real == "float32" and ROWS_DIFFER.isdisjoint(node.op_type for node in self._nodes)

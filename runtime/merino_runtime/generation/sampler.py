@@ -1,13 +1,13 @@
 """Samples the next token from logits, in numpy. Knows nothing of text, models or time.
 
-The order is repetition penalty, presence and frequency penalties, DRY, logit bias, temperature, top-k, top-p, min-p, as in
-transformers. Each cut works on the tokens that the one before kept. llama.cpp applies the temperature last, so its
+The order is repetition penalty, presence and frequency penalties, DRY, logit bias, temperature, top-k, top-p, min-p, as
+in transformers. Each cut works on the tokens that the one before kept. llama.cpp applies the temperature last, so its
 top-p and min-p keep other tokens at temperatures other than 1. top-k keeps the k likeliest tokens, top-p the fewest
 whose probabilities sum to p or more, min-p those with at least min_p times the probability of the likeliest. Equal
 logits are cut in a fixed, otherwise arbitrary order, so that top-k keeps k tokens; transformers keeps all that equal
 the k-th."""
 from collections import Counter
-from typing import Dict, FrozenSet, Iterable, List, Optional, Tuple
+from typing import Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 
@@ -102,7 +102,8 @@ class Sampler:
         self._chosen[token_id] += 1
 
     def _shifted(self, logits: np.ndarray) -> np.ndarray:
-        """Apply the presence and frequency penalties, DRY and the bias -> a changed copy, or `logits` if there are none."""
+        """Apply the presence and frequency penalties, DRY and the bias -> a changed copy; `logits` if there are none.
+        """
         presence, frequency = self._sampling.presence_penalty, self._sampling.frequency_penalty
         if (presence or frequency) and self._chosen:
             ids = np.fromiter(self._chosen.keys(), dtype=np.int64, count=len(self._chosen))
