@@ -17,7 +17,8 @@ EXACT = [
     ("llama", "int8", None), ("llama", "int4", None), ("qwen2", "int8", "int8"), ("gemma3_text", "int4", None),
 ]  # fmt: skip
 OTHERS = [
-    ("portable", "fp32", None, None), ("fused", "int8", "dotprod", None), ("portable", "int8", None, None), ("fused", "fp32", None, "int8"),
+    ("portable", "fp32", None, None), ("fused", "int8", "dotprod", None),
+    ("portable", "int8", None, None), ("fused", "fp32", None, "int8"),
 ]  # fmt: skip
 
 
