@@ -8,9 +8,13 @@ CPU seconds are of one thread. They hardly depend on the load of the machine, wh
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from write_record import write_record
 
 from merino_runtime.api import LanguageModel, open_model
 from merino_runtime.generation.generate import Done, Token
@@ -49,6 +53,7 @@ TASKS = {
     "answer": "What are three good habits for a healthy life, and why?",
 }
 REPEATS = 1
+CLAIM = "Runs of the graph and CPU seconds that guesses from repetitions in the text save"
 
 
 def answered(model: LanguageModel, prompt: str, lookup: bool, temperature: float) -> dict[str, Any]:
@@ -110,9 +115,10 @@ def main() -> None:
     parser.add_argument("bundles", nargs="+")
     parser.add_argument("-o", dest="output", type=Path)
     arguments = parser.parse_args()
-    record = [measured(folder) for folder in arguments.bundles]
+    parts = [measured(folder) for folder in arguments.bundles]
+    record = {f"{part['bundle']} {part['precision']} {key}": part[key] for part in parts for key in ("rows", "row_cost")}
     if arguments.output:
-        arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+        write_record(arguments.output, record, CLAIM, shlex.join(["python", *sys.argv]))
 
 
 if __name__ == "__main__":
