@@ -3,7 +3,7 @@ kinds of text, with and without guesses, greedy and sampled. The answers must be
 
     python bench/experiments/guesses.py BUNDLE... [-o bench/results/guesses-NAME.json]
 
-CPU seconds are of one thread. They hardly depend on the load of the machine, whereas wall-clock times do.
+CPU seconds are of one thread.
 """
 
 import argparse
@@ -52,7 +52,7 @@ TASKS = {
     "prose": "Write a short story about a lighthouse keeper who finds a letter.",
     "answer": "What are three good habits for a healthy life, and why?",
 }
-REPEATS = 1
+REPEATS = 3
 CLAIM = "Runs of the graph and CPU seconds that guesses from repetitions in the text save"
 
 
@@ -61,22 +61,20 @@ def answered(model: LanguageModel, prompt: str, lookup: bool, temperature: float
     seconds = []
     for _ in range(REPEATS):
         model.backend.truncate(0)
-        generation = model.generate(
-            prompt, max_new_tokens=200, sampling=Sampling(temperature=temperature, seed=1), lookup=lookup
-        )
+        sampling = Sampling(temperature=temperature, seed=1)
+        generation = model.generate(prompt, max_new_tokens=200, sampling=sampling, lookup=lookup)
         ids = [next(generation).id]  # type: ignore[union-attr]
         start = time.process_time()
         for event in generation:
             if isinstance(event, Token):
                 ids.append(event.id)
-            elif isinstance(event, Done):
-                guessed = event.guessed
+        assert isinstance(event, Done)
         seconds.append(time.process_time() - start)
-    return {"ids": ids, "guessed": guessed, "cpu_s": sorted(seconds)[REPEATS // 2]}
+    return {"ids": ids, "guessed": event.guessed, "cpu_s": sorted(seconds)[REPEATS // 2]}
 
 
 def row_cost(model: LanguageModel, behind: int = 256) -> dict[int, float]:
-    """Return the CPU time of a run over several positions, relative to a decode step, by the number of positions."""
+    """Return the CPU time of a run by its number of positions, relative to a decode step."""
     backend, result = model.backend, {}
     for count in (1, 2, 3, 5, 9):
         seconds = []
@@ -105,20 +103,19 @@ def measured(folder: str) -> dict[str, Any]:
                     "cpu_s": round(plain["cpu_s"], 3), "cpu_s_with_guesses": round(guessing["cpu_s"], 3),
                 })  # fmt: skip
                 print(json.dumps(rows[-1]), flush=True)
-        cost = row_cost(model)
-        print(cost)
-        return {"bundle": model.bundle.name, "precision": model.bundle.precision, "rows": rows, "row_cost": cost}
+        name = f"{model.bundle.name} {model.bundle.precision}"
+        return {f"{name} rows": rows, f"{name} row_cost": row_cost(model)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundles", nargs="+")
-    parser.add_argument("-o", dest="output", type=Path)
+    parser.add_argument("-o", dest="output", type=Path, required=True)
     arguments = parser.parse_args()
-    parts = [measured(folder) for folder in arguments.bundles]
-    record = {f"{part['bundle']} {part['precision']} {key}": part[key] for part in parts for key in ("rows", "row_cost")}
-    if arguments.output:
-        write_record(arguments.output, record, CLAIM, shlex.join(["python", *sys.argv]))
+    record: dict[str, Any] = {}
+    for folder in arguments.bundles:
+        record.update(measured(folder))
+    write_record(arguments.output, record, CLAIM, shlex.join(["python", *sys.argv]))
 
 
 if __name__ == "__main__":
