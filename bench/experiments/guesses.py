@@ -2,8 +2,6 @@
 kinds of text, with and without guesses, greedy and sampled. The answers must be equal.
 
     python bench/experiments/guesses.py BUNDLE... [-o bench/results/guesses-NAME.json]
-
-CPU seconds are of one thread.
 """
 
 import argparse
@@ -111,8 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundles", nargs="+")
     parser.add_argument("-o", dest="output", type=Path, required=True)
-    arguments = parser.parse_args()
-    record: dict[str, Any] = {}
+    arguments, record = parser.parse_args(), {}
     for folder in arguments.bundles:
         record.update(measured(folder))
     write_record(arguments.output, record, CLAIM, shlex.join(["python", *sys.argv]))
