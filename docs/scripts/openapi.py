@@ -75,6 +75,9 @@ SAMPLING = {
     "seed": integer(-(2**63), 2**63),
     "presence_penalty": number(*RANGES["presence_penalty"]),
     "frequency_penalty": number(*RANGES["frequency_penalty"]),
+    "dry_multiplier": number(*RANGES["dry_multiplier"], "0: off"),
+    "dry_base": number(*RANGES["dry_base"]),
+    "dry_allowed_length": integer(*map(int, RANGES["dry_allowed_length"])),
     "logit_bias": {
         "type": "object",
         "maxProperties": fields.MOST_BIASES,

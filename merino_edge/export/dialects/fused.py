@@ -22,6 +22,8 @@ from merino_runtime.errors import MerinoError
 
 CACHE_LENGTHS = {"past_key_values": "past_sequence_length", "present": "total_sequence_length"}
 BATCH = "batch_size"
+# Operators that compute one row in another order than several.
+ROWS_DIFFER = {"GroupQueryAttention", "MatMulNBits", "MatMulInteger", "DynamicQuantizeLinear", "MatMul", "Gemm", "Conv"}
 # The oldest ONNX Runtime whose attention has an option. Before 1.24 it keeps a position more than the window has.
 SOFTCAP_VERSION, BIAS_VERSION, WINDOW_VERSION, SHARED_VERSION = "1.21", "1.22", "1.24", "1.26"
 
@@ -149,7 +151,20 @@ class Fused(Operations):
     def last(self, x: str) -> str:
         if self.all_logits:
             return x
-        return self.node("Gather", [x, self.integers(-1)], axis=1)
+        if not self.verifies:
+            return self.node("Gather", [x, self.integers(-1)], axis=1)
+        # Positions become sequences of one position, as the head expects them.
+        rows = self.node("Slice", [x, self.first_logits(), self.integers(np.iinfo(np.int64).max), self.integers(1)])
+        return self.node("Reshape", [rows, self.integers(-1, 1, 0)])
+
+    @property
+    def verifies(self) -> bool:
+        """Whether a run over several positions returns the logits that a run for each of them returns: to the bit with
+        this project's kernels, to the last digits in float32. Where ONNX Runtime's operators round activations or
+        cached entries, the last digits decide how these are rounded, and other tokens may follow."""
+        if self.form.precision == "fp32" and not self.cache_scales:
+            return True
+        return self.real == "float32" and ROWS_DIFFER.isdisjoint(node.op_type for node in self._nodes)
 
     def float_head(self, x: str, table: str) -> str:
         """Return logits [B, 1, vocab] of x [B, 1, width], or with `all_logits` [1, T, vocab] of x [1, T, width], for a

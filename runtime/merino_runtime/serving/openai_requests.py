@@ -59,6 +59,8 @@ def sampling_of(body: Body, default: Sampling) -> Sampling:
                for name, (low, high) in RANGES.items() if name != "logit_bias"}
     return default._replace(**dict(
         numbers, top_k=max(0, fields.integer(body, "top_k", default.top_k, -1, LARGEST)),
+        dry_allowed_length=fields.integer(body, "dry_allowed_length", default.dry_allowed_length,
+                                          *RANGES["dry_allowed_length"]),
         top_p=max(1e-6, numbers["top_p"]), seed=None if seed is None else seed % SAME_SEED,
         logit_bias=fields.logit_bias(body)))
 

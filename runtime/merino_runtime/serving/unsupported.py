@@ -9,7 +9,7 @@ FIELDS: Dict[str, Tuple[Any, ...]] = {
     "grammar": (), "guided_choice": (), "guided_grammar": (), "guided_regex": (), "structured_outputs": (),
     "structural_tag": (),
     # Samplers and bounds on tokens.
-    "mirostat": (0,), "typical_p": (1, 0), "typ_p": (1, 0), "tfs_z": (1,), "dry_multiplier": (0,),
+    "mirostat": (0,), "typical_p": (1, 0), "typ_p": (1, 0), "tfs_z": (1,),
     "xtc_probability": (0,), "top_n_sigma": (-1, 0), "dynatemp_range": (0,), "min_tokens": (0,), "bad_words": (),
     "allowed_token_ids": (), "use_beam_search": (), "length_penalty": (1,), "truncate_prompt_tokens": (),
     # Parts of other interfaces.

@@ -18,7 +18,8 @@ BY_TYPE: Dict[str, Tuple[str, ...]] = {
 }
 NOT_PATTERN, EXCEPT = " not pattern", " not enum"  # keywords of our own: what a string and a value must not be
 IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "dependencies", "dependentRequired", "dependentSchemas", "$ref")
-REFUSED = ("$dynamicRef", "$recursiveRef", "unevaluatedProperties", "unevaluatedItems")  # they state something, and nothing here reads them
+# They state something, and nothing here reads them.
+REFUSED = ("$dynamicRef", "$recursiveRef", "unevaluatedProperties", "unevaluatedItems")
 
 
 def compact(value: Any) -> bytes:
