@@ -47,7 +47,7 @@ def number(body: Body, name: str, default: Any, low: float, high: float) -> Any:
     return value
 
 
-def integer(body: Body, name: str, default: Any, low: int, high: int) -> Any:
+def integer(body: Body, name: str, default: Any, low: float, high: float) -> Any:
     value = body.get(name)
     if value is None:
         return default
