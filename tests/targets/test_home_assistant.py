@@ -369,7 +369,7 @@ def test_the_house_service_acts_asks_and_refuses_as_a_wyoming_agent(tmp_path):
         while running.state("lock.front_door")["state"] != "unlocked":
             assert time.monotonic() < end
             time.sleep(0.5)
-        assert say("is it shut") == ("query_answer", "No, Front Door is Unlocked")
+        assert say("is it shut") == ("query_answer", "No, Front Door is unlocked")
         kind, text = say("how warm is it")
         assert kind == "query_answer" and text.endswith(" degrees")
         assert say("bed off soon") == ("action_done", "I will turn off the Bed Light in 5 minutes")
