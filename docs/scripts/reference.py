@@ -37,7 +37,9 @@ def workstation() -> str:
         "met, 2 wrong usage, 130 ctrl-C, 141 the reader of the output closed it. A board has",
         "[its own commands](board-commands.md).",
     ]
-    for name, each in command.commands.items():
+    groups = {name: getattr(each, "commands", {"": each}) for name, each in command.commands.items()}
+    named = {f"{name} {verb}".strip(): each for name, group in groups.items() for verb, each in group.items()}
+    for name, each in named.items():
         if name in board_verbs.VERBS:
             lines += of_the_parser(f"merino-edge {name}", board_verbs.VERBS[name], board_verbs.parser_of)
             continue

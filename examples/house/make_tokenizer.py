@@ -7,22 +7,20 @@ the word before it, so each name begins with the same tokens wherever it stands.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from merino_edge.text.tokenizer import train_tokenizer
-from merino_edge.training.dataset import bpe_text
 from merino_edge.training.sources import read_sources
+from merino_edge.training.vocabulary import text_of
 
 WORDS = r"'s ?|\p{L}+ ?|\p{N} ?|[^\s\p{L}\p{N}]+ ?|\s"
 
 
 def trained(data: Path, vocab: int) -> Tokenizer:
     """On the text that `merino-edge train` would train a tokenizer on."""
-    text = bpe_text(read_sources([data]), vocab, lambda line: print(line, file=sys.stderr))
-    return train_tokenizer(text, vocab, WORDS)
+    return train_tokenizer(text_of(read_sources([data]), None), vocab, WORDS)
 
 
 def main() -> None:

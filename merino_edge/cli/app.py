@@ -25,6 +25,8 @@ from merino_edge.cli.deliver import check, flash, keygen, pack
 from merino_edge.cli.deploy import deploy
 from merino_edge.cli.design import design
 from merino_edge.cli.export import export
+from merino_edge.cli.house import house
+from merino_edge.cli.job import job
 from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Root, Ssh
 from merino_edge.cli.records import compare, evaluate, report
 from merino_edge.cli.score import score
@@ -134,6 +136,8 @@ app.command()(train)
 app.command()(export)
 for name in ("generate", "chat", "serve"):
     add_to(app, name)
+app.command()(house)
+app.add_typer(job, name="job")
 
 
 AgainstOption = partial(typer.Option, rich_help_panel="Baseline and other engines")

@@ -1,5 +1,6 @@
 """The command `merino-edge design`: check the options, call the designer, write and print the design."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -44,8 +45,15 @@ def design(
         float | None, typer.Option(help="tokens of your training text, which bound the size", rich_help_panel=CHOICES)
     ] = None,
     data: Annotated[
-        list[Path] | None, typer.Option(
-            help="training text, whose tokens are counted by its bytes; repeat for more files", rich_help_panel=CHOICES
+        list[str] | None, typer.Option(
+            metavar="PATH", rich_help_panel=CHOICES,
+            help="training text, as for `train`: bounds the size by its tokens and the vocabulary; repeat for more",
+        )
+    ] = None,
+    train_hours: Annotated[
+        float | None, typer.Option(
+            help="training time on this machine's CPU, which bounds the size too; `train` keeps to it",
+            rich_help_panel=CHOICES,
         )
     ] = None,
     preset: Annotated[Literal["merino-52m", "merino-61m", "merino-64m"] | None, typer.Option(
@@ -64,18 +72,21 @@ def design(
 ) -> None:  # fmt: skip
     """Design the decoder of highest score within the given budgets, by default the board's own."""
     from merino_edge.calibration.board import board
+    from merino_edge.calibration.this_machine import training_flops_per_s
     from merino_edge.cli.design_tables import print_design
     from merino_edge.cli.terminal import save, say, working
     from merino_edge.design.axes.tokens import count
     from merino_edge.design.axes.vocabulary import VOCABS
     from merino_edge.design.budgets import with_board_defaults
+    from merino_edge.design.designer import TrainingTime, design_by_paper
     from merino_edge.design.designer import design as best_design
-    from merino_edge.design.designer import design_by_paper
     from merino_edge.design.paper.score import PRESETS
     from merino_edge.design.paper.space import PAPER_SPACE
     from merino_edge.design.score import DEFAULT, MERINO, score_named
     from merino_edge.prediction.shape import check_lengths, default_lengths
     from merino_edge.storage.atomic import check_file, check_keeps
+    from merino_edge.training.sources import read_sources
+    from merino_edge.training.vocabulary import check_vocabulary, most_entries, text_bytes
 
     # 1. Check the options, before the board `host` is measured.
     if preset is not None and limits:
@@ -91,12 +102,22 @@ def design(
     for option, values in zip(("--vocab", "--precision", "--kv"), choices.values(), strict=True):
         if scoring == MERINO and values and len(values) > 1:
             raise MerinoError(f"{option} is a list, and the paper's score cannot compare its values: give one")
+    if train_hours is not None and not (tokens or data):
+        raise MerinoError("--train-hours goes with a text: give --data FILE too, or --tokens N")
+    if train_hours is not None and not 0 < train_hours < math.inf:
+        raise MerinoError(f"--train-hours {train_hours:g} is not allowed: give a number of hours above 0, such as 1")
+    most_vocab = None
     if data:  # the vocabulary is not chosen yet, so tokens are counted in a small one
-        tokens = count(data, choices["vocabs"][0] if choices["vocabs"] else VOCABS[1])
+        sources, largest = read_sources(data), max([*choices["vocabs"], *VOCABS])
+        tokens = count(text_bytes(sources), choices["vocabs"][0] if choices["vocabs"] else VOCABS[1])
+        for vocab in choices["vocabs"]:
+            check_vocabulary(sources, vocab)
+        most_vocab = most_entries(sources, largest)
     check_lengths(context, prompt)
+    training = None if train_hours is None else TrainingTime(train_hours, 3600 * train_hours * training_flops_per_s())
     level = parse_confidence(confidence)
     if out:
-        check_keeps(out, [Path(device), *(data or [])])
+        check_keeps(out, [Path(device), *map(Path, data or [])])
         check_file(out)
 
     # 2. Load or measure the board, and take its defaults for what is not given.
@@ -108,7 +129,8 @@ def design(
     with working(f"searching for {profile.name}"):
         if scoring != MERINO:
             best = best_design(
-                profile, limits, context=slots, prompt=prompt_tokens, tokens=tokens, confidence=level, **choices
+                profile, limits, context=slots, prompt=prompt_tokens, tokens=tokens, training=training,
+                most_vocab=most_vocab, confidence=level, **choices,
             )  # fmt: skip
         else:
             one_vocab, one_precision, one_kv = (next(iter(values or ()), None) for values in choices.values())

@@ -145,7 +145,7 @@ def training_line(text: Training) -> str:
     low, high = map(number_of, text.most_weights_interval)
     return (
         f"{number_of(text.tokens)} tokens train at most {number_of(text.most_weights)} parameters well [{low}, {high}],"
-        f" in four passes; this design is right for about {right}"
+        f" {f'in {text.hours:g} h here' if text.hours else 'in four passes'}; this design is right for about {right}"
     )
 
 

@@ -40,7 +40,7 @@ def train(
     )],
     out: Annotated[Path, RunOption("-o", help="output folder of the checkpoint")],
     held_out: Annotated[list[str] | None, DataOption(
-        help="held-out text or samples; default: the last 2 % of each --data"
+        help="held-out text or samples; default: the last 2 % of the tokens of each --data"
     )] = None,
     tokenizer: Annotated[Path | None, DataOption(
         help="tokenizer.json; default: train a BPE tokenizer on the text"
@@ -54,7 +54,9 @@ def train(
     preset: Annotated[str | None, RecipeOption(
         help="recipe by machine: paper, gpu-day or laptop-hour; other options take precedence"
     )] = None,
-    steps: Annotated[int | None, RecipeOption(help="number of optimizer steps; default: 1000")] = None,
+    steps: Annotated[int | None, RecipeOption(
+        help="number of optimizer steps; default: 1000, or as many as the design's --train-hours allow"
+    )] = None,
     batch: Annotated[int | None, RecipeOption(help="batch size, in sequences; default: 16")] = None,
     learning_rate: Annotated[float | None, RecipeOption(
         help="peak learning rate, after warm-up; default: 0.01, in fine-tuning 5e-05, with --lora 0.0002"
@@ -122,6 +124,7 @@ def train(
         raise ModuleNotFoundError(name="accelerate")
     from transformers.utils import logging
 
+    from merino_edge.training.duration import steps_within
     from merino_edge.training.optimizer import bf16_is_faster
     from merino_edge.training.processes import is_first
     from merino_edge.training.train import train as run
@@ -136,6 +139,14 @@ def train(
             options, chosen["recipe"], fine_tuned=start.pretrained is not None, context=start.architecture.context,
             bf16=bf16_is_faster() if bf16 is None else bf16,
         )  # fmt: skip
+        hours = start.design and start.design.training.hours
+        if hours and steps is None and not preset:
+            counted = steps_within(start.design.training, start.architecture, recipe, accumulate or 1)
+            recipe = new_recipe(
+                {**options, "steps": counted}, {}, fine_tuned=False, context=start.architecture.context,
+                bf16=recipe.bf16,
+            )  # fmt: skip
+            say(f"{counted:,} steps for the design's {hours:g} hours of training; --steps decides instead")
     if preset and is_first():
         tokens = recipe.steps * recipe.batch * (recipe.length or start.architecture.context)
         say(f"preset {preset}: {chosen['about']}. It needs {chosen['needs']}: {tokens:,} tokens")

@@ -74,6 +74,7 @@ class Training(Strict):
     bytes_per_token: float  # of English text with a vocabulary of this size
     most_weights: float | None  # parameters that the given text can train
     most_weights_interval: tuple[float, float] | None  # what they may be
+    hours: float | None = None  # of training on this machine, as given
 
 
 class Design(Strict):

@@ -4,6 +4,7 @@ import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from merino_edge.design import enumeration
 from merino_edge.design.axes import tokens as texts
@@ -28,27 +29,38 @@ from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.bundle import QUANTIZED_CACHES
 from merino_runtime.errors import MerinoError
 
+
+class TrainingTime(NamedTuple):
+    """`flops`: floating-point operations that this machine does in training in `hours`."""
+
+    hours: float
+    flops: float
+
+
 MOST_COMBINATIONS = 128  # of vocabulary and formats: each scores the whole space
 
 
 def design(
     profile: DeviceProfile, limits: Mapping[str, float], *, context: int, prompt: int, space: Space = SPACE,
     vocabs: Sequence[int] = (), precisions: Sequence[str] = (), kvs: Sequence[str | None] | None = None,
-    tokens: float | None = None, scoring: MeasuredScoring = MEASURED, confidence: float = DEFAULT_CONFIDENCE,
+    tokens: float | None = None, training: TrainingTime | None = None, most_vocab: int | None = None,
+    scoring: MeasuredScoring = MEASURED, confidence: float = DEFAULT_CONFIDENCE,
 ) -> Design:  # fmt: skip
     """Return the decoder of highest score in `space` within `limits` (`budgets`), by the costs of the board's backend.
 
     On a calibrated board, the upper bound of each latency's prediction interval at `confidence` must meet its limit.
     `vocabs`, `precisions`, `kvs`: vocabularies and formats of weights and cache to choose from; by default VOCABS and
     the formats that the board is fast at. In `kvs` None is the format of the activations. `tokens`: number of tokens of
-    the training text. Raises MerinoError if no decoder fits, with the smallest limits that one needs.
+    the training text; `most_vocab`: entries that its tokenizer can have. Raises MerinoError if no decoder fits, with
+    the smallest limits that one needs.
     """
     started = time.perf_counter()
     most_weights = None
     if tokens is not None:
         texts.check(tokens)
-        scoring, most_weights = scoring.having(alpha=texts.alpha(tokens)), texts.most_weights(tokens)
-    vocabs = sorted(set(vocabs or vocabularies(most_weights)))
+        most_weights = texts.most_weights(tokens, training and training.flops)
+        scoring = scoring.having(alpha=texts.alpha(tokens))
+    vocabs = sorted(set(vocabs or vocabularies(most_weights, most_vocab)))
     precisions = [name for name in [*formats_of(profile), *precisions] if name in (precisions or fast_formats(profile))]
     precisions, kvs = list(dict.fromkeys(precisions)), caches_of(profile) if kvs is None else kvs
     models = cost_models(profile, precisions, kvs, context, prompt, vocabs, confidence)
@@ -60,7 +72,7 @@ def design(
     choice = enumeration.best(space, models, vocabs, limits, scoring.constants, most_weights)
     score, seconds = float(effective_weights(choice.ln_loss, scoring.constants)), time.perf_counter() - started
     return design_of(
-        choice.architecture, choice.model, limits, score, scoring=scoring, tokens=tokens,
+        choice.architecture, choice.model, limits, score, scoring=scoring, tokens=tokens, training=training,
         considered=Considered(vocab=vocabs, precision=precisions, kv=list(kvs)),
         solver=Solver(
             name="enumeration", gap=0.0, bound=score, seconds=round(seconds, 3), seed=0, members=choice.members
@@ -92,19 +104,20 @@ def design_by_paper(
 
 def design_of(
     arch: Architecture, costs: CostModel, limits: Mapping[str, float], score: float, *, scoring: Scoring,
-    solver: Solver, considered: Considered, tokens: float | None = None,
+    solver: Solver, considered: Considered, tokens: float | None = None, training: TrainingTime | None = None,
 ) -> Design:  # fmt: skip
     shape, profile = costs.shape, costs.profile
-    training = Training(
+    text = Training(
         tokens=tokens, right_tokens=params(arch.operators) * texts.TOKENS_PER_WEIGHT.value,
         bytes_per_token=vocabulary.bytes_per_token(arch.vocab),
-        most_weights=None if tokens is None else texts.most_weights(tokens),
+        most_weights=None if tokens is None else texts.most_weights(tokens, training and training.flops),
         most_weights_interval=None if tokens is None else texts.size_interval(tokens),
+        hours=training and training.hours,
     )  # fmt: skip
     return Design(
         device=profile.id, backend=profile.backend, architecture=arch, precision=shape.precision, kv=shape.kv,
         prompt=shape.prompt, budget=dict(limits), entropy=score, scoring=scoring,
-        predicted=costs.predict(arch.operators, limits), training=training, considered=considered,
+        predicted=costs.predict(arch.operators, limits), training=text, considered=considered,
         solver=solver, loss_ratio=loss_ratio(arch, costs, scoring) if isinstance(scoring, MeasuredScoring) else None,
     )  # fmt: skip
 
@@ -153,7 +166,9 @@ def caches_of(profile: DeviceProfile) -> list[str | None]:
     return [None, *(kv for kv in QUANTIZED_CACHES if has_cache(profile, kv))]
 
 
-def vocabularies(most_weights: float | None) -> tuple[int, ...]:
-    """Return the vocabularies to choose from, with small ones for a text that trains few weights."""
+def vocabularies(most_weights: float | None, most_vocab: int | None = None) -> tuple[int, ...]:
+    """Return the vocabularies to choose from, with small ones for a text that trains few weights; none above
+    `most_vocab`, the entries that the text can fill."""
     few = most_weights is not None and most_weights < vocabulary.LAYERS
-    return (*vocabulary.SMALL_VOCABS, *vocabulary.VOCABS) if few else vocabulary.VOCABS
+    usual = (*vocabulary.SMALL_VOCABS, *vocabulary.VOCABS) if few or most_vocab else vocabulary.VOCABS
+    return tuple(vocab for vocab in usual if vocab <= (most_vocab or vocab)) or (most_vocab or usual[0],)

@@ -14,6 +14,7 @@ EXTRAS = {
     "eval": ("lm_eval",),
     "delivery": ("asyncssh", "cryptography"),
     "serve": ("llguidance",),
+    "house": ("wyoming", "websockets"),
 }
 EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}
 

@@ -114,7 +114,8 @@ def message_turns(where: str, record: Record, render: Render | None) -> list[tup
     if render is None:
         raise MerinoError(
             f"{where}, has `messages`, and there is no chat template to write them in: give a --tokenizer with a"
-            " chat_template.jinja beside it, or write the samples as `prompt` and `completion`"
+            " chat_template.jinja beside it, or none, which trains one with ChatML, or write the samples as `prompt`"
+            " and `completion`"
         )
     if not (isinstance(messages, list) and all(isinstance(turn, dict) and "role" in turn for turn in messages)):
         raise MerinoError(f"{where}, `messages` is {shortened(repr(messages))}, must be a list of objects with `role`")

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,17 +18,43 @@ LONGEST_WORD_BYTES = 1000
 END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # as published tokenizers call it
 
 
-def train_tokenizer(documents: Iterable[str], vocab: int, words: str | None = None) -> Tokenizer:
+def train_tokenizer(
+    documents: Iterable[str], vocab: int, words: str | None = None, special: Sequence[str] = ()
+) -> Tokenizer:
     """Train a byte-level BPE of exactly `vocab` entries. `<|endoftext|>` is id 0 and precedes each text. `words`: the
-    regular expression of a word, from which no token reaches into the next one; by default GPT-2's.
+    regular expression of a word, from which no token reaches into the next one; by default GPT-2's. `special`: further
+    tokens, such as those of a chat template, with the ids from 1 on.
 
     Words longer than LONGEST_WORD_BYTES are cut, for training only. Raise MerinoError if `vocab` is less than 257, or
     more than the text can fill.
     """
-    least = len(pre_tokenizers.ByteLevel.alphabet()) + 1
+    tokenizer, characters = largest_tokenizer(documents, vocab, words, special)
+    entries = tokenizer.get_vocab_size()
+    if entries != vocab:
+        raise too_large(vocab, entries, characters)
+    return tokenizer
+
+
+def too_large(vocab: int, entries: int, characters: int) -> MerinoError:
+    return MerinoError(
+        f"a vocabulary of {vocab} was requested, and the text ({characters:,} characters) gives a BPE of {entries}"
+        f" entries at most, one for each of its words: design with --data, which chooses a vocabulary for the text, or"
+        f" with --vocab {entries} or fewer; or give more text, or a --tokenizer that has its {vocab} entries from other"
+        " text"
+    )
+
+
+def largest_tokenizer(
+    documents: Iterable[str], vocab: int, words: str | None = None, special: Sequence[str] = ()
+) -> tuple[Tokenizer, int]:
+    """Train as `train_tokenizer` does. Return (a tokenizer of `vocab` entries, or of as many as the text can fill; the
+    number of characters of the text)."""
+    named = [END_OF_TEXT, *special]
+    least = len(pre_tokenizers.ByteLevel.alphabet()) + len(named)
     if vocab < least:
+        others = f", {', '.join(special)}" if special else ""
         raise MerinoError(
-            f"a vocabulary of {vocab} is too small, allowed: {least}, for 256 bytes and {END_OF_TEXT}, or more"
+            f"a vocabulary of {vocab} is too small, allowed: {least}, for 256 bytes and {END_OF_TEXT}{others}, or more"
         )
     tokenizer = Tokenizer(models.BPE())
     cut: pre_tokenizers.PreTokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -38,31 +65,24 @@ def train_tokenizer(documents: Iterable[str], vocab: int, words: str | None = No
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=named,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    characters = 0
+    characters, marks = 0, re.compile("|".join(map(re.escape, named)))
 
     def counted() -> Iterator[str]:
         nonlocal characters
         for document in documents:
             characters += len(document)
-            yield document
+            yield from marks.split(document) if special else [document]
 
     tokenizer.train_from_iterator(counted(), trainer)
     tokenizer.pre_tokenizer = cut
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, 0)]
     )
-    entries = tokenizer.get_vocab_size()
-    if entries != vocab:
-        raise MerinoError(
-            f"a vocabulary of {vocab} was requested, and the text ({characters:,} characters) gives a BPE"
-            f" of {entries} entries at most, one for each of its words: design with --vocab {entries} or fewer, give"
-            f" more text, or give a --tokenizer that has its {vocab} entries from other text"
-        )
-    return tokenizer
+    return tokenizer, characters
 
 
 def load_tokenizer(source: Path | str) -> Tokenizer:

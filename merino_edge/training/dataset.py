@@ -15,14 +15,13 @@ import torch
 from merino_edge.text.tokenizer import check_separates, end_id
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.shards import Say, Shard, Tokenization, load_shard
-from merino_edge.training.sources import GIVE_TEXT, DataSource, segments_of
+from merino_edge.training.sources import DataSource
 from merino_runtime.errors import MerinoError
 
 NO_LOSS = -100  # label of a token without loss, as in torch
 HELD_OUT_SHARE = 0.02
 MOST_HELD_OUT = 1 << 20  # tokens of a held-out share that are evaluated
 PATTERN = 1000  # rows among which every weighted source has its share
-MOST_BPE_CHARACTERS = 200_000_000  # most text for a BPE: the beginning of each source, in equal parts
 
 
 class PackedRows:
@@ -173,8 +172,10 @@ def load_data(
         held_out_shards = [load_shard(source, tokenization, say) for source in held_out]
         what, remedy = "the text of --held-out", "give more text"
     else:
-        shards, held_out_shards = zip(*map(split, shards), strict=True)
-        what, remedy = "the held-out text, the last 2 % of --data,", "give more text, or one with --held-out"
+        shards, held_out_shards = zip(*(split(shard, length) for shard in shards), strict=True)
+        sizes = [sum(len(shard.ids) for shard in part) for part in (shards, held_out_shards)]
+        say(f"held out: the last {sizes[1]:,} of {sum(sizes):,} tokens, {sizes[1] / sum(sizes):.1%}")
+        what, remedy = "the held-out text, the end of --data,", "give more text, or one with --held-out"
     # 2. Shards to groups of packed rows: one group per weighted source, or one of all.
     pack = partial(PackedRows, length=length, pad=end_id(tokenization.tokenizer) or 0, cut_long=recipe.cut_long)
     weights = [source.weight for source in data if source.weight is not None]
@@ -203,18 +204,25 @@ def load_data(
     return RunData(rows, evaluated, tokens, held_out_rows.tokens * taken // len(held_out_rows))
 
 
-def split(shard: Shard) -> tuple[Shard, Shard]:
-    """Return (training, held out): the last 2 % of the documents or samples, at least one, are held out. A single
-    document is cut instead, at that share of its ids."""
-    count = len(shard.ends)
-    first = count - max(1, round(count * HELD_OUT_SHARE))
-    size = len(shard.ids)
-    cut = int(shard.ends[first - 1]) if count > 1 else size - max(1, round(size * HELD_OUT_SHARE))
+def split(shard: Shard, least: int = 1) -> tuple[Shard, Shard]:
+    """Return (training, held out): the last documents or samples with 2 % of the tokens are held out. `least`: tokens
+    to hold out of a small text, as long as they are at most a tenth of it.
+
+    Samples are held out whole, at least one; all but one at most. A document is cut if its rest would make the held-out
+    share more than twice as large, so that no long document is lost to it. `first` of the held-out part counts the
+    documents that end before it.
+    """
+    ends, size = shard.ends, len(shard.ids)
+    wanted = max(1, round(size * HELD_OUT_SHARE), min(least, size // 10))
+    whole = shard.learned is not None and len(ends) > 1
+    first = max(int(whole), int(np.searchsorted(ends, size - wanted, "right")))
+    start = int(ends[first - 1]) if first else 0
+    cut = start if whole or (first and size - start <= 2 * wanted) else size - wanted
     learned = (None, None) if shard.learned is None else (shard.learned[:cut], shard.learned[cut:])
-    ends = (shard.ends[:first], shard.ends[first:] - cut) if count > 1 else (np.array([cut]), np.array([size - cut]))
+    trained_ends = np.append(ends[:first], cut) if cut > start else ends[:first]
     return (
-        shard._replace(ids=shard.ids[:cut], ends=ends[0], learned=learned[0]),
-        shard._replace(ids=shard.ids[cut:], ends=ends[1], learned=learned[1], first=first),
+        shard._replace(ids=shard.ids[:cut], ends=trained_ends, learned=learned[0]),
+        shard._replace(ids=shard.ids[cut:], ends=ends[first:] - cut, learned=learned[1], first=first),
     )
 
 
@@ -241,18 +249,3 @@ def run_order(sizes: Sequence[int], shares: Sequence[float], count: int, seed: i
             generator.shuffle(order)
             rows[places[start : start + size]] = order[: len(places) - start]
     return groups, rows
-
-
-def bpe_text(data: Sequence[DataSource], vocab: int, say: Say) -> Iterator[str]:
-    """Yield the text that a BPE is trained on. Raises MerinoError for a source without text."""
-    most = MOST_BPE_CHARACTERS // len(data)
-    say(f"training a BPE of {vocab:,} entries on at most {most:,} characters of each source")
-    for source in data:
-        left = most
-        for segment in segments_of(source, None):
-            yield segment.text[:left]
-            left -= len(segment.text)
-            if left <= 0:
-                break
-        if left == most:
-            raise MerinoError(f"no text in {source}: {GIVE_TEXT}")

@@ -5,19 +5,20 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
 
 from merino_edge.training.checkpoint import mark_whole, remove_older
-from merino_edge.training.dataset import NO_LOSS
+from merino_edge.training.dataset import NO_LOSS, RowDataset
 from merino_edge.training.distill import distillation_loss
 from merino_edge.training.optimizer import NGRAMS, optimizer_for
 from merino_edge.training.processes import any_process, count
@@ -30,6 +31,7 @@ from merino_runtime.errors import MerinoError
 BRANCHES = ("attention.out.weight", "convolution.out.weight", "down.weight")
 TIMED_STEPS = 3  # steps after the first, which is slower, before the time to go is printed
 SAVE_SECONDS = 600  # longest time between two saved states
+SAMPLE_PROMPT, SAMPLE_TOKENS, SAMPLE_CHARACTERS = 12, 32, 60  # of the text that is written at each evaluation
 Progress = Callable[[int, int, str], None]  # (steps done, total steps, text to show beside them)
 
 
@@ -133,11 +135,15 @@ def check_finite(what: str, value: float, step: int, recipe: Recipe) -> None:
 class RunCallback(TrainerCallback):
     """Report progress, time and memory; save on a signal and by time; mark saved states as whole; stop early.
 
-    `folder`: of the saved states. `stop`: set by a signal, in any process.
+    `folder`: of the saved states. `stop`: set by a signal, in any process. `sample`: writes some text with the model.
     """
 
-    def __init__(self, folder: Path, stop: threading.Event, recipe: Recipe, say: Say, progress: Progress):
+    def __init__(
+        self, folder: Path, stop: threading.Event, recipe: Recipe, say: Say, progress: Progress,
+        sample: Callable[[Any], str],
+    ):  # fmt: skip
         self.folder, self.stop, self.recipe, self.say, self.progress = folder, stop, recipe, say, progress
+        self.sample = sample
         self.ended_early = False
         self.first_step, self.started = 0, 0.0  # the first step of this process, and its end
         self.saved = time.monotonic()
@@ -162,6 +168,8 @@ class RunCallback(TrainerCallback):
     def on_evaluate(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         check_finite("held-out loss", kwargs["metrics"]["eval_loss"], state.global_step, self.recipe)
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        if count() == 1:  # a model that is sharded over processes runs in all of them at once
+            self.say(f"step {state.global_step}: held-out loss {losses[-1]:.3f}; {self.sample(kwargs['model'])}")
         waited, patience = len(losses) - 1 - losses.index(min(losses)), self.recipe.patience
         if patience and waited >= patience and not self.ended_early:
             if state.global_step < state.max_steps:
@@ -181,6 +189,27 @@ class RunCallback(TrainerCallback):
         step_s = (time.perf_counter() - self.started) / (state.global_step - self.first_step)
         left = timedelta(seconds=round(step_s * (state.max_steps - state.global_step)))
         return step_s, f"about {left} to go"
+
+
+@torch.no_grad()
+def written_sample(model: Any, tokenizer: Tokenizer, held_out: RowDataset, ends: Collection[int | None]) -> str:
+    """Return a beginning of held-out text, and the likeliest continuation by the model up to a token of `ends`: the
+    prompt of the first sample and an answer, or the first tokens of the first document."""
+    row = held_out[0]
+    ids, learned = row["input_ids"], (row["labels"] != NO_LOSS).nonzero().flatten()
+    first = int(learned[0]) if held_out.has_samples and len(learned) else min(SAMPLE_PROMPT, len(ids) // 2)
+    given = ids[:first].tolist() or ids[:1].tolist()
+    room = min(SAMPLE_TOKENS, len(ids) - len(given))
+    was_training, written = model.training, list(given)
+    model.eval()
+    for _ in range(room):
+        logits = model(input_ids=torch.tensor([written], device=model.device)).logits
+        written.append(int(logits[0, -1].argmax()))
+        if written[-1] in ends:
+            break
+    model.train(was_training)
+    prompt, answer = tokenizer.decode(given), tokenizer.decode(written[len(given) :])
+    return f"{prompt[-SAMPLE_CHARACTERS:].strip()!r} -> {answer.strip()!r}"
 
 
 @contextmanager

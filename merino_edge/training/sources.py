@@ -16,7 +16,7 @@ from merino_edge.families.hub import hub_name
 from merino_edge.storage.extras import import_extra
 from merino_edge.storage.faults import one_line, shortened
 from merino_edge.text.documents import TextFile, document_segments, read_chunks, read_json_lines
-from merino_edge.text.samples import FIELDS, TEXT, Record, Segment, record_segments
+from merino_edge.text.samples import CHAT, FIELDS, TEXT, Record, Segment, normalized_record, record_segments
 from merino_runtime.bundle import sha256_of
 from merino_runtime.chat.template import compiled
 from merino_runtime.errors import MerinoError
@@ -172,6 +172,12 @@ def open_dataset(source: DataSource) -> Any:
             raise MerinoError(f"{source} has no split {SPLIT!r}, but {splits}: save one of these and name its folder")
         dataset = dataset[SPLIT]
     return dataset
+
+
+def has_chats(source: DataSource) -> bool:
+    """Return whether the first record of a source has `messages`, or `conversations`."""
+    start = None if source.kind == "text" else next(records(source), None)
+    return start is not None and normalized_record(*start, False)[0] == CHAT
 
 
 def segments_of(source: DataSource, chat: ChatTemplate | None) -> Iterator[Segment]:

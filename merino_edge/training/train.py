@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,16 +22,17 @@ from merino_edge.families.hugging_face import Checkpoint, build_model, save_mode
 from merino_edge.families.registry import family_of
 from merino_edge.storage.atomic import scratch_folder, write_text
 from merino_edge.storage.extras import import_extra
-from merino_edge.text.tokenizer import check_fits, end_id, load_tokenizer, tokenizer_hash, train_tokenizer
+from merino_edge.text.tokenizer import check_fits, end_id, load_tokenizer, tokenizer_hash
 from merino_edge.training import checkpoint, loop, processes
 from merino_edge.training.checkpoint import STATE, Run, is_finished
-from merino_edge.training.dataset import RunData, bpe_text, load_data
+from merino_edge.training.dataset import RunData, load_data
 from merino_edge.training.distill import Logits, Teacher, keep_logits
 from merino_edge.training.loop import CheckedTrainer, Progress
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.resources import check_memory, reported_faults, uses_eager_attention
 from merino_edge.training.shards import Say, Tokenization
 from merino_edge.training.sources import DataSource, read_sources
+from merino_edge.training.vocabulary import chat_template, check_vocabulary, new_tokenizer
 from merino_runtime.errors import MerinoError
 
 ADAPTER = "adapter"  # the folder of a LoRA run's adapters, in peft's form
@@ -83,8 +85,8 @@ def train(
 ) -> dict[str, Any]:  # fmt: skip
     """Train, write the checkpoint into `out`, and return the record of the run. A finished run stays as it is.
 
-    data, held_out: paths or names of sources, see `read_sources`. Without `held_out` the last 2 % of each source are
-    held out. options: the other fields of a Request.
+    data, held_out: paths or names of sources, see `read_sources`. Without `held_out` the last 2 % of each source's
+    tokens are held out. options: the other fields of a Request.
 
     Under torchrun all processes call it: each computes its share of a step's rows, and the first does everything else.
 
@@ -98,10 +100,12 @@ def train(
 
     def check() -> tuple[Run, list[DataSource], list[DataSource]]:
         check_options(request)
+        sources, held_out_sources = read_sources(data), read_sources(held_out, "--held-out")
         if not is_finished(out):
             checkpoint.check_folder(out, request.resume)
+            if not request.tokenizer and not request.resume:
+                check_vocabulary(sources, arch.vocab)
             request.say(check_memory(arch, recipe, ignore=ignore_memory, trained=trained, rows=request.micro_batch))
-        sources, held_out_sources = read_sources(data), read_sources(held_out, "--held-out")
         return describe(request, sources, held_out_sources), sources, held_out_sources
 
     with processes.joined():
@@ -184,9 +188,13 @@ def prepare(
     else:
         shutil.rmtree(out / STATE, ignore_errors=True)  # of a run that was stopped before it saved a state
         given, vocab = request.tokenizer, request.arch.vocab
-        tokenizer = load_tokenizer(given) if given else train_tokenizer(bpe_text(sources, vocab, say), vocab)
-        folder = request.tokenizer_file.parent if request.tokenizer_file else None
-        chat = pretrained.chat if pretrained else read_chat_template(folder) if folder else None
+        if given:
+            tokenizer, folder = load_tokenizer(given), request.tokenizer_file and request.tokenizer_file.parent
+            chat = pretrained.chat if pretrained else read_chat_template(folder) if folder else None
+        else:
+            chat = chat_template(sources)
+            say(f"training a BPE of {vocab:,} entries{', with the tokens of ChatML' if chat else ''}")
+            tokenizer = new_tokenizer(sources, vocab, chat)
         check_fits(tokenizer, vocab)
         run = run.model_copy(update={"tokenizer_sha256": tokenizer_hash(tokenizer)})
     tokenization = Tokenization(tokenizer, chat, next(iter(pretrained.stop_ids), None) if pretrained else None)
@@ -221,7 +229,10 @@ def fit(request: Request, tokenization: Tokenization, dataset: RunData) -> Check
     say(f"{recipe.steps:,} steps on {dataset.tokens:,} tokens, {passes:.2g} passes over the data; ctrl-C saves,"
         " --resume continues")  # fmt: skip
     with loop.stop_on_signal() as stop:
-        watch = loop.RunCallback(folder, stop, recipe, say, request.progress)
+        chat, tokenizer = tokenization.chat, tokenization.tokenizer
+        ends = {end, tokenization.end, tokenizer.token_to_id(chat.tokens.get("eos_token", "") if chat else "")}
+        sample = partial(loop.written_sample, tokenizer=tokenizer, held_out=dataset.held_out, ends=ends)
+        watch = loop.RunCallback(folder, stop, recipe, say, request.progress, sample)
         trainer.remove_callback(PrinterCallback)  # it prints to stdout
         trainer.add_callback(watch)
         trainer.train(resume_from_checkpoint=str(state) if state else None)
@@ -282,10 +293,11 @@ def write_checkpoint(
             model.save_pretrained(folder / ADAPTER)
             model = model.merge_and_unload()
         model.config.use_cache = True
-        if pretrained and pretrained.stop_ids:
-            model.generation_config.eos_token_id = list(pretrained.stop_ids)
+        end, own = end_id(tokenizer), chat.tokens.get("eos_token") if chat else None
+        stops = pretrained.stop_ids if pretrained else (end, tokenizer.token_to_id(own) if own else None)
+        if known := [stop for stop in dict.fromkeys(stops) if stop is not None]:
+            model.generation_config.eos_token_id = known if len(known) > 1 or pretrained else known[0]
         save_model(model, folder)
-        end = end_id(tokenizer)
         special = {} if end is None else dict.fromkeys(SPECIAL, tokenizer.id_to_token(end))
         saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**special, **(chat.tokens if chat else {})})
         saved.chat_template = chat.text if chat else None

@@ -290,6 +290,28 @@ def test_training_needs_no_more_than_a_text(design_file, here, tmp_path):
     assert code == 0 and "trained weights" in printed and "raspberry-pi-zero-2w-design, fused" in printed, err
 
 
+def test_a_small_text_and_a_training_time_are_budgets_of_a_design_that_train_keeps(here, tmp_path):
+    text, design = tmp_path / "talk.jsonl", tmp_path / "design.json"
+    turns = [
+        [{"role": "user", "content": f"How many sacks on day {day}?"}, {"role": "assistant", "content": f"{day * 7}."}]
+        for day in range(3000)
+    ]
+    text.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns))
+    request = ("design", "--device", "raspberry-pi-4", "--data", text, "--context", "64", "--prompt", "32")
+    code, _, err = here(*request, "--vocab", "50257")
+    assert code == 1 and "a vocabulary of 50257 was requested, and the text" in err and "entries at most" in err
+    code, out, err = here(*request, "--train-hours", "0.003", "-o", design)
+    assert code == 0 and "in 0.003 h here" in out, err
+    made = json.loads(design.read_text())
+    assert made["training"]["hours"] == 0.003 and max(made["considered"]["vocab"]) < 8192
+    code, out, err = here("train", design, "--data", text, "--batch", "8", "-o", tmp_path / "checkpoint")
+    assert code == 0 and "steps for the design's 0.003 hours of training" in err, err
+    assert "with the tokens of ChatML" in err and "held out: the last" in err and "passes over the data" in err
+    assert "nassistant' -> " in err  # the end of a prompt and an answer, at each evaluation
+    steps = int(err.split(" steps for the design's")[0].split()[-1].replace(",", ""))
+    assert json.loads((tmp_path / "checkpoint" / "training.json").read_text())["steps_taken"] == steps
+
+
 def test_design_takes_every_option_of_the_search(here, tmp_path):
     arguments = [
         "--device", "raspberry-pi-zero-2w", "--vocab", "300,1000", "--precision", "fp32,int8", "--context", "64",
@@ -386,7 +408,9 @@ def test_a_preset_is_the_papers_flops_and_nothing_else(here):
         (("--tokens", "0"), 1, "--tokens 0 is not allowed"),
         (("--tokens", "-5"), 1, "--tokens -5 is not allowed"),
         (("--tokens", "1e9", "--data", "text.txt"), 1, "give one of them"),
-        (("--data", "missing.txt"), 1, "--data missing.txt is no file"),
+        (("--data", "missing.txt"), 1, "--data missing.txt does not exist"),
+        (("--train-hours", "1"), 1, "--train-hours goes with a text"),
+        (("--tokens", "1e9", "--train-hours", "0"), 1, "--train-hours 0 is not allowed"),
         (("--vocab", "1000000", "--context", "131072", "--precision", "fp32", "--kv", "fp32"), 1,
          "the board's own --decode-ms 50 is below"),
         (("--vocab", "256,50257"), 1, "--vocab 256 is not allowed: choose 257"),

@@ -17,9 +17,12 @@ from merino_edge.text.documents import END_OF_TEXT, read_documents
 from merino_edge.text.rows import packed_rows
 from merino_edge.text.tokenizer import end_id, load_tokenizer, train_tokenizer
 from merino_edge.training import train as training
+from merino_edge.training.dataset import split
 from merino_edge.training.loop import initialize_matrices
 from merino_edge.training.optimizer import optimizer_for
 from merino_edge.training.recipe import Recipe
+from merino_edge.training.shards import Tokenization, load_shard
+from merino_edge.training.sources import read_sources
 from merino_edge.training.train import train
 from merino_runtime.errors import MerinoError
 
@@ -115,18 +118,12 @@ def test_a_checkpoint_has_the_layout_of_the_ecosystem_and_its_record(finished, t
     assert record["held_out_perplexity"] == pytest.approx(math.exp(record["held_out_loss"]), rel=1e-12)
 
 
-def split(documents):
-    """(training documents, held-out documents): the last 2 % of them are held out."""
-    return documents[:-1], documents[-1:]
-
-
 def test_the_recorded_held_out_loss_is_that_of_the_checkpoint(finished, text):
     folder, record = finished
-    train_documents, held_out = split(read_documents([text]))
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    rows = packed_rows(held_out, tokenizer, ARCH.context).long()
-    assert record["held_out_tokens"] == rows.numel()
-    assert record["train_tokens"] == packed_rows(train_documents, tokenizer, ARCH.context).numel()
+    tokenization = Tokenization(Tokenizer.from_file(str(folder / "tokenizer.json")))
+    trained, held_out = split(load_shard(read_sources([text])[0], tokenization, str), ARCH.context)
+    rows = torch.tensor(held_out.ids[: len(held_out.ids) // 32 * 32].astype("int64")).reshape(-1, 32)
+    assert record["held_out_tokens"] == rows.numel() and record["train_tokens"] == len(trained.ids) // 32 * 32
     with torch.no_grad():
         loss = MerinoForCausalLM.from_pretrained(folder)(input_ids=rows, labels=rows).loss.item()
     assert record["held_out_loss"] == pytest.approx(loss, rel=1e-4)
@@ -217,7 +214,7 @@ def test_a_vocabulary_that_cannot_be_is_refused(finished, text, tmp_path):
 def test_too_little_text_is_refused_and_leaves_nothing_in_the_way(text, tmp_path):
     """The user gives more text and runs the same command again."""
     short = tmp_path / "short.txt"
-    short.write_text("the miller counts flour. " * 20)
+    short.write_text("the miller counts flour. " * 8)
     out = tmp_path / "out"
     refused("fewer than one sequence of 32", [short], out, arch=ARCH.model_copy(update={"vocab": 260}))
     train(ARCH, [text], out, recipe=SMALL)

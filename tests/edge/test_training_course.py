@@ -342,14 +342,14 @@ def test_the_option_that_the_user_gave_is_blamed(text, tmp_path):
             train(ARCH, data, tmp_path / "out", recipe=QUICK, held_out=held_out)
     some = write_stories(tmp_path / "some.txt", range(8))
     long = ARCH.model_copy(update={"context": 256})
-    with pytest.raises(MerinoError, match="the last 2 % of --data, gives .* or one with --held-out"):
+    with pytest.raises(MerinoError, match="the end of --data, gives .* or one with --held-out"):
         train(long, [some], tmp_path / "out", recipe=QUICK)
     assert not (tmp_path / "out").exists()
     train(long, [some], tmp_path / "out", recipe=QUICK, held_out=[text])  # the remedy
 
 
 def test_text_too_small_for_the_vocabulary_says_what_it_gives(text, tmp_path):
-    with pytest.raises(MerinoError, match=r"design with --vocab (\d+) or fewer") as refusal:
+    with pytest.raises(MerinoError, match=r"with --vocab (\d+) or fewer") as refusal:
         train(ARCH.model_copy(update={"vocab": 50257}), [text], tmp_path / "out", recipe=QUICK)
     most = int(str(refusal.value).split("--vocab ")[1].split()[0])
     assert not (tmp_path / "out").exists()

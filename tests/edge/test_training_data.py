@@ -17,17 +17,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_models import ARCH, story, write_stories
 
+from merino_edge.bundles.chat import chat_of
 from merino_edge.families.checkpoint import ChatTemplate
-from merino_edge.families.hugging_face import build_model
+from merino_edge.families.hugging_face import build_model, read_checkpoint
 from merino_edge.text import documents
 from merino_edge.text.documents import END_OF_TEXT
 from merino_edge.text.rows import packed_rows
-from merino_edge.text.tokenizer import train_tokenizer
+from merino_edge.text.tokenizer import load_tokenizer, train_tokenizer
 from merino_edge.training.dataset import PATTERN, PackedRows, RowDataset, load_data, run_order, split
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.shards import Tokenization, load_shard
-from merino_edge.training.sources import read_sources, segments_of
+from merino_edge.training.sources import read_source, read_sources, segments_of
 from merino_edge.training.train import train
+from merino_edge.training.vocabulary import chat_template
 from merino_runtime.errors import MerinoError
 
 STORIES = [story(seed) for seed in range(60)]
@@ -219,16 +221,54 @@ def test_sources_and_weights_that_do_not_do_are_refused(tmp_path):
 def test_messages_without_a_template_and_samples_longer_than_a_row(tmp_path):
     conversation = write_lines(tmp_path / "talk.jsonl", [{"messages": CONVERSATION}] * 9)
     with pytest.raises(MerinoError, match="talk.jsonl, line 1, has `messages`, and there is no chat template"):
-        train(ARCH, [conversation], tmp_path / "out", recipe=Recipe(steps=1))
+        (tmp_path / "tokenizer.json").write_text(TOKENIZER.to_str())
+        recipe, tokenizer = Recipe(steps=1), tmp_path / "tokenizer.json"
+        train(ARCH, [conversation], tmp_path / "out", recipe=recipe, tokenizer_file=tokenizer)
     long = {"prompt": "the " * 5, "completion": "miller " * 40}
     lost = {"prompt": "the miller " * 40, "completion": "x"}
     records = [{"prompt": story(seed, 1), "completion": " yes"} for seed in range(60)]
     path = write_lines(tmp_path / "long.jsonl", [*records, long, lost, *records])
-    with pytest.raises(MerinoError, match="2 of 120 samples .* longer than a row of 32 .* the first is sample 61"):
+    with pytest.raises(MerinoError, match="2 of 118 samples .* longer than a row of 32 .* the first is sample 61"):
         train(ARCH, [path], tmp_path / "out", recipe=Recipe(steps=1))
     messages = []
     train(ARCH, [path], tmp_path / "out", recipe=Recipe(steps=1, batch=2, cut_long=True), say=messages.append)
     assert any("1 samples are cut at 32 tokens; 1 are left out" in line for line in messages)
+
+
+def test_chats_of_a_design_get_a_tokenizer_with_chatml_and_their_answers_are_learned(tmp_path):
+    tool = {"type": "function", "function": {"name": "grind", "parameters": {"type": "object"}}}
+    call = {"function": {"name": "grind", "arguments": {"hours": 2}}}
+    turns = [{"role": "user", "content": "Grind."}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    talk = [{"messages": [{"role": "user", "content": story(seed, 1)}, {"role": "assistant", "content": story(seed)}]}
+            for seed in range(30)]  # fmt: skip
+    path = write_lines(tmp_path / "talk.jsonl", [*talk, {"messages": turns, "tools": [tool]}])
+    chat = chat_template(read_sources([path]))
+    segments = list(segments_of(read_source(str(path), "--data"), chat))[-2:]
+    system = f'<|im_start|>system\nTools:\n{json.dumps(tool)}\n<|im_end|>\n'
+    assert segments[0].text == f"{system}<|im_start|>user\nGrind.<|im_end|>\n<|im_start|>assistant\n"
+    written = '<tool_call>\n{"name": "grind", "arguments": {"hours": 2}}\n</tool_call><|im_end|>\n'
+    assert segments[1].text == written and segments[1].learned
+    arch = ARCH.model_copy(update={"context": 256, "vocab": 300})
+    train(arch, [path], tmp_path / "out", recipe=Recipe(steps=1, batch=2))
+    tokenizer = load_tokenizer(tmp_path / "out" / "tokenizer.json")
+    assert [tokenizer.token_to_id(name) for name in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")] == [0, 1, 2]
+    assert not any("im_" in token for token in tokenizer.get_vocab() if not token.startswith("<|im_"))
+    made = read_checkpoint(tmp_path / "out")
+    assert set(made.stop_ids) == {0, 2} and made.chat.text == chat.text
+    assert not chat_of(made.chat).why_jinja  # a board writes it without Jinja
+
+
+def test_three_long_documents_keep_98_percent_of_their_tokens(tmp_path):
+    text = tmp_path / "three.txt"
+    text.write_text("<|endoftext|>".join(story(seed, 300) for seed in range(3)))
+    one = shard(text, Tokenization(TOKENIZER))
+    trained, held_out = split(one)
+    assert len(held_out.ids) == round(0.02 * len(one.ids)) and held_out.first == 2
+    assert trained.ends.tolist() == [*one.ends[:2], len(trained.ids)] and held_out.ends.tolist() == [len(held_out.ids)]
+    assert [*trained.ids, *held_out.ids] == one.ids.tolist()
+    lines = []
+    load_data(read_sources([text]), [], TOKENIZATION, Recipe(steps=1, batch=1), length=32, say=lines.append)
+    assert any(f"held out: the last {len(held_out.ids):,} of {len(one.ids):,} tokens, 2.0%" in line for line in lines)
 
 
 def test_samples_are_packed_whole_and_see_only_themselves(tmp_path):
@@ -372,15 +412,18 @@ def test_the_last_of_each_source_is_held_out_and_never_trained_on(tmp_path):
     one.write_text(story(5, 400))
     recipe = Recipe(steps=300, batch=2)
     made = load_data(read_sources([*paths, one]), [], Tokenization(TOKENIZER), recipe, length=32, say=str)
-    held_out = np.concatenate([split(shard(path, Tokenization(TOKENIZER)))[1].ids for path in (*paths, one)])
+    parts = [split(shard(path, Tokenization(TOKENIZER)), 32) for path in (*paths, one)]
+    held_out = np.concatenate([last.ids for _, last in parts])
+    for path, (kept, last) in zip((*paths, one), parts, strict=True):
+        whole = shard(path, Tokenization(TOKENIZER)).ids.tolist()
+        assert [*kept.ids, *last.ids] == whole and 0.019 < len(last.ids) / len(whole) < 0.1
     rows = made.held_out
     result = np.concatenate([rows[index]["input_ids"].numpy() for index in range(len(rows))])
     assert result.tolist() == held_out[: len(result)].tolist() and len(held_out) - len(result) < 32
-    last = [TOKENIZER.encode(story(number * 100 + 59)).ids for number in range(2)]
-    assert held_out[: len(last[0]) + len(last[1])].tolist() == [*last[0], *last[1]]
+    last = parts[0][1].ids
     trained = {tuple(made.rows[place]["input_ids"].tolist()) for place in range(len(made.rows))}
     assert len(trained) * 32 == made.tokens and not any(
-        tuple(last[0][place : place + 32]) in trained for place in range(len(last[0]) - 32)
+        tuple(last[place : place + 32].tolist()) in trained for place in range(len(last) - 31)
     )
 
 

@@ -21,11 +21,11 @@ PACKAGES = {
 # The rooms of each package from the top: a room imports from rooms further down, and from itself.
 ROOMS = {
     "merino_edge": [
-        "cli", "report", "benchmarking", "evaluation", "delivery", "export", "training", "bundles", "design", "records",
-        "calibration", "prediction", "families", "profiles", "text", "storage", "embedded",
+        "cli", "report", "benchmarking", "jobs", "house", "evaluation", "delivery", "export", "training", "bundles",
+        "design", "records", "calibration", "prediction", "families", "profiles", "text", "storage", "embedded",
     ],
     "merino_runtime": [
-        "__main__", "commands", "serving", "delivery", "api", "chat", "generation", "backends", "bundle", "io",
+        "__main__", "commands", "serving", "delivery", "job", "api", "chat", "generation", "backends", "bundle", "io",
         "sampling", "errors",
     ],
     "merino_bench": ["harness", "probe", "sensors"],

@@ -1,7 +1,7 @@
 """Axis of the training text: how many weights it can train, and how much more weights lower the loss."""
 
 import math
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ TOKENS_PER_WEIGHT = Constant(
     20, 19, 27, "the best size for a number of tokens, by three methods (Hoffmann et al. 2022, arXiv 2203.15556)"
 )  # fmt: skip
 REPEATED = 15.39  # passes after which the worth of another one has decayed (Muennighoff et al. 2023, arXiv 2305.16264)
+FLOPS_PER_WEIGHT = 6  # of a training step, per token: forward 2, backward 4
 PASSES = 4  # over a text: more hardly lower the loss (the same)
 
 
@@ -25,14 +26,20 @@ def alpha(tokens: float) -> float:
     return float(np.interp(math.log(tokens), np.log(known), [ALPHA_BY_TOKENS[count] for count in known]))
 
 
-def worth(tokens: float, passes: float = PASSES) -> float:
-    """New tokens that train as well as `passes` over this text."""
-    return tokens * (1 + REPEATED * (1 - math.exp(-(passes - 1) / REPEATED)))
+def worth(tokens: float, passes: Any = PASSES) -> Any:
+    """Return the new tokens that train as well as `passes` over this text; a number or an array."""
+    return tokens * (1 + REPEATED * (1 - np.exp(-(passes - 1) / REPEATED)))
 
 
-def most_weights(tokens: float) -> float:
-    """The best size for a text, in stored parameters: a larger decoder is not worth its costs."""
-    return worth(tokens) / TOKENS_PER_WEIGHT.value
+def most_weights(tokens: float, flops: float | None = None) -> float:
+    """Return the parameters that this text trains well. `flops`: floating-point operations of the training time, which
+    then decide the number of passes; by default PASSES."""
+    if flops is None:
+        return worth(tokens) / TOKENS_PER_WEIGHT.value
+    sizes = np.geomspace(1e3, 1e12, 4000)
+    passes = flops / (FLOPS_PER_WEIGHT * sizes) / tokens
+    trained = np.where(passes > 1, worth(tokens, passes), tokens * passes) / TOKENS_PER_WEIGHT.value
+    return float(sizes[np.flatnonzero(trained >= sizes)[-1]]) if (trained >= sizes).any() else float(sizes[0])
 
 
 def size_interval(tokens: float) -> tuple[float, float]:
@@ -46,14 +53,6 @@ def check(tokens: float) -> None:
         raise MerinoError(f"--tokens {tokens:g} is not allowed: give the number of tokens of your text, 1 or more")
 
 
-def count(paths: list[Path], vocab: int) -> int:
-    """Tokens of text files in a vocabulary of this size, by their bytes. Raises MerinoError for one that is no file or
-    holds nothing."""
-    total = 0
-    for path in paths:
-        if not path.is_file():
-            raise MerinoError(f"--data {path} is no file: give the path of a text file, or --tokens N")
-        total += path.stat().st_size
-    if not total:
-        raise MerinoError(f"--data {paths[0]} is empty: give a text file, or --tokens N")
-    return max(1, round(total / bytes_per_token(vocab)))
+def count(text_bytes: int, vocab: int) -> int:
+    """Return the tokens of text in a vocabulary of this size."""
+    return max(1, round(text_bytes / bytes_per_token(vocab)))

@@ -8,7 +8,7 @@ version=2026.11.0
 suite=forky
 packages=python3.14,python3.14-venv,python3.14-dev,g++,ca-certificates # two packages are compiled
 integrations="ai_task analytics assist_pipeline backup camera cloud conversation ffmpeg frontend hassio image_upload infrared
-llama_cpp marketplace ollama radio_frequency recorder stream tts"
+llama_cpp marketplace ollama radio_frequency recorder stream tts wyoming zeroconf"
 recipe="$version $suite $packages"
 
 if [ "$(cat "$root/recipe" 2>/dev/null)" = "$recipe" ]; then

@@ -1,0 +1,172 @@
+"""The folder of a job, read and checked. docs/jobs.md describes its files."""
+
+import hashlib
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from merino_edge.jobs.templates import parsed, slots_of
+from merino_edge.storage.atomic import write_text
+from merino_edge.storage.faults import fault_list
+from merino_edge.text.documents import read_json_lines
+from merino_runtime.errors import MerinoError
+from merino_runtime.io.json_file import read_json
+from merino_runtime.job import ITEM, REFUSE, item_kinds
+
+SETTINGS, TOOLS, ITEMS, PHRASES, REFUSALS = "job.toml", "tools.json", "items.jsonl", "phrases", "refusals.txt"
+LEAST_ITEMS = 10
+REMEDY = "`merino-edge job new FOLDER` writes an example."
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Part):
+    """`samples`: of `turns` sentences about the same items. `refusals`: their share. `held_out`: families of phrases
+    that training never sees."""
+
+    samples: int = Field(20_000, ge=1)
+    turns: int = Field(4, ge=1, le=16)
+    refusals: float = Field(0.25, ge=0, lt=1)
+    test: int = Field(500, ge=10)
+    held_out: list[str] = []
+    most_items: int = Field(8, ge=2)
+
+
+class Decoder(Part):
+    """`budget`: as the options of `design`, such as decode_ms."""
+
+    device: str = "raspberry-pi-zero-2w"
+    budget: dict[str, float] = {"decode_ms": 4.0, "params_m": 2.0}
+    context: int = Field(256, ge=64)
+    vocab: int = Field(768, ge=300)
+    precision: str = "int8"
+
+
+class Training(Part):
+    steps: int = Field(3000, ge=1)
+    batch: int = Field(16, ge=1)
+    seed: int = 0
+
+
+class Settings(Part):
+    """job.toml. `wrong_costs`: of a wrong call, in questions."""
+
+    name: str
+    wrong_costs: float = Field(20.0, gt=0)
+    data: Data = Data()
+    decoder: Decoder = Decoder()
+    training: Training = Training()
+
+
+class Item(NamedTuple):
+    name: str
+    spoken: tuple[str, ...]  # the name and its aliases
+
+
+class Job(NamedTuple):
+    """`phrases`: templates by family; a family is TOOL or TOOL.NAME. `items`: by kind. `sha256`: of all files."""
+
+    folder: Path
+    settings: Settings
+    tools: list[dict[str, Any]]
+    items: dict[str, list[Item]]
+    phrases: dict[str, list[str]]
+    refusals: list[str]
+    sha256: str
+
+
+def read_job(folder: Path) -> Job:
+    """Raises MerinoError for a missing file, and for the first fault with its place."""
+    if not (folder / SETTINGS).is_file():
+        raise MerinoError(f"{folder} is no job: it has no {SETTINGS}. {REMEDY}")
+    try:
+        settings = Settings.model_validate(tomllib.loads((folder / SETTINGS).read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
+        fault = fault_list(error) if isinstance(error, ValidationError) else error
+        raise MerinoError(f"{folder / SETTINGS}: {fault}. Correct it") from error
+    tools = checked_tools(folder / TOOLS)
+    items: dict[str, list[Item]] = {}
+    path = folder / ITEMS
+    if path.is_file():
+        for where, row in read_json_lines(path, str(path)):
+            if not all(isinstance(row.get(key), str) and row[key].strip() for key in ("kind", "name")):
+                raise MerinoError(f"{where}, must have `kind` and `name`, with `aliases` or without")
+            spoken = (row["name"], *row.get("aliases", ()))
+            items.setdefault(row["kind"], []).append(Item(row["name"].lower(), tuple(map(str, spoken))))
+    for kind in item_kinds(tools):
+        if (count := len(items.get(kind, ()))) < LEAST_ITEMS:
+            raise MerinoError(
+                f"{path} has {count} items of kind {kind}: give {LEAST_ITEMS} or more, since the test has others than"
+                " training"
+            )
+    phrases = {file.stem: list(lines_of(file)) for file in sorted((folder / PHRASES).glob("*.txt"))}
+    check_phrases(folder, tools, phrases, settings)
+    refusals = list(lines_of(folder / REFUSALS)) if (folder / REFUSALS).is_file() else []
+    if settings.data.refusals and not refusals:
+        raise MerinoError(f"{folder / REFUSALS} has no lines: write what is no command, or set data.refusals = 0")
+    files = sorted(file for file in folder.rglob("*") if file.suffix in (".toml", ".json", ".jsonl", ".txt"))
+    content = hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files))
+    return Job(folder, settings, tools, items, phrases, refusals, content.hexdigest())
+
+
+def checked_tools(path: Path) -> list[dict[str, Any]]:
+    tools = read_json(str(path), REMEDY)
+    try:
+        for tool in tools:
+            function = tool["function"]
+            properties = function["parameters"].get("properties", {})
+            if function["name"] == REFUSE or not function["name"].isidentifier():
+                raise ValueError(f"the name {function['name']!r} is not allowed: use letters, digits and _")
+            for name, schema in properties.items():
+                if not (ITEM in schema or "enum" in schema or schema.get("type") == "integer"):
+                    raise ValueError(f"{name} of {function['name']} must have {ITEM}, enum, or type integer")
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise MerinoError(f"{path} is no list of tools in OpenAI's form: {error}. {REMEDY}") from error
+    if not tools:
+        raise MerinoError(f"{path} is empty: give at least one tool. {REMEDY}")
+    return list(tools)
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip() and not line.startswith("#"):
+            try:
+                parsed(line.strip())
+            except MerinoError as error:
+                raise MerinoError(f"{path}, line {number}: {error}") from error
+            yield line.strip()
+
+
+def check_phrases(folder: Path, tools: list[dict[str, Any]], phrases: dict[str, list[str]], settings: Settings) -> None:
+    named = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
+    trained = {family.partition(".")[0] for family, lines in phrases.items()
+               if lines and family not in settings.data.held_out}  # fmt: skip
+    if missing := [name for name in named if name not in trained]:
+        raise MerinoError(f"{folder / PHRASES} has no sentences for {missing[0]}: write some to {missing[0]}.txt")
+    for family, lines in phrases.items():
+        tool = family.partition(".")[0]
+        if tool not in named:
+            raise MerinoError(f"{folder / PHRASES}/{family}.txt: there is no tool {tool} in {TOOLS}")
+        known, required = set(named[tool].get("properties", {})), set(named[tool].get("required", ()))
+        for line in lines:
+            slots = slots_of(parsed(line))
+            if slots - known or required - slots:
+                fault = f"{{{sorted(slots - known)[0]}}} is no argument of {tool}" if slots - known else (
+                    f"it lacks {{{sorted(required - slots)[0]}}}, which {tool} requires")  # fmt: skip
+                raise MerinoError(f"{folder / PHRASES}/{family}.txt, {line!r}: {fault}")
+    if odd := [family for family in settings.data.held_out if family not in phrases]:
+        raise MerinoError(f"{folder / SETTINGS}: held_out names {odd[0]}, and there is no {PHRASES}/{odd[0]}.txt")
+
+
+def new_job(folder: Path) -> None:
+    """Write an example, a kiosk's menu. Raises MerinoError if the folder has files."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise MerinoError(f"{folder} exists and is not empty: choose another folder")
+    example = Path(__file__).parent / "example"
+    for path in sorted(path for path in example.rglob("*") if path.is_file()):
+        write_text(folder / path.relative_to(example), path.read_text(encoding="utf-8"))

@@ -1,0 +1,210 @@
+"""Makes the model of a job: data, tokenizer, design, training, export, evaluation, package. Each step is kept in the
+output folder, so that a run that was stopped goes on."""
+
+import json
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from merino_edge.jobs.data import Sample, samples
+from merino_edge.jobs.folder import Job
+from merino_edge.storage.atomic import write_text
+from merino_edge.text.documents import read_json_lines
+from merino_runtime.errors import MerinoError
+from merino_runtime.job import JOB, REFUSE, SCHEMA, JobModel, open_job
+
+TRAIN, TEST, CALIBRATION, TOKENIZER = "train.jsonl", "test.jsonl", "calibrate.txt", "tokenizer.json"
+DESIGN, CHECKPOINT, BUNDLE, RESULT, STATE = "design.json", "checkpoint", "bundle", "evaluation.json", "job.json"
+WORDS = r"'s ?|\p{L}+ ?|\p{N} ?|[^\s\p{L}\p{N}]+ ?|\s"  # with the space behind them: names are copied
+PROMPT_WEIGHT = 0.3  # of prompt tokens in the loss: they are made, and teach the names' tokens
+CALIBRATED = 500  # samples
+Say = Callable[[str], None]
+
+
+def make(job: Job, out: Path, say: Say, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+    """Write all steps that `out` does not have -> the evaluation. Raises MerinoError if `out` is of another job, or of
+    this one before its files were changed."""
+    check_state(job, out)
+    steps: list[tuple[str, str, Callable[[], None]]] = [
+        ("data", TEST, lambda: write_data(job, out)),
+        ("tokenizer", TOKENIZER, lambda: write_tokenizer(job, out)),
+        ("design", DESIGN, lambda: write_design(job, out)),
+        ("training", f"{CHECKPOINT}/training.json", lambda: train(job, out, say, progress)),
+        ("export", f"{BUNDLE}/{JOB}", lambda: export(job, out, say)),
+        ("evaluation", RESULT, lambda: evaluate(job, out)),
+        ("package", f"{job.settings.name}.merino", lambda: package(job, out, say)),
+    ]
+    for number, (name, path, run) in enumerate(steps, 1):
+        done = (out / path).exists()
+        say(f"step {number} of {len(steps)}, {name}: {f'{out / path} is there' if done else '...'}")
+        if not done:
+            start = time.perf_counter()
+            run()
+            say(f"  {time.perf_counter() - start:.1f} s")
+    result: dict[str, Any] = json.loads((out / RESULT).read_text(encoding="utf-8"))
+    return result
+
+
+def check_state(job: Job, out: Path) -> None:
+    path = out / STATE
+    if not path.is_file():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise MerinoError(f"{out} is not empty: choose another -o")
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps({"sha256": job.sha256}) + "\n")
+    elif json.loads(path.read_text(encoding="utf-8")).get("sha256") != job.sha256:
+        raise MerinoError(f"{out} was made of other files than {job.folder} has now: remove it, or choose another -o")
+
+
+def write_data(job: Job, out: Path) -> None:
+    data, seed = job.settings.data, job.settings.training.seed
+    trained = list(samples(job, data.samples, data.turns, seed))
+    write_lines(out / TRAIN, (sample.record() for sample in trained))
+    texts = ["".join(map("".join, zip(*sample.record().values(), strict=True))) for sample in trained[:CALIBRATED]]
+    write_text(out / CALIBRATION, "<|endoftext|>".join(texts))
+    made = samples(job, data.test, 1, seed + 1, test=True)
+    write_lines(out / TEST, (test_row(sample) for sample in made))
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def test_row(sample: Sample) -> dict[str, Any]:
+    (turn,) = sample.turns
+    return {"items": sample.items, "sentence": turn.words, "call": json.loads(turn.call), "family": turn.family}
+
+
+def write_tokenizer(job: Job, out: Path) -> None:
+    from merino_edge.text.tokenizer import largest_tokenizer
+    from merino_edge.training.sources import read_sources
+    from merino_edge.training.vocabulary import text_of
+
+    text = text_of(read_sources([out / TRAIN]), None)
+    write_text(out / TOKENIZER, largest_tokenizer(text, job.settings.decoder.vocab, WORDS)[0].to_str())
+
+
+def write_design(job: Job, out: Path) -> None:
+    from merino_edge.calibration.board import board
+    from merino_edge.design.budgets import with_board_defaults
+    from merino_edge.design.designer import design
+    from merino_edge.text.tokenizer import load_tokenizer
+
+    decoder = job.settings.decoder
+    profile = board(decoder.device, lambda _: None, None)
+    made = design(
+        profile, with_board_defaults(decoder.budget, profile), context=decoder.context, prompt=decoder.context // 2,
+        vocabs=[load_tokenizer(out / TOKENIZER).get_vocab_size()], precisions=[decoder.precision], kvs=[None],
+    )  # fmt: skip
+    write_text(out / DESIGN, made.to_json())
+
+
+def train(job: Job, out: Path, say: Say, progress: Callable[[int, int, str], None]) -> None:
+    from merino_edge.design.design_file import load_design
+    from merino_edge.training.checkpoint import saved_states
+    from merino_edge.training.recipe import new_recipe
+    from merino_edge.training.train import train as run
+
+    made, training = load_design(out / DESIGN), job.settings.training
+    options = {"steps": training.steps, "batch": training.batch, "seed": training.seed, "prompt_weight": PROMPT_WEIGHT,
+               "evaluations": 5}  # fmt: skip
+
+    def say_without_resume(line: str) -> None:  # `job make` resumes without an option
+        say(line.replace(" and --resume", "").replace("--resume continues", "the same command continues"))
+
+    recipe = new_recipe(options, {}, fine_tuned=False, context=made.architecture.context, bf16=False)
+    run(
+        made.architecture, [out / TRAIN], out / CHECKPOINT, recipe=recipe, name=job.settings.name, design=made,
+        tokenizer_file=out / TOKENIZER, resume=bool(saved_states(out / CHECKPOINT / "trainer")),
+        say=say_without_resume, progress=progress,
+    )  # fmt: skip
+
+
+def export(job: Job, out: Path, say: Say) -> None:
+    """Export the checkpoint, choose the threshold, and write both into the bundle."""
+    from merino_edge.bundles.description import write_description
+    from merino_edge.export.named import export_named
+    from merino_edge.export.request import ExportRequest
+    from merino_runtime.api import open_model
+    from merino_runtime.bundle import BundleFile, load_bundle, sha256_of
+
+    precision = job.settings.decoder.precision
+    calibration = out / CALIBRATION if precision in ("int8", "int4") else None
+    folder = out / BUNDLE
+    export_named(str(out / CHECKPOINT), folder, ExportRequest(precision=precision, calibration=calibration), None, say)
+    half, _ = halves(out / TEST)
+    with open_model(str(folder), say=say) as model:
+        judged = list(judge(JobModel(model, job.tools, 0.0), half))
+    threshold = best_threshold(judged, job.settings.wrong_costs)
+    content = {"schema": SCHEMA, "name": job.settings.name, "tools": job.tools, "threshold": threshold}
+    path = folder / JOB
+    write_text(path, json.dumps(content, indent=1) + "\n")
+    bundle = load_bundle(str(folder), verify=False)
+    listed = {file.path: file for file in bundle.files}
+    listed[JOB] = BundleFile(JOB, path.stat().st_size, sha256_of(str(path)))
+    write_description(bundle._replace(files=tuple(listed[name] for name in sorted(listed))))
+
+
+def halves(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the sentences by which the threshold is chosen, and those by which it is judged."""
+    rows = [row for _, row in read_json_lines(path, str(path))]
+    random.Random(0).shuffle(rows)
+    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
+
+
+class Judged(NamedTuple):
+    """`right`: whether the call is the expected one. `acts`: whether it is a call and no refusal."""
+
+    family: str
+    right: bool
+    acts: bool
+    probability: float
+
+
+def judge(model: JobModel, rows: Sequence[dict[str, Any]]) -> Iterator[Judged]:
+    for row in rows:
+        answer = model.answer(row["items"], row["sentence"])
+        got = {"name": answer.name, "arguments": answer.arguments}
+        acts = answer.name != REFUSE
+        yield Judged(row.get("family", "given"), got == row["call"], acts, answer.probability)
+
+
+def best_threshold(judged: Sequence[Judged], wrong_costs: float) -> float:
+    """Return the least probability of a call that is carried out, by which wrong calls and questions cost least."""
+    calls = [one for one in judged if one.acts]
+
+    def cost(threshold: float) -> float:
+        return sum((one.probability < threshold) or (not one.right) * wrong_costs for one in calls)
+
+    return min((0.0, *sorted(math.ceil(one.probability * 1e4) / 1e4 for one in calls)), key=cost)
+
+
+def counts(judged: Iterable[Judged], threshold: float) -> dict[str, Counter[str]]:
+    """Return by family, and for `all`: right, asked (the call right or wrong), refused, wrong."""
+    result: dict[str, Counter[str]] = {"all": Counter()}
+    for one in judged:
+        asked = one.acts and one.probability < threshold
+        kind = ("asked, right" if one.right else "asked, wrong") if asked else (
+            "right" if one.right else "wrong call" if one.acts else "refused wrongly")  # fmt: skip
+        for name in ("all", one.family):
+            result.setdefault(name, Counter())[kind] += 1
+    return result
+
+
+def evaluate(job: Job, out: Path) -> None:
+    model = open_job(str(out / BUNDLE))
+    with model.model:
+        result = counts(judge(model, halves(out / TEST)[1]), model.threshold)
+    new = sorted({*job.settings.data.held_out} & result.keys())
+    content = {"threshold": model.threshold, "held out": new, "counts": result}
+    write_text(out / RESULT, json.dumps(content, indent=1) + "\n")
+
+
+def package(job: Job, out: Path, say: Say) -> None:
+    from merino_edge.delivery.pack import pack
+
+    pack([out / BUNDLE], out / f"{job.settings.name}.merino", say=say)
