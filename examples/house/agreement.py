@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from house import EVERYTHING, EVERYWHERE, SURE, TOOLS, Action, House
+from merino_runtime.house.house import EVERYTHING, EVERYWHERE, SURE, TOOLS, Call, House
 
 # The least probability of a call whose targets explain none of its words. Of 31 such calls in houses with the
 # training's names 7 of the 9 below it are wrong and none of the 22 above it.
@@ -67,7 +67,7 @@ def explained(said: frozenset[str], target: str, house: House) -> tuple[frozense
     return among(said, own | kind | content_words(" ".join(places))), among(said, own)
 
 
-def to_choose_again(action: Action, house: House) -> dict[str, list[list[str]]]:
+def to_choose_again(action: Call, house: House) -> dict[str, list[list[str]]]:
     """Where other targets explain more words than the action's: by tool, for each place in its targets what to choose
     among. The tool stays where it is for one of them; else it is one of the tools that are. Empty where none do."""
     said = content_words(action.words)
@@ -83,7 +83,7 @@ def to_choose_again(action: Action, house: House) -> dict[str, list[list[str]]]:
     return {}
 
 
-def better_targets(action: Action, house: House, targets: Sequence[str]) -> list[list[str]]:
+def better_targets(action: Call, house: House, targets: Sequence[str]) -> list[list[str]]:
     """Of these targets those that explain more words than the action's, for each of its places. One place changes: that
     whose target explains least. An action without a target gets one that explains all words."""
     said = content_words(action.words)
@@ -102,7 +102,7 @@ def better_targets(action: Action, house: House, targets: Sequence[str]) -> list
     return []
 
 
-def least_probability(action: Action, house: House) -> float:
+def least_probability(action: Call, house: House) -> float:
     """Of an action that is carried out without a question to the speaker."""
     said = content_words(action.words)
     unexplained = said and not any(explained(said, target, house)[0] for target in action.targets)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from evaluate import answered, has_effect, is_sure, read_house
-from house import House
+from merino_runtime.house.house import House
 
 from merino_runtime.api import open_model
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agreement import least_probability, to_choose_again
-from house import REFUSAL, Device, House, device_tool, meaning, prompt, read_action, tools
+from merino_runtime.house.house import REFUSAL, Device, House, device_tool, meaning, prompt, read_action, tools
 from refusals import new_wordings
 
 from merino_runtime.api import LanguageModel, open_model

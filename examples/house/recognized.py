@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from evaluate import judge, parser_of, sets_of, show
-from house import REFUSAL, Action, House
+from merino_runtime.house.house import REFUSAL, Call, House
 from refer import here_target
 from templates import english
 
@@ -60,7 +60,7 @@ def answer(house: House, sentence: str) -> str:
     return action.text() if action else REFUSAL.text()
 
 
-def action_of(house: House, intent: str, slots: dict[str, Any]) -> Action | None:
+def action_of(house: House, intent: str, slots: dict[str, Any]) -> Call | None:
     named = next((each for each in house.devices if each.name == slots.get("name")), None)
     domain = named.domain if named else slots.get("domain") or DOMAIN.get(intent)
     if domain is None and "device_class" in slots:
@@ -76,7 +76,7 @@ def action_of(house: House, intent: str, slots: dict[str, Any]) -> Action | None
     area = slots.get("area")
     target = named.name if named else f"{area}/{domain}" if area else here_target(house, domain)
     values = tuple((argument, slots[slot]) for slot, argument in VALUES.items() if slot in slots)
-    return Action(tool, (target,), values) if house.resolve(target) else None
+    return Call(tool, (target,), values) if house.resolve(target) else None
 
 
 def main() -> None:
