@@ -170,6 +170,11 @@ NUMBERS = {word: str(number) for number, word in enumerate(
 ALIKE = 0.8  # least ratio of two words that a typing error tells apart
 
 
+def spoken(name: str) -> str:
+    """A name as the model reads it: in lower case, without punctuation."""
+    return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)*", name.lower()))
+
+
 def split_words(text: str) -> "list[str]":
     """The words in lower case and the singular, numbers as digits."""
     spelled = re.findall(r"[^\W_]+", text.lower().replace("'", ""))
