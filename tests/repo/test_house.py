@@ -25,7 +25,7 @@ ROOMS = {
         "calibration", "prediction", "families", "profiles", "text", "storage", "embedded",
     ],
     "merino_runtime": [
-        "__main__", "commands", "serving", "delivery", "api", "chat", "generation", "backends", "bundle", "io",
+        "__main__", "commands", "serving", "delivery", "house", "api", "chat", "generation", "backends", "bundle", "io",
         "sampling", "errors",
     ],
     "merino_bench": ["harness", "probe", "sensors"],
