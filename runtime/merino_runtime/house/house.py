@@ -256,6 +256,8 @@ def meaning(call: Call, house: House) -> Tuple[Any, ...]:
         return ()
     devices = frozenset().union(*(house.resolve(target) for target in call.targets))  # type: FrozenSet[Device]
     words = "" if tool.domains and call.tool != "add_item" else call.words.lower()
+    if call.tool == "set_volume" and ("percent", 0) in call.values:
+        return ("mute", devices, frozenset(), words)
     return (call.tool, devices, frozenset(call.values), words)
 
 

@@ -2,15 +2,9 @@
 
 `agreement` and `candidates` compare by them.
 """
-import difflib
 import re
 from functools import lru_cache
-from typing import Any, FrozenSet
-
-try:
-    from rapidfuzz.distance import Indel
-except ImportError:
-    Indel = None  # type: Any
+from typing import Any, Dict, FrozenSet
 
 EVERYTHING = "all"
 # Words that name neither a device nor a place.
@@ -203,10 +197,22 @@ def alike(word: str, name: str) -> bool:
 
 
 def ratio(word: str, name: str, least: float) -> float:
-    """How much of two words is equal; 0 if it is less than `least`."""
-    if Indel is not None:
-        return Indel.normalized_similarity(name, word, score_cutoff=least)
-    if 2 * min(len(word), len(name)) < least * (len(word) + len(name)):
+    """How much of two words is equal, twice their longest common subsequence of both lengths; 0 if less than `least`."""
+    both = len(word) + len(name)
+    if 2 * min(len(word), len(name)) < least * both:
         return 0.0
-    compared = difflib.SequenceMatcher(None, name, word, autojunk=False)
-    return compared.ratio() if compared.quick_ratio() >= least else 0.0
+    masks = letter_masks(word)
+    every = row = (1 << len(word)) - 1
+    for letter in name:  # Hyyro's bits: a zero for each letter of the subsequence
+        found = row & masks.get(letter, 0)
+        row = (row + found) | (row - found)
+    how = 2 * (len(word) - bin(row & every).count("1")) / both
+    return how if how >= least else 0.0
+
+
+@lru_cache(maxsize=4096)
+def letter_masks(word: str) -> Dict[str, int]:
+    masks = {}  # type: Dict[str, int]
+    for place, letter in enumerate(word):
+        masks[letter] = masks.get(letter, 0) | 1 << place
+    return masks
