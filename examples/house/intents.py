@@ -41,8 +41,9 @@ Meaning = tuple[Any, ...]
 
 def meaning_of(house: House, intent: str, slots: dict[str, Any]) -> Meaning | None:
     """What an intent does in this house; None if no tool does it."""
-    slots = {name: value for name, value in slots.items() if value not in ("", None)}
-    named = [each for each in house.devices if spoken(str(slots.get("name"))) in (each.name, *each.aliases)]
+    slots = {slot: value for slot, value in slots.items() if value not in ("", None) and (slot, value) != ("name", "all")}
+    name = bare(str(slots.get("name")))
+    named = [each for each in house.devices if name in map(bare, (each.name, *each.aliases))]
     domain = named[0].domain if named else slots.get("domain") or ("cover" if "device_class" in slots else "")
     domain = domain[0] if isinstance(domain, list) else domain
     tool = SPECIAL.get((intent, domain), TOOL.get(intent, ""))
@@ -74,6 +75,10 @@ def meaning_of(house: House, intent: str, slots: dict[str, Any]) -> Meaning | No
         fit = frozenset(each for each in result[1] if slots["device_class"] in each.name or slots["device_class"] == each.key)
         result = (result[0], fit or result[1], *result[2:])
     return result if result and result[1] else None
+
+
+def bare(name: str) -> str:
+    return spoken(name).replace("'", "")
 
 
 def timer(tool: str, slots: dict[str, Any]) -> Meaning:

@@ -63,7 +63,7 @@ def test_a_sample_is_an_answer_that_the_schema_of_its_house_allows(samples):
         done = calls(sample)
         for call in done:
             make_data.check(sample.house, call)
-            assert all(sample.house.resolve(target) for target in call.targets)
+            assert sample.house.also or all(sample.house.resolve(target) for target in call.targets)
         written = json.loads(write_calls(done))
         by_tool = {name: sample.house.targets(tool.domains) for name, tool in TOOLS.items()}
         jsonschema.validate(written, schema(by_tool))

@@ -166,7 +166,7 @@ ALIKE = 0.8  # least ratio of two words that a typing error tells apart
 
 def spoken(name: str) -> str:
     """A name as the model reads it: in lower case, without punctuation."""
-    return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)*", name.lower()))
+    return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)*", name.lower().replace("\u2019", "'")))
 
 
 def split_words(text: str) -> "list[str]":
