@@ -14,7 +14,7 @@ from merino_runtime.house.words import HINTS, KINDS, LITTLE, ROWS, ratio, split_
 
 MOST_DEVICES = 16
 LONGEST_LISTING = 330  # characters, without the domains behind areas
-MOST_FEW = 4  # devices that are the only ones of their domain, or vacuums: people do not name them
+MOST_FEW = 5  # devices that are the only ones of their domain, or vacuums: people do not name them
 ALSO_LENGTH = 2
 UNGROUPED = ("scene", "script", "todo")
 NAME, PLACE, KIND, HINT, SYNONYM = 1.0, 0.9, 0.5, 0.3, 0.6  # what an explained word counts
@@ -49,7 +49,8 @@ def candidates(house: House, sentence: str) -> House:
     chosen = []  # type: List[Device]
     areas = {house.here}
     length = len("here: ") + len(house.here) + floors_length(house)
-    few = [device for device in house.devices if counts[device.domain] == 1 or device.domain == "vacuum"][:MOST_FEW]
+    few = [device for device in house.devices if device.domain not in UNGROUPED and (
+        counts[device.domain] == 1 or device.domain == "vacuum")][:MOST_FEW]
     while left and len(chosen) < MOST_DEVICES:
         best = few.pop() if few else max(left, key=lambda device: score(device, house, explained[device], worth))
         del left[best]
