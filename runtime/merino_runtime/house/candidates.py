@@ -14,13 +14,13 @@ from merino_runtime.house.words import HINTS, KINDS, LITTLE, ROWS, ratio, split_
 
 MOST_DEVICES = 16
 LONGEST_LISTING = 330  # characters, without the domains behind areas
-MOST_FEW = 5  # devices that are the only ones of their domain, or vacuums: people do not name them
 ALSO_LENGTH = 2
 UNGROUPED = ("scene", "script", "todo")
-NAME, PLACE, KIND, HINT, SYNONYM = 1.0, 0.9, 0.5, 0.3, 0.6  # what an explained word counts
+NAME, PLACE, KIND, HINT, SYNONYM = 1.0, 0.7, 0.5, 0.3, 0.6  # what an explained word counts
 FUZZY = 0.7  # least ratio of two words of at least four letters
 FADED = 0.72  # what a word counts for each device that explained it before
 HERE = 0.25  # of a device in the speaker's area
+WHOLE = 0.4  # of a device, times the share of its name's words that are said
 
 
 def listed_length(device: Device) -> int:
@@ -43,16 +43,18 @@ def candidates(house: House, sentence: str) -> House:
         return house
     said = said_words(sentence)
     explained = explanations(house, said)
+    close = {device: closeness(device, house, said) for device in house.devices}
     worth = {word: 1.0 for word in said}
     counts = Counter(device.domain for device in house.devices)
     left = dict.fromkeys(house.devices)  # type: Dict[Device, None]
     chosen = []  # type: List[Device]
     areas = {house.here}
     length = len("here: ") + len(house.here) + floors_length(house)
-    few = [device for device in house.devices if device.domain not in UNGROUPED and (
-        counts[device.domain] == 1 or device.domain == "vacuum")][:MOST_FEW]
+    few = [device for device in house.devices if counts[device.domain] == 1 and device.domain not in UNGROUPED]
     while left and len(chosen) < MOST_DEVICES:
-        best = few.pop() if few else max(left, key=lambda device: score(device, house, explained[device], worth))
+        # People do not name a device that is the only one of its domain.
+        best = few.pop() if few else max(left, key=lambda device: close[device] + sum(
+            worth[word] * value for word, value in explained[device].items()))
         del left[best]
         more = listed_length(best) + (0 if best.area in areas else len(best.area) + ALSO_LENGTH)
         if length + more > LONGEST_LISTING:
@@ -102,8 +104,10 @@ def whole_calls(calls: Sequence[Call], shown: House, house: House) -> List[Call]
     return [call._replace(targets=tuple(map(label, call.targets))) for call in calls]
 
 
-def score(device: Device, house: House, explained: Dict[str, float], worth: Dict[str, float]) -> float:
-    return sum(worth[word] * value for word, value in explained.items()) + HERE * (device.area == house.here)
+def closeness(device: Device, house: House, said: Tuple[str, ...]) -> float:
+    """What a device scores apart from the words that it explains."""
+    words = split_words(device.name)
+    return HERE * (device.area == house.here) + WHOLE * sum(word in said for word in words) / max(1, len(words))
 
 
 def said_words(sentence: str) -> Tuple[str, ...]:
@@ -133,8 +137,9 @@ def explanations(house: House, said: Tuple[str, ...]) -> Dict[Device, Dict[str, 
             for device in by_name[name]:
                 explain(device, word, NAME * how * rare)
         for name, how in likenesses(word, by_place).items():
+            rare = 1 + 0.5 * math.log(len(house.devices) / len(by_place[name]))
             for device in by_place[name]:
-                explain(device, word, PLACE * how)
+                explain(device, word, PLACE * how * rare)
         for domain, devices in by_domain.items():
             value = KIND if word in KINDS.get(domain, ()) else HINT if word in HINTS.get(domain, ()) else 0.0
             for device in devices if value else ():

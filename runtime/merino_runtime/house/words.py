@@ -117,7 +117,7 @@ towel: shower towels
 sprinkler sprinklers: dried drink drying flower flowers grass irrigate lawn look plants rained sprinkle thirsty tomatoes watering
 christmas: lit sparkle tree twinkle
 blanket: cold cosy freezing ice
-router: internet wifi
+router: online internet wifi
 rice: boil steam
 charger: batteries bike car charge charged charging drill scooter
 printer: letter photos print ticket warmed
@@ -152,13 +152,6 @@ christmas: happy holidays merry presents santa tree
 nap: lie snooze taking
 yoga meditation: mat meditate roll
 """
-ROWS = {}  # type: Any
-for row in ALIKE_ROWS.strip().splitlines():
-    for word in row.split():
-        ROWS[word] = ROWS.get(word, frozenset()) | frozenset(row.split())
-for row in MEANT_ROWS.strip().splitlines():
-    for word in row.partition(": ")[2].split():
-        ROWS[word] = ROWS.get(word, frozenset()) | frozenset(row.partition(": ")[0].split())
 NUMBERS = {word: str(number) for number, word in enumerate(
     "zero one two three four five six seven eight nine ten eleven twelve".split())}
 ALIKE = 0.8  # least ratio of two words that a typing error tells apart
@@ -216,3 +209,17 @@ def letter_masks(word: str) -> Dict[str, int]:
     for place, letter in enumerate(word):
         masks[letter] = masks.get(letter, 0) | 1 << place
     return masks
+
+
+def rows_by_word() -> Dict[str, FrozenSet[str]]:
+    """By a word of a sentence, what it may mean in a name."""
+    rows = {}  # type: Dict[str, FrozenSet[str]]
+    pairs = [(row, row) for row in ALIKE_ROWS.strip().splitlines()]
+    pairs += [(row.partition(": ")[2], row.partition(": ")[0]) for row in MEANT_ROWS.strip().splitlines()]
+    for said, names in pairs:
+        for word in split_words(said):
+            rows[word] = rows.get(word, frozenset()) | frozenset(split_words(names))
+    return rows
+
+
+ROWS = rows_by_word()
