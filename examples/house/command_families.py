@@ -7,10 +7,11 @@ from functools import cache
 from typing import Any
 
 from grammar import blocks, expand, rules
-from merino_runtime.house.house import COLORS, EVERYWHERE, MOST_TARGETS, STATES, TOOLS, UNTIMED, Call, House
 from houses import words
 from refer import Reference, awning, heats, here_target, in_area, refer, the_area, window
 from spoken import at_time, degrees, duration, level, parts_said, share, spelled
+
+from merino_runtime.house.house import COLORS, EVERYWHERE, MOST_TARGETS, STATES, TOOLS, UNTIMED, Call, House
 
 REFUSAL = Call("refuse")
 Slots = dict[str, str | Callable[[], str]]
@@ -62,9 +63,8 @@ def value(tool: str, rng: random.Random) -> tuple[str, dict[str, Any]]:
         number = rng.choice((*range(16, 27), *range(17, 25), *range(17, 25), rng.randint(5, 35)))
         if rng.random() < 0.1:
             number = rng.randint(58, 82)
-            return f"{spelled(number, rng)}{rng.choice(('', ' degrees', ' degrees', ' fahrenheit', ' degrees fahrenheit'))}", {
-                "degrees": number
-            }
+            unit = rng.choice(("", " degrees", " degrees", " fahrenheit", " degrees fahrenheit"))
+            return f"{spelled(number, rng)}{unit}", {"degrees": number}
         return degrees(number, rng), {"degrees": number}
     if "percent" in TOOLS[tool].values:
         said, number = share(rng) if rng.random() < 0.85 else level(rng)
@@ -172,7 +172,7 @@ def media_group(house: House, mode: str, rng: random.Random) -> Reference | None
     return Reference((f"{area}/media_player",), "the", "music", in_area(area, rng), False, area)
 
 
-def target_of(family: Family, tool: str, house: House, rng: random.Random) -> Reference | None:
+def target_of(family: Family, house: House, rng: random.Random) -> Reference | None:
     mode = rng.choice(family.modes)
     domains = [domain for domain in family.domains if any(each.domain == domain for each in house.devices)]
     if not domains:
@@ -329,8 +329,8 @@ def when_said(rng: random.Random) -> tuple[str, dict[str, Any]]:
 WEIGHTS = {
     "turn_on": 22, "turn_off": 20, "set_brightness": 7, "brighten": 7, "dim": 8, "set_color": 7, "open": 5,
     "close": 5, "set_position": 5, "lock": 5, "unlock": 4, "set_temperature": 8, "warmer": 5, "cooler": 4,
-    "set_speed": 5, "set_volume": 5, "louder": 6, "quieter": 6, "mute": 2, "unmute": 2, "play": 3, "pause": 4, "next": 3,
-    "previous": 2, "start": 6, "dock": 4, "get_state": 9, "get_temperature": 3,
+    "set_speed": 5, "set_volume": 5, "louder": 6, "quieter": 6, "mute": 2, "unmute": 2, "play": 3, "pause": 4,
+    "next": 3, "previous": 2, "start": 6, "dock": 4, "get_state": 9, "get_temperature": 3,
 }
 
 
@@ -339,7 +339,7 @@ def of_family(house: House, split: str, rng: random.Random, tool: str = "") -> S
         fit = [tool for tool in WEIGHTS if any(each.domain in TOOLS[tool].domains for each in house.devices)]
         tool = rng.choices(fit, [WEIGHTS[tool] for tool in fit])[0]
     family = pick(by_tool()[tool], split, rng)
-    ref = target_of(family, tool, house, rng)
+    ref = target_of(family, house, rng)
     if ref is None or len(ref.targets) > MOST_TARGETS:
         return None
     return said(family, ref, house, split, rng)

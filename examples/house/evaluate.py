@@ -3,9 +3,9 @@ test sentences, and on sentences that are no commands.
 
     python examples/house/evaluate.py BUNDLE --generated test.jsonl --negatives negatives.txt
 
-An answer is right, asked (the speaker is asked first: the call is right or wrong), refused (nothing would be done though
-something is asked for), or wrong, without or with an effect. `--templates alone` judges Home Assistant's templates, and
-`--templates first` the model after them.
+An answer is right, asked (the speaker is asked first, and the call is right or wrong), refused (nothing would be done
+though something is asked for), or wrong, without or with an effect. `--templates alone` judges Home Assistant's
+templates, and `--templates first` the model after them.
 """
 
 import argparse
@@ -128,10 +128,14 @@ def judge(cases: list[Case], answerer: Answerer) -> tuple[dict[str, Counter[str]
         counts.setdefault(case.kind, Counter())[found] += 1
         if found != "right":
             asked = {"sentence": case.sentence, "kind": case.kind, "here": case.house.here, "column": found}
-            shown = [[sorted(map(str, sorted(one[1], key=str)[:4])) + [str(part) for part in (one[0], *one[2:])] for one in want]
-                     for want in case.wanted[:2]]  # fmt: skip
+            shown = [list(map(in_words, want)) for want in case.wanted[:2]]
             wrong.append({**asked, "wanted": shown, "answer": given.text, "probability": round(given.probability, 3)})
     return counts, wrong
+
+
+def in_words(meaning: tuple[Any, ...]) -> str:
+    tool, devices, values, words = meaning
+    return f"{tool} {sorted(device.name for device in devices)[:5]} {sorted(values)} {words}"
 
 
 def show(name: str, counts: dict[str, Counter[str]]) -> None:
@@ -185,13 +189,13 @@ def main() -> None:
     parser.add_argument("--home-assistant", type=Path, help="a checkout of github.com/home-assistant/intents")
     parser.add_argument("--most", type=int, default=1000, help="of each file of generated samples")
     parser.add_argument("--limit", type=int, help="sentences of each set")
-    parser.add_argument("--templates", choices=("first", "alone"), help="Home Assistant's templates before the model, or alone")
+    parser.add_argument("--templates", choices=("first", "alone"), help="Home Assistant's, before the model or alone")
     parser.add_argument("--alone", action="store_true", help="each call of the model is carried out")
     parser.add_argument("--wrong", type=Path, help="file for the answers that are not right")
     parser.add_argument("-o", "--out", type=Path, help="record, as JSON")
     given = parser.parse_args()
     seconds: list[float] = []
-    record: dict[str, Any] = {"bundle": given.bundle.name, "templates": given.templates, "alone": given.alone, "sets": {}}
+    record: dict[str, Any] = {"templates": given.templates, "alone": given.alone, "sets": {}}
     wrong: list[dict[str, Any]] = []
     with open_model(str(given.bundle)) as model:
         answerer = model_answers(model, given.templates, given.alone, seconds)

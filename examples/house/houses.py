@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 
 from grammar import blocks
+from wonderwords import RandomWord
+
 from merino_runtime.house.candidates import LONGEST_LISTING, MOST_DEVICES, candidates, listed_length, whole_fits
 from merino_runtime.house.house import COLORS, EVERYWHERE, NOWHERE, Device, House
-from wonderwords import RandomWord
 
 SPLITS = ("train", "test")
 WEIGHTS = {
@@ -163,16 +164,8 @@ def device_name(rng: random.Random, domain: str, area: str, split: str) -> str:
 
 
 LARGE = {"train": 0.5, "test": 0.0}  # share of the houses of which the model sees candidates
-FLOORS = (
-    ("upstairs", "downstairs"), ("ground floor", "first floor"), ("first floor", "second floor"),
-    ("ground floor", "upstairs"), ("basement", "ground floor", "first floor"), ("downstairs", "upstairs", "attic"),
-    ("ground floor", "first floor", "second floor"), ("main floor", "top floor"), ("cellar", "ground floor", "top floor"),
-    ("basement", "main level", "upper level"), ("lower floor", "upper floor"), ("first floor", "second floor", "third floor"),
-)  # fmt: skip
-
-
 def floors_of(areas: Sequence[str], rng: random.Random) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    names = rng.choice(FLOORS)
+    names = rng.choice(blocks("names")["floors"]).split(", ")
     if set(names) & set(areas):
         return ()
     on = {area: rng.choice(names) for area in areas}
@@ -195,45 +188,24 @@ LAST: dict[str, House] = {}  # a large house serves for some samples
 
 def with_hidden(shown: House, rng: random.Random) -> House:
     """The house with two devices for each domain that it has besides: a sentence can ask for their group."""
-    hidden = [
-        Device(f"{strange(rng)} {strange(rng)} {rng.choice(HEADS[domain])}", domain,
-               rng.choice(shown.areas) if area == EVERYWHERE else area)
-        for area, domains in shown.also for domain in domains for _ in range(2)
-    ]  # fmt: skip
-    if any(area == EVERYWHERE for area, _ in shown.also):
-        hidden = [
-            device._replace(area=f"{strange(rng)} wing") if device.domain in dict(shown.also).get(EVERYWHERE, ()) else device
-            for device in hidden
-        ]
+    hidden = []
+    for area, domains in shown.also:
+        for domain in (domain for domain in domains for _ in range(2)):
+            name = f"{strange(rng)} {strange(rng)} {rng.choice(HEADS[domain])}"
+            hidden.append(Device(name, domain, f"{strange(rng)} wing" if area == EVERYWHERE else area))
     return House((*shown.devices, *hidden), shown.here, shown.floors)
 
 
 def query(house: House, rng: random.Random) -> str:
     """Words of a sentence, by which candidates are chosen."""
-    said = [rng.choice(("turn on the", "turn off", "open", "close", "what is", "play", "make it warmer", "it is dark", "dim"))]
+    verbs = ("turn on", "turn off", "open", "close", "what is", "play", "make it warmer", "it is dark", "dim")
+    said = [rng.choice(verbs)]
     for _ in range(rng.choice((1, 1, 2))):
         device = rng.choice(house.devices)
-        said.append(rng.choice((device.name, device.name, f"{device.name} in the {device.area}", f"{device.domain}s in the "
-        f"{device.area}", device.name.split()[-1], rng.choice(house.areas), device.domain)))
+        place = f"in the {device.area}"
+        names = (device.name, device.name, device.name.split()[-1], device.domain, rng.choice(house.areas))
+        said.append(rng.choice((*names, f"{device.name} {place}", f"{device.domain}s {place}")))
     return " ".join(said)
-
-
-STYLES = {
-    "light": ("ceiling light", "lamp", "light", "spot", "bulb", "led strip", "pendant", "main lights", "lights", "downlight"),
-    "switch": ("plug", "socket", "outlet", "switch", "power strip"), "cover": ("blinds", "curtain", "shutter", "roller",
-    "window", "left blind", "right blind", "shade"), "media_player": ("speaker", "tv", "sonos", "echo", "homepod", "chromecast"),
-    "climate": ("thermostat", "radiator", "heating", "ac", "trv"), "fan": ("fan", "ceiling fan", "ventilation"),
-    "lock": ("door", "lock", "door lock"), "vacuum": ("vacuum", "robot"),
-}  # fmt: skip
-MODELS = {
-    "light": ("hue white lamp", "hue color lamp", "hue play", "hue go", "tradfri bulb", "lifx z", "wiz bulb", "shelly dimmer",
-    "rgbww lights", "white lamp", "color bulb", "nanoleaf panel", "govee strip", "yeelight"), "switch": ("shelly plug",
-    "tapo p100", "kasa plug", "sonoff basic", "wemo mini", "hue smart plug", "meross mss", "relay", "fritz dect"),
-    "cover": ("ikea fyrtur", "somfy shutter", "shelly 2pm", "aqara e1"), "media_player": ("sonos one", "echo dot",
-    "nest mini", "lg webos tv", "samsung q80", "apple tv", "denon avr", "walkman"), "climate": ("tado", "ecobee",
-    "hvac", "netatmo valve", "heat pump", "fritz dect"), "fan": ("dyson pure", "xiaomi fan", "percentage fan"),
-    "lock": ("nuki", "yale lock", "august", "openable lock"), "vacuum": ("roborock s7", "roomba i7", "dreame"),
-}  # fmt: skip
 
 
 def realistic_name(rng: random.Random, domain: str, area: str, split: str) -> str:
@@ -241,7 +213,8 @@ def realistic_name(rng: random.Random, domain: str, area: str, split: str) -> st
     how = rng.random()
     if domain in UNPLACED or how < 0.3:
         return device_name(rng, domain, area, split)
-    kind = rng.choice((rng.choice(STYLES[domain]), rng.choice(words(domain, "train" if split == "train" or how < 0.6 else "test"))))
+    usual = words(domain, "train" if split == "train" or how < 0.6 else "test")
+    kind = rng.choice((rng.choice(words(f"{domain} kinds", "train")), rng.choice(usual)))
     if how < 0.52:
         return f"{area} {kind}"
     if how < 0.7:
@@ -252,7 +225,7 @@ def realistic_name(rng: random.Random, domain: str, area: str, split: str) -> st
         return f"{area} {kind} {rng.choice((1, 2, 2, 3))}"
     if how < 0.86:
         return f"{rng.choice(('left', 'right', 'back', 'front', 'small', 'big', 'upper', 'lower'))} {kind}"
-    model = rng.choice(MODELS[domain])
+    model = rng.choice(words(f"{domain} models", "train"))
     if how < 0.9:
         return f"{area} {model}"
     return f"{model} {rng.choice((1, 2, 3, 4, 5, 6, 7, 8, 12))}" if how < 0.97 else model
@@ -277,7 +250,9 @@ def large_house(rng: random.Random, split: str, size: int) -> House:
         area = "" if domain in UNPLACED and rng.random() < 0.8 else rng.choice(areas)
         name = realistic_name(rng, domain, area or areas[0], split)
         # One name is of one domain, and only devices with areas share it.
-        if name in taken or name in areas or (name, area) in devices or named.setdefault(name, domain if area else name) != domain:
+        if name in taken or name in areas or (name, area) in devices:
+            continue
+        if named.setdefault(name, domain if area else name) != domain:
             continue
         if f"{area}/{name}" in (f"{area}/{one}" for one in domains):
             continue

@@ -4,7 +4,6 @@
 """
 
 import importlib
-import json
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -41,7 +40,9 @@ Meaning = tuple[Any, ...]
 
 def meaning_of(house: House, intent: str, slots: dict[str, Any]) -> Meaning | None:
     """What an intent does in this house; None if no tool does it."""
-    slots = {slot: value for slot, value in slots.items() if value not in ("", None) and (slot, value) != ("name", "all")}
+    slots = {slot: value for slot, value in slots.items() if value not in ("", None)}
+    if slots.get("name") == "all":
+        del slots["name"]
     name = bare(str(slots.get("name")))
     named = [each for each in house.devices if name in map(bare, (each.name, *each.aliases))]
     domain = named[0].domain if named else slots.get("domain") or ("cover" if "device_class" in slots else "")
@@ -72,7 +73,8 @@ def meaning_of(house: House, intent: str, slots: dict[str, Any]) -> Meaning | No
     values = tuple((VALUES[slot], value) for slot, value in slots.items() if slot in VALUES)
     result = meaning(Call(tool, (target,), values), house)
     if result and not named and slots.get("device_class") in COVERS and domain == "cover":
-        fit = frozenset(each for each in result[1] if slots["device_class"] in each.name or slots["device_class"] == each.key)
+        kind = slots["device_class"]
+        fit = frozenset(each for each in result[1] if kind in each.name or kind == each.key)
         result = (result[0], fit or result[1], *result[2:])
     return result if result and result[1] else None
 
@@ -103,8 +105,8 @@ def recognized(house: House, sentence: str) -> frozenset[Meaning]:
         "floor": lists.from_tuples(floors, name="floor"),
     }
     best = importlib.import_module("hassil.recognize").recognize_best(
-        WAKE.sub("", sentence), grammar(), slot_lists=slot_lists, intent_context={"area": house.here} if house.here else {},
-        best_slot_name="name",
+        WAKE.sub("", sentence), grammar(), slot_lists=slot_lists, best_slot_name="name",
+        intent_context={"area": house.here} if house.here else {},
     )  # fmt: skip
     if best is None:
         return frozenset()
@@ -133,7 +135,7 @@ def test_sentences(folder: Path) -> Iterator[tuple[House, str, Meaning | None, s
 
 
 def plain_slots(slots: dict[str, Any]) -> dict[str, Any]:
-    return {name: value["value"] if isinstance(value, dict) and "value" in value else value for name, value in slots.items()}
+    return {name: value.get("value") if isinstance(value, dict) else value for name, value in slots.items()}
 
 
 def fixture_house(content: dict[str, Any]) -> House:
@@ -141,11 +143,12 @@ def fixture_house(content: dict[str, Any]) -> House:
     areas = {area["id"]: area for area in content["areas"]}
     floors = {floor["id"]: spoken(floor["name"]) for floor in content.get("floors", [])}
     domains = {domain for tool in TOOLS.values() for domain in tool.domains}
-    devices = [
-        Device(spoken(each["name"]), each["id"].split(".")[0], spoken(areas[each["area"]]["name"]) if each.get("area") else "",
-               (), str((each.get("attributes") or {}).get("device_class", "")))
-        for each in content["entities"] if each["id"].split(".")[0] in domains
-    ]  # fmt: skip
+    devices = []
+    for entity in content["entities"]:
+        domain, area = entity["id"].split(".")[0], areas.get(entity.get("area"), {"name": ""})["name"]
+        if domain in domains:
+            kind = str((entity.get("attributes") or {}).get("device_class", ""))
+            devices.append(Device(spoken(entity["name"]), domain, spoken(area), (), kind))
     by_floor = tuple(
         (name, tuple(spoken(area["name"]) for area in areas.values() if area.get("floor") == floor))
         for floor, name in floors.items()

@@ -19,10 +19,11 @@ from typing import Any
 import refusals
 from command_families import REFUSAL
 from houses import LAST, SPLITS, large_house, make_house, with_hidden
-from merino_runtime.house.candidates import candidates
-from merino_runtime.house.house import MOST_CALLS, TOOLS, Call, House, prompt, read_calls, said, write_calls
 from sentences import Sample, make_sample
 from tokenizers import Tokenizer
+
+from merino_runtime.house.candidates import candidates
+from merino_runtime.house.house import MOST_CALLS, TOOLS, Call, House, prompt, read_calls, said, write_calls
 
 CHUNK = 500
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from merino_runtime.house.house import EVERYWHERE, MOST_TARGETS, Device, House
 from houses import HEADS, SPLITS, known, words
+
+from merino_runtime.house.house import EVERYWHERE, MOST_TARGETS, Device, House
 
 # Words for any device of a domain, in the singular and the plural.
 GENERIC = {
@@ -326,10 +327,10 @@ def of_all_on_floor(house: House, domain: str, rng: random.Random) -> Reference 
     det = rng.choice(("the", "the", "all the", "all", "all of the", "")) if word[1] else "the"
     if rng.random() < 0.2:
         return Reference((f"{floor}/{domain}",), det, f"{floor} {word[0]}", "", word[1], floor)
-    return Reference((f"{floor}/{domain}",), det, word[0], on_floor(floor, rng), word[1], floor)
+    return Reference((f"{floor}/{domain}",), det, word[0], on_floor(floor), word[1], floor)
 
 
-def on_floor(floor: str, rng: random.Random) -> str:
+def on_floor(floor: str) -> str:
     if floor in BARE:
         return floor
     return f"{'on' if 'floor' in floor else 'in'} the {floor}{' floor' if len(floor) < 7 and floor != 'cellar' else ''}"

@@ -7,11 +7,12 @@ from functools import cache
 
 from command_families import REFUSAL, WEIGHTS, Sample, by_tool, families, of_family, pick, said, scene_said, target_of
 from grammar import blocks, expand, rules
-from merino_runtime.house.house import TOOLS, Call, Device, House
 from houses import area_name, device_name, make_house, near, words
 from refer import GENERIC, Reference, article, called, in_area, opaque, refer, the_area
 from spoken import duration, spelled
 from templates import ha_question
+
+from merino_runtime.house.house import TOOLS, Call, Device, House
 
 # Kinds of negatives that share most of their words with commands.
 HARD = (
@@ -279,7 +280,8 @@ def missing_domain(house: House, split: str, rng: random.Random) -> Sample | Non
     if near_words & named or domain == "climate" and any(each.domain == "fan" for each in house.devices):
         return None
     names = {"cover": ("blinds", "curtains"), "media_player": ("tv", "speaker", "radio")}.get(domain, ("qqq",))
-    ghost = Device(rng.choice(names), domain, rng.choice((*(area for area in house.areas if area == house.here), *house.areas)))
+    here = [area for area in house.areas if area == house.here]
+    ghost = Device(rng.choice(names), domain, rng.choice((*here, *house.areas)))
     larger = House((*house.devices, ghost), house.here)
     tool = rng.choice(
         [
@@ -292,7 +294,7 @@ def missing_domain(house: House, split: str, rng: random.Random) -> Sample | Non
     only = House(
         tuple(each for each in larger.devices if each.domain == domain or each.domain not in family.domains), house.here
     )
-    ref = target_of(family, tool, only, rng)
+    ref = target_of(family, only, rng)
     if ref is None or any(not target.endswith(f"/{domain}") and target != ghost.name for target in ref.targets):
         return None
     sample = said(family, ref, larger, split, rng)

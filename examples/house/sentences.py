@@ -14,13 +14,14 @@ from dataclasses import replace
 
 from command_families import REFUSAL, Sample, families, of_family, scene_said, wrapped
 from grammar import blocks, expand, rules
-from merino_runtime.house.house import EVERYTHING, EVERYWHERE, MOST_WORDS, NO_EFFECT, TOOLS, Call, Device, House
 from houses import assistants, make_house, strange, words
 from refer import in_area, meant, on_floor, refer
-from timers import of_list, of_timer
 from refusals import refusal
 from spoken import as_heard, first_said, heard, number_words, parts_said
 from templates import ha_command
+from timers import of_list, of_timer
+
+from merino_runtime.house.house import EVERYTHING, EVERYWHERE, MOST_WORDS, NO_EFFECT, TOOLS, Call, Device, House
 
 
 def of_scene(house: House, split: str, rng: random.Random) -> Sample | None:
@@ -98,7 +99,11 @@ def of_everything(house: House, split: str, rng: random.Random) -> Sample | None
     if target not in house.targets(TOOLS["turn_off"].domains):
         return None
     place = (
-        on_floor(area, rng) if area in floors else in_area(area, rng) if area != EVERYWHERE else rng.choice(("in the house", "everywhere", "in the whole house"))
+        on_floor(area)
+        if area in floors
+        else in_area(area, rng)
+        if area != EVERYWHERE
+        else rng.choice(("in the house", "everywhere", "in the whole house"))
     )
     if area == house.here and rng.random() < 0.5:
         place = rng.choice(("in here", "in this room", "in the room"))

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from grammar import expand
-from merino_runtime.house.house import EVERYWHERE, TOOLS, Call, Device, House
 from houses import known
 from refer import GENERIC, area_words, cooling, here_target, meant, window
 from spoken import first_said, parts_said, spelled
+
+from merino_runtime.house.house import EVERYWHERE, TOOLS, Call, Device, House
 
 # Where Home Assistant's rule is looser than people speak.
 RULES = {
@@ -120,7 +121,8 @@ def commands() -> tuple[tuple[str, str, str, str], ...]:
             wanted = block.get("slots", {}).get("domain") or block.get("requires_context", {}).get("domain") or base
             for domain in [wanted] if isinstance(wanted, str) else wanted:
                 tool = tool_of(intent, domain, combination)
-                if not mode or tool not in (*TOOLS, "relative") or tool != "relative" and domain not in TOOLS[tool].domains:
+                known = tool == "relative" or tool in TOOLS and domain in TOOLS[tool].domains
+                if not mode or not known:
                     continue
                 # A bare name asks for nothing; colors by kelvin are no tool's.
                 kept = [

@@ -4,21 +4,15 @@ import random
 
 from command_families import Sample
 from grammar import blocks, expand, rules
-from houses import dictionary, strange
-from merino_runtime.house.house import Call, House
+from houses import dictionary, strange, words
 from spoken import duration, parts_said, spelled
 
-NAMES = (
-    "pizza", "egg", "laundry", "tea", "pasta", "kitchen", "oven", "workout", "bread", "rice", "nap", "homework", "cake", "chicken",
-    "meditation", "break", "potato", "soup", "washing machine", "cookie", "second", "long", "short", "dinner", "roast",
-)  # fmt: skip
-ITEMS = (
-    "milk", "bread", "eggs", "butter", "apples", "light bulbs", "soap", "toilet paper", "coffee", "cheese", "oat milk",
-    "bananas", "olive oil", "cat food", "batteries", "dish soap", "tomatoes", "orange juice", "onions", "flour", "rice",
-    "call the bank", "clean the car", "buy a lamp", "water the plants", "pay the rent", "book the dentist", "paper towels",
-    "two lemons", "a birthday card", "dog food", "ice cream", "chicken", "frozen peas", "wash the windows", "tape",
-)  # fmt: skip
-UNITS = {"start_timer": 3, "cancel_timer": 2, "add_time": 1, "remove_time": 1, "timer_left": 1.5, "pause_timer": 1, "resume_timer": 1}
+from merino_runtime.house.house import Call, House
+
+SHARES = {
+    "start_timer": 3, "cancel_timer": 2, "add_time": 1, "remove_time": 1, "timer_left": 1.5, "pause_timer": 1,
+    "resume_timer": 1,
+}  # fmt: skip
 
 
 def length(rng: random.Random) -> tuple[str, dict[str, int]]:
@@ -30,9 +24,9 @@ def length(rng: random.Random) -> tuple[str, dict[str, int]]:
 
 
 def of_timer(house: House, split: str, rng: random.Random) -> Sample | None:
-    tool = rng.choices(list(UNITS), list(UNITS.values()))[0]
+    tool = rng.choices(list(SHARES), list(SHARES.values()))[0]
     text, values = length(rng)
-    name = rng.choice((rng.choice(NAMES), strange(rng)))
+    name = rng.choice((rng.choice(words("timers", "train")), strange(rng)))
     template = rng.choice(blocks("timers")[tool])
     if template.startswith("for {name}") and rng.random() < 0.5:
         return None
@@ -47,11 +41,11 @@ def of_list(house: House, split: str, rng: random.Random) -> Sample | None:
     if not lists and rng.random() < 0.6:
         return None
     chosen = rng.choice(lists) if lists else None
-    item = rng.choice(ITEMS)
+    item = rng.choice(words("items", "train"))
     if split == "train" and rng.random() < 0.6:
         item = " ".join(rng.choice(dictionary()) for _ in range(rng.choice((1, 1, 2, 3))))
     if rng.random() < 0.15:
-        item += f" and {rng.choice(ITEMS)}"
+        item += " and " + rng.choice(words("items", "train"))
     name = chosen.name if chosen else rng.choice(("shopping list", "to do list", "list"))
     if chosen and not lists[1:] and rng.random() < 0.3:
         name = rng.choice(("list", "shopping list")) if "shop" in name or "grocer" in name else "list"

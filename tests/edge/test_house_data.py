@@ -68,12 +68,14 @@ def test_a_sample_is_an_answer_that_the_schema_of_its_house_allows(samples):
         by_tool = {name: sample.house.targets(tool.domains) for name, tool in TOOLS.items()}
         jsonschema.validate(written, schema(by_tool))
         jsonschema.validate(written, schema())
-        assert bool(meanings(done, sample.house)) != sample.kind.startswith(("missing.", "no.")) or sample.kind == "list.add"
+        refused = sample.kind.startswith(("missing.", "no."))
+        assert bool(meanings(done, sample.house)) != refused or sample.kind == "list.add"
 
 
 def test_a_right_answer_is_rarely_chosen_again(samples):
     """"the switch of the kitchen lights" can be one of two."""
-    right = [(sample.house, call) for split in SPLITS for sample in samples[split] for call in calls(sample) if call.targets]
+    every = [(sample.house, call) for split in SPLITS for sample in samples[split] for call in calls(sample)]
+    right = [(house, call) for house, call in every if call.targets]
     assert sum(bool(to_choose_again(call, house)) for house, call in right) <= len(right) / 200
 
 
@@ -133,7 +135,8 @@ LARGE = House((
 @pytest.mark.parametrize(("sentence", "target"), [
     ("turn on hue white lamp two in the study", "study hue white lamp 2"), ("open the atic blinds", "attic/cover"),
     ("dim the ceiling light", "kitchen/ceiling light"), ("dim the bedroom ceiling light", "bedroom/ceiling light"),
-    ("louder in the study", "study/media_player"), ("all lights off", "house/light"), ("lights off upstairs", "upstairs/light"),
+    ("louder in the study", "study/media_player"), ("all lights off", "house/light"),
+    ("lights off upstairs", "upstairs/light"),
     ("i could do with a cuppa", "kettle"), ("start the brewer", "brewer"), ("clean the floor", "rosie"),
     ("it is too cold in here", "heating"), ("let's watch a film", "movie night"), ("lock up", "front door"),
 ])  # fmt: skip
@@ -167,7 +170,8 @@ def test_candidates_have_what_generated_sentences_ask_for(size):
         house = houses.large_house(rng, "test", size)
         cases += [sample for _ in range(16) if (sample := make_sample(rng, "test", house)).house == house]
     found = [
-        evaluate.recalled(evaluate.Case(sample.house, sample.sentence, (), sample.kind), calls(sample)) for sample in cases
+        evaluate.recalled(evaluate.Case(sample.house, sample.sentence, (), sample.kind), calls(sample))
+        for sample in cases
     ]
     assert sum(found) >= 0.95 * len(found) > 55
 
@@ -184,7 +188,8 @@ def test_a_decoder_of_random_weights_answers_with_calls_of_the_house(chat_dir, m
     with evaluate.open_model(str(chat_dir)) as model:
         given = answers.answer(model, small, "go")
         again = answers.chosen_again(Call("turn_on", ("garage",), (), 'the "hood"'), small)
-        text, probability = answers.decoded(model, "go", {"type": "array", "prefixItems": [again], "minItems": 1, "maxItems": 1})
+        form = {"type": "array", "prefixItems": [again], "minItems": 1, "maxItems": 1}
+        text, probability = answers.decoded(model, "go", form)
     assert all(small.resolve(target) for call in given.calls for target in call.targets)
     [call] = read_calls(text)
     assert (call.tool, call.words) == ("turn_on", 'the "hood"') and 0 <= probability <= 1

@@ -20,6 +20,7 @@ NAME, PLACE, KIND, HINT, SYNONYM = 1.0, 0.7, 0.5, 0.3, 0.6  # what an explained 
 FUZZY = 0.7  # least ratio of two words of at least four letters
 FADED = 0.72  # what a word counts for each device that explained it before
 HERE = 0.25  # of a device in the speaker's area
+TOGETHER = 0.8  # of a device whose area and something else is said
 WHOLE = 0.4  # of a device, times the share of its name's words that are said
 
 
@@ -43,14 +44,14 @@ def candidates(house: House, sentence: str) -> House:
         return house
     said = said_words(sentence)
     explained = explanations(house, said)
-    close = {device: closeness(device, house, said) for device in house.devices}
+    close = {device: closeness(device, house, explained[device]) for device in house.devices}
     worth = {word: 1.0 for word in said}
     counts = Counter(device.domain for device in house.devices)
     left = dict.fromkeys(house.devices)  # type: Dict[Device, None]
     chosen = []  # type: List[Device]
     areas = {house.here}
     length = len("here: ") + len(house.here) + floors_length(house)
-    few = [device for device in house.devices if counts[device.domain] == 1 and device.domain not in UNGROUPED]
+    few = [device for device in house.devices if counts[device.domain] == 1]
     while left and len(chosen) < MOST_DEVICES:
         # People do not name a device that is the only one of its domain.
         best = few.pop() if few else max(left, key=lambda device: close[device] + sum(
@@ -104,10 +105,13 @@ def whole_calls(calls: Sequence[Call], shown: House, house: House) -> List[Call]
     return [call._replace(targets=tuple(map(label, call.targets))) for call in calls]
 
 
-def closeness(device: Device, house: House, said: Tuple[str, ...]) -> float:
+def closeness(device: Device, house: House, explained: Dict[str, float]) -> float:
     """What a device scores apart from the words that it explains."""
-    words = split_words(device.name)
-    return HERE * (device.area == house.here) + WHOLE * sum(word in said for word in words) / max(1, len(words))
+    words, place = split_words(device.name), split_words(device.area)
+    in_place = [word for word in explained if word in place]
+    together = TOGETHER if in_place and len(in_place) < len(explained) else 0.0
+    named = WHOLE * sum(word in explained for word in words) / max(1, len(words))
+    return HERE * (device.area == house.here) + named + together
 
 
 def said_words(sentence: str) -> Tuple[str, ...]:
