@@ -18,7 +18,7 @@ def explained(said: FrozenSet[str], target: str, house: House) -> Tuple[FrozenSe
     """(the words that the target explains, of these the words of the device's own name or of the group's domain)."""
     named = [device for device, label in house.labels().items() if label == target]
     place, _, domain = target.partition("/")
-    kind = KINDS.get(named[0].domain if named else domain, frozenset())
+    kind = KINDS.get(named[0].domain if named else domain, frozenset())  # type: FrozenSet[str]
     own = content_words(named[0].name) if named else kind
     places = [device.area for device in named] if named else [place] if place != EVERYWHERE else []
     return among(said, own | kind | content_words(" ".join(places))), among(said, own)
@@ -38,9 +38,9 @@ def to_choose_again(call: Call, house: House) -> Dict[str, List[List[str]]]:
     if better or len(call.targets) > 1:
         return {call.tool: better} if better else {}
     domains = [domain for tool in COMPARED.values() for domain in tool.domains]
-    for better in better_targets(call, house, house.targets(list(dict.fromkeys(domains)))):
+    for choices in better_targets(call, house, house.targets(list(dict.fromkeys(domains)))):
         fitting = {name: house.targets(tool.domains) for name, tool in COMPARED.items()}
-        by_tool = {name: [target for target in better if target in targets] for name, targets in fitting.items()}
+        by_tool = {name: [target for target in choices if target in targets] for name, targets in fitting.items()}
         return {name: [targets] for name, targets in by_tool.items() if targets}
     return {}
 

@@ -11,17 +11,16 @@ EVERYTHING = "all"
 LITTLE = frozenset(
     "a all also an and around as at both each entire every everywhere here house i in inside is it me my of on one our "
     "please plus room rooms single so that the this to us well whole".split())
-# Words for any device of a domain, in the singular.
-KINDS = {
+KIND_TEXTS = {
     "light": "light lighting lamp bulb", "switch": "switch plug socket outlet appliance", "fan": "fan",
     "cover": "blind shade curtain shutter window cover drape garage gate awning", "lock": "door lock",
     "climate": "heating heat thermostat radiator temperature ac air heater", "media_player":
     "music speaker sound volume tv radio telly television", "vacuum": "vacuum robot cleaner hoover cleaning",
     "scene": "scene mode mood", "script": "script routine", "todo": "list", EVERYTHING: "everything",
 }
-KINDS = {domain: frozenset(words.split()) for domain, words in KINDS.items()}  # type: ignore
-# Words of commands that tell a domain without naming it.
-HINTS = {
+# Words for any device of a domain, in the singular.
+KINDS = {domain: frozenset(words.split()) for domain, words in KIND_TEXTS.items()}
+HINT_TEXTS = {
     "light": "dark darker dim dimmer bright brighter brighten brightness light illuminate color colour red green blue "
     "yellow orange purple pink white gloomy see read reading blinding glare glow murky squint lit lumen shine",
     "cover": "open close closed shut raise lower sun sunlight daylight outside neighbor neighbour view privacy roll "
@@ -37,7 +36,8 @@ HINTS = {
     "script": "run script routine start activate",
     "todo": "list add put shopping grocery groceries need buy todo task write remember",
 }
-HINTS = {domain: frozenset(words.split()) for domain, words in HINTS.items()}  # type: ignore
+# Words of commands that tell a domain without naming it.
+HINTS = {domain: frozenset(words.split()) for domain, words in HINT_TEXTS.items()}
 # Words that people use for each other: a word of a name counts as said if one of its row is.
 ALIKE_ROWS = """
 tv television telly tele screen tube
