@@ -1,6 +1,7 @@
 """Families of commands: what a template is for, and the words that fill its slots."""
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -275,6 +276,7 @@ NOMINAL = (
 
 def names_target(template: str, ref: Reference, house: House) -> bool:
     """Whether the sentence will tell the target: by a word for it, or where; without either it is what is here."""
+    template = re.sub(r"\[[^]]*\]", "", template)
     if any(slot in template for slot in ("{t}", "{b}", "{vol}", "{bvol}", "{tv}", "{on}", "{place}", "{volloc}")):
         return True
     if "{n}" in template and (not ref.place or "{loc}" in template):
