@@ -21,7 +21,8 @@ def explained(said: FrozenSet[str], target: str, house: House) -> Tuple[FrozenSe
     kind = KINDS.get(named[0].domain if named else domain, frozenset())  # type: FrozenSet[str]
     own = content_words(named[0].name) if named else kind
     places = [device.area for device in named] if named else [place] if place != EVERYWHERE else []
-    return among(said, own | kind | content_words(" ".join(places))), among(said, own)
+    where = content_words(" ".join(places))
+    return among(said, own | kind | where), among(said, own - where or own)
 
 
 def all_explained(said: FrozenSet[str], targets: Sequence[str], house: House) -> FrozenSet[str]:
