@@ -1,5 +1,5 @@
 # make demo: the whole path in minutes; demo-chat: a published model talks.
-# make house: a model for one job, from data to a package for a board; two hours of two cores.
+# make house: a model for one job, from data to a package for a board; two hours of one core.
 # make test: lint beside all tests but the nightly ones; test-nightly: those, and more examples; test-fast: daily work.
 # make test-boards: on emulated Arm CPUs. make test-vm: whole emulated machines. make test-models: published weights.
 # make test-tensorrt: NVIDIA's parser and builder on the CPU.

@@ -1,17 +1,20 @@
 """Families of commands: what a template is for, and the words that fill its slots."""
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from grammar import blocks, expand, rules
-from house import COLORS, EVERYWHERE, MOST_TARGETS, TOOLS, Action, House
 from houses import words
 from refer import Reference, awning, heats, here_target, in_area, refer, the_area, window
 from spoken import at_time, degrees, duration, level, parts_said, share, spelled
 
+from merino_runtime.house.house import COLORS, EVERYWHERE, MOST_TARGETS, STATES, TOOLS, UNTIMED, Call, House
+
+REFUSAL = Call("refuse")
 Slots = dict[str, str | Callable[[], str]]
 
 
@@ -33,9 +36,10 @@ class Sample:
 
     house: House
     sentence: str
-    action: Action
+    action: Call
     kind: str
     parts: tuple[str, ...] = ()
+    more: tuple["Sample", ...] = ()  # further commands of the sentence
 
 
 @cache
@@ -44,7 +48,7 @@ def families() -> tuple[Family, ...]:
     for head, templates in blocks("commands").items():
         kind, tool, form, modes, *rest = head.split()
         domains, _, only = (rest[0] if rest else "").partition(":")
-        listed = tuple(domains.split(",")) if domains else TOOLS[tool.partition("=")[0]][0]
+        listed = tuple(domains.split(",")) if domains else TOOLS[tool.partition("=")[0]].domains
         listed = tuple(domain for domain in listed if domain != "scene" or "s" in modes)
         every.append(Family(kind.rstrip("!"), tool, form == "imp", modes, listed, only, templates, kind.endswith("!")))
     return tuple(every)
@@ -58,8 +62,12 @@ def value(tool: str, rng: random.Random) -> tuple[str, dict[str, Any]]:
         return said, {"color": color}
     if tool == "set_temperature":
         number = rng.choice((*range(16, 27), *range(17, 25), *range(17, 25), rng.randint(5, 35)))
+        if rng.random() < 0.1:
+            number = rng.randint(58, 82)
+            unit = rng.choice(("", " degrees", " degrees", " fahrenheit", " degrees fahrenheit"))
+            return f"{spelled(number, rng)}{unit}", {"degrees": number}
         return degrees(number, rng), {"degrees": number}
-    if "percent" in TOOLS[tool][1]:
+    if "percent" in TOOLS[tool].values:
         said, number = share(rng) if rng.random() < 0.85 else level(rng)
         return said, {"percent": number}
     return "", {}
@@ -67,10 +75,14 @@ def value(tool: str, rng: random.Random) -> tuple[str, dict[str, Any]]:
 
 def fixed_value(fixed: str) -> dict[str, Any]:
     """What a family always asks for: a share in percent, or any color, for which the answer has the first."""
+    if fixed in STATES:
+        return {"state": fixed}
     return {"color": COLORS[0]} if fixed == "any" else {"percent": int(fixed)}
 
 
-def slots_for(ref: Reference, house: House, tool: str, said: str, rng: random.Random) -> Slots:
+def slots_for(
+    ref: Reference, house: House, tool: str, said: str, rng: random.Random, template: str = ""
+) -> Slots:
     area = ref.area if ref.area and ref.area != EVERYWHERE else None
     slots: Slots = {
         "t": ref.whole,
@@ -93,7 +105,7 @@ def slots_for(ref: Reference, house: House, tool: str, said: str, rng: random.Ra
         "person": lambda: rng.choice(words("people", "train")),
         "inany": lambda: rng.choice(("", "", "in here", in_area(rng.choice(house.areas), rng))),
     }
-    if TOOLS[tool][0] == ("media_player",):
+    if TOOLS[tool].domains == ("media_player",) or "{volloc}" in template or "{tv}" in template:
         slots.update(media(ref, rng))
     return slots
 
@@ -161,14 +173,14 @@ def media_group(house: House, mode: str, rng: random.Random) -> Reference | None
     return Reference((f"{area}/media_player",), "the", "music", in_area(area, rng), False, area)
 
 
-def target_of(family: Family, tool: str, house: House, rng: random.Random) -> Reference | None:
+def target_of(family: Family, house: House, rng: random.Random) -> Reference | None:
     mode = rng.choice(family.modes)
     domains = [domain for domain in family.domains if any(each.domain == domain for each in house.devices)]
     if not domains:
         return None
     if mode == "H":
         return Reference((f"{EVERYWHERE}/lock",), "", "", area="")
-    if "media_player" in domains and mode in "ga" and TOOLS[tool][0] == ("media_player",):
+    if "media_player" in domains and mode in "ga" and family.domains == ("media_player",):
         return media_group(house, mode, rng)
     if "media_player" in domains and mode in "gah":
         domains.remove("media_player")
@@ -239,18 +251,18 @@ def said(family: Family, ref: Reference, house: House, split: str, rng: random.R
         return None
     if family.kind == "position.half":
         values = {"percent": 50}
-    sentence = expand(template, rng, rules(), slots_for(ref, house, tool, text, rng))
+    sentence = expand(template, rng, rules(), slots_for(ref, house, tool, text, rng, template))
     said_as = (ref.said, f"{ref.said}s", ref.place)  # "light" is the domain where the sentence has "lights"
     parts = parts_said(sentence, said_as) or parts_said(sentence, (ref.area or "",))
     imperative = family.imperative and not sentence.startswith(NOMINAL)
     timed = template.startswith(("{b}", "{n}"))
     sentence, times = wrapped(sentence, imperative, tool, split, rng, timed)
-    return Sample(house, sentence, Action(tool, ref.targets, (*values.items(), *times.items())), family.kind, parts)
+    return Sample(house, sentence, Call(tool, ref.targets, (*values.items(), *times.items())), family.kind, parts)
 
 
-def scene_said(name: str, split: str, rng: random.Random) -> tuple[str, dict[str, Any], str]:
+def scene_said(name: str, split: str, rng: random.Random, domain: str = "scene") -> tuple[str, dict[str, Any], str]:
     """A sentence that asks for a scene, the time that it names, and its family."""
-    family = pick([family for family in families() if family.modes == "s"], split, rng)
+    family = pick([family for family in families() if family.modes == "s" and domain in family.domains], split, rng)
     sentence = expand(rng.choice(family.templates), rng, rules(), {"s": name})
     return (*wrapped(sentence, family.imperative, "turn_on", split, rng), family.kind)
 
@@ -264,6 +276,7 @@ NOMINAL = (
 
 def names_target(template: str, ref: Reference, house: House) -> bool:
     """Whether the sentence will tell the target: by a word for it, or where; without either it is what is here."""
+    template = re.sub(r"\[[^]]*\]", "", template)
     if any(slot in template for slot in ("{t}", "{b}", "{vol}", "{bvol}", "{tv}", "{on}", "{place}", "{volloc}")):
         return True
     if "{n}" in template and (not ref.place or "{loc}" in template):
@@ -285,7 +298,7 @@ def wrapped(
     """The sentence with when, why and how politely; and the time that it names. `timed`: whether a time may stand
     beside it though it is no imperative."""
     times: dict[str, Any] = {}
-    if (imperative or timed) and tool not in ("next", "louder", "quieter") and rng.random() < 0.1:
+    if (imperative or timed) and tool not in ("next", "previous", "louder", "quieter", *UNTIMED) and rng.random() < 0.1:
         when, times = when_said(rng)
         sentence = f"{sentence} {when}" if rng.random() < 0.75 else f"{when} {sentence}"
     elif imperative and tool in ("turn_on", "turn_off", "play") and rng.random() < 0.006:
@@ -298,7 +311,7 @@ def wrapped(
         if not (times and ("now" in wrap or "immediately" in wrap)):
             sentence = wrap.replace("{c}", sentence)
     if rng.random() < (0.12 if imperative else 0.07):
-        reason = rng.choice(blocks("reasons")[tool])
+        reason = rng.choice(blocks("reasons").get(tool, ("please",)))
         first = rng.random() < 0.55
         sentence = (
             f"{reason}{rng.choice((' ', ' ', ', ', ' so ', ' please '))}{sentence}"
@@ -318,17 +331,17 @@ def when_said(rng: random.Random) -> tuple[str, dict[str, Any]]:
 WEIGHTS = {
     "turn_on": 22, "turn_off": 20, "set_brightness": 7, "brighten": 7, "dim": 8, "set_color": 7, "open": 5,
     "close": 5, "set_position": 5, "lock": 5, "unlock": 4, "set_temperature": 8, "warmer": 5, "cooler": 4,
-    "set_speed": 5, "set_volume": 5, "louder": 6, "quieter": 6, "play": 3, "pause": 4, "next": 3, "start": 6,
-    "dock": 4,
+    "set_speed": 5, "set_volume": 5, "louder": 6, "quieter": 6, "mute": 2, "unmute": 2, "play": 3, "pause": 4,
+    "next": 3, "previous": 2, "start": 6, "dock": 4, "get_state": 9, "get_temperature": 3,
 }
 
 
 def of_family(house: House, split: str, rng: random.Random, tool: str = "") -> Sample | None:
     if not tool:
-        fit = [tool for tool, (domains, _) in TOOLS.items() if any(each.domain in domains for each in house.devices)]
+        fit = [tool for tool in WEIGHTS if any(each.domain in TOOLS[tool].domains for each in house.devices)]
         tool = rng.choices(fit, [WEIGHTS[tool] for tool in fit])[0]
     family = pick(by_tool()[tool], split, rng)
-    ref = target_of(family, tool, house, rng)
+    ref = target_of(family, house, rng)
     if ref is None or len(ref.targets) > MOST_TARGETS:
         return None
     return said(family, ref, house, split, rng)

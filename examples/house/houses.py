@@ -14,18 +14,17 @@ from dataclasses import dataclass
 from functools import cache
 
 from grammar import blocks
-from house import COLORS, Device, House
 from wonderwords import RandomWord
 
-SPLITS = ("train", "test")
-# The listing of a house in characters, without the words before names. With these and a sentence a prompt has 99 tokens
-# in the median, and 5 of 1,000 test prompts have more than 128.
-LONGEST_LISTING = 265
+from merino_runtime.house.candidates import LONGEST_LISTING, MOST_DEVICES, candidates, listed_length, whole_fits
+from merino_runtime.house.house import COLORS, EVERYWHERE, NOWHERE, Device, House
 
+SPLITS = ("train", "test")
 WEIGHTS = {
     "light": 38, "switch": 15, "cover": 11, "media_player": 12, "climate": 8, "fan": 6, "lock": 5, "vacuum": 4,
-    "scene": 6,
+    "scene": 6, "script": 3, "todo": 5,
 }
+UNPLACED = "scene", "script", "todo"  # most of them are in no area
 # The last word that a made-up name of a domain may have: "zorbo lamp".
 HEADS = {
     "light": ("lamp", "light", "lights", "lamp"),
@@ -37,6 +36,8 @@ HEADS = {
     "media_player": ("speaker", "tv"),
     "vacuum": ("robot", "vacuum"),
     "scene": ("mood", "time"),
+    "script": ("routine", "script"),
+    "todo": ("list",),
 }
 
 
@@ -91,7 +92,7 @@ def assistants(split: str) -> list[str]:
 
 @cache
 def command_words() -> frozenset[str]:
-    files = ("commands", "moods", "uses", "verbs", "wraps", "heard", "rules")
+    files = ("commands", "moods", "uses", "verbs", "wraps", "heard", "rules", "timers")
     lines = [line for file in files for listed in blocks(file).values() for line in listed]
     kinds = [*HEADS, *(head for heads in HEADS.values() for head in heads), *COLORS]
     return frozenset(re.findall("[a-z]+", " ".join([*lines, *kinds])))
@@ -139,7 +140,7 @@ def device_name(rng: random.Random, domain: str, area: str, split: str) -> str:
         return with_strange(rng.choice(words(domain, split)), rng, HEADS[domain])
     how, listed = rng.random(), "train" if split == "train" or rng.random() < 0.4 else "test"
     base = rng.choice(words(domain, listed))
-    if domain == "scene":
+    if domain in UNPLACED:
         return (
             base
             if how < 0.85
@@ -162,10 +163,113 @@ def device_name(rng: random.Random, domain: str, area: str, split: str) -> str:
     return rng.choice((invented(rng, split), f"{invented(rng, split)} {rng.choice(HEADS[domain])}"))
 
 
+LARGE = {"train": 0.5, "test": 0.0}  # share of the houses of which the model sees candidates
+def floors_of(areas: Sequence[str], rng: random.Random) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    names = rng.choice(blocks("names")["floors"]).split(", ")
+    if set(names) & set(areas):
+        return ()
+    on = {area: rng.choice(names) for area in areas}
+    return tuple((name, tuple(area for area in areas if on[area] == name)) for name in names if name in on.values())
+
+
 def make_house(rng: random.Random, split: str) -> House:
+    """A house that the model reads: a small one, or the candidates of a large one for words of one of its devices."""
+    if rng.random() >= LARGE[split]:
+        house = small_house(rng, split)
+        return house._replace(here=NOWHERE) if split == "train" and rng.random() < 0.06 else house
+    if split not in LAST or rng.random() < 0.2:
+        LAST[split] = large_house(rng, split, rng.choice((20, 30, 45, 60, 100, 150)))
+    house = LAST[split]._replace(here=rng.choice(LAST[split].areas))
+    return candidates(house, query(house, rng))
+
+
+LAST: dict[str, House] = {}  # a large house serves for some samples
+
+
+def with_hidden(shown: House, rng: random.Random) -> House:
+    """The house with two devices for each domain that it has besides: a sentence can ask for their group."""
+    hidden = []
+    for area, domains in shown.also:
+        for domain in (domain for domain in domains for _ in range(2)):
+            name = f"{strange(rng)} {strange(rng)} {rng.choice(HEADS[domain])}"
+            hidden.append(Device(name, domain, f"{strange(rng)} wing" if area == EVERYWHERE else area))
+    return House((*shown.devices, *hidden), shown.here, shown.floors)
+
+
+def query(house: House, rng: random.Random) -> str:
+    """Words of a sentence, by which candidates are chosen."""
+    verbs = ("turn on", "turn off", "open", "close", "what is", "play", "make it warmer", "it is dark", "dim")
+    said = [rng.choice(verbs)]
+    for _ in range(rng.choice((1, 1, 2))):
+        device = rng.choice(house.devices)
+        place = f"in the {device.area}"
+        names = (device.name, device.name, device.name.split()[-1], device.domain, rng.choice(house.areas))
+        said.append(rng.choice((*names, f"{device.name} {place}", f"{device.domain}s {place}")))
+    return " ".join(said)
+
+
+def realistic_name(rng: random.Random, domain: str, area: str, split: str) -> str:
+    """As owners and integrations name devices: the area and the kind, the kind alone, a model and a number."""
+    how = rng.random()
+    if domain in UNPLACED or how < 0.3:
+        return device_name(rng, domain, area, split)
+    usual = words(domain, "train" if split == "train" or how < 0.6 else "test")
+    kind = rng.choice((rng.choice(words(f"{domain} kinds", "train")), rng.choice(usual)))
+    if how < 0.52:
+        return f"{area} {kind}"
+    if how < 0.7:
+        return kind
+    if how < 0.78:
+        return f"{kind} {rng.choice((1, 1, 2, 2, 3, 4, 5))}"
+    if how < 0.83:
+        return f"{area} {kind} {rng.choice((1, 2, 2, 3))}"
+    if how < 0.86:
+        return f"{rng.choice(('left', 'right', 'back', 'front', 'small', 'big', 'upper', 'lower'))} {kind}"
+    model = rng.choice(words(f"{domain} models", "train"))
+    if how < 0.9:
+        return f"{area} {model}"
+    return f"{model} {rng.choice((1, 2, 3, 4, 5, 6, 7, 8, 12))}" if how < 0.97 else model
+
+
+def large_house(rng: random.Random, split: str, size: int) -> House:
+    """A house of so many devices. Names can occur in several areas."""
+    count = max(4, min(30, round(size / rng.uniform(3, 9))))
+    areas = list(dict.fromkeys(area_name(rng, split) if rng.random() < 0.4 else rng.choice(words("areas", "train")[:32])
+    for _ in range(count)))
+    taken = {"light", "lights", "fan", "lock", *(held_out_names() if split == "train" else ())}
+    devices: dict[tuple[str, str], Device] = {}
+    few = {"vacuum": 1 + size // 150, "todo": 1 + size // 60, "scene": 3 + size // 25, "script": 2 + size // 40}
+    domains = list(WEIGHTS)
+    named: dict[str, str] = {}
+    for _ in range(20 * size):
+        if len(devices) == size:
+            break
+        domain = rng.choices(domains, list(WEIGHTS.values()))[0]
+        if domain in few and sum(each.domain == domain for each in devices.values()) >= few[domain]:
+            continue
+        area = "" if domain in UNPLACED and rng.random() < 0.8 else rng.choice(areas)
+        name = realistic_name(rng, domain, area or areas[0], split)
+        # One name is of one domain, and only devices with areas share it.
+        if name in taken or name in areas or (name, area) in devices:
+            continue
+        if named.setdefault(name, domain if area else name) != domain:
+            continue
+        if f"{area}/{name}" in (f"{area}/{one}" for one in domains):
+            continue
+        devices[name, area] = Device(name, domain, area)
+        if not area:
+            taken.add(name)
+    kept = [area for area in areas if any(device.area == area for device in devices.values())]
+    ordered = tuple(device for area in [*kept, ""] for device in devices.values() if device.area == area)
+    floors = floors_of(kept, rng) if rng.random() < 0.5 else ()
+    return House(ordered, rng.choice(kept), floors)
+
+
+def small_house(rng: random.Random, split: str) -> House:
     """A house whose listing is short enough. Names differ from each other, and from areas."""
     areas = list(dict.fromkeys(area_name(rng, split) for _ in range(rng.randint(3, 7))))
-    wanted = rng.randint(6, 14)
+    wanted = rng.randint(5, MOST_DEVICES)
+    realistic = rng.random() < 0.25
     # Rooms are filled unevenly, and a house has not every domain.
     domains = rng.choices(
         list(WEIGHTS), [weight * rng.choice((0, 1, 1, 2)) + 0.01 for weight in WEIGHTS.values()], k=wanted
@@ -175,17 +279,21 @@ def make_house(rng: random.Random, split: str) -> House:
     length = len("here: ") + max(map(len, areas))
     for place, domain in enumerate(domains):
         area = areas[place] if place < len(areas) else rng.choice(areas)
-        name = device_name(rng, domain, area, split)
-        length += len(name) + len(domain) + 3 + (len(area) + 2 if place < len(areas) else 0)
+        name = (realistic_name if realistic else device_name)(rng, domain, area, split)
+        area = "" if domain in UNPLACED and rng.random() < 0.5 else area
+        length += listed_length(Device(name, domain, area)) + (len(area) + 2 if place < len(areas) else 0)
         if length > LONGEST_LISTING and place >= 4:
             break
         if name not in taken:
             taken.add(name)
             devices.append(Device(name, domain, area))
     kept = [area for area in areas if any(device.area == area for device in devices)]
+    if not kept:
+        return small_house(rng, split)
     rng.shuffle(kept)
-    ordered = tuple(device for area in kept for device in devices if device.area == area)
-    return House(ordered, rng.choice(kept))
+    ordered = tuple(device for area in [*kept, ""] for device in devices if device.area == area)
+    house = House(ordered, rng.choice(kept), floors_of(kept, rng) if rng.random() < 0.25 else ())
+    return house if whole_fits(house) else small_house(rng, split)
 
 
 def near(areas: list[str]) -> Iterator[str]:

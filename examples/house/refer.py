@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from house import EVERYWHERE, MOST_TARGETS, Device, House
 from houses import HEADS, SPLITS, known, words
+
+from merino_runtime.house.house import EVERYWHERE, MOST_TARGETS, Device, House
 
 # Words for any device of a domain, in the singular and the plural.
 GENERIC = {
@@ -22,6 +23,8 @@ GENERIC = {
         ("vacuums", "robots"),
     ),
     "scene": ((), ()),
+    "script": ((), ()),
+    "todo": ((), ()),
 }
 
 CORE = {
@@ -139,6 +142,7 @@ def called(name: str, domain: str) -> tuple[str, ...]:
         tail = parts[start:]
         if (
             tail[0] not in CORE
+            and not tail[0].isdigit()
             and tail[-1] not in ("one", "strip", "maker", "machine", "room")
             or len(tail) > 1
             and tail[0] not in CORE
@@ -191,7 +195,7 @@ def by_name(house: House, device: Device, rng: random.Random) -> Reference | Non
                 return None
             owned = "'s " in spoken
             return Reference(
-                (device.name,),
+                (house.label(device),),
                 "" if owned else rng.choice(("the", "the", "my")),
                 f"{spoken} {said}",
                 plural=plural(said),
@@ -199,9 +203,9 @@ def by_name(house: House, device: Device, rng: random.Random) -> Reference | Non
         where = in_area(device.area, rng, spoken)
     if meant(said, house, device.area if where else None) != [device]:
         return None
-    if any(each.name == said for each in house.devices if each != device):
+    if not where and any(each.name == said for each in house.devices if each.name != device.name):
         return None
-    return Reference((device.name,), article(said, rng), said, where, plural(said))
+    return Reference((house.label(device),), article(said, rng), said, where, plural(said))
 
 
 def plural(said: str) -> bool:
@@ -216,7 +220,7 @@ def one_of(house: House, device: Device) -> Reference | None:
         return None
     if any(first in each.name.split() for each in house.devices if each != device):
         return None
-    return Reference((device.name,), "the", f"{first} one")
+    return Reference((house.label(device),), "the", f"{first} one")
 
 
 def here_target(house: House, domain: str) -> str:
@@ -224,7 +228,7 @@ def here_target(house: House, domain: str) -> str:
     fit = [each for each in house.devices if each.domain == domain]
     if any(each.area == house.here for each in fit):
         return f"{house.here}/{domain}"
-    return fit[0].name if len(fit) == 1 else f"{EVERYWHERE}/{domain}"
+    return house.label(fit[0]) if len(fit) == 1 else f"{EVERYWHERE}/{domain}"
 
 
 def generic_word(house: House, domain: str, devices: Sequence[Device], rng: random.Random) -> tuple[str, bool] | None:
@@ -270,6 +274,8 @@ def of_all(house: House, domain: str, mode: str, rng: random.Random) -> Referenc
     fit = [each for each in house.devices if each.domain == domain]
     if mode == "g":
         return of_all_here(house, domain, fit, rng)
+    if mode == "a" and house.floors and rng.random() < 0.35:
+        return of_all_on_floor(house, domain, rng)
     return of_all_in_area(house, domain, fit, rng) if mode == "a" else of_all_in_house(house, domain, fit, rng)
 
 
@@ -312,6 +318,24 @@ def of_all_in_area(house: House, domain: str, fit: list[Device], rng: random.Ran
     return Reference((f"{area}/{domain}",), det, f"{spoken} {noun}", "", many, area)
 
 
+def of_all_on_floor(house: House, domain: str, rng: random.Random) -> Reference | None:
+    floor, areas = rng.choice(house.floors)
+    devices = [each for each in house.devices if each.domain == domain and each.area in areas]
+    word = generic_word(house, domain, devices, rng) if devices and floor not in house.areas else None
+    if not word:
+        return None
+    det = rng.choice(("the", "the", "all the", "all", "all of the", "")) if word[1] else "the"
+    if rng.random() < 0.2:
+        return Reference((f"{floor}/{domain}",), det, f"{floor} {word[0]}", "", word[1], floor)
+    return Reference((f"{floor}/{domain}",), det, word[0], on_floor(floor), word[1], floor)
+
+
+def on_floor(floor: str) -> str:
+    if floor in BARE:
+        return floor
+    return f"{'on' if 'floor' in floor else 'in'} the {floor}{' floor' if len(floor) < 7 and floor != 'cellar' else ''}"
+
+
 def of_all_in_house(house: House, domain: str, fit: list[Device], rng: random.Random) -> Reference | None:
     word = generic_word(house, domain, fit, rng)
     if not word or not word[1] and domain != "light" or len(fit) < 2:
@@ -350,7 +374,7 @@ def of_kind(house: House, domain: str, rng: random.Random) -> Reference | None:
     same = [each for each in local if known(each.name, domain) == kinds]
     if len(same) < 2 or len(same) > MOST_TARGETS:
         return None
-    targets = (f"{first.area}/{domain}",) if len(same) == len(local) else tuple(each.name for each in same)
+    targets = (f"{first.area}/{domain}",) if len(same) == len(local) else tuple(map(house.label, same))
     place = (
         in_area(first.area, rng)
         if first.area != house.here or rng.random() < 0.5
@@ -402,7 +426,7 @@ def several(house: House, domains: Sequence[str], rng: random.Random) -> Referen
     if parts[-1].place:
         parts[-1] = replace(parts[-1], place="") if parts[-1].area is None else parts[-1]
         if parts[-1].place or meant(parts[-1].said, house) != [
-            each for each in house.devices if each.name == parts[-1].targets[0]
+            each for each in house.devices if house.label(each) == parts[-1].targets[0]
         ]:
             return None
     joint = rng.choice((" and ", " and ", " and ", " and ", " plus ", " as well as ", " and also "))

@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 
-from command_families import Sample, by_tool, families, of_family, pick, said, scene_said, target_of
+from command_families import REFUSAL, WEIGHTS, Sample, by_tool, families, of_family, pick, said, scene_said, target_of
 from grammar import blocks, expand, rules
-from house import REFUSAL, TOOLS, Action, Device, House
 from houses import area_name, device_name, make_house, near, words
 from refer import GENERIC, Reference, article, called, in_area, opaque, refer, the_area
 from spoken import duration, spelled
 from templates import ha_question
+
+from merino_runtime.house.house import TOOLS, Call, Device, House
 
 # Kinds of negatives that share most of their words with commands.
 HARD = (
@@ -93,7 +94,7 @@ def plain_command(house: House, rng: random.Random) -> str:
     its devices unmistakably."""
     for _ in range(TRIES):
         tool = rng.choice(
-            [tool for tool in blocks("verbs") if any(each.domain in TOOLS[tool][0] for each in house.devices)]
+            [tool for tool in blocks("verbs") if any(each.domain in TOOLS[tool].domains for each in house.devices)]
         )
         family = by_tool()[tool][0]
         ref = refer(house, family.domains, rng.choice("nnag"), rng)
@@ -120,11 +121,11 @@ def missing(house: House, split: str, rng: random.Random) -> Sample | None:
 
 
 def ask(house: House, ghost: Device, mode: str, split: str, rng: random.Random, kind: str) -> Sample | None:
-    larger = House((*house.devices, ghost), house.here)
+    larger = House((*house.devices, ghost), house.here, house.floors)
     ref = refer(larger, [ghost.domain], mode, rng)
     if ref is None or all(house.resolve(target) for target in ref.targets) or len(ref.targets) > 1:
         return None
-    fit = [tool for tool, (domains, _) in TOOLS.items() if ghost.domain in domains]
+    fit = [tool for tool in WEIGHTS if ghost.domain in TOOLS[tool].domains]
     tool = rng.choice(fit)
     listed = [family for family in by_tool()[tool] if mode in family.modes and ghost.domain in family.domains]
     if not listed:
@@ -135,7 +136,7 @@ def ask(house: House, ghost: Device, mode: str, split: str, rng: random.Random, 
 
 def missed(sample: Sample, house: House, kind: str) -> Sample:
     """The same sentence in a house without such a device: a call without a target."""
-    return replace(sample, house=house, action=replace(sample.action, targets=()), kind=kind)
+    return replace(sample, house=house, action=sample.action._replace(targets=()), kind=kind)
 
 
 def alike(house: House, ghost: Device) -> bool:
@@ -194,7 +195,7 @@ def missing_scene(house: House, split: str, rng: random.Random) -> Sample | None
     if {word for each in house.devices for word in each.name.split()} & set(name.split()) or name in house.areas:
         return None
     sentence, times, _ = scene_said(name, split, rng)
-    return Sample(house, sentence, Action("turn_on", (), tuple(times.items())), "missing.scene", (name,))
+    return Sample(house, sentence, Call("turn_on", (), tuple(times.items())), "missing.scene", (name,))
 
 
 def missing_area(house: House, split: str, rng: random.Random) -> Sample | None:
@@ -279,20 +280,21 @@ def missing_domain(house: House, split: str, rng: random.Random) -> Sample | Non
     if near_words & named or domain == "climate" and any(each.domain == "fan" for each in house.devices):
         return None
     names = {"cover": ("blinds", "curtains"), "media_player": ("tv", "speaker", "radio")}.get(domain, ("qqq",))
-    ghost = Device(rng.choice(names), domain, rng.choice((house.here, *house.areas)))
+    here = [area for area in house.areas if area == house.here]
+    ghost = Device(rng.choice(names), domain, rng.choice((*here, *house.areas)))
     larger = House((*house.devices, ghost), house.here)
     tool = rng.choice(
         [
             tool
-            for tool, (domains, _) in TOOLS.items()
-            if domain in domains and (domain != "fan" or tool == "set_speed" or rng.random() < 0.5)
+            for tool in WEIGHTS
+            if domain in TOOLS[tool].domains and (domain != "fan" or tool == "set_speed" or rng.random() < 0.5)
         ]
     )
     family = pick([each for each in by_tool()[tool] if domain in each.domains], split, rng)
     only = House(
         tuple(each for each in larger.devices if each.domain == domain or each.domain not in family.domains), house.here
     )
-    ref = target_of(family, tool, only, rng)
+    ref = target_of(family, only, rng)
     if ref is None or any(not target.endswith(f"/{domain}") and target != ghost.name for target in ref.targets):
         return None
     sample = said(family, ref, larger, split, rng)

@@ -9,28 +9,30 @@ No tool takes how long something stays on ("for an hour"): it is ignored.
 
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from command_families import Sample, families, of_family, scene_said, wrapped
+from command_families import REFUSAL, Sample, families, of_family, scene_said, wrapped
 from grammar import blocks, expand, rules
-from house import EVERYTHING, EVERYWHERE, MOST_WORDS, REFUSAL, TOOLS, Action, Device, House
 from houses import assistants, make_house, strange, words
-from refer import in_area, meant, refer
+from refer import in_area, meant, on_floor, refer
 from refusals import refusal
-from spoken import as_heard, first_said, heard, parts_said
+from spoken import as_heard, first_said, heard, number_words, parts_said
 from templates import ha_command
+from timers import of_list, of_timer
+
+from merino_runtime.house.house import EVERYTHING, EVERYWHERE, MOST_WORDS, NO_EFFECT, TOOLS, Call, Device, House
 
 
 def of_scene(house: House, split: str, rng: random.Random) -> Sample | None:
-    scenes = [each for each in house.devices if each.domain == "scene"]
+    scenes = [each for each in house.devices if each.domain in ("scene", "script")]
     if not scenes:
         return None
     scene = rng.choice(scenes)
     if meant(scene.name, house) != [scene] or any(scene.name in each.name for each in house.devices if each != scene):
         return None
-    sentence, times, kind = scene_said(scene.name, split, rng)
-    return Sample(house, sentence, Action("turn_on", (scene.name,), tuple(times.items())), kind, (scene.name,))
+    sentence, times, kind = scene_said(scene.name, split, rng, scene.domain)
+    return Sample(house, sentence, Call("turn_on", (house.label(scene),), tuple(times.items())), kind, (scene.name,))
 
 
 def mood_scenes(house: House, keys: str) -> list[Device]:
@@ -54,7 +56,7 @@ def of_mood(house: House, _: str, rng: random.Random) -> Sample | None:
         return None
     if not scenes:
         return Sample(house, sentence, REFUSAL, "no.mood")
-    return Sample(house, sentence, Action("turn_on", (scenes[0].name,)), "scene.mood")
+    return Sample(house, sentence, Call("turn_on", (house.label(scenes[0]),)), "scene.mood")
 
 
 def of_use(house: House, split: str, rng: random.Random) -> Sample | None:
@@ -79,8 +81,8 @@ def of_use(house: House, split: str, rng: random.Random) -> Sample | None:
             word in each.name for each in house.devices for word in keys.split(",")
         ):
             return None
-        return Sample(house, sentence, Action("turn_on", (), values), "missing.use", parts)
-    return Sample(house, sentence, Action("turn_on", (local[0].name,), values), "on.use", parts)
+        return Sample(house, sentence, Call("turn_on", (), values), "missing.use", parts)
+    return Sample(house, sentence, Call("turn_on", (house.label(local[0]),), values), "on.use", parts)
 
 
 def users(house: House, keys: str) -> list[Device]:
@@ -91,24 +93,29 @@ def users(house: House, keys: str) -> list[Device]:
 
 def of_everything(house: House, split: str, rng: random.Random) -> Sample | None:
     family = next(family for family in families() if family.modes == "e")
-    area = rng.choice((*house.areas, house.here, EVERYWHERE))
+    floors = [floor for floor, _ in house.floors]
+    area = rng.choice((*house.areas, house.here, EVERYWHERE, *floors, *floors))
     target = f"{area}/{EVERYTHING}"
-    if target not in house.targets(TOOLS["turn_off"][0]):
+    if target not in house.targets(TOOLS["turn_off"].domains):
         return None
     place = (
-        in_area(area, rng) if area != EVERYWHERE else rng.choice(("in the house", "everywhere", "in the whole house"))
+        on_floor(area)
+        if area in floors
+        else in_area(area, rng)
+        if area != EVERYWHERE
+        else rng.choice(("in the house", "everywhere", "in the whole house"))
     )
     if area == house.here and rng.random() < 0.5:
         place = rng.choice(("in here", "in this room", "in the room"))
     sentence = expand(rng.choice(family.templates), rng, rules(), {"inx": place})
     parts = parts_said(sentence, (place,))
     sentence, times = wrapped(sentence, True, "turn_off", split, rng)
-    return Sample(house, sentence, Action("turn_off", (target,), tuple(times.items())), family.kind, parts)
+    return Sample(house, sentence, Call("turn_off", (target,), tuple(times.items())), family.kind, parts)
 
 
 def of_correction(house: House, _: str, rng: random.Random) -> Sample | None:
     tool = rng.choice(["turn_on", "turn_off", "dim", "brighten", "open", "close", "lock", "unlock"])
-    domains = [domain for domain in TOOLS[tool][0] if domain not in ("scene", "media_player")]
+    domains = [domain for domain in TOOLS[tool].domains if domain not in ("scene", "media_player")]
     right, wrong = refer(house, domains, rng.choice("nna"), rng), refer(house, domains, rng.choice("nna"), rng)
     if right is None or wrong is None or right.place or wrong.place:
         return None
@@ -117,7 +124,7 @@ def of_correction(house: House, _: str, rng: random.Random) -> Sample | None:
     verbs = [verb.removesuffix(" {t}") for verb in blocks("verbs")[tool] if verb.endswith(" {t}")]
     slots = {"verb": rng.choice(verbs), "t": right.whole, "wrong": wrong.whole}
     sentence = expand(rng.choice(blocks("wraps")["correction"]), rng, rules(), slots)
-    return Sample(house, sentence, Action(tool, right.targets), "correction", parts_said(sentence, (right.said,)))
+    return Sample(house, sentence, Call(tool, right.targets), "correction", parts_said(sentence, (right.said,)))
 
 
 # With what a command of Home Assistant's must begin for "could you" to go with it.
@@ -135,13 +142,39 @@ def of_ha(house: House, split: str, rng: random.Random) -> Sample | None:
         return None
     sentence, action, parts = drawn
     sentence, times = wrapped(sentence, sentence.split()[0] in VERBS.split(), action.tool, split, rng)
-    action = replace(action, values=(*action.values, *times.items()))
+    action = action._replace(values=(*action.values, *times.items()))
     return Sample(house, sentence, action, "ha." + action.tool, parts)
 
 
+JOINTS = (" and ", " and ", " and ", " and then ", ", ", ", then ", " and also ", ", and ", " then ", " also ")
+
+
+def of_several(house: House, split: str, rng: random.Random) -> Sample | None:
+    """Two commands, or rarely three, in a sentence."""
+    samples: list[Sample] = []
+    wanted = 3 if rng.random() < 0.12 else 2
+    for _ in range(12):
+        maker = rng.choices((of_family, of_scene, of_ha, of_timer, of_list), (12, 1, 2, 0.6, 0.6))[0]
+        sample = maker(house, split, rng)
+        if sample is None or sample.action.targets and unclear(sample) or len(sample.sentence) > 60:
+            continue
+        if sample.action.tool in NO_EFFECT or any(sample.action.targets == other.action.targets for other in samples):
+            continue
+        samples.append(sample)
+        if len(samples) == wanted:
+            break
+    if len(samples) < 2:
+        return None
+    first, *rest = samples
+    sentence = first.sentence
+    for other in rest:
+        sentence += rng.choice(JOINTS) + other.sentence
+    return replace(first, sentence=sentence, kind="several", more=tuple(rest))
+
+
 MAKERS: Mapping[Callable[[House, str, random.Random], Sample | None], float] = {
-    of_family: 0.74, of_ha: 0.08, of_scene: 0.05, of_mood: 0.03, of_use: 0.05, of_everything: 0.02,
-    of_correction: 0.03,
+    of_family: 0.66, of_ha: 0.08, of_scene: 0.05, of_mood: 0.03, of_use: 0.05, of_everything: 0.02,
+    of_correction: 0.02, of_timer: 0.05, of_list: 0.03, of_several: 0.07,
 }
 RARE = of_mood, of_use  # each of their many wordings is rare, so training has them twice as often
 SHARES = {
@@ -162,7 +195,8 @@ def unclear(sample: Sample) -> bool:
     ):
         if name in text:
             text = re.sub(rf"\b{re.escape(name)}\b", "#", text)
-    others = [each.name for each in sample.house.devices if each not in meant_devices]
+    shown = {each.name for each in meant_devices}
+    others = [each.name for each in sample.house.devices if each not in meant_devices and each.name not in shown]
     return any(name in text and re.search(rf"\b{re.escape(name)}\b", text) for name in others)
 
 
@@ -174,7 +208,7 @@ EASY_LEFT_OUT = 0.6
 def command(house: House, split: str, rng: random.Random) -> Sample:
     while True:
         sample = rng.choices(list(MAKERS), SHARES[split])[0](house, split, rng)
-        if sample is None or sample.kind != "correction" and sample.action.targets and unclear(sample):
+        if sample is None or sample.kind not in ("correction", "several") and sample.action.targets and unclear(sample):
             continue
         if split == "train" and is_easy(sample) and rng.random() < EASY_LEFT_OUT:
             continue
@@ -212,7 +246,26 @@ def make_sample(rng: random.Random, split: str, house: House | None = None) -> S
     """Of a house, by default of a new one."""
     house = house or make_house(rng, split)
     sample = command(house, split, rng) if rng.random() < COMMANDS[split] else refusal(house, split, rng)
-    sentence = addressed(sample.sentence, split, rng)
+    sentence = numbers_said(addressed(sample.sentence, split, rng), rng)
     result = heard(sentence, rng, MISTYPED[split])
-    words = as_heard(sample.parts, sentence, result)[:MOST_WORDS]
-    return replace(sample, sentence=result, action=replace(sample.action, words=words))
+
+    def with_words(one: Sample) -> Sample:
+        words = as_heard(tuple(numbered(one.parts, sentence)), sentence, result)[:MOST_WORDS]
+        return replace(one, action=one.action._replace(words=words))
+
+    return replace(with_words(sample), sentence=result, more=tuple(map(with_words, sample.more)))
+
+
+def numbers_said(sentence: str, rng: random.Random) -> str:
+    """"lamp three" for "lamp 3", sometimes."""
+    if rng.random() < 0.6:
+        return sentence
+    return re.sub(r"(?<=[a-z] )([1-8])\b(?! ?(%|percent|degrees|min|hour|:|\.|am|pm|a\.m|p\.m|o'))",
+                  lambda found: number_words(int(found[1])), sentence)
+
+
+def numbered(parts: tuple[str, ...], sentence: str) -> Iterator[str]:
+    """The parts as they are in the sentence, numbers as words if they are so there."""
+    for part in parts:
+        spelled = re.sub(r"\b([1-8])\b", lambda found: number_words(int(found[1])), part)
+        yield part if part in sentence else spelled

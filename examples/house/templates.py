@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from grammar import expand
-from house import EVERYWHERE, TOOLS, Action, Device, House
 from houses import known
 from refer import GENERIC, area_words, cooling, here_target, meant, window
 from spoken import first_said, parts_said, spelled
+
+from merino_runtime.house.house import EVERYWHERE, TOOLS, Call, Device, House
 
 # Where Home Assistant's rule is looser than people speak.
 RULES = {
@@ -41,6 +42,9 @@ INTENTS = {
     "HassMediaPause": "media_player",
     "HassMediaUnpause": "media_player",
     "HassMediaNext": "media_player",
+    "HassMediaPrevious": "media_player",
+    "HassMediaPlayerMute": "media_player",
+    "HassMediaPlayerUnmute": "media_player",
     "HassSetVolume": "media_player",
     "HassSetVolumeRelative": "media_player",
     "HassVacuumStart": "vacuum",
@@ -50,12 +54,9 @@ INTENTS = {
     "HassTurnOff": "",
 }
 QUESTIONS = [
-    "HassGetState", "HassClimateGetTemperature", "HassGetWeather", "HassGetCurrentTime", "HassGetCurrentDate",
-    "HassStartTimer", "HassCancelTimer", "HassIncreaseTimer", "HassDecreaseTimer", "HassPauseTimer",
-    "HassTimerStatus", "HassShoppingListAddItem", "HassListAddItem", "HassNevermind", "HassMediaPrevious",
-    "HassRespond", "HassBroadcast", "HassShoppingListCompleteItem",
+    "HassGetWeather", "HassGetCurrentTime", "HassGetCurrentDate", "HassNevermind", "HassRespond", "HassBroadcast",
+    "HassShoppingListCompleteItem",
 ]
-ASKING = ("is", "are", "what", "what's", "whats", "which", "how", "how's", "hows", "where", "where's", "tell")
 
 
 @cache
@@ -88,6 +89,9 @@ def tool_of(intent: str, domain: str, combination: str) -> str:
         "HassMediaPause": "pause",
         "HassMediaUnpause": "play",
         "HassMediaNext": "next",
+        "HassMediaPrevious": "previous",
+        "HassMediaPlayerMute": "mute",
+        "HassMediaPlayerUnmute": "unmute",
         "HassSetVolume": "set_volume",
         "HassSetVolumeRelative": "relative",
         "HassVacuumStart": "start",
@@ -117,7 +121,8 @@ def commands() -> tuple[tuple[str, str, str, str], ...]:
             wanted = block.get("slots", {}).get("domain") or block.get("requires_context", {}).get("domain") or base
             for domain in [wanted] if isinstance(wanted, str) else wanted:
                 tool = tool_of(intent, domain, combination)
-                if not mode or tool not in (*TOOLS, "relative") or tool != "relative" and domain not in TOOLS[tool][0]:
+                known = tool == "relative" or tool in TOOLS and domain in TOOLS[tool].domains
+                if not mode or not known:
                     continue
                 # A bare name asks for nothing; colors by kelvin are no tool's.
                 kept = [
@@ -127,7 +132,7 @@ def commands() -> tuple[tuple[str, str, str, str], ...]:
     return tuple(usable)
 
 
-def ha_command(house: House, rng: random.Random) -> tuple[str, Action, tuple[str, ...]] | None:
+def ha_command(house: House, rng: random.Random) -> tuple[str, Call, tuple[str, ...]] | None:
     """A sentence, its action, and the words that name the devices."""
     tool, domain, mode, template = rng.choice(commands())
     devices = [each for each in house.devices if each.domain == domain]
@@ -192,12 +197,12 @@ def ha_command(house: House, rng: random.Random) -> tuple[str, Action, tuple[str
     kinds = sorted((word for words in GENERIC[domain] for word in words), key=len, reverse=True)
     kind = first_said(sentence, kinds) if mode != "n" else ()
     parts = parts_said(sentence, [*(str(slots[slot]) for slot in ("name", "area", "cover_classes")), *kind])
-    return sentence, Action(tool, (target,), tuple(values.items())), parts
+    return sentence, Call(tool, (target,), tuple(values.items())), parts
 
 
 def place(house: House, device: Device, mode: str) -> str:
     if mode == "n":
-        return device.name
+        return house.label(device)
     return (
         f"{device.area}/{device.domain}"
         if mode == "a"
@@ -231,7 +236,7 @@ def questions() -> tuple[tuple[str, str], ...]:
 
 def ha_question(slots: Mapping[str, str | Callable[[], str]], rng: random.Random) -> str | None:
     intents = sorted({intent for intent, _ in questions()})
-    wanted = "HassGetState" if rng.random() < 0.4 else rng.choice(intents)
+    wanted = rng.choice(intents)
     template = rng.choice([template for intent, template in questions() if intent == wanted])
     lists = english()["lists"]
     values: dict[str, str | Callable[[], str]] = {
@@ -258,6 +263,6 @@ def ha_question(slots: Mapping[str, str | Callable[[], str]], rng: random.Random
     sentence = expand(
         template, rng, ha_rules(), {**slots, **values, **{each: slots[each] for each in ("name", "area")}}
     )
-    if wanted == "HassGetState" and not sentence.startswith(ASKING) or any(mark in sentence for mark in "[]()|"):
+    if any(mark in sentence for mark in "[]()|"):
         return None
     return sentence

@@ -25,7 +25,8 @@ ROOMS = {
         "design", "records", "calibration", "prediction", "families", "profiles", "text", "storage", "embedded",
     ],
     "merino_runtime": [
-        "__main__", "commands", "serving", "delivery", "job", "api", "chat", "generation", "backends", "bundle", "io",
+        "__main__", "commands", "serving", "delivery", "house", "job", "api", "chat", "generation", "backends",
+        "bundle", "io",
         "sampling", "errors",
     ],
     "merino_bench": ["harness", "probe", "sensors"],
