@@ -71,7 +71,8 @@ def test_a_sample_is_an_answer_that_the_schema_of_its_house_allows(samples):
 
 
 def test_the_schema_of_a_house_has_its_targets_only():
-    of_home = jsonschema.Draft202012Validator(schema({name: HOME.targets(tool.domains) for name, tool in TOOLS.items()}))
+    targets = {name: HOME.targets(tool.domains) for name, tool in TOOLS.items()}
+    of_home = jsonschema.Draft202012Validator(schema(targets))
     right = [Call("turn_on", ("salt lamp", "hall/light"), (("at", "07:30"),), "the salt lamp"), Call("cancel_timer")]
     assert of_home.is_valid(json.loads(write_calls(right)))
     for wrong in (Call("turn_on", ("kettle",)), Call("dim", ("range hood",)), Call("set_brightness", ("salt lamp",))):

@@ -289,7 +289,9 @@ def test_another_engine_version_pairs_with_a_note_and_another_name_does_not():
         compare(rows(record()), rows(record(bundle="renamed")))
 
 
-@pytest.mark.parametrize(("text", "share"), [("5%", 0.05), (" 2.5 % ", 0.025), ("0%", 0.0), ("99.9%", 0.999), ("5", 0.05)])
+@pytest.mark.parametrize(
+    ("text", "share"), [("5%", 0.05), (" 2.5 % ", 0.025), ("0%", 0.0), ("99.9%", 0.999), ("5", 0.05)]
+)
 def test_percent(text, share):
     assert parse_percent("--fail-if-slower", text, ALLOWED_LOSS) == pytest.approx(share)
 

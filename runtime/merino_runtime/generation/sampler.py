@@ -144,7 +144,8 @@ class Repetitions:
     def lengths(self, least: int) -> Dict[int, int]:
         """Return the length of the longest repeated sequence that each next id would continue, if it is `least` or
         more."""
-        ids, breakers, found = self._ids, self._breakers, {}  # type: List[int], FrozenSet[int], Dict[int, int]
+        ids, breakers = self._ids, self._breakers
+        found: Dict[int, int] = {}
         last = len(ids) - 1
         for place in self._places.get(ids[last], ())[-MOST_PLACES:] if ids else ():
             following = ids[place + 1] if place < last else None
