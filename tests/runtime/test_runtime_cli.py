@@ -52,7 +52,7 @@ def test_generate_json_is_a_line_per_token_and_the_figures(folder):
     *tokens, last = lines(out)
     assert code == 0 and len(tokens) == 6 and all(set(token) == {"id", "text"} for token in tokens)
     assert set(last) == {"done", "tokens", "prefill_tokens", "prefill_ms", "decode_ms_p50", "tok_s",
-                         "peak_rss_mb", "stop_reason", "shifts", "forced"}
+                         "peak_rss_mb", "stop_reason", "shifts", "forced", "guessed"}
     assert last["done"] is True and last["tokens"] == 6 and last["stop_reason"] == "length"
     assert "".join(token["text"] for token in tokens) + "\n" == run(*arguments)[1]
 
