@@ -10,8 +10,18 @@ from merino_runtime.api import LanguageModel
 from merino_runtime.generation.generate import Token, TokenLogprobs
 from merino_runtime.house.agreement import is_unexplained, to_choose_again
 from merino_runtime.house.candidates import candidates, whole_calls
-from merino_runtime.house.house import (MOST_TARGETS, NO_EFFECT, TOOLS, Call, House, has_effect, prompt, read_calls,
-                                        row_schema, schema)
+from merino_runtime.house.house import (
+    MOST_TARGETS,
+    NO_EFFECT,
+    TOOLS,
+    Call,
+    House,
+    has_effect,
+    prompt,
+    read_calls,
+    row_schema,
+    schema,
+)
 from merino_runtime.house.words import ratio
 from merino_runtime.sampling import GREEDY
 
@@ -71,8 +81,9 @@ def span(part: str, sentence: str) -> str:
 
 def any_of(call: Call, shown: House) -> Any:
     allowed = shown.targets(TOOLS[call.tool].domains)
-    return {"type": "array", "items": {"enum": allowed}, "maxItems": MOST_TARGETS, "uniqueItems": True} if allowed else {
-        "type": "array", "maxItems": 0}
+    if not allowed:
+        return {"type": "array", "maxItems": 0}
+    return {"type": "array", "items": {"enum": allowed}, "maxItems": MOST_TARGETS, "uniqueItems": True}
 
 
 def chosen_again(call: Call, shown: House, _: str = "") -> Any:
