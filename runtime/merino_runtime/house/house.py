@@ -15,8 +15,8 @@ listed area has.
 The answer is a list of calls, `[["off","lamp beside the bed",["bedside lamp"]]]`: the tool's short name, the words of
 the sentence that name the devices, the targets, and an object of values if there are some. `[]` is a refusal, and a
 call without targets says that the house has no such device. A target is a device, or a group: `AREA/DOMAIN`,
-`FLOOR/DOMAIN` or `house/DOMAIN` is all devices of a domain there, `AREA/all` all that can be turned on and off. A device
-whose name occurs more than once is `AREA/NAME`. Domains are Home Assistant's.
+`FLOOR/DOMAIN` or `house/DOMAIN` is all devices of a domain there, and `AREA/all` is all that can be turned on and off.
+A device whose name occurs more than once is `AREA/NAME`. Domains are Home Assistant's.
 """
 import json
 from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
