@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merino_runtime.house.answer import answer
 from refusals import new_wordings
 
 from merino_runtime.api import open_model
+from merino_runtime.house.answer import answer
 from merino_runtime.house.candidates import candidates
 from merino_runtime.house.house import NO_EFFECT, TOOLS, Call, Device, House, meanings, read_calls
 

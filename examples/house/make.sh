@@ -24,7 +24,7 @@ done
 "$python" "$here/make_data.py" "$out/negatives.txt" --negatives --samples 500 --seed 3
 "$python" "$here/make_data.py" "$out/calibrate.txt" --turns --text --samples 600 --seed 4 --tokenizer "$out/tokenizer.json"
 
-# 2. Training, within 4 ms a token, 150 ms for 128 tokens of prompt and 80 MB.
+# 2. Training, within 7 ms a token, 150 ms for 128 tokens of prompt and 80 MB.
 decoder=$here/architecture.json
 merino score "$decoder" --device raspberry-pi-zero-2w --backend onnxruntime --context 256 --prompt 128
 resume=

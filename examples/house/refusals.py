@@ -221,7 +221,8 @@ def missing_area(house: House, split: str, rng: random.Random) -> Sample | None:
 def area_it_has_not(house: House, split: str, rng: random.Random) -> str | None:
     area, named = area_name(rng, split), names_of(house)
     last = area.split()[-1]
-    known = any(area in other or other in area for other in house.areas) or area in near(house.areas)
+    places = [*house.areas, *(floor for floor, _ in house.floors)]
+    known = any(area in other or other in area for other in places) or area in near(house.areas)
     if known or last in named.split() or area in named:
         return None
     same_kind = last in ("room", "bedroom", "bathroom") and any(last in other for other in house.areas)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from evaluate import generated
-from merino_runtime.house.answer import CONFIRMED, answer
 
 from merino_runtime.api import open_model
 from merino_runtime.house.agreement import is_unexplained
+from merino_runtime.house.answer import CONFIRMED, answer
 from merino_runtime.house.house import has_effect, meanings
 
 WRONG = 10  # questions

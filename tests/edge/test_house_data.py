@@ -41,7 +41,7 @@ from merino_runtime.house.house import (  # noqa: E402
 )
 from merino_runtime.house.words import spoken  # noqa: E402
 
-COUNT = 700
+COUNT = 1500
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_a_call_for_what_the_house_has_not_is_rarely_given_a_target(samples):
     """"the nursery light" may be a typing error for the scene "game night" where the nursery has no light."""
     every = [sample for split in SPLITS for sample in samples[split] if not sample.house.also]
     absent = [sample for sample in every if sample.kind.startswith("missing.")]
-    assert sum(to_choose_again(sample.action, sample.house) != {} for sample in absent) <= len(absent) / 50 > 2
+    assert sum(to_choose_again(sample.action, sample.house) != {} for sample in absent) <= len(absent) / 100 > 1
 
 
 HOME = House((
@@ -279,7 +279,7 @@ def test_the_decoder_is_within_the_budgets_that_its_page_states():
     command = [sys.executable, "-m", "merino_edge", "score", source, *shape, "--json"]
     printed = json.loads(subprocess.run(command, capture_output=True, check=True, cwd=ROOT).stdout)
     costs = printed["sources"][0]["predicted"]["int8"]
-    assert costs["decode_ms"] <= 4 and costs["prefill_ms"] <= 150 and costs["memory_mb"] <= 80
+    assert costs["decode_ms"] <= 7 and costs["prefill_ms"] <= 150 and costs["memory_mb"] <= 80
 
 
 @pytest.mark.nightly

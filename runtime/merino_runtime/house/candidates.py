@@ -1,8 +1,8 @@
 """Chooses the devices of a house that the model reads for a sentence: as many as its listing holds.
 
 A device scores by the words of the sentence that its name, aliases, area, floor and domain explain. Rare words of the
-house count more. Words that chosen devices explain count less for the next one, so that each part of a sentence gets its
-devices. What is left over goes to the speaker's area.
+house count more. Words that chosen devices explain count less for the next one, so that each part of a sentence gets
+its devices. What is left over goes to the speaker's area.
 """
 import math
 from collections import Counter, OrderedDict
@@ -45,7 +45,7 @@ def candidates(house: House, sentence: str) -> House:
     said = said_words(sentence)
     explained = explanations(house, said)
     close = {device: closeness(device, house, explained[device]) for device in house.devices}
-    worth = {word: 1.0 for word in said}
+    worth = dict.fromkeys(said, 1.0)
     counts = Counter(device.domain for device in house.devices)
     left = dict.fromkeys(house.devices)  # type: Dict[Device, None]
     chosen = []  # type: List[Device]
@@ -88,7 +88,8 @@ def part(house: House, shown: Tuple[Device, ...], kept: "set[Device]") -> House:
         if device.domain not in anywhere and device.domain not in UNGROUPED:
             anywhere.add(device.domain)
             also[EVERYWHERE].append(device.domain)
-    return House(shown, house.here, house.floors, tuple((place, tuple(domains)) for place, domains in also.items() if domains))
+    more = tuple((place, tuple(domains)) for place, domains in also.items() if domains)
+    return House(shown, house.here, house.floors, more)
 
 
 def whole_calls(calls: Sequence[Call], shown: House, house: House) -> List[Call]:

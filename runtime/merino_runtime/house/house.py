@@ -13,10 +13,10 @@ Behind a semicolon are domains of which an area has more devices than are listed
 listed area has.
 
 The answer is a list of calls, `[["off","lamp beside the bed",["bedside lamp"]]]`: the tool's short name, the words of
-the sentence that name the devices, the targets, and an object of values if there are some. `[]` is a refusal, and a call
-without targets says that the house has no such device. A target is a device, or a group: `AREA/DOMAIN`, `FLOOR/DOMAIN`
-or `house/DOMAIN` is all devices of a domain there, `AREA/all` all that can be turned on and off. A device whose name
-occurs more than once is `AREA/NAME`. Domains are Home Assistant's.
+the sentence that name the devices, the targets, and an object of values if there are some. `[]` is a refusal, and a
+call without targets says that the house has no such device. A target is a device, or a group: `AREA/DOMAIN`,
+`FLOOR/DOMAIN` or `house/DOMAIN` is all devices of a domain there, and `AREA/all` is all that can be turned on and off.
+A device whose name occurs more than once is `AREA/NAME`. Domains are Home Assistant's.
 """
 import json
 from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
@@ -36,8 +36,8 @@ ACTS = ("light", "switch", "fan", "climate", "media_player")
 
 
 class Tool(NamedTuple):
-    """`short`: its name in an answer. `domains`: what it is for; none: it takes no targets. `values`: its arguments beside
-    words and targets. `required`: whether it needs one of them."""
+    """`short`: its name in an answer. `domains`: what it is for; none: it takes no targets. `values`: its arguments
+    beside words and targets. `required`: whether it needs one of them."""
     short: str
     domains: Tuple[str, ...] = ()
     values: Dict[str, Any] = {}
@@ -113,8 +113,8 @@ class Call(NamedTuple):
 
 
 class House(NamedTuple):
-    """`here`: the area in which the sentence is spoken, "" for unknown. `floors`: each with its areas. `also`: of a part
-    of a house, domains that an area, or `house`, has besides."""
+    """`here`: the area in which the sentence is spoken, "" for unknown. `floors`: each with its areas. `also`: of a
+    part of a house, domains that an area, or `house`, has besides."""
     devices: Tuple[Device, ...]
     here: str = ""
     floors: Tuple[Tuple[str, Tuple[str, ...]], ...] = ()
@@ -176,7 +176,8 @@ def prompt(house: House, sentence: str) -> str:
 def listing(house: House) -> str:
     lines = ["floors: {}\n".format(", ".join(floor for floor, _ in house.floors))] if house.floors else []
     also = dict(house.also)
-    areas = list(dict.fromkeys([device.area for device in house.devices] + [area for area in also if area != EVERYWHERE]))
+    areas = [device.area for device in house.devices] + [area for area in also if area != EVERYWHERE]
+    areas = list(dict.fromkeys(areas))
     here = house.here or NOWHERE
     if here not in areas:
         areas.append(here)
@@ -250,7 +251,7 @@ def row_schema(name: str, words: Dict[str, Any], targets: Dict[str, Any]) -> Dic
 
 
 def meaning(call: Call, house: House) -> Tuple[Any, ...]:
-    """Equal for two calls with the same effect in this house, such as all lights of a room by their group or by name."""
+    """Equal for two calls with the same effect in this house, such as lights of a room by their group or by name."""
     tool = TOOLS[call.tool]
     if tool.domains and not call.targets:
         return ()

@@ -4,13 +4,14 @@
 """
 import re
 from functools import lru_cache
-from typing import Any, Dict, FrozenSet
+from typing import Dict, FrozenSet
 
 EVERYTHING = "all"
 # Words that name neither a device nor a place.
-LITTLE = frozenset(
+LITTLE_TEXT = (
     "a all also an and around as at both each entire every everywhere here house i in inside is it me my of on one our "
-    "please plus room rooms single so that the this to us well whole".split())
+    "please plus room rooms single so that the this to us well whole")
+LITTLE = frozenset(LITTLE_TEXT.split())
 KIND_TEXTS = {
     "light": "light lighting lamp bulb", "switch": "switch plug socket outlet appliance", "fan": "fan",
     "cover": "blind shade curtain shutter window cover drape garage gate awning", "lock": "door lock",
@@ -30,7 +31,7 @@ HINT_TEXTS = {
     "sweating boiling frozen icy thermostat temp cosy cozy toasty stuffy shivering",
     "media_player": "play pause louder quieter volume mute unmute song track music loud quiet noise noisy hear listen "
     "movie film podcast skip next previous playing sound audio resume album show silence turn",
-    "vacuum": "clean cleaning vacuum dust dusty dirty floor crumb dock base charger sweep hoover spill dirt mess station",
+    "vacuum": "clean cleaning vacuum dust dusty dirty floor crumb dock base charger sweep hoover spill dirt mess",
     "fan": "breeze air stuffy blow spin speed ventilate fresh hot",
     "scene": "scene mood mode activate time watch going bed good night morning goodbye",
     "script": "run script routine start activate",
@@ -114,7 +115,7 @@ washing: clothes laundry shirts socks towels wash washed
 dryer: clothes drying laundry sheets tumble
 oven: bake bread cake chicken cookies pie pizza preheat roast
 towel: shower towels
-sprinkler sprinklers: dried drink drying flower flowers grass irrigate lawn look plants rained sprinkle thirsty tomatoes watering
+sprinkler sprinklers: dried drink drying flower flowers grass irrigate lawn look plants rained sprinkle thirsty watering
 christmas: lit sparkle tree twinkle
 blanket: cold cosy freezing ice
 router: online internet wifi
@@ -152,8 +153,8 @@ christmas: happy holidays merry presents santa tree
 nap: lie snooze taking
 yoga meditation: mat meditate roll
 """
-NUMBERS = {word: str(number) for number, word in enumerate(
-    "zero one two three four five six seven eight nine ten eleven twelve".split())}
+NUMBER_TEXT = "zero one two three four five six seven eight nine ten eleven twelve"
+NUMBERS = {word: str(number) for number, word in enumerate(NUMBER_TEXT.split())}
 ALIKE = 0.8  # least ratio of two words that a typing error tells apart
 
 
@@ -190,7 +191,7 @@ def alike(word: str, name: str) -> bool:
 
 
 def ratio(word: str, name: str, least: float) -> float:
-    """How much of two words is equal, twice their longest common subsequence of both lengths; 0 if less than `least`."""
+    """How much of two words is equal: twice their longest common subsequence of both lengths; 0 below `least`."""
     both = len(word) + len(name)
     if 2 * min(len(word), len(name)) < least * both:
         return 0.0

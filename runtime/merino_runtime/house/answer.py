@@ -1,0 +1,115 @@
+"""Answers a sentence: candidates, the model's calls, targets checked against the words, and whether to ask.
+
+The schema of the answer is the same for all houses, so it is compiled once. A target that the house does not have is
+chosen again among those that it has.
+"""
+import math
+from typing import Any, List, NamedTuple, Tuple
+
+from merino_runtime.api import LanguageModel
+from merino_runtime.generation.generate import Token, TokenLogprobs
+from merino_runtime.house.agreement import is_unexplained, to_choose_again
+from merino_runtime.house.candidates import candidates, whole_calls
+from merino_runtime.house.house import (
+    MOST_TARGETS,
+    NO_EFFECT,
+    TOOLS,
+    Call,
+    House,
+    has_effect,
+    prompt,
+    read_calls,
+    row_schema,
+    schema,
+)
+from merino_runtime.house.words import ratio
+from merino_runtime.sampling import GREEDY
+
+MOST_TOKENS = 112
+SURE = 0.05  # the least probability of calls that are carried out without a question
+SURE_UNEXPLAINED = 0.5  # the same if a call's targets explain none of its words
+LIKE = 0.6  # the least likeness of words that are put right
+CONFIRMED = ("unlock",)  # tools whose calls are always asked for
+
+
+class Answer(NamedTuple):
+    """`calls`: none is a refusal, and one without targets says that the house has no such device. `asks`: whether the
+    speaker is to confirm them. `text`: what the model wrote."""
+    calls: Tuple[Call, ...]
+    probability: float
+    asks: bool
+    text: str
+
+
+def answer(model: LanguageModel, house: House, sentence: str, sure: float = SURE) -> Answer:
+    """Answer with calls whose targets are of the whole house."""
+    shown = candidates(house, sentence)
+    asked = prompt(shown, sentence)
+    text, probability = decoded(model, asked, schema())
+    calls = read_calls(text)
+    if calls is None:  # it was cut
+        return Answer((), 0.0, False, text)
+    for check in (said_again, chosen_again):
+        again = [check(call, shown, sentence.lower()) for call in calls]
+        if any(again):
+            rows = [form or kept(call) for call, form in zip(calls, again)]
+            form = {"type": "array", "prefixItems": rows, "minItems": len(calls), "maxItems": len(calls)}
+            text, probability = decoded(model, asked, form)
+            calls = read_calls(text) or []
+    least = SURE_UNEXPLAINED if any(is_unexplained(call, shown) for call in calls) else sure
+    confirmed = any(call.tool in CONFIRMED and call.targets for call in calls)
+    whole = tuple(whole_calls(calls, shown, house))
+    return Answer(whole, probability, has_effect(whole, house) and (confirmed or probability < least), text)
+
+
+def said_again(call: Call, shown: House, sentence: str) -> Any:
+    """The schema of the call with words as the sentence has them, if it does not have them so."""
+    words = ", ".join(span(part, sentence) for part in call.words.split(", "))
+    return None if words == call.words else row_schema(call.tool, {"const": words}, any_of(call, shown))
+
+
+def span(part: str, sentence: str) -> str:
+    """The words of the sentence that are most like these; these if none are."""
+    if part in sentence:
+        return part
+    spoken, count = sentence.split(), len(part.split())
+    spans = [" ".join(spoken[first:first + size]) for size in (count, count - 1, count + 1) if size
+             for first in range(len(spoken) - size + 1)]
+    best = max(spans, key=lambda text: ratio(part, text, LIKE), default=part)
+    return best if ratio(part, best, LIKE) else part
+
+
+def any_of(call: Call, shown: House) -> Any:
+    allowed = shown.targets(TOOLS[call.tool].domains)
+    if not allowed:
+        return {"type": "array", "maxItems": 0}
+    return {"type": "array", "items": {"enum": allowed}, "maxItems": MOST_TARGETS, "uniqueItems": True}
+
+
+def chosen_again(call: Call, shown: House, _: str = "") -> Any:
+    """The schema of the call if its targets are to be chosen again: because the house lacks one, or by its words."""
+    words = {"const": call.words}
+    if not set(call.targets) <= set(shown.targets(TOOLS[call.tool].domains)):
+        return row_schema(call.tool, words, any_of(call, shown))
+    better = to_choose_again(call, shown) if call.tool not in NO_EFFECT else {}
+    rows = [row_schema(tool, words, one_of_each(targets)) for tool, targets in better.items()]
+    return {"anyOf": rows} if rows else None
+
+
+def kept(call: Call) -> Any:
+    """The schema of a call that stays."""
+    return row_schema(call.tool, {"const": call.words}, one_of_each([[target] for target in call.targets]))
+
+
+def one_of_each(targets: List[List[str]]) -> Any:
+    if not targets:
+        return {"type": "array", "maxItems": 0}
+    return {"type": "array", "prefixItems": [{"enum": choices} for choices in targets], "minItems": len(targets),
+            "maxItems": len(targets)}
+
+
+def decoded(model: LanguageModel, asked: str, form: Any) -> Tuple[str, float]:
+    """Greedy and constrained -> the answer, and the probability of its tokens without those that are forced."""
+    events = list(model.generate(asked, json_schema=form, max_new_tokens=MOST_TOKENS, sampling=GREEDY, top=0))
+    text = "".join(event.text for event in events if isinstance(event, Token))
+    return text, math.exp(sum(event.logprob for event in events if isinstance(event, TokenLogprobs)))
