@@ -110,8 +110,8 @@ def design(
     if data:  # the vocabulary is not chosen yet, so tokens are counted in a small one
         sources, largest = read_sources(data), max([*choices["vocabs"], *VOCABS])
         tokens = count(text_bytes(sources), choices["vocabs"][0] if choices["vocabs"] else VOCABS[1])
-        for vocab in choices["vocabs"]:
-            check_vocabulary(sources, vocab)
+        for size in choices["vocabs"]:
+            check_vocabulary(sources, size)
         most_vocab = most_entries(sources, largest)
     check_lengths(context, prompt)
     training = None if train_hours is None else TrainingTime(train_hours, 3600 * train_hours * training_flops_per_s())

@@ -95,7 +95,9 @@ def handler_of(agent: Agent, say: Callable[[str], None]) -> Any:
     )
     service = info.Info(intent=[program])
 
-    class Handler(server.AsyncEventHandler):  # type: ignore[misc]
+    base: Any = server.AsyncEventHandler
+
+    class Handler(base):
         async def handle_event(self, event: Any) -> bool:
             if info.Describe.is_type(event.type):
                 await self.write_event(service.event())

@@ -64,7 +64,8 @@ def part(items: Sequence[Item], test: bool) -> list[Item]:
 
 def command(job: Job, family: str, world: dict[str, list[Item]], rng: random.Random) -> Turn:
     tool = next(tool["function"] for tool in job.tools if tool["function"]["name"] == family.partition(".")[0])
-    values, spoken = {}, {}
+    values: dict[str, Any] = {}
+    spoken: dict[str, str] = {}
     for name, schema in tool["parameters"].get("properties", {}).items():
         if ITEM in schema:
             item = rng.choice(world[schema[ITEM]])

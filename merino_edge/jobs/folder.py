@@ -29,12 +29,12 @@ class Data(Part):
     """`samples`: of `turns` sentences about the same items. `refusals`: their share. `held_out`: families of phrases
     that training never sees."""
 
-    samples: int = Field(20_000, ge=1)
-    turns: int = Field(4, ge=1, le=16)
-    refusals: float = Field(0.25, ge=0, lt=1)
-    test: int = Field(500, ge=10)
+    samples: int = Field(default=20_000, ge=1)
+    turns: int = Field(default=4, ge=1, le=16)
+    refusals: float = Field(default=0.25, ge=0, lt=1)
+    test: int = Field(default=500, ge=10)
     held_out: list[str] = []
-    most_items: int = Field(8, ge=2)
+    most_items: int = Field(default=8, ge=2)
 
 
 class Decoder(Part):
@@ -42,14 +42,14 @@ class Decoder(Part):
 
     device: str = "raspberry-pi-zero-2w"
     budget: dict[str, float] = {"decode_ms": 4.0, "params_m": 2.0}
-    context: int = Field(256, ge=64)
-    vocab: int = Field(768, ge=300)
+    context: int = Field(default=256, ge=64)
+    vocab: int = Field(default=768, ge=300)
     precision: str = "int8"
 
 
 class Training(Part):
-    steps: int = Field(3000, ge=1)
-    batch: int = Field(16, ge=1)
+    steps: int = Field(default=3000, ge=1)
+    batch: int = Field(default=16, ge=1)
     seed: int = 0
 
 
@@ -57,7 +57,7 @@ class Settings(Part):
     """job.toml. `wrong_costs`: of a wrong call, in questions."""
 
     name: str
-    wrong_costs: float = Field(20.0, gt=0)
+    wrong_costs: float = Field(default=20.0, gt=0)
     data: Data = Data()
     decoder: Decoder = Decoder()
     training: Training = Training()

@@ -1,6 +1,7 @@
 """How many steps a training time allows, by timed steps of the model on this machine."""
 
 import time
+from typing import Any
 
 import torch
 
@@ -25,7 +26,8 @@ def steps_within(text: Training, arch: Geometry, recipe: Recipe, accumulate: int
     if processes.count() > 1:
         raise MerinoError("the design's training time is for one process: give --steps N with several")
     length, rows = recipe.length or arch.context, max(1, recipe.batch // accumulate)
-    model = build_model(arch).to("cuda" if torch.cuda.is_available() else "cpu")
+    model: Any = build_model(arch)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     ids = torch.randint(arch.vocab, (rows, length), device=model.device)
     seconds = []
     for _ in range(1 + TIMED_STEPS):

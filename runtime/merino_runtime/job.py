@@ -6,7 +6,7 @@ prompt lists the items by kind; the model copies their names, so it need not kno
 import json
 import math
 import os
-from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
@@ -33,7 +33,7 @@ class JobModel(NamedTuple):
     tools: List[Dict[str, Any]]
     threshold: float
 
-    def answer(self, items: Dict[str, Sequence[str]], sentence: str) -> JobAnswer:
+    def answer(self, items: Mapping[str, Sequence[str]], sentence: str) -> JobAnswer:
         """Return the call for a sentence. `items`: the names of what there is, by kind."""
         from merino_runtime.generation.generate import Token, TokenLogprobs
         from merino_runtime.sampling import GREEDY
@@ -68,7 +68,7 @@ def item_kinds(tools: Sequence[Dict[str, Any]]) -> List[str]:
     return list(dict.fromkeys(schema[ITEM] for schema in schemas if ITEM in schema))
 
 
-def listing(items: Dict[str, Sequence[str]]) -> str:
+def listing(items: Mapping[str, Sequence[str]]) -> str:
     return "".join("{}: {}\n".format(kind, ", ".join(names)) for kind, names in items.items())
 
 
@@ -84,7 +84,7 @@ def call_text(name: str, arguments: Dict[str, Any]) -> str:
 REFUSAL = call_text(REFUSE, {})
 
 
-def constrained(tools: Sequence[Dict[str, Any]], items: Dict[str, Sequence[str]]) -> List[Dict[str, Any]]:
+def constrained(tools: Sequence[Dict[str, Any]], items: Mapping[str, Sequence[str]]) -> List[Dict[str, Any]]:
     """Return the tools whose arguments name only what there is, and the refusal. A tool is left out if it needs an item
     and there is none."""
     result = []
