@@ -26,6 +26,7 @@ SMALL = {
     "ministral3": {**GATED, "window": None, "windowed": (False, False)},
     "exaone4": {**GATED, "window": 5, "windowed": (True, False)},
     "llama4_text": {**GATED, "rotated_layers": (True, False), "normed_heads": True},
+    "lfm2": {**GATED, "attends": (False, True), "taps": 3},
     "phi3": {
         **GATED, "rotated": 12, "window": None, "windowed": (False, False),
         "rope_scaling": {"divisors": (1.0, 1.1, 1.5, 2.0, 2.5, 4.0), "magnitude": 1.2},

@@ -24,9 +24,8 @@ from merino_edge.export.request import (
     in_one_format,
 )
 from merino_edge.export.source import Source, check_memory
-from merino_edge.families.designed import Architecture
 from merino_edge.families.geometry import Geometry
-from merino_edge.families.operators import CPU_FORMATS
+from merino_edge.families.operators import CPU_FORMATS, caches_inputs
 from merino_edge.families.registry import decoder_of
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.shape import InferenceShape, default_prompt
@@ -73,7 +72,7 @@ def resolve_plan(request: ExportRequest, source: Source, out: Path) -> ExportPla
     """Resolve a request of one precision, or none. Raises MerinoError for a request that is not possible."""
     check_context(request.context, source.arch.context)
     form = graph_format(request, source.design, request.context or source.arch.context)
-    if form.kv and isinstance(source.arch, Architecture) and source.arch.caches_inputs:
+    if form.kv and caches_inputs(source.arch.operators):
         raise MerinoError(
             f"a cache in {form.kv} is not possible for {source.name}: it holds inputs of convolutions or token ids"
             " besides keys and values, which are not quantized. Give --kv fp32"

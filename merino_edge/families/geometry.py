@@ -9,7 +9,17 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, norm
+from merino_edge.families.operators import (
+    SLOTS,
+    Operator,
+    activation,
+    attention,
+    convolution,
+    embed,
+    head,
+    linear,
+    norm,
+)
 
 Count = Annotated[int, Field(gt=0)]
 Biased = Literal["qkv", "out", "ffn"]
@@ -77,6 +87,7 @@ class UniformGeometry(BaseModel):
         tied: whether the head is the embedding.
         embed_width: of the embedding; where it is not `width`, a projection stands before the layers and one behind.
         norms: of a layer: 2 stand before or behind attention and FFN, 4 do both, 1 is shared by both.
+        convolutions: of each layer, whether a gated convolution of `taps` taps replaces its attention; empty: of none.
         embedding_norm, head_bias: whether the embedding is normed, and whether the head has a bias.
         last_alone: whether the graph computes only the last position behind the last attention; else from the final
             norm on.
@@ -101,6 +112,8 @@ class UniformGeometry(BaseModel):
     position_offset: Annotated[int, Field(ge=0)]
     tied: bool
     embed_width: Count
+    convolutions: tuple[bool, ...] = ()
+    taps: Annotated[int, Field(ge=0)] = 0
     norms: Literal[1, 2, 4] = 2
     embedding_norm: bool = False
     head_bias: bool = False
@@ -118,11 +131,17 @@ class UniformGeometry(BaseModel):
 
     @property
     def kv_layers(self) -> list[tuple[int, int]]:
-        return [(self.kv_heads, self.head_size)] * self.layers
+        """A convolution caches its input like keys and values, half of the channels as each."""
+        rows = (1, self.width // 2)
+        return [rows if self.mixes(layer) else (self.kv_heads, self.head_size) for layer in range(self.layers)]
 
     @property
     def layer_shapes(self) -> list[LayerShape]:
         return [LayerShape(self.width, self.ffn_width, self.heads)] * self.layers
+
+    def mixes(self, layer: int) -> bool:
+        """Return whether a gated convolution replaces the attention of a layer."""
+        return bool(self.convolutions) and self.convolutions[layer]
 
     @property
     def query_width(self) -> int:
@@ -175,15 +194,8 @@ def facts_by(keys: Keys, config: Any) -> dict[str, Any]:
     return {field: getattr(config, key) for field, key in keys.items()}
 
 
-def layer_operators(geometry: UniformGeometry, final: bool = False) -> Iterator[Operator]:
-    """Yield one layer. Where the norms stand, and whether the FFN runs beside the attention, does not change the
-    counts.
-
-    `final`: whether it computes one position only after its attention.
-    """
-    width, queries, cached, ffn = geometry.width, geometry.query_width, geometry.kv_width, geometry.ffn_width
-    affine = 2 if geometry.norm == "layer" else 1
-    yield norm(width, affine=affine)
+def attention_operators(geometry: UniformGeometry, final: bool) -> Iterator[Operator]:
+    width, queries, cached = geometry.width, geometry.query_width, geometry.kv_width
     yield linear(width, queries + 2 * cached, bias="qkv" in geometry.biases, also_live=width)
     if geometry.query_key_norm:
         for normed in (queries, cached):
@@ -192,6 +204,19 @@ def layer_operators(geometry: UniformGeometry, final: bool = False) -> Iterator[
             yield Operator("norm", vector=vector, live=live, vectors=normed)
     yield attention(queries, geometry.heads, kv_width=cached, also_live=width)
     yield linear(queries, width, bias="out" in geometry.biases, also_live=width, final=final)
+
+
+def layer_operators(geometry: UniformGeometry, layer: int) -> Iterator[Operator]:
+    """Yield one layer. Where the norms stand, and whether the FFN runs beside the attention, does not change the
+    counts."""
+    width, ffn = geometry.width, geometry.ffn_width
+    final = geometry.last_alone and layer == geometry.layers - 1  # computes one position only after its mixer
+    affine = 2 if geometry.norm == "layer" else 1
+    yield norm(width, affine=affine)
+    if geometry.mixes(layer):
+        yield from convolution(width, geometry.taps, final=final)
+    else:
+        yield from attention_operators(geometry, final)
     for _ in range(geometry.norms // 2):
         yield norm(width, affine=affine, also_live=width, final=final)
     biased = "ffn" in geometry.biases
@@ -213,7 +238,9 @@ def decoder_operators(geometry: UniformGeometry) -> Iterator[Operator]:
     if geometry.positions == "learned":
         yield embed(geometry.context + geometry.position_offset, width, also_live=width)
     for layer in range(geometry.layers):
-        yield from layer_operators(geometry, final=geometry.last_alone and layer == geometry.layers - 1)
+        yield from layer_operators(geometry, layer)
+    if any(geometry.convolutions):
+        yield SLOTS
     if geometry.final_norm:
         yield norm(width, affine=affine, final=True)
     if embedded != width:

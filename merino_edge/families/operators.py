@@ -4,7 +4,7 @@ Parameters, FLOPs, bytes and predicted latencies are sums or maxima over such a 
 families.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -134,6 +134,11 @@ class Operator:
         return bits / 8 + (4 / (largest_group(self.columns) or self.columns) if form.grouped else 0)
 
 
+def caches_inputs(operators: Iterable[Operator]) -> bool:
+    """Return whether a decoder's cache holds more than keys and values: inputs of convolutions, or ids."""
+    return any(op.kind == SLOTS.kind for op in operators)
+
+
 def hashes_ids(operators: Iterable[Operator]) -> bool:
     """Return whether a decoder reads tables of hashed n-grams."""
     return any(op.kind == "ngrams" for op in operators)
@@ -142,6 +147,9 @@ def hashes_ids(operators: Iterable[Operator]) -> bool:
 def largest_group(columns: int) -> int | None:
     """Return the largest group_size that divides a row of `columns`; None if none does."""
     return next((size for size in GROUP_SIZES if columns % size == 0), None)
+
+
+SLOTS = Operator("slots", live=1)  # of a decoder whose cache holds inputs besides keys and values
 
 
 def linear(
@@ -173,6 +181,13 @@ def taps(width: int, count: int, *, also_live: int = 0, final: bool = False) -> 
     """Return a causal convolution of `count` taps for each channel, whose input is cached."""
     live = 4 * width + also_live
     return Operator("taps", vector=count * width, width=width // 2, live=live, vectors=count * width, final=final)
+
+
+def convolution(width: int, count: int, *, final: bool = False) -> Iterator[Operator]:
+    """Yield a gated short convolution (LFM2, arXiv 2511.23404): in-projection, gated taps, output."""
+    yield linear(width, 3 * width, also_live=width)
+    yield taps(width, count, also_live=3 * width)
+    yield linear(width, width, also_live=width, final=final)
 
 
 def ngrams(rows: int, width: int) -> Operator:

@@ -19,6 +19,7 @@ from merino_edge.families import (
     gpt_neox,
     granite,
     hunyuan,
+    lfm2,
     llama,
     opt,
     per_layer,
@@ -39,7 +40,7 @@ FAMILIES: Mapping[str, Family] = {
     family.name: family
     for family in (
         designed.FAMILY, opt.FAMILY, *llama.FAMILIES, *per_layer.FAMILIES, *granite.FAMILIES, *gemma.FAMILIES,
-        phi3.FAMILY, stablelm.FAMILY, hunyuan.FAMILY, gpt2.FAMILY, gpt_neo.FAMILY, gpt_neox.FAMILY, phi.FAMILY,
+        lfm2.FAMILY, phi3.FAMILY, stablelm.FAMILY, hunyuan.FAMILY, gpt2.FAMILY, gpt_neo.FAMILY, gpt_neox.FAMILY, phi.FAMILY,
         bloom.FAMILY,
     )
 }  # fmt: skip

@@ -24,7 +24,7 @@ SIZES = {  # of the tiny model; a key that the published config.json does not ha
     "vocab_size": 311, "max_position_embeddings": CONTEXT, "n_positions": CONTEXT, "intermediate_size": 160,
     "ffn_dim": 160, "shared_intermediate_size": 160, "intermediate_size_mlp": 160, "sliding_window": 12,
     "window_size": 12, "original_max_position_embeddings": CONTEXT, "bos_token_id": 1, "eos_token_id": 2,
-    "pad_token_id": 0,
+    "pad_token_id": 0, "block_ff_dim": 160,
 }  # fmt: skip
 WIDTHS = ("hidden_size", "n_embd", "n_embed", "word_embed_proj_dim")
 HEADS = ("num_attention_heads", "num_heads", "n_head")
@@ -32,7 +32,8 @@ HEADS = ("num_attention_heads", "num_heads", "n_head")
 
 def tiny(config):
     """The same config.json with a head of 32 channels, four heads, and six layers if the layers differ."""
-    layers = 6 if any(key in config for key in ("layer_types", "no_rope_layers", "sliding_window_pattern")) else 2
+    differ = ("layer_types", "no_rope_layers", "sliding_window_pattern", "full_attn_idxs")
+    layers = 6 if any(key in config for key in differ) else 2
     small = {key: SIZES.get(key, value) if value is not None else None for key, value in config.items()}
     kv_heads = config.get("num_key_value_heads")
     for key, value in config.items():
