@@ -52,6 +52,13 @@ SMALL = {
 }  # fmt: skip
 
 
+# Not in SMALL, because its layers with recurrent states have one dialect.
+QWEN35 = FAMILIES["qwen3_5_text"].geometry(
+    **{**GATED, "layers": 4, "head_size": 32, "context": 48}, rotated=8, attends=(False, False, False, True),
+    key_heads=2, value_heads=4, key_size=16, value_size=8, taps=4,
+)  # fmt: skip
+
+
 def small(family, **keys):
     """The small geometry of a family, with other values for some of its fields."""
     return FAMILIES[family].geometry(**{**SMALL[family], **keys})

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from merino_edge.bundles.description import ModelFacts
-from merino_edge.families.operators import caches_inputs
+from merino_edge.families.operators import caches_inputs, has_states
 from merino_edge.families.registry import family_of
 
 GENAI, CONFIG, TOKENIZER_CONFIG = "genai_config.json", "config.json", "tokenizer_config.json"
@@ -26,6 +26,8 @@ def files_for_others(
     tokenizer.json that the runtime can read, or the text of one; `template`: the chat template's text; `library`: the
     file with this project's operators, if the graph has some. transformers.js and optimum cannot load it.
     """
+    if has_states(model.geometry.operators):  # none of these programs binds them
+        return {}
     files = {GENAI: genai_config(model, set(inputs), context, library)}
     config = None if library else hugging_face_config(model, context)
     if config:
@@ -80,8 +82,8 @@ def genai_config(model: ModelFacts, inputs: set[str], context: int, library: str
 
 
 def hugging_face_config(model: ModelFacts, context: int) -> dict[str, Any] | None:
-    """transformers' configuration; None for a family that transformers does not have, and for a graph that caches inputs
-    of convolutions, which requires a cache of full length.
+    """transformers' configuration; None for a family that transformers does not have, and for a graph that caches
+    inputs of convolutions, which requires a cache of full length.
 
     The version of transformers is left out: a bundle's bytes, and so its hash, do not depend on it.
     """

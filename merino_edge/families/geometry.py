@@ -4,22 +4,12 @@ One function counts the operators of all decoders of equal layers, which differ 
 learned or rotary positions, a gated FFN, fewer KV heads than query heads, a head with its own weights.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from merino_edge.families.operators import (
-    SLOTS,
-    Operator,
-    activation,
-    attention,
-    convolution,
-    embed,
-    head,
-    linear,
-    norm,
-)
+from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, norm
 
 Count = Annotated[int, Field(gt=0)]
 Biased = Literal["qkv", "out", "ffn"]
@@ -87,7 +77,6 @@ class UniformGeometry(BaseModel):
         tied: whether the head is the embedding.
         embed_width: of the embedding; where it is not `width`, a projection stands before the layers and one behind.
         norms: of a layer: 2 stand before or behind attention and FFN, 4 do both, 1 is shared by both.
-        convolutions: of each layer, whether a gated convolution of `taps` taps replaces its attention; empty: of none.
         embedding_norm, head_bias: whether the embedding is normed, and whether the head has a bias.
         last_alone: whether the graph computes only the last position behind the last attention; else from the final
             norm on.
@@ -112,8 +101,6 @@ class UniformGeometry(BaseModel):
     position_offset: Annotated[int, Field(ge=0)]
     tied: bool
     embed_width: Count
-    convolutions: tuple[bool, ...] = ()
-    taps: Annotated[int, Field(ge=0)] = 0
     norms: Literal[1, 2, 4] = 2
     embedding_norm: bool = False
     head_bias: bool = False
@@ -127,21 +114,15 @@ class UniformGeometry(BaseModel):
 
     @property
     def operators(self) -> list[Operator]:
-        return list(decoder_operators(self))
+        return list(decoder_operators(self, lambda _, final: attention_operators(self, final)))
 
     @property
     def kv_layers(self) -> list[tuple[int, int]]:
-        """A convolution caches its input like keys and values, half of the channels as each."""
-        rows = (1, self.width // 2)
-        return [rows if self.mixes(layer) else (self.kv_heads, self.head_size) for layer in range(self.layers)]
+        return [(self.kv_heads, self.head_size)] * self.layers
 
     @property
     def layer_shapes(self) -> list[LayerShape]:
         return [LayerShape(self.width, self.ffn_width, self.heads)] * self.layers
-
-    def mixes(self, layer: int) -> bool:
-        """Return whether a gated convolution replaces the attention of a layer."""
-        return bool(self.convolutions) and self.convolutions[layer]
 
     @property
     def query_width(self) -> int:
@@ -167,7 +148,12 @@ class EqualLayers(BaseModel):
 
     @property
     def operators(self) -> list[Operator]:
-        return self.counts.operators
+        return list(decoder_operators(self.counts, self.mixer))
+
+    def mixer(self, layer: int, final: bool) -> Iterable[Operator]:  # noqa: ARG002 - layers of a family may differ
+        """Return the operators that mix the positions in a layer. `final`: whether it computes one position only
+        behind them."""
+        return attention_operators(self.counts, final)
 
     @property
     def kv_layers(self) -> list[tuple[int, int]]:
@@ -194,9 +180,11 @@ def facts_by(keys: Keys, config: Any) -> dict[str, Any]:
     return {field: getattr(config, key) for field, key in keys.items()}
 
 
-def attention_operators(geometry: UniformGeometry, final: bool) -> Iterator[Operator]:
+def attention_operators(geometry: UniformGeometry, final: bool, *, gated: bool = False) -> Iterator[Operator]:
+    """Yield the operators of an attention. `gated`: whether its first matrix also computes a gate of its output."""
     width, queries, cached = geometry.width, geometry.query_width, geometry.kv_width
-    yield linear(width, queries + 2 * cached, bias="qkv" in geometry.biases, also_live=width)
+    packed = (2 if gated else 1) * queries + 2 * cached
+    yield linear(width, packed, bias="qkv" in geometry.biases, also_live=width)
     if geometry.query_key_norm:
         for normed in (queries, cached):
             live = queries + 2 * cached + normed + width
@@ -206,17 +194,13 @@ def attention_operators(geometry: UniformGeometry, final: bool) -> Iterator[Oper
     yield linear(queries, width, bias="out" in geometry.biases, also_live=width, final=final)
 
 
-def layer_operators(geometry: UniformGeometry, layer: int) -> Iterator[Operator]:
+def layer_operators(geometry: UniformGeometry, mixer: Iterable[Operator], final: bool) -> Iterator[Operator]:
     """Yield one layer. Where the norms stand, and whether the FFN runs beside the attention, does not change the
     counts."""
     width, ffn = geometry.width, geometry.ffn_width
-    final = geometry.last_alone and layer == geometry.layers - 1  # computes one position only after its mixer
     affine = 2 if geometry.norm == "layer" else 1
     yield norm(width, affine=affine)
-    if geometry.mixes(layer):
-        yield from convolution(width, geometry.taps, final=final)
-    else:
-        yield from attention_operators(geometry, final)
+    yield from mixer
     for _ in range(geometry.norms // 2):
         yield norm(width, affine=affine, also_live=width, final=final)
     biased = "ffn" in geometry.biases
@@ -227,7 +211,9 @@ def layer_operators(geometry: UniformGeometry, layer: int) -> Iterator[Operator]
         yield norm(width, affine=affine, also_live=width, final=final)
 
 
-def decoder_operators(geometry: UniformGeometry) -> Iterator[Operator]:
+def decoder_operators(
+    geometry: UniformGeometry, mixer: Callable[[int, bool], Iterable[Operator]]
+) -> Iterator[Operator]:
     width, embedded = geometry.width, geometry.embed_width
     yield embed(geometry.vocab, embedded)
     affine = 2 if geometry.norm == "layer" else 1
@@ -238,9 +224,8 @@ def decoder_operators(geometry: UniformGeometry) -> Iterator[Operator]:
     if geometry.positions == "learned":
         yield embed(geometry.context + geometry.position_offset, width, also_live=width)
     for layer in range(geometry.layers):
-        yield from layer_operators(geometry, layer)
-    if any(geometry.convolutions):
-        yield SLOTS
+        final = geometry.last_alone and layer == geometry.layers - 1
+        yield from layer_operators(geometry, mixer(layer, final), final)
     if geometry.final_norm:
         yield norm(width, affine=affine, final=True)
     if embedded != width:

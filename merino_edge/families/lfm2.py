@@ -2,14 +2,16 @@
 of heads.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from merino_edge.families.gated import GATED, GatedGeometry, gated_family
-from merino_edge.families.geometry import Keys, UniformGeometry
+from merino_edge.families.geometry import Keys
 from merino_edge.families.graph_ops import KvLayer
+from merino_edge.families.operators import SLOTS, Operator, convolution
 from merino_edge.families.pre_norm import Decoder, Layer, Linear
 from merino_edge.families.weights import TRANSPOSED, Layout
 from merino_runtime.errors import MerinoError
@@ -51,9 +53,16 @@ class Lfm2Architecture(GatedGeometry):
         return {**super().words(), "layer_types": listed, "block_auto_adjust_ff_dim": False}
 
     @property
-    def counts(self) -> UniformGeometry:
-        convolutions = tuple(not attends for attends in self.attends)
-        return super().counts.model_copy(update={"convolutions": convolutions, "taps": self.taps})
+    def operators(self) -> list[Operator]:
+        return [*super().operators, *[SLOTS] * (not all(self.attends))]
+
+    def mixer(self, layer: int, final: bool) -> Iterable[Operator]:
+        return super().mixer(layer, final) if self.attends[layer] else convolution(self.width, self.taps, final=final)
+
+    @property
+    def kv_layers(self) -> list[tuple[int, int]]:
+        """A convolution caches its input like keys and values, half of the channels as each."""
+        return [(self.kv_heads, self.head_size) if attends else (1, self.width // 2) for attends in self.attends]
 
     def layer_of(self, layer: int) -> Layer:
         at = f"model.layers.{layer}"

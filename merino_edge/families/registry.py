@@ -25,6 +25,7 @@ from merino_edge.families import (
     per_layer,
     phi,
     phi3,
+    qwen3_5,
     stablelm,
 )
 from merino_edge.families.biased import BiasedGeometry
@@ -40,8 +41,8 @@ FAMILIES: Mapping[str, Family] = {
     family.name: family
     for family in (
         designed.FAMILY, opt.FAMILY, *llama.FAMILIES, *per_layer.FAMILIES, *granite.FAMILIES, *gemma.FAMILIES,
-        lfm2.FAMILY, phi3.FAMILY, stablelm.FAMILY, hunyuan.FAMILY, gpt2.FAMILY, gpt_neo.FAMILY, gpt_neox.FAMILY, phi.FAMILY,
-        bloom.FAMILY,
+        lfm2.FAMILY, phi3.FAMILY, stablelm.FAMILY, hunyuan.FAMILY, gpt2.FAMILY, gpt_neo.FAMILY, gpt_neox.FAMILY,
+        phi.FAMILY, bloom.FAMILY, qwen3_5.FAMILY,
     )
 }  # fmt: skip
 

@@ -65,7 +65,8 @@ US_PER_UNIT = {"us": 1.0, "ns": 1e-3, "gb": 1e-6, "g": 1e-6, "gmac": 1e-6}
 
 # Nodes of the graph per operator. `embed` carries the nodes that a graph begins with (mask and positions).
 FUSED_NODES = {
-    "embed": 9, "norm": 1, "activation": 1, "head": 3, "slots": 21, "taps": 18, "ids": 18, "ngrams": 8
+    "embed": 9, "norm": 1, "activation": 1, "head": 3, "slots": 21, "taps": 18, "ids": 18, "ngrams": 8,
+    "delta": 22,
 }  # fmt: skip
 NODES: Mapping[Dialect, Mapping[str, int]] = {
     "fused": FUSED_NODES,
@@ -219,7 +220,11 @@ def amounts(
             attention_amounts(totals, op, tokens, past, kv)
     if op.kind in ("norm", "activation"):
         totals[f"{op.kind}_ns"] += nodes * op.vectors * rows_out
-    if op.kind == "taps":  # products and sums, which take an element as long as a norm's passes
+    if op.kind == "delta":  # the state is read and written once in a run, and multiplied like cached keys
+        totals[MEMORY] += 2 * 4 * op.state
+        totals["kv_ms_gb"] += 2 * 4 * op.state
+        totals["decode_attention_ms_per_gmac"] += op.macs * tokens
+    if op.kind in ("taps", "delta"):  # products and sums, which take an element as long as a norm's passes
         totals["norm_ns"] += op.vectors * rows_out
     return {name: amount * US_PER_UNIT[name.rsplit("_", 1)[1]] for name, amount in totals.items()}
 

@@ -16,7 +16,7 @@ from merino_edge.families.registry import FAMILIES, family_of, read_geometry
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
-from tests.sample_models import ROPE_SCALED, SMALL, small
+from tests.sample_models import QWEN35, ROPE_SCALED, SMALL, small
 
 GEOMETRIES = {
     "merino": Architecture(
@@ -27,6 +27,7 @@ GEOMETRIES = {
         width=64, layers=2, heads=4, ffn_width=96, embed_width=32, vocab=96, context=16, pre_norm=False
     ),
     **{name: small(name) for name in SMALL},
+    "qwen3_5_text": QWEN35,
     "llama": small("llama", tied=False, rope_scaling=ROPE_SCALED),
 }  # fmt: skip
 
