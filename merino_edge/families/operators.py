@@ -189,7 +189,7 @@ def activation(width: int, *, also_live: int = 0, final: bool = False) -> Operat
 
 def taps(width: int, count: int, *, also_live: int = 0, final: bool = False) -> Operator:
     """Return a causal convolution of `count` taps for each channel, whose input is cached."""
-    live = 4 * width + also_live
+    live = (4 + 2 * count) * width + also_live
     return Operator("taps", vector=count * width, width=width // 2, live=live, vectors=count * width, final=final)
 
 

@@ -26,7 +26,7 @@ from merino_edge.families.designed import Architecture, Block, Ngrams
 from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import kv_bytes, params
 from merino_edge.prediction.cost_model import cost_model
-from merino_edge.prediction.latency import NODES
+from merino_edge.prediction.latency import GROUPS_NODES, NODES
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
 from merino_edge.training.loop import initialize_matrices
@@ -172,18 +172,23 @@ def test_every_format_computes_what_torch_does(kind, tmp_path):
     assert selftest(bundle, backend) is None
 
 
-def node_count(arch, folder, dialect, precision="fp32"):
-    exported(arch, folder, dialect, precision)
+def node_count(arch, folder, dialect, **more):
+    exported(arch, folder, dialect, **more)
     return len(onnx.load(str(folder / "model.onnx"), load_external_data=False).graph.node)
 
 
-@pytest.mark.parametrize("dialect", ["fused", "portable"])
+@pytest.mark.parametrize(("dialect", "groups"), [("fused", False), ("fused", True), ("portable", False)])
 @pytest.mark.parametrize("axes", [("taps",), ("tables",)], ids="+".join)
-def test_the_cost_model_counts_the_nodes_of_the_graph(axes, dialect, tmp_path):
+def test_the_cost_model_counts_the_nodes_of_the_graph(axes, dialect, groups, tmp_path):
     with_axis, plain = architecture(*axes), architecture()
-    more = node_count(with_axis, tmp_path / "axis", dialect) - node_count(plain, tmp_path / "plain", dialect)
+    nodes = NODES[dialect] | (GROUPS_NODES if groups else {})
+    here, there = (
+        node_count(arch, tmp_path / name, dialect, **({"core": "no-dotprod", "precision": "int8"} if groups else {}))
+        for arch, name in ((with_axis, "axis"), (plain, "plain"))
+    )
     counted = Counter(op.kind for op in with_axis.operators) - Counter(op.kind for op in plain.operators)
-    assert abs(more - sum(NODES[dialect][kind] * count for kind, count in counted.items())) <= 1
+    predicted = sum(nodes[kind] * count for kind, count in counted.items())
+    assert abs(here - there - predicted) <= 1
 
 
 def test_costs_of_a_cache_of_inputs_are_those_of_the_bundle(tmp_path):

@@ -50,11 +50,11 @@ def test_a_geometry_survives_a_configuration_a_checkpoint_and_a_description(geom
 def test_the_neutral_view_is_that_of_the_operators(geometry):
     """What peers and scores ask of any geometry agrees with what costs are counted from."""
     kinds = {kind: [op for op in geometry.operators if op.kind == kind] for kind in ("activation", "head")}
-    mixers = [op for op in geometry.operators if op.kind in ("attention", "taps")]
+    mixers = [op for op in geometry.operators if op.kind in ("attention", "taps", "delta")]
     for layer, mixer in zip(geometry.layer_shapes, mixers, strict=True):
         assert mixer.heads == (layer.heads if mixer.kind == "attention" else 0)
     assert [layer.ffn_width for layer in geometry.layer_shapes] == [op.vectors for op in kinds["activation"]]
-    assert [heads * size for heads, size in geometry.kv_layers] == [op.width for op in mixers]
+    assert [heads * size for heads, size in geometry.kv_layers] == [op.width for op in mixers if op.width]
     assert [op.matrix for op in kinds["head"]] == [geometry.vocab * geometry.embed_width]
 
 

@@ -456,7 +456,8 @@ def test_taps_weigh_each_position_and_those_before_it(width, taps, pasts, new, g
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"last": np.array([40], np.int32)}, "fewer entries are cached"), ({"last": np.zeros(2, np.int32)}, "each sequence"),
+    ({"last": np.array([40], np.int32)}, "fewer entries are cached"),
+    ({"last": np.zeros(2, np.int32)}, "each sequence"),
     ({"weights": np.zeros((3, 1, 62), np.float32)}, "weights are not"),
     ({"x": np.zeros((1, 1, 66), np.float32)}, "x is not"),
     ({"past_value": np.zeros((1, 1, 9, 32), np.float32)}, "differ in shape"),

@@ -153,7 +153,15 @@ class Fused(Operations):
         return self.form.by_groups or runs_on_kernels(self.form.core, self.form.precision)
 
     def taps(self, x: str, weight: str, layer: KvLayer) -> str:
-        return self.own_taps(x, weight, layer, gated=0) if self.by_kernels else super().taps(x, weight, layer)
+        if self.by_kernels:
+            return self.own_taps(x, weight, layer, gated=0)
+        weights = np.ascontiguousarray(self.real_weight(weight))  # [taps, 1, width]
+        windows, inside = self._windows(len(weights))
+        earlier = [self.node("GatherND", [part, windows], batch_dims=1) for part in self._written(x, layer)]
+        rows = self.node("Concat", earlier, axis=-1)  # [B, T, taps, 1, width]
+        rows = self.node("Where", [inside, rows, self.scalar(0.0)])
+        products = self.node("Mul", [rows, self.stored(weight, weights)])
+        return self.node("ReduceSum", [products, self.integers(2, 3)], keepdims=0)
 
     def gated_taps(self, x: str, weight: str, layer: KvLayer) -> str:
         return self.own_taps(x, weight, layer, gated=1) if self.by_kernels else super().gated_taps(x, weight, layer)
@@ -180,43 +188,69 @@ class Fused(Operations):
 
     def with_earlier(self, x: str, layer: KvLayer, count: int, outside: Sequence[float] = (0.0,)) -> str:
         """ScatterND writes in place, as attention does: its input and its output are one buffer."""
-        write, read, inside = self._slots(count)
-        halves = self.node("Split", [x], outputs=2, axis=-1)
-        pasts, presents = ports("past_key_values", layer), ports("present", layer)
-        for past, present, half in zip(pasts, presents, (halves, f"{halves}.1"), strict=True):
-            self.node_into("ScatterND", [past, write, half], [present])
+        read, inside = self._slots_before(count)
+        self._written(x, layer)
+        pasts = ports("past_key_values", layer)
         earlier = [self.node("GatherND", [past, read], batch_dims=1) for past in pasts]  # [B, count, width / 2]
         empty = self.constant(f"outside_{outside}", np.array(outside, self.real))
         rows = self.node("Where", [inside, self.node("Concat", earlier, axis=-1), empty])
         return self.node("Concat", [rows, x], axis=1)
 
-    def _slots(self, count: int) -> list[str]:
-        """Return the indices of the new positions' rows in a cache [B, 1, context, n], [B, T, 3]; of the `count` rows
-        before them, without B, [B, count, 2]; and whether these are of the text, [B, count, 1]."""
+    def _written(self, x: str, layer: KvLayer) -> tuple[str, str]:
+        """Write x into the cache; return the outputs that hold its halves."""
+        halves, presents = self.node("Split", [x], outputs=2, axis=-1), ports("present", layer)
+        written = self._new_slots()[0]
+        for past, present, half in zip(ports("past_key_values", layer), presents, (halves, f"{halves}.1"), strict=True):
+            self.node_into("ScatterND", [past, written, half], [present])
+        return presents
 
-        def behind_zeros(slots: str, zeros: int) -> str:  # [B, n] -> [B, n, zeros + 1]
-            slots = self.node("Unsqueeze", [slots, self.integers(2)])
-            return self.node("Pad", [slots, self.integers(0, 0, zeros, 0, 0, 0)])
+    def _new_slots(self) -> list[str]:
+        """Return the indices of the new positions' rows in a cache [B, 1, context, n], [B, T, 3]; and the new positions
+        [B, T]."""
 
-        def write() -> list[str]:
+        def make() -> list[str]:
             length = self.node("Shape", ["input_ids"])
             sequences, tokens = (self.node("Gather", [length, self.integer(axis)]) for axis in (0, 1))
             last = self.node("Cast", [self.last_index], to=TensorProto.INT64)
-            last = self.node("Unsqueeze", [last, self.integers(1)])  # [B, 1]
             one, zero = self.integer(1), self.integer(0)
-            first = self.node("Sub", [one, tokens])
-            slots = self.add(last, self.node("Range", [first, one, one]))  # [B, T]
+            new = self.node("Range", [self.node("Sub", [one, tokens]), one, one])
+            slots = self.add(self.node("Unsqueeze", [last, self.integers(1)]), new)  # [B, T]
             numbers = self.node("Unsqueeze", [self.node("Range", [zero, sequences, one]), self.integers(1, 2)])
-            return [self.add(behind_zeros(slots, 2), self.padded(numbers, 2)), self.add(last, first)]
+            return [self.add(self._indices(slots, 2), self.padded(numbers, 2)), slots]
 
-        indices, first = self.once("written slots", write)
+        made: list[str] = self.once("new slots", make)
+        return made
 
-        def read() -> list[str]:
+    def _indices(self, slots: str, zeros: int, axes: int = 2) -> str:
+        """Return slots [.., n] of `axes` axes as indices [.., n, zeros + 1], with zeros before each."""
+        slots = self.node("Unsqueeze", [slots, self.integers(axes)])
+        return self.node("Pad", [slots, self.integers(*[0] * axes, zeros, *[0] * (axes + 1))])
+
+    def _slots_before(self, count: int) -> list[str]:
+        """Return the indices, without B, of the rows of `count` positions before the new ones, [B, count, 2]; and
+        whether these are of the text, [B, count, 1]."""
+
+        def make() -> list[str]:
+            first = self.node("Gather", [self._new_slots()[1], self.integers(0)], axis=1)  # [B, 1]
             slots = self.add(first, self.integers(*range(-count, 0)))  # [B, count]
             inside = self.node("Less", [self.integer(-1), self.node("Unsqueeze", [slots, self.integers(2)])])
-            return [behind_zeros(self.node("Max", [slots, self.integer(0)]), 1), inside]
+            return [self._indices(self.node("Max", [slots, self.integer(0)]), 1), inside]
 
-        return [indices, *self.once(("read slots", count), read)]
+        made: list[str] = self.once(("slots before", count), make)
+        return made
+
+    def _windows(self, count: int) -> list[str]:
+        """Return the indices, without B, of each new position and the `count` - 1 before it, [B, T, count, 1, 2]; and
+        whether these are of the text, [B, T, count, 1, 1]."""
+
+        def make() -> list[str]:
+            offsets = self.constant(f"offsets_{count}", np.arange(1 - count, 1)[:, None])  # [count, 1]
+            slots = self.add(self.node("Unsqueeze", [self._new_slots()[1], self.integers(2, 3)]), offsets)
+            inside = self.node("Less", [self.integer(-1), self.node("Unsqueeze", [slots, self.integers(4)])])
+            return [self._indices(self.node("Max", [slots, self.integer(0)]), 1, 4), inside]
+
+        made: list[str] = self.once(("windows", count), make)
+        return made
 
     def last(self, x: str) -> str:
         if self.all_logits:

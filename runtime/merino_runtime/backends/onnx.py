@@ -217,7 +217,8 @@ class OnnxBackend(Backend):
     def _run(self, session: Any, binding: Any, new: Dict[str, np.ndarray], ids: np.ndarray, logits: np.ndarray,
              start: int) -> np.ndarray:
         """Run the graph over ids [1, count] from position `start` on. Return `logits`, which are bound, without their
-        first axis. `_ids` changes last and all other state follows from it, so the cache is valid after an interrupt at any line."""
+        first axis. `_ids` changes last and all other state follows from it, so the cache is valid after an interrupt at
+        any line."""
         with self._lock:
             self.changes += 1
             end = start + ids.shape[1]

@@ -20,7 +20,9 @@ class States:
 
     def __init__(self, bundle: Bundle) -> None:
         ports = [port for port in bundle.inputs if port.name.startswith(STATES)]
-        now, behind = ({port.name: np.zeros(port.shape, port.dtype) for port in ports} for _ in range(2))
+        # The schema of bundle.json ensures that their shapes are lengths.
+        now, behind = ({port.name: np.zeros(tuple(map(int, port.shape)), port.dtype) for port in ports}
+                       for _ in range(2))
         # Replaced as a whole, so that an interrupt leaves a state and its length that belong together: the length, the
         # state, and the arrays that the next run writes.
         self._state: Tuple[int, Arrays, Arrays] = (0, now, behind)
