@@ -1,5 +1,7 @@
 """The axes of the designed family: gated convolutions, causal taps and n-gram tables."""
 
+import hashlib
+import json
 from collections import Counter
 
 import numpy as np
@@ -34,6 +36,7 @@ from merino_edge.training.optimizer import optimizer_for
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
 from merino_runtime.backends import open_backend
+from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.selftest import selftest
 
@@ -232,6 +235,21 @@ def test_tables_are_refused_for_an_old_tensorrt_when_they_are_designed(tmp_path)
         assert cost_model(profile, shape).predict(arch.operators).decode_ms > plain.decode_ms
     needs = {need.name: need.min_version for need in exported(tables, tmp_path / "tables", "portable").backends}
     assert needs["tensorrt"] == "10.0"
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_file_of_tables_that_is_too_short_is_refused_before_it_runs(stated, tmp_path):
+    """`stated`: bundle.json states the length that the file has."""
+    exported(architecture("tables"), tmp_path / "bundle")
+    path, description = tmp_path / "bundle" / "model.onnx.data", tmp_path / "bundle" / "bundle.json"
+    path.write_bytes(path.read_bytes()[:-4096])
+    if stated:
+        content = json.loads(description.read_text())
+        entry = next(one for one in content["files"] if one["path"] == path.name)
+        entry |= {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        description.write_text(json.dumps(content))
+    with pytest.raises(MerinoError, match=r"model\.onnx\.data|given file_length"):
+        open_backend(load_bundle(str(tmp_path / "bundle")))
 
 
 @pytest.mark.parametrize("axis", AXES)

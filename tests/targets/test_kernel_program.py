@@ -65,7 +65,8 @@ def code_range() -> str:
     listed = subprocess.run(call, capture_output=True, text=True, check=True).stdout
     symbols = [line.split() for line in listed.splitlines()]
     names = [name for _, _, name in symbols]
-    ends = [names.index(name) for name in ("round_rows", "matmul", "round_group", "attention", "matmul_row", "causal_taps")]
+    functions = ("round_rows", "matmul", "round_group", "attention", "matmul_row", "causal_taps")
+    ends = [names.index(name) for name in functions]
     first, last = min(ends), max(ends)
     return f"0x{symbols[first][0]}..0x{symbols[last + 1][0]}"
 
