@@ -1,29 +1,38 @@
-/* See taps.h. Loops over channels are vectorized by the compiler; without contraction, so that each CPU rounds alike. */
+/* See taps.h. One loop for all products, so that the library stays small. */
+#pragma GCC optimize("O2")
 #include "taps.h"
+#include <string.h>
+#include "lanes.h"
 
-static void add_half(float *restrict out, const float *restrict row, const float *restrict weights, int64_t half) {
-    for (int64_t channel = 0; channel < half; channel++) out[channel] += row[channel] * weights[channel];
-}
-
-static void store_half(float *restrict row, const float *restrict a, const float *restrict c, int64_t half) {
-    for (int64_t channel = 0; channel < half; channel++) row[channel] = c ? a[channel] * c[channel] : a[channel];
+/* out = a * b + sum of `count` channels; sum may be out, or NULL. */
+static __attribute__((noinline)) void products(float *out, const float *a, const float *b, const float *sum, int64_t count) {
+    int64_t at = 0;
+    for (; at + LANES <= count; at += LANES) {
+        floats product = load(a + at) * load(b + at);
+        if (sum) product += load(sum + at);
+        store(out + at, product);
+    }
+    for (; at < count; at++) {
+        float product = a[at] * b[at];
+        out[at] = sum ? product + sum[at] : product;
+    }
 }
 
 void causal_taps(const taps_work *work) {
     int64_t width = work->width, half = width / 2;
     for (int64_t index = 0; index < work->count; index++) {
         int64_t slot = work->past + index, first = slot - (work->taps - 1);
-        const float *x = work->x + index * width * (work->gated ? 3 : 1), *c = work->gated ? x + 2 * width : 0;
-        float *restrict out = work->out + index * width;
-        store_half(work->keys + slot * half, x, c, half);
-        store_half(work->values + slot * half, x + half, c ? c + half : 0, half);
-        for (int64_t channel = 0; channel < width; channel++) out[channel] = 0;
-        for (int64_t row = first > 0 ? first : 0; row <= slot; row++) {
-            const float *weights = work->weights + (row - first) * width;
-            add_half(out, work->keys + row * half, weights, half);
-            add_half(out + half, work->values + row * half, weights + half, half);
+        const float *x = work->x + index * width * (work->gated ? 3 : 1);
+        float *out = work->out + index * width;
+        for (int64_t from = 0; from < width; from += half) {
+            float *cache = from ? work->values : work->keys, *row = cache + slot * half, *sum = NULL;
+            if (work->gated)
+                products(row, x + from, x + 2 * width + from, NULL, half);
+            else
+                memcpy(row, x + from, (size_t)half * sizeof *row);
+            for (int64_t at = first > 0 ? first : 0; at <= slot; at++, sum = out + from)
+                products(out + from, cache + at * half, work->weights + (at - first) * width + from, sum, half);
         }
-        if (work->gated)
-            for (int64_t channel = 0; channel < width; channel++) out[channel] *= x[width + channel];
+        if (work->gated) products(out, out, x + width, NULL, width);
     }
 }
